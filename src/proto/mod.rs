@@ -1,0 +1,5 @@
+//! The wire, sans I/O: bytes in, events and bytes out. Knows no socket, clock or thread.
+
+pub mod client;
+pub mod http;
+pub mod ws;
