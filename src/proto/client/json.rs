@@ -62,10 +62,20 @@ pub fn put_sub_refresh(out: &mut Vec<u8>, id: u32, ttl: Option<u32>) {
 
 /// Reply to any command: it failed.
 pub fn put_error(out: &mut Vec<u8>, id: u32, error: ErrorCode) {
+    put_error_as(out, id, error, error.temporary());
+}
+
+/// The same, said to be temporary whatever the error: the answer to a `sub_refresh` with an expired
+/// token, after which SDKs come back with a new one.
+pub fn put_temporary_error(out: &mut Vec<u8>, id: u32, error: ErrorCode) {
+    put_error_as(out, id, error, true);
+}
+
+fn put_error_as(out: &mut Vec<u8>, id: u32, error: ErrorCode, temporary: bool) {
     reply(out, id, "error", |fields| {
         fields.number("code", error.code());
         fields.text("message", error.message());
-        fields.flag("temporary", error.temporary());
+        fields.flag("temporary", temporary);
     });
 }
 
