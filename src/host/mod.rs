@@ -10,3 +10,5 @@
 pub mod facts;
 pub mod plan;
 pub mod sysctls;
+pub mod table;
+pub mod tune;
