@@ -6,5 +6,6 @@
 //! a verdict carries the protocol's number, the session writes the answer.
 
 pub mod channels;
+pub mod client_id;
 pub mod jwt;
 pub mod origin;

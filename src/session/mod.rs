@@ -54,8 +54,8 @@ pub struct Session {
     pub detached: bool,
 }
 
-const _: () = assert!(size_of::<Session>() == 80);
-const _: () = assert!(size_of::<Option<Session>>() == 80);
+const _: () = assert!(size_of::<Session>() == 72);
+const _: () = assert!(size_of::<Option<Session>>() == 72);
 
 impl Session {
     /// What few sessions have, made when it is needed.

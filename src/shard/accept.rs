@@ -35,16 +35,20 @@ impl<D: Driver> Shard<D> {
     /// Gives a connection a slot, here or on the emptiest shard.
     fn seat(&mut self, socket: D::Socket, may_pass: bool) {
         let conns_max = self.node.options.conns_max as usize;
-        if self.conns.len() < conns_max {
-            self.begin(socket);
-            return;
-        }
+        let conns_soft = self.node.options.conns_soft as usize;
         let mut socket = socket;
-        if may_pass && let Some(to) = self.emptiest() {
+        if may_pass
+            && self.conns.len() >= conns_soft
+            && let Some(to) = self.emptiest()
+        {
             match self.driver.pass(to, socket) {
                 Ok(()) => return self.counters().connections_passed.add(1),
                 Err(back) => socket = back,
             }
+        }
+        if self.conns.len() < conns_max {
+            self.begin(socket);
+            return;
         }
         self.counters().connections_refused_full.add(1);
         if self.conns.len() < conns_max + CONNS_SPARE
@@ -54,13 +58,14 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// The other shard with the fewest connections, if it has room.
+    /// The other shard with the fewest connections, if it has room and fewer than this one.
     fn emptiest(&self) -> Option<ShardId> {
+        let here = self.node.open[self.id.index()].load(Ordering::Relaxed);
         let others = self.node.open.iter().enumerate().filter(|(at, _)| *at != self.id.index());
         let (at, open) = others
             .map(|(at, open)| (at, open.load(Ordering::Relaxed)))
             .min_by_key(|(_, open)| *open)?;
-        (open < self.node.options.conns_max).then_some(ShardId(at as u8))
+        (open < self.node.options.conns_max && open < here).then_some(ShardId(at as u8))
     }
 
     fn begin(&mut self, socket: D::Socket) -> Option<ConnKey> {

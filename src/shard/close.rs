@@ -173,9 +173,8 @@ impl<D: Driver> Shard<D> {
         conn.flags.set_counted(false);
         conn.rx = None;
         conn.phase = Phase::Leaving;
-        let deadline = conn.deadline_tick;
         self.outboxes.release(&mut conn.outbox);
-        self.wheel.remove(&mut self.conns, index, deadline);
+        self.wheel.remove(&mut self.conns, index);
         self.driver.close(key, socket, reset);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
         if counted {
@@ -186,21 +185,21 @@ impl<D: Driver> Shard<D> {
         }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
-        self.leaving.push(&mut self.conns, index);
+        self.leaving.push_back(&mut self.conns, index);
         self.leaving_count += 1;
     }
 
     /// Frees the slots of closed connections, a bounded number in a turn.
     pub(super) fn clean_up_leavers(&mut self) {
         for _ in 0..self.leaving_count.min(TURN_LEAVERS_MAX as u64) {
-            let Some(index) = self.leaving.pop(&mut self.conns) else { break };
+            let Some(index) = self.leaving.pop_front(&mut self.conns) else { break };
             self.leaving_count -= 1;
             self.detach(index);
             if self.conns[index as usize].session == NONE {
                 self.conns.remove(index as usize);
             } else {
                 // Some home has no room for the mail: behind all others, once more.
-                self.leaving.push(&mut self.conns, index);
+                self.leaving.push_back(&mut self.conns, index);
                 self.leaving_count += 1;
                 break;
             }
@@ -214,16 +213,11 @@ impl<D: Driver> Shard<D> {
         if conn.socket.is_none() {
             return;
         }
-        if conn.links.is_linked() {
-            // A later deadline is found when the earlier one fires: cheaper than moving it.
-            if conn.deadline_tick <= deadline {
-                return;
-            }
-            let old = conn.deadline_tick;
-            self.wheel.remove(&mut self.conns, index, old);
+        // A later deadline is found when the earlier one fires: cheaper than moving it.
+        if conn.deadline_tick == 0 || conn.deadline_tick > deadline {
+            let at = Millis(u64::from(deadline) * TICK_MS);
+            self.wheel.set(&mut self.conns, index, at);
         }
-        self.conns[index as usize].deadline_tick = deadline;
-        self.wheel.insert(&mut self.conns, index, deadline);
     }
 
     /// The next tick at which something of a connection is due.
@@ -268,15 +262,11 @@ impl<D: Driver> Shard<D> {
 
     /// Fires what is due, a bounded number in a turn.
     pub(super) fn fire_timers(&mut self) {
-        let mut fired = std::mem::take(&mut self.fired);
         let now = self.driver.now();
-        self.wheel.expire(now, &mut self.conns, |conns, index| {
-            conns[index as usize].deadline_tick
-        }, TURN_TIMERS_MAX, &mut fired);
-        for index in fired.drain(..) {
+        let mut budget = TURN_TIMERS_MAX;
+        while let Some(index) = self.wheel.pop_expired(now, &mut self.conns, &mut budget) {
             self.timer(index);
         }
-        self.fired = fired;
     }
 
     fn timer(&mut self, index: u32) {

@@ -70,7 +70,7 @@ impl<D: Driver> Shard<D> {
         loop {
             let handled = commands.consumed();
             let Some(command) = commands.next() else { return Flow::On };
-            let command = match command.and_then(client::parse) {
+            let command = match command {
                 Ok(command) => command,
                 Err(_) => return self.bad_request(index),
             };

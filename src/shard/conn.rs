@@ -75,8 +75,6 @@ flags! {
     set_probed, probed = 8;
     /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
     set_frame_ping, frame_ping = 9;
-    /// More waits for this client than may.
-    set_slow, slow = 10;
     /// A send that the driver has not ended holds frames of the outbox.
     set_sending, sending = 11;
     /// On a list of connections that wait for credit.

@@ -156,10 +156,24 @@ impl<D: Driver> Shard<D> {
         }
         match outbox.flush(self.id) {
             Flushed::Nothing => {}
-            Flushed::Gone => self.delivered_to(to),
+            Flushed::Gone => {
+                self.delivered_to(to);
+                self.resume_waiting(to);
+            }
             Flushed::Full => {
                 self.mail_blocked = true;
                 self.counters().mail_full.add(1);
+            }
+        }
+    }
+
+    /// There is room in an outbox again: some of those that waited for it try once more.
+    fn resume_waiting(&mut self, home: ShardId) {
+        for _ in 0..RESUMED_MAX {
+            let Some(key) = self.waiting[home.index()].pop_front() else { return };
+            if let Some(conn) = self.conn(key) {
+                conn.flags.set_waiting(false);
+                self.resume(key);
             }
         }
     }
@@ -192,3 +206,6 @@ impl<D: Driver> Shard<D> {
         }
     }
 }
+
+/// Waiting connections that try again when an outbox has been emptied.
+const RESUMED_MAX: usize = 64;

@@ -38,7 +38,7 @@ use self::conn::{Conn, NONE, Phase};
 use self::homes::PendingAck;
 use self::mail::{Batch, Letterbox, Mailbox, Outbox};
 use self::outbox::Outboxes;
-use self::timers::{LinkTable, Links, List, TICK_MS, Wheel};
+use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
@@ -56,7 +56,9 @@ use crate::session::{Rules, Session};
 /// Options of a shard. Times in milliseconds.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Connections here at most; more are passed to other shards.
+    /// From so many connections on, new ones are passed to the emptiest shard, if that has fewer.
+    pub conns_soft: u32,
+    /// Connections here at most.
     pub conns_max: u32,
     /// The request head has to be there so soon.
     pub handshake_timeout_ms: u64,
@@ -169,7 +171,6 @@ pub struct Shard<D: Driver> {
     constants: Constants,
     scratch: Vec<u8>,
     replies: Vec<u8>,
-    fired: Vec<u32>,
     listed: Vec<u32>,
     draining: Option<Draining>,
     stopped: bool,
@@ -183,6 +184,12 @@ pub struct Shard<D: Driver> {
 impl<S> LinkTable for Slab<Conn<S>> {
     fn links(&mut self, index: u32) -> &mut Links {
         &mut self[index as usize].links
+    }
+}
+
+impl<S> TimerTable for Slab<Conn<S>> {
+    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
+        &mut self[index as usize].deadline_tick
     }
 }
 
@@ -227,7 +234,6 @@ impl<D: Driver> Shard<D> {
             },
             scratch: Vec::new(),
             replies: Vec::new(),
-            fired: Vec::new(),
             listed: Vec::new(),
             draining: None,
             stopped: false,

@@ -1,1 +1,4 @@
-//! TODO
+//! The only unsafe code of the crate, behind safe functions: what no maintained crate offers safely.
+
+pub mod memory;
+pub mod tables;

@@ -24,7 +24,8 @@ pub use command::{
 };
 pub use json::{
     PING, put_client_info, put_connect, put_error, put_publish, put_push_publication,
-    put_push_unsubscribe, put_refresh, put_sub_refresh, put_subscribe, put_unsubscribe,
+    put_push_unsubscribe, put_refresh, put_sub_refresh, put_subscribe, put_temporary_error,
+    put_unsubscribe,
 };
 pub use parse::{Commands, Malformed, commands, parse};
 pub use payload::{DataFormat, is_json};
