@@ -1,1 +1,3 @@
-//! TODO
+//! To come.
+
+pub mod client_id;
