@@ -80,14 +80,14 @@ impl ClientId {
     fn from_free(free: u128) -> Self {
         let high = free >> 74 << 80; // 48 bits: time_high and time_mid of old
         let middle = (free >> 62 & 0xfff) << 64; // 12 bits after the version
-        let low = free & (1 << 62) - 1; // 62 bits after the variant
+        let low = free & ((1 << 62) - 1); // 62 bits after the variant
         Self((high | 4 << 76 | middle | 0b10 << 62 | low).to_be_bytes())
     }
 
     /// The 122 bits again.
     fn free(&self) -> u128 {
         let all = u128::from_be_bytes(self.0);
-        all >> 80 << 74 | (all >> 64 & 0xfff) << 62 | all & (1 << 62) - 1
+        all >> 80 << 74 | (all >> 64 & 0xfff) << 62 | all & ((1 << 62) - 1)
     }
 }
 
@@ -113,7 +113,7 @@ impl ClientIdText {
 ///
 /// A keyed permutation of 122 bits: a Feistel network over halves of 61 bits whose round function is
 /// HMAC-SHA256. Plain text is `shard (8) | index (32) | generation (32) | zeros (50)`. A seal or an
-/// open costs four short HMACs, about 1 us; `no state for each connection` is what it buys.
+/// open costs four short HMACs; no state for each connection is what it buys.
 pub struct ClientIdSealer {
     key: hmac::Key,
 }
@@ -144,7 +144,7 @@ impl ClientIdSealer {
             (left, right) = (right ^ self.mix(round, left), left);
         }
         let plain = joined(left, right);
-        if plain & (1 << CHECK_BITS) - 1 != 0 {
+        if plain & ((1 << CHECK_BITS) - 1) != 0 {
             return None;
         }
         let payload = plain >> CHECK_BITS;

@@ -191,7 +191,7 @@ impl Wheel {
         self.len += 1;
     }
 
-    /// Cancels a record's timer; false when it has none.
+    /// Cancels a record's timer; false when it has none. Must be done before the record goes.
     pub fn remove(&mut self, table: &mut impl TimerTable, index: u32) -> bool {
         let tick = std::mem::take(table.deadline_tick(index));
         if tick == 0 {
