@@ -25,7 +25,6 @@ pub struct Command<'a> {
 /// Where a Command holds several, the first in this order counts: connect, ping, subscribe,
 /// unsubscribe, publish, presence, presence_stats, history, rpc, send, refresh, sub_refresh.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for the length of one dispatch")]
 pub enum Request<'a> {
     /// Anything with id 0 that is not a `send`: the answer to a ping.
     Pong,
