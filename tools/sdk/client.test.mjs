@@ -249,6 +249,8 @@ test('unsubscribing and subscribing in a loop', async () => {
     await other.publish('loop', { turn });
     await publications.take(turn + 1);
     subscription.unsubscribe();
+    // Refused, and so the server is past the unsubscribe, which the SDK doesn't wait for.
+    await assert.rejects(client.publish('loop', {}), { code: 103 });
     await other.publish('loop', { turn, missed: true });
   }
   // The SDK sends subscribe right behind an unsubscribe that is not yet answered.
