@@ -189,10 +189,10 @@ fn first_segments(tokens: &[(usize, Token)], start: usize) -> Vec<(usize, String
                     break;
                 }
                 let opens = matches!(tokens[index].1, Token::Mark('{' | ','));
-                if depth == 1 && opens {
-                    if let Some((line, Token::Word(word))) = tokens.get(index + 1) {
-                        found.push((*line, word.clone()));
-                    }
+                if let (1, true, Some((line, Token::Word(word)))) =
+                    (depth, opens, tokens.get(index + 1))
+                {
+                    found.push((*line, word.clone()));
                 }
             }
         }
