@@ -254,8 +254,14 @@ impl<D: Driver> Shard<D> {
     /// One turn of the loop: waits for something to do, and does it. False when the shard has
     /// stopped.
     pub fn turn(&mut self) -> bool {
-        self.counters().turns.add(1);
         let until = self.wait_until();
+        self.turn_after(until)
+    }
+
+    /// The rest of a turn behind [`Self::wait_until`]: waits, at most until then, and works. Apart
+    /// so that a simulation can leave the shard waiting while others have their turns.
+    pub fn turn_after(&mut self, until: Option<Millis>) -> bool {
+        self.counters().turns.add(1);
         self.completions.clear();
         self.driver.wait(until, &mut self.completions);
         self.mailbox.awake();
@@ -288,8 +294,9 @@ impl<D: Driver> Shard<D> {
         self.conns.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
     }
 
-    /// When the next wait has to end: at once if anything is left to do.
-    fn wait_until(&mut self) -> Option<Millis> {
+    /// When the next wait has to end: at once if anything is left to do, never for `None`. The
+    /// first half of a turn: from here on mail wakes the shard.
+    pub fn wait_until(&mut self) -> Option<Millis> {
         let now = self.driver.now();
         let work = !self.ready.is_empty()
             || self.acceptable
@@ -404,6 +411,33 @@ impl<D: Driver> Shard<D> {
         counters.channels_idle.set(self.homes.idle() as u64);
         counters.queued_bytes.set(self.outboxes.bytes());
         counters.queues.set(self.outboxes.in_use() as u64);
+    }
+
+    /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
+    /// interest in a channel. What is left, if not.
+    pub fn is_quiescent(&self) -> Result<(), String> {
+        let left = [
+            ("connections", self.conns.len()),
+            ("sessions", self.sessions.len()),
+            ("users", self.users.len()),
+            ("outboxes", self.outboxes.in_use()),
+            ("bytes queued", self.outboxes.bytes() as usize),
+            ("timers", self.wheel.len()),
+            ("leaving", self.leaving_count as usize),
+            ("to read", self.ready.len()),
+            ("to write", self.dirty.len()),
+            ("waiting for credit", self.waiting.iter().map(VecDeque::len).sum()),
+            ("mail to itself", self.loopback.len()),
+            ("unsent mail", self.mail.iter().filter(|outbox| !outbox.is_empty()).count()),
+            ("credits", self.mail.iter().map(|outbox| outbox.spent() as usize).sum()),
+            ("acknowledgements", self.acks.len()),
+            ("channels here", self.locals.len()),
+            ("fan-outs", self.locals.active()),
+            ("interested shards", self.homes.len() - self.homes.idle()),
+            ("users by header", self.header_users.len()),
+        ];
+        let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }
     }
 
     /// What waits in the listener is told that the node is gone, then the listener goes.
