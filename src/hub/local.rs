@@ -21,8 +21,9 @@ pub struct Local {
     /// Who gets its publications.
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
-    /// Offset of the latest publication delivered here, 0 before the first and without history.
-    /// One for all subscribers: mail comes in order, so they are all at the same place.
+    /// Offset of the latest publication delivered here, or of the latest subscription's start; 0
+    /// when it isn't known, and without history. One for all subscribers: mail comes in order, so
+    /// they are all at the same place.
     offset: u64,
     /// Subscriptions of sessions here, from the asking on.
     pub claims: u32,
@@ -120,6 +121,14 @@ impl Locals {
         }
     }
 
+    /// The home has said where the stream stands, 0 for "not known". It may have moved on while
+    /// nobody here was interested, or be another stream by now.
+    pub fn set_offset(&mut self, at: u32, offset: u64) {
+        if let Some(local) = self.channels.get_mut(at as usize) {
+            local.offset = offset;
+        }
+    }
+
     /// A publication from the home. `offset` is 0 without history.
     pub fn deliver(&mut self, at: u32, offset: u64, frame: SharedFrame) -> Delivery {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
@@ -179,5 +188,39 @@ impl Locals {
             debug_assert!(local.fan_out.as_ref().is_none_or(|f| f.is_empty()));
             local.fan_out = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::subscribers::Subscriber;
+    use super::*;
+
+    fn subscribed() -> (Locals, u32) {
+        let mut locals = Locals::new(NameHasher::new(1, 1));
+        let at = locals.find_or_insert("a");
+        let local = locals.get(at).unwrap();
+        local.claims = 1;
+        local.subscribers.add(Subscriber { conn: 0, positioned: false });
+        (locals, at)
+    }
+
+    #[test]
+    fn a_stream_that_moved_on_meanwhile_is_no_gap() {
+        let (mut locals, at) = subscribed();
+        let frame = SharedFrame::new(b"x");
+        let mut deliver = |locals: &mut Locals, offset| locals.deliver(at, offset, frame.clone());
+        assert_eq!(deliver(&mut locals, 5), Delivery::Taken);
+        assert_eq!(deliver(&mut locals, 5), Delivery::Nothing);
+        assert_eq!(deliver(&mut locals, 7), Delivery::Gap);
+        // A subscription began at 9: what came between was for nobody here.
+        locals.set_offset(at, 9);
+        assert_eq!(deliver(&mut locals, 10), Delivery::Taken);
+        // A new stream.
+        locals.set_offset(at, 0);
+        assert_eq!(deliver(&mut locals, 1), Delivery::Taken);
+        // Its home told of a gap: the next one may have any offset.
+        locals.set_offset(at, 0);
+        assert_eq!(deliver(&mut locals, 4), Delivery::Taken);
     }
 }

@@ -55,7 +55,10 @@ impl<D: Driver> Shard<D> {
                         self.gap(local);
                     }
                 }
-                Mail::Gap { local } => self.gap(local),
+                Mail::Gap { local } => {
+                    self.locals.set_offset(local, 0);
+                    self.gap(local);
+                }
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }
@@ -94,6 +97,7 @@ impl<D: Driver> Shard<D> {
         if let Some(record) = self.locals.get(local) {
             record.asked -= 1;
         }
+        self.locals.set_offset(local, position.offset);
         let Some(conn) = self.conn(asker.conn) else { return self.locals.release(local) };
         let at = conn.session;
         let Some(session) = self.sessions.get_mut(at as usize) else {
