@@ -164,7 +164,8 @@ impl Homes {
     ) -> Position {
         let at = self.find_or_insert(name, hash);
         let channel = &mut self.channels[at as usize];
-        let was_idle = matches!(channel.interests, Interests::None) && channel.stream.is_some();
+        let unheard = matches!(channel.interests, Interests::None);
+        let was_idle = unheard && channel.stream.is_some();
         match channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from) {
             Some(interest) => {
                 debug_assert_eq!(interest.local, local);
@@ -188,7 +189,7 @@ impl Homes {
         if !options.kept() {
             return Position { offset: 0, epoch: None };
         }
-        self.stream(at, now, options).position()
+        self.stream(at, now, options, unheard).position()
     }
 
     /// One subscriber less on shard `from`.
@@ -233,7 +234,7 @@ impl Homes {
         let channel = &self.channels[at as usize];
         let unheard = matches!(channel.interests, Interests::None);
         let fresh = unheard && channel.stream.is_none();
-        let position = self.stream(at, now, options).append(now, data, info);
+        let position = self.stream(at, now, options, unheard).append(now, data, info);
         if fresh {
             self.went_idle(at);
         }
@@ -275,10 +276,17 @@ impl Homes {
         at
     }
 
-    /// The stream of a channel: a new life when there is none, or when the old one is over.
-    fn stream(&mut self, at: u32, now: Millis, options: StreamOptions) -> &mut Stream {
+    /// The stream of a channel: a new life when there is none, or when the old one is over. It is
+    /// never over while anyone is subscribed: who has a place in it would have to be told.
+    fn stream(
+        &mut self,
+        at: u32,
+        now: Millis,
+        options: StreamOptions,
+        unheard: bool,
+    ) -> &mut Stream {
         let slot = &mut self.channels[at as usize].stream;
-        if slot.as_ref().is_some_and(|s| s.forgettable(now)) {
+        if unheard && slot.as_ref().is_some_and(|s| s.forgettable(now)) {
             *slot = None;
         }
         slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)))
@@ -334,5 +342,42 @@ impl Homes {
             self.table = HashTable::new();
             self.idle = VecDeque::new();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: StreamOptions = StreamOptions { size: 5, ttl_ms: 100, meta_ttl_ms: 1000 };
+    const SHARD: ShardId = ShardId(0);
+
+    fn homes(idle_max: usize) -> Homes {
+        Homes::new(NameHasher::new(1, 1), Rng::new(1), idle_max)
+    }
+
+    fn hash(homes: &Homes, name: &str) -> u64 {
+        homes.hasher.hash(name)
+    }
+
+    #[test]
+    fn a_stream_lives_as_long_as_anyone_is_subscribed() {
+        let mut homes = homes(10);
+        let hash = hash(&homes, "a");
+        let begin = homes.subscribe(Millis(0), "a", hash, OPTIONS, SHARD, 7);
+        let publish = |homes: &mut Homes, at| {
+            homes.publish(Millis(at), "a", hash, OPTIONS, b"{}", b"").position
+        };
+        assert_eq!(publish(&mut homes, 10).offset, 1);
+        let later = publish(&mut homes, 5_000);
+        assert_eq!((later.offset, later.epoch), (2, begin.epoch));
+        let second = homes.subscribe(Millis(10_000), "a", hash, OPTIONS, SHARD, 7);
+        assert_eq!(second, later);
+        homes.unsubscribe("a", hash, SHARD);
+        homes.unsubscribe("a", hash, SHARD);
+        // Nobody is there: the next one finds a new stream.
+        let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7);
+        assert_eq!(anew.offset, 0);
+        assert_ne!(anew.epoch, begin.epoch);
     }
 }
