@@ -79,7 +79,7 @@ struct Channel {
     name: CompactString,
     interests: Interests,
     stream: Option<Box<Stream>>,
-    /// Counts how often the channel went idle, so that an old entry of the idle queue is seen.
+    /// Names the time that it went idle, so that an old entry of the idle queue is seen.
     idle_turn: u32,
 }
 
@@ -105,6 +105,8 @@ pub struct Homes {
     /// entry is stale when the channel's `idle_turn` has moved on.
     idle: VecDeque<(u32, u32)>,
     idle_count: usize,
+    /// Times that a channel went idle: the same number is not given twice, since slots are reused.
+    idle_turns: u32,
     idle_max: usize,
     /// How far the sweep for expired publications has come.
     sweep_at: usize,
@@ -121,6 +123,7 @@ impl Homes {
             rng,
             idle: VecDeque::new(),
             idle_count: 0,
+            idle_turns: 0,
             idle_max,
             sweep_at: 0,
         }
@@ -176,7 +179,6 @@ impl Homes {
             }
         }
         if was_idle {
-            channel.idle_turn = channel.idle_turn.wrapping_add(1);
             self.idle_count -= 1;
         }
         if let Some(stream) = &channel.stream
@@ -299,7 +301,8 @@ impl Homes {
             self.remove(at);
             return;
         }
-        channel.idle_turn = channel.idle_turn.wrapping_add(1);
+        self.idle_turns = self.idle_turns.wrapping_add(1);
+        channel.idle_turn = self.idle_turns;
         self.idle.push_back((at, channel.idle_turn));
         self.idle_count += 1;
         while self.idle_count > self.idle_max {
@@ -379,5 +382,38 @@ mod tests {
         let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7);
         assert_eq!(anew.offset, 0);
         assert_ne!(anew.epoch, begin.epoch);
+    }
+
+    #[test]
+    fn the_queue_of_idle_channels_stays_short() {
+        let mut homes = homes(1000);
+        let keep = hash(&homes, "keep");
+        homes.publish(Millis(0), "keep", keep, OPTIONS, b"{}", b"");
+        for n in 0..10_000u64 {
+            // A channel comes, is forgotten, and the next one has its slot.
+            let now = Millis(n * 2_000);
+            homes.publish(now, "keep", keep, OPTIONS, b"{}", b"");
+            let name = n.to_string();
+            let hash = hash(&homes, &name);
+            homes.publish(now, &name, hash, OPTIONS, b"{}", b"");
+            homes.sweep(now.after(1_999), 4);
+        }
+        assert!(homes.idle.len() < 100, "{}", homes.idle.len());
+        assert!(homes.idle() <= 2);
+    }
+
+    #[test]
+    fn the_channel_that_is_idle_longest_goes_first() {
+        let mut homes = homes(2);
+        for name in ["a", "b", "c"] {
+            let hash = hash(&homes, name);
+            homes.publish(Millis(0), name, hash, OPTIONS, b"{}", b"");
+        }
+        assert_eq!((homes.len(), homes.idle()), (2, 2));
+        let offset = |homes: &mut Homes, name| {
+            let hash = homes.hasher.hash(name);
+            homes.subscribe(Millis(1), name, hash, OPTIONS, SHARD, 0).offset
+        };
+        assert_eq!(["a", "b", "c"].map(|name| offset(&mut homes, name)), [0, 1, 1]);
     }
 }
