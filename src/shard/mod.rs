@@ -313,6 +313,9 @@ impl<D: Driver> Shard<D> {
         let drain = self.draining.is_some().then(|| now.after(10));
         // An idle shard sleeps as long as nothing happens.
         let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
+        if !busy {
+            self.set_gauges();
+        }
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
         [retry, drain, housekeeping, timer].into_iter().flatten().min()
