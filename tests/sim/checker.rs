@@ -34,6 +34,8 @@ struct Segment {
     /// Epoch and offset of the reply, when it is positioned.
     start: Option<(String, u64)>,
     seen: Vec<(usize, u64)>,
+    /// The same, to look up.
+    seen_set: BTreeSet<usize>,
     holes: u64,
     end: End,
 }
@@ -74,6 +76,7 @@ impl History {
             opened: self.step,
             start,
             seen: Vec::new(),
+            seen_set: BTreeSet::new(),
             holes: 0,
             end: End::Open,
         });
@@ -103,7 +106,7 @@ impl History {
         if published.acked.is_some_and(|acked| acked < seen.asked) {
             return Err(format!("{}: {publication} is older than the subscription", what()));
         }
-        if seen.seen.iter().any(|(at, _)| *at == publication) {
+        if !seen.seen_set.insert(publication) {
             return Err(format!("{}: {publication} came twice", what()));
         }
         let has_history = seen.channel.contains(':');
@@ -173,7 +176,7 @@ impl History {
             if published.channel == segment.channel
                 && published.sent > segment.opened
                 && (published.acked.is_some() || published.delivered)
-                && !segment.seen.iter().any(|(seen, _)| *seen == at)
+                && !segment.seen_set.contains(&at)
             {
                 return Err(format!(
                     "client {} on {} never got {at} {published:?}, subscribed at {}",

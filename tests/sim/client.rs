@@ -604,9 +604,11 @@ impl Client {
                 self.text(&message);
             }
         }
-        let channel = self.any_channel(scene.plan);
-        let message = self.publish(scene, &channel);
-        self.text(&message);
+        if self.rng.one_in(4) {
+            let channel = self.any_channel(scene.plan);
+            let message = self.publish(scene, &channel);
+            self.text(&message);
+        }
     }
 
     /// Publishes once to each channel: all must get it.

@@ -10,6 +10,7 @@ mod client;
 mod plan;
 mod run;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Instant, SystemTime};
 
@@ -27,7 +28,9 @@ const SECONDS_MAX: u64 = 60;
 fn play(seed: u64) -> Result<Report, String> {
     catch_unwind(AssertUnwindSafe(|| Run::of(seed))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default())
+        Err(text
+            .or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned()))
+            .unwrap_or_default())
     })
 }
 
@@ -54,18 +57,28 @@ fn seeds() {
     let begun = Instant::now();
     let mut failed = Vec::new();
     let mut runs = 0;
+    let mut met = BTreeMap::new();
     for seed in known.chain(first..first + random).chain(1..=fixed) {
         if begun.elapsed().as_secs() > SECONDS_MAX && number("ROOST_SIM_RUNS").is_none() {
             println!("time is over before seed {seed}");
             break;
         }
         runs += 1;
-        if let Err(fault) = play(seed) {
-            println!("seed {seed} failed (ROOST_SIM_SEED={seed} cargo test --test sim): {fault}");
-            failed.push(seed);
+        match play(seed) {
+            Ok(report) => {
+                for (name, value) in report.figures {
+                    *met.entry(name).or_insert(0) += value;
+                }
+            }
+            Err(fault) => {
+                println!(
+                    "seed {seed} failed (ROOST_SIM_SEED={seed} cargo test --test sim): {fault}"
+                );
+                failed.push(seed);
+            }
         }
     }
-    println!("{runs} runs in {:?}", begun.elapsed());
+    println!("{runs} runs in {:?}, which met: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/seeds.txt");
 }
 

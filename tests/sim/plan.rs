@@ -75,7 +75,9 @@ fn sometimes(rng: &mut Rng, one_in: &[u64]) -> u64 {
 
 impl Plan {
     pub(crate) fn draw(rng: &mut Rng) -> Self {
-        let shards = 1 + rng.below(5) as usize;
+        // Large publications and a shard that isn't run for long: mail that has to be given up.
+        let large = rng.one_in(8);
+        let shards = 1 + rng.below(5) as usize + usize::from(large);
         let calm = rng.one_in(4);
         let faults = if calm {
             Faults { delay_ms_max: rng.below(20), segment_bytes_max: 4096, ..Faults::NONE }
@@ -92,7 +94,6 @@ impl Plan {
                 spurious_one_in: sometimes(rng, &[2, 10]),
             }
         };
-        let large = rng.one_in(8);
         let sizes = Sizes {
             shards,
             pipe_bytes: pick(rng, if large { &[65536, 400_000] } else { &[500, 4096, 65536] }),
@@ -107,8 +108,9 @@ impl Plan {
         let crowded = rng.one_in(4);
         let conns_max = if crowded { 1 + rng.below(6) as u32 } else { 500 };
         let conns_soft = if crowded || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
-        let starve_one_in = sometimes(rng, &[20, 200]);
-        let queue_bytes_max = pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]);
+        let starve_one_in = if large { 30 } else { sometimes(rng, &[20, 200]) };
+        let queue_bytes_max =
+            if large { 1 << 25 } else { pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]) };
         let options = Options {
             conns_soft: conns_soft.min(conns_max),
             conns_max,
@@ -160,14 +162,16 @@ impl Plan {
             options,
             client,
             namespaces: namespaces(rng),
-            mailbox_batches: (0..shards).map(|_| pick(rng, &[1, 1, 2, 5, 256])).collect(),
+            mailbox_batches: (0..shards)
+                .map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) })
+                .collect(),
             kinds,
             channels,
-            think_ms: pick(rng, &[20, 200, 1_000]),
+            think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
             pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
             starve_one_in,
-            starve_ms: pick(rng, &[20, 300]),
-            faults_ms: 3_000 + rng.below(9_000),
+            starve_ms: if large { 1_200 } else { pick(rng, &[20, 300]) },
+            faults_ms: if large { 2_000 } else { 2_000 + rng.below(6_000) },
             drains: rng.one_in(3),
             roomy,
             crowded,

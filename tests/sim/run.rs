@@ -137,7 +137,8 @@ impl Run {
                 client.is_online() && run.plan.channels.iter().all(|c| client.is_subscribed(c))
             })
         };
-        let healed = self.run_for(HEAL_MS, all_subscribed)?;
+        let heal_ms = if self.plan.crowded { HEAL_MS / 9 } else { HEAL_MS };
+        let healed = self.run_for(heal_ms, all_subscribed)?;
         if !healed && !self.plan.crowded {
             return Err("not all that must be served are subscribed again".into());
         }
