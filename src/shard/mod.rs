@@ -275,6 +275,7 @@ impl<D: Driver> Shard<D> {
         self.fan_out_some();
         self.write_dirty();
         self.send_mail();
+        self.resume_waiting();
         self.housekeeping();
         if self.stopped {
             self.end();
