@@ -153,6 +153,8 @@ pub struct Shard<D: Driver> {
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
+    /// The descriptor table was full: the listener is asked again then, no edge tells.
+    accept_again_at: Option<Millis>,
     passed: bool,
 
     mailbox: Mailbox,
@@ -218,6 +220,7 @@ impl<D: Driver> Shard<D> {
             dirty: Vec::new(),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
+            accept_again_at: None,
             passed: false,
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
@@ -312,6 +315,7 @@ impl<D: Driver> Shard<D> {
         }
         let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
         let drain = self.draining.is_some().then(|| now.after(10));
+        let accept = self.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
         let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
         if !busy {
@@ -319,7 +323,7 @@ impl<D: Driver> Shard<D> {
         }
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
-        [retry, drain, housekeeping, timer].into_iter().flatten().min()
+        [retry, drain, accept, housekeeping, timer].into_iter().flatten().min()
     }
 
     fn take_completions(&mut self) {

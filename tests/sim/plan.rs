@@ -90,7 +90,7 @@ impl Plan {
                 blocked_write_one_in: sometimes(rng, &[3, 10, 50]),
                 reset_one_in: sometimes(rng, &[100, 1000, 5000]),
                 accept_failed_one_in: sometimes(rng, &[5, 30]),
-                accept_full_one_in: sometimes(rng, &[3, 20]),
+                accept_full_one_in: sometimes(rng, &[1, 3, 20]),
                 spurious_one_in: sometimes(rng, &[2, 10]),
             }
         };
