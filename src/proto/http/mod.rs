@@ -1,1 +1,21 @@
-//! To come.
+//! HTTP/1.1 (RFC 9112) as far as a shard needs it, sans I/O: the head of a request, the upgrade to
+//! WebSocket (RFC 6455 4.2), refusals and small responses; and the client's side of the upgrade.
+//!
+//! ```text
+//!  bytes --> parse --> Head --> upgrade --> Upgrade --> put_switching
+//!              '----------'--------'--> Refusal --> put_refusal, then close
+//! ```
+//!
+//! What it must not know: sockets, time, routes, origins, limits other than those of a head.
+
+mod client;
+mod head;
+mod query;
+mod response;
+mod upgrade;
+
+pub use self::client::{UpgradeRefused, parse_upgrade_response, put_upgrade_request};
+pub use self::head::{Body, Head, head_complete, parse};
+pub use self::query::query_param;
+pub use self::response::{Refusal, put_refusal, put_response};
+pub use self::upgrade::{Format, Subprotocol, Upgrade, format, put_switching, upgrade};

@@ -1,0 +1,201 @@
+//! The head of a request (RFC 9112 2-3, 6): httparse's, and the checks that it leaves out.
+
+use super::response::Refusal;
+use crate::base::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
+use httparse::{EMPTY_HEADER, Error, Header, Request, Status};
+
+/// A request head, borrowed from the bytes that it came in.
+///
+/// Shape: 2 KiB of headers on the stack; nothing on the heap.
+#[derive(Clone, Debug)]
+pub struct Head<'b> {
+    /// The method, as sent: methods are case-sensitive.
+    pub method: &'b str,
+    /// The target's path, not decoded; begins with `/` unless the target is `*` or an authority.
+    pub path: &'b str,
+    /// What stands behind `?`, not decoded; empty when there is none.
+    pub query: &'b str,
+    /// 0 or 1: the minor version of HTTP/1.
+    pub version: u8,
+    /// What follows the head.
+    pub body: Body,
+    /// Length of the head in bytes, its empty line included.
+    pub bytes: usize,
+    headers: [Header<'b>; HEADERS_MAX],
+    headers_count: usize,
+}
+
+/// How a request's body is framed (RFC 9112 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// So many bytes; 0 when nothing is said.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+impl<'b> Head<'b> {
+    /// All headers in order, names as sent.
+    pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
+        self.headers[..self.headers_count].iter().map(|header| (header.name, header.value))
+    }
+
+    /// The values of every header of a name, in order. Names match without case.
+    pub fn all<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'b [u8]> + 'h {
+        self.headers().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The value of the first header of a name.
+    pub fn header(&self, name: &str) -> Option<&'b [u8]> {
+        self.all(name).next()
+    }
+
+    /// The value of the only header of a name: `None` when there is none, or more than one.
+    pub fn single(&self, name: &str) -> Option<&'b [u8]> {
+        let mut values = self.all(name);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// The elements of a comma-separated list, over all headers of that name (RFC 9110 5.6.1).
+    pub fn list<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'b [u8]> + 'h {
+        self.all(name)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|element| !element.is_empty())
+    }
+
+    /// Whether such a list has a token, without case.
+    pub fn has_token(&self, name: &str, token: &str) -> bool {
+        self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// Whether the connection may be used again after the response (RFC 9112 9.3).
+    pub fn keep_alive(&self) -> bool {
+        let default = self.version == 1;
+        !self.has_token("connection", "close")
+            && (default || self.has_token("connection", "keep-alive"))
+    }
+}
+
+/// Parses the request head at the start of `buf`; `None` when its end hasn't arrived.
+///
+/// It starts over each time: call it with the first bytes (they are usually all), then again only
+/// when [`head_complete`] says so.
+///
+/// # Errors
+/// 400 for what isn't HTTP or contradicts itself, 414 and 431 for what is too long (`HEAD_BYTES_MAX`,
+/// `HEADERS_MAX`), 501 and 505 for codings and versions not spoken here.
+pub fn parse(buf: &[u8]) -> Result<Option<Head<'_>>, Refusal> {
+    // One empty line before the request is tolerated (RFC 9112 2.2), as httparse does; a flood of
+    // them is not.
+    let start = empty_line(buf);
+    if start > 0 && empty_line(&buf[start..]) > 0 {
+        return Err(Refusal::Malformed);
+    }
+    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+    let mut request = Request::new(&mut headers);
+    let status =
+        request.parse(&buf[..buf.len().min(HEAD_BYTES_MAX)]).map_err(|error| match error {
+            Error::TooManyHeaders => Refusal::HeadersTooMany,
+            Error::Version => Refusal::Version,
+            _ => Refusal::Malformed,
+        })?;
+    let Status::Complete(bytes) = status else {
+        return if buf.len() >= HEAD_BYTES_MAX { Err(too_long(&buf[start..])) } else { Ok(None) };
+    };
+    let (Some(method), Some(target), Some(version)) =
+        (request.method, request.path, request.version)
+    else {
+        return Err(Refusal::Malformed);
+    };
+    let headers_count = request.headers.len();
+    let (path, query) = split_target(target);
+    let mut head =
+        Head { method, path, query, version, body: Body::Length(0), bytes, headers, headers_count };
+    head.body = body(&head)?;
+    check_host(&head)?;
+    Ok(Some(head))
+}
+
+/// Whether [`parse`] would have an answer for `buf`: the end of a head is there, or it is too long.
+///
+/// `scanned` is 0 for the first call and remembers how far was looked, so that a head that comes
+/// byte by byte is looked at once in all.
+pub fn head_complete(buf: &[u8], scanned: &mut usize) -> bool {
+    // The end is a line feed, then an empty line: at most 3 bytes, of which 2 were seen before.
+    let from = scanned.saturating_sub(2).min(buf.len());
+    *scanned = buf.len();
+    buf.len() >= HEAD_BYTES_MAX
+        || (from..buf.len()).any(|at| buf[at] == b'\n' && empty_line(&buf[at + 1..]) > 0)
+}
+
+/// Length of the line end that `bytes` begins with; 0 for none, or for a CR without its LF.
+fn empty_line(bytes: &[u8]) -> usize {
+    match bytes {
+        [b'\n', ..] => 1,
+        [b'\r', b'\n', ..] => 2,
+        _ => 0,
+    }
+}
+
+fn too_long(buf: &[u8]) -> Refusal {
+    match buf[..HEAD_BYTES_MAX.min(buf.len())].contains(&b'\n') {
+        true => Refusal::HeadTooLong,
+        false => Refusal::TargetTooLong,
+    }
+}
+
+/// Path and query of a target in origin form or absolute form (RFC 9112 3.2).
+fn split_target(target: &str) -> (&str, &str) {
+    let local = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            let authority = rest.find(['/', '?']).unwrap_or(rest.len());
+            match &rest[authority..] {
+                "" => "/",
+                local => local,
+            }
+        }
+        _ => target,
+    };
+    match local.split_once('?').unwrap_or((local, "")) {
+        ("", query) => ("/", query),
+        parts => parts,
+    }
+}
+
+fn body(head: &Head<'_>) -> Result<Body, Refusal> {
+    let mut length = None;
+    //= RFC 9112 6.3: several or invalid Content-Length values are unrecoverable errors
+    for value in head.all("content-length") {
+        let digits = value.trim_ascii();
+        let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        let parsed =
+            std::str::from_utf8(digits).ok().filter(|_| valid).and_then(|d| d.parse().ok());
+        if parsed.is_none() || length.is_some() {
+            return Err(Refusal::BodyLength);
+        }
+        length = parsed;
+    }
+    if head.header("transfer-encoding").is_none() {
+        return Ok(Body::Length(length.unwrap_or(0)));
+    }
+    //= RFC 9112 6.1: both headers, or a coding in HTTP/1.0, may be an attempt at smuggling
+    if length.is_some() || head.version == 0 {
+        return Err(Refusal::BodyLength);
+    }
+    let mut codings = head.list("transfer-encoding");
+    match (codings.next(), codings.next()) {
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Body::Chunked),
+        _ => Err(Refusal::TransferCoding),
+    }
+}
+
+fn check_host(head: &Head<'_>) -> Result<(), Refusal> {
+    //= RFC 9112 3.2: 400 to an HTTP/1.1 request without Host, and to any with several
+    match (head.all("host").count(), head.version) {
+        (1, _) | (0, 0) => Ok(()),
+        _ => Err(Refusal::Host),
+    }
+}
