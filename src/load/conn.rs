@@ -40,7 +40,7 @@ impl State {
     }
 }
 
-/// One connection. Shape: 64 bytes; heap only while a frame, a write or a gap is unfinished.
+/// One connection. Shape: 56 bytes; heap only while a frame, a write or a gap is unfinished.
 #[derive(Debug, Default)]
 pub(crate) struct Conn {
     pub(crate) fd: Option<OwnedFd>,
@@ -66,7 +66,7 @@ pub(crate) struct Conn {
     pub(crate) listed: bool,
 }
 
-const _: () = assert!(size_of::<Conn>() == 64);
+const _: () = assert!(size_of::<Conn>() == 56);
 
 /// Bytes in between.
 #[derive(Debug, Default)]

@@ -4,11 +4,11 @@
 use super::conn::{Conn, Spill, State};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
+use super::oracle::Verdict;
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
 use super::token::{self, Signer};
-use super::oracle::Verdict;
 use crate::base::rng::Rng;
 use crate::proto::http;
 use crate::proto::ws;

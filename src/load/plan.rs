@@ -27,7 +27,7 @@ const THREADS_MAX: usize = 1024;
 /// A command line that makes no sense: what it says, what was wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct PlanError(String);
+pub(crate) struct PlanError(String);
 
 fn wrong<T>(text: impl Into<String>) -> Result<T, PlanError> {
     Err(PlanError(text.into()))

@@ -101,11 +101,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Text for the user: what of it went wrong.
-    pub(crate) fn open(
-        plan: Arc<Plan>,
-        origin: Instant,
-        live: Arc<Live>,
-    ) -> Result<Self, String> {
+    pub(crate) fn open(plan: Arc<Plan>, origin: Instant, live: Arc<Live>) -> Result<Self, String> {
         let failed = |error: std::io::Error| plain(&error);
         let stream = TcpStream::connect_timeout(&plan.target.address, plan.connect_timeout)
             .map_err(failed)?;
@@ -189,9 +185,11 @@ impl Publisher {
         let _ = tables::block_signals();
         let mut schedule: Option<Schedule> = None;
         let (mut busy, mut busy_from) = (Busy::default(), Busy::default());
+        let mut begun = false;
         loop {
             match orders.try_recv() {
                 Ok(Order::Start(start_ns)) => {
+                    begun = true;
                     busy_from = Busy::of_this_thread();
                     schedule = Some(Schedule::new(&self.plan, start_ns));
                 }
@@ -206,7 +204,7 @@ impl Publisher {
                     busy = Busy::of_this_thread().since(busy_from);
                 }
             }
-            if schedule.is_none() && busy_from.run_ns > 0 && self.written == self.out.len() {
+            if schedule.is_none() && begun && self.written == self.out.len() {
                 self.live.done.store(true, Relaxed);
             }
             self.exchange(schedule.as_ref());
@@ -327,8 +325,8 @@ impl Publisher {
                 self.input = input;
                 self.flush();
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => self.ended(&plain(&error)),
         }
     }

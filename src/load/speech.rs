@@ -197,7 +197,11 @@ impl Memo {
     }
 
     /// What `text` means: from memory, or by `parse`. Bytes that are not UTF-8 mean nothing.
-    pub(crate) fn read(&mut self, text: &[u8], parse: impl FnOnce(&str, &mut Vec<Said>)) -> &[Said] {
+    pub(crate) fn read(
+        &mut self,
+        text: &[u8],
+        parse: impl FnOnce(&str, &mut Vec<Said>),
+    ) -> &[Said] {
         if text.len() > MEMO_TEXT_BYTES_MAX {
             return self.read_afresh(text, parse);
         }
@@ -309,7 +313,8 @@ mod tests {
         assert_eq!(parsed, 1);
         for n in 0..10_000 {
             let text = format!("{{\"id\":{n}}}");
-            let said = memo.read(text.as_bytes(), |text, said| read_replies(text, RUN, said)).to_vec();
+            let said =
+                memo.read(text.as_bytes(), |text, said| read_replies(text, RUN, said)).to_vec();
             assert_eq!(said, replies(&text));
         }
         let long = " ".repeat(MEMO_TEXT_BYTES_MAX) + "{}";

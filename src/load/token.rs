@@ -41,6 +41,7 @@ pub(crate) const PUBLISHER_ID: &str = "user-publisher-0";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 
     #[test]
     fn user_ids_have_sixteen_bytes() {
@@ -50,12 +51,16 @@ mod tests {
     }
 
     #[test]
-    fn the_vector_of_the_protocol() {
-        let token = Signer::new("secret").sign("42").unwrap();
-        assert_eq!(
-            token,
-            "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiI0MiJ9.\
-             79CVgMIG_JB921dVUeJDWNJubJojFodH3-XtC_1C408"
-        );
+    fn a_token_names_its_user_and_is_good_for_the_key() {
+        let token = Signer::new("secret").sign(&user_id(42)).unwrap();
+        let mut rules = Validation::new(Algorithm::HS256);
+        rules.required_spec_claims.clear();
+        let decode = |secret: &[u8]| {
+            let key = DecodingKey::from_secret(secret);
+            jsonwebtoken::decode::<serde_json::Value>(&token, &key, &rules)
+        };
+        let claims = decode(b"secret").unwrap().claims;
+        assert_eq!(claims, serde_json::json!({ "sub": "user-00000000042" }));
+        assert!(decode(b"another").is_err());
     }
 }

@@ -4,11 +4,11 @@
 //!  coordinator --orders + waker--> [ orders | dial | send what is due | wait | read ] --> Live
 //! ```
 
+use super::conn::State;
 use super::figures::{self, Busy, Live, Outcome};
 use super::fleet::{Fleet, OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
 use super::speech::{self, Memo};
-use super::conn::State;
 use crate::proto::ws::{self, Event, ReadRules};
 use crate::sys::tables;
 use crossbeam_channel::Receiver;
