@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Every problem of a configuration is named at once, each with option, value and what was expected.
-//! Options fall in classes ([`table::Class`]): what is built; what is harmless and isn't, which
+//! Options fall in classes (`table::Class`): what is built; what is harmless and isn't, which
 //! warns; and what changes safety or delivery and isn't, which stops the start.
 
 mod build;

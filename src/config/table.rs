@@ -85,7 +85,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("http_server.tls", Any, "", Silent),
     other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),
     other("http_server.tls_autocert", Any, "", Silent),
-    other("http_server.tls_external", Bool, "false", Refused(TLS)),
+    other("http_server.tls_external", Bool, "false", Silent),
     other("http_server.internal_tls", Any, "", Harmless("no internal endpoint is built yet")),
     other("http_server.http3.enabled", Bool, "false", Refused(TLS)),
     other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1")),
