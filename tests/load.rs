@@ -77,11 +77,10 @@ impl Server {
     }
 }
 
-fn serve(
-    stream: TcpStream,
-    all: &Mutex<Vec<Arc<Peer>>>,
-    on_text: &dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]),
-) {
+/// What a server does with a text: who sent it, the text, and everyone.
+type OnText = dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]);
+
+fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
     let writer = stream.try_clone().unwrap();
     let peer = {
         let mut all = all.lock().unwrap();

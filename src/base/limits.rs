@@ -14,3 +14,49 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Headers in a request head at most: more is answered with 431.
 pub const HEADERS_MAX: usize = 64;
+
+/// Publications that wait for one channel's subscribers on one shard at most, bytes. Beyond it the
+/// channel has a gap there: positioned subscribers are told, others lose it, and it is counted.
+pub const FANOUT_BYTES_MAX: usize = 4 << 20;
+
+/// Publications joined for one write at most, bytes.
+pub const JOIN_BYTES_MAX: usize = 64 * 1024;
+
+/// Batches that wait in a shard's mailbox at most. A sender that finds it full keeps its mail and
+/// tries again; what it may keep is [`OUTBOX_BYTES_MAX`].
+pub const MAILBOX_BATCHES: usize = 256;
+
+/// Mail that a shard keeps for another one at most, bytes. Beyond it deliveries become gaps, and
+/// clean-up and requests wait where they come from.
+pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
+
+/// Requests of one shard to one home that may be unanswered; each has room for its answer
+/// reserved. Beyond it the connections that ask are not read further.
+pub const REQUESTS_UNANSWERED_MAX: u32 = 4096;
+
+/// Commands of one connection that may be unanswered; beyond it the connection isn't read further.
+pub const COMMANDS_UNANSWERED_MAX: u8 = 64;
+
+/// Connections accepted in one turn.
+pub const TURN_ACCEPTS_MAX: usize = 64;
+
+/// Connections read in one turn.
+pub const TURN_READS_MAX: usize = 1024;
+
+/// Batches of mail opened in one turn.
+pub const TURN_BATCHES_MAX: usize = 64;
+
+/// Timers that fire in one turn.
+pub const TURN_TIMERS_MAX: usize = 1024;
+
+/// Dead connections cleaned up in one turn.
+pub const TURN_LEAVERS_MAX: usize = 512;
+
+/// Deliveries to subscribers in one turn.
+pub const TURN_DELIVERIES_MAX: u32 = 2048;
+
+/// Bytes that wait for an `/echo` peer before it isn't read further.
+pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
+
+const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
+const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);

@@ -1,1 +1,11 @@
-//! TODO
+//! Policy as pure functions: facts in, verdict out. Who a token says someone is, which origins may
+//! open a connection, what a channel's namespace lets a user do.
+//!
+//! Called by sessions on every connect, subscribe and publish; built once from the configuration
+//! and shared by all shards. Knows no socket, no clock (time is an argument) and no message format:
+//! a verdict carries the protocol's number, the session writes the answer.
+
+pub mod channels;
+pub mod client_id;
+pub mod jwt;
+pub mod origin;

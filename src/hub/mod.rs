@@ -1,1 +1,13 @@
-//! TODO
+//! Channels as data: no sockets, no wire, no clock, no threads.
+//!
+//! [`home`] is a channel's one owner (offset, epoch, history, which shards are interested);
+//! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
+//! [`users`] finds the connections of a user.
+
+pub mod fanout;
+pub mod history;
+pub mod home;
+pub mod local;
+pub mod names;
+pub mod subscribers;
+pub mod users;

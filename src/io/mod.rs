@@ -1,1 +1,182 @@
-//! TODO
+//! Drivers: what moves bytes and wakes shards, behind one contract.
+//!
+//! A shard is generic over its [`Driver`] and doesn't know which one runs it: `epoll` (mio) in
+//! production, [`sim`] (a simulated network and clock with a seed) in tests. The contract is shaped
+//! for completions, so that a driver whose operations end later fits behind it too:
+//!
+//! - `recv` lends a buffer and the shard gives it back; who owns the buffer is the driver's affair.
+//! - `send` may answer [`Sent::Pending`]: the frames stay in the connection's outbox, unchanged,
+//!   until a [`Completion::Sent`] with the same key arrives, and the slot isn't reused before.
+//! - waking a shard and passing a socket to another one belong to the contract, since both are
+//!   different in a simulation.
+//!
+//! The shard owns each connection's socket; the driver keeps nothing for an idle connection.
+
+pub mod epoll;
+// pub mod sim;
+
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::base::frame::SharedFrame;
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::time::{Millis, UnixSeconds};
+
+/// What a driver reports after a wait. Stale keys are normal: the shard looks each one up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Bytes, or the end, can be read. `ended`: the peer has sent its FIN or an error is pending,
+    /// so reading has to go on until it says so (no further edge will come).
+    Readable {
+        /// The connection.
+        key: ConnKey,
+        /// The stream has ended behind what can be read.
+        ended: bool,
+    },
+    /// There is room to write again after [`Sent::Blocked`].
+    Writable {
+        /// The connection.
+        key: ConnKey,
+    },
+    /// A send that was [`Sent::Pending`] has ended.
+    Sent {
+        /// The connection.
+        key: ConnKey,
+        /// Bytes written, or the connection is broken.
+        bytes: Option<u32>,
+    },
+    /// The listener has connections to accept.
+    Acceptable,
+    /// The shard was woken: look into the mailbox.
+    Woken,
+    /// Another shard has passed sockets.
+    Passed,
+}
+
+/// What came of accepting.
+pub enum Accepted<S> {
+    /// A new connection.
+    Socket(S),
+    /// Nothing waits.
+    Blocked,
+    /// This one failed (the peer is gone); there may be more.
+    Failed,
+    /// No descriptor is free in this table.
+    Full,
+}
+
+/// What came of reading.
+pub enum Received<L> {
+    /// Bytes, lent until [`Driver::give_back`]. `short`: fewer came than were asked for, so that the
+    /// socket is drained unless the stream has ended behind them.
+    Bytes {
+        /// The bytes.
+        lease: L,
+        /// The socket had no more at that moment.
+        short: bool,
+    },
+    /// Nothing to read now.
+    Blocked,
+    /// The peer has closed its side.
+    Ended,
+    /// The connection is broken.
+    Failed,
+}
+
+/// What came of writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// So many bytes went out; fewer than asked means that the socket is full and a
+    /// [`Completion::Writable`] will follow.
+    Bytes(usize),
+    /// Nothing went out; a [`Completion::Writable`] will follow.
+    Blocked,
+    /// A [`Completion::Sent`] will follow.
+    Pending,
+    /// The connection is broken.
+    Failed,
+}
+
+/// Moves bytes for one shard. See the module for the rules.
+pub trait Driver {
+    /// An open connection.
+    type Socket;
+    /// Bytes lent to the shard.
+    type Lease: DerefMut<Target = [u8]>;
+
+    /// Time, read once for each [`Driver::wait`].
+    fn now(&self) -> Millis;
+    /// The same moment by the wall clock, for tokens.
+    fn unix(&self) -> UnixSeconds;
+    /// Waits for something to happen, at most until `until` (`None`: as long as it takes), and
+    /// appends what happened to `completions`.
+    fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>);
+    /// Takes one waiting connection from the listener.
+    fn accept(&mut self) -> Accepted<Self::Socket>;
+    /// Takes one connection that another shard has passed.
+    fn take_passed(&mut self) -> Option<Self::Socket>;
+    /// Passes a new connection to another shard; gives it back when that shard's queue is full.
+    fn pass(&mut self, to: ShardId, socket: Self::Socket) -> Result<(), Self::Socket>;
+    /// Begins to report completions for `socket` under `key`.
+    fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
+    /// Reads once, at most `bytes_max` bytes and at most what a lease holds.
+    fn recv(&mut self, key: ConnKey, socket: &Self::Socket, bytes_max: usize)
+    -> Received<Self::Lease>;
+    /// Takes a lent buffer back.
+    fn give_back(&mut self, lease: Self::Lease);
+    /// Writes `frames` without the first `skip` bytes, as much as the socket takes in one call.
+    fn send<'f>(
+        &mut self,
+        key: ConnKey,
+        socket: &Self::Socket,
+        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        skip: usize,
+    ) -> Sent;
+    /// Tells the peer that nothing more will come (FIN), and goes on reading.
+    fn finish(&mut self, socket: &Self::Socket);
+    /// Closes a connection; no completion for `key` follows. `reset`: throw away what is unsent.
+    fn close(&mut self, key: ConnKey, socket: Self::Socket, reset: bool);
+    /// Closes the listener. What waits in its queue was accepted before.
+    fn close_listener(&mut self);
+}
+
+/// Wakes a shard that waits in [`Driver::wait`], from any thread.
+pub trait Wake: Send + Sync {
+    /// Makes the shard's wait return with [`Completion::Woken`].
+    fn wake(&self);
+}
+
+/// A shard's alarm: coalesces many wake-ups into one.
+///
+/// The shard arms it before it looks into its mailbox for the last time and waits; a sender rings
+/// after it has put its mail in. So either the shard sees the mail, or the sender sees it armed.
+#[derive(Clone)]
+pub struct Alarm {
+    armed: Arc<AtomicBool>,
+    wake: Arc<dyn Wake>,
+}
+
+impl Alarm {
+    /// An alarm that rings `wake`.
+    pub fn new(wake: Arc<dyn Wake>) -> Self {
+        Self { armed: Arc::new(AtomicBool::new(false)), wake }
+    }
+
+    /// By the shard, before its last look into the mailbox.
+    pub fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    /// By the shard, when it is awake.
+    pub fn disarm(&self) {
+        self.armed.store(false, Ordering::SeqCst);
+    }
+
+    /// By a sender, after it has sent: one system call for each time that the shard sleeps.
+    pub fn ring(&self) {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.wake.wake();
+        }
+    }
+}

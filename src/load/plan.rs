@@ -239,7 +239,7 @@ fn target(url: &str) -> Result<Target, PlanError> {
         Err(error) => return wrong(format!("--url {url}: {error}")),
     };
     // IPv4 first: only there loopback has more than one source address.
-    let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
     let Some(&address) = address else { return wrong(format!("--url {url}: no address")) };
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };

@@ -1,1 +1,233 @@
-//! TODO
+//! A running node: threads, wiring, signals, draining.
+//!
+//! ```text
+//!  main thread: raise limits -> runtime, signals, wakers, socketpairs -> spawn shards -> control
+//!  shard i:     own descriptor table -> pin -> listeners -> driver -> loop
+//! ```
+//! The order matters. What more than one thread uses is made before the first descriptor table
+//! parts from the process's; what is made later belongs to one table alone, and its number means
+//! another file, or none, in every other one.
+
+mod control;
+mod listen;
+mod log;
+mod memory;
+mod serve;
+
+pub use self::serve::serve;
+
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::base::id::ShardId;
+use crate::base::limits::MAILBOX_BATCHES;
+use crate::base::rng::Rng;
+use crate::hub::names::NameHasher;
+use crate::io::Alarm;
+use crate::io::epoll::{self, Epoll, ListenOptions, Switchboard};
+use crate::session::Rules;
+use crate::shard::mail::{Letterbox, Mailbox};
+use crate::shard::{Node, Options, Seat, Shard, ShardCounters};
+use crate::sys;
+
+/// All that a node is started with.
+pub struct Settings {
+    /// Shard threads.
+    pub shards: usize,
+    /// The CPU of each shard; empty leaves them where the scheduler puts them.
+    pub cpus: Vec<usize>,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: ListenOptions,
+    /// What sessions go by.
+    pub rules: Rules,
+    /// Options of each shard.
+    pub options: Options,
+    /// Connections closed in a second when the node drains.
+    pub drain_rate: u32,
+    /// Draining takes no longer than this.
+    pub shutdown_timeout: Duration,
+    /// Bytes of memory, kernel's included, beyond which new connections are refused.
+    pub memory_limit_bytes: u64,
+    /// What to print once the node listens.
+    pub greeting: Greeting,
+}
+
+/// Makes the lines that are printed once the node listens, from the addresses.
+pub type Greeting = Box<dyn FnOnce(&[SocketAddr]) -> String>;
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFault {
+    /// The address can't be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// Something else that the kernel refused.
+    #[error("cannot start: {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+}
+
+/// How a node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All connections were closed in order.
+    Drained,
+    /// `shutdown_timeout` was over while some were open.
+    TimedOut,
+    /// A second signal came while some were open.
+    Cut,
+}
+
+/// Runs a node until it is told to end. Call it in the main thread.
+///
+/// # Errors
+/// When it can't begin to listen.
+pub fn run(settings: Settings) -> Result<Ended, StartFault> {
+    let system = |what| move |source: std::io::Error| StartFault::System { what, source };
+    sys::memory::disable_huge_pages();
+    let addresses = listen::probe(&settings.listen.addresses)?;
+    let listen = ListenOptions { addresses: addresses.clone(), ..settings.listen };
+
+    // Before the tables part: the runtime, signal pipes, wakers, socketpairs.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("the control runtime"))?;
+    let signals = {
+        let _guard = runtime.enter();
+        control::Signals::new().map_err(system("signal handlers"))?
+    };
+    let switchboard = Switchboard::new(settings.shards).map_err(system("wakers"))?;
+
+    #[expect(clippy::disallowed_methods, reason = "the process's zero of time")]
+    let started = Instant::now();
+    let seed = random_u64().map_err(system("random numbers"))?;
+    let mut seeds = Rng::new(seed);
+    let ids: Vec<ShardId> = (0..settings.shards).map(|at| ShardId(at as u8)).collect();
+    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) =
+        ids.iter().map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id)))).unzip();
+    let node = Arc::new(Node {
+        rules: settings.rules,
+        options: settings.options,
+        names: NameHasher::new(seeds.next_u64(), settings.shards),
+        counters: ids.iter().map(|_| ShardCounters::default()).collect(),
+        open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
+        clients: AtomicU64::new(0),
+        client_rate: AtomicU64::new(0),
+        memory_short: AtomicBool::new(false),
+        drained: AtomicU32::new(0),
+    });
+
+    let (ready, begun) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (id, mailbox) in ids.iter().copied().zip(mailboxes) {
+        let seat =
+            Seat { shard: id, mailbox, letterboxes: letterboxes.clone(), seed: seeds.next_u64() };
+        let beginning = Beginning {
+            node: Arc::clone(&node),
+            switchboard: Arc::clone(&switchboard),
+            listen: listen.clone(),
+            cpu: settings.cpus.get(id.index() % settings.cpus.len().max(1)).copied(),
+            started,
+        };
+        threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
+    }
+    drop(ready);
+    for result in begun {
+        // The others end with the process.
+        result?;
+    }
+    eprint!("{}", (settings.greeting)(&addresses));
+    let control = control::Control {
+        node,
+        letterboxes,
+        started,
+        drain_rate: settings.drain_rate,
+        shutdown_timeout: settings.shutdown_timeout,
+        memory_limit_bytes: settings.memory_limit_bytes,
+    };
+    let ended = runtime.block_on(control.run(signals));
+    if ended == Ended::Drained {
+        for thread in threads {
+            // A shard that panicked has aborted the process.
+            let _ = thread.join();
+        }
+    }
+    Ok(ended)
+}
+
+/// What a shard's thread begins with.
+struct Beginning {
+    node: Arc<Node>,
+    switchboard: Arc<Switchboard>,
+    listen: ListenOptions,
+    cpu: Option<usize>,
+    started: Instant,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where shard threads are made")]
+fn spawn_shard(
+    seat: Seat,
+    beginning: Beginning,
+    ready: mpsc::Sender<Result<(), StartFault>>,
+) -> std::io::Result<JoinHandle<()>> {
+    let name = format!("shard-{}", seat.shard.0);
+    std::thread::Builder::new().name(name).stack_size(SHARD_STACK_BYTES).spawn(move || {
+        match begin_shard(seat, beginning) {
+            Ok(shard) => {
+                let _ = ready.send(Ok(()));
+                drop(ready);
+                shard.run();
+            }
+            Err(fault) => {
+                let _ = ready.send(Err(fault));
+            }
+        }
+    })
+}
+
+fn begin_shard(seat: Seat, beginning: Beginning) -> Result<Shard<Epoll>, StartFault> {
+    let system = |what| move |source: std::io::Error| StartFault::System { what, source };
+    sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
+    sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
+    let unneeded: Vec<_> = epoll::unneeded(&beginning.switchboard, seat.shard)
+        .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
+        .collect();
+    sys::tables::close_copies(&unneeded);
+    if let Some(cpu) = beginning.cpu {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(cpu);
+        // A container may forbid it; the shard runs all the same.
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+    let listeners = epoll::listen(&beginning.listen).map_err(|source| {
+        let address = beginning.listen.addresses[0];
+        StartFault::Listen { address, source }
+    })?;
+    let driver = Epoll::new(seat.shard, beginning.switchboard, listeners, beginning.started)
+        .map_err(system("epoll"))?;
+    Ok(Shard::new(beginning.node, seat, driver, sys::memory::collect))
+}
+
+/// Stack of a shard's thread, bytes: what is touched of it counts, not what is reserved.
+const SHARD_STACK_BYTES: usize = 1 << 20;
+
+fn random_u64() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no entropy"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,1 +1,437 @@
-//! TODO
+//! The loop: one shard, its connections, its channels, its mail.
+//!
+//! ```text
+//!   turn:  wait -> completions -> accept -> read -> mail -> timers -> leavers -> fan-out
+//!          -> write what is queued -> send mail -> (again)
+//! ```
+//! A shard never blocks but in its driver's wait, takes no lock, and shares nothing with other
+//! shards but mail, shared frames and counters. Each step of a turn is bounded; what is over its
+//! bound stays on a list for the next turn.
+//!
+//! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
+//! (`homes.rs`) and the *subscribers' side* (`deliver.rs`).
+
+mod accept;
+mod close;
+mod commands;
+mod conn;
+mod deliver;
+mod homes;
+pub mod mail;
+mod outbox;
+mod read;
+mod stats;
+pub mod timers;
+mod write;
+
+pub use self::stats::ShardCounters;
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use compact_str::CompactString;
+use slab::Slab;
+
+use self::conn::{Conn, NONE, Phase};
+use self::homes::PendingAck;
+use self::mail::{Batch, Letterbox, Mailbox, Outbox};
+use self::outbox::Outboxes;
+use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
+use crate::base::frame::SharedFrame;
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::limits::*;
+use crate::base::rng::Rng;
+use crate::base::time::Millis;
+use crate::hub::home::Homes;
+use crate::hub::local::Locals;
+use crate::hub::names::NameHasher;
+use crate::hub::users::Users;
+use crate::io::{Completion, Driver};
+use crate::proto::client::json;
+use crate::proto::ws;
+use crate::session::{Rules, Session};
+
+/// Options of a shard. Times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// From so many connections on, new ones are passed to the emptiest shard, if that has fewer.
+    pub conns_soft: u32,
+    /// Connections here at most.
+    pub conns_max: u32,
+    /// The request head has to be there so soon.
+    pub handshake_timeout_ms: u64,
+    /// A peer that doesn't answer our close frame is dropped then.
+    pub close_timeout_ms: u64,
+    /// A client whose socket takes nothing for so long is dropped.
+    pub write_timeout_ms: u64,
+    /// An echo connection that is silent for so long is pinged, and dropped when it stays silent.
+    pub idle_timeout_ms: u64,
+    /// Bytes of a message from a client at most.
+    pub message_bytes_max: usize,
+    /// Path of the client protocol over WebSocket; `None` when it is switched off.
+    pub websocket_path: Option<String>,
+    /// Whether `/echo` is there.
+    pub echo: bool,
+    /// Channels kept for their history alone, at most.
+    pub channels_idle_max: usize,
+    /// Requests to one home that may be unanswered.
+    pub requests_unanswered_max: u32,
+    /// Deliveries in one turn.
+    pub turn_deliveries_max: u32,
+}
+
+/// What all shards of a node share: facts that don't change, and a few atomics.
+pub struct Node {
+    /// What sessions go by.
+    pub rules: Rules,
+    /// Options of the shards.
+    pub options: Options,
+    /// Hashes names; says which shard is a channel's home.
+    pub names: NameHasher,
+    /// Counters, one set for each shard.
+    pub counters: Vec<ShardCounters>,
+    /// Open connections of each shard: whoever is full passes new ones to the emptiest.
+    pub open: Vec<AtomicU32>,
+    /// Clients of the node, for `client.connection_limit`.
+    pub clients: AtomicU64,
+    /// Second and number of new clients in it, for `client.connection_rate_limit`.
+    pub client_rate: AtomicU64,
+    /// The node uses more memory than it may: no new connections, and the largest queues go.
+    pub memory_short: AtomicBool,
+    /// Shards that have drained.
+    pub drained: AtomicU32,
+}
+
+/// Seeds and addresses of one shard.
+pub struct Seat {
+    /// Which one it is.
+    pub shard: ShardId,
+    /// Where its mail comes in.
+    pub mailbox: Mailbox,
+    /// Where the mail of every shard goes in.
+    pub letterboxes: Vec<Letterbox>,
+    /// For spreading pings, and for epochs.
+    pub seed: u64,
+}
+
+struct Draining {
+    per_second: u32,
+    since: Millis,
+    closed: u64,
+    cursor: usize,
+    told: bool,
+}
+
+/// Payloads that are the same for all.
+struct Constants {
+    ping: SharedFrame,
+    ws_ping: SharedFrame,
+}
+
+/// One shard on its driver.
+pub struct Shard<D: Driver> {
+    node: Arc<Node>,
+    id: ShardId,
+    driver: D,
+    rng: Rng,
+    conns: Slab<Conn<D::Socket>>,
+    next_generation: NonZeroU32,
+    sessions: Slab<Session>,
+    users: Users,
+    outboxes: Outboxes,
+    wheel: Wheel,
+    leaving: List,
+    leaving_count: u64,
+
+    completions: Vec<Completion>,
+    /// Connections to read, each at most once.
+    ready: VecDeque<ConnKey>,
+    /// Connections to write, each at most once.
+    dirty: Vec<ConnKey>,
+    /// Connections that wait for credit at a home, by home.
+    waiting: Vec<VecDeque<ConnKey>>,
+    acceptable: bool,
+    passed: bool,
+
+    mailbox: Mailbox,
+    /// Mail of this shard to itself.
+    loopback: VecDeque<Box<Batch>>,
+    mail: Vec<Outbox>,
+    mail_blocked: bool,
+    acks: VecDeque<PendingAck>,
+
+    homes: Homes,
+    locals: Locals,
+    next_serial: u32,
+    /// Users named by a request header, until the client connects.
+    header_users: Vec<(ConnKey, CompactString)>,
+
+    constants: Constants,
+    scratch: Vec<u8>,
+    replies: Vec<u8>,
+    listed: Vec<u32>,
+    draining: Option<Draining>,
+    stopped: bool,
+    housekeeping_at: Millis,
+    /// Most bytes that waited since memory was last given back.
+    queued_peak: u64,
+    /// Gives freed memory back to the system; a no-op in simulation.
+    collect: fn(),
+}
+
+impl<S> LinkTable for Slab<Conn<S>> {
+    fn links(&mut self, index: u32) -> &mut Links {
+        &mut self[index as usize].links
+    }
+}
+
+impl<S> TimerTable for Slab<Conn<S>> {
+    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
+        &mut self[index as usize].deadline_tick
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// A shard with no connections.
+    pub fn new(node: Arc<Node>, seat: Seat, driver: D, collect: fn()) -> Self {
+        let mut rng = Rng::new(seat.seed);
+        let shards = seat.letterboxes.len();
+        let mut ping = Vec::new();
+        ws::put_frame(&mut ping, ws::TEXT, json::PING);
+        let homes_rng = Rng::new(rng.next_u64());
+        let capacity = node.options.conns_max as usize + CONNS_SPARE;
+        Self {
+            id: seat.shard,
+            // Untouched pages cost nothing, and growing would copy.
+            conns: Slab::with_capacity(capacity),
+            next_generation: NonZeroU32::MIN,
+            sessions: Slab::with_capacity(capacity),
+            users: Users::default(),
+            outboxes: Outboxes::default(),
+            wheel: Wheel::new(driver.now()),
+            leaving: List::new(),
+            leaving_count: 0,
+            completions: Vec::with_capacity(1024),
+            ready: VecDeque::new(),
+            dirty: Vec::new(),
+            waiting: (0..shards).map(|_| VecDeque::new()).collect(),
+            acceptable: true,
+            passed: false,
+            mailbox: seat.mailbox,
+            loopback: VecDeque::new(),
+            mail: seat.letterboxes.into_iter().map(Outbox::new).collect(),
+            mail_blocked: false,
+            acks: VecDeque::new(),
+            homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
+            locals: Locals::new(node.names.clone()),
+            next_serial: 0,
+            header_users: Vec::new(),
+            constants: Constants {
+                ping: SharedFrame::new(&ping),
+                ws_ping: ws::frame(ws::PING, b""),
+            },
+            scratch: Vec::new(),
+            replies: Vec::new(),
+            listed: Vec::new(),
+            draining: None,
+            stopped: false,
+            housekeeping_at: driver.now(),
+            queued_peak: 0,
+            collect,
+            node,
+            driver,
+            rng,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub fn run(mut self) {
+        while self.turn() {}
+    }
+
+    /// One turn of the loop: waits for something to do, and does it. False when the shard has
+    /// stopped.
+    pub fn turn(&mut self) -> bool {
+        self.counters().turns.add(1);
+        let until = self.wait_until();
+        self.completions.clear();
+        self.driver.wait(until, &mut self.completions);
+        self.mailbox.awake();
+        self.take_completions();
+        self.accept_some();
+        self.read_some();
+        self.open_mail();
+        self.fire_timers();
+        self.drain_some();
+        self.clean_up_leavers();
+        self.fan_out_some();
+        self.write_dirty();
+        self.send_mail();
+        self.housekeeping();
+        if self.stopped {
+            self.end();
+        }
+        !self.stopped
+    }
+
+    fn counters(&self) -> &ShardCounters {
+        &self.node.counters[self.id.index()]
+    }
+
+    fn tick(&self) -> u32 {
+        tick_of(self.driver.now())
+    }
+
+    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn<D::Socket>> {
+        self.conns.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
+    }
+
+    /// When the next wait has to end: at once if anything is left to do.
+    fn wait_until(&mut self) -> Option<Millis> {
+        let now = self.driver.now();
+        let work = !self.ready.is_empty()
+            || self.acceptable
+            || self.passed
+            || !self.loopback.is_empty()
+            || self.locals.active() > 0
+            || !self.dirty.is_empty()
+            || (self.leaving_count > 0 && !self.mail_blocked)
+            || !self.mailbox.sleep();
+        if work {
+            return Some(now);
+        }
+        let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
+        let drain = self.draining.is_some().then(|| now.after(10));
+        // An idle shard sleeps as long as nothing happens.
+        let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
+        let housekeeping = busy.then(|| self.housekeeping_at.max(now));
+        let timer = self.wheel.next_deadline();
+        [retry, drain, housekeeping, timer].into_iter().flatten().min()
+    }
+
+    fn take_completions(&mut self) {
+        for at in 0..self.completions.len() {
+            match self.completions[at] {
+                Completion::Acceptable => self.acceptable = true,
+                Completion::Passed => self.passed = true,
+                Completion::Woken => {}
+                Completion::Readable { key, ended } => match self.conn(key) {
+                    Some(conn) => {
+                        if ended {
+                            conn.flags.set_ended(true);
+                        }
+                        self.mark_ready(key);
+                    }
+                    None => self.counters().stale_events.add(1),
+                },
+                Completion::Writable { key } => {
+                    if let Some(conn) = self.conn(key)
+                        && conn.flags.blocked()
+                    {
+                        conn.flags.set_blocked(false);
+                        self.mark_dirty(key);
+                    }
+                }
+                Completion::Sent { key, bytes } => self.sent(key, bytes),
+            }
+        }
+    }
+
+    /// Puts a connection on the list of those to read.
+    fn mark_ready(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && !conn.flags.ready()
+            && !conn.flags.paused()
+        {
+            conn.flags.set_ready(true);
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Puts a connection on the list of those to write.
+    fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && !conn.flags.dirty()
+        {
+            conn.flags.set_dirty(true);
+            self.dirty.push(key);
+        }
+    }
+
+    fn read_some(&mut self) {
+        for _ in 0..self.ready.len().min(TURN_READS_MAX) {
+            let Some(key) = self.ready.pop_front() else { break };
+            let Some(conn) = self.conn(key) else { continue };
+            conn.flags.set_ready(false);
+            self.read(key);
+        }
+    }
+
+    /// Once a second: expired history, gauges, memory.
+    fn housekeeping(&mut self) {
+        self.queued_peak = self.queued_peak.max(self.outboxes.bytes());
+        let now = self.driver.now();
+        if now < self.housekeeping_at {
+            return;
+        }
+        self.housekeeping_at = now.after(HOUSEKEEPING_MS);
+        self.homes.sweep(now, SWEEP_CHANNELS);
+        if self.node.memory_short.load(Ordering::Relaxed) {
+            self.give_up_largest();
+        }
+        if self.queued_peak > COLLECT_AFTER_BYTES && self.outboxes.bytes() == 0 {
+            (self.collect)();
+            self.queued_peak = 0;
+        }
+        if self.outboxes.bytes() == 0 && self.queued_peak <= COLLECT_AFTER_BYTES {
+            self.queued_peak = 0;
+        }
+        self.set_gauges();
+    }
+
+    /// Gauges that are cheaper to read off than to keep. Also called when the shard goes to sleep
+    /// for long, so that they are true then.
+    fn set_gauges(&self) {
+        let counters = self.counters();
+        counters.slots_in_use.set(self.conns.len() as u64);
+        counters.connections_leaving.set(self.leaving_count);
+        counters.sessions_open.set(self.sessions.len() as u64);
+        counters.users.set(self.users.len() as u64);
+        counters.channels_local.set(self.locals.len() as u64);
+        counters.channels_home.set(self.homes.len() as u64);
+        counters.channels_idle.set(self.homes.idle() as u64);
+        counters.queued_bytes.set(self.outboxes.bytes());
+        counters.queues.set(self.outboxes.in_use() as u64);
+    }
+
+    /// What waits in the listener is told that the node is gone, then the listener goes.
+    fn end(&mut self) {
+        self.refuse_waiting();
+        self.driver.close_listener();
+        self.set_gauges();
+    }
+}
+
+/// Connections beyond the soft limit for which there is a slot: they are being refused.
+const CONNS_SPARE: usize = 64;
+
+/// Milliseconds between two housekeepings.
+const HOUSEKEEPING_MS: u64 = 1000;
+
+/// Channels looked at in one housekeeping.
+const SWEEP_CHANNELS: usize = 4096;
+
+/// A burst of so many queued bytes makes it worthwhile to give memory back.
+const COLLECT_AFTER_BYTES: u64 = 1 << 20;
+
+/// The timer tick of a moment.
+fn tick_of(at: Millis) -> u32 {
+    (at.0 / TICK_MS) as u32
+}
+
+/// Milliseconds as ticks, rounded up, at least one.
+fn ticks(ms: u64) -> u32 {
+    u32::try_from(ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX / 4).clamp(1, u32::MAX / 4)
+}

@@ -40,6 +40,16 @@ pub fn unshare_files() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes this table's copies of descriptors that other tables go on using. For numbers inherited
+/// by [`unshare_files`] only, in the thread that called it.
+pub fn close_copies(copies: &[std::os::fd::RawFd]) {
+    for copy in copies {
+        // SAFETY: the numbers come from descriptors that are owned in another table; in this one
+        // nobody owns the copies, so closing them can't pull one from under its owner.
+        unsafe { libc::close(*copy) };
+    }
+}
+
 /// Raises the soft limit of descriptors to the hard one. Returns (soft, hard) as they are now;
 /// `u64::MAX` stands for no limit. A limit that can't be raised stays as it was.
 pub fn raise_nofile() -> (u64, u64) {

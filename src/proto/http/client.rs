@@ -90,3 +90,70 @@ pub fn parse_upgrade_response(buf: &[u8], key: &[u8; 16]) -> Result<Option<usize
 fn all<'h>(headers: &'h [Header<'_>], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
     headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{parse, put_refusal, put_switching, upgrade};
+    use super::*;
+    use crate::proto::http::{Refusal, Subprotocol};
+    use tungstenite::handshake::machine::TryParse;
+    use tungstenite::handshake::server::{create_response, write_response};
+    use tungstenite::http::Request;
+
+    const KEY: [u8; 16] = *b"the sample nonce";
+
+    fn asked() -> Vec<u8> {
+        let mut out = Vec::new();
+        let extra = [("Origin", "https://a"), ("X-Real", "1")];
+        put_upgrade_request(&mut out, "a:8000", "/ws?x=1", &KEY, Some("centrifuge-json"), &extra);
+        out
+    }
+
+    #[test]
+    fn our_server_takes_our_request_and_our_client_its_answer() {
+        let request = asked();
+        let head = parse(&request).unwrap().unwrap();
+        assert_eq!((head.path, head.query, head.bytes), ("/ws", "x=1", request.len()));
+        assert_eq!(head.header("origin"), Some(&b"https://a"[..]));
+        let upgrade = upgrade(&head).unwrap();
+        assert_eq!(upgrade.protocol, Some(Subprotocol::CentrifugeJson));
+        let mut answer = Vec::new();
+        put_switching(&mut answer, &upgrade);
+        let bytes = answer.len();
+        for cut in 0..bytes {
+            assert_eq!(parse_upgrade_response(&answer[..cut], &KEY), Ok(None), "{cut}");
+        }
+        answer.extend(b"\x89\x00");
+        assert_eq!(parse_upgrade_response(&answer, &KEY), Ok(Some(bytes)));
+        assert_eq!(parse_upgrade_response(&answer, &[0; 16]), Err(UpgradeRefused::Accept));
+    }
+
+    #[test]
+    fn tungstenite_takes_our_request_and_we_its_answer() {
+        let (_, request) = Request::<()>::try_parse(&asked()).unwrap().unwrap();
+        let mut answer = Vec::new();
+        write_response(&mut answer, &create_response(&request).unwrap()).unwrap();
+        assert_eq!(parse_upgrade_response(&answer, &KEY), Ok(Some(answer.len())));
+    }
+
+    #[test]
+    fn answers_that_are_no_upgrade() {
+        let mut refusal = Vec::new();
+        put_refusal(&mut refusal, Refusal::Unavailable);
+        let long = [b"HTTP/1.1 101 x\r\nX: ".to_vec(), vec![b'y'; HEAD_BYTES_MAX]].concat();
+        let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        let bare = format!("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n{accept}");
+        let other = format!("HTTP/1.1 101 x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n{accept}");
+        let table: [(&[u8], UpgradeRefused); 6] = [
+            (&refusal, UpgradeRefused::Status(503)),
+            (b"HTTP/1.1 200 OK\r\n\r\n", UpgradeRefused::Status(200)),
+            (b"SSH-2.0-x\r\n", UpgradeRefused::Malformed),
+            (&long, UpgradeRefused::Malformed),
+            (bare.as_bytes(), UpgradeRefused::NotUpgraded),
+            (other.as_bytes(), UpgradeRefused::NotUpgraded),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(parse_upgrade_response(answer, &KEY), Err(expected));
+        }
+    }
+}

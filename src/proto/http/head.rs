@@ -199,3 +199,169 @@ fn check_host(head: &Head<'_>) -> Result<(), Refusal> {
         _ => Err(Refusal::Host),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What matters of a head, to compare.
+    fn outline(buf: &[u8]) -> Result<Option<String>, Refusal> {
+        Ok(parse(buf)?.map(|head| {
+            let Head { method, path, query, version, body, .. } = &head;
+            let alive = head.keep_alive();
+            format!("{method} {path} ? {query} 1.{version} {body:?} {alive}")
+        }))
+    }
+
+    #[test]
+    fn requests() {
+        let ok = |text: &str| Ok(text.to_string());
+        let table = [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", ok("GET / ?  1.1 Length(0) true")),
+            ("GET / HTTP/1.1\nHost: a\n\n", ok("GET / ?  1.1 Length(0) true")),
+            ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", ok("GET / ?  1.1 Length(0) true")),
+            ("GET /a?b=c?d HTTP/1.0\r\n\r\n", ok("GET /a ? b=c?d 1.0 Length(0) false")),
+            (
+                "GET /a HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+                ok("GET /a ?  1.0 Length(0) true"),
+            ),
+            (
+                "GET http://h:1/a?b HTTP/1.1\r\nHost: h\r\nConnection: x, CLOSE\r\n\r\n",
+                ok("GET /a ? b 1.1 Length(0) false"),
+            ),
+            ("GET HTTPS://h?q HTTP/1.1\r\nhost: h\r\n\r\n", ok("GET / ? q 1.1 Length(0) true")),
+            ("GET http://h HTTP/1.1\r\nhost: h\r\n\r\n", ok("GET / ?  1.1 Length(0) true")),
+            ("OPTIONS * HTTP/1.1\r\nhost: h\r\n\r\n", ok("OPTIONS * ?  1.1 Length(0) true")),
+            (
+                "GET /?u=http://x/ HTTP/1.1\r\nhost: h\r\n\r\n",
+                ok("GET / ? u=http://x/ 1.1 Length(0) true"),
+            ),
+            (
+                "POST /p HTTP/1.1\r\nHost: a\r\ncontent-length: 12\r\n\r\n{",
+                ok("POST /p ?  1.1 Length(12) true"),
+            ),
+            (
+                "POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                ok("POST /p ?  1.1 Chunked true"),
+            ),
+            ("GET / HTTP/1.1\r\n\r\n", Err(Refusal::Host)),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHOST: a\r\n\r\n", Err(Refusal::Host)),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                Err(Refusal::BodyLength),
+            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", Err(Refusal::BodyLength)),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+                Err(Refusal::BodyLength),
+            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", Err(Refusal::BodyLength)),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
+                Err(Refusal::BodyLength),
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Err(Refusal::BodyLength),
+            ),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Err(Refusal::BodyLength)),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                Err(Refusal::TransferCoding),
+            ),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Err(Refusal::Version)),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Err(Refusal::Version)),
+            ("GET /\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / FTP/1.1\r\n\r\n", Err(Refusal::Version)),
+            ("GET  / HTTP/1.1\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/1.1\r\nHost: a\0\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/1.1\r\n: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}", Err(Refusal::Malformed)),
+            ("{\"id\":1}\n\n", Err(Refusal::Malformed)),
+        ];
+        for (request, expected) in table {
+            let bytes = request.as_bytes();
+            assert_eq!(outline(bytes), expected.clone().map(Some), "{request:?}");
+            if let Ok(Some(head)) = parse(bytes) {
+                assert!(matches!(&request[head.bytes..], "" | "{"), "{request:?}");
+            }
+            // Cut anywhere: no answer yet, or the same refusal.
+            let whole = parse(bytes).map_or(bytes.len(), |head| head.map_or(0, |head| head.bytes));
+            let mut scanned = 0;
+            for cut in 0..whole {
+                let head = &bytes[..cut];
+                match outline(head) {
+                    Ok(None) => {}
+                    other => assert_eq!(other, expected.clone().map(Some), "{request:?} at {cut}"),
+                }
+                if expected.is_ok() {
+                    assert!(!head_complete(head, &mut scanned), "{request:?} at {cut}");
+                }
+            }
+            if expected.is_ok() {
+                assert!(head_complete(&bytes[..whole], &mut scanned), "{request:?}");
+                assert!(head_complete(bytes, &mut 0), "{request:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bounds() {
+        let line = "GET / HTTP/1.1\r\nHost: a\r\n";
+        let headers = |count: usize| format!("{line}{}\r\n", "X: y\r\n".repeat(count));
+        assert!(matches!(parse(headers(HEADERS_MAX - 1).as_bytes()), Ok(Some(_))));
+        assert_eq!(outline(headers(HEADERS_MAX).as_bytes()), Err(Refusal::HeadersTooMany));
+
+        let padded = |bytes: usize| {
+            let end = "\r\n\r\n";
+            format!("{line}X: {}{end}", "y".repeat(bytes - line.len() - 3 - end.len()))
+        };
+        let fits = padded(HEAD_BYTES_MAX);
+        assert!(matches!(parse(fits.as_bytes()), Ok(Some(head)) if head.bytes == HEAD_BYTES_MAX));
+        let longer = padded(HEAD_BYTES_MAX + 1);
+        assert_eq!(outline(longer.as_bytes()), Err(Refusal::HeadTooLong));
+        assert_eq!(outline(&longer.as_bytes()[..HEAD_BYTES_MAX]), Err(Refusal::HeadTooLong));
+        assert_eq!(outline(&longer.as_bytes()[..HEAD_BYTES_MAX - 1]), Ok(None));
+        assert!(head_complete(&longer.as_bytes()[..HEAD_BYTES_MAX], &mut 0));
+
+        let target = format!("\r\nGET /{}", "a".repeat(HEAD_BYTES_MAX));
+        assert_eq!(outline(target.as_bytes()), Err(Refusal::TargetTooLong));
+    }
+
+    #[test]
+    fn headers_by_name() {
+        let buf = b"GET / HTTP/1.1\r\nHost: a\r\nAccept: x , ,y\r\naccept: Z\r\nOne: 1\r\n\r\n";
+        let head = parse(buf).unwrap().unwrap();
+        assert_eq!(head.header("ACCEPT"), Some(&b"x , ,y"[..]));
+        assert_eq!(head.header("none"), None);
+        assert_eq!(head.single("accept"), None);
+        assert_eq!(head.single("one"), Some(&b"1"[..]));
+        assert_eq!(head.list("accept").collect::<Vec<_>>(), [&b"x"[..], b"y", b"Z"]);
+        assert!(head.has_token("accept", "z") && !head.has_token("accept", ""));
+        assert_eq!(head.headers().count(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(
+            bytes in proptest::collection::vec(
+                proptest::sample::select(&b"GET / HTTP/1.1\r\n\n:h0\xff\0"[..]), 0..200,
+            ),
+        ) {
+            let mut scanned = 0;
+            for cut in 0..=bytes.len() {
+                let verdict = outline(&bytes[..cut]);
+                // What the scanner doesn't announce has no head in it.
+                if !head_complete(&bytes[..cut], &mut scanned) {
+                    prop_assert!(!matches!(verdict, Ok(Some(_))));
+                } else {
+                    break;
+                }
+            }
+        }
+    }
+}

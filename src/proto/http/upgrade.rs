@@ -131,3 +131,183 @@ fn is_key(key: &[u8]) -> bool {
     let mut nonce = [0; 18];
     key.len() == KEY_BYTES && KEY_BASE64.decode_slice(key, &mut nonce) == Ok(16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+    use tungstenite::handshake::machine::TryParse;
+    use tungstenite::handshake::server::create_response;
+    use tungstenite::http::Request;
+
+    /// The example of RFC 6455 1.3.
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const ACCEPT: &[u8; ACCEPT_BYTES] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+    const GOOD: [&str; 5] = [
+        "Host: a",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+
+    fn request(line: &str, headers: &[&str]) -> String {
+        format!("{line}\r\n{}\r\n\r\n", headers.join("\r\n"))
+    }
+
+    fn outcome(request: &str) -> Result<Upgrade, Refusal> {
+        parse(request.as_bytes())?.ok_or(Refusal::Malformed).and_then(|head| upgrade(&head))
+    }
+
+    #[test]
+    fn requests() {
+        let line = "GET /connection/websocket HTTP/1.1";
+        let plain = Ok(Upgrade { accept: *ACCEPT, protocol: None });
+        assert_eq!(outcome(&request(line, &GOOD)), plain);
+
+        // One header of a good request replaced (by name), or one more.
+        let table = [
+            ("Connection: keep-alive, UPGRADE", plain),
+            ("Connection: close", Err(Refusal::NotUpgrade)),
+            ("Connection: upgraded", Err(Refusal::NotUpgrade)),
+            ("Upgrade: WebSocket", plain),
+            ("Upgrade: h2c, websocket", plain),
+            ("Upgrade: h2c", Err(Refusal::NotUpgrade)),
+            ("Upgrade: websockets", Err(Refusal::NotUpgrade)),
+            ("Sec-WebSocket-Version:  13 ", plain),
+            ("Sec-WebSocket-Version: 8", Err(Refusal::WebSocketVersion)),
+            ("Sec-WebSocket-Version: 13, 8", Err(Refusal::WebSocketVersion)),
+            ("Sec-WebSocket-Version: 013", Err(Refusal::WebSocketVersion)),
+            ("Sec-WebSocket-Key:", Err(Refusal::WebSocketKey)),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ", Err(Refusal::WebSocketKey)),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=!", Err(Refusal::WebSocketKey)),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j", Err(Refusal::WebSocketKey)),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQAA", Err(Refusal::WebSocketKey)),
+            (
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQAAdGhlIHNhbXBsZSBub25jZQ==",
+                Err(Refusal::WebSocketKey),
+            ),
+            ("Content-Length: 0", plain),
+            ("Content-Length: 5", Err(Refusal::UpgradeBody)),
+            ("Transfer-Encoding: chunked", Err(Refusal::UpgradeBody)),
+            ("Origin: https://elsewhere", plain),
+            ("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", plain),
+        ];
+        for (header, expected) in table {
+            let name = header.split(':').next().unwrap();
+            let mut headers: Vec<&str> =
+                GOOD.into_iter().filter(|good| !good.starts_with(name)).collect();
+            headers.push(header);
+            assert_eq!(outcome(&request(line, &headers)), expected, "{header}");
+        }
+
+        // One header left out, or given twice.
+        let missing = [
+            Refusal::Host,
+            Refusal::NotUpgrade,
+            Refusal::NotUpgrade,
+            Refusal::WebSocketVersion,
+            Refusal::WebSocketKey,
+        ];
+        let twice = [
+            Err(Refusal::Host),
+            plain,
+            plain,
+            Err(Refusal::WebSocketVersion),
+            Err(Refusal::WebSocketKey),
+        ];
+        for (index, refusal) in missing.into_iter().enumerate() {
+            let mut headers = GOOD.to_vec();
+            headers.remove(index);
+            assert_eq!(outcome(&request(line, &headers)), Err(refusal), "without {}", GOOD[index]);
+            let mut headers = GOOD.to_vec();
+            headers.push(GOOD[index]);
+            assert_eq!(outcome(&request(line, &headers)), twice[index], "twice {}", GOOD[index]);
+        }
+
+        for (line, refusal) in [
+            ("POST / HTTP/1.1", Refusal::Method),
+            ("get / HTTP/1.1", Refusal::Method),
+            ("CONNECT a:1 HTTP/1.1", Refusal::Method),
+            ("GET / HTTP/1.0", Refusal::NotUpgrade),
+        ] {
+            assert_eq!(outcome(&request(line, &GOOD)), Err(refusal), "{line}");
+        }
+    }
+
+    #[test]
+    fn tokens_may_be_spread_over_headers() {
+        let mut headers = vec!["Connection: keep-alive", "Upgrade: h2c"];
+        headers.extend(GOOD);
+        assert!(outcome(&request("GET / HTTP/1.1", &headers)).is_ok());
+    }
+
+    #[test]
+    fn bits_behind_the_sixteenth_byte_are_tolerated() {
+        let mut headers = GOOD.to_vec();
+        headers[4] = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZR==";
+        assert!(outcome(&request("GET / HTTP/1.1", &headers)).is_ok());
+    }
+
+    #[test]
+    fn the_first_known_subprotocol_is_chosen_and_named() {
+        let json = Some(Subprotocol::CentrifugeJson);
+        let protobuf = Some(Subprotocol::CentrifugeProtobuf);
+        let table: [(&[&str], Option<Subprotocol>, Format); 7] = [
+            (&[], None, Format::Json),
+            (&["centrifuge-protobuf"], protobuf, Format::Protobuf),
+            (&["centrifuge-json, centrifuge-protobuf"], json, Format::Json),
+            (&["x", "centrifuge-protobuf , centrifuge-json"], protobuf, Format::Protobuf),
+            (&["chat"], None, Format::Json),
+            (&["Centrifuge-Json"], None, Format::Json),
+            (&[""], None, Format::Json),
+        ];
+        for (offers, expected, format_expected) in table {
+            let offers: Vec<String> =
+                offers.iter().map(|offer| format!("Sec-WebSocket-Protocol: {offer}")).collect();
+            let headers: Vec<&str> =
+                GOOD.into_iter().chain(offers.iter().map(String::as_str)).collect();
+            let upgrade = outcome(&request("GET / HTTP/1.1", &headers)).unwrap();
+            assert_eq!(upgrade.protocol, expected, "{offers:?}");
+            assert_eq!(format("", upgrade.protocol), format_expected, "{offers:?}");
+
+            let mut out = Vec::new();
+            put_switching(&mut out, &upgrade);
+            let (_, response) =
+                tungstenite::handshake::client::Response::try_parse(&out).unwrap().unwrap();
+            assert_eq!(response.status(), 101);
+            let named = response.headers().get("sec-websocket-protocol");
+            assert_eq!(named.map(|v| v.to_str().unwrap()), expected.map(Subprotocol::name));
+            assert_eq!(response.headers()["sec-websocket-accept"], &ACCEPT[..]);
+            assert_eq!(response.headers()["upgrade"], "websocket");
+            assert_eq!(response.headers()["connection"], "Upgrade");
+        }
+    }
+
+    #[test]
+    fn formats() {
+        for (query, protocol, expected) in [
+            ("", None, Format::Json),
+            ("format=protobuf", None, Format::Protobuf),
+            ("cf_protocol=protobuf", None, Format::Protobuf),
+            ("a=b&format=proto%62uf", Some(Subprotocol::CentrifugeJson), Format::Protobuf),
+            ("format=json", Some(Subprotocol::CentrifugeProtobuf), Format::Protobuf),
+            ("format=Protobuf", None, Format::Json),
+            ("xformat=protobuf", None, Format::Json),
+        ] {
+            assert_eq!(format(query, protocol), expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn tungstenite_agrees() {
+        let request = request("GET / HTTP/1.1", &GOOD);
+        let (bytes, theirs) = Request::<()>::try_parse(request.as_bytes()).unwrap().unwrap();
+        let head = parse(request.as_bytes()).unwrap().unwrap();
+        assert_eq!(bytes, head.bytes);
+        let response = create_response(&theirs).unwrap();
+        let ours = upgrade(&head).unwrap();
+        assert_eq!(response.headers()["sec-websocket-accept"], &ours.accept[..]);
+        assert_eq!(KEY.len(), KEY_BYTES);
+    }
+}

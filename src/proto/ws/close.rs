@@ -45,8 +45,8 @@ mod tests {
 
     #[test]
     fn payloads() {
-        let table: [(&[u8], Result<(Option<u16>, &str), Fault>); 6] = [
-            (b"", Ok((None, ""))),
+        let table = [
+            (&b""[..], Ok((None, ""))),
             (b"\x03", Err(Fault::CloseLength)),
             (b"\x03\xe8", Ok((Some(1000), ""))),
             (b"\x0d\xaclost", Ok((Some(3500), "lost"))),

@@ -15,9 +15,13 @@
 //! refused here (`header.rs`).
 
 mod close;
+#[cfg(test)]
+mod conformance;
 mod header;
 mod mask;
 mod reader;
+#[cfg(test)]
+mod testing;
 mod utf8;
 mod write;
 

@@ -475,5 +475,4 @@ fn append(buffer: &mut Vec<u8>, piece: &[u8], bytes_max: usize) {
 }
 
 #[cfg(test)]
-#[path = "reader_tests.rs"]
 mod tests;

@@ -1,0 +1,107 @@
+//! What the client protocol, the timers and the client ids cost: `cargo bench --bench client`.
+
+use std::hint::black_box;
+use std::num::NonZeroU32;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use roost::base::id::{ConnKey, ShardId};
+use roost::base::time::Millis;
+use roost::edge::client_id::ClientIdSealer;
+use roost::proto::client::{Publication, parse, put_client_info, put_push_publication};
+use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
+
+fn protocol(bench: &mut Criterion) {
+    // A chat message and a subscribe as centrifuge-js sends them.
+    let publish = r#"{"id":17,"publish":{"channel":"chat:lobby","data":{"text":"hello, everyone","at":1700000000}}}"#;
+    bench.bench_function("parse publish", |bench| bench.iter(|| parse(black_box(publish))));
+    let subscribe = r#"{"id":2,"subscribe":{"channel":"chat:lobby","recover":true,"epoch":"QwErTyUi","offset":41,"flag":1}}"#;
+    bench.bench_function("parse subscribe", |bench| bench.iter(|| parse(black_box(subscribe))));
+
+    let mut info = Vec::new();
+    put_client_info(
+        &mut info,
+        "user-0000000042",
+        "3f1c2a9e-0000-4000-8000-000000000001",
+        None,
+        None,
+    );
+    let publication = Publication {
+        data: br#"{"text":"hello, everyone","at":1700000000}"#,
+        info: Some(&info),
+        offset: 123_456,
+        ..Publication::DEFAULT
+    };
+    let mut out = Vec::with_capacity(1024);
+    bench.bench_function("put push publication", |bench| {
+        bench.iter(|| {
+            out.clear();
+            put_push_publication(&mut out, black_box("chat:lobby"), black_box(&publication));
+            out.len()
+        });
+    });
+}
+
+/// A record of a connection, one cache line.
+#[derive(Clone, Default)]
+struct Conn {
+    links: Links,
+    deadline_tick: u32,
+    _more: [u32; 13],
+}
+
+struct Table(Vec<Conn>);
+
+impl LinkTable for Table {
+    fn links(&mut self, index: u32) -> &mut Links {
+        &mut self.0[index as usize].links
+    }
+}
+
+impl TimerTable for Table {
+    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
+        &mut self.0[index as usize].deadline_tick
+    }
+}
+
+/// 20,000 connections (a full shard) that are pinged every 25 s: one timer fires and is set again.
+fn timers(bench: &mut Criterion) {
+    const CONNS: u32 = 20_000;
+    let mut table = Table(vec![Conn::default(); CONNS as usize]);
+    let mut wheel = Wheel::new(Millis(0));
+    for index in 0..CONNS {
+        // Multiplied by an odd number: neighbours in time are not neighbours in memory.
+        let spread = u64::from(index.wrapping_mul(2_654_435_761) % 25_000);
+        wheel.insert(&mut table, index, Millis(1 + spread));
+    }
+    bench.bench_function("timer expire and insert", |bench| {
+        bench.iter(|| {
+            let now = wheel.next_deadline().unwrap_or_default();
+            let index = wheel.pop_expired(now, &mut table, &mut 1);
+            if let Some(index) = index {
+                wheel.insert(&mut table, index, now.after(25_000));
+            }
+            index
+        });
+    });
+    let now = wheel.next_deadline().unwrap_or_default();
+    let mut index = 0;
+    bench.bench_function("timer move", |bench| {
+        bench.iter(|| {
+            index = (index + 7_919) % CONNS;
+            wheel.set(&mut table, index, now.after(25_000 + u64::from(index)));
+        });
+    });
+}
+
+fn client_ids(bench: &mut Criterion) {
+    let sealer = ClientIdSealer::new(&[7; 32]);
+    let conn = ConnKey { index: 4_711, generation: NonZeroU32::MIN };
+    bench.bench_function("client id seal", |bench| {
+        bench.iter(|| sealer.seal(ShardId(3), black_box(conn)));
+    });
+    let text = sealer.seal(ShardId(3), conn).to_string();
+    bench.bench_function("client id open", |bench| bench.iter(|| sealer.open(black_box(&text))));
+}
+
+criterion_group!(benches, protocol, timers, client_ids);
+criterion_main!(benches);

@@ -1,0 +1,622 @@
+//! What a channel's name means and what its namespace lets a user do.
+//!
+//! Sections named here are those of the client protocol: 13 names, 14 subscribe, 18 publish.
+
+use compact_str::CompactString;
+use hashbrown::HashMap;
+use regex_lite::Regex;
+use serde_json::value::RawValue;
+
+use super::jwt::{SubscriptionClaims, TokenFault};
+use crate::base::time::UnixSeconds;
+
+/// Options of a namespace, or of the channels without one.
+#[derive(Clone, Debug, Default)]
+pub struct Namespace {
+    /// Empty for the channels without a namespace.
+    pub name: CompactString,
+    /// Place in [`ChannelRules::namespace`]; set by [`ChannelRules::new`].
+    pub index: u16,
+    /// Publications kept; 0 keeps none, and then offsets are not given out.
+    pub history_size: u32,
+    /// How long a publication is kept, ms.
+    pub history_ttl_ms: u64,
+    /// How long offset and epoch are kept after the last publication, ms.
+    pub history_meta_ttl_ms: u64,
+    /// Positioned subscriptions for who asks.
+    pub allow_positioning: bool,
+    /// Positioned subscriptions for all.
+    pub force_positioning: bool,
+    /// Subscribe without a token.
+    pub allow_subscribe_for_client: bool,
+    /// ... and without a user id.
+    pub allow_subscribe_for_anonymous: bool,
+    /// Publish from a connection.
+    pub allow_publish_for_client: bool,
+    /// Publish from a connection that is subscribed.
+    pub allow_publish_for_subscriber: bool,
+    /// ... and without a user id.
+    pub allow_publish_for_anonymous: bool,
+    /// Read history; with the next two it also grants positions to who asks.
+    pub allow_history_for_client: bool,
+    /// Read history when subscribed.
+    pub allow_history_for_subscriber: bool,
+    /// ... and without a user id.
+    pub allow_history_for_anonymous: bool,
+    /// `room#u1,u2` is for the users listed only.
+    pub allow_user_limited_channels: bool,
+    /// What the part after the namespace must match, instead of being ASCII.
+    pub channel_regex: Option<Regex>,
+    /// What may be published.
+    pub data_format: DataFormat,
+}
+
+/// What the data of a publication has to be, `publication_data_format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataFormat {
+    /// Anything but nothing.
+    #[default]
+    NotEmpty,
+    /// A JSON text.
+    Json,
+    /// A JSON object.
+    JsonObject,
+    /// Anything.
+    Binary,
+}
+
+/// Namespaces and the rules of names, prepared once.
+#[derive(Clone, Debug)]
+pub struct ChannelRules {
+    /// The channels without a namespace first, the others as configured.
+    namespaces: Vec<Namespace>,
+    index_by_name: HashMap<CompactString, u16, foldhash::fast::RandomState>,
+    syntax: ChannelSyntax,
+}
+
+/// How names are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelSyntax {
+    /// Bytes of a name at most.
+    pub length_max: usize,
+    /// Begins the name of a channel that needs a token; empty: there are none.
+    pub private_prefix: String,
+    /// Ends the namespace in a name; empty: there are no namespaces.
+    pub namespace_boundary: String,
+    /// Begins the list of users in a name; empty: there are no such lists.
+    pub user_boundary: String,
+    /// Between the users in it; empty: the list is one user.
+    pub user_separator: String,
+}
+
+impl Default for ChannelSyntax {
+    fn default() -> Self {
+        Self {
+            length_max: 255,
+            private_prefix: "$".into(),
+            namespace_boundary: ":".into(),
+            user_boundary: "#".into(),
+            user_separator: ",".into(),
+        }
+    }
+}
+
+/// What is wrong with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameFault {
+    /// Longer than allowed.
+    TooLong,
+    /// Its namespace is not configured.
+    Unknown,
+    /// Not ASCII, or not what the namespace's expression wants.
+    BadName,
+}
+
+impl NameFault {
+    /// The protocol's error code.
+    pub fn error_code(self) -> u16 {
+        match self {
+            Self::Unknown => 102,
+            Self::TooLong | Self::BadName => 107,
+        }
+    }
+}
+
+/// Why something is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Error 103.
+    PermissionDenied,
+    /// Error 107.
+    BadRequest,
+    /// Error 109: the client should fetch a new token.
+    TokenExpired,
+    /// Error 110: the token is good, the expiry that it sets is past.
+    Expired,
+    /// Disconnect 3500: a token for another user, channel or client.
+    InvalidToken,
+}
+
+impl Refusal {
+    /// The protocol's number: an error below 3000, from there a disconnect.
+    pub fn code(self) -> u16 {
+        match self {
+            Self::PermissionDenied => 103,
+            Self::BadRequest => 107,
+            Self::TokenExpired => 109,
+            Self::Expired => 110,
+            Self::InvalidToken => 3500,
+        }
+    }
+
+    /// True when the connection is closed with [`Self::code`] instead of being answered.
+    pub fn is_disconnect(self) -> bool {
+        self.code() >= 3000
+    }
+}
+
+/// Who asks for a subscription.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscriber<'a> {
+    /// User id, empty for an anonymous one.
+    pub user: &'a str,
+    /// Client id of the connection.
+    pub client: &'a str,
+    /// `client.insecure` is on.
+    pub insecure: bool,
+}
+
+impl ChannelRules {
+    /// Prepares the lookup. Names of namespaces are unique and there are at most 65,535 of them:
+    /// the configuration checked that; of two with one name the later would be found.
+    pub fn new(
+        without_namespace: Namespace,
+        namespaces: Vec<Namespace>,
+        syntax: ChannelSyntax,
+    ) -> Self {
+        let mut all = vec![without_namespace];
+        all.extend(namespaces);
+        all.truncate(usize::from(u16::MAX));
+        let mut index_by_name = HashMap::default();
+        for (index, namespace) in (0u16..).zip(all.iter_mut()) {
+            namespace.index = index;
+            if index > 0 {
+                index_by_name.insert(namespace.name.clone(), index);
+            }
+        }
+        Self { namespaces: all, index_by_name, syntax }
+    }
+
+    /// The namespace of a channel whose name is good.
+    ///
+    /// # Errors
+    /// In the order of section 14: too long, namespace unknown, bad name. An empty name is the
+    /// caller's to refuse (disconnect 3501).
+    pub fn resolve(&self, channel: &str) -> Result<&Namespace, NameFault> {
+        self.check_length(channel)?;
+        let (namespace, rest) = match self.split(channel) {
+            Some((name, rest)) => (
+                &self.namespaces
+                    [usize::from(*self.index_by_name.get(name).ok_or(NameFault::Unknown)?)],
+                rest,
+            ),
+            None => (&self.namespaces[0], channel),
+        };
+        let good = match &namespace.channel_regex {
+            Some(regex) => regex.is_match(rest),
+            None => channel.is_ascii(),
+        };
+        if good { Ok(namespace) } else { Err(NameFault::BadName) }
+    }
+
+    /// The first check alone: between it and the rest of [`Self::resolve`] a subscribe looks
+    /// whether the channel is taken (section 14, step 4).
+    ///
+    /// # Errors
+    /// [`NameFault::TooLong`].
+    pub fn check_length(&self, channel: &str) -> Result<(), NameFault> {
+        if channel.len() > self.syntax.length_max { Err(NameFault::TooLong) } else { Ok(()) }
+    }
+
+    /// The namespace with this [`Namespace::index`].
+    ///
+    /// # Panics
+    /// When no namespace of these rules has this index.
+    pub fn namespace(&self, index: u16) -> &Namespace {
+        &self.namespaces[usize::from(index)]
+    }
+
+    /// All namespaces, that of the channels without one first.
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.namespaces
+    }
+
+    /// How names are read.
+    pub fn syntax(&self) -> &ChannelSyntax {
+        &self.syntax
+    }
+
+    /// True when a subscription needs a token, whatever the options say.
+    pub fn is_private(&self, channel: &str) -> bool {
+        let prefix = self.syntax.private_prefix.as_str();
+        !prefix.is_empty() && channel.starts_with(prefix)
+    }
+
+    /// `None` when the name lists no users, or lists mean nothing in the namespace; else whether
+    /// this user is in the list behind the last boundary. An anonymous user is in no list.
+    pub fn user_limited_allows(
+        &self,
+        namespace: &Namespace,
+        channel: &str,
+        user: &str,
+    ) -> Option<bool> {
+        let boundary = self.syntax.user_boundary.as_str();
+        if !namespace.allow_user_limited_channels || boundary.is_empty() {
+            return None;
+        }
+        let (_, listed) = channel.rsplit_once(boundary)?;
+        let separator = self.syntax.user_separator.as_str();
+        Some(
+            !user.is_empty()
+                && match separator {
+                    "" => listed == user,
+                    _ => listed.split(separator).any(|one| one == user),
+                },
+        )
+    }
+
+    /// May this client subscribe? Section 14, steps 6, 7 (without proxies) and 9. `namespace` is
+    /// what [`Self::resolve`] gave for `channel`; `token` is the verdict about the token that came
+    /// with the request, if one did.
+    ///
+    /// # Errors
+    /// The first check that failed.
+    pub fn may_subscribe(
+        &self,
+        namespace: &Namespace,
+        channel: &str,
+        subscriber: Subscriber<'_>,
+        token: Option<&Result<SubscriptionClaims, TokenFault>>,
+        now: UnixSeconds,
+    ) -> Result<(), Refusal> {
+        match token {
+            Some(Ok(claims)) => return may_subscribe_by_token(claims, channel, subscriber, now),
+            Some(Err(TokenFault::Expired)) => return Err(Refusal::TokenExpired),
+            Some(Err(TokenFault::Invalid)) => return Err(Refusal::PermissionDenied),
+            None if self.is_private(channel) => return Err(Refusal::PermissionDenied),
+            None => {}
+        }
+        let listed = self.user_limited_allows(namespace, channel, subscriber.user);
+        let open = namespace.allow_subscribe_for_client
+            && (!subscriber.user.is_empty() || namespace.allow_subscribe_for_anonymous)
+            && listed.is_none();
+        if listed == Some(true) || open || subscriber.insecure {
+            Ok(())
+        } else {
+            Err(Refusal::PermissionDenied)
+        }
+    }
+}
+
+/// Section 12.2: the token has to be for this user, channel and client.
+fn may_subscribe_by_token(
+    claims: &SubscriptionClaims,
+    channel: &str,
+    subscriber: Subscriber<'_>,
+    now: UnixSeconds,
+) -> Result<(), Refusal> {
+    let for_client = claims.client.is_empty() || claims.client == subscriber.client;
+    if claims.channel != channel || claims.user != subscriber.user || !for_client {
+        Err(Refusal::InvalidToken)
+    } else if claims.is_past(now) {
+        Err(Refusal::Expired)
+    } else {
+        Ok(())
+    }
+}
+
+impl Namespace {
+    /// May a connection publish `data` here? Section 18, without proxies.
+    ///
+    /// # Errors
+    /// [`Refusal::BadRequest`] for data of the wrong format, else [`Refusal::PermissionDenied`].
+    pub fn may_publish(
+        &self,
+        user: &str,
+        subscribed: bool,
+        insecure: bool,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
+        if !self.data_format.accepts(data) {
+            return Err(Refusal::BadRequest);
+        }
+        let known = !user.is_empty() || self.allow_publish_for_anonymous;
+        let allowed = known
+            && (self.allow_publish_for_client || (self.allow_publish_for_subscriber && subscribed));
+        if allowed || insecure { Ok(()) } else { Err(Refusal::PermissionDenied) }
+    }
+
+    /// May a connection read history here?
+    pub fn may_read_history(&self, user: &str, subscribed: bool, insecure: bool) -> bool {
+        let known = !user.is_empty() || self.allow_history_for_anonymous;
+        let allowed = known
+            && (self.allow_history_for_client || (self.allow_history_for_subscriber && subscribed));
+        allowed || insecure
+    }
+
+    /// Is the subscription positioned? Section 14, step 8: when forced by the token or, where that
+    /// says nothing, by the namespace; or when asked for and allowed. Not granted is no error.
+    pub fn positioning_granted(
+        &self,
+        asked: bool,
+        user: &str,
+        insecure: bool,
+        token: Option<&SubscriptionClaims>,
+    ) -> bool {
+        let forced = token
+            .and_then(|claims| claims.overrides.force_positioning)
+            .unwrap_or(self.force_positioning);
+        forced || (asked && (self.allow_positioning || self.may_read_history(user, true, insecure)))
+    }
+
+    /// True when publications are kept and carry offsets.
+    pub fn has_history(&self) -> bool {
+        self.history_size > 0 && self.history_ttl_ms > 0
+    }
+}
+
+impl DataFormat {
+    /// True when `data` may be published.
+    pub fn accepts(self, data: &[u8]) -> bool {
+        let json = || serde_json::from_slice::<&RawValue>(data);
+        match self {
+            Self::Binary => true,
+            Self::NotEmpty => !data.is_empty(),
+            Self::Json => json().is_ok(),
+            Self::JsonObject => json().is_ok_and(|value| value.get().starts_with('{')),
+        }
+    }
+}
+
+impl ChannelRules {
+    /// Namespace and rest of a name, `None` for a name without a namespace.
+    fn split<'a>(&self, channel: &'a str) -> Option<(&'a str, &'a str)> {
+        let boundary = self.syntax.namespace_boundary.as_str();
+        if boundary.is_empty() {
+            return None;
+        }
+        let public = channel.strip_prefix(self.syntax.private_prefix.as_str()).unwrap_or(channel);
+        public.split_once(boundary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixSeconds = UnixSeconds(1_700_000_000);
+
+    fn named(name: &str) -> Namespace {
+        Namespace { name: name.into(), ..Default::default() }
+    }
+
+    fn rules(without: Namespace, namespaces: Vec<Namespace>) -> ChannelRules {
+        ChannelRules::new(without, namespaces, ChannelSyntax::default())
+    }
+
+    fn claims(user: &str, channel: &str) -> SubscriptionClaims {
+        SubscriptionClaims {
+            user: user.into(),
+            channel: channel.into(),
+            client: "".into(),
+            expire_at: None,
+            info: None,
+            data: None,
+            overrides: Default::default(),
+        }
+    }
+
+    #[test]
+    fn names() {
+        let words =
+            Namespace { channel_regex: Some(Regex::new("^[a-zé]+$").unwrap()), ..named("words") };
+        let rules = rules(named(""), vec![named("news"), words, named("a.b")]);
+        let long = "x".repeat(256);
+        for (channel, expected) in [
+            ("plain", Ok("")),
+            ("news:today", Ok("news")),
+            ("$news:today", Ok("news")),
+            ("news:a:b", Ok("news")),
+            ("news:", Ok("news")),
+            ("a.b:c", Ok("a.b")),
+            ("$plain", Ok("")),
+            ("plain#1,2", Ok("")),
+            ("nope:x", Err(NameFault::Unknown)),
+            (":x", Err(NameFault::Unknown)),
+            ("$$news:x", Err(NameFault::Unknown)),
+            ("caf\u{e9}", Err(NameFault::BadName)),
+            ("news:caf\u{e9}", Err(NameFault::BadName)),
+            ("n\u{e9}ws:x", Err(NameFault::Unknown)),
+            ("words:caf\u{e9}", Ok("words")),
+            ("words:Cafe", Err(NameFault::BadName)),
+            (&long[..255], Ok("")),
+            (&long, Err(NameFault::TooLong)),
+        ] {
+            let resolved = rules.resolve(channel).map(|namespace| namespace.name.as_str());
+            assert_eq!(resolved, expected, "{channel}");
+        }
+        let index = rules.resolve("news:x").unwrap().index;
+        assert_eq!(rules.namespace(index).name, "news");
+        assert_eq!(NameFault::Unknown.error_code(), 102);
+        assert_eq!(NameFault::BadName.error_code(), 107);
+    }
+
+    #[test]
+    fn other_syntax() {
+        let syntax = ChannelSyntax {
+            length_max: 8,
+            private_prefix: String::new(),
+            namespace_boundary: "/".into(),
+            user_boundary: "@".into(),
+            user_separator: String::new(),
+        };
+        let limited = Namespace { allow_user_limited_channels: true, ..named("") };
+        let rules = ChannelRules::new(limited, vec![named("news")], syntax);
+        assert_eq!(rules.resolve("news/x").unwrap().name, "news");
+        assert_eq!(rules.resolve("news:x").unwrap().name, "");
+        assert_eq!(rules.resolve("123456789").unwrap_err(), NameFault::TooLong);
+        assert!(!rules.is_private("$x"));
+        let without = rules.namespace(0);
+        assert_eq!(rules.user_limited_allows(without, "x@1,2", "1,2"), Some(true));
+        assert_eq!(rules.user_limited_allows(without, "x@1,2", "1"), Some(false));
+    }
+
+    #[test]
+    fn lists_of_users() {
+        let limited = Namespace { allow_user_limited_channels: true, ..named("") };
+        let rules = rules(limited.clone(), vec![]);
+        for (channel, user, expected) in [
+            ("room", "1", None),
+            ("room#1", "1", Some(true)),
+            ("room#1,2", "2", Some(true)),
+            ("room#1,2", "12", Some(false)),
+            ("room#1#2", "1", Some(false)),
+            ("room#1#2", "2", Some(true)),
+            ("room#", "", Some(false)),
+            ("room#1,,2", "", Some(false)),
+        ] {
+            let verdict = rules.user_limited_allows(&limited, channel, user);
+            assert_eq!(verdict, expected, "{channel} {user}");
+        }
+        assert_eq!(rules.user_limited_allows(&named(""), "room#1", "1"), None);
+    }
+
+    #[test]
+    fn subscribing_without_a_token() {
+        let closed = named("");
+        let open = Namespace { allow_subscribe_for_client: true, ..named("") };
+        let all = Namespace { allow_subscribe_for_anonymous: true, ..open.clone() };
+        let only_anonymous = Namespace { allow_subscribe_for_anonymous: true, ..named("") };
+        let limited = Namespace { allow_user_limited_channels: true, ..all.clone() };
+        for (namespace, channel, user, insecure, allowed) in [
+            (&closed, "c", "u", false, false),
+            (&closed, "c", "u", true, true),
+            (&closed, "c", "", true, true),
+            (&closed, "$c", "u", true, false),
+            (&open, "c", "u", false, true),
+            (&open, "c", "", false, false),
+            (&open, "$c", "u", false, false),
+            (&open, "c#1", "u", false, true),
+            (&all, "c", "", false, true),
+            (&only_anonymous, "c", "", false, false),
+            (&limited, "c", "u", false, true),
+            (&limited, "c#u", "u", false, true),
+            (&limited, "c#v", "u", false, false),
+            (&limited, "c#v", "u", true, true),
+            (&limited, "c#", "", false, false),
+            (&limited, "$c#u", "u", false, false),
+        ] {
+            let rules = rules(namespace.clone(), vec![]);
+            let subscriber = Subscriber { user, client: "c1", insecure };
+            let verdict = rules.may_subscribe(namespace, channel, subscriber, None, NOW);
+            let expected = if allowed { Ok(()) } else { Err(Refusal::PermissionDenied) };
+            assert_eq!(verdict, expected, "{channel} {user} {insecure} {namespace:?}");
+        }
+    }
+
+    #[test]
+    fn subscribing_with_a_token() {
+        let with = |change: fn(&mut SubscriptionClaims)| {
+            let mut claims = claims("u", "$c");
+            change(&mut claims);
+            Ok(claims)
+        };
+        // Wide open, so that each refusal comes from the token alone.
+        let open = Namespace { allow_subscribe_for_client: true, ..named("") };
+        let rules = rules(open.clone(), vec![]);
+        for (token, expected) in [
+            (with(|_| ()), Ok(())),
+            (with(|claims| claims.client = "c1".into()), Ok(())),
+            (with(|claims| claims.client = "c2".into()), Err(Refusal::InvalidToken)),
+            (with(|claims| claims.user = "".into()), Err(Refusal::InvalidToken)),
+            (with(|claims| claims.channel = "$d".into()), Err(Refusal::InvalidToken)),
+            (with(|claims| claims.expire_at = Some(NOW.0)), Err(Refusal::Expired)),
+            (with(|claims| claims.expire_at = Some(NOW.0 + 1)), Ok(())),
+            (Err(TokenFault::Expired), Err(Refusal::TokenExpired)),
+            (Err(TokenFault::Invalid), Err(Refusal::PermissionDenied)),
+        ] {
+            let subscriber = Subscriber { user: "u", client: "c1", insecure: true };
+            let verdict = rules.may_subscribe(&open, "$c", subscriber, Some(&token), NOW);
+            assert_eq!(verdict, expected, "{token:?}");
+        }
+        assert_eq!(Refusal::InvalidToken.code(), 3500);
+        assert!(Refusal::InvalidToken.is_disconnect());
+        assert!(!Refusal::TokenExpired.is_disconnect());
+    }
+
+    #[test]
+    fn publishing() {
+        let client = Namespace { allow_publish_for_client: true, ..named("") };
+        let subscriber = Namespace { allow_publish_for_subscriber: true, ..named("") };
+        let anonymous = Namespace { allow_publish_for_anonymous: true, ..named("") };
+        let both = Namespace { allow_publish_for_anonymous: true, ..client.clone() };
+        for (namespace, user, subscribed, insecure, allowed) in [
+            (&named(""), "u", true, false, false),
+            (&named(""), "", false, true, true),
+            (&client, "u", false, false, true),
+            (&client, "", true, false, false),
+            (&subscriber, "u", true, false, true),
+            (&subscriber, "u", false, false, false),
+            (&anonymous, "", true, false, false),
+            (&both, "", false, false, true),
+        ] {
+            let verdict = namespace.may_publish(user, subscribed, insecure, b"{}");
+            assert_eq!(verdict.is_ok(), allowed, "{user} {subscribed} {insecure} {namespace:?}");
+        }
+        let refused = client.may_publish("u", true, true, b"");
+        assert_eq!(refused, Err(Refusal::BadRequest));
+    }
+
+    #[test]
+    fn formats_of_data() {
+        use DataFormat::{Binary, Json, JsonObject, NotEmpty};
+        for (data, accepted_by) in [
+            (&b""[..], &[Binary][..]),
+            (b"\xff", &[Binary, NotEmpty]),
+            (b"1", &[Binary, NotEmpty, Json]),
+            (b"{", &[Binary, NotEmpty]),
+            (b" {\"a\":1} ", &[Binary, NotEmpty, Json, JsonObject]),
+            (b"{} x", &[Binary, NotEmpty]),
+        ] {
+            for format in [Binary, NotEmpty, Json, JsonObject] {
+                let expected = accepted_by.contains(&format);
+                assert_eq!(format.accepts(data), expected, "{data:?} {format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn positions() {
+        let allow = Namespace { allow_positioning: true, ..named("") };
+        let force = Namespace { force_positioning: true, ..named("") };
+        let history = Namespace { allow_history_for_subscriber: true, ..named("") };
+        for (namespace, asked, user, insecure, granted) in [
+            (&named(""), true, "u", false, false),
+            (&named(""), true, "u", true, true),
+            (&named(""), false, "u", true, false),
+            (&allow, true, "", false, true),
+            (&allow, false, "u", false, false),
+            (&force, false, "", false, true),
+            (&history, true, "u", false, true),
+            (&history, true, "", false, false),
+        ] {
+            let verdict = namespace.positioning_granted(asked, user, insecure, None);
+            assert_eq!(verdict, granted, "{asked} {user} {insecure} {namespace:?}");
+        }
+        let mut token = claims("u", "c");
+        token.overrides.force_positioning = Some(false);
+        assert!(!force.positioning_granted(false, "u", false, Some(&token)));
+        token.overrides.force_positioning = Some(true);
+        assert!(named("").positioning_granted(false, "u", false, Some(&token)));
+    }
+}

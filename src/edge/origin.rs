@@ -1,0 +1,202 @@
+//! Which web pages may open a connection: `client.allowed_origins` against the `Origin` header.
+
+use regex_lite::Regex;
+
+/// The patterns of `client.allowed_origins`, prepared once.
+///
+/// A pattern is a glob over the whole lower-cased origin: `*` any text, `?` one character, `[a-z]`
+/// and `[!a-z]` one character of a set, `{a,b}` one of several, `\` takes the next character as it
+/// is. `*` as the only pattern allows every origin.
+#[derive(Clone, Debug, Default)]
+pub struct OriginRules {
+    all: bool,
+    exact: Vec<String>,
+    // Linear in the length of the origin whatever the pattern: an origin is a stranger's text.
+    globs: Vec<Regex>,
+}
+
+/// A pattern that is not a glob.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pattern:?}: {fault}")]
+pub struct PatternFault {
+    /// The pattern as configured.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub fault: &'static str,
+}
+
+impl OriginRules {
+    /// Prepares the patterns.
+    ///
+    /// # Errors
+    /// The first pattern that has an unfinished set, choice or escape.
+    pub fn new(patterns: &[String]) -> Result<Self, PatternFault> {
+        let mut rules = Self::default();
+        for pattern in patterns {
+            let lower = pattern.to_lowercase();
+            if lower == "*" {
+                rules.all = true;
+            } else if lower.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+                let fault = |fault| PatternFault { pattern: pattern.clone(), fault };
+                let regex = Regex::new(&translate(&lower).map_err(fault)?);
+                rules.globs.push(regex.map_err(|_| fault("a set of characters is malformed"))?);
+            } else {
+                rules.exact.push(lower);
+            }
+        }
+        Ok(rules)
+    }
+
+    /// True when a request with this `Origin` header may become a connection; refused is HTTP 403.
+    ///
+    /// No header is no browser, and allowed. The host of the request doesn't matter: an origin is
+    /// allowed by the list only. A header that is not UTF-8 is to be given as its lossy form.
+    pub fn allows(&self, origin: Option<&str>) -> bool {
+        let Some(origin) = origin else { return true };
+        if self.all {
+            return true;
+        }
+        if self.exact.is_empty() && self.globs.is_empty() {
+            return false;
+        }
+        let origin = origin.to_lowercase();
+        self.exact.contains(&origin) || self.globs.iter().any(|glob| glob.is_match(&origin))
+    }
+}
+
+/// The glob as a regular expression over the whole text.
+fn translate(glob: &str) -> Result<String, &'static str> {
+    let mut regex = String::from(r"(?s)\A");
+    let mut depth = 0;
+    let mut chars = glob.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '*' => regex.push_str(".*"),
+            '?' => regex.push('.'),
+            '\\' => literal(&mut regex, chars.next().ok_or("ends in the middle of an escape")?),
+            '[' => set(&mut regex, &mut chars)?,
+            '{' => {
+                depth += 1;
+                regex.push_str("(?:");
+            }
+            '}' if depth > 0 => {
+                depth -= 1;
+                regex.push(')');
+            }
+            ',' if depth > 0 => regex.push('|'),
+            other => literal(&mut regex, other),
+        }
+    }
+    if depth > 0 {
+        return Err("'{' without '}'");
+    }
+    regex.push_str(r"\z");
+    Ok(regex)
+}
+
+/// What follows `[`, to its `]`.
+fn set(regex: &mut String, chars: &mut std::str::Chars<'_>) -> Result<(), &'static str> {
+    regex.push('[');
+    if chars.as_str().starts_with(['!', '^']) {
+        chars.next();
+        regex.push('^');
+    }
+    let mut members = 0;
+    loop {
+        match chars.next().ok_or("'[' without ']'")? {
+            ']' if members > 0 => break,
+            '-' => regex.push('-'),
+            '\\' => literal(regex, chars.next().ok_or("ends in the middle of an escape")?),
+            other => literal(regex, other),
+        }
+        members += 1;
+    }
+    regex.push(']');
+    Ok(())
+}
+
+fn literal(regex: &mut String, char: char) {
+    let mut buffer = [0; 4];
+    regex.push_str(&regex_lite::escape(char.encode_utf8(&mut buffer)));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rules(patterns: &[&str]) -> OriginRules {
+        let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+        OriginRules::new(&patterns).unwrap()
+    }
+
+    #[test]
+    fn table() {
+        for (patterns, origin, allowed) in [
+            (&[][..], None, true),
+            (&[], Some("https://a.example"), false),
+            (&[], Some(""), false),
+            (&["*"], Some("null"), true),
+            (&["*"], None, true),
+            (&["https://a.example"], None, true),
+            (&["https://a.example"], Some("https://a.example"), true),
+            (&["https://A.example"], Some("HTTPS://a.EXAMPLE"), true),
+            (&["https://a.example"], Some("https://a.example.evil"), false),
+            (&["https://a.example"], Some("https://aXexample"), false),
+            (&["https://*.a.example"], Some("https://x.y.a.example"), true),
+            (&["https://*.a.example"], Some("https://a.example"), false),
+            (&["https://*.a.example"], Some("https://x.a.example\n.evil"), false),
+            (&["x", "http://localhost:*"], Some("http://localhost:3000"), true),
+            (&["http://host?"], Some("http://host1"), true),
+            (&["http://host?"], Some("http://host"), false),
+            (&["http://host[0-3]"], Some("http://host2"), true),
+            (&["http://host[!0-3]"], Some("http://host2"), false),
+            (&["http{,s}://{a,b*}.example"], Some("https://bcd.example"), true),
+            (&["http{,s}://{a,b*}.example"], Some("https://c.example"), false),
+            (&[r"http://\*"], Some("http://*"), true),
+            (&[r"http://\*"], Some("http://x"), false),
+            (&["(a|b)+"], Some("(a|b)+"), true),
+            (&["(a|b)+*"], Some("ab"), false),
+        ] {
+            assert_eq!(rules(patterns).allows(origin), allowed, "{patterns:?} {origin:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_patterns_are_named() {
+        for pattern in ["http://[a", "http://{a", r"a\", "[", "[z-a]"] {
+            let fault = OriginRules::new(&[pattern.to_owned()]).unwrap_err();
+            assert_eq!(fault.pattern, pattern);
+        }
+    }
+
+    /// The definition of `*` and `?`, word for word.
+    fn naive(glob: &[char], text: &[char]) -> bool {
+        match glob.split_first() {
+            None => text.is_empty(),
+            Some(('*', rest)) => (0..=text.len()).any(|skip| naive(rest, &text[skip..])),
+            Some(('?', rest)) => text.split_first().is_some_and(|(_, tail)| naive(rest, tail)),
+            Some((char, rest)) => {
+                text.split_first().is_some_and(|(first, tail)| first == char && naive(rest, tail))
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn globs_match_like_their_definition(glob in "[ab.*?]{0,8}", text in "[ab.]{0,8}") {
+            let letters = |text: &str| text.chars().collect::<Vec<_>>();
+            let expected = naive(&letters(&glob), &letters(&text));
+            let glob = [glob];
+            prop_assert_eq!(OriginRules::new(&glob).unwrap().allows(Some(&text)), expected);
+        }
+
+        #[test]
+        fn no_pattern_panics(glob in "[a-c*?{}\\[\\]!^,\\\\&~-]{0,10}", text in "[a-c-]{0,6}") {
+            if let Ok(rules) = OriginRules::new(&[glob]) {
+                rules.allows(Some(&text));
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! `roost tune`: this host against what N connections need, line by line.
+
+use super::facts::Facts;
+use super::plan::{self, Shards, grouped, plan_shards};
+use super::sysctls::{Sysctls, Unreadable, spaced};
+use super::table::{Concern, Row, file_text, rows_of, wrapped};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Compares this host with what `connections` need (default: 1,000,000, or what its memory holds),
+/// and prints every line as `ok`, `low` or `can't be read` with the reason, and the command where
+/// something is low. `apply` sets what is low, as far as it goes, and says what it could not set
+/// and why. `write` puts the sysctl files for so many connections (default 1,000,000) into a
+/// directory instead.
+///
+/// Exit code: 0 when nothing is low (any more), 1 when something is, or when files or output could
+/// not be written. What cannot be read counts as nothing: a module that is not loaded limits nobody.
+pub fn run(connections: Option<u64>, apply: bool, write: Option<PathBuf>) -> ExitCode {
+    let done = match write {
+        Some(dir) => {
+            let connections = connections.unwrap_or(super::table::FILES_CONNECTIONS);
+            write_files(&dir, connections, &mut io::stdout().lock()).map(|()| 0)
+        }
+        None => {
+            let tune = Tune::new(Sysctls::host(), Facts::read(), connections, apply);
+            tune.print(&mut io::stdout().lock())
+        }
+    };
+    match done {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        // A reader that went away (`roost tune | head`) has nobody to be told.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("roost tune: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes the file of each concern into `dir`, which is made if it is not there.
+fn write_files(dir: &Path, connections: u64, out: &mut impl Write) -> io::Result<()> {
+    let named = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    std::fs::create_dir_all(dir).map_err(|error| named(dir, error))?;
+    for concern in Concern::ALL {
+        let path = dir.join(concern.file_name());
+        std::fs::write(&path, file_text(concern, connections))
+            .map_err(|error| named(&path, error))?;
+        writeln!(out, "{}", path.display())?;
+    }
+    Ok(())
+}
+
+/// How a line came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Set,
+    Low,
+    Unread,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Set => "set",
+            Self::Low => "low",
+            Self::Unread => "can't be read",
+        }
+    }
+}
+
+/// One line of the comparison.
+struct Line {
+    verdict: Verdict,
+    /// What was compared, and what it is and should be.
+    what: String,
+    reason: String,
+    /// The command or file line that mends it; empty for none.
+    command: String,
+    /// Why it could not be set; empty where nothing was tried or it was.
+    refused: String,
+}
+
+/// One run over one host.
+struct Tune {
+    files: Sysctls,
+    facts: Facts,
+    connections: u64,
+    apply: bool,
+}
+
+impl Tune {
+    fn new(files: Sysctls, facts: Facts, connections: Option<u64>, apply: bool) -> Self {
+        let connections = connections
+            .unwrap_or_else(|| plan_shards(Shards::Auto, None, &facts).target_connections);
+        Self { files, facts, connections, apply }
+    }
+
+    /// Prints everything; gives the number of lines that are low at the end.
+    fn print(&self, out: &mut impl Write) -> io::Result<usize> {
+        writeln!(out, "This host against {} connections:", grouped(self.connections))?;
+        let mut low = 0;
+        let mut unread = 0;
+        let mut section = |out: &mut dyn Write, title: &str, lines: Vec<Line>| {
+            writeln!(out, "\n{title}")?;
+            for line in lines {
+                low += usize::from(line.verdict == Verdict::Low);
+                unread += usize::from(line.verdict == Verdict::Unread);
+                print_line(out, &line)?;
+            }
+            io::Result::Ok(())
+        };
+        section(out, "This process and this machine", self.machine())?;
+        for concern in Concern::ALL {
+            section(out, concern.title(), rows_of(concern).map(|row| self.compare(row)).collect())?;
+        }
+        writeln!(out, "\n{low} low, {unread} can't be read")?;
+        if low > 0 && !self.apply {
+            writeln!(out, "`roost tune --connections {} --apply` sets them.", self.connections)?;
+        }
+        if self.apply {
+            writeln!(
+                out,
+                "What was set is gone after a reboot: `--write /etc/sysctl.d` keeps it."
+            )?;
+        }
+        Ok(low)
+    }
+
+    /// One row of the table against the host, and set if that was asked for.
+    fn compare(&self, row: &Row) -> Line {
+        let need = (row.need)(self.connections);
+        let have = match self.files.numbers(row.key) {
+            Ok(have) => have,
+            Err(Unreadable(why)) => {
+                return Line {
+                    verdict: Verdict::Unread,
+                    what: format!("{}, needs {}", row.key, need.in_words()),
+                    reason: row.reason.to_owned(),
+                    command: String::new(),
+                    refused: why,
+                };
+            }
+        };
+        let mut line = Line {
+            verdict: Verdict::Ok,
+            what: format!("{} = {}, needs {}", row.key, spaced(&have), need.in_words()),
+            reason: row.reason.to_owned(),
+            command: String::new(),
+            refused: String::new(),
+        };
+        if need.is_met_by(&have) {
+            return line;
+        }
+        let value = need.to_set(&have);
+        line.verdict = Verdict::Low;
+        line.command = format!("sysctl -w {}", assignment(row.key, &value));
+        if self.apply {
+            // The kernel may round what it takes, so the value is read back, not believed.
+            let after = self.files.set(row.key, &value).and_then(|()| self.files.numbers(row.key));
+            match after {
+                Ok(after) if need.is_met_by(&after) => {
+                    line.verdict = Verdict::Set;
+                    line.command.clear();
+                    line.what = format!("{} = {}, was {}", row.key, spaced(&after), spaced(&have));
+                }
+                Ok(after) => line.refused = format!("the kernel made it {}", spaced(&after)),
+                Err(Unreadable(why)) => line.refused = why,
+            }
+        }
+        line
+    }
+
+    /// What is no sysctl: descriptors of each shard, memory.
+    fn machine(&self) -> Vec<Line> {
+        vec![self.descriptors(), self.memory()]
+    }
+
+    fn descriptors(&self) -> Line {
+        let table = self.facts.table_descriptors_max();
+        let plan = plan_shards(Shards::Auto, Some(self.connections), &self.facts);
+        let fits = plan.reaches_target();
+        let hold = if fits { "hold" } else { "hold only" };
+        Line {
+            verdict: if fits { Verdict::Ok } else { Verdict::Low },
+            what: format!(
+                "RLIMIT_NOFILE, hard = {table}: {} shards (--shards auto) {hold} {} connections",
+                plan.shards,
+                grouped(plan.connections_max())
+            ),
+            reason: "The limit counts for each shard, since each has a descriptor table of its \
+                     own. Shards beyond the cores cost a little memory and switching between \
+                     them; a higher limit makes them unnecessary."
+                .to_owned(),
+            command: if fits {
+                String::new()
+            } else {
+                "LimitNOFILE=1048576 in the systemd unit, or ulimit -Hn 1048576 as root".to_owned()
+            },
+            refused: if self.apply && !fits {
+                "a running process's limit is set by what starts it".to_owned()
+            } else {
+                String::new()
+            },
+        }
+    }
+
+    fn memory(&self) -> Line {
+        let need = plan::memory_for(self.connections);
+        let reason = format!(
+            "Each connection takes {} B in the kernel and {} B here; messages, queues and history \
+             come on top, and a load client on this host takes as much again.",
+            plan::KERNEL_BYTES_PER_CONNECTION,
+            plan::USER_BYTES_PER_CONNECTION
+        );
+        let megabytes = |bytes: u64| format!("{} MB", grouped(bytes / 1_000_000));
+        let Some(have) = self.facts.memory_limit_default_bytes() else {
+            return Line {
+                verdict: Verdict::Unread,
+                what: format!("memory, needs {}", megabytes(need)),
+                reason,
+                command: String::new(),
+                refused: "neither /proc/meminfo nor a cgroup limit can be read".to_owned(),
+            };
+        };
+        let of = match self.facts.cgroup_memory_max_bytes {
+            Some(limit) if Some(limit) == self.facts.memory_bytes() => "the cgroup's limit",
+            _ => "the machine's memory",
+        };
+        let low = have < need;
+        let holds = grouped(plan::connections_in(have));
+        Line {
+            verdict: if low { Verdict::Low } else { Verdict::Ok },
+            what: format!(
+                "memory = {} (80 % of {of}), needs {}; it holds {holds} connections",
+                megabytes(have),
+                megabytes(need)
+            ),
+            reason,
+            command: if low {
+                "more memory, or MemoryMax= of the unit or container".to_owned()
+            } else {
+                String::new()
+            },
+            refused: String::new(),
+        }
+    }
+}
+
+fn print_line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
+    const INDENT: &str = "                 ";
+    writeln!(out, "  {:<13}  {}", line.verdict.word(), line.what)?;
+    let mut more = |text: &str| out.write_all(wrapped(text, INDENT, 100).as_bytes());
+    if !line.refused.is_empty() {
+        let said = if line.verdict == Verdict::Unread { "" } else { "could not be set: " };
+        more(&format!("{said}{}", line.refused))?;
+    }
+    more(&line.reason)?;
+    if !line.command.is_empty() {
+        writeln!(out, "{INDENT}-> {}", line.command)?;
+    }
+    Ok(())
+}
+
+/// `key=value` for a shell: quoted where there are several numbers.
+fn assignment(key: &str, value: &[u64]) -> String {
+    if value.len() == 1 {
+        format!("{key}={}", value[0])
+    } else {
+        format!("{key}=\"{}\"", spaced(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::facts::tests::{FakeHost, machine};
+    use crate::host::table::ROWS;
+
+    /// A host with every key of the table at 0, but conntrack's, whose module is not loaded.
+    fn poor_host(name: &str) -> FakeHost {
+        let host = FakeHost::new(name, &[]);
+        for row in ROWS.iter().filter(|row| row.concern != Concern::Conntrack) {
+            let zeros = vec![0; (row.need)(1).to_set(&[]).len()];
+            let path = format!("proc/sys/{}", row.key.replace('.', "/"));
+            host.put(&path, &spaced(&zeros));
+        }
+        host
+    }
+
+    fn tune(host: &FakeHost, connections: u64, apply: bool) -> (usize, String) {
+        let facts = machine(20_000);
+        let mut out = Vec::new();
+        let low = Tune::new(host.files(), facts, Some(connections), apply).print(&mut out).unwrap();
+        (low, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn each_line_is_ok_low_or_unread_and_low_ones_have_a_command() {
+        let host = poor_host("lines");
+        host.put("proc/sys/net/core/somaxconn", "70000");
+        let (low, text) = tune(&host, 1_000_000, false);
+        assert_eq!(low, ROWS.len() - 2 - 1, "{text}");
+        assert!(
+            text.contains("  ok             net.core.somaxconn = 70000, needs at least 62500\n")
+        );
+        assert!(text.contains("  low            net.ipv4.tcp_migrate_req = 0, needs 1\n"));
+        assert!(text.contains("-> sysctl -w net.ipv4.tcp_migrate_req=1\n"), "{text}");
+        assert!(text.contains("-> sysctl -w net.ipv4.tcp_mem=\"1000000 1500000 2000000\"\n"));
+        assert!(text.contains("  can't be read  net.netfilter.nf_conntrack_max, needs"));
+        assert!(text.contains("RLIMIT_NOFILE, hard = 20000: 53 shards"), "{text}");
+        assert!(text.contains("12 low, 2 can't be read"), "{text}");
+    }
+
+    #[test]
+    fn apply_sets_what_is_low_and_a_second_run_finds_nothing_to_do() {
+        let host = poor_host("apply");
+        host.put("proc/sys/net/ipv4/tcp_mem", "7 8 9000000");
+        let (low, text) = tune(&host, 1_000_000, true);
+        assert_eq!(low, 0, "{text}");
+        assert!(text.contains("  set            net.core.somaxconn = 62500, was 0\n"), "{text}");
+        let mem = host.files().numbers("net.ipv4.tcp_mem");
+        assert_eq!(mem, Ok(vec![1_000_000, 1_500_000, 9_000_000]));
+        let (low, text) = tune(&host, 1_000_000, true);
+        assert_eq!(low, 0);
+        assert!(!text.contains("  set  "), "{text}");
+        // No file is made for a key that the kernel does not have.
+        assert!(host.files().number("net.netfilter.nf_conntrack_max").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_set_stays_low_and_says_why() {
+        let host = poor_host("refused");
+        // Descriptors and memory are nobody's to set from here.
+        let mut facts = machine(1_024);
+        facts.memory_total_bytes = Ok(1_000_000_000);
+        let mut out = Vec::new();
+        let tune = Tune::new(host.files(), facts, Some(1_000_000), true);
+        assert_eq!(tune.print(&mut out).unwrap(), 2);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("hold only"), "{text}");
+        assert!(text.contains("could not be set: a running process's limit"), "{text}");
+        assert!(text.contains("memory = 800 MB (80 % of the machine's memory), needs 4,400 MB"));
+    }
+
+    #[test]
+    fn files_are_written_for_the_connections_asked_for() {
+        let host = FakeHost::new("write", &[]);
+        let dir = host.path().join("sysctl.d");
+        let mut out = Vec::new();
+        write_files(&dir, 2_000_000, &mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), Concern::ALL.len());
+        let text = std::fs::read_to_string(dir.join("40-roost-tcp-memory.conf")).unwrap();
+        assert!(text.contains("\nnet.ipv4.tcp_mem = 2000000 3000000 4000000\n"), "{text}");
+        // A file where the directory should be.
+        let error = write_files(&dir.join("40-roost-tcp-memory.conf"), 1, &mut Vec::new());
+        assert!(error.unwrap_err().to_string().contains("40-roost-tcp-memory.conf"));
+    }
+}

@@ -1,0 +1,339 @@
+//! The channels whose home is this shard: the one writer of each.
+
+use std::collections::VecDeque;
+
+use compact_str::CompactString;
+use hashbrown::HashTable;
+use slab::Slab;
+
+use super::history::{Position, Stream, StreamOptions};
+use super::names::NameHasher;
+use crate::base::id::ShardId;
+use crate::base::rng::Rng;
+use crate::base::time::Millis;
+
+/// A shard that has subscribers of a channel. 12 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// The subscribers' shard.
+    pub shard: ShardId,
+    /// That shard lost a publication of this channel and isn't told yet.
+    pub gap: bool,
+    /// Subscribers there.
+    pub count: u32,
+    /// Where that shard keeps the channel, so that a delivery needs no name.
+    pub local: u32,
+}
+
+/// Interested shards: none or one without an allocation.
+#[derive(Debug)]
+enum Interests {
+    None,
+    One(Interest),
+    #[expect(clippy::box_collection, reason = "16 bytes for all channels instead of 24")]
+    Many(Box<Vec<Interest>>),
+}
+
+impl Interests {
+    fn as_slice(&self) -> &[Interest] {
+        match self {
+            Self::None => &[],
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Interest] {
+        match self {
+            Self::None => &mut [],
+            Self::One(one) => std::slice::from_mut(one),
+            Self::Many(many) => many,
+        }
+    }
+
+    fn push(&mut self, interest: Interest) {
+        *self = match std::mem::replace(self, Self::None) {
+            Self::None => Self::One(interest),
+            Self::One(one) => Self::Many(Box::new(vec![one, interest])),
+            Self::Many(mut many) => {
+                many.push(interest);
+                Self::Many(many)
+            }
+        };
+    }
+
+    fn remove(&mut self, shard: ShardId) {
+        *self = match std::mem::replace(self, Self::None) {
+            Self::Many(mut many) => {
+                many.retain(|i| i.shard != shard);
+                if let [one] = many[..] { Self::One(one) } else { Self::Many(many) }
+            }
+            Self::One(one) if one.shard != shard => Self::One(one),
+            _ => Self::None,
+        };
+    }
+}
+
+/// One channel at its home.
+#[derive(Debug)]
+struct Channel {
+    name: CompactString,
+    interests: Interests,
+    stream: Option<Box<Stream>>,
+    /// Counts how often the channel went idle, so that an old entry of the idle queue is seen.
+    idle_turn: u32,
+}
+
+const _: () = assert!(size_of::<Channel>() <= 56);
+
+/// What came of a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The channel, while anyone is interested.
+    pub channel: Option<u32>,
+    /// Its position after the publish; offset 0 and no epoch without history.
+    pub position: Position,
+}
+
+/// All channels whose home is this shard. A channel that nobody is subscribed to and that has no
+/// stream doesn't exist here.
+pub struct Homes {
+    channels: Slab<Channel>,
+    table: HashTable<u32>,
+    hasher: NameHasher,
+    rng: Rng,
+    /// Channels with a stream and without subscribers, in the order in which they became so; an
+    /// entry is stale when the channel's `idle_turn` has moved on.
+    idle: VecDeque<(u32, u32)>,
+    idle_count: usize,
+    idle_max: usize,
+    /// How far the sweep for expired publications has come.
+    sweep_at: usize,
+}
+
+impl Homes {
+    /// No channels. At most `idle_max` channels are kept for their stream alone; beyond it the one
+    /// that is idle longest is forgotten (its next use gets a new epoch).
+    pub fn new(hasher: NameHasher, rng: Rng, idle_max: usize) -> Self {
+        Self {
+            channels: Slab::new(),
+            table: HashTable::new(),
+            hasher,
+            rng,
+            idle: VecDeque::new(),
+            idle_count: 0,
+            idle_max,
+            sweep_at: 0,
+        }
+    }
+
+    /// Channels known here.
+    pub fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// No channel is known.
+    pub fn is_empty(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// Channels kept for their stream alone.
+    pub fn idle(&self) -> usize {
+        self.idle_count
+    }
+
+    /// The shards that a publication of `channel` goes to.
+    pub fn interests(&self, channel: u32) -> &[Interest] {
+        self.channels.get(channel as usize).map_or(&[], |c| c.interests.as_slice())
+    }
+
+    /// The same, to set and clear gap flags.
+    pub fn interests_mut(&mut self, channel: u32) -> &mut [Interest] {
+        self.channels.get_mut(channel as usize).map_or(&mut [], |c| c.interests.as_mut_slice())
+    }
+
+    /// One more subscriber on shard `from`, which keeps the channel at `local`. The position is
+    /// where the subscriber begins: what is published later reaches it, and nothing earlier does.
+    pub fn subscribe(
+        &mut self,
+        now: Millis,
+        name: &str,
+        hash: u64,
+        options: StreamOptions,
+        from: ShardId,
+        local: u32,
+    ) -> Position {
+        let at = self.find_or_insert(name, hash);
+        let channel = &mut self.channels[at as usize];
+        let was_idle = matches!(channel.interests, Interests::None) && channel.stream.is_some();
+        match channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from) {
+            Some(interest) => {
+                debug_assert_eq!(interest.local, local);
+                interest.count += 1;
+            }
+            None => {
+                channel.interests.push(Interest { shard: from, gap: false, count: 1, local });
+            }
+        }
+        if was_idle {
+            channel.idle_turn = channel.idle_turn.wrapping_add(1);
+            self.idle_count -= 1;
+        }
+        if let Some(stream) = &channel.stream
+            && !options.kept()
+            && stream.records().next().is_none()
+        {
+            // The namespace lost its history and nothing is left to keep.
+            channel.stream = None;
+        }
+        if !options.kept() {
+            return Position { offset: 0, epoch: None };
+        }
+        self.stream(at, now, options).position()
+    }
+
+    /// One subscriber less on shard `from`.
+    pub fn unsubscribe(&mut self, name: &str, hash: u64, from: ShardId) {
+        let Some(at) = self.find(name, hash) else {
+            debug_assert!(false, "unsubscribe from a channel that nobody is subscribed to");
+            return;
+        };
+        let channel = &mut self.channels[at as usize];
+        let Some(interest) =
+            channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from)
+        else {
+            debug_assert!(false, "unsubscribe from a shard that isn't interested");
+            return;
+        };
+        interest.count -= 1;
+        if interest.count == 0 {
+            channel.interests.remove(from);
+        }
+        if matches!(channel.interests, Interests::None) {
+            self.went_idle(at);
+        }
+    }
+
+    /// Takes a publication: next offset, history. Delivering it is the caller's part.
+    pub fn publish(
+        &mut self,
+        now: Millis,
+        name: &str,
+        hash: u64,
+        options: StreamOptions,
+        data: &[u8],
+        info: &[u8],
+    ) -> Taken {
+        if !options.kept() {
+            return Taken {
+                channel: self.find(name, hash),
+                position: Position { offset: 0, epoch: None },
+            };
+        }
+        let at = self.find_or_insert(name, hash);
+        let channel = &self.channels[at as usize];
+        let unheard = matches!(channel.interests, Interests::None);
+        let fresh = unheard && channel.stream.is_none();
+        let position = self.stream(at, now, options).append(now, data, info);
+        if fresh {
+            self.went_idle(at);
+        }
+        Taken { channel: (!unheard).then_some(at), position }
+    }
+
+    /// Drops expired publications and streams, looking at `count` channels at most. A few calls a
+    /// second keep memory in step with time; correctness doesn't depend on them.
+    pub fn sweep(&mut self, now: Millis, count: usize) {
+        let end = self.channels.capacity();
+        for _ in 0..count.min(end) {
+            let at = self.sweep_at % end;
+            self.sweep_at = at + 1;
+            let Some(channel) = self.channels.get_mut(at) else { continue };
+            let Some(stream) = &mut channel.stream else { continue };
+            stream.expire(now);
+            if stream.forgettable(now) && matches!(channel.interests, Interests::None) {
+                self.forget_idle(at as u32);
+            }
+        }
+    }
+
+    fn find(&self, name: &str, hash: u64) -> Option<u32> {
+        self.table.find(hash, |at| self.channels[*at as usize].name == name).copied()
+    }
+
+    fn find_or_insert(&mut self, name: &str, hash: u64) -> u32 {
+        if let Some(at) = self.find(name, hash) {
+            return at;
+        }
+        let at = self.channels.insert(Channel {
+            name: CompactString::new(name),
+            interests: Interests::None,
+            stream: None,
+            idle_turn: 0,
+        }) as u32;
+        let (channels, hasher) = (&self.channels, &self.hasher);
+        self.table.insert_unique(hash, at, |at| hasher.hash(&channels[*at as usize].name));
+        at
+    }
+
+    /// The stream of a channel: a new life when there is none, or when the old one is over.
+    fn stream(&mut self, at: u32, now: Millis, options: StreamOptions) -> &mut Stream {
+        let slot = &mut self.channels[at as usize].stream;
+        if slot.as_ref().is_some_and(|s| s.forgettable(now)) {
+            *slot = None;
+        }
+        slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)))
+    }
+
+    /// The last subscriber went, or the first publication came with nobody there.
+    fn went_idle(&mut self, at: u32) {
+        let channel = &mut self.channels[at as usize];
+        if channel.stream.is_none() {
+            self.remove(at);
+            return;
+        }
+        channel.idle_turn = channel.idle_turn.wrapping_add(1);
+        self.idle.push_back((at, channel.idle_turn));
+        self.idle_count += 1;
+        while self.idle_count > self.idle_max {
+            let Some((oldest, turn)) = self.idle.pop_front() else { break };
+            if self.is_idle(oldest, turn) {
+                self.forget_idle(oldest);
+            }
+        }
+        // Stale entries are at most as many as live ones, plus a few.
+        if self.idle.len() > 2 * self.idle_count + 64 {
+            let channels = &self.channels;
+            self.idle.retain(|(at, turn)| {
+                channels.get(*at as usize).is_some_and(|c| {
+                    c.idle_turn == *turn && matches!(c.interests, Interests::None)
+                })
+            });
+        }
+    }
+
+    fn is_idle(&self, at: u32, turn: u32) -> bool {
+        self.channels
+            .get(at as usize)
+            .is_some_and(|c| c.idle_turn == turn && matches!(c.interests, Interests::None))
+    }
+
+    fn forget_idle(&mut self, at: u32) {
+        self.idle_count -= 1;
+        self.remove(at);
+    }
+
+    fn remove(&mut self, at: u32) {
+        let channel = self.channels.remove(at as usize);
+        let hash = self.hasher.hash(&channel.name);
+        if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
+            entry.remove();
+        }
+        if self.channels.is_empty() {
+            // After a burst of channels nothing of them is left behind.
+            self.channels = Slab::new();
+            self.table = HashTable::new();
+            self.idle = VecDeque::new();
+        }
+    }
+}

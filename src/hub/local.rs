@@ -1,0 +1,183 @@
+//! The channels that connections of this shard are subscribed to: the delivering half of a
+//! channel, whose other half is at its home.
+
+use std::collections::VecDeque;
+
+use compact_str::CompactString;
+use hashbrown::HashTable;
+use slab::Slab;
+
+use super::fanout::FanOut;
+use super::names::NameHasher;
+use super::subscribers::Subscribers;
+use crate::base::frame::SharedFrame;
+use crate::base::id::ShardId;
+
+/// One channel on the side of its subscribers.
+#[derive(Debug)]
+pub struct Local {
+    /// Its name.
+    pub name: CompactString,
+    /// Who gets its publications.
+    pub subscribers: Subscribers,
+    fan_out: Option<Box<FanOut>>,
+    /// Offset of the latest publication delivered here, 0 before the first and without history.
+    /// One for all subscribers: mail comes in order, so they are all at the same place.
+    offset: u64,
+    /// Subscriptions of sessions here, from the asking on.
+    pub claims: u32,
+    /// Mail to the home that isn't answered yet. While there is any, the record stays: deliveries
+    /// to it may be on their way.
+    pub asked: u32,
+    /// Where its other half lives.
+    pub home: ShardId,
+}
+
+const _: () = assert!(size_of::<Local>() <= 88);
+
+/// All such channels of a shard.
+pub struct Locals {
+    channels: Slab<Local>,
+    table: HashTable<u32>,
+    hasher: NameHasher,
+    /// Channels with something to send.
+    active: VecDeque<u32>,
+}
+
+/// What a delivery came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It is on its way to the subscribers.
+    Taken,
+    /// Publications are missing before it, or it could not be taken.
+    Gap,
+    /// It was delivered before, or nobody is there.
+    Nothing,
+}
+
+impl Locals {
+    /// No channels.
+    pub fn new(hasher: NameHasher) -> Self {
+        Self { channels: Slab::new(), table: HashTable::new(), hasher, active: VecDeque::new() }
+    }
+
+    /// Channels here.
+    pub fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// No channel is here.
+    pub fn is_empty(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// A channel by its place.
+    pub fn get(&mut self, at: u32) -> Option<&mut Local> {
+        self.channels.get_mut(at as usize)
+    }
+
+    /// A channel by its name.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        let hash = self.hasher.hash(name);
+        self.table.find(hash, |at| self.channels[*at as usize].name == name).copied()
+    }
+
+    /// The same, made when it isn't there.
+    pub fn find_or_insert(&mut self, name: &str) -> u32 {
+        if let Some(at) = self.find(name) {
+            return at;
+        }
+        let hash = self.hasher.hash(name);
+        let at = self.channels.insert(Local {
+            name: CompactString::new(name),
+            subscribers: Subscribers::default(),
+            fan_out: None,
+            offset: 0,
+            claims: 0,
+            asked: 0,
+            home: self.hasher.home(hash),
+        }) as u32;
+        let (channels, hasher) = (&self.channels, &self.hasher);
+        self.table.insert_unique(hash, at, |at| hasher.hash(&channels[*at as usize].name));
+        at
+    }
+
+    /// Forgets a channel that no session claims and whose home has answered everything.
+    pub fn release(&mut self, at: u32) {
+        let Some(local) = self.channels.get(at as usize) else { return };
+        if local.claims > 0 || local.asked > 0 || local.fan_out.is_some() {
+            return;
+        }
+        assert!(local.subscribers.is_empty(), "a subscriber without a claim");
+        let hash = self.hasher.hash(&local.name);
+        if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
+            entry.remove();
+        }
+        self.channels.remove(at as usize);
+        if self.channels.is_empty() {
+            self.channels = Slab::new();
+            self.table = HashTable::new();
+        }
+    }
+
+    /// A publication from the home. `offset` is 0 without history.
+    pub fn deliver(&mut self, at: u32, offset: u64, frame: SharedFrame) -> Delivery {
+        let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
+        let expected = local.offset + 1;
+        if offset > 0 {
+            if offset < expected && local.offset > 0 {
+                return Delivery::Nothing;
+            }
+            let first = local.offset == 0;
+            local.offset = offset;
+            if !first && offset > expected {
+                return Delivery::Gap;
+            }
+        }
+        if local.subscribers.is_empty() {
+            return Delivery::Nothing;
+        }
+        let places = local.subscribers.places();
+        let taken = match &mut local.fan_out {
+            Some(fan_out) => fan_out.push(frame, places),
+            None => {
+                self.active.push_back(at);
+                local.fan_out.get_or_insert_default().push(frame, places)
+            }
+        };
+        if taken { Delivery::Taken } else { Delivery::Gap }
+    }
+
+    /// Whether a fan-out holds the places of this channel's subscribers.
+    pub fn held(&self, at: u32) -> bool {
+        self.channels.get(at as usize).is_some_and(|local| local.fan_out.is_some())
+    }
+
+    /// The next channel with something to send, taken off the list.
+    pub fn next_active(&mut self) -> Option<u32> {
+        self.active.pop_front()
+    }
+
+    /// Puts a channel back that still has something to send.
+    pub fn still_active(&mut self, at: u32) {
+        self.active.push_back(at);
+    }
+
+    /// Channels that have something to send.
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// What a channel has to send.
+    pub fn fan_out(&mut self, at: u32) -> Option<&mut FanOut> {
+        self.channels.get_mut(at as usize)?.fan_out.as_deref_mut()
+    }
+
+    /// All is sent: places may change again.
+    pub fn fan_out_done(&mut self, at: u32) {
+        if let Some(local) = self.channels.get_mut(at as usize) {
+            debug_assert!(local.fan_out.as_ref().is_none_or(|f| f.is_empty()));
+            local.fan_out = None;
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The control thread: signals, figures, memory, the end. Never on the path of a message.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+use tracing::{info, warn};
+
+use super::{Ended, memory};
+use crate::shard::Node;
+use crate::shard::mail::{Letterbox, Mail};
+
+/// The signals that mean something to a node.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    figures: Signal,
+}
+
+impl Signals {
+    /// Must be made in the runtime, before the descriptor tables part: a handler writes into a pipe.
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            figures: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+/// What the control thread works with.
+pub(super) struct Control {
+    pub(super) node: Arc<Node>,
+    pub(super) letterboxes: Vec<Letterbox>,
+    pub(super) started: Instant,
+    pub(super) drain_rate: u32,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) memory_limit_bytes: u64,
+}
+
+/// How often memory is looked at.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a draining node looks whether it is done.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Control {
+    /// Runs the node's life: serve, drain, end.
+    pub(super) async fn run(self, mut signals: Signals) -> Ended {
+        self.serve(&mut signals).await;
+        self.drain(&mut signals).await
+    }
+
+    async fn serve(&self, signals: &mut Signals) {
+        let mut every = tokio::time::interval(MEMORY_INTERVAL);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.figures.recv() => self.print_figures(),
+                _ = every.tick() => self.watch_memory(),
+            }
+        }
+    }
+
+    /// Asks every shard to close its connections at the set pace, and waits.
+    async fn drain(&self, signals: &mut Signals) -> Ended {
+        let open = self.open();
+        let rate = self.pace(open);
+        info!(connections = open, per_second = rate, "draining");
+        let per_shard = rate.div_ceil(self.letterboxes.len() as u64);
+        let per_second = u32::try_from(per_shard).unwrap_or(u32::MAX);
+        for letterbox in &self.letterboxes {
+            letterbox.post(Mail::Drain { per_second });
+        }
+        let deadline = tokio::time::sleep(self.shutdown_timeout);
+        tokio::pin!(deadline);
+        let mut every = tokio::time::interval(DRAIN_INTERVAL);
+        let shards = self.letterboxes.len() as u32;
+        while self.node.drained.load(Ordering::Acquire) < shards {
+            tokio::select! {
+                _ = every.tick() => {}
+                _ = signals.figures.recv() => self.print_figures(),
+                () = &mut deadline => {
+                    warn!(connections = self.open(), "the time to drain is over");
+                    return Ended::TimedOut;
+                }
+                _ = signals.terminate.recv() => return self.cut(),
+                _ = signals.interrupt.recv() => return self.cut(),
+            }
+        }
+        for letterbox in &self.letterboxes {
+            letterbox.post(Mail::Stop);
+        }
+        info!("drained");
+        Ended::Drained
+    }
+
+    fn cut(&self) -> Ended {
+        warn!(connections = self.open(), "told twice to end");
+        Ended::Cut
+    }
+
+    /// Connections to close in a second: as configured, faster when the time to drain would not be
+    /// enough for all of them.
+    fn pace(&self, open: u64) -> u64 {
+        let millis = self.shutdown_timeout.as_millis().max(1) as u64;
+        let needed = open.saturating_mul(1000).div_ceil(millis.saturating_mul(4).div_ceil(5));
+        u64::from(self.drain_rate).max(needed).max(1)
+    }
+
+    fn open(&self) -> u64 {
+        self.node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum()
+    }
+
+    fn watch_memory(&self) {
+        let used = memory::used_bytes(self.open());
+        let short = used > self.memory_limit_bytes;
+        if self.node.memory_short.swap(short, Ordering::Relaxed) != short {
+            let limit = self.memory_limit_bytes;
+            match short {
+                true => warn!(used, limit, "over the memory limit: new connections are refused"),
+                false => info!(used, limit, "under the memory limit again"),
+            }
+        }
+    }
+
+    /// All figures of all shards, summed, as one JSON line on standard output.
+    fn print_figures(&self) {
+        let mut sums = BTreeMap::new();
+        for counters in &self.node.counters {
+            counters.each(|name, value| *sums.entry(name).or_insert(0u64) += value);
+        }
+        sums.insert("shards", self.node.counters.len() as u64);
+        sums.insert("clients", self.node.clients.load(Ordering::Relaxed));
+        sums.insert("uptime_ms", self.started.elapsed().as_millis() as u64);
+        sums.insert("rss_bytes", memory::rss_bytes().unwrap_or(0));
+        sums.insert("memory_limit_bytes", self.memory_limit_bytes);
+        // Numbers under names: nothing in it can fail to be written.
+        let line = serde_json::to_string(&sums).unwrap_or_default();
+        use std::io::Write;
+        // A reader that has gone is no reason to end.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}

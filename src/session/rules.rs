@@ -1,0 +1,57 @@
+//! What all sessions of a node go by: one object, made from the configuration.
+
+use crate::edge::channels::ChannelRules;
+use crate::edge::client_id::ClientIdSealer;
+use crate::edge::jwt::TokenKeys;
+use crate::edge::origin::OriginRules;
+
+/// Options of the section `client` that a session asks for. Times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Everybody may do everything (development).
+    pub insecure: bool,
+    /// Who has no token is anonymous instead of refused.
+    pub allow_anonymous: bool,
+    /// A token without a user is refused.
+    pub disallow_anonymous_tokens: bool,
+    /// A request header that names the user, lower case; empty for none.
+    pub user_id_http_header: String,
+    /// Pings go so often; `None` for no pings.
+    pub ping_interval_ms: Option<u64>,
+    /// A pong has to come so soon; `None` when no pong is wanted.
+    pub pong_timeout_ms: Option<u64>,
+    /// A connection has to be connected so soon after the upgrade; `None` for no limit.
+    pub stale_close_delay_ms: Option<u64>,
+    /// An expired connection is closed so long after its expiry.
+    pub expired_close_delay_ms: u64,
+    /// An expired subscription ends so long after its expiry.
+    pub expired_sub_close_delay_ms: u64,
+    /// Subscriptions of one client at most.
+    pub channel_limit: usize,
+    /// Bytes that wait for one client at most: beyond it, close 3008.
+    pub queue_bytes_max: usize,
+    /// Connections of the node at most, 0 for no limit.
+    pub connection_limit: u64,
+    /// New connections of the node in a second at most, 0 for no limit.
+    pub connection_rate_limit: u64,
+    /// The connect reply carries the time.
+    pub include_server_time: bool,
+    /// What the connect reply says of the server.
+    pub version: String,
+}
+
+/// Everything that decides what a session may do. Shared by all shards, never changed.
+pub struct Rules {
+    /// Options of the section `client`.
+    pub client: ClientOptions,
+    /// Keys of connection tokens.
+    pub keys: TokenKeys,
+    /// Keys of subscription tokens, when they have their own.
+    pub subscription_keys: Option<TokenKeys>,
+    /// Namespaces and their options.
+    pub channels: ChannelRules,
+    /// Which web pages may connect.
+    pub origins: OriginRules,
+    /// Makes client ids.
+    pub client_ids: ClientIdSealer,
+}

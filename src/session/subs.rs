@@ -1,0 +1,123 @@
+//! What one session is subscribed to: nothing or one channel without an allocation.
+
+/// How far a subscription is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubState {
+    /// Asked for at the home; `place` is the attempt's serial number.
+    Joining,
+    /// In the channel's list of subscribers, at `place`.
+    Live,
+    /// Out of the list; the home is still to be told.
+    Owed,
+}
+
+/// One subscription. 12 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sub {
+    /// Where this shard keeps the channel.
+    pub channel: u32,
+    /// See [`SubState`].
+    pub place: u32,
+    /// How far it is.
+    pub state: SubState,
+    /// A gap ends it, so that the client recovers.
+    pub positioned: bool,
+}
+
+/// A session's subscriptions. 16 bytes.
+#[derive(Debug, Default)]
+pub enum Subs {
+    /// None.
+    #[default]
+    None,
+    /// One.
+    One(Sub),
+    /// Several, in no order. The box keeps the common cases small.
+    #[expect(clippy::box_collection, reason = "16 bytes for all sessions instead of 24")]
+    Many(Box<Vec<Sub>>),
+}
+
+const _: () = assert!(size_of::<Subs>() == 16);
+
+impl Subs {
+    /// All of them.
+    pub fn as_slice(&self) -> &[Sub] {
+        match self {
+            Self::None => &[],
+            Self::One(sub) => std::slice::from_ref(sub),
+            Self::Many(subs) => subs,
+        }
+    }
+
+    /// All of them, to change.
+    pub fn as_mut_slice(&mut self) -> &mut [Sub] {
+        match self {
+            Self::None => &mut [],
+            Self::One(sub) => std::slice::from_mut(sub),
+            Self::Many(subs) => subs,
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    /// None at all.
+    pub fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+
+    /// The subscription to a channel. Linear: a client has at most `client.channel_limit`.
+    pub fn find(&mut self, channel: u32) -> Option<&mut Sub> {
+        self.as_mut_slice().iter_mut().find(|sub| sub.channel == channel)
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, sub: Sub) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(sub),
+            Self::One(first) => Self::Many(Box::new(vec![first, sub])),
+            Self::Many(mut subs) => {
+                subs.push(sub);
+                Self::Many(subs)
+            }
+        };
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, channel: u32) -> Option<Sub> {
+        let at = self.as_slice().iter().position(|sub| sub.channel == channel)?;
+        match std::mem::take(self) {
+            Self::Many(mut subs) => {
+                let sub = subs.swap_remove(at);
+                *self = if let [one] = subs[..] { Self::One(one) } else { Self::Many(subs) };
+                Some(sub)
+            }
+            Self::One(sub) => Some(sub),
+            Self::None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_and_shrinks_through_its_forms() {
+        let mut subs = Subs::default();
+        let sub = |channel| Sub { channel, place: 0, state: SubState::Live, positioned: false };
+        for channel in 0..5 {
+            subs.push(sub(channel));
+        }
+        assert!(subs.find(3).is_some() && subs.find(5).is_none());
+        for channel in [2, 0, 4, 1] {
+            assert_eq!(subs.remove(channel), Some(sub(channel)));
+            assert_eq!(subs.remove(channel), None);
+        }
+        assert!(matches!(subs, Subs::One(_)));
+        assert_eq!(subs.remove(3), Some(sub(3)));
+        assert!(subs.is_empty());
+    }
+}

@@ -1,0 +1,216 @@
+//! New connections: taken in bounded batches, passed on when this shard is full, refused when the
+//! node is.
+
+use super::*;
+use crate::io::Accepted;
+use crate::proto::http::{self, Refusal};
+
+impl<D: Driver> Shard<D> {
+    /// Takes some of the connections that wait at the listener or were passed by other shards.
+    pub(super) fn accept_some(&mut self) {
+        for _ in 0..TURN_ACCEPTS_MAX {
+            if self.passed {
+                match self.driver.take_passed() {
+                    Some(socket) => self.seat(socket, false),
+                    None => self.passed = false,
+                }
+                continue;
+            }
+            if !self.acceptable {
+                return;
+            }
+            match self.driver.accept() {
+                Accepted::Socket(socket) => self.seat(socket, true),
+                Accepted::Blocked => self.acceptable = false,
+                Accepted::Failed => self.counters().accept_failed.add(1),
+                Accepted::Full => {
+                    // Nothing here to refuse it with: it waits until a descriptor is free.
+                    self.counters().connections_refused_full.add(1);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives a connection a slot, here or on the emptiest shard.
+    fn seat(&mut self, socket: D::Socket, may_pass: bool) {
+        let conns_max = self.node.options.conns_max as usize;
+        let conns_soft = self.node.options.conns_soft as usize;
+        let mut socket = socket;
+        if may_pass
+            && self.conns.len() >= conns_soft
+            && let Some(to) = self.emptiest()
+        {
+            match self.driver.pass(to, socket) {
+                Ok(()) => return self.counters().connections_passed.add(1),
+                Err(back) => socket = back,
+            }
+        }
+        if self.conns.len() < conns_max {
+            self.begin(socket);
+            return;
+        }
+        self.counters().connections_refused_full.add(1);
+        if self.conns.len() < conns_max + CONNS_SPARE
+            && let Some(key) = self.begin(socket)
+        {
+            self.refuse(key.index, Refusal::Unavailable);
+        }
+    }
+
+    /// The other shard with the fewest connections, if it has room and fewer than this one.
+    fn emptiest(&self) -> Option<ShardId> {
+        let here = self.node.open[self.id.index()].load(Ordering::Relaxed);
+        let others = self.node.open.iter().enumerate().filter(|(at, _)| *at != self.id.index());
+        let (at, open) = others
+            .map(|(at, open)| (at, open.load(Ordering::Relaxed)))
+            .min_by_key(|(_, open)| *open)?;
+        (open < self.node.options.conns_max && open < here).then_some(ShardId(at as u8))
+    }
+
+    fn begin(&mut self, socket: D::Socket) -> Option<ConnKey> {
+        let generation = self.next_generation;
+        self.next_generation =
+            NonZeroU32::new(generation.get().wrapping_add(1)).unwrap_or(NonZeroU32::MIN);
+        let tick = self.tick();
+        let index = self.conns.insert(Conn::new(socket, generation, tick)) as u32;
+        let key = ConnKey { index, generation };
+        let conn = &self.conns[index as usize];
+        self.node.open[self.id.index()].fetch_add(1, Ordering::Relaxed);
+        self.counters().connections_accepted.add(1);
+        self.counters().connections_open.add(1);
+        let watched = match &conn.socket {
+            Some(socket) => self.driver.watch(key, socket).is_ok(),
+            None => false,
+        };
+        if !watched {
+            self.counters().accept_failed.add(1);
+            self.release(index, true);
+            return None;
+        }
+        self.schedule(index);
+        Some(key)
+    }
+
+    /// Whether one more client may come, by the node's limits. It is counted if so.
+    pub(super) fn admit(&mut self) -> bool {
+        let client = &self.node.rules.client;
+        if client.connection_rate_limit > 0 {
+            let second = self.driver.now().0 / 1000;
+            let rate = &self.node.client_rate;
+            let taken = rate.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+                let (at, count) = (packed >> 32, packed & 0xffff_ffff);
+                let count = if at == second & 0xffff_ffff { count } else { 0 };
+                (count < client.connection_rate_limit)
+                    .then_some((second & 0xffff_ffff) << 32 | (count + 1))
+            });
+            if taken.is_err() {
+                return false;
+            }
+        }
+        let before = self.node.clients.fetch_add(1, Ordering::Relaxed);
+        if client.connection_limit > 0 && before >= client.connection_limit {
+            self.node.clients.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Answers a request with a refusal; the connection ends with it.
+    pub(super) fn refuse(&mut self, index: u32, refusal: Refusal) {
+        let counters = self.counters();
+        let counter = match refusal.status() {
+            403 => &counters.refused_origin,
+            404 => &counters.refused_not_found,
+            408 => &counters.refused_timeout,
+            414 | 431 => &counters.refused_too_long,
+            503 => &counters.refused_unavailable,
+            _ if matches!(
+                refusal,
+                Refusal::Method
+                    | Refusal::NotUpgrade
+                    | Refusal::WebSocketVersion
+                    | Refusal::WebSocketKey
+                    | Refusal::UpgradeBody
+            ) =>
+            {
+                &counters.refused_upgrade
+            }
+            _ => &counters.refused_malformed,
+        };
+        counter.add(1);
+        let mut answer = Vec::new();
+        http::put_refusal(&mut answer, refusal);
+        self.enqueue(index, SharedFrame::new(&answer));
+        self.linger(index);
+    }
+
+    /// The shard ends: what still waits at the listener is answered.
+    pub(super) fn refuse_waiting(&mut self) {
+        let mut answer = Vec::new();
+        http::put_refusal(&mut answer, Refusal::Unavailable);
+        let frame = SharedFrame::new(&answer);
+        let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
+        for _ in 0..REFUSALS_AT_END_MAX {
+            match self.driver.accept() {
+                Accepted::Socket(socket) => {
+                    self.counters().refused_unavailable.add(1);
+                    self.driver.send(nobody, &socket, std::iter::once(&frame), 0);
+                    self.driver.finish(&socket);
+                    self.driver.close(nobody, socket, false);
+                }
+                Accepted::Failed => {}
+                Accepted::Blocked | Accepted::Full => return,
+            }
+        }
+    }
+
+    /// The node drains: closes connections at the set pace.
+    pub(super) fn drain_some(&mut self) {
+        let now = self.driver.now();
+        let Some(draining) = &mut self.draining else { return };
+        let due = now.since(draining.since).saturating_mul(u64::from(draining.per_second)) / 1000;
+        // A client that connects while the node drains is refused, so the walk needs one round.
+        while draining.closed < due
+            && draining.cursor < self.conns.capacity()
+            && self.listed.len() < TURN_LEAVERS_MAX
+        {
+            let index = draining.cursor;
+            draining.cursor += 1;
+            let Some(conn) = self.conns.get(index) else { continue };
+            if matches!(conn.phase, Phase::Client | Phase::Echo | Phase::Unusable) {
+                draining.closed += 1;
+                self.listed.push(index as u32);
+            }
+        }
+        let mut listed = std::mem::take(&mut self.listed);
+        for index in listed.drain(..) {
+            self.counters().closed_shutdown.add(1);
+            self.disconnect(index, crate::proto::client::Disconnect::Shutdown);
+        }
+        self.listed = listed;
+        let open = self.counters().connections_open.get();
+        if let Some(draining) = &mut self.draining
+            && open == 0
+            && !draining.told
+        {
+            draining.told = true;
+            self.node.drained.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Begins to drain.
+    pub(super) fn drain(&mut self, per_second: u32) {
+        let since = self.driver.now();
+        self.draining.get_or_insert(Draining {
+            per_second,
+            since,
+            closed: 0,
+            cursor: 0,
+            told: false,
+        });
+    }
+}
+
+/// Connections answered with 503 when the shard ends; a listener's queue isn't longer.
+const REFUSALS_AT_END_MAX: usize = 65_536;

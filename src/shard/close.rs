@@ -1,0 +1,408 @@
+//! Endings: ours, the peer's, faults, time; and what a dead connection leaves to be done.
+
+use super::*;
+use crate::proto::client::{Disconnect, Unsubscribed};
+use crate::proto::http::Refusal;
+use crate::proto::ws::Fault;
+use crate::session::{Sub, SubState};
+
+impl<D: Driver> Shard<D> {
+    /// Ends a client's session with a code of the client protocol.
+    pub(super) fn disconnect(&mut self, index: u32, why: Disconnect) {
+        self.close_websocket(index, why.code(), why.reason());
+    }
+
+    /// Sends a close frame, after what is queued, and waits for the peer's.
+    fn close_websocket(&mut self, index: u32, code: u16, reason: &str) {
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
+            return;
+        }
+        self.detach(index);
+        let mut frame = Vec::new();
+        ws::close_frame(&mut frame, Some(code), reason);
+        self.enqueue(index, SharedFrame::new(&frame));
+        let tick = self.tick();
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        conn.phase = Phase::Closing;
+        conn.since_tick = tick;
+        conn.flags.set_paused(false);
+        if let Some(rx) = &mut conn.rx {
+            rx.commands = Vec::new();
+        }
+        let key = conn.key(index);
+        // What was held back may hold the peer's close frame, or its end.
+        self.mark_ready(key);
+        self.schedule(index);
+    }
+
+    /// The peer broke a rule of RFC 6455: close frame, FIN, and nothing of it is read any more.
+    pub(super) fn fault(&mut self, index: u32, fault: Fault) {
+        let counters = self.counters();
+        match fault.close_code() {
+            1007 => counters.faults_utf8.add(1),
+            1009 => counters.faults_too_long.add(1),
+            _ => counters.faults_protocol.add(1),
+        }
+        self.close_websocket(index, fault.close_code(), fault.reason());
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_deaf(true);
+            conn.rx = None;
+        }
+        self.linger(index);
+    }
+
+    /// The peer's close frame has come.
+    pub(super) fn peer_closed(&mut self, index: u32, code: Option<u16>) {
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        if conn.phase != Phase::Closing {
+            self.detach(index);
+            let mut frame = Vec::new();
+            ws::close_frame(&mut frame, code, "");
+            self.enqueue(index, SharedFrame::new(&frame));
+        }
+        self.linger(index);
+    }
+
+    /// Lets what is queued out, sends the FIN, and waits for the peer's: closing at once with bytes
+    /// unread would reset the connection and destroy what the peer has not read yet.
+    pub(super) fn linger(&mut self, index: u32) {
+        let tick = self.tick();
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        if conn.socket.is_none() {
+            return;
+        }
+        conn.phase = Phase::Lingering;
+        conn.since_tick = tick;
+        conn.flags.set_deaf(true);
+        conn.flags.set_paused(false);
+        conn.rx = None;
+        let key = conn.key(index);
+        self.mark_ready(key);
+        self.mark_dirty(key);
+        self.schedule(index);
+    }
+
+    /// All is sent: the FIN.
+    pub(super) fn finish(&mut self, index: u32) {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        conn.flags.set_finished(true);
+        if let Some(socket) = &conn.socket {
+            self.driver.finish(socket);
+        }
+    }
+
+    /// Takes a session apart: out of the subscriber lists and the user index; homes are told as far
+    /// as there is room for mail, the rest stays owed.
+    pub(super) fn detach(&mut self, index: u32) {
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        let at = conn.session;
+        let Some(session) = self.sessions.get_mut(at as usize) else { return };
+        let subs = std::mem::take(&mut session.subs);
+        if !std::mem::replace(&mut session.detached, true) {
+            self.forget_user(at);
+        }
+        for sub in subs.as_slice() {
+            let mut sub = *sub;
+            self.leave_list(&mut sub);
+            if self.tell_home(sub.channel).is_err()
+                && let Some(session) = self.sessions.get_mut(at as usize)
+            {
+                session.subs.push(sub);
+            }
+        }
+        if self.sessions.get(at as usize).is_some_and(|session| session.subs.is_empty()) {
+            self.sessions.remove(at as usize);
+            if let Some(conn) = self.conns.get_mut(index as usize) {
+                conn.session = NONE;
+            }
+        }
+    }
+
+    /// Takes a subscription out of its channel's list.
+    pub(super) fn leave_list(&mut self, sub: &mut Sub) {
+        if sub.state == SubState::Live {
+            let held = self.locals.held(sub.channel);
+            if let Some(local) = self.locals.get(sub.channel)
+                && let Some(moved) = local.subscribers.remove(sub.place, held)
+            {
+                self.moved(sub.channel, moved.conn, sub.place);
+            }
+        }
+        if sub.state != SubState::Owed {
+            self.counters().subscriptions.sub(1);
+        }
+        sub.state = SubState::Owed;
+    }
+
+    /// A subscriber has a new place in its channel's list.
+    pub(super) fn moved(&mut self, channel: u32, conn: u32, place: u32) {
+        let Some(conn) = self.conns.get(conn as usize) else { return };
+        if let Some(session) = self.sessions.get_mut(conn.session as usize)
+            && let Some(sub) = session.subs.find(channel)
+        {
+            sub.place = place;
+        }
+    }
+
+    /// Tells the home that a subscriber of nobody in particular has gone, if there is room.
+    pub(super) fn tell_home(&mut self, channel: u32) -> Result<(), ()> {
+        let Some(local) = self.locals.get(channel) else { return Ok(()) };
+        let home = local.home;
+        if self.mail[home.index()].is_full() {
+            return Err(());
+        }
+        local.claims -= 1;
+        local.asked += 1;
+        let name = local.name.as_str().into();
+        self.mail[home.index()].push(mail::Mail::Unsubscribe {
+            local: channel,
+            channel: name,
+            asker: None,
+        });
+        Ok(())
+    }
+
+    /// Closes the socket and frees what the connection had. The slot is free when all homes are
+    /// told.
+    pub(super) fn release(&mut self, index: u32, reset: bool) {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        let Some(socket) = conn.socket.take() else { return };
+        let key = conn.key(index);
+        let counted = conn.flags.counted();
+        conn.flags.set_counted(false);
+        conn.rx = None;
+        conn.phase = Phase::Leaving;
+        self.outboxes.release(&mut conn.outbox);
+        self.wheel.remove(&mut self.conns, index);
+        self.driver.close(key, socket, reset);
+        self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
+        if counted {
+            self.node.clients.fetch_sub(1, Ordering::Relaxed);
+        }
+        if !self.header_users.is_empty() {
+            self.header_users.retain(|(k, _)| *k != key);
+        }
+        self.counters().connections_open.sub(1);
+        self.counters().connections_closed.add(1);
+        self.leaving.push_back(&mut self.conns, index);
+        self.leaving_count += 1;
+    }
+
+    /// Frees the slots of closed connections, a bounded number in a turn.
+    pub(super) fn clean_up_leavers(&mut self) {
+        for _ in 0..self.leaving_count.min(TURN_LEAVERS_MAX as u64) {
+            let Some(index) = self.leaving.pop_front(&mut self.conns) else { break };
+            self.leaving_count -= 1;
+            self.detach(index);
+            if self.conns[index as usize].session == NONE {
+                self.conns.remove(index as usize);
+            } else {
+                // Some home has no room for the mail: behind all others, once more.
+                self.leaving.push_back(&mut self.conns, index);
+                self.leaving_count += 1;
+                break;
+            }
+        }
+    }
+
+    /// The node's timers: when this connection has to be looked at next.
+    pub(super) fn schedule(&mut self, index: u32) {
+        let Some(deadline) = self.deadline(index) else { return };
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        if conn.socket.is_none() {
+            return;
+        }
+        // A later deadline is found when the earlier one fires: cheaper than moving it.
+        if conn.deadline_tick == 0 || conn.deadline_tick > deadline {
+            let at = Millis(u64::from(deadline) * TICK_MS);
+            self.wheel.set(&mut self.conns, index, at);
+        }
+    }
+
+    /// The next tick at which something of a connection is due.
+    fn deadline(&self, index: u32) -> Option<u32> {
+        let conn = self.conns.get(index as usize)?;
+        let options = &self.node.options;
+        let client = &self.node.rules.client;
+        let phase_ends = |ms: u64| Some(conn.since_tick.saturating_add(ticks(ms)));
+        let blocked = || {
+            let tick = self.outboxes.get(conn.outbox)?.blocked_tick?;
+            Some(tick.saturating_add(ticks(options.write_timeout_ms)))
+        };
+        match conn.phase {
+            Phase::Head => phase_ends(options.handshake_timeout_ms),
+            Phase::Echo => phase_ends(options.idle_timeout_ms),
+            Phase::Unusable | Phase::Closing | Phase::Lingering => {
+                phase_ends(options.close_timeout_ms)
+            }
+            Phase::Client => match self.sessions.get(conn.session as usize) {
+                None => [client.stale_close_delay_ms.and_then(phase_ends), blocked()]
+                    .into_iter()
+                    .flatten()
+                    .min(),
+                Some(session) => {
+                    [Some(session.due_tick), blocked()].into_iter().flatten().min()
+                }
+            },
+            Phase::Leaving => None,
+        }
+    }
+
+    /// How often a session is pinged, and how soon the pong has to come. With pings off, how often
+    /// its expiry is looked at.
+    pub(super) fn ping_times(&self, frame_ping: bool) -> (u64, Option<u64>) {
+        let client = &self.node.rules.client;
+        match client.ping_interval_ms {
+            _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
+            Some(interval) => (interval, client.pong_timeout_ms),
+            None => (EXPIRY_CHECK_MS, None),
+        }
+    }
+
+    /// Fires what is due, a bounded number in a turn.
+    pub(super) fn fire_timers(&mut self) {
+        let now = self.driver.now();
+        let mut budget = TURN_TIMERS_MAX;
+        while let Some(index) = self.wheel.pop_expired(now, &mut self.conns, &mut budget) {
+            self.timer(index);
+        }
+    }
+
+    fn timer(&mut self, index: u32) {
+        let tick = self.tick();
+        let due = self.deadline(index).is_some_and(|deadline| deadline <= tick);
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        if !due {
+            return self.schedule(index);
+        }
+        let blocked = self.outboxes.get(conn.outbox).is_some_and(|outbox| {
+            let limit = ticks(self.node.options.write_timeout_ms);
+            outbox.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= tick)
+        });
+        match conn.phase {
+            Phase::Head => self.refuse(index, Refusal::Timeout),
+            Phase::Client if blocked => {
+                // 3009 by its name; no close frame gets through to this peer.
+                self.counters().closed_write_timeout.add(1);
+                self.release(index, true);
+            }
+            Phase::Client if conn.session == NONE => {
+                self.counters().closed_stale.add(1);
+                self.disconnect(index, Disconnect::Stale);
+            }
+            Phase::Client => {
+                self.ping_or_close(index);
+                self.schedule(index);
+            }
+            Phase::Echo if !conn.flags.probed() => {
+                let frame = self.constants.ws_ping.clone();
+                self.enqueue(index, frame);
+                let conn = &mut self.conns[index as usize];
+                conn.since_tick = tick;
+                conn.flags.set_probed(true);
+                self.schedule(index);
+            }
+            Phase::Echo if conn.flags.blocked() || conn.flags.paused() => {
+                // It doesn't read, so it can't answer: keep-alive decides whether it lives.
+                self.conns[index as usize].since_tick = tick;
+                self.schedule(index);
+            }
+            Phase::Echo => {
+                self.counters().closed_idle.add(1);
+                self.release(index, false);
+            }
+            Phase::Unusable | Phase::Closing | Phase::Lingering => {
+                self.counters().close_timeouts.add(1);
+                self.release(index, false);
+            }
+            Phase::Leaving => {}
+        }
+    }
+
+    /// A session's timer: is it expired, did the pong come, is it time for a ping?
+    fn ping_or_close(&mut self, index: u32) {
+        let tick = self.tick();
+        let now = self.driver.unix();
+        let client = &self.node.rules.client;
+        let pings = client.ping_interval_ms.is_some();
+        let expired_delay = (client.expired_close_delay_ms / 1000) as i64;
+        let conn = &self.conns[index as usize];
+        let frame_ping = conn.flags.frame_ping();
+        let (interval, pong_timeout) = self.ping_times(frame_ping);
+        let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
+        if session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay {
+            self.counters().closed_expired.add(1);
+            return self.disconnect(index, Disconnect::ConnectionExpired);
+        }
+        if session.pong_window {
+            if session.pong_due {
+                self.counters().closed_no_pong.add(1);
+                return self.disconnect(index, Disconnect::NoPong);
+            }
+            // The pong has come: the rest of the interval.
+            session.pong_window = false;
+            let rest = interval.saturating_sub(pong_timeout.unwrap_or(0));
+            session.due_tick = tick.saturating_add(ticks(rest));
+            return;
+        }
+        session.pong_window = pong_timeout.is_some();
+        session.pong_due = pong_timeout.is_some();
+        session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
+        if frame_ping || pings {
+            let frame = match frame_ping {
+                true => self.constants.ws_ping.clone(),
+                false => self.constants.ping.clone(),
+            };
+            self.counters().pings.add(1);
+            self.enqueue(index, frame);
+        }
+        self.expire_subs(index);
+    }
+
+    /// Ends subscriptions whose token has expired.
+    fn expire_subs(&mut self, index: u32) {
+        let delay = (self.node.rules.client.expired_sub_close_delay_ms / 1000) as i64;
+        let now = self.driver.unix().0;
+        let conn = &self.conns[index as usize];
+        let Some(extra) =
+            self.sessions.get(conn.session as usize).and_then(|session| session.extra.as_ref())
+        else {
+            return;
+        };
+        let over = extra.sub_expiries.iter().filter(|(_, at)| now >= at + delay);
+        let over: Vec<u32> = over.map(|(channel, _)| *channel).collect();
+        for channel in over {
+            self.end_sub(index, channel, Unsubscribed::Expired);
+        }
+    }
+
+    /// Ends a subscription by the server: push, list, home.
+    pub(super) fn end_sub(&mut self, index: u32, channel: u32, why: Unsubscribed) {
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
+        let Some(mut sub) = session.subs.remove(channel) else { return };
+        session.forget_sub(channel);
+        self.leave_list(&mut sub);
+        let Some(local) = self.locals.get(channel) else { return };
+        self.scratch.clear();
+        json::put_push_unsubscribe(&mut self.scratch, &local.name, why);
+        // Not held back by a full outbox: there are at most as many as subscriptions.
+        local.claims -= 1;
+        local.asked += 1;
+        let (home, name) = (local.home, local.name.as_str().into());
+        self.mail[home.index()].push(mail::Mail::Unsubscribe {
+            local: channel,
+            channel: name,
+            asker: None,
+        });
+        self.enqueue_scratch(index);
+    }
+}
+
+/// Milliseconds between two pings as RFC 6455 frames.
+const FRAME_PING_INTERVAL_MS: u64 = 25_000;
+/// The answer to one has to come so soon.
+const FRAME_PONG_TIMEOUT_MS: u64 = 10_000;
+/// With pings off: how often the expiry of tokens is looked at.
+const EXPIRY_CHECK_MS: u64 = 25_000;

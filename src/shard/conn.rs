@@ -1,0 +1,159 @@
+//! The record that there is one of for each connection, and what exists only while it is needed.
+//!
+//! ```text
+//!   Head --> Echo ------------------.
+//!     |  \-> Client --> Unusable ---+--> Closing --> Lingering --> (Leaving) --> free
+//!     '--> Lingering                     our close    FIN sent,     socket closed,
+//!          (refused)                     frame sent   wait for EOF  homes not yet told
+//! ```
+
+use std::num::NonZeroU32;
+
+use super::timers::Links;
+use crate::base::id::ConnKey;
+use crate::proto::ws;
+
+/// No entry in a side table.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waiting for the whole request head.
+    Head,
+    /// A WebSocket whose messages go back.
+    Echo,
+    /// A WebSocket that speaks the client protocol.
+    Client,
+    /// `connect` was answered with an error: the client shall close.
+    Unusable,
+    /// A close frame of ours is out or waits; the peer's is awaited.
+    Closing,
+    /// Nothing more will be said: when all is sent comes the FIN, then we wait for the peer's.
+    Lingering,
+    /// The socket is closed; homes are still to be told of its subscriptions.
+    Leaving,
+}
+
+/// Yes-or-no facts of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flags(u16);
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $set:ident, $get:ident = $bit:literal;)*) => {
+        impl Flags {
+            $(
+                $(#[$doc])*
+                pub(super) fn $get(self) -> bool { self.0 & (1 << $bit) != 0 }
+                $(#[$doc])*
+                pub(super) fn $set(&mut self, on: bool) {
+                    if on { self.0 |= 1 << $bit } else { self.0 &= !(1 << $bit) }
+                }
+            )*
+        }
+    };
+}
+
+flags! {
+    /// On the list of connections to read.
+    set_ready, ready = 0;
+    /// On the list of connections to write.
+    set_dirty, dirty = 1;
+    /// The socket is full: wait for it to become writable.
+    set_blocked, blocked = 2;
+    /// The peer's FIN is behind what can be read.
+    set_ended, ended = 3;
+    /// Not read until something comes back: an answer, a credit, room in the socket.
+    set_paused, paused = 4;
+    /// Counted in the node's number of clients.
+    set_counted, counted = 5;
+    /// The FIN is out.
+    set_finished, finished = 6;
+    /// What comes in is thrown away.
+    set_deaf, deaf = 7;
+    /// An idle connection was pinged and didn't answer yet.
+    set_probed, probed = 8;
+    /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
+    set_frame_ping, frame_ping = 9;
+    /// A send that the driver has not ended holds frames of the outbox.
+    set_sending, sending = 11;
+    /// On a list of connections that wait for credit.
+    set_waiting, waiting = 12;
+}
+
+/// One connection. What fan-out touches of a subscriber fits one cache line.
+#[derive(Debug)]
+pub(super) struct Conn<S> {
+    /// The socket; `None` while leaving.
+    pub(super) socket: Option<S>,
+    /// Which tenant of the slot this is.
+    pub(super) generation: NonZeroU32,
+    /// In the timer wheel, or on the list of the leaving.
+    pub(super) links: Links,
+    /// When its timer fires.
+    pub(super) deadline_tick: u32,
+    /// When the phase began; for an echo connection when something came last.
+    pub(super) since_tick: u32,
+    /// Frames that wait, or [`NONE`].
+    pub(super) outbox: u32,
+    /// The client's session, or [`NONE`].
+    pub(super) session: u32,
+    /// What was read and isn't handled; nothing for an idle connection.
+    pub(super) rx: Option<Box<Rx>>,
+    pub(super) phase: Phase,
+    pub(super) flags: Flags,
+}
+
+/// Bytes of the record with a descriptor as its socket.
+pub(super) const CONN_BYTES: usize = 48;
+const _: () = assert!(size_of::<Conn<std::os::fd::OwnedFd>>() == CONN_BYTES);
+// The slab adds nothing: a vacant slot hides where no phase is.
+const _: () = assert!(size_of::<Option<Conn<std::os::fd::OwnedFd>>>() == CONN_BYTES);
+
+impl<S> Conn<S> {
+    /// A new tenant of slot `index`.
+    pub(super) fn new(socket: S, generation: NonZeroU32, tick: u32) -> Self {
+        Self {
+            socket: Some(socket),
+            generation,
+            links: Links::default(),
+            deadline_tick: 0,
+            since_tick: tick,
+            outbox: NONE,
+            session: NONE,
+            rx: None,
+            phase: Phase::Head,
+            flags: Flags::default(),
+        }
+    }
+
+    /// Its key, in slot `index`.
+    pub(super) fn key(&self, index: u32) -> ConnKey {
+        ConnKey { index, generation: self.generation }
+    }
+}
+
+/// What was read of a connection and isn't handled yet. Exists only while there is something.
+#[derive(Debug, Default)]
+pub(super) struct Rx {
+    /// A frame or message that has begun.
+    pub(super) reader: ws::Reader,
+    /// Commands of a message that was interrupted: whole lines, the last without its line feed.
+    pub(super) commands: Vec<u8>,
+    /// Bytes behind it, or an unfinished request head.
+    pub(super) raw: Vec<u8>,
+    /// How far the head was searched for its end.
+    pub(super) scanned: usize,
+}
+
+impl Rx {
+    /// Nothing is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.reader.is_idle() && self.commands.is_empty() && self.raw.is_empty()
+    }
+
+    /// Something can be handled without reading more.
+    pub(super) fn has_leftover(&self) -> bool {
+        !self.commands.is_empty() || !self.raw.is_empty()
+    }
+}

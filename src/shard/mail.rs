@@ -1,0 +1,302 @@
+//! What shards tell each other, and how it travels.
+//!
+//! ```text
+//!  shard A                                           shard B
+//!  mail -> outbox for B --(end of turn: one batch)--> mailbox of B (bounded FIFO, all senders)
+//!                          then ring B's alarm, once
+//! ```
+//! One queue for each receiver, whoever sends: what is sent first arrives first. A batch is one
+//! pointer, and carries all that a turn had for that shard.
+//!
+//! Each request (subscribe, publish, ...) gets exactly one answer, and spends a credit that comes
+//! back with it, so that answers always fit. Deliveries are not answered: when the receiver can't
+//! take them they become a gap. Clean-up (unsubscribe of a dead connection) is derived from what the
+//! connection still owes, and waits there.
+
+use compact_str::CompactString;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use crate::base::frame::SharedFrame;
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::limits::OUTBOX_BYTES_MAX;
+use crate::hub::history::Position;
+use crate::io::Alarm;
+
+/// Who asked, so that the answer finds the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The connection.
+    pub conn: ConnKey,
+    /// The command's id, copied into the reply.
+    pub command: u32,
+}
+
+/// A publication on its way to the home. Boxed in [`Mail`], which stays small.
+#[derive(Debug)]
+pub struct Publish {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Who is told that it was taken.
+    pub asker: Asker,
+    /// The payload.
+    pub data: Box<[u8]>,
+    /// The publisher's encoded ClientInfo.
+    pub info: Box<[u8]>,
+}
+
+/// A subscription that begins.
+#[derive(Debug)]
+pub struct Subscribe {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Where the asking shard keeps the channel.
+    pub local: u32,
+    /// Who asks.
+    pub asker: Asker,
+    /// Which attempt of the session it is: an unsubscribe may overtake the answer.
+    pub serial: u32,
+}
+
+/// One message between shards.
+#[derive(Debug)]
+pub enum Mail {
+    /// To the home: one more subscriber. Answer: [`Mail::Subscribed`].
+    Subscribe(Box<Subscribe>),
+    /// From the home: the subscription begins at `position`. What comes after this mail is for the
+    /// subscriber, what came before isn't.
+    Subscribed {
+        /// Where the asking shard keeps the channel.
+        local: u32,
+        /// Who asked.
+        asker: Asker,
+        /// Which attempt it was.
+        serial: u32,
+        /// Where the subscription begins.
+        position: Position,
+    },
+    /// To the home: one subscriber less. Answer: [`Mail::Unsubscribed`].
+    Unsubscribe {
+        /// Where the asking shard keeps the channel; it keeps the name until it has the answer.
+        local: u32,
+        /// The channel.
+        channel: Box<str>,
+        /// Who waits for a reply: nobody when a connection has died.
+        asker: Option<Asker>,
+    },
+    /// From the home: done.
+    Unsubscribed {
+        /// Where the asking shard keeps the channel.
+        local: u32,
+        /// Who waits for a reply.
+        asker: Option<Asker>,
+    },
+    /// To the home: publish. Answer: [`Mail::Published`].
+    Publish(Box<Publish>),
+    /// From the home: taken, and its deliveries are in their receivers' queues.
+    Published {
+        /// Who asked.
+        asker: Asker,
+    },
+    /// From the home: send `frame` to all subscribers of the channel.
+    Deliver {
+        /// Where the receiving shard keeps the channel.
+        local: u32,
+        /// Its place in the stream, 0 without history.
+        offset: u64,
+        /// Encoded once for all.
+        frame: SharedFrame,
+    },
+    /// From the home: publications of the channel were lost on the way to this shard.
+    Gap {
+        /// Where the receiving shard keeps the channel.
+        local: u32,
+    },
+    /// From the control thread: close all connections at this pace, refuse new ones.
+    Drain {
+        /// Connections closed per second on this shard.
+        per_second: u32,
+    },
+    /// From the control thread: end the loop.
+    Stop,
+}
+
+const _: () = assert!(size_of::<Mail>() <= 56);
+
+impl Mail {
+    /// What it counts towards the bound on bytes.
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Publish(publish) => publish.data.len() + publish.info.len() + 96,
+                Self::Deliver { frame, .. } => frame.len(),
+                Self::Subscribe(_) => size_of::<Subscribe>(),
+                Self::Unsubscribe { channel, .. } => channel.len(),
+                _ => 0,
+            }
+    }
+}
+
+/// All that one turn of one shard had for another one.
+#[derive(Debug)]
+pub struct Batch {
+    /// Who sends; [`ShardId`] 255 is the control thread.
+    pub from: ShardId,
+    /// In order.
+    pub mail: Vec<Mail>,
+}
+
+/// The control thread, as a sender of mail.
+pub const CONTROL: ShardId = ShardId(u8::MAX);
+
+/// Where mail for one shard goes in.
+#[derive(Clone)]
+pub struct Letterbox {
+    sender: Sender<Box<Batch>>,
+    alarm: Alarm,
+}
+
+impl Letterbox {
+    /// Puts one message in from the control thread, waiting for room.
+    pub fn post(&self, mail: Mail) {
+        // Fails only when the shard has ended, and then nothing is to be told.
+        let _ = self.sender.send(Box::new(Batch { from: CONTROL, mail: vec![mail] }));
+        self.alarm.ring();
+    }
+}
+
+/// Where a shard takes its mail out.
+pub struct Mailbox {
+    receiver: Receiver<Box<Batch>>,
+    alarm: Alarm,
+}
+
+impl Mailbox {
+    /// A mailbox of `batches` batches, and where others put mail in.
+    pub fn new(batches: usize, alarm: Alarm) -> (Letterbox, Self) {
+        let (sender, receiver) = crossbeam_channel::bounded(batches);
+        (Letterbox { sender, alarm: alarm.clone() }, Self { receiver, alarm })
+    }
+
+    /// The next batch.
+    pub fn take(&self) -> Option<Box<Batch>> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// Asks to be woken by the next mail. False when there is mail already.
+    pub fn sleep(&self) -> bool {
+        self.alarm.arm();
+        if self.receiver.is_empty() {
+            return true;
+        }
+        self.alarm.disarm();
+        false
+    }
+
+    /// Awake again.
+    pub fn awake(&self) {
+        self.alarm.disarm();
+    }
+
+    /// Mail waits.
+    pub fn has_mail(&self) -> bool {
+        !self.receiver.is_empty()
+    }
+}
+
+/// A shard's mail for one other shard that hasn't left yet, and the credits it has there.
+pub struct Outbox {
+    letterbox: Letterbox,
+    mail: Vec<Mail>,
+    bytes: usize,
+    /// Requests unanswered.
+    spent: u32,
+    /// Channels (of this home) whose deliveries to that shard were lost, and it isn't told yet.
+    pub gaps: Vec<u32>,
+}
+
+/// What came of sending a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// There was nothing.
+    Nothing,
+    /// It is in the mailbox.
+    Gone,
+    /// The mailbox is full.
+    Full,
+}
+
+impl Outbox {
+    /// An empty one.
+    pub fn new(letterbox: Letterbox) -> Self {
+        Self { letterbox, mail: Vec::new(), bytes: 0, spent: 0, gaps: Vec::new() }
+    }
+
+    /// Whether mail that can wait should wait: deliveries, requests and clean-up.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= OUTBOX_BYTES_MAX
+    }
+
+    /// Whether a request may go. It takes a credit if so.
+    pub fn spend(&mut self, unanswered_max: u32) -> bool {
+        let may = self.spent < unanswered_max && !self.is_full();
+        self.spent += u32::from(may);
+        may
+    }
+
+    /// The answer to a request has come.
+    pub fn earn(&mut self) {
+        self.spent -= 1;
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, mail: Mail) {
+        self.bytes += mail.bytes();
+        self.mail.push(mail);
+    }
+
+    /// Nothing waits here.
+    pub fn is_empty(&self) -> bool {
+        self.mail.is_empty() && self.gaps.is_empty()
+    }
+
+    /// Takes what is there as one batch, for a shard's mail to itself.
+    pub fn take(&mut self, from: ShardId) -> Option<Box<Batch>> {
+        if self.mail.is_empty() {
+            return None;
+        }
+        self.bytes = 0;
+        Some(Box::new(Batch { from, mail: std::mem::take(&mut self.mail) }))
+    }
+
+    /// Sends what is there as one batch, and rings.
+    pub fn flush(&mut self, from: ShardId) -> Flushed {
+        if self.mail.is_empty() {
+            return Flushed::Nothing;
+        }
+        let batch = Box::new(Batch { from, mail: std::mem::take(&mut self.mail) });
+        match self.letterbox.sender.try_send(batch) {
+            Ok(()) => {
+                self.bytes = 0;
+                self.letterbox.alarm.ring();
+                Flushed::Gone
+            }
+            Err(TrySendError::Full(batch)) => {
+                self.mail = batch.mail;
+                Flushed::Full
+            }
+            // The shard has ended: the process is stopping.
+            Err(TrySendError::Disconnected(_)) => {
+                self.bytes = 0;
+                Flushed::Gone
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Reading: from bytes to requests and messages.
+
+use super::conn::Rx;
+use super::*;
+use crate::io::Received;
+use crate::proto::client::Disconnect;
+use crate::proto::http::{self, Refusal};
+use crate::proto::ws::{Event, MessageKind, ReadRules, Reader};
+
+/// What one connection may still have in this turn.
+pub(super) struct Budget {
+    bytes: usize,
+    frames: usize,
+}
+
+/// Whether handling goes on with the next event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// Yes.
+    On,
+    /// Not before something comes back; so many bytes of the message are handled.
+    Pause(usize),
+    /// Not with this message.
+    Skip,
+    /// The session is over.
+    End,
+}
+
+impl<D: Driver> Shard<D> {
+    /// Handles what a connection has to read, until there is nothing more, it is paused, or it has
+    /// had its share of the turn.
+    pub(super) fn read(&mut self, key: ConnKey) {
+        let mut budget = Budget { bytes: TURN_READ_BYTES_MAX, frames: TURN_FRAMES_MAX };
+        loop {
+            let Some(conn) = self.conns.get_mut(key.index as usize) else { return };
+            if conn.generation != key.generation || conn.flags.paused() {
+                return;
+            }
+            if budget.bytes == 0 || budget.frames == 0 {
+                self.mark_ready(key);
+                return;
+            }
+            let leftover = conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
+            if leftover && conn.phase != Phase::Head {
+                self.read_leftover(key, &mut budget);
+                continue;
+            }
+            let Some(socket) = &conn.socket else { return };
+            let ended = conn.flags.ended();
+            match self.driver.recv(key, socket, budget.bytes) {
+                Received::Bytes { mut lease, short } => {
+                    budget.bytes -= lease.len();
+                    self.counters().bytes_received.add(lease.len() as u64);
+                    self.handle_bytes(key, &mut lease, &mut budget);
+                    self.driver.give_back(lease);
+                    // Behind a FIN no further edge comes: read until the end itself is read.
+                    let done = short && !ended;
+                    let more = self.conn(key).is_some_and(|conn| {
+                        conn.rx.as_ref().is_some_and(|rx| rx.has_leftover())
+                            && conn.phase != Phase::Head
+                    });
+                    if done && !more {
+                        return;
+                    }
+                }
+                Received::Blocked => return,
+                Received::Ended | Received::Failed => {
+                    self.release(key.index, false);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Goes on with what was read before.
+    fn read_leftover(&mut self, key: ConnKey, budget: &mut Budget) {
+        let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) else { return };
+        if !rx.commands.is_empty() {
+            let commands = std::mem::take(&mut rx.commands);
+            match self.text(key.index, &commands) {
+                Flow::Pause(handled) => {
+                    if let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) {
+                        rx.commands = commands;
+                        rx.commands.drain(..handled);
+                    }
+                }
+                Flow::On | Flow::Skip | Flow::End => self.drop_empty_rx(key),
+            }
+            return;
+        }
+        let mut raw = std::mem::take(&mut rx.raw);
+        self.handle_bytes(key, &mut raw, budget);
+        self.drop_empty_rx(key);
+    }
+
+    fn drop_empty_rx(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && conn.rx.as_ref().is_some_and(|rx| rx.is_empty())
+        {
+            conn.rx = None;
+        }
+    }
+
+    fn handle_bytes(&mut self, key: ConnKey, bytes: &mut [u8], budget: &mut Budget) {
+        let tick = self.tick();
+        let Some(conn) = self.conn(key) else { return };
+        if conn.flags.deaf() {
+            return;
+        }
+        match conn.phase {
+            Phase::Head => self.head(key, bytes),
+            Phase::Lingering | Phase::Leaving => {}
+            Phase::Echo | Phase::Client | Phase::Unusable | Phase::Closing => {
+                if conn.phase == Phase::Echo {
+                    conn.since_tick = tick;
+                    conn.flags.set_probed(false);
+                }
+                self.frames(key, bytes, budget);
+            }
+        }
+    }
+
+    /// Bytes of a request head.
+    fn head(&mut self, key: ConnKey, bytes: &[u8]) {
+        let Some(conn) = self.conn(key) else { return };
+        // Usually the whole head comes at once; what comes in pieces is kept until it is whole.
+        let Some(mut rx) = conn.rx.take() else {
+            return match http::parse(bytes) {
+                Ok(None) => {
+                    let mut scanned = 0;
+                    http::head_complete(bytes, &mut scanned);
+                    let rx = Rx { raw: bytes.to_vec(), scanned, ..Rx::default() };
+                    conn.rx = Some(Box::new(rx));
+                }
+                Ok(Some(head)) => self.request(key, &head, &bytes[head.bytes..]),
+                Err(refusal) => self.refuse(key.index, refusal),
+            };
+        };
+        rx.raw.extend_from_slice(bytes);
+        if !http::head_complete(&rx.raw, &mut rx.scanned) {
+            conn.rx = Some(rx);
+            return;
+        }
+        match http::parse(&rx.raw) {
+            Ok(None) => conn.rx = Some(rx),
+            Ok(Some(head)) => self.request(key, &head, &rx.raw[head.bytes..]),
+            Err(refusal) => self.refuse(key.index, refusal),
+        }
+    }
+
+    /// A whole request head; `rest` came with it.
+    fn request(&mut self, key: ConnKey, head: &http::Head<'_>, rest: &[u8]) {
+        let node = Arc::clone(&self.node);
+        let client = node.options.websocket_path.as_deref() == Some(head.path);
+        let echo = node.options.echo && head.path == "/echo";
+        if !client && !echo {
+            return self.refuse(key.index, Refusal::NotFound);
+        }
+        let upgrade = match http::upgrade(head) {
+            Ok(upgrade) => upgrade,
+            Err(refusal) => return self.refuse(key.index, refusal),
+        };
+        if client {
+            let origin = head.header("origin").map(|value| std::str::from_utf8(value).ok());
+            let allowed = match origin {
+                None => node.rules.origins.allows(None),
+                // An origin that isn't text matches no pattern.
+                Some(None) => false,
+                Some(origin) => node.rules.origins.allows(origin),
+            };
+            if !allowed {
+                return self.refuse(key.index, Refusal::Origin);
+            }
+            if http::format(head.query, upgrade.protocol) != http::Format::Json {
+                // The binary form of the client protocol is not spoken yet.
+                return self.refuse(key.index, Refusal::NotUpgrade);
+            }
+        }
+        if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {
+            return self.refuse(key.index, Refusal::Unavailable);
+        }
+        if client && !self.admit() {
+            return self.refuse(key.index, Refusal::Unavailable);
+        }
+        self.counters().upgrades.add(1);
+        let frame_ping = client
+            && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
+        let user = &node.rules.client.user_id_http_header;
+        if client
+            && !user.is_empty()
+            && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
+            && !user.is_empty()
+        {
+            self.header_users.push((key, user.into()));
+        }
+        let mut answer = std::mem::take(&mut self.replies);
+        answer.clear();
+        // Two-way WebSocket without a subprotocol in the request gets none in the answer.
+        let upgrade = if client { upgrade } else { http::Upgrade { protocol: None, ..upgrade } };
+        http::put_switching(&mut answer, &upgrade);
+        let frame = SharedFrame::new(&answer);
+        self.replies = answer;
+        let tick = self.tick();
+        if let Some(conn) = self.conn(key) {
+            conn.phase = if client { Phase::Client } else { Phase::Echo };
+            conn.flags.set_counted(client);
+            conn.flags.set_frame_ping(frame_ping);
+            if echo {
+                conn.since_tick = tick;
+            }
+            // What came behind the head is handled when the turn comes back to this connection.
+            if !rest.is_empty() {
+                conn.rx = Some(Box::new(Rx { raw: rest.to_vec(), ..Rx::default() }));
+            }
+        }
+        self.enqueue(key.index, frame);
+        self.schedule(key.index);
+    }
+
+    /// Bytes of WebSocket frames.
+    fn frames(&mut self, key: ConnKey, bytes: &mut [u8], budget: &mut Budget) {
+        let rules =
+            ReadRules { masked: true, message_bytes_max: self.node.options.message_bytes_max };
+        let mut kept = self.conn(key).and_then(|conn| conn.rx.take());
+        let mut reader = kept.as_mut().map_or_else(Reader::new, |rx| {
+            debug_assert!(!rx.has_leftover());
+            std::mem::take(&mut rx.reader)
+        });
+        let mut at = 0;
+        let mut commands = Vec::new();
+        while budget.frames > 0 {
+            let event = match reader.next(&rules, bytes, &mut at) {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(fault) => return self.fault(key.index, fault),
+            };
+            budget.frames -= 1;
+            match self.event(key.index, event, &mut commands) {
+                Flow::On | Flow::Skip => {}
+                Flow::Pause(_) => break,
+                // The peer's close frame may be behind it.
+                Flow::End if self.conn(key).is_some_and(|c| c.phase == Phase::Closing) => {}
+                Flow::End => return,
+            }
+        }
+        // A message that was lent from the reader is done with: this frees it.
+        if at == bytes.len() {
+            let _ = reader.next(&rules, &mut [], &mut 0);
+        }
+        let left = &bytes[at..];
+        if reader.is_idle() && left.is_empty() && commands.is_empty() {
+            return;
+        }
+        let mut rx = kept.unwrap_or_default();
+        rx.reader = reader;
+        rx.commands = commands;
+        rx.raw.clear();
+        rx.raw.extend_from_slice(left);
+        if let Some(conn) = self.conn(key) {
+            conn.rx = Some(rx);
+        }
+    }
+
+    fn event(&mut self, index: u32, event: Event<'_>, left: &mut Vec<u8>) -> Flow {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return Flow::End };
+        let phase = conn.phase;
+        match event {
+            Event::Close { code, .. } => {
+                self.peer_closed(index, code);
+                Flow::End
+            }
+            // Ours is out: all but the peer's close frame is too late.
+            _ if phase == Phase::Closing => Flow::On,
+            Event::Ping(payload) => {
+                self.enqueue(index, ws::frame(ws::PONG, payload));
+                self.echo_flow(index)
+            }
+            Event::Pong(_) => {
+                if conn.flags.frame_ping()
+                    && let Some(session) = self.sessions.get_mut(conn.session as usize)
+                {
+                    session.pong_due = false;
+                    self.counters().pongs.add(1);
+                }
+                Flow::On
+            }
+            Event::Message { kind, data } if phase == Phase::Echo => {
+                let opcode = if kind == MessageKind::Text { ws::TEXT } else { ws::BINARY };
+                self.counters().messages_received.add(1);
+                self.replies.clear();
+                ws::put_frame(&mut self.replies, opcode, data);
+                let frame = SharedFrame::new(&self.replies);
+                if self.replies.capacity() > SCRATCH_BYTES_MAX {
+                    self.replies = Vec::new();
+                }
+                self.enqueue(index, frame);
+                self.echo_flow(index)
+            }
+            Event::Message { data, .. } => {
+                self.counters().messages_received.add(1);
+                let flow = self.text(index, data);
+                if let Flow::Pause(handled) = flow {
+                    left.extend_from_slice(&data[handled..]);
+                }
+                flow
+            }
+        }
+    }
+
+    /// A peer that doesn't take its echoes isn't read further; it is never closed as slow.
+    fn echo_flow(&mut self, index: u32) -> Flow {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return Flow::End };
+        let waits = self.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
+        if conn.phase != Phase::Echo || waits < ECHO_BACKLOG_BYTES as usize {
+            return Flow::On;
+        }
+        conn.flags.set_paused(true);
+        Flow::Pause(0)
+    }
+
+    /// A message of the client protocol, or what is left of one.
+    fn text(&mut self, index: u32, data: &[u8]) -> Flow {
+        // Text frames were checked as they came; a binary one may hold anything.
+        let Ok(text) = simdutf8::basic::from_utf8(data) else {
+            self.counters().faults_bad_request.add(1);
+            self.disconnect(index, Disconnect::BadRequest);
+            return Flow::End;
+        };
+        self.commands(index, text)
+    }
+}
+
+/// A scratch buffer that grew beyond this for one large message is not kept.
+const SCRATCH_BYTES_MAX: usize = 256 * 1024;

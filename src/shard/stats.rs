@@ -1,0 +1,131 @@
+//! What a shard counts. It alone writes its counters; anyone may read them.
+
+use crate::base::counters::counters;
+
+counters! {
+    /// The counters of one shard. A gauge is a present amount, a counter only grows.
+    #[repr(align(128))]
+    pub struct ShardCounters {
+        /// Connections with an open socket.
+        connections_open: gauge,
+        /// Connections accepted, here or by a shard that passed them on.
+        connections_accepted: counter,
+        /// Connections whose socket was closed.
+        connections_closed: counter,
+        /// Connections passed to another shard because this one was full.
+        connections_passed: counter,
+        /// Connections refused because no shard had room.
+        connections_refused_full: counter,
+        /// Connections whose accept failed.
+        accept_failed: counter,
+        /// Slots of the connection table in use, the leaving ones included.
+        slots_in_use: gauge,
+        /// Closed connections whose homes are not all told yet.
+        connections_leaving: gauge,
+        /// Connections that speak the client protocol and are authenticated.
+        sessions_open: gauge,
+        /// Distinct users among them.
+        users: gauge,
+        /// Subscriptions of sessions here.
+        subscriptions: gauge,
+        /// Channels that connections here are subscribed to.
+        channels_local: gauge,
+        /// Channels whose home is here.
+        channels_home: gauge,
+        /// Of these, channels kept for their history alone.
+        channels_idle: gauge,
+
+        /// Requests refused before the upgrade, by reason: not HTTP, or contradictory.
+        refused_malformed: counter,
+        /// Not a proper WebSocket upgrade.
+        refused_upgrade: counter,
+        /// The page's origin is not allowed.
+        refused_origin: counter,
+        /// Nothing lives at that path.
+        refused_not_found: counter,
+        /// The head was too long.
+        refused_too_long: counter,
+        /// A limit was met, or the node drains: 503.
+        refused_unavailable: counter,
+        /// The head did not come in time.
+        refused_timeout: counter,
+        /// WebSockets opened.
+        upgrades: counter,
+
+        /// WebSocket messages received.
+        messages_received: counter,
+        /// Bytes received.
+        bytes_received: counter,
+        /// Bytes sent.
+        bytes_sent: counter,
+        /// Writes to sockets.
+        writes: counter,
+        /// Writes that found the socket full.
+        writes_blocked: counter,
+        /// Commands of clients handled.
+        commands: counter,
+        /// Commands answered with an error.
+        command_errors: counter,
+        /// Connections that had to wait before more of their commands were taken.
+        commands_paused: counter,
+        /// Closes because the peer broke RFC 6455 (1002).
+        faults_protocol: counter,
+        /// Closes because text was not UTF-8 (1007).
+        faults_utf8: counter,
+        /// Closes because a message was too long (1009).
+        faults_too_long: counter,
+        /// Closes because of a bad request of the client protocol (3501).
+        faults_bad_request: counter,
+        /// Closes because of an invalid token (3500).
+        faults_token: counter,
+        /// Closes because the client was not connected in time (3502).
+        closed_stale: counter,
+        /// Closes because no pong came (3012).
+        closed_no_pong: counter,
+        /// Closes because the client did not take what was queued for it (3008).
+        closed_slow: counter,
+        /// Closes because a write did not get through in time (3009).
+        closed_write_timeout: counter,
+        /// Closes because the connection's token expired (3005).
+        closed_expired: counter,
+        /// Closes of idle connections that did not answer.
+        closed_idle: counter,
+        /// Closes because the node drains (3001).
+        closed_shutdown: counter,
+        /// Closes to give memory back when the node was over its limit.
+        closed_memory: counter,
+        /// Connections whose peer did not answer our close frame in time.
+        close_timeouts: counter,
+        /// Pings sent.
+        pings: counter,
+        /// Pongs received.
+        pongs: counter,
+        /// Bytes that wait for sockets.
+        queued_bytes: gauge,
+        /// Connections that have something waiting.
+        queues: gauge,
+
+        /// Publications taken by homes here.
+        publications: counter,
+        /// Deliveries queued for subscribers here: publications times subscribers.
+        deliveries: counter,
+        /// Deliveries to a shard that were lost, because its mailbox was full: by the sender.
+        gaps_mail: counter,
+        /// Deliveries lost because a channel's fan-out was too far behind.
+        gaps_fanout: counter,
+        /// Subscriptions ended because of a gap (2500): their clients recover.
+        gaps_told: counter,
+        /// Subscribers that lost publications and can't be told.
+        gaps_untold: counter,
+        /// Batches of mail received.
+        mail_batches: counter,
+        /// Messages in them.
+        mail: counter,
+        /// Batches that found the receiver's mailbox full, and wait.
+        mail_full: counter,
+        /// Events for a connection that was gone.
+        stale_events: counter,
+        /// Turns of the loop.
+        turns: counter,
+    }
+}
