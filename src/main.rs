@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-fn main() {}
-=======
 //! `roost`: a node, and the tools around it.
 
 use std::process::ExitCode;
@@ -15,4 +12,3 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     cli::run(Commands { serve: node::serve, tune: host::tune::run })
 }
->>>>>>> main

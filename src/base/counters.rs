@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Figures that one thread writes and any thread reads: no lock, no read-modify-write.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -151,4 +148,3 @@ mod tests {
         assert_eq!(figures.conns_opened.get(), 1000);
     }
 }
->>>>>>> main
