@@ -82,7 +82,9 @@ pub enum StartFault {
 pub enum Ended {
     /// All connections were closed in order.
     Drained,
-    /// Time was up, or a second signal came, while some were open.
+    /// `shutdown_timeout` was over while some were open.
+    TimedOut,
+    /// A second signal came while some were open.
     Cut,
 }
 

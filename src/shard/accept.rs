@@ -171,7 +171,10 @@ impl<D: Driver> Shard<D> {
         let Some(draining) = &mut self.draining else { return };
         let due = now.since(draining.since).saturating_mul(u64::from(draining.per_second)) / 1000;
         // A client that connects while the node drains is refused, so the walk needs one round.
-        while draining.closed < due && draining.cursor < self.conns.capacity() {
+        while draining.closed < due
+            && draining.cursor < self.conns.capacity()
+            && self.listed.len() < TURN_LEAVERS_MAX
+        {
             let index = draining.cursor;
             draining.cursor += 1;
             let Some(conn) = self.conns.get(index) else { continue };

@@ -4,6 +4,7 @@ use crate::base::counters::counters;
 
 counters! {
     /// The counters of one shard. A gauge is a present amount, a counter only grows.
+    #[repr(align(128))]
     pub struct ShardCounters {
         /// Connections with an open socket.
         connections_open: gauge,
