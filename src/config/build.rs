@@ -252,6 +252,7 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
         },
         channels_max: root.size("roost.channels_max"),
         handshake_timeout_ms: root.ms("roost.handshake_timeout"),
+        idle_timeout_ms: root.ms("roost.idle_timeout"),
         close_timeout_ms: root.ms("roost.close_timeout"),
         send_buffer_bytes: root.size("roost.send_buffer"),
         notsent_lowat_bytes: root.size("roost.notsent_lowat"),

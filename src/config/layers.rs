@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::names;
 use super::table::{Class, NAMESPACE, OPTIONS, Opt};
 use super::tree::{self, Entry, Form, Node};
 use super::value::{Kind, Value};
+use super::{ConfigError, names};
 
 /// What somebody set, who it was, and how they wrote it.
 #[derive(Clone, Debug)]
@@ -46,6 +46,20 @@ pub(super) struct Report {
     /// Options that nobody knows.
     pub unknown: Vec<String>,
     pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// The warnings, unknown options first.
+    ///
+    /// # Errors
+    /// When anything is wrong; `strict` makes unknown options wrong.
+    pub(super) fn close(self, strict: bool) -> Result<Vec<String>, ConfigError> {
+        let Self { errors: mut problems, unknown, warnings: others } = self;
+        let mut warnings = Vec::new();
+        if strict { &mut problems } else { &mut warnings }.extend(unknown);
+        warnings.extend(others);
+        if problems.is_empty() { Ok(warnings) } else { Err(ConfigError { problems, warnings }) }
+    }
 }
 
 impl Scope {
@@ -258,7 +272,7 @@ impl Settings {
         match tree::parse(name, text) {
             Ok(Node { form: Form::Map(entries), .. }) => self.walk("", &entries, name, report),
             Ok(_) => report.errors.push(format!("{name}: expected options, not a single value")),
-            Err(fault) => report.errors.push(format!("{name}: {}", fault.trim_end())),
+            Err(fault) => report.errors.push(format!("{name}:{fault}")),
         }
     }
 
@@ -349,7 +363,7 @@ impl Settings {
                 let entry = Entry { key: String::new(), line: 1, value };
                 self.namespaces = read_namespaces(&entry, variable, report);
             }
-            Err(fault) => report.errors.push(format!("{variable}: {}", fault.trim_end())),
+            Err(fault) => report.errors.push(format!("{variable}:{fault}")),
         }
     }
 
@@ -415,7 +429,7 @@ impl Settings {
                 }
             }
             Ok(_) => {}
-            Err(fault) => report.errors.push(format!("{variable}: {}", fault.trim_end())),
+            Err(fault) => report.errors.push(format!("{variable}:{fault}")),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Every problem of a configuration is named at once, each with option, value and what was expected.
-//! Options fall in classes ([`table::Class`]): what is built; what is harmless and isn't, which
+//! Options fall in classes (`table::Class`): what is built; what is harmless and isn't, which
 //! warns; and what changes safety or delivery and isn't, which stops the start.
 
 mod build;
@@ -20,7 +20,7 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod value;
+pub(crate) mod value;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -179,6 +179,8 @@ pub struct Roost {
     pub channels_max: usize,
     /// From accepting to a complete request head.
     pub handshake_timeout_ms: u64,
+    /// Silence of an echo connection, before it is pinged.
+    pub idle_timeout_ms: u64,
     /// From a close frame to its answer.
     pub close_timeout_ms: u64,
     /// `SO_SNDBUF`; 0: leave it.
@@ -231,8 +233,10 @@ pub struct Loaded {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", problems.join("\n"))]
 pub struct ConfigError {
-    /// At least one, a line each (or a few, from a parser).
+    /// At least one, a line each.
     pub problems: Vec<String>,
+    /// What is also to be known, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// Where a configuration comes from.
@@ -276,12 +280,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let name = text.as_ref().map(|(path, _)| path.display().to_string());
     let text = name.as_deref().zip(text.as_ref().map(|(_, text)| text.as_str()));
     let config = resolve(text, sources, &mut report);
-    let problems = report.errors;
-    if !problems.is_empty() {
-        return Err(ConfigError { problems });
-    }
-    let mut warnings = report.unknown;
-    warnings.extend(report.warnings);
+    let warnings = report.close(false)?;
     Ok(Loaded { config, warnings, origin: name.map(PathBuf::from) })
 }
 
@@ -291,19 +290,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 /// Everything that is wrong, and with `strict` options that nobody knows, too.
 pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
     let name = file.display().to_string();
-    let text =
-        read(file).map_err(|fault| ConfigError { problems: vec![format!("{name}: {fault}")] })?;
+    let text = read(file).map_err(|fault| ConfigError {
+        problems: vec![format!("{name}: {fault}")],
+        warnings: Vec::new(),
+    })?;
     let mut report = Report::default();
     resolve(Some((&name, &text)), &Sources::default(), &mut report);
-    let Report { mut errors, unknown, warnings } = report;
-    let mut notes = Vec::new();
-    if strict { &mut errors } else { &mut notes }.extend(unknown);
-    if !errors.is_empty() {
-        errors.extend(warnings);
-        return Err(ConfigError { problems: errors });
-    }
-    notes.extend(warnings);
-    Ok(notes)
+    report.close(strict)
 }
 
 /// All layers over each other, checked and built. Only to be used when the report has no errors.

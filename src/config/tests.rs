@@ -319,7 +319,7 @@ fn all_wrong_values_are_named() {
 
     let pairs = [("ROOST_HTTP_SERVER_PORT", "x"), ("CENTRIFUGO_CLIENT", "{")];
     let report = full(None, &sources(&pairs, &[("client.insecure", "no")])).1;
-    assert!(report.errors[0].starts_with("CENTRIFUGO_CLIENT: "), "{:?}", report.errors);
+    assert!(report.errors[0].starts_with("CENTRIFUGO_CLIENT:1: "), "{:?}", report.errors);
     assert_eq!(
         report.errors[1..],
         [
@@ -328,6 +328,23 @@ fn all_wrong_values_are_named() {
             "--client.insecure: client.insecure = \"no\": expected true or false",
         ]
     );
+}
+
+#[test]
+fn what_is_no_file_is_said_with_its_line_and_without_its_text() {
+    for (name, text) in [
+        ("c.toml", "[client.token]\nhmac_secret_key = 'hush'\nhmac_secret_key = 'hush'\n"),
+        ("c.yaml", "client:\n  token:\n    hmac_secret_key: 'hush\n"),
+        ("c.json", "{\n\"client\": {\"token\": {\"hmac_secret_key\": \"hush\"}\n}"),
+    ] {
+        let errors = full(Some((name, text)), &Sources::default()).1.errors;
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let line = errors[0].strip_prefix(&format!("{name}:")).unwrap().split(':').next().unwrap();
+        assert!(line.parse::<usize>().unwrap() >= 1, "{errors:?}");
+        assert!(!errors[0].contains("hush") && !errors[0].contains('\n'), "{errors:?}");
+    }
+    let errors = full(Some(("c.yaml", "- a\n")), &Sources::default()).1.errors;
+    assert_eq!(errors, ["c.yaml: expected options, not a single value"]);
 }
 
 #[test]
@@ -546,7 +563,7 @@ fn files_on_disk() {
     let good = folder.join("good.toml");
     std::fs::write(&good, "[http_server]\nport = 4\nnone = 1\n").unwrap();
     let bad = folder.join("bad.toml");
-    std::fs::write(&bad, "[http_server]\nport = 'x'\naddress = 7\n").unwrap();
+    std::fs::write(&bad, "[http_server]\nport = 'x'\naddress = 7\nnone = 1\n").unwrap();
 
     let named = |path: &Path| Sources { file: Some(path.to_owned()), ..Default::default() };
     let loaded = load(&named(&good)).unwrap();
@@ -568,7 +585,8 @@ fn files_on_disk() {
     assert!(
         check(&good, true).unwrap_err().to_string().contains("unknown option http_server.none")
     );
-    assert_eq!(check(&bad, false).unwrap_err().problems.len(), 2);
+    let error = check(&bad, false).unwrap_err();
+    assert_eq!((error.problems.len(), error.warnings.len()), (2, 1));
     assert!(check(&folder.join("none.toml"), false).is_err());
     std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -49,7 +49,7 @@ pub(super) enum Format {
 /// without content is an empty map.
 ///
 /// # Errors
-/// The parser's message, with line and column.
+/// `LINE: message`. Never a piece of the text, which may hold secrets.
 pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     let format = match extension.as_deref() {
@@ -65,7 +65,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
 /// The tree of a JSON text, as environment variables hold them.
 ///
 /// # Errors
-/// The parser's message.
+/// As [`parse`].
 pub(super) fn parse_json(text: &str) -> Result<Node, String> {
     parse_as(Format::Yaml, text)
 }
@@ -77,15 +77,22 @@ fn parse_as(format: Format, text: &str) -> Result<Node, String> {
     }
     match format {
         Format::Toml => {
-            let table = DeTable::parse(text).map_err(|fault| fault.to_string())?;
             let lines = Lines::new(text);
+            let table = DeTable::parse(text).map_err(|fault| {
+                let line = fault.span().map_or(1, |span| lines.line(span.start));
+                format!("{line}: {}", fault.message())
+            })?;
             Ok(Node { line: 1, form: Form::Map(lines.entries(table.get_ref())) })
         }
         Format::Yaml => {
             // `yes` and `no` are texts, as in YAML 1.2 and in Go's reader.
             let options = serde_saphyr::options! { strict_booleans: true };
-            let root: Located = serde_saphyr::from_str_with_options(text, options)
-                .map_err(|fault| fault.to_string())?;
+            let root: Located =
+                serde_saphyr::from_str_with_options(text, options).map_err(|fault| {
+                    let fault = fault.without_snippet();
+                    let line = fault.location().map_or(1, |location| location.line());
+                    format!("{line}: {fault}")
+                })?;
             let node = root.0;
             Ok(if node.form == Form::Null { empty() } else { node })
         }

@@ -12,8 +12,9 @@ mod control;
 mod listen;
 mod log;
 mod memory;
+mod serve;
 
-pub use self::log::{LogOptions, init as init_log};
+pub use self::serve::serve;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
