@@ -30,6 +30,7 @@ pub struct Interest {
 enum Interests {
     None,
     One(Interest),
+    #[expect(clippy::box_collection, reason = "16 bytes for all channels instead of 24")]
     Many(Box<Vec<Interest>>),
 }
 

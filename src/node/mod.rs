@@ -53,9 +53,12 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Bytes of memory, kernel's included, beyond which new connections are refused.
     pub memory_limit_bytes: u64,
-    /// Lines to print once the node listens, and the place of the address in them.
-    pub greeting: Box<dyn FnOnce(&[SocketAddr]) -> String>,
+    /// What to print once the node listens.
+    pub greeting: Greeting,
 }
+
+/// Makes the lines that are printed once the node listens, from the addresses.
+pub type Greeting = Box<dyn FnOnce(&[SocketAddr]) -> String>;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
