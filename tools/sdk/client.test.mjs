@@ -424,8 +424,35 @@ test('an origin that is not listed is refused before the upgrade', async () => {
   refused.terminate();
 });
 
-test('the counters are one line of JSON', async () => {
-  const counters = await roost.counters();
-  assert.equal(typeof counters, 'object');
-  assert.ok(Object.keys(counters).length > 0);
+test('the counters tell what went on, and return to their baseline', async () => {
+  roost.leave();
+  const gauges = [
+    'channels_home',
+    'channels_local',
+    'clients',
+    'connections_leaving',
+    'connections_open',
+    'queued_bytes',
+    'sessions_open',
+    'slots_in_use',
+    'subscriptions',
+    'users',
+  ];
+  const deadline = Date.now() + 15_000;
+  let counters;
+  do {
+    counters = await roost.counters();
+  } while (gauges.some((gauge) => counters[gauge] > 0) && Date.now() < deadline);
+  for (const gauge of gauges) assert.equal(counters[gauge], 0, gauge);
+  assert.equal(counters.connections_accepted, counters.connections_closed);
+  // All but the first were provoked above.
+  const seen = [
+    'closed_shutdown',
+    'faults_bad_request',
+    'faults_token',
+    'faults_too_long',
+    'refused_origin',
+  ].filter((counter) => counters[counter] > 0);
+  assert.deepEqual(seen, ['faults_bad_request', 'faults_token', 'faults_too_long', 'refused_origin']);
+  for (const loss of ['gaps_fanout', 'gaps_mail', 'mail_full']) assert.equal(counters[loss], 0, loss);
 });
