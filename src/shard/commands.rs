@@ -460,7 +460,7 @@ impl<D: Driver> Shard<D> {
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let sub = known.and_then(|at| session.subs.find(at)).map(|sub| (sub.channel, sub.state));
-        let subscribed = matches!(sub, Some((_, SubState::Live)));
+        let subscribed = matches!(sub, Some((_, SubState::Live | SubState::Joining)));
         namespace.may_publish(&session.user, subscribed, insecure, data)?;
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);

@@ -374,6 +374,10 @@ impl<D: Driver> Shard<D> {
         self.queued_peak = self.queued_peak.max(self.outboxes.bytes());
         let now = self.driver.now();
         if now < self.housekeeping_at {
+            // An empty shard may sleep for long after this turn.
+            if self.conns.is_empty() && self.homes.is_empty() {
+                self.set_gauges();
+            }
             return;
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
@@ -391,8 +395,7 @@ impl<D: Driver> Shard<D> {
         self.set_gauges();
     }
 
-    /// Gauges that are cheaper to read off than to keep. Also called when the shard goes to sleep
-    /// for long, so that they are true then.
+    /// Gauges that are cheaper to read off than to keep.
     fn set_gauges(&self) {
         let counters = self.counters();
         counters.slots_in_use.set(self.conns.len() as u64);
