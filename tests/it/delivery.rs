@@ -109,7 +109,7 @@ fn every_subscriber_gets_every_message_in_order() {
 }
 
 /// Publishes until the node has closed somebody, as its figures say.
-fn publish_until(node: &Node, closed: &str, channel: &str) {
+pub(crate) fn publish_until(node: &Node, closed: &str, channel: &str) {
     let mut publisher = node.connected();
     let data = "x".repeat(30_000);
     for _ in 0..1000 {

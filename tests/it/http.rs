@@ -238,16 +238,18 @@ fn frames_may_follow_the_head_at_once() {
 
 #[test]
 fn heads_that_do_not_come_are_answered_with_408() {
-    let node = Node::open(&["--handshake-timeout", "300ms", "--close-timeout", "300ms"]);
-    for part in ["", "G", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+    let node = Node::open(&["--handshake-timeout", "1s", "--close-timeout", "300ms"]);
+    let parts = ["", "G", "GET / HTTP/1.1\r\nHost: x\r\n"].map(|part| {
         let mut raw = node.raw();
         raw.send(part.as_bytes());
+        (part, raw)
+    });
+    for (part, mut raw) in parts {
         assert_eq!(raw.response().status, 408, "{part:?}");
         raw.ends();
     }
     // Bytes that keep coming don't put it off.
     let mut raw = node.raw();
-    raw.stream.set_nonblocking(false).unwrap();
     let dripping = raw.stream.try_clone().unwrap();
     let dripper = std::thread::spawn(move || drip(dripping));
     assert_eq!(raw.response().status, 408);
@@ -256,6 +258,22 @@ fn heads_that_do_not_come_are_answered_with_408() {
     dripper.join().unwrap();
     assert_eq!(node.figures()["refused_timeout"], 4);
     node.is_healthy();
+    node.until_is("slots_in_use", 0);
+}
+
+/// What is sent behind a refused request is taken and thrown away: a reset would destroy the answer
+/// before it is read.
+#[test]
+fn a_refusal_arrives_however_much_was_sent() {
+    let node = Node::open(&[]);
+    for size in [1, 100_000, 2_000_000] {
+        let mut raw = node.raw();
+        let head = format!("POST /nobody HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n");
+        raw.send(head.as_bytes());
+        raw.send(&vec![b'x'; size]);
+        assert_eq!(raw.response().status, 404, "{size}");
+        raw.ends();
+    }
     node.until_is("slots_in_use", 0);
 }
 

@@ -1,5 +1,8 @@
 //! Limits of connections: who comes when the node is full gets 503, and nobody else suffers.
 
+use serde_json::{Value, json};
+
+use crate::delivery::publish_until;
 use crate::harness::*;
 
 /// Asks for an upgrade.
@@ -127,6 +130,89 @@ fn more_sockets_than_descriptors() {
     node.until("served again", |_| status(&node).0 == 101);
     node.until_is("slots_in_use", 0);
     node.is_healthy();
+}
+
+/// Over its limit of memory a node takes nobody in, and the largest queue goes; then it goes on.
+#[test]
+fn memory_limit() {
+    let node = Node::open(&["--memory-limit", "16MiB"]);
+    node.until("over it", |_| status(&node).0 == 503);
+
+    let node = Node::open(&[
+        "--memory-limit",
+        "96MiB",
+        "--client.queue_max_size",
+        "1000000000",
+        "--websocket.write_timeout",
+        "10m",
+    ]);
+    let mut small = node.connected();
+    small.subscribe("small");
+    let mut stuck = node.upgraded(CLIENTS);
+    stuck.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    stuck.send(&frame(TEXT, br#"{"id":2,"subscribe":{"channel":"a"}}"#));
+    node.until_is("subscriptions", 2);
+    publish_until(&node, "closed_memory", "a");
+    let figures =
+        node.until("gone", |figures| figures["queued_bytes"] == 0 && figures["sessions_open"] == 1);
+    assert_eq!(figures["closed_memory"], 1);
+    small.pub_sub("small", 2);
+    node.until("under it again", |_| status(&node).0 == 101);
+    node.is_healthy();
+}
+
+/// Streams that nobody is subscribed to are kept for their history, so many at most: the oldest
+/// goes, and begins anew with another epoch.
+#[test]
+fn channels_max() {
+    let node = Node::open(&["--channels-max", "10", "--shards", "1"]);
+    let mut client = node.connected();
+    let mut position = |channel: usize| {
+        let name = format!("stream:{channel}");
+        let request = json!({"channel": name, "positioned": true});
+        let id = client.command("subscribe", request);
+        let reply = client.expect(&format!("{{\"id\":{id},\"subscribe\":{{*}}}}"));
+        let id = client.command("unsubscribe", json!({"channel": name}));
+        client.expect(&format!("{{\"id\":{id},\"unsubscribe\":{{}}}}"));
+        let reply: Value = serde_json::from_str(&reply).unwrap();
+        let offset = reply["subscribe"]["offset"].as_u64().unwrap_or(0);
+        (offset, reply["subscribe"]["epoch"].as_str().unwrap().to_owned())
+    };
+    let mut publisher = node.connected();
+    let mut publish = |channel: usize| {
+        let request = json!({"channel": format!("stream:{channel}"), "data": 1});
+        let id = publisher.command("publish", request);
+        publisher.expect(&format!("{{\"id\":{id},\"publish\":{{}}}}"));
+    };
+    publish(0);
+    let first = position(0);
+    assert_eq!(first.0, 1);
+    for channel in 1..100 {
+        publish(channel);
+    }
+    let figures = node.until("settled", |figures| figures["channels_idle"] <= 10);
+    assert_eq!((figures["channels_home"], figures["channels_idle"]), (10, 10));
+    assert_eq!(position(99).0, 1);
+    let again = position(0);
+    assert_eq!(again.0, 0);
+    assert_ne!(again.1, first.1, "a new life of the stream has a new epoch");
+}
+
+/// What is kept for a time only goes when it is over, without anybody asking.
+#[test]
+fn history_ends_with_its_time() {
+    let short = "[[channel.namespaces]]\nname = \"short\"\nallow_publish_for_client = true\n\
+                 allow_publish_for_anonymous = true\n\
+                 history_size = 5\nhistory_ttl = \"100ms\"\nhistory_meta_ttl = \"200ms\"";
+    let node = Node::open_with(short, &[]);
+    let mut client = node.connected();
+    for channel in 0..50 {
+        let request = json!({"channel": format!("short:{channel}"), "data": 1});
+        let id = client.command("publish", request);
+        client.expect(&format!("{{\"id\":{id},\"publish\":{{}}}}"));
+    }
+    assert_eq!(node.figures()["publications"], 50);
+    node.until_is("channels_home", 0);
 }
 
 fn limited(descriptors: &str) -> Node {

@@ -10,7 +10,7 @@ const CONNECT: &str = "{\"id\":1,\"connect\":{}}";
 
 #[test]
 fn a_client_that_answers_pings_stays() {
-    let node = node("400ms", "200ms");
+    let node = node("800ms", "400ms");
     let mut client = node.connected();
     for _ in 0..4 {
         client.talk("< {}\n> {}");
@@ -22,20 +22,21 @@ fn a_client_that_answers_pings_stays() {
 
 #[test]
 fn what_counts_as_a_pong() {
-    let node = node("1s", "500ms");
-    // Any command without an id that isn't a send.
-    node.connected().talk("< {}\n> {\"rpc\":{}}\n< {}");
-    // Other traffic does not.
-    node.connected().talk(
-        r#"< {}
-           > {"id":2,"rpc":{}}
-           < {"id":2,"error":{*}}
-           x 3012 no pong"#,
-    );
-    // A second one for the same ping.
-    node.connected().talk("< {}\n> {}\\n{}\nx 3501 bad request");
-    // One that nobody waits for.
-    node.connected().talk("> {}\nx 3501 bad request");
+    let node = &node("3s", "1500ms");
+    std::thread::scope(|scope| {
+        for transcript in [
+            // Any command without an id that isn't a send.
+            "< {}\n> {\"rpc\":{}}\n< {}",
+            // Other traffic does not.
+            "< {}\n> {\"id\":2,\"rpc\":{}}\n< {\"id\":2,\"error\":{*}}\nx 3012 no pong",
+            // A second one for the same ping.
+            "< {}\n> {}\\n{}\nx 3501 bad request",
+            // One that nobody waits for.
+            "> {}\nx 3501 bad request",
+        ] {
+            scope.spawn(|| node.connected().talk(transcript));
+        }
+    });
     let figures = node.figures();
     assert_eq!((figures["closed_no_pong"], figures["faults_bad_request"]), (1, 2));
 }
@@ -75,7 +76,7 @@ fn without_pongs_wanted_pings_go_on() {
 
 #[test]
 fn who_does_not_connect_is_stale() {
-    let node = Node::open(&["--client.stale_close_delay", "300ms"]);
+    let node = Node::open(&["--client.stale_close_delay", "1s"]);
     node.client().is_closed(3502, "stale");
     // Frames that are no command don't put it off.
     let mut raw = node.upgraded(CLIENTS);

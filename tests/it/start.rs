@@ -1,6 +1,7 @@
 //! Starts that fail: what is said, and with which exit code.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use crate::harness::*;
 
@@ -64,6 +65,47 @@ fn a_configuration_is_judged_before_the_port_is_opened() {
     let port = taken.local_addr().unwrap().port().to_string();
     let ended = refused("engine.type = \"redis\"", &port, &[]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
+}
+
+#[test]
+fn defaults_are_safe_and_development_is_open() {
+    let node = Node::start("", &[]);
+    node.client().talk("> {\"id\":1,\"connect\":{}}\nx 3501 bad request");
+    let mut raw = node.raw();
+    raw.send(upgrade(CLIENTS, &["Origin: http://localhost"]).as_bytes());
+    assert_eq!(raw.response().status, 403);
+    let node = Node::start("", &["--dev"]);
+    node.is_healthy();
+}
+
+#[test]
+fn the_environment_stands_between_file_and_flags() {
+    let words = ["env", "CENTRIFUGO_CLIENT_INSECURE=true", "ROOST_ECHO=true", "ROOST_SHARDS=7"];
+    let file = "client.insecure = false\nroost.shards = 5";
+    let node = Node::launch(&words, file, "0", &["--shards", "3"]).unwrap();
+    assert_eq!(node.figures()["shards"], 3);
+    node.is_healthy();
+    drop(node.upgraded("/echo"));
+}
+
+#[test]
+fn tokens_that_the_program_prints_are_good() {
+    let node = Node::open(&[]);
+    let token = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
+        command.arg("token").args(arguments).env_clear();
+        let output = command.env("ROOST_CLIENT_TOKEN_HMAC_SECRET_KEY", "secret").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let connect = token(&["--user", "42", "--ttl", "10m"]);
+    let subscribe = token(&["--user", "42", "--channel", "$gold", "--ttl", "0"]);
+    node.client().talk(&format!(
+        r#"> {{"id":1,"connect":{{"token":"{connect}"}}}}
+           < {{"id":1,"connect":{{*"expires":true,*}}}}
+           > {{"id":2,"subscribe":{{"channel":"$gold","token":"{subscribe}"}}}}
+           < {{"id":2,"subscribe":{{}}}}"#
+    ));
 }
 
 #[test]

@@ -60,8 +60,10 @@ fn header_of(len: usize) -> Vec<u8> {
 #[test]
 fn every_fault_has_its_close_code_and_costs_only_its_own_connection() {
     let node = Node::open(&["--echo", "--websocket.message_size_limit", "1000"]);
+    let mut healthy = node.connected();
+    healthy.subscribe("beside");
     for path in ["/echo", CLIENTS] {
-        for (what, bytes, code) in faults() {
+        for (number, (what, bytes, code)) in faults().into_iter().enumerate() {
             // As one piece, and each byte for itself.
             for size in [bytes.len(), 1] {
                 let mut raw = node.upgraded(path);
@@ -75,9 +77,10 @@ fn every_fault_has_its_close_code_and_costs_only_its_own_connection() {
                 assert!(!reason.is_empty(), "{what}");
                 raw.ends();
             }
+            healthy.pub_sub("beside", number as u32 + 2);
         }
-        node.is_healthy();
     }
+    healthy.close();
     let (all, twice) = (faults(), 4);
     let count = |code| all.iter().filter(|(_, _, c)| *c == code).count() as u64 * twice;
     let figures = node.until_is("slots_in_use", 0);
