@@ -178,6 +178,19 @@ fn echo_keeps_its_window_and_loses_nothing() {
 }
 
 #[test]
+fn messages_larger_than_any_buffer_come_back_whole() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let (code, result) = load(&format!(
+        "echo --url {url} --connections 3 --window 2 --size 3000000 --duration 200ms"
+    ));
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 6);
+    assert_messages(&result, all_fine(sent, sent));
+}
+
+#[test]
 fn echo_by_schedule_sends_what_the_schedule_says() {
     let server = echo_server();
     let url = server.url("/echo");

@@ -241,9 +241,7 @@ impl<D: Driver> Shard<D> {
                     .into_iter()
                     .flatten()
                     .min(),
-                Some(session) => {
-                    [Some(session.due_tick), blocked()].into_iter().flatten().min()
-                }
+                Some(session) => [Some(session.due_tick), blocked()].into_iter().flatten().min(),
             },
             Phase::Leaving => None,
         }

@@ -100,9 +100,8 @@ impl<D: Driver> Shard<D> {
             return self.locals.release(local);
         };
         let mut positioned = false;
-        let mine = |sub: &&mut crate::session::Sub| {
-            sub.state == SubState::Joining && sub.place == serial
-        };
+        let mine =
+            |sub: &&mut crate::session::Sub| sub.state == SubState::Joining && sub.place == serial;
         // Not there when the client has unsubscribed since: the reply goes out all the same.
         if let Some(sub) = session.subs.find(local).filter(mine)
             && let Some(record) = self.locals.get(local)
