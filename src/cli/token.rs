@@ -38,6 +38,7 @@ pub(super) fn run(arguments: TokenArgs, environment: Vec<(String, String)>) -> E
     };
     warn(&loaded.warnings);
     // A wall clock before 1970 would make a token that expired; nothing worse.
+    #[expect(clippy::disallowed_methods, reason = "a command is run at the time that it is run")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // Somebody who names a file means the key in it.
     let named = arguments.config.is_some() || loaded.origin.is_some();

@@ -174,11 +174,7 @@ impl<D: Driver> Shard<D> {
         let client = &node.rules.client;
         let now = self.driver.unix();
         let key = self.conns[index as usize].key(index);
-        let header_user = self
-            .header_users
-            .iter()
-            .position(|(k, _)| *k == key)
-            .map(|at| self.header_users.swap_remove(at).1);
+        let header_user = self.header_users.remove(&index);
         let mut expire_at = None;
         let mut info = None;
         let user = if !request.token.is_empty() {
@@ -455,7 +451,7 @@ impl<D: Driver> Shard<D> {
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let sub = known.and_then(|at| session.subs.find(at)).map(|sub| (sub.channel, sub.state));
-        let subscribed = matches!(sub, Some((_, SubState::Live)));
+        let subscribed = matches!(sub, Some((_, SubState::Live | SubState::Joining)));
         namespace.may_publish(&session.user, subscribed, insecure, data)?;
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);
