@@ -1,6 +1,8 @@
 //! `roost-load` against servers that behave, and against servers that don't: what it counts must be
 //! exactly what they did.
 
+#![expect(clippy::disallowed_methods, reason = "test servers have a thread for each connection")]
+
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{Read, Write};

@@ -11,6 +11,11 @@
 //! here are the client's own. Each worker thread has its own descriptor table, so that the limit
 //! of descriptors counts for each thread.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a load client has clocks and threads of its own, outside the node's layers"
+)]
+
 mod conn;
 mod dial;
 mod figures;
