@@ -259,6 +259,10 @@ impl<D: Driver> Shard<D> {
     pub fn turn(&mut self) -> bool {
         self.counters().turns.add(1);
         let until = self.wait_until();
+        if until.is_none_or(|until| until > self.driver.now()) {
+            // Nothing is left to do: what is read of a shard that sleeps has to be true.
+            self.set_gauges();
+        }
         self.completions.clear();
         self.driver.wait(until, &mut self.completions);
         self.mailbox.awake();

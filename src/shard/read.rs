@@ -64,7 +64,15 @@ impl<D: Driver> Shard<D> {
                     }
                 }
                 Received::Blocked => return,
-                Received::Ended | Received::Failed => {
+                Received::Ended => {
+                    // The peer may have closed one way only: what this turn has for it goes out.
+                    self.write(key);
+                    if self.conn(key).is_some() {
+                        self.release(key.index, false);
+                    }
+                    return;
+                }
+                Received::Failed => {
                     self.release(key.index, false);
                     return;
                 }
