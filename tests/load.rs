@@ -1,6 +1,8 @@
 //! `roost-load` against servers that behave, and against servers that don't: what it counts must be
 //! exactly what they did.
 
+#![expect(clippy::disallowed_methods, reason = "test servers have a thread for each connection")]
+
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -175,6 +177,19 @@ fn echo_keeps_its_window_and_loses_nothing() {
     }
     assert_eq!(result["server"], Value::Null);
     assert!(result["client"]["rss_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn messages_larger_than_any_buffer_come_back_whole() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let (code, result) = load(&format!(
+        "echo --url {url} --connections 3 --window 2 --size 3000000 --duration 200ms"
+    ));
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 6);
+    assert_messages(&result, all_fine(sent, sent));
 }
 
 #[test]

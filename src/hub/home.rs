@@ -199,8 +199,7 @@ impl Homes {
             return;
         };
         let channel = &mut self.channels[at as usize];
-        let Some(interest) =
-            channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from)
+        let Some(interest) = channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from)
         else {
             debug_assert!(false, "unsubscribe from a shard that isn't interested");
             return;
@@ -305,9 +304,9 @@ impl Homes {
         if self.idle.len() > 2 * self.idle_count + 64 {
             let channels = &self.channels;
             self.idle.retain(|(at, turn)| {
-                channels.get(*at as usize).is_some_and(|c| {
-                    c.idle_turn == *turn && matches!(c.interests, Interests::None)
-                })
+                channels
+                    .get(*at as usize)
+                    .is_some_and(|c| c.idle_turn == *turn && matches!(c.interests, Interests::None))
             });
         }
     }

@@ -5,6 +5,7 @@ use super::conn::{Conn, Spill, State};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
 use super::oracle::Verdict;
+use super::output::{mask_key, plain, say_goodbye, write_some};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
@@ -14,14 +15,8 @@ use crate::proto::http;
 use crate::proto::ws;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use rustix::io::Errno;
-use rustix::net::SendFlags;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-
-/// Bytes that may wait for a socket to take them; beyond that nothing more is sent on it.
-pub(crate) const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// The connections of one thread, and what was counted about them.
 pub(crate) struct Fleet {
@@ -292,6 +287,16 @@ impl Fleet {
         }
     }
 
+    /// The server closed the connection with this code.
+    pub(crate) fn closed(&mut self, index: u32, code: u16, reason: &str, now_ns: u64) {
+        // Codes that tell a client to stay away: trying again would be refused again.
+        if matches!(code, 3500..=3999 | 4500..=4999) {
+            self.reject(index, reason, now_ns);
+        } else {
+            self.ended(index, reason, now_ns);
+        }
+    }
+
     fn note_ready(&mut self, now_ns: u64) {
         if self.counts.pending == 0 {
             self.counts.ready_ns = now_ns;
@@ -472,40 +477,4 @@ impl Fleet {
             say_goodbye(conn, &mut self.rng);
         }
     }
-}
-
-/// Sends a close frame if the socket takes it, and closes.
-fn say_goodbye(conn: &mut Conn, rng: &mut Rng) {
-    if conn.state == State::Open && !conn.is_blocked() {
-        let mut frame = Vec::with_capacity(8);
-        ws::put_masked(&mut frame, ws::CLOSE, &1000_u16.to_be_bytes(), mask_key(rng));
-        // The socket goes in any case.
-        let _ = write_some(conn.fd.as_ref(), &frame);
-    }
-    conn.fd = None;
-}
-
-fn mask_key(rng: &mut Rng) -> [u8; 4] {
-    (rng.next_u64() as u32).to_ne_bytes()
-}
-
-/// Writes as much as the socket takes. Returns how many bytes that were.
-pub(crate) fn write_some(fd: Option<&OwnedFd>, bytes: &[u8]) -> Result<usize, Errno> {
-    let Some(fd) = fd else { return Ok(bytes.len()) };
-    let mut count = 0;
-    while count < bytes.len() {
-        match rustix::net::send(fd, &bytes[count..], SendFlags::NOSIGNAL) {
-            Ok(written) => count += written,
-            Err(Errno::AGAIN) => break,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(count)
-}
-
-/// An error's text without the number that std appends to it.
-pub(crate) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }

@@ -11,6 +11,11 @@
 //! here are the client's own. Each worker thread has its own descriptor table, so that the limit
 //! of descriptors counts for each thread.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a load client has clocks and threads of its own, outside the node's layers"
+)]
+
 mod conn;
 mod dial;
 mod figures;
@@ -18,12 +23,14 @@ mod flags;
 mod fleet;
 mod host;
 mod oracle;
+mod output;
 mod payload;
 mod plan;
 mod progress;
 mod publisher;
 mod report;
 mod run;
+mod scenario;
 mod speech;
 mod token;
 mod worker;

@@ -9,7 +9,7 @@
 //! ```
 
 use super::figures::{self, Busy, Latency, Reasons};
-use super::fleet::{OUTPUT_BYTES_MAX, plain};
+use super::output::{OUTPUT_BYTES_MAX, mask_key, plain};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::Plan;
 use super::speech::{self, CONNECT_ID, Said};
@@ -420,10 +420,6 @@ impl Schedule {
     fn is_done(&self) -> bool {
         self.sent >= self.total
     }
-}
-
-fn mask_key(rng: &mut Rng) -> [u8; 4] {
-    (rng.next_u64() as u32).to_ne_bytes()
 }
 
 #[cfg(test)]

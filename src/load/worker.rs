@@ -6,7 +6,8 @@
 
 use super::conn::State;
 use super::figures::{self, Busy, Live, Outcome};
-use super::fleet::{Fleet, OUTPUT_BYTES_MAX, plain};
+use super::fleet::Fleet;
+use super::output::{OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
 use super::speech::{self, Memo};
 use crate::proto::ws::{self, Event, ReadRules};
@@ -367,7 +368,7 @@ impl Running {
                     let reason = format!("closed by the server: {code} {reason}");
                     self.fleet.put_control(ws::CLOSE, &1000_u16.to_be_bytes());
                     self.fleet.flush(index, now_ns);
-                    self.fleet.ended(index, reason.trim_end(), now_ns);
+                    self.fleet.closed(index, code, reason.trim_end(), now_ns);
                 }
                 Err(fault) => {
                     self.fleet.ended(index, &format!("a frame that is none: {fault}"), now_ns);

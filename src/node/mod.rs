@@ -118,8 +118,10 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let seed = random_u64().map_err(system("random numbers"))?;
     let mut seeds = Rng::new(seed);
     let ids: Vec<ShardId> = (0..settings.shards).map(|at| ShardId(at as u8)).collect();
-    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) =
-        ids.iter().map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id)))).unzip();
+    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) = ids
+        .iter()
+        .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
+        .unzip();
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,

@@ -120,7 +120,9 @@ fn settings(
                 disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,
                 user_id_http_header: client.user_id_http_header,
                 ping_interval_ms: client.ping_interval_ms,
-                pong_timeout_ms: client.pong_timeout_ms.filter(|_| client.ping_interval_ms.is_some()),
+                pong_timeout_ms: client
+                    .pong_timeout_ms
+                    .filter(|_| client.ping_interval_ms.is_some()),
                 stale_close_delay_ms: (client.stale_close_delay_ms > 0)
                     .then_some(client.stale_close_delay_ms),
                 expired_close_delay_ms: client.expired_close_delay_ms,

@@ -24,8 +24,10 @@ impl<D: Driver> Shard<D> {
                 Accepted::Blocked => self.acceptable = false,
                 Accepted::Failed => self.counters().accept_failed.add(1),
                 Accepted::Full => {
-                    // Nothing here to refuse it with: it waits until a descriptor is free.
-                    self.counters().connections_refused_full.add(1);
+                    // Nothing here to refuse it with: it waits until a descriptor may be free.
+                    self.counters().accepts_put_off.add(1);
+                    self.acceptable = false;
+                    self.accept_put_off = true;
                     return;
                 }
             }

@@ -181,7 +181,7 @@ impl<D: Driver> Shard<D> {
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
         if !self.header_users.is_empty() {
-            self.header_users.retain(|(k, _)| *k != key);
+            self.header_users.remove(&index);
         }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
@@ -241,9 +241,7 @@ impl<D: Driver> Shard<D> {
                     .into_iter()
                     .flatten()
                     .min(),
-                Some(session) => {
-                    [Some(session.due_tick), blocked()].into_iter().flatten().min()
-                }
+                Some(session) => [Some(session.due_tick), blocked()].into_iter().flatten().min(),
             },
             Phase::Leaving => None,
         }

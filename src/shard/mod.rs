@@ -153,6 +153,8 @@ pub struct Shard<D: Driver> {
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
+    /// The host had no descriptor left: the next housekeeping tries again.
+    accept_put_off: bool,
     passed: bool,
 
     mailbox: Mailbox,
@@ -165,8 +167,8 @@ pub struct Shard<D: Driver> {
     homes: Homes,
     locals: Locals,
     next_serial: u32,
-    /// Users named by a request header, until the client connects.
-    header_users: Vec<(ConnKey, CompactString)>,
+    /// Users named by a request header, by slot, until the client connects.
+    header_users: hashbrown::HashMap<u32, CompactString, foldhash::fast::FixedState>,
 
     constants: Constants,
     scratch: Vec<u8>,
@@ -218,6 +220,7 @@ impl<D: Driver> Shard<D> {
             dirty: Vec::new(),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
+            accept_put_off: false,
             passed: false,
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
@@ -227,7 +230,7 @@ impl<D: Driver> Shard<D> {
             homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
-            header_users: Vec::new(),
+            header_users: Default::default(),
             constants: Constants {
                 ping: SharedFrame::new(&ping),
                 ws_ping: ws::frame(ws::PING, b""),
@@ -309,7 +312,10 @@ impl<D: Driver> Shard<D> {
         let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
         let drain = self.draining.is_some().then(|| now.after(10));
         // An idle shard sleeps as long as nothing happens.
-        let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
+        let busy = !self.conns.is_empty()
+            || !self.homes.is_empty()
+            || self.queued_peak > 0
+            || self.accept_put_off;
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
         [retry, drain, housekeeping, timer].into_iter().flatten().min()
@@ -386,6 +392,7 @@ impl<D: Driver> Shard<D> {
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.homes.sweep(now, SWEEP_CHANNELS);
+        self.acceptable |= std::mem::take(&mut self.accept_put_off);
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }

@@ -199,7 +199,7 @@ impl<D: Driver> Shard<D> {
             && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
             && !user.is_empty()
         {
-            self.header_users.push((key, user.into()));
+            self.header_users.insert(key.index, user.into());
         }
         let mut answer = std::mem::take(&mut self.replies);
         answer.clear();

@@ -16,6 +16,8 @@ counters! {
         connections_passed: counter,
         /// Connections refused because no shard had room.
         connections_refused_full: counter,
+        /// Times that accepting had to wait a second because the host had no descriptor left.
+        accepts_put_off: counter,
         /// Connections whose accept failed.
         accept_failed: counter,
         /// Slots of the connection table in use, the leaving ones included.
