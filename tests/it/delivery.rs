@@ -41,7 +41,7 @@ fn every_subscriber_gets_every_message_in_order() {
                     }
                 });
                 // Different homes answer: each once, in the order of each channel.
-                let mut seen = vec![0; CHANNELS];
+                let mut seen = [0; CHANNELS];
                 for _ in 0..PUBLISHES {
                     let reply: Value = serde_json::from_str(&client.line()).unwrap();
                     assert_eq!(reply["publish"], json!({}), "{reply}");

@@ -3,6 +3,7 @@
 //!
 //! Nothing here waits for time to pass: every answer is awaited with a bound, and figures are
 //! polled until they are as expected, with a bound.
+#![expect(clippy::disallowed_methods, reason = "clocks bound what is awaited; threads are clients")]
 
 mod bad_input;
 mod delivery;
