@@ -20,6 +20,7 @@ impl<D: Driver> Shard<D> {
             let Some(batch) = self.mailbox.take() else { break };
             self.open_batch(*batch);
         }
+        self.mailbox.take_turned(|shard| self.mail[shard.index()].ring());
     }
 
     fn open_batch(&mut self, batch: Batch) {

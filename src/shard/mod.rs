@@ -308,13 +308,16 @@ impl<D: Driver> Shard<D> {
             || self.locals.active() > 0
             || !self.dirty.is_empty()
             || (self.leaving_count > 0 && !self.mail_blocked)
-            || !self.mailbox.sleep();
+            || !self.mailbox.sleep()
+            // After arming the alarm: who rang before that was not heard.
+            || (self.mail_blocked && self.mail.iter().any(|outbox| outbox.may_retry(self.id)));
         if work {
             return Some(now);
         }
         // Nothing is left to do: what is read of a shard that sleeps has to be true.
         self.set_gauges();
-        let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
+        // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
+        let retry = self.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
         let drain = self.draining.is_some().then(|| now.after(10));
         // An idle shard sleeps as long as nothing happens.
         let busy = !self.conns.is_empty()
@@ -460,6 +463,9 @@ const CONNS_SPARE: usize = 64;
 
 /// Milliseconds between two housekeepings.
 const HOUSEKEEPING_MS: u64 = 1000;
+
+/// Mail that found a full mailbox is sent again after so long even if nobody rings.
+const MAIL_RETRY_MS: u64 = 20;
 
 /// Channels looked at in one housekeeping.
 const SWEEP_CHANNELS: usize = 4096;
