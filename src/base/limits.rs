@@ -23,7 +23,7 @@ pub const FANOUT_BYTES_MAX: usize = 4 << 20;
 pub const JOIN_BYTES_MAX: usize = 64 * 1024;
 
 /// Batches that wait in a shard's mailbox at most. A sender that finds it full keeps its mail and
-/// tries again; what it may keep is [`OUTBOX_BYTES_MAX`].
+/// is rung when there is room; what it may keep is [`OUTBOX_BYTES_MAX`].
 pub const MAILBOX_BATCHES: usize = 256;
 
 /// Mail that a shard keeps for another one at most, bytes. Beyond it deliveries become gaps, and

@@ -1,1 +1,345 @@
-//! TODO
+//! Options of every layer: read from a file, the environment and flags, checked, and handed out as
+//! typed sections. Nothing below this layer reads a configuration.
+//!
+//! ```text
+//!  file (TOML, YAML, JSON) -> tree --.
+//!  CENTRIFUGO_... , ROOST_... -------+--> layers (one table of options) --> build --> Config
+//!  flags ----------------------------'            |
+//!                                                 '--> errors (exit code 2), warnings
+//! ```
+//!
+//! Every problem of a configuration is named at once, each with option, value and what was expected.
+//! Options fall in classes (`table::Class`): what is built; what is harmless and isn't, which
+//! warns; and what changes safety or delivery and isn't, which stops the start.
+
+mod build;
+mod layers;
+mod names;
+mod print;
+pub(crate) mod table;
+#[cfg(test)]
+mod tests;
+mod tree;
+pub(crate) mod value;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use tracing::level_filters::LevelFilter;
+
+use crate::edge::channels::ChannelRules;
+use crate::edge::jwt::TokenOptions;
+use crate::edge::origin::OriginRules;
+use layers::{Report, Settings};
+pub use print::{PrintFormat, print_defaults};
+
+/// The file that is read when none is named and this one is there.
+pub const DEFAULT_FILE: &str = "config.json";
+
+/// Secret of the development node, for tokens on one machine only.
+pub const DEV_SECRET: &str = "roost-dev-secret";
+
+/// Bytes of a configuration file at most; more is refused.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// What the development node has where nobody says otherwise.
+const DEV_PRESET: &[(&str, &str)] = &[
+    ("http_server.address", "127.0.0.1"),
+    ("client.allowed_origins", "*"),
+    ("client.allow_anonymous_connect_without_token", "true"),
+    ("client.token.hmac_secret_key", DEV_SECRET),
+    ("channel.without_namespace.allow_subscribe_for_client", "true"),
+    ("channel.without_namespace.allow_subscribe_for_anonymous", "true"),
+    ("channel.without_namespace.allow_publish_for_client", "true"),
+    ("channel.without_namespace.allow_publish_for_anonymous", "true"),
+];
+
+/// The whole configuration. Durations are milliseconds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub http_server: HttpServer,
+    /// Where to log, and what.
+    pub log: Log,
+    /// Rules and limits of connections.
+    pub client: Client,
+    /// What tokens are held against.
+    pub tokens: Tokens,
+    /// Namespaces and names of channels.
+    pub channels: ChannelRules,
+    /// The WebSocket endpoint.
+    pub websocket: WebSocket,
+    /// How long closing all connections may take.
+    pub shutdown_timeout_ms: u64,
+    /// Name of the node; empty: make one.
+    pub node_name: String,
+    /// File for the process id.
+    pub pid_file: Option<PathBuf>,
+    /// roost's own options.
+    pub roost: Roost,
+}
+
+/// Section `http_server`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpServer {
+    /// At least one. Both unspecified addresses stand for an empty option, both loopback ones for
+    /// `localhost`; then the second may fail to bind where the machine has no IPv6.
+    pub addresses: Vec<IpAddr>,
+    /// 0: one that is free.
+    pub port: u16,
+}
+
+/// Section `log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Least severe level that is logged.
+    pub level: LevelFilter,
+    /// `None` is standard error.
+    pub file: Option<PathBuf>,
+}
+
+/// Section `client`, without tokens.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Which web pages may connect.
+    pub allowed_origins: OriginRules,
+    /// No token: an anonymous user.
+    pub allow_anonymous_connect_without_token: bool,
+    /// A token of an anonymous user: disconnect 3507.
+    pub disallow_anonymous_connection_tokens: bool,
+    /// `None`: no pings.
+    pub ping_interval_ms: Option<u64>,
+    /// `None`: pongs are not wanted. Shorter than the interval.
+    pub pong_timeout_ms: Option<u64>,
+    /// From expiry to disconnect 3005.
+    pub expired_close_delay_ms: u64,
+    /// From a subscription's expiry to its end.
+    pub expired_sub_close_delay_ms: u64,
+    /// From opening to disconnect 3502, unless connected; 0: never.
+    pub stale_close_delay_ms: u64,
+    /// Subscriptions of a connection.
+    pub channel_limit: usize,
+    /// Bytes queued for a client, before disconnect 3008.
+    pub queue_bytes_max: usize,
+    /// Connections of the node; 0: no limit of its own.
+    pub connection_limit: u64,
+    /// New connections per second; 0: no limit.
+    pub connection_rate_limit: u64,
+    /// Tell the time in the connect result.
+    pub connect_include_server_time: bool,
+    /// Request header with the user id, lower case; empty: none.
+    pub user_id_http_header: String,
+    /// Every permission for everybody.
+    pub insecure: bool,
+}
+
+/// Sections `client.token` and `client.subscription_token`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of connection tokens.
+    pub connection: TokenOptions,
+    /// Of subscription tokens, where they have their own.
+    pub subscription: Option<TokenOptions>,
+}
+
+impl Tokens {
+    /// What subscription tokens are held against.
+    pub fn of_subscriptions(&self) -> &TokenOptions {
+        self.subscription.as_ref().unwrap_or(&self.connection)
+    }
+}
+
+/// Section `websocket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Not `websocket.disabled`.
+    pub enabled: bool,
+    /// Path, begins with `/`.
+    pub handler_prefix: String,
+    /// A blocked write, before disconnect 3009.
+    pub write_timeout_ms: u64,
+    /// Of a client's message, before close 1009.
+    pub message_bytes_max: usize,
+}
+
+/// Section `roost`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roost {
+    /// How many shards.
+    pub shards: Shards,
+    /// Which driver.
+    pub io: Io,
+    /// Serve `/echo`.
+    pub echo: bool,
+    /// Connections closed per second when draining; 0: evenly over the shutdown timeout.
+    pub drain_rate: u64,
+    /// Memory of the process.
+    pub memory_limit: MemoryLimit,
+    /// Channel records of the node.
+    pub channels_max: usize,
+    /// From accepting to a complete request head.
+    pub handshake_timeout_ms: u64,
+    /// Silence of an echo connection, before it is pinged.
+    pub idle_timeout_ms: u64,
+    /// From a close frame to its answer.
+    pub close_timeout_ms: u64,
+    /// `SO_SNDBUF`; 0: leave it.
+    pub send_buffer_bytes: usize,
+    /// `TCP_NOTSENT_LOWAT`; 0: leave it.
+    pub notsent_lowat_bytes: usize,
+}
+
+/// `roost.shards`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shards {
+    /// One for each core that the process may use.
+    Cores,
+    /// As many, grown when the descriptor limit asks for more.
+    Auto,
+    /// 1 to 255.
+    Count(u8),
+}
+
+/// `roost.io`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// The best that the kernel has.
+    Auto,
+    /// epoll.
+    Epoll,
+}
+
+/// `roost.memory_limit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// A share of the machine or its cgroup, 1 to 100.
+    Percent(u8),
+}
+
+/// A configuration that may be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What its owner should know, a line each.
+    pub warnings: Vec<String>,
+    /// The file that it came from, if one was read.
+    pub origin: Option<PathBuf>,
+}
+
+/// A configuration that can't be used: everything that is wrong with it. The process exits with 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct ConfigError {
+    /// At least one, a line each.
+    pub problems: Vec<String>,
+    /// What is also to be known, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file named on the command line; else `ROOST_CONFIG` names one, else [`DEFAULT_FILE`] is
+    /// read if it is there (but not by the development node).
+    pub file: Option<PathBuf>,
+    /// All variables.
+    pub environment: Vec<(String, String)>,
+    /// Flags, as pairs of path and text.
+    pub flags: Vec<(&'static str, String)>,
+    /// Put the development preset under it all.
+    pub dev: bool,
+}
+
+/// Reads, checks and builds.
+///
+/// A file that isn't there is a warning, since all options can come from elsewhere and the defaults
+/// allow nothing.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut report = Report::default();
+    let file = chosen_file(sources);
+    let text = file.as_ref().and_then(|(path, named)| match read(path) {
+        Ok(text) => Some((path.clone(), text)),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {
+            if *named {
+                let path = path.display();
+                report.warnings.push(format!("{path}: no such file; going on without"));
+            }
+            None
+        }
+        Err(fault) => {
+            report.errors.push(format!("{}: {fault}", path.display()));
+            None
+        }
+    });
+    let name = text.as_ref().map(|(path, _)| path.display().to_string());
+    let text = name.as_deref().zip(text.as_ref().map(|(_, text)| text.as_str()));
+    let config = resolve(text, sources, &mut report);
+    let warnings = report.close(false)?;
+    Ok(Loaded { config, warnings, origin: name.map(PathBuf::from) })
+}
+
+/// Checks a file by itself, without environment and flags. Returns the warnings.
+///
+/// # Errors
+/// Everything that is wrong, and with `strict` options that nobody knows, too.
+pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
+    let name = file.display().to_string();
+    let text = read(file).map_err(|fault| ConfigError {
+        problems: vec![format!("{name}: {fault}")],
+        warnings: Vec::new(),
+    })?;
+    let mut report = Report::default();
+    resolve(Some((&name, &text)), &Sources::default(), &mut report);
+    report.close(strict)
+}
+
+/// All layers over each other, checked and built. Only to be used when the report has no errors.
+fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -> Config {
+    let mut settings = Settings::new();
+    if sources.dev {
+        settings.preset(DEV_PRESET, report);
+    }
+    if let Some((name, text)) = file {
+        settings.file(name, text, report);
+    }
+    settings.environment(&sources.environment, report);
+    settings.flags(&sources.flags, report);
+    settings.judge(report);
+    let config = build::build(&settings, report);
+    if sources.dev && !config.http_server.addresses.iter().all(IpAddr::is_loopback) {
+        report.errors.push(settings.root.complaint(
+            "http_server.address",
+            "a loopback address: the development node is open to everyone who reaches it; use \
+             `roost serve` for others",
+        ));
+    }
+    config
+}
+
+/// The file to read, and whether somebody named it.
+fn chosen_file(sources: &Sources) -> Option<(PathBuf, bool)> {
+    if let Some(path) = &sources.file {
+        return Some((path.clone(), true));
+    }
+    let named = sources.environment.iter().find(|(name, _)| name == "ROOST_CONFIG");
+    match named {
+        Some((_, path)) if !path.is_empty() => Some((PathBuf::from(path), true)),
+        _ if sources.dev => None,
+        _ => Some((PathBuf::from(DEFAULT_FILE), false)),
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let length = std::fs::metadata(path)?.len();
+    if length > FILE_BYTES_MAX {
+        let fault = format!("{length} bytes are too many for a configuration");
+        return Err(std::io::Error::other(fault));
+    }
+    std::fs::read_to_string(path)
+}

@@ -231,6 +231,11 @@ impl ChannelRules {
         &self.namespaces
     }
 
+    /// How names are read.
+    pub fn syntax(&self) -> &ChannelSyntax {
+        &self.syntax
+    }
+
     /// True when a subscription needs a token, whatever the options say.
     pub fn is_private(&self, channel: &str) -> bool {
         let prefix = self.syntax.private_prefix.as_str();

@@ -2,7 +2,7 @@
 //!
 //! The algorithm comes from the configured keys: a token whose header asks for another one is
 //! invalid, and `none` is not an algorithm at all. HMAC keys are here; keys for RSA, ECDSA and JWKS
-//! join [`TokenKeys::verified`], the one place that turns a token into claims.
+//! join `TokenKeys::verified`, the one place that turns a token into claims.
 
 use std::collections::HashMap;
 

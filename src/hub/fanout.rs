@@ -128,8 +128,7 @@ mod tests {
         push(&mut fan_out, "c", 6);
         assert_eq!(fan_out.bytes(), 3);
         let expected = [("ab", 2, 0..3), ("ab", 2, 3..5), ("c", 1, 0..3), ("c", 1, 3..6)];
-        let expected: Vec<_> =
-            expected.into_iter().map(|(t, n, r)| (t.to_owned(), n, r)).collect();
+        let expected: Vec<_> = expected.into_iter().map(|(t, n, r)| (t.to_owned(), n, r)).collect();
         assert_eq!(drain(&mut fan_out, 3), expected);
         assert_eq!((fan_out.is_empty(), fan_out.bytes()), (true, 0));
     }

@@ -180,7 +180,38 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::base::rng::Rng;
+
+    proptest! {
+        // Against a plain list of everything that was published.
+        #[test]
+        fn the_ring_keeps_what_a_list_would(
+            size in 1..6u32,
+            ops in proptest::collection::vec((0..80u64, 0..20usize), 1..100),
+        ) {
+            let options = StreamOptions { size, ttl_ms: 100, meta_ttl_ms: 1000 };
+            let mut stream = Stream::new(Millis(0), options, &mut Rng::new(1));
+            let mut list: Vec<(u64, Vec<u8>)> = Vec::new();
+            let (mut now, mut last) = (0, 0);
+            for (offset, (pause, bytes)) in (1u64..).zip(ops) {
+                now += pause;
+                if now - last >= 100 {
+                    list.clear();
+                }
+                last = now;
+                let data = vec![offset as u8; bytes];
+                prop_assert_eq!(stream.append(Millis(now), &data, b"i").offset, offset);
+                list.push((offset, data));
+                let from = list.len().saturating_sub(size as usize);
+                let kept: Vec<_> =
+                    stream.records().map(|r| (r.offset(), r.data().to_vec())).collect();
+                prop_assert_eq!(&kept[..], &list[from..]);
+            }
+        }
+    }
 
     const OPTIONS: StreamOptions = StreamOptions { size: 3, ttl_ms: 100, meta_ttl_ms: 1000 };
 

@@ -30,6 +30,7 @@ pub struct Interest {
 enum Interests {
     None,
     One(Interest),
+    #[expect(clippy::box_collection, reason = "16 bytes for all channels instead of 24")]
     Many(Box<Vec<Interest>>),
 }
 
@@ -414,5 +415,96 @@ mod tests {
             homes.subscribe(Millis(1), name, hash, OPTIONS, SHARD, 0).offset
         };
         assert_eq!(["a", "b", "c"].map(|name| offset(&mut homes, name)), [0, 1, 1]);
+    }
+}
+
+#[cfg(test)]
+mod model {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::rng::Rng;
+
+    const KEPT: StreamOptions = StreamOptions { size: 2, ttl_ms: 1 << 40, meta_ttl_ms: 1 << 41 };
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Subscribe(usize, u8),
+        Unsubscribe(usize, u8),
+        Publish(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0..4usize, 0..4u8).prop_map(|(channel, shard)| Op::Subscribe(channel, shard)),
+            (0..4usize, 0..4u8).prop_map(|(channel, shard)| Op::Unsubscribe(channel, shard)),
+            (0..4usize).prop_map(Op::Publish),
+        ]
+    }
+
+    proptest! {
+        // Two channels with history, two without, against plain maps.
+        #[test]
+        fn interest_and_offsets_are_what_plain_maps_say(
+            ops in proptest::collection::vec(op(), 1..200),
+        ) {
+            let names = ["kept-1", "kept-2", "plain-1", "plain-2"];
+            let options = |at: usize| if at < 2 { KEPT } else { StreamOptions::default() };
+            let hasher = NameHasher::new(7, 4);
+            let mut homes = Homes::new(hasher.clone(), Rng::new(1), 100);
+            let mut interest: BTreeMap<(usize, u8), u32> = BTreeMap::new();
+            let mut offsets = [0u64; 4];
+            for op in ops {
+                match op {
+                    Op::Subscribe(at, shard) => {
+                        *interest.entry((at, shard)).or_default() += 1;
+                        let hash = hasher.hash(names[at]);
+                        let position = homes.subscribe(
+                            Millis(0), names[at], hash, options(at), ShardId(shard), at as u32,
+                        );
+                        prop_assert_eq!(position.offset, offsets[at]);
+                        prop_assert_eq!(position.epoch.is_some(), at < 2);
+                    }
+                    Op::Unsubscribe(at, shard) => {
+                        let Some(count) = interest.get_mut(&(at, shard)) else { continue };
+                        *count -= 1;
+                        if *count == 0 {
+                            interest.remove(&(at, shard));
+                        }
+                        homes.unsubscribe(names[at], hasher.hash(names[at]), ShardId(shard));
+                    }
+                    Op::Publish(at) => {
+                        offsets[at] += u64::from(at < 2);
+                        let hash = hasher.hash(names[at]);
+                        let taken =
+                            homes.publish(Millis(0), names[at], hash, options(at), b"x", b"");
+                        prop_assert_eq!(taken.position.offset, offsets[at]);
+                        let mut shards: Vec<(u8, u32)> = taken
+                            .channel
+                            .map(|channel| homes.interests(channel))
+                            .unwrap_or_default()
+                            .iter()
+                            .map(|i| (i.shard.0, i.count))
+                            .collect();
+                        shards.sort_unstable();
+                        let expected: Vec<(u8, u32)> = interest
+                            .iter()
+                            .filter(|((channel, _), _)| *channel == at)
+                            .map(|((_, shard), count)| (*shard, *count))
+                            .collect();
+                        prop_assert_eq!(shards, expected);
+                    }
+                }
+                let used = |at: usize| interest.keys().any(|(channel, _)| *channel == at);
+                let idle = (0..2).filter(|at| !used(*at)).count();
+                prop_assert!(homes.idle() <= idle);
+                prop_assert_eq!(
+                    homes.len() - homes.idle(),
+                    (0..4).filter(|at| used(*at)).count()
+                );
+            }
+        }
     }
 }

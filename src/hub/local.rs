@@ -21,9 +21,8 @@ pub struct Local {
     /// Who gets its publications.
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
-    /// Offset of the latest publication delivered here, or of the latest subscription's start; 0
-    /// when it isn't known, and without history. One for all subscribers: mail comes in order, so
-    /// they are all at the same place.
+    /// Offset of the latest publication delivered here, 0 before the first and without history.
+    /// One for all subscribers: mail comes in order, so they are all at the same place.
     offset: u64,
     /// Subscriptions of sessions here, from the asking on.
     pub claims: u32,
@@ -50,9 +49,12 @@ pub struct Locals {
 pub enum Delivery {
     /// It is on its way to the subscribers.
     Taken,
-    /// Publications are missing before it, or it could not be taken.
-    Gap,
-    /// It was delivered before, or nobody is there.
+    /// It doesn't follow what was delivered before: some are missing, or the stream began anew. Who
+    /// is positioned has to be told; delivered again, it is taken for the others.
+    Broken,
+    /// Too much waits for the subscribers already: it is lost here.
+    Refused,
+    /// Nobody is there.
     Nothing,
 }
 
@@ -121,9 +123,8 @@ impl Locals {
         }
     }
 
-    /// The home has said where the stream stands, 0 for "not known". It may have moved on while
-    /// nobody here was interested, or be another stream by now.
-    pub fn set_offset(&mut self, at: u32, offset: u64) {
+    /// A subscriber begins at `offset`: what comes next here follows that.
+    pub fn begin_at(&mut self, at: u32, offset: u64) {
         if let Some(local) = self.channels.get_mut(at as usize) {
             local.offset = offset;
         }
@@ -132,15 +133,11 @@ impl Locals {
     /// A publication from the home. `offset` is 0 without history.
     pub fn deliver(&mut self, at: u32, offset: u64, frame: SharedFrame) -> Delivery {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
-        let expected = local.offset + 1;
         if offset > 0 {
-            if offset < expected && local.offset > 0 {
-                return Delivery::Nothing;
-            }
-            let first = local.offset == 0;
-            local.offset = offset;
-            if !first && offset > expected {
-                return Delivery::Gap;
+            let follows = local.offset == 0 || offset == local.offset + 1;
+            local.offset = if follows { offset } else { offset - 1 };
+            if !follows && !local.subscribers.is_empty() {
+                return Delivery::Broken;
             }
         }
         if local.subscribers.is_empty() {
@@ -154,7 +151,7 @@ impl Locals {
                 local.fan_out.get_or_insert_default().push(frame, places)
             }
         };
-        if taken { Delivery::Taken } else { Delivery::Gap }
+        if taken { Delivery::Taken } else { Delivery::Refused }
     }
 
     /// Whether a fan-out holds the places of this channel's subscribers.
@@ -193,34 +190,46 @@ impl Locals {
 
 #[cfg(test)]
 mod tests {
-    use super::super::subscribers::Subscriber;
     use super::*;
+    use crate::hub::subscribers::Subscriber;
 
-    fn subscribed() -> (Locals, u32) {
+    fn one() -> (Locals, u32) {
         let mut locals = Locals::new(NameHasher::new(1, 1));
-        let at = locals.find_or_insert("a");
+        let at = locals.find_or_insert("news");
         let local = locals.get(at).unwrap();
         local.claims = 1;
-        local.subscribers.add(Subscriber { conn: 0, positioned: false });
+        local.subscribers.add(Subscriber { conn: 0, positioned: true });
         (locals, at)
     }
 
     #[test]
-    fn a_stream_that_moved_on_meanwhile_is_no_gap() {
-        let (mut locals, at) = subscribed();
-        let frame = SharedFrame::new(b"x");
-        let mut deliver = |locals: &mut Locals, offset| locals.deliver(at, offset, frame.clone());
-        assert_eq!(deliver(&mut locals, 5), Delivery::Taken);
-        assert_eq!(deliver(&mut locals, 5), Delivery::Nothing);
-        assert_eq!(deliver(&mut locals, 7), Delivery::Gap);
-        // A subscription began at 9: what came between was for nobody here.
-        locals.set_offset(at, 9);
-        assert_eq!(deliver(&mut locals, 10), Delivery::Taken);
-        // A new stream.
-        locals.set_offset(at, 0);
-        assert_eq!(deliver(&mut locals, 1), Delivery::Taken);
-        // Its home told of a gap: the next one may have any offset.
-        locals.set_offset(at, 0);
-        assert_eq!(deliver(&mut locals, 4), Delivery::Taken);
+    fn a_jump_and_a_new_life_are_told_once_and_then_delivered() {
+        let (mut locals, at) = one();
+        locals.begin_at(at, 7);
+        let mut deliver = |offset| locals.deliver(at, offset, SharedFrame::new(b"x"));
+        assert_eq!(deliver(8), Delivery::Taken);
+        assert_eq!(
+            (deliver(11), deliver(11), deliver(12)),
+            (Delivery::Broken, Delivery::Taken, Delivery::Taken)
+        );
+        assert_eq!(
+            (deliver(1), deliver(1), deliver(2)),
+            (Delivery::Broken, Delivery::Taken, Delivery::Taken)
+        );
+        assert_eq!((deliver(0), deliver(3)), (Delivery::Taken, Delivery::Taken));
+    }
+
+    #[test]
+    fn a_record_stays_while_its_home_owes_an_answer() {
+        let (mut locals, at) = one();
+        let local = locals.get(at).unwrap();
+        local.asked = 1;
+        local.claims = 0;
+        local.subscribers.remove(0, false);
+        locals.release(at);
+        assert_eq!(locals.find("news"), Some(at));
+        locals.get(at).unwrap().asked = 0;
+        locals.release(at);
+        assert_eq!((locals.find("news"), locals.len()), (None, 0));
     }
 }

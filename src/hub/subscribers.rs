@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     fn subscriber(conn: u32) -> Subscriber {
-        Subscriber { conn, positioned: conn % 2 == 0 }
+        Subscriber { conn, positioned: conn.is_multiple_of(2) }
     }
 
     #[derive(Clone, Debug)]

@@ -121,8 +121,12 @@ pub trait Driver {
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
     /// Reads once, at most `bytes_max` bytes and at most what a lease holds.
-    fn recv(&mut self, key: ConnKey, socket: &Self::Socket, bytes_max: usize)
-    -> Received<Self::Lease>;
+    fn recv(
+        &mut self,
+        key: ConnKey,
+        socket: &Self::Socket,
+        bytes_max: usize,
+    ) -> Received<Self::Lease>;
     /// Takes a lent buffer back.
     fn give_back(&mut self, lease: Self::Lease);
     /// Writes `frames` without the first `skip` bytes, as much as the socket takes in one call.

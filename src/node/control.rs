@@ -87,7 +87,7 @@ impl Control {
                 _ = signals.figures.recv() => self.print_figures(),
                 () = &mut deadline => {
                     warn!(connections = self.open(), "the time to drain is over");
-                    return Ended::Cut;
+                    return Ended::TimedOut;
                 }
                 _ = signals.terminate.recv() => return self.cut(),
                 _ = signals.interrupt.recv() => return self.cut(),

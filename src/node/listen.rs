@@ -18,8 +18,14 @@ pub(super) fn probe(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartFa
         if address.port() == 0 {
             address.set_port(port);
         }
-        let socket =
-            try_bind(address).map_err(|source| StartFault::Listen { address, source })?;
+        let socket = match try_bind(address) {
+            Ok(socket) => socket,
+            // A machine without IPv6 listens on what it has.
+            Err(fault) if address.is_ipv6() && !bound.is_empty() && no_such_family(&fault) => {
+                continue;
+            }
+            Err(source) => return Err(StartFault::Listen { address, source }),
+        };
         if let Some(local) = socket.local_addr().ok().and_then(|local| local.as_socket()) {
             port = local.port();
             address.set_port(port);
@@ -28,6 +34,10 @@ pub(super) fn probe(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartFa
         held.push(socket);
     }
     Ok(bound)
+}
+
+fn no_such_family(fault: &std::io::Error) -> bool {
+    matches!(fault.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 fn try_bind(address: SocketAddr) -> std::io::Result<Socket> {

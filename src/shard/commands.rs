@@ -174,11 +174,7 @@ impl<D: Driver> Shard<D> {
         let client = &node.rules.client;
         let now = self.driver.unix();
         let key = self.conns[index as usize].key(index);
-        let header_user = self
-            .header_users
-            .iter()
-            .position(|(k, _)| *k == key)
-            .map(|at| self.header_users.swap_remove(at).1);
+        let header_user = self.header_users.remove(&index);
         let mut expire_at = None;
         let mut info = None;
         let user = if !request.token.is_empty() {
@@ -232,7 +228,9 @@ impl<D: Driver> Shard<D> {
             user,
             user_links: UserLinks::default(),
             subs: Default::default(),
-            extra: info.map(|info| Box::new(crate::session::Extra { info: Some(info), ..Default::default() })),
+            extra: info.map(|info| {
+                Box::new(crate::session::Extra { info: Some(info), ..Default::default() })
+            }),
             conn: index,
             due_tick: self.tick().saturating_add(ticks(first)),
             expires: expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
@@ -342,20 +340,13 @@ impl<D: Driver> Shard<D> {
         let user = session.user.clone();
         let insecure = node.rules.client.insecure;
         let now = self.driver.unix();
-        let verdict =
-            (!request.token.is_empty()).then(|| self.subscription_claims(&request.token));
+        let verdict = (!request.token.is_empty()).then(|| self.subscription_claims(&request.token));
         let client_id = match &verdict {
             Some(Ok(claims)) if !claims.client.is_empty() => self.client_id(asker.conn).to_string(),
             _ => String::new(),
         };
         let subscriber = Subscriber { user: &user, client: &client_id, insecure };
-        node.rules.channels.may_subscribe(
-            namespace,
-            channel,
-            subscriber,
-            verdict.as_ref(),
-            now,
-        )?;
+        node.rules.channels.may_subscribe(namespace, channel, subscriber, verdict.as_ref(), now)?;
         let claims = verdict.and_then(Result::ok);
         if request.tf.is_some() {
             return Err(Stop::Error(ErrorCode::BadRequest));
@@ -460,7 +451,7 @@ impl<D: Driver> Shard<D> {
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let sub = known.and_then(|at| session.subs.find(at)).map(|sub| (sub.channel, sub.state));
-        let subscribed = matches!(sub, Some((_, SubState::Live)));
+        let subscribed = matches!(sub, Some((_, SubState::Live | SubState::Joining)));
         namespace.may_publish(&session.user, subscribed, insecure, data)?;
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);

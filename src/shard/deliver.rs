@@ -20,6 +20,7 @@ impl<D: Driver> Shard<D> {
             let Some(batch) = self.mailbox.take() else { break };
             self.open_batch(*batch);
         }
+        self.mailbox.take_turned(|shard| self.mail[shard.index()].ring());
     }
 
     fn open_batch(&mut self, batch: Batch) {
@@ -49,16 +50,8 @@ impl<D: Driver> Shard<D> {
                     json::put_publish(&mut self.scratch, asker.command);
                     self.answer(asker);
                 }
-                Mail::Deliver { local, offset, frame } => {
-                    if self.locals.deliver(local, offset, frame) == Delivery::Gap {
-                        self.counters().gaps_fanout.add(1);
-                        self.gap(local);
-                    }
-                }
-                Mail::Gap { local } => {
-                    self.locals.set_offset(local, 0);
-                    self.gap(local);
-                }
+                Mail::Deliver { local, offset, frame } => self.deliver(local, offset, frame),
+                Mail::Gap { local } => self.gap(local),
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }
@@ -90,16 +83,14 @@ impl<D: Driver> Shard<D> {
         if let Some(record) = self.locals.get(local) {
             record.asked -= 1;
         }
-        self.locals.set_offset(local, position.offset);
         let Some(conn) = self.conn(asker.conn) else { return self.locals.release(local) };
         let at = conn.session;
         let Some(session) = self.sessions.get_mut(at as usize) else {
             return self.locals.release(local);
         };
         let mut positioned = false;
-        let mine = |sub: &&mut crate::session::Sub| {
-            sub.state == SubState::Joining && sub.place == serial
-        };
+        let mine =
+            |sub: &&mut crate::session::Sub| sub.state == SubState::Joining && sub.place == serial;
         // Not there when the client has unsubscribed since: the reply goes out all the same.
         if let Some(sub) = session.subs.find(local).filter(mine)
             && let Some(record) = self.locals.get(local)
@@ -108,6 +99,7 @@ impl<D: Driver> Shard<D> {
             let conn = asker.conn.index;
             sub.place = record.subscribers.add(Subscriber { conn, positioned });
             sub.state = SubState::Live;
+            self.locals.begin_at(local, position.offset);
         }
         let now = self.driver.unix().0;
         let extra = session.extra.as_mut();
@@ -146,19 +138,34 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// A publication for the subscribers of a channel.
+    fn deliver(&mut self, local: u32, offset: u64, frame: SharedFrame) {
+        let mut delivery = self.locals.deliver(local, offset, frame.clone());
+        if delivery == Delivery::Broken {
+            // The others were told, or counted, when the gap came about.
+            self.end_positioned(local);
+            delivery = self.locals.deliver(local, offset, frame);
+        }
+        if delivery == Delivery::Refused {
+            self.counters().gaps_fanout.add(1);
+            self.gap(local);
+        }
+    }
+
     /// Publications of a channel were lost on their way here: who is positioned is told, and
     /// recovers from history; others lost them.
     fn gap(&mut self, local: u32) {
         let Some(record) = self.locals.get(local) else { return };
-        let mut positioned = Vec::new();
-        let mut untold = 0;
-        for subscriber in record.subscribers.iter() {
-            match subscriber.positioned {
-                true => positioned.push(subscriber.conn),
-                false => untold += 1,
-            }
-        }
-        self.counters().gaps_untold.add(untold);
+        let untold = record.subscribers.iter().filter(|s| !s.positioned).count();
+        self.counters().gaps_untold.add(untold as u64);
+        self.end_positioned(local);
+    }
+
+    /// Ends the subscriptions of those who would be out of position: their clients come back.
+    fn end_positioned(&mut self, local: u32) {
+        let Some(record) = self.locals.get(local) else { return };
+        let positioned = record.subscribers.iter().filter(|s| s.positioned);
+        let positioned: Vec<u32> = positioned.map(|s| s.conn).collect();
         self.counters().gaps_told.add(positioned.len() as u64);
         for conn in positioned {
             self.end_sub(conn, local, Unsubscribed::InsufficientState);

@@ -13,6 +13,9 @@
 //! take them they become a gap. Clean-up (unsubscribe of a dead connection) is derived from what the
 //! connection still owes, and waits there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
@@ -156,11 +159,40 @@ pub struct Batch {
 /// The control thread, as a sender of mail.
 pub const CONTROL: ShardId = ShardId(u8::MAX);
 
+/// The shards that found a mailbox full, one bit each: they are rung when there is room again.
+#[derive(Default)]
+struct Turned([AtomicU64; 4]);
+
+impl Turned {
+    fn insert(&self, shard: ShardId) {
+        self.0[shard.index() / 64].fetch_or(1 << (shard.index() % 64), Ordering::SeqCst);
+    }
+
+    fn contains(&self, shard: ShardId) -> bool {
+        self.0[shard.index() / 64].load(Ordering::SeqCst) & 1 << (shard.index() % 64) != 0
+    }
+
+    fn take(&self, mut each: impl FnMut(ShardId)) {
+        for (word, bits) in self.0.iter().enumerate() {
+            // Mostly nobody: then no write makes the line travel.
+            if bits.load(Ordering::SeqCst) == 0 {
+                continue;
+            }
+            let mut bits = bits.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                each(ShardId((word * 64) as u8 + bits.trailing_zeros() as u8));
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
 /// Where mail for one shard goes in.
 #[derive(Clone)]
 pub struct Letterbox {
     sender: Sender<Box<Batch>>,
     alarm: Alarm,
+    turned: Arc<Turned>,
 }
 
 impl Letterbox {
@@ -190,18 +222,26 @@ impl Letterbox {
 pub struct Mailbox {
     receiver: Receiver<Box<Batch>>,
     alarm: Alarm,
+    turned: Arc<Turned>,
 }
 
 impl Mailbox {
     /// A mailbox of `batches` batches, and where others put mail in.
     pub fn new(batches: usize, alarm: Alarm) -> (Letterbox, Self) {
         let (sender, receiver) = crossbeam_channel::bounded(batches);
-        (Letterbox { sender, alarm: alarm.clone() }, Self { receiver, alarm })
+        let turned = Arc::new(Turned::default());
+        let letterbox = Letterbox { sender, alarm: alarm.clone(), turned: Arc::clone(&turned) };
+        (letterbox, Self { receiver, alarm, turned })
     }
 
     /// The next batch.
     pub fn take(&self) -> Option<Box<Batch>> {
         self.receiver.try_recv().ok()
+    }
+
+    /// There is room again: calls `each` with every shard that found none, once.
+    pub fn take_turned(&self, each: impl FnMut(ShardId)) {
+        self.turned.take(each);
     }
 
     /// Asks to be woken by the next mail. False when there is mail already.
@@ -286,6 +326,16 @@ impl Outbox {
         self.mail.push(mail);
     }
 
+    /// Mail waits here for room, and the receiver has made some since.
+    pub fn may_retry(&self, from: ShardId) -> bool {
+        !self.mail.is_empty() && !self.letterbox.turned.contains(from)
+    }
+
+    /// Wakes that shard, which waits to send to this one.
+    pub fn ring(&self) {
+        self.letterbox.alarm.ring();
+    }
+
     /// Nothing waits here.
     pub fn is_empty(&self) -> bool {
         self.mail.is_empty() && self.gaps.is_empty()
@@ -306,7 +356,16 @@ impl Outbox {
             return Flushed::Nothing;
         }
         let batch = Box::new(Batch { from, mail: std::mem::take(&mut self.mail) });
-        match self.letterbox.sender.try_send(batch) {
+        let sender = &self.letterbox.sender;
+        let sent = sender.try_send(batch).or_else(|fault| match fault {
+            TrySendError::Full(batch) => {
+                // Leave word, then look again: the receiver may have made room in between.
+                self.letterbox.turned.insert(from);
+                sender.try_send(batch)
+            }
+            gone => Err(gone),
+        });
+        match sent {
             Ok(()) => {
                 self.bytes = 0;
                 self.letterbox.alarm.ring();
@@ -322,5 +381,129 @@ impl Outbox {
                 Flushed::Gone
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::AtomicU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::Wake;
+
+    #[derive(Default)]
+    struct Bell(AtomicU32);
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn mailbox(batches: usize) -> (Letterbox, Mailbox, Arc<Bell>) {
+        let bell = Arc::new(Bell::default());
+        let (letterbox, mailbox) = Mailbox::new(batches, Alarm::new(bell.clone()));
+        (letterbox, mailbox, bell)
+    }
+
+    fn numbers(batch: &Batch) -> Vec<(u8, u32)> {
+        let number = |mail: &Mail| match mail {
+            Mail::Gap { local } => *local,
+            other => panic!("{other:?}"),
+        };
+        batch.mail.iter().map(|mail| (batch.from.0, number(mail))).collect()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Push(u8),
+        Flush(u8),
+        Take,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => (0..3u8).prop_map(Op::Push),
+            3 => (0..3u8).prop_map(Op::Flush),
+            2 => Just(Op::Take),
+        ]
+    }
+
+    proptest! {
+        // Three senders, one receiver with little room, against one plain queue of batches: what
+        // was flushed first comes out first, nothing is lost or doubled, and whoever was turned
+        // away is named once there is room.
+        #[test]
+        fn one_queue_for_all_senders(
+            capacity in 1..4usize,
+            ops in proptest::collection::vec(op(), 1..200),
+        ) {
+            let (letterbox, mailbox, _) = mailbox(capacity);
+            let mut outboxes: Vec<_> = (0..3).map(|_| Outbox::new(letterbox.clone())).collect();
+            let mut kept: [Vec<(u8, u32)>; 3] = Default::default();
+            let mut queue: VecDeque<Vec<(u8, u32)>> = VecDeque::new();
+            let mut turned = Vec::new();
+            for (number, op) in (0u32..).zip(ops) {
+                match op {
+                    Op::Push(from) => {
+                        outboxes[usize::from(from)].push(Mail::Gap { local: number });
+                        kept[usize::from(from)].push((from, number));
+                    }
+                    Op::Flush(from) => {
+                        let model = &mut kept[usize::from(from)];
+                        let expected = match (model.is_empty(), queue.len() < capacity) {
+                            (true, _) => Flushed::Nothing,
+                            (false, true) => Flushed::Gone,
+                            (false, false) => Flushed::Full,
+                        };
+                        let flushed = outboxes[usize::from(from)].flush(ShardId(from));
+                        prop_assert_eq!(flushed, expected);
+                        match flushed {
+                            Flushed::Gone => queue.push_back(std::mem::take(model)),
+                            Flushed::Full if !turned.contains(&from) => turned.push(from),
+                            _ => {}
+                        }
+                        prop_assert_eq!(outboxes[usize::from(from)].is_empty(), model.is_empty());
+                    }
+                    Op::Take => {
+                        let taken = mailbox.take().map(|batch| numbers(&batch));
+                        prop_assert_eq!(taken, queue.pop_front());
+                        let mut told = Vec::new();
+                        mailbox.take_turned(|shard| told.push(shard.0));
+                        turned.sort_unstable();
+                        prop_assert_eq!(told, std::mem::take(&mut turned));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeping_shard_is_rung_once() {
+        let (letterbox, mailbox, bell) = mailbox(8);
+        assert!(mailbox.sleep());
+        let mut outbox = Outbox::new(letterbox);
+        for local in 0..3 {
+            outbox.push(Mail::Gap { local });
+            assert_eq!(outbox.flush(ShardId(1)), Flushed::Gone);
+        }
+        assert_eq!(bell.0.load(Ordering::SeqCst), 1);
+        assert!(!mailbox.sleep(), "with mail there is no sleep");
+    }
+
+    #[test]
+    fn credits_and_bytes_bound_requests() {
+        let (letterbox, _mailbox, _) = mailbox(1);
+        let mut outbox = Outbox::new(letterbox);
+        assert!(outbox.spend(2) && outbox.spend(2) && !outbox.spend(2));
+        outbox.earn();
+        assert!(outbox.spend(2));
+        outbox.earn();
+        let frame = SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]);
+        outbox.push(Mail::Deliver { local: 0, offset: 0, frame });
+        assert!(outbox.is_full() && !outbox.spend(2));
     }
 }

@@ -153,8 +153,8 @@ pub struct Shard<D: Driver> {
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
-    /// The descriptor table was full: the listener is asked again then, no edge tells.
-    accept_again_at: Option<Millis>,
+    /// The host had no descriptor left: the next housekeeping tries again.
+    accept_put_off: bool,
     passed: bool,
 
     mailbox: Mailbox,
@@ -167,8 +167,8 @@ pub struct Shard<D: Driver> {
     homes: Homes,
     locals: Locals,
     next_serial: u32,
-    /// Users named by a request header, until the client connects.
-    header_users: Vec<(ConnKey, CompactString)>,
+    /// Users named by a request header, by slot, until the client connects.
+    header_users: hashbrown::HashMap<u32, CompactString, foldhash::fast::FixedState>,
 
     constants: Constants,
     scratch: Vec<u8>,
@@ -220,7 +220,7 @@ impl<D: Driver> Shard<D> {
             dirty: Vec::new(),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
-            accept_again_at: None,
+            accept_put_off: false,
             passed: false,
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
@@ -230,7 +230,7 @@ impl<D: Driver> Shard<D> {
             homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
-            header_users: Vec::new(),
+            header_users: Default::default(),
             constants: Constants {
                 ping: SharedFrame::new(&ping),
                 ws_ping: ws::frame(ws::PING, b""),
@@ -309,21 +309,25 @@ impl<D: Driver> Shard<D> {
             || self.locals.active() > 0
             || !self.dirty.is_empty()
             || (self.leaving_count > 0 && !self.mail_blocked)
-            || !self.mailbox.sleep();
+            || !self.mailbox.sleep()
+            // After arming the alarm: who rang before that was not heard.
+            || (self.mail_blocked && self.mail.iter().any(|outbox| outbox.may_retry(self.id)));
         if work {
             return Some(now);
         }
-        let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
+        // Nothing is left to do: what is read of a shard that sleeps has to be true.
+        self.set_gauges();
+        // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
+        let retry = self.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
         let drain = self.draining.is_some().then(|| now.after(10));
-        let accept = self.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
-        let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
-        if !busy {
-            self.set_gauges();
-        }
+        let busy = !self.conns.is_empty()
+            || !self.homes.is_empty()
+            || self.queued_peak > 0
+            || self.accept_put_off;
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
-        [retry, drain, accept, housekeeping, timer].into_iter().flatten().min()
+        [retry, drain, housekeeping, timer].into_iter().flatten().min()
     }
 
     fn take_completions(&mut self) {
@@ -393,21 +397,20 @@ impl<D: Driver> Shard<D> {
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.homes.sweep(now, SWEEP_CHANNELS);
+        self.acceptable |= std::mem::take(&mut self.accept_put_off);
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }
-        if self.queued_peak > COLLECT_AFTER_BYTES && self.outboxes.bytes() == 0 {
-            (self.collect)();
-            self.queued_peak = 0;
-        }
-        if self.outboxes.bytes() == 0 && self.queued_peak <= COLLECT_AFTER_BYTES {
+        if self.outboxes.bytes() == 0 {
+            if self.queued_peak > COLLECT_AFTER_BYTES {
+                (self.collect)();
+            }
             self.queued_peak = 0;
         }
         self.set_gauges();
     }
 
-    /// Gauges that are cheaper to read off than to keep. Also called when the shard goes to sleep
-    /// for long, so that they are true then.
+    /// Gauges that are cheaper to read off than to keep.
     fn set_gauges(&self) {
         let counters = self.counters();
         counters.slots_in_use.set(self.conns.len() as u64);
@@ -461,6 +464,9 @@ const CONNS_SPARE: usize = 64;
 
 /// Milliseconds between two housekeepings.
 const HOUSEKEEPING_MS: u64 = 1000;
+
+/// Mail that found a full mailbox is sent again after so long even if nobody rings.
+const MAIL_RETRY_MS: u64 = 20;
 
 /// Channels looked at in one housekeeping.
 const SWEEP_CHANNELS: usize = 4096;

@@ -150,6 +150,54 @@ mod tests {
         frames.flat_map(|f| f.bytes().to_vec()).skip(skip).collect()
     }
 
+    proptest::proptest! {
+        // Frames pushed, bytes sent and queues dropped at random, against a plain queue of bytes.
+        #[test]
+        fn waits_for_what_a_plain_queue_would(
+            ops in proptest::collection::vec((0..3u8, 1..9usize), 1..80),
+        ) {
+            let mut boxes = Outboxes::default();
+            let mut at = NONE;
+            let mut model: Vec<u8> = Vec::new();
+            // How much of the model belongs to a frame that has begun to go.
+            let mut ends: VecDeque<usize> = VecDeque::new();
+            let mut begun = false;
+            for (number, (op, bytes)) in (0u8..).zip(ops) {
+                match op {
+                    0 => {
+                        boxes.push(&mut at, SharedFrame::new(&vec![number; bytes]));
+                        model.extend(std::iter::repeat_n(number, bytes));
+                        ends.push_back(bytes);
+                    }
+                    1 => {
+                        let mut sent = bytes.min(model.len());
+                        if sent > 0 {
+                            boxes.advance(at, sent);
+                        }
+                        model.drain(..sent);
+                        while sent > 0 {
+                            let first = ends[0].min(sent);
+                            ends[0] -= first;
+                            sent -= first;
+                            begun = ends[0] > 0;
+                            if !begun {
+                                ends.pop_front();
+                            }
+                        }
+                    }
+                    _ => {
+                        boxes.drop_unsent(at);
+                        ends.truncate(usize::from(begun));
+                        model.truncate(ends.iter().sum());
+                    }
+                }
+                let left = boxes.get(at).map(unsent).unwrap_or_default();
+                proptest::prop_assert_eq!(&left, &model);
+                proptest::prop_assert_eq!(boxes.bytes(), model.len() as u64);
+            }
+        }
+    }
+
     #[test]
     fn advances_through_frames_and_counts() {
         let mut boxes = Outboxes::default();

@@ -64,7 +64,15 @@ impl<D: Driver> Shard<D> {
                     }
                 }
                 Received::Blocked => return,
-                Received::Ended | Received::Failed => {
+                Received::Ended => {
+                    // The peer may have closed one way only: what this turn has for it goes out.
+                    self.write(key);
+                    if self.conn(key).is_some() {
+                        self.release(key.index, false);
+                    }
+                    return;
+                }
+                Received::Failed => {
                     self.release(key.index, false);
                     return;
                 }
@@ -191,7 +199,7 @@ impl<D: Driver> Shard<D> {
             && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
             && !user.is_empty()
         {
-            self.header_users.push((key, user.into()));
+            self.header_users.insert(key.index, user.into());
         }
         let mut answer = std::mem::take(&mut self.replies);
         answer.clear();

@@ -4,6 +4,7 @@ use crate::base::counters::counters;
 
 counters! {
     /// The counters of one shard. A gauge is a present amount, a counter only grows.
+    #[repr(align(128))]
     pub struct ShardCounters {
         /// Connections with an open socket.
         connections_open: gauge,
@@ -15,6 +16,8 @@ counters! {
         connections_passed: counter,
         /// Connections refused because no shard had room.
         connections_refused_full: counter,
+        /// Times that accepting had to wait a second because the host had no descriptor left.
+        accepts_put_off: counter,
         /// Connections whose accept failed.
         accept_failed: counter,
         /// Slots of the connection table in use, the leaving ones included.

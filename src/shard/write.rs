@@ -44,7 +44,8 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn write(&mut self, key: ConnKey) {
+    /// Writes what waits for a connection, as far as its socket takes it.
+    pub(super) fn write(&mut self, key: ConnKey) {
         let node = Arc::clone(&self.node);
         let counters = &node.counters[self.id.index()];
         loop {

@@ -68,6 +68,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test needs a thread that ends")]
     fn a_thread_has_a_table_of_its_own() {
         let name = std::env::temp_dir().join(format!("roost-tables-{}", std::process::id()));
         let path = name.clone();

@@ -122,6 +122,7 @@ export class Roost {
     roost.env = env;
     roost.port = await freePort();
     roost.clients = [];
+    roost.sockets = [];
     await roost.up();
     return roost;
   }
@@ -162,9 +163,15 @@ export class Roost {
     return code ?? by;
   }
 
+  /** Disconnects the clients that were made here. */
+  leave() {
+    for (const client of this.clients) client.disconnect();
+    for (const socket of this.sockets) socket.terminate();
+  }
+
   /** Disconnects the clients that were made here, ends the process and removes its files. */
   async stop() {
-    for (const client of this.clients) client.disconnect();
+    this.leave();
     const code = this.child.exitCode ?? this.child.signalCode ?? (await this.down());
     rmSync(this.folder, { recursive: true });
     return code;
@@ -214,6 +221,7 @@ export class Roost {
   /** A bare WebSocket, open, with the frames that came in `frames` and its end in `closed`. */
   async socket({ url = this.url, ...options } = {}) {
     const socket = new WebSocket(url, options);
+    this.sockets.push(socket);
     socket.frames = collect(
       { on: (_, receive) => socket.on('message', (data) => receive(data.toString())) },
       'frame',

@@ -1,0 +1,326 @@
+//! What can be written behind `roost`.
+//!
+//! The flags of options are made from the table of options, so that one exists as soon as the
+//! option does, with its sentence and default.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command as ClapCommand, FromArgMatches, Parser};
+
+use crate::config::PrintFormat;
+use crate::config::table::{OPTIONS, Opt};
+use crate::config::value::Kind;
+
+/// Real-time messaging at the edge: very many WebSocket connections in one process.
+#[derive(Debug, Parser)]
+#[command(
+    name = "roost",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command: a development node, the same as `roost serve --dev`. It \
+                  listens on 127.0.0.1 only, and everybody there may connect, subscribe and publish."
+)]
+pub(super) struct Cli {
+    /// Options of the development node.
+    #[command(flatten)]
+    pub options: OptionArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Run a node.
+    Serve(ServeArgs),
+    /// Print a token (JWT, HS256), signed with the configured key.
+    Token(TokenArgs),
+    /// Look at configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Compare the limits of this host with what many connections need.
+    Tune {
+        /// How many connections.
+        #[arg(long, value_name = "N")]
+        connections: Option<u64>,
+        /// Set what is too low.
+        #[arg(long)]
+        apply: bool,
+        /// Write the sysctl files into this folder.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Arguments of `roost serve`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServeArgs {
+    /// A development node: loopback only, open to everybody there. No file is read unless named.
+    #[arg(long)]
+    pub dev: bool,
+    /// Options.
+    #[command(flatten)]
+    pub options: OptionArgs,
+}
+
+/// Arguments of `roost token`.
+#[derive(Debug, clap::Args)]
+pub(super) struct TokenArgs {
+    /// User id; "" is an anonymous user.
+    #[arg(short, long, value_name = "U")]
+    pub user: String,
+    /// Make a subscription token, for this channel.
+    #[arg(long, value_name = "C")]
+    pub channel: Option<String>,
+    /// Only for the connection with this client id (with --channel).
+    #[arg(long, value_name = "ID", requires = "channel")]
+    pub client: Option<String>,
+    /// How long the token is good; 0: for ever.
+    #[arg(long, value_name = "T", default_value = "24h", value_parser = ttl)]
+    pub ttl: std::time::Duration,
+    /// What others see of the user, or of the subscriber.
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    pub info: Option<serde_json::Value>,
+    /// Configuration file with the key.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Commands about files.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Name each unknown, wrong or not supported option of a file, by line.
+    Check(CheckArgs),
+    /// Print all options with their defaults and what they are.
+    Default {
+        /// Only TOML has the documentation.
+        #[arg(long, value_name = "FORMAT", default_value = "toml", value_parser = print_format())]
+        format: PrintFormat,
+    },
+}
+
+/// Arguments of `roost config check`.
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// Configuration file (TOML, YAML or JSON).
+    pub file: PathBuf,
+    /// Fail on unknown options, too.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// The file and the options given as flags.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OptionArgs {
+    /// `-c`.
+    pub config: Option<PathBuf>,
+    /// Path and text of each option given.
+    pub set: Vec<(&'static str, String)>,
+}
+
+/// A flag of an option. In a static list, since the parser wants names that live for ever.
+struct Flag {
+    option: &'static Opt,
+    name: String,
+    section: String,
+}
+
+static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    let flag = |option: &'static Opt| {
+        let section = option.path.split_once('.').map_or("process", |(section, _)| section);
+        Some(Flag { option, name: option.flag()?, section: format!("Options: {section}") })
+    };
+    OPTIONS.iter().filter_map(flag).collect()
+});
+
+impl Args for OptionArgs {
+    fn augment_args(command: ClapCommand) -> ClapCommand {
+        let config = Arg::new("config")
+            .short('c')
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Configuration file (TOML, YAML or JSON), else ROOST_CONFIG, else config.json");
+        FLAGS.iter().fold(command.arg(config), |command, flag| command.arg(argument(flag)))
+    }
+
+    fn augment_args_for_update(command: ClapCommand) -> ClapCommand {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for OptionArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut arguments = Self::default();
+        arguments.update_from_arg_matches(matches)?;
+        Ok(arguments)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.config = matches.get_one::<PathBuf>("config").cloned();
+        let given = FLAGS.iter().filter_map(|flag| {
+            let text = matches.get_one::<String>(flag.option.path)?;
+            Some((flag.option.path, text.clone()))
+        });
+        self.set = given.collect();
+        Ok(())
+    }
+}
+
+fn argument(flag: &'static Flag) -> Arg {
+    let option = flag.option;
+    let mut help = option.doc.to_owned();
+    if !matches!(option.default, "false" | "\"\"" | "[]") {
+        help += &format!(" [default: {}]", option.default.trim_matches('"'));
+    }
+    let argument = Arg::new(option.path)
+        .long(flag.name.as_str())
+        .help(help)
+        .help_heading(flag.section.as_str())
+        // Values are judged with those of files and variables, so that all problems come at once.
+        .action(ArgAction::Set)
+        .allow_hyphen_values(true)
+        .hide(!option.is_built());
+    let argument = match option.path {
+        "http_server.address" => argument.short('a'),
+        "http_server.port" => argument.short('p'),
+        _ => argument,
+    };
+    match option.kind {
+        Kind::Bool => argument
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("BOOL"),
+        Kind::Integer(..) => argument.value_name("N"),
+        Kind::Duration | Kind::DurationOrOff => argument.value_name("TIME"),
+        Kind::List => argument.value_name("LIST"),
+        _ => argument.value_name("TEXT"),
+    }
+}
+
+fn print_format() -> impl clap::builder::TypedValueParser<Value = PrintFormat> {
+    use clap::builder::TypedValueParser;
+    PossibleValuesParser::new(["toml", "yaml", "json"]).map(|name| match name.as_str() {
+        "yaml" => PrintFormat::Yaml,
+        "json" => PrintFormat::Json,
+        _ => PrintFormat::Toml,
+    })
+}
+
+fn ttl(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "expected a duration such as 10m or 24h, or 0".into())
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|fault| format!("expected JSON: {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_a_node() {
+        let cli = parse(
+            "roost serve -c f.toml -p 9000 --client.insecure --echo=false --shards auto \
+             --drain-rate 5 --memory-limit 12GiB --client.ping_interval -1 --sse.enabled --io epoll",
+        )
+        .unwrap();
+        let Some(Command::Serve(serve)) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(serve.options.config, Some("f.toml".into()));
+        let mut set = serve.options.set;
+        set.sort();
+        let set: Vec<_> = set.iter().map(|(path, text)| format!("{path}={text}")).collect();
+        assert_eq!(
+            set,
+            [
+                "client.insecure=true",
+                "client.ping_interval=-1",
+                "http_server.port=9000",
+                "roost.drain_rate=5",
+                "roost.echo=false",
+                "roost.io=epoll",
+                "roost.memory_limit=12GiB",
+                "roost.shards=auto",
+                "sse.enabled=true",
+            ]
+        );
+        assert!(!serve.dev);
+        assert!(parse("roost serve --roost.shards 4").is_err());
+        assert!(parse("roost serve --client.insecure no").is_err());
+    }
+
+    #[test]
+    fn without_a_command() {
+        let cli = parse("roost").unwrap();
+        assert!(cli.command.is_none() && cli.options.set.is_empty());
+        let cli = parse("roost --http_server.port 1").unwrap();
+        assert_eq!(cli.options.set, [("http_server.port", "1".to_owned())]);
+        assert!(parse("roost serve --dev").is_ok());
+        assert!(parse("roost serv").is_err());
+    }
+
+    #[test]
+    fn other_commands() {
+        let tokens = |line: &str| match parse(line) {
+            Ok(Cli { command: Some(Command::Token(arguments)), .. }) => Some(arguments),
+            _ => None,
+        };
+        let arguments =
+            tokens("roost token --user 42 --channel $gold --ttl 10m --info {}").unwrap();
+        assert_eq!(arguments.user, "42");
+        assert_eq!(arguments.channel.as_deref(), Some("$gold"));
+        assert_eq!(arguments.ttl.as_secs(), 600);
+        for line in [
+            "roost token",
+            "roost token --user 1 --ttl soon",
+            "roost token --user 1 --info {",
+            "roost token --user 1 --client c",
+            "roost config",
+            "roost config check",
+            "roost config default --format xml",
+            "roost tune --connections many",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in [
+            "roost config check f.toml --strict",
+            "roost config default --format json",
+            "roost tune --connections 1000000 --apply --write sysctl",
+            "roost version",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_is_complete() {
+        let mut command = Cli::command();
+        let serve = command.find_subcommand_mut("serve").unwrap();
+        let help = serve.render_long_help().to_string();
+        for flag in FLAGS.iter() {
+            let listed = help.contains(&format!("--{}", flag.name));
+            assert!(listed || !flag.option.is_built(), "{}", flag.name);
+        }
+        assert!(!help.contains("--sse.enabled"));
+        assert!(help.contains("Port to listen on"));
+    }
+}

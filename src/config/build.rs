@@ -1,0 +1,350 @@
+//! From what is set to the typed configuration, with the checks that need more than one option.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use regex_lite::Regex;
+use tracing::level_filters::LevelFilter;
+
+use super::layers::{Report, Scope, Settings, default};
+use super::table;
+use super::value::Value;
+use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tokens, WebSocket};
+use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace};
+use crate::edge::jwt::TokenOptions;
+use crate::edge::origin::OriginRules;
+
+/// Namespaces at most: their index is 16 bits, and one stands for the channels without.
+const NAMESPACES_MAX: usize = 65_000;
+
+/// The typed configuration. What is wrong goes into the report, and then the result is not to be
+/// used.
+pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
+    let root = &settings.root;
+    let config = Config {
+        http_server: http_server(root, report),
+        log: Log { level: level(&root.text("log.level")), file: root.path("log.file") },
+        client: client(root, report),
+        tokens: tokens(root, report),
+        channels: channels(settings, report),
+        websocket: WebSocket {
+            enabled: !root.flag("websocket.disabled"),
+            handler_prefix: root.text("websocket.handler_prefix"),
+            write_timeout_ms: root.ms("websocket.write_timeout"),
+            message_bytes_max: root.size("websocket.message_size_limit"),
+        },
+        shutdown_timeout_ms: root.ms("shutdown.timeout"),
+        node_name: root.text("node.name"),
+        pid_file: root.path("pid_file"),
+        roost: roost(root, report),
+    };
+    warn_of_danger(root, report);
+    config
+}
+
+fn http_server(root: &Scope, report: &mut Report) -> HttpServer {
+    let text = root.text("http_server.address");
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(&text);
+    let addresses = match bare {
+        "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        address => address.parse::<IpAddr>().map(|address| vec![address]).unwrap_or_default(),
+    };
+    if addresses.is_empty() {
+        report.errors.push(root.complaint(
+            "http_server.address",
+            "an IP address such as \"127.0.0.1\" or \"::1\", or \"\" for all",
+        ));
+    }
+    HttpServer { addresses, port: root.size("http_server.port") as u16 }
+}
+
+fn client(root: &Scope, report: &mut Report) -> Client {
+    let allowed_origins = OriginRules::new(&root.list("client.allowed_origins"));
+    let client = Client {
+        allowed_origins: allowed_origins.unwrap_or_else(|fault| {
+            let expected = format!("globs such as \"https://*.example.com\": {fault}");
+            report.errors.push(root.complaint("client.allowed_origins", &expected));
+            OriginRules::default()
+        }),
+        allow_anonymous_connect_without_token: root
+            .flag("client.allow_anonymous_connect_without_token"),
+        disallow_anonymous_connection_tokens: root
+            .flag("client.disallow_anonymous_connection_tokens"),
+        ping_interval_ms: root.duration("client.ping_interval"),
+        pong_timeout_ms: root.duration("client.pong_timeout"),
+        expired_close_delay_ms: root.ms("client.expired_close_delay"),
+        expired_sub_close_delay_ms: root.ms("client.expired_sub_close_delay"),
+        stale_close_delay_ms: root.ms("client.stale_close_delay"),
+        channel_limit: root.size("client.channel_limit"),
+        queue_bytes_max: root.size("client.queue_max_size"),
+        connection_limit: root.count("client.connection_limit"),
+        connection_rate_limit: root.count("client.connection_rate_limit"),
+        connect_include_server_time: root.flag("client.connect_include_server_time"),
+        user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
+        insecure: root.flag("client.insecure"),
+    };
+    if let (Some(interval), Some(timeout)) = (client.ping_interval_ms, client.pong_timeout_ms)
+        && timeout >= interval
+    {
+        let expected = format!(
+            "a duration longer than client.pong_timeout, which is {timeout}ms (here: {interval}ms)"
+        );
+        report.errors.push(root.complaint("client.ping_interval", &expected));
+    }
+    client
+}
+
+fn tokens(root: &Scope, report: &mut Report) -> Tokens {
+    let read = |section: &str| TokenOptions {
+        hmac_secret_key: root.text(&format!("{section}.hmac_secret_key")),
+        hmac_previous_secret_key: root.text(&format!("{section}.hmac_previous_secret_key")),
+        hmac_previous_secret_key_valid_until: root
+            .integer(&format!("{section}.hmac_previous_secret_key_valid_until")),
+        audience: root.text(&format!("{section}.audience")),
+        issuer: root.text(&format!("{section}.issuer")),
+        skip_signature: root.flag("client.insecure_skip_token_signature_verify"),
+    };
+    let connection = read("client.token");
+    let subscription =
+        root.flag("client.subscription_token.enabled").then(|| read("client.subscription_token"));
+    if subscription.as_ref().is_some_and(|tokens| tokens.hmac_secret_key.is_empty()) {
+        report.warnings.push(
+            "client.subscription_token.enabled = true: without a key under \
+             client.subscription_token no subscription token is accepted"
+                .into(),
+        );
+    }
+    Tokens { connection, subscription }
+}
+
+fn channels(settings: &Settings, report: &mut Report) -> ChannelRules {
+    let root = &settings.root;
+    let mut names = HashSet::new();
+    // Names match ^[-a-zA-Z0-9_.]{2,}$ (client protocol, section 13).
+    let good = |name: &str| {
+        name.len() >= 2
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    for (origin, scope) in &settings.namespaces {
+        let name = scope.name();
+        if !good(name) {
+            report.errors.push(format!(
+                "{origin}: channel.namespaces: name = {name:?}: expected two or more letters, \
+                 digits, \"-\", \"_\" or \".\""
+            ));
+        }
+        if !names.insert(name) {
+            report.errors.push(format!(
+                "{origin}: channel.namespaces: name = {name:?}: expected a name that no other \
+                 namespace has"
+            ));
+        }
+    }
+    if settings.namespaces.len() > NAMESPACES_MAX {
+        report.errors.push(format!("channel.namespaces: expected at most {NAMESPACES_MAX}"));
+    }
+    let syntax = ChannelSyntax {
+        length_max: root.size("channel.max_length"),
+        private_prefix: root.text("channel.private_prefix"),
+        namespace_boundary: root.text("channel.namespace_boundary"),
+        user_boundary: root.text("channel.user_boundary"),
+        user_separator: root.text("channel.user_separator"),
+    };
+    let without_namespace = namespace(root, &settings.without_namespace, report);
+    let namespaces = settings.namespaces.iter();
+    let namespaces = namespaces.map(|(_, scope)| namespace(root, scope, report)).collect();
+    ChannelRules::new(without_namespace, namespaces, syntax)
+}
+
+fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
+    let history_ttl_ms = scope.ms("history_ttl");
+    let history_meta_ttl_ms = match scope.ms("history_meta_ttl") {
+        0 => root.ms("channel.history_meta_ttl"),
+        own => own,
+    };
+    let history_size = scope.size("history_size");
+    if (history_size > 0) != (history_ttl_ms > 0) {
+        let (missing, other) = match history_size {
+            0 => ("history_size", "history_ttl"),
+            _ => ("history_ttl", "history_size"),
+        };
+        let expected = format!("more than 0 beside {}", scope.full(other));
+        report.errors.push(scope.complaint(missing, &expected));
+    }
+    if history_ttl_ms > history_meta_ttl_ms {
+        let expected = format!("at most history_meta_ttl, which is {history_meta_ttl_ms}ms");
+        report.errors.push(scope.complaint("history_ttl", &expected));
+    }
+    Namespace {
+        name: scope.name().into(),
+        index: 0,
+        history_size: history_size as u32,
+        history_ttl_ms,
+        history_meta_ttl_ms,
+        allow_positioning: scope.flag("allow_positioning"),
+        force_positioning: scope.flag("force_positioning"),
+        allow_subscribe_for_client: scope.flag("allow_subscribe_for_client"),
+        allow_subscribe_for_anonymous: scope.flag("allow_subscribe_for_anonymous"),
+        allow_publish_for_client: scope.flag("allow_publish_for_client"),
+        allow_publish_for_subscriber: scope.flag("allow_publish_for_subscriber"),
+        allow_publish_for_anonymous: scope.flag("allow_publish_for_anonymous"),
+        allow_history_for_client: scope.flag("allow_history_for_client"),
+        allow_history_for_subscriber: scope.flag("allow_history_for_subscriber"),
+        allow_history_for_anonymous: scope.flag("allow_history_for_anonymous"),
+        allow_user_limited_channels: scope.flag("allow_user_limited_channels"),
+        channel_regex: channel_regex(scope, report),
+        data_format: match scope.text("publication_data_format").as_str() {
+            "" => data_format(&root.text("channel.publication_data_format")),
+            own => data_format(own),
+        },
+    }
+}
+
+fn channel_regex(scope: &Scope, report: &mut Report) -> Option<Regex> {
+    let text = scope.text("channel_regex");
+    if text.is_empty() {
+        return None;
+    }
+    match Regex::new(&text) {
+        Ok(regex) => Some(regex),
+        Err(fault) => {
+            let expected = format!("a regular expression without Unicode classes: {fault}");
+            report.errors.push(scope.complaint("channel_regex", &expected));
+            None
+        }
+    }
+}
+
+fn data_format(text: &str) -> DataFormat {
+    match text {
+        "json" => DataFormat::Json,
+        "json_object" => DataFormat::JsonObject,
+        "binary" => DataFormat::Binary,
+        _ => DataFormat::NotEmpty,
+    }
+}
+
+fn roost(root: &Scope, report: &mut Report) -> Roost {
+    let io = match root.text("roost.io").as_str() {
+        "auto" => Io::Auto,
+        "epoll" => Io::Epoll,
+        _ => {
+            report.errors.push(root.complaint("roost.io", "epoll or auto; uring isn't built yet"));
+            Io::Auto
+        }
+    };
+    let shards = root.text("roost.shards");
+    Roost {
+        shards: match (shards.as_str(), table::shards(&shards)) {
+            ("auto", _) => Shards::Auto,
+            (_, None | Some(0)) => Shards::Cores,
+            (_, Some(count)) => Shards::Count(count),
+        },
+        io,
+        echo: root.flag("roost.echo"),
+        drain_rate: root.count("roost.drain_rate"),
+        memory_limit: match table::memory(&root.text("roost.memory_limit")) {
+            Some(Ok(bytes)) => MemoryLimit::Bytes(bytes),
+            Some(Err(percent)) => MemoryLimit::Percent(percent),
+            None => MemoryLimit::Percent(80),
+        },
+        channels_max: root.size("roost.channels_max"),
+        handshake_timeout_ms: root.ms("roost.handshake_timeout"),
+        idle_timeout_ms: root.ms("roost.idle_timeout"),
+        close_timeout_ms: root.ms("roost.close_timeout"),
+        send_buffer_bytes: root.size("roost.send_buffer"),
+        notsent_lowat_bytes: root.size("roost.notsent_lowat"),
+    }
+}
+
+fn level(text: &str) -> LevelFilter {
+    match text {
+        "none" => LevelFilter::OFF,
+        "trace" => LevelFilter::TRACE,
+        "debug" => LevelFilter::DEBUG,
+        "warn" => LevelFilter::WARN,
+        "error" => LevelFilter::ERROR,
+        _ => LevelFilter::INFO,
+    }
+}
+
+fn warn_of_danger(root: &Scope, report: &mut Report) {
+    for (path, danger) in [
+        ("client.insecure", "every client may do everything without a token"),
+        ("client.insecure_skip_token_signature_verify", "anybody can make a token for any user"),
+    ] {
+        if root.flag(path) {
+            let origin = root.setting(path).map_or("", |setting| setting.origin.as_str());
+            report.warnings.push(format!("{origin}: {path} = true: {danger}"));
+        }
+    }
+}
+
+/// Values by path. A path or kind that the table doesn't have is a fault of this file, and the
+/// first test that builds a configuration meets it.
+impl Scope {
+    fn value(&self, path: &str) -> Value {
+        match self.setting(path) {
+            Some(setting) => setting.value.clone(),
+            None => self
+                .row(path)
+                .and_then(default)
+                .unwrap_or_else(|| unreachable!("{path} is no option with a default")),
+        }
+    }
+
+    fn flag(&self, path: &str) -> bool {
+        self.value(path) == Value::Bool(true)
+    }
+
+    fn integer(&self, path: &str) -> i64 {
+        match self.value(path) {
+            Value::Integer(value) => value,
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    /// The kinds of these options have no negative numbers.
+    fn count(&self, path: &str) -> u64 {
+        self.integer(path).unsigned_abs()
+    }
+
+    fn size(&self, path: &str) -> usize {
+        usize::try_from(self.count(path)).unwrap_or(usize::MAX)
+    }
+
+    fn text(&self, path: &str) -> String {
+        match self.value(path) {
+            Value::Text(text) => text,
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn path(&self, path: &str) -> Option<PathBuf> {
+        Some(self.text(path)).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        match self.value(path) {
+            Value::List(items) => items,
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    /// Milliseconds; `None` is off, which 0 means too.
+    fn duration(&self, path: &str) -> Option<u64> {
+        Some(self.ms(path)).filter(|&ms| ms > 0)
+    }
+
+    /// Milliseconds, 0 for off.
+    fn ms(&self, path: &str) -> u64 {
+        match self.value(path) {
+            Value::Duration(duration) => {
+                duration.map_or(0, |value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
+            }
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! Puts file, environment and flags over each other, and says what is unknown, wrong or not built.
+//!
+//! ```text
+//!  defaults (the table) < development preset < file < CENTRIFUGO_... < ROOST_... < flags
+//! ```
+
+use std::collections::HashMap;
+
+use super::table::{Class, NAMESPACE, OPTIONS, Opt};
+use super::tree::{self, Entry, Form, Node};
+use super::value::{Kind, Value};
+use super::{ConfigError, names};
+
+/// What somebody set, who it was, and how they wrote it.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub value: Value,
+    /// `config.toml:12`, `ROOST_SHARDS` or `--shards`.
+    pub origin: String,
+    /// For messages; secrets are hidden.
+    shown: String,
+}
+
+/// The options of one table that are set: those from the root, or those of a namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    rows: &'static [Opt],
+    /// What stands before a path in messages.
+    prefix: String,
+    settings: HashMap<&'static str, Setting>,
+}
+
+/// Everything that is set.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub root: Scope,
+    pub without_namespace: Scope,
+    /// With the place where each was named.
+    pub namespaces: Vec<(String, Scope)>,
+}
+
+/// What is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub errors: Vec<String>,
+    /// Options that nobody knows.
+    pub unknown: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// The warnings, unknown options first.
+    ///
+    /// # Errors
+    /// When anything is wrong; `strict` makes unknown options wrong.
+    pub(super) fn close(self, strict: bool) -> Result<Vec<String>, ConfigError> {
+        let Self { errors: mut problems, unknown, warnings: others } = self;
+        let mut warnings = Vec::new();
+        if strict { &mut problems } else { &mut warnings }.extend(unknown);
+        warnings.extend(others);
+        if problems.is_empty() { Ok(warnings) } else { Err(ConfigError { problems, warnings }) }
+    }
+}
+
+impl Scope {
+    fn new(rows: &'static [Opt], prefix: &str) -> Self {
+        Self { rows, prefix: prefix.into(), settings: HashMap::new() }
+    }
+
+    /// The row of a path.
+    pub(super) fn row(&self, path: &str) -> Option<&'static Opt> {
+        self.rows.iter().find(|row| row.path == path)
+    }
+
+    /// The path as it is written from the root.
+    pub(super) fn full(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    /// The name of a namespace's scope.
+    pub(super) fn name(&self) -> &str {
+        let name = self.prefix.strip_prefix("channel.namespaces[").unwrap_or_default();
+        name.strip_suffix("].").unwrap_or_default()
+    }
+
+    /// What is set, `None` where the default holds.
+    pub(super) fn setting(&self, path: &str) -> Option<&Setting> {
+        self.settings.get(path)
+    }
+
+    /// `origin: option = value: expected ...`
+    pub(super) fn complaint(&self, path: &str, expected: &str) -> String {
+        let full = self.full(path);
+        match self.settings.get(path) {
+            Some(Setting { origin, shown, .. }) => {
+                format!("{origin}: {full} = {shown}: expected {expected}")
+            }
+            None => format!("{full}: expected {expected}"),
+        }
+    }
+
+    fn set(&mut self, row: &'static Opt, setting: Setting) {
+        self.settings.insert(row.path, setting);
+    }
+
+    fn set_node(&mut self, row: &'static Opt, entry: &Entry, file: &str, report: &mut Report) {
+        let origin = format!("{file}:{}", entry.line);
+        let shown = names::show(row.path, &entry.value);
+        let value = match row.kind.of_node(&entry.value) {
+            Ok(value) => value,
+            // What isn't built is judged by whether it asks for something, not by its form.
+            Err(_) if !row.is_built() => match Kind::Any.of_node(&entry.value) {
+                Ok(value) => value,
+                Err(_) => return,
+            },
+            Err(expected) => {
+                let full = self.full(row.path);
+                report.errors.push(format!("{origin}: {full} = {shown}: expected {expected}"));
+                return;
+            }
+        };
+        self.set(row, Setting { value, origin, shown });
+    }
+
+    fn set_text(&mut self, row: &'static Opt, text: &str, origin: &str, report: &mut Report) {
+        let shown = names::show_text(row.path, text);
+        let value = match row.kind.of_text(text) {
+            Ok(value) => value,
+            Err(_) if !row.is_built() => Value::Any(true),
+            Err(expected) => {
+                let full = self.full(row.path);
+                report.errors.push(format!("{origin}: {full} = {shown}: expected {expected}"));
+                return;
+            }
+        };
+        self.set(row, Setting { value, origin: origin.into(), shown });
+    }
+
+    /// Takes a map of a file whose keys continue `path`. `elsewhere` takes what isn't this table's.
+    fn walk(
+        &mut self,
+        path: &str,
+        entries: &[Entry],
+        file: &str,
+        report: &mut Report,
+        elsewhere: &mut dyn FnMut(&str, &Entry, &mut Report) -> bool,
+    ) {
+        for entry in entries {
+            let at =
+                if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
+            let row = self.row(&at);
+            let below = format!("{at}.");
+            let section = self.rows.iter().any(|row| row.path.starts_with(&below));
+            if elsewhere(&at, entry, report) {
+                continue;
+            }
+            if row.is_none() && !section {
+                if !self.is_covered(&at) {
+                    let hint = names::nearest(&at, self.rows.iter().map(|row| row.path), ".");
+                    let full = self.full(&at);
+                    report
+                        .unknown
+                        .push(format!("{file}:{}: unknown option {full}{hint}", entry.line));
+                }
+                continue;
+            }
+            match (&entry.value.form, row) {
+                (Form::Null, _) => {}
+                (Form::Map(inner), row) if section => {
+                    if let Some(row) = row {
+                        self.set_node(row, entry, file, report);
+                    }
+                    self.walk(&at, inner, file, report, elsewhere);
+                }
+                (_, Some(row)) => self.set_node(row, entry, file, report),
+                (_, None) => {
+                    let shown = names::show(&at, &entry.value);
+                    let full = self.full(&at);
+                    report.errors.push(format!(
+                        "{file}:{}: {full} = {shown}: expected a section with options in it",
+                        entry.line
+                    ));
+                }
+            }
+        }
+    }
+
+    /// True below something of which nothing is built.
+    fn is_covered(&self, path: &str) -> bool {
+        self.rows.iter().any(|row| {
+            matches!(row.kind, Kind::Any)
+                && path.strip_prefix(row.path).is_some_and(|rest| rest.starts_with('.'))
+        })
+    }
+
+    /// Sets the option that a variable names, `name` being what follows this scope's prefix.
+    fn set_variable(
+        &mut self,
+        name: &str,
+        text: &str,
+        variable: &str,
+        report: &mut Report,
+    ) -> bool {
+        let rows = self.rows.iter();
+        let covered = |row: &&Opt| {
+            matches!(row.kind, Kind::Any)
+                && name
+                    .strip_prefix(&names::variable(row.path))
+                    .is_some_and(|rest| rest.starts_with('_'))
+        };
+        match rows.clone().find(|row| names::variable(row.path) == name) {
+            Some(row) => self.set_text(row, text, variable, report),
+            None => return rows.clone().any(|row| covered(&row)),
+        }
+        true
+    }
+
+    /// What is set and isn't built, or only in part.
+    fn judge(&self, root: &Scope, report: &mut Report) {
+        for row in self.rows {
+            let Some(setting) = self.settings.get(row.path) else { continue };
+            let Setting { origin, shown, value } = setting;
+            if value.is_nothing() || default(row).is_some_and(|default| default == *value) {
+                continue;
+            }
+            let full = self.full(row.path);
+            let other_is_on = |other: &str| {
+                matches!(root.settings.get(other), Some(Setting { value: Value::Bool(true), .. }))
+            };
+            match row.class {
+                Class::Built | Class::Silent => {}
+                Class::Partly(why) | Class::Harmless(why) => {
+                    report.warnings.push(format!("{origin}: {full} = {shown}: {why}"));
+                }
+                Class::RefusedWith(other, _) if !other_is_on(other) => {}
+                Class::Refused(why) | Class::RefusedWith(_, why) => {
+                    let expected = if row.default.is_empty() { "nothing" } else { row.default };
+                    report.errors.push(format!(
+                        "{origin}: {full} = {shown}: {why}; expected {expected} or no such option"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// Nothing set.
+    pub(super) fn new() -> Self {
+        Self {
+            root: Scope::new(OPTIONS, ""),
+            without_namespace: Scope::new(NAMESPACE, "channel.without_namespace."),
+            namespaces: Vec::new(),
+        }
+    }
+
+    /// Sets what the development node has unless somebody says otherwise.
+    pub(super) fn preset(&mut self, preset: &[(&'static str, &str)], report: &mut Report) {
+        for (path, text) in preset {
+            let (scope, path) = match path.strip_prefix("channel.without_namespace.") {
+                Some(path) => (&mut self.without_namespace, path),
+                None => (&mut self.root, *path),
+            };
+            if let Some(row) = scope.row(path) {
+                scope.set_text(row, text, "development preset", report);
+            }
+        }
+    }
+
+    /// Takes a file.
+    pub(super) fn file(&mut self, name: &str, text: &str, report: &mut Report) {
+        match tree::parse(name, text) {
+            Ok(Node { form: Form::Map(entries), .. }) => self.walk("", &entries, name, report),
+            Ok(_) => report.errors.push(format!("{name}: expected options, not a single value")),
+            Err(fault) => report.errors.push(format!("{name}:{fault}")),
+        }
+    }
+
+    fn walk(&mut self, path: &str, entries: &[Entry], file: &str, report: &mut Report) {
+        let Self { root, without_namespace, namespaces } = self;
+        root.walk(path, entries, file, report, &mut |at, entry, report| match at {
+            "channel.without_namespace" => {
+                if let Some(entries) = section(at, entry, file, report) {
+                    without_namespace.walk("", entries, file, report, &mut |_, _, _| false);
+                }
+                true
+            }
+            "channel.namespaces" => {
+                *namespaces = read_namespaces(entry, file, report);
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Takes the environment: `ROOST_...` wins over `CENTRIFUGO_...`, an empty variable is unset.
+    pub(super) fn environment(&mut self, variables: &[(String, String)], report: &mut Report) {
+        let mut set: Vec<_> =
+            variables.iter().filter(|(_, text)| !text.is_empty()).cloned().collect();
+        set.sort();
+        for prefix in ["ROOST_", "CENTRIFUGO_"] {
+            let name = format!("{prefix}CHANNEL_NAMESPACES");
+            if let Some((_, text)) = set.iter().find(|(variable, _)| *variable == name) {
+                self.named(&name, text, report);
+                break;
+            }
+        }
+        for prefix in ["CENTRIFUGO_", "ROOST_"] {
+            let mine: Vec<(&str, &str, &str)> = set
+                .iter()
+                .filter_map(|(variable, text)| {
+                    Some((variable.strip_prefix(prefix)?, text.as_str(), variable.as_str()))
+                })
+                .filter(|(name, text, _)| !names::is_not_ours(name, text))
+                .collect();
+            // Sections first, so that a variable for one option wins over one for its section.
+            let (sections, options): (Vec<_>, Vec<_>) =
+                mine.into_iter().partition(|(name, text, _)| {
+                    text.trim_start().starts_with('{') && self.section_of(name).is_some()
+                });
+            for (name, text, variable) in sections {
+                self.section_variable(name, text, variable, report);
+            }
+            for (name, text, variable) in options {
+                if !self.variable(prefix, name, text, variable, report) {
+                    let known: Vec<String> = OPTIONS
+                        .iter()
+                        .filter_map(|row| names::prefixed(prefix, row.path))
+                        .collect();
+                    let hint = names::nearest(variable, known.iter().map(String::as_str), "_");
+                    report.unknown.push(format!("{variable}: unknown option{hint}"));
+                }
+            }
+        }
+    }
+
+    /// Takes flags, as pairs of path and text.
+    pub(super) fn flags(&mut self, flags: &[(&str, String)], report: &mut Report) {
+        for (path, text) in flags {
+            if let Some(row) = self.root.row(path) {
+                let flag = format!("--{}", row.flag().unwrap_or_default());
+                self.root.set_text(row, text, &flag, report);
+            }
+        }
+    }
+
+    /// Says of everything that is set and not built what it is.
+    pub(super) fn judge(&self, report: &mut Report) {
+        self.root.judge(&self.root, report);
+        self.without_namespace.judge(&self.root, report);
+        for (_, scope) in &self.namespaces {
+            scope.judge(&self.root, report);
+        }
+    }
+
+    fn named(&mut self, variable: &str, text: &str, report: &mut Report) {
+        if !text.trim_start().starts_with('[') {
+            self.namespaces = text.split_whitespace().map(|name| named(name, variable)).collect();
+            return;
+        }
+        match tree::parse_json(text) {
+            Ok(value) => {
+                let entry = Entry { key: String::new(), line: 1, value };
+                self.namespaces = read_namespaces(&entry, variable, report);
+            }
+            Err(fault) => report.errors.push(format!("{variable}:{fault}")),
+        }
+    }
+
+    fn variable(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        text: &str,
+        variable: &str,
+        report: &mut Report,
+    ) -> bool {
+        if name == "CHANNEL_NAMESPACES" {
+            return true;
+        }
+        if let Some(option) = name.strip_prefix("CHANNEL_WITHOUT_NAMESPACE_") {
+            return self.without_namespace.set_variable(option, text, variable, report);
+        }
+        if let Some(rest) = name.strip_prefix("CHANNEL_NAMESPACES_") {
+            // Two names may look alike here, and one may begin the other: all that fit are meant.
+            let mut known = false;
+            for (_, scope) in &mut self.namespaces {
+                let own = names::variable(scope.name());
+                let option = rest.strip_prefix(&own).and_then(|rest| rest.strip_prefix('_'));
+                if let Some(option) = option {
+                    known |= scope.set_variable(option, text, variable, report);
+                }
+            }
+            return known;
+        }
+        let own = format!("ROOST_{name}");
+        // roost's own section is not named twice, and Centrifugo has none.
+        match self.root.rows.iter().find(|row| names::variable(row.path) == own) {
+            Some(row) if prefix == "ROOST_" => {
+                self.root.set_text(row, text, variable, report);
+                true
+            }
+            _ => {
+                !name.starts_with("ROOST_") && self.root.set_variable(name, text, variable, report)
+            }
+        }
+    }
+
+    /// The path of the section that a variable names.
+    fn section_of(&self, name: &str) -> Option<&'static str> {
+        if name == "CHANNEL_WITHOUT_NAMESPACE" {
+            return Some("channel.without_namespace");
+        }
+        let paths = self.root.rows.iter().map(|row| row.path);
+        paths
+            .flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..end]))
+            .find(|section| names::variable(section) == name)
+    }
+
+    fn section_variable(&mut self, name: &str, text: &str, variable: &str, report: &mut Report) {
+        let Some(path) = self.section_of(name) else { return };
+        match tree::parse_json(text) {
+            Ok(Node { form: Form::Map(entries), .. }) => {
+                if path == "channel.without_namespace" {
+                    let scope = &mut self.without_namespace;
+                    scope.walk("", &entries, variable, report, &mut |_, _, _| false);
+                } else {
+                    self.walk(path, &entries, variable, report);
+                }
+            }
+            Ok(_) => {}
+            Err(fault) => report.errors.push(format!("{variable}:{fault}")),
+        }
+    }
+}
+
+/// The default of an option, `None` for those that are whole sections.
+pub(super) fn default(row: &Opt) -> Option<Value> {
+    if row.default.is_empty() {
+        return None;
+    }
+    let node = tree::parse("default.toml", &format!("value = {}", row.default)).ok()?;
+    match node.form {
+        Form::Map(entries) => row.kind.of_node(&entries.first()?.value).ok(),
+        _ => None,
+    }
+}
+
+fn section<'a>(at: &str, entry: &'a Entry, file: &str, report: &mut Report) -> Option<&'a [Entry]> {
+    match &entry.value.form {
+        Form::Map(entries) => Some(entries),
+        Form::Null => None,
+        _ => {
+            let shown = names::show(at, &entry.value);
+            report.errors.push(format!(
+                "{file}:{}: {at} = {shown}: expected a section with options in it",
+                entry.line
+            ));
+            None
+        }
+    }
+}
+
+fn named(name: &str, origin: &str) -> (String, Scope) {
+    (origin.to_owned(), Scope::new(NAMESPACE, &format!("channel.namespaces[{name}].")))
+}
+
+fn read_namespaces(entry: &Entry, file: &str, report: &mut Report) -> Vec<(String, Scope)> {
+    let items = match &entry.value.form {
+        Form::List(items) => items.as_slice(),
+        Form::Null => &[],
+        _ => {
+            let shown = names::show("channel.namespaces", &entry.value);
+            report.errors.push(format!(
+                "{file}:{}: channel.namespaces = {shown}: expected a list of namespaces",
+                entry.line
+            ));
+            &[]
+        }
+    };
+    let mut namespaces = Vec::new();
+    for item in items {
+        let line = item.line;
+        let Form::Map(entries) = &item.form else {
+            report.errors.push(format!("{file}:{line}: channel.namespaces: expected a section"));
+            continue;
+        };
+        let name = entries.iter().find(|entry| entry.key == "name");
+        match name.map(|entry| &entry.value.form) {
+            Some(Form::Text(name)) => {
+                let (origin, mut scope) = named(name, &format!("{file}:{line}"));
+                scope.walk("", entries, file, report, &mut |_, _, _| false);
+                namespaces.push((origin, scope));
+            }
+            _ => report.errors.push(format!(
+                "{file}:{line}: channel.namespaces: expected a name (a text) in each namespace"
+            )),
+        }
+    }
+    namespaces
+}

@@ -1,0 +1,425 @@
+//! All options: the one place that knows their names, kinds, defaults and what is built of them.
+//! Flags, names in the environment, `config default` and `config check` are made from it.
+//!
+//! Names, kinds and defaults are those of a Centrifugo configuration (client protocol, section 26),
+//! and `roost.*` are roost's own.
+
+use super::value::{Kind, bytes};
+
+/// An option.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opt {
+    /// Path from the root, or from the namespace.
+    pub path: &'static str,
+    /// What its value has to be.
+    pub kind: Kind,
+    /// Default, as TOML.
+    pub default: &'static str,
+    /// What is built of it.
+    pub class: Class,
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+/// What roost does about an option.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Class {
+    /// What it says.
+    Built,
+    /// Reads and uses it, and warns that a part is missing.
+    Partly(&'static str),
+    /// Nothing, since it has a meaning only beside an option that isn't built, or none here.
+    Silent,
+    /// Warns: neither safety nor delivery change without it.
+    Harmless(&'static str),
+    /// Stops: without it the node would be less safe or lose what its owner asked for.
+    Refused(&'static str),
+    /// Stops, if this other option is true.
+    RefusedWith(&'static str, &'static str),
+}
+
+use Class::{Built, Harmless, Partly, Refused, RefusedWith, Silent};
+use Kind::{Any, Bool, Checked, Choice, Duration, DurationOrOff, Integer, List, Text};
+
+const COUNT: Kind = Integer(0, i64::MAX);
+const SIZE: Kind = Integer(1, i32::MAX as i64);
+const PORT: Kind = Integer(0, 65_535);
+
+const API: &str = "the server API isn't built yet, nothing answers there";
+const TLS: &str = "TLS isn't built yet; end it in front of roost";
+const PROXY: &str = "proxies aren't built yet";
+const KEYS: &str = "only HMAC keys are built yet";
+const TRANSPORT: &str = "only the WebSocket transport is built yet";
+const BROKER: &str = "only the memory broker is built yet";
+const RECOVERY: &str = "recovery isn't built yet";
+const PRESENCE: &str = "presence isn't built yet";
+const DELTA: &str = "delta compression isn't built yet";
+const OBSERVED: &str = "this endpoint isn't built yet, nothing answers there";
+const HISTORY: &str = "history calls aren't built yet and answer error 108; positions are granted";
+
+const fn opt(
+    path: &'static str,
+    kind: Kind,
+    default: &'static str,
+    class: Class,
+    doc: &'static str,
+) -> Opt {
+    Opt { path, kind, default, class, doc }
+}
+
+/// Something that isn't built and has no documentation here.
+const fn other(path: &'static str, kind: Kind, default: &'static str, class: Class) -> Opt {
+    Opt { path, kind, default, class, doc: "" }
+}
+
+/// Options from the root. Those of one section stand together.
+#[rustfmt::skip]
+pub(crate) static OPTIONS: &[Opt] = &[
+    opt("pid_file", Text, "\"\"", Built, "File to write the process id to."),
+
+    opt("http_server.address", Text, "\"\"", Built, "IP address to listen on; empty: all of them."),
+    opt("http_server.port", PORT, "8000", Built, "Port to listen on; 0: one that is free."),
+    other("http_server.internal_address", Text, "\"\"", Harmless("no internal endpoint is built yet")),
+    other("http_server.internal_port", Text, "\"\"", Harmless("no internal endpoint is built yet")),
+    other("http_server.tls.enabled", Bool, "false", Refused(TLS)),
+    other("http_server.tls", Any, "", Silent),
+    other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),
+    other("http_server.tls_autocert", Any, "", Silent),
+    other("http_server.tls_external", Bool, "false", Silent),
+    other("http_server.internal_tls", Any, "", Harmless("no internal endpoint is built yet")),
+    other("http_server.http3.enabled", Bool, "false", Refused(TLS)),
+    other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1")),
+
+    opt("log.level", Choice(&["none", "trace", "debug", "info", "warn", "error"]), "\"info\"", Built, "Least severe messages to log."),
+    opt("log.file", Text, "\"\"", Built, "File to log to; empty: standard error."),
+
+    opt("client.allowed_origins", List, "[]", Built, "Web pages that may connect: globs over the Origin header; \"*\" is all, none is only those without the header."),
+    opt("client.allow_anonymous_connect_without_token", Bool, "false", Built, "Clients without a token may connect, with an empty user id."),
+    opt("client.disallow_anonymous_connection_tokens", Bool, "false", Built, "Refuse tokens with an empty user id."),
+    opt("client.ping_interval", DurationOrOff, "\"25s\"", Built, "How often the server pings a client; -1 is never."),
+    opt("client.pong_timeout", DurationOrOff, "\"8s\"", Built, "How long the pong may take, less than the interval; -1: no pongs wanted."),
+    opt("client.expired_close_delay", Duration, "\"25s\"", Built, "How long a client may take to refresh an expired connection."),
+    opt("client.expired_sub_close_delay", Duration, "\"25s\"", Built, "The same for an expired subscription."),
+    opt("client.stale_close_delay", Duration, "\"10s\"", Built, "How long an open connection may take to send its connect command."),
+    opt("client.channel_limit", SIZE, "128", Built, "Subscriptions of one connection at most."),
+    opt("client.queue_max_size", SIZE, "1048576", Built, "Bytes that may wait for one client before it is closed as slow."),
+    opt("client.connection_limit", COUNT, "0", Built, "Connections of this node at most; 0: as many as the machine holds."),
+    opt("client.connection_rate_limit", COUNT, "0", Built, "New connections per second at most; 0: no limit."),
+    opt("client.connect_include_server_time", Bool, "false", Built, "Tell clients the server's time when they connect."),
+    opt("client.user_id_http_header", Text, "\"\"", Built, "Request header that names the user of a client without a token; set by a proxy that is trusted."),
+    opt("client.insecure", Bool, "false", Built, "No token and no permission is needed for anything. For tests only."),
+    opt("client.insecure_skip_token_signature_verify", Bool, "false", Built, "Take tokens whatever their signature. For tests only."),
+    other("client.user_connection_limit", COUNT, "0", Refused("a limit for each user isn't built yet")),
+    other("client.presence_update_interval", Duration, "\"27s\"", Harmless(PRESENCE)),
+    other("client.concurrency", COUNT, "0", Harmless("commands of a connection go out pipelined in any case")),
+    other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
+    other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
+    other("client.history_max_publication_limit", COUNT, "300", Harmless("history calls aren't built yet")),
+    other("client.recovery_max_publication_limit", COUNT, "300", Harmless(RECOVERY)),
+    other("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Refused("server-side subscriptions aren't built yet")),
+    other("client.subscribe_to_user_personal_channel", Any, "", Silent),
+    other("client.proxy.connect.enabled", Bool, "false", Refused(PROXY)),
+    other("client.proxy.refresh.enabled", Bool, "false", Refused(PROXY)),
+    other("client.proxy", Any, "", Silent),
+    other("client.connect_code_to_unidirectional_disconnect", Any, "", Harmless(TRANSPORT)),
+
+    opt("client.token.hmac_secret_key", Text, "\"\"", Built, "Secret of the clients' tokens (HS256, HS384, HS512)."),
+    opt("client.token.hmac_previous_secret_key", Text, "\"\"", Built, "The secret before the last change, still accepted."),
+    opt("client.token.hmac_previous_secret_key_valid_until", COUNT, "0", Built, "Until when, Unix seconds; 0: for ever."),
+    opt("client.token.audience", Text, "\"\"", Built, "What a token's aud has to contain."),
+    opt("client.token.issuer", Text, "\"\"", Built, "What a token's iss has to be."),
+    other("client.token.rsa_public_key", Text, "\"\"", Refused(KEYS)),
+    other("client.token.ecdsa_public_key", Text, "\"\"", Refused(KEYS)),
+    other("client.token.jwks_public_endpoint", Text, "\"\"", Refused(KEYS)),
+    other("client.token.jwks", Any, "", Refused(KEYS)),
+    other("client.token.audience_regex", Text, "\"\"", Refused("an exact audience is what is built")),
+    other("client.token.issuer_regex", Text, "\"\"", Refused("an exact issuer is what is built")),
+    other("client.token.user_id_claim", Text, "\"\"", Refused("users come from the claim sub")),
+
+    opt("client.subscription_token.enabled", Bool, "false", Built, "Subscription tokens have the keys below instead of those of client.token."),
+    opt("client.subscription_token.hmac_secret_key", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.hmac_previous_secret_key", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.hmac_previous_secret_key_valid_until", COUNT, "0", Built, "As in client.token."),
+    opt("client.subscription_token.audience", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.issuer", Text, "\"\"", Built, "As in client.token."),
+    other("client.subscription_token.rsa_public_key", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
+    other("client.subscription_token.ecdsa_public_key", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
+    other("client.subscription_token.jwks_public_endpoint", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
+    other("client.subscription_token.jwks", Any, "", RefusedWith("client.subscription_token.enabled", KEYS)),
+    other("client.subscription_token.audience_regex", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "an exact audience is what is built")),
+    other("client.subscription_token.issuer_regex", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "an exact issuer is what is built")),
+    other("client.subscription_token.user_id_claim", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "users come from the claim sub")),
+
+    opt("channel.max_length", Integer(1, 65_535), "255", Built, "Bytes of a channel's name at most."),
+    opt("channel.private_prefix", Text, "\"$\"", Built, "Begins the names of channels that need a subscription token; empty: there are none."),
+    opt("channel.namespace_boundary", Text, "\":\"", Built, "Ends the namespace in a channel's name."),
+    opt("channel.user_boundary", Text, "\"#\"", Built, "Begins the users in the name of a user-limited channel."),
+    opt("channel.user_separator", Text, "\",\"", Built, "Between these users."),
+    opt("channel.history_meta_ttl", Duration, "\"720h\"", Built, "How long a channel's offset and epoch are kept after its last publication."),
+    opt("channel.publication_data_format", FORMAT, "\"\"", Built, "What may be published: \"\" is all but nothing, json, json_object, binary."),
+    other("channel.proxy", Any, "", Silent),
+
+    opt("websocket.disabled", Bool, "false", Built, "Switch the WebSocket endpoint off."),
+    opt("websocket.handler_prefix", PATH, "\"/connection/websocket\"", Built, "Path of the endpoint."),
+    opt("websocket.write_timeout", Duration, "\"1000ms\"", Built, "How long a write may wait for a client that takes nothing."),
+    opt("websocket.message_size_limit", SIZE, "65536", Built, "Bytes of a client's message at most."),
+    other("websocket.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
+    other("websocket.compression_min_size", COUNT, "0", Silent),
+    other("websocket.compression_level", COUNT, "1", Silent),
+    other("websocket.decompressed_message_size_limit", COUNT, "0", Silent),
+    other("websocket.read_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
+    other("websocket.write_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
+    other("websocket.use_write_buffer_pool", Bool, "false", Harmless("connections own no buffers")),
+
+    opt("shutdown.timeout", Duration, "\"30s\"", Built, "How long closing all connections may take in all."),
+
+    opt("node.name", Text, "\"\"", Built, "Name of this node; empty: one from host name and port."),
+    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent),
+
+    opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (those that it may use), \"auto\" (more where the descriptor limit asks for it) or a number."),
+    opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"auto\"", Built, "How the kernel is asked for events."),
+    opt("roost.echo", Bool, "false", Built, "Serve /echo, a plain WebSocket echo for conformance and load tests."),
+    opt("roost.drain_rate", COUNT, "10000", Built, "Connections closed per second when the node stops; 0: evenly over shutdown.timeout."),
+    opt("roost.memory_limit", Checked(is_memory, MEMORY), "\"80%\"", Built, "Memory that the node may use: bytes, \"12GiB\" or a share of the machine or its cgroup."),
+    opt("roost.channels_max", SIZE, "4000000", Built, "Channels at most; beyond, the oldest without subscribers is forgotten."),
+    opt("roost.handshake_timeout", Duration, "\"10s\"", Built, "How long a request may take to arrive."),
+    opt("roost.idle_timeout", Duration, "\"2m\"", Built, "An `/echo` connection that is silent for so long is pinged, and closed when it stays silent."),
+    opt("roost.close_timeout", Duration, "\"5s\"", Built, "How long to wait for the answer to a close."),
+    opt("roost.send_buffer", BUFFER, "65536", Built, "Bytes of a connection's send buffer in the kernel (SO_SNDBUF); 0: what the kernel thinks."),
+    opt("roost.notsent_lowat", BUFFER, "16384", Built, "Unsent bytes in it at which a connection counts as blocked (TCP_NOTSENT_LOWAT); 0: what the kernel thinks."),
+    other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
+
+    other("engine.type", Text, "\"memory\"", Refused(BROKER)),
+    other("engine", Any, "", Silent),
+    other("broker.enabled", Bool, "false", Silent),
+    other("broker.type", Text, "\"memory\"", RefusedWith("broker.enabled", BROKER)),
+    other("broker", Any, "", Silent),
+    other("presence_manager.enabled", Bool, "false", Silent),
+    other("presence_manager.type", Text, "\"memory\"", RefusedWith("presence_manager.enabled", BROKER)),
+    other("presence_manager", Any, "", Silent),
+    other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions aren't built yet")),
+    other("map_broker", Any, "", Silent),
+    other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
+    other("controller", Any, "", Silent),
+
+    other("rpc.proxy", Any, "", Silent),
+    other("rpc.without_namespace.proxy_enabled", Bool, "false", Refused(PROXY)),
+    other("rpc.without_namespace", Any, "", Silent),
+    other("rpc.namespaces", Any, "", Refused(PROXY)),
+    other("rpc.ping", Any, "", Harmless("RPC isn't built yet and answers error 108")),
+    other("rpc.namespace_boundary", Text, "\":\"", Silent),
+    other("proxies", Any, "", Harmless(PROXY)),
+
+    other("http_stream.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("http_stream", Any, "", Silent),
+    other("sse.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("sse", Any, "", Silent),
+    other("emulation", Any, "", Silent),
+    other("uni_websocket.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("uni_websocket", Any, "", Silent),
+    other("uni_sse.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("uni_sse", Any, "", Silent),
+    other("uni_http_stream.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("uni_http_stream", Any, "", Silent),
+    other("uni_grpc.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("uni_grpc.port", PORT, "11000", Silent),
+    other("uni_grpc", Any, "", Silent),
+    other("webtransport.enabled", Bool, "false", Refused(TRANSPORT)),
+    other("webtransport", Any, "", Silent),
+
+    // An API that is absent is no less safe than one that asks for a key, and who publishes
+    // through it is told: connection refused or 404, never a success.
+    other("http_api.disabled", Bool, "false", Silent),
+    other("http_api.key", Text, "\"\"", Harmless(API)),
+    other("http_api.insecure", Bool, "false", Harmless(API)),
+    other("http_api.external", Bool, "false", Harmless(API)),
+    other("http_api", Any, "", Silent),
+    other("grpc_api.enabled", Bool, "false", Harmless(API)),
+    other("grpc_api.port", PORT, "10000", Silent),
+    other("grpc_api", Any, "", Silent),
+    other("admin.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("admin.insecure", Bool, "false", Harmless(OBSERVED)),
+    other("admin.external", Bool, "false", Harmless(OBSERVED)),
+    other("admin", Any, "", Silent),
+    other("prometheus.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("prometheus", Any, "", Silent),
+    other("health.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("health", Any, "", Silent),
+    other("swagger.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("swagger", Any, "", Silent),
+    other("debug.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("debug", Any, "", Silent),
+    other("init.enabled", Bool, "false", Harmless(OBSERVED)),
+    other("init", Any, "", Silent),
+    other("opentelemetry", Any, "", Harmless("traces aren't built yet")),
+    other("graphite", Any, "", Harmless("metrics aren't built yet")),
+    other("usage_stats", Any, "", Silent),
+    // What they would have published would be lost without a word.
+    other("consumers", Any, "", Refused("consumers aren't built yet")),
+    other("shared_poll", Any, "", Silent),
+];
+
+/// Options of a namespace and of `channel.without_namespace`.
+#[rustfmt::skip]
+pub(crate) static NAMESPACE: &[Opt] = &[
+    opt("name", Text, "\"\"", Built, "What stands before the boundary in its channels' names."),
+    opt("allow_subscribe_for_client", Bool, "false", Built, "Clients may subscribe without a subscription token."),
+    opt("allow_subscribe_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
+    opt("allow_publish_for_client", Bool, "false", Built, "Clients may publish."),
+    opt("allow_publish_for_subscriber", Bool, "false", Built, "Clients that are subscribed may publish."),
+    opt("allow_publish_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
+    opt("allow_history_for_client", Bool, "false", Partly(HISTORY), "Clients may read the history."),
+    opt("allow_history_for_subscriber", Bool, "false", Partly(HISTORY), "Clients that are subscribed may."),
+    opt("allow_history_for_anonymous", Bool, "false", Partly(HISTORY), "... and so may clients without a user id."),
+    opt("allow_user_limited_channels", Bool, "false", Built, "Channels named room#u1,u2 are for the users named only."),
+    opt("history_size", Integer(0, i32::MAX as i64), "0", Built, "Publications to keep; with history_ttl."),
+    opt("history_ttl", Duration, "\"0s\"", Built, "How long to keep them."),
+    opt("history_meta_ttl", Duration, "\"0s\"", Built, "How long to keep offset and epoch after the last; 0: channel.history_meta_ttl."),
+    opt("allow_positioning", Bool, "false", Built, "Subscriptions whose gaps are noticed, for clients that ask."),
+    opt("force_positioning", Bool, "false", Built, "... for all."),
+    opt("channel_regex", Text, "\"\"", Built, "Expression that the name after the namespace has to match."),
+    opt("publication_data_format", FORMAT, "\"\"", Built, "As in channel; \"\" is what is said there."),
+    other("presence", Bool, "false", Refused(PRESENCE)),
+    other("join_leave", Bool, "false", Refused(PRESENCE)),
+    other("force_push_join_leave", Bool, "false", Silent),
+    other("allow_presence_for_client", Bool, "false", Harmless(PRESENCE)),
+    other("allow_presence_for_subscriber", Bool, "false", Harmless(PRESENCE)),
+    other("allow_presence_for_anonymous", Bool, "false", Harmless(PRESENCE)),
+    other("allow_recovery", Bool, "false", Refused(RECOVERY)),
+    other("force_recovery", Bool, "false", Refused(RECOVERY)),
+    other("force_recovery_mode", Text, "\"stream\"", Refused(RECOVERY)),
+    other("auto_cache_recover", Bool, "false", Refused(RECOVERY)),
+    other("allowed_delta_types", Any, "", Refused(DELTA)),
+    other("delta_publish", Bool, "false", Refused(DELTA)),
+    other("allow_tags_filter", Bool, "false", Refused("filters by tags aren't built yet")),
+    other("subscribe_proxy_enabled", Bool, "false", Refused(PROXY)),
+    other("subscribe_proxy_name", Text, "\"default\"", Silent),
+    other("publish_proxy_enabled", Bool, "false", Refused(PROXY)),
+    other("publish_proxy_name", Text, "\"default\"", Silent),
+    other("sub_refresh_proxy_enabled", Bool, "false", Refused(PROXY)),
+    other("sub_refresh_proxy_name", Text, "\"default\"", Silent),
+    other("subscribe_stream_proxy_enabled", Bool, "false", Refused(PROXY)),
+    other("subscribe_stream_proxy_name", Text, "\"default\"", Silent),
+    other("subscribe_stream_proxy_bidirectional", Bool, "false", Silent),
+    other("subscription_type", Text, "\"stream\"", Refused("only subscriptions of the type stream are built yet")),
+    other("map", Any, "", Silent),
+    other("shared_poll", Any, "", Silent),
+    other("map_clients_presence_channel_prefix", Text, "\"\"", Refused(PRESENCE)),
+    other("map_users_presence_channel_prefix", Text, "\"\"", Refused(PRESENCE)),
+    other("roost.write_delay", Duration, "\"0s\"", Harmless("publications go out at once")),
+    other("roost.slow_policy", Text, "\"\"", Refused("slow clients are closed")),
+    other("roost.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
+];
+
+const FORMAT: Kind = Choice(&["", "json", "json_object", "binary"]);
+const BUFFER: Kind = Integer(0, 1 << 30);
+const PATH: Kind = Checked(is_path, "a path that begins with \"/\"");
+const SHARDS: &str = "\"cores\", \"auto\" or a number from 1 to 255";
+const MEMORY: &str = "bytes, a size such as \"12GiB\" (at least 16MiB), or a share such as \"80%\"";
+
+/// What `text` means under `roost.shards`: `Some(0)` stands for a word.
+pub(super) fn shards(text: &str) -> Option<u8> {
+    match text {
+        "cores" | "auto" => Some(0),
+        number => number.parse().ok().filter(|&count| count > 0),
+    }
+}
+
+/// What `text` means under `roost.memory_limit`: bytes, or a share in percent.
+pub(super) fn memory(text: &str) -> Option<Result<u64, u8>> {
+    match text.strip_suffix('%') {
+        Some(share) => share.parse().ok().filter(|share| (1..=100).contains(share)).map(Err),
+        None => bytes(text).filter(|&bytes| bytes >= 16 << 20).map(Ok),
+    }
+}
+
+fn is_shards(text: &str) -> bool {
+    shards(text).is_some()
+}
+
+fn is_memory(text: &str) -> bool {
+    memory(text).is_some()
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?')
+}
+
+impl Opt {
+    /// True when it does something.
+    pub(crate) fn is_built(&self) -> bool {
+        matches!(self.class, Built | Partly(_))
+    }
+
+    /// Its flag, without the dashes: the path, but for roost's own the name with dashes. `None` for
+    /// what isn't one value.
+    pub(crate) fn flag(&self) -> Option<String> {
+        if matches!(self.kind, Any) {
+            return None;
+        }
+        Some(match self.path.strip_prefix("roost.") {
+            Some(own) => own.replace('_', "-"),
+            None => self.path.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_unique_and_sections_stand_together() {
+        for rows in [OPTIONS, NAMESPACE] {
+            let mut paths = HashSet::new();
+            let mut sections = HashSet::new();
+            let mut last = "";
+            for row in rows {
+                assert!(paths.insert(row.path), "{} twice", row.path);
+                assert_eq!(row.is_built(), !row.doc.is_empty(), "{}", row.path);
+                if row.is_built() {
+                    let section = row.path.rsplit_once('.').map_or("", |(section, _)| section);
+                    assert!(section == last || sections.insert(section), "{section} is torn");
+                    last = section;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conditions_name_options() {
+        for row in OPTIONS.iter().chain(NAMESPACE) {
+            if let RefusedWith(other, _) = row.class {
+                assert!(OPTIONS.iter().any(|row| row.path == other), "{other}");
+            }
+        }
+    }
+
+    #[test]
+    fn words() {
+        for (text, expected) in [
+            ("cores", Some(0)),
+            ("auto", Some(0)),
+            ("1", Some(1)),
+            ("255", Some(255)),
+            ("0", None),
+            ("256", None),
+            ("x", None),
+        ] {
+            assert_eq!(shards(text), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("80%", Some(Err(80))),
+            ("0%", None),
+            ("101%", None),
+            ("16MiB", Some(Ok(16 << 20))),
+            ("15MiB", None),
+            ("-1", None),
+        ] {
+            assert_eq!(memory(text), expected, "{text}");
+        }
+        assert!(is_path("/a/b") && !is_path("a") && !is_path("/a b") && !is_path("/a?b"));
+    }
+}

@@ -1,0 +1,592 @@
+use super::*;
+use crate::edge::channels::DataFormat;
+
+fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn sources(environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Sources {
+    Sources {
+        environment: variables(environment),
+        flags: flags.iter().map(|&(path, text)| (path, text.to_owned())).collect(),
+        ..Default::default()
+    }
+}
+
+fn full(file: Option<(&str, &str)>, sources: &Sources) -> (Config, Report) {
+    let mut report = Report::default();
+    let config = resolve(file, sources, &mut report);
+    (config, report)
+}
+
+fn good(file: Option<(&str, &str)>, sources: &Sources) -> Config {
+    let (config, report) = full(file, sources);
+    assert_eq!((report.errors, report.unknown), (vec![], vec![]));
+    config
+}
+
+fn toml(text: &str) -> Report {
+    full(Some(("c.toml", text)), &Sources::default()).1
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Config {
+    good(None, &sources(pairs, &[]))
+}
+
+/// Everything in it; the lookup table of the namespaces has no order of its own.
+fn text_of(config: &Config) -> String {
+    let channels = ChannelRules::new(Default::default(), Vec::new(), Default::default());
+    let rest = Config { channels, ..config.clone() };
+    format!("{rest:?} {:?} {:?}", config.channels.namespaces(), config.channels.syntax())
+}
+
+const TOML: &str = r#"
+pid_file = "/run/roost.pid"
+[http_server]
+port = 9000
+[client]
+allowed_origins = ["https://*.example.com", "http://localhost:3000"]
+ping_interval = "20s"
+pong_timeout = -1
+[client.token]
+hmac_secret_key = "bbe7d157"
+[channel.without_namespace]
+allow_subscribe_for_client = true
+[[channel.namespaces]]
+name = "news"
+history_size = 10
+history_ttl = "60s"
+allow_positioning = true
+[[channel.namespaces]]
+name = "chat.room"
+channel_regex = "^[a-z]+$"
+[roost]
+shards = 4
+memory_limit = "12GiB"
+"#;
+
+const YAML: &str = r#"
+pid_file: /run/roost.pid
+http_server:
+  port: 9000
+client:
+  allowed_origins:
+    - https://*.example.com
+    - http://localhost:3000
+  ping_interval: 20s
+  pong_timeout: -1
+  token:
+    hmac_secret_key: bbe7d157
+channel:
+  without_namespace:
+    allow_subscribe_for_client: true
+  namespaces:
+    - name: news
+      history_size: 10
+      history_ttl: 60s
+      allow_positioning: true
+    - name: chat.room
+      channel_regex: ^[a-z]+$
+roost: {shards: 4, memory_limit: 12GiB}
+"#;
+
+const JSON: &str = r#"{
+  "pid_file": "/run/roost.pid",
+  "http_server": {"port": 9000},
+  "client": {
+	"allowed_origins": ["https://*.example.com", "http://localhost:3000"],
+	"ping_interval": 20000000000,
+	"pong_timeout": "-1",
+    "token": {"hmac_secret_key": "bbe7d157"}
+  },
+  "channel": {
+    "without_namespace": {"allow_subscribe_for_client": true},
+    "namespaces": [
+      {"name": "news", "history_size": 10, "history_ttl": "60s", "allow_positioning": true},
+      {"name": "chat.room", "channel_regex": "^[a-z]+$"}
+    ]
+  },
+  "roost": {"shards": "4", "memory_limit": 12884901888}
+}"#;
+
+#[test]
+fn three_formats_give_one_configuration() {
+    let all =
+        [("c.toml", TOML), ("c.yaml", YAML), ("c.json", JSON), ("file", JSON), ("file", YAML)];
+    let configs: Vec<Config> =
+        all.iter().map(|&file| good(Some(file), &Sources::default())).collect();
+    for config in &configs {
+        assert_eq!(text_of(config), text_of(&configs[0]));
+        assert_eq!(config.tokens, configs[0].tokens);
+    }
+    let config = &configs[0];
+    assert_eq!(config.http_server.port, 9000);
+    assert_eq!(config.client.ping_interval_ms, Some(20_000));
+    assert_eq!(config.client.pong_timeout_ms, None);
+    assert!(config.client.allowed_origins.allows(Some("https://a.example.com")));
+    assert!(!config.client.allowed_origins.allows(Some("https://example.org")));
+    assert_eq!(config.tokens.connection.hmac_secret_key, "bbe7d157");
+    assert_eq!(config.roost.shards, Shards::Count(4));
+    assert_eq!(config.roost.memory_limit, MemoryLimit::Bytes(12 << 30));
+    let news = config.channels.resolve("news:x").unwrap();
+    assert_eq!((news.history_size, news.history_ttl_ms), (10, 60_000));
+    assert_eq!(news.history_meta_ttl_ms, 720 * 3_600_000);
+    assert!(news.allow_positioning && !news.allow_subscribe_for_client);
+    assert!(config.channels.resolve("x").unwrap().allow_subscribe_for_client);
+    assert!(config.channels.resolve("chat.room:A").is_err());
+}
+
+#[test]
+fn defaults_are_safe() {
+    let config = good(None, &Sources::default());
+    assert_eq!(config.http_server.port, 8000);
+    assert_eq!(config.http_server.addresses.len(), 2);
+    assert!(!config.client.allow_anonymous_connect_without_token && !config.client.insecure);
+    assert!(!config.client.allowed_origins.allows(Some("http://localhost")));
+    assert_eq!(config.client.ping_interval_ms, Some(25_000));
+    assert_eq!(config.client.pong_timeout_ms, Some(8_000));
+    assert_eq!(config.client.channel_limit, 128);
+    assert_eq!(config.client.queue_bytes_max, 1 << 20);
+    assert_eq!(config.tokens.connection, TokenOptions::default());
+    assert_eq!(config.websocket.message_bytes_max, 65_536);
+    assert_eq!(config.websocket.write_timeout_ms, 1_000);
+    assert_eq!(config.shutdown_timeout_ms, 30_000);
+    assert_eq!(config.roost.shards, Shards::Cores);
+    assert_eq!(config.roost.memory_limit, MemoryLimit::Percent(80));
+    assert!(!config.roost.echo);
+    let namespace = config.channels.resolve("x").unwrap();
+    assert!(!namespace.allow_subscribe_for_client && !namespace.allow_publish_for_client);
+    assert_eq!(namespace.data_format, DataFormat::NotEmpty);
+}
+
+#[test]
+fn layers_win_in_order() {
+    let file = Some(("c.toml", "[http_server]\nport = 1\n"));
+    let port =
+        |environment: &[_], flags: &[_]| good(file, &sources(environment, flags)).http_server.port;
+    let centrifugo = ("CENTRIFUGO_HTTP_SERVER_PORT", "2");
+    let roost = ("ROOST_HTTP_SERVER_PORT", "3");
+    let flag = ("http_server.port", "4");
+    assert_eq!(port(&[], &[]), 1);
+    assert_eq!(port(&[centrifugo], &[]), 2);
+    assert_eq!(port(&[roost, centrifugo], &[]), 3);
+    assert_eq!(port(&[centrifugo, roost], &[flag]), 4);
+    assert_eq!(port(&[("ROOST_HTTP_SERVER_PORT", ""), centrifugo], &[]), 2);
+    assert_eq!(port(&[("ROOST_HTTP_SERVER_PORT", "")], &[]), 1);
+}
+
+#[test]
+fn forms_of_variables() {
+    let config = environment(&[
+        ("CENTRIFUGO_CLIENT_TOKEN_HMAC_SECRET_KEY", "secret"),
+        ("CENTRIFUGO_CLIENT_ALLOWED_ORIGINS", "http://a http://b"),
+        ("CENTRIFUGO_CLIENT_INSECURE", "t"),
+        ("CENTRIFUGO_CLIENT_PING_INTERVAL", "-1"),
+        ("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE_ALLOW_PUBLISH_FOR_CLIENT", "1"),
+        ("ROOST_SHARDS", "auto"),
+        ("ROOST_DRAIN_RATE", "5"),
+        ("ROOST_CONFIG", "elsewhere.toml"),
+        ("CENTRIFUGO_VAR_X", "x"),
+        ("ROOST_SERVICE_HOST", "10.0.0.1"),
+        ("ROOST_PORT", "tcp://10.0.0.1:8000"),
+        ("UNRELATED", "x"),
+    ]);
+    assert_eq!(config.tokens.connection.hmac_secret_key, "secret");
+    assert!(config.client.allowed_origins.allows(Some("http://b")));
+    assert!(config.client.insecure);
+    assert_eq!(config.client.ping_interval_ms, None);
+    assert!(config.channels.namespace(0).allow_publish_for_client);
+    assert_eq!((config.roost.shards, config.roost.drain_rate), (Shards::Auto, 5));
+
+    // Whole sections as JSON; a variable for one option wins over one for its section.
+    let config = environment(&[
+        ("CENTRIFUGO_CLIENT", r#"{"insecure": true, "token": {"audience": "a", "issuer": "i"}}"#),
+        ("CENTRIFUGO_CLIENT_TOKEN_AUDIENCE", "b"),
+        ("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE", r#"{"allow_positioning": true}"#),
+    ]);
+    assert_eq!(config.tokens.connection.audience, "b");
+    assert_eq!(config.tokens.connection.issuer, "i");
+    assert!(config.client.insecure && config.channels.namespace(0).allow_positioning);
+}
+
+#[test]
+fn namespaces_in_variables() {
+    let config = environment(&[
+        ("CENTRIFUGO_CHANNEL_NAMESPACES", "news chat.room my-chat"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_NEWS_HISTORY_SIZE", "10"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_NEWS_HISTORY_TTL", "1m"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_CHAT_ROOM_ALLOW_POSITIONING", "true"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_MY_CHAT_ALLOW_POSITIONING", "true"),
+        ("ROOST_CHANNEL_NAMESPACES_MY_CHAT_ALLOW_POSITIONING", "false"),
+    ]);
+    assert_eq!(config.channels.resolve("news:x").unwrap().history_size, 10);
+    assert!(config.channels.resolve("chat.room:x").unwrap().allow_positioning);
+    assert!(!config.channels.resolve("my-chat:x").unwrap().allow_positioning);
+
+    let json = r#"[{"name": "aa", "history_size": 1, "history_ttl": "1s"}, {"name": "bb"}]"#;
+    let file = Some(("c.toml", "[[channel.namespaces]]\nname = 'of-file'\n"));
+    let config = good(
+        file,
+        &sources(
+            &[
+                ("CENTRIFUGO_CHANNEL_NAMESPACES", "cc"),
+                ("ROOST_CHANNEL_NAMESPACES", json),
+                ("CENTRIFUGO_CHANNEL_NAMESPACES_BB_HISTORY_TTL", "0s"),
+            ],
+            &[],
+        ),
+    );
+    let names: Vec<_> = config.channels.namespaces().iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["", "aa", "bb"]);
+    assert_eq!(config.channels.resolve("aa:x").unwrap().history_ttl_ms, 1_000);
+
+    // Variables also change the namespaces of a file.
+    let changed = [("ROOST_CHANNEL_NAMESPACES_OF_FILE_ALLOW_POSITIONING", "1")];
+    let config = good(file, &sources(&changed, &[]));
+    assert!(config.channels.resolve("of-file:x").unwrap().allow_positioning);
+}
+
+#[test]
+fn unknown_options_are_named_with_line_and_suggestion() {
+    let report = toml(
+        "tokn = 1\n[client]\ninsecur = true\n[client.token]\nhmac_key = 'x'\n\
+         [[channel.namespaces]]\nname = 'news'\nhistory_sizes = 1\n\n[sockjs]\nenabled = true\n",
+    );
+    assert_eq!(report.errors, [""; 0]);
+    assert_eq!(
+        report.unknown,
+        [
+            "c.toml:1: unknown option tokn",
+            "c.toml:3: unknown option client.insecur; did you mean client.insecure?",
+            "c.toml:5: unknown option client.token.hmac_key",
+            "c.toml:8: unknown option channel.namespaces[news].history_sizes; did you mean \
+             history_size?",
+            "c.toml:10: unknown option sockjs",
+        ]
+    );
+    let yaml = "client:\n  tokens:\n    x: 1\ntoken_hmac_secret_key: a\n";
+    let report = full(Some(("c.yaml", yaml)), &Sources::default()).1;
+    assert_eq!(
+        report.unknown,
+        [
+            "c.yaml:2: unknown option client.tokens",
+            "c.yaml:4: unknown option token_hmac_secret_key; did you mean \
+             client.token.hmac_secret_key?",
+        ]
+    );
+    let pairs = [
+        ("ROOST_CLIENT_INSECUR", "true"),
+        ("CENTRIFUGO_ROOST_SHARDS", "1"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_NONE_PRESENCE", "true"),
+    ];
+    let report = full(None, &sources(&pairs, &[])).1;
+    assert_eq!(
+        report.unknown,
+        [
+            "CENTRIFUGO_CHANNEL_NAMESPACES_NONE_PRESENCE: unknown option",
+            "CENTRIFUGO_ROOST_SHARDS: unknown option",
+            "ROOST_CLIENT_INSECUR: unknown option; did you mean ROOST_CLIENT_INSECURE?",
+        ]
+    );
+}
+
+#[test]
+fn all_wrong_values_are_named() {
+    let report = toml(
+        "[http_server]\nport = 70000\naddress = 'example.com'\n[client]\ninsecure = 'maybe'\n\
+         ping_interval = '5s'\nstale_close_delay = 25\nallowed_origins = ['http://[a']\n\
+         channel_limit = 0\nnone = 1\n[client.token]\nhmac_secret_key = 12\n[channel]\n\
+         publication_data_format = 'xml'\n[roost]\nio = 'uring'\nshards = 0\nmemory_limit = '1KB'\n",
+    );
+    let starts = [
+        "c.toml:2: http_server.port = 70000: expected a whole number from 0 to 65535",
+        "c.toml:5: client.insecure = \"maybe\": expected true or false",
+        "c.toml:7: client.stale_close_delay = 25: expected at least 1ms (a number without a unit",
+        "c.toml:9: client.channel_limit = 0: expected a whole number from 1 to",
+        "c.toml:12: client.token.hmac_secret_key = ***: expected a text",
+        "c.toml:14: channel.publication_data_format = \"xml\": expected one of ",
+        "c.toml:17: roost.shards = 0: expected \"cores\", \"auto\" or a number from 1 to 255",
+        "c.toml:18: roost.memory_limit = \"1KB\": expected bytes, a size such as",
+        "c.toml:3: http_server.address = \"example.com\": expected an IP address",
+        "c.toml:8: client.allowed_origins = a list of 1: expected globs such as",
+        "c.toml:6: client.ping_interval = \"5s\": expected a duration longer than",
+        "c.toml:16: roost.io = \"uring\": expected epoll or auto; uring isn't built yet",
+    ];
+    for (error, start) in report.errors.iter().zip(starts) {
+        assert!(error.starts_with(start), "{error}\n{start}");
+    }
+    assert_eq!(report.errors.len(), starts.len(), "{:#?}", report.errors);
+
+    let pairs = [("ROOST_HTTP_SERVER_PORT", "x"), ("CENTRIFUGO_CLIENT", "{")];
+    let report = full(None, &sources(&pairs, &[("client.insecure", "no")])).1;
+    assert!(report.errors[0].starts_with("CENTRIFUGO_CLIENT:1: "), "{:?}", report.errors);
+    assert_eq!(
+        report.errors[1..],
+        [
+            "ROOST_HTTP_SERVER_PORT: http_server.port = \"x\": expected a whole number from 0 to \
+             65535",
+            "--client.insecure: client.insecure = \"no\": expected true or false",
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_file_is_said_with_its_line_and_without_its_text() {
+    for (name, text) in [
+        ("c.toml", "[client.token]\nhmac_secret_key = 'hush'\nhmac_secret_key = 'hush'\n"),
+        ("c.yaml", "client:\n  token:\n    hmac_secret_key: 'hush\n"),
+        ("c.json", "{\n\"client\": {\"token\": {\"hmac_secret_key\": \"hush\"}\n}"),
+    ] {
+        let errors = full(Some((name, text)), &Sources::default()).1.errors;
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let line = errors[0].strip_prefix(&format!("{name}:")).unwrap().split(':').next().unwrap();
+        assert!(line.parse::<usize>().unwrap() >= 1, "{errors:?}");
+        assert!(!errors[0].contains("hush") && !errors[0].contains('\n'), "{errors:?}");
+    }
+    let errors = full(Some(("c.yaml", "- a\n")), &Sources::default()).1.errors;
+    assert_eq!(errors, ["c.yaml: expected options, not a single value"]);
+}
+
+#[test]
+fn checks_across_options() {
+    let namespace = |options: &str| {
+        let text = format!("[[channel.namespaces]]\nname = 'news'\n{options}");
+        let errors = toml(&text).errors;
+        assert!(errors.len() <= 1, "{errors:?}");
+        errors.into_iter().next().unwrap_or_default()
+    };
+    for (options, expected) in [
+        ("history_size = 1\nhistory_ttl = '1s'", ""),
+        ("history_size = 1", "channel.namespaces[news].history_ttl: expected more than 0 beside"),
+        ("history_ttl = '1s'", "channel.namespaces[news].history_size: expected more than 0"),
+        (
+            "history_size = 1\nhistory_ttl = '721h'",
+            "c.toml:4: channel.namespaces[news].history_ttl = \"721h\": expected at most",
+        ),
+        ("history_size = 1\nhistory_ttl = '721h'\nhistory_meta_ttl = '1000h'", ""),
+        ("channel_regex = '('", "c.toml:3: channel.namespaces[news].channel_regex = \"(\": exp"),
+        (
+            "[[channel.namespaces]]\nname = 'news'",
+            "c.toml:3: channel.namespaces: name = \"news\": expected a name that no other",
+        ),
+        (
+            "[[channel.namespaces]]\nname = 'a'",
+            "c.toml:3: channel.namespaces: name = \"a\": expected two or more letters",
+        ),
+        (
+            "[[channel.namespaces]]\nname = 'a:b'",
+            "c.toml:3: channel.namespaces: name = \"a:b\": expected two or more letters",
+        ),
+        (
+            "[[channel.namespaces]]\nhistory_size = 0",
+            "c.toml:3: channel.namespaces: expected a name",
+        ),
+    ] {
+        let error = namespace(options);
+        assert!(error.starts_with(expected) && error.is_empty() == expected.is_empty(), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_built_stops_when_it_is_asked_for() {
+    for (asks, does_not) in [
+        ("engine = {type = 'redis'}", "engine = {type = 'memory', redis = {prefix = 'x'}}"),
+        ("engine = {type = 7}", "engine = {type = 'memory'}"),
+        ("broker = {enabled = true, type = 'nats'}", "broker = {enabled = false, type = 'nats'}"),
+        ("broker = {enabled = true, type = 'redis'}", "broker = {enabled = true}"),
+        (
+            "presence_manager = {enabled = true, type = 'redis'}",
+            "presence_manager = {type = 'redis'}",
+        ),
+        (
+            "http_server = {tls = {enabled = true}}",
+            "http_server = {tls = {enabled = false, cert_pem = 'x'}}",
+        ),
+        (
+            "http_server = {tls_autocert = {enabled = true}}",
+            "http_server = {tls_autocert = {enabled = false}}",
+        ),
+        (
+            "client = {proxy = {connect = {enabled = true, endpoint = 'http://a'}}}",
+            "client = {proxy = {connect = {enabled = false, endpoint = 'http://a'}}}",
+        ),
+        ("client = {token = {rsa_public_key = 'x'}}", "client = {token = {rsa_public_key = ''}}"),
+        ("client = {token = {jwks_public_endpoint = 'x'}}", "client = {token = {}}"),
+        (
+            "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', \
+             ecdsa_public_key = 'x'}}",
+            "client = {subscription_token = {enabled = false, ecdsa_public_key = 'x'}}",
+        ),
+        ("client = {user_connection_limit = 1}", "client = {user_connection_limit = 0}"),
+        ("sse = {enabled = true}", "sse = {enabled = false, handler_prefix = '/s'}"),
+        ("http_stream = {enabled = true}", "http_stream = {max_request_body_size = 1}"),
+        ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),
+        ("consumers = [{name = 'a'}]", "consumers = []"),
+        ("rpc = {namespaces = [{name = 'a'}]}", "rpc = {namespaces = []}"),
+        ("roost = {takeover = '/run/x'}", "roost = {takeover = ''}"),
+        (
+            "channel = {without_namespace = {presence = true}}",
+            "channel = {without_namespace = {presence = false}}",
+        ),
+        (
+            "channel = {without_namespace = {force_recovery = true}}",
+            "channel = {without_namespace = {force_recovery_mode = 'stream'}}",
+        ),
+        (
+            "channel = {namespaces = [{name = 'aa', join_leave = true}]}",
+            "channel = {namespaces = [{name = 'aa', subscribe_proxy_name = 'x'}]}",
+        ),
+        (
+            "channel = {namespaces = [{name = 'aa', allowed_delta_types = ['fossil']}]}",
+            "channel = {namespaces = [{name = 'aa', allowed_delta_types = []}]}",
+        ),
+        (
+            "channel = {namespaces = [{name = 'aa', subscription_type = 'map'}]}",
+            "channel = {namespaces = [{name = 'aa', subscription_type = 'stream', map = {}}]}",
+        ),
+        (
+            "channel = {namespaces = [{name = 'aa', subscribe_proxy_enabled = true}]}",
+            "channel = {proxy = {subscribe = {endpoint = 'http://a'}}}",
+        ),
+    ] {
+        let report = toml(asks);
+        assert_eq!(report.errors.len(), 1, "{asks}: {:?}", report.errors);
+        assert!(report.errors[0].contains("; expected "), "{}", report.errors[0]);
+        let report = toml(does_not);
+        assert_eq!((report.errors, report.unknown), (vec![], vec![]), "{does_not}");
+    }
+    assert_eq!(
+        toml("[engine]\ntype = 'redis'").errors,
+        ["c.toml:2: engine.type = \"redis\": only the memory broker is built yet; expected \
+             \"memory\" or no such option"]
+    );
+    let pairs = [("CENTRIFUGO_ENGINE_TYPE", "redis"), ("CENTRIFUGO_ENGINE_REDIS_ADDRESS", "x")];
+    let report = full(None, &sources(&pairs, &[])).1;
+    assert_eq!((report.errors.len(), report.unknown.len()), (1, 0));
+    // The same through a flag; and a later layer may take it back.
+    let report = full(None, &sources(&[], &[("sse.enabled", "true")])).1;
+    assert!(report.errors[0].starts_with("--sse.enabled: sse.enabled = \"true\": "));
+    let report = full(None, &sources(&pairs, &[("engine.type", "memory")])).1;
+    assert_eq!(report.errors, [""; 0]);
+}
+
+#[test]
+fn harmless_options_warn() {
+    let report = toml(
+        "[http_api]\nkey = 'x'\n[admin]\nenabled = true\npassword = 'x'\n[health]\nenabled = false\n\
+         [websocket]\ncompression = true\n[channel.without_namespace]\n\
+         allow_history_for_client = true\n[client]\nconcurrency = 8\npresence_update_interval = '27s'\n",
+    );
+    assert_eq!((report.errors, report.unknown), (vec![], vec![]));
+    let starts = [
+        "c.toml:13: client.concurrency = 8: ",
+        "c.toml:9: websocket.compression = true: ",
+        "c.toml:2: http_api.key = ***: ",
+        "c.toml:4: admin.enabled = true: ",
+        "c.toml:11: channel.without_namespace.allow_history_for_client = true: ",
+    ];
+    for (warning, start) in report.warnings.iter().zip(starts) {
+        assert!(warning.starts_with(start), "{warning}\n{start}");
+    }
+    assert_eq!(report.warnings.len(), starts.len(), "{:#?}", report.warnings);
+    let report = toml("[client]\ninsecure = true\n");
+    assert_eq!(
+        report.warnings,
+        ["c.toml:2: client.insecure = true: every client may do everything without a token"]
+    );
+}
+
+#[test]
+fn development_preset_is_under_everything() {
+    let dev = |file, sources: Sources| full(file, &Sources { dev: true, ..sources });
+    let (config, report) = dev(None, Sources::default());
+    assert_eq!((report.errors, report.unknown, report.warnings), (vec![], vec![], vec![]));
+    assert_eq!(config.http_server.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert!(config.client.allow_anonymous_connect_without_token);
+    assert!(config.client.allowed_origins.allows(Some("http://any")));
+    assert_eq!(config.tokens.connection.hmac_secret_key, DEV_SECRET);
+    assert!(!config.roost.echo);
+    let namespace = config.channels.namespace(0);
+    assert!(namespace.allow_subscribe_for_anonymous && namespace.allow_publish_for_anonymous);
+
+    let file = "[client]\nallow_anonymous_connect_without_token = false\n\
+                [client.token]\nhmac_secret_key = 'own'\n\
+                [channel.without_namespace]\nallow_publish_for_client = false\n";
+    let own =
+        sources(&[("ROOST_CLIENT_ALLOWED_ORIGINS", "http://a")], &[("http_server.port", "1")]);
+    let (config, report) = dev(Some(("c.toml", file)), own);
+    assert_eq!(report.errors, [""; 0]);
+    assert!(!config.client.allow_anonymous_connect_without_token);
+    assert_eq!(config.tokens.connection.hmac_secret_key, "own");
+    assert!(!config.channels.namespace(0).allow_publish_for_client);
+    assert!(config.channels.namespace(0).allow_subscribe_for_client);
+    assert!(!config.client.allowed_origins.allows(Some("http://any")));
+    assert_eq!(config.http_server.port, 1);
+
+    let everywhere = sources(&[], &[("http_server.address", "0.0.0.0")]);
+    let (_, report) = dev(None, everywhere);
+    assert!(
+        report.errors[0].starts_with(
+            "--http_server.address: http_server.address = \"0.0.0.0\": expected a loopback"
+        ),
+        "{:?}",
+        report.errors
+    );
+}
+
+#[test]
+fn printed_defaults_are_the_defaults() {
+    let expected = text_of(&good(None, &Sources::default()));
+    for (name, format) in [
+        ("c.toml", PrintFormat::Toml),
+        ("c.json", PrintFormat::Json),
+        ("c.yaml", PrintFormat::Yaml),
+    ] {
+        let text = print_defaults(format);
+        let (config, report) = full(Some((name, &text)), &Sources::default());
+        assert_eq!((report.errors, report.unknown, report.warnings), (vec![], vec![], vec![]));
+        assert_eq!(text_of(&config), expected, "{text}");
+        for row in table::OPTIONS.iter().filter(|row| row.is_built()) {
+            let name = row.path.rsplit('.').next().unwrap();
+            assert!(text.contains(name), "{name}");
+        }
+    }
+    let text = print_defaults(PrintFormat::Toml);
+    assert!(text.contains("\n# Port to listen on; 0: one that is free.\nport = 8000\n"));
+    serde_json::from_str::<serde_json::Value>(&print_defaults(PrintFormat::Json)).unwrap();
+}
+
+#[test]
+fn files_on_disk() {
+    let folder = std::env::temp_dir().join(format!("roost-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let good = folder.join("good.toml");
+    std::fs::write(&good, "[http_server]\nport = 4\nnone = 1\n").unwrap();
+    let bad = folder.join("bad.toml");
+    std::fs::write(&bad, "[http_server]\nport = 'x'\naddress = 7\nnone = 1\n").unwrap();
+
+    let named = |path: &Path| Sources { file: Some(path.to_owned()), ..Default::default() };
+    let loaded = load(&named(&good)).unwrap();
+    assert_eq!(loaded.config.http_server.port, 4);
+    assert_eq!(loaded.origin.as_deref(), Some(good.as_path()));
+    assert_eq!(loaded.warnings.len(), 1);
+    assert_eq!(load(&named(&bad)).unwrap_err().problems.len(), 2);
+
+    let by_variable = sources(&[("ROOST_CONFIG", good.to_str().unwrap())], &[]);
+    let by_variable = Sources { dev: true, ..by_variable };
+    assert_eq!(load(&by_variable).unwrap().config.http_server.port, 4);
+
+    let missing = load(&named(&folder.join("none.toml"))).unwrap();
+    assert!(missing.warnings[0].ends_with("no such file; going on without"));
+    assert_eq!(missing.origin, None);
+    assert!(load(&named(&folder)).is_err());
+
+    assert_eq!(check(&good, false).unwrap().len(), 1);
+    assert!(
+        check(&good, true).unwrap_err().to_string().contains("unknown option http_server.none")
+    );
+    let error = check(&bad, false).unwrap_err();
+    assert_eq!((error.problems.len(), error.warnings.len()), (2, 1));
+    assert!(check(&folder.join("none.toml"), false).is_err());
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -1,0 +1,329 @@
+//! A configuration file as a tree with line numbers, whatever its format.
+//!
+//! TOML by `toml`, YAML by `serde-saphyr`, and JSON by it too: JSON is YAML, and this way has lines
+//! and refuses duplicate keys.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use toml::de::{DeTable, DeValue};
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Node {
+    /// From 1.
+    pub line: usize,
+    pub form: Form,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Form {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// A key of a map with its value; `line` is the key's.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    pub key: String,
+    pub line: usize,
+    pub value: Node,
+}
+
+/// Formats of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Toml,
+    /// Also JSON.
+    Yaml,
+}
+
+/// The tree of a file, its format from the extension of `name` or else from the text. A file
+/// without content is an empty map.
+///
+/// # Errors
+/// `LINE: message`. Never a piece of the text, which may hold secrets.
+pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+    let format = match extension.as_deref() {
+        Some("toml") => Format::Toml,
+        Some("json" | "yaml" | "yml") => Format::Yaml,
+        _ if text.trim_start().starts_with('{') => Format::Yaml,
+        _ if DeTable::parse(text).is_ok() => Format::Toml,
+        _ => Format::Yaml,
+    };
+    parse_as(format, text)
+}
+
+/// The tree of a JSON text, as environment variables hold them.
+///
+/// # Errors
+/// As [`parse`].
+pub(super) fn parse_json(text: &str) -> Result<Node, String> {
+    parse_as(Format::Yaml, text)
+}
+
+fn parse_as(format: Format, text: &str) -> Result<Node, String> {
+    let empty = || Node { line: 1, form: Form::Map(Vec::new()) };
+    if text.trim().is_empty() {
+        return Ok(empty());
+    }
+    match format {
+        Format::Toml => {
+            let lines = Lines::new(text);
+            let table = DeTable::parse(text).map_err(|fault| {
+                let line = fault.span().map_or(1, |span| lines.line(span.start));
+                format!("{line}: {}", fault.message())
+            })?;
+            Ok(Node { line: 1, form: Form::Map(lines.entries(table.get_ref())) })
+        }
+        Format::Yaml => {
+            // `yes` and `no` are texts, as in YAML 1.2 and in Go's reader.
+            let options = serde_saphyr::options! { strict_booleans: true };
+            let root: Located =
+                serde_saphyr::from_str_with_options(text, options).map_err(|fault| {
+                    let fault = fault.without_snippet();
+                    let line = fault.location().map_or(1, |location| location.line());
+                    format!("{line}: {fault}")
+                })?;
+            let node = root.0;
+            Ok(if node.form == Form::Null { empty() } else { node })
+        }
+    }
+}
+
+/// Line numbers of byte offsets.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn new(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|&(_, b)| b == b'\n').map(|(at, _)| at).collect())
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.0.partition_point(|&end| end < offset) + 1
+    }
+
+    fn entries(&self, table: &DeTable<'_>) -> Vec<Entry> {
+        let mut entries: Vec<(usize, Entry)> = table
+            .iter()
+            .map(|(key, value)| {
+                let start = key.span().start;
+                let line = self.line(start);
+                let value = self.node(value.get_ref(), self.line(value.span().start));
+                (start, Entry { key: key.get_ref().to_string(), line, value })
+            })
+            .collect();
+        // The parser sorts by name; problems are better read in the order of the file.
+        entries.sort_by_key(|(start, _)| *start);
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    fn node(&self, value: &DeValue<'_>, line: usize) -> Node {
+        let form = match value {
+            DeValue::Boolean(value) => Form::Bool(*value),
+            DeValue::Integer(value) => match i64::from_str_radix(value.as_str(), value.radix()) {
+                Ok(value) => Form::Integer(value),
+                Err(_) => Form::Text(value.to_string()),
+            },
+            DeValue::Float(value) => Form::Float(value.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::String(value) => Form::Text(value.to_string()),
+            DeValue::Datetime(value) => Form::Text(value.to_string()),
+            DeValue::Array(values) => Form::List(
+                values
+                    .iter()
+                    .map(|value| self.node(value.get_ref(), self.line(value.span().start)))
+                    .collect(),
+            ),
+            DeValue::Table(table) => Form::Map(self.entries(table)),
+        };
+        Node { line, form }
+    }
+}
+
+/// A node as the YAML reader gives it.
+struct Located(Node);
+
+impl<'de> Deserialize<'de> for Located {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = serde_saphyr::Spanned::<Shape>::deserialize(deserializer)?;
+        let line = usize::try_from(spanned.referenced.line()).unwrap_or(0);
+        Ok(Self(Node { line, form: spanned.value.0 }))
+    }
+}
+
+struct Shape(Form);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Shape, E> {
+        Ok(Shape(Form::Bool(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Shape, E> {
+        Ok(Shape(Form::Integer(value)))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Shape, E> {
+        Ok(Shape(match i64::try_from(value) {
+            Ok(value) => Form::Integer(value),
+            Err(_) => Form::Text(value.to_string()),
+        }))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Shape, E> {
+        Ok(Shape(Form::Float(value)))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
+        Ok(Shape(Form::Text(value.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Shape, E> {
+        Ok(Shape(Form::Null))
+    }
+
+    fn visit_none<E>(self) -> Result<Shape, E> {
+        Ok(Shape(Form::Null))
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
+        Shape::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Shape, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element::<Located>()? {
+            list.push(item.0);
+        }
+        Ok(Shape(Form::List(list)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut items: A) -> Result<Shape, A::Error> {
+        let mut map = Vec::new();
+        while let Some(key) = items.next_key::<serde_saphyr::Spanned<String>>()? {
+            let value = items.next_value::<Located>()?.0;
+            let line = usize::try_from(key.referenced.line()).unwrap_or(0);
+            map.push(Entry { key: key.value, line, value });
+        }
+        Ok(Shape(Form::Map(map)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `path line: value` of every leaf.
+    fn leaves(node: &Node, path: &str, out: &mut Vec<String>) {
+        match &node.form {
+            Form::Map(entries) => {
+                for entry in entries {
+                    let path = format!("{path}.{}", entry.key);
+                    if matches!(entry.value.form, Form::Map(_) | Form::List(_)) {
+                        leaves(&entry.value, &path, out);
+                    } else {
+                        out.push(format!("{}{path} = {:?}", entry.line, entry.value.form));
+                    }
+                }
+            }
+            Form::List(items) => items.iter().for_each(|item| leaves(item, path, out)),
+            form => out.push(format!("{}{path} = {form:?}", node.line)),
+        }
+    }
+
+    #[test]
+    fn lines_in_three_formats() {
+        let expected = [
+            "2.client.insecure = Bool(true)",
+            "3.client.port = Integer(-7)",
+            "4.client.name = Text(\"a\")",
+            "6.list.name = Text(\"x\")",
+            "7.list.name = Text(\"y\")",
+        ];
+        let toml = "[client]\ninsecure = true\nport = -7\nname = 'a'\n\n[[list]]\nname = 'x'\n";
+        let yaml =
+            "client:\n  insecure: true\n  port: -7\n  name: a\nlist:\n  - name: x\n  - name: y\n";
+        let json = "{\"client\":{\n\"insecure\": true,\n\"port\": -7,\n\t\"name\": \"a\"},\n\"list\":\
+                    [\n{\"name\": \"x\"},\n{\"name\": \"y\"}]}";
+        for (name, text, expected) in [
+            ("c.yaml", yaml, &expected[..]),
+            ("c.yml", yaml, &expected[..]),
+            ("other", yaml, &expected[..]),
+            ("c.toml", toml, &expected[..3]),
+            ("other.conf", toml, &expected[..3]),
+        ] {
+            let mut out = Vec::new();
+            leaves(&parse(name, text).unwrap(), "", &mut out);
+            assert_eq!(out[..expected.len()], *expected, "{name}");
+        }
+        let mut out = Vec::new();
+        leaves(&parse("c.json", json).unwrap(), "", &mut out);
+        assert_eq!(
+            out,
+            [
+                "2.client.insecure = Bool(true)",
+                "3.client.port = Integer(-7)",
+                "4.client.name = Text(\"a\")",
+                "6.list.name = Text(\"x\")",
+                "7.list.name = Text(\"y\")",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_file() {
+        for (name, text) in [
+            ("a.toml", "a = "),
+            ("a.toml", "a = 1\na = 2"),
+            ("a.json", "{\"a\": 1"),
+            ("a.json", "{\"a\": 1, \"a\": 2}"),
+            ("a.yaml", "a: [1"),
+        ] {
+            assert!(parse(name, text).is_err(), "{text}");
+        }
+        for name in ["a.toml", "a.json", "a.yaml", "a"] {
+            assert_eq!(parse(name, " \n").unwrap().form, Form::Map(Vec::new()));
+        }
+        assert_eq!(parse("a.yaml", "# nothing\n").unwrap().form, Form::Map(Vec::new()));
+    }
+
+    #[test]
+    fn scalars() {
+        let text = "a: null\nb:\nc: \"1\"\nd: 1.5\ne: 25s\nf: yes\ng: 18446744073709551615\n";
+        let mut out = Vec::new();
+        leaves(&parse("a.yaml", text).unwrap(), "", &mut out);
+        assert_eq!(
+            out,
+            [
+                "1.a = Null",
+                "2.b = Null",
+                "3.c = Text(\"1\")",
+                "4.d = Float(1.5)",
+                "5.e = Text(\"25s\")",
+                "6.f = Text(\"yes\")",
+                "7.g = Text(\"18446744073709551615\")",
+            ]
+        );
+    }
+}

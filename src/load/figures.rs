@@ -1,0 +1,203 @@
+//! Counts: what a thread shows while it runs, and what it hands over at the end.
+
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What one worker shows to the coordinator. Written by the worker once a turn, read by anyone;
+/// figures of one moment need not fit together.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    /// Connections that are established, subscribed where they should be, and not closed.
+    pub(crate) open: AtomicU64,
+    /// Connections that were established at least once.
+    pub(crate) opened: AtomicU64,
+    /// Connections that were given up.
+    pub(crate) failed: AtomicU64,
+    /// Connections that were open and that the other side, or an error, ended.
+    pub(crate) dropped: AtomicU64,
+    /// Connections that were to be open but have not got so far, failed ones left out.
+    pub(crate) pending: AtomicU64,
+    /// Messages that were sent by this thread.
+    pub(crate) sent: AtomicU64,
+    /// Messages of ours that arrived, duplicates and all.
+    pub(crate) received: AtomicU64,
+    /// Those of them that were duplicates.
+    pub(crate) duplicated: AtomicU64,
+    /// Connections that have answered as many pings as were asked for.
+    pub(crate) pinged: AtomicU64,
+    /// When the last message of ours arrived, nanoseconds since the origin.
+    pub(crate) last_ns: AtomicU64,
+    /// When the last connection that was asked for came up, nanoseconds since the origin.
+    pub(crate) ready_ns: AtomicU64,
+    /// Number of the newest order that was carried out.
+    pub(crate) order: AtomicU64,
+}
+
+/// The sum of all workers' [`Live`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sum {
+    pub(crate) open: u64,
+    pub(crate) opened: u64,
+    pub(crate) failed: u64,
+    pub(crate) dropped: u64,
+    pub(crate) pending: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) pinged: u64,
+    /// The latest of all.
+    pub(crate) last_ns: u64,
+    /// The latest of all.
+    pub(crate) ready_ns: u64,
+    /// The smallest of all.
+    pub(crate) order: u64,
+}
+
+impl Sum {
+    /// Adds up what the workers show.
+    pub(crate) fn of<'a>(all: impl IntoIterator<Item = &'a Live>) -> Self {
+        let mut sum = Self { order: u64::MAX, ..Self::default() };
+        for live in all {
+            sum.open += live.open.load(Relaxed);
+            sum.opened += live.opened.load(Relaxed);
+            sum.failed += live.failed.load(Relaxed);
+            sum.dropped += live.dropped.load(Relaxed);
+            sum.pending += live.pending.load(Relaxed);
+            sum.sent += live.sent.load(Relaxed);
+            sum.received += live.received.load(Relaxed);
+            sum.duplicated += live.duplicated.load(Relaxed);
+            sum.pinged += live.pinged.load(Relaxed);
+            sum.last_ns = sum.last_ns.max(live.last_ns.load(Relaxed));
+            sum.ready_ns = sum.ready_ns.max(live.ready_ns.load(Relaxed));
+            sum.order = sum.order.min(live.order.load(Relaxed));
+        }
+        sum
+    }
+}
+
+/// Why connections failed or ended, and how many for each reason. Bounded: a server that has a new
+/// text each time doesn't fill the memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reasons(BTreeMap<String, u64>);
+
+/// Reasons that are told apart; all further ones are counted together.
+const REASONS_MAX: usize = 32;
+
+impl Reasons {
+    /// Counts one more.
+    pub(crate) fn add(&mut self, reason: &str) {
+        self.add_many(reason, 1);
+    }
+
+    fn add_many(&mut self, reason: &str, count: u64) {
+        if let Some(known) = self.0.get_mut(reason) {
+            *known += count;
+            return;
+        }
+        let reason = if self.0.len() < REASONS_MAX { reason } else { "other reasons" };
+        *self.0.entry(reason.to_owned()).or_default() += count;
+    }
+
+    /// Adds another thread's.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (reason, count) in &other.0 {
+            self.add_many(reason, *count);
+        }
+    }
+
+    /// Each reason with its count, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(reason, count)| (reason.as_str(), *count))
+    }
+}
+
+/// Microseconds from 1 to a minute, to three digits; longer ones count as a minute. 68 KiB of
+/// address space, of which what was never counted is never touched.
+pub(crate) type Latency = Histogram<u32>;
+
+const LATENCY_US_MAX: u64 = 60_000_000;
+
+/// An empty histogram.
+pub(crate) fn latency() -> Latency {
+    // Fails only for bounds that make no sense (low 0, high below twice low, over 5 digits).
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds are valid")
+}
+
+/// How busy a thread was between two moments, from the kernel's scheduler.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Busy {
+    /// Nanoseconds on a processor.
+    pub(crate) run_ns: u64,
+    /// Nanoseconds it could have run but had to wait for one.
+    pub(crate) wait_ns: u64,
+}
+
+impl Busy {
+    /// The calling thread's figures since it began; zeros where the kernel doesn't tell.
+    pub(crate) fn of_this_thread() -> Self {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let mut numbers = text.split_ascii_whitespace().map_while(|word| word.parse().ok());
+        let (run_ns, wait_ns) =
+            (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        Self { run_ns, wait_ns }
+    }
+
+    /// What was added since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            run_ns: self.run_ns.saturating_sub(earlier.run_ns),
+            wait_ns: self.wait_ns.saturating_sub(earlier.wait_ns),
+        }
+    }
+}
+
+/// What a worker hands over at its end.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// From the intended send time.
+    pub(crate) latency: Latency,
+    /// From the actual send time.
+    pub(crate) latency_raw: Latency,
+    /// How late messages left for reasons of our own.
+    pub(crate) lag: Latency,
+    /// Messages that never came to a connection that should have had them.
+    pub(crate) lost: u64,
+    /// Messages that came after a later one.
+    pub(crate) out_of_order: u64,
+    /// Why connections failed or ended.
+    pub(crate) reasons: Reasons,
+    /// While messages were measured.
+    pub(crate) busy: Busy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_merged_and_bounded() {
+        let mut some = Reasons::default();
+        some.add("refused");
+        let mut more = Reasons::default();
+        for _ in 0..2 {
+            more.add("refused");
+        }
+        for n in 0..100 {
+            more.add(&format!("reason {n}"));
+        }
+        some.merge(&more);
+        assert_eq!(some.0["refused"], 3);
+        assert!(some.0.len() <= REASONS_MAX + 1);
+        assert_eq!(some.0.values().sum::<u64>(), 103);
+    }
+
+    #[test]
+    fn this_threads_time_on_a_processor_is_known() {
+        let before = Busy::of_this_thread();
+        let mut x = 1_u64;
+        while Busy::of_this_thread().since(before).run_ns == 0 {
+            x = std::hint::black_box(x.wrapping_mul(3));
+        }
+    }
+}

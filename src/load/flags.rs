@@ -1,0 +1,219 @@
+//! The command line of `roost-load`: each flag once, with its documentation. Flags never act;
+//! [`super::plan`] says what they come to.
+
+use clap::{Parser, ValueEnum};
+use std::time::Duration;
+
+/// What is done with the connections once they are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Hold them and answer pings; count those that drop.
+    Idle,
+    /// Each connection sends messages and expects them back.
+    Echo,
+    /// All subscribe to one channel; one more connection publishes to it.
+    Broadcast,
+    /// Connections are spread over --channels channels, which are published to in turn.
+    Channels,
+    /// Drop a share of them at once, and time how long it takes until all are back.
+    Storm,
+}
+
+impl Scenario {
+    /// The name on the command line and in the output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Echo => "echo",
+            Self::Broadcast => "broadcast",
+            Self::Channels => "channels",
+            Self::Storm => "storm",
+        }
+    }
+}
+
+/// What is spoken on the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// `centrifugo` when the URL's path ends in /connection/websocket, else `raw`; always `raw` for
+    /// `echo`.
+    Auto,
+    /// The Centrifugo client protocol, JSON.
+    Centrifugo,
+    /// Plain WebSocket messages, for any server that echoes or broadcasts them.
+    Raw,
+}
+
+/// How many threads to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// As many as there are processors and, with the descriptor limit of each, as it takes.
+    Auto,
+    /// This many.
+    Exactly(usize),
+}
+
+/// Load client for roost and for any other WebSocket server.
+///
+/// Opens connections, uses them as the scenario says, and checks that every message that should
+/// have arrived did: once, and in order. Publishing is open-loop: the schedule is fixed beforehand,
+/// and latency is measured from the intended send time, so a server that stalls can't hide it.
+///
+/// Exits with 0 when all went well, 1 when a connection or a message that should have arrived was
+/// lost, and 2 for a command line that makes no sense.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "roost-load", version)]
+pub struct Flags {
+    /// What to do.
+    #[arg(value_enum)]
+    pub scenario: Scenario,
+
+    /// The server, as ws://host:port/path.
+    #[arg(long, value_name = "URL")]
+    pub url: String,
+
+    /// How many connections to open.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub connections: u32,
+
+    /// What to speak.
+    #[arg(long, value_enum, default_value_t = Protocol::Auto)]
+    pub protocol: Protocol,
+
+    /// HMAC key: each connection signs a JWT (HS256) of its own, with a user id of 16 bytes.
+    #[arg(long, value_name = "KEY")]
+    pub secret: Option<String>,
+
+    /// Channel to subscribe to; with --channels above 1 the names are NAME-0, NAME-1 and so on.
+    /// [default: none for idle and storm, load for the others]
+    #[arg(long, value_name = "NAME")]
+    pub subscribe: Option<String>,
+
+    /// How many channels the connections are spread over (one each).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub channels: u32,
+
+    /// storm: which share of the connections to drop, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub drop_share: f64,
+
+    /// Which share of the connections reads nothing while messages are sent, 0 to 1. What they
+    /// miss is not counted as lost.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub slow_share: f64,
+
+    /// Publish through the HTTP API there (not built yet).
+    #[arg(long, value_name = "URL", requires = "api_key")]
+    pub api_url: Option<String>,
+
+    /// Key for --api-url.
+    #[arg(long, value_name = "KEY", requires = "api_url")]
+    pub api_key: Option<String>,
+
+    /// Messages published per second, over all channels; for echo over all connections.
+    /// [default: 10; echo: as fast as they come back]
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<f64>,
+
+    /// Publish exactly N messages instead of publishing for --duration. For idle and storm: publish
+    /// so many at the end.
+    #[arg(long, value_name = "N")]
+    pub publish: Option<u32>,
+
+    /// Bytes of a message's payload; it is never shorter than what the checks need (about 80).
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    pub size: usize,
+
+    /// echo without --rate: messages that each connection keeps in flight.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub window: u32,
+
+    /// How long to send; for idle how long to hold.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub duration: Duration,
+
+    /// Threads, or auto. Each has its own descriptor table.
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = threads)]
+    pub threads: Threads,
+
+    /// The server's process on this machine, for its memory and processor time.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Connections opened per second at most. [default: as fast as it goes]
+    #[arg(long, value_name = "PER_SECOND")]
+    pub connect_rate: Option<f64>,
+
+    /// Handshakes under way at once, over all threads (at least 4 each).
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub in_flight: u32,
+
+    /// How long one connection may take to open.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+
+    /// How often to try to open a connection before it counts as failed.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub tries: u8,
+
+    /// After the last message was sent: give up when none has arrived for so long.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub drain: Duration,
+
+    /// Hold the connections for so long after they are open, and again after the last message.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    pub hold: Duration,
+
+    /// Before messages are sent: hold until each connection has answered N pings of the server, at
+    /// most 60 seconds for each.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub pings: u16,
+
+    /// Open and close N connections before anything is measured.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub settle: u32,
+
+    /// With --pid: also report the slope of the server's memory from N connections to all.
+    #[arg(long, value_name = "N", requires = "pid")]
+    pub rss_from: Option<u32>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error} (like 10s, 1m30s, 300ms)"))
+}
+
+fn threads(text: &str) -> Result<Threads, String> {
+    match text.parse() {
+        Ok(count) if count >= 1 => Ok(Threads::Exactly(count)),
+        _ if text == "auto" => Ok(Threads::Auto),
+        _ => Err("a number from 1, or auto".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_threads() {
+        let parse = |extra: &[&str]| {
+            let base = ["roost-load", "idle", "--url", "ws://h/"];
+            Flags::try_parse_from(base.iter().chain(extra))
+        };
+        assert_eq!(parse(&["--duration", "1m30s"]).unwrap().duration, Duration::from_secs(90));
+        assert!(parse(&["--duration", "-1s"]).is_err());
+        assert_eq!(parse(&[]).unwrap().threads, Threads::Auto);
+        assert_eq!(parse(&["--threads", "3"]).unwrap().threads, Threads::Exactly(3));
+        assert!(parse(&["--threads", "0"]).is_err());
+    }
+}

@@ -1,0 +1,480 @@
+//! One thread's connections: their lives from dialling to the end, what they are told, and the
+//! verdict on it.
+
+use super::conn::{Conn, Spill, State};
+use super::dial::{self, Dialer};
+use super::figures::{self, Latency, Reasons};
+use super::oracle::Verdict;
+use super::output::{mask_key, plain, say_goodbye, write_some};
+use super::payload::{PayloadWriter, Stamp};
+use super::plan::{Plan, Share};
+use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
+use super::token::{self, Signer};
+use crate::base::rng::Rng;
+use crate::proto::http;
+use crate::proto::ws;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// The connections of one thread, and what was counted about them.
+pub(crate) struct Fleet {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) share: Share,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) dialer: Dialer,
+    pub(crate) counts: Counts,
+    pub(crate) latency: Latency,
+    pub(crate) latency_raw: Latency,
+    pub(crate) reasons: Reasons,
+    /// Frames to be written when what was read is dealt with.
+    pub(crate) out: Vec<u8>,
+    /// Whether messages are being sent and measured.
+    pub(crate) measuring: bool,
+    /// Closed-loop echo: until when a new message follows one that came back.
+    pub(crate) echo_until_ns: u64,
+    /// Text of a message or command on its way into a frame.
+    text: Vec<u8>,
+    payloads: PayloadWriter,
+    signer: Option<Signer>,
+    rng: Rng,
+}
+
+/// Plain numbers of one thread; [`figures::Live`] says what they mean.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) open: u64,
+    pub(crate) opened: u64,
+    pub(crate) failed: u64,
+    pub(crate) dropped: u64,
+    pub(crate) pending: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) out_of_order: u64,
+    pub(crate) pinged: u64,
+    pub(crate) last_ns: u64,
+    pub(crate) ready_ns: u64,
+}
+
+impl Fleet {
+    pub(crate) fn new(plan: Arc<Plan>, share: Share) -> Self {
+        let dialer = Dialer::new(&plan, share);
+        // Reserved at once, so that growth never copies; untouched pages cost nothing.
+        let conns = Vec::with_capacity(share.count as usize);
+        let seed = u64::from(plan.run) << 32 | u64::from(share.base);
+        Self {
+            share,
+            conns,
+            dialer,
+            counts: Counts::default(),
+            latency: figures::latency(),
+            latency_raw: figures::latency(),
+            reasons: Reasons::default(),
+            out: Vec::new(),
+            measuring: false,
+            echo_until_ns: 0,
+            text: Vec::new(),
+            payloads: PayloadWriter::new(plan.payload_bytes),
+            signer: plan.secret.as_deref().map(Signer::new),
+            rng: Rng::new(seed),
+            plan,
+        }
+    }
+
+    /// Number of connection `index` among those of all threads.
+    pub(crate) fn global(&self, index: u32) -> u32 {
+        self.share.base + index
+    }
+
+    /// Wants the first `target` connections of the share open.
+    pub(crate) fn open_to(&mut self, target: u32, now_ns: u64) {
+        self.counts.pending += u64::from(self.dialer.open_to(target));
+        self.note_ready(now_ns);
+    }
+
+    /// Closes everything on purpose and forgets it, failures too.
+    pub(crate) fn close_all(&mut self) {
+        self.dialer.forget_all();
+        for conn in &mut self.conns {
+            say_goodbye(conn, &mut self.rng);
+            let generation = conn.generation;
+            *conn = Conn { generation, ..Conn::default() };
+        }
+        self.counts = Counts::default();
+        self.reasons = Reasons::default();
+    }
+
+    /// Ends the connections that the storm drops, without a word, and dials them again.
+    pub(crate) fn drop_share(&mut self) {
+        for index in 0..self.conns.len() as u32 {
+            let conn = &mut self.conns[index as usize];
+            if conn.state == State::Open && self.plan.is_dropped(self.share.base + index) {
+                conn.close(State::Unopened);
+                conn.tries = 0;
+                self.counts.open -= 1;
+                self.counts.pending += 1;
+                self.dialer.open_again(index);
+            }
+        }
+    }
+
+    /// Dials what is due. Returns whether there may be more at once.
+    pub(crate) fn dial_due(&mut self, registry: &Registry, now_ns: u64) {
+        while let Some(index) = self.dialer.poll_dial(now_ns) {
+            self.dial(registry, index, now_ns);
+        }
+        loop {
+            let conns = &self.conns;
+            let late = self.dialer.poll_late(now_ns, |index, generation| {
+                let conn = &conns[index as usize];
+                conn.generation == generation && conn.state.is_opening()
+            });
+            let Some(index) = late else { return };
+            self.open_failed(index, "no answer in time", true, now_ns);
+        }
+    }
+
+    fn dial(&mut self, registry: &Registry, index: u32, now_ns: u64) {
+        if index as usize == self.conns.len() {
+            self.conns.push(Conn::default());
+        }
+        let conn = &mut self.conns[index as usize];
+        conn.state = State::Dialing;
+        conn.generation = conn.generation.wrapping_add(1);
+        self.dialer.began(index, conn.generation, now_ns);
+        let dialled = dial::dial(&self.plan, self.share.base + index).and_then(|(socket, up)| {
+            let token = Token((conn.generation as usize) << 32 | index as usize);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            registry.register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
+            conn.fd = Some(OwnedFd::from(socket));
+            Ok(up)
+        });
+        match dialled {
+            Ok(true) => self.ask_upgrade(index, now_ns),
+            Ok(false) => {}
+            Err(error) => self.open_failed(index, &plain(&error), true, now_ns),
+        }
+    }
+
+    /// The socket can be written to, or has failed: goes on where the connection stands.
+    pub(crate) fn handle_writable(&mut self, index: u32, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        let Some(fd) = &conn.fd else { return };
+        if conn.state == State::Dialing {
+            match socket2::SockRef::from(fd).take_error() {
+                Ok(None) => self.ask_upgrade(index, now_ns),
+                Ok(Some(error)) | Err(error) => {
+                    self.open_failed(index, &plain(&error), true, now_ns);
+                }
+            }
+        } else if conn.is_blocked() {
+            self.flush(index, now_ns);
+        }
+    }
+
+    fn ask_upgrade(&mut self, index: u32, now_ns: u64) {
+        let key = self.key(index);
+        self.conns[index as usize].state = State::Upgrading;
+        let Plan { target, .. } = &*self.plan;
+        http::put_upgrade_request(&mut self.out, &target.host, &target.path, &key, None, &[]);
+        self.flush(index, now_ns);
+    }
+
+    /// The handshake key: made again from what is known rather than kept.
+    fn key(&self, index: u32) -> [u8; 16] {
+        let generation = self.conns[index as usize].generation;
+        let seed = u64::from(self.global(index)) << 32 | u64::from(generation);
+        let mut rng = Rng::new(seed ^ u64::from(self.plan.run) << 16);
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&rng.next_u64().to_ne_bytes());
+        key[8..].copy_from_slice(&rng.next_u64().to_ne_bytes());
+        key
+    }
+
+    /// Takes the answer to the upgrade. Returns how much of `bytes` it was, once it is whole and
+    /// frames may follow; until then the bytes are kept.
+    pub(crate) fn handle_answer(
+        &mut self,
+        index: u32,
+        bytes: &mut Vec<u8>,
+        now_ns: u64,
+    ) -> Option<usize> {
+        let key = self.key(index);
+        match http::parse_upgrade_response(bytes, &key) {
+            Ok(Some(head)) => {
+                self.upgraded(index, now_ns);
+                Some(head)
+            }
+            Ok(None) => {
+                let conn = &mut self.conns[index as usize];
+                conn.spill.get_or_insert_default().input = std::mem::take(bytes);
+                None
+            }
+            Err(refused) => {
+                // A server at its limit says 503, which may pass; all else will be the same again.
+                let may_pass = matches!(refused, http::UpgradeRefused::Status(429 | 500..=599));
+                self.open_failed(index, &format!("upgrade: {refused}"), may_pass, now_ns);
+                None
+            }
+        }
+    }
+
+    fn upgraded(&mut self, index: u32, now_ns: u64) {
+        if !self.plan.centrifugo {
+            self.opened(index, now_ns);
+            return;
+        }
+        self.conns[index as usize].state = State::Joining;
+        let global = self.global(index);
+        let token = self.signer.as_ref().map(|signer| signer.sign(&token::user_id(global)));
+        let token = match token.transpose() {
+            Ok(token) => token,
+            Err(error) => return self.open_failed(index, &error, false, now_ns),
+        };
+        let channel = self.plan.channels.get(self.plan.channel_of(global) as usize);
+        self.text.clear();
+        speech::put_connect(token.as_deref(), channel.map(String::as_str), &mut self.text);
+        self.put_text();
+    }
+
+    fn opened(&mut self, index: u32, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        conn.state = State::Open;
+        conn.tries = 0;
+        self.counts.open += 1;
+        self.counts.pending -= 1;
+        if !conn.was_open {
+            conn.was_open = true;
+            self.counts.opened += 1;
+        }
+        self.dialer.ended();
+        self.note_ready(now_ns);
+    }
+
+    /// A connection could not be opened this time.
+    pub(crate) fn open_failed(&mut self, index: u32, reason: &str, may_pass: bool, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        conn.tries += 1;
+        self.dialer.ended();
+        if may_pass && conn.tries < self.plan.tries {
+            conn.close(State::Waiting);
+            self.dialer.retry(index, conn.tries, now_ns);
+            return;
+        }
+        conn.close(State::Failed);
+        self.counts.failed += 1;
+        self.counts.pending -= 1;
+        self.reasons.add(reason);
+        self.note_ready(now_ns);
+    }
+
+    /// The connection was ended, not by us.
+    pub(crate) fn ended(&mut self, index: u32, reason: &str, now_ns: u64) {
+        match self.conns[index as usize].state {
+            State::Open => {
+                self.conns[index as usize].close(State::Dropped);
+                self.counts.open -= 1;
+                // Those that don't read were bound to be thrown out.
+                if !(self.measuring && self.plan.is_slow(self.global(index))) {
+                    self.counts.dropped += 1;
+                }
+                self.reasons.add(reason);
+            }
+            state if state.is_opening() => self.open_failed(index, reason, true, now_ns),
+            _ => {}
+        }
+    }
+
+    /// The server closed the connection with this code.
+    pub(crate) fn closed(&mut self, index: u32, code: u16, reason: &str, now_ns: u64) {
+        // Codes that tell a client to stay away: trying again would be refused again.
+        if matches!(code, 3500..=3999 | 4500..=4999) {
+            self.reject(index, reason, now_ns);
+        } else {
+            self.ended(index, reason, now_ns);
+        }
+    }
+
+    fn note_ready(&mut self, now_ns: u64) {
+        if self.counts.pending == 0 {
+            self.counts.ready_ns = now_ns;
+        }
+    }
+
+    /// Deals with one thing that the server said.
+    pub(crate) fn handle_said(&mut self, index: u32, said: &Said, now_ns: u64) {
+        match said {
+            Said::Message(stamp) => self.judge(index, stamp, now_ns),
+            Said::Ping => self.answer_ping(index),
+            Said::Done(id) => self.joined(index, *id, now_ns),
+            Said::Refused(id, reason) => {
+                let what = match *id {
+                    CONNECT_ID => "connect",
+                    SUBSCRIBE_ID => "subscribe",
+                    _ => "command",
+                };
+                self.reject(index, &format!("{what} refused: {reason}"), now_ns);
+            }
+            Said::Ended(reason) => self.reject(index, reason, now_ns),
+            Said::Malformed => self.reject(index, "a reply that is no JSON object", now_ns),
+            Said::Other => {}
+        }
+    }
+
+    /// Ends a connection whose server said something that leaves it useless.
+    fn reject(&mut self, index: u32, reason: &str, now_ns: u64) {
+        if self.conns[index as usize].state.is_opening() {
+            self.open_failed(index, reason, false, now_ns);
+        } else {
+            self.ended(index, reason, now_ns);
+        }
+    }
+
+    fn joined(&mut self, index: u32, id: u32, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        if conn.state != State::Joining {
+            return;
+        }
+        conn.joined |= match id {
+            CONNECT_ID => 1,
+            SUBSCRIBE_ID => 2,
+            _ => 0,
+        };
+        let wanted = if self.plan.channels.is_empty() { 1 } else { 3 };
+        if conn.joined == wanted {
+            self.opened(index, now_ns);
+        }
+    }
+
+    fn answer_ping(&mut self, index: u32) {
+        if !self.plan.centrifugo {
+            return;
+        }
+        self.text.clear();
+        self.text.extend_from_slice(speech::PONG);
+        self.put_text();
+        self.count_ping(index);
+    }
+
+    /// Counts an answered ping.
+    pub(crate) fn count_ping(&mut self, index: u32) {
+        let conn = &mut self.conns[index as usize];
+        conn.pings = conn.pings.saturating_add(1);
+        if conn.pings == self.plan.pings {
+            self.counts.pinged += 1;
+        }
+    }
+
+    /// A message of ours arrived: counts it, and its latencies if it came as it should.
+    fn judge(&mut self, index: u32, stamp: &Stamp, now_ns: u64) {
+        let echo = self.echoes();
+        let expected = if echo { self.global(index) } else { self.channel_number(index) };
+        self.counts.received += 1;
+        self.counts.last_ns = now_ns;
+        if stamp.channel != expected {
+            self.counts.duplicated += 1;
+            self.reasons.add("a message of another channel or connection");
+            return;
+        }
+        match self.conns[index as usize].seen.see(stamp.sequence) {
+            Verdict::Duplicate => {
+                self.counts.duplicated += 1;
+                return;
+            }
+            Verdict::Late => self.counts.out_of_order += 1,
+            Verdict::New => {}
+        }
+        // Rounded up, so that nothing takes no time.
+        let us = |since_ns: u64| now_ns.saturating_sub(since_ns).div_ceil(1000);
+        self.latency.saturating_record(us(stamp.intended_ns));
+        self.latency_raw.saturating_record(us(stamp.actual_ns));
+        if echo && now_ns < self.echo_until_ns {
+            self.put_echo(index, now_ns, now_ns);
+        }
+    }
+
+    fn channel_number(&self, index: u32) -> u32 {
+        self.plan.channel_of(self.global(index))
+    }
+
+    /// Whether the connections send to themselves.
+    pub(crate) fn echoes(&self) -> bool {
+        self.plan.scenario == super::flags::Scenario::Echo
+    }
+
+    /// Appends the next message of an echoing connection to what is to be written.
+    pub(crate) fn put_echo(&mut self, index: u32, intended_ns: u64, now_ns: u64) {
+        let channel = self.global(index);
+        let conn = &mut self.conns[index as usize];
+        conn.sent += 1;
+        self.counts.sent += 1;
+        let sequence = conn.sent;
+        let run = self.plan.run;
+        let stamp = Stamp { run, channel, sequence, intended_ns, actual_ns: now_ns };
+        self.payloads.write(&stamp, &mut self.text);
+        self.put_text();
+    }
+
+    fn put_text(&mut self) {
+        let key = mask_key(&mut self.rng);
+        ws::put_masked(&mut self.out, ws::TEXT, &self.text, key);
+    }
+
+    /// Appends a control frame to what is to be written.
+    pub(crate) fn put_control(&mut self, opcode: ws::OpCode, payload: &[u8]) {
+        let key = mask_key(&mut self.rng);
+        ws::put_masked(&mut self.out, opcode, payload, key);
+    }
+
+    /// Writes what was put, behind what the socket has not taken yet.
+    pub(crate) fn flush(&mut self, index: u32, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        let written = match &mut conn.spill {
+            _ if conn.fd.is_none() => Ok(()),
+            Some(spill) if !spill.output.is_empty() => {
+                spill.output.append(&mut self.out);
+                write_some(conn.fd.as_ref(), &spill.output).map(|count| {
+                    spill.output.drain(..count);
+                })
+            }
+            _ if self.out.is_empty() => Ok(()),
+            _ => write_some(conn.fd.as_ref(), &self.out).map(|count| {
+                if count < self.out.len() {
+                    let spill = conn.spill.get_or_insert_with(|| Box::new(Spill::default()));
+                    spill.output.extend_from_slice(&self.out[count..]);
+                }
+            }),
+        };
+        self.out.clear();
+        conn.trim();
+        if let Err(error) = written {
+            self.ended(index, &plain(&error.into()), now_ns);
+        }
+    }
+
+    /// Messages that never came, when `sent` is how many went out on each channel.
+    pub(crate) fn lost(&self, sent: &[u32]) -> u64 {
+        let echo = self.echoes();
+        let mut lost = 0;
+        for (index, conn) in (0..).zip(&self.conns) {
+            let last = if echo {
+                conn.sent
+            } else if self.plan.is_slow(self.global(index)) || !conn.was_open {
+                0
+            } else {
+                sent.get(self.channel_number(index) as usize).copied().unwrap_or_default()
+            };
+            lost += conn.seen.lost(last);
+        }
+        lost
+    }
+
+    /// Closes what is open, politely.
+    pub(crate) fn say_goodbye(&mut self) {
+        for conn in &mut self.conns {
+            say_goodbye(conn, &mut self.rng);
+        }
+    }
+}

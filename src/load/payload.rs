@@ -1,0 +1,108 @@
+//! What a message of ours carries: its channel and number, and when it was to leave and did.
+
+use serde::{Deserialize, Serialize};
+
+/// The part of a payload that is read again. JSON, so that both protocols can carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Stamp {
+    /// Which process sent it; messages of others are not ours to judge.
+    #[serde(rename = "roost_load")]
+    pub(crate) run: u32,
+    /// Number of the channel, or of the connection in `echo`.
+    #[serde(rename = "c")]
+    pub(crate) channel: u32,
+    /// Number of the message in its channel, from 1.
+    #[serde(rename = "s")]
+    pub(crate) sequence: u32,
+    /// When the schedule had it leave, nanoseconds since the process's origin.
+    #[serde(rename = "i")]
+    pub(crate) intended_ns: u64,
+    /// When it was written, nanoseconds since the process's origin.
+    #[serde(rename = "a")]
+    pub(crate) actual_ns: u64,
+}
+
+/// A payload as it is written: the stamp and what makes it as long as was asked for.
+#[derive(Serialize)]
+struct Padded<'a> {
+    roost_load: u32,
+    c: u32,
+    s: u32,
+    i: u64,
+    a: u64,
+    p: &'a str,
+}
+
+/// Writes payloads of one size.
+#[derive(Debug)]
+pub(crate) struct PayloadWriter {
+    bytes: usize,
+    padding: String,
+}
+
+impl PayloadWriter {
+    /// Payloads of `bytes` bytes, or as short as they can be when that is less.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { bytes, padding: "x".repeat(bytes) }
+    }
+
+    /// Replaces what is in `out` by the payload: one line of JSON.
+    pub(crate) fn write(&self, stamp: &Stamp, out: &mut Vec<u8>) {
+        encode(stamp, "", out);
+        let missing = self.bytes.saturating_sub(out.len());
+        if missing > 0 {
+            encode(stamp, &self.padding[..missing], out);
+        }
+    }
+}
+
+fn encode(stamp: &Stamp, padding: &str, out: &mut Vec<u8>) {
+    out.clear();
+    let padded = Padded {
+        roost_load: stamp.run,
+        c: stamp.channel,
+        s: stamp.sequence,
+        i: stamp.intended_ns,
+        a: stamp.actual_ns,
+        p: padding,
+    };
+    // Numbers and a string into memory: neither the writer nor the serializer can fail.
+    let _ = serde_json::to_writer(out, &padded);
+}
+
+/// The stamp of a payload, when `run` wrote it.
+pub(crate) fn read(payload: &str, run: u32) -> Option<Stamp> {
+    serde_json::from_str::<Stamp>(payload).ok().filter(|stamp| stamp.run == run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_as_long_as_asked_and_reads_back() {
+        let stamp =
+            Stamp { run: 7, channel: 999, sequence: 12345, intended_ns: 1 << 40, actual_ns: 5 };
+        let mut out = b"what was there".to_vec();
+        for bytes in [100, 128, 1000, 65536] {
+            PayloadWriter::new(bytes).write(&stamp, &mut out);
+            assert_eq!(out.len(), bytes);
+            assert_eq!(read(std::str::from_utf8(&out).unwrap(), 7), Some(stamp));
+        }
+        PayloadWriter::new(1).write(&stamp, &mut out);
+        assert!(out.len() < 100);
+        assert_eq!(read(std::str::from_utf8(&out).unwrap(), 7), Some(stamp));
+    }
+
+    #[test]
+    fn payloads_of_others_are_not_ours() {
+        let mut out = Vec::new();
+        let stamp = Stamp { run: 7, channel: 0, sequence: 1, intended_ns: 2, actual_ns: 3 };
+        PayloadWriter::new(0).write(&stamp, &mut out);
+        let text = std::str::from_utf8(&out).unwrap();
+        assert_eq!(read(text, 8), None);
+        for foreign in ["", "{}", "7", "null", "\"x\"", "{\"c\":1}", "[1,2]", "hello"] {
+            assert_eq!(read(foreign, 7), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! What the flags come to: checked, with defaults filled in, spread over threads.
+
+use super::flags::{Flags, Protocol, Scenario, Threads};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+use tungstenite::http::Uri;
+
+/// Descriptors that a thread's table holds beside its connections: the standard three, the
+/// publisher, files of /proc, and two for each thread (its epoll and its waker), which all tables
+/// have because they are made before tables part.
+const SPARE_DESCRIPTORS: u64 = 32;
+const SPARE_DESCRIPTORS_PER_THREAD: u64 = 2;
+
+/// Connections that share one loopback source address. A quarter of the default port range: the
+/// kernel's search for a free port gets slow when a range fills up.
+const CONNECTIONS_PER_SOURCE: u32 = 7_000;
+
+/// Connections from which another thread is worth it.
+const CONNECTIONS_PER_THREAD: u32 = 500;
+
+/// Payloads are at most this long: 16 MiB.
+const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// Threads at most.
+const THREADS_MAX: usize = 1024;
+
+/// A command line that makes no sense: what it says, what was wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct PlanError(String);
+
+fn wrong<T>(text: impl Into<String>) -> Result<T, PlanError> {
+    Err(PlanError(text.into()))
+}
+
+/// Where the connections go.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// For the `Host` header.
+    pub(crate) host: String,
+    /// Path and query.
+    pub(crate) path: String,
+}
+
+/// All that threads need to know, read-only.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) scenario: Scenario,
+    pub(crate) url: String,
+    pub(crate) target: Target,
+    pub(crate) connections: u32,
+    pub(crate) centrifugo: bool,
+    pub(crate) secret: Option<String>,
+    /// Names by number; empty when nobody subscribes.
+    pub(crate) channels: Vec<String>,
+    pub(crate) drop_share: f64,
+    pub(crate) slow_share: f64,
+    /// Messages to publish, over all channels; 0 for none.
+    pub(crate) publish: u32,
+    /// Of publishing, or of echo when it is open-loop.
+    pub(crate) rate: Option<f64>,
+    pub(crate) payload_bytes: usize,
+    pub(crate) window: u32,
+    pub(crate) duration: Duration,
+    pub(crate) threads: usize,
+    pub(crate) pid: Option<u32>,
+    pub(crate) json: bool,
+    pub(crate) connect_rate: Option<f64>,
+    /// Of one thread.
+    pub(crate) in_flight: u32,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) tries: u8,
+    pub(crate) drain: Duration,
+    pub(crate) hold: Duration,
+    pub(crate) pings: u16,
+    pub(crate) settle: u32,
+    pub(crate) rss_from: Option<u32>,
+    /// Marks the messages of this process.
+    pub(crate) run: u32,
+}
+
+/// The connections of one thread: `base..base + count` of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) base: u32,
+    pub(crate) count: u32,
+}
+
+impl Plan {
+    /// Checks the flags and fills in what they leave open. `descriptors` is the limit of one table,
+    /// `run` any number that other runs don't have. Looks the host's name up.
+    pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
+        check_numbers(&flags)?;
+        if flags.api_url.is_some() {
+            return wrong("--api-url: publishing through the HTTP API is not built yet");
+        }
+        let target = target(&flags.url)?;
+        let centrifugo = centrifugo(&flags, &target)?;
+        let channels = channels(&flags, centrifugo);
+        let publish = publish(&flags)?;
+        if publish > 0 && centrifugo && channels.is_empty() {
+            return wrong("--publish needs a channel: --subscribe NAME");
+        }
+        let threads = threads(&flags, descriptors)?;
+        let rate = match flags.scenario {
+            Scenario::Echo => flags.rate,
+            _ => flags.rate.or(Some(10.0)),
+        };
+        Ok(Self {
+            scenario: flags.scenario,
+            url: flags.url,
+            target,
+            connections: flags.connections,
+            centrifugo,
+            secret: flags.secret,
+            channels,
+            drop_share: flags.drop_share,
+            slow_share: flags.slow_share,
+            publish,
+            rate,
+            payload_bytes: flags.size,
+            window: flags.window,
+            duration: flags.duration,
+            threads,
+            pid: flags.pid,
+            json: flags.json,
+            connect_rate: flags.connect_rate,
+            in_flight: (flags.in_flight / threads as u32).max(4),
+            connect_timeout: flags.connect_timeout,
+            tries: flags.tries.max(1),
+            drain: flags.drain,
+            hold: flags.hold,
+            pings: flags.pings,
+            settle: flags.settle.min(flags.connections),
+            rss_from: flags.rss_from,
+            run,
+        })
+    }
+
+    /// The share of thread `index`, as even as it goes; they follow each other without a gap.
+    pub(crate) fn share(&self, index: usize) -> Share {
+        let at = |index: usize| part(self.connections, index, self.threads);
+        Share { base: at(index), count: at(index + 1) - at(index) }
+    }
+
+    /// Of the first `total` connections to be open, how many are thread `index`'s: `total` in all.
+    pub(crate) fn part_of(&self, total: u32, index: usize) -> u32 {
+        if total >= self.connections {
+            return self.share(index).count;
+        }
+        part(total, index + 1, self.threads) - part(total, index, self.threads)
+    }
+
+    /// The number of the channel that connection `global` is subscribed to; 0 without channels.
+    pub(crate) fn channel_of(&self, global: u32) -> u32 {
+        global.checked_rem(self.channels.len() as u32).unwrap_or_default()
+    }
+
+    /// Whether connection `global` is one of those that stop reading.
+    pub(crate) fn is_slow(&self, global: u32) -> bool {
+        picked(global, self.slow_share)
+    }
+
+    /// Whether connection `global` is one of those that are dropped in a storm.
+    pub(crate) fn is_dropped(&self, global: u32) -> bool {
+        picked(global, self.drop_share)
+    }
+
+    /// The address that connection `global` comes from: on loopback one for every few thousand, so
+    /// that ports don't run out; anywhere else, the kernel's choice.
+    pub(crate) fn source(&self, global: u32) -> Option<Ipv4Addr> {
+        if !matches!(self.target.address.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
+            return None;
+        }
+        // Runs that follow each other begin elsewhere, away from ports in TIME_WAIT.
+        let n = (self.run % 50_000) + global / CONNECTIONS_PER_SOURCE;
+        let octet = |n: u32| (n % 250 + 1) as u8;
+        Some(Ipv4Addr::new(127, octet(n / 62_500 + 1), octet(n / 250), octet(n)))
+    }
+}
+
+fn part(total: u32, index: usize, threads: usize) -> u32 {
+    (u64::from(total) * index as u64 / threads as u64) as u32
+}
+
+/// Picks `share` of all numbers, evenly spread.
+fn picked(n: u32, share: f64) -> bool {
+    let at = |n: f64| (n * share).floor();
+    at(f64::from(n) + 1.0) > at(f64::from(n))
+}
+
+fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
+    let share = |name: &str, share: f64| match share {
+        0.0..=1.0 => Ok(()),
+        _ => wrong(format!("{name}: a share is from 0 to 1, not {share}")),
+    };
+    share("--drop-share", flags.drop_share)?;
+    share("--slow-share", flags.slow_share)?;
+    for (name, rate) in [("--rate", flags.rate), ("--connect-rate", flags.connect_rate)] {
+        if rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0 && rate <= 1e9)) {
+            return wrong(format!("{name}: a rate is above 0 and at most a billion a second"));
+        }
+    }
+    for (name, count) in [("--connections", flags.connections), ("--channels", flags.channels)] {
+        if count == 0 {
+            return wrong(format!("{name}: at least 1"));
+        }
+    }
+    if flags.window == 0 || flags.window > 10_000 {
+        return wrong("--window: from 1 to 10000");
+    }
+    if flags.channels > flags.connections {
+        return wrong("--channels: more channels than connections");
+    }
+    if flags.size > PAYLOAD_BYTES_MAX {
+        return wrong(format!("--size: at most {PAYLOAD_BYTES_MAX}"));
+    }
+    Ok(())
+}
+
+fn target(url: &str) -> Result<Target, PlanError> {
+    let uri: Uri = match url.parse() {
+        Ok(uri) => uri,
+        Err(error) => return wrong(format!("--url {url}: {error}")),
+    };
+    match uri.scheme_str() {
+        Some("ws") => {}
+        Some("wss") => return wrong("--url: wss:// (TLS) is not built yet"),
+        _ => return wrong(format!("--url {url}: must begin with ws://")),
+    }
+    let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
+        return wrong(format!("--url {url}: no host"));
+    };
+    let port = uri.port_u16().unwrap_or(80);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let found: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
+        Ok(found) => found.collect(),
+        Err(error) => return wrong(format!("--url {url}: {error}")),
+    };
+    // IPv4 first: only there loopback has more than one source address.
+    let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
+    let Some(&address) = address else { return wrong(format!("--url {url}: no address")) };
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
+    Ok(Target { address, host, path })
+}
+
+fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {
+    let path = target.path.split('?').next().unwrap_or_default();
+    let centrifugo = match (flags.protocol, flags.scenario) {
+        (Protocol::Centrifugo, Scenario::Echo) => {
+            return wrong("echo speaks raw WebSocket only: --protocol raw");
+        }
+        (Protocol::Centrifugo, _) => true,
+        (Protocol::Raw, _) | (_, Scenario::Echo) => false,
+        (Protocol::Auto, _) => path.trim_end_matches('/').ends_with("/connection/websocket"),
+    };
+    if !centrifugo {
+        for (name, used) in [
+            ("channels", flags.scenario == Scenario::Channels),
+            ("--subscribe", flags.subscribe.is_some()),
+            ("--channels", flags.channels > 1),
+            ("--secret", flags.secret.is_some()),
+            ("--pings", flags.pings > 0 && flags.scenario == Scenario::Echo),
+        ] {
+            if used {
+                return wrong(format!("{name} needs the client protocol: --protocol centrifugo"));
+            }
+        }
+    }
+    Ok(centrifugo)
+}
+
+fn channels(flags: &Flags, centrifugo: bool) -> Vec<String> {
+    let quiet = matches!(flags.scenario, Scenario::Idle | Scenario::Storm);
+    let name = match &flags.subscribe {
+        _ if !centrifugo => return Vec::new(),
+        Some(name) => name,
+        None if quiet && flags.channels == 1 => return Vec::new(),
+        None => "load",
+    };
+    match flags.channels {
+        1 => vec![name.to_owned()],
+        count => (0..count).map(|n| format!("{name}-{n}")).collect(),
+    }
+}
+
+fn publish(flags: &Flags) -> Result<u32, PlanError> {
+    match (flags.scenario, flags.publish) {
+        (Scenario::Echo, Some(_)) => wrong("--publish: echo publishes nothing; use --duration"),
+        (Scenario::Echo, None) | (Scenario::Idle | Scenario::Storm, None) => Ok(0),
+        (_, Some(count)) => Ok(count),
+        (Scenario::Broadcast | Scenario::Channels, None) => {
+            let count = flags.rate.unwrap_or(10.0) * flags.duration.as_secs_f64();
+            if count > f64::from(u32::MAX / 2) {
+                return wrong("--rate times --duration: more than two billion messages");
+            }
+            Ok((count.ceil() as u32).max(1))
+        }
+    }
+}
+
+fn threads(flags: &Flags, descriptors: u64) -> Result<usize, PlanError> {
+    let connections = u64::from(flags.connections);
+    let fits = |threads: u64| {
+        let spare = SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_THREAD * threads;
+        descriptors.saturating_sub(spare).saturating_mul(threads) >= connections
+    };
+    let Some(least) = (1..=THREADS_MAX).find(|&threads| fits(threads as u64)) else {
+        return wrong(format!(
+            "--connections {connections}: more than {THREADS_MAX} threads could hold with \
+             {descriptors} descriptors each"
+        ));
+    };
+    match flags.threads {
+        Threads::Exactly(threads) if threads > THREADS_MAX.min(flags.connections as usize) => {
+            wrong(format!("--threads {threads}: more than connections, or than {THREADS_MAX}"))
+        }
+        Threads::Exactly(threads) if threads < least => wrong(format!(
+            "--threads {threads}: {connections} connections need {least} threads, because the \
+             descriptor limit of each is {descriptors}"
+        )),
+        Threads::Exactly(threads) => Ok(threads),
+        Threads::Auto => {
+            let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+            let worth = flags.connections.div_ceil(CONNECTIONS_PER_THREAD) as usize;
+            Ok(least.max(worth.min(processors)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::collections::HashMap;
+
+    fn plan(line: &str) -> Result<Plan, String> {
+        let flags = Flags::try_parse_from(format!("roost-load {line}").split_whitespace()).unwrap();
+        Plan::new(flags, 20_000, 5).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_million_fits_under_twenty_thousand_descriptors_each() {
+        let plan = plan("idle --url ws://127.0.0.1:8000/echo --connections 1000000").unwrap();
+        assert_eq!(plan.threads, 51);
+        let mut next = 0;
+        let mut sources: HashMap<Ipv4Addr, u32> = HashMap::new();
+        for index in 0..plan.threads {
+            let share = plan.share(index);
+            assert_eq!(share.base, next);
+            assert!(u64::from(share.count) + 32 + 2 * 51 <= 20_000);
+            next += share.count;
+        }
+        assert_eq!(next, 1_000_000);
+        for global in 0..next {
+            *sources.entry(plan.source(global).unwrap()).or_default() += 1;
+        }
+        assert!(sources.values().all(|&count| count <= CONNECTIONS_PER_SOURCE));
+        let parts: u32 = (0..plan.threads).map(|index| plan.part_of(100_000, index)).sum();
+        assert_eq!(parts, 100_000);
+        assert!((0..51).all(|index| plan.part_of(100_000, index) <= plan.share(index).count));
+    }
+
+    #[test]
+    fn protocol_channels_and_counts_by_default() {
+        let idle = plan("idle --url ws://127.0.0.1:1/connection/websocket").unwrap();
+        assert!(idle.centrifugo && idle.channels.is_empty() && idle.publish == 0);
+        let raw = plan("broadcast --url ws://127.0.0.1:1/ --rate 3 --duration 2500ms").unwrap();
+        assert!(!raw.centrifugo && raw.channels.is_empty());
+        assert_eq!(raw.publish, 8);
+        let many = plan(
+            "channels --url ws://127.0.0.1:1/connection/websocket?x=1 --channels 3 --subscribe n",
+        )
+        .unwrap();
+        assert_eq!(many.channels, ["n-0", "n-1", "n-2"]);
+        assert_eq!(many.channel_of(7), 1);
+        assert_eq!(many.target.path, "/connection/websocket?x=1");
+        assert_eq!(many.target.host, "127.0.0.1:1");
+    }
+
+    #[test]
+    fn shares_are_exact_and_spread() {
+        let plan = plan("idle --url ws://127.0.0.1:1/ --slow-share 0.25 --drop-share 0.1").unwrap();
+        assert_eq!((0..1000).filter(|&n| plan.is_slow(n)).count(), 250);
+        assert_eq!((0..10).filter(|&n| plan.is_dropped(n)).count(), 1);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said() {
+        for (line, expected) in [
+            ("idle --url wss://h/", "TLS"),
+            ("idle --url http://h/", "ws://"),
+            ("idle --url h", "ws://"),
+            ("idle --url ws://127.0.0.1:1/ --connections 0", "--connections"),
+            ("idle --url ws://127.0.0.1:1/ --drop-share 1.5", "--drop-share"),
+            ("idle --url ws://127.0.0.1:1/ --rate -1", "--rate"),
+            ("idle --url ws://127.0.0.1:1/ --connections 40000 --threads 2", "need 3 threads"),
+            ("echo --url ws://127.0.0.1:1/ --protocol centrifugo", "raw"),
+            ("channels --url ws://127.0.0.1:1/ --channels 2", "client protocol"),
+            ("broadcast --url ws://127.0.0.1:1/ --api-url http://h --api-key k", "not built yet"),
+        ] {
+            let line = line.replace("--rate -1", "--rate=-1");
+            let error = plan(&line).unwrap_err();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The result: one JSON object for programs, a few lines for people, and the verdict.
+
+use super::figures::{Latency, Reasons};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What a run came to. The keys are those that the JSON line has; figures that a scenario doesn't
+/// have are null or 0.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) scenario: &'static str,
+    pub(crate) url: String,
+    pub(crate) connections: Connections,
+    /// Connections opened per second.
+    pub(crate) connect_rate: f64,
+    pub(crate) messages: Messages,
+    pub(crate) rate: Rate,
+    /// From the intended send time.
+    pub(crate) latency_us: Summary,
+    /// From the actual send time.
+    pub(crate) latency_raw_us: Summary,
+    /// From the first message (idle: from the last connection; storm: from the drop) to the end.
+    pub(crate) duration_s: f64,
+    pub(crate) client: Client,
+    /// Of the process that --pid names.
+    pub(crate) server: Option<Server>,
+    /// Why the figures say more about this client than about the server.
+    pub(crate) bottleneck: Option<&'static str>,
+    /// Only in a storm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) storm: Option<Storm>,
+    /// Why connections or messages failed, with counts.
+    pub(crate) reasons: BTreeMap<String, u64>,
+    /// What went wrong besides connections and messages; each makes the exit code 1.
+    #[serde(skip)]
+    pub(crate) troubles: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Connections {
+    pub(crate) asked: u32,
+    pub(crate) opened: u64,
+    pub(crate) failed: u64,
+    /// Ended by the server or an error after they were open.
+    pub(crate) dropped: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Messages {
+    /// Published, or sent to be echoed.
+    pub(crate) sent: u64,
+    /// Arrived, on all connections, duplicates included.
+    pub(crate) received: u64,
+    /// Should have arrived on a connection and did not.
+    pub(crate) lost: u64,
+    /// Arrived once more than they should.
+    pub(crate) duplicated: u64,
+    /// Arrived after a later one of their channel.
+    pub(crate) out_of_order: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Rate {
+    pub(crate) sent: f64,
+    pub(crate) received: f64,
+}
+
+/// Microseconds; nulls when nothing was measured.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) p50: Option<u64>,
+    pub(crate) p90: Option<u64>,
+    pub(crate) p99: Option<u64>,
+    pub(crate) p999: Option<u64>,
+    pub(crate) max: Option<u64>,
+    pub(crate) mean: Option<f64>,
+}
+
+impl Summary {
+    pub(crate) fn of(latency: &Latency) -> Self {
+        if latency.is_empty() {
+            return Self::default();
+        }
+        // Buckets are reported by their upper end; the largest value itself bounds them.
+        let at = |quantile| Some(latency.value_at_quantile(quantile).min(latency.max()));
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: Some(latency.max()),
+            mean: Some(round(latency.mean())),
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Client {
+    pub(crate) rss_bytes: u64,
+    pub(crate) cpu_s: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Server {
+    /// At the end.
+    pub(crate) rss_bytes: u64,
+    /// From before the first connection to when all were open and held.
+    pub(crate) rss_bytes_per_connection: Option<f64>,
+    /// Slab growth of this host in the same time over sockets, both ends; null if the server is
+    /// elsewhere.
+    pub(crate) kernel_bytes_per_connection: Option<f64>,
+    /// From before the first connection to the end.
+    pub(crate) cpu_s: f64,
+    /// While connections were only held; null if they were not, for a second at least.
+    pub(crate) idle_cpu_s_per_min: Option<f64>,
+    /// With --rss-from.
+    pub(crate) slope: Option<Slope>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Slope {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) bytes_per_connection: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Storm {
+    /// Connections that were dropped on purpose.
+    pub(crate) dropped: u64,
+    /// Those of them that are back.
+    pub(crate) back: u64,
+    /// From the drop until the last one was back.
+    pub(crate) back_s: f64,
+}
+
+/// To three decimals: enough for every figure here, and readable.
+pub(crate) fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+impl Report {
+    /// Takes over the reasons.
+    pub(crate) fn explain(&mut self, reasons: &Reasons) {
+        for (reason, count) in reasons.iter() {
+            *self.reasons.entry(reason.to_owned()).or_default() += count;
+        }
+    }
+
+    /// What went wrong, one line each; nothing if all that should have arrived did.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = self.troubles.clone();
+        for (count, what) in [
+            (self.connections.failed, "connections could not be opened"),
+            (self.connections.dropped, "connections were dropped"),
+            (self.messages.lost, "messages were lost"),
+            (self.messages.duplicated, "messages were duplicated"),
+            (self.messages.out_of_order, "messages came out of order"),
+        ] {
+            if count > 0 {
+                problems.push(format!("{count} {what}"));
+            }
+        }
+        problems
+    }
+
+    /// The one line for programs.
+    pub(crate) fn json(&self) -> String {
+        // Numbers, strings and a map with string keys: nothing that JSON can't say.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connections, messages, rate, client, .. } = self;
+        writeln!(f, "{} {}", self.scenario, self.url)?;
+        writeln!(
+            f,
+            "  connections  {} of {} opened ({:.0}/s), {} failed, {} dropped",
+            connections.opened,
+            connections.asked,
+            self.connect_rate,
+            connections.failed,
+            connections.dropped
+        )?;
+        if let Some(storm) = &self.storm {
+            let Storm { dropped, back, back_s } = storm;
+            writeln!(f, "  storm        {dropped} dropped, {back} back after {back_s:.3} s")?;
+        }
+        if messages.sent > 0 {
+            writeln!(
+                f,
+                "  messages     {} sent ({:.0}/s), {} received ({:.0}/s), {} lost, {} duplicated, \
+                 {} out of order",
+                messages.sent,
+                rate.sent,
+                messages.received,
+                rate.received,
+                messages.lost,
+                messages.duplicated,
+                messages.out_of_order
+            )?;
+        }
+        for (name, summary) in
+            [("latency", &self.latency_us), ("latency raw", &self.latency_raw_us)]
+        {
+            if let Summary { p50: Some(p50), p99: Some(p99), max: Some(max), .. } = summary {
+                writeln!(f, "  {name:<12} p50 {p50} us, p99 {p99} us, max {max} us")?;
+            }
+        }
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        writeln!(f, "  this client  {:.1} MB, {:.2} CPU s", mb(client.rss_bytes), client.cpu_s)?;
+        if let Some(server) = &self.server {
+            write!(f, "  server       {:.1} MB, {:.2} CPU s", mb(server.rss_bytes), server.cpu_s)?;
+            let per_connection = [
+                ("", server.rss_bytes_per_connection),
+                ("kernel ", server.kernel_bytes_per_connection),
+                ("slope ", server.slope.map(|slope| slope.bytes_per_connection)),
+            ];
+            for (name, bytes) in per_connection {
+                if let Some(bytes) = bytes {
+                    write!(f, ", {name}{bytes:.0} B/connection")?;
+                }
+            }
+            writeln!(f)?;
+        }
+        for (reason, count) in &self.reasons {
+            writeln!(f, "  {count} x {reason}")?;
+        }
+        if let Some(bottleneck) = self.bottleneck {
+            let why = match bottleneck {
+                CLIENT_CPU => "this client was out of processor time",
+                SHARED_CPU => "this client waited for processors that others used",
+                _ => "this client sent later than its schedule",
+            };
+            writeln!(f, "  WARNING: {why}; the figures are not the server's limit")?;
+        }
+        for problem in self.problems() {
+            writeln!(f, "  FAILED: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// [`Report::bottleneck`]: a thread of ours, or all together, used what processor time there was.
+pub(crate) const CLIENT_CPU: &str = "client_cpu";
+/// [`Report::bottleneck`]: a thread of ours was ready to run most of the time, but had to wait.
+pub(crate) const SHARED_CPU: &str = "shared_cpu";
+/// [`Report::bottleneck`]: messages left later than scheduled, and not because of the server.
+pub(crate) const SCHEDULE_LAG: &str = "schedule_lag";
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures;
+    use super::*;
+
+    #[test]
+    fn every_key_is_there_in_every_case() {
+        let value: serde_json::Value = serde_json::from_str(&Report::default().json()).unwrap();
+        for path in [
+            "/scenario",
+            "/url",
+            "/connections/asked",
+            "/connections/opened",
+            "/connections/failed",
+            "/connections/dropped",
+            "/connect_rate",
+            "/messages/sent",
+            "/messages/received",
+            "/messages/lost",
+            "/messages/duplicated",
+            "/messages/out_of_order",
+            "/rate/sent",
+            "/rate/received",
+            "/latency_us/p50",
+            "/latency_us/p90",
+            "/latency_us/p99",
+            "/latency_us/p999",
+            "/latency_us/max",
+            "/latency_us/mean",
+            "/latency_raw_us/p999",
+            "/duration_s",
+            "/client/rss_bytes",
+            "/client/cpu_s",
+            "/server",
+        ] {
+            assert!(value.pointer(path).is_some(), "{path}");
+        }
+        let server = serde_json::to_value(Server::default()).unwrap();
+        for key in ["rss_bytes", "rss_bytes_per_connection", "kernel_bytes_per_connection", "cpu_s"]
+        {
+            assert!(server.get(key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn percentiles_never_exceed_the_largest() {
+        let mut latency = figures::latency();
+        for us in [10, 20, 123_457] {
+            latency.saturating_record(us);
+        }
+        let summary = Summary::of(&latency);
+        assert_eq!(summary.p50, Some(20));
+        assert_eq!(summary.p999, summary.max);
+    }
+
+    #[test]
+    fn what_is_lost_is_a_problem() {
+        let mut report = Report::default();
+        assert!(report.problems().is_empty());
+        report.messages.lost = 3;
+        report.connections.dropped = 1;
+        assert_eq!(report.problems(), ["1 connections were dropped", "3 messages were lost"]);
+        assert!(report.to_string().contains("FAILED: 3 messages were lost"));
+    }
+}

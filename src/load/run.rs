@@ -1,0 +1,339 @@
+//! The coordinator: starts the threads, leads them through a scenario, and sums up.
+//!
+//! ```text
+//!  settle -> baseline -> open -> pings, hold -> measure memory -> messages | storm -> hold -> judge
+//! ```
+
+use super::figures::{self, Busy, Latency, Live, Reasons, Sum};
+use super::flags::Scenario;
+use super::host::{self, Usage};
+use super::plan::Plan;
+use super::progress::Progress;
+use super::publisher;
+use super::report::{self, Report, Summary, round};
+use super::worker::{Order, WAKER, Worker};
+use crossbeam_channel::Sender;
+use mio::{Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often figures are looked at. Nothing that is measured depends on it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Sent later than this at the 99th percentile, the schedule was not kept.
+const LAG_US_MAX: u64 = 5_000;
+
+/// A thread that ran for this part of the time had no time left.
+const BUSY_MAX: f64 = 0.9;
+
+/// One worker, seen from outside.
+struct Handle {
+    orders: Sender<Order>,
+    waker: Waker,
+    live: Arc<Live>,
+    thread: JoinHandle<Result<figures::Outcome, String>>,
+}
+
+/// The publisher, seen from outside.
+pub(super) struct PublisherHandle {
+    pub(super) orders: Sender<publisher::Order>,
+    pub(super) live: Arc<publisher::Live>,
+    pub(super) thread: JoinHandle<publisher::Outcome>,
+}
+
+pub(super) struct Coordinator {
+    pub(super) plan: Arc<Plan>,
+    pub(super) origin: Instant,
+    workers: Vec<Handle>,
+    pub(super) publisher: Option<PublisherHandle>,
+    /// Orders given so far.
+    pub(super) ordered: u64,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) progress: Progress,
+    /// What the server's host looked like before the first connection.
+    pub(super) baseline: Baseline,
+    pub(super) report: Report,
+    /// When and with how much processor time of the server holding began.
+    pub(super) held: (Duration, f64),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Baseline {
+    pub(super) server: Option<Usage>,
+    pub(super) slab_bytes: Option<u64>,
+}
+
+/// Runs a scenario. `stop` ends it early with what there is.
+///
+/// # Errors
+/// When it can't even begin, or a thread fails: text for the user. A server that can't be reached
+/// is not an error but a report with failed connections.
+pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Report, String> {
+    let plan = Arc::new(plan);
+    let origin = Instant::now();
+    let workers = start_workers(&plan, origin)?;
+    let mut coordinator = Coordinator {
+        report: Report {
+            scenario: plan.scenario.name(),
+            url: plan.url.clone(),
+            connections: report::Connections {
+                asked: plan.connections,
+                ..report::Connections::default()
+            },
+            ..Report::default()
+        },
+        plan,
+        origin,
+        workers,
+        publisher: None,
+        ordered: 0,
+        stop,
+        progress: Progress::new(),
+        baseline: Baseline::default(),
+        held: (Duration::ZERO, 0.0),
+    };
+    let led = coordinator.lead();
+    coordinator.progress.finish();
+    led?;
+    coordinator.finish()
+}
+
+/// Makes every epoll descriptor and waker, and then the threads: a descriptor made after tables
+/// part is none in the other tables.
+fn start_workers(plan: &Arc<Plan>, origin: Instant) -> Result<Vec<Handle>, String> {
+    let failed = |error: std::io::Error| format!("starting threads: {error}");
+    let mut polls = Vec::with_capacity(plan.threads);
+    for _ in 0..plan.threads {
+        let poll = Poll::new().map_err(failed)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(failed)?;
+        polls.push((poll, waker));
+    }
+    let mut handles = Vec::with_capacity(plan.threads);
+    for (index, (poll, waker)) in polls.into_iter().enumerate() {
+        let (sender, orders) = crossbeam_channel::bounded(16);
+        let live = Arc::new(Live::default());
+        let worker = Worker {
+            plan: Arc::clone(plan),
+            share: plan.share(index),
+            origin,
+            poll,
+            orders,
+            live: Arc::clone(&live),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("load-{index}"))
+            .stack_size(256 * 1024)
+            .spawn(move || worker.run())
+            .map_err(failed)?;
+        handles.push(Handle { orders: sender, waker, live, thread });
+    }
+    Ok(handles)
+}
+
+impl Coordinator {
+    fn lead(&mut self) -> Result<(), String> {
+        // Once this is carried out every thread has its own table, and the publisher's socket will
+        // be in none of them.
+        self.order(|_| Order::OpenTo(0))?;
+        self.settle()?;
+        self.baseline =
+            Baseline { server: self.plan.pid.and_then(Usage::of), slab_bytes: host::slab_bytes() };
+        if let (Some(pid), None) = (self.plan.pid, self.baseline.server) {
+            return Err(format!("--pid {pid}: no such process"));
+        }
+        self.open()?;
+        if self.sum().open == 0 {
+            self.trouble("no connection was opened");
+            return Ok(());
+        }
+        self.hold_open()?;
+        self.measure_memory();
+        let plan = Arc::clone(&self.plan);
+        match plan.scenario {
+            Scenario::Echo => self.echo()?,
+            Scenario::Storm => self.storm()?,
+            Scenario::Idle | Scenario::Broadcast | Scenario::Channels => {}
+        }
+        if plan.publish > 0 {
+            self.publish()?;
+            let until = self.origin.elapsed() + plan.hold;
+            self.wait_until("holding", until)?;
+        }
+        Ok(())
+    }
+
+    /// Ends all threads and sums up.
+    fn finish(mut self) -> Result<Report, String> {
+        let sum = self.sum();
+        let usage = self.usage();
+        let own = Usage::own();
+        let mut reasons = Reasons::default();
+        let mut lag = figures::latency();
+        let mut busy = Vec::new();
+        let mut sent = vec![0; self.plan.channels.len().max(1)];
+        if let Some(publisher) = self.publisher.take() {
+            let _ = publisher.orders.send(publisher::Order::Finish);
+            let outcome =
+                publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
+            sent = outcome.sent;
+            merge(&mut lag, &outcome.lag);
+            for (reason, count) in outcome.reasons.iter() {
+                self.report.troubles.push(format!("{reason} ({count} times)"));
+            }
+            busy.push(outcome.busy);
+        }
+        let sent: Arc<[u32]> = sent.into();
+        for worker in &self.workers {
+            let _ = worker.orders.send(Order::Finish(Arc::clone(&sent)));
+            let _ = worker.waker.wake();
+        }
+        let (mut latency, mut latency_raw) = (figures::latency(), figures::latency());
+        for worker in self.workers.drain(..) {
+            let outcome = worker.thread.join().map_err(|_| "a thread panicked".to_owned())??;
+            merge(&mut latency, &outcome.latency);
+            merge(&mut latency_raw, &outcome.latency_raw);
+            merge(&mut lag, &outcome.lag);
+            reasons.merge(&outcome.reasons);
+            busy.push(outcome.busy);
+            self.report.messages.lost += outcome.lost;
+            self.report.messages.out_of_order += outcome.out_of_order;
+        }
+        let report = &mut self.report;
+        report.explain(&reasons);
+        report.connections.opened = sum.opened;
+        report.connections.failed = sum.failed;
+        report.connections.dropped = sum.dropped;
+        report.messages.received = sum.received;
+        report.messages.duplicated = sum.duplicated;
+        report.latency_us = Summary::of(&latency);
+        report.latency_raw_us = Summary::of(&latency_raw);
+        report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
+        report.client = report::Client { rss_bytes: own.rss_bytes, cpu_s: round(own.cpu_s) };
+        if let (Some(server), Some(usage)) = (&mut report.server, usage) {
+            server.rss_bytes = usage.rss_bytes;
+            server.cpu_s = round(usage.cpu_s - self.baseline.server.unwrap_or_default().cpu_s);
+        }
+        if sum.opened + sum.failed < u64::from(self.plan.connections) && sum.opened > 0 {
+            report.troubles.push("interrupted before all connections were open".to_owned());
+        }
+        Ok(self.report)
+    }
+
+    pub(super) fn trouble(&mut self, text: &str) {
+        self.report.troubles.push(text.to_owned());
+    }
+
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.plan.pid.and_then(Usage::of)
+    }
+
+    pub(super) fn sum(&self) -> Sum {
+        Sum::of(self.workers.iter().map(|worker| &*worker.live))
+    }
+
+    /// Gives each worker an order, and waits until all have carried it out.
+    pub(super) fn order(&mut self, order: impl Fn(usize) -> Order) -> Result<(), String> {
+        for (index, worker) in self.workers.iter().enumerate() {
+            // A worker that is gone is noticed below.
+            let _ = worker.orders.send(order(index));
+            let _ = worker.waker.wake();
+        }
+        self.ordered += 1;
+        loop {
+            let sum = self.sum();
+            if sum.order >= self.ordered {
+                return Ok(());
+            }
+            self.check_workers()?;
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// A worker that ended before its time takes its reason along.
+    fn check_workers(&mut self) -> Result<(), String> {
+        let Some(index) = self.workers.iter().position(|worker| worker.thread.is_finished()) else {
+            return Ok(());
+        };
+        match self.workers.swap_remove(index).thread.join() {
+            Ok(Ok(_)) => Err("a thread ended early".to_owned()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err("a thread panicked".to_owned()),
+        }
+    }
+
+    pub(super) fn wait_until(&mut self, phase: &str, until: Duration) -> Result<(), String> {
+        self.wait(phase, Some(until), |_| false).map(|_| ())
+    }
+
+    /// Waits until `done` says so (true), or until that time since the origin, or until the user
+    /// wants to stop (false).
+    pub(super) fn wait(
+        &mut self,
+        phase: &str,
+        until: Option<Duration>,
+        mut done: impl FnMut(&Sum) -> bool,
+    ) -> Result<bool, String> {
+        loop {
+            let sum = self.sum();
+            let publisher = self.publisher.as_ref();
+            let published = publisher.map_or(0, |publisher| publisher.live.sent.load(Relaxed));
+            if done(&sum) {
+                return Ok(true);
+            }
+            self.progress.show(phase, &sum, published);
+            let left = until.map(|until| until.saturating_sub(self.origin.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) || self.stop.load(Relaxed) {
+                return Ok(false);
+            }
+            self.check_workers()?;
+            std::thread::sleep(left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY));
+        }
+    }
+}
+
+fn merge(all: &mut Latency, one: &Latency) {
+    // Histograms of equal bounds always fit into each other.
+    let _ = all.add(one);
+}
+
+/// Whether the client itself limited what was measured, over `span_s` seconds.
+fn bottleneck(busy: &[Busy], lag: &Latency, span_s: f64) -> Option<&'static str> {
+    let span_ns = span_s * 1e9;
+    if span_ns > 0.0 {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let total: f64 = busy.iter().map(|busy| busy.run_ns as f64).sum();
+        let ran = |busy: &Busy| busy.run_ns as f64 / span_ns;
+        let wanted = |busy: &Busy| (busy.run_ns + busy.wait_ns) as f64 / span_ns;
+        if busy.iter().any(|busy| ran(busy) > BUSY_MAX)
+            || total / processors as f64 / span_ns > BUSY_MAX
+        {
+            return Some(report::CLIENT_CPU);
+        }
+        if busy.iter().any(|busy| wanted(busy) > BUSY_MAX) {
+            return Some(report::SHARED_CPU);
+        }
+    }
+    let lag_us = lag.value_at_quantile(0.99);
+    (!lag.is_empty() && lag_us > LAG_US_MAX).then_some(report::SCHEDULE_LAG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_says_when_it_was_the_limit() {
+        let (calm, mut late) = (figures::latency(), figures::latency());
+        late.saturating_record(LAG_US_MAX * 2);
+        let half = Busy { run_ns: 500_000_000, wait_ns: 0 };
+        let full = Busy { run_ns: 950_000_000, wait_ns: 0 };
+        let waits = Busy { run_ns: 500_000_000, wait_ns: 450_000_000 };
+        assert_eq!(bottleneck(&[half], &calm, 1.0), None);
+        assert_eq!(bottleneck(&[half, full], &calm, 1.0), Some("client_cpu"));
+        assert_eq!(bottleneck(&[half, waits], &calm, 1.0), Some("shared_cpu"));
+        assert_eq!(bottleneck(&[half], &late, 1.0), Some("schedule_lag"));
+        assert_eq!(bottleneck(&[], &calm, 0.0), None);
+    }
+}

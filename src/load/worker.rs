@@ -1,0 +1,433 @@
+//! A thread of the load client: its loop over readiness, orders and deadlines.
+//!
+//! ```text
+//!  coordinator --orders + waker--> [ orders | dial | send what is due | wait | read ] --> Live
+//! ```
+
+use super::conn::State;
+use super::figures::{self, Busy, Live, Outcome};
+use super::fleet::Fleet;
+use super::output::{OUTPUT_BYTES_MAX, plain};
+use super::plan::{Plan, Share};
+use super::speech::{self, Memo};
+use crate::proto::ws::{self, Event, ReadRules};
+use crate::sys::tables;
+use crossbeam_channel::Receiver;
+use mio::event::Event as Readiness;
+use mio::{Events, Poll, Token};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// The token of the thread's waker; connections have smaller ones.
+pub(crate) const WAKER: Token = Token(usize::MAX);
+
+/// Bytes read at once. One buffer for each thread, whatever it holds.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Bytes read from one connection before the others get their turn.
+const TURN_BYTES_MAX: usize = 1 << 20;
+
+/// Readiness events taken at once.
+const EVENTS_MAX: usize = 512;
+
+/// Messages of echo sent in one turn; what is due beyond that waits for the next.
+const TURN_SENDS_MAX: u32 = 1024;
+
+/// A wait that is shorter is done to the microsecond: epoll itself only knows milliseconds.
+const PRECISE_WAIT: Duration = Duration::from_millis(20);
+
+/// How long to wait when nothing is due.
+const IDLE_WAIT: Duration = Duration::from_millis(500);
+
+/// What a server may send in one message.
+const RULES: ReadRules = ReadRules { masked: false, message_bytes_max: 32 << 20 };
+
+/// What the coordinator wants of a worker.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Open the connections of the share up to this number.
+    OpenTo(u32),
+    /// Close all of them and begin anew.
+    CloseAll,
+    /// Messages will be sent now: count processor time, and let the slow ones stop reading.
+    Measure,
+    /// Echo: send from now on, until that moment (nanoseconds since the origin).
+    Echo(u64),
+    /// Nothing more is sent: the end of what [`Order::Measure`] began.
+    Quiet,
+    /// Drop the share of a storm.
+    DropShare,
+    /// Judge what came, given how many messages each channel had, and end.
+    Finish(Arc<[u32]>),
+}
+
+/// What a worker is made of; built by the coordinator before any table is unshared.
+pub(crate) struct Worker {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) share: Share,
+    pub(crate) origin: Instant,
+    pub(crate) poll: Poll,
+    pub(crate) orders: Receiver<Order>,
+    pub(crate) live: Arc<Live>,
+}
+
+impl Worker {
+    /// Runs until [`Order::Finish`], or until the coordinator is gone.
+    ///
+    /// # Errors
+    /// When the thread can't have its own table, or can't wait: text for the user.
+    pub(crate) fn run(self) -> Result<Outcome, String> {
+        tables::block_signals().map_err(|error| format!("blocking signals: {error}"))?;
+        tables::unshare_files().map_err(|error| format!("a table of its own: {error}"))?;
+        Running {
+            fleet: Fleet::new(self.plan, self.share),
+            origin: self.origin,
+            poll: self.poll,
+            orders: self.orders,
+            live: self.live,
+            memo: Memo::new(),
+            buffer: vec![0; BUFFER_BYTES],
+            unread: VecDeque::new(),
+            pace: None,
+            busy_from: Busy::default(),
+            busy: Busy::default(),
+            lag: figures::latency(),
+        }
+        .run()
+    }
+}
+
+struct Running {
+    fleet: Fleet,
+    origin: Instant,
+    poll: Poll,
+    orders: Receiver<Order>,
+    live: Arc<Live>,
+    memo: Memo,
+    buffer: Vec<u8>,
+    /// Connections that were not read to the end in their turn: no edge will tell of them again.
+    unread: VecDeque<u32>,
+    pace: Option<Pace>,
+    busy_from: Busy,
+    busy: Busy,
+    lag: figures::Latency,
+}
+
+/// The schedule of open-loop echo in one thread.
+#[derive(Debug)]
+struct Pace {
+    next_ns: f64,
+    interval_ns: f64,
+    until_ns: u64,
+    /// The connection whose turn it is.
+    index: u32,
+}
+
+impl Running {
+    fn run(mut self) -> Result<Outcome, String> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        loop {
+            if let Some(sent) = self.take_orders() {
+                return Ok(self.finish(&sent));
+            }
+            let now_ns = self.now_ns();
+            self.fleet.dial_due(self.poll.registry(), now_ns);
+            self.send_due(now_ns);
+            self.read_unread();
+            self.show();
+            self.wait(&mut events)?;
+            for event in &events {
+                if event.token() != WAKER {
+                    self.handle(event);
+                }
+            }
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+
+    /// Carries out what was ordered. Returns what [`Order::Finish`] brought.
+    fn take_orders(&mut self) -> Option<Arc<[u32]>> {
+        loop {
+            let order = match self.orders.try_recv() {
+                Ok(order) => order,
+                Err(crossbeam_channel::TryRecvError::Empty) => return None,
+                // The coordinator is gone: nobody asks for figures any more.
+                Err(crossbeam_channel::TryRecvError::Disconnected) => return Some(Arc::new([])),
+            };
+            let now_ns = self.now_ns();
+            match order {
+                Order::OpenTo(target) => self.fleet.open_to(target, now_ns),
+                Order::CloseAll => self.fleet.close_all(),
+                Order::Measure => {
+                    self.fleet.measuring = true;
+                    self.busy_from = Busy::of_this_thread();
+                }
+                Order::Echo(until_ns) => self.start_echo(until_ns),
+                Order::Quiet => {
+                    self.fleet.echo_until_ns = 0;
+                    self.pace = None;
+                    self.busy = Busy::of_this_thread().since(self.busy_from);
+                }
+                Order::DropShare => self.fleet.drop_share(),
+                Order::Finish(sent) => return Some(sent),
+            }
+            self.show();
+            self.live.order.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn start_echo(&mut self, until_ns: u64) {
+        let plan = Arc::clone(&self.fleet.plan);
+        let share = self.fleet.share;
+        let now_ns = self.now_ns();
+        if let Some(rate) = plan.rate {
+            let part = f64::from(share.count) / f64::from(plan.connections);
+            let interval_ns = 1e9 / (rate * part);
+            // Threads begin at different places of the interval, so that they don't send at once.
+            let phase = f64::from(share.base) / f64::from(plan.connections);
+            let next_ns = now_ns as f64 + interval_ns * phase;
+            self.pace = Some(Pace { next_ns, interval_ns, until_ns, index: 0 });
+            return;
+        }
+        self.fleet.echo_until_ns = until_ns;
+        for index in 0..self.fleet.conns.len() as u32 {
+            if self.fleet.conns[index as usize].state == State::Open {
+                for _ in 0..plan.window {
+                    let now_ns = self.now_ns();
+                    self.fleet.put_echo(index, now_ns, now_ns);
+                }
+                self.fleet.flush(index, now_ns);
+            }
+        }
+    }
+
+    /// Open-loop echo: sends what the schedule has for now.
+    fn send_due(&mut self, now_ns: u64) {
+        let Some(mut pace) = self.pace.take() else { return };
+        for _ in 0..TURN_SENDS_MAX {
+            let intended_ns = pace.next_ns as u64;
+            if intended_ns > now_ns {
+                break;
+            }
+            if intended_ns >= pace.until_ns {
+                return;
+            }
+            pace.next_ns += pace.interval_ns;
+            let index = pace.index;
+            pace.index = (index + 1) % self.fleet.share.count;
+            let Some(conn) = self.fleet.conns.get(index as usize) else { continue };
+            if conn.state != State::Open {
+                continue;
+            }
+            if conn.output_bytes() > OUTPUT_BYTES_MAX {
+                self.fleet.reasons.add("a message was not sent: the server does not read");
+                continue;
+            }
+            let now_ns = self.now_ns();
+            let late_us = now_ns.saturating_sub(intended_ns) / 1000;
+            self.lag.saturating_record(late_us.max(1));
+            self.fleet.put_echo(index, intended_ns, now_ns);
+            self.fleet.flush(index, now_ns);
+        }
+        self.pace = Some(pace);
+    }
+
+    fn read_unread(&mut self) {
+        for _ in 0..self.unread.len() {
+            let Some(index) = self.unread.pop_front() else { return };
+            self.fleet.conns[index as usize].listed = false;
+            self.read(index, true);
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("waiting for sockets: {}", plain(&error));
+        let mut timeout = self.timeout();
+        if !timeout.is_zero() && timeout < PRECISE_WAIT {
+            let wait = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+            // An epoll descriptor is readable when it has events to give.
+            let mut epoll = [PollFd::new(self.poll.registry(), PollFlags::IN)];
+            match rustix::event::poll(&mut epoll, Some(&wait)) {
+                Ok(_) | Err(Errno::INTR) => timeout = Duration::ZERO,
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        match self.poll.poll(events, Some(timeout)) {
+            Err(error) if error.kind() != std::io::ErrorKind::Interrupted => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        if !self.unread.is_empty() {
+            return Duration::ZERO;
+        }
+        let send = self.pace.as_ref().map(|pace| pace.next_ns as u64);
+        let Some(due_ns) = self.fleet.dialer.next_deadline().into_iter().chain(send).min() else {
+            return IDLE_WAIT;
+        };
+        Duration::from_nanos(due_ns.saturating_sub(self.now_ns())).min(IDLE_WAIT)
+    }
+
+    fn handle(&mut self, event: &Readiness) {
+        let Token(token) = event.token();
+        let (index, generation) = (token as u32, (token >> 32) as u32);
+        let Some(conn) = self.fleet.conns.get(index as usize) else { return };
+        if conn.generation != generation || conn.fd.is_none() {
+            return;
+        }
+        if event.is_writable() || event.is_error() {
+            let now_ns = self.now_ns();
+            self.fleet.handle_writable(index, now_ns);
+        }
+        if event.is_readable() || event.is_read_closed() {
+            self.read(index, event.is_read_closed());
+        }
+    }
+
+    /// Reads what has come, up to a turn's share. `closing`: the peer's end may be in it, so that a
+    /// short read is no proof that nothing is left.
+    fn read(&mut self, index: u32, closing: bool) {
+        if self.fleet.measuring && self.fleet.plan.is_slow(self.fleet.global(index)) {
+            return;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut turn_bytes = 0;
+        while let Some(fd) = &self.fleet.conns[index as usize].fd {
+            match rustix::io::read(fd, &mut buffer[..]) {
+                Ok(0) => {
+                    let now_ns = self.now_ns();
+                    self.fleet.ended(index, "the server ended the connection", now_ns);
+                }
+                Ok(count) => {
+                    self.take(index, &mut buffer[..count]);
+                    turn_bytes += count;
+                    if count < BUFFER_BYTES && !closing {
+                        break;
+                    }
+                    if turn_bytes >= TURN_BYTES_MAX {
+                        let conn = &mut self.fleet.conns[index as usize];
+                        if conn.fd.is_some() && !std::mem::replace(&mut conn.listed, true) {
+                            self.unread.push_back(index);
+                        }
+                        break;
+                    }
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    let now_ns = self.now_ns();
+                    self.fleet.ended(index, &plain(&error.into()), now_ns);
+                }
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Takes bytes of a connection, and writes what they led to.
+    fn take(&mut self, index: u32, bytes: &mut [u8]) {
+        let now_ns = self.now_ns();
+        if self.fleet.conns[index as usize].state != State::Upgrading {
+            self.take_frames(index, bytes, now_ns);
+        } else {
+            let spill = self.fleet.conns[index as usize].spill.as_mut();
+            let mut whole = spill.map(|s| std::mem::take(&mut s.input)).unwrap_or_default();
+            whole.extend_from_slice(bytes);
+            if let Some(head) = self.fleet.handle_answer(index, &mut whole, now_ns) {
+                self.take_frames(index, &mut whole[head..], now_ns);
+            }
+        }
+        self.fleet.flush(index, now_ns);
+    }
+
+    fn take_frames(&mut self, index: u32, input: &mut [u8], now_ns: u64) {
+        let conn = &mut self.fleet.conns[index as usize];
+        let generation = conn.generation;
+        let mut reader = std::mem::take(&mut conn.reader);
+        let mut at = 0;
+        loop {
+            match reader.next(&RULES, input, &mut at) {
+                Ok(None) => break,
+                Ok(Some(Event::Message { data, .. })) => self.take_text(index, data, now_ns),
+                Ok(Some(Event::Ping(payload))) => {
+                    self.fleet.put_control(ws::PONG, payload);
+                    if !self.fleet.plan.centrifugo {
+                        self.fleet.count_ping(index);
+                    }
+                }
+                Ok(Some(Event::Pong(_))) => {}
+                Ok(Some(Event::Close { code, reason })) => {
+                    let code = code.unwrap_or(1005);
+                    let reason = format!("closed by the server: {code} {reason}");
+                    self.fleet.put_control(ws::CLOSE, &1000_u16.to_be_bytes());
+                    self.fleet.flush(index, now_ns);
+                    self.fleet.closed(index, code, reason.trim_end(), now_ns);
+                }
+                Err(fault) => {
+                    self.fleet.ended(index, &format!("a frame that is none: {fault}"), now_ns);
+                }
+            }
+            let conn = &self.fleet.conns[index as usize];
+            if conn.fd.is_none() || conn.generation != generation {
+                return;
+            }
+        }
+        self.fleet.conns[index as usize].reader = reader;
+    }
+
+    fn take_text(&mut self, index: u32, text: &[u8], now_ns: u64) {
+        let run = self.fleet.plan.run;
+        let said = if self.fleet.plan.centrifugo {
+            self.memo.read(text, |text, said| speech::read_replies(text, run, said))
+        } else if self.fleet.echoes() {
+            self.memo.read_afresh(text, |text, said| speech::read_raw(text, run, said))
+        } else {
+            self.memo.read(text, |text, said| speech::read_raw(text, run, said))
+        };
+        for said in said {
+            self.fleet.handle_said(index, said, now_ns);
+        }
+    }
+
+    /// Shows the coordinator how things stand.
+    fn show(&self) {
+        let counts = &self.fleet.counts;
+        for (shown, value) in [
+            (&self.live.open, counts.open),
+            (&self.live.opened, counts.opened),
+            (&self.live.failed, counts.failed),
+            (&self.live.dropped, counts.dropped),
+            (&self.live.pending, counts.pending),
+            (&self.live.sent, counts.sent),
+            (&self.live.received, counts.received),
+            (&self.live.duplicated, counts.duplicated),
+            (&self.live.pinged, counts.pinged),
+            (&self.live.last_ns, counts.last_ns),
+            (&self.live.ready_ns, counts.ready_ns),
+        ] {
+            shown.store(value, Relaxed);
+        }
+    }
+
+    fn finish(mut self, sent: &[u32]) -> Outcome {
+        self.show();
+        let lost = self.fleet.lost(sent);
+        self.fleet.say_goodbye();
+        Outcome {
+            latency: self.fleet.latency,
+            latency_raw: self.fleet.latency_raw,
+            lag: self.lag,
+            lost,
+            out_of_order: self.fleet.counts.out_of_order,
+            reasons: self.fleet.reasons,
+            busy: self.busy,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! From a configuration to a running node: builds every layer's options, says what the machine
+//! allows, and greets.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{Ended, Settings, StartFault};
+use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_DELIVERIES_MAX};
+use crate::config::{Config, DEV_SECRET, Loaded, MemoryLimit, Shards};
+use crate::edge::client_id::ClientIdSealer;
+use crate::edge::jwt::TokenKeys;
+use crate::host::facts::Facts;
+use crate::host::plan::{self, Capacity, ShardPlan};
+use crate::io::epoll::ListenOptions;
+use crate::session::{ClientOptions, Rules};
+use crate::shard::Options;
+use crate::sys;
+
+/// Connections that may wait at one listener; the kernel's `somaxconn` bounds it further.
+const BACKLOG: i32 = 65_535;
+
+/// Runs a node until it is told to end. Returns 0 when it was told to, 1 when it could not start or
+/// was cut short by a second signal.
+pub fn serve(loaded: Loaded, dev: bool) -> ExitCode {
+    match start(loaded, dev) {
+        Ok(Ended::Drained | Ended::TimedOut) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) => ExitCode::FAILURE,
+        Err(fault) => {
+            eprintln!("error: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(loaded: Loaded, dev: bool) -> Result<Ended, StartFault> {
+    let Loaded { config, origin, .. } = loaded;
+    let system = |what| move |source| StartFault::System { what, source };
+    let _log = super::log::init(config.log.level, config.log.file.as_deref())
+        .map_err(system("the log file"))?;
+    sys::tables::raise_nofile();
+    let facts = Facts::read();
+    let plan = shard_plan(&config, &facts);
+    let memory_limit_bytes = memory_limit(&config, &facts);
+    let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
+    let settings = settings(config.clone(), &plan, &facts, memory_limit_bytes)
+        .map_err(system("random numbers"))?;
+    let pid_file = config.pid_file.clone();
+    if let Some(path) = &pid_file {
+        fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
+    }
+    let greeting = greeting(&config, origin.as_deref(), &plan, &capacity, dev);
+    let ended = super::run(Settings { greeting: Box::new(greeting), ..settings });
+    if let Some(path) = &pid_file
+        && let Err(fault) = fs::remove_file(path)
+    {
+        warn!(path = %path.display(), %fault, "the pid file stays");
+    }
+    if let Ok(ended) = ended {
+        info!(?ended, "end");
+    }
+    ended
+}
+
+fn shard_plan(config: &Config, facts: &Facts) -> ShardPlan {
+    let wanted = match config.roost.shards {
+        Shards::Cores => plan::Shards::Cores,
+        Shards::Auto => plan::Shards::Auto,
+        Shards::Count(count) => plan::Shards::Count(usize::from(count)),
+    };
+    let target = (config.client.connection_limit > 0).then_some(config.client.connection_limit);
+    plan::plan_shards(wanted, target, facts)
+}
+
+fn memory_limit(config: &Config, facts: &Facts) -> u64 {
+    match config.roost.memory_limit {
+        MemoryLimit::Bytes(bytes) => bytes,
+        MemoryLimit::Percent(percent) => {
+            facts.memory_bytes().map_or(u64::MAX, |bytes| bytes / 100 * u64::from(percent))
+        }
+    }
+}
+
+fn settings(
+    config: Config,
+    plan: &ShardPlan,
+    facts: &Facts,
+    memory_limit_bytes: u64,
+) -> std::io::Result<Settings> {
+    let Config { client, roost, websocket, http_server, tokens, channels, .. } = config;
+    // A slot's memory is reserved for as many connections as could ever be here.
+    let by_memory = plan::connections_in(memory_limit_bytes).max(1);
+    let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
+    let positive = |bytes: usize| (bytes > 0).then_some(bytes);
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| std::io::Error::other("no entropy"))?;
+    let cpus = (0..plan.shards).map_while(|shard| facts.cpu_of_shard(shard)).collect();
+    Ok(Settings {
+        shards: plan.shards,
+        cpus,
+        listen: ListenOptions {
+            addresses: http_server
+                .addresses
+                .iter()
+                .map(|address| SocketAddr::new(*address, http_server.port))
+                .collect(),
+            backlog: BACKLOG,
+            send_buffer_bytes: positive(roost.send_buffer_bytes),
+            notsent_lowat_bytes: positive(roost.notsent_lowat_bytes)
+                .and_then(|bytes| u32::try_from(bytes).ok()),
+        },
+        rules: Rules {
+            client: ClientOptions {
+                insecure: client.insecure,
+                allow_anonymous: client.allow_anonymous_connect_without_token,
+                disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,
+                user_id_http_header: client.user_id_http_header,
+                ping_interval_ms: client.ping_interval_ms,
+                pong_timeout_ms: client
+                    .pong_timeout_ms
+                    .filter(|_| client.ping_interval_ms.is_some()),
+                stale_close_delay_ms: (client.stale_close_delay_ms > 0)
+                    .then_some(client.stale_close_delay_ms),
+                expired_close_delay_ms: client.expired_close_delay_ms,
+                expired_sub_close_delay_ms: client.expired_sub_close_delay_ms,
+                channel_limit: client.channel_limit,
+                queue_bytes_max: client.queue_bytes_max,
+                connection_limit: client.connection_limit,
+                connection_rate_limit: client.connection_rate_limit,
+                include_server_time: client.connect_include_server_time,
+                version: format!("{} roost", env!("CARGO_PKG_VERSION")),
+            },
+            keys: TokenKeys::new(&tokens.connection),
+            subscription_keys: tokens.subscription.as_ref().map(TokenKeys::new),
+            channels,
+            origins: client.allowed_origins,
+            client_ids: ClientIdSealer::new(&key),
+        },
+        options: Options {
+            conns_soft: conns(plan.conns_per_shard_soft),
+            conns_max: conns(plan.conns_per_shard_hard),
+            handshake_timeout_ms: roost.handshake_timeout_ms,
+            close_timeout_ms: roost.close_timeout_ms,
+            write_timeout_ms: websocket.write_timeout_ms,
+            idle_timeout_ms: roost.idle_timeout_ms,
+            message_bytes_max: websocket.message_bytes_max,
+            websocket_path: websocket.enabled.then_some(websocket.handler_prefix),
+            echo: roost.echo,
+            channels_idle_max: roost.channels_max.div_ceil(plan.shards),
+            requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
+            turn_deliveries_max: TURN_DELIVERIES_MAX,
+        },
+        drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
+        shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
+        memory_limit_bytes,
+        greeting: Box::new(|_| String::new()),
+    })
+}
+
+/// What the node prints once it listens.
+fn greeting(
+    config: &Config,
+    origin: Option<&Path>,
+    plan: &ShardPlan,
+    capacity: &Capacity,
+    dev: bool,
+) -> impl FnOnce(&[SocketAddr]) -> String + 'static {
+    let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+    let shards = plan.shards;
+    let limits = capacity.lines().join("\n");
+    let path = config.websocket.handler_prefix.clone();
+    let echo = config.roost.echo;
+    let insecure = config.client.insecure;
+    let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
+    move |addresses| {
+        let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
+        lines.push(limits);
+        if insecure {
+            lines.push("client.insecure is on: everybody may do everything".to_owned());
+        }
+        if let Some(first) = addresses.first() {
+            let url = format!("ws://{first}{path}");
+            lines.push(format!("clients connect to {url}"));
+            if echo {
+                lines.push(format!("echo is at ws://{first}/echo"));
+            }
+            if dev {
+                lines.push(format!(
+                    "development node: anonymous clients may subscribe and publish. Try\n\
+                     \x20 npm install centrifuge ws && node -e \"\n\
+                     \x20   const {{ Centrifuge }} = require('centrifuge');\n\
+                     \x20   const c = new Centrifuge('{url}', {{ websocket: require('ws') }});\n\
+                     \x20   const s = c.newSubscription('news');\n\
+                     \x20   s.on('publication', p => console.log(p.data));\n\
+                     \x20   s.on('subscribed', () => s.publish({{ hello: 'roost' }}));\n\
+                     \x20   s.subscribe(); c.connect();\""
+                ));
+            }
+            if dev && dev_secret {
+                lines.push("`roost token --user 42` prints a token for it".to_owned());
+            }
+        }
+        for address in addresses {
+            lines.push(format!("listening on {address} with {shards} shards"));
+        }
+        lines.join("\n") + "\n"
+    }
+}

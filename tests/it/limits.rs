@@ -1,0 +1,239 @@
+//! Limits of connections: who comes when the node is full gets 503, and nobody else suffers.
+
+use serde_json::{Value, json};
+
+use crate::delivery::publish_until;
+use crate::harness::*;
+
+/// Asks for an upgrade.
+fn status(node: &Node) -> (u16, Raw) {
+    let mut raw = node.raw();
+    raw.send(upgrade(CLIENTS, &[]).as_bytes());
+    (raw.response().status, raw)
+}
+
+#[test]
+fn connection_limit() {
+    let node = Node::open(&["--client.connection_limit", "3", "--echo"]);
+    let mut clients: Vec<Client> = (0..3).map(|_| node.connected()).collect();
+    for _ in 0..5 {
+        let (answer, mut raw) = status(&node);
+        assert_eq!(answer, 503);
+        raw.ends();
+    }
+    let figures = node.figures();
+    assert_eq!((figures["refused_unavailable"], figures["clients"]), (5, 3));
+    clients[0].subscribe("a");
+    clients[0].pub_sub("a", 2);
+    // One goes, one may come.
+    clients.pop().unwrap().close();
+    node.until_is("clients", 2);
+    clients.push(node.connected());
+    assert_eq!(status(&node).0, 503);
+    // A refused one took nobody's place, also when it was refused for another reason.
+    drop(clients);
+    node.until_is("clients", 0);
+    for _ in 0..3 {
+        let mut raw = node.raw();
+        raw.send(upgrade(CLIENTS, &[]).replace("GET", "PUT").as_bytes());
+        assert_eq!(raw.response().status, 405);
+    }
+    let _clients: Vec<Client> = (0..3).map(|_| node.connected()).collect();
+}
+
+#[test]
+fn connection_rate_limit() {
+    const RATE: u64 = 20;
+    let node = Node::open(&["--client.connection_rate_limit", "20"]);
+    let mut answers = vec![];
+    let mut open = vec![];
+    let before = node.figures()["uptime_ms"];
+    for _ in 0..RATE * 5 {
+        let (answer, raw) = status(&node);
+        answers.push(answer);
+        open.push(raw);
+    }
+    let seconds = (node.figures()["uptime_ms"] - before) / 1000 + 2;
+    let good = answers.iter().filter(|status| **status == 101).count() as u64;
+    assert!(good >= RATE.min(answers.len() as u64), "{answers:?}");
+    assert!(good <= RATE * seconds, "{good} within {seconds} s");
+    assert!(answers.iter().all(|status| [101, 503].contains(status)), "{answers:?}");
+    // Those that are in are served.
+    let mut first = open.swap_remove(0);
+    first.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    assert_eq!(first.frame().unwrap().0, TEXT);
+    // And a second later others come in again.
+    node.until("in again", |_| status(&node).0 == 101);
+}
+
+/// A small descriptor limit makes small shards. All of them fill up, wherever the kernel sends the
+/// connections; what doesn't fit gets 503; those that are there don't notice.
+#[test]
+fn a_full_shard_passes_connections_to_one_with_room() {
+    let node = limited("150");
+    let hard = node.soft_and_hard_limits();
+    assert_eq!(hard, (150, 150), "the soft limit is raised at start");
+
+    let mut first = node.connected();
+    first.subscribe("a");
+    let mut clients = vec![];
+    loop {
+        let (answer, raw) = status(&node);
+        if answer == 503 {
+            break;
+        }
+        assert_eq!(answer, 101);
+        clients.push(raw);
+        assert!(clients.len() < 300, "more than the limit allows");
+    }
+    // Both shards are as full as one can be: connections that came to the first to be full went to
+    // the other.
+    let figures = node.figures();
+    let per_shard = (clients.len() + 1) as u64 / 2;
+    assert!(per_shard > 80, "only {per_shard} in each of 2 shards");
+    assert!(figures["connections_passed"] > 0, "{figures:#?}");
+    let open = figures["connections_open"];
+
+    // A storm of those who don't fit.
+    for _ in 0..100 {
+        let (answer, mut raw) = status(&node);
+        assert_eq!(answer, 503);
+        raw.ends();
+    }
+    first.pub_sub("a", 2);
+    let figures = node.until("settled", |figures| figures["connections_open"] <= open);
+    assert!(figures["connections_refused_full"] >= 100);
+    assert_eq!(figures["accept_failed"], 0);
+    for raw in &mut clients {
+        raw.send(&frame(PING, b"alive"));
+        assert_eq!(raw.frame(), Some((PONG, b"alive".to_vec())));
+    }
+
+    // Room again.
+    clients.truncate(50);
+    node.until("room", |figures| figures["slots_in_use"] <= 51);
+    let more: Vec<Client> = (0..50).map(|_| node.connected()).collect();
+    first.pub_sub("a", 3);
+    drop((more, clients, first));
+    node.until_is("slots_in_use", 0);
+}
+
+/// More connections than descriptors at once: those beyond wait or are refused, and when some go
+/// others are served. The loop neither spins nor dies.
+#[test]
+fn more_sockets_than_descriptors() {
+    let node = limited("120");
+    // Connections that say nothing hold their descriptors.
+    let silent: Vec<Raw> = (0..400).map(|_| node.raw()).collect();
+    node.until("full", |figures| figures["connections_refused_full"] > 0);
+    drop(silent);
+    node.until("served again", |_| status(&node).0 == 101);
+    node.until_is("slots_in_use", 0);
+    node.is_healthy();
+}
+
+/// Over its limit of memory a node takes nobody in, and the largest queue goes; then it goes on.
+#[test]
+fn memory_limit() {
+    let node = Node::open(&["--memory-limit", "16MiB"]);
+    node.until("over it", |_| status(&node).0 == 503);
+
+    let node = Node::open(&[
+        "--memory-limit",
+        "96MiB",
+        "--client.queue_max_size",
+        "1000000000",
+        "--websocket.write_timeout",
+        "10m",
+    ]);
+    let mut small = node.connected();
+    small.subscribe("small");
+    let mut stuck = node.upgraded(CLIENTS);
+    stuck.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    stuck.send(&frame(TEXT, br#"{"id":2,"subscribe":{"channel":"a"}}"#));
+    node.until_is("subscriptions", 2);
+    publish_until(&node, "closed_memory", "a");
+    let figures =
+        node.until("gone", |figures| figures["queued_bytes"] == 0 && figures["sessions_open"] == 1);
+    assert_eq!(figures["closed_memory"], 1);
+    small.pub_sub("small", 2);
+    node.until("under it again", |_| status(&node).0 == 101);
+    node.is_healthy();
+}
+
+/// Streams that nobody is subscribed to are kept for their history, so many at most: the oldest
+/// goes, and begins anew with another epoch.
+#[test]
+fn channels_max() {
+    let node = Node::open(&["--channels-max", "10", "--shards", "1"]);
+    let mut client = node.connected();
+    let mut position = |channel: usize| {
+        let name = format!("stream:{channel}");
+        let request = json!({"channel": name, "positioned": true});
+        let id = client.command("subscribe", request);
+        let reply = client.expect(&format!("{{\"id\":{id},\"subscribe\":{{*}}}}"));
+        let id = client.command("unsubscribe", json!({"channel": name}));
+        client.expect(&format!("{{\"id\":{id},\"unsubscribe\":{{}}}}"));
+        let reply: Value = serde_json::from_str(&reply).unwrap();
+        let offset = reply["subscribe"]["offset"].as_u64().unwrap_or(0);
+        (offset, reply["subscribe"]["epoch"].as_str().unwrap().to_owned())
+    };
+    let mut publisher = node.connected();
+    let mut publish = |channel: usize| {
+        let request = json!({"channel": format!("stream:{channel}"), "data": 1});
+        let id = publisher.command("publish", request);
+        publisher.expect(&format!("{{\"id\":{id},\"publish\":{{}}}}"));
+    };
+    publish(0);
+    let first = position(0);
+    assert_eq!(first.0, 1);
+    for channel in 1..100 {
+        publish(channel);
+    }
+    let figures = node.until("settled", |figures| figures["channels_idle"] <= 10);
+    assert_eq!((figures["channels_home"], figures["channels_idle"]), (10, 10));
+    assert_eq!(position(99).0, 1);
+    let again = position(0);
+    assert_eq!(again.0, 0);
+    assert_ne!(again.1, first.1, "a new life of the stream has a new epoch");
+}
+
+/// What is kept for a time only goes when it is over, without anybody asking.
+#[test]
+fn history_ends_with_its_time() {
+    let short = "[[channel.namespaces]]\nname = \"short\"\nallow_publish_for_client = true\n\
+                 allow_publish_for_anonymous = true\n\
+                 history_size = 5\nhistory_ttl = \"100ms\"\nhistory_meta_ttl = \"200ms\"";
+    let node = Node::open_with(short, &[]);
+    let mut client = node.connected();
+    for channel in 0..50 {
+        let request = json!({"channel": format!("short:{channel}"), "data": 1});
+        let id = client.command("publish", request);
+        client.expect(&format!("{{\"id\":{id},\"publish\":{{}}}}"));
+    }
+    assert_eq!(node.figures()["publications"], 50);
+    node.until_is("channels_home", 0);
+}
+
+fn limited(descriptors: &str) -> Node {
+    let script = format!("ulimit -Sn 64; ulimit -Hn {descriptors}; exec \"$0\" \"$@\"");
+    let file = r#"
+        client.allow_anonymous_connect_without_token = true
+        [channel.without_namespace]
+        allow_subscribe_for_client = true
+        allow_subscribe_for_anonymous = true
+        allow_publish_for_client = true
+        allow_publish_for_anonymous = true
+    "#;
+    Node::launch(&["sh", "-c", &script], file, "0", &["--shards", "2"]).unwrap()
+}
+
+impl Node {
+    fn soft_and_hard_limits(&self) -> (u64, u64) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let numbers: Vec<u64> =
+            line.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+        (numbers[0], numbers[1])
+    }
+}

@@ -1,0 +1,19 @@
+//! The real program, from outside: started on a free port of loopback, asked over sockets, told by
+//! signals, watched by its own figures and by `/proc`.
+//!
+//! Nothing here waits for time to pass: every answer is awaited with a bound, and figures are
+//! polled until they are as expected, with a bound.
+#![expect(clippy::disallowed_methods, reason = "clocks bound what is awaited; threads are clients")]
+
+mod bad_input;
+mod delivery;
+mod harness;
+mod http;
+mod lifecycle;
+mod limits;
+mod liveness;
+mod protocol;
+mod shutdown;
+mod start;
+mod tokens;
+mod websocket;

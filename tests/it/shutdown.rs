@@ -1,0 +1,119 @@
+//! Signals: draining at a pace, what is queued goes out first, and an end by force.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::harness::*;
+
+#[test]
+fn each_client_gets_3001_and_the_node_ends_with_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let node = Node::open(&["--echo"]);
+        let mut clients: Vec<Client> = (0..20).map(|_| node.connected()).collect();
+        let mut silent = node.client();
+        let mut echo = node.upgraded("/echo");
+        // Not even a request: it is answered, too.
+        let mut waiting = node.raw();
+        node.until_is("connections_open", 23);
+        node.signal(signal);
+        for client in clients.iter_mut().chain([&mut silent]) {
+            client.is_closed(3001, "shutdown");
+        }
+        assert_eq!(echo.closed(), (3001, "shutdown".to_owned()));
+        echo.send(&frame(CLOSE, &close_payload(3001, "")));
+        echo.ends();
+        drop(echo);
+        waiting.send(upgrade(CLIENTS, &[]).as_bytes());
+        assert_eq!(waiting.response().status, 503);
+        waiting.ends();
+        drop(waiting);
+        let ended = node.ended();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+}
+
+#[test]
+fn an_idle_node_ends_at_once() {
+    let node = Node::open(&[]);
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
+fn what_is_queued_arrives_before_the_close() {
+    const MESSAGES: usize = 40;
+    let node =
+        Node::open(&["--websocket.write_timeout", "10m", "--client.queue_max_size", "100000000"]);
+    let mut client = node.connected();
+    client.subscribe("a");
+    let mut publisher = node.connected();
+    let data = "x".repeat(50_000);
+    for _ in 0..MESSAGES {
+        let id = publisher.command("publish", json!({"channel": "a", "data": data}));
+        publisher.expect(&format!("{{\"id\":{id},\"publish\":{{}}}}"));
+    }
+    let figures = node.until("queued", |figures| figures["deliveries"] == MESSAGES as u64);
+    assert!(figures["queued_bytes"] > 0, "nothing waits: {figures:#?}");
+    node.signal(Signal::TERM);
+    publisher.is_closed(3001, "shutdown");
+    for _ in 0..MESSAGES {
+        assert!(client.line().len() > 50_000);
+    }
+    client.is_closed(3001, "shutdown");
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
+fn draining_keeps_to_its_pace_and_refuses_who_comes() {
+    // 10 a second over 2 shards: 40 clients take 4 seconds.
+    let node = Node::open(&["--drain-rate", "10"]);
+    let clients: Vec<Client> = (0..40).map(|_| node.connected()).collect();
+    let uptime = node.figures()["uptime_ms"];
+    node.signal(Signal::TERM);
+    node.until("draining", |figures| figures["closed_shutdown"] > 0);
+    let mut raw = node.raw();
+    raw.send(upgrade(CLIENTS, &[]).as_bytes());
+    assert_eq!(raw.response().status, 503);
+    raw.ends();
+    drop(raw);
+    // Never more closed than the pace allows: 5 a second in each shard, rounded up.
+    let threads: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| std::thread::spawn(move || client.is_closed(3001, "shutdown")))
+        .collect();
+    let figures = node.until("half drained", |figures| figures["closed_shutdown"] >= 20);
+    let took = figures["uptime_ms"] - uptime;
+    assert!(figures["closed_shutdown"] <= took / 100 + 2, "{figures:#?} after {took} ms");
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    for second in [Signal::TERM, Signal::INT] {
+        // A client that never answers, and ten minutes for it.
+        let node = Node::open(&["--shutdown.timeout", "10m", "--close-timeout", "10m"]);
+        let mut stuck = node.upgraded(CLIENTS);
+        node.signal(Signal::TERM);
+        assert_eq!(stuck.closed().0, 3001);
+        node.signal(second);
+        let ended = node.ended();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_time_to_drain_is_bounded() {
+    let node = Node::open(&["--shutdown.timeout", "1s", "--close-timeout", "10m"]);
+    let mut stuck = node.upgraded(CLIENTS);
+    node.signal(Signal::TERM);
+    assert_eq!(stuck.closed().0, 3001);
+    let ended = node.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // However slow the pace, all are told within that time.
+    let node = Node::open(&["--shutdown.timeout", "2s", "--drain-rate", "1"]);
+    let mut clients: Vec<Client> = (0..50).map(|_| node.connected()).collect();
+    node.signal(Signal::TERM);
+    clients.iter_mut().for_each(|client| client.is_closed(3001, "shutdown"));
+    assert_eq!(node.ended().code, Some(0));
+}

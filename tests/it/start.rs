@@ -1,0 +1,127 @@
+//! Starts that fail: what is said, and with which exit code.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::harness::*;
+
+fn refused(file: &str, port: &str, flags: &[&str]) -> Ended {
+    match Node::launch(&[], file, port, flags) {
+        Ok(node) => panic!("it started: {}", node.errors()),
+        Err(ended) => ended,
+    }
+}
+
+#[test]
+fn a_taken_port() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let ended = refused("", &address.port().to_string(), &[]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.errors.contains(&format!("cannot listen on {address}")), "{ended:?}");
+}
+
+#[test]
+fn two_nodes_on_one_port() {
+    let first = Node::open(&[]);
+    let port = first.address().port().to_string();
+    let ended = refused("", &port, &[]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.errors.contains(&format!("cannot listen on {}", first.address())), "{ended:?}");
+    first.is_healthy();
+    // As soon as the first has gone it may be had, whatever is left of its connections.
+    let client = first.connected();
+    drop(first);
+    let second = Node::launch(&[], "", &port, &[]);
+    assert!(second.is_ok(), "{:?}", second.err());
+    drop(client);
+}
+
+#[test]
+fn wrong_configurations_end_with_2_and_name_the_option() {
+    for (file, flags, words) in [
+        ("nonsense", &[][..], &["error"][..]),
+        ("client.ping_interval = \"soon\"", &[], &["client.ping_interval", "soon"]),
+        ("client.ping_interval = \"5s\"", &[], &["client.ping_interval", "client.pong_timeout"]),
+        ("engine.type = \"redis\"", &[], &["engine.type", "redis"]),
+        ("http_server.tls.enabled = true", &[], &["http_server.tls.enabled"]),
+        ("", &["--shards", "0"], &["shards", "0"]),
+        ("", &["--io", "uring"], &["io", "uring"]),
+        ("", &["--client.channel_limit", "many"], &["client.channel_limit", "many"]),
+        ("", &["--no-such-flag"], &["--no-such-flag"]),
+        ("channel.without_namespace.history_size = 5", &[], &["history_size", "history_ttl"]),
+    ] {
+        let ended = refused(file, "0", flags);
+        assert_eq!(ended.code, Some(2), "{file} {flags:?}: {ended:?}");
+        for word in words {
+            assert!(ended.errors.contains(word), "{file} {flags:?}: {ended:?}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_is_judged_before_the_port_is_opened() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let ended = refused("engine.type = \"redis\"", &port, &[]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+}
+
+#[test]
+fn defaults_are_safe_and_development_is_open() {
+    let node = Node::start("", &[]);
+    node.client().talk("> {\"id\":1,\"connect\":{}}\nx 3501 bad request");
+    let mut raw = node.raw();
+    raw.send(upgrade(CLIENTS, &["Origin: http://localhost"]).as_bytes());
+    assert_eq!(raw.response().status, 403);
+    let node = Node::start("", &["--dev"]);
+    node.is_healthy();
+}
+
+#[test]
+fn the_environment_stands_between_file_and_flags() {
+    let words = ["env", "CENTRIFUGO_CLIENT_INSECURE=true", "ROOST_ECHO=true", "ROOST_SHARDS=7"];
+    let file = "client.insecure = false\nroost.shards = 5";
+    let node = Node::launch(&words, file, "0", &["--shards", "3"]).unwrap();
+    assert_eq!(node.figures()["shards"], 3);
+    node.is_healthy();
+    drop(node.upgraded("/echo"));
+}
+
+#[test]
+fn tokens_that_the_program_prints_are_good() {
+    let node = Node::open(&[]);
+    let token = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
+        command.arg("token").args(arguments).env_clear();
+        let output = command.env("ROOST_CLIENT_TOKEN_HMAC_SECRET_KEY", "secret").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let connect = token(&["--user", "42", "--ttl", "10m"]);
+    let subscribe = token(&["--user", "42", "--channel", "$gold", "--ttl", "0"]);
+    node.client().talk(&format!(
+        r#"> {{"id":1,"connect":{{"token":"{connect}"}}}}
+           < {{"id":1,"connect":{{*"expires":true,*}}}}
+           > {{"id":2,"subscribe":{{"channel":"$gold","token":"{subscribe}"}}}}
+           < {{"id":2,"subscribe":{{}}}}"#
+    ));
+}
+
+#[test]
+fn it_says_what_binds_first() {
+    let node = Node::open(&[]);
+    let errors = node.errors();
+    assert!(errors.contains("descriptors"), "{errors}");
+    assert!(errors.contains(&format!("ws://{}{CLIENTS}", node.address())), "{errors}");
+}
+
+#[test]
+fn figures_are_one_line_of_json() {
+    let node = Node::open(&["--shards", "3"]);
+    let figures = node.figures();
+    assert_eq!(figures["shards"], 3);
+    for name in ["connections_open", "slots_in_use", "queued_bytes", "clients", "rss_bytes"] {
+        assert!(figures.contains_key(name), "{name}");
+    }
+}

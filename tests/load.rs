@@ -1,0 +1,583 @@
+//! `roost-load` against servers that behave, and against servers that don't: what it counts must be
+//! exactly what they did.
+
+#![expect(clippy::disallowed_methods, reason = "test servers have a thread for each connection")]
+
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use tungstenite::Message;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::Frame;
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+
+/// A client of a [`Server`].
+struct Peer {
+    /// Its place in the order of arrival, from 0.
+    number: usize,
+    stream: Mutex<TcpStream>,
+    /// What a test keeps about it.
+    notes: Mutex<HashMap<&'static str, Value>>,
+}
+
+impl Peer {
+    fn send(&self, text: &str) {
+        self.send_frame(Frame::message(text.to_owned(), OpCode::Data(Data::Text), true));
+    }
+
+    fn send_frame(&self, frame: Frame) {
+        let mut bytes = Vec::new();
+        frame.format(&mut bytes).unwrap();
+        // The client may be gone already.
+        let _ = self.stream.lock().unwrap().write_all(&bytes);
+    }
+
+    fn close(&self) {
+        let _ = self.stream.lock().unwrap().shutdown(Shutdown::Both);
+    }
+
+    fn note(&self, key: &'static str) -> Value {
+        self.notes.lock().unwrap().get(key).cloned().unwrap_or_default()
+    }
+
+    fn set_note(&self, key: &'static str, value: impl Into<Value>) {
+        self.notes.lock().unwrap().insert(key, value.into());
+    }
+}
+
+/// A WebSocket server of tungstenite's, one thread for each connection.
+struct Server {
+    port: u16,
+    peers: Arc<Mutex<Vec<Arc<Peer>>>>,
+}
+
+impl Server {
+    /// Starts one that does `on_text` with each text that a peer sends; the list has all peers.
+    fn start(on_text: impl Fn(&Arc<Peer>, &str, &[Arc<Peer>]) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let peers: Arc<Mutex<Vec<Arc<Peer>>>> = Arc::default();
+        let on_text = Arc::new(on_text);
+        let all = Arc::clone(&peers);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (all, on_text) = (Arc::clone(&all), Arc::clone(&on_text));
+                thread::spawn(move || serve(stream.unwrap(), &all, &*on_text));
+            }
+        });
+        Self { port, peers }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("ws://127.0.0.1:{}{path}", self.port)
+    }
+}
+
+/// What a server does with a text: who sent it, the text, and everyone.
+type OnText = dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]);
+
+fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
+    let writer = stream.try_clone().unwrap();
+    let peer = {
+        let mut all = all.lock().unwrap();
+        let (number, notes) = (all.len(), Mutex::default());
+        let peer = Arc::new(Peer { number, stream: Mutex::new(writer), notes });
+        all.push(Arc::clone(&peer));
+        peer
+    };
+    let Ok(mut socket) = tungstenite::accept(stream) else { return };
+    while let Ok(message) = socket.read() {
+        match message {
+            Message::Text(text) => {
+                let all = all.lock().unwrap().clone();
+                on_text(&peer, text.as_str(), &all);
+            }
+            Message::Pong(_) => {
+                let pongs = peer.note("pongs").as_u64().unwrap_or(0);
+                peer.set_note("pongs", pongs + 1);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn echo_server() -> Server {
+    Server::start(|peer, text, _| peer.send(text))
+}
+
+/// Broadcasts what it gets, passing it to each receiver through `pass`: number of the receiver, number
+/// of the message from 1, and its text; what is returned is sent.
+fn broadcast_server(
+    pass: impl Fn(&Arc<Peer>, usize, &str) -> Vec<String> + Send + Sync + 'static,
+) -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |from, text, all| {
+        let number = count.fetch_add(1, SeqCst) + 1;
+        for peer in all.iter().filter(|peer| peer.number != from.number) {
+            for text in pass(peer, number, text) {
+                peer.send(&text);
+            }
+        }
+    })
+}
+
+fn start(args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roost-load"));
+    command.args(args.split_whitespace()).arg("--json");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs `roost-load`, and returns its exit code and its JSON line.
+fn load(args: &str) -> (i32, Value) {
+    result(&start(args).output().unwrap())
+}
+
+fn result(output: &Output) -> (i32, Value) {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stdout.lines().last().unwrap_or_else(|| panic!("no output; stderr:\n{stderr}"));
+    let value: Value = serde_json::from_str(line).unwrap();
+    println!("{value:#}\n{stderr}");
+    (output.status.code().unwrap(), value)
+}
+
+#[track_caller]
+fn assert_messages(result: &Value, expected: Value) {
+    assert_eq!(result["messages"], expected);
+}
+
+fn all_fine(sent: u64, received: u64) -> Value {
+    json!({ "sent": sent, "received": received, "lost": 0, "duplicated": 0, "out_of_order": 0 })
+}
+
+#[test]
+fn echo_keeps_its_window_and_loses_nothing() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let (code, result) =
+        load(&format!("echo --url {url} --connections 20 --window 3 --duration 300ms --threads 2"));
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 60);
+    assert_messages(&result, all_fine(sent, sent));
+    assert_eq!(
+        result["connections"],
+        json!({ "asked": 20, "opened": 20, "failed": 0, "dropped": 0 })
+    );
+    for key in ["p50", "p90", "p99", "p999", "max", "mean"] {
+        assert!(result["latency_us"][key].is_number());
+        assert!(result["latency_raw_us"][key].is_number());
+    }
+    assert_eq!(result["server"], Value::Null);
+    assert!(result["client"]["rss_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn messages_larger_than_any_buffer_come_back_whole() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let (code, result) = load(&format!(
+        "echo --url {url} --connections 3 --window 2 --size 3000000 --duration 200ms"
+    ));
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 6);
+    assert_messages(&result, all_fine(sent, sent));
+}
+
+#[test]
+fn echo_by_schedule_sends_what_the_schedule_says() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let line = format!("echo --url {url} --connections 10 --rate 1000 --duration 500ms --size 300");
+    let (code, result) = load(&line);
+    assert_eq!(code, 0);
+    // A thread's last message may fall on either side of the end.
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!((490..=501).contains(&sent), "{sent}");
+    assert_messages(&result, all_fine(sent, sent));
+}
+
+#[test]
+fn broadcast_over_raw_websocket_is_counted_exactly() {
+    let server = broadcast_server(|_, _, text| vec![text.to_owned()]);
+    let url = server.url("/");
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --connections 30 --publish 50 --rate 2000 --size 200"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(50, 1500));
+    assert_eq!(result["scenario"], "broadcast");
+    assert_eq!(result["url"], url);
+    assert!(result["rate"]["received"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn lost_messages_are_counted_and_fail_the_run() {
+    // The last one is lost as well: nothing after it shows the gap.
+    let server = broadcast_server(|_, number, text| match number % 7 {
+        0 => vec![],
+        _ => vec![text.to_owned()],
+    });
+    let url = server.url("/");
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --connections 10 --publish 49 --rate 2000 --drain 300ms"
+    ));
+    assert_eq!(code, 1);
+    assert_messages(
+        &result,
+        json!({ "sent": 49, "received": 420, "lost": 70, "duplicated": 0, "out_of_order": 0 }),
+    );
+}
+
+#[test]
+fn duplicates_are_told_from_new_messages() {
+    let server = broadcast_server(|peer, number, text| match (peer.number, number) {
+        (3, 5) => vec![text.to_owned(); 3],
+        _ => vec![text.to_owned()],
+    });
+    let url = server.url("/");
+    let (code, result) =
+        load(&format!("broadcast --url {url} --connections 10 --publish 20 --rate 2000"));
+    assert_eq!(code, 1);
+    assert_messages(
+        &result,
+        json!({ "sent": 20, "received": 202, "lost": 0, "duplicated": 2, "out_of_order": 0 }),
+    );
+}
+
+#[test]
+fn late_messages_are_out_of_order_and_not_lost() {
+    // One receiver gets message 4 after 6.
+    let server = broadcast_server(|peer, number, text| match (peer.number, number) {
+        (0, 4) => {
+            peer.set_note("kept", text);
+            vec![]
+        }
+        (0, 6) => vec![text.to_owned(), peer.note("kept").as_str().unwrap().to_owned()],
+        _ => vec![text.to_owned()],
+    });
+    let url = server.url("/");
+    let (code, result) =
+        load(&format!("broadcast --url {url} --connections 5 --publish 20 --rate 2000"));
+    assert_eq!(code, 1);
+    assert_messages(
+        &result,
+        json!({ "sent": 20, "received": 100, "lost": 0, "duplicated": 0, "out_of_order": 1 }),
+    );
+}
+
+#[test]
+fn a_dropped_connection_is_counted_with_what_it_missed() {
+    let server = broadcast_server(|peer, number, text| {
+        if (peer.number, number) == (2, 11) {
+            peer.close();
+            return vec![];
+        }
+        vec![text.to_owned()]
+    });
+    let url = server.url("/");
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --connections 5 --publish 20 --rate 500 --drain 300ms"
+    ));
+    assert_eq!(code, 1);
+    assert_eq!(result["connections"]["dropped"], 1);
+    assert_messages(
+        &result,
+        json!({ "sent": 20, "received": 90, "lost": 10, "duplicated": 0, "out_of_order": 0 }),
+    );
+}
+
+#[test]
+fn a_close_frame_is_reported_with_its_code() {
+    let server = broadcast_server(|peer, _, _| {
+        let close = CloseFrame { code: 3001.into(), reason: "shutdown".into() };
+        peer.send_frame(Frame::close(Some(close)));
+        vec![]
+    });
+    let url = server.url("/");
+    let (code, result) =
+        load(&format!("broadcast --url {url} --connections 3 --publish 1 --drain 300ms"));
+    assert_eq!(code, 1);
+    assert_eq!(result["connections"]["dropped"], 3);
+    assert_eq!(result["reasons"], json!({ "closed by the server: 3001 shutdown": 3 }));
+}
+
+#[test]
+fn the_slow_ones_read_nothing_and_miss_nothing_that_counts() {
+    let server = broadcast_server(|_, _, text| vec![text.to_owned()]);
+    let url = server.url("/");
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --connections 10 --publish 20 --rate 2000 --slow-share 0.3"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(20, 140));
+}
+
+#[test]
+fn fragments_and_pings_of_rfc_6455_are_understood() {
+    let server = broadcast_server(|peer, _, text| {
+        let (head, tail) = text.as_bytes().split_at(20);
+        peer.send_frame(Frame::message(head.to_vec(), OpCode::Data(Data::Text), false));
+        peer.send_frame(Frame::ping(b"hi".to_vec()));
+        peer.send_frame(Frame::message(tail.to_vec(), OpCode::Data(Data::Continue), true));
+        vec![]
+    });
+    let url = server.url("/");
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --connections 5 --publish 10 --rate 100 --hold 200ms"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(10, 50));
+    let peers = server.peers.lock().unwrap();
+    let pongs: u64 = peers.iter().filter_map(|peer| peer.note("pongs").as_u64()).sum();
+    assert_eq!(pongs, 50);
+}
+
+/// A server of the client protocol: checks tokens, keeps subscriptions, joins two pushes in a frame.
+fn client_protocol_server() -> Server {
+    Server::start(|peer, text, all| {
+        for line in text.split('\n') {
+            let command: Value = serde_json::from_str(line).unwrap();
+            let id = command["id"].clone();
+            if command == json!({}) {
+                // A pong: the next ping follows, three in all.
+                let pongs = peer.note("pongs").as_u64().unwrap_or(0) + 1;
+                peer.set_note("pongs", pongs);
+                if pongs < 3 {
+                    peer.send("{}");
+                }
+            } else if let Some(connect) = command.get("connect") {
+                let user = user_of(connect["token"].as_str().unwrap());
+                peer.set_note("user", user);
+                peer.send(
+                    &json!({ "id": id, "connect": { "client": "x", "ping": 25 } }).to_string(),
+                );
+            } else if let Some(subscribe) = command.get("subscribe") {
+                if subscribe["channel"] == "secret" {
+                    let error = json!({ "code": 103, "message": "permission denied" });
+                    peer.send(&json!({ "id": id, "error": error }).to_string());
+                    return;
+                }
+                peer.set_note("channel", subscribe["channel"].clone());
+                // The reply and a ping in one frame.
+                peer.send(&format!("{}\n{{}}", json!({ "id": id, "subscribe": {} })));
+            } else if let Some(publish) = command.get("publish") {
+                let push = json!({ "push": {
+                    "channel": publish["channel"], "pub": { "data": publish["data"], "offset": 1 }
+                } });
+                let other = json!({ "push": { "channel": "c", "pub": { "data": "other" } } });
+                for peer in all.iter().filter(|peer| peer.note("channel") == publish["channel"]) {
+                    peer.send(&format!("{push}\n{other}"));
+                }
+                peer.send(&json!({ "id": id, "publish": {} }).to_string());
+            }
+        }
+    })
+}
+
+fn user_of(token: &str) -> String {
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+    let mut rules = Validation::new(Algorithm::HS256);
+    rules.required_spec_claims.clear();
+    let key = DecodingKey::from_secret(b"s3cret");
+    let claims = jsonwebtoken::decode::<Value>(token, &key, &rules).unwrap().claims;
+    claims["sub"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn channels_over_the_client_protocol() {
+    let server = client_protocol_server();
+    let url = server.url("/connection/websocket");
+    let (code, result) = load(&format!(
+        "channels --url {url} --connections 12 --channels 3 --secret s3cret --publish 31 \
+         --rate 1000 --pings 2 --threads 3"
+    ));
+    assert_eq!(code, 0);
+    // 31 messages in turn: 11, 10 and 10 to four subscribers each.
+    assert_messages(&result, all_fine(31, 124));
+    let peers = server.peers.lock().unwrap();
+    let mut users: Vec<String> =
+        peers.iter().map(|peer| peer.note("user").as_str().unwrap().to_owned()).collect();
+    users.sort();
+    users.dedup();
+    assert_eq!(users.len(), 13, "each connection and the publisher have a user of their own");
+    assert!(users.iter().all(|user| user.len() == 16));
+    let in_channel = peers.iter().filter(|peer| peer.note("channel") == "load-1").count();
+    assert_eq!(in_channel, 4);
+}
+
+#[test]
+fn a_refused_subscription_fails_the_connection_with_its_reason() {
+    let server = client_protocol_server();
+    let url = server.url("/connection/websocket");
+    let (code, result) = load(&format!(
+        "idle --url {url} --connections 4 --secret s3cret --subscribe secret --duration 10ms"
+    ));
+    assert_eq!(code, 1);
+    assert_eq!(
+        result["connections"],
+        json!({ "asked": 4, "opened": 0, "failed": 4, "dropped": 0 })
+    );
+    assert_eq!(result["reasons"], json!({ "subscribe refused: 103 permission denied": 4 }));
+}
+
+#[test]
+fn after_a_storm_all_are_back_and_get_everything() {
+    let server = client_protocol_server();
+    let url = server.url("/connection/websocket");
+    let (code, result) = load(&format!(
+        "storm --url {url} --connections 40 --secret s3cret --subscribe c --drop-share 0.25 \
+         --publish 5 --rate 500 --threads 2"
+    ));
+    assert_eq!(code, 0);
+    assert_eq!(result["storm"]["dropped"], 10);
+    assert_eq!(result["storm"]["back"], 10);
+    assert_eq!(
+        result["connections"],
+        json!({ "asked": 40, "opened": 40, "failed": 0, "dropped": 0 })
+    );
+    assert_messages(&result, all_fine(5, 200));
+    // 40, 10 again, and the publisher.
+    assert_eq!(server.peers.lock().unwrap().len(), 51);
+}
+
+#[test]
+fn memory_and_time_of_a_server_on_this_machine() {
+    let server = echo_server();
+    let (url, pid) = (server.url("/echo"), std::process::id());
+    let (code, result) = load(&format!(
+        "idle --url {url} --connections 60 --settle 10 --rss-from 20 --pid {pid} --duration 1s"
+    ));
+    assert_eq!(code, 0);
+    let server_of_it = &result["server"];
+    assert!(server_of_it["rss_bytes"].as_u64().unwrap() > 0);
+    for key in ["rss_bytes_per_connection", "kernel_bytes_per_connection", "cpu_s"] {
+        assert!(server_of_it[key].is_number(), "{key}");
+    }
+    assert_eq!(server_of_it["slope"]["from"], 20);
+    assert_eq!(server_of_it["slope"]["to"], 60);
+    // The ten that came and went are not counted, but they were there.
+    assert_eq!(result["connections"]["opened"], 60);
+    assert_eq!(server.peers.lock().unwrap().len(), 70);
+    assert_eq!(result["latency_us"]["p50"], Value::Null);
+}
+
+#[test]
+fn a_server_that_refuses_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    let (code, result) = load(&format!("idle --url {url} --connections 3 --tries 2"));
+    assert_eq!(code, 1);
+    assert_eq!(result["connections"]["failed"], 3);
+    assert_eq!(result["reasons"], json!({ "connection refused": 3 }));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let (code, result) = load(&format!("idle --url {url} --connections 3"));
+    assert_eq!(code, 1);
+    assert_eq!(result["reasons"], json!({ "upgrade: status 403 instead of 101": 3 }));
+}
+
+#[test]
+fn command_lines_that_make_no_sense_end_with_2() {
+    for (args, expected) in [
+        ("idle", "--url"),
+        ("idle --url wss://127.0.0.1/", "not built yet"),
+        ("nothing --url ws://127.0.0.1/", "nothing"),
+        ("idle --url ws://127.0.0.1/ --duration ten", "--duration"),
+        ("idle --url ws://127.0.0.1/ --connections 100000 --threads 1", "threads"),
+        ("broadcast --url ws://127.0.0.1/ --api-url http://a --api-key k", "not built yet"),
+    ] {
+        let output = start(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(expected), "{args}: {stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_signal_ends_it_early_with_what_there_is() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&opened);
+    let server = Server::start(move |peer, text, _| {
+        seen.fetch_add(1, SeqCst);
+        peer.send(text);
+    });
+    let url = server.url("/echo");
+    let child = start(&format!("echo --url {url} --connections 5 --duration 10m")).spawn().unwrap();
+    while opened.load(SeqCst) < 100 {
+        thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (code, result) = result(&child.wait_with_output().unwrap());
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 100);
+    assert_messages(&result, all_fine(sent, sent));
+}
+
+/// Accepts, upgrades and holds connections, one thread for all.
+fn holding_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut buffer) {
+                    Ok(count @ 1..) => head.extend_from_slice(&buffer[..count]),
+                    _ => break,
+                }
+            }
+            let head = String::from_utf8(head).unwrap();
+            let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
+            let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes());
+            held.push(stream);
+        }
+    });
+    port
+}
+
+#[test]
+fn an_idle_connection_costs_the_client_at_most_200_bytes() {
+    roost::sys::tables::raise_nofile();
+    let rss = |connections: u32| {
+        let port = holding_server();
+        let (code, result) = load(&format!(
+            "idle --url ws://127.0.0.1:{port}/ --connections {connections} --threads 1 \
+             --duration 100ms"
+        ));
+        assert_eq!(code, 0);
+        assert_eq!(result["connections"]["opened"], connections);
+        result["client"]["rss_bytes"].as_f64().unwrap()
+    };
+    let (few, many) = (1_000, 7_000);
+    let slope = (rss(many) - rss(few)) / f64::from(many - few);
+    println!("{slope:.1} bytes of user memory for each idle connection");
+    assert!(slope <= 200.0, "{slope:.1} bytes for each connection");
+}
