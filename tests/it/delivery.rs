@@ -197,10 +197,16 @@ fn commands_are_answered_however_late_they_are_read() {
     let node = Node::open(&["--shards", "2"]);
     let mut client = node.connected();
     client.subscribe("a");
-    // All written before anything is read: more than may be unanswered at once.
-    for id in 2..COMMANDS + 2 {
+    // All written before anything is read: more than may be unanswered at once. Half of them in
+    // one frame, half in one each.
+    let publish = |id: usize| {
         let channel = if id % 2 == 0 { "a" } else { "b" };
-        client.send(&json!({"id": id, "publish": {"channel": channel, "data": id}}).to_string());
+        json!({"id": id, "publish": {"channel": channel, "data": id}}).to_string()
+    };
+    let batch: Vec<String> = (2..COMMANDS / 2).map(publish).collect();
+    client.send(&batch.join("\n"));
+    for id in COMMANDS / 2..COMMANDS + 2 {
+        client.send(&publish(id));
     }
     let (mut replies, mut pushes) = (0, 0);
     while replies < COMMANDS || pushes < COMMANDS / 2 {
@@ -211,6 +217,19 @@ fn commands_are_answered_however_late_they_are_read() {
     }
     let figures = node.figures();
     assert!(figures["commands_paused"] > 0, "the bound was never met");
+
+    // Behind what waits, the client's close is found all the same.
+    let mut raw = node.upgraded(CLIENTS);
+    raw.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    raw.send(&frame(TEXT, batch.join("\n").as_bytes()));
+    raw.send(&frame(CLOSE, &close_payload(1000, "")));
+    while let Some((first, payload)) = raw.frame() {
+        if first == CLOSE {
+            assert_eq!(payload, close_payload(1000, ""));
+            break;
+        }
+    }
+    raw.ends();
     node.is_healthy();
 }
 
