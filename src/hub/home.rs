@@ -80,7 +80,7 @@ struct Channel {
     name: CompactString,
     interests: Interests,
     stream: Option<Box<Stream>>,
-    /// Counts how often the channel went idle, so that an old entry of the idle queue is seen.
+    /// Names the time that it went idle, so that an old entry of the idle queue is seen.
     idle_turn: u32,
 }
 
@@ -106,6 +106,8 @@ pub struct Homes {
     /// entry is stale when the channel's `idle_turn` has moved on.
     idle: VecDeque<(u32, u32)>,
     idle_count: usize,
+    /// Times that a channel went idle: the same number is not given twice, since slots are reused.
+    idle_turns: u32,
     idle_max: usize,
     /// How far the sweep for expired publications has come.
     sweep_at: usize,
@@ -122,6 +124,7 @@ impl Homes {
             rng,
             idle: VecDeque::new(),
             idle_count: 0,
+            idle_turns: 0,
             idle_max,
             sweep_at: 0,
         }
@@ -165,7 +168,8 @@ impl Homes {
     ) -> Position {
         let at = self.find_or_insert(name, hash);
         let channel = &mut self.channels[at as usize];
-        let was_idle = matches!(channel.interests, Interests::None) && channel.stream.is_some();
+        let unheard = matches!(channel.interests, Interests::None);
+        let was_idle = unheard && channel.stream.is_some();
         match channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from) {
             Some(interest) => {
                 debug_assert_eq!(interest.local, local);
@@ -176,7 +180,6 @@ impl Homes {
             }
         }
         if was_idle {
-            channel.idle_turn = channel.idle_turn.wrapping_add(1);
             self.idle_count -= 1;
         }
         if let Some(stream) = &channel.stream
@@ -189,7 +192,7 @@ impl Homes {
         if !options.kept() {
             return Position { offset: 0, epoch: None };
         }
-        self.stream(at, now, options).position()
+        self.stream(at, now, options, unheard).position()
     }
 
     /// One subscriber less on shard `from`.
@@ -233,7 +236,7 @@ impl Homes {
         let channel = &self.channels[at as usize];
         let unheard = matches!(channel.interests, Interests::None);
         let fresh = unheard && channel.stream.is_none();
-        let position = self.stream(at, now, options).append(now, data, info);
+        let position = self.stream(at, now, options, unheard).append(now, data, info);
         if fresh {
             self.went_idle(at);
         }
@@ -275,10 +278,17 @@ impl Homes {
         at
     }
 
-    /// The stream of a channel: a new life when there is none, or when the old one is over.
-    fn stream(&mut self, at: u32, now: Millis, options: StreamOptions) -> &mut Stream {
+    /// The stream of a channel: a new life when there is none, or when the old one is over. It is
+    /// never over while anyone is subscribed: who has a place in it would have to be told.
+    fn stream(
+        &mut self,
+        at: u32,
+        now: Millis,
+        options: StreamOptions,
+        unheard: bool,
+    ) -> &mut Stream {
         let slot = &mut self.channels[at as usize].stream;
-        if slot.as_ref().is_some_and(|s| s.forgettable(now)) {
+        if unheard && slot.as_ref().is_some_and(|s| s.forgettable(now)) {
             *slot = None;
         }
         slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)))
@@ -291,7 +301,8 @@ impl Homes {
             self.remove(at);
             return;
         }
-        channel.idle_turn = channel.idle_turn.wrapping_add(1);
+        self.idle_turns = self.idle_turns.wrapping_add(1);
+        channel.idle_turn = self.idle_turns;
         self.idle.push_back((at, channel.idle_turn));
         self.idle_count += 1;
         while self.idle_count > self.idle_max {
@@ -334,5 +345,75 @@ impl Homes {
             self.table = HashTable::new();
             self.idle = VecDeque::new();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: StreamOptions = StreamOptions { size: 5, ttl_ms: 100, meta_ttl_ms: 1000 };
+    const SHARD: ShardId = ShardId(0);
+
+    fn homes(idle_max: usize) -> Homes {
+        Homes::new(NameHasher::new(1, 1), Rng::new(1), idle_max)
+    }
+
+    fn hash(homes: &Homes, name: &str) -> u64 {
+        homes.hasher.hash(name)
+    }
+
+    #[test]
+    fn a_stream_lives_as_long_as_anyone_is_subscribed() {
+        let mut homes = homes(10);
+        let hash = hash(&homes, "a");
+        let begin = homes.subscribe(Millis(0), "a", hash, OPTIONS, SHARD, 7);
+        let publish = |homes: &mut Homes, at| {
+            homes.publish(Millis(at), "a", hash, OPTIONS, b"{}", b"").position
+        };
+        assert_eq!(publish(&mut homes, 10).offset, 1);
+        let later = publish(&mut homes, 5_000);
+        assert_eq!((later.offset, later.epoch), (2, begin.epoch));
+        let second = homes.subscribe(Millis(10_000), "a", hash, OPTIONS, SHARD, 7);
+        assert_eq!(second, later);
+        homes.unsubscribe("a", hash, SHARD);
+        homes.unsubscribe("a", hash, SHARD);
+        // Nobody is there: the next one finds a new stream.
+        let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7);
+        assert_eq!(anew.offset, 0);
+        assert_ne!(anew.epoch, begin.epoch);
+    }
+
+    #[test]
+    fn the_queue_of_idle_channels_stays_short() {
+        let mut homes = homes(1000);
+        let keep = hash(&homes, "keep");
+        homes.publish(Millis(0), "keep", keep, OPTIONS, b"{}", b"");
+        for n in 0..10_000u64 {
+            // A channel comes, is forgotten, and the next one has its slot.
+            let now = Millis(n * 2_000);
+            homes.publish(now, "keep", keep, OPTIONS, b"{}", b"");
+            let name = n.to_string();
+            let hash = hash(&homes, &name);
+            homes.publish(now, &name, hash, OPTIONS, b"{}", b"");
+            homes.sweep(now.after(1_999), 4);
+        }
+        assert!(homes.idle.len() < 100, "{}", homes.idle.len());
+        assert!(homes.idle() <= 2);
+    }
+
+    #[test]
+    fn the_channel_that_is_idle_longest_goes_first() {
+        let mut homes = homes(2);
+        for name in ["a", "b", "c"] {
+            let hash = hash(&homes, name);
+            homes.publish(Millis(0), name, hash, OPTIONS, b"{}", b"");
+        }
+        assert_eq!((homes.len(), homes.idle()), (2, 2));
+        let offset = |homes: &mut Homes, name| {
+            let hash = homes.hasher.hash(name);
+            homes.subscribe(Millis(1), name, hash, OPTIONS, SHARD, 0).offset
+        };
+        assert_eq!(["a", "b", "c"].map(|name| offset(&mut homes, name)), [0, 1, 1]);
     }
 }

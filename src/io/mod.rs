@@ -13,7 +13,7 @@
 //! The shard owns each connection's socket; the driver keeps nothing for an idle connection.
 
 pub mod epoll;
-// pub mod sim;
+pub mod sim;
 
 use std::ops::DerefMut;
 use std::sync::Arc;

@@ -267,7 +267,28 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Whether a connection is late with something that its peer owes.
+    fn overdue(&self, index: u32) -> bool {
+        let Some(conn) = self.conns.get(index as usize) else { return false };
+        match conn.phase {
+            Phase::Client => match self.sessions.get(conn.session as usize) {
+                Some(session) => session.pong_window && session.pong_due,
+                None => true,
+            },
+            Phase::Echo => conn.flags.probed(),
+            Phase::Leaving => false,
+            _ => true,
+        }
+    }
+
     fn timer(&mut self, index: u32) {
+        if self.overdue(index) {
+            // A busy shard may not have read yet what came in time: look before judging.
+            if let Some(conn) = self.conns.get(index as usize) {
+                let key = conn.key(index);
+                self.read(key);
+            }
+        }
         let tick = self.tick();
         let due = self.deadline(index).is_some_and(|deadline| deadline <= tick);
         let Some(conn) = self.conns.get(index as usize) else { return };

@@ -174,6 +174,20 @@ impl Letterbox {
     }
 }
 
+impl Letterbox {
+    /// The same without waiting: gives the message back when the mailbox is full.
+    pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
+        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail] })) {
+            Ok(()) => {
+                self.alarm.ring();
+                Ok(())
+            }
+            Err(TrySendError::Full(mut batch)) => batch.mail.pop().map_or(Ok(()), Err),
+            Err(TrySendError::Disconnected(_)) => Ok(()),
+        }
+    }
+}
+
 /// Where a shard takes its mail out.
 pub struct Mailbox {
     receiver: Receiver<Box<Batch>>,
@@ -256,6 +270,11 @@ impl Outbox {
     /// The answer to a request has come.
     pub fn earn(&mut self) {
         self.spent -= 1;
+    }
+
+    /// Requests unanswered.
+    pub fn spent(&self) -> u32 {
+        self.spent
     }
 
     /// Adds a message.

@@ -257,12 +257,14 @@ impl<D: Driver> Shard<D> {
     /// One turn of the loop: waits for something to do, and does it. False when the shard has
     /// stopped.
     pub fn turn(&mut self) -> bool {
-        self.counters().turns.add(1);
         let until = self.wait_until();
-        if until.is_none_or(|until| until > self.driver.now()) {
-            // Nothing is left to do: what is read of a shard that sleeps has to be true.
-            self.set_gauges();
-        }
+        self.turn_after(until)
+    }
+
+    /// The rest of a turn behind [`Self::wait_until`]: waits, at most until then, and works. Apart
+    /// so that a simulation can leave the shard waiting while others have their turns.
+    pub fn turn_after(&mut self, until: Option<Millis>) -> bool {
+        self.counters().turns.add(1);
         self.completions.clear();
         self.driver.wait(until, &mut self.completions);
         self.mailbox.awake();
@@ -295,8 +297,9 @@ impl<D: Driver> Shard<D> {
         self.conns.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
     }
 
-    /// When the next wait has to end: at once if anything is left to do.
-    fn wait_until(&mut self) -> Option<Millis> {
+    /// When the next wait has to end: at once if anything is left to do, never for `None`. The
+    /// first half of a turn: from here on mail wakes the shard.
+    pub fn wait_until(&mut self) -> Option<Millis> {
         let now = self.driver.now();
         let work = !self.ready.is_empty()
             || self.acceptable
@@ -309,6 +312,8 @@ impl<D: Driver> Shard<D> {
         if work {
             return Some(now);
         }
+        // Nothing is left to do: what is read of a shard that sleeps has to be true.
+        self.set_gauges();
         let retry = (self.mail_blocked || self.leaving_count > 0).then(|| now.after(1));
         let drain = self.draining.is_some().then(|| now.after(10));
         // An idle shard sleeps as long as nothing happens.
@@ -384,10 +389,6 @@ impl<D: Driver> Shard<D> {
         self.queued_peak = self.queued_peak.max(self.outboxes.bytes());
         let now = self.driver.now();
         if now < self.housekeeping_at {
-            // An empty shard may sleep for long after this turn.
-            if self.conns.is_empty() && self.homes.is_empty() {
-                self.set_gauges();
-            }
             return;
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
@@ -396,11 +397,10 @@ impl<D: Driver> Shard<D> {
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }
-        if self.queued_peak > COLLECT_AFTER_BYTES && self.outboxes.bytes() == 0 {
-            (self.collect)();
-            self.queued_peak = 0;
-        }
-        if self.outboxes.bytes() == 0 && self.queued_peak <= COLLECT_AFTER_BYTES {
+        if self.outboxes.bytes() == 0 {
+            if self.queued_peak > COLLECT_AFTER_BYTES {
+                (self.collect)();
+            }
             self.queued_peak = 0;
         }
         self.set_gauges();
@@ -418,6 +418,33 @@ impl<D: Driver> Shard<D> {
         counters.channels_idle.set(self.homes.idle() as u64);
         counters.queued_bytes.set(self.outboxes.bytes());
         counters.queues.set(self.outboxes.in_use() as u64);
+    }
+
+    /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
+    /// interest in a channel. What is left, if not.
+    pub fn is_quiescent(&self) -> Result<(), String> {
+        let left = [
+            ("connections", self.conns.len()),
+            ("sessions", self.sessions.len()),
+            ("users", self.users.len()),
+            ("outboxes", self.outboxes.in_use()),
+            ("bytes queued", self.outboxes.bytes() as usize),
+            ("timers", self.wheel.len()),
+            ("leaving", self.leaving_count as usize),
+            ("to read", self.ready.len()),
+            ("to write", self.dirty.len()),
+            ("waiting for credit", self.waiting.iter().map(VecDeque::len).sum()),
+            ("mail to itself", self.loopback.len()),
+            ("unsent mail", self.mail.iter().filter(|outbox| !outbox.is_empty()).count()),
+            ("credits", self.mail.iter().map(|outbox| outbox.spent() as usize).sum()),
+            ("acknowledgements", self.acks.len()),
+            ("channels here", self.locals.len()),
+            ("fan-outs", self.locals.active()),
+            ("interested shards", self.homes.len() - self.homes.idle()),
+            ("users by header", self.header_users.len()),
+        ];
+        let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }
     }
 
     /// What waits in the listener is told that the node is gone, then the listener goes.
