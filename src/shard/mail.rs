@@ -177,7 +177,7 @@ impl Letterbox {
 impl Letterbox {
     /// The same without waiting: gives the message back when the mailbox is full.
     pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
-        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail] })) {
+        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 })) {
             Ok(()) => {
                 self.alarm.ring();
                 Ok(())
