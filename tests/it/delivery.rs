@@ -200,7 +200,7 @@ fn commands_are_answered_however_late_they_are_read() {
     // All written before anything is read: more than may be unanswered at once. Half of them in
     // one frame, half in one each.
     let publish = |id: usize| {
-        let channel = if id % 2 == 0 { "a" } else { "b" };
+        let channel = if id.is_multiple_of(2) { "a" } else { "b" };
         json!({"id": id, "publish": {"channel": channel, "data": id}}).to_string()
     };
     let batch: Vec<String> = (2..COMMANDS / 2).map(publish).collect();

@@ -40,6 +40,16 @@ fn an_idle_node_ends_at_once() {
 }
 
 #[test]
+fn the_pid_file_is_there_while_the_node_is() {
+    let path = std::env::temp_dir().join(format!("roost-it-{}.pid", std::process::id()));
+    let node = Node::open(&["--pid_file", path.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", node.pid()));
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code, Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
 fn what_is_queued_arrives_before_the_close() {
     const MESSAGES: usize = 40;
     let node =
