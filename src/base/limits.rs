@@ -43,6 +43,11 @@ pub const TURN_ACCEPTS_MAX: usize = 64;
 /// Connections read in one turn.
 pub const TURN_READS_MAX: usize = 1024;
 
+/// Bytes of mail opened in one turn, the last batch beyond; the rest waits in the mailbox for the
+/// next turn. With a batch less than [`FANOUT_BYTES_MAX`], so that a burst into one
+/// channel goes on to its subscribers before more of it comes.
+pub const TURN_MAIL_BYTES_MAX: usize = 2 << 20;
+
 /// Batches of mail opened in one turn.
 pub const TURN_BATCHES_MAX: usize = 64;
 
@@ -58,5 +63,6 @@ pub const TURN_DELIVERIES_MAX: u32 = 2048;
 /// Bytes that wait for an `/echo` peer before it isn't read further.
 pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
 
+const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
 const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
 const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);

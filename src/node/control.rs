@@ -72,9 +72,12 @@ impl Control {
         let open = self.open();
         let rate = self.pace(open);
         info!(connections = open, per_second = rate, "draining");
-        let per_shard = rate.div_ceil(self.letterboxes.len() as u64);
-        let per_second = u32::try_from(per_shard).unwrap_or(u32::MAX);
-        for letterbox in &self.letterboxes {
+        for (letterbox, here) in self.letterboxes.iter().zip(&self.node.open) {
+            // By what is there: the kernel doesn't spread connections evenly, and a fuller shard at
+            // the pace of the others would not be done in time.
+            let here = u64::from(here.load(Ordering::Relaxed));
+            let share = rate.saturating_mul(here).div_ceil(open.max(1)).max(1);
+            let per_second = u32::try_from(share).unwrap_or(u32::MAX);
             letterbox.post(Mail::Drain { per_second });
         }
         let deadline = tokio::time::sleep(self.shutdown_timeout);

@@ -12,12 +12,22 @@ impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
     pub(super) fn open_mail(&mut self) {
         // Mail to itself is as old as this turn's: one round, so that others have theirs too.
+        let mut bytes = 0;
         for _ in 0..self.loopback.len() {
+            if bytes >= TURN_MAIL_BYTES_MAX {
+                break;
+            }
             let Some(batch) = self.loopback.pop_front() else { break };
+            bytes += batch.bytes;
             self.open_batch(*batch);
         }
+        let mut bytes = 0;
         for _ in 0..TURN_BATCHES_MAX {
+            if bytes >= TURN_MAIL_BYTES_MAX {
+                break;
+            }
             let Some(batch) = self.mailbox.take() else { break };
+            bytes += batch.bytes;
             self.open_batch(*batch);
         }
         self.mailbox.take_turned(|shard| self.mail[shard.index()].ring());

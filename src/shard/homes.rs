@@ -22,6 +22,13 @@ impl ShardSet {
     fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
+
+    fn pop(&mut self) -> Option<ShardId> {
+        let word = self.0.iter().position(|word| *word != 0)?;
+        let shard = ShardId((word * 64) as u8 + self.0[word].trailing_zeros() as u8);
+        self.remove(shard);
+        Some(shard)
+    }
 }
 
 /// A publish that is taken but not acknowledged: its deliveries are not all in their receivers'
@@ -84,6 +91,7 @@ impl<D: Driver> Shard<D> {
         let taken = self.homes.publish(now, channel, *hash, options, data, info);
         self.node.counters[self.id.index()].publications.add(1);
         let mut waits_for = ShardSet::default();
+        let mut filled = ShardSet::default();
         if let Some(at) = taken.channel {
             let offset = taken.position.offset;
             let epoch = taken.position.epoch.filter(|_| offset == 1);
@@ -112,9 +120,17 @@ impl<D: Driver> Shard<D> {
                 waits_for.insert(interest.shard);
                 let (local, frame) = (interest.local, frame.clone());
                 outbox.push(Mail::Deliver { local, offset, frame });
+                if outbox.is_full() {
+                    filled.insert(interest.shard);
+                }
             }
         }
         self.acks.push_back(PendingAck { to: from, asker: publish.asker, waits_for });
+        // One turn may bring more than an outbox holds. Where the receiver has room it goes at once:
+        // only a mailbox that is full makes a gap.
+        while let Some(shard) = filled.pop() {
+            self.flush_to(shard);
+        }
     }
 
     /// Sends what the turn had for other shards; then acknowledges the publishes whose deliveries

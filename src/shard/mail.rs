@@ -154,6 +154,8 @@ pub struct Batch {
     pub from: ShardId,
     /// In order.
     pub mail: Vec<Mail>,
+    /// What they count towards bounds on bytes.
+    pub bytes: usize,
 }
 
 /// The control thread, as a sender of mail.
@@ -199,7 +201,7 @@ impl Letterbox {
     /// Puts one message in from the control thread, waiting for room.
     pub fn post(&self, mail: Mail) {
         // Fails only when the shard has ended, and then nothing is to be told.
-        let _ = self.sender.send(Box::new(Batch { from: CONTROL, mail: vec![mail] }));
+        let _ = self.sender.send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 }));
         self.alarm.ring();
     }
 }
@@ -207,7 +209,7 @@ impl Letterbox {
 impl Letterbox {
     /// The same without waiting: gives the message back when the mailbox is full.
     pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
-        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail] })) {
+        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 })) {
             Ok(()) => {
                 self.alarm.ring();
                 Ok(())
@@ -346,8 +348,8 @@ impl Outbox {
         if self.mail.is_empty() {
             return None;
         }
-        self.bytes = 0;
-        Some(Box::new(Batch { from, mail: std::mem::take(&mut self.mail) }))
+        let bytes = std::mem::take(&mut self.bytes);
+        Some(Box::new(Batch { from, mail: std::mem::take(&mut self.mail), bytes }))
     }
 
     /// Sends what is there as one batch, and rings.
@@ -355,7 +357,8 @@ impl Outbox {
         if self.mail.is_empty() {
             return Flushed::Nothing;
         }
-        let batch = Box::new(Batch { from, mail: std::mem::take(&mut self.mail) });
+        let mail = std::mem::take(&mut self.mail);
+        let batch = Box::new(Batch { from, mail, bytes: self.bytes });
         let sender = &self.letterbox.sender;
         let sent = sender.try_send(batch).or_else(|fault| match fault {
             TrySendError::Full(batch) => {

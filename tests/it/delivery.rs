@@ -197,10 +197,16 @@ fn commands_are_answered_however_late_they_are_read() {
     let node = Node::open(&["--shards", "2"]);
     let mut client = node.connected();
     client.subscribe("a");
-    // All written before anything is read: more than may be unanswered at once.
-    for id in 2..COMMANDS + 2 {
-        let channel = if id % 2 == 0 { "a" } else { "b" };
-        client.send(&json!({"id": id, "publish": {"channel": channel, "data": id}}).to_string());
+    // All written before anything is read: more than may be unanswered at once. Half of them in
+    // one frame, half in one each.
+    let publish = |id: usize| {
+        let channel = if id.is_multiple_of(2) { "a" } else { "b" };
+        json!({"id": id, "publish": {"channel": channel, "data": id}}).to_string()
+    };
+    let batch: Vec<String> = (2..COMMANDS / 2).map(publish).collect();
+    client.send(&batch.join("\n"));
+    for id in COMMANDS / 2..COMMANDS + 2 {
+        client.send(&publish(id));
     }
     let (mut replies, mut pushes) = (0, 0);
     while replies < COMMANDS || pushes < COMMANDS / 2 {
@@ -211,5 +217,74 @@ fn commands_are_answered_however_late_they_are_read() {
     }
     let figures = node.figures();
     assert!(figures["commands_paused"] > 0, "the bound was never met");
+
+    // Behind what waits, the client's close is found all the same.
+    let mut raw = node.upgraded(CLIENTS);
+    raw.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    raw.send(&frame(TEXT, batch.join("\n").as_bytes()));
+    raw.send(&frame(CLOSE, &close_payload(1000, "")));
+    while let Some((first, payload)) = raw.frame() {
+        if first == CLOSE {
+            assert_eq!(payload, close_payload(1000, ""));
+            break;
+        }
+    }
+    raw.ends();
     node.is_healthy();
+}
+
+/// Many large publications at once, more than what waits between two shards in a turn: nobody who
+/// takes them in time loses one.
+#[test]
+fn a_burst_of_large_publications() {
+    const PUBLISHERS: usize = 40;
+    const EACH: usize = 10;
+    let node = Node::open(&[
+        "--client.queue_max_size",
+        "100000000",
+        "--websocket.write_timeout",
+        "10m",
+        "--shards",
+        "3",
+    ]);
+    let mut subscribers: Vec<Client> = (0..4).map(|_| node.connected()).collect();
+    for client in &mut subscribers {
+        client.subscribe("stream:one");
+        (0..PUBLISHERS).for_each(|channel| client.subscribe(&format!("{channel}")));
+    }
+    let everyone = Barrier::new(PUBLISHERS);
+    let data = "x".repeat(60_000);
+    std::thread::scope(|scope| {
+        for number in 0..PUBLISHERS {
+            let (node, everyone, data) = (&node, &everyone, &data);
+            scope.spawn(move || {
+                let mut client = node.connected();
+                everyone.wait();
+                for publish in 0..EACH {
+                    // One for all, and one of its own.
+                    let own = number.to_string();
+                    let channel = if publish % 2 == 0 { "stream:one" } else { &own };
+                    client.command("publish", json!({"channel": channel, "data": data}));
+                }
+                for _ in 0..EACH {
+                    client.expect("{\"id\":*,\"publish\":{}}");
+                }
+            });
+        }
+    });
+    for client in &mut subscribers {
+        let mut last = 0;
+        for _ in 0..PUBLISHERS * EACH {
+            let push: Value = serde_json::from_str(&client.line()).unwrap();
+            if let Some(offset) = push["push"]["pub"]["offset"].as_u64() {
+                assert_eq!(offset, last + 1);
+                last = offset;
+            }
+        }
+        assert_eq!(last as usize, PUBLISHERS * EACH / 2);
+    }
+    let figures = node.figures();
+    for lost in ["gaps_mail", "gaps_fanout", "gaps_untold"] {
+        assert_eq!(figures[lost], 0, "{lost}");
+    }
 }

@@ -40,6 +40,16 @@ fn an_idle_node_ends_at_once() {
 }
 
 #[test]
+fn the_pid_file_is_there_while_the_node_is() {
+    let path = std::env::temp_dir().join(format!("roost-it-{}.pid", std::process::id()));
+    let node = Node::open(&["--pid_file", path.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", node.pid()));
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code, Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
 fn what_is_queued_arrives_before_the_close() {
     const MESSAGES: usize = 40;
     let node =
@@ -76,14 +86,14 @@ fn draining_keeps_to_its_pace_and_refuses_who_comes() {
     assert_eq!(raw.response().status, 503);
     raw.ends();
     drop(raw);
-    // Never more closed than the pace allows: 5 a second in each shard, rounded up.
+    // Never more closed than the pace allows, each shard's share of it rounded up.
     let threads: Vec<_> = clients
         .into_iter()
         .map(|mut client| std::thread::spawn(move || client.is_closed(3001, "shutdown")))
         .collect();
     let figures = node.until("half drained", |figures| figures["closed_shutdown"] >= 20);
     let took = figures["uptime_ms"] - uptime;
-    assert!(figures["closed_shutdown"] <= took / 100 + 2, "{figures:#?} after {took} ms");
+    assert!(figures["closed_shutdown"] <= took / 80 + 4, "{figures:#?} after {took} ms");
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(node.ended().code, Some(0));
 }
@@ -110,9 +120,10 @@ fn the_time_to_drain_is_bounded() {
     assert_eq!(stuck.closed().0, 3001);
     let ended = node.ended();
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    // However slow the pace, all are told within that time.
-    let node = Node::open(&["--shutdown.timeout", "2s", "--drain-rate", "1"]);
-    let mut clients: Vec<Client> = (0..50).map(|_| node.connected()).collect();
+    // However slow the pace, all are told within that time, also where one shard has more than
+    // others.
+    let node = Node::open(&["--shutdown.timeout", "2s", "--drain-rate", "1", "--shards", "8"]);
+    let mut clients: Vec<Client> = (0..100).map(|_| node.connected()).collect();
     node.signal(Signal::TERM);
     clients.iter_mut().for_each(|client| client.is_closed(3001, "shutdown"));
     assert_eq!(node.ended().code, Some(0));
