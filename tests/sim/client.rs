@@ -351,7 +351,9 @@ impl Client {
     fn publish(&mut self, scene: &mut Scene<'_>, channel: &str) -> String {
         let publication = scene.history.publish(channel);
         let id = self.number(scene, What::Publish(publication), &[]);
-        let pad = "x".repeat(self.rng.below(scene.plan.pad_bytes + 1) as usize);
+        let least = if scene.plan.pad_bytes > 10_000 { scene.plan.pad_bytes / 2 } else { 0 };
+        let pad = least + self.rng.below(scene.plan.pad_bytes - least + 1);
+        let pad = "x".repeat(pad as usize);
         format!(
             r#"{{"id":{id},"publish":{{"channel":"{channel}","data":{{"n":{publication},"pad":"{pad}"}}}}}}"#
         )

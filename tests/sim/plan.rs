@@ -96,7 +96,7 @@ impl Plan {
         };
         let sizes = Sizes {
             shards,
-            pipe_bytes: pick(rng, if large { &[65536, 400_000] } else { &[500, 4096, 65536] }),
+            pipe_bytes: pick(rng, if large { &[400_000] } else { &[500, 4096, 65536] }),
             read_buffer_bytes: pick(rng, &[1, 13, 200, 4096, 65536]),
             passing: 1 + rng.below(4) as usize,
             events: pick(rng, &[1, 3, 1024]),
@@ -108,7 +108,7 @@ impl Plan {
         let crowded = rng.one_in(4);
         let conns_max = if crowded { 1 + rng.below(6) as u32 } else { 500 };
         let conns_soft = if crowded || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
-        let starve_one_in = if large { 30 } else { sometimes(rng, &[20, 200]) };
+        let starve_one_in = if large { 100 } else { sometimes(rng, &[20, 200]) };
         let queue_bytes_max =
             if large { 1 << 25 } else { pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]) };
         let options = Options {
@@ -122,8 +122,8 @@ impl Plan {
             websocket_path: Some(PATH.into()),
             echo: true,
             channels_idle_max: pick(rng, &[0, 1, 100]),
-            requests_unanswered_max: pick(rng, &[1, 2, 5, 4096]),
-            turn_deliveries_max: pick(rng, &[1, 3, 20, 2048]),
+            requests_unanswered_max: if large { 4096 } else { pick(rng, &[1, 2, 5, 4096]) },
+            turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
         };
         let client = ClientOptions {
             insecure: false,
@@ -143,8 +143,11 @@ impl Plan {
             version: "sim".into(),
         };
         let kinds: Vec<Kind> = (0..clients).map(|at| kind(rng, at)).collect();
-        let channels = ["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"];
-        let count = 1 + rng.below(channels.len() as u64) as usize;
+        let channels: &[&str] = match large {
+            true => &["plain", "hist:a", "pos:a", "pos:b"],
+            false => &["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"],
+        };
+        let count = if large { 2 } else { 1 + rng.below(channels.len() as u64) as usize };
         let mut channels: Vec<String> = channels.iter().map(|c| (*c).to_owned()).collect();
         while channels.len() > count {
             channels.remove(rng.below(channels.len() as u64) as usize);
@@ -170,8 +173,8 @@ impl Plan {
             think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
             pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
             starve_one_in,
-            starve_ms: if large { 1_200 } else { pick(rng, &[20, 300]) },
-            faults_ms: if large { 2_000 } else { 2_000 + rng.below(6_000) },
+            starve_ms: if large { 3_000 } else { pick(rng, &[20, 300]) },
+            faults_ms: if large { 5_000 } else { 2_000 + rng.below(6_000) },
             drains: rng.one_in(3),
             roomy,
             crowded,
