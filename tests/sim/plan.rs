@@ -32,6 +32,10 @@ pub(crate) enum Kind {
     Loris,
     /// Breaks a rule.
     Hostile,
+    /// Its request is no upgrade.
+    Lost,
+    /// Its token is not good, or not for long.
+    Stranger,
     /// Stops reading and writing, and stays.
     Frozen,
     /// Speaks plain WebSocket to `/echo`.
@@ -60,8 +64,10 @@ pub(crate) struct Plan {
     pub(crate) drains: bool,
     /// A client that does what it should is never closed: nothing here is tight enough for that.
     pub(crate) roomy: bool,
-    /// There may be more clients than connections that are allowed.
+    /// There may be more clients than connections that are allowed, or too little memory.
     pub(crate) crowded: bool,
+    /// Memory is short for a while, now and then.
+    pub(crate) short_of_memory: bool,
 }
 
 fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
@@ -105,9 +111,11 @@ impl Plan {
         let sizes = if large { Sizes { read_buffer_bytes: 65536, ..sizes } } else { sizes };
         let faults = if large { Faults { segment_bytes_max: 65536, ..faults } } else { faults };
         let clients = 2 + rng.below(if large { 8 } else { 18 }) as usize;
-        let crowded = rng.one_in(4);
-        let conns_max = if crowded { 1 + rng.below(6) as u32 } else { 500 };
-        let conns_soft = if crowded || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
+        let short_of_memory = rng.one_in(8);
+        let full = rng.one_in(4);
+        let crowded = full || short_of_memory;
+        let conns_max = if full { 1 + rng.below(6) as u32 } else { 500 };
+        let conns_soft = if full || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
         let starve_one_in = if large { 100 } else { sometimes(rng, &[20, 200]) };
         let queue_bytes_max =
             if large { 1 << 25 } else { pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]) };
@@ -158,6 +166,7 @@ impl Plan {
             && queue_bytes_max >= 1 << 20
             && starve_one_in == 0
             && options.requests_unanswered_max >= 5
+            && !short_of_memory
             && !large;
         Self {
             sizes,
@@ -178,6 +187,7 @@ impl Plan {
             drains: rng.one_in(3),
             roomy,
             crowded,
+            short_of_memory,
         }
     }
 
@@ -217,6 +227,8 @@ fn kind(rng: &mut Rng, at: usize) -> Kind {
         Kind::Loris,
         Kind::Hostile,
         Kind::Hostile,
+        Kind::Lost,
+        Kind::Stranger,
         Kind::Frozen,
         Kind::Echo,
     ];
