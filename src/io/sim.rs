@@ -337,10 +337,14 @@ impl World {
 
     /// Sends bytes on their way, in order, in segments.
     fn travel(&mut self, at: u32, down: bool, mut bytes: &[u8]) {
+        let mut segments = 0;
         while !bytes.is_empty() {
+            segments += 1;
             let max = self.faults.segment_bytes_max.min(bytes.len());
-            let count = 1 + self.rng.below(max as u64) as usize;
-            let count = if max == bytes.len() && self.rng.one_in(2) { max } else { count };
+            let mut count = 1 + self.rng.below(max as u64) as usize;
+            if segments == SEGMENTS_MAX || (max == bytes.len() && self.rng.one_in(2)) {
+                count = bytes.len();
+            }
             let (segment, rest) = bytes.split_at(count);
             bytes = rest;
             let delay = self.rng.below(self.faults.delay_ms_max + 1);
@@ -827,6 +831,9 @@ impl Driver for SimDriver {
 
 /// Frames taken by one simulated system call.
 const SEND_FRAMES_MAX: usize = 4;
+
+/// Segments in which one write arrives at most: the last one holds the rest.
+const SEGMENTS_MAX: usize = 12;
 
 /// Keys remembered of a shard's closed connections.
 const DEAD_KEYS_MAX: usize = 16;

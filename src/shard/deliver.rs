@@ -68,16 +68,9 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// An answer gives its credit back, and a connection that waited for one goes on.
+    /// An answer gives its credit back; who waits for one has it at the end of the turn.
     fn earn(&mut self, home: ShardId) {
         self.mail[home.index()].earn();
-        while let Some(key) = self.waiting[home.index()].pop_front() {
-            if let Some(conn) = self.conn(key) {
-                conn.flags.set_waiting(false);
-                self.resume(key);
-                return;
-            }
-        }
     }
 
     /// Sends the reply in `scratch`, if the connection is still there.

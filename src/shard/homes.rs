@@ -172,10 +172,7 @@ impl<D: Driver> Shard<D> {
         }
         match outbox.flush(self.id) {
             Flushed::Nothing => {}
-            Flushed::Gone => {
-                self.delivered_to(to);
-                self.resume_waiting(to);
-            }
+            Flushed::Gone => self.delivered_to(to),
             Flushed::Full => {
                 self.mail_blocked = true;
                 self.counters().mail_full.add(1);
@@ -183,13 +180,20 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// There is room in an outbox again: some of those that waited for it try once more.
-    fn resume_waiting(&mut self, home: ShardId) {
-        for _ in 0..RESUMED_MAX {
-            let Some(key) = self.waiting[home.index()].pop_front() else { return };
-            if let Some(conn) = self.conn(key) {
-                conn.flags.set_waiting(false);
-                self.resume(key);
+    /// Where there is credit: some of those that waited for it try once more. Each turn anew, so
+    /// that a credit which one of them has no use for any more is not lost for the others.
+    pub(super) fn resume_waiting(&mut self) {
+        let unanswered_max = self.node.options.requests_unanswered_max;
+        for home in 0..self.waiting.len() {
+            if self.waiting[home].is_empty() {
+                continue;
+            }
+            for _ in 0..self.mail[home].credits(unanswered_max).min(RESUMED_MAX) {
+                let Some(key) = self.waiting[home].pop_front() else { break };
+                if let Some(conn) = self.conn(key) {
+                    conn.flags.set_waiting(false);
+                    self.resume(key);
+                }
             }
         }
     }
@@ -223,5 +227,5 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// Waiting connections that try again when an outbox has been emptied.
-const RESUMED_MAX: usize = 64;
+/// Connections that try again in one turn, for each home.
+const RESUMED_MAX: u32 = 64;

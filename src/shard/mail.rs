@@ -302,9 +302,14 @@ impl Outbox {
 
     /// Whether a request may go. It takes a credit if so.
     pub fn spend(&mut self, unanswered_max: u32) -> bool {
-        let may = self.spent < unanswered_max && !self.is_full();
+        let may = self.credits(unanswered_max) > 0;
         self.spent += u32::from(may);
         may
+    }
+
+    /// How many requests may go.
+    pub fn credits(&self, unanswered_max: u32) -> u32 {
+        if self.is_full() { 0 } else { unanswered_max.saturating_sub(self.spent) }
     }
 
     /// The answer to a request has come.

@@ -1,0 +1,239 @@
+//! What a run is made of: all of it drawn from the seed.
+
+use roost::base::rng::Rng;
+use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace};
+use roost::edge::client_id::ClientIdSealer;
+use roost::edge::jwt::{TokenKeys, TokenOptions};
+use roost::edge::origin::OriginRules;
+use roost::io::sim::{Faults, Sizes};
+use roost::session::{ClientOptions, Rules};
+use roost::shard::Options;
+
+/// What connection tokens are signed with.
+pub(crate) const SECRET: &str = "simulation";
+
+/// Path of the client protocol.
+pub(crate) const PATH: &str = "/connection/websocket";
+
+/// How a client behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Does what it should, and must be served.
+    Normal,
+    /// Comes and goes, in the middle of things too.
+    Flaky,
+    /// Reads late and little.
+    Slow,
+    /// Never answers a ping.
+    Mute,
+    /// Never says `connect`.
+    Stale,
+    /// Never finishes its request head.
+    Loris,
+    /// Breaks a rule.
+    Hostile,
+    /// Stops reading and writing, and stays.
+    Frozen,
+    /// Speaks plain WebSocket to `/echo`.
+    Echo,
+}
+
+pub(crate) struct Plan {
+    pub(crate) sizes: Sizes,
+    pub(crate) faults: Faults,
+    pub(crate) options: Options,
+    pub(crate) client: ClientOptions,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) mailbox_batches: Vec<usize>,
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) channels: Vec<String>,
+    /// Milliseconds between two actions of a client, at most.
+    pub(crate) think_ms: u64,
+    /// Bytes added to a publication, at most.
+    pub(crate) pad_bytes: u64,
+    /// A shard isn't run for a while, now and then.
+    pub(crate) starve_one_in: u64,
+    pub(crate) starve_ms: u64,
+    /// How long things go wrong.
+    pub(crate) faults_ms: u64,
+    /// It ends by draining, not by clients going.
+    pub(crate) drains: bool,
+    /// A client that does what it should is never closed: nothing here is tight enough for that.
+    pub(crate) roomy: bool,
+    /// There may be more clients than connections that are allowed.
+    pub(crate) crowded: bool,
+}
+
+fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
+    from[rng.below(from.len() as u64) as usize].clone()
+}
+
+/// 0 (never) half of the time.
+fn sometimes(rng: &mut Rng, one_in: &[u64]) -> u64 {
+    if rng.one_in(2) { 0 } else { pick(rng, one_in) }
+}
+
+impl Plan {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        // Large publications and a shard that isn't run for long: mail that has to be given up.
+        let large = rng.one_in(8);
+        let shards = 1 + rng.below(5) as usize + usize::from(large);
+        let calm = rng.one_in(4);
+        let faults = if calm {
+            Faults { delay_ms_max: rng.below(20), segment_bytes_max: 4096, ..Faults::NONE }
+        } else {
+            Faults {
+                delay_ms_max: pick(rng, &[0, 1, 5, 20, 60]),
+                segment_bytes_max: pick(rng, &[1, 7, 50, 1400, 65536]),
+                partial_read_one_in: sometimes(rng, &[2, 5, 50]),
+                partial_write_one_in: sometimes(rng, &[2, 5, 50]),
+                blocked_write_one_in: sometimes(rng, &[3, 10, 50]),
+                reset_one_in: sometimes(rng, &[100, 1000, 5000]),
+                accept_failed_one_in: sometimes(rng, &[5, 30]),
+                accept_full_one_in: sometimes(rng, &[1, 3, 20]),
+                spurious_one_in: sometimes(rng, &[2, 10]),
+            }
+        };
+        let sizes = Sizes {
+            shards,
+            pipe_bytes: pick(rng, if large { &[65536, 400_000] } else { &[500, 4096, 65536] }),
+            read_buffer_bytes: pick(rng, &[1, 13, 200, 4096, 65536]),
+            passing: 1 + rng.below(4) as usize,
+            events: pick(rng, &[1, 3, 1024]),
+        };
+        // Large publications through small doors would take the run's whole time.
+        let sizes = if large { Sizes { read_buffer_bytes: 65536, ..sizes } } else { sizes };
+        let faults = if large { Faults { segment_bytes_max: 65536, ..faults } } else { faults };
+        let clients = 2 + rng.below(if large { 8 } else { 18 }) as usize;
+        let crowded = rng.one_in(4);
+        let conns_max = if crowded { 1 + rng.below(6) as u32 } else { 500 };
+        let conns_soft = if crowded || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
+        let starve_one_in = if large { 30 } else { sometimes(rng, &[20, 200]) };
+        let queue_bytes_max =
+            if large { 1 << 25 } else { pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]) };
+        let options = Options {
+            conns_soft: conns_soft.min(conns_max),
+            conns_max,
+            handshake_timeout_ms: pick(rng, &[2_000, 10_000]),
+            close_timeout_ms: pick(rng, &[1_000, 5_000]),
+            write_timeout_ms: pick(rng, &[1_000, 3_000]),
+            idle_timeout_ms: pick(rng, &[2_000, 20_000]),
+            message_bytes_max: 65_536,
+            websocket_path: Some(PATH.into()),
+            echo: true,
+            channels_idle_max: pick(rng, &[0, 1, 100]),
+            requests_unanswered_max: pick(rng, &[1, 2, 5, 4096]),
+            turn_deliveries_max: pick(rng, &[1, 3, 20, 2048]),
+        };
+        let client = ClientOptions {
+            insecure: false,
+            allow_anonymous: true,
+            disallow_anonymous_tokens: false,
+            user_id_http_header: String::new(),
+            ping_interval_ms: Some(pick(rng, &[3_000, 5_000])),
+            pong_timeout_ms: Some(pick(rng, &[1_500, 2_500])),
+            stale_close_delay_ms: Some(pick(rng, &[3_000, 8_000])),
+            expired_close_delay_ms: 2_000,
+            expired_sub_close_delay_ms: 2_000,
+            channel_limit: 128,
+            queue_bytes_max,
+            connection_limit: 0,
+            connection_rate_limit: 0,
+            include_server_time: false,
+            version: "sim".into(),
+        };
+        let kinds: Vec<Kind> = (0..clients).map(|at| kind(rng, at)).collect();
+        let channels = ["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"];
+        let count = 1 + rng.below(channels.len() as u64) as usize;
+        let mut channels: Vec<String> = channels.iter().map(|c| (*c).to_owned()).collect();
+        while channels.len() > count {
+            channels.remove(rng.below(channels.len() as u64) as usize);
+        }
+        let roomy = sizes.pipe_bytes >= 4096
+            && sizes.read_buffer_bytes >= 200
+            && faults.delay_ms_max <= 20
+            && queue_bytes_max >= 1 << 20
+            && starve_one_in == 0
+            && options.requests_unanswered_max >= 5
+            && !large;
+        Self {
+            sizes,
+            faults,
+            options,
+            client,
+            namespaces: namespaces(rng),
+            mailbox_batches: (0..shards)
+                .map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) })
+                .collect(),
+            kinds,
+            channels,
+            think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
+            pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
+            starve_one_in,
+            starve_ms: if large { 1_200 } else { pick(rng, &[20, 300]) },
+            faults_ms: if large { 2_000 } else { 2_000 + rng.below(6_000) },
+            drains: rng.one_in(3),
+            roomy,
+            crowded,
+        }
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        let open = Namespace {
+            allow_subscribe_for_client: true,
+            allow_subscribe_for_anonymous: true,
+            allow_publish_for_client: true,
+            allow_publish_for_anonymous: true,
+            ..Namespace::default()
+        };
+        Rules {
+            client: self.client.clone(),
+            keys: TokenKeys::new(&TokenOptions {
+                hmac_secret_key: SECRET.into(),
+                ..TokenOptions::default()
+            }),
+            subscription_keys: None,
+            channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default()),
+            origins: OriginRules::new(&["*".to_string()]).unwrap(),
+            client_ids: ClientIdSealer::new(&[7; 32]),
+        }
+    }
+}
+
+fn kind(rng: &mut Rng, at: usize) -> Kind {
+    // Two at least that must be served.
+    if at < 2 {
+        return Kind::Normal;
+    }
+    let others = [
+        Kind::Flaky,
+        Kind::Flaky,
+        Kind::Slow,
+        Kind::Mute,
+        Kind::Stale,
+        Kind::Loris,
+        Kind::Hostile,
+        Kind::Hostile,
+        Kind::Frozen,
+        Kind::Echo,
+    ];
+    if rng.one_in(2) { Kind::Normal } else { pick(rng, &others) }
+}
+
+fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
+    let open = Namespace {
+        allow_subscribe_for_client: true,
+        allow_subscribe_for_anonymous: true,
+        allow_publish_for_client: true,
+        allow_publish_for_anonymous: true,
+        history_size: 1 + rng.below(20) as u32,
+        history_ttl_ms: pick(rng, &[500, 60_000]),
+        history_meta_ttl_ms: pick(rng, &[1_000, 120_000]),
+        ..Namespace::default()
+    };
+    vec![
+        Namespace { name: "hist".into(), allow_positioning: true, ..open.clone() },
+        Namespace { name: "pos".into(), force_positioning: true, ..open },
+        Namespace { name: "deny".into(), ..Namespace::default() },
+    ]
+}

@@ -1,0 +1,385 @@
+//! One run: shards, clients, a clock, and who is next; all from one seed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use roost::base::id::ShardId;
+use roost::base::rng::Rng;
+use roost::base::time::Millis;
+use roost::hub::names::NameHasher;
+use roost::io::Alarm;
+use roost::io::sim::{Faults, SharedWorld, SimDriver, World};
+use roost::shard::mail::{Letterbox, Mail, Mailbox};
+use roost::shard::{Node, Seat, Shard, ShardCounters};
+
+use crate::checker::History;
+use crate::client::{Client, Phase, Scene};
+use crate::plan::Plan;
+
+/// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
+const STANDSTILL_STEPS: u64 = 100_000;
+
+/// Turns of shards in a row after which clients must have had a chance.
+const HEAL_MS: u64 = 90_000;
+
+struct Runner {
+    shard: Shard<SimDriver>,
+    /// Until when it waits; `None` while it hasn't been asked.
+    waits: Option<Option<Millis>>,
+    starved_until: u64,
+    stopped: bool,
+}
+
+pub(crate) struct Run {
+    plan: Plan,
+    rng: Rng,
+    world: SharedWorld,
+    node: Arc<Node>,
+    letterboxes: Vec<Letterbox>,
+    shards: Vec<Runner>,
+    clients: Vec<Client>,
+    history: History,
+    phase: Phase,
+    draining: bool,
+    standstill: u64,
+}
+
+/// What a run came to.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) trace: u64,
+    pub(crate) steps: u64,
+    pub(crate) summary: String,
+    pub(crate) figures: BTreeMap<&'static str, u64>,
+}
+
+impl Run {
+    /// Everything that `seed` means.
+    pub(crate) fn of(seed: u64) -> Result<Report, String> {
+        let mut run = Self::new(seed);
+        run.play()?;
+        let trace = run.world.borrow().trace();
+        let figures = run.figures();
+        Ok(Report { trace, steps: run.history.step, summary: run.history.summary(), figures })
+    }
+
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let world = World::new(rng.next_u64(), plan.sizes.clone(), plan.faults.clone());
+        let ids: Vec<ShardId> = (0..plan.sizes.shards).map(|at| ShardId(at as u8)).collect();
+        let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = ids
+            .iter()
+            .map(|id| {
+                let alarm = Alarm::new(world.borrow().waker(*id));
+                Mailbox::new(plan.mailbox_batches[id.index()], alarm)
+            })
+            .unzip();
+        let node = Arc::new(Node {
+            rules: plan.rules(),
+            options: plan.options.clone(),
+            names: NameHasher::new(rng.next_u64(), ids.len()),
+            counters: ids.iter().map(|_| ShardCounters::default()).collect(),
+            open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
+            clients: AtomicU64::new(0),
+            client_rate: AtomicU64::new(0),
+            memory_short: AtomicBool::new(false),
+            drained: AtomicU32::new(0),
+        });
+        let shards = ids
+            .iter()
+            .zip(mailboxes)
+            .map(|(id, mailbox)| {
+                let letterboxes: Vec<Letterbox> = letterboxes.clone();
+                let seat = Seat { shard: *id, mailbox, letterboxes, seed: rng.next_u64() };
+                let driver = SimDriver::new(&world, *id);
+                let shard = Shard::new(Arc::clone(&node), seat, driver, || {});
+                Runner { shard, waits: None, starved_until: 0, stopped: false }
+            })
+            .collect();
+        let now = world.borrow().now().0;
+        let clients = plan
+            .kinds
+            .iter()
+            .enumerate()
+            .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now))
+            .collect();
+        Self {
+            plan,
+            rng,
+            world,
+            node,
+            letterboxes,
+            shards,
+            clients,
+            history: History::default(),
+            phase: Phase::Faults,
+            draining: false,
+            standstill: 0,
+        }
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        // Faults.
+        self.run_for(self.plan.faults_ms, |_| false)?;
+
+        // Heal.
+        self.phase = Phase::Heal;
+        let delay_ms_max = self.plan.faults.delay_ms_max.min(5);
+        let segment_bytes_max = self.plan.faults.segment_bytes_max.max(1000);
+        let faults = Faults { delay_ms_max, segment_bytes_max, ..Faults::NONE };
+        self.world.borrow_mut().set_faults(faults);
+        self.plan.starve_one_in = 0;
+        self.each_client(Client::behave);
+        let all_subscribed = |run: &Self| {
+            run.served().all(|client| {
+                client.is_online() && run.plan.channels.iter().all(|c| client.is_subscribed(c))
+            })
+        };
+        let heal_ms = if self.plan.crowded { HEAL_MS / 9 } else { HEAL_MS };
+        let healed = self.run_for(heal_ms, all_subscribed)?;
+        if !healed && !self.plan.crowded {
+            return Err("not all that must be served are subscribed again".into());
+        }
+
+        // Progress: what each publishes now reaches all.
+        self.phase = Phase::Quiet;
+        for at in 0..self.clients.len() {
+            if self.clients[at].is_served() && self.clients[at].is_online() {
+                self.with_client(at, |client, scene| {
+                    client.publish_to_all(scene);
+                    Ok(())
+                })?;
+            }
+        }
+        self.run_for(3_000, |_| false)?;
+        let waits: Vec<usize> = self.served().map(Client::unanswered).collect();
+        if !self.plan.crowded && waits.iter().any(|count| *count > 0) {
+            return Err(format!("commands are unanswered: {waits:?}"));
+        }
+        let served: Vec<usize> = (0..self.clients.len())
+            .filter(|at| self.clients[*at].is_served() && self.clients[*at].is_online())
+            .collect();
+        self.history.verify(self.is_lossy(), &served)?;
+
+        // The end.
+        if self.plan.drains {
+            self.drain()?;
+        } else {
+            self.phase = Phase::Leave;
+            self.each_client(Client::go);
+        }
+        let empty = self.run_for(HEAL_MS, |run| run.world.borrow().held() == 0)?;
+        if !empty {
+            let held = self.world.borrow().held();
+            return Err(format!("{held} sockets are held, and nobody is there"));
+        }
+        // Two housekeepings, and all mail.
+        self.run_for(3_000, |_| false)?;
+        self.check_quiescence()?;
+        self.stop()
+    }
+
+    fn served(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter().filter(|client| client.is_served())
+    }
+
+    /// Deliveries were lost, and counted.
+    fn is_lossy(&self) -> bool {
+        let figures = self.figures();
+        figures["gaps_mail"] + figures["gaps_fanout"] > 0
+    }
+
+    fn figures(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for counters in &self.node.counters {
+            counters.each(|name, value| *sums.entry(name).or_insert(0) += value);
+        }
+        sums
+    }
+
+    fn post_to_all(&mut self, mail: fn() -> Mail) -> Result<(), String> {
+        for at in 0..self.letterboxes.len() {
+            let mut left = Some(mail());
+            while let Some(mail) = left {
+                left = self.letterboxes[at].try_post(mail).err();
+                if left.is_some() {
+                    self.run_for(1, |_| false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        self.draining = true;
+        self.phase = Phase::Leave;
+        self.post_to_all(|| Mail::Drain { per_second: 50 })?;
+        let shards = self.shards.len() as u32;
+        let drained = |run: &Self| run.node.drained.load(Ordering::Acquire) == shards;
+        match self.run_for(HEAL_MS, drained)? {
+            true => Ok(()),
+            false => Err("the shards never drained".into()),
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), String> {
+        self.post_to_all(|| Mail::Stop)?;
+        match self.run_for(1_000, |run| run.shards.iter().all(|runner| runner.stopped))? {
+            true => Ok(()),
+            false => Err("a shard doesn't stop".into()),
+        }
+    }
+
+    fn check_quiescence(&self) -> Result<(), String> {
+        for runner in &self.shards {
+            runner.shard.is_quiescent()?;
+        }
+        let figures = self.figures();
+        for name in [
+            "connections_open",
+            "slots_in_use",
+            "connections_leaving",
+            "sessions_open",
+            "users",
+            "subscriptions",
+            "channels_local",
+            "queued_bytes",
+            "queues",
+        ] {
+            if figures[name] != 0 {
+                return Err(format!("{name} is {} in the end", figures[name]));
+            }
+        }
+        if figures["connections_accepted"] != figures["connections_closed"] {
+            return Err("not all that were accepted were closed".into());
+        }
+        if figures["channels_home"] != figures["channels_idle"] {
+            return Err("homes know channels that are neither idle nor subscribed".into());
+        }
+        if self.node.clients.load(Ordering::Relaxed) != 0 {
+            return Err("clients are counted that are gone".into());
+        }
+        let open = self.node.open.iter().map(|open| open.load(Ordering::Relaxed)).sum::<u32>();
+        if open != 0 {
+            return Err(format!("{open} connections are counted as open"));
+        }
+        Ok(())
+    }
+
+    fn each_client(&mut self, act: fn(&mut Client, &mut Scene<'_>)) {
+        for at in 0..self.clients.len() {
+            let _ = self.with_client(at, |client, scene| {
+                act(client, scene);
+                Ok(())
+            });
+        }
+    }
+
+    fn with_client(
+        &mut self,
+        at: usize,
+        act: impl FnOnce(&mut Client, &mut Scene<'_>) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let mut world = self.world.borrow_mut();
+        let mut scene = Scene {
+            world: &mut world,
+            history: &mut self.history,
+            plan: &self.plan,
+            phase: self.phase,
+            draining: self.draining,
+        };
+        act(&mut self.clients[at], &mut scene)
+    }
+
+    /// Runs until `done`, for so much virtual time at most. Whether it was done.
+    fn run_for(&mut self, ms: u64, done: impl Fn(&Self) -> bool) -> Result<bool, String> {
+        let end = self.world.borrow().now().0 + ms;
+        let mut looked_at = u64::MAX;
+        loop {
+            let now = self.world.borrow().now().0;
+            if now != looked_at && done(self) {
+                return Ok(true);
+            }
+            looked_at = now;
+            if now >= end {
+                return Ok(false);
+            }
+            self.step(end)?;
+        }
+    }
+
+    /// One shard or one client has its turn; when none can, time passes.
+    fn step(&mut self, end: u64) -> Result<(), String> {
+        self.history.step += 1;
+        self.standstill += 1;
+        if self.standstill > STANDSTILL_STEPS {
+            return Err(format!("nothing ever sleeps: {:?}", self.figures()));
+        }
+        let now = self.world.borrow().now().0;
+        let mut ready: Vec<usize> = Vec::new();
+        for at in 0..self.shards.len() {
+            let runner = &mut self.shards[at];
+            if runner.stopped || runner.starved_until > now {
+                continue;
+            }
+            let until = *runner.waits.get_or_insert_with(|| runner.shard.wait_until());
+            if self.world.borrow().is_ready(ShardId(at as u8), until) {
+                ready.push(at);
+            }
+        }
+        let shards = self.shards.len();
+        {
+            let world = self.world.borrow();
+            let clients = self.clients.iter().enumerate();
+            ready.extend(
+                clients.filter(|(_, client)| client.is_ready(&world)).map(|(at, _)| shards + at),
+            );
+        }
+        if ready.is_empty() {
+            return self.pass_time(end);
+        }
+        if self.rng.one_in(200) {
+            // Work takes time, too.
+            self.world.borrow_mut().advance_to(Millis(now + 1));
+        }
+        let next = ready[self.rng.below(ready.len() as u64) as usize];
+        if next >= shards {
+            return self.with_client(next - shards, |client, scene| client.step(scene));
+        }
+        let runner = &mut self.shards[next];
+        if self.plan.starve_one_in > 0 && self.rng.one_in(self.plan.starve_one_in) {
+            runner.starved_until = now + 1 + self.rng.below(self.plan.starve_ms);
+        }
+        let until = runner.waits.take().flatten();
+        runner.stopped = !runner.shard.turn_after(until);
+        Ok(())
+    }
+
+    /// Moves the clock to the next moment at which anything happens.
+    fn pass_time(&mut self, end: u64) -> Result<(), String> {
+        let mut world = self.world.borrow_mut();
+        let now = world.now().0;
+        let mut next = end;
+        if let Some(at) = world.next_arrival() {
+            next = next.min(at.0);
+        }
+        for runner in self.shards.iter().filter(|runner| !runner.stopped) {
+            if runner.starved_until > now {
+                next = next.min(runner.starved_until);
+            } else if let Some(Some(until)) = runner.waits {
+                next = next.min(until.0);
+            }
+        }
+        for client in &self.clients {
+            client.check_patience(now)?;
+            if let Some(at) = client.next_at(&world) {
+                next = next.min(at);
+            }
+        }
+        world.advance_to(Millis(next.max(now + 1)));
+        self.standstill = 0;
+        Ok(())
+    }
+}
