@@ -41,7 +41,7 @@ pub const COMMANDS_UNANSWERED_MAX: u8 = 64;
 pub const TURN_ACCEPTS_MAX: usize = 64;
 
 /// Connections read in one turn.
-pub const TURN_READS_MAX: usize = 1024;
+pub const TURN_READS_MAX: usize = 256;
 
 /// Bytes of mail opened in one turn, the last batch beyond; the rest waits in the mailbox for the
 /// next turn. With a batch less than [`FANOUT_BYTES_MAX`], so that a burst into one
