@@ -179,9 +179,11 @@ impl Coordinator {
                 publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
             sent = outcome.sent;
             merge(&mut lag, &outcome.lag);
-            for (reason, count) in outcome.reasons.iter() {
-                self.report.troubles.push(format!("{reason} ({count} times)"));
+            let count: u64 = outcome.reasons.iter().map(|(_, count)| count).sum();
+            if count > 0 {
+                self.report.troubles.push(format!("publishing went wrong ({count} times)"));
             }
+            reasons.merge(&outcome.reasons);
             busy.push(outcome.busy);
         }
         let sent: Arc<[u32]> = sent.into();
