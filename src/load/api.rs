@@ -75,6 +75,7 @@ pub(crate) fn run(
         let mut reasons = Reasons::default();
         reasons.add(&format!("publisher: {error}"));
         live.done.store(true, Relaxed);
+        while matches!(orders.recv(), Ok(Order::Start(_) | Order::Stop)) {}
         let sent = vec![0; channels];
         Outcome { sent, lag: figures::latency(), reasons, busy: Busy::default() }
     })

@@ -255,6 +255,10 @@ impl Coordinator {
 
     /// A worker that ended before its time takes its reason along.
     fn check_workers(&mut self) -> Result<(), String> {
+        // It waits to be told to finish: before that, only a panic ends it.
+        if self.publisher.as_ref().is_some_and(|publisher| publisher.thread.is_finished()) {
+            return Err("the publisher panicked".to_owned());
+        }
         let Some(index) = self.workers.iter().position(|worker| worker.thread.is_finished()) else {
             return Ok(());
         };
