@@ -20,14 +20,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Queues the message in `scratch` as one text frame.
+    /// Queues the message in `scratch`. Those that one turn has for a connection share text frames.
     pub(super) fn enqueue_scratch(&mut self, index: u32) {
-        let scratch = std::mem::take(&mut self.scratch);
-        self.replies.clear();
-        ws::put_frame(&mut self.replies, ws::TEXT, &scratch);
-        self.scratch = scratch;
-        let frame = SharedFrame::new(&self.replies);
-        self.enqueue(index, frame);
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        if conn.socket.is_none() || conn.flags.finished() {
+            return;
+        }
+        let in_flight = conn.flags.sending();
+        self.outboxes.push_message(&mut conn.outbox, &self.scratch, in_flight, &mut self.replies);
+        let key = conn.key(index);
+        self.mark_dirty(key);
     }
 
     /// Writes to every connection that got something in this turn.
