@@ -22,6 +22,13 @@ pub const FANOUT_BYTES_MAX: usize = 4 << 20;
 /// Publications joined for one write at most, bytes.
 pub const JOIN_BYTES_MAX: usize = 64 * 1024;
 
+/// Messages in one frame to a client at most; the next begins another.
+pub const FRAME_MESSAGES_MAX: u8 = 16;
+
+/// Bytes of such a frame at most: messages that are longer together go in frames of their own.
+/// What is in a frame is copied for each message that joins it.
+pub const FRAME_JOIN_BYTES_MAX: usize = 4 * 1024;
+
 /// Batches that wait in a shard's mailbox at most. A sender that finds it full keeps its mail and
 /// is rung when there is room; what it may keep is [`OUTBOX_BYTES_MAX`].
 pub const MAILBOX_BATCHES: usize = 256;
@@ -41,7 +48,7 @@ pub const COMMANDS_UNANSWERED_MAX: u8 = 64;
 pub const TURN_ACCEPTS_MAX: usize = 64;
 
 /// Connections read in one turn.
-pub const TURN_READS_MAX: usize = 1024;
+pub const TURN_READS_MAX: usize = 256;
 
 /// Bytes of mail opened in one turn, the last batch beyond; the rest waits in the mailbox for the
 /// next turn. With a batch less than [`FANOUT_BYTES_MAX`], so that a burst into one

@@ -241,20 +241,39 @@ impl<D: Driver> Shard<D> {
                     .into_iter()
                     .flatten()
                     .min(),
-                Some(session) => [Some(session.due_tick), blocked()].into_iter().flatten().min(),
+                Some(session) => [Some(session.due_tick), blocked(), self.expiry(session)]
+                    .into_iter()
+                    .flatten()
+                    .min(),
             },
             Phase::Leaving => None,
         }
     }
 
-    /// How often a session is pinged, and how soon the pong has to come. With pings off, how often
-    /// its expiry is looked at.
+    /// The tick at which a session or one of its subscriptions has been expired for too long.
+    fn expiry(&self, session: &Session) -> Option<u32> {
+        let client = &self.node.rules.client;
+        let of_connection = (session.expires > 0)
+            .then(|| i64::from(session.expires) + seconds(client.expired_close_delay_ms));
+        let of_subs = session.extra.as_ref().and_then(|extra| {
+            let first = extra.sub_expiries.iter().map(|(_, at)| *at).min()?;
+            Some(first + seconds(client.expired_sub_close_delay_ms))
+        });
+        let at = [of_connection, of_subs].into_iter().flatten().min()?;
+        let left = u64::try_from(at - self.driver.unix().0).unwrap_or(0);
+        Some(match left {
+            0 => self.tick(),
+            left => self.tick().saturating_add(ticks(left.saturating_mul(1000))),
+        })
+    }
+
+    /// How often a session is pinged, and how soon the pong has to come.
     pub(super) fn ping_times(&self, frame_ping: bool) -> (u64, Option<u64>) {
         let client = &self.node.rules.client;
         match client.ping_interval_ms {
             _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
             Some(interval) => (interval, client.pong_timeout_ms),
-            None => (EXPIRY_CHECK_MS, None),
+            None => (NO_PING_MS, None),
         }
     }
 
@@ -345,7 +364,7 @@ impl<D: Driver> Shard<D> {
         let now = self.driver.unix();
         let client = &self.node.rules.client;
         let pings = client.ping_interval_ms.is_some();
-        let expired_delay = (client.expired_close_delay_ms / 1000) as i64;
+        let expired_delay = seconds(client.expired_close_delay_ms);
         let conn = &self.conns[index as usize];
         let frame_ping = conn.flags.frame_ping();
         let (interval, pong_timeout) = self.ping_times(frame_ping);
@@ -353,6 +372,12 @@ impl<D: Driver> Shard<D> {
         if session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay {
             self.counters().closed_expired.add(1);
             return self.disconnect(index, Disconnect::ConnectionExpired);
+        }
+        self.expire_subs(index);
+        let conn = &self.conns[index as usize];
+        let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
+        if session.due_tick > tick {
+            return;
         }
         if session.pong_window {
             if session.pong_due {
@@ -376,12 +401,11 @@ impl<D: Driver> Shard<D> {
             self.counters().pings.add(1);
             self.enqueue(index, frame);
         }
-        self.expire_subs(index);
     }
 
     /// Ends subscriptions whose token has expired.
     fn expire_subs(&mut self, index: u32) {
-        let delay = (self.node.rules.client.expired_sub_close_delay_ms / 1000) as i64;
+        let delay = seconds(self.node.rules.client.expired_sub_close_delay_ms);
         let now = self.driver.unix().0;
         let conn = &self.conns[index as usize];
         let Some(extra) =
@@ -423,5 +447,10 @@ impl<D: Driver> Shard<D> {
 const FRAME_PING_INTERVAL_MS: u64 = 25_000;
 /// The answer to one has to come so soon.
 const FRAME_PONG_TIMEOUT_MS: u64 = 10_000;
-/// With pings off: how often the expiry of tokens is looked at.
-const EXPIRY_CHECK_MS: u64 = 25_000;
+/// With pings off: how often a session's timer fires although nothing is due.
+const NO_PING_MS: u64 = 3_600_000;
+
+/// A delay as tokens count, in whole seconds.
+fn seconds(ms: u64) -> i64 {
+    i64::try_from(ms / 1000).unwrap_or(i64::MAX / 4)
+}

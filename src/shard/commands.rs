@@ -380,6 +380,7 @@ impl<D: Driver> Shard<D> {
                 session.extra().sub_data.push((local, data));
             }
         }
+        self.schedule(index);
         self.counters().subscriptions.add(1);
         self.mail[home.index()].push(Mail::Subscribe(Box::new(Subscribe {
             channel: CompactString::new(channel),
@@ -506,6 +507,7 @@ impl<D: Driver> Shard<D> {
         self.scratch.clear();
         json::put_refresh(&mut self.scratch, id, ttl);
         self.enqueue_scratch(index);
+        self.schedule(index);
         Ok(())
     }
 
@@ -561,6 +563,7 @@ impl<D: Driver> Shard<D> {
         self.scratch.clear();
         json::put_sub_refresh(&mut self.scratch, id, ttl);
         self.enqueue_scratch(index);
+        self.schedule(index);
         Ok(())
     }
 }

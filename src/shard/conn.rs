@@ -140,6 +140,8 @@ pub(super) struct Rx {
     pub(super) reader: ws::Reader,
     /// Commands of a message that was interrupted: whole lines, the last without its line feed.
     pub(super) commands: Vec<u8>,
+    /// How much of them is handled.
+    pub(super) commands_at: usize,
     /// Bytes behind it, or an unfinished request head.
     pub(super) raw: Vec<u8>,
     /// How far the head was searched for its end.

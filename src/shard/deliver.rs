@@ -82,8 +82,10 @@ impl<D: Driver> Shard<D> {
             return;
         }
         session.unanswered -= 1;
+        // Half of the answers first, so that what is left of a long message is taken in few parts.
+        let resumes = paused && session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
         self.enqueue_scratch(asker.conn.index);
-        if paused {
+        if resumes {
             self.resume(asker.conn);
         }
     }

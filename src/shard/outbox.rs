@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use super::conn::NONE;
 use crate::base::frame::SharedFrame;
+use crate::base::limits::{FRAME_JOIN_BYTES_MAX, FRAME_MESSAGES_MAX};
+use crate::proto::ws;
 
 /// What waits for one connection.
 #[derive(Debug, Default)]
@@ -16,6 +18,8 @@ pub(super) struct Outbox {
     bytes: usize,
     /// When the socket was found full and has taken nothing since.
     pub(super) blocked_tick: Option<u32>,
+    /// Messages in the last frame, if it holds replies to this connection alone; else 0.
+    messages: u8,
 }
 
 /// Frames for which an unused outbox keeps room.
@@ -35,6 +39,35 @@ impl Outbox {
     pub(super) fn push(&mut self, frame: SharedFrame) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
+        self.messages = 0;
+    }
+
+    /// Adds a message for this connection alone: to the last frame behind a line feed, or as a
+    /// frame of its own. A frame that has begun to go, or that a driver holds (`in_flight`), stays
+    /// as it is.
+    fn push_message(&mut self, message: &[u8], in_flight: bool, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        let last = self.frames.back().filter(|last| {
+            let begun = in_flight || (self.skip > 0 && self.frames.len() == 1);
+            (1..FRAME_MESSAGES_MAX).contains(&self.messages)
+                && !begun
+                && last.len() + message.len() <= FRAME_JOIN_BYTES_MAX
+        });
+        let Some(last) = last else {
+            ws::put_frame(scratch, ws::TEXT, message);
+            self.push(SharedFrame::new(scratch));
+            self.messages = 1;
+            return;
+        };
+        let payload = ws::payload(last.bytes());
+        ws::put_header(scratch, ws::TEXT, payload.len() + 1 + message.len());
+        scratch.extend_from_slice(payload);
+        scratch.push(b'\n');
+        scratch.extend_from_slice(message);
+        self.bytes += scratch.len() - last.len();
+        self.frames.pop_back();
+        self.frames.push_back(SharedFrame::new(scratch));
+        self.messages += 1;
     }
 
     /// What the driver is to send, and how much of the first is sent already.
@@ -77,14 +110,33 @@ pub(super) struct Outboxes {
 impl Outboxes {
     /// Adds a frame to the outbox `at`, which is taken from the pool if there is none.
     pub(super) fn push(&mut self, at: &mut u32, frame: SharedFrame) {
+        self.bytes += frame.len() as u64;
+        self.taken(at).push(frame);
+    }
+
+    /// Adds a message for one connection alone; those of a turn share frames, in order.
+    pub(super) fn push_message(
+        &mut self,
+        at: &mut u32,
+        message: &[u8],
+        in_flight: bool,
+        scratch: &mut Vec<u8>,
+    ) {
+        let outbox = self.taken(at);
+        let before = outbox.bytes;
+        outbox.push_message(message, in_flight, scratch);
+        let added = outbox.bytes - before;
+        self.bytes += added as u64;
+    }
+
+    fn taken(&mut self, at: &mut u32) -> &mut Outbox {
         if *at == NONE {
             *at = self.free.pop().unwrap_or_else(|| {
                 self.boxes.push(Outbox::default());
                 (self.boxes.len() - 1) as u32
             });
         }
-        self.bytes += frame.len() as u64;
-        self.boxes[*at as usize].push(frame);
+        &mut self.boxes[*at as usize]
     }
 
     pub(super) fn get(&self, at: u32) -> Option<&Outbox> {
@@ -119,6 +171,7 @@ impl Outboxes {
         outbox.frames.clear();
         outbox.frames.shrink_to(SPARE_FRAMES_MAX);
         (outbox.skip, outbox.bytes, outbox.blocked_tick) = (0, 0, None);
+        outbox.messages = 0;
         self.free.push(*at);
         *at = NONE;
         if self.free.len() == self.boxes.len() && self.boxes.len() > SPARE_BOXES_MAX {
@@ -214,6 +267,47 @@ mod tests {
         assert!(boxes.boxes[at as usize].is_empty());
         boxes.release(&mut at);
         assert_eq!((at, boxes.in_use()), (NONE, 0));
+    }
+
+    // What a client reads: the payload of each frame.
+    fn payloads(outbox: &Outbox) -> Vec<String> {
+        let (frames, _) = outbox.unsent();
+        frames.map(|f| String::from_utf8(ws::payload(f.bytes()).to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn messages_for_one_connection_share_a_frame() {
+        let mut boxes = Outboxes::default();
+        let (mut at, mut scratch) = (NONE, Vec::new());
+        let mut say = |boxes: &mut Outboxes, text: &str, in_flight| {
+            boxes.push_message(&mut at, text.as_bytes(), in_flight, &mut scratch);
+            assert_eq!(boxes.bytes(), unsent(&boxes.boxes[at as usize]).len() as u64);
+            at
+        };
+        for text in ["a", "b", "c"] {
+            say(&mut boxes, text, false);
+        }
+        // A frame that others send too is left alone, and keeps its place.
+        let mut at = say(&mut boxes, &"d".repeat(125), false);
+        boxes.push(&mut at, ws::text_frame(b"shared"));
+        say(&mut boxes, "e", false);
+        let long = format!("a\nb\nc\n{}", "d".repeat(125));
+        assert_eq!(payloads(&boxes.boxes[0]), [long.as_str(), "shared", "e"]);
+        // Nor is one joined that has begun to go, whoever sends it.
+        say(&mut boxes, "f", true);
+        boxes.advance(at, boxes.bytes() as usize - 1);
+        say(&mut boxes, "g", false);
+        assert_eq!(payloads(&boxes.boxes[0]), ["f", "g"]);
+        boxes.advance(at, boxes.bytes() as usize);
+        for _ in 0..40 {
+            say(&mut boxes, "x", false);
+        }
+        let counts: Vec<_> = payloads(&boxes.boxes[0]).iter().map(|p| p.lines().count()).collect();
+        assert_eq!(counts, [16, 16, 8]);
+        boxes.advance(at, boxes.bytes() as usize);
+        say(&mut boxes, "x", false);
+        say(&mut boxes, &"y".repeat(FRAME_JOIN_BYTES_MAX), false);
+        assert_eq!(payloads(&boxes.boxes[0]).len(), 2);
     }
 
     #[test]

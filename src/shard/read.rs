@@ -85,11 +85,12 @@ impl<D: Driver> Shard<D> {
         let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) else { return };
         if !rx.commands.is_empty() {
             let commands = std::mem::take(&mut rx.commands);
-            match self.text(key.index, &commands) {
+            let at = std::mem::take(&mut rx.commands_at);
+            match self.text(key.index, &commands[at..]) {
                 Flow::Pause(handled) => {
                     if let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) {
                         rx.commands = commands;
-                        rx.commands.drain(..handled);
+                        rx.commands_at = at + handled;
                     }
                 }
                 Flow::On | Flow::Skip | Flow::End => self.drop_empty_rx(key),

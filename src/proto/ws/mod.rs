@@ -29,7 +29,7 @@ pub use self::close::{CLOSE_REASON_BYTES_MAX, close_code_is_valid};
 pub use self::header::{CONTROL_BYTES_MAX, HEADER_BYTES_MAX};
 pub use self::mask::mask;
 pub use self::reader::{Event, Fault, MessageKind, ReadRules, Reader};
-pub use self::write::{close_frame, frame, put_frame, put_header, put_masked, text_frame};
+pub use self::write::{close_frame, frame, payload, put_frame, put_header, put_masked, text_frame};
 pub use tungstenite::protocol::frame::coding::OpCode;
 
 use tungstenite::protocol::frame::coding::{Control, Data};

@@ -20,6 +20,16 @@ pub fn put_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// The payload of a whole unmasked frame, as [`put_frame`] makes it.
+pub fn payload(frame: &[u8]) -> &[u8] {
+    let header = match frame.get(1) {
+        Some(0..=125) => 2,
+        Some(126) => 4,
+        _ => 10,
+    };
+    frame.get(header..).unwrap_or_default()
+}
+
 /// A whole frame, final and unmasked, to be shared by connections. Two copies of the payload:
 /// where that counts, [`put_frame`] into a scratch buffer and share that.
 pub fn frame(opcode: OpCode, payload: &[u8]) -> SharedFrame {
@@ -63,6 +73,15 @@ fn put(out: &mut Vec<u8>, opcode: OpCode, len: usize, mask: Option<[u8; 4]>) {
 mod tests {
     use super::super::{BINARY, CONTINUATION, PING, PONG};
     use super::*;
+
+    #[test]
+    fn a_payload_comes_back() {
+        for len in [0, 1, 125, 126, 65535, 65536] {
+            let message = vec![b'a'; len];
+            assert_eq!(payload(text_frame(&message).bytes()), message, "{len}");
+        }
+        assert!(payload(&[]).is_empty());
+    }
 
     #[test]
     fn headers_are_minimal_at_every_boundary() {
