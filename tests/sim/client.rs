@@ -109,6 +109,8 @@ pub(crate) struct Client {
     closed: Option<u16>,
     /// What it did itself makes other ends possible.
     left: bool,
+    /// When it sent its FIN without having closed before: the server has to end it then.
+    shut_at: Option<u64>,
     /// The status that its request must be refused with.
     refusal: Option<u16>,
     /// Frame ping and pong instead of the protocol's.
@@ -141,6 +143,7 @@ impl Client {
             frozen: false,
             closed: None,
             left: false,
+            shut_at: None,
             refusal: None,
             frame_ping: rng.one_in(8),
             rng,
@@ -291,6 +294,7 @@ impl Client {
         self.expected = None;
         self.closed = None;
         self.left = false;
+        self.shut_at = None;
         self.act_at = 0;
         let mut request = Vec::new();
         let target = match self.kind {
@@ -444,7 +448,10 @@ impl Client {
     }
 
     /// Whether something that must have happened hasn't.
-    pub(crate) fn check_patience(&self, now: u64) -> Result<(), String> {
+    pub(crate) fn check_patience(&self, now: u64, plan: &Plan) -> Result<(), String> {
+        if plan.roomy && self.link.is_some() && self.shut_at.is_some_and(|at| now > at + 1_000) {
+            return Err(format!("client {} sent its FIN, and nothing happens", self.index));
+        }
         let waits = match self.state {
             State::Upgrading | State::Connecting | State::Leaving => true,
             State::Online => self.expected.is_some() || self.kind == Kind::Mute,

@@ -380,7 +380,7 @@ impl Run {
             }
         }
         for client in &self.clients {
-            client.check_patience(now)?;
+            client.check_patience(now, &self.plan)?;
             if let Some(at) = client.next_at(&world) {
                 next = next.min(at);
             }

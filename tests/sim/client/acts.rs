@@ -149,6 +149,7 @@ impl Client {
                 scene.world.shut(link);
                 self.state = State::Leaving;
                 self.since = scene.world.now().0;
+                self.shut_at = Some(self.since);
             }
             _ => {
                 self.say(scene, "goes half-way and stays");
