@@ -5,12 +5,13 @@
 
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 use tungstenite::Message;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::CloseFrame;
@@ -370,17 +371,22 @@ fn client_protocol_server() -> Server {
                 // The reply and a ping in one frame.
                 peer.send(&format!("{}\n{{}}", json!({ "id": id, "subscribe": {} })));
             } else if let Some(publish) = command.get("publish") {
-                let push = json!({ "push": {
-                    "channel": publish["channel"], "pub": { "data": publish["data"], "offset": 1 }
-                } });
-                let other = json!({ "push": { "channel": "c", "pub": { "data": "other" } } });
-                for peer in all.iter().filter(|peer| peer.note("channel") == publish["channel"]) {
-                    peer.send(&format!("{push}\n{other}"));
-                }
+                push(publish, all);
                 peer.send(&json!({ "id": id, "publish": {} }).to_string());
             }
         }
     })
+}
+
+/// Pushes a publication to those that are subscribed to its channel, and another one with it.
+fn push(publish: &Value, all: &[Arc<Peer>]) {
+    let push = json!({ "push": {
+        "channel": publish["channel"], "pub": { "data": publish["data"], "offset": 1 }
+    } });
+    let other = json!({ "push": { "channel": "c", "pub": { "data": "other" } } });
+    for peer in all.iter().filter(|peer| peer.note("channel") == publish["channel"]) {
+        peer.send(&format!("{push}\n{other}"));
+    }
 }
 
 fn user_of(token: &str) -> String {
@@ -412,6 +418,283 @@ fn channels_over_the_client_protocol() {
     assert!(users.iter().all(|user| user.len() == 16));
     let in_channel = peers.iter().filter(|peer| peer.note("channel") == "load-1").count();
     assert_eq!(in_channel, 4);
+}
+
+/// A request to an [`Api`].
+struct Asked {
+    /// Its place in the order of arrival, from 1.
+    number: usize,
+    /// The first line.
+    line: String,
+    /// Names in lower case.
+    headers: HashMap<String, String>,
+    body: Value,
+}
+
+/// An HTTP server API with keep-alive, one thread for each connection.
+struct Api {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+}
+
+/// Status and body of an answer; nothing ends the connection without one.
+type Answer = Option<(u16, String)>;
+
+impl Api {
+    /// Starts one that answers each request as `answer` says.
+    fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (accepted, count) = (Arc::clone(&connections), Arc::new(AtomicUsize::new(0)));
+        let answer = Arc::new(answer);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                accepted.fetch_add(1, SeqCst);
+                let (count, answer) = (Arc::clone(&count), Arc::clone(&answer));
+                thread::spawn(move || Self::serve(stream.unwrap(), &count, &*answer));
+            }
+        });
+        Self { port, connections }
+    }
+
+    /// Starts one that pushes to the subscribers of a [`client_protocol_server`], and does
+    /// `answer` before that. It refuses with 401 without the key `k`.
+    fn of(
+        server: &Server,
+        answer: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
+        let peers = Arc::clone(&server.peers);
+        Self::start(move |asked| {
+            if asked.headers.get("x-api-key").is_none_or(|key| key != "k") {
+                return Some((401, String::new()));
+            }
+            if let Some(answer) = answer(asked) {
+                return answer;
+            }
+            push(&asked.body, &peers.lock().unwrap().clone());
+            Some((200, json!({ "result": {} }).to_string()))
+        })
+    }
+
+    fn serve(stream: TcpStream, count: &AtomicUsize, answer: &dyn Fn(&Asked) -> Answer) {
+        let mut writer = stream.try_clone().unwrap();
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match reader.read_until(b'\n', &mut head) {
+                    Ok(1..) => {}
+                    _ => return,
+                }
+            }
+            let head = String::from_utf8(head).unwrap();
+            let (line, fields) = head.split_once("\r\n").unwrap();
+            let fields = fields.lines().filter_map(|field| field.split_once(": "));
+            let headers: HashMap<String, String> =
+                fields.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+            let mut body = vec![0; headers["content-length"].parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            let body = serde_json::from_slice(&body).unwrap();
+            let number = count.fetch_add(1, SeqCst) + 1;
+            let asked = Asked { number, line: line.to_owned(), headers, body };
+            let Some((status, body)) = answer(&asked) else { return };
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
+            if writer.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn flags(&self) -> String {
+        format!("--api-url http://127.0.0.1:{}/api --api-key k", self.port)
+    }
+}
+
+#[test]
+fn publishing_through_the_api_is_counted_exactly() {
+    let server = client_protocol_server();
+    let api = Api::of(&server, |asked| {
+        assert_eq!(asked.line, "POST /api/publish HTTP/1.1");
+        assert_eq!(asked.headers["content-type"], "application/json");
+        assert!(asked.headers["host"].starts_with("127.0.0.1:"));
+        let body = asked.body.as_object().unwrap();
+        assert_eq!(body.keys().collect::<Vec<_>>(), ["channel", "data"]);
+        None
+    });
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "channels --url {url} {flags} --connections 12 --channels 3 --secret s3cret --publish 31 \
+         --rate 2000 --size 300"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(31, 124));
+    assert_eq!(result["reasons"], json!({}));
+    // Nobody but the subscribers came to the server itself.
+    assert_eq!(server.peers.lock().unwrap().len(), 12);
+
+    let (code, result) = load(&format!(
+        "storm --url {url} {flags} --connections 8 --secret s3cret --subscribe c --publish 6"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(6, 48));
+}
+
+#[test]
+fn connections_to_the_api_are_kept() {
+    let server = client_protocol_server();
+    let api = Api::of(&server, |_| None);
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "broadcast --url {url} {flags} --connections 2 --secret s3cret --publish 300 --rate 100000"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(300, 600));
+    let connections = api.connections.load(SeqCst);
+    assert!(connections <= 3, "{connections} connections for 300 requests");
+}
+
+#[test]
+fn a_channel_has_one_request_under_way_and_several_channels_have_several() {
+    let server = client_protocol_server();
+    // How many requests each channel has had; the first of the first channel gets no answer before
+    // the other channels have had 15, which they only do if it holds nobody up.
+    let counts: (Mutex<HashMap<String, usize>>, Condvar) = Default::default();
+    let api = Api::of(&server, move |asked| {
+        let (counts, more) = &counts;
+        let mut counts = counts.lock().unwrap();
+        let count = counts.entry(asked.body["channel"].as_str().unwrap().to_owned()).or_default();
+        *count += 1;
+        more.notify_all();
+        if asked.body["channel"] == "load-0" && *count == 1 {
+            let missing = |counts: &mut HashMap<_, usize>| counts.values().sum::<usize>() < 16;
+            let counts = more.wait_while(counts, missing).unwrap();
+            if counts["load-0"] > 1 {
+                return Some(Some((500, "two of a channel".to_owned())));
+            }
+        }
+        None
+    });
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "channels --url {url} {flags} --connections 8 --channels 4 --secret s3cret --publish 40 \
+         --rate 100000"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(40, 80));
+
+    let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let api = Api::start(move |_| {
+        seen.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+        thread::yield_now();
+        now.fetch_sub(1, SeqCst);
+        Some((200, json!({ "result": {} }).to_string()))
+    });
+    let flags = api.flags();
+    load(&format!(
+        "channels --url {url} {flags} --connections 4 --channels 4 --secret s3cret --publish 40 \
+         --rate 100000 --in-flight 1 --drain 10ms"
+    ));
+    assert_eq!(most.load(SeqCst), 1);
+}
+
+#[test]
+fn a_wrong_key_is_named_and_what_it_refuses_is_lost() {
+    let server = client_protocol_server();
+    let api = Api::of(&server, |_| None);
+    let (url, port) = (server.url("/connection/websocket"), api.port);
+    let (code, result) = load(&format!(
+        "broadcast --url {url} --api-url http://127.0.0.1:{port}/api --api-key wrong \
+         --connections 3 --secret s3cret --publish 20 --rate 2000 --drain 100ms"
+    ));
+    assert_eq!(code, 1);
+    assert_eq!(result["reasons"], json!({ "publish refused: status 401": 20 }));
+    assert_messages(
+        &result,
+        json!({ "sent": 20, "received": 0, "lost": 60, "duplicated": 0, "out_of_order": 0 }),
+    );
+}
+
+#[test]
+fn errors_of_the_api_are_counted_by_kind() {
+    let server = client_protocol_server();
+    let error = json!({ "code": 102, "message": "unknown channel" });
+    let api = Api::of(&server, move |asked| match asked.number {
+        2 | 5 => Some(Some((200, json!({ "error": error }).to_string()))),
+        6 => Some(Some((404, error.to_string()))),
+        8 => Some(Some((500, "oh".to_owned()))),
+        9 => Some(Some((200, "{}".to_owned()))),
+        10 => Some(None),
+        _ => None,
+    });
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "broadcast --url {url} {flags} --connections 3 --secret s3cret --publish 20 --rate 2000 \
+         --drain 300ms"
+    ));
+    assert_eq!(code, 1);
+    assert_eq!(
+        result["reasons"],
+        json!({
+            "publish refused: 102 unknown channel": 3,
+            "publish refused: status 500": 1,
+            "publish refused: an answer with neither result nor error": 1,
+            "publish failed: connection closed before message completed": 1,
+        })
+    );
+    assert_messages(
+        &result,
+        json!({ "sent": 20, "received": 42, "lost": 18, "duplicated": 0, "out_of_order": 0 }),
+    );
+}
+
+#[test]
+fn a_slow_api_does_not_move_the_schedule() {
+    let server = client_protocol_server();
+    let peers = Arc::clone(&server.peers);
+    // What it gets it pushes at once; but the first answer takes long.
+    let api = Api::start(move |asked| {
+        push(&asked.body, &peers.lock().unwrap().clone());
+        if asked.number == 1 {
+            thread::sleep(Duration::from_millis(400));
+        }
+        Some((200, json!({ "result": {} }).to_string()))
+    });
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "broadcast --url {url} {flags} --connections 2 --secret s3cret --publish 50 --rate 1000"
+    ));
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(50, 100));
+    // All but the first were meant to leave within 50 ms, and could not before 400 ms.
+    let mean = |key: &str| result[key]["mean"].as_f64().unwrap();
+    assert!(result["latency_us"]["p50"].as_u64().unwrap() >= 350_000);
+    assert!(mean("latency_us") - mean("latency_raw_us") >= 300_000.0);
+}
+
+#[test]
+fn an_api_that_is_not_there_or_does_not_answer_ends_the_run() {
+    let server = client_protocol_server();
+    let url = server.url("/connection/websocket");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let line = format!(
+        "broadcast --url {url} --connections 2 --secret s3cret --publish 5 --rate 1000 \
+         --api-url http://127.0.0.1:{port}/api --api-key k --drain 50ms --connect-timeout 500ms"
+    );
+    // Nobody accepts.
+    let (code, result) = load(&line);
+    assert_eq!(code, 1);
+    assert_eq!(result["reasons"], json!({ "publisher: the API did not answer in time": 1 }));
+    assert_eq!(result["messages"]["sent"], 1);
+
+    drop(listener);
+    let (code, result) = load(&line);
+    assert_eq!(code, 1);
+    assert_eq!(result["reasons"], json!({ "publish failed: connection refused": 5 }));
+    assert_eq!(result["messages"]["lost"], 10);
 }
 
 #[test]
@@ -502,7 +785,17 @@ fn command_lines_that_make_no_sense_end_with_2() {
         ("nothing --url ws://127.0.0.1/", "nothing"),
         ("idle --url ws://127.0.0.1/ --duration ten", "--duration"),
         ("idle --url ws://127.0.0.1/ --connections 100000 --threads 1", "threads"),
-        ("broadcast --url ws://127.0.0.1/ --api-url http://a --api-key k", "not built yet"),
+        ("broadcast --url ws://127.0.0.1/ --api-url http://a", "--api-key"),
+        (
+            "broadcast --url ws://127.0.0.1/connection/websocket --api-key k \
+             --api-url https://127.0.0.1/api",
+            "not built yet",
+        ),
+        (
+            "idle --url ws://127.0.0.1/connection/websocket --api-key k \
+             --api-url http://127.0.0.1/api",
+            "not for idle",
+        ),
     ] {
         let output = start(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args}");

@@ -102,7 +102,11 @@ pub struct Flags {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub slow_share: f64,
 
-    /// Publish through the HTTP API there (not built yet).
+    /// broadcast, channels, storm: publish through the HTTP API at http://host:port/api instead of
+    /// over one more connection. A channel has one request under way at a time, so that its order
+    /// is kept: what is due meanwhile waits, and its latency shows that. Several channels have up
+    /// to --in-flight requests under way. One that takes longer than --connect-timeout ends
+    /// publishing.
     #[arg(long, value_name = "URL", requires = "api_key")]
     pub api_url: Option<String>,
 
@@ -148,7 +152,8 @@ pub struct Flags {
     #[arg(long, value_name = "PER_SECOND")]
     pub connect_rate: Option<f64>,
 
-    /// Handshakes under way at once, over all threads (at least 4 each).
+    /// Handshakes under way at once, over all threads (at least 4 each); and requests to --api-url,
+    /// of which each channel has one at most.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub in_flight: u32,
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  flags -> plan -> run (coordinator, main thread) --orders--> worker: fleet, dialer, epoll
-//!                     |   '--------------------------orders--> publisher: schedule
+//!                     |   '--------------------------orders--> publisher | api: schedule
 //!                     '-- report <-- figures, oracle -----------'
 //! ```
 //!
@@ -16,6 +16,7 @@
     reason = "a load client has clocks and threads of its own, outside the node's layers"
 )]
 
+mod api;
 mod conn;
 mod dial;
 mod figures;

@@ -1,6 +1,7 @@
 //! What the flags come to: checked, with defaults filled in, spread over threads.
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
+use hyper::header::HeaderValue;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 use tungstenite::http::Uri;
@@ -43,12 +44,26 @@ pub(crate) struct Target {
     pub(crate) path: String,
 }
 
+/// The HTTP API to publish through.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    /// Of `publish`; the host in it is an address.
+    pub(crate) uri: Uri,
+    /// The host as the user named it.
+    pub(crate) host: HeaderValue,
+    pub(crate) key: HeaderValue,
+    /// Requests under way at most.
+    pub(crate) in_flight: usize,
+}
+
 /// All that threads need to know, read-only.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
     pub(crate) url: String,
     pub(crate) target: Target,
+    /// What to publish through; nothing for one more connection.
+    pub(crate) api: Option<Api>,
     pub(crate) connections: u32,
     pub(crate) centrifugo: bool,
     pub(crate) secret: Option<String>,
@@ -92,16 +107,14 @@ impl Plan {
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
-        if flags.api_url.is_some() {
-            return wrong("--api-url: publishing through the HTTP API is not built yet");
-        }
-        let target = target(&flags.url)?;
+        let target = target("--url", &flags.url, "ws")?;
         let centrifugo = centrifugo(&flags, &target)?;
         let channels = channels(&flags, centrifugo);
         let publish = publish(&flags)?;
         if publish > 0 && centrifugo && channels.is_empty() {
             return wrong("--publish needs a channel: --subscribe NAME");
         }
+        let api = api(&flags, &channels, publish)?;
         let threads = threads(&flags, descriptors)?;
         let rate = match flags.scenario {
             Scenario::Echo => flags.rate,
@@ -111,6 +124,7 @@ impl Plan {
             scenario: flags.scenario,
             url: flags.url,
             target,
+            api,
             connections: flags.connections,
             centrifugo,
             secret: flags.secret,
@@ -219,31 +233,64 @@ fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn target(url: &str) -> Result<Target, PlanError> {
+/// Reads the URL of a flag; `scheme` is the one without TLS.
+fn target(flag: &str, url: &str, scheme: &str) -> Result<Target, PlanError> {
     let uri: Uri = match url.parse() {
         Ok(uri) => uri,
-        Err(error) => return wrong(format!("--url {url}: {error}")),
+        Err(error) => return wrong(format!("{flag} {url}: {error}")),
     };
     match uri.scheme_str() {
-        Some("ws") => {}
-        Some("wss") => return wrong("--url: wss:// (TLS) is not built yet"),
-        _ => return wrong(format!("--url {url}: must begin with ws://")),
+        Some(found) if found == scheme => {}
+        Some(found) if found.strip_suffix('s') == Some(scheme) => {
+            return wrong(format!("{flag}: {found}:// (TLS) is not built yet"));
+        }
+        _ => return wrong(format!("{flag} {url}: must begin with {scheme}://")),
     }
     let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
-        return wrong(format!("--url {url}: no host"));
+        return wrong(format!("{flag} {url}: no host"));
     };
     let port = uri.port_u16().unwrap_or(80);
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let found: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
         Ok(found) => found.collect(),
-        Err(error) => return wrong(format!("--url {url}: {error}")),
+        Err(error) => return wrong(format!("{flag} {url}: {error}")),
     };
     // IPv4 first: only there loopback has more than one source address.
     let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
-    let Some(&address) = address else { return wrong(format!("--url {url}: no address")) };
+    let Some(&address) = address else { return wrong(format!("{flag} {url}: no address")) };
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
     Ok(Target { address, host, path })
+}
+
+fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, PlanError> {
+    let (Some(url), Some(key)) = (&flags.api_url, &flags.api_key) else { return Ok(None) };
+    match flags.scenario {
+        Scenario::Broadcast | Scenario::Channels => {}
+        Scenario::Storm if publish > 0 => {}
+        Scenario::Storm => return wrong("--api-url: a storm publishes only with --publish"),
+        other => return wrong(format!("--api-url: not for {}", other.name())),
+    }
+    if channels.is_empty() {
+        return wrong("--api-url needs the client protocol: --protocol centrifugo");
+    }
+    let target = target("--api-url", url, "http")?;
+    if target.path.contains('?') {
+        return wrong(format!("--api-url {url}: a query has no place in it"));
+    }
+    let path = format!("{}/publish", target.path.trim_end_matches('/'));
+    let uri = Uri::builder().scheme("http").authority(target.address.to_string());
+    let (Ok(uri), Ok(host)) =
+        (uri.path_and_query(path).build(), HeaderValue::from_str(&target.host))
+    else {
+        return wrong(format!("--api-url {url}: not a URL"));
+    };
+    let Ok(mut key) = HeaderValue::from_str(key) else {
+        return wrong("--api-key: has characters that no header can have");
+    };
+    key.set_sensitive(true);
+    let in_flight = (flags.in_flight as usize).clamp(1, channels.len());
+    Ok(Some(Api { uri, host, key, in_flight }))
 }
 
 fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {
@@ -388,6 +435,23 @@ mod tests {
     }
 
     #[test]
+    fn the_api_is_asked_at_its_address() {
+        let line = "channels --url ws://127.0.0.1:1/connection/websocket --channels 3 \
+                    --connections 3 --api-key k --api-url";
+        for (url, uri) in [
+            ("http://127.0.0.1:8000/api", "http://127.0.0.1:8000/api/publish"),
+            ("http://127.0.0.1:8000/x/api/", "http://127.0.0.1:8000/x/api/publish"),
+            ("http://[::1]/api", "http://[::1]:80/api/publish"),
+        ] {
+            let api = plan(&format!("{line} {url}")).unwrap().api.unwrap();
+            assert_eq!(api.uri, uri);
+            assert_eq!(api.in_flight, 3);
+        }
+        let bounded = plan(&format!("{line} http://127.0.0.1:8000/api --in-flight 2")).unwrap();
+        assert_eq!(bounded.api.unwrap().in_flight, 2);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_said() {
         for (line, expected) in [
             ("idle --url wss://h/", "TLS"),
@@ -399,9 +463,21 @@ mod tests {
             ("idle --url ws://127.0.0.1:1/ --connections 40000 --threads 2", "need 3 threads"),
             ("echo --url ws://127.0.0.1:1/ --protocol centrifugo", "raw"),
             ("channels --url ws://127.0.0.1:1/ --channels 2", "client protocol"),
-            ("broadcast --url ws://127.0.0.1:1/ --api-url http://h --api-key k", "not built yet"),
+            ("A broadcast --api-url https://127.0.0.1:1/api", "not built yet"),
+            ("A broadcast --api-url ftp://127.0.0.1:1/api", "http://"),
+            ("A broadcast --api-url http://127.0.0.1:1/api?x=1", "query"),
+            ("A broadcast --api-url http://127.0.0.1:1/api --protocol raw", "client protocol"),
+            ("A idle --api-url http://127.0.0.1:1/api --publish 1 --subscribe c", "not for idle"),
+            ("A echo --api-url http://127.0.0.1:1/api --protocol raw", "not for echo"),
+            ("A storm --api-url http://127.0.0.1:1/api --subscribe c", "--publish"),
         ] {
             let line = line.replace("--rate -1", "--rate=-1");
+            let line = match line.strip_prefix("A ") {
+                Some(rest) => {
+                    format!("{rest} --api-key k --url ws://127.0.0.1:1/connection/websocket")
+                }
+                None => line,
+            };
             let error = plan(&line).unwrap_err();
             assert!(error.contains(expected), "{line}: {error}");
         }

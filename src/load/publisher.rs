@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 const BATCH_BYTES: usize = 64 * 1024;
 
 /// How often the thread looks for orders when nothing happens.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 const RULES: ReadRules = ReadRules { masked: false, message_bytes_max: 32 << 20 };
 
@@ -385,18 +385,19 @@ impl Publisher {
 
 /// When which message leaves.
 #[derive(Debug)]
-struct Schedule {
+pub(super) struct Schedule {
     start_ns: u64,
     interval_ns: f64,
     total: u32,
     channels: u32,
-    sent: u32,
+    /// Messages whose turn has come.
+    pub(super) sent: u32,
     /// Whether the socket was full since the last message: its lateness is then not ours.
     was_blocked: bool,
 }
 
 impl Schedule {
-    fn new(plan: &Plan, start_ns: u64) -> Self {
+    pub(super) fn new(plan: &Plan, start_ns: u64) -> Self {
         Self {
             start_ns,
             interval_ns: plan.rate.map_or(0.0, |rate| 1e9 / rate),
@@ -407,17 +408,27 @@ impl Schedule {
         }
     }
 
-    /// The next message's time. A product, not a sum: no rounding piles up.
-    fn next_ns(&self) -> u64 {
-        self.start_ns + (f64::from(self.sent) * self.interval_ns) as u64
+    /// The next message's time.
+    pub(super) fn next_ns(&self) -> u64 {
+        self.at_ns(self.sent)
+    }
+
+    /// The time of a channel's message that has so many before it in that channel.
+    pub(super) fn time_of(&self, before: u32, channel: u32) -> u64 {
+        self.at_ns(before * self.channels + channel)
+    }
+
+    /// A product, not a sum: no rounding piles up.
+    fn at_ns(&self, message: u32) -> u64 {
+        self.start_ns + (f64::from(message) * self.interval_ns) as u64
     }
 
     /// The next message's channel: each in turn.
-    fn channel(&self) -> u32 {
+    pub(super) fn channel(&self) -> u32 {
         self.sent % self.channels
     }
 
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.sent >= self.total
     }
 }
@@ -439,6 +450,7 @@ mod tests {
         assert_eq!(schedule.next_ns(), 1000);
         schedule.sent = 5;
         assert_eq!(schedule.channel(), 1);
+        assert_eq!(schedule.next_ns(), schedule.time_of(1, 1));
         schedule.sent = 2_999_999;
         assert!(!schedule.is_done());
         schedule.sent = 3_000_000;

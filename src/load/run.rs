@@ -179,9 +179,11 @@ impl Coordinator {
                 publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
             sent = outcome.sent;
             merge(&mut lag, &outcome.lag);
-            for (reason, count) in outcome.reasons.iter() {
-                self.report.troubles.push(format!("{reason} ({count} times)"));
+            let count: u64 = outcome.reasons.iter().map(|(_, count)| count).sum();
+            if count > 0 {
+                self.report.troubles.push(format!("publishing went wrong ({count} times)"));
             }
+            reasons.merge(&outcome.reasons);
             busy.push(outcome.busy);
         }
         let sent: Arc<[u32]> = sent.into();
@@ -253,6 +255,10 @@ impl Coordinator {
 
     /// A worker that ended before its time takes its reason along.
     fn check_workers(&mut self) -> Result<(), String> {
+        // It waits to be told to finish: before that, only a panic ends it.
+        if self.publisher.as_ref().is_some_and(|publisher| publisher.thread.is_finished()) {
+            return Err("the publisher panicked".to_owned());
+        }
         let Some(index) = self.workers.iter().position(|worker| worker.thread.is_finished()) else {
             return Ok(());
         };

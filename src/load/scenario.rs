@@ -1,5 +1,6 @@
 //! What the coordinator does in which scenario, step by step.
 
+use super::api;
 use super::figures::Sum;
 use super::flags::Scenario;
 use super::host;
@@ -205,19 +206,21 @@ impl Coordinator {
 
     fn open_publisher(&mut self) -> Result<(), String> {
         let live = Arc::new(publisher::Live::default());
-        let opened = Publisher::open(Arc::clone(&self.plan), self.origin, Arc::clone(&live));
-        let publisher = match opened {
-            Ok(publisher) => publisher,
-            Err(error) => {
-                self.trouble(&format!("the publisher could not connect: {error}"));
-                return Ok(());
+        let (plan, origin, shown) = (Arc::clone(&self.plan), self.origin, Arc::clone(&live));
+        let (orders, receiver) = crossbeam_channel::bounded(4);
+        let thread = std::thread::Builder::new().name("load-publisher".to_owned());
+        let thread = if let Some(api) = plan.api.clone() {
+            thread.spawn(move || api::run(plan, api, origin, shown, &receiver))
+        } else {
+            match Publisher::open(plan, origin, shown) {
+                Ok(publisher) => thread.spawn(move || publisher.run(&receiver)),
+                Err(error) => {
+                    self.trouble(&format!("the publisher could not connect: {error}"));
+                    return Ok(());
+                }
             }
         };
-        let (orders, receiver) = crossbeam_channel::bounded(4);
-        let thread = std::thread::Builder::new()
-            .name("load-publisher".to_owned())
-            .spawn(move || publisher.run(&receiver))
-            .map_err(|error| format!("starting threads: {error}"))?;
+        let thread = thread.map_err(|error| format!("starting threads: {error}"))?;
         self.publisher = Some(PublisherHandle { orders, live, thread });
         Ok(())
     }

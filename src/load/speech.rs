@@ -70,6 +70,13 @@ pub(crate) fn put_publish(id: u32, channel: &str, data: &[u8], out: &mut Vec<u8>
     }
 }
 
+/// Appends the body of a `publish` request of the HTTP API; else as [`put_publish`].
+pub(crate) fn put_api_publish(channel: &str, data: &[u8], out: &mut Vec<u8>) {
+    if let Ok(data) = serde_json::from_slice::<&RawValue>(data) {
+        put(&Publish { channel, data }, out);
+    }
+}
+
 fn put(command: &impl Serialize, out: &mut Vec<u8>) {
     // Structs of strings and numbers into memory: nothing here can fail.
     let _ = serde_json::to_writer(out, command);
