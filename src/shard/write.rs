@@ -81,7 +81,15 @@ impl<D: Driver> Shard<D> {
                     }
                     self.schedule(key.index);
                 }
-                Sent::Pending => conn.flags.set_sending(true),
+                Sent::Pending => {
+                    conn.flags.set_sending(true);
+                    // A peer that takes nothing is one whose send doesn't end.
+                    let tick = tick_of(self.driver.now());
+                    if let Some(outbox) = self.outboxes.get_mut(conn.outbox) {
+                        outbox.blocked_tick.get_or_insert(tick);
+                    }
+                    self.schedule(key.index);
+                }
                 Sent::Failed => {
                     self.release(key.index, true);
                     return;
@@ -98,7 +106,13 @@ impl<D: Driver> Shard<D> {
         let at = conn.outbox;
         match bytes {
             Some(bytes) => {
+                self.counters().bytes_sent.add(u64::from(bytes));
                 self.outboxes.advance(at, bytes as usize);
+                if let Some(outbox) = self.outboxes.get_mut(at)
+                    && bytes > 0
+                {
+                    outbox.blocked_tick = None;
+                }
                 self.mark_dirty(key);
             }
             None => self.release(key.index, true),
@@ -110,6 +124,7 @@ impl<D: Driver> Shard<D> {
         let queue_bytes_max = self.node.rules.client.queue_bytes_max;
         let Some(conn) = self.conn(key) else { return };
         let (phase, paused, finished) = (conn.phase, conn.flags.paused(), conn.flags.finished());
+        let sending = conn.flags.sending();
         let at = conn.outbox;
         let waits = self.outboxes.get(at).map_or(0, |outbox| outbox.bytes());
         if waits == 0 {
@@ -121,7 +136,8 @@ impl<D: Driver> Shard<D> {
             }
         }
         match phase {
-            Phase::Client if waits > queue_bytes_max => {
+            // What a send is about stays until it ends; then it is asked again.
+            Phase::Client if waits > queue_bytes_max && !sending => {
                 self.counters().closed_slow.add(1);
                 self.outboxes.drop_unsent(at);
                 self.disconnect(key.index, Disconnect::Slow);

@@ -58,6 +58,8 @@ pub(crate) struct Plan {
     /// A shard isn't run for a while, now and then.
     pub(crate) starve_one_in: u64,
     pub(crate) starve_ms: u64,
+    /// So many steps take a millisecond.
+    pub(crate) work_one_in: u64,
     /// How long things go wrong.
     pub(crate) faults_ms: u64,
     /// It ends by draining, not by clients going.
@@ -94,6 +96,7 @@ impl Plan {
                 partial_read_one_in: sometimes(rng, &[2, 5, 50]),
                 partial_write_one_in: sometimes(rng, &[2, 5, 50]),
                 blocked_write_one_in: sometimes(rng, &[3, 10, 50]),
+                late_send_one_in: sometimes(rng, &[1, 3, 20]),
                 reset_one_in: sometimes(rng, &[100, 1000, 5000]),
                 accept_failed_one_in: sometimes(rng, &[5, 30]),
                 accept_full_one_in: sometimes(rng, &[1, 3, 20]),
@@ -110,7 +113,7 @@ impl Plan {
         // Large publications through small doors would take the run's whole time.
         let sizes = if large { Sizes { read_buffer_bytes: 65536, ..sizes } } else { sizes };
         let faults = if large { Faults { segment_bytes_max: 65536, ..faults } } else { faults };
-        let clients = 2 + rng.below(if large { 8 } else { 18 }) as usize;
+        let clients = if large { 5 + rng.below(7) } else { 2 + rng.below(18) } as usize;
         let short_of_memory = rng.one_in(8);
         let full = rng.one_in(4);
         let crowded = full || short_of_memory;
@@ -155,7 +158,11 @@ impl Plan {
             true => &["plain", "hist:a", "pos:a", "pos:b"],
             false => &["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"],
         };
-        let count = if large { 2 } else { 1 + rng.below(channels.len() as u64) as usize };
+        let count = if large {
+            1 + rng.below(2) as usize
+        } else {
+            1 + rng.below(channels.len() as u64) as usize
+        };
         let mut channels: Vec<String> = channels.iter().map(|c| (*c).to_owned()).collect();
         while channels.len() > count {
             channels.remove(rng.below(channels.len() as u64) as usize);
@@ -182,6 +189,7 @@ impl Plan {
             think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
             pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
             starve_one_in,
+            work_one_in: if large { 3 } else { pick(rng, &[10, 200]) },
             starve_ms: if large { 3_000 } else { pick(rng, &[20, 300]) },
             faults_ms: if large { 5_000 } else { 2_000 + rng.below(6_000) },
             drains: rng.one_in(3),

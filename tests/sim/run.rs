@@ -347,7 +347,7 @@ impl Run {
         if ready.is_empty() {
             return self.pass_time(end);
         }
-        if self.rng.one_in(200) {
+        if self.rng.one_in(self.plan.work_one_in) {
             // Work takes time, too.
             self.world.borrow_mut().advance_to(Millis(now + 1));
         }

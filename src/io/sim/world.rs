@@ -1,28 +1,17 @@
-//! The simulated driver: a network and a clock made of one seed, under which whole shards run.
-//!
-//! ```text
-//!  client --write--> [ in flight, late, in segments ] --> readable --recv--> shard
-//!  client <--read--- readable <-- [ in flight, late ] <--- bounded buffer <--send-- shard
-//! ```
-//! A [`World`] holds both directions of every connection, the listeners, and the queues in which
-//! shards pass sockets. Nothing happens by itself: whoever runs the simulation moves the clock
-//! ([`World::advance_to`]), plays the clients, and lets a shard have its turn when
-//! [`World::is_ready`] says that a wait of it would return. Readiness is edge-triggered with the
-//! same promises as epoll, and no more: an event tells what is true when it is taken, one event may
-//! stand for several edges, and events for connections that are gone do come.
+//! The network and its clock: what the shards and the clients share.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Accepted, Completion, Driver, Received, Sent, Wake};
+use super::Lease;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::rng::Rng;
 use crate::base::time::{Millis, UnixSeconds};
+use crate::io::{Accepted, Completion, Received, Sent, Wake};
 
 /// What goes wrong, and how often: `one_in` n operations, 0 for never.
 #[derive(Clone, Debug)]
@@ -37,6 +26,8 @@ pub struct Faults {
     pub partial_write_one_in: u64,
     /// A write finds the socket full for a moment, though there is room.
     pub blocked_write_one_in: u64,
+    /// A write ends later, as a completion.
+    pub late_send_one_in: u64,
     /// A read or write of a shard finds the connection reset by the network.
     pub reset_one_in: u64,
     /// Accepting fails: the peer has gone.
@@ -55,6 +46,7 @@ impl Faults {
         partial_read_one_in: 0,
         partial_write_one_in: 0,
         blocked_write_one_in: 0,
+        late_send_one_in: 0,
         reset_one_in: 0,
         accept_failed_one_in: 0,
         accept_full_one_in: 0,
@@ -147,12 +139,23 @@ struct Link {
     edge: bool,
     /// The shard was told that the socket is full, and not yet that it has room.
     wants_room: bool,
+    /// A send that goes on: what it is to write, and when it can end.
+    sending: Option<Vec<u8>>,
+    sending_until: u64,
     /// Told to be full though there is room, until then.
     full_until: u64,
     server_closed: bool,
     client_closed: bool,
     /// It was a fault of the network that broke it.
     injected: bool,
+}
+
+impl Link {
+    /// Whether room in the socket is news for its shard.
+    fn waits_for_room(&self, now: u64) -> bool {
+        (self.wants_room && self.full_until <= now)
+            || (self.sending.is_some() && self.sending_until <= now)
+    }
 }
 
 #[derive(Debug)]
@@ -303,8 +306,8 @@ impl World {
                 self.break_link(at);
                 continue;
             }
-            let room = link.wants_room && link.full_until <= now;
-            if arrived || (room && link.down.bytes < self.sizes.pipe_bytes) {
+            let waits = link.waits_for_room(now);
+            if arrived || (waits && link.down.bytes < self.sizes.pipe_bytes) {
                 self.edge(at);
             }
         }
@@ -419,8 +422,7 @@ impl World {
         let link = &mut self.links[at as usize];
         let count = link.down.arrived.len().min(bytes_max);
         let bytes = link.down.take(count);
-        let room = link.wants_room && link.full_until <= self.now;
-        if count > 0 && room {
+        if count > 0 && link.waits_for_room(self.now) {
             self.edge(at);
         }
         self.note(Op::ClientRead, at, count as u64);
@@ -478,7 +480,7 @@ impl World {
 
     // ---- The shards' side.
 
-    fn wait(&mut self, shard: usize, completions: &mut Vec<Completion>) {
+    pub(super) fn wait(&mut self, shard: usize, completions: &mut Vec<Completion>) {
         if self.seats[shard].woken.0.swap(false, Ordering::SeqCst) {
             completions.push(Completion::Woken);
         }
@@ -505,6 +507,19 @@ impl World {
         link.edge = false;
         let Some((_, key)) = link.watched else { return };
         let ended = link.up.fin_arrived || link.reset;
+        if link.reset && link.sending.take().is_some() {
+            completions.push(Completion::Sent { key, bytes: None });
+        }
+        let room = self.sizes.pipe_bytes.saturating_sub(link.down.bytes);
+        if room > 0
+            && link.sending_until <= self.now
+            && let Some(mut bytes) = link.sending.take()
+        {
+            bytes.truncate(room);
+            completions.push(Completion::Sent { key, bytes: Some(bytes.len() as u32) });
+            self.travel(at, true, &bytes);
+        }
+        let link = &mut self.links[at as usize];
         let room = link.down.bytes < self.sizes.pipe_bytes && link.full_until <= self.now;
         if link.reset || (room && (link.wants_room || extra)) {
             link.wants_room = false;
@@ -541,7 +556,7 @@ impl World {
         }
     }
 
-    fn recv(&mut self, at: u32, bytes_max: usize) -> Received<Lease> {
+    pub(super) fn recv(&mut self, at: u32, bytes_max: usize) -> Received<Lease> {
         self.maybe_reset(at);
         let partial = self.happens(self.faults.partial_read_one_in);
         let want = bytes_max.min(self.sizes.read_buffer_bytes);
@@ -563,7 +578,7 @@ impl World {
         Received::Bytes { lease: Lease(bytes), short: count == there && count < want }
     }
 
-    fn send<'f>(
+    pub(super) fn send<'f>(
         &mut self,
         at: u32,
         frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
@@ -573,10 +588,26 @@ impl World {
         let link = &self.links[at as usize];
         assert!(!link.server_closed, "sent on a closed socket");
         assert!(link.down.fin_at.is_none(), "sent behind the FIN");
+        assert!(link.sending.is_none(), "two sends at a time");
         if link.reset {
             return Sent::Failed;
         }
         let mut room = self.sizes.pipe_bytes.saturating_sub(link.down.bytes);
+        let mut bytes = Vec::new();
+        for frame in frames.take(SEND_FRAMES_MAX) {
+            bytes.extend_from_slice(frame.bytes());
+        }
+        if link.watched.is_some() && self.happens(self.faults.late_send_one_in) {
+            let until = self.now + self.rng.below(self.faults.delay_ms_max + 1);
+            let link = &mut self.links[at as usize];
+            bytes.drain(..skip);
+            link.sending = Some(bytes);
+            link.sending_until = until;
+            self.note(Op::Send, at, u64::MAX >> 40);
+            self.later(until, at);
+            return Sent::Pending;
+        }
+        let link = &self.links[at as usize];
         if link.full_until > self.now {
             room = 0;
         } else if room > 0 && self.happens(self.faults.blocked_write_one_in) {
@@ -589,10 +620,6 @@ impl World {
             self.links[at as usize].wants_room = true;
             self.note(Op::Send, at, 0);
             return Sent::Blocked;
-        }
-        let mut bytes = Vec::new();
-        for frame in frames.take(SEND_FRAMES_MAX) {
-            bytes.extend_from_slice(frame.bytes());
         }
         bytes.drain(..skip);
         let asked = bytes.len();
@@ -610,7 +637,7 @@ impl World {
         Sent::Bytes(bytes.len())
     }
 
-    fn close(&mut self, at: u32, key: Option<ConnKey>, reset: bool) {
+    pub(super) fn close(&mut self, at: u32, key: Option<ConnKey>, reset: bool) {
         let link = &mut self.links[at as usize];
         if std::mem::replace(&mut link.server_closed, true) {
             return;
@@ -624,6 +651,8 @@ impl World {
             }
             self.seats[shard].edges.retain(|edge| *edge != at);
         }
+        let link = &mut self.links[at as usize];
+        link.sending = None;
         let (unread, broken) = (!link.up.arrived.is_empty(), link.reset);
         self.note(Op::Close, at, u64::from(reset));
         // Closing with bytes unread resets the connection.
@@ -635,7 +664,30 @@ impl World {
         }
     }
 
-    fn accept(&mut self, shard: usize) -> Accepted<u32> {
+    /// Who watches a connection, and as what.
+    pub(super) fn watched(&self, at: u32) -> Option<(usize, ConnKey)> {
+        self.links[at as usize].watched
+    }
+
+    pub(super) fn finish(&mut self, at: u32) {
+        self.note(Op::Finish, at, 0);
+        if !self.links[at as usize].reset {
+            self.fin(at, true);
+        }
+    }
+
+    pub(super) fn take_passed(&mut self, shard: usize) -> Option<u32> {
+        self.seats[shard].passing.pop_front()
+    }
+
+    pub(super) fn close_listener(&mut self, shard: usize) {
+        self.seats[shard].listening = false;
+        while let Some(at) = self.seats[shard].waiting.pop_front() {
+            self.close(at, None, true);
+        }
+    }
+
+    pub(super) fn accept(&mut self, shard: usize) -> Accepted<u32> {
         if self.seats[shard].waiting.is_empty() {
             return Accepted::Blocked;
         }
@@ -652,7 +704,7 @@ impl World {
         Accepted::Socket(at)
     }
 
-    fn pass(&mut self, to: usize, at: u32) -> bool {
+    pub(super) fn pass(&mut self, to: usize, at: u32) -> bool {
         if self.seats[to].passing.len() >= self.sizes.passing {
             return false;
         }
@@ -662,7 +714,7 @@ impl World {
         true
     }
 
-    fn watch(&mut self, shard: usize, key: ConnKey, at: u32) -> bool {
+    pub(super) fn watch(&mut self, shard: usize, key: ConnKey, at: u32) -> bool {
         if self.happens(self.faults.accept_failed_one_in) {
             self.links[at as usize].injected = true;
             return false;
@@ -677,158 +729,6 @@ impl World {
     }
 }
 
-/// The server's end of a connection. Closed when it is dropped, as a descriptor is.
-pub struct Socket {
-    at: u32,
-    world: SharedWorld,
-    /// It goes on living elsewhere: another shard has it.
-    passed: bool,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if !self.passed {
-            self.world.borrow_mut().close(self.at, None, false);
-        }
-    }
-}
-
-/// Bytes that were read.
-pub struct Lease(Vec<u8>);
-
-impl Deref for Lease {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
-
-/// The driver of one shard in a [`World`].
-pub struct SimDriver {
-    world: SharedWorld,
-    shard: usize,
-    now: Millis,
-    unix: UnixSeconds,
-    /// The one read buffer is with the shard.
-    lent: bool,
-}
-
-impl SimDriver {
-    /// The driver of `shard`.
-    pub fn new(world: &SharedWorld, shard: ShardId) -> Self {
-        let (now, unix) = (world.borrow().now(), world.borrow().unix());
-        Self { world: Rc::clone(world), shard: shard.index(), now, unix, lent: false }
-    }
-
-    fn socket(&self, at: u32) -> Socket {
-        Socket { at, world: Rc::clone(&self.world), passed: false }
-    }
-}
-
-impl Driver for SimDriver {
-    type Socket = Socket;
-    type Lease = Lease;
-
-    fn now(&self) -> Millis {
-        self.now
-    }
-
-    fn unix(&self) -> UnixSeconds {
-        self.unix
-    }
-
-    fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
-        let mut world = self.world.borrow_mut();
-        let ready = world.is_ready(ShardId(self.shard as u8), until);
-        assert!(ready, "shard {} would sleep: who runs the world lets it wait", self.shard);
-        world.wait(self.shard, completions);
-        (self.now, self.unix) = (world.now(), world.unix());
-    }
-
-    fn accept(&mut self) -> Accepted<Socket> {
-        let accepted = self.world.borrow_mut().accept(self.shard);
-        match accepted {
-            Accepted::Socket(at) => Accepted::Socket(self.socket(at)),
-            Accepted::Blocked => Accepted::Blocked,
-            Accepted::Failed => Accepted::Failed,
-            Accepted::Full => Accepted::Full,
-        }
-    }
-
-    fn take_passed(&mut self) -> Option<Socket> {
-        let at = self.world.borrow_mut().seats[self.shard].passing.pop_front()?;
-        Some(self.socket(at))
-    }
-
-    fn pass(&mut self, to: ShardId, mut socket: Socket) -> Result<(), Socket> {
-        if !self.world.borrow_mut().pass(to.index(), socket.at) {
-            return Err(socket);
-        }
-        socket.passed = true;
-        Ok(())
-    }
-
-    fn watch(&mut self, key: ConnKey, socket: &Socket) -> std::io::Result<()> {
-        let watched = self.world.borrow_mut().watch(self.shard, key, socket.at);
-        watched.then_some(()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
-    }
-
-    fn recv(&mut self, key: ConnKey, socket: &Socket, bytes_max: usize) -> Received<Lease> {
-        assert!(!self.lent, "the read buffer was not given back");
-        assert!(bytes_max > 0, "a read of nothing looks like the end");
-        let mut world = self.world.borrow_mut();
-        let watched = world.links[socket.at as usize].watched;
-        assert_eq!(watched, Some((self.shard, key)), "read under another key");
-        let received = world.recv(socket.at, bytes_max);
-        self.lent = matches!(received, Received::Bytes { .. });
-        received
-    }
-
-    fn give_back(&mut self, _lease: Lease) {
-        assert!(std::mem::take(&mut self.lent), "given back twice");
-    }
-
-    fn send<'f>(
-        &mut self,
-        _key: ConnKey,
-        socket: &Socket,
-        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
-        skip: usize,
-    ) -> Sent {
-        assert!(frames.len() > 0, "a write of nothing");
-        self.world.borrow_mut().send(socket.at, frames, skip)
-    }
-
-    fn finish(&mut self, socket: &Socket) {
-        let mut world = self.world.borrow_mut();
-        world.note(Op::Finish, socket.at, 0);
-        if !world.links[socket.at as usize].reset {
-            world.fin(socket.at, true);
-        }
-    }
-
-    fn close(&mut self, key: ConnKey, socket: Socket, reset: bool) {
-        // A connection that was never watched is closed under any key.
-        let mut world = self.world.borrow_mut();
-        let key = world.links[socket.at as usize].watched.map(|_| key);
-        world.close(socket.at, key, reset);
-    }
-
-    fn close_listener(&mut self) {
-        let mut world = self.world.borrow_mut();
-        world.seats[self.shard].listening = false;
-        while let Some(at) = world.seats[self.shard].waiting.pop_front() {
-            world.close(at, None, true);
-        }
-    }
-}
-
 /// Frames taken by one simulated system call.
 const SEND_FRAMES_MAX: usize = 4;
 
@@ -837,104 +737,3 @@ const SEGMENTS_MAX: usize = 12;
 
 /// Keys remembered of a shard's closed connections.
 const DEAD_KEYS_MAX: usize = 16;
-
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-
-    use super::*;
-
-    const SIZES: Sizes =
-        Sizes { shards: 2, pipe_bytes: 10, read_buffer_bytes: 4, passing: 1, events: 8 };
-    const KEY: ConnKey = ConnKey { index: 3, generation: NonZeroU32::MIN };
-
-    fn begin() -> (SharedWorld, SimDriver, LinkId, Socket) {
-        let world = World::new(1, SIZES, Faults::NONE);
-        let mut driver = SimDriver::new(&world, ShardId(0));
-        loop {
-            let link = world.borrow_mut().connect().unwrap();
-            if let Accepted::Socket(socket) = driver.accept() {
-                driver.watch(KEY, &socket).unwrap();
-                world.borrow_mut().seats[0].acceptable = false;
-                return (world, driver, link, socket);
-            }
-        }
-    }
-
-    /// What a wait tells, without what epoll may add.
-    fn wait(driver: &mut SimDriver) -> Vec<Completion> {
-        let mut completions = Vec::new();
-        let now = driver.world.borrow().now();
-        driver.wait(Some(now), &mut completions);
-        completions.retain(|c| !matches!(c, Completion::Writable { .. }));
-        completions
-    }
-
-    fn recv(driver: &mut SimDriver, socket: &Socket) -> Option<(Vec<u8>, bool)> {
-        match driver.recv(KEY, socket, 100) {
-            Received::Bytes { lease, short } => {
-                let bytes = lease.to_vec();
-                driver.give_back(lease);
-                Some((bytes, short))
-            }
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn an_edge_comes_once_for_what_is_new() {
-        let (world, mut driver, link, socket) = begin();
-        assert_eq!(wait(&mut driver), []);
-        world.borrow_mut().write(link, b"abcdef");
-        assert_eq!(wait(&mut driver), [Completion::Readable { key: KEY, ended: false }]);
-        assert_eq!(recv(&mut driver, &socket), Some((b"abcd".to_vec(), false)));
-        // Two bytes are left, and no edge tells of them.
-        assert_eq!(wait(&mut driver), []);
-        assert_eq!(recv(&mut driver, &socket), Some((b"ef".to_vec(), true)));
-        // Data and FIN in one event.
-        world.borrow_mut().write(link, b"g");
-        world.borrow_mut().shut(link);
-        assert_eq!(wait(&mut driver), [Completion::Readable { key: KEY, ended: true }]);
-        assert_eq!(wait(&mut driver), []);
-        assert_eq!(recv(&mut driver, &socket), Some((b"g".to_vec(), true)));
-        assert!(matches!(driver.recv(KEY, &socket, 100), Received::Ended));
-    }
-
-    #[test]
-    fn room_is_told_after_a_full_socket() {
-        let (world, mut driver, link, socket) = begin();
-        let frame = SharedFrame::new(b"0123456789abcdef");
-        let mut send = |skip| driver.send(KEY, &socket, [&frame].into_iter(), skip);
-        assert_eq!(send(0), Sent::Bytes(10));
-        assert_eq!(send(10), Sent::Blocked);
-        assert_eq!(world.borrow().look(link), Seen::Bytes(10));
-        assert!(!world.borrow().is_ready(ShardId(0), None));
-        assert_eq!(world.borrow_mut().read(link, 3), b"012");
-        let mut completions = Vec::new();
-        driver.wait(None, &mut completions);
-        assert_eq!(completions, [Completion::Writable { key: KEY }]);
-        assert_eq!(driver.send(KEY, &socket, [&frame].into_iter(), 10), Sent::Bytes(3));
-    }
-
-    #[test]
-    fn closing_with_bytes_unread_resets() {
-        let (world, mut driver, link, socket) = begin();
-        driver.close(KEY, socket, false);
-        assert_eq!(world.borrow().look(link), Seen::Ended);
-        world.borrow_mut().write(link, b"too late");
-        assert_eq!(world.borrow().look(link), Seen::Reset);
-    }
-
-    #[test]
-    fn a_passed_socket_belongs_to_the_other_shard() {
-        let (world, mut driver, link, socket) = begin();
-        world.borrow_mut().links[link.0 as usize].watched = None;
-        assert!(driver.pass(ShardId(1), socket).is_ok());
-        assert!(world.borrow().is_held(link));
-        let mut other = SimDriver::new(&world, ShardId(1));
-        let socket = other.take_passed().unwrap();
-        assert!(other.take_passed().is_none());
-        drop(socket);
-        assert!(!world.borrow().is_held(link));
-    }
-}
