@@ -8,10 +8,6 @@ use crate::proto::http::{self, Refusal};
 impl<D: Driver> Shard<D> {
     /// Takes some of the connections that wait at the listener or were passed by other shards.
     pub(super) fn accept_some(&mut self) {
-        if self.accept_again_at.is_some_and(|at| at <= self.driver.now()) {
-            self.accept_again_at = None;
-            self.acceptable = true;
-        }
         for _ in 0..TURN_ACCEPTS_MAX {
             if self.passed {
                 match self.driver.take_passed() {
@@ -31,7 +27,7 @@ impl<D: Driver> Shard<D> {
                     // Nothing here to refuse it with: it waits until a descriptor is free.
                     self.counters().accepts_put_off.add(1);
                     self.acceptable = false;
-                    self.accept_again_at = Some(self.driver.now().after(ACCEPT_AGAIN_MS));
+                    self.accept_put_off = true;
                     return;
                 }
             }
@@ -218,9 +214,6 @@ impl<D: Driver> Shard<D> {
         });
     }
 }
-
-/// Milliseconds until a listener is asked again for which no descriptor was free.
-const ACCEPT_AGAIN_MS: u64 = 20;
 
 /// Connections answered with 503 when the shard ends; a listener's queue isn't longer.
 const REFUSALS_AT_END_MAX: usize = 65_536;

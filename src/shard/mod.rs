@@ -153,13 +153,14 @@ pub struct Shard<D: Driver> {
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
-    /// The descriptor table was full: the listener is asked again then, no edge tells.
-    accept_again_at: Option<Millis>,
+    /// The host had no descriptor left: the next housekeeping tries again, since no edge tells.
+    accept_put_off: bool,
     passed: bool,
 
     mailbox: Mailbox,
     /// Mail of this shard to itself.
     loopback: VecDeque<Box<Batch>>,
+    loopback_bytes: usize,
     mail: Vec<Outbox>,
     mail_blocked: bool,
     acks: VecDeque<PendingAck>,
@@ -220,10 +221,11 @@ impl<D: Driver> Shard<D> {
             dirty: Vec::new(),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
-            accept_again_at: None,
+            accept_put_off: false,
             passed: false,
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
+            loopback_bytes: 0,
             mail: seat.letterboxes.into_iter().map(Outbox::new).collect(),
             mail_blocked: false,
             acks: VecDeque::new(),
@@ -320,12 +322,14 @@ impl<D: Driver> Shard<D> {
         // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
         let retry = self.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
         let drain = self.draining.is_some().then(|| now.after(10));
-        let accept = self.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
-        let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
+        let busy = !self.conns.is_empty()
+            || !self.homes.is_empty()
+            || self.queued_peak > 0
+            || self.accept_put_off;
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
-        [retry, drain, accept, housekeeping, timer].into_iter().flatten().min()
+        [retry, drain, housekeeping, timer].into_iter().flatten().min()
     }
 
     fn take_completions(&mut self) {
@@ -395,6 +399,7 @@ impl<D: Driver> Shard<D> {
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.homes.sweep(now, SWEEP_CHANNELS);
+        self.acceptable |= std::mem::take(&mut self.accept_put_off);
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }

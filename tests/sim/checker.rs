@@ -111,7 +111,7 @@ impl History {
         }
         let has_history = seen.channel.contains(':');
         let before = seen.seen.last().map(|(_, offset)| *offset);
-        let before = before.or(seen.start.as_ref().map(|(_, offset)| *offset));
+        let before = before.or_else(|| seen.start.as_ref().map(|(_, offset)| *offset));
         match before {
             _ if !has_history && offset != 0 => {
                 return Err(format!("{}: an offset without history", what()));

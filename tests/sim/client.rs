@@ -1,16 +1,18 @@
 //! One client: real bytes over a simulated connection, a random program, and what it knows of what
 //! it must be told.
 
+mod acts;
+mod hears;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use roost::base::rng::Rng;
 use roost::edge::jwt::Signer;
 use roost::io::sim::{LinkId, Seen, World};
 use roost::proto::http;
-use roost::proto::ws::{self, Event, ReadRules, Reader};
-use serde_json::Value;
+use roost::proto::ws::{self, Reader};
 
-use crate::checker::{End, History};
+use crate::checker::History;
 use crate::plan::{Kind, PATH, Plan, SECRET};
 
 /// What every client may look at.
@@ -107,6 +109,8 @@ pub(crate) struct Client {
     closed: Option<u16>,
     /// What it did itself makes other ends possible.
     left: bool,
+    /// The status that its request must be refused with.
+    refusal: Option<u16>,
     /// Frame ping and pong instead of the protocol's.
     frame_ping: bool,
     pub(crate) log: Vec<String>,
@@ -137,6 +141,7 @@ impl Client {
             frozen: false,
             closed: None,
             left: false,
+            refusal: None,
             frame_ping: rng.one_in(8),
             rng,
             log: Vec::new(),
@@ -294,6 +299,12 @@ impl Client {
             _ => PATH.to_owned(),
         };
         http::put_upgrade_request(&mut request, "sim", &target, &self.key, None, &[]);
+        self.refusal = None;
+        if self.kind == Kind::Lost {
+            let (status, text) = self.no_upgrade();
+            self.refusal = Some(status);
+            request = text.into_bytes();
+        }
         if self.kind == Kind::Loris {
             let count = self.rng.below(request.len() as u64) as usize;
             request.truncate(count);
@@ -301,19 +312,53 @@ impl Client {
         self.out.extend(request);
         self.say(scene, "connects");
         // What is sent before the answer is there must be understood, too.
-        if self.rng.one_in(4) && !matches!(self.kind, Kind::Echo | Kind::Stale | Kind::Loris) {
+        if self.rng.one_in(4)
+            && !matches!(self.kind, Kind::Echo | Kind::Stale | Kind::Loris | Kind::Lost)
+        {
             self.send_connect(scene);
         }
     }
 
+    /// A request that is refused, and with what.
+    fn no_upgrade(&mut self) -> (u16, String) {
+        match self.rng.below(6) {
+            0 => (404, "GET /nowhere HTTP/1.1\r\nHost: sim\r\n\r\n".into()),
+            1 => (405, format!("POST {PATH} HTTP/1.1\r\nHost: sim\r\n\r\n")),
+            2 => (400, format!("GET {PATH} HTTP/1.1\r\nHost: sim\r\n\r\n")),
+            3 => (400, format!("GET {PATH} HTTP/1.1\r\n\r\n")),
+            4 => (400, "nonsense\r\n\r\n".into()),
+            _ => (431, format!("GET {PATH} HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17_000))),
+        }
+    }
+
     fn send_connect(&mut self, scene: &mut Scene<'_>) {
-        let id = self.number(scene, What::Connect, &[]);
-        let token = match &self.user {
-            Some(user) => Signer::new(SECRET).connection_token(user, None),
-            None => String::new(),
+        let now = scene.world.unix().0;
+        let signer = Signer::new(SECRET);
+        let mut errors: &'static [u64] = &[];
+        let token = match (&self.user, self.kind) {
+            (_, Kind::Stranger) => match self.rng.below(3) {
+                0 => {
+                    self.expected = Some(3500);
+                    Signer::new("another secret").connection_token("u", None)
+                }
+                1 => {
+                    // An error, and then we are expected to go.
+                    errors = &[109];
+                    signer.connection_token("u", Some(now - 1))
+                }
+                _ => {
+                    self.expected = Some(3005);
+                    errors = &[109];
+                    signer.connection_token("u", Some(now + 2))
+                }
+            },
+            (Some(user), _) => signer.connection_token(user, None),
+            (None, _) => String::new(),
         };
+        let id = self.number(scene, What::Connect, errors);
         let mut message = format!(r#"{{"id":{id},"connect":{{"token":"{token}"}}}}"#);
-        if self.rng.one_in(2) && scene.phase < Phase::Leave {
+        let stranger = self.kind == Kind::Stranger;
+        if self.rng.one_in(2) && scene.phase < Phase::Leave && !stranger {
             // As SDKs do it: connect and the first subscriptions in one frame.
             let channel = self.any_channel(scene.plan);
             message.push('\n');
@@ -351,7 +396,9 @@ impl Client {
     fn publish(&mut self, scene: &mut Scene<'_>, channel: &str) -> String {
         let publication = scene.history.publish(channel);
         let id = self.number(scene, What::Publish(publication), &[]);
-        let pad = "x".repeat(self.rng.below(scene.plan.pad_bytes + 1) as usize);
+        let least = if scene.plan.pad_bytes > 10_000 { scene.plan.pad_bytes / 2 } else { 0 };
+        let pad = least + self.rng.below(scene.plan.pad_bytes - least + 1);
+        let pad = "x".repeat(pad as usize);
         format!(
             r#"{{"id":{id},"publish":{{"channel":"{channel}","data":{{"n":{publication},"pad":"{pad}"}}}}}}"#
         )
@@ -394,475 +441,6 @@ impl Client {
         let mut frame = Vec::new();
         ws::put_masked(&mut frame, opcode, payload, [1, 2, 3, 4]);
         self.out.extend(frame);
-    }
-
-    // ---- What it does.
-
-    fn act(&mut self, scene: &mut Scene<'_>) {
-        if self.state == State::Connecting {
-            if self.kind != Kind::Stale && !self.pending.values().any(|p| p.what == What::Connect) {
-                self.send_connect(scene);
-            }
-            return;
-        }
-        match self.kind {
-            Kind::Echo => return self.act_echo(scene),
-            Kind::Frozen if self.rng.one_in(10) => {
-                self.say(scene, "freezes");
-                self.frozen = true;
-                self.left = true;
-                return;
-            }
-            Kind::Hostile if self.expected.is_none() && self.rng.one_in(8) => {
-                return self.attack(scene);
-            }
-            Kind::Flaky if self.rng.one_in(8) => return self.flake(scene),
-            _ if self.rng.one_in(60) && self.kind == Kind::Normal => return self.leave(scene),
-            _ => {}
-        }
-        if self.expected.is_some() || self.pending.len() > 100 {
-            return;
-        }
-        let mut batch = Vec::new();
-        for _ in 0..=self.rng.below(4) {
-            let channel = self.any_channel(scene.plan);
-            batch.push(match self.rng.below(20) {
-                0..=5 => self.subscribe(scene, &channel),
-                6..=8 => self.unsubscribe(scene, &channel),
-                9..=18 => self.publish(scene, &channel),
-                _ => self.refused(scene),
-            });
-        }
-        self.send_batch(batch);
-    }
-
-    fn send_batch(&mut self, batch: Vec<String>) {
-        // Below the bound of a message.
-        if self.rng.one_in(2) && batch.iter().map(String::len).sum::<usize>() < 60_000 {
-            let end = if self.rng.one_in(4) { "\n" } else { "" };
-            self.text(&(batch.join("\n") + end));
-        } else {
-            for message in batch {
-                self.text(&message);
-            }
-        }
-    }
-
-    fn act_echo(&mut self, scene: &mut Scene<'_>) {
-        if self.rng.one_in(20) {
-            return self.leave(scene);
-        }
-        let payload = vec![b'e'; self.rng.below(scene.plan.pad_bytes + 20) as usize];
-        self.frame(ws::BINARY, &payload);
-        self.echoes.push_back(payload);
-    }
-
-    /// Breaks a rule whose answer is known.
-    fn attack(&mut self, scene: &mut Scene<'_>) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let code = match self.rng.below(10) {
-            0 => {
-                self.out.extend(*b"\x81\x02{}");
-                1002
-            }
-            1 => {
-                self.out.extend(*b"\xf1\x80\0\0\0\0");
-                1002
-            }
-            2 => {
-                self.frame(ws::TEXT, b"\xff\xfe");
-                1007
-            }
-            3 => {
-                self.out.extend(*b"\x82\xff\0\0\0\0\x7f\xff\xff\xff\0\0\0\0");
-                1009
-            }
-            4 => {
-                self.frame(ws::TEXT, b"nonsense");
-                3501
-            }
-            5 => {
-                self.frame(ws::TEXT, b"");
-                3501
-            }
-            6 => {
-                self.frame(ws::TEXT, br#"{"send":{"data":{}}}"#);
-                // Behind it a pong is due to be seen, or not.
-                3508
-            }
-            7 => {
-                self.frame(ws::TEXT, format!(r#"{{"id":{id},"connect":{{}}}}"#).as_bytes());
-                3501
-            }
-            8 => {
-                self.frame(ws::TEXT, b"{}\n{}");
-                3501
-            }
-            _ => {
-                self.frame(ws::TEXT, format!(r#"{{"id":{id},"subscribe":{{}}}}"#).as_bytes());
-                3501
-            }
-        };
-        self.say(scene, format!("does what is answered with {code}"));
-        self.expected = Some(code);
-        self.since = scene.world.now().0;
-    }
-
-    /// Goes in one of the ways in which connections go.
-    fn flake(&mut self, scene: &mut Scene<'_>) {
-        let Some(link) = self.link else { return };
-        if self.rng.one_in(2) {
-            // In the middle of a frame.
-            let message = self.publish(scene, "plain");
-            let mut frame = Vec::new();
-            ws::put_masked(&mut frame, ws::TEXT, message.as_bytes(), [9; 4]);
-            frame.truncate(1 + self.rng.below(frame.len() as u64) as usize);
-            self.out.extend(frame);
-            self.flush(scene, link);
-        }
-        self.out.clear();
-        self.left = true;
-        match self.rng.below(3) {
-            0 => {
-                self.say(scene, "resets");
-                scene.world.reset(link);
-                self.lost(scene);
-            }
-            1 => {
-                self.say(scene, "sends a FIN");
-                scene.world.shut(link);
-                self.state = State::Leaving;
-                self.since = scene.world.now().0;
-            }
-            _ => {
-                self.say(scene, "goes half-way and stays");
-                scene.world.shut(link);
-                self.frozen = true;
-                scene.world.reset(link);
-            }
-        }
-    }
-
-    /// Closes as RFC 6455 wants it.
-    pub(crate) fn leave(&mut self, scene: &mut Scene<'_>) {
-        if self.state == State::Leaving || self.closed.is_some() {
-            return;
-        }
-        self.say(scene, "closes");
-        self.frame(ws::CLOSE, &1000u16.to_be_bytes());
-        self.state = State::Leaving;
-        self.since = scene.world.now().0;
-        self.left = true;
-    }
-
-    /// From now on nothing goes wrong here either.
-    pub(crate) fn behave(&mut self, scene: &mut Scene<'_>) {
-        self.read_at = 0;
-        if self.is_served() {
-            if let State::Offline { until: None } = self.state {
-                self.state = State::Offline { until: Some(scene.world.now().0) };
-            }
-        } else if let Some(link) = self.link.filter(|_| self.kind != Kind::Mute && !self.frozen) {
-            self.left = true;
-            scene.world.reset(link);
-        } else if self.link.is_none() {
-            self.state = State::Offline { until: None };
-        }
-    }
-
-    /// Goes for good.
-    pub(crate) fn go(&mut self, scene: &mut Scene<'_>) {
-        match self.link {
-            None => self.state = State::Offline { until: None },
-            Some(_) if self.acts() && self.kind == Kind::Normal => self.leave(scene),
-            // The server has to find out by itself.
-            Some(_) if self.frozen => {}
-            Some(link) => {
-                self.left = true;
-                scene.world.reset(link);
-            }
-        }
-    }
-
-    /// Subscribes to everything, then publishes now and then.
-    fn heal(&mut self, scene: &mut Scene<'_>) {
-        if self.state == State::Connecting {
-            return self.act(scene);
-        }
-        if self.kind != Kind::Normal || self.pending.len() > 10 {
-            return;
-        }
-        for channel in scene.plan.channels.clone() {
-            let asked = self
-                .channels
-                .get(&channel)
-                .is_some_and(|c| c.open.is_some() || (c.wanted && !c.told));
-            let asks = self.pending.values().any(|p| p.what == What::Subscribe(channel.clone()));
-            if !asked && !asks {
-                let message = self.subscribe(scene, &channel);
-                self.text(&message);
-            }
-        }
-        if self.rng.one_in(4) {
-            let channel = self.any_channel(scene.plan);
-            let message = self.publish(scene, &channel);
-            self.text(&message);
-        }
-    }
-
-    /// Publishes once to each channel: all must get it.
-    pub(crate) fn publish_to_all(&mut self, scene: &mut Scene<'_>) {
-        for channel in scene.plan.channels.clone() {
-            let message = self.publish(scene, &channel);
-            self.text(&message);
-        }
-    }
-
-    // ---- What comes.
-
-    fn handle_bytes(&mut self, scene: &mut Scene<'_>, bytes: Vec<u8>) -> Result<(), String> {
-        let mut bytes = bytes;
-        if self.state == State::Upgrading {
-            self.head.extend_from_slice(&bytes);
-            match http::parse_upgrade_response(&self.head, &self.key) {
-                Ok(None) => return Ok(()),
-                Ok(Some(len)) => {
-                    bytes = self.head.split_off(len);
-                    self.head.clear();
-                    let echo = self.kind == Kind::Echo;
-                    self.state = if echo { State::Online } else { State::Connecting };
-                    self.since = scene.world.now().0;
-                    self.say(scene, "upgraded");
-                }
-                Err(http::UpgradeRefused::Status(status)) => return self.refused_by(scene, status),
-                Err(fault) => return Err(format!("{fault}: {:?}", self.head)),
-            }
-        } else if !self.head.is_empty() {
-            // The body of a refusal.
-            return Ok(());
-        }
-        let mut reader = std::mem::take(&mut self.reader);
-        let rules = ReadRules { masked: false, message_bytes_max: 1 << 24 };
-        let mut at = 0;
-        loop {
-            match reader.next(&rules, &mut bytes, &mut at) {
-                Ok(Some(event)) => {
-                    if self.closed.is_some() {
-                        return Err("something came behind the close frame".into());
-                    }
-                    self.handle_event(scene, event)?;
-                }
-                Ok(None) => break,
-                Err(fault) => return Err(format!("the server broke RFC 6455: {fault}")),
-            }
-        }
-        self.reader = reader;
-        Ok(())
-    }
-
-    fn refused_by(&mut self, scene: &mut Scene<'_>, status: u16) -> Result<(), String> {
-        self.say(scene, format!("refused with {status}"));
-        let expected = match status {
-            503 => scene.plan.crowded || scene.draining,
-            408 => self.kind == Kind::Loris || !scene.plan.roomy,
-            _ => false,
-        };
-        if !expected {
-            return Err(format!("refused with {status}"));
-        }
-        // The body, and then the end, are read.
-        self.state = State::Leaving;
-        self.left = true;
-        if let Some(link) = self.link {
-            scene.world.shut(link);
-        }
-        Ok(())
-    }
-
-    fn handle_event(&mut self, scene: &mut Scene<'_>, event: Event<'_>) -> Result<(), String> {
-        match event {
-            Event::Message { data, .. } if self.kind == Kind::Echo => {
-                match self.echoes.pop_front() {
-                    Some(sent) if sent == *data => Ok(()),
-                    _ => Err("an echo of something else".into()),
-                }
-            }
-            Event::Message { data, .. } => {
-                let text = std::str::from_utf8(data).map_err(|_| "not UTF-8")?.to_owned();
-                for line in text.split('\n') {
-                    self.handle_reply(scene, line)
-                        .map_err(|fault| format!("{fault}, in {}", &line[..line.len().min(300)]))?;
-                }
-                Ok(())
-            }
-            Event::Ping(payload) => {
-                let payload = payload.to_vec();
-                if self.kind != Kind::Mute && self.state != State::Leaving {
-                    self.frame(ws::PONG, &payload);
-                }
-                Ok(())
-            }
-            Event::Pong(_) => Ok(()),
-            Event::Close { code, .. } => {
-                self.say(scene, format!("closed with {code:?}"));
-                self.closed = Some(code.unwrap_or(1005));
-                if !self.left {
-                    self.frame(ws::CLOSE, &code.unwrap_or(1000).to_be_bytes());
-                }
-                self.state = State::Leaving;
-                self.since = scene.world.now().0;
-                self.check_close(scene, code.unwrap_or(1005))
-            }
-        }
-    }
-
-    fn check_close(&self, scene: &Scene<'_>, code: u16) -> Result<(), String> {
-        let tight = !scene.plan.roomy;
-        let slow = tight || self.kind == Kind::Slow;
-        let may = match code {
-            1000 => self.left,
-            3001 => scene.draining,
-            3008 => slow,
-            3012 => slow || self.kind == Kind::Mute,
-            3502 => slow || self.kind == Kind::Stale,
-            other => self.expected == Some(other),
-        };
-        if may { Ok(()) } else { Err(format!("closed with {code}")) }
-    }
-
-    fn handle_reply(&mut self, scene: &mut Scene<'_>, line: &str) -> Result<(), String> {
-        let reply: Value = serde_json::from_str(line).map_err(|fault| fault.to_string())?;
-        if line == "{}" {
-            if !matches!(self.kind, Kind::Mute) && self.state != State::Leaving {
-                if self.frame_ping {
-                    return Err("a ping of the protocol, though frames were asked for".into());
-                }
-                self.text("{}");
-            }
-            return Ok(());
-        }
-        if let Some(push) = reply.get("push") {
-            return self.handle_push(scene, push);
-        }
-        let id = reply["id"].as_u64().ok_or("no id")? as u32;
-        let pending = self.pending.remove(&id).ok_or("a reply that nobody waits for")?;
-        if let Some(error) = reply.get("error") {
-            let code = error["code"].as_u64().unwrap_or(0);
-            if !pending.errors.contains(&code) {
-                return Err(format!("{pending:?} failed"));
-            }
-            return Ok(());
-        }
-        let has = |name: &str| reply.get(name).is_some_and(Value::is_object);
-        match pending.what {
-            What::Connect if has("connect") => {
-                if self.state == State::Connecting {
-                    self.state = State::Online;
-                }
-                self.since = scene.world.now().0;
-                Ok(())
-            }
-            What::Subscribe(channel) if has("subscribe") => {
-                let result = &reply["subscribe"];
-                let positioned = result["positioned"].as_bool().unwrap_or(false);
-                let start = positioned.then(|| {
-                    let epoch = result["epoch"].as_str().unwrap_or_default().to_owned();
-                    (epoch, result["offset"].as_u64().unwrap_or(0))
-                });
-                if positioned != start.as_ref().is_some_and(|(epoch, _)| !epoch.is_empty()) {
-                    return Err("positioned without an epoch".into());
-                }
-                if channel.starts_with("pos:") && !positioned && self.wants(&channel) {
-                    return Err("not positioned, though all are".into());
-                }
-                let opened = scene.history.opened(self.index, &channel, pending.sent, start);
-                let known = self.channels.entry(channel).or_default();
-                if known.open.replace(opened).is_some() {
-                    return Err("subscribed twice".into());
-                }
-                Ok(())
-            }
-            What::Unsubscribe(channel) if has("unsubscribe") => {
-                if let Some(open) =
-                    self.channels.get_mut(&channel).and_then(|channel| channel.open.take())
-                {
-                    scene.history.ended(open, End::Gone);
-                }
-                Ok(())
-            }
-            What::Publish(publication) if has("publish") => {
-                scene.history.acked(publication);
-                Ok(())
-            }
-            other => Err(format!("{other:?} was answered with something else")),
-        }
-    }
-
-    /// No unsubscribe of this channel is on its way.
-    fn wants(&self, channel: &str) -> bool {
-        !self.pending.values().any(|p| p.what == What::Unsubscribe(channel.to_owned()))
-    }
-
-    fn handle_push(&mut self, scene: &mut Scene<'_>, push: &Value) -> Result<(), String> {
-        let channel = push["channel"].as_str().ok_or("no channel")?;
-        let known = self.channels.get_mut(channel).ok_or("a channel it never asked for")?;
-        let open = known.open.ok_or("a channel that it isn't subscribed to")?;
-        if let Some(publication) = push.get("pub") {
-            let number = publication["data"]["n"].as_u64().ok_or("no number")? as usize;
-            let offset = publication["offset"].as_u64().unwrap_or(0);
-            if publication["info"]["client"].as_str().is_none_or(str::is_empty) {
-                return Err("nobody published it".into());
-            }
-            return scene.history.delivered(open, number, offset);
-        }
-        let code = push["unsubscribe"]["code"].as_u64().ok_or("an unknown push")?;
-        if code != 2500 {
-            return Err(format!("unsubscribed with {code}"));
-        }
-        known.open = None;
-        known.told = true;
-        known.wanted = false;
-        scene.history.ended(open, End::Told);
-        Ok(())
-    }
-
-    /// The connection has come to its end, from the server's side.
-    fn ended(&mut self, scene: &mut Scene<'_>, link: LinkId, how: &str) -> Result<(), String> {
-        self.say(scene, how);
-        let told = self.closed.is_some() || self.left;
-        let injected = scene.world.is_injected(link);
-        let slow = !scene.plan.roomy || self.kind == Kind::Slow;
-        if how == "end" {
-            scene.world.shut(link);
-        }
-        let patient = self.kind == Kind::Echo && scene.world.now().0 > self.since + 2_000;
-        self.lost(scene);
-        if !told && !injected && !slow && !patient {
-            return Err(format!("the connection came to its {how}, and nobody said why"));
-        }
-        Ok(())
-    }
-
-    /// There is no connection any more.
-    fn lost(&mut self, scene: &mut Scene<'_>) {
-        for channel in std::mem::take(&mut self.channels).into_values() {
-            if let Some(open) = channel.open {
-                scene.history.ended(open, End::Gone);
-            }
-        }
-        self.pending.clear();
-        self.echoes.clear();
-        self.link = None;
-        self.frozen = false;
-        let now = scene.world.now().0;
-        let again = match scene.phase {
-            Phase::Faults => !scene.draining,
-            Phase::Heal | Phase::Quiet => self.is_served() && !scene.draining,
-            Phase::Leave => false,
-        };
-        let until = again.then(|| now + 1 + self.rng.below(1_000));
-        self.state = State::Offline { until };
     }
 
     /// Whether something that must have happened hasn't.

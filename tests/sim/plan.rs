@@ -32,6 +32,10 @@ pub(crate) enum Kind {
     Loris,
     /// Breaks a rule.
     Hostile,
+    /// Its request is no upgrade.
+    Lost,
+    /// Its token is not good, or not for long.
+    Stranger,
     /// Stops reading and writing, and stays.
     Frozen,
     /// Speaks plain WebSocket to `/echo`.
@@ -60,8 +64,10 @@ pub(crate) struct Plan {
     pub(crate) drains: bool,
     /// A client that does what it should is never closed: nothing here is tight enough for that.
     pub(crate) roomy: bool,
-    /// There may be more clients than connections that are allowed.
+    /// There may be more clients than connections that are allowed, or too little memory.
     pub(crate) crowded: bool,
+    /// Memory is short for a while, now and then.
+    pub(crate) short_of_memory: bool,
 }
 
 fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
@@ -96,7 +102,7 @@ impl Plan {
         };
         let sizes = Sizes {
             shards,
-            pipe_bytes: pick(rng, if large { &[65536, 400_000] } else { &[500, 4096, 65536] }),
+            pipe_bytes: pick(rng, if large { &[400_000] } else { &[500, 4096, 65536] }),
             read_buffer_bytes: pick(rng, &[1, 13, 200, 4096, 65536]),
             passing: 1 + rng.below(4) as usize,
             events: pick(rng, &[1, 3, 1024]),
@@ -105,10 +111,12 @@ impl Plan {
         let sizes = if large { Sizes { read_buffer_bytes: 65536, ..sizes } } else { sizes };
         let faults = if large { Faults { segment_bytes_max: 65536, ..faults } } else { faults };
         let clients = 2 + rng.below(if large { 8 } else { 18 }) as usize;
-        let crowded = rng.one_in(4);
-        let conns_max = if crowded { 1 + rng.below(6) as u32 } else { 500 };
-        let conns_soft = if crowded || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
-        let starve_one_in = if large { 30 } else { sometimes(rng, &[20, 200]) };
+        let short_of_memory = rng.one_in(8);
+        let full = rng.one_in(4);
+        let crowded = full || short_of_memory;
+        let conns_max = if full { 1 + rng.below(6) as u32 } else { 500 };
+        let conns_soft = if full || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
+        let starve_one_in = if large { 100 } else { sometimes(rng, &[20, 200]) };
         let queue_bytes_max =
             if large { 1 << 25 } else { pick(rng, &[2_000, 20_000, 1 << 20, 1 << 24]) };
         let options = Options {
@@ -122,8 +130,8 @@ impl Plan {
             websocket_path: Some(PATH.into()),
             echo: true,
             channels_idle_max: pick(rng, &[0, 1, 100]),
-            requests_unanswered_max: pick(rng, &[1, 2, 5, 4096]),
-            turn_deliveries_max: pick(rng, &[1, 3, 20, 2048]),
+            requests_unanswered_max: if large { 4096 } else { pick(rng, &[1, 2, 5, 4096]) },
+            turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
         };
         let client = ClientOptions {
             insecure: false,
@@ -143,8 +151,11 @@ impl Plan {
             version: "sim".into(),
         };
         let kinds: Vec<Kind> = (0..clients).map(|at| kind(rng, at)).collect();
-        let channels = ["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"];
-        let count = 1 + rng.below(channels.len() as u64) as usize;
+        let channels: &[&str] = match large {
+            true => &["plain", "hist:a", "pos:a", "pos:b"],
+            false => &["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"],
+        };
+        let count = if large { 2 } else { 1 + rng.below(channels.len() as u64) as usize };
         let mut channels: Vec<String> = channels.iter().map(|c| (*c).to_owned()).collect();
         while channels.len() > count {
             channels.remove(rng.below(channels.len() as u64) as usize);
@@ -155,6 +166,7 @@ impl Plan {
             && queue_bytes_max >= 1 << 20
             && starve_one_in == 0
             && options.requests_unanswered_max >= 5
+            && !short_of_memory
             && !large;
         Self {
             sizes,
@@ -170,11 +182,12 @@ impl Plan {
             think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
             pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
             starve_one_in,
-            starve_ms: if large { 1_200 } else { pick(rng, &[20, 300]) },
-            faults_ms: if large { 2_000 } else { 2_000 + rng.below(6_000) },
+            starve_ms: if large { 3_000 } else { pick(rng, &[20, 300]) },
+            faults_ms: if large { 5_000 } else { 2_000 + rng.below(6_000) },
             drains: rng.one_in(3),
             roomy,
             crowded,
+            short_of_memory,
         }
     }
 
@@ -214,6 +227,8 @@ fn kind(rng: &mut Rng, at: usize) -> Kind {
         Kind::Loris,
         Kind::Hostile,
         Kind::Hostile,
+        Kind::Lost,
+        Kind::Stranger,
         Kind::Frozen,
         Kind::Echo,
     ];

@@ -122,6 +122,13 @@ impl Run {
 
     fn play(&mut self) -> Result<(), String> {
         // Faults.
+        if self.plan.short_of_memory {
+            for _ in 0..3 {
+                self.run_for(self.plan.faults_ms / 4, |_| false)?;
+                self.node.memory_short.fetch_xor(true, Ordering::Relaxed);
+            }
+            self.node.memory_short.store(false, Ordering::Relaxed);
+        }
         self.run_for(self.plan.faults_ms, |_| false)?;
 
         // Heal.
