@@ -33,6 +33,10 @@ pub const FRAME_JOIN_BYTES_MAX: usize = 4 * 1024;
 /// is rung when there is room; what it may keep is [`OUTBOX_BYTES_MAX`].
 pub const MAILBOX_BATCHES: usize = 256;
 
+/// Bytes that wait in a shard's mailbox at most, the last batch beyond; the same for a shard's mail to
+/// itself. As above.
+pub const MAILBOX_BYTES_MAX: usize = 32 << 20;
+
 /// Mail that a shard keeps for another one at most, bytes. Beyond it deliveries become gaps, and
 /// clean-up and requests wait where they come from.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;

@@ -45,7 +45,12 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// What the development node has where nobody says otherwise.
 const DEV_PRESET: &[(&str, &str)] = &[
     ("http_server.address", "127.0.0.1"),
-    ("client.allowed_origins", "*"),
+    // Pages of this machine only: any other page in the developer's browser could publish, too.
+    (
+        "client.allowed_origins",
+        "http://localhost http://localhost:* https://localhost https://localhost:* \
+         http://127.0.0.1 http://127.0.0.1:*",
+    ),
     ("client.allow_anonymous_connect_without_token", "true"),
     ("client.token.hmac_secret_key", DEV_SECRET),
     ("channel.without_namespace.allow_subscribe_for_client", "true"),

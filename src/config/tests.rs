@@ -503,7 +503,8 @@ fn development_preset_is_under_everything() {
     assert_eq!((report.errors, report.unknown, report.warnings), (vec![], vec![], vec![]));
     assert_eq!(config.http_server.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     assert!(config.client.allow_anonymous_connect_without_token);
-    assert!(config.client.allowed_origins.allows(Some("http://any")));
+    assert!(config.client.allowed_origins.allows(Some("http://localhost:3000")));
+    assert!(!config.client.allowed_origins.allows(Some("http://localhost.example")));
     assert_eq!(config.tokens.connection.hmac_secret_key, DEV_SECRET);
     assert!(!config.roost.echo);
     let namespace = config.channels.namespace(0);

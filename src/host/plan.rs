@@ -176,8 +176,12 @@ pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Cap
                 plan.shards,
                 facts.table_descriptors_max()
             ),
-            advice: if plan.shards < SHARDS_MAX {
+            advice: if !plan.reaches_target() && plan.shards < SHARDS_MAX {
                 "--shards auto, or a higher hard limit (LimitNOFILE=, ulimit -Hn)".to_owned()
+            } else if plan.shards < SHARDS_MAX {
+                // This is what `auto` would aim at: it takes no more shards by itself.
+                "a number for --shards, or a higher hard limit (LimitNOFILE=, ulimit -Hn)"
+                    .to_owned()
             } else {
                 "a higher hard limit (LimitNOFILE=, ulimit -Hn)".to_owned()
             },
@@ -349,6 +353,18 @@ mod tests {
         let lines = capacity(&facts, &plan, 44_000_000).lines();
         assert!(lines[0].starts_with("up to 400 connections; conntrack binds first; for more:"));
         assert!(lines.iter().any(|line| line.contains("ports") && line.contains("no bound")));
+    }
+
+    #[test]
+    fn more_shards_are_advised_only_where_they_help() {
+        let facts = machine(20_000);
+        let advice = |wanted| {
+            let plan = plan_shards(wanted, None, &facts);
+            capacity(&facts, &plan, 19_000_000_000).limits[0].advice.clone()
+        };
+        assert!(advice(Shards::Cores).starts_with("--shards auto"));
+        assert!(advice(Shards::Auto).starts_with("a number for --shards"));
+        assert!(advice(Shards::Count(SHARDS_MAX)).starts_with("a higher hard limit"));
     }
 
     #[test]

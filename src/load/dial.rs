@@ -157,6 +157,9 @@ pub(crate) fn dial(plan: &Plan, global: u32) -> io::Result<(Socket, bool)> {
     let address = plan.target.address;
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    // A server that is started on a port which one of ours has, or had in the last minute, may bind
+    // it then: the ports that we are given can be anybody's.
+    socket.set_reuse_address(true)?;
     if let Some(source) = plan.source(global) {
         bind_address_no_port(&socket)?;
         socket.bind(&SockAddr::from(SocketAddr::new(IpAddr::V4(source), 0)))?;

@@ -18,6 +18,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     figures: Signal,
+    /// Caught because it would end the node.
+    hangup: Signal,
 }
 
 impl Signals {
@@ -27,6 +29,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             figures: signal(SignalKind::user_defined1())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 }
@@ -62,6 +65,9 @@ impl Control {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
                 _ = signals.figures.recv() => self.print_figures(),
+                _ = signals.hangup.recv() => {
+                    warn!("SIGHUP: options can't be read again yet, those of the start stay");
+                }
                 _ = every.tick() => self.watch_memory(),
             }
         }

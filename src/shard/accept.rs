@@ -138,6 +138,7 @@ impl<D: Driver> Shard<D> {
                     | Refusal::WebSocketVersion
                     | Refusal::WebSocketKey
                     | Refusal::UpgradeBody
+                    | Refusal::Protobuf
             ) =>
             {
                 &counters.refused_upgrade

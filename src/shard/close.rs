@@ -155,11 +155,7 @@ impl<D: Driver> Shard<D> {
         local.claims -= 1;
         local.asked += 1;
         let name = local.name.as_str().into();
-        self.mail[home.index()].push(mail::Mail::Unsubscribe {
-            local: channel,
-            channel: name,
-            asker: None,
-        });
+        self.post(home, mail::Mail::Unsubscribe { local: channel, channel: name, asker: None });
         Ok(())
     }
 
@@ -434,11 +430,7 @@ impl<D: Driver> Shard<D> {
         local.claims -= 1;
         local.asked += 1;
         let (home, name) = (local.home, local.name.as_str().into());
-        self.mail[home.index()].push(mail::Mail::Unsubscribe {
-            local: channel,
-            channel: name,
-            asker: None,
-        });
+        self.post(home, mail::Mail::Unsubscribe { local: channel, channel: name, asker: None });
         self.enqueue_scratch(index);
     }
 }

@@ -382,14 +382,17 @@ impl<D: Driver> Shard<D> {
         }
         self.schedule(index);
         self.counters().subscriptions.add(1);
-        self.mail[home.index()].push(Mail::Subscribe(Box::new(Subscribe {
-            channel: CompactString::new(channel),
-            hash,
-            namespace: namespace.index,
-            local,
-            asker,
-            serial,
-        })));
+        self.post(
+            home,
+            Mail::Subscribe(Box::new(Subscribe {
+                channel: CompactString::new(channel),
+                hash,
+                namespace: namespace.index,
+                local,
+                asker,
+                serial,
+            })),
+        );
         Ok(())
     }
 
@@ -427,11 +430,7 @@ impl<D: Driver> Shard<D> {
             record.claims -= 1;
             record.asked += 1;
         }
-        self.mail[home.index()].push(Mail::Unsubscribe {
-            local,
-            channel: channel.into(),
-            asker: Some(asker),
-        });
+        self.post(home, Mail::Unsubscribe { local, channel: channel.into(), asker: Some(asker) });
         Ok(())
     }
 
@@ -466,14 +465,17 @@ impl<D: Driver> Shard<D> {
         });
         let mut info = Vec::new();
         json::put_client_info(&mut info, &session.user, &client_id, session.info(), chan_info);
-        self.mail[home.index()].push(Mail::Publish(Box::new(Publish {
-            channel: CompactString::new(channel),
-            hash,
-            namespace: namespace.index,
-            asker,
-            data: data.into(),
-            info: info.into(),
-        })));
+        self.post(
+            home,
+            Mail::Publish(Box::new(Publish {
+                channel: CompactString::new(channel),
+                hash,
+                namespace: namespace.index,
+                asker,
+                data: data.into(),
+                info: info.into(),
+            })),
+        );
         Ok(())
     }
 

@@ -19,6 +19,7 @@ impl<D: Driver> Shard<D> {
             }
             let Some(batch) = self.loopback.pop_front() else { break };
             bytes += batch.bytes;
+            self.loopback_bytes -= batch.bytes;
             self.open_batch(*batch);
         }
         let mut bytes = 0;

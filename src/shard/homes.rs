@@ -61,12 +61,8 @@ impl<D: Driver> Shard<D> {
             from,
             subscribe.local,
         );
-        self.mail[from.index()].push(Mail::Subscribed {
-            local: subscribe.local,
-            asker: subscribe.asker,
-            serial: subscribe.serial,
-            position,
-        });
+        let Subscribe { local, asker, serial, .. } = *subscribe;
+        self.post(from, Mail::Subscribed { local, asker, serial, position });
     }
 
     /// A subscription ends.
@@ -79,7 +75,7 @@ impl<D: Driver> Shard<D> {
     ) {
         let hash = self.node.names.hash(channel);
         self.homes.unsubscribe(channel, hash, from);
-        self.mail[from.index()].push(Mail::Unsubscribed { local, asker });
+        self.post(from, Mail::Unsubscribed { local, asker });
     }
 
     /// A publication: next offset, history, one encoding, a delivery to each interested shard.
@@ -161,10 +157,22 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Adds mail for a shard. What fills an outbox leaves at once, so that it stays full only while
+    /// the receiver has no room: then requests and clean-up wait, and deliveries become a gap.
+    pub(super) fn post(&mut self, to: ShardId, mail: Mail) {
+        self.mail[to.index()].push(mail);
+        if self.mail[to.index()].is_full() {
+            self.flush_to(to);
+        }
+    }
+
     fn flush_to(&mut self, to: ShardId) {
         let outbox = &mut self.mail[to.index()];
         if to == self.id {
-            if let Some(batch) = outbox.take(to) {
+            if self.loopback_bytes < MAILBOX_BYTES_MAX
+                && let Some(batch) = outbox.take(to)
+            {
+                self.loopback_bytes += batch.bytes;
                 self.loopback.push_back(batch);
                 self.delivered_to(to);
             }

@@ -14,14 +14,14 @@
 //! connection still owes, and waits there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::OUTBOX_BYTES_MAX;
+use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
 use crate::hub::history::Position;
 use crate::io::Alarm;
 
@@ -195,6 +195,8 @@ pub struct Letterbox {
     sender: Sender<Box<Batch>>,
     alarm: Alarm,
     turned: Arc<Turned>,
+    /// Bytes that wait in the mailbox.
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Letterbox {
@@ -220,11 +222,27 @@ impl Letterbox {
     }
 }
 
+impl Letterbox {
+    fn put(&self, batch: Box<Batch>) -> Result<(), TrySendError<Box<Batch>>> {
+        let bytes = batch.bytes;
+        if self.waiting_bytes.load(Ordering::SeqCst) >= MAILBOX_BYTES_MAX {
+            return Err(TrySendError::Full(batch));
+        }
+        // Counted before it is there, so that the count never goes below zero.
+        self.waiting_bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.sender.try_send(batch).inspect_err(|_| {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        })
+    }
+}
+
 /// Where a shard takes its mail out.
 pub struct Mailbox {
     receiver: Receiver<Box<Batch>>,
     alarm: Alarm,
     turned: Arc<Turned>,
+    /// Bytes that wait in the mailbox.
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Mailbox {
@@ -232,13 +250,21 @@ impl Mailbox {
     pub fn new(batches: usize, alarm: Alarm) -> (Letterbox, Self) {
         let (sender, receiver) = crossbeam_channel::bounded(batches);
         let turned = Arc::new(Turned::default());
-        let letterbox = Letterbox { sender, alarm: alarm.clone(), turned: Arc::clone(&turned) };
-        (letterbox, Self { receiver, alarm, turned })
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let letterbox = Letterbox {
+            sender,
+            alarm: alarm.clone(),
+            turned: Arc::clone(&turned),
+            waiting_bytes: Arc::clone(&waiting_bytes),
+        };
+        (letterbox, Self { receiver, alarm, turned, waiting_bytes })
     }
 
     /// The next batch.
     pub fn take(&self) -> Option<Box<Batch>> {
-        self.receiver.try_recv().ok()
+        let batch = self.receiver.try_recv().ok()?;
+        self.waiting_bytes.fetch_sub(batch.bytes, Ordering::SeqCst);
+        Some(batch)
     }
 
     /// There is room again: calls `each` with every shard that found none, once.
@@ -359,12 +385,11 @@ impl Outbox {
         }
         let mail = std::mem::take(&mut self.mail);
         let batch = Box::new(Batch { from, mail, bytes: self.bytes });
-        let sender = &self.letterbox.sender;
-        let sent = sender.try_send(batch).or_else(|fault| match fault {
+        let sent = self.letterbox.put(batch).or_else(|fault| match fault {
             TrySendError::Full(batch) => {
                 // Leave word, then look again: the receiver may have made room in between.
                 self.letterbox.turned.insert(from);
-                sender.try_send(batch)
+                self.letterbox.put(batch)
             }
             gone => Err(gone),
         });

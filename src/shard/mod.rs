@@ -153,13 +153,14 @@ pub struct Shard<D: Driver> {
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
-    /// The descriptor table was full: the listener is asked again then, no edge tells.
+    /// No descriptor was left: the listener is asked again then, since no edge tells.
     accept_again_at: Option<Millis>,
     passed: bool,
 
     mailbox: Mailbox,
     /// Mail of this shard to itself.
     loopback: VecDeque<Box<Batch>>,
+    loopback_bytes: usize,
     mail: Vec<Outbox>,
     mail_blocked: bool,
     acks: VecDeque<PendingAck>,
@@ -224,6 +225,7 @@ impl<D: Driver> Shard<D> {
             passed: false,
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
+            loopback_bytes: 0,
             mail: seat.letterboxes.into_iter().map(Outbox::new).collect(),
             mail_blocked: false,
             acks: VecDeque::new(),

@@ -181,8 +181,7 @@ impl<D: Driver> Shard<D> {
                 return self.refuse(key.index, Refusal::Origin);
             }
             if http::format(head.query, upgrade.protocol) != http::Format::Json {
-                // The binary form of the client protocol is not spoken yet.
-                return self.refuse(key.index, Refusal::NotUpgrade);
+                return self.refuse(key.index, Refusal::Protobuf);
             }
         }
         if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {

@@ -128,3 +128,13 @@ fn the_time_to_drain_is_bounded() {
     clients.iter_mut().for_each(|client| client.is_closed(3001, "shutdown"));
     assert_eq!(node.ended().code, Some(0));
 }
+
+/// Where it means "read the options again", a node that can't yet must not die of it.
+#[test]
+fn a_hangup_ends_nothing() {
+    let node = Node::open(&[]);
+    let mut client = node.connected();
+    node.signal(Signal::HUP);
+    node.figures();
+    client.subscribe("a");
+}

@@ -31,6 +31,8 @@ pub enum Refusal {
     WebSocketKey,
     /// An upgrade with a request body.
     UpgradeBody,
+    /// The binary form of the client protocol, which is not built yet.
+    Protobuf,
     /// The `Origin` is not allowed.
     Origin,
     /// Nothing lives at this path.
@@ -43,7 +45,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, for tables of counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::Host,
         Self::BodyLength,
@@ -57,6 +59,7 @@ impl Refusal {
         Self::WebSocketVersion,
         Self::WebSocketKey,
         Self::UpgradeBody,
+        Self::Protobuf,
         Self::Origin,
         Self::NotFound,
         Self::Timeout,
@@ -72,7 +75,8 @@ impl Refusal {
             | Self::NotUpgrade
             | Self::WebSocketVersion
             | Self::WebSocketKey
-            | Self::UpgradeBody => 400,
+            | Self::UpgradeBody
+            | Self::Protobuf => 400,
             Self::Origin => 403,
             Self::NotFound => 404,
             Self::Method => 405,
@@ -101,6 +105,7 @@ impl Refusal {
             Self::WebSocketVersion => "websocket_version",
             Self::WebSocketKey => "websocket_key",
             Self::UpgradeBody => "upgrade_body",
+            Self::Protobuf => "protobuf",
             Self::Origin => "origin",
             Self::NotFound => "not_found",
             Self::Timeout => "timeout",
@@ -124,6 +129,7 @@ impl Refusal {
             Self::WebSocketVersion => "only WebSocket version 13 is spoken here\n",
             Self::WebSocketKey => "Sec-WebSocket-Key must be 16 bytes in base64\n",
             Self::UpgradeBody => "an upgrade has no body\n",
+            Self::Protobuf => "Protobuf isn't spoken here yet: use JSON\n",
             Self::Origin => "origin not allowed\n",
             Self::NotFound => "not found\n",
             Self::Timeout => "the request took too long\n",
@@ -137,7 +143,7 @@ impl Refusal {
             //= RFC 9110 15.5.6: a 405 MUST have an Allow header
             Self::Method => "Allow: GET\r\n",
             //= RFC 6455 4.2.2: an answer to a wrong version names the versions understood
-            Self::NotUpgrade | Self::WebSocketVersion | Self::WebSocketKey => {
+            Self::NotUpgrade | Self::WebSocketVersion | Self::WebSocketKey | Self::Protobuf => {
                 "Sec-WebSocket-Version: 13\r\n"
             }
             _ => "",
@@ -235,7 +241,12 @@ mod tests {
             assert_eq!(header("Connection"), Some("close"));
             assert_eq!(header("Content-Length"), Some(&*(out.len() - head).to_string()));
             assert_eq!(header("Allow"), (refusal == Refusal::Method).then_some("GET"));
-            let versions = [Refusal::NotUpgrade, Refusal::WebSocketVersion, Refusal::WebSocketKey];
+            let versions = [
+                Refusal::NotUpgrade,
+                Refusal::WebSocketVersion,
+                Refusal::WebSocketKey,
+                Refusal::Protobuf,
+            ];
             let expected = versions.contains(&refusal).then_some("13");
             assert_eq!(header("Sec-WebSocket-Version"), expected);
             assert!(out.len() > head);
