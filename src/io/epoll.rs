@@ -282,17 +282,24 @@ impl Driver for Epoll {
             return Some(socket);
         }
         let from = &self.switchboard.passing[self.shard.index()].1;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0u8; 1];
-        let mut data = [IoSliceMut::new(&mut byte)];
-        rustix::net::recvmsg(from, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(sockets) = message {
-                self.passed.extend(sockets);
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut byte = [0u8; 1];
+            let mut data = [IoSliceMut::new(&mut byte)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let message = rustix::net::recvmsg(from, &mut data, &mut control, flags).ok()?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(sockets) = message {
+                    self.passed.extend(sockets);
+                }
+            }
+            // A message without its socket: this table was full, and the kernel closed it. Others
+            // may be behind it, and no further edge tells of them.
+            if !self.passed.is_empty() || message.bytes == 0 {
+                return self.passed.pop();
             }
         }
-        self.passed.pop()
     }
 
     fn pass(&mut self, to: ShardId, socket: OwnedFd) -> Result<(), OwnedFd> {
@@ -394,4 +401,25 @@ impl Driver for Epoll {
 pub fn unneeded(switchboard: &Switchboard, shard: ShardId) -> impl Iterator<Item = BorrowedFd<'_>> {
     let others = switchboard.passing.iter().enumerate();
     others.filter(move |(at, _)| *at != shard.index()).map(|(_, pair)| pair.1.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_got_lost_doesn_t_hide_the_next_one() {
+        let switchboard = Switchboard::new(1).unwrap();
+        let shard = ShardId(0);
+        #[expect(clippy::disallowed_methods, reason = "the driver's zero of time")]
+        let started = Instant::now();
+        let mut driver = Epoll::new(shard, Arc::clone(&switchboard), Vec::new(), started).unwrap();
+        // As it arrives where no descriptor was free.
+        let flags = SendFlags::DONTWAIT;
+        rustix::net::send(&switchboard.passing[0].0, &[0], flags).unwrap();
+        let socket = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert!(driver.pass(shard, socket).is_ok());
+        assert!(driver.take_passed().is_some());
+        assert!(driver.take_passed().is_none());
+    }
 }
