@@ -48,18 +48,26 @@ impl<D: Driver> Shard<D> {
             && let Some(to) = self.emptiest()
         {
             match self.driver.pass(to, socket) {
-                Ok(()) => return self.counters().connections_passed.add(1),
+                Ok(()) => {
+                    // Counted from here on, so that a burst isn't passed to one shard alone.
+                    self.node.open[to.index()].fetch_add(1, Ordering::Relaxed);
+                    return self.counters().connections_passed.add(1);
+                }
                 Err(back) => socket = back,
             }
+        }
+        // Who was passed is counted already.
+        if may_pass {
+            self.node.open[self.id.index()].fetch_add(1, Ordering::Relaxed);
         }
         if self.conns.len() < conns_max {
             self.begin(socket);
             return;
         }
         self.counters().connections_refused_full.add(1);
-        if self.conns.len() < conns_max + CONNS_SPARE
-            && let Some(key) = self.begin(socket)
-        {
+        if self.conns.len() >= conns_max + CONNS_SPARE {
+            self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
+        } else if let Some(key) = self.begin(socket) {
             self.refuse(key.index, Refusal::Unavailable);
         }
     }
@@ -74,6 +82,7 @@ impl<D: Driver> Shard<D> {
         (open < self.node.options.conns_max && open < here).then_some(ShardId(at as u8))
     }
 
+    /// Gives a connection, which is counted as open here, a slot.
     fn begin(&mut self, socket: D::Socket) -> Option<ConnKey> {
         let generation = self.next_generation;
         self.next_generation =
@@ -82,7 +91,6 @@ impl<D: Driver> Shard<D> {
         let index = self.conns.insert(Conn::new(socket, generation, tick)) as u32;
         let key = ConnKey { index, generation };
         let conn = &self.conns[index as usize];
-        self.node.open[self.id.index()].fetch_add(1, Ordering::Relaxed);
         self.counters().connections_accepted.add(1);
         self.counters().connections_open.add(1);
         let watched = match &conn.socket {

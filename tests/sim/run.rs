@@ -9,9 +9,9 @@ use roost::base::rng::Rng;
 use roost::base::time::Millis;
 use roost::hub::names::NameHasher;
 use roost::io::Alarm;
-use roost::io::sim::{Faults, SharedWorld, SimDriver, World};
+use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::shard::mail::{Letterbox, Mail, Mailbox};
-use roost::shard::{Node, Seat, Shard, ShardCounters};
+use roost::shard::{Node, Options, Seat, Shard, ShardCounters};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene};
@@ -67,6 +67,10 @@ impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
+        Self::with(plan, rng)
+    }
+
+    fn with(plan: Plan, mut rng: Rng) -> Self {
         let world = World::new(rng.next_u64(), plan.sizes.clone(), plan.faults.clone());
         let ids: Vec<ShardId> = (0..plan.sizes.shards).map(|at| ShardId(at as u8)).collect();
         let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = ids
@@ -391,4 +395,25 @@ impl Run {
         self.standstill = 0;
         Ok(())
     }
+}
+
+#[test]
+fn a_burst_is_spread_over_all_that_have_room() {
+    let mut rng = Rng::new(1);
+    let mut plan = Plan::draw(&mut rng);
+    plan.sizes = Sizes { shards: 3, passing: 64, ..plan.sizes };
+    plan.mailbox_batches = vec![1; 3];
+    plan.faults = Faults::NONE;
+    plan.options = Options { conns_soft: 1, conns_max: 4, ..plan.options };
+    plan.kinds.clear();
+    let mut run = Run::with(plan, rng);
+    for _ in 0..12 {
+        run.world.borrow_mut().connect_to(ShardId(0));
+    }
+    // All that wait are accepted and passed on before the other shards know of it.
+    for at in [0, 1, 2] {
+        run.shards[at].shard.turn();
+    }
+    let open: Vec<u32> = run.node.open.iter().map(|open| open.load(Ordering::Relaxed)).collect();
+    assert_eq!((open, run.figures()["connections_refused_full"]), (vec![4, 4, 4], 0));
 }

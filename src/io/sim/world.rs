@@ -397,12 +397,18 @@ impl World {
         let listening: Vec<usize> =
             (0..self.seats.len()).filter(|at| self.seats[*at].listening).collect();
         let shard = *listening.get(self.rng.below(listening.len() as u64) as usize)?;
+        Some(self.connect_to(ShardId(shard as u8)))
+    }
+
+    /// A client connects, and the listener of this shard gets it.
+    pub fn connect_to(&mut self, shard: ShardId) -> LinkId {
+        let shard = shard.index();
         let at = self.links.len() as u32;
         self.links.push(Link::default());
         self.seats[shard].waiting.push_back(at);
         self.seats[shard].acceptable = true;
         self.note(Op::Connect, at, shard as u64);
-        Some(LinkId(at))
+        LinkId(at)
     }
 
     /// What a client sees of its connection.
