@@ -119,9 +119,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(index: usize, kind: Kind, mut rng: Rng, now: u64) -> Self {
+    pub(crate) fn new(index: usize, kind: Kind, mut rng: Rng, now: u64, storm: bool) -> Self {
         let user = rng.one_in(2).then(|| format!("user{}", rng.below(4)));
-        let until = Some(now + rng.below(500));
+        let until = Some(now + rng.below(if storm { 1 } else { 500 }));
         Self {
             index,
             kind,

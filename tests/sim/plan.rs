@@ -68,6 +68,8 @@ pub(crate) struct Plan {
     pub(crate) roomy: bool,
     /// There may be more clients than connections that are allowed, or too little memory.
     pub(crate) crowded: bool,
+    /// Although a shard is soon full there is room for all: nobody may be refused.
+    pub(crate) ample: bool,
     /// Memory is short for a while, now and then.
     pub(crate) short_of_memory: bool,
 }
@@ -113,7 +115,7 @@ impl Plan {
                 _ => pick(rng, &[500, 4096, 65536]),
             },
             read_buffer_bytes: pick(rng, if roomy { &[200, 4096] } else { &[1, 13, 4096, 65536] }),
-            passing: 1 + rng.below(4) as usize,
+            passing: pick(rng, &[1, 3, 64]),
             events: pick(rng, &[1, 3, 1024]),
         };
         // Large publications through small doors would take the run's whole time.
@@ -123,7 +125,12 @@ impl Plan {
         let short_of_memory = !roomy && rng.one_in(4);
         let full = rng.one_in(4);
         let crowded = full || short_of_memory;
-        let conns_max = if full { 1 + rng.below(6) as u32 } else { 500 };
+        let conns_max = if full { 1 + rng.below(16) as u32 } else { 500 };
+        let ample = full
+            && !short_of_memory
+            && conns_max > 1
+            && conns_max as usize * shards >= 2 * clients
+            && shards > 1;
         let conns_soft = if full || rng.one_in(2) { rng.below(4) as u32 } else { 500 };
         let starve_one_in = match (large, roomy) {
             (true, _) => 100,
@@ -204,6 +211,7 @@ impl Plan {
             drains: rng.one_in(3),
             roomy,
             crowded,
+            ample,
             short_of_memory,
         }
     }

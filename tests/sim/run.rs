@@ -99,11 +99,13 @@ impl Run {
             })
             .collect();
         let now = world.borrow().now().0;
+        // All at once, as behind a balancer that was restarted.
+        let storm = rng.one_in(2);
         let clients = plan
             .kinds
             .iter()
             .enumerate()
-            .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now))
+            .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm))
             .collect();
         Self {
             plan,

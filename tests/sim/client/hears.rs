@@ -57,7 +57,7 @@ impl Client {
     pub(super) fn refused_by(&mut self, scene: &mut Scene<'_>, status: u16) -> Result<(), String> {
         self.say(scene, format!("refused with {status}"));
         let expected = match status {
-            503 => scene.plan.crowded || scene.draining,
+            503 => (scene.plan.crowded && !scene.plan.ample) || scene.draining,
             other if self.refusal == Some(other) => true,
             408 => self.kind == Kind::Loris || !scene.plan.roomy,
             _ => false,
