@@ -12,7 +12,6 @@ pub mod codes;
 pub mod command;
 pub mod json;
 mod parse;
-mod payload;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -28,5 +27,4 @@ pub use json::{
     put_unsubscribe,
 };
 pub use parse::{Commands, Malformed, commands, parse};
-pub use payload::{DataFormat, is_json};
 pub use reply::{ConnectResult, Publication, SubscribeResult};

@@ -2,8 +2,8 @@
 
 /// Result of `connect`.
 ///
-/// Payloads here and below are JSON text, checked with [`is_json`](super::is_json) where it came
-/// from outside; an encoder takes them as they are.
+/// Payloads here and below are JSON text, checked where they came from outside; an encoder takes
+/// them as they are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectResult<'a> {
     /// Client id.
