@@ -404,13 +404,19 @@ impl<D: Driver> Shard<D> {
         let delay = seconds(self.node.rules.client.expired_sub_close_delay_ms);
         let now = self.driver.unix().0;
         let conn = &self.conns[index as usize];
-        let Some(extra) =
-            self.sessions.get(conn.session as usize).and_then(|session| session.extra.as_ref())
-        else {
-            return;
+        let Some(session) = self.sessions.get(conn.session as usize) else { return };
+        let Some(extra) = &session.extra else { return };
+        // One whose subscribe isn't answered yet waits for that: the push comes behind the reply.
+        let live = |channel: u32| {
+            let mut subs = session.subs.as_slice().iter();
+            subs.any(|sub| sub.channel == channel && sub.state == SubState::Live)
         };
-        let over = extra.sub_expiries.iter().filter(|(_, at)| now >= at + delay);
-        let over: Vec<u32> = over.map(|(channel, _)| *channel).collect();
+        let over: Vec<u32> = extra
+            .sub_expiries
+            .iter()
+            .filter(|(channel, at)| now >= at + delay && live(*channel))
+            .map(|(channel, _)| *channel)
+            .collect();
         for channel in over {
             self.end_sub(index, channel, Unsubscribed::Expired);
         }
