@@ -48,47 +48,36 @@ impl<D: Driver> Shard<D> {
 
     /// Writes what waits for a connection, as far as its socket takes it.
     pub(super) fn write(&mut self, key: ConnKey) {
-        let node = Arc::clone(&self.node);
-        let counters = &node.counters[self.id.index()];
         loop {
-            let Some(conn) = self.conns.get_mut(key.index as usize) else { return };
+            let Some(conn) = self.conns.get(key.index as usize) else { return };
             if conn.flags.blocked() || conn.flags.sending() {
                 break;
             }
-            let (Some(socket), Some(outbox)) = (&conn.socket, self.outboxes.get(conn.outbox))
-            else {
-                break;
-            };
+            let at = conn.outbox;
+            let (Some(socket), Some(outbox)) = (&conn.socket, self.outboxes.get(at)) else { break };
             if outbox.is_empty() {
                 break;
             }
             let (frames, skip) = outbox.unsent();
-            counters.writes.add(1);
-            match self.driver.send(key, socket, frames, skip) {
+            let sent = self.driver.send(key, socket, frames, skip);
+            self.counters().writes.add(1);
+            match sent {
                 Sent::Bytes(bytes) => {
-                    counters.bytes_sent.add(bytes as u64);
-                    self.outboxes.advance(conn.outbox, bytes);
-                    if let Some(outbox) = self.outboxes.get_mut(conn.outbox) {
+                    self.counters().bytes_sent.add(bytes as u64);
+                    self.outboxes.advance(at, bytes);
+                    if let Some(outbox) = self.outboxes.get_mut(at) {
                         outbox.blocked_tick = None;
                     }
                 }
                 Sent::Blocked => {
-                    counters.writes_blocked.add(1);
-                    conn.flags.set_blocked(true);
-                    let tick = tick_of(self.driver.now());
-                    if let Some(outbox) = self.outboxes.get_mut(conn.outbox) {
-                        outbox.blocked_tick.get_or_insert(tick);
-                    }
-                    self.schedule(key.index);
+                    self.counters().writes_blocked.add(1);
+                    self.conns[key.index as usize].flags.set_blocked(true);
+                    self.waits_for_socket(key.index, at);
                 }
                 Sent::Pending => {
-                    conn.flags.set_sending(true);
                     // A peer that takes nothing is one whose send doesn't end.
-                    let tick = tick_of(self.driver.now());
-                    if let Some(outbox) = self.outboxes.get_mut(conn.outbox) {
-                        outbox.blocked_tick.get_or_insert(tick);
-                    }
-                    self.schedule(key.index);
+                    self.conns[key.index as usize].flags.set_sending(true);
+                    self.waits_for_socket(key.index, at);
                 }
                 Sent::Failed => {
                     self.release(key.index, true);
@@ -97,6 +86,15 @@ impl<D: Driver> Shard<D> {
             }
         }
         self.after_write(key);
+    }
+
+    /// The time of a write that doesn't get through begins, unless it has begun.
+    fn waits_for_socket(&mut self, index: u32, outbox: u32) {
+        let tick = self.tick();
+        if let Some(outbox) = self.outboxes.get_mut(outbox) {
+            outbox.blocked_tick.get_or_insert(tick);
+        }
+        self.schedule(index);
     }
 
     /// A send that took its time has ended.
