@@ -1,8 +1,12 @@
-//! Words that every layer uses: bounds, keys, time, shared frames, random numbers, counters.
+//! Words that every layer uses: bounds, keys, time, shared frames, random numbers, counters, and the
+//! neutral forms of what comes in one encoding and goes out in another.
 
 pub mod counters;
+pub mod filter;
 pub mod frame;
 pub mod id;
+pub mod info;
 pub mod limits;
 pub mod rng;
+pub mod tags;
 pub mod time;
