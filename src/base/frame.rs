@@ -2,20 +2,32 @@
 
 use triomphe::ThinArc;
 
-/// An encoded wire frame (or several, joined), shared by every connection that sends it.
+/// Encoded wire bytes (a frame, several joined, or a part of one), shared by every connection that
+/// sends them.
 ///
 /// Shape: one pointer, 8 bytes; one allocation holds count, length and bytes. Made by copying out
-/// of a scratch buffer, so that its allocation is exactly as long as the frame.
+/// of a scratch buffer, so that its allocation is exactly as long as the bytes.
 #[derive(Clone)]
-pub struct SharedFrame(ThinArc<(), u8>);
+pub struct SharedFrame(ThinArc<bool, u8>);
 
 impl SharedFrame {
-    /// Copies `bytes` into a frame of their own.
+    /// Copies `bytes`, which begin a frame of the transport, into an allocation of their own.
     pub fn new(bytes: &[u8]) -> Self {
-        Self(ThinArc::from_header_and_slice((), bytes))
+        Self(ThinArc::from_header_and_slice(false, bytes))
     }
 
-    /// The frame's bytes, as they go on the wire.
+    /// The same for bytes that go on with a frame which others began: who has sent the beginning has
+    /// to send these, too.
+    pub fn part(bytes: &[u8]) -> Self {
+        Self(ThinArc::from_header_and_slice(true, bytes))
+    }
+
+    /// Whether these go on with what stands before them.
+    pub fn is_part(&self) -> bool {
+        self.0.header.header
+    }
+
+    /// The bytes, as they go on the wire.
     pub fn bytes(&self) -> &[u8] {
         &self.0.slice
     }

@@ -22,6 +22,9 @@ pub const FANOUT_BYTES_MAX: usize = 4 << 20;
 /// Publications joined for one write at most, bytes.
 pub const JOIN_BYTES_MAX: usize = 64 * 1024;
 
+/// Parcels joined for one write at most: which of them a subscriber takes is one bit each.
+pub const JOIN_PARCELS_MAX: usize = 64;
+
 /// Messages in one frame to a client at most; the next begins another.
 pub const FRAME_MESSAGES_MAX: u8 = 16;
 
@@ -44,6 +47,21 @@ pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// Requests of one shard to one home that may be unanswered; each has room for its answer
 /// reserved. Beyond it the connections that ask are not read further.
 pub const REQUESTS_UNANSWERED_MAX: u32 = 4096;
+
+/// Credits that a request spends whose answer may be large (presence, history, recovery), or that
+/// keeps others busy (a signature): so that at most [`REQUESTS_UNANSWERED_MAX`] divided by this many
+/// of them are on their way from one shard to another.
+pub const LARGE_ANSWER_CREDITS: u8 = 32;
+
+/// Bytes of one such answer at most, whatever may wait for the client.
+pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of answers that a shard keeps to give them again at most; beyond it all are forgotten.
+pub const ANSWERS_BYTES_MAX: usize = 16 << 20;
+
+/// Good tokens that a node remembers at most, about 100 bytes each; beyond it the oldest is
+/// forgotten and costs a signature when it comes again.
+pub const GOOD_TOKENS_MAX: usize = 1 << 20;
 
 /// Commands of one connection that may be unanswered; beyond it the connection isn't read further.
 pub const COMMANDS_UNANSWERED_MAX: u8 = 64;

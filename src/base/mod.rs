@@ -3,6 +3,7 @@
 
 pub mod counters;
 pub mod filter;
+pub mod flags;
 pub mod frame;
 pub mod id;
 pub mod info;

@@ -7,5 +7,6 @@
 
 pub mod channels;
 pub mod client_id;
+pub mod good_tokens;
 pub mod jwt;
 pub mod origin;

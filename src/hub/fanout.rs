@@ -1,94 +1,139 @@
-//! A channel's publications on their way to its subscribers on one shard.
+//! A channel's parcels on their way to its subscribers on one shard.
 //!
 //! ```text
-//!   groups:  [ frames 7 8 9 | upto 900 ]  [ frames 10 | upto 901 ]
-//!              ^ cursor at place 512        someone subscribed between 9 and 10
+//!   groups:  [ parcels 7 8 9 | upto 900 ]  [ parcels 10 | upto 901 ]
+//!              ^ cursor at place 512         someone subscribed between 9 and 10
 //! ```
-//! Publications that have the same audience form a group: their frames are joined once, and each
-//! subscriber gets the group in one write. The audience of a group are the places below `upto`,
-//! the list's length when the group's publications came: whoever subscribes later stands behind.
+//! Parcels that have the same audience form a group: their frames are joined once for each kind of
+//! subscriber, and each subscriber gets the group in one write. The audience of a group are the
+//! places below `upto`, the list's length when the group's parcels came: whoever subscribes later
+//! stands behind.
+//!
+//! What a subscriber gets of a group is the set of parcels that it takes (its filter, join events),
+//! in its form. Subscribers with the same set and form share the joined bytes, and equal filters are
+//! asked once for each group.
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
+use hashbrown::HashMap;
+
+use super::filter::{FilterId, Filters};
+use super::parcel::{Form, Parcel, Told};
+use super::subscribers::{Subscribers, Traits};
 use crate::base::frame::SharedFrame;
-use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX};
+use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX, JOIN_PARCELS_MAX};
+use crate::base::tags::Tags;
+
+/// What one kind of subscriber gets of a group.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The frames, joined; `None` when nothing is for it.
+    pub frame: Option<SharedFrame>,
+    /// How many messages that is.
+    pub messages: u32,
+    /// Behind these comes one that can't be shown to it.
+    pub unfit: bool,
+}
+
+/// A kind of subscriber: form, whether it has a base, and the parcels that it takes, a bit each.
+type Kind = (Form, bool, u64);
 
 #[derive(Debug)]
 struct Group {
-    frames: Vec<SharedFrame>,
-    bytes: usize,
+    parcels: Vec<Arc<Parcel>>,
+    /// The longest forms of its parcels together, bytes.
+    longest: usize,
     upto: u32,
-    /// Publications in `frames`, which is one frame once they are joined.
-    publications: u32,
+    /// Which of the parcels are publications.
+    publications: u64,
+    /// Bytes for the kinds of subscribers met so far.
+    joined: Vec<(Kind, Outgoing)>,
+    by_kind: HashMap<Kind, u32, foldhash::fast::FixedState>,
+    /// Which publications pass a filter.
+    passed: HashMap<u32, u64, foldhash::fast::FixedState>,
 }
 
 /// What waits to be sent to a channel's subscribers, oldest first.
 #[derive(Debug, Default)]
 pub struct FanOut {
     groups: VecDeque<Group>,
-    /// Places of the first group that are done. Its frames are joined when the first slice goes.
+    /// Places of the first group that are done.
     cursor: u32,
     bytes: usize,
 }
 
-/// One part of the work: `frame` to everyone at the places of `range`.
-#[derive(Debug)]
-pub struct Slice {
-    /// The frames of a group, joined.
-    pub frame: SharedFrame,
-    /// How many publications `frame` holds.
-    pub publications: u32,
-    /// The places.
-    pub range: Range<u32>,
+/// One part of the work, filled by [`FanOut::walk`]: who gets what.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// What there is to get.
+    pub outgoing: Vec<Outgoing>,
+    /// A connection's slot, and which of `outgoing` is for it.
+    pub to: Vec<(u32, u32)>,
+    /// Places that were walked.
+    pub places: u32,
 }
 
 impl FanOut {
-    /// Adds a publication for the places below `upto`. False when [`FANOUT_BYTES_MAX`] is met: the
-    /// publication is not taken, the channel has a gap here.
-    pub fn push(&mut self, frame: SharedFrame, upto: u32) -> bool {
-        if self.bytes + frame.len() > FANOUT_BYTES_MAX && !self.groups.is_empty() {
+    /// Adds a parcel for the places below `upto`. False when [`FANOUT_BYTES_MAX`] is met: it is not
+    /// taken, the channel has a gap here.
+    pub fn push(&mut self, parcel: Arc<Parcel>, upto: u32) -> bool {
+        let (bytes, longest) = (parcel.bytes(), parcel.longest());
+        if self.bytes + bytes > FANOUT_BYTES_MAX && !self.groups.is_empty() {
             return false;
         }
-        self.bytes += frame.len();
+        self.bytes += bytes;
         let begun = self.groups.len() == 1 && self.cursor > 0;
         match self.groups.back_mut() {
             Some(group)
-                if !begun && group.upto == upto && group.bytes + frame.len() <= JOIN_BYTES_MAX =>
+                if !begun
+                    && group.upto == upto
+                    && group.parcels.len() < JOIN_PARCELS_MAX
+                    && group.longest + longest <= JOIN_BYTES_MAX =>
             {
-                group.bytes += frame.len();
-                group.publications += 1;
-                group.frames.push(frame);
+                group.add(parcel, longest);
             }
             _ => {
-                let bytes = frame.len();
-                self.groups.push_back(Group { frames: vec![frame], bytes, upto, publications: 1 });
+                let mut group = Group {
+                    parcels: Vec::new(),
+                    longest: 0,
+                    upto,
+                    publications: 0,
+                    joined: Vec::new(),
+                    by_kind: HashMap::default(),
+                    passed: HashMap::default(),
+                };
+                group.add(parcel, longest);
+                self.groups.push_back(group);
             }
         }
         true
     }
 
-    /// The next part, at most `places_max` places. `None` when all is done.
-    pub fn next(&mut self, places_max: u32, scratch: &mut Vec<u8>) -> Option<Slice> {
-        let group = self.groups.front_mut()?;
-        if group.frames.len() > 1 {
-            scratch.clear();
-            for frame in &group.frames {
-                scratch.extend_from_slice(frame.bytes());
-            }
-            group.frames = vec![SharedFrame::new(scratch)];
-        }
-        let publications = group.publications;
-        let frame = group.frames[0].clone();
+    /// The next part, at most `places_max` places of one group, into `walk`. False when all is done.
+    pub fn walk(
+        &mut self,
+        places_max: u32,
+        subscribers: &mut Subscribers,
+        filters: &Filters,
+        walk: &mut Walk,
+        scratch: &mut Vec<u8>,
+    ) -> bool {
+        walk.outgoing.clear();
+        walk.to.clear();
+        let Some(group) = self.groups.front_mut() else { return false };
         let end = group.upto.min(self.cursor.saturating_add(places_max));
         let range = self.cursor..end;
+        walk.places = range.len() as u32;
+        group.walk(range, subscribers, filters, walk, scratch);
         self.cursor = end;
         if end == group.upto {
-            self.bytes -= frame.len();
+            self.bytes -= group.parcels.iter().map(|parcel| parcel.bytes()).sum::<usize>();
             self.groups.pop_front();
             self.cursor = 0;
         }
-        Some(Slice { frame, publications, range })
+        true
     }
 
     /// Nothing waits.
@@ -96,28 +141,166 @@ impl FanOut {
         self.groups.is_empty()
     }
 
-    /// Bytes of the publications that wait.
+    /// Bytes of the parcels that wait.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+impl Group {
+    fn add(&mut self, parcel: Arc<Parcel>, longest: usize) {
+        if parcel.told == Told::Publication {
+            self.publications |= 1 << self.parcels.len();
+        }
+        self.longest += longest;
+        self.parcels.push(parcel);
+        // Whoever was served before would not get this one: only a group that hasn't begun grows.
+        debug_assert!(self.joined.is_empty());
+    }
+
+    fn walk(
+        &mut self,
+        range: Range<u32>,
+        subscribers: &mut Subscribers,
+        filters: &Filters,
+        walk: &mut Walk,
+        scratch: &mut Vec<u8>,
+    ) {
+        let mut last: Option<(Traits, u32)> = None;
+        for subscriber in subscribers.at_mut(range) {
+            let traits = subscriber.traits;
+            let at = match last {
+                Some((known, at)) if known == traits => at,
+                _ => self.kind(traits, filters, scratch),
+            };
+            last = Some((traits, at));
+            walk.to.push((subscriber.conn, at));
+            if traits.fresh() && self.publications != 0 {
+                subscriber.traits = traits.with_fresh(false);
+            }
+        }
+        walk.outgoing.extend(self.joined.iter().map(|(_, outgoing)| outgoing.clone()));
+    }
+
+    /// Where in `joined` the bytes for such a subscriber are.
+    fn kind(&mut self, traits: Traits, filters: &Filters, scratch: &mut Vec<u8>) -> u32 {
+        let mut taken = self.publications & self.passing(traits.filter(), filters);
+        if traits.takes_joins() {
+            taken |= !self.publications & u64::MAX >> (64 - self.parcels.len());
+        }
+        let kind = (traits.form(), !traits.fresh(), taken);
+        if let Some(at) = self.by_kind.get(&kind) {
+            return *at;
+        }
+        let at = self.joined.len() as u32;
+        self.joined.push((kind, self.join(kind, scratch)));
+        self.by_kind.insert(kind, at);
+        at
+    }
+
+    /// The publications that pass a filter.
+    fn passing(&mut self, filter: u32, filters: &Filters) -> u64 {
+        let Some(id) = FilterId::from_u32(filter) else { return u64::MAX };
+        let (parcels, publications) = (&self.parcels, self.publications);
+        *self.passed.entry(filter).or_insert_with(|| {
+            let filter = filters.get(id);
+            (0..parcels.len())
+                .filter(|at| publications & 1 << at != 0)
+                .filter(|at| filter.matches(Tags::packed(&parcels[*at].tags)))
+                .fold(0, |passed, at| passed | 1 << at)
+        })
+    }
+
+    fn join(&self, (form, based, taken): Kind, scratch: &mut Vec<u8>) -> Outgoing {
+        let mut based = based;
+        let mut outgoing = Outgoing { frame: None, messages: 0, unfit: false };
+        scratch.clear();
+        for (at, parcel) in self.parcels.iter().enumerate() {
+            if taken & 1 << at == 0 {
+                continue;
+            }
+            let Some(frame) = parcel.frame(form, based) else {
+                outgoing.unfit = parcel.unfit_for_json && !form.is_protobuf();
+                debug_assert!(outgoing.unfit, "a form that is in use and wasn't made: {form:?}");
+                break;
+            };
+            based |= parcel.told == Told::Publication;
+            outgoing.messages += 1;
+            // The one frame of a group is shared as it is.
+            outgoing.frame = (outgoing.messages == 1).then(|| frame.clone());
+            scratch.extend_from_slice(frame.bytes());
+        }
+        if outgoing.messages > 1 {
+            outgoing.frame = Some(SharedFrame::new(scratch));
+        }
+        outgoing
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::filter::FilterNode;
+    use crate::hub::filter::Filter;
+    use crate::hub::subscribers::Subscriber;
 
-    fn drain(fan_out: &mut FanOut, places_max: u32) -> Vec<(String, u32, Range<u32>)> {
-        let mut scratch = Vec::new();
-        std::iter::from_fn(|| fan_out.next(places_max, &mut scratch))
-            .map(|s| {
-                let text = String::from_utf8(s.frame.bytes().to_vec()).unwrap();
-                (text, s.publications, s.range)
-            })
-            .collect()
+    fn parcel(told: Told, text: &str, tags: &[(&str, &str)]) -> Arc<Parcel> {
+        let frame = |suffix: &str| Some(SharedFrame::new(format!("{text}{suffix}").as_bytes()));
+        let packed = Tags::pack(tags.iter().copied());
+        let publication = told == Told::Publication;
+        Arc::new(Parcel {
+            json: frame(""),
+            protobuf: frame("p"),
+            text: frame("t").filter(|_| publication),
+            json_patch: frame("d").filter(|_| publication),
+            ..Parcel::new(told, 1, Tags::packed(&packed))
+        })
     }
 
     fn push(fan_out: &mut FanOut, text: &str, upto: u32) {
-        assert!(fan_out.push(SharedFrame::new(text.as_bytes()), upto));
+        assert!(fan_out.push(parcel(Told::Publication, text, &[]), upto));
+    }
+
+    /// Subscribers on slots 0.. with these traits.
+    fn list(traits: impl IntoIterator<Item = Traits>) -> Subscribers {
+        let mut subscribers = Subscribers::default();
+        for (conn, traits) in (0..).zip(traits) {
+            subscribers.add(Subscriber { conn, traits });
+        }
+        subscribers
+    }
+
+    fn plain(count: usize) -> Subscribers {
+        list(vec![Traits::new(Form::Json); count])
+    }
+
+    type Got = Vec<(u32, String, u32, bool)>;
+
+    fn got(walk: &Walk) -> Got {
+        let each = walk.to.iter().map(|(conn, at)| {
+            let Outgoing { frame, messages, unfit } = &walk.outgoing[*at as usize];
+            let bytes = frame.as_ref().map_or(&b""[..], |frame| frame.bytes());
+            (*conn, String::from_utf8(bytes.to_vec()).unwrap(), *messages, *unfit)
+        });
+        each.collect()
+    }
+
+    fn walk_once(fan_out: &mut FanOut, places_max: u32, subscribers: &mut Subscribers) -> Got {
+        let mut walk = Walk::default();
+        let filters = Filters::default();
+        fan_out.walk(places_max, subscribers, &filters, &mut walk, &mut Vec::new());
+        got(&walk)
+    }
+
+    fn slices(fan_out: &mut FanOut, places_max: u32, count: usize) -> Vec<(String, Range<u32>)> {
+        let mut subscribers = plain(count);
+        let mut found = Vec::new();
+        while !fan_out.is_empty() {
+            let got = walk_once(fan_out, places_max, &mut subscribers);
+            let (first, last) = (got[0].0, got[got.len() - 1].0);
+            found.push((got[0].1.clone(), first..last + 1));
+        }
+        found
     }
 
     #[test]
@@ -126,10 +309,10 @@ mod tests {
         push(&mut fan_out, "a", 5);
         push(&mut fan_out, "b", 5);
         push(&mut fan_out, "c", 6);
-        assert_eq!(fan_out.bytes(), 3);
-        let expected = [("ab", 2, 0..3), ("ab", 2, 3..5), ("c", 1, 0..3), ("c", 1, 3..6)];
-        let expected: Vec<_> = expected.into_iter().map(|(t, n, r)| (t.to_owned(), n, r)).collect();
-        assert_eq!(drain(&mut fan_out, 3), expected);
+        assert!(fan_out.bytes() > 0);
+        let expected = [("ab", 0..3), ("ab", 3..5), ("c", 0..3), ("c", 3..6)];
+        let expected: Vec<_> = expected.into_iter().map(|(t, r)| (t.to_owned(), r)).collect();
+        assert_eq!(slices(&mut fan_out, 3, 6), expected);
         assert_eq!((fan_out.is_empty(), fan_out.bytes()), (true, 0));
     }
 
@@ -137,20 +320,95 @@ mod tests {
     fn what_comes_while_a_group_is_on_its_way_waits_for_the_next() {
         let mut fan_out = FanOut::default();
         push(&mut fan_out, "a", 4);
-        let first = fan_out.next(2, &mut Vec::new()).unwrap();
-        assert_eq!((first.frame.bytes(), first.range), (&b"a"[..], 0..2));
+        let first = walk_once(&mut fan_out, 2, &mut plain(4));
+        let one = |conn| (conn, "a".to_owned(), 1, false);
+        assert_eq!(first, [one(0), one(1)]);
         push(&mut fan_out, "b", 4);
-        let rest = drain(&mut fan_out, 10);
-        assert_eq!(rest, [("a".to_owned(), 1, 2..4), ("b".to_owned(), 1, 0..4)]);
+        let rest = slices(&mut fan_out, 10, 4);
+        assert_eq!(rest, [("a".to_owned(), 2..4), ("b".to_owned(), 0..4)]);
     }
 
     #[test]
     fn the_bound_refuses_but_one_always_goes() {
         let mut fan_out = FanOut::default();
-        let large = SharedFrame::new(&vec![0; FANOUT_BYTES_MAX + 1]);
-        assert!(fan_out.push(large.clone(), 1));
-        assert!(!fan_out.push(SharedFrame::new(b"x"), 1));
-        drain(&mut fan_out, 1);
-        assert!(fan_out.push(large, 1));
+        let large = "x".repeat(FANOUT_BYTES_MAX);
+        push(&mut fan_out, &large, 1);
+        assert!(!fan_out.push(parcel(Told::Publication, "x", &[]), 1));
+        slices(&mut fan_out, 1, 1);
+        push(&mut fan_out, &large, 1);
+    }
+
+    #[test]
+    fn no_group_has_more_parcels_than_bits() {
+        let mut fan_out = FanOut::default();
+        (0..JOIN_PARCELS_MAX + 1).for_each(|_| push(&mut fan_out, "x", 1));
+        let counts: Vec<usize> =
+            slices(&mut fan_out, 9, 1).iter().map(|(text, _)| text.len()).collect();
+        assert_eq!(counts, [JOIN_PARCELS_MAX, 1]);
+    }
+
+    #[test]
+    fn each_gets_what_its_traits_say() {
+        let mut filters = Filters::default();
+        let node = FilterNode {
+            key: "k".into(),
+            cmp: "eq".into(),
+            val: "1".into(),
+            ..FilterNode::default()
+        };
+        let filter = filters.intern(Filter::new(&node).unwrap()).unwrap().get();
+        let json = Traits::new(Form::Json);
+        let delta = Traits::new(Form::JsonDelta).with_positioned(true);
+        let mut subscribers = list([
+            json,
+            json.with_joins(true),
+            json.with_filter(filter),
+            json.with_filter(filter).with_joins(true),
+            Traits::new(Form::Protobuf),
+            Traits::new(Form::JsonText),
+            delta,
+            delta.with_fresh(true),
+            delta.with_fresh(true).with_joins(true),
+        ]);
+        let mut fan_out = FanOut::default();
+        let upto = subscribers.places();
+        for (told, text, tags) in [
+            (Told::Presence, "j", &[][..]),
+            (Told::Publication, "1", &[("k", "1")]),
+            (Told::Publication, "2", &[("k", "2")]),
+        ] {
+            assert!(fan_out.push(parcel(told, text, tags), upto));
+        }
+        let mut walk = Walk::default();
+        assert!(fan_out.walk(99, &mut subscribers, &filters, &mut walk, &mut Vec::new()));
+        let expected = ["12", "j12", "1", "j1", "1p2p", "1t2t", "1d2d", "1t2d", "j1t2d"];
+        let texts: Vec<String> = got(&walk).into_iter().map(|(_, text, _, _)| text).collect();
+        assert_eq!(texts, expected);
+        // From here on all have a base.
+        assert!(subscribers.iter().all(|s| !s.traits.fresh()));
+    }
+
+    #[test]
+    fn a_join_alone_makes_no_base() {
+        let mut subscribers = list([Traits::new(Form::JsonDelta).with_fresh(true)]);
+        let mut fan_out = FanOut::default();
+        assert!(fan_out.push(parcel(Told::Presence, "j", &[]), 1));
+        assert_eq!(walk_once(&mut fan_out, 1, &mut subscribers), [(0, String::new(), 0, false)]);
+        assert!(subscribers.iter().all(|s| s.traits.fresh()));
+    }
+
+    #[test]
+    fn what_json_cannot_show_ends_it_there() {
+        let mut subscribers = list([Traits::new(Form::Json), Traits::new(Form::Protobuf)]);
+        let mut fan_out = FanOut::default();
+        push(&mut fan_out, "a", 2);
+        let unfit = Parcel {
+            protobuf: Some(SharedFrame::new(b"x")),
+            unfit_for_json: true,
+            ..Parcel::new(Told::Publication, 1, Tags::NONE)
+        };
+        assert!(fan_out.push(Arc::new(unfit), 2));
+        let got = walk_once(&mut fan_out, 2, &mut subscribers);
+        assert_eq!(got, [(0, "a".to_owned(), 1, true), (1, "apx".to_owned(), 2, false)]);
     }
 }

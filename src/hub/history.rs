@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use compact_str::CompactString;
 use triomphe::ThinArc;
 
 use crate::base::rng::Rng;
@@ -58,65 +59,143 @@ impl StreamOptions {
     }
 }
 
+/// A publication as it comes to its channel's home.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Published<'a> {
+    /// The payload.
+    pub data: &'a [u8],
+    /// Who published, packed (`base::info`); empty when the server did.
+    pub info: &'a [u8],
+    /// Tags, packed (`base::tags`).
+    pub tags: &'a [u8],
+    /// All of it can be shown to JSON connections.
+    pub is_json: bool,
+}
+
 /// The fixed part of a kept publication.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordHead {
     /// Its offset in the stream.
-    pub offset: u64,
-    /// How many bytes of the record are the payload; what follows is the publisher's info.
-    pub data_bytes: u32,
+    offset: u64,
+    /// How many bytes of the record are the payload.
+    data_bytes: u32,
+    /// How many bytes behind them are the publisher's info; what follows are tags. The top bit is
+    /// [`Published::is_json`].
+    info_bytes: u32,
 }
 
-/// A kept publication: one allocation of 32 bytes, payload and publisher info; 8 bytes in the ring.
+const IS_JSON: u32 = 1 << 31;
+
+/// A kept publication: one allocation of 32 bytes, payload, publisher info and tags; 8 bytes in the
+/// ring.
 #[derive(Clone)]
 pub struct Record(ThinArc<RecordHead, u8>);
 
 impl Record {
-    fn new(offset: u64, data: &[u8], info: &[u8]) -> Self {
-        let head = RecordHead { offset, data_bytes: data.len() as u32 };
-        let bytes = Chained { first: data, second: info };
+    fn new(offset: u64, published: &Published<'_>) -> Self {
+        let Published { data, info, tags, is_json } = *published;
+        let head = RecordHead {
+            offset,
+            data_bytes: data.len() as u32,
+            info_bytes: info.len() as u32 | if is_json { IS_JSON } else { 0 },
+        };
+        let bytes = Chained([data, info, tags]);
         Self(ThinArc::from_header_and_iter(head, bytes))
+    }
+
+    fn head(&self) -> &RecordHead {
+        &self.0.header.header
     }
 
     /// Its offset.
     pub fn offset(&self) -> u64 {
-        self.0.header.header.offset
+        self.head().offset
+    }
+
+    /// What was published.
+    pub fn published(&self) -> Published<'_> {
+        let RecordHead { data_bytes, info_bytes, .. } = *self.head();
+        let (data, rest) = self.0.slice.split_at(data_bytes as usize);
+        let (info, tags) = rest.split_at((info_bytes & !IS_JSON) as usize);
+        Published { data, info, tags, is_json: info_bytes & IS_JSON != 0 }
     }
 
     /// The payload.
     pub fn data(&self) -> &[u8] {
-        &self.0.slice[..self.0.header.header.data_bytes as usize]
+        self.published().data
     }
 
-    /// The publisher's encoded info, empty when the server published.
-    pub fn info(&self) -> &[u8] {
-        &self.0.slice[self.0.header.header.data_bytes as usize..]
+    /// Bytes of its allocation and its place in the ring.
+    pub fn bytes(&self) -> usize {
+        RECORD_BYTES + self.0.slice.len()
     }
 }
 
-/// The bytes of two slices, one after the other, with their exact count.
-struct Chained<'a> {
-    first: &'a [u8],
-    second: &'a [u8],
-}
+/// What a kept publication costs beside its own bytes: count, length, head, and its place in the
+/// ring, which may be half empty.
+const RECORD_BYTES: usize = size_of::<RecordHead>() + 2 * size_of::<usize>() + 2 * size_of::<Record>();
+const _: () = assert!(RECORD_BYTES == 48);
+
+/// The bytes of slices, one after the other, with their exact count.
+struct Chained<'a>([&'a [u8]; 3]);
 
 impl Iterator for Chained<'_> {
     type Item = u8;
     fn next(&mut self) -> Option<u8> {
-        if self.first.is_empty() {
-            std::mem::swap(&mut self.first, &mut self.second);
-        }
-        let (byte, rest) = self.first.split_first()?;
-        self.first = rest;
+        let part = self.0.iter_mut().find(|part| !part.is_empty())?;
+        let (byte, rest) = part.split_first()?;
+        *part = rest;
         Some(*byte)
     }
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let len = self.first.len() + self.second.len();
+        let len = self.0.iter().map(|part| part.len()).sum();
         (len, Some(len))
     }
 }
 
 impl ExactSizeIterator for Chained<'_> {}
+
+/// How much history is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Publications.
+    pub publications: usize,
+    /// Bytes of them.
+    pub bytes: usize,
+}
+
+/// What a client says that it has of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Since {
+    /// Offset of the last publication that it has.
+    pub offset: u64,
+    /// The stream's life in which that holds; empty is any.
+    pub epoch: CompactString,
+}
+
+/// Which part of a stream is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Begin behind this, or before it when `reverse`; without it at the oldest (the newest).
+    pub since: Option<Since>,
+    /// Publications at most; 0 asks for the position only.
+    pub limit: usize,
+    /// Newest first.
+    pub reverse: bool,
+}
+
+/// The epoch that was named is not the stream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unrecoverable;
+
+/// What came of a recovery: where in the ring the publications are that the client lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// Something is missing, or it is another life.
+    No,
+    /// All of these, oldest first.
+    Yes(std::ops::Range<usize>),
+}
 
 /// A channel's stream. Publications go all together `ttl_ms` after the last publish, offset and
 /// epoch `meta_ttl_ms` after it.
@@ -125,6 +204,8 @@ pub struct Stream {
     offset: u64,
     epoch: Epoch,
     ring: VecDeque<Record>,
+    /// Bytes of the ring's records.
+    bytes: usize,
     last_publish: Millis,
     options: StreamOptions,
 }
@@ -139,7 +220,7 @@ impl Stream {
     /// A stream that has not begun: offset 0.
     pub fn new(now: Millis, options: StreamOptions, rng: &mut Rng) -> Self {
         let epoch = Epoch::new(rng);
-        Self { offset: 0, epoch, ring: VecDeque::new(), last_publish: now, options }
+        Self { offset: 0, epoch, ring: VecDeque::new(), bytes: 0, last_publish: now, options }
     }
 
     /// Where it stands.
@@ -149,14 +230,16 @@ impl Stream {
 
     /// Takes the next offset for a publication and keeps it. The oldest goes when there are more
     /// than `size`.
-    pub fn append(&mut self, now: Millis, data: &[u8], info: &[u8]) -> Position {
+    pub fn append(&mut self, now: Millis, published: &Published<'_>) -> Position {
         self.expire(now);
         self.offset += 1;
         self.last_publish = now;
         while self.ring.len() >= self.options.size as usize {
-            self.ring.pop_front();
+            self.bytes -= self.ring.pop_front().map_or(0, |record| record.bytes());
         }
-        self.ring.push_back(Record::new(self.offset, data, info));
+        let record = Record::new(self.offset, published);
+        self.bytes += record.bytes();
+        self.ring.push_back(record);
         self.position()
     }
 
@@ -164,7 +247,13 @@ impl Stream {
     pub fn expire(&mut self, now: Millis) {
         if !self.ring.is_empty() && now.since(self.last_publish) >= self.options.ttl_ms {
             self.ring = VecDeque::new();
+            self.bytes = 0;
         }
+    }
+
+    /// How much is kept.
+    pub fn kept(&self) -> Kept {
+        Kept { publications: self.ring.len(), bytes: self.bytes }
     }
 
     /// Whether offset and epoch may be forgotten, too.
@@ -175,6 +264,75 @@ impl Stream {
     /// The kept publications, oldest first.
     pub fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
         self.ring.iter()
+    }
+
+    /// The latest publication, if it is still kept.
+    pub fn last(&self) -> Option<&Record> {
+        self.ring.back()
+    }
+
+    /// The kept publications at these places.
+    pub fn range(&self, places: std::ops::Range<usize>) -> impl Iterator<Item = &Record> {
+        self.ring.range(places)
+    }
+
+    /// A part of the history, in the order asked for (client protocol, 15.2).
+    ///
+    /// # Errors
+    /// When the epoch of `since` is another one.
+    pub fn page(&self, page: &Page) -> Result<Vec<&Record>, Unrecoverable> {
+        let Page { since, limit, reverse } = page;
+        if since.as_ref().is_some_and(|since| !self.is_epoch(&since.epoch)) {
+            return Err(Unrecoverable);
+        }
+        let since = since.as_ref().map(|since| since.offset);
+        Ok(if *reverse {
+            let end = since.map_or(self.ring.len(), |offset| self.place_of(offset));
+            self.ring.range(..end).rev().take(*limit).collect()
+        } else {
+            let start = since.map_or(0, |offset| self.place_of(offset.saturating_add(1)));
+            self.ring.range(start..).take(*limit).collect()
+        })
+    }
+
+    /// What a client lacks that has all up to `since`, at most `limit` publications (client
+    /// protocol, 15.3).
+    pub fn recover(&self, since: &Since, limit: usize) -> Recovered {
+        if !self.is_epoch(&since.epoch) {
+            return Recovered::No;
+        }
+        let start = self.place_of(since.offset.saturating_add(1));
+        let missing = start..self.ring.len().min(start.saturating_add(limit));
+        let complete = match (self.ring.get(missing.start), self.ring.get(missing.end.wrapping_sub(1))) {
+            (Some(first), Some(last)) if !missing.is_empty() => {
+                first.offset() == since.offset + 1 && last.offset() == self.offset
+            }
+            _ => since.offset == self.offset,
+        };
+        if complete { Recovered::Yes(missing) } else { Recovered::No }
+    }
+
+    /// The same where only the latest publication counts (client protocol, 15.5).
+    pub fn recover_latest(&self, since: &Since) -> Recovered {
+        let same = since.offset > 0 && since.offset == self.offset && *self.epoch.as_str() == since.epoch;
+        match self.ring.len() {
+            0 if same => Recovered::Yes(0..0),
+            0 => Recovered::No,
+            len if same => Recovered::Yes(len..len),
+            // The last of the ring is always the latest of the stream.
+            len => Recovered::Yes(len - 1..len),
+        }
+    }
+
+    fn is_epoch(&self, epoch: &str) -> bool {
+        epoch.is_empty() || epoch == self.epoch.as_str()
+    }
+
+    /// Where the first publication is whose offset is at least `offset`. Offsets are consecutive.
+    fn place_of(&self, offset: u64) -> usize {
+        let Some(first) = self.ring.front() else { return 0 };
+        let ahead = offset.saturating_sub(first.offset());
+        usize::try_from(ahead).unwrap_or(usize::MAX).min(self.ring.len())
     }
 }
 
@@ -203,14 +361,20 @@ mod tests {
                 }
                 last = now;
                 let data = vec![offset as u8; bytes];
-                prop_assert_eq!(stream.append(Millis(now), &data, b"i").offset, offset);
+                prop_assert_eq!(stream.append(Millis(now), &published(&data)).offset, offset);
                 list.push((offset, data));
                 let from = list.len().saturating_sub(size as usize);
                 let kept: Vec<_> =
                     stream.records().map(|r| (r.offset(), r.data().to_vec())).collect();
                 prop_assert_eq!(&kept[..], &list[from..]);
+                let bytes = stream.records().map(|r| r.bytes()).sum();
+                prop_assert_eq!(stream.kept(), Kept { publications: kept.len(), bytes });
             }
         }
+    }
+
+    fn published(data: &[u8]) -> Published<'_> {
+        Published { data, info: b"info", tags: b"tags", is_json: true }
     }
 
     const OPTIONS: StreamOptions = StreamOptions { size: 3, ttl_ms: 100, meta_ttl_ms: 1000 };
@@ -221,33 +385,98 @@ mod tests {
         let mut stream = Stream::new(Millis(0), OPTIONS, &mut rng);
         let epoch = stream.position().epoch;
         for n in 1..=5u64 {
-            let position = stream.append(Millis(n), format!("data {n}").as_bytes(), b"info");
+            let position = stream.append(Millis(n), &published(format!("data {n}").as_bytes()));
             assert_eq!(position, Position { offset: n, epoch });
         }
         let kept: Vec<_> = stream.records().map(|r| (r.offset(), r.data().to_vec())).collect();
         let expected: Vec<_> = (3..=5u64).map(|n| (n, format!("data {n}").into_bytes())).collect();
         assert_eq!(kept, expected);
-        assert!(stream.records().all(|r| r.info() == b"info"));
+        assert!(stream.records().all(|r| (r.published().info, r.published().tags) == (b"info", b"tags")));
     }
 
     #[test]
     fn publications_expire_together_and_offsets_go_on() {
         let mut rng = Rng::new(2);
         let mut stream = Stream::new(Millis(0), OPTIONS, &mut rng);
-        stream.append(Millis(10), b"a", b"");
+        stream.append(Millis(10), &published(b"a"));
         stream.expire(Millis(109));
         assert_eq!(stream.records().count(), 1);
         stream.expire(Millis(110));
         assert_eq!(stream.records().count(), 0);
-        assert_eq!(stream.append(Millis(200), b"b", b"").offset, 2);
+        assert_eq!(stream.append(Millis(200), &published(b"b")).offset, 2);
         assert!(!stream.forgettable(Millis(1199)));
         assert!(stream.forgettable(Millis(1200)));
     }
 
     #[test]
-    fn a_record_costs_its_bytes_and_little_more() {
-        // Count, length, offset, data length; the ring's pointer on top.
-        assert_eq!(size_of::<RecordHead>() + 2 * size_of::<usize>() + size_of::<Record>(), 40);
+    fn pages_go_both_ways_from_anywhere() {
+        let mut stream = Stream::new(Millis(0), OPTIONS, &mut Rng::new(1));
+        (0..5).for_each(|_| drop(stream.append(Millis(1), &published(b"x"))));
+        let epoch: CompactString = stream.epoch.as_str().into();
+        let page = |since: Option<u64>, limit, reverse| {
+            let since = since.map(|offset| Since { offset, epoch: epoch.clone() });
+            let page = Page { since, limit, reverse };
+            stream.page(&page).unwrap().iter().map(|r| r.offset()).collect::<Vec<_>>()
+        };
+        // Kept are 3, 4 and 5.
+        for (since, limit, reverse, expected) in [
+            (None, 0, false, &[][..]),
+            (None, 9, false, &[3, 4, 5]),
+            (None, 2, false, &[3, 4]),
+            (None, 2, true, &[5, 4]),
+            (Some(0), 9, false, &[3, 4, 5]),
+            (Some(3), 9, false, &[4, 5]),
+            (Some(3), 1, false, &[4]),
+            (Some(5), 9, false, &[]),
+            (Some(u64::MAX), 9, false, &[]),
+            (Some(5), 9, true, &[4, 3]),
+            (Some(5), 1, true, &[4]),
+            (Some(3), 9, true, &[]),
+            (Some(1), 9, true, &[]),
+            (Some(9), 9, true, &[5, 4, 3]),
+        ] {
+            assert_eq!(page(since, limit, reverse), expected, "{since:?} {limit} {reverse}");
+        }
+        let other = Page { since: Some(Since { offset: 3, epoch: "x".into() }), ..Page::default() };
+        assert_eq!(stream.page(&other).unwrap_err(), Unrecoverable);
+    }
+
+    #[test]
+    fn recovery_is_all_or_nothing() {
+        let mut stream = Stream::new(Millis(0), OPTIONS, &mut Rng::new(1));
+        let since = |offset, epoch: &str| Since { offset, epoch: epoch.into() };
+        let epoch = stream.epoch.as_str().to_owned();
+        assert_eq!(stream.recover(&since(0, &epoch), 9), Recovered::Yes(0..0));
+        assert_eq!(stream.recover(&since(1, &epoch), 9), Recovered::No);
+        assert_eq!(stream.recover_latest(&since(0, &epoch)), Recovered::No);
+        (0..5).for_each(|_| drop(stream.append(Millis(1), &published(b"x"))));
+        for (offset, epoch, limit, expected) in [
+            (5, epoch.as_str(), 9, Recovered::Yes(3..3)),
+            (4, &epoch, 9, Recovered::Yes(2..3)),
+            (2, &epoch, 3, Recovered::Yes(0..3)),
+            (2, "", 3, Recovered::Yes(0..3)),
+            (2, &epoch, 2, Recovered::No),
+            (1, &epoch, 9, Recovered::No),
+            (6, &epoch, 9, Recovered::No),
+            (u64::MAX, &epoch, 9, Recovered::No),
+            (4, "other", 9, Recovered::No),
+        ] {
+            assert_eq!(stream.recover(&since(offset, epoch), limit), expected, "{offset} {epoch}");
+        }
+        for (offset, epoch, expected) in [
+            (5, epoch.as_str(), Recovered::Yes(3..3)),
+            (4, &epoch, Recovered::Yes(2..3)),
+            (5, "other", Recovered::Yes(2..3)),
+            (5, "", Recovered::Yes(2..3)),
+            (0, "", Recovered::Yes(2..3)),
+        ] {
+            assert_eq!(stream.recover_latest(&since(offset, epoch)), expected, "{offset} {epoch}");
+        }
+        stream.expire(Millis(101));
+        assert_eq!(stream.recover(&since(5, &epoch), 9), Recovered::Yes(0..0));
+        assert_eq!(stream.recover(&since(4, &epoch), 9), Recovered::No);
+        assert_eq!(stream.recover_latest(&since(5, &epoch)), Recovered::Yes(0..0));
+        assert_eq!(stream.recover_latest(&since(4, &epoch)), Recovered::No);
     }
 
     #[test]

@@ -6,23 +6,78 @@ use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use super::history::{Position, Stream, StreamOptions};
+use super::history::{Kept, Position, Published, Stream, StreamOptions};
+use super::members::{Left, Member, Members};
 use super::names::NameHasher;
+use super::parcel::{FORMS, Form};
+use super::subscribers::Traits;
 use crate::base::id::ShardId;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
-/// A shard that has subscribers of a channel. 12 bytes.
+/// A shard that has subscribers of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
     /// The subscribers' shard.
     pub shard: ShardId,
-    /// That shard lost a publication of this channel and isn't told yet.
+    /// That shard lost something of this channel and isn't told yet.
     pub gap: bool,
-    /// Subscribers there.
-    pub count: u32,
+    /// Somebody there takes patches and has nothing yet that they build on.
+    pub fresh: bool,
     /// Where that shard keeps the channel, so that a delivery needs no name.
     pub local: u32,
+    /// Subscribers there, by [`Form`].
+    counts: [u32; FORMS],
+    /// Of them, those that get join and leave events.
+    joiners: u32,
+}
+
+const _: () = assert!(size_of::<Interest>() == 32);
+
+impl Interest {
+    fn new(shard: ShardId, local: u32) -> Self {
+        Self { shard, gap: false, fresh: false, local, counts: [0; FORMS], joiners: 0 }
+    }
+
+    fn add(&mut self, traits: Traits) {
+        self.counts[traits.form() as usize] += 1;
+        self.joiners += u32::from(traits.takes_joins());
+    }
+
+    fn sub(&mut self, traits: Traits) {
+        self.counts[traits.form() as usize] -= 1;
+        self.joiners -= u32::from(traits.takes_joins());
+    }
+
+    /// Subscribers there.
+    pub fn count(&self) -> u32 {
+        self.counts.iter().sum()
+    }
+
+    /// Whether anyone there gets join and leave events.
+    pub fn takes_joins(&self) -> bool {
+        self.joiners > 0
+    }
+}
+
+/// The forms in which a channel's publications are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    forms: [bool; FORMS],
+    /// Somebody takes patches and has nothing yet that they build on.
+    pub fresh: bool,
+}
+
+impl Wanted {
+    /// Somebody takes this form.
+    pub fn has(&self, form: Form) -> bool {
+        self.forms[form as usize]
+    }
+
+    /// Somebody takes patches.
+    pub fn patches(&self) -> bool {
+        Form::ALL.into_iter().any(|form| form.takes_patches() && self.has(form))
+    }
 }
 
 /// Interested shards: none or one without an allocation.
@@ -80,11 +135,33 @@ struct Channel {
     name: CompactString,
     interests: Interests,
     stream: Option<Box<Stream>>,
+    /// Who is here, where that is kept.
+    members: Option<Box<Members>>,
     /// Names the time that it went idle, so that an old entry of the idle queue is seen.
     idle_turn: u32,
 }
 
-const _: () = assert!(size_of::<Channel>() <= 56);
+const _: () = assert!(size_of::<Channel>() <= 96);
+
+impl Kept {
+    /// Does something with a stream that changes what it keeps.
+    fn change<T>(&mut self, stream: &mut Stream, change: impl FnOnce(&mut Stream) -> T) -> T {
+        let before = stream.kept();
+        let result = change(stream);
+        let after = stream.kept();
+        self.publications = self.publications - before.publications + after.publications;
+        self.bytes = self.bytes - before.bytes + after.bytes;
+        result
+    }
+
+    /// A stream goes.
+    fn forget(&mut self, stream: Option<Box<Stream>>) {
+        if let Some(stream) = stream {
+            self.publications -= stream.kept().publications;
+            self.bytes -= stream.kept().bytes;
+        }
+    }
+}
 
 /// What came of a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +188,8 @@ pub struct Homes {
     idle_max: usize,
     /// How far the sweep for expired publications has come.
     sweep_at: usize,
+    /// What all streams keep together.
+    kept: Kept,
 }
 
 impl Homes {
@@ -127,7 +206,13 @@ impl Homes {
             idle_turns: 0,
             idle_max,
             sweep_at: 0,
+            kept: Kept::default(),
         }
+    }
+
+    /// How much history is kept here.
+    pub fn kept(&self) -> Kept {
+        self.kept
     }
 
     /// Channels known here.
@@ -150,13 +235,39 @@ impl Homes {
         self.channels.get(channel as usize).map_or(&[], |c| c.interests.as_slice())
     }
 
-    /// The same, to set and clear gap flags.
+    /// The same, to set and clear flags.
     pub fn interests_mut(&mut self, channel: u32) -> &mut [Interest] {
         self.channels.get_mut(channel as usize).map_or(&mut [], |c| c.interests.as_mut_slice())
     }
 
+    /// The forms in which a publication of `channel` is needed.
+    pub fn wanted(&self, channel: u32) -> Wanted {
+        let mut wanted = Wanted::default();
+        for interest in self.interests(channel) {
+            wanted.fresh |= interest.fresh;
+            for (form, count) in wanted.forms.iter_mut().zip(interest.counts) {
+                *form |= count > 0;
+            }
+        }
+        wanted
+    }
+
+    /// The stream of a channel, without publications whose time is over.
+    pub fn stream(&mut self, now: Millis, channel: u32) -> Option<&Stream> {
+        let stream = self.channels.get_mut(channel as usize)?.stream.as_mut()?;
+        self.kept.change(stream, |stream| stream.expire(now));
+        Some(stream)
+    }
+
+    /// Who is in a channel, where that is kept.
+    pub fn members(&self, channel: u32) -> Option<&Members> {
+        self.channels.get(channel as usize)?.members.as_deref()
+    }
+
     /// One more subscriber on shard `from`, which keeps the channel at `local`. The position is
     /// where the subscriber begins: what is published later reaches it, and nothing earlier does.
+    /// The channel's number is the answer, too.
+    #[expect(clippy::too_many_arguments, reason = "a channel as it is named, and who comes")]
     pub fn subscribe(
         &mut self,
         now: Millis,
@@ -165,7 +276,8 @@ impl Homes {
         options: StreamOptions,
         from: ShardId,
         local: u32,
-    ) -> Position {
+        traits: Traits,
+    ) -> (u32, Position) {
         let at = self.find_or_insert(name, hash);
         let channel = &mut self.channels[at as usize];
         let unheard = matches!(channel.interests, Interests::None);
@@ -173,10 +285,12 @@ impl Homes {
         match channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from) {
             Some(interest) => {
                 debug_assert_eq!(interest.local, local);
-                interest.count += 1;
+                interest.add(traits);
             }
             None => {
-                channel.interests.push(Interest { shard: from, gap: false, count: 1, local });
+                let mut interest = Interest::new(from, local);
+                interest.add(traits);
+                channel.interests.push(interest);
             }
         }
         if was_idle {
@@ -190,30 +304,77 @@ impl Homes {
             channel.stream = None;
         }
         if !options.kept() {
-            return Position { offset: 0, epoch: None };
+            return (at, Position { offset: 0, epoch: None });
         }
-        self.stream(at, now, options, unheard).position()
+        (at, self.stream_or_new(at, now, options, unheard).position())
     }
 
-    /// One subscriber less on shard `from`.
-    pub fn unsubscribe(&mut self, name: &str, hash: u64, from: ShardId) {
+    /// A subscriber on shard `from` takes patches and has nothing that they build on.
+    pub fn mark_fresh(&mut self, channel: u32, from: ShardId) {
+        let interests = self.interests_mut(channel);
+        if let Some(interest) = interests.iter_mut().find(|i| i.shard == from) {
+            interest.fresh = true;
+        }
+    }
+
+    /// A subscriber is here for others to see, or makes events. `info` is packed (`base::info`).
+    pub fn enter(
+        &mut self,
+        channel: u32,
+        member: Member,
+        info: &[u8],
+        present: bool,
+        announces: bool,
+    ) {
+        let Some(channel) = self.channels.get_mut(channel as usize) else { return };
+        let members = channel.members.get_or_insert_default();
+        members.insert(&self.hasher, member, info, present, announces);
+    }
+
+    /// What others see of a member has changed; its user hasn't.
+    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) {
+        if let Some(at) = self.find(name, hash)
+            && let Some(members) = &mut self.channels[at as usize].members
+        {
+            members.replace_info(&self.hasher, member, info);
+        }
+    }
+
+    /// One subscriber less on shard `from`. What others saw of it is the answer, with the channel's
+    /// number, when it was a member.
+    pub fn unsubscribe(
+        &mut self,
+        name: &str,
+        hash: u64,
+        from: ShardId,
+        traits: Traits,
+        member: Option<Member>,
+    ) -> Option<(u32, Left)> {
         let Some(at) = self.find(name, hash) else {
             debug_assert!(false, "unsubscribe from a channel that nobody is subscribed to");
-            return;
+            return None;
         };
         let channel = &mut self.channels[at as usize];
         let Some(interest) = channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from)
         else {
             debug_assert!(false, "unsubscribe from a shard that isn't interested");
-            return;
+            return None;
         };
-        interest.count -= 1;
-        if interest.count == 0 {
+        interest.sub(traits);
+        if interest.count() == 0 {
             channel.interests.remove(from);
+        }
+        let mut left = None;
+        if let (Some(member), Some(members)) = (member, &mut channel.members) {
+            left = members.remove(&self.hasher, member);
+            if members.is_empty() {
+                channel.members = None;
+            }
         }
         if matches!(channel.interests, Interests::None) {
             self.went_idle(at);
         }
+        left.map(|left| (at, left))
     }
 
     /// Takes a publication: next offset, history. Delivering it is the caller's part.
@@ -223,8 +384,7 @@ impl Homes {
         name: &str,
         hash: u64,
         options: StreamOptions,
-        data: &[u8],
-        info: &[u8],
+        published: &Published<'_>,
     ) -> Taken {
         if !options.kept() {
             return Taken {
@@ -236,11 +396,38 @@ impl Homes {
         let channel = &self.channels[at as usize];
         let unheard = matches!(channel.interests, Interests::None);
         let fresh = unheard && channel.stream.is_none();
-        let position = self.stream(at, now, options, unheard).append(now, data, info);
+        self.stream_or_new(at, now, options, unheard);
+        let mut position = Position { offset: 0, epoch: None };
+        if let Some(stream) = &mut self.channels[at as usize].stream {
+            position = self.kept.change(stream, |stream| stream.append(now, published));
+        }
         if fresh {
             self.went_idle(at);
         }
         Taken { channel: (!unheard).then_some(at), position }
+    }
+
+    /// A channel's number, for reading: it is made when its namespace keeps history, so that the
+    /// position that is read is one that lasts.
+    pub fn read(
+        &mut self,
+        now: Millis,
+        name: &str,
+        hash: u64,
+        options: StreamOptions,
+    ) -> Option<u32> {
+        if !options.kept() {
+            return self.find(name, hash);
+        }
+        let at = self.find_or_insert(name, hash);
+        let channel = &self.channels[at as usize];
+        let unheard = matches!(channel.interests, Interests::None);
+        let fresh = unheard && channel.stream.is_none();
+        self.stream_or_new(at, now, options, unheard);
+        if fresh {
+            self.went_idle(at);
+        }
+        self.find(name, hash)
     }
 
     /// Drops expired publications and streams, looking at `count` channels at most. A few calls a
@@ -252,14 +439,15 @@ impl Homes {
             self.sweep_at = at + 1;
             let Some(channel) = self.channels.get_mut(at) else { continue };
             let Some(stream) = &mut channel.stream else { continue };
-            stream.expire(now);
+            self.kept.change(stream, |stream| stream.expire(now));
             if stream.forgettable(now) && matches!(channel.interests, Interests::None) {
                 self.forget_idle(at as u32);
             }
         }
     }
 
-    fn find(&self, name: &str, hash: u64) -> Option<u32> {
+    /// A channel's number.
+    pub fn find(&self, name: &str, hash: u64) -> Option<u32> {
         self.table.find(hash, |at| self.channels[*at as usize].name == name).copied()
     }
 
@@ -271,6 +459,7 @@ impl Homes {
             name: CompactString::new(name),
             interests: Interests::None,
             stream: None,
+            members: None,
             idle_turn: 0,
         }) as u32;
         let (channels, hasher) = (&self.channels, &self.hasher);
@@ -280,7 +469,7 @@ impl Homes {
 
     /// The stream of a channel: a new life when there is none, or when the old one is over. It is
     /// never over while anyone is subscribed: who has a place in it would have to be told.
-    fn stream(
+    fn stream_or_new(
         &mut self,
         at: u32,
         now: Millis,
@@ -289,7 +478,7 @@ impl Homes {
     ) -> &mut Stream {
         let slot = &mut self.channels[at as usize].stream;
         if unheard && slot.as_ref().is_some_and(|s| s.forgettable(now)) {
-            *slot = None;
+            self.kept.forget(slot.take());
         }
         slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)))
     }
@@ -335,6 +524,7 @@ impl Homes {
 
     fn remove(&mut self, at: u32) {
         let channel = self.channels.remove(at as usize);
+        self.kept.forget(channel.stream);
         let hash = self.hasher.hash(&channel.name);
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
             entry.remove();
@@ -354,6 +544,9 @@ mod tests {
 
     const OPTIONS: StreamOptions = StreamOptions { size: 5, ttl_ms: 100, meta_ttl_ms: 1000 };
     const SHARD: ShardId = ShardId(0);
+    const PLAIN: Traits = Traits::JSON;
+    const PUBLISHED: Published<'static> =
+        Published { data: b"{}", info: b"", tags: b"", is_json: true };
 
     fn homes(idle_max: usize) -> Homes {
         Homes::new(NameHasher::new(1, 1), Rng::new(1), idle_max)
@@ -367,19 +560,19 @@ mod tests {
     fn a_stream_lives_as_long_as_anyone_is_subscribed() {
         let mut homes = homes(10);
         let hash = hash(&homes, "a");
-        let begin = homes.subscribe(Millis(0), "a", hash, OPTIONS, SHARD, 7);
+        let begin = homes.subscribe(Millis(0), "a", hash, OPTIONS, SHARD, 7, PLAIN).1;
         let publish = |homes: &mut Homes, at| {
-            homes.publish(Millis(at), "a", hash, OPTIONS, b"{}", b"").position
+            homes.publish(Millis(at), "a", hash, OPTIONS, &PUBLISHED).position
         };
         assert_eq!(publish(&mut homes, 10).offset, 1);
         let later = publish(&mut homes, 5_000);
         assert_eq!((later.offset, later.epoch), (2, begin.epoch));
-        let second = homes.subscribe(Millis(10_000), "a", hash, OPTIONS, SHARD, 7);
+        let second = homes.subscribe(Millis(10_000), "a", hash, OPTIONS, SHARD, 7, PLAIN).1;
         assert_eq!(second, later);
-        homes.unsubscribe("a", hash, SHARD);
-        homes.unsubscribe("a", hash, SHARD);
+        homes.unsubscribe("a", hash, SHARD, PLAIN, None);
+        homes.unsubscribe("a", hash, SHARD, PLAIN, None);
         // Nobody is there: the next one finds a new stream.
-        let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7);
+        let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7, PLAIN).1;
         assert_eq!(anew.offset, 0);
         assert_ne!(anew.epoch, begin.epoch);
     }
@@ -388,14 +581,14 @@ mod tests {
     fn the_queue_of_idle_channels_stays_short() {
         let mut homes = homes(1000);
         let keep = hash(&homes, "keep");
-        homes.publish(Millis(0), "keep", keep, OPTIONS, b"{}", b"");
+        homes.publish(Millis(0), "keep", keep, OPTIONS, &PUBLISHED);
         for n in 0..10_000u64 {
             // A channel comes, is forgotten, and the next one has its slot.
             let now = Millis(n * 2_000);
-            homes.publish(now, "keep", keep, OPTIONS, b"{}", b"");
+            homes.publish(now, "keep", keep, OPTIONS, &PUBLISHED);
             let name = n.to_string();
             let hash = hash(&homes, &name);
-            homes.publish(now, &name, hash, OPTIONS, b"{}", b"");
+            homes.publish(now, &name, hash, OPTIONS, &PUBLISHED);
             homes.sweep(now.after(1_999), 4);
         }
         assert!(homes.idle.len() < 100, "{}", homes.idle.len());
@@ -407,12 +600,12 @@ mod tests {
         let mut homes = homes(2);
         for name in ["a", "b", "c"] {
             let hash = hash(&homes, name);
-            homes.publish(Millis(0), name, hash, OPTIONS, b"{}", b"");
+            homes.publish(Millis(0), name, hash, OPTIONS, &PUBLISHED);
         }
         assert_eq!((homes.len(), homes.idle()), (2, 2));
         let offset = |homes: &mut Homes, name| {
             let hash = homes.hasher.hash(name);
-            homes.subscribe(Millis(1), name, hash, OPTIONS, SHARD, 0).offset
+            homes.subscribe(Millis(1), name, hash, OPTIONS, SHARD, 0, PLAIN).1.offset
         };
         assert_eq!(["a", "b", "c"].map(|name| offset(&mut homes, name)), [0, 1, 1]);
     }
@@ -461,8 +654,9 @@ mod model {
                     Op::Subscribe(at, shard) => {
                         *interest.entry((at, shard)).or_default() += 1;
                         let hash = hasher.hash(names[at]);
-                        let position = homes.subscribe(
+                        let (_, position) = homes.subscribe(
                             Millis(0), names[at], hash, options(at), ShardId(shard), at as u32,
+                            Traits::JSON,
                         );
                         prop_assert_eq!(position.offset, offsets[at]);
                         prop_assert_eq!(position.epoch.is_some(), at < 2);
@@ -473,20 +667,22 @@ mod model {
                         if *count == 0 {
                             interest.remove(&(at, shard));
                         }
-                        homes.unsubscribe(names[at], hasher.hash(names[at]), ShardId(shard));
+                        let hash = hasher.hash(names[at]);
+                        homes.unsubscribe(names[at], hash, ShardId(shard), Traits::JSON, None);
                     }
                     Op::Publish(at) => {
                         offsets[at] += u64::from(at < 2);
                         let hash = hasher.hash(names[at]);
+                        let published = Published { data: b"x", ..Published::default() };
                         let taken =
-                            homes.publish(Millis(0), names[at], hash, options(at), b"x", b"");
+                            homes.publish(Millis(0), names[at], hash, options(at), &published);
                         prop_assert_eq!(taken.position.offset, offsets[at]);
                         let mut shards: Vec<(u8, u32)> = taken
                             .channel
                             .map(|channel| homes.interests(channel))
                             .unwrap_or_default()
                             .iter()
-                            .map(|i| (i.shard.0, i.count))
+                            .map(|i| (i.shard.0, i.count()))
                             .collect();
                         shards.sort_unstable();
                         let expected: Vec<(u8, u32)> = interest

@@ -2,15 +2,18 @@
 //! channel, whose other half is at its home.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use super::fanout::FanOut;
+
+use super::fanout::{FanOut, Walk};
+use super::filter::Filters;
 use super::names::NameHasher;
+use super::parcel::Parcel;
 use super::subscribers::Subscribers;
-use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 
 /// One channel on the side of its subscribers.
@@ -29,6 +32,8 @@ pub struct Local {
     /// Mail to the home that isn't answered yet. While there is any, the record stays: deliveries
     /// to it may be on their way.
     pub asked: u32,
+    /// Its namespace's number.
+    pub namespace: u16,
     /// Where its other half lives.
     pub home: ShardId,
 }
@@ -86,7 +91,7 @@ impl Locals {
     }
 
     /// The same, made when it isn't there.
-    pub fn find_or_insert(&mut self, name: &str) -> u32 {
+    pub fn find_or_insert(&mut self, name: &str, namespace: u16) -> u32 {
         if let Some(at) = self.find(name) {
             return at;
         }
@@ -98,6 +103,7 @@ impl Locals {
             offset: 0,
             claims: 0,
             asked: 0,
+            namespace,
             home: self.hasher.home(hash),
         }) as u32;
         let (channels, hasher) = (&self.channels, &self.hasher);
@@ -130,9 +136,10 @@ impl Locals {
         }
     }
 
-    /// A publication from the home. `offset` is 0 without history.
-    pub fn deliver(&mut self, at: u32, offset: u64, frame: SharedFrame) -> Delivery {
+    /// A parcel from the home. Its offset is 0 for all but publications with history.
+    pub fn deliver(&mut self, at: u32, parcel: &Arc<Parcel>) -> Delivery {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
+        let offset = parcel.offset;
         if offset > 0 {
             let follows = local.offset == 0 || offset == local.offset + 1;
             local.offset = if follows { offset } else { offset - 1 };
@@ -144,11 +151,12 @@ impl Locals {
             return Delivery::Nothing;
         }
         let places = local.subscribers.places();
+        let parcel = Arc::clone(parcel);
         let taken = match &mut local.fan_out {
-            Some(fan_out) => fan_out.push(frame, places),
+            Some(fan_out) => fan_out.push(parcel, places),
             None => {
                 self.active.push_back(at);
-                local.fan_out.get_or_insert_default().push(frame, places)
+                local.fan_out.get_or_insert_default().push(parcel, places)
             }
         };
         if taken { Delivery::Taken } else { Delivery::Refused }
@@ -174,9 +182,25 @@ impl Locals {
         self.active.len()
     }
 
-    /// What a channel has to send.
-    pub fn fan_out(&mut self, at: u32) -> Option<&mut FanOut> {
-        self.channels.get_mut(at as usize)?.fan_out.as_deref_mut()
+    /// The next part of what a channel has to send, into `walk`: at most `places_max` subscribers.
+    /// False when there is nothing.
+    pub fn walk(
+        &mut self,
+        at: u32,
+        places_max: u32,
+        filters: &Filters,
+        walk: &mut Walk,
+        scratch: &mut Vec<u8>,
+    ) -> bool {
+        let Some(local) = self.channels.get_mut(at as usize) else { return false };
+        let Some(fan_out) = &mut local.fan_out else { return false };
+        fan_out.walk(places_max, &mut local.subscribers, filters, walk, scratch)
+    }
+
+    /// Whether a channel has nothing left to send.
+    pub fn is_walked(&self, at: u32) -> bool {
+        let local = self.channels.get(at as usize);
+        local.and_then(|local| local.fan_out.as_ref()).is_none_or(|fan_out| fan_out.is_empty())
     }
 
     /// All is sent: places may change again.
@@ -191,14 +215,16 @@ impl Locals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::subscribers::Subscriber;
+    use crate::base::tags::Tags;
+    use crate::hub::parcel::Told;
+    use crate::hub::subscribers::{Subscriber, Traits};
 
     fn one() -> (Locals, u32) {
         let mut locals = Locals::new(NameHasher::new(1, 1));
-        let at = locals.find_or_insert("news");
+        let at = locals.find_or_insert("news", 0);
         let local = locals.get(at).unwrap();
         local.claims = 1;
-        local.subscribers.add(Subscriber { conn: 0, positioned: true });
+        local.subscribers.add(Subscriber { conn: 0, traits: Traits::JSON.with_positioned(true) });
         (locals, at)
     }
 
@@ -206,7 +232,10 @@ mod tests {
     fn a_jump_and_a_new_life_are_told_once_and_then_delivered() {
         let (mut locals, at) = one();
         locals.begin_at(at, 7);
-        let mut deliver = |offset| locals.deliver(at, offset, SharedFrame::new(b"x"));
+        let mut deliver = |offset| {
+            let parcel = Parcel::new(Told::Publication, offset, Tags::NONE);
+            locals.deliver(at, &Arc::new(parcel))
+        };
         assert_eq!(deliver(8), Delivery::Taken);
         assert_eq!(
             (deliver(11), deliver(11), deliver(12)),

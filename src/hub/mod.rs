@@ -4,10 +4,15 @@
 //! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
 //! [`users`] finds the connections of a user.
 
+pub mod delta;
 pub mod fanout;
+pub mod filter;
 pub mod history;
 pub mod home;
 pub mod local;
+pub mod members;
 pub mod names;
+pub mod parcel;
 pub mod subscribers;
+pub mod user_conns;
 pub mod users;

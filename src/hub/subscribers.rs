@@ -1,6 +1,8 @@
 //! The subscribers of one channel on one shard: a dense array, walked in the order of the
 //! connections' records.
 
+use super::parcel::Form;
+
 /// A place in the array that nobody has.
 const TOMBSTONE: u32 = u32::MAX;
 
@@ -10,9 +12,86 @@ pub struct Subscriber {
     /// The connection's slot on this shard. A connection that goes leaves its lists first, so no
     /// generation is needed.
     pub conn: u32,
-    /// Its position in the channel is watched: it is told of a gap.
-    pub positioned: bool,
+    /// What it gets.
+    pub traits: Traits,
 }
+
+/// What a subscriber gets of its channel. 4 bytes.
+///
+/// ```text
+///  bit 0..3: form   3: positioned   4: takes joins   5: fresh   8..32: number of its filter, or 0
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Traits(u32);
+
+impl Traits {
+    const FORM: u32 = 7;
+    const POSITIONED: u32 = 1 << 3;
+    const TAKES_JOINS: u32 = 1 << 4;
+    const FRESH: u32 = 1 << 5;
+    const FILTER_SHIFT: u32 = 8;
+
+    /// Takes plain JSON, and nothing more.
+    pub const JSON: Self = Self(Form::Json as u32);
+
+    /// A subscriber of this form, with nothing more.
+    pub fn new(form: Form) -> Self {
+        Self(form as u32)
+    }
+
+    /// Its position in the channel is watched: it is told of a gap.
+    pub fn with_positioned(self, on: bool) -> Self {
+        self.with(Self::POSITIONED, on)
+    }
+
+    /// It gets join and leave events.
+    pub fn with_joins(self, on: bool) -> Self {
+        self.with(Self::TAKES_JOINS, on)
+    }
+
+    /// It has no base yet: the next publication goes to it in full.
+    pub fn with_fresh(self, on: bool) -> Self {
+        self.with(Self::FRESH, on)
+    }
+
+    /// It gets publications that pass this filter (24 bits; 0: all of them).
+    pub fn with_filter(self, filter: u32) -> Self {
+        debug_assert!(filter < 1 << 24);
+        Self(self.0 & ((1 << Self::FILTER_SHIFT) - 1) | filter << Self::FILTER_SHIFT)
+    }
+
+    /// See [`Form`].
+    pub fn form(self) -> Form {
+        // Written by `new` only.
+        Form::ALL[(self.0 & Self::FORM) as usize]
+    }
+
+    /// See [`Self::with_positioned`].
+    pub fn positioned(self) -> bool {
+        self.0 & Self::POSITIONED != 0
+    }
+
+    /// See [`Self::with_joins`].
+    pub fn takes_joins(self) -> bool {
+        self.0 & Self::TAKES_JOINS != 0
+    }
+
+    /// See [`Self::with_fresh`].
+    pub fn fresh(self) -> bool {
+        self.0 & Self::FRESH != 0
+    }
+
+    /// See [`Self::with_filter`].
+    pub fn filter(self) -> u32 {
+        self.0 >> Self::FILTER_SHIFT
+    }
+
+    fn with(self, bit: u32, on: bool) -> Self {
+        if on { Self(self.0 | bit) } else { Self(self.0 & !bit) }
+    }
+}
+
+const _: () = assert!(size_of::<Subscriber>() == 8);
 
 /// Subscribers, added behind and removed by place.
 ///
@@ -51,6 +130,20 @@ impl Subscribers {
     /// Everyone.
     pub fn iter(&self) -> impl Iterator<Item = Subscriber> + '_ {
         self.at(0..self.places())
+    }
+
+    /// The one at a place.
+    pub fn get(&self, place: u32) -> Option<Subscriber> {
+        self.list.get(place as usize).filter(|s| s.conn != TOMBSTONE).copied()
+    }
+
+    /// Who is at the places `range`, to change.
+    pub fn at_mut(
+        &mut self,
+        range: std::ops::Range<u32>,
+    ) -> impl Iterator<Item = &mut Subscriber> + '_ {
+        let range = range.start as usize..(range.end as usize).min(self.list.len());
+        self.list[range].iter_mut().filter(|s| s.conn != TOMBSTONE)
     }
 
     /// Adds one behind all others and answers its place.
@@ -116,7 +209,8 @@ mod tests {
     use super::*;
 
     fn subscriber(conn: u32) -> Subscriber {
-        Subscriber { conn, positioned: conn.is_multiple_of(2) }
+        let form = Form::ALL[conn as usize % Form::ALL.len()];
+        Subscriber { conn, traits: Traits::new(form).with_positioned(conn.is_multiple_of(2)) }
     }
 
     #[derive(Clone, Debug)]
@@ -173,6 +267,24 @@ mod tests {
                     let found: Vec<_> = list.at(*place..*place + 1).collect();
                     prop_assert_eq!(found, vec![subscriber(*conn)]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn traits_keep_apart() {
+        for form in Form::ALL {
+            for bits in 0..8u32 {
+                let on = |bit: u32| bits & bit != 0;
+                let traits = Traits::new(form)
+                    .with_filter((1 << 24) - 1)
+                    .with_positioned(on(1))
+                    .with_joins(on(2))
+                    .with_fresh(on(4));
+                let read = (traits.positioned(), traits.takes_joins(), traits.fresh());
+                assert_eq!(read, (on(1), on(2), on(4)));
+                assert_eq!((traits.form(), traits.filter()), (form, (1 << 24) - 1));
+                assert_eq!(traits.with_filter(0).filter(), 0);
             }
         }
     }

@@ -4,27 +4,46 @@
 //! so that a connection without one (echo, a handshake) doesn't pay for it, and fan-out, which
 //! walks the records, doesn't touch it.
 
+mod connecting;
 mod rules;
 mod subs;
 
-pub use self::rules::{ClientOptions, Rules};
-pub use self::subs::{Sub, SubState, Subs};
+pub use self::connecting::{Connecting, Made, ServerSub};
+pub use self::rules::{ClientOptions, PersonalChannel, Rules};
+pub use self::subs::{Sub, SubFlags, SubState, Subs};
 
 use compact_str::CompactString;
 
+use crate::base::flags::flags;
+use crate::hub::filter::FilterId;
 use crate::hub::users::UserLinks;
+
+/// What only few subscriptions have.
+#[derive(Debug)]
+pub struct SubExtra {
+    /// The channel here.
+    pub channel: u32,
+    /// When it expires, Unix seconds; `None` is never.
+    pub expires: Option<i64>,
+    /// `chan_info`.
+    pub info: Box<[u8]>,
+    /// Data for the reply to a subscribe in flight.
+    pub data: Box<[u8]>,
+    /// What it lets through.
+    pub filter: Option<FilterId>,
+}
 
 /// What only few sessions have.
 #[derive(Debug, Default)]
 pub struct Extra {
-    /// `conn_info` from the token, JSON.
-    pub info: Option<Box<[u8]>>,
-    /// Subscriptions that expire: the channel here, Unix seconds.
-    pub sub_expiries: Vec<(u32, i64)>,
-    /// `chan_info` from subscription tokens: the channel here, JSON.
-    pub sub_infos: Vec<(u32, Box<[u8]>)>,
-    /// Data from subscription tokens for the reply to a subscribe in flight: the channel, JSON.
-    pub sub_data: Vec<(u32, Box<[u8]>)>,
+    /// `conn_info` from the token; empty is none.
+    pub info: Box<[u8]>,
+    /// `meta` from the token, for proxies; empty is none.
+    pub meta: Box<[u8]>,
+    /// Subscriptions that have more than others.
+    pub subs: Vec<SubExtra>,
+    /// `connect` is not answered yet.
+    pub connecting: Option<Box<Connecting>>,
 }
 
 /// A connected client. A user id of up to 24 bytes and one subscription cost nothing beside it.
@@ -46,16 +65,27 @@ pub struct Session {
     pub expires: u32,
     /// Commands that wait for an answer of a home.
     pub unanswered: u8,
-    /// No pong has come for the last ping.
-    pub pong_due: bool,
-    /// `due_tick` is when the pong has to be there, not when the next ping goes.
-    pub pong_window: bool,
-    /// Out of the user index and of all lists: only homes are still to be told.
-    pub detached: bool,
+    /// What is on and off.
+    pub flags: SessionFlags,
 }
 
 const _: () = assert!(size_of::<Session>() == 72);
+// The slab adds nothing.
 const _: () = assert!(size_of::<Option<Session>>() == 72);
+
+flags! {
+    /// Yes-or-no facts of a session.
+    pub struct SessionFlags(u8) {
+        /// No pong has come for the last ping.
+        pong_due, set_pong_due = 0;
+        /// `due_tick` is when the pong has to be there, not when the next ping goes.
+        pong_window, set_pong_window = 1;
+        /// Out of the user index and of all lists: only homes are still to be told.
+        detached, set_detached = 2;
+        /// Counted at its user's home.
+        user_counted, set_user_counted = 3;
+    }
+}
 
 impl Session {
     /// What few sessions have, made when it is needed.
@@ -63,17 +93,51 @@ impl Session {
         self.extra.get_or_insert_default()
     }
 
-    /// `conn_info`, if there is any.
-    pub fn info(&self) -> Option<&[u8]> {
-        self.extra.as_ref()?.info.as_deref()
+    /// `conn_info`, empty without.
+    pub fn info(&self) -> &[u8] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.info)
     }
 
-    /// Forgets what belonged to one subscription.
-    pub fn forget_sub(&mut self, channel: u32) {
-        if let Some(extra) = &mut self.extra {
-            extra.sub_expiries.retain(|(c, _)| *c != channel);
-            extra.sub_infos.retain(|(c, _)| *c != channel);
-            extra.sub_data.retain(|(c, _)| *c != channel);
+    /// `connect` is not answered yet.
+    pub fn connecting(&mut self) -> Option<&mut Connecting> {
+        self.extra.as_mut()?.connecting.as_deref_mut()
+    }
+
+    /// What a subscription has more than others.
+    pub fn sub_extra(&self, channel: u32) -> Option<&SubExtra> {
+        self.extra.as_ref()?.subs.iter().find(|sub| sub.channel == channel)
+    }
+
+    /// The same, to change.
+    pub fn sub_extra_mut(&mut self, channel: u32) -> Option<&mut SubExtra> {
+        self.extra.as_mut()?.subs.iter_mut().find(|sub| sub.channel == channel)
+    }
+
+    /// The same, made when it is needed.
+    pub fn sub_extra_or_new(&mut self, channel: u32) -> &mut SubExtra {
+        let subs = &mut self.extra().subs;
+        let at = subs.iter().position(|sub| sub.channel == channel).unwrap_or_else(|| {
+            subs.push(SubExtra {
+                channel,
+                expires: None,
+                info: Box::default(),
+                data: Box::default(),
+                filter: None,
+            });
+            subs.len() - 1
+        });
+        &mut subs[at]
+    }
+
+    /// Forgets what belonged to one subscription; its filter is to be released.
+    pub fn forget_sub(&mut self, channel: u32) -> Option<FilterId> {
+        let extra = self.extra.as_mut()?;
+        let at = extra.subs.iter().position(|sub| sub.channel == channel)?;
+        let filter = extra.subs.swap_remove(at).filter;
+        if extra.subs.is_empty() {
+            // A client that came to a filtered channel and left is as small as before.
+            extra.subs = Vec::new();
         }
+        filter
     }
 }

@@ -1,5 +1,7 @@
 //! What one session is subscribed to: nothing or one channel without an allocation.
 
+use crate::base::flags::flags;
+
 /// How far a subscription is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubState {
@@ -20,8 +22,34 @@ pub struct Sub {
     pub place: u32,
     /// How far it is.
     pub state: SubState,
-    /// A gap ends it, so that the client recovers.
-    pub positioned: bool,
+    /// What it is like.
+    pub flags: SubFlags,
+}
+
+const _: () = assert!(size_of::<Sub>() == 12);
+
+flags! {
+    /// Yes-or-no facts of a subscription.
+    pub struct SubFlags(u16) {
+        /// A gap ends it, so that the client recovers.
+        positioned, set_positioned = 0;
+        /// The client may recover.
+        recoverable, set_recoverable = 1;
+        /// It gets join and leave events.
+        joins, set_joins = 2;
+        /// Delta compression was granted.
+        delta, set_delta = 3;
+        /// The server made it; a gap or an expiry ends the connection.
+        server, set_server = 4;
+        /// The connection's token named it.
+        token, set_token = 5;
+        /// Others see it: presence, or join and leave events.
+        member, set_member = 6;
+        /// The request asked for what was missed.
+        recovering, set_recovering = 7;
+        /// Where recovery fails, error 112 is the answer.
+        strict, set_strict = 8;
+    }
 }
 
 /// A session's subscriptions. 16 bytes.
@@ -106,7 +134,8 @@ mod tests {
     #[test]
     fn grows_and_shrinks_through_its_forms() {
         let mut subs = Subs::default();
-        let sub = |channel| Sub { channel, place: 0, state: SubState::Live, positioned: false };
+        let flags = SubFlags::default();
+        let sub = |channel| Sub { channel, place: 0, state: SubState::Live, flags };
         for channel in 0..5 {
             subs.push(sub(channel));
         }

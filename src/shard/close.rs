@@ -1,6 +1,7 @@
 //! Endings: ours, the peer's, faults, time; and what a dead connection leaves to be done.
 
 use super::*;
+use super::mail::Mail;
 use crate::proto::client::{Disconnect, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::Fault;
@@ -21,6 +22,10 @@ impl<D: Driver> Shard<D> {
         self.detach(index);
         let mut frame = Vec::new();
         ws::close_frame(&mut frame, Some(code), reason);
+        // What was to go behind the reply to `connect` has gone with the session.
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_held(false);
+        }
         self.enqueue(index, SharedFrame::new(&frame));
         let tick = self.tick();
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
@@ -59,6 +64,9 @@ impl<D: Driver> Shard<D> {
             self.detach(index);
             let mut frame = Vec::new();
             ws::close_frame(&mut frame, code, "");
+            if let Some(conn) = self.conns.get_mut(index as usize) {
+                conn.flags.set_held(false);
+            }
             self.enqueue(index, SharedFrame::new(&frame));
         }
         self.linger(index);
@@ -96,27 +104,48 @@ impl<D: Driver> Shard<D> {
     /// as there is room for mail, the rest stays owed.
     pub(super) fn detach(&mut self, index: u32) {
         let Some(conn) = self.conns.get(index as usize) else { return };
-        let at = conn.session;
+        let (at, key) = (conn.session, conn.key(index));
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         let subs = std::mem::take(&mut session.subs);
-        if !std::mem::replace(&mut session.detached, true) {
+        if !session.flags.detached() {
+            session.flags.set_detached(true);
+            let extra = session.extra.take();
+            for sub in extra.iter().flat_map(|extra| &extra.subs) {
+                if let Some(filter) = sub.filter {
+                    self.filters.release(filter);
+                }
+            }
             self.forget_user(at);
         }
         for sub in subs.as_slice() {
             let mut sub = *sub;
             self.leave_list(&mut sub);
-            if self.tell_home(sub.channel).is_err()
+            if self.tell_home(index, &sub).is_err()
                 && let Some(session) = self.sessions.get_mut(at as usize)
             {
                 session.subs.push(sub);
             }
         }
-        if self.sessions.get(at as usize).is_some_and(|session| session.subs.is_empty()) {
+        self.leave_user(at, key);
+        let done = |session: &Session| session.subs.is_empty() && !session.flags.user_counted();
+        if self.sessions.get(at as usize).is_some_and(done) {
             self.sessions.remove(at as usize);
             if let Some(conn) = self.conns.get_mut(index as usize) {
                 conn.session = NONE;
             }
         }
+    }
+
+    /// Tells the home of a user that one of its connections has gone, if there is room.
+    fn leave_user(&mut self, session: u32, conn: ConnKey) {
+        let Some(session) = self.sessions.get_mut(session as usize) else { return };
+        let home = self.node.names.home(self.node.names.hash(&session.user));
+        if !session.flags.user_counted() || self.mail[home.index()].is_full() {
+            return;
+        }
+        session.flags.set_user_counted(false);
+        let user = session.user.as_str().into();
+        self.post(home, Mail::UserLeave { user, conn });
     }
 
     /// Takes a subscription out of its channel's list.
@@ -145,17 +174,13 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Tells the home that a subscriber of nobody in particular has gone, if there is room.
-    pub(super) fn tell_home(&mut self, channel: u32) -> Result<(), ()> {
-        let Some(local) = self.locals.get(channel) else { return Ok(()) };
-        let home = local.home;
-        if self.mail[home.index()].is_full() {
+    /// Tells the home that a subscription of a dead session has ended, if there is room.
+    fn tell_home(&mut self, index: u32, sub: &Sub) -> Result<(), ()> {
+        let Some(local) = self.locals.get(sub.channel) else { return Ok(()) };
+        if self.mail[local.home.index()].is_full() {
             return Err(());
         }
-        local.claims -= 1;
-        local.asked += 1;
-        let name = local.name.as_str().into();
-        self.post(home, mail::Mail::Unsubscribe { local: channel, channel: name, asker: None });
+        self.leave_home(index, sub, None);
         Ok(())
     }
 
@@ -178,6 +203,9 @@ impl<D: Driver> Shard<D> {
         }
         if !self.header_users.is_empty() {
             self.header_users.remove(&index);
+        }
+        if !self.verdicts.is_empty() {
+            self.verdicts.remove(&index);
         }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
@@ -252,7 +280,7 @@ impl<D: Driver> Shard<D> {
         let of_connection = (session.expires > 0)
             .then(|| i64::from(session.expires) + seconds(client.expired_close_delay_ms));
         let of_subs = session.extra.as_ref().and_then(|extra| {
-            let first = extra.sub_expiries.iter().map(|(_, at)| *at).min()?;
+            let first = extra.subs.iter().filter_map(|sub| sub.expires).min()?;
             Some(first + seconds(client.expired_sub_close_delay_ms))
         });
         let at = [of_connection, of_subs].into_iter().flatten().min()?;
@@ -287,7 +315,7 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.conns.get(index as usize) else { return false };
         match conn.phase {
             Phase::Client => match self.sessions.get(conn.session as usize) {
-                Some(session) => session.pong_window && session.pong_due,
+                Some(session) => session.flags.pong_window() && session.flags.pong_due(),
                 None => true,
             },
             Phase::Echo => conn.flags.probed(),
@@ -375,24 +403,25 @@ impl<D: Driver> Shard<D> {
         if session.due_tick > tick {
             return;
         }
-        if session.pong_window {
-            if session.pong_due {
+        if session.flags.pong_window() {
+            if session.flags.pong_due() {
                 self.counters().closed_no_pong.add(1);
                 return self.disconnect(index, Disconnect::NoPong);
             }
             // The pong has come: the rest of the interval.
-            session.pong_window = false;
+            session.flags.set_pong_window(false);
             let rest = interval.saturating_sub(pong_timeout.unwrap_or(0));
             session.due_tick = tick.saturating_add(ticks(rest));
             return;
         }
-        session.pong_window = pong_timeout.is_some();
-        session.pong_due = pong_timeout.is_some();
+        session.flags.set_pong_window(pong_timeout.is_some());
+        session.flags.set_pong_due(pong_timeout.is_some());
         session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
         if frame_ping || pings {
-            let frame = match frame_ping {
-                true => self.constants.ws_ping.clone(),
-                false => self.constants.ping.clone(),
+            let frame = match (frame_ping, self.encoding(index)) {
+                (true, _) => self.constants.ws_ping.clone(),
+                (false, Encoding::Json) => self.constants.ping.clone(),
+                (false, Encoding::Protobuf) => self.constants.binary_ping.clone(),
             };
             self.counters().pings.add(1);
             self.enqueue(index, frame);
@@ -412,32 +441,14 @@ impl<D: Driver> Shard<D> {
             subs.any(|sub| sub.channel == channel && sub.state == SubState::Live)
         };
         let over: Vec<u32> = extra
-            .sub_expiries
+            .subs
             .iter()
-            .filter(|(channel, at)| now >= at + delay && live(*channel))
-            .map(|(channel, _)| *channel)
+            .filter(|sub| sub.expires.is_some_and(|at| now >= at + delay) && live(sub.channel))
+            .map(|sub| sub.channel)
             .collect();
         for channel in over {
             self.end_sub(index, channel, Unsubscribed::Expired);
         }
-    }
-
-    /// Ends a subscription by the server: push, list, home.
-    pub(super) fn end_sub(&mut self, index: u32, channel: u32, why: Unsubscribed) {
-        let Some(conn) = self.conns.get(index as usize) else { return };
-        let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
-        let Some(mut sub) = session.subs.remove(channel) else { return };
-        session.forget_sub(channel);
-        self.leave_list(&mut sub);
-        let Some(local) = self.locals.get(channel) else { return };
-        self.scratch.clear();
-        json::put_push_unsubscribe(&mut self.scratch, &local.name, why);
-        // Not held back by a full outbox: there are at most as many as subscriptions.
-        local.claims -= 1;
-        local.asked += 1;
-        let (home, name) = (local.home, local.name.as_str().into());
-        self.post(home, mail::Mail::Unsubscribe { local: channel, channel: name, asker: None });
-        self.enqueue_scratch(index);
     }
 }
 

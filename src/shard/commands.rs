@@ -1,27 +1,42 @@
-//! Commands of clients: who may do what, and what the home is asked.
+//! Commands of clients: each goes to the file that knows it; here is what they share.
 
-use super::mail::{Asker, Mail, Publish, Subscribe};
+use super::mail::{Answer, Asker, Mail, Publish, Read, Reading};
 use super::read::Flow;
 use super::*;
-use crate::base::time::UnixSeconds;
-use crate::edge::channels::{NameFault, Namespace, Refusal, Subscriber};
+use crate::base::info::ClientInfo;
+use crate::edge::channels::{NameFault, Namespace, Refusal};
 use crate::edge::client_id::ClientId;
-use crate::edge::jwt::{SubscriptionClaims, TokenFault};
-use crate::hub::users::{Sessions, UserLinks};
+use crate::hub::history::{Page, Since};
 use crate::proto::client::{
-    self, Command, ConnectRequest, ConnectResult, Disconnect, ErrorCode, PublishRequest,
-    RefreshRequest, Request, SubRefreshRequest, SubscribeRequest,
+    self, Body, Command, Commands, Disconnect, ErrorCode, HistoryRequest, PublishRequest, Reply,
+    Request, RpcRequest,
 };
-use crate::session::{Sub, SubState};
+use crate::session::SubState;
 
 /// How a command ends that isn't simply answered.
-enum Stop {
+pub(super) enum Stop {
     /// An error in the reply; the connection goes on.
     Error(ErrorCode),
+    /// The same, said to be temporary whatever the error.
+    TemporaryError(ErrorCode),
     /// The connection is closed.
     Close(Disconnect),
     /// Nothing was done: the home has no credit for us now.
     NoCredit(ShardId),
+    /// Nothing was done: a signature is being checked.
+    Unverified,
+}
+
+impl From<ErrorCode> for Stop {
+    fn from(code: ErrorCode) -> Self {
+        Self::Error(code)
+    }
+}
+
+impl From<Disconnect> for Stop {
+    fn from(why: Disconnect) -> Self {
+        Self::Close(why)
+    }
 }
 
 impl From<NameFault> for Stop {
@@ -45,28 +60,9 @@ impl From<Refusal> for Stop {
     }
 }
 
-/// Sessions as the user index sees them.
-struct SessionTable<'a> {
-    sessions: &'a mut Slab<Session>,
-    names: &'a NameHasher,
-}
-
-impl Sessions for SessionTable<'_> {
-    fn user_hash(&self, session: u32) -> u64 {
-        self.names.hash(&self.sessions[session as usize].user)
-    }
-    fn same_user(&self, a: u32, b: u32) -> bool {
-        self.sessions[a as usize].user == self.sessions[b as usize].user
-    }
-    fn links(&mut self, session: u32) -> &mut UserLinks {
-        &mut self.sessions[session as usize].user_links
-    }
-}
-
 impl<D: Driver> Shard<D> {
     /// Handles the commands of one message, as far as may be.
-    pub(super) fn commands(&mut self, index: u32, text: &str) -> Flow {
-        let mut commands = client::commands(text);
+    pub(super) fn commands(&mut self, index: u32, mut commands: Commands<'_>) -> Flow {
         loop {
             let handled = commands.consumed();
             let Some(command) = commands.next() else { return Flow::On };
@@ -83,7 +79,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn bad_request(&mut self, index: u32) -> Flow {
+    pub(super) fn bad_request(&mut self, index: u32) -> Flow {
         self.counters().faults_bad_request.add(1);
         self.disconnect(index, Disconnect::BadRequest);
         Flow::End
@@ -92,47 +88,61 @@ impl<D: Driver> Shard<D> {
     fn command(&mut self, index: u32, command: Command<'_>) -> Flow {
         let conn = &self.conns[index as usize];
         let id = command.id;
-        self.counters().commands.add(1);
         let Some(session) = self.sessions.get_mut(conn.session as usize) else {
             return match command.request {
                 Request::Connect(request) if conn.phase == Phase::Client && id > 0 => {
-                    self.connect(index, id, &request)
+                    self.counters().commands.add(1);
+                    let result = self.connect(index, id, &request);
+                    self.finish_command(index, id, result)
                 }
                 _ => self.bad_request(index),
             };
         };
         if let Request::Pong = command.request {
-            if !session.pong_due || conn.flags.frame_ping() {
+            if !session.flags.pong_due() || conn.flags.frame_ping() {
                 return self.bad_request(index);
             }
-            session.pong_due = false;
+            session.flags.set_pong_due(false);
             self.counters().pongs.add(1);
             return Flow::On;
         }
-        if session.unanswered >= COMMANDS_UNANSWERED_MAX {
+        // `connect` is the one barrier.
+        if session.connecting().is_some() || session.unanswered >= COMMANDS_UNANSWERED_MAX {
             return self.pause(index);
         }
-        let asker = Asker { conn: conn.key(index), command: id };
+        self.counters().commands.add(1);
+        let asker = Asker { conn: conn.key(index), command: id, credits: 0 };
         let result = match &command.request {
             Request::Subscribe(request) => self.subscribe(index, asker, request),
             Request::Unsubscribe(request) => self.unsubscribe(index, asker, &request.channel),
             Request::Publish(request) => self.publish(index, asker, request),
-            Request::Presence(request) | Request::PresenceStats(request) => {
-                self.not_available(&request.channel)
+            Request::Presence(request) => {
+                self.presence(index, asker, &request.channel, Reading::Presence)
             }
-            Request::History(request) => self.not_available(&request.channel),
-            Request::Rpc(_) => Err(Stop::Error(ErrorCode::NotAvailable)),
-            Request::Send(_) => Err(Stop::Close(Disconnect::NotAvailable)),
+            Request::PresenceStats(request) => {
+                self.presence(index, asker, &request.channel, Reading::PresenceStats)
+            }
+            Request::History(request) => self.history(index, asker, request),
+            Request::Rpc(request) => self.rpc(index, id, request),
+            Request::Send(_) => Err(Disconnect::NotAvailable.into()),
             Request::Refresh(request) => self.refresh(index, id, request),
             Request::SubRefresh(request) => self.sub_refresh(index, id, request),
             Request::Connect(_) | Request::Ping | Request::Unknown | Request::Pong => {
-                Err(Stop::Close(Disconnect::BadRequest))
+                Err(Disconnect::BadRequest.into())
             }
         };
+        self.finish_command(index, id, result)
+    }
+
+    fn finish_command(&mut self, index: u32, id: u32, result: Result<Flow, Stop>) -> Flow {
         match result {
-            Ok(()) => Flow::On,
+            Ok(flow) => flow,
             Err(Stop::Error(code)) => {
-                self.reply_error(index, id, code);
+                self.reply_error(index, id, Reply::error(code));
+                Flow::On
+            }
+            Err(Stop::TemporaryError(code)) => {
+                self.reply_error(index, id, Reply::Error { code, temporary: true });
                 Flow::On
             }
             Err(Stop::Close(Disconnect::BadRequest)) => self.bad_request(index),
@@ -144,14 +154,20 @@ impl<D: Driver> Shard<D> {
                 Flow::End
             }
             Err(Stop::NoCredit(home)) => {
-                let conn = &mut self.conns[index as usize];
-                if !conn.flags.waiting() {
-                    conn.flags.set_waiting(true);
-                    let key = conn.key(index);
-                    self.waiting[home.index()].push_back(key);
-                }
+                self.wait_for_credit(index, home);
                 self.pause(index)
             }
+            Err(Stop::Unverified) => self.pause(index),
+        }
+    }
+
+    /// Puts a connection on the list of those that wait for credit at a home.
+    pub(super) fn wait_for_credit(&mut self, index: u32, home: ShardId) {
+        let conn = &mut self.conns[index as usize];
+        if !conn.flags.waiting() {
+            conn.flags.set_waiting(true);
+            let key = conn.key(index);
+            self.waiting[home.index()].push_back(key);
         }
     }
 
@@ -161,277 +177,56 @@ impl<D: Driver> Shard<D> {
         Flow::Pause(0)
     }
 
-    fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode) {
+    fn reply_error(&mut self, index: u32, id: u32, reply: Reply<'_>) {
         self.counters().command_errors.add(1);
-        self.scratch.clear();
-        json::put_error(&mut self.scratch, id, code);
-        self.enqueue_scratch(index);
+        self.reply(index, id, &reply);
     }
 
-    /// Whose connection it is; a header's user is asked last.
-    fn connect(&mut self, index: u32, id: u32, request: &ConnectRequest<'_>) -> Flow {
-        let node = Arc::clone(&self.node);
-        let client = &node.rules.client;
-        let now = self.driver.unix();
-        let key = self.conns[index as usize].key(index);
-        let header_user = self.header_users.remove(&index);
-        let mut expire_at = None;
-        let mut info = None;
-        let user = if !request.token.is_empty() {
-            let verdict = match node.rules.keys.verify_connection(&request.token, now) {
-                // Development: a token that was good once is good.
-                Err(TokenFault::Expired) if client.insecure => {
-                    node.rules.keys.verify_connection(&request.token, UnixSeconds(0))
-                }
-                verdict => verdict,
-            };
-            match verdict {
-                Ok(claims) if claims.user.is_empty() && client.disallow_anonymous_tokens => {
-                    self.disconnect(index, Disconnect::PermissionDenied);
-                    return Flow::End;
-                }
-                // Server-side subscriptions are not built: a client that relies on them must not
-                // believe that it has them.
-                Ok(claims) if claims.has_subscriptions => {
-                    return self.unusable(index, id, ErrorCode::NotAvailable);
-                }
-                Ok(claims) => {
-                    expire_at = claims.expire_at.filter(|_| !client.insecure);
-                    info = claims.info;
-                    claims.user
-                }
-                Err(TokenFault::Expired) => {
-                    return self.unusable(index, id, ErrorCode::TokenExpired);
-                }
-                Err(TokenFault::Invalid) => {
-                    self.counters().faults_token.add(1);
-                    self.disconnect(index, Disconnect::InvalidToken);
-                    return Flow::End;
-                }
-            }
-        } else if client.allow_anonymous || client.insecure {
-            CompactString::default()
-        } else if let Some(user) = header_user {
-            user
-        } else {
-            return self.bad_request(index);
-        };
-        if expire_at.is_some_and(|at| at <= now.0) {
-            return self.unusable(index, id, ErrorCode::Expired);
+    /// The encoding that a connection speaks.
+    pub(super) fn encoding(&self, index: u32) -> Encoding {
+        match self.conns.get(index as usize) {
+            Some(conn) if conn.flags.protobuf() => Encoding::Protobuf,
+            _ => Encoding::Json,
         }
-        let frame_ping = self.conns[index as usize].flags.frame_ping();
-        let (interval, pong_timeout) = self.ping_times(frame_ping);
-        // The first ping comes after half an interval to a whole one, so that a million clients
-        // that came together are not pinged together.
-        let first = interval - self.rng.below(interval / 2);
-        let session = Session {
-            user,
-            user_links: UserLinks::default(),
-            subs: Default::default(),
-            extra: info.map(|info| {
-                Box::new(crate::session::Extra { info: Some(info), ..Default::default() })
-            }),
-            conn: index,
-            due_tick: self.tick().saturating_add(ticks(first)),
-            expires: expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
-            unanswered: 0,
-            pong_due: false,
-            pong_window: false,
-            detached: false,
-        };
-        let at = self.sessions.insert(session) as u32;
-        self.conns[index as usize].session = at;
-        let mut table = SessionTable { sessions: &mut self.sessions, names: &node.names };
-        self.users.insert(at, &mut table);
-        let pings = client.ping_interval_ms.is_some() && !frame_ping;
-        let ttl = expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
-        let client_id = self.client_id(key);
-        self.scratch.clear();
-        let result = ConnectResult {
-            client: &client_id.to_string(),
-            version: &client.version,
-            expires: ttl.is_some(),
-            ttl: ttl.unwrap_or(0),
-            ping: if pings { (interval / 1000).max(1) as u32 } else { 0 },
-            pong: pings && pong_timeout.is_some(),
-            time: if client.include_server_time { now.0 * 1000 } else { 0 },
-            ..ConnectResult::default()
-        };
-        json::put_connect(&mut self.scratch, id, &result);
-        self.enqueue_scratch(index);
-        self.schedule(index);
-        Flow::On
     }
 
-    fn client_id(&self, key: ConnKey) -> ClientId {
+    pub(super) fn client_id(&self, key: ConnKey) -> ClientId {
         self.node.rules.client_ids.seal(self.id, key)
     }
 
-    /// Takes a session out of the user index.
-    pub(super) fn forget_user(&mut self, session: u32) {
-        let mut table = SessionTable { sessions: &mut self.sessions, names: &self.node.names };
-        self.users.remove(session, &mut table);
-    }
-
-    /// `connect` failed: the error goes out, nothing more is taken, the client shall close.
-    fn unusable(&mut self, index: u32, id: u32, code: ErrorCode) -> Flow {
-        self.reply_error(index, id, code);
-        let tick = self.tick();
-        let conn = &mut self.conns[index as usize];
-        conn.phase = Phase::Unusable;
-        conn.since_tick = tick;
-        self.schedule(index);
-        // The rest of that message is dropped; a further one is a fault.
-        Flow::Skip
-    }
-
-    /// The namespace of a channel that a command names.
-    fn namespace<'n>(node: &'n Node, channel: &str) -> Result<&'n Namespace, Stop> {
-        if channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest));
-        }
-        Ok(node.rules.channels.resolve(channel)?)
-    }
-
-    /// A command whose feature isn't on for any channel.
-    fn not_available(&mut self, channel: &str) -> Result<(), Stop> {
-        Self::namespace(&self.node, channel)?;
-        Err(Stop::Error(ErrorCode::NotAvailable))
-    }
-
-    fn subscription_claims(&self, token: &str) -> Result<SubscriptionClaims, TokenFault> {
-        let rules = &self.node.rules;
-        let keys = rules.subscription_keys.as_ref().unwrap_or(&rules.keys);
-        keys.verify_subscription(token, self.driver.unix())
-    }
-
-    fn session_of(&mut self, index: u32) -> Option<&mut Session> {
+    pub(super) fn session_of(&mut self, index: u32) -> Option<&mut Session> {
         let conn = self.conns.get(index as usize)?;
         self.sessions.get_mut(conn.session as usize)
     }
 
-    fn subscribe(
-        &mut self,
-        index: u32,
-        asker: Asker,
-        request: &SubscribeRequest<'_>,
-    ) -> Result<(), Stop> {
-        let node = Arc::clone(&self.node);
-        let channel: &str = &request.channel;
-        if channel.is_empty() || !(request.delta.is_empty() || request.delta == "fossil") {
-            return Err(Stop::Close(Disconnect::BadRequest));
-        }
-        match request.kind {
-            0 => {}
-            4 => return Err(Stop::Error(ErrorCode::NotAvailable)),
-            _ => return Err(Stop::Error(ErrorCode::PermissionDenied)),
-        }
-        node.rules.channels.check_length(channel)?;
-        let known = self.locals.find(channel);
-        let limit = node.rules.client.channel_limit;
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        if known.is_some_and(|at| session.subs.find(at).is_some()) {
-            return Err(Stop::Error(ErrorCode::AlreadySubscribed));
-        }
-        if session.subs.len() >= limit {
-            return Err(Stop::Error(ErrorCode::LimitExceeded));
-        }
-        let namespace = node.rules.channels.resolve(channel)?;
-        let user = session.user.clone();
-        let insecure = node.rules.client.insecure;
-        let now = self.driver.unix();
-        let verdict = (!request.token.is_empty()).then(|| self.subscription_claims(&request.token));
-        let client_id = match &verdict {
-            Some(Ok(claims)) if !claims.client.is_empty() => self.client_id(asker.conn).to_string(),
-            _ => String::new(),
-        };
-        let subscriber = Subscriber { user: &user, client: &client_id, insecure };
-        node.rules.channels.may_subscribe(namespace, channel, subscriber, verdict.as_ref(), now)?;
-        let claims = verdict.and_then(Result::ok);
-        if request.tf.is_some() {
-            return Err(Stop::Error(ErrorCode::BadRequest));
-        }
-        let positioned =
-            namespace.positioning_granted(request.positioned, &user, insecure, claims.as_ref())
-                && namespace.has_history();
-        let hash = node.names.hash(channel);
-        let home = node.names.home(hash);
-        self.spend(home)?;
-
-        let local = self.locals.find_or_insert(channel);
-        let serial = self.next_serial;
-        self.next_serial = serial.wrapping_add(1);
-        if let Some(record) = self.locals.get(local) {
-            record.claims += 1;
-            record.asked += 1;
-        }
-        let state = SubState::Joining;
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        session.subs.push(Sub { channel: local, place: serial, state, positioned });
-        session.unanswered += 1;
-        if let Some(claims) = claims {
-            if let Some(at) = claims.expire_at {
-                session.extra().sub_expiries.push((local, at));
-            }
-            if let Some(info) = claims.info {
-                session.extra().sub_infos.push((local, info));
-            }
-            if let Some(data) = claims.data {
-                session.extra().sub_data.push((local, data));
-            }
-        }
-        self.schedule(index);
-        self.counters().subscriptions.add(1);
-        self.post(
-            home,
-            Mail::Subscribe(Box::new(Subscribe {
-                channel: CompactString::new(channel),
-                hash,
-                namespace: namespace.index,
-                local,
-                asker,
-                serial,
-            })),
-        );
-        Ok(())
+    /// What others see of a connection: packed. `chan_info` is what belongs to the channel.
+    pub(super) fn client_info(&mut self, key: ConnKey, chan_info: &[u8]) -> Box<[u8]> {
+        let client = self.client_id(key).text();
+        let Some(session) = self.session_of(key.index) else { return Box::default() };
+        let (user, conn_info) = (session.user.as_str(), session.info());
+        ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()
     }
 
-    /// Takes a credit for a request to `home`.
-    fn spend(&mut self, home: ShardId) -> Result<(), Stop> {
-        let max = self.node.options.requests_unanswered_max;
-        match self.mail[home.index()].spend(max) {
-            true => Ok(()),
-            false => Err(Stop::NoCredit(home)),
-        }
-    }
-
-    fn unsubscribe(&mut self, index: u32, asker: Asker, channel: &str) -> Result<(), Stop> {
+    /// The namespace of a channel that a command names.
+    pub(super) fn namespace<'n>(node: &'n Node, channel: &str) -> Result<&'n Namespace, Stop> {
         if channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest));
+            return Err(Disconnect::BadRequest.into());
         }
+        Ok(node.rules.channels.resolve(channel)?)
+    }
+
+    /// Takes credits for a request to `home`: what the answer may need.
+    pub(super) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
+        let max = self.node.options.requests_unanswered_max;
+        self.mail[home.index()].spend(credits, max).ok_or(Stop::NoCredit(home))
+    }
+
+    /// Whether a session is subscribed to a channel, or about to be.
+    fn is_subscribed(&mut self, index: u32, channel: &str) -> bool {
         let known = self.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            self.scratch.clear();
-            json::put_unsubscribe(&mut self.scratch, asker.command);
-            self.enqueue_scratch(index);
-            return Ok(());
-        };
-        let hash = self.node.names.hash(channel);
-        let home = self.node.names.home(hash);
-        self.spend(home)?;
-        // Out of the list at once; a subscribe in flight is undone behind its answer.
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        let Some(mut sub) = session.subs.remove(local) else { return Ok(()) };
-        session.unanswered += 1;
-        session.forget_sub(local);
-        self.leave_list(&mut sub);
-        if let Some(record) = self.locals.get(local) {
-            record.claims -= 1;
-            record.asked += 1;
-        }
-        self.post(home, Mail::Unsubscribe { local, channel: channel.into(), asker: Some(asker) });
-        Ok(())
+        let Some(session) = self.session_of(index) else { return false };
+        let sub = known.and_then(|at| session.subs.find(at));
+        matches!(sub, Some(sub) if sub.state != SubState::Owed)
     }
 
     fn publish(
@@ -439,133 +234,186 @@ impl<D: Driver> Shard<D> {
         index: u32,
         asker: Asker,
         request: &PublishRequest<'_>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
         let channel: &str = &request.channel;
         let namespace = Self::namespace(&node, channel)?;
         if request.kind != 0 {
-            return Err(Stop::Error(ErrorCode::NotAvailable));
+            return Err(ErrorCode::NotAvailable.into());
         }
-        let data = request.data.map_or("", |data| data.get()).as_bytes();
-        let insecure = node.rules.client.insecure;
+        let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
+        let subscribed = self.is_subscribed(index, channel);
         let known = self.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        let sub = known.and_then(|at| session.subs.find(at)).map(|sub| (sub.channel, sub.state));
-        let subscribed = matches!(sub, Some((_, SubState::Live | SubState::Joining)));
-        namespace.may_publish(&session.user, subscribed, insecure, data)?;
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        namespace.may_publish(&session.user, subscribed, node.rules.client.insecure, data)?;
+        let chan_info: Box<[u8]> = known
+            .and_then(|at| session.sub_extra(at))
+            .map(|extra| extra.info.clone())
+            .unwrap_or_default();
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);
-        self.spend(home)?;
-        let client_id = self.client_id(asker.conn).to_string();
-        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let credits = self.spend(home, 1)?;
+        let is_json = self.encoding(index) == Encoding::Json || client::is_json(data);
+        let info = self.client_info(asker.conn, &chan_info);
+        let is_json = is_json && self.info_is_json(index, &chan_info);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         session.unanswered += 1;
-        let chan_info = session.extra.as_ref().and_then(|extra| {
-            let (channel, _) = sub?;
-            extra.sub_infos.iter().find(|(c, _)| *c == channel).map(|(_, info)| &info[..])
-        });
-        let mut info = Vec::new();
-        json::put_client_info(&mut info, &session.user, &client_id, session.info(), chan_info);
         self.post(
             home,
             Mail::Publish(Box::new(Publish {
                 channel: CompactString::new(channel),
                 hash,
                 namespace: namespace.index,
-                asker,
+                asker: Some(Asker { credits, ..asker }),
                 data: data.into(),
-                info: info.into(),
+                info,
+                tags: Box::default(),
+                is_json,
             })),
         );
-        Ok(())
+        Ok(Flow::On)
     }
 
-    fn refresh(&mut self, index: u32, id: u32, request: &RefreshRequest<'_>) -> Result<(), Stop> {
-        if request.token.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest));
-        }
-        let now = self.driver.unix();
-        let claims =
-            self.node.rules.keys.verify_connection(&request.token, now).map_err(|fault| {
-                Stop::Close(match fault {
-                    TokenFault::Expired => Disconnect::ConnectionExpired,
-                    TokenFault::Invalid => Disconnect::InvalidToken,
-                })
-            })?;
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        if claims.user != session.user {
-            return Err(Stop::Close(Disconnect::InvalidToken));
-        }
-        if claims.has_subscriptions {
-            return Err(Stop::Close(Disconnect::InsufficientState));
-        }
-        if claims.expire_at.is_some_and(|at| at <= now.0) {
-            return Err(Stop::Error(ErrorCode::Expired));
-        }
-        session.expires = claims.expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
-        if claims.info.is_some() || session.extra.is_some() {
-            session.extra().info = claims.info;
-        }
-        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
-        self.scratch.clear();
-        json::put_refresh(&mut self.scratch, id, ttl);
-        self.enqueue_scratch(index);
-        self.schedule(index);
-        Ok(())
+    /// Whether what tokens say of a client and of its subscription can be shown to JSON connections.
+    fn info_is_json(&mut self, index: u32, chan_info: &[u8]) -> bool {
+        let fits = |info: &[u8]| info.is_empty() || client::is_json(info);
+        fits(chan_info) && self.session_of(index).is_none_or(|session| fits(session.info()))
     }
 
-    fn sub_refresh(
+    fn presence(
         &mut self,
         index: u32,
-        id: u32,
-        request: &SubRefreshRequest<'_>,
-    ) -> Result<(), Stop> {
-        if request.channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest));
+        asker: Asker,
+        channel: &str,
+        what: Reading,
+    ) -> Result<Flow, Stop> {
+        let node = Arc::clone(&self.node);
+        let namespace = Self::namespace(&node, channel)?;
+        if !namespace.presence {
+            return Err(ErrorCode::NotAvailable.into());
         }
-        let known = self.locals.find(&request.channel);
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            return Err(Stop::Error(ErrorCode::PermissionDenied));
+        let subscribed = self.is_subscribed(index, channel);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let insecure = node.rules.client.insecure;
+        if !namespace.may_read_presence(&session.user, subscribed, insecure) {
+            return Err(ErrorCode::PermissionDenied.into());
+        }
+        self.ask(index, asker, channel, namespace, what)
+    }
+
+    fn history(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        request: &HistoryRequest<'_>,
+    ) -> Result<Flow, Stop> {
+        let node = Arc::clone(&self.node);
+        let channel: &str = &request.channel;
+        let namespace = Self::namespace(&node, channel)?;
+        if !namespace.has_history() {
+            return Err(ErrorCode::NotAvailable.into());
+        }
+        let subscribed = self.is_subscribed(index, channel);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let client = &node.rules.client;
+        if !namespace.may_read_history(&session.user, subscribed, client.insecure) {
+            return Err(ErrorCode::PermissionDenied.into());
+        }
+        let since = request.since.as_ref();
+        if request.reverse && since.is_some_and(|since| since.offset == 0) {
+            return Err(ErrorCode::BadRequest.into());
+        }
+        let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
+        let page = Page {
+            since: since.map(|since| Since {
+                offset: since.offset,
+                epoch: CompactString::new(&since.epoch),
+            }),
+            limit: limit.min(client.history_publications_max),
+            reverse: request.reverse,
         };
-        if request.kind != 0 {
-            return Err(Stop::Error(ErrorCode::NotAvailable));
+        self.ask(index, asker, channel, namespace, Reading::History(page))
+    }
+
+    /// Asks a channel's home for something to be read.
+    fn ask(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        channel: &str,
+        namespace: &Namespace,
+        what: Reading,
+    ) -> Result<Flow, Stop> {
+        let hash = self.node.names.hash(channel);
+        let home = self.node.names.home(hash);
+        let credits = match &what {
+            Reading::PresenceStats => 1,
+            Reading::History(page) if page.limit == 0 => 1,
+            _ => LARGE_ANSWER_CREDITS,
+        };
+        let credits = self.spend(home, credits)?;
+        let encoding = self.encoding(index);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        session.unanswered += 1;
+        let read = Read {
+            channel: CompactString::new(channel),
+            hash,
+            namespace: namespace.index,
+            asker: Asker { credits, ..asker },
+            encoding,
+            bytes_max: self.answer_bytes_max(),
+            what,
+        };
+        self.post(home, Mail::Read(Box::new(read)));
+        Ok(Flow::On)
+    }
+
+    /// Bytes of one answer at most: what may wait for a client, with room for the rest of the reply.
+    pub(super) fn answer_bytes_max(&self) -> usize {
+        let queue_bytes_max = self.node.rules.client.queue_bytes_max;
+        (queue_bytes_max - queue_bytes_max / 8).min(ANSWER_BYTES_MAX)
+    }
+
+    /// What was read comes back.
+    pub(super) fn answered(&mut self, asker: Asker, answer: &Answer) {
+        let index = asker.conn.index;
+        if !self.takes_answer(asker) {
+            return;
         }
-        if request.token.is_empty() {
-            return Err(Stop::Error(ErrorCode::BadRequest));
-        }
-        let now = self.driver.unix();
-        let claims = match self.subscription_claims(&request.token) {
-            Ok(claims) => claims,
-            Err(TokenFault::Expired) => {
-                // Said to be temporary, so that the client comes back with a new token.
-                self.scratch.clear();
-                json::put_temporary_error(&mut self.scratch, id, ErrorCode::TokenExpired);
-                self.counters().command_errors.add(1);
-                self.enqueue_scratch(index);
-                return Ok(());
+        let id = asker.command;
+        match answer {
+            Answer::Presence(body) => {
+                let reply = Reply::Presence(Body::Elsewhere(body.len()));
+                self.reply_around(index, id, &reply, body);
             }
-            Err(TokenFault::Invalid) => return Err(Stop::Close(Disconnect::InvalidToken)),
-        };
-        let key = self.conns[index as usize].key(index);
-        let client_id = self.client_id(key).to_string();
-        let Some(session) = self.session_of(index) else { return Ok(()) };
-        let for_client = claims.client.is_empty() || claims.client == client_id;
-        if claims.user != session.user || claims.channel != request.channel || !for_client {
-            return Err(Stop::Close(Disconnect::InvalidToken));
+            Answer::History(body) => {
+                let reply = Reply::History(Body::Elsewhere(body.len()));
+                self.reply_around(index, id, &reply, body);
+            }
+            Answer::PresenceStats(clients, users) => {
+                let reply = Reply::PresenceStats { clients: *clients, users: *users };
+                self.reply(index, id, &reply);
+            }
+            Answer::Error(code) => self.reply_error(index, id, Reply::error(*code)),
+            Answer::Unfit => self.inappropriate(index),
         }
-        if claims.is_past(now) {
-            return Err(Stop::Error(ErrorCode::Expired));
+    }
+
+    /// A JSON connection would have to be shown what isn't JSON: it goes, and nobody else.
+    pub(super) fn inappropriate(&mut self, index: u32) {
+        self.counters().closed_inappropriate.add(1);
+        self.disconnect(index, Disconnect::InappropriateProtocol);
+    }
+
+    /// No proxy is built: but for the ping there is nothing to call.
+    fn rpc(&mut self, index: u32, id: u32, request: &RpcRequest<'_>) -> Result<Flow, Stop> {
+        match &self.node.rules.rpc_ping {
+            Some(method) if *method == request.method => {
+                let data = b"{}";
+                self.reply(index, id, &Reply::Rpc { data });
+                Ok(Flow::On)
+            }
+            _ => Err(ErrorCode::NotAvailable.into()),
         }
-        if claims.expire_at.is_some() || session.extra.is_some() {
-            let expiries = &mut session.extra().sub_expiries;
-            expiries.retain(|(channel, _)| *channel != local);
-            expiries.extend(claims.expire_at.map(|at| (local, at)));
-        }
-        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
-        self.scratch.clear();
-        json::put_sub_refresh(&mut self.scratch, id, ttl);
-        self.enqueue_scratch(index);
-        self.schedule(index);
-        Ok(())
     }
 }

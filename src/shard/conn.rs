@@ -10,6 +10,7 @@
 use std::num::NonZeroU32;
 
 use super::timers::Links;
+use crate::base::flags::flags;
 use crate::base::id::ConnKey;
 use crate::proto::ws;
 
@@ -35,50 +36,40 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// Yes-or-no facts of a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Flags(u16);
-
-macro_rules! flags {
-    ($($(#[$doc:meta])* $set:ident, $get:ident = $bit:literal;)*) => {
-        impl Flags {
-            $(
-                $(#[$doc])*
-                pub(super) fn $get(self) -> bool { self.0 & (1 << $bit) != 0 }
-                $(#[$doc])*
-                pub(super) fn $set(&mut self, on: bool) {
-                    if on { self.0 |= 1 << $bit } else { self.0 &= !(1 << $bit) }
-                }
-            )*
-        }
-    };
-}
-
 flags! {
-    /// On the list of connections to read.
-    set_ready, ready = 0;
-    /// On the list of connections to write.
-    set_dirty, dirty = 1;
-    /// The socket is full: wait for it to become writable.
-    set_blocked, blocked = 2;
-    /// The peer's FIN is behind what can be read.
-    set_ended, ended = 3;
-    /// Not read until something comes back: an answer, a credit, room in the socket.
-    set_paused, paused = 4;
-    /// Counted in the node's number of clients.
-    set_counted, counted = 5;
-    /// The FIN is out.
-    set_finished, finished = 6;
-    /// What comes in is thrown away.
-    set_deaf, deaf = 7;
-    /// An idle connection was pinged and didn't answer yet.
-    set_probed, probed = 8;
-    /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
-    set_frame_ping, frame_ping = 9;
-    /// A send that the driver has not ended holds frames of the outbox.
-    set_sending, sending = 11;
-    /// On a list of connections that wait for credit.
-    set_waiting, waiting = 12;
+    /// Yes-or-no facts of a connection.
+    pub(super) struct Flags(u16) {
+        /// On the list of connections to read.
+        ready, set_ready = 0;
+        /// On the list of connections to write.
+        dirty, set_dirty = 1;
+        /// The socket is full: wait for it to become writable.
+        blocked, set_blocked = 2;
+        /// The peer's FIN is behind what can be read.
+        ended, set_ended = 3;
+        /// Not read until something comes back: an answer, a credit, room in the socket.
+        paused, set_paused = 4;
+        /// Counted in the node's number of clients.
+        counted, set_counted = 5;
+        /// The FIN is out.
+        finished, set_finished = 6;
+        /// What comes in is thrown away.
+        deaf, set_deaf = 7;
+        /// An idle connection was pinged and didn't answer yet.
+        probed, set_probed = 8;
+        /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
+        frame_ping, set_frame_ping = 9;
+        /// Speaks Protobuf, not JSON.
+        protobuf, set_protobuf = 10;
+        /// A send that the driver has not ended holds frames of the outbox.
+        sending, set_sending = 11;
+        /// On a list of connections that wait for credit.
+        waiting, set_waiting = 12;
+        /// What comes for it waits behind the reply to its `connect`.
+        held, set_held = 13;
+        /// A signature of its token is being checked.
+        verifying, set_verifying = 14;
+    }
 }
 
 /// One connection. What fan-out touches of a subscriber fits one cache line.

@@ -1,12 +1,10 @@
-//! The subscribers' side: answers of homes, deliveries, fan-out.
+//! The subscribers' side: what the mail brings, deliveries, fan-out.
 
 use super::mail::{Asker, Mail};
 use super::*;
-use crate::hub::history::Position;
 use crate::hub::local::Delivery;
-use crate::hub::subscribers::Subscriber;
-use crate::proto::client::{SubscribeResult, Unsubscribed};
-use crate::session::SubState;
+use crate::hub::parcel::{Parcel, Told};
+use crate::proto::client::{Reply, Unsubscribed};
 
 impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
@@ -40,28 +38,47 @@ impl<D: Driver> Shard<D> {
         let from = batch.from;
         for mail in batch.mail {
             match mail {
-                Mail::Subscribe(subscribe) => self.home_subscribe(from, &subscribe),
-                Mail::Unsubscribe { local, channel, asker } => {
-                    self.home_unsubscribe(from, local, &channel, asker);
-                }
+                Mail::Subscribe(subscribe) => self.home_subscribe(from, *subscribe),
+                Mail::Unsubscribe(unsubscribe) => self.home_unsubscribe(from, &unsubscribe),
                 Mail::Publish(publish) => self.home_publish(from, &publish),
-                Mail::Subscribed { local, asker, serial, position } => {
-                    self.earn(from);
-                    self.subscribed(local, asker, serial, position);
+                Mail::Read(read) => self.home_read(from, &read),
+                Mail::Reinform { channel, conn, info } => {
+                    self.home_reinform(from, &channel, conn, &info);
+                }
+                Mail::UserEnter(conn) => self.home_user_enter(from, &conn),
+                Mail::UserLeave { user, conn } => self.user_conns.leave(&user, (from, conn)),
+                Mail::Verify { token, kind, asker } => self.home_verify(from, token, kind, asker),
+                Mail::Signed { ticket, signed } => self.home_signed(ticket, signed),
+                Mail::Subscribed(subscribed) => {
+                    self.earn(from, subscribed.asker);
+                    self.subscribed(&subscribed);
                 }
                 Mail::Unsubscribed { local, asker } => {
-                    if asker.is_some() {
-                        self.earn(from);
+                    if let Some(asker) = asker {
+                        self.earn(from, asker);
                     }
                     self.unsubscribed(local, asker);
                 }
                 Mail::Published { asker } => {
-                    self.earn(from);
-                    self.scratch.clear();
-                    json::put_publish(&mut self.scratch, asker.command);
-                    self.answer(asker);
+                    self.earn(from, asker);
+                    if self.takes_answer(asker) {
+                        self.reply(asker.conn.index, asker.command, &Reply::Publish);
+                    }
                 }
-                Mail::Deliver { local, offset, frame } => self.deliver(local, offset, frame),
+                Mail::Answer { asker, answer } => {
+                    self.earn(from, asker);
+                    self.answered(asker, &answer);
+                }
+                Mail::UserEntered { asker, admitted } => {
+                    self.earn(from, asker);
+                    self.user_entered(asker, admitted);
+                }
+                Mail::Evict { conn } => self.evicted(conn),
+                Mail::Verified { asker, hash, signed } => {
+                    self.earn(from, asker);
+                    self.verified(asker, hash, signed);
+                }
+                Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
                 Mail::Gap { local } => self.gap(local),
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
@@ -69,97 +86,42 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// An answer gives its credit back; who waits for one has it at the end of the turn.
-    fn earn(&mut self, home: ShardId) {
-        self.mail[home.index()].earn();
+    /// An answer gives its credits back; who waits for some has them at the end of the turn.
+    fn earn(&mut self, home: ShardId, asker: Asker) {
+        self.mail[home.index()].earn(asker.credits);
     }
 
-    /// Sends the reply in `scratch`, if the connection is still there.
-    fn answer(&mut self, asker: Asker) {
-        let Some(conn) = self.conn(asker.conn) else { return };
-        let (at, paused) = (conn.session, conn.flags.paused() && !conn.flags.waiting());
-        let Some(session) = self.sessions.get_mut(at as usize) else { return };
-        if session.detached {
-            return;
+    /// Whether the connection that asked is still there for the answer, which is one less to wait for.
+    pub(super) fn takes_answer(&mut self, asker: Asker) -> bool {
+        let Some(conn) = self.conn(asker.conn) else { return false };
+        let flags = conn.flags;
+        let at = conn.session;
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
+        if session.flags.detached() {
+            return false;
         }
         session.unanswered -= 1;
         // Half of the answers first, so that what is left of a long message is taken in few parts.
-        let resumes = paused && session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
-        self.enqueue_scratch(asker.conn.index);
-        if resumes {
+        let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
+        if flags.paused() && !flags.waiting() && !flags.verifying() && few {
             self.resume(asker.conn);
         }
+        true
     }
 
-    /// The home has a new subscriber: from here on it gets what is published.
-    fn subscribed(&mut self, local: u32, asker: Asker, serial: u32, position: Position) {
-        if let Some(record) = self.locals.get(local) {
-            record.asked -= 1;
-        }
-        let Some(conn) = self.conn(asker.conn) else { return self.locals.release(local) };
-        let at = conn.session;
-        let Some(session) = self.sessions.get_mut(at as usize) else {
-            return self.locals.release(local);
-        };
-        let mut positioned = false;
-        let mine =
-            |sub: &&mut crate::session::Sub| sub.state == SubState::Joining && sub.place == serial;
-        // Not there when the client has unsubscribed since: the reply goes out all the same.
-        if let Some(sub) = session.subs.find(local).filter(mine)
-            && let Some(record) = self.locals.get(local)
-        {
-            positioned = sub.positioned;
-            let conn = asker.conn.index;
-            sub.place = record.subscribers.add(Subscriber { conn, positioned });
-            sub.state = SubState::Live;
-            self.locals.begin_at(local, position.offset);
-        }
-        let now = self.driver.unix().0;
-        let extra = session.extra.as_mut();
-        let (mut data, mut ttl) = (None, None);
-        if let Some(extra) = extra {
-            let at = extra.sub_data.iter().position(|(c, _)| *c == local);
-            data = at.map(|at| extra.sub_data.swap_remove(at).1);
-            let expiry = extra.sub_expiries.iter().find(|(c, _)| *c == local);
-            ttl = expiry.map(|(_, at)| u32::try_from(at - now).unwrap_or(0).max(1));
-        }
-        let epoch = position.epoch.filter(|_| positioned);
-        self.scratch.clear();
-        let result = SubscribeResult {
-            expires: ttl.is_some(),
-            ttl: ttl.unwrap_or(0),
-            positioned,
-            epoch: epoch.as_ref().map_or("", |epoch| epoch.as_str()),
-            offset: if positioned { position.offset } else { 0 },
-            data: data.as_deref(),
-            ..SubscribeResult::default()
-        };
-        json::put_subscribe(&mut self.scratch, asker.command, &result);
-        self.answer(asker);
-    }
-
-    /// The home has one subscriber less.
-    fn unsubscribed(&mut self, local: u32, asker: Option<Asker>) {
-        if let Some(record) = self.locals.get(local) {
-            record.asked -= 1;
-        }
-        self.locals.release(local);
-        if let Some(asker) = asker {
-            self.scratch.clear();
-            json::put_unsubscribe(&mut self.scratch, asker.command);
-            self.answer(asker);
-        }
-    }
-
-    /// A publication for the subscribers of a channel.
-    fn deliver(&mut self, local: u32, offset: u64, frame: SharedFrame) {
-        let mut delivery = self.locals.deliver(local, offset, frame.clone());
+    /// Something for the subscribers of a channel.
+    fn deliver(&mut self, local: u32, parcel: &Arc<Parcel>) {
+        let mut delivery = self.locals.deliver(local, parcel);
         if delivery == Delivery::Broken {
             // The others were told, or counted, when the gap came about.
             self.end_positioned(local);
-            delivery = self.locals.deliver(local, offset, frame);
+            delivery = self.locals.deliver(local, parcel);
         }
         if delivery == Delivery::Refused {
+            // Who comes and goes is no publication: presence tells it all the same.
+            if parcel.told == Told::Presence {
+                return self.counters().events_lost.add(1);
+            }
             self.counters().gaps_fanout.add(1);
             self.gap(local);
         }
@@ -169,7 +131,7 @@ impl<D: Driver> Shard<D> {
     /// recovers from history; others lost them.
     fn gap(&mut self, local: u32) {
         let Some(record) = self.locals.get(local) else { return };
-        let untold = record.subscribers.iter().filter(|s| !s.positioned).count();
+        let untold = record.subscribers.iter().filter(|s| !s.traits.positioned()).count();
         self.counters().gaps_untold.add(untold as u64);
         self.end_positioned(local);
     }
@@ -177,7 +139,7 @@ impl<D: Driver> Shard<D> {
     /// Ends the subscriptions of those who would be out of position: their clients come back.
     fn end_positioned(&mut self, local: u32) {
         let Some(record) = self.locals.get(local) else { return };
-        let positioned = record.subscribers.iter().filter(|s| s.positioned);
+        let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
         let positioned: Vec<u32> = positioned.map(|s| s.conn).collect();
         self.counters().gaps_told.add(positioned.len() as u64);
         for conn in positioned {
@@ -188,32 +150,41 @@ impl<D: Driver> Shard<D> {
     /// Sends some of what waits for subscribers: channels in turn, a slice of each.
     pub(super) fn fan_out_some(&mut self) {
         let mut left = self.node.options.turn_deliveries_max;
+        let queue_bytes_max = self.node.rules.client.queue_bytes_max;
         let mut scratch = std::mem::take(&mut self.scratch);
+        let mut walk = std::mem::take(&mut self.walk);
         while left > 0 {
             let Some(at) = self.locals.next_active() else { break };
-            let Some(fan_out) = self.locals.fan_out(at) else { continue };
-            let Some(slice) = fan_out.next(left, &mut scratch) else {
+            if !self.locals.walk(at, left, &self.filters, &mut walk, &mut scratch) {
                 self.fan_out_done(at);
                 continue;
-            };
-            let done = fan_out.is_empty();
-            let Some(local) = self.locals.get(at) else { continue };
-            let mut listed = std::mem::take(&mut self.listed);
-            listed.extend(local.subscribers.at(slice.range.clone()).map(|s| s.conn));
-            let sent = listed.len() as u64 * u64::from(slice.publications);
-            self.counters().deliveries.add(sent);
-            for conn in listed.drain(..) {
-                self.enqueue(conn, slice.frame.clone());
             }
-            self.listed = listed;
-            left = left.saturating_sub(slice.range.len().max(1) as u32);
-            if done {
+            let Some(namespace) = self.locals.get(at).map(|local| local.namespace) else {
+                continue;
+            };
+            let mut messages = 0;
+            for (conn, outgoing) in walk.to.drain(..) {
+                let outgoing = &walk.outgoing[outgoing as usize];
+                messages += u64::from(outgoing.messages);
+                if let Some(frame) = &outgoing.frame
+                    && self.enqueue(conn, frame.clone()) > queue_bytes_max
+                {
+                    self.over.push((conn, namespace));
+                }
+                if outgoing.unfit {
+                    self.inappropriate(conn);
+                }
+            }
+            self.counters().deliveries.add(messages);
+            left = left.saturating_sub(walk.places.max(1));
+            if self.locals.is_walked(at) {
                 self.fan_out_done(at);
             } else {
                 self.locals.still_active(at);
             }
         }
         self.scratch = scratch;
+        self.walk = walk;
     }
 
     /// A channel's fan-out is over: its places may change again.

@@ -19,19 +19,26 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use super::signatures::{Signed, TokenKind};
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
-use crate::hub::history::Position;
+use crate::hub::filter::Filter;
+use crate::hub::history::{Page, Position, Since};
+use crate::hub::parcel::Parcel;
+use crate::hub::subscribers::Traits;
 use crate::io::Alarm;
+use crate::proto::client::{Encoding, ErrorCode};
 
-/// Who asked, so that the answer finds the command.
+/// Who asked, so that the answer finds the command, and the credits that come back with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// The connection.
     pub conn: ConnKey,
     /// The command's id, copied into the reply.
     pub command: u32,
+    /// Credits spent.
+    pub credits: u8,
 }
 
 /// A publication on its way to the home. Boxed in [`Mail`], which stays small.
@@ -43,12 +50,40 @@ pub struct Publish {
     pub hash: u64,
     /// Its namespace's number.
     pub namespace: u16,
-    /// Who is told that it was taken.
-    pub asker: Asker,
+    /// Who is told that it was taken; `None` for the control thread.
+    pub asker: Option<Asker>,
     /// The payload.
     pub data: Box<[u8]>,
-    /// The publisher's encoded ClientInfo.
+    /// The publisher's packed ClientInfo.
     pub info: Box<[u8]>,
+    /// Packed tags.
+    pub tags: Box<[u8]>,
+    /// Data and info are known to be JSON.
+    pub is_json: bool,
+}
+
+/// What a subscriber wants to have that was published before.
+#[derive(Debug)]
+pub struct Recover {
+    /// What it has.
+    pub since: Since,
+    /// Only the latest publication counts.
+    pub latest: bool,
+    /// What of it is for the subscriber.
+    pub filter: Option<Filter>,
+    /// Bytes of the answer at most; what is more can't be recovered.
+    pub bytes_max: usize,
+}
+
+/// How others see a subscriber.
+#[derive(Debug)]
+pub struct Membership {
+    /// Its packed ClientInfo.
+    pub info: Box<[u8]>,
+    /// It is kept as present.
+    pub present: bool,
+    /// It makes join and leave events.
+    pub announces: bool,
 }
 
 /// A subscription that begins.
@@ -66,6 +101,116 @@ pub struct Subscribe {
     pub asker: Asker,
     /// Which attempt of the session it is: an unsubscribe may overtake the answer.
     pub serial: u32,
+    /// What it gets (the filter's number is the asking shard's and left out).
+    pub traits: Traits,
+    /// What it wants to have that was published before.
+    pub recover: Option<Box<Recover>>,
+    /// How others see it, if they do.
+    pub membership: Option<Box<Membership>>,
+}
+
+/// What came of a [`Recover`].
+#[derive(Debug)]
+pub enum Recovery {
+    /// Nothing was to be recovered.
+    None,
+    /// Not all of it is there.
+    Failed,
+    /// The subscriber can't be shown it.
+    Unfit,
+    /// Here it is.
+    Done {
+        /// The publications, encoded as the list of a subscribe result; many replies share it.
+        publications: Option<SharedFrame>,
+        /// The offset for the result.
+        offset: u64,
+    },
+}
+
+/// A subscription has begun at `position`.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// Where the asking shard keeps the channel.
+    pub local: u32,
+    /// Who asked.
+    pub asker: Asker,
+    /// Which attempt it was.
+    pub serial: u32,
+    /// Where the subscription begins.
+    pub position: Position,
+    /// What was missed.
+    pub recovery: Recovery,
+    /// It has no base for patches yet.
+    pub fresh: bool,
+}
+
+/// A subscription that ends.
+#[derive(Debug)]
+pub struct Unsubscribe {
+    /// Where the asking shard keeps the channel; it keeps the name until it has the answer.
+    pub local: u32,
+    /// The channel.
+    pub channel: CompactString,
+    /// Who waits for a reply: nobody when the server ended it or a connection has died.
+    pub asker: Option<Asker>,
+    /// What the subscriber got.
+    pub traits: Traits,
+    /// The connection, when others could see it.
+    pub member: Option<ConnKey>,
+}
+
+/// Something to be read of a channel.
+#[derive(Debug)]
+pub struct Read {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Who asks.
+    pub asker: Asker,
+    /// In which encoding the answer is wanted.
+    pub encoding: Encoding,
+    /// Bytes of the answer at most.
+    pub bytes_max: usize,
+    /// What is read.
+    pub what: Reading,
+}
+
+/// What is read of a channel.
+#[derive(Debug)]
+pub enum Reading {
+    /// Who is there.
+    Presence,
+    /// How many are there.
+    PresenceStats,
+    /// What was published.
+    History(Page),
+}
+
+/// What was read: encoded results, or why there are none.
+#[derive(Debug)]
+pub enum Answer {
+    /// A whole presence result.
+    Presence(SharedFrame),
+    /// Clients and users.
+    PresenceStats(u32, u32),
+    /// A whole history result.
+    History(SharedFrame),
+    /// It failed.
+    Error(ErrorCode),
+    /// The asking connection can't be shown it.
+    Unfit,
+}
+
+/// A connection of a user whose connections are counted.
+#[derive(Debug)]
+pub struct UserConn {
+    /// The user.
+    pub user: CompactString,
+    /// Its connection, and who waits for the verdict.
+    pub asker: Asker,
 }
 
 /// One message between shards.
@@ -73,27 +218,10 @@ pub struct Subscribe {
 pub enum Mail {
     /// To the home: one more subscriber. Answer: [`Mail::Subscribed`].
     Subscribe(Box<Subscribe>),
-    /// From the home: the subscription begins at `position`. What comes after this mail is for the
-    /// subscriber, what came before isn't.
-    Subscribed {
-        /// Where the asking shard keeps the channel.
-        local: u32,
-        /// Who asked.
-        asker: Asker,
-        /// Which attempt it was.
-        serial: u32,
-        /// Where the subscription begins.
-        position: Position,
-    },
+    /// From the home. What comes after this mail is for the subscriber, what came before isn't.
+    Subscribed(Box<Subscribed>),
     /// To the home: one subscriber less. Answer: [`Mail::Unsubscribed`].
-    Unsubscribe {
-        /// Where the asking shard keeps the channel; it keeps the name until it has the answer.
-        local: u32,
-        /// The channel.
-        channel: Box<str>,
-        /// Who waits for a reply: nobody when a connection has died.
-        asker: Option<Asker>,
-    },
+    Unsubscribe(Box<Unsubscribe>),
     /// From the home: done.
     Unsubscribed {
         /// Where the asking shard keeps the channel.
@@ -108,19 +236,81 @@ pub enum Mail {
         /// Who asked.
         asker: Asker,
     },
-    /// From the home: send `frame` to all subscribers of the channel.
+    /// To the home: read something. Answer: [`Mail::Answer`].
+    Read(Box<Read>),
+    /// From the home: what was read.
+    Answer {
+        /// Who asked.
+        asker: Asker,
+        /// The answer.
+        answer: Answer,
+    },
+    /// To the home: what others see of a subscriber has changed. Not answered.
+    Reinform {
+        /// The channel.
+        channel: Box<str>,
+        /// The subscriber.
+        conn: ConnKey,
+        /// Its packed ClientInfo.
+        info: Box<[u8]>,
+    },
+    /// From the home: for the subscribers of the channel.
     Deliver {
         /// Where the receiving shard keeps the channel.
         local: u32,
-        /// Its place in the stream, 0 without history.
-        offset: u64,
-        /// Encoded once for all.
-        frame: SharedFrame,
+        /// What they get, encoded once for all.
+        parcel: Arc<Parcel>,
     },
-    /// From the home: publications of the channel were lost on the way to this shard.
+    /// From the home: something of the channel was lost on the way to this shard.
     Gap {
         /// Where the receiving shard keeps the channel.
         local: u32,
+    },
+    /// To a user's home: one more connection. Answer: [`Mail::UserEntered`].
+    UserEnter(Box<UserConn>),
+    /// From a user's home: the connection may stay, or not.
+    UserEntered {
+        /// Who asked.
+        asker: Asker,
+        /// It may.
+        admitted: bool,
+    },
+    /// To a user's home: a counted connection has gone. Not answered.
+    UserLeave {
+        /// The user.
+        user: Box<str>,
+        /// Its connection.
+        conn: ConnKey,
+    },
+    /// From a user's home: a newer connection takes this one's place.
+    Evict {
+        /// The older one.
+        conn: ConnKey,
+    },
+    /// To the home of a token: is its signature good? Answer: [`Mail::Verified`].
+    Verify {
+        /// The token.
+        token: Box<str>,
+        /// Which keys it is held against.
+        kind: TokenKind,
+        /// Who asks.
+        asker: Asker,
+    },
+    /// From the home of a token.
+    Verified {
+        /// Who asked.
+        asker: Asker,
+        /// The hash of the token that it is about.
+        hash: u64,
+        /// What came of it.
+        signed: Signed,
+    },
+    /// From the pool to the home of a token: a signature is checked.
+    Signed {
+        /// Which question this answers.
+        ticket: u64,
+        /// What came of it.
+        signed: Signed,
     },
     /// From the control thread: close all connections at this pace, refuse new ones.
     Drain {
@@ -138,10 +328,33 @@ impl Mail {
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
-                Self::Publish(publish) => publish.data.len() + publish.info.len() + 96,
-                Self::Deliver { frame, .. } => frame.len(),
-                Self::Subscribe(_) => size_of::<Subscribe>(),
-                Self::Unsubscribe { channel, .. } => channel.len(),
+                Self::Publish(publish) => {
+                    let Publish { data, info, tags, .. } = &**publish;
+                    size_of::<Publish>() + data.len() + info.len() + tags.len()
+                }
+                Self::Deliver { parcel, .. } => parcel.bytes(),
+                Self::Subscribe(subscribe) => {
+                    let info = subscribe.membership.as_ref().map_or(0, |m| m.info.len());
+                    size_of::<Subscribe>() + subscribe.channel.len() + info
+                }
+                Self::Subscribed(subscribed) => {
+                    size_of::<Subscribed>()
+                        + match &subscribed.recovery {
+                            Recovery::Done { publications: Some(list), .. } => list.len(),
+                            _ => 0,
+                        }
+                }
+                Self::Unsubscribe(unsubscribe) => {
+                    size_of::<Unsubscribe>() + unsubscribe.channel.len()
+                }
+                Self::Read(_) => size_of::<Read>(),
+                Self::Answer { answer: Answer::Presence(body) | Answer::History(body), .. } => {
+                    body.len()
+                }
+                Self::Reinform { channel, info, .. } => channel.len() + info.len(),
+                Self::UserEnter(conn) => size_of::<UserConn>() + conn.user.len(),
+                Self::UserLeave { user, .. } => user.len(),
+                Self::Verify { token, .. } => token.len(),
                 _ => 0,
             }
     }
@@ -326,24 +539,29 @@ impl Outbox {
         self.bytes >= OUTBOX_BYTES_MAX
     }
 
-    /// Whether a request may go. It takes a credit if so.
-    pub fn spend(&mut self, unanswered_max: u32) -> bool {
-        let may = self.credits(unanswered_max) > 0;
-        self.spent += u32::from(may);
-        may
+    /// Whether a request may go that costs so many credits. It takes them if so. What costs more than
+    /// there are in all goes when all are there.
+    pub fn spend(&mut self, credits: u8, unanswered_max: u32) -> Option<u8> {
+        let credits = u32::from(credits).min(unanswered_max);
+        if self.credits(unanswered_max) < credits.max(1) {
+            return None;
+        }
+        self.spent += credits;
+        // Not more than was asked for.
+        Some(credits as u8)
     }
 
-    /// How many requests may go.
+    /// Credits that there are.
     pub fn credits(&self, unanswered_max: u32) -> u32 {
         if self.is_full() { 0 } else { unanswered_max.saturating_sub(self.spent) }
     }
 
     /// The answer to a request has come.
-    pub fn earn(&mut self) {
-        self.spent -= 1;
+    pub fn earn(&mut self, credits: u8) {
+        self.spent -= u32::from(credits);
     }
 
-    /// Requests unanswered.
+    /// Credits of requests unanswered.
     pub fn spent(&self) -> u32 {
         self.spent
     }
@@ -420,6 +638,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::tags::Tags;
+    use crate::hub::parcel::Told;
     use crate::io::Wake;
 
     #[derive(Default)]
@@ -526,12 +746,19 @@ mod tests {
     fn credits_and_bytes_bound_requests() {
         let (letterbox, _mailbox, _) = mailbox(1);
         let mut outbox = Outbox::new(letterbox);
-        assert!(outbox.spend(2) && outbox.spend(2) && !outbox.spend(2));
-        outbox.earn();
-        assert!(outbox.spend(2));
-        outbox.earn();
-        let frame = SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]);
-        outbox.push(Mail::Deliver { local: 0, offset: 0, frame });
-        assert!(outbox.is_full() && !outbox.spend(2));
+        let spent: Vec<_> = (0..3).map(|_| outbox.spend(1, 2)).collect();
+        assert_eq!(spent, [Some(1), Some(1), None]);
+        outbox.earn(1);
+        // A large one waits until all is there.
+        assert_eq!(outbox.spend(9, 2), None);
+        outbox.earn(1);
+        assert_eq!((outbox.spend(9, 2), outbox.spend(1, 2)), (Some(2), None));
+        outbox.earn(2);
+        let parcel = Parcel {
+            json: Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX])),
+            ..Parcel::new(Told::Publication, 0, Tags::NONE)
+        };
+        outbox.push(Mail::Deliver { local: 0, parcel: Arc::new(parcel) });
+        assert!(outbox.is_full() && outbox.spend(1, 2).is_none());
     }
 }

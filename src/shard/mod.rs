@@ -1,7 +1,7 @@
 //! The loop: one shard, its connections, its channels, its mail.
 //!
 //! ```text
-//!   turn:  wait -> completions -> accept -> read -> mail -> timers -> leavers -> fan-out
+//!   turn:  wait -> completions -> accept -> read -> mail -> events -> timers -> leavers -> fan-out
 //!          -> write what is queued -> send mail -> (again)
 //! ```
 //! A shard never blocks but in its driver's wait, takes no lock, and shares nothing with other
@@ -9,19 +9,24 @@
 //! bound stays on a list for the next turn.
 //!
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
-//! (`homes.rs`) and the *subscribers' side* (`deliver.rs`).
+//! (`homes.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
 
 mod accept;
+mod answers;
 mod close;
 mod commands;
 mod conn;
+mod connect;
 mod deliver;
 mod homes;
 pub mod mail;
 mod outbox;
 mod read;
+pub mod signatures;
 mod stats;
+mod subscribe;
 pub mod timers;
+mod tokens;
 mod write;
 
 pub use self::stats::ShardCounters;
@@ -34,22 +39,30 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use compact_str::CompactString;
 use slab::Slab;
 
+use self::answers::Answers;
 use self::conn::{Conn, NONE, Phase};
-use self::homes::PendingAck;
+use self::homes::{Event, PendingAck};
 use self::mail::{Batch, Letterbox, Mailbox, Outbox};
 use self::outbox::Outboxes;
+use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
+use self::tokens::{Question, Verdict};
+use crate::base::counters::Counter;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
+use crate::edge::good_tokens::GoodTokens;
+use crate::hub::fanout::Walk;
+use crate::hub::filter::Filters;
 use crate::hub::home::Homes;
 use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
+use crate::hub::user_conns::UserConns;
 use crate::hub::users::Users;
 use crate::io::{Completion, Driver};
-use crate::proto::client::json;
+use crate::proto::client::Encoding;
 use crate::proto::ws;
 use crate::session::{Rules, Session};
 
@@ -92,6 +105,10 @@ pub struct Node {
     pub names: NameHasher,
     /// Counters, one set for each shard.
     pub counters: Vec<ShardCounters>,
+    /// Closes of slow clients for each shard by the namespace whose publication was too much.
+    pub slow: Vec<Vec<Counter>>,
+    /// Where signatures are checked that are too expensive for a shard.
+    pub signatures: Signatures,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.
     pub open: Vec<AtomicU32>,
     /// Clients of the node, for `client.connection_limit`.
@@ -116,6 +133,9 @@ pub struct Seat {
     pub seed: u64,
 }
 
+/// A side table for the few connections that have such a thing, by slot.
+type BySlot<T> = hashbrown::HashMap<u32, T, foldhash::fast::FixedState>;
+
 struct Draining {
     per_second: u32,
     since: Millis,
@@ -127,6 +147,7 @@ struct Draining {
 /// Payloads that are the same for all.
 struct Constants {
     ping: SharedFrame,
+    binary_ping: SharedFrame,
     ws_ping: SharedFrame,
 }
 
@@ -169,7 +190,23 @@ pub struct Shard<D: Driver> {
     locals: Locals,
     next_serial: u32,
     /// Users named by a request header, by slot, until the client connects.
-    header_users: hashbrown::HashMap<u32, CompactString, foldhash::fast::FixedState>,
+    header_users: BySlot<CompactString>,
+    /// Verdicts about tokens that connections are paused for, by slot.
+    verdicts: BySlot<Verdict>,
+    /// Filters of subscriptions here.
+    filters: Filters,
+    walk: Walk,
+    /// Connections of this turn for which too much waits, and by which namespace.
+    over: Vec<(u32, u16)>,
+
+    /// Connections of the users whose home is here.
+    user_conns: UserConns,
+    /// Who came to channels of this home and left them in this turn.
+    events: Vec<Event>,
+    answers: Answers,
+    /// Tokens whose home is here.
+    good_tokens: GoodTokens,
+    questions: Slab<(Question, u64)>,
 
     constants: Constants,
     scratch: Vec<u8>,
@@ -201,8 +238,7 @@ impl<D: Driver> Shard<D> {
     pub fn new(node: Arc<Node>, seat: Seat, driver: D, collect: fn()) -> Self {
         let mut rng = Rng::new(seat.seed);
         let shards = seat.letterboxes.len();
-        let mut ping = Vec::new();
-        ws::put_frame(&mut ping, ws::TEXT, json::PING);
+        let ping = |encoding: Encoding| ws::frame(write::opcode(encoding), encoding.ping());
         let homes_rng = Rng::new(rng.next_u64());
         let capacity = node.options.conns_max as usize + CONNS_SPARE;
         Self {
@@ -233,8 +269,18 @@ impl<D: Driver> Shard<D> {
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
             header_users: Default::default(),
+            verdicts: Default::default(),
+            filters: Filters::default(),
+            walk: Walk::default(),
+            over: Vec::new(),
+            user_conns: UserConns::default(),
+            events: Vec::new(),
+            answers: Answers::default(),
+            good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
+            questions: Slab::new(),
             constants: Constants {
-                ping: SharedFrame::new(&ping),
+                ping: ping(Encoding::Json),
+                binary_ping: ping(Encoding::Protobuf),
                 ws_ping: ws::frame(ws::PING, b""),
             },
             scratch: Vec::new(),
@@ -274,6 +320,7 @@ impl<D: Driver> Shard<D> {
         self.accept_some();
         self.read_some();
         self.open_mail();
+        self.tell_events();
         self.fire_timers();
         self.drain_some();
         self.clean_up_leavers();
@@ -397,6 +444,8 @@ impl<D: Driver> Shard<D> {
         }
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.homes.sweep(now, SWEEP_CHANNELS);
+        self.answers.clear();
+        self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }
@@ -421,6 +470,11 @@ impl<D: Driver> Shard<D> {
         counters.channels_idle.set(self.homes.idle() as u64);
         counters.queued_bytes.set(self.outboxes.bytes());
         counters.queues.set(self.outboxes.in_use() as u64);
+        let kept = self.homes.kept();
+        counters.history_publications.set(kept.publications as u64);
+        counters.history_bytes.set(kept.bytes as u64);
+        counters.filters.set(self.filters.len() as u64);
+        counters.tokens_remembered.set(self.good_tokens.len() as u64);
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
@@ -445,6 +499,11 @@ impl<D: Driver> Shard<D> {
             ("fan-outs", self.locals.active()),
             ("interested shards", self.homes.len() - self.homes.idle()),
             ("users by header", self.header_users.len()),
+            ("verdicts", self.verdicts.len()),
+            ("filters", self.filters.len()),
+            ("connections of users", self.user_conns.len()),
+            ("events", self.events.len()),
+            ("questions to the pool", self.questions.len()),
         ];
         let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }
@@ -469,6 +528,9 @@ const MAIL_RETRY_MS: u64 = 20;
 
 /// Channels looked at in one housekeeping.
 const SWEEP_CHANNELS: usize = 4096;
+
+/// Remembered tokens looked at in one housekeeping.
+const SWEEP_TOKENS: usize = 4096;
 
 /// A burst of so many queued bytes makes it worthwhile to give memory back.
 const COLLECT_AFTER_BYTES: u64 = 1 << 20;

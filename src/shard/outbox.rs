@@ -4,8 +4,10 @@
 use std::collections::VecDeque;
 
 use super::conn::NONE;
+use super::write::opcode;
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FRAME_JOIN_BYTES_MAX, FRAME_MESSAGES_MAX};
+use crate::proto::client::Encoding;
 use crate::proto::ws;
 
 /// What waits for one connection.
@@ -42,10 +44,18 @@ impl Outbox {
         self.messages = 0;
     }
 
-    /// Adds a message for this connection alone: to the last frame behind a line feed, or as a
-    /// frame of its own. A frame that has begun to go, or that a driver holds (`in_flight`), stays
+    /// Adds a message for this connection alone: to the last frame, in JSON behind a line feed, or as
+    /// a frame of its own. A frame that has begun to go, or that a driver holds (`in_flight`), stays
     /// as it is.
-    fn push_message(&mut self, message: &[u8], in_flight: bool, scratch: &mut Vec<u8>) {
+    fn push_message(
+        &mut self,
+        message: &[u8],
+        encoding: Encoding,
+        in_flight: bool,
+        scratch: &mut Vec<u8>,
+    ) {
+        let opcode = opcode(encoding);
+        let between: &[u8] = if encoding == Encoding::Json { b"\n" } else { b"" };
         scratch.clear();
         let last = self.frames.back().filter(|last| {
             let begun = in_flight || (self.skip > 0 && self.frames.len() == 1);
@@ -54,15 +64,15 @@ impl Outbox {
                 && last.len() + message.len() <= FRAME_JOIN_BYTES_MAX
         });
         let Some(last) = last else {
-            ws::put_frame(scratch, ws::TEXT, message);
+            ws::put_frame(scratch, opcode, message);
             self.push(SharedFrame::new(scratch));
             self.messages = 1;
             return;
         };
         let payload = ws::payload(last.bytes());
-        ws::put_header(scratch, ws::TEXT, payload.len() + 1 + message.len());
+        ws::put_header(scratch, opcode, payload.len() + between.len() + message.len());
         scratch.extend_from_slice(payload);
-        scratch.push(b'\n');
+        scratch.extend_from_slice(between);
         scratch.extend_from_slice(message);
         self.bytes += scratch.len() - last.len();
         self.frames.pop_back();
@@ -90,11 +100,13 @@ impl Outbox {
         self.skip = sent;
     }
 
-    /// Throws away what hasn't begun to go. A frame that is half sent stays: the peer couldn't read
-    /// what follows otherwise.
+    /// Throws away what hasn't begun to go. A frame that is half sent stays, with all of its parts: the
+    /// peer couldn't read what follows otherwise.
     pub(super) fn drop_unsent(&mut self) {
-        self.frames.truncate(usize::from(self.skip > 0));
-        self.bytes = self.frames.front().map_or(0, |first| first.len() - self.skip);
+        let begun = usize::from(self.skip > 0);
+        let parts = self.frames.iter().skip(begun).take_while(|frame| frame.is_part()).count();
+        self.frames.truncate(begun + parts);
+        self.bytes = self.frames.iter().map(SharedFrame::len).sum::<usize>() - self.skip;
     }
 }
 
@@ -109,9 +121,12 @@ pub(super) struct Outboxes {
 
 impl Outboxes {
     /// Adds a frame to the outbox `at`, which is taken from the pool if there is none.
-    pub(super) fn push(&mut self, at: &mut u32, frame: SharedFrame) {
+    /// What waits there then is the answer, in bytes.
+    pub(super) fn push(&mut self, at: &mut u32, frame: SharedFrame) -> usize {
         self.bytes += frame.len() as u64;
-        self.taken(at).push(frame);
+        let outbox = self.taken(at);
+        outbox.push(frame);
+        outbox.bytes
     }
 
     /// Adds a message for one connection alone; those of a turn share frames, in order.
@@ -119,12 +134,13 @@ impl Outboxes {
         &mut self,
         at: &mut u32,
         message: &[u8],
+        encoding: Encoding,
         in_flight: bool,
         scratch: &mut Vec<u8>,
     ) {
         let outbox = self.taken(at);
         let before = outbox.bytes;
-        outbox.push_message(message, in_flight, scratch);
+        outbox.push_message(message, encoding, in_flight, scratch);
         let added = outbox.bytes - before;
         self.bytes += added as u64;
     }
@@ -280,7 +296,7 @@ mod tests {
         let mut boxes = Outboxes::default();
         let (mut at, mut scratch) = (NONE, Vec::new());
         let mut say = |boxes: &mut Outboxes, text: &str, in_flight| {
-            boxes.push_message(&mut at, text.as_bytes(), in_flight, &mut scratch);
+            boxes.push_message(&mut at, text.as_bytes(), Encoding::Json, in_flight, &mut scratch);
             assert_eq!(boxes.bytes(), unsent(&boxes.boxes[at as usize]).len() as u64);
             at
         };
@@ -308,6 +324,32 @@ mod tests {
         say(&mut boxes, "x", false);
         say(&mut boxes, &"y".repeat(FRAME_JOIN_BYTES_MAX), false);
         assert_eq!(payloads(&boxes.boxes[0]).len(), 2);
+    }
+
+    #[test]
+    fn binary_messages_stand_behind_each_other() {
+        let mut boxes = Outboxes::default();
+        let (mut at, mut scratch) = (NONE, Vec::new());
+        for message in [b"\x01a", b"\x01b"] {
+            boxes.push_message(&mut at, message, Encoding::Protobuf, false, &mut scratch);
+        }
+        assert_eq!(unsent(&boxes.boxes[at as usize]), b"\x82\x04\x01a\x01b");
+    }
+
+    #[test]
+    fn a_frame_in_parts_is_dropped_whole_or_finished() {
+        let parts = [SharedFrame::new(b"ab"), SharedFrame::part(b"cd"), SharedFrame::part(b"e")];
+        for (sent, left) in [(0, &b""[..]), (1, b"bcde"), (2, b"cde"), (3, b"de"), (4, b"e"), (5, b"")] {
+            let mut boxes = Outboxes::default();
+            let mut at = NONE;
+            for part in &parts {
+                boxes.push(&mut at, part.clone());
+            }
+            boxes.push(&mut at, SharedFrame::new(b"next"));
+            boxes.advance(at, sent);
+            boxes.drop_unsent(at);
+            assert_eq!((unsent(&boxes.boxes[at as usize]), boxes.bytes()), (left.to_vec(), left.len() as u64));
+        }
     }
 
     #[test]

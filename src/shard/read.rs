@@ -3,7 +3,7 @@
 use super::conn::Rx;
 use super::*;
 use crate::io::Received;
-use crate::proto::client::Disconnect;
+use crate::proto::client;
 use crate::proto::http::{self, Refusal};
 use crate::proto::ws::{Event, MessageKind, ReadRules, Reader};
 
@@ -86,7 +86,7 @@ impl<D: Driver> Shard<D> {
         if !rx.commands.is_empty() {
             let commands = std::mem::take(&mut rx.commands);
             let at = std::mem::take(&mut rx.commands_at);
-            match self.text(key.index, &commands[at..]) {
+            match self.message(key.index, &commands[at..]) {
                 Flow::Pause(handled) => {
                     if let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) {
                         rx.commands = commands;
@@ -180,9 +180,6 @@ impl<D: Driver> Shard<D> {
             if !allowed {
                 return self.refuse(key.index, Refusal::Origin);
             }
-            if http::format(head.query, upgrade.protocol) != http::Format::Json {
-                return self.refuse(key.index, Refusal::Protobuf);
-            }
         }
         if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {
             return self.refuse(key.index, Refusal::Unavailable);
@@ -191,6 +188,8 @@ impl<D: Driver> Shard<D> {
             return self.refuse(key.index, Refusal::Unavailable);
         }
         self.counters().upgrades.add(1);
+        let format = http::format(head.query, upgrade.protocol);
+        let protobuf = client && format == http::Format::Protobuf;
         let frame_ping = client
             && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
         let user = &node.rules.client.user_id_http_header;
@@ -213,6 +212,7 @@ impl<D: Driver> Shard<D> {
             conn.phase = if client { Phase::Client } else { Phase::Echo };
             conn.flags.set_counted(client);
             conn.flags.set_frame_ping(frame_ping);
+            conn.flags.set_protobuf(protobuf);
             if echo {
                 conn.since_tick = tick;
             }
@@ -287,7 +287,7 @@ impl<D: Driver> Shard<D> {
                 if conn.flags.frame_ping()
                     && let Some(session) = self.sessions.get_mut(conn.session as usize)
                 {
-                    session.pong_due = false;
+                    session.flags.set_pong_due(false);
                     self.counters().pongs.add(1);
                 }
                 Flow::On
@@ -306,7 +306,7 @@ impl<D: Driver> Shard<D> {
             }
             Event::Message { data, .. } => {
                 self.counters().messages_received.add(1);
-                let flow = self.text(index, data);
+                let flow = self.message(index, data);
                 if let Flow::Pause(handled) = flow {
                     left.extend_from_slice(&data[handled..]);
                 }
@@ -327,14 +327,15 @@ impl<D: Driver> Shard<D> {
     }
 
     /// A message of the client protocol, or what is left of one.
-    fn text(&mut self, index: u32, data: &[u8]) -> Flow {
+    fn message(&mut self, index: u32, data: &[u8]) -> Flow {
+        if self.encoding(index) == Encoding::Protobuf {
+            return self.commands(index, client::binary_commands(data));
+        }
         // Text frames were checked as they came; a binary one may hold anything.
-        let Ok(text) = simdutf8::basic::from_utf8(data) else {
-            self.counters().faults_bad_request.add(1);
-            self.disconnect(index, Disconnect::BadRequest);
-            return Flow::End;
-        };
-        self.commands(index, text)
+        match simdutf8::basic::from_utf8(data) {
+            Ok(text) => self.commands(index, client::commands(text)),
+            Err(_) => self.bad_request(index),
+        }
     }
 }
 

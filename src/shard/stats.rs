@@ -84,6 +84,10 @@ counters! {
         closed_stale: counter,
         /// Closes because no pong came (3012).
         closed_no_pong: counter,
+        /// Closes of JSON connections that would have been shown what isn't JSON (3506).
+        closed_inappropriate: counter,
+        /// Closes because a user had too many connections, or a newer one (3504).
+        closed_user_limit: counter,
         /// Closes because the client did not take what was queued for it (3008).
         closed_slow: counter,
         /// Closes because a write did not get through in time (3009).
@@ -119,6 +123,26 @@ counters! {
         gaps_told: counter,
         /// Subscribers that lost publications and can't be told.
         gaps_untold: counter,
+        /// Join and leave events lost because a shard or a channel was too far behind.
+        events_lost: counter,
+        /// Presence and history read.
+        reads: counter,
+        /// Subscriptions that wanted what they had missed.
+        recoveries: counter,
+        /// Of them, those that got all of it.
+        recovered: counter,
+        /// Publications kept by homes here.
+        history_publications: gauge,
+        /// Bytes of them.
+        history_bytes: gauge,
+        /// Filters in use here, equal ones once.
+        filters: gauge,
+        /// Signatures of tokens checked for their homes here.
+        tokens_checked: counter,
+        /// Tokens that were known to be good.
+        tokens_known: counter,
+        /// Tokens remembered as good.
+        tokens_remembered: gauge,
         /// Batches of mail received.
         mail_batches: counter,
         /// Messages in them.

@@ -2,34 +2,101 @@
 
 use super::*;
 use crate::io::Sent;
-use crate::proto::client::Disconnect;
+use crate::proto::client::{Disconnect, Reply};
 
 impl<D: Driver> Shard<D> {
     /// Adds a frame to what waits for a connection. Whether that is too much is asked when the
-    /// turn's frames are written.
-    pub(super) fn enqueue(&mut self, index: u32, frame: SharedFrame) {
-        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+    /// turn's frames are written; the answer is how many bytes wait now.
+    pub(super) fn enqueue(&mut self, index: u32, frame: SharedFrame) -> usize {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return 0 };
         if conn.socket.is_none() || conn.flags.finished() {
-            return;
+            return 0;
         }
-        self.outboxes.push(&mut conn.outbox, frame);
+        if conn.flags.held() {
+            return self.hold(index, frame);
+        }
+        let waits = self.outboxes.push(&mut conn.outbox, frame);
         if !conn.flags.dirty() {
             conn.flags.set_dirty(true);
             let key = conn.key(index);
             self.dirty.push(key);
         }
+        waits
     }
 
-    /// Queues the message in `scratch`. Those that one turn has for a connection share text frames.
+    /// Keeps a frame back that has to go behind the reply to `connect`.
+    fn hold(&mut self, index: u32, frame: SharedFrame) -> usize {
+        let Some(session) = self.session_of(index) else { return 0 };
+        let Some(connecting) = session.connecting() else { return 0 };
+        connecting.held_bytes += frame.len();
+        connecting.held.push(frame);
+        let waits = connecting.held_bytes;
+        if waits > self.node.rules.client.queue_bytes_max {
+            // It is judged where all are.
+            let key = self.conns[index as usize].key(index);
+            self.mark_dirty(key);
+        }
+        waits
+    }
+
+    /// Queues the message in `scratch`. Those that one turn has for a connection share frames.
     pub(super) fn enqueue_scratch(&mut self, index: u32) {
+        let encoding = self.encoding(index);
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
         if conn.socket.is_none() || conn.flags.finished() {
             return;
         }
+        if conn.flags.held() {
+            self.replies.clear();
+            ws::put_frame(&mut self.replies, opcode(encoding), &self.scratch);
+            let frame = SharedFrame::new(&self.replies);
+            self.hold(index, frame);
+            return;
+        }
         let in_flight = conn.flags.sending();
-        self.outboxes.push_message(&mut conn.outbox, &self.scratch, in_flight, &mut self.replies);
+        let Self { outboxes, scratch, replies, .. } = self;
+        outboxes.push_message(&mut conn.outbox, scratch, encoding, in_flight, replies);
         let key = conn.key(index);
         self.mark_dirty(key);
+    }
+
+    /// Queues a reply.
+    pub(super) fn reply(&mut self, index: u32, id: u32, reply: &Reply<'_>) {
+        let encoding = self.encoding(index);
+        self.scratch.clear();
+        encoding.put_reply(&mut self.scratch, id, reply);
+        self.enqueue_scratch(index);
+    }
+
+    /// Queues a reply with bytes in it that other replies have, too: they are not copied, unless they
+    /// are few.
+    pub(super) fn reply_around(
+        &mut self,
+        index: u32,
+        id: u32,
+        reply: &Reply<'_>,
+        shared: &SharedFrame,
+    ) {
+        let encoding = self.encoding(index);
+        self.scratch.clear();
+        let at = encoding.put_reply(&mut self.scratch, id, reply).unwrap_or(self.scratch.len());
+        if shared.len() <= FRAME_JOIN_BYTES_MAX {
+            let rest = self.scratch.split_off(at);
+            self.scratch.extend_from_slice(shared.bytes());
+            self.scratch.extend_from_slice(&rest);
+            return self.enqueue_scratch(index);
+        }
+        self.replies.clear();
+        let bytes = self.scratch.len() + shared.len();
+        ws::put_header(&mut self.replies, opcode(encoding), bytes);
+        self.replies.extend_from_slice(&self.scratch[..at]);
+        let head = SharedFrame::new(&self.replies);
+        let tail = SharedFrame::part(&self.scratch[at..]);
+        self.enqueue(index, head);
+        self.enqueue(index, shared.clone());
+        if !tail.is_empty() {
+            self.enqueue(index, tail);
+        }
     }
 
     /// Writes to every connection that got something in this turn.
@@ -40,6 +107,7 @@ impl<D: Driver> Shard<D> {
             conn.flags.set_dirty(false);
             self.write(key);
         }
+        self.over.clear();
         // Closing for slowness may have made some dirty again: they go in the next turn.
         if self.dirty.is_empty() {
             self.dirty = dirty;
@@ -121,26 +189,32 @@ impl<D: Driver> Shard<D> {
     fn after_write(&mut self, key: ConnKey) {
         let queue_bytes_max = self.node.rules.client.queue_bytes_max;
         let Some(conn) = self.conn(key) else { return };
-        let (phase, paused, finished) = (conn.phase, conn.flags.paused(), conn.flags.finished());
-        let sending = conn.flags.sending();
-        let at = conn.outbox;
-        let waits = self.outboxes.get(at).map_or(0, |outbox| outbox.bytes());
+        let (phase, flags, at) = (conn.phase, conn.flags, conn.outbox);
+        let held = match flags.held() {
+            true => self.session_of(key.index).and_then(|s| Some(s.connecting()?.held_bytes)),
+            false => None,
+        };
+        let waits = self.outboxes.get(at).map_or(0, |outbox| outbox.bytes()) + held.unwrap_or(0);
         if waits == 0 {
             if let Some(conn) = self.conns.get_mut(key.index as usize) {
                 self.outboxes.release(&mut conn.outbox);
             }
-            if phase == Phase::Lingering && !finished {
+            if phase == Phase::Lingering && !flags.finished() {
                 self.finish(key.index);
             }
         }
         match phase {
             // What a send is about stays until it ends; then it is asked again.
-            Phase::Client if waits > queue_bytes_max && !sending => {
+            Phase::Client if waits > queue_bytes_max && !flags.sending() => {
                 self.counters().closed_slow.add(1);
+                let over = self.over.iter().find(|(conn, _)| *conn == key.index);
+                if let Some((_, namespace)) = over {
+                    self.node.slow[self.id.index()][usize::from(*namespace)].add(1);
+                }
                 self.outboxes.drop_unsent(at);
                 self.disconnect(key.index, Disconnect::Slow);
             }
-            Phase::Echo if paused && waits < ECHO_BACKLOG_BYTES as usize => self.resume(key),
+            Phase::Echo if flags.paused() && waits < ECHO_BACKLOG_BYTES as usize => self.resume(key),
             _ => {}
         }
     }
@@ -173,6 +247,14 @@ impl<D: Driver> Shard<D> {
             self.counters().closed_memory.add(1);
             self.release(index, true);
         }
+    }
+}
+
+/// The frames that an encoding goes in.
+pub(super) fn opcode(encoding: Encoding) -> ws::OpCode {
+    match encoding {
+        Encoding::Json => ws::TEXT,
+        Encoding::Protobuf => ws::BINARY,
     }
 }
 

@@ -1,0 +1,106 @@
+//! Answers that many ask for at once: a list of missed publications is encoded once for all clients
+//! that come back with the same position, as they do after a storm.
+
+use std::ops::Range;
+
+use hashbrown::HashMap;
+
+use crate::base::frame::SharedFrame;
+use crate::base::limits::ANSWERS_BYTES_MAX;
+use crate::hub::history::{Epoch, Position};
+use crate::hub::parcel::Form;
+
+/// What an answer is to: these publications of this life of a stream, in this form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Asked {
+    channel: u32,
+    epoch: Epoch,
+    /// Where the stream stands.
+    top: u64,
+    /// How many of the latest it is.
+    count: usize,
+    form: Form,
+}
+
+impl Asked {
+    /// The publications at `places` of the ring of a stream that stands at `top`; `None` for nothing.
+    pub(super) fn of(
+        channel: u32,
+        form: Form,
+        top: &Position,
+        places: &Range<usize>,
+    ) -> Option<Self> {
+        let epoch = top.epoch.filter(|_| !places.is_empty())?;
+        // They always end with the latest one.
+        Some(Self { channel, epoch, top: top.offset, count: places.len(), form })
+    }
+}
+
+/// Encoded answers of the last second or so.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    known: HashMap<Asked, SharedFrame, foldhash::fast::FixedState>,
+    bytes: usize,
+}
+
+impl Answers {
+    /// The answer, if it was given before.
+    pub(super) fn get(&self, asked: &Asked) -> Option<SharedFrame> {
+        self.known.get(asked).cloned()
+    }
+
+    /// Keeps an answer for others. When they are too many, all go: those that are still asked for
+    /// come again.
+    pub(super) fn insert(&mut self, asked: Asked, answer: SharedFrame) {
+        if self.bytes + answer.len() > ANSWERS_BYTES_MAX {
+            self.clear();
+        }
+        self.bytes += answer.len() + size_of::<Asked>();
+        self.known.insert(asked, answer);
+    }
+
+    /// Forgets all: a storm is over, or goes on with new ones.
+    pub(super) fn clear(&mut self) {
+        if !self.known.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    #[test]
+    fn the_same_question_has_one_answer() {
+        let mut rng = Rng::new(1);
+        let epoch = Some(Epoch::new(&mut rng));
+        let top = Position { offset: 9, epoch };
+        let asked = |top: &Position, form, places| Asked::of(1, form, top, &places).unwrap();
+        let mut answers = Answers::default();
+        answers.insert(asked(&top, Form::Json, 2..5), SharedFrame::part(b"list"));
+        let known = |top: &Position, form, places| answers.get(&asked(top, form, places)).is_some();
+        // An older one has gone meanwhile: the ring's places moved, the publications are the same.
+        assert!(known(&top, Form::Json, 1..4));
+        assert!(!known(&top, Form::Protobuf, 2..5) && !known(&top, Form::Json, 3..5));
+        assert!(!known(&Position { offset: 10, epoch }, Form::Json, 2..5));
+        let other = Position { offset: 9, epoch: Some(Epoch::new(&mut rng)) };
+        assert!(!known(&other, Form::Json, 2..5));
+        assert!(Asked::of(1, Form::Json, &top, &(5..5)).is_none());
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let mut answers = Answers::default();
+        let mut rng = Rng::new(1);
+        let list = SharedFrame::part(&vec![0; ANSWERS_BYTES_MAX / 2]);
+        for _ in 0..5 {
+            let top = Position { offset: 9, epoch: Some(Epoch::new(&mut rng)) };
+            answers.insert(Asked::of(1, Form::Json, &top, &(0..1)).unwrap(), list.clone());
+            assert!(answers.bytes <= ANSWERS_BYTES_MAX + 1000);
+        }
+        answers.clear();
+        assert_eq!((answers.bytes, answers.known.len()), (0, 0));
+    }
+}

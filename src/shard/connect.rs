@@ -1,0 +1,505 @@
+//! `connect` and `refresh`: who a connection belongs to, and what it gets before it asks.
+//!
+//! ```text
+//!  token, header or anonymous -> session -> [count the user's connections] -> [subscriptions that
+//!  the server makes, each asked for at its home] -> reply, what came meanwhile behind it
+//! ```
+//! Both steps in brackets are rare. While they last the session is *connecting*: no command of it is
+//! handled, and its answers find it by [`Connecting`].
+
+use super::commands::Stop;
+use super::mail::{Asker, Mail, UserConn};
+use super::read::Flow;
+use super::*;
+use crate::base::time::UnixSeconds;
+use crate::edge::channels::{Asked, NameFault, Subscriber};
+use crate::edge::jwt::{ConnectionClaims, TokenFault};
+use crate::hub::history::Since;
+use crate::hub::users::{Sessions, UserLinks};
+use crate::proto::client::{
+    Body, ConnectRequest, ConnectResult, Disconnect, ErrorCode, RefreshRequest, Reply,
+    SubscribeRequest, SubscribeResult,
+};
+use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags};
+
+/// Sessions as the user index sees them.
+struct SessionTable<'a> {
+    sessions: &'a mut Slab<Session>,
+    names: &'a NameHasher,
+}
+
+impl Sessions for SessionTable<'_> {
+    fn user_hash(&self, session: u32) -> u64 {
+        self.names.hash(&self.sessions[session as usize].user)
+    }
+    fn same_user(&self, a: u32, b: u32) -> bool {
+        self.sessions[a as usize].user == self.sessions[b as usize].user
+    }
+    fn links(&mut self, session: u32) -> &mut UserLinks {
+        &mut self.sessions[session as usize].user_links
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn connect(
+        &mut self,
+        index: u32,
+        id: u32,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Flow, Stop> {
+        let node = Arc::clone(&self.node);
+        let client = &node.rules.client;
+        let now = self.driver.unix();
+        let claims = match self.identify(index, request, now) {
+            Ok(claims) => claims,
+            // The connection is of no use any more: the client shall close it.
+            Err(Stop::Error(code)) => return Ok(self.unusable(index, id, code)),
+            Err(other) => return Err(other),
+        };
+        self.header_users.remove(&index);
+        let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
+        let expire_at = expire_at.filter(|_| !client.insecure);
+        let mut to_ask = Vec::new();
+        for (channel, options) in subs {
+            let namespace = match node.rules.channels.resolve_trusted(&channel) {
+                Ok(namespace) => namespace.index,
+                Err(_) => return Ok(self.unusable(index, id, ErrorCode::UnknownChannel)),
+            };
+            to_ask.push(ServerSub {
+                channel,
+                namespace,
+                info: options.info.unwrap_or_default(),
+                data: options.data.unwrap_or_default(),
+                overrides: options.overrides,
+                by_token: true,
+                ..ServerSub::default()
+            });
+        }
+        if let Some(personal) = client.personal_channel.as_ref().filter(|_| !user.is_empty()) {
+            let channel = personal.channel(&user, node.rules.channels.syntax());
+            let channel = CompactString::new(channel);
+            // The configuration checked that its namespace is there.
+            if let Ok(namespace) = node.rules.channels.resolve_trusted(&channel)
+                && !to_ask.iter().any(|sub: &ServerSub| sub.channel == channel)
+            {
+                let namespace = namespace.index;
+                to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
+            }
+        }
+        ask_unasked(&node.rules, &user, request, &mut to_ask)?;
+        if expire_at.is_some_and(|at| at <= now.0) {
+            return Ok(self.unusable(index, id, ErrorCode::Expired));
+        }
+        if to_ask.len() > client.channel_limit {
+            return Err(Disconnect::ChannelLimit.into());
+        }
+        let single = client.personal_channel.as_ref().is_some_and(|p| p.single_connection);
+        let to_count = !user.is_empty() && (client.user_connection_limit > 0 || single);
+        let ttl = expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        let connecting = Connecting { command: id, to_count, to_ask, ttl, ..Connecting::default() };
+        let few = info.is_some() || meta.is_some();
+        let wait = to_count || !connecting.to_ask.is_empty();
+        let extra = (few || wait).then(|| {
+            Box::new(Extra {
+                info: info.unwrap_or_default(),
+                meta: meta.unwrap_or_default(),
+                connecting: wait.then(|| Box::new(connecting)),
+                ..Extra::default()
+            })
+        });
+        self.begin_session(index, user, expire_at, extra);
+        if wait {
+            self.conns[index as usize].flags.set_held(true);
+            self.go_on_connecting(index);
+        } else {
+            self.reply_connect(index, &Connecting { command: id, ttl, ..Connecting::default() });
+        }
+        Ok(Flow::On)
+    }
+
+    /// Whose connection it is; a header's user is asked last.
+    fn identify(
+        &mut self,
+        index: u32,
+        request: &ConnectRequest<'_>,
+        now: UnixSeconds,
+    ) -> Result<ConnectionClaims, Stop> {
+        let node = Arc::clone(&self.node);
+        let client = &node.rules.client;
+        if !request.token.is_empty() {
+            let verdict = match self.connection_claims(index, &request.token, now)? {
+                // Development: a token that was good once is good.
+                Err(TokenFault::Expired) if client.insecure => {
+                    self.connection_claims(index, &request.token, UnixSeconds(0))?
+                }
+                verdict => verdict,
+            };
+            return match verdict {
+                Ok(claims) if claims.user.is_empty() && client.disallow_anonymous_tokens => {
+                    Err(Disconnect::PermissionDenied.into())
+                }
+                Ok(claims) => Ok(claims),
+                Err(TokenFault::Expired) => Err(ErrorCode::TokenExpired.into()),
+                Err(TokenFault::Invalid) => Err(Disconnect::InvalidToken.into()),
+            };
+        }
+        let user = if client.allow_anonymous || client.insecure {
+            CompactString::default()
+        } else if let Some(user) = self.header_users.get(&index) {
+            user.clone()
+        } else {
+            return Err(Disconnect::BadRequest.into());
+        };
+        let (expire_at, info, meta, subs) = (None, None, None, Vec::new());
+        Ok(ConnectionClaims { user, expire_at, info, meta, subs })
+    }
+
+    fn begin_session(
+        &mut self,
+        index: u32,
+        user: CompactString,
+        expire_at: Option<i64>,
+        extra: Option<Box<Extra>>,
+    ) {
+        let node = Arc::clone(&self.node);
+        let frame_ping = self.conns[index as usize].flags.frame_ping();
+        let (interval, _) = self.ping_times(frame_ping);
+        // The first ping comes after half an interval to a whole one, so that a million clients
+        // that came together are not pinged together.
+        let first = interval - self.rng.below(interval / 2);
+        let session = Session {
+            user,
+            user_links: UserLinks::default(),
+            subs: Default::default(),
+            extra,
+            conn: index,
+            due_tick: self.tick().saturating_add(ticks(first)),
+            expires: expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
+            unanswered: 0,
+            flags: SessionFlags::default(),
+        };
+        let at = self.sessions.insert(session) as u32;
+        self.conns[index as usize].session = at;
+        let mut table = SessionTable { sessions: &mut self.sessions, names: &node.names };
+        self.users.insert(at, &mut table);
+        self.schedule(index);
+    }
+
+    /// Takes a session out of the user index.
+    pub(super) fn forget_user(&mut self, session: u32) {
+        let mut table = SessionTable { sessions: &mut self.sessions, names: &self.node.names };
+        self.users.remove(session, &mut table);
+    }
+
+    /// `connect` failed: the error goes out, nothing more is taken, the client shall close.
+    fn unusable(&mut self, index: u32, id: u32, code: ErrorCode) -> Flow {
+        self.counters().command_errors.add(1);
+        self.reply(index, id, &Reply::error(code));
+        let tick = self.tick();
+        let conn = &mut self.conns[index as usize];
+        conn.phase = Phase::Unusable;
+        conn.since_tick = tick;
+        self.schedule(index);
+        // The rest of that message is dropped; a further one is a fault.
+        Flow::Skip
+    }
+
+    /// Whether a session's `connect` is not answered yet.
+    pub(super) fn is_connecting(&mut self, index: u32) -> bool {
+        self.session_of(index).is_some_and(|session| session.connecting().is_some())
+    }
+
+    /// Does what can be done of a `connect`; without credit it waits for some, and comes back.
+    pub(super) fn go_on_connecting(&mut self, index: u32) {
+        loop {
+            let key = self.conns[index as usize].key(index);
+            let Some(session) = self.session_of(index) else { return };
+            let user = session.user.clone();
+            let Some(connecting) = session.connecting() else { return };
+            let asker = Asker { conn: key, command: connecting.command, credits: 0 };
+            if connecting.to_count {
+                let home = self.node.names.home(self.node.names.hash(&user));
+                let credits = match self.spend(home, 1) {
+                    Ok(credits) => credits,
+                    Err(_) => return self.wait_for_credit(index, home),
+                };
+                let Some(session) = self.session_of(index) else { return };
+                session.flags.set_user_counted(true);
+                if let Some(connecting) = session.connecting() {
+                    connecting.to_count = false;
+                    connecting.counting = true;
+                }
+                let asker = Asker { credits, ..asker };
+                return self.post(home, Mail::UserEnter(Box::new(UserConn { user, asker })));
+            }
+            // Nothing is asked for as long as the user may be one too many.
+            if connecting.counting {
+                return;
+            }
+            let Some(sub) = connecting.to_ask.pop() else {
+                if connecting.awaited == 0 {
+                    self.connected(index);
+                }
+                return;
+            };
+            match self.subscribe_by_server(index, asker, &sub) {
+                Ok(()) => {}
+                Err(Stop::NoCredit(home)) => {
+                    if let Some(session) = self.session_of(index)
+                        && let Some(connecting) = session.connecting()
+                    {
+                        connecting.to_ask.push(sub);
+                    }
+                    return self.wait_for_credit(index, home);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A subscription that the server makes is there.
+    pub(super) fn made(&mut self, index: u32, made: Made) {
+        let Some(session) = self.session_of(index) else { return };
+        let Some(connecting) = session.connecting() else { return };
+        connecting.made.push(made);
+        connecting.awaited -= 1;
+        self.go_on_connecting(index);
+    }
+
+    /// The home of the user has counted this connection.
+    pub(super) fn user_entered(&mut self, asker: Asker, admitted: bool) {
+        let index = asker.conn.index;
+        if self.conn(asker.conn).is_none() {
+            return;
+        }
+        let Some(session) = self.session_of(index) else { return };
+        let Some(connecting) = session.connecting() else { return };
+        connecting.counting = false;
+        if admitted {
+            return self.go_on_connecting(index);
+        }
+        self.counters().closed_user_limit.add(1);
+        self.disconnect(index, Disconnect::ConnectionLimit);
+    }
+
+    /// A newer connection of the user takes this one's place.
+    pub(super) fn evicted(&mut self, key: ConnKey) {
+        if self.conn(key).is_some() {
+            self.counters().closed_user_limit.add(1);
+            self.disconnect(key.index, Disconnect::ConnectionLimit);
+        }
+    }
+
+    /// As the home of a user: one more connection.
+    pub(super) fn home_user_enter(&mut self, from: ShardId, conn: &UserConn) {
+        let client = &self.node.rules.client;
+        let single = client.personal_channel.as_ref().is_some_and(|p| p.single_connection);
+        let limit = client.user_connection_limit as usize;
+        let UserConn { user, asker } = conn;
+        let entered = self.user_conns.enter(user, (from, asker.conn), limit, single);
+        let admitted = entered.is_some();
+        for (shard, conn) in entered.into_iter().flatten() {
+            self.post(shard, Mail::Evict { conn });
+        }
+        self.post(from, Mail::UserEntered { asker: *asker, admitted });
+    }
+
+    /// All is there: the reply, and behind it what came meanwhile.
+    fn connected(&mut self, index: u32) {
+        let Some(session) = self.session_of(index) else { return };
+        let Some(extra) = &mut session.extra else { return };
+        let Some(connecting) = extra.connecting.take() else { return };
+        if extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty() {
+            session.extra = None;
+        }
+        self.conns[index as usize].flags.set_held(false);
+        self.reply_connect(index, &connecting);
+        for frame in connecting.held {
+            self.enqueue(index, frame);
+        }
+        let conn = &self.conns[index as usize];
+        if conn.flags.paused() && !conn.flags.waiting() {
+            let key = conn.key(index);
+            self.resume(key);
+        }
+    }
+
+    fn reply_connect(&mut self, index: u32, connecting: &Connecting) {
+        let node = Arc::clone(&self.node);
+        let client = &node.rules.client;
+        let conn = &self.conns[index as usize];
+        let (frame_ping, key) = (conn.flags.frame_ping(), conn.key(index));
+        let (interval, pong_timeout) = self.ping_times(frame_ping);
+        let pings = client.ping_interval_ms.is_some() && !frame_ping;
+        let client_id = self.client_id(key).text();
+        let subs: Vec<(&str, SubscribeResult<'_>)> =
+            connecting.made.iter().map(|made| (made.channel.as_str(), result_of(made))).collect();
+        let result = ConnectResult {
+            client: client_id.as_str(),
+            version: &client.version,
+            expires: connecting.ttl.is_some(),
+            ttl: connecting.ttl.unwrap_or(0),
+            subs: &subs,
+            ping: if pings { (interval / 1000).max(1) as u32 } else { 0 },
+            pong: pings && pong_timeout.is_some(),
+            time: if client.include_server_time { self.driver.unix().0 * 1000 } else { 0 },
+            ..ConnectResult::default()
+        };
+        self.reply(index, connecting.command, &Reply::Connect(result));
+    }
+
+    pub(super) fn refresh(
+        &mut self,
+        index: u32,
+        id: u32,
+        request: &RefreshRequest<'_>,
+    ) -> Result<Flow, Stop> {
+        if request.token.is_empty() {
+            return Err(Disconnect::BadRequest.into());
+        }
+        let now = self.driver.unix();
+        let claims = self.connection_claims(index, &request.token, now)?.map_err(|fault| {
+            Stop::Close(match fault {
+                TokenFault::Expired => Disconnect::ConnectionExpired,
+                TokenFault::Invalid => Disconnect::InvalidToken,
+            })
+        })?;
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        if claims.user != session.user {
+            return Err(Disconnect::InvalidToken.into());
+        }
+        if !self.has_token_subs(index, &claims) {
+            return Err(Disconnect::InsufficientState.into());
+        }
+        if claims.expire_at.is_some_and(|at| at <= now.0) {
+            return Err(ErrorCode::Expired.into());
+        }
+        self.reinform(index, claims.info.unwrap_or_default())?;
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        session.expires = claims.expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+        let meta = claims.meta.unwrap_or_default();
+        if !meta.is_empty() || session.extra.is_some() {
+            session.extra().meta = meta;
+        }
+        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        self.reply(index, id, &Reply::Refresh { ttl });
+        self.schedule(index);
+        Ok(Flow::On)
+    }
+
+    /// Whether the channels of a new token are those of the old one: nothing new, nothing missing.
+    fn has_token_subs(&mut self, index: u32, claims: &ConnectionClaims) -> bool {
+        let named: Vec<Option<u32>> =
+            claims.subs.iter().map(|(channel, _)| self.locals.find(channel)).collect();
+        let Some(session) = self.session_of(index) else { return false };
+        let subs = session.subs.as_slice();
+        let has = |at: &Option<u32>| {
+            at.is_some_and(|at| subs.iter().any(|sub| sub.channel == at && sub.flags.server()))
+        };
+        let is_named = |sub: &&crate::session::Sub| named.contains(&Some(sub.channel));
+        named.iter().all(has) && subs.iter().filter(|sub| sub.flags.token()).all(|s| is_named(&s))
+    }
+
+    /// `conn_info` from a new token: those who see the client see that.
+    fn reinform(&mut self, index: u32, info: Box<[u8]>) -> Result<(), Stop> {
+        let key = self.conns[index as usize].key(index);
+        let Some(session) = self.session_of(index) else { return Ok(()) };
+        if session.info() == &*info {
+            return Ok(());
+        }
+        let members: Vec<u32> = session
+            .subs
+            .as_slice()
+            .iter()
+            .filter(|sub| sub.flags.member())
+            .map(|sub| sub.channel)
+            .collect();
+        for at in &members {
+            let Some(local) = self.locals.get(*at) else { continue };
+            let home = local.home;
+            if self.mail[home.index()].is_full() {
+                return Err(Stop::NoCredit(home));
+            }
+        }
+        if let Some(session) = self.session_of(index) {
+            session.extra().info = info;
+        }
+        for at in members {
+            let Some(session) = self.session_of(index) else { break };
+            let chan_info = session.sub_extra(at).map(|sub| sub.info.clone()).unwrap_or_default();
+            let info = self.client_info(key, &chan_info);
+            let Some(local) = self.locals.get(at) else { continue };
+            let (home, channel) = (local.home, local.name.as_str().into());
+            self.post(home, Mail::Reinform { channel, conn: key, info });
+        }
+        Ok(())
+    }
+}
+
+/// The channels that a client names when it connects: what it has of those that it gets anyway, and
+/// others that it could subscribe to by itself (client protocol, section 20).
+fn ask_unasked(
+    rules: &Rules,
+    user: &str,
+    request: &ConnectRequest<'_>,
+    to_ask: &mut Vec<ServerSub>,
+) -> Result<(), Stop> {
+    for (channel, asked) in &request.subs {
+        let known = to_ask.iter().position(|sub| sub.channel == *channel);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let namespace = match rules.channels.resolve(channel) {
+                    Ok(namespace) => namespace,
+                    Err(NameFault::Unknown) => return Err(Disconnect::BadRequest.into()),
+                    Err(_) => continue,
+                };
+                let subscriber = Subscriber { user, client: "", insecure: rules.client.insecure };
+                if !rules.channels.may_subscribe_unasked(namespace, channel, subscriber) {
+                    continue;
+                }
+                to_ask.push(ServerSub {
+                    channel: CompactString::new(channel),
+                    namespace: namespace.index,
+                    asked: asked_by(asked),
+                    ..ServerSub::default()
+                });
+                to_ask.len() - 1
+            }
+        };
+        let sub = &mut to_ask[at];
+        sub.since = asked.recover.then(|| since_of(asked));
+        sub.delta = asked.delta == "fossil";
+    }
+    Ok(())
+}
+
+/// What a request says that the client has.
+pub(super) fn since_of(request: &SubscribeRequest<'_>) -> Since {
+    Since { offset: request.offset, epoch: CompactString::new(&request.epoch) }
+}
+
+/// What a request asks for on top.
+pub(super) fn asked_by(request: &SubscribeRequest<'_>) -> Asked {
+    Asked {
+        positioned: request.positioned,
+        recoverable: request.recoverable,
+        join_leave: request.join_leave,
+    }
+}
+
+/// The result of a subscription that the server made.
+fn result_of(made: &Made) -> SubscribeResult<'_> {
+    SubscribeResult {
+        recoverable: made.recoverable,
+        epoch: &made.epoch,
+        publications: Body::Here(made.publications.as_ref().map_or(b"", |list| list.bytes())),
+        recovered: made.recovered,
+        offset: made.offset,
+        positioned: made.positioned,
+        data: &made.data,
+        was_recovering: made.was_recovering,
+        delta: made.delta,
+        ..SubscribeResult::default()
+    }
+}

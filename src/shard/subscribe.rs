@@ -1,0 +1,496 @@
+//! Subscriptions on the subscriber's side: asked for, answered, refreshed, ended.
+
+use super::connect::{asked_by, since_of};
+use super::commands::Stop;
+use super::mail::{
+    Asker, Mail, Membership, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
+};
+use super::read::Flow;
+use super::*;
+use crate::base::filter::FilterNode;
+use crate::edge::channels::{Granted, Namespace, RecoveryMode, Subscriber as Asking};
+use crate::edge::jwt::TokenFault;
+use crate::hub::filter::{Filter, FilterId};
+use crate::hub::history::Since;
+use crate::hub::parcel::Form;
+use crate::hub::subscribers::{Subscriber, Traits};
+use crate::proto::client::{
+    Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest,
+    SubscribeResult, Unsubscribed,
+};
+use crate::session::{Made, ServerSub, Sub, SubFlags, SubState};
+
+/// What a new subscription is to be, before its home is asked.
+struct Wish<'a> {
+    channel: &'a str,
+    namespace: &'a Namespace,
+    granted: Granted,
+    flags: SubFlags,
+    /// `chan_info`, empty for none.
+    info: Box<[u8]>,
+    /// Data for the result, empty for none.
+    data: Box<[u8]>,
+    expires: Option<i64>,
+    filter: Option<Filter>,
+    since: Option<Since>,
+}
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn subscribe(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        request: &SubscribeRequest<'_>,
+    ) -> Result<Flow, Stop> {
+        let node = Arc::clone(&self.node);
+        let rules = &node.rules;
+        let channel: &str = &request.channel;
+        if channel.is_empty() || !(request.delta.is_empty() || request.delta == "fossil") {
+            return Err(Disconnect::BadRequest.into());
+        }
+        match request.kind {
+            0 => {}
+            4 => return Err(ErrorCode::NotAvailable.into()),
+            _ => return Err(ErrorCode::PermissionDenied.into()),
+        }
+        rules.channels.check_length(channel)?;
+        let known = self.locals.find(channel);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        if known.is_some_and(|at| session.subs.find(at).is_some()) {
+            return Err(ErrorCode::AlreadySubscribed.into());
+        }
+        if session.subs.len() >= rules.client.channel_limit {
+            return Err(ErrorCode::LimitExceeded.into());
+        }
+        let namespace = rules.channels.resolve(channel)?;
+        let user = session.user.clone();
+        let insecure = rules.client.insecure;
+        let now = self.driver.unix();
+        let verdict = match request.token.is_empty() {
+            true => None,
+            false => Some(self.subscription_claims(index, &request.token)?),
+        };
+        let client_id = match &verdict {
+            Some(Ok(claims)) if !claims.client.is_empty() => self.client_id(asker.conn).to_string(),
+            _ => String::new(),
+        };
+        let asking = Asking { user: &user, client: &client_id, insecure };
+        rules.channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
+        let claims = verdict.and_then(Result::ok);
+        let filter = match &request.tf {
+            Some(node) => Some(filter(namespace, node)?),
+            None => None,
+        };
+        let overrides = claims.as_ref().map(|claims| &claims.overrides);
+        let granted = namespace.grant(asked_by(request), &user, insecure, overrides);
+        let mut flags = SubFlags::default();
+        // What a filter keeps back is no base that a patch could build on.
+        flags.set_delta(
+            request.delta == "fossil" && namespace.delta_allowed && request.tf.is_none(),
+        );
+        flags.set_recovering(request.recover);
+        flags.set_strict(request.flag & FLAG_STRICT_RECOVERY != 0);
+        let claims = claims.map(|claims| (claims.expire_at, claims.info, claims.data));
+        let (expires, info, data) = claims.unwrap_or_default();
+        let wish = Wish {
+            channel,
+            namespace,
+            granted,
+            flags,
+            info: info.unwrap_or_default(),
+            data: data.unwrap_or_default(),
+            expires,
+            filter,
+            since: request.recover.then(|| since_of(request)),
+        };
+        self.ask_for(index, asker, wish)?;
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        session.unanswered += 1;
+        self.schedule(index);
+        Ok(Flow::On)
+    }
+
+    /// Asks for a subscription that the server makes.
+    pub(super) fn subscribe_by_server(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        sub: &ServerSub,
+    ) -> Result<(), Stop> {
+        let node = Arc::clone(&self.node);
+        let namespace = node.rules.channels.namespace(sub.namespace);
+        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let user = session.user.clone();
+        let insecure = node.rules.client.insecure;
+        let granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
+        let mut flags = SubFlags::default();
+        flags.set_server(true);
+        flags.set_token(sub.by_token);
+        flags.set_delta(sub.delta && namespace.delta_allowed);
+        flags.set_recovering(sub.since.is_some());
+        let wish = Wish {
+            channel: &sub.channel,
+            namespace,
+            granted,
+            flags,
+            info: sub.info.clone(),
+            data: sub.data.clone(),
+            expires: None,
+            filter: None,
+            since: sub.since.clone(),
+        };
+        self.ask_for(index, asker, wish)?;
+        if let Some(session) = self.session_of(index)
+            && let Some(connecting) = session.connecting()
+        {
+            connecting.awaited += 1;
+        }
+        Ok(())
+    }
+
+    /// Asks the home for a subscription. From here on the session has it, as joining.
+    fn ask_for(&mut self, index: u32, asker: Asker, wish: Wish<'_>) -> Result<(), Stop> {
+        let Wish { channel, namespace, granted, mut flags, info, data, expires, filter, since } =
+            wish;
+        flags.set_positioned(granted.positioned);
+        flags.set_recoverable(granted.recoverable);
+        flags.set_joins(granted.join_leave);
+        flags.set_member(granted.presence || granted.announces);
+        let latest = namespace.recovery_mode == RecoveryMode::Cache;
+        let since = match since {
+            None if granted.recoverable && latest && namespace.auto_cache_recover => {
+                flags.set_recovering(true);
+                Some(Since::default())
+            }
+            since => since.filter(|_| granted.recoverable),
+        };
+        let hash = self.node.names.hash(channel);
+        let home = self.node.names.home(hash);
+        let credits =
+            self.spend(home, if since.is_some() { LARGE_ANSWER_CREDITS } else { 1 })?;
+        let recover = since.map(|since| {
+            let bytes_max = self.answer_bytes_max();
+            Box::new(Recover { since, latest, filter: filter.clone(), bytes_max })
+        });
+        let filter = match filter.map(|filter| self.filters.intern(filter)) {
+            None => None,
+            Some(Some(id)) => Some(id),
+            Some(None) => {
+                self.mail[home.index()].earn(credits);
+                return Err(ErrorCode::LimitExceeded.into());
+            }
+        };
+        let membership = flags.member().then(|| {
+            let info = self.client_info(asker.conn, &info);
+            let Granted { presence: present, announces, .. } = granted;
+            Box::new(Membership { info, present, announces })
+        });
+        let local = self.locals.find_or_insert(channel, namespace.index);
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        if let Some(record) = self.locals.get(local) {
+            record.claims += 1;
+            record.asked += 1;
+        }
+        let traits = self.traits(index, flags);
+        let Some(session) = self.session_of(index) else { return Ok(()) };
+        session.subs.push(Sub { channel: local, place: serial, state: SubState::Joining, flags });
+        if expires.is_some() || !info.is_empty() || !data.is_empty() || filter.is_some() {
+            let extra = session.sub_extra_or_new(local);
+            (extra.expires, extra.info, extra.data, extra.filter) = (expires, info, data, filter);
+        }
+        self.counters().subscriptions.add(1);
+        self.post(
+            home,
+            Mail::Subscribe(Box::new(Subscribe {
+                channel: CompactString::new(channel),
+                hash,
+                namespace: namespace.index,
+                local,
+                asker: Asker { credits, ..asker },
+                serial,
+                traits,
+                recover,
+                membership,
+            })),
+        );
+        Ok(())
+    }
+
+    /// What a subscription of a connection gets of its channel.
+    pub(super) fn traits(&self, index: u32, flags: SubFlags) -> Traits {
+        let protobuf = self.encoding(index) == Encoding::Protobuf;
+        let form = Form::of(protobuf, flags.delta(), flags.positioned());
+        Traits::new(form).with_positioned(flags.positioned()).with_joins(flags.joins())
+    }
+
+    /// The home has a new subscriber: from here on it gets what is published.
+    pub(super) fn subscribed(&mut self, subscribed: &Subscribed) {
+        let Subscribed { local, asker, serial, position, recovery, fresh } = subscribed;
+        let (local, index) = (*local, asker.conn.index);
+        if let Some(record) = self.locals.get(local) {
+            record.asked -= 1;
+        }
+        let session = match self.conn(asker.conn) {
+            Some(conn) => {
+                let at = conn.session;
+                self.sessions.get_mut(at as usize)
+            }
+            None => None,
+        };
+        let Some(session) = session else { return self.locals.release(local) };
+        let mine = |sub: &&mut Sub| sub.state == SubState::Joining && sub.place == *serial;
+        let Some(sub) = session.subs.find(local).filter(mine).map(|sub| *sub) else {
+            // The client has unsubscribed since: the reply goes out all the same.
+            if self.takes_answer(*asker) {
+                let result = SubscribeResult::default();
+                self.reply(index, asker.command, &Reply::Subscribe(result));
+            }
+            return self.locals.release(local);
+        };
+        if matches!(recovery, Recovery::Unfit) {
+            return self.inappropriate(index);
+        }
+        if matches!(recovery, Recovery::Failed) && sub.flags.strict() {
+            // As if it had never been there: the home is told, the client gets the error.
+            self.undo(index, local);
+            if self.takes_answer(*asker) {
+                self.counters().command_errors.add(1);
+                self.reply(index, asker.command, &Reply::error(ErrorCode::UnrecoverablePosition));
+            }
+            return;
+        }
+        let filter = session.sub_extra(local).and_then(|extra| extra.filter);
+        let traits = self
+            .traits(index, sub.flags)
+            .with_fresh(*fresh)
+            .with_filter(filter.map_or(0, FilterId::get));
+        if let Some(record) = self.locals.get(local) {
+            let place = record.subscribers.add(Subscriber { conn: index, traits });
+            if let Some(session) = self.session_of(index)
+                && let Some(sub) = session.subs.find(local)
+            {
+                (sub.place, sub.state) = (place, SubState::Live);
+            }
+            self.locals.begin_at(local, position.offset);
+        }
+        let made = self.made_of(index, local, sub.flags, subscribed);
+        if sub.flags.server() {
+            return self.made(index, made);
+        }
+        if !self.takes_answer(*asker) {
+            return;
+        }
+        let now = self.driver.unix().0;
+        let expires = self.session_of(index).and_then(|s| s.sub_extra(local)?.expires);
+        let ttl = expires.map(|at| u32::try_from(at - now).unwrap_or(0).max(1));
+        let list = made.publications.as_ref();
+        let reply = Reply::Subscribe(SubscribeResult {
+            expires: ttl.is_some(),
+            ttl: ttl.unwrap_or(0),
+            recoverable: made.recoverable,
+            epoch: &made.epoch,
+            publications: list.map_or(Body::Here(b""), |list| Body::Elsewhere(list.len())),
+            recovered: made.recovered,
+            offset: made.offset,
+            positioned: made.positioned,
+            data: &made.data,
+            was_recovering: made.was_recovering,
+            delta: made.delta,
+        });
+        match list {
+            Some(list) => self.reply_around(index, asker.command, &reply, list),
+            None => self.reply(index, asker.command, &reply),
+        }
+    }
+
+    /// What came of a subscription, as its result says it.
+    fn made_of(
+        &mut self,
+        index: u32,
+        local: u32,
+        flags: SubFlags,
+        subscribed: &Subscribed,
+    ) -> Made {
+        let Subscribed { position, recovery, .. } = subscribed;
+        let channel = self.locals.get(local).map(|local| local.name.clone()).unwrap_or_default();
+        let session = self.session_of(index);
+        let data = session
+            .and_then(|session| Some(std::mem::take(&mut session.sub_extra_mut(local)?.data)))
+            .unwrap_or_default();
+        let positioned = flags.positioned();
+        let epoch = position.epoch.filter(|_| positioned);
+        let (recovered, publications, offset) = match recovery {
+            Recovery::Done { publications, offset } => (true, publications.clone(), *offset),
+            _ => (false, None, position.offset),
+        };
+        Made {
+            channel,
+            recoverable: flags.recoverable(),
+            positioned,
+            epoch: epoch.map(|epoch| epoch.as_str().into()).unwrap_or_default(),
+            offset: if positioned { offset } else { 0 },
+            was_recovering: flags.recovering(),
+            recovered,
+            publications,
+            delta: flags.delta(),
+            data,
+        }
+    }
+
+    /// Takes back a subscription that its home has just made.
+    fn undo(&mut self, index: u32, local: u32) {
+        let Some(session) = self.session_of(index) else { return };
+        let Some(mut sub) = session.subs.remove(local) else { return };
+        self.forget_sub(index, local);
+        self.leave_list(&mut sub);
+        self.leave_home(index, &sub, None);
+    }
+
+    pub(super) fn unsubscribe(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        channel: &str,
+    ) -> Result<Flow, Stop> {
+        if channel.is_empty() {
+            return Err(Disconnect::BadRequest.into());
+        }
+        let known = self.locals.find(channel);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
+            self.reply(index, asker.command, &Reply::Unsubscribe);
+            return Ok(Flow::On);
+        };
+        let home = self.node.names.home(self.node.names.hash(channel));
+        let credits = self.spend(home, 1)?;
+        // Out of the list at once; a subscribe in flight is undone behind its answer.
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let Some(mut sub) = session.subs.remove(local) else { return Ok(Flow::On) };
+        session.unanswered += 1;
+        self.forget_sub(index, local);
+        self.leave_list(&mut sub);
+        self.leave_home(index, &sub, Some(Asker { credits, ..asker }));
+        Ok(Flow::On)
+    }
+
+    /// Tells the home that a subscription has ended. `asker` waits for the answer, and has spent the
+    /// credit.
+    pub(super) fn leave_home(&mut self, index: u32, sub: &Sub, asker: Option<Asker>) {
+        let traits = self.traits(index, sub.flags);
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        let member = sub.flags.member().then(|| conn.key(index));
+        let Some(local) = self.locals.get(sub.channel) else { return };
+        local.claims -= 1;
+        local.asked += 1;
+        let (home, channel) = (local.home, local.name.clone());
+        let unsubscribe = Unsubscribe { local: sub.channel, channel, asker, traits, member };
+        self.post(home, Mail::Unsubscribe(Box::new(unsubscribe)));
+    }
+
+    /// The home has one subscriber less.
+    pub(super) fn unsubscribed(&mut self, local: u32, asker: Option<Asker>) {
+        if let Some(record) = self.locals.get(local) {
+            record.asked -= 1;
+        }
+        self.locals.release(local);
+        if let Some(asker) = asker
+            && self.takes_answer(asker)
+        {
+            self.reply(asker.conn.index, asker.command, &Reply::Unsubscribe);
+        }
+    }
+
+    /// Forgets what a session kept for one subscription.
+    fn forget_sub(&mut self, index: u32, local: u32) {
+        let filter = self.session_of(index).and_then(|session| session.forget_sub(local));
+        if let Some(filter) = filter {
+            self.filters.release(filter);
+        }
+    }
+
+    /// Ends a subscription by the server: push, list, home. One that the server made ends with its
+    /// connection where the client would have to do something about it.
+    pub(super) fn end_sub(&mut self, index: u32, channel: u32, why: Unsubscribed) {
+        let Some(session) = self.session_of(index) else { return };
+        let Some(sub) = session.subs.find(channel).map(|sub| *sub) else { return };
+        if sub.flags.server() {
+            return self.disconnect(
+                index,
+                match why {
+                    Unsubscribed::Expired => Disconnect::SubscriptionExpired,
+                    _ => Disconnect::InsufficientState,
+                },
+            );
+        }
+        let Some(mut sub) = session.subs.remove(channel) else { return };
+        self.forget_sub(index, channel);
+        self.leave_list(&mut sub);
+        let encoding = self.encoding(index);
+        let Some(local) = self.locals.get(channel) else { return };
+        self.scratch.clear();
+        encoding.put_push(&mut self.scratch, &local.name, &Push::Unsubscribe(why));
+        // Not held back by a full outbox: there are at most as many as subscriptions.
+        self.leave_home(index, &sub, None);
+        self.enqueue_scratch(index);
+    }
+
+    pub(super) fn sub_refresh(
+        &mut self,
+        index: u32,
+        id: u32,
+        request: &SubRefreshRequest<'_>,
+    ) -> Result<Flow, Stop> {
+        if request.channel.is_empty() {
+            return Err(Disconnect::BadRequest.into());
+        }
+        let known = self.locals.find(&request.channel);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
+            return Err(ErrorCode::PermissionDenied.into());
+        };
+        if request.kind != 0 {
+            return Err(ErrorCode::NotAvailable.into());
+        }
+        if request.token.is_empty() {
+            return Err(ErrorCode::BadRequest.into());
+        }
+        let now = self.driver.unix();
+        let claims = match self.subscription_claims(index, &request.token)? {
+            Ok(claims) => claims,
+            // Said to be temporary, so that the client comes back with a new token.
+            Err(TokenFault::Expired) => {
+                return Err(Stop::TemporaryError(ErrorCode::TokenExpired));
+            }
+            Err(TokenFault::Invalid) => return Err(Disconnect::InvalidToken.into()),
+        };
+        let key = self.conns[index as usize].key(index);
+        let client_id = self.client_id(key).to_string();
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let for_client = claims.client.is_empty() || claims.client == client_id;
+        if claims.user != session.user || claims.channel != request.channel || !for_client {
+            return Err(Disconnect::InvalidToken.into());
+        }
+        if claims.is_past(now) {
+            return Err(ErrorCode::Expired.into());
+        }
+        if claims.expire_at.is_some() || session.sub_extra(local).is_some() {
+            session.sub_extra_or_new(local).expires = claims.expire_at;
+        }
+        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        self.reply(index, id, &Reply::SubRefresh { ttl });
+        self.schedule(index);
+        Ok(Flow::On)
+    }
+}
+
+/// Bit 1 of `SubscribeRequest.flag`: error 112 instead of a result that isn't recovered.
+const FLAG_STRICT_RECOVERY: i64 = 2;
+
+/// The filter that a request carries (client protocol, section 22).
+fn filter(namespace: &Namespace, node: &FilterNode) -> Result<Filter, Stop> {
+    if !namespace.allow_tags_filter {
+        return Err(ErrorCode::BadRequest.into());
+    }
+    Filter::new(node).map_err(|_| ErrorCode::BadRequest.into())
+}

@@ -1,0 +1,176 @@
+//! Tokens: what is cheap is checked here; signatures that are not go to the token's home, which
+//! remembers the good ones, and from there to the pool.
+//!
+//! ```text
+//!  command with a token -> [cheap?] -> claims
+//!        '-> paused, Verify --> home(hash(token)) -> [known?] --> Verified -> the command again
+//!                                   '-> job -> pool --> Signed --^
+//! ```
+//! A paused connection keeps the command that it stopped at; with the verdict at hand it is simply
+//! handled once more, so that nothing of a half-done command has to be kept.
+
+use super::commands::Stop;
+use super::mail::{Asker, Mail};
+use super::signatures::{SignatureJob, Signatures, Signed, TokenKind};
+use super::*;
+use crate::base::time::UnixSeconds;
+use crate::edge::good_tokens::{TokenDigest, token_digest};
+use crate::edge::jwt::{
+    Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys,
+};
+use crate::proto::client::ErrorCode;
+
+/// A question that the home of a token has asked the pool.
+#[derive(Debug)]
+pub(super) struct Question {
+    from: ShardId,
+    asker: Asker,
+    digest: TokenDigest,
+    generation: u64,
+}
+
+/// An answer about the signature of the token that a connection is paused for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    /// Which token it is about.
+    hash: u64,
+    signed: Signed,
+}
+
+impl<D: Driver> Shard<D> {
+    /// The claims of a connection token.
+    pub(super) fn connection_claims(
+        &mut self,
+        index: u32,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Result<Result<ConnectionClaims, TokenFault>, Stop> {
+        let node = Arc::clone(&self.node);
+        let keys = &node.rules.keys;
+        if let Some(claims) = keys.connection(token, now) {
+            return Ok(claims);
+        }
+        Ok(match self.is_signed(index, token, TokenKind::Connection)? {
+            true => keys.connection_signed(token, now),
+            false => Err(TokenFault::Invalid),
+        })
+    }
+
+    /// The claims of a subscription token.
+    pub(super) fn subscription_claims(
+        &mut self,
+        index: u32,
+        token: &str,
+    ) -> Result<Result<SubscriptionClaims, TokenFault>, Stop> {
+        let node = Arc::clone(&self.node);
+        let now = self.driver.unix();
+        let keys = keys_of(&node, TokenKind::Subscription);
+        if let Some(claims) = keys.subscription(token, now) {
+            return Ok(claims);
+        }
+        Ok(match self.is_signed(index, token, TokenKind::Subscription)? {
+            true => keys.subscription_signed(token, now),
+            false => Err(TokenFault::Invalid),
+        })
+    }
+
+    /// Whether one of the keys made a token's signature; asks for it and stops the command when that
+    /// isn't known.
+    fn is_signed(&mut self, index: u32, token: &str, kind: TokenKind) -> Result<bool, Stop> {
+        let hash = self.node.names.hash(token);
+        if let Some(verdict) = self.verdicts.remove(&index)
+            && verdict.hash == hash
+        {
+            return match verdict.signed {
+                Signed::Good { .. } => Ok(true),
+                Signed::Bad => Ok(false),
+                Signed::Unavailable => Err(ErrorCode::Internal.into()),
+            };
+        }
+        if self.conns[index as usize].flags.verifying() {
+            return Err(Stop::Unverified);
+        }
+        let home = self.node.names.home(hash);
+        let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
+        let conn = &mut self.conns[index as usize];
+        conn.flags.set_verifying(true);
+        let asker = Asker { conn: conn.key(index), command: 0, credits };
+        self.post(home, Mail::Verify { token: token.into(), kind, asker });
+        Err(Stop::Unverified)
+    }
+
+    /// The verdict has come: the command goes on.
+    pub(super) fn verified(&mut self, asker: Asker, hash: u64, signed: Signed) {
+        let Some(conn) = self.conn(asker.conn) else { return };
+        if conn.socket.is_none() {
+            return;
+        }
+        conn.flags.set_verifying(false);
+        self.verdicts.insert(asker.conn.index, Verdict { hash, signed });
+        self.resume(asker.conn);
+    }
+
+    /// As the home of a token: is its signature known to be good? Else it is checked.
+    pub(super) fn home_verify(
+        &mut self,
+        from: ShardId,
+        token: Box<str>,
+        kind: TokenKind,
+        asker: Asker,
+    ) {
+        let node = Arc::clone(&self.node);
+        let hash = node.names.hash(&token);
+        let now = self.driver.unix();
+        let keys = keys_of(&node, kind);
+        let generation = keys.generation();
+        let digest = token_digest(kind as u8, &token);
+        if self.good_tokens.has(&digest, generation, now) {
+            self.counters().tokens_known.add(1);
+            let signed = Signed::Good { until: None };
+            return self.post(from, Mail::Verified { asker, hash, signed });
+        }
+        self.counters().tokens_checked.add(1);
+        let question = Question { from, asker, digest, generation };
+        match &node.signatures {
+            Signatures::Inline => {
+                let signed = match keys.check_signature(&token, now) {
+                    Checked::Good { until } => Signed::Good { until },
+                    Checked::Bad => Signed::Bad,
+                    Checked::Unknown { .. } => Signed::Unavailable,
+                };
+                self.conclude(question, hash, signed);
+            }
+            Signatures::Pool(jobs) => {
+                let ticket = self.questions.insert((question, hash)) as u64;
+                let job = SignatureJob { token, kind, home: self.id, ticket };
+                if jobs.send(job).is_err() {
+                    // The pool has ended: the process is stopping.
+                    self.home_signed(ticket, Signed::Unavailable);
+                }
+            }
+        }
+    }
+
+    /// As the home of a token: the pool has checked it.
+    pub(super) fn home_signed(&mut self, ticket: u64, signed: Signed) {
+        if let Some((question, hash)) = self.questions.try_remove(ticket as usize) {
+            self.conclude(question, hash, signed);
+        }
+    }
+
+    fn conclude(&mut self, question: Question, hash: u64, signed: Signed) {
+        let Question { from, asker, digest, generation } = question;
+        if let Signed::Good { until } = signed {
+            self.good_tokens.insert(digest, generation, until);
+        }
+        self.post(from, Mail::Verified { asker, hash, signed });
+    }
+}
+
+/// The keys of tokens of this kind.
+fn keys_of(node: &Node, kind: TokenKind) -> &TokenKeys {
+    match (kind, &node.rules.subscription_keys) {
+        (TokenKind::Subscription, Some(keys)) => keys,
+        _ => &node.rules.keys,
+    }
+}
