@@ -2,9 +2,10 @@
 //!
 //! [`home`] is a channel's one owner (offset, epoch, history, which shards are interested);
 //! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
-//! [`users`] finds the connections of a user.
+//! [`users`] finds the connections of a user; [`filter`] says which publications a subscriber gets.
 
 pub mod fanout;
+pub mod filter;
 pub mod history;
 pub mod home;
 pub mod local;
