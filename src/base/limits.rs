@@ -84,6 +84,10 @@ pub const FILTER_DEPTH_MAX: usize = 32;
 /// Beyond it a subscription with another filter is refused.
 pub const FILTERS_MAX: u32 = (1 << 24) - 1;
 
+/// Payloads longer than this are never patched, and never patched from: they are sent full. What it
+/// buys is in `hub/delta.rs`.
+pub const DELTA_BYTES_MAX: usize = 256 * 1024;
+
 const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
 const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
 const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);

@@ -2,8 +2,10 @@
 //!
 //! [`home`] is a channel's one owner (offset, epoch, history, which shards are interested);
 //! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
-//! [`users`] finds the connections of a user; [`filter`] says which publications a subscriber gets.
+//! [`users`] finds the connections of a user; [`filter`] and [`delta`] decide what
+//! of a publication a subscriber gets.
 
+pub mod delta;
 pub mod fanout;
 pub mod filter;
 pub mod history;
