@@ -2,8 +2,8 @@
 //!
 //! [`home`] is a channel's one owner (offset, epoch, history, which shards are interested);
 //! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
-//! [`users`] finds the connections of a user; [`filter`] and [`delta`] decide what
-//! of a publication a subscriber gets.
+//! [`users`] finds the connections of a user, [`members`] is who is in a channel; [`filter`] and
+//! [`delta`] decide what of a publication a subscriber gets.
 
 pub mod delta;
 pub mod fanout;
@@ -11,6 +11,7 @@ pub mod filter;
 pub mod history;
 pub mod home;
 pub mod local;
+pub mod members;
 pub mod names;
 pub mod subscribers;
 pub mod users;
