@@ -92,6 +92,20 @@ pub const TURN_DELIVERIES_MAX: u32 = 2048;
 /// Bytes that wait for an `/echo` peer before it isn't read further.
 pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
 
+/// Nodes of a tag filter at most, whatever they are: more is answered with error 107.
+pub const FILTER_NODES_MAX: usize = 256;
+
+/// Levels of a tag filter at most, 1 for a lone comparison: more is answered with error 107.
+pub const FILTER_DEPTH_MAX: usize = 32;
+
+/// Different tag filters in use on one shard at most: their numbers have 24 bits, and 0 means none.
+/// Beyond it a subscription with another filter is refused.
+pub const FILTERS_MAX: u32 = (1 << 24) - 1;
+
+/// Payloads longer than this are never patched, and never patched from: they are sent full. What it
+/// buys is in `hub/delta.rs`.
+pub const DELTA_BYTES_MAX: usize = 256 * 1024;
+
 const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
 const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
 const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);

@@ -2,7 +2,8 @@
 //!
 //! [`home`] is a channel's one owner (offset, epoch, history, which shards are interested);
 //! [`local`] is what a shard keeps of a channel that its own connections are subscribed to;
-//! [`users`] finds the connections of a user.
+//! [`users`] finds the connections of a user, [`members`] is who is in a channel; [`filter`] and
+//! [`delta`] decide what of a publication a subscriber gets.
 
 pub mod delta;
 pub mod fanout;
