@@ -5,40 +5,64 @@ use std::num::NonZeroU32;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use roost::base::id::{ConnKey, ShardId};
+use roost::base::info::ClientInfo;
 use roost::base::time::Millis;
 use roost::edge::client_id::ClientIdSealer;
-use roost::proto::client::{Publication, parse, put_client_info, put_push_publication};
+use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
 use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
 
 fn protocol(bench: &mut Criterion) {
-    // A chat message and a subscribe as centrifuge-js sends them.
-    let publish = r#"{"id":17,"publish":{"channel":"chat:lobby","data":{"text":"hello, everyone","at":1700000000}}}"#;
-    bench.bench_function("parse publish", |bench| bench.iter(|| parse(black_box(publish))));
-    let subscribe = r#"{"id":2,"subscribe":{"channel":"chat:lobby","recover":true,"epoch":"QwErTyUi","offset":41,"flag":1}}"#;
-    bench.bench_function("parse subscribe", |bench| bench.iter(|| parse(black_box(subscribe))));
+    // A chat message and a subscribe as centrifuge-js sends them, and the same in Protobuf.
+    let json = [
+        (
+            "publish",
+            r#"{"id":17,"publish":{"channel":"chat:lobby","data":{"text":"hello, everyone","at":1700000000}}}"#,
+        ),
+        (
+            "subscribe",
+            r#"{"id":2,"subscribe":{"channel":"chat:lobby","recover":true,"epoch":"QwErTyUi","offset":41,"flag":1}}"#,
+        ),
+    ];
+    for (name, line) in json {
+        bench.bench_function(&format!("parse {name}, json"), |bench| {
+            bench.iter(|| commands(black_box(line)).next());
+        });
+    }
+    let protobuf = [
+        (
+            "publish",
+            &b"\x3c\x08\x11\x3a\x38\x0a\x0achat:lobby\x12\x2a{\"text\":\"hello, everyone\",\"at\":1700000000}"[..],
+        ),
+        ("subscribe", b"\x20\x08\x02\x2a\x1c\x0a\x0achat:lobby\x18\x01\x32\x08QwErTyUi\x38\x29\x70\x01"),
+    ];
+    for (name, frame) in protobuf {
+        assert!(binary_commands(frame).all(|command| command.is_ok()), "{name}");
+        bench.bench_function(&format!("parse {name}, protobuf"), |bench| {
+            bench.iter(|| binary_commands(black_box(frame)).next());
+        });
+    }
 
-    let mut info = Vec::new();
-    put_client_info(
-        &mut info,
-        "user-0000000042",
-        "3f1c2a9e-0000-4000-8000-000000000001",
-        None,
-        None,
-    );
     let publication = Publication {
         data: br#"{"text":"hello, everyone","at":1700000000}"#,
-        info: Some(&info),
+        info: Some(ClientInfo {
+            user: "user-0000000042",
+            client: "3f1c2a9e-0000-4000-8000-000000000001",
+            ..ClientInfo::default()
+        }),
         offset: 123_456,
         ..Publication::DEFAULT
     };
+    let push = Push::Publication(publication);
     let mut out = Vec::with_capacity(1024);
-    bench.bench_function("put push publication", |bench| {
-        bench.iter(|| {
-            out.clear();
-            put_push_publication(&mut out, black_box("chat:lobby"), black_box(&publication));
-            out.len()
+    for (name, encoding) in [("json", Encoding::Json), ("protobuf", Encoding::Protobuf)] {
+        bench.bench_function(&format!("put push publication, {name}"), |bench| {
+            bench.iter(|| {
+                out.clear();
+                encoding.put_push(&mut out, black_box("chat:lobby"), black_box(&push));
+                out.len()
+            });
         });
-    });
+    }
 }
 
 /// A record of a connection, one cache line.

@@ -1,18 +1,19 @@
-//! What a client may ask, as values that borrow from its frame.
+//! What a client may ask, as values that no encoding owns; from JSON they borrow where they can.
 //!
-//! Every field of the schema is here, also those of features that are built later, so that a client
-//! which sends them is understood. Absent and `null` are the field's zero value, as in proto3.
+//! The fields of the schema are here also where the feature is built later, so that a client which
+//! sends them is understood. Absent and `null` are the field's zero value, as in proto3.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::parse::{absent, headers, object, subs, text};
+use super::json::read::{absent, filter, headers, object, subs, text, track, untrack};
+use crate::base::filter::FilterNode;
 
 /// One request and the number its Reply must carry.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Command<'a> {
     /// Copied into the Reply; 0 only in a pong and in a `send`.
     pub id: u32,
@@ -24,7 +25,7 @@ pub struct Command<'a> {
 ///
 /// Where a Command holds several, the first in this order counts: connect, ping, subscribe,
 /// unsubscribe, publish, presence, presence_stats, history, rpc, send, refresh, sub_refresh.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// Anything with id 0 that is not a `send`: the answer to a ping.
     Pong,
@@ -56,8 +57,107 @@ pub enum Request<'a> {
     Unknown,
 }
 
-/// `connect`.
+/// A payload as it came: JSON text from a JSON client, bytes of any kind from a Protobuf one. JSON's
+/// `null` and no bytes are no payload.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload<'a>(pub(super) Cow<'a, [u8]>);
+
+impl Payload<'_> {
+    /// The bytes of it, at least one.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Payload<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({})", self.0.escape_ascii())
+    }
+}
+
+/// A Command as it comes: each request that it holds. JSON reads it by serde. One struct of options:
+/// `RawValue` fails at run time inside untagged enums and `flatten`, which buffer.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Envelope<'a> {
+    #[serde(deserialize_with = "absent")]
+    pub(super) id: u32,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) connect: Option<ConnectRequest<'a>>,
+    #[serde(deserialize_with = "object")]
+    pub(super) ping: Option<PingRequest>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) subscribe: Option<SubscribeRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) unsubscribe: Option<ChannelRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) publish: Option<PublishRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) presence: Option<ChannelRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) presence_stats: Option<ChannelRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) history: Option<HistoryRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) rpc: Option<RpcRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) send: Option<SendRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) refresh: Option<RefreshRequest<'a>>,
+    #[serde(borrow, deserialize_with = "object")]
+    pub(super) sub_refresh: Option<SubRefreshRequest<'a>>,
+}
+
+impl<'a> Envelope<'a> {
+    /// The one request of it that counts.
+    pub(super) fn command(self) -> Command<'a> {
+        let id = self.id;
+        Command { id, request: if id == 0 { self.unnumbered() } else { self.request() } }
+    }
+
+    /// Without an id nothing but a `send` is a request.
+    fn unnumbered(self) -> Request<'a> {
+        self.send.map_or(Request::Pong, Request::Send)
+    }
+
+    /// The first in the schema's order.
+    fn request(self) -> Request<'a> {
+        if let Some(request) = self.connect {
+            Request::Connect(request)
+        } else if self.ping.is_some() {
+            Request::Ping
+        } else if let Some(request) = self.subscribe {
+            Request::Subscribe(request)
+        } else if let Some(request) = self.unsubscribe {
+            Request::Unsubscribe(request)
+        } else if let Some(request) = self.publish {
+            Request::Publish(request)
+        } else if let Some(request) = self.presence {
+            Request::Presence(request)
+        } else if let Some(request) = self.presence_stats {
+            Request::PresenceStats(request)
+        } else if let Some(request) = self.history {
+            Request::History(request)
+        } else if let Some(request) = self.rpc {
+            Request::Rpc(request)
+        } else if let Some(request) = self.send {
+            Request::Send(request)
+        } else if let Some(request) = self.refresh {
+            Request::Refresh(request)
+        } else if let Some(request) = self.sub_refresh {
+            Request::SubRefresh(request)
+        } else {
+            Request::Unknown
+        }
+    }
+}
+
+/// `ping`, which has no fields.
+#[derive(Debug, Deserialize)]
+pub(super) struct PingRequest {}
+
+/// `connect`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ConnectRequest<'a> {
     /// Connection JWT, `""` when there is none.
@@ -65,7 +165,7 @@ pub struct ConnectRequest<'a> {
     pub token: Cow<'a, str>,
     /// The application's own data, for the connect proxy.
     #[serde(borrow)]
-    pub data: Option<&'a RawValue>,
+    pub data: Option<Payload<'a>>,
     /// Server-side subscriptions to make or to recover, by channel.
     #[serde(borrow, deserialize_with = "subs")]
     pub subs: BTreeMap<Cow<'a, str>, SubscribeRequest<'a>>,
@@ -84,7 +184,7 @@ pub struct ConnectRequest<'a> {
 }
 
 /// `subscribe`, and a value of [`ConnectRequest::subs`] (where `channel` is empty).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SubscribeRequest<'a> {
     /// Which channel; empty is a bad request.
@@ -104,7 +204,7 @@ pub struct SubscribeRequest<'a> {
     pub offset: u64,
     /// The application's own data, for the subscribe proxy.
     #[serde(borrow)]
-    pub data: Option<&'a RawValue>,
+    pub data: Option<Payload<'a>>,
     /// Asks for position checks.
     #[serde(deserialize_with = "absent")]
     pub positioned: bool,
@@ -117,9 +217,9 @@ pub struct SubscribeRequest<'a> {
     /// `"fossil"` or `""`.
     #[serde(borrow, deserialize_with = "text")]
     pub delta: Cow<'a, str>,
-    /// Tag filter, as it came.
-    #[serde(borrow)]
-    pub tf: Option<&'a RawValue>,
+    /// Tag filter, not checked yet.
+    #[serde(deserialize_with = "filter")]
+    pub tf: Option<FilterNode>,
     /// Bit 0: knows numeric channel ids; bit 1: Error 112 where recovery fails.
     #[serde(deserialize_with = "absent")]
     pub flag: i64,
@@ -141,7 +241,7 @@ pub struct SubscribeRequest<'a> {
 }
 
 /// `unsubscribe`, `presence` and `presence_stats`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ChannelRequest<'a> {
     /// Which channel; empty is a bad request.
@@ -150,15 +250,15 @@ pub struct ChannelRequest<'a> {
 }
 
 /// `publish`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct PublishRequest<'a> {
     /// Which channel; empty is a bad request.
     #[serde(borrow, deserialize_with = "text")]
     pub channel: Cow<'a, str>,
-    /// The payload, of any JSON type but `null`, which counts as none.
+    /// The payload; in JSON of any type but `null`, which counts as none.
     #[serde(borrow)]
-    pub data: Option<&'a RawValue>,
+    pub data: Option<Payload<'a>>,
     /// 0 stream, 1 map.
     #[serde(rename = "type", deserialize_with = "absent")]
     pub kind: i32,
@@ -171,7 +271,7 @@ pub struct PublishRequest<'a> {
 }
 
 /// `history`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct HistoryRequest<'a> {
     /// Which channel; empty is a bad request.
@@ -189,7 +289,7 @@ pub struct HistoryRequest<'a> {
 }
 
 /// A place in a channel's stream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct StreamPosition<'a> {
     /// Offset of a publication, from 1.
@@ -201,28 +301,28 @@ pub struct StreamPosition<'a> {
 }
 
 /// `rpc`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct RpcRequest<'a> {
     /// The application's own data.
     #[serde(borrow)]
-    pub data: Option<&'a RawValue>,
+    pub data: Option<Payload<'a>>,
     /// What to call; may be empty.
     #[serde(borrow, deserialize_with = "text")]
     pub method: Cow<'a, str>,
 }
 
 /// `send`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SendRequest<'a> {
     /// The application's own data.
     #[serde(borrow)]
-    pub data: Option<&'a RawValue>,
+    pub data: Option<Payload<'a>>,
 }
 
 /// `refresh`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct RefreshRequest<'a> {
     /// The new connection JWT; empty is a bad request.
@@ -231,7 +331,7 @@ pub struct RefreshRequest<'a> {
 }
 
 /// `sub_refresh`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SubRefreshRequest<'a> {
     /// Which channel; empty is a bad request.
@@ -243,10 +343,10 @@ pub struct SubRefreshRequest<'a> {
     /// 0 refresh, 1 track, 2 untrack (shared poll).
     #[serde(rename = "type", deserialize_with = "absent")]
     pub kind: i32,
-    /// Signed keys to track, as they came.
-    #[serde(borrow)]
-    pub track: Option<&'a RawValue>,
-    /// Keys no longer tracked, as they came.
-    #[serde(borrow)]
-    pub untrack: Option<&'a RawValue>,
+    /// How many batches of signed keys to track came. Shared poll is not built, so no more is kept.
+    #[serde(deserialize_with = "track")]
+    pub track: usize,
+    /// How many keys came that are no longer tracked.
+    #[serde(deserialize_with = "untrack")]
+    pub untrack: usize,
 }

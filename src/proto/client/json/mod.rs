@@ -1,0 +1,8 @@
+//! The client protocol in JSON (protocol, section 2.1): one object a line, payloads as they are.
+
+pub(super) mod read;
+mod write;
+
+pub use read::is_json;
+pub(super) use read::parse;
+pub(super) use write::{put_history, put_presence, put_publications, put_push, put_reply};
