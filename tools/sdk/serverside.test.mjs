@@ -20,7 +20,6 @@ import {
   sign,
   testEach,
   until,
-  within,
   withRoost,
 } from './harness.mjs';
 
