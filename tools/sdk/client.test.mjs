@@ -1,37 +1,22 @@
 // The everyday life of an SDK client: connect, subscribe, publish, receive, be refused.
 
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import WebSocket from 'ws';
-import { collect, next, Roost, seconds, sign, subscribed, within } from './harness.mjs';
+import {
+  collect,
+  next,
+  refusedSubscribe,
+  seconds,
+  shared,
+  sign,
+  subscribed,
+  within,
+} from './harness.mjs';
 
 const MESSAGE_BYTES_MAX = 65_536;
 
-let roost;
-before(async () => {
-  roost = await Roost.start({ flags: ['--shards', '2'] });
-});
-after(async () => {
-  if (roost) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
-});
-
-/** Connects and returns the context of the end that the server is expected to make of it. */
-async function refusedConnect(options) {
-  const client = roost.client(options);
-  const ended = next(client, 'disconnected');
-  client.connect();
-  return ended;
-}
-
-/** Subscribes and returns the context of the refusal. */
-async function refusedSubscribe(client, channel, options) {
-  const subscription = client.newSubscription(channel, options);
-  const ended = next(subscription, 'unsubscribed');
-  subscription.subscribe();
-  const context = await ended;
-  client.removeSubscription(subscription);
-  return context;
-}
+const roost = shared({ flags: ['--shards', '2'] });
 
 test('a token of `roost token` connects', async () => {
   const client = roost.client({ token: await roost.token('--user', 'ann') });
@@ -183,13 +168,13 @@ test('a token that is not valid ends the client with 3500', async () => {
     'cut short': sign({ sub: 'ann' }).slice(0, -2),
   };
   for (const [what, token] of Object.entries(tokens)) {
-    const context = await refusedConnect({ token });
+    const context = await roost.refused({ token });
     assert.deepEqual([context.code, context.reason], [3500, 'invalid token'], what);
   }
 });
 
 test('no credentials end the client with 3501', async () => {
-  const context = await refusedConnect({});
+  const context = await roost.refused({});
   assert.deepEqual([context.code, context.reason], [3501, 'bad request']);
 });
 

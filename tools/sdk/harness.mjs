@@ -1,15 +1,18 @@
 // What the SDK tests share: a roost under test as a child process, tokens, SDK and raw clients.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { createHmac } from 'node:crypto';
+import { createHmac, sign as signature } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
+import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Centrifuge } from 'centrifuge';
+import { Centrifuge as CentrifugeProtobuf } from 'centrifuge/build/protobuf';
 import WebSocket from 'ws';
 
 export const SECRET = 'a secret of the tests, 32 bytes+';
@@ -18,7 +21,7 @@ export const SECRET = 'a secret of the tests, 32 bytes+';
 const WAIT_MS_MAX = 15_000;
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
-const program = process.env.PROGRAM ?? path.join(root, 'target/release/roost');
+const program = path.resolve(process.env.PROGRAM ?? path.join(root, 'target/release/roost'));
 
 const CONFIG = `
 [http_server]
@@ -56,12 +59,15 @@ export function next(emitter, event, ms) {
   return within(new Promise((resolve) => emitter.once(event, resolve)), `"${event}"`, ms);
 }
 
-/** Collects contexts of an event; `take(n)` resolves with the first `n` once they are there. */
-export function collect(emitter, event) {
+/**
+ * Collects contexts of an event, as `read` sees them; `take(n)` resolves with the first `n` once
+ * they are there.
+ */
+export function collect(emitter, event, read = (item) => item) {
   const items = [];
   let wake = () => {};
   emitter.on(event, (item) => {
-    items.push(item);
+    items.push(read(item));
     wake();
   });
   return {
@@ -78,13 +84,80 @@ export function collect(emitter, event) {
   };
 }
 
+/**
+ * Asks again and again until the answer is not undefined: for what the server does by itself and
+ * tells nobody.
+ */
+export async function until(ask, what, ms = WAIT_MS_MAX) {
+  const deadline = Date.now() + ms;
+  for (;;) {
+    const answer = await ask();
+    if (answer !== undefined) return answer;
+    if (Date.now() > deadline) throw new Error(`waited ${ms} ms for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/**
+ * What an SDK client may speak. `pack` makes a payload of a value; `unpack` gives the value back,
+ * or undefined where there was no payload.
+ */
+export const JSON_ENCODING = {
+  name: 'JSON',
+  Client: Centrifuge,
+  pack: (value) => value,
+  unpack: (payload) => payload,
+};
+export const PROTOBUF_ENCODING = {
+  name: 'Protobuf',
+  Client: CentrifugeProtobuf,
+  pack: (value) => new TextEncoder().encode(JSON.stringify(value)),
+  unpack: (bytes) =>
+    bytes === undefined || bytes.length === 0 ? undefined : JSON.parse(new TextDecoder().decode(bytes)),
+};
+export const ENCODINGS = [JSON_ENCODING, PROTOBUF_ENCODING];
+
+/** One test for each encoding. */
+export function testEach(name, body) {
+  for (const encoding of ENCODINGS) test(`${name} (${encoding.name})`, () => body(encoding));
+}
+
+/** Collects the payloads of publications, as values. */
+export function payloads(emitter, { unpack }) {
+  return collect(emitter, 'publication', (publication) => unpack(publication.data));
+}
+
+let names = 0;
+
+/** A channel that no other test uses. */
+export function fresh(namespace = '') {
+  names += 1;
+  return `${namespace}${namespace && ':'}channel-${names}`;
+}
+
+/** The numbers from `from` up to, but without, `to`. */
+export const range = (from, to) => Array.from({ length: to - from }, (_, index) => from + index);
+
 const base64url = (value) => Buffer.from(value).toString('base64url');
 
-/** A JWT of these claims, HS256. */
-export function sign(claims, secret = SECRET) {
-  const head = base64url(JSON.stringify({ alg: 'HS256', typ: 'JWT' }));
-  const body = `${head}.${base64url(JSON.stringify(claims))}`;
-  return `${body}.${createHmac('sha256', secret).update(body).digest('base64url')}`;
+/** The part of a JWT that is signed. */
+function signed(claims, header) {
+  return `${base64url(JSON.stringify({ typ: 'JWT', ...header }))}.${base64url(JSON.stringify(claims))}`;
+}
+
+/** A JWT of these claims, HS256, HS384 or HS512. */
+export function sign(claims, secret = SECRET, alg = 'HS256') {
+  const body = signed(claims, { alg });
+  const digest = createHmac(`sha${alg.slice(2)}`, secret).update(body).digest('base64url');
+  return `${body}.${digest}`;
+}
+
+/** A JWT that is signed with a private key: RS..., ES... or EdDSA. */
+export function signWith(key, alg, claims, header = {}) {
+  const body = signed(claims, { alg, ...header });
+  const hash = alg === 'EdDSA' ? null : `sha${alg.slice(2)}`;
+  const bytes = signature(hash, Buffer.from(body), { key, dsaEncoding: 'ieee-p1363' });
+  return `${body}.${base64url(bytes)}`;
 }
 
 /** Now, in the seconds of a JWT. */
@@ -110,21 +183,82 @@ function cleanEnvironment(extra) {
   return { ...Object.fromEntries(kept), ...extra };
 }
 
+/** A TCP proxy in front of a node, to break connections off as networks do. */
+export class Line {
+  static async to(roost) {
+    const line = new Line();
+    line.sockets = new Set();
+    line.broken = false;
+    line.server = createServer((near) => line.#pass(near, roost.port));
+    line.server.listen(0, '127.0.0.1');
+    await once(line.server, 'listening');
+    // A line must not keep a finished test run alive.
+    line.server.unref();
+    line.url = `ws://127.0.0.1:${line.server.address().port}/connection/websocket`;
+    return line;
+  }
+
+  #pass(near, port) {
+    if (this.broken) {
+      near.destroy();
+      return;
+    }
+    const far = connect(port, '127.0.0.1');
+    for (const [socket, other] of [
+      [near, far],
+      [far, near],
+    ]) {
+      this.sockets.add(socket);
+      socket.setNoDelay(true);
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        this.sockets.delete(socket);
+        other.destroySoon();
+      });
+      socket.pipe(other);
+    }
+  }
+
+  /** Breaks off all connections, without a word to either side, and lets none through. */
+  cut() {
+    this.broken = true;
+    for (const socket of this.sockets) socket.destroy();
+  }
+
+  /** Lets connections through again. */
+  heal() {
+    this.broken = false;
+  }
+}
+
 /** A roost under test. It is ended by its process id, at the latest when this process ends. */
 export class Roost {
-  /** Starts a node. `config` is TOML that is added to the tests' own. */
-  static async start({ config = '', flags = [], env = {} } = {}) {
+  /** Starts a node. For options see `begin`. */
+  static async start(options) {
     const roost = new Roost();
-    roost.folder = mkdtempSync(path.join(tmpdir(), 'roost-sdk-'));
-    roost.file = path.join(roost.folder, 'roost.toml');
-    writeFileSync(roost.file, CONFIG + config);
-    roost.flags = flags;
-    roost.env = env;
-    roost.port = await freePort();
-    roost.clients = [];
-    roost.sockets = [];
-    await roost.up();
+    await roost.begin(options);
     return roost;
+  }
+
+  /**
+   * Starts the node. `config` is TOML that is added to the tests' own; null: there is no file,
+   * and all options come from `flags` and `env`.
+   */
+  async begin({ config = '', flags = [], env = {} } = {}) {
+    this.folder = mkdtempSync(path.join(tmpdir(), 'roost-sdk-'));
+    this.port = await freePort();
+    if (config === null) {
+      this.flags = flags;
+      this.env = { CENTRIFUGO_HTTP_SERVER_PORT: String(this.port), ...env };
+    } else {
+      this.file = path.join(this.folder, 'roost.toml');
+      writeFileSync(this.file, CONFIG + config);
+      this.flags = ['-c', this.file, '--http_server.port', String(this.port), ...flags];
+      this.env = env;
+    }
+    this.clients = [];
+    this.sockets = [];
+    await this.up();
   }
 
   get url() {
@@ -133,8 +267,8 @@ export class Roost {
 
   /** Starts the process, on the same port as before, and waits until it listens. */
   async up() {
-    const args = ['serve', '-c', this.file, '--http_server.port', String(this.port), ...this.flags];
-    const child = spawn(program, args, {
+    const child = spawn(program, ['serve', ...this.flags], {
+      cwd: this.folder,
       env: cleanEnvironment(this.env),
       stdio: ['ignore', 'pipe', 'pipe'],
     });
@@ -198,13 +332,14 @@ export class Roost {
   }
 
   /** An SDK client that is not yet connecting. */
-  client(options = {}) {
-    const client = new Centrifuge(this.url, {
+  client({ encoding = JSON_ENCODING, url = this.url, ...options } = {}) {
+    const client = new encoding.Client(url, {
       websocket: WebSocket,
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
       ...options,
     });
+    client.encoding = encoding;
     this.clients.push(client);
     return client;
   }
@@ -218,14 +353,24 @@ export class Roost {
     return client;
   }
 
-  /** A bare WebSocket, open, with the frames that came in `frames` and its end in `closed`. */
-  async socket({ url = this.url, ...options } = {}) {
-    const socket = new WebSocket(url, options);
+  /** Connects and returns the context of the end that the server is expected to make of it. */
+  async refused(options) {
+    const client = this.client(options);
+    const ended = next(client, 'disconnected');
+    client.connect();
+    return ended;
+  }
+
+  /**
+   * A bare WebSocket, open, with the frames that came in `frames` (texts as strings, the others as
+   * buffers) and its end in `closed`.
+   */
+  async socket({ url = this.url, protocols = [], ...options } = {}) {
+    const socket = new WebSocket(url, protocols, options);
     this.sockets.push(socket);
-    socket.frames = collect(
-      { on: (_, receive) => socket.on('message', (data) => receive(data.toString())) },
-      'frame',
-    );
+    const listen = (receive) =>
+      socket.on('message', (data, binary) => receive(binary ? data : data.toString()));
+    socket.frames = collect({ on: (_, receive) => listen(receive) }, 'frame');
     socket.closed = new Promise((resolve) => {
       socket.on('close', (code, reason) => resolve({ code, reason: reason.toString() }));
     });
@@ -233,14 +378,72 @@ export class Roost {
     return socket;
   }
 
+  /** Whether a client is let in: true, or undefined when it was sent away for good. */
+  async admits(options) {
+    const client = this.client(options);
+    const connected = new Promise((resolve) => client.once('connected', () => resolve(true)));
+    const ended = new Promise((resolve) => client.once('disconnected', () => resolve(undefined)));
+    client.connect();
+    return within(Promise.race([connected, ended]), 'a client to be let in or not');
+  }
+
   /** A bare WebSocket after its connect command. */
-  async session(user) {
+  async session(user, { token = sign({ sub: user }), ...request } = {}) {
     const socket = await this.socket();
-    socket.send(JSON.stringify({ id: 1, connect: { token: sign({ sub: user }) } }));
-    const [reply] = await socket.frames.take(1);
-    socket.reply = JSON.parse(reply);
+    socket.reply = await ask(socket, { id: 1, connect: { token, ...request } });
     return socket;
   }
+}
+
+/** A node for all tests of a file. */
+export function shared(options) {
+  const roost = new Roost();
+  before(() => roost.begin(options));
+  after(async () => {
+    if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+  });
+  return roost;
+}
+
+/** Runs `body` with a roost of its own, which must end well. */
+export async function withRoost(options, body) {
+  const roost = await Roost.start(options);
+  let code;
+  try {
+    await body(roost);
+  } finally {
+    code = await roost.stop();
+  }
+  assert.equal(code, 0, 'exit code after SIGTERM');
+}
+
+/** All messages that came over a bare WebSocket, without the pings. */
+export function messages(socket) {
+  const lines = socket.frames.items.flatMap((frame) => frame.split('\n'));
+  return lines.map((line) => JSON.parse(line)).filter((message) => Object.keys(message).length > 0);
+}
+
+/** The first message over a bare WebSocket that `is` what is waited for. */
+export async function message(socket, is, what) {
+  for (let frames = socket.frames.items.length; ; frames += 1) {
+    const found = messages(socket).find(is);
+    if (found) return found;
+    await socket.frames.take(frames + 1).catch((error) => {
+      throw new Error(`${error.message}, none was ${what}`);
+    });
+  }
+}
+
+/** Sends a command over a bare WebSocket, and returns its reply. */
+export async function ask(socket, command) {
+  socket.send(JSON.stringify(command));
+  return message(socket, ({ id }) => id === command.id, `the reply ${command.id}`);
+}
+
+/** Sends a command over a bare WebSocket, and returns code and reason of the close that it brings. */
+export async function closedBy(socket, command) {
+  socket.send(JSON.stringify(command));
+  return within(socket.closed, `the close after ${JSON.stringify(command)}`);
 }
 
 /** A subscription that is through. */
@@ -250,4 +453,39 @@ export async function subscribed(client, channel, options) {
   subscription.subscribe();
   await done;
   return subscription;
+}
+
+/**
+ * A subscription that is through, with its `context`, and in `inbox` the values of all
+ * publications: also of those that were recovered with the subscribe itself.
+ */
+export async function follow(client, channel, options) {
+  const subscription = client.newSubscription(channel, options);
+  const inbox = payloads(subscription, client.encoding);
+  const done = next(subscription, 'subscribed');
+  subscription.subscribe();
+  return { subscription, inbox, context: await done };
+}
+
+/** Leaves a channel, and returns when the server has answered. */
+export async function unsubscribed(subscription) {
+  subscription.unsubscribe();
+  // The SDK tells nobody when the reply is there: this is where it waits for it.
+  await within(subscription._unsubPromise, 'the reply to an unsubscribe');
+}
+
+/** Subscribes and returns the context of the refusal. */
+export async function refusedSubscribe(client, channel, options) {
+  const subscription = client.newSubscription(channel, options);
+  const ended = next(subscription, 'unsubscribed');
+  subscription.subscribe();
+  const context = await ended;
+  client.removeSubscription(subscription);
+  return context;
+}
+
+/** Publishes values in their order, all at once, and waits until the server took them. */
+export async function publishAll(client, channel, values) {
+  const replies = values.map((value) => client.publish(channel, client.encoding.pack(value)));
+  await within(Promise.all(replies), `replies to ${values.length} publishes`);
 }

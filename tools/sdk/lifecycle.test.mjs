@@ -3,25 +3,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import WebSocket from 'ws';
-import { collect, next, Roost, sign, subscribed, within } from './harness.mjs';
+import { collect, next, sign, subscribed, within, withRoost } from './harness.mjs';
 
 const PINGS = `
 [client]
 ping_interval = "2s"
 pong_timeout = "1s"
 `;
-
-/** Runs `body` with a roost of its own, which must end well. */
-async function withRoost(options, body) {
-  const roost = await Roost.start(options);
-  let code;
-  try {
-    await body(roost);
-  } finally {
-    code = await roost.stop();
-  }
-  assert.equal(code, 0, 'exit code after SIGTERM');
-}
 
 /** SDK clients of several users, all subscribed to one channel. */
 async function crowd(roost, count, channel) {

@@ -1,0 +1,319 @@
+"""What the tests of the Python SDK share: a roost under test, tokens, clients, a line to cut."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import random
+import re
+import socket
+import tempfile
+import time
+import unittest
+
+from centrifuge import Client, ClientEventHandler, ReplyError, SubscriptionEventHandler
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+PROGRAM = os.path.abspath(os.environ.get("PROGRAM", str(ROOT / "target/release/roost")))
+SECRET = "a secret of the tests, 32 bytes+"
+# Every wait is bounded: what has not come by then is a failure.
+WAIT_SECONDS_MAX = 15
+
+CONFIG = f"""
+[http_server]
+address = "127.0.0.1"
+
+[client.token]
+hmac_secret_key = "{SECRET}"
+
+[channel.without_namespace]
+allow_subscribe_for_client = true
+allow_publish_for_subscriber = true
+
+[[channel.namespaces]]
+name = "closed"
+
+[[channel.namespaces]]
+name = "lobby"
+allow_subscribe_for_client = true
+allow_subscribe_for_anonymous = true
+allow_publish_for_subscriber = true
+allow_publish_for_anonymous = true
+"""
+
+
+def base64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def sign(secret=SECRET, **claims):
+    """A JWT of these claims, HS256."""
+    head = base64url(b'{"alg":"HS256","typ":"JWT"}')
+    body = head + "." + base64url(json.dumps(claims).encode())
+    digest = hmac.new(secret.encode(), body.encode(), hashlib.sha256).digest()
+    return body + "." + base64url(digest)
+
+
+def free_port():
+    """A port that nothing listens on, below the usual range of outgoing connections."""
+    while True:
+        port = random.randrange(10000, 30000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def clean_environment(extra):
+    kept = {k: v for k, v in os.environ.items() if not re.match("ROOST_|CENTRIFUGO_", k)}
+    return {**kept, **extra}
+
+
+class Roost:
+    """A roost under test, ended by its process id.
+
+    `config` is TOML that is added to the tests' own; None: there is no file, and all options come
+    from `flags` and `env`.
+    """
+
+    def __init__(self, config="", flags=(), env=None):
+        self.folder = tempfile.TemporaryDirectory(prefix="roost-sdk-")
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}/connection/websocket"
+        self.flags = list(flags)
+        self.env = clean_environment(env or {})
+        if config is None:
+            self.env["CENTRIFUGO_HTTP_SERVER_PORT"] = str(self.port)
+        else:
+            self.file = pathlib.Path(self.folder.name) / "roost.toml"
+            self.file.write_text(CONFIG + config)
+            self.flags += ["-c", str(self.file), "--http_server.port", str(self.port)]
+
+    async def up(self):
+        """Starts the process, on the same port as before, and waits until it listens."""
+        self.process = await asyncio.create_subprocess_exec(
+            PROGRAM, "serve", *self.flags, cwd=self.folder.name,
+            env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self.log = []
+        listening = asyncio.Event()
+
+        async def read():
+            async for line in self.process.stderr:
+                self.log.append(line.decode(errors="replace"))
+                if f"listening on 127.0.0.1:{self.port}" in self.log[-1]:
+                    listening.set()
+            listening.set()
+
+        self.reader = asyncio.ensure_future(read())
+        await asyncio.wait_for(listening.wait(), WAIT_SECONDS_MAX)
+        if self.reader.done():
+            raise AssertionError("roost did not start:\n" + "".join(self.log))
+
+    async def down(self, kill=False):
+        """Ends the process and returns its exit code."""
+        if self.process.returncode is None:
+            if kill:
+                self.process.kill()
+            else:
+                self.process.terminate()
+        try:
+            code = await asyncio.wait_for(self.process.wait(), 2 * WAIT_SECONDS_MAX)
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
+        await self.reader
+        return code
+
+    async def token(self, *flags):
+        """The output of `roost token` with these flags."""
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM, "token", "-c", self.file, *flags, env=self.env,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), WAIT_SECONDS_MAX)
+        if process.returncode != 0:
+            raise AssertionError(f"roost token ended with {process.returncode}")
+        return output.decode().strip()
+
+
+class Line:
+    """A TCP proxy in front of a node, to break connections off as networks do."""
+
+    def __init__(self, port):
+        self.port = port
+        self.broken = False
+        self.writers = set()
+
+    async def open(self):
+        self.server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = f"ws://127.0.0.1:{port}/connection/websocket"
+
+    async def _pass(self, near_reader, near_writer):
+        if self.broken:
+            near_writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers |= {near_writer, far_writer}
+        try:
+            await asyncio.gather(
+                self._pump(near_reader, far_writer), self._pump(far_reader, near_writer)
+            )
+        finally:
+            self.writers -= {near_writer, far_writer}
+
+    async def _pump(self, reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self):
+        """Breaks off all connections, without a word to either side, and lets none through."""
+        self.broken = True
+        for writer in self.writers:
+            writer.transport.abort()
+
+    def heal(self):
+        """Lets connections through again."""
+        self.broken = False
+
+    async def close(self):
+        self.cut()
+        self.server.close()
+
+
+class Events(ClientEventHandler, SubscriptionEventHandler):
+    """Puts what the SDK reports into one queue for each kind of event."""
+
+    KINDS = (
+        "connecting", "connected", "disconnected", "error",
+        "subscribing", "subscribed", "unsubscribed", "publication", "join", "leave",
+    )
+
+    def __init__(self):
+        self.queues = {kind: asyncio.Queue() for kind in self.KINDS}
+        for kind in self.KINDS:
+            setattr(self, f"on_{kind}", self.queues[kind].put)
+
+    async def next(self, kind, seconds=WAIT_SECONDS_MAX):
+        try:
+            return await asyncio.wait_for(self.queues[kind].get(), seconds)
+        except asyncio.TimeoutError:
+            raise AssertionError(f"waited {seconds} s for {kind!r}") from None
+
+    async def data(self, count):
+        """The payloads of the next publications."""
+        return [(await self.next("publication")).pub.data for _ in range(count)]
+
+    def none(self, kind):
+        return self.queues[kind].empty()
+
+
+class Case(unittest.IsolatedAsyncioTestCase):
+    """A test with a roost of its own.
+
+    What holds for both encodings is in a class that is tested a second time by `over_protobuf`.
+    """
+
+    config = ""
+    flags = ()
+    env = {}
+    protobuf = False
+
+    async def asyncSetUp(self):
+        # unittest switches it on, and it reports every step that takes long.
+        asyncio.get_running_loop().set_debug(False)
+        self.clients = []
+        self.lines = []
+        self.roost = Roost(self.config, self.flags, self.env)
+        self.addCleanup(self.roost.folder.cleanup)
+        await self.roost.up()
+
+    async def asyncTearDown(self):
+        for client in self.clients:
+            await client.disconnect()
+        for line in self.lines:
+            await line.close()
+        self.assertEqual(await self.roost.down(), 0, "exit code after SIGTERM")
+
+    def pack(self, value):
+        """The payload of a value."""
+        return json.dumps(value).encode() if self.protobuf else value
+
+    def unpack(self, payload):
+        """The value of a payload, None where there was none."""
+        return json.loads(payload) if self.protobuf and payload else payload
+
+    async def values(self, events, count):
+        """The values of the next publications."""
+        return [self.unpack(payload) for payload in await events.data(count)]
+
+    async def publish(self, client, channel, values):
+        """Publishes values in their order, all at once, and waits until the server took them."""
+        replies = [
+            asyncio.ensure_future(client.publish(channel, self.pack(value), WAIT_SECONDS_MAX))
+            for value in values
+        ]
+        await asyncio.gather(*replies)
+
+    async def line(self):
+        line = Line(self.roost.port)
+        await line.open()
+        self.lines.append(line)
+        return line
+
+    def client(self, url=None, protobuf=None, **options):
+        events = Events()
+        client = Client(
+            url or self.roost.url, events=events, proxy=None,
+            use_protobuf=self.protobuf if protobuf is None else protobuf,
+            min_reconnect_delay=0.05, max_reconnect_delay=0.5, **options,
+        )
+        self.clients.append(client)
+        return client, events
+
+    async def connected(self, user, **options):
+        client, events = self.client(**{"token": sign(sub=user), **options})
+        await client.connect()
+        context = await events.next("connected")
+        client.id = context.client
+        return client, events
+
+    async def follow(self, client, channel, **options):
+        """A subscription that is through, with its events and the context of the subscribe."""
+        events = Events()
+        subscription = client.new_subscription(channel, events=events, **options)
+        await subscription.subscribe()
+        return subscription, events, await events.next("subscribed")
+
+    async def subscribed(self, client, channel, **options):
+        subscription, events, _ = await self.follow(client, channel, **options)
+        return subscription, events
+
+    async def refused_subscribe(self, client, channel, **options):
+        """The code with which the subscription ends."""
+        events = Events()
+        subscription = client.new_subscription(channel, events=events, **options)
+        await subscription.subscribe()
+        code = (await events.next("unsubscribed")).code
+        client.remove_subscription(subscription)
+        return code
+
+    async def raises(self, code, call):
+        """The call is answered with this error."""
+        with self.assertRaises(ReplyError) as raised:
+            await call
+        self.assertEqual(raised.exception.code, code)
+
+
+def over_protobuf(case):
+    """The same tests with clients that speak Protobuf."""
+    settings = {"protobuf": True, "__module__": case.__module__}
+    return type(f"{case.__name__}Protobuf", (case,), settings)
