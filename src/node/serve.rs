@@ -48,7 +48,7 @@ fn start(loaded: Loaded, dev: bool) -> Result<Ended, StartFault> {
     let memory_limit_bytes = memory_limit(&config, &facts);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
     let settings = settings(config.clone(), &plan, &facts, memory_limit_bytes)
-        .map_err(system("random numbers"))?;
+        .map_err(system("random numbers and keys"))?;
     let pid_file = config.pid_file.clone();
     if let Some(path) = &pid_file {
         fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
@@ -134,8 +134,13 @@ fn settings(
                 include_server_time: client.connect_include_server_time,
                 version: format!("{} roost", env!("CARGO_PKG_VERSION")),
             },
-            keys: TokenKeys::new(&tokens.connection),
-            subscription_keys: tokens.subscription.as_ref().map(TokenKeys::new),
+            keys: TokenKeys::new(&tokens.connection).map_err(std::io::Error::other)?,
+            subscription_keys: tokens
+                .subscription
+                .as_ref()
+                .map(TokenKeys::new)
+                .transpose()
+                .map_err(std::io::Error::other)?,
             channels,
             origins: client.allowed_origins,
             client_ids: ClientIdSealer::new(&key),
