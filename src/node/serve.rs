@@ -159,6 +159,8 @@ fn settings(
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: TURN_DELIVERIES_MAX,
         },
+        // As many as can check a burst of new clients' tokens without taking the shards' time.
+        signature_threads: (facts.cores() / 4).max(1),
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,

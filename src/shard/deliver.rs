@@ -63,6 +63,8 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Deliver { local, offset, frame } => self.deliver(local, offset, frame),
                 Mail::Gap { local } => self.gap(local),
+                // Nobody asks yet.
+                Mail::Signed { .. } => {}
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use super::signatures::Signed;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
@@ -121,6 +122,13 @@ pub enum Mail {
     Gap {
         /// Where the receiving shard keeps the channel.
         local: u32,
+    },
+    /// From the threads that check signatures: what came of a job.
+    Signed {
+        /// The job.
+        ticket: u64,
+        /// What came of it.
+        signed: Signed,
     },
     /// From the control thread: close all connections at this pace, refuse new ones.
     Drain {

@@ -20,6 +20,7 @@ mod homes;
 pub mod mail;
 mod outbox;
 mod read;
+pub mod signatures;
 mod stats;
 pub mod timers;
 mod write;
@@ -38,6 +39,7 @@ use self::conn::{Conn, NONE, Phase};
 use self::homes::PendingAck;
 use self::mail::{Batch, Letterbox, Mailbox, Outbox};
 use self::outbox::Outboxes;
+use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
@@ -102,6 +104,8 @@ pub struct Node {
     pub memory_short: AtomicBool,
     /// Shards that have drained.
     pub drained: AtomicU32,
+    /// Where signatures are checked that take long.
+    pub signatures: Signatures,
 }
 
 /// Seeds and addresses of one shard.
