@@ -37,7 +37,7 @@ pub(super) enum Command {
     /// Run a node.
     Serve(ServeArgs),
     /// Print a token (JWT, HS256), signed with the configured key.
-    Token(TokenArgs),
+    Token(Box<TokenArgs>),
     /// Look at configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -69,7 +69,7 @@ pub(super) struct ServeArgs {
 }
 
 /// Arguments of `roost token`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct TokenArgs {
     /// User id; "" is an anonymous user.
     #[arg(short, long, value_name = "U")]
@@ -83,13 +83,46 @@ pub(super) struct TokenArgs {
     /// How long the token is good; 0: for ever.
     #[arg(long, value_name = "T", default_value = "24h", value_parser = ttl)]
     pub ttl: std::time::Duration,
+    /// When the connection or subscription expires, Unix seconds, if not with the token; 0: never.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub expire_at: Option<i64>,
     /// What others see of the user, or of the subscriber.
     #[arg(long, value_name = "JSON", value_parser = json)]
     pub info: Option<serde_json::Value>,
+    /// What the subscriber is told when it subscribes (with --channel).
+    #[arg(long, value_name = "JSON", value_parser = json, requires = "channel")]
+    pub data: Option<serde_json::Value>,
+    /// Options of the channel to replace, such as {"presence":{"value":true}} (with --channel).
+    #[arg(long = "override", value_name = "JSON", value_parser = object, requires = "channel")]
+    pub overrides: Option<Object>,
+    /// What proxies are told of the connection.
+    #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "channel")]
+    pub meta: Option<Object>,
+    /// Channels that the connection is subscribed to, separated by commas.
+    #[arg(long, value_name = "C,C", value_delimiter = ',', conflicts_with = "channel")]
+    pub channels: Vec<String>,
+    /// The same with options for each, such as {"news":{"info":{}}}.
+    #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "channel")]
+    pub subs: Option<Object>,
+    /// Audience, else the configured one; more than one separated by commas.
+    #[arg(long, value_name = "A,A", value_delimiter = ',')]
+    pub aud: Vec<String>,
+    /// Issuer, else the configured one.
+    #[arg(long, value_name = "I")]
+    pub iss: Option<String>,
+    /// Id of the token.
+    #[arg(long, value_name = "ID")]
+    pub jti: Option<String>,
+    /// Further claims, or others in place of those above.
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    pub claims: Option<Object>,
     /// Configuration file with the key.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
+
+/// A JSON object.
+pub(super) type Object = serde_json::Map<String, serde_json::Value>;
 
 /// Commands about files.
 #[derive(Debug, clap::Subcommand)]
@@ -222,6 +255,13 @@ fn json(text: &str) -> Result<serde_json::Value, String> {
     serde_json::from_str(text).map_err(|fault| format!("expected JSON: {fault}"))
 }
 
+fn object(text: &str) -> Result<Object, String> {
+    match json(text)? {
+        serde_json::Value::Object(object) => Ok(object),
+        _ => Err("expected a JSON object".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -289,11 +329,28 @@ mod tests {
         assert_eq!(arguments.user, "42");
         assert_eq!(arguments.channel.as_deref(), Some("$gold"));
         assert_eq!(arguments.ttl.as_secs(), 600);
+        let arguments = tokens(
+            "roost token --user 42 --channels a,b --subs {} --meta {} --aud x,y --expire-at 0 --claims {}",
+        )
+        .unwrap();
+        assert_eq!((arguments.channels.len(), arguments.aud.len()), (2, 2));
+        assert_eq!(arguments.expire_at, Some(0));
+        let line = "roost token --user 1 --channel c --client d --data [] --override {} --jti j";
+        assert!(tokens(line).is_some());
         for line in [
             "roost token",
             "roost token --user 1 --ttl soon",
             "roost token --user 1 --info {",
             "roost token --user 1 --client c",
+            "roost token --user 1 --data {}",
+            "roost token --user 1 --override {}",
+            "roost token --user 1 --meta []",
+            "roost token --user 1 --claims 1",
+            "roost token --user 1 --subs a",
+            "roost token --user 1 --expire-at soon",
+            "roost token --user 1 --channel c --subs {}",
+            "roost token --user 1 --channel c --channels d",
+            "roost token --user 1 --channel c --meta {}",
             "roost config",
             "roost config check",
             "roost config default --format xml",

@@ -51,7 +51,7 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
     let (options, dev) = match cli.command {
         None => (cli.options, true),
         Some(Command::Serve(serve)) => (serve.options, serve.dev),
-        Some(Command::Token(arguments)) => return token::run(arguments, environment),
+        Some(Command::Token(arguments)) => return token::run(&arguments, environment),
         Some(Command::Config(ConfigCommand::Check(arguments))) => return check::check(&arguments),
         Some(Command::Config(ConfigCommand::Default { format })) => return check::defaults(format),
         Some(Command::Tune { connections, apply, write }) => {

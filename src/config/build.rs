@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use regex_lite::Regex;
 use tracing::level_filters::LevelFilter;
 
@@ -97,19 +99,11 @@ fn client(root: &Scope, report: &mut Report) -> Client {
 }
 
 fn tokens(root: &Scope, report: &mut Report) -> Tokens {
-    let read = |section: &str| TokenOptions {
-        hmac_secret_key: root.text(&format!("{section}.hmac_secret_key")),
-        hmac_previous_secret_key: root.text(&format!("{section}.hmac_previous_secret_key")),
-        hmac_previous_secret_key_valid_until: root
-            .integer(&format!("{section}.hmac_previous_secret_key_valid_until")),
-        audience: root.text(&format!("{section}.audience")),
-        issuer: root.text(&format!("{section}.issuer")),
-        skip_signature: root.flag("client.insecure_skip_token_signature_verify"),
-    };
-    let connection = read("client.token");
-    let subscription =
-        root.flag("client.subscription_token.enabled").then(|| read("client.subscription_token"));
-    if subscription.as_ref().is_some_and(|tokens| tokens.hmac_secret_key.is_empty()) {
+    let connection = token_options(root, "client.token", report);
+    let subscription = root
+        .flag("client.subscription_token.enabled")
+        .then(|| token_options(root, "client.subscription_token", report));
+    if subscription.as_ref().is_some_and(|tokens| !tokens.has_key()) {
         report.warnings.push(
             "client.subscription_token.enabled = true: without a key under \
              client.subscription_token no subscription token is accepted"
@@ -117,6 +111,61 @@ fn tokens(root: &Scope, report: &mut Report) -> Tokens {
         );
     }
     Tokens { connection, subscription }
+}
+
+fn token_options(root: &Scope, section: &str, report: &mut Report) -> TokenOptions {
+    let path = |name: &str| format!("{section}.{name}");
+    let text = |name: &str| root.text(&path(name));
+    let mut key = |name: &str| match pem(&text(name)) {
+        Ok(pem) => pem,
+        Err(expected) => {
+            report.errors.push(root.complaint(&path(name), &expected));
+            String::new()
+        }
+    };
+    let options = TokenOptions {
+        rsa_public_key: key("rsa_public_key"),
+        ecdsa_public_key: key("ecdsa_public_key"),
+        hmac_secret_key: text("hmac_secret_key"),
+        hmac_previous_secret_key: text("hmac_previous_secret_key"),
+        hmac_previous_secret_key_valid_until: root
+            .integer(&path("hmac_previous_secret_key_valid_until")),
+        jwks_public_endpoint: text("jwks_public_endpoint"),
+        audience: text("audience"),
+        audience_regex: text("audience_regex"),
+        issuer: text("issuer"),
+        issuer_regex: text("issuer_regex"),
+        user_id_claim: text("user_id_claim"),
+        skip_signature: root.flag("client.insecure_skip_token_signature_verify"),
+    };
+    for fault in options.faults() {
+        report.errors.push(root.complaint(&path(fault.option), &fault.expected));
+    }
+    for name in ["rsa_public_key", "ecdsa_public_key"] {
+        if !options.jwks_public_endpoint.is_empty() && !text(name).is_empty() {
+            report.warnings.push(format!(
+                "{}: not used beside {}",
+                path(name),
+                path("jwks_public_endpoint")
+            ));
+        }
+    }
+    options
+}
+
+/// PEM text: as it is given, of a file, or out of base64. An error says what was expected.
+fn pem(given: &str) -> Result<String, String> {
+    const BEGIN: &str = "-----BEGIN";
+    if given.is_empty() || given.contains(BEGIN) {
+        return Ok(given.to_owned());
+    }
+    let packed: String = given.split_ascii_whitespace().collect();
+    let decoded = STANDARD.decode(packed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(pem) = decoded.filter(|text| text.contains(BEGIN)) {
+        return Ok(pem);
+    }
+    super::read(Path::new(given))
+        .map_err(|fault| format!("a PEM text, a file with one, or base64 of one: {fault}"))
 }
 
 fn channels(settings: &Settings, report: &mut Report) -> ChannelRules {

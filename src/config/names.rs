@@ -92,7 +92,11 @@ pub(super) fn show_text(path: &str, text: &str) -> String {
 
 fn is_secret(path: &str) -> bool {
     let name = path.rsplit('.').next().unwrap_or(path);
-    name.contains("secret") || name.contains("password") || name == "key"
+    // Who takes the wrong one of two keys has a private one where a public one should be.
+    name.contains("secret")
+        || name.contains("password")
+        || name == "key"
+        || name.ends_with("_public_key")
 }
 
 #[cfg(test)]
@@ -130,6 +134,7 @@ mod tests {
         assert_eq!(show_text("client.token.hmac_secret_key", "hush"), "***");
         assert_eq!(show_text("admin.password", "hush"), "***");
         assert_eq!(show_text("http_api.key", "hush"), "***");
+        assert_eq!(show_text("client.token.rsa_public_key", "hush"), "***");
         assert_eq!(show_text("client.token.audience", "x"), "\"x\"");
         assert!(show_text("node.name", &"x".repeat(100)).ends_with("\"..."));
     }

@@ -48,7 +48,7 @@ const PORT: Kind = Integer(0, 65_535);
 const API: &str = "the server API isn't built yet, nothing answers there";
 const TLS: &str = "TLS isn't built yet; end it in front of roost";
 const PROXY: &str = "proxies aren't built yet";
-const KEYS: &str = "only HMAC keys are built yet";
+const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "only the WebSocket transport is built yet";
 const BROKER: &str = "only the memory broker is built yet";
 const RECOVERY: &str = "recovery isn't built yet";
@@ -128,13 +128,13 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.token.hmac_previous_secret_key_valid_until", COUNT, "0", Built, "Until when, Unix seconds; 0: for ever."),
     opt("client.token.audience", Text, "\"\"", Built, "What a token's aud has to contain."),
     opt("client.token.issuer", Text, "\"\"", Built, "What a token's iss has to be."),
-    other("client.token.rsa_public_key", Text, "\"\"", Refused(KEYS)),
-    other("client.token.ecdsa_public_key", Text, "\"\"", Refused(KEYS)),
-    other("client.token.jwks_public_endpoint", Text, "\"\"", Refused(KEYS)),
+    opt("client.token.audience_regex", Text, "\"\"", Built, "Regular expression that one of a token's aud has to match, in place of audience."),
+    opt("client.token.issuer_regex", Text, "\"\"", Built, "Regular expression that a token's iss has to match, in place of issuer."),
+    opt("client.token.rsa_public_key", Text, "\"\"", Built, "Public key of the clients' tokens (RS256, RS384, RS512): PEM, a file with it, or base64 of it."),
+    opt("client.token.ecdsa_public_key", Text, "\"\"", Built, "The same for ES256, ES384 or ES512, by its curve."),
+    opt("client.token.jwks_public_endpoint", Text, "\"\"", Built, "URL of a JWK Set with public keys (RSA, EC, Ed25519), chosen by kid; {{name}} is a group of audience_regex or issuer_regex."),
+    opt("client.token.user_id_claim", Text, "\"\"", Built, "Claim with the user id instead of sub: a name, or a path with \".\" between its levels."),
     other("client.token.jwks", Any, "", Refused(KEYS)),
-    other("client.token.audience_regex", Text, "\"\"", Refused("an exact audience is what is built")),
-    other("client.token.issuer_regex", Text, "\"\"", Refused("an exact issuer is what is built")),
-    other("client.token.user_id_claim", Text, "\"\"", Refused("users come from the claim sub")),
 
     opt("client.subscription_token.enabled", Bool, "false", Built, "Subscription tokens have the keys below instead of those of client.token."),
     opt("client.subscription_token.hmac_secret_key", Text, "\"\"", Built, "As in client.token."),
@@ -142,13 +142,13 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.subscription_token.hmac_previous_secret_key_valid_until", COUNT, "0", Built, "As in client.token."),
     opt("client.subscription_token.audience", Text, "\"\"", Built, "As in client.token."),
     opt("client.subscription_token.issuer", Text, "\"\"", Built, "As in client.token."),
-    other("client.subscription_token.rsa_public_key", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
-    other("client.subscription_token.ecdsa_public_key", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
-    other("client.subscription_token.jwks_public_endpoint", Text, "\"\"", RefusedWith("client.subscription_token.enabled", KEYS)),
+    opt("client.subscription_token.audience_regex", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.issuer_regex", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.rsa_public_key", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.ecdsa_public_key", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.jwks_public_endpoint", Text, "\"\"", Built, "As in client.token."),
+    opt("client.subscription_token.user_id_claim", Text, "\"\"", Built, "As in client.token."),
     other("client.subscription_token.jwks", Any, "", RefusedWith("client.subscription_token.enabled", KEYS)),
-    other("client.subscription_token.audience_regex", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "an exact audience is what is built")),
-    other("client.subscription_token.issuer_regex", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "an exact issuer is what is built")),
-    other("client.subscription_token.user_id_claim", Text, "\"\"", RefusedWith("client.subscription_token.enabled", "users come from the claim sub")),
 
     opt("channel.max_length", Integer(1, 65_535), "255", Built, "Bytes of a channel's name at most."),
     opt("channel.private_prefix", Text, "\"$\"", Built, "Begins the names of channels that need a subscription token; empty: there are none."),

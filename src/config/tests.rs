@@ -410,12 +410,10 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "client = {proxy = {connect = {enabled = true, endpoint = 'http://a'}}}",
             "client = {proxy = {connect = {enabled = false, endpoint = 'http://a'}}}",
         ),
-        ("client = {token = {rsa_public_key = 'x'}}", "client = {token = {rsa_public_key = ''}}"),
-        ("client = {token = {jwks_public_endpoint = 'x'}}", "client = {token = {}}"),
+        ("client = {token = {jwks = 'x'}}", "client = {token = {jwks = {keys = []}}}"),
         (
-            "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', \
-             ecdsa_public_key = 'x'}}",
-            "client = {subscription_token = {enabled = false, ecdsa_public_key = 'x'}}",
+            "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', jwks = 'x'}}",
+            "client = {subscription_token = {enabled = false, jwks = 'x'}}",
         ),
         ("client = {user_connection_limit = 1}", "client = {user_connection_limit = 0}"),
         ("sse = {enabled = true}", "sse = {enabled = false, handler_prefix = '/s'}"),
@@ -590,4 +588,85 @@ fn files_on_disk() {
     assert_eq!((error.problems.len(), error.warnings.len()), (2, 1));
     assert!(check(&folder.join("none.toml"), false).is_err());
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn public_keys_of_tokens() {
+    use base64::Engine;
+
+    use crate::edge::jwt::testing::{Pair, RSA};
+
+    let folder = std::env::temp_dir().join(format!("roost-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (rsa, ecdsa) = (RSA.pem(), Pair::ec("P-521").pem());
+    let file = folder.join("key.pem");
+    std::fs::write(&file, &rsa).unwrap();
+    let packed = base64::engine::general_purpose::STANDARD.encode(&rsa);
+    let (start, end) = packed.split_at(70);
+    for given in [&rsa, file.to_str().unwrap(), &packed, &format!("{start}\n{end}\n")] {
+        let config = environment(&[
+            ("CENTRIFUGO_CLIENT_TOKEN_RSA_PUBLIC_KEY", given),
+            ("CENTRIFUGO_CLIENT_SUBSCRIPTION_TOKEN_ENABLED", "true"),
+            ("CENTRIFUGO_CLIENT_SUBSCRIPTION_TOKEN_ECDSA_PUBLIC_KEY", &ecdsa),
+        ]);
+        assert_eq!(config.tokens.connection.rsa_public_key, rsa, "{given}");
+        assert_eq!(config.tokens.of_subscriptions().ecdsa_public_key, ecdsa);
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+
+    let config = environment(&[
+        ("ROOST_CLIENT_TOKEN_JWKS_PUBLIC_ENDPOINT", "https://idp/{{realm}}/keys"),
+        ("ROOST_CLIENT_TOKEN_ISSUER_REGEX", "^https://idp/(?P<realm>[a-z]+)$"),
+        ("ROOST_CLIENT_TOKEN_AUDIENCE_REGEX", "edge"),
+        ("ROOST_CLIENT_TOKEN_USER_ID_CLAIM", "user.id"),
+    ]);
+    let options = &config.tokens.connection;
+    assert_eq!(options.jwks_public_endpoint, "https://idp/{{realm}}/keys");
+    assert_eq!(
+        (options.audience_regex.as_str(), options.user_id_claim.as_str()),
+        ("edge", "user.id")
+    );
+
+    for (name, given, expected) in [
+        ("RSA_PUBLIC_KEY", "none.pem", "rsa_public_key = ***: expected a PEM text, a file"),
+        ("RSA_PUBLIC_KEY", &ecdsa, "rsa_public_key = ***: expected an RSA public key"),
+        ("ECDSA_PUBLIC_KEY", &rsa, "ecdsa_public_key = ***: expected a public key on P-256"),
+        ("JWKS_PUBLIC_ENDPOINT", "x", "jwks_public_endpoint = \"x\": expected a URL"),
+        (
+            "JWKS_PUBLIC_ENDPOINT",
+            "https://idp/{{realm}}",
+            "expected {{realm}} to be a group of audience_regex or issuer_regex",
+        ),
+        ("AUDIENCE_REGEX", "(", "audience_regex = \"(\": expected a regular expression"),
+        ("ISSUER_REGEX", "(", "issuer_regex = \"(\": expected a regular expression"),
+        ("ISSUER_REGEX", "a", "expected an exact value or a regular expression, not both"),
+    ] {
+        let variable = format!("ROOST_CLIENT_TOKEN_{name}");
+        let mut variables = vec![(variable.as_str(), given)];
+        if expected.contains("both") {
+            variables.push(("ROOST_CLIENT_TOKEN_ISSUER", "a"));
+        }
+        let (_, report) = full(None, &sources(&variables, &[]));
+        assert_eq!(report.errors.len(), 1, "{name}: {:?}", report.errors);
+        let error = &report.errors[0];
+        assert!(error.starts_with(&variable) && error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn keys_that_mean_nothing() {
+    let warnings = |text: &str| toml(text).warnings;
+    let subscription = |key: &str| {
+        warnings(&format!(
+            "client = {{subscription_token = {{enabled = true, {key} = 'http://x'}}}}"
+        ))
+    };
+    assert!(subscription("audience")[0].contains("without a key"));
+    assert!(subscription("hmac_secret_key").is_empty());
+    assert!(subscription("jwks_public_endpoint").is_empty());
+    let pem = crate::edge::jwt::testing::RSA.pem();
+    let both = format!(
+        "[client.token]\njwks_public_endpoint = 'http://x'\nrsa_public_key = \"\"\"{pem}\"\"\""
+    );
+    assert!(warnings(&both)[0].starts_with("client.token.rsa_public_key: not used beside"));
 }

@@ -130,7 +130,6 @@ impl Interests {
 }
 
 /// One channel at its home.
-#[derive(Debug)]
 struct Channel {
     name: CompactString,
     interests: Interests,
@@ -340,8 +339,7 @@ impl Homes {
         }
     }
 
-    /// One subscriber less on shard `from`. What others saw of it is the answer, with the channel's
-    /// number, when it was a member.
+    /// One subscriber less on shard `from`. What others saw of it is the answer, when it was a member.
     pub fn unsubscribe(
         &mut self,
         name: &str,
@@ -349,7 +347,7 @@ impl Homes {
         from: ShardId,
         traits: Traits,
         member: Option<Member>,
-    ) -> Option<(u32, Left)> {
+    ) -> Option<Left> {
         let Some(at) = self.find(name, hash) else {
             debug_assert!(false, "unsubscribe from a channel that nobody is subscribed to");
             return None;
@@ -374,7 +372,7 @@ impl Homes {
         if matches!(channel.interests, Interests::None) {
             self.went_idle(at);
         }
-        left.map(|left| (at, left))
+        left
     }
 
     /// Takes a publication: next offset, history. Delivering it is the caller's part.

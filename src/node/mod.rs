@@ -3,16 +3,19 @@
 //! ```text
 //!  main thread: raise limits -> runtime, signals, wakers, socketpairs -> spawn shards -> control
 //!  shard i:     own descriptor table -> pin -> listeners -> driver -> loop
+//!  signatures:  the process's table; RSA and EC signatures for the shards
 //! ```
 //! The order matters. What more than one thread uses is made before the first descriptor table
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
 mod control;
+mod jwks;
 mod listen;
 mod log;
 mod memory;
 mod serve;
+mod signatures;
 
 pub use self::serve::serve;
 
@@ -24,6 +27,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::base::counters::Counter;
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
@@ -32,6 +36,7 @@ use crate::io::Alarm;
 use crate::io::epoll::{self, Epoll, ListenOptions, Switchboard};
 use crate::session::Rules;
 use crate::shard::mail::{Letterbox, Mailbox};
+use crate::shard::signatures::Signatures;
 use crate::shard::{Node, Options, Seat, Shard, ShardCounters};
 use crate::sys;
 
@@ -47,6 +52,8 @@ pub struct Settings {
     pub rules: Rules,
     /// Options of each shard.
     pub options: Options,
+    /// Threads that check RSA and EC signatures; at least one.
+    pub signature_threads: usize,
     /// Connections closed in a second when the node drains.
     pub drain_rate: u32,
     /// Draining takes no longer than this.
@@ -122,17 +129,24 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         .iter()
         .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
         .unzip();
+    let (queues, inlets) = signatures::queues();
+    let namespaces = settings.rules.channels.namespaces().len();
+    let slow = |_: &ShardId| (0..namespaces).map(|_| Counter::default()).collect();
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,
         names: NameHasher::new(seeds.next_u64(), settings.shards),
         counters: ids.iter().map(|_| ShardCounters::default()).collect(),
+        slow: ids.iter().map(slow).collect(),
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         client_rate: AtomicU64::new(0),
         memory_short: AtomicBool::new(false),
         drained: AtomicU32::new(0),
+        signatures: Signatures::Pool(queues.jobs),
     });
+    let client = jwks::Client::new(&node.rules)
+        .map_err(system("the certificates that key servers are checked with"))?;
 
     let (ready, begun) = mpsc::channel();
     let mut threads = Vec::new();
@@ -148,12 +162,17 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         };
         threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
     }
+    let workers = settings.signature_threads.max(1);
+    signatures::spawn(workers, &node, &inlets, &letterboxes).map_err(system("a thread"))?;
     drop(ready);
     for result in begun {
         // The others end with the process.
         result?;
     }
     eprint!("{}", (settings.greeting)(&addresses));
+    let fetcher =
+        jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
+    runtime.spawn(fetcher.run());
     let control = control::Control {
         node,
         letterboxes,

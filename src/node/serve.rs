@@ -48,7 +48,7 @@ fn start(loaded: Loaded, dev: bool) -> Result<Ended, StartFault> {
     let memory_limit_bytes = memory_limit(&config, &facts);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
     let settings = settings(config.clone(), &plan, &facts, memory_limit_bytes)
-        .map_err(system("random numbers"))?;
+        .map_err(system("random numbers and keys"))?;
     let pid_file = config.pid_file.clone();
     if let Some(path) = &pid_file {
         fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
@@ -134,8 +134,13 @@ fn settings(
                 include_server_time: client.connect_include_server_time,
                 version: format!("{} roost", env!("CARGO_PKG_VERSION")),
             },
-            keys: TokenKeys::new(&tokens.connection),
-            subscription_keys: tokens.subscription.as_ref().map(TokenKeys::new),
+            keys: TokenKeys::new(&tokens.connection).map_err(std::io::Error::other)?,
+            subscription_keys: tokens
+                .subscription
+                .as_ref()
+                .map(TokenKeys::new)
+                .transpose()
+                .map_err(std::io::Error::other)?,
             channels,
             origins: client.allowed_origins,
             client_ids: ClientIdSealer::new(&key),
@@ -154,6 +159,8 @@ fn settings(
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: TURN_DELIVERIES_MAX,
         },
+        // As many as can check a burst of new clients' tokens without taking the shards' time.
+        signature_threads: (facts.cores() / 4).max(1),
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,

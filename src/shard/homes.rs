@@ -1,5 +1,6 @@
 //! The home role: the one writer of its channels. Mail in, deliveries and answers out.
 
+use super::answers::Asked;
 use super::mail::{
     Answer, Asker, Flushed, Mail, Publish, Read, Reading, Recover, Recovery, Subscribe, Subscribed,
     Unsubscribe,
@@ -14,7 +15,7 @@ use crate::hub::history::{Page, Published, Record, Recovered, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
 use crate::hub::parcel::{Form, Parcel, Told};
-use crate::proto::client::{DataForm, ErrorCode, Publication, Push};
+use crate::proto::client::{DataForm, ErrorCode, Publication, Push, is_json};
 
 /// A set of shards: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,7 +152,7 @@ impl<D: Driver> Shard<D> {
         if let Some(left) = left
             && left.announces
         {
-            let (channel, info) = (channel.clone(), left.info.into());
+            let (channel, info) = (channel.clone(), left.info);
             self.events.push(Event { channel, came: false, info });
         }
         self.post(from, Mail::Unsubscribed { local: *local, asker: *asker });
@@ -334,7 +335,7 @@ impl<D: Driver> Shard<D> {
         let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
         let fits = |info: &ClientInfo<'_>| {
             let parts = [info.conn_info, info.chan_info];
-            parts.iter().all(|part| part.is_empty() || crate::proto::client::is_json(part))
+            parts.iter().all(|part| part.is_empty() || is_json(part))
         };
         let is_json = infos.iter().all(|(_, info)| fits(info));
         let any = |protobuf| {
@@ -381,17 +382,17 @@ impl<D: Driver> Shard<D> {
     fn read_presence(&mut self, read: &Read) -> Answer {
         let members = self.homes.find(&read.channel, read.hash);
         let members = members.and_then(|at| self.homes.members(at));
-        let present = members.into_iter().flat_map(|members| members.present());
-        let entries = present.filter_map(ClientInfo::unpack);
+        let present = || members.into_iter().flat_map(|members| members.present());
+        let entries = || present().filter_map(ClientInfo::unpack);
         // What is too much is seen before it is written.
         let mut bytes = 0;
         let mut fits = true;
-        for entry in entries.clone() {
+        for entry in entries() {
             bytes += entry.user.len() + 2 * entry.client.len();
             bytes += entry.conn_info.len() + entry.chan_info.len();
             fits &= [entry.conn_info, entry.chan_info]
                 .iter()
-                .all(|part| part.is_empty() || crate::proto::client::is_json(part));
+                .all(|part| part.is_empty() || is_json(part));
         }
         if bytes > read.bytes_max {
             return Answer::Error(ErrorCode::LimitExceeded);
@@ -400,7 +401,7 @@ impl<D: Driver> Shard<D> {
             return Answer::Unfit;
         }
         self.scratch.clear();
-        read.encoding.put_presence(&mut self.scratch, entries);
+        read.encoding.put_presence(&mut self.scratch, entries());
         if self.scratch.len() > read.bytes_max {
             return Answer::Error(ErrorCode::LimitExceeded);
         }

@@ -1,11 +1,31 @@
-//! Signatures that are too expensive for a shard: what is asked, and where it goes.
+//! Signatures that take too long to be checked on a shard: RSA and EC, tens of microseconds each.
+//!
+//! ```text
+//!  shard -- SignatureJob --> pool of threads -- Mail::Signed --> the same shard
+//!                              |        ^
+//!                              '- keys -' fetched by the control thread, when a token names new ones
+//! ```
+//! The shard goes on meanwhile; the connection that waits is not read further.
 
 use crossbeam_channel::Sender;
 
 use crate::base::id::ShardId;
 
-/// Which keys a token is held against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A token whose signature shall be checked away from the shards.
+#[derive(Debug)]
+pub struct SignatureJob {
+    /// The token as it came.
+    pub token: Box<str>,
+    /// Which keys it is held against.
+    pub kind: TokenKind,
+    /// Who is told.
+    pub home: ShardId,
+    /// What the shard knows the job by.
+    pub ticket: u64,
+}
+
+/// What a token is for: each kind may have keys of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TokenKind {
     /// A connection token.
     Connection,
@@ -13,39 +33,26 @@ pub enum TokenKind {
     Subscription,
 }
 
-/// A token whose signature shall be checked away from the shards. Answer: `Mail::Signed`.
-#[derive(Debug)]
-pub struct SignatureJob {
-    /// The token.
-    pub token: Box<str>,
-    /// Which keys it is held against.
-    pub kind: TokenKind,
-    /// Who is told.
-    pub home: ShardId,
-    /// Names the question there.
-    pub ticket: u64,
-}
-
-/// What came of checking a signature.
+/// What came of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signed {
-    /// One of the keys made it.
+    /// The signature is good.
     Good {
-        /// When the token expires, Unix seconds; `None` is never.
+        /// The token's `exp`, Unix seconds: nobody has to remember it for longer.
         until: Option<i64>,
     },
-    /// None of them did.
+    /// The token is not to be accepted.
     Bad,
-    /// The keys can't be had now.
+    /// The keys could not be fetched: a later attempt may find them.
     Unavailable,
 }
 
-/// Where jobs go in.
+/// Where jobs go.
 #[derive(Debug)]
 pub enum Signatures {
-    /// Nowhere: whoever asks checks it at once (simulation).
+    /// Nowhere: whoever has one checks it at once. For the simulation, where nothing runs beside.
     Inline,
-    /// To threads that check one after the other. The queue has no bound of its own: each job holds a
-    /// credit of the shard that asks.
+    /// To a pool of threads. Without a bound of its own, since each job holds a credit of the shard
+    /// that asks until it is answered, and a shard has a bounded number of those.
     Pool(Sender<SignatureJob>),
 }

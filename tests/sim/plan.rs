@@ -229,7 +229,8 @@ impl Plan {
             keys: TokenKeys::new(&TokenOptions {
                 hmac_secret_key: SECRET.into(),
                 ..TokenOptions::default()
-            }),
+            })
+            .unwrap(),
             subscription_keys: None,
             channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default()),
             origins: OriginRules::new(&["*".to_string()]).unwrap(),

@@ -11,6 +11,7 @@ use roost::hub::names::NameHasher;
 use roost::io::Alarm;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::shard::mail::{Letterbox, Mail, Mailbox};
+use roost::shard::signatures::Signatures;
 use roost::shard::{Node, Options, Seat, Shard, ShardCounters};
 
 use crate::checker::History;
@@ -90,6 +91,7 @@ impl Run {
             client_rate: AtomicU64::new(0),
             memory_short: AtomicBool::new(false),
             drained: AtomicU32::new(0),
+            signatures: Signatures::Inline,
         });
         let shards = ids
             .iter()

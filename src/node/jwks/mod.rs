@@ -1,0 +1,362 @@
+//! Fetches the key sets of JWKS endpoints, on the control thread.
+//!
+//! ```text
+//!  Ask --> is it asked already? --> wait  --.
+//!             |  was it asked just now? ----+--> Again, to the pool
+//!             '- no: GET, 5 s, 1 MiB -------'
+//! ```
+//! Whoever connects can make a node ask for keys, with a token that nobody signed. So an endpoint is
+//! asked once at a time and once in ten seconds, and only so many are known at once; the first to be
+//! forgotten are those that gave no keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::header::ACCEPT;
+use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::signatures::{Again, Ask, Endpoint, KeySource};
+use crate::edge::jwt::KeyFault;
+use crate::session::Rules;
+use crate::shard::signatures::SignatureJob;
+
+/// Bytes of a key set at most.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Endpoints known at once; tokens of others wait for a place.
+const ENDPOINTS_MAX: usize = 64;
+
+/// How long things take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// From the end of a fetch until an unknown key causes the next one.
+    pub(super) retry: Duration,
+    /// From the end of a fetch until keys are fetched again unasked.
+    pub(super) refresh: Duration,
+    /// For a whole fetch, names and connecting included.
+    pub(super) timeout: Duration,
+}
+
+impl Pace {
+    /// That of a node.
+    pub(super) const NODE: Self = Self {
+        retry: Duration::from_secs(10),
+        refresh: Duration::from_secs(3_600),
+        timeout: Duration::from_secs(5),
+    };
+}
+
+/// Why a key set was not to be had.
+#[derive(Debug, thiserror::Error)]
+enum FetchFault {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("no address: {0}")]
+    Address(#[from] hyper::http::Error),
+    #[error("{0}{cause}", cause = causes(.0))]
+    Request(#[from] legacy::Error),
+    #[error("expected status 200, not {0}")]
+    Status(StatusCode),
+    #[error("the answer: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Keys(#[from] KeyFault),
+}
+
+/// The errors behind one that says little itself.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .map(|cause| format!(": {cause}"))
+        .collect()
+}
+
+/// Asks servers. Connections are not kept: there is one request in an hour.
+#[derive(Clone)]
+pub(super) enum Client {
+    /// Without TLS, and so without the machine's certificates.
+    Plain(legacy::Client<HttpConnector, Empty<Bytes>>),
+    /// With both.
+    Tls(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+}
+
+impl Client {
+    /// One that can ask the endpoints of these rules.
+    ///
+    /// # Errors
+    /// One of them needs TLS, and the machine has no certificates to check servers with.
+    pub(super) fn new(rules: &Rules) -> std::io::Result<Self> {
+        let sets = [Some(&rules.keys), rules.subscription_keys.as_ref()];
+        let secure = sets.into_iter().flatten().any(|keys| keys.fetches_keys() == Some(true));
+        if !secure {
+            return Ok(Self::plain());
+        }
+        let connector = HttpsConnectorBuilder::new()
+            .with_native_roots()?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self::Tls(Self::builder().build(connector)))
+    }
+
+    fn plain() -> Self {
+        Self::Plain(Self::builder().build(HttpConnector::new()))
+    }
+
+    fn builder() -> legacy::Builder {
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
+        builder.pool_max_idle_per_host(0);
+        builder
+    }
+
+    /// The body that stands at the address. Redirects are not followed: an address that moves is to
+    /// be configured.
+    async fn get(&self, url: &str) -> Result<Bytes, FetchFault> {
+        let uri = Uri::try_from(url).map_err(hyper::http::Error::from)?;
+        let request = Request::get(uri)
+            .header(ACCEPT, "application/jwk-set+json, application/json")
+            .body(Empty::new())?;
+        let response = match self {
+            Self::Plain(client) => client.request(request).await?,
+            Self::Tls(client) => client.request(request).await?,
+        };
+        if response.status() != StatusCode::OK {
+            return Err(FetchFault::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), BODY_BYTES_MAX);
+        Ok(body.collect().await.map_err(FetchFault::Body)?.to_bytes())
+    }
+}
+
+/// Fetches what jobs ask for, and again what it has.
+pub(super) struct Fetcher<K> {
+    keys: Arc<K>,
+    client: Client,
+    asks: UnboundedReceiver<Ask>,
+    again: Sender<Again>,
+    pace: Pace,
+    known: Known,
+    fetches: JoinSet<(Endpoint, Result<Bytes, FetchFault>)>,
+}
+
+impl<K: KeySource> Fetcher<K> {
+    /// One that nobody has asked yet.
+    pub(super) fn new(
+        keys: Arc<K>,
+        client: Client,
+        asks: UnboundedReceiver<Ask>,
+        again: Sender<Again>,
+        pace: Pace,
+    ) -> Self {
+        let known = Known { endpoints: BTreeMap::new(), pace };
+        Self { keys, client, asks, again, pace, known, fetches: JoinSet::new() }
+    }
+
+    /// Works until nobody can ask any more.
+    pub(super) async fn run(mut self) {
+        while self.step().await {}
+    }
+
+    /// The next thing to do, once there is one. False when nothing can come any more.
+    async fn step(&mut self) -> bool {
+        let refresh = self.known.next_refresh();
+        tokio::select! {
+            ask = self.asks.recv() => match ask {
+                Some(ask) => self.ask(ask),
+                None => return false,
+            },
+            Some(fetched) = self.fetches.join_next() => match fetched {
+                Ok((endpoint, result)) => self.fetched(&endpoint, result),
+                // Only a panic of its own ends a fetch so; a release has aborted by then.
+                Err(fault) => warn!(%fault, "fetching keys"),
+            },
+            () = until(refresh) => {
+                for endpoint in self.known.refresh(Instant::now()) {
+                    self.fetch(endpoint);
+                }
+            }
+        }
+        true
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        let endpoint = ask.endpoint.clone();
+        match self.known.ask(ask, Instant::now()) {
+            Asked::Waits => {}
+            Asked::Answered(again) => self.send(again),
+            Asked::Fetch { forgotten } => {
+                if let Some(Endpoint { kind, url }) = forgotten {
+                    self.keys.keys(kind).forget_keys(&url);
+                }
+                self.fetch(endpoint);
+            }
+        }
+    }
+
+    fn fetch(&mut self, endpoint: Endpoint) {
+        let client = self.client.clone();
+        let timeout = self.pace.timeout;
+        debug!(url = endpoint.url, "fetching keys");
+        self.fetches.spawn(async move {
+            let result = match tokio::time::timeout(timeout, client.get(&endpoint.url)).await {
+                Ok(result) => result,
+                Err(_) => Err(FetchFault::Timeout(timeout)),
+            };
+            (endpoint, result)
+        });
+    }
+
+    fn fetched(&mut self, endpoint: &Endpoint, result: Result<Bytes, FetchFault>) {
+        let Endpoint { kind, url } = endpoint;
+        let installed =
+            result.and_then(|body| Ok(self.keys.keys(*kind).install_keys(url, &body)?));
+        match &installed {
+            Ok(0) => warn!(url, "no key there can be used"),
+            Ok(keys) => debug!(url, keys, "keys are there"),
+            Err(fault) => warn!(url, %fault, "no keys"),
+        }
+        for again in self.known.fetched(endpoint, installed.is_ok(), Instant::now()) {
+            self.send(again);
+        }
+    }
+
+    fn send(&self, again: Again) {
+        // Fails only when the pool has ended, and with it the node.
+        let _ = self.again.send(again);
+    }
+}
+
+/// Waits for a moment, for ever when there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is known of endpoints: decides who is asked, and when. Time is an argument.
+struct Known {
+    endpoints: BTreeMap<Endpoint, State>,
+    pace: Pace,
+}
+
+/// An endpoint.
+#[derive(Default)]
+struct State {
+    /// It is being asked.
+    running: bool,
+    /// Jobs that wait for that.
+    waiting: Vec<SignatureJob>,
+    /// End of the last fetch.
+    fetched_at: Option<Instant>,
+    /// The last fetch gave nothing.
+    failed: bool,
+    /// Some fetch gave keys.
+    has_keys: bool,
+}
+
+/// What becomes of a job.
+enum Asked {
+    /// Its endpoint is being asked already.
+    Waits,
+    /// What is known has to do.
+    Answered(Again),
+    /// It waits, and its endpoint is to be asked now. Another one had to make room.
+    Fetch { forgotten: Option<Endpoint> },
+}
+
+impl Known {
+    fn ask(&mut self, ask: Ask, now: Instant) -> Asked {
+        let Ask { job, endpoint } = ask;
+        let retry = self.pace.retry;
+        let mut forgotten = None;
+        if !self.endpoints.contains_key(&endpoint) && self.endpoints.len() >= ENDPOINTS_MAX {
+            forgotten = self.make_room(now);
+            if forgotten.is_none() {
+                debug!(url = endpoint.url, "too many endpoints are asked for keys");
+                return Asked::Answered(Again::Unavailable(job));
+            }
+        }
+        let state = self.endpoints.entry(endpoint).or_default();
+        if state.running {
+            state.waiting.push(job);
+            return Asked::Waits;
+        }
+        if !state.is_due(retry, now) {
+            let again = if state.failed { Again::Unavailable } else { Again::Check };
+            return Asked::Answered(again(job));
+        }
+        state.running = true;
+        state.waiting.push(job);
+        Asked::Fetch { forgotten }
+    }
+
+    /// Forgets an endpoint that may be asked again by now: one without keys, else the one asked
+    /// longest ago. So no more than all places are asked within the time to retry.
+    fn make_room(&mut self, now: Instant) -> Option<Endpoint> {
+        let retry = self.pace.retry;
+        let (endpoint, _) = self
+            .endpoints
+            .iter()
+            .filter(|(_, state)| !state.running && state.is_due(retry, now))
+            .min_by_key(|(_, state)| (state.has_keys, state.fetched_at))?;
+        let endpoint = endpoint.clone();
+        self.endpoints.remove(&endpoint);
+        Some(endpoint)
+    }
+
+    /// Takes note of a fetch; what becomes of the jobs that waited.
+    fn fetched(&mut self, endpoint: &Endpoint, good: bool, now: Instant) -> Vec<Again> {
+        let Some(state) = self.endpoints.get_mut(endpoint) else { return Vec::new() };
+        state.running = false;
+        state.fetched_at = Some(now);
+        state.failed = !good;
+        state.has_keys |= good;
+        let again = if good { Again::Check } else { Again::Unavailable };
+        std::mem::take(&mut state.waiting).into_iter().map(again).collect()
+    }
+
+    /// When keys are to be fetched again unasked.
+    fn next_refresh(&self) -> Option<Instant> {
+        let refresh = self.pace.refresh;
+        self.endpoints.values().filter_map(|state| state.refresh_at(refresh)).min()
+    }
+
+    /// The endpoints that are to be asked again now.
+    fn refresh(&mut self, now: Instant) -> Vec<Endpoint> {
+        let refresh = self.pace.refresh;
+        let mut due = Vec::new();
+        for (endpoint, state) in &mut self.endpoints {
+            if state.refresh_at(refresh).is_some_and(|at| at <= now) {
+                state.running = true;
+                due.push(endpoint.clone());
+            }
+        }
+        due
+    }
+}
+
+impl State {
+    /// Whether an unknown key may cause a fetch.
+    fn is_due(&self, retry: Duration, now: Instant) -> bool {
+        self.fetched_at.is_none_or(|at| now.saturating_duration_since(at) >= retry)
+    }
+
+    fn refresh_at(&self, refresh: Duration) -> Option<Instant> {
+        (self.has_keys && !self.running).then_some(self.fetched_at? + refresh)
+    }
+}
+
+#[cfg(test)]
+mod tests;
