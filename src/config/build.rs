@@ -11,7 +11,7 @@ use super::layers::{Report, Scope, Settings, default};
 use super::table;
 use super::value::Value;
 use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tokens, WebSocket};
-use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace};
+use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode};
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 
@@ -177,7 +177,8 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         let expected = format!("at most history_meta_ttl, which is {history_meta_ttl_ms}ms");
         report.errors.push(scope.complaint("history_ttl", &expected));
     }
-    Namespace {
+    check_recovery(scope, report);
+    let namespace = Namespace {
         name: scope.name().into(),
         index: 0,
         history_size: history_size as u32,
@@ -185,6 +186,22 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         history_meta_ttl_ms,
         allow_positioning: scope.flag("allow_positioning"),
         force_positioning: scope.flag("force_positioning"),
+        allow_recovery: scope.flag("allow_recovery"),
+        force_recovery: scope.flag("force_recovery"),
+        recovery_mode: match scope.text("force_recovery_mode").as_str() {
+            "cache" => RecoveryMode::Cache,
+            _ => RecoveryMode::Stream,
+        },
+        auto_cache_recover: scope.flag("auto_cache_recover"),
+        delta_allowed: !scope.list("allowed_delta_types").is_empty(),
+        delta_publish: scope.flag("delta_publish"),
+        allow_tags_filter: scope.flag("allow_tags_filter"),
+        presence: scope.flag("presence"),
+        join_leave: scope.flag("join_leave"),
+        force_push_join_leave: scope.flag("force_push_join_leave"),
+        allow_presence_for_client: scope.flag("allow_presence_for_client"),
+        allow_presence_for_subscriber: scope.flag("allow_presence_for_subscriber"),
+        allow_presence_for_anonymous: scope.flag("allow_presence_for_anonymous"),
         allow_subscribe_for_client: scope.flag("allow_subscribe_for_client"),
         allow_subscribe_for_anonymous: scope.flag("allow_subscribe_for_anonymous"),
         allow_publish_for_client: scope.flag("allow_publish_for_client"),
@@ -199,6 +216,59 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
             "" => data_format(&root.text("channel.publication_data_format")),
             own => data_format(own),
         },
+    };
+    warn_of_delta(root, scope, &namespace, report);
+    namespace
+}
+
+/// Recovery reads the history, and the cache is its end.
+fn check_recovery(scope: &Scope, report: &mut Report) {
+    let is_cache = scope.text("force_recovery_mode") == "cache";
+    // One of the two without the other was found before.
+    if scope.size("history_size") == 0 && scope.ms("history_ttl") == 0 {
+        for (path, wants, instead) in [
+            ("allow_recovery", scope.flag("allow_recovery"), "false"),
+            ("force_recovery", scope.flag("force_recovery"), "false"),
+            ("force_recovery_mode", is_cache, "stream"),
+        ] {
+            if wants {
+                let size = scope.full("history_size");
+                let expected =
+                    format!("{instead}, or history to recover from: {size} and history_ttl");
+                report.errors.push(scope.complaint(path, &expected));
+            }
+        }
+    }
+    if scope.flag("auto_cache_recover") && !(is_cache && scope.flag("force_recovery")) {
+        let expected =
+            "false, or force_recovery = true and force_recovery_mode = \"cache\" beside it";
+        report.errors.push(scope.complaint("auto_cache_recover", expected));
+    }
+}
+
+/// Without history and positions all publications go full: more bytes, nothing lost (section 21.2).
+fn warn_of_delta(root: &Scope, scope: &Scope, namespace: &Namespace, report: &mut Report) {
+    let path = if namespace.delta_allowed {
+        "allowed_delta_types"
+    } else if namespace.delta_publish {
+        "delta_publish"
+    } else {
+        return;
+    };
+    let positions = namespace.force_positioning
+        || namespace.allow_positioning
+        || namespace.force_recovery
+        || namespace.allow_recovery
+        || namespace.allow_history_for_client
+        || namespace.allow_history_for_subscriber
+        || root.flag("client.insecure");
+    if namespace.history_size == 0 {
+        let why = "publications go full: a delta needs history_size and history_ttl";
+        report.warnings.push(scope.remark(path, why));
+    } else if !positions {
+        let why = "publications go full to all but those whose token forces positions: a delta \
+                   needs one, and no option here grants any";
+        report.warnings.push(scope.remark(path, why));
     }
 }
 

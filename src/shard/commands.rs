@@ -4,7 +4,7 @@ use super::mail::{Asker, Mail, Publish, Subscribe};
 use super::read::Flow;
 use super::*;
 use crate::base::time::UnixSeconds;
-use crate::edge::channels::{NameFault, Namespace, Refusal, Subscriber};
+use crate::edge::channels::{Asked, NameFault, Namespace, Refusal, Subscriber};
 use crate::edge::client_id::ClientId;
 use crate::edge::jwt::{SubscriptionClaims, TokenFault};
 use crate::hub::users::{Sessions, UserLinks};
@@ -351,9 +351,9 @@ impl<D: Driver> Shard<D> {
         if request.tf.is_some() {
             return Err(Stop::Error(ErrorCode::BadRequest));
         }
-        let positioned =
-            namespace.positioning_granted(request.positioned, &user, insecure, claims.as_ref())
-                && namespace.has_history();
+        let asked = Asked { positioned: request.positioned, ..Asked::default() };
+        let overrides = claims.as_ref().map(|claims| &claims.overrides);
+        let positioned = namespace.grant(asked, &user, insecure, overrides).positioned;
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);
         self.spend(home)?;
