@@ -14,9 +14,14 @@ use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tok
 use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode};
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
+use crate::session::PersonalChannel;
 
 /// Namespaces at most: their index is 16 bits, and one stands for the channels without.
 const NAMESPACES_MAX: usize = 65_000;
+
+const PERSONAL_NAMESPACE: &str =
+    "client.subscribe_to_user_personal_channel.personal_channel_namespace";
+const SINGLE_CONNECTION: &str = "client.subscribe_to_user_personal_channel.single_connection";
 
 /// The typed configuration. What is wrong goes into the report, and then the result is not to be
 /// used.
@@ -34,11 +39,15 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             write_timeout_ms: root.ms("websocket.write_timeout"),
             message_bytes_max: root.size("websocket.message_size_limit"),
         },
+        rpc_ping: root.flag("rpc.ping.enabled").then(|| root.text("rpc.ping.method").into()),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
         roost: roost(root, report),
     };
+    if let Some(personal) = &config.client.personal_channel {
+        check_personal_channel(root, personal, &config.channels, report);
+    }
     warn_of_danger(root, report);
     config
 }
@@ -81,6 +90,15 @@ fn client(root: &Scope, report: &mut Report) -> Client {
         queue_bytes_max: root.size("client.queue_max_size"),
         connection_limit: root.count("client.connection_limit"),
         connection_rate_limit: root.count("client.connection_rate_limit"),
+        user_connection_limit: root.size("client.user_connection_limit") as u32,
+        history_publications_max: limit(root.size("client.history_max_publication_limit")),
+        recovery_publications_max: limit(root.size("client.recovery_max_publication_limit")),
+        personal_channel: root.flag("client.subscribe_to_user_personal_channel.enabled").then(
+            || PersonalChannel {
+                namespace: root.text(PERSONAL_NAMESPACE).into(),
+                single_connection: root.flag(SINGLE_CONNECTION),
+            },
+        ),
         connect_include_server_time: root.flag("client.connect_include_server_time"),
         user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
         insecure: root.flag("client.insecure"),
@@ -94,6 +112,36 @@ fn client(root: &Scope, report: &mut Report) -> Client {
         report.errors.push(root.complaint("client.ping_interval", &expected));
     }
     client
+}
+
+/// 0 is no limit.
+fn limit(count: usize) -> usize {
+    if count == 0 { usize::MAX } else { count }
+}
+
+fn check_personal_channel(
+    root: &Scope,
+    personal: &PersonalChannel,
+    channels: &ChannelRules,
+    report: &mut Report,
+) {
+    // The first one is that of the channels without a namespace, and its name is empty.
+    let namespace = channels.namespaces().iter().find(|one| one.name == personal.namespace);
+    let Some(namespace) = namespace else {
+        let expected = "the name of one of channel.namespaces, or \"\" for none";
+        report.errors.push(root.complaint(PERSONAL_NAMESPACE, expected));
+        return;
+    };
+    // Older connections are found without presence here. Centrifugo finds them by it and asks for
+    // it, and a file that passes here should pass there.
+    if personal.single_connection && !namespace.presence {
+        let wanted = match namespace.name.as_str() {
+            "" => "channel.without_namespace.presence".to_owned(),
+            name => format!("channel.namespaces[{name}].presence"),
+        };
+        let expected = format!("false, or true with {wanted}, as in Centrifugo");
+        report.errors.push(root.complaint(SINGLE_CONNECTION, &expected));
+    }
 }
 
 fn tokens(root: &Scope, report: &mut Report) -> Tokens {

@@ -101,23 +101,25 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.queue_max_size", SIZE, "1048576", Built, "Bytes that may wait for one client before it is closed as slow."),
     opt("client.connection_limit", COUNT, "0", Built, "Connections of this node at most; 0: as many as the machine holds."),
     opt("client.connection_rate_limit", COUNT, "0", Built, "New connections per second at most; 0: no limit."),
+    opt("client.user_connection_limit", LIMIT, "0", Built, "Connections of one user to this node at most; 0: no limit."),
+    opt("client.history_max_publication_limit", LIMIT, "300", Built, "Publications in one answer to a history call at most; 0: no limit."),
+    opt("client.recovery_max_publication_limit", LIMIT, "300", Built, "Publications that one subscription recovers at most; 0: no limit."),
     opt("client.connect_include_server_time", Bool, "false", Built, "Tell clients the server's time when they connect."),
     opt("client.user_id_http_header", Text, "\"\"", Built, "Request header that names the user of a client without a token; set by a proxy that is trusted."),
     opt("client.insecure", Bool, "false", Built, "No token and no permission is needed for anything. For tests only."),
     opt("client.insecure_skip_token_signature_verify", Bool, "false", Built, "Take tokens whatever their signature. For tests only."),
-    other("client.user_connection_limit", COUNT, "0", Refused("a limit for each user isn't built yet")),
     other("client.presence_update_interval", Duration, "\"27s\"", Harmless("presence is exact, nothing has to be refreshed")),
     other("client.concurrency", COUNT, "0", Harmless("commands of a connection go out pipelined in any case")),
     other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
     other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
-    other("client.history_max_publication_limit", COUNT, "300", Harmless("history calls aren't built yet")),
-    other("client.recovery_max_publication_limit", COUNT, "300", Harmless("recovery isn't built yet")),
-    other("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Refused("server-side subscriptions aren't built yet")),
-    other("client.subscribe_to_user_personal_channel", Any, "", Silent),
     other("client.proxy.connect.enabled", Bool, "false", Refused(PROXY)),
     other("client.proxy.refresh.enabled", Bool, "false", Refused(PROXY)),
     other("client.proxy", Any, "", Silent),
     other("client.connect_code_to_unidirectional_disconnect", Any, "", Harmless(TRANSPORT)),
+
+    opt("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Built, "Subscribe each user that has an id to its own channel, #user, as it connects."),
+    opt("client.subscribe_to_user_personal_channel.personal_channel_namespace", Text, "\"\"", Built, "Namespace of these channels; empty: none."),
+    opt("client.subscribe_to_user_personal_channel.single_connection", Bool, "false", Built, "A user's new connection closes its older ones; with presence there."),
 
     opt("client.token.hmac_secret_key", Text, "\"\"", Built, "Secret of the clients' tokens (HS256, HS384, HS512)."),
     opt("client.token.hmac_previous_secret_key", Text, "\"\"", Built, "The secret before the last change, still accepted."),
@@ -169,6 +171,9 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
     opt("shutdown.timeout", Duration, "\"30s\"", Built, "How long closing all connections may take in all."),
 
+    opt("rpc.ping.enabled", Bool, "false", Built, "Answer an RPC method with {} here, so that clients can measure the round trip."),
+    opt("rpc.ping.method", Text, "\"ping\"", Built, "Which method that is."),
+
     opt("node.name", Text, "\"\"", Built, "Name of this node; empty: one from host name and port."),
     other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent),
 
@@ -201,8 +206,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("rpc.proxy", Any, "", Silent),
     other("rpc.without_namespace.proxy_enabled", Bool, "false", Refused(PROXY)),
     other("rpc.without_namespace", Any, "", Silent),
-    other("rpc.namespaces", Any, "", Refused(PROXY)),
-    other("rpc.ping", Any, "", Harmless("RPC isn't built yet and answers error 108")),
+    other("rpc.namespaces", Any, "", Refused("they only say which proxy to ask, and proxies aren't built yet")),
     other("rpc.namespace_boundary", Text, "\":\"", Silent),
     other("proxies", Any, "", Harmless(PROXY)),
 

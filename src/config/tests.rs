@@ -147,6 +147,10 @@ fn defaults_are_safe() {
     assert_eq!(config.client.pong_timeout_ms, Some(8_000));
     assert_eq!(config.client.channel_limit, 128);
     assert_eq!(config.client.queue_bytes_max, 1 << 20);
+    assert_eq!(config.client.user_connection_limit, 0);
+    assert_eq!(config.client.history_publications_max, 300);
+    assert_eq!(config.client.recovery_publications_max, 300);
+    assert_eq!((&config.client.personal_channel, &config.rpc_ping), (&None, &None));
     assert_eq!(config.tokens.connection, TokenOptions::default());
     assert_eq!(config.websocket.message_bytes_max, 65_536);
     assert_eq!(config.websocket.write_timeout_ms, 1_000);
@@ -342,6 +346,74 @@ fn all_ways_to_set_a_namespace_are_one() {
             let expected = Namespace { index, ..recovering(name) };
             assert_eq!(format!("{namespace:?}"), format!("{expected:?}"), "{shown}");
         }
+    }
+}
+
+#[test]
+fn limits_personal_channels_and_pings() {
+    let text = "[client]\nuser_connection_limit = 3\nhistory_max_publication_limit = 20\n\
+                recovery_max_publication_limit = 0\n\
+                [client.subscribe_to_user_personal_channel]\nenabled = true\n\
+                personal_channel_namespace = 'own'\nsingle_connection = true\n\
+                [[channel.namespaces]]\nname = 'own'\npresence = true\n\
+                [rpc.ping]\nenabled = true\nmethod = 'are-you-there'\n";
+    let of_file = good(Some(("c.toml", text)), &Sources::default());
+    let of_environment = environment(&[
+        ("CENTRIFUGO_CLIENT_USER_CONNECTION_LIMIT", "3"),
+        ("CENTRIFUGO_CLIENT_HISTORY_MAX_PUBLICATION_LIMIT", "20"),
+        ("CENTRIFUGO_CLIENT_RECOVERY_MAX_PUBLICATION_LIMIT", "0"),
+        ("CENTRIFUGO_CLIENT_SUBSCRIBE_TO_USER_PERSONAL_CHANNEL_ENABLED", "true"),
+        (
+            "CENTRIFUGO_CLIENT_SUBSCRIBE_TO_USER_PERSONAL_CHANNEL",
+            r#"{"personal_channel_namespace": "own", "single_connection": true}"#,
+        ),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES", "own"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_OWN_PRESENCE", "1"),
+        ("CENTRIFUGO_RPC_PING_ENABLED", "t"),
+        ("CENTRIFUGO_RPC_PING_METHOD", "are-you-there"),
+    ]);
+    for config in [of_file, of_environment] {
+        assert_eq!(config.client.user_connection_limit, 3);
+        assert_eq!(config.client.history_publications_max, 20);
+        assert_eq!(config.client.recovery_publications_max, usize::MAX);
+        let personal = PersonalChannel { namespace: "own".into(), single_connection: true };
+        assert_eq!(config.client.personal_channel, Some(personal));
+        assert_eq!(config.rpc_ping.as_deref(), Some("are-you-there"));
+    }
+    let config = environment(&[("ROOST_RPC_PING_ENABLED", "true")]);
+    assert_eq!(config.rpc_ping.as_deref(), Some("ping"));
+
+    let personal = "client.subscribe_to_user_personal_channel";
+    for (options, error) in [
+        ("enabled = true", String::new()),
+        ("personal_channel_namespace = 'none'\nsingle_connection = true", String::new()),
+        (
+            "enabled = true\npersonal_channel_namespace = 'none'",
+            format!(
+                "c.toml:3: {personal}.personal_channel_namespace = \"none\": expected the name of \
+                 one of channel.namespaces, or \"\" for none"
+            ),
+        ),
+        (
+            "enabled = true\nsingle_connection = true",
+            format!(
+                "c.toml:3: {personal}.single_connection = true: expected false, or true with \
+                 channel.without_namespace.presence, as in Centrifugo"
+            ),
+        ),
+        (
+            "single_connection = true\nenabled = true\npersonal_channel_namespace = 'aa'\n\
+             [channel.without_namespace]\npresence = true\n[[channel.namespaces]]\nname = 'aa'",
+            format!(
+                "c.toml:2: {personal}.single_connection = true: expected false, or true with \
+                 channel.namespaces[aa].presence, as in Centrifugo"
+            ),
+        ),
+    ] {
+        let errors = toml(&format!("[{personal}]\n{options}\n")).errors;
+        let expected: Vec<String> =
+            Some(error).filter(|error| !error.is_empty()).into_iter().collect();
+        assert_eq!(errors, expected, "{options}");
     }
 }
 
@@ -593,7 +665,6 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
              ecdsa_public_key = 'x'}}",
             "client = {subscription_token = {enabled = false, ecdsa_public_key = 'x'}}",
         ),
-        ("client = {user_connection_limit = 1}", "client = {user_connection_limit = 0}"),
         ("sse = {enabled = true}", "sse = {enabled = false, handler_prefix = '/s'}"),
         ("http_stream = {enabled = true}", "http_stream = {max_request_body_size = 1}"),
         ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),

@@ -7,7 +7,7 @@
 mod rules;
 mod subs;
 
-pub use self::rules::{ClientOptions, Rules};
+pub use self::rules::{ClientOptions, PersonalChannel, Rules};
 pub use self::subs::{Sub, SubState, Subs};
 
 use compact_str::CompactString;
