@@ -13,12 +13,17 @@ use super::layers::{Report, Scope, Settings, default};
 use super::table;
 use super::value::Value;
 use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tokens, WebSocket};
-use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace};
+use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode};
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
+use crate::session::PersonalChannel;
 
 /// Namespaces at most: their index is 16 bits, and one stands for the channels without.
 const NAMESPACES_MAX: usize = 65_000;
+
+const PERSONAL_NAMESPACE: &str =
+    "client.subscribe_to_user_personal_channel.personal_channel_namespace";
+const SINGLE_CONNECTION: &str = "client.subscribe_to_user_personal_channel.single_connection";
 
 /// The typed configuration. What is wrong goes into the report, and then the result is not to be
 /// used.
@@ -36,11 +41,15 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             write_timeout_ms: root.ms("websocket.write_timeout"),
             message_bytes_max: root.size("websocket.message_size_limit"),
         },
+        rpc_ping: root.flag("rpc.ping.enabled").then(|| root.text("rpc.ping.method").into()),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
         roost: roost(root, report),
     };
+    if let Some(personal) = &config.client.personal_channel {
+        check_personal_channel(root, personal, &config.channels, report);
+    }
     warn_of_danger(root, report);
     config
 }
@@ -83,6 +92,15 @@ fn client(root: &Scope, report: &mut Report) -> Client {
         queue_bytes_max: root.size("client.queue_max_size"),
         connection_limit: root.count("client.connection_limit"),
         connection_rate_limit: root.count("client.connection_rate_limit"),
+        user_connection_limit: root.size("client.user_connection_limit") as u32,
+        history_publications_max: limit(root.size("client.history_max_publication_limit")),
+        recovery_publications_max: limit(root.size("client.recovery_max_publication_limit")),
+        personal_channel: root.flag("client.subscribe_to_user_personal_channel.enabled").then(
+            || PersonalChannel {
+                namespace: root.text(PERSONAL_NAMESPACE).into(),
+                single_connection: root.flag(SINGLE_CONNECTION),
+            },
+        ),
         connect_include_server_time: root.flag("client.connect_include_server_time"),
         user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
         insecure: root.flag("client.insecure"),
@@ -96,6 +114,36 @@ fn client(root: &Scope, report: &mut Report) -> Client {
         report.errors.push(root.complaint("client.ping_interval", &expected));
     }
     client
+}
+
+/// 0 is no limit.
+fn limit(count: usize) -> usize {
+    if count == 0 { usize::MAX } else { count }
+}
+
+fn check_personal_channel(
+    root: &Scope,
+    personal: &PersonalChannel,
+    channels: &ChannelRules,
+    report: &mut Report,
+) {
+    // The first one is that of the channels without a namespace, and its name is empty.
+    let namespace = channels.namespaces().iter().find(|one| one.name == personal.namespace);
+    let Some(namespace) = namespace else {
+        let expected = "the name of one of channel.namespaces, or \"\" for none";
+        report.errors.push(root.complaint(PERSONAL_NAMESPACE, expected));
+        return;
+    };
+    // Older connections are found without presence here. Centrifugo finds them by it and asks for
+    // it, and a file that passes here should pass there.
+    if personal.single_connection && !namespace.presence {
+        let wanted = match namespace.name.as_str() {
+            "" => "channel.without_namespace.presence".to_owned(),
+            name => format!("channel.namespaces[{name}].presence"),
+        };
+        let expected = format!("false, or true with {wanted}, as in Centrifugo");
+        report.errors.push(root.complaint(SINGLE_CONNECTION, &expected));
+    }
 }
 
 fn tokens(root: &Scope, report: &mut Report) -> Tokens {
@@ -226,7 +274,8 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         let expected = format!("at most history_meta_ttl, which is {history_meta_ttl_ms}ms");
         report.errors.push(scope.complaint("history_ttl", &expected));
     }
-    Namespace {
+    check_recovery(scope, report);
+    let namespace = Namespace {
         name: scope.name().into(),
         index: 0,
         history_size: history_size as u32,
@@ -234,6 +283,22 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         history_meta_ttl_ms,
         allow_positioning: scope.flag("allow_positioning"),
         force_positioning: scope.flag("force_positioning"),
+        allow_recovery: scope.flag("allow_recovery"),
+        force_recovery: scope.flag("force_recovery"),
+        recovery_mode: match scope.text("force_recovery_mode").as_str() {
+            "cache" => RecoveryMode::Cache,
+            _ => RecoveryMode::Stream,
+        },
+        auto_cache_recover: scope.flag("auto_cache_recover"),
+        delta_allowed: !scope.list("allowed_delta_types").is_empty(),
+        delta_publish: scope.flag("delta_publish"),
+        allow_tags_filter: scope.flag("allow_tags_filter"),
+        presence: scope.flag("presence"),
+        join_leave: scope.flag("join_leave"),
+        force_push_join_leave: scope.flag("force_push_join_leave"),
+        allow_presence_for_client: scope.flag("allow_presence_for_client"),
+        allow_presence_for_subscriber: scope.flag("allow_presence_for_subscriber"),
+        allow_presence_for_anonymous: scope.flag("allow_presence_for_anonymous"),
         allow_subscribe_for_client: scope.flag("allow_subscribe_for_client"),
         allow_subscribe_for_anonymous: scope.flag("allow_subscribe_for_anonymous"),
         allow_publish_for_client: scope.flag("allow_publish_for_client"),
@@ -248,6 +313,59 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
             "" => data_format(&root.text("channel.publication_data_format")),
             own => data_format(own),
         },
+    };
+    warn_of_delta(root, scope, &namespace, report);
+    namespace
+}
+
+/// Recovery reads the history, and the cache is its end.
+fn check_recovery(scope: &Scope, report: &mut Report) {
+    let is_cache = scope.text("force_recovery_mode") == "cache";
+    // One of the two without the other was found before.
+    if scope.size("history_size") == 0 && scope.ms("history_ttl") == 0 {
+        for (path, wants, instead) in [
+            ("allow_recovery", scope.flag("allow_recovery"), "false"),
+            ("force_recovery", scope.flag("force_recovery"), "false"),
+            ("force_recovery_mode", is_cache, "stream"),
+        ] {
+            if wants {
+                let size = scope.full("history_size");
+                let expected =
+                    format!("{instead}, or history to recover from: {size} and history_ttl");
+                report.errors.push(scope.complaint(path, &expected));
+            }
+        }
+    }
+    if scope.flag("auto_cache_recover") && !(is_cache && scope.flag("force_recovery")) {
+        let expected =
+            "false, or force_recovery = true and force_recovery_mode = \"cache\" beside it";
+        report.errors.push(scope.complaint("auto_cache_recover", expected));
+    }
+}
+
+/// Without history and positions all publications go full: more bytes, nothing lost (section 21.2).
+fn warn_of_delta(root: &Scope, scope: &Scope, namespace: &Namespace, report: &mut Report) {
+    let path = if namespace.delta_allowed {
+        "allowed_delta_types"
+    } else if namespace.delta_publish {
+        "delta_publish"
+    } else {
+        return;
+    };
+    let positions = namespace.force_positioning
+        || namespace.allow_positioning
+        || namespace.force_recovery
+        || namespace.allow_recovery
+        || namespace.allow_history_for_client
+        || namespace.allow_history_for_subscriber
+        || root.flag("client.insecure");
+    if namespace.history_size == 0 {
+        let why = "publications go full: a delta needs history_size and history_ttl";
+        report.warnings.push(scope.remark(path, why));
+    } else if !positions {
+        let why = "publications go full to all but those whose token forces positions: a delta \
+                   needs one, and no option here grants any";
+        report.warnings.push(scope.remark(path, why));
     }
 }
 

@@ -90,12 +90,15 @@ impl Scope {
 
     /// `origin: option = value: expected ...`
     pub(super) fn complaint(&self, path: &str, expected: &str) -> String {
+        self.remark(path, &format!("expected {expected}"))
+    }
+
+    /// `origin: option = value: why`
+    pub(super) fn remark(&self, path: &str, why: &str) -> String {
         let full = self.full(path);
         match self.settings.get(path) {
-            Some(Setting { origin, shown, .. }) => {
-                format!("{origin}: {full} = {shown}: expected {expected}")
-            }
-            None => format!("{full}: expected {expected}"),
+            Some(Setting { origin, shown, .. }) => format!("{origin}: {full} = {shown}: {why}"),
+            None => format!("{full}: {why}"),
         }
     }
 
@@ -229,7 +232,7 @@ impl Scope {
             };
             match row.class {
                 Class::Built | Class::Silent => {}
-                Class::Partly(why) | Class::Harmless(why) => {
+                Class::Harmless(why) => {
                     report.warnings.push(format!("{origin}: {full} = {shown}: {why}"));
                 }
                 Class::RefusedWith(other, _) if !other_is_on(other) => {}

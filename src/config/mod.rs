@@ -25,11 +25,13 @@ pub(crate) mod value;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use compact_str::CompactString;
 use tracing::level_filters::LevelFilter;
 
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
+use crate::session::PersonalChannel;
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
 
@@ -74,6 +76,8 @@ pub struct Config {
     pub channels: ChannelRules,
     /// The WebSocket endpoint.
     pub websocket: WebSocket,
+    /// The RPC method that is answered with `{}`, if there is one.
+    pub rpc_ping: Option<CompactString>,
     /// How long closing all connections may take.
     pub shutdown_timeout_ms: u64,
     /// Name of the node; empty: make one.
@@ -130,6 +134,14 @@ pub struct Client {
     pub connection_limit: u64,
     /// New connections per second; 0: no limit.
     pub connection_rate_limit: u64,
+    /// Connections of a user; 0: no limit.
+    pub user_connection_limit: u32,
+    /// Publications in an answer to `history`; `usize::MAX`: no limit.
+    pub history_publications_max: usize,
+    /// Publications that a subscription recovers; `usize::MAX`: no limit.
+    pub recovery_publications_max: usize,
+    /// The channel of its own that each user is subscribed to.
+    pub personal_channel: Option<PersonalChannel>,
     /// Tell the time in the connect result.
     pub connect_include_server_time: bool,
     /// Request header with the user id, lower case; empty: none.

@@ -26,8 +26,6 @@ pub(crate) struct Opt {
 pub(crate) enum Class {
     /// What it says.
     Built,
-    /// Reads and uses it, and warns that a part is missing.
-    Partly(&'static str),
     /// Nothing, since it has a meaning only beside an option that isn't built, or none here.
     Silent,
     /// Warns: neither safety nor delivery change without it.
@@ -38,11 +36,12 @@ pub(crate) enum Class {
     RefusedWith(&'static str, &'static str),
 }
 
-use Class::{Built, Harmless, Partly, Refused, RefusedWith, Silent};
-use Kind::{Any, Bool, Checked, Choice, Duration, DurationOrOff, Integer, List, Text};
+use Class::{Built, Harmless, Refused, RefusedWith, Silent};
+use Kind::{Any, Bool, Checked, Choice, Choices, Duration, DurationOrOff, Integer, List, Text};
 
 const COUNT: Kind = Integer(0, i64::MAX);
 const SIZE: Kind = Integer(1, i32::MAX as i64);
+const LIMIT: Kind = Integer(0, i32::MAX as i64);
 const PORT: Kind = Integer(0, 65_535);
 
 const API: &str = "the server API isn't built yet, nothing answers there";
@@ -51,11 +50,8 @@ const PROXY: &str = "proxies aren't built yet";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "only the WebSocket transport is built yet";
 const BROKER: &str = "only the memory broker is built yet";
-const RECOVERY: &str = "recovery isn't built yet";
-const PRESENCE: &str = "presence isn't built yet";
-const DELTA: &str = "delta compression isn't built yet";
+const MAP: &str = "map subscriptions aren't built yet";
 const OBSERVED: &str = "this endpoint isn't built yet, nothing answers there";
-const HISTORY: &str = "history calls aren't built yet and answer error 108; positions are granted";
 
 const fn opt(
     path: &'static str,
@@ -105,23 +101,25 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.queue_max_size", SIZE, "1048576", Built, "Bytes that may wait for one client before it is closed as slow."),
     opt("client.connection_limit", COUNT, "0", Built, "Connections of this node at most; 0: as many as the machine holds."),
     opt("client.connection_rate_limit", COUNT, "0", Built, "New connections per second at most; 0: no limit."),
+    opt("client.user_connection_limit", LIMIT, "0", Built, "Connections of one user to this node at most; 0: no limit."),
+    opt("client.history_max_publication_limit", LIMIT, "300", Built, "Publications in one answer to a history call at most; 0: no limit."),
+    opt("client.recovery_max_publication_limit", LIMIT, "300", Built, "Publications that one subscription recovers at most; 0: no limit."),
     opt("client.connect_include_server_time", Bool, "false", Built, "Tell clients the server's time when they connect."),
     opt("client.user_id_http_header", Text, "\"\"", Built, "Request header that names the user of a client without a token; set by a proxy that is trusted."),
     opt("client.insecure", Bool, "false", Built, "No token and no permission is needed for anything. For tests only."),
     opt("client.insecure_skip_token_signature_verify", Bool, "false", Built, "Take tokens whatever their signature. For tests only."),
-    other("client.user_connection_limit", COUNT, "0", Refused("a limit for each user isn't built yet")),
-    other("client.presence_update_interval", Duration, "\"27s\"", Harmless(PRESENCE)),
+    other("client.presence_update_interval", Duration, "\"27s\"", Harmless("presence is exact, nothing has to be refreshed")),
     other("client.concurrency", COUNT, "0", Harmless("commands of a connection go out pipelined in any case")),
     other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
     other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
-    other("client.history_max_publication_limit", COUNT, "300", Harmless("history calls aren't built yet")),
-    other("client.recovery_max_publication_limit", COUNT, "300", Harmless(RECOVERY)),
-    other("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Refused("server-side subscriptions aren't built yet")),
-    other("client.subscribe_to_user_personal_channel", Any, "", Silent),
     other("client.proxy.connect.enabled", Bool, "false", Refused(PROXY)),
     other("client.proxy.refresh.enabled", Bool, "false", Refused(PROXY)),
     other("client.proxy", Any, "", Silent),
     other("client.connect_code_to_unidirectional_disconnect", Any, "", Harmless(TRANSPORT)),
+
+    opt("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Built, "Subscribe each user that has an id to its own channel, #user, as it connects."),
+    opt("client.subscribe_to_user_personal_channel.personal_channel_namespace", Text, "\"\"", Built, "Namespace of these channels; empty: none."),
+    opt("client.subscribe_to_user_personal_channel.single_connection", Bool, "false", Built, "A user's new connection closes its older ones; with presence there."),
 
     opt("client.token.hmac_secret_key", Text, "\"\"", Built, "Secret of the clients' tokens (HS256, HS384, HS512)."),
     opt("client.token.hmac_previous_secret_key", Text, "\"\"", Built, "The secret before the last change, still accepted."),
@@ -173,6 +171,9 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
     opt("shutdown.timeout", Duration, "\"30s\"", Built, "How long closing all connections may take in all."),
 
+    opt("rpc.ping.enabled", Bool, "false", Built, "Answer an RPC method with {} here, so that clients can measure the round trip."),
+    opt("rpc.ping.method", Text, "\"ping\"", Built, "Which method that is."),
+
     opt("node.name", Text, "\"\"", Built, "Name of this node; empty: one from host name and port."),
     other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent),
 
@@ -197,7 +198,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("presence_manager.enabled", Bool, "false", Silent),
     other("presence_manager.type", Text, "\"memory\"", RefusedWith("presence_manager.enabled", BROKER)),
     other("presence_manager", Any, "", Silent),
-    other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions aren't built yet")),
+    other("map_broker.type", Text, "\"memory\"", Harmless(MAP)),
     other("map_broker", Any, "", Silent),
     other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
     other("controller", Any, "", Silent),
@@ -205,8 +206,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("rpc.proxy", Any, "", Silent),
     other("rpc.without_namespace.proxy_enabled", Bool, "false", Refused(PROXY)),
     other("rpc.without_namespace", Any, "", Silent),
-    other("rpc.namespaces", Any, "", Refused(PROXY)),
-    other("rpc.ping", Any, "", Harmless("RPC isn't built yet and answers error 108")),
+    other("rpc.namespaces", Any, "", Refused("they only say which proxy to ask, and proxies aren't built yet")),
     other("rpc.namespace_boundary", Text, "\":\"", Silent),
     other("proxies", Any, "", Harmless(PROXY)),
 
@@ -268,30 +268,30 @@ pub(crate) static NAMESPACE: &[Opt] = &[
     opt("allow_publish_for_client", Bool, "false", Built, "Clients may publish."),
     opt("allow_publish_for_subscriber", Bool, "false", Built, "Clients that are subscribed may publish."),
     opt("allow_publish_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
-    opt("allow_history_for_client", Bool, "false", Partly(HISTORY), "Clients may read the history."),
-    opt("allow_history_for_subscriber", Bool, "false", Partly(HISTORY), "Clients that are subscribed may."),
-    opt("allow_history_for_anonymous", Bool, "false", Partly(HISTORY), "... and so may clients without a user id."),
+    opt("allow_history_for_client", Bool, "false", Built, "Clients may read the history."),
+    opt("allow_history_for_subscriber", Bool, "false", Built, "Clients that are subscribed may."),
+    opt("allow_history_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
+    opt("allow_presence_for_client", Bool, "false", Built, "Clients may ask who is here."),
+    opt("allow_presence_for_subscriber", Bool, "false", Built, "Clients that are subscribed may."),
+    opt("allow_presence_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
     opt("allow_user_limited_channels", Bool, "false", Built, "Channels named room#u1,u2 are for the users named only."),
-    opt("history_size", Integer(0, i32::MAX as i64), "0", Built, "Publications to keep; with history_ttl."),
+    opt("history_size", LIMIT, "0", Built, "Publications to keep; with history_ttl."),
     opt("history_ttl", Duration, "\"0s\"", Built, "How long to keep them."),
     opt("history_meta_ttl", Duration, "\"0s\"", Built, "How long to keep offset and epoch after the last; 0: channel.history_meta_ttl."),
     opt("allow_positioning", Bool, "false", Built, "Subscriptions whose gaps are noticed, for clients that ask."),
     opt("force_positioning", Bool, "false", Built, "... for all."),
+    opt("allow_recovery", Bool, "false", Built, "Subscriptions that get back what they missed, for clients that ask; with history."),
+    opt("force_recovery", Bool, "false", Built, "... for all."),
+    opt("force_recovery_mode", Choice(&["", "stream", "cache"]), "\"stream\"", Built, "What they get back: stream is all that they missed, cache the latest publication."),
+    opt("auto_cache_recover", Bool, "false", Built, "In the mode cache the latest comes with every subscribe; with force_recovery."),
+    opt("allowed_delta_types", Choices(&["fossil"]), "[]", Built, "Kinds of delta that clients may ask for: fossil; with history and positions."),
+    opt("delta_publish", Bool, "false", Built, "Every publication goes as a delta to those who asked for it."),
+    opt("allow_tags_filter", Bool, "false", Built, "Clients may filter publications by tags."),
+    opt("presence", Bool, "false", Built, "Keep who is here."),
+    opt("join_leave", Bool, "false", Built, "Tell who comes and goes, to clients that ask and may ask who is here."),
+    opt("force_push_join_leave", Bool, "false", Built, "... to all."),
     opt("channel_regex", Text, "\"\"", Built, "Expression that the name after the namespace has to match."),
     opt("publication_data_format", FORMAT, "\"\"", Built, "As in channel; \"\" is what is said there."),
-    other("presence", Bool, "false", Refused(PRESENCE)),
-    other("join_leave", Bool, "false", Refused(PRESENCE)),
-    other("force_push_join_leave", Bool, "false", Silent),
-    other("allow_presence_for_client", Bool, "false", Harmless(PRESENCE)),
-    other("allow_presence_for_subscriber", Bool, "false", Harmless(PRESENCE)),
-    other("allow_presence_for_anonymous", Bool, "false", Harmless(PRESENCE)),
-    other("allow_recovery", Bool, "false", Refused(RECOVERY)),
-    other("force_recovery", Bool, "false", Refused(RECOVERY)),
-    other("force_recovery_mode", Text, "\"stream\"", Refused(RECOVERY)),
-    other("auto_cache_recover", Bool, "false", Refused(RECOVERY)),
-    other("allowed_delta_types", Any, "", Refused(DELTA)),
-    other("delta_publish", Bool, "false", Refused(DELTA)),
-    other("allow_tags_filter", Bool, "false", Refused("filters by tags aren't built yet")),
     other("subscribe_proxy_enabled", Bool, "false", Refused(PROXY)),
     other("subscribe_proxy_name", Text, "\"default\"", Silent),
     other("publish_proxy_enabled", Bool, "false", Refused(PROXY)),
@@ -304,8 +304,8 @@ pub(crate) static NAMESPACE: &[Opt] = &[
     other("subscription_type", Text, "\"stream\"", Refused("only subscriptions of the type stream are built yet")),
     other("map", Any, "", Silent),
     other("shared_poll", Any, "", Silent),
-    other("map_clients_presence_channel_prefix", Text, "\"\"", Refused(PRESENCE)),
-    other("map_users_presence_channel_prefix", Text, "\"\"", Refused(PRESENCE)),
+    other("map_clients_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
+    other("map_users_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     other("roost.write_delay", Duration, "\"0s\"", Harmless("publications go out at once")),
     other("roost.slow_policy", Text, "\"\"", Refused("slow clients are closed")),
     other("roost.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
@@ -348,7 +348,7 @@ fn is_path(text: &str) -> bool {
 impl Opt {
     /// True when it does something.
     pub(crate) fn is_built(&self) -> bool {
-        matches!(self.class, Built | Partly(_))
+        matches!(self.class, Built)
     }
 
     /// Its flag, without the dashes: the path, but for roost's own the name with dashes. `None` for

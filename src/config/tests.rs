@@ -1,5 +1,5 @@
 use super::*;
-use crate::edge::channels::DataFormat;
+use crate::edge::channels::{DataFormat, Namespace, RecoveryMode};
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -147,6 +147,10 @@ fn defaults_are_safe() {
     assert_eq!(config.client.pong_timeout_ms, Some(8_000));
     assert_eq!(config.client.channel_limit, 128);
     assert_eq!(config.client.queue_bytes_max, 1 << 20);
+    assert_eq!(config.client.user_connection_limit, 0);
+    assert_eq!(config.client.history_publications_max, 300);
+    assert_eq!(config.client.recovery_publications_max, 300);
+    assert_eq!((&config.client.personal_channel, &config.rpc_ping), (&None, &None));
     assert_eq!(config.tokens.connection, TokenOptions::default());
     assert_eq!(config.websocket.message_bytes_max, 65_536);
     assert_eq!(config.websocket.write_timeout_ms, 1_000);
@@ -157,6 +161,8 @@ fn defaults_are_safe() {
     let namespace = config.channels.resolve("x").unwrap();
     assert!(!namespace.allow_subscribe_for_client && !namespace.allow_publish_for_client);
     assert_eq!(namespace.data_format, DataFormat::NotEmpty);
+    let nothing = Namespace { history_meta_ttl_ms: 720 * 3_600_000, ..Namespace::default() };
+    assert_eq!(format!("{namespace:?}"), format!("{nothing:?}"));
 }
 
 #[test]
@@ -244,6 +250,199 @@ fn namespaces_in_variables() {
     let changed = [("ROOST_CHANNEL_NAMESPACES_OF_FILE_ALLOW_POSITIONING", "1")];
     let config = good(file, &sources(&changed, &[]));
     assert!(config.channels.resolve("of-file:x").unwrap().allow_positioning);
+}
+
+/// What the namespaces of the next test have.
+fn recovering(name: &str) -> Namespace {
+    Namespace {
+        name: name.into(),
+        history_size: 10,
+        history_ttl_ms: 60_000,
+        history_meta_ttl_ms: 720 * 3_600_000,
+        allow_recovery: true,
+        force_recovery: true,
+        recovery_mode: RecoveryMode::Cache,
+        auto_cache_recover: true,
+        delta_allowed: true,
+        delta_publish: true,
+        allow_tags_filter: true,
+        presence: true,
+        join_leave: true,
+        force_push_join_leave: true,
+        allow_presence_for_client: true,
+        allow_presence_for_subscriber: true,
+        allow_presence_for_anonymous: true,
+        allow_history_for_client: true,
+        allow_history_for_subscriber: true,
+        allow_history_for_anonymous: true,
+        ..Namespace::default()
+    }
+}
+
+/// The same as pairs of option and text.
+const RECOVERING: &[(&str, &str)] = &[
+    ("history_size", "10"),
+    ("history_ttl", "60s"),
+    ("allow_recovery", "true"),
+    ("force_recovery", "true"),
+    ("force_recovery_mode", "cache"),
+    ("auto_cache_recover", "true"),
+    ("allowed_delta_types", "fossil"),
+    ("delta_publish", "true"),
+    ("allow_tags_filter", "true"),
+    ("presence", "true"),
+    ("join_leave", "true"),
+    ("force_push_join_leave", "true"),
+    ("allow_presence_for_client", "true"),
+    ("allow_presence_for_subscriber", "true"),
+    ("allow_presence_for_anonymous", "true"),
+    ("allow_history_for_client", "true"),
+    ("allow_history_for_subscriber", "true"),
+    ("allow_history_for_anonymous", "true"),
+];
+
+#[test]
+fn all_ways_to_set_a_namespace_are_one() {
+    let lines: String =
+        RECOVERING.iter().map(|(option, text)| format!("{option} = '{text}'\n")).collect();
+    let toml = format!(
+        "[channel.without_namespace]\n{lines}[[channel.namespaces]]\nname = 'my-chat.room'\n{lines}"
+    );
+    let pairs = RECOVERING.iter().map(|(option, text)| match *option {
+        "allowed_delta_types" => format!("{option:?}: [{text:?}]"),
+        "history_size" => format!("{option:?}: {text}"),
+        _ if *text == "true" => format!("{option:?}: true"),
+        _ => format!("{option:?}: {text:?}"),
+    });
+    let own = pairs.collect::<Vec<_>>().join(", ");
+    let list = format!("[{{\"name\": \"my-chat.room\", {own}}}]");
+    let section = format!("{{\"without_namespace\": {{{own}}}, \"namespaces\": {list}}}");
+    let json = format!("{{\"channel\": {section}}}");
+    let each = |prefix: &str| {
+        RECOVERING
+            .iter()
+            .map(|(option, text)| (format!("{prefix}_{}", option.to_uppercase()), text.to_string()))
+            .collect::<Vec<_>>()
+    };
+    let mut named = each("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE");
+    named.push(("CENTRIFUGO_CHANNEL_NAMESPACES".into(), "my-chat.room".into()));
+    named.extend(each("CENTRIFUGO_CHANNEL_NAMESPACES_MY_CHAT_ROOM"));
+    let mut listed = each("ROOST_CHANNEL_WITHOUT_NAMESPACE");
+    listed.push(("ROOST_CHANNEL_NAMESPACES".into(), list));
+    let sections = vec![("CENTRIFUGO_CHANNEL".to_owned(), section)];
+    for (file, environment) in [
+        (Some(("c.toml", toml.as_str())), vec![]),
+        (Some(("c.json", json.as_str())), vec![]),
+        (None, named),
+        (None, listed),
+        (None, sections),
+    ] {
+        let shown = format!("{file:?} {environment:?}");
+        let (config, report) = full(file, &Sources { environment, ..Default::default() });
+        let told = (report.errors, report.unknown, report.warnings);
+        assert_eq!(told, (vec![], vec![], vec![]), "{shown}");
+        for (channel, name, index) in [("x", "", 0), ("my-chat.room:x", "my-chat.room", 1)] {
+            let namespace = config.channels.resolve(channel).unwrap();
+            let expected = Namespace { index, ..recovering(name) };
+            assert_eq!(format!("{namespace:?}"), format!("{expected:?}"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn limits_personal_channels_and_pings() {
+    let text = "[client]\nuser_connection_limit = 3\nhistory_max_publication_limit = 20\n\
+                recovery_max_publication_limit = 0\n\
+                [client.subscribe_to_user_personal_channel]\nenabled = true\n\
+                personal_channel_namespace = 'own'\nsingle_connection = true\n\
+                [[channel.namespaces]]\nname = 'own'\npresence = true\n\
+                [rpc.ping]\nenabled = true\nmethod = 'are-you-there'\n";
+    let of_file = good(Some(("c.toml", text)), &Sources::default());
+    let of_environment = environment(&[
+        ("CENTRIFUGO_CLIENT_USER_CONNECTION_LIMIT", "3"),
+        ("CENTRIFUGO_CLIENT_HISTORY_MAX_PUBLICATION_LIMIT", "20"),
+        ("CENTRIFUGO_CLIENT_RECOVERY_MAX_PUBLICATION_LIMIT", "0"),
+        ("CENTRIFUGO_CLIENT_SUBSCRIBE_TO_USER_PERSONAL_CHANNEL_ENABLED", "true"),
+        (
+            "CENTRIFUGO_CLIENT_SUBSCRIBE_TO_USER_PERSONAL_CHANNEL",
+            r#"{"personal_channel_namespace": "own", "single_connection": true}"#,
+        ),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES", "own"),
+        ("CENTRIFUGO_CHANNEL_NAMESPACES_OWN_PRESENCE", "1"),
+        ("CENTRIFUGO_RPC_PING_ENABLED", "t"),
+        ("CENTRIFUGO_RPC_PING_METHOD", "are-you-there"),
+    ]);
+    for config in [of_file, of_environment] {
+        assert_eq!(config.client.user_connection_limit, 3);
+        assert_eq!(config.client.history_publications_max, 20);
+        assert_eq!(config.client.recovery_publications_max, usize::MAX);
+        let personal = PersonalChannel { namespace: "own".into(), single_connection: true };
+        assert_eq!(config.client.personal_channel, Some(personal));
+        assert_eq!(config.rpc_ping.as_deref(), Some("are-you-there"));
+    }
+    let config = environment(&[("ROOST_RPC_PING_ENABLED", "true")]);
+    assert_eq!(config.rpc_ping.as_deref(), Some("ping"));
+
+    let personal = "client.subscribe_to_user_personal_channel";
+    for (options, error) in [
+        ("enabled = true", String::new()),
+        ("personal_channel_namespace = 'none'\nsingle_connection = true", String::new()),
+        (
+            "enabled = true\npersonal_channel_namespace = 'none'",
+            format!(
+                "c.toml:3: {personal}.personal_channel_namespace = \"none\": expected the name of \
+                 one of channel.namespaces, or \"\" for none"
+            ),
+        ),
+        (
+            "enabled = true\nsingle_connection = true",
+            format!(
+                "c.toml:3: {personal}.single_connection = true: expected false, or true with \
+                 channel.without_namespace.presence, as in Centrifugo"
+            ),
+        ),
+        (
+            "single_connection = true\nenabled = true\npersonal_channel_namespace = 'aa'\n\
+             [channel.without_namespace]\npresence = true\n[[channel.namespaces]]\nname = 'aa'",
+            format!(
+                "c.toml:2: {personal}.single_connection = true: expected false, or true with \
+                 channel.namespaces[aa].presence, as in Centrifugo"
+            ),
+        ),
+    ] {
+        let errors = toml(&format!("[{personal}]\n{options}\n")).errors;
+        let expected: Vec<String> =
+            Some(error).filter(|error| !error.is_empty()).into_iter().collect();
+        assert_eq!(errors, expected, "{options}");
+    }
+}
+
+#[test]
+fn deltas_that_nobody_gets_warn() {
+    let history = "history_size = 1\nhistory_ttl = '1s'\n";
+    for (options, warning) in [
+        (String::new(), ""),
+        (format!("{history}allow_positioning = true"), ""),
+        (format!("{history}allowed_delta_types = []"), ""),
+        (format!("{history}allowed_delta_types = 'fossil'\nallow_recovery = true"), ""),
+        (
+            "allowed_delta_types = ['fossil']\ndelta_publish = true".into(),
+            "c.toml:2: channel.without_namespace.allowed_delta_types = a list of 1: publications go \
+             full: a delta needs history_size and history_ttl",
+        ),
+        (
+            format!("{history}delta_publish = true"),
+            "c.toml:4: channel.without_namespace.delta_publish = true: publications go full to all \
+             but those whose token forces positions: a delta needs one, and no option here grants \
+             any",
+        ),
+    ] {
+        let report = toml(&format!("[channel.without_namespace]\n{options}\n"));
+        assert_eq!((report.errors, report.unknown), (vec![], vec![]), "{options}");
+        let expected: Vec<&str> =
+            Some(warning).filter(|text| !text.is_empty()).into_iter().collect();
+        assert_eq!(report.warnings, expected, "{options}");
+    }
 }
 
 #[test]
@@ -366,6 +565,55 @@ fn checks_across_options() {
         ("history_size = 1\nhistory_ttl = '721h'\nhistory_meta_ttl = '1000h'", ""),
         ("channel_regex = '('", "c.toml:3: channel.namespaces[news].channel_regex = \"(\": exp"),
         (
+            "allow_recovery = true",
+            "c.toml:3: channel.namespaces[news].allow_recovery = true: expected false, or history \
+             to recover from: channel.namespaces[news].history_size and history_ttl",
+        ),
+        (
+            "force_recovery = true",
+            "c.toml:3: channel.namespaces[news].force_recovery = true: expected false, or history",
+        ),
+        (
+            "force_recovery_mode = 'cache'",
+            "c.toml:3: channel.namespaces[news].force_recovery_mode = \"cache\": expected stream, or",
+        ),
+        ("force_recovery_mode = 'stream'", ""),
+        ("force_recovery_mode = ''", ""),
+        (
+            "force_recovery_mode = 'both'",
+            "c.toml:3: channel.namespaces[news].force_recovery_mode = \"both\": expected one of \"\", \
+             stream, cache",
+        ),
+        (
+            "force_recovery = true\nhistory_size = 1",
+            "channel.namespaces[news].history_ttl: expected more than 0 beside",
+        ),
+        (
+            "history_size = 1\nhistory_ttl = '1s'\nauto_cache_recover = true\n\
+             allow_recovery = true\nforce_recovery_mode = 'cache'",
+            "c.toml:5: channel.namespaces[news].auto_cache_recover = true: expected false, or \
+             force_recovery = true and force_recovery_mode = \"cache\" beside it",
+        ),
+        (
+            "history_size = 1\nhistory_ttl = '1s'\nauto_cache_recover = true\n\
+             force_recovery = true",
+            "c.toml:5: channel.namespaces[news].auto_cache_recover = true: expected false, or",
+        ),
+        (
+            "history_size = 1\nhistory_ttl = '1s'\nauto_cache_recover = true\n\
+             force_recovery = true\nforce_recovery_mode = 'cache'",
+            "",
+        ),
+        (
+            "allowed_delta_types = ['fossil', 'bsdiff']",
+            "c.toml:3: channel.namespaces[news].allowed_delta_types = a list of 2: expected a list \
+             of none or more of fossil",
+        ),
+        (
+            "allowed_delta_types = 'bsdiff'",
+            "c.toml:3: channel.namespaces[news].allowed_delta_types = \"bsdiff\": expected a list of",
+        ),
+        (
             "[[channel.namespaces]]\nname = 'news'",
             "c.toml:3: channel.namespaces: name = \"news\": expected a name that no other",
         ),
@@ -415,7 +663,6 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', jwks = 'x'}}",
             "client = {subscription_token = {enabled = false, jwks = 'x'}}",
         ),
-        ("client = {user_connection_limit = 1}", "client = {user_connection_limit = 0}"),
         ("sse = {enabled = true}", "sse = {enabled = false, handler_prefix = '/s'}"),
         ("http_stream = {enabled = true}", "http_stream = {max_request_body_size = 1}"),
         ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),
@@ -423,20 +670,16 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
         ("rpc = {namespaces = [{name = 'a'}]}", "rpc = {namespaces = []}"),
         ("roost = {takeover = '/run/x'}", "roost = {takeover = ''}"),
         (
-            "channel = {without_namespace = {presence = true}}",
-            "channel = {without_namespace = {presence = false}}",
+            "rpc = {without_namespace = {proxy_enabled = true}}",
+            "rpc = {without_namespace = {proxy_name = 'x'}}",
         ),
         (
-            "channel = {without_namespace = {force_recovery = true}}",
-            "channel = {without_namespace = {force_recovery_mode = 'stream'}}",
+            "channel = {without_namespace = {map_clients_presence_channel_prefix = 'pre:'}}",
+            "channel = {without_namespace = {map_clients_presence_channel_prefix = ''}}",
         ),
         (
-            "channel = {namespaces = [{name = 'aa', join_leave = true}]}",
+            "channel = {namespaces = [{name = 'aa', map_users_presence_channel_prefix = 'pre:'}]}",
             "channel = {namespaces = [{name = 'aa', subscribe_proxy_name = 'x'}]}",
-        ),
-        (
-            "channel = {namespaces = [{name = 'aa', allowed_delta_types = ['fossil']}]}",
-            "channel = {namespaces = [{name = 'aa', allowed_delta_types = []}]}",
         ),
         (
             "channel = {namespaces = [{name = 'aa', subscription_type = 'map'}]}",
@@ -473,15 +716,17 @@ fn harmless_options_warn() {
     let report = toml(
         "[http_api]\nkey = 'x'\n[admin]\nenabled = true\npassword = 'x'\n[health]\nenabled = false\n\
          [websocket]\ncompression = true\n[channel.without_namespace]\n\
-         allow_history_for_client = true\n[client]\nconcurrency = 8\npresence_update_interval = '27s'\n",
+         roost = {write_delay = '5ms'}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
+         channel_position_check_delay = '40s'\n",
     );
     assert_eq!((report.errors, report.unknown), (vec![], vec![]));
     let starts = [
+        "c.toml:14: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
         "c.toml:13: client.concurrency = 8: ",
         "c.toml:9: websocket.compression = true: ",
         "c.toml:2: http_api.key = ***: ",
         "c.toml:4: admin.enabled = true: ",
-        "c.toml:11: channel.without_namespace.allow_history_for_client = true: ",
+        "c.toml:11: channel.without_namespace.roost.write_delay = \"5ms\": ",
     ];
     for (warning, start) in report.warnings.iter().zip(starts) {
         assert!(warning.starts_with(start), "{warning}\n{start}");

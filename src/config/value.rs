@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Choice(&'static [&'static str]),
     /// Several texts; in one text they are separated by spaces.
     List,
+    /// The same, each of them one of these.
+    Choices(&'static [&'static str]),
     /// Go's text form, or nanoseconds.
     Duration,
     /// The same, and -1 switches off what it times.
@@ -51,8 +53,9 @@ impl Kind {
             Self::Integer(min, max) if max == i64::MAX => format!("a whole number from {min}"),
             Self::Integer(min, max) => format!("a whole number from {min} to {max}"),
             Self::Text => "a text (numbers in quotes)".into(),
-            Self::Choice(choices) => format!("one of {}", choices.join(", ")),
+            Self::Choice(choices) => format!("one of {}", listed(choices)),
             Self::List => "a list of texts".into(),
+            Self::Choices(choices) => format!("a list of none or more of {}", listed(choices)),
             Self::Duration => "a duration such as \"25s\", \"1h30m\" or \"300ms\"".into(),
             Self::DurationOrOff => "a duration such as \"25s\" or \"300ms\", or -1 for off".into(),
             Self::Checked(_, expected) => expected.into(),
@@ -76,7 +79,9 @@ impl Kind {
             }
             Self::Text => Some(Value::Text(text.into())),
             Self::Choice(choices) => choices.contains(&text).then(|| Value::Text(text.into())),
-            Self::List => Some(Value::List(text.split_whitespace().map(Into::into).collect())),
+            Self::List | Self::Choices(_) => {
+                self.list(text.split_whitespace().map(Into::into).collect())
+            }
             Self::Duration => return self.duration(text, false),
             Self::DurationOrOff => return self.duration(text, true),
             Self::Checked(check, _) => check(text).then(|| Value::Text(text.into())),
@@ -101,16 +106,25 @@ impl Kind {
                 Self::Integer(..) | Self::Duration | Self::DurationOrOff | Self::Checked(..),
                 Form::Integer(value),
             ) => self.of_text(&value.to_string()),
-            (Self::List, Form::List(items)) => items
+            (Self::List | Self::Choices(_), Form::List(items)) => items
                 .iter()
                 .map(|item| match &item.form {
-                    Form::Text(text) => Ok(text.clone()),
-                    _ => Err(self.expected()),
+                    Form::Text(text) => Some(text.clone()),
+                    _ => None,
                 })
-                .collect::<Result<_, _>>()
-                .map(Value::List),
+                .collect::<Option<_>>()
+                .and_then(|items| self.list(items))
+                .ok_or_else(|| self.expected()),
             _ => Err(self.expected()),
         }
+    }
+
+    fn list(self, items: Vec<String>) -> Option<Value> {
+        let good = match self {
+            Self::Choices(choices) => items.iter().all(|item| choices.contains(&item.as_str())),
+            _ => true,
+        };
+        good.then_some(Value::List(items))
     }
 
     fn duration(self, text: &str, off: bool) -> Result<Value, String> {
@@ -142,6 +156,12 @@ impl Value {
             Self::Duration(duration) => duration.is_none_or(|duration| duration.is_zero()),
         }
     }
+}
+
+/// Choices for a message; the empty one is seen, too.
+fn listed(choices: &[&str]) -> String {
+    let shown = |choice: &&str| if choice.is_empty() { "\"\"".into() } else { choice.to_string() };
+    choices.iter().map(shown).collect::<Vec<String>>().join(", ")
 }
 
 /// True when something in the node is more than a default.
@@ -199,6 +219,10 @@ mod tests {
             (Kind::Choice(&["a", "b"]), "b", text("b")),
             (Kind::Choice(&["a", "b"]), "B", Err(())),
             (Kind::List, "a  b", Ok(Value::List(vec!["a".into(), "b".into()]))),
+            (Kind::Choices(&["a", "b"]), " b a", Ok(Value::List(vec!["b".into(), "a".into()]))),
+            (Kind::Choices(&["a", "b"]), " ", Ok(Value::List(vec![]))),
+            (Kind::Choices(&["a", "b"]), "a c", Err(())),
+            (Kind::Choices(&["a", "b"]), "[\"a\"]", Err(())),
             (Kind::Duration, "25s", ms(25_000)),
             (Kind::Duration, "1h30m", ms(5_400_000)),
             (Kind::Duration, "1m30.5s", ms(90_500)),
@@ -232,6 +256,12 @@ mod tests {
         assert!(Kind::Text.of_node(&node(Form::Integer(1))).is_err());
         assert!(Kind::Integer(0, 9).of_node(&node(Form::Float(1.0))).is_err());
         assert!(Kind::List.of_node(&node(Form::List(vec![node(Form::Integer(1))]))).is_err());
+        let list = |text: &str| node(Form::List(vec![node(Form::Text(text.into()))]));
+        let choices = Kind::Choices(&["a"]);
+        assert_eq!(choices.of_node(&list("a")), Ok(Value::List(vec!["a".into()])));
+        assert_eq!(choices.of_node(&list("b")), Err("a list of none or more of a".into()));
+        assert!(choices.of_node(&node(Form::List(vec![node(Form::Integer(1))]))).is_err());
+        assert_eq!(Kind::Choice(&["", "a"]).expected(), "one of \"\", a");
         assert_eq!(Kind::Any.of_node(&node(Form::Map(Vec::new()))), Ok(Value::Any(false)));
     }
 

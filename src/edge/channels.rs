@@ -1,13 +1,14 @@
 //! What a channel's name means and what its namespace lets a user do.
 //!
-//! Sections named here are those of the client protocol: 13 names, 14 subscribe, 18 publish.
+//! Sections named here are those of the client protocol: 13 names, 14 subscribe, 17 presence,
+//! 18 publish, 20 server-side subscriptions.
 
 use compact_str::CompactString;
 use hashbrown::HashMap;
 use regex_lite::Regex;
 use serde_json::value::RawValue;
 
-use super::jwt::{SubscriptionClaims, TokenFault};
+use super::jwt::{Overrides, SubscriptionClaims, TokenFault};
 use crate::base::time::UnixSeconds;
 
 /// Options of a namespace, or of the channels without one.
@@ -27,6 +28,32 @@ pub struct Namespace {
     pub allow_positioning: bool,
     /// Positioned subscriptions for all.
     pub force_positioning: bool,
+    /// Recovery for who asks.
+    pub allow_recovery: bool,
+    /// Recovery for all.
+    pub force_recovery: bool,
+    /// What a subscription with recovery gets back.
+    pub recovery_mode: RecoveryMode,
+    /// In the mode `cache` the latest publication comes with every subscribe, asked for or not.
+    pub auto_cache_recover: bool,
+    /// Clients may ask for delta (fossil, the only type).
+    pub delta_allowed: bool,
+    /// Every publish takes part in delta.
+    pub delta_publish: bool,
+    /// Clients may filter by tags.
+    pub allow_tags_filter: bool,
+    /// Keep who is here.
+    pub presence: bool,
+    /// Make join and leave events.
+    pub join_leave: bool,
+    /// Send them to all subscribers, not only to those who asked.
+    pub force_push_join_leave: bool,
+    /// Read who is here.
+    pub allow_presence_for_client: bool,
+    /// Read who is here when subscribed.
+    pub allow_presence_for_subscriber: bool,
+    /// ... and without a user id.
+    pub allow_presence_for_anonymous: bool,
     /// Subscribe without a token.
     pub allow_subscribe_for_client: bool,
     /// ... and without a user id.
@@ -37,7 +64,7 @@ pub struct Namespace {
     pub allow_publish_for_subscriber: bool,
     /// ... and without a user id.
     pub allow_publish_for_anonymous: bool,
-    /// Read history; with the next two it also grants positions to who asks.
+    /// Read history; with the next two it also grants positions and recovery to who asks.
     pub allow_history_for_client: bool,
     /// Read history when subscribed.
     pub allow_history_for_subscriber: bool,
@@ -63,6 +90,43 @@ pub enum DataFormat {
     JsonObject,
     /// Anything.
     Binary,
+}
+
+/// What recovery brings back, `force_recovery_mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecoveryMode {
+    /// All that was missed.
+    #[default]
+    Stream,
+    /// The latest publication.
+    Cache,
+}
+
+/// What a client asked for on top of a subscription. Nothing by default, as it is with server-side
+/// subscriptions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// To be told of gaps.
+    pub positioned: bool,
+    /// To get back what it missed.
+    pub recoverable: bool,
+    /// To be told who comes and goes.
+    pub join_leave: bool,
+}
+
+/// What a subscription has, of what namespace, token and client want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// Gaps are noticed; true with recovery.
+    pub positioned: bool,
+    /// What was missed can be recovered.
+    pub recoverable: bool,
+    /// Gets join and leave pushes.
+    pub join_leave: bool,
+    /// Is kept as present.
+    pub presence: bool,
+    /// Makes join and leave events.
+    pub announces: bool,
 }
 
 /// Namespaces and the rules of names, prepared once.
@@ -194,19 +258,21 @@ impl ChannelRules {
     /// caller's to refuse (disconnect 3501).
     pub fn resolve(&self, channel: &str) -> Result<&Namespace, NameFault> {
         self.check_length(channel)?;
-        let (namespace, rest) = match self.split(channel) {
-            Some((name, rest)) => (
-                &self.namespaces
-                    [usize::from(*self.index_by_name.get(name).ok_or(NameFault::Unknown)?)],
-                rest,
-            ),
-            None => (&self.namespaces[0], channel),
-        };
+        let (namespace, rest) = self.find(channel)?;
         let good = match &namespace.channel_regex {
             Some(regex) => regex.is_match(rest),
             None => channel.is_ascii(),
         };
         if good { Ok(namespace) } else { Err(NameFault::BadName) }
+    }
+
+    /// The namespace of a channel that the server chose (a token's, the personal one): neither
+    /// length nor characters are checked. Section 11.
+    ///
+    /// # Errors
+    /// [`NameFault::Unknown`].
+    pub fn resolve_trusted(&self, channel: &str) -> Result<&Namespace, NameFault> {
+        self.find(channel).map(|(namespace, _)| namespace)
     }
 
     /// The first check alone: between it and the rest of [`Self::resolve`] a subscribe looks
@@ -280,21 +346,31 @@ impl ChannelRules {
         now: UnixSeconds,
     ) -> Result<(), Refusal> {
         match token {
-            Some(Ok(claims)) => return may_subscribe_by_token(claims, channel, subscriber, now),
-            Some(Err(TokenFault::Expired)) => return Err(Refusal::TokenExpired),
-            Some(Err(TokenFault::Invalid)) => return Err(Refusal::PermissionDenied),
-            None if self.is_private(channel) => return Err(Refusal::PermissionDenied),
-            None => {}
+            Some(Ok(claims)) => may_subscribe_by_token(claims, channel, subscriber, now),
+            Some(Err(TokenFault::Expired)) => Err(Refusal::TokenExpired),
+            Some(Err(TokenFault::Invalid)) => Err(Refusal::PermissionDenied),
+            None if self.may_subscribe_unasked(namespace, channel, subscriber) => Ok(()),
+            None => Err(Refusal::PermissionDenied),
+        }
+    }
+
+    /// May this client subscribe when neither a token nor a proxy is asked? It also decides about
+    /// the keys of a connect request's `subs` (section 20). `namespace` is what [`Self::resolve`]
+    /// gave for `channel`.
+    pub fn may_subscribe_unasked(
+        &self,
+        namespace: &Namespace,
+        channel: &str,
+        subscriber: Subscriber<'_>,
+    ) -> bool {
+        if self.is_private(channel) {
+            return false;
         }
         let listed = self.user_limited_allows(namespace, channel, subscriber.user);
         let open = namespace.allow_subscribe_for_client
             && (!subscriber.user.is_empty() || namespace.allow_subscribe_for_anonymous)
             && listed.is_none();
-        if listed == Some(true) || open || subscriber.insecure {
-            Ok(())
-        } else {
-            Err(Refusal::PermissionDenied)
-        }
+        listed == Some(true) || open || subscriber.insecure
     }
 }
 
@@ -344,19 +420,46 @@ impl Namespace {
         allowed || insecure
     }
 
-    /// Is the subscription positioned? Section 14, step 8: when forced by the token or, where that
-    /// says nothing, by the namespace; or when asked for and allowed. Not granted is no error.
-    pub fn positioning_granted(
+    /// May a connection read who is here? That the namespace keeps presence is another question
+    /// (error 108).
+    pub fn may_read_presence(&self, user: &str, subscribed: bool, insecure: bool) -> bool {
+        let known = !user.is_empty() || self.allow_presence_for_anonymous;
+        let allowed = known
+            && (self.allow_presence_for_client
+                || (self.allow_presence_for_subscriber && subscribed));
+        allowed || insecure
+    }
+
+    /// What a subscription has: what the token (or proxy) forces or, where that says nothing, the
+    /// namespace; and what the client asked for and is allowed. Section 14, step 8; section 17.
+    /// Not granted is no error.
+    pub fn grant(
         &self,
-        asked: bool,
+        asked: Asked,
         user: &str,
         insecure: bool,
-        token: Option<&SubscriptionClaims>,
-    ) -> bool {
-        let forced = token
-            .and_then(|claims| claims.overrides.force_positioning)
-            .unwrap_or(self.force_positioning);
-        forced || (asked && (self.allow_positioning || self.may_read_history(user, true, insecure)))
+        overrides: Option<&Overrides>,
+    ) -> Granted {
+        let overrides = overrides.copied().unwrap_or_default();
+        // "For subscriber" counts as if subscribed already.
+        let reads_history = self.may_read_history(user, true, insecure);
+        let reads_presence = self.may_read_presence(user, true, insecure);
+        let recoverable = overrides.force_recovery.unwrap_or(self.force_recovery)
+            || (asked.recoverable && (self.allow_recovery || reads_history));
+        let positioned = overrides.force_positioning.unwrap_or(self.force_positioning)
+            || (asked.positioned && (self.allow_positioning || reads_history));
+        // Who is told and who is told of are two questions: a token may hide its user from the
+        // others, who then still sees them come and go. So what counts for who asks is the
+        // namespace's own option.
+        let join_leave = overrides.force_push_join_leave.unwrap_or(self.force_push_join_leave)
+            || (asked.join_leave && self.join_leave && reads_presence);
+        Granted {
+            positioned: (positioned || recoverable) && self.has_history(),
+            recoverable: recoverable && self.has_history(),
+            join_leave,
+            presence: overrides.presence.unwrap_or(self.presence),
+            announces: overrides.join_leave.unwrap_or(self.join_leave),
+        }
     }
 
     /// True when publications are kept and carry offsets.
@@ -379,6 +482,18 @@ impl DataFormat {
 }
 
 impl ChannelRules {
+    /// The namespace of a name and what its expression is held against: what follows the boundary,
+    /// or the whole name where there is none.
+    fn find<'a>(&self, channel: &'a str) -> Result<(&Namespace, &'a str), NameFault> {
+        match self.split(channel) {
+            Some((name, rest)) => {
+                let index = *self.index_by_name.get(name).ok_or(NameFault::Unknown)?;
+                Ok((self.namespace(index), rest))
+            }
+            None => Ok((self.namespace(0), channel)),
+        }
+    }
+
     /// Namespace and rest of a name, `None` for a name without a namespace.
     fn split<'a>(&self, channel: &'a str) -> Option<(&'a str, &'a str)> {
         let boundary = self.syntax.namespace_boundary.as_str();
@@ -518,6 +633,8 @@ mod tests {
         ] {
             let rules = rules(namespace.clone(), vec![]);
             let subscriber = Subscriber { user, client: "c1", insecure };
+            let unasked = rules.may_subscribe_unasked(namespace, channel, subscriber);
+            assert_eq!(unasked, allowed, "{channel} {user} {insecure} {namespace:?}");
             let verdict = rules.may_subscribe(namespace, channel, subscriber, None, NOW);
             let expected = if allowed { Ok(()) } else { Err(Refusal::PermissionDenied) };
             assert_eq!(verdict, expected, "{channel} {user} {insecure} {namespace:?}");
@@ -596,27 +713,238 @@ mod tests {
     }
 
     #[test]
-    fn positions() {
-        let allow = Namespace { allow_positioning: true, ..named("") };
-        let force = Namespace { force_positioning: true, ..named("") };
-        let history = Namespace { allow_history_for_subscriber: true, ..named("") };
-        for (namespace, asked, user, insecure, granted) in [
-            (&named(""), true, "u", false, false),
-            (&named(""), true, "u", true, true),
-            (&named(""), false, "u", true, false),
-            (&allow, true, "", false, true),
-            (&allow, false, "u", false, false),
-            (&force, false, "", false, true),
-            (&history, true, "u", false, true),
-            (&history, true, "", false, false),
+    fn trusted_names() {
+        let words =
+            Namespace { channel_regex: Some(Regex::new("^[a-z]+$").unwrap()), ..named("words") };
+        let rules = rules(named(""), vec![words]);
+        let long = format!("words:{}", "x".repeat(300));
+        for (channel, expected) in [
+            ("plain", Ok("")),
+            ("#42", Ok("")),
+            ("caf\u{e9}", Ok("")),
+            ("words:CAF\u{c9}", Ok("words")),
+            ("$words:1", Ok("words")),
+            ("words:#a:b", Ok("words")),
+            (&long, Ok("words")),
+            ("nope:x", Err(NameFault::Unknown)),
+            ("#a:b", Err(NameFault::Unknown)),
+            (":x", Err(NameFault::Unknown)),
         ] {
-            let verdict = namespace.positioning_granted(asked, user, insecure, None);
-            assert_eq!(verdict, granted, "{asked} {user} {insecure} {namespace:?}");
+            let resolved = rules.resolve_trusted(channel).map(|namespace| namespace.name.as_str());
+            assert_eq!(resolved, expected, "{channel}");
         }
-        let mut token = claims("u", "c");
-        token.overrides.force_positioning = Some(false);
-        assert!(!force.positioning_granted(false, "u", false, Some(&token)));
-        token.overrides.force_positioning = Some(true);
-        assert!(named("").positioning_granted(false, "u", false, Some(&token)));
+    }
+
+    #[test]
+    fn reading_history_and_presence() {
+        let client = |anonymous| Namespace {
+            allow_history_for_client: true,
+            allow_history_for_anonymous: anonymous,
+            allow_presence_for_client: true,
+            allow_presence_for_anonymous: anonymous,
+            ..named("")
+        };
+        let subscriber = |anonymous| Namespace {
+            allow_history_for_subscriber: true,
+            allow_history_for_anonymous: anonymous,
+            allow_presence_for_subscriber: true,
+            allow_presence_for_anonymous: anonymous,
+            ..named("")
+        };
+        let only_anonymous = Namespace {
+            allow_history_for_anonymous: true,
+            allow_presence_for_anonymous: true,
+            ..named("")
+        };
+        for (namespace, user, subscribed, insecure, allowed) in [
+            (named(""), "u", true, false, false),
+            (named(""), "", false, true, true),
+            (client(false), "u", false, false, true),
+            (client(false), "", true, false, false),
+            (client(true), "", false, false, true),
+            (subscriber(false), "u", true, false, true),
+            (subscriber(false), "u", false, false, false),
+            (subscriber(false), "", true, false, false),
+            (subscriber(true), "", true, false, true),
+            (subscriber(true), "", false, false, false),
+            (only_anonymous.clone(), "", true, false, false),
+            (only_anonymous, "u", true, false, false),
+        ] {
+            let verdict = namespace.may_read_history(user, subscribed, insecure);
+            assert_eq!(verdict, allowed, "{user} {subscribed} {insecure} {namespace:?}");
+            let verdict = namespace.may_read_presence(user, subscribed, insecure);
+            assert_eq!(verdict, allowed, "{user} {subscribed} {insecure} {namespace:?}");
+        }
+        let history = Namespace { allow_history_for_client: true, ..named("") };
+        let presence = Namespace { allow_presence_for_client: true, ..named("") };
+        assert!(!history.may_read_presence("u", true, false));
+        assert!(!presence.may_read_history("u", true, false));
+    }
+
+    fn with_history(name: &str) -> Namespace {
+        Namespace { history_size: 1, history_ttl_ms: 1, ..named(name) }
+    }
+
+    const NOTHING: Asked = Asked { positioned: false, recoverable: false, join_leave: false };
+    const POSITION: Asked = Asked { positioned: true, ..NOTHING };
+    const RECOVERY: Asked = Asked { recoverable: true, ..NOTHING };
+    const JOIN_LEAVE: Asked = Asked { join_leave: true, ..NOTHING };
+
+    #[test]
+    fn positions_and_recovery() {
+        let none = with_history("");
+        let allow = Namespace { allow_positioning: true, ..with_history("") };
+        let force = Namespace { force_positioning: true, ..with_history("") };
+        let allow_recovery = Namespace { allow_recovery: true, ..with_history("") };
+        let force_recovery = Namespace { force_recovery: true, ..with_history("") };
+        let reads = Namespace { allow_history_for_subscriber: true, ..with_history("") };
+        for (namespace, asked, user, insecure, positioned, recoverable) in [
+            (&none, POSITION, "u", false, false, false),
+            (&none, POSITION, "u", true, true, false),
+            (&none, RECOVERY, "u", false, false, false),
+            (&none, RECOVERY, "u", true, true, true),
+            (&none, NOTHING, "u", true, false, false),
+            (&allow, POSITION, "", false, true, false),
+            (&allow, RECOVERY, "u", false, false, false),
+            (&allow, NOTHING, "u", false, false, false),
+            (&force, NOTHING, "", false, true, false),
+            (&force, RECOVERY, "u", false, true, false),
+            (&allow_recovery, NOTHING, "u", false, false, false),
+            (&allow_recovery, POSITION, "u", false, false, false),
+            (&allow_recovery, RECOVERY, "", false, true, true),
+            (&force_recovery, NOTHING, "", false, true, true),
+            (&reads, POSITION, "u", false, true, false),
+            (&reads, RECOVERY, "u", false, true, true),
+            (&reads, NOTHING, "u", false, false, false),
+            (&reads, POSITION, "", false, false, false),
+            (&reads, RECOVERY, "", false, false, false),
+        ] {
+            let granted = namespace.grant(asked, user, insecure, None);
+            let expected = Granted { positioned, recoverable, ..Granted::default() };
+            assert_eq!(granted, expected, "{asked:?} {user} {insecure} {namespace:?}");
+            let without = Namespace { history_size: 0, ..namespace.clone() };
+            assert_eq!(without.grant(asked, user, insecure, None), Granted::default());
+        }
+        for (namespace, force_positioning, force_recovery, positioned, recoverable) in [
+            (&force, None, None, true, false),
+            (&force, Some(false), None, false, false),
+            (&none, Some(true), None, true, false),
+            (&force_recovery, None, Some(false), false, false),
+            (&force_recovery, Some(false), None, true, true),
+            (&none, None, Some(true), true, true),
+            (&none, Some(false), Some(true), true, true),
+        ] {
+            let token = Overrides { force_positioning, force_recovery, ..Overrides::default() };
+            let granted = namespace.grant(NOTHING, "u", false, Some(&token));
+            let expected = Granted { positioned, recoverable, ..Granted::default() };
+            assert_eq!(granted, expected, "{token:?} {namespace:?}");
+        }
+        // What a token doesn't force may still be asked for.
+        let token = Overrides { force_positioning: Some(false), ..Overrides::default() };
+        assert!(allow.grant(POSITION, "u", false, Some(&token)).positioned);
+    }
+
+    #[test]
+    fn presence_and_events() {
+        let none = named("");
+        let present = Namespace { presence: true, ..named("") };
+        let events = Namespace { join_leave: true, ..named("") };
+        let pushed = Namespace { force_push_join_leave: true, ..events.clone() };
+        let read = Namespace { allow_presence_for_subscriber: true, ..events.clone() };
+        let read_only = Namespace { allow_presence_for_client: true, ..named("") };
+        let no_override = Overrides::default();
+        let hidden =
+            Overrides { presence: Some(false), join_leave: Some(false), ..Overrides::default() };
+        let shown =
+            Overrides { presence: Some(true), join_leave: Some(true), ..Overrides::default() };
+        let told = Overrides { force_push_join_leave: Some(true), ..Overrides::default() };
+        let not_told = Overrides { force_push_join_leave: Some(false), ..Overrides::default() };
+        for (namespace, asked, user, insecure, token, (presence, announces, join_leave)) in [
+            (&none, JOIN_LEAVE, "u", true, no_override, (false, false, false)),
+            (&none, NOTHING, "u", false, shown, (true, true, false)),
+            (&none, NOTHING, "u", false, told, (false, false, true)),
+            (&present, JOIN_LEAVE, "u", true, no_override, (true, false, false)),
+            (&present, NOTHING, "u", false, hidden, (false, false, false)),
+            (&events, NOTHING, "u", true, no_override, (false, true, false)),
+            (&events, JOIN_LEAVE, "u", false, no_override, (false, true, false)),
+            (&events, JOIN_LEAVE, "", true, no_override, (false, true, true)),
+            (&pushed, NOTHING, "", false, no_override, (false, true, true)),
+            (&pushed, NOTHING, "u", false, not_told, (false, true, false)),
+            (&pushed, NOTHING, "u", false, hidden, (false, false, true)),
+            (&read, JOIN_LEAVE, "u", false, no_override, (false, true, true)),
+            (&read, JOIN_LEAVE, "", false, no_override, (false, true, false)),
+            (&read, JOIN_LEAVE, "u", false, not_told, (false, true, true)),
+            (&read, JOIN_LEAVE, "u", false, hidden, (false, false, true)),
+            (&read, NOTHING, "u", false, no_override, (false, true, false)),
+            (&read_only, JOIN_LEAVE, "u", false, no_override, (false, false, false)),
+            (&read_only, JOIN_LEAVE, "u", false, shown, (true, true, false)),
+        ] {
+            let granted = namespace.grant(asked, user, insecure, Some(&token));
+            let expected = Granted { presence, announces, join_leave, ..Granted::default() };
+            assert_eq!(granted, expected, "{asked:?} {user} {insecure} {token:?} {namespace:?}");
+        }
+    }
+
+    /// The flags of a number, lowest bit first.
+    fn flags<const COUNT: usize>(bits: u32) -> [bool; COUNT] {
+        std::array::from_fn(|at| (bits >> at) & 1 == 1)
+    }
+
+    #[test]
+    fn every_grant_has_its_reason() {
+        for bits in 0..1 << 14 {
+            let [history, force_position, position, force, recovery, reads, asks] = flags(bits);
+            let [presence, events, pushed, read, asks_recovery, asks_events, insecure] =
+                flags(bits >> 7);
+            let namespace = Namespace {
+                history_size: u32::from(history),
+                history_ttl_ms: 1,
+                force_positioning: force_position,
+                allow_positioning: position,
+                force_recovery: force,
+                allow_recovery: recovery,
+                allow_history_for_client: reads,
+                presence,
+                join_leave: events,
+                force_push_join_leave: pushed,
+                allow_presence_for_client: read,
+                ..named("")
+            };
+            let asked =
+                Asked { positioned: asks, recoverable: asks_recovery, join_leave: asks_events };
+            let by_namespace = namespace.grant(asked, "u", insecure, None);
+            // Whether a token or the namespace says it makes no difference, but for the namespace's
+            // own `join_leave`.
+            let same = Overrides {
+                presence: Some(presence),
+                join_leave: Some(events),
+                force_push_join_leave: Some(pushed),
+                force_recovery: Some(force),
+                force_positioning: Some(force_position),
+            };
+            let by_token = namespace.grant(asked, "u", insecure, Some(&same));
+            assert_eq!(by_token, by_namespace, "{namespace:?}");
+            let silent = Namespace {
+                presence: !presence,
+                force_push_join_leave: !pushed,
+                force_recovery: !force,
+                force_positioning: !force_position,
+                ..namespace.clone()
+            };
+            let by_token = silent.grant(asked, "u", insecure, Some(&same));
+            assert_eq!(by_token, by_namespace, "{namespace:?}");
+
+            let reason_to_recover = force || (asks_recovery && (recovery || reads || insecure));
+            let reason_to_position = force_position || (asks && (position || reads || insecure));
+            let reason_to_tell = pushed || (asks_events && events && (read || insecure));
+            let expected = Granted {
+                positioned: history && (reason_to_position || reason_to_recover),
+                recoverable: history && reason_to_recover,
+                join_leave: reason_to_tell,
+                presence,
+                announces: events,
+            };
+            assert_eq!(by_namespace, expected, "{asked:?} {insecure} {namespace:?}");
+        }
     }
 }

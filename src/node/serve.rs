@@ -91,7 +91,7 @@ fn settings(
     facts: &Facts,
     memory_limit_bytes: u64,
 ) -> std::io::Result<Settings> {
-    let Config { client, roost, websocket, http_server, tokens, channels, .. } = config;
+    let Config { client, roost, websocket, http_server, tokens, channels, rpc_ping, .. } = config;
     // A slot's memory is reserved for as many connections as could ever be here.
     let by_memory = plan::connections_in(memory_limit_bytes).max(1);
     let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
@@ -131,6 +131,10 @@ fn settings(
                 queue_bytes_max: client.queue_bytes_max,
                 connection_limit: client.connection_limit,
                 connection_rate_limit: client.connection_rate_limit,
+                user_connection_limit: client.user_connection_limit,
+                history_publications_max: client.history_publications_max,
+                recovery_publications_max: client.recovery_publications_max,
+                personal_channel: client.personal_channel,
                 include_server_time: client.connect_include_server_time,
                 version: format!("{} roost", env!("CARGO_PKG_VERSION")),
             },
@@ -144,6 +148,7 @@ fn settings(
             channels,
             origins: client.allowed_origins,
             client_ids: ClientIdSealer::new(&key),
+            rpc_ping,
         },
         options: Options {
             conns_soft: conns(plan.conns_per_shard_soft),

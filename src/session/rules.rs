@@ -1,6 +1,8 @@
 //! What all sessions of a node go by: one object, made from the configuration.
 
-use crate::edge::channels::ChannelRules;
+use compact_str::CompactString;
+
+use crate::edge::channels::{ChannelRules, ChannelSyntax};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::edge::origin::OriginRules;
@@ -34,10 +36,29 @@ pub struct ClientOptions {
     pub connection_limit: u64,
     /// New connections of the node in a second at most, 0 for no limit.
     pub connection_rate_limit: u64,
+    /// Connections of one user on the node at most, 0 for no limit: beyond it, close 3504. Doesn't
+    /// count for anonymous users.
+    pub user_connection_limit: u32,
+    /// Publications in an answer to `history` at most; `usize::MAX` for no limit.
+    pub history_publications_max: usize,
+    /// Publications that a subscription recovers at most; `usize::MAX` for no limit.
+    pub recovery_publications_max: usize,
+    /// The channel that every user is subscribed to, if they are.
+    pub personal_channel: Option<PersonalChannel>,
     /// The connect reply carries the time.
     pub include_server_time: bool,
     /// What the connect reply says of the server.
     pub version: String,
+}
+
+/// A server-side subscription that each user has to a channel of its own; anonymous ones have none.
+/// Client protocol, section 20.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PersonalChannel {
+    /// Its namespace; empty for the channels without one.
+    pub namespace: CompactString,
+    /// A new connection closes the older ones of its user with 3504.
+    pub single_connection: bool,
 }
 
 /// Everything that decides what a session may do. Shared by all shards, never changed.
@@ -54,4 +75,41 @@ pub struct Rules {
     pub origins: OriginRules,
     /// Makes client ids.
     pub client_ids: ClientIdSealer,
+    /// The RPC method that is answered with `{}`, if there is one.
+    pub rpc_ping: Option<CompactString>,
+}
+
+impl PersonalChannel {
+    /// The channel of a user whose id is not empty: `#user`, or `namespace:#user`.
+    pub fn channel(&self, user: &str, syntax: &ChannelSyntax) -> String {
+        let ChannelSyntax { namespace_boundary, user_boundary, .. } = syntax;
+        match self.namespace.as_str() {
+            "" => format!("{user_boundary}{user}"),
+            namespace => format!("{namespace}{namespace_boundary}{user_boundary}{user}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn personal_channels() {
+        let other = ChannelSyntax {
+            namespace_boundary: "/".into(),
+            user_boundary: "@".into(),
+            ..ChannelSyntax::default()
+        };
+        for (namespace, user, syntax, expected) in [
+            ("", "42", &ChannelSyntax::default(), "#42"),
+            ("personal", "42", &ChannelSyntax::default(), "personal:#42"),
+            ("personal", "a,b", &ChannelSyntax::default(), "personal:#a,b"),
+            ("", "42", &other, "@42"),
+            ("personal", "42", &other, "personal/@42"),
+        ] {
+            let personal = PersonalChannel { namespace: namespace.into(), ..Default::default() };
+            assert_eq!(personal.channel(user, syntax), expected);
+        }
+    }
 }

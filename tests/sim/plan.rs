@@ -174,6 +174,10 @@ impl Plan {
             queue_bytes_max,
             connection_limit: 0,
             connection_rate_limit: 0,
+            user_connection_limit: 0,
+            history_publications_max: 300,
+            recovery_publications_max: 300,
+            personal_channel: None,
             include_server_time: false,
             version: "sim".into(),
         };
@@ -235,6 +239,7 @@ impl Plan {
             channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default()),
             origins: OriginRules::new(&["*".to_string()]).unwrap(),
             client_ids: ClientIdSealer::new(&[7; 32]),
+            rpc_ping: None,
         }
     }
 }
