@@ -133,7 +133,8 @@ impl Record {
 
 /// What a kept publication costs beside its own bytes: count, length, head, and its place in the
 /// ring, which may be half empty.
-const RECORD_BYTES: usize = size_of::<RecordHead>() + 2 * size_of::<usize>() + 2 * size_of::<Record>();
+const RECORD_BYTES: usize =
+    size_of::<RecordHead>() + 2 * size_of::<usize>() + 2 * size_of::<Record>();
 const _: () = assert!(RECORD_BYTES == 48);
 
 /// The bytes of slices, one after the other, with their exact count.
@@ -303,18 +304,20 @@ impl Stream {
         }
         let start = self.place_of(since.offset.saturating_add(1));
         let missing = start..self.ring.len().min(start.saturating_add(limit));
-        let complete = match (self.ring.get(missing.start), self.ring.get(missing.end.wrapping_sub(1))) {
-            (Some(first), Some(last)) if !missing.is_empty() => {
-                first.offset() == since.offset + 1 && last.offset() == self.offset
-            }
-            _ => since.offset == self.offset,
-        };
+        let complete =
+            match (self.ring.get(missing.start), self.ring.get(missing.end.wrapping_sub(1))) {
+                (Some(first), Some(last)) if !missing.is_empty() => {
+                    first.offset() == since.offset + 1 && last.offset() == self.offset
+                }
+                _ => since.offset == self.offset,
+            };
         if complete { Recovered::Yes(missing) } else { Recovered::No }
     }
 
     /// The same where only the latest publication counts (client protocol, 15.5).
     pub fn recover_latest(&self, since: &Since) -> Recovered {
-        let same = since.offset > 0 && since.offset == self.offset && *self.epoch.as_str() == since.epoch;
+        let same =
+            since.offset > 0 && since.offset == self.offset && *self.epoch.as_str() == since.epoch;
         match self.ring.len() {
             0 if same => Recovered::Yes(0..0),
             0 => Recovered::No,
@@ -391,7 +394,11 @@ mod tests {
         let kept: Vec<_> = stream.records().map(|r| (r.offset(), r.data().to_vec())).collect();
         let expected: Vec<_> = (3..=5u64).map(|n| (n, format!("data {n}").into_bytes())).collect();
         assert_eq!(kept, expected);
-        assert!(stream.records().all(|r| (r.published().info, r.published().tags) == (b"info", b"tags")));
+        assert!(
+            stream
+                .records()
+                .all(|r| (r.published().info, r.published().tags) == (b"info", b"tags"))
+        );
     }
 
     #[test]
@@ -411,7 +418,9 @@ mod tests {
     #[test]
     fn pages_go_both_ways_from_anywhere() {
         let mut stream = Stream::new(Millis(0), OPTIONS, &mut Rng::new(1));
-        (0..5).for_each(|_| drop(stream.append(Millis(1), &published(b"x"))));
+        for _ in 0..5 {
+            stream.append(Millis(1), &published(b"x"));
+        }
         let epoch: CompactString = stream.epoch.as_str().into();
         let page = |since: Option<u64>, limit, reverse| {
             let since = since.map(|offset| Since { offset, epoch: epoch.clone() });
@@ -449,7 +458,9 @@ mod tests {
         assert_eq!(stream.recover(&since(0, &epoch), 9), Recovered::Yes(0..0));
         assert_eq!(stream.recover(&since(1, &epoch), 9), Recovered::No);
         assert_eq!(stream.recover_latest(&since(0, &epoch)), Recovered::No);
-        (0..5).for_each(|_| drop(stream.append(Millis(1), &published(b"x"))));
+        for _ in 0..5 {
+            stream.append(Millis(1), &published(b"x"));
+        }
         for (offset, epoch, limit, expected) in [
             (5, epoch.as_str(), 9, Recovered::Yes(3..3)),
             (4, &epoch, 9, Recovered::Yes(2..3)),

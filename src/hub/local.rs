@@ -8,7 +8,6 @@ use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-
 use super::fanout::{FanOut, Walk};
 use super::filter::Filters;
 use super::names::NameHasher;

@@ -87,7 +87,9 @@ mod tests {
         conns.leave("a", place(3));
         conns.leave("a", place(1));
         assert!(enter(&mut conns, "a", 5) && !enter(&mut conns, "a", 6));
-        [("a", 2), ("a", 5), ("b", 4)].map(|(user, index)| conns.leave(user, place(index)));
+        for (user, index) in [("a", 2), ("a", 5), ("b", 4)] {
+            conns.leave(user, place(index));
+        }
         assert!(conns.is_empty());
     }
 

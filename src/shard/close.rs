@@ -1,7 +1,7 @@
 //! Endings: ours, the peer's, faults, time; and what a dead connection leaves to be done.
 
-use super::*;
 use super::mail::Mail;
+use super::*;
 use crate::proto::client::{Disconnect, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::Fault;

@@ -228,8 +228,8 @@ impl<D: Driver> Shard<D> {
         let text = is_json
             && (has(Form::JsonText)
                 || has(Form::JsonDelta) && (text_patch.is_none() || wanted.fresh));
-        let protobuf = has(Form::Protobuf)
-            || has(Form::ProtobufDelta) && (patch.is_none() || wanted.fresh);
+        let protobuf =
+            has(Form::Protobuf) || has(Form::ProtobufDelta) && (patch.is_none() || wanted.fresh);
         let mut frame = |wanted: bool, encoding, form, data| {
             wanted.then(|| {
                 let push = Push::Publication(Publication { data, form, ..*publication });
@@ -329,9 +329,9 @@ impl<D: Driver> Shard<D> {
     }
 
     fn pack_events(&mut self, channel: &str, events: &[Event], wanted: Wanted) -> Parcel {
-        let infos = events.iter().filter_map(|event| {
-            ClientInfo::unpack(&event.info).map(|info| (event.came, info))
-        });
+        let infos = events
+            .iter()
+            .filter_map(|event| ClientInfo::unpack(&event.info).map(|info| (event.came, info)));
         let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
         let fits = |info: &ClientInfo<'_>| {
             let parts = [info.conn_info, info.chan_info];
@@ -590,7 +590,8 @@ fn encode_list(
             .collect(),
         false => Vec::new(),
     };
-    let full = if form == Form::Json || form.is_protobuf() { DataForm::Plain } else { DataForm::Text };
+    let full =
+        if form == Form::Json || form.is_protobuf() { DataForm::Plain } else { DataForm::Text };
     let publications = records.iter().enumerate().map(|(at, record)| {
         let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
         let publication = publication_of(record);

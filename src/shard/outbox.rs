@@ -339,7 +339,9 @@ mod tests {
     #[test]
     fn a_frame_in_parts_is_dropped_whole_or_finished() {
         let parts = [SharedFrame::new(b"ab"), SharedFrame::part(b"cd"), SharedFrame::part(b"e")];
-        for (sent, left) in [(0, &b""[..]), (1, b"bcde"), (2, b"cde"), (3, b"de"), (4, b"e"), (5, b"")] {
+        for (sent, left) in
+            [(0, &b""[..]), (1, b"bcde"), (2, b"cde"), (3, b"de"), (4, b"e"), (5, b"")]
+        {
             let mut boxes = Outboxes::default();
             let mut at = NONE;
             for part in &parts {
@@ -348,7 +350,10 @@ mod tests {
             boxes.push(&mut at, SharedFrame::new(b"next"));
             boxes.advance(at, sent);
             boxes.drop_unsent(at);
-            assert_eq!((unsent(&boxes.boxes[at as usize]), boxes.bytes()), (left.to_vec(), left.len() as u64));
+            assert_eq!(
+                (unsent(&boxes.boxes[at as usize]), boxes.bytes()),
+                (left.to_vec(), left.len() as u64)
+            );
         }
     }
 

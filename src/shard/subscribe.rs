@@ -1,10 +1,8 @@
 //! Subscriptions on the subscriber's side: asked for, answered, refreshed, ended.
 
-use super::connect::{asked_by, since_of};
 use super::commands::Stop;
-use super::mail::{
-    Asker, Mail, Membership, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
-};
+use super::connect::{asked_by, since_of};
+use super::mail::{Asker, Mail, Membership, Recover, Recovery, Subscribe, Subscribed, Unsubscribe};
 use super::read::Flow;
 use super::*;
 use crate::base::filter::FilterNode;
@@ -15,8 +13,8 @@ use crate::hub::history::Since;
 use crate::hub::parcel::Form;
 use crate::hub::subscribers::{Subscriber, Traits};
 use crate::proto::client::{
-    Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest,
-    SubscribeResult, Unsubscribed,
+    Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest, SubscribeResult,
+    Unsubscribed,
 };
 use crate::session::{Made, ServerSub, Sub, SubFlags, SubState};
 
@@ -166,8 +164,7 @@ impl<D: Driver> Shard<D> {
         };
         let hash = self.node.names.hash(channel);
         let home = self.node.names.home(hash);
-        let credits =
-            self.spend(home, if since.is_some() { LARGE_ANSWER_CREDITS } else { 1 })?;
+        let credits = self.spend(home, if since.is_some() { LARGE_ANSWER_CREDITS } else { 1 })?;
         let recover = since.map(|since| {
             let bytes_max = self.answer_bytes_max();
             Box::new(Recover { since, latest, filter: filter.clone(), bytes_max })

@@ -15,9 +15,7 @@ use super::signatures::{SignatureJob, Signatures, Signed, TokenKind};
 use super::*;
 use crate::base::time::UnixSeconds;
 use crate::edge::good_tokens::{TokenDigest, token_digest};
-use crate::edge::jwt::{
-    Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys,
-};
+use crate::edge::jwt::{Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
 use crate::proto::client::ErrorCode;
 
 /// A question that the home of a token has asked the pool.

@@ -214,7 +214,9 @@ impl<D: Driver> Shard<D> {
                 self.outboxes.drop_unsent(at);
                 self.disconnect(key.index, Disconnect::Slow);
             }
-            Phase::Echo if flags.paused() && waits < ECHO_BACKLOG_BYTES as usize => self.resume(key),
+            Phase::Echo if flags.paused() && waits < ECHO_BACKLOG_BYTES as usize => {
+                self.resume(key)
+            }
             _ => {}
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use roost::base::counters::Counter;
 use roost::base::id::ShardId;
 use roost::base::rng::Rng;
 use roost::base::time::Millis;
@@ -86,6 +87,7 @@ impl Run {
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
             counters: ids.iter().map(|_| ShardCounters::default()).collect(),
+            slow: ids.iter().map(|_| (0..9).map(|_| Counter::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
             clients: AtomicU64::new(0),
             client_rate: AtomicU64::new(0),
