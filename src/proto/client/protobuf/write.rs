@@ -4,7 +4,9 @@
 //! fields of higher numbers: their order means nothing, and so it needs no second buffer.
 
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len, uint32};
+use prost::encoding::{
+    WireType, encode_key, encode_varint, encoded_len_varint, key_len, string, uint32,
+};
 
 use super::super::reply::{
     Body, ConnectResult, DataForm, Publication, Push, Reply, SubscribePush, SubscribeResult,
@@ -14,9 +16,15 @@ use crate::base::info::ClientInfo;
 
 /// Numbers of fields of `Reply` that are not written by prost as a whole.
 const ID: u32 = 1;
+const PUSH: u32 = 4;
+const CONNECT: u32 = 5;
 const SUBSCRIBE: u32 = 6;
 const PRESENCE: u32 = 9;
 const HISTORY: u32 = 11;
+/// And of others: the push, and `subs` in it and in the connect result.
+const PUSH_CONNECT: u32 = 10;
+const CONNECT_PUSH_SUBS: u32 = 4;
+const CONNECT_RESULT_SUBS: u32 = 6;
 
 /// See [`Encoding::put_reply`](super::super::Encoding::put_reply).
 pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option<usize> {
@@ -29,7 +37,12 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option
                 temporary,
             });
         }
-        Reply::Connect(result) => message.connect = Some(connect_result(&result)),
+        Reply::Connect(result) => {
+            let mut subs = Vec::new();
+            put_subs(&mut subs, CONNECT_RESULT_SUBS, result.subs);
+            let fields = connect_fields(&result);
+            return put_with_body(out, id, CONNECT, &fields, Body::Here(&subs));
+        }
         Reply::Subscribe(result) => {
             let fields = subscribe_fields(&result);
             return put_with_body(out, id, SUBSCRIBE, &fields, result.publications);
@@ -77,7 +90,16 @@ pub(crate) fn put_push(out: &mut Vec<u8>, channel: &str, push: &Push<'_>) {
             });
         }
         Push::Message(data) => message.message = Some(schema::Message { data: data.into() }),
-        Push::Connect(result) => message.connect = Some(connect_result(&result).into()),
+        Push::Connect(result) => {
+            let mut connect = schema::Connect::from(connect_fields(&result)).encode_to_vec();
+            put_subs(&mut connect, CONNECT_PUSH_SUBS, result.subs);
+            let mut push = Vec::new();
+            put_nested(&mut push, PUSH_CONNECT, &connect);
+            let mut reply = Vec::new();
+            put_nested(&mut reply, PUSH, &push);
+            encode_varint(reply.len() as u64, out);
+            return out.extend_from_slice(&reply);
+        }
         Push::Disconnect { code, reason } => {
             message.disconnect = Some(schema::Disconnect {
                 code: code.into(),
@@ -170,17 +192,14 @@ fn put_with_length(out: &mut Vec<u8>, message: &impl Message) {
     message.encode_length_delimited(out).expect("a Vec has room");
 }
 
-fn connect_result(result: &ConnectResult<'_>) -> schema::ConnectResult {
-    let sub = |(channel, result): &(&str, SubscribeResult<'_>)| {
-        ((*channel).into(), subscribe_result(result))
-    };
+/// Without its subscriptions.
+fn connect_fields(result: &ConnectResult<'_>) -> schema::ConnectResult {
     schema::ConnectResult {
         client: result.client.into(),
         version: result.version.into(),
         expires: result.expires,
         ttl: result.ttl,
         data: result.data.into(),
-        subs: result.subs.iter().map(sub).collect(),
         ping: result.ping,
         pong: result.pong,
         session: result.session.into(),
@@ -209,16 +228,29 @@ impl From<schema::ConnectResult> for schema::Connect {
     }
 }
 
-/// With its publications, read back since a message in a map can't be spliced: there are few, in the
-/// connect reply alone.
-fn subscribe_result(result: &SubscribeResult<'_>) -> schema::SubscribeResult {
-    let list = match result.publications {
-        Body::Here(bytes) => schema::SubscribeResult::decode(bytes).ok(),
-        Body::Elsewhere(_) => None,
-    };
-    debug_assert!(list.is_some(), "what put_publications made must be here");
-    let publications = list.unwrap_or_default().publications;
-    schema::SubscribeResult { publications, ..subscribe_fields(result) }
+/// The entries of a map of subscribe results. Not prost's, which leaves a value out that has nothing
+/// in it: readers made by other tools take that for no value at all.
+fn put_subs(out: &mut Vec<u8>, field: u32, subs: &[(&str, SubscribeResult<'_>)]) {
+    let mut entry = Vec::new();
+    for (channel, result) in subs {
+        let Body::Here(publications) = result.publications else {
+            debug_assert!(false, "what put_publications made must be here");
+            continue;
+        };
+        let mut value = subscribe_fields(result).encode_to_vec();
+        value.extend_from_slice(publications);
+        entry.clear();
+        string::encode(1, &(*channel).to_owned(), &mut entry);
+        put_nested(&mut entry, 2, &value);
+        put_nested(out, field, &entry);
+    }
+}
+
+/// A message, encoded already, as a field of another one.
+fn put_nested(out: &mut Vec<u8>, field: u32, message: &[u8]) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(message.len() as u64, out);
+    out.extend_from_slice(message);
 }
 
 /// Without its publications.

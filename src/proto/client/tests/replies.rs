@@ -195,6 +195,16 @@ fn small_replies() {
 }
 
 #[test]
+fn a_subscription_with_nothing_to_say_is_there_all_the_same() {
+    let mut out = Vec::new();
+    let subs = &[("a", SubscribeResult::default())];
+    let result = ConnectResult { subs, ..ConnectResult::default() };
+    Encoding::Protobuf.put_reply(&mut out, 1, &Reply::Connect(result));
+    // Reply 1: connect { subs { key: "a", value: {} } }
+    assert_eq!(out, b"\x0b\x08\x01\x2a\x07\x32\x05\x0a\x01a\x12\x00");
+}
+
+#[test]
 fn subscribe_and_connect_replies() {
     let none = schema::Reply::default;
     reply(
