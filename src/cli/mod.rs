@@ -23,8 +23,9 @@ const EXIT_USAGE: u8 = 2;
 /// Commands that are somebody else's work.
 #[derive(Clone, Copy)]
 pub struct Commands {
-    /// Runs a node until it is told to stop; the flag says that it is the development node.
-    pub serve: fn(Loaded, bool) -> ExitCode,
+    /// Runs a node until it is told to stop, with options that may be read again from where they
+    /// came.
+    pub serve: fn(Loaded, Sources) -> ExitCode,
     /// `roost tune`: connections, apply, folder to write to.
     pub tune: fn(Option<u64>, bool, Option<PathBuf>) -> ExitCode,
 }
@@ -66,7 +67,7 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
     match config::load(&sources) {
         Ok(loaded) => {
             warn(&loaded.warnings);
-            (commands.serve)(loaded, dev)
+            (commands.serve)(loaded, sources)
         }
         Err(fault) => refuse(&fault),
     }

@@ -3,6 +3,7 @@
 //! Sections named here are those of the client protocol: 13 names, 14 subscribe, 17 presence,
 //! 18 publish, 20 server-side subscriptions.
 
+use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use hashbrown::HashMap;
 use regex_lite::Regex;
@@ -249,6 +250,38 @@ impl ChannelRules {
             }
         }
         Self { namespaces: all, index_by_name, syntax }
+    }
+
+    /// These rules, to be shared and replaced.
+    pub fn into_shared(self) -> ArcSwap<Self> {
+        ArcSwap::from_pointee(self)
+    }
+
+    /// These rules in the place of `older` ones, while both may be in use: a namespace that is in both
+    /// keeps its number. One that is not here any more keeps it, too, and is found by no name.
+    pub fn in_place_of(self, older: &Self) -> Self {
+        let mut named: HashMap<CompactString, Namespace, foldhash::fast::RandomState> = self
+            .namespaces
+            .iter()
+            .skip(1)
+            .map(|namespace| (namespace.name.clone(), namespace.clone()))
+            .collect();
+        let mut all = vec![self.namespaces[0].clone()];
+        for namespace in &older.namespaces[1..] {
+            let gone = || Namespace { name: namespace.name.clone(), ..Namespace::default() };
+            all.push(named.remove(&namespace.name).unwrap_or_else(gone));
+        }
+        // The others in the order in which they were configured.
+        all.extend(self.namespaces.iter().skip(1).filter_map(|n| named.remove(&n.name)));
+        all.truncate(usize::from(u16::MAX));
+        let mut index_by_name = HashMap::default();
+        for (index, namespace) in (0u16..).zip(all.iter_mut()) {
+            namespace.index = index;
+            if self.index_by_name.contains_key(&namespace.name) {
+                index_by_name.insert(namespace.name.clone(), index);
+            }
+        }
+        Self { namespaces: all, index_by_name, syntax: self.syntax }
     }
 
     /// The namespace of a channel whose name is good.
@@ -946,5 +979,21 @@ mod tests {
             };
             assert_eq!(by_namespace, expected, "{asked:?} {insecure} {namespace:?}");
         }
+    }
+
+    #[test]
+    fn numbers_of_namespaces_outlive_a_change() {
+        let of = |names: &[&str]| rules(named(""), names.iter().map(|name| named(name)).collect());
+        let older = of(&["aa", "bb", "cc"]);
+        let newer = of(&["dd", "cc", "aa"]).in_place_of(&older);
+        let index = |rules: &ChannelRules, name: &str| {
+            rules.resolve(&format!("{name}:x")).map(|namespace| namespace.index)
+        };
+        let indices = ["aa", "bb", "cc", "dd"].map(|name| index(&newer, name));
+        assert_eq!(indices, [Ok(1), Err(NameFault::Unknown), Ok(3), Ok(4)]);
+        assert_eq!(newer.namespace(2).name, "bb");
+        // And back again: who left has its number still.
+        let again = of(&["bb"]).in_place_of(&newer);
+        assert_eq!((index(&again, "bb"), index(&again, "dd")), (Ok(2), Err(NameFault::Unknown)));
     }
 }

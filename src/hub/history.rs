@@ -224,6 +224,11 @@ impl Stream {
         Self { offset: 0, epoch, ring: VecDeque::new(), bytes: 0, last_publish: now, options }
     }
 
+    /// Other sizes and times hold from the next publish on.
+    pub fn set_options(&mut self, options: StreamOptions) {
+        self.options = options;
+    }
+
     /// Where it stands.
     pub fn position(&self) -> Position {
         Position { offset: self.offset, epoch: Some(self.epoch) }

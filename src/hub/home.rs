@@ -478,7 +478,10 @@ impl Homes {
         if unheard && slot.as_ref().is_some_and(|s| s.forgettable(now)) {
             self.kept.forget(slot.take());
         }
-        slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)))
+        let stream = slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)));
+        // Those of its namespace may have changed since.
+        stream.set_options(options);
+        stream
     }
 
     /// The last subscriber went, or the first publication came with nobody there.

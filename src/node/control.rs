@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-use super::{Ended, memory};
+use super::{Ended, Reload, Reloaded, memory};
 use crate::shard::Node;
 use crate::shard::mail::{Letterbox, Mail};
 
@@ -18,8 +18,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     figures: Signal,
-    /// Caught because it would end the node.
-    hangup: Signal,
+    reload: Signal,
 }
 
 impl Signals {
@@ -29,7 +28,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             figures: signal(SignalKind::user_defined1())?,
-            hangup: signal(SignalKind::hangup())?,
+            reload: signal(SignalKind::hangup())?,
         })
     }
 }
@@ -42,6 +41,7 @@ pub(super) struct Control {
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
     pub(super) memory_limit_bytes: u64,
+    pub(super) reload: Reload,
 }
 
 /// How often memory is looked at.
@@ -65,12 +65,45 @@ impl Control {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
                 _ = signals.figures.recv() => self.print_figures(),
-                _ = signals.hangup.recv() => {
-                    warn!("SIGHUP: options can't be read again yet, those of the start stay");
-                }
+                _ = signals.reload.recv() => self.reload(),
                 _ = every.tick() => self.watch_memory(),
             }
         }
+    }
+
+    /// Reads the options again, and takes those of channels and the keys of tokens. When something is
+    /// wrong all stays as it is.
+    fn reload(&self) {
+        let Reloaded { channels, tokens, warnings } = match (self.reload)() {
+            Ok(reloaded) => reloaded,
+            Err(problems) => {
+                for problem in problems.lines() {
+                    warn!(problem, "options read again: nothing is changed");
+                }
+                return;
+            }
+        };
+        for warning in warnings {
+            warn!(warning, "options read again");
+        }
+        let rules = &self.node.rules;
+        let sets = [
+            (Some(&rules.keys), Some(&tokens.connection)),
+            (rules.subscription_keys.as_ref(), tokens.subscription.as_ref()),
+        ];
+        for (keys, options) in sets {
+            let replaced = match (keys, options) {
+                (Some(keys), Some(options)) => keys.replace(options).map_err(|f| f.to_string()),
+                (None, None) => Ok(()),
+                _ => Err("client.subscription_token.enabled needs a new start".to_owned()),
+            };
+            if let Err(fault) = replaced {
+                warn!(fault, "options read again: keys are not changed");
+            }
+        }
+        let older = rules.channels.load();
+        rules.channels.store(Arc::new(channels.in_place_of(&older)));
+        info!("options of channels and keys of tokens are read again; others need a new start");
     }
 
     /// Asks every shard to close its connections at the set pace, and waits.

@@ -31,6 +31,8 @@ use crate::base::counters::Counter;
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
+use crate::config::Tokens;
+use crate::edge::channels::ChannelRules;
 use crate::hub::names::NameHasher;
 use crate::io::Alarm;
 use crate::io::epoll::{self, Epoll, ListenOptions, Switchboard};
@@ -62,10 +64,26 @@ pub struct Settings {
     pub memory_limit_bytes: u64,
     /// What to print once the node listens.
     pub greeting: Greeting,
+    /// Reads the options again, for what may change while a node runs.
+    pub reload: Reload,
 }
 
 /// Makes the lines that are printed once the node listens, from the addresses.
 pub type Greeting = Box<dyn FnOnce(&[SocketAddr]) -> String>;
+
+/// Reads the options again: rules of channels, keys of connection tokens and of subscription tokens.
+/// What is wrong is the error, a line each.
+pub type Reload = Box<dyn Fn() -> Result<Reloaded, String>>;
+
+/// Options that may change while a node runs.
+pub struct Reloaded {
+    /// Namespaces and names of channels.
+    pub channels: ChannelRules,
+    /// What tokens are held against.
+    pub tokens: Tokens,
+    /// What their owner should know, a line each.
+    pub warnings: Vec<String>,
+}
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -130,8 +148,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
         .unzip();
     let (queues, inlets) = signatures::queues();
-    let namespaces = settings.rules.channels.namespaces().len();
-    let slow = |_: &ShardId| (0..namespaces).map(|_| Counter::default()).collect();
+    let namespaces = settings.rules.channels.load().namespaces().len();
+    let slow = |_: &ShardId| (0..=namespaces).map(|_| Counter::default()).collect();
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,
@@ -180,6 +198,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         drain_rate: settings.drain_rate,
         shutdown_timeout: settings.shutdown_timeout,
         memory_limit_bytes: settings.memory_limit_bytes,
+        reload: settings.reload,
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Ended, Settings, StartFault};
+use super::{Ended, Reloaded, Settings, StartFault};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_DELIVERIES_MAX};
-use crate::config::{Config, DEV_SECRET, Loaded, MemoryLimit, Shards};
+use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::host::facts::Facts;
@@ -26,8 +26,8 @@ const BACKLOG: i32 = 65_535;
 
 /// Runs a node until it is told to end. Returns 0 when it was told to, 1 when it could not start or
 /// was cut short by a second signal.
-pub fn serve(loaded: Loaded, dev: bool) -> ExitCode {
-    match start(loaded, dev) {
+pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
+    match start(loaded, sources) {
         Ok(Ended::Drained | Ended::TimedOut) => ExitCode::SUCCESS,
         Ok(Ended::Cut) => ExitCode::FAILURE,
         Err(fault) => {
@@ -37,7 +37,7 @@ pub fn serve(loaded: Loaded, dev: bool) -> ExitCode {
     }
 }
 
-fn start(loaded: Loaded, dev: bool) -> Result<Ended, StartFault> {
+fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let Loaded { config, origin, .. } = loaded;
     let system = |what| move |source| StartFault::System { what, source };
     let _log = super::log::init(config.log.level, config.log.file.as_deref())
@@ -53,8 +53,16 @@ fn start(loaded: Loaded, dev: bool) -> Result<Ended, StartFault> {
     if let Some(path) = &pid_file {
         fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
     }
-    let greeting = greeting(&config, origin.as_deref(), &plan, &capacity, dev);
-    let ended = super::run(Settings { greeting: Box::new(greeting), ..settings });
+    let greeting = greeting(&config, origin.as_deref(), &plan, &capacity, sources.dev);
+    let reload = move || match config::load(&sources) {
+        Ok(Loaded { config, warnings, .. }) => {
+            let Config { channels, tokens, .. } = config;
+            Ok(Reloaded { channels, tokens, warnings })
+        }
+        Err(fault) => Err(fault.problems.join("\n")),
+    };
+    let ended =
+        super::run(Settings { greeting: Box::new(greeting), reload: Box::new(reload), ..settings });
     if let Some(path) = &pid_file
         && let Err(fault) = fs::remove_file(path)
     {
@@ -145,7 +153,7 @@ fn settings(
                 .map(TokenKeys::new)
                 .transpose()
                 .map_err(std::io::Error::other)?,
-            channels,
+            channels: channels.into_shared(),
             origins: client.allowed_origins,
             client_ids: ClientIdSealer::new(&key),
             rpc_ping,
@@ -170,6 +178,7 @@ fn settings(
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,
         greeting: Box::new(|_| String::new()),
+        reload: Box::new(|| Err("nothing to read".into())),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What all sessions of a node go by: one object, made from the configuration.
 
+use arc_swap::ArcSwap;
 use compact_str::CompactString;
 
 use crate::edge::channels::{ChannelRules, ChannelSyntax};
@@ -61,7 +62,8 @@ pub struct PersonalChannel {
     pub single_connection: bool,
 }
 
-/// Everything that decides what a session may do. Shared by all shards, never changed.
+/// Everything that decides what a session may do. Shared by all shards; channels and keys may be
+/// replaced while the node runs.
 pub struct Rules {
     /// Options of the section `client`.
     pub client: ClientOptions,
@@ -70,7 +72,7 @@ pub struct Rules {
     /// Keys of subscription tokens, when they have their own.
     pub subscription_keys: Option<TokenKeys>,
     /// Namespaces and their options.
-    pub channels: ChannelRules,
+    pub channels: ArcSwap<ChannelRules>,
     /// Which web pages may connect.
     pub origins: OriginRules,
     /// Makes client ids.

@@ -208,11 +208,11 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The namespace of a channel that a command names.
-    pub(super) fn namespace<'n>(node: &'n Node, channel: &str) -> Result<&'n Namespace, Stop> {
+    fn namespace<'n>(channels: &'n ChannelRules, channel: &str) -> Result<&'n Namespace, Stop> {
         if channel.is_empty() {
             return Err(Disconnect::BadRequest.into());
         }
-        Ok(node.rules.channels.resolve(channel)?)
+        Ok(channels.resolve(channel)?)
     }
 
     /// Takes credits for a request to `home`: what the answer may need.
@@ -236,8 +236,9 @@ impl<D: Driver> Shard<D> {
         request: &PublishRequest<'_>,
     ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
+        let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
-        let namespace = Self::namespace(&node, channel)?;
+        let namespace = Self::namespace(&channels, channel)?;
         if request.kind != 0 {
             return Err(ErrorCode::NotAvailable.into());
         }
@@ -288,7 +289,8 @@ impl<D: Driver> Shard<D> {
         what: Reading,
     ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
-        let namespace = Self::namespace(&node, channel)?;
+        let channels = Arc::clone(&self.channels);
+        let namespace = Self::namespace(&channels, channel)?;
         if !namespace.presence {
             return Err(ErrorCode::NotAvailable.into());
         }
@@ -308,8 +310,9 @@ impl<D: Driver> Shard<D> {
         request: &HistoryRequest<'_>,
     ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
+        let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
-        let namespace = Self::namespace(&node, channel)?;
+        let namespace = Self::namespace(&channels, channel)?;
         if !namespace.has_history() {
             return Err(ErrorCode::NotAvailable.into());
         }

@@ -59,9 +59,10 @@ impl<D: Driver> Shard<D> {
         self.header_users.remove(&index);
         let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
         let expire_at = expire_at.filter(|_| !client.insecure);
+        let channels = Arc::clone(&self.channels);
         let mut to_ask = Vec::new();
         for (channel, options) in subs {
-            let namespace = match node.rules.channels.resolve_trusted(&channel) {
+            let namespace = match channels.resolve_trusted(&channel) {
                 Ok(namespace) => namespace.index,
                 Err(_) => return Ok(self.unusable(index, id, ErrorCode::UnknownChannel)),
             };
@@ -76,17 +77,17 @@ impl<D: Driver> Shard<D> {
             });
         }
         if let Some(personal) = client.personal_channel.as_ref().filter(|_| !user.is_empty()) {
-            let channel = personal.channel(&user, node.rules.channels.syntax());
+            let channel = personal.channel(&user, channels.syntax());
             let channel = CompactString::new(channel);
             // The configuration checked that its namespace is there.
-            if let Ok(namespace) = node.rules.channels.resolve_trusted(&channel)
+            if let Ok(namespace) = channels.resolve_trusted(&channel)
                 && !to_ask.iter().any(|sub: &ServerSub| sub.channel == channel)
             {
                 let namespace = namespace.index;
                 to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
             }
         }
-        ask_unasked(&node.rules, &user, request, &mut to_ask)?;
+        ask_unasked(&channels, client.insecure, &user, request, &mut to_ask)?;
         if expire_at.is_some_and(|at| at <= now.0) {
             return Ok(self.unusable(index, id, ErrorCode::Expired));
         }
@@ -439,7 +440,8 @@ impl<D: Driver> Shard<D> {
 /// The channels that a client names when it connects: what it has of those that it gets anyway, and
 /// others that it could subscribe to by itself (client protocol, section 20).
 fn ask_unasked(
-    rules: &Rules,
+    channels: &ChannelRules,
+    insecure: bool,
     user: &str,
     request: &ConnectRequest<'_>,
     to_ask: &mut Vec<ServerSub>,
@@ -449,13 +451,13 @@ fn ask_unasked(
         let at = match known {
             Some(at) => at,
             None => {
-                let namespace = match rules.channels.resolve(channel) {
+                let namespace = match channels.resolve(channel) {
                     Ok(namespace) => namespace,
                     Err(NameFault::Unknown) => return Err(Disconnect::BadRequest.into()),
                     Err(_) => continue,
                 };
-                let subscriber = Subscriber { user, client: "", insecure: rules.client.insecure };
-                if !rules.channels.may_subscribe_unasked(namespace, channel, subscriber) {
+                let subscriber = Subscriber { user, client: "", insecure };
+                if !channels.may_subscribe_unasked(namespace, channel, subscriber) {
                     continue;
                 }
                 to_ask.push(ServerSub {

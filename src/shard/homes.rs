@@ -73,8 +73,8 @@ impl<D: Driver> Shard<D> {
     pub(super) fn home_subscribe(&mut self, from: ShardId, subscribe: Subscribe) {
         let now = self.driver.now();
         let Subscribe { channel, hash, local, asker, serial, mut traits, .. } = subscribe;
-        let node = Arc::clone(&self.node);
-        let options = stream_options(node.rules.channels.namespace(subscribe.namespace));
+        let namespace = subscribe.namespace;
+        let options = stream_options(self.channels_with(namespace).namespace(namespace));
         let (at, position) =
             self.homes.subscribe(now, &channel, hash, options, from, local, traits);
         let recovery = match &subscribe.recover {
@@ -174,8 +174,8 @@ impl<D: Driver> Shard<D> {
     /// shard.
     pub(super) fn home_publish(&mut self, from: ShardId, publish: &Publish) {
         let now = self.driver.now();
-        let node = Arc::clone(&self.node);
-        let namespace = node.rules.channels.namespace(publish.namespace);
+        let channels = self.channels_with(publish.namespace);
+        let namespace = channels.namespace(publish.namespace);
         let options = stream_options(namespace);
         let Publish { channel, hash, data, info, tags, is_json, .. } = publish;
         let published = Published { data, info, tags, is_json: *is_json };
@@ -410,7 +410,8 @@ impl<D: Driver> Shard<D> {
 
     fn read_history(&mut self, read: &Read, page: &Page) -> Answer {
         let now = self.driver.now();
-        let options = stream_options(self.node.rules.channels.namespace(read.namespace));
+        let namespace = read.namespace;
+        let options = stream_options(self.channels_with(namespace).namespace(namespace));
         let at = self.homes.read(now, &read.channel, read.hash, options);
         let Some(at) = at else { return Answer::Error(ErrorCode::NotAvailable) };
         let Some(stream) = self.homes.stream(now, at) else {

@@ -53,6 +53,7 @@ use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
+use crate::edge::channels::ChannelRules;
 use crate::edge::good_tokens::GoodTokens;
 use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
@@ -105,7 +106,8 @@ pub struct Node {
     pub names: NameHasher,
     /// Counters, one set for each shard.
     pub counters: Vec<ShardCounters>,
-    /// Closes of slow clients for each shard by the namespace whose publication was too much.
+    /// Closes of slow clients for each shard by the namespace whose publication was too much; the last
+    /// one is of those that came later.
     pub slow: Vec<Vec<Counter>>,
     /// Where signatures are checked that are too expensive for a shard.
     pub signatures: Signatures,
@@ -157,6 +159,8 @@ pub struct Shard<D: Driver> {
     id: ShardId,
     driver: D,
     rng: Rng,
+    /// The rules of channels, as of this turn.
+    channels: Arc<ChannelRules>,
     conns: Slab<Conn<D::Socket>>,
     next_generation: NonZeroU32,
     sessions: Slab<Session>,
@@ -248,6 +252,7 @@ impl<D: Driver> Shard<D> {
             next_generation: NonZeroU32::MIN,
             sessions: Slab::with_capacity(capacity),
             users: Users::default(),
+            channels: node.rules.channels.load_full(),
             outboxes: Outboxes::default(),
             wheel: Wheel::new(driver.now()),
             leaving: List::new(),
@@ -316,6 +321,7 @@ impl<D: Driver> Shard<D> {
         self.completions.clear();
         self.driver.wait(until, &mut self.completions);
         self.mailbox.awake();
+        self.look_at_rules();
         self.take_completions();
         self.accept_some();
         self.read_some();
@@ -333,6 +339,23 @@ impl<D: Driver> Shard<D> {
             self.end();
         }
         !self.stopped
+    }
+
+    /// Takes other rules of channels, if there are any.
+    fn look_at_rules(&mut self) {
+        let current = self.node.rules.channels.load();
+        if !Arc::ptr_eq(&current, &self.channels) {
+            self.channels = Arc::clone(&current);
+        }
+    }
+
+    /// The rules of channels, with the namespace that a message names by number: another shard may
+    /// know of newer ones.
+    fn channels_with(&mut self, namespace: u16) -> Arc<ChannelRules> {
+        if usize::from(namespace) >= self.channels.namespaces().len() {
+            self.look_at_rules();
+        }
+        Arc::clone(&self.channels)
     }
 
     fn counters(&self) -> &ShardCounters {

@@ -42,6 +42,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
         let rules = &node.rules;
+        let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
         if channel.is_empty() || !(request.delta.is_empty() || request.delta == "fossil") {
             return Err(Disconnect::BadRequest.into());
@@ -51,7 +52,7 @@ impl<D: Driver> Shard<D> {
             4 => return Err(ErrorCode::NotAvailable.into()),
             _ => return Err(ErrorCode::PermissionDenied.into()),
         }
-        rules.channels.check_length(channel)?;
+        channels.check_length(channel)?;
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if known.is_some_and(|at| session.subs.find(at).is_some()) {
@@ -60,7 +61,7 @@ impl<D: Driver> Shard<D> {
         if session.subs.len() >= rules.client.channel_limit {
             return Err(ErrorCode::LimitExceeded.into());
         }
-        let namespace = rules.channels.resolve(channel)?;
+        let namespace = channels.resolve(channel)?;
         let user = session.user.clone();
         let insecure = rules.client.insecure;
         let now = self.driver.unix();
@@ -73,7 +74,7 @@ impl<D: Driver> Shard<D> {
             _ => String::new(),
         };
         let asking = Asking { user: &user, client: &client_id, insecure };
-        rules.channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
+        channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
         let claims = verdict.and_then(Result::ok);
         let filter = match &request.tf {
             Some(node) => Some(filter(namespace, node)?),
@@ -116,7 +117,8 @@ impl<D: Driver> Shard<D> {
         sub: &ServerSub,
     ) -> Result<(), Stop> {
         let node = Arc::clone(&self.node);
-        let namespace = node.rules.channels.namespace(sub.namespace);
+        let channels = self.channels_with(sub.namespace);
+        let namespace = channels.namespace(sub.namespace);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let user = session.user.clone();
         let insecure = node.rules.client.insecure;

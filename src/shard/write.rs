@@ -209,7 +209,9 @@ impl<D: Driver> Shard<D> {
                 self.counters().closed_slow.add(1);
                 let over = self.over.iter().find(|(conn, _)| *conn == key.index);
                 if let Some((_, namespace)) = over {
-                    self.node.slow[self.id.index()][usize::from(*namespace)].add(1);
+                    let counters = &self.node.slow[self.id.index()];
+                    // The last one is of namespaces that came later.
+                    counters[usize::from(*namespace).min(counters.len() - 1)].add(1);
                 }
                 self.outboxes.drop_unsent(at);
                 self.disconnect(key.index, Disconnect::Slow);

@@ -169,6 +169,18 @@ impl Node {
         self.errors.lock().unwrap().clone()
     }
 
+    /// Puts another file in the place of its own and has it read; waits until it says `answer`.
+    pub(crate) fn reload(&self, file: &str, answer: &str) {
+        let before = self.errors().len();
+        std::fs::write(&self.file, file).unwrap();
+        self.signal(Signal::HUP);
+        let since = Instant::now();
+        while !self.errors()[before..].contains(answer) {
+            assert!(since.elapsed() < BOUND, "never said {answer:?}: {}", self.errors());
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();

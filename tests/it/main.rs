@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod liveness;
 mod protocol;
+mod reload;
 mod shutdown;
 mod start;
 mod tokens;

@@ -236,7 +236,8 @@ impl Plan {
             })
             .unwrap(),
             subscription_keys: None,
-            channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default()),
+            channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default())
+                .into_shared(),
             origins: OriginRules::new(&["*".to_string()]).unwrap(),
             client_ids: ClientIdSealer::new(&[7; 32]),
             rpc_ping: None,

@@ -167,10 +167,17 @@ pub struct KeyFault {
     pub expected: String,
 }
 
-/// Keys and rules that tokens are held against, prepared once. Key sets of JWKS endpoints come and
-/// change while it is used.
+/// Keys and rules that tokens are held against. They may be replaced while tokens are being checked.
 #[derive(Debug)]
 pub struct TokenKeys {
+    current: ArcSwap<Keys>,
+    /// How often they were replaced.
+    replaced: AtomicU64,
+}
+
+/// Keys and rules of one configuration, prepared once.
+#[derive(Debug)]
+struct Keys {
     hmac: Option<Secret>,
     hmac_previous: Option<Secret>,
     /// Unix seconds, 0 for ever.
@@ -288,6 +295,113 @@ impl TokenKeys {
     /// # Errors
     /// The first option that makes no key; [`TokenOptions::faults`] has all of them.
     pub fn new(options: &TokenOptions) -> Result<Self, KeyFault> {
+        let current = ArcSwap::from_pointee(Keys::new(options)?);
+        Ok(Self { current, replaced: AtomicU64::new(0) })
+    }
+
+    /// Takes other options. What was fetched from a JWKS endpoint stays when that is the same.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the keys stay what they are.
+    pub fn replace(&self, options: &TokenOptions) -> Result<(), KeyFault> {
+        let keys = Keys::new(options)?;
+        let older = self.current.load();
+        if keys.endpoint == older.endpoint {
+            keys.sets.store(older.sets.load_full());
+            keys.generation.store(older.generation.load(Ordering::Acquire), Ordering::Release);
+        }
+        self.current.store(Arc::new(keys));
+        self.replaced.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Checks a connection token (client protocol, section 12.1), when that is cheap: its signature
+    /// is an HMAC, signatures are skipped, or it fails whatever its signature is. `None` when the
+    /// signature has to be checked first, by [`Self::check_signature`] and away from the shard.
+    ///
+    /// # Errors
+    /// [`TokenFault::Expired`] when only the time is wrong, else [`TokenFault::Invalid`]; a token
+    /// with a `channel` is a subscription token in the wrong place, and invalid.
+    pub fn connection(
+        &self,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Option<Result<ConnectionClaims, TokenFault>> {
+        self.current.load().verdict(token, now, Keys::connection_of)
+    }
+
+    /// Checks a subscription token (client protocol, section 12.2), as [`Self::connection`] does.
+    ///
+    /// # Errors
+    /// As there; a token without a `channel` is invalid.
+    pub fn subscription(
+        &self,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Option<Result<SubscriptionClaims, TokenFault>> {
+        self.current.load().verdict(token, now, Keys::subscription_of)
+    }
+
+    /// Checks a connection token whose signature is known to be good.
+    ///
+    /// # Errors
+    /// As [`Self::connection`].
+    pub fn connection_signed(
+        &self,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Result<ConnectionClaims, TokenFault> {
+        self.current.load().claims_of(&Parts::split(token)?, now, Keys::connection_of)
+    }
+
+    /// Checks a subscription token whose signature is known to be good.
+    ///
+    /// # Errors
+    /// As [`Self::subscription`].
+    pub fn subscription_signed(
+        &self,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Result<SubscriptionClaims, TokenFault> {
+        self.current.load().claims_of(&Parts::split(token)?, now, Keys::subscription_of)
+    }
+
+    /// Checks the signature of a token, with `aud` and `iss`, and nothing else: tens of
+    /// microseconds, for a thread that nobody waits in.
+    pub fn check_signature(&self, token: &str, now: UnixSeconds) -> Checked {
+        self.current.load().checked(token, now).unwrap_or(Checked::Bad)
+    }
+
+    /// A number that changes whenever a key that was good may not be any more. Whoever remembers
+    /// good tokens reads it before it asks for a check, and forgets what it knew under another one.
+    pub fn generation(&self) -> u64 {
+        // Read first: keys that came later are newer than what it says, never older.
+        let replaced = self.replaced.load(Ordering::Acquire);
+        replaced << 32 | self.current.load().generation.load(Ordering::Acquire) & 0xffff_ffff
+    }
+
+    /// Whether there is a JWKS endpoint, and whether it is asked over TLS.
+    pub fn fetches_keys(&self) -> Option<bool> {
+        self.current.load().endpoint.as_ref().map(Endpoint::is_secure)
+    }
+
+    /// Takes the key set that stands at `url`, a JWK Set of at most 512 keys, and says how many of
+    /// them can be used. It replaces an older one.
+    ///
+    /// # Errors
+    /// It is no key set; an older one stays.
+    pub fn install_keys(&self, url: &str, jwks_json: &[u8]) -> Result<usize, KeyFault> {
+        self.current.load().install_keys(url, jwks_json)
+    }
+
+    /// Forgets the key set of `url`.
+    pub fn forget_keys(&self, url: &str) {
+        self.current.load().forget_keys(url);
+    }
+}
+
+impl Keys {
+    fn new(options: &TokenOptions) -> Result<Self, KeyFault> {
         let mut faults = Vec::new();
         let prepared = options.prepare(&mut faults);
         if let Some(fault) = faults.into_iter().next() {
@@ -309,80 +423,7 @@ impl TokenKeys {
         })
     }
 
-    /// Checks a connection token (client protocol, section 12.1), when that is cheap: its signature
-    /// is an HMAC, signatures are skipped, or it fails whatever its signature is. `None` when the
-    /// signature has to be checked first, by [`Self::check_signature`] and away from the shard.
-    ///
-    /// # Errors
-    /// [`TokenFault::Expired`] when only the time is wrong, else [`TokenFault::Invalid`]; a token
-    /// with a `channel` is a subscription token in the wrong place, and invalid.
-    pub fn connection(
-        &self,
-        token: &str,
-        now: UnixSeconds,
-    ) -> Option<Result<ConnectionClaims, TokenFault>> {
-        self.verdict(token, now, Self::connection_of)
-    }
-
-    /// Checks a subscription token (client protocol, section 12.2), as [`Self::connection`] does.
-    ///
-    /// # Errors
-    /// As there; a token without a `channel` is invalid.
-    pub fn subscription(
-        &self,
-        token: &str,
-        now: UnixSeconds,
-    ) -> Option<Result<SubscriptionClaims, TokenFault>> {
-        self.verdict(token, now, Self::subscription_of)
-    }
-
-    /// Checks a connection token whose signature is known to be good.
-    ///
-    /// # Errors
-    /// As [`Self::connection`].
-    pub fn connection_signed(
-        &self,
-        token: &str,
-        now: UnixSeconds,
-    ) -> Result<ConnectionClaims, TokenFault> {
-        self.claims_of(&Parts::split(token)?, now, Self::connection_of)
-    }
-
-    /// Checks a subscription token whose signature is known to be good.
-    ///
-    /// # Errors
-    /// As [`Self::subscription`].
-    pub fn subscription_signed(
-        &self,
-        token: &str,
-        now: UnixSeconds,
-    ) -> Result<SubscriptionClaims, TokenFault> {
-        self.claims_of(&Parts::split(token)?, now, Self::subscription_of)
-    }
-
-    /// Checks the signature of a token, with `aud` and `iss`, and nothing else: tens of
-    /// microseconds, for a thread that nobody waits in.
-    pub fn check_signature(&self, token: &str, now: UnixSeconds) -> Checked {
-        self.checked(token, now).unwrap_or(Checked::Bad)
-    }
-
-    /// A number that changes whenever a key that was good may not be any more. Whoever remembers
-    /// good tokens reads it before it asks for a check, and forgets what it knew under another one.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Whether there is a JWKS endpoint, and whether it is asked over TLS.
-    pub fn fetches_keys(&self) -> Option<bool> {
-        self.endpoint.as_ref().map(Endpoint::is_secure)
-    }
-
-    /// Takes the key set that stands at `url`, a JWK Set of at most 512 keys, and says how many of
-    /// them can be used. It replaces an older one.
-    ///
-    /// # Errors
-    /// It is no key set; an older one stays.
-    pub fn install_keys(&self, url: &str, jwks_json: &[u8]) -> Result<usize, KeyFault> {
+    fn install_keys(&self, url: &str, jwks_json: &[u8]) -> Result<usize, KeyFault> {
         let set = KeySet::parse(jwks_json)
             .map_err(|expected| KeyFault { option: "jwks_public_endpoint", expected })?;
         let set = Arc::new(set);
@@ -397,8 +438,7 @@ impl TokenKeys {
         Ok(set.len())
     }
 
-    /// Forgets the key set of `url`.
-    pub fn forget_keys(&self, url: &str) {
+    fn forget_keys(&self, url: &str) {
         let older = self.sets.rcu(|sets| {
             let mut sets = BTreeMap::clone(sets);
             sets.remove(url);
@@ -561,7 +601,7 @@ impl TokenKeys {
 }
 
 /// What is asked of the claims of one kind of token, the time last.
-type Kind<T> = fn(&TokenKeys, &Claims<'_>, UnixSeconds) -> Result<T, TokenFault>;
+type Kind<T> = fn(&Keys, &Claims<'_>, UnixSeconds) -> Result<T, TokenFault>;
 
 impl SubscriptionClaims {
     /// True when the subscription's own expiry is past, which is error 110.

@@ -1,0 +1,72 @@
+//! SIGHUP: options of channels and keys of tokens are read again.
+
+use serde_json::json;
+
+use crate::harness::{Client, Node, now, token_by};
+
+/// A node's file: this secret, and these namespaces with what is said of them.
+fn file(secret: &str, namespaces: &[(&str, &str)]) -> String {
+    let mut file = format!("[client.token]\nhmac_secret_key = \"{secret}\"\n");
+    for (name, options) in namespaces {
+        file += &format!("[[channel.namespaces]]\nname = \"{name}\"\n{options}\n");
+    }
+    file
+}
+
+const OPEN: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true";
+const KEPT: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true\n\
+    history_size = 2\nhistory_ttl = \"10m\"\nallow_history_for_client = true";
+const DONE: &str = "are read again; others need a new start";
+
+fn connect(node: &Node, secret: &str) -> Client {
+    let mut client = node.client();
+    let token = token_by(secret, json!({ "sub": "42", "exp": now() + 600 }));
+    client.send(&json!({"id": 1, "connect": {"token": token}}).to_string());
+    client
+}
+
+#[test]
+fn channels_and_keys_change_under_a_running_node() {
+    let node = Node::start(&file("old", &[("aa", OPEN), ("bb", OPEN)]), &[]);
+    let mut client = connect(&node, "old");
+    client.expect("{\"id\":1,\"connect\":{*}}");
+    client.talk(
+        r#"
+        > {"id":2,"subscribe":{"channel":"aa:x"}}
+        < {"id":2,"subscribe":{}}
+        > {"id":3,"subscribe":{"channel":"cc:x"}}
+        < {"id":3,"error":{"code":102,"message":"unknown channel"}}
+        "#,
+    );
+    node.reload(&file("new", &[("cc", KEPT), ("aa", KEPT)]), DONE);
+    // Whoever is connected stays, and what it may do is what the new file says.
+    client.talk(
+        r#"
+        > {"id":4,"subscribe":{"channel":"cc:x"}}
+        < {"id":4,"subscribe":{}}
+        > {"id":5,"subscribe":{"channel":"bb:x"}}
+        < {"id":5,"error":{"code":102,"message":"unknown channel"}}
+        > {"id":6,"history":{"channel":"aa:x"}}
+        < {"id":6,"history":{"publications":[],"epoch":"*","offset":0}}
+        "#,
+    );
+    client.pub_sub("aa:x", 7);
+    connect(&node, "new").expect("{\"id\":1,\"connect\":{*}}");
+    connect(&node, "old").is_closed(3500, "invalid token");
+}
+
+#[test]
+fn a_file_with_a_fault_changes_nothing() {
+    let node = Node::start(&file("secret", &[("aa", OPEN)]), &[]);
+    let bad = file("other", &[("aa", "history_size = 3")]);
+    node.reload(&bad, "nothing is changed");
+    assert!(node.errors().contains("history_ttl"), "{}", node.errors());
+    let mut client = connect(&node, "secret");
+    client.expect("{\"id\":1,\"connect\":{*}}");
+    client.talk(
+        r#"
+        > {"id":2,"subscribe":{"channel":"aa:x"}}
+        < {"id":2,"subscribe":{}}
+        "#,
+    );
+}
