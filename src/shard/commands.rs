@@ -412,8 +412,7 @@ impl<D: Driver> Shard<D> {
     fn rpc(&mut self, index: u32, id: u32, request: &RpcRequest<'_>) -> Result<Flow, Stop> {
         match &self.node.rules.rpc_ping {
             Some(method) if *method == request.method => {
-                let data = b"{}";
-                self.reply(index, id, &Reply::Rpc { data });
+                self.reply(index, id, &Reply::Rpc { data: b"" });
                 Ok(Flow::On)
             }
             _ => Err(ErrorCode::NotAvailable.into()),

@@ -113,7 +113,6 @@ impl<D: Driver> Shard<D> {
         };
         let Recovered::Yes(places) = recovered else { return Recovery::Failed };
         let top = stream.position();
-        let offset = if *latest { top.offset } else { since.offset };
         let asked = Asked::of(at, form, &top, &places).filter(|_| filter.is_none());
         let known = asked.as_ref().and_then(|asked| self.answers.get(asked));
         let list = match known {
@@ -140,7 +139,8 @@ impl<D: Driver> Shard<D> {
             return Recovery::Failed;
         }
         self.counters().recovered.add(1);
-        Recovery::Done { publications: list, offset }
+        // The client comes to the top by what it gets.
+        Recovery::Done { publications: list, offset: since.offset }
     }
 
     /// A subscription ends.
