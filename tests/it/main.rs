@@ -12,6 +12,7 @@ mod http;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod protobuf;
 mod protocol;
 mod shutdown;
 mod start;
