@@ -14,6 +14,7 @@ mod limits;
 mod liveness;
 mod protobuf;
 mod protocol;
+mod server_subs;
 mod shutdown;
 mod start;
 mod tokens;
