@@ -173,6 +173,7 @@ impl Control {
 
     /// All figures of all shards, summed, as one JSON line on standard output.
     fn print_figures(&self) {
+        let slow = self.slow();
         let mut sums = BTreeMap::new();
         for counters in &self.node.counters {
             counters.each(|name, value| *sums.entry(name).or_insert(0u64) += value);
@@ -182,10 +183,32 @@ impl Control {
         sums.insert("uptime_ms", self.started.elapsed().as_millis() as u64);
         sums.insert("rss_bytes", memory::rss_bytes().unwrap_or(0));
         sums.insert("memory_limit_bytes", self.memory_limit_bytes);
+        sums.extend(slow.iter().map(|(name, closes)| (name.as_str(), *closes)));
         // Numbers under names: nothing in it can fail to be written.
         let line = serde_json::to_string(&sums).unwrap_or_default();
         use std::io::Write;
         // A reader that has gone is no reason to end.
         let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+
+    /// Closes of slow clients by the namespace whose publication was too much for them, where there
+    /// were any.
+    fn slow(&self) -> BTreeMap<String, u64> {
+        let channels = self.node.rules.channels.load();
+        let namespaces = channels.namespaces();
+        let mut slow = BTreeMap::new();
+        for counters in &self.node.slow {
+            for (at, counter) in counters.iter().enumerate() {
+                let closes = counter.get();
+                if closes > 0 {
+                    let later = at + 1 == counters.len();
+                    let namespace = if later { "(later)" } else { namespaces[at].name.as_str() };
+                    // Names of namespaces are letters, digits and "-_.": nothing to escape.
+                    let name = format!("closed_slow{{namespace=\"{namespace}\"}}");
+                    *slow.entry(name).or_insert(0) += closes;
+                }
+            }
+        }
+        slow
     }
 }

@@ -44,13 +44,14 @@ impl<D: Driver> Shard<D> {
         let rules = &node.rules;
         let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
-        if channel.is_empty() || !(request.delta.is_empty() || request.delta == "fossil") {
+        if channel.is_empty() {
             return Err(Disconnect::BadRequest.into());
         }
-        match request.kind {
-            0 => {}
-            4 => return Err(ErrorCode::NotAvailable.into()),
-            _ => return Err(ErrorCode::PermissionDenied.into()),
+        if request.kind == KIND_SHARED_POLL {
+            return Err(ErrorCode::NotAvailable.into());
+        }
+        if !request.delta.is_empty() && request.delta != "fossil" {
+            return Err(Disconnect::BadRequest.into());
         }
         channels.check_length(channel)?;
         let known = self.locals.find(channel);
@@ -62,6 +63,10 @@ impl<D: Driver> Shard<D> {
             return Err(ErrorCode::LimitExceeded.into());
         }
         let namespace = channels.resolve(channel)?;
+        // Maps: no namespace here is one.
+        if request.kind != 0 {
+            return Err(ErrorCode::PermissionDenied.into());
+        }
         let user = session.user.clone();
         let insecure = rules.client.insecure;
         let now = self.driver.unix();
@@ -482,6 +487,9 @@ impl<D: Driver> Shard<D> {
         Ok(Flow::On)
     }
 }
+
+/// `SubscribeRequest.type` of what the server polls for its subscribers.
+const KIND_SHARED_POLL: i32 = 4;
 
 /// Bit 1 of `SubscribeRequest.flag`: error 112 instead of a result that isn't recovered.
 const FLAG_STRICT_RECOVERY: i64 = 2;

@@ -1,5 +1,6 @@
 //! A node under test, and clients of it: raw bytes, and tungstenite as a counterpart that shares
-//! no frame code with the server's data path.
+//! no frame code with the server's data path. Clients speak JSON, or Protobuf by a table of the tests'
+//! own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -17,11 +18,26 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
+use crate::protobuf;
+
 /// Nothing that is awaited may take longer.
 pub(crate) const BOUND: Duration = Duration::from_secs(20);
 
 /// Where clients connect to.
 pub(crate) const CLIENTS: &str = "/connection/websocket";
+
+/// Where those connect to that speak Protobuf.
+pub(crate) const PROTOBUF_CLIENTS: &str = "/connection/websocket?format=protobuf";
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speech {
+    Json,
+    Protobuf,
+}
+
+/// Both encodings of the client protocol.
+pub(crate) const BOTH: [Speech; 2] = [Speech::Json, Speech::Protobuf];
 
 /// What every node has unless a test says otherwise: everything open to everybody, and pings too
 /// far away to get between the lines of a transcript.
@@ -196,7 +212,7 @@ impl Node {
     }
 
     /// Polls the figures until they are as wanted. Gauges are refreshed once a second.
-    pub(crate) fn until(&self, what: &str, wanted: impl Fn(&Figures) -> bool) -> Figures {
+    pub(crate) fn until(&self, what: &str, mut wanted: impl FnMut(&Figures) -> bool) -> Figures {
         let since = Instant::now();
         loop {
             let figures = self.figures();
@@ -241,20 +257,37 @@ impl Node {
         Client::open(self, CLIENTS)
     }
 
+    /// The same in one of the encodings.
+    pub(crate) fn client_in(&self, speech: Speech) -> Client {
+        match speech {
+            Speech::Json => Client::open(self, CLIENTS),
+            Speech::Protobuf => Client::open(self, PROTOBUF_CLIENTS),
+        }
+    }
+
     /// A client that is connected, anonymously.
     pub(crate) fn connected(&self) -> Client {
-        let mut client = self.client();
-        client.talk("> {\"id\":1,\"connect\":{}}\n< {\"id\":1,\"connect\":{*}}");
-        client
+        self.connected_in(Speech::Json)
+    }
+
+    /// The same in one of the encodings.
+    pub(crate) fn connected_in(&self, speech: Speech) -> Client {
+        self.connected_by(speech, json!({})).0
     }
 
     /// A client that is connected with a token for this user.
     pub(crate) fn connected_as(&self, user: &str) -> Client {
-        let mut client = self.client();
         let token = token(json!({ "sub": user }));
-        client.send(&json!({"id": 1, "connect": {"token": token}}).to_string());
-        client.expect("{\"id\":1,\"connect\":{*}}");
-        client
+        self.connected_by(Speech::Json, json!({ "token": token })).0
+    }
+
+    /// A client that is connected by this request, and the result.
+    pub(crate) fn connected_by(&self, speech: Speech, request: Value) -> (Client, Value) {
+        let mut client = self.client_in(speech);
+        client.send(&json!({"id": 1, "connect": request}).to_string());
+        let reply = client.expect("{\"id\":1,\"connect\":{*}}");
+        let mut reply: Value = serde_json::from_str(&reply).unwrap();
+        (client, reply["connect"].take())
     }
 
     /// A TCP connection and nothing more.
@@ -418,12 +451,19 @@ impl Raw {
 
     /// The next response's head, and its body if it has a length.
     pub(crate) fn response(&mut self) -> Response {
+        self.response_or_end().unwrap_or_else(|| panic!("ended without one: {:?}", self.unread))
+    }
+
+    /// The same; `None` when the stream ends before it.
+    pub(crate) fn response_or_end(&mut self) -> Option<Response> {
         let end = loop {
             let unread = self.unread.make_contiguous();
             if let Some(at) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
             }
-            assert!(self.fill(), "ended without a response: {:?}", self.unread);
+            if !self.fill() {
+                return None;
+            }
         };
         let head = String::from_utf8(self.take(end).unwrap()).unwrap();
         let mut lines = head.trim_end().split("\r\n");
@@ -438,7 +478,7 @@ impl Raw {
         if let Some(length) = response.header("content-length") {
             self.take(length.parse().unwrap()).expect("the whole body");
         }
-        response
+        Some(response)
     }
 
     /// The next frame of the server: first byte and payload. `None` at the end of the stream.
@@ -494,6 +534,7 @@ pub(crate) enum Got {
 /// A client of the client protocol, on tungstenite.
 pub(crate) struct Client {
     pub(crate) socket: WebSocket<TcpStream>,
+    speech: Speech,
     lines: VecDeque<String>,
     next_id: u32,
 }
@@ -515,12 +556,17 @@ impl Client {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
         let (socket, _) = tungstenite::client::client(request, stream).unwrap();
-        Self { socket, lines: VecDeque::new(), next_id: 1000 }
+        let speech = if path == PROTOBUF_CLIENTS { Speech::Protobuf } else { Speech::Json };
+        Self { socket, speech, lines: VecDeque::new(), next_id: 1000 }
     }
 
-    /// Sends one frame of text.
+    /// Sends one frame of commands, one a line.
     pub(crate) fn send(&mut self, text: &str) {
-        self.socket.send(Message::text(text)).unwrap();
+        let message = match self.speech {
+            Speech::Json => Message::text(text),
+            Speech::Protobuf => Message::binary(protobuf::commands(text)),
+        };
+        self.socket.send(message).unwrap();
     }
 
     /// What comes next.
@@ -530,10 +576,16 @@ impl Client {
                 return Got::Line(line);
             }
             match self.socket.read() {
-                Ok(Message::Text(text)) => {
+                Ok(Message::Text(text)) if self.speech == Speech::Json => {
                     // Several messages in one frame are joined by line feeds, without one behind.
                     assert!(!text.is_empty() && !text.ends_with('\n'), "{text:?}");
                     self.lines.extend(text.split('\n').map(String::from));
+                    assert!(self.lines.len() <= 16, "{} in a frame", self.lines.len());
+                }
+                Ok(Message::Binary(bytes)) if self.speech == Speech::Protobuf => {
+                    assert!(!bytes.is_empty());
+                    self.lines.extend(protobuf::replies(&bytes));
+                    assert!(self.lines.len() <= 16, "{} in a frame", self.lines.len());
                 }
                 Ok(Message::Ping(_)) => return Got::PingFrame,
                 Ok(Message::Close(frame)) => {
@@ -598,6 +650,29 @@ impl Client {
         self.next_id += 1;
         self.send(&json!({"id": self.next_id, name: request}).to_string());
         self.next_id
+    }
+
+    /// Asks, and returns the answer without its id: `{"error":...}` or a named result. Nothing else
+    /// comes in between.
+    pub(crate) fn ask(&mut self, name: &str, request: Value) -> Value {
+        let id = self.command(name, request);
+        let line = self.expect(&format!("{{\"id\":{id},*}}"));
+        let mut reply: Value = serde_json::from_str(&line).unwrap();
+        reply.as_object_mut().unwrap().remove("id");
+        reply
+    }
+
+    /// The next message, which is a push: its body.
+    pub(crate) fn push(&mut self) -> Value {
+        let line = self.expect("{\"push\":{*}}");
+        let mut push: Value = serde_json::from_str(&line).unwrap();
+        push["push"].take()
+    }
+
+    /// Publishes, and waits for the answer. Nothing else comes in between.
+    pub(crate) fn publish(&mut self, channel: &str, data: Value) {
+        let answer = self.ask("publish", json!({"channel": channel, "data": data}));
+        assert_eq!(answer, json!({"publish": {}}));
     }
 
     /// Subscribes without a token.

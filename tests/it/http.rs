@@ -97,20 +97,6 @@ fn cases() -> Vec<Case> {
             "refused_too_long",
         ),
         case("many headers", upgrade(CLIENTS, &["X: y"; 70]), 431, None, "refused_too_long"),
-        case(
-            "Protobuf by query",
-            upgrade("/connection/websocket?format=protobuf", &[]),
-            400,
-            version,
-            "refused_upgrade",
-        ),
-        case(
-            "Protobuf by subprotocol",
-            upgrade(CLIENTS, &["Sec-WebSocket-Protocol: centrifuge-protobuf"]),
-            400,
-            version,
-            "refused_upgrade",
-        ),
     ]
 }
 
@@ -146,6 +132,11 @@ fn a_good_upgrade_is_answered_with_accept_and_nothing_that_was_not_offered() {
             &["Sec-WebSocket-Protocol: x", "Sec-WebSocket-Protocol: centrifuge-json"],
             Some("centrifuge-json"),
         ),
+        (&["Sec-WebSocket-Protocol: centrifuge-protobuf"], Some("centrifuge-protobuf")),
+        (
+            &["Sec-WebSocket-Protocol: centrifuge-protobuf, centrifuge-json"],
+            Some("centrifuge-protobuf"),
+        ),
         (&["Sec-WebSocket-Protocol: chat"], None),
         (&["Sec-WebSocket-Extensions: permessage-deflate"], None),
     ] {
@@ -159,6 +150,35 @@ fn a_good_upgrade_is_answered_with_accept_and_nothing_that_was_not_offered() {
         assert_eq!(response.header("connection"), Some("Upgrade"));
         assert_eq!(response.header("sec-websocket-protocol"), answer, "{offers:?}");
         assert_eq!(response.header("sec-websocket-extensions"), None);
+    }
+}
+
+/// Which encoding a client gets: by what it asks for, whatever frames it sends.
+#[test]
+fn encodings() {
+    let node = Node::open(&[]);
+    let protobuf = "Sec-WebSocket-Protocol: centrifuge-protobuf";
+    for (query, headers, first) in [
+        ("", &[][..], TEXT),
+        ("?format=json", &[], TEXT),
+        ("?format=protobuf", &[], BINARY),
+        ("?a=b&format=protobuf", &[], BINARY),
+        ("?cf_protocol=protobuf", &[], BINARY),
+        ("?cf_protocol=json", &[], TEXT),
+        ("?xformat=protobuf", &[], TEXT),
+        ("", &[protobuf], BINARY),
+        ("", &["Sec-WebSocket-Protocol: centrifuge-json"], TEXT),
+        ("", &["Sec-WebSocket-Protocol: centrifuge-json, centrifuge-protobuf"], TEXT),
+    ] {
+        let mut raw = node.raw();
+        raw.send(upgrade(&format!("{CLIENTS}{query}"), headers).as_bytes());
+        assert_eq!(raw.response().status, 101, "{query} {headers:?}");
+        let connect = match first {
+            TEXT => frame(BINARY, br#"{"id":1,"connect":{}}"#),
+            _ => frame(BINARY, b"\x04\x08\x01\x22\x00"),
+        };
+        raw.send(&connect);
+        assert_eq!(raw.frame().unwrap().0, first, "{query} {headers:?}");
     }
 }
 

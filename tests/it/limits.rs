@@ -1,5 +1,7 @@
 //! Limits of connections: who comes when the node is full gets 503, and nobody else suffers.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 
 use crate::delivery::publish_until;
@@ -77,20 +79,32 @@ fn a_full_shard_passes_connections_to_one_with_room() {
     let mut first = node.connected();
     first.subscribe("a");
     let mut clients = vec![];
-    loop {
-        let (answer, raw) = status(&node);
-        if answer == 503 {
+    let fill = |clients: &mut Vec<Raw>| {
+        loop {
+            let (answer, raw) = status(&node);
+            if answer == 503 {
+                break;
+            }
+            assert_eq!(answer, 101);
+            clients.push(raw);
+            assert!(clients.len() < 300, "more than the limit allows");
+        }
+        // Both shards are as full as one can be.
+        let per_shard = (clients.len() + 1) as u64 / 2;
+        assert!(per_shard > 80, "only {per_shard} in each of 2 shards");
+        node.figures()
+    };
+    // Connections that came to the first to be full went to the other. Now and then the kernel fills
+    // both at the same time; ten times in a row it doesn't.
+    let mut figures = fill(&mut clients);
+    for _ in 0..10 {
+        if figures["connections_passed"] > 0 {
             break;
         }
-        assert_eq!(answer, 101);
-        clients.push(raw);
-        assert!(clients.len() < 300, "more than the limit allows");
+        clients.clear();
+        node.until_is("slots_in_use", 1);
+        figures = fill(&mut clients);
     }
-    // Both shards are as full as one can be: connections that came to the first to be full went to
-    // the other.
-    let figures = node.figures();
-    let per_shard = (clients.len() + 1) as u64 / 2;
-    assert!(per_shard > 80, "only {per_shard} in each of 2 shards");
     assert!(figures["connections_passed"] > 0, "{figures:#?}");
     let open = figures["connections_open"];
 
@@ -127,7 +141,17 @@ fn more_sockets_than_descriptors() {
     let silent: Vec<Raw> = (0..400).map(|_| node.raw()).collect();
     node.until("full", |figures| figures["connections_refused_full"] > 0);
     drop(silent);
-    node.until("served again", |_| status(&node).0 == 101);
+    // Those that are dead by now still stand before it at the listener, and when they have every slot
+    // there is not even one to refuse it with.
+    let status_or_end = || {
+        let mut raw = node.raw();
+        raw.stream.write_all(upgrade(CLIENTS, &[]).as_bytes()).ok()?;
+        Some(raw.response_or_end()?.status)
+    };
+    // Both shards, as far as chance wants it.
+    for _ in 0..10 {
+        node.until("served again", |_| status_or_end() == Some(101));
+    }
     node.until_is("slots_in_use", 0);
     node.is_healthy();
 }

@@ -8,13 +8,22 @@
 mod bad_input;
 mod delivery;
 mod harness;
+mod history;
 mod http;
 mod lifecycle;
 mod limits;
 mod liveness;
+#[path = "../../src/edge/jwt/testing.rs"]
+mod pairs;
+mod payloads;
+mod presence;
+mod protobuf;
 mod protocol;
 mod reload;
+mod server_subs;
 mod shutdown;
+mod signatures;
 mod start;
 mod tokens;
+mod vectors;
 mod websocket;

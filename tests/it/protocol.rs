@@ -53,8 +53,10 @@ history_ttl = "10m"
 fn conversations() {
     let node = Node::open_with(NAMESPACES, &["--client.channel_limit", "3"]);
     let talk = |transcript: &str| {
-        println!("{transcript}");
-        node.client().talk(transcript);
+        for speech in BOTH {
+            println!("{speech:?}: {transcript}");
+            node.client_in(speech).talk(transcript);
+        }
     };
 
     // The first one of the specification, in one frame; the reply to connect comes first.
@@ -152,7 +154,7 @@ fn conversations() {
            < {"id":2,"error":{"code":108,"message":"not available"}}
            > {"id":3,"presence_stats":{"channel":"a"}}
            < {"id":3,"error":{"code":108,"message":"not available"}}
-           > {"id":4,"history":{"channel":"stream:a","limit":10}}
+           > {"id":4,"history":{"channel":"a","limit":10}}
            < {"id":4,"error":{"code":108,"message":"not available"}}
            > {"id":5,"rpc":{"method":"m","data":{}}}
            < {"id":5,"error":{"code":108,"message":"not available"}}
@@ -510,4 +512,250 @@ fn after_unsubscribing_nothing_more_comes() {
     );
     let figures = node.until_is("channels_home", 0);
     assert_eq!((figures["subscriptions"], figures["channels_local"]), (0, 0));
+}
+
+/// The checks of a subscribe come in an order, and the first that fails is the answer (section 14).
+#[test]
+fn checks_of_a_subscribe() {
+    let node = Node::open_with(NAMESPACES, &["--client.channel_limit", "2"]);
+    let long = "x".repeat(256);
+    let closed = None;
+    for speech in BOTH {
+        // Requests that break two rules: what they are answered with by a client that is subscribed
+        // to `a`, and by one that has no room for more.
+        for (request, one, full) in [
+            (json!({"channel": "", "type": 4}), closed, closed),
+            (json!({"type": 1}), closed, closed),
+            (json!({"channel": "", "delta": "xdelta"}), closed, closed),
+            // The type before delta and names.
+            (json!({"channel": "b", "type": 4, "delta": "xdelta"}), Some(108), Some(108)),
+            (json!({"channel": "a", "type": 4}), Some(108), Some(108)),
+            (json!({"channel": long, "type": 4}), Some(108), Some(108)),
+            (json!({"channel": "nope:a", "type": 4}), Some(108), Some(108)),
+            // Delta before names.
+            (json!({"channel": long, "delta": "xdelta"}), closed, closed),
+            (json!({"channel": "a", "delta": "xdelta"}), closed, closed),
+            (json!({"channel": "nope:a", "delta": "xdelta"}), closed, closed),
+            // Length, then whether it is there, then whether there is room.
+            (json!({"channel": long, "type": 1}), Some(107), Some(107)),
+            (json!({"channel": "a", "type": 1}), Some(105), Some(105)),
+            (json!({"channel": "a", "token": "x"}), Some(105), Some(105)),
+            (json!({"channel": "a", "tf": {"cmp": "near"}}), Some(105), Some(105)),
+            (json!({"channel": "nope:a"}), Some(102), Some(106)),
+            (json!({"channel": "grün"}), Some(107), Some(106)),
+            (json!({"channel": "b", "type": 1}), Some(103), Some(106)),
+            (json!({"channel": "$b"}), Some(103), Some(106)),
+            // Namespace, name, type.
+            (json!({"channel": "nope:grün", "type": 1}), Some(102), Some(106)),
+            (json!({"channel": "nope:a", "type": 1}), Some(102), Some(106)),
+            (json!({"channel": "grün", "type": 2}), Some(107), Some(106)),
+            (json!({"channel": "regex:abd", "type": 3}), Some(107), Some(106)),
+            (json!({"channel": "regex:abd", "token": "x"}), Some(107), Some(106)),
+            // Permission before filters.
+            (json!({"channel": "b", "token": "x", "tf": {"cmp": "near"}}), Some(103), Some(106)),
+            (json!({"channel": "closed:b", "tf": {"cmp": "near"}}), Some(103), Some(106)),
+            (json!({"channel": "b", "tf": {"cmp": "near"}}), Some(107), Some(106)),
+        ] {
+            for (channels, expected) in [(&["a"][..], one), (&["a", "x"], full)] {
+                let mut client = node.connected_in(speech);
+                channels.iter().for_each(|channel| client.subscribe(channel));
+                let id = client.command("subscribe", request.clone());
+                match (client.next(), expected) {
+                    (Got::Line(line), Some(code)) => {
+                        let error = format!("{{\"id\":{id},\"error\":{{\"code\":{code},*}}}}");
+                        assert!(like(&line, &error), "{request}: {line}, not {code}");
+                    }
+                    (got, _) => {
+                        let close = Got::Close(3501, "bad request".into());
+                        assert_eq!((&got, expected), (&close, None), "{request}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Subscription types and requests that are not built are answered, and cost nothing.
+#[test]
+fn other_types() {
+    let node = Node::open(&[]);
+    for speech in BOTH {
+        node.connected_in(speech).talk(
+            r#"> {"id":2,"subscribe":{"channel":"a","type":1,"phase":2,"limit":10}}
+               < {"id":2,"error":{"code":103,"message":"permission denied"}}
+               > {"id":3,"subscribe":{"channel":"a","type":2}}
+               < {"id":3,"error":{"code":103,"message":"permission denied"}}
+               > {"id":4,"subscribe":{"channel":"a","type":3}}
+               < {"id":4,"error":{"code":103,"message":"permission denied"}}
+               > {"id":5,"subscribe":{"channel":"a","type":4}}
+               < {"id":5,"error":{"code":108,"message":"not available"}}
+               > {"id":6,"sub_refresh":{"channel":"a","type":1,"track":[{"signature":"x","items":[{"key":"k","version":1}]}]}}
+               < {"id":6,"error":{"code":103,"message":"permission denied"}}
+               > {"id":7,"subscribe":{"channel":"a"}}
+               < {"id":7,"subscribe":{}}
+               > {"id":8,"sub_refresh":{"channel":"a","type":1,"track":[{"signature":"x","items":[{"key":"k","version":1}]}]}}
+               < {"id":8,"error":{"code":108,"message":"not available"}}
+               > {"id":9,"sub_refresh":{"channel":"a","type":2,"untrack":["k"]}}
+               < {"id":9,"error":{"code":108,"message":"not available"}}
+               > {"id":10,"publish":{"channel":"a","type":1,"key":"k","data":1}}
+               < {"id":10,"error":{"code":108,"message":"not available"}}
+               > {"id":11,"publish":{"channel":"a","type":1,"key":"k","removed":true}}
+               < {"id":11,"error":{"code":108,"message":"not available"}}
+               > {"id":12,"publish":{"channel":"nope:a","type":1,"key":"k","data":1}}
+               < {"id":12,"error":{"code":102,"message":"unknown channel"}}
+               > {"id":13,"unsubscribe":{"channel":"a"}}
+               < {"id":13,"unsubscribe":{}}"#,
+        );
+    }
+    assert_eq!(node.figures()["publications"], 0);
+}
+
+/// Of several requests in one command the first counts, in the schema's order.
+#[test]
+fn several_requests_in_a_command() {
+    let node = Node::open(&[]);
+    for speech in BOTH {
+        node.client_in(speech).talk(
+            r#"> {"id":1,"subscribe":{"channel":"a"},"connect":{}}
+               < {"id":1,"connect":{*}}
+               > {"id":2,"publish":{"channel":"a","data":1},"unsubscribe":{"channel":"a"},"subscribe":{"channel":"a"}}
+               < {"id":2,"subscribe":{}}
+               > {"id":3,"presence":{"channel":"a"},"unsubscribe":{"channel":"b"},"publish":{"channel":"a","data":1}}
+               < {"id":3,"unsubscribe":{}}
+               > {"id":4,"rpc":{},"history":{"channel":"nope:a"},"presence":{"channel":"a"}}
+               < {"id":4,"error":{"code":108,"message":"not available"}}
+               > {"id":5,"rpc":{},"history":{"channel":"nope:a"}}
+               < {"id":5,"error":{"code":102,"message":"unknown channel"}}
+               > {"id":6,"send":{"data":1},"rpc":{}}
+               < {"id":6,"error":{"code":108,"message":"not available"}}
+               > {"id":7,"refresh":{"token":"x"},"send":{"data":1}}
+               x 3508 not available"#,
+        );
+        for (command, code, reason) in [
+            (r#"{"id":2,"subscribe":{"channel":"a"},"ping":{}}"#, 3501, "bad request"),
+            (r#"{"id":2,"subscribe":{"channel":"a"},"connect":{}}"#, 3501, "bad request"),
+            (
+                r#"{"id":2,"sub_refresh":{"channel":"a"},"refresh":{"token":"x"}}"#,
+                3500,
+                "invalid token",
+            ),
+        ] {
+            let mut client = node.connected_in(speech);
+            client.talk(&format!("> {command}\nx {code} {reason}"));
+        }
+    }
+}
+
+/// A subscribe in flight is undone by an unsubscribe behind it, whatever it was to be.
+#[test]
+fn a_subscribe_that_is_taken_back() {
+    let more = "[[channel.namespaces]]\nname = \"all\"\nhistory_size = 10\nhistory_ttl = \"10m\"\n\
+                force_recovery = true\npresence = true\njoin_leave = true\n\
+                force_push_join_leave = true\nallow_tags_filter = true\n\
+                allow_subscribe_for_client = true\nallow_subscribe_for_anonymous = true\n\
+                allow_presence_for_client = true\nallow_presence_for_anonymous = true\n\
+                allow_publish_for_client = true\nallow_publish_for_anonymous = true";
+    let node = Node::open_with(more, &["--shards", "3"]);
+    let mut publisher = node.connected();
+    for speech in BOTH {
+        for number in 0..5 {
+            let channel = format!("all:{number}");
+            publisher.publish(&channel, json!(1));
+            let mut client = node.connected_in(speech);
+            let subscribe = json!({
+                "channel": channel, "recover": true, "flag": number, "offset": number,
+                "tf": {"key": "k", "cmp": "nex"},
+            });
+            client.send(&format!(
+                "{}\n{}\n{}",
+                json!({"id": 2, "subscribe": subscribe}),
+                json!({"id": 3, "unsubscribe": {"channel": channel}}),
+                json!({"id": 4, "unsubscribe": {"channel": channel}}),
+            ));
+            // Each is answered; the second unsubscribe has nothing to wait for.
+            let mut lines = [client.line(), client.line(), client.line()];
+            lines.sort();
+            assert!(lines[0].starts_with("{\"id\":2,"), "{lines:?}");
+            assert_eq!(
+                lines[1..],
+                ["{\"id\":3,\"unsubscribe\":{}}", "{\"id\":4,\"unsubscribe\":{}}"]
+            );
+            let answer = client.ask("presence_stats", json!({"channel": channel}));
+            assert_eq!(answer, json!({"presence_stats": {"num_clients": 0, "num_users": 0}}));
+            // Nothing is delivered.
+            client.publish(&channel, json!(2));
+            assert_eq!(client.ask("rpc", json!({}))["error"]["code"], 108);
+        }
+    }
+    let figures = node.until("all gone", |figures| {
+        (figures["subscriptions"], figures["channels_local"], figures["filters"]) == (0, 0, 0)
+    });
+    assert_eq!(figures["gaps_told"], 0);
+}
+
+/// Everything is allowed, but what isn't on, and private channels.
+#[test]
+fn insecure() {
+    let file = r#"
+        client.insecure = true
+        client.token.hmac_secret_key = "secret"
+        [[channel.namespaces]]
+        name = "full"
+        presence = true
+        join_leave = true
+        history_size = 10
+        history_ttl = "10m"
+        allow_user_limited_channels = true
+    "#;
+    let node = Node::start(file, &[]);
+    for speech in BOTH {
+        let channel = format!("full:{speech:?}");
+        let mut client = node.connected_in(speech);
+        client.talk(&format!(
+            r#"> {{"id":2,"subscribe":{{"channel":"a","positioned":true,"join_leave":true}}}}
+               < {{"id":2,"subscribe":{{}}}}
+               > {{"id":3,"subscribe":{{"channel":"{channel}","recoverable":true,"join_leave":true}}}}
+               < {{"id":3,"subscribe":{{"recoverable":true,"epoch":"*","positioned":true}}}}
+               < {{"push":{{"channel":"{channel}","join":{{"info":{{"user":"","client":"*"}}}}}}}}
+               > {{"id":4,"presence_stats":{{"channel":"{channel}"}}}}
+               < {{"id":4,"presence_stats":{{"num_clients":1,"num_users":1}}}}
+               > {{"id":5,"history":{{"channel":"{channel}"}}}}
+               < {{"id":5,"history":{{"publications":[],"epoch":"*","offset":0}}}}
+               > {{"id":6,"subscribe":{{"channel":"{channel}#7"}}}}
+               < {{"id":6,"subscribe":{{}}}}
+               > {{"id":7,"presence":{{"channel":"a"}}}}
+               < {{"id":7,"error":{{"code":108,"message":"not available"}}}}
+               > {{"id":8,"history":{{"channel":"a"}}}}
+               < {{"id":8,"error":{{"code":108,"message":"not available"}}}}
+               > {{"id":9,"subscribe":{{"channel":"$a"}}}}
+               < {{"id":9,"error":{{"code":103,"message":"permission denied"}}}}
+               > {{"id":10,"subscribe":{{"channel":"nope:a"}}}}
+               < {{"id":10,"error":{{"code":102,"message":"unknown channel"}}}}
+               > {{"id":11,"publish":{{"channel":"b","data":1}}}}
+               < {{"id":11,"publish":{{}}}}"#
+        ));
+        // A token that was good once is good, and doesn't expire.
+        let old = token(json!({"sub": "42", "exp": now() - 10}));
+        let (_, result) = node.connected_by(speech, json!({"token": old}));
+        assert_eq!(result["expires"], serde_json::Value::Null);
+        let bad = json!({"id": 1, "connect": {"token": token_by("other", json!({"sub": "42"}))}});
+        node.client_in(speech).talk(&format!("> {bad}\nx 3500 invalid token"));
+    }
+}
+
+#[test]
+fn calls() {
+    let node = Node::open_with("[rpc.ping]\nenabled = true\nmethod = \"echo?\"", &[]);
+    for speech in BOTH {
+        node.connected_in(speech).talk(
+            r#"> {"id":2,"rpc":{"method":"echo?","data":{"a":1}}}
+               < {"id":2,"rpc":{"data":{}}}
+               > {"id":3,"rpc":{"method":"echo"}}
+               < {"id":3,"error":{"code":108,"message":"not available"}}
+               > {"id":4,"rpc":{}}
+               < {"id":4,"error":{"code":108,"message":"not available"}}
+               > {"send":{"data":1}}
+               x 3508 not available"#,
+        );
+    }
 }

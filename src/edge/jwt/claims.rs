@@ -180,14 +180,14 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// `subs`, and `channels` that are not in it, by name.
+    /// `subs`, or `channels` where that names none, by name.
     pub(super) fn subs(&self) -> Result<Vec<(CompactString, SubOptions)>, TokenFault> {
         let mut all: BTreeMap<&str, Option<&SubClaims<'_>>> = BTreeMap::new();
         if let Some(subs) = &self.subs {
             all.extend(subs.iter().map(|(channel, claims)| (channel.as_str(), claims.as_ref())));
         }
-        for channel in self.channels.iter().flatten() {
-            all.entry(channel).or_default();
+        if all.is_empty() {
+            all.extend(self.channels.iter().flatten().map(|channel| (channel.as_str(), None)));
         }
         let options = |claims: Option<&SubClaims<'_>>| {
             let Some(claims) = claims else { return Ok(SubOptions::default()) };
