@@ -7,6 +7,7 @@ use crate::base::frame::SharedFrame;
 use crate::edge::channels::Asked;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::Since;
+use crate::proto::client::{Body, SubscribeResult};
 
 /// A subscription that the server makes for a client, to be asked for.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +37,7 @@ pub struct ServerSub {
 pub struct Made {
     /// The channel.
     pub channel: CompactString,
-    /// The result in the connection's encoding, without its publications.
+    /// Recovery is on.
     pub recoverable: bool,
     /// Positions are checked.
     pub positioned: bool,
@@ -54,6 +55,24 @@ pub struct Made {
     pub delta: bool,
     /// From the token.
     pub data: Box<[u8]>,
+}
+
+impl Made {
+    /// As a subscribe result, with its publications in it.
+    pub fn result(&self) -> SubscribeResult<'_> {
+        SubscribeResult {
+            recoverable: self.recoverable,
+            epoch: &self.epoch,
+            publications: Body::Here(self.publications.as_ref().map_or(b"", |list| list.bytes())),
+            recovered: self.recovered,
+            offset: self.offset,
+            positioned: self.positioned,
+            data: &self.data,
+            was_recovering: self.was_recovering,
+            delta: self.delta,
+            ..SubscribeResult::default()
+        }
+    }
 }
 
 /// How far a `connect` is.

@@ -17,8 +17,8 @@ use crate::edge::jwt::{ConnectionClaims, TokenFault};
 use crate::hub::history::Since;
 use crate::hub::users::{Sessions, UserLinks};
 use crate::proto::client::{
-    Body, ConnectRequest, ConnectResult, Disconnect, ErrorCode, RefreshRequest, Reply,
-    SubscribeRequest, SubscribeResult,
+    ConnectRequest, ConnectResult, Disconnect, ErrorCode, RefreshRequest, Reply, SubscribeRequest,
+    SubscribeResult,
 };
 use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags};
 
@@ -334,7 +334,7 @@ impl<D: Driver> Shard<D> {
         let pings = client.ping_interval_ms.is_some() && !frame_ping;
         let client_id = self.client_id(key).text();
         let subs: Vec<(&str, SubscribeResult<'_>)> =
-            connecting.made.iter().map(|made| (made.channel.as_str(), result_of(made))).collect();
+            connecting.made.iter().map(|made| (made.channel.as_str(), made.result())).collect();
         let result = ConnectResult {
             client: client_id.as_str(),
             version: &client.version,
@@ -487,21 +487,5 @@ pub(super) fn asked_by(request: &SubscribeRequest<'_>) -> Asked {
         positioned: request.positioned,
         recoverable: request.recoverable,
         join_leave: request.join_leave,
-    }
-}
-
-/// The result of a subscription that the server made.
-fn result_of(made: &Made) -> SubscribeResult<'_> {
-    SubscribeResult {
-        recoverable: made.recoverable,
-        epoch: &made.epoch,
-        publications: Body::Here(made.publications.as_ref().map_or(b"", |list| list.bytes())),
-        recovered: made.recovered,
-        offset: made.offset,
-        positioned: made.positioned,
-        data: &made.data,
-        was_recovering: made.was_recovering,
-        delta: made.delta,
-        ..SubscribeResult::default()
     }
 }

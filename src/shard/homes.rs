@@ -1,55 +1,18 @@
 //! The home role: the one writer of its channels. Mail in, deliveries and answers out.
 
-use super::answers::Asked;
-use super::mail::{
-    Answer, Asker, Flushed, Mail, Publish, Read, Reading, Recover, Recovery, Subscribe, Subscribed,
-    Unsubscribe,
-};
+use super::mail::{Mail, Publish, Recovery, Subscribe, Subscribed, Unsubscribe};
+use super::sending::{PendingAck, ShardSet};
 use super::write::opcode;
 use super::*;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::edge::channels::Namespace;
 use crate::hub::delta;
-use crate::hub::history::{Page, Published, Record, Recovered, StreamOptions};
+use crate::hub::history::{Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
 use crate::hub::parcel::{Form, Parcel, Told};
-use crate::proto::client::{DataForm, ErrorCode, Publication, Push, is_json};
-
-/// A set of shards: one bit each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct ShardSet([u64; 4]);
-
-impl ShardSet {
-    pub(super) fn insert(&mut self, shard: ShardId) {
-        self.0[shard.index() / 64] |= 1 << (shard.index() % 64);
-    }
-
-    fn remove(&mut self, shard: ShardId) {
-        self.0[shard.index() / 64] &= !(1 << (shard.index() % 64));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
-    }
-
-    fn pop(&mut self) -> Option<ShardId> {
-        let word = self.0.iter().position(|word| *word != 0)?;
-        let shard = ShardId((word * 64) as u8 + self.0[word].trailing_zeros() as u8);
-        self.remove(shard);
-        Some(shard)
-    }
-}
-
-/// A publish that is taken but not acknowledged: its deliveries are not all in their receivers'
-/// mailboxes.
-#[derive(Debug)]
-pub(super) struct PendingAck {
-    to: ShardId,
-    asker: Asker,
-    waits_for: ShardSet,
-}
+use crate::proto::client::{DataForm, Publication, Push, is_json};
 
 /// Somebody came to a channel or left it, and it isn't told yet.
 #[derive(Debug)]
@@ -60,7 +23,8 @@ pub(super) struct Event {
     info: Box<[u8]>,
 }
 
-fn stream_options(namespace: &Namespace) -> StreamOptions {
+/// What a namespace says of its channels' streams.
+pub(super) fn stream_options(namespace: &Namespace) -> StreamOptions {
     StreamOptions {
         size: namespace.history_size,
         ttl_ms: namespace.history_ttl_ms,
@@ -98,49 +62,6 @@ impl<D: Driver> Shard<D> {
         if let Some((true, info)) = announced {
             self.events.push(Event { channel, came: true, info });
         }
-    }
-
-    /// What a subscriber lacks of a stream, encoded for it.
-    fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
-        let now = self.driver.now();
-        let limit = self.node.rules.client.recovery_publications_max;
-        let Recover { since, latest, filter, bytes_max } = recover;
-        self.counters().recoveries.add(1);
-        let Some(stream) = self.homes.stream(now, at) else { return Recovery::Failed };
-        let recovered = match latest {
-            true => stream.recover_latest(since),
-            false => stream.recover(since, limit),
-        };
-        let Recovered::Yes(places) = recovered else { return Recovery::Failed };
-        let top = stream.position();
-        let asked = Asked::of(at, form, &top, &places).filter(|_| filter.is_none());
-        let known = asked.as_ref().and_then(|asked| self.answers.get(asked));
-        let list = match known {
-            Some(list) => Some(list),
-            None => {
-                let records = stream.range(places).filter(|record| {
-                    let tags = Tags::packed(record.published().tags);
-                    filter.as_ref().is_none_or(|filter| filter.matches(tags))
-                });
-                let records: Vec<&Record> = records.collect();
-                match encode_list(form, &records, *bytes_max) {
-                    Ok(list) => {
-                        if let (Some(asked), Some(list)) = (asked, &list) {
-                            self.answers.insert(asked, list.clone());
-                        }
-                        list
-                    }
-                    Err(ListFault::TooMuch) => return Recovery::Failed,
-                    Err(ListFault::Unfit) => return Recovery::Unfit,
-                }
-            }
-        };
-        if list.as_ref().is_some_and(|list| list.len() > *bytes_max) {
-            return Recovery::Failed;
-        }
-        self.counters().recovered.add(1);
-        // The client comes to the top by what it gets.
-        Recovery::Done { publications: list, offset: since.offset }
     }
 
     /// A subscription ends.
@@ -361,267 +282,4 @@ impl<D: Driver> Shard<D> {
             ..Parcel::new(Told::Presence, 0, Tags::NONE)
         }
     }
-
-    /// Something is to be read.
-    pub(super) fn home_read(&mut self, from: ShardId, read: &Read) {
-        let answer = match &read.what {
-            Reading::Presence => self.read_presence(read),
-            Reading::PresenceStats => {
-                let members = self.homes.find(&read.channel, read.hash);
-                let members = members.and_then(|at| self.homes.members(at));
-                members.map_or(Answer::PresenceStats(0, 0), |members| {
-                    Answer::PresenceStats(members.clients(), members.users())
-                })
-            }
-            Reading::History(page) => self.read_history(read, page),
-        };
-        self.counters().reads.add(1);
-        self.post(from, Mail::Answer { asker: read.asker, answer });
-    }
-
-    fn read_presence(&mut self, read: &Read) -> Answer {
-        let members = self.homes.find(&read.channel, read.hash);
-        let members = members.and_then(|at| self.homes.members(at));
-        let present = || members.into_iter().flat_map(|members| members.present());
-        let entries = || present().filter_map(ClientInfo::unpack);
-        // What is too much is seen before it is written.
-        let mut bytes = 0;
-        let mut fits = true;
-        for entry in entries() {
-            bytes += entry.user.len() + 2 * entry.client.len();
-            bytes += entry.conn_info.len() + entry.chan_info.len();
-            fits &= [entry.conn_info, entry.chan_info]
-                .iter()
-                .all(|part| part.is_empty() || is_json(part));
-        }
-        if bytes > read.bytes_max {
-            return Answer::Error(ErrorCode::LimitExceeded);
-        }
-        if !fits && read.encoding == Encoding::Json {
-            return Answer::Unfit;
-        }
-        self.scratch.clear();
-        read.encoding.put_presence(&mut self.scratch, entries());
-        if self.scratch.len() > read.bytes_max {
-            return Answer::Error(ErrorCode::LimitExceeded);
-        }
-        Answer::Presence(SharedFrame::part(&self.scratch))
-    }
-
-    fn read_history(&mut self, read: &Read, page: &Page) -> Answer {
-        let now = self.driver.now();
-        let namespace = read.namespace;
-        let options = stream_options(self.channels_with(namespace).namespace(namespace));
-        let at = self.homes.read(now, &read.channel, read.hash, options);
-        let Some(at) = at else { return Answer::Error(ErrorCode::NotAvailable) };
-        let Some(stream) = self.homes.stream(now, at) else {
-            return Answer::Error(ErrorCode::NotAvailable);
-        };
-        let position = stream.position();
-        let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
-        let Ok(records) = stream.page(page) else {
-            return Answer::Error(ErrorCode::UnrecoverablePosition);
-        };
-        if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
-            return Answer::Unfit;
-        }
-        // What doesn't fit is cut: the rest can be asked for from where this ends.
-        let mut bytes = 0;
-        let fitting = records.iter().take_while(|record| {
-            bytes += encoded_bytes(record);
-            bytes <= read.bytes_max
-        });
-        let publications = fitting.map(|record| publication_of(record));
-        self.scratch.clear();
-        read.encoding.put_history(&mut self.scratch, publications, epoch, position.offset);
-        Answer::History(SharedFrame::part(&self.scratch))
-    }
-
-    /// Sends what the turn had for other shards; then acknowledges the publishes whose deliveries
-    /// are in their receivers' mailboxes.
-    pub(super) fn send_mail(&mut self) {
-        self.mail_blocked = false;
-        self.tell_gaps();
-        for at in 0..self.mail.len() {
-            self.flush_to(ShardId(at as u8));
-        }
-        if self.acks.is_empty() {
-            return;
-        }
-        let mut acked = false;
-        let mail = &mut self.mail;
-        self.acks.retain(|ack| {
-            let done = ack.waits_for.is_empty();
-            if done {
-                mail[ack.to.index()].push(Mail::Published { asker: ack.asker });
-                acked = true;
-            }
-            !done
-        });
-        if acked {
-            for at in 0..self.mail.len() {
-                self.flush_to(ShardId(at as u8));
-            }
-        }
-    }
-
-    /// Adds mail for a shard. What fills an outbox leaves at once, so that it stays full only while
-    /// the receiver has no room: then requests and clean-up wait, and deliveries become a gap.
-    pub(super) fn post(&mut self, to: ShardId, mail: Mail) {
-        self.mail[to.index()].push(mail);
-        if self.mail[to.index()].is_full() {
-            self.flush_to(to);
-        }
-    }
-
-    /// Sends what is there for a shard. Whether all of it has left.
-    fn flush_to(&mut self, to: ShardId) -> bool {
-        let outbox = &mut self.mail[to.index()];
-        if to == self.id {
-            if self.loopback_bytes < MAILBOX_BYTES_MAX
-                && let Some(batch) = outbox.take(to)
-            {
-                self.loopback_bytes += batch.bytes;
-                self.loopback.push_back(batch);
-                self.delivered_to(to);
-                return true;
-            }
-            return false;
-        }
-        match outbox.flush(self.id) {
-            Flushed::Nothing => true,
-            Flushed::Gone => {
-                self.delivered_to(to);
-                true
-            }
-            Flushed::Full => {
-                self.mail_blocked = true;
-                self.counters().mail_full.add(1);
-                false
-            }
-        }
-    }
-
-    /// Where there is credit: some of those that waited for it try once more. Each turn anew, so
-    /// that a credit which one of them has no use for any more is not lost for the others.
-    pub(super) fn resume_waiting(&mut self) {
-        let unanswered_max = self.node.options.requests_unanswered_max;
-        for home in 0..self.waiting.len() {
-            if self.waiting[home].is_empty() {
-                continue;
-            }
-            for _ in 0..self.mail[home].credits(unanswered_max).min(RESUMED_MAX) {
-                let Some(key) = self.waiting[home].pop_front() else { break };
-                let Some(conn) = self.conn(key) else { continue };
-                conn.flags.set_waiting(false);
-                if self.is_connecting(key.index) {
-                    self.go_on_connecting(key.index);
-                } else {
-                    self.resume(key);
-                }
-            }
-        }
-    }
-
-    /// All deliveries to a shard are in its mailbox.
-    fn delivered_to(&mut self, shard: ShardId) {
-        for ack in &mut self.acks {
-            ack.waits_for.remove(shard);
-        }
-    }
-
-    /// Where there is room again: tells shards which channels have a gap.
-    fn tell_gaps(&mut self) {
-        for at in 0..self.mail.len() {
-            let outbox = &mut self.mail[at];
-            if outbox.gaps.is_empty() || outbox.is_full() {
-                self.mail_blocked |= !outbox.gaps.is_empty();
-                continue;
-            }
-            for channel in std::mem::take(&mut outbox.gaps) {
-                let interests = self.homes.interests_mut(channel);
-                // The channel may have lost that shard, or be another one by now.
-                if let Some(interest) =
-                    interests.iter_mut().find(|i| i.shard.index() == at && i.gap)
-                {
-                    interest.gap = false;
-                    outbox.push(Mail::Gap { local: interest.local });
-                }
-            }
-        }
-    }
 }
-
-/// Connections that try again in one turn, for each home.
-const RESUMED_MAX: u32 = 64;
-
-/// Why a list can't be sent.
-enum ListFault {
-    /// It is longer than what may wait for the client.
-    TooMuch,
-    /// Something in it can't be shown to JSON connections.
-    Unfit,
-}
-
-/// The list of a subscribe result; nothing for no records. In a form that takes patches each is
-/// patched from the one before it (client protocol, 21.2).
-fn encode_list(
-    form: Form,
-    records: &[&Record],
-    bytes_max: usize,
-) -> Result<Option<SharedFrame>, ListFault> {
-    if records.is_empty() {
-        return Ok(None);
-    }
-    let encoding = if form.is_protobuf() { Encoding::Protobuf } else { Encoding::Json };
-    if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
-        return Err(ListFault::Unfit);
-    }
-    let bytes: usize = records.iter().map(|record| encoded_bytes(record)).sum();
-    if bytes > bytes_max {
-        return Err(ListFault::TooMuch);
-    }
-    let patches: Vec<Option<Vec<u8>>> = match form.takes_patches() {
-        true => records
-            .windows(2)
-            .map(|pair| {
-                let patch = delta::patch(pair[0].data(), pair[1].data())?;
-                (form.is_protobuf() || delta::is_text(&patch)).then_some(patch)
-            })
-            .collect(),
-        false => Vec::new(),
-    };
-    let full =
-        if form == Form::Json || form.is_protobuf() { DataForm::Plain } else { DataForm::Text };
-    let publications = records.iter().enumerate().map(|(at, record)| {
-        let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
-        let publication = publication_of(record);
-        match patch {
-            Some(data) => Publication { data, form: DataForm::Patch, ..publication },
-            None => Publication { form: full, ..publication },
-        }
-    });
-    let mut list = Vec::new();
-    encoding.put_publications(&mut list, publications);
-    Ok(Some(SharedFrame::part(&list)))
-}
-
-/// A kept publication as it is told.
-fn publication_of(record: &Record) -> Publication<'_> {
-    let Published { data, info, tags, .. } = record.published();
-    Publication {
-        data,
-        info: ClientInfo::unpack(info),
-        offset: record.offset(),
-        tags: Tags::packed(tags),
-        ..Publication::default()
-    }
-}
-
-/// What a kept publication takes in an answer, about.
-fn encoded_bytes(record: &Record) -> usize {
-    record.bytes() + PUBLICATION_BYTES
-}
-
-/// Names and marks around a publication in JSON, about.
-const PUBLICATION_BYTES: usize = 64;

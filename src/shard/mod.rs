@@ -9,7 +9,7 @@
 //! bound stays on a list for the next turn.
 //!
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
-//! (`homes.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
+//! (`homes.rs`, `reading.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
 
 mod accept;
 mod answers;
@@ -22,6 +22,8 @@ mod homes;
 pub mod mail;
 mod outbox;
 mod read;
+mod reading;
+mod sending;
 pub mod signatures;
 mod stats;
 mod subscribe;
@@ -41,9 +43,10 @@ use slab::Slab;
 
 use self::answers::Answers;
 use self::conn::{Conn, NONE, Phase};
-use self::homes::{Event, PendingAck};
+use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outbox};
 use self::outbox::Outboxes;
+use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
 use self::tokens::{Question, Verdict};

@@ -292,15 +292,8 @@ impl<D: Driver> Shard<D> {
         let reply = Reply::Subscribe(SubscribeResult {
             expires: ttl.is_some(),
             ttl: ttl.unwrap_or(0),
-            recoverable: made.recoverable,
-            epoch: &made.epoch,
             publications: list.map_or(Body::Here(b""), |list| Body::Elsewhere(list.len())),
-            recovered: made.recovered,
-            offset: made.offset,
-            positioned: made.positioned,
-            data: &made.data,
-            was_recovering: made.was_recovering,
-            delta: made.delta,
+            ..made.result()
         });
         match list {
             Some(list) => self.reply_around(index, asker.command, &reply, list),

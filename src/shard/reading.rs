@@ -1,0 +1,203 @@
+//! What the home of a channel reads of it for others: missed publications, history, presence.
+
+use super::answers::Asked;
+use super::homes::stream_options;
+use super::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
+use super::*;
+use crate::base::info::ClientInfo;
+use crate::base::tags::Tags;
+use crate::hub::delta;
+use crate::hub::history::{Page, Published, Record, Recovered};
+use crate::hub::parcel::Form;
+use crate::proto::client::{DataForm, ErrorCode, Publication, is_json};
+
+impl<D: Driver> Shard<D> {
+    /// What a subscriber lacks of a stream, encoded for it.
+    pub(super) fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
+        let now = self.driver.now();
+        let limit = self.node.rules.client.recovery_publications_max;
+        let Recover { since, latest, filter, bytes_max } = recover;
+        self.counters().recoveries.add(1);
+        let Some(stream) = self.homes.stream(now, at) else { return Recovery::Failed };
+        let recovered = match latest {
+            true => stream.recover_latest(since),
+            false => stream.recover(since, limit),
+        };
+        let Recovered::Yes(places) = recovered else { return Recovery::Failed };
+        let top = stream.position();
+        let asked = Asked::of(at, form, &top, &places).filter(|_| filter.is_none());
+        let known = asked.as_ref().and_then(|asked| self.answers.get(asked));
+        let list = match known {
+            Some(list) => Some(list),
+            None => {
+                let records = stream.range(places).filter(|record| {
+                    let tags = Tags::packed(record.published().tags);
+                    filter.as_ref().is_none_or(|filter| filter.matches(tags))
+                });
+                let records: Vec<&Record> = records.collect();
+                match encode_list(form, &records, *bytes_max) {
+                    Ok(list) => {
+                        if let (Some(asked), Some(list)) = (asked, &list) {
+                            self.answers.insert(asked, list.clone());
+                        }
+                        list
+                    }
+                    Err(ListFault::TooMuch) => return Recovery::Failed,
+                    Err(ListFault::Unfit) => return Recovery::Unfit,
+                }
+            }
+        };
+        if list.as_ref().is_some_and(|list| list.len() > *bytes_max) {
+            return Recovery::Failed;
+        }
+        self.counters().recovered.add(1);
+        // The client comes to the top by what it gets.
+        Recovery::Done { publications: list, offset: since.offset }
+    }
+
+    /// Something is to be read.
+    pub(super) fn home_read(&mut self, from: ShardId, read: &Read) {
+        let answer = match &read.what {
+            Reading::Presence => self.read_presence(read),
+            Reading::PresenceStats => {
+                let members = self.homes.find(&read.channel, read.hash);
+                let members = members.and_then(|at| self.homes.members(at));
+                members.map_or(Answer::PresenceStats(0, 0), |members| {
+                    Answer::PresenceStats(members.clients(), members.users())
+                })
+            }
+            Reading::History(page) => self.read_history(read, page),
+        };
+        self.counters().reads.add(1);
+        self.post(from, Mail::Answer { asker: read.asker, answer });
+    }
+
+    fn read_presence(&mut self, read: &Read) -> Answer {
+        let members = self.homes.find(&read.channel, read.hash);
+        let members = members.and_then(|at| self.homes.members(at));
+        let present = || members.into_iter().flat_map(|members| members.present());
+        let entries = || present().filter_map(ClientInfo::unpack);
+        // What is too much is seen before it is written.
+        let mut bytes = 0;
+        let mut fits = true;
+        for entry in entries() {
+            bytes += entry.user.len() + 2 * entry.client.len();
+            bytes += entry.conn_info.len() + entry.chan_info.len();
+            fits &= [entry.conn_info, entry.chan_info]
+                .iter()
+                .all(|part| part.is_empty() || is_json(part));
+        }
+        if bytes > read.bytes_max {
+            return Answer::Error(ErrorCode::LimitExceeded);
+        }
+        if !fits && read.encoding == Encoding::Json {
+            return Answer::Unfit;
+        }
+        self.scratch.clear();
+        read.encoding.put_presence(&mut self.scratch, entries());
+        if self.scratch.len() > read.bytes_max {
+            return Answer::Error(ErrorCode::LimitExceeded);
+        }
+        Answer::Presence(SharedFrame::part(&self.scratch))
+    }
+
+    fn read_history(&mut self, read: &Read, page: &Page) -> Answer {
+        let now = self.driver.now();
+        let namespace = read.namespace;
+        let options = stream_options(self.channels_with(namespace).namespace(namespace));
+        let at = self.homes.read(now, &read.channel, read.hash, options);
+        let Some(at) = at else { return Answer::Error(ErrorCode::NotAvailable) };
+        let Some(stream) = self.homes.stream(now, at) else {
+            return Answer::Error(ErrorCode::NotAvailable);
+        };
+        let position = stream.position();
+        let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
+        let Ok(records) = stream.page(page) else {
+            return Answer::Error(ErrorCode::UnrecoverablePosition);
+        };
+        if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+            return Answer::Unfit;
+        }
+        // What doesn't fit is cut: the rest can be asked for from where this ends.
+        let mut bytes = 0;
+        let fitting = records.iter().take_while(|record| {
+            bytes += encoded_bytes(record);
+            bytes <= read.bytes_max
+        });
+        let publications = fitting.map(|record| publication_of(record));
+        self.scratch.clear();
+        read.encoding.put_history(&mut self.scratch, publications, epoch, position.offset);
+        Answer::History(SharedFrame::part(&self.scratch))
+    }
+}
+
+/// Why a list can't be sent.
+enum ListFault {
+    /// It is longer than what may wait for the client.
+    TooMuch,
+    /// Something in it can't be shown to JSON connections.
+    Unfit,
+}
+
+/// The list of a subscribe result; nothing for no records. In a form that takes patches each is
+/// patched from the one before it (client protocol, 21.2).
+fn encode_list(
+    form: Form,
+    records: &[&Record],
+    bytes_max: usize,
+) -> Result<Option<SharedFrame>, ListFault> {
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let encoding = if form.is_protobuf() { Encoding::Protobuf } else { Encoding::Json };
+    if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+        return Err(ListFault::Unfit);
+    }
+    let bytes: usize = records.iter().map(|record| encoded_bytes(record)).sum();
+    if bytes > bytes_max {
+        return Err(ListFault::TooMuch);
+    }
+    let patches: Vec<Option<Vec<u8>>> = match form.takes_patches() {
+        true => records
+            .windows(2)
+            .map(|pair| {
+                let patch = delta::patch(pair[0].data(), pair[1].data())?;
+                (form.is_protobuf() || delta::is_text(&patch)).then_some(patch)
+            })
+            .collect(),
+        false => Vec::new(),
+    };
+    let full =
+        if form == Form::Json || form.is_protobuf() { DataForm::Plain } else { DataForm::Text };
+    let publications = records.iter().enumerate().map(|(at, record)| {
+        let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
+        let publication = publication_of(record);
+        match patch {
+            Some(data) => Publication { data, form: DataForm::Patch, ..publication },
+            None => Publication { form: full, ..publication },
+        }
+    });
+    let mut list = Vec::new();
+    encoding.put_publications(&mut list, publications);
+    Ok(Some(SharedFrame::part(&list)))
+}
+
+/// A kept publication as it is told.
+fn publication_of(record: &Record) -> Publication<'_> {
+    let Published { data, info, tags, .. } = record.published();
+    Publication {
+        data,
+        info: ClientInfo::unpack(info),
+        offset: record.offset(),
+        tags: Tags::packed(tags),
+        ..Publication::default()
+    }
+}
+
+/// What a kept publication takes in an answer, about.
+fn encoded_bytes(record: &Record) -> usize {
+    record.bytes() + PUBLICATION_BYTES
+}
+
+/// Names and marks around a publication in JSON, about.
+const PUBLICATION_BYTES: usize = 64;
