@@ -98,7 +98,8 @@ pub(super) struct TokenArgs {
     /// What proxies are told of the connection.
     #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "channel")]
     pub meta: Option<Object>,
-    /// Channels that the connection is subscribed to, separated by commas.
+    /// Channels that the connection is subscribed to, separated by commas; without a meaning beside
+    /// --subs.
     #[arg(long, value_name = "C,C", value_delimiter = ',', conflicts_with = "channel")]
     pub channels: Vec<String>,
     /// The same with options for each, such as {"news":{"info":{}}}.

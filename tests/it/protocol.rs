@@ -749,7 +749,7 @@ fn calls() {
     for speech in BOTH {
         node.connected_in(speech).talk(
             r#"> {"id":2,"rpc":{"method":"echo?","data":{"a":1}}}
-               < {"id":2,"rpc":{"data":{}}}
+               < {"id":2,"rpc":{}}
                > {"id":3,"rpc":{"method":"echo"}}
                < {"id":3,"error":{"code":108,"message":"not available"}}
                > {"id":4,"rpc":{}}
