@@ -304,12 +304,13 @@ test('a refresh has to name the channels of the connection', async () => {
   const claims = { sub: 'ann', exp: seconds() + 60 };
   const later = (more) => sign({ ...claims, exp: seconds() + 3600, ...more });
   const connect = () =>
-    roost.session('', { token: sign({ ...claims, channels: [one], subs: { [two]: {} } }) });
+    roost.session('', { token: sign({ ...claims, subs: { [one]: {}, [two]: {} } }) });
   const stays = await connect();
   for (const [id, more] of [
     [2, { channels: [one, two] }],
     [3, { subs: { [one]: {}, [two]: {} } }],
-    [4, { channels: [one], subs: { [two]: {} } }],
+    // Where both are named the options count.
+    [4, { channels: [three], subs: { [one]: {}, [two]: {} } }],
   ]) {
     const reply = await ask(stays, { id, refresh: { token: later(more) } });
     assert.equal(reply.refresh.expires, true, JSON.stringify(more));
