@@ -17,6 +17,8 @@ struct Published {
     tags: BTreeMap<String, String>,
     sent: u64,
     sent_ms: u64,
+    /// When it was first known to be taken.
+    seen_ms: Option<u64>,
     acked: Option<u64>,
     /// It is with the home: it will be taken.
     posted: bool,
@@ -122,6 +124,7 @@ impl History {
             tags,
             sent: self.step,
             sent_ms: self.now_ms,
+            seen_ms: None,
             acked: None,
             posted: false,
             delivered: false,
@@ -135,7 +138,9 @@ impl History {
     }
 
     pub(crate) fn acked(&mut self, publication: usize) {
-        self.published[publication].acked = Some(self.step);
+        let published = &mut self.published[publication];
+        published.acked = Some(self.step);
+        published.seen_ms.get_or_insert(self.now_ms);
     }
 
     /// It is in the mailbox of the channel's home.
@@ -195,6 +200,7 @@ impl History {
             return Err(format!("{number} is by {:?}, not by {by:?}", published.by));
         }
         published.delivered = true;
+        published.seen_ms.get_or_insert(self.now_ms);
         Ok(number)
     }
 
@@ -289,13 +295,31 @@ impl History {
         self.placed(channel, epoch, publication.offset, number)
     }
 
-    /// Whether the stream at this place may have dropped what it kept.
-    pub(crate) fn may_be_expired(&self, channel: &str, epoch: &str, top: u64, ttl_ms: u64) -> bool {
-        // The latest was taken at its own sending or later, and behind those before it.
+    /// Whether a stream at `top` may have dropped what it kept since `first` was published: whenever
+    /// nothing was published for so long.
+    pub(crate) fn may_be_dropped(
+        &self,
+        channel: &str,
+        epoch: &str,
+        (first, top): (u64, u64),
+        ttl_ms: u64,
+    ) -> bool {
         let place = |offset| (channel.to_owned(), epoch.to_owned(), offset);
-        let known = self.places.range(place(0)..=place(top));
-        let latest = known.rev().take(50).map(|(_, at)| self.published[*at].sent_ms).max();
-        latest.is_none_or(|latest| self.now_ms >= latest + ttl_ms)
+        if first > top {
+            return false;
+        }
+        // Each was taken between its own sending, and that of those before it, and its being seen.
+        let mut earliest = None;
+        for (place, at) in self.places.range(place(first)..=place(top)) {
+            let published = &self.published[*at];
+            let latest = published.seen_ms.unwrap_or(self.now_ms);
+            match earliest {
+                None if place.2 != first => return true,
+                Some(before) if latest >= before + ttl_ms => return true,
+                _ => earliest = earliest.max(Some(published.sent_ms)),
+            }
+        }
+        earliest.is_none_or(|before| self.now_ms >= before + ttl_ms)
     }
 
     /// Whether there is no reason for which a recovery could have failed.
@@ -305,7 +329,7 @@ impl History {
         if wanted.latest {
             return top.1 > 0
                 && wanted.bytes_each <= wanted.bytes_max
-                && !self.may_be_expired(channel, top.0, top.1, wanted.history_ttl_ms);
+                && !self.may_be_dropped(channel, top.0, (top.1, top.1), wanted.history_ttl_ms);
         }
         if same {
             return true;
@@ -316,7 +340,7 @@ impl History {
             && missing <= wanted.history_size
             && missing <= wanted.limit
             && missing * wanted.bytes_each <= wanted.bytes_max
-            && !self.may_be_expired(channel, top.0, top.1, wanted.history_ttl_ms)
+            && !self.may_be_dropped(channel, top.0, (from.1 + 1, top.1), wanted.history_ttl_ms)
     }
 
     /// Somebody came to a channel, or left it, and a subscription was told.

@@ -90,8 +90,15 @@ struct Channel {
     /// Publications are patches, or texts: with the latest one.
     delta: bool,
     base: Option<Vec<u8>>,
-    /// In the end: who was shown, and how many there were said to be.
-    shown: Option<(BTreeMap<String, String>, Option<(u32, u32)>)>,
+    /// In the end: what was shown.
+    shown: Option<Shown>,
+}
+
+/// Who is in a channel, with their users; then how many there were said to be.
+#[derive(Debug)]
+struct Shown {
+    present: BTreeMap<String, String>,
+    counts: Option<(u32, u32)>,
 }
 
 /// What the client has of a channel after a subscription: which, epoch and offset.

@@ -20,7 +20,7 @@ use std::time::{Instant, SystemTime};
 use self::run::{Report, Run};
 
 /// Seeds that every test run has.
-const FIXED_SEEDS: u64 = 200;
+const FIXED_SEEDS: u64 = 150;
 
 /// Random ones on top.
 const RANDOM_SEEDS: u64 = 5;

@@ -266,6 +266,7 @@ impl Run {
             "channels_local",
             "queued_bytes",
             "queues",
+            "filters",
         ] {
             if figures[name] != 0 {
                 return Err(format!("{name} is {} in the end", figures[name]));

@@ -77,8 +77,7 @@ impl Client {
         let id = self.number(scene, What::Connect(asked), errors);
         let connect = Some(ConnectRequest { token, subs });
         let mut message = self.encode(&Command { id, connect, ..Command::default() });
-        let stranger = self.kind == Kind::Stranger;
-        if self.rng.one_in(2) && scene.phase < Phase::Leave && !stranger {
+        if self.rng.one_in(2) && scene.phase < Phase::Leave {
             // As SDKs do it: connect and the first subscriptions in one frame.
             for _ in 0..=self.rng.below(2) {
                 let channel = self.any_channel(scene.plan);

@@ -1,11 +1,13 @@
 //! What comes to a client, and whether it may.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use roost::edge::channels::RecoveryMode;
 use roost::io::sim::LinkId;
 use roost::proto::http;
 use roost::proto::ws::{self, Event, ReadRules};
 
-use super::{Ask, Client, Had, Pending, Phase, Scene, State, What};
+use super::{Ask, Client, Had, Pending, Phase, Scene, Shown, State, What};
 use crate::checker::{Begin, End, Wanted};
 use crate::plan::Kind;
 use crate::wire::{self, Command, HistoryResult, Push, Reply, SubscribeResult};
@@ -202,28 +204,28 @@ impl Client {
                 Ok(())
             }
             What::Presence(channel, asked) if reply.presence.is_some() => {
-                let mut shown = std::collections::BTreeMap::new();
+                let mut present = BTreeMap::new();
                 for (id, info) in reply.presence.unwrap_or_default().presence {
                     if info.client != id {
                         return Err(format!("{id} is shown as {info:?}"));
                     }
-                    shown.insert(id, info.user);
+                    present.insert(id, info.user);
                 }
                 let step = scene.history.step;
-                scene.history.presence.shown(&channel, &asked, &self.id, &shown, step)?;
+                scene.history.presence.shown(&channel, &asked, &self.id, &present, step)?;
                 if scene.phase != Phase::Quiet {
                     return Ok(());
                 }
                 let known = self.channels.entry(channel).or_default();
-                if let Some((before, Some(stats))) = known.shown.take()
-                    && before == shown
+                if let Some(Shown { present: before, counts: Some(counts) }) = known.shown.take()
+                    && before == present
                 {
-                    let users: std::collections::BTreeSet<&String> = shown.values().collect();
-                    if stats != (shown.len() as u32, users.len() as u32) {
-                        return Err(format!("{stats:?} are said to be here: {shown:?}"));
+                    let users: BTreeSet<&String> = present.values().collect();
+                    if counts != (present.len() as u32, users.len() as u32) {
+                        return Err(format!("{counts:?} are said to be here: {present:?}"));
                     }
                 } else {
-                    known.shown = Some((shown, None));
+                    known.shown = Some(Shown { present, counts: None });
                 }
                 Ok(())
             }
@@ -235,8 +237,8 @@ impl Client {
                 if users > clients || (users == 0) != (clients == 0) || itself && clients == 0 {
                     return Err("the counts can't be".into());
                 }
-                if let (Phase::Quiet, Some((_, told))) = (scene.phase, &mut known.shown) {
-                    *told = Some((clients, users));
+                if let (Phase::Quiet, Some(shown)) = (scene.phase, &mut known.shown) {
+                    shown.counts = Some((clients, users));
                 }
                 Ok(())
             }
@@ -469,14 +471,18 @@ impl Client {
         }
         // All that is kept and asked for is there, unless its time was over or it is too long.
         let oldest = (top + 1).saturating_sub(u64::from(namespace.history_size)).max(1);
-        let asked = (least.max(oldest)..=last).count() as u64;
+        let first = match request.reverse {
+            false => least.max(oldest),
+            true => least.max(oldest).max((last + 1).saturating_sub(limit)),
+        };
+        let asked = (first..=last).count() as u64;
         let each = scene.plan.publication_bytes_max();
         let cut = limit * each > scene.plan.answer_bytes_max()
             && asked * each > scene.plan.answer_bytes_max();
         let ttl_ms = namespace.history_ttl_ms;
         if count < asked.min(limit)
             && !cut
-            && !scene.history.may_be_expired(channel, epoch, top, ttl_ms)
+            && !scene.history.may_be_dropped(channel, epoch, (first, top), ttl_ms)
         {
             return Err(format!("only {count} of {asked}, at most {limit}"));
         }
