@@ -90,6 +90,8 @@ struct Channel {
     /// Publications are patches, or texts: with the latest one.
     delta: bool,
     base: Option<Vec<u8>>,
+    /// It was open when the client asked to leave, and another answer is awaited.
+    leaving: bool,
     /// In the end: what was shown.
     shown: Option<Shown>,
 }
@@ -147,6 +149,8 @@ pub(crate) struct Client {
     id: String,
     /// What it has of channels, across connections.
     had: BTreeMap<String, Had>,
+    /// When it asked who is there although nobody comes and goes any more.
+    counts_since: Option<u64>,
     /// It may be shown what is no JSON.
     risks_binary: bool,
     state: State,
@@ -219,6 +223,7 @@ impl Client {
             personal,
             id: String::new(),
             had: BTreeMap::new(),
+            counts_since: None,
             risks_binary: false,
             state: State::Offline { until },
             since: now,
@@ -254,6 +259,11 @@ impl Client {
         if self.log.len() > 200 {
             self.log.remove(0);
         }
+    }
+
+    pub(crate) fn show(&self) {
+        println!("client {} ({:?}, {:?}) {}", self.index, self.kind, self.state, self.id);
+        self.log.iter().for_each(|line| println!("    {line}"));
     }
 
     /// What is sent or heard, when one run is replayed.

@@ -17,7 +17,7 @@ use roost::shard::signatures::Signatures;
 use roost::shard::{Node, Options, Seat, Shard, ShardCounters};
 
 use crate::checker::History;
-use crate::client::{Client, Phase, Scene};
+use crate::client::{Client, Phase, Scene, TALKATIVE};
 use crate::plan::Plan;
 
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
@@ -61,7 +61,11 @@ impl Run {
     /// Everything that `seed` means.
     pub(crate) fn of(seed: u64) -> Result<Report, String> {
         let mut run = Self::new(seed);
-        run.play()?;
+        let result = run.play();
+        if result.is_err() && TALKATIVE.load(Ordering::Relaxed) {
+            run.clients.iter().for_each(Client::show);
+        }
+        result?;
         let trace = run.world.borrow().trace();
         let figures = run.figures();
         Ok(Report { trace, steps: run.history.step, summary: run.history.summary(), figures })

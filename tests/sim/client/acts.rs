@@ -244,6 +244,7 @@ impl Client {
 
     /// Publishes once to each channel: all must get it. Counts those who are there.
     pub(crate) fn publish_to_all(&mut self, scene: &mut Scene<'_>) {
+        self.counts_since = Some(scene.history.step);
         for channel in scene.plan.channels.clone() {
             if scene.plan.namespace(&channel).presence {
                 let mut messages = self.ask_presence(scene, &channel);

@@ -189,13 +189,18 @@ impl Client {
                 self.opened(scene, channel, &ask, result, pending.sent)
             }
             What::Unsubscribe(channel) if reply.unsubscribe.is_some() => {
+                // Of several the last one to be answered says that it has left: one that found
+                // nothing any more is answered at once.
+                let last = self.wants(&channel) && !self.asks_for(&channel);
                 let known = self.channels.entry(channel.clone()).or_default();
                 let open = known.open.take();
+                known.leaving |= open.is_some();
+                if known.leaving && last {
+                    known.leaving = false;
+                    scene.history.presence.left(&channel, &self.id);
+                }
                 if let Some(open) = open {
                     self.close(scene, &channel, open, End::Gone);
-                    if !self.asks_for(&channel) {
-                        scene.history.presence.left(&channel, &self.id);
-                    }
                 }
                 Ok(())
             }
@@ -213,7 +218,7 @@ impl Client {
                 }
                 let step = scene.history.step;
                 scene.history.presence.shown(&channel, &asked, &self.id, &present, step)?;
-                if scene.phase != Phase::Quiet {
+                if self.counts_since.is_none_or(|since| pending.sent < since) {
                     return Ok(());
                 }
                 let known = self.channels.entry(channel).or_default();
@@ -237,7 +242,7 @@ impl Client {
                 if users > clients || (users == 0) != (clients == 0) || itself && clients == 0 {
                     return Err("the counts can't be".into());
                 }
-                if let (Phase::Quiet, Some(shown)) = (scene.phase, &mut known.shown) {
+                if let Some(shown) = &mut known.shown {
                     shown.counts = Some((clients, users));
                 }
                 Ok(())
@@ -384,6 +389,7 @@ impl Client {
             return Err(format!("subscribed to {channel} twice"));
         }
         (known.delta, known.base, known.server) = (result.delta, None, ask.server);
+        known.leaving = false;
         for publication in list {
             if !publication.epoch.is_empty() {
                 return Err("an epoch in a list".into());
