@@ -403,7 +403,7 @@ impl Run {
         let publish = Publish {
             channel: channel.as_str().into(),
             hash,
-            namespace: self.node.rules.channels.resolve(&channel).unwrap().index,
+            namespace: self.node.rules.channels.load().resolve(&channel).unwrap().index,
             asker: None,
             data: self.history.data(number).into(),
             info: Box::default(),

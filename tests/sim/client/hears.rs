@@ -322,18 +322,28 @@ impl Client {
             return Err(format!("{channel}: a position without an epoch, or the reverse"));
         }
         let list = result.publications;
-        let mut start = result.offset;
+        let mut start = Some(result.offset);
         let from = (request.epoch.as_str(), request.offset);
         let top = (result.epoch.as_str(), result.offset);
         if result.recovered && latest {
             if !recovers || list.len() > 1 {
                 return Err(format!("{channel}: too much was recovered"));
             }
-            let same = from == top && top.1 > 0;
-            if request.tf.is_none() && list.is_empty() != same {
-                return Err(format!("{channel}: not the latest one: {from:?}"));
+            if from.1 != top.1 {
+                return Err(format!("{channel}: recovered from elsewhere than {from:?}"));
             }
-            start -= list.len() as u64;
+            match list.first() {
+                Some(latest) if (top.0, latest.offset) == from => {
+                    return Err(format!("{channel}: it has the latest one: {from:?}"));
+                }
+                Some(latest) => start = Some(latest.offset - 1),
+                // The latest one was kept back: where that is isn't told.
+                None if request.tf.is_some() => start = None,
+                None if from.0 != top.0 || from.1 == 0 => {
+                    return Err(format!("{channel}: not the latest one: {from:?}"));
+                }
+                None => {}
+            }
         } else if result.recovered {
             if !recoverable || !recovers || from.1 != top.1 {
                 return Err(format!("{channel}: recovered from elsewhere than {from:?}"));
@@ -373,7 +383,7 @@ impl Client {
             client_id: self.id.clone(),
             channel: channel.clone(),
             asked,
-            start: result.positioned.then(|| (result.epoch.clone(), start)),
+            start: start.filter(|_| result.positioned).map(|start| (result.epoch.clone(), start)),
             recovered: result.recovered,
             before,
             filter: request.tf.clone(),
@@ -395,10 +405,6 @@ impl Client {
                 return Err("an epoch in a list".into());
             }
             self.take(scene, &channel, publication)?;
-        }
-        let last = scene.history.position(opened).map_or(start, |(_, offset)| offset);
-        if latest && result.recovered && last != result.offset {
-            return Err(format!("{channel}: the latest is not at {}", result.offset));
         }
         Ok(())
     }
