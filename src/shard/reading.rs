@@ -77,18 +77,17 @@ impl<D: Driver> Shard<D> {
         let members = members.and_then(|at| self.homes.members(at));
         let present = || members.into_iter().flat_map(|members| members.present());
         let entries = || present().filter_map(ClientInfo::unpack);
-        // What is too much is seen before it is written.
+        // What is too much is seen before it is written, and before all of it is looked at.
         let mut bytes = 0;
         let mut fits = true;
         for entry in entries() {
+            let parts = [entry.conn_info, entry.chan_info];
             bytes += entry.user.len() + 2 * entry.client.len();
-            bytes += entry.conn_info.len() + entry.chan_info.len();
-            fits &= [entry.conn_info, entry.chan_info]
-                .iter()
-                .all(|part| part.is_empty() || is_json(part));
-        }
-        if bytes > read.bytes_max {
-            return Answer::Error(ErrorCode::LimitExceeded);
+            bytes += parts.iter().map(|part| part.len()).sum::<usize>();
+            if bytes > read.bytes_max {
+                return Answer::Error(ErrorCode::LimitExceeded);
+            }
+            fits &= parts.iter().all(|part| part.is_empty() || is_json(part));
         }
         if !fits && read.encoding == Encoding::Json {
             return Answer::Unfit;
