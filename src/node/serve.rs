@@ -193,7 +193,8 @@ fn greeting(
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     let shards = plan.shards;
     let limits = capacity.lines().join("\n");
-    let path = config.websocket.handler_prefix.clone();
+    let websocket = &config.websocket;
+    let path = websocket.enabled.then(|| websocket.handler_prefix.clone());
     let echo = config.roost.echo;
     let insecure = config.client.insecure;
     let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
@@ -204,12 +205,15 @@ fn greeting(
             lines.push("client.insecure is on: everybody may do everything".to_owned());
         }
         if let Some(first) = addresses.first() {
-            let url = format!("ws://{first}{path}");
-            lines.push(format!("clients connect to {url}"));
+            let url = path.map(|path| format!("ws://{first}{path}"));
+            lines.push(match &url {
+                Some(url) => format!("clients connect to {url}"),
+                None => "websocket.disabled is on: no client can connect".to_owned(),
+            });
             if echo {
                 lines.push(format!("echo is at ws://{first}/echo"));
             }
-            if dev {
+            if let Some(url) = url.filter(|_| dev) {
                 lines.push(format!(
                     "development node: anonymous clients may subscribe and publish. Try\n\
                      \x20 npm install centrifuge ws && node -e \"\n\

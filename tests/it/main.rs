@@ -13,6 +13,7 @@ mod http;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod options;
 #[path = "../../src/edge/jwt/testing.rs"]
 mod pairs;
 mod payloads;

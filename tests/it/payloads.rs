@@ -171,6 +171,43 @@ fn patches() {
     }
 }
 
+/// Subscriptions of the server have patches, too, whoever names the channel (21.1).
+#[test]
+fn patches_where_the_server_subscribes() {
+    let node = Node::open_with(NAMESPACES, &[]);
+    for (speech, by_token) in BOTH.into_iter().flat_map(|speech| [(speech, false), (speech, true)])
+    {
+        let channel = format!("delta:{speech:?}-{by_token}");
+        let connect = |asked: Value| {
+            let mut subs = json!({});
+            subs[&channel] = asked;
+            let mut request = json!({ "subs": subs });
+            if by_token {
+                request["token"] = json!(token(json!({"sub": "42", "channels": [channel]})));
+            }
+            let (client, mut result) = node.connected_by(speech, request);
+            let result = result["subs"][&channel].take();
+            assert_eq!(result["delta"], true, "{result}");
+            (Patched { client, speech, base: vec![] }, result)
+        };
+        let (mut patched, result) = connect(json!({"delta": "fossil"}));
+        let mut publisher = node.connected();
+        (1..=3).for_each(|count| publisher.publish(&channel, document(count)));
+        let got = [patched.next(), patched.next(), patched.next()];
+        assert_eq!(got, [full(&document(1)), patch(&document(2)), patch(&document(3))]);
+        // It comes back, and what it missed is what it builds on.
+        let (mut back, result) = connect(json!({
+            "delta": "fossil", "recover": true, "offset": 1, "epoch": result["epoch"],
+        }));
+        let list = result["publications"].as_array().unwrap();
+        let list: Vec<_> = list.iter().map(|publication| back.data(publication)).collect();
+        assert_eq!(list, [full(&document(2)), patch(&document(3))]);
+        publisher.publish(&channel, document(4));
+        assert_eq!(back.next(), patch(&document(4)));
+        assert_eq!(patched.next(), patch(&document(4)));
+    }
+}
+
 /// Patches are bytes: one that cuts a letter in two is no JSON string.
 #[test]
 fn a_patch_that_is_no_text() {

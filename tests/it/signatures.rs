@@ -23,7 +23,7 @@ fn node(url: &str, flags: &[&str]) -> Node {
 }
 
 /// An endpoint with this key set, and how often it was asked.
-fn endpoint(keys: String) -> (String, Arc<AtomicUsize>) {
+pub(crate) fn endpoint(keys: String) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
     let asked = Arc::new(AtomicUsize::new(0));
