@@ -129,7 +129,7 @@ fn the_time_to_drain_is_bounded() {
     assert_eq!(node.ended().code, Some(0));
 }
 
-/// Where it means "read the options again", a node that can't yet must not die of it.
+/// It means "read the options again", and nobody is disturbed by that.
 #[test]
 fn a_hangup_ends_nothing() {
     let node = Node::open(&[]);
