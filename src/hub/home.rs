@@ -192,8 +192,8 @@ pub struct Homes {
 }
 
 impl Homes {
-    /// No channels. At most `idle_max` channels are kept for their stream alone; beyond it the one
-    /// that is idle longest is forgotten (its next use gets a new epoch).
+    /// No channels. At most `idle_max` channels, and one at least, are kept for their stream alone;
+    /// beyond it the one that is idle longest is forgotten (its next use gets a new epoch).
     pub fn new(hasher: NameHasher, rng: Rng, idle_max: usize) -> Self {
         Self {
             channels: Slab::new(),
@@ -203,7 +203,8 @@ impl Homes {
             idle: VecDeque::new(),
             idle_count: 0,
             idle_turns: 0,
-            idle_max,
+            // One that is made to be read has to be there until it is.
+            idle_max: idle_max.max(1),
             sweep_at: 0,
             kept: Kept::default(),
         }
@@ -591,6 +592,17 @@ mod tests {
         }
         assert!(homes.idle.len() < 100, "{}", homes.idle.len());
         assert!(homes.idle() <= 2);
+    }
+
+    #[test]
+    fn what_is_made_to_be_read_is_there() {
+        let mut homes = homes(0);
+        for name in ["a", "b"] {
+            let hash = hash(&homes, name);
+            let at = homes.read(Millis(0), name, hash, OPTIONS).unwrap();
+            assert!(homes.stream(Millis(0), at).is_some());
+        }
+        assert_eq!((homes.len(), homes.idle()), (1, 1));
     }
 
     #[test]
