@@ -264,6 +264,11 @@ impl Homes {
         self.channels.get(channel as usize)?.members.as_deref()
     }
 
+    /// Members of all channels together; counts them one by one.
+    pub fn members_of_all(&self) -> usize {
+        self.channels.iter().filter_map(|(_, c)| c.members.as_ref()).map(|m| m.len()).sum()
+    }
+
     /// One more subscriber on shard `from`, which keeps the channel at `local`. The position is
     /// where the subscriber begins: what is published later reaches it, and nothing earlier does.
     /// The channel's number is the answer, too.

@@ -498,6 +498,7 @@ impl<D: Driver> Shard<D> {
             ("channels here", self.locals.len()),
             ("fan-outs", self.locals.active()),
             ("interested shards", self.homes.len() - self.homes.idle()),
+            ("members", self.homes.members_of_all()),
             ("users by header", self.header_users.len()),
             ("verdicts", self.verdicts.len()),
             ("filters", self.filters.len()),
