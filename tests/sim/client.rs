@@ -2,18 +2,21 @@
 //! it must be told.
 
 mod acts;
+mod asks;
 mod hears;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use roost::base::rng::Rng;
-use roost::edge::jwt::Signer;
 use roost::io::sim::{LinkId, Seen, World};
 use roost::proto::http;
 use roost::proto::ws::{self, Reader};
 
 use crate::checker::History;
-use crate::plan::{Kind, PATH, Plan, SECRET};
+use crate::plan::{Kind, PATH, Plan, signed_token};
+use crate::presence::Snapshot;
+use crate::wire::{self, HistoryRequest, SubscribeRequest};
 
 /// What every client may look at.
 pub(crate) struct Scene<'a> {
@@ -48,12 +51,29 @@ struct Pending {
 
 #[derive(Clone, Debug, PartialEq)]
 enum What {
-    Connect,
-    Subscribe(String),
+    /// With the server-side subscriptions that it must bring.
+    Connect(BTreeMap<String, Ask>),
+    Subscribe(String, Box<Ask>),
     Unsubscribe(String),
     Publish(usize),
+    /// Who must be there, and who can't be, when it was asked for.
+    Presence(String, Box<Snapshot>),
+    /// Whether the client itself must be there.
+    Stats(String, bool),
+    History(Box<HistoryRequest>),
+    Refresh,
     /// Must fail.
     Refused,
+}
+
+/// A subscription as it was asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Ask {
+    request: SubscribeRequest,
+    /// The piece of the history that it wants to go on from.
+    from: Option<usize>,
+    /// The server makes it.
+    server: bool,
 }
 
 /// A channel, as the client sees it.
@@ -65,6 +85,30 @@ struct Channel {
     open: Option<usize>,
     /// The server ended a subscription of it, so that either side may be ahead.
     told: bool,
+    /// The server made it.
+    server: bool,
+    /// Publications are patches, or texts: with the latest one.
+    delta: bool,
+    base: Option<Vec<u8>>,
+    /// It was open when the client asked to leave, and another answer is awaited.
+    leaving: bool,
+    /// In the end: what was shown.
+    shown: Option<Shown>,
+}
+
+/// Who is in a channel, with their users; then how many there were said to be.
+#[derive(Debug)]
+struct Shown {
+    present: BTreeMap<String, String>,
+    counts: Option<(u32, u32)>,
+}
+
+/// What the client has of a channel after a subscription: which, epoch and offset.
+#[derive(Clone, Debug)]
+struct Had {
+    segment: usize,
+    epoch: String,
+    offset: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +125,9 @@ enum State {
     Leaving,
 }
 
+/// Clients remember what they sent and heard.
+pub(crate) static TALKATIVE: AtomicBool = AtomicBool::new(false);
+
 /// Moments without an answer after which something is wrong, in milliseconds.
 const PATIENCE_MS: u64 = 40_000;
 
@@ -89,6 +136,23 @@ pub(crate) struct Client {
     pub(crate) kind: Kind,
     rng: Rng,
     user: Option<String>,
+    /// A token for the user that was signed before.
+    signed: Option<&'static str>,
+    /// Speaks Protobuf.
+    protobuf: bool,
+    /// Channels that the server subscribes it to: by its token, or as it says itself.
+    server: Vec<String>,
+    by_token: bool,
+    /// The personal one is beside them.
+    personal: Option<String>,
+    /// What others know this connection by.
+    id: String,
+    /// What it has of channels, across connections.
+    had: BTreeMap<String, Had>,
+    /// When it asked who is there although nobody comes and goes any more.
+    counts_since: Option<u64>,
+    /// It may be shown what is no JSON.
+    risks_binary: bool,
     state: State,
     since: u64,
     link: Option<LinkId>,
@@ -119,13 +183,48 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(index: usize, kind: Kind, mut rng: Rng, now: u64, storm: bool) -> Self {
-        let user = rng.one_in(2).then(|| format!("user{}", rng.below(4)));
+    pub(crate) fn new(
+        index: usize,
+        kind: Kind,
+        mut rng: Rng,
+        now: u64,
+        storm: bool,
+        plan: &Plan,
+    ) -> Self {
+        let named = rng.one_in(2) || kind == Kind::Stranger;
+        let user = named.then(|| match (plan.counts_users(), kind) {
+            (_, Kind::Stranger) => "stranger".to_owned(),
+            (false, _) => format!("user{}", rng.below(4)),
+            // Nobody takes the place of one that must be served.
+            (true, Kind::Normal) => format!("user{index}"),
+            (true, _) => format!("crowd{}", rng.below(2)),
+        });
+        let signed = user.as_ref().filter(|_| plan.signed && rng.one_in(2));
+        let signed = signed.and_then(|user| signed_token(user));
+        let plain = [Kind::Normal, Kind::Flaky, Kind::Slow, Kind::Mute, Kind::Frozen];
+        let plain = plain.contains(&kind);
+        let count = if plain && rng.one_in(3) { 1 + rng.below(2) } else { 0 };
+        let at = |rng: &mut Rng| rng.below(plan.channels.len() as u64) as usize;
+        let mut server: Vec<String> =
+            (0..count).map(|_| plan.channels[at(&mut rng)].clone()).collect();
+        server.sort();
+        server.dedup();
+        let personal = user.as_ref().filter(|_| plan.client.personal_channel.is_some());
+        let personal = personal.map(|user| format!("mine:#{user}"));
         let until = Some(now + rng.below(if storm { 1 } else { 500 }));
         Self {
             index,
             kind,
+            by_token: signed.is_none() && rng.one_in(2),
             user,
+            signed,
+            protobuf: plain && rng.one_in(3),
+            server,
+            personal,
+            id: String::new(),
+            had: BTreeMap::new(),
+            counts_since: None,
+            risks_binary: false,
             state: State::Offline { until },
             since: now,
             link: None,
@@ -152,9 +251,27 @@ impl Client {
     }
 
     fn say(&mut self, scene: &Scene<'_>, text: impl Into<String>) {
-        self.log.push(format!("{} {}", scene.world.now().0, text.into()));
-        if self.log.len() > 60 {
+        self.note(format!("{} {}", scene.world.now().0, text.into()));
+    }
+
+    fn note(&mut self, text: String) {
+        self.log.push(text);
+        if self.log.len() > 200 {
             self.log.remove(0);
+        }
+    }
+
+    pub(crate) fn show(&self) {
+        println!("client {} ({:?}, {:?}) {}", self.index, self.kind, self.state, self.id);
+        self.log.iter().for_each(|line| println!("    {line}"));
+    }
+
+    /// What is sent or heard, when one run is replayed.
+    fn quote(&mut self, mark: &str, bytes: &[u8]) {
+        if TALKATIVE.load(Ordering::Relaxed) {
+            let shown = wire::shown(self.protobuf, mark, bytes);
+            let end = shown.char_indices().nth(500).map_or(shown.len(), |(at, _)| at);
+            self.note(format!("    {mark} {}", &shown[..end]));
         }
     }
 
@@ -296,11 +413,17 @@ impl Client {
         self.left = false;
         self.shut_at = None;
         self.act_at = 0;
+        self.risks_binary = false;
+        self.id.clear();
         let mut request = Vec::new();
         let target = match self.kind {
             Kind::Echo => "/echo".to_owned(),
-            _ if self.frame_ping => format!("{PATH}?cf_ws_frame_ping_pong=true"),
-            _ => PATH.to_owned(),
+            _ => {
+                let frames = self.frame_ping.then_some("cf_ws_frame_ping_pong=true");
+                let format = self.protobuf.then_some("format=protobuf");
+                let query: Vec<&str> = frames.into_iter().chain(format).collect();
+                format!("{PATH}?{}", query.join("&"))
+            }
         };
         http::put_upgrade_request(&mut request, "sim", &target, &self.key, None, &[]);
         self.refusal = None;
@@ -335,42 +458,6 @@ impl Client {
         }
     }
 
-    fn send_connect(&mut self, scene: &mut Scene<'_>) {
-        let now = scene.world.unix().0;
-        let signer = Signer::new(SECRET);
-        let mut errors: &'static [u64] = &[];
-        let token = match (&self.user, self.kind) {
-            (_, Kind::Stranger) => match self.rng.below(3) {
-                0 => {
-                    self.expected = Some(3500);
-                    Signer::new("another secret").connection_token("u", None)
-                }
-                1 => {
-                    // An error, and then we are expected to go.
-                    errors = &[109];
-                    signer.connection_token("u", Some(now - 1))
-                }
-                _ => {
-                    self.expected = Some(3005);
-                    errors = &[109];
-                    signer.connection_token("u", Some(now + 2))
-                }
-            },
-            (Some(user), _) => signer.connection_token(user, None),
-            (None, _) => String::new(),
-        };
-        let id = self.number(scene, What::Connect, errors);
-        let mut message = format!(r#"{{"id":{id},"connect":{{"token":"{token}"}}}}"#);
-        let stranger = self.kind == Kind::Stranger;
-        if self.rng.one_in(2) && scene.phase < Phase::Leave && !stranger {
-            // As SDKs do it: connect and the first subscriptions in one frame.
-            let channel = self.any_channel(scene.plan);
-            message.push('\n');
-            message.push_str(&self.subscribe(scene, &channel));
-        }
-        self.text(&message);
-    }
-
     fn number(&mut self, scene: &Scene<'_>, what: What, errors: &'static [u64]) -> u32 {
         let id = self.next_id;
         self.next_id += 1;
@@ -382,61 +469,23 @@ impl Client {
         plan.channels[self.rng.below(plan.channels.len() as u64) as usize].clone()
     }
 
-    fn subscribe(&mut self, scene: &Scene<'_>, channel: &str) -> String {
-        let known = self.channels.entry(channel.to_owned()).or_default();
-        let errors: &[u64] = if known.wanted || known.told { &[105] } else { &[] };
-        known.wanted = true;
-        let id = self.number(scene, What::Subscribe(channel.to_owned()), errors);
-        let positioned = self.rng.one_in(2);
-        format!(r#"{{"id":{id},"subscribe":{{"channel":"{channel}","positioned":{positioned}}}}}"#)
-    }
-
-    fn unsubscribe(&mut self, scene: &Scene<'_>, channel: &str) -> String {
-        self.channels.entry(channel.to_owned()).or_default().wanted = false;
-        let id = self.number(scene, What::Unsubscribe(channel.to_owned()), &[]);
-        format!(r#"{{"id":{id},"unsubscribe":{{"channel":"{channel}"}}}}"#)
-    }
-
-    fn publish(&mut self, scene: &mut Scene<'_>, channel: &str) -> String {
-        let publication = scene.history.publish(channel);
-        let id = self.number(scene, What::Publish(publication), &[]);
-        let least = if scene.plan.pad_bytes > 10_000 { scene.plan.pad_bytes / 2 } else { 0 };
-        let pad = least + self.rng.below(scene.plan.pad_bytes - least + 1);
-        let pad = "x".repeat(pad as usize);
-        format!(
-            r#"{{"id":{id},"publish":{{"channel":"{channel}","data":{{"n":{publication},"pad":"{pad}"}}}}}}"#
-        )
-    }
-
-    /// A command that must be answered with an error.
-    fn refused(&mut self, scene: &Scene<'_>) -> String {
-        let (body, errors): (&str, &'static [u64]) = match self.rng.below(6) {
-            0 => (r#""publish":{"channel":"deny:x","data":{}}"#, &[103]),
-            1 => (r#""subscribe":{"channel":"deny:x"}"#, &[103]),
-            2 => (r#""subscribe":{"channel":"nowhere:x"}"#, &[102]),
-            3 => (r#""history":{"channel":"hist:a"}"#, &[108]),
-            4 => (r#""rpc":{"data":{}}"#, &[108]),
-            _ => (r#""publish":{"channel":"plain"}"#, &[107]),
-        };
-        let id = self.number(scene, What::Refused, errors);
-        format!(r#"{{"id":{id},{body}}}"#)
-    }
-
-    /// One text message, sometimes in fragments.
-    fn text(&mut self, message: &str) {
+    /// One message, sometimes in fragments.
+    fn message(&mut self, message: &[u8]) {
+        self.quote(">", message);
         let mut frames = Vec::new();
+        let opcode = if self.protobuf { ws::BINARY } else { ws::TEXT };
         let key = (self.rng.next_u64() as u32).to_be_bytes();
         if self.rng.one_in(6) && message.len() > 1 {
             let at = 1 + self.rng.below(message.len() as u64 - 1) as usize;
-            let (first, second) = message.as_bytes().split_at(at);
-            ws::put_masked(&mut frames, ws::TEXT, first, key);
+            let (first, second) = message.split_at(at);
+            ws::put_masked(&mut frames, opcode, first, key);
             frames[0] &= 0x7f;
             if self.rng.one_in(2) {
                 ws::put_masked(&mut frames, ws::PING, b"between", key);
             }
             ws::put_masked(&mut frames, ws::CONTINUATION, second, key);
         } else {
-            ws::put_masked(&mut frames, ws::TEXT, message.as_bytes(), key);
+            ws::put_masked(&mut frames, opcode, message, key);
         }
         self.out.extend(frames);
     }

@@ -1,16 +1,29 @@
 //! What a run is made of: all of it drawn from the seed.
 
 use roost::base::rng::Rng;
-use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace};
+use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace, RecoveryMode};
 use roost::edge::client_id::ClientIdSealer;
 use roost::edge::jwt::{TokenKeys, TokenOptions};
 use roost::edge::origin::OriginRules;
 use roost::io::sim::{Faults, Sizes};
-use roost::session::{ClientOptions, Rules};
+use roost::session::{ClientOptions, PersonalChannel, Rules};
 use roost::shard::Options;
 
 /// What connection tokens are signed with.
 pub(crate) const SECRET: &str = "simulation";
+
+/// The public key of [`signed_token`].
+const KEY: &str = include_str!("key.pem");
+
+/// A token that is signed with ES256. Such signatures are random, so they were made once: one for each
+/// of `user0` to `user19`, one `expired` and one `forged`.
+pub(crate) fn signed_token(name: &str) -> Option<&'static str> {
+    let mut tokens = include_str!("tokens.txt").lines().filter_map(|line| line.split_once(' '));
+    tokens.find(|(known, _)| *known == name).map(|(_, token)| token)
+}
+
+/// A channel of which some publications are no JSON.
+pub(crate) const BINARY: &str = "bin:x";
 
 /// Path of the client protocol.
 pub(crate) const PATH: &str = "/connection/websocket";
@@ -47,7 +60,9 @@ pub(crate) struct Plan {
     pub(crate) faults: Faults,
     pub(crate) options: Options,
     pub(crate) client: ClientOptions,
-    pub(crate) namespaces: Vec<Namespace>,
+    /// The channels without a namespace.
+    open: Namespace,
+    namespaces: Vec<Namespace>,
     pub(crate) mailbox_batches: Vec<usize>,
     pub(crate) kinds: Vec<Kind>,
     pub(crate) channels: Vec<String>,
@@ -55,6 +70,8 @@ pub(crate) struct Plan {
     pub(crate) think_ms: u64,
     /// Bytes added to a publication, at most.
     pub(crate) pad_bytes: u64,
+    /// What they are cut out of. Nothing in it comes again, so that patches are made fast.
+    pub(crate) pad: String,
     /// A shard isn't run for a while, now and then.
     pub(crate) starve_one_in: u64,
     pub(crate) starve_ms: u64,
@@ -72,6 +89,12 @@ pub(crate) struct Plan {
     pub(crate) ample: bool,
     /// Memory is short for a while, now and then.
     pub(crate) short_of_memory: bool,
+    /// Some tokens have signatures that are checked at their home.
+    pub(crate) signed: bool,
+    /// What is no JSON is published, too.
+    pub(crate) binary: bool,
+    /// The control side publishes once in so many steps.
+    pub(crate) control_one_in: u64,
 }
 
 fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
@@ -160,6 +183,12 @@ impl Plan {
             },
             turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
         };
+        let counted = rng.one_in(4);
+        let personal_channel = rng.one_in(3).then(|| PersonalChannel {
+            namespace: "mine".into(),
+            single_connection: counted && rng.one_in(2),
+        });
+        let limited = counted && !personal_channel.as_ref().is_some_and(|p| p.single_connection);
         let client = ClientOptions {
             insecure: false,
             allow_anonymous: true,
@@ -174,32 +203,34 @@ impl Plan {
             queue_bytes_max,
             connection_limit: 0,
             connection_rate_limit: 0,
-            user_connection_limit: 0,
-            history_publications_max: 300,
-            recovery_publications_max: 300,
-            personal_channel: None,
+            user_connection_limit: if limited { 1 + rng.below(2) as u32 } else { 0 },
+            history_publications_max: pick(rng, &[3, 300]),
+            recovery_publications_max: pick(rng, &[2, 10, 300]),
+            personal_channel,
             include_server_time: false,
             version: "sim".into(),
         };
         let kinds: Vec<Kind> = (0..clients).map(|at| kind(rng, at)).collect();
         let channels: &[&str] = match large {
-            true => &["plain", "hist:a", "pos:a", "pos:b"],
-            false => &["plain", "more", "hist:a", "hist:b", "pos:a", "pos:b"],
+            true => &["plain", "hist:a", "pos:a", "pos:b", "rec:a"],
+            false => &[
+                "plain", "more", "hist:a", "pos:a", "pos:b", "rec:a", "rec:b", "ask:a", "ask:b",
+                "last:a",
+            ],
         };
-        let count = if large {
-            1 + rng.below(2) as usize
-        } else {
-            1 + rng.below(channels.len() as u64) as usize
-        };
+        let count = if large { 1 + rng.below(2) as usize } else { 1 + rng.below(6) as usize };
         let mut channels: Vec<String> = channels.iter().map(|c| (*c).to_owned()).collect();
         while channels.len() > count {
             channels.remove(rng.below(channels.len() as u64) as usize);
         }
+        let pad_bytes = if large { 60_000 } else { pick(rng, &[0, 20, 300]) };
+        let pad = (0..pad_bytes + 40).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
         Self {
             sizes,
             faults,
             options,
             client,
+            open: Namespace { presence: true, join_leave: true, ..open() },
             namespaces: namespaces(rng),
             mailbox_batches: (0..shards)
                 .map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) })
@@ -207,7 +238,8 @@ impl Plan {
             kinds,
             channels,
             think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
-            pad_bytes: if large { 60_000 } else { pick(rng, &[0, 20, 300]) },
+            pad_bytes,
+            pad,
             starve_one_in,
             work_one_in: if large { 3 } else { pick(rng, &[10, 200]) },
             starve_ms: if large { 3_000 } else { pick(rng, &[20, 300]) },
@@ -217,26 +249,49 @@ impl Plan {
             crowded,
             ample,
             short_of_memory,
+            signed: rng.one_in(3),
+            binary: rng.one_in(4),
+            control_one_in: pick(rng, &[100, 1_000]),
         }
     }
 
+    /// The options of a channel.
+    pub(crate) fn namespace(&self, channel: &str) -> &Namespace {
+        let Some((name, _)) = channel.split_once(':') else { return &self.open };
+        self.namespaces.iter().find(|namespace| namespace.name == name).unwrap()
+    }
+
+    /// Connections of a user are counted: one too many is closed.
+    pub(crate) fn counts_users(&self) -> bool {
+        let single = self.client.personal_channel.as_ref().is_some_and(|p| p.single_connection);
+        single || self.client.user_connection_limit > 0
+    }
+
+    /// Bytes of one answer that the server doesn't exceed, on purpose.
+    pub(crate) fn answer_bytes_max(&self) -> u64 {
+        (self.client.queue_bytes_max - self.client.queue_bytes_max / 8).min(4 << 20) as u64
+    }
+
+    /// What one publication takes in an answer at most.
+    pub(crate) fn publication_bytes_max(&self) -> u64 {
+        2 * self.pad_bytes + 800
+    }
+
     pub(crate) fn rules(&self) -> Rules {
-        let open = Namespace {
-            allow_subscribe_for_client: true,
-            allow_subscribe_for_anonymous: true,
-            allow_publish_for_client: true,
-            allow_publish_for_anonymous: true,
-            ..Namespace::default()
-        };
         Rules {
             client: self.client.clone(),
             keys: TokenKeys::new(&TokenOptions {
                 hmac_secret_key: SECRET.into(),
+                ecdsa_public_key: KEY.into(),
                 ..TokenOptions::default()
             })
             .unwrap(),
             subscription_keys: None,
-            channels: ChannelRules::new(open, self.namespaces.clone(), ChannelSyntax::default()),
+            channels: ChannelRules::new(
+                self.open.clone(),
+                self.namespaces.clone(),
+                ChannelSyntax::default(),
+            ),
             origins: OriginRules::new(&["*".to_string()]).unwrap(),
             client_ids: ClientIdSealer::new(&[7; 32]),
             rpc_ping: None,
@@ -266,20 +321,60 @@ fn kind(rng: &mut Rng, at: usize) -> Kind {
     if rng.one_in(2) { Kind::Normal } else { pick(rng, &others) }
 }
 
-fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
-    let open = Namespace {
+/// Anybody may do anything that is on.
+fn open() -> Namespace {
+    Namespace {
         allow_subscribe_for_client: true,
         allow_subscribe_for_anonymous: true,
         allow_publish_for_client: true,
         allow_publish_for_anonymous: true,
+        allow_presence_for_client: true,
+        allow_presence_for_anonymous: true,
+        ..Namespace::default()
+    }
+}
+
+fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
+    let open = Namespace {
         history_size: 1 + rng.below(20) as u32,
         history_ttl_ms: pick(rng, &[500, 60_000]),
         history_meta_ttl_ms: pick(rng, &[1_000, 120_000]),
-        ..Namespace::default()
+        ..open()
     };
+    // With presence, history to be read, patches and filters.
+    let rich = Namespace {
+        presence: true,
+        join_leave: true,
+        allow_history_for_client: true,
+        allow_history_for_anonymous: true,
+        delta_allowed: true,
+        delta_publish: rng.below(4) > 0,
+        allow_tags_filter: true,
+        history_size: pick(rng, &[5, 50, 400]),
+        history_ttl_ms: pick(rng, &[2_000, 60_000, 60_000]),
+        history_meta_ttl_ms: 120_000,
+        ..open.clone()
+    };
+    let small = Namespace { history_size: 1 + rng.below(4) as u32, ..rich.clone() };
     vec![
         Namespace { name: "hist".into(), allow_positioning: true, ..open.clone() },
         Namespace { name: "pos".into(), force_positioning: true, ..open },
         Namespace { name: "deny".into(), ..Namespace::default() },
+        Namespace {
+            name: "rec".into(),
+            force_recovery: true,
+            force_push_join_leave: true,
+            ..rich.clone()
+        },
+        Namespace { name: "ask".into(), allow_recovery: true, ..small },
+        Namespace {
+            name: "last".into(),
+            force_recovery: true,
+            recovery_mode: RecoveryMode::Cache,
+            auto_cache_recover: rng.one_in(2),
+            ..rich.clone()
+        },
+        Namespace { name: "mine".into(), force_recovery: true, ..rich.clone() },
+        Namespace { name: "bin".into(), ..rich },
     ]
 }

@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use roost::base::counters::Counter;
 use roost::base::id::ShardId;
 use roost::base::rng::Rng;
+use roost::base::tags::Tags;
 use roost::base::time::Millis;
 use roost::hub::names::NameHasher;
 use roost::io::Alarm;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
-use roost::shard::mail::{Letterbox, Mail, Mailbox};
+use roost::shard::mail::{Letterbox, Mail, Mailbox, Publish};
 use roost::shard::signatures::Signatures;
 use roost::shard::{Node, Options, Seat, Shard, ShardCounters};
 
 use crate::checker::History;
-use crate::client::{Client, Phase, Scene};
+use crate::client::{Client, Phase, Scene, TALKATIVE};
 use crate::plan::Plan;
 
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
@@ -60,7 +61,11 @@ impl Run {
     /// Everything that `seed` means.
     pub(crate) fn of(seed: u64) -> Result<Report, String> {
         let mut run = Self::new(seed);
-        run.play()?;
+        let result = run.play();
+        if result.is_err() && TALKATIVE.load(Ordering::Relaxed) {
+            run.clients.iter().for_each(Client::show);
+        }
+        result?;
         let trace = run.world.borrow().trace();
         let figures = run.figures();
         Ok(Report { trace, steps: run.history.step, summary: run.history.summary(), figures })
@@ -113,7 +118,7 @@ impl Run {
             .kinds
             .iter()
             .enumerate()
-            .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm))
+            .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm, &plan))
             .collect();
         Self {
             plan,
@@ -178,7 +183,8 @@ impl Run {
         let served: Vec<usize> = (0..self.clients.len())
             .filter(|at| self.clients[*at].is_served() && self.clients[*at].is_online())
             .collect();
-        self.history.verify(self.is_lossy(), &served)?;
+        let events_lost = self.figures()["events_lost"] > 0;
+        self.history.verify(self.is_lossy(), events_lost, &served)?;
 
         // The end.
         if self.plan.drains {
@@ -264,6 +270,7 @@ impl Run {
             "channels_local",
             "queued_bytes",
             "queues",
+            "filters",
         ] {
             if figures[name] != 0 {
                 return Err(format!("{name} is {} in the end", figures[name]));
@@ -335,6 +342,10 @@ impl Run {
             return Err(format!("nothing ever sleeps: {:?}", self.figures()));
         }
         let now = self.world.borrow().now().0;
+        self.history.now_ms = now;
+        if self.phase <= Phase::Heal && self.rng.one_in(self.plan.control_one_in) {
+            self.publish_by_control();
+        }
         let mut ready: Vec<usize> = Vec::new();
         for at in 0..self.shards.len() {
             let runner = &mut self.shards[at];
@@ -372,6 +383,38 @@ impl Run {
         let until = runner.waits.take().flatten();
         runner.stopped = !runner.shard.turn_after(until);
         Ok(())
+    }
+
+    /// Publishes as the control side does, with tags.
+    fn publish_by_control(&mut self) {
+        let at = self.rng.below(self.plan.channels.len() as u64) as usize;
+        let channel = self.plan.channels[at].clone();
+        let mut tags = BTreeMap::new();
+        for name in ["t", "u"] {
+            if self.rng.below(4) > 0 {
+                tags.insert(name.to_owned(), self.rng.below(3).to_string());
+            }
+        }
+        let packed = Tags::pack(tags.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let number = self.history.publish(&channel, None, tags, |number| {
+            format!(r#"{{"n":{number},"pad":"by the control side"}}"#).into_bytes()
+        });
+        let hash = self.node.names.hash(&channel);
+        let publish = Publish {
+            channel: channel.as_str().into(),
+            hash,
+            namespace: self.node.rules.channels.resolve(&channel).unwrap().index,
+            asker: None,
+            data: self.history.data(number).into(),
+            info: Box::default(),
+            tags: packed,
+            is_json: true,
+        };
+        let home = self.node.names.home(hash).index();
+        // One that finds the mailbox full was never published.
+        if self.letterboxes[home].try_post(Mail::Publish(Box::new(publish))).is_ok() {
+            self.history.posted(number);
+        }
     }
 
     /// Moves the clock to the next moment at which anything happens.

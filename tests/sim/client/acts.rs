@@ -3,12 +3,12 @@
 use roost::proto::ws;
 
 use super::{Client, Scene, State, What};
-use crate::plan::Kind;
+use crate::plan::{BINARY, Kind};
 
 impl Client {
     pub(super) fn act(&mut self, scene: &mut Scene<'_>) {
         if self.state == State::Connecting {
-            let asked = self.pending.values().any(|p| p.what == What::Connect);
+            let asked = self.pending.values().any(|p| matches!(p.what, What::Connect(_)));
             if self.kind != Kind::Stale && !asked && self.expected.is_none() {
                 self.send_connect(scene);
             }
@@ -34,26 +34,37 @@ impl Client {
         }
         let mut batch = Vec::new();
         for _ in 0..=self.rng.below(4) {
-            let channel = self.any_channel(scene.plan);
-            batch.push(match self.rng.below(20) {
-                0..=5 => self.subscribe(scene, &channel),
-                6..=8 => self.unsubscribe(scene, &channel),
-                9..=18 => self.publish(scene, &channel),
+            let channel = match &self.personal {
+                _ if scene.plan.binary && self.rng.one_in(10) => BINARY.to_owned(),
+                Some(personal) if self.rng.one_in(8) => personal.clone(),
+                _ => self.any_channel(scene.plan),
+            };
+            let namespace = scene.plan.namespace(&channel);
+            batch.push(match self.rng.below(26) {
+                0..=6 => self.subscribe(scene, &channel),
+                7..=9 => self.unsubscribe(scene, &channel),
+                10..=19 => self.publish(scene, &channel),
+                20 | 21 if namespace.presence => self.ask_presence(scene, &channel),
+                22 if namespace.presence => self.ask_stats(scene, &channel),
+                23 | 24 if namespace.allow_history_for_client => self.read_history(scene, &channel),
+                25 if self.can_refresh() => self.refresh(scene),
                 _ => self.refused(scene),
             });
         }
         self.send_batch(batch);
     }
 
-    pub(super) fn send_batch(&mut self, batch: Vec<String>) {
+    pub(super) fn send_batch(&mut self, batch: Vec<Vec<u8>>) {
         // Below the bound of a message.
-        if self.rng.one_in(2) && batch.iter().map(String::len).sum::<usize>() < 60_000 {
-            let end = if self.rng.one_in(4) { "\n" } else { "" };
-            self.text(&(batch.join("\n") + end));
-        } else {
-            for message in batch {
-                self.text(&message);
+        if self.rng.one_in(2) && batch.iter().map(Vec::len).sum::<usize>() < 60_000 {
+            let mut joined = Vec::new();
+            batch.iter().for_each(|message| self.join(&mut joined, message));
+            if self.rng.one_in(4) && !self.protobuf {
+                joined.push(b'\n');
             }
+            self.message(&joined);
+        } else {
+            batch.iter().for_each(|message| self.message(message));
         }
     }
 
@@ -131,7 +142,8 @@ impl Client {
             // In the middle of a frame.
             let message = self.publish(scene, "plain");
             let mut frame = Vec::new();
-            ws::put_masked(&mut frame, ws::TEXT, message.as_bytes(), [9; 4]);
+            let opcode = if self.protobuf { ws::BINARY } else { ws::TEXT };
+            ws::put_masked(&mut frame, opcode, &message, [9; 4]);
             frame.truncate(1 + self.rng.below(frame.len() as u64) as usize);
             self.out.extend(frame);
             self.flush(scene, link);
@@ -214,24 +226,36 @@ impl Client {
                 .channels
                 .get(&channel)
                 .is_some_and(|c| c.open.is_some() || (c.wanted && !c.told));
-            let asks = self.pending.values().any(|p| p.what == What::Subscribe(channel.clone()));
+            let asks = self
+                .pending
+                .values()
+                .any(|p| matches!(&p.what, What::Subscribe(of, _) if *of == channel));
             if !asked && !asks {
                 let message = self.subscribe(scene, &channel);
-                self.text(&message);
+                self.message(&message);
             }
         }
         if self.rng.one_in(4) {
             let channel = self.any_channel(scene.plan);
             let message = self.publish(scene, &channel);
-            self.text(&message);
+            self.message(&message);
         }
     }
 
-    /// Publishes once to each channel: all must get it.
+    /// Publishes once to each channel: all must get it. Counts those who are there.
     pub(crate) fn publish_to_all(&mut self, scene: &mut Scene<'_>) {
+        self.counts_since = Some(scene.history.step);
         for channel in scene.plan.channels.clone() {
+            if scene.plan.namespace(&channel).presence {
+                let mut messages = self.ask_presence(scene, &channel);
+                let stats = self.ask_stats(scene, &channel);
+                self.join(&mut messages, &stats);
+                let again = self.ask_presence(scene, &channel);
+                self.join(&mut messages, &again);
+                self.message(&messages);
+            }
             let message = self.publish(scene, &channel);
-            self.text(&message);
+            self.message(&message);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! What comes to a client, and whether it may.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use roost::edge::channels::RecoveryMode;
 use roost::io::sim::LinkId;
 use roost::proto::http;
 use roost::proto::ws::{self, Event, ReadRules};
-use serde_json::Value;
 
-use super::{Client, Phase, Scene, State, What};
-use crate::checker::End;
+use super::{Ask, Client, Had, Pending, Phase, Scene, Shown, State, What};
+use crate::checker::{Begin, End, Wanted};
 use crate::plan::Kind;
+use crate::wire::{self, Command, HistoryResult, Push, Reply, SubscribeResult};
 
 impl Client {
     pub(super) fn handle_bytes(
@@ -87,10 +90,12 @@ impl Client {
                 }
             }
             Event::Message { data, .. } => {
-                let text = std::str::from_utf8(data).map_err(|_| "not UTF-8")?.to_owned();
-                for line in text.split('\n') {
-                    self.handle_reply(scene, line)
-                        .map_err(|fault| format!("{fault}, in {}", &line[..line.len().min(300)]))?;
+                self.quote("<", data);
+                for (bytes, reply) in wire::replies(self.protobuf, data)? {
+                    self.handle_reply(scene, reply).map_err(|fault| {
+                        let shown = &bytes[..bytes.len().min(300)];
+                        format!("{fault}, in {}", String::from_utf8_lossy(shown))
+                    })?;
                 }
                 Ok(())
             }
@@ -123,81 +128,371 @@ impl Client {
             3001 => scene.draining,
             3008 => slow,
             3012 => slow || self.kind == Kind::Mute,
+            // Who is one too many is told so, and who was shown what it can't be.
+            3504 => scene.plan.counts_users() && self.user.is_some(),
+            3506 => self.risks_binary && !self.protobuf,
+            // A gap in a subscription that the server made, or was about to make.
+            3010 => tight && !(self.server.is_empty() && self.personal.is_none()),
             3502 => slow || self.kind == Kind::Stale,
             other => self.expected == Some(other),
         };
-        if may { Ok(()) } else { Err(format!("closed with {code}")) }
+        let roomy = if tight { "" } else { ", though there is room" };
+        if may { Ok(()) } else { Err(format!("closed with {code}{roomy}")) }
     }
 
-    pub(super) fn handle_reply(&mut self, scene: &mut Scene<'_>, line: &str) -> Result<(), String> {
-        let reply: Value = serde_json::from_str(line).map_err(|fault| fault.to_string())?;
-        if line == "{}" {
+    pub(super) fn handle_reply(
+        &mut self,
+        scene: &mut Scene<'_>,
+        reply: Reply,
+    ) -> Result<(), String> {
+        if reply == Reply::default() {
             if !matches!(self.kind, Kind::Mute) && self.state != State::Leaving {
                 if self.frame_ping {
                     return Err("a ping of the protocol, though frames were asked for".into());
                 }
-                self.text("{}");
+                let pong = self.encode(&Command::default());
+                self.message(&pong);
             }
             return Ok(());
         }
-        if let Some(push) = reply.get("push") {
+        if let Some(push) = reply.push {
             return self.handle_push(scene, push);
         }
-        let id = reply["id"].as_u64().ok_or("no id")? as u32;
-        let pending = self.pending.remove(&id).ok_or("a reply that nobody waits for")?;
-        if let Some(error) = reply.get("error") {
-            let code = error["code"].as_u64().unwrap_or(0);
-            if !pending.errors.contains(&code) {
-                return Err(format!("{pending:?} failed"));
-            }
-            if pending.what == What::Connect {
-                self.fail_to_connect(scene);
-            }
-            return Ok(());
+        let pending = self.pending.remove(&reply.id).ok_or("a reply that nobody waits for")?;
+        if self.state == State::Connecting && !matches!(pending.what, What::Connect(_)) {
+            return Err("something came before the reply to connect".into());
         }
-        let has = |name: &str| reply.get(name).is_some_and(Value::is_object);
+        scene.history.presence.heard(&self.id, pending.sent)?;
+        if let Some(error) = reply.error {
+            return self.handle_error(scene, &pending, u64::from(error.code));
+        }
         match pending.what {
-            What::Connect if has("connect") => {
+            What::Connect(asked) if reply.connect.is_some() => {
+                let result = reply.connect.unwrap_or_default();
                 if self.state == State::Connecting {
                     self.state = State::Online;
                 }
                 self.since = scene.world.now().0;
-                Ok(())
-            }
-            What::Subscribe(channel) if has("subscribe") => {
-                let result = &reply["subscribe"];
-                let positioned = result["positioned"].as_bool().unwrap_or(false);
-                let start = positioned.then(|| {
-                    let epoch = result["epoch"].as_str().unwrap_or_default().to_owned();
-                    (epoch, result["offset"].as_u64().unwrap_or(0))
-                });
-                if positioned != start.as_ref().is_some_and(|(epoch, _)| !epoch.is_empty()) {
-                    return Err("positioned without an epoch".into());
+                self.id = result.client;
+                let user = self.user.clone().unwrap_or_default();
+                scene.history.presence.named(&self.id, &user)?;
+                if !result.subs.keys().eq(asked.keys()) {
+                    return Err(format!("the subscriptions are {:?}", result.subs.keys()));
                 }
-                if channel.starts_with("pos:") && !positioned && self.wants(&channel) {
-                    return Err("not positioned, though all are".into());
-                }
-                let opened = scene.history.opened(self.index, &channel, pending.sent, start);
-                let known = self.channels.entry(channel).or_default();
-                if known.open.replace(opened).is_some() {
-                    return Err("subscribed twice".into());
+                for (channel, result) in result.subs {
+                    self.opened(scene, channel.clone(), &asked[&channel], result, pending.sent)?;
                 }
                 Ok(())
             }
-            What::Unsubscribe(channel) if has("unsubscribe") => {
-                if let Some(open) =
-                    self.channels.get_mut(&channel).and_then(|channel| channel.open.take())
-                {
-                    scene.history.ended(open, End::Gone);
+            What::Subscribe(channel, ask) if reply.subscribe.is_some() => {
+                let result = reply.subscribe.unwrap_or_default();
+                self.opened(scene, channel, &ask, result, pending.sent)
+            }
+            What::Unsubscribe(channel) if reply.unsubscribe.is_some() => {
+                // Of several the last one to be answered says that it has left: one that found
+                // nothing any more is answered at once.
+                let last = self.wants(&channel) && !self.asks_for(&channel);
+                let known = self.channels.entry(channel.clone()).or_default();
+                let open = known.open.take();
+                known.leaving |= open.is_some();
+                if known.leaving && last {
+                    known.leaving = false;
+                    scene.history.presence.left(&channel, &self.id);
+                }
+                if let Some(open) = open {
+                    self.close(scene, &channel, open, End::Gone);
                 }
                 Ok(())
             }
-            What::Publish(publication) if has("publish") => {
+            What::Publish(publication) if reply.publish.is_some() => {
                 scene.history.acked(publication);
                 Ok(())
             }
+            What::Presence(channel, asked) if reply.presence.is_some() => {
+                let mut present = BTreeMap::new();
+                for (id, info) in reply.presence.unwrap_or_default().presence {
+                    if info.client != id {
+                        return Err(format!("{id} is shown as {info:?}"));
+                    }
+                    present.insert(id, info.user);
+                }
+                let step = scene.history.step;
+                scene.history.presence.shown(&channel, &asked, &self.id, &present, step)?;
+                if self.counts_since.is_none_or(|since| pending.sent < since) {
+                    return Ok(());
+                }
+                let known = self.channels.entry(channel).or_default();
+                if let Some(Shown { present: before, counts: Some(counts) }) = known.shown.take()
+                    && before == present
+                {
+                    let users: BTreeSet<&String> = present.values().collect();
+                    if counts != (present.len() as u32, users.len() as u32) {
+                        return Err(format!("{counts:?} are said to be here: {present:?}"));
+                    }
+                } else {
+                    known.shown = Some(Shown { present, counts: None });
+                }
+                Ok(())
+            }
+            What::Stats(channel, itself) if reply.presence_stats.is_some() => {
+                let stats = reply.presence_stats.unwrap_or_default();
+                let (clients, users) = (stats.num_clients, stats.num_users);
+                let known = self.channels.entry(channel).or_default();
+                let itself = itself && known.open.is_some() && known.wanted;
+                if users > clients || (users == 0) != (clients == 0) || itself && clients == 0 {
+                    return Err("the counts can't be".into());
+                }
+                if let Some(shown) = &mut known.shown {
+                    shown.counts = Some((clients, users));
+                }
+                Ok(())
+            }
+            What::History(request) if reply.history.is_some() => {
+                self.read(scene, &request, &reply.history.unwrap_or_default())
+            }
+            What::Refresh if reply.refresh.is_some() => Ok(()),
             other => Err(format!("{other:?} was answered with something else")),
         }
+    }
+
+    /// Whether a subscribe to a channel isn't answered yet.
+    fn asks_for(&self, channel: &str) -> bool {
+        let mut pending = self.pending.values();
+        pending.any(|p| matches!(&p.what, What::Subscribe(of, _) if of == channel))
+    }
+
+    fn handle_error(
+        &mut self,
+        scene: &mut Scene<'_>,
+        pending: &Pending,
+        code: u64,
+    ) -> Result<(), String> {
+        if !pending.errors.contains(&code) {
+            return Err(format!("{pending:?} failed"));
+        }
+        match &pending.what {
+            What::Connect(_) => self.fail_to_connect(scene),
+            What::Subscribe(channel, ask) if code == 112 => {
+                let namespace = scene.plan.namespace(channel);
+                if !ask.request.recover && !namespace.auto_cache_recover {
+                    return Err("nothing was to be recovered".into());
+                }
+                // It is as if it had never asked.
+                let asks = self.asks_for(channel);
+                let known = self.channels.entry(channel.clone()).or_default();
+                known.wanted = known.open.is_some() || asks && known.wanted;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A subscription is there: is it what was asked for?
+    fn opened(
+        &mut self,
+        scene: &mut Scene<'_>,
+        channel: String,
+        ask: &Ask,
+        result: SubscribeResult,
+        asked: u64,
+    ) -> Result<(), String> {
+        let namespace = scene.plan.namespace(&channel);
+        let request = &ask.request;
+        // Undone by an unsubscribe that is on its way.
+        let undone = !self.wants(&channel) && result == SubscribeResult::default();
+        let reads = namespace.allow_history_for_client;
+        let kept = namespace.has_history();
+        let recoverable = kept
+            && (namespace.force_recovery
+                || request.recoverable && (namespace.allow_recovery || reads));
+        let positioned = recoverable
+            || kept && namespace.force_positioning
+            || kept && request.positioned && (namespace.allow_positioning || reads);
+        let latest = namespace.recovery_mode == RecoveryMode::Cache;
+        let recovers = request.recover || recoverable && latest && namespace.auto_cache_recover;
+        let delta = !request.delta.is_empty() && namespace.delta_allowed && request.tf.is_none();
+        let is = (result.recoverable, result.positioned, result.was_recovering, result.delta);
+        if !undone && is != (recoverable, positioned, recovers, delta) {
+            return Err(format!(
+                "{channel}: expected {:?}",
+                (recoverable, positioned, recovers, delta)
+            ));
+        }
+        if result.positioned == result.epoch.is_empty() {
+            return Err(format!("{channel}: a position without an epoch, or the reverse"));
+        }
+        let list = result.publications;
+        let mut start = result.offset;
+        let from = (request.epoch.as_str(), request.offset);
+        let top = (result.epoch.as_str(), result.offset);
+        if result.recovered && latest {
+            if !recovers || list.len() > 1 {
+                return Err(format!("{channel}: too much was recovered"));
+            }
+            let same = from == top && top.1 > 0;
+            if request.tf.is_none() && list.is_empty() != same {
+                return Err(format!("{channel}: not the latest one: {from:?}"));
+            }
+            start -= list.len() as u64;
+        } else if result.recovered {
+            if !recoverable || !recovers || from.1 != top.1 {
+                return Err(format!("{channel}: recovered from elsewhere than {from:?}"));
+            }
+            if !from.0.is_empty() && from.0 != top.0 {
+                return Err(format!("{channel}: recovered in another life than {from:?}"));
+            }
+        } else if !undone && recovers && recoverable {
+            if request.flag & 2 != 0 && !ask.server {
+                return Err(format!("{channel}: not recovered, and no error"));
+            }
+            let wanted = Wanted {
+                channel: &channel,
+                from,
+                top,
+                history_size: u64::from(namespace.history_size),
+                history_ttl_ms: namespace.history_ttl_ms,
+                limit: scene.plan.client.recovery_publications_max as u64,
+                bytes_max: scene.plan.answer_bytes_max(),
+                bytes_each: scene.plan.publication_bytes_max(),
+                latest,
+            };
+            if scene.history.must_recover(&wanted) {
+                return Err(format!("{channel}: not recovered: {wanted:?}"));
+            }
+        }
+        if !result.recovered && !list.is_empty() {
+            return Err(format!("{channel}: a list, though nothing was recovered"));
+        }
+        // Across a change of filters nothing is promised.
+        let before = ask.from.filter(|before| {
+            result.recovered && !latest && scene.history.filter(*before) == request.tf.as_ref()
+        });
+        let joins = namespace.force_push_join_leave || request.join_leave && namespace.join_leave;
+        let opened = scene.history.opened(Begin {
+            client: self.index,
+            client_id: self.id.clone(),
+            channel: channel.clone(),
+            asked,
+            start: result.positioned.then(|| (result.epoch.clone(), start)),
+            recovered: result.recovered,
+            before,
+            filter: request.tf.clone(),
+            joins: joins && !undone,
+        });
+        let wanted = self.wants(&channel);
+        if wanted && namespace.presence && !self.id.is_empty() {
+            let user = self.user.clone().unwrap_or_default();
+            scene.history.presence.entered(&channel, &self.id, &user, asked);
+        }
+        let known = self.channels.entry(channel.clone()).or_default();
+        if known.open.replace(opened).is_some() {
+            return Err(format!("subscribed to {channel} twice"));
+        }
+        (known.delta, known.base, known.server) = (result.delta, None, ask.server);
+        known.leaving = false;
+        for publication in list {
+            if !publication.epoch.is_empty() {
+                return Err("an epoch in a list".into());
+            }
+            self.take(scene, &channel, publication)?;
+        }
+        let last = scene.history.position(opened).map_or(start, |(_, offset)| offset);
+        if latest && result.recovered && last != result.offset {
+            return Err(format!("{channel}: the latest is not at {}", result.offset));
+        }
+        Ok(())
+    }
+
+    /// A subscription is over: what it brought may be gone on from.
+    fn close(&mut self, scene: &mut Scene<'_>, channel: &str, segment: usize, end: End) {
+        scene.history.ended(segment, end);
+        if let Some((epoch, offset)) = scene.history.position(segment) {
+            self.had.insert(channel.to_owned(), Had { segment, epoch, offset });
+        }
+    }
+
+    /// A publication, live or in a list: patched, and held against what was published.
+    fn take(
+        &mut self,
+        scene: &mut Scene<'_>,
+        channel: &str,
+        mut publication: wire::Publication,
+    ) -> Result<(), String> {
+        let known = self.channels.get_mut(channel).ok_or("a channel it never asked for")?;
+        let open = known.open.ok_or("a channel that it isn't subscribed to")?;
+        if known.delta {
+            if !self.protobuf {
+                let text: String = serde_json::from_slice(&publication.data)
+                    .map_err(|_| "no string, though it is a subscription with patches")?;
+                publication.data = text.into_bytes();
+            }
+            if publication.delta {
+                let base = known.base.as_ref().ok_or("a patch of nothing")?;
+                publication.data = fossil_delta::apply(base, &publication.data)
+                    .map_err(|fault| format!("a patch doesn't apply: {fault:?}"))?;
+                publication.delta = false;
+            }
+            known.base = Some(publication.data.clone());
+        } else if publication.delta {
+            return Err("a patch that nobody asked for".into());
+        }
+        scene.history.delivered(open, &publication)
+    }
+
+    /// A part of the history of a channel.
+    fn read(
+        &mut self,
+        scene: &mut Scene<'_>,
+        request: &wire::HistoryRequest,
+        result: &HistoryResult,
+    ) -> Result<(), String> {
+        let channel = request.channel.as_str();
+        let namespace = scene.plan.namespace(channel);
+        let (epoch, top) = (result.epoch.as_str(), result.offset);
+        let count = result.publications.len() as u64;
+        let most = scene.plan.client.history_publications_max as u64;
+        let limit = u64::try_from(request.limit).map_or(most, |limit| limit.min(most));
+        if epoch.is_empty() || count > limit || count > u64::from(namespace.history_size) {
+            return Err("too much of history, or without an epoch".into());
+        }
+        if request.since.as_ref().is_some_and(|s| !s.epoch.is_empty() && s.epoch != epoch) {
+            return Err("the epoch is another one, and no error".into());
+        }
+        let offsets: Vec<u64> = result.publications.iter().map(|p| p.offset).collect();
+        let next = |pair: &[u64]| match request.reverse {
+            true => pair[0] == pair[1] + 1,
+            false => pair[1] == pair[0] + 1,
+        };
+        let (least, last) = match (&request.since, request.reverse) {
+            (Some(since), false) => (since.offset + 1, top),
+            (Some(since), true) => (1, top.min(since.offset.saturating_sub(1))),
+            (None, _) => (1, top),
+        };
+        let within = |offset: &u64| (least..=last).contains(offset);
+        if !offsets.windows(2).all(next) || !offsets.iter().all(within) {
+            return Err(format!("these are not in order, or not in {least}..={last}: {offsets:?}"));
+        }
+        for publication in &result.publications {
+            scene.history.read(channel, epoch, publication)?;
+        }
+        // All that is kept and asked for is there, unless its time was over or it is too long.
+        let oldest = (top + 1).saturating_sub(u64::from(namespace.history_size)).max(1);
+        let first = match request.reverse {
+            false => least.max(oldest),
+            true => least.max(oldest).max((last + 1).saturating_sub(limit)),
+        };
+        let asked = (first..=last).count() as u64;
+        let each = scene.plan.publication_bytes_max();
+        let cut = limit * each > scene.plan.answer_bytes_max()
+            && asked * each > scene.plan.answer_bytes_max();
+        let ttl_ms = namespace.history_ttl_ms;
+        if count < asked.min(limit)
+            && !cut
+            && !scene.history.may_be_dropped(channel, epoch, (first, top), ttl_ms)
+        {
+            return Err(format!("only {count} of {asked}, at most {limit}"));
+        }
+        Ok(())
     }
 
     /// It was told that it can't connect: it goes, or waits to be closed, or tries again.
@@ -208,7 +503,9 @@ impl Client {
                 // A command on an unusable connection.
                 self.expected = Some(3501);
                 let id = self.number(scene, What::Refused, &[]);
-                self.text(&format!(r#"{{"id":{id},"connect":{{}}}}"#));
+                let connect = Some(wire::ConnectRequest::default());
+                let again = self.encode(&Command { id, connect, ..Command::default() });
+                self.message(&again);
             }
             1 => {
                 self.state = State::Leaving;
@@ -227,30 +524,44 @@ impl Client {
         !self.pending.values().any(|p| p.what == What::Unsubscribe(channel.to_owned()))
     }
 
-    pub(super) fn handle_push(
-        &mut self,
-        scene: &mut Scene<'_>,
-        push: &Value,
-    ) -> Result<(), String> {
-        let channel = push["channel"].as_str().ok_or("no channel")?;
-        let known = self.channels.get_mut(channel).ok_or("a channel it never asked for")?;
-        let open = known.open.ok_or("a channel that it isn't subscribed to")?;
-        if let Some(publication) = push.get("pub") {
-            let number = publication["data"]["n"].as_u64().ok_or("no number")? as usize;
-            let offset = publication["offset"].as_u64().unwrap_or(0);
-            if publication["info"]["client"].as_str().is_none_or(str::is_empty) {
-                return Err("nobody published it".into());
-            }
-            return scene.history.delivered(open, number, offset);
+    pub(super) fn handle_push(&mut self, scene: &mut Scene<'_>, push: Push) -> Result<(), String> {
+        if self.state == State::Connecting {
+            return Err("a push before the reply to connect".into());
         }
-        let code = push["unsubscribe"]["code"].as_u64().ok_or("an unknown push")?;
+        let channel = push.channel.as_str();
+        let known = self.channels.get(channel).ok_or("a channel it never asked for")?;
+        let open = known.open.ok_or("a channel that it isn't subscribed to")?;
+        if let Some(publication) = push.r#pub {
+            let position = scene.history.position(open);
+            let (offset, epoch) = (publication.offset, &publication.epoch);
+            let other = position.is_some_and(|(own, _)| own != *epoch);
+            if epoch.is_empty() == (offset == 1) || !epoch.is_empty() && other {
+                return Err("the epoch is another one, or missing, or too much".into());
+            }
+            let publication = wire::Publication { epoch: String::new(), ..publication };
+            return self.take(scene, channel, publication);
+        }
+        for (event, came) in [(&push.join, true), (&push.leave, false)] {
+            if let Some(event) = event {
+                let info = event.info.as_ref().ok_or("nobody came or left")?;
+                scene.history.event(open, &info.client, came);
+                return Ok(());
+            }
+        }
+        let code = push.unsubscribe.as_ref().ok_or("an unknown push")?.code;
         if code != 2500 {
             return Err(format!("unsubscribed with {code}"));
         }
+        if known.server {
+            return Err("the server made it, and ended it, and the connection goes on".into());
+        }
+        let channel = channel.to_owned();
+        let known = self.channels.entry(channel.clone()).or_default();
         known.open = None;
         known.told = true;
         known.wanted = false;
-        scene.history.ended(open, End::Told);
+        scene.history.presence.told(&channel, &self.id);
+        self.close(scene, &channel, open, End::Told);
         Ok(())
     }
 
@@ -278,11 +589,12 @@ impl Client {
 
     /// There is no connection any more.
     pub(super) fn lost(&mut self, scene: &mut Scene<'_>) {
-        for channel in std::mem::take(&mut self.channels).into_values() {
+        for (name, channel) in std::mem::take(&mut self.channels) {
             if let Some(open) = channel.open {
-                scene.history.ended(open, End::Gone);
+                self.close(scene, &name, open, End::Gone);
             }
         }
+        scene.history.presence.gone(&self.id);
         self.pending.clear();
         self.echoes.clear();
         self.link = None;
