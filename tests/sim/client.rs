@@ -16,7 +16,7 @@ use roost::proto::ws::{self, Reader};
 use crate::checker::History;
 use crate::plan::{Kind, PATH, Plan, signed_token};
 use crate::presence::Snapshot;
-use crate::wire::{HistoryRequest, SubscribeRequest};
+use crate::wire::{self, HistoryRequest, SubscribeRequest};
 
 /// What every client may look at.
 pub(crate) struct Scene<'a> {
@@ -269,9 +269,9 @@ impl Client {
     /// What is sent or heard, when one run is replayed.
     fn quote(&mut self, mark: &str, bytes: &[u8]) {
         if TALKATIVE.load(Ordering::Relaxed) {
-            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(500)]);
-            let shown = shown.escape_debug();
-            self.note(format!("    {mark} {shown}"));
+            let shown = wire::shown(self.protobuf, mark, bytes);
+            let end = shown.char_indices().nth(500).map_or(shown.len(), |(at, _)| at);
+            self.note(format!("    {mark} {}", &shown[..end]));
         }
     }
 

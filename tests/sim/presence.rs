@@ -4,7 +4,7 @@
 //! server may know of that end first. So one that is missing is a suspect at first: it is a fault when
 //! the client hears of its session, by the answer to something that it asked later.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Somebody who must be in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,14 +25,14 @@ struct Suspect {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Snapshot {
     members: BTreeMap<String, u64>,
-    left: BTreeSet<String>,
+    left: BTreeMap<String, u64>,
 }
 
 #[derive(Default)]
 pub(crate) struct Presence {
     next: u64,
     members: BTreeMap<(String, String), Member>,
-    left: BTreeSet<(String, String)>,
+    left: BTreeMap<(String, String), u64>,
     /// Whose a client id is.
     users: BTreeMap<String, String>,
     suspects: Vec<Suspect>,
@@ -72,7 +72,8 @@ impl Presence {
 
     /// Its unsubscribe is answered.
     pub(crate) fn left(&mut self, channel: &str, client: &str) {
-        self.left.insert((channel.to_owned(), client.to_owned()));
+        self.next += 1;
+        self.left.insert((channel.to_owned(), client.to_owned()), self.next);
     }
 
     /// The server ended the subscription.
@@ -88,10 +89,9 @@ impl Presence {
     }
 
     pub(crate) fn snapshot(&self, channel: &str) -> Snapshot {
-        let left = self.left.iter().filter(|(c, _)| c == channel);
         Snapshot {
             members: of(&self.members, channel).map(|(id, m)| (id.clone(), m.serial)).collect(),
-            left: left.map(|(_, id)| id.clone()).collect(),
+            left: of(&self.left, channel).map(|(id, serial)| (id.clone(), *serial)).collect(),
         }
     }
 
@@ -119,7 +119,8 @@ impl Presence {
             });
         }
         for (client, user) in present {
-            if asked.left.contains(client) && now.left.contains(client) {
+            let left = asked.left.get(client);
+            if left.is_some() && left == now.left.get(client) {
                 return Err(format!("{client} had left {channel}"));
             }
             if self.users.get(client).is_some_and(|known| known != user) {
@@ -174,6 +175,9 @@ mod tests {
         shown(&mut presence, &asked, &["y"]).unwrap();
         assert!(shown(&mut presence, &asked, &["x"]).is_err());
         presence.asks("a", "x");
+        shown(&mut presence, &asked, &["x"]).unwrap();
+        // It has come and left meanwhile.
+        presence.left("a", "x");
         shown(&mut presence, &asked, &["x"]).unwrap();
     }
 

@@ -145,10 +145,14 @@ macro_rules! answers {
     ($($(#[$attr:meta])* $name:ident { $($(#[$field_attr:meta])* $field:ident: $type:ty,)* })*) => {
         $(
             $(#[$attr])*
-            #[derive(Clone, PartialEq, Message, Deserialize)]
+            #[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
             #[serde(default, deny_unknown_fields)]
             pub(crate) struct $name {
-                $($(#[$field_attr])* pub(crate) $field: $type,)*
+                $(
+                    $(#[$field_attr])*
+                    #[serde(skip_serializing_if = "is_default")]
+                    pub(crate) $field: $type,
+                )*
             }
         )*
     };
@@ -208,7 +212,7 @@ answers! {
     }
     Publication {
         #[prost(bytes = "vec", tag = "4")]
-        #[serde(deserialize_with = "raw")]
+        #[serde(serialize_with = "put_raw", deserialize_with = "raw")]
         data: Vec<u8>,
         #[prost(message, optional, tag = "5")]
         info: Option<ClientInfo>,
@@ -315,6 +319,26 @@ pub(crate) fn replies(protobuf: bool, frame: &[u8]) -> Result<Vec<(Vec<u8>, Repl
         replies.push((before[..before.len() - rest.len()].to_vec(), reply));
     }
     Ok(replies)
+}
+
+/// Messages as one reads them.
+pub(crate) fn shown(protobuf: bool, mark: &str, messages: &[u8]) -> String {
+    if !protobuf {
+        return String::from_utf8_lossy(messages).into_owned();
+    }
+    let mut rest = messages;
+    let mut shown = Vec::new();
+    while !rest.is_empty() {
+        let json = match mark {
+            ">" => Command::decode_length_delimited(&mut rest).map(|m| serde_json::to_string(&m)),
+            _ => Reply::decode_length_delimited(&mut rest).map(|m| serde_json::to_string(&m)),
+        };
+        match json {
+            Ok(json) => shown.push(json.unwrap_or_else(|_| "no JSON".into())),
+            Err(_) => break,
+        }
+    }
+    shown.join("\n")
 }
 
 impl FilterNode {
