@@ -17,7 +17,7 @@ impl SharedFrame {
     }
 
     /// The same for bytes that go on with a frame which others began: who has sent the beginning has
-    /// to send these, too.
+    /// to send these, too. The answer to an upgrade, with which all begins, is such bytes as well.
     pub fn part(bytes: &[u8]) -> Self {
         Self(ThinArc::from_header_and_slice(true, bytes))
     }

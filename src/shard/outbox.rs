@@ -358,6 +358,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_connection_begins_with_is_never_dropped() {
+        for sent in 0..4 {
+            let mut boxes = Outboxes::default();
+            let mut at = NONE;
+            boxes.push(&mut at, SharedFrame::part(b"head"));
+            boxes.push(&mut at, SharedFrame::new(b"abc"));
+            boxes.advance(at, sent);
+            boxes.drop_unsent(at);
+            assert_eq!(unsent(&boxes.boxes[at as usize]), &b"head"[sent..]);
+        }
+    }
+
+    #[test]
     fn a_half_sent_frame_is_finished() {
         let mut boxes = Outboxes::default();
         let mut at = NONE;

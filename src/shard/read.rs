@@ -205,7 +205,9 @@ impl<D: Driver> Shard<D> {
         // Two-way WebSocket without a subprotocol in the request gets none in the answer.
         let upgrade = if client { upgrade } else { http::Upgrade { protocol: None, ..upgrade } };
         http::put_switching(&mut answer, &upgrade);
-        let frame = SharedFrame::new(&answer);
+        // A part, so that it goes out even when what stands behind it is too much and is dropped: no
+        // close frame could be read without it.
+        let frame = SharedFrame::part(&answer);
         self.replies = answer;
         let tick = self.tick();
         if let Some(conn) = self.conn(key) {
