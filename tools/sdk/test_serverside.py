@@ -49,10 +49,11 @@ allow_publish_for_client = true
         return [(context.channel, self.unpack(context.pub.data)) for context in contexts]
 
     async def test_subscriptions_of_a_token(self):
-        subs = {"talk:one": {"info": {"role": "host"}, "data": {"welcome": "ann"}}}
-        client, events, contexts = await self.listener(
-            3, sub="ann", channels=["news:one"], subs=subs
-        )
+        subs = {
+            "news:one": {},
+            "talk:one": {"info": {"role": "host"}, "data": {"welcome": "ann"}},
+        }
+        client, events, contexts = await self.listener(3, sub="ann", subs=subs)
         self.assertEqual(set(contexts), {"news:one", "talk:one", "personal:#ann"})
         self.assertTrue(contexts["news:one"].recoverable)
         self.assertFalse(contexts["talk:one"].recoverable)
