@@ -16,7 +16,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{Checked, TokenKeys};
-use crate::session::Rules;
 use crate::shard::Node;
 use crate::shard::mail::{Letterbox, Mail};
 use crate::shard::signatures::{SignatureJob, Signed, TokenKind};
@@ -35,26 +34,13 @@ pub(super) trait KeySource: Send + Sync + 'static {
     fn owner(&self, kind: TokenKind) -> TokenKind;
 }
 
-impl KeySource for Rules {
-    fn keys(&self, kind: TokenKind) -> &TokenKeys {
-        match (kind, &self.subscription_keys) {
-            (TokenKind::Subscription, Some(keys)) => keys,
-            _ => &self.keys,
-        }
-    }
-
-    fn owner(&self, kind: TokenKind) -> TokenKind {
-        if self.subscription_keys.is_some() { kind } else { TokenKind::Connection }
-    }
-}
-
 impl KeySource for Node {
     fn keys(&self, kind: TokenKind) -> &TokenKeys {
-        self.rules.keys(kind)
+        self.keys(kind)
     }
 
     fn owner(&self, kind: TokenKind) -> TokenKind {
-        self.rules.owner(kind)
+        if self.rules.subscription_keys.is_some() { kind } else { TokenKind::Connection }
     }
 }
 

@@ -52,6 +52,13 @@ pub struct ClientOptions {
     pub version: String,
 }
 
+impl ClientOptions {
+    /// A new connection of a user takes the place of the older ones.
+    pub fn single_connection(&self) -> bool {
+        self.personal_channel.as_ref().is_some_and(|personal| personal.single_connection)
+    }
+}
+
 /// A server-side subscription that each user has to a channel of its own; anonymous ones have none.
 /// Client protocol, section 20.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

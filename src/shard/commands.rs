@@ -254,9 +254,9 @@ impl<D: Driver> Shard<D> {
         let hash = node.names.hash(channel);
         let home = node.names.home(hash);
         let credits = self.spend(home, 1)?;
-        let is_json = self.encoding(index) == Encoding::Json || client::is_json(data);
         let info = self.client_info(asker.conn, &chan_info);
-        let is_json = is_json && self.info_is_json(index, &chan_info);
+        let is_json = (self.encoding(index) == Encoding::Json || client::is_json(data))
+            && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         session.unanswered += 1;
         self.post(
@@ -273,12 +273,6 @@ impl<D: Driver> Shard<D> {
             })),
         );
         Ok(Flow::On)
-    }
-
-    /// Whether what tokens say of a client and of its subscription can be shown to JSON connections.
-    fn info_is_json(&mut self, index: u32, chan_info: &[u8]) -> bool {
-        let fits = |info: &[u8]| info.is_empty() || client::is_json(info);
-        fits(chan_info) && self.session_of(index).is_none_or(|session| fits(session.info()))
     }
 
     fn presence(

@@ -94,8 +94,8 @@ impl<D: Driver> Shard<D> {
         if to_ask.len() > client.channel_limit {
             return Err(Disconnect::ChannelLimit.into());
         }
-        let single = client.personal_channel.as_ref().is_some_and(|p| p.single_connection);
-        let to_count = !user.is_empty() && (client.user_connection_limit > 0 || single);
+        let to_count =
+            !user.is_empty() && (client.user_connection_limit > 0 || client.single_connection());
         let ttl = expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
         let connecting = Connecting { command: id, to_count, to_ask, ttl, ..Connecting::default() };
         let few = info.is_some() || meta.is_some();
@@ -294,7 +294,7 @@ impl<D: Driver> Shard<D> {
     /// As the home of a user: one more connection.
     pub(super) fn home_user_enter(&mut self, from: ShardId, conn: &UserConn) {
         let client = &self.node.rules.client;
-        let single = client.personal_channel.as_ref().is_some_and(|p| p.single_connection);
+        let single = client.single_connection();
         let limit = client.user_connection_limit as usize;
         let UserConn { user, asker } = conn;
         let entered = self.user_conns.enter(user, (from, asker.conn), limit, single);

@@ -12,7 +12,7 @@ use crate::hub::history::{Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
 use crate::hub::parcel::{Form, Parcel, Told};
-use crate::proto::client::{DataForm, Publication, Push, is_json};
+use crate::proto::client::{DataForm, Publication, Push, info_is_json};
 
 /// Somebody came to a channel or left it, and it isn't told yet.
 #[derive(Debug)]
@@ -254,11 +254,7 @@ impl<D: Driver> Shard<D> {
             .iter()
             .filter_map(|event| ClientInfo::unpack(&event.info).map(|info| (event.came, info)));
         let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
-        let fits = |info: &ClientInfo<'_>| {
-            let parts = [info.conn_info, info.chan_info];
-            parts.iter().all(|part| part.is_empty() || is_json(part))
-        };
-        let is_json = infos.iter().all(|(_, info)| fits(info));
+        let is_json = infos.iter().all(|(_, info)| info_is_json(info));
         let any = |protobuf| {
             Form::ALL.into_iter().any(|form| wanted.has(form) && form.is_protobuf() == protobuf)
         };

@@ -9,7 +9,7 @@ use crate::base::tags::Tags;
 use crate::hub::delta;
 use crate::hub::history::{Page, Published, Record, Recovered};
 use crate::hub::parcel::Form;
-use crate::proto::client::{DataForm, ErrorCode, Publication, is_json};
+use crate::proto::client::{DataForm, ErrorCode, Publication, info_is_json};
 
 impl<D: Driver> Shard<D> {
     /// What a subscriber lacks of a stream, encoded for it.
@@ -87,7 +87,7 @@ impl<D: Driver> Shard<D> {
             if bytes > read.bytes_max {
                 return Answer::Error(ErrorCode::LimitExceeded);
             }
-            fits &= parts.iter().all(|part| part.is_empty() || is_json(part));
+            fits &= info_is_json(&entry);
         }
         if !fits && read.encoding == Encoding::Json {
             return Answer::Unfit;

@@ -35,6 +35,17 @@ pub(super) struct Verdict {
     signed: Signed,
 }
 
+impl Node {
+    /// The keys of this kind of token: connection tokens' for both, unless subscription tokens have
+    /// their own.
+    pub fn keys(&self, kind: TokenKind) -> &TokenKeys {
+        match (kind, &self.rules.subscription_keys) {
+            (TokenKind::Subscription, Some(keys)) => keys,
+            _ => &self.rules.keys,
+        }
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// The claims of a connection token.
     pub(super) fn connection_claims(
@@ -44,7 +55,7 @@ impl<D: Driver> Shard<D> {
         now: UnixSeconds,
     ) -> Result<Result<ConnectionClaims, TokenFault>, Stop> {
         let node = Arc::clone(&self.node);
-        let keys = &node.rules.keys;
+        let keys = node.keys(TokenKind::Connection);
         if let Some(claims) = keys.connection(token, now) {
             return Ok(claims);
         }
@@ -62,7 +73,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Result<SubscriptionClaims, TokenFault>, Stop> {
         let node = Arc::clone(&self.node);
         let now = self.driver.unix();
-        let keys = keys_of(&node, TokenKind::Subscription);
+        let keys = node.keys(TokenKind::Subscription);
         if let Some(claims) = keys.subscription(token, now) {
             return Ok(claims);
         }
@@ -119,7 +130,7 @@ impl<D: Driver> Shard<D> {
         let node = Arc::clone(&self.node);
         let hash = node.names.hash(&token);
         let now = self.driver.unix();
-        let keys = keys_of(&node, kind);
+        let keys = node.keys(kind);
         let generation = keys.generation();
         let digest = token_digest(kind as u8, &token);
         if self.good_tokens.has(&digest, generation, now) {
@@ -162,13 +173,5 @@ impl<D: Driver> Shard<D> {
             self.good_tokens.insert(digest, generation, until);
         }
         self.post(from, Mail::Verified { asker, hash, signed });
-    }
-}
-
-/// The keys of tokens of this kind.
-fn keys_of(node: &Node, kind: TokenKind) -> &TokenKeys {
-    match (kind, &node.rules.subscription_keys) {
-        (TokenKind::Subscription, Some(keys)) => keys,
-        _ => &node.rules.keys,
     }
 }

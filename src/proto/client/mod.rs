@@ -41,6 +41,11 @@ pub use reply::{
 
 use crate::base::info::ClientInfo;
 
+/// True when what is known of a client can be shown to a JSON connection (section 2.1).
+pub fn info_is_json(info: &ClientInfo<'_>) -> bool {
+    [info.conn_info, info.chan_info].iter().all(|part| part.is_empty() || is_json(part))
+}
+
 /// How a connection writes the client protocol, for life (protocol, section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
