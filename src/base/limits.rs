@@ -89,6 +89,9 @@ pub const TURN_LEAVERS_MAX: usize = 512;
 /// Deliveries to subscribers in one turn.
 pub const TURN_DELIVERIES_MAX: u32 = 2048;
 
+/// Connections written to with one call of the driver.
+pub const SENDS_MAX: usize = 256;
+
 /// Bytes that wait for an `/echo` peer before it isn't read further.
 pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
 

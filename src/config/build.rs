@@ -45,7 +45,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
-        roost: roost(root, report),
+        roost: roost(root),
     };
     if let Some(personal) = &config.client.personal_channel {
         check_personal_channel(root, personal, &config.channels, report);
@@ -393,14 +393,11 @@ fn data_format(text: &str) -> DataFormat {
     }
 }
 
-fn roost(root: &Scope, report: &mut Report) -> Roost {
+fn roost(root: &Scope) -> Roost {
     let io = match root.text("roost.io").as_str() {
         "auto" => Io::Auto,
-        "epoll" => Io::Epoll,
-        _ => {
-            report.errors.push(root.complaint("roost.io", "epoll or auto; uring isn't built yet"));
-            Io::Auto
-        }
+        "uring" => Io::Uring,
+        _ => Io::Epoll,
     };
     let shards = root.text("roost.shards");
     Roost {

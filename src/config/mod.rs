@@ -220,10 +220,12 @@ pub enum Shards {
 /// `roost.io`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// The best that the kernel has.
+    /// io_uring where there is one, else epoll.
     Auto,
     /// epoll.
     Epoll,
+    /// io_uring.
+    Uring,
 }
 
 /// `roost.memory_limit`.

@@ -1,12 +1,15 @@
 //! Drivers: what moves bytes and wakes shards, behind one contract.
 //!
-//! A shard is generic over its [`Driver`] and doesn't know which one runs it: `epoll` (mio) in
-//! production, [`sim`] (a simulated network and clock with a seed) in tests. The contract is shaped
+//! A shard is generic over its [`Driver`] and doesn't know which one runs it: [`epoll`] (mio) or
+//! [`uring`] (io_uring) in production, [`sim`] (a simulated network and clock with a seed) in tests. The contract is shaped
 //! for completions, so that a driver whose operations end later fits behind it too:
 //!
 //! - `recv` lends a buffer and the shard gives it back; who owns the buffer is the driver's affair.
-//! - `send` may answer [`Sent::Pending`]: the frames stay in the connection's outbox, unchanged,
-//!   until a [`Completion::Sent`] with the same key arrives, and the slot isn't reused before.
+//! - What a turn sends is handed over in batches, and the connections that it will read next are
+//!   named beforehand, so that a driver may do many of them in one system call.
+//! - A send may be answered by [`Sent::Pending`]: the frames stay in the connection's outbox,
+//!   unchanged, until a [`Completion::Sent`] with the same key arrives, and the slot isn't reused
+//!   before.
 //! - waking a shard and passing a socket to another one belong to the contract, since both are
 //!   different in a simulation.
 //!
@@ -14,6 +17,11 @@
 
 pub mod epoll;
 pub mod sim;
+pub mod sockets;
+pub mod uring;
+
+#[cfg(test)]
+mod contract;
 
 use std::ops::DerefMut;
 use std::sync::Arc;
@@ -98,6 +106,18 @@ pub enum Sent {
     Failed,
 }
 
+/// What is to leave over one connection.
+pub struct Write<'a, S, F> {
+    /// The connection.
+    pub key: ConnKey,
+    /// Its socket.
+    pub socket: &'a S,
+    /// The frames, at least one.
+    pub frames: F,
+    /// Bytes of the first that have left already.
+    pub skip: usize,
+}
+
 /// Moves bytes for one shard. See the module for the rules.
 pub trait Driver {
     /// An open connection.
@@ -120,6 +140,18 @@ pub trait Driver {
     fn pass(&mut self, to: ShardId, socket: Self::Socket) -> Result<(), Self::Socket>;
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
+    /// Connections that [`Driver::fetch`] can take at once; 0 for a driver that doesn't read ahead.
+    fn fetch_max(&self) -> usize {
+        0
+    }
+    /// These are read next. A driver may read from them now, in one system call, what
+    /// [`Driver::recv`] then gives; what isn't asked for stays until it is, or until the close.
+    fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a Self::Socket)>)
+    where
+        Self::Socket: 'a,
+    {
+        let _ = next;
+    }
     /// Reads once, at most `bytes_max` bytes and at most what a lease holds.
     fn recv(
         &mut self,
@@ -137,6 +169,20 @@ pub trait Driver {
         frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
         skip: usize,
     ) -> Sent;
+    /// The same for many connections, each at most once: appends to `sent` what came of each, in
+    /// order.
+    fn send_all<'a, F>(
+        &mut self,
+        writes: impl Iterator<Item = Write<'a, Self::Socket, F>>,
+        sent: &mut Vec<Sent>,
+    ) where
+        F: ExactSizeIterator<Item = &'a SharedFrame>,
+        Self::Socket: 'a,
+    {
+        for Write { key, socket, frames, skip } in writes {
+            sent.push(self.send(key, socket, frames, skip));
+        }
+    }
     /// Tells the peer that nothing more will come (FIN), and goes on reading.
     fn finish(&mut self, socket: &Self::Socket);
     /// Closes a connection; no completion for `key` follows. `reset`: throw away what is unsent.

@@ -20,7 +20,7 @@ mod signatures;
 pub use self::serve::serve;
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::mpsc;
@@ -34,8 +34,10 @@ use crate::base::rng::Rng;
 use crate::config::Tokens;
 use crate::edge::channels::ChannelRules;
 use crate::hub::names::NameHasher;
-use crate::io::Alarm;
-use crate::io::epoll::{self, Epoll, ListenOptions, Switchboard};
+use crate::io::epoll::Epoll;
+use crate::io::sockets::{self, ListenOptions, Switchboard};
+use crate::io::uring::Uring;
+use crate::io::{Alarm, Driver};
 use crate::session::Rules;
 use crate::shard::mail::{Letterbox, Mailbox};
 use crate::shard::signatures::Signatures;
@@ -48,6 +50,8 @@ pub struct Settings {
     pub shards: usize,
     /// The CPU of each shard; empty leaves them where the scheduler puts them.
     pub cpus: Vec<usize>,
+    /// The driver of the shards.
+    pub io: Io,
     /// Where to listen; port 0 takes a free one.
     pub listen: ListenOptions,
     /// What sessions go by.
@@ -66,6 +70,15 @@ pub struct Settings {
     pub greeting: Greeting,
     /// Reads the options again, for what may change while a node runs.
     pub reload: Reload,
+}
+
+/// Which driver runs the shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// [`crate::io::epoll`].
+    Epoll,
+    /// [`crate::io::uring`].
+    Uring,
 }
 
 /// Makes the lines that are printed once the node listens, from the addresses.
@@ -95,6 +108,12 @@ pub enum StartFault {
         address: SocketAddr,
         /// What the kernel says.
         source: std::io::Error,
+    },
+    /// The driver that was asked for can't run here.
+    #[error("cannot start: roost.io = \"uring\": {why}; \"auto\" takes epoll then")]
+    Driver {
+        /// What is missing.
+        why: String,
     },
     /// Something else that the kernel refused.
     #[error("cannot start: {what}: {source}")]
@@ -174,6 +193,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         let beginning = Beginning {
             node: Arc::clone(&node),
             switchboard: Arc::clone(&switchboard),
+            io: settings.io,
             listen: listen.clone(),
             cpu: settings.cpus.get(id.index() % settings.cpus.len().max(1)).copied(),
             started,
@@ -214,6 +234,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
 struct Beginning {
     node: Arc<Node>,
     switchboard: Arc<Switchboard>,
+    io: Io,
     listen: ListenOptions,
     cpu: Option<usize>,
     started: Instant,
@@ -227,24 +248,43 @@ fn spawn_shard(
 ) -> std::io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", seat.shard.0);
     std::thread::Builder::new().name(name).stack_size(SHARD_STACK_BYTES).spawn(move || {
-        match begin_shard(seat, beginning) {
-            Ok(shard) => {
-                let _ = ready.send(Ok(()));
-                drop(ready);
-                shard.run();
-            }
-            Err(fault) => {
-                let _ = ready.send(Err(fault));
-            }
+        match beginning.io {
+            Io::Epoll => run_shard(begin_shard(seat, beginning, "epoll", Epoll::new), ready),
+            Io::Uring => run_shard(begin_shard(seat, beginning, "io_uring", Uring::new), ready),
         }
     })
 }
 
-fn begin_shard(seat: Seat, beginning: Beginning) -> Result<Shard<Epoll>, StartFault> {
+fn run_shard<D: Driver>(
+    begun: Result<Shard<D>, StartFault>,
+    ready: mpsc::Sender<Result<(), StartFault>>,
+) {
+    match begun {
+        Ok(shard) => {
+            let _ = ready.send(Ok(()));
+            drop(ready);
+            shard.run();
+        }
+        Err(fault) => {
+            let _ = ready.send(Err(fault));
+        }
+    }
+}
+
+/// Makes a driver, from the shard, what connects it to others, its listeners and the process's zero
+/// of time.
+type MakeDriver<D> = fn(ShardId, Arc<Switchboard>, Vec<OwnedFd>, Instant) -> std::io::Result<D>;
+
+fn begin_shard<D: Driver>(
+    seat: Seat,
+    beginning: Beginning,
+    name: &'static str,
+    driver: MakeDriver<D>,
+) -> Result<Shard<D>, StartFault> {
     let system = |what| move |source: std::io::Error| StartFault::System { what, source };
     sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
     sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
-    let unneeded: Vec<_> = epoll::unneeded(&beginning.switchboard, seat.shard)
+    let unneeded: Vec<_> = sockets::unneeded(&beginning.switchboard, seat.shard)
         .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
         .collect();
     sys::tables::close_copies(&unneeded);
@@ -254,12 +294,12 @@ fn begin_shard(seat: Seat, beginning: Beginning) -> Result<Shard<Epoll>, StartFa
         // A container may forbid it; the shard runs all the same.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
-    let listeners = epoll::listen(&beginning.listen).map_err(|source| {
+    let listeners = sockets::listen(&beginning.listen).map_err(|source| {
         let address = beginning.listen.addresses[0];
         StartFault::Listen { address, source }
     })?;
-    let driver = Epoll::new(seat.shard, beginning.switchboard, listeners, beginning.started)
-        .map_err(system("epoll"))?;
+    let driver = driver(seat.shard, beginning.switchboard, listeners, beginning.started)
+        .map_err(system(name))?;
     Ok(Shard::new(beginning.node, seat, driver, sys::memory::collect))
 }
 

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Ended, Reloaded, Settings, StartFault};
+use super::{Ended, Io, Reloaded, Settings, StartFault};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_DELIVERIES_MAX};
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::host::facts::Facts;
-use crate::host::plan::{self, Capacity, ShardPlan};
-use crate::io::epoll::ListenOptions;
+use crate::host::plan::{self, ShardPlan};
+use crate::io::sockets::ListenOptions;
+use crate::io::uring;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::Options;
 use crate::sys;
@@ -47,13 +48,16 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let plan = shard_plan(&config, &facts);
     let memory_limit_bytes = memory_limit(&config, &facts);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
-    let settings = settings(config.clone(), &plan, &facts, memory_limit_bytes)
+    let (io, why) = driver(config.roost.io)?;
+    let settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes)
         .map_err(system("random numbers and keys"))?;
     let pid_file = config.pid_file.clone();
     if let Some(path) = &pid_file {
         fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
     }
-    let greeting = greeting(&config, origin.as_deref(), &plan, &capacity, sources.dev);
+    let mut limits = capacity.lines();
+    limits.push(why);
+    let greeting = greeting(&config, origin.as_deref(), &plan, limits, sources.dev);
     let reload = move || match config::load(&sources) {
         Ok(Loaded { config, warnings, .. }) => {
             let Config { channels, tokens, .. } = config;
@@ -72,6 +76,23 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
         info!(?ended, "end");
     }
     ended
+}
+
+/// Which driver runs, and why, for the operator.
+fn driver(wanted: config::Io) -> Result<(Io, String), StartFault> {
+    match (wanted, uring::probe()) {
+        (config::Io::Epoll, _) => Ok((Io::Epoll, "driver: epoll, as roost.io says".to_owned())),
+        (config::Io::Uring, Ok(())) => {
+            Ok((Io::Uring, "driver: io_uring, as roost.io says".to_owned()))
+        }
+        (config::Io::Uring, Err(why)) => Err(StartFault::Driver { why }),
+        (config::Io::Auto, Ok(())) => {
+            Ok((Io::Uring, "driver: io_uring, which this kernel has (roost.io is auto)".to_owned()))
+        }
+        (config::Io::Auto, Err(why)) => {
+            Ok((Io::Epoll, format!("driver: epoll, because {why} (roost.io is auto)")))
+        }
+    }
 }
 
 fn shard_plan(config: &Config, facts: &Facts) -> ShardPlan {
@@ -95,6 +116,7 @@ fn memory_limit(config: &Config, facts: &Facts) -> u64 {
 
 fn settings(
     config: Config,
+    io: Io,
     plan: &ShardPlan,
     facts: &Facts,
     memory_limit_bytes: u64,
@@ -110,6 +132,7 @@ fn settings(
     Ok(Settings {
         shards: plan.shards,
         cpus,
+        io,
         listen: ListenOptions {
             addresses: http_server
                 .addresses
@@ -187,12 +210,12 @@ fn greeting(
     config: &Config,
     origin: Option<&Path>,
     plan: &ShardPlan,
-    capacity: &Capacity,
+    limits: Vec<String>,
     dev: bool,
 ) -> impl FnOnce(&[SocketAddr]) -> String + 'static {
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     let shards = plan.shards;
-    let limits = capacity.lines().join("\n");
+    let limits = limits.join("\n");
     let websocket = &config.websocket;
     let path = websocket.enabled.then(|| websocket.handler_prefix.clone());
     let echo = config.roost.echo;

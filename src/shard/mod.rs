@@ -65,7 +65,7 @@ use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
 use crate::hub::user_conns::UserConns;
 use crate::hub::users::Users;
-use crate::io::{Completion, Driver};
+use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
 use crate::proto::ws;
 use crate::session::{Rules, Session};
@@ -178,6 +178,9 @@ pub struct Shard<D: Driver> {
     ready: VecDeque<ConnKey>,
     /// Connections to write, each at most once.
     dirty: Vec<ConnKey>,
+    /// What is being written, and what came of it.
+    writing: Vec<ConnKey>,
+    sent: Vec<Sent>,
     /// Connections that wait for credit at a home, by home.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
@@ -263,6 +266,8 @@ impl<D: Driver> Shard<D> {
             completions: Vec::with_capacity(1024),
             ready: VecDeque::new(),
             dirty: Vec::new(),
+            writing: Vec::new(),
+            sent: Vec::new(),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
             accept_again_at: None,
@@ -453,12 +458,26 @@ impl<D: Driver> Shard<D> {
     }
 
     fn read_some(&mut self) {
-        for _ in 0..self.ready.len().min(TURN_READS_MAX) {
+        let ahead = self.driver.fetch_max();
+        for at in 0..self.ready.len().min(TURN_READS_MAX) {
+            if ahead > 0 && at % ahead == 0 {
+                self.read_ahead(ahead);
+            }
             let Some(key) = self.ready.pop_front() else { break };
             let Some(conn) = self.conn(key) else { continue };
             conn.flags.set_ready(false);
             self.read(key);
         }
+    }
+
+    /// Lets the driver read what the next `count` connections have.
+    fn read_ahead(&mut self, count: usize) {
+        let Self { driver, ready, conns, .. } = self;
+        driver.fetch(ready.iter().take(count).filter_map(|key| {
+            let conn = conns.get(key.index as usize)?;
+            let reads = conn.generation == key.generation && !conn.flags.paused();
+            Some((*key, conn.socket.as_ref().filter(|_| reads)?))
+        }));
     }
 
     /// Once a second: expired history, gauges, memory.

@@ -49,7 +49,8 @@ impl<D: Driver> Shard<D> {
             let ended = conn.flags.ended();
             match self.driver.recv(key, socket, budget.bytes) {
                 Received::Bytes { mut lease, short } => {
-                    budget.bytes -= lease.len();
+                    // What was read ahead may be more than is left.
+                    budget.bytes = budget.bytes.saturating_sub(lease.len());
                     self.counters().bytes_received.add(lease.len() as u64);
                     self.handle_bytes(key, &mut lease, &mut budget);
                     self.driver.give_back(lease);

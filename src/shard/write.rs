@@ -1,7 +1,7 @@
 //! Queueing and writing: what a turn has for a connection leaves in one write.
 
 use super::*;
-use crate::io::Sent;
+use crate::io::Write;
 use crate::proto::client::{Disconnect, Reply};
 
 impl<D: Driver> Shard<D> {
@@ -102,16 +102,46 @@ impl<D: Driver> Shard<D> {
     /// Writes to every connection that got something in this turn.
     pub(super) fn write_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
-        for key in dirty.drain(..) {
-            let Some(conn) = self.conn(key) else { continue };
-            conn.flags.set_dirty(false);
-            self.write(key);
+        for keys in dirty.chunks(SENDS_MAX) {
+            self.write_all(keys);
         }
+        dirty.clear();
         self.over.clear();
         // Closing for slowness may have made some dirty again: they go in the next turn.
         if self.dirty.is_empty() {
             self.dirty = dirty;
         }
+    }
+
+    /// Writes what waits for these connections, with one call of the driver.
+    fn write_all(&mut self, keys: &[ConnKey]) {
+        let mut writing = std::mem::take(&mut self.writing);
+        let mut results = std::mem::take(&mut self.sent);
+        for key in keys {
+            let Some(conn) = self.conn(*key) else { continue };
+            conn.flags.set_dirty(false);
+            let (flags, at, open) = (conn.flags, conn.outbox, conn.socket.is_some());
+            let waits = self.outboxes.get(at).is_some_and(|outbox| !outbox.is_empty());
+            if waits && !flags.blocked() && !flags.sending() && open {
+                writing.push(*key);
+            } else {
+                self.after_write(*key);
+            }
+        }
+        let Self { driver, conns, outboxes, .. } = self;
+        let writes = writing.iter().filter_map(|key| {
+            let conn = &conns[key.index as usize];
+            let (frames, skip) = outboxes.get(conn.outbox)?.unsent();
+            Some(Write { key: *key, socket: conn.socket.as_ref()?, frames, skip })
+        });
+        driver.send_all(writes, &mut results);
+        assert_eq!(results.len(), writing.len(), "each write has an answer");
+        for (key, sent) in writing.drain(..).zip(results.drain(..)) {
+            if self.wrote(key, sent) {
+                self.write(key);
+            }
+        }
+        (self.writing, self.sent) = (writing, results);
     }
 
     /// Writes what waits for a connection, as far as its socket takes it.
@@ -121,39 +151,52 @@ impl<D: Driver> Shard<D> {
             if conn.flags.blocked() || conn.flags.sending() {
                 break;
             }
-            let at = conn.outbox;
-            let (Some(socket), Some(outbox)) = (&conn.socket, self.outboxes.get(at)) else { break };
+            let (Some(socket), Some(outbox)) = (&conn.socket, self.outboxes.get(conn.outbox))
+            else {
+                break;
+            };
             if outbox.is_empty() {
                 break;
             }
             let (frames, skip) = outbox.unsent();
             let sent = self.driver.send(key, socket, frames, skip);
-            self.counters().writes.add(1);
-            match sent {
-                Sent::Bytes(bytes) => {
-                    self.counters().bytes_sent.add(bytes as u64);
-                    self.outboxes.advance(at, bytes);
-                    if let Some(outbox) = self.outboxes.get_mut(at) {
-                        outbox.blocked_tick = None;
-                    }
-                }
-                Sent::Blocked => {
-                    self.counters().writes_blocked.add(1);
-                    self.conns[key.index as usize].flags.set_blocked(true);
-                    self.waits_for_socket(key.index, at);
-                }
-                Sent::Pending => {
-                    // A peer that takes nothing is one whose send doesn't end.
-                    self.conns[key.index as usize].flags.set_sending(true);
-                    self.waits_for_socket(key.index, at);
-                }
-                Sent::Failed => {
-                    self.release(key.index, true);
-                    return;
-                }
+            if !self.wrote(key, sent) {
+                return;
             }
         }
         self.after_write(key);
+    }
+
+    /// What came of a write. Whether there is more to do for the connection.
+    fn wrote(&mut self, key: ConnKey, sent: Sent) -> bool {
+        let index = key.index;
+        let Some(conn) = self.conn(key) else { return false };
+        let at = conn.outbox;
+        self.counters().writes.add(1);
+        match sent {
+            Sent::Bytes(bytes) => {
+                self.counters().bytes_sent.add(bytes as u64);
+                self.outboxes.advance(at, bytes);
+                if let Some(outbox) = self.outboxes.get_mut(at) {
+                    outbox.blocked_tick = None;
+                }
+            }
+            Sent::Blocked => {
+                self.counters().writes_blocked.add(1);
+                self.conns[index as usize].flags.set_blocked(true);
+                self.waits_for_socket(index, at);
+            }
+            Sent::Pending => {
+                // A peer that takes nothing is one whose send doesn't end.
+                self.conns[index as usize].flags.set_sending(true);
+                self.waits_for_socket(index, at);
+            }
+            Sent::Failed => {
+                self.release(index, true);
+                return false;
+            }
+        }
+        true
     }
 
     /// The time of a write that doesn't get through begins, unless it has begun.

@@ -3,3 +3,4 @@
 pub mod memory;
 pub mod source_port;
 pub mod tables;
+pub mod uring;

@@ -46,7 +46,7 @@ fn wrong_configurations_end_with_2_and_name_the_option() {
         ("engine.type = \"redis\"", &[], &["engine.type", "redis"]),
         ("http_server.tls.enabled = true", &[], &["http_server.tls.enabled"]),
         ("", &["--shards", "0"], &["shards", "0"]),
-        ("", &["--io", "uring"], &["io", "uring"]),
+        ("", &["--io", "kqueue"], &["io", "kqueue"]),
         ("", &["--client.channel_limit", "many"], &["client.channel_limit", "many"]),
         ("", &["--no-such-flag"], &["--no-such-flag"]),
         ("channel.without_namespace.history_size = 5", &[], &["history_size", "history_ttl"]),

@@ -124,6 +124,7 @@ impl Plan {
                 partial_write_one_in: sometimes(rng, &[2, 5, 50]),
                 blocked_write_one_in: sometimes(rng, &[3, 10, 50]),
                 late_send_one_in: sometimes(rng, &[1, 3, 20]),
+                read_ahead_one_in: sometimes(rng, &[1, 2, 10]),
                 reset_one_in: sometimes(rng, &[100, 1000, 5000]),
                 accept_failed_one_in: sometimes(rng, &[5, 30]),
                 accept_full_one_in: sometimes(rng, &[1, 3, 20]),

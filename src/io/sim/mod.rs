@@ -15,6 +15,7 @@ mod world;
 
 pub use self::world::{Faults, LinkId, Seen, SharedWorld, Sizes, World};
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
@@ -63,13 +64,22 @@ pub struct SimDriver {
     unix: UnixSeconds,
     /// The one read buffer is with the shard.
     lent: bool,
+    /// What was read ahead.
+    fetched: VecDeque<(ConnKey, Received<Lease>)>,
 }
 
 impl SimDriver {
     /// The driver of `shard`.
     pub fn new(world: &SharedWorld, shard: ShardId) -> Self {
         let (now, unix) = (world.borrow().now(), world.borrow().unix());
-        Self { world: Rc::clone(world), shard: shard.index(), now, unix, lent: false }
+        Self {
+            world: Rc::clone(world),
+            shard: shard.index(),
+            now,
+            unix,
+            lent: false,
+            fetched: VecDeque::new(),
+        }
     }
 
     fn socket(&self, at: u32) -> Socket {
@@ -125,9 +135,30 @@ impl Driver for SimDriver {
         watched.then_some(()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
     }
 
+    fn fetch_max(&self) -> usize {
+        self.world.borrow().fetch_max()
+    }
+
+    fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a Socket)>) {
+        let mut world = self.world.borrow_mut();
+        for (key, socket) in next {
+            let known = self.fetched.iter().any(|(known, _)| *known == key);
+            if !known && world.reads_ahead() {
+                assert_eq!(world.watched(socket.at), Some((self.shard, key)));
+                self.fetched.push_back((key, world.recv(socket.at, usize::MAX)));
+            }
+        }
+    }
+
     fn recv(&mut self, key: ConnKey, socket: &Socket, bytes_max: usize) -> Received<Lease> {
         assert!(!self.lent, "the read buffer was not given back");
         assert!(bytes_max > 0, "a read of nothing looks like the end");
+        if let Some(at) = self.fetched.iter().position(|(known, _)| *known == key)
+            && let Some((_, received)) = self.fetched.remove(at)
+        {
+            self.lent = matches!(received, Received::Bytes { .. });
+            return received;
+        }
         let mut world = self.world.borrow_mut();
         let watched = world.watched(socket.at);
         assert_eq!(watched, Some((self.shard, key)), "read under another key");
@@ -156,6 +187,7 @@ impl Driver for SimDriver {
     }
 
     fn close(&mut self, key: ConnKey, socket: Socket, reset: bool) {
+        self.fetched.retain(|(known, _)| *known != key);
         // A connection that was never watched is closed under any key.
         let mut world = self.world.borrow_mut();
         let key = world.watched(socket.at).map(|_| key);

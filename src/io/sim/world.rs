@@ -28,6 +28,8 @@ pub struct Faults {
     pub blocked_write_one_in: u64,
     /// A write ends later, as a completion.
     pub late_send_one_in: u64,
+    /// A connection that is to be read next is read ahead.
+    pub read_ahead_one_in: u64,
     /// A read or write of a shard finds the connection reset by the network.
     pub reset_one_in: u64,
     /// Accepting fails: the peer has gone.
@@ -47,6 +49,7 @@ impl Faults {
         partial_write_one_in: 0,
         blocked_write_one_in: 0,
         late_send_one_in: 0,
+        read_ahead_one_in: 0,
         reset_one_in: 0,
         accept_failed_one_in: 0,
         accept_full_one_in: 0,
@@ -562,6 +565,16 @@ impl World {
         }
     }
 
+    /// Connections that a shard names before it reads them.
+    pub(super) fn fetch_max(&self) -> usize {
+        if self.faults.read_ahead_one_in > 0 { FETCH_MAX } else { 0 }
+    }
+
+    /// Whether one of them is read at that moment.
+    pub(super) fn reads_ahead(&mut self) -> bool {
+        self.happens(self.faults.read_ahead_one_in)
+    }
+
     pub(super) fn recv(&mut self, at: u32, bytes_max: usize) -> Received<Lease> {
         self.maybe_reset(at);
         let partial = self.happens(self.faults.partial_read_one_in);
@@ -734,6 +747,9 @@ impl World {
         true
     }
 }
+
+/// Connections read ahead at once.
+const FETCH_MAX: usize = 4;
 
 /// Frames taken by one simulated system call.
 const SEND_FRAMES_MAX: usize = 4;

@@ -1,0 +1,255 @@
+//! What the shard relies on, asked of each driver that runs on a real kernel.
+
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::epoll::Epoll;
+use super::sockets::{ListenOptions, Switchboard, listen};
+use super::uring::Uring;
+use super::{Accepted, Completion, Driver, Received, Sent, Write};
+use crate::base::frame::SharedFrame;
+use crate::base::id::{ConnKey, ShardId};
+
+type Make<D> = fn(ShardId, Arc<Switchboard>, Vec<OwnedFd>, Instant) -> std::io::Result<D>;
+
+/// A driver of one shard, and where it listens.
+struct Rig<D> {
+    driver: D,
+    address: SocketAddr,
+    switchboard: Arc<Switchboard>,
+    told: Vec<Completion>,
+}
+
+impl<D: Driver<Socket = OwnedFd>> Rig<D> {
+    fn new(make: Make<D>) -> Self {
+        let switchboard = Switchboard::new(2).unwrap();
+        let options = ListenOptions {
+            addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            backlog: 64,
+            // Little, so that it is full soon.
+            send_buffer_bytes: Some(4096),
+            notsent_lowat_bytes: None,
+        };
+        let listeners = listen(&options).unwrap();
+        let address = rustix::net::getsockname(&listeners[0]).unwrap().try_into().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "the driver's zero of time")]
+        let started = Instant::now();
+        let driver = make(ShardId(0), Arc::clone(&switchboard), listeners, started).unwrap();
+        Self { driver, address, switchboard, told: Vec::new() }
+    }
+
+    /// Waits until the driver tells something like this.
+    fn until(&mut self, mut wanted: impl FnMut(&Completion) -> bool) -> Completion {
+        loop {
+            if let Some(at) = self.told.iter().position(&mut wanted) {
+                return self.told.swap_remove(at);
+            }
+            self.driver.wait(None, &mut self.told);
+        }
+    }
+
+    fn accept(&mut self) -> OwnedFd {
+        loop {
+            match self.driver.accept() {
+                Accepted::Socket(socket) => return socket,
+                Accepted::Blocked => {
+                    self.until(|told| *told == Completion::Acceptable);
+                }
+                Accepted::Failed | Accepted::Full => panic!("not accepted"),
+            }
+        }
+    }
+
+    /// A client, and its connection under key `index`.
+    fn connect(&mut self, index: u32) -> (TcpStream, ConnKey, OwnedFd) {
+        let client = TcpStream::connect(self.address).unwrap();
+        let socket = self.accept();
+        let key = key(index);
+        self.driver.watch(key, &socket).unwrap();
+        (client, key, socket)
+    }
+
+    fn until_readable(&mut self, key: ConnKey) -> bool {
+        match self.until(|told| matches!(told, Completion::Readable { key: of, .. } if *of == key))
+        {
+            Completion::Readable { ended, .. } => ended,
+            _ => unreachable!(),
+        }
+    }
+
+    /// What is there to be read, as far as a first read goes; `None` at the end.
+    fn recv(&mut self, key: ConnKey, socket: &OwnedFd) -> Option<(Vec<u8>, bool)> {
+        match self.driver.recv(key, socket, usize::MAX) {
+            Received::Bytes { lease, short } => {
+                let bytes = lease.to_vec();
+                self.driver.give_back(lease);
+                Some((bytes, short))
+            }
+            Received::Blocked => Some((Vec::new(), true)),
+            Received::Ended => None,
+            Received::Failed => panic!("failed"),
+        }
+    }
+}
+
+fn key(index: u32) -> ConnKey {
+    ConnKey { index, generation: NonZeroU32::MIN }
+}
+
+fn frame(byte: u8, len: usize) -> SharedFrame {
+    SharedFrame::new(&vec![byte; len])
+}
+
+fn every_connection_is_accepted<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    assert!(matches!(rig.driver.accept(), Accepted::Blocked));
+    for _ in 0..3 {
+        let clients: Vec<_> = (0..20).map(|_| TcpStream::connect(rig.address).unwrap()).collect();
+        let sockets: Vec<_> = clients.iter().map(|_| rig.accept()).collect();
+        assert!(matches!(rig.driver.accept(), Accepted::Blocked));
+        drop((clients, sockets));
+    }
+    rig.driver.close_listener();
+    assert!(TcpStream::connect(rig.address).is_err());
+}
+
+fn what_is_read_ahead_is_read<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    let mut conns: Vec<_> = (0..5).map(|index| rig.connect(index)).collect();
+    let long = vec![b'l'; 100_000];
+    // Little, nothing, an end behind bytes, more than a buffer holds, a connection that is closed.
+    conns[0].0.write_all(b"zero").unwrap();
+    conns[2].0.write_all(b"two").unwrap();
+    conns[2].0.shutdown(std::net::Shutdown::Write).unwrap();
+    conns[4].0.write_all(b"four").unwrap();
+    for index in [0, 2, 4] {
+        rig.until_readable(key(index));
+    }
+    let mut client = conns[3].0.try_clone().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "writes more than the socket takes")]
+    let writer = std::thread::spawn(move || client.write_all(&long).unwrap());
+    rig.until_readable(key(3));
+    rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
+    // What was fetched and not read stays; it isn't fetched twice.
+    rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
+
+    let (_client, four, socket) = conns.pop().unwrap();
+    rig.driver.close(four, socket, true);
+    let (_client, three, socket) = conns.pop().unwrap();
+    let mut got = Vec::new();
+    while got.len() < 100_000 {
+        let (bytes, short) = rig.recv(three, &socket).unwrap();
+        got.extend(bytes);
+        if short && got.len() < 100_000 {
+            rig.until_readable(three);
+        }
+    }
+    assert!(got.iter().all(|byte| *byte == b'l'));
+    writer.join().unwrap();
+    let (_client, two, socket) = conns.pop().unwrap();
+    assert_eq!(rig.recv(two, &socket).unwrap().0, b"two");
+    assert_eq!(rig.recv(two, &socket), None);
+    let (_client, one, socket) = conns.pop().unwrap();
+    assert_eq!(rig.recv(one, &socket), Some((Vec::new(), true)));
+    let (mut client, zero, socket) = conns.pop().unwrap();
+    client.write_all(b" and more").unwrap();
+    rig.until_readable(zero);
+    // In one piece or in two.
+    let mut got = rig.recv(zero, &socket).unwrap().0;
+    got.extend(rig.recv(zero, &socket).unwrap().0);
+    assert_eq!(got, b"zero and more");
+    // The slot of the one that was closed has another tenant.
+    let (mut client, four, socket) = rig.connect(4);
+    client.write_all(b"new").unwrap();
+    rig.until_readable(four);
+    rig.driver.fetch([(four, &socket)].into_iter());
+    assert_eq!(rig.recv(four, &socket).unwrap().0, b"new");
+}
+
+fn a_full_socket_is_told_and_goes_on<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    let (mut full, full_key, full_socket) = rig.connect(0);
+    let (mut other, other_key, other_socket) = rig.connect(1);
+    let (gone, gone_key, gone_socket) = rig.connect(2);
+    rig.driver.finish(&gone_socket);
+    let frames = [frame(b'a', 70_000), frame(b'b', 1), frame(b'c', 3_000_000)];
+    let mut skip = 69_990;
+    let mut first = 0;
+    let mut written = 0;
+    let mut sent = Vec::new();
+    loop {
+        let few = &frames[1..2];
+        sent.clear();
+        let writes = [
+            Write { key: full_key, socket: &full_socket, frames: frames[first..].iter(), skip },
+            Write { key: other_key, socket: &other_socket, frames: few.iter(), skip: 0 },
+            Write { key: gone_key, socket: &gone_socket, frames: few.iter(), skip: 0 },
+        ];
+        rig.driver.send_all(writes.into_iter(), &mut sent);
+        assert_eq!(sent[1..], [Sent::Bytes(1), Sent::Failed]);
+        let Sent::Bytes(bytes) = sent[0] else { break };
+        written += bytes;
+        skip += bytes;
+        while first < frames.len() && skip >= frames[first].len() {
+            skip -= frames[first].len();
+            first += 1;
+        }
+    }
+    assert_eq!(sent[0], Sent::Blocked);
+    assert!(written > 11, "the second and third frame have begun: {written}");
+    let mut bytes = [0; 1];
+    other.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, *b"b");
+
+    let mut got = vec![0; written];
+    full.read_exact(&mut got).unwrap();
+    rig.until(|told| *told == Completion::Writable { key: full_key });
+    let expected = || frames.iter().flat_map(|frame| frame.bytes()).skip(69_990);
+    assert!(got.iter().eq(expected().take(written)), "bytes in order");
+    let again = rig.driver.send(full_key, &full_socket, frames[first..].iter(), skip);
+    assert!(matches!(again, Sent::Bytes(1..)), "{again:?}");
+    drop(gone);
+}
+
+fn shards_are_woken_and_pass_sockets<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    rig.switchboard.waker(ShardId(0)).wake();
+    rig.until(|told| *told == Completion::Woken);
+    let mut client = TcpStream::connect(rig.address).unwrap();
+    let socket = rig.accept();
+    assert!(rig.driver.pass(ShardId(0), socket).is_ok());
+    rig.until(|told| *told == Completion::Passed);
+    let socket = rig.driver.take_passed().unwrap();
+    assert!(rig.driver.take_passed().is_none());
+    rig.driver.watch(key(1), &socket).unwrap();
+    client.write_all(b"x").unwrap();
+    assert!(!rig.until_readable(key(1)));
+    assert_eq!(rig.recv(key(1), &socket), Some((b"x".to_vec(), true)));
+    drop(client);
+    assert!(rig.until_readable(key(1)));
+    assert_eq!(rig.recv(key(1), &socket), None);
+}
+
+macro_rules! contract {
+    ($($rule:ident)*) => {
+        mod epoll {
+            use super::*;
+            $(#[test] fn $rule() { super::$rule(Epoll::new); })*
+        }
+        mod uring {
+            use super::*;
+            $(#[test] fn $rule() { super::$rule(Uring::new); })*
+        }
+    };
+}
+
+contract! {
+    every_connection_is_accepted
+    what_is_read_ahead_is_read
+    a_full_socket_is_told_and_goes_on
+    shards_are_woken_and_pass_sockets
+}

@@ -1,0 +1,199 @@
+//! What every driver needs of the kernel beside moving bytes: listeners, and what connects shards
+//! whose descriptor tables are apart.
+//!
+//! Only the wake-up eventfds and the socketpairs for passing sockets ([`Switchboard`]) are older than
+//! the shards' tables, so that their numbers mean the same file in every one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use super::Wake;
+use crate::base::id::ShardId;
+
+/// An eventfd: rings a shard's epoll.
+struct EventFd(OwnedFd);
+
+impl Wake for EventFd {
+    fn wake(&self) {
+        // Full (EAGAIN) means that it rings already; nothing else can happen to an open eventfd.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// What is shared between the descriptor tables of all shards: made before any of them exists, so
+/// that each number means the same file in every table, and never closed while they run.
+pub struct Switchboard {
+    wakers: Vec<Arc<EventFd>>,
+    /// For each shard: where others put sockets, where it takes them.
+    passing: Vec<(OwnedFd, OwnedFd)>,
+}
+
+impl Switchboard {
+    /// Three descriptors for each of `shards`.
+    pub fn new(shards: usize) -> io::Result<Arc<Self>> {
+        let mut wakers = Vec::with_capacity(shards);
+        let mut passing = Vec::with_capacity(shards);
+        for _ in 0..shards {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            wakers.push(Arc::new(EventFd(rustix::event::eventfd(0, flags)?)));
+            passing.push(rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+                None,
+            )?);
+        }
+        Ok(Arc::new(Self { wakers, passing }))
+    }
+
+    /// The waker of one shard.
+    pub fn waker(&self, shard: ShardId) -> Arc<dyn Wake> {
+        self.wakers[shard.index()].clone()
+    }
+
+    /// What becomes readable when a shard is woken.
+    pub(super) fn bell(&self, shard: ShardId) -> BorrowedFd<'_> {
+        self.wakers[shard.index()].0.as_fd()
+    }
+
+    /// The bell has been heard: it may ring again.
+    pub(super) fn heard(&self, shard: ShardId) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.wakers[shard.index()].0, &mut count);
+    }
+
+    /// What becomes readable when sockets were passed to a shard.
+    pub(super) fn inlet(&self, shard: ShardId) -> BorrowedFd<'_> {
+        self.passing[shard.index()].1.as_fd()
+    }
+
+    /// Passes a socket to a shard, which then has a descriptor of its own for it.
+    pub(super) fn pass(&self, to: ShardId, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let into = &self.passing[to.index()].0;
+        let sockets = [socket];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let pushed = control.push(SendAncillaryMessage::ScmRights(&sockets));
+        debug_assert!(pushed, "the space is made for one descriptor");
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::sendmsg(into, &[IoSlice::new(&[0])], &mut control, flags).map(drop)
+    }
+
+    /// Takes what was passed to a shard, about one socket; none when nothing is left.
+    pub(super) fn take(&self, shard: ShardId, sockets: &mut Vec<OwnedFd>) {
+        let from = &self.passing[shard.index()].1;
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut byte = [0u8; 1];
+            let mut data = [IoSliceMut::new(&mut byte)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let Ok(message) = rustix::net::recvmsg(from, &mut data, &mut control, flags) else {
+                return;
+            };
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(passed) = message {
+                    sockets.extend(passed);
+                }
+            }
+            // A message without its socket: this table was full, and the kernel closed it. Others
+            // may be behind it, and no further edge tells of them.
+            if !sockets.is_empty() || message.bytes == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Descriptors that every table holds because of this.
+    pub fn descriptors(&self) -> usize {
+        3 * self.wakers.len()
+    }
+}
+
+/// The kernel's options for a shard's listener; accepted connections inherit them.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// Addresses to listen on; `[::]` and `0.0.0.0` are two.
+    pub addresses: Vec<SocketAddr>,
+    /// Connections that may wait to be accepted, in each listener.
+    pub backlog: i32,
+    /// SO_SNDBUF in bytes, `None` leaves it to the kernel.
+    pub send_buffer_bytes: Option<usize>,
+    /// TCP_NOTSENT_LOWAT in bytes: unsent bytes beyond it wait with us, where they are counted.
+    pub notsent_lowat_bytes: Option<u32>,
+}
+
+/// Opens the listeners of one shard (SO_REUSEPORT: the kernel spreads connections over all).
+pub fn listen(options: &ListenOptions) -> io::Result<Vec<OwnedFd>> {
+    options.addresses.iter().map(|address| listen_one(*address, options)).collect()
+}
+
+fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {
+    use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        // A TCPv6 socket costs 128 B more than a TCPv4 one: v4 clients get their own listener.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // Finds peers that vanished where no application ping would.
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(120))
+        .with_interval(Duration::from_secs(30))
+        .with_retries(4);
+    socket.set_tcp_keepalive(&keepalive)?;
+    if let Some(bytes) = options.send_buffer_bytes {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.notsent_lowat_bytes {
+        socket.set_tcp_notsent_lowat(bytes)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(options.backlog)?;
+    Ok(socket.into())
+}
+
+/// Borrows the descriptors of `switchboard` that shard `shard` has no use for: the receiving ends
+/// of the others.
+pub fn unneeded(switchboard: &Switchboard, shard: ShardId) -> impl Iterator<Item = BorrowedFd<'_>> {
+    let others = switchboard.passing.iter().enumerate();
+    others.filter(move |(at, _)| *at != shard.index()).map(|(_, pair)| pair.1.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_got_lost_doesn_t_hide_the_next_one() {
+        let switchboard = Switchboard::new(1).unwrap();
+        let shard = ShardId(0);
+        // As it arrives where no descriptor was free.
+        let flags = SendFlags::DONTWAIT;
+        rustix::net::send(&switchboard.passing[0].0, &[0], flags).unwrap();
+        let socket = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        switchboard.pass(shard, socket.as_fd()).unwrap();
+        for passed in [1, 0] {
+            let mut sockets = Vec::new();
+            switchboard.take(shard, &mut sockets);
+            assert_eq!(sockets.len(), passed);
+        }
+    }
+}
