@@ -106,7 +106,14 @@ fn frame(byte: u8, len: usize) -> SharedFrame {
 
 fn every_connection_is_accepted<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
     let mut rig = Rig::new(make);
+    // One that comes while the driver sleeps.
     assert!(matches!(rig.driver.accept(), Accepted::Blocked));
+    let address = rig.address;
+    #[expect(clippy::disallowed_methods, reason = "connects while this thread waits")]
+    let client = std::thread::spawn(move || TcpStream::connect(address).unwrap());
+    rig.until(|told| *told == Completion::Acceptable);
+    rig.accept();
+    client.join().unwrap();
     for _ in 0..3 {
         let clients: Vec<_> = (0..20).map(|_| TcpStream::connect(rig.address).unwrap()).collect();
         let sockets: Vec<_> = clients.iter().map(|_| rig.accept()).collect();
@@ -168,6 +175,29 @@ fn what_is_read_ahead_is_read<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
     rig.until_readable(four);
     rig.driver.fetch([(four, &socket)].into_iter());
     assert_eq!(rig.recv(four, &socket).unwrap().0, b"new");
+}
+
+fn what_was_read_ahead_hides_nothing_that_came_later<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    let (mut empty, empty_key, empty_socket) = rig.connect(0);
+    let (mut more, more_key, more_socket) = rig.connect(1);
+    more.write_all(b"some").unwrap();
+    rig.until_readable(more_key);
+    rig.driver.fetch([(empty_key, &empty_socket), (more_key, &more_socket)].into_iter());
+    empty.write_all(b"now").unwrap();
+    more.write_all(b"more").unwrap();
+    rig.until_readable(empty_key);
+    rig.until_readable(more_key);
+    assert_eq!(rig.recv(empty_key, &empty_socket), Some((b"now".to_vec(), true)));
+    let mut got = Vec::new();
+    loop {
+        let (bytes, short) = rig.recv(more_key, &more_socket).unwrap();
+        got.extend(bytes);
+        if short {
+            break;
+        }
+    }
+    assert_eq!(got, b"somemore");
 }
 
 fn a_full_socket_is_told_and_goes_on<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
@@ -250,6 +280,7 @@ macro_rules! contract {
 contract! {
     every_connection_is_accepted
     what_is_read_ahead_is_read
+    what_was_read_ahead_hides_nothing_that_came_later
     a_full_socket_is_told_and_goes_on
     shards_are_woken_and_pass_sockets
 }

@@ -15,6 +15,7 @@
 //!
 //! The shard owns each connection's socket; the driver keeps nothing for an idle connection.
 
+mod ahead;
 pub mod epoll;
 pub mod sim;
 pub mod sockets;
@@ -145,7 +146,8 @@ pub trait Driver {
         0
     }
     /// These are read next. A driver may read from them now, in one system call, what
-    /// [`Driver::recv`] then gives; what isn't asked for stays until it is, or until the close.
+    /// [`Driver::recv`] then gives; what isn't asked for stays until it is, or until the close, and
+    /// behind the next wait it doesn't say any more that the socket is drained.
     fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a Self::Socket)>)
     where
         Self::Socket: 'a,

@@ -13,7 +13,6 @@
 //! between two calls, no buffer is held and no connection's slot has to wait for a cancellation. Only
 //! accepting goes on by itself; it ends with [`Driver::close_listener`].
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+use super::ahead::Ahead;
 use super::epoll::{Epoll, Lease, SEND_PARTS_MAX};
 use super::sockets::Switchboard;
 use super::{Accepted, Completion, Driver, Received, Sent, Write};
@@ -45,7 +45,7 @@ pub fn probe() -> Result<(), String> {
         Some(Errno::PERM) => {
             "io_uring is forbidden here, by a seccomp filter or kernel.io_uring_disabled".to_owned()
         }
-        Some(Errno::INVAL) => "the kernel's io_uring is older than Linux 6.1".to_owned(),
+        Some(Errno::INVAL) => "the kernel's io_uring is older than Linux 6.0".to_owned(),
         _ => format!("io_uring can't be set up: {fault}"),
     })?;
     match ring.missing() {
@@ -65,11 +65,9 @@ pub struct Uring {
     /// Buffers that are free.
     buffers: Vec<Box<[u8]>>,
     /// What was read ahead.
-    fetched: VecDeque<(ConnKey, Fetched)>,
+    ahead: Ahead<Lease>,
     results: Vec<i32>,
 }
-
-type Fetched = Received<Lease>;
 
 impl Uring {
     /// The driver of `shard`. Call it in the shard's thread after the thread has its own table.
@@ -88,7 +86,7 @@ impl Uring {
             ring,
             listeners: listeners.into_iter().map(|listener| (listener, false)).collect(),
             buffers: (0..FETCH_MAX).map(|_| vec![0; FETCH_BYTES].into_boxed_slice()).collect(),
-            fetched: VecDeque::new(),
+            ahead: Ahead::new(),
             results: Vec::new(),
         })
     }
@@ -124,6 +122,7 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
+        self.ahead.age();
         // What came while a batch ran made no edge.
         let accepted = self.ring.has_accepted();
         let until = if accepted { Some(self.now()) } else { until };
@@ -163,12 +162,12 @@ impl Driver for Uring {
     }
 
     fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a OwnedFd)>) {
-        let first = self.fetched.len();
-        let Self { ring, buffers, fetched, .. } = self;
+        let Self { ring, buffers, ahead, .. } = self;
+        let first = ahead.len();
         let mut sockets = [None; FETCH_MAX];
         let mut count = 0;
         for (key, socket) in next {
-            if fetched.range(..first).any(|(known, _)| *known == key) {
+            if ahead.has(key) {
                 continue;
             }
             let Some(buffer) = buffers.pop() else { break };
@@ -176,16 +175,16 @@ impl Driver for Uring {
             count += 1;
             // Until the answer is there, all of the buffer is lent.
             let lease = Lease { len: buffer.len(), buffer };
-            fetched.push_back((key, Received::Bytes { lease, short: true }));
+            ahead.push(key, Received::Bytes { lease, short: true });
         }
         let mut batch = ring.batch();
-        for (socket, (_, entry)) in sockets.iter().flatten().zip(fetched.range_mut(first..)) {
+        for (socket, entry) in sockets.iter().flatten().zip(ahead.from_mut(first)) {
             if let Received::Bytes { lease, .. } = entry {
                 batch.recv(socket.as_fd(), lease);
             }
         }
         batch.run(&mut self.results);
-        for ((_, entry), result) in fetched.range_mut(first..).zip(&self.results) {
+        for (entry, result) in ahead.from_mut(first).zip(&self.results) {
             let Received::Bytes { lease, short } = entry else { continue };
             let answer = match *result {
                 0 => Received::Ended,
@@ -206,9 +205,8 @@ impl Driver for Uring {
     }
 
     fn recv(&mut self, key: ConnKey, socket: &OwnedFd, bytes_max: usize) -> Received<Lease> {
-        let at = self.fetched.iter().position(|(known, _)| *known == key);
-        match at.and_then(|at| self.fetched.remove(at)) {
-            Some((_, received)) => received,
+        match self.ahead.take(key) {
+            Some(received) => received,
             None => self.epoll.recv(key, socket, bytes_max),
         }
     }
@@ -261,10 +259,8 @@ impl Driver for Uring {
     }
 
     fn close(&mut self, key: ConnKey, socket: OwnedFd, reset: bool) {
-        while let Some(at) = self.fetched.iter().position(|(known, _)| *known == key) {
-            if let Some((_, Received::Bytes { lease, .. })) = self.fetched.remove(at) {
-                self.buffers.push(lease.buffer);
-            }
+        if let Some(Received::Bytes { lease, .. }) = self.ahead.take(key) {
+            self.buffers.push(lease.buffer);
         }
         self.epoll.close(key, socket, reset);
     }

@@ -65,13 +65,15 @@ impl Ring {
     ///
     /// # Errors
     /// ENOSYS or EPERM where the kernel, a seccomp filter or `kernel.io_uring_disabled` doesn't allow
-    /// it, EINVAL before Linux 6.1.
+    /// it, EINVAL before Linux 6.0.
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_cqsize(COMPLETIONS)
-            // Only this thread submits, and completions are made when it asks for them.
+            // Only this thread submits. What comes about meanwhile is completed when the thread next
+            // enters the kernel, without an interrupt; a wait elsewhere (epoll) is woken for it, which
+            // deferring to the ring's own wait would rule out.
             .setup_single_issuer()
-            .setup_defer_taskrun()
+            .setup_coop_taskrun()
             // One operation that can't be is no reason to leave out the ones behind it.
             .setup_submit_all()
             .build(SUBMIT_MAX)?;

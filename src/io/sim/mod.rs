@@ -15,10 +15,10 @@ mod world;
 
 pub use self::world::{Faults, LinkId, Seen, SharedWorld, Sizes, World};
 
-use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
+use super::ahead::Ahead;
 use super::{Accepted, Completion, Driver, Received, Sent};
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
@@ -65,7 +65,7 @@ pub struct SimDriver {
     /// The one read buffer is with the shard.
     lent: bool,
     /// What was read ahead.
-    fetched: VecDeque<(ConnKey, Received<Lease>)>,
+    ahead: Ahead<Lease>,
 }
 
 impl SimDriver {
@@ -78,7 +78,7 @@ impl SimDriver {
             now,
             unix,
             lent: false,
-            fetched: VecDeque::new(),
+            ahead: Ahead::new(),
         }
     }
 
@@ -104,6 +104,7 @@ impl Driver for SimDriver {
         let ready = world.is_ready(ShardId(self.shard as u8), until);
         assert!(ready, "shard {} would sleep: who runs the world lets it wait", self.shard);
         world.wait(self.shard, completions);
+        self.ahead.age();
         (self.now, self.unix) = (world.now(), world.unix());
     }
 
@@ -142,10 +143,9 @@ impl Driver for SimDriver {
     fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a Socket)>) {
         let mut world = self.world.borrow_mut();
         for (key, socket) in next {
-            let known = self.fetched.iter().any(|(known, _)| *known == key);
-            if !known && world.reads_ahead() {
+            if !self.ahead.has(key) && world.reads_ahead() {
                 assert_eq!(world.watched(socket.at), Some((self.shard, key)));
-                self.fetched.push_back((key, world.recv(socket.at, usize::MAX)));
+                self.ahead.push(key, world.recv(socket.at, usize::MAX));
             }
         }
     }
@@ -153,9 +153,7 @@ impl Driver for SimDriver {
     fn recv(&mut self, key: ConnKey, socket: &Socket, bytes_max: usize) -> Received<Lease> {
         assert!(!self.lent, "the read buffer was not given back");
         assert!(bytes_max > 0, "a read of nothing looks like the end");
-        if let Some(at) = self.fetched.iter().position(|(known, _)| *known == key)
-            && let Some((_, received)) = self.fetched.remove(at)
-        {
+        if let Some(received) = self.ahead.take(key) {
             self.lent = matches!(received, Received::Bytes { .. });
             return received;
         }
@@ -187,7 +185,7 @@ impl Driver for SimDriver {
     }
 
     fn close(&mut self, key: ConnKey, socket: Socket, reset: bool) {
-        self.fetched.retain(|(known, _)| *known != key);
+        self.ahead.take(key);
         // A connection that was never watched is closed under any key.
         let mut world = self.world.borrow_mut();
         let key = world.watched(socket.at).map(|_| key);

@@ -1,0 +1,58 @@
+//! What a driver has read before it was asked for it.
+
+use std::collections::VecDeque;
+
+use super::Received;
+use crate::base::id::ConnKey;
+
+/// Answers of reads, by connection, until they are asked for.
+pub(super) struct Ahead<L>(VecDeque<(ConnKey, Received<L>)>);
+
+impl<L> Ahead<L> {
+    pub(super) fn new() -> Self {
+        Self(VecDeque::new())
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is one of a connection.
+    pub(super) fn has(&self, key: ConnKey) -> bool {
+        self.position(key).is_some()
+    }
+
+    /// Adds one, behind all others.
+    pub(super) fn push(&mut self, key: ConnKey, received: Received<L>) {
+        self.0.push_back((key, received));
+    }
+
+    /// Those from place `first` on, to be filled in.
+    pub(super) fn from_mut(&mut self, first: usize) -> impl Iterator<Item = &mut Received<L>> {
+        self.0.range_mut(first..).map(|(_, received)| received)
+    }
+
+    /// Takes that of a connection: usually it is the first.
+    pub(super) fn take(&mut self, key: ConnKey) -> Option<Received<L>> {
+        let at = self.position(key)?;
+        self.0.remove(at).map(|(_, received)| received)
+    }
+
+    /// Readiness is told anew: whatever was left lying doesn't say any more that nothing is there.
+    /// The edge that tells of it may have been told, and taken for one of what is left.
+    pub(super) fn age(&mut self) {
+        self.0.retain_mut(|(_, received)| match received {
+            Received::Bytes { short, .. } => {
+                *short = false;
+                true
+            }
+            Received::Blocked => false,
+            Received::Ended | Received::Failed => true,
+        });
+    }
+
+    fn position(&self, key: ConnKey) -> Option<usize> {
+        self.0.iter().position(|(known, _)| *known == key)
+    }
+}
