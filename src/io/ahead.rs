@@ -29,7 +29,7 @@ impl<L> Ahead<L> {
     }
 
     /// Those from place `first` on, to be filled in.
-    pub(super) fn from_mut(&mut self, first: usize) -> impl Iterator<Item = &mut Received<L>> {
+    pub(super) fn since(&mut self, first: usize) -> impl Iterator<Item = &mut Received<L>> {
         self.0.range_mut(first..).map(|(_, received)| received)
     }
 

@@ -178,13 +178,13 @@ impl Driver for Uring {
             ahead.push(key, Received::Bytes { lease, short: true });
         }
         let mut batch = ring.batch();
-        for (socket, entry) in sockets.iter().flatten().zip(ahead.from_mut(first)) {
+        for (socket, entry) in sockets.iter().flatten().zip(ahead.since(first)) {
             if let Received::Bytes { lease, .. } = entry {
                 batch.recv(socket.as_fd(), lease);
             }
         }
         batch.run(&mut self.results);
-        for (entry, result) in ahead.from_mut(first).zip(&self.results) {
+        for (entry, result) in ahead.since(first).zip(&self.results) {
             let Received::Bytes { lease, short } = entry else { continue };
             let answer = match *result {
                 0 => Received::Ended,
