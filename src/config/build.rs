@@ -13,7 +13,9 @@ use super::layers::{Report, Scope, Settings, default};
 use super::table;
 use super::value::Value;
 use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tokens, WebSocket};
-use crate::edge::channels::{ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode};
+use crate::edge::channels::{
+    ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode, SlowPolicy,
+};
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 use crate::session::PersonalChannel;
@@ -275,6 +277,10 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         report.errors.push(scope.complaint("history_ttl", &expected));
     }
     check_recovery(scope, report);
+    let slow_policy = slow_policy(scope, report);
+    if scope.ms("roost.write_delay") > WRITE_DELAY_MS_MAX {
+        report.errors.push(scope.complaint("roost.write_delay", "at most 1s"));
+    }
     let namespace = Namespace {
         name: scope.name().into(),
         index: 0,
@@ -313,10 +319,37 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
             "" => data_format(&root.text("channel.publication_data_format")),
             own => data_format(own),
         },
+        slow_policy,
+        write_delay_ms: scope.ms("roost.write_delay"),
     };
     warn_of_delta(root, scope, &namespace, report);
     namespace
 }
+
+/// Publications may be dropped only where nobody counts on each of them.
+fn slow_policy(scope: &Scope, report: &mut Report) -> SlowPolicy {
+    let policy = match scope.text("roost.slow_policy").as_str() {
+        "drop_oldest" => SlowPolicy::DropOldest,
+        "latest" => SlowPolicy::Latest,
+        _ => SlowPolicy::Disconnect,
+    };
+    if policy.drops() && scope.text("force_recovery_mode") != "cache" {
+        let positions =
+            ["allow_positioning", "force_positioning", "allow_recovery", "force_recovery"];
+        if let Some(path) = positions.into_iter().find(|path| scope.flag(path)) {
+            let expected = format!(
+                "disconnect beside {}, whose subscribers are to miss nothing, or \
+                 force_recovery_mode = \"cache\"",
+                scope.full(path)
+            );
+            report.errors.push(scope.complaint("roost.slow_policy", &expected));
+        }
+    }
+    policy
+}
+
+/// Longest `roost.write_delay`: longer ones are a schedule, not a batch.
+const WRITE_DELAY_MS_MAX: u64 = 1000;
 
 /// Recovery reads the history, and the cache is its end.
 fn check_recovery(scope: &Scope, report: &mut Report) {

@@ -306,8 +306,8 @@ pub(crate) static NAMESPACE: &[Opt] = &[
     other("shared_poll", Any, "", Silent),
     other("map_clients_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     other("map_users_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
-    other("roost.write_delay", Duration, "\"0s\"", Harmless("publications go out at once")),
-    other("roost.slow_policy", Text, "\"\"", Refused("slow clients are closed")),
+    opt("roost.write_delay", Duration, "\"0s\"", Built, "Publications wait so long for others to go out with them, at most 1s."),
+    opt("roost.slow_policy", Choice(&["disconnect", "drop_oldest", "latest"]), "\"disconnect\"", Built, "A client that is too slow: closed with 3008, loses the oldest of what waits for it, or has only the newest publication of a channel waiting. The last two where nobody has a position, or with force_recovery_mode = \"cache\"."),
     other("roost.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
 ];
 

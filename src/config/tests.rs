@@ -716,7 +716,7 @@ fn harmless_options_warn() {
     let report = toml(
         "[http_api]\nkey = 'x'\n[admin]\nenabled = true\npassword = 'x'\n[health]\nenabled = false\n\
          [websocket]\ncompression = true\n[channel.without_namespace]\n\
-         roost = {write_delay = '5ms'}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
+         roost = {compression = true}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
          channel_position_check_delay = '40s'\n",
     );
     assert_eq!((report.errors, report.unknown), (vec![], vec![]));
@@ -726,7 +726,7 @@ fn harmless_options_warn() {
         "c.toml:9: websocket.compression = true: ",
         "c.toml:2: http_api.key = ***: ",
         "c.toml:4: admin.enabled = true: ",
-        "c.toml:11: channel.without_namespace.roost.write_delay = \"5ms\": ",
+        "c.toml:11: channel.without_namespace.roost.compression = true: ",
     ];
     for (warning, start) in report.warnings.iter().zip(starts) {
         assert!(warning.starts_with(start), "{warning}\n{start}");
@@ -737,6 +737,38 @@ fn harmless_options_warn() {
         report.warnings,
         ["c.toml:2: client.insecure = true: every client may do everything without a token"]
     );
+}
+
+#[test]
+fn publications_are_dropped_only_where_nobody_counts_on_them() {
+    let of = |options: &str| {
+        let file = format!(
+            "[[channel.namespaces]]\nname = 'ab'\nhistory_size = 9\nhistory_ttl = '1m'\n{options}\n"
+        );
+        toml(&file).errors
+    };
+    for policy in ["drop_oldest", "latest"] {
+        for positions in
+            ["allow_positioning", "force_positioning", "allow_recovery", "force_recovery"]
+        {
+            let drops = format!("{positions} = true\nroost.slow_policy = '{policy}'");
+            let errors = of(&drops);
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(
+                errors[0].starts_with(&format!(
+                    "c.toml:6: channel.namespaces[ab].roost.slow_policy = \"{policy}\": expected \
+                     disconnect beside channel.namespaces[ab].{positions}"
+                )),
+                "{errors:?}"
+            );
+            assert_eq!(of(&format!("{drops}\nforce_recovery_mode = 'cache'")), [""; 0]);
+        }
+        assert_eq!(of(&format!("roost.slow_policy = '{policy}'")), [""; 0]);
+    }
+    assert_eq!(of("force_recovery = true\nroost.slow_policy = 'disconnect'"), [""; 0]);
+    let errors = of("roost.slow_policy = 'newest'\nroost.write_delay = '2s'");
+    assert!(errors[0].contains("expected one of"), "{errors:?}");
+    assert!(errors[1].contains("roost.write_delay = \"2s\": expected at most 1s"), "{errors:?}");
 }
 
 #[test]

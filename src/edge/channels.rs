@@ -77,6 +77,29 @@ pub struct Namespace {
     pub channel_regex: Option<Regex>,
     /// What may be published.
     pub data_format: DataFormat,
+    /// What becomes of publications that a client is too slow for.
+    pub slow_policy: SlowPolicy,
+    /// Publications wait so long for others to go out with them, ms; 0: not at all.
+    pub write_delay_ms: u64,
+}
+
+/// What becomes of publications that a client is too slow for, `roost.slow_policy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// They wait, up to `client.queue_max_size`; then the client is closed (3008).
+    #[default]
+    Disconnect,
+    /// They wait as well, and then the oldest make room.
+    DropOldest,
+    /// Of a channel only the newest waits.
+    Latest,
+}
+
+impl SlowPolicy {
+    /// A client may miss some without being told.
+    pub fn drops(self) -> bool {
+        self != Self::Disconnect
+    }
 }
 
 /// What the data of a publication has to be, `publication_data_format`.
@@ -487,12 +510,19 @@ impl Namespace {
         let join_leave = overrides.force_push_join_leave.unwrap_or(self.force_push_join_leave)
             || (asked.join_leave && self.join_leave && reads_presence);
         Granted {
-            positioned: (positioned || recoverable) && self.has_history(),
-            recoverable: recoverable && self.has_history(),
+            positioned: (positioned || recoverable) && self.keeps_positions(),
+            recoverable: recoverable && self.keeps_positions(),
             join_leave,
             presence: overrides.presence.unwrap_or(self.presence),
             announces: overrides.join_leave.unwrap_or(self.join_leave),
         }
+    }
+
+    /// A position means something: publications carry offsets, and who has one either misses none or
+    /// wants only the latest.
+    fn keeps_positions(&self) -> bool {
+        let drops = self.slow_policy.drops() && self.recovery_mode != RecoveryMode::Cache;
+        self.has_history() && !drops
     }
 
     /// True when publications are kept and carry offsets.
@@ -857,6 +887,16 @@ mod tests {
             assert_eq!(granted, expected, "{asked:?} {user} {insecure} {namespace:?}");
             let without = Namespace { history_size: 0, ..namespace.clone() };
             assert_eq!(without.grant(asked, user, insecure, None), Granted::default());
+        }
+        // Where publications may be dropped only the latest counts, whatever a token says.
+        for (recovery_mode, positioned) in
+            [(RecoveryMode::Stream, false), (RecoveryMode::Cache, true)]
+        {
+            let slow_policy = SlowPolicy::Latest;
+            let drops = Namespace { slow_policy, recovery_mode, ..with_history("") };
+            let token = Overrides { force_positioning: Some(true), ..Overrides::default() };
+            let granted = drops.grant(NOTHING, "u", false, Some(&token));
+            assert_eq!(granted.positioned, positioned, "{recovery_mode:?}");
         }
         for (namespace, force_positioning, force_recovery, positioned, recoverable) in [
             (&force, None, None, true, false),

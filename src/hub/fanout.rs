@@ -35,7 +35,17 @@ pub struct Outgoing {
     pub messages: u32,
     /// Behind these comes one that can't be shown to it.
     pub unfit: bool,
+    /// They may be patches.
+    pub delta: bool,
+    /// They begin with a patch, which builds on what came before them.
+    pub patch: bool,
+    /// The last publication among them, alone and in full: for who can't have the others. Only of
+    /// channels whose publications may be dropped.
+    pub last: Option<SharedFrame>,
 }
+
+/// How the frames of parcels, in Protobuf or not, become one piece: appends it.
+pub type Join = fn(protobuf: bool, frames: &[&SharedFrame], out: &mut Vec<u8>);
 
 /// A kind of subscriber: form, whether it has a base, and the parcels that it takes, a bit each.
 type Kind = (Form, bool, u64);
@@ -46,6 +56,8 @@ struct Group {
     /// The longest forms of its parcels together, bytes.
     longest: usize,
     upto: u32,
+    /// Publications may be dropped.
+    drops: bool,
     /// Which of the parcels are publications.
     publications: u64,
     /// Bytes for the kinds of subscribers met so far.
@@ -77,8 +89,9 @@ pub struct Walk {
 
 impl FanOut {
     /// Adds a parcel for the places below `upto`. False when [`FANOUT_BYTES_MAX`] is met: it is not
-    /// taken, the channel has a gap here.
-    pub fn push(&mut self, parcel: Arc<Parcel>, upto: u32) -> bool {
+    /// taken, the channel has a gap here. `drops`: publications may be dropped on the way, so that they
+    /// are kept apart from what may not.
+    pub fn push(&mut self, parcel: Arc<Parcel>, upto: u32, drops: bool) -> bool {
         let (bytes, longest) = (parcel.bytes(), parcel.longest());
         if self.bytes + bytes > FANOUT_BYTES_MAX && !self.groups.is_empty() {
             return false;
@@ -89,6 +102,7 @@ impl FanOut {
             Some(group)
                 if !begun
                     && group.upto == upto
+                    && (!drops || group.parcels[0].told == parcel.told)
                     && group.parcels.len() < JOIN_PARCELS_MAX
                     && group.longest + longest <= JOIN_BYTES_MAX =>
             {
@@ -99,6 +113,7 @@ impl FanOut {
                     parcels: Vec::new(),
                     longest: 0,
                     upto,
+                    drops,
                     publications: 0,
                     joined: Vec::new(),
                     by_kind: HashMap::default(),
@@ -118,6 +133,7 @@ impl FanOut {
         subscribers: &mut Subscribers,
         filters: &Filters,
         walk: &mut Walk,
+        join: Join,
         scratch: &mut Vec<u8>,
     ) -> bool {
         walk.outgoing.clear();
@@ -126,7 +142,7 @@ impl FanOut {
         let end = group.upto.min(self.cursor.saturating_add(places_max));
         let range = self.cursor..end;
         walk.places = range.len() as u32;
-        group.walk(range, subscribers, filters, walk, scratch);
+        group.walk(range, subscribers, filters, walk, (join, scratch));
         self.cursor = end;
         if end == group.upto {
             self.bytes -= group.parcels.iter().map(|parcel| parcel.bytes()).sum::<usize>();
@@ -134,6 +150,14 @@ impl FanOut {
             self.cursor = 0;
         }
         true
+    }
+
+    /// Waiting longer would not make the next write larger.
+    pub fn is_ripe(&self) -> bool {
+        let full = |group: &Group| {
+            group.parcels.len() >= JOIN_PARCELS_MAX || group.longest >= JOIN_BYTES_MAX / 2
+        };
+        self.groups.len() > 1 || self.groups.front().is_some_and(full)
     }
 
     /// Nothing waits.
@@ -164,14 +188,14 @@ impl Group {
         subscribers: &mut Subscribers,
         filters: &Filters,
         walk: &mut Walk,
-        scratch: &mut Vec<u8>,
+        (join, scratch): (Join, &mut Vec<u8>),
     ) {
         let mut last: Option<(Traits, u32)> = None;
         for subscriber in subscribers.at_mut(range) {
             let traits = subscriber.traits;
             let at = match last {
                 Some((known, at)) if known == traits => at,
-                _ => self.kind(traits, filters, scratch),
+                _ => self.kind(traits, filters, (join, scratch)),
             };
             last = Some((traits, at));
             walk.to.push((subscriber.conn, at));
@@ -183,7 +207,7 @@ impl Group {
     }
 
     /// Where in `joined` the bytes for such a subscriber are.
-    fn kind(&mut self, traits: Traits, filters: &Filters, scratch: &mut Vec<u8>) -> u32 {
+    fn kind(&mut self, traits: Traits, filters: &Filters, to: (Join, &mut Vec<u8>)) -> u32 {
         let mut taken = self.publications & self.passing(traits.filter(), filters);
         if traits.takes_joins() {
             taken |= !self.publications & u64::MAX >> (64 - self.parcels.len());
@@ -193,7 +217,7 @@ impl Group {
             return *at;
         }
         let at = self.joined.len() as u32;
-        self.joined.push((kind, self.join(kind, scratch)));
+        self.joined.push((kind, self.join(kind, to)));
         self.by_kind.insert(kind, at);
         at
     }
@@ -211,28 +235,37 @@ impl Group {
         })
     }
 
-    fn join(&self, (form, based, taken): Kind, scratch: &mut Vec<u8>) -> Outgoing {
-        let mut based = based;
-        let mut outgoing = Outgoing { frame: None, messages: 0, unfit: false };
-        scratch.clear();
-        for (at, parcel) in self.parcels.iter().enumerate() {
-            if taken & 1 << at == 0 {
-                continue;
-            }
-            let Some(frame) = parcel.frame(form, based) else {
+    fn join(&self, (form, based, taken): Kind, (join, scratch): (Join, &mut Vec<u8>)) -> Outgoing {
+        let delta = form.takes_patches();
+        let mut outgoing =
+            Outgoing { frame: None, messages: 0, unfit: false, delta, patch: false, last: None };
+        let mut frames = Vec::new();
+        let mut has_base = based;
+        let parcels = self.parcels.iter().enumerate();
+        for parcel in parcels.filter(|(at, _)| taken & 1 << at != 0).map(|(_, parcel)| parcel) {
+            let Some(frame) = parcel.frame(form, has_base) else {
                 outgoing.unfit = parcel.unfit_for_json && !form.is_protobuf();
                 debug_assert!(outgoing.unfit, "a form that is in use and wasn't made: {form:?}");
                 break;
             };
-            based |= parcel.told == Told::Publication;
-            outgoing.messages += 1;
+            if parcel.told == Told::Publication {
+                has_base = true;
+                outgoing.patch |= frames.is_empty() && based && delta;
+                outgoing.last = parcel.full(form).filter(|_| self.drops).cloned();
+            }
+            frames.push(frame);
+        }
+        outgoing.messages = frames.len() as u32;
+        outgoing.frame = match *frames {
+            [] => None,
             // The one frame of a group is shared as it is.
-            outgoing.frame = (outgoing.messages == 1).then(|| frame.clone());
-            scratch.extend_from_slice(frame.bytes());
-        }
-        if outgoing.messages > 1 {
-            outgoing.frame = Some(SharedFrame::new(scratch));
-        }
+            [frame] => Some(frame.clone()),
+            _ => {
+                scratch.clear();
+                join(form.is_protobuf(), &frames, scratch);
+                Some(SharedFrame::new(scratch))
+            }
+        };
         outgoing
     }
 }
@@ -258,7 +291,11 @@ mod tests {
     }
 
     fn push(fan_out: &mut FanOut, text: &str, upto: u32) {
-        assert!(fan_out.push(parcel(Told::Publication, text, &[]), upto));
+        assert!(fan_out.push(parcel(Told::Publication, text, &[]), upto, false));
+    }
+
+    fn concat(_: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
+        frames.iter().for_each(|frame| out.extend_from_slice(frame.bytes()));
     }
 
     /// Subscribers on slots 0.. with these traits.
@@ -278,7 +315,7 @@ mod tests {
 
     fn got(walk: &Walk) -> Got {
         let each = walk.to.iter().map(|(conn, at)| {
-            let Outgoing { frame, messages, unfit } = &walk.outgoing[*at as usize];
+            let Outgoing { frame, messages, unfit, .. } = &walk.outgoing[*at as usize];
             let bytes = frame.as_ref().map_or(&b""[..], |frame| frame.bytes());
             (*conn, String::from_utf8(bytes.to_vec()).unwrap(), *messages, *unfit)
         });
@@ -288,7 +325,7 @@ mod tests {
     fn walk_once(fan_out: &mut FanOut, places_max: u32, subscribers: &mut Subscribers) -> Got {
         let mut walk = Walk::default();
         let filters = Filters::default();
-        fan_out.walk(places_max, subscribers, &filters, &mut walk, &mut Vec::new());
+        fan_out.walk(places_max, subscribers, &filters, &mut walk, concat, &mut Vec::new());
         got(&walk)
     }
 
@@ -333,7 +370,7 @@ mod tests {
         let mut fan_out = FanOut::default();
         let large = "x".repeat(FANOUT_BYTES_MAX);
         push(&mut fan_out, &large, 1);
-        assert!(!fan_out.push(parcel(Told::Publication, "x", &[]), 1));
+        assert!(!fan_out.push(parcel(Told::Publication, "x", &[]), 1, false));
         slices(&mut fan_out, 1, 1);
         push(&mut fan_out, &large, 1);
     }
@@ -377,10 +414,10 @@ mod tests {
             (Told::Publication, "1", &[("k", "1")]),
             (Told::Publication, "2", &[("k", "2")]),
         ] {
-            assert!(fan_out.push(parcel(told, text, tags), upto));
+            assert!(fan_out.push(parcel(told, text, tags), upto, false));
         }
         let mut walk = Walk::default();
-        assert!(fan_out.walk(99, &mut subscribers, &filters, &mut walk, &mut Vec::new()));
+        assert!(fan_out.walk(99, &mut subscribers, &filters, &mut walk, concat, &mut Vec::new()));
         let expected = ["12", "j12", "1", "j1", "1p2p", "1t2t", "1d2d", "1t2d", "j1t2d"];
         let texts: Vec<String> = got(&walk).into_iter().map(|(_, text, _, _)| text).collect();
         assert_eq!(texts, expected);
@@ -392,7 +429,7 @@ mod tests {
     fn a_join_alone_makes_no_base() {
         let mut subscribers = list([Traits::new(Form::JsonDelta).with_fresh(true)]);
         let mut fan_out = FanOut::default();
-        assert!(fan_out.push(parcel(Told::Presence, "j", &[]), 1));
+        assert!(fan_out.push(parcel(Told::Presence, "j", &[]), 1, false));
         assert_eq!(walk_once(&mut fan_out, 1, &mut subscribers), [(0, String::new(), 0, false)]);
         assert!(subscribers.iter().all(|s| s.traits.fresh()));
     }
@@ -407,8 +444,33 @@ mod tests {
             unfit_for_json: true,
             ..Parcel::new(Told::Publication, 1, Tags::NONE)
         };
-        assert!(fan_out.push(Arc::new(unfit), 2));
+        assert!(fan_out.push(Arc::new(unfit), 2, false));
         let got = walk_once(&mut fan_out, 2, &mut subscribers);
         assert_eq!(got, [(0, "a".to_owned(), 1, true), (1, "apx".to_owned(), 2, false)]);
+    }
+
+    #[test]
+    fn what_may_be_dropped_comes_apart_and_with_its_last_in_full() {
+        let delta = Traits::new(Form::JsonDelta).with_positioned(true).with_joins(true);
+        let mut subscribers = list([delta, delta.with_fresh(true)]);
+        let mut fan_out = FanOut::default();
+        for (told, text) in
+            [(Told::Publication, "1"), (Told::Publication, "2"), (Told::Presence, "j")]
+        {
+            assert!(fan_out.push(parcel(told, text, &[]), 2, true));
+        }
+        let mut walk = Walk::default();
+        let mut next = || {
+            let filters = Filters::default();
+            fan_out.walk(9, &mut subscribers, &filters, &mut walk, concat, &mut Vec::new());
+            let text = |frame: &Option<SharedFrame>| {
+                frame.as_ref().map(|frame| String::from_utf8_lossy(frame.bytes()).into_owned())
+            };
+            let all = walk.to.iter().map(|(_, at)| &walk.outgoing[*at as usize]);
+            all.map(|out| (text(&out.frame), out.patch, text(&out.last))).collect::<Vec<_>>()
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(next(), [(some("1d2d"), true, some("2t")), (some("1t2d"), false, some("2t"))]);
+        assert_eq!(next(), [(some("j"), false, None), (some("j"), false, None)]);
     }
 }

@@ -1,19 +1,21 @@
 //! The channels that connections of this shard are subscribed to: the delivering half of a
 //! channel, whose other half is at its home.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use super::fanout::{FanOut, Walk};
+use super::fanout::{FanOut, Join, Walk};
 use super::filter::Filters;
 use super::names::NameHasher;
 use super::parcel::Parcel;
 use super::subscribers::Subscribers;
 use crate::base::id::ShardId;
+use crate::base::time::Millis;
 
 /// One channel on the side of its subscribers.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct Local {
     pub namespace: u16,
     /// Where its other half lives.
     pub home: ShardId,
+    /// What it has to send waits for more.
+    delayed: bool,
 }
 
 const _: () = assert!(size_of::<Local>() <= 88);
@@ -46,6 +50,17 @@ pub struct Locals {
     hasher: NameHasher,
     /// Channels with something to send.
     active: VecDeque<u32>,
+    /// Channels with something to send later, and when. One that was sent before is still here.
+    delayed: BinaryHeap<Reverse<(u64, u32)>>,
+}
+
+/// How a channel's namespace has its publications sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sending {
+    /// They may be dropped on the way.
+    pub drops: bool,
+    /// They wait until then for more, if they wait.
+    pub due: Option<Millis>,
 }
 
 /// What a delivery came to.
@@ -65,7 +80,13 @@ pub enum Delivery {
 impl Locals {
     /// No channels.
     pub fn new(hasher: NameHasher) -> Self {
-        Self { channels: Slab::new(), table: HashTable::new(), hasher, active: VecDeque::new() }
+        Self {
+            channels: Slab::new(),
+            table: HashTable::new(),
+            hasher,
+            active: VecDeque::new(),
+            delayed: BinaryHeap::new(),
+        }
     }
 
     /// Channels here.
@@ -104,6 +125,7 @@ impl Locals {
             asked: 0,
             namespace,
             home: self.hasher.home(hash),
+            delayed: false,
         }) as u32;
         let (channels, hasher) = (&self.channels, &self.hasher);
         self.table.insert_unique(hash, at, |at| hasher.hash(&channels[*at as usize].name));
@@ -136,7 +158,7 @@ impl Locals {
     }
 
     /// A parcel from the home. Its offset is 0 for all but publications with history.
-    pub fn deliver(&mut self, at: u32, parcel: &Arc<Parcel>) -> Delivery {
+    pub fn deliver(&mut self, at: u32, parcel: &Arc<Parcel>, sending: Sending) -> Delivery {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
         let offset = parcel.offset;
         if offset > 0 {
@@ -151,19 +173,45 @@ impl Locals {
         }
         let places = local.subscribers.places();
         let parcel = Arc::clone(parcel);
-        let taken = match &mut local.fan_out {
-            Some(fan_out) => fan_out.push(parcel, places),
-            None => {
-                self.active.push_back(at);
-                local.fan_out.get_or_insert_default().push(parcel, places)
+        let begins = local.fan_out.is_none();
+        let fan_out = local.fan_out.get_or_insert_default();
+        let taken = fan_out.push(parcel, places, sending.drops);
+        match sending.due {
+            Some(due) if begins => {
+                local.delayed = true;
+                self.delayed.push(Reverse((due.0, at)));
             }
-        };
+            None if begins => self.active.push_back(at),
+            _ if local.delayed && fan_out.is_ripe() => {
+                local.delayed = false;
+                self.active.push_back(at);
+            }
+            _ => {}
+        }
         if taken { Delivery::Taken } else { Delivery::Refused }
     }
 
     /// Whether a fan-out holds the places of this channel's subscribers.
     pub fn held(&self, at: u32) -> bool {
         self.channels.get(at as usize).is_some_and(|local| local.fan_out.is_some())
+    }
+
+    /// When the first of the channels that wait for more is to be sent.
+    pub fn next_due(&self) -> Option<Millis> {
+        self.delayed.peek().map(|Reverse((due, _))| Millis(*due))
+    }
+
+    /// Those whose time has come have something to send.
+    pub fn wake_due(&mut self, now: Millis) {
+        while self.next_due().is_some_and(|due| due <= now) {
+            let Some(Reverse((_, at))) = self.delayed.pop() else { return };
+            // It may be another channel by now: one that is woken too early sends less at a time.
+            if let Some(local) = self.channels.get_mut(at as usize)
+                && std::mem::take(&mut local.delayed)
+            {
+                self.active.push_back(at);
+            }
+        }
     }
 
     /// The next channel with something to send, taken off the list.
@@ -189,11 +237,12 @@ impl Locals {
         places_max: u32,
         filters: &Filters,
         walk: &mut Walk,
+        join: Join,
         scratch: &mut Vec<u8>,
     ) -> bool {
         let Some(local) = self.channels.get_mut(at as usize) else { return false };
         let Some(fan_out) = &mut local.fan_out else { return false };
-        fan_out.walk(places_max, &mut local.subscribers, filters, walk, scratch)
+        fan_out.walk(places_max, &mut local.subscribers, filters, walk, join, scratch)
     }
 
     /// Whether a channel has nothing left to send.
@@ -214,6 +263,8 @@ impl Locals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::frame::SharedFrame;
+    use crate::base::limits::JOIN_PARCELS_MAX;
     use crate::base::tags::Tags;
     use crate::hub::parcel::Told;
     use crate::hub::subscribers::{Subscriber, Traits};
@@ -233,7 +284,7 @@ mod tests {
         locals.begin_at(at, 7);
         let mut deliver = |offset| {
             let parcel = Parcel::new(Told::Publication, offset, Tags::NONE);
-            locals.deliver(at, &Arc::new(parcel))
+            locals.deliver(at, &Arc::new(parcel), Sending::default())
         };
         assert_eq!(deliver(8), Delivery::Taken);
         assert_eq!(
@@ -245,6 +296,35 @@ mod tests {
             (Delivery::Broken, Delivery::Taken, Delivery::Taken)
         );
         assert_eq!((deliver(0), deliver(3)), (Delivery::Taken, Delivery::Taken));
+    }
+
+    #[test]
+    fn what_is_delayed_waits_for_its_time_or_for_enough() {
+        let (mut locals, at) = one();
+        let deliver = |locals: &mut Locals, due| {
+            let parcel = Parcel {
+                json: Some(SharedFrame::new(b"x")),
+                ..Parcel::new(Told::Publication, 0, Tags::NONE)
+            };
+            locals.deliver(at, &Arc::new(parcel), Sending { drops: false, due: Some(Millis(due)) })
+        };
+        assert_eq!(deliver(&mut locals, 5), Delivery::Taken);
+        assert_eq!(deliver(&mut locals, 7), Delivery::Taken);
+        assert_eq!((locals.active(), locals.next_due()), (0, Some(Millis(5))));
+        locals.wake_due(Millis(4));
+        assert_eq!(locals.active(), 0);
+        locals.wake_due(Millis(5));
+        assert_eq!((locals.next_active(), locals.next_due()), (Some(at), None));
+        let (filters, mut walk) = (Filters::default(), Walk::default());
+        assert!(locals.walk(at, 9, &filters, &mut walk, |_, _, _| (), &mut Vec::new()));
+        locals.fan_out_done(at);
+        for _ in 0..JOIN_PARCELS_MAX {
+            assert_eq!(locals.active(), 0);
+            deliver(&mut locals, 9);
+        }
+        assert_eq!(locals.next_active(), Some(at));
+        locals.wake_due(Millis(9));
+        assert_eq!(locals.active(), 0);
     }
 
     #[test]

@@ -113,6 +113,15 @@ impl Parcel {
         }
     }
 
+    /// A publication in full, as such a subscriber reads it.
+    pub fn full(&self, form: Form) -> Option<&SharedFrame> {
+        match form {
+            Form::Json => self.json.as_ref(),
+            Form::JsonText | Form::JsonDelta => self.text.as_ref(),
+            Form::Protobuf | Form::ProtobufDelta => self.protobuf.as_ref(),
+        }
+    }
+
     /// Bytes that it keeps alive.
     pub fn bytes(&self) -> usize {
         self.frames().map(SharedFrame::len).sum::<usize>() + self.tags.len()

@@ -146,6 +146,14 @@ impl Subscribers {
         self.list[range].iter_mut().filter(|s| s.conn != TOMBSTONE)
     }
 
+    /// The one at a place has no base any more, so that the next publication goes to it in full; or it
+    /// has one again.
+    pub fn set_fresh(&mut self, place: u32, fresh: bool) {
+        if let Some(subscriber) = self.list.get_mut(place as usize) {
+            subscriber.traits = subscriber.traits.with_fresh(fresh);
+        }
+    }
+
     /// Adds one behind all others and answers its place.
     pub fn add(&mut self, subscriber: Subscriber) -> u32 {
         if self.list.is_empty() {

@@ -128,9 +128,11 @@ pub struct Flags {
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     pub size: usize,
 
-    /// echo without --rate: messages that each connection keeps in flight.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub window: u32,
+    /// Without --rate: messages in flight, for echo those of each connection; for broadcast at most
+    /// 1024, and the next one leaves when the one so many before it has reached all. [default: 1 for
+    /// echo; a broadcast keeps its rate]
+    #[arg(long, value_name = "N")]
+    pub window: Option<u32>,
 
     /// How long to send; for idle how long to hold.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]

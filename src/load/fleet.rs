@@ -386,6 +386,11 @@ impl Fleet {
             Verdict::Late => self.counts.out_of_order += 1,
             Verdict::New => {}
         }
+        if let Some(window) = &self.plan.closed_loop
+            && !self.plan.is_slow(self.global(index))
+        {
+            window.arrived(stamp.sequence);
+        }
         // Rounded up, so that nothing takes no time.
         let us = |since_ns: u64| now_ns.saturating_sub(since_ns).div_ceil(1000);
         self.latency.saturating_record(us(stamp.intended_ns));

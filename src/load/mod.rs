@@ -34,6 +34,7 @@ mod run;
 mod scenario;
 mod speech;
 mod token;
+mod window;
 mod worker;
 
 pub use self::flags::{Flags, Protocol, Scenario, Threads};

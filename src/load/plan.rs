@@ -1,8 +1,10 @@
 //! What the flags come to: checked, with defaults filled in, spread over threads.
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
+use super::window::{WINDOW_MAX, Window};
 use hyper::header::HeaderValue;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 use tungstenite::http::Uri;
 
@@ -76,7 +78,10 @@ pub(crate) struct Plan {
     /// Of publishing, or of echo when it is open-loop.
     pub(crate) rate: Option<f64>,
     pub(crate) payload_bytes: usize,
+    /// Messages of a connection in flight, for echo.
     pub(crate) window: u32,
+    /// What a broadcast publishes by when it keeps no rate.
+    pub(crate) closed_loop: Option<Arc<Window>>,
     pub(crate) duration: Duration,
     pub(crate) threads: usize,
     pub(crate) pid: Option<u32>,
@@ -116,8 +121,10 @@ impl Plan {
         }
         let api = api(&flags, &channels, publish)?;
         let threads = threads(&flags, descriptors)?;
+        let closed_loop = closed_loop(&flags, api.is_some())?;
         let rate = match flags.scenario {
             Scenario::Echo => flags.rate,
+            _ if closed_loop.is_some() => None,
             _ => flags.rate.or(Some(10.0)),
         };
         Ok(Self {
@@ -134,7 +141,8 @@ impl Plan {
             publish,
             rate,
             payload_bytes: flags.size,
-            window: flags.window,
+            window: flags.window.unwrap_or(1),
+            closed_loop,
             duration: flags.duration,
             threads,
             pid: flags.pid,
@@ -221,7 +229,7 @@ fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
             return wrong(format!("{name}: at least 1"));
         }
     }
-    if flags.window == 0 || flags.window > 10_000 {
+    if flags.window.is_some_and(|window| window == 0 || window > 10_000) {
         return wrong("--window: from 1 to 10000");
     }
     if flags.channels > flags.connections {
@@ -333,11 +341,31 @@ fn channels(flags: &Flags, centrifugo: bool) -> Vec<String> {
     }
 }
 
+/// What a broadcast without a rate publishes by.
+fn closed_loop(flags: &Flags, by_api: bool) -> Result<Option<Arc<Window>>, PlanError> {
+    let (Some(window), None) = (flags.window, flags.rate) else { return Ok(None) };
+    match flags.scenario {
+        Scenario::Echo => return Ok(None),
+        Scenario::Broadcast if by_api => return wrong("--window: not with --api-url"),
+        Scenario::Broadcast if window <= WINDOW_MAX => {}
+        Scenario::Broadcast => return wrong(format!("--window: at most {WINDOW_MAX}")),
+        other => return wrong(format!("--window: not for {}", other.name())),
+    }
+    match Window::new(window) {
+        Ok(window) => Ok(Some(Arc::new(window))),
+        Err(error) => wrong(format!("--window: {error}")),
+    }
+}
+
 fn publish(flags: &Flags) -> Result<u32, PlanError> {
     match (flags.scenario, flags.publish) {
         (Scenario::Echo, Some(_)) => wrong("--publish: echo publishes nothing; use --duration"),
         (Scenario::Echo, None) | (Scenario::Idle | Scenario::Storm, None) => Ok(0),
         (_, Some(count)) => Ok(count),
+        // Until the time is over.
+        (Scenario::Broadcast, None) if flags.window.is_some() && flags.rate.is_none() => {
+            Ok(u32::MAX / 2)
+        }
         (Scenario::Broadcast | Scenario::Channels, None) => {
             let count = flags.rate.unwrap_or(10.0) * flags.duration.as_secs_f64();
             if count > f64::from(u32::MAX / 2) {

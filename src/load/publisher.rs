@@ -199,7 +199,8 @@ impl Publisher {
             }
             if let Some(plan) = &mut schedule {
                 self.publish_due(plan);
-                if plan.is_done() || !self.open {
+                let over = plan.until_ns.is_some_and(|until_ns| self.now_ns() >= until_ns);
+                if plan.is_done() || over || !self.open {
                     schedule = None;
                     busy = Busy::of_this_thread().since(busy_from);
                 }
@@ -219,8 +220,18 @@ impl Publisher {
     /// Puts what is due into frames, as far as the socket can be expected to take it.
     fn publish_due(&mut self, schedule: &mut Schedule) {
         while self.open && !schedule.is_done() && self.out.len() - self.written < BATCH_BYTES {
-            let (intended_ns, blocked) = (schedule.next_ns(), self.written < self.out.len());
+            let blocked = self.written < self.out.len();
             let now_ns = self.now_ns();
+            if let Some(window) = &self.plan.closed_loop {
+                let sequence = schedule.sent + 1;
+                if blocked || now_ns < schedule.start_ns || !window.may_leave(sequence) {
+                    break;
+                }
+                self.put_message(schedule.channel(), now_ns, now_ns);
+                schedule.sent = sequence;
+                continue;
+            }
+            let intended_ns = schedule.next_ns();
             if intended_ns > now_ns || (blocked && self.out.len() > OUTPUT_BYTES_MAX) {
                 break;
             }
@@ -287,9 +298,14 @@ impl Publisher {
 
     /// Waits for the next message's time, an order, or the socket; reads and writes.
     fn exchange(&mut self, schedule: Option<&Schedule>) {
-        let until = schedule.map_or(LOOK_EVERY, |schedule| {
-            Duration::from_nanos(schedule.next_ns().saturating_sub(self.now_ns())).min(LOOK_EVERY)
-        });
+        let window = self.plan.closed_loop.clone();
+        let until = match schedule {
+            Some(schedule) if window.is_none() => {
+                let left_ns = schedule.next_ns().saturating_sub(self.now_ns());
+                Duration::from_nanos(left_ns).min(LOOK_EVERY)
+            }
+            _ => LOOK_EVERY,
+        };
         if !self.open {
             std::thread::sleep(LOOK_EVERY);
             return;
@@ -299,13 +315,21 @@ impl Publisher {
         let until = if blocked { LOOK_EVERY } else { until };
         let wait = Timespec { tv_sec: 0, tv_nsec: until.subsec_nanos().into() };
         let interest = if blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut polled = [PollFd::new(&self.stream, interest)];
+        let stream = PollFd::new(&self.stream, interest);
+        let bell =
+            window.as_ref().map(|window| PollFd::from_borrowed_fd(window.bell(), PollFlags::IN));
+        let mut polled: Vec<_> = std::iter::once(stream).chain(bell).collect();
         match rustix::event::poll(&mut polled, Some(&wait)) {
             Ok(0) | Err(Errno::INTR) => return,
             Ok(_) => {}
             Err(error) => return self.ended(&plain(&error.into())),
         }
         let ready = polled[0].revents();
+        if let (Some(window), Some(bell)) = (&window, polled.get(1))
+            && bell.revents().contains(PollFlags::IN)
+        {
+            window.heard();
+        }
         if ready.contains(PollFlags::OUT) {
             self.flush();
         }
@@ -392,6 +416,8 @@ pub(super) struct Schedule {
     channels: u32,
     /// Messages whose turn has come.
     pub(super) sent: u32,
+    /// When publishing ends, if it isn't for the number of messages.
+    until_ns: Option<u64>,
     /// Whether the socket was full since the last message: its lateness is then not ours.
     was_blocked: bool,
 }
@@ -403,6 +429,9 @@ impl Schedule {
             interval_ns: plan.rate.map_or(0.0, |rate| 1e9 / rate),
             total: plan.publish,
             channels: plan.channels.len().max(1) as u32,
+            until_ns: plan.closed_loop.is_some().then(|| {
+                start_ns + u64::try_from(plan.duration.as_nanos()).unwrap_or(u64::MAX / 2)
+            }),
             sent: 0,
             was_blocked: false,
         }
@@ -444,6 +473,7 @@ mod tests {
             interval_ns: 1e9 / 3.0,
             total: 3_000_000,
             channels: 4,
+            until_ns: None,
             sent: 0,
             was_blocked: false,
         };

@@ -114,6 +114,8 @@ pub(crate) struct Server {
     pub(crate) cpu_s: f64,
     /// While connections were only held; null if they were not, for a second at least.
     pub(crate) idle_cpu_s_per_min: Option<f64>,
+    /// Processor time while messages were sent and arrived, seconds.
+    pub(crate) messages_cpu_s: Option<f64>,
     /// With --rss-from.
     pub(crate) slope: Option<Slope>,
 }

@@ -131,6 +131,7 @@ impl Coordinator {
     pub(super) fn echo(&mut self) -> Result<(), String> {
         let plan = Arc::clone(&self.plan);
         self.order(|_| Order::Measure)?;
+        let cpu_s = self.usage().map(|usage| usage.cpu_s);
         let began = self.origin.elapsed();
         let until = began + plan.duration;
         self.order(|_| Order::Echo(until.as_nanos() as u64))?;
@@ -144,6 +145,7 @@ impl Coordinator {
         if !self.stop.load(Relaxed) {
             self.order(|_| Order::Quiet)?;
         }
+        self.note_server_cpu(cpu_s);
         let sum = self.sum();
         self.note_rates(began, sending, sum.sent, sum.last_ns);
         Ok(())
@@ -173,7 +175,12 @@ impl Coordinator {
         let plan = Arc::clone(&self.plan);
         let Some(publisher) = &self.publisher else { return Ok(()) };
         let (orders, live) = (publisher.orders.clone(), Arc::clone(&publisher.live));
+        if let Some(window) = &plan.closed_loop {
+            let missing = u64::from(plan.connections) - self.sum().open;
+            window.set_receivers(self.deliveries(1).saturating_sub(missing) as u32);
+        }
         self.order(|_| Order::Measure)?;
+        let cpu_s = self.usage().map(|usage| usage.cpu_s);
         let began = self.origin.elapsed() + LEAD;
         // The publisher lives until it is told to finish, so the orders arrive.
         let _ = orders.send(publisher::Order::Start(began.as_nanos() as u64));
@@ -186,9 +193,20 @@ impl Coordinator {
         self.order(|_| Order::Quiet)?;
         let sending = Duration::from_nanos(live.last_ns.load(Relaxed)).saturating_sub(began);
         let interval = Duration::from_secs_f64(1.0 / plan.rate.unwrap_or(1.0));
+        let interval = if plan.closed_loop.is_some() { Duration::ZERO } else { interval };
+        self.note_server_cpu(cpu_s);
         let sum = self.sum();
         self.note_rates(began, sending + interval, sent, sum.last_ns);
         Ok(())
+    }
+
+    /// Processor time of the server since it was `before`, which is that of the messages.
+    fn note_server_cpu(&mut self, before: Option<f64>) {
+        let usage = self.usage();
+        if let (Some(server), Some(before), Some(usage)) = (&mut self.report.server, before, usage)
+        {
+            server.messages_cpu_s = Some(round(usage.cpu_s - before));
+        }
     }
 
     /// How often `sent` messages, in turn to each channel, should arrive if nobody drops.

@@ -10,8 +10,8 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::{Ended, Reload, Reloaded, memory};
-use crate::shard::Node;
 use crate::shard::mail::{Letterbox, Mail};
+use crate::shard::{Node, SlowCounters};
 
 /// The signals that mean something to a node.
 pub(super) struct Signals {
@@ -191,21 +191,23 @@ impl Control {
         let _ = writeln!(std::io::stdout().lock(), "{line}");
     }
 
-    /// Closes of slow clients by the namespace whose publication was too much for them, where there
-    /// were any.
+    /// What became of slow clients by namespace, where anything did.
     fn slow(&self) -> BTreeMap<String, u64> {
         let channels = self.node.rules.channels.load();
         let namespaces = channels.namespaces();
         let mut slow = BTreeMap::new();
         for counters in &self.node.slow {
-            for (at, counter) in counters.iter().enumerate() {
-                let closes = counter.get();
-                if closes > 0 {
-                    let later = at + 1 == counters.len();
-                    let namespace = if later { "(later)" } else { namespaces[at].name.as_str() };
-                    // Names of namespaces are letters, digits and "-_.": nothing to escape.
-                    let name = format!("closed_slow{{namespace=\"{namespace}\"}}");
-                    *slow.entry(name).or_insert(0) += closes;
+            for (at, SlowCounters { closed, dropped, conflated }) in counters.iter().enumerate() {
+                let later = at + 1 == counters.len();
+                let namespace = if later { "(later)" } else { namespaces[at].name.as_str() };
+                for (what, counter) in
+                    [("closed_slow", closed), ("dropped_oldest", dropped), ("conflated", conflated)]
+                {
+                    if counter.get() > 0 {
+                        // Names of namespaces are letters, digits and "-_.": nothing to escape.
+                        let name = format!("{what}{{namespace=\"{namespace}\"}}");
+                        *slow.entry(name).or_insert(0) += counter.get();
+                    }
                 }
             }
         }

@@ -27,7 +27,6 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::base::counters::Counter;
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
@@ -41,7 +40,7 @@ use crate::io::{Alarm, Driver};
 use crate::session::Rules;
 use crate::shard::mail::{Letterbox, Mailbox};
 use crate::shard::signatures::Signatures;
-use crate::shard::{Node, Options, Seat, Shard, ShardCounters};
+use crate::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
 use crate::sys;
 
 /// All that a node is started with.
@@ -168,7 +167,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         .unzip();
     let (queues, inlets) = signatures::queues();
     let namespaces = settings.rules.channels.load().namespaces().len();
-    let slow = |_: &ShardId| (0..=namespaces).map(|_| Counter::default()).collect();
+    let slow = |_: &ShardId| (0..=namespaces).map(|_| SlowCounters::default()).collect();
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,

@@ -2,7 +2,7 @@
 
 use super::mail::{Asker, Mail};
 use super::*;
-use crate::hub::local::Delivery;
+use crate::hub::local::{Delivery, Sending};
 use crate::hub::parcel::{Parcel, Told};
 use crate::proto::client::{Reply, Unsubscribed};
 
@@ -111,11 +111,17 @@ impl<D: Driver> Shard<D> {
 
     /// Something for the subscribers of a channel.
     fn deliver(&mut self, local: u32, parcel: &Arc<Parcel>) {
-        let mut delivery = self.locals.deliver(local, parcel);
+        let Some(namespace) = self.locals.get(local).map(|local| local.namespace) else { return };
+        let now = self.driver.now();
+        let rules = self.channels_with(namespace);
+        let rules = rules.namespace(namespace);
+        let due = (rules.write_delay_ms > 0).then(|| now.after(rules.write_delay_ms));
+        let sending = Sending { drops: rules.slow_policy.drops(), due };
+        let mut delivery = self.locals.deliver(local, parcel, sending);
         if delivery == Delivery::Broken {
             // The others were told, or counted, when the gap came about.
             self.end_positioned(local);
-            delivery = self.locals.deliver(local, parcel);
+            delivery = self.locals.deliver(local, parcel, sending);
         }
         if delivery == Delivery::Refused {
             // Who comes and goes is no publication: presence tells it all the same.
@@ -149,24 +155,28 @@ impl<D: Driver> Shard<D> {
 
     /// Sends some of what waits for subscribers: channels in turn, a slice of each.
     pub(super) fn fan_out_some(&mut self) {
+        self.locals.wake_due(self.driver.now());
         let mut left = self.node.options.turn_deliveries_max;
         let queue_bytes_max = self.node.rules.client.queue_bytes_max;
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut walk = std::mem::take(&mut self.walk);
         while left > 0 {
             let Some(at) = self.locals.next_active() else { break };
-            if !self.locals.walk(at, left, &self.filters, &mut walk, &mut scratch) {
+            if !self.locals.walk(at, left, &self.filters, &mut walk, write::join, &mut scratch) {
                 self.fan_out_done(at);
                 continue;
             }
             let Some(namespace) = self.locals.get(at).map(|local| local.namespace) else {
                 continue;
             };
+            let policy = self.channels_with(namespace).namespace(namespace).slow_policy;
             let mut messages = 0;
             for (conn, outgoing) in walk.to.drain(..) {
                 let outgoing = &walk.outgoing[outgoing as usize];
                 messages += u64::from(outgoing.messages);
-                if let Some(frame) = &outgoing.frame
+                if policy.drops() && outgoing.last.is_some() {
+                    self.enqueue_droppable(conn, at, policy, outgoing);
+                } else if let Some(frame) = &outgoing.frame
                     && self.enqueue(conn, frame.clone()) > queue_bytes_max
                 {
                     self.over.push((conn, namespace));

@@ -122,7 +122,9 @@ impl<D: Driver> Shard<D> {
                 epoch: epoch.as_ref().map(|epoch| epoch.as_str()),
                 ..Publication::default()
             };
-            let wanted = self.homes.wanted(at);
+            let mut wanted = self.homes.wanted(at);
+            // Who misses a publication on the way needs the next one in full.
+            wanted.fresh |= namespace.slow_policy.drops();
             let parcel = self.pack(channel, &publication, *is_json, patch.as_deref(), wanted);
             for interest in self.homes.interests_mut(at) {
                 interest.fresh = false;

@@ -25,12 +25,14 @@ mod read;
 mod reading;
 mod sending;
 pub mod signatures;
+mod slow;
 mod stats;
 mod subscribe;
 pub mod timers;
 mod tokens;
 mod write;
 
+pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;
 
 use std::collections::VecDeque;
@@ -45,7 +47,7 @@ use self::answers::Answers;
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outbox};
-use self::outbox::Outboxes;
+use self::outbox::{Dropped, Outboxes};
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
@@ -109,9 +111,9 @@ pub struct Node {
     pub names: NameHasher,
     /// Counters, one set for each shard.
     pub counters: Vec<ShardCounters>,
-    /// Closes of slow clients for each shard by the namespace whose publication was too much; the last
-    /// one is of those that came later.
-    pub slow: Vec<Vec<Counter>>,
+    /// What became of slow clients, for each shard by namespace; the last ones are of namespaces that
+    /// came later.
+    pub slow: Vec<Vec<SlowCounters>>,
     /// Where signatures are checked that are too expensive for a shard.
     pub signatures: Signatures,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.
@@ -208,6 +210,8 @@ pub struct Shard<D: Driver> {
     walk: Walk,
     /// Connections of this turn for which too much waits, and by which namespace.
     over: Vec<(u32, u16)>,
+    /// What is being dropped for one of them.
+    dropped: Vec<Dropped>,
 
     /// Connections of the users whose home is here.
     user_conns: UserConns,
@@ -286,6 +290,7 @@ impl<D: Driver> Shard<D> {
             filters: Filters::default(),
             walk: Walk::default(),
             over: Vec::new(),
+            dropped: Vec::new(),
             user_conns: UserConns::default(),
             events: Vec::new(),
             answers: Answers::default(),
@@ -399,13 +404,14 @@ impl<D: Driver> Shard<D> {
         self.set_gauges();
         // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
         let retry = self.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
+        let delayed = self.locals.next_due();
         let drain = self.draining.is_some().then(|| now.after(10));
         let accept = self.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
         let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
-        [retry, drain, accept, housekeeping, timer].into_iter().flatten().min()
+        [retry, delayed, drain, accept, housekeeping, timer].into_iter().flatten().min()
     }
 
     fn take_completions(&mut self) {

@@ -10,10 +10,54 @@ use crate::base::limits::{FRAME_JOIN_BYTES_MAX, FRAME_MESSAGES_MAX};
 use crate::proto::client::Encoding;
 use crate::proto::ws;
 
+/// A frame that waits. 16 bytes.
+#[derive(Debug)]
+struct Waiting {
+    frame: SharedFrame,
+    /// The channel whose publications these are, by its place here, if they may be dropped; else
+    /// [`NONE`]. Behind an unsubscribe the place may be another channel's: then these are dropped with
+    /// that one's, and nobody waits for them.
+    channel: u32,
+    /// How many.
+    messages: u16,
+    /// They may be patches.
+    delta: bool,
+    /// They begin with a patch, which builds on the ones before.
+    patch: bool,
+}
+
+const _: () = assert!(size_of::<Waiting>() == 16);
+
+/// Publications of a channel that may be dropped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Droppable {
+    /// Its place on this shard.
+    pub(super) channel: u32,
+    /// How many they are.
+    pub(super) messages: u32,
+    /// They may be patches.
+    pub(super) delta: bool,
+    /// They begin with a patch.
+    pub(super) patch: bool,
+}
+
+/// What was dropped of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// Its place on this shard.
+    pub(super) channel: u32,
+    /// Publications.
+    pub(super) messages: u32,
+    /// What comes next has nothing to build on: it has to go in full.
+    pub(super) baseless: bool,
+}
+
 /// What waits for one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    frames: VecDeque<SharedFrame>,
+    frames: VecDeque<Waiting>,
+    /// Frames that a driver holds until its send has ended.
+    in_flight: usize,
     /// Bytes of the first frame that are sent.
     skip: usize,
     /// Bytes not sent.
@@ -38,10 +82,77 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    pub(super) fn push(&mut self, frame: SharedFrame) {
+    fn push(&mut self, frame: SharedFrame, droppable: Option<Droppable>) {
         self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.frames.push_back(match droppable {
+            Some(Droppable { channel, messages, delta, patch }) => {
+                Waiting { frame, channel, messages: messages as u16, delta, patch }
+            }
+            None => Waiting { frame, channel: NONE, messages: 0, delta: false, patch: false },
+        });
         self.messages = 0;
+    }
+
+    /// The first frame that hasn't begun to go.
+    fn first_free(&self) -> usize {
+        self.in_flight.max(usize::from(self.skip > 0))
+    }
+
+    /// A driver holds all that waits now, or nothing any more.
+    pub(super) fn set_in_flight(&mut self, in_flight: bool) {
+        self.in_flight = if in_flight { self.frames.len() } else { 0 };
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Waiting> {
+        let waiting = self.frames.remove(at)?;
+        self.bytes -= waiting.frame.len();
+        if at == self.frames.len() {
+            // What is last now is not what the count was about.
+            self.messages = 0;
+        }
+        Some(waiting)
+    }
+
+    /// Drops what waits of a channel. How many publications that was.
+    fn drop_channel(&mut self, channel: u32) -> u32 {
+        let mut messages = 0;
+        let mut at = self.first_free();
+        while let Some(found) = self.next_of(channel, at) {
+            messages += self.remove(found).map_or(0, |waiting| u32::from(waiting.messages));
+            at = found;
+        }
+        messages
+    }
+
+    fn next_of(&self, channel: u32, from: usize) -> Option<usize> {
+        let mut frames = self.frames.range(from.min(self.frames.len())..);
+        frames.position(|waiting| waiting.channel == channel).map(|at| from + at)
+    }
+
+    /// Drops the oldest of what may be dropped until `bytes` more are not too many. Whether that was
+    /// enough.
+    fn make_room(&mut self, bytes: usize, bytes_max: usize, dropped: &mut Vec<Dropped>) -> bool {
+        let mut at = self.first_free();
+        while self.bytes + bytes > bytes_max {
+            let mut frames = self.frames.range(at.min(self.frames.len())..);
+            let Some(ahead) = frames.position(|waiting| waiting.channel != NONE) else {
+                return false;
+            };
+            at += ahead;
+            let Some(oldest) = self.remove(at) else { return false };
+            let channel = oldest.channel;
+            let mut messages = u32::from(oldest.messages);
+            let mut next = if oldest.delta { self.next_of(channel, at) } else { None };
+            // What builds on it goes with it.
+            while let Some(patch) = next
+                && self.frames[patch].patch
+            {
+                messages += self.remove(patch).map_or(0, |waiting| u32::from(waiting.messages));
+                next = self.next_of(channel, patch);
+            }
+            dropped.push(Dropped { channel, messages, baseless: oldest.delta && next.is_none() });
+        }
+        true
     }
 
     /// Adds a message for this connection alone: to the last frame, in JSON behind a line feed, or as
@@ -57,7 +168,7 @@ impl Outbox {
         let opcode = opcode(encoding);
         let between: &[u8] = if encoding == Encoding::Json { b"\n" } else { b"" };
         scratch.clear();
-        let last = self.frames.back().filter(|last| {
+        let last = self.frames.back().map(|waiting| &waiting.frame).filter(|last| {
             let begun = in_flight || (self.skip > 0 && self.frames.len() == 1);
             (1..FRAME_MESSAGES_MAX).contains(&self.messages)
                 && !begun
@@ -65,7 +176,7 @@ impl Outbox {
         });
         let Some(last) = last else {
             ws::put_frame(scratch, opcode, message);
-            self.push(SharedFrame::new(scratch));
+            self.push(SharedFrame::new(scratch), None);
             self.messages = 1;
             return;
         };
@@ -75,14 +186,15 @@ impl Outbox {
         scratch.extend_from_slice(between);
         scratch.extend_from_slice(message);
         self.bytes += scratch.len() - last.len();
-        self.frames.pop_back();
-        self.frames.push_back(SharedFrame::new(scratch));
+        if let Some(last) = self.frames.back_mut() {
+            last.frame = SharedFrame::new(scratch);
+        }
         self.messages += 1;
     }
 
     /// What the driver is to send, and how much of the first is sent already.
     pub(super) fn unsent(&self) -> (impl ExactSizeIterator<Item = &SharedFrame>, usize) {
-        (self.frames.iter(), self.skip)
+        (self.frames.iter().map(|waiting| &waiting.frame), self.skip)
     }
 
     /// `bytes` more are sent.
@@ -91,10 +203,10 @@ impl Outbox {
         self.bytes -= bytes;
         let mut sent = self.skip + bytes;
         while let Some(first) = self.frames.front() {
-            if sent < first.len() {
+            if sent < first.frame.len() {
                 break;
             }
-            sent -= first.len();
+            sent -= first.frame.len();
             self.frames.pop_front();
         }
         self.skip = sent;
@@ -104,9 +216,11 @@ impl Outbox {
     /// peer couldn't read what follows otherwise.
     pub(super) fn drop_unsent(&mut self) {
         let begun = usize::from(self.skip > 0);
-        let parts = self.frames.iter().skip(begun).take_while(|frame| frame.is_part()).count();
+        let frames = self.frames.iter().map(|waiting| &waiting.frame);
+        let parts = frames.skip(begun).take_while(|frame| frame.is_part()).count();
         self.frames.truncate(begun + parts);
-        self.bytes = self.frames.iter().map(SharedFrame::len).sum::<usize>() - self.skip;
+        let left: usize = self.frames.iter().map(|waiting| waiting.frame.len()).sum();
+        self.bytes = left - self.skip;
     }
 }
 
@@ -122,11 +236,40 @@ pub(super) struct Outboxes {
 impl Outboxes {
     /// Adds a frame to the outbox `at`, which is taken from the pool if there is none.
     /// What waits there then is the answer, in bytes.
-    pub(super) fn push(&mut self, at: &mut u32, frame: SharedFrame) -> usize {
+    pub(super) fn push(
+        &mut self,
+        at: &mut u32,
+        frame: SharedFrame,
+        droppable: Option<Droppable>,
+    ) -> usize {
         self.bytes += frame.len() as u64;
         let outbox = self.taken(at);
-        outbox.push(frame);
+        outbox.push(frame, droppable);
         outbox.bytes
+    }
+
+    /// See [`Outbox::drop_channel`].
+    pub(super) fn drop_channel(&mut self, at: u32, channel: u32) -> u32 {
+        let Some(outbox) = self.boxes.get_mut(at as usize) else { return 0 };
+        let before = outbox.bytes;
+        let messages = outbox.drop_channel(channel);
+        self.bytes -= (before - outbox.bytes) as u64;
+        messages
+    }
+
+    /// See [`Outbox::make_room`]. What is dropped is added to `dropped`.
+    pub(super) fn make_room(
+        &mut self,
+        at: u32,
+        bytes: usize,
+        bytes_max: usize,
+        dropped: &mut Vec<Dropped>,
+    ) -> bool {
+        let Some(outbox) = self.boxes.get_mut(at as usize) else { return bytes <= bytes_max };
+        let before = outbox.bytes;
+        let enough = outbox.make_room(bytes, bytes_max, dropped);
+        self.bytes -= (before - outbox.bytes) as u64;
+        enough
     }
 
     /// Adds a message for one connection alone; those of a turn share frames, in order.
@@ -187,7 +330,7 @@ impl Outboxes {
         outbox.frames.clear();
         outbox.frames.shrink_to(SPARE_FRAMES_MAX);
         (outbox.skip, outbox.bytes, outbox.blocked_tick) = (0, 0, None);
-        outbox.messages = 0;
+        (outbox.messages, outbox.in_flight) = (0, 0);
         self.free.push(*at);
         *at = NONE;
         if self.free.len() == self.boxes.len() && self.boxes.len() > SPARE_BOXES_MAX {
@@ -234,7 +377,7 @@ mod tests {
             for (number, (op, bytes)) in (0u8..).zip(ops) {
                 match op {
                     0 => {
-                        boxes.push(&mut at, SharedFrame::new(&vec![number; bytes]));
+                        boxes.push(&mut at, SharedFrame::new(&vec![number; bytes]), None);
                         model.extend(std::iter::repeat_n(number, bytes));
                         ends.push_back(bytes);
                     }
@@ -272,7 +415,7 @@ mod tests {
         let mut boxes = Outboxes::default();
         let mut at = NONE;
         for text in ["abc", "de", "fghi"] {
-            boxes.push(&mut at, SharedFrame::new(text.as_bytes()));
+            boxes.push(&mut at, SharedFrame::new(text.as_bytes()), None);
         }
         let all = b"abcdefghi";
         for sent in 1..=all.len() {
@@ -305,7 +448,7 @@ mod tests {
         }
         // A frame that others send too is left alone, and keeps its place.
         let mut at = say(&mut boxes, &"d".repeat(125), false);
-        boxes.push(&mut at, ws::text_frame(b"shared"));
+        boxes.push(&mut at, ws::text_frame(b"shared"), None);
         say(&mut boxes, "e", false);
         let long = format!("a\nb\nc\n{}", "d".repeat(125));
         assert_eq!(payloads(&boxes.boxes[0]), [long.as_str(), "shared", "e"]);
@@ -345,9 +488,9 @@ mod tests {
             let mut boxes = Outboxes::default();
             let mut at = NONE;
             for part in &parts {
-                boxes.push(&mut at, part.clone());
+                boxes.push(&mut at, part.clone(), None);
             }
-            boxes.push(&mut at, SharedFrame::new(b"next"));
+            boxes.push(&mut at, SharedFrame::new(b"next"), None);
             boxes.advance(at, sent);
             boxes.drop_unsent(at);
             assert_eq!(
@@ -362,8 +505,8 @@ mod tests {
         for sent in 0..4 {
             let mut boxes = Outboxes::default();
             let mut at = NONE;
-            boxes.push(&mut at, SharedFrame::part(b"head"));
-            boxes.push(&mut at, SharedFrame::new(b"abc"));
+            boxes.push(&mut at, SharedFrame::part(b"head"), None);
+            boxes.push(&mut at, SharedFrame::new(b"abc"), None);
             boxes.advance(at, sent);
             boxes.drop_unsent(at);
             assert_eq!(unsent(&boxes.boxes[at as usize]), &b"head"[sent..]);
@@ -374,13 +517,13 @@ mod tests {
     fn a_half_sent_frame_is_finished() {
         let mut boxes = Outboxes::default();
         let mut at = NONE;
-        boxes.push(&mut at, SharedFrame::new(b"abc"));
-        boxes.push(&mut at, SharedFrame::new(b"def"));
+        boxes.push(&mut at, SharedFrame::new(b"abc"), None);
+        boxes.push(&mut at, SharedFrame::new(b"def"), None);
         boxes.advance(at, 1);
         boxes.drop_unsent(at);
         assert_eq!((unsent(&boxes.boxes[at as usize]), boxes.bytes()), (b"bc".to_vec(), 2));
         boxes.advance(at, 2);
-        boxes.push(&mut at, SharedFrame::new(b"ghi"));
+        boxes.push(&mut at, SharedFrame::new(b"ghi"), None);
         boxes.drop_unsent(at);
         assert_eq!(boxes.bytes(), 0);
     }

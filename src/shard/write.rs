@@ -15,7 +15,7 @@ impl<D: Driver> Shard<D> {
         if conn.flags.held() {
             return self.hold(index, frame);
         }
-        let waits = self.outboxes.push(&mut conn.outbox, frame);
+        let waits = self.outboxes.push(&mut conn.outbox, frame, None);
         if !conn.flags.dirty() {
             conn.flags.set_dirty(true);
             let key = conn.key(index);
@@ -189,6 +189,9 @@ impl<D: Driver> Shard<D> {
             Sent::Pending => {
                 // A peer that takes nothing is one whose send doesn't end.
                 self.conns[index as usize].flags.set_sending(true);
+                if let Some(outbox) = self.outboxes.get_mut(at) {
+                    outbox.set_in_flight(true);
+                }
                 self.waits_for_socket(index, at);
             }
             Sent::Failed => {
@@ -213,6 +216,9 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.conn(key) else { return };
         conn.flags.set_sending(false);
         let at = conn.outbox;
+        if let Some(outbox) = self.outboxes.get_mut(at) {
+            outbox.set_in_flight(false);
+        }
         match bytes {
             Some(bytes) => {
                 self.counters().bytes_sent.add(u64::from(bytes));
@@ -248,13 +254,15 @@ impl<D: Driver> Shard<D> {
         }
         match phase {
             // What a send is about stays until it ends; then it is asked again.
-            Phase::Client if waits > queue_bytes_max && !flags.sending() => {
+            Phase::Client
+                if waits > queue_bytes_max
+                    && !flags.sending()
+                    && (held.is_some() || !self.made_room(key.index, at)) =>
+            {
                 self.counters().closed_slow.add(1);
                 let over = self.over.iter().find(|(conn, _)| *conn == key.index);
                 if let Some((_, namespace)) = over {
-                    let counters = &self.node.slow[self.id.index()];
-                    // The last one is of namespaces that came later.
-                    counters[usize::from(*namespace).min(counters.len() - 1)].add(1);
+                    self.slow_in(*namespace).closed.add(1);
                 }
                 self.outboxes.drop_unsent(at);
                 self.disconnect(key.index, Disconnect::Slow);
@@ -302,6 +310,23 @@ pub(super) fn opcode(encoding: Encoding) -> ws::OpCode {
     match encoding {
         Encoding::Json => ws::TEXT,
         Encoding::Protobuf => ws::BINARY,
+    }
+}
+
+/// Joins the frames of publications as the protocol's batches do: up to [`FRAME_MESSAGES_MAX`] messages
+/// in a frame, in JSON with a line feed between them.
+pub(super) fn join(protobuf: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
+    let (opcode, between) = if protobuf { (ws::BINARY, &b""[..]) } else { (ws::TEXT, &b"\n"[..]) };
+    for frames in frames.chunks(usize::from(FRAME_MESSAGES_MAX)) {
+        let payloads = frames.iter().map(|frame| ws::payload(frame.bytes()));
+        let bytes = payloads.clone().map(<[u8]>::len).sum::<usize>();
+        ws::put_header(out, opcode, bytes + between.len() * (frames.len() - 1));
+        for (at, payload) in payloads.enumerate() {
+            if at > 0 {
+                out.extend_from_slice(between);
+            }
+            out.extend_from_slice(payload);
+        }
     }
 }
 

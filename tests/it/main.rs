@@ -24,6 +24,7 @@ mod reload;
 mod server_subs;
 mod shutdown;
 mod signatures;
+mod slow;
 mod start;
 mod tokens;
 mod vectors;

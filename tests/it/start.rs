@@ -60,6 +60,28 @@ fn wrong_configurations_end_with_2_and_name_the_option() {
 }
 
 #[test]
+fn the_driver_is_said_and_chosen() {
+    let started = |io| Node::launch(&[], "client.insecure = true", "0", &["--io", io]);
+    let node = started("epoll").unwrap();
+    assert!(node.errors().contains("driver: epoll, as roost.io says"), "{}", node.errors());
+    let auto = started("auto").unwrap();
+    match started("uring") {
+        Ok(uring) => {
+            assert!(uring.errors().contains("driver: io_uring, as"), "{}", uring.errors());
+            uring.is_healthy();
+            assert!(auto.errors().contains("driver: io_uring, which"), "{}", auto.errors());
+        }
+        // Where there is none, one that asks for it doesn't start, and both say why.
+        Err(ended) => {
+            assert_eq!(ended.code, Some(1), "{ended:?}");
+            assert!(ended.errors.contains("roost.io = \"uring\": "), "{ended:?}");
+            assert!(auto.errors().contains("driver: epoll, because "), "{}", auto.errors());
+        }
+    }
+    auto.is_healthy();
+}
+
+#[test]
 fn a_configuration_is_judged_before_the_port_is_opened() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

@@ -91,6 +91,11 @@ pub(crate) struct Wanted<'a> {
     pub(crate) latest: bool,
 }
 
+/// Whether publications of a channel may be dropped, and then whether the newest comes all the same.
+fn dropping(namespaces: &BTreeMap<String, bool>, channel: &str) -> Option<bool> {
+    namespaces.get(channel.split_once(':')?.0).copied()
+}
+
 /// All that was published and seen. Moments are numbers of steps.
 #[derive(Default)]
 pub(crate) struct History {
@@ -98,6 +103,9 @@ pub(crate) struct History {
     /// The virtual time.
     pub(crate) now_ms: u64,
     pub(crate) presence: Presence,
+    /// Namespaces whose publications may be dropped on their way to who is slow, and whether the newest
+    /// comes all the same.
+    dropping: BTreeMap<String, bool>,
     published: Vec<Published>,
     segments: Vec<Segment>,
     /// Which publication has a place in a stream.
@@ -108,6 +116,11 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// Nothing yet, and see [`Self::dropping`].
+    pub(crate) fn new(dropping: BTreeMap<String, bool>) -> Self {
+        Self { dropping, ..Self::default() }
+    }
+
     /// A publish is about to be sent; `data` makes the payload of the number, which is the answer.
     pub(crate) fn publish(
         &mut self,
@@ -265,10 +278,11 @@ impl History {
             }
             Some(before) if has_history && offset != before + 1 => {
                 let filtered = seen.begin.filter.is_some() && offset > before;
-                if !filtered && (start.is_some() || offset <= before) {
+                let dropped = offset > before && dropping(&self.dropping, &channel).is_some();
+                if !filtered && !dropped && (start.is_some() || offset <= before) {
                     return Err(format!("offset {offset} behind {before}"));
                 }
-                seen.holes += u64::from(!filtered);
+                seen.holes += u64::from(!filtered && !dropped);
             }
             _ => {}
         }
@@ -371,7 +385,8 @@ impl History {
             }
             for pair in segment.seen.windows(2) {
                 next.entry(pair[0].0).or_default().insert(pair[1].0);
-                if segment.begin.filter.is_none() {
+                let dropped = dropping(&self.dropping, &segment.begin.channel).is_some();
+                if segment.begin.filter.is_none() && !dropped {
                     neighbours[0].entry(pair[0].0).or_default().insert(pair[1].0);
                     neighbours[1].entry(pair[1].0).or_default().insert(pair[0].0);
                 }
@@ -404,6 +419,9 @@ impl History {
         else {
             return Ok(());
         };
+        if dropping(&self.dropping, &segment.begin.channel).is_some() {
+            return Ok(());
+        }
         let last = segment.seen.last().map_or(*start, |(_, offset)| *offset);
         let place = |offset| (segment.begin.channel.clone(), epoch.clone(), offset);
         for (place, at) in self.places.range(place(start + 1)..place(last.max(start + 1))) {
@@ -426,7 +444,23 @@ impl History {
             chain.push(&self.segments[before]);
         }
         let first = chain[chain.len() - 1];
+        // Of those that may be dropped the newest comes, if any.
+        let newest = match dropping(&self.dropping, &segment.begin.channel) {
+            None => None,
+            Some(false) => return Ok(()),
+            Some(true) => {
+                let in_place =
+                    self.places.range((segment.begin.channel.clone(), String::new(), 0)..);
+                let of_channel = in_place.take_while(|(at, _)| at.0 == segment.begin.channel);
+                let start = segment.begin.start.as_ref().map(|(epoch, _)| epoch);
+                let of_epoch = of_channel.filter(|(at, _)| Some(&at.1) == start);
+                Some(of_epoch.last().map(|(_, number)| *number))
+            }
+        };
         for (at, published) in self.published.iter().enumerate() {
+            if newest.is_some_and(|newest| newest != Some(at)) {
+                continue;
+            }
             if published.channel == segment.begin.channel
                 && published.sent > first.opened
                 && (published.acked.is_some() || published.delivered || published.posted)

@@ -1,7 +1,9 @@
 //! What a run is made of: all of it drawn from the seed.
 
+use std::collections::BTreeMap;
+
 use roost::base::rng::Rng;
-use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace, RecoveryMode};
+use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy};
 use roost::edge::client_id::ClientIdSealer;
 use roost::edge::jwt::{TokenKeys, TokenOptions};
 use roost::edge::origin::OriginRules;
@@ -256,6 +258,16 @@ impl Plan {
         }
     }
 
+    /// Namespaces whose publications may be dropped, and whether the newest comes all the same.
+    pub(crate) fn dropping(&self) -> BTreeMap<String, bool> {
+        let dropping = self.namespaces.iter().filter(|namespace| namespace.slow_policy.drops());
+        dropping
+            .map(|namespace| {
+                (namespace.name.to_string(), namespace.slow_policy == SlowPolicy::Latest)
+            })
+            .collect()
+    }
+
     /// The options of a channel.
     pub(crate) fn namespace(&self, channel: &str) -> &Namespace {
         let Some((name, _)) = channel.split_once(':') else { return &self.open };
@@ -343,6 +355,7 @@ fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
         history_meta_ttl_ms: pick(rng, &[1_000, 120_000]),
         ..open()
     };
+    let open = Namespace { write_delay_ms: pick(rng, &[0, 0, 1, 20]), ..open };
     // With presence, history to be read, patches and filters.
     let rich = Namespace {
         presence: true,
@@ -374,6 +387,10 @@ fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
             force_recovery: true,
             recovery_mode: RecoveryMode::Cache,
             auto_cache_recover: rng.one_in(2),
+            slow_policy: pick(
+                rng,
+                &[SlowPolicy::Disconnect, SlowPolicy::DropOldest, SlowPolicy::Latest],
+            ),
             ..rich.clone()
         },
         Namespace { name: "mine".into(), force_recovery: true, ..rich.clone() },

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use roost::base::counters::Counter;
 use roost::base::id::ShardId;
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
@@ -14,7 +13,7 @@ use roost::io::Alarm;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::shard::mail::{Letterbox, Mail, Mailbox, Publish};
 use roost::shard::signatures::Signatures;
-use roost::shard::{Node, Options, Seat, Shard, ShardCounters};
+use roost::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
@@ -92,7 +91,7 @@ impl Run {
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
             counters: ids.iter().map(|_| ShardCounters::default()).collect(),
-            slow: ids.iter().map(|_| (0..9).map(|_| Counter::default()).collect()).collect(),
+            slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
             clients: AtomicU64::new(0),
             client_rate: AtomicU64::new(0),
@@ -120,6 +119,7 @@ impl Run {
             .enumerate()
             .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm, &plan))
             .collect();
+        let dropping = plan.dropping();
         Self {
             plan,
             rng,
@@ -128,7 +128,7 @@ impl Run {
             letterboxes,
             shards,
             clients,
-            history: History::default(),
+            history: History::new(dropping),
             phase: Phase::Faults,
             draining: false,
             standstill: 0,

@@ -1,0 +1,135 @@
+//! Clients that are too slow for what comes: closed, or spared publications, as the namespace says.
+//!
+//! A publication that may be dropped waits with its channel's place beside it. What has begun to go, or
+//! is with the driver, goes whole; replies and events are never dropped. Who takes patches gets what
+//! follows a drop in full.
+
+use super::outbox::{Droppable, Dropped};
+use super::*;
+use crate::edge::channels::SlowPolicy;
+use crate::hub::fanout::Outgoing;
+use crate::session::SubState;
+
+/// Figures of one namespace on one shard.
+#[derive(Debug, Default)]
+pub struct SlowCounters {
+    /// Clients closed because its publications were too much for them.
+    pub closed: Counter,
+    /// Publications dropped to make room (`drop_oldest`, or a queue of newest ones that is full).
+    pub dropped: Counter,
+    /// Publications that a newer one took the place of (`latest`).
+    pub conflated: Counter,
+}
+
+impl<D: Driver> Shard<D> {
+    /// Queues publications of a channel that drops some rather than close a client.
+    pub(super) fn enqueue_droppable(
+        &mut self,
+        index: u32,
+        channel: u32,
+        policy: SlowPolicy,
+        outgoing: &Outgoing,
+    ) {
+        let bytes_max = self.node.rules.client.queue_bytes_max;
+        let Some(all) = &outgoing.frame else { return };
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        if conn.socket.is_none() || conn.flags.finished() {
+            return;
+        }
+        let (flags, outbox) = (conn.flags, conn.outbox);
+        let (mut frame, mut messages, mut patch) = (all, outgoing.messages, outgoing.patch);
+        if flags.held() {
+            // Behind the reply to `connect` nothing is dropped again: it is refused here.
+            let held = self.session_of(index).and_then(|s| Some(s.connecting()?.held_bytes));
+            if held.unwrap_or(0) + frame.len() > bytes_max {
+                let baseless = outgoing.delta;
+                return self.lost(index, &[Dropped { channel, messages, baseless }]);
+            }
+            self.enqueue(index, frame.clone());
+            return;
+        }
+        let instead = |frame: &mut _, messages: &mut _, patch: &mut _| {
+            let spared = *messages - 1;
+            if let Some(last) = &outgoing.last {
+                (*frame, *messages, *patch) = (last, 1, false);
+                return spared;
+            }
+            0
+        };
+        if policy == SlowPolicy::Latest && (flags.blocked() || flags.sending()) {
+            let conflated = self.outboxes.drop_channel(outbox, channel)
+                + instead(&mut frame, &mut messages, &mut patch);
+            self.slow_of(channel).conflated.add(u64::from(conflated));
+        }
+        let mut dropped = std::mem::take(&mut self.dropped);
+        let mut fits = self.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
+        if fits && patch && dropped.iter().any(|of| of.channel == channel && of.baseless) {
+            let spared = instead(&mut frame, &mut messages, &mut patch);
+            dropped.push(Dropped { channel, messages: spared, baseless: false });
+            // A full one may be longer than the patch.
+            fits = self.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
+        }
+        if !fits {
+            dropped.push(Dropped { channel, messages, baseless: outgoing.delta });
+        }
+        self.lost(index, &dropped);
+        dropped.clear();
+        self.dropped = dropped;
+        if !fits {
+            return;
+        }
+        if outgoing.delta {
+            // With this one it has a base.
+            self.set_fresh(index, channel, false);
+        }
+        let droppable = Droppable { channel, messages, delta: outgoing.delta, patch };
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            self.outboxes.push(&mut conn.outbox, frame.clone(), Some(droppable));
+            let key = conn.key(index);
+            self.mark_dirty(key);
+        }
+    }
+
+    /// More waits for a connection than may: whether dropping what may be dropped was enough.
+    pub(super) fn made_room(&mut self, index: u32, outbox: u32) -> bool {
+        let bytes_max = self.node.rules.client.queue_bytes_max;
+        let mut dropped = std::mem::take(&mut self.dropped);
+        let enough = self.outboxes.make_room(outbox, 0, bytes_max, &mut dropped);
+        self.lost(index, &dropped);
+        dropped.clear();
+        self.dropped = dropped;
+        enough
+    }
+
+    /// Publications that a connection won't get: they are counted, and the next ones go in full.
+    fn lost(&mut self, index: u32, dropped: &[Dropped]) {
+        for Dropped { channel, messages, baseless } in dropped {
+            self.slow_of(*channel).dropped.add(u64::from(*messages));
+            if *baseless {
+                self.set_fresh(index, *channel, true);
+            }
+        }
+    }
+
+    fn set_fresh(&mut self, index: u32, channel: u32, fresh: bool) {
+        let Some(session) = self.session_of(index) else { return };
+        let Some(sub) = session.subs.find(channel).filter(|sub| sub.state == SubState::Live) else {
+            return;
+        };
+        let place = sub.place;
+        if let Some(local) = self.locals.get(channel) {
+            local.subscribers.set_fresh(place, fresh);
+        }
+    }
+
+    fn slow_of(&mut self, channel: u32) -> &SlowCounters {
+        let namespace = self.locals.get(channel).map_or(u16::MAX, |local| local.namespace);
+        self.slow_in(namespace)
+    }
+
+    /// The figures of a namespace. The last ones are of those that came later.
+    pub(super) fn slow_in(&self, namespace: u16) -> &SlowCounters {
+        let counters = &self.node.slow[self.id.index()];
+        &counters[usize::from(namespace).min(counters.len() - 1)]
+    }
+}
