@@ -219,12 +219,13 @@ impl Publisher {
 
     /// Puts what is due into frames, as far as the socket can be expected to take it.
     fn publish_due(&mut self, schedule: &mut Schedule) {
+        let full = self.written < self.out.len();
         while self.open && !schedule.is_done() && self.out.len() - self.written < BATCH_BYTES {
             let blocked = self.written < self.out.len();
             let now_ns = self.now_ns();
             if let Some(window) = &self.plan.closed_loop {
                 let sequence = schedule.sent + 1;
-                if blocked || now_ns < schedule.start_ns || !window.may_leave(sequence) {
+                if full || now_ns < schedule.start_ns || !window.may_leave(sequence) {
                     break;
                 }
                 self.put_message(schedule.channel(), now_ns, now_ns);
