@@ -134,6 +134,11 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     pub window: Option<u32>,
 
+    /// Wait for messages by asking again and again: takes whole processors, and spares a server that
+    /// is measured beside them the cost of waking this client.
+    #[arg(long)]
+    pub spin: bool,
+
     /// How long to send; for idle how long to hold.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub duration: Duration,

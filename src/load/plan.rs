@@ -82,6 +82,7 @@ pub(crate) struct Plan {
     pub(crate) window: u32,
     /// What a broadcast publishes by when it keeps no rate.
     pub(crate) closed_loop: Option<Arc<Window>>,
+    pub(crate) spin: bool,
     pub(crate) duration: Duration,
     pub(crate) threads: usize,
     pub(crate) pid: Option<u32>,
@@ -143,6 +144,7 @@ impl Plan {
             payload_bytes: flags.size,
             window: flags.window.unwrap_or(1),
             closed_loop,
+            spin: flags.spin,
             duration: flags.duration,
             threads,
             pid: flags.pid,

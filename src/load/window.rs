@@ -24,6 +24,8 @@ pub(crate) struct Window {
     /// Who gets each message.
     receivers: AtomicU32,
     arrivals: Box<[AtomicU32]>,
+    /// A message is complete that the publisher wasn't told of.
+    complete: AtomicBool,
     /// The publisher waits for the bell.
     waiting: AtomicBool,
     bell: OwnedFd,
@@ -36,6 +38,7 @@ impl Window {
             in_flight_max,
             receivers: AtomicU32::new(u32::MAX),
             arrivals: (0..SLOTS).map(|_| AtomicU32::new(0)).collect(),
+            complete: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             bell: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
@@ -46,10 +49,20 @@ impl Window {
         self.receivers.store(count, Ordering::Relaxed);
     }
 
-    /// By a worker: message `sequence` has reached one more.
+    /// By a worker: message `sequence` has reached one more. Behind the last one that came with it:
+    /// [`Self::ring`].
     pub(crate) fn arrived(&self, sequence: u32) {
         let arrivals = self.slot(sequence).fetch_add(1, Ordering::SeqCst) + 1;
-        if arrivals >= self.receivers.load(Ordering::Relaxed)
+        if arrivals >= self.receivers.load(Ordering::Relaxed) {
+            self.complete.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// By a worker: the publisher may see what is complete. Those that came together are followed
+    /// together.
+    pub(crate) fn ring(&self) {
+        if self.complete.load(Ordering::Relaxed)
+            && self.complete.swap(false, Ordering::SeqCst)
             && self.waiting.swap(false, Ordering::SeqCst)
         {
             // Full means that it rings already.
@@ -111,6 +124,8 @@ mod tests {
         window.arrived(1);
         assert!(window.may_leave(3) && window.may_leave(4) && !window.may_leave(5));
         // Rung once for all that was waited for.
+        window.ring();
+        window.ring();
         assert_eq!(rustix::io::read(window.bell(), &mut [0; 8]), Ok(8));
         window.heard();
     }

@@ -266,7 +266,7 @@ impl Running {
     }
 
     fn timeout(&self) -> Duration {
-        if !self.unread.is_empty() {
+        if !self.unread.is_empty() || (self.fleet.plan.spin && self.fleet.measuring) {
             return Duration::ZERO;
         }
         let send = self.pace.as_ref().map(|pace| pace.next_ns as u64);
@@ -345,6 +345,9 @@ impl Running {
             }
         }
         self.fleet.flush(index, now_ns);
+        if let Some(window) = &self.fleet.plan.closed_loop {
+            window.ring();
+        }
     }
 
     fn take_frames(&mut self, index: u32, input: &mut [u8], now_ns: u64) {

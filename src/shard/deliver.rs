@@ -2,6 +2,7 @@
 
 use super::mail::{Asker, Mail};
 use super::*;
+use crate::edge::channels::SlowPolicy;
 use crate::hub::local::{Delivery, Sending};
 use crate::hub::parcel::{Parcel, Told};
 use crate::proto::client::{Reply, Unsubscribed};
@@ -9,17 +10,7 @@ use crate::proto::client::{Reply, Unsubscribed};
 impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
     pub(super) fn open_mail(&mut self) {
-        // Mail to itself is as old as this turn's: one round, so that others have theirs too.
-        let mut bytes = 0;
-        for _ in 0..self.loopback.len() {
-            if bytes >= TURN_MAIL_BYTES_MAX {
-                break;
-            }
-            let Some(batch) = self.loopback.pop_front() else { break };
-            bytes += batch.bytes;
-            self.loopback_bytes -= batch.bytes;
-            self.open_batch(*batch);
-        }
+        self.open_loopback();
         let mut bytes = 0;
         for _ in 0..TURN_BATCHES_MAX {
             if bytes >= TURN_MAIL_BYTES_MAX {
@@ -30,6 +21,33 @@ impl<D: Driver> Shard<D> {
             self.open_batch(*batch);
         }
         self.mailbox.take_turned(|shard| self.mail[shard.index()].ring());
+    }
+
+    /// Opens some of the mail to itself. Each batch that is there, and no more: others have their turn.
+    fn open_loopback(&mut self) {
+        let mut bytes = 0;
+        for _ in 0..self.loopback.len() {
+            if bytes >= TURN_MAIL_BYTES_MAX {
+                break;
+            }
+            let Some(batch) = self.loopback.pop_front() else { break };
+            bytes += batch.bytes;
+            self.loopback_bytes -= batch.bytes;
+            self.open_batch(*batch);
+        }
+    }
+
+    /// Opens what this turn's reading and mail had for this shard itself: a question to a home that is
+    /// here is answered with the reply that the same turn writes, and a publication goes on to its
+    /// subscribers.
+    pub(super) fn open_own_mail(&mut self) {
+        for _ in 0..OWN_MAIL_ROUNDS {
+            self.flush_to(self.id);
+            if self.loopback.is_empty() {
+                return;
+            }
+            self.open_loopback();
+        }
     }
 
     fn open_batch(&mut self, batch: Batch) {
@@ -174,11 +192,16 @@ impl<D: Driver> Shard<D> {
             for (conn, outgoing) in walk.to.drain(..) {
                 let outgoing = &walk.outgoing[outgoing as usize];
                 messages += u64::from(outgoing.messages);
-                if policy.drops() && outgoing.last.is_some() {
-                    self.enqueue_droppable(conn, at, policy, outgoing);
-                } else if let Some(frame) = &outgoing.frame
-                    && self.enqueue(conn, frame.clone()) > queue_bytes_max
-                {
+                let waits = match (policy, &outgoing.last, &outgoing.frame) {
+                    (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
+                    (SlowPolicy::DropOldest, Some(_), _) => {
+                        self.enqueue_or_drop(conn, at, outgoing);
+                        0
+                    }
+                    (_, _, Some(frame)) => self.enqueue(conn, frame.clone()),
+                    _ => 0,
+                };
+                if waits > queue_bytes_max {
                     self.over.push((conn, namespace));
                 }
                 if outgoing.unfit {
@@ -209,3 +232,6 @@ impl<D: Driver> Shard<D> {
         self.locals.release(at);
     }
 }
+
+/// From the question to the home, and from there to the answer.
+const OWN_MAIL_ROUNDS: usize = 2;

@@ -1,8 +1,8 @@
 //! The loop: one shard, its connections, its channels, its mail.
 //!
 //! ```text
-//!   turn:  wait -> completions -> accept -> read -> mail -> events -> timers -> leavers -> fan-out
-//!          -> write what is queued -> send mail -> (again)
+//!   turn:  wait -> completions -> accept -> read -> mail -> mail to itself -> events -> timers
+//!          -> leavers -> fan-out -> write what is queued -> send mail -> (again)
 //! ```
 //! A shard never blocks but in its driver's wait, takes no lock, and shares nothing with other
 //! shards but mail, shared frames and counters. Each step of a turn is bounded; what is over its
@@ -339,6 +339,7 @@ impl<D: Driver> Shard<D> {
         self.accept_some();
         self.read_some();
         self.open_mail();
+        self.open_own_mail();
         self.tell_events();
         self.fire_timers();
         self.drain_some();

@@ -14,16 +14,33 @@ use crate::proto::ws;
 #[derive(Debug)]
 struct Waiting {
     frame: SharedFrame,
-    /// The channel whose publications these are, by its place here, if they may be dropped; else
-    /// [`NONE`]. Behind an unsubscribe the place may be another channel's: then these are dropped with
-    /// that one's, and nobody waits for them.
+    /// The channel whose publications these are, by its place here, if newer ones may take their
+    /// place; else [`NONE`]. Behind an unsubscribe the place may be another channel's: then these go
+    /// with that one's, and nobody waits for them.
     channel: u32,
     /// How many.
     messages: u16,
-    /// They may be patches.
-    delta: bool,
-    /// They begin with a patch, which builds on the ones before.
-    patch: bool,
+    kind: Kind,
+}
+
+/// What may become of publications that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// They wait until they go, or until a newer one takes their place.
+    Kept,
+    /// The oldest are dropped when there are too many.
+    Oldest,
+    /// ... of a subscriber that takes patches, and they begin in full.
+    OldestFull,
+    /// ... and they begin with a patch, which builds on the ones before.
+    OldestPatch,
+}
+
+impl Kind {
+    fn is_delta(self) -> bool {
+        matches!(self, Self::OldestFull | Self::OldestPatch)
+    }
 }
 
 const _: () = assert!(size_of::<Waiting>() == 16);
@@ -35,10 +52,8 @@ pub(super) struct Droppable {
     pub(super) channel: u32,
     /// How many they are.
     pub(super) messages: u32,
-    /// They may be patches.
-    pub(super) delta: bool,
-    /// They begin with a patch.
-    pub(super) patch: bool,
+    /// What may become of them.
+    pub(super) kind: Kind,
 }
 
 /// What was dropped of a channel.
@@ -85,10 +100,10 @@ impl Outbox {
     fn push(&mut self, frame: SharedFrame, droppable: Option<Droppable>) {
         self.bytes += frame.len();
         self.frames.push_back(match droppable {
-            Some(Droppable { channel, messages, delta, patch }) => {
-                Waiting { frame, channel, messages: messages as u16, delta, patch }
+            Some(Droppable { channel, messages, kind }) => {
+                Waiting { frame, channel, messages: messages as u16, kind }
             }
-            None => Waiting { frame, channel: NONE, messages: 0, delta: false, patch: false },
+            None => Waiting { frame, channel: NONE, messages: 0, kind: Kind::Kept },
         });
         self.messages = 0;
     }
@@ -135,22 +150,23 @@ impl Outbox {
         let mut at = self.first_free();
         while self.bytes + bytes > bytes_max {
             let mut frames = self.frames.range(at.min(self.frames.len())..);
-            let Some(ahead) = frames.position(|waiting| waiting.channel != NONE) else {
+            let Some(ahead) = frames.position(|waiting| waiting.kind != Kind::Kept) else {
                 return false;
             };
             at += ahead;
             let Some(oldest) = self.remove(at) else { return false };
             let channel = oldest.channel;
             let mut messages = u32::from(oldest.messages);
-            let mut next = if oldest.delta { self.next_of(channel, at) } else { None };
+            let delta = oldest.kind.is_delta();
+            let mut next = if delta { self.next_of(channel, at) } else { None };
             // What builds on it goes with it.
             while let Some(patch) = next
-                && self.frames[patch].patch
+                && self.frames[patch].kind == Kind::OldestPatch
             {
                 messages += self.remove(patch).map_or(0, |waiting| u32::from(waiting.messages));
                 next = self.next_of(channel, patch);
             }
-            dropped.push(Dropped { channel, messages, baseless: oldest.delta && next.is_none() });
+            dropped.push(Dropped { channel, messages, baseless: delta && next.is_none() });
         }
         true
     }

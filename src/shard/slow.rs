@@ -1,12 +1,12 @@
 //! Clients that are too slow for what comes: closed, or spared publications, as the namespace says.
 //!
-//! A publication that may be dropped waits with its channel's place beside it. What has begun to go, or
-//! is with the driver, goes whole; replies and events are never dropped. Who takes patches gets what
-//! follows a drop in full.
+//! A publication that another may take the place of waits with its channel's place beside it. What has
+//! begun to go, or is with the driver, goes whole; replies and events are never dropped. Who takes
+//! patches gets what follows a drop in full. The newest of a channel isn't dropped where only the newest
+//! waits: a client for which too much else waits is closed.
 
-use super::outbox::{Droppable, Dropped};
+use super::outbox::{Droppable, Dropped, Kind};
 use super::*;
-use crate::edge::channels::SlowPolicy;
 use crate::hub::fanout::Outgoing;
 use crate::session::SubState;
 
@@ -15,62 +15,62 @@ use crate::session::SubState;
 pub struct SlowCounters {
     /// Clients closed because its publications were too much for them.
     pub closed: Counter,
-    /// Publications dropped to make room (`drop_oldest`, or a queue of newest ones that is full).
+    /// Publications dropped to make room (`drop_oldest`).
     pub dropped: Counter,
     /// Publications that a newer one took the place of (`latest`).
     pub conflated: Counter,
 }
 
 impl<D: Driver> Shard<D> {
-    /// Queues publications of a channel that drops some rather than close a client.
-    pub(super) fn enqueue_droppable(
+    /// Queues publications of a channel of which only the newest waits. What waits then is the answer,
+    /// in bytes.
+    pub(super) fn enqueue_latest(
         &mut self,
         index: u32,
         channel: u32,
-        policy: SlowPolicy,
         outgoing: &Outgoing,
-    ) {
-        let bytes_max = self.node.rules.client.queue_bytes_max;
-        let Some(all) = &outgoing.frame else { return };
-        let Some(conn) = self.conns.get(index as usize) else { return };
-        if conn.socket.is_none() || conn.flags.finished() {
-            return;
-        }
+    ) -> usize {
+        let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return 0 };
+        let Some(conn) = self.open_conn(index) else { return 0 };
         let (flags, outbox) = (conn.flags, conn.outbox);
+        if flags.held() {
+            return self.enqueue(index, all.clone());
+        }
+        let stalled = flags.blocked() || flags.sending();
+        let (frame, messages) = if stalled { (last, 1) } else { (all, outgoing.messages) };
+        if stalled {
+            let conflated = self.outboxes.drop_channel(outbox, channel) + outgoing.messages - 1;
+            self.slow_of(channel).conflated.add(u64::from(conflated));
+        }
+        self.push_droppable(index, frame, Droppable { channel, messages, kind: Kind::Kept })
+    }
+
+    /// Queues publications of a channel that drops the oldest rather than close a client.
+    pub(super) fn enqueue_or_drop(&mut self, index: u32, channel: u32, outgoing: &Outgoing) {
+        let bytes_max = self.node.rules.client.queue_bytes_max;
+        let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return };
+        let Some(conn) = self.open_conn(index) else { return };
+        let (flags, outbox, delta) = (conn.flags, conn.outbox, outgoing.delta);
         let (mut frame, mut messages, mut patch) = (all, outgoing.messages, outgoing.patch);
         if flags.held() {
             // Behind the reply to `connect` nothing is dropped again: it is refused here.
             let held = self.session_of(index).and_then(|s| Some(s.connecting()?.held_bytes));
             if held.unwrap_or(0) + frame.len() > bytes_max {
-                let baseless = outgoing.delta;
-                return self.lost(index, &[Dropped { channel, messages, baseless }]);
+                return self.lost(index, &[Dropped { channel, messages, baseless: delta }]);
             }
             self.enqueue(index, frame.clone());
             return;
         }
-        let instead = |frame: &mut _, messages: &mut _, patch: &mut _| {
-            let spared = *messages - 1;
-            if let Some(last) = &outgoing.last {
-                (*frame, *messages, *patch) = (last, 1, false);
-                return spared;
-            }
-            0
-        };
-        if policy == SlowPolicy::Latest && (flags.blocked() || flags.sending()) {
-            let conflated = self.outboxes.drop_channel(outbox, channel)
-                + instead(&mut frame, &mut messages, &mut patch);
-            self.slow_of(channel).conflated.add(u64::from(conflated));
-        }
         let mut dropped = std::mem::take(&mut self.dropped);
         let mut fits = self.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
         if fits && patch && dropped.iter().any(|of| of.channel == channel && of.baseless) {
-            let spared = instead(&mut frame, &mut messages, &mut patch);
-            dropped.push(Dropped { channel, messages: spared, baseless: false });
-            // A full one may be longer than the patch.
+            // What it builds on has gone: the last one alone, in full, which may be longer.
+            dropped.push(Dropped { channel, messages: messages - 1, baseless: false });
+            (frame, messages, patch) = (last, 1, false);
             fits = self.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
         }
         if !fits {
-            dropped.push(Dropped { channel, messages, baseless: outgoing.delta });
+            dropped.push(Dropped { channel, messages, baseless: delta });
         }
         self.lost(index, &dropped);
         dropped.clear();
@@ -78,16 +78,29 @@ impl<D: Driver> Shard<D> {
         if !fits {
             return;
         }
-        if outgoing.delta {
+        if delta {
             // With this one it has a base.
             self.set_fresh(index, channel, false);
         }
-        let droppable = Droppable { channel, messages, delta: outgoing.delta, patch };
-        if let Some(conn) = self.conns.get_mut(index as usize) {
-            self.outboxes.push(&mut conn.outbox, frame.clone(), Some(droppable));
-            let key = conn.key(index);
-            self.mark_dirty(key);
-        }
+        let kind = match (delta, patch) {
+            (false, _) => Kind::Oldest,
+            (true, false) => Kind::OldestFull,
+            (true, true) => Kind::OldestPatch,
+        };
+        self.push_droppable(index, frame, Droppable { channel, messages, kind });
+    }
+
+    fn open_conn(&self, index: u32) -> Option<&Conn<D::Socket>> {
+        let conn = self.conns.get(index as usize)?;
+        (conn.socket.is_some() && !conn.flags.finished()).then_some(conn)
+    }
+
+    fn push_droppable(&mut self, index: u32, frame: &SharedFrame, what: Droppable) -> usize {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return 0 };
+        let waits = self.outboxes.push(&mut conn.outbox, frame.clone(), Some(what));
+        let key = conn.key(index);
+        self.mark_dirty(key);
+        waits
     }
 
     /// More waits for a connection than may: whether dropping what may be dropped was enough.
