@@ -173,10 +173,10 @@ pub(crate) fn read_raw(text: &str, run: u32, said: &mut Vec<Said>) {
     said.push(payload::read(text, run).map_or(Said::Other, Said::Message));
 }
 
-/// Texts that are remembered by one thread. With [`MEMO_TEXT_BYTES_MAX`] at most 256 KiB.
+/// Texts that are remembered by one thread. With [`MEMO_TEXT_BYTES_MAX`] at most 1 MiB.
 const MEMO_SLOTS: usize = 64;
 /// Longer texts are parsed each time.
-const MEMO_TEXT_BYTES_MAX: usize = 4096;
+const MEMO_TEXT_BYTES_MAX: usize = 16 * 1024;
 
 /// What recent texts meant, by their hash; a newer text takes an older one's slot.
 ///
