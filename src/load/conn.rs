@@ -64,6 +64,8 @@ pub(crate) struct Conn {
     pub(crate) was_open: bool,
     /// Whether it stands in the list of those that have more to read.
     pub(crate) listed: bool,
+    /// Whether a write of it is collected to go out with others.
+    pub(crate) deferred: bool,
 }
 
 const _: () = assert!(size_of::<Conn>() == 56);
@@ -99,6 +101,7 @@ impl Conn {
         self.reader = Reader::new();
         self.spill = None;
         self.joined = 0;
+        self.deferred = false;
         self.state = state;
     }
 }

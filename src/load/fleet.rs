@@ -1,9 +1,11 @@
 //! One thread's connections: their lives from dialling to the end, what they are told, and the
 //! verdict on it.
 
+use super::batch::{Batch, Written};
 use super::conn::{Conn, Spill, State};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
+use super::flags::Scenario;
 use super::oracle::Verdict;
 use super::output::{mask_key, plain, say_goodbye, write_some};
 use super::payload::{PayloadWriter, Stamp};
@@ -15,7 +17,8 @@ use crate::proto::http;
 use crate::proto::ws;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use std::os::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// The connections of one thread, and what was counted about them.
@@ -30,6 +33,8 @@ pub(crate) struct Fleet {
     pub(crate) reasons: Reasons,
     /// Frames to be written when what was read is dealt with.
     pub(crate) out: Vec<u8>,
+    /// Writes that go out together, if they do.
+    batch: Option<Batch>,
     /// Whether messages are being sent and measured.
     pub(crate) measuring: bool,
     /// Closed-loop echo: until when a new message follows one that came back.
@@ -73,6 +78,7 @@ impl Fleet {
             latency_raw: figures::latency(),
             reasons: Reasons::default(),
             out: Vec::new(),
+            batch: if plan.scenario == Scenario::Echo { Batch::new() } else { None },
             measuring: false,
             echo_until_ns: 0,
             text: Vec::new(),
@@ -406,7 +412,7 @@ impl Fleet {
 
     /// Whether the connections send to themselves.
     pub(crate) fn echoes(&self) -> bool {
-        self.plan.scenario == super::flags::Scenario::Echo
+        self.plan.scenario == Scenario::Echo
     }
 
     /// Appends the next message of an echoing connection to what is to be written.
@@ -435,7 +441,29 @@ impl Fleet {
 
     /// Writes what was put, behind what the socket has not taken yet.
     pub(crate) fn flush(&mut self, index: u32, now_ns: u64) {
+        if self.conns[index as usize].deferred {
+            // Behind what is on its way already.
+            let out = std::mem::take(&mut self.out);
+            self.flush_batch(now_ns);
+            self.out = out;
+        }
         let conn = &mut self.conns[index as usize];
+        if let Some(batch) = &mut self.batch
+            && conn.state == State::Open
+            && conn.fd.is_some()
+            && !conn.is_blocked()
+        {
+            if self.out.is_empty() {
+                return;
+            }
+            conn.deferred = true;
+            let full = batch.push(index, conn.generation, &self.out);
+            self.out.clear();
+            if full {
+                self.flush_batch(now_ns);
+            }
+            return;
+        }
         let written = match &mut conn.spill {
             _ if conn.fd.is_none() => Ok(()),
             Some(spill) if !spill.output.is_empty() => {
@@ -456,6 +484,38 @@ impl Fleet {
         conn.trim();
         if let Err(error) = written {
             self.ended(index, &plain(&error.into()), now_ns);
+        }
+    }
+
+    /// Writes what was collected.
+    pub(crate) fn flush_batch(&mut self, now_ns: u64) {
+        if self.batch.as_ref().is_none_or(Batch::is_empty) {
+            return;
+        }
+        let Some(mut batch) = self.batch.take() else { return };
+        let conns = &self.conns;
+        batch.run(|index, generation| {
+            let conn = &conns[index as usize];
+            conn.fd.as_ref().filter(|_| conn.generation == generation).map(AsFd::as_fd)
+        });
+        let mut broken = Vec::new();
+        batch.take(|Written { index, bytes, result }| {
+            let conn = &mut self.conns[index as usize];
+            conn.deferred = false;
+            let count = match result {
+                0.. => result as usize,
+                _ if -result == Errno::AGAIN.raw_os_error() => 0,
+                errno => return broken.push((index, -errno)),
+            };
+            if count < bytes.len() {
+                let spill = conn.spill.get_or_insert_with(|| Box::new(Spill::default()));
+                spill.output.extend_from_slice(&bytes[count..]);
+            }
+        });
+        self.batch = Some(batch);
+        for (index, errno) in broken {
+            let error = std::io::Error::from_raw_os_error(errno);
+            self.ended(index, &plain(&error), now_ns);
         }
     }
 

@@ -17,6 +17,7 @@
 )]
 
 mod api;
+mod batch;
 mod conn;
 mod dial;
 mod figures;

@@ -138,6 +138,7 @@ impl Running {
             self.fleet.dial_due(self.poll.registry(), now_ns);
             self.send_due(now_ns);
             self.read_unread();
+            self.fleet.flush_batch(now_ns);
             self.show();
             self.wait(&mut events)?;
             for event in &events {
@@ -145,6 +146,8 @@ impl Running {
                     self.handle(event);
                 }
             }
+            let now_ns = self.now_ns();
+            self.fleet.flush_batch(now_ns);
         }
     }
 
