@@ -4,7 +4,7 @@
 //! `floor PORT epoll|uring`. With `epoll` each read and each write is a system call of its own; with
 //! `uring` writes (and an echo's reads) go through an io_uring in batches. Paths: `/echo` sends each
 //! message back; `/connection/websocket` speaks as much of the client protocol as a load client needs,
-//! and gives every subscriber the same bytes as roost would; any other is upgraded and left alone.
+//! and gives every subscriber a frame as long as roost's; any other is upgraded and left alone.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,9 +14,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use serde_json::value::RawValue;
 use tungstenite::handshake::derive_accept_key;
 
@@ -94,8 +92,7 @@ fn main() -> io::Result<()> {
     };
     raise_descriptors();
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let listener =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    let listener = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&listener, true)?;
     sockopt::set_tcp_nodelay(&listener, true)?;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
@@ -171,8 +168,7 @@ impl Floor {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         while let Ok(fd) = rustix::net::accept_with(&self.listener, flags) {
             let key = fd.as_raw_fd() as u64;
-            let interest =
-                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            let interest = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
             if epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(key), interest).is_ok() {
                 let conn = Conn { fd, kind: Kind::Head, input: Vec::new(), unsent: Vec::new() };
                 self.conns.insert(key, conn);
@@ -213,7 +209,8 @@ impl Floor {
         });
         let results = submit(self.ring.as_mut(), entries);
         let mut outs = Vec::with_capacity(keys.len());
-        for ((key, result), slot) in keys.iter().zip(results).zip(slots.chunks_exact_mut(SLOT_BYTES))
+        for ((key, result), slot) in
+            keys.iter().zip(results).zip(slots.chunks_exact_mut(SLOT_BYTES))
         {
             let mut out = Vec::new();
             match result {
@@ -312,7 +309,9 @@ impl Floor {
             }
             match (opcode, kind) {
                 (8, _) => return (at, false),
-                (1 | 2, Kind::Echo) => put_frame(out, bytes[at] & 15, &bytes[at + head..][..length]),
+                (1 | 2, Kind::Echo) => {
+                    put_frame(out, bytes[at] & 15, &bytes[at + head..][..length])
+                }
                 (1, Kind::Client) => {
                     let text = bytes[at + head..][..length].to_vec();
                     self.commands(key, &text, out);
