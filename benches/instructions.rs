@@ -1,0 +1,139 @@
+//! Pieces of the hot path, each run as often as it is told, for counting instructions instead of time:
+//! `tools/instructions` runs them under a machine that counts. Without arguments each piece runs once.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use roost::base::frame::SharedFrame;
+use roost::base::tags::Tags;
+use roost::base::time::Millis;
+use roost::hub::fanout::{FanOut, Walk};
+use roost::hub::filter::Filters;
+use roost::hub::parcel::{Form, Parcel, Told};
+use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
+use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
+use roost::proto::ws::{self, ReadRules, Reader};
+use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
+
+const SERVER: ReadRules = ReadRules { masked: true, message_bytes_max: 65536 };
+
+/// A piece: its name, and what runs it so many times.
+type Piece = (&'static str, fn(u32));
+
+const PIECES: &[Piece] = &[
+    ("read a masked text of 64 B", |n| read(n, &"x".repeat(64))),
+    ("read a masked text of 1 KiB, not ASCII", |n| read(n, &"é".repeat(512))),
+    ("mask 1 KiB", |n| {
+        let mut data = vec![0x55; 1024];
+        (0..n).for_each(|_| ws::mask(black_box(&mut data), [1, 2, 3, 4], 0));
+    }),
+    ("write a frame of 128 B", |n| {
+        let (payload, mut out) = ([b'x'; 128], Vec::new());
+        for _ in 0..n {
+            out.clear();
+            ws::put_frame(black_box(&mut out), ws::TEXT, &payload);
+        }
+    }),
+    ("read a publish in JSON", |n| {
+        let line = r#"{"id":17,"publish":{"channel":"chat:lobby","data":{"text":"hello"}}}"#;
+        (0..n).for_each(|_| drop(black_box(commands(black_box(line)).next())));
+    }),
+    ("read a publish in Protobuf", |n| {
+        let frame = b"\x3c\x08\x11\x3a\x38\x0a\x0achat:lobby\x12\x2a{\"text\":\"hello, everyone\",\
+                      \"at\":1700000000}";
+        (0..n).for_each(|_| drop(black_box(binary_commands(black_box(frame)).next())));
+    }),
+    ("write a publication in JSON", |n| put(n, Encoding::Json)),
+    ("write a publication in Protobuf", |n| put(n, Encoding::Protobuf)),
+    ("a timer fires and is set again", timers),
+    ("fan-out to 1,000 subscribers", fan_out),
+];
+
+fn read(n: u32, text: &str) {
+    let mut frame = Vec::new();
+    ws::put_masked(&mut frame, ws::TEXT, text.as_bytes(), [1, 2, 3, 4]);
+    let (mut reader, mut input) = (Reader::new(), frame.clone());
+    for _ in 0..n {
+        input.copy_from_slice(&frame);
+        let mut at = 0;
+        while let Ok(Some(event)) = reader.next(&SERVER, &mut input, &mut at) {
+            black_box(event);
+        }
+    }
+}
+
+fn put(n: u32, encoding: Encoding) {
+    let data = br#"{"text":"hello, everyone","at":1700000000}"#;
+    let push = Push::Publication(Publication { data, offset: 42, ..Publication::DEFAULT });
+    let mut out = Vec::with_capacity(1024);
+    for _ in 0..n {
+        out.clear();
+        encoding.put_push(black_box(&mut out), "chat:lobby", &push);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Conn {
+    links: Links,
+    deadline_tick: u32,
+}
+
+struct Table(Vec<Conn>);
+
+impl LinkTable for Table {
+    fn links(&mut self, index: u32) -> &mut Links {
+        &mut self.0[index as usize].links
+    }
+}
+
+impl TimerTable for Table {
+    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
+        &mut self.0[index as usize].deadline_tick
+    }
+}
+
+fn timers(n: u32) {
+    const CONNS: u32 = 1000;
+    let mut table = Table(vec![Conn::default(); CONNS as usize]);
+    let mut wheel = Wheel::new(Millis(0));
+    for index in 0..CONNS {
+        wheel.insert(&mut table, index, Millis(1 + u64::from(index) * 25));
+    }
+    for _ in 0..n {
+        let now = wheel.next_deadline().unwrap_or_default();
+        if let Some(index) = wheel.pop_expired(now, &mut table, &mut 1) {
+            wheel.insert(&mut table, index, now.after(25_000));
+        }
+    }
+}
+
+fn fan_out(n: u32) {
+    let mut subscribers = Subscribers::default();
+    for conn in 0..1000 {
+        subscribers.add(Subscriber { conn, traits: Traits::new(Form::Json) });
+    }
+    let json = Some(SharedFrame::new(&[b'x'; 200]));
+    let parcel = Arc::new(Parcel { json, ..Parcel::new(Told::Publication, 0, Tags::NONE) });
+    let (filters, mut walk, mut scratch) = (Filters::default(), Walk::default(), Vec::new());
+    for _ in 0..n {
+        let mut fan_out = FanOut::default();
+        fan_out.push(Arc::clone(&parcel), 1000, false);
+        while fan_out.walk(2048, &mut subscribers, &filters, &mut walk, |_, _, _| (), &mut scratch)
+        {
+            black_box(&walk.to);
+        }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [flag] if flag == "--list" => PIECES.iter().for_each(|(name, _)| println!("{name}")),
+        [name, times] if times.parse::<u32>().is_ok() => {
+            let (_, run) = PIECES.iter().find(|(piece, _)| piece == name).expect("a piece");
+            run(times.parse().unwrap_or(1));
+        }
+        // What the test runner and `cargo bench` say is no piece.
+        _ => PIECES.iter().for_each(|(_, run)| run(1)),
+    }
+}
