@@ -68,7 +68,7 @@ def free_port():
 
 
 def clean_environment(extra):
-    kept = {k: v for k, v in os.environ.items() if not re.match("ROOST_|CENTRIFUGO_", k)}
+    kept = {k: v for k, v in os.environ.items() if not re.match("ROOST_(?!IO$)|CENTRIFUGO_", k)}
     return {**kept, **extra}
 
 
