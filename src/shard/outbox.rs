@@ -543,4 +543,58 @@ mod tests {
         boxes.drop_unsent(at);
         assert_eq!(boxes.bytes(), 0);
     }
+
+    fn queue(kinds: &[(u32, Kind)]) -> (Outboxes, u32) {
+        let (mut boxes, mut at) = (Outboxes::default(), NONE);
+        for (number, (channel, kind)) in (b'0'..).zip(kinds) {
+            let droppable = Droppable { channel: *channel, messages: 1, kind: *kind };
+            let droppable = Some(droppable).filter(|of| of.channel != NONE);
+            boxes.push(&mut at, SharedFrame::new(&[number; 10]), droppable);
+        }
+        (boxes, at)
+    }
+
+    fn numbers(boxes: &Outboxes, at: u32) -> String {
+        let (frames, _) = boxes.get(at).unwrap().unsent();
+        frames.map(|frame| char::from(frame.bytes()[0])).collect()
+    }
+
+    #[test]
+    fn the_oldest_make_room_and_take_with_them_what_builds_on_them() {
+        let kinds = [
+            (NONE, Kind::Kept),
+            (1, Kind::OldestFull),
+            (2, Kind::Oldest),
+            (1, Kind::OldestPatch),
+            (3, Kind::Kept),
+            (1, Kind::OldestFull),
+            (1, Kind::OldestPatch),
+        ];
+        let (mut boxes, at) = queue(&kinds);
+        let mut dropped = Vec::new();
+        // Room for one: 1 goes, and 3 with it, but 5 begins anew.
+        assert!(boxes.make_room(at, 10, 70, &mut dropped));
+        assert_eq!(numbers(&boxes, at), "02456");
+        assert_eq!(dropped, [Dropped { channel: 1, messages: 2, baseless: false }]);
+        // Room for more than there is: what is kept stays.
+        let mut dropped = Vec::new();
+        assert!(!boxes.make_room(at, 10, 25, &mut dropped));
+        assert_eq!(numbers(&boxes, at), "04");
+        let baseless: Vec<_> = dropped.iter().map(|of| (of.channel, of.baseless)).collect();
+        assert_eq!(baseless, [(2, false), (1, true)]);
+        assert_eq!(boxes.bytes(), 20);
+    }
+
+    #[test]
+    fn what_has_begun_to_go_is_neither_dropped_nor_replaced() {
+        let (mut boxes, at) = queue(&[(1, Kind::Oldest), (1, Kind::Oldest), (1, Kind::Kept)]);
+        boxes.advance(at, 3);
+        assert!(!boxes.make_room(at, 10, 10, &mut Vec::new()));
+        assert_eq!(numbers(&boxes, at), "02");
+        boxes.get_mut(at).unwrap().set_in_flight(true);
+        assert_eq!(boxes.drop_channel(at, 1), 0);
+        boxes.get_mut(at).unwrap().set_in_flight(false);
+        assert_eq!(boxes.drop_channel(at, 1), 1);
+        assert_eq!((numbers(&boxes, at), boxes.bytes()), ("0".to_owned(), 7));
+    }
 }

@@ -332,3 +332,27 @@ pub(super) fn join(protobuf: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
 
 /// Closing a connection with less than this doesn't help against a shortage of memory.
 const GIVE_UP_BYTES_MIN: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joined_frames_are_batches_of_the_protocol() {
+        let frames: Vec<_> = (0..20).map(|n| ws::text_frame(format!("m{n}").as_bytes())).collect();
+        let frames: Vec<_> = frames.iter().collect();
+        let lines = |range: std::ops::Range<u32>| {
+            range.map(|n| format!("m{n}")).collect::<Vec<_>>().join("\n")
+        };
+        let mut out = Vec::new();
+        join(false, &frames, &mut out);
+        let mut expected = Vec::new();
+        ws::put_frame(&mut expected, ws::TEXT, lines(0..16).as_bytes());
+        ws::put_frame(&mut expected, ws::TEXT, lines(16..20).as_bytes());
+        assert_eq!(out, expected);
+        let frames = [b"\x01a", b"\x01b"].map(|message| ws::frame(ws::BINARY, message));
+        out.clear();
+        join(true, &frames.iter().collect::<Vec<_>>(), &mut out);
+        assert_eq!(out, ws::frame(ws::BINARY, b"\x01a\x01b").bytes());
+    }
+}
