@@ -86,9 +86,6 @@ pub const TURN_TIMERS_MAX: usize = 1024;
 /// Dead connections cleaned up in one turn.
 pub const TURN_LEAVERS_MAX: usize = 512;
 
-/// Deliveries to subscribers in one turn.
-pub const TURN_DELIVERIES_MAX: u32 = 2048;
-
 /// Connections written to with one call of the driver.
 pub const SENDS_MAX: usize = 256;
 

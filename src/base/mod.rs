@@ -11,3 +11,4 @@ pub mod limits;
 pub mod rng;
 pub mod tags;
 pub mod time;
+pub mod times;

@@ -440,6 +440,7 @@ fn roost(root: &Scope) -> Roost {
             (_, Some(count)) => Shards::Count(count),
         },
         io,
+        turn_deliveries: root.integer("roost.turn_deliveries") as u32,
         echo: root.flag("roost.echo"),
         drain_rate: root.count("roost.drain_rate"),
         memory_limit: match table::memory(&root.text("roost.memory_limit")) {

@@ -186,6 +186,8 @@ pub struct Roost {
     pub shards: Shards,
     /// Which driver.
     pub io: Io,
+    /// Deliveries in one turn.
+    pub turn_deliveries: u32,
     /// Serve `/echo`.
     pub echo: bool,
     /// Connections closed per second when draining; 0: evenly over the shutdown timeout.

@@ -63,6 +63,9 @@ pub struct Epoll {
     passed: Vec<OwnedFd>,
     read_buffer: Option<Box<[u8]>>,
     started: Instant,
+    /// When the last wait ended, and how long the shard had worked before it.
+    woken: Instant,
+    worked_us: u32,
     now: Millis,
     unix: UnixSeconds,
 }
@@ -92,6 +95,8 @@ impl Epoll {
             passed: Vec::new(),
             read_buffer: Some(vec![0; TURN_READ_BYTES_MAX].into_boxed_slice()),
             started,
+            woken: started,
+            worked_us: 0,
             now: Millis(0),
             unix: UnixSeconds(0),
         };
@@ -111,7 +116,8 @@ impl Epoll {
 
     #[expect(clippy::disallowed_methods, reason = "the one place where a shard reads the clock")]
     fn read_clock(&mut self) {
-        self.now = Millis(self.started.elapsed().as_millis() as u64);
+        self.woken = Instant::now();
+        self.now = Millis(self.woken.duration_since(self.started).as_millis() as u64);
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.unix = UnixSeconds(unix.map_or(0, |d| d.as_secs() as i64));
     }
@@ -125,11 +131,16 @@ impl Driver for Epoll {
         self.now
     }
 
+    fn worked_us(&self) -> Option<u32> {
+        Some(self.worked_us)
+    }
+
     fn unix(&self) -> UnixSeconds {
         self.unix
     }
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
+        self.worked_us = u32::try_from(self.woken.elapsed().as_micros()).unwrap_or(u32::MAX);
         let timeout = until.map(|until| Duration::from_millis(until.since(self.now)));
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}

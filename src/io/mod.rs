@@ -126,8 +126,13 @@ pub trait Driver {
     /// Bytes lent to the shard.
     type Lease: DerefMut<Target = [u8]>;
 
-    /// Time, read once for each [`Driver::wait`].
+    /// Time, read at the end of each [`Driver::wait`].
     fn now(&self) -> Millis;
+    /// How long the shard worked between the last two waits, microseconds: so long had to wait what
+    /// became ready meanwhile. Nothing for a driver without a clock.
+    fn worked_us(&self) -> Option<u32> {
+        None
+    }
     /// The same moment by the wall clock, for tokens.
     fn unix(&self) -> UnixSeconds;
     /// Waits for something to happen, at most until `until` (`None`: as long as it takes), and

@@ -117,6 +117,10 @@ impl Driver for Uring {
         self.epoll.now()
     }
 
+    fn worked_us(&self) -> Option<u32> {
+        self.epoll.worked_us()
+    }
+
     fn unix(&self) -> UnixSeconds {
         self.epoll.unix()
     }

@@ -1,5 +1,6 @@
 //! The control thread: signals, figures, memory, the end. Never on the path of a message.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::{Ended, Reload, Reloaded, memory};
+use crate::base::times::Counts;
 use crate::shard::mail::{Letterbox, Mail};
 use crate::shard::{Node, SlowCounters};
 
@@ -42,6 +44,8 @@ pub(super) struct Control {
     pub(super) shutdown_timeout: Duration,
     pub(super) memory_limit_bytes: u64,
     pub(super) reload: Reload,
+    /// Loop lag as it was when it was last told.
+    pub(super) lag_told: RefCell<Counts>,
 }
 
 /// How often memory is looked at.
@@ -178,6 +182,7 @@ impl Control {
         for counters in &self.node.counters {
             counters.each(|name, value| *sums.entry(name).or_insert(0u64) += value);
         }
+        sums.extend(self.loop_lag());
         sums.insert("shards", self.node.counters.len() as u64);
         sums.insert("clients", self.node.clients.load(Ordering::Relaxed));
         sums.insert("uptime_ms", self.started.elapsed().as_millis() as u64);
@@ -189,6 +194,19 @@ impl Control {
         use std::io::Write;
         // A reader that has gone is no reason to end.
         let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+
+    /// How long turns of all shards worked since the line before.
+    fn loop_lag(&self) -> [(&'static str, u64); 4] {
+        let mut counts = Counts::default();
+        self.node.loop_lag.iter().for_each(|times| times.add_to(&mut counts));
+        let added = counts.since(&self.lag_told.replace(counts.clone()));
+        [
+            ("loop_lag_us_p50", added.quantile(0.5)),
+            ("loop_lag_us_p99", added.quantile(0.99)),
+            ("loop_lag_us_p999", added.quantile(0.999)),
+            ("loop_lag_us_max", added.quantile(1.0)),
+        ]
     }
 
     /// What became of slow clients by namespace, where anything did.

@@ -19,6 +19,7 @@ mod signatures;
 
 pub use self::serve::serve;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
+use crate::base::times::{Counts, Times};
 use crate::config::Tokens;
 use crate::edge::channels::ChannelRules;
 use crate::hub::names::NameHasher;
@@ -174,6 +176,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         names: NameHasher::new(seeds.next_u64(), settings.shards),
         counters: ids.iter().map(|_| ShardCounters::default()).collect(),
         slow: ids.iter().map(slow).collect(),
+        loop_lag: ids.iter().map(|_| Times::default()).collect(),
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         client_rate: AtomicU64::new(0),
@@ -218,6 +221,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         shutdown_timeout: settings.shutdown_timeout,
         memory_limit_bytes: settings.memory_limit_bytes,
         reload: settings.reload,
+        lag_told: RefCell::new(Counts::default()),
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Ended, Io, Reloaded, Settings, StartFault};
-use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_DELIVERIES_MAX};
+use crate::base::limits::REQUESTS_UNANSWERED_MAX;
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
@@ -193,7 +193,7 @@ fn settings(
             echo: roost.echo,
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
-            turn_deliveries_max: TURN_DELIVERIES_MAX,
+            turn_deliveries_max: roost.turn_deliveries,
         },
         // As many as can check a burst of new clients' tokens without taking the shards' time.
         signature_threads: (facts.cores() / 4).max(1),

@@ -58,6 +58,7 @@ use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
+use crate::base::times::Times;
 use crate::edge::channels::ChannelRules;
 use crate::edge::good_tokens::GoodTokens;
 use crate::hub::fanout::Walk;
@@ -114,6 +115,8 @@ pub struct Node {
     /// What became of slow clients, for each shard by namespace; the last ones are of namespaces that
     /// came later.
     pub slow: Vec<Vec<SlowCounters>>,
+    /// How long turns work, for each shard.
+    pub loop_lag: Vec<Times>,
     /// Where signatures are checked that are too expensive for a shard.
     pub signatures: Signatures,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.
@@ -333,6 +336,9 @@ impl<D: Driver> Shard<D> {
         self.counters().turns.add(1);
         self.completions.clear();
         self.driver.wait(until, &mut self.completions);
+        if let Some(us) = self.driver.worked_us() {
+            self.node.loop_lag[self.id.index()].record(us);
+        }
         self.mailbox.awake();
         self.look_at_rules();
         self.take_completions();

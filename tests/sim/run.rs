@@ -8,6 +8,7 @@ use roost::base::id::ShardId;
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
+use roost::base::times::Times;
 use roost::hub::names::NameHasher;
 use roost::io::Alarm;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
@@ -90,6 +91,7 @@ impl Run {
             rules: plan.rules(),
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
+            loop_lag: ids.iter().map(|_| Times::default()).collect(),
             counters: ids.iter().map(|_| ShardCounters::default()).collect(),
             slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),

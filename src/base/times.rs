@@ -1,0 +1,125 @@
+//! How long things take: a histogram that one thread writes and any thread reads.
+
+use super::counters::Counter;
+
+/// Buckets: exact below 4 us, then four for each power of two, up to 33 s;
+/// what takes longer is in the last.
+const BUCKETS: usize = 96;
+
+/// Durations in microseconds, counted in buckets that are at most a quarter wide.
+///
+/// Shape: 768 bytes, on cache lines of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Times([Counter; BUCKETS]);
+
+impl Default for Times {
+    fn default() -> Self {
+        Self([const { Counter::new() }; BUCKETS])
+    }
+}
+
+impl Times {
+    /// Counts one. Only the owner may call it.
+    pub fn record(&self, us: u32) {
+        self.0[bucket(us)].inc();
+    }
+
+    /// Adds what was counted so far.
+    pub fn add_to(&self, counts: &mut Counts) {
+        for (sum, bucket) in counts.0.iter_mut().zip(&self.0) {
+            *sum += bucket.get();
+        }
+    }
+}
+
+/// Counts of one moment, summed over threads perhaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts([u64; BUCKETS]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; BUCKETS])
+    }
+}
+
+impl Counts {
+    /// What was added since an earlier moment.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut counts = self.clone();
+        for (count, before) in counts.0.iter_mut().zip(&earlier.0) {
+            *count = count.saturating_sub(*before);
+        }
+        counts
+    }
+
+    /// Microseconds that a share of all, from 0 to 1, took at most: the upper end of a bucket. 0 when
+    /// nothing was counted.
+    pub fn quantile(&self, share: f64) -> u64 {
+        let total: u64 = self.0.iter().sum();
+        let rank = ((total as f64 * share).ceil() as u64).clamp(1, total.max(1));
+        let mut seen = 0;
+        for (at, count) in self.0.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return upper(at);
+            }
+        }
+        0
+    }
+}
+
+fn bucket(us: u32) -> usize {
+    if us < 4 {
+        return us as usize;
+    }
+    let power = us.ilog2();
+    let quarter = (us >> (power - 2)) & 3;
+    ((4 * (power - 1) + quarter) as usize).min(BUCKETS - 1)
+}
+
+/// The longest duration of a bucket.
+fn upper(bucket: usize) -> u64 {
+    if bucket < 4 {
+        return bucket as u64;
+    }
+    let (power, quarter) = (bucket / 4 + 1, bucket % 4);
+    (((5 + quarter) as u64) << (power - 2)) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_duration_is_in_a_bucket_at_most_a_quarter_wide() {
+        let mut before = None;
+        for us in (0..5000).chain((5000..16_000_000).step_by(997)) {
+            let (at, end) = (bucket(us), upper(bucket(us)));
+            assert!(end >= u64::from(us) && end <= u64::from(us) * 5 / 4 + 1, "{us}: {end}");
+            assert!(before.is_none_or(|before| at >= before), "{us}");
+            before = Some(at);
+        }
+        assert_eq!(bucket(u32::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_of_what_was_added() {
+        let (times, mut counts) = (Times::default(), Counts::default());
+        assert_eq!(counts.quantile(0.5), 0);
+        times.record(1_000_000);
+        times.add_to(&mut counts);
+        let earlier = counts.clone();
+        for us in 0..1000 {
+            times.record(us);
+        }
+        let mut now = Counts::default();
+        times.add_to(&mut now);
+        let added = now.since(&earlier);
+        for (share, exact) in [(0.0, 0), (0.5, 499), (0.99, 989), (1.0, 999)] {
+            let found = added.quantile(share);
+            assert!((exact..=exact * 5 / 4).contains(&found), "{share}: {found}");
+        }
+        assert!(now.quantile(1.0) >= 1_000_000);
+    }
+}
