@@ -87,17 +87,23 @@ impl TimerTable for Table {
     }
 }
 
-/// 20,000 connections (a full shard) that are pinged every 25 s: one timer fires and is set again.
+/// Connections that are pinged every 25 s, 20,000 (a full shard) or a million: one timer fires and is
+/// set again.
 fn timers(bench: &mut Criterion) {
-    const CONNS: u32 = 20_000;
-    let mut table = Table(vec![Conn::default(); CONNS as usize]);
+    for (name, conns) in [("20,000", 20_000), ("1,000,000", 1_000_000)] {
+        timers_of(bench, name, conns);
+    }
+}
+
+fn timers_of(bench: &mut Criterion, name: &str, conns: u32) {
+    let mut table = Table(vec![Conn::default(); conns as usize]);
     let mut wheel = Wheel::new(Millis(0));
-    for index in 0..CONNS {
+    for index in 0..conns {
         // Multiplied by an odd number: neighbours in time are not neighbours in memory.
         let spread = u64::from(index.wrapping_mul(2_654_435_761) % 25_000);
         wheel.insert(&mut table, index, Millis(1 + spread));
     }
-    bench.bench_function("timer expire and insert", |bench| {
+    bench.bench_function(&format!("timer expire and insert, of {name}"), |bench| {
         bench.iter(|| {
             let now = wheel.next_deadline().unwrap_or_default();
             let index = wheel.pop_expired(now, &mut table, &mut 1);
@@ -109,9 +115,9 @@ fn timers(bench: &mut Criterion) {
     });
     let now = wheel.next_deadline().unwrap_or_default();
     let mut index = 0;
-    bench.bench_function("timer move", |bench| {
+    bench.bench_function(&format!("timer move, of {name}"), |bench| {
         bench.iter(|| {
-            index = (index + 7_919) % CONNS;
+            index = (index + 7_919) % conns;
             wheel.set(&mut table, index, now.after(25_000 + u64::from(index)));
         });
     });

@@ -6,11 +6,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use roost::base::filter::FilterNode;
 use roost::base::frame::SharedFrame;
 use roost::base::id::ShardId;
 use roost::base::tags::Tags;
 use roost::hub::fanout::{FanOut, Walk};
-use roost::hub::filter::Filters;
+use roost::hub::filter::{Filter, Filters};
 use roost::hub::parcel::{Form, Parcel, Told};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
@@ -25,7 +26,20 @@ impl Wake for Silent {
 fn parcel(bytes: usize) -> Arc<Parcel> {
     let frame = Some(SharedFrame::new(&vec![b'x'; bytes]));
     let (json, protobuf) = (frame.clone(), frame);
-    Arc::new(Parcel { json, protobuf, ..Parcel::new(Told::Publication, 0, Tags::NONE) })
+    let tags = Tags::pack([("ticker", "a")]);
+    Arc::new(Parcel { json, protobuf, ..Parcel::new(Told::Publication, 0, Tags::packed(&tags)) })
+}
+
+/// The number of a filter for one value of a tag.
+fn filter(filters: &mut Filters, ticker: &str) -> u32 {
+    let node = FilterNode {
+        key: "ticker".to_owned(),
+        cmp: "eq".to_owned(),
+        val: ticker.to_owned(),
+        ..FilterNode::default()
+    };
+    let filter = Filter::new(&node).ok().and_then(|filter| filters.intern(filter));
+    filter.expect("a filter that keeps the rules").get()
 }
 
 fn concat(_: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
@@ -35,17 +49,20 @@ fn concat(_: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
 /// Publications to all subscribers of a channel, up to where the connections' queues begin.
 fn fan_out(c: &mut Criterion) {
     let mut group = c.benchmark_group("fan-out");
-    let filters = Filters::default();
-    for (name, count, parcels, forms) in [
-        ("1 to 10,000", 10_000, 1, &[Form::Json][..]),
-        ("16 to 10,000", 10_000, 16, &[Form::Json]),
-        ("1 to 10,000 in two encodings", 10_000, 1, &[Form::Json, Form::Protobuf]),
-        ("1 to 100,000", 100_000, 1, &[Form::Json]),
+    let mut filters = Filters::default();
+    let wanted = ["a", "b", "c", "d"].map(|ticker| filter(&mut filters, ticker));
+    for (name, count, parcels, forms, wanted) in [
+        ("1 to 10,000", 10_000, 1, &[Form::Json][..], &[0][..]),
+        ("16 to 10,000", 10_000, 16, &[Form::Json], &[0]),
+        ("1 to 10,000 in two encodings", 10_000, 1, &[Form::Json, Form::Protobuf], &[0]),
+        ("16 to 10,000 with four filters", 10_000, 16, &[Form::Json], &wanted),
+        ("1 to 100,000", 100_000, 1, &[Form::Json], &[0]),
     ] {
         let mut subscribers = Subscribers::default();
         for conn in 0..count {
             let form = forms[conn as usize % forms.len()];
-            subscribers.add(Subscriber { conn, traits: Traits::new(form) });
+            let traits = Traits::new(form).with_filter(wanted[conn as usize % wanted.len()]);
+            subscribers.add(Subscriber { conn, traits });
         }
         let parcel = parcel(200);
         let (mut walk, mut scratch) = (Walk::default(), Vec::new());

@@ -5,14 +5,17 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use roost::base::frame::SharedFrame;
+use roost::base::id::ShardId;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
 use roost::hub::fanout::{FanOut, Walk};
 use roost::hub::filter::Filters;
 use roost::hub::parcel::{Form, Parcel, Told};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
+use roost::io::{Alarm, Wake};
 use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
 use roost::proto::ws::{self, ReadRules, Reader};
+use roost::shard::mail::{Mail, Mailbox, Outbox};
 use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
 
 const SERVER: ReadRules = ReadRules { masked: true, message_bytes_max: 65536 };
@@ -47,6 +50,7 @@ const PIECES: &[Piece] = &[
     ("write a publication in Protobuf", |n| put(n, Encoding::Protobuf)),
     ("a timer fires and is set again", timers),
     ("fan-out to 1,000 subscribers", fan_out),
+    ("a batch of 16 mails", mail),
 ];
 
 fn read(n: u32, text: &str) {
@@ -122,6 +126,25 @@ fn fan_out(n: u32) {
         {
             black_box(&walk.to);
         }
+    }
+}
+
+struct Silent;
+
+impl Wake for Silent {
+    fn wake(&self) {}
+}
+
+fn mail(n: u32) {
+    let (letterbox, mailbox) = Mailbox::new(16, Alarm::new(Arc::new(Silent)));
+    let mut outbox = Outbox::new(letterbox);
+    let parcel = Arc::new(Parcel::new(Told::Publication, 0, Tags::NONE));
+    for _ in 0..n {
+        for local in 0..16 {
+            outbox.push(Mail::Deliver { local, parcel: Arc::clone(&parcel) });
+        }
+        outbox.flush(ShardId(1));
+        black_box(mailbox.take());
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the wire costs: reading a masked message, masking, a frame header, a browser's upgrade.
+//! What the wire costs: reading a masked message, masking, a frame, a browser's upgrade.
 //! Wall times of a busy machine are noise: compare runs on one machine, not the figures.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -59,6 +59,18 @@ fn read(c: &mut Criterion) {
             );
         });
     }
+    // All of it is checked for UTF-8: two bytes a character.
+    let mut frame = Vec::new();
+    ws::put_masked(&mut frame, ws::TEXT, "é".repeat(512).as_bytes(), [1, 2, 3, 4]);
+    let mut reader = Reader::new();
+    group.throughput(Throughput::Bytes(frame.len() as u64));
+    group.bench_function("masked text, 1024 B, not ASCII", |b| {
+        b.iter_batched_ref(
+            || frame.clone(),
+            |input| black_box(reader.next(&SERVER, input, &mut 0).is_ok()),
+            BatchSize::SmallInput,
+        );
+    });
     group.finish();
 }
 
@@ -83,6 +95,8 @@ fn write(c: &mut Criterion) {
             black_box(&out);
         });
     });
+    let payload = [b'x'; 128];
+    c.bench_function("a shared frame of 128 B", |b| b.iter(|| ws::text_frame(black_box(&payload))));
 }
 
 fn upgrade(c: &mut Criterion) {

@@ -264,12 +264,22 @@ impl Running {
         }
         match self.poll.poll(events, Some(timeout)) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => Err(failed(error)),
-            _ => Ok(()),
+            _ => {
+                if self.spins() && events.is_empty() {
+                    // Another thread of this client may share the core.
+                    rustix::thread::sched_yield();
+                }
+                Ok(())
+            }
         }
     }
 
+    fn spins(&self) -> bool {
+        self.fleet.plan.spin && self.fleet.measuring
+    }
+
     fn timeout(&self) -> Duration {
-        if !self.unread.is_empty() || (self.fleet.plan.spin && self.fleet.measuring) {
+        if !self.unread.is_empty() || self.spins() {
             return Duration::ZERO;
         }
         let send = self.pace.as_ref().map(|pace| pace.next_ns as u64);
