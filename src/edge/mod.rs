@@ -7,6 +7,7 @@
 
 pub mod channels;
 pub mod client_id;
+pub mod glob;
 pub mod good_tokens;
 pub mod jwt;
 pub mod origin;

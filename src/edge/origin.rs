@@ -1,18 +1,17 @@
 //! Which web pages may open a connection: `client.allowed_origins` against the `Origin` header.
 
-use regex_lite::Regex;
+use super::glob::Glob;
 
 /// The patterns of `client.allowed_origins`, prepared once.
 ///
-/// A pattern is a glob over the whole lower-cased origin: `*` any text, `?` one character, `[a-z]`
-/// and `[!a-z]` one character of a set, `{a,b}` one of several, `\` takes the next character as it
-/// is. `*` as the only pattern allows every origin.
+/// A pattern is a [`Glob`] over the whole lower-cased origin. `*` as the only pattern allows every
+/// origin.
 #[derive(Clone, Debug, Default)]
 pub struct OriginRules {
     all: bool,
     exact: Vec<String>,
     // Linear in the length of the origin whatever the pattern: an origin is a stranger's text.
-    globs: Vec<Regex>,
+    globs: Vec<Glob>,
 }
 
 /// A pattern that is not a glob.
@@ -38,8 +37,7 @@ impl OriginRules {
                 rules.all = true;
             } else if lower.contains(['*', '?', '[', ']', '{', '}', '\\']) {
                 let fault = |fault| PatternFault { pattern: pattern.clone(), fault };
-                let regex = Regex::new(&translate(&lower).map_err(fault)?);
-                rules.globs.push(regex.map_err(|_| fault("a set of characters is malformed"))?);
+                rules.globs.push(Glob::new(&lower).map_err(fault)?);
             } else {
                 rules.exact.push(lower);
             }
@@ -60,64 +58,8 @@ impl OriginRules {
             return false;
         }
         let origin = origin.to_lowercase();
-        self.exact.contains(&origin) || self.globs.iter().any(|glob| glob.is_match(&origin))
+        self.exact.contains(&origin) || self.globs.iter().any(|glob| glob.matches(&origin))
     }
-}
-
-/// The glob as a regular expression over the whole text.
-fn translate(glob: &str) -> Result<String, &'static str> {
-    let mut regex = String::from(r"(?s)\A");
-    let mut depth = 0;
-    let mut chars = glob.chars();
-    while let Some(char) = chars.next() {
-        match char {
-            '*' => regex.push_str(".*"),
-            '?' => regex.push('.'),
-            '\\' => literal(&mut regex, chars.next().ok_or("ends in the middle of an escape")?),
-            '[' => set(&mut regex, &mut chars)?,
-            '{' => {
-                depth += 1;
-                regex.push_str("(?:");
-            }
-            '}' if depth > 0 => {
-                depth -= 1;
-                regex.push(')');
-            }
-            ',' if depth > 0 => regex.push('|'),
-            other => literal(&mut regex, other),
-        }
-    }
-    if depth > 0 {
-        return Err("'{' without '}'");
-    }
-    regex.push_str(r"\z");
-    Ok(regex)
-}
-
-/// What follows `[`, to its `]`.
-fn set(regex: &mut String, chars: &mut std::str::Chars<'_>) -> Result<(), &'static str> {
-    regex.push('[');
-    if chars.as_str().starts_with(['!', '^']) {
-        chars.next();
-        regex.push('^');
-    }
-    let mut members = 0;
-    loop {
-        match chars.next().ok_or("'[' without ']'")? {
-            ']' if members > 0 => break,
-            '-' => regex.push('-'),
-            '\\' => literal(regex, chars.next().ok_or("ends in the middle of an escape")?),
-            other => literal(regex, other),
-        }
-        members += 1;
-    }
-    regex.push(']');
-    Ok(())
-}
-
-fn literal(regex: &mut String, char: char) {
-    let mut buffer = [0; 4];
-    regex.push_str(&regex_lite::escape(char.encode_utf8(&mut buffer)));
 }
 
 #[cfg(test)]
