@@ -63,6 +63,26 @@ impl Gauge {
     }
 }
 
+/// What a figure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// The field's name.
+    pub name: &'static str,
+    /// The field's documentation.
+    pub help: &'static str,
+    /// Whether it only grows.
+    pub kind: Kind,
+}
+
+/// Whether a figure only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It does: a [`Counter`].
+    Counter,
+    /// It doesn't: a [`Gauge`].
+    Gauge,
+}
+
 /// Makes a struct of counters and gauges that knows its fields' names.
 ///
 /// ```text
@@ -77,32 +97,41 @@ impl Gauge {
 /// }
 /// ```
 ///
-/// gives the struct with fields [`Counter`] and [`Gauge`], `Default`, `Debug`, `NAMES` (in order) and
-/// `each`, which calls with every name and value, in the same order; all as visible as the struct.
+/// gives the struct with fields [`Counter`] and [`Gauge`], `Default`, `Debug`, `FIGURES` (what each is,
+/// in order) and `each`, which calls with every name and value, in the same order; all as visible as
+/// the struct.
 #[allow(unused_macros, reason = "the shard's list is written above this layer")]
 macro_rules! counters {
     (
         $(#[$attr:meta])*
         $vis:vis struct $name:ident {
-            $($(#[$field_attr:meta])* $field:ident: $kind:ident,)*
+            $($(#[doc = $doc:literal])+ $field:ident: $kind:ident,)*
         }
     ) => {
         $(#[$attr])*
         #[derive(Debug, Default)]
         $vis struct $name {
-            $($(#[$field_attr])* $vis $field: $crate::base::counters::counters!(@ $kind),)*
+            $($(#[doc = $doc])+ $vis $field: $crate::base::counters::counters!(@ $kind),)*
         }
 
         impl $name {
-            /// Names of all figures, in order.
-            $vis const NAMES: &'static [&'static str] = &[$(stringify!($field),)*];
+            /// What all figures are, in order.
+            $vis const FIGURES: &'static [$crate::base::counters::Figure] = &[$(
+                $crate::base::counters::Figure {
+                    name: stringify!($field),
+                    help: concat!($($doc),+),
+                    kind: $crate::base::counters::counters!(@ kind $kind),
+                },
+            )*];
 
-            /// Calls `f` with the name and the value of each figure, in the order of `NAMES`.
+            /// Calls `f` with the name and the value of each figure, in the order of `FIGURES`.
             $vis fn each(&self, mut f: impl FnMut(&'static str, u64)) {
                 $(f(stringify!($field), self.$field.get());)*
             }
         }
     };
+    (@ kind counter) => { $crate::base::counters::Kind::Counter };
+    (@ kind gauge) => { $crate::base::counters::Kind::Gauge };
     (@ counter) => { $crate::base::counters::Counter };
     (@ gauge) => { $crate::base::counters::Gauge };
 }
@@ -113,6 +142,8 @@ pub(crate) use counters;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use super::Kind;
 
     counters! {
         /// An example: alone on its cache lines, so that shards don't share one.
@@ -140,7 +171,14 @@ mod tests {
             shard.each(|name, value| *sums.entry(name).or_insert(0) += value);
         }
         assert_eq!(sums, BTreeMap::from([("conns_open", 11), ("conns_opened", 16)]));
-        assert_eq!(Example::NAMES, ["conns_opened", "conns_open"]);
+        let figures = Example::FIGURES.iter().map(|figure| (figure.name, figure.help, figure.kind));
+        assert_eq!(
+            figures.collect::<Vec<_>>(),
+            [
+                ("conns_opened", " Connections accepted, since the start.", Kind::Counter),
+                ("conns_open", " Connections open now.", Kind::Gauge),
+            ]
+        );
         assert_eq!((align_of::<Example>(), size_of::<Example>()), (64, 64));
     }
 

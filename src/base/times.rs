@@ -8,38 +8,46 @@ const BUCKETS: usize = 96;
 
 /// Durations in microseconds, counted in buckets that are at most a quarter wide.
 ///
-/// Shape: 768 bytes, on cache lines of its own.
+/// Shape: 832 bytes, on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(64))]
-pub struct Times([Counter; BUCKETS]);
+pub struct Times {
+    buckets: [Counter; BUCKETS],
+    total_us: Counter,
+}
 
 impl Default for Times {
     fn default() -> Self {
-        Self([const { Counter::new() }; BUCKETS])
+        Self { buckets: [const { Counter::new() }; BUCKETS], total_us: Counter::new() }
     }
 }
 
 impl Times {
     /// Counts one. Only the owner may call it.
     pub fn record(&self, us: u32) {
-        self.0[bucket(us)].inc();
+        self.buckets[bucket(us)].inc();
+        self.total_us.add(us.into());
     }
 
     /// Adds what was counted so far.
     pub fn add_to(&self, counts: &mut Counts) {
-        for (sum, bucket) in counts.0.iter_mut().zip(&self.0) {
+        for (sum, bucket) in counts.buckets.iter_mut().zip(&self.buckets) {
             *sum += bucket.get();
         }
+        counts.total_us += self.total_us.get();
     }
 }
 
 /// Counts of one moment, summed over threads perhaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counts([u64; BUCKETS]);
+pub struct Counts {
+    buckets: [u64; BUCKETS],
+    total_us: u64,
+}
 
 impl Default for Counts {
     fn default() -> Self {
-        Self([0; BUCKETS])
+        Self { buckets: [0; BUCKETS], total_us: 0 }
     }
 }
 
@@ -47,19 +55,36 @@ impl Counts {
     /// What was added since an earlier moment.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = self.clone();
-        for (count, before) in counts.0.iter_mut().zip(&earlier.0) {
+        for (count, before) in counts.buckets.iter_mut().zip(&earlier.buckets) {
             *count = count.saturating_sub(*before);
         }
+        counts.total_us = counts.total_us.saturating_sub(earlier.total_us);
         counts
+    }
+
+    /// All of them together, microseconds.
+    pub fn total_us(&self) -> u64 {
+        self.total_us
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// How many took at most so long, but for those in the bucket that it falls into.
+    pub fn up_to(&self, us: u64) -> u64 {
+        let within = (0..BUCKETS).take_while(|at| upper(*at) <= us);
+        within.map(|at| self.buckets[at]).sum()
     }
 
     /// Microseconds that a share of all, from 0 to 1, took at most: the upper end of a bucket. 0 when
     /// nothing was counted.
     pub fn quantile(&self, share: f64) -> u64 {
-        let total: u64 = self.0.iter().sum();
+        let total = self.count();
         let rank = ((total as f64 * share).ceil() as u64).clamp(1, total.max(1));
         let mut seen = 0;
-        for (at, count) in self.0.iter().enumerate() {
+        for (at, count) in self.buckets.iter().enumerate() {
             seen += count;
             if seen >= rank {
                 return upper(at);
@@ -121,5 +146,7 @@ mod tests {
             assert!((exact..=exact * 5 / 4).contains(&found), "{share}: {found}");
         }
         assert!(now.quantile(1.0) >= 1_000_000);
+        assert_eq!((added.count(), added.total_us()), (1000, 499_500));
+        assert_eq!((added.up_to(0), added.up_to(511), added.up_to(u64::MAX)), (1, 512, 1000));
     }
 }
