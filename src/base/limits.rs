@@ -63,6 +63,10 @@ pub const ANSWERS_BYTES_MAX: usize = 16 << 20;
 /// forgotten and costs a signature when it comes again.
 pub const GOOD_TOKENS_MAX: usize = 1 << 20;
 
+/// Publishes with an idempotency key that a node remembers at most, about 150 bytes each; beyond it the
+/// oldest is forgotten, and one sent again would be a new one.
+pub const RESULTS_MAX: usize = 1 << 20;
+
 /// Commands of one connection that may be unanswered; beyond it the connection isn't read further.
 pub const COMMANDS_UNANSWERED_MAX: u8 = 64;
 
@@ -91,6 +95,19 @@ pub const SENDS_MAX: usize = 256;
 
 /// Bytes that wait for an `/echo` peer before it isn't read further.
 pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
+
+/// Body of a request to the control thread at most, bytes: more is answered with 413.
+pub const WEB_BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of such bodies that have begun to come to a shard at most: beyond it a request whose body is
+/// not whole is answered with 503.
+pub const WEB_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of an answer of the control thread at most.
+pub const WEB_ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// The body of a request has to be there so soon behind its head, milliseconds.
+pub const WEB_BODY_TIMEOUT_MS: u64 = 30_000;
 
 /// Nodes of a tag filter at most, whatever they are: more is answered with error 107.
 pub const FILTER_NODES_MAX: usize = 256;

@@ -12,7 +12,10 @@ use tracing::level_filters::LevelFilter;
 use super::layers::{Report, Scope, Settings, default};
 use super::table;
 use super::value::Value;
-use super::{Client, Config, HttpServer, Io, Log, MemoryLimit, Roost, Shards, Tokens, WebSocket};
+use super::{
+    Api, Client, Config, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards, Tokens, Web,
+    WebSocket,
+};
 use crate::edge::channels::{
     ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode, SlowPolicy,
 };
@@ -43,6 +46,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             write_timeout_ms: root.ms("websocket.write_timeout"),
             message_bytes_max: root.size("websocket.message_size_limit"),
         },
+        web: web(root, report),
         rpc_ping: root.flag("rpc.ping.enabled").then(|| root.text("rpc.ping.method").into()),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
@@ -57,7 +61,28 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
 }
 
 fn http_server(root: &Scope, report: &mut Report) -> HttpServer {
-    let text = root.text("http_server.address");
+    let addresses = addresses(root, "http_server.address", report);
+    let internal_port = root.text("http_server.internal_port");
+    let internal = match (internal_port.as_str(), internal_port.parse()) {
+        ("", _) => None,
+        (_, Ok(port)) => {
+            let of_its_own = !root.text("http_server.internal_address").is_empty();
+            let internal = match of_its_own {
+                true => self::addresses(root, "http_server.internal_address", report),
+                false => addresses.clone(),
+            };
+            Some(Internal { addresses: internal, port })
+        }
+        (_, Err(_)) => {
+            report.errors.push(root.complaint("http_server.internal_port", "a port, 0 to 65535"));
+            None
+        }
+    };
+    HttpServer { addresses, port: root.size("http_server.port") as u16, internal }
+}
+
+fn addresses(root: &Scope, path: &str, report: &mut Report) -> Vec<IpAddr> {
+    let text = root.text(path);
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(&text);
     let addresses = match bare {
         "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
@@ -65,12 +90,49 @@ fn http_server(root: &Scope, report: &mut Report) -> HttpServer {
         address => address.parse::<IpAddr>().map(|address| vec![address]).unwrap_or_default(),
     };
     if addresses.is_empty() {
-        report.errors.push(root.complaint(
-            "http_server.address",
-            "an IP address such as \"127.0.0.1\" or \"::1\", or \"\" for all",
-        ));
+        report.errors.push(
+            root.complaint(path, "an IP address such as \"127.0.0.1\" or \"::1\", or \"\" for all"),
+        );
     }
-    HttpServer { addresses, port: root.size("http_server.port") as u16 }
+    addresses
+}
+
+fn web(root: &Scope, report: &mut Report) -> Web {
+    let path = |section: &str| {
+        let path = root.text(&format!("{section}.handler_prefix"));
+        root.flag(&format!("{section}.enabled")).then_some(path)
+    };
+    let web = Web {
+        api: (!root.flag("http_api.disabled")).then(|| Api {
+            prefix: root.text("http_api.handler_prefix").trim_end_matches('/').to_owned(),
+            key: Some(root.text("http_api.key")).filter(|key| !key.is_empty()),
+            insecure: root.flag("http_api.insecure"),
+            transport_errors: root.text("http_api.error_mode") == "transport",
+            external: root.flag("http_api.external"),
+        }),
+        metrics: path("prometheus"),
+        health: path("health"),
+    };
+    let mut taken: Vec<(&str, String)> = Vec::new();
+    if !root.flag("websocket.disabled") {
+        taken.push(("websocket.handler_prefix", root.text("websocket.handler_prefix")));
+    }
+    let own = [
+        ("http_api.handler_prefix", web.api.as_ref().map(|api| api.prefix.clone())),
+        ("prometheus.handler_prefix", web.metrics.clone()),
+        ("health.handler_prefix", web.health.clone()),
+    ];
+    for (option, path) in own {
+        let Some(path) = path else { continue };
+        let odd = path.contains(['{', '}', '*']) || path.is_empty();
+        if let Some((other, _)) = taken.iter().find(|(_, other)| *other == path) {
+            report.errors.push(root.complaint(option, &format!("another path than {other}")));
+        } else if odd {
+            report.errors.push(root.complaint(option, "a path of its own, without {, } and *"));
+        }
+        taken.push((option, path));
+    }
+    web
 }
 
 fn client(root: &Scope, report: &mut Report) -> Client {
@@ -452,6 +514,8 @@ fn roost(root: &Scope) -> Roost {
         handshake_timeout_ms: root.ms("roost.handshake_timeout"),
         idle_timeout_ms: root.ms("roost.idle_timeout"),
         close_timeout_ms: root.ms("roost.close_timeout"),
+        health_loop_lag_ms: root.ms("roost.health_loop_lag"),
+        health_connections: root.count("roost.health_connections") as u8,
         send_buffer_bytes: root.size("roost.send_buffer"),
         notsent_lowat_bytes: root.size("roost.notsent_lowat"),
     }
@@ -472,6 +536,7 @@ fn warn_of_danger(root: &Scope, report: &mut Report) {
     for (path, danger) in [
         ("client.insecure", "every client may do everything without a token"),
         ("client.insecure_skip_token_signature_verify", "anybody can make a token for any user"),
+        ("http_api.insecure", "anybody who reaches the server API may do everything"),
     ] {
         if root.flag(path) {
             let origin = root.setting(path).map_or("", |setting| setting.origin.as_str());

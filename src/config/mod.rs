@@ -76,6 +76,8 @@ pub struct Config {
     pub channels: ChannelRules,
     /// The WebSocket endpoint.
     pub websocket: WebSocket,
+    /// What the control thread serves.
+    pub web: Web,
     /// The RPC method that is answered with `{}`, if there is one.
     pub rpc_ping: Option<CompactString>,
     /// How long closing all connections may take.
@@ -96,6 +98,43 @@ pub struct HttpServer {
     pub addresses: Vec<IpAddr>,
     /// 0: one that is free.
     pub port: u16,
+    /// Where the control thread listens by itself, if it does.
+    pub internal: Option<Internal>,
+}
+
+/// The internal port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Internal {
+    /// At least one, as in [`HttpServer`].
+    pub addresses: Vec<IpAddr>,
+    /// 0: one that is free.
+    pub port: u16,
+}
+
+/// Sections `http_api`, `prometheus` and `health`: what the control thread serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// The server API, unless it is disabled.
+    pub api: Option<Api>,
+    /// Path of the metrics, where there are some.
+    pub metrics: Option<String>,
+    /// Path of the health check, where there is one.
+    pub health: Option<String>,
+}
+
+/// Section `http_api`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Where its paths begin, without a slash at the end.
+    pub prefix: String,
+    /// The key; `None`: nobody has one.
+    pub key: Option<String>,
+    /// No key is needed.
+    pub insecure: bool,
+    /// Errors are statuses.
+    pub transport_errors: bool,
+    /// On the public port even beside an internal one.
+    pub external: bool,
 }
 
 /// Section `log`.
@@ -202,6 +241,10 @@ pub struct Roost {
     pub idle_timeout_ms: u64,
     /// From a close frame to its answer.
     pub close_timeout_ms: u64,
+    /// Loop lag beyond which the node isn't healthy; 0: none.
+    pub health_loop_lag_ms: u64,
+    /// Connections, percent of what may be, from which on it isn't.
+    pub health_connections: u8,
     /// `SO_SNDBUF`; 0: leave it.
     pub send_buffer_bytes: usize,
     /// `TCP_NOTSENT_LOWAT`; 0: leave it.

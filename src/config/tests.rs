@@ -714,7 +714,7 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
 #[test]
 fn harmless_options_warn() {
     let report = toml(
-        "[http_api]\nkey = 'x'\n[admin]\nenabled = true\npassword = 'x'\n[health]\nenabled = false\n\
+        "[grpc_api]\nenabled = true\n[admin]\nenabled = true\npassword = 'x'\n[swagger]\nenabled = false\n\
          [websocket]\ncompression = true\n[channel.without_namespace]\n\
          roost = {compression = true}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
          channel_position_check_delay = '40s'\n",
@@ -724,7 +724,7 @@ fn harmless_options_warn() {
         "c.toml:14: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
         "c.toml:13: client.concurrency = 8: ",
         "c.toml:9: websocket.compression = true: ",
-        "c.toml:2: http_api.key = ***: ",
+        "c.toml:2: grpc_api.enabled = true: ",
         "c.toml:4: admin.enabled = true: ",
         "c.toml:11: channel.without_namespace.roost.compression = true: ",
     ];
@@ -737,6 +737,35 @@ fn harmless_options_warn() {
         report.warnings,
         ["c.toml:2: client.insecure = true: every client may do everything without a token"]
     );
+    let report = toml("[http_api]\ninsecure = true\n");
+    assert_eq!(
+        report.warnings,
+        [
+            "c.toml:2: http_api.insecure = true: anybody who reaches the server API may do everything"
+        ]
+    );
+}
+
+#[test]
+fn paths_of_endpoints_are_apart() {
+    for (text, expected) in [
+        ("[health]\nenabled = true\nhandler_prefix = '/api'", "http_api.handler_prefix"),
+        (
+            "[health]\nenabled = true\nhandler_prefix = '/metrics'\n[prometheus]\nenabled = true",
+            "prometheus.handler_prefix",
+        ),
+        ("[http_api]\nhandler_prefix = '/connection/websocket'", "websocket.handler_prefix"),
+        ("[http_api]\nhandler_prefix = '/'", "a path of its own"),
+        ("[prometheus]\nenabled = true\nhandler_prefix = '/{x}'", "a path of its own"),
+        ("[http_server]\ninternal_port = 'x'", "a port, 0 to 65535"),
+        ("[http_server]\ninternal_port = '1'\ninternal_address = 'x'", "an IP address"),
+    ] {
+        let errors = toml(text).errors;
+        assert_eq!(errors.len(), 1, "{text}: {errors:?}");
+        assert!(errors[0].contains(expected), "{text}: {}", errors[0]);
+    }
+    // What is off takes no path.
+    assert_eq!(toml("[health]\nhandler_prefix = '/api'").errors, [""; 0]);
 }
 
 #[test]

@@ -209,6 +209,8 @@ pub struct Stream {
     bytes: usize,
     last_publish: Millis,
     options: StreamOptions,
+    /// The latest publication is the last that subscribers got: a patch may build on it.
+    is_base: bool,
 }
 
 impl std::fmt::Debug for Record {
@@ -221,7 +223,15 @@ impl Stream {
     /// A stream that has not begun: offset 0.
     pub fn new(now: Millis, options: StreamOptions, rng: &mut Rng) -> Self {
         let epoch = Epoch::new(rng);
-        Self { offset: 0, epoch, ring: VecDeque::new(), bytes: 0, last_publish: now, options }
+        Self {
+            offset: 0,
+            epoch,
+            ring: VecDeque::new(),
+            bytes: 0,
+            last_publish: now,
+            options,
+            is_base: true,
+        }
     }
 
     /// Other sizes and times hold from the next publish on.
@@ -245,6 +255,7 @@ impl Stream {
         }
         let record = Record::new(self.offset, published);
         self.bytes += record.bytes();
+        self.is_base = true;
         self.ring.push_back(record);
         self.position()
     }
@@ -252,9 +263,14 @@ impl Stream {
     /// Drops publications whose time is over.
     pub fn expire(&mut self, now: Millis) {
         if !self.ring.is_empty() && now.since(self.last_publish) >= self.options.ttl_ms {
-            self.ring = VecDeque::new();
-            self.bytes = 0;
+            self.clear();
         }
+    }
+
+    /// Drops all publications.
+    pub fn clear(&mut self) {
+        self.ring = VecDeque::new();
+        self.bytes = 0;
     }
 
     /// How much is kept.
@@ -272,9 +288,14 @@ impl Stream {
         self.ring.iter()
     }
 
-    /// The latest publication, if it is still kept.
-    pub fn last(&self) -> Option<&Record> {
-        self.ring.back()
+    /// The publication that the next one may be a patch to.
+    pub fn base(&self) -> Option<&Record> {
+        self.ring.back().filter(|_| self.is_base)
+    }
+
+    /// Subscribers got something that isn't kept: no patch builds on what is.
+    pub fn break_base(&mut self) {
+        self.is_base = false;
     }
 
     /// The kept publications at these places.

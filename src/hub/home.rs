@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use compact_str::CompactString;
-use hashbrown::HashTable;
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use super::history::{Kept, Position, Published, Stream, StreamOptions};
@@ -189,6 +190,8 @@ pub struct Homes {
     sweep_at: usize,
     /// What all streams keep together.
     kept: Kept,
+    /// The latest versions of channels whose publications have some, and the versions' life.
+    versions: HashMap<u32, (u64, CompactString), FixedState>,
 }
 
 impl Homes {
@@ -207,6 +210,7 @@ impl Homes {
             idle_max: idle_max.max(1),
             sweep_at: 0,
             kept: Kept::default(),
+            versions: HashMap::default(),
         }
     }
 
@@ -411,6 +415,31 @@ impl Homes {
         Taken { channel: (!unheard).then_some(at), position }
     }
 
+    /// Whether a publication is newer than the channel's latest: an unknown life begins anew, an empty
+    /// one is any.
+    pub fn is_newer(&self, channel: u32, version: u64, life: &str) -> bool {
+        match self.versions.get(&channel) {
+            Some((latest, known)) => (!life.is_empty() && life != known) || version > *latest,
+            None => true,
+        }
+    }
+
+    /// The version of the channel's latest publication.
+    pub fn set_version(&mut self, channel: u32, version: u64, life: &str) {
+        if self.channels.get(channel as usize).is_some_and(|channel| channel.stream.is_some()) {
+            self.versions.insert(channel, (version, life.into()));
+        }
+    }
+
+    /// Subscribers of a channel got something that its stream doesn't keep.
+    pub fn break_base(&mut self, channel: u32) {
+        if let Some(channel) = self.channels.get_mut(channel as usize)
+            && let Some(stream) = &mut channel.stream
+        {
+            stream.break_base();
+        }
+    }
+
     /// A channel's number, for reading: it is made when its namespace keeps history, so that the
     /// position that is read is one that lasts.
     pub fn read(
@@ -432,6 +461,29 @@ impl Homes {
             self.went_idle(at);
         }
         self.find(name, hash)
+    }
+
+    /// Drops what was published in a channel; position and epoch stay.
+    pub fn drop_history(&mut self, channel: u32) {
+        if let Some(channel) = self.channels.get_mut(channel as usize)
+            && let Some(stream) = &mut channel.stream
+        {
+            self.kept.change(stream, Stream::clear);
+        }
+    }
+
+    /// Calls `each` with channels that somebody is subscribed to, and how many do: of `count` slots
+    /// from `cursor` on. Where to go on, if there are more.
+    pub fn list(&self, cursor: u32, count: usize, mut each: impl FnMut(&str, u32)) -> Option<u32> {
+        let begin = cursor as usize;
+        let end = self.channels.capacity().min(begin.saturating_add(count));
+        for channel in (begin..end).filter_map(|at| self.channels.get(at)) {
+            let subscribers: u32 = channel.interests.as_slice().iter().map(Interest::count).sum();
+            if subscribers > 0 {
+                each(&channel.name, subscribers);
+            }
+        }
+        (end < self.channels.capacity()).then_some(end as u32)
     }
 
     /// Drops expired publications and streams, looking at `count` channels at most. A few calls a
@@ -531,6 +583,9 @@ impl Homes {
 
     fn remove(&mut self, at: u32) {
         let channel = self.channels.remove(at as usize);
+        if !self.versions.is_empty() {
+            self.versions.remove(&at);
+        }
         self.kept.forget(channel.stream);
         let hash = self.hasher.hash(&channel.name);
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {

@@ -14,6 +14,7 @@ pub mod local;
 pub mod members;
 pub mod names;
 pub mod parcel;
+pub mod results;
 pub mod subscribers;
 pub mod user_conns;
 pub mod users;

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::health::Health;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::shard::mail::{Letterbox, Mail};
@@ -44,6 +45,8 @@ pub(super) struct Control {
     pub(super) shutdown_timeout: Duration,
     pub(super) memory_limit_bytes: u64,
     pub(super) reload: Reload,
+    /// Looked at once a second.
+    pub(super) health: Arc<Health>,
     /// Loop lag as it was when it was last told.
     pub(super) lag_told: RefCell<Counts>,
 }
@@ -70,7 +73,10 @@ impl Control {
                 _ = signals.interrupt.recv() => return,
                 _ = signals.figures.recv() => self.print_figures(),
                 _ = signals.reload.recv() => self.reload(),
-                _ = every.tick() => self.watch_memory(),
+                _ = every.tick() => {
+                    self.watch_memory();
+                    self.health.look();
+                }
             }
         }
     }
@@ -112,6 +118,7 @@ impl Control {
 
     /// Asks every shard to close its connections at the set pace, and waits.
     async fn drain(&self, signals: &mut Signals) -> Ended {
+        self.node.draining.store(true, Ordering::Relaxed);
         let open = self.open();
         let rate = self.pace(open);
         info!(connections = open, per_second = rate, "draining");

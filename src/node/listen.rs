@@ -36,6 +36,23 @@ pub(super) fn probe(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartFa
     Ok(bound)
 }
 
+/// Listens at these addresses, for the control thread. Port 0 becomes a free port, the same for all.
+pub(super) fn listen(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, StartFault> {
+    let listen = |address: SocketAddr| {
+        let listener = || {
+            let socket = try_bind(address)?;
+            socket.listen(INTERNAL_BACKLOG)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket.into())
+        };
+        listener().map_err(|source| StartFault::Listen { address, source })
+    };
+    probe(addresses)?.into_iter().map(listen).collect()
+}
+
+/// Connections that may wait at the internal port.
+const INTERNAL_BACKLOG: i32 = 1024;
+
 fn no_such_family(fault: &std::io::Error) -> bool {
     matches!(fault.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }

@@ -9,13 +9,18 @@
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
+mod api;
 mod control;
+mod desk;
+mod health;
 mod jwks;
 mod listen;
 mod log;
 mod memory;
+mod metrics;
 mod serve;
 mod signatures;
+mod web;
 
 pub use self::serve::serve;
 
@@ -28,11 +33,17 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::api::Api;
+use self::desk::{Bell, Desk};
+use self::health::Health;
+pub use self::health::Thresholds;
+use self::metrics::Metrics;
+use self::web::Routers;
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
 use crate::base::times::{Counts, Times};
-use crate::config::Tokens;
+use crate::config::{Tokens, Web};
 use crate::edge::channels::ChannelRules;
 use crate::hub::names::NameHasher;
 use crate::io::epoll::Epoll;
@@ -67,6 +78,14 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Bytes of memory, kernel's included, beyond which new connections are refused.
     pub memory_limit_bytes: u64,
+    /// What the control thread serves.
+    pub web: Web,
+    /// Where it listens by itself; empty: all is on the public port.
+    pub internal: Vec<SocketAddr>,
+    /// Beyond what the node is not healthy.
+    pub thresholds: Thresholds,
+    /// Name of the node; empty: host name and port.
+    pub name: String,
     /// What to print once the node listens.
     pub greeting: Greeting,
     /// Reads the options again, for what may change while a node runs.
@@ -82,8 +101,9 @@ pub enum Io {
     Uring,
 }
 
-/// Makes the lines that are printed once the node listens, from the addresses.
-pub type Greeting = Box<dyn FnOnce(&[SocketAddr]) -> String>;
+/// Makes the lines that are printed once the node listens, from the public addresses and the internal
+/// ones.
+pub type Greeting = Box<dyn FnOnce(&[SocketAddr], &[SocketAddr]) -> String>;
 
 /// Reads the options again: rules of channels, keys of connection tokens and of subscription tokens.
 /// What is wrong is the error, a line each.
@@ -167,6 +187,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         .iter()
         .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
         .unzip();
+    let bell = Arc::new(Bell::default());
+    let (control, control_mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
     let (queues, inlets) = signatures::queues();
     let namespaces = settings.rules.channels.load().namespaces().len();
     let slow = |_: &ShardId| (0..=namespaces).map(|_| SlowCounters::default()).collect();
@@ -181,6 +203,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         clients: AtomicU64::new(0),
         client_rate: AtomicU64::new(0),
         memory_short: AtomicBool::new(false),
+        draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
         signatures: Signatures::Pool(queues.jobs),
     });
@@ -190,8 +213,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let (ready, begun) = mpsc::channel();
     let mut threads = Vec::new();
     for (id, mailbox) in ids.iter().copied().zip(mailboxes) {
-        let seat =
-            Seat { shard: id, mailbox, letterboxes: letterboxes.clone(), seed: seeds.next_u64() };
+        let (letterboxes, control) = (letterboxes.clone(), control.clone());
+        let seat = Seat { shard: id, mailbox, letterboxes, control, seed: seeds.next_u64() };
         let beginning = Beginning {
             node: Arc::clone(&node),
             switchboard: Arc::clone(&switchboard),
@@ -209,7 +232,35 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         // The others end with the process.
         result?;
     }
-    eprint!("{}", (settings.greeting)(&addresses));
+    // In the process's own table, and in no other.
+    let listeners = listen::listen(&settings.internal)?;
+    let internal: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    let name = match settings.name.as_str() {
+        "" => host_and_port(&addresses),
+        name => name.to_owned(),
+    };
+    let desk = Arc::new(Desk::new(&letterboxes));
+    let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
+    let uid = format!("{:016x}", seeds.next_u64());
+    let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name, uid, started);
+    let metrics = Metrics {
+        node: Arc::clone(&node),
+        desk: Arc::clone(&desk),
+        health: Arc::clone(&health),
+        memory_limit_bytes: settings.memory_limit_bytes,
+        started,
+    };
+    let has_internal = !internal.is_empty();
+    let Routers { public, internal: own } =
+        web::routers(&settings.web, has_internal, Arc::new(api), Arc::clone(&health), metrics);
+    runtime.spawn(web::serve_public(desk, control_mailbox, bell, public, Arc::clone(&node)));
+    if !listeners.is_empty() {
+        let _guard = runtime.enter();
+        let listeners = listeners.into_iter().map(tokio::net::TcpListener::from_std);
+        let listeners = listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
+        runtime.spawn(web::listen(listeners, own));
+    }
+    eprint!("{}", (settings.greeting)(&addresses, &internal));
     let fetcher =
         jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
     runtime.spawn(fetcher.run());
@@ -222,6 +273,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         memory_limit_bytes: settings.memory_limit_bytes,
         reload: settings.reload,
         lag_told: RefCell::new(Counts::default()),
+        health,
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {
@@ -231,6 +283,14 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         }
     }
     Ok(ended)
+}
+
+/// How a node is called that has no name: by its host and port.
+fn host_and_port(addresses: &[SocketAddr]) -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy().into_owned();
+    let port = addresses.first().map_or(0, SocketAddr::port);
+    format!("{host}_{port}")
 }
 
 /// What a shard's thread begins with.

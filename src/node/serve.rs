@@ -2,14 +2,15 @@
 //! allows, and greets.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Ended, Io, Reloaded, Settings, StartFault};
+use super::web::public_paths;
+use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::limits::REQUESTS_UNANSWERED_MAX;
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
 use crate::edge::client_id::ClientIdSealer;
@@ -121,7 +122,12 @@ fn settings(
     facts: &Facts,
     memory_limit_bytes: u64,
 ) -> std::io::Result<Settings> {
-    let Config { client, roost, websocket, http_server, tokens, channels, rpc_ping, .. } = config;
+    let Config { client, roost, websocket, http_server, tokens, channels, rpc_ping, web, .. } =
+        config;
+    let internal = http_server.internal.as_ref().map_or_else(Vec::new, |internal| {
+        let at = |address: &IpAddr| SocketAddr::new(*address, internal.port);
+        internal.addresses.iter().map(at).collect()
+    });
     // A slot's memory is reserved for as many connections as could ever be here.
     let by_memory = plan::connections_in(memory_limit_bytes).max(1);
     let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
@@ -191,6 +197,7 @@ fn settings(
             message_bytes_max: websocket.message_bytes_max,
             websocket_path: websocket.enabled.then_some(websocket.handler_prefix),
             echo: roost.echo,
+            web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: roost.turn_deliveries,
@@ -200,7 +207,14 @@ fn settings(
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,
-        greeting: Box::new(|_| String::new()),
+        web,
+        internal,
+        thresholds: Thresholds {
+            loop_lag_us: Some(roost.health_loop_lag_ms * 1000).filter(|us| *us > 0),
+            connections_percent: roost.health_connections.into(),
+        },
+        name: config.node_name,
+        greeting: Box::new(|_, _| String::new()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
 }
@@ -212,7 +226,7 @@ fn greeting(
     plan: &ShardPlan,
     limits: Vec<String>,
     dev: bool,
-) -> impl FnOnce(&[SocketAddr]) -> String + 'static {
+) -> impl FnOnce(&[SocketAddr], &[SocketAddr]) -> String + 'static {
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     let shards = plan.shards;
     let limits = limits.join("\n");
@@ -221,7 +235,7 @@ fn greeting(
     let echo = config.roost.echo;
     let insecure = config.client.insecure;
     let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
-    move |addresses| {
+    move |addresses, internal| {
         let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
         lines.push(limits);
         if insecure {
@@ -251,6 +265,9 @@ fn greeting(
             if dev && dev_secret {
                 lines.push("`roost token --user 42` prints a token for it".to_owned());
             }
+        }
+        for address in internal {
+            lines.push(format!("internal endpoints are at http://{address}"));
         }
         for address in addresses {
             lines.push(format!("listening on {address} with {shards} shards"));

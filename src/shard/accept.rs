@@ -137,7 +137,7 @@ impl<D: Driver> Shard<D> {
             403 => &counters.refused_origin,
             404 => &counters.refused_not_found,
             408 => &counters.refused_timeout,
-            414 | 431 => &counters.refused_too_long,
+            413 | 414 | 431 => &counters.refused_too_long,
             503 => &counters.refused_unavailable,
             _ if matches!(
                 refusal,
@@ -198,12 +198,16 @@ impl<D: Driver> Shard<D> {
                 self.listed.push(index as u32);
             }
         }
+        let walked = draining.cursor >= self.conns.capacity();
         let mut listed = std::mem::take(&mut self.listed);
         for index in listed.drain(..) {
             self.counters().closed_shutdown.add(1);
             self.disconnect(index, crate::proto::client::Disconnect::Shutdown);
         }
         self.listed = listed;
+        if walked {
+            self.close_idle_requesters();
+        }
         let open = self.counters().connections_open.get();
         if let Some(draining) = &mut self.draining
             && open == 0
@@ -212,6 +216,17 @@ impl<D: Driver> Shard<D> {
             draining.told = true;
             self.node.drained.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// All clients are told: connections that requests came over, and none is on its way, go last.
+    fn close_idle_requesters(&mut self) {
+        let idle = self.conns.iter().filter(|(_, conn)| {
+            conn.phase == Phase::Head && conn.flags.served() && conn.rx.is_none()
+        });
+        self.listed.extend(idle.map(|(index, _)| index as u32));
+        let mut listed = std::mem::take(&mut self.listed);
+        listed.drain(..).for_each(|index| self.linger(index));
+        self.listed = listed;
     }
 
     /// Begins to drain.

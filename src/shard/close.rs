@@ -14,7 +14,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Sends a close frame, after what is queued, and waits for the peer's.
-    fn close_websocket(&mut self, index: u32, code: u16, reason: &str) {
+    pub(super) fn close_websocket(&mut self, index: u32, code: u16, reason: &str) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
@@ -84,8 +84,9 @@ impl<D: Driver> Shard<D> {
         conn.since_tick = tick;
         conn.flags.set_deaf(true);
         conn.flags.set_paused(false);
-        conn.rx = None;
+        let rx = conn.rx.take();
         let key = conn.key(index);
+        self.forget_body(rx);
         self.mark_ready(key);
         self.mark_dirty(key);
         self.schedule(index);
@@ -140,7 +141,7 @@ impl<D: Driver> Shard<D> {
     fn leave_user(&mut self, session: u32, conn: ConnKey) {
         let Some(session) = self.sessions.get_mut(session as usize) else { return };
         let home = self.node.names.home(self.node.names.hash(&session.user));
-        if !session.flags.user_counted() || self.mail[home.index()].is_full() {
+        if !session.flags.user_counted() || self.mail[home].is_full() {
             return;
         }
         session.flags.set_user_counted(false);
@@ -177,7 +178,7 @@ impl<D: Driver> Shard<D> {
     /// Tells the home that a subscription of a dead session has ended, if there is room.
     fn tell_home(&mut self, index: u32, sub: &Sub) -> Result<(), ()> {
         let Some(local) = self.locals.get(sub.channel) else { return Ok(()) };
-        if self.mail[local.home.index()].is_full() {
+        if self.mail[local.home].is_full() {
             return Err(());
         }
         self.leave_home(index, sub, None);
@@ -192,11 +193,12 @@ impl<D: Driver> Shard<D> {
         let key = conn.key(index);
         let counted = conn.flags.counted();
         conn.flags.set_counted(false);
-        conn.rx = None;
+        let rx = conn.rx.take();
         conn.phase = Phase::Leaving;
         self.outboxes.release(&mut conn.outbox);
         self.wheel.remove(&mut self.conns, index);
         self.driver.close(key, socket, reset);
+        self.forget_body(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
         if counted {
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
@@ -255,7 +257,14 @@ impl<D: Driver> Shard<D> {
             Some(tick.saturating_add(ticks(options.write_timeout_ms)))
         };
         match conn.phase {
-            Phase::Head => phase_ends(options.handshake_timeout_ms),
+            Phase::Head => {
+                let served = conn.flags.served() && conn.rx.is_none();
+                let ms =
+                    if served { options.idle_timeout_ms } else { options.handshake_timeout_ms };
+                [phase_ends(ms), blocked()].into_iter().flatten().min()
+            }
+            Phase::Body => [phase_ends(WEB_BODY_TIMEOUT_MS), blocked()].into_iter().flatten().min(),
+            Phase::Asked => blocked(),
             Phase::Echo => phase_ends(options.idle_timeout_ms),
             Phase::Unusable | Phase::Closing | Phase::Lingering => {
                 phase_ends(options.close_timeout_ms)
@@ -343,12 +352,14 @@ impl<D: Driver> Shard<D> {
             outbox.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= tick)
         });
         match conn.phase {
-            Phase::Head => self.refuse(index, Refusal::Timeout),
-            Phase::Client if blocked => {
+            Phase::Head | Phase::Body | Phase::Asked | Phase::Client if blocked => {
                 // 3009 by its name; no close frame gets through to this peer.
                 self.counters().closed_write_timeout.add(1);
                 self.release(index, true);
             }
+            // It was served and waits for nothing: kept alive for long enough.
+            Phase::Head if conn.flags.served() && conn.rx.is_none() => self.linger(index),
+            Phase::Head | Phase::Body => self.refuse(index, Refusal::Timeout),
             Phase::Client if conn.session == NONE => {
                 self.counters().closed_stale.add(1);
                 self.disconnect(index, Disconnect::Stale);
@@ -378,7 +389,7 @@ impl<D: Driver> Shard<D> {
                 self.counters().close_timeouts.add(1);
                 self.release(index, false);
             }
-            Phase::Leaving => {}
+            Phase::Asked | Phase::Leaving => {}
         }
     }
 

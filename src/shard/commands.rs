@@ -218,7 +218,7 @@ impl<D: Driver> Shard<D> {
     /// Takes credits for a request to `home`: what the answer may need.
     pub(super) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
         let max = self.node.options.requests_unanswered_max;
-        self.mail[home.index()].spend(credits, max).ok_or(Stop::NoCredit(home))
+        self.mail[home].spend(credits, max).ok_or(Stop::NoCredit(home))
     }
 
     /// Whether a session is subscribed to a channel, or about to be.
@@ -270,6 +270,7 @@ impl<D: Driver> Shard<D> {
                 info,
                 tags: Box::default(),
                 is_json,
+                options: None,
             })),
         );
         Ok(Flow::On)
@@ -391,6 +392,8 @@ impl<D: Driver> Shard<D> {
                 let reply = Reply::PresenceStats { clients: *clients, users: *users };
                 self.reply(index, id, &reply);
             }
+            // Only the control thread asks for that.
+            Answer::Done => {}
             Answer::Error(code) => self.reply_error(index, id, Reply::error(*code)),
             Answer::Unfit => self.inappropriate(index),
         }

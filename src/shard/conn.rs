@@ -3,13 +3,15 @@
 //! ```text
 //!   Head --> Echo ------------------.
 //!     |  \-> Client --> Unusable ---+--> Closing --> Lingering --> (Leaving) --> free
-//!     '--> Lingering                     our close    FIN sent,     socket closed,
-//!          (refused)                     frame sent   wait for EOF  homes not yet told
+//!     |--> Lingering                     our close    FIN sent,     socket closed,
+//!     |    (refused)                     frame sent   wait for EOF  homes not yet told
+//!     '--> Body --> Asked --> Head ...
 //! ```
 
 use std::num::NonZeroU32;
 
 use super::timers::Links;
+use super::web::Incoming;
 use crate::base::flags::flags;
 use crate::base::id::ConnKey;
 use crate::proto::ws;
@@ -22,6 +24,10 @@ pub(super) const NONE: u32 = u32::MAX;
 pub(super) enum Phase {
     /// Waiting for the whole request head.
     Head,
+    /// Waiting for the whole body of a request for the control thread.
+    Body,
+    /// The control thread has the request; nothing is read until it has answered.
+    Asked,
     /// A WebSocket whose messages go back.
     Echo,
     /// A WebSocket that speaks the client protocol.
@@ -69,6 +75,8 @@ flags! {
         held, set_held = 13;
         /// A signature of its token is being checked.
         verifying, set_verifying = 14;
+        /// A request of it was answered by the control thread.
+        served, set_served = 15;
     }
 }
 
@@ -137,6 +145,8 @@ pub(super) struct Rx {
     pub(super) raw: Vec<u8>,
     /// How far the head was searched for its end.
     pub(super) scanned: usize,
+    /// A request whose body is not all here.
+    pub(super) incoming: Option<Box<Incoming>>,
 }
 
 impl Rx {

@@ -17,8 +17,8 @@ use crate::edge::jwt::{ConnectionClaims, TokenFault};
 use crate::hub::history::Since;
 use crate::hub::users::{Sessions, UserLinks};
 use crate::proto::client::{
-    ConnectRequest, ConnectResult, Disconnect, ErrorCode, RefreshRequest, Reply, SubscribeRequest,
-    SubscribeResult,
+    ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, RefreshRequest, Reply,
+    SubscribePush, SubscribeRequest, SubscribeResult,
 };
 use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags};
 
@@ -261,10 +261,28 @@ impl<D: Driver> Shard<D> {
     /// A subscription that the server makes is there.
     pub(super) fn made(&mut self, index: u32, made: Made) {
         let Some(session) = self.session_of(index) else { return };
-        let Some(connecting) = session.connecting() else { return };
+        let Some(connecting) = session.connecting() else {
+            return self.tell_subscribed(index, &made);
+        };
         connecting.made.push(made);
         connecting.awaited -= 1;
         self.go_on_connecting(index);
+    }
+
+    /// A subscription that the server made while the client was connected.
+    fn tell_subscribed(&mut self, index: u32, made: &Made) {
+        let Made { recoverable, positioned, epoch, offset, data, .. } = made;
+        let push = Push::Subscribe(SubscribePush {
+            recoverable: *recoverable,
+            positioned: *positioned,
+            epoch,
+            offset: *offset,
+            data,
+        });
+        let encoding = self.encoding(index);
+        self.scratch.clear();
+        encoding.put_push(&mut self.scratch, &made.channel, &push);
+        self.enqueue_scratch(index);
     }
 
     /// The home of the user has counted this connection.
@@ -402,7 +420,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// `conn_info` from a new token: those who see the client see that.
-    fn reinform(&mut self, index: u32, info: Box<[u8]>) -> Result<(), Stop> {
+    pub(super) fn reinform(&mut self, index: u32, info: Box<[u8]>) -> Result<(), Stop> {
         let key = self.conns[index as usize].key(index);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         if session.info() == &*info {
@@ -418,7 +436,7 @@ impl<D: Driver> Shard<D> {
         for at in &members {
             let Some(local) = self.locals.get(*at) else { continue };
             let home = local.home;
-            if self.mail[home.index()].is_full() {
+            if self.mail[home].is_full() {
                 return Err(Stop::NoCredit(home));
             }
         }

@@ -1,6 +1,6 @@
 //! The subscribers' side: what the mail brings, deliveries, fan-out.
 
-use super::mail::{Asker, Mail};
+use super::mail::{Asker, CONTROL, Mail};
 use super::*;
 use crate::edge::channels::SlowPolicy;
 use crate::hub::local::{Delivery, Sending};
@@ -20,7 +20,7 @@ impl<D: Driver> Shard<D> {
             bytes += batch.bytes;
             self.open_batch(*batch);
         }
-        self.mailbox.take_turned(|shard| self.mail[shard.index()].ring());
+        self.mailbox.take_turned(|shard| self.mail[shard].ring());
     }
 
     /// Opens some of the mail to itself. Each batch that is there, and no more: others have their turn.
@@ -77,7 +77,7 @@ impl<D: Driver> Shard<D> {
                     }
                     self.unsubscribed(local, asker);
                 }
-                Mail::Published { asker } => {
+                Mail::Published { asker, .. } => {
                     self.earn(from, asker);
                     if self.takes_answer(asker) {
                         self.reply(asker.conn.index, asker.command, &Reply::Publish);
@@ -98,6 +98,16 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
                 Mail::Gap { local } => self.gap(local),
+                Mail::Response { asker, bytes, keep_alive } => {
+                    self.mail[CONTROL].earn(asker.credits);
+                    self.web_response(asker, bytes, keep_alive);
+                }
+                Mail::List(list) => self.home_list(from, list),
+                Mail::Order(order) => self.take_order(from, order),
+                Mail::Pass { order } => self.post(from, Mail::Passed { order }),
+                Mail::Passed { order } => self.passed(from, order),
+                // Only the control thread gets those.
+                Mail::Request(_) | Mail::Listed { .. } | Mail::Ordered { .. } => {}
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }
@@ -106,7 +116,7 @@ impl<D: Driver> Shard<D> {
 
     /// An answer gives its credits back; who waits for some has them at the end of the turn.
     fn earn(&mut self, home: ShardId, asker: Asker) {
-        self.mail[home.index()].earn(asker.credits);
+        self.mail[home].earn(asker.credits);
     }
 
     /// Whether the connection that asked is still there for the answer, which is one less to wait for.

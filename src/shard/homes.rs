@@ -1,6 +1,8 @@
 //! The home role: the one writer of its channels. Mail in, deliveries and answers out.
 
-use super::mail::{Mail, Publish, Recovery, Subscribe, Subscribed, Unsubscribe};
+use super::mail::{
+    Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
+};
 use super::sending::{PendingAck, ShardSet};
 use super::write::opcode;
 use super::*;
@@ -8,7 +10,7 @@ use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::edge::channels::Namespace;
 use crate::hub::delta;
-use crate::hub::history::{Published, StreamOptions};
+use crate::hub::history::{Position, Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
 use crate::hub::parcel::{Form, Parcel, Told};
@@ -97,21 +99,33 @@ impl<D: Driver> Shard<D> {
         let now = self.driver.now();
         let channels = self.channels_with(publish.namespace);
         let namespace = channels.namespace(publish.namespace);
-        let options = stream_options(namespace);
         let Publish { channel, hash, data, info, tags, is_json, .. } = publish;
+        let extra = publish.options.as_deref();
+        let skips = extra.is_some_and(|extra| extra.skip_history);
+        let options = if skips { StreamOptions::default() } else { stream_options(namespace) };
+        if let Some(position) = extra.and_then(|extra| self.is_old(now, publish, extra, options)) {
+            return self.acknowledge(from, publish.asker, position, ShardSet::default());
+        }
         let published = Published { data, info, tags, is_json: *is_json };
+        let delta = namespace.delta_publish || extra.is_some_and(|extra| extra.delta);
         let patch = match self.homes.find(channel, *hash) {
-            Some(at) if namespace.delta_publish && self.homes.wanted(at).patches() => {
+            Some(at) if delta && options.kept() && self.homes.wanted(at).patches() => {
                 let stream = self.homes.stream(now, at);
-                let base = stream.and_then(|stream| stream.last());
+                let base = stream.and_then(|stream| stream.base());
                 base.and_then(|base| delta::patch(base.data(), data))
             }
             _ => None,
         };
         let taken = self.homes.publish(now, channel, *hash, options, &published);
         self.node.counters[self.id.index()].publications.add(1);
+        if let Some(extra) = extra {
+            self.remember(now, publish, extra, taken.position);
+        }
         let mut waits_for = ShardSet::default();
         if let Some(at) = taken.channel {
+            if skips {
+                self.homes.break_base(at);
+            }
             let offset = taken.position.offset;
             let epoch = taken.position.epoch.filter(|_| offset == 1);
             let publication = Publication {
@@ -131,8 +145,62 @@ impl<D: Driver> Shard<D> {
             }
             waits_for = self.hand_out(at, &Arc::new(parcel));
         }
-        if let Some(asker) = publish.asker {
-            self.acks.push_back(PendingAck { to: from, asker, waits_for });
+        self.acknowledge(from, publish.asker, taken.position, waits_for);
+    }
+
+    /// The publish is taken; that is told when its deliveries are in their receivers' mailboxes.
+    fn acknowledge(
+        &mut self,
+        to: ShardId,
+        asker: Option<Asker>,
+        position: Position,
+        waits_for: ShardSet,
+    ) {
+        if let Some(asker) = asker {
+            self.acks.push_back(PendingAck { to, asker, position, waits_for });
+        }
+    }
+
+    /// The channel's position, when a publish does nothing: it was there already, or something newer
+    /// was.
+    fn is_old(
+        &mut self,
+        now: Millis,
+        publish: &Publish,
+        extra: &PublishOptions,
+        options: StreamOptions,
+    ) -> Option<Position> {
+        let Publish { channel, hash, .. } = publish;
+        if !extra.idempotency_key.is_empty()
+            && let Some(position) = self.results.get(now, channel, &extra.idempotency_key)
+        {
+            return Some(position);
+        }
+        let at = self.homes.find(channel, *hash)?;
+        if extra.version == 0 || !options.kept() {
+            return None;
+        }
+        let newer = self.homes.is_newer(at, extra.version, &extra.version_epoch);
+        let stream = self.homes.stream(now, at)?;
+        (!newer).then(|| stream.position())
+    }
+
+    /// Keeps what later publishes are held against.
+    fn remember(
+        &mut self,
+        now: Millis,
+        publish: &Publish,
+        extra: &PublishOptions,
+        position: Position,
+    ) {
+        let Publish { channel, hash, .. } = publish;
+        if !extra.idempotency_key.is_empty() {
+            self.results.insert(now, channel, &extra.idempotency_key, position);
+        }
+        if extra.version > 0
+            && let Some(at) = self.homes.find(channel, *hash)
+        {
+            self.homes.set_version(at, extra.version, &extra.version_epoch);
         }
     }
 
@@ -199,7 +267,7 @@ impl<D: Driver> Shard<D> {
             if presence && !interest.takes_joins() {
                 continue;
             }
-            let outbox = &mut self.mail[interest.shard.index()];
+            let outbox = &mut self.mail[interest.shard];
             if interest.gap || outbox.is_full() {
                 if presence {
                     counters.events_lost.add(1);

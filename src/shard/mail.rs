@@ -13,6 +13,7 @@
 //! take them they become a gap. Clean-up (unsubscribe of a dead connection) is derived from what the
 //! connection still owes, and waits there.
 
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -29,6 +30,7 @@ use crate::hub::parcel::Parcel;
 use crate::hub::subscribers::Traits;
 use crate::io::Alarm;
 use crate::proto::client::{Encoding, ErrorCode};
+use crate::session::ServerSub;
 
 /// Who asked, so that the answer finds the command, and the credits that come back with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,97 @@ pub struct Publish {
     pub tags: Box<[u8]>,
     /// Data and info are known to be JSON.
     pub is_json: bool,
+    /// What only the server API and proxies ask for, if they do.
+    pub options: Option<Box<PublishOptions>>,
+}
+
+/// What a publication may be beside its content (server API, 3 publish).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishOptions {
+    /// It is delivered and not kept, and has no offset.
+    pub skip_history: bool,
+    /// It may go as a patch, whatever the namespace says.
+    pub delta: bool,
+    /// A second one with this key does nothing, for a while; empty: no such thing.
+    pub idempotency_key: CompactString,
+    /// It is taken only when it is newer than the channel's; 0: whatever that is.
+    pub version: u64,
+    /// The life of the versions; empty: any.
+    pub version_epoch: CompactString,
+}
+
+/// A request for the control thread, which came to the public port.
+#[derive(Debug)]
+pub struct WebRequest {
+    /// Where the answer goes.
+    pub asker: Asker,
+    /// The request's head, as it came.
+    pub head: Box<[u8]>,
+    /// Its body, without a transfer coding.
+    pub body: Box<[u8]>,
+}
+
+/// Channels are to be listed.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    /// Who asks.
+    pub asker: Asker,
+    /// Where to go on; 0 at first.
+    pub cursor: u32,
+}
+
+/// Some of a home's channels that somebody is subscribed to.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Names, and how many subscribe.
+    pub channels: Vec<(CompactString, u32)>,
+    /// Where to go on, if that is not all.
+    pub next: Option<u32>,
+}
+
+/// Something is to be done with connections of a user.
+#[derive(Debug)]
+pub struct Order {
+    /// Who asks.
+    pub asker: Asker,
+    /// The user; empty are the anonymous ones.
+    pub user: CompactString,
+    /// Only this connection of it, by client id; empty: all.
+    pub client: CompactString,
+    /// Only the connection of this session; empty: all.
+    pub session: CompactString,
+    /// What is to be done.
+    pub act: Act,
+}
+
+/// What is to be done with a connection.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Close it, unless its client id is among those.
+    Disconnect {
+        /// The code.
+        code: u16,
+        /// The reason.
+        reason: CompactString,
+        /// Client ids to spare.
+        spare: Vec<CompactString>,
+    },
+    /// End a subscription, or all of them when the name is empty.
+    Unsubscribe {
+        /// The channel.
+        channel: CompactString,
+    },
+    /// Subscribe it to a channel.
+    Subscribe(Box<ServerSub>),
+    /// Change when it expires, and its info.
+    Refresh {
+        /// It is over now.
+        expired: bool,
+        /// Seconds since 1970; 0: never.
+        expire_at: i64,
+        /// Other info about the connection, if not empty.
+        info: Box<[u8]>,
+    },
 }
 
 /// What a subscriber wants to have that was published before.
@@ -187,6 +280,8 @@ pub enum Reading {
     PresenceStats,
     /// What was published.
     History(Page),
+    /// Nothing: what was published is dropped, position and epoch stay.
+    Drop,
 }
 
 /// What was read: encoded results, or why there are none.
@@ -198,6 +293,8 @@ pub enum Answer {
     PresenceStats(u32, u32),
     /// A whole history result.
     History(SharedFrame),
+    /// It is done.
+    Done,
     /// It failed.
     Error(ErrorCode),
     /// The asking connection can't be shown it.
@@ -235,6 +332,8 @@ pub enum Mail {
     Published {
         /// Who asked.
         asker: Asker,
+        /// Where the channel stands with it.
+        position: Position,
     },
     /// To the home: read something. Answer: [`Mail::Answer`].
     Read(Box<Read>),
@@ -312,6 +411,46 @@ pub enum Mail {
         /// What came of it.
         signed: Signed,
     },
+    /// To the control thread: a request. Answer: [`Mail::Response`].
+    Request(Box<WebRequest>),
+    /// From the control thread: a whole response.
+    Response {
+        /// Who asked.
+        asker: Asker,
+        /// Head and body.
+        bytes: SharedFrame,
+        /// The connection may be used again.
+        keep_alive: bool,
+    },
+    /// From the control thread to a home: name some channels. Answer: [`Mail::Listed`].
+    List(List),
+    /// From a home.
+    Listed {
+        /// Who asked.
+        asker: Asker,
+        /// Some of them.
+        listed: Box<Listed>,
+    },
+    /// From the control thread to all shards: do something with a user's connections. Answer:
+    /// [`Mail::Ordered`], when all homes have taken what follows from it.
+    Order(Box<Order>),
+    /// To a home: tell when all mail before this one is opened. Answer: [`Mail::Passed`].
+    Pass {
+        /// Which order asks.
+        order: u32,
+    },
+    /// From a home.
+    Passed {
+        /// Which order asked.
+        order: u32,
+    },
+    /// From a shard: the order is carried out.
+    Ordered {
+        /// Who asked.
+        asker: Asker,
+        /// Connections that it was about.
+        connections: u32,
+    },
     /// From the control thread: close all connections at this pace, refuse new ones.
     Drain {
         /// Connections closed per second on this shard.
@@ -329,9 +468,19 @@ impl Mail {
         size_of::<Self>()
             + match self {
                 Self::Publish(publish) => {
-                    let Publish { data, info, tags, .. } = &**publish;
-                    size_of::<Publish>() + data.len() + info.len() + tags.len()
+                    let Publish { data, info, tags, options, .. } = &**publish;
+                    let options = options.as_ref().map_or(0, |_| size_of::<PublishOptions>());
+                    size_of::<Publish>() + data.len() + info.len() + tags.len() + options
                 }
+                Self::Request(request) => {
+                    size_of::<WebRequest>() + request.head.len() + request.body.len()
+                }
+                Self::Response { bytes, .. } => bytes.len(),
+                Self::Listed { listed, .. } => {
+                    let name = |(name, _): &(CompactString, u32)| size_of_val(name) + name.len();
+                    listed.channels.iter().map(name).sum()
+                }
+                Self::Order(_) => size_of::<Order>(),
                 Self::Deliver { parcel, .. } => parcel.bytes(),
                 Self::Subscribe(subscribe) => {
                     let info = subscribe.membership.as_ref().map_or(0, |m| m.info.len());
@@ -503,6 +652,42 @@ impl Mailbox {
     /// Mail waits.
     pub fn has_mail(&self) -> bool {
         !self.receiver.is_empty()
+    }
+}
+
+/// What waits to be sent: for each shard by number, for the control thread behind them.
+pub struct Outgoing(Vec<Outbox>);
+
+impl Outgoing {
+    /// Nothing, for these.
+    pub fn new(shards: Vec<Letterbox>, control: Letterbox) -> Self {
+        Self(shards.into_iter().chain([control]).map(Outbox::new).collect())
+    }
+
+    /// All of them, and whom they are for.
+    pub fn receivers(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.0.len() - 1).map(|at| ShardId(at as u8)).chain([CONTROL])
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Outbox> {
+        self.0.iter()
+    }
+}
+
+impl Index<ShardId> for Outgoing {
+    type Output = Outbox;
+
+    fn index(&self, to: ShardId) -> &Outbox {
+        // The control thread's number is beyond those of all shards.
+        &self.0[to.index().min(self.0.len() - 1)]
+    }
+}
+
+impl IndexMut<ShardId> for Outgoing {
+    fn index_mut(&mut self, to: ShardId) -> &mut Outbox {
+        let last = self.0.len() - 1;
+        &mut self.0[to.index().min(last)]
     }
 }
 

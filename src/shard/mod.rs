@@ -20,6 +20,7 @@ mod connect;
 mod deliver;
 mod homes;
 pub mod mail;
+mod orders;
 mod outbox;
 mod read;
 mod reading;
@@ -30,6 +31,7 @@ mod stats;
 mod subscribe;
 pub mod timers;
 mod tokens;
+mod web;
 mod write;
 
 pub use self::slow::SlowCounters;
@@ -46,7 +48,8 @@ use slab::Slab;
 use self::answers::Answers;
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
-use self::mail::{Batch, Letterbox, Mailbox, Outbox};
+use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
+use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
 use self::sending::PendingAck;
 use self::signatures::Signatures;
@@ -66,6 +69,7 @@ use crate::hub::filter::Filters;
 use crate::hub::home::Homes;
 use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
+use crate::hub::results::Results;
 use crate::hub::user_conns::UserConns;
 use crate::hub::users::Users;
 use crate::io::{Completion, Driver, Sent};
@@ -94,12 +98,25 @@ pub struct Options {
     pub websocket_path: Option<String>,
     /// Whether `/echo` is there.
     pub echo: bool,
+    /// Where paths begin that the control thread serves on the public port: each for itself and for
+    /// what is below it; `/` only for itself.
+    pub web: Vec<String>,
     /// Channels kept for their history alone, at most.
     pub channels_idle_max: usize,
     /// Requests to one home that may be unanswered.
     pub requests_unanswered_max: u32,
     /// Deliveries in one turn.
     pub turn_deliveries_max: u32,
+}
+
+impl Options {
+    /// Whether the control thread serves a path.
+    fn is_web(&self, path: &str) -> bool {
+        self.web.iter().any(|prefix| {
+            path.strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') && prefix != "/")
+        })
+    }
 }
 
 /// What all shards of a node share: facts that don't change, and a few atomics.
@@ -127,6 +144,8 @@ pub struct Node {
     pub client_rate: AtomicU64,
     /// The node uses more memory than it may: no new connections, and the largest queues go.
     pub memory_short: AtomicBool,
+    /// The node closes its connections, and ends.
+    pub draining: AtomicBool,
     /// Shards that have drained.
     pub drained: AtomicU32,
 }
@@ -139,6 +158,8 @@ pub struct Seat {
     pub mailbox: Mailbox,
     /// Where the mail of every shard goes in.
     pub letterboxes: Vec<Letterbox>,
+    /// Where the mail of the control thread goes in.
+    pub control: Letterbox,
     /// For spreading pings, and for epochs.
     pub seed: u64,
 }
@@ -197,7 +218,7 @@ pub struct Shard<D: Driver> {
     /// Mail of this shard to itself.
     loopback: VecDeque<Box<Batch>>,
     loopback_bytes: usize,
-    mail: Vec<Outbox>,
+    mail: Outgoing,
     mail_blocked: bool,
     acks: VecDeque<PendingAck>,
 
@@ -218,12 +239,18 @@ pub struct Shard<D: Driver> {
 
     /// Connections of the users whose home is here.
     user_conns: UserConns,
+    /// Results of publishes with an idempotency key.
+    results: Results,
     /// Who came to channels of this home and left them in this turn.
     events: Vec<Event>,
     answers: Answers,
     /// Tokens whose home is here.
     good_tokens: GoodTokens,
     questions: Slab<(Question, u64)>,
+    /// Orders of the control thread that are being carried out.
+    orders: Slab<Underway>,
+    /// Bytes of requests' bodies that are not all here.
+    web_bytes: usize,
 
     constants: Constants,
     scratch: Vec<u8>,
@@ -282,7 +309,7 @@ impl<D: Driver> Shard<D> {
             mailbox: seat.mailbox,
             loopback: VecDeque::new(),
             loopback_bytes: 0,
-            mail: seat.letterboxes.into_iter().map(Outbox::new).collect(),
+            mail: Outgoing::new(seat.letterboxes, seat.control),
             mail_blocked: false,
             acks: VecDeque::new(),
             homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
@@ -295,10 +322,13 @@ impl<D: Driver> Shard<D> {
             over: Vec::new(),
             dropped: Vec::new(),
             user_conns: UserConns::default(),
+            results: Results::new(RESULTS_MAX.div_ceil(shards)),
             events: Vec::new(),
             answers: Answers::default(),
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
             questions: Slab::new(),
+            orders: Slab::new(),
+            web_bytes: 0,
             constants: Constants {
                 ping: ping(Encoding::Json),
                 binary_ping: ping(Encoding::Protobuf),
@@ -345,6 +375,7 @@ impl<D: Driver> Shard<D> {
         self.accept_some();
         self.read_some();
         self.open_mail();
+        self.carry_out_orders();
         self.open_own_mail();
         self.tell_events();
         self.fire_timers();
@@ -400,6 +431,7 @@ impl<D: Driver> Shard<D> {
             || !self.loopback.is_empty()
             || self.locals.active() > 0
             || !self.dirty.is_empty()
+            || self.has_orders()
             || (self.leaving_count > 0 && !self.mail_blocked)
             || !self.mailbox.sleep()
             // After arming the alarm: who rang before that was not heard.
@@ -504,6 +536,7 @@ impl<D: Driver> Shard<D> {
         self.homes.sweep(now, SWEEP_CHANNELS);
         self.answers.clear();
         self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
+        self.results.expire(now);
         if self.node.memory_short.load(Ordering::Relaxed) {
             self.give_up_largest();
         }
@@ -533,6 +566,7 @@ impl<D: Driver> Shard<D> {
         counters.history_bytes.set(kept.bytes as u64);
         counters.filters.set(self.filters.len() as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
+        counters.publishes_remembered.set(self.results.len() as u64);
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
@@ -563,6 +597,8 @@ impl<D: Driver> Shard<D> {
             ("connections of users", self.user_conns.len()),
             ("events", self.events.len()),
             ("questions to the pool", self.questions.len()),
+            ("orders", self.orders.len()),
+            ("bytes of bodies", self.web_bytes),
         ];
         let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }

@@ -119,7 +119,8 @@ impl<D: Driver> Shard<D> {
         }
         match conn.phase {
             Phase::Head => self.head(key, bytes),
-            Phase::Lingering | Phase::Leaving => {}
+            Phase::Body => self.web_body(key, bytes),
+            Phase::Asked | Phase::Lingering | Phase::Leaving => {}
             Phase::Echo | Phase::Client | Phase::Unusable | Phase::Closing => {
                 if conn.phase == Phase::Echo {
                     conn.since_tick = tick;
@@ -131,7 +132,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Bytes of a request head.
-    fn head(&mut self, key: ConnKey, bytes: &[u8]) {
+    pub(super) fn head(&mut self, key: ConnKey, bytes: &[u8]) {
         let Some(conn) = self.conn(key) else { return };
         // Usually the whole head comes at once; what comes in pieces is kept until it is whole.
         let Some(mut rx) = conn.rx.take() else {
@@ -142,7 +143,7 @@ impl<D: Driver> Shard<D> {
                     let rx = Rx { raw: bytes.to_vec(), scanned, ..Rx::default() };
                     conn.rx = Some(Box::new(rx));
                 }
-                Ok(Some(head)) => self.request(key, &head, &bytes[head.bytes..]),
+                Ok(Some(head)) => self.request(key, &head, bytes),
                 Err(refusal) => self.refuse(key.index, refusal),
             };
         };
@@ -153,18 +154,22 @@ impl<D: Driver> Shard<D> {
         }
         match http::parse(&rx.raw) {
             Ok(None) => conn.rx = Some(rx),
-            Ok(Some(head)) => self.request(key, &head, &rx.raw[head.bytes..]),
+            Ok(Some(head)) => self.request(key, &head, &rx.raw),
             Err(refusal) => self.refuse(key.index, refusal),
         }
     }
 
-    /// A whole request head; `rest` came with it.
-    fn request(&mut self, key: ConnKey, head: &http::Head<'_>, rest: &[u8]) {
+    /// A whole request head, which `bytes` begin with.
+    fn request(&mut self, key: ConnKey, head: &http::Head<'_>, bytes: &[u8]) {
+        let (bytes, rest) = bytes.split_at(head.bytes);
         let node = Arc::clone(&self.node);
         let client = node.options.websocket_path.as_deref() == Some(head.path);
         let echo = node.options.echo && head.path == "/echo";
         if !client && !echo {
-            return self.refuse(key.index, Refusal::NotFound);
+            return match node.options.is_web(head.path) {
+                true => self.web_request(key, head, bytes, rest),
+                false => self.refuse(key.index, Refusal::NotFound),
+            };
         }
         let upgrade = match http::upgrade(head) {
             Ok(upgrade) => upgrade,

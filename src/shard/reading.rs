@@ -67,6 +67,12 @@ impl<D: Driver> Shard<D> {
                 })
             }
             Reading::History(page) => self.read_history(read, page),
+            Reading::Drop => {
+                if let Some(at) = self.homes.find(&read.channel, read.hash) {
+                    self.homes.drop_history(at);
+                }
+                Answer::Done
+            }
         };
         self.counters().reads.add(1);
         self.post(from, Mail::Answer { asker: read.asker, answer });

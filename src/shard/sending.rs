@@ -3,6 +3,7 @@
 
 use super::mail::{Asker, Flushed, Mail};
 use super::*;
+use crate::hub::history::Position;
 
 /// A set of shards: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,8 +18,12 @@ impl ShardSet {
         self.0[shard.index() / 64] &= !(1 << (shard.index() % 64));
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0 == [0; 4]
+    }
+
+    pub(super) fn iter(mut self) -> impl Iterator<Item = ShardId> {
+        std::iter::from_fn(move || self.pop())
     }
 
     pub(super) fn pop(&mut self) -> Option<ShardId> {
@@ -36,6 +41,7 @@ pub(super) struct PendingAck {
     /// Who asked, and where it is.
     pub(super) to: ShardId,
     pub(super) asker: Asker,
+    pub(super) position: Position,
     /// The shards in whose mailboxes its deliveries are not yet.
     pub(super) waits_for: ShardSet,
 }
@@ -46,9 +52,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn send_mail(&mut self) {
         self.mail_blocked = false;
         self.tell_gaps();
-        for at in 0..self.mail.len() {
-            self.flush_to(ShardId(at as u8));
-        }
+        self.mail.receivers().for_each(|to| _ = self.flush_to(to));
         if self.acks.is_empty() {
             return;
         }
@@ -57,30 +61,28 @@ impl<D: Driver> Shard<D> {
         self.acks.retain(|ack| {
             let done = ack.waits_for.is_empty();
             if done {
-                mail[ack.to.index()].push(Mail::Published { asker: ack.asker });
+                mail[ack.to].push(Mail::Published { asker: ack.asker, position: ack.position });
                 acked = true;
             }
             !done
         });
         if acked {
-            for at in 0..self.mail.len() {
-                self.flush_to(ShardId(at as u8));
-            }
+            self.mail.receivers().for_each(|to| _ = self.flush_to(to));
         }
     }
 
     /// Adds mail for a shard. What fills an outbox leaves at once, so that it stays full only while
     /// the receiver has no room: then requests and clean-up wait, and deliveries become a gap.
     pub(super) fn post(&mut self, to: ShardId, mail: Mail) {
-        self.mail[to.index()].push(mail);
-        if self.mail[to.index()].is_full() {
+        self.mail[to].push(mail);
+        if self.mail[to].is_full() {
             self.flush_to(to);
         }
     }
 
     /// Sends what is there for a shard. Whether all of it has left.
     pub(super) fn flush_to(&mut self, to: ShardId) -> bool {
-        let outbox = &mut self.mail[to.index()];
+        let outbox = &mut self.mail[to];
         if to == self.id {
             if self.loopback_bytes < MAILBOX_BYTES_MAX
                 && let Some(batch) = outbox.take(to)
@@ -114,7 +116,7 @@ impl<D: Driver> Shard<D> {
             if self.waiting[home].is_empty() {
                 continue;
             }
-            for _ in 0..self.mail[home].credits(unanswered_max).min(RESUMED_MAX) {
+            for _ in 0..self.mail[ShardId(home as u8)].credits(unanswered_max).min(RESUMED_MAX) {
                 let Some(key) = self.waiting[home].pop_front() else { break };
                 let Some(conn) = self.conn(key) else { continue };
                 conn.flags.set_waiting(false);
@@ -136,8 +138,8 @@ impl<D: Driver> Shard<D> {
 
     /// Where there is room again: tells shards which channels have a gap.
     fn tell_gaps(&mut self) {
-        for at in 0..self.mail.len() {
-            let outbox = &mut self.mail[at];
+        for to in self.mail.receivers() {
+            let outbox = &mut self.mail[to];
             if outbox.gaps.is_empty() || outbox.is_full() {
                 self.mail_blocked |= !outbox.gaps.is_empty();
                 continue;
@@ -145,9 +147,7 @@ impl<D: Driver> Shard<D> {
             for channel in std::mem::take(&mut outbox.gaps) {
                 let interests = self.homes.interests_mut(channel);
                 // The channel may have lost that shard, or be another one by now.
-                if let Some(interest) =
-                    interests.iter_mut().find(|i| i.shard.index() == at && i.gap)
-                {
+                if let Some(interest) = interests.iter_mut().find(|i| i.shard == to && i.gap) {
                     interest.gap = false;
                     outbox.push(Mail::Gap { local: interest.local });
                 }

@@ -51,6 +51,8 @@ counters! {
         refused_unavailable: counter,
         /// The head did not come in time.
         refused_timeout: counter,
+        /// Requests for the control thread.
+        web_requests: counter,
         /// WebSockets opened.
         upgrades: counter,
 
@@ -98,6 +100,8 @@ counters! {
         closed_idle: counter,
         /// Closes because the node drains (3001).
         closed_shutdown: counter,
+        /// Closes that the server API asked for.
+        closed_by_api: counter,
         /// Closes to give memory back when the node was over its limit.
         closed_memory: counter,
         /// Connections whose peer did not answer our close frame in time.
@@ -141,6 +145,8 @@ counters! {
         tokens_checked: counter,
         /// Tokens that were known to be good.
         tokens_known: counter,
+        /// Publishes remembered by their idempotency keys.
+        publishes_remembered: gauge,
         /// Tokens remembered as good.
         tokens_remembered: gauge,
         /// Batches of mail received.

@@ -180,7 +180,7 @@ impl<D: Driver> Shard<D> {
             None => None,
             Some(Some(id)) => Some(id),
             Some(None) => {
-                self.mail[home.index()].earn(credits);
+                self.mail[home].earn(credits);
                 return Err(ErrorCode::LimitExceeded.into());
             }
         };
@@ -420,6 +420,12 @@ impl<D: Driver> Shard<D> {
                 },
             );
         }
+        self.take_away(index, channel, why);
+    }
+
+    /// Ends a subscription, whoever made it: push, list, home.
+    pub(super) fn take_away(&mut self, index: u32, channel: u32, why: Unsubscribed) {
+        let Some(session) = self.session_of(index) else { return };
         let Some(mut sub) = session.subs.remove(channel) else { return };
         self.forget_sub(index, channel);
         self.leave_list(&mut sub);

@@ -270,6 +270,9 @@ impl<D: Driver> Shard<D> {
             Phase::Echo if flags.paused() && waits < ECHO_BACKLOG_BYTES as usize => {
                 self.resume(key)
             }
+            Phase::Head if flags.paused() && waits < ECHO_BACKLOG_BYTES as usize => {
+                self.next_web_request(key);
+            }
             _ => {}
         }
     }

@@ -355,6 +355,16 @@ pub(crate) fn upgrade(path: &str, headers: &[&str]) -> String {
     request + "\r\n"
 }
 
+/// A request with a body.
+pub(crate) fn post(path: &str, headers: &[&str], body: &str) -> String {
+    let mut request =
+        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+    for header in headers {
+        request += &format!("{header}\r\n");
+    }
+    request + "\r\n" + body
+}
+
 pub(crate) const TEXT: u8 = 0x81;
 pub(crate) const BINARY: u8 = 0x82;
 pub(crate) const CLOSE: u8 = 0x88;
@@ -398,6 +408,8 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// Names in lower case.
     headers: Vec<(String, String)>,
+    /// As long as the head says.
+    pub(crate) body: String,
 }
 
 impl Response {
@@ -476,11 +488,19 @@ impl Raw {
             let (name, value) = line.split_once(": ").unwrap();
             (name.to_ascii_lowercase(), value.to_owned())
         };
-        let response = Response { status, headers: lines.map(split).collect() };
+        let mut response =
+            Response { status, headers: lines.map(split).collect(), body: String::new() };
         if let Some(length) = response.header("content-length") {
-            self.take(length.parse().unwrap()).expect("the whole body");
+            let body = self.take(length.parse().unwrap()).expect("the whole body");
+            response.body = String::from_utf8(body).unwrap();
         }
         Some(response)
+    }
+
+    /// Calls a method of the server API, and returns the whole answer.
+    pub(crate) fn post(&mut self, path: &str, headers: &[&str], body: &str) -> Response {
+        self.send(post(path, headers, body).as_bytes());
+        self.response()
     }
 
     /// The next frame of the server: first byte and payload. `None` at the end of the stream.

@@ -178,6 +178,7 @@ impl Plan {
             message_bytes_max: 65_536,
             websocket_path: Some(PATH.into()),
             echo: true,
+            web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
             requests_unanswered_max: match (large, roomy) {
                 (true, _) => 4096,

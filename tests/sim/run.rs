@@ -1,18 +1,20 @@
 //! One run: shards, clients, a clock, and who is next; all from one seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use roost::base::id::ShardId;
+use roost::base::id::{ConnKey, ShardId};
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
 use roost::base::times::Times;
 use roost::hub::names::NameHasher;
-use roost::io::Alarm;
+
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
-use roost::shard::mail::{Letterbox, Mail, Mailbox, Publish};
+use roost::io::{Alarm, Wake};
+use roost::shard::mail::{Act, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish};
 use roost::shard::signatures::Signatures;
 use roost::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
 
@@ -40,12 +42,29 @@ pub(crate) struct Run {
     world: SharedWorld,
     node: Arc<Node>,
     letterboxes: Vec<Letterbox>,
+    control: Control,
     shards: Vec<Runner>,
     clients: Vec<Client>,
     history: History,
     phase: Phase,
     draining: bool,
     standstill: u64,
+}
+
+/// The control side: its mail both ways.
+struct Control {
+    mailbox: Mailbox,
+    outboxes: Vec<Outbox>,
+    /// Orders and publishes that are to be answered, by the number in place of a connection.
+    asked: BTreeSet<u32>,
+    next: u32,
+}
+
+/// Nobody sleeps at the control side.
+struct Awake;
+
+impl Wake for Awake {
+    fn wake(&self) {}
 }
 
 /// What a run came to.
@@ -55,6 +74,14 @@ pub(crate) struct Report {
     pub(crate) steps: u64,
     pub(crate) summary: String,
     pub(crate) figures: BTreeMap<&'static str, u64>,
+}
+
+impl Control {
+    fn asker(&mut self) -> Asker {
+        let conn = ConnKey { index: self.next, generation: NonZeroU32::MIN };
+        self.next += 1;
+        Asker { conn, command: 0, credits: 0 }
+    }
 }
 
 impl Run {
@@ -98,15 +125,17 @@ impl Run {
             clients: AtomicU64::new(0),
             client_rate: AtomicU64::new(0),
             memory_short: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             signatures: Signatures::Inline,
         });
+        let (control, mailbox) = Mailbox::new(plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
         let shards = ids
             .iter()
             .zip(mailboxes)
             .map(|(id, mailbox)| {
-                let letterboxes: Vec<Letterbox> = letterboxes.clone();
-                let seat = Seat { shard: *id, mailbox, letterboxes, seed: rng.next_u64() };
+                let (letterboxes, control) = (letterboxes.clone(), control.clone());
+                let seat = Seat { shard: *id, mailbox, letterboxes, control, seed: rng.next_u64() };
                 let driver = SimDriver::new(&world, *id);
                 let shard = Shard::new(Arc::clone(&node), seat, driver, || {});
                 Runner { shard, waits: None, starved_until: 0, stopped: false }
@@ -122,12 +151,15 @@ impl Run {
             .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm, &plan))
             .collect();
         let dropping = plan.dropping();
+        let outboxes = letterboxes.iter().cloned().map(Outbox::new).collect();
+        let control = Control { mailbox, outboxes, asked: BTreeSet::new(), next: 0 };
         Self {
             plan,
             rng,
             world,
             node,
             letterboxes,
+            control,
             shards,
             clients,
             history: History::new(dropping),
@@ -261,6 +293,9 @@ impl Run {
         for runner in &self.shards {
             runner.shard.is_quiescent()?;
         }
+        if !self.control.asked.is_empty() {
+            return Err(format!("the control side waits for {:?}", self.control.asked));
+        }
         let figures = self.figures();
         for name in [
             "connections_open",
@@ -348,6 +383,12 @@ impl Run {
         if self.phase <= Phase::Heal && self.rng.one_in(self.plan.control_one_in) {
             self.publish_by_control();
         }
+        if self.phase == Phase::Faults && self.rng.one_in(self.plan.control_one_in * 20) {
+            self.order();
+        }
+        if self.rng.one_in(3) {
+            self.answers_to_control()?;
+        }
         let mut ready: Vec<usize> = Vec::new();
         for at in 0..self.shards.len() {
             let runner = &mut self.shards[at];
@@ -406,17 +447,52 @@ impl Run {
             channel: channel.as_str().into(),
             hash,
             namespace: self.node.rules.channels.load().resolve(&channel).unwrap().index,
-            asker: None,
+            asker: Some(self.control.asker()),
             data: self.history.data(number).into(),
             info: Box::default(),
             tags: packed,
             is_json: true,
+            options: None,
         };
+        let asked = self.control.next - 1;
         let home = self.node.names.home(hash).index();
         // One that finds the mailbox full was never published.
         if self.letterboxes[home].try_post(Mail::Publish(Box::new(publish))).is_ok() {
             self.history.posted(number);
+            self.control.asked.insert(asked);
         }
+    }
+
+    /// Closes a user's connections, as the server API does: their clients come again.
+    fn order(&mut self) {
+        let user = format!("user{}", self.rng.below(4));
+        for outbox in &mut self.control.outboxes {
+            let conn = ConnKey { index: self.control.next, generation: NonZeroU32::MIN };
+            let asker = Asker { conn, command: 0, credits: 0 };
+            self.control.asked.insert(self.control.next);
+            self.control.next += 1;
+            let act = Act::Disconnect { code: 3011, reason: "again".into(), spare: Vec::new() };
+            let (user, client, session) = (user.as_str().into(), "".into(), "".into());
+            outbox.push(Mail::Order(Box::new(Order { asker, user, client, session, act })));
+        }
+    }
+
+    /// The control side sends what it has, and opens its mail.
+    fn answers_to_control(&mut self) -> Result<(), String> {
+        let Control { mailbox, outboxes, asked, .. } = &mut self.control;
+        outboxes.iter_mut().for_each(|outbox| _ = outbox.flush(CONTROL));
+        while let Some(batch) = mailbox.take() {
+            for mail in batch.mail {
+                let (Mail::Published { asker, .. } | Mail::Ordered { asker, .. }) = mail else {
+                    return Err(format!("the control side got {mail:?}"));
+                };
+                if !asked.remove(&asker.conn.index) {
+                    return Err(format!("{mail:?} was not asked for, or is there twice"));
+                }
+            }
+        }
+        mailbox.take_turned(|shard| outboxes[shard.index()].ring());
+        Ok(())
     }
 
     /// Moves the clock to the next moment at which anything happens.

@@ -8,14 +8,16 @@
 //!
 //! What it must not know: sockets, time, routes, origins, limits other than those of a head.
 
+mod body;
 mod client;
 mod head;
 mod query;
 mod response;
 mod upgrade;
 
+pub use self::body::BodyReader;
 pub use self::client::{UpgradeRefused, parse_upgrade_response, put_upgrade_request};
 pub use self::head::{Body, Head, head_complete, parse};
 pub use self::query::query_param;
-pub use self::response::{Refusal, put_refusal, put_response};
+pub use self::response::{CONTINUE, Refusal, put_refusal, put_response};
 pub use self::upgrade::{Format, Subprotocol, Upgrade, format, put_switching, upgrade};

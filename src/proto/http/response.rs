@@ -37,6 +37,8 @@ pub enum Refusal {
     Origin,
     /// Nothing lives at this path.
     NotFound,
+    /// A body longer than its bound.
+    BodyTooLong,
     /// The head didn't arrive in time.
     Timeout,
     /// A limit is met, or the node drains: the client should come back.
@@ -45,7 +47,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, for tables of counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::Host,
         Self::BodyLength,
@@ -62,6 +64,7 @@ impl Refusal {
         Self::Protobuf,
         Self::Origin,
         Self::NotFound,
+        Self::BodyTooLong,
         Self::Timeout,
         Self::Unavailable,
     ];
@@ -81,6 +84,7 @@ impl Refusal {
             Self::NotFound => 404,
             Self::Method => 405,
             Self::Timeout => 408,
+            Self::BodyTooLong => 413,
             Self::TargetTooLong => 414,
             Self::HeadTooLong | Self::HeadersTooMany => 431,
             Self::TransferCoding => 501,
@@ -108,6 +112,7 @@ impl Refusal {
             Self::Protobuf => "protobuf",
             Self::Origin => "origin",
             Self::NotFound => "not_found",
+            Self::BodyTooLong => "body_too_long",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
         }
@@ -132,6 +137,7 @@ impl Refusal {
             Self::Protobuf => "Protobuf isn't spoken here yet: use JSON\n",
             Self::Origin => "origin not allowed\n",
             Self::NotFound => "not found\n",
+            Self::BodyTooLong => "request body too long\n",
             Self::Timeout => "the request took too long\n",
             Self::Unavailable => "try again later\n",
         }
@@ -158,6 +164,9 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Tells a client that it may send the body (RFC 9110 15.2.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Appends the whole answer to a refused request. The caller closes after it.
 pub fn put_refusal(out: &mut Vec<u8>, refusal: Refusal) {

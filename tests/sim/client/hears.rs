@@ -133,6 +133,8 @@ impl Client {
             3506 => self.risks_binary && !self.protobuf,
             // A gap in a subscription that the server made, or was about to make.
             3010 => tight && !(self.server.is_empty() && self.personal.is_none()),
+            // Ordered by the control side.
+            3011 => scene.phase <= Phase::Heal && self.user.is_some(),
             3502 => slow || self.kind == Kind::Stale,
             other => self.expected == Some(other),
         };

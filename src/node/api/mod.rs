@@ -1,0 +1,48 @@
+//! The server API (server API, sections 1 to 3): what applications ask a node to do.
+//!
+//! ```text
+//!  /api/publish, /api (old form), /api/batch --> Api::call --> the desk --> homes and shards
+//! ```
+//! Nothing here touches a connection or a channel: each method is a question to the shards that know.
+
+mod http;
+mod methods;
+mod wire;
+
+pub(super) use self::http::router;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::desk::Desk;
+use crate::shard::Node;
+
+/// What methods work with.
+pub(super) struct Api {
+    node: Arc<Node>,
+    desk: Arc<Desk>,
+    /// Name of this node.
+    name: String,
+    /// Its id, made anew at each start.
+    uid: String,
+    started: Instant,
+}
+
+impl Api {
+    /// The API of a node. `uid` tells its lives apart.
+    pub(super) fn new(
+        node: Arc<Node>,
+        desk: Arc<Desk>,
+        name: String,
+        uid: String,
+        started: Instant,
+    ) -> Self {
+        Self { node, desk, name, uid, started }
+    }
+
+    /// The node closes its connections and ends.
+    fn is_draining(&self) -> bool {
+        self.node.draining.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,225 @@
+//! The control thread's desk: where its mail to the shards goes out, and theirs comes in.
+//!
+//! ```text
+//!  API call --ask--> outbox for a shard --(once for all that is there)--> mailbox of the shard
+//!      ^                                                                     |
+//!      '---- answer <---- mailbox of the control thread <--------------------'
+//! ```
+//! It is a sender and a receiver like every shard: the same batches, bounds and credits (`shard/mail.rs`).
+//! A question for which a shard has no room is refused at once.
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::{Notify, oneshot};
+
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::limits::REQUESTS_UNANSWERED_MAX;
+use crate::io::Wake;
+use crate::shard::mail::{
+    Asker, Batch, CONTROL, Flushed, Letterbox, Mail, Mailbox, Outbox, WebRequest,
+};
+
+/// Wakes the control thread when mail has come.
+#[derive(Debug, Default)]
+pub(super) struct Bell(Notify);
+
+impl Wake for Bell {
+    fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// A shard takes no more questions now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a shard takes no more now")]
+pub(super) struct Busy;
+
+/// See the module.
+pub(super) struct Desk {
+    outgoing: Mutex<Outgoing>,
+    /// Something is to be sent.
+    pushed: Notify,
+    shards: usize,
+}
+
+struct Outgoing {
+    boxes: Vec<Outbox>,
+    /// Who waits for an answer, by the number that the question has in place of a connection.
+    waiting: Slab<oneshot::Sender<Mail>>,
+}
+
+/// A request that came to the public port, and where its answer goes.
+pub(super) struct Visitor {
+    /// The shard.
+    pub(super) from: ShardId,
+    /// The request.
+    pub(super) request: Box<WebRequest>,
+}
+
+impl Desk {
+    /// Nothing to send yet.
+    pub(super) fn new(letterboxes: &[Letterbox]) -> Self {
+        let boxes: Vec<Outbox> = letterboxes.iter().cloned().map(Outbox::new).collect();
+        let shards = boxes.len();
+        let outgoing = Mutex::new(Outgoing { boxes, waiting: Slab::new() });
+        Self { outgoing, pushed: Notify::new(), shards }
+    }
+
+    /// All shards.
+    pub(super) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards).map(|at| ShardId(at as u8))
+    }
+
+    /// Asks a shard something that costs so many credits. `mail` makes the question.
+    ///
+    /// # Errors
+    /// The shard has too many unanswered questions, or no room for mail.
+    pub(super) fn ask(
+        &self,
+        to: ShardId,
+        credits: u8,
+        mail: impl FnOnce(Asker) -> Mail,
+    ) -> Result<oneshot::Receiver<Mail>, Busy> {
+        let mut outgoing = self.lock();
+        let Outgoing { boxes, waiting } = &mut *outgoing;
+        let outbox = &mut boxes[to.index()];
+        let credits = outbox.spend(credits, REQUESTS_UNANSWERED_MAX).ok_or(Busy)?;
+        let (sender, receiver) = oneshot::channel();
+        let index = waiting.insert(sender) as u32;
+        let conn = ConnKey { index, generation: NonZeroU32::MIN };
+        outbox.push(mail(Asker { conn, command: 0, credits }));
+        drop(outgoing);
+        self.pushed.notify_one();
+        Ok(receiver)
+    }
+
+    /// Sends mail that has no answer.
+    pub(super) fn post(&self, to: ShardId, mail: Mail) {
+        self.lock().boxes[to.index()].push(mail);
+        self.pushed.notify_one();
+    }
+
+    /// Questions that are not answered.
+    pub(super) fn unanswered(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Sends and receives until the process ends; `visit` takes requests from the public port.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mailbox: Mailbox,
+        bell: Arc<Bell>,
+        visit: impl Fn(Visitor),
+    ) {
+        loop {
+            for _ in 0..BATCHES_MAX {
+                let Some(batch) = mailbox.take() else { break };
+                self.open(*batch, &visit);
+            }
+            let blocked = self.flush();
+            mailbox.take_turned(|shard| self.lock().boxes[shard.index()].ring());
+            if !mailbox.sleep() {
+                // Those who were answered have their turn, and ask on.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                () = bell.0.notified() => {}
+                () = self.pushed.notified() => {}
+                () = tokio::time::sleep(RETRY), if blocked => {}
+            }
+            mailbox.awake();
+        }
+    }
+
+    fn open(&self, batch: Batch, visit: &impl Fn(Visitor)) {
+        let from = batch.from;
+        for mail in batch.mail {
+            let asker = match &mail {
+                Mail::Published { asker, .. }
+                | Mail::Answer { asker, .. }
+                | Mail::Listed { asker, .. }
+                | Mail::Ordered { asker, .. } => *asker,
+                _ => {
+                    if let Mail::Request(request) = mail {
+                        visit(Visitor { from, request });
+                    }
+                    continue;
+                }
+            };
+            let mut outgoing = self.lock();
+            outgoing.boxes[from.index()].earn(asker.credits);
+            if let Some(waits) = outgoing.waiting.try_remove(asker.conn.index as usize) {
+                // Who asked may have given up.
+                let _ = waits.send(mail);
+            }
+        }
+    }
+
+    /// Sends what is there. Whether some of it found no room.
+    fn flush(&self) -> bool {
+        let mut outgoing = self.lock();
+        let flushed = outgoing.boxes.iter_mut().map(|outbox| outbox.flush(CONTROL));
+        flushed.fold(false, |blocked, flushed| blocked | (flushed == Flushed::Full))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outgoing> {
+        // One thread uses it, and a panic ends the process.
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Batches opened before others of the thread have their turn.
+const BATCHES_MAX: usize = 64;
+
+/// Mail that found a full mailbox is sent again after so long, even if nobody rings.
+const RETRY: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::history::Position;
+    use crate::io::Alarm;
+    use crate::shard::mail::List;
+
+    fn list(asker: Asker) -> Mail {
+        Mail::List(List { asker, cursor: 0 })
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered_and_refused_when_there_are_too_many() {
+        let bell = Arc::new(Bell::default());
+        let (letterbox, shard) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
+        let (own_letterbox, mailbox) = Mailbox::new(8, Alarm::new(bell.clone()));
+        let desk = Arc::new(Desk::new(&[letterbox]));
+        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_| {}));
+        let mut answers: Vec<_> =
+            (0..REQUESTS_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
+        assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
+        assert_eq!(desk.unanswered(), REQUESTS_UNANSWERED_MAX as usize);
+        let mut to_control = Outbox::new(own_letterbox);
+        let mut answered = 0;
+        while answered < REQUESTS_UNANSWERED_MAX {
+            tokio::task::yield_now().await;
+            let Some(batch) = shard.take() else { continue };
+            shard.take_turned(|_| {});
+            for mail in batch.mail {
+                let Mail::List(List { asker, .. }) = mail else { panic!("{mail:?}") };
+                let position = Position { offset: u64::from(answered), epoch: None };
+                to_control.push(Mail::Published { asker, position });
+                answered += 1;
+            }
+            to_control.flush(ShardId(0));
+        }
+        for (at, answer) in (0..).zip(&mut answers) {
+            let mail = answer.await.unwrap();
+            assert!(matches!(mail, Mail::Published { position, .. } if position.offset == at));
+        }
+        assert_eq!(desk.unanswered(), 0);
+        assert!(desk.ask(ShardId(0), 1, list).is_ok());
+        running.abort();
+    }
+}

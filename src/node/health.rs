@@ -1,0 +1,95 @@
+//! Whether a node can serve: what a balancer asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::base::times::Counts;
+use crate::shard::Node;
+
+/// Beyond what a node is not healthy.
+#[derive(Clone, Copy, Debug)]
+pub struct Thresholds {
+    /// p99 of how long turns worked in a second, microseconds; `None`: whatever it is.
+    pub loop_lag_us: Option<u64>,
+    /// Connections, of those that may be, in percent.
+    pub connections_percent: u64,
+}
+
+/// What is looked at once a second.
+pub(super) struct Health {
+    node: Arc<Node>,
+    thresholds: Thresholds,
+    counted: Mutex<Counts>,
+    loop_lag_p99_us: AtomicU64,
+}
+
+impl Health {
+    /// Nothing was looked at yet.
+    pub(super) fn new(node: Arc<Node>, thresholds: Thresholds) -> Self {
+        let (counted, loop_lag_p99_us) = (Mutex::default(), AtomicU64::new(0));
+        Self { node, thresholds, counted, loop_lag_p99_us }
+    }
+
+    /// Looks at what happened since the last time.
+    pub(super) fn look(&self) {
+        let mut counts = Counts::default();
+        self.node.loop_lag.iter().for_each(|times| times.add_to(&mut counts));
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let added = counts.since(&counted);
+        *counted = counts;
+        self.loop_lag_p99_us.store(added.quantile(0.99), Ordering::Relaxed);
+    }
+
+    /// p99 of how long turns of all shards worked in the last second, microseconds.
+    pub(super) fn loop_lag_p99_us(&self) -> u64 {
+        self.loop_lag_p99_us.load(Ordering::Relaxed)
+    }
+
+    /// Why the node can't serve, if it can't.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        let Self { node, thresholds, .. } = self;
+        let open =
+            node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
+        let clients = node.clients.load(Ordering::Relaxed);
+        let room = u64::from(node.options.conns_max) * node.open.len() as u64;
+        let limit = node.rules.client.connection_limit;
+        let is_full = |count: u64, of: u64| count * 100 >= of * thresholds.connections_percent;
+        if node.draining.load(Ordering::Relaxed) {
+            Some("draining")
+        } else if node.memory_short.load(Ordering::Relaxed) {
+            Some("over the memory limit")
+        } else if thresholds.loop_lag_us.is_some_and(|max| self.loop_lag_p99_us() > max) {
+            Some("the loops lag")
+        } else if is_full(open, room) || limit > 0 && is_full(clients, limit) {
+            Some("at the connection limit")
+        } else {
+            None
+        }
+    }
+}
+
+/// Answers at `path`: 200 `{}`, or 503 with a reason.
+pub(super) fn router(health: Arc<Health>, path: &str) -> Router {
+    let answer = move || {
+        let fault = health.fault();
+        async move { response(fault) }
+    };
+    Router::new().route(path, get(answer))
+}
+
+fn response(fault: Option<&'static str>) -> Response {
+    let json = [(CONTENT_TYPE, "application/json")];
+    match fault {
+        None => (json, "{}".to_owned()).into_response(),
+        Some(why) => {
+            let body = format!(r#"{{"reason":"{why}"}}"#);
+            (StatusCode::SERVICE_UNAVAILABLE, json, body).into_response()
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Metrics in Prometheus's text format: counters of all shards as they are, read without stopping any.
+//!
+//! A counter named `closed_X`, `faults_X` or `refused_X` is a reason of one metric with a label; what
+//! says more for each shard has the label `shard`; the others are summed.
+
+use std::collections::BTreeMap;
+use std::fmt::Error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::desk::Desk;
+use super::health::Health;
+use super::memory;
+use crate::base::counters::Kind;
+use crate::base::times::Counts;
+use crate::shard::{Node, ShardCounters, SlowCounters};
+
+/// What is counted for reasons: beginning of the counters' names, the metric, what it counts.
+const BY_REASON: &[(&str, &str, &str)] = &[
+    ("closed_", "connections_closed_by_node", "Connections that the node closed, by reason"),
+    ("faults_", "client_faults", "Connections closed because of what the client sent, by fault"),
+    ("refused_", "requests_refused", "Requests refused by shards, by reason"),
+];
+
+/// Counters that are told for each shard.
+const BY_SHARD: &[&str] =
+    &["connections_open", "subscriptions", "deliveries", "queued_bytes", "mail_full", "turns"];
+
+/// Bounds of the histogram of loop lag, microseconds.
+const LAG_BOUNDS_US: &[u64] = &[
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000,
+];
+
+/// Reads what a node counts.
+pub(super) struct Metrics {
+    pub(super) node: Arc<Node>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) health: Arc<Health>,
+    pub(super) memory_limit_bytes: u64,
+    pub(super) started: Instant,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// Values, each under a label or none.
+type Values = Vec<(Option<(&'static str, String)>, f64)>;
+
+/// One metric.
+struct Metric {
+    name: String,
+    help: String,
+    kind: Kind,
+    values: Values,
+}
+
+impl Metric {
+    fn new(kind: Kind, name: &str, help: &str, values: Values) -> Self {
+        let help = help.trim().trim_end_matches('.').to_owned();
+        Self { name: format!("roost_{name}"), help, kind, values }
+    }
+
+    fn gauge(name: &str, help: &str, value: f64) -> Self {
+        Self::new(Kind::Gauge, name, help, vec![(None, value)])
+    }
+
+    fn put(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let kind = match self.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+        };
+        let mut metric = encoder.encode_descriptor(&self.name, &self.help, None, kind)?;
+        for (label, value) in &self.values {
+            match label {
+                Some((name, of)) => {
+                    let labels = [(*name, of.as_str())];
+                    put_value(&mut metric.encode_family(&labels)?, self.kind, *value)?;
+                }
+                None => put_value(&mut metric, self.kind, *value)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> Result<(), Error> {
+    match kind {
+        Kind::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        Kind::Gauge => metric.encode_gauge(&value),
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        self.counters().iter().chain(&self.others()).try_for_each(|m| m.put(&mut encoder))?;
+        let mut lag = Counts::default();
+        self.node.loop_lag.iter().for_each(|times| times.add_to(&mut lag));
+        let bounds = LAG_BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, lag.up_to(*us)));
+        let help = "How long turns of the shards' loops worked: so long waited what became ready";
+        let mut before = 0;
+        let mut buckets: Vec<(f64, u64)> = bounds
+            .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
+            .collect();
+        buckets.push((f64::MAX, lag.count() - before));
+        let sum = lag.total_us() as f64 / 1e6;
+        encoder
+            .encode_descriptor("roost_loop_lag_seconds", help, None, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(sum, lag.count(), &buckets, None)
+    }
+}
+
+impl Metrics {
+    /// What shards count.
+    fn counters(&self) -> Vec<Metric> {
+        let shards = &self.node.counters;
+        let mut values: Vec<Vec<u64>> = Vec::with_capacity(shards.len());
+        for counters in shards {
+            let mut of_shard = Vec::with_capacity(ShardCounters::FIGURES.len());
+            counters.each(|_, value| of_shard.push(value));
+            values.push(of_shard);
+        }
+        let mut metrics = Vec::new();
+        let mut reasons: BTreeMap<&str, Values> = BTreeMap::new();
+        for (at, figure) in ShardCounters::FIGURES.iter().enumerate() {
+            let sum = values.iter().map(|of_shard| of_shard[at]).sum::<u64>() as f64;
+            let found = BY_REASON.iter().find_map(|(beginning, name, _)| {
+                Some((*name, figure.name.strip_prefix(beginning)?))
+            });
+            if let Some((name, reason)) = found {
+                let label = Some(("reason", reason.to_owned()));
+                reasons.entry(name).or_default().push((label, sum));
+                continue;
+            }
+            let values = match BY_SHARD.contains(&figure.name) {
+                true => (values.iter().enumerate())
+                    .map(|(shard, of)| (Some(("shard", shard.to_string())), of[at] as f64))
+                    .collect(),
+                false => vec![(None, sum)],
+            };
+            metrics.push(Metric::new(figure.kind, figure.name, figure.help, values));
+        }
+        metrics.extend(BY_REASON.iter().filter_map(|(_, name, help)| {
+            Some(Metric::new(Kind::Counter, name, help, reasons.remove(name)?))
+        }));
+        metrics
+    }
+
+    /// What is known of the node as a whole.
+    fn others(&self) -> Vec<Metric> {
+        let node = &self.node;
+        let open =
+            node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
+        let rss = memory::rss_bytes().unwrap_or(0);
+        let memory = [
+            ("resident", rss),
+            ("kernel", memory::used_bytes(open).saturating_sub(memory::rss_bytes().unwrap_or(0))),
+        ];
+        let class = |(class, bytes): (&str, u64)| (Some(("class", class.to_owned())), bytes as f64);
+        let limits = [
+            ("connections", u64::from(node.options.conns_max) * node.open.len() as u64),
+            ("clients", node.rules.client.connection_limit),
+            ("memory_bytes", self.memory_limit_bytes),
+        ];
+        let limit = |(limit, of): (&str, u64)| (Some(("limit", limit.to_owned())), of as f64);
+        let gauge = Metric::gauge;
+        let mut metrics = vec![
+            gauge(
+                "clients",
+                "Clients of the protocol",
+                node.clients.load(Ordering::Relaxed) as f64,
+            ),
+            gauge("shards", "Threads that hold connections", node.counters.len() as f64),
+            gauge("uptime_seconds", "Since the start", self.started.elapsed().as_secs_f64()),
+            gauge(
+                "loop_lag_p99_seconds",
+                "p99 of how long turns worked in the last second",
+                self.health.loop_lag_p99_us() as f64 / 1e6,
+            ),
+            gauge("healthy", "1 when /health says so", f64::from(self.health.fault().is_none())),
+            gauge(
+                "api_questions",
+                "Questions of the control thread that shards have not answered",
+                self.desk.unanswered() as f64,
+            ),
+            Metric::new(
+                Kind::Gauge,
+                "memory_bytes",
+                "Memory: the process's own, and what its sockets are reckoned to cost the kernel",
+                memory.map(class).to_vec(),
+            ),
+            Metric::new(
+                Kind::Gauge,
+                "limits",
+                "What may be; 0: no limit",
+                limits.map(limit).to_vec(),
+            ),
+        ];
+        metrics.extend(self.slow());
+        metrics
+    }
+
+    /// What became of slow clients, by namespace.
+    fn slow(&self) -> Vec<Metric> {
+        let channels = self.node.rules.channels.load();
+        let namespaces = channels.namespaces();
+        let of = |name: &str, help: &str, count: fn(&SlowCounters) -> u64| {
+            let values = (0..self.node.slow.first().map_or(0, Vec::len)).map(|at| {
+                let sum = self.node.slow.iter().map(|of_shard| count(&of_shard[at])).sum::<u64>();
+                // The last are of namespaces that came later.
+                let last = at + 1 == self.node.slow[0].len();
+                let namespace = if last { "(later)" } else { namespaces[at].name.as_str() };
+                (Some(("namespace", namespace.to_owned())), sum as f64)
+            });
+            Metric::new(Kind::Counter, name, help, values.collect())
+        };
+        vec![
+            of("slow_clients_closed", "Clients closed as too slow", |slow| slow.closed.get()),
+            of(
+                "publications_dropped",
+                "Publications dropped for slow clients, oldest first",
+                |slow| slow.dropped.get(),
+            ),
+            of(
+                "publications_conflated",
+                "Publications that a newer one took the place of",
+                |slow| slow.conflated.get(),
+            ),
+        ]
+    }
+}
+
+/// Answers at `path`.
+pub(super) fn router(metrics: Metrics, path: &str) -> Router {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(metrics));
+    let registry = Arc::new(registry);
+    let answer = move |headers: HeaderMap| {
+        let registry = Arc::clone(&registry);
+        async move { response(&registry, &headers) }
+    };
+    Router::new().route(path, get(answer))
+}
+
+/// In the format of OpenMetrics for those who ask for it, else in the older one.
+fn response(registry: &Registry, headers: &HeaderMap) -> Response {
+    let mut out = String::new();
+    if text::encode(&mut out, registry).is_err() {
+        return axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let wanted = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("");
+    if wanted.contains("application/openmetrics-text") {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        return ([(CONTENT_TYPE, kind)], out).into_response();
+    }
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], older(&out)).into_response()
+}
+
+/// In the older format a counter's description carries the name that its values have.
+fn older(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 4096);
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let counter = |line: &str| {
+            let rest = line.strip_prefix("# TYPE ")?;
+            Some(rest.strip_suffix(" counter")?.to_owned())
+        };
+        // HELP stands before TYPE.
+        let described = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' '));
+        match (described, lines.peek().and_then(|next| counter(next)), counter(line)) {
+            (Some((name, help)), Some(of), _) if name == of => {
+                out += &format!("# HELP {name}_total {help}\n");
+            }
+            (_, _, Some(name)) => out += &format!("# TYPE {name}_total counter\n"),
+            _ if line == "# EOF" => {}
+            _ => {
+                out += line;
+                out.push('\n');
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,219 @@
+//! HTTP on the control thread: requests that a shard hands over, and those of the internal port.
+//!
+//! ```text
+//!  public port:   shard --Mail::Request--> router --Mail::Response--> shard
+//!  internal port: a listener of this thread's own --> router
+//! ```
+//! Which of the endpoints is where is said by [`Routers`].
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use axum::http::{HeaderName, Method, Request, Response, StatusCode};
+use axum::response::IntoResponse;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use super::api::Api;
+use super::desk::{Bell, Desk, Visitor};
+use super::health::{self, Health};
+use super::metrics::{self, Metrics};
+use crate::base::frame::SharedFrame;
+use crate::base::limits::WEB_ANSWER_BYTES_MAX;
+use crate::config::Web;
+use crate::proto::http;
+use crate::shard::Node;
+use crate::shard::mail::{Mail, Mailbox, WebRequest};
+
+/// What is served where.
+pub(super) struct Routers {
+    /// On the public port, behind what shards serve themselves.
+    pub(super) public: Router,
+    /// On the internal port.
+    pub(super) internal: Router,
+}
+
+/// Where paths begin that are served on the public port.
+pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
+    let api = web.api.as_ref().filter(|api| api.external || !has_internal);
+    let own = [&web.metrics, &web.health].into_iter().flatten().filter(|_| !has_internal);
+    api.map(|api| &api.prefix).into_iter().chain(own).cloned().collect()
+}
+
+/// Routes by the options.
+pub(super) fn routers(
+    web: &Web,
+    has_internal: bool,
+    api: Arc<Api>,
+    health: Arc<Health>,
+    metrics: Metrics,
+) -> Routers {
+    let mut routers = Routers { public: Router::new(), internal: Router::new() };
+    if let Some(options) = &web.api {
+        let calls = super::api::router(api, options.clone());
+        if options.external || !has_internal {
+            routers.public = routers.public.merge(calls.clone());
+        }
+        routers.internal = routers.internal.merge(calls);
+    }
+    let mut own = Router::new();
+    if let Some(path) = &web.health {
+        own = own.merge(health::router(health, path));
+    }
+    if let Some(path) = &web.metrics {
+        own = own.merge(metrics::router(metrics, path));
+    }
+    match has_internal {
+        true => routers.internal = routers.internal.merge(own),
+        false => routers.public = routers.public.merge(own),
+    }
+    routers
+}
+
+/// Takes what shards hand over, until the process ends.
+pub(super) async fn serve_public(
+    desk: Arc<Desk>,
+    mailbox: Mailbox,
+    bell: Arc<Bell>,
+    router: Router,
+    node: Arc<Node>,
+) {
+    let visited = Arc::clone(&desk);
+    let visit = move |visitor| {
+        let draining = node.draining.load(Ordering::Relaxed);
+        tokio::spawn(answer(router.clone(), Arc::clone(&visited), visitor, draining));
+    };
+    desk.run(mailbox, bell, visit).await;
+}
+
+/// Answers a request that came to the public port; `draining` ends the connection behind it.
+async fn answer(router: Router, desk: Arc<Desk>, visitor: Visitor, draining: bool) {
+    let Visitor { from, request } = visitor;
+    let asker = request.asker;
+    let (bytes, keep_alive) = respond(router, &request, draining).await;
+    desk.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
+}
+
+async fn respond(router: Router, request: &WebRequest, draining: bool) -> (Vec<u8>, bool) {
+    // The shard has parsed it before.
+    let Ok(Some(head)) = http::parse(&request.head) else { return (Vec::new(), false) };
+    let keep_alive = head.keep_alive() && !draining;
+    let is_head = head.method == "HEAD";
+    let response = match request_of(&head, &request.body) {
+        Some(request) => {
+            match tokio::time::timeout(ANSWER_TIMEOUT, router.oneshot(request)).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+            }
+        }
+        None => StatusCode::BAD_REQUEST.into_response(),
+    };
+    (written(response, is_head, keep_alive).await, keep_alive)
+}
+
+fn request_of(head: &http::Head<'_>, body: &[u8]) -> Option<Request<Body>> {
+    let target = match head.query {
+        "" => head.path.to_owned(),
+        query => format!("{}?{query}", head.path),
+    };
+    let method = Method::from_bytes(head.method.as_bytes()).ok()?;
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in head.headers() {
+        request = request.header(name, value);
+    }
+    request.body(Body::from(Bytes::copy_from_slice(body))).ok()
+}
+
+/// A response as it goes over a connection (RFC 9112 4 and 6).
+async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> Vec<u8> {
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, WEB_ANSWER_BYTES_MAX).await;
+    let (status, body) = match body {
+        Ok(body) => (parts.status, body),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+    };
+    let mut out = Vec::with_capacity(256 + body.len());
+    let reason = status.canonical_reason().unwrap_or("");
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
+    let own: [HeaderName; 4] = [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, DATE];
+    for (name, value) in parts.headers.iter().filter(|(name, _)| !own.contains(name)) {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    #[expect(clippy::disallowed_methods, reason = "the date of a response (RFC 9110 6.6.1)")]
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+    let _ = write!(out, "Date: {date}\r\n");
+    //= RFC 9110 8.6: none with 1xx and 204
+    if status != StatusCode::NO_CONTENT {
+        let _ = write!(out, "Content-Length: {}\r\n", body.len());
+    }
+    if !keep_alive {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    if !is_head {
+        out.extend_from_slice(&body);
+    }
+    out
+}
+
+/// Serves a router on listeners of this thread's own, until the process ends.
+pub(super) async fn listen(listeners: Vec<TcpListener>, router: Router) {
+    let room = Arc::new(Semaphore::new(INTERNAL_CONNECTIONS_MAX));
+    let each =
+        listeners.into_iter().map(|listener| accept(listener, router.clone(), Arc::clone(&room)));
+    futures_util::future::join_all(each).await;
+}
+
+async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
+    loop {
+        // More than these wait in the kernel.
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(fault) => {
+                warn!(%fault, "accepting on the internal port");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            if let Err(fault) = connection.await {
+                debug!(%fault, "a connection to the internal port");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// A request to the control thread is answered so soon, or with 504.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The head of a request to the internal port has to be there so soon.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From a failed accept to the next.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Connections to the internal port at a time.
+const INTERNAL_CONNECTIONS_MAX: usize = 1024;

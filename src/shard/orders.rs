@@ -1,0 +1,268 @@
+//! What the control thread wants done with connections of a user, and with channels of a home.
+//!
+//! ```text
+//!  Order -> connections of the user here -> some in each turn -> a Pass to every home that got mail
+//!  because of them -> all Passed -> Ordered
+//! ```
+//! Mail between two shards arrives in order, so when a home has passed it has taken all that the order
+//! caused: who publishes or reads behind the answer meets what was ordered.
+
+use super::commands::Stop;
+use super::mail::{Act, Asker, List, Listed, Mail, Order};
+use super::sending::ShardSet;
+use super::*;
+use crate::proto::client::{Disconnect, Push, Unsubscribed};
+use crate::session::ServerSub;
+
+/// An order that is being carried out.
+#[derive(Debug)]
+pub(super) struct Underway {
+    order: Box<Order>,
+    from: ShardId,
+    /// Connections that are still to be looked at.
+    left: Vec<ConnKey>,
+    /// Connections that it was about.
+    connections: u32,
+    /// Homes that got mail because of it; then those that have not passed.
+    homes: ShardSet,
+    /// Nothing can be done before somebody else has done something.
+    blocked: bool,
+}
+
+/// What came of a step.
+enum Step {
+    /// The connection is done with; it was one that the order is about.
+    Done,
+    /// It is none of those.
+    Spared,
+    /// Later: there is no room for the mail, or the connection is in the middle of its `connect`.
+    Blocked,
+}
+
+impl<D: Driver> Shard<D> {
+    /// An order has come.
+    pub(super) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
+        let left = self.connections_of(&order);
+        let homes = ShardSet::default();
+        self.orders.insert(Underway { order, from, left, connections: 0, homes, blocked: false });
+    }
+
+    /// Connections here that an order may be about.
+    fn connections_of(&mut self, order: &Order) -> Vec<ConnKey> {
+        // No connection of a transport that is built has a session id of its own.
+        if !order.session.is_empty() {
+            return Vec::new();
+        }
+        if !order.client.is_empty() {
+            let found = self.node.rules.client_ids.open(&order.client);
+            let key = found.filter(|(shard, _)| *shard == self.id).map(|(_, key)| key);
+            let is_theirs = |key: &ConnKey| {
+                let conn = self.conns.get(key.index as usize);
+                let conn = conn.filter(|conn| conn.generation == key.generation);
+                let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
+                session.is_some_and(|session| session.user == order.user)
+            };
+            return key.filter(is_theirs).into_iter().collect();
+        }
+        let hash = self.node.names.hash(&order.user);
+        let sessions = &self.sessions;
+        let first = self.users.first(hash, |at| sessions[*at as usize].user == order.user);
+        let chain = std::iter::successors(first, |at| {
+            Some(sessions[*at as usize].user_links.next).filter(|next| *next != NONE)
+        });
+        chain
+            .filter_map(|at| {
+                let index = sessions[at as usize].conn;
+                Some(self.conns.get(index as usize)?.key(index))
+            })
+            .collect()
+    }
+
+    /// Whether an order has something to do at once.
+    pub(super) fn has_orders(&self) -> bool {
+        self.orders.iter().any(|(_, order)| !order.left.is_empty() && !order.blocked)
+    }
+
+    /// Carries out some of what was ordered.
+    pub(super) fn carry_out_orders(&mut self) {
+        if self.orders.is_empty() {
+            return;
+        }
+        let mut budget = TURN_ORDERED_MAX;
+        for at in 0..self.orders.capacity() {
+            let Some(underway) = self.orders.get_mut(at) else { continue };
+            // Those whose homes have to pass yet have nothing left.
+            if underway.left.is_empty() && !underway.homes.is_empty() {
+                continue;
+            }
+            let Some(mut underway) = self.orders.try_remove(at) else { continue };
+            underway.blocked = false;
+            while budget > 0 && !underway.blocked {
+                let Some(key) = underway.left.pop() else { break };
+                budget -= 1;
+                match self.carry_out(&underway.order, key, &mut underway.homes) {
+                    Step::Done => underway.connections += 1,
+                    Step::Spared => {}
+                    Step::Blocked => {
+                        underway.left.push(key);
+                        underway.blocked = true;
+                    }
+                }
+            }
+            self.end_or_keep(underway);
+        }
+    }
+
+    /// All connections are done with: every home that got mail has to pass; nobody is left: the answer.
+    fn end_or_keep(&mut self, underway: Underway) {
+        if !underway.left.is_empty() {
+            self.orders.insert(underway);
+            return;
+        }
+        let homes = underway.homes;
+        if homes.is_empty() {
+            return self.answer_order(&underway);
+        }
+        let order = self.orders.insert(underway) as u32;
+        homes.iter().for_each(|home| self.post(home, Mail::Pass { order }));
+    }
+
+    /// A home has taken what an order caused.
+    pub(super) fn passed(&mut self, home: ShardId, order: u32) {
+        let Some(underway) = self.orders.get_mut(order as usize) else { return };
+        underway.homes.remove(home);
+        if underway.homes.is_empty() {
+            let underway = self.orders.remove(order as usize);
+            self.answer_order(&underway);
+        }
+    }
+
+    fn answer_order(&mut self, underway: &Underway) {
+        let (asker, connections) = (underway.order.asker, underway.connections);
+        self.post(underway.from, Mail::Ordered { asker, connections });
+    }
+
+    fn carry_out(&mut self, order: &Order, key: ConnKey, homes: &mut ShardSet) -> Step {
+        let index = key.index;
+        if self.conn(key).is_none() {
+            return Step::Spared;
+        }
+        let Some(session) = self.session_of(index) else { return Step::Spared };
+        if session.flags.detached() {
+            return Step::Spared;
+        }
+        let is_connecting = session.connecting().is_some();
+        match &order.act {
+            Act::Disconnect { code, reason, spare } => {
+                let id = self.client_id(key).text();
+                if spare.iter().any(|spared| spared == id.as_str()) {
+                    return Step::Spared;
+                }
+                if !self.has_room_at_homes(index, None, homes) {
+                    return Step::Blocked;
+                }
+                self.counters().closed_by_api.add(1);
+                self.close_websocket(index, *code, reason);
+                Step::Done
+            }
+            _ if is_connecting => Step::Blocked,
+            Act::Unsubscribe { channel } => {
+                let only = match channel.as_str() {
+                    "" => None,
+                    name => match self.locals.find(name) {
+                        Some(local) => Some(local),
+                        None => return Step::Done,
+                    },
+                };
+                if !self.has_room_at_homes(index, only, homes) {
+                    return Step::Blocked;
+                }
+                let Some(session) = self.session_of(index) else { return Step::Done };
+                let subs = session.subs.as_slice().iter();
+                let subs: Vec<u32> = subs
+                    .map(|sub| sub.channel)
+                    .filter(|at| only.is_none_or(|only| only == *at))
+                    .collect();
+                subs.into_iter().for_each(|at| self.take_away(index, at, Unsubscribed::Server));
+                Step::Done
+            }
+            Act::Subscribe(sub) => self.subscribe_by_order(key, sub, homes),
+            Act::Refresh { expired: true, .. } => {
+                if !self.has_room_at_homes(index, None, homes) {
+                    return Step::Blocked;
+                }
+                self.counters().closed_expired.add(1);
+                self.disconnect(index, Disconnect::ConnectionExpired);
+                Step::Done
+            }
+            Act::Refresh { expire_at, info, .. } => {
+                if !info.is_empty() && self.reinform(index, info.clone()).is_err() {
+                    return Step::Blocked;
+                }
+                let now = self.driver.unix().0;
+                let encoding = self.encoding(index);
+                let Some(session) = self.session_of(index) else { return Step::Done };
+                session.expires = u32::try_from(*expire_at).unwrap_or(0);
+                let ttl = (*expire_at > 0).then(|| u32::try_from(expire_at - now).unwrap_or(0));
+                self.scratch.clear();
+                encoding.put_push(&mut self.scratch, "", &Push::Refresh { ttl });
+                self.enqueue_scratch(index);
+                self.schedule(index);
+                Step::Done
+            }
+        }
+    }
+
+    fn subscribe_by_order(&mut self, key: ConnKey, sub: &ServerSub, homes: &mut ShardSet) -> Step {
+        let index = key.index;
+        let known = self.locals.find(&sub.channel);
+        let limit = self.node.rules.client.channel_limit;
+        let Some(session) = self.session_of(index) else { return Step::Spared };
+        let subs = session.subs.as_slice();
+        let has = known.is_some_and(|at| subs.iter().any(|sub| sub.channel == at));
+        if has || subs.len() >= limit {
+            return Step::Done;
+        }
+        let home = self.node.names.home(self.node.names.hash(&sub.channel));
+        let asker = Asker { conn: key, command: 0, credits: 0 };
+        match self.subscribe_by_server(index, asker, sub) {
+            Ok(()) => {
+                homes.insert(home);
+                Step::Done
+            }
+            Err(Stop::NoCredit(_)) => Step::Blocked,
+            Err(_) => Step::Done,
+        }
+    }
+
+    /// Whether what ends the subscriptions of a connection (to one channel, or all) can be told now.
+    /// Then their homes are added.
+    fn has_room_at_homes(&mut self, index: u32, only: Option<u32>, homes: &mut ShardSet) -> bool {
+        let Some(session) = self.session_of(index) else { return true };
+        let subs = session.subs.as_slice().iter();
+        let subs = subs.filter(|sub| only.is_none_or(|only| only == sub.channel));
+        let channels: Vec<u32> = subs.map(|sub| sub.channel).collect();
+        let of = |shard: &mut Self, at| shard.locals.get(at).map(|local| local.home);
+        let concerned: Vec<ShardId> = channels.into_iter().filter_map(|at| of(self, at)).collect();
+        if concerned.iter().any(|home| self.mail[*home].is_full()) {
+            return false;
+        }
+        concerned.into_iter().for_each(|home| homes.insert(home));
+        true
+    }
+
+    /// Some channels of this home that somebody is subscribed to.
+    pub(super) fn home_list(&mut self, from: ShardId, list: List) {
+        let mut listed = Listed::default();
+        listed.next = self.homes.list(list.cursor, TURN_LISTED_MAX, |name, count| {
+            listed.channels.push((CompactString::new(name), count));
+        });
+        self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
+    }
+}
+
+/// Connections that orders are carried out on in one turn.
+const TURN_ORDERED_MAX: usize = 256;
+
+/// Channels looked at for one list.
+const TURN_LISTED_MAX: usize = 4096;

@@ -1,0 +1,131 @@
+//! Requests that are not for a shard: the socket stays here, the control thread answers.
+//!
+//! ```text
+//!   Head --(body is coming)--> Body --(all of it is here)--> Asked --(Mail::Response)--> Head
+//! ```
+//! One request of a connection is on its way at a time, so that answers go out in the order of the
+//! requests; what was sent behind it waits unread.
+
+use super::conn::Rx;
+use super::mail::{Asker, CONTROL, Mail, WebRequest};
+use super::*;
+use crate::proto::http::{self, BodyReader, Refusal};
+
+/// A request whose body is on its way in.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    head: Box<[u8]>,
+    body: BodyReader,
+}
+
+impl<D: Driver> Shard<D> {
+    /// A request for the control thread; `rest` came behind its head.
+    pub(super) fn web_request(
+        &mut self,
+        key: ConnKey,
+        head: &http::Head<'_>,
+        bytes: &[u8],
+        rest: &[u8],
+    ) {
+        self.counters().web_requests.add(1);
+        let body = match BodyReader::new(head.body, WEB_BODY_BYTES_MAX) {
+            Ok(body) => body,
+            Err(refusal) => return self.refuse(key.index, refusal),
+        };
+        let incoming = Box::new(Incoming { head: bytes.into(), body });
+        let tick = self.tick();
+        let Some(conn) = self.conn(key) else { return };
+        conn.phase = Phase::Body;
+        conn.since_tick = tick;
+        conn.rx = Some(Box::new(Rx { incoming: Some(incoming), ..Rx::default() }));
+        self.schedule(key.index);
+        self.web_body(key, rest);
+        //= RFC 9110 10.1.1: who waits for it gets a 100 before it sends the body
+        let waits = self.conn(key).is_some_and(|conn| conn.phase == Phase::Body);
+        if waits && head.version == 1 && head.has_token("expect", "100-continue") {
+            self.enqueue(key.index, SharedFrame::part(http::CONTINUE));
+        }
+    }
+
+    /// Bytes of a request's body, and of what may come behind it.
+    pub(super) fn web_body(&mut self, key: ConnKey, bytes: &[u8]) {
+        let short = self.web_bytes > WEB_BYTES_MAX || self.mail[CONTROL].is_full();
+        let Some(conn) = self.conn(key) else { return };
+        let Some(rx) = conn.rx.as_mut() else { return };
+        let Some(incoming) = rx.incoming.as_mut() else { return };
+        let before = incoming.body.len();
+        let taken = match incoming.body.take(bytes) {
+            Ok(taken) => taken,
+            Err(refusal) => return self.refuse(key.index, refusal),
+        };
+        let added = incoming.body.len() - before;
+        if !incoming.body.is_done() {
+            self.web_bytes += added;
+            if short {
+                self.refuse(key.index, Refusal::Unavailable);
+            }
+            return;
+        }
+        rx.raw.extend_from_slice(&bytes[taken..]);
+        let Some(incoming) = rx.incoming.take() else { return };
+        self.web_bytes -= before;
+        self.ask_control(key, *incoming);
+    }
+
+    /// The request is whole.
+    fn ask_control(&mut self, key: ConnKey, incoming: Incoming) {
+        let max = self.node.options.requests_unanswered_max;
+        let Some(credits) = self.mail[CONTROL].spend(1, max) else {
+            return self.refuse(key.index, Refusal::Unavailable);
+        };
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Asked;
+            conn.flags.set_paused(true);
+        }
+        let asker = Asker { conn: key, command: 0, credits };
+        let Incoming { head, body } = incoming;
+        let body = body.into_bytes().into();
+        self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body })));
+    }
+
+    /// The control thread has answered.
+    pub(super) fn web_response(&mut self, asker: Asker, bytes: SharedFrame, keep_alive: bool) {
+        let key = asker.conn;
+        let tick = self.tick();
+        let Some(conn) = self.conn(key) else { return };
+        if conn.phase != Phase::Asked {
+            return;
+        }
+        conn.phase = Phase::Head;
+        conn.flags.set_served(true);
+        conn.since_tick = tick;
+        self.enqueue(key.index, bytes);
+        if !keep_alive {
+            return self.linger(key.index);
+        }
+        self.next_web_request(key);
+        self.schedule(key.index);
+    }
+
+    /// Goes on with what was sent behind a request, unless its answers aren't taken.
+    pub(super) fn next_web_request(&mut self, key: ConnKey) {
+        let Some(at) = self.conn(key).map(|conn| conn.outbox) else { return };
+        let waits = self.outboxes.get(at).map_or(0, |outbox| outbox.bytes());
+        if waits >= ECHO_BACKLOG_BYTES as usize {
+            return;
+        }
+        let rx = self.conn(key).and_then(|conn| conn.rx.take());
+        let raw = rx.map(|rx| rx.raw).filter(|raw| !raw.is_empty());
+        self.resume(key);
+        if let Some(raw) = raw {
+            self.head(key, &raw);
+        }
+    }
+
+    /// Bodies of this connection are not on their way any more.
+    pub(super) fn forget_body(&mut self, rx: Option<Box<Rx>>) {
+        if let Some(incoming) = rx.and_then(|rx| rx.incoming) {
+            self.web_bytes -= incoming.body.len();
+        }
+    }
+}
