@@ -234,6 +234,11 @@ impl Homes {
         self.idle_count
     }
 
+    /// A channel's name.
+    pub fn name(&self, channel: u32) -> &str {
+        self.channels.get(channel as usize).map_or("", |channel| &channel.name)
+    }
+
     /// The shards that a publication of `channel` goes to.
     pub fn interests(&self, channel: u32) -> &[Interest] {
         self.channels.get(channel as usize).map_or(&[], |c| c.interests.as_slice())

@@ -22,6 +22,8 @@ pub struct ServerSub {
     pub data: Box<[u8]>,
     /// Options that replace those of the namespace.
     pub overrides: Overrides,
+    /// When it expires, Unix seconds; `None` is never.
+    pub expires: Option<i64>,
     /// The connection's token named it.
     pub by_token: bool,
     /// What the client has of it, if it wants the rest.

@@ -283,6 +283,9 @@ impl<D: Driver> Shard<D> {
         self.scratch.clear();
         encoding.put_push(&mut self.scratch, &made.channel, &push);
         self.enqueue_scratch(index);
+        if let Some(missed) = &made.publications {
+            self.enqueue(index, missed.clone());
+        }
     }
 
     /// The home of the user has counted this connection.

@@ -166,6 +166,8 @@ pub struct Recover {
     pub filter: Option<Filter>,
     /// Bytes of the answer at most; what is more can't be recovered.
     pub bytes_max: usize,
+    /// As frames with pushes, since no reply can carry a list.
+    pub as_pushes: bool,
 }
 
 /// How others see a subscriber.
@@ -213,7 +215,8 @@ pub enum Recovery {
     Unfit,
     /// Here it is.
     Done {
-        /// The publications, encoded as the list of a subscribe result; many replies share it.
+        /// The publications, encoded as the list of a subscribe result, which many replies share; or
+        /// whole frames with pushes, when that was asked for.
         publications: Option<SharedFrame>,
         /// The offset for the result.
         offset: u64,

@@ -3,21 +3,23 @@
 use super::answers::Asked;
 use super::homes::stream_options;
 use super::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
+use super::write::opcode;
 use super::*;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::hub::delta;
 use crate::hub::history::{Page, Published, Record, Recovered};
 use crate::hub::parcel::Form;
-use crate::proto::client::{DataForm, ErrorCode, Publication, info_is_json};
+use crate::proto::client::{DataForm, ErrorCode, Publication, Push, info_is_json};
 
 impl<D: Driver> Shard<D> {
     /// What a subscriber lacks of a stream, encoded for it.
     pub(super) fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
         let now = self.driver.now();
         let limit = self.node.rules.client.recovery_publications_max;
-        let Recover { since, latest, filter, bytes_max } = recover;
+        let Recover { since, latest, filter, bytes_max, as_pushes } = recover;
         self.counters().recoveries.add(1);
+        let channel = CompactString::new(if *as_pushes { self.homes.name(at) } else { "" });
         let Some(stream) = self.homes.stream(now, at) else { return Recovery::Failed };
         let recovered = match latest {
             true => stream.recover_latest(since),
@@ -25,7 +27,8 @@ impl<D: Driver> Shard<D> {
         };
         let Recovered::Yes(places) = recovered else { return Recovery::Failed };
         let top = stream.position();
-        let asked = Asked::of(at, form, &top, &places).filter(|_| filter.is_none());
+        let asked = Asked::of(at, form, &top, &places);
+        let asked = asked.filter(|_| filter.is_none() && !as_pushes);
         let known = asked.as_ref().and_then(|asked| self.answers.get(asked));
         let list = match known {
             Some(list) => Some(list),
@@ -35,7 +38,11 @@ impl<D: Driver> Shard<D> {
                     filter.as_ref().is_none_or(|filter| filter.matches(tags))
                 });
                 let records: Vec<&Record> = records.collect();
-                match encode_list(form, &records, *bytes_max) {
+                let encoded = match as_pushes {
+                    true => encode_pushes(&channel, form, &records, *bytes_max),
+                    false => encode_list(form, &records, *bytes_max),
+                };
+                match encoded {
                     Ok(list) => {
                         if let (Some(asked), Some(list)) = (asked, &list) {
                             self.answers.insert(asked, list.clone());
@@ -154,14 +161,7 @@ fn encode_list(
     if records.is_empty() {
         return Ok(None);
     }
-    let encoding = if form.is_protobuf() { Encoding::Protobuf } else { Encoding::Json };
-    if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
-        return Err(ListFault::Unfit);
-    }
-    let bytes: usize = records.iter().map(|record| encoded_bytes(record)).sum();
-    if bytes > bytes_max {
-        return Err(ListFault::TooMuch);
-    }
+    let encoding = check_list(form, records, bytes_max)?;
     let patches: Vec<Option<Vec<u8>>> = match form.takes_patches() {
         true => records
             .windows(2)
@@ -185,6 +185,39 @@ fn encode_list(
     let mut list = Vec::new();
     encoding.put_publications(&mut list, publications);
     Ok(Some(SharedFrame::part(&list)))
+}
+
+/// The encoding of a list that may be sent.
+fn check_list(form: Form, records: &[&Record], bytes_max: usize) -> Result<Encoding, ListFault> {
+    let encoding = if form.is_protobuf() { Encoding::Protobuf } else { Encoding::Json };
+    if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+        return Err(ListFault::Unfit);
+    }
+    let bytes: usize = records.iter().map(|record| encoded_bytes(record)).sum();
+    if bytes > bytes_max {
+        return Err(ListFault::TooMuch);
+    }
+    Ok(encoding)
+}
+
+/// The same as frames with one push each; nothing for no records.
+fn encode_pushes(
+    channel: &str,
+    form: Form,
+    records: &[&Record],
+    bytes_max: usize,
+) -> Result<Option<SharedFrame>, ListFault> {
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let encoding = check_list(form, records, bytes_max)?;
+    let (mut frames, mut message) = (Vec::new(), Vec::new());
+    for record in records {
+        message.clear();
+        encoding.put_push(&mut message, channel, &Push::Publication(publication_of(record)));
+        ws::put_frame(&mut frames, opcode(encoding), &message);
+    }
+    Ok(Some(SharedFrame::new(&frames)))
 }
 
 /// A kept publication as it is told.

@@ -31,6 +31,8 @@ struct Wish<'a> {
     expires: Option<i64>,
     filter: Option<Filter>,
     since: Option<Since>,
+    /// No reply will tell of it: what was missed comes as pushes.
+    unasked: bool,
 }
 
 impl<D: Driver> Shard<D> {
@@ -106,6 +108,7 @@ impl<D: Driver> Shard<D> {
             expires,
             filter,
             since: request.recover.then(|| since_of(request)),
+            unasked: false,
         };
         self.ask_for(index, asker, wish)?;
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
@@ -125,6 +128,7 @@ impl<D: Driver> Shard<D> {
         let channels = self.channels_with(sub.namespace);
         let namespace = channels.namespace(sub.namespace);
         let Some(session) = self.session_of(index) else { return Ok(()) };
+        let unasked = session.connecting().is_none();
         let user = session.user.clone();
         let insecure = node.rules.client.insecure;
         let granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
@@ -140,11 +144,13 @@ impl<D: Driver> Shard<D> {
             flags,
             info: sub.info.clone(),
             data: sub.data.clone(),
-            expires: None,
+            expires: sub.expires,
             filter: None,
             since: sub.since.clone(),
+            unasked,
         };
         self.ask_for(index, asker, wish)?;
+        self.schedule(index);
         if let Some(session) = self.session_of(index)
             && let Some(connecting) = session.connecting()
         {
@@ -155,8 +161,8 @@ impl<D: Driver> Shard<D> {
 
     /// Asks the home for a subscription. From here on the session has it, as joining.
     fn ask_for(&mut self, index: u32, asker: Asker, wish: Wish<'_>) -> Result<(), Stop> {
-        let Wish { channel, namespace, granted, mut flags, info, data, expires, filter, since } =
-            wish;
+        let Wish { channel, namespace, granted, mut flags, info, data, expires, filter, .. } = wish;
+        let (since, as_pushes) = (wish.since, wish.unasked);
         flags.set_positioned(granted.positioned);
         flags.set_recoverable(granted.recoverable);
         flags.set_joins(granted.join_leave);
@@ -174,7 +180,7 @@ impl<D: Driver> Shard<D> {
         let credits = self.spend(home, if since.is_some() { LARGE_ANSWER_CREDITS } else { 1 })?;
         let recover = since.map(|since| {
             let bytes_max = self.answer_bytes_max();
-            Box::new(Recover { since, latest, filter: filter.clone(), bytes_max })
+            Box::new(Recover { since, latest, filter: filter.clone(), bytes_max, as_pushes })
         });
         let filter = match filter.map(|filter| self.filters.intern(filter)) {
             None => None,

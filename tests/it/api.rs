@@ -388,6 +388,20 @@ fn a_server_side_subscription_is_there_when_it_is_answered() {
     assert_eq!(other.push()["subscribe"]["recoverable"], true);
     let presence = node.result("presence", json!({"channel": "full:silent"}));
     assert_eq!(presence, json!({"presence": {}}));
+    // What somebody missed comes behind the push, in order.
+    let epoch = node.result("publish", json!({"channel": "full:c", "data": 1}))["epoch"].clone();
+    (2..=3).for_each(|n| drop(node.result("publish", json!({"channel": "full:c", "data": n}))));
+    let mut late = node.connected_as("44");
+    let since = json!({"offset": 1, "epoch": epoch});
+    let params = json!({"channel": "full:c", "user": "44", "recover_since": since});
+    assert_eq!(node.result("subscribe", params), json!({}));
+    assert_eq!(late.push()["subscribe"]["offset"], 1);
+    let mut offsets = Vec::new();
+    while offsets.len() < 2 {
+        let push = late.push();
+        offsets.extend(push["pub"]["offset"].as_u64());
+    }
+    assert_eq!(offsets, [2, 3]);
     for (params, expected) in [
         (json!({"user": "42"}), error(107, "bad request")),
         (json!({"channel": "nope:x", "user": "42"}), error(102, "unknown channel")),
@@ -495,6 +509,16 @@ fn refresh_changes_expiry_and_ends() {
     assert_eq!(client.push(), json!({"refresh": {}}));
     node.result("refresh", json!({"user": "42", "expired": true}));
     client.is_closed(3005, "connection expired");
+}
+
+#[test]
+fn a_server_side_subscription_may_expire() {
+    let node = Node::open_with(OPTIONS, &["--client.expired_sub_close_delay", "0s"]);
+    let mut client = node.connected_as("42");
+    let params = json!({"channel": "a", "user": "42", "expire_at": now() - 1});
+    assert_eq!(node.result("subscribe", params), json!({}));
+    assert_eq!(client.push()["channel"], "a");
+    client.is_closed(3006, "subscription expired");
 }
 
 #[test]

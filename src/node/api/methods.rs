@@ -224,12 +224,15 @@ impl Api {
             b64info,
             client,
             b64data,
+            recover_since,
             r#override,
             session,
             info,
             data,
-            ..
+            expire_at,
         } = parse(params)?;
+        let since = recover_since
+            .map(|wire::Since { offset, epoch }| Since { offset, epoch: epoch.into() });
         let sub = || {
             let rules = self.node.rules.channels.load();
             let namespace = namespace(&rules, &channel)?.index;
@@ -248,6 +251,8 @@ impl Api {
                 info: payload(info, &b64info)?,
                 data: payload(data, &b64data)?,
                 overrides,
+                since: since.clone(),
+                expires: Some(expire_at).filter(|at| *at > 0),
                 ..ServerSub::default()
             })
         };
