@@ -40,10 +40,17 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
 }
 
 fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
-    let Loaded { config, origin, .. } = loaded;
+    let Loaded { mut config, origin, .. } = loaded;
     let system = |what| move |source| StartFault::System { what, source };
     let _log = super::log::init(config.log.level, config.log.file.as_deref())
         .map_err(system("the log file"))?;
+    if sources.dev
+        && let Some(api) = &mut config.web.api
+        && api.key.is_none()
+    {
+        // Made anew each time: any page in the developer's browser can send requests to this machine.
+        api.key = Some(dev_key().map_err(system("random numbers"))?);
+    }
     sys::tables::raise_nofile();
     let facts = Facts::read();
     let plan = shard_plan(&config, &facts);
@@ -77,6 +84,13 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
         info!(?ended, "end");
     }
     ended
+}
+
+/// A key for the server API of a development node.
+fn dev_key() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no entropy"))?;
+    Ok(bytes.map(|byte| format!("{byte:02x}")).concat())
 }
 
 /// Which driver runs, and why, for the operator.
@@ -234,6 +248,7 @@ fn greeting(
     let path = websocket.enabled.then(|| websocket.handler_prefix.clone());
     let echo = config.roost.echo;
     let insecure = config.client.insecure;
+    let api = config.web.api.clone().and_then(|api| Some((api.prefix, api.key?)));
     let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
     move |addresses, internal| {
         let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
@@ -260,6 +275,13 @@ fn greeting(
                      \x20   s.on('publication', p => console.log(p.data));\n\
                      \x20   s.on('subscribed', () => s.publish({{ hello: 'roost' }}));\n\
                      \x20   s.subscribe(); c.connect();\""
+                ));
+            }
+            if let Some((prefix, key)) = api.filter(|_| dev) {
+                lines.push(format!(
+                    "publish from a shell, while that runs:\n\
+                     \x20 curl -H 'X-API-Key: {key}' -d '{{\"channel\": \"news\", \"data\": \"hello\"}}' \
+                     http://{first}{prefix}/publish"
                 ));
             }
             if dev && dev_secret {

@@ -96,8 +96,22 @@ fn defaults_are_safe_and_development_is_open() {
     let mut raw = node.raw();
     raw.send(upgrade(CLIENTS, &["Origin: http://localhost"]).as_bytes());
     assert_eq!(raw.response().status, 403);
+    let body = r#"{"channel":"news","data":1}"#;
+    assert_eq!(node.raw().post("/api/publish", &[], body).status, 401);
     let node = Node::start("", &["--dev"]);
     node.is_healthy();
+    // Its API asks for a key that is printed, and is another one each time.
+    let key = |node: &Node| {
+        let errors = node.errors();
+        let (_, rest) = errors.split_once("curl -H '").expect("what to paste");
+        rest.split_once('\'').unwrap().0.to_owned()
+    };
+    assert_eq!(node.raw().post("/api/publish", &[], body).status, 401);
+    let mut client = node.connected();
+    client.subscribe("news");
+    assert_eq!(node.raw().post("/api/publish", &[&key(&node)], body).status, 200);
+    assert_eq!(client.push()["pub"]["data"], 1);
+    assert_ne!(key(&Node::start("", &["--dev"])), key(&node));
 }
 
 #[test]
