@@ -10,9 +10,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use arc_swap::ArcSwap;
+
 use super::health::Health;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
+use crate::config;
 use crate::shard::mail::{Letterbox, Mail};
 use crate::shard::{Node, SlowCounters};
 
@@ -45,6 +48,8 @@ pub(super) struct Control {
     pub(super) shutdown_timeout: Duration,
     pub(super) memory_limit_bytes: u64,
     pub(super) reload: Reload,
+    /// Options of the server API, if there is one.
+    pub(super) calls: Option<Arc<ArcSwap<config::Api>>>,
     /// Looked at once a second.
     pub(super) health: Arc<Health>,
     /// Loop lag as it was when it was last told.
@@ -81,10 +86,9 @@ impl Control {
         }
     }
 
-    /// Reads the options again, and takes those of channels and the keys of tokens. When something is
-    /// wrong all stays as it is.
+    /// Reads the options again, and takes what may change. When something is wrong all stays as it is.
     fn reload(&self) {
-        let Reloaded { channels, tokens, warnings } = match (self.reload)() {
+        let reloaded = match (self.reload)() {
             Ok(reloaded) => reloaded,
             Err(problems) => {
                 for problem in problems.lines() {
@@ -93,10 +97,20 @@ impl Control {
                 return;
             }
         };
+        let Reloaded { channels, tokens, client, origins, api, needs_start, warnings } = reloaded;
         for warning in warnings {
             warn!(warning, "options read again");
         }
         let rules = &self.node.rules;
+        let (client, _) = rules.client.load().with_limits_of(&client);
+        rules.client.store(Arc::new(client));
+        rules.origins.store(Arc::new(origins));
+        if let (Some(calls), Some(config::Api { key, insecure, transport_errors, .. })) =
+            (&self.calls, api)
+        {
+            let running = config::Api::clone(&calls.load());
+            calls.store(Arc::new(config::Api { key, insecure, transport_errors, ..running }));
+        }
         let sets = [
             (Some(&rules.keys), Some(&tokens.connection)),
             (rules.subscription_keys.as_ref(), tokens.subscription.as_ref()),
@@ -113,7 +127,10 @@ impl Control {
         }
         let older = rules.channels.load();
         rules.channels.store(Arc::new(channels.in_place_of(&older)));
-        info!("options of channels and keys of tokens are read again; others need a new start");
+        info!("channels, keys, origins, limits of clients and the log level are read again");
+        for section in needs_start {
+            warn!(section, "this has changed, and needs a new start");
+        }
     }
 
     /// Asks every shard to close its connections at the set pace, and waits.

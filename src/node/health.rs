@@ -58,7 +58,7 @@ impl Health {
             node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
         let clients = node.clients.load(Ordering::Relaxed);
         let room = u64::from(node.options.conns_max) * node.open.len() as u64;
-        let limit = node.rules.client.connection_limit;
+        let limit = node.rules.client.load().connection_limit;
         let is_full = |count: u64, of: u64| count * 100 >= of * thresholds.connections_percent;
         if node.draining.load(Ordering::Relaxed) {
             Some("draining")

@@ -5,14 +5,30 @@ use std::path::Path;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
 
-/// Begins to log: to `file`, else to standard error. Keep what it returns until the end: dropping it
-/// writes out what waits. Call it before any shard starts, since its thread uses the process's
+/// The running log. Keep it until the end: dropping it writes out what waits.
+pub(super) struct Log {
+    level: reload::Handle<LevelFilter, Registry>,
+    _guard: WorkerGuard,
+}
+
+impl Log {
+    /// Logs messages of at least this level from here on.
+    pub(super) fn set_level(&self, level: LevelFilter) {
+        // Fails only when the log is gone.
+        let _ = self.level.reload(level);
+    }
+}
+
+/// Begins to log: to `file`, else to standard error. Call it before any shard starts, since its thread uses the process's
 /// descriptor table.
 ///
 /// # Errors
 /// When the file can't be opened.
-pub(super) fn init(level: LevelFilter, file: Option<&Path>) -> std::io::Result<WorkerGuard> {
+pub(super) fn init(level: LevelFilter, file: Option<&Path>) -> std::io::Result<Log> {
     let (writer, guard) = match file {
         Some(path) => {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
@@ -20,11 +36,11 @@ pub(super) fn init(level: LevelFilter, file: Option<&Path>) -> std::io::Result<W
         }
         None => NonBlockingBuilder::default().finish(std::io::stderr()),
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let (level, handle) = reload::Layer::new(level);
+    let lines = fmt::layer()
         .with_ansi(file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
-        .with_writer(writer)
-        .init();
-    Ok(guard)
+        .with_writer(writer);
+    tracing_subscriber::registry().with(level).with(lines).init();
+    Ok(Log { level: handle, _guard: guard })
 }

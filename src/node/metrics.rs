@@ -173,7 +173,7 @@ impl Metrics {
         let class = |(class, bytes): (&str, u64)| (Some(("class", class.to_owned())), bytes as f64);
         let limits = [
             ("connections", u64::from(node.options.conns_max) * node.open.len() as u64),
-            ("clients", node.rules.client.connection_limit),
+            ("clients", node.rules.client.load().connection_limit),
             ("memory_bytes", self.memory_limit_bytes),
         ];
         let limit = |(limit, of): (&str, u64)| (Some(("limit", limit.to_owned())), of as f64);

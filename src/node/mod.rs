@@ -24,6 +24,7 @@ mod web;
 
 pub use self::serve::serve;
 
+use arc_swap::ArcSwap;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -43,14 +44,15 @@ use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
 use crate::base::times::{Counts, Times};
-use crate::config::{Tokens, Web};
+use crate::config::{self, Tokens, Web};
 use crate::edge::channels::ChannelRules;
+use crate::edge::origin::OriginRules;
 use crate::hub::names::NameHasher;
 use crate::io::epoll::Epoll;
 use crate::io::sockets::{self, ListenOptions, Switchboard};
 use crate::io::uring::Uring;
 use crate::io::{Alarm, Driver};
-use crate::session::Rules;
+use crate::session::{ClientOptions, Rules};
 use crate::shard::mail::{Letterbox, Mailbox};
 use crate::shard::signatures::Signatures;
 use crate::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
@@ -105,8 +107,7 @@ pub enum Io {
 /// ones.
 pub type Greeting = Box<dyn FnOnce(&[SocketAddr], &[SocketAddr]) -> String>;
 
-/// Reads the options again: rules of channels, keys of connection tokens and of subscription tokens.
-/// What is wrong is the error, a line each.
+/// Reads the options again, and sets the log's level. What is wrong is the error, a line each.
 pub type Reload = Box<dyn Fn() -> Result<Reloaded, String>>;
 
 /// Options that may change while a node runs.
@@ -115,6 +116,14 @@ pub struct Reloaded {
     pub channels: ChannelRules,
     /// What tokens are held against.
     pub tokens: Tokens,
+    /// Options of clients: their limits and delays may change.
+    pub client: ClientOptions,
+    /// Which web pages may connect.
+    pub origins: OriginRules,
+    /// The server API: its key may change, and how errors are told.
+    pub api: Option<config::Api>,
+    /// Sections that have changed and need a new start.
+    pub needs_start: Vec<&'static str>,
     /// What their owner should know, a line each.
     pub warnings: Vec<String>,
 }
@@ -251,8 +260,15 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         started,
     };
     let has_internal = !internal.is_empty();
-    let Routers { public, internal: own } =
-        web::routers(&settings.web, has_internal, Arc::new(api), Arc::clone(&health), metrics);
+    let calls = settings.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
+    let Routers { public, internal: own } = web::routers(
+        &settings.web,
+        has_internal,
+        Arc::new(api),
+        Arc::clone(&health),
+        metrics,
+        calls.clone(),
+    );
     runtime.spawn(web::serve_public(desk, control_mailbox, bell, public, Arc::clone(&node)));
     if !listeners.is_empty() {
         let _guard = runtime.enter();
@@ -274,6 +290,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         reload: settings.reload,
         lag_told: RefCell::new(Counts::default()),
         health,
+        calls: calls.clone(),
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
 use super::web::public_paths;
@@ -42,7 +43,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
 fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let Loaded { mut config, origin, .. } = loaded;
     let system = |what| move |source| StartFault::System { what, source };
-    let _log = super::log::init(config.log.level, config.log.file.as_deref())
+    let log = super::log::init(config.log.level, config.log.file.as_deref())
         .map_err(system("the log file"))?;
     if sources.dev
         && let Some(api) = &mut config.web.api
@@ -66,10 +67,12 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let mut limits = capacity.lines();
     limits.push(why);
     let greeting = greeting(&config, origin.as_deref(), &plan, limits, sources.dev);
+    let running = config.clone();
     let reload = move || match config::load(&sources) {
-        Ok(Loaded { config, warnings, .. }) => {
-            let Config { channels, tokens, .. } = config;
-            Ok(Reloaded { channels, tokens, warnings })
+        Ok(Loaded { mut config, warnings, .. }) => {
+            log.set_level(config.log.level);
+            keep_dev_key(&running, &mut config);
+            Ok(reloaded(&running, config, warnings))
         }
         Err(fault) => Err(fault.problems.join("\n")),
     };
@@ -84,6 +87,43 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
         info!(?ended, "end");
     }
     ended
+}
+
+/// A development node's key is printed once, and holds.
+fn keep_dev_key(running: &Config, config: &mut Config) {
+    if let (Some(running), Some(api)) = (&running.web.api, &mut config.web.api)
+        && api.key.is_none()
+    {
+        api.key =
+            running.key.clone().filter(|_| config.tokens.connection.hmac_secret_key == DEV_SECRET);
+    }
+}
+
+/// What of a configuration that was read again may change, and what of the rest has changed.
+fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
+    let client = client_options(&config.client);
+    let (_, all) = client_options(&running.client).with_limits_of(&client);
+    let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
+    let web =
+        |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
+    let differs = [
+        ("http_server", running.http_server != config.http_server),
+        ("log.file", running.log.file != config.log.file),
+        ("client (other than limits, delays, origins and tokens)", !all),
+        ("websocket", running.websocket != config.websocket),
+        ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
+        ("rpc.ping", running.rpc_ping != config.rpc_ping),
+        ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
+        ("node.name", running.node_name != config.node_name),
+        ("pid_file", running.pid_file != config.pid_file),
+        ("roost", running.roost != config.roost),
+    ];
+    let needs_start = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name);
+    let needs_start = needs_start.collect();
+    let Config { channels, tokens, web, client: config::Client { allowed_origins, .. }, .. } =
+        config;
+    let (origins, api) = (allowed_origins, web.api);
+    Reloaded { channels, tokens, client, origins, api, needs_start, warnings }
 }
 
 /// A key for the server API of a development node.
@@ -165,30 +205,7 @@ fn settings(
                 .and_then(|bytes| u32::try_from(bytes).ok()),
         },
         rules: Rules {
-            client: ClientOptions {
-                insecure: client.insecure,
-                allow_anonymous: client.allow_anonymous_connect_without_token,
-                disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,
-                user_id_http_header: client.user_id_http_header,
-                ping_interval_ms: client.ping_interval_ms,
-                pong_timeout_ms: client
-                    .pong_timeout_ms
-                    .filter(|_| client.ping_interval_ms.is_some()),
-                stale_close_delay_ms: (client.stale_close_delay_ms > 0)
-                    .then_some(client.stale_close_delay_ms),
-                expired_close_delay_ms: client.expired_close_delay_ms,
-                expired_sub_close_delay_ms: client.expired_sub_close_delay_ms,
-                channel_limit: client.channel_limit,
-                queue_bytes_max: client.queue_bytes_max,
-                connection_limit: client.connection_limit,
-                connection_rate_limit: client.connection_rate_limit,
-                user_connection_limit: client.user_connection_limit,
-                history_publications_max: client.history_publications_max,
-                recovery_publications_max: client.recovery_publications_max,
-                personal_channel: client.personal_channel,
-                include_server_time: client.connect_include_server_time,
-                version: format!("{} roost", env!("CARGO_PKG_VERSION")),
-            },
+            client: ArcSwap::from_pointee(client_options(&client)),
             keys: TokenKeys::new(&tokens.connection).map_err(std::io::Error::other)?,
             subscription_keys: tokens
                 .subscription
@@ -197,7 +214,7 @@ fn settings(
                 .transpose()
                 .map_err(std::io::Error::other)?,
             channels: channels.into_shared(),
-            origins: client.allowed_origins,
+            origins: ArcSwap::from_pointee(client.allowed_origins),
             client_ids: ClientIdSealer::new(&key),
             rpc_ping,
         },
@@ -231,6 +248,32 @@ fn settings(
         greeting: Box::new(|_, _| String::new()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
+}
+
+/// What sessions go by of the section `client`.
+fn client_options(client: &config::Client) -> ClientOptions {
+    ClientOptions {
+        insecure: client.insecure,
+        allow_anonymous: client.allow_anonymous_connect_without_token,
+        disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,
+        user_id_http_header: client.user_id_http_header.clone(),
+        ping_interval_ms: client.ping_interval_ms,
+        pong_timeout_ms: client.pong_timeout_ms.filter(|_| client.ping_interval_ms.is_some()),
+        stale_close_delay_ms: (client.stale_close_delay_ms > 0)
+            .then_some(client.stale_close_delay_ms),
+        expired_close_delay_ms: client.expired_close_delay_ms,
+        expired_sub_close_delay_ms: client.expired_sub_close_delay_ms,
+        channel_limit: client.channel_limit,
+        queue_bytes_max: client.queue_bytes_max,
+        connection_limit: client.connection_limit,
+        connection_rate_limit: client.connection_rate_limit,
+        user_connection_limit: client.user_connection_limit,
+        history_publications_max: client.history_publications_max,
+        recovery_publications_max: client.recovery_publications_max,
+        personal_channel: client.personal_channel.clone(),
+        include_server_time: client.connect_include_server_time,
+        version: format!("{} roost", env!("CARGO_PKG_VERSION")),
+    }
 }
 
 /// What the node prints once it listens.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
@@ -30,7 +31,7 @@ use super::health::{self, Health};
 use super::metrics::{self, Metrics};
 use crate::base::frame::SharedFrame;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
-use crate::config::Web;
+use crate::config::{self, Web};
 use crate::proto::http;
 use crate::shard::Node;
 use crate::shard::mail::{Mail, Mailbox, WebRequest};
@@ -57,10 +58,11 @@ pub(super) fn routers(
     api: Arc<Api>,
     health: Arc<Health>,
     metrics: Metrics,
+    calls: Option<Arc<ArcSwap<config::Api>>>,
 ) -> Routers {
     let mut routers = Routers { public: Router::new(), internal: Router::new() };
-    if let Some(options) = &web.api {
-        let calls = super::api::router(api, options.clone());
+    if let (Some(options), Some(shared)) = (&web.api, calls) {
+        let calls = super::api::router(api, &options.prefix, shared);
         if options.external || !has_internal {
             routers.public = routers.public.merge(calls.clone());
         }

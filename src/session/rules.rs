@@ -9,7 +9,7 @@ use crate::edge::jwt::TokenKeys;
 use crate::edge::origin::OriginRules;
 
 /// Options of the section `client` that a session asks for. Times in milliseconds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// Everybody may do everything (development).
     pub insecure: bool,
@@ -53,6 +53,27 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
+    /// These with the limits and delays of others: what may change while sessions live. Whether that is
+    /// all that differs is the answer, too.
+    pub fn with_limits_of(&self, others: &Self) -> (Self, bool) {
+        let limits = others.clone();
+        let taken = Self {
+            stale_close_delay_ms: limits.stale_close_delay_ms,
+            expired_close_delay_ms: limits.expired_close_delay_ms,
+            expired_sub_close_delay_ms: limits.expired_sub_close_delay_ms,
+            channel_limit: limits.channel_limit,
+            queue_bytes_max: limits.queue_bytes_max,
+            connection_limit: limits.connection_limit,
+            connection_rate_limit: limits.connection_rate_limit,
+            history_publications_max: limits.history_publications_max,
+            recovery_publications_max: limits.recovery_publications_max,
+            include_server_time: limits.include_server_time,
+            ..self.clone()
+        };
+        let all = taken == limits;
+        (taken, all)
+    }
+
     /// A new connection of a user takes the place of the older ones.
     pub fn single_connection(&self) -> bool {
         self.personal_channel.as_ref().is_some_and(|personal| personal.single_connection)
@@ -69,11 +90,11 @@ pub struct PersonalChannel {
     pub single_connection: bool,
 }
 
-/// Everything that decides what a session may do. Shared by all shards; channels and keys may be
-/// replaced while the node runs.
+/// Everything that decides what a session may do. Shared by all shards; channels, keys, origins and the
+/// limits of clients may be replaced while the node runs.
 pub struct Rules {
     /// Options of the section `client`.
-    pub client: ClientOptions,
+    pub client: ArcSwap<ClientOptions>,
     /// Keys of connection tokens.
     pub keys: TokenKeys,
     /// Keys of subscription tokens, when they have their own.
@@ -81,7 +102,7 @@ pub struct Rules {
     /// Namespaces and their options.
     pub channels: ArcSwap<ChannelRules>,
     /// Which web pages may connect.
-    pub origins: OriginRules,
+    pub origins: ArcSwap<OriginRules>,
     /// Makes client ids.
     pub client_ids: ClientIdSealer,
     /// The RPC method that is answered with `{}`, if there is one.

@@ -108,7 +108,7 @@ impl<D: Driver> Shard<D> {
 
     /// Whether one more client may come, by the node's limits. It is counted if so.
     pub(super) fn admit(&mut self) -> bool {
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         if client.connection_rate_limit > 0 {
             let second = self.driver.now().0 / 1000;
             let rate = &self.node.client_rate;

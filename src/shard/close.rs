@@ -250,7 +250,7 @@ impl<D: Driver> Shard<D> {
     fn deadline(&self, index: u32) -> Option<u32> {
         let conn = self.conns.get(index as usize)?;
         let options = &self.node.options;
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         let phase_ends = |ms: u64| Some(conn.since_tick.saturating_add(ticks(ms)));
         let blocked = || {
             let tick = self.outboxes.get(conn.outbox)?.blocked_tick?;
@@ -285,7 +285,7 @@ impl<D: Driver> Shard<D> {
 
     /// The tick at which a session or one of its subscriptions has been expired for too long.
     fn expiry(&self, session: &Session) -> Option<u32> {
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         let of_connection = (session.expires > 0)
             .then(|| i64::from(session.expires) + seconds(client.expired_close_delay_ms));
         let of_subs = session.extra.as_ref().and_then(|extra| {
@@ -302,7 +302,7 @@ impl<D: Driver> Shard<D> {
 
     /// How often a session is pinged, and how soon the pong has to come.
     pub(super) fn ping_times(&self, frame_ping: bool) -> (u64, Option<u64>) {
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         match client.ping_interval_ms {
             _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
             Some(interval) => (interval, client.pong_timeout_ms),
@@ -397,7 +397,7 @@ impl<D: Driver> Shard<D> {
     fn ping_or_close(&mut self, index: u32) {
         let tick = self.tick();
         let now = self.driver.unix();
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         let pings = client.ping_interval_ms.is_some();
         let expired_delay = seconds(client.expired_close_delay_ms);
         let conn = &self.conns[index as usize];
@@ -441,7 +441,7 @@ impl<D: Driver> Shard<D> {
 
     /// Ends subscriptions whose token has expired.
     fn expire_subs(&mut self, index: u32) {
-        let delay = seconds(self.node.rules.client.expired_sub_close_delay_ms);
+        let delay = seconds(self.client.expired_sub_close_delay_ms);
         let now = self.driver.unix().0;
         let conn = &self.conns[index as usize];
         let Some(session) = self.sessions.get(conn.session as usize) else { return };

@@ -236,6 +236,7 @@ impl<D: Driver> Shard<D> {
         request: &PublishRequest<'_>,
     ) -> Result<Flow, Stop> {
         let node = Arc::clone(&self.node);
+        let insecure = self.client.insecure;
         let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
         let namespace = Self::namespace(&channels, channel)?;
@@ -246,7 +247,7 @@ impl<D: Driver> Shard<D> {
         let subscribed = self.is_subscribed(index, channel);
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        namespace.may_publish(&session.user, subscribed, node.rules.client.insecure, data)?;
+        namespace.may_publish(&session.user, subscribed, insecure, data)?;
         let chan_info: Box<[u8]> = known
             .and_then(|at| session.sub_extra(at))
             .map(|extra| extra.info.clone())
@@ -283,7 +284,7 @@ impl<D: Driver> Shard<D> {
         channel: &str,
         what: Reading,
     ) -> Result<Flow, Stop> {
-        let node = Arc::clone(&self.node);
+        let insecure = self.client.insecure;
         let channels = Arc::clone(&self.channels);
         let namespace = Self::namespace(&channels, channel)?;
         if !namespace.presence {
@@ -291,7 +292,6 @@ impl<D: Driver> Shard<D> {
         }
         let subscribed = self.is_subscribed(index, channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let insecure = node.rules.client.insecure;
         if !namespace.may_read_presence(&session.user, subscribed, insecure) {
             return Err(ErrorCode::PermissionDenied.into());
         }
@@ -304,7 +304,7 @@ impl<D: Driver> Shard<D> {
         asker: Asker,
         request: &HistoryRequest<'_>,
     ) -> Result<Flow, Stop> {
-        let node = Arc::clone(&self.node);
+        let client = Arc::clone(&self.client);
         let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
         let namespace = Self::namespace(&channels, channel)?;
@@ -313,7 +313,6 @@ impl<D: Driver> Shard<D> {
         }
         let subscribed = self.is_subscribed(index, channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let client = &node.rules.client;
         if !namespace.may_read_history(&session.user, subscribed, client.insecure) {
             return Err(ErrorCode::PermissionDenied.into());
         }
@@ -368,7 +367,7 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of one answer at most: what may wait for a client, with room for the rest of the reply.
     pub(super) fn answer_bytes_max(&self) -> usize {
-        let queue_bytes_max = self.node.rules.client.queue_bytes_max;
+        let queue_bytes_max = self.client.queue_bytes_max;
         (queue_bytes_max - queue_bytes_max / 8).min(ANSWER_BYTES_MAX)
     }
 

@@ -47,8 +47,7 @@ impl<D: Driver> Shard<D> {
         id: u32,
         request: &ConnectRequest<'_>,
     ) -> Result<Flow, Stop> {
-        let node = Arc::clone(&self.node);
-        let client = &node.rules.client;
+        let client = Arc::clone(&self.client);
         let now = self.driver.unix();
         let claims = match self.identify(index, request, now) {
             Ok(claims) => claims,
@@ -125,8 +124,7 @@ impl<D: Driver> Shard<D> {
         request: &ConnectRequest<'_>,
         now: UnixSeconds,
     ) -> Result<ConnectionClaims, Stop> {
-        let node = Arc::clone(&self.node);
-        let client = &node.rules.client;
+        let client = Arc::clone(&self.client);
         if !request.token.is_empty() {
             let verdict = match self.connection_claims(index, &request.token, now)? {
                 // Development: a token that was good once is good.
@@ -314,7 +312,7 @@ impl<D: Driver> Shard<D> {
 
     /// As the home of a user: one more connection.
     pub(super) fn home_user_enter(&mut self, from: ShardId, conn: &UserConn) {
-        let client = &self.node.rules.client;
+        let client = Arc::clone(&self.client);
         let single = client.single_connection();
         let limit = client.user_connection_limit as usize;
         let UserConn { user, asker } = conn;
@@ -347,8 +345,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn reply_connect(&mut self, index: u32, connecting: &Connecting) {
-        let node = Arc::clone(&self.node);
-        let client = &node.rules.client;
+        let client = Arc::clone(&self.client);
         let conn = &self.conns[index as usize];
         let (frame_ping, key) = (conn.flags.frame_ping(), conn.key(index));
         let (interval, pong_timeout) = self.ping_times(frame_ping);

@@ -185,7 +185,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn fan_out_some(&mut self) {
         self.locals.wake_due(self.driver.now());
         let mut left = self.node.options.turn_deliveries_max;
-        let queue_bytes_max = self.node.rules.client.queue_bytes_max;
+        let queue_bytes_max = self.client.queue_bytes_max;
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut walk = std::mem::take(&mut self.walk);
         while left > 0 {

@@ -75,7 +75,7 @@ use crate::hub::users::Users;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
 use crate::proto::ws;
-use crate::session::{Rules, Session};
+use crate::session::{ClientOptions, Rules, Session};
 
 /// Options of a shard. Times in milliseconds.
 #[derive(Clone, Debug)]
@@ -190,6 +190,9 @@ pub struct Shard<D: Driver> {
     rng: Rng,
     /// The rules of channels, as of this turn.
     channels: Arc<ChannelRules>,
+    /// Options of clients, as of this turn; and a copy that no other shard counts references of.
+    client_rules: Arc<ClientOptions>,
+    client: Arc<ClientOptions>,
     conns: Slab<Conn<D::Socket>>,
     next_generation: NonZeroU32,
     sessions: Slab<Session>,
@@ -293,6 +296,8 @@ impl<D: Driver> Shard<D> {
             sessions: Slab::with_capacity(capacity),
             users: Users::default(),
             channels: node.rules.channels.load_full(),
+            client_rules: node.rules.client.load_full(),
+            client: Arc::new(ClientOptions::clone(&node.rules.client.load())),
             outboxes: Outboxes::default(),
             wheel: Wheel::new(driver.now()),
             leaving: List::new(),
@@ -397,6 +402,11 @@ impl<D: Driver> Shard<D> {
         let current = self.node.rules.channels.load();
         if !Arc::ptr_eq(&current, &self.channels) {
             self.channels = Arc::clone(&current);
+        }
+        let current = self.node.rules.client.load();
+        if !Arc::ptr_eq(&current, &self.client_rules) {
+            self.client_rules = Arc::clone(&current);
+            self.client = Arc::new(ClientOptions::clone(&current));
         }
     }
 

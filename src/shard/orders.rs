@@ -216,7 +216,7 @@ impl<D: Driver> Shard<D> {
     fn subscribe_by_order(&mut self, key: ConnKey, sub: &ServerSub, homes: &mut ShardSet) -> Step {
         let index = key.index;
         let known = self.locals.find(&sub.channel);
-        let limit = self.node.rules.client.channel_limit;
+        let limit = self.client.channel_limit;
         let Some(session) = self.session_of(index) else { return Step::Spared };
         let subs = session.subs.as_slice();
         let has = known.is_some_and(|at| subs.iter().any(|sub| sub.channel == at));

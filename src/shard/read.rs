@@ -178,10 +178,10 @@ impl<D: Driver> Shard<D> {
         if client {
             let origin = head.header("origin").map(|value| std::str::from_utf8(value).ok());
             let allowed = match origin {
-                None => node.rules.origins.allows(None),
+                None => node.rules.origins.load().allows(None),
                 // An origin that isn't text matches no pattern.
                 Some(None) => false,
-                Some(origin) => node.rules.origins.allows(origin),
+                Some(origin) => node.rules.origins.load().allows(origin),
             };
             if !allowed {
                 return self.refuse(key.index, Refusal::Origin);
@@ -198,7 +198,8 @@ impl<D: Driver> Shard<D> {
         let protobuf = client && format == http::Format::Protobuf;
         let frame_ping = client
             && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
-        let user = &node.rules.client.user_id_http_header;
+        let user = Arc::clone(&self.client);
+        let user = &user.user_id_http_header;
         if client
             && !user.is_empty()
             && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)

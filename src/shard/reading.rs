@@ -16,7 +16,7 @@ impl<D: Driver> Shard<D> {
     /// What a subscriber lacks of a stream, encoded for it.
     pub(super) fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
         let now = self.driver.now();
-        let limit = self.node.rules.client.recovery_publications_max;
+        let limit = self.client.recovery_publications_max;
         let Recover { since, latest, filter, bytes_max, as_pushes } = recover;
         self.counters().recoveries.add(1);
         let channel = CompactString::new(if *as_pushes { self.homes.name(at) } else { "" });

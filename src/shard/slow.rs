@@ -47,7 +47,7 @@ impl<D: Driver> Shard<D> {
 
     /// Queues publications of a channel that drops the oldest rather than close a client.
     pub(super) fn enqueue_or_drop(&mut self, index: u32, channel: u32, outgoing: &Outgoing) {
-        let bytes_max = self.node.rules.client.queue_bytes_max;
+        let bytes_max = self.client.queue_bytes_max;
         let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return };
         let Some(conn) = self.open_conn(index) else { return };
         let (flags, outbox, delta) = (conn.flags, conn.outbox, outgoing.delta);
@@ -105,7 +105,7 @@ impl<D: Driver> Shard<D> {
 
     /// More waits for a connection than may: whether dropping what may be dropped was enough.
     pub(super) fn made_room(&mut self, index: u32, outbox: u32) -> bool {
-        let bytes_max = self.node.rules.client.queue_bytes_max;
+        let bytes_max = self.client.queue_bytes_max;
         let mut dropped = std::mem::take(&mut self.dropped);
         let enough = self.outboxes.make_room(outbox, 0, bytes_max, &mut dropped);
         self.lost(index, &dropped);

@@ -42,8 +42,7 @@ impl<D: Driver> Shard<D> {
         asker: Asker,
         request: &SubscribeRequest<'_>,
     ) -> Result<Flow, Stop> {
-        let node = Arc::clone(&self.node);
-        let rules = &node.rules;
+        let client = Arc::clone(&self.client);
         let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
         if channel.is_empty() {
@@ -61,7 +60,7 @@ impl<D: Driver> Shard<D> {
         if known.is_some_and(|at| session.subs.find(at).is_some()) {
             return Err(ErrorCode::AlreadySubscribed.into());
         }
-        if session.subs.len() >= rules.client.channel_limit {
+        if session.subs.len() >= client.channel_limit {
             return Err(ErrorCode::LimitExceeded.into());
         }
         let namespace = channels.resolve(channel)?;
@@ -70,7 +69,7 @@ impl<D: Driver> Shard<D> {
             return Err(ErrorCode::PermissionDenied.into());
         }
         let user = session.user.clone();
-        let insecure = rules.client.insecure;
+        let insecure = client.insecure;
         let now = self.driver.unix();
         let verdict = match request.token.is_empty() {
             true => None,
@@ -124,13 +123,12 @@ impl<D: Driver> Shard<D> {
         asker: Asker,
         sub: &ServerSub,
     ) -> Result<(), Stop> {
-        let node = Arc::clone(&self.node);
+        let insecure = self.client.insecure;
         let channels = self.channels_with(sub.namespace);
         let namespace = channels.namespace(sub.namespace);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let unasked = session.connecting().is_none();
         let user = session.user.clone();
-        let insecure = node.rules.client.insecure;
         let granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
         let mut flags = SubFlags::default();
         flags.set_server(true);

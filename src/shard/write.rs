@@ -31,7 +31,7 @@ impl<D: Driver> Shard<D> {
         connecting.held_bytes += frame.len();
         connecting.held.push(frame);
         let waits = connecting.held_bytes;
-        if waits > self.node.rules.client.queue_bytes_max {
+        if waits > self.client.queue_bytes_max {
             // It is judged where all are.
             let key = self.conns[index as usize].key(index);
             self.mark_dirty(key);
@@ -236,7 +236,7 @@ impl<D: Driver> Shard<D> {
 
     /// What follows from how much still waits.
     fn after_write(&mut self, key: ConnKey) {
-        let queue_bytes_max = self.node.rules.client.queue_bytes_max;
+        let queue_bytes_max = self.client.queue_bytes_max;
         let Some(conn) = self.conn(key) else { return };
         let (phase, flags, at) = (conn.phase, conn.flags, conn.outbox);
         let held = match flags.held() {

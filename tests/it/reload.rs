@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Client, Node, now, token_by};
+use crate::harness::{CLIENTS, Client, Node, now, token_by, upgrade};
 
 /// A node's file: this secret, and these namespaces with what is said of them.
 fn file(secret: &str, namespaces: &[(&str, &str)]) -> String {
@@ -16,7 +16,7 @@ fn file(secret: &str, namespaces: &[(&str, &str)]) -> String {
 const OPEN: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true";
 const KEPT: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true\n\
     history_size = 2\nhistory_ttl = \"10m\"\nallow_history_for_client = true";
-const DONE: &str = "are read again; others need a new start";
+const DONE: &str = "limits of clients and the log level are read again";
 
 fn connect(node: &Node, secret: &str) -> Client {
     let mut client = node.client();
@@ -69,4 +69,45 @@ fn a_file_with_a_fault_changes_nothing() {
         < {"id":2,"subscribe":{}}
         "#,
     );
+}
+
+#[test]
+fn limits_origins_and_the_key_of_the_api_change() {
+    let options = |key: &str, origin: &str, limit: u32, port: u32, level: &str| {
+        format!(
+            "[client]\nallowed_origins = [\"{origin}\"]\nchannel_limit = {limit}\n\
+             token.hmac_secret_key = \"s\"\n[http_api]\nkey = \"{key}\"\n[log]\nlevel = \"{level}\"\n\
+             [roost]\ndrain_rate = {port}\n[channel.without_namespace]\n\
+             allow_subscribe_for_client = true\n",
+        )
+    };
+    let node = Node::start(&options("old", "https://a.example", 1, 1, "info"), &[]);
+    let mut client = connect(&node, "s");
+    client.expect("{\"id\":1,\"connect\":{*}}");
+    client.subscribe("a");
+    client.talk(
+        "> {\"id\":9,\"subscribe\":{\"channel\":\"b\"}}\n< {\"id\":9,\"error\":{\"code\":106,*}}",
+    );
+    let status = |key: &str| {
+        let key = format!("X-API-Key: {key}");
+        node.raw().post("/api/info", &[&key], "{}").status
+    };
+    let upgraded = |origin: &str| {
+        let mut raw = node.raw();
+        raw.send(upgrade(CLIENTS, &[&format!("Origin: {origin}")]).as_bytes());
+        raw.response().status
+    };
+    assert_eq!((status("old"), status("new")), (200, 401));
+    assert_eq!((upgraded("https://a.example"), upgraded("https://b.example")), (101, 403));
+    node.reload(&options("new", "https://b.example", 2, 2, "info"), DONE);
+    assert_eq!((status("old"), status("new")), (401, 200));
+    assert_eq!((upgraded("https://a.example"), upgraded("https://b.example")), (403, 101));
+    client.subscribe("b");
+    // What can't change is named.
+    let errors = node.errors();
+    let line = errors.lines().find(|line| line.contains("needs a new start")).unwrap();
+    assert!(line.contains("roost") && !line.contains("client"), "{line}");
+    // The level is another one from here on: nothing more is said below it.
+    node.reload(&options("new", "https://b.example", 2, 2, "warn"), "needs a new start");
+    assert_eq!(node.errors().matches(DONE).count(), 1);
 }

@@ -1,5 +1,6 @@
 //! What a run is made of: all of it drawn from the seed.
 
+use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 
 use roost::base::rng::Rng;
@@ -293,7 +294,7 @@ impl Plan {
 
     pub(crate) fn rules(&self) -> Rules {
         Rules {
-            client: self.client.clone(),
+            client: ArcSwap::from_pointee(self.client.clone()),
             keys: TokenKeys::new(&TokenOptions {
                 hmac_secret_key: SECRET.into(),
                 ecdsa_public_key: KEY.into(),
@@ -307,7 +308,7 @@ impl Plan {
                 ChannelSyntax::default(),
             )
             .into_shared(),
-            origins: OriginRules::new(&["*".to_string()]).unwrap(),
+            origins: ArcSwap::from_pointee(OriginRules::new(&["*".to_string()]).unwrap()),
             client_ids: ClientIdSealer::new(&[7; 32]),
             rpc_ping: None,
         }

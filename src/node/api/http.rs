@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -25,25 +26,29 @@ const ERROR_MODE: HeaderName = HeaderName::from_static("x-centrifugo-error-mode"
 #[derive(Clone)]
 struct Shared {
     api: Arc<Api>,
-    options: Arc<config::Api>,
+    options: Arc<ArcSwap<config::Api>>,
 }
 
 /// Routes of the API.
-pub(in crate::node) fn router(api: Arc<Api>, options: config::Api) -> Router {
-    let prefix = options.prefix.clone();
-    let shared = Shared { api, options: Arc::new(options) };
+pub(in crate::node) fn router(
+    api: Arc<Api>,
+    prefix: &str,
+    options: Arc<ArcSwap<config::Api>>,
+) -> Router {
+    let shared = Shared { api, options };
     Router::new()
         .route(&format!("{prefix}/batch"), post(batch))
         .route(&format!("{prefix}/{{method}}"), post(method))
         .route(&format!("{prefix}/"), post(old_form))
-        .route(if prefix.is_empty() { "/api" } else { &prefix }, post(old_form))
+        .route(prefix, post(old_form))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         .layer(DefaultBodyLimit::max(WEB_BODY_BYTES_MAX))
         .with_state(shared)
 }
 
 async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    if shared.options.insecure || has_key(&shared.options, &request) {
+    let options = shared.options.load_full();
+    if options.insecure || has_key(&options, &request) {
         return next.run(request).await;
     }
     StatusCode::UNAUTHORIZED.into_response()
@@ -119,7 +124,7 @@ async fn method(
         return StatusCode::NOT_FOUND.into_response();
     };
     let asked = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
-    response(called, asked || shared.options.transport_errors)
+    response(called, asked || shared.options.load().transport_errors)
 }
 
 /// Many commands, one after another, each answered in its place (server API, 1.4).
