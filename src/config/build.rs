@@ -36,7 +36,11 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let root = &settings.root;
     let config = Config {
         http_server: http_server(root, report),
-        log: Log { level: level(&root.text("log.level")), file: root.path("log.file") },
+        log: Log {
+            level: level(&root.text("log.level")),
+            file: root.path("log.file"),
+            json: root.text("roost.log_format") == "json",
+        },
         client: client(root, report),
         tokens: tokens(root, report),
         channels: channels(settings, report),

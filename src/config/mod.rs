@@ -144,6 +144,8 @@ pub struct Log {
     pub level: LevelFilter,
     /// `None` is standard error.
     pub file: Option<PathBuf>,
+    /// Each message is a JSON object; `roost.log_format`.
+    pub json: bool,
 }
 
 /// Section `client`, without tokens.

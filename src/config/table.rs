@@ -180,6 +180,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (those that it may use), \"auto\" (more where the descriptor limit asks for it) or a number."),
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "The driver: a system call for each read and write, or batches of them through io_uring; auto takes io_uring where the kernel has it."),
     opt("roost.turn_deliveries", Integer(64, 65_536), "512", Built, "Deliveries in one turn of a shard's loop: fewer let new connections wait less, more cost less."),
+    opt("roost.log_format", Choice(&["text", "json"]), "\"text\"", Built, "How messages are logged: as lines of text, or each as a JSON object."),
     opt("roost.echo", Bool, "false", Built, "Serve /echo, a plain WebSocket echo for conformance and load tests."),
     opt("roost.drain_rate", COUNT, "10000", Built, "Connections closed per second when the node stops; 0: evenly over shutdown.timeout."),
     opt("roost.memory_limit", Checked(is_memory, MEMORY), "\"80%\"", Built, "Memory that the node may use: bytes, \"12GiB\" or a share of the machine or its cgroup."),

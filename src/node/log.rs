@@ -7,7 +7,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 /// The running log. Keep it until the end: dropping it writes out what waits.
 pub(super) struct Log {
@@ -23,12 +23,12 @@ impl Log {
     }
 }
 
-/// Begins to log: to `file`, else to standard error. Call it before any shard starts, since its thread uses the process's
+/// Begins to log: to `file`, else to standard error, as text or each message as a JSON object. Call it before any shard starts, since its thread uses the process's
 /// descriptor table.
 ///
 /// # Errors
 /// When the file can't be opened.
-pub(super) fn init(level: LevelFilter, file: Option<&Path>) -> std::io::Result<Log> {
+pub(super) fn init(level: LevelFilter, file: Option<&Path>, json: bool) -> std::io::Result<Log> {
     let (writer, guard) = match file {
         Some(path) => {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
@@ -38,9 +38,13 @@ pub(super) fn init(level: LevelFilter, file: Option<&Path>) -> std::io::Result<L
     };
     let (level, handle) = reload::Layer::new(level);
     let lines = fmt::layer()
-        .with_ansi(file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(!json && file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .with_writer(writer);
+    let lines = match json {
+        true => lines.json().flatten_event(true).boxed(),
+        false => lines.boxed(),
+    };
     tracing_subscriber::registry().with(level).with(lines).init();
     Ok(Log { level: handle, _guard: guard })
 }

@@ -43,7 +43,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
 fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let Loaded { mut config, origin, .. } = loaded;
     let system = |what| move |source| StartFault::System { what, source };
-    let log = super::log::init(config.log.level, config.log.file.as_deref())
+    let log = super::log::init(config.log.level, config.log.file.as_deref(), config.log.json)
         .map_err(system("the log file"))?;
     if sources.dev
         && let Some(api) = &mut config.web.api
@@ -108,7 +108,10 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
     let differs = [
         ("http_server", running.http_server != config.http_server),
-        ("log.file", running.log.file != config.log.file),
+        (
+            "log.file or roost.log_format",
+            (&running.log.file, running.log.json) != (&config.log.file, config.log.json),
+        ),
         ("client (other than limits, delays, origins and tokens)", !all),
         ("websocket", running.websocket != config.websocket),
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),

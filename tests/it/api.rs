@@ -779,6 +779,16 @@ fn metrics() {
         assert!(known && name.starts_with("roost_"), "{line}");
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
     }
+    // And the dashboard shows nothing else.
+    let dashboard = include_str!("../../tools/grafana/roost.json");
+    let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let shown: BTreeSet<&str> =
+        dashboard.split(|c| !is_letter(c)).filter(|word| word.starts_with("roost_")).collect();
+    assert!(shown.len() > 30, "{shown:?}");
+    for name in shown {
+        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        assert!(described.contains(name), "the dashboard shows {name}");
+    }
     let (kind, open) = scrape("Accept: application/openmetrics-text;version=1.0.0\r\n");
     assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     assert!(open.ends_with("# EOF\n") && open.contains("# TYPE roost_publications counter"));

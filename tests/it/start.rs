@@ -161,3 +161,17 @@ fn figures_are_one_line_of_json() {
         assert!(figures.contains_key(name), "{name}");
     }
 }
+
+#[test]
+fn messages_may_be_logged_as_json() {
+    let node = Node::open(&["--log-format", "json"]);
+    let mut client = node.connected();
+    node.signal(rustix::process::Signal::TERM);
+    client.is_closed(3001, "shutdown");
+    let ended = node.ended();
+    let (_, log) = ended.errors.split_once(" shards\n").unwrap();
+    let messages: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let draining = messages.iter().find(|message| message["message"] == "draining").unwrap();
+    assert_eq!((&draining["level"], &draining["connections"]), (&"INFO".into(), &1.into()));
+}
