@@ -53,6 +53,14 @@ pub const REQUESTS_UNANSWERED_MAX: u32 = 4096;
 /// of them are on their way from one shard to another.
 pub const LARGE_ANSWER_CREDITS: u8 = 32;
 
+/// The same for questions of the control thread to a shard: applications publish in bursts, and what
+/// the answers take is small. Beyond it the server API answers with an error.
+pub const API_UNANSWERED_MAX: u32 = 16_384;
+
+/// Credits that a question of the control thread spends whose answer may be large: at most 64 of them
+/// are on their way from one shard.
+pub const API_LARGE_ANSWER_CREDITS: u8 = 255;
+
 /// Bytes of one such answer at most, whatever may wait for the client.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -104,7 +112,7 @@ pub const WEB_BODY_BYTES_MAX: usize = 16 << 20;
 pub const WEB_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of an answer of the control thread at most.
-pub const WEB_ANSWER_BYTES_MAX: usize = 32 << 20;
+pub const WEB_ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// The body of a request has to be there so soon behind its head, milliseconds.
 pub const WEB_BODY_TIMEOUT_MS: u64 = 30_000;

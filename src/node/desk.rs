@@ -16,7 +16,7 @@ use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::REQUESTS_UNANSWERED_MAX;
+use crate::base::limits::API_UNANSWERED_MAX;
 use crate::io::Wake;
 use crate::shard::mail::{
     Asker, Batch, CONTROL, Flushed, Letterbox, Mail, Mailbox, Outbox, WebRequest,
@@ -86,11 +86,11 @@ impl Desk {
         let mut outgoing = self.lock();
         let Outgoing { boxes, waiting } = &mut *outgoing;
         let outbox = &mut boxes[to.index()];
-        let credits = outbox.spend(credits, REQUESTS_UNANSWERED_MAX).ok_or(Busy)?;
+        let credits = outbox.spend(credits, API_UNANSWERED_MAX).ok_or(Busy)?;
         let (sender, receiver) = oneshot::channel();
         let index = waiting.insert(sender) as u32;
         let conn = ConnKey { index, generation: NonZeroU32::MIN };
-        outbox.push(mail(Asker { conn, command: 0, credits }));
+        push(outbox, mail(Asker { conn, command: 0, credits }));
         drop(outgoing);
         self.pushed.notify_one();
         Ok(receiver)
@@ -98,7 +98,7 @@ impl Desk {
 
     /// Sends mail that has no answer.
     pub(super) fn post(&self, to: ShardId, mail: Mail) {
-        self.lock().boxes[to.index()].push(mail);
+        push(&mut self.lock().boxes[to.index()], mail);
         self.pushed.notify_one();
     }
 
@@ -172,6 +172,14 @@ impl Desk {
     }
 }
 
+/// Adds mail. What fills an outbox leaves at once, so that it is full only while the shard has no room.
+fn push(outbox: &mut Outbox, mail: Mail) {
+    outbox.push(mail);
+    if outbox.is_full() {
+        outbox.flush(CONTROL);
+    }
+}
+
 /// Batches opened before others of the thread have their turn.
 const BATCHES_MAX: usize = 64;
 
@@ -181,12 +189,37 @@ const RETRY: Duration = Duration::from_millis(20);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::frame::SharedFrame;
+    use crate::base::limits::OUTBOX_BYTES_MAX;
     use crate::hub::history::Position;
     use crate::io::Alarm;
     use crate::shard::mail::List;
 
     fn list(asker: Asker) -> Mail {
         Mail::List(List { asker, cursor: 0 })
+    }
+
+    #[test]
+    fn a_full_outbox_leaves_while_there_is_room() {
+        let (letterbox, shard) = Mailbox::new(2, Alarm::new(Arc::new(Bell::default())));
+        let desk = Desk::new(&[letterbox]);
+        let bytes = SharedFrame::part(&vec![b'x'; OUTBOX_BYTES_MAX]);
+        let asker = Asker {
+            conn: ConnKey { index: 0, generation: NonZeroU32::MIN },
+            command: 0,
+            credits: 0,
+        };
+        let response = || Mail::Response { asker, bytes: bytes.clone(), keep_alive: true };
+        for _ in 0..2 {
+            desk.post(ShardId(0), response());
+            assert!(desk.ask(ShardId(0), 1, list).is_ok());
+        }
+        // The mailbox has its two batches: what fills the outbox now stays.
+        desk.post(ShardId(0), response());
+        assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
+        assert!(shard.take().is_some());
+        desk.flush();
+        assert!(desk.ask(ShardId(0), 1, list).is_ok());
     }
 
     #[tokio::test]
@@ -197,12 +230,12 @@ mod tests {
         let desk = Arc::new(Desk::new(&[letterbox]));
         let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_| {}));
         let mut answers: Vec<_> =
-            (0..REQUESTS_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
+            (0..API_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
         assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
-        assert_eq!(desk.unanswered(), REQUESTS_UNANSWERED_MAX as usize);
+        assert_eq!(desk.unanswered(), API_UNANSWERED_MAX as usize);
         let mut to_control = Outbox::new(own_letterbox);
         let mut answered = 0;
-        while answered < REQUESTS_UNANSWERED_MAX {
+        while answered < API_UNANSWERED_MAX {
             tokio::task::yield_now().await;
             let Some(batch) = shard.take() else { continue };
             shard.take_turned(|_| {});

@@ -116,7 +116,7 @@ impl Collector for Metrics {
         let mut buckets: Vec<(f64, u64)> = bounds
             .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
             .collect();
-        buckets.push((f64::MAX, lag.count() - before));
+        buckets.push((f64::INFINITY, lag.count() - before));
         let sum = lag.total_us() as f64 / 1e6;
         encoder
             .encode_descriptor("roost_loop_lag_seconds", help, None, MetricType::Histogram)?

@@ -14,7 +14,7 @@ use tokio::sync::oneshot::Receiver;
 use super::Api;
 use super::wire::{self, ApiError, Outcome, Published};
 use crate::base::id::ShardId;
-use crate::base::limits::{LARGE_ANSWER_CREDITS, WEB_ANSWER_BYTES_MAX};
+use crate::base::limits::{API_LARGE_ANSWER_CREDITS, WEB_ANSWER_BYTES_MAX};
 use crate::base::tags::Tags;
 use crate::edge::channels::{ChannelRules, NameFault, Namespace};
 use crate::edge::glob::Glob;
@@ -356,7 +356,7 @@ impl Api {
                 return Err(ApiError::NOT_AVAILABLE);
             }
             let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
-            self.desk.ask(self.node.names.home(hash), LARGE_ANSWER_CREDITS, |asker| {
+            self.desk.ask(self.node.names.home(hash), API_LARGE_ANSWER_CREDITS, |asker| {
                 Mail::Read(Box::new(Read {
                     channel: channel.into(),
                     hash,
@@ -398,7 +398,7 @@ impl Api {
             let mut next = Some(0);
             while let Some(cursor) = next {
                 let list = |asker: Asker| Mail::List(List { asker, cursor });
-                let asked = match self.desk.ask(shard, LARGE_ANSWER_CREDITS, list) {
+                let asked = match self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list) {
                     Ok(asked) => asked,
                     Err(busy) => return Ok(Err(busy.into())),
                 };
