@@ -1,7 +1,7 @@
 //! Metrics in Prometheus's text format: counters of all shards as they are, read without stopping any.
 //!
-//! A counter named `closed_X`, `faults_X` or `refused_X` is a reason of one metric with a label; what
-//! says more for each shard has the label `shard`; the others are summed.
+//! Counters whose names begin alike (`closed_X`, `error_X`) are one metric with a label; what says more for
+//! each shard has the label `shard`; the others are summed.
 
 use std::collections::BTreeMap;
 use std::fmt::Error;
@@ -24,13 +24,23 @@ use super::health::Health;
 use super::memory;
 use crate::base::counters::Kind;
 use crate::base::times::Counts;
-use crate::shard::{Node, ShardCounters, SlowCounters};
+use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
+use crate::session::Session;
+use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
 
-/// What is counted for reasons: beginning of the counters' names, the metric, what it counts.
-const BY_REASON: &[(&str, &str, &str)] = &[
-    ("closed_", "connections_closed_by_node", "Connections that the node closed, by reason"),
-    ("faults_", "client_faults", "Connections closed because of what the client sent, by fault"),
-    ("refused_", "requests_refused", "Requests refused by shards, by reason"),
+/// What is one metric with a label: beginning of the counters' names, the metric, the label, what it
+/// counts.
+const BY_LABEL: &[(&str, &str, &str, &str)] = &[
+    (
+        "closed_",
+        "connections_closed_by_node",
+        "reason",
+        "Connections that the node closed, by reason",
+    ),
+    ("faults_", "client_faults", "reason", "Connections closed because of what the client sent"),
+    ("refused_", "requests_refused", "reason", "Requests refused by shards, by reason"),
+    ("method_", "client_commands", "method", "Commands of clients, by method"),
+    ("error_", "client_errors", "code", "Commands of clients answered with an error, by its code"),
 ];
 
 /// Counters that are told for each shard.
@@ -135,15 +145,15 @@ impl Metrics {
             values.push(of_shard);
         }
         let mut metrics = Vec::new();
-        let mut reasons: BTreeMap<&str, Values> = BTreeMap::new();
+        let mut labelled: BTreeMap<&str, Values> = BTreeMap::new();
         for (at, figure) in ShardCounters::FIGURES.iter().enumerate() {
             let sum = values.iter().map(|of_shard| of_shard[at]).sum::<u64>() as f64;
-            let found = BY_REASON.iter().find_map(|(beginning, name, _)| {
-                Some((*name, figure.name.strip_prefix(beginning)?))
+            let found = BY_LABEL.iter().find_map(|(beginning, name, label, _)| {
+                Some((*name, *label, figure.name.strip_prefix(beginning)?))
             });
-            if let Some((name, reason)) = found {
-                let label = Some(("reason", reason.to_owned()));
-                reasons.entry(name).or_default().push((label, sum));
+            if let Some((name, label, of)) = found {
+                let label = Some((label, of.to_owned()));
+                labelled.entry(name).or_default().push((label, sum));
                 continue;
             }
             let values = match BY_SHARD.contains(&figure.name) {
@@ -154,8 +164,8 @@ impl Metrics {
             };
             metrics.push(Metric::new(figure.kind, figure.name, figure.help, values));
         }
-        metrics.extend(BY_REASON.iter().filter_map(|(_, name, help)| {
-            Some(Metric::new(Kind::Counter, name, help, reasons.remove(name)?))
+        metrics.extend(BY_LABEL.iter().filter_map(|(_, name, _, help)| {
+            Some(Metric::new(Kind::Counter, name, help, labelled.remove(name)?))
         }));
         metrics
     }
@@ -166,9 +176,15 @@ impl Metrics {
         let open =
             node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
         let rss = memory::rss_bytes().unwrap_or(0);
+        let sum = |of: fn(&ShardCounters) -> u64| node.counters.iter().map(of).sum::<u64>();
         let memory = [
             ("resident", rss),
-            ("kernel", memory::used_bytes(open).saturating_sub(memory::rss_bytes().unwrap_or(0))),
+            ("kernel_sockets", open * KERNEL_BYTES_PER_CONNECTION),
+            ("connections", sum(|shard| shard.slots_in_use.get()) * CONN_BYTES as u64),
+            ("sessions", sum(|shard| shard.sessions_open.get()) * size_of::<Session>() as u64),
+            ("history", sum(|shard| shard.history_bytes.get())),
+            ("queues", sum(|shard| shard.queued_bytes.get())),
+            ("mailboxes", sum(|shard| shard.mailbox_bytes.get())),
         ];
         let class = |(class, bytes): (&str, u64)| (Some(("class", class.to_owned())), bytes as f64);
         let limits = [
@@ -178,7 +194,9 @@ impl Metrics {
         ];
         let limit = |(limit, of): (&str, u64)| (Some(("limit", limit.to_owned())), of as f64);
         let gauge = Metric::gauge;
+        let bytes_each = (rss / open.max(1)) as f64;
         let mut metrics = vec![
+            gauge("bytes_per_connection", "Resident memory over open connections", bytes_each),
             gauge(
                 "clients",
                 "Clients of the protocol",
@@ -200,7 +218,8 @@ impl Metrics {
             Metric::new(
                 Kind::Gauge,
                 "memory_bytes",
-                "Memory: the process's own, and what its sockets are reckoned to cost the kernel",
+                "resident is the whole process; what of it is in records, sessions, history, queues and \
+                 mailboxes; kernel_sockets is what its sockets are reckoned to cost beside it",
                 memory.map(class).to_vec(),
             ),
             Metric::new(

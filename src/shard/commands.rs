@@ -89,10 +89,10 @@ impl<D: Driver> Shard<D> {
         let conn = &self.conns[index as usize];
         let id = command.id;
         let Some(session) = self.sessions.get_mut(conn.session as usize) else {
-            return match command.request {
+            return match &command.request {
                 Request::Connect(request) if conn.phase == Phase::Client && id > 0 => {
-                    self.counters().commands.add(1);
-                    let result = self.connect(index, id, &request);
+                    self.counters().count_command(&command.request);
+                    let result = self.connect(index, id, request);
                     self.finish_command(index, id, result)
                 }
                 _ => self.bad_request(index),
@@ -110,7 +110,7 @@ impl<D: Driver> Shard<D> {
         if session.connecting().is_some() || session.unanswered >= COMMANDS_UNANSWERED_MAX {
             return self.pause(index);
         }
-        self.counters().commands.add(1);
+        self.counters().count_command(&command.request);
         let asker = Asker { conn: conn.key(index), command: id, credits: 0 };
         let result = match &command.request {
             Request::Subscribe(request) => self.subscribe(index, asker, request),
@@ -138,11 +138,11 @@ impl<D: Driver> Shard<D> {
         match result {
             Ok(flow) => flow,
             Err(Stop::Error(code)) => {
-                self.reply_error(index, id, Reply::error(code));
+                self.reply_error(index, id, code, code.temporary());
                 Flow::On
             }
             Err(Stop::TemporaryError(code)) => {
-                self.reply_error(index, id, Reply::Error { code, temporary: true });
+                self.reply_error(index, id, code, true);
                 Flow::On
             }
             Err(Stop::Close(Disconnect::BadRequest)) => self.bad_request(index),
@@ -177,9 +177,10 @@ impl<D: Driver> Shard<D> {
         Flow::Pause(0)
     }
 
-    fn reply_error(&mut self, index: u32, id: u32, reply: Reply<'_>) {
-        self.counters().command_errors.add(1);
-        self.reply(index, id, &reply);
+    /// Answers a command with an error.
+    pub(super) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
+        self.counters().count_error(code);
+        self.reply(index, id, &Reply::Error { code, temporary });
     }
 
     /// The encoding that a connection speaks.
@@ -393,7 +394,7 @@ impl<D: Driver> Shard<D> {
             }
             // Only the control thread asks for that.
             Answer::Done => {}
-            Answer::Error(code) => self.reply_error(index, id, Reply::error(*code)),
+            Answer::Error(code) => self.reply_error(index, id, *code, code.temporary()),
             Answer::Unfit => self.inappropriate(index),
         }
     }

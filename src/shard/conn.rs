@@ -104,7 +104,7 @@ pub(super) struct Conn<S> {
 }
 
 /// Bytes of the record with a descriptor as its socket.
-pub(super) const CONN_BYTES: usize = 48;
+pub const CONN_BYTES: usize = 48;
 const _: () = assert!(size_of::<Conn<std::os::fd::OwnedFd>>() == CONN_BYTES);
 // The slab adds nothing: a vacant slot hides where no phase is.
 const _: () = assert!(size_of::<Option<Conn<std::os::fd::OwnedFd>>>() == CONN_BYTES);

@@ -192,8 +192,7 @@ impl<D: Driver> Shard<D> {
 
     /// `connect` failed: the error goes out, nothing more is taken, the client shall close.
     fn unusable(&mut self, index: u32, id: u32, code: ErrorCode) -> Flow {
-        self.counters().command_errors.add(1);
-        self.reply(index, id, &Reply::error(code));
+        self.reply_error(index, id, code, code.temporary());
         let tick = self.tick();
         let conn = &mut self.conns[index as usize];
         conn.phase = Phase::Unusable;

@@ -652,6 +652,11 @@ impl Mailbox {
         self.alarm.disarm();
     }
 
+    /// Batches that wait, and bytes of them.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.receiver.len(), self.waiting_bytes.load(Ordering::Relaxed))
+    }
+
     /// Mail waits.
     pub fn has_mail(&self) -> bool {
         !self.receiver.is_empty()

@@ -34,6 +34,7 @@ mod tokens;
 mod web;
 mod write;
 
+pub use self::conn::CONN_BYTES;
 pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;
 
@@ -576,6 +577,10 @@ impl<D: Driver> Shard<D> {
         counters.history_bytes.set(kept.bytes as u64);
         counters.filters.set(self.filters.len() as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
+        counters.timers.set(self.wheel.len() as u64);
+        let (batches, bytes) = self.mailbox.waiting();
+        counters.mailbox_batches.set(batches as u64);
+        counters.mailbox_bytes.set(bytes as u64);
         counters.publishes_remembered.set(self.results.len() as u64);
     }
 

@@ -1,6 +1,7 @@
 //! What a shard counts. It alone writes its counters; anyone may read them.
 
 use crate::base::counters::counters;
+use crate::proto::client::{ErrorCode, Request};
 
 counters! {
     /// The counters of one shard. A gauge is a present amount, a counter only grows.
@@ -70,6 +71,56 @@ counters! {
         commands: counter,
         /// Commands answered with an error.
         command_errors: counter,
+        /// Commands `connect`.
+        method_connect: counter,
+        /// Commands `subscribe`.
+        method_subscribe: counter,
+        /// Commands `unsubscribe`.
+        method_unsubscribe: counter,
+        /// Commands `publish`.
+        method_publish: counter,
+        /// Commands `presence`.
+        method_presence: counter,
+        /// Commands `presence_stats`.
+        method_presence_stats: counter,
+        /// Commands `history`.
+        method_history: counter,
+        /// Commands `rpc`.
+        method_rpc: counter,
+        /// Commands `send`.
+        method_send: counter,
+        /// Commands `refresh`.
+        method_refresh: counter,
+        /// Commands `sub_refresh`.
+        method_sub_refresh: counter,
+        /// Commands answered with error 100, internal server error.
+        error_100: counter,
+        /// Commands answered with error 101, unauthorized.
+        error_101: counter,
+        /// Commands answered with error 102, unknown channel.
+        error_102: counter,
+        /// Commands answered with error 103, permission denied.
+        error_103: counter,
+        /// Commands answered with error 104, method not found.
+        error_104: counter,
+        /// Commands answered with error 105, already subscribed.
+        error_105: counter,
+        /// Commands answered with error 106, limit exceeded.
+        error_106: counter,
+        /// Commands answered with error 107, bad request.
+        error_107: counter,
+        /// Commands answered with error 108, not available.
+        error_108: counter,
+        /// Commands answered with error 109, token expired.
+        error_109: counter,
+        /// Commands answered with error 110, expired.
+        error_110: counter,
+        /// Commands answered with error 111, too many requests.
+        error_111: counter,
+        /// Commands answered with error 112, unrecoverable position.
+        error_112: counter,
+        /// Commands answered with error 113, concurrent pagination.
+        error_113: counter,
         /// Connections that had to wait before more of their commands were taken.
         commands_paused: counter,
         /// Closes because the peer broke RFC 6455 (1002).
@@ -155,9 +206,79 @@ counters! {
         mail: counter,
         /// Batches that found the receiver's mailbox full, and wait.
         mail_full: counter,
+        /// Batches that wait in the mailbox.
+        mailbox_batches: gauge,
+        /// Bytes of them.
+        mailbox_bytes: gauge,
+        /// Connections with a timer.
+        timers: gauge,
         /// Events for a connection that was gone.
         stale_events: counter,
         /// Turns of the loop.
         turns: counter,
+    }
+}
+
+impl ShardCounters {
+    /// A command of a client is to be handled.
+    pub(super) fn count_command(&self, request: &Request<'_>) {
+        self.commands.inc();
+        let method = match request {
+            Request::Connect(_) => &self.method_connect,
+            Request::Subscribe(_) => &self.method_subscribe,
+            Request::Unsubscribe(_) => &self.method_unsubscribe,
+            Request::Publish(_) => &self.method_publish,
+            Request::Presence(_) => &self.method_presence,
+            Request::PresenceStats(_) => &self.method_presence_stats,
+            Request::History(_) => &self.method_history,
+            Request::Rpc(_) => &self.method_rpc,
+            Request::Send(_) => &self.method_send,
+            Request::Refresh(_) => &self.method_refresh,
+            Request::SubRefresh(_) => &self.method_sub_refresh,
+            // Faults, which are counted as such.
+            Request::Pong | Request::Ping | Request::Unknown => return,
+        };
+        method.inc();
+    }
+
+    /// A command is answered with an error.
+    pub(super) fn count_error(&self, code: ErrorCode) {
+        self.command_errors.inc();
+        let of_code = match code {
+            ErrorCode::Internal => &self.error_100,
+            ErrorCode::Unauthorized => &self.error_101,
+            ErrorCode::UnknownChannel => &self.error_102,
+            ErrorCode::PermissionDenied => &self.error_103,
+            ErrorCode::MethodNotFound => &self.error_104,
+            ErrorCode::AlreadySubscribed => &self.error_105,
+            ErrorCode::LimitExceeded => &self.error_106,
+            ErrorCode::BadRequest => &self.error_107,
+            ErrorCode::NotAvailable => &self.error_108,
+            ErrorCode::TokenExpired => &self.error_109,
+            ErrorCode::Expired => &self.error_110,
+            ErrorCode::TooManyRequests => &self.error_111,
+            ErrorCode::UnrecoverablePosition => &self.error_112,
+            ErrorCode::ConcurrentPagination => &self.error_113,
+        };
+        of_code.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_a_counter_of_its_own() {
+        let counters = ShardCounters::default();
+        ErrorCode::ALL.iter().for_each(|code| counters.count_error(*code));
+        let mut counted: Vec<u16> = Vec::new();
+        counters.each(|name, value| {
+            if let Some(code) = name.strip_prefix("error_") {
+                assert_eq!(value, 1, "{name}");
+                counted.push(code.parse().unwrap());
+            }
+        });
+        assert_eq!(counted, ErrorCode::ALL.iter().map(|code| code.code()).collect::<Vec<_>>());
     }
 }

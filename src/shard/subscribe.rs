@@ -263,8 +263,8 @@ impl<D: Driver> Shard<D> {
             // As if it had never been there: the home is told, the client gets the error.
             self.undo(index, local);
             if self.takes_answer(*asker) {
-                self.counters().command_errors.add(1);
-                self.reply(index, asker.command, &Reply::error(ErrorCode::UnrecoverablePosition));
+                let code = ErrorCode::UnrecoverablePosition;
+                self.reply_error(index, asker.command, code, code.temporary());
             }
             return;
         }

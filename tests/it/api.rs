@@ -747,6 +747,8 @@ fn metrics() {
     node.result("publish", json!({"channel": "a", "data": 1}));
     client.push();
     node.raw().post("/nobody", &[], "");
+    let refused = client.ask("subscribe", json!({"channel": "nope:x"}));
+    assert_eq!(refused["error"]["code"], 102);
     let scrape = |accept: &str| {
         let mut raw = node.raw();
         raw.send(format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n").as_bytes());
@@ -764,6 +766,10 @@ fn metrics() {
     assert_eq!(value("roost_clients"), 1.0);
     assert_eq!(value(r#"roost_requests_refused_total{reason="not_found"}"#), 1.0);
     assert_eq!(value(r#"roost_limits{limit="clients"}"#), 0.0);
+    assert_eq!(value(r#"roost_client_commands_total{method="subscribe"}"#), 2.0);
+    assert_eq!(value(r#"roost_client_errors_total{code="102"}"#), 1.0);
+    assert_eq!(value(r#"roost_client_errors_total{code="103"}"#), 0.0);
+    assert!(value(r#"roost_memory_bytes{class="resident"}"#) > 1e6);
     assert_eq!(value("roost_healthy"), 1.0);
     assert!(value("roost_loop_lag_seconds_count") > 0.0);
     let deliveries = (0..2).map(|at| value(&format!(r#"roost_deliveries_total{{shard="{at}"}}"#)));
