@@ -159,9 +159,11 @@ async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> V
     #[expect(clippy::disallowed_methods, reason = "the date of a response (RFC 9110 6.6.1)")]
     let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     let _ = write!(out, "Date: {date}\r\n");
-    //= RFC 9110 8.6: none with 1xx and 204
+    //= RFC 9110 8.6: none with 1xx and 204; the answer to a HEAD says what a GET would bring
+    let said = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let length = said.filter(|_| is_head).map_or_else(|| body.len().to_string(), str::to_owned);
     if status != StatusCode::NO_CONTENT {
-        let _ = write!(out, "Content-Length: {}\r\n", body.len());
+        let _ = write!(out, "Content-Length: {length}\r\n");
     }
     if !keep_alive {
         out.extend_from_slice(b"Connection: close\r\n");

@@ -138,3 +138,36 @@ fn a_hangup_ends_nothing() {
     node.figures();
     client.subscribe("a");
 }
+
+/// While clients are closed at their pace the listeners stay open: balancers are told, applications are
+/// served.
+#[test]
+fn a_draining_node_says_so_and_serves_its_api() {
+    let options = "[http_api]\nkey = \"k\"\n[health]\nenabled = true";
+    let node = Node::open_with(options, &["--drain-rate", "1"]);
+    let mut kept = node.raw();
+    let health = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+    kept.send(health.as_bytes());
+    assert_eq!(kept.response().status, 200);
+    let clients: Vec<Client> = (0..3).map(|_| node.connected()).collect();
+    node.signal(Signal::TERM);
+    let since = std::time::Instant::now();
+    let draining = loop {
+        assert!(since.elapsed() < BOUND);
+        let mut raw = node.raw();
+        raw.send(health.as_bytes());
+        let response = raw.response();
+        if response.status == 503 {
+            break response;
+        }
+    };
+    assert_eq!(draining.body, r#"{"reason":"draining"}"#);
+    assert_eq!(draining.header("connection"), Some("close"));
+    let body = r#"{"channel":"a","data":1}"#;
+    let answer = node.raw().post("/api/publish", &["X-API-Key: k"], body);
+    assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"result":{}}"#));
+    // A connection that was kept for requests doesn't hold the end up.
+    drop(clients);
+    assert_eq!(node.ended().code, Some(0));
+    kept.ends();
+}
