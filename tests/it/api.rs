@@ -108,8 +108,15 @@ fn paths_methods_and_bad_bodies() {
     let body = r#"{"channel":"a","data":1,"x":{},"tags":null,"delta":null}"#;
     assert_eq!(raw.post("/api/publish", &[KEY], body).body, r#"{"result":{}}"#);
     for method in ["GET", "PUT", "DELETE"] {
-        raw.send(format!("{method} /api/publish HTTP/1.1\r\nHost: x\r\n{KEY}\r\n\r\n").as_bytes());
-        assert_eq!(raw.response().status, 405, "{method}");
+        for key in ["", "X-API-Key: k\r\n"] {
+            raw.send(format!("{method} /api/publish HTTP/1.1\r\nHost: x\r\n{key}\r\n").as_bytes());
+            let response = raw.response();
+            assert_eq!(
+                (response.status, response.header("allow")),
+                (405, Some("POST")),
+                "{method}"
+            );
+        }
     }
     raw.send(b"GET /apix HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(raw.response().status, 404);

@@ -10,7 +10,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{MethodRouter, post};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -36,14 +36,17 @@ pub(in crate::node) fn router(
     options: Arc<ArcSwap<config::Api>>,
 ) -> Router {
     let shared = Shared { api, options };
+    // Another method is 405 whoever asks.
+    let guarded = |route: MethodRouter<Shared>| {
+        route.route_layer(middleware::from_fn_with_state(shared.clone(), check_key))
+    };
     Router::new()
-        .route(&format!("{prefix}/batch"), post(batch))
-        .route(&format!("{prefix}/{{method}}"), post(method))
-        .route(&format!("{prefix}/"), post(old_form))
-        .route(prefix, post(old_form))
-        .layer(middleware::from_fn_with_state(shared.clone(), check_key))
+        .route(&format!("{prefix}/batch"), guarded(post(batch)))
+        .route(&format!("{prefix}/{{method}}"), guarded(post(method)))
+        .route(&format!("{prefix}/"), guarded(post(old_form)))
+        .route(prefix, guarded(post(old_form)))
         .layer(DefaultBodyLimit::max(WEB_BODY_BYTES_MAX))
-        .with_state(shared)
+        .with_state(shared.clone())
 }
 
 async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -> Response {
