@@ -89,7 +89,8 @@ fn has_test(file: &str, source: &str, name: &str) -> bool {
         // A helper is no test.
         let above = lines[..at].iter().rev();
         let mut attributes = above.take_while(|line| line.starts_with("#[") || is_comment(line));
-        line.starts_with(&rust) && attributes.any(|line| *line == "#[test]")
+        let is_test = |line: &&str| matches!(*line, "#[test]" | "#[tokio::test]");
+        line.trim_start_matches("async ").starts_with(&rust) && attributes.any(is_test)
     })
 }
 
