@@ -25,6 +25,7 @@ use super::subscribers::{Subscribers, Traits};
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX, JOIN_PARCELS_MAX};
 use crate::base::tags::Tags;
+use crate::base::time::Millis;
 
 /// What one kind of subscriber gets of a group.
 #[derive(Clone, Debug)]
@@ -85,6 +86,8 @@ pub struct Walk {
     pub to: Vec<(u32, u32)>,
     /// Places that were walked.
     pub places: u32,
+    /// These were the last of a group: when the home took the oldest publication in it.
+    pub ended: Option<Millis>,
 }
 
 impl FanOut {
@@ -138,6 +141,7 @@ impl FanOut {
     ) -> bool {
         walk.outgoing.clear();
         walk.to.clear();
+        walk.ended = None;
         let Some(group) = self.groups.front_mut() else { return false };
         let end = group.upto.min(self.cursor.saturating_add(places_max));
         let range = self.cursor..end;
@@ -145,6 +149,7 @@ impl FanOut {
         group.walk(range, subscribers, filters, walk, (join, scratch));
         self.cursor = end;
         if end == group.upto {
+            walk.ended = group.parcels.iter().find_map(|parcel| parcel.taken_at);
             self.bytes -= group.parcels.iter().map(|parcel| parcel.bytes()).sum::<usize>();
             self.groups.pop_front();
             self.cursor = 0;

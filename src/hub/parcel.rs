@@ -2,6 +2,7 @@
 
 use crate::base::frame::SharedFrame;
 use crate::base::tags::Tags;
+use crate::base::time::Millis;
 
 /// How a subscriber takes publications: its encoding, and what delta compression asks for (client
 /// protocol, 21.2). What is told beside publications needs the encoding only.
@@ -81,6 +82,8 @@ pub struct Parcel {
     pub tags: Box<[u8]>,
     /// It can't be shown to JSON connections at all.
     pub unfit_for_json: bool,
+    /// When its home took it, if that is to be measured.
+    pub taken_at: Option<Millis>,
 }
 
 impl Parcel {
@@ -96,6 +99,7 @@ impl Parcel {
             protobuf_patch: None,
             tags: tags.bytes().into(),
             unfit_for_json: false,
+            taken_at: None,
         }
     }
 

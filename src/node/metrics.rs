@@ -23,7 +23,7 @@ use super::desk::Desk;
 use super::health::Health;
 use super::memory;
 use crate::base::counters::Kind;
-use crate::base::times::Counts;
+use crate::base::times::{Counts, Times};
 use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::session::Session;
 use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
@@ -47,8 +47,8 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
 const BY_SHARD: &[&str] =
     &["connections_open", "subscriptions", "deliveries", "queued_bytes", "mail_full", "turns"];
 
-/// Bounds of the histogram of loop lag, microseconds.
-const LAG_BOUNDS_US: &[u64] = &[
+/// Bounds of histograms of durations, microseconds.
+const BOUNDS_US: &[u64] = &[
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000,
 ];
@@ -118,20 +118,40 @@ fn put_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> Result<(
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         self.counters().iter().chain(&self.others()).try_for_each(|m| m.put(&mut encoder))?;
-        let mut lag = Counts::default();
-        self.node.loop_lag.iter().for_each(|times| times.add_to(&mut lag));
-        let bounds = LAG_BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, lag.up_to(*us)));
-        let help = "How long turns of the shards' loops worked: so long waited what became ready";
-        let mut before = 0;
-        let mut buckets: Vec<(f64, u64)> = bounds
-            .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
-            .collect();
-        buckets.push((f64::INFINITY, lag.count() - before));
-        let sum = lag.total_us() as f64 / 1e6;
-        encoder
-            .encode_descriptor("roost_loop_lag_seconds", help, None, MetricType::Histogram)?
-            .encode_histogram::<NoLabelSet>(sum, lag.count(), &buckets, None)
+        put_durations(
+            &mut encoder,
+            "roost_loop_lag_seconds",
+            "How long turns of the shards' loops worked: so long waited what became ready",
+            &self.node.loop_lag,
+        )?;
+        put_durations(
+            &mut encoder,
+            "roost_fan_out_seconds",
+            "From a publication at its home to the write for its last subscriber on a shard",
+            &self.node.fan_out,
+        )
     }
+}
+
+/// What all shards measured, as one histogram.
+fn put_durations(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    of_shards: &[Times],
+) -> Result<(), Error> {
+    let mut counts = Counts::default();
+    of_shards.iter().for_each(|times| times.add_to(&mut counts));
+    let bounds = BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, counts.up_to(*us)));
+    let mut before = 0;
+    let mut buckets: Vec<(f64, u64)> = bounds
+        .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
+        .collect();
+    buckets.push((f64::INFINITY, counts.count() - before));
+    let sum = counts.total_us() as f64 / 1e6;
+    encoder
+        .encode_descriptor(name, help, None, MetricType::Histogram)?
+        .encode_histogram::<NoLabelSet>(sum, counts.count(), &buckets, None)
 }
 
 impl Metrics {

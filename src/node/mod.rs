@@ -208,6 +208,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         counters: ids.iter().map(|_| ShardCounters::default()).collect(),
         slow: ids.iter().map(slow).collect(),
         loop_lag: ids.iter().map(|_| Times::default()).collect(),
+        fan_out: ids.iter().map(|_| Times::default()).collect(),
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         client_rate: AtomicU64::new(0),

@@ -218,6 +218,11 @@ impl<D: Driver> Shard<D> {
                     self.inappropriate(conn);
                 }
             }
+            if let Some(taken_at) = walk.ended {
+                let ms = self.driver.now().since(taken_at);
+                let us = u32::try_from(ms.saturating_mul(1000)).unwrap_or(u32::MAX);
+                self.node.fan_out[self.id.index()].record(us);
+            }
             self.counters().deliveries.add(messages);
             left = left.saturating_sub(walk.places.max(1));
             if self.locals.is_walked(at) {

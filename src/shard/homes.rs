@@ -139,7 +139,8 @@ impl<D: Driver> Shard<D> {
             let mut wanted = self.homes.wanted(at);
             // Who misses a publication on the way needs the next one in full.
             wanted.fresh |= namespace.slow_policy.drops();
-            let parcel = self.pack(channel, &publication, *is_json, patch.as_deref(), wanted);
+            let packed = self.pack(channel, &publication, *is_json, patch.as_deref(), wanted);
+            let parcel = Parcel { taken_at: Some(now), ..packed };
             for interest in self.homes.interests_mut(at) {
                 interest.fresh = false;
             }

@@ -135,6 +135,9 @@ pub struct Node {
     pub slow: Vec<Vec<SlowCounters>>,
     /// How long turns work, for each shard.
     pub loop_lag: Vec<Times>,
+    /// From a publication at its home to the write for its last subscriber, for each shard with some; to
+    /// within a turn and a millisecond.
+    pub fan_out: Vec<Times>,
     /// Where signatures are checked that are too expensive for a shard.
     pub signatures: Signatures,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.

@@ -779,6 +779,7 @@ fn metrics() {
     assert!(value(r#"roost_memory_bytes{class="resident"}"#) > 1e6);
     assert_eq!(value("roost_healthy"), 1.0);
     assert!(value("roost_loop_lag_seconds_count") > 0.0);
+    assert_eq!(value("roost_fan_out_seconds_count"), 1.0);
     let deliveries = (0..2).map(|at| value(&format!(r#"roost_deliveries_total{{shard="{at}"}}"#)));
     assert_eq!(deliveries.sum::<f64>(), 1.0);
     // Every value is described, by the name that it has.

@@ -119,6 +119,7 @@ impl Run {
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
             loop_lag: ids.iter().map(|_| Times::default()).collect(),
+            fan_out: ids.iter().map(|_| Times::default()).collect(),
             counters: ids.iter().map(|_| ShardCounters::default()).collect(),
             slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
