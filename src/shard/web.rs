@@ -18,6 +18,13 @@ pub(super) struct Incoming {
     body: BodyReader,
 }
 
+impl Incoming {
+    /// Bytes of it that are here.
+    pub(super) fn bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// A request for the control thread; `rest` came behind its head.
     pub(super) fn web_request(

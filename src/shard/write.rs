@@ -294,7 +294,8 @@ impl<D: Driver> Shard<D> {
             .map(|(index, conn)| {
                 let waits = self.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
                 let kept = conn.rx.as_ref().map_or(0, |rx| {
-                    rx.raw.capacity() + rx.commands.capacity() + rx.reader.bytes_held()
+                    let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
+                    rx.raw.capacity() + rx.commands.capacity() + rx.reader.bytes_held() + body
                 });
                 (waits + kept, index as u32)
             })
