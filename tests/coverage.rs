@@ -138,7 +138,7 @@ fn bad_references(row: &Row<'_>, read: &dyn Fn(&str) -> Option<String>) -> Vec<S
 fn options() -> BTreeSet<String> {
     fn add(paths: &mut BTreeSet<String>, path: &str, value: &Value) {
         match value {
-            Value::Object(fields) => {
+            Value::Object(fields) if !fields.is_empty() => {
                 for (name, value) in fields {
                     let dot = if path.is_empty() { "" } else { "." };
                     add(paths, &format!("{path}{dot}{name}"), value);
@@ -153,14 +153,26 @@ fn options() -> BTreeSet<String> {
     paths
 }
 
-/// The options that rows are about, by their whole paths; those of a namespace stand in 13.1.
+/// Sections with the options of a proxy.
+const PROXIES: [&str; 6] = [
+    "client.proxy.connect",
+    "client.proxy.refresh",
+    "channel.proxy.subscribe",
+    "channel.proxy.publish",
+    "channel.proxy.sub_refresh",
+    "rpc.proxy",
+];
+
+/// The options that rows are about, by their whole paths; those of a namespace stand in 13.1, those that
+/// all proxies have in 26.1.
 fn documented<'r>(rows: impl Iterator<Item = &'r Row<'r>>) -> BTreeSet<String> {
-    let whole = |row: &Row<'_>, name: &str| match row.heading.starts_with("13.1") {
-        true => format!("channel.without_namespace.{name}"),
-        false => name.to_owned(),
+    let whole = |row: &Row<'_>, name: &str| match row.heading.split(' ').next() {
+        Some("13.1") => vec![format!("channel.without_namespace.{name}")],
+        Some("26.1") => PROXIES.iter().map(|section| format!("{section}.{name}")).collect(),
+        _ => vec![name.to_owned()],
     };
     rows.filter(|row| row.kind == "option")
-        .flat_map(|row| spans(row.what).map(move |name| whole(row, name)))
+        .flat_map(|row| spans(row.what).flat_map(move |name| whole(row, name)))
         .collect()
 }
 

@@ -117,6 +117,13 @@ pub const WEB_ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The body of a request has to be there so soon behind its head, milliseconds.
 pub const WEB_BODY_TIMEOUT_MS: u64 = 30_000;
 
+/// Questions of one shard to the application that may be unanswered. Beyond it the connections that ask
+/// are not read further.
+pub const PROXY_QUESTIONS_MAX: usize = 1024;
+
+/// Bytes of the application's answer at most: more is a failure.
+pub const PROXY_ANSWER_BYTES_MAX: usize = 4 << 20;
+
 /// Nodes of a tag filter at most, whatever they are: more is answered with error 107.
 pub const FILTER_NODES_MAX: usize = 256;
 

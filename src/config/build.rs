@@ -1,8 +1,9 @@
 //! From what is set to the typed configuration, with the checks that need more than one option.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,6 +22,7 @@ use crate::edge::channels::{
 };
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
+use crate::edge::proxy::{ClientProxies, ProxyOptions, ProxyTls, RpcRules};
 use crate::session::PersonalChannel;
 
 /// Namespaces at most: their index is 16 bits, and one stands for the channels without.
@@ -34,6 +36,7 @@ const SINGLE_CONNECTION: &str = "client.subscribe_to_user_personal_channel.singl
 /// used.
 pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let root = &settings.root;
+    let proxies = Proxies::new(settings, report);
     let config = Config {
         http_server: http_server(root, report),
         log: Log {
@@ -42,8 +45,10 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             json: root.text("roost.log_format") == "json",
         },
         client: client(root, report),
+        proxies: proxies.of_clients(report),
+        rpc: rpc(settings, &proxies, report),
         tokens: tokens(root, report),
-        channels: channels(settings, report),
+        channels: channels(settings, &proxies, report),
         websocket: WebSocket {
             enabled: !root.flag("websocket.disabled"),
             handler_prefix: root.text("websocket.handler_prefix"),
@@ -51,7 +56,6 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             message_bytes_max: root.size("websocket.message_size_limit"),
         },
         web: web(root, report),
-        rpc_ping: root.flag("rpc.ping.enabled").then(|| root.text("rpc.ping.method").into()),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
@@ -284,30 +288,34 @@ fn pem(given: &str) -> Result<String, String> {
         .map_err(|fault| format!("a PEM text, a file with one, or base64 of one: {fault}"))
 }
 
-fn channels(settings: &Settings, report: &mut Report) -> ChannelRules {
-    let root = &settings.root;
+/// Names in a list match `^[-a-zA-Z0-9_.]{2,}$` (client protocol, section 13), each once.
+fn check_names(settings: &Settings, list: &str, report: &mut Report) {
     let mut names = HashSet::new();
-    // Names match ^[-a-zA-Z0-9_.]{2,}$ (client protocol, section 13).
     let good = |name: &str| {
         name.len() >= 2
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    for (origin, scope) in &settings.namespaces {
+    for (origin, scope) in settings.list(list) {
         let name = scope.name();
         if !good(name) {
             report.errors.push(format!(
-                "{origin}: channel.namespaces: name = {name:?}: expected two or more letters, \
-                 digits, \"-\", \"_\" or \".\""
+                "{origin}: {list}: name = {name:?}: expected two or more letters, digits, \"-\", \
+                 \"_\" or \".\""
             ));
         }
         if !names.insert(name) {
             report.errors.push(format!(
-                "{origin}: channel.namespaces: name = {name:?}: expected a name that no other \
-                 namespace has"
+                "{origin}: {list}: name = {name:?}: expected a name that no other one has"
             ));
         }
     }
-    if settings.namespaces.len() > NAMESPACES_MAX {
+}
+
+fn channels(settings: &Settings, proxies: &Proxies<'_>, report: &mut Report) -> ChannelRules {
+    let root = &settings.root;
+    check_names(settings, "channel.namespaces", report);
+    let namespaces = settings.list("channel.namespaces");
+    if namespaces.len() > NAMESPACES_MAX {
         report.errors.push(format!("channel.namespaces: expected at most {NAMESPACES_MAX}"));
     }
     let syntax = ChannelSyntax {
@@ -317,13 +325,14 @@ fn channels(settings: &Settings, report: &mut Report) -> ChannelRules {
         user_boundary: root.text("channel.user_boundary"),
         user_separator: root.text("channel.user_separator"),
     };
-    let without_namespace = namespace(root, &settings.without_namespace, report);
-    let namespaces = settings.namespaces.iter();
-    let namespaces = namespaces.map(|(_, scope)| namespace(root, scope, report)).collect();
+    let without_namespace = settings.section("channel.without_namespace");
+    let without_namespace = namespace(root, without_namespace, proxies, report);
+    let namespaces = namespaces.iter();
+    let namespaces = namespaces.map(|(_, scope)| namespace(root, scope, proxies, report)).collect();
     ChannelRules::new(without_namespace, namespaces, syntax)
 }
 
-fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
+fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Report) -> Namespace {
     let history_ttl_ms = scope.ms("history_ttl");
     let history_meta_ttl_ms = match scope.ms("history_meta_ttl") {
         0 => root.ms("channel.history_meta_ttl"),
@@ -387,9 +396,247 @@ fn namespace(root: &Scope, scope: &Scope, report: &mut Report) -> Namespace {
         },
         slow_policy,
         write_delay_ms: scope.ms("roost.write_delay"),
+        subscribe_proxy: proxies.of_namespace(scope, "subscribe", report),
+        publish_proxy: proxies.of_namespace(scope, "publish", report),
+        sub_refresh_proxy: proxies.of_namespace(scope, "sub_refresh", report),
     };
     warn_of_delta(root, scope, &namespace, report);
     namespace
+}
+
+/// All proxies, those of sections and those with names.
+struct Proxies<'s> {
+    settings: &'s Settings,
+    named: HashMap<&'s str, Arc<ProxyOptions>>,
+    /// Those of sections, as far as they have an endpoint.
+    sections: HashMap<&'static str, Arc<ProxyOptions>>,
+}
+
+/// Sections with a proxy.
+const PROXY_SECTIONS: &[&str] = &[
+    "client.proxy.connect",
+    "client.proxy.refresh",
+    "channel.proxy.subscribe",
+    "channel.proxy.publish",
+    "channel.proxy.sub_refresh",
+    "rpc.proxy",
+];
+
+/// Headers that say how a message is framed, or where it goes: a call has its own.
+const HEADERS_OF_CALLS: &[&str] =
+    &["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"];
+
+impl<'s> Proxies<'s> {
+    fn new(settings: &'s Settings, report: &mut Report) -> Self {
+        check_names(settings, "proxies", report);
+        let mut named = HashMap::new();
+        for (origin, scope) in settings.list("proxies") {
+            if scope.name() == "default" {
+                report.errors.push(format!(
+                    "{origin}: proxies: name = \"default\": expected another name: this one is that \
+                     of the section of each event"
+                ));
+            }
+            if scope.text("endpoint").is_empty() {
+                report.errors.push(scope.complaint("endpoint", "a URL"));
+            }
+            let options = proxy(settings, scope, scope.name(), report);
+            named.insert(scope.name(), Arc::new(options));
+        }
+        let sections = PROXY_SECTIONS.iter().filter_map(|path| {
+            let scope = settings.section(path);
+            let has_endpoint = !scope.text("endpoint").is_empty();
+            has_endpoint.then(|| (*path, Arc::new(proxy(settings, scope, path, report))))
+        });
+        let sections = sections.collect();
+        Self { settings, named, sections }
+    }
+
+    /// The proxy of a section, where `wanted` says that it is used.
+    fn of_section(
+        &self,
+        path: &str,
+        wanted: impl FnOnce() -> String,
+        report: &mut Report,
+    ) -> Option<Arc<ProxyOptions>> {
+        let found = self.sections.get(path).cloned();
+        if found.is_none() {
+            let expected = format!("a URL, since {} uses it", wanted());
+            report.errors.push(self.settings.section(path).complaint("endpoint", &expected));
+        }
+        found
+    }
+
+    /// The proxy that `scope` names for an event: `EVENT_proxy_enabled` and `EVENT_proxy_name`, whose
+    /// default is a section.
+    fn named_by(
+        &self,
+        scope: &Scope,
+        (enabled, name): (&str, &str),
+        section: &str,
+        report: &mut Report,
+    ) -> Option<Arc<ProxyOptions>> {
+        if !scope.flag(enabled) {
+            return None;
+        }
+        let named = scope.text(name);
+        if named == "default" {
+            return self.of_section(section, || scope.full(enabled), report);
+        }
+        let found = self.named.get(named.as_str()).cloned();
+        if found.is_none() {
+            report.errors.push(scope.complaint(name, "\"default\", or the name of one of proxies"));
+        }
+        found
+    }
+
+    fn of_namespace(
+        &self,
+        scope: &Scope,
+        event: &str,
+        report: &mut Report,
+    ) -> Option<Arc<ProxyOptions>> {
+        let (enabled, name) = (format!("{event}_proxy_enabled"), format!("{event}_proxy_name"));
+        self.named_by(scope, (&enabled, &name), &format!("channel.proxy.{event}"), report)
+    }
+
+    fn of_clients(&self, report: &mut Report) -> ClientProxies {
+        let mut of_event = |path: &str| {
+            let enabled = self.settings.section(path).flag("enabled");
+            enabled.then(|| self.of_section(path, || format!("{path}.enabled"), report)).flatten()
+        };
+        let (connect, refresh) =
+            (of_event("client.proxy.connect"), of_event("client.proxy.refresh"));
+        let all = || self.named.values().chain(self.sections.values());
+        let headers = |of: fn(&ProxyOptions) -> &[String]| -> BTreeSet<String> {
+            all().flat_map(|proxy| of(proxy)).cloned().collect()
+        };
+        ClientProxies {
+            connect,
+            refresh,
+            http_headers: headers(|proxy| &proxy.http_headers),
+            emulated_headers: headers(|proxy| &proxy.emulated_headers),
+        }
+    }
+}
+
+fn rpc(settings: &Settings, proxies: &Proxies<'_>, report: &mut Report) -> RpcRules {
+    let root = &settings.root;
+    check_names(settings, "rpc.namespaces", report);
+    let mut of = |scope: &Scope| {
+        proxies.named_by(scope, ("proxy_enabled", "proxy_name"), "rpc.proxy", report)
+    };
+    RpcRules {
+        ping: root.flag("rpc.ping.enabled").then(|| root.text("rpc.ping.method")),
+        boundary: root.text("rpc.namespace_boundary"),
+        without_namespace: of(settings.section("rpc.without_namespace")),
+        namespaces: settings
+            .list("rpc.namespaces")
+            .iter()
+            .map(|(_, scope)| (scope.name().to_owned(), of(scope)))
+            .collect(),
+    }
+}
+
+fn proxy(settings: &Settings, scope: &Scope, name: &str, report: &mut Report) -> ProxyOptions {
+    let mut names = |path: &str| -> Vec<String> {
+        let names: Vec<String> =
+            scope.list(path).iter().map(|name| name.to_ascii_lowercase()).collect();
+        if let Some(odd) = names.iter().find(|name| !may_be_sent(name)) {
+            let expected = format!("names of headers that a call may have, not {odd:?}");
+            report.errors.push(scope.complaint(path, &expected));
+        }
+        names
+    };
+    let (http_headers, emulated_headers) = (names("http_headers"), names("emulated_headers"));
+    let tls = scope.flag("http.tls.enabled").then(|| {
+        let mut pem = |name: &str| {
+            let path = format!("http.tls.{name}");
+            pem(&scope.text(&path)).unwrap_or_else(|expected| {
+                report.errors.push(scope.complaint(&path, &expected));
+                String::new()
+            })
+        };
+        ProxyTls {
+            server_ca_pem: pem("server_ca_pem"),
+            server_name: scope.text("http.tls.server_name"),
+            cert_pem: pem("cert_pem"),
+            key_pem: pem("key_pem"),
+        }
+    });
+    if tls.as_ref().is_some_and(|tls| tls.cert_pem.is_empty() != tls.key_pem.is_empty()) {
+        let expected = format!("both, or neither of it and {}", scope.full("http.tls.key_pem"));
+        report.errors.push(scope.complaint("http.tls.cert_pem", &expected));
+    }
+    let timeout_ms = scope.ms("timeout");
+    if timeout_ms == 0 {
+        report.errors.push(scope.complaint("timeout", "more than 0"));
+    }
+    ProxyOptions {
+        name: name.to_owned(),
+        endpoint: scope.text("endpoint"),
+        timeout_ms,
+        http_headers,
+        emulated_headers,
+        static_headers: static_headers(settings, scope, report),
+        binary_encoding: scope.flag("binary_encoding"),
+        include_connection_meta: scope.flag("include_connection_meta"),
+        transforms: serde_json::from_value(scope.json("http.status_to_code_transforms"))
+            .unwrap_or_default(),
+        tls,
+        concurrency: scope.size("roost.concurrency") as u32,
+        breaker_failures: u32::try_from(scope.count("roost.breaker_failures")).unwrap_or(0),
+        breaker_pause_ms: scope.ms("roost.breaker_pause"),
+    }
+}
+
+fn may_be_sent(name: &str) -> bool {
+    hyper::header::HeaderName::from_bytes(name.as_bytes()).is_ok()
+        && !HEADERS_OF_CALLS.contains(&name)
+}
+
+fn static_headers(
+    settings: &Settings,
+    scope: &Scope,
+    report: &mut Report,
+) -> Vec<(String, String)> {
+    const PATH: &str = "http.static_headers";
+    let given: HashMap<String, String> =
+        serde_json::from_value(scope.json(PATH)).unwrap_or_default();
+    let mut headers = Vec::new();
+    for (name, value) in given {
+        let name = name.to_ascii_lowercase();
+        match with_variables(&value, &settings.variables) {
+            Err(variable) => {
+                let expected = format!("a value without {variable}, or that variable to be set");
+                report.errors.push(scope.complaint(PATH, &expected));
+            }
+            Ok(value)
+                if may_be_sent(&name) && hyper::header::HeaderValue::from_str(&value).is_ok() =>
+            {
+                headers.push((name, value));
+            }
+            Ok(_) => {
+                let expected = format!("headers that a call may have, unlike {name:?}");
+                report.errors.push(scope.complaint(PATH, &expected));
+            }
+        }
+    }
+    headers.sort();
+    headers
+}
+
+/// A text with `${VARIABLE}` replaced. An error is the name of one that isn't set.
+fn with_variables(text: &str, variables: &HashMap<String, String>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("${") {
+        let Some((name, after)) = behind.split_once('}') else { break };
+        out += before;
+        out += variables.get(name).ok_or_else(|| name.to_owned())?;
+        rest = after;
+    }
+    Ok(out + rest)
 }
 
 /// Publications may be dropped only where nobody counts on each of them.
@@ -596,6 +843,13 @@ impl Scope {
     fn list(&self, path: &str) -> Vec<String> {
         match self.value(path) {
             Value::List(items) => items,
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn json(&self, path: &str) -> serde_json::Value {
+        match self.value(path) {
+            Value::Json(json) => json,
             other => unreachable!("{path} is {other:?}"),
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::table::{Class, NAMESPACE, OPTIONS, Opt};
+use super::table::{Class, OPTIONS, Opt, Place, places};
 use super::tree::{self, Entry, Form, Node};
 use super::value::{Kind, Value};
 use super::{ConfigError, names};
@@ -21,12 +21,16 @@ pub(super) struct Setting {
     shown: String,
 }
 
-/// The options of one table that are set: those from the root, or those of a namespace.
+/// The options of one table that are set: those from the root, or those of one place.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     rows: &'static [Opt],
     /// What stands before a path in messages.
     prefix: String,
+    /// Its name, in a list.
+    name: String,
+    /// Paths below that have tables of their own.
+    elsewhere: &'static [Place],
     settings: HashMap<&'static str, Setting>,
 }
 
@@ -34,9 +38,18 @@ pub(super) struct Scope {
 #[derive(Debug)]
 pub(super) struct Settings {
     pub root: Scope,
-    pub without_namespace: Scope,
+    /// What is set at each of [`places`], in their order.
+    sections: Vec<Section>,
+    /// Variables that texts may name: `CENTRIFUGO_VAR_X`, `ROOST_VAR_X`.
+    pub variables: HashMap<String, String>,
+}
+
+/// What is set at a place.
+#[derive(Debug)]
+enum Section {
+    One(Scope),
     /// With the place where each was named.
-    pub namespaces: Vec<(String, Scope)>,
+    List(Vec<(String, Scope)>),
 }
 
 /// What is to be told.
@@ -63,8 +76,9 @@ impl Report {
 }
 
 impl Scope {
-    fn new(rows: &'static [Opt], prefix: &str) -> Self {
-        Self { rows, prefix: prefix.into(), settings: HashMap::new() }
+    fn new(rows: &'static [Opt], path: &str) -> Self {
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}.") };
+        Self { rows, prefix, name: String::new(), elsewhere: &[], settings: HashMap::new() }
     }
 
     /// The row of a path.
@@ -77,10 +91,9 @@ impl Scope {
         format!("{}{path}", self.prefix)
     }
 
-    /// The name of a namespace's scope.
+    /// Its name in a list; empty for what is in none.
     pub(super) fn name(&self) -> &str {
-        let name = self.prefix.strip_prefix("channel.namespaces[").unwrap_or_default();
-        name.strip_suffix("].").unwrap_or_default()
+        &self.name
     }
 
     /// What is set, `None` where the default holds.
@@ -153,7 +166,8 @@ impl Scope {
                 if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
             let row = self.row(&at);
             let below = format!("{at}.");
-            let section = self.rows.iter().any(|row| row.path.starts_with(&below));
+            let section = self.rows.iter().any(|row| row.path.starts_with(&below))
+                || self.elsewhere.iter().any(|place| place.path.starts_with(&below));
             if elsewhere(&at, entry, report) {
                 continue;
             }
@@ -250,20 +264,65 @@ impl Scope {
 impl Settings {
     /// Nothing set.
     pub(super) fn new() -> Self {
+        let section = |place: &Place| match place.is_list {
+            true => Section::List(Vec::new()),
+            false => Section::One(Scope::new(place.rows, place.path)),
+        };
         Self {
-            root: Scope::new(OPTIONS, ""),
-            without_namespace: Scope::new(NAMESPACE, "channel.without_namespace."),
-            namespaces: Vec::new(),
+            root: Scope { elsewhere: places(), ..Scope::new(OPTIONS, "") },
+            sections: places().iter().map(section).collect(),
+            variables: HashMap::new(),
         }
+    }
+
+    /// The section at a place. One that isn't in the table is a fault of the caller, and the first test
+    /// that builds a configuration meets it.
+    pub(super) fn section(&self, path: &str) -> &Scope {
+        match self.at(path) {
+            Some(Section::One(scope)) => scope,
+            _ => unreachable!("{path} is no section of its own"),
+        }
+    }
+
+    /// The named sections at a place, each with where it was named.
+    pub(super) fn list(&self, path: &str) -> &[(String, Scope)] {
+        match self.at(path) {
+            Some(Section::List(scopes)) => scopes,
+            _ => unreachable!("{path} is no list"),
+        }
+    }
+
+    fn at(&self, path: &str) -> Option<&Section> {
+        let (_, section) = self.by_place().find(|(place, _)| place.path == path)?;
+        Some(section)
+    }
+
+    fn by_place(&self) -> impl Iterator<Item = (&'static Place, &Section)> {
+        places().iter().zip(&self.sections)
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        let of_places = self.sections.iter().flat_map(|section| {
+            let (one, list): (_, &[_]) = match section {
+                Section::One(scope) => (Some(scope), &[]),
+                Section::List(scopes) => (None, scopes),
+            };
+            one.into_iter().chain(list.iter().map(|(_, scope)| scope))
+        });
+        [&self.root].into_iter().chain(of_places)
     }
 
     /// Sets what the development node has unless somebody says otherwise.
     pub(super) fn preset(&mut self, preset: &[(&'static str, &str)], report: &mut Report) {
         for (path, text) in preset {
-            let (scope, path) = match path.strip_prefix("channel.without_namespace.") {
-                Some(path) => (&mut self.without_namespace, path),
-                None => (&mut self.root, *path),
-            };
+            let mut of_place = None;
+            for (place, section) in places().iter().zip(&mut self.sections) {
+                let inner = path.strip_prefix(place.path).and_then(|rest| rest.strip_prefix('.'));
+                if let (Some(inner), Section::One(scope)) = (inner, section) {
+                    of_place = Some((scope, inner));
+                }
+            }
+            let (scope, path) = of_place.unwrap_or((&mut self.root, path));
             if let Some(row) = scope.row(path) {
                 scope.set_text(row, text, "development preset", report);
             }
@@ -280,19 +339,21 @@ impl Settings {
     }
 
     fn walk(&mut self, path: &str, entries: &[Entry], file: &str, report: &mut Report) {
-        let Self { root, without_namespace, namespaces } = self;
-        root.walk(path, entries, file, report, &mut |at, entry, report| match at {
-            "channel.without_namespace" => {
-                if let Some(entries) = section(at, entry, file, report) {
-                    without_namespace.walk("", entries, file, report, &mut |_, _, _| false);
+        let Self { root, sections, .. } = self;
+        root.walk(path, entries, file, report, &mut |at, entry, report| {
+            let mut of_places = places().iter().zip(&mut *sections);
+            match of_places.find(|(place, _)| place.path == at) {
+                Some((_, Section::One(scope))) => {
+                    if let Some(entries) = section(at, entry, file, report) {
+                        scope.walk("", entries, file, report, &mut |_, _, _| false);
+                    }
                 }
-                true
+                Some((place, Section::List(scopes))) => {
+                    *scopes = read_list(place, entry, file, report);
+                }
+                None => return false,
             }
-            "channel.namespaces" => {
-                *namespaces = read_namespaces(entry, file, report);
-                true
-            }
-            _ => false,
+            true
         });
     }
 
@@ -301,11 +362,18 @@ impl Settings {
         let mut set: Vec<_> =
             variables.iter().filter(|(_, text)| !text.is_empty()).cloned().collect();
         set.sort();
-        for prefix in ["ROOST_", "CENTRIFUGO_"] {
-            let name = format!("{prefix}CHANNEL_NAMESPACES");
-            if let Some((_, text)) = set.iter().find(|(variable, _)| *variable == name) {
-                self.named(&name, text, report);
-                break;
+        let is_for_texts = |name: &str| {
+            ["CENTRIFUGO_VAR_", "ROOST_VAR_"].iter().any(|prefix| name.starts_with(prefix))
+        };
+        self.variables = set.iter().filter(|(name, _)| is_for_texts(name)).cloned().collect();
+        for (place, section) in places().iter().zip(&mut self.sections) {
+            let Section::List(scopes) = section else { continue };
+            let named = ["ROOST_", "CENTRIFUGO_"].iter().find_map(|prefix| {
+                let name = format!("{prefix}{}", names::variable(place.path));
+                set.iter().find(|(variable, _)| *variable == name)
+            });
+            if let Some((name, text)) = named {
+                name_list(place, scopes, name, text, report);
             }
         }
         for prefix in ["CENTRIFUGO_", "ROOST_"] {
@@ -349,25 +417,7 @@ impl Settings {
 
     /// Says of everything that is set and not built what it is.
     pub(super) fn judge(&self, report: &mut Report) {
-        self.root.judge(&self.root, report);
-        self.without_namespace.judge(&self.root, report);
-        for (_, scope) in &self.namespaces {
-            scope.judge(&self.root, report);
-        }
-    }
-
-    fn named(&mut self, variable: &str, text: &str, report: &mut Report) {
-        if !text.trim_start().starts_with('[') {
-            self.namespaces = text.split_whitespace().map(|name| named(name, variable)).collect();
-            return;
-        }
-        match tree::parse_json(text) {
-            Ok(value) => {
-                let entry = Entry { key: String::new(), line: 1, value };
-                self.namespaces = read_namespaces(&entry, variable, report);
-            }
-            Err(fault) => report.errors.push(format!("{variable}:{fault}")),
-        }
+        self.scopes().for_each(|scope| scope.judge(&self.root, report));
     }
 
     fn variable(
@@ -378,23 +428,30 @@ impl Settings {
         variable: &str,
         report: &mut Report,
     ) -> bool {
-        if name == "CHANNEL_NAMESPACES" {
-            return true;
-        }
-        if let Some(option) = name.strip_prefix("CHANNEL_WITHOUT_NAMESPACE_") {
-            return self.without_namespace.set_variable(option, text, variable, report);
-        }
-        if let Some(rest) = name.strip_prefix("CHANNEL_NAMESPACES_") {
-            // Two names may look alike here, and one may begin the other: all that fit are meant.
-            let mut known = false;
-            for (_, scope) in &mut self.namespaces {
-                let own = names::variable(scope.name());
-                let option = rest.strip_prefix(&own).and_then(|rest| rest.strip_prefix('_'));
-                if let Some(option) = option {
-                    known |= scope.set_variable(option, text, variable, report);
+        for (place, section) in places().iter().zip(&mut self.sections) {
+            let own = names::variable(place.path);
+            let Some(rest) = name.strip_prefix(&own) else { continue };
+            match (section, rest.strip_prefix('_')) {
+                // It has been read before all others.
+                (Section::List(_), None) if rest.is_empty() => return true,
+                (Section::One(scope), Some(option)) => {
+                    return scope.set_variable(option, text, variable, report);
                 }
+                (Section::List(scopes), Some(rest)) => {
+                    // Two names may look alike here, and one may begin the other: all that fit are meant.
+                    let mut known = false;
+                    for (_, scope) in scopes {
+                        let own = names::variable(scope.name());
+                        let option =
+                            rest.strip_prefix(&own).and_then(|rest| rest.strip_prefix('_'));
+                        if let Some(option) = option {
+                            known |= scope.set_variable(option, text, variable, report);
+                        }
+                    }
+                    return known;
+                }
+                _ => {}
             }
-            return known;
         }
         let own = format!("ROOST_{name}");
         // roost's own section is not named twice, and Centrifugo has none.
@@ -409,26 +466,46 @@ impl Settings {
         }
     }
 
-    /// The path of the section that a variable names.
-    fn section_of(&self, name: &str) -> Option<&'static str> {
-        if name == "CHANNEL_WITHOUT_NAMESPACE" {
-            return Some("channel.without_namespace");
+    /// The path of the section that a variable names: where it stands, and below that.
+    fn section_of(&self, name: &str) -> Option<(Option<usize>, &'static str)> {
+        let in_table = |rows: &'static [Opt], own: &str| {
+            let paths = rows.iter().map(|row| row.path);
+            paths
+                .flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..end]))
+                .find(|section| names::variable(section) == own)
+        };
+        for (at, place) in places().iter().enumerate().filter(|(_, place)| !place.is_list) {
+            let own = names::variable(place.path);
+            match name.strip_prefix(&own) {
+                Some("") => return Some((Some(at), "")),
+                Some(rest) => {
+                    let inner = rest.strip_prefix('_').and_then(|own| in_table(place.rows, own));
+                    if let Some(inner) = inner {
+                        return Some((Some(at), inner));
+                    }
+                }
+                None => {}
+            }
         }
-        let paths = self.root.rows.iter().map(|row| row.path);
-        paths
-            .flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..end]))
-            .find(|section| names::variable(section) == name)
+        let above = places().iter().map(|place| place.path);
+        in_table(self.root.rows, name)
+            .or_else(|| {
+                above
+                    .flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..end]))
+                    .find(|section| names::variable(section) == name)
+            })
+            .map(|path| (None, path))
     }
 
     fn section_variable(&mut self, name: &str, text: &str, variable: &str, report: &mut Report) {
-        let Some(path) = self.section_of(name) else { return };
+        let Some((place, path)) = self.section_of(name) else { return };
         match tree::parse_json(text) {
             Ok(Node { form: Form::Map(entries), .. }) => {
-                if path == "channel.without_namespace" {
-                    let scope = &mut self.without_namespace;
-                    scope.walk("", &entries, variable, report, &mut |_, _, _| false);
-                } else {
-                    self.walk(path, &entries, variable, report);
+                match place.map(|at| &mut self.sections[at]) {
+                    Some(Section::One(scope)) => {
+                        scope.walk(path, &entries, variable, report, &mut |_, _, _| false);
+                    }
+                    _ => self.walk(path, &entries, variable, report),
                 }
             }
             Ok(_) => {}
@@ -464,41 +541,69 @@ fn section<'a>(at: &str, entry: &'a Entry, file: &str, report: &mut Report) -> O
     }
 }
 
-fn named(name: &str, origin: &str) -> (String, Scope) {
-    (origin.to_owned(), Scope::new(NAMESPACE, &format!("channel.namespaces[{name}].")))
+fn named(place: &Place, name: &str, origin: &str) -> (String, Scope) {
+    let scope = Scope::new(place.rows, &format!("{}[{name}]", place.path));
+    (origin.to_owned(), Scope { name: name.to_owned(), ..scope })
 }
 
-fn read_namespaces(entry: &Entry, file: &str, report: &mut Report) -> Vec<(String, Scope)> {
+/// A list from a variable: JSON, or only names.
+fn name_list(
+    place: &Place,
+    scopes: &mut Vec<(String, Scope)>,
+    variable: &str,
+    text: &str,
+    report: &mut Report,
+) {
+    if !text.trim_start().starts_with('[') {
+        *scopes = text.split_whitespace().map(|name| named(place, name, variable)).collect();
+        return;
+    }
+    match tree::parse_json(text) {
+        Ok(value) => {
+            let entry = Entry { key: String::new(), line: 1, value };
+            *scopes = read_list(place, &entry, variable, report);
+        }
+        Err(fault) => report.errors.push(format!("{variable}:{fault}")),
+    }
+}
+
+fn read_list(
+    place: &Place,
+    entry: &Entry,
+    file: &str,
+    report: &mut Report,
+) -> Vec<(String, Scope)> {
+    let path = place.path;
     let items = match &entry.value.form {
         Form::List(items) => items.as_slice(),
         Form::Null => &[],
         _ => {
-            let shown = names::show("channel.namespaces", &entry.value);
+            let shown = names::show(path, &entry.value);
             report.errors.push(format!(
-                "{file}:{}: channel.namespaces = {shown}: expected a list of namespaces",
+                "{file}:{}: {path} = {shown}: expected a list of sections",
                 entry.line
             ));
             &[]
         }
     };
-    let mut namespaces = Vec::new();
+    let mut scopes = Vec::new();
     for item in items {
         let line = item.line;
         let Form::Map(entries) = &item.form else {
-            report.errors.push(format!("{file}:{line}: channel.namespaces: expected a section"));
+            report.errors.push(format!("{file}:{line}: {path}: expected a section"));
             continue;
         };
         let name = entries.iter().find(|entry| entry.key == "name");
         match name.map(|entry| &entry.value.form) {
             Some(Form::Text(name)) => {
-                let (origin, mut scope) = named(name, &format!("{file}:{line}"));
+                let (origin, mut scope) = named(place, name, &format!("{file}:{line}"));
                 scope.walk("", entries, file, report, &mut |_, _, _| false);
-                namespaces.push((origin, scope));
+                scopes.push((origin, scope));
             }
-            _ => report.errors.push(format!(
-                "{file}:{line}: channel.namespaces: expected a name (a text) in each namespace"
-            )),
+            _ => report
+                .errors
+                .push(format!("{file}:{line}: {path}: expected a name (a text) in each section")),
         }
     }
-    namespaces
+    scopes
 }

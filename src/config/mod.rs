@@ -25,12 +25,12 @@ pub(crate) mod value;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use compact_str::CompactString;
 use tracing::level_filters::LevelFilter;
 
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
+use crate::edge::proxy::{ClientProxies, RpcRules};
 use crate::session::PersonalChannel;
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
@@ -70,6 +70,8 @@ pub struct Config {
     pub log: Log,
     /// Rules and limits of connections.
     pub client: Client,
+    /// Who is asked about connections.
+    pub proxies: ClientProxies,
     /// What tokens are held against.
     pub tokens: Tokens,
     /// Namespaces and names of channels.
@@ -78,8 +80,8 @@ pub struct Config {
     pub websocket: WebSocket,
     /// What the control thread serves.
     pub web: Web,
-    /// The RPC method that is answered with `{}`, if there is one.
-    pub rpc_ping: Option<CompactString>,
+    /// Who answers the calls of clients.
+    pub rpc: RpcRules,
     /// How long closing all connections may take.
     pub shutdown_timeout_ms: u64,
     /// Name of the node; empty: make one.

@@ -95,7 +95,7 @@ fn is_secret(path: &str) -> bool {
     // Who takes the wrong one of two keys has a private one where a public one should be.
     name.contains("secret")
         || name.contains("password")
-        || name == "key"
+        || matches!(name, "key" | "key_pem" | "static_headers")
         || name.ends_with("_public_key")
 }
 
@@ -134,6 +134,7 @@ mod tests {
         assert_eq!(show_text("client.token.hmac_secret_key", "hush"), "***");
         assert_eq!(show_text("admin.password", "hush"), "***");
         assert_eq!(show_text("http_api.key", "hush"), "***");
+        assert_eq!(show_text("http.static_headers", "{\"authorization\": \"hush\"}"), "***");
         assert_eq!(show_text("client.token.rsa_public_key", "hush"), "***");
         assert_eq!(show_text("client.token.audience", "x"), "\"x\"");
         assert!(show_text("node.name", &"x".repeat(100)).ends_with("\"..."));

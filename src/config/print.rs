@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::table::{NAMESPACE, OPTIONS, Opt};
+use super::table::{OPTIONS, Opt, Place, places};
 use super::tree::{self, Form, Node};
 
 /// Formats that the defaults can be printed in.
@@ -25,32 +25,55 @@ pub fn print_defaults(format: PrintFormat) -> String {
     }
 }
 
-/// Built rows of `channel.without_namespace`, which has no name.
-fn without_namespace() -> impl Iterator<Item = &'static Opt> {
-    NAMESPACE.iter().filter(|row| row.is_built() && row.path != "name")
-}
-
 fn toml() -> String {
     let mut text = String::from(
         "# roost: all options and their defaults.\n\
          # A variable ROOST_HTTP_SERVER_PORT or a flag --http_server.port wins over this file.\n",
     );
-    let mut section = "";
-    for row in OPTIONS.iter().filter(|row| row.is_built()) {
-        let (in_section, name) = row.path.rsplit_once('.').unwrap_or(("", row.path));
-        if in_section != section {
-            section = in_section;
-            text += &format!("\n[{section}]\n");
+    put_toml(&mut text, "", "", OPTIONS);
+    let mut documented: Vec<&str> = Vec::new();
+    for Place { path, rows, is_list } in places() {
+        // Several have the same options: these are told once, with what they are.
+        let first = rows.iter().find(|row| row.path != "name").map_or("", |row| row.doc);
+        match (is_list, *path) {
+            (true, _) => {
+                text += &format!(
+                    "\n# One such section for each, with a name and the options above.\n\
+                     # [[{path}]]\n# name = \"some\"\n"
+                );
+            }
+            (false, "channel.without_namespace") => {
+                text += "\n# Channels whose names have no namespace.";
+                put_toml(&mut text, path, "", rows);
+            }
+            (false, _) if documented.contains(&first) => {
+                text += &format!("\n# Options as above.\n[{path}]\n");
+            }
+            (false, _) => {
+                text += "\n# A proxy: calls to the application.";
+                put_toml(&mut text, path, "", rows);
+            }
         }
-        text += &line("", name, row);
+        documented.push(first);
     }
-    text += "\n# Channels whose names have no namespace.\n[channel.without_namespace]\n";
-    for row in without_namespace() {
-        text += &line("", row.path, row);
-    }
-    text += "\n# One such section for each namespace, with the options above and a name.\n\
-             # [[channel.namespaces]]\n# name = \"news\"\n# allow_subscribe_for_client = true\n";
     text
+}
+
+/// Rows of one table, which stands at `path`.
+fn put_toml(text: &mut String, path: &str, before: &str, rows: &[Opt]) {
+    let mut section = None;
+    for row in rows.iter().filter(|row| row.is_built()) {
+        let (inner, name) = row.path.rsplit_once('.').unwrap_or(("", row.path));
+        if section != Some(inner) {
+            section = Some(inner);
+            let whole = [path, inner].into_iter().filter(|part| !part.is_empty());
+            let whole = whole.collect::<Vec<_>>().join(".");
+            if !whole.is_empty() {
+                *text += &format!("\n[{whole}]\n");
+            }
+        }
+        *text += &line(before, name, row);
+    }
 }
 
 fn line(before: &str, name: &str, row: &Opt) -> String {
@@ -62,10 +85,15 @@ fn json() -> Json {
     for row in OPTIONS.iter().filter(|row| row.is_built()) {
         insert(&mut root, row.path, row);
     }
-    for row in without_namespace() {
-        insert(&mut root, &format!("channel.without_namespace.{}", row.path), row);
+    for Place { path, rows, is_list } in places() {
+        if *is_list {
+            insert_at(&mut root, path, Json::Array(Vec::new()));
+            continue;
+        }
+        for row in rows.iter().filter(|row| row.is_built()) {
+            insert(&mut root, &format!("{path}.{}", row.path), row);
+        }
     }
-    insert_at(&mut root, "channel.namespaces", Json::Array(Vec::new()));
     Json::Object(root)
 }
 
@@ -74,7 +102,7 @@ fn insert(map: &mut Map<String, Json>, path: &str, row: &Opt) {
     if let Ok(Node { form: Form::Map(mut entries), .. }) = node
         && let Some(entry) = entries.pop()
     {
-        insert_at(map, path, plain(entry.value));
+        insert_at(map, path, entry.value.json());
     }
 }
 
@@ -88,19 +116,6 @@ fn insert_at(map: &mut Map<String, Json>, path: &str, value: Json) {
             if let Json::Object(inner) = inner {
                 insert_at(inner, rest, value);
             }
-        }
-    }
-}
-
-fn plain(node: Node) -> Json {
-    match node.form {
-        Form::Null | Form::Float(_) => Json::Null,
-        Form::Bool(value) => value.into(),
-        Form::Integer(value) => value.into(),
-        Form::Text(text) => text.into(),
-        Form::List(items) => items.into_iter().map(plain).collect(),
-        Form::Map(entries) => {
-            entries.into_iter().map(|entry| (entry.key, plain(entry.value))).collect()
         }
     }
 }

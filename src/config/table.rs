@@ -4,7 +4,10 @@
 //! Names, kinds and defaults are those of a Centrifugo configuration (client protocol, section 26),
 //! and `roost.*` are roost's own.
 
+use std::sync::LazyLock;
+
 use super::value::{Kind, bytes};
+use crate::edge::proxy::StatusTransform;
 
 /// An option.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,17 @@ pub(crate) struct Opt {
     pub class: Class,
     /// One sentence.
     pub doc: &'static str,
+}
+
+/// A section whose options stand in a table of their own, since there are several like it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Path from the root.
+    pub path: &'static str,
+    /// Its options.
+    pub rows: &'static [Opt],
+    /// It is a list of such sections, each with a name.
+    pub is_list: bool,
 }
 
 /// What roost does about an option.
@@ -37,7 +51,9 @@ pub(crate) enum Class {
 }
 
 use Class::{Built, Harmless, Refused, RefusedWith, Silent};
-use Kind::{Any, Bool, Checked, Choice, Choices, Duration, DurationOrOff, Integer, List, Text};
+use Kind::{
+    Any, Bool, Checked, Choice, Choices, Duration, DurationOrOff, Integer, Json, List, Text,
+};
 
 const COUNT: Kind = Integer(0, i64::MAX);
 const SIZE: Kind = Integer(1, i32::MAX as i64);
@@ -46,7 +62,8 @@ const PORT: Kind = Integer(0, 65_535);
 
 const API: &str = "the server API isn't built yet, nothing answers there";
 const TLS: &str = "TLS isn't built yet; end it in front of roost";
-const PROXY: &str = "proxies aren't built yet";
+const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
+const GRPC: &str = "proxies over gRPC aren't built yet";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "only the WebSocket transport is built yet";
 const BROKER: &str = "only the memory broker is built yet";
@@ -112,9 +129,6 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("client.concurrency", COUNT, "0", Harmless("commands of a connection go out pipelined in any case")),
     other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
     other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
-    other("client.proxy.connect.enabled", Bool, "false", Refused(PROXY)),
-    other("client.proxy.refresh.enabled", Bool, "false", Refused(PROXY)),
-    other("client.proxy", Any, "", Silent),
     other("client.connect_code_to_unidirectional_disconnect", Any, "", Harmless(TRANSPORT)),
 
     opt("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Built, "Subscribe each user that has an id to its own channel, #user, as it connects."),
@@ -171,6 +185,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
     opt("shutdown.timeout", Duration, "\"30s\"", Built, "How long closing all connections may take in all."),
 
+    opt("rpc.namespace_boundary", Text, "\":\"", Built, "Ends the namespace in a method's name."),
     opt("rpc.ping.enabled", Bool, "false", Built, "Answer an RPC method with {} here, so that clients can measure the round trip."),
     opt("rpc.ping.method", Text, "\"ping\"", Built, "Which method that is."),
 
@@ -207,12 +222,6 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
     other("controller", Any, "", Silent),
 
-    other("rpc.proxy", Any, "", Silent),
-    other("rpc.without_namespace.proxy_enabled", Bool, "false", Refused(PROXY)),
-    other("rpc.without_namespace", Any, "", Silent),
-    other("rpc.namespaces", Any, "", Refused("they only say which proxy to ask, and proxies aren't built yet")),
-    other("rpc.namespace_boundary", Text, "\":\"", Silent),
-    other("proxies", Any, "", Harmless(PROXY)),
 
     other("http_stream.enabled", Bool, "false", Refused(TRANSPORT)),
     other("http_stream", Any, "", Silent),
@@ -267,7 +276,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
 /// Options of a namespace and of `channel.without_namespace`.
 #[rustfmt::skip]
-pub(crate) static NAMESPACE: &[Opt] = &[
+static NAMESPACE: &[Opt] = &[
     opt("name", Text, "\"\"", Built, "What stands before the boundary in its channels' names."),
     opt("allow_subscribe_for_client", Bool, "false", Built, "Clients may subscribe without a subscription token."),
     opt("allow_subscribe_for_anonymous", Bool, "false", Built, "... and so may clients without a user id."),
@@ -298,13 +307,13 @@ pub(crate) static NAMESPACE: &[Opt] = &[
     opt("force_push_join_leave", Bool, "false", Built, "... to all."),
     opt("channel_regex", Text, "\"\"", Built, "Expression that the name after the namespace has to match."),
     opt("publication_data_format", FORMAT, "\"\"", Built, "As in channel; \"\" is what is said there."),
-    other("subscribe_proxy_enabled", Bool, "false", Refused(PROXY)),
-    other("subscribe_proxy_name", Text, "\"default\"", Silent),
-    other("publish_proxy_enabled", Bool, "false", Refused(PROXY)),
-    other("publish_proxy_name", Text, "\"default\"", Silent),
-    other("sub_refresh_proxy_enabled", Bool, "false", Refused(PROXY)),
-    other("sub_refresh_proxy_name", Text, "\"default\"", Silent),
-    other("subscribe_stream_proxy_enabled", Bool, "false", Refused(PROXY)),
+    opt("subscribe_proxy_enabled", Bool, "false", Built, "Ask the application whether a client may subscribe."),
+    opt("subscribe_proxy_name", Text, "\"default\"", Built, "Which proxy asks: default is channel.proxy.subscribe, others stand in proxies."),
+    opt("publish_proxy_enabled", Bool, "false", Built, "Ask the application whether, and what, a client publishes."),
+    opt("publish_proxy_name", Text, "\"default\"", Built, "As above; default is channel.proxy.publish."),
+    opt("sub_refresh_proxy_enabled", Bool, "false", Built, "Ask the application about subscriptions that expire, instead of the client."),
+    opt("sub_refresh_proxy_name", Text, "\"default\"", Built, "As above; default is channel.proxy.sub_refresh."),
+    other("subscribe_stream_proxy_enabled", Bool, "false", Refused(STREAM)),
     other("subscribe_stream_proxy_name", Text, "\"default\"", Silent),
     other("subscribe_stream_proxy_bidirectional", Bool, "false", Silent),
     other("subscription_type", Text, "\"stream\"", Refused("only subscriptions of the type stream are built yet")),
@@ -316,6 +325,71 @@ pub(crate) static NAMESPACE: &[Opt] = &[
     opt("roost.slow_policy", Choice(&["disconnect", "drop_oldest", "latest"]), "\"disconnect\"", Built, "A client that is too slow: closed with 3008, loses the oldest of what waits for it, or has only the newest publication of a channel waiting. The last two where nobody has a position, or with force_recovery_mode = \"cache\"."),
     other("roost.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
 ];
+
+/// Options of a proxy, by which the application is asked (server API, section 6).
+#[rustfmt::skip]
+static PROXY: &[Opt] = &[
+    opt("name", Text, "\"\"", Built, "What *_proxy_name says, and metrics."),
+    opt("enabled", Bool, "false", Built, "Ask it."),
+    opt("endpoint", Checked(is_endpoint, "an http:// or https:// URL"), "\"\"", Built, "URL that calls are posted to."),
+    opt("timeout", Duration, "\"1s\"", Built, "How long a call may take, waiting for its turn included."),
+    opt("http_headers", List, "[]", Built, "Headers of the client's request to take over."),
+    opt("emulated_headers", List, "[]", Built, "Headers from the client's connect command to take over; http_headers win."),
+    opt("binary_encoding", Bool, "false", Built, "Payloads go as base64 in b64data and b64info."),
+    opt("include_connection_meta", Bool, "false", Built, "Send the meta of the connection."),
+    opt("http.static_headers", Json(is_text_map, "a map of texts"), "{}", Built, "Headers of each call; ${CENTRIFUGO_VAR_X} and ${ROOST_VAR_X} stand for variables."),
+    opt("http.status_to_code_transforms", Json(is_transforms, "a list of {status_code, to_error = {code, message, temporary}} or {status_code, to_disconnect = {code, reason}}"), "[]", Built, "What statuses other than 200 mean to the client."),
+    opt("http.tls.enabled", Bool, "false", Built, "Use the options below; an https:// URL needs none of them."),
+    opt("http.tls.server_ca_pem", Text, "\"\"", Built, "Certificates that sign the application's, instead of the machine's: PEM, a file with them, or base64 of it."),
+    opt("http.tls.server_name", Text, "\"\"", Built, "Name in the application's certificate, when it isn't that in the URL."),
+    opt("http.tls.cert_pem", Text, "\"\"", Built, "Certificate to show the application."),
+    opt("http.tls.key_pem", Text, "\"\"", Built, "Its private key."),
+    other("http.tls.insecure_skip_verify", Bool, "false", Refused("certificates are checked; name the right ones in server_ca_pem")),
+    other("http.tls.client_ca_pem", Text, "\"\"", Silent),
+    opt("roost.concurrency", Integer(1, 65_535), "256", Built, "Calls at a time; others wait."),
+    opt("roost.breaker_failures", COUNT, "10", Built, "So many failures in a row, and the endpoint isn't asked for a while; 0: always."),
+    opt("roost.breaker_pause", Duration, "\"2s\"", Built, "How long it isn't asked before one call tries it."),
+    other("grpc_metadata", List, "[]", Silent),
+    other("grpc", Any, "", Harmless(GRPC)),
+];
+
+/// Options of an RPC namespace and of `rpc.without_namespace`.
+#[rustfmt::skip]
+static RPC_NAMESPACE: &[Opt] = &[
+    opt("name", Text, "\"\"", Built, "What stands before the boundary in its methods."),
+    opt("proxy_enabled", Bool, "false", Built, "Calls go to the application."),
+    opt("proxy_name", Text, "\"default\"", Built, "Through which proxy: default is rpc.proxy, others stand in proxies."),
+];
+
+/// All places that have tables of their own, in the order in which they are printed.
+pub(crate) fn places() -> &'static [Place] {
+    static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
+        let section = |path, rows| Place { path, rows, is_list: false };
+        let list = |path, rows| Place { path, rows, is_list: true };
+        let switched = all_but(PROXY, &["name"]);
+        let event = all_but(PROXY, &["name", "enabled"]);
+        vec![
+            section("channel.without_namespace", all_but(NAMESPACE, &["name"])),
+            list("channel.namespaces", NAMESPACE),
+            section("client.proxy.connect", switched),
+            section("client.proxy.refresh", switched),
+            section("channel.proxy.subscribe", event),
+            section("channel.proxy.publish", event),
+            section("channel.proxy.sub_refresh", event),
+            section("rpc.proxy", event),
+            section("rpc.without_namespace", all_but(RPC_NAMESPACE, &["name"])),
+            list("rpc.namespaces", RPC_NAMESPACE),
+            list("proxies", all_but(PROXY, &["enabled"])),
+        ]
+    });
+    &PLACES
+}
+
+/// Called once for each of few tables: what it leaks is part of the program.
+fn all_but(rows: &[Opt], paths: &[&str]) -> &'static [Opt] {
+    let kept = rows.iter().filter(|row| !paths.contains(&row.path));
+    Vec::leak(kept.copied().collect())
+}
 
 const FORMAT: Kind = Choice(&["", "json", "json_object", "binary"]);
 const BUFFER: Kind = Integer(0, 1 << 30);
@@ -351,6 +425,23 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?')
 }
 
+fn is_endpoint(text: &str) -> bool {
+    let uri: Result<hyper::Uri, _> = text.parse();
+    text.is_empty()
+        || uri.is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+        })
+}
+
+fn is_text_map(json: &serde_json::Value) -> bool {
+    json.as_object().is_some_and(|map| map.values().all(serde_json::Value::is_string))
+}
+
+fn is_transforms(json: &serde_json::Value) -> bool {
+    serde_json::from_value::<Vec<StatusTransform>>(json.clone())
+        .is_ok_and(|list| list.iter().all(StatusTransform::is_valid))
+}
+
 impl Opt {
     /// True when it does something.
     pub(crate) fn is_built(&self) -> bool {
@@ -378,7 +469,7 @@ mod tests {
 
     #[test]
     fn paths_are_unique_and_sections_stand_together() {
-        for rows in [OPTIONS, NAMESPACE] {
+        for rows in [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE] {
             let mut paths = HashSet::new();
             let mut sections = HashSet::new();
             let mut last = "";
@@ -396,7 +487,7 @@ mod tests {
 
     #[test]
     fn conditions_name_options() {
-        for row in OPTIONS.iter().chain(NAMESPACE) {
+        for row in OPTIONS.iter().chain(NAMESPACE).chain(PROXY) {
             if let RefusedWith(other, _) = row.class {
                 assert!(OPTIONS.iter().any(|row| row.path == other), "{other}");
             }

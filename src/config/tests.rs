@@ -150,7 +150,7 @@ fn defaults_are_safe() {
     assert_eq!(config.client.user_connection_limit, 0);
     assert_eq!(config.client.history_publications_max, 300);
     assert_eq!(config.client.recovery_publications_max, 300);
-    assert_eq!((&config.client.personal_channel, &config.rpc_ping), (&None, &None));
+    assert_eq!((&config.client.personal_channel, &config.rpc.ping), (&None, &None));
     assert_eq!(config.tokens.connection, TokenOptions::default());
     assert_eq!(config.websocket.message_bytes_max, 65_536);
     assert_eq!(config.websocket.write_timeout_ms, 1_000);
@@ -378,10 +378,10 @@ fn limits_personal_channels_and_pings() {
         assert_eq!(config.client.recovery_publications_max, usize::MAX);
         let personal = PersonalChannel { namespace: "own".into(), single_connection: true };
         assert_eq!(config.client.personal_channel, Some(personal));
-        assert_eq!(config.rpc_ping.as_deref(), Some("are-you-there"));
+        assert_eq!(config.rpc.ping.as_deref(), Some("are-you-there"));
     }
     let config = environment(&[("ROOST_RPC_PING_ENABLED", "true")]);
-    assert_eq!(config.rpc_ping.as_deref(), Some("ping"));
+    assert_eq!(config.rpc.ping.as_deref(), Some("ping"));
 
     let personal = "client.subscribe_to_user_personal_channel";
     for (options, error) in [
@@ -635,6 +635,151 @@ fn checks_across_options() {
     }
 }
 
+/// Proxies in each place where they may be set.
+const PROXIES: &str = r#"
+[client.proxy.connect]
+enabled = true
+endpoint = "https://app.example.com/connect"
+timeout = "3s"
+http_headers = ["Cookie"]
+[client.proxy.connect.http]
+static_headers = { Authorization = "Bearer ${ROOST_VAR_KEY}" }
+status_to_code_transforms = [{ status_code = 404, to_error = { code = 404, message = "no" } }]
+[client.proxy.connect.roost]
+concurrency = 8
+[channel.proxy.publish]
+endpoint = "http://127.0.0.1:1/publish"
+emulated_headers = ["X-Trace"]
+[rpc.proxy]
+endpoint = "http://127.0.0.1:1/rpc"
+[rpc.without_namespace]
+proxy_enabled = true
+[[rpc.namespaces]]
+name = "other"
+proxy_enabled = true
+proxy_name = "named"
+[[rpc.namespaces]]
+name = "off"
+[[proxies]]
+name = "named"
+endpoint = "http://127.0.0.1:1/named"
+binary_encoding = true
+[[channel.namespaces]]
+name = "asked"
+subscribe_proxy_enabled = true
+subscribe_proxy_name = "named"
+publish_proxy_enabled = true
+"#;
+
+#[test]
+fn proxies_of_sections_and_with_names() {
+    let variables = [
+        ("ROOST_VAR_KEY", "k"),
+        ("CENTRIFUGO_CLIENT_PROXY_CONNECT_INCLUDE_CONNECTION_META", "true"),
+        ("CENTRIFUGO_PROXIES_NAMED_TIMEOUT", "5s"),
+        ("ROOST_CHANNEL_PROXY_PUBLISH_ROOST_BREAKER_FAILURES", "0"),
+        ("CENTRIFUGO_CLIENT_PROXY_REFRESH", r#"{"endpoint": "http://a/refresh", "enabled": true}"#),
+    ];
+    let config = good(Some(("c.toml", PROXIES)), &sources(&variables, &[]));
+    let connect = config.proxies.connect.as_ref().unwrap();
+    assert_eq!((connect.name.as_str(), connect.timeout_ms), ("client.proxy.connect", 3_000));
+    assert_eq!(connect.static_headers, [("authorization".to_owned(), "Bearer k".to_owned())]);
+    assert_eq!(
+        (connect.http_headers.as_slice(), connect.concurrency),
+        (&["cookie".to_owned()][..], 8)
+    );
+    assert_eq!(connect.transforms[0].to_error.as_ref().unwrap().code, 404);
+    assert!(connect.include_connection_meta && !connect.binary_encoding);
+    assert_eq!(config.proxies.refresh.as_ref().unwrap().endpoint, "http://a/refresh");
+    assert!(config.proxies.http_headers.contains("cookie"));
+    assert!(config.proxies.emulated_headers.contains("x-trace"));
+    let asked = config.channels.resolve("asked:x").unwrap();
+    let named = asked.subscribe_proxy.as_ref().unwrap();
+    assert_eq!((named.name.as_str(), named.timeout_ms), ("named", 5_000));
+    let publish = asked.publish_proxy.as_ref().unwrap();
+    assert_eq!((publish.name.as_str(), publish.breaker_failures), ("channel.proxy.publish", 0));
+    assert!(asked.sub_refresh_proxy.is_none());
+    let rpc = &config.rpc;
+    assert_eq!(rpc.without_namespace.as_ref().unwrap().endpoint, "http://127.0.0.1:1/rpc");
+    assert_eq!(rpc.namespaces["other"].as_ref().unwrap(), named);
+    assert_eq!(rpc.namespaces["off"], None);
+
+    // A list in a variable, as JSON and as names.
+    let json =
+        r#"[{"name": "aa", "endpoint": "http://a", "http": {"static_headers": {"x": "y"}}}]"#;
+    let use_it = ("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE_PUBLISH_PROXY_ENABLED", "true");
+    let named = ("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE_PUBLISH_PROXY_NAME", "aa");
+    let config = environment(&[("CENTRIFUGO_PROXIES", json), use_it, named]);
+    let proxy = config.channels.namespace(0).publish_proxy.clone().unwrap();
+    assert_eq!(proxy.static_headers, [("x".to_owned(), "y".to_owned())]);
+    let config = environment(&[
+        ("CENTRIFUGO_PROXIES", "aa"),
+        ("CENTRIFUGO_PROXIES_AA_ENDPOINT", "http://b"),
+        ("CENTRIFUGO_PROXIES_AA_HTTP_STATIC_HEADERS", r#"{"x": "z"}"#),
+        use_it,
+        named,
+    ]);
+    let proxy = config.channels.namespace(0).publish_proxy.clone().unwrap();
+    assert_eq!((proxy.endpoint.as_str(), proxy.static_headers[0].1.as_str()), ("http://b", "z"));
+}
+
+#[test]
+fn proxies_that_cannot_be_asked() {
+    for (options, expected) in [
+        ("[client.proxy.connect]\nenabled = true", "client.proxy.connect.endpoint: expected a URL"),
+        (
+            "[client.proxy.connect]\nendpoint = 'grpc://a'",
+            "c.toml:2: client.proxy.connect.endpoint = \"grpc://a\": expected an http://",
+        ),
+        (
+            "[channel.without_namespace]\nsubscribe_proxy_enabled = true",
+            "channel.proxy.subscribe.endpoint: expected a URL, since \
+             channel.without_namespace.subscribe_proxy_enabled uses it",
+        ),
+        (
+            "[channel.without_namespace]\nsubscribe_proxy_enabled = true\nsubscribe_proxy_name = 'x'",
+            "c.toml:3: channel.without_namespace.subscribe_proxy_name = \"x\": expected \"default\"",
+        ),
+        (
+            "[[proxies]]\nname = 'default'\nendpoint = 'http://a'",
+            "c.toml:1: proxies: name = \"default\"",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\n[[proxies]]\nname = 'aa'\nendpoint = 'http://a'",
+            "c.toml:4: proxies: name = \"aa\": expected a name that no other one has",
+        ),
+        ("[[proxies]]\nname = 'aa'", "proxies[aa].endpoint: expected a URL"),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\nhttp_headers = ['Host']",
+            "c.toml:4: proxies[aa].http_headers = a list of 1: expected names of headers",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\nhttp = {static_headers = {a = '${ROOST_VAR_NONE}'}}",
+            "c.toml:4: proxies[aa].http.static_headers = ***: expected a value without ROOST_VAR_NONE",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\nhttp = {static_headers = {a = 1}}",
+            "c.toml:4: proxies[aa].http.static_headers = ***: expected a map of texts",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\nhttp = {status_to_code_transforms = [{status_code = 404}]}",
+            "c.toml:4: proxies[aa].http.status_to_code_transforms = a list of 1: expected a list of",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'http://a'\ntimeout = '0s'",
+            "c.toml:4: proxies[aa].timeout = \"0s\": expected more than 0",
+        ),
+        (
+            "[[proxies]]\nname = 'aa'\nendpoint = 'https://a'\nhttp = {tls = {enabled = true, cert_pem = '-----BEGIN X'}}",
+            "c.toml:4: proxies[aa].http.tls.cert_pem",
+        ),
+    ] {
+        let report = toml(options);
+        assert_eq!(report.errors.len(), 1, "{options}: {:?}", report.errors);
+        assert!(report.errors[0].starts_with(expected), "{options}: {}", report.errors[0]);
+    }
+}
+
 #[test]
 fn what_is_not_built_stops_when_it_is_asked_for() {
     for (asks, does_not) in [
@@ -655,8 +800,8 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "http_server = {tls_autocert = {enabled = false}}",
         ),
         (
-            "client = {proxy = {connect = {enabled = true, endpoint = 'http://a'}}}",
-            "client = {proxy = {connect = {enabled = false, endpoint = 'http://a'}}}",
+            "proxies = [{name = 'aa', endpoint = 'http://a', http = {tls = {insecure_skip_verify = true}}}]",
+            "proxies = [{name = 'aa', endpoint = 'http://a', http = {tls = {insecure_skip_verify = false}}}]",
         ),
         ("client = {token = {jwks = 'x'}}", "client = {token = {jwks = {keys = []}}}"),
         (
@@ -667,12 +812,7 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
         ("http_stream = {enabled = true}", "http_stream = {max_request_body_size = 1}"),
         ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),
         ("consumers = [{name = 'a'}]", "consumers = []"),
-        ("rpc = {namespaces = [{name = 'a'}]}", "rpc = {namespaces = []}"),
         ("roost = {takeover = '/run/x'}", "roost = {takeover = ''}"),
-        (
-            "rpc = {without_namespace = {proxy_enabled = true}}",
-            "rpc = {without_namespace = {proxy_name = 'x'}}",
-        ),
         (
             "channel = {without_namespace = {map_clients_presence_channel_prefix = 'pre:'}}",
             "channel = {without_namespace = {map_clients_presence_channel_prefix = ''}}",
@@ -686,8 +826,8 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "channel = {namespaces = [{name = 'aa', subscription_type = 'stream', map = {}}]}",
         ),
         (
-            "channel = {namespaces = [{name = 'aa', subscribe_proxy_enabled = true}]}",
-            "channel = {proxy = {subscribe = {endpoint = 'http://a'}}}",
+            "channel = {namespaces = [{name = 'aa', subscribe_stream_proxy_enabled = true}]}",
+            "channel = {proxy = {subscribe_stream = {endpoint = 'grpc://a'}}}",
         ),
     ] {
         let report = toml(asks);

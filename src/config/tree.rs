@@ -37,6 +37,23 @@ pub(super) struct Entry {
     pub value: Node,
 }
 
+impl Node {
+    /// As JSON has it.
+    pub(super) fn json(&self) -> serde_json::Value {
+        match &self.form {
+            Form::Null => serde_json::Value::Null,
+            Form::Bool(value) => (*value).into(),
+            Form::Integer(value) => (*value).into(),
+            Form::Float(value) => (*value).into(),
+            Form::Text(text) => text.as_str().into(),
+            Form::List(items) => items.iter().map(Self::json).collect(),
+            Form::Map(entries) => {
+                entries.iter().map(|entry| (entry.key.clone(), entry.value.json())).collect()
+            }
+        }
+    }
+}
+
 /// Formats of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {

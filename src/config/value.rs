@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     DurationOrOff,
     /// A text or number that the function accepts; the text says what that is.
     Checked(fn(&str) -> bool, &'static str),
+    /// Lists and maps that the function accepts; as one text they are JSON. The text says what they are.
+    Json(fn(&serde_json::Value) -> bool, &'static str),
     /// Whatever stands there, and below it: something that is not built.
     Any,
 }
@@ -38,6 +40,7 @@ pub(super) enum Value {
     List(Vec<String>),
     /// `None` is off.
     Duration(Option<Duration>),
+    Json(serde_json::Value),
     /// Of [`Kind::Any`]: whether there is more than nothing, `false`, 0 and empty texts.
     Any(bool),
 }
@@ -58,7 +61,7 @@ impl Kind {
             Self::Choices(choices) => format!("a list of none or more of {}", listed(choices)),
             Self::Duration => "a duration such as \"25s\", \"1h30m\" or \"300ms\"".into(),
             Self::DurationOrOff => "a duration such as \"25s\" or \"300ms\", or -1 for off".into(),
-            Self::Checked(_, expected) => expected.into(),
+            Self::Checked(_, expected) | Self::Json(_, expected) => expected.into(),
             Self::Any => "anything".into(),
         }
     }
@@ -85,6 +88,7 @@ impl Kind {
             Self::Duration => return self.duration(text, false),
             Self::DurationOrOff => return self.duration(text, true),
             Self::Checked(check, _) => check(text).then(|| Value::Text(text.into())),
+            Self::Json(check, _) => serde_json::from_str(text).ok().filter(check).map(Value::Json),
             Self::Any => Some(Value::Any(!matches!(
                 text.to_ascii_lowercase().as_str(),
                 "" | "0" | "f" | "false" | "[]" | "{}" | "null"
@@ -100,6 +104,9 @@ impl Kind {
     pub(super) fn of_node(self, node: &Node) -> Result<Value, String> {
         match (self, &node.form) {
             (Self::Any, _) => Ok(Value::Any(says_something(node))),
+            (Self::Json(check, _), Form::List(_) | Form::Map(_)) => {
+                Some(node.json()).filter(check).map(Value::Json).ok_or_else(|| self.expected())
+            }
             (_, Form::Text(text)) => self.of_text(text),
             (Self::Bool, Form::Bool(value)) => Ok(Value::Bool(*value)),
             (
@@ -154,6 +161,11 @@ impl Value {
             Self::Text(text) => text.is_empty(),
             Self::List(items) => items.is_empty(),
             Self::Duration(duration) => duration.is_none_or(|duration| duration.is_zero()),
+            Self::Json(json) => match json {
+                serde_json::Value::Array(items) => items.is_empty(),
+                serde_json::Value::Object(fields) => fields.is_empty(),
+                _ => true,
+            },
         }
     }
 }

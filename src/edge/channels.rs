@@ -3,6 +3,8 @@
 //! Sections named here are those of the client protocol: 13 names, 14 subscribe, 17 presence,
 //! 18 publish, 20 server-side subscriptions.
 
+use std::sync::Arc;
+
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use hashbrown::HashMap;
@@ -10,6 +12,7 @@ use regex_lite::Regex;
 use serde_json::value::RawValue;
 
 use super::jwt::{Overrides, SubscriptionClaims, TokenFault};
+use super::proxy::ProxyOptions;
 use crate::base::time::UnixSeconds;
 
 /// Options of a namespace, or of the channels without one.
@@ -81,6 +84,12 @@ pub struct Namespace {
     pub slow_policy: SlowPolicy,
     /// Publications wait so long for others to go out with them, ms; 0: not at all.
     pub write_delay_ms: u64,
+    /// Who is asked whether a client may subscribe.
+    pub subscribe_proxy: Option<Arc<ProxyOptions>>,
+    /// Who is asked about what a client publishes.
+    pub publish_proxy: Option<Arc<ProxyOptions>>,
+    /// Who is asked about subscriptions that expire.
+    pub sub_refresh_proxy: Option<Arc<ProxyOptions>>,
 }
 
 /// What becomes of publications that a client is too slow for, `roost.slow_policy`.
@@ -410,6 +419,18 @@ impl ChannelRules {
         }
     }
 
+    /// Who decides about a subscription without a token, if the application does (section 14, 7 c).
+    pub fn subscribe_proxy<'n>(
+        &self,
+        namespace: &'n Namespace,
+        channel: &str,
+        user: &str,
+    ) -> Option<&'n Arc<ProxyOptions>> {
+        let proxy = namespace.subscribe_proxy.as_ref()?;
+        let is_limited = self.user_limited_allows(namespace, channel, user).is_some();
+        (!is_limited && !self.is_private(channel)).then_some(proxy)
+    }
+
     /// May this client subscribe when neither a token nor a proxy is asked? It also decides about
     /// the keys of a connect request's `subs` (section 20). `namespace` is what [`Self::resolve`]
     /// gave for `channel`.
@@ -459,13 +480,19 @@ impl Namespace {
         insecure: bool,
         data: &[u8],
     ) -> Result<(), Refusal> {
-        if !self.data_format.accepts(data) {
-            return Err(Refusal::BadRequest);
-        }
+        self.check_data(data)?;
         let known = !user.is_empty() || self.allow_publish_for_anonymous;
         let allowed = known
             && (self.allow_publish_for_client || (self.allow_publish_for_subscriber && subscribed));
         if allowed || insecure { Ok(()) } else { Err(Refusal::PermissionDenied) }
+    }
+
+    /// May this be published here at all?
+    ///
+    /// # Errors
+    /// [`Refusal::BadRequest`].
+    pub fn check_data(&self, data: &[u8]) -> Result<(), Refusal> {
+        if self.data_format.accepts(data) { Ok(()) } else { Err(Refusal::BadRequest) }
     }
 
     /// May a connection read history here?

@@ -11,3 +11,4 @@ pub mod glob;
 pub mod good_tokens;
 pub mod jwt;
 pub mod origin;
+pub mod proxy;

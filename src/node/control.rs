@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use arc_swap::ArcSwap;
 
 use super::health::Health;
+use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
@@ -50,6 +51,8 @@ pub(super) struct Control {
     pub(super) reload: Reload,
     /// Options of the server API, if there is one.
     pub(super) calls: Option<Arc<ArcSwap<config::Api>>>,
+    /// Follow the rules.
+    pub(super) proxies: Arc<Proxies>,
     /// Looked at once a second.
     pub(super) health: Arc<Health>,
     /// Loop lag as it was when it was last told.
@@ -97,7 +100,8 @@ impl Control {
                 return;
             }
         };
-        let Reloaded { channels, tokens, client, origins, api, needs_start, warnings } = reloaded;
+        let Reloaded { channels, tokens, client, rpc, origins, api, needs_start, warnings } =
+            reloaded;
         for warning in warnings {
             warn!(warning, "options read again");
         }
@@ -105,6 +109,7 @@ impl Control {
         let (client, _) = rules.client.load().with_limits_of(&client);
         rules.client.store(Arc::new(client));
         rules.origins.store(Arc::new(origins));
+        rules.rpc.store(Arc::new(rpc));
         if let (Some(calls), Some(config::Api { key, insecure, transport_errors, .. })) =
             (&self.calls, api)
         {
@@ -127,7 +132,12 @@ impl Control {
         }
         let older = rules.channels.load();
         rules.channels.store(Arc::new(channels.in_place_of(&older)));
-        info!("channels, keys, origins, limits of clients and the log level are read again");
+        if let Err(fault) = self.proxies.follow(rules) {
+            warn!(%fault, "options read again: such a proxy answers nothing");
+        }
+        info!(
+            "channels, keys, proxies, origins, limits of clients and the log level are read again"
+        );
         for section in needs_start {
             warn!(section, "this has changed, and needs a new start");
         }

@@ -21,6 +21,7 @@ use crate::io::Wake;
 use crate::shard::mail::{
     Asker, Batch, CONTROL, Flushed, Letterbox, Mail, Mailbox, Outbox, WebRequest,
 };
+use crate::shard::proxies::ProxyQuestion;
 
 /// Wakes the control thread when mail has come.
 #[derive(Debug, Default)]
@@ -51,12 +52,12 @@ struct Outgoing {
     waiting: Slab<oneshot::Sender<Mail>>,
 }
 
-/// A request that came to the public port, and where its answer goes.
-pub(super) struct Visitor {
-    /// The shard.
-    pub(super) from: ShardId,
-    /// The request.
-    pub(super) request: Box<WebRequest>,
+/// What a shard wants of the control thread.
+pub(super) enum Visit {
+    /// The answer to a request that came to the public port.
+    Request(Box<WebRequest>),
+    /// What the application says.
+    Question(Box<ProxyQuestion>),
 }
 
 impl Desk {
@@ -107,12 +108,12 @@ impl Desk {
         self.lock().waiting.len()
     }
 
-    /// Sends and receives until the process ends; `visit` takes requests from the public port.
+    /// Sends and receives until the process ends; `visit` takes what shards want.
     pub(super) async fn run(
         self: Arc<Self>,
         mailbox: Mailbox,
         bell: Arc<Bell>,
-        visit: impl Fn(Visitor),
+        visit: impl Fn(ShardId, Visit),
     ) {
         loop {
             for _ in 0..BATCHES_MAX {
@@ -135,7 +136,7 @@ impl Desk {
         }
     }
 
-    fn open(&self, batch: Batch, visit: &impl Fn(Visitor)) {
+    fn open(&self, batch: Batch, visit: &impl Fn(ShardId, Visit)) {
         let from = batch.from;
         for mail in batch.mail {
             let asker = match &mail {
@@ -144,8 +145,10 @@ impl Desk {
                 | Mail::Listed { asker, .. }
                 | Mail::Ordered { asker, .. } => *asker,
                 _ => {
-                    if let Mail::Request(request) = mail {
-                        visit(Visitor { from, request });
+                    match mail {
+                        Mail::Request(request) => visit(from, Visit::Request(request)),
+                        Mail::Ask(question) => visit(from, Visit::Question(question)),
+                        _ => {}
                     }
                     continue;
                 }
@@ -228,7 +231,7 @@ mod tests {
         let (letterbox, shard) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
         let (own_letterbox, mailbox) = Mailbox::new(8, Alarm::new(bell.clone()));
         let desk = Arc::new(Desk::new(&[letterbox]));
-        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_| {}));
+        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_, _| {}));
         let mut answers: Vec<_> =
             (0..API_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
         assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));

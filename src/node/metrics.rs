@@ -22,8 +22,10 @@ use prometheus_client::registry::Registry;
 use super::desk::Desk;
 use super::health::Health;
 use super::memory;
+use super::proxies::{Endpoint, Outcome, Proxies, State};
 use crate::base::counters::Kind;
 use crate::base::times::{Counts, Times};
+use crate::edge::proxy::ProxyEvent;
 use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::session::Session;
 use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
@@ -58,6 +60,7 @@ pub(super) struct Metrics {
     pub(super) node: Arc<Node>,
     pub(super) desk: Arc<Desk>,
     pub(super) health: Arc<Health>,
+    pub(super) proxies: Arc<Proxies>,
     pub(super) memory_limit_bytes: u64,
     pub(super) started: Instant,
 }
@@ -68,8 +71,11 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// Values, each under a label or none.
-type Values = Vec<(Option<(&'static str, String)>, f64)>;
+/// What a value is told by.
+type Labels = Vec<(&'static str, String)>;
+
+/// Values, each under labels of its own.
+type Values = Vec<(Labels, f64)>;
 
 /// One metric.
 struct Metric {
@@ -86,7 +92,7 @@ impl Metric {
     }
 
     fn gauge(name: &str, help: &str, value: f64) -> Self {
-        Self::new(Kind::Gauge, name, help, vec![(None, value)])
+        Self::new(Kind::Gauge, name, help, vec![(Labels::new(), value)])
     }
 
     fn put(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -95,13 +101,10 @@ impl Metric {
             Kind::Gauge => MetricType::Gauge,
         };
         let mut metric = encoder.encode_descriptor(&self.name, &self.help, None, kind)?;
-        for (label, value) in &self.values {
-            match label {
-                Some((name, of)) => {
-                    let labels = [(*name, of.as_str())];
-                    put_value(&mut metric.encode_family(&labels)?, self.kind, *value)?;
-                }
-                None => put_value(&mut metric, self.kind, *value)?,
+        for (labels, value) in &self.values {
+            match labels.is_empty() {
+                true => put_value(&mut metric, self.kind, *value)?,
+                false => put_value(&mut metric.encode_family(labels)?, self.kind, *value)?,
             }
         }
         Ok(())
@@ -129,7 +132,53 @@ impl Collector for Metrics {
             "roost_fan_out_seconds",
             "From a publication at its home to the write for its last subscriber on a shard",
             &self.node.fan_out,
-        )
+        )?;
+        put_proxy_durations(&mut encoder, &self.proxies.endpoints())
+    }
+}
+
+/// How long the application took, by proxy.
+fn put_proxy_durations(
+    encoder: &mut DescriptorEncoder<'_>,
+    endpoints: &[Arc<Endpoint>],
+) -> Result<(), Error> {
+    if endpoints.is_empty() {
+        return Ok(());
+    }
+    let help = "How long calls to the application took, waiting for their turn included";
+    let kind = MetricType::Histogram;
+    let mut family = encoder.encode_descriptor("roost_proxy_seconds", help, None, kind)?;
+    for endpoint in endpoints {
+        let labels = [("proxy", endpoint.options.name.as_str())];
+        let histogram = Histogram::of([&endpoint.durations]);
+        histogram.put(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Durations in the buckets of [`BOUNDS_US`], in seconds.
+struct Histogram {
+    sum: f64,
+    count: u64,
+    buckets: Vec<(f64, u64)>,
+}
+
+impl Histogram {
+    /// What all of them measured.
+    fn of<'t>(times: impl IntoIterator<Item = &'t Times>) -> Self {
+        let mut counts = Counts::default();
+        times.into_iter().for_each(|times| times.add_to(&mut counts));
+        let bounds = BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, counts.up_to(*us)));
+        let mut before = 0;
+        let mut buckets: Vec<(f64, u64)> = bounds
+            .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
+            .collect();
+        buckets.push((f64::INFINITY, counts.count() - before));
+        Self { sum: counts.total_us() as f64 / 1e6, count: counts.count(), buckets }
+    }
+
+    fn put(&self, mut encoder: MetricEncoder<'_>) -> Result<(), Error> {
+        encoder.encode_histogram::<NoLabelSet>(self.sum, self.count, &self.buckets, None)
     }
 }
 
@@ -140,18 +189,8 @@ fn put_durations(
     help: &str,
     of_shards: &[Times],
 ) -> Result<(), Error> {
-    let mut counts = Counts::default();
-    of_shards.iter().for_each(|times| times.add_to(&mut counts));
-    let bounds = BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, counts.up_to(*us)));
-    let mut before = 0;
-    let mut buckets: Vec<(f64, u64)> = bounds
-        .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
-        .collect();
-    buckets.push((f64::INFINITY, counts.count() - before));
-    let sum = counts.total_us() as f64 / 1e6;
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Histogram)?
-        .encode_histogram::<NoLabelSet>(sum, counts.count(), &buckets, None)
+    let histogram = Histogram::of(of_shards);
+    histogram.put(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
 }
 
 impl Metrics {
@@ -172,15 +211,14 @@ impl Metrics {
                 Some((*name, *label, figure.name.strip_prefix(beginning)?))
             });
             if let Some((name, label, of)) = found {
-                let label = Some((label, of.to_owned()));
-                labelled.entry(name).or_default().push((label, sum));
+                labelled.entry(name).or_default().push((vec![(label, of.to_owned())], sum));
                 continue;
             }
             let values = match BY_SHARD.contains(&figure.name) {
                 true => (values.iter().enumerate())
-                    .map(|(shard, of)| (Some(("shard", shard.to_string())), of[at] as f64))
+                    .map(|(shard, of)| (vec![("shard", shard.to_string())], of[at] as f64))
                     .collect(),
-                false => vec![(None, sum)],
+                false => vec![(Labels::new(), sum)],
             };
             metrics.push(Metric::new(figure.kind, figure.name, figure.help, values));
         }
@@ -206,13 +244,13 @@ impl Metrics {
             ("queues", sum(|shard| shard.queued_bytes.get())),
             ("mailboxes", sum(|shard| shard.mailbox_bytes.get())),
         ];
-        let class = |(class, bytes): (&str, u64)| (Some(("class", class.to_owned())), bytes as f64);
+        let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
         let limits = [
             ("connections", u64::from(node.options.conns_max) * node.open.len() as u64),
             ("clients", node.rules.client.load().connection_limit),
             ("memory_bytes", self.memory_limit_bytes),
         ];
-        let limit = |(limit, of): (&str, u64)| (Some(("limit", limit.to_owned())), of as f64);
+        let limit = |(limit, of): (&str, u64)| (vec![("limit", limit.to_owned())], of as f64);
         let gauge = Metric::gauge;
         let bytes_each = (rss / open.max(1)) as f64;
         let mut metrics = vec![
@@ -250,7 +288,57 @@ impl Metrics {
             ),
         ];
         metrics.extend(self.slow());
+        metrics.extend(self.proxies());
         metrics
+    }
+
+    /// How the application answers, by proxy and event.
+    fn proxies(&self) -> Vec<Metric> {
+        let endpoints = self.proxies.endpoints();
+        // Not each proxy is asked about each event: what never happened isn't told.
+        let mut calls = Values::new();
+        for endpoint in &endpoints {
+            for event in ProxyEvent::ALL {
+                let counts = Outcome::ALL.map(|outcome| (outcome, endpoint.count(event, outcome)));
+                if counts.iter().all(|(_, count)| *count == 0) {
+                    continue;
+                }
+                calls.extend(counts.into_iter().map(|(outcome, count)| {
+                    let labels = vec![
+                        ("proxy", endpoint.options.name.clone()),
+                        ("event", event.name().to_owned()),
+                        ("outcome", outcome.name().to_owned()),
+                    ];
+                    (labels, count as f64)
+                }));
+            }
+        }
+        let gauge = |name: &str, help: &str, of: fn(&Endpoint) -> f64| {
+            let value = |endpoint: &Arc<Endpoint>| {
+                (vec![("proxy", endpoint.options.name.clone())], of(endpoint))
+            };
+            Metric::new(Kind::Gauge, name, help, endpoints.iter().map(value).collect())
+        };
+        vec![
+            Metric::new(
+                Kind::Counter,
+                "proxy_calls",
+                "Questions to the application, by what came of them",
+                calls,
+            ),
+            gauge("proxy_in_flight", "Calls to the application on their way", |endpoint| {
+                endpoint.in_flight() as f64
+            }),
+            gauge(
+                "proxy_circuit",
+                "0: the application is asked; 1: one call tries whether it answers again; 2: it is not asked",
+                |endpoint| match endpoint.state() {
+                    State::Closed => 0.0,
+                    State::HalfOpen => 1.0,
+                    State::Open => 2.0,
+                },
+            ),
+        ]
     }
 
     /// What became of slow clients, by namespace.
@@ -263,7 +351,7 @@ impl Metrics {
                 // The last are of namespaces that came later.
                 let last = at + 1 == self.node.slow[0].len();
                 let namespace = if last { "(later)" } else { namespaces[at].name.as_str() };
-                (Some(("namespace", namespace.to_owned())), sum as f64)
+                (vec![("namespace", namespace.to_owned())], sum as f64)
             });
             Metric::new(Kind::Counter, name, help, values.collect())
         };

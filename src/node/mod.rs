@@ -13,11 +13,13 @@ mod api;
 mod control;
 mod desk;
 mod health;
+mod json;
 mod jwks;
 mod listen;
 mod log;
 mod memory;
 mod metrics;
+mod proxies;
 mod serve;
 mod signatures;
 mod web;
@@ -39,6 +41,7 @@ use self::desk::{Bell, Desk};
 use self::health::Health;
 pub use self::health::Thresholds;
 use self::metrics::Metrics;
+use self::proxies::Proxies;
 use self::web::Routers;
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
@@ -47,6 +50,7 @@ use crate::base::times::{Counts, Times};
 use crate::config::{self, Tokens, Web};
 use crate::edge::channels::ChannelRules;
 use crate::edge::origin::OriginRules;
+use crate::edge::proxy::RpcRules;
 use crate::hub::names::NameHasher;
 use crate::io::epoll::Epoll;
 use crate::io::sockets::{self, ListenOptions, Switchboard};
@@ -116,8 +120,10 @@ pub struct Reloaded {
     pub channels: ChannelRules,
     /// What tokens are held against.
     pub tokens: Tokens,
-    /// Options of clients: their limits and delays may change.
+    /// Options of clients: their limits, delays and proxies may change.
     pub client: ClientOptions,
+    /// Who answers the calls of clients.
+    pub rpc: RpcRules,
     /// Which web pages may connect.
     pub origins: OriginRules,
     /// The server API: its key may change, and how errors are told.
@@ -250,6 +256,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         name => name.to_owned(),
     };
     let desk = Arc::new(Desk::new(&letterboxes));
+    let proxies = Proxies::new(Arc::clone(&desk), &node.rules);
+    let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
+    let proxies = Arc::new(proxies);
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
     let uid = format!("{:016x}", seeds.next_u64());
     let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name, uid, started);
@@ -257,6 +266,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         node: Arc::clone(&node),
         desk: Arc::clone(&desk),
         health: Arc::clone(&health),
+        proxies: Arc::clone(&proxies),
         memory_limit_bytes: settings.memory_limit_bytes,
         started,
     };
@@ -270,7 +280,14 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         metrics,
         calls.clone(),
     );
-    runtime.spawn(web::serve_public(desk, control_mailbox, bell, public, Arc::clone(&node)));
+    runtime.spawn(web::serve_public(
+        desk,
+        control_mailbox,
+        bell,
+        public,
+        Arc::clone(&node),
+        Arc::clone(&proxies),
+    ));
     if !listeners.is_empty() {
         let _guard = runtime.enter();
         let listeners = listeners.into_iter().map(tokio::net::TcpListener::from_std);
@@ -292,6 +309,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         lag_told: RefCell::new(Counts::default()),
         health,
         calls: calls.clone(),
+        proxies,
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {

@@ -16,6 +16,7 @@ use crate::base::limits::REQUESTS_UNANSWERED_MAX;
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
+use crate::edge::proxy::ClientProxies;
 use crate::host::facts::Facts;
 use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::ListenOptions;
@@ -101,8 +102,8 @@ fn keep_dev_key(running: &Config, config: &mut Config) {
 
 /// What of a configuration that was read again may change, and what of the rest has changed.
 fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
-    let client = client_options(&config.client);
-    let (_, all) = client_options(&running.client).with_limits_of(&client);
+    let client = client_options(&config.client, config.proxies.clone());
+    let (_, all) = client_options(&running.client, running.proxies.clone()).with_limits_of(&client);
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
     let web =
         |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
@@ -115,7 +116,6 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ("client (other than limits, delays, origins and tokens)", !all),
         ("websocket", running.websocket != config.websocket),
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
-        ("rpc.ping", running.rpc_ping != config.rpc_ping),
         ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
         ("node.name", running.node_name != config.node_name),
         ("pid_file", running.pid_file != config.pid_file),
@@ -123,10 +123,11 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     ];
     let needs_start = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name);
     let needs_start = needs_start.collect();
-    let Config { channels, tokens, web, client: config::Client { allowed_origins, .. }, .. } =
-        config;
+    let Config {
+        channels, tokens, rpc, web, client: config::Client { allowed_origins, .. }, ..
+    } = config;
     let (origins, api) = (allowed_origins, web.api);
-    Reloaded { channels, tokens, client, origins, api, needs_start, warnings }
+    Reloaded { channels, tokens, client, rpc, origins, api, needs_start, warnings }
 }
 
 /// A key for the server API of a development node.
@@ -179,8 +180,9 @@ fn settings(
     facts: &Facts,
     memory_limit_bytes: u64,
 ) -> std::io::Result<Settings> {
-    let Config { client, roost, websocket, http_server, tokens, channels, rpc_ping, web, .. } =
-        config;
+    let Config {
+        client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
+    } = config;
     let internal = http_server.internal.as_ref().map_or_else(Vec::new, |internal| {
         let at = |address: &IpAddr| SocketAddr::new(*address, internal.port);
         internal.addresses.iter().map(at).collect()
@@ -208,7 +210,7 @@ fn settings(
                 .and_then(|bytes| u32::try_from(bytes).ok()),
         },
         rules: Rules {
-            client: ArcSwap::from_pointee(client_options(&client)),
+            client: ArcSwap::from_pointee(client_options(&client, proxies)),
             keys: TokenKeys::new(&tokens.connection).map_err(std::io::Error::other)?,
             subscription_keys: tokens
                 .subscription
@@ -219,7 +221,7 @@ fn settings(
             channels: channels.into_shared(),
             origins: ArcSwap::from_pointee(client.allowed_origins),
             client_ids: ClientIdSealer::new(&key),
-            rpc_ping,
+            rpc: ArcSwap::from_pointee(rpc),
         },
         options: Options {
             conns_soft: conns(plan.conns_per_shard_soft),
@@ -254,8 +256,9 @@ fn settings(
 }
 
 /// What sessions go by of the section `client`.
-fn client_options(client: &config::Client) -> ClientOptions {
+fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOptions {
     ClientOptions {
+        proxies,
         insecure: client.insecure,
         allow_anonymous: client.allow_anonymous_connect_without_token,
         disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,

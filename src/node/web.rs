@@ -26,10 +26,12 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::api::Api;
-use super::desk::{Bell, Desk, Visitor};
+use super::desk::{Bell, Desk, Visit};
 use super::health::{self, Health};
 use super::metrics::{self, Metrics};
+use super::proxies::Proxies;
 use crate::base::frame::SharedFrame;
+use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
 use crate::config::{self, Web};
 use crate::proto::http;
@@ -89,18 +91,30 @@ pub(super) async fn serve_public(
     bell: Arc<Bell>,
     router: Router,
     node: Arc<Node>,
+    proxies: Arc<Proxies>,
 ) {
     let visited = Arc::clone(&desk);
-    let visit = move |visitor| {
-        let draining = node.draining.load(Ordering::Relaxed);
-        tokio::spawn(answer(router.clone(), Arc::clone(&visited), visitor, draining));
+    let visit = move |from, visit| match visit {
+        Visit::Request(request) => {
+            let draining = node.draining.load(Ordering::Relaxed);
+            tokio::spawn(answer(router.clone(), Arc::clone(&visited), from, request, draining));
+        }
+        Visit::Question(question) => {
+            let proxies = Arc::clone(&proxies);
+            tokio::spawn(async move { proxies.answer(from, *question).await });
+        }
     };
     desk.run(mailbox, bell, visit).await;
 }
 
 /// Answers a request that came to the public port; `draining` ends the connection behind it.
-async fn answer(router: Router, desk: Arc<Desk>, visitor: Visitor, draining: bool) {
-    let Visitor { from, request } = visitor;
+async fn answer(
+    router: Router,
+    desk: Arc<Desk>,
+    from: ShardId,
+    request: Box<WebRequest>,
+    draining: bool,
+) {
     let asker = request.asker;
     let (bytes, keep_alive) = respond(router, &request, draining).await;
     desk.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });

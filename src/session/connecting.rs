@@ -92,6 +92,8 @@ pub struct Connecting {
     pub awaited: u32,
     /// Subscriptions that are made.
     pub made: Vec<Made>,
+    /// Data for the result, from the application; empty for none.
+    pub data: Box<[u8]>,
     /// Seconds until the connection expires, when the client refreshes it.
     pub ttl: Option<u32>,
     /// What came meanwhile, to go behind the reply.

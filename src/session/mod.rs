@@ -12,6 +12,8 @@ pub use self::connecting::{Connecting, Made, ServerSub};
 pub use self::rules::{ClientOptions, PersonalChannel, Rules};
 pub use self::subs::{Sub, SubFlags, SubState, Subs};
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 
 use crate::base::flags::flags;
@@ -31,6 +33,40 @@ pub struct SubExtra {
     pub data: Box<[u8]>,
     /// What it lets through.
     pub filter: Option<FilterId>,
+    /// Who sees to it that it goes on.
+    pub renewal: Renewal,
+}
+
+impl SubExtra {
+    /// When something is to be done about its expiry, `delay` being what a client has to refresh it.
+    pub fn due(&self, delay: i64) -> Option<i64> {
+        match self.renewal {
+            Renewal::Client => Some(self.expires? + delay),
+            Renewal::Server => self.expires,
+            Renewal::Asked => None,
+        }
+    }
+}
+
+/// Who sees to it that something goes on that expires.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Renewal {
+    /// The client, with a new token.
+    #[default]
+    Client,
+    /// The server, by asking the application.
+    Server,
+    /// It is being asked.
+    Asked,
+}
+
+/// What was kept of a client's headers for proxies: lower-case names, and values.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Of its request.
+    pub http: Vec<(CompactString, Box<[u8]>)>,
+    /// Of its connect command: the client's word.
+    pub emulated: Vec<(CompactString, Box<[u8]>)>,
 }
 
 /// What only few sessions have.
@@ -40,6 +76,8 @@ pub struct Extra {
     pub info: Box<[u8]>,
     /// `meta` from the token, for proxies; empty is none.
     pub meta: Box<[u8]>,
+    /// What proxies take over of its headers.
+    pub headers: Option<Arc<Headers>>,
     /// Subscriptions that have more than others.
     pub subs: Vec<SubExtra>,
     /// `connect` is not answered yet.
@@ -84,6 +122,8 @@ flags! {
         detached, set_detached = 2;
         /// Counted at its user's home.
         user_counted, set_user_counted = 3;
+        /// The application is asked whether it goes on.
+        refreshing, set_refreshing = 4;
     }
 }
 
@@ -123,6 +163,7 @@ impl Session {
                 info: Box::default(),
                 data: Box::default(),
                 filter: None,
+                renewal: Renewal::default(),
             });
             subs.len() - 1
         });

@@ -1,5 +1,7 @@
 //! What all sessions of a node go by: one object, made from the configuration.
 
+use std::sync::Arc;
+
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 
@@ -7,6 +9,7 @@ use crate::edge::channels::{ChannelRules, ChannelSyntax};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::edge::origin::OriginRules;
+use crate::edge::proxy::{ClientProxies, ProxyOptions, RpcRules};
 
 /// Options of the section `client` that a session asks for. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +53,12 @@ pub struct ClientOptions {
     pub include_server_time: bool,
     /// What the connect reply says of the server.
     pub version: String,
+    /// Who is asked about connections.
+    pub proxies: ClientProxies,
 }
 
 impl ClientOptions {
-    /// These with the limits and delays of others: what may change while sessions live. Whether that is
+    /// These with the limits, delays and proxies of others: what may change while sessions live. Whether that is
     /// all that differs is the answer, too.
     pub fn with_limits_of(&self, others: &Self) -> (Self, bool) {
         let limits = others.clone();
@@ -68,6 +73,7 @@ impl ClientOptions {
             history_publications_max: limits.history_publications_max,
             recovery_publications_max: limits.recovery_publications_max,
             include_server_time: limits.include_server_time,
+            proxies: limits.proxies.clone(),
             ..self.clone()
         };
         let all = taken == limits;
@@ -90,8 +96,8 @@ pub struct PersonalChannel {
     pub single_connection: bool,
 }
 
-/// Everything that decides what a session may do. Shared by all shards; channels, keys, origins and the
-/// limits of clients may be replaced while the node runs.
+/// Everything that decides what a session may do. Shared by all shards; channels, keys, origins, proxies and
+/// the limits of clients may be replaced while the node runs.
 pub struct Rules {
     /// Options of the section `client`.
     pub client: ArcSwap<ClientOptions>,
@@ -105,8 +111,28 @@ pub struct Rules {
     pub origins: ArcSwap<OriginRules>,
     /// Makes client ids.
     pub client_ids: ClientIdSealer,
-    /// The RPC method that is answered with `{}`, if there is one.
-    pub rpc_ping: Option<CompactString>,
+    /// Who answers the calls of clients.
+    pub rpc: ArcSwap<RpcRules>,
+}
+
+impl Rules {
+    /// All proxies that they name, each once.
+    pub fn proxies(&self) -> Vec<Arc<ProxyOptions>> {
+        let (client, rpc, channels) = (self.client.load(), self.rpc.load(), self.channels.load());
+        let of_client = [&client.proxies.connect, &client.proxies.refresh];
+        let of_rpc = rpc.namespaces.values().chain([&rpc.without_namespace]);
+        let of_channels = channels
+            .namespaces()
+            .iter()
+            .flat_map(|of| [&of.subscribe_proxy, &of.publish_proxy, &of.sub_refresh_proxy]);
+        let mut all: Vec<Arc<ProxyOptions>> = Vec::new();
+        for proxy in of_client.into_iter().chain(of_rpc).chain(of_channels).flatten() {
+            if !all.contains(proxy) {
+                all.push(Arc::clone(proxy));
+            }
+        }
+        all
+    }
 }
 
 impl PersonalChannel {

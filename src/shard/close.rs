@@ -5,7 +5,7 @@ use super::*;
 use crate::proto::client::{Disconnect, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::Fault;
-use crate::session::{Sub, SubState};
+use crate::session::{Renewal, Sub, SubState};
 
 impl<D: Driver> Shard<D> {
     /// Ends a client's session with a code of the client protocol.
@@ -209,6 +209,12 @@ impl<D: Driver> Shard<D> {
         if !self.verdicts.is_empty() {
             self.verdicts.remove(&index);
         }
+        if !self.headers.is_empty() {
+            self.headers.remove(&index);
+        }
+        if !self.told.is_empty() {
+            self.told.remove(&index);
+        }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
         self.leaving.push_back(&mut self.conns, index);
@@ -285,13 +291,19 @@ impl<D: Driver> Shard<D> {
 
     /// The tick at which a session or one of its subscriptions has been expired for too long.
     fn expiry(&self, session: &Session) -> Option<u32> {
-        let client = Arc::clone(&self.client);
-        let of_connection = (session.expires > 0)
-            .then(|| i64::from(session.expires) + seconds(client.expired_close_delay_ms));
-        let of_subs = session.extra.as_ref().and_then(|extra| {
-            let first = extra.subs.iter().filter_map(|sub| sub.expires).min()?;
-            Some(first + seconds(client.expired_sub_close_delay_ms))
-        });
+        let client = &self.client;
+        // What the application refreshes is asked about at once, and not again until it has answered.
+        let delay = match client.proxies.refresh {
+            Some(_) => 0,
+            None => seconds(client.expired_close_delay_ms),
+        };
+        let of_connection = (session.expires > 0 && !session.flags.refreshing())
+            .then(|| i64::from(session.expires) + delay);
+        let delay = seconds(client.expired_sub_close_delay_ms);
+        let of_subs = session
+            .extra
+            .as_ref()
+            .and_then(|extra| extra.subs.iter().filter_map(|sub| sub.due(delay)).min());
         let at = [of_connection, of_subs].into_iter().flatten().min()?;
         let left = u64::try_from(at - self.driver.unix().0).unwrap_or(0);
         Some(match left {
@@ -360,6 +372,11 @@ impl<D: Driver> Shard<D> {
             // It was served and waits for nothing: kept alive for long enough.
             Phase::Head if conn.flags.served() && conn.rx.is_none() => self.linger(index),
             Phase::Head | Phase::Body => self.refuse(index, Refusal::Timeout),
+            // The application is asked who it is: it is not the client that is late.
+            Phase::Client if conn.session == NONE && conn.flags.pending() => {
+                self.conns[index as usize].since_tick = tick;
+                self.schedule(index);
+            }
             Phase::Client if conn.session == NONE => {
                 self.counters().closed_stale.add(1);
                 self.disconnect(index, Disconnect::Stale);
@@ -399,22 +416,40 @@ impl<D: Driver> Shard<D> {
         let now = self.driver.unix();
         let client = Arc::clone(&self.client);
         let pings = client.ping_interval_ms.is_some();
-        let expired_delay = seconds(client.expired_close_delay_ms);
+        let expired_delay = match client.proxies.refresh {
+            Some(_) => 0,
+            None => seconds(client.expired_close_delay_ms),
+        };
         let conn = &self.conns[index as usize];
         let frame_ping = conn.flags.frame_ping();
         let (interval, pong_timeout) = self.ping_times(frame_ping);
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
-        if session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay {
-            self.counters().closed_expired.add(1);
-            return self.disconnect(index, Disconnect::ConnectionExpired);
+        let is_over = session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay;
+        match &client.proxies.refresh {
+            Some(proxy)
+                if is_over && !session.flags.refreshing() && session.connecting().is_none() =>
+            {
+                self.ask_to_refresh(index, proxy);
+            }
+            None if is_over => {
+                self.counters().closed_expired.add(1);
+                return self.disconnect(index, Disconnect::ConnectionExpired);
+            }
+            _ => {}
         }
         self.expire_subs(index);
         let conn = &self.conns[index as usize];
+        let pending = conn.flags.pending();
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {
             return;
         }
         if session.flags.pong_window() {
+            if session.flags.pong_due() && pending {
+                // It is not read while a question of its is out: the pong may be there.
+                session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
+                return;
+            }
             if session.flags.pong_due() {
                 self.counters().closed_no_pong.add(1);
                 return self.disconnect(index, Disconnect::NoPong);
@@ -451,14 +486,17 @@ impl<D: Driver> Shard<D> {
             let mut subs = session.subs.as_slice().iter();
             subs.any(|sub| sub.channel == channel && sub.state == SubState::Live)
         };
-        let over: Vec<u32> = extra
+        let over: Vec<(u32, Renewal)> = extra
             .subs
             .iter()
-            .filter(|sub| sub.expires.is_some_and(|at| now >= at + delay) && live(sub.channel))
-            .map(|sub| sub.channel)
+            .filter(|sub| sub.due(delay).is_some_and(|at| now >= at) && live(sub.channel))
+            .map(|sub| (sub.channel, sub.renewal))
             .collect();
-        for channel in over {
-            self.end_sub(index, channel, Unsubscribed::Expired);
+        for (channel, renewal) in over {
+            match renewal {
+                Renewal::Server => self.ask_to_sub_refresh(index, channel),
+                _ => self.end_sub(index, channel, Unsubscribed::Expired),
+            }
         }
     }
 }

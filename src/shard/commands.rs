@@ -1,11 +1,13 @@
 //! Commands of clients: each goes to the file that knows it; here is what they share.
 
-use super::mail::{Answer, Asker, Mail, Publish, Read, Reading};
+use super::mail::{Answer, Asker, Mail, Publish, PublishOptions, Read, Reading};
+use super::proxies::{ProxyAnswer, ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
 use crate::base::info::ClientInfo;
 use crate::edge::channels::{NameFault, Namespace, Refusal};
 use crate::edge::client_id::ClientId;
+use crate::edge::proxy::{AppDisconnect, AppError, RpcTarget};
 use crate::hub::history::{Page, Since};
 use crate::proto::client::{
     self, Body, Command, Commands, Disconnect, ErrorCode, HistoryRequest, PublishRequest, Reply,
@@ -23,8 +25,12 @@ pub(super) enum Stop {
     Close(Disconnect),
     /// Nothing was done: the home has no credit for us now.
     NoCredit(ShardId),
-    /// Nothing was done: a signature is being checked.
-    Unverified,
+    /// Nothing was done: a signature is being checked, or the application asked.
+    Pending,
+    /// An error of the application's.
+    AppError(AppError),
+    /// The application closes the connection.
+    AppClose(AppDisconnect),
 }
 
 impl From<ErrorCode> for Stop {
@@ -123,7 +129,7 @@ impl<D: Driver> Shard<D> {
                 self.presence(index, asker, &request.channel, Reading::PresenceStats)
             }
             Request::History(request) => self.history(index, asker, request),
-            Request::Rpc(request) => self.rpc(index, id, request),
+            Request::Rpc(request) => self.rpc(index, asker, request),
             Request::Send(_) => Err(Disconnect::NotAvailable.into()),
             Request::Refresh(request) => self.refresh(index, id, request),
             Request::SubRefresh(request) => self.sub_refresh(index, id, request),
@@ -135,6 +141,10 @@ impl<D: Driver> Shard<D> {
     }
 
     fn finish_command(&mut self, index: u32, id: u32, result: Result<Flow, Stop>) -> Flow {
+        // What the application has said holds until the command is done.
+        if !self.told.is_empty() && !matches!(result, Err(Stop::NoCredit(_) | Stop::Pending)) {
+            self.told.remove(&index);
+        }
         match result {
             Ok(flow) => flow,
             Err(Stop::Error(code)) => {
@@ -157,7 +167,16 @@ impl<D: Driver> Shard<D> {
                 self.wait_for_credit(index, home);
                 self.pause(index)
             }
-            Err(Stop::Unverified) => self.pause(index),
+            Err(Stop::Pending) => self.pause(index),
+            Err(Stop::AppError(error)) => {
+                self.reply_app_error(index, id, &error);
+                Flow::On
+            }
+            Err(Stop::AppClose(AppDisconnect { code, reason })) => {
+                self.counters().closed_by_application.add(1);
+                self.close_websocket(index, code, &reason);
+                Flow::End
+            }
         }
     }
 
@@ -167,7 +186,8 @@ impl<D: Driver> Shard<D> {
         if !conn.flags.waiting() {
             conn.flags.set_waiting(true);
             let key = conn.key(index);
-            self.waiting[home.index()].push_back(key);
+            let last = self.waiting.len() - 1;
+            self.waiting[home.index().min(last)].push_back(key);
         }
     }
 
@@ -181,6 +201,14 @@ impl<D: Driver> Shard<D> {
     pub(super) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
         self.counters().count_error(code);
         self.reply(index, id, &Reply::Error { code, temporary });
+    }
+
+    /// Answers a command with an error of the application's.
+    pub(super) fn reply_app_error(&mut self, index: u32, id: u32, error: &AppError) {
+        self.counters().command_errors.inc();
+        self.counters().error_application.inc();
+        let AppError { code, message, temporary } = error;
+        self.reply(index, id, &Reply::AppError { code: *code, message, temporary: *temporary });
     }
 
     /// The encoding that a connection speaks.
@@ -248,7 +276,28 @@ impl<D: Driver> Shard<D> {
         let subscribed = self.is_subscribed(index, channel);
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        namespace.may_publish(&session.user, subscribed, insecure, data)?;
+        let user = session.user.clone();
+        let told = match &namespace.publish_proxy {
+            None => {
+                namespace.may_publish(&user, subscribed, insecure, data)?;
+                None
+            }
+            Some(proxy) => {
+                namespace.check_data(data)?;
+                let answer = self.ask_application(index, asker.command, proxy, || {
+                    ProxyCall::Publish { channel: CompactString::new(channel), data: data.into() }
+                })?;
+                // Without a result the application has not allowed it.
+                verdict(&answer)?.ok_or(ErrorCode::PermissionDenied)?;
+                Some(answer)
+            }
+        };
+        let told = match told.as_deref() {
+            Some(ProxyAnswer::Result(result)) => Some(&**result),
+            _ => None,
+        };
+        let data = told.and_then(|result| result.data.as_deref()).unwrap_or(data);
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let chan_info: Box<[u8]> = known
             .and_then(|at| session.sub_extra(at))
             .map(|extra| extra.info.clone())
@@ -270,9 +319,11 @@ impl<D: Driver> Shard<D> {
                 asker: Some(Asker { credits, ..asker }),
                 data: data.into(),
                 info,
-                tags: Box::default(),
+                tags: told.map(|result| result.tags.clone()).unwrap_or_default(),
                 is_json,
-                options: None,
+                options: told
+                    .filter(|result| result.options != PublishOptions::default())
+                    .map(|result| Box::new(result.options.clone())),
             })),
         );
         Ok(Flow::On)
@@ -405,14 +456,36 @@ impl<D: Driver> Shard<D> {
         self.disconnect(index, Disconnect::InappropriateProtocol);
     }
 
-    /// No proxy is built: but for the ping there is nothing to call.
-    fn rpc(&mut self, index: u32, id: u32, request: &RpcRequest<'_>) -> Result<Flow, Stop> {
-        match &self.node.rules.rpc_ping {
-            Some(method) if *method == request.method => {
-                self.reply(index, id, &Reply::Rpc { data: b"" });
-                Ok(Flow::On)
+    /// A call to the application.
+    fn rpc(&mut self, index: u32, asker: Asker, request: &RpcRequest<'_>) -> Result<Flow, Stop> {
+        let rules = self.node.rules.rpc.load();
+        let method: &str = &request.method;
+        let proxy = match rules.target(method) {
+            RpcTarget::Ping => {
+                self.reply(index, asker.command, &Reply::Rpc { data: b"" });
+                return Ok(Flow::On);
             }
-            _ => Err(ErrorCode::NotAvailable.into()),
+            RpcTarget::NotFound => return Err(ErrorCode::MethodNotFound.into()),
+            RpcTarget::NotAvailable => return Err(ErrorCode::NotAvailable.into()),
+            RpcTarget::Proxy(proxy) => Arc::clone(proxy),
+        };
+        drop(rules);
+        let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
+        let answer = self.ask_application(index, asker.command, &proxy, || ProxyCall::Rpc {
+            method: CompactString::new(method),
+            data: data.into(),
+        })?;
+        let data = verdict(&answer)?.and_then(|result| result.data.as_deref()).unwrap_or_default();
+        if !self.may_show(index, data) {
+            self.inappropriate(index);
+            return Ok(Flow::End);
         }
+        self.reply(index, asker.command, &Reply::Rpc { data });
+        Ok(Flow::On)
+    }
+
+    /// Whether a connection can be shown this.
+    pub(super) fn may_show(&self, index: u32, data: &[u8]) -> bool {
+        data.is_empty() || self.encoding(index) == Encoding::Protobuf || client::is_json(data)
     }
 }

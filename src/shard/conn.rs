@@ -73,8 +73,8 @@ flags! {
         waiting, set_waiting = 12;
         /// What comes for it waits behind the reply to its `connect`.
         held, set_held = 13;
-        /// A signature of its token is being checked.
-        verifying, set_verifying = 14;
+        /// A question of its command is out: about a token's signature, or to the application.
+        pending, set_pending = 14;
         /// A request of it was answered by the control thread.
         served, set_served = 15;
     }

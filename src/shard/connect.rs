@@ -9,6 +9,7 @@
 
 use super::commands::Stop;
 use super::mail::{Asker, Mail, UserConn};
+use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
 use crate::base::time::UnixSeconds;
@@ -21,6 +22,35 @@ use crate::proto::client::{
     SubscribePush, SubscribeRequest, SubscribeResult,
 };
 use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags};
+
+/// Who a connection belongs to.
+struct Identified {
+    claims: ConnectionClaims,
+    by: By,
+    /// Data for the result; empty for none.
+    data: Box<[u8]>,
+}
+
+/// Who says so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// A token.
+    Token,
+    /// The connect proxy.
+    Application,
+    /// Nobody: it is anonymous, or a header names it.
+    Nobody,
+}
+
+/// What the application is asked about a `connect`.
+fn call_of(request: &ConnectRequest<'_>) -> ProxyCall {
+    ProxyCall::Connect {
+        data: request.data.as_ref().map_or(&b""[..], |data| data.bytes()).into(),
+        name: CompactString::new(&request.name),
+        version: CompactString::new(&request.version),
+        channels: request.subs.keys().map(CompactString::new).collect(),
+    }
+}
 
 /// Sessions as the user index sees them.
 struct SessionTable<'a> {
@@ -49,12 +79,22 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Flow, Stop> {
         let client = Arc::clone(&self.client);
         let now = self.driver.unix();
-        let claims = match self.identify(index, request, now) {
-            Ok(claims) => claims,
+        self.keep_emulated_headers(index, request);
+        let identified = match self.identify(index, id, request, now) {
+            Ok(identified) => identified,
             // The connection is of no use any more: the client shall close it.
             Err(Stop::Error(code)) => return Ok(self.unusable(index, id, code)),
+            Err(Stop::AppError(error)) => {
+                self.reply_app_error(index, id, &error);
+                return Ok(self.make_unusable(index));
+            }
             Err(other) => return Err(other),
         };
+        let Identified { claims, by, data } = identified;
+        if !self.may_show(index, &data) {
+            self.inappropriate(index);
+            return Ok(Flow::End);
+        }
         self.header_users.remove(&index);
         let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
         let expire_at = expire_at.filter(|_| !client.insecure);
@@ -71,7 +111,8 @@ impl<D: Driver> Shard<D> {
                 info: options.info.unwrap_or_default(),
                 data: options.data.unwrap_or_default(),
                 overrides: options.overrides,
-                by_token: true,
+                expires: options.expire_at,
+                by_token: by == By::Token,
                 ..ServerSub::default()
             });
         }
@@ -86,8 +127,12 @@ impl<D: Driver> Shard<D> {
                 to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
             }
         }
-        ask_unasked(&channels, client.insecure, &user, request, &mut to_ask)?;
-        if expire_at.is_some_and(|at| at <= now.0) {
+        let also_others = by != By::Application;
+        ask_unasked(&channels, client.insecure, &user, request, also_others, &mut to_ask)?;
+        let is_past = |at: i64| at <= now.0;
+        if expire_at.is_some_and(is_past)
+            || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past))
+        {
             return Ok(self.unusable(index, id, ErrorCode::Expired));
         }
         if to_ask.len() > client.channel_limit {
@@ -95,24 +140,29 @@ impl<D: Driver> Shard<D> {
         }
         let to_count =
             !user.is_empty() && (client.user_connection_limit > 0 || client.single_connection());
-        let ttl = expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
-        let connecting = Connecting { command: id, to_count, to_ask, ttl, ..Connecting::default() };
-        let few = info.is_some() || meta.is_some();
+        let ttl = expire_at
+            .filter(|_| client.proxies.refresh.is_none())
+            .map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        let headers = self.headers.remove(&index);
+        let connecting =
+            Connecting { command: id, to_count, to_ask, ttl, data, ..Connecting::default() };
+        let few = info.is_some() || meta.is_some() || headers.is_some();
         let wait = to_count || !connecting.to_ask.is_empty();
+        let (connecting, at_once) = match wait {
+            true => (Some(Box::new(connecting)), None),
+            false => (None, Some(connecting)),
+        };
         let extra = (few || wait).then(|| {
-            Box::new(Extra {
-                info: info.unwrap_or_default(),
-                meta: meta.unwrap_or_default(),
-                connecting: wait.then(|| Box::new(connecting)),
-                ..Extra::default()
-            })
+            let (info, meta) = (info.unwrap_or_default(), meta.unwrap_or_default());
+            Box::new(Extra { info, meta, headers, connecting, ..Extra::default() })
         });
         self.begin_session(index, user, expire_at, extra);
-        if wait {
-            self.conns[index as usize].flags.set_held(true);
-            self.go_on_connecting(index);
-        } else {
-            self.reply_connect(index, &Connecting { command: id, ttl, ..Connecting::default() });
+        match at_once {
+            Some(connecting) => self.reply_connect(index, &connecting),
+            None => {
+                self.conns[index as usize].flags.set_held(true);
+                self.go_on_connecting(index);
+            }
         }
         Ok(Flow::On)
     }
@@ -121,9 +171,10 @@ impl<D: Driver> Shard<D> {
     fn identify(
         &mut self,
         index: u32,
+        id: u32,
         request: &ConnectRequest<'_>,
         now: UnixSeconds,
-    ) -> Result<ConnectionClaims, Stop> {
+    ) -> Result<Identified, Stop> {
         let client = Arc::clone(&self.client);
         if !request.token.is_empty() {
             let verdict = match self.connection_claims(index, &request.token, now)? {
@@ -137,10 +188,19 @@ impl<D: Driver> Shard<D> {
                 Ok(claims) if claims.user.is_empty() && client.disallow_anonymous_tokens => {
                     Err(Disconnect::PermissionDenied.into())
                 }
-                Ok(claims) => Ok(claims),
+                Ok(claims) => Ok(Identified { claims, by: By::Token, data: Box::default() }),
                 Err(TokenFault::Expired) => Err(ErrorCode::TokenExpired.into()),
                 Err(TokenFault::Invalid) => Err(Disconnect::InvalidToken.into()),
             };
+        }
+        if let Some(proxy) = &client.proxies.connect {
+            let answer = self.ask_application(index, id, proxy, || call_of(request))?;
+            // Without a result it is as if nobody had been asked.
+            if let Some(result) = verdict(&answer)? {
+                let data = result.data.clone().unwrap_or_default();
+                let claims = result.claims.clone();
+                return Ok(Identified { claims, by: By::Application, data });
+            }
         }
         let user = if client.allow_anonymous || client.insecure {
             CompactString::default()
@@ -150,7 +210,8 @@ impl<D: Driver> Shard<D> {
             return Err(Disconnect::BadRequest.into());
         };
         let (expire_at, info, meta, subs) = (None, None, None, Vec::new());
-        Ok(ConnectionClaims { user, expire_at, info, meta, subs })
+        let claims = ConnectionClaims { user, expire_at, info, meta, subs };
+        Ok(Identified { claims, by: By::Nobody, data: Box::default() })
     }
 
     fn begin_session(
@@ -193,6 +254,11 @@ impl<D: Driver> Shard<D> {
     /// `connect` failed: the error goes out, nothing more is taken, the client shall close.
     fn unusable(&mut self, index: u32, id: u32, code: ErrorCode) -> Flow {
         self.reply_error(index, id, code, code.temporary());
+        self.make_unusable(index)
+    }
+
+    /// The error is out.
+    fn make_unusable(&mut self, index: u32) -> Flow {
         let tick = self.tick();
         let conn = &mut self.conns[index as usize];
         conn.phase = Phase::Unusable;
@@ -328,7 +394,8 @@ impl<D: Driver> Shard<D> {
         let Some(session) = self.session_of(index) else { return };
         let Some(extra) = &mut session.extra else { return };
         let Some(connecting) = extra.connecting.take() else { return };
-        if extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty() {
+        let is_empty = extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty();
+        if is_empty && extra.headers.is_none() {
             session.extra = None;
         }
         self.conns[index as usize].flags.set_held(false);
@@ -357,6 +424,7 @@ impl<D: Driver> Shard<D> {
             version: &client.version,
             expires: connecting.ttl.is_some(),
             ttl: connecting.ttl.unwrap_or(0),
+            data: &connecting.data,
             subs: &subs,
             ping: if pings { (interval / 1000).max(1) as u32 } else { 0 },
             pong: pings && pong_timeout.is_some(),
@@ -372,7 +440,8 @@ impl<D: Driver> Shard<D> {
         id: u32,
         request: &RefreshRequest<'_>,
     ) -> Result<Flow, Stop> {
-        if request.token.is_empty() {
+        // What the application refreshes is not the client's business.
+        if request.token.is_empty() || self.client.proxies.refresh.is_some() {
             return Err(Disconnect::BadRequest.into());
         }
         let now = self.driver.unix();
@@ -418,6 +487,20 @@ impl<D: Driver> Shard<D> {
         named.iter().all(has) && subs.iter().filter(|sub| sub.flags.token()).all(|s| is_named(&s))
     }
 
+    /// Other `chan_info` of one subscription. Not told where the home has no room: it comes with the next.
+    pub(super) fn reinform_in(&mut self, index: u32, at: u32, chan_info: Box<[u8]>) {
+        let key = self.conns[index as usize].key(index);
+        let Some(session) = self.session_of(index) else { return };
+        let is_member = session.subs.find(at).is_some_and(|sub| sub.flags.member());
+        session.sub_extra_or_new(at).info = chan_info.clone();
+        let Some(local) = self.locals.get(at).filter(|_| is_member) else { return };
+        let (home, channel) = (local.home, local.name.as_str().into());
+        if !self.mail[home].is_full() {
+            let info = self.client_info(key, &chan_info);
+            self.post(home, Mail::Reinform { channel, conn: key, info });
+        }
+    }
+
     /// `conn_info` from a new token: those who see the client see that.
     pub(super) fn reinform(&mut self, index: u32, info: Box<[u8]>) -> Result<(), Stop> {
         let key = self.conns[index as usize].key(index);
@@ -461,12 +544,14 @@ fn ask_unasked(
     insecure: bool,
     user: &str,
     request: &ConnectRequest<'_>,
+    also_others: bool,
     to_ask: &mut Vec<ServerSub>,
 ) -> Result<(), Stop> {
     for (channel, asked) in &request.subs {
         let known = to_ask.iter().position(|sub| sub.channel == *channel);
         let at = match known {
             Some(at) => at,
+            None if !also_others => continue,
             None => {
                 let namespace = match channels.resolve(channel) {
                     Ok(namespace) => namespace,

@@ -102,12 +102,13 @@ impl<D: Driver> Shard<D> {
                     self.mail[CONTROL].earn(asker.credits);
                     self.web_response(asker, bytes, keep_alive);
                 }
+                Mail::Told(told) => self.told(*told),
                 Mail::List(list) => self.home_list(from, list),
                 Mail::Order(order) => self.take_order(from, order),
                 Mail::Pass { order } => self.post(from, Mail::Passed { order }),
                 Mail::Passed { order } => self.passed(from, order),
                 // Only the control thread gets those.
-                Mail::Request(_) | Mail::Listed { .. } | Mail::Ordered { .. } => {}
+                Mail::Request(_) | Mail::Ask(_) | Mail::Listed { .. } | Mail::Ordered { .. } => {}
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }
@@ -131,7 +132,7 @@ impl<D: Driver> Shard<D> {
         session.unanswered -= 1;
         // Half of the answers first, so that what is left of a long message is taken in few parts.
         let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
-        if flags.paused() && !flags.waiting() && !flags.verifying() && few {
+        if flags.paused() && !flags.waiting() && !flags.pending() && few {
             self.resume(asker.conn);
         }
         true

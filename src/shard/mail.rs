@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use super::proxies::{ProxyQuestion, Told};
 use super::signatures::{Signed, TokenKind};
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
@@ -425,6 +426,10 @@ pub enum Mail {
         /// The connection may be used again.
         keep_alive: bool,
     },
+    /// To the control thread: ask the application. Answer: [`Mail::Told`].
+    Ask(Box<ProxyQuestion>),
+    /// From the control thread: what the application said.
+    Told(Box<Told>),
     /// From the control thread to a home: name some channels. Answer: [`Mail::Listed`].
     List(List),
     /// From a home.
@@ -479,6 +484,7 @@ impl Mail {
                     size_of::<WebRequest>() + request.head.len() + request.body.len()
                 }
                 Self::Response { bytes, .. } => bytes.len(),
+                Self::Ask(question) => size_of::<ProxyQuestion>() + question.call.bytes(),
                 Self::Listed { listed, .. } => {
                     let name = |(name, _): &(CompactString, u32)| size_of_val(name) + name.len();
                     listed.channels.iter().map(name).sum()

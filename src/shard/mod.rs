@@ -22,6 +22,7 @@ mod homes;
 pub mod mail;
 mod orders;
 mod outbox;
+pub mod proxies;
 mod read;
 mod reading;
 mod sending;
@@ -52,6 +53,7 @@ use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
+use self::proxies::Kept;
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
@@ -76,7 +78,7 @@ use crate::hub::users::Users;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
 use crate::proto::ws;
-use crate::session::{ClientOptions, Rules, Session};
+use crate::session::{ClientOptions, Headers, Rules, Session};
 
 /// Options of a shard. Times in milliseconds.
 #[derive(Clone, Debug)]
@@ -214,7 +216,7 @@ pub struct Shard<D: Driver> {
     /// What is being written, and what came of it.
     writing: Vec<ConnKey>,
     sent: Vec<Sent>,
-    /// Connections that wait for credit at a home, by home.
+    /// Connections that wait for credit at a home, by home; the last for a question to the application.
     waiting: Vec<VecDeque<ConnKey>>,
     acceptable: bool,
     /// No descriptor was left: the listener is asked again then, since no edge tells.
@@ -234,6 +236,12 @@ pub struct Shard<D: Driver> {
     next_serial: u32,
     /// Users named by a request header, by slot, until the client connects.
     header_users: BySlot<CompactString>,
+    /// What was kept of the headers of connections for proxies, by slot, until the client connects.
+    headers: BySlot<Arc<Headers>>,
+    /// What the application has said about commands that connections are paused for, by slot.
+    told: BySlot<Kept>,
+    /// Questions to the application that are not answered.
+    proxy_questions: usize,
     /// Verdicts about tokens that connections are paused for, by slot.
     verdicts: BySlot<Verdict>,
     /// Filters of subscriptions here.
@@ -311,7 +319,7 @@ impl<D: Driver> Shard<D> {
             dirty: Vec::new(),
             writing: Vec::new(),
             sent: Vec::new(),
-            waiting: (0..shards).map(|_| VecDeque::new()).collect(),
+            waiting: (0..=shards).map(|_| VecDeque::new()).collect(),
             acceptable: true,
             accept_again_at: None,
             passed: false,
@@ -325,6 +333,9 @@ impl<D: Driver> Shard<D> {
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
             header_users: Default::default(),
+            headers: Default::default(),
+            told: Default::default(),
+            proxy_questions: 0,
             verdicts: Default::default(),
             filters: Filters::default(),
             walk: Walk::default(),
@@ -611,6 +622,9 @@ impl<D: Driver> Shard<D> {
             ("members", self.homes.members_of_all()),
             ("users by header", self.header_users.len()),
             ("verdicts", self.verdicts.len()),
+            ("headers kept", self.headers.len()),
+            ("told by the application", self.told.len()),
+            ("questions to the application", self.proxy_questions),
             ("filters", self.filters.len()),
             ("connections of users", self.user_conns.len()),
             ("events", self.events.len()),

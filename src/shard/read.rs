@@ -207,6 +207,9 @@ impl<D: Driver> Shard<D> {
         {
             self.header_users.insert(key.index, user.into());
         }
+        if client {
+            self.keep_headers(key.index, head);
+        }
         let mut answer = std::mem::take(&mut self.replies);
         answer.clear();
         // Two-way WebSocket without a subprotocol in the request gets none in the answer.

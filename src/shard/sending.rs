@@ -1,7 +1,7 @@
 //! Mail on its way out: what a turn had for other shards, acknowledgements that wait for it, gaps to
 //! be told, and whoever waits for credit.
 
-use super::mail::{Asker, Flushed, Mail};
+use super::mail::{Asker, CONTROL, Flushed, Mail};
 use super::*;
 use crate::hub::history::Position;
 
@@ -116,7 +116,12 @@ impl<D: Driver> Shard<D> {
             if self.waiting[home].is_empty() {
                 continue;
             }
-            for _ in 0..self.mail[ShardId(home as u8)].credits(unanswered_max).min(RESUMED_MAX) {
+            let credits = match home == self.waiting.len() - 1 {
+                true if self.mail[CONTROL].is_full() => 0,
+                true => (PROXY_QUESTIONS_MAX - self.proxy_questions) as u32,
+                false => self.mail[ShardId(home as u8)].credits(unanswered_max),
+            };
+            for _ in 0..credits.min(RESUMED_MAX) {
                 let Some(key) = self.waiting[home].pop_front() else { break };
                 let Some(conn) = self.conn(key) else { continue };
                 conn.flags.set_waiting(false);

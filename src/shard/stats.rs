@@ -121,6 +121,8 @@ counters! {
         error_112: counter,
         /// Commands answered with error 113, concurrent pagination.
         error_113: counter,
+        /// Commands answered with an error of the application's own.
+        error_application: counter,
         /// Connections that had to wait before more of their commands were taken.
         commands_paused: counter,
         /// Closes because the peer broke RFC 6455 (1002).
@@ -151,6 +153,8 @@ counters! {
         closed_idle: counter,
         /// Closes because the node drains (3001).
         closed_shutdown: counter,
+        /// Closes that the application's answers asked for.
+        closed_by_application: counter,
         /// Closes that the server API asked for.
         closed_by_api: counter,
         /// Closes to give memory back when the node was over its limit.
@@ -192,6 +196,8 @@ counters! {
         history_bytes: gauge,
         /// Filters in use here, equal ones once.
         filters: gauge,
+        /// Questions to the application.
+        proxy_questions: counter,
         /// Signatures of tokens checked for their homes here.
         tokens_checked: counter,
         /// Tokens that were known to be good.
@@ -274,7 +280,7 @@ mod tests {
         ErrorCode::ALL.iter().for_each(|code| counters.count_error(*code));
         let mut counted: Vec<u16> = Vec::new();
         counters.each(|name, value| {
-            if let Some(code) = name.strip_prefix("error_") {
+            if let Some(code) = name.strip_prefix("error_").filter(|of| *of != "application") {
                 assert_eq!(value, 1, "{name}");
                 counted.push(code.parse().unwrap());
             }

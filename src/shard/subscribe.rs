@@ -3,11 +3,12 @@
 use super::commands::Stop;
 use super::connect::{asked_by, since_of};
 use super::mail::{Asker, Mail, Membership, Recover, Recovery, Subscribe, Subscribed, Unsubscribe};
+use super::proxies::{self, ProxyCall, ProxyResult};
 use super::read::Flow;
 use super::*;
 use crate::base::filter::FilterNode;
-use crate::edge::channels::{Granted, Namespace, RecoveryMode, Subscriber as Asking};
-use crate::edge::jwt::TokenFault;
+use crate::edge::channels::{Asked, Granted, Namespace, RecoveryMode, Subscriber as Asking};
+use crate::edge::jwt::{SubOptions, SubscriptionClaims, TokenFault};
 use crate::hub::filter::{Filter, FilterId};
 use crate::hub::history::Since;
 use crate::hub::parcel::Form;
@@ -16,7 +17,7 @@ use crate::proto::client::{
     Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest, SubscribeResult,
     Unsubscribed,
 };
-use crate::session::{Made, ServerSub, Sub, SubFlags, SubState};
+use crate::session::{Made, Renewal, ServerSub, Sub, SubFlags, SubState};
 
 /// What a new subscription is to be, before its home is asked.
 struct Wish<'a> {
@@ -80,14 +81,46 @@ impl<D: Driver> Shard<D> {
             _ => String::new(),
         };
         let asking = Asking { user: &user, client: &client_id, insecure };
-        channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
-        let claims = verdict.and_then(Result::ok);
+        let proxy = channels.subscribe_proxy(namespace, channel, &user);
+        let told = match proxy.filter(|_| verdict.is_none()) {
+            None => {
+                channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
+                None
+            }
+            Some(proxy) => {
+                let answer = self.ask_application(index, asker.command, proxy, || {
+                    let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
+                    ProxyCall::Subscribe { channel: CompactString::new(channel), data: data.into() }
+                })?;
+                // Without a result the application has not allowed it.
+                let result = proxies::verdict(&answer)?.ok_or(ErrorCode::PermissionDenied)?;
+                let ProxyResult { claims, data, overrides, .. } = result;
+                Some(SubOptions {
+                    info: claims.info.clone(),
+                    data: data.clone(),
+                    overrides: *overrides,
+                    expire_at: claims.expire_at,
+                })
+            }
+        };
+        let is_told = told.is_some();
+        let options = told.or_else(|| {
+            let SubscriptionClaims { info, data, overrides, expire_at, .. } =
+                verdict.and_then(Result::ok)?;
+            Some(SubOptions { info, data, overrides, expire_at })
+        });
+        if is_told && options.as_ref().is_some_and(|of| of.expire_at.is_some_and(|at| at <= now.0))
+        {
+            return Err(ErrorCode::Expired.into());
+        }
         let filter = match &request.tf {
             Some(node) => Some(filter(namespace, node)?),
             None => None,
         };
-        let overrides = claims.as_ref().map(|claims| &claims.overrides);
-        let granted = namespace.grant(asked_by(request), &user, insecure, overrides);
+        let overrides = options.as_ref().map(|options| &options.overrides);
+        // Where the application decides, what the client asks for on top is not looked at.
+        let asked = if is_told { Asked::default() } else { asked_by(request) };
+        let granted = namespace.grant(asked, &user, insecure, overrides);
         let mut flags = SubFlags::default();
         // What a filter keeps back is no base that a patch could build on.
         flags.set_delta(
@@ -95,8 +128,11 @@ impl<D: Driver> Shard<D> {
         );
         flags.set_recovering(request.recover);
         flags.set_strict(request.flag & FLAG_STRICT_RECOVERY != 0);
-        let claims = claims.map(|claims| (claims.expire_at, claims.info, claims.data));
-        let (expires, info, data) = claims.unwrap_or_default();
+        let SubOptions { expire_at: expires, info, data, .. } = options.unwrap_or_default();
+        if !self.may_show(index, data.as_deref().unwrap_or_default()) {
+            self.inappropriate(index);
+            return Ok(Flow::End);
+        }
         let wish = Wish {
             channel,
             namespace,
@@ -206,6 +242,9 @@ impl<D: Driver> Shard<D> {
         if expires.is_some() || !info.is_empty() || !data.is_empty() || filter.is_some() {
             let extra = session.sub_extra_or_new(local);
             (extra.expires, extra.info, extra.data, extra.filter) = (expires, info, data, filter);
+            if namespace.sub_refresh_proxy.is_some() {
+                extra.renewal = Renewal::Server;
+            }
         }
         self.counters().subscriptions.add(1);
         self.post(
@@ -290,7 +329,9 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let now = self.driver.unix().0;
-        let expires = self.session_of(index).and_then(|s| s.sub_extra(local)?.expires);
+        let extra = self.session_of(index).and_then(|session| session.sub_extra(local));
+        let extra = extra.filter(|extra| extra.renewal == Renewal::Client);
+        let expires = extra.and_then(|extra| extra.expires);
         let ttl = expires.map(|at| u32::try_from(at - now).unwrap_or(0).max(1));
         let list = made.publications.as_ref();
         let reply = Reply::Subscribe(SubscribeResult {
@@ -458,6 +499,10 @@ impl<D: Driver> Shard<D> {
         };
         if request.kind != 0 {
             return Err(ErrorCode::NotAvailable.into());
+        }
+        // What the application refreshes is not the client's business.
+        if session.sub_extra(local).is_some_and(|extra| extra.renewal != Renewal::Client) {
+            return Err(Disconnect::BadRequest.into());
         }
         if request.token.is_empty() {
             return Err(ErrorCode::BadRequest.into());

@@ -96,16 +96,16 @@ impl<D: Driver> Shard<D> {
                 Signed::Unavailable => Err(ErrorCode::Internal.into()),
             };
         }
-        if self.conns[index as usize].flags.verifying() {
-            return Err(Stop::Unverified);
+        if self.conns[index as usize].flags.pending() {
+            return Err(Stop::Pending);
         }
         let home = self.node.names.home(hash);
         let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
         let conn = &mut self.conns[index as usize];
-        conn.flags.set_verifying(true);
+        conn.flags.set_pending(true);
         let asker = Asker { conn: conn.key(index), command: 0, credits };
         self.post(home, Mail::Verify { token: token.into(), kind, asker });
-        Err(Stop::Unverified)
+        Err(Stop::Pending)
     }
 
     /// The verdict has come: the command goes on.
@@ -114,7 +114,7 @@ impl<D: Driver> Shard<D> {
         if conn.socket.is_none() {
             return;
         }
-        conn.flags.set_verifying(false);
+        conn.flags.set_pending(false);
         self.verdicts.insert(asker.conn.index, Verdict { hash, signed });
         self.resume(asker.conn);
     }

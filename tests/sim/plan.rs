@@ -195,6 +195,7 @@ impl Plan {
         });
         let limited = counted && !personal_channel.as_ref().is_some_and(|p| p.single_connection);
         let client = ClientOptions {
+            proxies: Default::default(),
             insecure: false,
             allow_anonymous: true,
             disallow_anonymous_tokens: false,
@@ -310,7 +311,7 @@ impl Plan {
             .into_shared(),
             origins: ArcSwap::from_pointee(OriginRules::new(&["*".to_string()]).unwrap()),
             client_ids: ClientIdSealer::new(&[7; 32]),
-            rpc_ping: None,
+            rpc: Default::default(),
         }
     }
 }

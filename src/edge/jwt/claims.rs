@@ -164,6 +164,7 @@ impl<'a> Claims<'a> {
             info: content(self.info, self.b64info.as_deref())?,
             data: content(self.data, self.b64data.as_deref())?,
             overrides: self.overrides.unwrap_or_default(),
+            expire_at: None,
         })
     }
 
@@ -195,6 +196,7 @@ impl<'a> Claims<'a> {
                 info: content(claims.info, claims.b64info.as_deref())?,
                 data: content(claims.data, claims.b64data.as_deref())?,
                 overrides: claims.overrides.unwrap_or_default(),
+                expire_at: None,
             })
         };
         all.into_iter().map(|(channel, claims)| Ok((channel.into(), options(claims)?))).collect()
@@ -249,7 +251,7 @@ fn content(
 }
 
 /// JSON in one line, since the protocol separates messages by line feeds.
-fn one_line(json: &RawValue) -> Box<[u8]> {
+pub(crate) fn one_line(json: &RawValue) -> Box<[u8]> {
     let mut bytes = json.get().as_bytes().to_vec();
     // Inside a JSON text a bare line feed can only be white space between tokens.
     for byte in bytes.iter_mut().filter(|byte| matches!(**byte, b'\n' | b'\r')) {

@@ -20,6 +20,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::claims::one_line;
 pub use self::sign::{Signer, sign_hs256};
 
 use std::collections::BTreeMap;
@@ -221,7 +222,7 @@ pub enum Checked {
 }
 
 /// What a connection token says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionClaims {
     /// User id; empty is an anonymous user.
     pub user: CompactString,
@@ -246,6 +247,8 @@ pub struct SubOptions {
     pub data: Option<Box<[u8]>>,
     /// Options that replace those of the namespace.
     pub overrides: Overrides,
+    /// When it expires, Unix seconds; `None` is never. Tokens don't say it here.
+    pub expire_at: Option<i64>,
 }
 
 /// What a subscription token says. That user, channel and client are the asking ones is checked by
@@ -587,7 +590,7 @@ impl Keys {
         if channel.is_empty() {
             return Err(TokenFault::Invalid);
         }
-        let SubOptions { info, data, overrides } = claims.own_options()?;
+        let SubOptions { info, data, overrides, .. } = claims.own_options()?;
         Ok(SubscriptionClaims {
             user: claims.user(&self.user_id_claim)?,
             channel,

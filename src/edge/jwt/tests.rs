@@ -264,6 +264,7 @@ fn server_side_subscriptions() {
         info: Some(b"[1]"[..].into()),
         data: Some(b"\n\0"[..].into()),
         overrides: Overrides { join_leave: Some(true), ..Default::default() },
+        ..SubOptions::default()
     };
     let options = json!({
         "info": [1], "b64data": STANDARD.encode("\n\0"),

@@ -1,11 +1,11 @@
-//! What the server API says, as JSON (server API, sections 1 to 3). Unknown fields are ignored, and
-//! `null` is an absent one, but where any JSON may stand.
+//! What the server API says, as JSON (server API, sections 1 to 3). Read as `node/json.rs` says.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::value::RawValue;
+use serde::{Deserialize, Serialize};
+
+use crate::node::json::objects;
 
 /// An error of a method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -43,34 +43,7 @@ impl ApiError {
     }
 }
 
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
-}
-
-/// Any JSON, `null` among it.
-fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-/// Makes structs whose fields may all be absent or `null`.
-macro_rules! requests {
-    ($($(#[$attr:meta])* struct $name:ident $(<$life:lifetime>)? {
-        $($field:ident: $type:ty,)*
-        $(; $($json:ident,)*)?
-    })*) => {$(
-        $(#[$attr])*
-        #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(default)]
-        pub(super) struct $name $(<$life>)? {
-            $(#[serde(deserialize_with = "or_default")] pub(super) $field: $type,)*
-            $($(#[serde(borrow, deserialize_with = "any")] pub(super) $json: Option<&'a RawValue>,)*)?
-        }
-    )*};
-}
-
-requests! {
+objects! {
     /// What publish and broadcast have in common.
     struct Content<'a> {
         b64data: String,

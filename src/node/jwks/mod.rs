@@ -76,7 +76,7 @@ enum FetchFault {
 }
 
 /// The errors behind one that says little itself.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |cause| cause.source())
         .map(|cause| format!(": {cause}"))
         .collect()

@@ -18,6 +18,15 @@ pub enum Reply<'a> {
         /// The SDK shall try again by itself; see [`Reply::error`].
         temporary: bool,
     },
+    /// The command failed by what the application said.
+    AppError {
+        /// 100 and above.
+        code: u32,
+        /// For people.
+        message: &'a str,
+        /// The SDK shall try again by itself.
+        temporary: bool,
+    },
     /// Result of `connect`.
     Connect(ConnectResult<'a>),
     /// Result of `subscribe`.

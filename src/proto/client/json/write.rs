@@ -21,6 +21,11 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option
                 fields.text("message", code.message());
                 fields.flag("temporary", temporary);
             }),
+            Reply::AppError { code, message, temporary } => fields.object("error", |fields| {
+                fields.number("code", code);
+                fields.text("message", message);
+                fields.flag("temporary", temporary);
+            }),
             Reply::Connect(result) => {
                 fields.object("connect", |fields| connect_fields(fields, &result));
             }

@@ -37,6 +37,9 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option
                 temporary,
             });
         }
+        Reply::AppError { code, message: text, temporary } => {
+            message.error = Some(schema::Error { code, message: text.into(), temporary });
+        }
         Reply::Connect(result) => {
             let mut subs = Vec::new();
             put_subs(&mut subs, CONNECT_RESULT_SUBS, result.subs);

@@ -1,0 +1,357 @@
+//! Proxies: asks the application over HTTP what shards want to know (server API, section 6).
+//!
+//! ```text
+//!  shard --Mail::Ask--> breaker closed? --> room for one more call? --> POST --> Mail::Told --> shard
+//!                           '- no: failed    '- no: waits its turn      kept-alive connections
+//! ```
+//! Each endpoint has its own connections, bound and breaker. Whatever happens, each question is answered
+//! within its timeout.
+
+mod breaker;
+mod connector;
+mod wire;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use self::breaker::Breaker;
+pub(super) use self::breaker::State;
+use self::connector::Connector;
+pub(super) use self::connector::TlsFault;
+use super::desk::Desk;
+use crate::base::id::ShardId;
+use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
+use crate::base::times::Times;
+use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions};
+use crate::proto::client::ErrorCode;
+use crate::session::Rules;
+use crate::shard::mail::Mail;
+use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, Told};
+
+/// How a question ended, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// With a result.
+    Result,
+    /// With an error of the application's.
+    Error,
+    /// With a disconnect of the application's.
+    Disconnect,
+    /// With nothing of that.
+    Nothing,
+    /// Without an answer that can be understood.
+    Failed,
+    /// Without an answer in time.
+    Timeout,
+    /// Not asked: the breaker is open.
+    Open,
+    /// Not asked: its turn did not come in time.
+    Busy,
+    /// Not asked: the client's payload isn't JSON.
+    NotJson,
+}
+
+impl Outcome {
+    /// All of them, in order.
+    pub(super) const ALL: [Self; 9] = [
+        Self::Result,
+        Self::Error,
+        Self::Disconnect,
+        Self::Nothing,
+        Self::Failed,
+        Self::Timeout,
+        Self::Open,
+        Self::Busy,
+        Self::NotJson,
+    ];
+
+    /// As metrics name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Result => "result",
+            Self::Error => "error",
+            Self::Disconnect => "disconnect",
+            Self::Nothing => "nothing",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+            Self::Open => "open",
+            Self::Busy => "busy",
+            Self::NotJson => "not_json",
+        }
+    }
+
+    fn of(answer: &ProxyAnswer) -> Self {
+        match answer {
+            ProxyAnswer::Result(_) => Self::Result,
+            ProxyAnswer::Error(_) => Self::Error,
+            ProxyAnswer::Disconnect(_) => Self::Disconnect,
+            ProxyAnswer::Nothing => Self::Nothing,
+            ProxyAnswer::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("no answer in time")]
+    Timeout,
+    #[error("{0}{cause}", cause = super::jwks::causes(.0))]
+    Request(#[from] legacy::Error),
+    #[error("expected status 200, not {0}")]
+    Status(StatusCode),
+    #[error("the answer: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("the answer is not as agreed")]
+    Answer,
+    #[error("no request: {0}")]
+    Call(#[from] hyper::http::Error),
+}
+
+/// All endpoints.
+pub(super) struct Proxies {
+    desk: Arc<Desk>,
+    endpoints: Mutex<HashMap<Arc<ProxyOptions>, Arc<Endpoint>>>,
+}
+
+impl Proxies {
+    /// Those that the rules name.
+    ///
+    /// # Errors
+    /// One of them has certificates that can't be used.
+    pub(super) fn new(desk: Arc<Desk>, rules: &Rules) -> Result<Self, TlsFault> {
+        let proxies = Self { desk, endpoints: Mutex::default() };
+        proxies.follow(rules)?;
+        Ok(proxies)
+    }
+
+    /// Takes over which endpoints the rules name by now. Those that stay keep what they know.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; then all stays as it is.
+    pub(super) fn follow(&self, rules: &Rules) -> Result<(), TlsFault> {
+        let named = rules.proxies();
+        let mut endpoints = self.lock();
+        let mut next = HashMap::new();
+        for options in named {
+            let endpoint = match endpoints.get(&options) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(Endpoint::new(Arc::clone(&options))?),
+            };
+            next.insert(options, endpoint);
+        }
+        *endpoints = next;
+        Ok(())
+    }
+
+    /// All endpoints by name, for metrics.
+    pub(super) fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let mut all: Vec<_> = self.lock().values().cloned().collect();
+        all.sort_by(|a, b| a.options.name.cmp(&b.options.name));
+        all
+    }
+
+    /// Answers a question of a shard's, whatever happens.
+    pub(super) async fn answer(&self, from: ShardId, question: ProxyQuestion) {
+        let endpoint = self.endpoint(&question.proxy);
+        let answer = match endpoint {
+            Some(endpoint) => endpoint.ask(&question).await,
+            None => ProxyAnswer::Failed,
+        };
+        let local = match question.call {
+            ProxyCall::SubRefresh { local, .. } => local,
+            _ => 0,
+        };
+        let (asker, event) = (question.asker, question.call.event());
+        self.desk.post(from, Mail::Told(Box::new(Told { asker, local, event, answer })));
+    }
+
+    /// The endpoint of a question. A shard may not know of other options yet: then it is a new one for
+    /// this question only.
+    fn endpoint(&self, options: &Arc<ProxyOptions>) -> Option<Arc<Endpoint>> {
+        let known = self.lock().get(options).cloned();
+        known.or_else(|| Endpoint::new(Arc::clone(options)).ok().map(Arc::new))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<ProxyOptions>, Arc<Endpoint>>> {
+        // One thread uses it, and a panic ends the process.
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One endpoint, its connections and what is known of it.
+pub(super) struct Endpoint {
+    pub(super) options: Arc<ProxyOptions>,
+    client: legacy::Client<Connector, Full<Bytes>>,
+    room: Semaphore,
+    breaker: Mutex<Breaker>,
+    outcomes: [[AtomicU64; Outcome::ALL.len()]; ProxyEvent::ALL.len()],
+    in_flight: AtomicU64,
+    /// How long calls took that were made.
+    pub(super) durations: Times,
+}
+
+impl Endpoint {
+    fn new(options: Arc<ProxyOptions>) -> Result<Self, TlsFault> {
+        let concurrency = options.concurrency as usize;
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(concurrency.min(IDLE_MAX))
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_timer(TokioTimer::new())
+            .build(connector::connector(&options)?);
+        let pause = Duration::from_millis(options.breaker_pause_ms);
+        Ok(Self {
+            client,
+            room: Semaphore::new(concurrency),
+            breaker: Mutex::new(Breaker::new(options.breaker_failures, pause)),
+            outcomes: Default::default(),
+            in_flight: AtomicU64::new(0),
+            durations: Times::default(),
+            options,
+        })
+    }
+
+    /// How its breaker stands.
+    pub(super) fn state(&self) -> State {
+        self.breaker().state(Instant::now())
+    }
+
+    /// Calls on their way.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How many questions about an event ended so.
+    pub(super) fn count(&self, event: ProxyEvent, outcome: Outcome) -> u64 {
+        self.outcomes[event as usize][outcome as usize].load(Ordering::Relaxed)
+    }
+
+    async fn ask(&self, question: &ProxyQuestion) -> ProxyAnswer {
+        let event = question.call.event();
+        let (outcome, answer) = self.outcome(event, question).await;
+        self.outcomes[event as usize][outcome as usize].fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    async fn outcome(&self, event: ProxyEvent, question: &ProxyQuestion) -> (Outcome, ProxyAnswer) {
+        let began = Instant::now();
+        let Ok(body) = wire::body(question) else {
+            let code = ErrorCode::BadRequest;
+            let (message, temporary) = (code.message().to_owned(), code.temporary());
+            let error = AppError { code: code.code().into(), message, temporary };
+            return (Outcome::NotJson, ProxyAnswer::Error(error));
+        };
+        if !self.breaker().admits(began) {
+            return (Outcome::Open, ProxyAnswer::Failed);
+        }
+        let until = began + Duration::from_millis(self.options.timeout_ms);
+        let Ok(Ok(_place)) = tokio::time::timeout_at(until, self.room.acquire()).await else {
+            // Those that hold the places say how the endpoint is.
+            self.breaker().given_up();
+            return (Outcome::Busy, ProxyAnswer::Failed);
+        };
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let called = tokio::time::timeout_at(until, self.call(event, question, body)).await;
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.durations.record(us);
+        let name = &self.options.name;
+        match called.unwrap_or(Err(Fault::Timeout)) {
+            Ok(answer) => {
+                if self.breaker().succeeded() {
+                    info!(name, "the application answers again");
+                }
+                (Outcome::of(&answer), answer)
+            }
+            Err(fault) => {
+                debug!(name, event = event.name(), %fault, "the application did not answer");
+                if self.breaker().failed(Instant::now()) {
+                    let pause_ms = self.options.breaker_pause_ms;
+                    warn!(name, %fault, pause_ms, "the application fails: it is not asked for a while");
+                }
+                let outcome = match fault {
+                    Fault::Timeout => Outcome::Timeout,
+                    _ => Outcome::Failed,
+                };
+                (outcome, ProxyAnswer::Failed)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        event: ProxyEvent,
+        question: &ProxyQuestion,
+        body: Vec<u8>,
+    ) -> Result<ProxyAnswer, Fault> {
+        let mut request = Request::post(&self.options.endpoint).body(Full::new(body.into()))?;
+        *request.headers_mut() = headers(question);
+        let response = self.client.request(request).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let transforms = &self.options.transforms;
+            let found = transforms.iter().find(|of| of.status_code == status.as_u16());
+            let transform = found.ok_or(Fault::Status(status))?;
+            return Ok(match (&transform.to_disconnect, &transform.to_error) {
+                (Some(disconnect), _) => ProxyAnswer::Disconnect(disconnect.clone()),
+                (None, Some(error)) => ProxyAnswer::Error(error.clone()),
+                (None, None) => return Err(Fault::Status(status)),
+            });
+        }
+        let body = Limited::new(response.into_body(), PROXY_ANSWER_BYTES_MAX);
+        let body = body.collect().await.map_err(Fault::Body)?.to_bytes();
+        match wire::answer(event, &body) {
+            ProxyAnswer::Failed => Err(Fault::Answer),
+            answer => Ok(answer),
+        }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Headers of a call: the static ones, then those of the client, those of its request last.
+fn headers(question: &ProxyQuestion) -> HeaderMap {
+    let options = &question.proxy;
+    let mut headers = HeaderMap::new();
+    let mut put = |name: &str, value: &[u8]| {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        // What isn't fit for a header isn't taken over.
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            headers.insert(name, value);
+        }
+    };
+    for (name, value) in &options.static_headers {
+        put(name, value.as_bytes());
+    }
+    if let Some(kept) = &question.headers {
+        let wanted =
+            [(&kept.emulated, &options.emulated_headers), (&kept.http, &options.http_headers)];
+        for (kept, wanted) in wanted {
+            for (name, value) in kept.iter().filter(|(name, _)| wanted.iter().any(|w| w == name)) {
+                put(name, value);
+            }
+        }
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers
+}
+
+/// Idle connections that are kept for one endpoint at most.
+const IDLE_MAX: usize = 255;
+
+/// For how long: less than the five seconds after which Node's servers close theirs.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,0 +1,296 @@
+//! What a call says, and what its answer may say (server API, section 6).
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use compact_str::CompactString;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::base::tags::Tags;
+use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions, one_line};
+use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent};
+use crate::node::json::objects;
+use crate::shard::mail::PublishOptions;
+use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, ProxyResult};
+
+/// A payload that goes as JSON isn't JSON.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NotJson;
+
+#[derive(Debug, Default, Serialize)]
+struct Call<'a> {
+    client: &'a str,
+    transport: &'static str,
+    protocol: &'static str,
+    encoding: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    channels: &'a [CompactString],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    b64data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meta: Option<&'a RawValue>,
+}
+
+fn given(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// The body of a call.
+///
+/// # Errors
+/// A payload would have to be JSON and isn't.
+pub(super) fn body(question: &ProxyQuestion) -> Result<Vec<u8>, NotJson> {
+    let binary = question.proxy.binary_encoding;
+    let mut call = Call {
+        client: &question.client,
+        transport: "websocket",
+        protocol: if question.protobuf { "protobuf" } else { "json" },
+        encoding: if binary { "binary" } else { "json" },
+        user: Some(&question.user),
+        ..Call::default()
+    };
+    if !question.meta.is_empty() {
+        call.meta = Some(raw(&question.meta)?);
+    }
+    let data = match &question.call {
+        ProxyCall::Connect { data, name, version, channels } => {
+            call.user = None;
+            (call.name, call.version) = (given(name), given(version));
+            call.channels = channels;
+            data
+        }
+        ProxyCall::Subscribe { channel, data } | ProxyCall::Publish { channel, data } => {
+            call.channel = Some(channel);
+            data
+        }
+        ProxyCall::Rpc { method, data } => {
+            call.method = Some(method);
+            data
+        }
+        ProxyCall::SubRefresh { channel, .. } => {
+            call.channel = Some(channel);
+            return written(&call);
+        }
+        ProxyCall::Refresh => return written(&call),
+    };
+    match (data.is_empty(), binary) {
+        (true, _) => {}
+        (false, true) => call.b64data = Some(STANDARD.encode(data)),
+        (false, false) => call.data = Some(raw(data)?),
+    }
+    written(&call)
+}
+
+fn written(call: &Call<'_>) -> Result<Vec<u8>, NotJson> {
+    serde_json::to_vec(call).map_err(|_| NotJson)
+}
+
+fn raw(bytes: &[u8]) -> Result<&RawValue, NotJson> {
+    serde_json::from_slice(bytes).map_err(|_| NotJson)
+}
+
+objects! {
+    struct Answer<'a> {
+        error: Option<AppError>,
+        disconnect: Option<AppDisconnect>,
+        ;
+        result,
+    }
+    /// The fields of all results. Each event looks at its own.
+    struct Fields<'a> {
+        user: CompactString,
+        expire_at: i64,
+        b64info: String,
+        b64data: String,
+        channels: Vec<CompactString>,
+        expired: bool,
+        r#override: Overrides,
+        skip_history: bool,
+        tags: BTreeMap<String, String>,
+        idempotency_key: CompactString,
+        delta: bool,
+        version: u64,
+        version_epoch: CompactString,
+        ;
+        info,
+        data,
+        meta,
+        subs,
+    }
+    struct SubFields<'a> {
+        expire_at: i64,
+        b64info: String,
+        b64data: String,
+        r#override: Overrides,
+        ;
+        info,
+        data,
+    }
+}
+
+/// What an answer with status 200 says.
+pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> ProxyAnswer {
+    parsed(event, body).unwrap_or(ProxyAnswer::Failed)
+}
+
+/// `None` for what can't be understood.
+fn parsed(event: ProxyEvent, body: &[u8]) -> Option<ProxyAnswer> {
+    // A list would do for an object, too.
+    let is_object = |text: &[u8]| text.trim_ascii_start().starts_with(b"{");
+    let answer = Some(body).filter(|body| is_object(body))?;
+    let Answer { result, error, disconnect } = serde_json::from_slice(answer).ok()?;
+    // Both are not looked at where the application decides about something that goes on.
+    if !matches!(event, ProxyEvent::Refresh | ProxyEvent::SubRefresh) {
+        if let Some(disconnect) = disconnect {
+            return disconnect.is_valid().then_some(ProxyAnswer::Disconnect(disconnect));
+        }
+        if let Some(error) = error {
+            return error.is_valid().then_some(ProxyAnswer::Error(error));
+        }
+    }
+    match present(result) {
+        None => Some(ProxyAnswer::Nothing),
+        Some(result) if !is_object(result.get().as_bytes()) => None,
+        Some(result) => {
+            let fields = serde_json::from_str(result.get()).ok()?;
+            Some(ProxyAnswer::Result(Box::new(self::result(&fields)?)))
+        }
+    }
+}
+
+fn present(json: Option<&RawValue>) -> Option<&RawValue> {
+    json.filter(|json| json.get() != "null")
+}
+
+/// A payload in JSON or, when that is not empty, in base64.
+fn payload(json: Option<&RawValue>, b64: &str) -> Option<Option<Box<[u8]>>> {
+    match b64 {
+        "" => Some(present(json).map(one_line)),
+        _ => STANDARD.decode(b64).ok().map(|bytes| Some(bytes.into())),
+    }
+}
+
+/// 0 and less is never.
+fn expiry(at: i64) -> Option<i64> {
+    (at > 0).then_some(at)
+}
+
+fn result(fields: &Fields<'_>) -> Option<ProxyResult> {
+    let mut subs: BTreeMap<CompactString, SubOptions> = BTreeMap::new();
+    for channel in &fields.channels {
+        subs.insert(channel.clone(), SubOptions::default());
+    }
+    if let Some(given) = present(fields.subs) {
+        let given: BTreeMap<CompactString, Option<SubFields<'_>>> =
+            serde_json::from_str(given.get()).ok()?;
+        for (channel, fields) in given {
+            let fields = fields.unwrap_or_default();
+            let options = SubOptions {
+                info: payload(fields.info, &fields.b64info)?,
+                data: payload(fields.data, &fields.b64data)?,
+                overrides: fields.r#override,
+                expire_at: expiry(fields.expire_at),
+            };
+            subs.insert(channel, options);
+        }
+    }
+    let meta = match present(fields.meta) {
+        Some(meta) if !meta.get().starts_with('{') => return None,
+        meta => meta.map(one_line),
+    };
+    let tags = fields.tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    Some(ProxyResult {
+        claims: ConnectionClaims {
+            user: fields.user.clone(),
+            expire_at: expiry(fields.expire_at),
+            info: payload(fields.info, &fields.b64info)?,
+            meta,
+            subs: subs.into_iter().collect(),
+        },
+        data: payload(fields.data, &fields.b64data)?,
+        expired: fields.expired,
+        overrides: fields.r#override,
+        tags: if fields.tags.is_empty() { Box::default() } else { Tags::pack(tags) },
+        options: PublishOptions {
+            skip_history: fields.skip_history,
+            delta: fields.delta,
+            idempotency_key: fields.idempotency_key.clone(),
+            version: fields.version,
+            version_epoch: fields.version_epoch.clone(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers() {
+        use ProxyEvent::{Connect, Refresh, Rpc};
+        let seen = |event, text: &str| match answer(event, text.as_bytes()) {
+            ProxyAnswer::Result(_) => "result".to_owned(),
+            ProxyAnswer::Error(error) => format!("error {}", error.code),
+            ProxyAnswer::Disconnect(disconnect) => format!("disconnect {}", disconnect.code),
+            ProxyAnswer::Nothing => "nothing".to_owned(),
+            ProxyAnswer::Failed => "failed".to_owned(),
+        };
+        for (event, text, expected) in [
+            (Connect, "{}", "nothing"),
+            (Connect, r#"{"result":null,"error":null}"#, "nothing"),
+            (Connect, r#"{"result":{}}"#, "result"),
+            (Connect, r#"{"result":{"user":null,"unknown":1}}"#, "result"),
+            (Rpc, r#"{"error":{"code":1000,"message":"x"}}"#, "error 1000"),
+            (Rpc, r#"{"error":{"code":99}}"#, "failed"),
+            (
+                Rpc,
+                r#"{"result":{},"error":{"code":400},"disconnect":{"code":4500}}"#,
+                "disconnect 4500",
+            ),
+            (Rpc, r#"{"disconnect":{"code":1000}}"#, "failed"),
+            (Refresh, r#"{"error":{"code":1000}}"#, "nothing"),
+            (Refresh, r#"{"result":{"expired":true}}"#, "result"),
+            (Connect, "", "failed"),
+            (Connect, "[]", "failed"),
+            (Connect, r#"{"result":[]}"#, "failed"),
+            (Connect, r#"{"result":7}"#, "failed"),
+            (Connect, r#"{"result":{"user":7}}"#, "failed"),
+            (Connect, r#"{"result":{"meta":[]}}"#, "failed"),
+            (Connect, r#"{"result":{"b64info":"?"}}"#, "failed"),
+            (Connect, r#"{"result":{"subs":{"a":{"b64data":"?"}}}}"#, "failed"),
+            (Connect, "<html>", "failed"),
+        ] {
+            assert_eq!(seen(event, text), expected, "{text}");
+        }
+        let text = r#"{"result":{"user":"u","expire_at":9,"info":{"a":
+            1},"b64data":"AP8=","channels":["x","y"],"subs":{"y":{"data":[1],"expire_at":7},"z":null},
+            "meta":{"m":1},"override":{"presence":{"value":true}},"tags":{"t":"v"},"version":3}}"#;
+        let ProxyAnswer::Result(result) = answer(Connect, text.as_bytes()) else { panic!() };
+        let claims = &result.claims;
+        assert_eq!((claims.user.as_str(), claims.expire_at), ("u", Some(9)));
+        assert!(!claims.info.as_ref().unwrap().contains(&b'\n'));
+        assert_eq!(result.data.as_deref(), Some(&b"\0\xff"[..]));
+        assert_eq!(claims.meta.as_deref(), Some(&br#"{"m":1}"#[..]));
+        let names: Vec<_> = claims.subs.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["x", "y", "z"]);
+        assert_eq!(claims.subs[1].1.expire_at, Some(7));
+        assert_eq!(claims.subs[1].1.data.as_deref(), Some(&b"[1]"[..]));
+        assert_eq!(result.overrides.presence, Some(true));
+        assert_eq!(result.options.version, 3);
+        assert!(!result.tags.is_empty());
+    }
+}

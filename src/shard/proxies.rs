@@ -1,0 +1,376 @@
+//! Proxies on the shard's side: what the application has to be asked goes to the control thread, which
+//! calls it (`node/proxies.rs`).
+//!
+//! ```text
+//!  command -> paused, Mail::Ask -> control thread -> HTTP -> Mail::Told -> the command again
+//!  expiry  ->         Mail::Ask ->      ...                  Mail::Told -> new expiry, or the end
+//! ```
+//! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
+//! is handled once more: it costs no thread, and commands stay in their order.
+
+use super::commands::Stop;
+use super::mail::{Asker, CONTROL, Mail, PublishOptions};
+use super::*;
+use crate::base::limits::PROXY_QUESTIONS_MAX;
+use crate::edge::jwt::{ConnectionClaims, Overrides};
+use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+use crate::proto::client::{ConnectRequest, Disconnect, ErrorCode, Unsubscribed};
+use crate::proto::http;
+use crate::session::{Headers, Renewal};
+
+/// Something that the application is asked.
+#[derive(Debug)]
+pub struct ProxyQuestion {
+    /// Whose command it is; its credits mean nothing here.
+    pub asker: Asker,
+    /// Which endpoint is asked.
+    pub proxy: Arc<ProxyOptions>,
+    /// Client id.
+    pub client: CompactString,
+    /// The connection speaks Protobuf.
+    pub protobuf: bool,
+    /// User id; empty is anonymous, and of nobody yet in a `connect`.
+    pub user: CompactString,
+    /// `meta` of the connection, empty for none.
+    pub meta: Box<[u8]>,
+    /// What was kept of the client's headers.
+    pub headers: Option<Arc<Headers>>,
+    /// What it is about.
+    pub call: ProxyCall,
+}
+
+/// What an application is asked about (server API, 6.1 to 6.6). Payloads may be empty.
+#[derive(Clone, Debug)]
+pub enum ProxyCall {
+    /// Who is it?
+    Connect {
+        /// Data of the client's.
+        data: Box<[u8]>,
+        /// Name of its SDK.
+        name: CompactString,
+        /// Version of that.
+        version: CompactString,
+        /// Channels that it names.
+        channels: Vec<CompactString>,
+    },
+    /// Does the connection go on?
+    Refresh,
+    /// May it subscribe?
+    Subscribe {
+        /// The channel.
+        channel: CompactString,
+        /// Data of the client's.
+        data: Box<[u8]>,
+    },
+    /// May it publish this?
+    Publish {
+        /// The channel.
+        channel: CompactString,
+        /// The payload.
+        data: Box<[u8]>,
+    },
+    /// A call of the client's.
+    Rpc {
+        /// The method.
+        method: CompactString,
+        /// The parameters.
+        data: Box<[u8]>,
+    },
+    /// Does the subscription go on?
+    SubRefresh {
+        /// The channel.
+        channel: CompactString,
+        /// Where the shard keeps it.
+        local: u32,
+    },
+}
+
+impl ProxyCall {
+    /// Which event it is.
+    pub fn event(&self) -> ProxyEvent {
+        match self {
+            Self::Connect { .. } => ProxyEvent::Connect,
+            Self::Refresh => ProxyEvent::Refresh,
+            Self::Subscribe { .. } => ProxyEvent::Subscribe,
+            Self::Publish { .. } => ProxyEvent::Publish,
+            Self::Rpc { .. } => ProxyEvent::Rpc,
+            Self::SubRefresh { .. } => ProxyEvent::SubRefresh,
+        }
+    }
+
+    /// Bytes of what it carries.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Connect { data, .. }
+            | Self::Subscribe { data, .. }
+            | Self::Publish { data, .. }
+            | Self::Rpc { data, .. } => data.len(),
+            Self::Refresh | Self::SubRefresh { .. } => 0,
+        }
+    }
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub struct Told {
+    /// Who asked.
+    pub asker: Asker,
+    /// The subscription that it was about, where it was one that expires.
+    pub local: u32,
+    /// About what.
+    pub event: ProxyEvent,
+    /// What the application said.
+    pub answer: ProxyAnswer,
+}
+
+/// What an application said.
+#[derive(Clone, Debug)]
+pub enum ProxyAnswer {
+    /// Yes, and this.
+    Result(Box<ProxyResult>),
+    /// An error for the client.
+    Error(AppError),
+    /// The client is to be closed.
+    Disconnect(AppDisconnect),
+    /// Nothing of all that.
+    Nothing,
+    /// It could not be asked, or said what nobody understands.
+    Failed,
+}
+
+/// The results of all events: each fills what it has. JSON payloads are text in one line; empty is none.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyResult {
+    /// Connect: who it is, when it expires, what it gets. In `subs` of each channel.
+    pub claims: ConnectionClaims,
+    /// Connect and subscribe: for the client. Publish: in place of the client's. Rpc: the answer.
+    pub data: Option<Box<[u8]>>,
+    /// Refresh and sub_refresh: it is over.
+    pub expired: bool,
+    /// Subscribe: options in place of the namespace's.
+    pub overrides: Overrides,
+    /// Publish: packed tags.
+    pub tags: Box<[u8]>,
+    /// Publish: what else is to be done.
+    pub options: PublishOptions,
+}
+
+/// What is kept of an answer until the command that waits for it is done with.
+pub(super) type Kept = Arc<ProxyAnswer>;
+
+impl<D: Driver> Shard<D> {
+    /// What the application says about the command that is being handled. Asks it, and stops the command
+    /// until it has answered.
+    pub(super) fn ask_application(
+        &mut self,
+        index: u32,
+        command: u32,
+        proxy: &Arc<ProxyOptions>,
+        call: impl FnOnce() -> ProxyCall,
+    ) -> Result<Kept, Stop> {
+        if let Some(answer) = self.told.get(&index) {
+            return Ok(Arc::clone(answer));
+        }
+        let conn = &self.conns[index as usize];
+        if conn.flags.pending() {
+            return Err(Stop::Pending);
+        }
+        if self.proxy_questions >= PROXY_QUESTIONS_MAX || self.mail[CONTROL].is_full() {
+            return Err(Stop::NoCredit(CONTROL));
+        }
+        self.conns[index as usize].flags.set_pending(true);
+        self.post_question(index, command, proxy, call());
+        Err(Stop::Pending)
+    }
+
+    fn post_question(
+        &mut self,
+        index: u32,
+        command: u32,
+        proxy: &Arc<ProxyOptions>,
+        call: ProxyCall,
+    ) {
+        let key = self.conns[index as usize].key(index);
+        let client = CompactString::new(self.client_id(key).text().as_str());
+        let protobuf = self.encoding(index) == Encoding::Protobuf;
+        let asked_with = self.headers.get(&index).cloned();
+        let session = self.session_of(index);
+        let (user, meta, headers) = match session {
+            Some(session) => {
+                let extra = session.extra.as_ref();
+                let meta = extra.map(|extra| extra.meta.clone()).unwrap_or_default();
+                let headers = extra.and_then(|extra| extra.headers.clone());
+                (session.user.clone(), meta, headers)
+            }
+            None => (CompactString::default(), Box::default(), asked_with),
+        };
+        self.proxy_questions += 1;
+        self.counters().proxy_questions.add(1);
+        let asker = Asker { conn: key, command, credits: 0 };
+        let proxy = Arc::clone(proxy);
+        let meta = if proxy.include_connection_meta { meta } else { Box::default() };
+        let question = ProxyQuestion { asker, proxy, client, protobuf, user, meta, headers, call };
+        self.post(CONTROL, Mail::Ask(Box::new(question)));
+    }
+
+    /// The application has answered.
+    pub(super) fn told(&mut self, told: Told) {
+        self.proxy_questions -= 1;
+        let Told { asker, local, event, answer } = told;
+        let index = asker.conn.index;
+        let Some(conn) = self.conn(asker.conn) else { return };
+        if conn.phase != Phase::Client {
+            return;
+        }
+        match event {
+            ProxyEvent::Refresh => self.refreshed(index, answer),
+            ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
+            _ => {
+                conn.flags.set_pending(false);
+                self.told.insert(index, Arc::new(answer));
+                self.resume(asker.conn);
+            }
+        }
+    }
+
+    /// Keeps of a request's headers what proxies take over.
+    pub(super) fn keep_headers(&mut self, index: u32, head: &http::Head<'_>) {
+        let wanted = &self.client.proxies.http_headers;
+        if wanted.is_empty() {
+            return;
+        }
+        let named = head.headers().filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            wanted.contains(&name).then(|| (name.into(), value.into()))
+        });
+        let http: Vec<_> = named.collect();
+        if !http.is_empty() {
+            let headers = Headers { http, emulated: Vec::new() };
+            self.headers.insert(index, Arc::new(headers));
+        }
+    }
+
+    /// The same of the headers in a connect command.
+    pub(super) fn keep_emulated_headers(&mut self, index: u32, request: &ConnectRequest<'_>) {
+        let wanted = &self.client.proxies.emulated_headers;
+        if wanted.is_empty() {
+            return;
+        }
+        let named = request.headers.iter().filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            let value = Box::from(value.as_bytes());
+            wanted.contains(&name).then(|| (CompactString::from(name), value))
+        });
+        let emulated: Vec<_> = named.collect();
+        if !emulated.is_empty() {
+            let http = self.headers.get(&index).map(|kept| kept.http.clone()).unwrap_or_default();
+            self.headers.insert(index, Arc::new(Headers { http, emulated }));
+        }
+    }
+
+    /// A connection expires that the application refreshes.
+    pub(super) fn ask_to_refresh(&mut self, index: u32, proxy: &Arc<ProxyOptions>) {
+        if let Some(session) = self.session_of(index) {
+            session.flags.set_refreshing(true);
+        }
+        self.post_question(index, 0, proxy, ProxyCall::Refresh);
+    }
+
+    /// The application has said whether a connection goes on (client protocol, section 19).
+    fn refreshed(&mut self, index: u32, answer: ProxyAnswer) {
+        let now = self.driver.unix().0;
+        let Some(session) = self.session_of(index) else { return };
+        session.flags.set_refreshing(false);
+        let again_at = u32::try_from(now + AGAIN_S).unwrap_or(u32::MAX);
+        let result = match answer {
+            ProxyAnswer::Result(result) if !result.expired => result,
+            ProxyAnswer::Failed => {
+                session.expires = again_at;
+                return self.schedule(index);
+            }
+            _ => return self.connection_expired(index),
+        };
+        let ConnectionClaims { expire_at, info, meta, .. } = result.claims;
+        if expire_at.is_some_and(|at| at <= now) {
+            return self.connection_expired(index);
+        }
+        session.expires = expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+        if let Some(meta) = meta {
+            session.extra().meta = meta;
+        }
+        if let Some(info) = info
+            && self.reinform(index, info).is_err()
+        {
+            // A home has no room for the news: it is asked once more.
+            if let Some(session) = self.session_of(index) {
+                session.expires = again_at;
+            }
+        }
+        self.schedule(index);
+    }
+
+    fn connection_expired(&mut self, index: u32) {
+        self.counters().closed_expired.add(1);
+        self.disconnect(index, Disconnect::ConnectionExpired);
+    }
+
+    /// A subscription expires that the application refreshes.
+    pub(super) fn ask_to_sub_refresh(&mut self, index: u32, local: u32) {
+        let Some((channel, namespace)) =
+            self.locals.get(local).map(|local| (local.name.clone(), local.namespace))
+        else {
+            return;
+        };
+        let channels = self.channels_with(namespace);
+        let proxy = &channels.namespace(namespace).sub_refresh_proxy;
+        let Some(session) = self.session_of(index) else { return };
+        let Some(extra) = session.sub_extra_mut(local) else { return };
+        let Some(proxy) = proxy else {
+            // The options have changed since: from now on it is the client's business.
+            extra.renewal = Renewal::Client;
+            return;
+        };
+        extra.renewal = Renewal::Asked;
+        self.post_question(index, 0, proxy, ProxyCall::SubRefresh { channel, local });
+    }
+
+    fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {
+        let now = self.driver.unix().0;
+        let Some(session) = self.session_of(index) else { return };
+        // Unsubscribed since, and perhaps subscribed again.
+        let extra = session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Asked);
+        let Some(extra) = extra else { return };
+        extra.renewal = Renewal::Server;
+        let result = match answer {
+            ProxyAnswer::Result(result) if !result.expired => result,
+            ProxyAnswer::Failed => {
+                extra.expires = Some(now + AGAIN_S);
+                return self.schedule(index);
+            }
+            _ => return self.end_sub(index, local, Unsubscribed::Expired),
+        };
+        let ConnectionClaims { expire_at, info, .. } = result.claims;
+        if expire_at.is_some_and(|at| at <= now) {
+            return self.end_sub(index, local, Unsubscribed::Expired);
+        }
+        extra.expires = expire_at;
+        if let Some(info) = info {
+            self.reinform_in(index, local, info);
+        }
+        self.schedule(index);
+    }
+}
+
+/// What a question that failed or was refused means to the client.
+pub(super) fn verdict(answer: &ProxyAnswer) -> Result<Option<&ProxyResult>, Stop> {
+    match answer {
+        ProxyAnswer::Result(result) => Ok(Some(result)),
+        ProxyAnswer::Nothing => Ok(None),
+        ProxyAnswer::Error(error) => Err(Stop::AppError(error.clone())),
+        ProxyAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
+        ProxyAnswer::Failed => Err(ErrorCode::Internal.into()),
+    }
+}
+
+/// A refresh that failed is tried again after so many seconds (client protocol, section 19).
+const AGAIN_S: i64 = 60;
