@@ -62,6 +62,14 @@ impl Counts {
         counts
     }
 
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        for (count, more) in self.buckets.iter_mut().zip(&others.buckets) {
+            *count += more;
+        }
+        self.total_us += others.total_us;
+    }
+
     /// All of them together, microseconds.
     pub fn total_us(&self) -> u64 {
         self.total_us

@@ -14,11 +14,11 @@ use super::layers::{Report, Scope, Settings, default};
 use super::table;
 use super::value::Value;
 use super::{
-    Api, Client, Config, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards, Tokens, Web,
-    WebSocket,
+    Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards,
+    Tokens, Web, WebSocket,
 };
 use crate::edge::channels::{
-    ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode, SlowPolicy,
+    ChannelRules, ChannelSyntax, DataFormat, Namespace, OWN_CHANNEL, RecoveryMode, SlowPolicy,
 };
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
@@ -120,6 +120,15 @@ fn web(root: &Scope, report: &mut Report) -> Web {
         }),
         metrics: path("prometheus"),
         health: path("health"),
+        admin: root.flag("admin.enabled").then(|| Admin {
+            prefix: root.text("admin.handler_prefix"),
+            password: Some(root.text("admin.password")).filter(|password| !password.is_empty()),
+            secret: root.text("admin.secret"),
+            insecure: root.flag("admin.insecure"),
+            external: root.flag("admin.external"),
+            one_time: None,
+        }),
+        demo: root.flag("roost.demo").then(|| Demo { sdk: root.path("roost.demo_sdk") }),
     };
     let mut taken: Vec<(&str, String)> = Vec::new();
     if !root.flag("websocket.disabled") {
@@ -129,6 +138,8 @@ fn web(root: &Scope, report: &mut Report) -> Web {
         ("http_api.handler_prefix", web.api.as_ref().map(|api| api.prefix.clone())),
         ("prometheus.handler_prefix", web.metrics.clone()),
         ("health.handler_prefix", web.health.clone()),
+        ("admin.handler_prefix", web.admin.as_ref().map(|admin| format!("{}/admin", admin.prefix))),
+        ("roost.demo", web.demo.as_ref().map(|_| "/demo".to_owned())),
     ];
     for (option, path) in own {
         let Some(path) = path else { continue };
@@ -301,6 +312,11 @@ fn check_names(settings: &Settings, list: &str, report: &mut Report) {
             report.errors.push(format!(
                 "{origin}: {list}: name = {name:?}: expected two or more letters, digits, \"-\", \
                  \"_\" or \".\""
+            ));
+        }
+        if name == OWN_CHANNEL {
+            report.errors.push(format!(
+                "{origin}: {list}: name = {name:?}: expected another name: this one is the node's own"
             ));
         }
         if !names.insert(name) {
@@ -788,6 +804,7 @@ fn warn_of_danger(root: &Scope, report: &mut Report) {
         ("client.insecure", "every client may do everything without a token"),
         ("client.insecure_skip_token_signature_verify", "anybody can make a token for any user"),
         ("http_api.insecure", "anybody who reaches the server API may do everything"),
+        ("admin.insecure", "anybody who reaches the admin page may do everything"),
     ] {
         if root.flag(path) {
             let origin = root.setting(path).map_or("", |setting| setting.origin.as_str());

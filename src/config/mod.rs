@@ -55,6 +55,8 @@ const DEV_PRESET: &[(&str, &str)] = &[
     ),
     ("client.allow_anonymous_connect_without_token", "true"),
     ("client.token.hmac_secret_key", DEV_SECRET),
+    ("admin.enabled", "true"),
+    ("roost.demo", "true"),
     ("channel.without_namespace.allow_subscribe_for_client", "true"),
     ("channel.without_namespace.allow_subscribe_for_anonymous", "true"),
     ("channel.without_namespace.allow_publish_for_client", "true"),
@@ -113,7 +115,7 @@ pub struct Internal {
     pub port: u16,
 }
 
-/// Sections `http_api`, `prometheus` and `health`: what the control thread serves.
+/// Sections `http_api`, `prometheus`, `health` and `admin`: what the control thread serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Web {
     /// The server API, unless it is disabled.
@@ -122,6 +124,40 @@ pub struct Web {
     pub metrics: Option<String>,
     /// Path of the health check, where there is one.
     pub health: Option<String>,
+    /// The admin page, where there is one.
+    pub admin: Option<Admin>,
+    /// The demo page, where there is one.
+    pub demo: Option<Demo>,
+}
+
+/// Section `admin`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where its paths begin, without a slash at the end.
+    pub prefix: String,
+    /// The password, if it has one.
+    pub password: Option<String>,
+    /// Signs tokens; empty: one that is made at the start.
+    pub secret: String,
+    /// It is open to everybody.
+    pub insecure: bool,
+    /// On the public port even beside an internal one.
+    pub external: bool,
+    /// Opens it once; of the development node.
+    pub one_time: Option<String>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// The demo page: `roost.demo`, `roost.demo_sdk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demo {
+    /// File with the SDK; `None`: it is fetched.
+    pub sdk: Option<PathBuf>,
 }
 
 /// Section `http_api`.
@@ -380,6 +416,12 @@ fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -
     settings.flags(&sources.flags, report);
     settings.judge(report);
     let config = build::build(&settings, report);
+    if let Some(Admin { password: None, insecure: false, .. }) = &config.web.admin
+        && !sources.dev
+    {
+        let expected = "false, or true with admin.password";
+        report.errors.push(settings.root.complaint("admin.enabled", expected));
+    }
     if sources.dev && !config.http_server.addresses.iter().all(IpAddr::is_loopback) {
         report.errors.push(settings.root.complaint(
             "http_server.address",

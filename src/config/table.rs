@@ -196,6 +196,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "The driver: a system call for each read and write, or batches of them through io_uring; auto takes io_uring where the kernel has it."),
     opt("roost.turn_deliveries", Integer(64, 65_536), "512", Built, "Deliveries in one turn of a shard's loop: fewer let new connections wait less, more cost less."),
     opt("roost.log_format", Choice(&["text", "json"]), "\"text\"", Built, "How messages are logged: as lines of text, or each as a JSON object."),
+    opt("roost.demo", Bool, "false", Built, "Serve /demo, a page on which two clients talk."),
+    opt("roost.demo_sdk", Text, "\"\"", Built, "File with the JavaScript SDK for it (centrifuge.js); empty: fetched once from the npm registry."),
     opt("roost.echo", Bool, "false", Built, "Serve /echo, a plain WebSocket echo for conformance and load tests."),
     opt("roost.drain_rate", COUNT, "10000", Built, "Connections closed per second when the node stops; 0: evenly over shutdown.timeout."),
     opt("roost.memory_limit", Checked(is_memory, MEMORY), "\"80%\"", Built, "Memory that the node may use: bytes, \"12GiB\" or a share of the machine or its cgroup."),
@@ -251,10 +253,14 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("grpc_api.enabled", Bool, "false", Harmless(API)),
     other("grpc_api.port", PORT, "10000", Silent),
     other("grpc_api", Any, "", Silent),
-    other("admin.enabled", Bool, "false", Harmless(OBSERVED)),
-    other("admin.insecure", Bool, "false", Harmless(OBSERVED)),
-    other("admin.external", Bool, "false", Harmless(OBSERVED)),
-    other("admin", Any, "", Silent),
+    opt("admin.enabled", Bool, "false", Built, "Serve the admin page."),
+    opt("admin.handler_prefix", Checked(is_prefix, "a path that begins with \"/\", or \"\""), "\"\"", Built, "Where its paths begin: the page is at this and \"/\"."),
+    opt("admin.password", Text, "\"\"", Built, "What opens it."),
+    opt("admin.secret", Text, "\"\"", Built, "Signs what a browser has once it is in; empty: another one with each start."),
+    opt("admin.insecure", Bool, "false", Built, "It is open without a password. Only where nobody else comes."),
+    opt("admin.external", Bool, "false", Built, "On the public port although there is an internal one."),
+    other("admin.web_path", Text, "\"\"", Harmless("the page is part of the program")),
+    other("admin.web_proxy_address", Text, "\"\"", Harmless("the page is part of the program")),
     opt("prometheus.enabled", Bool, "false", Built, "Serve metrics in Prometheus's text format."),
     opt("prometheus.handler_prefix", PATH, "\"/metrics\"", Built, "Path of them."),
     other("prometheus", Any, "", Silent),
@@ -423,6 +429,10 @@ fn is_memory(text: &str) -> bool {
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?')
+}
+
+fn is_prefix(text: &str) -> bool {
+    text.is_empty() || is_path(text) && !text.ends_with('/')
 }
 
 fn is_endpoint(text: &str) -> bool {

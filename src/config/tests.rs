@@ -1,5 +1,5 @@
 use super::*;
-use crate::edge::channels::{DataFormat, Namespace, RecoveryMode};
+use crate::edge::channels::{DataFormat, Namespace, OWN_CHANNEL, RecoveryMode};
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -243,7 +243,7 @@ fn namespaces_in_variables() {
         ),
     );
     let names: Vec<_> = config.channels.namespaces().iter().map(|one| one.name.as_str()).collect();
-    assert_eq!(names, ["", "aa", "bb"]);
+    assert_eq!(names, ["", "aa", "bb", OWN_CHANNEL]);
     assert_eq!(config.channels.resolve("aa:x").unwrap().history_ttl_ms, 1_000);
 
     // Variables also change the namespaces of a file.
@@ -635,6 +635,31 @@ fn checks_across_options() {
     }
 }
 
+#[test]
+fn an_admin_page_has_a_password() {
+    let on = [("admin.enabled", "true")];
+    let report = full(None, &sources(&[], &on)).1;
+    assert_eq!(
+        report.errors,
+        ["--admin.enabled: admin.enabled = \"true\": expected false, or true with admin.password"]
+    );
+    for more in [("admin.password", "x"), ("admin.insecure", "true")] {
+        let report = full(None, &sources(&[], &[on[0], more])).1;
+        assert_eq!((report.errors, report.warnings.len()), (vec![], usize::from(more.1 == "true")));
+    }
+    // Of the development node it is on, and a link is printed.
+    let dev = Sources { dev: true, ..Sources::default() };
+    let (config, report) = full(None, &dev);
+    assert_eq!(report.errors, [""; 0]);
+    assert!(config.web.admin.is_some() && config.web.demo.is_some());
+    let report = toml("[admin]\nenabled = true\npassword = 'x'\nhandler_prefix = 'ops'");
+    assert!(
+        report.errors[0].starts_with("c.toml:4: admin.handler_prefix = \"ops\": expected a path")
+    );
+    let report = toml("[[channel.namespaces]]\nname = 'roost.admin'");
+    assert!(report.errors[0].contains("the node's own"), "{:?}", report.errors);
+}
+
 /// Proxies in each place where they may be set.
 const PROXIES: &str = r#"
 [client.proxy.connect]
@@ -854,7 +879,7 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
 #[test]
 fn harmless_options_warn() {
     let report = toml(
-        "[grpc_api]\nenabled = true\n[admin]\nenabled = true\npassword = 'x'\n[swagger]\nenabled = false\n\
+        "[grpc_api]\nenabled = true\n[admin]\nweb_path = 'x'\n[opentelemetry]\n[swagger]\nenabled = false\n\
          [websocket]\ncompression = true\n[channel.without_namespace]\n\
          roost = {compression = true}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
          channel_position_check_delay = '40s'\n",
@@ -865,7 +890,7 @@ fn harmless_options_warn() {
         "c.toml:13: client.concurrency = 8: ",
         "c.toml:9: websocket.compression = true: ",
         "c.toml:2: grpc_api.enabled = true: ",
-        "c.toml:4: admin.enabled = true: ",
+        "c.toml:4: admin.web_path = \"x\": ",
         "c.toml:11: channel.without_namespace.roost.compression = true: ",
     ];
     for (warning, start) in report.warnings.iter().zip(starts) {

@@ -263,6 +263,10 @@ pub struct Subscriber<'a> {
     pub insecure: bool,
 }
 
+/// The channel that the node itself publishes its figures in, for those who may administer it. No client,
+/// token or application can name it.
+pub const OWN_CHANNEL: &str = "roost.admin";
+
 impl ChannelRules {
     /// Prepares the lookup. Names of namespaces are unique and there are at most 65,535 of them:
     /// the configuration checked that; of two with one name the later would be found.
@@ -273,11 +277,13 @@ impl ChannelRules {
     ) -> Self {
         let mut all = vec![without_namespace];
         all.extend(namespaces);
-        all.truncate(usize::from(u16::MAX));
+        all.truncate(usize::from(u16::MAX) - 1);
+        let own = Namespace { name: OWN_CHANNEL.into(), ..Namespace::default() };
+        all.push(own);
         let mut index_by_name = HashMap::default();
         for (index, namespace) in (0u16..).zip(all.iter_mut()) {
             namespace.index = index;
-            if index > 0 {
+            if index > 0 && namespace.name != OWN_CHANNEL {
                 index_by_name.insert(namespace.name.clone(), index);
             }
         }
@@ -357,7 +363,14 @@ impl ChannelRules {
         &self.namespaces[usize::from(index)]
     }
 
-    /// All namespaces, that of the channels without one first.
+    /// The namespace of [`OWN_CHANNEL`].
+    pub fn own(&self) -> &Namespace {
+        let mut all = self.namespaces.iter();
+        // It is made with the rules, and stays in those that take their place.
+        all.find(|namespace| namespace.name == OWN_CHANNEL).unwrap_or(&self.namespaces[0])
+    }
+
+    /// All namespaces, that of the channels without one first; among them that of [`OWN_CHANNEL`].
     pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
     }
@@ -576,6 +589,7 @@ impl ChannelRules {
     /// or the whole name where there is none.
     fn find<'a>(&self, channel: &'a str) -> Result<(&Namespace, &'a str), NameFault> {
         match self.split(channel) {
+            _ if channel == OWN_CHANNEL => Err(NameFault::Unknown),
             Some((name, rest)) => {
                 let index = *self.index_by_name.get(name).ok_or(NameFault::Unknown)?;
                 Ok((self.namespace(index), rest))
@@ -1057,7 +1071,12 @@ mod tests {
             rules.resolve(&format!("{name}:x")).map(|namespace| namespace.index)
         };
         let indices = ["aa", "bb", "cc", "dd"].map(|name| index(&newer, name));
-        assert_eq!(indices, [Ok(1), Err(NameFault::Unknown), Ok(3), Ok(4)]);
+        // The fourth is that of the node's own channel, which no name leads to.
+        assert_eq!(indices, [Ok(1), Err(NameFault::Unknown), Ok(3), Ok(5)]);
+        assert_eq!((older.own().index, newer.own().index), (4, 4));
+        for resolved in [newer.resolve(OWN_CHANNEL), newer.resolve_trusted(OWN_CHANNEL)] {
+            assert_eq!(resolved.err(), Some(NameFault::Unknown));
+        }
         assert_eq!(newer.namespace(2).name, "bb");
         // And back again: who left has its number still.
         let again = of(&["bb"]).in_place_of(&newer);

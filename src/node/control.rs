@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use arc_swap::ArcSwap;
 
+use super::admin::Figures;
 use super::health::Health;
 use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
@@ -51,6 +52,8 @@ pub(super) struct Control {
     pub(super) reload: Reload,
     /// Options of the server API, if there is one.
     pub(super) calls: Option<Arc<ArcSwap<config::Api>>>,
+    /// Told once a second to those who look.
+    pub(super) figures: Figures,
     /// Follow the rules.
     pub(super) proxies: Arc<Proxies>,
     /// Looked at once a second.
@@ -84,6 +87,7 @@ impl Control {
                 _ = every.tick() => {
                     self.watch_memory();
                     self.health.look();
+                    self.figures.publish();
                 }
             }
         }

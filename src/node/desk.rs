@@ -143,6 +143,7 @@ impl Desk {
                 Mail::Published { asker, .. }
                 | Mail::Answer { asker, .. }
                 | Mail::Listed { asker, .. }
+                | Mail::Inspected { asker, .. }
                 | Mail::Ordered { asker, .. } => *asker,
                 _ => {
                     match mail {

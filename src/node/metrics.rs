@@ -27,6 +27,7 @@ use crate::base::counters::Kind;
 use crate::base::times::{Counts, Times};
 use crate::edge::proxy::ProxyEvent;
 use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
+use crate::hub::subscribers::Subscriber;
 use crate::session::Session;
 use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
 
@@ -49,6 +50,9 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
 const BY_SHARD: &[&str] =
     &["connections_open", "subscriptions", "deliveries", "queued_bytes", "mail_full", "turns"];
 
+/// A subscriber in its channel's list. That of a session with one subscription is part of the session.
+const SUBSCRIPTION_BYTES: u64 = size_of::<Subscriber>() as u64;
+
 /// Bounds of histograms of durations, microseconds.
 const BOUNDS_US: &[u64] = &[
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -56,6 +60,7 @@ const BOUNDS_US: &[u64] = &[
 ];
 
 /// Reads what a node counts.
+#[derive(Clone)]
 pub(super) struct Metrics {
     pub(super) node: Arc<Node>,
     pub(super) desk: Arc<Desk>,
@@ -228,31 +233,55 @@ impl Metrics {
         metrics
     }
 
-    /// What is known of the node as a whole.
-    fn others(&self) -> Vec<Metric> {
-        let node = &self.node;
-        let open =
-            node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
-        let rss = memory::rss_bytes().unwrap_or(0);
-        let sum = |of: fn(&ShardCounters) -> u64| node.counters.iter().map(of).sum::<u64>();
-        let memory = [
-            ("resident", rss),
-            ("kernel_sockets", open * KERNEL_BYTES_PER_CONNECTION),
+    /// Connections that are open.
+    pub(super) fn open(&self) -> u64 {
+        self.node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum()
+    }
+
+    /// Bytes that count towards the memory limit.
+    pub(super) fn used_bytes(&self) -> u64 {
+        memory::used_bytes(self.open())
+    }
+
+    /// Resident bytes over open connections.
+    pub(super) fn bytes_per_connection(&self) -> u64 {
+        memory::rss_bytes().unwrap_or(0) / self.open().max(1)
+    }
+
+    /// Where memory goes, bytes: `resident` is all of the process, `kernel_sockets` beside it.
+    pub(super) fn memory_classes(&self) -> [(&'static str, u64); 8] {
+        let sum = |of: fn(&ShardCounters) -> u64| self.node.counters.iter().map(of).sum::<u64>();
+        [
+            ("resident", memory::rss_bytes().unwrap_or(0)),
+            ("kernel_sockets", self.open() * KERNEL_BYTES_PER_CONNECTION),
             ("connections", sum(|shard| shard.slots_in_use.get()) * CONN_BYTES as u64),
             ("sessions", sum(|shard| shard.sessions_open.get()) * size_of::<Session>() as u64),
+            ("subscriptions", sum(|shard| shard.subscriptions.get()) * SUBSCRIPTION_BYTES),
             ("history", sum(|shard| shard.history_bytes.get())),
             ("queues", sum(|shard| shard.queued_bytes.get())),
             ("mailboxes", sum(|shard| shard.mailbox_bytes.get())),
-        ];
-        let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
-        let limits = [
+        ]
+    }
+
+    /// What may be; 0 for no limit.
+    pub(super) fn limits(&self) -> [(&'static str, u64); 3] {
+        let node = &self.node;
+        [
             ("connections", u64::from(node.options.conns_max) * node.open.len() as u64),
             ("clients", node.rules.client.load().connection_limit),
             ("memory_bytes", self.memory_limit_bytes),
-        ];
+        ]
+    }
+
+    /// What is known of the node as a whole.
+    fn others(&self) -> Vec<Metric> {
+        let node = &self.node;
+        let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
         let limit = |(limit, of): (&str, u64)| (vec![("limit", limit.to_owned())], of as f64);
+        let memory = self.memory_classes();
+        let limits = self.limits();
         let gauge = Metric::gauge;
-        let bytes_each = (rss / open.max(1)) as f64;
+        let bytes_each = self.bytes_per_connection() as f64;
         let mut metrics = vec![
             gauge("bytes_per_connection", "Resident memory over open connections", bytes_each),
             gauge(

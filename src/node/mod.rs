@@ -9,9 +9,12 @@
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
+mod admin;
 mod api;
 mod control;
+mod demo;
 mod desk;
+mod fetch;
 mod health;
 mod json;
 mod jwks;
@@ -19,6 +22,7 @@ mod listen;
 mod log;
 mod memory;
 mod metrics;
+mod pages;
 mod proxies;
 mod serve;
 mod signatures;
@@ -36,13 +40,15 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::admin::{Access, Figures};
 use self::api::Api;
+use self::demo::Snippets;
 use self::desk::{Bell, Desk};
 use self::health::Health;
 pub use self::health::Thresholds;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
-use self::web::Routers;
+use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
@@ -92,6 +98,10 @@ pub struct Settings {
     pub thresholds: Thresholds,
     /// Name of the node; empty: host name and port.
     pub name: String,
+    /// How it runs and what limits it, lines for people.
+    pub plan: Vec<String>,
+    /// What the demo page shows to be pasted.
+    snippets: Snippets,
     /// What to print once the node listens.
     pub greeting: Greeting,
     /// Reads the options again, for what may change while a node runs.
@@ -217,13 +227,14 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         fan_out: ids.iter().map(|_| Times::default()).collect(),
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
+        admins: AtomicU32::new(0),
         client_rate: AtomicU64::new(0),
         memory_short: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
         signatures: Signatures::Pool(queues.jobs),
     });
-    let client = jwks::Client::new(&node.rules)
+    let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
 
     let (ready, begun) = mpsc::channel();
@@ -261,7 +272,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let proxies = Arc::new(proxies);
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
     let uid = format!("{:016x}", seeds.next_u64());
-    let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name, uid, started);
+    let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name.clone(), uid, started);
     let metrics = Metrics {
         node: Arc::clone(&node),
         desk: Arc::clone(&desk),
@@ -270,7 +281,14 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         memory_limit_bytes: settings.memory_limit_bytes,
         started,
     };
+    let figures = Figures::new(metrics.clone(), name, settings.plan);
     let has_internal = !internal.is_empty();
+    let admin = settings.web.admin.as_ref();
+    let pages = Pages {
+        access: admin.map(|admin| Arc::new(Access::new(Arc::clone(&node), admin))),
+        snippets: settings.snippets,
+        port: addresses.first().map_or(0, SocketAddr::port),
+    };
     let calls = settings.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
     let Routers { public, internal: own } = web::routers(
         &settings.web,
@@ -279,6 +297,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         Arc::clone(&health),
         metrics,
         calls.clone(),
+        pages,
     );
     runtime.spawn(web::serve_public(
         desk,
@@ -310,6 +329,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         health,
         calls: calls.clone(),
         proxies,
+        figures,
     };
     let ended = runtime.block_on(control.run(signals));
     if ended == Ended::Drained {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use super::admin::{admin_rules, websocket_path};
+use super::demo::Snippets;
 use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::limits::REQUESTS_UNANSWERED_MAX;
@@ -51,7 +53,7 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
         && api.key.is_none()
     {
         // Made anew each time: any page in the developer's browser can send requests to this machine.
-        api.key = Some(dev_key().map_err(system("random numbers"))?);
+        api.key = Some(random_text().map_err(system("random numbers"))?);
     }
     sys::tables::raise_nofile();
     let facts = Facts::read();
@@ -59,20 +61,27 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let memory_limit_bytes = memory_limit(&config, &facts);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
     let (io, why) = driver(config.roost.io)?;
-    let settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes)
+    fill_in_secrets(&mut config, sources.dev).map_err(system("random numbers"))?;
+    let mut limits = capacity.lines();
+    limits.push(why);
+    let mut settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes)
         .map_err(system("random numbers and keys"))?;
+    settings.plan = limits.clone();
+    // A key is shown where only this machine comes.
+    let api = config.web.api.as_ref().filter(|_| sources.dev);
+    settings.snippets.publish =
+        api.and_then(|api| Some((format!("{}/publish", api.prefix), api.key.clone()?)));
     let pid_file = config.pid_file.clone();
     if let Some(path) = &pid_file {
         fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
     }
-    let mut limits = capacity.lines();
-    limits.push(why);
-    let greeting = greeting(&config, origin.as_deref(), &plan, limits, sources.dev);
+    let snippets = settings.snippets.clone();
+    let greeting = greeting(&config, origin.as_deref(), &plan, limits, snippets, sources.dev);
     let running = config.clone();
     let reload = move || match config::load(&sources) {
         Ok(Loaded { mut config, warnings, .. }) => {
             log.set_level(config.log.level);
-            keep_dev_key(&running, &mut config);
+            keep_secrets(&running, &mut config);
             Ok(reloaded(&running, config, warnings))
         }
         Err(fault) => Err(fault.problems.join("\n")),
@@ -90,8 +99,27 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     ended
 }
 
-/// A development node's key is printed once, and holds.
-fn keep_dev_key(running: &Config, config: &mut Config) {
+/// Secrets that nobody has set: they hold for one life of the node.
+fn fill_in_secrets(config: &mut Config, dev: bool) -> std::io::Result<()> {
+    if let Some(admin) = &mut config.web.admin {
+        if admin.secret.is_empty() {
+            admin.secret = random_text()?;
+        }
+        if dev && admin.password.is_none() {
+            admin.one_time = Some(random_text()?);
+        }
+    }
+    Ok(())
+}
+
+/// What was made at the start, and what a development node has printed, holds.
+fn keep_secrets(running: &Config, config: &mut Config) {
+    if let (Some(running), Some(admin)) = (&running.web.admin, &mut config.web.admin) {
+        admin.one_time = running.one_time.clone();
+        if admin.secret.is_empty() {
+            admin.secret = running.secret.clone();
+        }
+    }
     if let (Some(running), Some(api)) = (&running.web.api, &mut config.web.api)
         && api.key.is_none()
     {
@@ -107,6 +135,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
     let web =
         |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
+    let pages = |config: &Config| (config.web.admin.clone(), config.web.demo.clone());
     let differs = [
         ("http_server", running.http_server != config.http_server),
         (
@@ -116,6 +145,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ("client (other than limits, delays, origins and tokens)", !all),
         ("websocket", running.websocket != config.websocket),
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
+        ("admin, roost.demo or roost.demo_sdk", pages(running) != pages(&config)),
         ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
         ("node.name", running.node_name != config.node_name),
         ("pid_file", running.pid_file != config.pid_file),
@@ -130,8 +160,8 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     Reloaded { channels, tokens, client, rpc, origins, api, needs_start, warnings }
 }
 
-/// A key for the server API of a development node.
-fn dev_key() -> std::io::Result<String> {
+/// A text that nobody guesses: the key for the server API of a development node, and others.
+fn random_text() -> std::io::Result<String> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no entropy"))?;
     Ok(bytes.map(|byte| format!("{byte:02x}")).concat())
@@ -219,6 +249,7 @@ fn settings(
                 .transpose()
                 .map_err(std::io::Error::other)?,
             channels: channels.into_shared(),
+            admin: web.admin.as_ref().map(admin_rules).transpose()?,
             origins: ArcSwap::from_pointee(client.allowed_origins),
             client_ids: ClientIdSealer::new(&key),
             rpc: ArcSwap::from_pointee(rpc),
@@ -231,7 +262,8 @@ fn settings(
             write_timeout_ms: websocket.write_timeout_ms,
             idle_timeout_ms: roost.idle_timeout_ms,
             message_bytes_max: websocket.message_bytes_max,
-            websocket_path: websocket.enabled.then_some(websocket.handler_prefix),
+            websocket_path: websocket.enabled.then_some(websocket.handler_prefix.clone()),
+            admin_path: web.admin.as_ref().map(|admin| websocket_path(&admin.prefix)),
             echo: roost.echo,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
@@ -250,6 +282,8 @@ fn settings(
             connections_percent: roost.health_connections.into(),
         },
         name: config.node_name,
+        plan: Vec::new(),
+        snippets: Snippets { websocket_path: websocket.handler_prefix, publish: None },
         greeting: Box::new(|_, _| String::new()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
@@ -282,12 +316,28 @@ fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOpti
     }
 }
 
+/// Where the admin page is, and who gets in.
+fn admin_line(admin: Option<&config::Admin>, at: &SocketAddr) -> String {
+    let Some(admin) = admin else {
+        return "admin page: off; admin.enabled and admin.password switch it on".to_owned();
+    };
+    let url = format!("http://{at}{}/", admin.prefix);
+    match (&admin.one_time, &admin.password) {
+        _ if admin.insecure => {
+            format!("admin page: {url}, WITHOUT a password: it is open to all who reach it")
+        }
+        (Some(one_time), None) => format!("admin page: {url}#one_time={one_time} (works once)"),
+        _ => format!("admin page: {url}, with admin.password"),
+    }
+}
+
 /// What the node prints once it listens.
 fn greeting(
     config: &Config,
     origin: Option<&Path>,
     plan: &ShardPlan,
     limits: Vec<String>,
+    snippets: Snippets,
     dev: bool,
 ) -> impl FnOnce(&[SocketAddr], &[SocketAddr]) -> String + 'static {
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
@@ -297,7 +347,8 @@ fn greeting(
     let path = websocket.enabled.then(|| websocket.handler_prefix.clone());
     let echo = config.roost.echo;
     let insecure = config.client.insecure;
-    let api = config.web.api.clone().and_then(|api| Some((api.prefix, api.key?)));
+    let admin = config.web.admin.clone();
+    let demo = config.web.demo.is_some();
     let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
     move |addresses, internal| {
         let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
@@ -314,24 +365,21 @@ fn greeting(
             if echo {
                 lines.push(format!("echo is at ws://{first}/echo"));
             }
-            if let Some(url) = url.filter(|_| dev) {
-                lines.push(format!(
-                    "development node: anonymous clients may subscribe and publish. Try\n\
-                     \x20 npm install centrifuge ws && node -e \"\n\
-                     \x20   const {{ Centrifuge }} = require('centrifuge');\n\
-                     \x20   const c = new Centrifuge('{url}', {{ websocket: require('ws') }});\n\
-                     \x20   const s = c.newSubscription('news');\n\
-                     \x20   s.on('publication', p => console.log(p.data));\n\
-                     \x20   s.on('subscribed', () => s.publish({{ hello: 'roost' }}));\n\
-                     \x20   s.subscribe(); c.connect();\""
-                ));
+            let on_internal = admin.as_ref().is_some_and(|admin| !admin.external);
+            let page_at = internal.first().filter(|_| on_internal).unwrap_or(first);
+            lines.push(admin_line(admin.as_ref(), page_at));
+            if demo {
+                lines.push(format!("demo: http://{first}/demo, two clients that talk"));
             }
-            if let Some((prefix, key)) = api.filter(|_| dev) {
+            if dev && url.is_some() {
                 lines.push(format!(
-                    "publish from a shell, while that runs:\n\
-                     \x20 curl -H 'X-API-Key: {key}' -d '{{\"channel\": \"news\", \"data\": \"hello\"}}' \
-                     http://{first}{prefix}/publish"
+                    "development node: anonymous clients may subscribe and publish. A page of your own, to be\n\
+                     opened from http://localhost or http://127.0.0.1:\n\n{}",
+                    snippets.html(&first.to_string())
                 ));
+                if let Some(curl) = snippets.curl(&first.to_string()) {
+                    lines.push(format!("publish from a shell, while it is open:\n\n{curl}\n"));
+                }
             }
             if dev && dev_secret {
                 lines.push("`roost token --user 42` prints a token for it".to_owned());

@@ -25,7 +25,9 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use super::admin::{self, Access};
 use super::api::Api;
+use super::demo::{self, Snippets};
 use super::desk::{Bell, Desk, Visit};
 use super::health::{self, Health};
 use super::metrics::{self, Metrics};
@@ -50,7 +52,22 @@ pub(super) struct Routers {
 pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
     let api = web.api.as_ref().filter(|api| api.external || !has_internal);
     let own = [&web.metrics, &web.health].into_iter().flatten().filter(|_| !has_internal);
-    api.map(|api| &api.prefix).into_iter().chain(own).cloned().collect()
+    let admin = web.admin.as_ref().filter(|admin| admin.external || !has_internal);
+    let admin =
+        admin.map(|admin| [format!("{}/", admin.prefix), format!("{}/admin", admin.prefix)]);
+    let demo = web.demo.as_ref().map(|_| "/demo".to_owned());
+    let paths = api.map(|api| &api.prefix).into_iter().chain(own).cloned();
+    paths.chain(admin.into_iter().flatten()).chain(demo).collect()
+}
+
+/// What the pages are made with.
+pub(super) struct Pages {
+    /// Who may see the admin page, where there is one.
+    pub(super) access: Option<Arc<Access>>,
+    /// What the demo page shows to be pasted.
+    pub(super) snippets: Snippets,
+    /// The public port.
+    pub(super) port: u16,
 }
 
 /// Routes by the options.
@@ -61,14 +78,27 @@ pub(super) fn routers(
     health: Arc<Health>,
     metrics: Metrics,
     calls: Option<Arc<ArcSwap<config::Api>>>,
+    pages: Pages,
 ) -> Routers {
     let mut routers = Routers { public: Router::new(), internal: Router::new() };
     if let (Some(options), Some(shared)) = (&web.api, calls) {
-        let calls = super::api::router(api, &options.prefix, shared);
+        let calls = super::api::router(Arc::clone(&api), &options.prefix, shared);
         if options.external || !has_internal {
             routers.public = routers.public.merge(calls.clone());
         }
         routers.internal = routers.internal.merge(calls);
+    }
+    let Pages { access, snippets, port } = pages;
+    if let (Some(options), Some(access)) = (&web.admin, access) {
+        let page =
+            |port| admin::router(&options.prefix, Arc::clone(&access), Arc::clone(&api), port);
+        if options.external || !has_internal {
+            routers.public = routers.public.merge(page(None));
+        }
+        routers.internal = routers.internal.merge(page(Some(port)));
+    }
+    if let Some(demo) = &web.demo {
+        routers.public = routers.public.merge(demo::router(demo, snippets));
     }
     let mut own = Router::new();
     if let Some(path) = &web.health {

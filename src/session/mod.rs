@@ -9,7 +9,7 @@ mod rules;
 mod subs;
 
 pub use self::connecting::{Connecting, Made, ServerSub};
-pub use self::rules::{ClientOptions, PersonalChannel, Rules};
+pub use self::rules::{AdminRules, ClientOptions, PersonalChannel, Rules};
 pub use self::subs::{Sub, SubFlags, SubState, Subs};
 
 use std::sync::Arc;

@@ -107,12 +107,22 @@ pub struct Rules {
     pub subscription_keys: Option<TokenKeys>,
     /// Namespaces and their options.
     pub channels: ArcSwap<ChannelRules>,
+    /// Who may watch the node, where somebody may.
+    pub admin: Option<AdminRules>,
     /// Which web pages may connect.
     pub origins: ArcSwap<OriginRules>,
     /// Makes client ids.
     pub client_ids: ClientIdSealer,
     /// Who answers the calls of clients.
     pub rpc: ArcSwap<RpcRules>,
+}
+
+/// What admin connections are held against.
+pub struct AdminRules {
+    /// Keys of their tokens.
+    pub keys: TokenKeys,
+    /// They need none.
+    pub insecure: bool,
 }
 
 impl Rules {

@@ -215,6 +215,9 @@ impl<D: Driver> Shard<D> {
         if !self.told.is_empty() {
             self.told.remove(&index);
         }
+        if !self.admins.is_empty() && self.admins.remove(&index) == Some(true) {
+            self.node.admins.fetch_sub(1, Ordering::Relaxed);
+        }
         self.counters().connections_open.sub(1);
         self.counters().connections_closed.add(1);
         self.leaving.push_back(&mut self.conns, index);

@@ -13,7 +13,7 @@ use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
 use crate::base::time::UnixSeconds;
-use crate::edge::channels::{Asked, NameFault, Subscriber};
+use crate::edge::channels::{Asked, NameFault, OWN_CHANNEL, Subscriber};
 use crate::edge::jwt::{ConnectionClaims, TokenFault};
 use crate::hub::history::Since;
 use crate::hub::users::{Sessions, UserLinks};
@@ -40,6 +40,8 @@ enum By {
     Application,
     /// Nobody: it is anonymous, or a header names it.
     Nobody,
+    /// A token of an administrator's.
+    Admin,
 }
 
 /// What the application is asked about a `connect`.
@@ -127,7 +129,13 @@ impl<D: Driver> Shard<D> {
                 to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
             }
         }
-        let also_others = by != By::Application;
+        if by == By::Admin {
+            let (channel, namespace) = (OWN_CHANNEL.into(), channels.own().index);
+            to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
+            self.admins.insert(index, true);
+            self.node.admins.fetch_add(1, Ordering::Relaxed);
+        }
+        let also_others = matches!(by, By::Token | By::Nobody);
         ask_unasked(&channels, client.insecure, &user, request, also_others, &mut to_ask)?;
         let is_past = |at: i64| at <= now.0;
         if expire_at.is_some_and(is_past)
@@ -176,6 +184,9 @@ impl<D: Driver> Shard<D> {
         now: UnixSeconds,
     ) -> Result<Identified, Stop> {
         let client = Arc::clone(&self.client);
+        if self.admins.contains_key(&index) {
+            return self.identify_admin(request, now);
+        }
         if !request.token.is_empty() {
             let verdict = match self.connection_claims(index, &request.token, now)? {
                 // Development: a token that was good once is good.
@@ -212,6 +223,26 @@ impl<D: Driver> Shard<D> {
         let (expire_at, info, meta, subs) = (None, None, None, Vec::new());
         let claims = ConnectionClaims { user, expire_at, info, meta, subs };
         Ok(Identified { claims, by: By::Nobody, data: Box::default() })
+    }
+
+    /// An administrator's connection gets what the node publishes of itself.
+    fn identify_admin(
+        &self,
+        request: &ConnectRequest<'_>,
+        now: UnixSeconds,
+    ) -> Result<Identified, Stop> {
+        let admin = self.node.rules.admin.as_ref();
+        let is_good = admin.is_some_and(|admin| {
+            admin.insecure || matches!(admin.keys.connection(&request.token, now), Some(Ok(_)))
+        });
+        match is_good {
+            true => Ok(Identified {
+                claims: ConnectionClaims::default(),
+                by: By::Admin,
+                data: Box::default(),
+            }),
+            false => Err(Disconnect::InvalidToken.into()),
+        }
     }
 
     fn begin_session(

@@ -104,11 +104,16 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Told(told) => self.told(*told),
                 Mail::List(list) => self.home_list(from, list),
+                Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
                 Mail::Pass { order } => self.post(from, Mail::Passed { order }),
                 Mail::Passed { order } => self.passed(from, order),
                 // Only the control thread gets those.
-                Mail::Request(_) | Mail::Ask(_) | Mail::Listed { .. } | Mail::Ordered { .. } => {}
+                Mail::Request(_)
+                | Mail::Ask(_)
+                | Mail::Inspected { .. }
+                | Mail::Listed { .. }
+                | Mail::Ordered { .. } => {}
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.stopped = true,
             }

@@ -111,6 +111,58 @@ pub struct Listed {
     pub next: Option<u32>,
 }
 
+/// Connections of a user are to be looked at.
+#[derive(Debug)]
+pub struct Inspect {
+    /// Who asks.
+    pub asker: Asker,
+    /// The user; empty are the anonymous ones.
+    pub user: CompactString,
+}
+
+/// Connections of a user on one shard.
+#[derive(Debug, Default)]
+pub struct Inspected {
+    /// Some of them.
+    pub connections: Vec<Seen>,
+    /// There are more.
+    pub more: bool,
+}
+
+/// A connection, as it was looked at.
+#[derive(Debug)]
+pub struct Seen {
+    /// Client id.
+    pub client: CompactString,
+    /// It speaks Protobuf.
+    pub protobuf: bool,
+    /// It is not read now.
+    pub paused: bool,
+    /// Bytes that wait for it.
+    pub queued_bytes: usize,
+    /// Commands that are not answered.
+    pub unanswered: u8,
+    /// When it expires, Unix seconds; 0 is never.
+    pub expires: u32,
+    /// Subscriptions that it has.
+    pub subscriptions: usize,
+    /// Some of them.
+    pub named: Vec<SeenSub>,
+}
+
+/// A subscription of such a connection.
+#[derive(Debug)]
+pub struct SeenSub {
+    /// The channel.
+    pub channel: CompactString,
+    /// It gets what is published.
+    pub live: bool,
+    /// The server made it.
+    pub server: bool,
+    /// A gap ends it.
+    pub positioned: bool,
+}
+
 /// Something is to be done with connections of a user.
 #[derive(Debug)]
 pub struct Order {
@@ -439,6 +491,16 @@ pub enum Mail {
         /// Some of them.
         listed: Box<Listed>,
     },
+    /// From the control thread to a shard: what are a user's connections like? Answer:
+    /// [`Mail::Inspected`].
+    Inspect(Box<Inspect>),
+    /// From a shard.
+    Inspected {
+        /// Who asked.
+        asker: Asker,
+        /// What they are like.
+        inspected: Box<Inspected>,
+    },
     /// From the control thread to all shards: do something with a user's connections. Answer:
     /// [`Mail::Ordered`], when all homes have taken what follows from it.
     Order(Box<Order>),
@@ -490,6 +552,11 @@ impl Mail {
                     listed.channels.iter().map(name).sum()
                 }
                 Self::Order(_) => size_of::<Order>(),
+                Self::Inspect(_) => size_of::<Inspect>(),
+                Self::Inspected { inspected, .. } => {
+                    let of = |seen: &Seen| size_of::<Seen>() + size_of_val(&*seen.named);
+                    inspected.connections.iter().map(of).sum()
+                }
                 Self::Deliver { parcel, .. } => parcel.bytes(),
                 Self::Subscribe(subscribe) => {
                     let info = subscribe.membership.as_ref().map_or(0, |m| m.info.len());

@@ -99,6 +99,8 @@ pub struct Options {
     pub message_bytes_max: usize,
     /// Path of the client protocol over WebSocket; `None` when it is switched off.
     pub websocket_path: Option<String>,
+    /// Path of the WebSocket of administrators, where there is one.
+    pub admin_path: Option<String>,
     /// Whether `/echo` is there.
     pub echo: bool,
     /// Where paths begin that the control thread serves on the public port: each for itself and for
@@ -146,6 +148,8 @@ pub struct Node {
     pub open: Vec<AtomicU32>,
     /// Clients of the node, for `client.connection_limit`.
     pub clients: AtomicU64,
+    /// Administrators that are connected: without any, nobody wants figures.
+    pub admins: AtomicU32,
     /// Second and number of new clients in it, for `client.connection_rate_limit`.
     pub client_rate: AtomicU64,
     /// The node uses more memory than it may: no new connections, and the largest queues go.
@@ -240,6 +244,8 @@ pub struct Shard<D: Driver> {
     headers: BySlot<Arc<Headers>>,
     /// What the application has said about commands that connections are paused for, by slot.
     told: BySlot<Kept>,
+    /// Connections of administrators, by slot; true once they are connected.
+    admins: BySlot<bool>,
     /// Questions to the application that are not answered.
     proxy_questions: usize,
     /// Verdicts about tokens that connections are paused for, by slot.
@@ -335,6 +341,7 @@ impl<D: Driver> Shard<D> {
             header_users: Default::default(),
             headers: Default::default(),
             told: Default::default(),
+            admins: Default::default(),
             proxy_questions: 0,
             verdicts: Default::default(),
             filters: Filters::default(),
@@ -622,6 +629,7 @@ impl<D: Driver> Shard<D> {
             ("members", self.homes.members_of_all()),
             ("users by header", self.header_users.len()),
             ("verdicts", self.verdicts.len()),
+            ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
             ("told by the application", self.told.len()),
             ("questions to the application", self.proxy_questions),

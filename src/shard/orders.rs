@@ -8,11 +8,11 @@
 //! caused: who publishes or reads behind the answer meets what was ordered.
 
 use super::commands::Stop;
-use super::mail::{Act, Asker, List, Listed, Mail, Order};
+use super::mail::{Act, Asker, Inspect, Inspected, List, Listed, Mail, Order, Seen, SeenSub};
 use super::sending::ShardSet;
 use super::*;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
-use crate::session::ServerSub;
+use crate::session::{ServerSub, SubState};
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -42,31 +42,31 @@ enum Step {
 impl<D: Driver> Shard<D> {
     /// An order has come.
     pub(super) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
-        let left = self.connections_of(&order);
+        let left = self.connections_of(&order.user, &order.client, &order.session);
         let homes = ShardSet::default();
         self.orders.insert(Underway { order, from, left, connections: 0, homes, blocked: false });
     }
 
     /// Connections here that an order may be about.
-    fn connections_of(&mut self, order: &Order) -> Vec<ConnKey> {
+    fn connections_of(&mut self, user: &str, client: &str, session: &str) -> Vec<ConnKey> {
         // No connection of a transport that is built has a session id of its own.
-        if !order.session.is_empty() {
+        if !session.is_empty() {
             return Vec::new();
         }
-        if !order.client.is_empty() {
-            let found = self.node.rules.client_ids.open(&order.client);
+        if !client.is_empty() {
+            let found = self.node.rules.client_ids.open(client);
             let key = found.filter(|(shard, _)| *shard == self.id).map(|(_, key)| key);
             let is_theirs = |key: &ConnKey| {
                 let conn = self.conns.get(key.index as usize);
                 let conn = conn.filter(|conn| conn.generation == key.generation);
                 let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
-                session.is_some_and(|session| session.user == order.user)
+                session.is_some_and(|session| session.user == user)
             };
             return key.filter(is_theirs).into_iter().collect();
         }
-        let hash = self.node.names.hash(&order.user);
+        let hash = self.node.names.hash(user);
         let sessions = &self.sessions;
-        let first = self.users.first(hash, |at| sessions[*at as usize].user == order.user);
+        let first = self.users.first(hash, |at| sessions[*at as usize].user == user);
         let chain = std::iter::successors(first, |at| {
             Some(sessions[*at as usize].user_links.next).filter(|next| *next != NONE)
         });
@@ -251,6 +251,43 @@ impl<D: Driver> Shard<D> {
         true
     }
 
+    /// Connections of a user here, as they are now.
+    pub(super) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
+        let mut keys = self.connections_of(&inspect.user, "", "");
+        let more = keys.len() > INSPECTED_MAX;
+        keys.truncate(INSPECTED_MAX);
+        let found = keys.into_iter().filter_map(|key| self.seen(key)).collect();
+        let inspected = Box::new(Inspected { connections: found, more });
+        self.post(from, Mail::Inspected { asker: inspect.asker, inspected });
+    }
+
+    fn seen(&mut self, key: ConnKey) -> Option<Seen> {
+        let client = CompactString::new(self.client_id(key).text().as_str());
+        let conn = self.conn(key)?;
+        let (protobuf, paused, outbox) = (conn.flags.protobuf(), conn.flags.paused(), conn.outbox);
+        let queued_bytes = self.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
+        let session = self.session_of(key.index)?;
+        let (unanswered, expires) = (session.unanswered, session.expires);
+        let subs: Vec<_> = session.subs.as_slice().iter().take(INSPECTED_MAX).copied().collect();
+        let subscriptions = session.subs.len();
+        let named = subs.into_iter().filter_map(|sub| {
+            let channel = self.locals.get(sub.channel)?.name.clone();
+            let (server, positioned) = (sub.flags.server(), sub.flags.positioned());
+            Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
+        });
+        let named = named.collect();
+        Some(Seen {
+            client,
+            protobuf,
+            paused,
+            queued_bytes,
+            unanswered,
+            expires,
+            subscriptions,
+            named,
+        })
+    }
+
     /// Some channels of this home that somebody is subscribed to.
     pub(super) fn home_list(&mut self, from: ShardId, list: List) {
         let mut listed = Listed::default();
@@ -263,6 +300,9 @@ impl<D: Driver> Shard<D> {
 
 /// Connections that orders are carried out on in one turn.
 const TURN_ORDERED_MAX: usize = 256;
+
+/// Connections told of at a time, and subscriptions of each.
+const INSPECTED_MAX: usize = 100;
 
 /// Channels looked at for one list.
 const TURN_LISTED_MAX: usize = 4096;

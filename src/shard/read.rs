@@ -163,7 +163,8 @@ impl<D: Driver> Shard<D> {
     fn request(&mut self, key: ConnKey, head: &http::Head<'_>, bytes: &[u8]) {
         let (bytes, rest) = bytes.split_at(head.bytes);
         let node = Arc::clone(&self.node);
-        let client = node.options.websocket_path.as_deref() == Some(head.path);
+        let admin = node.options.admin_path.as_deref() == Some(head.path);
+        let client = admin || node.options.websocket_path.as_deref() == Some(head.path);
         let echo = node.options.echo && head.path == "/echo";
         if !client && !echo {
             return match node.options.is_web(head.path) {
@@ -175,7 +176,10 @@ impl<D: Driver> Shard<D> {
             Ok(upgrade) => upgrade,
             Err(refusal) => return self.refuse(key.index, refusal),
         };
-        if client {
+        if admin && !is_of_own_host(head) {
+            return self.refuse(key.index, Refusal::Origin);
+        }
+        if client && !admin {
             let origin = head.header("origin").map(|value| std::str::from_utf8(value).ok());
             let allowed = match origin {
                 None => node.rules.origins.load().allows(None),
@@ -190,7 +194,7 @@ impl<D: Driver> Shard<D> {
         if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {
             return self.refuse(key.index, Refusal::Unavailable);
         }
-        if client && !self.admit() {
+        if client && !admin && !self.admit() {
             return self.refuse(key.index, Refusal::Unavailable);
         }
         self.counters().upgrades.add(1);
@@ -207,7 +211,9 @@ impl<D: Driver> Shard<D> {
         {
             self.header_users.insert(key.index, user.into());
         }
-        if client {
+        if admin {
+            self.admins.insert(key.index, false);
+        } else if client {
             self.keep_headers(key.index, head);
         }
         let mut answer = std::mem::take(&mut self.replies);
@@ -222,7 +228,7 @@ impl<D: Driver> Shard<D> {
         let tick = self.tick();
         if let Some(conn) = self.conn(key) {
             conn.phase = if client { Phase::Client } else { Phase::Echo };
-            conn.flags.set_counted(client);
+            conn.flags.set_counted(client && !admin);
             conn.flags.set_frame_ping(frame_ping);
             conn.flags.set_protobuf(protobuf);
             if echo {
@@ -353,3 +359,44 @@ impl<D: Driver> Shard<D> {
 
 /// A scratch buffer that grew beyond this for one large message is not kept.
 const SCRATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Whether a request comes from a page of the host that it is sent to, whatever the port, or from no page.
+/// What else there is to know about an administrator is in the token.
+fn is_of_own_host(head: &http::Head<'_>) -> bool {
+    let text = |name| head.header(name).map(std::str::from_utf8);
+    let host_of = |authority: &str| match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host.to_owned(),
+        _ => authority.to_owned(),
+    };
+    match (text("origin"), text("host")) {
+        (None, _) => true,
+        (Some(Ok(origin)), Some(Ok(host))) => origin
+            .split_once("://")
+            .is_some_and(|(_, origin)| host_of(origin).eq_ignore_ascii_case(&host_of(host))),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_the_own_host() {
+        for (headers, expected) in [
+            ("Host: a:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://a:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://A:9000\r\n", true),
+            ("Host: a\r\nOrigin: https://a\r\n", true),
+            ("Host: [::1]:8000\r\nOrigin: http://[::1]:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://b:8000\r\n", false),
+            ("Host: a:8000\r\nOrigin: http://b.a:8000\r\n", false),
+            ("Host: a:8000\r\nOrigin: null\r\n", false),
+            ("Host: a:8000\r\nOrigin: a\r\n", false),
+        ] {
+            let request = format!("GET / HTTP/1.1\r\n{headers}\r\n");
+            let head = http::parse(request.as_bytes()).unwrap().unwrap();
+            assert_eq!(is_of_own_host(&head), expected, "{headers}");
+        }
+    }
+}

@@ -178,6 +178,7 @@ impl Plan {
             idle_timeout_ms: pick(rng, &[2_000, 20_000]),
             message_bytes_max: 65_536,
             websocket_path: Some(PATH.into()),
+            admin_path: None,
             echo: true,
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
@@ -312,6 +313,7 @@ impl Plan {
             origins: ArcSwap::from_pointee(OriginRules::new(&["*".to_string()]).unwrap()),
             client_ids: ClientIdSealer::new(&[7; 32]),
             rpc: Default::default(),
+            admin: None,
         }
     }
 }

@@ -124,6 +124,7 @@ impl Run {
             slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
             clients: AtomicU64::new(0),
+            admins: Default::default(),
             client_rate: AtomicU64::new(0),
             memory_short: AtomicBool::new(false),
             draining: AtomicBool::new(false),

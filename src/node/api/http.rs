@@ -132,10 +132,15 @@ async fn method(
 
 /// Many commands, one after another, each answered in its place (server API, 1.4).
 async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
-    if shared.api.is_draining() {
+    answer_old_form(&shared.api, &body).await
+}
+
+/// The same, of somebody who may.
+pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response {
+    if api.is_draining() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let commands = serde_json::Deserializer::from_slice(&body).into_iter::<&RawValue>();
+    let commands = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
     let commands =
         commands.map(|command| methods::parse::<wire::Command<'_>>(command.ok()?.get()).ok());
     let Some(commands) = commands.collect::<Option<Vec<_>>>() else { return bad_request() };
@@ -148,7 +153,7 @@ async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
         let params = params.map_or("", RawValue::get);
         let params = if params == "null" { "" } else { params };
         let called = match name {
-            Some(name) => shared.api.call(name, params).await,
+            Some(name) => api.call(name, params).await,
             None => None,
         };
         let body = match called.unwrap_or(Ok(Err(ApiError::NOT_FOUND))) {

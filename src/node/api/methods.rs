@@ -16,7 +16,7 @@ use super::wire::{self, ApiError, Outcome, Published};
 use crate::base::id::ShardId;
 use crate::base::limits::{API_LARGE_ANSWER_CREDITS, WEB_ANSWER_BYTES_MAX};
 use crate::base::tags::Tags;
-use crate::edge::channels::{ChannelRules, NameFault, Namespace};
+use crate::edge::channels::{ChannelRules, NameFault, Namespace, OWN_CHANNEL};
 use crate::edge::glob::Glob;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::{Page, Since};
@@ -24,7 +24,8 @@ use crate::node::desk::Busy;
 use crate::proto::client::{self, Encoding, ErrorCode};
 use crate::session::ServerSub;
 use crate::shard::mail::{
-    Act, Answer, Asker, List, Mail, Order, Publish, PublishOptions, Read, Reading,
+    Act, Answer, Asker, Inspect, Inspected, List, Mail, Order, Publish, PublishOptions, Read,
+    Reading,
 };
 
 /// A result or an error, as a method gives it.
@@ -406,7 +407,9 @@ impl Api {
                     return Ok(Err(ApiError::INTERNAL));
                 };
                 next = listed.next;
-                let is_wanted = |name: &str| glob.as_ref().is_none_or(|glob| glob.matches(name));
+                let is_wanted = |name: &str| {
+                    name != OWN_CHANNEL && glob.as_ref().is_none_or(|glob| glob.matches(name))
+                };
                 let wanted = listed.channels.into_iter().filter(|(name, _)| is_wanted(name));
                 channels.extend(
                     wanted.map(|(name, num_clients)| (String::from(name), Clients { num_clients })),
@@ -418,6 +421,20 @@ impl Api {
             channels: BTreeMap<String, Clients>,
         }
         written(Ok(Listing { channels }))
+    }
+
+    /// Connections of a user, by shard.
+    pub(in crate::node) async fn connections(&self, user: &str) -> Result<Vec<Inspected>> {
+        let mut all = Vec::new();
+        for shard in self.desk.shards() {
+            let inspect = |asker| Mail::Inspect(Box::new(Inspect { asker, user: user.into() }));
+            let asked = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, inspect)?;
+            let Ok(Mail::Inspected { inspected, .. }) = asked.await else {
+                return Err(ApiError::INTERNAL);
+            };
+            all.push(*inspected);
+        }
+        Ok(all)
     }
 
     /// What this node is and holds. Users are summed over shards: one with connections on several

@@ -9,13 +9,14 @@ mod http;
 mod methods;
 mod wire;
 
-pub(super) use self::http::router;
+pub(super) use self::http::{answer_old_form, router};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::desk::Desk;
+use crate::edge::channels::ChannelRules;
 use crate::shard::Node;
 
 /// What methods work with.
@@ -39,6 +40,11 @@ impl Api {
         started: Instant,
     ) -> Self {
         Self { node, desk, name, uid, started }
+    }
+
+    /// The rules of channels.
+    pub(super) fn rules(&self) -> Arc<ChannelRules> {
+        self.node.rules.channels.load_full()
     }
 
     /// The node closes its connections and ends.

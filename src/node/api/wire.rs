@@ -9,7 +9,7 @@ use crate::node::json::objects;
 
 /// An error of a method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct ApiError {
+pub(in crate::node) struct ApiError {
     pub(super) code: u16,
     pub(super) message: Cow<'static, str>,
 }

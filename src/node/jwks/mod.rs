@@ -15,18 +15,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::ACCEPT;
-use hyper::{Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::fetch::{Client, FetchFault};
 use super::signatures::{Again, Ask, Endpoint, KeySource};
 use crate::edge::jwt::KeyFault;
 use crate::session::Rules;
@@ -34,6 +28,9 @@ use crate::shard::signatures::SignatureJob;
 
 /// Bytes of a key set at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Types that a key set may have.
+const ACCEPTED: &str = "application/jwk-set+json, application/json";
 
 /// Endpoints known at once; tokens of others wait for a place.
 const ENDPOINTS_MAX: usize = 64;
@@ -60,83 +57,23 @@ impl Pace {
 
 /// Why a key set was not to be had.
 #[derive(Debug, thiserror::Error)]
-enum FetchFault {
+enum Fault {
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("no address: {0}")]
-    Address(#[from] hyper::http::Error),
-    #[error("{0}{cause}", cause = causes(.0))]
-    Request(#[from] legacy::Error),
-    #[error("expected status 200, not {0}")]
-    Status(StatusCode),
-    #[error("the answer: {0}")]
-    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Fetch(#[from] FetchFault),
     #[error(transparent)]
     Keys(#[from] KeyFault),
 }
 
-/// The errors behind one that says little itself.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .map(|cause| format!(": {cause}"))
-        .collect()
-}
-
-/// Asks servers. Connections are not kept: there is one request in an hour.
-#[derive(Clone)]
-pub(super) enum Client {
-    /// Without TLS, and so without the machine's certificates.
-    Plain(legacy::Client<HttpConnector, Empty<Bytes>>),
-    /// With both.
-    Tls(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>),
-}
-
-impl Client {
-    /// One that can ask the endpoints of these rules.
-    ///
-    /// # Errors
-    /// One of them needs TLS, and the machine has no certificates to check servers with.
-    pub(super) fn new(rules: &Rules) -> std::io::Result<Self> {
-        let sets = [Some(&rules.keys), rules.subscription_keys.as_ref()];
-        let secure = sets.into_iter().flatten().any(|keys| keys.fetches_keys() == Some(true));
-        if !secure {
-            return Ok(Self::plain());
-        }
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        Ok(Self::Tls(Self::builder().build(connector)))
-    }
-
-    fn plain() -> Self {
-        Self::Plain(Self::builder().build(HttpConnector::new()))
-    }
-
-    fn builder() -> legacy::Builder {
-        let mut builder = legacy::Client::builder(TokioExecutor::new());
-        builder.pool_max_idle_per_host(0);
-        builder
-    }
-
-    /// The body that stands at the address. Redirects are not followed: an address that moves is to
-    /// be configured.
-    async fn get(&self, url: &str) -> Result<Bytes, FetchFault> {
-        let uri = Uri::try_from(url).map_err(hyper::http::Error::from)?;
-        let request = Request::get(uri)
-            .header(ACCEPT, "application/jwk-set+json, application/json")
-            .body(Empty::new())?;
-        let response = match self {
-            Self::Plain(client) => client.request(request).await?,
-            Self::Tls(client) => client.request(request).await?,
-        };
-        if response.status() != StatusCode::OK {
-            return Err(FetchFault::Status(response.status()));
-        }
-        let body = Limited::new(response.into_body(), BODY_BYTES_MAX);
-        Ok(body.collect().await.map_err(FetchFault::Body)?.to_bytes())
-    }
+/// One that can ask the endpoints of these rules.
+///
+/// # Errors
+/// One of them needs TLS, and the machine has no certificates to check servers with.
+pub(super) fn client(rules: &Rules) -> std::io::Result<Client> {
+    let sets = [Some(&rules.keys), rules.subscription_keys.as_ref()];
+    let secure = sets.into_iter().flatten().any(|keys| keys.fetches_keys() == Some(true));
+    if secure { Client::secure() } else { Ok(Client::plain()) }
 }
 
 /// Fetches what jobs ask for, and again what it has.
@@ -147,7 +84,7 @@ pub(super) struct Fetcher<K> {
     again: Sender<Again>,
     pace: Pace,
     known: Known,
-    fetches: JoinSet<(Endpoint, Result<Bytes, FetchFault>)>,
+    fetches: JoinSet<(Endpoint, Result<Bytes, Fault>)>,
 }
 
 impl<K: KeySource> Fetcher<K> {
@@ -209,15 +146,20 @@ impl<K: KeySource> Fetcher<K> {
         let timeout = self.pace.timeout;
         debug!(url = endpoint.url, "fetching keys");
         self.fetches.spawn(async move {
-            let result = match tokio::time::timeout(timeout, client.get(&endpoint.url)).await {
-                Ok(result) => result,
-                Err(_) => Err(FetchFault::Timeout(timeout)),
+            let result = match tokio::time::timeout(
+                timeout,
+                client.get(&endpoint.url, ACCEPTED, BODY_BYTES_MAX),
+            )
+            .await
+            {
+                Ok(result) => result.map_err(Fault::from),
+                Err(_) => Err(Fault::Timeout(timeout)),
             };
             (endpoint, result)
         });
     }
 
-    fn fetched(&mut self, endpoint: &Endpoint, result: Result<Bytes, FetchFault>) {
+    fn fetched(&mut self, endpoint: &Endpoint, result: Result<Bytes, Fault>) {
         let Endpoint { kind, url } = endpoint;
         let installed =
             result.and_then(|body| Ok(self.keys.keys(*kind).install_keys(url, &body)?));

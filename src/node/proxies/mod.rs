@@ -108,7 +108,7 @@ impl Outcome {
 enum Fault {
     #[error("no answer in time")]
     Timeout,
-    #[error("{0}{cause}", cause = super::jwks::causes(.0))]
+    #[error("{0}{cause}", cause = super::fetch::causes(.0))]
     Request(#[from] legacy::Error),
     #[error("expected status 200, not {0}")]
     Status(StatusCode),
@@ -236,6 +236,22 @@ impl Endpoint {
     /// How many questions about an event ended so.
     pub(super) fn count(&self, event: ProxyEvent, outcome: Outcome) -> u64 {
         self.outcomes[event as usize][outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// Questions so far.
+    pub(super) fn questions(&self) -> u64 {
+        self.sum(|_| true)
+    }
+
+    /// Of them, those that the application did not answer.
+    pub(super) fn failures(&self) -> u64 {
+        use Outcome::{Busy, Failed, Open, Timeout};
+        self.sum(|outcome| matches!(outcome, Failed | Timeout | Open | Busy))
+    }
+
+    fn sum(&self, counts: fn(Outcome) -> bool) -> u64 {
+        let wanted = Outcome::ALL.into_iter().filter(|outcome| counts(*outcome));
+        wanted.flat_map(|outcome| ProxyEvent::ALL.map(|event| self.count(event, outcome))).sum()
     }
 
     async fn ask(&self, question: &ProxyQuestion) -> ProxyAnswer {

@@ -1,0 +1,263 @@
+//! What the admin page is told once a second, as a publication in the node's own channel. Nothing is
+//! counted or sent while nobody looks.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use crate::base::times::{Counts, Times};
+use crate::edge::channels::OWN_CHANNEL;
+use crate::node::metrics::Metrics;
+use crate::shard::ShardCounters;
+use crate::shard::mail::{Mail, Publish};
+
+/// Makes them.
+pub(in crate::node) struct Figures {
+    metrics: Metrics,
+    name: String,
+    /// How the node runs, and what limits it: lines for people.
+    plan: Vec<String>,
+    before: Mutex<Option<Before>>,
+}
+
+/// What had been counted when figures were last made.
+struct Before {
+    at: Instant,
+    shards: Vec<Counted>,
+    loop_lag: Vec<Counts>,
+    fan_out: Counts,
+}
+
+/// Counters of one shard that grow.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    accepted: u64,
+    closed: u64,
+    messages_in: u64,
+    messages_out: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    publications: u64,
+    deliveries: u64,
+    commands: u64,
+}
+
+impl Counted {
+    fn of(shard: &ShardCounters) -> Self {
+        Self {
+            accepted: shard.connections_accepted.get(),
+            closed: shard.connections_closed.get(),
+            messages_in: shard.messages_received.get(),
+            messages_out: shard.deliveries.get() + shard.commands.get() + shard.pings.get(),
+            bytes_in: shard.bytes_received.get(),
+            bytes_out: shard.bytes_sent.get(),
+            publications: shard.publications.get(),
+            deliveries: shard.deliveries.get(),
+            commands: shard.commands.get(),
+        }
+    }
+
+    /// Name and value of each.
+    fn each(&self) -> [(&'static str, u64); 9] {
+        [
+            ("accepted", self.accepted),
+            ("closed", self.closed),
+            ("messages_in", self.messages_in),
+            ("messages_out", self.messages_out),
+            ("bytes_in", self.bytes_in),
+            ("bytes_out", self.bytes_out),
+            ("publications", self.publications),
+            ("deliveries", self.deliveries),
+            ("commands", self.commands),
+        ]
+    }
+
+    /// How much of each was added in a second.
+    fn rates(&self, before: &Self, seconds: f64) -> Map<String, Value> {
+        let pairs = self.each().into_iter().zip(before.each());
+        let rate = |now: u64, then: u64| (now.wrapping_sub(then) as f64 / seconds).round();
+        pairs.map(|((name, now), (_, then))| (name.to_owned(), rate(now, then).into())).collect()
+    }
+}
+
+impl Figures {
+    /// Of a node of this name.
+    pub(in crate::node) fn new(metrics: Metrics, name: String, plan: Vec<String>) -> Self {
+        Self { metrics, name, plan, before: Mutex::default() }
+    }
+
+    /// Publishes them, if somebody looks. To be called once a second.
+    pub(in crate::node) fn publish(&self) {
+        let node = &self.metrics.node;
+        if node.admins.load(Ordering::Relaxed) == 0 {
+            *self.before() = None;
+            return;
+        }
+        let data = self.figures().to_string().into_bytes().into();
+        let hash = node.names.hash(OWN_CHANNEL);
+        let namespace = node.rules.channels.load().own().index;
+        let publish = Publish {
+            channel: OWN_CHANNEL.into(),
+            hash,
+            namespace,
+            asker: None,
+            data,
+            info: Box::default(),
+            tags: Box::default(),
+            is_json: true,
+            options: None,
+        };
+        self.metrics.desk.post(node.names.home(hash), Mail::Publish(Box::new(publish)));
+    }
+
+    fn before(&self) -> std::sync::MutexGuard<'_, Option<Before>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn figures(&self) -> Value {
+        let Metrics { node, health, started, .. } = &self.metrics;
+        let counters = &node.counters;
+        let at = Instant::now();
+        let now = Before {
+            at,
+            shards: counters.iter().map(Counted::of).collect(),
+            loop_lag: node.loop_lag.iter().map(counts).collect(),
+            fan_out: all(&node.fan_out),
+        };
+        let before = self.before().take();
+        let seconds = before.as_ref().map_or(1.0, |before| (at - before.at).as_secs_f64());
+        let seconds = seconds.max(0.001);
+        // The first time nothing is known of the second before.
+        let then = before.as_ref().unwrap_or(&now);
+        let mut rates = Map::new();
+        let mut shards = Vec::new();
+        let mut lag = Counts::default();
+        for (at, shard) in counters.iter().enumerate() {
+            let of_shard = now.shards[at].rates(&then.shards[at], seconds);
+            for (name, rate) in &of_shard {
+                let sum = rates.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+                rates.insert(name.clone(), (sum + rate.as_f64().unwrap_or(0.0)).into());
+            }
+            let of_lag = now.loop_lag[at].since(&then.loop_lag[at]);
+            lag.add(&of_lag);
+            let mut told = of_shard;
+            for (name, value) in [
+                ("connections", shard.connections_open.get()),
+                ("subscriptions", shard.subscriptions.get()),
+                ("queued_bytes", shard.queued_bytes.get()),
+                ("mailbox_batches", shard.mailbox_batches.get()),
+                ("loop_lag_p99_us", of_lag.quantile(0.99)),
+            ] {
+                told.insert(name.to_owned(), value.into());
+            }
+            shards.push(Value::Object(told));
+        }
+        let fan_out = now.fan_out.since(&then.fan_out);
+        let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
+        let figures = json!({
+            "node": {
+                "name": self.name,
+                "version": env!("CARGO_PKG_VERSION"),
+                "uptime_s": started.elapsed().as_secs(),
+                "shards": counters.len(),
+                "plan": self.plan,
+                "fault": health.fault(),
+            },
+            "totals": {
+                "connections": sum(|shard| shard.connections_open.get()),
+                "clients": node.clients.load(Ordering::Relaxed),
+                "users": sum(|shard| shard.users.get()),
+                "subscriptions": sum(|shard| shard.subscriptions.get()),
+                "channels": sum(|shard| shard.channels_home.get()),
+                "queued_bytes": sum(|shard| shard.queued_bytes.get()),
+                "history_publications": sum(|shard| shard.history_publications.get()),
+                "history_bytes": sum(|shard| shard.history_bytes.get()),
+            },
+            "rates": rates,
+            "latency_us": {
+                "loop_lag_p50": lag.quantile(0.5),
+                "loop_lag_p99": lag.quantile(0.99),
+                "fan_out_p50": fan_out.quantile(0.5),
+                "fan_out_p99": fan_out.quantile(0.99),
+            },
+            "shards": shards,
+            "memory": self.memory(),
+            "limits": self.limits(),
+            "closes": self.by_reason("closed_"),
+            "faults": self.by_reason("faults_"),
+            "refused": self.by_reason("refused_"),
+            "errors": self.by_reason("error_"),
+            "proxies": self.proxies(),
+        });
+        *self.before() = Some(now);
+        figures
+    }
+
+    fn memory(&self) -> Value {
+        let mut classes: Map<String, Value> = Map::new();
+        for (class, bytes) in self.metrics.memory_classes() {
+            classes.insert(class.to_owned(), bytes.into());
+        }
+        json!({
+            "limit": self.metrics.memory_limit_bytes,
+            "bytes_per_connection": self.metrics.bytes_per_connection(),
+            "classes": classes,
+        })
+    }
+
+    fn limits(&self) -> Vec<Value> {
+        let used = |name| match name {
+            "clients" => self.metrics.node.clients.load(Ordering::Relaxed),
+            "memory_bytes" => self.metrics.used_bytes(),
+            _ => self.metrics.open(),
+        };
+        let limits = self.metrics.limits();
+        limits
+            .iter()
+            .map(|(name, limit)| json!({ "name": name, "used": used(name), "limit": limit }))
+            .collect()
+    }
+
+    /// Sums of the counters whose names begin so, by the rest of the name; those that are not 0.
+    fn by_reason(&self, beginning: &str) -> Map<String, Value> {
+        let mut sums: Map<String, Value> = Map::new();
+        for counters in &self.metrics.node.counters {
+            counters.each(|name, value| {
+                let Some(reason) = name.strip_prefix(beginning).filter(|_| value > 0) else {
+                    return;
+                };
+                let sum = sums.get(reason).and_then(Value::as_u64).unwrap_or(0);
+                sums.insert(reason.to_owned(), (sum + value).into());
+            });
+        }
+        sums
+    }
+
+    fn proxies(&self) -> Vec<Value> {
+        let endpoints = self.metrics.proxies.endpoints();
+        let told = endpoints.iter().map(|endpoint| {
+            json!({
+                "name": endpoint.options.name,
+                "state": endpoint.state().name(),
+                "calls": endpoint.questions(),
+                "failures": endpoint.failures(),
+                "in_flight": endpoint.in_flight(),
+            })
+        });
+        told.collect()
+    }
+}
+
+fn counts(times: &Times) -> Counts {
+    let mut counts = Counts::default();
+    times.add_to(&mut counts);
+    counts
+}
+
+fn all(times: &[Times]) -> Counts {
+    let mut counts = Counts::default();
+    times.iter().for_each(|times| times.add_to(&mut counts));
+    counts
+}

@@ -1,0 +1,127 @@
+//! The admin page: one page of HTML, what it may ask, and what it is told each second.
+//!
+//! ```text
+//!  browser -- GET / ------------------> page (embedded, no other origin is asked for anything)
+//!          -- POST /admin/auth -------> a token for a password
+//!          -- POST /admin/api --------> the server API's methods, and two more
+//!          -- WebSocket /admin/websocket, on a shard --> figures once a second (figures.rs)
+//! ```
+//! Everything but the page itself needs the token, which is sent in a header: no other page can send it.
+
+mod access;
+mod figures;
+mod methods;
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Form, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde::Deserialize;
+use serde_json::json;
+
+pub(super) use self::access::{Access, admin_rules};
+pub(super) use self::figures::Figures;
+use super::api::{Api, answer_old_form};
+use super::pages;
+
+/// What the handlers work with.
+#[derive(Clone)]
+struct Shared {
+    access: Arc<Access>,
+    api: Arc<Api>,
+    /// The WebSocket's port, where it isn't the page's own.
+    port: Option<u16>,
+    path: Arc<str>,
+}
+
+/// Routes of the page below `prefix`. `port` is that of the WebSocket, where the page is on another one.
+pub(super) fn router(
+    prefix: &str,
+    access: Arc<Access>,
+    api: Arc<Api>,
+    port: Option<u16>,
+) -> Router {
+    let path = websocket_path(prefix).into();
+    let shared = Shared { access, api, port, path };
+    let asset = |kind: &'static str, text: &'static str| {
+        get(move || async move { ([(CONTENT_TYPE, kind)], text) })
+    };
+    Router::new()
+        .route(&format!("{prefix}/"), asset(pages::HTML, include_str!("page.html")))
+        .route(&format!("{prefix}/admin/page.js"), asset(pages::JS, include_str!("page.js")))
+        .route(&format!("{prefix}/admin/page.css"), asset(pages::CSS, include_str!("page.css")))
+        .route(&format!("{prefix}/admin/init"), get(init))
+        .route(&format!("{prefix}/admin/auth"), post(auth))
+        .route(&format!("{prefix}/admin/api"), post(api_call))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(pages::guard))
+        .with_state(shared)
+}
+
+/// Where shards take the WebSocket of administrators.
+pub(super) fn websocket_path(prefix: &str) -> String {
+    format!("{prefix}/admin/websocket")
+}
+
+/// The token that a request brings.
+fn token(headers: &HeaderMap) -> &str {
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    given.and_then(|given| given.strip_prefix("token ")).unwrap_or("").trim()
+}
+
+async fn init(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let Shared { access, port, path, .. } = shared;
+    Json(json!({
+        "insecure": access.insecure(),
+        "edition": "roost",
+        "version": env!("CARGO_PKG_VERSION"),
+        "authenticated": access.admits(token(&headers)),
+        "websocket": { "path": &*path, "port": port },
+    }))
+    .into_response()
+}
+
+#[derive(Deserialize)]
+struct Credentials {
+    #[serde(default)]
+    password: String,
+    #[serde(default)]
+    one_time: String,
+}
+
+async fn auth(State(shared): State<Shared>, Form(given): Form<Credentials>) -> Response {
+    match shared.access.enter(&given.password, &given.one_time).await {
+        Ok(token) => Json(json!({ "token": token })).into_response(),
+        Err(access::Refused::Wrong) => StatusCode::BAD_REQUEST.into_response(),
+        Err(access::Refused::TooMany) => {
+            let after = access::WRONG_DELAY.as_secs();
+            let body = Json(json!({ "retry_after_s": after }));
+            (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, after.to_string())], body)
+                .into_response()
+        }
+    }
+}
+
+/// The old form of the server API (server API, 1.4 and 4), with two methods more.
+async fn api_call(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
+    // Without a password any page could send it, but for a type that a form doesn't have.
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    if headers.contains_key(ORIGIN) && !kind.starts_with("application/json") {
+        return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
+    }
+    if !shared.access.admits(token(&headers)) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    if let Some(called) = methods::call(&shared.api, &body).await {
+        return called;
+    }
+    answer_old_form(&shared.api, &body).await
+}
+
+/// Bytes of a request at most: a test message is small.
+const BODY_BYTES_MAX: usize = 1 << 20;

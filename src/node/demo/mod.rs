@@ -1,0 +1,184 @@
+//! `/demo`: a page on which two clients talk, with the SDK that applications use.
+//!
+//! The SDK is not part of this program: it comes from a file, or once from the npm registry, whose copy has
+//! to have the digest that is written here.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use serde_json::json;
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
+
+use super::fetch::{Client, FetchFault};
+use super::pages;
+use crate::config;
+
+/// What the page shows to be pasted.
+#[derive(Clone, Debug)]
+pub(super) struct Snippets {
+    /// Path of the clients' WebSocket.
+    pub(super) websocket_path: String,
+    /// Path of the method that publishes, and the key for it, where there is one.
+    pub(super) publish: Option<(String, String)>,
+}
+
+impl Snippets {
+    /// A page that does what the demo does; `host` has the port in it.
+    pub(super) fn html(&self, host: &str) -> String {
+        format!(
+            "<!doctype html>\n\
+             <script src=\"http://{host}/demo/centrifuge.js\"></script>\n\
+             <input id=\"text\" placeholder=\"say something\">\n\
+             <ul id=\"list\"></ul>\n\
+             <script>\n  \
+               const client = new Centrifuge('ws://{host}{path}');\n  \
+               const chat = client.newSubscription('demo');\n  \
+               chat.on('publication', ({{ data }}) => {{\n    \
+                 const item = document.createElement('li');\n    \
+                 item.textContent = `${{data.from}}: ${{data.text}}`;\n    \
+                 document.getElementById('list').append(item);\n  \
+               }});\n  \
+               document.getElementById('text').addEventListener('change', ({{ target }}) => {{\n    \
+                 chat.publish({{ from: 'me', text: target.value }});\n    \
+                 target.value = '';\n  \
+               }});\n  \
+               chat.subscribe();\n  \
+               client.connect();\n\
+             </script>\n",
+            path = self.websocket_path
+        )
+    }
+
+    /// A shell command that publishes.
+    pub(super) fn curl(&self, host: &str) -> Option<String> {
+        let (path, key) = self.publish.as_ref()?;
+        Some(format!(
+            "curl -H 'X-API-Key: {key}' -d '{{\"channel\": \"demo\", \"data\": {{\"from\": \"curl\", \
+             \"text\": \"hello\"}}}}' http://{host}{path}"
+        ))
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    file: Option<PathBuf>,
+    sdk: Arc<OnceCell<Bytes>>,
+    snippets: Snippets,
+}
+
+/// Routes of the page.
+pub(super) fn router(demo: &config::Demo, snippets: Snippets) -> Router {
+    let shared = Shared { file: demo.sdk.clone(), sdk: Arc::default(), snippets };
+    let asset = |kind: &'static str, text: &'static str| {
+        get(move || async move { ([(CONTENT_TYPE, kind)], text) })
+    };
+    Router::new()
+        .route("/demo", asset(pages::HTML, include_str!("demo.html")))
+        .route("/demo/demo.js", asset(pages::JS, include_str!("demo.js")))
+        .route("/demo/demo.css", asset(pages::CSS, include_str!("demo.css")))
+        .route("/demo/snippet.json", get(snippet))
+        .route("/demo/centrifuge.js", get(sdk))
+        .layer(middleware::map_response(pages::guard))
+        .with_state(shared)
+}
+
+/// The snippets hold the key of the server API: a page of another host gets none of them, since its
+/// requests name that host or say where they are from.
+async fn snippet(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_here = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
+    let curl = shared.snippets.curl(host).filter(|_| is_here);
+    let websocket = &shared.snippets.websocket_path;
+    let html = shared.snippets.html(host);
+    axum::Json(json!({ "html": html, "curl": curl, "websocket": websocket })).into_response()
+}
+
+async fn sdk(State(shared): State<Shared>) -> Response {
+    let file = shared.file.as_deref();
+    match shared.sdk.get_or_try_init(|| load(file)).await {
+        Ok(bytes) => {
+            // A page from a file has no origin: its script comes from another one.
+            let policy = HeaderValue::from_static("cross-origin");
+            let mut response = ([(CONTENT_TYPE, pages::JS)], bytes.clone()).into_response();
+            response.extensions_mut().insert(pages::Shared(policy));
+            response
+        }
+        Err(fault) => {
+            warn!(%fault, "the SDK for the demo; roost.demo_sdk names a file with it");
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")).into_response()
+        }
+    }
+}
+
+/// Why there is no SDK.
+#[derive(Debug, thiserror::Error)]
+enum SdkFault {
+    #[error("the file of roost.demo_sdk: {0}")]
+    File(std::io::Error),
+    #[error("{REGISTRY}{ARCHIVE}: {0}")]
+    Fetch(#[from] FetchFault),
+    #[error("{REGISTRY}{ARCHIVE}: no answer in time")]
+    Timeout,
+    #[error("{REGISTRY}{ARCHIVE}: not what is known by that name")]
+    Digest,
+    #[error("the archive: {0}")]
+    Archive(std::io::Error),
+}
+
+async fn load(file: Option<&std::path::Path>) -> Result<Bytes, SdkFault> {
+    if let Some(path) = file {
+        return std::fs::read(path).map(Bytes::from).map_err(SdkFault::File);
+    }
+    let client = Client::secure().map_err(SdkFault::Archive)?;
+    let url = format!("{REGISTRY}{ARCHIVE}");
+    let got = client.get(&url, "application/octet-stream", ARCHIVE_BYTES_MAX);
+    let archive = tokio::time::timeout(TIMEOUT, got).await.map_err(|_| SdkFault::Timeout)??;
+    let digest = digest::digest(&digest::SHA512, &archive);
+    if STANDARD.encode(digest.as_ref()) != SHA512 {
+        return Err(SdkFault::Digest);
+    }
+    info!(url, "the SDK for the demo is here");
+    unpack(&archive).map_err(SdkFault::Archive)
+}
+
+/// The one file of the archive that pages load.
+fn unpack(archive: &[u8]) -> std::io::Result<Bytes> {
+    let mut archive = tar::Archive::new(GzDecoder::new(archive));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if entry.path()?.as_os_str() == FILE {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+            return Ok(bytes.into());
+        }
+    }
+    Err(std::io::Error::other(format!("there is no {FILE} in it")))
+}
+
+const REGISTRY: &str = "https://registry.npmjs.org/";
+/// The SDK that the tests run with.
+const ARCHIVE: &str = "centrifuge/-/centrifuge-5.8.0.tgz";
+/// Its digest, as the registry tells it.
+const SHA512: &str =
+    "ENH1jz6VeRuGb3yHNhgB0V0SqRKX+iYdtM9Du/E59m484epjNPfsgJw4UbmOmjgSXGEita1UoOXlZ6Ba1ooT1g==";
+const FILE: &str = "package/dist/centrifuge.js";
+const ARCHIVE_BYTES_MAX: usize = 8 << 20;
+const FILE_BYTES_MAX: u64 = 4 << 20;
+const TIMEOUT: Duration = Duration::from_secs(20);

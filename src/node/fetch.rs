@@ -1,0 +1,86 @@
+//! GET over HTTP, for the few things that a node fetches by itself.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::header::ACCEPT;
+use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+/// Why something was not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FetchFault {
+    #[error("no address: {0}")]
+    Address(#[from] hyper::http::Error),
+    #[error("{0}{cause}", cause = causes(.0))]
+    Request(#[from] legacy::Error),
+    #[error("expected status 200, not {0}")]
+    Status(StatusCode),
+    #[error("the answer: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The errors behind one that says little itself.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .map(|cause| format!(": {cause}"))
+        .collect()
+}
+
+/// Asks servers. Connections are not kept: requests are rare.
+#[derive(Clone)]
+pub(super) enum Client {
+    /// Without TLS, and so without the machine's certificates.
+    Plain(legacy::Client<HttpConnector, Empty<Bytes>>),
+    /// With both.
+    Tls(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+}
+
+impl Client {
+    /// One for `http://` only.
+    pub(super) fn plain() -> Self {
+        Self::Plain(Self::builder().build(HttpConnector::new()))
+    }
+
+    /// One for `https://`, too.
+    ///
+    /// # Errors
+    /// The machine has no certificates to check servers with.
+    pub(super) fn secure() -> std::io::Result<Self> {
+        let connector = HttpsConnectorBuilder::new()
+            .with_native_roots()?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self::Tls(Self::builder().build(connector)))
+    }
+
+    fn builder() -> legacy::Builder {
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
+        builder.pool_max_idle_per_host(0);
+        builder
+    }
+
+    /// The body that stands at the address, of so many bytes at most. Redirects are not followed: an
+    /// address that moves is to be configured.
+    pub(super) async fn get(
+        &self,
+        url: &str,
+        accept: &str,
+        bytes_max: usize,
+    ) -> Result<Bytes, FetchFault> {
+        let uri = Uri::try_from(url).map_err(hyper::http::Error::from)?;
+        let request = Request::get(uri).header(ACCEPT, accept).body(Empty::new())?;
+        let response = match self {
+            Self::Plain(client) => client.request(request).await?,
+            Self::Tls(client) => client.request(request).await?,
+        };
+        if response.status() != StatusCode::OK {
+            return Err(FetchFault::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), bytes_max);
+        Ok(body.collect().await.map_err(FetchFault::Body)?.to_bytes())
+    }
+}

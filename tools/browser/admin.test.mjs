@@ -1,0 +1,208 @@
+// The admin page in a real browser: it signs in, numbers move, a message that is published appears.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { follow, Roost, until } from '../sdk/harness.mjs';
+import { click, hook, launch, open, shot, text, write } from './browser.mjs';
+
+const PASSWORD = 'correct horse';
+
+const CONFIG = `
+[admin]
+enabled = true
+password = "${PASSWORD}"
+
+[[channel.namespaces]]
+name = "kept"
+history_size = 20
+history_ttl = "300s"
+presence = true
+allow_subscribe_for_client = true
+allow_publish_for_client = true
+`;
+
+let browser;
+const roost = new Roost();
+const url = () => `http://127.0.0.1:${roost.port}/`;
+
+before(async () => {
+  browser = await launch();
+  await roost.begin({ config: CONFIG, flags: ['--shards', '2'] });
+});
+after(async () => {
+  await browser?.close();
+  if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+});
+
+/** A page that is signed in. */
+async function signedIn(options) {
+  const page = await open(browser, options);
+  await page.goto(url());
+  await write(page, 'password', PASSWORD);
+  await click(page, 'sign-in');
+  await text(page, 'feed-state', (state) => state === 'live');
+  return page;
+}
+
+const count = (shown) => Number(shown.replaceAll(',', ''));
+
+test('signs in with the password, and with no other', async () => {
+  const page = await open(browser);
+  await page.goto(url());
+  await write(page, 'password', 'wrong');
+  await click(page, 'sign-in');
+  await page.waitForFunction(() => document.getElementById('login-result').textContent === 'Wrong password.');
+  await write(page, 'password', PASSWORD);
+  await page.keyboard.press('Enter');
+  await text(page, 'feed-state', (state) => state === 'live');
+  // It stays signed in when it is loaded again, and not once it is signed out.
+  await page.reload();
+  await text(page, 'feed-state', (state) => state === 'live');
+  await page.click('#sign-out');
+  await hook(page, 'password');
+  await page.reload();
+  await hook(page, 'password');
+  // A wrong password is an answer with status 400, which the browser notes.
+  assert.deepEqual(page.faults.filter((fault) => !/400/.test(fault)), []);
+  await page.close();
+});
+
+test('numbers move, by the node and by shard', async () => {
+  const page = await signedIn();
+  await text(page, 'health', (state) => state === 'healthy');
+  const before = count(await text(page, 'tile-clients', (shown) => /^\d/.test(shown)));
+  const clients = await Promise.all(['a', 'b', 'c', 'd'].map((user) => roost.connected(user)));
+  await text(page, 'tile-clients', (shown) => count(shown) === before + 4);
+  const publishing = clients[0];
+  const { subscription } = await follow(publishing, 'kept:moves');
+  const timer = setInterval(() => subscription.publish({ x: 1 }).catch(() => {}), 20);
+  await text(page, 'tile-deliveries', (shown) => count(shown) > 5);
+  await text(page, 'tile-messages-out', (shown) => count(shown) > 5);
+  clearInterval(timer);
+  // What a chart shows is told in words, too.
+  const said = () => page.$eval('[data-test="chart-connections"] canvas', (canvas) => canvas.ariaLabel);
+  assert.match(await said(), /^Connections: connections \d+, clients \d+$/);
+  await page.click('#by-shard');
+  assert.match(await said(), /^Connections: shard 0 \d+, shard 1 \d+$/);
+  assert.match(await text(page, 'memory', (shown) => /resident/.test(shown)), /sessions/);
+  await shot(page, 'admin-light');
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('a channel: who is there, what was published, and a test message', async () => {
+  const ann = await roost.connected('ann');
+  const { inbox } = await follow(ann, 'kept:inspected');
+  const page = await signedIn();
+  await click(page, 'nav-channels');
+  await write(page, 'channel-pattern', 'kept:insp*');
+  await click(page, 'channel-find');
+  await page.waitForFunction(() => document.querySelectorAll('[data-test="channel-open"]').length === 1);
+  await click(page, 'channel-open');
+  await page.waitForFunction(() => document.getElementById('presence').textContent.includes('ann'));
+  await write(page, 'publish-data', '{"hello": ');
+  await click(page, 'publish-send');
+  await text(page, 'publish-result', (said) => said.startsWith('That is not JSON'));
+  await write(page, 'publish-data', '{"hello": "<b>page</b>"}');
+  await click(page, 'publish-send');
+  await text(page, 'publish-result', (said) => said.startsWith('Published: offset 1'));
+  assert.deepEqual(await inbox.take(1), [{ hello: '<b>page</b>' }]);
+  await text(page, 'history-list', (shown) => shown.includes('{"hello":"<b>page</b>"}'));
+  await ann.publish('kept:inspected', 'from ann');
+  await page.click('#channel-again');
+  await text(page, 'history-list', (shown) => shown.includes('from ann'));
+  await shot(page, 'admin-channel');
+  await page.click('#history-remove');
+  await page.click('#history-remove');
+  await text(page, 'history-list', (shown) => shown === 'Removed.');
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('a connection is found by its user, and closed', async () => {
+  const eve = await roost.connected('eve');
+  await follow(eve, 'kept:of-eve');
+  const ended = new Promise((resolve) => eve.once('disconnected', resolve));
+  const page = await signedIn();
+  await click(page, 'nav-connections');
+  await write(page, 'connection-user', 'eve');
+  await click(page, 'connection-find');
+  const shown = await text(page, 'connection-list', (list) => list.includes(eve.id));
+  assert.match(shown, /kept:of-eve/);
+  await click(page, 'connection-close');
+  await click(page, 'connection-close');
+  assert.equal((await ended).code, 3503);
+  await click(page, 'connection-find');
+  await text(page, 'connection-list', (list) => list.includes('no connection'));
+  await click(page, 'nav-overview');
+  await text(page, 'closes', (list) => list.includes('by api'));
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('it goes on when the node is started again, with the same secret or with the password', async () => {
+  const page = await signedIn();
+  await roost.down();
+  await text(page, 'feed-state', (state) => state === 'reconnecting');
+  await roost.up();
+  // The secret is another one: the page asks for the password.
+  await hook(page, 'password');
+  await write(page, 'password', PASSWORD);
+  await click(page, 'sign-in');
+  await text(page, 'feed-state', (state) => state === 'live');
+  await page.close();
+});
+
+test('keyboard, phone, dark', async () => {
+  const page = await open(browser, { width: 360, height: 740, dark: true });
+  await page.goto(url());
+  await hook(page, 'password');
+  // The form has the focus: a keyboard is enough.
+  await page.keyboard.type(PASSWORD);
+  await page.keyboard.press('Enter');
+  await text(page, 'feed-state', (state) => state === 'live');
+  await text(page, 'tile-clients', (shown) => /^\d/.test(shown));
+  const names = await page.evaluate(async () => {
+    const all = [...document.querySelectorAll('button, input, select, textarea, canvas')];
+    const seen = all.filter((element) => element.checkVisibility());
+    const named = (element) => element.ariaLabel || element.textContent.trim() || element.labels?.[0]?.textContent;
+    return seen.map((element) => [element.id || element.textContent, Boolean(named(element)), element.tabIndex]);
+  });
+  for (const [id, named, tabIndex] of names) assert.ok(named && tabIndex >= 0, `${id}: ${named} ${tabIndex}`);
+  for (const section of ['channels', 'connections', 'namespaces', 'overview']) {
+    await page.focus(`[data-view="${section}"]`);
+    await page.keyboard.press('Enter');
+    await page.waitForSelector(`#${section}`, { visible: true });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(wide <= 0, `${section} is ${wide} px too wide`);
+  }
+  const ground = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  assert.equal(ground, 'rgb(17, 23, 20)');
+  await shot(page, 'admin-phone-dark');
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('headers keep others out', async () => {
+  const response = await fetch(url());
+  assert.match(response.headers.get('content-security-policy'), /default-src 'none'.*frame-ancestors 'none'/);
+  assert.equal(response.headers.get('x-content-type-options'), 'nosniff');
+  const page = await open(browser);
+  // A page of another origin can neither read nor embed it.
+  await page.goto('data:text/html,<title>another</title>');
+  const asked = (script) => page.evaluate(script, url()).catch((error) => String(error));
+  assert.match(await asked((there) => fetch(`${there}admin/init`).then((got) => got.text())), /Failed to fetch/);
+  const closed = await asked(
+    (there) =>
+      new Promise((resolve) => {
+        const socket = new WebSocket(`${there.replace('http', 'ws')}admin/websocket`);
+        socket.onopen = () => resolve('open');
+        socket.onclose = () => resolve('closed');
+      }),
+  );
+  assert.equal(closed, 'closed');
+  await page.close();
+  const wrong = await fetch(`${url()}admin/api`, { method: 'POST', body: '{"method":"info"}' });
+  assert.equal(wrong.status, 401);
+  await until(async () => ((await fetch(`${url()}admin/nothing`)).status === 404 ? true : undefined), 'a 404');
+});
