@@ -218,10 +218,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// All clients are told: connections that requests came over, and none is on its way, go last.
+    /// All clients are told: connections that requests came over, and none is on its way, go last; with
+    /// them those that browsers open before they need them, once a request had time to come.
     fn close_idle_requesters(&mut self) {
+        let now = self.driver.now();
+        let began = self.draining.as_ref().map_or(now, |draining| draining.since);
+        let is_late = now.since(began) >= UNUSED_MS;
+        let long_ago = self.tick().saturating_sub(ticks(UNUSED_MS));
         let idle = self.conns.iter().filter(|(_, conn)| {
-            conn.phase == Phase::Head && conn.flags.served() && conn.rx.is_none()
+            let unused = conn.flags.served() || is_late && conn.since_tick <= long_ago;
+            conn.phase == Phase::Head && unused && conn.rx.is_none()
         });
         self.listed.extend(idle.map(|(index, _)| index as u32));
         let mut listed = std::mem::take(&mut self.listed);
@@ -247,3 +253,6 @@ const ACCEPT_AGAIN_MS: u64 = 20;
 
 /// Connections answered with 503 when the shard ends; a listener's queue isn't longer.
 const REFUSALS_AT_END_MAX: usize = 65_536;
+
+/// While draining: a connection over which no request has come for so long is not waited for.
+const UNUSED_MS: u64 = 2000;

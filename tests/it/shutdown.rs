@@ -40,6 +40,18 @@ fn an_idle_node_ends_at_once() {
 }
 
 #[test]
+fn a_connection_that_nobody_uses_is_not_waited_for() {
+    // As browsers open them before they need them. Waited for, it would be told that it is late.
+    let node = Node::open(&[]);
+    let mut unused = node.raw();
+    node.until_is("connections_open", 1);
+    node.signal(Signal::TERM);
+    unused.ends();
+    drop(unused);
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
 fn the_pid_file_is_there_while_the_node_is() {
     let path = std::env::temp_dir().join(format!("roost-it-{}.pid", std::process::id()));
     let node = Node::open(&["--pid_file", path.to_str().unwrap()]);

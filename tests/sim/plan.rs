@@ -4,10 +4,13 @@ use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 
 use roost::base::rng::Rng;
+use std::sync::Arc;
+
 use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy};
 use roost::edge::client_id::ClientIdSealer;
 use roost::edge::jwt::{TokenKeys, TokenOptions};
 use roost::edge::origin::OriginRules;
+use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
 use roost::session::{ClientOptions, PersonalChannel, Rules};
 use roost::shard::Options;
@@ -217,6 +220,19 @@ impl Plan {
             include_server_time: false,
             version: "sim".into(),
         };
+        let proxied = rng.one_in(3);
+        let proxies = ClientProxies { connect: proxied.then(proxy), ..ClientProxies::default() };
+        let client = ClientOptions { proxies, ..client };
+        let mut namespaces = namespaces(rng);
+        for namespace in
+            namespaces.iter_mut().filter(|namespace| proxied && namespace.name != "deny")
+        {
+            namespace.publish_proxy = Some(proxy());
+            // Where what the client asks for doesn't count.
+            let is_forced = namespace.force_positioning || namespace.force_recovery;
+            let is_told = namespace.force_push_join_leave || !namespace.join_leave;
+            namespace.subscribe_proxy = (is_forced && is_told).then(proxy);
+        }
         let kinds: Vec<Kind> = (0..clients).map(|at| kind(rng, at)).collect();
         let channels: &[&str] = match large {
             true => &["plain", "hist:a", "pos:a", "pos:b", "rec:a"],
@@ -238,7 +254,7 @@ impl Plan {
             options,
             client,
             open: Namespace { presence: true, join_leave: true, ..open() },
-            namespaces: namespaces(rng),
+            namespaces,
             mailbox_batches: (0..shards)
                 .map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) })
                 .collect(),
@@ -351,6 +367,25 @@ fn open() -> Namespace {
         allow_presence_for_anonymous: true,
         ..Namespace::default()
     }
+}
+
+/// Some proxy: what it is like doesn't matter to shards.
+fn proxy() -> Arc<ProxyOptions> {
+    Arc::new(ProxyOptions {
+        name: "app".into(),
+        endpoint: "http://app".into(),
+        timeout_ms: 1_000,
+        http_headers: Vec::new(),
+        emulated_headers: Vec::new(),
+        static_headers: Vec::new(),
+        binary_encoding: false,
+        include_connection_meta: true,
+        transforms: Vec::new(),
+        tls: None,
+        concurrency: 1,
+        breaker_failures: 0,
+        breaker_pause_ms: 0,
+    })
 }
 
 fn namespaces(rng: &mut Rng) -> Vec<Namespace> {

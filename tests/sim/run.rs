@@ -12,9 +12,11 @@ use roost::base::time::Millis;
 use roost::base::times::Times;
 use roost::hub::names::NameHasher;
 
+use roost::edge::proxy::ProxyEvent;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
 use roost::shard::mail::{Act, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish};
+use roost::shard::proxies::{ProxyAnswer, ProxyQuestion, Told};
 use roost::shard::signatures::Signatures;
 use roost::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
 
@@ -58,6 +60,8 @@ struct Control {
     /// Orders and publishes that are to be answered, by the number in place of a connection.
     asked: BTreeSet<u32>,
     next: u32,
+    /// What the application will have said, and when, ms.
+    telling: Vec<(u64, ShardId, Told)>,
 }
 
 /// Nobody sleeps at the control side.
@@ -74,6 +78,16 @@ pub(crate) struct Report {
     pub(crate) steps: u64,
     pub(crate) summary: String,
     pub(crate) figures: BTreeMap<&'static str, u64>,
+}
+
+/// The application has nothing against anything, and knows nobody.
+fn answer_of_application(question: &ProxyQuestion) -> Told {
+    let event = question.call.event();
+    let answer = match event {
+        ProxyEvent::Connect => ProxyAnswer::Nothing,
+        _ => ProxyAnswer::Result(Box::default()),
+    };
+    Told { asker: question.asker, local: 0, event, answer }
 }
 
 impl Control {
@@ -154,7 +168,8 @@ impl Run {
             .collect();
         let dropping = plan.dropping();
         let outboxes = letterboxes.iter().cloned().map(Outbox::new).collect();
-        let control = Control { mailbox, outboxes, asked: BTreeSet::new(), next: 0 };
+        let control =
+            Control { mailbox, outboxes, asked: BTreeSet::new(), next: 0, telling: Vec::new() };
         Self {
             plan,
             rng,
@@ -190,10 +205,12 @@ impl Run {
         self.world.borrow_mut().set_faults(faults);
         self.plan.starve_one_in = 0;
         self.each_client(Client::behave);
+        // What was ordered before is carried out, and whom it closed is back.
         let all_subscribed = |run: &Self| {
-            run.served().all(|client| {
-                client.is_online() && run.plan.channels.iter().all(|c| client.is_subscribed(c))
-            })
+            run.control.asked.is_empty()
+                && run.served().all(|client| {
+                    client.is_online() && run.plan.channels.iter().all(|c| client.is_subscribed(c))
+                })
         };
         let heal_ms = if self.plan.crowded { HEAL_MS / 9 } else { HEAL_MS };
         let healed = self.run_for(heal_ms, all_subscribed)?;
@@ -481,10 +498,19 @@ impl Run {
 
     /// The control side sends what it has, and opens its mail.
     fn answers_to_control(&mut self) -> Result<(), String> {
-        let Control { mailbox, outboxes, asked, .. } = &mut self.control;
+        let now = self.world.borrow().now().0;
+        let Control { mailbox, outboxes, asked, telling, .. } = &mut self.control;
+        for (_, to, told) in telling.extract_if(.., |(due, _, _)| *due <= now) {
+            outboxes[to.index()].push(Mail::Told(Box::new(told)));
+        }
         outboxes.iter_mut().for_each(|outbox| _ = outbox.flush(CONTROL));
         while let Some(batch) = mailbox.take() {
             for mail in batch.mail {
+                if let Mail::Ask(question) = mail {
+                    let told = answer_of_application(&question);
+                    telling.push((now + self.rng.below(20), batch.from, told));
+                    continue;
+                }
                 let (Mail::Published { asker, .. } | Mail::Ordered { asker, .. }) = mail else {
                     return Err(format!("the control side got {mail:?}"));
                 };
@@ -502,6 +528,9 @@ impl Run {
         let mut world = self.world.borrow_mut();
         let now = world.now().0;
         let mut next = end;
+        for (due, _, _) in &self.control.telling {
+            next = next.min(*due);
+        }
         if let Some(at) = world.next_arrival() {
             next = next.min(at.0);
         }

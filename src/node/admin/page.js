@@ -189,7 +189,7 @@ byId('sign-out').addEventListener('click', leave);
 
 // --- Figures ------------------------------------------------------------------------------------
 
-const RETRY_MS = { min: 500, max: 10_000 };
+const RETRY_MS = { min: 500, max: 5_000 };
 
 /** Follows the node's figures over its client protocol, in JSON. */
 const feed = {
