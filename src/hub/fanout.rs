@@ -86,8 +86,9 @@ pub struct Walk {
     pub to: Vec<(u32, u32)>,
     /// Places that were walked.
     pub places: u32,
-    /// These were the last of a group: when the home took the oldest publication in it.
-    pub ended: Option<Millis>,
+    /// These were the last of a group: when the home took the oldest publication in it, and how many places
+    /// it had.
+    pub ended: Option<(Millis, u32)>,
 }
 
 impl FanOut {
@@ -149,7 +150,8 @@ impl FanOut {
         group.walk(range, subscribers, filters, walk, (join, scratch));
         self.cursor = end;
         if end == group.upto {
-            walk.ended = group.parcels.iter().find_map(|parcel| parcel.taken_at);
+            let taken_at = group.parcels.iter().find_map(|parcel| parcel.taken_at);
+            walk.ended = taken_at.map(|taken_at| (taken_at, group.upto));
             self.bytes -= group.parcels.iter().map(|parcel| parcel.bytes()).sum::<usize>();
             self.groups.pop_front();
             self.cursor = 0;

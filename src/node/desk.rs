@@ -91,7 +91,7 @@ impl Desk {
         let (sender, receiver) = oneshot::channel();
         let index = waiting.insert(sender) as u32;
         let conn = ConnKey { index, generation: NonZeroU32::MIN };
-        push(outbox, mail(Asker { conn, command: 0, credits }));
+        push(outbox, mail(Asker { credits, ..Asker::of(conn) }));
         drop(outgoing);
         self.pushed.notify_one();
         Ok(receiver)
@@ -208,11 +208,7 @@ mod tests {
         let (letterbox, shard) = Mailbox::new(2, Alarm::new(Arc::new(Bell::default())));
         let desk = Desk::new(&[letterbox]);
         let bytes = SharedFrame::part(&vec![b'x'; OUTBOX_BYTES_MAX]);
-        let asker = Asker {
-            conn: ConnKey { index: 0, generation: NonZeroU32::MIN },
-            command: 0,
-            credits: 0,
-        };
+        let asker = Asker::of(ConnKey { index: 0, generation: NonZeroU32::MIN });
         let response = || Mail::Response { asker, bytes: bytes.clone(), keep_alive: true };
         for _ in 0..2 {
             desk.post(ShardId(0), response());

@@ -29,6 +29,7 @@ use crate::edge::proxy::ProxyEvent;
 use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::hub::subscribers::Subscriber;
 use crate::session::Session;
+use crate::shard::mail::Method;
 use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
 
 /// What is one metric with a label: beginning of the counters' names, the metric, the label, what it
@@ -58,6 +59,9 @@ const BOUNDS_US: &[u64] = &[
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000,
 ];
+
+/// Bounds of histograms of numbers.
+const BOUNDS_COUNT: &[u64] = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
 
 /// Reads what a node counts.
 #[derive(Clone)]
@@ -138,6 +142,17 @@ impl Collector for Metrics {
             "From a publication at its home to the write for its last subscriber on a shard",
             &self.node.fan_out,
         )?;
+        encoder
+            .encode_descriptor(
+                "roost_fan_out_subscribers",
+                "Subscribers on a shard that such a publication had",
+                None,
+                MetricType::Histogram,
+            )
+            .and_then(|family| {
+                Histogram::of(&self.node.fan_out_size, BOUNDS_COUNT, 1.0).put(family)
+            })?;
+        put_command_durations(&mut encoder, &self.node.commands)?;
         put_proxy_durations(&mut encoder, &self.proxies.endpoints())
     }
 }
@@ -147,21 +162,33 @@ fn put_proxy_durations(
     encoder: &mut DescriptorEncoder<'_>,
     endpoints: &[Arc<Endpoint>],
 ) -> Result<(), Error> {
-    if endpoints.is_empty() {
-        return Ok(());
-    }
     let help = "How long calls to the application took, waiting for their turn included";
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("roost_proxy_seconds", help, None, kind)?;
     for endpoint in endpoints {
         let labels = [("proxy", endpoint.options.name.as_str())];
-        let histogram = Histogram::of([&endpoint.durations]);
+        let histogram = Histogram::of([&endpoint.durations], BOUNDS_US, 1e6);
         histogram.put(family.encode_family(&labels)?)?;
     }
     Ok(())
 }
 
-/// Durations in the buckets of [`BOUNDS_US`], in seconds.
+/// How long commands waited for their answers, by method.
+fn put_command_durations(
+    encoder: &mut DescriptorEncoder<'_>,
+    of_shards: &[[Times; Method::NAMES.len()]],
+) -> Result<(), Error> {
+    let help = "From a command of a client's to its answer, to within a turn of the loop and a millisecond";
+    let kind = MetricType::Histogram;
+    let mut family = encoder.encode_descriptor("roost_command_seconds", help, None, kind)?;
+    for (at, name) in Method::NAMES.into_iter().enumerate() {
+        let histogram = Histogram::of(of_shards.iter().map(|of| &of[at]), BOUNDS_US, 1e6);
+        histogram.put(family.encode_family(&[("method", name)])?)?;
+    }
+    Ok(())
+}
+
+/// What was measured, in buckets.
 struct Histogram {
     sum: f64,
     count: u64,
@@ -169,17 +196,17 @@ struct Histogram {
 }
 
 impl Histogram {
-    /// What all of them measured.
-    fn of<'t>(times: impl IntoIterator<Item = &'t Times>) -> Self {
+    /// What all of them measured, as so many parts of a unit.
+    fn of<'t>(times: impl IntoIterator<Item = &'t Times>, bounds: &[u64], parts: f64) -> Self {
         let mut counts = Counts::default();
         times.into_iter().for_each(|times| times.add_to(&mut counts));
-        let bounds = BOUNDS_US.iter().map(|us| (*us as f64 / 1e6, counts.up_to(*us)));
+        let bounds = bounds.iter().map(|bound| (*bound as f64 / parts, counts.up_to(*bound)));
         let mut before = 0;
         let mut buckets: Vec<(f64, u64)> = bounds
             .map(|(bound, up_to)| (bound, up_to - std::mem::replace(&mut before, up_to)))
             .collect();
         buckets.push((f64::INFINITY, counts.count() - before));
-        Self { sum: counts.total_us() as f64 / 1e6, count: counts.count(), buckets }
+        Self { sum: counts.total_us() as f64 / parts, count: counts.count(), buckets }
     }
 
     fn put(&self, mut encoder: MetricEncoder<'_>) -> Result<(), Error> {
@@ -194,7 +221,7 @@ fn put_durations(
     help: &str,
     of_shards: &[Times],
 ) -> Result<(), Error> {
-    let histogram = Histogram::of(of_shards);
+    let histogram = Histogram::of(of_shards, BOUNDS_US, 1e6);
     histogram.put(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
 }
 
@@ -208,7 +235,7 @@ impl Metrics {
             counters.each(|_, value| of_shard.push(value));
             values.push(of_shard);
         }
-        let mut metrics = Vec::new();
+        let mut metrics = vec![self.by_transport()];
         let mut labelled: BTreeMap<&str, Values> = BTreeMap::new();
         for (at, figure) in ShardCounters::FIGURES.iter().enumerate() {
             let sum = values.iter().map(|of_shard| of_shard[at]).sum::<u64>() as f64;
@@ -231,6 +258,23 @@ impl Metrics {
             Some(Metric::new(Kind::Counter, name, help, labelled.remove(name)?))
         }));
         metrics
+    }
+
+    /// Open connections by what they speak, for each shard.
+    fn by_transport(&self) -> Metric {
+        let shards = self.node.counters.iter().enumerate();
+        let values = shards.flat_map(|(shard, counters)| {
+            let clients = counters.clients_websocket.get();
+            let others = counters.connections_open.get().saturating_sub(clients);
+            [("websocket", clients), ("http", others)].map(|(transport, count)| {
+                let labels =
+                    vec![("transport", transport.to_owned()), ("shard", shard.to_string())];
+                (labels, count as f64)
+            })
+        });
+        let help =
+            "Open connections: clients over a WebSocket, and others (requests, pages, /echo)";
+        Metric::new(Kind::Gauge, "connections", help, values.collect())
     }
 
     /// Connections that are open.

@@ -225,6 +225,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         slow: ids.iter().map(slow).collect(),
         loop_lag: ids.iter().map(|_| Times::default()).collect(),
         fan_out: ids.iter().map(|_| Times::default()).collect(),
+        fan_out_size: ids.iter().map(|_| Times::default()).collect(),
+        commands: ids.iter().map(|_| Default::default()).collect(),
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),

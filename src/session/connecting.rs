@@ -92,6 +92,8 @@ pub struct Connecting {
     pub awaited: u32,
     /// Subscriptions that are made.
     pub made: Vec<Made>,
+    /// When it came: the low bits of the shard's clock, milliseconds.
+    pub began_ms: u16,
     /// Data for the result, from the application; empty for none.
     pub data: Box<[u8]>,
     /// Seconds until the connection expires, when the client refreshes it.

@@ -201,6 +201,7 @@ impl<D: Driver> Shard<D> {
         self.forget_body(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
         if counted {
+            self.counters().clients_websocket.sub(1);
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
         if !self.header_users.is_empty() {

@@ -1,6 +1,6 @@
 //! Commands of clients: each goes to the file that knows it; here is what they share.
 
-use super::mail::{Answer, Asker, Mail, Publish, PublishOptions, Read, Reading};
+use super::mail::{Answer, Asker, Mail, Method, Publish, PublishOptions, Read, Reading};
 use super::proxies::{ProxyAnswer, ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
@@ -116,8 +116,16 @@ impl<D: Driver> Shard<D> {
         if session.connecting().is_some() || session.unanswered >= COMMANDS_UNANSWERED_MAX {
             return self.pause(index);
         }
+        let unanswered = session.unanswered;
         self.counters().count_command(&command.request);
-        let asker = Asker { conn: conn.key(index), command: id, credits: 0 };
+        let method = Method::of(&command.request);
+        let asked_ms = self.began_ms(index);
+        let asker = Asker {
+            command: id,
+            method,
+            asked_ms,
+            ..Asker::of(self.conns[index as usize].key(index))
+        };
         let result = match &command.request {
             Request::Subscribe(request) => self.subscribe(index, asker, request),
             Request::Unsubscribe(request) => self.unsubscribe(index, asker, &request.channel),
@@ -137,6 +145,11 @@ impl<D: Driver> Shard<D> {
                 Err(Disconnect::BadRequest.into())
             }
         };
+        // What no home has to be asked about is answered.
+        let is_answered = matches!(result, Ok(_) | Err(Stop::Error(_) | Stop::AppError(_)));
+        if is_answered && self.session_of(index).is_some_and(|s| s.unanswered == unanswered) {
+            self.time_answer(method, asked_ms);
+        }
         self.finish_command(index, id, result)
     }
 
@@ -177,6 +190,21 @@ impl<D: Driver> Shard<D> {
                 self.close_websocket(index, code, &reason);
                 Flow::End
             }
+        }
+    }
+
+    /// When the command came that is being handled: with the answer of the application at hand, when that
+    /// was asked.
+    pub(super) fn began_ms(&self, index: u32) -> u16 {
+        let told = if self.told.is_empty() { None } else { self.told.get(&index) };
+        told.map_or_else(|| low_ms(self.driver.now()), |kept| kept.asked_ms)
+    }
+
+    /// A command is answered.
+    pub(super) fn time_answer(&self, method: Method, asked_ms: u16) {
+        if let Some(times) = self.node.commands[self.id.index()].get(method as usize) {
+            let ms = low_ms(self.driver.now()).wrapping_sub(asked_ms);
+            times.record(u32::from(ms) * 1000);
         }
     }
 
@@ -488,4 +516,9 @@ impl<D: Driver> Shard<D> {
     pub(super) fn may_show(&self, index: u32, data: &[u8]) -> bool {
         data.is_empty() || self.encoding(index) == Encoding::Protobuf || client::is_json(data)
     }
+}
+
+/// The low bits of the clock: a command that takes longer than they count is a wrong figure, no more.
+pub(super) fn low_ms(at: Millis) -> u16 {
+    at.0 as u16
 }

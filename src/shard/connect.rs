@@ -8,7 +8,7 @@
 //! handled, and its answers find it by [`Connecting`].
 
 use super::commands::Stop;
-use super::mail::{Asker, Mail, UserConn};
+use super::mail::{Asker, Mail, Method, UserConn};
 use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
@@ -152,8 +152,16 @@ impl<D: Driver> Shard<D> {
             .filter(|_| client.proxies.refresh.is_none())
             .map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
         let headers = self.headers.remove(&index);
-        let connecting =
-            Connecting { command: id, to_count, to_ask, ttl, data, ..Connecting::default() };
+        let began_ms = self.began_ms(index);
+        let connecting = Connecting {
+            command: id,
+            to_count,
+            to_ask,
+            ttl,
+            data,
+            began_ms,
+            ..Connecting::default()
+        };
         let few = info.is_some() || meta.is_some() || headers.is_some();
         let wait = to_count || !connecting.to_ask.is_empty();
         let (connecting, at_once) = match wait {
@@ -311,7 +319,7 @@ impl<D: Driver> Shard<D> {
             let Some(session) = self.session_of(index) else { return };
             let user = session.user.clone();
             let Some(connecting) = session.connecting() else { return };
-            let asker = Asker { conn: key, command: connecting.command, credits: 0 };
+            let asker = Asker { command: connecting.command, ..Asker::of(key) };
             if connecting.to_count {
                 let home = self.node.names.home(self.node.names.hash(&user));
                 let credits = match self.spend(home, 1) {
@@ -463,6 +471,7 @@ impl<D: Driver> Shard<D> {
             ..ConnectResult::default()
         };
         self.reply(index, connecting.command, &Reply::Connect(result));
+        self.time_answer(Method::Connect, connecting.began_ms);
     }
 
     pub(super) fn refresh(

@@ -135,6 +135,8 @@ impl<D: Driver> Shard<D> {
             return false;
         }
         session.unanswered -= 1;
+        self.time_answer(asker.method, asker.asked_ms);
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
         // Half of the answers first, so that what is left of a long message is taken in few parts.
         let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
         if flags.paused() && !flags.waiting() && !flags.pending() && few {
@@ -224,10 +226,11 @@ impl<D: Driver> Shard<D> {
                     self.inappropriate(conn);
                 }
             }
-            if let Some(taken_at) = walk.ended {
+            if let Some((taken_at, subscribers)) = walk.ended {
                 let ms = self.driver.now().since(taken_at);
                 let us = u32::try_from(ms.saturating_mul(1000)).unwrap_or(u32::MAX);
                 self.node.fan_out[self.id.index()].record(us);
+                self.node.fan_out_size[self.id.index()].record(subscribers);
             }
             self.counters().deliveries.add(messages);
             left = left.saturating_sub(walk.places.max(1));

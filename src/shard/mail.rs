@@ -30,7 +30,7 @@ use crate::hub::history::{Page, Position, Since};
 use crate::hub::parcel::Parcel;
 use crate::hub::subscribers::Traits;
 use crate::io::Alarm;
-use crate::proto::client::{Encoding, ErrorCode};
+use crate::proto::client::{Encoding, ErrorCode, Request};
 use crate::session::ServerSub;
 
 /// Who asked, so that the answer finds the command, and the credits that come back with it.
@@ -42,6 +42,79 @@ pub struct Asker {
     pub command: u32,
     /// Credits spent.
     pub credits: u8,
+    /// What the command is.
+    pub method: Method,
+    /// When it came: the low bits of the shard's clock, milliseconds.
+    pub asked_ms: u16,
+}
+
+const _: () = assert!(size_of::<Asker>() == 16);
+
+impl Asker {
+    /// A connection, or whoever has its number, without a command.
+    pub fn of(conn: ConnKey) -> Self {
+        Self { conn, command: 0, credits: 0, method: Method::Other, asked_ms: 0 }
+    }
+}
+
+/// Methods of the client protocol whose answers are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Who it is.
+    Connect,
+    /// Join a channel.
+    Subscribe,
+    /// Leave one.
+    Unsubscribe,
+    /// Put a message in.
+    Publish,
+    /// Who is there.
+    Presence,
+    /// How many are.
+    PresenceStats,
+    /// What was published.
+    History,
+    /// A call to the application.
+    Rpc,
+    /// A new connection token.
+    Refresh,
+    /// A new subscription token.
+    SubRefresh,
+    /// Not a command, or one that is never answered.
+    Other,
+}
+
+impl Method {
+    /// Those that are timed, in order, as metrics name them.
+    pub const NAMES: [&'static str; 10] = [
+        "connect",
+        "subscribe",
+        "unsubscribe",
+        "publish",
+        "presence",
+        "presence_stats",
+        "history",
+        "rpc",
+        "refresh",
+        "sub_refresh",
+    ];
+
+    /// That of a request.
+    pub fn of(request: &Request<'_>) -> Self {
+        match request {
+            Request::Connect(_) => Self::Connect,
+            Request::Subscribe(_) => Self::Subscribe,
+            Request::Unsubscribe(_) => Self::Unsubscribe,
+            Request::Publish(_) => Self::Publish,
+            Request::Presence(_) => Self::Presence,
+            Request::PresenceStats(_) => Self::PresenceStats,
+            Request::History(_) => Self::History,
+            Request::Rpc(_) => Self::Rpc,
+            Request::Refresh(_) => Self::Refresh,
+            Request::SubRefresh(_) => Self::SubRefresh,
+            Request::Send(_) | Request::Pong | Request::Ping | Request::Unknown => Self::Other,
+        }
+    }
 }
 
 /// A publication on its way to the home. Boxed in [`Mail`], which stays small.

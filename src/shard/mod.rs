@@ -142,6 +142,10 @@ pub struct Node {
     /// From a publication at its home to the write for its last subscriber, for each shard with some; to
     /// within a turn and a millisecond.
     pub fan_out: Vec<Times>,
+    /// How many subscribers on a shard such a publication had, for each shard.
+    pub fan_out_size: Vec<Times>,
+    /// From a command to its answer, for each shard by [`mail::Method`]; to within a turn and a millisecond.
+    pub commands: Vec<[Times; mail::Method::NAMES.len()]>,
     /// Where signatures are checked that are too expensive for a shard.
     pub signatures: Signatures,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.

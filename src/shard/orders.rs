@@ -224,7 +224,7 @@ impl<D: Driver> Shard<D> {
             return Step::Done;
         }
         let home = self.node.names.home(self.node.names.hash(&sub.channel));
-        let asker = Asker { conn: key, command: 0, credits: 0 };
+        let asker = Asker::of(key);
         match self.subscribe_by_server(index, asker, sub) {
             Ok(()) => {
                 homes.insert(home);

@@ -8,7 +8,7 @@
 //! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
 //! is handled once more: it costs no thread, and commands stay in their order.
 
-use super::commands::Stop;
+use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
 use super::*;
 use crate::base::limits::PROXY_QUESTIONS_MAX;
@@ -156,7 +156,12 @@ pub struct ProxyResult {
 }
 
 /// What is kept of an answer until the command that waits for it is done with.
-pub(super) type Kept = Arc<ProxyAnswer>;
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// When it was asked: the low bits of the shard's clock, milliseconds.
+    pub(super) asked_ms: u16,
+    answer: Arc<ProxyAnswer>,
+}
 
 impl<D: Driver> Shard<D> {
     /// What the application says about the command that is being handled. Asks it, and stops the command
@@ -167,8 +172,8 @@ impl<D: Driver> Shard<D> {
         command: u32,
         proxy: &Arc<ProxyOptions>,
         call: impl FnOnce() -> ProxyCall,
-    ) -> Result<Kept, Stop> {
-        if let Some(answer) = self.told.get(&index) {
+    ) -> Result<Arc<ProxyAnswer>, Stop> {
+        if let Some(Kept { answer, .. }) = self.told.get(&index) {
             return Ok(Arc::clone(answer));
         }
         let conn = &self.conns[index as usize];
@@ -206,7 +211,8 @@ impl<D: Driver> Shard<D> {
         };
         self.proxy_questions += 1;
         self.counters().proxy_questions.add(1);
-        let asker = Asker { conn: key, command, credits: 0 };
+        let asked_ms = low_ms(self.driver.now());
+        let asker = Asker { command, asked_ms, ..Asker::of(key) };
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
         let question = ProxyQuestion { asker, proxy, client, protobuf, user, meta, headers, call };
@@ -227,7 +233,8 @@ impl<D: Driver> Shard<D> {
             ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
             _ => {
                 conn.flags.set_pending(false);
-                self.told.insert(index, Arc::new(answer));
+                let (asked_ms, answer) = (asker.asked_ms, Arc::new(answer));
+                self.told.insert(index, Kept { asked_ms, answer });
                 self.resume(asker.conn);
             }
         }

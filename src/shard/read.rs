@@ -198,6 +198,9 @@ impl<D: Driver> Shard<D> {
             return self.refuse(key.index, Refusal::Unavailable);
         }
         self.counters().upgrades.add(1);
+        if client && !admin {
+            self.counters().clients_websocket.add(1);
+        }
         let format = http::format(head.query, upgrade.protocol);
         let protobuf = client && format == http::Format::Protobuf;
         let frame_ping = client

@@ -198,6 +198,8 @@ counters! {
         filters: gauge,
         /// Questions to the application.
         proxy_questions: counter,
+        /// Clients over a WebSocket, those that are not connected yet among them.
+        clients_websocket: gauge,
         /// Signatures of tokens checked for their homes here.
         tokens_checked: counter,
         /// Tokens that were known to be good.

@@ -103,7 +103,7 @@ impl<D: Driver> Shard<D> {
         let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
         let conn = &mut self.conns[index as usize];
         conn.flags.set_pending(true);
-        let asker = Asker { conn: conn.key(index), command: 0, credits };
+        let asker = Asker { credits, ..Asker::of(conn.key(index)) };
         self.post(home, Mail::Verify { token: token.into(), kind, asker });
         Err(Stop::Pending)
     }

@@ -89,7 +89,7 @@ impl<D: Driver> Shard<D> {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
-        let asker = Asker { conn: key, command: 0, credits };
+        let asker = Asker { credits, ..Asker::of(key) };
         let Incoming { head, body } = incoming;
         let body = body.into_bytes().into();
         self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body })));

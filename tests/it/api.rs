@@ -780,6 +780,15 @@ fn metrics() {
     assert_eq!(value("roost_healthy"), 1.0);
     assert!(value("roost_loop_lag_seconds_count") > 0.0);
     assert_eq!(value("roost_fan_out_seconds_count"), 1.0);
+    assert_eq!(value(r#"roost_fan_out_subscribers_bucket{le="1.0"}"#), 1.0);
+    assert_eq!(value(r#"roost_command_seconds_count{method="connect"}"#), 1.0);
+    assert_eq!(value(r#"roost_command_seconds_count{method="subscribe"}"#), 2.0);
+    assert_eq!(value(r#"roost_command_seconds_count{method="publish"}"#), 0.0);
+    let by_shard = |transport: &str| -> f64 {
+        let name = |at| format!(r#"roost_connections{{transport="{transport}",shard="{at}"}}"#);
+        (0..2).map(|at| value(&name(at))).sum()
+    };
+    assert_eq!((by_shard("websocket"), by_shard("http") >= 1.0), (1.0, true));
     let deliveries = (0..2).map(|at| value(&format!(r#"roost_deliveries_total{{shard="{at}"}}"#)));
     assert_eq!(deliveries.sum::<f64>(), 1.0);
     // Every value is described, by the name that it has.

@@ -94,7 +94,7 @@ impl Control {
     fn asker(&mut self) -> Asker {
         let conn = ConnKey { index: self.next, generation: NonZeroU32::MIN };
         self.next += 1;
-        Asker { conn, command: 0, credits: 0 }
+        Asker::of(conn)
     }
 }
 
@@ -134,6 +134,8 @@ impl Run {
             names: NameHasher::new(rng.next_u64(), ids.len()),
             loop_lag: ids.iter().map(|_| Times::default()).collect(),
             fan_out: ids.iter().map(|_| Times::default()).collect(),
+            fan_out_size: ids.iter().map(|_| Times::default()).collect(),
+            commands: ids.iter().map(|_| Default::default()).collect(),
             counters: ids.iter().map(|_| ShardCounters::default()).collect(),
             slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
@@ -487,7 +489,7 @@ impl Run {
         let user = format!("user{}", self.rng.below(4));
         for outbox in &mut self.control.outboxes {
             let conn = ConnKey { index: self.control.next, generation: NonZeroU32::MIN };
-            let asker = Asker { conn, command: 0, credits: 0 };
+            let asker = Asker::of(conn);
             self.control.asked.insert(self.control.next);
             self.control.next += 1;
             let act = Act::Disconnect { code: 3011, reason: "again".into(), spare: Vec::new() };
