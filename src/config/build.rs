@@ -187,6 +187,7 @@ fn client(root: &Scope, report: &mut Report) -> Client {
         connect_include_server_time: root.flag("client.connect_include_server_time"),
         user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
         insecure: root.flag("client.insecure"),
+        concurrency: root.size("client.concurrency") as u32,
     };
     if let (Some(interval), Some(timeout)) = (client.ping_interval_ms, client.pong_timeout_ms)
         && timeout >= interval

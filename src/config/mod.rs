@@ -227,6 +227,8 @@ pub struct Client {
     pub user_id_http_header: String,
     /// Every permission for everybody.
     pub insecure: bool,
+    /// Questions to the application that one client may have at a time.
+    pub concurrency: u32,
 }
 
 /// Sections `client.token` and `client.subscription_token`.

@@ -881,13 +881,12 @@ fn harmless_options_warn() {
     let report = toml(
         "[grpc_api]\nenabled = true\n[admin]\nweb_path = 'x'\n[opentelemetry]\n[swagger]\nenabled = false\n\
          [websocket]\ncompression = true\n[channel.without_namespace]\n\
-         roost = {compression = true}\n[client]\nconcurrency = 8\npresence_update_interval = '5s'\n\
+         roost = {compression = true}\n[client]\npresence_update_interval = '5s'\n\
          channel_position_check_delay = '40s'\n",
     );
     assert_eq!((report.errors, report.unknown), (vec![], vec![]));
     let starts = [
-        "c.toml:14: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
-        "c.toml:13: client.concurrency = 8: ",
+        "c.toml:13: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
         "c.toml:9: websocket.compression = true: ",
         "c.toml:2: grpc_api.enabled = true: ",
         "c.toml:4: admin.web_path = \"x\": ",

@@ -293,6 +293,7 @@ fn settings(
 fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOptions {
     ClientOptions {
         proxies,
+        concurrency: client.concurrency,
         insecure: client.insecure,
         allow_anonymous: client.allow_anonymous_connect_without_token,
         disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,

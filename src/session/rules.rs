@@ -55,6 +55,9 @@ pub struct ClientOptions {
     pub version: String,
     /// Who is asked about connections.
     pub proxies: ClientProxies,
+    /// Questions to the application that one client may have at a time; 0 and 1: one, and its commands
+    /// stay in their order.
+    pub concurrency: u32,
 }
 
 impl ClientOptions {
@@ -74,6 +77,7 @@ impl ClientOptions {
             recovery_publications_max: limits.recovery_publications_max,
             include_server_time: limits.include_server_time,
             proxies: limits.proxies.clone(),
+            concurrency: limits.concurrency,
             ..self.clone()
         };
         let all = taken == limits;

@@ -216,6 +216,9 @@ impl<D: Driver> Shard<D> {
         if !self.told.is_empty() {
             self.told.remove(&index);
         }
+        if !self.parked_of.is_empty() {
+            self.parked_of.remove(&index);
+        }
         if !self.admins.is_empty() && self.admins.remove(&index) == Some(true) {
             self.node.admins.fetch_sub(1, Ordering::Relaxed);
         }

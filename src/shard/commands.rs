@@ -27,6 +27,8 @@ pub(super) enum Stop {
     NoCredit(ShardId),
     /// Nothing was done: a signature is being checked, or the application asked.
     Pending,
+    /// Nothing was done: the application is asked, and others may go on.
+    Parked(u32),
     /// An error of the application's.
     AppError(AppError),
     /// The application closes the connection.
@@ -78,6 +80,7 @@ impl<D: Driver> Shard<D> {
             };
             match self.command(index, command) {
                 Flow::On => {}
+                Flow::Park(ticket) => self.park(ticket, commands.bytes_from(handled)),
                 Flow::Pause(_) => return Flow::Pause(handled),
                 Flow::Skip => return Flow::On,
                 Flow::End => return Flow::End,
@@ -114,6 +117,14 @@ impl<D: Driver> Shard<D> {
         }
         // `connect` is the one barrier.
         if session.connecting().is_some() || session.unanswered >= COMMANDS_UNANSWERED_MAX {
+            return self.pause(index);
+        }
+        // What ends or renews something waits for what is to begin.
+        let follows = matches!(
+            command.request,
+            Request::Unsubscribe(_) | Request::Refresh(_) | Request::SubRefresh(_)
+        );
+        if follows && !self.parked_of.is_empty() && self.parked_of.contains_key(&index) {
             return self.pause(index);
         }
         let unanswered = session.unanswered;
@@ -155,8 +166,10 @@ impl<D: Driver> Shard<D> {
 
     fn finish_command(&mut self, index: u32, id: u32, result: Result<Flow, Stop>) -> Flow {
         // What the application has said holds until the command is done.
-        if !self.told.is_empty() && !matches!(result, Err(Stop::NoCredit(_) | Stop::Pending)) {
-            self.told.remove(&index);
+        if !self.told.is_empty()
+            && !matches!(result, Err(Stop::NoCredit(_) | Stop::Pending | Stop::Parked(_)))
+        {
+            self.forget_told(index);
         }
         match result {
             Ok(flow) => flow,
@@ -181,6 +194,7 @@ impl<D: Driver> Shard<D> {
                 self.pause(index)
             }
             Err(Stop::Pending) => self.pause(index),
+            Err(Stop::Parked(ticket)) => Flow::Park(ticket),
             Err(Stop::AppError(error)) => {
                 self.reply_app_error(index, id, &error);
                 Flow::On
@@ -197,7 +211,8 @@ impl<D: Driver> Shard<D> {
     /// was asked.
     pub(super) fn began_ms(&self, index: u32) -> u16 {
         let told = if self.told.is_empty() { None } else { self.told.get(&index) };
-        told.map_or_else(|| low_ms(self.driver.now()), |kept| kept.asked_ms)
+        told.and_then(VecDeque::front)
+            .map_or_else(|| low_ms(self.driver.now()), |kept| kept.asked_ms)
     }
 
     /// A command is answered.

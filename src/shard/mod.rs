@@ -53,7 +53,7 @@ use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
-use self::proxies::Kept;
+use self::proxies::{Kept, Parked};
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
@@ -247,7 +247,10 @@ pub struct Shard<D: Driver> {
     /// What was kept of the headers of connections for proxies, by slot, until the client connects.
     headers: BySlot<Arc<Headers>>,
     /// What the application has said about commands that connections are paused for, by slot.
-    told: BySlot<Kept>,
+    told: BySlot<VecDeque<Kept>>,
+    /// Commands that wait for the application while others of their connection go on, and how many of each.
+    parked: Slab<Parked>,
+    parked_of: BySlot<u32>,
     /// Connections of administrators, by slot; true once they are connected.
     admins: BySlot<bool>,
     /// Questions to the application that are not answered.
@@ -345,6 +348,8 @@ impl<D: Driver> Shard<D> {
             header_users: Default::default(),
             headers: Default::default(),
             told: Default::default(),
+            parked: Slab::new(),
+            parked_of: Default::default(),
             admins: Default::default(),
             proxy_questions: 0,
             verdicts: Default::default(),
@@ -635,6 +640,7 @@ impl<D: Driver> Shard<D> {
             ("verdicts", self.verdicts.len()),
             ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
+            ("parked commands", self.parked.len() + self.parked_of.len()),
             ("told by the application", self.told.len()),
             ("questions to the application", self.proxy_questions),
             ("filters", self.filters.len()),

@@ -6,7 +6,9 @@
 //!  expiry  ->         Mail::Ask ->      ...                  Mail::Told -> new expiry, or the end
 //! ```
 //! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
-//! is handled once more: it costs no thread, and commands stay in their order.
+//! is handled once more: it costs no thread, and commands stay in their order. With `client.concurrency` a
+//! command may be parked instead: its bytes are put in front of what the connection has to handle when the
+//! answer is there.
 
 use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
@@ -37,6 +39,8 @@ pub struct ProxyQuestion {
     pub headers: Option<Arc<Headers>>,
     /// What it is about.
     pub call: ProxyCall,
+    /// Which parked command it is of, if it is; comes back with the answer.
+    pub ticket: Option<u32>,
 }
 
 /// What an application is asked about (server API, 6.1 to 6.6). Payloads may be empty.
@@ -117,6 +121,8 @@ pub struct Told {
     pub asker: Asker,
     /// The subscription that it was about, where it was one that expires.
     pub local: u32,
+    /// That of the question.
+    pub ticket: Option<u32>,
     /// About what.
     pub event: ProxyEvent,
     /// What the application said.
@@ -155,6 +161,15 @@ pub struct ProxyResult {
     pub options: PublishOptions,
 }
 
+/// A command that waits for the application while others of its connection go on.
+#[derive(Debug)]
+pub(super) struct Parked {
+    conn: ConnKey,
+    /// The channel that it is to subscribe to; empty for what is no subscribe.
+    channel: CompactString,
+    bytes: Box<[u8]>,
+}
+
 /// What is kept of an answer until the command that waits for it is done with.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -173,18 +188,40 @@ impl<D: Driver> Shard<D> {
         proxy: &Arc<ProxyOptions>,
         call: impl FnOnce() -> ProxyCall,
     ) -> Result<Arc<ProxyAnswer>, Stop> {
-        if let Some(Kept { answer, .. }) = self.told.get(&index) {
+        if let Some(Kept { answer, .. }) = self.told.get(&index).and_then(VecDeque::front) {
             return Ok(Arc::clone(answer));
         }
         let conn = &self.conns[index as usize];
         if conn.flags.pending() {
             return Err(Stop::Pending);
         }
+        // `connect` is the one barrier.
+        let at_once = match conn.session {
+            NONE => 1,
+            _ => self.client.concurrency.max(1),
+        };
+        let parked = self.parked_of.get(&index).copied().unwrap_or(0);
+        if at_once > 1 && parked >= at_once {
+            // Each answer resumes it.
+            return Err(Stop::Pending);
+        }
         if self.proxy_questions >= PROXY_QUESTIONS_MAX || self.mail[CONTROL].is_full() {
             return Err(Stop::NoCredit(CONTROL));
         }
+        if at_once > 1 {
+            let call = call();
+            let channel = match &call {
+                ProxyCall::Subscribe { channel, .. } => channel.clone(),
+                _ => CompactString::default(),
+            };
+            let conn = self.conns[index as usize].key(index);
+            let ticket = self.parked.insert(Parked { conn, channel, bytes: Box::default() }) as u32;
+            *self.parked_of.entry(index).or_default() += 1;
+            self.post_question(index, command, proxy, call, Some(ticket));
+            return Err(Stop::Parked(ticket));
+        }
         self.conns[index as usize].flags.set_pending(true);
-        self.post_question(index, command, proxy, call());
+        self.post_question(index, command, proxy, call(), None);
         Err(Stop::Pending)
     }
 
@@ -194,6 +231,7 @@ impl<D: Driver> Shard<D> {
         command: u32,
         proxy: &Arc<ProxyOptions>,
         call: ProxyCall,
+        ticket: Option<u32>,
     ) {
         let key = self.conns[index as usize].key(index);
         let client = CompactString::new(self.client_id(key).text().as_str());
@@ -215,15 +253,17 @@ impl<D: Driver> Shard<D> {
         let asker = Asker { command, asked_ms, ..Asker::of(key) };
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
-        let question = ProxyQuestion { asker, proxy, client, protobuf, user, meta, headers, call };
+        let question =
+            ProxyQuestion { asker, proxy, client, protobuf, user, meta, headers, call, ticket };
         self.post(CONTROL, Mail::Ask(Box::new(question)));
     }
 
     /// The application has answered.
     pub(super) fn told(&mut self, told: Told) {
         self.proxy_questions -= 1;
-        let Told { asker, local, event, answer } = told;
+        let Told { asker, local, ticket, event, answer } = told;
         let index = asker.conn.index;
+        let parked = ticket.and_then(|ticket| self.parked.try_remove(ticket as usize));
         let Some(conn) = self.conn(asker.conn) else { return };
         if conn.phase != Phase::Client {
             return;
@@ -232,10 +272,60 @@ impl<D: Driver> Shard<D> {
             ProxyEvent::Refresh => self.refreshed(index, answer),
             ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
             _ => {
-                conn.flags.set_pending(false);
                 let (asked_ms, answer) = (asker.asked_ms, Arc::new(answer));
-                self.told.insert(index, Kept { asked_ms, answer });
+                match parked {
+                    None => conn.flags.set_pending(false),
+                    Some(parked) => self.unpark(index, &parked),
+                }
+                self.told.entry(index).or_default().push_front(Kept { asked_ms, answer });
                 self.resume(asker.conn);
+            }
+        }
+    }
+
+    /// Whether a subscribe of a connection to this channel waits for the application: it is reserved.
+    pub(super) fn is_reserved(&self, index: u32, channel: &str) -> bool {
+        if self.parked_of.is_empty() || !self.parked_of.contains_key(&index) {
+            return false;
+        }
+        let key = self.conns[index as usize].key(index);
+        self.parked.iter().any(|(_, parked)| parked.conn == key && parked.channel == channel)
+    }
+
+    /// Keeps the bytes of a command that waits for the application.
+    pub(super) fn park(&mut self, ticket: u32, bytes: &[u8]) {
+        if let Some(parked) = self.parked.get_mut(ticket as usize) {
+            parked.bytes = bytes.into();
+        }
+    }
+
+    /// Puts such a command in front of what the connection has to handle: the answer is in front, too.
+    fn unpark(&mut self, index: u32, parked: &Parked) {
+        if let Some(count) = self.parked_of.get_mut(&index) {
+            *count -= 1;
+            if *count == 0 {
+                self.parked_of.remove(&index);
+            }
+        }
+        let is_json = self.encoding(index) == Encoding::Json;
+        let Some(conn) = self.conn(parked.conn) else { return };
+        let rx = conn.rx.get_or_insert_default();
+        let rest = &rx.commands[rx.commands_at..];
+        let mut commands = Vec::with_capacity(parked.bytes.len() + rest.len() + 1);
+        commands.extend_from_slice(&parked.bytes);
+        if is_json && !rest.is_empty() {
+            commands.push(b'\n');
+        }
+        commands.extend_from_slice(rest);
+        (rx.commands, rx.commands_at) = (commands, 0);
+    }
+
+    /// The command is done that an answer was kept for.
+    pub(super) fn forget_told(&mut self, index: u32) {
+        if let Some(told) = self.told.get_mut(&index) {
+            told.pop_front();
+            if told.is_empty() {
+                self.told.remove(&index);
             }
         }
     }
@@ -280,7 +370,7 @@ impl<D: Driver> Shard<D> {
         if let Some(session) = self.session_of(index) {
             session.flags.set_refreshing(true);
         }
-        self.post_question(index, 0, proxy, ProxyCall::Refresh);
+        self.post_question(index, 0, proxy, ProxyCall::Refresh, None);
     }
 
     /// The application has said whether a connection goes on (client protocol, section 19).
@@ -338,7 +428,7 @@ impl<D: Driver> Shard<D> {
             return;
         };
         extra.renewal = Renewal::Asked;
-        self.post_question(index, 0, proxy, ProxyCall::SubRefresh { channel, local });
+        self.post_question(index, 0, proxy, ProxyCall::SubRefresh { channel, local }, None);
     }
 
     fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {

@@ -20,6 +20,8 @@ pub(super) enum Flow {
     On,
     /// Not before something comes back; so many bytes of the message are handled.
     Pause(usize),
+    /// Yes; this command waits for the application, under that number.
+    Park(u32),
     /// Not with this message.
     Skip,
     /// The session is over.
@@ -94,7 +96,7 @@ impl<D: Driver> Shard<D> {
                         rx.commands_at = at + handled;
                     }
                 }
-                Flow::On | Flow::Skip | Flow::End => self.drop_empty_rx(key),
+                _ => self.drop_empty_rx(key),
             }
             return;
         }
@@ -265,7 +267,7 @@ impl<D: Driver> Shard<D> {
             };
             budget.frames -= 1;
             match self.event(key.index, event, &mut commands) {
-                Flow::On | Flow::Skip => {}
+                Flow::On | Flow::Park(_) | Flow::Skip => {}
                 Flow::Pause(_) => break,
                 // The peer's close frame may be behind it.
                 Flow::End if self.conn(key).is_some_and(|c| c.phase == Phase::Closing) => {}

@@ -58,9 +58,12 @@ impl<D: Driver> Shard<D> {
         channels.check_length(channel)?;
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        if known.is_some_and(|at| session.subs.find(at).is_some()) {
+        if known.is_some_and(|at| session.subs.find(at).is_some())
+            || self.is_reserved(index, channel)
+        {
             return Err(ErrorCode::AlreadySubscribed.into());
         }
+        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if session.subs.len() >= client.channel_limit {
             return Err(ErrorCode::LimitExceeded.into());
         }

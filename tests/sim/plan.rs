@@ -200,6 +200,7 @@ impl Plan {
         let limited = counted && !personal_channel.as_ref().is_some_and(|p| p.single_connection);
         let client = ClientOptions {
             proxies: Default::default(),
+            concurrency: pick(rng, &[0, 0, 2, 8]),
             insecure: false,
             allow_anonymous: true,
             disallow_anonymous_tokens: false,

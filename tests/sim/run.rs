@@ -87,7 +87,7 @@ fn answer_of_application(question: &ProxyQuestion) -> Told {
         ProxyEvent::Connect => ProxyAnswer::Nothing,
         _ => ProxyAnswer::Result(Box::default()),
     };
-    Told { asker: question.asker, local: 0, event, answer }
+    Told { asker: question.asker, local: 0, ticket: question.ticket, event, answer }
 }
 
 impl Control {

@@ -349,6 +349,64 @@ test('rpc: calls of one connection are answered in their order', async () => {
   assert.deepEqual(replies, range(0, 20));
 });
 
+test('with client.concurrency calls of one connection run beside each other', async () => {
+  const own = await App.start();
+  const options = `
+[client]
+concurrency = 8
+[rpc.proxy]
+endpoint = "${own.url('rpc')}"
+timeout = "10s"
+[rpc.without_namespace]
+proxy_enabled = true
+[channel.proxy.subscribe]
+endpoint = "${own.url('subscribe')}"
+timeout = "10s"
+[[channel.namespaces]]
+name = "asked"
+subscribe_proxy_enabled = true
+allow_publish_for_client = true
+`;
+  await withRoost({ config: options }, async (node) => {
+    for (const encoding of [JSON_ENCODING, PROTOBUF_ENCODING]) {
+      const ann = await node.connected('ann', { encoding });
+      // None is answered before all that may be there are there.
+      const inside = [];
+      own.on('rpc', ({ data }) => new Promise((answer) => inside.push(() => answer({ result: { data } }))));
+      const before = own.at('rpc').length;
+      const call = (data) => ann.rpc('slow', encoding.pack(data));
+      const calls = range(0, 8).map(call);
+      await own.took('rpc', before + 8);
+      // A command that asks nobody goes on meanwhile.
+      await ann.publish(fresh('asked'), encoding.pack('beside'));
+      // Four more are too many: they wait for their turn.
+      calls.push(...range(8, 12).map(call));
+      assert.equal(inside.length, 8);
+      while (inside.length > 0) inside.pop()();
+      await own.took('rpc', before + 12);
+      while (inside.length > 0) inside.pop()();
+      const replies = (await Promise.all(calls)).map(({ data }) => encoding.unpack(data));
+      assert.deepEqual(replies, range(0, 12));
+      // What ends a subscription waits for its beginning.
+      let allow;
+      own.on('subscribe', () => new Promise((answer) => (allow = answer)));
+      const channel = fresh('asked');
+      const subscription = ann.newSubscription(channel);
+      const asked = own.at('subscribe').length;
+      subscription.subscribe();
+      await own.took('subscribe', asked + 1);
+      subscription.unsubscribe();
+      const after = ann.publish(channel, encoding.pack('after'));
+      allow({ result: {} });
+      await after;
+      const { subscriptions } = await node.counters();
+      assert.equal(subscriptions, 0);
+      ann.disconnect();
+    }
+  });
+  await own.die();
+});
+
 test('a binary payload goes only where it may', async () => {
   const ann = await entered('ann', { encoding: PROTOBUF_ENCODING });
   const bytes = new Uint8Array([0, 255, 10]);

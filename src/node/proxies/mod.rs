@@ -174,8 +174,8 @@ impl Proxies {
             ProxyCall::SubRefresh { local, .. } => local,
             _ => 0,
         };
-        let (asker, event) = (question.asker, question.call.event());
-        self.desk.post(from, Mail::Told(Box::new(Told { asker, local, event, answer })));
+        let (asker, ticket, event) = (question.asker, question.ticket, question.call.event());
+        self.desk.post(from, Mail::Told(Box::new(Told { asker, local, ticket, event, answer })));
     }
 
     /// The endpoint of a question. A shard may not know of other options yet: then it is a new one for

@@ -72,6 +72,18 @@ impl<'a> Commands<'a> {
         self.consumed
     }
 
+    /// The bytes of the last command, which began where `from` were consumed: what the function that made
+    /// this iterator takes for that command alone.
+    pub fn bytes_from(&self, from: usize) -> &'a [u8] {
+        match self.frame {
+            Frame::Text(text) => {
+                let line = &text.as_bytes()[from..self.consumed];
+                line.strip_suffix(b"\n").unwrap_or(line)
+            }
+            Frame::Binary(frame) => &frame[from..self.consumed],
+        }
+    }
+
     /// True when nothing more will come.
     pub fn is_done(&self) -> bool {
         self.ended
