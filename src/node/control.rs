@@ -104,8 +104,17 @@ impl Control {
                 return;
             }
         };
-        let Reloaded { channels, tokens, client, rpc, origins, api, needs_start, warnings } =
-            reloaded;
+        let Reloaded {
+            channels,
+            tokens,
+            client,
+            rpc,
+            origins,
+            api,
+            changed,
+            needs_start,
+            warnings,
+        } = reloaded;
         for warning in warnings {
             warn!(warning, "options read again");
         }
@@ -139,9 +148,10 @@ impl Control {
         if let Err(fault) = self.proxies.follow(rules) {
             warn!(%fault, "options read again: such a proxy answers nothing");
         }
-        info!(
-            "channels, keys, proxies, origins, limits of clients and the log level are read again"
-        );
+        info!("options read again");
+        for option in changed {
+            info!(option, "this has changed, and holds from now on");
+        }
         for section in needs_start {
             warn!(section, "this has changed, and needs a new start");
         }

@@ -138,6 +138,8 @@ pub struct Reloaded {
     pub origins: OriginRules,
     /// The server API: its key may change, and how errors are told.
     pub api: Option<config::Api>,
+    /// What has changed of all that since the last time.
+    pub changed: Vec<&'static str>,
     /// Sections that have changed and need a new start.
     pub needs_start: Vec<&'static str>,
     /// What their owner should know, a line each.

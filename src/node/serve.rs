@@ -1,6 +1,7 @@
 //! From a configuration to a running node: builds every layer's options, says what the machine
 //! allows, and greets.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -78,11 +79,13 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let snippets = settings.snippets.clone();
     let greeting = greeting(&config, origin.as_deref(), &plan, limits, snippets, sources.dev);
     let running = config.clone();
+    let last = RefCell::new(config.clone());
     let reload = move || match config::load(&sources) {
         Ok(Loaded { mut config, warnings, .. }) => {
             log.set_level(config.log.level);
             keep_secrets(&running, &mut config);
-            Ok(reloaded(&running, config, warnings))
+            let changed = changed(&last.replace(config.clone()), &config);
+            Ok(Reloaded { changed, ..reloaded(&running, config, warnings) })
         }
         Err(fault) => Err(fault.problems.join("\n")),
     };
@@ -128,6 +131,33 @@ fn keep_secrets(running: &Config, config: &mut Config) {
     }
 }
 
+/// What differs between two configurations of what may change while a node runs.
+fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
+    let limits = |config: &Config| {
+        let options = client_options(&config.client, config.proxies.clone());
+        ClientOptions { proxies: ClientProxies::default(), ..options }
+    };
+    // Compiled expressions know no equality, but how they are written.
+    let channels = |config: &Config| {
+        format!("{:?} {:?}", config.channels.namespaces(), config.channels.syntax())
+    };
+    let origins = |config: &Config| format!("{:?}", config.client.allowed_origins);
+    let key = |config: &Config| {
+        config.web.api.as_ref().map(|api| (api.key.clone(), api.insecure, api.transport_errors))
+    };
+    let differs = [
+        ("channel", channels(before) != channels(now)),
+        ("client.token or client.subscription_token", before.tokens != now.tokens),
+        ("client.allowed_origins", origins(before) != origins(now)),
+        ("client (limits and delays)", limits(before) != limits(now)),
+        ("client.proxy", before.proxies != now.proxies),
+        ("rpc", before.rpc != now.rpc),
+        ("http_api.key, http_api.insecure or http_api.error_mode", key(before) != key(now)),
+        ("log.level", before.log.level != now.log.level),
+    ];
+    differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
+}
+
 /// What of a configuration that was read again may change, and what of the rest has changed.
 fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
     let client = client_options(&config.client, config.proxies.clone());
@@ -157,7 +187,8 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         channels, tokens, rpc, web, client: config::Client { allowed_origins, .. }, ..
     } = config;
     let (origins, api) = (allowed_origins, web.api);
-    Reloaded { channels, tokens, client, rpc, origins, api, needs_start, warnings }
+    let changed = Vec::new();
+    Reloaded { channels, tokens, client, rpc, origins, api, changed, needs_start, warnings }
 }
 
 /// A text that nobody guesses: the key for the server API of a development node, and others.

@@ -16,6 +16,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use axum::http::{HeaderName, Method, Request, Response, StatusCode};
+use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -227,6 +228,12 @@ pub(super) async fn listen(listeners: Vec<TcpListener>, router: Router) {
     futures_util::future::join_all(each).await;
 }
 
+/// A request to the internal port has as long as one to the public port, its body included.
+async fn in_time(request: Request<Body>, next: Next) -> Response<Body> {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await;
+    answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
+}
+
 async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
     loop {
         // More than these wait in the kernel.
@@ -240,7 +247,7 @@ async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
             }
         };
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().layer(from_fn(in_time)));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)

@@ -16,7 +16,7 @@ fn file(secret: &str, namespaces: &[(&str, &str)]) -> String {
 const OPEN: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true";
 const KEPT: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true\n\
     history_size = 2\nhistory_ttl = \"10m\"\nallow_history_for_client = true";
-const DONE: &str = "limits of clients and the log level are read again";
+const DONE: &str = "options read again";
 
 fn connect(node: &Node, secret: &str) -> Client {
     let mut client = node.client();
@@ -103,8 +103,13 @@ fn limits_origins_and_the_key_of_the_api_change() {
     assert_eq!((status("old"), status("new")), (401, 200));
     assert_eq!((upgraded("https://a.example"), upgraded("https://b.example")), (403, 101));
     client.subscribe("b");
-    // What can't change is named.
+    // What has changed is named, and what can't.
     let errors = node.errors();
+    let held: Vec<&str> =
+        errors.lines().filter(|line| line.contains("holds from now on")).collect();
+    let named = ["client.allowed_origins", "client (limits and delays)", "http_api.key"];
+    assert_eq!(held.len(), named.len(), "{held:?}");
+    assert!(named.iter().all(|name| held.iter().any(|line| line.contains(name))), "{held:?}");
     let line = errors.lines().find(|line| line.contains("needs a new start")).unwrap();
     assert!(line.contains("roost") && !line.contains("client"), "{line}");
     // The level is another one from here on: nothing more is said below it.

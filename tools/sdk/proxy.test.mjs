@@ -1,7 +1,7 @@
 // Proxies: the application decides about connections, subscriptions, publications and calls.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { App, HANG } from './app.mjs';
 import {
@@ -542,6 +542,27 @@ enabled = true
     assert.equal((await circuit()).state, 'closed');
   });
   await own.die();
+});
+
+test('other proxies hold from a hangup on', async () => {
+  const [older, newer] = [await App.start(), await App.start()];
+  const options = (app) => `
+[rpc.proxy]
+endpoint = "${app.url('rpc')}"
+[rpc.without_namespace]
+proxy_enabled = true
+`;
+  older.on('rpc', { result: { data: 'older' } });
+  newer.on('rpc', { result: { data: 'newer' } });
+  await withRoost({ config: options(older) }, async (node) => {
+    const ann = await node.connected('ann');
+    assert.equal((await ann.rpc('x', {})).data, 'older');
+    writeFileSync(node.file, readFileSync(node.file, 'utf8').replace(older.url('rpc'), newer.url('rpc')));
+    node.child.kill('SIGHUP');
+    await until(async () => ((await ann.rpc('x', {})).data === 'newer' ? true : undefined), 'the other application');
+  });
+  await older.die();
+  await newer.die();
 });
 
 test('calls are bounded, and share connections', async () => {

@@ -54,7 +54,10 @@ pub(super) fn router(
     Router::new()
         .route(&format!("{prefix}/"), asset(pages::HTML, include_str!("page.html")))
         .route(&format!("{prefix}/admin/page.js"), asset(pages::JS, include_str!("page.js")))
-        .route(&format!("{prefix}/admin/page.css"), asset(pages::CSS, include_str!("page.css")))
+        .route(
+            &format!("{prefix}/admin/page.css"),
+            asset(pages::CSS, concat!(include_str!("../pages.css"), include_str!("page.css"))),
+        )
         .route(&format!("{prefix}/admin/init"), get(init))
         .route(&format!("{prefix}/admin/auth"), post(auth))
         .route(&format!("{prefix}/admin/api"), post(api_call))

@@ -91,7 +91,10 @@ pub(super) fn router(demo: &config::Demo, snippets: Snippets) -> Router {
     Router::new()
         .route("/demo", asset(pages::HTML, include_str!("demo.html")))
         .route("/demo/demo.js", asset(pages::JS, include_str!("demo.js")))
-        .route("/demo/demo.css", asset(pages::CSS, include_str!("demo.css")))
+        .route(
+            "/demo/demo.css",
+            asset(pages::CSS, concat!(include_str!("../pages.css"), include_str!("demo.css"))),
+        )
         .route("/demo/snippet.json", get(snippet))
         .route("/demo/centrifuge.js", get(sdk))
         .layer(middleware::map_response(pages::guard))
