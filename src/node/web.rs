@@ -24,6 +24,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
 use tracing::{debug, warn};
 
 use super::admin::{self, Access};
@@ -112,7 +114,9 @@ pub(super) fn routers(
         true => routers.internal = routers.internal.merge(own),
         false => routers.public = routers.public.merge(own),
     }
-    routers
+    // What is short isn't worth it.
+    let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
+    Routers { public: routers.public.layer(gzip()), internal: routers.internal.layer(gzip()) }
 }
 
 /// Takes what shards hand over, until the process ends.
@@ -260,6 +264,9 @@ async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
         });
     }
 }
+
+/// Answers of so many bytes are compressed for those who take that.
+const GZIP_BYTES_MIN: u16 = 1024;
 
 /// A request to the control thread is answered so soon, or with 504.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -477,6 +477,7 @@ impl<D: Driver> Shard<D> {
                 (false, Encoding::Protobuf) => self.constants.binary_ping.clone(),
             };
             self.counters().pings.add(1);
+            self.counters().messages_sent.add(1);
             self.enqueue(index, frame);
         }
     }

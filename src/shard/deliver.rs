@@ -233,6 +233,7 @@ impl<D: Driver> Shard<D> {
                 self.node.fan_out_size[self.id.index()].record(subscribers);
             }
             self.counters().deliveries.add(messages);
+            self.counters().messages_sent.add(messages);
             left = left.saturating_sub(walk.places.max(1));
             if self.locals.is_walked(at) {
                 self.fan_out_done(at);

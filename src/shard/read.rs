@@ -318,6 +318,7 @@ impl<D: Driver> Shard<D> {
             Event::Message { kind, data } if phase == Phase::Echo => {
                 let opcode = if kind == MessageKind::Text { ws::TEXT } else { ws::BINARY };
                 self.counters().messages_received.add(1);
+                self.counters().messages_sent.add(1);
                 self.replies.clear();
                 ws::put_frame(&mut self.replies, opcode, data);
                 let frame = SharedFrame::new(&self.replies);

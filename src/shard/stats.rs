@@ -59,6 +59,8 @@ counters! {
 
         /// WebSocket messages received.
         messages_received: counter,
+        /// Messages queued for clients: replies, pushes, deliveries, pings, echoes.
+        messages_sent: counter,
         /// Bytes received.
         bytes_received: counter,
         /// Bytes sent.

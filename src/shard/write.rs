@@ -46,6 +46,7 @@ impl<D: Driver> Shard<D> {
         if conn.socket.is_none() || conn.flags.finished() {
             return;
         }
+        self.node.counters[self.id.index()].messages_sent.add(1);
         if conn.flags.held() {
             self.replies.clear();
             ws::put_frame(&mut self.replies, opcode(encoding), &self.scratch);
@@ -86,6 +87,7 @@ impl<D: Driver> Shard<D> {
             self.scratch.extend_from_slice(&rest);
             return self.enqueue_scratch(index);
         }
+        self.counters().messages_sent.add(1);
         self.replies.clear();
         let bytes = self.scratch.len() + shared.len();
         ws::put_header(&mut self.replies, opcode(encoding), bytes);

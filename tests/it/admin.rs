@@ -311,3 +311,29 @@ fn it_can_be_elsewhere() {
     late.send(&format!("{{\"id\":1,\"connect\":{{\"token\":\"{}\"}}}}", token_by("s", claims)));
     late.is_closed(3500, "invalid token");
 }
+
+#[test]
+fn long_answers_are_compressed_for_those_who_take_that() {
+    let node = Node::open_with(OPTIONS, &[]);
+    let mut raw = node.raw();
+    let plain = get(&mut raw, "/admin/page.js", "");
+    assert_eq!(plain.header("content-encoding"), None);
+    let length: usize = plain.header("content-length").unwrap().parse().unwrap();
+    let gzip = "Accept-Encoding: gzip\r\n";
+    let packed = get(&mut raw, "/admin/page.js", gzip);
+    assert_eq!(packed.header("content-encoding"), Some("gzip"));
+    assert_eq!(packed.header("vary"), Some("accept-encoding"));
+    let bytes = &packed.bytes;
+    assert!(
+        bytes.starts_with(&[0x1f, 0x8b]) && bytes.len() < length / 2,
+        "{} of {length}",
+        bytes.len()
+    );
+    let mut inflated = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&**bytes), &mut inflated)
+        .unwrap();
+    assert_eq!(inflated, plain.body);
+    // What is short goes as it is.
+    let short = get(&mut raw, "/admin/init", gzip);
+    assert_eq!((short.status, short.header("content-encoding")), (200, None));
+}

@@ -779,6 +779,8 @@ fn metrics() {
     assert!(value(r#"roost_memory_bytes{class="resident"}"#) > 1e6);
     assert_eq!(value("roost_healthy"), 1.0);
     assert!(value("roost_loop_lag_seconds_count") > 0.0);
+    // Two replies, a delivery and an error.
+    assert_eq!(value("roost_messages_sent_total"), 4.0);
     assert_eq!(value("roost_fan_out_seconds_count"), 1.0);
     assert_eq!(value(r#"roost_fan_out_subscribers_bucket{le="1.0"}"#), 1.0);
     assert_eq!(value(r#"roost_command_seconds_count{method="connect"}"#), 1.0);

@@ -409,6 +409,8 @@ pub(crate) struct Response {
     /// Names in lower case.
     headers: Vec<(String, String)>,
     /// As long as the head says.
+    pub(crate) bytes: Vec<u8>,
+    /// The same as text.
     pub(crate) body: String,
 }
 
@@ -488,11 +490,11 @@ impl Raw {
             let (name, value) = line.split_once(": ").unwrap();
             (name.to_ascii_lowercase(), value.to_owned())
         };
-        let mut response =
-            Response { status, headers: lines.map(split).collect(), body: String::new() };
+        let headers = lines.map(split).collect();
+        let mut response = Response { status, headers, bytes: Vec::new(), body: String::new() };
         if let Some(length) = response.header("content-length") {
-            let body = self.take(length.parse().unwrap()).expect("the whole body");
-            response.body = String::from_utf8(body).unwrap();
+            response.bytes = self.take(length.parse().unwrap()).expect("the whole body");
+            response.body = String::from_utf8_lossy(&response.bytes).into_owned();
         }
         Some(response)
     }

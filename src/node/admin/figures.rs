@@ -50,7 +50,7 @@ impl Counted {
             accepted: shard.connections_accepted.get(),
             closed: shard.connections_closed.get(),
             messages_in: shard.messages_received.get(),
-            messages_out: shard.deliveries.get() + shard.commands.get() + shard.pings.get(),
+            messages_out: shard.messages_sent.get(),
             bytes_in: shard.bytes_received.get(),
             bytes_out: shard.bytes_sent.get(),
             publications: shard.publications.get(),
