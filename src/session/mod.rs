@@ -60,13 +60,16 @@ pub enum Renewal {
     Asked,
 }
 
-/// What was kept of a client's headers for proxies: lower-case names, and values.
+/// Headers: lower-case names, and values.
+pub type NamedValues = Vec<(CompactString, Box<[u8]>)>;
+
+/// What was kept of a client's headers for proxies.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     /// Of its request.
-    pub http: Vec<(CompactString, Box<[u8]>)>,
+    pub http: NamedValues,
     /// Of its connect command: the client's word.
-    pub emulated: Vec<(CompactString, Box<[u8]>)>,
+    pub emulated: NamedValues,
 }
 
 /// What only few sessions have.

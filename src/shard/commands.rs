@@ -519,6 +519,9 @@ impl<D: Driver> Shard<D> {
             data: data.into(),
         })?;
         let data = verdict(&answer)?.and_then(|result| result.data.as_deref()).unwrap_or_default();
+        if data.len() > self.answer_bytes_max() {
+            return Err(ErrorCode::LimitExceeded.into());
+        }
         if !self.may_show(index, data) {
             self.inappropriate(index);
             return Ok(Flow::End);

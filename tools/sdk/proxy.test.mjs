@@ -170,10 +170,10 @@ test('connect: headers that are on the list are taken over, and no others', asyn
     [headers.cookie, headers['x-emulated'], headers['x-static'], headers['x-both'], headers['x-other']],
     ['a=1', 'e', 's3', 'emulated', undefined],
   );
-  const another = await roost.socket({ headers: { 'x-both': 'http' } });
+  const another = await roost.socket({ headers: { 'x-both': ['http', 'twice'] } });
   await ask(another, { id: 1, connect: { headers: emulated } });
   ({ headers } = app.at('connect').at(-1));
-  assert.deepEqual([headers.cookie, headers['x-both']], [undefined, 'http']);
+  assert.deepEqual([headers.cookie, headers['x-both']], [undefined, 'http, twice']);
   // Later calls have them, too.
   app.on('subscribe', { result: {} });
   await ask(socket, { id: 2, subscribe: { channel: fresh('asked') } });
@@ -330,6 +330,8 @@ testEach('rpc: calls go to the application that their namespace names', async (e
     ['x', { status: 418, text: '' }, 100],
     ['off:x', {}, 108],
     ['none:x', {}, 104],
+    // More than may wait for a client.
+    ['x', { result: { data: 'x'.repeat(1 << 20) } }, 106],
   ]) {
     app.on('rpc', answer);
     assert.equal((await failure(ann.rpc(method, encoding.pack({})))).code, code, method);

@@ -36,7 +36,7 @@ use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
 use crate::base::times::Times;
 use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions};
 use crate::proto::client::ErrorCode;
-use crate::session::Rules;
+use crate::session::{Headers, NamedValues, Rules};
 use crate::shard::mail::Mail;
 use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, Told};
 
@@ -123,7 +123,17 @@ enum Fault {
 /// All endpoints.
 pub(super) struct Proxies {
     desk: Arc<Desk>,
-    endpoints: Mutex<HashMap<Arc<ProxyOptions>, Arc<Endpoint>>>,
+    endpoints: Mutex<Endpoints>,
+}
+
+type ByOptions = HashMap<Arc<ProxyOptions>, Arc<Endpoint>>;
+
+#[derive(Default)]
+struct Endpoints {
+    /// Those that the rules name.
+    named: ByOptions,
+    /// Those that they named before: questions about them may be on their way.
+    before: ByOptions,
 }
 
 impl Proxies {
@@ -147,25 +157,25 @@ impl Proxies {
         let mut next = HashMap::new();
         for options in named {
             let endpoint = match endpoints.get(&options) {
-                Some(known) => Arc::clone(known),
+                Some(known) => known,
                 None => Arc::new(Endpoint::new(Arc::clone(&options))?),
             };
             next.insert(options, endpoint);
         }
-        *endpoints = next;
+        endpoints.before = std::mem::replace(&mut endpoints.named, next);
         Ok(())
     }
 
     /// All endpoints by name, for metrics.
     pub(super) fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        let mut all: Vec<_> = self.lock().values().cloned().collect();
+        let mut all: Vec<_> = self.lock().named.values().cloned().collect();
         all.sort_by(|a, b| a.options.name.cmp(&b.options.name));
         all
     }
 
     /// Answers a question of a shard's, whatever happens.
     pub(super) async fn answer(&self, from: ShardId, question: ProxyQuestion) {
-        let endpoint = self.endpoint(&question.proxy);
+        let endpoint = self.lock().get(&question.proxy);
         let answer = match endpoint {
             Some(endpoint) => endpoint.ask(&question).await,
             None => ProxyAnswer::Failed,
@@ -178,16 +188,15 @@ impl Proxies {
         self.desk.post(from, Mail::Told(Box::new(Told { asker, local, ticket, event, answer })));
     }
 
-    /// The endpoint of a question. A shard may not know of other options yet: then it is a new one for
-    /// this question only.
-    fn endpoint(&self, options: &Arc<ProxyOptions>) -> Option<Arc<Endpoint>> {
-        let known = self.lock().get(options).cloned();
-        known.or_else(|| Endpoint::new(Arc::clone(options)).ok().map(Arc::new))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<ProxyOptions>, Arc<Endpoint>>> {
+    fn lock(&self) -> MutexGuard<'_, Endpoints> {
         // One thread uses it, and a panic ends the process.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Endpoints {
+    fn get(&self, options: &Arc<ProxyOptions>) -> Option<Arc<Endpoint>> {
+        self.named.get(options).or_else(|| self.before.get(options)).cloned()
     }
 }
 
@@ -343,24 +352,26 @@ impl Endpoint {
 fn headers(question: &ProxyQuestion) -> HeaderMap {
     let options = &question.proxy;
     let mut headers = HeaderMap::new();
-    let mut put = |name: &str, value: &[u8]| {
-        let name = HeaderName::from_bytes(name.as_bytes());
-        // What isn't fit for a header isn't taken over.
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-            headers.insert(name, value);
-        }
+    // What isn't fit for a header isn't taken over.
+    let pair = |name: &str, value: &[u8]| {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(value).ok()?))
     };
-    for (name, value) in &options.static_headers {
-        put(name, value.as_bytes());
+    let fixed = options.static_headers.iter();
+    let fixed = fixed.filter_map(|(name, value)| pair(name, value.as_bytes()));
+    let kept = |of: fn(&Headers) -> &NamedValues, wanted: &[String]| {
+        let kept = question.headers.as_deref().map(of).into_iter().flatten();
+        let wanted = kept.filter(|(name, _)| wanted.iter().any(|wanted| wanted == name));
+        wanted.filter_map(|(name, value)| pair(name, value)).collect::<Vec<_>>()
+    };
+    for (name, value) in fixed.chain(kept(|of| &of.emulated, &options.emulated_headers)) {
+        headers.insert(name, value);
     }
-    if let Some(kept) = &question.headers {
-        let wanted =
-            [(&kept.emulated, &options.emulated_headers), (&kept.http, &options.http_headers)];
-        for (kept, wanted) in wanted {
-            for (name, value) in kept.iter().filter(|(name, _)| wanted.iter().any(|w| w == name)) {
-                put(name, value);
-            }
-        }
+    // A request may have several of a name: together they take the place of what was there.
+    let http = kept(|of| &of.http, &options.http_headers);
+    http.iter().for_each(|(name, _)| _ = headers.remove(name));
+    for (name, value) in http {
+        headers.append(name, value);
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers
