@@ -804,6 +804,15 @@ fn metrics() {
         assert!(known && name.starts_with("roost_"), "{line}");
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
     }
+    // The document names each of them, and nothing else.
+    let document = include_str!("../../docs/metrics.md");
+    let named: BTreeSet<&str> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `roost_")?.split('`').next())
+        .collect();
+    let there: BTreeSet<&str> =
+        described.iter().filter_map(|name| name.strip_prefix("roost_")).collect();
+    assert_eq!(named, there);
     // And the dashboard shows nothing else.
     let dashboard = include_str!("../../tools/grafana/roost.json");
     let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';

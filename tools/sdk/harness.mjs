@@ -164,7 +164,7 @@ export function signWith(key, alg, claims, header = {}) {
 export const seconds = () => Math.floor(Date.now() / 1000);
 
 /** A port that nothing listens on, below the usual range of outgoing connections. */
-async function freePort() {
+export async function freePort() {
   for (let tries = 0; tries < 200; tries += 1) {
     const port = 10_000 + Math.floor(Math.random() * 20_000);
     const probe = createServer();

@@ -1,6 +1,8 @@
 // Proxies: the application decides about connections, subscriptions, publications and calls.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { App, HANG } from './app.mjs';
@@ -9,6 +11,7 @@ import {
   closedBy,
   collect,
   follow,
+  freePort,
   fresh,
   JSON_ENCODING,
   message,
@@ -544,6 +547,36 @@ enabled = true
     assert.equal((await circuit()).state, 'closed');
   });
   await own.die();
+});
+
+test('the example of the documentation works', async () => {
+  const guide = readFileSync(new URL('../../docs/proxies.md', import.meta.url), 'utf8');
+  const block = (kind) => guide.split('```' + kind + '\n')[1].split('```')[0];
+  const port = await freePort();
+  const here = (text) => text.replaceAll('3000', String(port));
+  const child = spawn(process.execPath, ['-e', here(block('js'))], { stdio: ['ignore', 'inherit', 'inherit'] });
+  const ended = once(child, 'exit');
+  try {
+    const listens = async () => ((await fetch(`http://127.0.0.1:${port}/`, { method: 'POST', body: '{}' }).catch(() => {})) ? true : undefined);
+    await until(listens, 'the example to listen');
+    await withRoost({ config: here(block('toml')) }, async (node) => {
+      const ann = await node.socket({ headers: { Cookie: 'session=ann' } });
+      const { connect } = await ask(ann, { id: 1, connect: {} });
+      assert.ok(connect.client);
+      assert.ok((await ask(ann, { id: 2, subscribe: { channel: 'room:ann' } })).subscribe);
+      assert.equal((await ask(ann, { id: 3, subscribe: { channel: 'room:bob' } })).error.code, 403);
+      assert.ok((await ask(ann, { id: 4, publish: { channel: 'room:ann', data: { text: 'hello' } } })).publish);
+      const push = await message(ann, (seen) => seen.push, 'the publication');
+      assert.deepEqual(push.push.pub.data, { text: 'hello', from: 'ann' });
+      const { rpc } = await ask(ann, { id: 5, rpc: { method: 'sum', data: [1] } });
+      assert.deepEqual(rpc.data, { method: 'sum', data: [1] });
+      const nobody = await node.socket();
+      assert.equal((await closedBy(nobody, { id: 1, connect: {} })).code, 4501);
+    });
+  } finally {
+    child.kill();
+    await ended;
+  }
 });
 
 test('other proxies hold from a hangup on', async () => {

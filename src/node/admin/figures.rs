@@ -27,7 +27,7 @@ struct Before {
     at: Instant,
     shards: Vec<Counted>,
     loop_lag: Vec<Counts>,
-    fan_out: Counts,
+    fan_out: Vec<Counts>,
 }
 
 /// Counters of one shard that grow.
@@ -124,7 +124,7 @@ impl Figures {
             at,
             shards: counters.iter().map(Counted::of).collect(),
             loop_lag: node.loop_lag.iter().map(counts).collect(),
-            fan_out: all(&node.fan_out),
+            fan_out: node.fan_out.iter().map(counts).collect(),
         };
         let before = self.before().take();
         let seconds = before.as_ref().map_or(1.0, |before| (at - before.at).as_secs_f64());
@@ -133,7 +133,7 @@ impl Figures {
         let then = before.as_ref().unwrap_or(&now);
         let mut rates = Map::new();
         let mut shards = Vec::new();
-        let mut lag = Counts::default();
+        let (mut lag, mut fan_out) = (Counts::default(), Counts::default());
         for (at, shard) in counters.iter().enumerate() {
             let of_shard = now.shards[at].rates(&then.shards[at], seconds);
             for (name, rate) in &of_shard {
@@ -142,6 +142,8 @@ impl Figures {
             }
             let of_lag = now.loop_lag[at].since(&then.loop_lag[at]);
             lag.add(&of_lag);
+            let of_fan_out = now.fan_out[at].since(&then.fan_out[at]);
+            fan_out.add(&of_fan_out);
             let mut told = of_shard;
             for (name, value) in [
                 ("connections", shard.connections_open.get()),
@@ -149,12 +151,12 @@ impl Figures {
                 ("queued_bytes", shard.queued_bytes.get()),
                 ("mailbox_batches", shard.mailbox_batches.get()),
                 ("loop_lag_p99_us", of_lag.quantile(0.99)),
+                ("fan_out_p99_us", of_fan_out.quantile(0.99)),
             ] {
                 told.insert(name.to_owned(), value.into());
             }
             shards.push(Value::Object(told));
         }
-        let fan_out = now.fan_out.since(&then.fan_out);
         let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
         let figures = json!({
             "node": {
@@ -253,11 +255,5 @@ impl Figures {
 fn counts(times: &Times) -> Counts {
     let mut counts = Counts::default();
     times.add_to(&mut counts);
-    counts
-}
-
-fn all(times: &[Times]) -> Counts {
-    let mut counts = Counts::default();
-    times.iter().for_each(|times| times.add_to(&mut counts));
     counts
 }

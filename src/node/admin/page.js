@@ -512,6 +512,8 @@ const charts = [
       ['p50', ({ latency_us }) => latency_us.fan_out_p50],
       ['p99', ({ latency_us }) => latency_us.fan_out_p99],
     ],
+    shard: ({ fan_out_p99_us }) => fan_out_p99_us,
+    shardName: 'p99 of shard',
   }),
   new Chart({
     id: 'lag',
