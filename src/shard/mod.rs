@@ -53,7 +53,7 @@ use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
-use self::proxies::{Kept, Parked};
+use self::proxies::{Kept, Parked, Unasked};
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
@@ -248,6 +248,8 @@ pub struct Shard<D: Driver> {
     headers: BySlot<Arc<Headers>>,
     /// What the application has said about commands that connections are paused for, by slot.
     told: BySlot<VecDeque<Kept>>,
+    /// What is to be asked of the application when others are answered.
+    unasked: VecDeque<Unasked>,
     /// Commands that wait for the application while others of their connection go on, and how many of each.
     parked: Slab<Parked>,
     parked_of: BySlot<u32>,
@@ -348,6 +350,7 @@ impl<D: Driver> Shard<D> {
             header_users: Default::default(),
             headers: Default::default(),
             told: Default::default(),
+            unasked: VecDeque::new(),
             parked: Slab::new(),
             parked_of: Default::default(),
             admins: Default::default(),
@@ -640,6 +643,7 @@ impl<D: Driver> Shard<D> {
             ("verdicts", self.verdicts.len()),
             ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
+            ("unasked questions", self.unasked.len()),
             ("parked commands", self.parked.len() + self.parked_of.len()),
             ("told by the application", self.told.len()),
             ("questions to the application", self.proxy_questions),

@@ -1,5 +1,5 @@
 //! Proxies on the shard's side: what the application has to be asked goes to the control thread, which
-//! calls it (`node/proxies.rs`).
+//! calls it (`node/proxies`).
 //!
 //! ```text
 //!  command -> paused, Mail::Ask -> control thread -> HTTP -> Mail::Told -> the command again
@@ -170,6 +170,14 @@ pub(super) struct Parked {
     bytes: Box<[u8]>,
 }
 
+/// Something about a connection or a subscription that expires, which is to be asked.
+#[derive(Debug)]
+pub(super) struct Unasked {
+    conn: ConnKey,
+    proxy: Arc<ProxyOptions>,
+    call: ProxyCall,
+}
+
 /// What is kept of an answer until the command that waits for it is done with.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -205,7 +213,7 @@ impl<D: Driver> Shard<D> {
             // Each answer resumes it.
             return Err(Stop::Pending);
         }
-        if self.proxy_questions >= PROXY_QUESTIONS_MAX || self.mail[CONTROL].is_full() {
+        if self.question_credits() == 0 {
             return Err(Stop::NoCredit(CONTROL));
         }
         if at_once > 1 {
@@ -223,6 +231,35 @@ impl<D: Driver> Shard<D> {
         self.conns[index as usize].flags.set_pending(true);
         self.post_question(index, command, proxy, call(), None);
         Err(Stop::Pending)
+    }
+
+    /// Questions that may be asked now.
+    pub(super) fn question_credits(&self) -> usize {
+        match self.mail[CONTROL].is_full() {
+            true => 0,
+            false => PROXY_QUESTIONS_MAX.saturating_sub(self.proxy_questions),
+        }
+    }
+
+    /// Asks what no command waits for: now, or when others are answered.
+    fn ask_later(&mut self, index: u32, proxy: &Arc<ProxyOptions>, call: ProxyCall) {
+        match self.question_credits() {
+            0 => {
+                let conn = self.conns[index as usize].key(index);
+                self.unasked.push_back(Unasked { conn, proxy: Arc::clone(proxy), call });
+            }
+            _ => self.post_question(index, 0, proxy, call, None),
+        }
+    }
+
+    /// Asks what has waited, as far as may be.
+    pub(super) fn ask_unasked(&mut self) {
+        while self.question_credits() > 0 {
+            let Some(Unasked { conn, proxy, call }) = self.unasked.pop_front() else { break };
+            if self.conn(conn).is_some_and(|conn| conn.phase == Phase::Client) {
+                self.post_question(conn.index, 0, &proxy, call, None);
+            }
+        }
     }
 
     fn post_question(
@@ -273,11 +310,18 @@ impl<D: Driver> Shard<D> {
             ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
             _ => {
                 let (asked_ms, answer) = (asker.asked_ms, Arc::new(answer));
+                let kept = Kept { asked_ms, answer };
+                // In the order of the commands: parked ones are put in front of a paused one.
                 match parked {
-                    None => conn.flags.set_pending(false),
-                    Some(parked) => self.unpark(index, &parked),
+                    None => {
+                        conn.flags.set_pending(false);
+                        self.told.entry(index).or_default().push_back(kept);
+                    }
+                    Some(parked) => {
+                        self.unpark(index, &parked);
+                        self.told.entry(index).or_default().push_front(kept);
+                    }
                 }
-                self.told.entry(index).or_default().push_front(Kept { asked_ms, answer });
                 self.resume(asker.conn);
             }
         }
@@ -370,7 +414,7 @@ impl<D: Driver> Shard<D> {
         if let Some(session) = self.session_of(index) {
             session.flags.set_refreshing(true);
         }
-        self.post_question(index, 0, proxy, ProxyCall::Refresh, None);
+        self.ask_later(index, proxy, ProxyCall::Refresh);
     }
 
     /// The application has said whether a connection goes on (client protocol, section 19).
@@ -428,7 +472,7 @@ impl<D: Driver> Shard<D> {
             return;
         };
         extra.renewal = Renewal::Asked;
-        self.post_question(index, 0, proxy, ProxyCall::SubRefresh { channel, local }, None);
+        self.ask_later(index, proxy, ProxyCall::SubRefresh { channel, local });
     }
 
     fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {

@@ -1,7 +1,7 @@
 //! Mail on its way out: what a turn had for other shards, acknowledgements that wait for it, gaps to
 //! be told, and whoever waits for credit.
 
-use super::mail::{Asker, CONTROL, Flushed, Mail};
+use super::mail::{Asker, Flushed, Mail};
 use super::*;
 use crate::hub::history::Position;
 
@@ -111,14 +111,14 @@ impl<D: Driver> Shard<D> {
     /// Where there is credit: some of those that waited for it try once more. Each turn anew, so
     /// that a credit which one of them has no use for any more is not lost for the others.
     pub(super) fn resume_waiting(&mut self) {
+        self.ask_unasked();
         let unanswered_max = self.node.options.requests_unanswered_max;
         for home in 0..self.waiting.len() {
             if self.waiting[home].is_empty() {
                 continue;
             }
             let credits = match home == self.waiting.len() - 1 {
-                true if self.mail[CONTROL].is_full() => 0,
-                true => (PROXY_QUESTIONS_MAX - self.proxy_questions) as u32,
+                true => self.question_credits() as u32,
                 false => self.mail[ShardId(home as u8)].credits(unanswered_max),
             };
             for _ in 0..credits.min(RESUMED_MAX) {

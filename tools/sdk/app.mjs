@@ -3,6 +3,7 @@
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createServer as createSecureServer } from 'node:https';
+import { within } from './harness.mjs';
 
 export class App {
   /** Starts one on a free port. `tls` makes it an HTTPS server. */
@@ -55,8 +56,11 @@ export class App {
 
   /** Waits for so many calls to a path in all. */
   async took(path, count) {
-    while (this.at(path).length < count) await new Promise((resolve) => this.waiters.push(resolve));
-    return this.at(path);
+    const there = (async () => {
+      while (this.at(path).length < count) await new Promise((resolve) => this.waiters.push(resolve));
+      return this.at(path);
+    })();
+    return within(there, `${count} calls to ${path}`);
   }
 
   async #handle(request, response) {

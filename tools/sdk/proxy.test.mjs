@@ -462,6 +462,34 @@ test('refresh: a call that fails gives the connection one more minute', async ()
   assert.equal(app.at('refresh').length, before + 1);
 });
 
+test('refresh: more connections may expire at once than may be asked about', async () => {
+  const own = await App.start();
+  const options = `
+[client.proxy.refresh]
+enabled = true
+endpoint = "${own.url('refresh')}"
+timeout = "10s"
+`;
+  const count = 1500;
+  own.on('refresh', () => ({ result: { expire_at: seconds() + 3600 } }));
+  await withRoost({ config: options, flags: ['--shards', '1'] }, async (node) => {
+    const exp = seconds() + 5;
+    const sockets = await Promise.all(range(0, count).map(() => node.socket()));
+    await Promise.all(
+      sockets.map((socket, at) => ask(socket, { id: 1, connect: { token: sign({ sub: `u${at}`, exp }) } })),
+    );
+    assert.ok(seconds() < exp, 'too slow a machine for this test');
+    const calls = await own.took('refresh', count);
+    assert.equal(new Set(calls.map(({ body }) => body.user)).size, count);
+    for (const socket of [sockets[0], sockets[count - 1]]) {
+      assert.ok((await ask(socket, { id: 2, publish: { channel: 'x', data: 1 } })).error);
+    }
+    assert.equal((await node.counters()).closed_expired, 0);
+    assert.equal(own.at('refresh').length, count);
+  });
+  await own.die();
+});
+
 test('sub_refresh: the application says how long a subscription goes on', async () => {
   const ann = await entered('ann');
   app.on('subscribe', () => ({ result: { expire_at: seconds() + 2 } }));
