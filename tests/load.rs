@@ -863,7 +863,7 @@ fn an_idle_connection_costs_the_client_at_most_200_bytes() {
         let port = holding_server();
         let (code, result) = load(&format!(
             "idle --url ws://127.0.0.1:{port}/ --connections {connections} --threads 1 \
-             --duration 100ms"
+             --duration 100ms --connect-timeout 60s"
         ));
         assert_eq!(code, 0);
         assert_eq!(result["connections"]["opened"], connections);
