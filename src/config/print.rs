@@ -31,30 +31,15 @@ fn toml() -> String {
          # A variable ROOST_HTTP_SERVER_PORT or a flag --http_server.port wins over this file.\n",
     );
     put_toml(&mut text, "", "", OPTIONS);
-    let mut documented: Vec<&str> = Vec::new();
-    for Place { path, rows, is_list } in places() {
-        // Several have the same options: these are told once, with what they are.
-        let first = rows.iter().find(|row| row.path != "name").map_or("", |row| row.doc);
-        match (is_list, *path) {
-            (true, _) => {
-                text += &format!(
-                    "\n# One such section for each, with a name and the options above.\n\
-                     # [[{path}]]\n# name = \"some\"\n"
-                );
+    for Place { path, about, like, rows, is_list } in places() {
+        text += &format!("\n# {about}");
+        match (is_list, *like) {
+            (true, like) => {
+                text += &format!(" Options as in {like}.\n# [[{path}]]\n# name = \"some\"\n")
             }
-            (false, "channel.without_namespace") => {
-                text += "\n# Channels whose names have no namespace.";
-                put_toml(&mut text, path, "", rows);
-            }
-            (false, _) if documented.contains(&first) => {
-                text += &format!("\n# Options as above.\n[{path}]\n");
-            }
-            (false, _) => {
-                text += "\n# A proxy: calls to the application.";
-                put_toml(&mut text, path, "", rows);
-            }
+            (false, "") => put_toml(&mut text, path, "", rows),
+            (false, like) => text += &format!(" Options as in {like}.\n[{path}]\n"),
         }
-        documented.push(first);
     }
     text
 }
@@ -85,7 +70,7 @@ fn json() -> Json {
     for row in OPTIONS.iter().filter(|row| row.is_built()) {
         insert(&mut root, row.path, row);
     }
-    for Place { path, rows, is_list } in places() {
+    for Place { path, rows, is_list, .. } in places() {
         if *is_list {
             insert_at(&mut root, path, Json::Array(Vec::new()));
             continue;

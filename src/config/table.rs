@@ -29,6 +29,10 @@ pub(crate) struct Opt {
 pub(crate) struct Place {
     /// Path from the root.
     pub path: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// Path of the section that has the same options, and is printed with them; or nothing.
+    pub like: &'static str,
     /// Its options.
     pub rows: &'static [Opt],
     /// It is a list of such sections, each with a name.
@@ -370,22 +374,69 @@ static RPC_NAMESPACE: &[Opt] = &[
 /// All places that have tables of their own, in the order in which they are printed.
 pub(crate) fn places() -> &'static [Place] {
     static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
-        let section = |path, rows| Place { path, rows, is_list: false };
-        let list = |path, rows| Place { path, rows, is_list: true };
+        let place = |path, about, like, rows| Place { path, about, like, rows, is_list: false };
+        let list = |path, about, like, rows| Place { path, about, like, rows, is_list: true };
         let switched = all_but(PROXY, &["name"]);
         let event = all_but(PROXY, &["name", "enabled"]);
+        let (plain, connect) = ("channel.without_namespace", "client.proxy.connect");
+        let calls = "rpc.without_namespace";
         vec![
-            section("channel.without_namespace", all_but(NAMESPACE, &["name"])),
-            list("channel.namespaces", NAMESPACE),
-            section("client.proxy.connect", switched),
-            section("client.proxy.refresh", switched),
-            section("channel.proxy.subscribe", event),
-            section("channel.proxy.publish", event),
-            section("channel.proxy.sub_refresh", event),
-            section("rpc.proxy", event),
-            section("rpc.without_namespace", all_but(RPC_NAMESPACE, &["name"])),
-            list("rpc.namespaces", RPC_NAMESPACE),
-            list("proxies", all_but(PROXY, &["enabled"])),
+            place(
+                plain,
+                "Channels whose names have no namespace.",
+                "",
+                all_but(NAMESPACE, &["name"]),
+            ),
+            list(
+                "channel.namespaces",
+                "Channels of one namespace, with its name.",
+                plain,
+                NAMESPACE,
+            ),
+            place(
+                connect,
+                "The application is asked who a connection without a token belongs to.",
+                "",
+                switched,
+            ),
+            place(
+                "client.proxy.refresh",
+                "... whether a connection that expires goes on.",
+                connect,
+                switched,
+            ),
+            place("channel.proxy.subscribe", "... whether a client may subscribe.", connect, event),
+            place(
+                "channel.proxy.publish",
+                "... whether, and what, a client publishes.",
+                connect,
+                event,
+            ),
+            place(
+                "channel.proxy.sub_refresh",
+                "... whether a subscription that expires goes on.",
+                connect,
+                event,
+            ),
+            place("rpc.proxy", "... what a call returns.", connect, event),
+            place(
+                calls,
+                "Methods whose names have no namespace.",
+                "",
+                all_but(RPC_NAMESPACE, &["name"]),
+            ),
+            list(
+                "rpc.namespaces",
+                "Methods of one namespace, with its name.",
+                calls,
+                RPC_NAMESPACE,
+            ),
+            list(
+                "proxies",
+                "Other proxies, by the names that namespaces say.",
+                connect,
+                all_but(PROXY, &["enabled"]),
+            ),
         ]
     });
     &PLACES

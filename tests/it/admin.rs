@@ -99,7 +99,7 @@ fn a_password_opens_it_and_nothing_else_does() {
     assert_eq!(
         init(&mut raw, ""),
         json!({
-            "insecure": false, "edition": "roost", "version": env!("CARGO_PKG_VERSION"),
+            "insecure": false, "edition": "oss", "version": env!("CARGO_PKG_VERSION"),
             "authenticated": false, "websocket": {"path": SOCKET, "port": null}
         })
     );

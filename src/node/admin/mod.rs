@@ -81,7 +81,7 @@ async fn init(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     let Shared { access, port, path, .. } = shared;
     Json(json!({
         "insecure": access.insecure(),
-        "edition": "roost",
+        "edition": "oss",
         "version": env!("CARGO_PKG_VERSION"),
         "authenticated": access.admits(token(&headers)),
         "websocket": { "path": &*path, "port": port },
