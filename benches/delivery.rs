@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use roost::base::filter::FilterNode;
+use roost::base::form::Form;
 use roost::base::frame::SharedFrame;
 use roost::base::id::ShardId;
 use roost::base::tags::Tags;
 use roost::hub::fanout::{FanOut, Walk};
 use roost::hub::filter::{Filter, Filters};
-use roost::hub::parcel::{Form, Parcel, Told};
+use roost::hub::parcel::{Frames, Parcel, Told};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
 use roost::shard::mail::{Mail, Mailbox, Outbox};
@@ -25,9 +26,10 @@ impl Wake for Silent {
 
 fn parcel(bytes: usize) -> Arc<Parcel> {
     let frame = Some(SharedFrame::new(&vec![b'x'; bytes]));
-    let (json, protobuf) = (frame.clone(), frame);
+    let frames = |form| (form, Frames { full: frame.clone(), patch: None });
+    let frames = vec![frames(Form::JSON), frames(Form::BINARY)];
     let tags = Tags::pack([("ticker", "a")]);
-    Arc::new(Parcel { json, protobuf, ..Parcel::new(Told::Publication, 0, Tags::packed(&tags)) })
+    Arc::new(Parcel { frames, ..Parcel::new(Told::Publication, 0, Tags::packed(&tags)) })
 }
 
 /// The number of a filter for one value of a tag.
@@ -42,7 +44,7 @@ fn filter(filters: &mut Filters, ticker: &str) -> u32 {
     filter.expect("a filter that keeps the rules").get()
 }
 
-fn concat(_: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
+fn concat(_: Form, frames: &[&SharedFrame], out: &mut Vec<u8>) {
     frames.iter().for_each(|frame| out.extend_from_slice(frame.bytes()));
 }
 
@@ -52,11 +54,11 @@ fn fan_out(c: &mut Criterion) {
     let mut filters = Filters::default();
     let wanted = ["a", "b", "c", "d"].map(|ticker| filter(&mut filters, ticker));
     for (name, count, parcels, forms, wanted) in [
-        ("1 to 10,000", 10_000, 1, &[Form::Json][..], &[0][..]),
-        ("16 to 10,000", 10_000, 16, &[Form::Json], &[0]),
-        ("1 to 10,000 in two encodings", 10_000, 1, &[Form::Json, Form::Protobuf], &[0]),
-        ("16 to 10,000 with four filters", 10_000, 16, &[Form::Json], &wanted),
-        ("1 to 100,000", 100_000, 1, &[Form::Json], &[0]),
+        ("1 to 10,000", 10_000, 1, &[Form::JSON][..], &[0][..]),
+        ("16 to 10,000", 10_000, 16, &[Form::JSON], &[0]),
+        ("1 to 10,000 in two encodings", 10_000, 1, &[Form::JSON, Form::BINARY], &[0]),
+        ("16 to 10,000 with four filters", 10_000, 16, &[Form::JSON], &wanted),
+        ("1 to 100,000", 100_000, 1, &[Form::JSON], &[0]),
     ] {
         let mut subscribers = Subscribers::default();
         for conn in 0..count {

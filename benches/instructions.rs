@@ -4,13 +4,14 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
+use roost::base::form::Form;
 use roost::base::frame::SharedFrame;
 use roost::base::id::ShardId;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
 use roost::hub::fanout::{FanOut, Walk};
 use roost::hub::filter::Filters;
-use roost::hub::parcel::{Form, Parcel, Told};
+use roost::hub::parcel::{Frames, Parcel, Told};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
@@ -18,7 +19,7 @@ use roost::proto::ws::{self, ReadRules, Reader};
 use roost::shard::mail::{Mail, Mailbox, Outbox};
 use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
 
-const SERVER: ReadRules = ReadRules { masked: true, message_bytes_max: 65536 };
+const SERVER: ReadRules = ReadRules { masked: true, deflate: false, message_bytes_max: 65536 };
 
 /// A piece: its name, and what runs it so many times.
 type Piece = (&'static str, fn(u32));
@@ -114,10 +115,11 @@ fn timers(n: u32) {
 fn fan_out(n: u32) {
     let mut subscribers = Subscribers::default();
     for conn in 0..1000 {
-        subscribers.add(Subscriber { conn, traits: Traits::new(Form::Json) });
+        subscribers.add(Subscriber { conn, traits: Traits::new(Form::JSON) });
     }
-    let json = Some(SharedFrame::new(&[b'x'; 200]));
-    let parcel = Arc::new(Parcel { json, ..Parcel::new(Told::Publication, 0, Tags::NONE) });
+    let frames = Frames { full: Some(SharedFrame::new(&[b'x'; 200])), patch: None };
+    let frames = vec![(Form::JSON, frames)];
+    let parcel = Arc::new(Parcel { frames, ..Parcel::new(Told::Publication, 0, Tags::NONE) });
     let (filters, mut walk, mut scratch) = (Filters::default(), Walk::default(), Vec::new());
     for _ in 0..n {
         let mut fan_out = FanOut::default();

@@ -6,7 +6,7 @@ use roost::proto::http;
 use roost::proto::ws::{self, ReadRules, Reader};
 use std::hint::black_box;
 
-const SERVER: ReadRules = ReadRules { masked: true, message_bytes_max: 65536 };
+const SERVER: ReadRules = ReadRules { masked: true, deflate: false, message_bytes_max: 65536 };
 
 const BROWSER: &[u8] = b"GET /connection/websocket?format=json HTTP/1.1\r\n\
     Host: realtime.example.com\r\n\
@@ -111,7 +111,7 @@ fn upgrade(c: &mut Criterion) {
             if let Ok(Some(head)) = http::parse(black_box(BROWSER)) {
                 match http::upgrade(&head) {
                     Ok(upgrade) => http::put_switching(&mut out, &upgrade),
-                    Err(refusal) => http::put_refusal(&mut out, refusal),
+                    Err(refusal) => http::put_refusal(&mut out, refusal, ""),
                 }
             }
             assert!(out.starts_with(b"HTTP/1.1 101"));

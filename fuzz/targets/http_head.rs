@@ -34,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     match parse(bytes) {
         Ok(None) => {}
-        Err(refusal) => put_refusal(&mut Vec::new(), refusal),
+        Err(refusal) => put_refusal(&mut Vec::new(), refusal, ""),
         Ok(Some(head)) => {
             assert!(head.bytes <= bytes.len());
             assert!(head_complete(&bytes[..head.bytes], &mut 0));

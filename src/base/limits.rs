@@ -10,7 +10,7 @@ pub const TURN_READ_BYTES_MAX: usize = 64 * 1024;
 pub const TURN_FRAMES_MAX: usize = 128;
 
 /// Request head at most, bytes: more is answered with 431.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+pub const HEAD_BYTES_MAX: usize = 24 * 1024;
 
 /// Headers in a request head at most: more is answered with 431.
 pub const HEADERS_MAX: usize = 64;
@@ -130,9 +130,9 @@ pub const FILTER_NODES_MAX: usize = 256;
 /// Levels of a tag filter at most, 1 for a lone comparison: more is answered with error 107.
 pub const FILTER_DEPTH_MAX: usize = 32;
 
-/// Different tag filters in use on one shard at most: their numbers have 24 bits, and 0 means none.
+/// Different tag filters in use on one shard at most: their numbers have 21 bits, and 0 means none.
 /// Beyond it a subscription with another filter is refused.
-pub const FILTERS_MAX: u32 = (1 << 24) - 1;
+pub const FILTERS_MAX: u32 = (1 << 21) - 1;
 
 /// Payloads longer than this are never patched, and never patched from: they are sent full. What it
 /// buys is in `hub/delta.rs`.

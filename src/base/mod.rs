@@ -4,6 +4,7 @@
 pub mod counters;
 pub mod filter;
 pub mod flags;
+pub mod form;
 pub mod frame;
 pub mod id;
 pub mod info;

@@ -378,7 +378,7 @@ mod tests {
             let listed = help.contains(&format!("--{}", flag.name));
             assert!(listed || !flag.option.is_built(), "{}", flag.name);
         }
-        assert!(!help.contains("--sse.enabled"));
+        assert!(!help.contains("--uni_grpc.enabled"));
         assert!(help.contains("Port to listen on"));
     }
 }

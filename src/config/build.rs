@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::layers::{Report, Scope, Settings, default};
 use super::table;
+use super::transports::{one_way_disconnects, transports};
 use super::value::Value;
 use super::{
     Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards,
@@ -37,6 +38,8 @@ const SINGLE_CONNECTION: &str = "client.subscribe_to_user_personal_channel.singl
 pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let root = &settings.root;
     let proxies = Proxies::new(settings, report);
+    let mut taken = Vec::new();
+    let transports = transports(root, &mut taken, report);
     let config = Config {
         http_server: http_server(root, report),
         log: Log {
@@ -55,7 +58,8 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             write_timeout_ms: root.ms("websocket.write_timeout"),
             message_bytes_max: root.size("websocket.message_size_limit"),
         },
-        web: web(root, report),
+        transports,
+        web: web(root, taken, report),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
@@ -105,7 +109,7 @@ fn addresses(root: &Scope, path: &str, report: &mut Report) -> Vec<IpAddr> {
     addresses
 }
 
-fn web(root: &Scope, report: &mut Report) -> Web {
+fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web {
     let path = |section: &str| {
         let path = root.text(&format!("{section}.handler_prefix"));
         root.flag(&format!("{section}.enabled")).then_some(path)
@@ -130,10 +134,6 @@ fn web(root: &Scope, report: &mut Report) -> Web {
         }),
         demo: root.flag("roost.demo").then(|| Demo { sdk: root.path("roost.demo_sdk") }),
     };
-    let mut taken: Vec<(&str, String)> = Vec::new();
-    if !root.flag("websocket.disabled") {
-        taken.push(("websocket.handler_prefix", root.text("websocket.handler_prefix")));
-    }
     let own = [
         ("http_api.handler_prefix", web.api.as_ref().map(|api| api.prefix.clone())),
         ("prometheus.handler_prefix", web.metrics.clone()),
@@ -166,6 +166,7 @@ fn client(root: &Scope, report: &mut Report) -> Client {
             .flag("client.allow_anonymous_connect_without_token"),
         disallow_anonymous_connection_tokens: root
             .flag("client.disallow_anonymous_connection_tokens"),
+        one_way_disconnects: one_way_disconnects(root),
         ping_interval_ms: root.duration("client.ping_interval"),
         pong_timeout_ms: root.duration("client.pong_timeout"),
         expired_close_delay_ms: root.ms("client.expired_close_delay"),
@@ -413,6 +414,7 @@ fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Re
         },
         slow_policy,
         write_delay_ms: scope.ms("roost.write_delay"),
+        uncompressed: !scope.flag("roost.compression"),
         subscribe_proxy: proxies.of_namespace(scope, "subscribe", report),
         publish_proxy: proxies.of_namespace(scope, "publish", report),
         sub_refresh_proxy: proxies.of_namespace(scope, "sub_refresh", report),
@@ -827,11 +829,11 @@ impl Scope {
         }
     }
 
-    fn flag(&self, path: &str) -> bool {
+    pub(super) fn flag(&self, path: &str) -> bool {
         self.value(path) == Value::Bool(true)
     }
 
-    fn integer(&self, path: &str) -> i64 {
+    pub(super) fn integer(&self, path: &str) -> i64 {
         match self.value(path) {
             Value::Integer(value) => value,
             other => unreachable!("{path} is {other:?}"),
@@ -843,11 +845,11 @@ impl Scope {
         self.integer(path).unsigned_abs()
     }
 
-    fn size(&self, path: &str) -> usize {
+    pub(super) fn size(&self, path: &str) -> usize {
         usize::try_from(self.count(path)).unwrap_or(usize::MAX)
     }
 
-    fn text(&self, path: &str) -> String {
+    pub(super) fn text(&self, path: &str) -> String {
         match self.value(path) {
             Value::Text(text) => text,
             other => unreachable!("{path} is {other:?}"),
@@ -865,7 +867,7 @@ impl Scope {
         }
     }
 
-    fn json(&self, path: &str) -> serde_json::Value {
+    pub(super) fn json(&self, path: &str) -> serde_json::Value {
         match self.value(path) {
             Value::Json(json) => json,
             other => unreachable!("{path} is {other:?}"),

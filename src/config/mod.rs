@@ -19,6 +19,7 @@ mod print;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
+mod transports;
 mod tree;
 pub(crate) mod value;
 
@@ -30,10 +31,11 @@ use tracing::level_filters::LevelFilter;
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
-use crate::edge::proxy::{ClientProxies, RpcRules};
+use crate::edge::proxy::{AppDisconnect, ClientProxies, RpcRules};
 use crate::session::PersonalChannel;
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
+pub use transports::Transports;
 
 /// The file that is read when none is named and this one is there.
 pub const DEFAULT_FILE: &str = "config.json";
@@ -57,6 +59,12 @@ const DEV_PRESET: &[(&str, &str)] = &[
     ("client.token.hmac_secret_key", DEV_SECRET),
     ("admin.enabled", "true"),
     ("roost.demo", "true"),
+    ("websocket.compression", "true"),
+    ("http_stream.enabled", "true"),
+    ("sse.enabled", "true"),
+    ("uni_websocket.enabled", "true"),
+    ("uni_http_stream.enabled", "true"),
+    ("uni_sse.enabled", "true"),
     ("channel.without_namespace.allow_subscribe_for_client", "true"),
     ("channel.without_namespace.allow_subscribe_for_anonymous", "true"),
     ("channel.without_namespace.allow_publish_for_client", "true"),
@@ -80,6 +88,8 @@ pub struct Config {
     pub channels: ChannelRules,
     /// The WebSocket endpoint.
     pub websocket: WebSocket,
+    /// Endpoints of clients.
+    pub transports: Transports,
     /// What the control thread serves.
     pub web: Web,
     /// Who answers the calls of clients.
@@ -189,6 +199,8 @@ pub struct Log {
 /// Section `client`, without tokens.
 #[derive(Clone, Debug)]
 pub struct Client {
+    /// What one-way connections are closed with when their `connect` is an error of that code.
+    pub one_way_disconnects: Vec<(u32, AppDisconnect)>,
     /// Which web pages may connect.
     pub allowed_origins: OriginRules,
     /// No token: an anonymous user.

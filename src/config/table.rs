@@ -6,6 +6,7 @@
 
 use std::sync::LazyLock;
 
+use super::transports::{DisconnectTransform, ResponseTransform};
 use super::value::{Kind, bytes};
 use crate::edge::proxy::StatusTransform;
 
@@ -62,6 +63,9 @@ use Kind::{
 const COUNT: Kind = Integer(0, i64::MAX);
 const SIZE: Kind = Integer(1, i32::MAX as i64);
 const LIMIT: Kind = Integer(0, i32::MAX as i64);
+const LEVEL: Kind = Integer(-2, 9);
+const RESPONSES: &str = "a list of {code, to = {status_code, body}}";
+const DISCONNECTS: &str = "a list of {code, to = {code, reason}}";
 const PORT: Kind = Integer(0, 65_535);
 
 const API: &str = "the server API isn't built yet, nothing answers there";
@@ -69,7 +73,7 @@ const TLS: &str = "TLS isn't built yet; end it in front of roost";
 const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
 const GRPC: &str = "proxies over gRPC aren't built yet";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
-const TRANSPORT: &str = "only the WebSocket transport is built yet";
+const TRANSPORT: &str = "this transport isn't built yet";
 const BROKER: &str = "only the memory broker is built yet";
 const MAP: &str = "map subscriptions aren't built yet";
 const OBSERVED: &str = "this endpoint isn't built yet, nothing answers there";
@@ -133,7 +137,9 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("client.presence_update_interval", Duration, "\"27s\"", Harmless("presence is exact, nothing has to be refreshed")),
     other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
     other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
-    other("client.connect_code_to_unidirectional_disconnect", Any, "", Harmless(TRANSPORT)),
+
+    opt("client.connect_code_to_unidirectional_disconnect.enabled", Bool, "false", Built, "Close one-way connections whose connect fails with codes of your own."),
+    opt("client.connect_code_to_unidirectional_disconnect.transforms", Json(is_disconnects, DISCONNECTS), "[]", Built, "Which errors, and with what."),
 
     opt("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Built, "Subscribe each user that has an id to its own channel, #user, as it connects."),
     opt("client.subscribe_to_user_personal_channel.personal_channel_namespace", Text, "\"\"", Built, "Namespace of these channels; empty: none."),
@@ -179,10 +185,10 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("websocket.handler_prefix", PATH, "\"/connection/websocket\"", Built, "Path of the endpoint."),
     opt("websocket.write_timeout", Duration, "\"1000ms\"", Built, "How long a write may wait for a client that takes nothing."),
     opt("websocket.message_size_limit", SIZE, "65536", Built, "Bytes of a client's message at most."),
-    other("websocket.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
-    other("websocket.compression_min_size", COUNT, "0", Silent),
-    other("websocket.compression_level", COUNT, "1", Silent),
-    other("websocket.decompressed_message_size_limit", COUNT, "0", Silent),
+    opt("websocket.compression", Bool, "false", Built, "Deflate messages for clients that offer permessage-deflate, where that makes them shorter."),
+    opt("websocket.compression_min_size", COUNT, "0", Built, "Messages of fewer bytes go plain, and those of fewer than 64."),
+    opt("websocket.compression_level", LEVEL, "1", Built, "1 is fast, 9 small."),
+    opt("websocket.decompressed_message_size_limit", COUNT, "0", Built, "Bytes of a client's message at most when it is inflated; 0: ten times message_size_limit."),
     other("websocket.read_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
     other("websocket.write_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
     other("websocket.use_write_buffer_pool", Bool, "false", Harmless("connections own no buffers")),
@@ -229,17 +235,38 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("controller", Any, "", Silent),
 
 
-    other("http_stream.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("http_stream", Any, "", Silent),
-    other("sse.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("sse", Any, "", Silent),
-    other("emulation", Any, "", Silent),
-    other("uni_websocket.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("uni_websocket", Any, "", Silent),
-    other("uni_sse.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("uni_sse", Any, "", Silent),
-    other("uni_http_stream.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("uni_http_stream", Any, "", Silent),
+    opt("http_stream.enabled", Bool, "false", Built, "Serve the client protocol over an endless response, for clients that can't have a WebSocket."),
+    opt("http_stream.handler_prefix", PATH, "\"/connection/http_stream\"", Built, "Path of the endpoint."),
+    opt("http_stream.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
+    opt("sse.enabled", Bool, "false", Built, "The same as server-sent events."),
+    opt("sse.handler_prefix", PATH, "\"/connection/sse\"", Built, "Path of the endpoint."),
+    opt("sse.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
+    opt("emulation.handler_prefix", PATH, "\"/emulation\"", Built, "Path of the up-link of http_stream and sse, which is there with either of them."),
+    opt("emulation.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
+    opt("uni_websocket.enabled", Bool, "false", Built, "Serve pushes over WebSocket, to clients that send nothing but a connect request."),
+    opt("uni_websocket.handler_prefix", PATH, "\"/connection/uni_websocket\"", Built, "Path of the endpoint."),
+    opt("uni_websocket.compression", Bool, "false", Built, "As in websocket."),
+    opt("uni_websocket.compression_min_size", COUNT, "0", Built, "As in websocket."),
+    opt("uni_websocket.compression_level", LEVEL, "1", Built, "As in websocket."),
+    opt("uni_websocket.message_size_limit", SIZE, "65536", Built, "Bytes of the connect request at most."),
+    opt("uni_websocket.join_push_messages", Bool, "false", Built, "Pushes share frames, one a line."),
+    opt("uni_websocket.disable_closing_handshake", Bool, "false", Built, "No close frame says why a connection ends."),
+    opt("uni_websocket.disable_disconnect_push", Bool, "false", Built, "No push says why a connection ends."),
+    other("uni_websocket.write_timeout", Duration, "\"1000ms\"", Harmless("websocket.write_timeout counts for all")),
+    other("uni_websocket.decompressed_message_size_limit", COUNT, "0", Silent),
+    other("uni_websocket.read_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
+    other("uni_websocket.write_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
+    other("uni_websocket.use_write_buffer_pool", Bool, "false", Harmless("connections own no buffers")),
+    opt("uni_sse.enabled", Bool, "false", Built, "Serve pushes as server-sent events: an ordinary EventSource is a client."),
+    opt("uni_sse.handler_prefix", PATH, "\"/connection/uni_sse\"", Built, "Path of the endpoint."),
+    opt("uni_sse.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
+    opt("uni_sse.connect_code_to_http_response.enabled", Bool, "false", Built, "Answer some errors and disconnects of the connect with a status."),
+    opt("uni_sse.connect_code_to_http_response.transforms", Json(is_responses, RESPONSES), "[]", Built, "Which, and with what."),
+    opt("uni_http_stream.enabled", Bool, "false", Built, "Serve pushes over an endless response, one a line."),
+    opt("uni_http_stream.handler_prefix", PATH, "\"/connection/uni_http_stream\"", Built, "Path of the endpoint."),
+    opt("uni_http_stream.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
+    opt("uni_http_stream.connect_code_to_http_response.enabled", Bool, "false", Built, "Answer some errors and disconnects of the connect with a status."),
+    opt("uni_http_stream.connect_code_to_http_response.transforms", Json(is_responses, RESPONSES), "[]", Built, "Which, and with what."),
     other("uni_grpc.enabled", Bool, "false", Refused(TRANSPORT)),
     other("uni_grpc.port", PORT, "11000", Silent),
     other("uni_grpc", Any, "", Silent),
@@ -274,8 +301,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("swagger", Any, "", Silent),
     other("debug.enabled", Bool, "false", Harmless(OBSERVED)),
     other("debug", Any, "", Silent),
-    other("init.enabled", Bool, "false", Harmless(OBSERVED)),
-    other("init", Any, "", Silent),
+    opt("init.enabled", Bool, "false", Built, "Answer {} to a browser that warms up its connection."),
+    opt("init.handler_prefix", PATH, "\"/connection/init\"", Built, "Path of that."),
     other("opentelemetry", Any, "", Harmless("traces aren't built yet")),
     other("graphite", Any, "", Harmless("metrics aren't built yet")),
     other("usage_stats", Any, "", Silent),
@@ -333,7 +360,7 @@ static NAMESPACE: &[Opt] = &[
     other("map_users_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     opt("roost.write_delay", Duration, "\"0s\"", Built, "Publications wait so long for others to go out with them, at most 1s."),
     opt("roost.slow_policy", Choice(&["disconnect", "drop_oldest", "latest"]), "\"disconnect\"", Built, "A client that is too slow: closed with 3008, loses the oldest of what waits for it, or has only the newest publication of a channel waiting. The last two where nobody has a position, or with force_recovery_mode = \"cache\"."),
-    other("roost.compression", Bool, "false", Harmless("compression isn't built yet, messages go plain")),
+    opt("roost.compression", Bool, "true", Built, "Publications go deflated to clients that have agreed on compression (websocket.compression)."),
 ];
 
 /// Options of a proxy, by which the application is asked (server API, section 6).
@@ -496,6 +523,16 @@ fn is_endpoint(text: &str) -> bool {
 
 fn is_text_map(json: &serde_json::Value) -> bool {
     json.as_object().is_some_and(|map| map.values().all(serde_json::Value::is_string))
+}
+
+fn is_responses(json: &serde_json::Value) -> bool {
+    serde_json::from_value::<Vec<ResponseTransform>>(json.clone())
+        .is_ok_and(|list| list.iter().all(ResponseTransform::is_valid))
+}
+
+fn is_disconnects(json: &serde_json::Value) -> bool {
+    serde_json::from_value::<Vec<DisconnectTransform>>(json.clone())
+        .is_ok_and(|list| list.iter().all(|transform| transform.to.is_valid()))
 }
 
 fn is_transforms(json: &serde_json::Value) -> bool {

@@ -1,5 +1,7 @@
 use super::*;
 use crate::edge::channels::{DataFormat, Namespace, OWN_CHANNEL, RecoveryMode};
+use crate::proto::ws::DeflateOptions;
+use crate::shard::EndpointKind;
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -25,8 +27,12 @@ fn good(file: Option<(&str, &str)>, sources: &Sources) -> Config {
     config
 }
 
+fn of_toml(text: &str) -> (Config, Report) {
+    full(Some(("c.toml", text)), &Sources::default())
+}
+
 fn toml(text: &str) -> Report {
-    full(Some(("c.toml", text)), &Sources::default()).1
+    of_toml(text).1
 }
 
 fn environment(pairs: &[(&str, &str)]) -> Config {
@@ -833,8 +839,7 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', jwks = 'x'}}",
             "client = {subscription_token = {enabled = false, jwks = 'x'}}",
         ),
-        ("sse = {enabled = true}", "sse = {enabled = false, handler_prefix = '/s'}"),
-        ("http_stream = {enabled = true}", "http_stream = {max_request_body_size = 1}"),
+        ("webtransport = {enabled = true}", "webtransport = {enabled = false}"),
         ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),
         ("consumers = [{name = 'a'}]", "consumers = []"),
         ("roost = {takeover = '/run/x'}", "roost = {takeover = ''}"),
@@ -870,8 +875,8 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
     let report = full(None, &sources(&pairs, &[])).1;
     assert_eq!((report.errors.len(), report.unknown.len()), (1, 0));
     // The same through a flag; and a later layer may take it back.
-    let report = full(None, &sources(&[], &[("sse.enabled", "true")])).1;
-    assert!(report.errors[0].starts_with("--sse.enabled: sse.enabled = \"true\": "));
+    let report = full(None, &sources(&[], &[("uni_grpc.enabled", "true")])).1;
+    assert!(report.errors[0].starts_with("--uni_grpc.enabled: uni_grpc.enabled = \"true\": "));
     let report = full(None, &sources(&pairs, &[("engine.type", "memory")])).1;
     assert_eq!(report.errors, [""; 0]);
 }
@@ -880,17 +885,16 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
 fn harmless_options_warn() {
     let report = toml(
         "[grpc_api]\nenabled = true\n[admin]\nweb_path = 'x'\n[opentelemetry]\n[swagger]\nenabled = false\n\
-         [websocket]\ncompression = true\n[channel.without_namespace]\n\
-         roost = {compression = true}\n[client]\npresence_update_interval = '5s'\n\
+         [websocket]\nread_buffer_size = 1\n[uni_websocket]\nwrite_timeout = '2s'\n[client]\npresence_update_interval = '5s'\n\
          channel_position_check_delay = '40s'\n",
     );
     assert_eq!((report.errors, report.unknown), (vec![], vec![]));
     let starts = [
         "c.toml:13: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
-        "c.toml:9: websocket.compression = true: ",
+        "c.toml:9: websocket.read_buffer_size = 1: ",
+        "c.toml:11: uni_websocket.write_timeout = \"2s\": ",
         "c.toml:2: grpc_api.enabled = true: ",
         "c.toml:4: admin.web_path = \"x\": ",
-        "c.toml:11: channel.without_namespace.roost.compression = true: ",
     ];
     for (warning, start) in report.warnings.iter().zip(starts) {
         assert!(warning.starts_with(start), "{warning}\n{start}");
@@ -919,6 +923,11 @@ fn paths_of_endpoints_are_apart() {
             "prometheus.handler_prefix",
         ),
         ("[http_api]\nhandler_prefix = '/connection/websocket'", "websocket.handler_prefix"),
+        ("[init]\nenabled = true\nhandler_prefix = '/api'", "init.handler_prefix"),
+        (
+            "[sse]\nenabled = true\nhandler_prefix = '/s'\n[uni_sse]\nenabled = true\nhandler_prefix = '/s'",
+            "sse.handler_prefix",
+        ),
         ("[http_api]\nhandler_prefix = '/'", "a path of its own"),
         ("[prometheus]\nenabled = true\nhandler_prefix = '/{x}'", "a path of its own"),
         ("[http_server]\ninternal_port = 'x'", "a port, 0 to 65535"),
@@ -930,6 +939,59 @@ fn paths_of_endpoints_are_apart() {
     }
     // What is off takes no path.
     assert_eq!(toml("[health]\nhandler_prefix = '/api'").errors, [""; 0]);
+}
+
+#[test]
+fn transports_that_are_on() {
+    let (config, report) = of_toml(
+        "[websocket]\ncompression = true\ncompression_level = 6\ncompression_min_size = 100\n\
+         message_size_limit = 1000\n[http_stream]\nenabled = true\nhandler_prefix = '/hs'\n\
+         max_request_body_size = 7\n[emulation]\nhandler_prefix = '/up'\nmax_request_body_size = 8\n\
+         [uni_sse]\nenabled = true\nhandler_prefix = '/us'\n[uni_http_stream]\n\
+         handler_prefix = '/x'\n[uni_websocket]\nenabled = true\nhandler_prefix = '/uw'\n\
+         compression = true\ncompression_level = -2\ncompression_min_size = 9\n\
+         message_size_limit = 10\n[uni_sse.connect_code_to_http_response]\nenabled = true\n\
+         transforms = [{code = 109, to = {status_code = 401, body = 'x'}}]\n\
+         [client.connect_code_to_unidirectional_disconnect]\nenabled = true\n\
+         transforms = [{code = 100, to = {code = 4000, reason = 'y'}}]\n[init]\nenabled = true\n\
+         handler_prefix = '/i'\n",
+    );
+    assert_eq!((report.errors, report.warnings), (vec![], vec![]));
+    let transports = config.transports;
+    let shown: Vec<_> = transports
+        .endpoints
+        .iter()
+        .map(|of| (of.path.as_str(), of.kind, of.body_bytes_max, of.responses.len()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("/connection/websocket", EndpointKind::WebSocket, 0, 0),
+            ("/hs", EndpointKind::HttpStream, 7, 0),
+            ("/up", EndpointKind::Emulation, 8, 0),
+            ("/uw", EndpointKind::UniWebSocket, 0, 0),
+            ("/us", EndpointKind::UniSse, 65_536, 1),
+            ("/i", EndpointKind::Init, 0, 0),
+        ]
+    );
+    assert_eq!(transports.deflate, Some(DeflateOptions { level: 6, bytes_min: 100 }));
+    assert_eq!(transports.inflated_bytes_max, 10_000);
+    let uni = transports.uni_websocket;
+    assert_eq!(uni.deflate, Some(DeflateOptions { level: 1, bytes_min: 9 }));
+    assert_eq!(
+        (uni.message_bytes_max, uni.joins, uni.tells_end, uni.closes),
+        (10, false, true, true)
+    );
+    assert_eq!(config.client.one_way_disconnects[0].1.code, 4000);
+    let nothing =
+        toml("[uni_sse]\nconnect_code_to_http_response = {transforms = [{code = 1, to = {}}]}");
+    assert!(
+        nothing.errors[0].contains("a list of {code, to = {status_code, body}}"),
+        "{nothing:?}"
+    );
+    let (config, _) =
+        of_toml("[websocket]\nmessage_size_limit = 5\ndecompressed_message_size_limit = 6\n");
+    assert_eq!((config.transports.inflated_bytes_max, config.transports.deflate), (6, None));
 }
 
 #[test]

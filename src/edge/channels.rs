@@ -84,6 +84,8 @@ pub struct Namespace {
     pub slow_policy: SlowPolicy,
     /// Publications wait so long for others to go out with them, ms; 0: not at all.
     pub write_delay_ms: u64,
+    /// They go plain also to clients that have agreed on compression.
+    pub uncompressed: bool,
     /// Who is asked whether a client may subscribe.
     pub subscribe_proxy: Option<Arc<ProxyOptions>>,
     /// Who is asked about what a client publishes.

@@ -20,8 +20,9 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::filter::{FilterId, Filters};
-use super::parcel::{Form, Parcel, Told};
+use super::parcel::{Parcel, Told};
 use super::subscribers::{Subscribers, Traits};
+use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX, JOIN_PARCELS_MAX};
 use crate::base::tags::Tags;
@@ -36,6 +37,8 @@ pub struct Outgoing {
     pub messages: u32,
     /// Behind these comes one that can't be shown to it.
     pub unfit: bool,
+    /// They go to event sources, which are told where they are.
+    pub marks: bool,
     /// They may be patches.
     pub delta: bool,
     /// They begin with a patch, which builds on what came before them.
@@ -45,8 +48,8 @@ pub struct Outgoing {
     pub last: Option<SharedFrame>,
 }
 
-/// How the frames of parcels, in Protobuf or not, become one piece: appends it.
-pub type Join = fn(protobuf: bool, frames: &[&SharedFrame], out: &mut Vec<u8>);
+/// How the frames of parcels in one form become one piece: appends it.
+pub type Join = fn(form: Form, frames: &[&SharedFrame], out: &mut Vec<u8>);
 
 /// A kind of subscriber: form, whether it has a base, and the parcels that it takes, a bit each.
 type Kind = (Form, bool, u64);
@@ -167,6 +170,18 @@ impl FanOut {
         self.groups.len() > 1 || self.groups.front().is_some_and(full)
     }
 
+    /// Where a subscriber at `place` stands: before the first publication with history that waits for it;
+    /// `None` when none does.
+    pub fn offset_at(&self, place: u32) -> Option<u64> {
+        let groups = self.groups.iter().enumerate();
+        // Who came behind a group doesn't get it, and who was walked has it.
+        let waiting =
+            groups.filter(|(at, group)| place < group.upto && (*at > 0 || place >= self.cursor));
+        waiting
+            .flat_map(|(_, group)| &group.parcels)
+            .find_map(|parcel| parcel.offset.checked_sub(1))
+    }
+
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
@@ -244,8 +259,16 @@ impl Group {
 
     fn join(&self, (form, based, taken): Kind, (join, scratch): (Join, &mut Vec<u8>)) -> Outgoing {
         let delta = form.takes_patches();
-        let mut outgoing =
-            Outgoing { frame: None, messages: 0, unfit: false, delta, patch: false, last: None };
+        let marks = form.is_one_way() && form.framing().is_events();
+        let mut outgoing = Outgoing {
+            frame: None,
+            messages: 0,
+            unfit: false,
+            marks,
+            delta,
+            patch: false,
+            last: None,
+        };
         let mut frames = Vec::new();
         let mut has_base = based;
         let parcels = self.parcels.iter().enumerate();
@@ -269,7 +292,7 @@ impl Group {
             [frame] => Some(frame.clone()),
             _ => {
                 scratch.clear();
-                join(form.is_protobuf(), &frames, scratch);
+                join(form, &frames, scratch);
                 Some(SharedFrame::new(scratch))
             }
         };
@@ -281,18 +304,30 @@ impl Group {
 mod tests {
     use super::*;
     use crate::base::filter::FilterNode;
+    use crate::base::form::Data;
     use crate::hub::filter::Filter;
+    use crate::hub::parcel::Frames;
     use crate::hub::subscribers::Subscriber;
 
+    const JSON_TEXT: Form = Form::from_u8((Data::Text as u8) << 6);
+    const JSON_DELTA: Form = Form::from_u8((Data::Delta as u8) << 6);
+
     fn parcel(told: Told, text: &str, tags: &[(&str, &str)]) -> Arc<Parcel> {
-        let frame = |suffix: &str| Some(SharedFrame::new(format!("{text}{suffix}").as_bytes()));
+        let frame = |suffix: &str| SharedFrame::new(format!("{text}{suffix}").as_bytes());
+        let frames =
+            |full, patch: Option<&str>| Frames { full: Some(frame(full)), patch: patch.map(frame) };
         let packed = Tags::pack(tags.iter().copied());
         let publication = told == Told::Publication;
         Arc::new(Parcel {
-            json: frame(""),
-            protobuf: frame("p"),
-            text: frame("t").filter(|_| publication),
-            json_patch: frame("d").filter(|_| publication),
+            frames: vec![
+                (Form::JSON, frames("", None)),
+                (Form::BINARY, frames("p", None)),
+                (JSON_TEXT, frames("t", None)),
+                (JSON_DELTA, frames("t", Some("d"))),
+            ]
+            .into_iter()
+            .filter(|(form, _)| publication || form.data() == Data::Plain)
+            .collect(),
             ..Parcel::new(told, 1, Tags::packed(&packed))
         })
     }
@@ -301,7 +336,7 @@ mod tests {
         assert!(fan_out.push(parcel(Told::Publication, text, &[]), upto, false));
     }
 
-    fn concat(_: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
+    fn concat(_: Form, frames: &[&SharedFrame], out: &mut Vec<u8>) {
         frames.iter().for_each(|frame| out.extend_from_slice(frame.bytes()));
     }
 
@@ -315,7 +350,7 @@ mod tests {
     }
 
     fn plain(count: usize) -> Subscribers {
-        list(vec![Traits::new(Form::Json); count])
+        list(vec![Traits::new(Form::JSON); count])
     }
 
     type Got = Vec<(u32, String, u32, bool)>;
@@ -401,15 +436,15 @@ mod tests {
             ..FilterNode::default()
         };
         let filter = filters.intern(Filter::new(&node).unwrap()).unwrap().get();
-        let json = Traits::new(Form::Json);
-        let delta = Traits::new(Form::JsonDelta).with_positioned(true);
+        let json = Traits::new(Form::JSON);
+        let delta = Traits::new(JSON_DELTA).with_positioned(true);
         let mut subscribers = list([
             json,
             json.with_joins(true),
             json.with_filter(filter),
             json.with_filter(filter).with_joins(true),
-            Traits::new(Form::Protobuf),
-            Traits::new(Form::JsonText),
+            Traits::new(Form::BINARY),
+            Traits::new(JSON_TEXT),
             delta,
             delta.with_fresh(true),
             delta.with_fresh(true).with_joins(true),
@@ -434,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_join_alone_makes_no_base() {
-        let mut subscribers = list([Traits::new(Form::JsonDelta).with_fresh(true)]);
+        let mut subscribers = list([Traits::new(JSON_DELTA).with_fresh(true)]);
         let mut fan_out = FanOut::default();
         assert!(fan_out.push(parcel(Told::Presence, "j", &[]), 1, false));
         assert_eq!(walk_once(&mut fan_out, 1, &mut subscribers), [(0, String::new(), 0, false)]);
@@ -443,11 +478,14 @@ mod tests {
 
     #[test]
     fn what_json_cannot_show_ends_it_there() {
-        let mut subscribers = list([Traits::new(Form::Json), Traits::new(Form::Protobuf)]);
+        let mut subscribers = list([Traits::new(Form::JSON), Traits::new(Form::BINARY)]);
         let mut fan_out = FanOut::default();
         push(&mut fan_out, "a", 2);
         let unfit = Parcel {
-            protobuf: Some(SharedFrame::new(b"x")),
+            frames: vec![(
+                Form::BINARY,
+                Frames { full: Some(SharedFrame::new(b"x")), patch: None },
+            )],
             unfit_for_json: true,
             ..Parcel::new(Told::Publication, 1, Tags::NONE)
         };
@@ -458,7 +496,7 @@ mod tests {
 
     #[test]
     fn what_may_be_dropped_comes_apart_and_with_its_last_in_full() {
-        let delta = Traits::new(Form::JsonDelta).with_positioned(true).with_joins(true);
+        let delta = Traits::new(JSON_DELTA).with_positioned(true).with_joins(true);
         let mut subscribers = list([delta, delta.with_fresh(true)]);
         let mut fan_out = FanOut::default();
         for (told, text) in

@@ -248,7 +248,7 @@ impl PartialOrd for Number<'_> {
     }
 }
 
-/// Names a filter of [`Filters`]: 1 to [`FILTERS_MAX`], which is 24 bits.
+/// Names a filter of [`Filters`]: 1 to [`FILTERS_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FilterId(NonZeroU32);
 
@@ -268,7 +268,7 @@ impl FilterId {
     }
 }
 
-/// The filters in use on a shard, each once: subscribers hold a number of 24 bits. Default: empty.
+/// The filters in use on a shard, each once: subscribers hold its number. Default: empty.
 ///
 /// A filter is freed when as many have released it as interned it, and its number goes to another.
 #[derive(Default)]

@@ -10,14 +10,14 @@ use slab::Slab;
 use super::history::{Kept, Position, Published, Stream, StreamOptions};
 use super::members::{Left, Member, Members};
 use super::names::NameHasher;
-use super::parcel::{FORMS, Form};
 use super::subscribers::Traits;
+use crate::base::form::{Form, Forms};
 use crate::base::id::ShardId;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
 /// A shard that has subscribers of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interest {
     /// The subscribers' shard.
     pub shard: ShardId,
@@ -25,34 +25,78 @@ pub struct Interest {
     pub gap: bool,
     /// Somebody there takes patches and has nothing yet that they build on.
     pub fresh: bool,
+    /// The form that some of them, or all, take.
+    form: Form,
     /// Where that shard keeps the channel, so that a delivery needs no name.
     pub local: u32,
-    /// Subscribers there, by [`Form`].
-    counts: [u32; FORMS],
-    /// Of them, those that get join and leave events.
+    /// How many take that form.
+    count: u32,
+    /// Subscribers there that get join and leave events.
     joiners: u32,
+    /// Other forms, and how many take each.
+    #[expect(clippy::box_collection, reason = "most have none: 8 bytes instead of 24")]
+    others: Option<Box<Vec<(Form, u32)>>>,
 }
 
-const _: () = assert!(size_of::<Interest>() == 32);
+const _: () = assert!(size_of::<Interest>() == 24);
 
 impl Interest {
     fn new(shard: ShardId, local: u32) -> Self {
-        Self { shard, gap: false, fresh: false, local, counts: [0; FORMS], joiners: 0 }
+        let (form, count, joiners) = (Form::JSON, 0, 0);
+        Self { shard, gap: false, fresh: false, form, local, count, joiners, others: None }
     }
 
     fn add(&mut self, traits: Traits) {
-        self.counts[traits.form() as usize] += 1;
+        let form = traits.form();
         self.joiners += u32::from(traits.takes_joins());
+        if self.count == 0 {
+            self.form = form;
+        }
+        if self.form == form {
+            self.count += 1;
+            return;
+        }
+        let others = self.others.get_or_insert_default();
+        match others.iter_mut().find(|(of, _)| *of == form) {
+            Some((_, count)) => *count += 1,
+            None => others.push((form, 1)),
+        }
     }
 
     fn sub(&mut self, traits: Traits) {
-        self.counts[traits.form() as usize] -= 1;
+        let form = traits.form();
         self.joiners -= u32::from(traits.takes_joins());
+        if self.form == form {
+            self.count -= 1;
+        } else if let Some(others) = &mut self.others
+            && let Some(at) = others.iter().position(|(of, _)| *of == form)
+        {
+            others[at].1 -= 1;
+            if others[at].1 == 0 {
+                others.swap_remove(at);
+            }
+        } else {
+            debug_assert!(false, "nobody took {form:?}");
+        }
+        if self.count == 0
+            && let Some((form, count)) = self.others.as_mut().and_then(|others| others.pop())
+        {
+            (self.form, self.count) = (form, count);
+        }
+        if self.others.as_ref().is_some_and(|others| others.is_empty()) {
+            self.others = None;
+        }
+    }
+
+    /// The forms in use there, and how many take each.
+    fn forms(&self) -> impl Iterator<Item = (Form, u32)> + '_ {
+        let others = self.others.iter().flat_map(|others| others.iter().copied());
+        std::iter::once((self.form, self.count)).filter(|(_, count)| *count > 0).chain(others)
     }
 
     /// Subscribers there.
     pub fn count(&self) -> u32 {
-        self.counts.iter().sum()
+        self.forms().map(|(_, count)| count).sum()
     }
 
     /// Whether anyone there gets join and leave events.
@@ -64,20 +108,16 @@ impl Interest {
 /// The forms in which a channel's publications are needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    forms: [bool; FORMS],
+    /// Those that somebody takes.
+    pub forms: Forms,
     /// Somebody takes patches and has nothing yet that they build on.
     pub fresh: bool,
 }
 
 impl Wanted {
-    /// Somebody takes this form.
-    pub fn has(&self, form: Form) -> bool {
-        self.forms[form as usize]
-    }
-
     /// Somebody takes patches.
     pub fn patches(&self) -> bool {
-        Form::ALL.into_iter().any(|form| form.takes_patches() && self.has(form))
+        self.forms.iter().any(Form::takes_patches)
     }
 }
 
@@ -122,7 +162,14 @@ impl Interests {
         *self = match std::mem::replace(self, Self::None) {
             Self::Many(mut many) => {
                 many.retain(|i| i.shard != shard);
-                if let [one] = many[..] { Self::One(one) } else { Self::Many(many) }
+                match many.pop() {
+                    Some(one) if many.is_empty() => Self::One(one),
+                    Some(other) => {
+                        many.push(other);
+                        Self::Many(many)
+                    }
+                    None => Self::None,
+                }
             }
             Self::One(one) if one.shard != shard => Self::One(one),
             _ => Self::None,
@@ -254,9 +301,7 @@ impl Homes {
         let mut wanted = Wanted::default();
         for interest in self.interests(channel) {
             wanted.fresh |= interest.fresh;
-            for (form, count) in wanted.forms.iter_mut().zip(interest.counts) {
-                *form |= count > 0;
-            }
+            interest.forms().for_each(|(form, _)| wanted.forms.insert(form));
         }
         wanted
     }

@@ -11,6 +11,7 @@ use slab::Slab;
 
 use super::fanout::{FanOut, Join, Walk};
 use super::filter::Filters;
+use super::history::{Epoch, Position};
 use super::names::NameHasher;
 use super::parcel::Parcel;
 use super::subscribers::Subscribers;
@@ -25,6 +26,8 @@ pub struct Local {
     /// Who gets its publications.
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
+    /// The stream's life, when a subscriber last began.
+    epoch: Option<Epoch>,
     /// Offset of the latest publication delivered here, 0 before the first and without history.
     /// One for all subscribers: mail comes in order, so they are all at the same place.
     offset: u64,
@@ -41,7 +44,7 @@ pub struct Local {
     delayed: bool,
 }
 
-const _: () = assert!(size_of::<Local>() <= 88);
+const _: () = assert!(size_of::<Local>() <= 96);
 
 /// All such channels of a shard.
 pub struct Locals {
@@ -120,6 +123,7 @@ impl Locals {
             name: CompactString::new(name),
             subscribers: Subscribers::default(),
             fan_out: None,
+            epoch: None,
             offset: 0,
             claims: 0,
             asked: 0,
@@ -150,11 +154,19 @@ impl Locals {
         }
     }
 
-    /// A subscriber begins at `offset`: what comes next here follows that.
-    pub fn begin_at(&mut self, at: u32, offset: u64) {
+    /// A subscriber begins at a position: what comes next here follows that.
+    pub fn begin_at(&mut self, at: u32, position: Position) {
         if let Some(local) = self.channels.get_mut(at as usize) {
-            local.offset = offset;
+            (local.offset, local.epoch) = (position.offset, position.epoch);
         }
+    }
+
+    /// Where the subscriber at `place` of a channel stands, behind all that was sent to it: the channel's
+    /// name, the stream's life and the offset. `None` without history.
+    pub fn position(&self, at: u32, place: u32) -> Option<(&str, Epoch, u64)> {
+        let local = self.channels.get(at as usize)?;
+        let waiting = local.fan_out.as_ref().and_then(|fan_out| fan_out.offset_at(place));
+        Some((&local.name, local.epoch?, waiting.unwrap_or(local.offset)))
     }
 
     /// A parcel from the home. Its offset is 0 for all but publications with history.
@@ -263,10 +275,11 @@ impl Locals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::form::Form;
     use crate::base::frame::SharedFrame;
     use crate::base::limits::JOIN_PARCELS_MAX;
     use crate::base::tags::Tags;
-    use crate::hub::parcel::Told;
+    use crate::hub::parcel::{Frames, Told};
     use crate::hub::subscribers::{Subscriber, Traits};
 
     fn one() -> (Locals, u32) {
@@ -281,7 +294,7 @@ mod tests {
     #[test]
     fn a_jump_and_a_new_life_are_told_once_and_then_delivered() {
         let (mut locals, at) = one();
-        locals.begin_at(at, 7);
+        locals.begin_at(at, Position { offset: 7, epoch: None });
         let mut deliver = |offset| {
             let parcel = Parcel::new(Told::Publication, offset, Tags::NONE);
             locals.deliver(at, &Arc::new(parcel), Sending::default())
@@ -302,8 +315,9 @@ mod tests {
     fn what_is_delayed_waits_for_its_time_or_for_enough() {
         let (mut locals, at) = one();
         let deliver = |locals: &mut Locals, due| {
+            let frames = Frames { full: Some(SharedFrame::new(b"x")), patch: None };
             let parcel = Parcel {
-                json: Some(SharedFrame::new(b"x")),
+                frames: vec![(Form::JSON, frames)],
                 ..Parcel::new(Told::Publication, 0, Tags::NONE)
             };
             locals.deliver(at, &Arc::new(parcel), Sending { drops: false, due: Some(Millis(due)) })

@@ -1,7 +1,11 @@
 //! The subscribers of one channel on one shard: a dense array, walked in the order of the
 //! connections' records.
 
-use super::parcel::Form;
+use crate::base::form::Form;
+use crate::base::limits::FILTERS_MAX;
+
+/// Bits of the number of a filter.
+const FILTER_BITS: u32 = FILTERS_MAX.count_ones();
 
 /// A place in the array that nobody has.
 const TOMBSTONE: u32 = u32::MAX;
@@ -19,24 +23,23 @@ pub struct Subscriber {
 /// What a subscriber gets of its channel. 4 bytes.
 ///
 /// ```text
-///  bit 0..3: form   3: positioned   4: takes joins   5: fresh   8..32: number of its filter, or 0
+///  bit 0..8: form   8: positioned   9: takes joins   10: fresh   11..32: number of its filter, or 0
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Traits(u32);
 
 impl Traits {
-    const FORM: u32 = 7;
-    const POSITIONED: u32 = 1 << 3;
-    const TAKES_JOINS: u32 = 1 << 4;
-    const FRESH: u32 = 1 << 5;
-    const FILTER_SHIFT: u32 = 8;
+    const POSITIONED: u32 = 1 << 8;
+    const TAKES_JOINS: u32 = 1 << 9;
+    const FRESH: u32 = 1 << 10;
+    const FILTER_SHIFT: u32 = 32 - FILTER_BITS;
 
     /// Takes plain JSON, and nothing more.
-    pub const JSON: Self = Self(Form::Json as u32);
+    pub const JSON: Self = Self::new(Form::JSON);
 
     /// A subscriber of this form, with nothing more.
-    pub fn new(form: Form) -> Self {
-        Self(form as u32)
+    pub const fn new(form: Form) -> Self {
+        Self(form.number() as u32)
     }
 
     /// Its position in the channel is watched: it is told of a gap.
@@ -54,16 +57,15 @@ impl Traits {
         self.with(Self::FRESH, on)
     }
 
-    /// It gets publications that pass this filter (24 bits; 0: all of them).
+    /// It gets publications that pass this filter (its number; 0: all of them).
     pub fn with_filter(self, filter: u32) -> Self {
-        debug_assert!(filter < 1 << 24);
+        debug_assert!(filter < 1 << FILTER_BITS);
         Self(self.0 & ((1 << Self::FILTER_SHIFT) - 1) | filter << Self::FILTER_SHIFT)
     }
 
     /// See [`Form`].
     pub fn form(self) -> Form {
-        // Written by `new` only.
-        Form::ALL[(self.0 & Self::FORM) as usize]
+        Form::from_u8(self.0 as u8)
     }
 
     /// See [`Self::with_positioned`].
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     fn subscriber(conn: u32) -> Subscriber {
-        let form = Form::ALL[conn as usize % Form::ALL.len()];
+        let form = [Form::JSON, Form::BINARY][conn as usize % 2];
         Subscriber { conn, traits: Traits::new(form).with_positioned(conn.is_multiple_of(2)) }
     }
 
@@ -281,17 +283,17 @@ mod tests {
 
     #[test]
     fn traits_keep_apart() {
-        for form in Form::ALL {
+        for form in [Form::JSON, Form::BINARY, Form::from_u8(u8::MAX)] {
             for bits in 0..8u32 {
                 let on = |bit: u32| bits & bit != 0;
                 let traits = Traits::new(form)
-                    .with_filter((1 << 24) - 1)
+                    .with_filter((1 << FILTER_BITS) - 1)
                     .with_positioned(on(1))
                     .with_joins(on(2))
                     .with_fresh(on(4));
                 let read = (traits.positioned(), traits.takes_joins(), traits.fresh());
                 assert_eq!(read, (on(1), on(2), on(4)));
-                assert_eq!((traits.form(), traits.filter()), (form, (1 << 24) - 1));
+                assert_eq!((traits.form(), traits.filter()), (form, (1 << FILTER_BITS) - 1));
                 assert_eq!(traits.with_filter(0).filter(), 0);
             }
         }

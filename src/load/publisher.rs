@@ -33,7 +33,7 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// How often the thread looks for orders when nothing happens.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-const RULES: ReadRules = ReadRules { masked: false, message_bytes_max: 32 << 20 };
+const RULES: ReadRules = ReadRules { masked: false, deflate: false, message_bytes_max: 32 << 20 };
 
 /// What the coordinator wants of the publisher.
 #[derive(Clone, Copy, Debug)]

@@ -44,7 +44,7 @@ const PRECISE_WAIT: Duration = Duration::from_millis(20);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
 /// What a server may send in one message.
-const RULES: ReadRules = ReadRules { masked: false, message_bytes_max: 32 << 20 };
+const RULES: ReadRules = ReadRules { masked: false, deflate: false, message_bytes_max: 32 << 20 };
 
 /// What the coordinator wants of a worker.
 #[derive(Clone, Debug)]

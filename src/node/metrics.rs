@@ -24,6 +24,7 @@ use super::health::Health;
 use super::memory;
 use super::proxies::{Endpoint, Outcome, Proxies, State};
 use crate::base::counters::Kind;
+use crate::base::form::Transport;
 use crate::base::times::{Counts, Times};
 use crate::edge::proxy::ProxyEvent;
 use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
@@ -264,16 +265,18 @@ impl Metrics {
     fn by_transport(&self) -> Metric {
         let shards = self.node.counters.iter().enumerate();
         let values = shards.flat_map(|(shard, counters)| {
-            let clients = counters.clients_websocket.get();
+            let each = Transport::ALL
+                .map(|transport| (transport.name(), counters.clients(transport).get()));
+            let clients: u64 = each.iter().map(|(_, count)| count).sum();
             let others = counters.connections_open.get().saturating_sub(clients);
-            [("websocket", clients), ("http", others)].map(|(transport, count)| {
+            each.into_iter().chain([("http", others)]).map(move |(transport, count)| {
                 let labels =
                     vec![("transport", transport.to_owned()), ("shard", shard.to_string())];
                 (labels, count as f64)
             })
         });
         let help =
-            "Open connections: clients over a WebSocket, and others (requests, pages, /echo)";
+            "Open connections: clients by their transport, and others (requests, pages, /echo)";
         Metric::new(Kind::Gauge, "connections", help, values.collect())
     }
 

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use super::admin::{admin_rules, websocket_path};
 use super::demo::Snippets;
 use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
+use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::REQUESTS_UNANSWERED_MAX;
-use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources};
+use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources, Transports};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::edge::proxy::ClientProxies;
@@ -25,7 +27,7 @@ use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::ListenOptions;
 use crate::io::uring;
 use crate::session::{ClientOptions, Rules};
-use crate::shard::Options;
+use crate::shard::{Endpoint, EndpointKind, Options};
 use crate::sys;
 
 /// Connections that may wait at one listener; the kernel's `somaxconn` bounds it further.
@@ -174,6 +176,10 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ),
         ("client (other than limits, delays, origins and tokens)", !all),
         ("websocket", running.websocket != config.websocket),
+        (
+            "websocket.compression, http_stream, sse, emulation, uni_* or init",
+            running.transports != config.transports,
+        ),
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
         ("admin, roost.demo or roost.demo_sdk", pages(running) != pages(&config)),
         ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
@@ -244,6 +250,14 @@ fn settings(
     let Config {
         client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
     } = config;
+    let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket } =
+        config.transports;
+    if let Some(admin) = &web.admin {
+        endpoints.push(Endpoint::new(&websocket_path(&admin.prefix), EndpointKind::Admin));
+    }
+    if roost.echo {
+        endpoints.push(Endpoint::new("/echo", EndpointKind::Echo));
+    }
     let internal = http_server.internal.as_ref().map_or_else(Vec::new, |internal| {
         let at = |address: &IpAddr| SocketAddr::new(*address, internal.port);
         internal.addresses.iter().map(at).collect()
@@ -252,8 +266,15 @@ fn settings(
     let by_memory = plan::connections_in(memory_limit_bytes).max(1);
     let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
     let positive = |bytes: usize| (bytes > 0).then_some(bytes);
-    let mut key = [0; 32];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| std::io::Error::other("no entropy"))?;
+    let secret = || {
+        let mut key = [0; 32];
+        let filled = aws_lc_rs::rand::fill(&mut key);
+        filled.map(|()| key).map_err(|_| std::io::Error::other("no entropy"))
+    };
+    let client_ids = ClientIdSealer::new(&secret()?);
+    // A sealed number is as good an id as any: of a version 4, and nobody's.
+    let nobody = ConnKey { index: 0, generation: NonZeroU32::MIN };
+    let node_id = ClientIdSealer::new(&secret()?).seal(ShardId(0), nobody).to_string();
     let cpus = (0..plan.shards).map_while(|shard| facts.cpu_of_shard(shard)).collect();
     Ok(Settings {
         shards: plan.shards,
@@ -282,7 +303,9 @@ fn settings(
             channels: channels.into_shared(),
             admin: web.admin.as_ref().map(admin_rules).transpose()?,
             origins: ArcSwap::from_pointee(client.allowed_origins),
-            client_ids: ClientIdSealer::new(&key),
+            client_ids,
+            session_ids: ClientIdSealer::new(&secret()?),
+            node_id,
             rpc: ArcSwap::from_pointee(rpc),
         },
         options: Options {
@@ -293,9 +316,10 @@ fn settings(
             write_timeout_ms: websocket.write_timeout_ms,
             idle_timeout_ms: roost.idle_timeout_ms,
             message_bytes_max: websocket.message_bytes_max,
-            websocket_path: websocket.enabled.then_some(websocket.handler_prefix.clone()),
-            admin_path: web.admin.as_ref().map(|admin| websocket_path(&admin.prefix)),
-            echo: roost.echo,
+            inflated_bytes_max,
+            endpoints,
+            deflate,
+            uni_websocket,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
@@ -325,6 +349,7 @@ fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOpti
     ClientOptions {
         proxies,
         concurrency: client.concurrency,
+        one_way_disconnects: client.one_way_disconnects.clone(),
         insecure: client.insecure,
         allow_anonymous: client.allow_anonymous_connect_without_token,
         disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,

@@ -9,7 +9,7 @@ use crate::edge::channels::{ChannelRules, ChannelSyntax};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
 use crate::edge::origin::OriginRules;
-use crate::edge::proxy::{ClientProxies, ProxyOptions, RpcRules};
+use crate::edge::proxy::{AppDisconnect, ClientProxies, ProxyOptions, RpcRules};
 
 /// Options of the section `client` that a session asks for. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub struct ClientOptions {
     pub version: String,
     /// Who is asked about connections.
     pub proxies: ClientProxies,
+    /// What a one-way connection is closed with when its `connect` is an error of that code.
+    pub one_way_disconnects: Vec<(u32, AppDisconnect)>,
     /// Questions to the application that one client may have at a time; 0 and 1: one, and its commands
     /// stay in their order.
     pub concurrency: u32,
@@ -78,6 +80,7 @@ impl ClientOptions {
             include_server_time: limits.include_server_time,
             proxies: limits.proxies.clone(),
             concurrency: limits.concurrency,
+            one_way_disconnects: limits.one_way_disconnects.clone(),
             ..self.clone()
         };
         let all = taken == limits;
@@ -117,6 +120,10 @@ pub struct Rules {
     pub origins: ArcSwap<OriginRules>,
     /// Makes client ids.
     pub client_ids: ClientIdSealer,
+    /// Makes ids of sessions, with a key of its own: they are secrets.
+    pub session_ids: ClientIdSealer,
+    /// Id of the node, for clients with a separate up-link.
+    pub node_id: String,
     /// Who answers the calls of clients.
     pub rpc: ArcSwap<RpcRules>,
 }

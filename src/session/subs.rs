@@ -49,6 +49,8 @@ flags! {
         recovering, set_recovering = 7;
         /// Where recovery fails, error 112 is the answer.
         strict, set_strict = 8;
+        /// Its publications go without compression, whatever the connection has agreed on.
+        plain, set_plain = 9;
     }
 }
 

@@ -132,6 +132,11 @@ impl<D: Driver> Shard<D> {
 
     /// Answers a request with a refusal; the connection ends with it.
     pub(super) fn refuse(&mut self, index: u32, refusal: Refusal) {
+        self.refuse_with(index, refusal, "");
+    }
+
+    /// The same with more header lines.
+    pub(super) fn refuse_with(&mut self, index: u32, refusal: Refusal, more: &str) {
         let counters = self.counters();
         let counter = match refusal.status() {
             403 => &counters.refused_origin,
@@ -155,7 +160,7 @@ impl<D: Driver> Shard<D> {
         };
         counter.add(1);
         let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal);
+        http::put_refusal(&mut answer, refusal, more);
         self.enqueue(index, SharedFrame::new(&answer));
         self.linger(index);
     }
@@ -163,7 +168,7 @@ impl<D: Driver> Shard<D> {
     /// The shard ends: what still waits at the listener is answered.
     pub(super) fn refuse_waiting(&mut self) {
         let mut answer = Vec::new();
-        http::put_refusal(&mut answer, Refusal::Unavailable);
+        http::put_refusal(&mut answer, Refusal::Unavailable, "");
         let frame = SharedFrame::new(&answer);
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
         for _ in 0..REFUSALS_AT_END_MAX {

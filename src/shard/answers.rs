@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
+use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::limits::ANSWERS_BYTES_MAX;
 use crate::hub::history::{Epoch, Position};
-use crate::hub::parcel::Form;
 
 /// What an answer is to: these publications of this life of a stream, in this form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ impl Asked {
     ) -> Option<Self> {
         let epoch = top.epoch.filter(|_| !places.is_empty())?;
         // They always end with the latest one.
-        Some(Self { channel, epoch, top: top.offset, count: places.len(), form })
+        Some(Self { channel, epoch, top: top.offset, count: places.len(), form: form.content() })
     }
 }
 
@@ -67,6 +67,43 @@ impl Answers {
     }
 }
 
+/// Bytes that many replies have, deflated, of the last second or so.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    /// By the bytes' address and the form: the bytes, which so stay where they are, and the piece if it
+    /// is shorter.
+    known: HashMap<(usize, Form), (SharedFrame, Option<SharedFrame>), foldhash::fast::FixedState>,
+    bytes: usize,
+}
+
+impl Pieces {
+    fn key(form: Form, plain: &SharedFrame) -> (usize, Form) {
+        (plain.bytes().as_ptr() as usize, form.of_connection())
+    }
+
+    /// What is known of bytes: a piece, or that there is no use in one.
+    pub(super) fn get(&self, form: Form, plain: &SharedFrame) -> Option<Option<SharedFrame>> {
+        self.known.get(&Self::key(form, plain)).map(|(_, piece)| piece.clone())
+    }
+
+    /// Keeps a piece for others. When they are too many, all go.
+    pub(super) fn insert(&mut self, form: Form, plain: &SharedFrame, piece: Option<SharedFrame>) {
+        let bytes = plain.len() + piece.as_ref().map_or(0, SharedFrame::len);
+        if self.bytes + bytes > ANSWERS_BYTES_MAX {
+            self.clear();
+        }
+        self.bytes += bytes;
+        self.known.insert(Self::key(form, plain), (plain.clone(), piece));
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        if !self.known.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,15 +116,15 @@ mod tests {
         let top = Position { offset: 9, epoch };
         let asked = |top: &Position, form, places| Asked::of(1, form, top, &places).unwrap();
         let mut answers = Answers::default();
-        answers.insert(asked(&top, Form::Json, 2..5), SharedFrame::part(b"list"));
+        answers.insert(asked(&top, Form::JSON, 2..5), SharedFrame::part(b"list"));
         let known = |top: &Position, form, places| answers.get(&asked(top, form, places)).is_some();
         // An older one has gone meanwhile: the ring's places moved, the publications are the same.
-        assert!(known(&top, Form::Json, 1..4));
-        assert!(!known(&top, Form::Protobuf, 2..5) && !known(&top, Form::Json, 3..5));
-        assert!(!known(&Position { offset: 10, epoch }, Form::Json, 2..5));
+        assert!(known(&top, Form::JSON, 1..4));
+        assert!(!known(&top, Form::BINARY, 2..5) && !known(&top, Form::JSON, 3..5));
+        assert!(!known(&Position { offset: 10, epoch }, Form::JSON, 2..5));
         let other = Position { offset: 9, epoch: Some(Epoch::new(&mut rng)) };
-        assert!(!known(&other, Form::Json, 2..5));
-        assert!(Asked::of(1, Form::Json, &top, &(5..5)).is_none());
+        assert!(!known(&other, Form::JSON, 2..5));
+        assert!(Asked::of(1, Form::JSON, &top, &(5..5)).is_none());
     }
 
     #[test]
@@ -97,7 +134,7 @@ mod tests {
         let list = SharedFrame::part(&vec![0; ANSWERS_BYTES_MAX / 2]);
         for _ in 0..5 {
             let top = Position { offset: 9, epoch: Some(Epoch::new(&mut rng)) };
-            answers.insert(Asked::of(1, Form::Json, &top, &(0..1)).unwrap(), list.clone());
+            answers.insert(Asked::of(1, Form::JSON, &top, &(0..1)).unwrap(), list.clone());
             assert!(answers.bytes <= ANSWERS_BYTES_MAX + 1000);
         }
         answers.clear();

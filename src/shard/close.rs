@@ -2,7 +2,7 @@
 
 use super::mail::Mail;
 use super::*;
-use crate::proto::client::{Disconnect, Unsubscribed};
+use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::Fault;
 use crate::session::{Renewal, Sub, SubState};
@@ -10,16 +10,33 @@ use crate::session::{Renewal, Sub, SubState};
 impl<D: Driver> Shard<D> {
     /// Ends a client's session with a code of the client protocol.
     pub(super) fn disconnect(&mut self, index: u32, why: Disconnect) {
-        self.close_websocket(index, why.code(), why.reason());
+        self.end_session(index, why.code(), why.reason());
     }
 
-    /// Sends a close frame, after what is queued, and waits for the peer's.
-    pub(super) fn close_websocket(&mut self, index: u32, code: u16, reason: &str) {
+    /// Ends a session with a code, after what is queued: a WebSocket by a close frame, whose answer is
+    /// awaited, a response by a push.
+    pub(super) fn end_session(&mut self, index: u32, code: u16, reason: &str) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
         }
+        let form = conn.form;
+        if !form.framing().is_websocket() {
+            return self.end_stream(index, code, reason);
+        }
         self.detach(index);
+        if form.is_one_way() {
+            let UniWebSocketOptions { tells_end, closes, .. } = self.node.options.uni_websocket;
+            if let Some(conn) = self.conns.get_mut(index as usize) {
+                conn.flags.set_held(false);
+            }
+            if tells_end {
+                self.push(index, "", &Push::Disconnect { code, reason });
+            }
+            if !closes {
+                return self.linger(index);
+            }
+        }
         let mut frame = Vec::new();
         ws::close_frame(&mut frame, Some(code), reason);
         // What was to go behind the reply to `connect` has gone with the session.
@@ -49,7 +66,7 @@ impl<D: Driver> Shard<D> {
             1009 => counters.faults_too_long.add(1),
             _ => counters.faults_protocol.add(1),
         }
-        self.close_websocket(index, fault.close_code(), fault.reason());
+        self.end_session(index, fault.close_code(), fault.reason());
         if let Some(conn) = self.conns.get_mut(index as usize) {
             conn.flags.set_deaf(true);
             conn.rx = None;
@@ -86,7 +103,7 @@ impl<D: Driver> Shard<D> {
         conn.flags.set_paused(false);
         let rx = conn.rx.take();
         let key = conn.key(index);
-        self.forget_body(rx);
+        self.forget_rx(rx);
         self.mark_ready(key);
         self.mark_dirty(key);
         self.schedule(index);
@@ -191,17 +208,17 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
         let Some(socket) = conn.socket.take() else { return };
         let key = conn.key(index);
-        let counted = conn.flags.counted();
+        let (counted, form) = (conn.flags.counted(), conn.form);
         conn.flags.set_counted(false);
         let rx = conn.rx.take();
         conn.phase = Phase::Leaving;
         self.outboxes.release(&mut conn.outbox);
         self.wheel.remove(&mut self.conns, index);
         self.driver.close(key, socket, reset);
-        self.forget_body(rx);
+        self.forget_rx(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
         if counted {
-            self.counters().clients_websocket.sub(1);
+            self.counters().clients(form.transport()).sub(1);
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
         if !self.header_users.is_empty() {
@@ -212,6 +229,9 @@ impl<D: Driver> Shard<D> {
         }
         if !self.headers.is_empty() {
             self.headers.remove(&index);
+        }
+        if !self.heads.is_empty() {
+            self.heads.remove(&index);
         }
         if !self.told.is_empty() {
             self.told.remove(&index);
@@ -319,12 +339,12 @@ impl<D: Driver> Shard<D> {
         })
     }
 
-    /// How often a session is pinged, and how soon the pong has to come.
-    pub(super) fn ping_times(&self, frame_ping: bool) -> (u64, Option<u64>) {
+    /// How often a session is pinged, and how soon the pong has to come; from one-way connections none does.
+    pub(super) fn ping_times(&self, form: Form, frame_ping: bool) -> (u64, Option<u64>) {
         let client = Arc::clone(&self.client);
         match client.ping_interval_ms {
             _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
-            Some(interval) => (interval, client.pong_timeout_ms),
+            Some(interval) => (interval, client.pong_timeout_ms.filter(|_| !form.is_one_way())),
             None => (NO_PING_MS, None),
         }
     }
@@ -409,6 +429,7 @@ impl<D: Driver> Shard<D> {
                 self.counters().closed_idle.add(1);
                 self.release(index, false);
             }
+            Phase::Unusable if !conn.form.framing().is_websocket() => self.finish_response(index),
             Phase::Unusable | Phase::Closing | Phase::Lingering => {
                 self.counters().close_timeouts.add(1);
                 self.release(index, false);
@@ -428,8 +449,8 @@ impl<D: Driver> Shard<D> {
             None => seconds(client.expired_close_delay_ms),
         };
         let conn = &self.conns[index as usize];
-        let frame_ping = conn.flags.frame_ping();
-        let (interval, pong_timeout) = self.ping_times(frame_ping);
+        let (frame_ping, form) = (conn.flags.frame_ping(), conn.form);
+        let (interval, pong_timeout) = self.ping_times(form, frame_ping);
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         let is_over = session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay;
         match &client.proxies.refresh {
@@ -471,10 +492,9 @@ impl<D: Driver> Shard<D> {
         session.flags.set_pong_due(pong_timeout.is_some());
         session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
         if frame_ping || pings {
-            let frame = match (frame_ping, self.encoding(index)) {
-                (true, _) => self.constants.ws_ping.clone(),
-                (false, Encoding::Json) => self.constants.ping.clone(),
-                (false, Encoding::Protobuf) => self.constants.binary_ping.clone(),
+            let frame = match frame_ping {
+                true => self.constants.ws_ping.clone(),
+                false => self.constants.ping(form),
             };
             self.counters().pings.add(1);
             self.counters().messages_sent.add(1);

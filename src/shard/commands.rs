@@ -10,8 +10,8 @@ use crate::edge::client_id::ClientId;
 use crate::edge::proxy::{AppDisconnect, AppError, RpcTarget};
 use crate::hub::history::{Page, Since};
 use crate::proto::client::{
-    self, Body, Command, Commands, Disconnect, ErrorCode, HistoryRequest, PublishRequest, Reply,
-    Request, RpcRequest,
+    self, Body, Command, Commands, Disconnect, ErrorCode, HistoryRequest, PublishRequest, Push,
+    Reply, Request, RpcRequest,
 };
 use crate::session::SubState;
 
@@ -164,7 +164,12 @@ impl<D: Driver> Shard<D> {
         self.finish_command(index, id, result)
     }
 
-    fn finish_command(&mut self, index: u32, id: u32, result: Result<Flow, Stop>) -> Flow {
+    pub(super) fn finish_command(
+        &mut self,
+        index: u32,
+        id: u32,
+        result: Result<Flow, Stop>,
+    ) -> Flow {
         // What the application has said holds until the command is done.
         if !self.told.is_empty()
             && !matches!(result, Err(Stop::NoCredit(_) | Stop::Pending | Stop::Parked(_)))
@@ -201,7 +206,7 @@ impl<D: Driver> Shard<D> {
             }
             Err(Stop::AppClose(AppDisconnect { code, reason })) => {
                 self.counters().closed_by_application.add(1);
-                self.close_websocket(index, code, &reason);
+                self.end_session(index, code, &reason);
                 Flow::End
             }
         }
@@ -243,6 +248,9 @@ impl<D: Driver> Shard<D> {
     /// Answers a command with an error.
     pub(super) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
         self.counters().count_error(code);
+        if self.form(index).is_one_way() {
+            return self.one_way_error(index, code.code().into());
+        }
         self.reply(index, id, &Reply::Error { code, temporary });
     }
 
@@ -251,15 +259,28 @@ impl<D: Driver> Shard<D> {
         self.counters().command_errors.inc();
         self.counters().error_application.inc();
         let AppError { code, message, temporary } = error;
+        if self.form(index).is_one_way() {
+            return self.one_way_error(index, *code);
+        }
         self.reply(index, id, &Reply::AppError { code: *code, message, temporary: *temporary });
     }
 
     /// The encoding that a connection speaks.
     pub(super) fn encoding(&self, index: u32) -> Encoding {
-        match self.conns.get(index as usize) {
-            Some(conn) if conn.flags.protobuf() => Encoding::Protobuf,
-            _ => Encoding::Json,
-        }
+        self.form(index).into()
+    }
+
+    /// How messages are written to a connection.
+    pub(super) fn form(&self, index: u32) -> Form {
+        self.conns.get(index as usize).map_or(Form::JSON, |conn| conn.form)
+    }
+
+    /// Queues a push for one connection alone.
+    pub(super) fn push(&mut self, index: u32, channel: &str, push: &Push<'_>) {
+        let form = self.form(index);
+        self.scratch.clear();
+        client::put_push(&mut self.scratch, form, channel, push);
+        self.enqueue_scratch(index);
     }
 
     pub(super) fn client_id(&self, key: ConnKey) -> ClientId {

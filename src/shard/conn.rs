@@ -5,14 +5,18 @@
 //!     |  \-> Client --> Unusable ---+--> Closing --> Lingering --> (Leaving) --> free
 //!     |--> Lingering                     our close    FIN sent,     socket closed,
 //!     |    (refused)                     frame sent   wait for EOF  homes not yet told
-//!     '--> Body --> Asked --> Head ...
+//!     |--> Body --> Asked --> Head ...
+//!     '--> Body --> Client --> Lingering  (its messages are the body of a response)
 //! ```
 
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
+use super::emulation::{Emulated, Emulating};
 use super::timers::Links;
 use super::web::Incoming;
 use crate::base::flags::flags;
+use crate::base::form::Form;
 use crate::base::id::ConnKey;
 use crate::proto::ws;
 
@@ -30,7 +34,7 @@ pub(super) enum Phase {
     Asked,
     /// A WebSocket whose messages go back.
     Echo,
-    /// A WebSocket that speaks the client protocol.
+    /// Speaks the client protocol: a WebSocket, or a response that goes on.
     Client,
     /// `connect` was answered with an error: the client shall close.
     Unusable,
@@ -65,18 +69,16 @@ flags! {
         probed, set_probed = 8;
         /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
         frame_ping, set_frame_ping = 9;
-        /// Speaks Protobuf, not JSON.
-        protobuf, set_protobuf = 10;
         /// A send that the driver has not ended holds frames of the outbox.
-        sending, set_sending = 11;
+        sending, set_sending = 10;
         /// On a list of connections that wait for credit.
-        waiting, set_waiting = 12;
+        waiting, set_waiting = 11;
         /// What comes for it waits behind the reply to its `connect`.
-        held, set_held = 13;
+        held, set_held = 12;
         /// A question of its command is out: about a token's signature, or to the application.
-        pending, set_pending = 14;
+        pending, set_pending = 13;
         /// A request of it was answered by the control thread.
-        served, set_served = 15;
+        served, set_served = 14;
     }
 }
 
@@ -100,6 +102,8 @@ pub(super) struct Conn<S> {
     /// What was read and isn't handled; nothing for an idle connection.
     pub(super) rx: Option<Box<Rx>>,
     pub(super) phase: Phase,
+    /// How messages are written to it.
+    pub(super) form: Form,
     pub(super) flags: Flags,
 }
 
@@ -122,6 +126,7 @@ impl<S> Conn<S> {
             session: NONE,
             rx: None,
             phase: Phase::Head,
+            form: Form::JSON,
             flags: Flags::default(),
         }
     }
@@ -147,16 +152,23 @@ pub(super) struct Rx {
     pub(super) scanned: usize,
     /// A request whose body is not all here.
     pub(super) incoming: Option<Box<Incoming>>,
+    /// Messages that came up the separate up-link and wait for those before them.
+    pub(super) emulated: VecDeque<Emulated>,
+    /// Who waits for `commands` to be handled, where these came that way.
+    pub(super) waiting: Option<Emulating>,
 }
 
 impl Rx {
     /// Nothing is left.
     pub(super) fn is_empty(&self) -> bool {
-        self.reader.is_idle() && self.commands.is_empty() && self.raw.is_empty()
+        self.reader.is_idle()
+            && self.commands.is_empty()
+            && self.raw.is_empty()
+            && self.emulated.is_empty()
     }
 
     /// Something can be handled without reading more.
     pub(super) fn has_leftover(&self) -> bool {
-        !self.commands.is_empty() || !self.raw.is_empty()
+        !self.commands.is_empty() || !self.raw.is_empty() || !self.emulated.is_empty()
     }
 }

@@ -261,8 +261,8 @@ impl<D: Driver> Shard<D> {
         extra: Option<Box<Extra>>,
     ) {
         let node = Arc::clone(&self.node);
-        let frame_ping = self.conns[index as usize].flags.frame_ping();
-        let (interval, _) = self.ping_times(frame_ping);
+        let conn = &self.conns[index as usize];
+        let (interval, _) = self.ping_times(conn.form, conn.flags.frame_ping());
         // The first ping comes after half an interval to a whole one, so that a million clients
         // that came together are not pinged together.
         let first = interval - self.rng.below(interval / 2);
@@ -299,7 +299,10 @@ impl<D: Driver> Shard<D> {
     /// The error is out.
     fn make_unusable(&mut self, index: u32) -> Flow {
         let tick = self.tick();
-        let conn = &mut self.conns[index as usize];
+        let Some(conn) = self.conns.get_mut(index as usize) else { return Flow::End };
+        if conn.phase != Phase::Client {
+            return Flow::End;
+        }
         conn.phase = Phase::Unusable;
         conn.since_tick = tick;
         self.schedule(index);
@@ -381,10 +384,7 @@ impl<D: Driver> Shard<D> {
             offset: *offset,
             data,
         });
-        let encoding = self.encoding(index);
-        self.scratch.clear();
-        encoding.put_push(&mut self.scratch, &made.channel, &push);
-        self.enqueue_scratch(index);
+        self.push(index, &made.channel, &push);
         if let Some(missed) = &made.publications {
             self.enqueue(index, missed.clone());
         }
@@ -452,10 +452,15 @@ impl<D: Driver> Shard<D> {
     fn reply_connect(&mut self, index: u32, connecting: &Connecting) {
         let client = Arc::clone(&self.client);
         let conn = &self.conns[index as usize];
-        let (frame_ping, key) = (conn.flags.frame_ping(), conn.key(index));
-        let (interval, pong_timeout) = self.ping_times(frame_ping);
+        let (frame_ping, form, key) = (conn.flags.frame_ping(), conn.form, conn.key(index));
+        let (interval, pong_timeout) = self.ping_times(form, frame_ping);
         let pings = client.ping_interval_ms.is_some() && !frame_ping;
         let client_id = self.client_id(key).text();
+        let node = Arc::clone(&self.node);
+        let two_way_stream = !form.framing().is_websocket() && !form.is_one_way();
+        let session = (two_way_stream || form.is_one_way())
+            .then(|| node.rules.session_ids.seal(self.id, key).text());
+        self.send_head(index);
         let subs: Vec<(&str, SubscribeResult<'_>)> =
             connecting.made.iter().map(|made| (made.channel.as_str(), made.result())).collect();
         let result = ConnectResult {
@@ -467,10 +472,17 @@ impl<D: Driver> Shard<D> {
             subs: &subs,
             ping: if pings { (interval / 1000).max(1) as u32 } else { 0 },
             pong: pings && pong_timeout.is_some(),
+            session: session.as_ref().map_or("", |session| session.as_str()),
+            node: if two_way_stream { &node.rules.node_id } else { "" },
             time: if client.include_server_time { self.driver.unix().0 * 1000 } else { 0 },
-            ..ConnectResult::default()
         };
-        self.reply(index, connecting.command, &Reply::Connect(result));
+        match form.is_one_way() {
+            true => self.push(index, "", &Push::Connect(result)),
+            false => self.reply(index, connecting.command, &Reply::Connect(result)),
+        }
+        if form.is_one_way() && form.framing().is_events() && !connecting.made.is_empty() {
+            self.to_mark.push(key);
+        }
         self.time_answer(Method::Connect, connecting.began_ms);
     }
 

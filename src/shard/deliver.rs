@@ -1,6 +1,6 @@
 //! The subscribers' side: what the mail brings, deliveries, fan-out.
 
-use super::mail::{Asker, CONTROL, Mail};
+use super::mail::{Asker, Mail};
 use super::*;
 use crate::edge::channels::SlowPolicy;
 use crate::hub::local::{Delivery, Sending};
@@ -99,9 +99,10 @@ impl<D: Driver> Shard<D> {
                 Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
                 Mail::Gap { local } => self.gap(local),
                 Mail::Response { asker, bytes, keep_alive } => {
-                    self.mail[CONTROL].earn(asker.credits);
-                    self.web_response(asker, bytes, keep_alive);
+                    self.earn(from, asker);
+                    self.web_response(asker.conn, bytes, keep_alive);
                 }
+                Mail::Emulate(emulate) => self.take_emulated(from, *emulate),
                 Mail::Told(told) => self.told(*told),
                 Mail::List(list) => self.home_list(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
@@ -198,7 +199,7 @@ impl<D: Driver> Shard<D> {
         let mut walk = std::mem::take(&mut self.walk);
         while left > 0 {
             let Some(at) = self.locals.next_active() else { break };
-            if !self.locals.walk(at, left, &self.filters, &mut walk, write::join, &mut scratch) {
+            if !self.locals.walk(at, left, &self.filters, &mut walk, framing::join, &mut scratch) {
                 self.fan_out_done(at);
                 continue;
             }
@@ -221,6 +222,12 @@ impl<D: Driver> Shard<D> {
                 };
                 if waits > queue_bytes_max {
                     self.over.push((conn, namespace));
+                }
+                if outgoing.marks
+                    && outgoing.messages > 0
+                    && let Some(of) = self.conns.get(conn as usize)
+                {
+                    self.to_mark.push(of.key(conn));
                 }
                 if outgoing.unfit {
                     self.inappropriate(conn);

@@ -4,8 +4,9 @@ use super::mail::{
     Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
 use super::sending::{PendingAck, ShardSet};
-use super::write::opcode;
+use super::write::frame_of;
 use super::*;
+use crate::base::form::{Data, Form, Forms};
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::edge::channels::Namespace;
@@ -13,8 +14,9 @@ use crate::hub::delta;
 use crate::hub::history::{Position, Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
-use crate::hub::parcel::{Form, Parcel, Told};
-use crate::proto::client::{DataForm, Publication, Push, info_is_json};
+use crate::hub::parcel::{Frames, Parcel, Told};
+use crate::proto::client::{self, DataForm, Publication, Push, info_is_json};
+use crate::proto::framing;
 
 /// Somebody came to a channel or left it, and it isn't told yet.
 #[derive(Debug)]
@@ -215,46 +217,43 @@ impl<D: Driver> Shard<D> {
         wanted: Wanted,
     ) -> Parcel {
         let text_patch = patch.filter(|patch| delta::is_text(patch));
-        let has = |form| wanted.has(form);
-        let json = is_json && has(Form::Json);
-        let text = is_json
-            && (has(Form::JsonText)
-                || has(Form::JsonDelta) && (text_patch.is_none() || wanted.fresh));
-        let protobuf =
-            has(Form::Protobuf) || has(Form::ProtobufDelta) && (patch.is_none() || wanted.fresh);
-        let mut frame = |wanted: bool, encoding, form, data| {
-            wanted.then(|| {
-                let push = Push::Publication(Publication { data, form, ..*publication });
-                self.frame_of(encoding, |encoding, out| encoding.put_push(out, channel, &push))
-            })
-        };
-        let data = publication.data;
-        let patch = patch.filter(|_| has(Form::ProtobufDelta));
-        let text_patch = text_patch.filter(|_| is_json && has(Form::JsonDelta));
+        let mut frames = Vec::new();
+        let mut encoded = Encoded::default();
+        for form in wanted.forms.iter() {
+            if !is_json && !form.is_protobuf() {
+                continue;
+            }
+            let patch = match form.data() {
+                Data::Delta if form.is_protobuf() => patch,
+                Data::Delta => text_patch,
+                _ => None,
+            };
+            let full = match form.data() {
+                _ if form.is_protobuf() => DataForm::Plain,
+                Data::Plain => DataForm::Plain,
+                Data::Text | Data::Delta => DataForm::Text,
+            };
+            let mut frame = |which: Which, data, written| {
+                let of = Publication { data, form: written, ..*publication };
+                let message = encoded.get(form, which, |out| {
+                    client::put_push(out, form, channel, &Push::Publication(of));
+                });
+                frame_of(&mut self.deflaters, &mut self.replies, form, message)
+            };
+            frames.push((
+                form,
+                Frames {
+                    full: (patch.is_none() || wanted.fresh)
+                        .then(|| frame(Which::Full, publication.data, full)),
+                    patch: patch.map(|patch| frame(Which::Patch, patch, DataForm::Patch)),
+                },
+            ));
+        }
         Parcel {
-            json: frame(json, Encoding::Json, DataForm::Plain, data),
-            protobuf: frame(protobuf, Encoding::Protobuf, DataForm::Plain, data),
-            text: frame(text, Encoding::Json, DataForm::Text, data),
-            json_patch: text_patch
-                .and_then(|patch| frame(true, Encoding::Json, DataForm::Patch, patch)),
-            protobuf_patch: patch
-                .and_then(|patch| frame(true, Encoding::Protobuf, DataForm::Patch, patch)),
+            frames,
             unfit_for_json: !is_json,
             ..Parcel::new(Told::Publication, publication.offset, publication.tags)
         }
-    }
-
-    /// A frame of what `put` writes.
-    fn frame_of(
-        &mut self,
-        encoding: Encoding,
-        put: impl FnOnce(Encoding, &mut Vec<u8>),
-    ) -> SharedFrame {
-        self.scratch.clear();
-        put(encoding, &mut self.scratch);
-        self.replies.clear();
-        ws::put_frame(&mut self.replies, opcode(encoding), &self.scratch);
-        SharedFrame::new(&self.replies)
     }
 
     /// Adds a parcel to the mail for each shard that is interested in it. The answer: those in whose
@@ -326,27 +325,54 @@ impl<D: Driver> Shard<D> {
             .filter_map(|event| ClientInfo::unpack(&event.info).map(|info| (event.came, info)));
         let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
         let is_json = infos.iter().all(|(_, info)| info_is_json(info));
-        let any = |protobuf| {
-            Form::ALL.into_iter().any(|form| wanted.has(form) && form.is_protobuf() == protobuf)
-        };
-        let mut frame = |wanted: bool, encoding: Encoding| {
-            wanted.then(|| {
-                self.frame_of(encoding, |encoding, out| {
-                    for (at, (came, info)) in infos.iter().enumerate() {
-                        if at > 0 && encoding == Encoding::Json {
-                            out.push(b'\n');
-                        }
-                        let push = if *came { Push::Join(*info) } else { Push::Leave(*info) };
-                        encoding.put_push(out, channel, &push);
-                    }
-                })
-            })
-        };
-        Parcel {
-            json: frame(is_json && any(false), Encoding::Json),
-            protobuf: frame(any(true), Encoding::Protobuf),
-            unfit_for_json: !is_json,
-            ..Parcel::new(Told::Presence, 0, Tags::NONE)
+        let mut forms = Forms::default();
+        let all = wanted.forms.iter().map(Form::of_connection);
+        all.filter(|form| is_json || form.is_protobuf()).for_each(|form| forms.insert(form));
+        let mut frames = Vec::new();
+        for form in forms.iter() {
+            let mut each = Vec::new();
+            for (came, info) in &infos {
+                let push = if *came { Push::Join(*info) } else { Push::Leave(*info) };
+                self.scratch.clear();
+                client::put_push(&mut self.scratch, form, channel, &push);
+                self.replies.clear();
+                framing::put(&mut self.replies, form, &self.scratch);
+                each.push(SharedFrame::new(&self.replies));
+            }
+            let mut joined = Vec::new();
+            framing::join(form, &each.iter().collect::<Vec<_>>(), &mut joined);
+            let full = Some(SharedFrame::new(&joined));
+            frames.push((form, Frames { full, patch: None }));
         }
+        Parcel { frames, unfit_for_json: !is_json, ..Parcel::new(Told::Presence, 0, Tags::NONE) }
+    }
+}
+
+/// Which of the messages for one kind of content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Full,
+    Patch,
+}
+
+/// What was encoded last of each, so that forms with the same content share it.
+#[derive(Default)]
+struct Encoded {
+    full: (Option<Form>, Vec<u8>),
+    patch: (Option<Form>, Vec<u8>),
+}
+
+impl Encoded {
+    fn get(&mut self, form: Form, which: Which, put: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+        let (known, message) = match which {
+            Which::Full => &mut self.full,
+            Which::Patch => &mut self.patch,
+        };
+        if *known != Some(form.content()) {
+            *known = Some(form.content());
+            message.clear();
+            put(message);
+        }
+        message
     }
 }

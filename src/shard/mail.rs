@@ -20,8 +20,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use compact_str::CompactString;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use super::emulation::Emulate;
 use super::proxies::{ProxyQuestion, Told};
 use super::signatures::{Signed, TokenKind};
+use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
@@ -207,8 +209,8 @@ pub struct Inspected {
 pub struct Seen {
     /// Client id.
     pub client: CompactString,
-    /// It speaks Protobuf.
-    pub protobuf: bool,
+    /// Transport and encoding.
+    pub form: Form,
     /// It is not read now.
     pub paused: bool,
     /// Bytes that wait for it.
@@ -542,6 +544,8 @@ pub enum Mail {
     },
     /// To the control thread: a request. Answer: [`Mail::Response`].
     Request(Box<WebRequest>),
+    /// Commands of a connection, from its separate up-link. Answer: [`Mail::Response`].
+    Emulate(Box<Emulate>),
     /// From the control thread: a whole response.
     Response {
         /// Who asked.
@@ -619,6 +623,7 @@ impl Mail {
                     size_of::<WebRequest>() + request.head.len() + request.body.len()
                 }
                 Self::Response { bytes, .. } => bytes.len(),
+                Self::Emulate(emulate) => size_of::<Emulate>() + emulate.data.len(),
                 Self::Ask(question) => size_of::<ProxyQuestion>() + question.call.bytes(),
                 Self::Listed { listed, .. } => {
                     let name = |(name, _): &(CompactString, u32)| size_of_val(name) + name.len();
@@ -978,7 +983,7 @@ mod tests {
 
     use super::*;
     use crate::base::tags::Tags;
-    use crate::hub::parcel::Told;
+    use crate::hub::parcel::{Frames, Told};
     use crate::io::Wake;
 
     #[derive(Default)]
@@ -1093,8 +1098,9 @@ mod tests {
         outbox.earn(1);
         assert_eq!((outbox.spend(9, 2), outbox.spend(1, 2)), (Some(2), None));
         outbox.earn(2);
+        let full = Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]));
         let parcel = Parcel {
-            json: Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX])),
+            frames: vec![(Form::JSON, Frames { full, patch: None })],
             ..Parcel::new(Told::Publication, 0, Tags::NONE)
         };
         outbox.push(Mail::Deliver { local: 0, parcel: Arc::new(parcel) });

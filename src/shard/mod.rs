@@ -18,6 +18,7 @@ mod commands;
 mod conn;
 mod connect;
 mod deliver;
+mod emulation;
 mod homes;
 pub mod mail;
 mod orders;
@@ -25,6 +26,7 @@ mod outbox;
 pub mod proxies;
 mod read;
 mod reading;
+mod requests;
 mod sending;
 pub mod signatures;
 mod slow;
@@ -36,6 +38,7 @@ mod web;
 mod write;
 
 pub use self::conn::CONN_BYTES;
+pub use self::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;
 
@@ -47,18 +50,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use compact_str::CompactString;
 use slab::Slab;
 
-use self::answers::Answers;
+use self::answers::{Answers, Pieces};
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
 use self::proxies::{Kept, Parked, Unasked};
+use self::requests::UnsentHead;
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
 use self::tokens::{Question, Verdict};
 use crate::base::counters::Counter;
+use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
@@ -77,7 +82,8 @@ use crate::hub::user_conns::UserConns;
 use crate::hub::users::Users;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
-use crate::proto::ws;
+use crate::proto::ws::{DeflateOptions, Deflaters, Inflater};
+use crate::proto::{framing, ws};
 use crate::session::{ClientOptions, Headers, Rules, Session};
 
 /// Options of a shard. Times in milliseconds.
@@ -97,12 +103,14 @@ pub struct Options {
     pub idle_timeout_ms: u64,
     /// Bytes of a message from a client at most.
     pub message_bytes_max: usize,
-    /// Path of the client protocol over WebSocket; `None` when it is switched off.
-    pub websocket_path: Option<String>,
-    /// Path of the WebSocket of administrators, where there is one.
-    pub admin_path: Option<String>,
-    /// Whether `/echo` is there.
-    pub echo: bool,
+    /// What a message from a client may come to when it is inflated, bytes.
+    pub inflated_bytes_max: usize,
+    /// What shards serve themselves.
+    pub endpoints: Vec<Endpoint>,
+    /// How messages are deflated for two-way WebSockets whose clients offer it; `None`: they aren't.
+    pub deflate: Option<DeflateOptions>,
+    /// One-way WebSockets.
+    pub uni_websocket: UniWebSocketOptions,
     /// Where paths begin that the control thread serves on the public port: each for itself and for
     /// what is below it; `/` only for itself.
     pub web: Vec<String>,
@@ -191,9 +199,27 @@ struct Draining {
 
 /// Payloads that are the same for all.
 struct Constants {
-    ping: SharedFrame,
-    binary_ping: SharedFrame,
+    /// Pings as messages, for each form of connection that was pinged.
+    pings: Vec<(Form, SharedFrame)>,
     ws_ping: SharedFrame,
+}
+
+impl Constants {
+    /// The ping for a form of connection.
+    fn ping(&mut self, form: Form) -> SharedFrame {
+        if let Some((_, ping)) = self.pings.iter().find(|(of, _)| *of == form) {
+            return ping.clone();
+        }
+        let mut out = Vec::new();
+        framing::put(&mut out, form, Encoding::from(form).ping());
+        if form.is_one_way() && form.framing().is_websocket() {
+            //= client protocol, 8: one-way WebSockets are pinged by frames, too
+            ws::put_frame(&mut out, ws::PING, b"");
+        }
+        let ping = SharedFrame::new(&out);
+        self.pings.push((form, ping.clone()));
+        ping
+    }
 }
 
 /// One shard on its driver.
@@ -244,6 +270,10 @@ pub struct Shard<D: Driver> {
     next_serial: u32,
     /// Users named by a request header, by slot, until the client connects.
     header_users: BySlot<CompactString>,
+    /// Heads of responses that wait for what comes of the `connect`, by slot.
+    heads: BySlot<UnsentHead>,
+    /// Connections whose positions go behind what this turn has for them.
+    to_mark: Vec<ConnKey>,
     /// What was kept of the headers of connections for proxies, by slot, until the client connects.
     headers: BySlot<Arc<Headers>>,
     /// What the application has said about commands that connections are paused for, by slot.
@@ -274,6 +304,8 @@ pub struct Shard<D: Driver> {
     /// Who came to channels of this home and left them in this turn.
     events: Vec<Event>,
     answers: Answers,
+    /// Those that went deflated to connections here.
+    pieces: Pieces,
     /// Tokens whose home is here.
     good_tokens: GoodTokens,
     questions: Slab<(Question, u64)>,
@@ -281,6 +313,12 @@ pub struct Shard<D: Driver> {
     orders: Slab<Underway>,
     /// Bytes of requests' bodies that are not all here.
     web_bytes: usize,
+
+    /// Compressors, and what inflates.
+    deflaters: Deflaters,
+    inflater: Inflater,
+    /// What was inflated last.
+    inflated: Vec<u8>,
 
     constants: Constants,
     scratch: Vec<u8>,
@@ -312,7 +350,6 @@ impl<D: Driver> Shard<D> {
     pub fn new(node: Arc<Node>, seat: Seat, driver: D, collect: fn()) -> Self {
         let mut rng = Rng::new(seat.seed);
         let shards = seat.letterboxes.len();
-        let ping = |encoding: Encoding| ws::frame(write::opcode(encoding), encoding.ping());
         let homes_rng = Rng::new(rng.next_u64());
         let capacity = node.options.conns_max as usize + CONNS_SPARE;
         Self {
@@ -349,6 +386,8 @@ impl<D: Driver> Shard<D> {
             next_serial: 0,
             header_users: Default::default(),
             headers: Default::default(),
+            heads: Default::default(),
+            to_mark: Vec::new(),
             told: Default::default(),
             unasked: VecDeque::new(),
             parked: Slab::new(),
@@ -364,15 +403,18 @@ impl<D: Driver> Shard<D> {
             results: Results::new(RESULTS_MAX.div_ceil(shards)),
             events: Vec::new(),
             answers: Answers::default(),
+            pieces: Pieces::default(),
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
             questions: Slab::new(),
             orders: Slab::new(),
             web_bytes: 0,
-            constants: Constants {
-                ping: ping(Encoding::Json),
-                binary_ping: ping(Encoding::Protobuf),
-                ws_ping: ws::frame(ws::PING, b""),
-            },
+            deflaters: Deflaters::new(
+                node.options.deflate.unwrap_or_default(),
+                node.options.uni_websocket.deflate.unwrap_or_default(),
+            ),
+            inflater: Inflater::default(),
+            inflated: Vec::new(),
+            constants: Constants { pings: Vec::new(), ws_ping: ws::frame(ws::PING, b"") },
             scratch: Vec::new(),
             replies: Vec::new(),
             listed: Vec::new(),
@@ -421,6 +463,7 @@ impl<D: Driver> Shard<D> {
         self.drain_some();
         self.clean_up_leavers();
         self.fan_out_some();
+        self.mark_positions();
         self.write_dirty();
         self.send_mail();
         self.resume_waiting();
@@ -579,6 +622,8 @@ impl<D: Driver> Shard<D> {
         self.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.homes.sweep(now, SWEEP_CHANNELS);
         self.answers.clear();
+        self.pieces.clear();
+        self.deflaters.sweep();
         self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
         self.results.expire(now);
         if self.node.memory_short.load(Ordering::Relaxed) {
@@ -643,6 +688,7 @@ impl<D: Driver> Shard<D> {
             ("verdicts", self.verdicts.len()),
             ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
+            ("heads of responses", self.heads.len()),
             ("unasked questions", self.unasked.len()),
             ("parked commands", self.parked.len() + self.parked_of.len()),
             ("told by the application", self.told.len()),

@@ -11,6 +11,7 @@ use super::commands::Stop;
 use super::mail::{Act, Asker, Inspect, Inspected, List, Listed, Mail, Order, Seen, SeenSub};
 use super::sending::ShardSet;
 use super::*;
+use crate::base::form::Transport;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, SubState};
 
@@ -49,12 +50,15 @@ impl<D: Driver> Shard<D> {
 
     /// Connections here that an order may be about.
     fn connections_of(&mut self, user: &str, client: &str, session: &str) -> Vec<ConnKey> {
-        // No connection of a transport that is built has a session id of its own.
-        if !session.is_empty() {
-            return Vec::new();
-        }
-        if !client.is_empty() {
-            let found = self.node.rules.client_ids.open(client);
+        if !client.is_empty() || !session.is_empty() {
+            let rules = &self.node.rules;
+            let by_client = rules.client_ids.open(client);
+            let by_session = rules.session_ids.open_secret(session);
+            let found = match (client.is_empty(), session.is_empty()) {
+                (false, true) => by_client,
+                (true, _) => by_session.filter(|of| self.has_session_id(*of)),
+                (false, false) => by_client.filter(|of| by_session == Some(*of)),
+            };
             let key = found.filter(|(shard, _)| *shard == self.id).map(|(_, key)| key);
             let is_theirs = |key: &ConnKey| {
                 let conn = self.conns.get(key.index as usize);
@@ -76,6 +80,12 @@ impl<D: Driver> Shard<D> {
                 Some(self.conns.get(index as usize)?.key(index))
             })
             .collect()
+    }
+
+    /// Whether a connection's session has an id: not over a two-way WebSocket.
+    fn has_session_id(&self, (shard, key): (ShardId, ConnKey)) -> bool {
+        let conn = self.conns.get(key.index as usize).filter(|_| shard == self.id);
+        conn.is_some_and(|conn| conn.form.transport() != Transport::WebSocket)
     }
 
     /// Whether an order has something to do at once.
@@ -162,7 +172,7 @@ impl<D: Driver> Shard<D> {
                     return Step::Blocked;
                 }
                 self.counters().closed_by_api.add(1);
-                self.close_websocket(index, *code, reason);
+                self.end_session(index, *code, reason);
                 Step::Done
             }
             _ if is_connecting => Step::Blocked,
@@ -200,13 +210,10 @@ impl<D: Driver> Shard<D> {
                     return Step::Blocked;
                 }
                 let now = self.driver.unix().0;
-                let encoding = self.encoding(index);
                 let Some(session) = self.session_of(index) else { return Step::Done };
                 session.expires = u32::try_from(*expire_at).unwrap_or(0);
                 let ttl = (*expire_at > 0).then(|| u32::try_from(expire_at - now).unwrap_or(0));
-                self.scratch.clear();
-                encoding.put_push(&mut self.scratch, "", &Push::Refresh { ttl });
-                self.enqueue_scratch(index);
+                self.push(index, "", &Push::Refresh { ttl });
                 self.schedule(index);
                 Step::Done
             }
@@ -264,7 +271,7 @@ impl<D: Driver> Shard<D> {
     fn seen(&mut self, key: ConnKey) -> Option<Seen> {
         let client = CompactString::new(self.client_id(key).text().as_str());
         let conn = self.conn(key)?;
-        let (protobuf, paused, outbox) = (conn.flags.protobuf(), conn.flags.paused(), conn.outbox);
+        let (form, paused, outbox) = (conn.form, conn.flags.paused(), conn.outbox);
         let queued_bytes = self.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
         let session = self.session_of(key.index)?;
         let (unanswered, expires) = (session.unanswered, session.expires);
@@ -276,16 +283,7 @@ impl<D: Driver> Shard<D> {
             Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
         });
         let named = named.collect();
-        Some(Seen {
-            client,
-            protobuf,
-            paused,
-            queued_bytes,
-            unanswered,
-            expires,
-            subscriptions,
-            named,
-        })
+        Some(Seen { client, form, paused, queued_bytes, unanswered, expires, subscriptions, named })
     }
 
     /// Some channels of this home that somebody is subscribed to.

@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 
 use super::conn::NONE;
-use super::write::opcode;
+use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FRAME_JOIN_BYTES_MAX, FRAME_MESSAGES_MAX};
-use crate::proto::client::Encoding;
-use crate::proto::ws;
+use crate::proto::framing;
 
 /// A frame that waits. 16 bytes.
 #[derive(Debug)]
@@ -171,36 +170,25 @@ impl Outbox {
         true
     }
 
-    /// Adds a message for this connection alone: to the last frame, in JSON behind a line feed, or as
-    /// a frame of its own. A frame that has begun to go, or that a driver holds (`in_flight`), stays
+    /// Adds a message for this connection alone: to the last frame, where messages share frames, or as a
+    /// frame of its own. A frame that has begun to go, or that a driver holds (`in_flight`), stays
     /// as it is.
-    fn push_message(
-        &mut self,
-        message: &[u8],
-        encoding: Encoding,
-        in_flight: bool,
-        scratch: &mut Vec<u8>,
-    ) {
-        let opcode = opcode(encoding);
-        let between: &[u8] = if encoding == Encoding::Json { b"\n" } else { b"" };
+    fn push_message(&mut self, message: &[u8], form: Form, in_flight: bool, scratch: &mut Vec<u8>) {
         scratch.clear();
         let last = self.frames.back().map(|waiting| &waiting.frame).filter(|last| {
             let begun = in_flight || (self.skip > 0 && self.frames.len() == 1);
-            (1..FRAME_MESSAGES_MAX).contains(&self.messages)
+            framing::shares(form)
+                && (1..FRAME_MESSAGES_MAX).contains(&self.messages)
                 && !begun
                 && last.len() + message.len() <= FRAME_JOIN_BYTES_MAX
         });
         let Some(last) = last else {
-            ws::put_frame(scratch, opcode, message);
+            framing::put(scratch, form, message);
             self.push(SharedFrame::new(scratch), None);
             self.messages = 1;
             return;
         };
-        let payload = ws::payload(last.bytes());
-        ws::put_header(scratch, opcode, payload.len() + between.len() + message.len());
-        scratch.extend_from_slice(payload);
-        scratch.extend_from_slice(between);
-        scratch.extend_from_slice(message);
+        framing::extend(scratch, form, last.bytes(), message);
         self.bytes += scratch.len() - last.len();
         if let Some(last) = self.frames.back_mut() {
             last.frame = SharedFrame::new(scratch);
@@ -293,13 +281,13 @@ impl Outboxes {
         &mut self,
         at: &mut u32,
         message: &[u8],
-        encoding: Encoding,
+        form: Form,
         in_flight: bool,
         scratch: &mut Vec<u8>,
     ) {
         let outbox = self.taken(at);
         let before = outbox.bytes;
-        outbox.push_message(message, encoding, in_flight, scratch);
+        outbox.push_message(message, form, in_flight, scratch);
         let added = outbox.bytes - before;
         self.bytes += added as u64;
     }
@@ -372,6 +360,7 @@ const SPARE_BOXES_MAX: usize = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::ws;
 
     fn unsent(outbox: &Outbox) -> Vec<u8> {
         let (frames, skip) = outbox.unsent();
@@ -455,7 +444,7 @@ mod tests {
         let mut boxes = Outboxes::default();
         let (mut at, mut scratch) = (NONE, Vec::new());
         let mut say = |boxes: &mut Outboxes, text: &str, in_flight| {
-            boxes.push_message(&mut at, text.as_bytes(), Encoding::Json, in_flight, &mut scratch);
+            boxes.push_message(&mut at, text.as_bytes(), Form::JSON, in_flight, &mut scratch);
             assert_eq!(boxes.bytes(), unsent(&boxes.boxes[at as usize]).len() as u64);
             at
         };
@@ -490,7 +479,7 @@ mod tests {
         let mut boxes = Outboxes::default();
         let (mut at, mut scratch) = (NONE, Vec::new());
         for message in [b"\x01a", b"\x01b"] {
-            boxes.push_message(&mut at, message, Encoding::Protobuf, false, &mut scratch);
+            boxes.push_message(&mut at, message, Form::BINARY, false, &mut scratch);
         }
         assert_eq!(unsent(&boxes.boxes[at as usize]), b"\x82\x04\x01a\x01b");
     }

@@ -29,8 +29,8 @@ pub struct ProxyQuestion {
     pub proxy: Arc<ProxyOptions>,
     /// Client id.
     pub client: CompactString,
-    /// The connection speaks Protobuf.
-    pub protobuf: bool,
+    /// Transport and encoding of the connection.
+    pub form: Form,
     /// User id; empty is anonymous, and of nobody yet in a `connect`.
     pub user: CompactString,
     /// `meta` of the connection, empty for none.
@@ -272,7 +272,7 @@ impl<D: Driver> Shard<D> {
     ) {
         let key = self.conns[index as usize].key(index);
         let client = CompactString::new(self.client_id(key).text().as_str());
-        let protobuf = self.encoding(index) == Encoding::Protobuf;
+        let form = self.form(index);
         let asked_with = self.headers.get(&index).cloned();
         let session = self.session_of(index);
         let (user, meta, headers) = match session {
@@ -291,7 +291,7 @@ impl<D: Driver> Shard<D> {
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
         let question =
-            ProxyQuestion { asker, proxy, client, protobuf, user, meta, headers, call, ticket };
+            ProxyQuestion { asker, proxy, client, form, user, meta, headers, call, ticket };
         self.post(CONTROL, Mail::Ask(Box::new(question)));
     }
 

@@ -1,11 +1,13 @@
 //! Reading: from bytes to requests and messages.
 
 use super::conn::Rx;
+use super::write::frame_of;
 use super::*;
+use crate::base::form::Framing;
 use crate::io::Received;
 use crate::proto::client;
 use crate::proto::http::{self, Refusal};
-use crate::proto::ws::{Event, MessageKind, ReadRules, Reader};
+use crate::proto::ws::{Event, Fault, InflateFault, MessageKind, ReadRules, Reader};
 
 /// What one connection may still have in this turn.
 pub(super) struct Budget {
@@ -96,9 +98,19 @@ impl<D: Driver> Shard<D> {
                         rx.commands_at = at + handled;
                     }
                 }
-                _ => self.drop_empty_rx(key),
+                _ => {
+                    let rx = self.conn(key).and_then(|conn| conn.rx.as_mut());
+                    if let Some(by) = rx.and_then(|rx| rx.waiting.take()) {
+                        self.answer_emulated(by, 204);
+                    }
+                    self.drop_empty_rx(key);
+                }
             }
             return;
+        }
+        if let Some(emulated) = rx.emulated.pop_front() {
+            self.handle_emulated(key, emulated);
+            return self.drop_empty_rx(key);
         }
         let mut raw = std::mem::take(&mut rx.raw);
         self.handle_bytes(key, &mut raw, budget);
@@ -123,6 +135,9 @@ impl<D: Driver> Shard<D> {
             Phase::Head => self.head(key, bytes),
             Phase::Body => self.web_body(key, bytes),
             Phase::Asked | Phase::Lingering | Phase::Leaving => {}
+            Phase::Client | Phase::Unusable if !conn.form.framing().is_websocket() => {
+                self.behind_stream(bytes);
+            }
             Phase::Echo | Phase::Client | Phase::Unusable | Phase::Closing => {
                 if conn.phase == Phase::Echo {
                     conn.since_tick = tick;
@@ -165,15 +180,27 @@ impl<D: Driver> Shard<D> {
     fn request(&mut self, key: ConnKey, head: &http::Head<'_>, bytes: &[u8]) {
         let (bytes, rest) = bytes.split_at(head.bytes);
         let node = Arc::clone(&self.node);
-        let admin = node.options.admin_path.as_deref() == Some(head.path);
-        let client = admin || node.options.websocket_path.as_deref() == Some(head.path);
-        let echo = node.options.echo && head.path == "/echo";
-        if !client && !echo {
+        let endpoints = &node.options.endpoints;
+        let Some(at) = endpoints.iter().position(|endpoint| endpoint.path == head.path) else {
             return match node.options.is_web(head.path) {
-                true => self.web_request(key, head, bytes, rest),
+                true => self.collect(key, None, head, bytes, rest),
                 false => self.refuse(key.index, Refusal::NotFound),
             };
+        };
+        let endpoint = &endpoints[at];
+        if endpoint.kind.is_websocket() {
+            self.upgrade(key, endpoint.kind, head, rest);
+        } else if self.check_request(key, endpoint, head, rest) {
+            self.collect(key, Some(at), head, bytes, rest);
         }
+    }
+
+    /// A request for a WebSocket.
+    fn upgrade(&mut self, key: ConnKey, kind: EndpointKind, head: &http::Head<'_>, rest: &[u8]) {
+        let node = Arc::clone(&self.node);
+        let (admin, echo) = (kind == EndpointKind::Admin, kind == EndpointKind::Echo);
+        let one_way = kind == EndpointKind::UniWebSocket;
+        let client = !admin && !echo;
         let upgrade = match http::upgrade(head) {
             Ok(upgrade) => upgrade,
             Err(refusal) => return self.refuse(key.index, refusal),
@@ -181,13 +208,13 @@ impl<D: Driver> Shard<D> {
         if admin && !is_of_own_host(head) {
             return self.refuse(key.index, Refusal::Origin);
         }
-        if client && !admin {
-            let origin = head.header("origin").map(|value| std::str::from_utf8(value).ok());
+        if client {
+            let origin = http::origin(head);
             let allowed = match origin {
                 None => node.rules.origins.load().allows(None),
                 // An origin that isn't text matches no pattern.
-                Some(None) => false,
-                Some(origin) => node.rules.origins.load().allows(origin),
+                Some(Err(_)) => false,
+                Some(Ok(origin)) => node.rules.origins.load().allows(Some(origin)),
             };
             if !allowed {
                 return self.refuse(key.index, Refusal::Origin);
@@ -196,52 +223,58 @@ impl<D: Driver> Shard<D> {
         if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {
             return self.refuse(key.index, Refusal::Unavailable);
         }
-        if client && !admin && !self.admit() {
+        if client && !self.admit() {
             return self.refuse(key.index, Refusal::Unavailable);
         }
         self.counters().upgrades.add(1);
-        if client && !admin {
-            self.counters().clients_websocket.add(1);
-        }
+        let options = &node.options;
+        let deflate = if one_way { options.uni_websocket.deflate } else { options.deflate };
+        let deflate = upgrade.deflate.filter(|_| deflate.is_some() && !admin);
+        let framing = match deflate {
+            Some(deflate) => Framing::deflate(deflate.server_window_bits),
+            None if one_way && !options.uni_websocket.joins => Framing::WebSocketSingle,
+            None => Framing::WebSocket,
+        };
         let format = http::format(head.query, upgrade.protocol);
-        let protobuf = client && format == http::Format::Protobuf;
-        let frame_ping = client
+        let form = match one_way {
+            true => Form::one_way(framing),
+            false => Form::new(framing, !echo && format == http::Format::Protobuf),
+        };
+        let frame_ping = !echo
+            && !one_way
             && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
-        let user = Arc::clone(&self.client);
-        let user = &user.user_id_http_header;
-        if client
-            && !user.is_empty()
-            && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
-            && !user.is_empty()
-        {
-            self.header_users.insert(key.index, user.into());
-        }
-        if admin {
+        if client {
+            self.counters().clients(form.transport()).add(1);
+            self.keep_client_headers(key.index, head);
+        } else if admin {
             self.admins.insert(key.index, false);
-        } else if client {
-            self.keep_headers(key.index, head);
         }
         let mut answer = std::mem::take(&mut self.replies);
         answer.clear();
         // Two-way WebSocket without a subprotocol in the request gets none in the answer.
-        let upgrade = if client { upgrade } else { http::Upgrade { protocol: None, ..upgrade } };
-        http::put_switching(&mut answer, &upgrade);
+        let protocol = upgrade.protocol.filter(|_| !echo && !one_way);
+        http::put_switching(&mut answer, &http::Upgrade { protocol, deflate, ..upgrade });
         // A part, so that it goes out even when what stands behind it is too much and is dropped: no
         // close frame could be read without it.
         let frame = SharedFrame::part(&answer);
         self.replies = answer;
         let tick = self.tick();
+        let asked = http::query_param(head.query, "cf_connect").filter(|_| one_way);
         if let Some(conn) = self.conn(key) {
-            conn.phase = if client { Phase::Client } else { Phase::Echo };
-            conn.flags.set_counted(client && !admin);
+            conn.phase = if echo { Phase::Echo } else { Phase::Client };
+            conn.form = form;
+            conn.flags.set_counted(client);
             conn.flags.set_frame_ping(frame_ping);
-            conn.flags.set_protobuf(protobuf);
             if echo {
                 conn.since_tick = tick;
             }
             // What came behind the head is handled when the turn comes back to this connection.
-            if !rest.is_empty() {
-                conn.rx = Some(Box::new(Rx { raw: rest.to_vec(), ..Rx::default() }));
+            conn.rx = Rx::behind(rest);
+            if let Some(asked) = asked {
+                // An empty request is one, too.
+                let asked = if asked.is_empty() { "{}".into() } else { asked };
+                conn.rx.get_or_insert_default().commands = asked.into_owned().into_bytes();
+                self.mark_ready(key);
             }
         }
         self.enqueue(key.index, frame);
@@ -250,8 +283,16 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of WebSocket frames.
     fn frames(&mut self, key: ConnKey, bytes: &mut [u8], budget: &mut Budget) {
-        let rules =
-            ReadRules { masked: true, message_bytes_max: self.node.options.message_bytes_max };
+        let form = self.form(key.index);
+        let options = &self.node.options;
+        let rules = ReadRules {
+            masked: true,
+            deflate: form.framing().window_bits().is_some(),
+            message_bytes_max: match form.is_one_way() {
+                true => options.uni_websocket.message_bytes_max,
+                false => options.message_bytes_max,
+            },
+        };
         let mut kept = self.conn(key).and_then(|conn| conn.rx.take());
         let mut reader = kept.as_mut().map_or_else(Reader::new, |rx| {
             debug_assert!(!rx.has_leftover());
@@ -315,20 +356,74 @@ impl<D: Driver> Shard<D> {
                 }
                 Flow::On
             }
-            Event::Message { kind, data } if phase == Phase::Echo => {
-                let opcode = if kind == MessageKind::Text { ws::TEXT } else { ws::BINARY };
+            Event::Message { kind, deflated, data } => {
+                if !deflated {
+                    return self.whole_message(index, kind, data, left);
+                }
+                let mut inflated = std::mem::take(&mut self.inflated);
+                inflated.clear();
+                let flow = match self.inflate(index, kind, data, &mut inflated) {
+                    Ok(()) => self.whole_message(index, kind, &inflated, left),
+                    Err(fault) => {
+                        self.fault(index, fault);
+                        Flow::End
+                    }
+                };
+                if inflated.capacity() <= SCRATCH_BYTES_MAX {
+                    self.inflated = inflated;
+                }
+                flow
+            }
+        }
+    }
+
+    /// Inflates a message of a client.
+    fn inflate(
+        &mut self,
+        index: u32,
+        kind: MessageKind,
+        deflated: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let options = &self.node.options;
+        let bytes_max = match self.form(index).is_one_way() {
+            true => options.uni_websocket.message_bytes_max,
+            false => options.inflated_bytes_max,
+        };
+        self.inflater.inflate(deflated, bytes_max, out).map_err(|fault| match fault {
+            InflateFault::Malformed => Fault::NotDeflate,
+            InflateFault::TooLong => Fault::MessageTooLong { bytes: bytes_max as u64 + 1 },
+        })?;
+        self.counters().messages_inflated.add(1);
+        if kind == MessageKind::Text && simdutf8::basic::from_utf8(out).is_err() {
+            return Err(Fault::TextNotUtf8);
+        }
+        Ok(())
+    }
+
+    fn whole_message(
+        &mut self,
+        index: u32,
+        kind: MessageKind,
+        data: &[u8],
+        left: &mut Vec<u8>,
+    ) -> Flow {
+        let Some(conn) = self.conns.get(index as usize) else { return Flow::End };
+        let form = conn.form;
+        match conn.phase {
+            Phase::Echo => {
                 self.counters().messages_received.add(1);
                 self.counters().messages_sent.add(1);
-                self.replies.clear();
-                ws::put_frame(&mut self.replies, opcode, data);
-                let frame = SharedFrame::new(&self.replies);
+                // A text is one again, whatever its form is otherwise.
+                let form = Form::new(form.framing(), kind == MessageKind::Binary);
+                let frame = frame_of(&mut self.deflaters, &mut self.replies, form, data);
                 if self.replies.capacity() > SCRATCH_BYTES_MAX {
                     self.replies = Vec::new();
                 }
                 self.enqueue(index, frame);
                 self.echo_flow(index)
             }
-            Event::Message { data, .. } => {
+            _ => {
                 self.counters().messages_received.add(1);
                 let flow = self.message(index, data);
                 if let Flow::Pause(handled) = flow {
@@ -351,7 +446,10 @@ impl<D: Driver> Shard<D> {
     }
 
     /// A message of the client protocol, or what is left of one.
-    fn message(&mut self, index: u32, data: &[u8]) -> Flow {
+    pub(super) fn message(&mut self, index: u32, data: &[u8]) -> Flow {
+        if self.form(index).is_one_way() {
+            return self.one_way_message(index, data);
+        }
         if self.encoding(index) == Encoding::Protobuf {
             return self.commands(index, client::binary_commands(data));
         }

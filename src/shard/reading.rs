@@ -3,14 +3,13 @@
 use super::answers::Asked;
 use super::homes::stream_options;
 use super::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
-use super::write::opcode;
 use super::*;
+use crate::base::form::Data;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::hub::delta;
 use crate::hub::history::{Page, Published, Record, Recovered};
-use crate::hub::parcel::Form;
-use crate::proto::client::{DataForm, ErrorCode, Publication, Push, info_is_json};
+use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push, info_is_json};
 
 impl<D: Driver> Shard<D> {
     /// What a subscriber lacks of a stream, encoded for it.
@@ -172,8 +171,8 @@ fn encode_list(
             .collect(),
         false => Vec::new(),
     };
-    let full =
-        if form == Form::Json || form.is_protobuf() { DataForm::Plain } else { DataForm::Text };
+    let as_is = form.data() == Data::Plain || form.is_protobuf();
+    let full = if as_is { DataForm::Plain } else { DataForm::Text };
     let publications = records.iter().enumerate().map(|(at, record)| {
         let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
         let publication = publication_of(record);
@@ -189,7 +188,7 @@ fn encode_list(
 
 /// The encoding of a list that may be sent.
 fn check_list(form: Form, records: &[&Record], bytes_max: usize) -> Result<Encoding, ListFault> {
-    let encoding = if form.is_protobuf() { Encoding::Protobuf } else { Encoding::Json };
+    let encoding = Encoding::from(form);
     if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
         return Err(ListFault::Unfit);
     }
@@ -210,12 +209,13 @@ fn encode_pushes(
     if records.is_empty() {
         return Ok(None);
     }
-    let encoding = check_list(form, records, bytes_max)?;
+    check_list(form, records, bytes_max)?;
     let (mut frames, mut message) = (Vec::new(), Vec::new());
     for record in records {
         message.clear();
-        encoding.put_push(&mut message, channel, &Push::Publication(publication_of(record)));
-        ws::put_frame(&mut frames, opcode(encoding), &message);
+        let push = Push::Publication(publication_of(record));
+        client::put_push(&mut message, form, channel, &push);
+        framing::put(&mut frames, form, &message);
     }
     Ok(Some(SharedFrame::new(&frames)))
 }

@@ -1,6 +1,7 @@
 //! What a shard counts. It alone writes its counters; anyone may read them.
 
-use crate::base::counters::counters;
+use crate::base::counters::{Gauge, counters};
+use crate::base::form::Transport;
 use crate::proto::client::{ErrorCode, Request};
 
 counters! {
@@ -202,6 +203,30 @@ counters! {
         proxy_questions: counter,
         /// Clients over a WebSocket, those that are not connected yet among them.
         clients_websocket: gauge,
+        /// Clients over `http_stream`.
+        clients_http_stream: gauge,
+        /// Clients over `sse`.
+        clients_sse: gauge,
+        /// Clients over `uni_websocket`.
+        clients_uni_websocket: gauge,
+        /// Clients over `uni_http_stream`.
+        clients_uni_http_stream: gauge,
+        /// Clients over `uni_sse`.
+        clients_uni_sse: gauge,
+        /// Clients over `long_poll`.
+        clients_long_poll: gauge,
+        /// Responses begun that go on: HTTP streams and server-sent events.
+        streams: counter,
+        /// Requests to the up-link of such connections that found their shard.
+        emulations: counter,
+        /// Requests to the up-link that were refused.
+        emulations_refused: counter,
+        /// Bytes that came behind a request whose response goes on.
+        bytes_ignored: counter,
+        /// Positions that found no room in the id of an event.
+        positions_left_out: counter,
+        /// Messages of clients that came deflated.
+        messages_inflated: counter,
         /// Signatures of tokens checked for their homes here.
         tokens_checked: counter,
         /// Tokens that were known to be good.
@@ -249,6 +274,19 @@ impl ShardCounters {
             Request::Pong | Request::Ping | Request::Unknown => return,
         };
         method.inc();
+    }
+
+    /// Clients over a transport.
+    pub fn clients(&self, transport: Transport) -> &Gauge {
+        match transport {
+            Transport::WebSocket => &self.clients_websocket,
+            Transport::HttpStream => &self.clients_http_stream,
+            Transport::Sse => &self.clients_sse,
+            Transport::UniWebSocket => &self.clients_uni_websocket,
+            Transport::UniHttpStream => &self.clients_uni_http_stream,
+            Transport::UniSse => &self.clients_uni_sse,
+            Transport::LongPoll => &self.clients_long_poll,
+        }
     }
 
     /// A command is answered with an error.

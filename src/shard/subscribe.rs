@@ -7,11 +7,11 @@ use super::proxies::{self, ProxyCall, ProxyResult};
 use super::read::Flow;
 use super::*;
 use crate::base::filter::FilterNode;
+use crate::base::form::Framing;
 use crate::edge::channels::{Asked, Granted, Namespace, RecoveryMode, Subscriber as Asking};
 use crate::edge::jwt::{SubOptions, SubscriptionClaims, TokenFault};
 use crate::hub::filter::{Filter, FilterId};
 use crate::hub::history::Since;
-use crate::hub::parcel::Form;
 use crate::hub::subscribers::{Subscriber, Traits};
 use crate::proto::client::{
     Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest, SubscribeResult,
@@ -204,6 +204,7 @@ impl<D: Driver> Shard<D> {
         flags.set_recoverable(granted.recoverable);
         flags.set_joins(granted.join_leave);
         flags.set_member(granted.presence || granted.announces);
+        flags.set_plain(namespace.uncompressed);
         let latest = namespace.recovery_mode == RecoveryMode::Cache;
         let since = match since {
             None if granted.recoverable && latest && namespace.auto_cache_recover => {
@@ -269,8 +270,15 @@ impl<D: Driver> Shard<D> {
 
     /// What a subscription of a connection gets of its channel.
     pub(super) fn traits(&self, index: u32, flags: SubFlags) -> Traits {
-        let protobuf = self.encoding(index) == Encoding::Protobuf;
-        let form = Form::of(protobuf, flags.delta(), flags.positioned());
+        let form = self.form(index);
+        let form = match form.framing().window_bits() {
+            Some(_) if flags.plain() && form.is_one_way() => {
+                form.with_framing(Framing::WebSocketSingle)
+            }
+            Some(_) if flags.plain() => form.with_framing(Framing::WebSocket),
+            _ => form,
+        };
+        let form = form.subscriber(flags.delta(), flags.positioned());
         Traits::new(form).with_positioned(flags.positioned()).with_joins(flags.joins())
     }
 
@@ -322,7 +330,7 @@ impl<D: Driver> Shard<D> {
             {
                 (sub.place, sub.state) = (place, SubState::Live);
             }
-            self.locals.begin_at(local, position.offset);
+            self.locals.begin_at(local, *position);
         }
         let made = self.made_of(index, local, sub.flags, subscribed);
         if sub.flags.server() {
@@ -477,13 +485,10 @@ impl<D: Driver> Shard<D> {
         let Some(mut sub) = session.subs.remove(channel) else { return };
         self.forget_sub(index, channel);
         self.leave_list(&mut sub);
-        let encoding = self.encoding(index);
-        let Some(local) = self.locals.get(channel) else { return };
-        self.scratch.clear();
-        encoding.put_push(&mut self.scratch, &local.name, &Push::Unsubscribe(why));
+        let Some(name) = self.locals.get(channel).map(|local| local.name.clone()) else { return };
         // Not held back by a full outbox: there are at most as many as subscriptions.
         self.leave_home(index, &sub, None);
-        self.enqueue_scratch(index);
+        self.push(index, &name, &Push::Unsubscribe(why));
     }
 
     pub(super) fn sub_refresh(

@@ -1,4 +1,5 @@
-//! Requests that are not for a shard: the socket stays here, the control thread answers.
+//! Requests with a body, and those that are not for a shard: the socket stays here, the control thread
+//! answers.
 //!
 //! ```text
 //!   Head --(body is coming)--> Body --(all of it is here)--> Asked --(Mail::Response)--> Head
@@ -16,9 +17,26 @@ use crate::proto::http::{self, BodyReader, Refusal};
 pub(super) struct Incoming {
     head: Box<[u8]>,
     body: BodyReader,
+    /// Which of the endpoints it is for; `None`: the control thread.
+    endpoint: Option<usize>,
 }
 
 impl Incoming {
+    /// The request's head.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Which of the endpoints it is for.
+    pub(super) fn endpoint(&self) -> Option<usize> {
+        self.endpoint
+    }
+
+    /// Head and body.
+    pub(super) fn into_parts(self) -> (Box<[u8]>, Vec<u8>) {
+        (self.head, self.body.into_bytes())
+    }
+
     /// Bytes of it that are here.
     pub(super) fn bytes(&self) -> usize {
         self.head.len() + self.body.len()
@@ -26,20 +44,32 @@ impl Incoming {
 }
 
 impl<D: Driver> Shard<D> {
-    /// A request for the control thread; `rest` came behind its head.
-    pub(super) fn web_request(
+    /// A request for an endpoint, or for the control thread; `rest` came behind its head.
+    pub(super) fn collect(
         &mut self,
         key: ConnKey,
+        endpoint: Option<usize>,
         head: &http::Head<'_>,
         bytes: &[u8],
         rest: &[u8],
     ) {
-        self.counters().web_requests.add(1);
-        let body = match BodyReader::new(head.body, WEB_BODY_BYTES_MAX) {
-            Ok(body) => body,
-            Err(refusal) => return self.refuse(key.index, refusal),
+        let bytes_max = match endpoint.and_then(|at| self.node.options.endpoints.get(at)) {
+            Some(endpoint) => endpoint.body_bytes_max,
+            None => {
+                self.counters().web_requests.add(1);
+                WEB_BODY_BYTES_MAX
+            }
         };
-        let incoming = Box::new(Incoming { head: bytes.into(), body });
+        // Where the bound is met at once, nothing was to be read.
+        let (body, too_long) = match BodyReader::new(head.body, bytes_max) {
+            Ok(body) => (Some(body), None),
+            Err(refusal) => (BodyReader::new(http::Body::Length(0), 0).ok(), Some(refusal)),
+        };
+        let Some(body) = body else { return };
+        let incoming = Box::new(Incoming { head: bytes.into(), body, endpoint });
+        if let Some(refusal) = too_long {
+            return self.refuse_body(key.index, &incoming, refusal);
+        }
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         conn.phase = Phase::Body;
@@ -63,7 +93,11 @@ impl<D: Driver> Shard<D> {
         let before = incoming.body.len();
         let taken = match incoming.body.take(bytes) {
             Ok(taken) => taken,
-            Err(refusal) => return self.refuse(key.index, refusal),
+            Err(refusal) => {
+                let Some(incoming) = rx.incoming.take() else { return };
+                self.web_bytes -= before;
+                return self.refuse_body(key.index, &incoming, refusal);
+            }
         };
         let added = incoming.body.len() - before;
         if !incoming.body.is_done() {
@@ -76,7 +110,10 @@ impl<D: Driver> Shard<D> {
         rx.raw.extend_from_slice(&bytes[taken..]);
         let Some(incoming) = rx.incoming.take() else { return };
         self.web_bytes -= before;
-        self.ask_control(key, *incoming);
+        match incoming.endpoint {
+            Some(at) => self.serve(key, at, *incoming),
+            None => self.ask_control(key, *incoming),
+        }
     }
 
     /// The request is whole.
@@ -90,14 +127,13 @@ impl<D: Driver> Shard<D> {
             conn.flags.set_paused(true);
         }
         let asker = Asker { credits, ..Asker::of(key) };
-        let Incoming { head, body } = incoming;
-        let body = body.into_bytes().into();
+        let (head, body) = incoming.into_parts();
+        let body = body.into();
         self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body })));
     }
 
-    /// The control thread has answered.
-    pub(super) fn web_response(&mut self, asker: Asker, bytes: SharedFrame, keep_alive: bool) {
-        let key = asker.conn;
+    /// A request is answered: by the control thread, by another shard, or here.
+    pub(super) fn web_response(&mut self, key: ConnKey, bytes: SharedFrame, keep_alive: bool) {
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         if conn.phase != Phase::Asked {
@@ -129,9 +165,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Bodies of this connection are not on their way any more.
-    pub(super) fn forget_body(&mut self, rx: Option<Box<Rx>>) {
-        if let Some(incoming) = rx.and_then(|rx| rx.incoming) {
+    /// Nothing of this connection is on its way any more: bodies, commands.
+    pub(super) fn forget_rx(&mut self, rx: Option<Box<Rx>>) {
+        let Some(mut rx) = rx else { return };
+        self.forget_emulated(&mut rx);
+        if let Some(incoming) = rx.incoming {
             self.web_bytes -= incoming.body.len();
         }
     }

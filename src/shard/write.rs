@@ -39,24 +39,28 @@ impl<D: Driver> Shard<D> {
         waits
     }
 
-    /// Queues the message in `scratch`. Those that one turn has for a connection share frames.
+    /// Queues the message in `scratch`. Those that one turn has for a connection share frames, unless
+    /// they go deflated.
     pub(super) fn enqueue_scratch(&mut self, index: u32) {
-        let encoding = self.encoding(index);
-        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        let Some(conn) = self.conns.get(index as usize) else { return };
         if conn.socket.is_none() || conn.flags.finished() {
             return;
         }
+        let (form, held) = (conn.form, conn.flags.held());
         self.node.counters[self.id.index()].messages_sent.add(1);
-        if conn.flags.held() {
-            self.replies.clear();
-            ws::put_frame(&mut self.replies, opcode(encoding), &self.scratch);
-            let frame = SharedFrame::new(&self.replies);
-            self.hold(index, frame);
+        let Self { deflaters, replies, scratch, .. } = self;
+        let frame = match held {
+            true => Some(frame_of(deflaters, replies, form, scratch)),
+            false => deflated_frame_of(deflaters, replies, form, scratch),
+        };
+        if let Some(frame) = frame {
+            self.enqueue(index, frame);
             return;
         }
+        let Self { outboxes, scratch, replies, conns, .. } = self;
+        let Some(conn) = conns.get_mut(index as usize) else { return };
         let in_flight = conn.flags.sending();
-        let Self { outboxes, scratch, replies, .. } = self;
-        outboxes.push_message(&mut conn.outbox, scratch, encoding, in_flight, replies);
+        outboxes.push_message(&mut conn.outbox, scratch, form, in_flight, replies);
         let key = conn.key(index);
         self.mark_dirty(key);
     }
@@ -87,18 +91,53 @@ impl<D: Driver> Shard<D> {
             self.scratch.extend_from_slice(&rest);
             return self.enqueue_scratch(index);
         }
+        let Some(form) = self.conns.get(index as usize).map(|conn| conn.form) else { return };
         self.counters().messages_sent.add(1);
+        let pieces = self.deflated(form, shared);
+        let shared = pieces.as_ref().unwrap_or(shared);
         self.replies.clear();
-        let bytes = self.scratch.len() + shared.len();
-        ws::put_header(&mut self.replies, opcode(encoding), bytes);
+        if pieces.is_some() {
+            return self.reply_in_pieces(index, form, at, shared);
+        }
+        framing::open(&mut self.replies, form, self.scratch.len() + shared.len());
         self.replies.extend_from_slice(&self.scratch[..at]);
         let head = SharedFrame::new(&self.replies);
-        let tail = SharedFrame::part(&self.scratch[at..]);
+        self.scratch.drain(..at);
+        framing::close(&mut self.scratch, form);
+        let tail = SharedFrame::part(&self.scratch);
         self.enqueue(index, head);
         self.enqueue(index, shared.clone());
         if !tail.is_empty() {
             self.enqueue(index, tail);
         }
+    }
+
+    /// Bytes that many replies have, deflated once for all of them; `None` where they go plain.
+    fn deflated(&mut self, form: Form, shared: &SharedFrame) -> Option<SharedFrame> {
+        form.framing().window_bits()?;
+        if let Some(piece) = self.pieces.get(form, shared) {
+            return piece;
+        }
+        self.replies.clear();
+        let pays = self.deflaters.put_piece(&mut self.replies, form, shared.bytes());
+        let piece = pays.then(|| SharedFrame::part(&self.replies));
+        self.pieces.insert(form, shared, piece.clone());
+        piece
+    }
+
+    /// Queues the message in `scratch` with a deflated piece in it, at `at`.
+    fn reply_in_pieces(&mut self, index: u32, form: Form, at: usize, piece: &SharedFrame) {
+        let (mut head, mut tail) = (Vec::new(), Vec::new());
+        Deflaters::put_stored(&mut head, &self.scratch[..at]);
+        Deflaters::put_stored(&mut tail, &self.scratch[at..]);
+        Deflaters::finish(&mut tail);
+        let bytes = head.len() + piece.len() + tail.len();
+        ws::put_deflated_header(&mut self.replies, framing::opcode(form), bytes);
+        self.replies.extend_from_slice(&head);
+        let head = SharedFrame::new(&self.replies);
+        self.enqueue(index, head);
+        self.enqueue(index, piece.clone());
+        self.enqueue(index, SharedFrame::part(&tail));
     }
 
     /// Writes to every connection that got something in this turn.
@@ -311,54 +350,31 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// The frames that an encoding goes in.
-pub(super) fn opcode(encoding: Encoding) -> ws::OpCode {
-    match encoding {
-        Encoding::Json => ws::TEXT,
-        Encoding::Protobuf => ws::BINARY,
-    }
+/// A message as a frame of a form: deflated if it goes so and that pays.
+pub(super) fn frame_of(
+    deflaters: &mut Deflaters,
+    scratch: &mut Vec<u8>,
+    form: Form,
+    message: &[u8],
+) -> SharedFrame {
+    deflated_frame_of(deflaters, scratch, form, message).unwrap_or_else(|| {
+        scratch.clear();
+        framing::put(scratch, form, message);
+        SharedFrame::new(scratch)
+    })
 }
 
-/// Joins the frames of publications as the protocol's batches do: up to [`FRAME_MESSAGES_MAX`] messages
-/// in a frame, in JSON with a line feed between them.
-pub(super) fn join(protobuf: bool, frames: &[&SharedFrame], out: &mut Vec<u8>) {
-    let (opcode, between) = if protobuf { (ws::BINARY, &b""[..]) } else { (ws::TEXT, &b"\n"[..]) };
-    for frames in frames.chunks(usize::from(FRAME_MESSAGES_MAX)) {
-        let payloads = frames.iter().map(|frame| ws::payload(frame.bytes()));
-        let bytes = payloads.clone().map(<[u8]>::len).sum::<usize>();
-        ws::put_header(out, opcode, bytes + between.len() * (frames.len() - 1));
-        for (at, payload) in payloads.enumerate() {
-            if at > 0 {
-                out.extend_from_slice(between);
-            }
-            out.extend_from_slice(payload);
-        }
-    }
+/// The same, if it goes deflated.
+fn deflated_frame_of(
+    deflaters: &mut Deflaters,
+    scratch: &mut Vec<u8>,
+    form: Form,
+    message: &[u8],
+) -> Option<SharedFrame> {
+    scratch.clear();
+    let opcode = framing::opcode(form);
+    deflaters.put_frame(scratch, opcode, form, message).then(|| SharedFrame::new(scratch))
 }
 
 /// Closing a connection with less than this doesn't help against a shortage of memory.
 const GIVE_UP_BYTES_MIN: usize = 64 * 1024;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn joined_frames_are_batches_of_the_protocol() {
-        let frames: Vec<_> = (0..20).map(|n| ws::text_frame(format!("m{n}").as_bytes())).collect();
-        let frames: Vec<_> = frames.iter().collect();
-        let lines = |range: std::ops::Range<u32>| {
-            range.map(|n| format!("m{n}")).collect::<Vec<_>>().join("\n")
-        };
-        let mut out = Vec::new();
-        join(false, &frames, &mut out);
-        let mut expected = Vec::new();
-        ws::put_frame(&mut expected, ws::TEXT, lines(0..16).as_bytes());
-        ws::put_frame(&mut expected, ws::TEXT, lines(16..20).as_bytes());
-        assert_eq!(out, expected);
-        let frames = [b"\x01a", b"\x01b"].map(|message| ws::frame(ws::BINARY, message));
-        out.clear();
-        join(true, &frames.iter().collect::<Vec<_>>(), &mut out);
-        assert_eq!(out, ws::frame(ws::BINARY, b"\x01a\x01b").bytes());
-    }
-}

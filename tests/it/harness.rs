@@ -517,6 +517,28 @@ impl Raw {
         Some((head[0], self.take(usize::try_from(len).unwrap())?))
     }
 
+    /// The next chunk of a response; `None` for the last one, which is empty.
+    pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
+        let end = loop {
+            let unread = self.unread.make_contiguous();
+            if let Some(at) = unread.windows(2).position(|two| two == b"\r\n") {
+                break at;
+            }
+            assert!(self.fill(), "ended inside a chunk: {:?}", self.unread);
+        };
+        let size = String::from_utf8(self.take(end + 2).unwrap()).unwrap();
+        let size = usize::from_str_radix(size.trim_end(), 16).unwrap();
+        let mut chunk = self.take(size + 2).expect("the whole chunk");
+        assert_eq!(chunk.split_off(size), b"\r\n");
+        (size > 0).then_some(chunk)
+    }
+
+    /// All that comes until the stream ends.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        while self.fill() {}
+        self.unread.drain(..).collect()
+    }
+
     /// The next frame, which has to be a close frame: its code and reason.
     pub(crate) fn closed(&mut self) -> (u16, String) {
         let (first, payload) = self.frame().expect("a close frame");

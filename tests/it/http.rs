@@ -84,14 +84,14 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "a long target",
-            upgrade(&format!("{CLIENTS}?{}", "x".repeat(17 << 10)), &[]),
+            upgrade(&format!("{CLIENTS}?{}", "x".repeat(25 << 10)), &[]),
             414,
             None,
             "refused_too_long",
         ),
         case(
             "a long header",
-            upgrade(CLIENTS, &[&format!("Cookie: {}", "x".repeat(17 << 10))]),
+            upgrade(CLIENTS, &[&format!("Cookie: {}", "x".repeat(25 << 10))]),
             431,
             None,
             "refused_too_long",

@@ -8,6 +8,7 @@
 mod admin;
 mod api;
 mod bad_input;
+mod compression;
 mod delivery;
 mod harness;
 mod history;
@@ -29,5 +30,6 @@ mod signatures;
 mod slow;
 mod start;
 mod tokens;
+mod transports;
 mod vectors;
 mod websocket;

@@ -92,8 +92,8 @@ fn the_newest_waits() {
     let node = node("roost.slow_policy = 'latest'");
     let mut raw = stalled(&node, "");
     publish(&node);
-    // Beside the frame that has begun to go only one publication waits.
-    assert!(node.figures()["queued_bytes"] < 5_000, "{:?}", node.figures());
+    // Beside the frame that has begun to go, a few publications if some came together, only one waits.
+    assert!(node.figures()["queued_bytes"] < 64_000, "{:?}", node.figures());
     let seen = numbers(&read_to_the_end(&mut raw));
     rises(&seen);
     let figures = nothing_is_left(&node);

@@ -454,7 +454,7 @@ impl Client {
             2 => (400, format!("GET {PATH} HTTP/1.1\r\nHost: sim\r\n\r\n")),
             3 => (400, format!("GET {PATH} HTTP/1.1\r\n\r\n")),
             4 => (400, "nonsense\r\n\r\n".into()),
-            _ => (431, format!("GET {PATH} HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17_000))),
+            _ => (431, format!("GET {PATH} HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(25_000))),
         }
     }
 

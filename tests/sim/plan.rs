@@ -13,7 +13,7 @@ use roost::edge::origin::OriginRules;
 use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
 use roost::session::{ClientOptions, PersonalChannel, Rules};
-use roost::shard::Options;
+use roost::shard::{Endpoint, EndpointKind, Options, UniWebSocketOptions};
 
 /// What connection tokens are signed with.
 pub(crate) const SECRET: &str = "simulation";
@@ -180,9 +180,13 @@ impl Plan {
             write_timeout_ms: pick(rng, &[1_000, 3_000]),
             idle_timeout_ms: pick(rng, &[2_000, 20_000]),
             message_bytes_max: 65_536,
-            websocket_path: Some(PATH.into()),
-            admin_path: None,
-            echo: true,
+            inflated_bytes_max: 655_360,
+            endpoints: vec![
+                Endpoint::new(PATH, EndpointKind::WebSocket),
+                Endpoint::new("/echo", EndpointKind::Echo),
+            ],
+            deflate: None,
+            uni_websocket: UniWebSocketOptions::default(),
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
             requests_unanswered_max: match (large, roomy) {
@@ -201,6 +205,7 @@ impl Plan {
         let client = ClientOptions {
             proxies: Default::default(),
             concurrency: pick(rng, &[0, 0, 2, 8]),
+            one_way_disconnects: Vec::new(),
             insecure: false,
             allow_anonymous: true,
             disallow_anonymous_tokens: false,
@@ -329,6 +334,8 @@ impl Plan {
             .into_shared(),
             origins: ArcSwap::from_pointee(OriginRules::new(&["*".to_string()]).unwrap()),
             client_ids: ClientIdSealer::new(&[7; 32]),
+            session_ids: ClientIdSealer::new(&[8; 32]),
+            node_id: "node".to_owned(),
             rpc: Default::default(),
             admin: None,
         }

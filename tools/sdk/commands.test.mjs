@@ -7,6 +7,7 @@ import {
   ask,
   collect,
   follow,
+  FRAMES_ARE_MESSAGES,
   fresh,
   next,
   publishAll,
@@ -146,7 +147,7 @@ testEach('a message above the size limit stops the client, and others are served
   assert.equal((await ended).code, 3);
   await other.publish(channel, encoding.pack({ after: true }));
   assert.deepEqual((await inbox.take(2))[1], { after: true });
-});
+}, FRAMES_ARE_MESSAGES);
 
 testEach('rpc: ping is answered, what nobody handles is not available', async (encoding) => {
   const client = await roost.connected('ann', { encoding });

@@ -13,9 +13,22 @@ import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Centrifuge } from 'centrifuge';
 import { Centrifuge as CentrifugeProtobuf } from 'centrifuge/build/protobuf';
+import { EventSource } from 'eventsource';
 import WebSocket from 'ws';
 
 export const SECRET = 'a secret of the tests, 32 bytes+';
+
+/**
+ * What SDK clients come over: `websocket`, `compressed` (the same, with permessage-deflate), `http_stream` or
+ * `sse`. Each test has to pass over all of them, unless it says what it needs.
+ */
+export const TRANSPORT = process.env.TRANSPORT ?? 'websocket';
+
+/** Over a WebSocket, compressed or not. */
+export const OVER_WEBSOCKET = TRANSPORT === 'websocket' || TRANSPORT === 'compressed';
+
+/** For tests of the size of a message as it comes in a frame. */
+export const FRAMES_ARE_MESSAGES = { skip: TRANSPORT !== 'websocket' && 'a message is no plain frame here' };
 
 /** Every wait is bounded: what has not come by then is a failure. */
 const WAIT_MS_MAX = 15_000;
@@ -29,6 +42,15 @@ address = "127.0.0.1"
 
 [client.token]
 hmac_secret_key = "${SECRET}"
+
+[websocket]
+compression = ${TRANSPORT === 'compressed'}
+
+[http_stream]
+enabled = true
+
+[sse]
+enabled = true
 
 [channel.without_namespace]
 allow_subscribe_for_client = true
@@ -117,9 +139,33 @@ export const PROTOBUF_ENCODING = {
 };
 export const ENCODINGS = [JSON_ENCODING, PROTOBUF_ENCODING];
 
-/** One test for each encoding. */
-export function testEach(name, body) {
-  for (const encoding of ENCODINGS) test(`${name} (${encoding.name})`, () => body(encoding));
+/**
+ * A `fetch` for one client whose requests to the up-link go one after another: those that are on their way
+ * together may overtake each other, and tests look at the order of what they publish.
+ */
+function inOrder() {
+  let last = Promise.resolve();
+  return (url, init) => {
+    if (!String(url).endsWith('/emulation')) return fetch(url, init);
+    const answered = last.then(() => fetch(url, init));
+    last = answered.catch(() => {});
+    return answered;
+  };
+}
+
+/** What an SDK client is made with to come over a transport, from the URL for WebSockets. */
+export function endpointsOf(url, transport) {
+  const at = new URL(url.replace(/^ws/, 'http'));
+  if (transport === 'websocket' || transport === 'compressed') return [url, {}];
+  const endpoint = new URL(`/connection/${transport}`, at).href;
+  const emulationEndpoint = new URL('/emulation', at).href;
+  return [[{ transport, endpoint }], { emulationEndpoint, eventsource: EventSource, fetch: inOrder(), readableStream: ReadableStream }];
+}
+
+/** One test for each encoding that the transport has: there is no Protobuf over server-sent events. */
+export function testEach(name, body, options = {}) {
+  const encodings = TRANSPORT === 'sse' ? [JSON_ENCODING] : ENCODINGS;
+  for (const encoding of encodings) test(`${name} (${encoding.name})`, options, () => body(encoding));
 }
 
 /** Collects the payloads of publications, as values. */
@@ -332,9 +378,13 @@ export class Roost {
   }
 
   /** An SDK client that is not yet connecting. */
-  client({ encoding = JSON_ENCODING, url = this.url, ...options } = {}) {
-    const client = new encoding.Client(url, {
+  client({ encoding = JSON_ENCODING, url = this.url, transport = TRANSPORT, ...options } = {}) {
+    // A test that looks at frames needs some, and so does Protobuf beside server-sent events.
+    const needs = options.websocket || this.file === undefined || (transport === 'sse' && encoding === PROTOBUF_ENCODING);
+    const [endpoints, others] = endpointsOf(url, needs ? 'websocket' : transport);
+    const client = new encoding.Client(endpoints, {
       websocket: WebSocket,
+      ...others,
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
       ...options,

@@ -129,7 +129,8 @@ fn connection(shard: u16, seen: &Seen) -> Value {
     json!({
         "client": seen.client.as_str(),
         "shard": shard,
-        "protocol": if seen.protobuf { "protobuf" } else { "json" },
+        "transport": seen.form.transport().name(),
+        "protocol": if seen.form.is_protobuf() { "protobuf" } else { "json" },
         "paused": seen.paused,
         "queued_bytes": seen.queued_bytes,
         "unanswered": seen.unanswered,

@@ -57,8 +57,8 @@ pub(super) fn body(question: &ProxyQuestion) -> Result<Vec<u8>, NotJson> {
     let binary = question.proxy.binary_encoding;
     let mut call = Call {
         client: &question.client,
-        transport: "websocket",
-        protocol: if question.protobuf { "protobuf" } else { "json" },
+        transport: question.form.transport().name(),
+        protocol: if question.form.is_protobuf() { "protobuf" } else { "json" },
         encoding: if binary { "binary" } else { "json" },
         user: Some(&question.user),
         ..Call::default()

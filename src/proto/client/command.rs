@@ -156,6 +156,17 @@ impl<'a> Envelope<'a> {
 #[derive(Debug, Deserialize)]
 pub(super) struct PingRequest {}
 
+/// What comes up a separate up-link (client protocol, 7): commands for a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmulationRequest<'a> {
+    /// The node that has the connection.
+    pub node: Cow<'a, str>,
+    /// The connection's session.
+    pub session: Cow<'a, str>,
+    /// Commands, as one frame.
+    pub data: Cow<'a, [u8]>,
+}
+
 /// `connect`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]

@@ -29,9 +29,9 @@ mod tests;
 
 pub use codes::{Disconnect, ErrorCode, Unsubscribed};
 pub use command::{
-    ChannelRequest, Command, ConnectRequest, HistoryRequest, Payload, PublishRequest,
-    RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition, SubRefreshRequest,
-    SubscribeRequest,
+    ChannelRequest, Command, ConnectRequest, EmulationRequest, HistoryRequest, Payload,
+    PublishRequest, RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition,
+    SubRefreshRequest, SubscribeRequest,
 };
 pub use frame::{Commands, Malformed, binary_commands, commands};
 pub use json::is_json;
@@ -39,11 +39,58 @@ pub use reply::{
     Body, ConnectResult, DataForm, Publication, Push, Reply, SubscribePush, SubscribeResult,
 };
 
+use crate::base::form::Form;
 use crate::base::info::ClientInfo;
 
 /// True when what is known of a client can be shown to a JSON connection (section 2.1).
 pub fn info_is_json(info: &ClientInfo<'_>) -> bool {
     [info.conn_info, info.chan_info].iter().all(|part| part.is_empty() || is_json(part))
+}
+
+impl From<Form> for Encoding {
+    fn from(form: Form) -> Self {
+        if form.is_protobuf() { Self::Protobuf } else { Self::Json }
+    }
+}
+
+/// Appends `"channel":{"offset":N,"epoch":"E"}`: a member of the `subs` of a connect request that asks for
+/// what was missed.
+pub fn put_position(out: &mut Vec<u8>, channel: &str, epoch: &str, offset: u64) {
+    json::put_position(out, channel, epoch, offset);
+}
+
+/// Reads what a one-way connection begins with (section 8); nothing is a request without fields.
+///
+/// # Errors
+/// It isn't one.
+pub fn connect_request(text: &str) -> Result<ConnectRequest<'_>, Malformed> {
+    json::connect_request(text)
+}
+
+/// Reads the body of a request to the up-link (section 7).
+///
+/// # Errors
+/// It isn't one.
+pub fn emulation_request(
+    body: &[u8],
+    encoding: Encoding,
+) -> Result<EmulationRequest<'_>, Malformed> {
+    match encoding {
+        Encoding::Json => {
+            let text = std::str::from_utf8(body);
+            json::emulation_request(text.map_err(|_| Malformed::Json { column: 0 })?)
+        }
+        Encoding::Protobuf => protobuf::emulation_request(body),
+    }
+}
+
+/// Appends a push as a connection of that form reads it: in a Reply, or bare where nothing else is said
+/// (section 8).
+pub fn put_push(out: &mut Vec<u8>, form: Form, channel: &str, push: &Push<'_>) {
+    match form.is_one_way() {
+        true => json::put_bare_push(out, channel, push),
+        false => Encoding::from(form).put_push(out, channel, push),
+    }
 }
 
 /// How a connection writes the client protocol, for life (protocol, section 2).

@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn answers_that_are_no_upgrade() {
         let mut refusal = Vec::new();
-        put_refusal(&mut refusal, Refusal::Unavailable);
+        put_refusal(&mut refusal, Refusal::Unavailable, "");
         let long = [b"HTTP/1.1 101 x\r\nX: ".to_vec(), vec![b'y'; HEAD_BYTES_MAX]].concat();
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         let bare = format!("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n{accept}");

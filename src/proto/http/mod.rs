@@ -1,5 +1,6 @@
 //! HTTP/1.1 (RFC 9112) as far as a shard needs it, sans I/O: the head of a request, the upgrade to
-//! WebSocket (RFC 6455 4.2), refusals and small responses; and the client's side of the upgrade.
+//! WebSocket (RFC 6455 4.2), refusals, small responses and the heads of
+//! endless ones; and the client's side of the upgrade.
 //!
 //! ```text
 //!  bytes --> parse --> Head --> upgrade --> Upgrade --> put_switching
@@ -10,6 +11,7 @@
 
 mod body;
 mod client;
+mod cors;
 mod head;
 mod query;
 mod response;
@@ -17,7 +19,10 @@ mod upgrade;
 
 pub use self::body::BodyReader;
 pub use self::client::{UpgradeRefused, parse_upgrade_response, put_upgrade_request};
+pub use self::cors::{cors_headers, origin, preflight_headers};
 pub use self::head::{Body, Head, head_complete, parse};
 pub use self::query::query_param;
-pub use self::response::{CONTINUE, Refusal, put_refusal, put_response};
+pub use self::response::{
+    CONTINUE, Refusal, put_answer, put_refusal, put_response, put_stream_head,
+};
 pub use self::upgrade::{Format, Subprotocol, Upgrade, format, put_switching, upgrade};

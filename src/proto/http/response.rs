@@ -168,9 +168,45 @@ impl std::error::Error for Refusal {}
 /// Tells a client that it may send the body (RFC 9110 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Appends the whole answer to a refused request. The caller closes after it.
-pub fn put_refusal(out: &mut Vec<u8>, refusal: Refusal) {
-    put(out, refusal.status(), refusal.extra(), "text/plain", refusal.body().as_bytes(), false);
+/// Appends the whole answer to a refused request, with whole header lines more. The caller closes after
+/// it.
+pub fn put_refusal(out: &mut Vec<u8>, refusal: Refusal, more: &str) {
+    let extra = [refusal.extra(), more].concat();
+    put(out, refusal.status(), &extra, "text/plain", refusal.body().as_bytes(), false);
+}
+
+/// Appends a whole response with more header lines, each with its end; without a body for 204.
+pub fn put_answer(
+    out: &mut Vec<u8>,
+    status: u16,
+    more: &str,
+    content_type: &str,
+    body: &[u8],
+    keep_alive: bool,
+) {
+    if status != 204 {
+        return put(out, status, more, content_type, body, keep_alive);
+    }
+    //= RFC 9110 8.6: no Content-Length in a 204
+    let close = if keep_alive { "" } else { "Connection: close\r\n" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "HTTP/1.1 204 {}\r\n{more}{close}\r\n", reason_phrase(204));
+}
+
+/// Appends the head of a response whose body goes on and on: in chunks, or to the end of the connection for
+/// HTTP/1.0. Proxies are told not to keep any of it (client protocol, 5 and 6).
+pub fn put_stream_head(out: &mut Vec<u8>, content_type: &str, more: &str, chunked: bool) {
+    let framing = match chunked {
+        true => "Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n",
+        false => "Connection: close\r\n",
+    };
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nX-Accel-Buffering: no\r\n\
+        Cache-Control: private, no-cache, no-store, must-revalidate, max-age=0\r\nPragma: no-cache\r\n\
+        Expire: 0\r\n{more}{framing}\r\n"
+    );
 }
 
 /// Appends a whole response with a body. `keep_alive` false says `Connection: close`.
@@ -234,7 +270,7 @@ mod tests {
         for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(refusal as usize, index);
             let mut out = b"before".to_vec();
-            put_refusal(&mut out, refusal);
+            put_refusal(&mut out, refusal, "");
             let out = out.strip_prefix(b"before").unwrap();
             let mut headers = [httparse::EMPTY_HEADER; 8];
             let mut response = httparse::Response::new(&mut headers);

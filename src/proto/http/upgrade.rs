@@ -3,6 +3,7 @@
 use super::head::{Body, Head};
 use super::query::query_param;
 use super::response::Refusal;
+use crate::proto::ws::Deflate;
 use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use tungstenite::handshake::derive_accept_key;
@@ -19,13 +20,15 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
 
-/// A request to upgrade that is in order. Shape: 29 bytes.
+/// A request to upgrade that is in order. Shape: 34 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upgrade {
     /// The value of `Sec-WebSocket-Accept`, ASCII.
     pub accept: [u8; ACCEPT_BYTES],
     /// The first subprotocol of the client's list that is known here.
     pub protocol: Option<Subprotocol>,
+    /// permessage-deflate, as it could be agreed on.
+    pub deflate: Option<Deflate>,
 }
 
 /// The subprotocols that are known here.
@@ -90,7 +93,8 @@ pub fn upgrade(head: &Head<'_>) -> Result<Upgrade, Refusal> {
         return Err(Refusal::UpgradeBody);
     }
     let protocol = head.list("sec-websocket-protocol").find_map(Subprotocol::of);
-    Ok(Upgrade { accept: accept(key), protocol })
+    let deflate = Deflate::choose(head.all("sec-websocket-extensions"));
+    Ok(Upgrade { accept: accept(key), protocol, deflate })
 }
 
 /// The format by the query (`format` or `cf_protocol`) or by the subprotocol; JSON else.
@@ -115,6 +119,10 @@ pub fn put_switching(out: &mut Vec<u8>, upgrade: &Upgrade) {
     if let Some(protocol) = upgrade.protocol {
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(protocol.name().as_bytes());
+    }
+    if let Some(deflate) = upgrade.deflate {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+        deflate.put_answer(out);
     }
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -162,7 +170,8 @@ mod tests {
     #[test]
     fn requests() {
         let line = "GET /connection/websocket HTTP/1.1";
-        let plain = Ok(Upgrade { accept: *ACCEPT, protocol: None });
+        let plain = Ok(Upgrade { accept: *ACCEPT, protocol: None, deflate: None });
+        let deflate = Deflate::choose([&b"permessage-deflate"[..]].into_iter());
         assert_eq!(outcome(&request(line, &GOOD)), plain);
 
         // One header of a good request replaced (by name), or one more.
@@ -191,7 +200,10 @@ mod tests {
             ("Content-Length: 5", Err(Refusal::UpgradeBody)),
             ("Transfer-Encoding: chunked", Err(Refusal::UpgradeBody)),
             ("Origin: https://elsewhere", plain),
-            ("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", plain),
+            (
+                "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
+                Ok(Upgrade { accept: *ACCEPT, protocol: None, deflate }),
+            ),
         ];
         for (header, expected) in table {
             let name = header.split(':').next().unwrap();

@@ -372,7 +372,7 @@ fn masking_and_lengths_by_role() {
 
 #[test]
 fn too_long_is_told_by_the_header() {
-    let rules = ReadRules { masked: false, message_bytes_max: 100 };
+    let rules = ReadRules { masked: false, deflate: false, message_bytes_max: 100 };
     let fits = raw(&rules, FIN | TEXT, &[b'x'; 100]);
     assert_eq!(read(&rules, [&fits[..]]), [text([b'x'; 100])]);
 
@@ -400,7 +400,7 @@ fn too_long_is_told_by_the_header() {
 
 #[test]
 fn an_announced_length_reserves_nothing() {
-    let rules = ReadRules { masked: true, message_bytes_max: 1 << 40 };
+    let rules = ReadRules { masked: true, deflate: false, message_bytes_max: 1 << 40 };
     let mut input = vec![0x82, 0xff, 0, 0, 0, 0x7f, 0, 0, 0, 0, 1, 2, 3, 4, 99];
     let mut reader = Reader::new();
     let mut at = 0;

@@ -16,6 +16,8 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 pub(super) struct Header {
     pub(super) fin: bool,
     pub(super) opcode: OpCode,
+    /// RSV1: the message is deflated.
+    pub(super) deflated: bool,
     /// Payload bytes; at most 125 for control frames.
     pub(super) len: u64,
     /// Zeros for a frame that isn't masked, which makes unmasking do nothing.
@@ -48,6 +50,7 @@ pub(super) fn parse(bytes: &[u8], rules: &ReadRules) -> Result<Option<Header>, F
     Ok(Some(Header {
         fin: header.is_final,
         opcode: header.opcode,
+        deflated: header.rsv1,
         len,
         key: header.mask.unwrap_or_default(),
         bytes: cursor.position() as usize,
@@ -55,11 +58,13 @@ pub(super) fn parse(bytes: &[u8], rules: &ReadRules) -> Result<Option<Header>, F
 }
 
 fn check_first_two(first: u8, second: u8, rules: &ReadRules) -> Result<(), Fault> {
+    let opcode = first & 0x0f;
     //= RFC 6455 5.2: RSV bits MUST be 0 unless an extension is negotiated
-    if first & 0x70 != 0 {
+    //= RFC 7692 6: RSV1 belongs to the first frame of a data message
+    let allowed = if rules.deflate && matches!(opcode, 1 | 2) { 0x40 } else { 0 };
+    if first & 0x70 & !allowed != 0 {
         return Err(Fault::ReservedBits);
     }
-    let opcode = first & 0x0f;
     //= RFC 6455 5.2: an unknown opcode MUST fail the connection
     if !matches!(opcode, 0..=2 | 8..=10) {
         return Err(Fault::ReservedOpcode(opcode));
@@ -108,7 +113,7 @@ mod tests {
     #[test]
     fn every_pair_of_first_bytes_in_both_roles() {
         for masked in [true, false] {
-            let rules = ReadRules { masked, message_bytes_max: 1 << 20 };
+            let rules = ReadRules { masked, deflate: false, message_bytes_max: 1 << 20 };
             for first in 0..=u8::MAX {
                 for second in 0..=u8::MAX {
                     // A length that is minimal and lawful in each of the three forms.
@@ -128,6 +133,7 @@ mod tests {
                         None => Ok(Some(Header {
                             fin: first >= 128,
                             opcode: OpCode::from(first & 15),
+                            deflated: false,
                             len,
                             key,
                             bytes: bytes.len(),
@@ -147,7 +153,7 @@ mod tests {
 
     #[test]
     fn lengths_are_minimal_and_below_the_top_bit() {
-        let rules = ReadRules { masked: false, message_bytes_max: usize::MAX };
+        let rules = ReadRules { masked: false, deflate: false, message_bytes_max: usize::MAX };
         let parse = |bytes: &[u8]| parse(bytes, &rules).map(|header| header.map(|h| h.len));
         for len in 0..=u16::MAX {
             let [a, b] = len.to_be_bytes();

@@ -17,8 +17,10 @@
 mod close;
 #[cfg(test)]
 mod conformance;
+mod deflate;
 mod header;
 mod mask;
+mod offer;
 mod reader;
 #[cfg(test)]
 mod testing;
@@ -26,10 +28,14 @@ mod utf8;
 mod write;
 
 pub use self::close::{CLOSE_REASON_BYTES_MAX, close_code_is_valid};
+pub use self::deflate::{DEFLATE_BYTES_MIN, DeflateOptions, Deflaters, InflateFault, Inflater};
 pub use self::header::{CONTROL_BYTES_MAX, HEADER_BYTES_MAX};
 pub use self::mask::mask;
+pub use self::offer::Deflate;
 pub use self::reader::{Event, Fault, MessageKind, ReadRules, Reader};
-pub use self::write::{close_frame, frame, payload, put_frame, put_header, put_masked, text_frame};
+pub use self::write::{
+    close_frame, frame, payload, put_deflated_header, put_frame, put_header, put_masked, text_frame,
+};
 pub use tungstenite::protocol::frame::coding::OpCode;
 
 use tungstenite::protocol::frame::coding::{Control, Data};

@@ -10,6 +10,8 @@ use std::ops::Range;
 pub struct ReadRules {
     /// True in a server: every frame must be masked. False in a client: none may be.
     pub masked: bool,
+    /// permessage-deflate was agreed on: messages may be deflated.
+    pub deflate: bool,
     /// Payload bytes of a message at most, over all its fragments. More is
     /// [`Fault::MessageTooLong`] as soon as a header says so.
     pub message_bytes_max: usize,
@@ -31,7 +33,9 @@ pub enum Event<'a> {
     Message {
         /// Text or binary.
         kind: MessageKind,
-        /// The payload; valid UTF-8 if text.
+        /// The payload is deflated (RFC 7692), without its tail.
+        deflated: bool,
+        /// The payload; valid UTF-8 if text and not deflated.
         data: &'a mut [u8],
     },
     /// A ping: to be answered with a pong of the same payload, at most 125 bytes.
@@ -78,6 +82,8 @@ pub enum Fault {
     CloseReasonNotUtf8,
     /// A text message that is not UTF-8 (8.1).
     TextNotUtf8,
+    /// A deflated message that isn't DEFLATE (RFC 7692 7.2.2).
+    NotDeflate,
     /// A message longer than [`ReadRules::message_bytes_max`].
     MessageTooLong {
         /// The length announced so far, over all fragments.
@@ -103,7 +109,7 @@ impl Fault {
             | Self::CloseLength
             | Self::CloseCode(_)
             | Self::CloseReasonNotUtf8 => 1002,
-            Self::TextNotUtf8 => 1007,
+            Self::TextNotUtf8 | Self::NotDeflate => 1007,
             Self::MessageTooLong { .. } => 1009,
         }
     }
@@ -134,6 +140,7 @@ impl Fault {
             Self::CloseCode(_) => "invalid close code",
             Self::CloseReasonNotUtf8 => "close reason is not UTF-8",
             Self::TextNotUtf8 => "text is not UTF-8",
+            Self::NotDeflate => "message can't be inflated",
             Self::MessageTooLong { .. } => "message too long",
         }
     }
@@ -178,6 +185,7 @@ struct Partial {
     frame: Option<Incoming>,
     /// The message that the fragments belong to: its kind, its bytes so far, its text's check.
     kind: Option<MessageKind>,
+    deflated: bool,
     message: Vec<u8>,
     utf8: Utf8,
     /// Payload of a control frame that arrives in pieces, between fragments or alone.
@@ -206,6 +214,7 @@ enum Lent {
 /// An event whose bytes are not borrowed yet.
 struct Found {
     opcode: OpCode,
+    deflated: bool,
     place: Place,
 }
 
@@ -253,7 +262,7 @@ impl Reader {
         at: &mut usize,
     ) -> Result<Option<Event<'a>>, Fault> {
         self.take_back();
-        let Some(Found { opcode, place }) = self.find(rules, input, at)? else {
+        let Some(Found { opcode, deflated, place }) = self.find(rules, input, at)? else {
             return Ok(None);
         };
         let data: &mut [u8] = match (place, self.0.as_deref_mut()) {
@@ -276,8 +285,8 @@ impl Reader {
                 let (code, reason) = close::parse(data)?;
                 Event::Close { code, reason }
             }
-            TEXT => Event::Message { kind: MessageKind::Text, data },
-            _ => Event::Message { kind: MessageKind::Binary, data },
+            TEXT => Event::Message { kind: MessageKind::Text, deflated, data },
+            _ => Event::Message { kind: MessageKind::Binary, deflated, data },
         }))
     }
 
@@ -342,11 +351,16 @@ impl Reader {
                 if rules.masked {
                     mask(payload, header.key, 0);
                 }
-                if header.opcode == TEXT && simdutf8::basic::from_utf8(payload).is_err() {
+                let deflated = header.deflated;
+                if header.opcode == TEXT
+                    && !deflated
+                    && simdutf8::basic::from_utf8(payload).is_err()
+                {
                     return Err(Fault::TextNotUtf8);
                 }
                 self.free_if_empty();
-                return Ok(Some(Found { opcode: header.opcode, place: Place::Input(range) }));
+                let place = Place::Input(range);
+                return Ok(Some(Found { opcode: header.opcode, deflated, place }));
             }
             self.0.get_or_insert_default().begin(&header, len);
         }
@@ -416,10 +430,13 @@ impl Reader {
 
 impl Partial {
     fn begin(&mut self, header: &Header, len: usize) {
-        match header.opcode {
-            TEXT => self.kind = Some(MessageKind::Text),
-            BINARY => self.kind = Some(MessageKind::Binary),
-            _ => {}
+        let kind = match header.opcode {
+            TEXT => Some(MessageKind::Text),
+            BINARY => Some(MessageKind::Binary),
+            _ => None,
+        };
+        if kind.is_some() {
+            (self.kind, self.deflated) = (kind, header.deflated);
         }
         self.frame = Some(Incoming {
             opcode: header.opcode,
@@ -443,9 +460,10 @@ impl Partial {
         }
         if matches!(frame.opcode, OpCode::Control(_)) {
             self.control.extend_from_slice(piece);
-            return Ok(whole.then_some(Found { opcode: frame.opcode, place: Place::Control }));
+            let (opcode, place) = (frame.opcode, Place::Control);
+            return Ok(whole.then_some(Found { opcode, deflated: false, place }));
         }
-        if self.kind == Some(MessageKind::Text) {
+        if self.kind == Some(MessageKind::Text) && !self.deflated {
             self.utf8.push(piece)?;
         }
         // How long the message can still get: to the end of this frame if that is its last.
@@ -459,7 +477,7 @@ impl Partial {
         }
         self.utf8.finish()?;
         let opcode = if self.kind == Some(MessageKind::Text) { TEXT } else { BINARY };
-        Ok(Some(Found { opcode, place: Place::Message }))
+        Ok(Some(Found { opcode, deflated: self.deflated, place: Place::Message }))
     }
 }
 

@@ -16,8 +16,8 @@ pub(super) enum Seen {
 impl Seen {
     fn of(event: Event<'_>) -> Self {
         match event {
-            Event::Message { kind: MessageKind::Text, data } => Self::Text(data.to_vec()),
-            Event::Message { kind: MessageKind::Binary, data } => Self::Binary(data.to_vec()),
+            Event::Message { kind: MessageKind::Text, data, .. } => Self::Text(data.to_vec()),
+            Event::Message { kind: MessageKind::Binary, data, .. } => Self::Binary(data.to_vec()),
             Event::Ping(data) => Self::Ping(data.to_vec()),
             Event::Pong(data) => Self::Pong(data.to_vec()),
             Event::Close { code, reason } => Self::Close(code, reason.to_string()),
@@ -25,8 +25,10 @@ impl Seen {
     }
 }
 
-pub(super) const SERVER: ReadRules = ReadRules { masked: true, message_bytes_max: 1 << 20 };
-pub(super) const CLIENT: ReadRules = ReadRules { masked: false, message_bytes_max: 1 << 20 };
+pub(super) const SERVER: ReadRules =
+    ReadRules { masked: true, deflate: false, message_bytes_max: 1 << 20 };
+pub(super) const CLIENT: ReadRules =
+    ReadRules { masked: false, deflate: false, message_bytes_max: 1 << 20 };
 
 /// Feeds the pieces as a caller would, up to a close or a fault, and returns what was seen. Checks
 /// on the way that what is held is bounded by what came, and that an idle reader holds nothing.

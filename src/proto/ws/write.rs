@@ -8,7 +8,21 @@ use tungstenite::protocol::frame::FrameHeader;
 
 /// Appends the header of a final, unmasked frame with `len` payload bytes, in the minimal form.
 pub fn put_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
-    put(out, opcode, len, None);
+    put(out, opcode, len, None, false);
+}
+
+/// The same for a payload that is deflated: RSV1 is set (RFC 7692 6).
+pub fn put_deflated_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
+    put(out, opcode, len, None, true);
+}
+
+/// Bytes of such headers.
+pub(super) fn header_bytes(len: usize) -> usize {
+    match len {
+        0..=125 => 2,
+        126..=65_535 => 4,
+        _ => 10,
+    }
 }
 
 /// Appends a whole frame, final and unmasked. Control payloads are at most
@@ -56,15 +70,14 @@ pub fn close_frame(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
 /// Appends a whole frame, final and masked with `key`, as a client sends it (RFC 6455 5.3).
 pub fn put_masked(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], key: [u8; 4]) {
     out.reserve(HEADER_BYTES_MAX + payload.len());
-    put(out, opcode, payload.len(), Some(key));
+    put(out, opcode, payload.len(), Some(key), false);
     let start = out.len();
     out.extend_from_slice(payload);
     mask(&mut out[start..], key, 0);
 }
 
-fn put(out: &mut Vec<u8>, opcode: OpCode, len: usize, mask: Option<[u8; 4]>) {
-    let header =
-        FrameHeader { is_final: true, rsv1: false, rsv2: false, rsv3: false, opcode, mask };
+fn put(out: &mut Vec<u8>, opcode: OpCode, len: usize, mask: Option<[u8; 4]>, rsv1: bool) {
+    let header = FrameHeader { is_final: true, rsv1, rsv2: false, rsv3: false, opcode, mask };
     // Writing to a Vec cannot fail, and nothing else in `format` can.
     let _ = header.format(len as u64, out);
 }

@@ -39,7 +39,7 @@ impl Client {
             return Ok(());
         }
         let mut reader = std::mem::take(&mut self.reader);
-        let rules = ReadRules { masked: false, message_bytes_max: 1 << 24 };
+        let rules = ReadRules { masked: false, deflate: false, message_bytes_max: 1 << 24 };
         let mut at = 0;
         loop {
             match reader.next(&rules, &mut bytes, &mut at) {

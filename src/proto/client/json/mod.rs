@@ -4,5 +4,7 @@ pub(super) mod read;
 mod write;
 
 pub use read::is_json;
-pub(super) use read::parse;
-pub(super) use write::{put_history, put_presence, put_publications, put_push, put_reply};
+pub(super) use read::{connect_request, emulation_request, parse};
+pub(super) use write::{
+    put_bare_push, put_history, put_position, put_presence, put_publications, put_push, put_reply,
+};

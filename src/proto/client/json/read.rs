@@ -10,7 +10,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::super::command::{Command, Envelope, Payload, SubscribeRequest};
+use super::super::command::{
+    Command, ConnectRequest, EmulationRequest, Envelope, Payload, SubscribeRequest,
+};
 use super::super::frame::Malformed;
 use crate::base::filter::FilterNode;
 
@@ -23,6 +25,43 @@ pub(crate) fn parse(line: &str) -> Result<Command<'_>, Malformed> {
         Ok(Object(envelope)) => Ok(envelope.command()),
         Err(error) => Err(Malformed::Json { column: error.column() }),
     }
+}
+
+/// See [`connect_request`](super::super::connect_request).
+pub(crate) fn connect_request(text: &str) -> Result<ConnectRequest<'_>, Malformed> {
+    if text.is_empty() {
+        return Ok(ConnectRequest::default());
+    }
+    match serde_json::from_str::<Object<ConnectRequest<'_>>>(text) {
+        Ok(Object(request)) => Ok(request),
+        Err(error) => Err(Malformed::Json { column: error.column() }),
+    }
+}
+
+/// See [`emulation_request`](super::super::emulation_request).
+pub(crate) fn emulation_request(text: &str) -> Result<EmulationRequest<'_>, Malformed> {
+    match serde_json::from_str::<Object<JsonEmulation<'_>>>(text) {
+        Ok(Object(JsonEmulation { node, session, data })) => {
+            let data = match data {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            };
+            Ok(EmulationRequest { node, session, data })
+        }
+        Err(error) => Err(Malformed::Json { column: error.column() }),
+    }
+}
+
+/// Commands stand in a text here.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct JsonEmulation<'a> {
+    #[serde(borrow, deserialize_with = "text")]
+    node: Cow<'a, str>,
+    #[serde(borrow, deserialize_with = "text")]
+    session: Cow<'a, str>,
+    #[serde(borrow, deserialize_with = "text")]
+    data: Cow<'a, str>,
 }
 
 /// True when `data` is one JSON text: what a JSON connection can be shown (protocol, section 2.1).

@@ -54,7 +54,19 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option
 
 /// See [`Encoding::put_push`](super::super::Encoding::put_push).
 pub(crate) fn put_push(out: &mut Vec<u8>, channel: &str, push: &Push<'_>) {
-    let body = |fields: &mut Fields<'_>| match *push {
+    object(out, |fields| {
+        fields.object("push", |fields| push_fields(fields, channel, push));
+    });
+}
+
+/// A push with no Reply around it.
+pub(crate) fn put_bare_push(out: &mut Vec<u8>, channel: &str, push: &Push<'_>) {
+    object(out, |fields| push_fields(fields, channel, push));
+}
+
+fn push_fields(fields: &mut Fields<'_>, channel: &str, push: &Push<'_>) {
+    fields.text("channel", channel);
+    match *push {
         Push::Publication(publication) => {
             fields.object("pub", |fields| publication_fields(fields, &publication));
         }
@@ -82,13 +94,7 @@ pub(crate) fn put_push(out: &mut Vec<u8>, channel: &str, push: &Push<'_>) {
             fields.text("reason", reason);
         }),
         Push::Refresh { ttl } => fields.object("refresh", |fields| expiry_fields(fields, ttl)),
-    };
-    object(out, |fields| {
-        fields.object("push", |fields| {
-            fields.text("channel", channel);
-            body(fields);
-        });
-    });
+    }
 }
 
 /// See [`Encoding::put_publications`](super::super::Encoding::put_publications).
@@ -132,6 +138,16 @@ pub(crate) fn put_presence<'p>(
                 object(presence.out, |fields| info_fields(fields, &info));
             }
         });
+    });
+}
+
+/// See [`put_position`](super::super::put_position).
+pub(crate) fn put_position(out: &mut Vec<u8>, channel: &str, epoch: &str, offset: u64) {
+    put_string(out, channel);
+    out.push(b':');
+    object(out, |fields| {
+        fields.number("offset", offset);
+        fields.text("epoch", epoch);
     });
 }
 
@@ -309,15 +325,16 @@ impl Fields<'_> {
         put_value(self.out, &value);
     }
 
-    /// JSON put in as it is, less its line feeds, which are white space there: one message stays on
-    /// one line.
+    /// JSON put in as it is, less its line ends, which are white space there: one message stays on one
+    /// line, also where a carriage return ends one, as in server-sent events.
     fn payload(&mut self, name: &str, json: &[u8]) {
         if json.is_empty() {
             return;
         }
         self.name(name);
-        if json.contains(&b'\n') {
-            json.split(|&byte| byte == b'\n').for_each(|part| self.out.extend_from_slice(part));
+        let is_end = |byte: &u8| matches!(*byte, b'\n' | b'\r');
+        if json.contains(&b'\n') || json.contains(&b'\r') {
+            json.split(is_end).for_each(|part| self.out.extend_from_slice(part));
         } else {
             self.out.extend_from_slice(json);
         }

@@ -4,5 +4,5 @@
 mod read;
 mod write;
 
-pub(super) use read::{parse, split};
+pub(super) use read::{emulation_request, parse, split};
 pub(super) use write::{put_history, put_presence, put_publications, put_push, put_reply};

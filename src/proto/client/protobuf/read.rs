@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use prost::Message as _;
 
 use super::super::command::{
-    ChannelRequest, Command, ConnectRequest, Envelope, HistoryRequest, Payload, PingRequest,
-    PublishRequest, RefreshRequest, RpcRequest, SendRequest, StreamPosition, SubRefreshRequest,
-    SubscribeRequest,
+    ChannelRequest, Command, ConnectRequest, EmulationRequest, Envelope, HistoryRequest, Payload,
+    PingRequest, PublishRequest, RefreshRequest, RpcRequest, SendRequest, StreamPosition,
+    SubRefreshRequest, SubscribeRequest,
 };
 use super::super::frame::Malformed;
 use super::super::schema;
@@ -24,6 +24,13 @@ pub(crate) fn split(frame: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let mut rest = frame;
     let bytes = prost::decode_length_delimiter(&mut rest).map_err(|_| Malformed::Length)?;
     rest.split_at_checked(bytes).ok_or(Malformed::Length)
+}
+
+/// See [`emulation_request`](super::super::emulation_request).
+pub(crate) fn emulation_request<'a>(message: &[u8]) -> Result<EmulationRequest<'a>, Malformed> {
+    let message = schema::EmulationRequest::decode(message).map_err(|_| Malformed::Protobuf)?;
+    let schema::EmulationRequest { node, session, data } = message;
+    Ok(EmulationRequest { node: node.into(), session: session.into(), data: data.into() })
 }
 
 /// Reads one command, without its length. No bytes are the empty command, a pong.

@@ -17,7 +17,7 @@ fn whole_frames_are_lent_from_the_input_without_keeping_anything() {
     let mut reader = Reader::new();
     let mut at = 0;
     match reader.next(&SERVER, &mut input, &mut at) {
-        Ok(Some(Event::Message { kind: MessageKind::Text, data })) => {
+        Ok(Some(Event::Message { kind: MessageKind::Text, data, .. })) => {
             assert_eq!(data, b"one");
             assert!(lies_in.contains(&data.as_ptr()));
         }
@@ -32,7 +32,7 @@ fn whole_frames_are_lent_from_the_input_without_keeping_anything() {
     let mut rest = untouched[at..].to_vec();
     let mut at = 0;
     let data = &mut b"three"[..].to_vec()[..];
-    let expected = Event::Message { kind: MessageKind::Binary, data };
+    let expected = Event::Message { kind: MessageKind::Binary, deflated: false, data };
     assert_eq!(reader.next(&SERVER, &mut rest, &mut at), Ok(Some(expected)));
     assert_eq!(reader.next(&SERVER, &mut rest, &mut at), Ok(None));
     assert!(reader.is_idle());
@@ -245,7 +245,7 @@ proptest! {
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         lengths in lengths(),
     ) {
-        let rules = ReadRules { masked, message_bytes_max: 70_000 };
+        let rules = ReadRules { masked, deflate: false, message_bytes_max: 70_000 };
         let (mut bytes, _) = encode(&rules, &steps);
         for (index, byte) in &damage {
             if !bytes.is_empty() {
@@ -265,7 +265,7 @@ proptest! {
         masked: bool,
         lengths in lengths(),
     ) {
-        let rules = ReadRules { masked, message_bytes_max: 1000 };
+        let rules = ReadRules { masked, deflate: false, message_bytes_max: 1000 };
         // A lawful start lets the rest get further.
         let mut bytes = bytes;
         if let [first, second, ..] = &mut bytes[..] {

@@ -1,0 +1,157 @@
+//! The up-link of connections whose own request has no end: commands come in requests of their own, to any
+//! shard, and go by mail to the shard that has the session (client protocol, 7).
+//!
+//! ```text
+//!  POST /emulation -> session id: shard and slot -> Mail::Emulate -> as a message of that connection
+//!  204 <- Mail::Response <- when its commands are handled, behind those that came before
+//! ```
+
+use super::mail::{Asker, Mail};
+use super::read::Flow;
+use super::requests::is_binary;
+use super::*;
+use crate::proto::client::{self, EmulationRequest};
+use crate::proto::http::{self, Head};
+
+/// Commands for a connection on another shard, or on this one.
+#[derive(Debug)]
+pub struct Emulate {
+    /// The connection.
+    pub conn: ConnKey,
+    /// They are Protobuf.
+    pub protobuf: bool,
+    /// They, as one frame.
+    pub data: Box<[u8]>,
+    /// The request that they came in.
+    pub asker: Asker,
+    /// Header lines of its answer.
+    pub cors: Box<str>,
+    /// Another request may follow it.
+    pub keep_alive: bool,
+}
+
+/// Who waits for commands to be handled.
+#[derive(Debug)]
+pub(super) struct Emulating {
+    from: ShardId,
+    asker: Asker,
+    cors: Box<str>,
+    keep_alive: bool,
+}
+
+/// Commands that wait for those before them.
+#[derive(Debug)]
+pub(super) struct Emulated {
+    data: Box<[u8]>,
+    by: Emulating,
+}
+
+impl Emulated {
+    /// Bytes of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// A request to the up-link is whole.
+    ///
+    /// # Errors
+    /// The status of its answer: 400 for what is none, 404 for another node's, 503 without room.
+    pub(super) fn emulation(
+        &mut self,
+        key: ConnKey,
+        head: &Head<'_>,
+        cors: &str,
+        body: &[u8],
+    ) -> Result<(), u16> {
+        let protobuf = is_binary(head);
+        let encoding = if protobuf { Encoding::Protobuf } else { Encoding::Json };
+        let request = client::emulation_request(body, encoding).map_err(|_| 400u16)?;
+        let EmulationRequest { node, session, data } = request;
+        if node != self.node.rules.node_id {
+            return Err(404);
+        }
+        let Some((shard, conn)) = self.node.rules.session_ids.open_secret(&session) else {
+            // Nobody's: taken all the same.
+            return Err(204);
+        };
+        let max = self.node.options.requests_unanswered_max;
+        let known = shard.index() < self.node.counters.len();
+        let credits = known.then(|| self.mail[shard].spend(1, max)).flatten().ok_or(503u16)?;
+        let (cors, keep_alive) = (cors.into(), head.keep_alive());
+        let asker = Asker { credits, ..Asker::of(key) };
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Asked;
+            conn.flags.set_paused(true);
+        }
+        let data = data.into();
+        let emulate = Emulate { conn, protobuf, data, asker, cors, keep_alive };
+        self.post(shard, Mail::Emulate(Box::new(emulate)));
+        Ok(())
+    }
+
+    /// Commands for a connection of this shard.
+    pub(super) fn take_emulated(&mut self, from: ShardId, emulate: Emulate) {
+        let Emulate { conn: key, protobuf, data, asker, cors, keep_alive } = emulate;
+        let by = Emulating { from, asker, cors, keep_alive };
+        self.counters().emulations.add(1);
+        let Some(conn) = self.conn(key) else { return self.answer_emulated(by, 204) };
+        let form = conn.form;
+        let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
+        if !speaks || form.framing().is_websocket() || form.is_one_way() {
+            return self.answer_emulated(by, 204);
+        }
+        if form.is_protobuf() != protobuf {
+            return self.answer_emulated(by, 400);
+        }
+        let paused = conn.flags.paused();
+        let rx = conn.rx.as_ref();
+        if paused || rx.is_some_and(|rx| rx.has_leftover()) {
+            let waits: usize =
+                rx.map_or(0, |rx| rx.emulated.iter().map(|waiting| waiting.bytes()).sum());
+            if waits + data.len() > EMULATED_BYTES_MAX {
+                self.counters().emulations_refused.add(1);
+                return self.answer_emulated(by, 503);
+            }
+            conn.rx.get_or_insert_default().emulated.push_back(Emulated { data, by });
+            return;
+        }
+        self.handle_emulated(key, Emulated { data, by });
+    }
+
+    /// Handles commands of a connection, as a message of its.
+    pub(super) fn handle_emulated(&mut self, key: ConnKey, emulated: Emulated) {
+        let Emulated { data, by } = emulated;
+        self.counters().messages_received.add(1);
+        if let Flow::Pause(handled) = self.message(key.index, &data)
+            && let Some(conn) = self.conn(key)
+        {
+            let rx = conn.rx.get_or_insert_default();
+            (rx.commands, rx.commands_at) = (data[handled..].to_vec(), 0);
+            rx.waiting = Some(by);
+            return;
+        }
+        self.answer_emulated(by, 204);
+    }
+
+    /// Commands are handled, or can't be.
+    pub(super) fn answer_emulated(&mut self, by: Emulating, status: u16) {
+        let Emulating { from, asker, cors, keep_alive } = by;
+        let mut out = Vec::new();
+        http::put_answer(&mut out, status, &cors, "text/plain", b"", keep_alive);
+        self.post(from, Mail::Response { asker, bytes: SharedFrame::new(&out), keep_alive });
+    }
+
+    /// A connection takes no commands any more: who waits for some to be handled waits in vain.
+    pub(super) fn forget_emulated(&mut self, rx: &mut conn::Rx) {
+        let waiting = rx.waiting.take();
+        let queued = std::mem::take(&mut rx.emulated).into_iter().map(|emulated| emulated.by);
+        for by in waiting.into_iter().chain(queued) {
+            self.answer_emulated(by, 204);
+        }
+    }
+}
+
+/// Bytes of commands that wait for others of their connection at most: more is answered with 503.
+const EMULATED_BYTES_MAX: usize = 256 * 1024;

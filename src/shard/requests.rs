@@ -1,0 +1,537 @@
+//! Requests that shards serve themselves: upgrades, responses that go on as long as a client is there, and
+//! the up-link of those.
+//!
+//! ```text
+//!   Head --> (Body) --> 200, head of the response --> Client: its messages are the body, in chunks
+//!              '------> Mail::Emulate to the shard that has the session --> Mail::Response --> 204, Head
+//! ```
+//! The session behind all of them is the same. What a transport is different in is its [`Form`]: how
+//! messages are framed, and whether anything but pushes is said.
+
+use super::conn::Rx;
+use super::read::Flow;
+use super::web::Incoming;
+use super::*;
+use crate::base::form::Framing;
+use crate::edge::proxy::AppDisconnect;
+use crate::proto::client::{self, Disconnect, ErrorCode, Push};
+use crate::proto::http::{self, Head, Refusal};
+
+/// Something that shards serve on the public port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its path.
+    pub path: String,
+    /// What it is.
+    pub kind: EndpointKind,
+    /// Bytes of a request's body at most.
+    pub body_bytes_max: usize,
+    /// What a `connect` that fails is answered with, by its code, in place of the response that it would
+    /// have begun.
+    pub responses: Vec<CodeResponse>,
+}
+
+impl Endpoint {
+    /// An endpoint without a body and without peculiarities.
+    pub fn new(path: &str, kind: EndpointKind) -> Self {
+        Self { path: path.to_owned(), kind, body_bytes_max: 0, responses: Vec::new() }
+    }
+}
+
+/// What an endpoint is (client protocol, 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointKind {
+    /// The client protocol over WebSocket.
+    WebSocket,
+    /// The same for administrators.
+    Admin,
+    /// A WebSocket whose messages go back.
+    Echo,
+    /// Pushes over WebSocket.
+    UniWebSocket,
+    /// The client protocol over an endless response.
+    HttpStream,
+    /// The client protocol over server-sent events.
+    Sse,
+    /// Commands for connections of the last two.
+    Emulation,
+    /// Pushes over an endless response.
+    UniHttpStream,
+    /// Pushes as server-sent events.
+    UniSse,
+    /// Nothing: a browser warms up with it.
+    Init,
+}
+
+impl EndpointKind {
+    /// It begins with an upgrade.
+    pub fn is_websocket(self) -> bool {
+        matches!(self, Self::WebSocket | Self::Admin | Self::Echo | Self::UniWebSocket)
+    }
+
+    /// Pushes only.
+    fn is_one_way(self) -> bool {
+        matches!(self, Self::UniWebSocket | Self::UniHttpStream | Self::UniSse)
+    }
+
+    /// Server-sent events.
+    fn is_events(self) -> bool {
+        matches!(self, Self::Sse | Self::UniSse)
+    }
+
+    /// Methods that it takes, beside a pre-flight request.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::HttpStream | Self::Emulation | Self::UniHttpStream => "POST",
+            Self::Sse | Self::UniSse => "GET, POST",
+            _ => "GET",
+        }
+    }
+}
+
+/// A response in place of a connect error or disconnect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CodeResponse {
+    /// The error's or the disconnect's code.
+    pub code: u32,
+    /// Status of the response.
+    pub status: u16,
+    /// Its body.
+    pub body: String,
+}
+
+/// Options of one-way WebSockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UniWebSocketOptions {
+    /// How messages are deflated; `None`: they aren't.
+    pub deflate: Option<DeflateOptions>,
+    /// Bytes of the client's message at most.
+    pub message_bytes_max: usize,
+    /// Pushes share frames.
+    pub joins: bool,
+    /// A push says why the connection ends.
+    pub tells_end: bool,
+    /// A close frame does.
+    pub closes: bool,
+}
+
+impl Default for UniWebSocketOptions {
+    fn default() -> Self {
+        Self {
+            deflate: None,
+            message_bytes_max: 65_536,
+            joins: false,
+            tells_end: true,
+            closes: true,
+        }
+    }
+}
+
+/// The head of a response that goes out, or is replaced, when its `connect` is decided.
+#[derive(Debug)]
+pub(super) struct UnsentHead {
+    frame: SharedFrame,
+    /// Which of the endpoints.
+    endpoint: usize,
+    cors: String,
+}
+
+impl<D: Driver> Shard<D> {
+    /// Header lines that let the page that asks read the answer, if it may.
+    fn cors(&self, head: &Head<'_>) -> String {
+        match http::origin(head) {
+            Some(Ok(origin)) if self.node.rules.origins.load().allows(Some(origin)) => {
+                http::cors_headers(head, origin)
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Answers a request with a refusal that the page which asks may read; the connection ends with it.
+    fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
+        let cors = self.cors(head);
+        self.refuse_with(index, refusal, &cors);
+    }
+
+    /// The body of a request for an endpoint was refused.
+    pub(super) fn refuse_body(&mut self, index: u32, incoming: &Incoming, refusal: Refusal) {
+        match http::parse(incoming.head()) {
+            Ok(Some(head)) if incoming.endpoint().is_some() => {
+                self.refuse_openly(index, &head, refusal);
+            }
+            _ => self.refuse(index, refusal),
+        }
+    }
+
+    /// A request for an endpoint that is no WebSocket. The answer has its body's bound; `None` when it is
+    /// answered already.
+    pub(super) fn check_request(
+        &mut self,
+        key: ConnKey,
+        endpoint: &Endpoint,
+        head: &Head<'_>,
+        rest: &[u8],
+    ) -> bool {
+        let methods = endpoint.kind.methods();
+        let has_body = head.body != http::Body::Length(0);
+        let preflight = head.method == "OPTIONS" && endpoint.kind != EndpointKind::Init;
+        if preflight && !has_body {
+            let more = self.cors(head) + &http::preflight_headers(&format!("{methods}, OPTIONS"));
+            self.answer(key, head, 204, &more, "", rest);
+            return false;
+        }
+        if !methods.split(", ").any(|method| method == head.method) {
+            let more = format!("{}Allow: {methods}, OPTIONS\r\n", self.cors(head));
+            self.counters().refused_upgrade.add(1);
+            let mut out = Vec::new();
+            http::put_answer(&mut out, 405, &more, "text/plain", b"method not allowed\n", false);
+            self.enqueue(key.index, SharedFrame::new(&out));
+            self.linger(key.index);
+            return false;
+        }
+        if endpoint.kind == EndpointKind::Init && !has_body {
+            let more = self.cors(head);
+            self.answer(key, head, 200, &more, "{}", rest);
+            return false;
+        }
+        true
+    }
+
+    /// Answers a request that is read to its end, behind which `rest` came; the next may follow.
+    fn answer(
+        &mut self,
+        key: ConnKey,
+        head: &Head<'_>,
+        status: u16,
+        more: &str,
+        body: &str,
+        rest: &[u8],
+    ) {
+        let (mut out, keep_alive) = (Vec::new(), head.keep_alive());
+        let kind = if body.starts_with('{') { "application/json" } else { "text/plain" };
+        http::put_answer(&mut out, status, more, kind, body.as_bytes(), keep_alive);
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Asked;
+            conn.flags.set_paused(true);
+            if !rest.is_empty() {
+                conn.rx.get_or_insert_default().raw.extend_from_slice(rest);
+            }
+        }
+        self.web_response(key, SharedFrame::new(&out), keep_alive);
+    }
+
+    /// A request for an endpoint is whole.
+    pub(super) fn serve(&mut self, key: ConnKey, at: usize, incoming: Incoming) {
+        let node = Arc::clone(&self.node);
+        let Some(endpoint) = node.options.endpoints.get(at) else { return };
+        let (head, body) = incoming.into_parts();
+        // It was parsed before.
+        let Ok(Some(head)) = http::parse(&head) else { return };
+        if endpoint.kind == EndpointKind::Emulation {
+            let cors = self.cors(&head);
+            return match self.emulation(key, &head, &cors, &body) {
+                Ok(()) => {}
+                Err(status) => {
+                    self.counters().emulations_refused.add(1);
+                    self.answer(key, &head, status, &cors, "", &[]);
+                }
+            };
+        }
+        let asked = match head.method {
+            "GET" => {
+                http::query_param(head.query, "cf_connect").map(|text| text.into_owned().into())
+            }
+            _ => Some(body),
+        };
+        let bad = |why: &'static str| Err::<Vec<u8>, _>(why);
+        let asked = match asked {
+            None if endpoint.kind == EndpointKind::Sse => bad("cf_connect is missing\n"),
+            asked if endpoint.kind.is_one_way() => {
+                let asked = asked.unwrap_or_default();
+                match std::str::from_utf8(&asked).map(client::connect_request) {
+                    Ok(Ok(_)) => Ok(asked),
+                    _ => bad("this is no connect request\n"),
+                }
+            }
+            asked => Ok(asked.unwrap_or_default()),
+        };
+        let mut asked = match asked {
+            Ok(asked) => asked,
+            Err(why) => {
+                self.counters().refused_malformed.add(1);
+                let more = self.cors(&head);
+                return self.answer(key, &head, 400, &more, why, &[]);
+            }
+        };
+        let short = self.node.memory_short.load(Ordering::Relaxed);
+        if self.draining.is_some() || short || !self.admit() {
+            return self.refuse_openly(key.index, &head, Refusal::Unavailable);
+        }
+        if endpoint.kind == EndpointKind::UniSse
+            && let Some(id) = head.header("last-event-id")
+        {
+            asked.push(BEFORE_LAST_EVENT_ID);
+            asked.extend_from_slice(id);
+        }
+        self.begin_stream(key, at, &head);
+        self.first_message(key, &asked);
+    }
+
+    /// The head of a response that goes on, and the connection as a client's.
+    fn begin_stream(&mut self, key: ConnKey, at: usize, head: &Head<'_>) {
+        let node = Arc::clone(&self.node);
+        let Some(endpoint) = node.options.endpoints.get(at) else { return };
+        let kind = endpoint.kind;
+        let chunked = head.version == 1;
+        let framing = match (kind.is_events(), chunked) {
+            (false, true) => Framing::Stream,
+            (false, false) => Framing::BareStream,
+            (true, true) => Framing::Events,
+            (true, false) => Framing::BareEvents,
+        };
+        let form = match kind.is_one_way() {
+            true => Form::one_way(framing),
+            false => Form::new(framing, kind == EndpointKind::HttpStream && is_binary(head)),
+        };
+        let content_type = match (kind.is_events(), form.is_protobuf()) {
+            (true, _) => "text/event-stream; charset=utf-8",
+            (false, true) => "application/octet-stream",
+            (false, false) => "application/json",
+        };
+        let cors = self.cors(head);
+        let mut out = Vec::new();
+        http::put_stream_head(&mut out, content_type, &cors, chunked);
+        if kind.is_events() {
+            framing::put_raw(&mut out, form, b"\r\n");
+        }
+        // A part, so that it goes out even when what stands behind it is too much and is dropped.
+        let frame = SharedFrame::part(&out);
+        self.counters().streams.add(1);
+        self.keep_client_headers(key.index, head);
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Client;
+            conn.form = form;
+            conn.rx = None;
+            conn.flags.set_counted(true);
+        }
+        self.counters().clients(form.transport()).add(1);
+        match endpoint.responses.is_empty() {
+            true => _ = self.enqueue(key.index, frame),
+            false => {
+                let unsent = UnsentHead { frame, endpoint: at, cors };
+                self.heads.insert(key.index, unsent);
+            }
+        }
+        let tick = self.tick();
+        if let Some(conn) = self.conn(key) {
+            conn.since_tick = tick;
+        }
+        self.schedule(key.index);
+    }
+
+    /// What the client began with: a frame of commands, or a connect request.
+    fn first_message(&mut self, key: ConnKey, message: &[u8]) {
+        self.counters().messages_received.add(1);
+        if let Flow::Pause(handled) = self.message(key.index, message)
+            && let Some(conn) = self.conn(key)
+        {
+            let rx = conn.rx.get_or_insert_default();
+            rx.commands = message[handled..].to_vec();
+        }
+    }
+
+    /// What is kept of a client's request until it connects.
+    pub(super) fn keep_client_headers(&mut self, index: u32, head: &Head<'_>) {
+        let client = Arc::clone(&self.client);
+        let user = &client.user_id_http_header;
+        if !user.is_empty()
+            && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
+            && !user.is_empty()
+        {
+            self.header_users.insert(index, user.into());
+        }
+        self.keep_headers(index, head);
+    }
+
+    /// What came on a connection whose response goes on: requests behind it are never answered, since the
+    /// connection ends with that response.
+    pub(super) fn behind_stream(&mut self, bytes: &[u8]) {
+        self.counters().bytes_ignored.add(bytes.len() as u64);
+    }
+
+    /// The connect request of a one-way client; what comes behind it means nothing.
+    pub(super) fn one_way_message(&mut self, index: u32, message: &[u8]) -> Flow {
+        let Some(conn) = self.conns.get(index as usize) else { return Flow::End };
+        if conn.session != NONE || conn.phase != Phase::Client {
+            return Flow::On;
+        }
+        let mut parts = message.splitn(2, |byte| *byte == BEFORE_LAST_EVENT_ID);
+        let text = parts.next().map(std::str::from_utf8);
+        let id = parts.next().map(std::str::from_utf8);
+        let Some(Ok(Ok(mut request))) = text.map(|text| text.map(client::connect_request)) else {
+            return self.bad_request(index);
+        };
+        // An id that is none of ours says nothing.
+        let positions = id.and_then(Result::ok).map(|id| format!("{{\"subs\":{id}}}"));
+        let positions = positions.as_deref().unwrap_or_default();
+        if let Ok(positions) = client::connect_request(positions) {
+            for (channel, mut position) in positions.subs {
+                position.recover = true;
+                let asked = request.subs.entry(channel).or_default();
+                if !asked.recover {
+                    (asked.recover, asked.offset, asked.epoch) =
+                        (true, position.offset, position.epoch);
+                }
+            }
+        }
+        self.counters().method_connect.inc();
+        let result = self.connect(index, 0, &request);
+        self.finish_command(index, 0, result)
+    }
+
+    /// Sends the head of a response, if it waited.
+    pub(super) fn send_head(&mut self, index: u32) {
+        if self.heads.is_empty() {
+            return;
+        }
+        if let Some(unsent) = self.heads.remove(&index) {
+            self.enqueue(index, unsent.frame);
+        }
+    }
+
+    /// Answers a `connect` that failed with a whole response, if the endpoint has one for that code.
+    pub(super) fn answer_code(&mut self, index: u32, code: u32) -> bool {
+        if self.heads.is_empty() {
+            return false;
+        }
+        let node = Arc::clone(&self.node);
+        let responses = self
+            .heads
+            .get(&index)
+            .and_then(|unsent| Some(&node.options.endpoints.get(unsent.endpoint)?.responses));
+        let found = responses.and_then(|all| all.iter().find(|response| response.code == code));
+        let Some(response) = found else { return false };
+        let Some(unsent) = self.heads.remove(&index) else { return false };
+        let mut out = Vec::new();
+        let CodeResponse { status, body, .. } = response;
+        let kind = if client::is_json(body.as_bytes()) { "application/json" } else { "text/plain" };
+        http::put_answer(&mut out, *status, &unsent.cors, kind, body.as_bytes(), false);
+        self.enqueue(index, SharedFrame::new(&out));
+        self.detach(index);
+        self.linger(index);
+        true
+    }
+
+    /// The `connect` of a one-way client is an error: no reply can say so, it is closed for it (client
+    /// protocol, 8).
+    pub(super) fn one_way_error(&mut self, index: u32, code: u32) {
+        if self.answer_code(index, code) {
+            return;
+        }
+        let client = Arc::clone(&self.client);
+        let special = client.one_way_disconnects.iter().find(|(of, _)| *of == code);
+        if let Some((_, AppDisconnect { code, reason })) = special {
+            return self.end_session(index, *code, reason);
+        }
+        let known = |error: ErrorCode| u32::from(error.code()) == code;
+        let why = match code {
+            _ if known(ErrorCode::TokenExpired) || known(ErrorCode::Expired) => {
+                Disconnect::ConnectionExpired
+            }
+            _ if known(ErrorCode::TooManyRequests) => Disconnect::TooManyRequests,
+            _ if known(ErrorCode::PermissionDenied) => Disconnect::PermissionDenied,
+            _ => Disconnect::InternalError,
+        };
+        self.disconnect(index, why);
+    }
+
+    /// Ends a response: says why, and that nothing more comes.
+    pub(super) fn end_stream(&mut self, index: u32, code: u16, reason: &str) {
+        if self.answer_code(index, code.into()) {
+            return;
+        }
+        self.send_head(index);
+        self.detach(index);
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_held(false);
+        }
+        self.push(index, "", &Push::Disconnect { code, reason });
+        self.finish_response(index);
+    }
+
+    /// Nothing more comes in a response, and on its connection.
+    pub(super) fn finish_response(&mut self, index: u32) {
+        let mut end = Vec::new();
+        framing::end(&mut end, self.form(index));
+        if !end.is_empty() {
+            self.enqueue(index, SharedFrame::new(&end));
+        }
+        self.linger(index);
+    }
+
+    /// Tells event sources that got publications in this turn, or have just connected, where they are: if they
+    /// lose the connection, they come back with that.
+    pub(super) fn mark_positions(&mut self) {
+        let mut to_mark = std::mem::take(&mut self.to_mark);
+        for key in to_mark.drain(..) {
+            self.mark_position(key);
+        }
+        if self.to_mark.is_empty() {
+            self.to_mark = to_mark;
+        }
+    }
+
+    fn mark_position(&mut self, key: ConnKey) {
+        let Some(conn) = self.conn(key) else { return };
+        let (form, at) = (conn.form, conn.session);
+        let Some(session) = self.sessions.get(at as usize) else { return };
+        // An event of a type and with (no) data, since some sources forget the id of what is no event.
+        let mut id = b"event: position\nid: {".to_vec();
+        let empty = id.len();
+        for sub in session.subs.as_slice().iter().filter(|sub| sub.flags.recoverable()) {
+            let Some((name, epoch, offset)) = self.locals.position(sub.channel, sub.place) else {
+                continue;
+            };
+            let before = id.len();
+            if before > empty {
+                id.push(b',');
+            }
+            client::put_position(&mut id, name, epoch.as_str(), offset);
+            if id.len() > LAST_EVENT_ID_BYTES_MAX {
+                // It comes back in a header: the rest begins anew then.
+                self.node.counters[self.id.index()].positions_left_out.inc();
+                id.truncate(before);
+                break;
+            }
+        }
+        if id.len() == empty {
+            return;
+        }
+        id.extend_from_slice(b"}\ndata:\n\n");
+        let mut out = Vec::new();
+        framing::put_raw(&mut out, form, &id);
+        self.enqueue(key.index, SharedFrame::new(&out));
+    }
+}
+
+/// Whether a request's body is Protobuf.
+pub(super) fn is_binary(head: &Head<'_>) -> bool {
+    head.header("content-type").is_some_and(|value| {
+        let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/octet-stream")
+    })
+}
+
+/// Stands between a connect request and the id of the last event that its client got: in JSON there is no
+/// such byte.
+const BEFORE_LAST_EVENT_ID: u8 = 0;
+
+/// The id of an event comes back in a header of the next request: so long at most.
+const LAST_EVENT_ID_BYTES_MAX: usize = 8 * 1024;
+
+impl Rx {
+    /// What a request for an endpoint leaves for the next one.
+    pub(super) fn behind(rest: &[u8]) -> Option<Box<Self>> {
+        (!rest.is_empty()).then(|| Box::new(Self { raw: rest.to_vec(), ..Self::default() }))
+    }
+}

@@ -1,0 +1,246 @@
+// Clients that can't have a WebSocket, or only listen: falling back, an ordinary EventSource, curl.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import http from 'node:http';
+import { connect } from 'node:net';
+import { createInterface } from 'node:readline';
+import { test } from 'node:test';
+import { EventSource } from 'eventsource';
+import WebSocket from 'ws';
+import {
+  collect,
+  ENCODINGS,
+  follow,
+  fresh,
+  JSON_ENCODING,
+  next,
+  publishAll,
+  range,
+  shared,
+  sign,
+  TRANSPORT,
+} from './harness.mjs';
+
+/** These say themselves what they come over. */
+const ONCE = { skip: TRANSPORT !== 'websocket' && 'the same over each transport' };
+
+const roost = shared({
+  config: `
+[uni_sse]
+enabled = true
+[uni_http_stream]
+enabled = true
+[http_api]
+key = "k"
+[[channel.namespaces]]
+name = "kept"
+allow_subscribe_for_client = true
+allow_publish_for_client = true
+force_recovery = true
+history_size = 100
+history_ttl = "10m"
+`,
+});
+
+/**
+ * An HTTP proxy of the kind that stands in the way: it knows no upgrades, and answers 502 for the paths that
+ * it is told to block.
+ */
+class Proxy {
+  static async to(node, blocked = []) {
+    const proxy = new Proxy();
+    proxy.sockets = new Set();
+    proxy.broken = false;
+    proxy.seen = [];
+    proxy.server = http.createServer((request, response) => {
+      proxy.seen.push(request.url.split('?')[0]);
+      if (proxy.broken || blocked.some((path) => request.url.startsWith(path))) {
+        response.writeHead(502).end();
+        return;
+      }
+      const { method, url: path, headers } = request;
+      const onward = http.request({ host: '127.0.0.1', port: node.port, method, path, headers });
+      onward.on('response', (answer) => {
+        response.writeHead(answer.statusCode, answer.headers);
+        answer.pipe(response);
+        answer.on('error', () => response.destroy());
+      });
+      onward.on('error', () => response.destroy());
+      response.on('close', () => onward.destroy());
+      request.pipe(onward);
+    });
+    proxy.server.on('upgrade', (request, socket) => {
+      proxy.seen.push(request.url);
+      socket.destroy();
+    });
+    proxy.server.on('connection', (socket) => {
+      proxy.sockets.add(socket);
+      socket.on('close', () => proxy.sockets.delete(socket));
+    });
+    proxy.server.listen(0, '127.0.0.1');
+    await once(proxy.server, 'listening');
+    proxy.server.unref();
+    proxy.at = `127.0.0.1:${proxy.server.address().port}`;
+    return proxy;
+  }
+
+  cut() {
+    this.broken = true;
+    for (const socket of this.sockets) socket.destroy();
+  }
+
+  heal() {
+    this.broken = false;
+  }
+}
+
+for (const [left, blocked] of [
+  ['http_stream', []],
+  ['sse', ['/connection/http_stream']],
+]) {
+  test(`where WebSockets are broken off the SDK falls back by itself, and recovers (${left})`, ONCE, async () => {
+    for (const encoding of left === 'sse' ? [JSON_ENCODING] : ENCODINGS) {
+      const proxy = await Proxy.to(roost, blocked);
+      const transports = [
+        { transport: 'websocket', endpoint: `ws://${proxy.at}/connection/websocket` },
+        { transport: 'http_stream', endpoint: `http://${proxy.at}/connection/http_stream` },
+        { transport: 'sse', endpoint: `http://${proxy.at}/connection/sse` },
+      ];
+      const usable = encoding === JSON_ENCODING ? transports : transports.slice(0, 2);
+      const client = new encoding.Client(usable, {
+        websocket: WebSocket,
+        eventsource: EventSource,
+        fetch,
+        readableStream: ReadableStream,
+        emulationEndpoint: `http://${proxy.at}/emulation`,
+        token: sign({ sub: 'ann' }),
+        minReconnectDelay: 50,
+        maxReconnectDelay: 200,
+      });
+      client.encoding = encoding;
+      roost.clients.push(client);
+      const connected = next(client, 'connected');
+      client.connect();
+      assert.equal((await connected).transport, left);
+      assert.equal(proxy.seen[0].split('?')[0], '/connection/websocket');
+      const channel = fresh('kept');
+      const { inbox } = await follow(client, channel);
+      const writer = await roost.connected('bob', { encoding, transport: 'websocket' });
+      await publishAll(writer, channel, range(0, 10));
+      await inbox.take(10);
+      const lost = next(client, 'connecting');
+      proxy.cut();
+      await lost;
+      await publishAll(writer, channel, range(10, 20));
+      const back = next(client, 'connected');
+      proxy.heal();
+      await back;
+      await publishAll(writer, channel, range(20, 30));
+      assert.deepEqual(await inbox.take(30), range(0, 30));
+      await client.publish(channel, encoding.pack('up')).then(() => inbox.take(31));
+      client.disconnect();
+    }
+  });
+}
+
+/** The URL of a one-way connection with this request. */
+const uni = (at, path, request) =>
+  `http://${at}/connection/${path}?cf_connect=${encodeURIComponent(JSON.stringify(request))}`;
+
+test('an EventSource recovers by itself what it missed', ONCE, async () => {
+  const proxy = await Proxy.to(roost);
+  const channels = [fresh('kept'), fresh('kept')];
+  const subs = Object.fromEntries(channels.map((channel) => [channel, {}]));
+  const source = new EventSource(uni(proxy.at, 'uni_sse', { token: sign({ sub: 'ann' }), subs }));
+  // Publications, live or recovered, by channel.
+  const got = Object.fromEntries(channels.map((channel) => [channel, []]));
+  const messages = collect(
+    { on: (_, receive) => source.addEventListener('message', receive) },
+    'message',
+    ({ data }) => {
+      const push = JSON.parse(data);
+      if (push.pub) got[push.channel].push(push.pub.data);
+      for (const [channel, sub] of Object.entries(push.connect?.subs ?? {})) {
+        got[channel].push(...(sub.publications ?? []).map((publication) => publication.data));
+      }
+      return push;
+    },
+  );
+  await messages.take(1);
+  const writer = await roost.connected('bob');
+  let expected = [];
+  for (let round = 0; round < 3; round += 1) {
+    for (const [at, numbers] of [range(0, 5), range(5, 10), range(10, 15)].entries()) {
+      const before = messages.items.length;
+      if (at === 1) {
+        const lost = new Promise((resolve) => source.addEventListener('error', resolve, { once: true }));
+        proxy.cut();
+        await lost;
+      }
+      for (const channel of channels) await publishAll(writer, channel, numbers);
+      expected = [...expected, ...numbers];
+      if (at === 0) await messages.take(before + 2 * numbers.length);
+      if (at === 1) {
+        proxy.heal();
+        await messages.take(before + 1);
+      }
+    }
+    for (let count = messages.items.length; ; count += 1) {
+      if (channels.every((channel) => got[channel].length >= expected.length)) break;
+      await messages.take(count + 1);
+    }
+    for (const channel of channels) assert.deepEqual(got[channel], expected);
+  }
+  source.close();
+});
+
+test('curl is a client', ONCE, async () => {
+  const channel = fresh('kept');
+  const request = { token: sign({ sub: 'ann', channels: [channel] }) };
+  const writer = await roost.connected('bob');
+  for (const [path, arguments_, read] of [
+    ['uni_sse', [uni(`127.0.0.1:${roost.port}`, 'uni_sse', request)], (line) => line.startsWith('data: ') && line.slice(6)],
+    [
+      'uni_http_stream',
+      ['--data', JSON.stringify(request), `http://127.0.0.1:${roost.port}/connection/uni_http_stream`],
+      (line) => line,
+    ],
+  ]) {
+    const curl = spawn('curl', ['--silent', '--no-buffer', ...arguments_], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const lines = collect(createInterface({ input: curl.stdout }), 'line');
+    const pushes = async (count) => {
+      for (let at = 1; ; at += 1) {
+        const found = (await lines.take(at)).map(read).filter(Boolean).map((text) => JSON.parse(text));
+        if (found.length >= count) return found;
+      }
+    };
+    assert.ok((await pushes(1))[0].connect.subs[channel], path);
+    await writer.publish(channel, { over: path });
+    assert.deepEqual((await pushes(2))[1].pub.data, { over: path });
+    const ended = once(curl, 'exit');
+    curl.kill();
+    await ended;
+  }
+});
+
+test('whoever breaks off in the middle of a request leaves nothing behind', ONCE, async () => {
+  const before = (await roost.counters()).connections_open;
+  for (const text of [
+    'POST /connection/http_stream HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"id":1',
+    'POST /emulation HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab',
+    'GET /connection/sse?cf_connect=%7B%22id%22%3A1%2C%22connect%22%3A%7B%7D%7D HTTP/1.1\r\nHost: a\r\n\r\n',
+  ]) {
+    for (let times = 0; times < 20; times += 1) {
+      const socket = connect(roost.port, '127.0.0.1');
+      await once(socket, 'connect');
+      socket.write(text);
+      if (times % 2) socket.resetAndDestroy();
+      else socket.destroy();
+    }
+  }
+  const deadline = Date.now() + 10_000;
+  while ((await roost.counters()).connections_open > before && Date.now() < deadline);
+  assert.equal((await roost.counters()).connections_open, before);
+});
