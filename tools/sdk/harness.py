@@ -30,6 +30,9 @@ address = "127.0.0.1"
 [client.token]
 hmac_secret_key = "{SECRET}"
 
+[websocket]
+compression = {"true" if os.environ.get("TRANSPORT") == "compressed" else "false"}
+
 [channel.without_namespace]
 allow_subscribe_for_client = true
 allow_publish_for_subscriber = true
