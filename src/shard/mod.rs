@@ -272,6 +272,8 @@ pub struct Shard<D: Driver> {
     header_users: BySlot<CompactString>,
     /// Heads of responses that wait for what comes of the `connect`, by slot.
     heads: BySlot<UnsentHead>,
+    /// Connections with a request that was answered at once: what is behind it is next.
+    answered: Vec<ConnKey>,
     /// Connections whose positions go behind what this turn has for them.
     to_mark: Vec<ConnKey>,
     /// What was kept of the headers of connections for proxies, by slot, until the client connects.
@@ -387,6 +389,7 @@ impl<D: Driver> Shard<D> {
             header_users: Default::default(),
             headers: Default::default(),
             heads: Default::default(),
+            answered: Vec::new(),
             to_mark: Vec::new(),
             told: Default::default(),
             unasked: VecDeque::new(),
@@ -454,6 +457,7 @@ impl<D: Driver> Shard<D> {
         self.look_at_rules();
         self.take_completions();
         self.accept_some();
+        self.go_on_answered();
         self.read_some();
         self.open_mail();
         self.carry_out_orders();
@@ -518,6 +522,7 @@ impl<D: Driver> Shard<D> {
             || !self.loopback.is_empty()
             || self.locals.active() > 0
             || !self.dirty.is_empty()
+            || !self.answered.is_empty()
             || self.has_orders()
             || (self.leaving_count > 0 && !self.mail_blocked)
             || !self.mailbox.sleep()
@@ -689,6 +694,7 @@ impl<D: Driver> Shard<D> {
             ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
             ("heads of responses", self.heads.len()),
+            ("requests just answered", self.answered.len()),
             ("unasked questions", self.unasked.len()),
             ("parked commands", self.parked.len() + self.parked_of.len()),
             ("told by the application", self.told.len()),

@@ -217,7 +217,19 @@ impl<D: Driver> Shard<D> {
                 conn.rx.get_or_insert_default().raw.extend_from_slice(rest);
             }
         }
-        self.web_response(key, SharedFrame::new(&out), keep_alive);
+        self.enqueue(key.index, SharedFrame::new(&out));
+        match keep_alive {
+            true => self.answered.push(key),
+            false => self.linger(key.index),
+        }
+    }
+
+    /// Goes on with what was sent behind requests that were answered at once. One request of each connection
+    /// in a turn: thousands may be there, and one that called for the next would need a stack for all.
+    pub(super) fn go_on_answered(&mut self) {
+        for key in std::mem::take(&mut self.answered) {
+            self.request_done(key);
+        }
     }
 
     /// A request for an endpoint is whole.
@@ -232,7 +244,9 @@ impl<D: Driver> Shard<D> {
             return match self.emulation(key, &head, &cors, &body) {
                 Ok(()) => {}
                 Err(status) => {
-                    self.counters().emulations_refused.add(1);
+                    if status != 204 {
+                        self.counters().emulations_refused.add(1);
+                    }
                     self.answer(key, &head, status, &cors, "", &[]);
                 }
             };

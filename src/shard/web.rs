@@ -134,6 +134,18 @@ impl<D: Driver> Shard<D> {
 
     /// A request is answered: by the control thread, by another shard, or here.
     pub(super) fn web_response(&mut self, key: ConnKey, bytes: SharedFrame, keep_alive: bool) {
+        if self.conn(key).is_none_or(|conn| conn.phase != Phase::Asked) {
+            return;
+        }
+        self.enqueue(key.index, bytes);
+        match keep_alive {
+            true => self.request_done(key),
+            false => self.linger(key.index),
+        }
+    }
+
+    /// The answer to a request is on its way: the next may come.
+    pub(super) fn request_done(&mut self, key: ConnKey) {
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         if conn.phase != Phase::Asked {
@@ -142,10 +154,6 @@ impl<D: Driver> Shard<D> {
         conn.phase = Phase::Head;
         conn.flags.set_served(true);
         conn.since_tick = tick;
-        self.enqueue(key.index, bytes);
-        if !keep_alive {
-            return self.linger(key.index);
-        }
         self.next_web_request(key);
         self.schedule(key.index);
     }

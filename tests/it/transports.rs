@@ -733,6 +733,15 @@ fn requests_to_the_up_link_share_a_connection() {
     let statuses: Vec<u16> = (0..5).map(|_| raw.response().status).collect();
     assert_eq!(statuses, [204, 404, 204, 204, 404]);
     raw.ends();
+    // Very many at once take no more of the node than a few.
+    let mut raw = node.raw();
+    let many = "OPTIONS /emulation HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5_000);
+    let mut sender = raw.stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || std::io::Write::write_all(&mut sender, many.as_bytes()));
+    for _ in 0..5_000 {
+        assert_eq!(raw.response().status, 204);
+    }
+    sending.join().unwrap().unwrap();
     // Who asks for it gets the end behind the answer.
     let mut raw = node.raw();
     raw.send(post("/emulation", &["Connection: close"], &ann.emulation(&[])).as_bytes());

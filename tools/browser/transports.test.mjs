@@ -1,0 +1,215 @@
+// The SDK over each transport in a real browser, on a page of another origin; and a plain EventSource.
+
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { connect } from 'node:net';
+import { after, before, test } from 'node:test';
+import { readFileSync } from 'node:fs';
+import { Roost, sign, within } from '../sdk/harness.mjs';
+import { launch, open } from './browser.mjs';
+
+const DIST = new URL('../sdk/node_modules/centrifuge/dist/', import.meta.url);
+const SDKS = { json: 'centrifuge.js', protobuf: 'centrifuge.protobuf.js' };
+
+const CONFIG = `
+[client]
+allowed_origins = ["http://localhost:*"]
+[uni_sse]
+enabled = true
+[http_api]
+key = "k"
+[[channel.namespaces]]
+name = "kept"
+allow_subscribe_for_client = true
+allow_publish_for_client = true
+force_recovery = true
+history_size = 100
+history_ttl = "10m"
+`;
+
+let browser;
+let pages;
+const roost = new Roost();
+
+before(async () => {
+  browser = await launch();
+  await roost.begin({ config: CONFIG });
+  // Another origin than that of the node.
+  pages = createServer((request, response) => {
+    const name = request.url.slice(1);
+    const isSdk = Object.values(SDKS).includes(name);
+    response.setHeader('Content-Type', isSdk ? 'text/javascript' : 'text/html');
+    response.end(isSdk ? readFileSync(new URL(name, DIST)) : '<!doctype html><link rel="icon" href="data:,"><title>page</title>');
+  });
+  pages.listen(0, 'localhost');
+  await once(pages, 'listening');
+});
+after(async () => {
+  await browser?.close();
+  pages?.close();
+  if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+});
+
+/**
+ * A TCP line to the node that can be cut; where `upgrades` is false it breaks off whatever wants to become a
+ * WebSocket, as some proxies do.
+ */
+async function line(upgrades = true) {
+  const sockets = new Set();
+  const state = { broken: false, upgradesSeen: 0 };
+  const server = createServer();
+  server.removeAllListeners('connection');
+  server.on('connection', (near) => {
+    if (state.broken) return near.destroy();
+    const far = connect(roost.port, '127.0.0.1');
+    for (const [socket, other] of [
+      [near, far],
+      [far, near],
+    ]) {
+      sockets.add(socket);
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        sockets.delete(socket);
+        other.destroy();
+      });
+    }
+    near.on('data', (data) => {
+      if (!upgrades && /upgrade: websocket/i.test(data.toString('latin1'))) {
+        state.upgradesSeen += 1;
+        near.destroy();
+        return;
+      }
+      far.write(data);
+    });
+    far.pipe(near);
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  server.unref();
+  return {
+    state,
+    at: `127.0.0.1:${server.address().port}`,
+    cut() {
+      state.broken = true;
+      for (const socket of sockets) socket.destroy();
+    },
+    heal() {
+      state.broken = false;
+    },
+  };
+}
+
+async function page(sdk) {
+  const opened = await open(browser);
+  await opened.goto(`http://localhost:${pages.address().port}/`);
+  if (sdk) await opened.addScriptTag({ url: `/${sdk}` });
+  return opened;
+}
+
+/** Waits until an expression on the page is true. */
+const holds = (on, expression) => within(on.waitForFunction(expression, { polling: 50 }), expression);
+
+async function publish(channel, numbers) {
+  for (const n of numbers) {
+    const answer = await fetch(`http://127.0.0.1:${roost.port}/api/publish`, {
+      method: 'POST',
+      headers: { 'X-API-Key': 'k' },
+      body: JSON.stringify({ channel, data: { n } }),
+    });
+    assert.equal(answer.status, 200);
+  }
+}
+
+const range = (from, to) => Array.from({ length: to - from }, (_, at) => from + at);
+
+for (const [transport, encoding, upgrades] of [
+  ['websocket', 'json', true],
+  ['websocket', 'protobuf', true],
+  ['http_stream', 'json', true],
+  ['http_stream', 'protobuf', true],
+  ['sse', 'json', true],
+  ['fallback', 'json', false],
+]) {
+  test(`recovers over ${transport} (${encoding})`, async () => {
+    const way = await line(upgrades);
+    const at = await page(SDKS[encoding]);
+    const channel = `kept:${transport}-${encoding}`;
+    const all = {
+      websocket: { transport: 'websocket', endpoint: `ws://${way.at}/connection/websocket` },
+      http_stream: { transport: 'http_stream', endpoint: `http://${way.at}/connection/http_stream` },
+      sse: { transport: 'sse', endpoint: `http://${way.at}/connection/sse` },
+    };
+    const transports = transport === 'fallback' ? [all.websocket, all.http_stream] : [all[transport]];
+    await at.evaluate(
+      (transports, emulationEndpoint, token, channel, binary) => {
+        globalThis.seen = [];
+        globalThis.client = new Centrifuge(transports, { emulationEndpoint, token, minReconnectDelay: 50, maxReconnectDelay: 200 });
+        client.on('connected', ({ transport }) => (globalThis.over = transport));
+        const sub = client.newSubscription(channel);
+        sub.on('publication', ({ data }) => seen.push((binary ? JSON.parse(new TextDecoder().decode(data)) : data).n));
+        sub.on('subscribed', () => (globalThis.ready = true));
+        globalThis.send = (n) => sub.publish(binary ? new TextEncoder().encode(JSON.stringify({ n })) : { n });
+        sub.subscribe();
+        client.connect();
+      },
+      transports,
+      `http://${way.at}/emulation`,
+      sign({ sub: 'ann' }),
+      channel,
+      encoding === 'protobuf',
+    );
+    await holds(at, 'globalThis.ready === true');
+    assert.equal(await at.evaluate('over'), transport === 'fallback' ? 'http_stream' : transport);
+    assert.equal(way.state.upgradesSeen > 0, transport === 'fallback');
+    await publish(channel, range(0, 10));
+    await holds(at, 'seen.length === 10');
+    way.cut();
+    await holds(at, 'client.state === "connecting"');
+    await publish(channel, range(10, 20));
+    way.heal();
+    await holds(at, 'seen.length === 20');
+    await at.evaluate('send(20)');
+    await holds(at, 'seen.length === 21');
+    assert.deepEqual(await at.evaluate('seen'), range(0, 21));
+    await at.evaluate('client.disconnect()');
+    await at.close();
+  });
+}
+
+test('a plain EventSource comes back by itself with what it missed', async () => {
+  const way = await line();
+  const at = await page();
+  const channel = 'kept:events';
+  await at.evaluate(
+    (url) => {
+      globalThis.seen = [];
+      globalThis.connects = 0;
+      const source = new EventSource(url);
+      source.onmessage = ({ data }) => {
+        const push = JSON.parse(data);
+        if (push.connect) globalThis.connects += 1;
+        const missed = Object.values(push.connect?.subs ?? {}).flatMap((sub) => sub.publications ?? []);
+        for (const publication of push.pub ? [push.pub] : missed) seen.push(publication.data.n);
+      };
+    },
+    `http://${way.at}/connection/uni_sse?cf_connect=${encodeURIComponent(
+      JSON.stringify({ token: sign({ sub: 'ann', channels: [channel] }) }),
+    )}`,
+  );
+  await holds(at, 'connects === 1');
+  // Before anything was published, and in the middle.
+  for (const [from, connects] of [
+    [0, 2],
+    [20, 3],
+  ]) {
+    way.cut();
+    await publish(channel, range(from, from + 10));
+    way.heal();
+    await holds(at, `connects === ${connects} && seen.length === ${from + 10}`);
+    await publish(channel, range(from + 10, from + 20));
+    await holds(at, `seen.length === ${from + 20}`);
+  }
+  assert.deepEqual(await at.evaluate('seen'), range(0, 40));
+  await at.close();
+});
