@@ -737,7 +737,8 @@ fn requests_to_the_up_link_share_a_connection() {
     let mut raw = node.raw();
     let many = "OPTIONS /emulation HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5_000);
     let mut sender = raw.stream.try_clone().unwrap();
-    let sending = std::thread::spawn(move || std::io::Write::write_all(&mut sender, many.as_bytes()));
+    let sending =
+        std::thread::spawn(move || std::io::Write::write_all(&mut sender, many.as_bytes()));
     for _ in 0..5_000 {
         assert_eq!(raw.response().status, 204);
     }
