@@ -16,34 +16,31 @@ pub enum Framing {
     BareStream = 4,
     /// As `Events`, without chunks.
     BareEvents = 5,
-    /// Nothing: a client that polls is told only that something has come.
-    Poll = 6,
     /// WebSocket frames, messages deflated with a window of 9 bits (RFC 7692).
-    Deflate9 = 7,
+    Deflate9 = 6,
     /// ... of 10 bits.
-    Deflate10 = 8,
+    Deflate10 = 7,
     /// ... of 11 bits.
-    Deflate11 = 9,
+    Deflate11 = 8,
     /// ... of 12 bits.
-    Deflate12 = 10,
+    Deflate12 = 9,
     /// ... of 13 bits.
-    Deflate13 = 11,
+    Deflate13 = 10,
     /// ... of 14 bits.
-    Deflate14 = 12,
+    Deflate14 = 11,
     /// ... of 15 bits.
-    Deflate15 = 13,
+    Deflate15 = 12,
 }
 
 impl Framing {
     /// All of them, by their number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::WebSocket,
         Self::WebSocketSingle,
         Self::Stream,
         Self::Events,
         Self::BareStream,
         Self::BareEvents,
-        Self::Poll,
         Self::Deflate9,
         Self::Deflate10,
         Self::Deflate11,
@@ -164,7 +161,7 @@ impl Form {
     }
 
     /// The same with data written in another way.
-    pub fn with_data(self, data: Data) -> Self {
+    pub const fn with_data(self, data: Data) -> Self {
         Self(self.0 & ((1 << Self::DATA_SHIFT) - 1) | (data as u8) << Self::DATA_SHIFT)
     }
 
@@ -191,7 +188,6 @@ impl Form {
     /// The transport, for a connection of clients.
     pub fn transport(self) -> Transport {
         match (self.framing(), self.is_one_way()) {
-            (Framing::Poll, _) => Transport::LongPoll,
             (Framing::Stream | Framing::BareStream, false) => Transport::HttpStream,
             (Framing::Stream | Framing::BareStream, true) => Transport::UniHttpStream,
             (Framing::Events | Framing::BareEvents, false) => Transport::Sse,
@@ -231,20 +227,17 @@ pub enum Transport {
     UniHttpStream = 4,
     /// One-way.
     UniSse = 5,
-    /// A request for each answer.
-    LongPoll = 6,
 }
 
 impl Transport {
     /// All of them, by their number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::WebSocket,
         Self::HttpStream,
         Self::Sse,
         Self::UniWebSocket,
         Self::UniHttpStream,
         Self::UniSse,
-        Self::LongPoll,
     ];
 
     /// As proxies and metrics name it.
@@ -256,8 +249,19 @@ impl Transport {
             Self::UniWebSocket => "uni_websocket",
             Self::UniHttpStream => "uni_http_stream",
             Self::UniSse => "uni_sse",
-            Self::LongPoll => "long_poll",
         }
+    }
+}
+
+impl Transport {
+    /// What clients say comes in requests of their own.
+    pub fn has_up_link(self) -> bool {
+        matches!(self, Self::HttpStream | Self::Sse)
+    }
+
+    /// Its sessions have ids: those with an up-link, and one-way ones.
+    pub fn has_session_ids(self) -> bool {
+        self != Self::WebSocket
     }
 }
 
@@ -326,7 +330,7 @@ mod tests {
             assert!(framing.is_websocket());
             assert_eq!(framing.window_bits(), Some(bits));
         }
-        assert_eq!(Framing::Poll.window_bits(), None);
+        assert_eq!(Framing::BareEvents.window_bits(), None);
         assert!(!Framing::Events.is_websocket() && Framing::WebSocketSingle.is_websocket());
     }
 

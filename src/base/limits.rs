@@ -141,3 +141,11 @@ pub const DELTA_BYTES_MAX: usize = 256 * 1024;
 const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
 const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
 const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);
+
+/// Bytes of commands that wait for others of their connection at most, where they come in requests of their
+/// own: more is answered with 503.
+pub const EMULATED_BYTES_MAX: usize = 256 * 1024;
+
+/// The id of an event comes back in a header of the next request: so long at most. Channels that find no
+/// room in it begin anew then.
+pub const LAST_EVENT_ID_BYTES_MAX: usize = 8 * 1024;

@@ -22,7 +22,7 @@ use hashbrown::HashMap;
 use super::filter::{FilterId, Filters};
 use super::parcel::{Parcel, Told};
 use super::subscribers::{Subscribers, Traits};
-use crate::base::form::Form;
+use crate::base::form::{Form, Transport};
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX, JOIN_PARCELS_MAX};
 use crate::base::tags::Tags;
@@ -259,7 +259,7 @@ impl Group {
 
     fn join(&self, (form, based, taken): Kind, (join, scratch): (Join, &mut Vec<u8>)) -> Outgoing {
         let delta = form.takes_patches();
-        let marks = form.is_one_way() && form.framing().is_events();
+        let marks = form.transport() == Transport::UniSse;
         let mut outgoing = Outgoing {
             frame: None,
             messages: 0,
@@ -309,8 +309,8 @@ mod tests {
     use crate::hub::parcel::Frames;
     use crate::hub::subscribers::Subscriber;
 
-    const JSON_TEXT: Form = Form::from_u8((Data::Text as u8) << 6);
-    const JSON_DELTA: Form = Form::from_u8((Data::Delta as u8) << 6);
+    const JSON_TEXT: Form = Form::JSON.with_data(Data::Text);
+    const JSON_DELTA: Form = Form::JSON.with_data(Data::Delta);
 
     fn parcel(told: Told, text: &str, tags: &[(&str, &str)]) -> Arc<Parcel> {
         let frame = |suffix: &str| SharedFrame::new(format!("{text}{suffix}").as_bytes());
@@ -465,6 +465,21 @@ mod tests {
         assert_eq!(texts, expected);
         // From here on all have a base.
         assert!(subscribers.iter().all(|s| !s.traits.fresh()));
+    }
+
+    #[test]
+    fn a_subscriber_stands_before_what_waits_for_it() {
+        let at = |offset| Arc::new(Parcel::new(Told::Publication, offset, Tags::NONE));
+        let mut fan_out = FanOut::default();
+        assert_eq!(fan_out.offset_at(0), None);
+        // The second came behind 5 and 6, the third behind 7; a publication without history has no place.
+        for (offset, upto) in [(0, 1), (5, 1), (6, 1), (7, 2)] {
+            assert!(fan_out.push(at(offset), upto, false));
+        }
+        let places = |fan_out: &FanOut| [0, 1, 2].map(|place| fan_out.offset_at(place));
+        assert_eq!(places(&fan_out), [Some(4), Some(6), None]);
+        fan_out.cursor = 1;
+        assert_eq!(places(&fan_out), [Some(6), Some(6), None]);
     }
 
     #[test]

@@ -24,7 +24,6 @@ pub fn put(out: &mut Vec<u8>, form: Form, message: &[u8]) {
 pub fn open(out: &mut Vec<u8>, form: Form, len: usize) {
     let framing = form.framing();
     match framing {
-        Framing::Poll => {}
         Framing::Stream | Framing::Events => {
             put_length(out, before(form).len() + len + behind(form).len());
             out.extend_from_slice(before(form));
@@ -110,7 +109,7 @@ fn is_chunked(form: Form) -> bool {
 fn put_start(out: &mut Vec<u8>, form: Form, bytes: usize) {
     match form.framing() {
         Framing::Stream | Framing::Events => put_length(out, bytes),
-        Framing::BareStream | Framing::BareEvents | Framing::Poll => {}
+        Framing::BareStream | Framing::BareEvents => {}
         _ => ws::put_header(out, opcode(form), bytes),
     }
 }
@@ -122,7 +121,7 @@ fn content(form: Form, frame: &[u8]) -> &[u8] {
             let start = frame.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             &frame[start..frame.len() - b"\r\n".len()]
         }
-        Framing::BareStream | Framing::BareEvents | Framing::Poll => frame,
+        Framing::BareStream | Framing::BareEvents => frame,
         _ => ws::payload(frame),
     }
 }
@@ -177,7 +176,6 @@ mod tests {
             (Form::new(Framing::BareStream, false), "{}\n"),
             (Form::new(Framing::BareEvents, false), "data: {}\n\n"),
             (Form::one_way(Framing::Events), "a\r\ndata: {}\n\n\r\n"),
-            (Form::new(Framing::Poll, false), "{}"),
         ];
         for (form, expected) in table {
             let bytes: Vec<u8> = expected.chars().map(|c| c as u8).collect();

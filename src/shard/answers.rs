@@ -107,6 +107,7 @@ impl Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::form::Framing;
     use crate::base::rng::Rng;
 
     #[test]
@@ -125,6 +126,23 @@ mod tests {
         let other = Position { offset: 9, epoch: Some(Epoch::new(&mut rng)) };
         assert!(!known(&other, Form::JSON, 2..5));
         assert!(Asked::of(1, Form::JSON, &top, &(5..5)).is_none());
+    }
+
+    #[test]
+    fn pieces_are_known_by_their_bytes_and_have_a_bound() {
+        let mut pieces = Pieces::default();
+        let (one, same) = (SharedFrame::part(b"list"), SharedFrame::part(b"list"));
+        let other = Form::JSON.with_framing(Framing::deflate(9));
+        pieces.insert(Form::JSON, &one, Some(SharedFrame::part(b"l")));
+        pieces.insert(other, &one, None);
+        assert_eq!(pieces.get(Form::JSON, &one).flatten().map(|piece| piece.len()), Some(1));
+        assert!(pieces.get(other, &one).is_some_and(|piece| piece.is_none()));
+        assert!(pieces.get(Form::JSON, &same).is_none());
+        for _ in 0..5 {
+            let list = SharedFrame::part(&vec![0; ANSWERS_BYTES_MAX / 2]);
+            pieces.insert(Form::JSON, &list, None);
+            assert!(pieces.bytes <= ANSWERS_BYTES_MAX);
+        }
     }
 
     #[test]

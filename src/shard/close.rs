@@ -25,11 +25,12 @@ impl<D: Driver> Shard<D> {
             return self.end_stream(index, code, reason);
         }
         self.detach(index);
+        // What was to go behind the reply to `connect` has gone with the session.
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_held(false);
+        }
         if form.is_one_way() {
             let UniWebSocketOptions { tells_end, closes, .. } = self.node.options.uni_websocket;
-            if let Some(conn) = self.conns.get_mut(index as usize) {
-                conn.flags.set_held(false);
-            }
             if tells_end {
                 self.push(index, "", &Push::Disconnect { code, reason });
             }
@@ -39,10 +40,6 @@ impl<D: Driver> Shard<D> {
         }
         let mut frame = Vec::new();
         ws::close_frame(&mut frame, Some(code), reason);
-        // What was to go behind the reply to `connect` has gone with the session.
-        if let Some(conn) = self.conns.get_mut(index as usize) {
-            conn.flags.set_held(false);
-        }
         self.enqueue(index, SharedFrame::new(&frame));
         let tick = self.tick();
         let Some(conn) = self.conns.get_mut(index as usize) else { return };

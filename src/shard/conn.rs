@@ -167,6 +167,11 @@ impl Rx {
             && self.emulated.is_empty()
     }
 
+    /// Bytes of the messages that wait.
+    pub(super) fn emulated_bytes(&self) -> usize {
+        self.emulated.iter().map(Emulated::bytes).sum()
+    }
+
     /// Something can be handled without reading more.
     pub(super) fn has_leftover(&self) -> bool {
         !self.commands.is_empty() || !self.raw.is_empty() || !self.emulated.is_empty()

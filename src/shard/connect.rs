@@ -12,6 +12,7 @@ use super::mail::{Asker, Mail, Method, UserConn};
 use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
+use crate::base::form::Transport;
 use crate::base::time::UnixSeconds;
 use crate::edge::channels::{Asked, NameFault, OWN_CHANNEL, Subscriber};
 use crate::edge::jwt::{ConnectionClaims, TokenFault};
@@ -457,9 +458,9 @@ impl<D: Driver> Shard<D> {
         let pings = client.ping_interval_ms.is_some() && !frame_ping;
         let client_id = self.client_id(key).text();
         let node = Arc::clone(&self.node);
-        let two_way_stream = !form.framing().is_websocket() && !form.is_one_way();
-        let session = (two_way_stream || form.is_one_way())
-            .then(|| node.rules.session_ids.seal(self.id, key).text());
+        let transport = form.transport();
+        let session =
+            transport.has_session_ids().then(|| node.rules.session_ids.seal(self.id, key).text());
         self.send_head(index);
         let subs: Vec<(&str, SubscribeResult<'_>)> =
             connecting.made.iter().map(|made| (made.channel.as_str(), made.result())).collect();
@@ -473,14 +474,14 @@ impl<D: Driver> Shard<D> {
             ping: if pings { (interval / 1000).max(1) as u32 } else { 0 },
             pong: pings && pong_timeout.is_some(),
             session: session.as_ref().map_or("", |session| session.as_str()),
-            node: if two_way_stream { &node.rules.node_id } else { "" },
+            node: if transport.has_up_link() { &node.rules.node_id } else { "" },
             time: if client.include_server_time { self.driver.unix().0 * 1000 } else { 0 },
         };
         match form.is_one_way() {
             true => self.push(index, "", &Push::Connect(result)),
             false => self.reply(index, connecting.command, &Reply::Connect(result)),
         }
-        if form.is_one_way() && form.framing().is_events() && !connecting.made.is_empty() {
+        if transport == Transport::UniSse && !connecting.made.is_empty() {
             self.to_mark.push(key);
         }
         self.time_answer(Method::Connect, connecting.began_ms);

@@ -102,7 +102,7 @@ impl<D: Driver> Shard<D> {
                     self.earn(from, asker);
                     self.web_response(asker.conn, bytes, keep_alive);
                 }
-                Mail::Emulate(emulate) => self.take_emulated(from, *emulate),
+                Mail::Emulate(emulate) => self.take_emulated(*emulate),
                 Mail::Told(told) => self.told(*told),
                 Mail::List(list) => self.home_list(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),

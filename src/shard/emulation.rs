@@ -16,30 +16,30 @@ use crate::proto::http::{self, Head};
 /// Commands for a connection on another shard, or on this one.
 #[derive(Debug)]
 pub struct Emulate {
-    /// The connection.
-    pub conn: ConnKey,
-    /// They are Protobuf.
-    pub protobuf: bool,
-    /// They, as one frame.
-    pub data: Box<[u8]>,
-    /// The request that they came in.
-    pub asker: Asker,
-    /// Header lines of its answer.
-    pub cors: Box<str>,
-    /// Another request may follow it.
-    pub keep_alive: bool,
+    conn: ConnKey,
+    protobuf: bool,
+    emulated: Emulated,
 }
 
-/// Who waits for commands to be handled.
+impl Emulate {
+    /// Bytes of the commands.
+    pub(super) fn bytes(&self) -> usize {
+        self.emulated.bytes()
+    }
+}
+
+/// Who waits for commands to be handled: a request on some shard, and how it is answered.
 #[derive(Debug)]
 pub(super) struct Emulating {
     from: ShardId,
     asker: Asker,
+    /// Header lines of the answer.
     cors: Box<str>,
+    /// Another request may follow.
     keep_alive: bool,
 }
 
-/// Commands that wait for those before them.
+/// Commands as one frame, and who waits for them to be handled.
 #[derive(Debug)]
 pub(super) struct Emulated {
     data: Box<[u8]>,
@@ -77,47 +77,44 @@ impl<D: Driver> Shard<D> {
             return Err(204);
         };
         let max = self.node.options.requests_unanswered_max;
-        let known = shard.index() < self.node.counters.len();
-        let credits = known.then(|| self.mail[shard].spend(1, max)).flatten().ok_or(503u16)?;
-        let (cors, keep_alive) = (cors.into(), head.keep_alive());
+        let credits = self.mail[shard].spend(1, max).ok_or(503u16)?;
         let asker = Asker { credits, ..Asker::of(key) };
+        let by =
+            Emulating { from: self.id, asker, cors: cors.into(), keep_alive: head.keep_alive() };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
-        let data = data.into();
-        let emulate = Emulate { conn, protobuf, data, asker, cors, keep_alive };
-        self.post(shard, Mail::Emulate(Box::new(emulate)));
+        let emulated = Emulated { data: data.into(), by };
+        self.post(shard, Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })));
         Ok(())
     }
 
     /// Commands for a connection of this shard.
-    pub(super) fn take_emulated(&mut self, from: ShardId, emulate: Emulate) {
-        let Emulate { conn: key, protobuf, data, asker, cors, keep_alive } = emulate;
-        let by = Emulating { from, asker, cors, keep_alive };
+    pub(super) fn take_emulated(&mut self, emulate: Emulate) {
+        let Emulate { conn: key, protobuf, emulated } = emulate;
         self.counters().emulations.add(1);
-        let Some(conn) = self.conn(key) else { return self.answer_emulated(by, 204) };
+        let Some(conn) = self.conn(key) else { return self.answer_emulated(emulated.by, 204) };
         let form = conn.form;
         let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
-        if !speaks || form.framing().is_websocket() || form.is_one_way() {
-            return self.answer_emulated(by, 204);
+        if !speaks || !form.transport().has_up_link() {
+            return self.answer_emulated(emulated.by, 204);
         }
         if form.is_protobuf() != protobuf {
-            return self.answer_emulated(by, 400);
+            return self.answer_emulated(emulated.by, 400);
         }
         let paused = conn.flags.paused();
         let rx = conn.rx.as_ref();
         if paused || rx.is_some_and(|rx| rx.has_leftover()) {
-            let waits: usize =
-                rx.map_or(0, |rx| rx.emulated.iter().map(|waiting| waiting.bytes()).sum());
-            if waits + data.len() > EMULATED_BYTES_MAX {
+            let waits = rx.map_or(0, |rx| rx.emulated_bytes());
+            if waits + emulated.bytes() > EMULATED_BYTES_MAX {
                 self.counters().emulations_refused.add(1);
-                return self.answer_emulated(by, 503);
+                return self.answer_emulated(emulated.by, 503);
             }
-            conn.rx.get_or_insert_default().emulated.push_back(Emulated { data, by });
+            conn.rx.get_or_insert_default().emulated.push_back(emulated);
             return;
         }
-        self.handle_emulated(key, Emulated { data, by });
+        self.handle_emulated(key, emulated);
     }
 
     /// Handles commands of a connection, as a message of its.
@@ -152,6 +149,3 @@ impl<D: Driver> Shard<D> {
         }
     }
 }
-
-/// Bytes of commands that wait for others of their connection at most: more is answered with 503.
-const EMULATED_BYTES_MAX: usize = 256 * 1024;

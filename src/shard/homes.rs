@@ -228,11 +228,7 @@ impl<D: Driver> Shard<D> {
                 Data::Delta => text_patch,
                 _ => None,
             };
-            let full = match form.data() {
-                _ if form.is_protobuf() => DataForm::Plain,
-                Data::Plain => DataForm::Plain,
-                Data::Text | Data::Delta => DataForm::Text,
-            };
+            let full = DataForm::full(form);
             let mut frame = |which: Which, data, written| {
                 let of = Publication { data, form: written, ..*publication };
                 let message = encoded.get(form, which, |out| {

@@ -623,7 +623,7 @@ impl Mail {
                     size_of::<WebRequest>() + request.head.len() + request.body.len()
                 }
                 Self::Response { bytes, .. } => bytes.len(),
-                Self::Emulate(emulate) => size_of::<Emulate>() + emulate.data.len(),
+                Self::Emulate(emulate) => size_of::<Emulate>() + emulate.bytes(),
                 Self::Ask(question) => size_of::<ProxyQuestion>() + question.call.bytes(),
                 Self::Listed { listed, .. } => {
                     let name = |(name, _): &(CompactString, u32)| size_of_val(name) + name.len();

@@ -11,7 +11,6 @@ use super::commands::Stop;
 use super::mail::{Act, Asker, Inspect, Inspected, List, Listed, Mail, Order, Seen, SeenSub};
 use super::sending::ShardSet;
 use super::*;
-use crate::base::form::Transport;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, SubState};
 
@@ -85,7 +84,7 @@ impl<D: Driver> Shard<D> {
     /// Whether a connection's session has an id: not over a two-way WebSocket.
     fn has_session_id(&self, (shard, key): (ShardId, ConnKey)) -> bool {
         let conn = self.conns.get(key.index as usize).filter(|_| shard == self.id);
-        conn.is_some_and(|conn| conn.form.transport() != Transport::WebSocket)
+        conn.is_some_and(|conn| conn.form.transport().has_session_ids())
     }
 
     /// Whether an order has something to do at once.

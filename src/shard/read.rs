@@ -409,29 +409,24 @@ impl<D: Driver> Shard<D> {
         left: &mut Vec<u8>,
     ) -> Flow {
         let Some(conn) = self.conns.get(index as usize) else { return Flow::End };
-        let form = conn.form;
-        match conn.phase {
-            Phase::Echo => {
-                self.counters().messages_received.add(1);
-                self.counters().messages_sent.add(1);
-                // A text is one again, whatever its form is otherwise.
-                let form = Form::new(form.framing(), kind == MessageKind::Binary);
-                let frame = frame_of(&mut self.deflaters, &mut self.replies, form, data);
-                if self.replies.capacity() > SCRATCH_BYTES_MAX {
-                    self.replies = Vec::new();
-                }
-                self.enqueue(index, frame);
-                self.echo_flow(index)
+        let (form, is_echo) = (conn.form, conn.phase == Phase::Echo);
+        self.counters().messages_received.add(1);
+        if !is_echo {
+            let flow = self.message(index, data);
+            if let Flow::Pause(handled) = flow {
+                left.extend_from_slice(&data[handled..]);
             }
-            _ => {
-                self.counters().messages_received.add(1);
-                let flow = self.message(index, data);
-                if let Flow::Pause(handled) = flow {
-                    left.extend_from_slice(&data[handled..]);
-                }
-                flow
-            }
+            return flow;
         }
+        self.counters().messages_sent.add(1);
+        // A text is one again, whatever its form is otherwise.
+        let form = Form::new(form.framing(), kind == MessageKind::Binary);
+        let frame = frame_of(&mut self.deflaters, &mut self.replies, form, data);
+        if self.replies.capacity() > SCRATCH_BYTES_MAX {
+            self.replies = Vec::new();
+        }
+        self.enqueue(index, frame);
+        self.echo_flow(index)
     }
 
     /// A peer that doesn't take its echoes isn't read further; it is never closed as slow.

@@ -4,7 +4,6 @@ use super::answers::Asked;
 use super::homes::stream_options;
 use super::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
 use super::*;
-use crate::base::form::Data;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::hub::delta;
@@ -171,8 +170,7 @@ fn encode_list(
             .collect(),
         false => Vec::new(),
     };
-    let as_is = form.data() == Data::Plain || form.is_protobuf();
-    let full = if as_is { DataForm::Plain } else { DataForm::Text };
+    let full = DataForm::full(form);
     let publications = records.iter().enumerate().map(|(at, record)| {
         let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
         let publication = publication_of(record);

@@ -148,7 +148,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Answers a request with a refusal that the page which asks may read; the connection ends with it.
-    fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
+    pub(super) fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
         let cors = self.cors(head);
         self.refuse_with(index, refusal, &cors);
     }
@@ -163,8 +163,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// A request for an endpoint that is no WebSocket. The answer has its body's bound; `None` when it is
-    /// answered already.
+    /// A request for an endpoint that is no WebSocket: whether its body is to be read. If not, it is answered.
     pub(super) fn check_request(
         &mut self,
         key: ConnKey,
@@ -287,14 +286,12 @@ impl<D: Driver> Shard<D> {
             asked.push(BEFORE_LAST_EVENT_ID);
             asked.extend_from_slice(id);
         }
-        self.begin_stream(key, at, &head);
+        self.begin_stream(key, at, endpoint, &head);
         self.first_message(key, &asked);
     }
 
     /// The head of a response that goes on, and the connection as a client's.
-    fn begin_stream(&mut self, key: ConnKey, at: usize, head: &Head<'_>) {
-        let node = Arc::clone(&self.node);
-        let Some(endpoint) = node.options.endpoints.get(at) else { return };
+    fn begin_stream(&mut self, key: ConnKey, at: usize, endpoint: &Endpoint, head: &Head<'_>) {
         let kind = endpoint.kind;
         let chunked = head.version == 1;
         let framing = match (kind.is_events(), chunked) {
@@ -322,8 +319,10 @@ impl<D: Driver> Shard<D> {
         let frame = SharedFrame::part(&out);
         self.counters().streams.add(1);
         self.keep_client_headers(key.index, head);
+        let tick = self.tick();
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Client;
+            conn.since_tick = tick;
             conn.form = form;
             conn.rx = None;
             conn.flags.set_counted(true);
@@ -335,10 +334,6 @@ impl<D: Driver> Shard<D> {
                 let unsent = UnsentHead { frame, endpoint: at, cors };
                 self.heads.insert(key.index, unsent);
             }
-        }
-        let tick = self.tick();
-        if let Some(conn) = self.conn(key) {
-            conn.since_tick = tick;
         }
         self.schedule(key.index);
     }
@@ -487,6 +482,9 @@ impl<D: Driver> Shard<D> {
     /// lose the connection, they come back with that.
     pub(super) fn mark_positions(&mut self) {
         let mut to_mark = std::mem::take(&mut self.to_mark);
+        // One that got something of several channels is told once.
+        to_mark.sort_unstable_by_key(|key| key.index);
+        to_mark.dedup();
         for key in to_mark.drain(..) {
             self.mark_position(key);
         }
@@ -539,9 +537,6 @@ pub(super) fn is_binary(head: &Head<'_>) -> bool {
 /// Stands between a connect request and the id of the last event that its client got: in JSON there is no
 /// such byte.
 const BEFORE_LAST_EVENT_ID: u8 = 0;
-
-/// The id of an event comes back in a header of the next request: so long at most.
-const LAST_EVENT_ID_BYTES_MAX: usize = 8 * 1024;
 
 impl Rx {
     /// What a request for an endpoint leaves for the next one.

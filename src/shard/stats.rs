@@ -213,8 +213,6 @@ counters! {
         clients_uni_http_stream: gauge,
         /// Clients over `uni_sse`.
         clients_uni_sse: gauge,
-        /// Clients over `long_poll`.
-        clients_long_poll: gauge,
         /// Responses begun that go on: HTTP streams and server-sent events.
         streams: counter,
         /// Requests to the up-link of such connections that found their shard.
@@ -285,7 +283,6 @@ impl ShardCounters {
             Transport::UniWebSocket => &self.clients_uni_websocket,
             Transport::UniHttpStream => &self.clients_uni_http_stream,
             Transport::UniSse => &self.clients_uni_sse,
-            Transport::LongPoll => &self.clients_long_poll,
         }
     }
 

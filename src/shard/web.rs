@@ -60,16 +60,14 @@ impl<D: Driver> Shard<D> {
                 WEB_BODY_BYTES_MAX
             }
         };
-        // Where the bound is met at once, nothing was to be read.
-        let (body, too_long) = match BodyReader::new(head.body, bytes_max) {
-            Ok(body) => (Some(body), None),
-            Err(refusal) => (BodyReader::new(http::Body::Length(0), 0).ok(), Some(refusal)),
+        let body = match BodyReader::new(head.body, bytes_max) {
+            Ok(body) => body,
+            Err(refusal) if endpoint.is_some() => {
+                return self.refuse_openly(key.index, head, refusal);
+            }
+            Err(refusal) => return self.refuse(key.index, refusal),
         };
-        let Some(body) = body else { return };
         let incoming = Box::new(Incoming { head: bytes.into(), body, endpoint });
-        if let Some(refusal) = too_long {
-            return self.refuse_body(key.index, &incoming, refusal);
-        }
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         conn.phase = Phase::Body;

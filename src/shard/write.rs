@@ -336,7 +336,8 @@ impl<D: Driver> Shard<D> {
                 let waits = self.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
                 let kept = conn.rx.as_ref().map_or(0, |rx| {
                     let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
-                    rx.raw.capacity() + rx.commands.capacity() + rx.reader.bytes_held() + body
+                    let held = rx.reader.bytes_held() + rx.emulated_bytes();
+                    rx.raw.capacity() + rx.commands.capacity() + held + body
                 });
                 (waits + kept, index as u32)
             })

@@ -149,7 +149,6 @@ fn publications_go_deflated_where_that_is_shorter() {
         (text(20_000), true),
         (json!("x".repeat(60_000)), true),
         (json!(1), false),
-        // Nothing comes twice.
         (
             json!(
                 (0..2000)

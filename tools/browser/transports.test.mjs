@@ -3,10 +3,9 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
-import { connect } from 'node:net';
 import { after, before, test } from 'node:test';
 import { readFileSync } from 'node:fs';
-import { Roost, sign, within } from '../sdk/harness.mjs';
+import { KEPT, Line, range, Roost, sign, within } from '../sdk/harness.mjs';
 import { launch, open } from './browser.mjs';
 
 const DIST = new URL('../sdk/node_modules/centrifuge/dist/', import.meta.url);
@@ -19,14 +18,7 @@ allowed_origins = ["http://localhost:*"]
 enabled = true
 [http_api]
 key = "k"
-[[channel.namespaces]]
-name = "kept"
-allow_subscribe_for_client = true
-allow_publish_for_client = true
-force_recovery = true
-history_size = 100
-history_ttl = "10m"
-`;
+${KEPT}`;
 
 let browser;
 let pages;
@@ -51,55 +43,6 @@ after(async () => {
   if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
 });
 
-/**
- * A TCP line to the node that can be cut; where `upgrades` is false it breaks off whatever wants to become a
- * WebSocket, as some proxies do.
- */
-async function line(upgrades = true) {
-  const sockets = new Set();
-  const state = { broken: false, upgradesSeen: 0 };
-  const server = createServer();
-  server.removeAllListeners('connection');
-  server.on('connection', (near) => {
-    if (state.broken) return near.destroy();
-    const far = connect(roost.port, '127.0.0.1');
-    for (const [socket, other] of [
-      [near, far],
-      [far, near],
-    ]) {
-      sockets.add(socket);
-      socket.on('error', () => {});
-      socket.on('close', () => {
-        sockets.delete(socket);
-        other.destroy();
-      });
-    }
-    near.on('data', (data) => {
-      if (!upgrades && /upgrade: websocket/i.test(data.toString('latin1'))) {
-        state.upgradesSeen += 1;
-        near.destroy();
-        return;
-      }
-      far.write(data);
-    });
-    far.pipe(near);
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  server.unref();
-  return {
-    state,
-    at: `127.0.0.1:${server.address().port}`,
-    cut() {
-      state.broken = true;
-      for (const socket of sockets) socket.destroy();
-    },
-    heal() {
-      state.broken = false;
-    },
-  };
-}
-
 async function page(sdk) {
   const opened = await open(browser);
   await opened.goto(`http://localhost:${pages.address().port}/`);
@@ -121,8 +64,6 @@ async function publish(channel, numbers) {
   }
 }
 
-const range = (from, to) => Array.from({ length: to - from }, (_, at) => from + at);
-
 for (const [transport, encoding, upgrades] of [
   ['websocket', 'json', true],
   ['websocket', 'protobuf', true],
@@ -132,7 +73,7 @@ for (const [transport, encoding, upgrades] of [
   ['fallback', 'json', false],
 ]) {
   test(`recovers over ${transport} (${encoding})`, async () => {
-    const way = await line(upgrades);
+    const way = await Line.to(roost, { upgrades });
     const at = await page(SDKS[encoding]);
     const channel = `kept:${transport}-${encoding}`;
     const all = {
@@ -161,7 +102,7 @@ for (const [transport, encoding, upgrades] of [
     );
     await holds(at, 'globalThis.ready === true');
     assert.equal(await at.evaluate('over'), transport === 'fallback' ? 'http_stream' : transport);
-    assert.equal(way.state.upgradesSeen > 0, transport === 'fallback');
+    assert.equal(way.upgradesSeen > 0, transport === 'fallback');
     await publish(channel, range(0, 10));
     await holds(at, 'seen.length === 10');
     way.cut();
@@ -178,7 +119,7 @@ for (const [transport, encoding, upgrades] of [
 }
 
 test('a plain EventSource comes back by itself with what it missed', async () => {
-  const way = await line();
+  const way = await Line.to(roost);
   const at = await page();
   const channel = 'kept:events';
   await at.evaluate(

@@ -67,6 +67,17 @@ allow_publish_for_subscriber = true
 allow_publish_for_anonymous = true
 `;
 
+/** A namespace of which everything is recovered, for tests that look at transports. */
+export const KEPT = `
+[[channel.namespaces]]
+name = "kept"
+allow_subscribe_for_client = true
+allow_publish_for_client = true
+force_recovery = true
+history_size = 100
+history_ttl = "10m"
+`;
+
 /** The promise's value, or a failure that names what was waited for. */
 export function within(promise, what, ms = WAIT_MS_MAX) {
   let timer;
@@ -229,18 +240,24 @@ function cleanEnvironment(extra) {
   return { ...Object.fromEntries(kept), ...extra };
 }
 
-/** A TCP proxy in front of a node, to break connections off as networks do. */
+/**
+ * A TCP proxy in front of a node, to break connections off as networks do; without `upgrades` whatever wants to
+ * become a WebSocket is broken off, as some proxies do.
+ */
 export class Line {
-  static async to(roost) {
+  static async to(roost, { upgrades = true } = {}) {
     const line = new Line();
     line.sockets = new Set();
     line.broken = false;
+    line.upgrades = upgrades;
+    line.upgradesSeen = 0;
     line.server = createServer((near) => line.#pass(near, roost.port));
     line.server.listen(0, '127.0.0.1');
     await once(line.server, 'listening');
     // A line must not keep a finished test run alive.
     line.server.unref();
-    line.url = `ws://127.0.0.1:${line.server.address().port}/connection/websocket`;
+    line.at = `127.0.0.1:${line.server.address().port}`;
+    line.url = `ws://${line.at}/connection/websocket`;
     return line;
   }
 
@@ -250,6 +267,13 @@ export class Line {
       return;
     }
     const far = connect(port, '127.0.0.1');
+    if (!this.upgrades) {
+      near.on('data', (data) => {
+        if (!/upgrade: websocket/i.test(data.toString('latin1'))) return;
+        this.upgradesSeen += 1;
+        near.destroy();
+      });
+    }
     for (const [socket, other] of [
       [near, far],
       [far, near],

@@ -15,6 +15,7 @@ import {
   follow,
   fresh,
   JSON_ENCODING,
+  KEPT,
   next,
   publishAll,
   range,
@@ -34,14 +35,7 @@ enabled = true
 enabled = true
 [http_api]
 key = "k"
-[[channel.namespaces]]
-name = "kept"
-allow_subscribe_for_client = true
-allow_publish_for_client = true
-force_recovery = true
-history_size = 100
-history_ttl = "10m"
-`,
+${KEPT}`,
 });
 
 /**

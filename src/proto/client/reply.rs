@@ -5,6 +5,7 @@
 //! absent.
 
 use super::codes::{ErrorCode, Unsubscribed};
+use crate::base::form::{Data, Form};
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 
@@ -239,4 +240,14 @@ pub enum DataForm {
     /// A patch to the publication before, for a subscription with delta. In JSON a string: only a
     /// patch that is UTF-8 can be one.
     Patch,
+}
+
+impl DataForm {
+    /// How a publication in full is written for a subscriber of that form.
+    pub fn full(form: Form) -> Self {
+        match form.data() {
+            Data::Text | Data::Delta if !form.is_protobuf() => Self::Text,
+            _ => Self::Plain,
+        }
+    }
 }
