@@ -30,11 +30,13 @@ pub enum Framing {
     Deflate14 = 11,
     /// ... of 15 bits.
     Deflate15 = 12,
+    /// Publications as parts of one answer, with a comma between them; nothing else is framed so.
+    Poll = 13,
 }
 
 impl Framing {
     /// All of them, by their number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::WebSocket,
         Self::WebSocketSingle,
         Self::Stream,
@@ -48,6 +50,7 @@ impl Framing {
         Self::Deflate13,
         Self::Deflate14,
         Self::Deflate15,
+        Self::Poll,
     ];
 
     /// Deflated with a window of so many bits, 9 to 15.
@@ -58,7 +61,8 @@ impl Framing {
 
     /// Bits of the window that messages are deflated with; `None` when they go plain.
     pub fn window_bits(self) -> Option<u8> {
-        (self as u8).checked_sub(Self::Deflate9 as u8).map(|more| WINDOW_BITS_MIN + more)
+        let more = (self as u8).checked_sub(Self::Deflate9 as u8)?;
+        (self != Self::Poll).then_some(WINDOW_BITS_MIN + more)
     }
 
     /// Frames of RFC 6455, deflated or not.
@@ -182,7 +186,12 @@ impl Form {
 
     /// What is said, whatever stands around it.
     pub fn content(self) -> Self {
-        self.with_framing(Framing::WebSocket)
+        if self.is_poll() { self } else { self.with_framing(Framing::WebSocket) }
+    }
+
+    /// Publications are collected for an answer: no other message goes to such a connection.
+    pub fn is_poll(self) -> bool {
+        self.framing() == Framing::Poll
     }
 
     /// The transport, for a connection of clients.
@@ -192,6 +201,7 @@ impl Form {
             (Framing::Stream | Framing::BareStream, true) => Transport::UniHttpStream,
             (Framing::Events | Framing::BareEvents, false) => Transport::Sse,
             (Framing::Events | Framing::BareEvents, true) => Transport::UniSse,
+            (Framing::Poll, _) => Transport::LongPoll,
             (_, false) => Transport::WebSocket,
             (_, true) => Transport::UniWebSocket,
         }
@@ -227,17 +237,20 @@ pub enum Transport {
     UniHttpStream = 4,
     /// One-way.
     UniSse = 5,
+    /// One-way, one answer for each request.
+    LongPoll = 6,
 }
 
 impl Transport {
     /// All of them, by their number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::WebSocket,
         Self::HttpStream,
         Self::Sse,
         Self::UniWebSocket,
         Self::UniHttpStream,
         Self::UniSse,
+        Self::LongPoll,
     ];
 
     /// As proxies and metrics name it.
@@ -249,6 +262,7 @@ impl Transport {
             Self::UniWebSocket => "uni_websocket",
             Self::UniHttpStream => "uni_http_stream",
             Self::UniSse => "uni_sse",
+            Self::LongPoll => "long_poll",
         }
     }
 }
@@ -259,9 +273,9 @@ impl Transport {
         matches!(self, Self::HttpStream | Self::Sse)
     }
 
-    /// Its sessions have ids: those with an up-link, and one-way ones.
+    /// Its sessions have ids: those with an up-link, and one-way ones that last.
     pub fn has_session_ids(self) -> bool {
-        self != Self::WebSocket
+        !matches!(self, Self::WebSocket | Self::LongPoll)
     }
 }
 
@@ -320,7 +334,8 @@ mod tests {
         assert!(forms.iter().eq(all.iter().copied()));
         // Those with one content stand together.
         let contents: Vec<_> = all.iter().map(|form| form.content()).collect();
-        assert_eq!(contents.chunk_by(|a, b| a == b).count(), 9);
+        // Those of polls are apart.
+        assert_eq!(contents.chunk_by(|a, b| a == b).count(), 2 * 9);
     }
 
     #[test]

@@ -880,7 +880,7 @@ impl Scope {
     }
 
     /// Milliseconds, 0 for off.
-    fn ms(&self, path: &str) -> u64 {
+    pub(super) fn ms(&self, path: &str) -> u64 {
         match self.value(path) {
             Value::Duration(duration) => {
                 duration.map_or(0, |value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX))

@@ -65,6 +65,7 @@ const DEV_PRESET: &[(&str, &str)] = &[
     ("uni_websocket.enabled", "true"),
     ("uni_http_stream.enabled", "true"),
     ("uni_sse.enabled", "true"),
+    ("long_poll.enabled", "true"),
     ("channel.without_namespace.allow_subscribe_for_client", "true"),
     ("channel.without_namespace.allow_subscribe_for_anonymous", "true"),
     ("channel.without_namespace.allow_publish_for_client", "true"),

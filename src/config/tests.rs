@@ -954,7 +954,8 @@ fn transports_that_are_on() {
          transforms = [{code = 109, to = {status_code = 401, body = 'x'}}]\n\
          [client.connect_code_to_unidirectional_disconnect]\nenabled = true\n\
          transforms = [{code = 100, to = {code = 4000, reason = 'y'}}]\n[init]\nenabled = true\n\
-         handler_prefix = '/i'\n",
+         handler_prefix = '/i'\n[long_poll]\nenabled = true\nhandler_prefix = '/lp'\n\
+         max_request_body_size = 9\ntimeout = '3s'\n",
     );
     assert_eq!((report.errors, report.warnings), (vec![], vec![]));
     let transports = config.transports;
@@ -971,11 +972,16 @@ fn transports_that_are_on() {
             ("/up", EndpointKind::Emulation, 8, 0),
             ("/uw", EndpointKind::UniWebSocket, 0, 0),
             ("/us", EndpointKind::UniSse, 65_536, 1),
+            ("/lp", EndpointKind::LongPoll, 9, 0),
             ("/i", EndpointKind::Init, 0, 0),
         ]
     );
     assert_eq!(transports.deflate, Some(DeflateOptions { level: 6, bytes_min: 100 }));
-    assert_eq!(transports.inflated_bytes_max, 10_000);
+    assert_eq!((transports.inflated_bytes_max, transports.poll_wait_ms), (10_000, 3_000));
+    for timeout in ["900ms", "11m", "0s"] {
+        let report = toml(&format!("[long_poll]\ntimeout = '{timeout}'"));
+        assert!(report.errors[0].contains("1s to 10m"), "{report:?}");
+    }
     let uni = transports.uni_websocket;
     assert_eq!(uni.deflate, Some(DeflateOptions { level: 1, bytes_min: 9 }));
     assert_eq!(

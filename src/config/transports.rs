@@ -1,4 +1,5 @@
-//! Which transports clients have: sections `websocket`, `http_stream`, `sse`, `emulation`, `uni_*` and `init`.
+//! Which transports clients have: sections `websocket`, `http_stream`, `sse`, `emulation`, `uni_*`,
+//! `long_poll` and `init`.
 
 use serde::Deserialize;
 
@@ -18,6 +19,8 @@ pub struct Transports {
     pub inflated_bytes_max: usize,
     /// One-way WebSockets.
     pub uni_websocket: UniWebSocketOptions,
+    /// How long a poll may wait, milliseconds.
+    pub poll_wait_ms: u64,
 }
 
 /// What a `connect` that fails is answered with.
@@ -75,6 +78,9 @@ fn deflate(root: &Scope, section: &str) -> Option<DeflateOptions> {
     })
 }
 
+/// How long a poll may wait: shorter ones are no waiting, and of longer ones nobody knows whether they live.
+const POLL_WAIT_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
+
 /// The transports that are on. Paths that two of them have are reported, and `taken` gets all.
 pub(super) fn transports(
     root: &Scope,
@@ -91,6 +97,7 @@ pub(super) fn transports(
         ("uni_websocket.handler_prefix", EndpointKind::UniWebSocket, on("uni_websocket")),
         ("uni_http_stream.handler_prefix", EndpointKind::UniHttpStream, on("uni_http_stream")),
         ("uni_sse.handler_prefix", EndpointKind::UniSse, on("uni_sse")),
+        ("long_poll.handler_prefix", EndpointKind::LongPoll, on("long_poll")),
         ("init.handler_prefix", EndpointKind::Init, on("init")),
     ];
     let mut endpoints = Vec::new();
@@ -101,7 +108,10 @@ pub(super) fn transports(
         }
         let section = option.trim_end_matches(".handler_prefix");
         let (has_body, has_responses) = match kind {
-            EndpointKind::HttpStream | EndpointKind::Sse | EndpointKind::Emulation => (true, false),
+            EndpointKind::HttpStream
+            | EndpointKind::Sse
+            | EndpointKind::Emulation
+            | EndpointKind::LongPoll => (true, false),
             EndpointKind::UniHttpStream | EndpointKind::UniSse => (true, true),
             _ => (false, false),
         };
@@ -121,6 +131,10 @@ pub(super) fn transports(
         endpoints.push(endpoint);
         taken.push((option, path));
     }
+    let poll_wait_ms = root.ms("long_poll.timeout");
+    if !POLL_WAIT_MS.contains(&poll_wait_ms) {
+        report.errors.push(root.complaint("long_poll.timeout", "1s to 10m"));
+    }
     let message_bytes_max = root.size("websocket.message_size_limit");
     Transports {
         endpoints,
@@ -136,5 +150,6 @@ pub(super) fn transports(
             tells_end: !root.flag("uni_websocket.disable_disconnect_push"),
             closes: !root.flag("uni_websocket.disable_closing_handshake"),
         },
+        poll_wait_ms,
     }
 }

@@ -37,8 +37,10 @@ pub struct Outgoing {
     pub messages: u32,
     /// Behind these comes one that can't be shown to it.
     pub unfit: bool,
-    /// They go to event sources, which are told where they are.
+    /// They go to those who are told where they are behind them: event sources and polls.
     pub marks: bool,
+    /// They are parts of an answer.
+    pub collected: bool,
     /// They may be patches.
     pub delta: bool,
     /// They begin with a patch, which builds on what came before them.
@@ -259,12 +261,14 @@ impl Group {
 
     fn join(&self, (form, based, taken): Kind, (join, scratch): (Join, &mut Vec<u8>)) -> Outgoing {
         let delta = form.takes_patches();
-        let marks = form.transport() == Transport::UniSse;
+        let collected = form.is_poll();
+        let marks = collected || form.transport() == Transport::UniSse;
         let mut outgoing = Outgoing {
             frame: None,
             messages: 0,
             unfit: false,
             marks,
+            collected,
             delta,
             patch: false,
             last: None,

@@ -342,8 +342,7 @@ impl Stream {
 
     /// The same where only the latest publication counts (client protocol, 15.5).
     pub fn recover_latest(&self, since: &Since) -> Recovered {
-        let same =
-            since.offset > 0 && since.offset == self.offset && *self.epoch.as_str() == since.epoch;
+        let same = since.offset > 0 && self.is_at(since);
         match self.ring.len() {
             0 if same => Recovered::Yes(0..0),
             0 => Recovered::No,
@@ -351,6 +350,11 @@ impl Stream {
             // The last of the ring is always the latest of the stream.
             len => Recovered::Yes(len - 1..len),
         }
+    }
+
+    /// Whether it stands where a client does.
+    pub fn is_at(&self, since: &Since) -> bool {
+        since.offset == self.offset && *self.epoch.as_str() == since.epoch
     }
 
     fn is_epoch(&self, epoch: &str) -> bool {

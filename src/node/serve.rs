@@ -177,7 +177,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ("client (other than limits, delays, origins and tokens)", !all),
         ("websocket", running.websocket != config.websocket),
         (
-            "websocket.compression, http_stream, sse, emulation, uni_* or init",
+            "websocket.compression, http_stream, sse, emulation, uni_*, long_poll or init",
             running.transports != config.transports,
         ),
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
@@ -250,7 +250,7 @@ fn settings(
     let Config {
         client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
     } = config;
-    let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket } =
+    let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket, poll_wait_ms } =
         config.transports;
     if let Some(admin) = &web.admin {
         endpoints.push(Endpoint::new(&websocket_path(&admin.prefix), EndpointKind::Admin));
@@ -320,6 +320,7 @@ fn settings(
             endpoints,
             deflate,
             uni_websocket,
+            poll_wait_ms,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,

@@ -4,6 +4,7 @@
 //!   WebSocket   header | message \n message ...
 //!   Stream      length \r\n | message \n message \n ... | \r\n
 //!   Events      length \r\n | data: message \n\n data: message \n\n ... | \r\n
+//!   Poll        publication , publication ...      (parts of an answer)
 //! ```
 //! In Protobuf messages carry their lengths, and nothing stands between them. One batch is one chunk, and
 //! holds whole messages (client protocol, 5). Messages in JSON have no line ends in them.
@@ -28,7 +29,9 @@ pub fn open(out: &mut Vec<u8>, form: Form, len: usize) {
             put_length(out, before(form).len() + len + behind(form).len());
             out.extend_from_slice(before(form));
         }
-        Framing::BareStream | Framing::BareEvents => out.extend_from_slice(before(form)),
+        Framing::BareStream | Framing::BareEvents | Framing::Poll => {
+            out.extend_from_slice(before(form));
+        }
         _ => ws::put_header(out, opcode(form), len),
     }
 }
@@ -43,8 +46,8 @@ pub fn close(out: &mut Vec<u8>, form: Form) {
 
 /// Whether messages may share a frame.
 pub fn shares(form: Form) -> bool {
-    use Framing::{BareEvents, BareStream, Events, Stream, WebSocket};
-    matches!(form.framing(), WebSocket | Stream | Events | BareStream | BareEvents)
+    use Framing::{BareEvents, BareStream, Events, Poll, Stream, WebSocket};
+    matches!(form.framing(), WebSocket | Stream | Events | BareStream | BareEvents | Poll)
 }
 
 /// Appends a frame with the messages of another one, where they [share](shares), and one more.
@@ -109,7 +112,7 @@ fn is_chunked(form: Form) -> bool {
 fn put_start(out: &mut Vec<u8>, form: Form, bytes: usize) {
     match form.framing() {
         Framing::Stream | Framing::Events => put_length(out, bytes),
-        Framing::BareStream | Framing::BareEvents => {}
+        Framing::BareStream | Framing::BareEvents | Framing::Poll => {}
         _ => ws::put_header(out, opcode(form), bytes),
     }
 }
@@ -121,7 +124,7 @@ fn content(form: Form, frame: &[u8]) -> &[u8] {
             let start = frame.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             &frame[start..frame.len() - b"\r\n".len()]
         }
-        Framing::BareStream | Framing::BareEvents => frame,
+        Framing::BareStream | Framing::BareEvents | Framing::Poll => frame,
         _ => ws::payload(frame),
     }
 }
@@ -142,7 +145,11 @@ fn behind(form: Form) -> &'static [u8] {
 
 /// What stands between two of them.
 fn between(form: Form) -> &'static [u8] {
-    if form.framing().is_websocket() && !form.is_protobuf() { b"\n" } else { b"" }
+    match form.framing() {
+        Framing::Poll => b",",
+        framing if framing.is_websocket() && !form.is_protobuf() => b"\n",
+        _ => b"",
+    }
 }
 
 /// The line that begins a chunk (RFC 9112 7.1).

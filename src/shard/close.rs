@@ -21,6 +21,9 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let form = conn.form;
+        if form.is_poll() {
+            return self.break_off_poll(index, code, reason);
+        }
         if !form.framing().is_websocket() {
             return self.end_stream(index, code, reason);
         }
@@ -205,8 +208,6 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
         let Some(socket) = conn.socket.take() else { return };
         let key = conn.key(index);
-        let (counted, form) = (conn.flags.counted(), conn.form);
-        conn.flags.set_counted(false);
         let rx = conn.rx.take();
         conn.phase = Phase::Leaving;
         self.outboxes.release(&mut conn.outbox);
@@ -214,7 +215,19 @@ impl<D: Driver> Shard<D> {
         self.driver.close(key, socket, reset);
         self.forget_rx(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
-        if counted {
+        self.forget_client(index);
+        self.counters().connections_open.sub(1);
+        self.counters().connections_closed.add(1);
+        self.leaving.push_back(&mut self.conns, index);
+        self.leaving_count += 1;
+    }
+
+    /// A connection is no client's any more: what is kept of one beside its session goes.
+    pub(super) fn forget_client(&mut self, index: u32) {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        let form = conn.form;
+        if conn.flags.counted() {
+            conn.flags.set_counted(false);
             self.counters().clients(form.transport()).sub(1);
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
@@ -239,10 +252,9 @@ impl<D: Driver> Shard<D> {
         if !self.admins.is_empty() && self.admins.remove(&index) == Some(true) {
             self.node.admins.fetch_sub(1, Ordering::Relaxed);
         }
-        self.counters().connections_open.sub(1);
-        self.counters().connections_closed.add(1);
-        self.leaving.push_back(&mut self.conns, index);
-        self.leaving_count += 1;
+        if !self.polls.is_empty() {
+            self.polls.remove(&index);
+        }
     }
 
     /// Frees the slots of closed connections, a bounded number in a turn.
@@ -340,6 +352,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn ping_times(&self, form: Form, frame_ping: bool) -> (u64, Option<u64>) {
         let client = Arc::clone(&self.client);
         match client.ping_interval_ms {
+            _ if form.is_poll() => (self.node.options.poll_wait_ms, None),
             _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
             Some(interval) => (interval, client.pong_timeout_ms.filter(|_| !form.is_one_way())),
             None => (NO_PING_MS, None),
@@ -468,6 +481,11 @@ impl<D: Driver> Shard<D> {
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {
             return;
+        }
+        if form.is_poll() {
+            // One whose homes have not answered waits for them.
+            session.due_tick = tick.saturating_add(ticks(interval));
+            return self.answer_poll(index);
         }
         if session.flags.pong_window() {
             if session.flags.pong_due() && pending {

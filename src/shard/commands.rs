@@ -248,10 +248,7 @@ impl<D: Driver> Shard<D> {
     /// Answers a command with an error.
     pub(super) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
         self.counters().count_error(code);
-        if self.form(index).is_one_way() {
-            return self.one_way_error(index, code.code().into());
-        }
-        self.reply(index, id, &Reply::Error { code, temporary });
+        self.error(index, id, code.code().into(), &Reply::Error { code, temporary });
     }
 
     /// Answers a command with an error of the application's.
@@ -259,10 +256,17 @@ impl<D: Driver> Shard<D> {
         self.counters().command_errors.inc();
         self.counters().error_application.inc();
         let AppError { code, message, temporary } = error;
-        if self.form(index).is_one_way() {
-            return self.one_way_error(index, *code);
+        let reply = Reply::AppError { code: *code, message, temporary: *temporary };
+        self.error(index, id, *code, &reply);
+    }
+
+    /// Tells an error, as it is told to such a connection.
+    fn error(&mut self, index: u32, id: u32, code: u32, reply: &Reply<'_>) {
+        match self.form(index) {
+            form if form.is_poll() => self.poll_error(index, code, reply),
+            form if form.is_one_way() => self.one_way_error(index, code),
+            _ => self.reply(index, id, reply),
         }
-        self.reply(index, id, &Reply::AppError { code: *code, message, temporary: *temporary });
     }
 
     /// The encoding that a connection speaks.
@@ -278,6 +282,10 @@ impl<D: Driver> Shard<D> {
     /// Queues a push for one connection alone.
     pub(super) fn push(&mut self, index: u32, channel: &str, push: &Push<'_>) {
         let form = self.form(index);
+        if form.is_poll() {
+            // It has answers only: what changes its session ends the wait.
+            return self.return_poll(index);
+        }
         self.scratch.clear();
         client::put_push(&mut self.scratch, form, channel, push);
         self.enqueue_scratch(index);

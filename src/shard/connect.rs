@@ -9,6 +9,7 @@
 
 use super::commands::Stop;
 use super::mail::{Asker, Mail, Method, UserConn};
+use super::polls::may_poll;
 use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
@@ -137,7 +138,19 @@ impl<D: Driver> Shard<D> {
             self.node.admins.fetch_add(1, Ordering::Relaxed);
         }
         let also_others = matches!(by, By::Token | By::Nobody);
-        ask_unasked(&channels, client.insecure, &user, request, also_others, &mut to_ask)?;
+        let asked =
+            ask_unasked(&channels, client.insecure, &user, request, also_others, &mut to_ask);
+        if self.form(index).is_poll() {
+            let may = match asked {
+                Err(_) => Err(ErrorCode::UnknownChannel),
+                Ok(()) => may_poll(&channels, client.insecure, &user, request, &mut to_ask),
+            };
+            if let Err(code) = may {
+                return Ok(self.unusable(index, id, code));
+            }
+        } else {
+            asked?;
+        }
         let is_past = |at: i64| at <= now.0;
         if expire_at.is_some_and(is_past)
             || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past))
@@ -175,7 +188,7 @@ impl<D: Driver> Shard<D> {
         });
         self.begin_session(index, user, expire_at, extra);
         match at_once {
-            Some(connecting) => self.reply_connect(index, &connecting),
+            Some(connecting) => self.reply_connect(index, connecting),
             None => {
                 self.conns[index as usize].flags.set_held(true);
                 self.go_on_connecting(index);
@@ -266,7 +279,11 @@ impl<D: Driver> Shard<D> {
         let (interval, _) = self.ping_times(conn.form, conn.flags.frame_ping());
         // The first ping comes after half an interval to a whole one, so that a million clients
         // that came together are not pinged together.
-        let first = interval - self.rng.below(interval / 2);
+        let first = match conn.form.is_poll() {
+            // The same, as little as may be: it is how long a poll may wait.
+            true => interval - self.rng.below(interval / 8),
+            false => interval - self.rng.below(interval / 2),
+        };
         let session = Session {
             user,
             user_links: UserLinks::default(),
@@ -433,24 +450,29 @@ impl<D: Driver> Shard<D> {
     fn connected(&mut self, index: u32) {
         let Some(session) = self.session_of(index) else { return };
         let Some(extra) = &mut session.extra else { return };
-        let Some(connecting) = extra.connecting.take() else { return };
+        let Some(mut connecting) = extra.connecting.take() else { return };
         let is_empty = extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty();
         if is_empty && extra.headers.is_none() {
             session.extra = None;
         }
         self.conns[index as usize].flags.set_held(false);
-        self.reply_connect(index, &connecting);
-        for frame in connecting.held {
+        let held = std::mem::take(&mut connecting.held);
+        self.reply_connect(index, *connecting);
+        for frame in held {
             self.enqueue(index, frame);
         }
         let conn = &self.conns[index as usize];
-        if conn.flags.paused() && !conn.flags.waiting() {
+        if conn.phase == Phase::Client && conn.flags.paused() && !conn.flags.waiting() {
             let key = conn.key(index);
             self.resume(key);
         }
     }
 
-    fn reply_connect(&mut self, index: u32, connecting: &Connecting) {
+    fn reply_connect(&mut self, index: u32, connecting: Connecting) {
+        self.time_answer(Method::Connect, connecting.began_ms);
+        if self.form(index).is_poll() {
+            return self.poll_begun(index, connecting);
+        }
         let client = Arc::clone(&self.client);
         let conn = &self.conns[index as usize];
         let (frame_ping, form, key) = (conn.flags.frame_ping(), conn.form, conn.key(index));
@@ -484,7 +506,6 @@ impl<D: Driver> Shard<D> {
         if transport == Transport::UniSse && !connecting.made.is_empty() {
             self.to_mark.push(key);
         }
-        self.time_answer(Method::Connect, connecting.began_ms);
     }
 
     pub(super) fn refresh(

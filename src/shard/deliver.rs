@@ -212,6 +212,10 @@ impl<D: Driver> Shard<D> {
                 let outgoing = &walk.outgoing[outgoing as usize];
                 messages += u64::from(outgoing.messages);
                 let waits = match (policy, &outgoing.last, &outgoing.frame) {
+                    (_, _, frame) if outgoing.collected => {
+                        self.collect_for_poll(conn, at, frame.as_ref());
+                        0
+                    }
                     (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
                     (SlowPolicy::DropOldest, Some(_), _) => {
                         self.enqueue_or_drop(conn, at, outgoing);

@@ -322,7 +322,7 @@ impl<D: Driver> Shard<D> {
         let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
         let is_json = infos.iter().all(|(_, info)| info_is_json(info));
         let mut forms = Forms::default();
-        let all = wanted.forms.iter().map(Form::of_connection);
+        let all = wanted.forms.iter().map(Form::of_connection).filter(|form| !form.is_poll());
         all.filter(|form| is_json || form.is_protobuf()).for_each(|form| forms.insert(form));
         let mut frames = Vec::new();
         for form in forms.iter() {

@@ -23,6 +23,7 @@ mod homes;
 pub mod mail;
 mod orders;
 mod outbox;
+mod polls;
 pub mod proxies;
 mod read;
 mod reading;
@@ -56,6 +57,7 @@ use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
+use self::polls::Poll;
 use self::proxies::{Kept, Parked, Unasked};
 use self::requests::UnsentHead;
 use self::sending::PendingAck;
@@ -111,6 +113,8 @@ pub struct Options {
     pub deflate: Option<DeflateOptions>,
     /// One-way WebSockets.
     pub uni_websocket: UniWebSocketOptions,
+    /// A poll for which nothing comes is answered so late, or up to an eighth earlier.
+    pub poll_wait_ms: u64,
     /// Where paths begin that the control thread serves on the public port: each for itself and for
     /// what is below it; `/` only for itself.
     pub web: Vec<String>,
@@ -274,6 +278,8 @@ pub struct Shard<D: Driver> {
     heads: BySlot<UnsentHead>,
     /// Connections with a request that was answered at once: what is behind it is next.
     answered: Vec<ConnKey>,
+    /// Requests that wait for publications, by slot.
+    polls: BySlot<Poll>,
     /// Connections whose positions go behind what this turn has for them.
     to_mark: Vec<ConnKey>,
     /// What was kept of the headers of connections for proxies, by slot, until the client connects.
@@ -390,6 +396,7 @@ impl<D: Driver> Shard<D> {
             headers: Default::default(),
             heads: Default::default(),
             answered: Vec::new(),
+            polls: Default::default(),
             to_mark: Vec::new(),
             told: Default::default(),
             unasked: VecDeque::new(),
@@ -695,6 +702,7 @@ impl<D: Driver> Shard<D> {
             ("headers kept", self.headers.len()),
             ("heads of responses", self.heads.len()),
             ("requests just answered", self.answered.len()),
+            ("polls", self.polls.len()),
             ("unasked questions", self.unasked.len()),
             ("parked commands", self.parked.len() + self.parked_of.len()),
             ("told by the application", self.told.len()),

@@ -135,6 +135,7 @@ impl<D: Driver> Shard<D> {
             Phase::Head => self.head(key, bytes),
             Phase::Body => self.web_body(key, bytes),
             Phase::Asked | Phase::Lingering | Phase::Leaving => {}
+            Phase::Client if conn.form.is_poll() => self.behind_poll(key, bytes),
             Phase::Client | Phase::Unusable if !conn.form.framing().is_websocket() => {
                 self.behind_stream(bytes);
             }

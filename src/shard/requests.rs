@@ -59,6 +59,8 @@ pub enum EndpointKind {
     UniHttpStream,
     /// Pushes as server-sent events.
     UniSse,
+    /// What was missed, or what comes next: one answer for each request.
+    LongPoll,
     /// Nothing: a browser warms up with it.
     Init,
 }
@@ -71,7 +73,7 @@ impl EndpointKind {
 
     /// Pushes only.
     fn is_one_way(self) -> bool {
-        matches!(self, Self::UniWebSocket | Self::UniHttpStream | Self::UniSse)
+        matches!(self, Self::UniWebSocket | Self::UniHttpStream | Self::UniSse | Self::LongPoll)
     }
 
     /// Server-sent events.
@@ -83,7 +85,7 @@ impl EndpointKind {
     fn methods(self) -> &'static str {
         match self {
             Self::HttpStream | Self::Emulation | Self::UniHttpStream => "POST",
-            Self::Sse | Self::UniSse => "GET, POST",
+            Self::Sse | Self::UniSse | Self::LongPoll => "GET, POST",
             _ => "GET",
         }
     }
@@ -138,7 +140,7 @@ pub(super) struct UnsentHead {
 
 impl<D: Driver> Shard<D> {
     /// Header lines that let the page that asks read the answer, if it may.
-    fn cors(&self, head: &Head<'_>) -> String {
+    pub(super) fn cors(&self, head: &Head<'_>) -> String {
         match http::origin(head) {
             Some(Ok(origin)) if self.node.rules.origins.load().allows(Some(origin)) => {
                 http::cors_headers(head, origin)
@@ -176,7 +178,7 @@ impl<D: Driver> Shard<D> {
         let preflight = head.method == "OPTIONS" && endpoint.kind != EndpointKind::Init;
         if preflight && !has_body {
             let more = self.cors(head) + &http::preflight_headers(&format!("{methods}, OPTIONS"));
-            self.answer(key, head, 204, &more, "", rest);
+            self.answer(key, head.keep_alive(), 204, &more, b"", rest);
             return false;
         }
         if !methods.split(", ").any(|method| method == head.method) {
@@ -190,25 +192,25 @@ impl<D: Driver> Shard<D> {
         }
         if endpoint.kind == EndpointKind::Init && !has_body {
             let more = self.cors(head);
-            self.answer(key, head, 200, &more, "{}", rest);
+            self.answer(key, head.keep_alive(), 200, &more, b"{}", rest);
             return false;
         }
         true
     }
 
     /// Answers a request that is read to its end, behind which `rest` came; the next may follow.
-    fn answer(
+    pub(super) fn answer(
         &mut self,
         key: ConnKey,
-        head: &Head<'_>,
+        keep_alive: bool,
         status: u16,
         more: &str,
-        body: &str,
+        body: &[u8],
         rest: &[u8],
     ) {
-        let (mut out, keep_alive) = (Vec::new(), head.keep_alive());
-        let kind = if body.starts_with('{') { "application/json" } else { "text/plain" };
-        http::put_answer(&mut out, status, more, kind, body.as_bytes(), keep_alive);
+        let mut out = Vec::new();
+        let kind = if body.starts_with(b"{") { "application/json" } else { "text/plain" };
+        http::put_answer(&mut out, status, more, kind, body, keep_alive);
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
@@ -246,7 +248,7 @@ impl<D: Driver> Shard<D> {
                     if status != 204 {
                         self.counters().emulations_refused.add(1);
                     }
-                    self.answer(key, &head, status, &cors, "", &[]);
+                    self.answer(key, head.keep_alive(), status, &cors, b"", &[]);
                 }
             };
         }
@@ -273,7 +275,7 @@ impl<D: Driver> Shard<D> {
             Err(why) => {
                 self.counters().refused_malformed.add(1);
                 let more = self.cors(&head);
-                return self.answer(key, &head, 400, &more, why, &[]);
+                return self.answer(key, head.keep_alive(), 400, &more, why.as_bytes(), &[]);
             }
         };
         let short = self.node.memory_short.load(Ordering::Relaxed);
@@ -286,8 +288,25 @@ impl<D: Driver> Shard<D> {
             asked.push(BEFORE_LAST_EVENT_ID);
             asked.extend_from_slice(id);
         }
-        self.begin_stream(key, at, endpoint, &head);
+        match endpoint.kind {
+            EndpointKind::LongPoll => self.begin_poll(key, &head),
+            _ => self.begin_stream(key, at, endpoint, &head),
+        }
         self.first_message(key, &asked);
+    }
+
+    /// A connection is a client's from here on.
+    pub(super) fn begin_client(&mut self, key: ConnKey, form: Form, head: &Head<'_>) {
+        self.keep_client_headers(key.index, head);
+        let tick = self.tick();
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Client;
+            conn.since_tick = tick;
+            conn.form = form;
+            conn.flags.set_counted(true);
+        }
+        self.counters().clients(form.transport()).add(1);
+        self.schedule(key.index);
     }
 
     /// The head of a response that goes on, and the connection as a client's.
@@ -318,16 +337,10 @@ impl<D: Driver> Shard<D> {
         // A part, so that it goes out even when what stands behind it is too much and is dropped.
         let frame = SharedFrame::part(&out);
         self.counters().streams.add(1);
-        self.keep_client_headers(key.index, head);
-        let tick = self.tick();
+        self.begin_client(key, form, head);
         if let Some(conn) = self.conn(key) {
-            conn.phase = Phase::Client;
-            conn.since_tick = tick;
-            conn.form = form;
             conn.rx = None;
-            conn.flags.set_counted(true);
         }
-        self.counters().clients(form.transport()).add(1);
         match endpoint.responses.is_empty() {
             true => _ = self.enqueue(key.index, frame),
             false => {
@@ -335,7 +348,6 @@ impl<D: Driver> Shard<D> {
                 self.heads.insert(key.index, unsent);
             }
         }
-        self.schedule(key.index);
     }
 
     /// What the client began with: a frame of commands, or a connect request.
@@ -392,6 +404,9 @@ impl<D: Driver> Shard<D> {
                         (true, position.offset, position.epoch);
                 }
             }
+        }
+        if self.form(index).is_poll() {
+            polls::as_poll(&mut request);
         }
         self.counters().method_connect.inc();
         let result = self.connect(index, 0, &request);
@@ -479,7 +494,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Tells event sources that got publications in this turn, or have just connected, where they are: if they
-    /// lose the connection, they come back with that.
+    /// lose the connection, they come back with that. Polls that got some are answered.
     pub(super) fn mark_positions(&mut self) {
         let mut to_mark = std::mem::take(&mut self.to_mark);
         // One that got something of several channels is told once.
@@ -496,6 +511,9 @@ impl<D: Driver> Shard<D> {
     fn mark_position(&mut self, key: ConnKey) {
         let Some(conn) = self.conn(key) else { return };
         let (form, at) = (conn.form, conn.session);
+        if form.is_poll() {
+            return self.answer_poll(key.index);
+        }
         let Some(session) = self.sessions.get(at as usize) else { return };
         // An event of a type and with (no) data, since some sources forget the id of what is no event.
         let mut id = b"event: position\nid: {".to_vec();

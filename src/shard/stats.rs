@@ -213,6 +213,12 @@ counters! {
         clients_uni_http_stream: gauge,
         /// Clients over `uni_sse`.
         clients_uni_sse: gauge,
+        /// Requests over `long_poll` that are not answered yet.
+        clients_long_poll: gauge,
+        /// Requests over `long_poll` that were taken.
+        polls: counter,
+        /// Of their answers, those without publications.
+        polls_empty: counter,
         /// Responses begun that go on: HTTP streams and server-sent events.
         streams: counter,
         /// Requests to the up-link of such connections that found their shard.
@@ -283,6 +289,7 @@ impl ShardCounters {
             Transport::UniWebSocket => &self.clients_uni_websocket,
             Transport::UniHttpStream => &self.clients_uni_http_stream,
             Transport::UniSse => &self.clients_uni_sse,
+            Transport::LongPoll => &self.clients_long_poll,
         }
     }
 

@@ -168,7 +168,11 @@ impl<D: Driver> Shard<D> {
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let unasked = session.connecting().is_none();
         let user = session.user.clone();
-        let granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
+        let mut granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
+        if self.form(index).is_poll() {
+            // Nobody comes and goes with each request.
+            (granted.presence, granted.announces, granted.join_leave) = (false, false, false);
+        }
         let mut flags = SubFlags::default();
         flags.set_server(true);
         flags.set_token(sub.by_token);

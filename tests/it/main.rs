@@ -20,6 +20,7 @@ mod options;
 #[path = "../../src/edge/jwt/testing.rs"]
 mod pairs;
 mod payloads;
+mod polls;
 mod presence;
 mod protobuf;
 mod protocol;

@@ -187,6 +187,7 @@ impl Plan {
             ],
             deflate: None,
             uni_websocket: UniWebSocketOptions::default(),
+            poll_wait_ms: pick(rng, &[2_000, 20_000]),
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
             requests_unanswered_max: match (large, roomy) {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::node::json::objects;
+use crate::proto::client::http_status;
 
 /// An error of a method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,13 +34,7 @@ impl ApiError {
 
     /// The status in transport mode (server API, 1.2).
     pub(super) fn status(&self) -> u16 {
-        match self.code {
-            102 | 104 => 404,
-            107 | 108 => 400,
-            112 => 416,
-            113 => 409,
-            _ => 500,
-        }
+        http_status(self.code.into())
     }
 }
 

@@ -62,6 +62,21 @@ impl ErrorCode {
     }
 }
 
+/// The HTTP status of an answer that is an error: of the server API in transport mode (server API, 1.2), and
+/// of a connect request that is answered whole. 500 for errors of the application's own.
+pub fn http_status(error: u32) -> u16 {
+    match error {
+        101 | 109 | 110 => 401,
+        103 => 403,
+        102 | 104 => 404,
+        107 | 108 => 400,
+        111 => 429,
+        112 => 416,
+        113 => 409,
+        _ => 500,
+    }
+}
+
 codes! {
     /// Why a connection is closed by us: status and reason of the close frame.
     ///

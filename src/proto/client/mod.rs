@@ -27,7 +27,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use codes::{Disconnect, ErrorCode, Unsubscribed};
+pub use codes::{Disconnect, ErrorCode, Unsubscribed, http_status};
 pub use command::{
     ChannelRequest, Command, ConnectRequest, EmulationRequest, HistoryRequest, Payload,
     PublishRequest, RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition,
@@ -84,13 +84,21 @@ pub fn emulation_request(
     }
 }
 
-/// Appends a push as a connection of that form reads it: in a Reply, or bare where nothing else is said
-/// (section 8).
+/// Appends a push as a connection of that form reads it: in a Reply, bare where nothing else is said
+/// (section 8), or only the publication for the list of an answer.
 pub fn put_push(out: &mut Vec<u8>, form: Form, channel: &str, push: &Push<'_>) {
-    match form.is_one_way() {
-        true => json::put_bare_push(out, channel, push),
-        false => Encoding::from(form).put_push(out, channel, push),
+    match (form.is_one_way(), push) {
+        (false, _) => Encoding::from(form).put_push(out, channel, push),
+        (true, Push::Publication(publication)) if form.is_poll() => {
+            json::put_publication(out, publication);
+        }
+        (true, _) => json::put_bare_push(out, channel, push),
     }
+}
+
+/// Appends a connect result, alone: the answer to a poll, which has the position of every channel.
+pub fn put_connect_result(out: &mut Vec<u8>, result: &ConnectResult<'_>) {
+    json::put_connect_result(out, result);
 }
 
 /// How a connection writes the client protocol, for life (protocol, section 2).

@@ -6,5 +6,6 @@ mod write;
 pub use read::is_json;
 pub(super) use read::{connect_request, emulation_request, parse};
 pub(super) use write::{
-    put_bare_push, put_history, put_position, put_presence, put_publications, put_push, put_reply,
+    put_bare_push, put_connect_result, put_history, put_position, put_presence, put_publication,
+    put_publications, put_push, put_reply,
 };

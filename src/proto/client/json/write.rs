@@ -27,7 +27,7 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, id: u32, reply: &Reply<'_>) -> Option
                 fields.flag("temporary", temporary);
             }),
             Reply::Connect(result) => {
-                fields.object("connect", |fields| connect_fields(fields, &result));
+                fields.object("connect", |fields| connect_fields(fields, &result, false));
             }
             Reply::Subscribe(result) => {
                 return fields.object("subscribe", |fields| subscribe_fields(fields, &result));
@@ -87,7 +87,7 @@ fn push_fields(fields: &mut Fields<'_>, channel: &str, push: &Push<'_>) {
             fields.object("message", |fields| fields.payload("data", data));
         }
         Push::Connect(result) => {
-            fields.object("connect", |fields| connect_fields(fields, &result));
+            fields.object("connect", |fields| connect_fields(fields, &result, false));
         }
         Push::Disconnect { code, reason } => fields.object("disconnect", |fields| {
             fields.number("code", code);
@@ -95,6 +95,16 @@ fn push_fields(fields: &mut Fields<'_>, channel: &str, push: &Push<'_>) {
         }),
         Push::Refresh { ttl } => fields.object("refresh", |fields| expiry_fields(fields, ttl)),
     }
+}
+
+/// See [`put_connect_result`](super::super::put_connect_result).
+pub(crate) fn put_connect_result(out: &mut Vec<u8>, result: &ConnectResult<'_>) {
+    object(out, |fields| connect_fields(fields, result, true));
+}
+
+/// Appends a publication, alone.
+pub(crate) fn put_publication(out: &mut Vec<u8>, publication: &Publication<'_>) {
+    object(out, |fields| publication_fields(fields, publication));
 }
 
 /// See [`Encoding::put_publications`](super::super::Encoding::put_publications).
@@ -151,7 +161,9 @@ pub(crate) fn put_position(out: &mut Vec<u8>, channel: &str, epoch: &str, offset
     });
 }
 
-fn connect_fields(fields: &mut Fields<'_>, result: &ConnectResult<'_>) {
+/// `positions`: where the client stands is written also where it is at the beginning, and whether all was
+/// recovered also where it wasn't.
+fn connect_fields(fields: &mut Fields<'_>, result: &ConnectResult<'_>, positions: bool) {
     fields.text("client", result.client);
     fields.text("version", result.version);
     fields.flag("expires", result.expires);
@@ -161,7 +173,15 @@ fn connect_fields(fields: &mut Fields<'_>, result: &ConnectResult<'_>) {
         fields.object("subs", |subs| {
             for (channel, sub) in result.subs {
                 subs.escaped_name(channel);
-                let elsewhere = object(subs.out, |fields| subscribe_fields(fields, sub));
+                let elsewhere = object(subs.out, |fields| {
+                    if positions && sub.offset == 0 {
+                        fields.value("offset", 0);
+                    }
+                    if positions && sub.was_recovering && !sub.recovered {
+                        fields.value("recovered", false);
+                    }
+                    subscribe_fields(fields, sub)
+                });
                 debug_assert!(elsewhere.is_none(), "publications of server-side ones are here");
             }
         });
