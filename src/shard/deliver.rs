@@ -1,6 +1,6 @@
 //! The subscribers' side: what the mail brings, deliveries, fan-out.
 
-use super::mail::{Asker, Mail};
+use super::mail::{Asker, CONTROL, Mail};
 use super::*;
 use crate::edge::channels::SlowPolicy;
 use crate::hub::local::{Delivery, Sending};
@@ -99,7 +99,10 @@ impl<D: Driver> Shard<D> {
                 Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
                 Mail::Gap { local } => self.gap(local),
                 Mail::Response { asker, bytes, keep_alive } => {
-                    self.earn(from, asker);
+                    match from == CONTROL {
+                        true => self.earn(from, asker),
+                        false => self.mail[from].end_emulation(),
+                    }
                     self.web_response(asker.conn, bytes, keep_alive);
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),

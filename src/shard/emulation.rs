@@ -77,10 +77,11 @@ impl<D: Driver> Shard<D> {
             return Err(204);
         };
         let max = self.node.options.requests_unanswered_max;
-        let credits = self.mail[shard].spend(1, max).ok_or(503u16)?;
-        let asker = Asker { credits, ..Asker::of(key) };
-        let by =
-            Emulating { from: self.id, asker, cors: cors.into(), keep_alive: head.keep_alive() };
+        if !self.mail[shard].begin_emulation(max) {
+            return Err(503);
+        }
+        let (asker, keep_alive) = (Asker::of(key), head.keep_alive());
+        let by = Emulating { from: self.id, asker, cors: cors.into(), keep_alive };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);

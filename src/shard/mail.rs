@@ -857,6 +857,8 @@ pub struct Outbox {
     bytes: usize,
     /// Requests unanswered.
     spent: u32,
+    /// The same of requests of up-links, which wait for commands of others and so may not take their credits.
+    emulating: u32,
     /// Channels (of this home) whose deliveries to that shard were lost, and it isn't told yet.
     pub gaps: Vec<u32>,
 }
@@ -875,7 +877,7 @@ pub enum Flushed {
 impl Outbox {
     /// An empty one.
     pub fn new(letterbox: Letterbox) -> Self {
-        Self { letterbox, mail: Vec::new(), bytes: 0, spent: 0, gaps: Vec::new() }
+        Self { letterbox, mail: Vec::new(), bytes: 0, spent: 0, emulating: 0, gaps: Vec::new() }
     }
 
     /// Whether mail that can wait should wait: deliveries, requests and clean-up.
@@ -907,7 +909,19 @@ impl Outbox {
 
     /// Credits of requests unanswered.
     pub fn spent(&self) -> u32 {
-        self.spent
+        self.spent + self.emulating
+    }
+
+    /// Whether a request of an up-link may go: it is counted if so.
+    pub fn begin_emulation(&mut self, unanswered_max: u32) -> bool {
+        let may = !self.is_full() && self.emulating < unanswered_max;
+        self.emulating += u32::from(may);
+        may
+    }
+
+    /// One of them is answered.
+    pub fn end_emulation(&mut self) {
+        self.emulating -= 1;
     }
 
     /// Adds a message.

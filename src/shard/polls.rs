@@ -237,8 +237,11 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
         let keep_alive =
             poll.keep_alive && settled && !counted && !draining && conn.session == NONE;
-        conn.form = Form::JSON;
         conn.flags.set_held(false);
+        if keep_alive {
+            // Otherwise a home may still have to be told in which form it was.
+            conn.form = Form::JSON;
+        }
         let key = conn.key(index);
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();

@@ -4,6 +4,7 @@
 mod acts;
 mod asks;
 mod hears;
+mod over;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use roost::base::rng::Rng;
 use roost::io::sim::{LinkId, Seen, World};
 use roost::proto::http;
-use roost::proto::ws::{self, Reader};
+use roost::proto::ws::{self, Inflater, Reader};
 
 use crate::checker::History;
-use crate::plan::{Kind, PATH, Plan, signed_token};
+use crate::plan::{Kind, Plan, signed_token};
 use crate::presence::Snapshot;
 use crate::wire::{self, HistoryRequest, SubscribeRequest};
+use over::{Answer, UpLink};
+
+pub(crate) use over::Over;
 
 /// What every client may look at.
 pub(crate) struct Scene<'a> {
@@ -131,6 +135,26 @@ pub(crate) static TALKATIVE: AtomicBool = AtomicBool::new(false);
 /// Moments without an answer after which something is wrong, in milliseconds.
 const PATIENCE_MS: u64 = 40_000;
 
+/// What a client comes over: those that do what they should, in one way or another, over anything.
+fn over(kind: Kind, rng: &mut Rng, plan: &Plan) -> Over {
+    let window = 9 + rng.below(7) as u8;
+    let both = [Over::Deflated(window), Over::Deflated(window), Over::HttpStream, Over::Sse];
+    let one =
+        [Over::UniWebSocket, Over::UniHttpStream, Over::UniSse, Over::LongPoll, Over::LongPoll];
+    let drawn = match kind {
+        Kind::Normal | Kind::Flaky | Kind::Slow if rng.one_in(2) => &one[..],
+        Kind::Normal | Kind::Flaky | Kind::Slow | Kind::Mute | Kind::Frozen => &both[..],
+        _ => return Over::WebSocket,
+    };
+    let drawn = drawn[rng.below(drawn.len() as u64) as usize];
+    // Up-links are connections, too.
+    match rng.below(5) {
+        0 | 1 => Over::WebSocket,
+        _ if drawn.has_up_link() && plan.crowded => Over::WebSocket,
+        _ => drawn,
+    }
+}
+
 pub(crate) struct Client {
     index: usize,
     pub(crate) kind: Kind,
@@ -138,6 +162,7 @@ pub(crate) struct Client {
     user: Option<String>,
     /// A token for the user that was signed before.
     signed: Option<&'static str>,
+    over: Over,
     /// Speaks Protobuf.
     protobuf: bool,
     /// Channels that the server subscribes it to: by its token, or as it says itself.
@@ -159,6 +184,18 @@ pub(crate) struct Client {
     out: VecDeque<u8>,
     head: Vec<u8>,
     reader: Reader,
+    inflater: Inflater,
+    /// The response that goes on, and what it began with is asked.
+    answer: Option<Answer>,
+    has_begun: bool,
+    /// A poll was answered, and its connection goes with it.
+    in_order: bool,
+    /// What it comes back with to its event source.
+    last_id: String,
+    /// For the up-link.
+    up: UpLink,
+    session: String,
+    node: String,
     key: [u8; 16],
     next_id: u32,
     pending: BTreeMap<u32, Pending>,
@@ -169,8 +206,10 @@ pub(crate) struct Client {
     /// A hostile act was done: this code is the answer.
     expected: Option<u16>,
     frozen: bool,
-    /// It has met this connection's close frame.
+    /// It has met this connection's close frame, or a push in its place.
     closed: Option<u16>,
+    /// A push has said that the close frame comes.
+    told: Option<u16>,
     /// What it did itself makes other ends possible.
     left: bool,
     /// When it sent its FIN without having closed before: the server has to end it then.
@@ -212,13 +251,21 @@ impl Client {
         let personal = user.as_ref().filter(|_| plan.client.personal_channel.is_some());
         let personal = personal.map(|user| format!("mine:#{user}"));
         let until = Some(now + rng.below(if storm { 1 } else { 500 }));
+        let over = over(kind, &mut rng, plan);
+        if over.is_one_way() {
+            // It says at the beginning what it wants to have.
+            server.clone_from(&plan.channels);
+            server.retain(|channel| over != Over::LongPoll || plan.can_be_polled(channel));
+        }
+        let speaks_protobuf = !over.is_one_way() && over != Over::Sse;
         Self {
             index,
             kind,
             by_token: signed.is_none() && rng.one_in(2),
             user,
             signed,
-            protobuf: plain && rng.one_in(3),
+            over,
+            protobuf: plain && speaks_protobuf && rng.one_in(3),
             server,
             personal,
             id: String::new(),
@@ -231,6 +278,14 @@ impl Client {
             out: VecDeque::new(),
             head: Vec::new(),
             reader: Reader::new(),
+            inflater: Inflater::default(),
+            answer: None,
+            has_begun: false,
+            in_order: false,
+            last_id: String::new(),
+            up: UpLink::default(),
+            session: String::new(),
+            node: String::new(),
             key: [index as u8; 16],
             next_id: index as u32 * 1_000_000 + 1,
             pending: BTreeMap::new(),
@@ -241,10 +296,11 @@ impl Client {
             expected: None,
             frozen: false,
             closed: None,
+            told: None,
             left: false,
             shut_at: None,
             refusal: None,
-            frame_ping: rng.one_in(8),
+            frame_ping: over.is_websocket() && !over.is_one_way() && rng.one_in(8),
             rng,
             log: Vec::new(),
         }
@@ -262,7 +318,8 @@ impl Client {
     }
 
     pub(crate) fn show(&self) {
-        println!("client {} ({:?}, {:?}) {}", self.index, self.kind, self.state, self.id);
+        let Self { index, kind, state, over, id, .. } = self;
+        println!("client {index} ({kind:?}, {state:?}, {over:?}) {id}");
         self.log.iter().for_each(|line| println!("    {line}"));
     }
 
@@ -287,6 +344,7 @@ impl Client {
         (!self.out.is_empty() && world.has_room(link))
             || (world.look(link) != Seen::Nothing && self.read_at <= now)
             || (self.acts() && self.act_at <= now)
+            || self.is_up_ready(world)
     }
 
     /// When it has something to do by itself.
@@ -318,8 +376,15 @@ impl Client {
         self.state == State::Online
     }
 
+    /// Commands that wait for their answers; a poll that waits does what it should.
     pub(crate) fn unanswered(&self) -> usize {
-        self.pending.len()
+        if self.over == Over::LongPoll { 0 } else { self.pending.len() }
+    }
+
+    /// Whether it has all of the channels that it is to have.
+    pub(crate) fn is_settled(&self, plan: &Plan) -> bool {
+        let all = if self.over.is_one_way() { &self.server } else { &plan.channels };
+        self.is_online() && all.iter().all(|channel| self.is_subscribed(channel))
     }
 
     pub(crate) fn is_subscribed(&self, channel: &str) -> bool {
@@ -330,7 +395,7 @@ impl Client {
     pub(crate) fn step(&mut self, scene: &mut Scene<'_>) -> Result<(), String> {
         let result = self.step_inside(scene);
         result.map_err(|fault| {
-            let (kind, state) = (self.kind, self.state);
+            let (kind, state) = (self.kind, (self.state, self.over));
             let log = self.log.join("\n    ");
             format!("client {} ({kind:?}, {state:?}): {fault}\n    {log}", self.index)
         })
@@ -343,6 +408,10 @@ impl Client {
             return Ok(());
         };
         self.flush(scene, link);
+        if !self.frozen {
+            self.step_up(scene)?;
+        }
+        let Some(link) = self.link else { return Ok(()) };
         if self.frozen {
             if scene.world.look(link) == Seen::Reset {
                 self.lost(scene);
@@ -402,9 +471,16 @@ impl Client {
             self.state = State::Offline { until: None };
             return;
         };
-        self.state = State::Upgrading;
+        self.state = match self.over {
+            Over::LongPoll if self.had.is_empty() => State::Connecting,
+            Over::LongPoll => State::Online,
+            _ => State::Upgrading,
+        };
         self.since = scene.world.now().0;
         self.link = Some(link);
+        self.answer = None;
+        self.has_begun = false;
+        self.told = None;
         self.out.clear();
         self.head.clear();
         self.reader = Reader::new();
@@ -422,11 +498,25 @@ impl Client {
                 let frames = self.frame_ping.then_some("cf_ws_frame_ping_pong=true");
                 let format = self.protobuf.then_some("format=protobuf");
                 let query: Vec<&str> = frames.into_iter().chain(format).collect();
-                format!("{PATH}?{}", query.join("&"))
+                format!("{}?{}", self.over.path(), query.join("&"))
             }
         };
-        http::put_upgrade_request(&mut request, "sim", &target, &self.key, None, &[]);
         self.refusal = None;
+        if !self.over.is_websocket() {
+            self.say(scene, "asks");
+            return self.send_connect(scene);
+        }
+        let bits;
+        let offer = match self.over {
+            Over::Deflated(window) => {
+                bits = format!(
+                    "permessage-deflate; client_max_window_bits; server_max_window_bits={window}"
+                );
+                Some(("Sec-WebSocket-Extensions", bits.as_str()))
+            }
+            _ => None,
+        };
+        http::put_upgrade_request(&mut request, "sim", &target, &self.key, None, offer.as_slice());
         if self.kind == Kind::Lost {
             let (status, text) = self.no_upgrade();
             self.refusal = Some(status);
@@ -448,13 +538,14 @@ impl Client {
 
     /// A request that is refused, and with what.
     fn no_upgrade(&mut self) -> (u16, String) {
+        let path = Over::WebSocket.path();
         match self.rng.below(6) {
             0 => (404, "GET /nowhere HTTP/1.1\r\nHost: sim\r\n\r\n".into()),
-            1 => (405, format!("POST {PATH} HTTP/1.1\r\nHost: sim\r\n\r\n")),
-            2 => (400, format!("GET {PATH} HTTP/1.1\r\nHost: sim\r\n\r\n")),
-            3 => (400, format!("GET {PATH} HTTP/1.1\r\n\r\n")),
+            1 => (405, format!("POST {path} HTTP/1.1\r\nHost: sim\r\n\r\n")),
+            2 => (400, format!("GET {path} HTTP/1.1\r\nHost: sim\r\n\r\n")),
+            3 => (400, format!("GET {path} HTTP/1.1\r\n\r\n")),
             4 => (400, "nonsense\r\n\r\n".into()),
-            _ => (431, format!("GET {PATH} HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(25_000))),
+            _ => (431, format!("GET {path} HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(25_000))),
         }
     }
 
@@ -469,25 +560,13 @@ impl Client {
         plan.channels[self.rng.below(plan.channels.len() as u64) as usize].clone()
     }
 
-    /// One message, sometimes in fragments.
+    /// One message.
     fn message(&mut self, message: &[u8]) {
         self.quote(">", message);
-        let mut frames = Vec::new();
-        let opcode = if self.protobuf { ws::BINARY } else { ws::TEXT };
-        let key = (self.rng.next_u64() as u32).to_be_bytes();
-        if self.rng.one_in(6) && message.len() > 1 {
-            let at = 1 + self.rng.below(message.len() as u64 - 1) as usize;
-            let (first, second) = message.split_at(at);
-            ws::put_masked(&mut frames, opcode, first, key);
-            frames[0] &= 0x7f;
-            if self.rng.one_in(2) {
-                ws::put_masked(&mut frames, ws::PING, b"between", key);
-            }
-            ws::put_masked(&mut frames, ws::CONTINUATION, second, key);
-        } else {
-            ws::put_masked(&mut frames, opcode, message, key);
+        match self.over.is_websocket() {
+            true => self.framed(message),
+            false => self.requested(message),
         }
-        self.out.extend(frames);
     }
 
     fn frame(&mut self, opcode: ws::OpCode, payload: &[u8]) {
@@ -503,6 +582,7 @@ impl Client {
         }
         let waits = match self.state {
             State::Upgrading | State::Connecting | State::Leaving => true,
+            State::Online if self.over == Over::LongPoll => true,
             State::Online => self.expected.is_some() || self.kind == Kind::Mute,
             State::Offline { .. } => false,
         };

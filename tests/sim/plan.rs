@@ -6,14 +6,19 @@ use std::collections::BTreeMap;
 use roost::base::rng::Rng;
 use std::sync::Arc;
 
-use roost::edge::channels::{ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy};
+use roost::edge::channels::{
+    Asked, ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy,
+};
 use roost::edge::client_id::ClientIdSealer;
 use roost::edge::jwt::{TokenKeys, TokenOptions};
 use roost::edge::origin::OriginRules;
 use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
+use roost::proto::ws::DeflateOptions;
 use roost::session::{ClientOptions, PersonalChannel, Rules};
 use roost::shard::{Endpoint, EndpointKind, Options, UniWebSocketOptions};
+
+use crate::client::Over;
 
 /// What connection tokens are signed with.
 pub(crate) const SECRET: &str = "simulation";
@@ -30,9 +35,6 @@ pub(crate) fn signed_token(name: &str) -> Option<&'static str> {
 
 /// A channel of which some publications are no JSON.
 pub(crate) const BINARY: &str = "bin:x";
-
-/// Path of the client protocol.
-pub(crate) const PATH: &str = "/connection/websocket";
 
 /// How a client behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,12 +183,15 @@ impl Plan {
             idle_timeout_ms: pick(rng, &[2_000, 20_000]),
             message_bytes_max: 65_536,
             inflated_bytes_max: 655_360,
-            endpoints: vec![
-                Endpoint::new(PATH, EndpointKind::WebSocket),
-                Endpoint::new("/echo", EndpointKind::Echo),
-            ],
-            deflate: None,
-            uni_websocket: UniWebSocketOptions::default(),
+            endpoints: Over::endpoints()
+                .into_iter()
+                .chain([Endpoint::new("/echo", EndpointKind::Echo)])
+                .collect(),
+            deflate: Some(DeflateOptions { level: 1, bytes_min: pick(rng, &[0, 200]) }),
+            uni_websocket: UniWebSocketOptions {
+                joins: rng.one_in(2),
+                ..UniWebSocketOptions::default()
+            },
             poll_wait_ms: pick(rng, &[2_000, 20_000]),
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
@@ -299,6 +304,13 @@ impl Plan {
     pub(crate) fn namespace(&self, channel: &str) -> &Namespace {
         let Some((name, _)) = channel.split_once(':') else { return &self.open };
         self.namespaces.iter().find(|namespace| namespace.name == name).unwrap()
+    }
+
+    /// Whether a client may go on in a channel wherever it is.
+    pub(crate) fn can_be_polled(&self, channel: &str) -> bool {
+        let namespace = self.namespace(channel);
+        let asked = Asked { recoverable: true, ..Asked::default() };
+        namespace.grant(asked, "", false, None).recoverable
     }
 
     /// Connections of a user are counted: one too many is closed.

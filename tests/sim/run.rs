@@ -209,10 +209,7 @@ impl Run {
         self.each_client(Client::behave);
         // What was ordered before is carried out, and whom it closed is back.
         let all_subscribed = |run: &Self| {
-            run.control.asked.is_empty()
-                && run.served().all(|client| {
-                    client.is_online() && run.plan.channels.iter().all(|c| client.is_subscribed(c))
-                })
+            run.control.asked.is_empty() && run.served().all(|client| client.is_settled(&run.plan))
         };
         let heal_ms = if self.plan.crowded { HEAL_MS / 9 } else { HEAL_MS };
         let healed = self.run_for(heal_ms, all_subscribed)?;

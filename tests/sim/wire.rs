@@ -194,6 +194,14 @@ answers! {
         leave: Option<Event>,
         #[prost(message, optional, tag = "7")]
         unsubscribe: Option<Unsubscribe>,
+        #[prost(message, optional, tag = "11")]
+        disconnect: Option<Disconnect>,
+    }
+    Disconnect {
+        #[prost(uint32, tag = "1")]
+        code: u32,
+        #[prost(string, tag = "2")]
+        reason: String,
     }
     Empty {}
     Error {
@@ -240,6 +248,10 @@ answers! {
         ping: u32,
         #[prost(bool, tag = "8")]
         pong: bool,
+        #[prost(string, tag = "9")]
+        session: String,
+        #[prost(string, tag = "10")]
+        node: String,
     }
     SubscribeResult {
         #[prost(bool, tag = "3")]
@@ -286,6 +298,63 @@ answers! {
         code: u32,
         #[prost(string, tag = "3")]
         reason: String,
+    }
+}
+
+/// A push as one-way clients get it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct BarePush {
+    pub(crate) channel: String,
+    pub(crate) r#pub: Option<Publication>,
+    pub(crate) join: Option<Event>,
+    pub(crate) leave: Option<Event>,
+    pub(crate) unsubscribe: Option<Unsubscribe>,
+    pub(crate) connect: Option<ConnectResult>,
+    pub(crate) disconnect: Option<Disconnect>,
+}
+
+/// The answer to a poll: a result, an error, or the end.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PollAnswer {
+    pub(crate) client: String,
+    version: String,
+    pub(crate) subs: BTreeMap<String, SubscribeResult>,
+    pub(crate) error: Option<Error>,
+    pub(crate) disconnect: Option<Disconnect>,
+}
+
+/// Where a client stands, by channel.
+pub(crate) type Positions = BTreeMap<String, Position>;
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Position {
+    pub(crate) offset: u64,
+    pub(crate) epoch: String,
+}
+
+/// What goes up (client protocol, 7).
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct UpRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) node: String,
+    #[prost(string, tag = "2")]
+    pub(crate) session: String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(crate) data: Vec<u8>,
+}
+
+impl UpRequest {
+    /// As the body of a request.
+    pub(crate) fn encode(&self, protobuf: bool) -> Vec<u8> {
+        if protobuf {
+            return self.encode_to_vec();
+        }
+        let data = String::from_utf8_lossy(&self.data);
+        let Self { node, session, .. } = self;
+        serde_json::json!({"node": node, "session": session, "data": data}).to_string().into_bytes()
     }
 }
 

@@ -90,7 +90,8 @@ pub fn put_push(out: &mut Vec<u8>, form: Form, channel: &str, push: &Push<'_>) {
     match (form.is_one_way(), push) {
         (false, _) => Encoding::from(form).put_push(out, channel, push),
         (true, Push::Publication(publication)) if form.is_poll() => {
-            json::put_publication(out, publication);
+            // The answer names the epoch.
+            json::put_publication(out, &Publication { epoch: None, ..*publication });
         }
         (true, _) => json::put_bare_push(out, channel, push),
     }

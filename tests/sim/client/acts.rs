@@ -29,7 +29,7 @@ impl Client {
             _ if self.rng.one_in(60) && self.kind == Kind::Normal => return self.leave(scene),
             _ => {}
         }
-        if self.expected.is_some() || self.pending.len() > 100 {
+        if self.expected.is_some() || self.pending.len() > 100 || self.over.is_one_way() {
             return;
         }
         let mut batch = Vec::new();
@@ -138,7 +138,7 @@ impl Client {
     /// Goes in one of the ways in which connections go.
     pub(super) fn flake(&mut self, scene: &mut Scene<'_>) {
         let Some(link) = self.link else { return };
-        if self.rng.one_in(2) {
+        if self.rng.one_in(2) && self.over.is_websocket() && !self.over.is_one_way() {
             // In the middle of a frame.
             let message = self.publish(scene, "plain");
             let mut frame = Vec::new();
@@ -178,7 +178,10 @@ impl Client {
             return;
         }
         self.say(scene, "closes");
-        self.frame(ws::CLOSE, &1000u16.to_be_bytes());
+        match self.link.filter(|_| !self.over.is_websocket()) {
+            Some(link) => scene.world.shut(link),
+            None => self.frame(ws::CLOSE, &1000u16.to_be_bytes()),
+        }
         self.state = State::Leaving;
         self.since = scene.world.now().0;
         self.left = true;
@@ -218,7 +221,7 @@ impl Client {
         if self.state == State::Connecting {
             return self.act(scene);
         }
-        if self.kind != Kind::Normal || self.pending.len() > 10 {
+        if self.kind != Kind::Normal || self.pending.len() > 10 || self.over.is_one_way() {
             return;
         }
         for channel in scene.plan.channels.clone() {
@@ -244,6 +247,9 @@ impl Client {
 
     /// Publishes once to each channel: all must get it. Counts those who are there.
     pub(crate) fn publish_to_all(&mut self, scene: &mut Scene<'_>) {
+        if self.over.is_one_way() {
+            return;
+        }
         self.counts_since = Some(scene.history.step);
         for channel in scene.plan.channels.clone() {
             if scene.plan.namespace(&channel).presence {

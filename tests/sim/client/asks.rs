@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use roost::edge::jwt::Signer;
 use serde_json::json;
 
-use super::{Ask, Client, Phase, Scene, What};
+use super::{Ask, Client, Over, Phase, Scene, What};
 use crate::plan::{BINARY, Kind, SECRET, signed_token};
 use crate::wire::{
     ChannelRequest, Command, ConnectRequest, FilterNode, HistoryRequest, PublishRequest,
@@ -59,8 +59,20 @@ impl Client {
         for channel in channels.collect::<Vec<_>>() {
             let mut ask = Ask { server: true, ..Ask::default() };
             self.goes_on(&mut ask, &channel);
-            if self.rng.one_in(3) {
+            let polls = self.over == Over::LongPoll;
+            if self.rng.one_in(3) && !polls {
                 ask.request.delta = "fossil".into();
+            }
+            if polls {
+                // It is so whatever it asks for; a position is enough.
+                ask.request.recoverable = true;
+                let mut request = ask.request.clone();
+                (request.recover, request.recoverable) =
+                    ((request.epoch.is_empty() || self.rng.one_in(2)) && request.recover, false);
+                subs.insert(channel.clone(), request);
+                self.channels.entry(channel.clone()).or_default().wanted = true;
+                asked.insert(channel, ask);
+                continue;
             }
             let named = !self.by_token && self.server.contains(&channel);
             if named || ask.request.recover || !ask.request.delta.is_empty() {
@@ -75,7 +87,15 @@ impl Client {
             asked.insert(channel, ask);
         }
         let id = self.number(scene, What::Connect(asked), errors);
-        let connect = Some(ConnectRequest { token, subs });
+        let mut connect = ConnectRequest { token, subs };
+        if self.over.is_one_way() {
+            if self.over == Over::UniSse && self.rng.one_in(2) {
+                self.last_id = last_id(&mut connect);
+            }
+            let message = serde_json::to_vec(&connect).unwrap();
+            return self.message(&message);
+        }
+        let connect = Some(connect);
         let mut message = self.encode(&Command { id, connect, ..Command::default() });
         if self.rng.one_in(2) && scene.phase < Phase::Leave {
             // As SDKs do it: connect and the first subscriptions in one frame.
@@ -307,6 +327,18 @@ impl Client {
         command.id = self.number(scene, What::Refused, errors);
         self.encode(&command)
     }
+}
+
+/// The positions of a request, taken out of it, as the id of the last event has them; empty for none.
+fn last_id(request: &mut ConnectRequest) -> String {
+    let mut positions = serde_json::Map::new();
+    for (channel, sub) in &mut request.subs {
+        if std::mem::take(&mut sub.recover) {
+            let (offset, epoch) = (std::mem::take(&mut sub.offset), std::mem::take(&mut sub.epoch));
+            positions.insert(channel.clone(), json!({"offset": offset, "epoch": epoch}));
+        }
+    }
+    if positions.is_empty() { String::new() } else { json!(positions).to_string() }
 }
 
 /// One of the filters that clients use: two are equal in all but their form.

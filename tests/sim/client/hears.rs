@@ -7,10 +7,10 @@ use roost::io::sim::LinkId;
 use roost::proto::http;
 use roost::proto::ws::{self, Event, ReadRules};
 
-use super::{Ask, Client, Had, Pending, Phase, Scene, Shown, State, What};
+use super::{Ask, Client, Had, Over, Pending, Phase, Scene, Shown, State, What};
 use crate::checker::{Begin, End, Wanted};
 use crate::plan::Kind;
-use crate::wire::{self, Command, HistoryResult, Push, Reply, SubscribeResult};
+use crate::wire::{self, Command, ConnectResult, HistoryResult, Push, Reply, SubscribeResult};
 
 impl Client {
     pub(super) fn handle_bytes(
@@ -19,6 +19,9 @@ impl Client {
         bytes: Vec<u8>,
     ) -> Result<(), String> {
         let mut bytes = bytes;
+        if !self.over.is_websocket() {
+            return self.handle_http(scene, &bytes);
+        }
         if self.state == State::Upgrading {
             self.head.extend_from_slice(&bytes);
             match http::parse_upgrade_response(&self.head, &self.key) {
@@ -39,7 +42,8 @@ impl Client {
             return Ok(());
         }
         let mut reader = std::mem::take(&mut self.reader);
-        let rules = ReadRules { masked: false, deflate: false, message_bytes_max: 1 << 24 };
+        let deflate = matches!(self.over, Over::Deflated(_));
+        let rules = ReadRules { masked: false, deflate, message_bytes_max: 1 << 24 };
         let mut at = 0;
         loop {
             match reader.next(&rules, &mut bytes, &mut at) {
@@ -89,16 +93,13 @@ impl Client {
                     _ => Err("an echo of something else".into()),
                 }
             }
-            Event::Message { data, .. } => {
-                self.quote("<", data);
-                for (bytes, reply) in wire::replies(self.protobuf, data)? {
-                    self.handle_reply(scene, reply).map_err(|fault| {
-                        let shown = &bytes[..bytes.len().min(300)];
-                        format!("{fault}, in {}", String::from_utf8_lossy(shown))
-                    })?;
-                }
-                Ok(())
+            Event::Message { deflated: true, data, .. } => {
+                let mut inflated = Vec::new();
+                let done = self.inflater.inflate(data, 1 << 24, &mut inflated);
+                done.map_err(|fault| format!("{fault:?}"))?;
+                self.messages(scene, &inflated)
             }
+            Event::Message { data, .. } => self.messages(scene, data),
             Event::Ping(payload) => {
                 let payload = payload.to_vec();
                 if self.kind != Kind::Mute && self.state != State::Leaving {
@@ -109,6 +110,12 @@ impl Client {
             Event::Pong(_) => Ok(()),
             Event::Close { code, .. } => {
                 self.say(scene, format!("closed with {code:?}"));
+                if self.told.is_some() && self.told != code {
+                    return Err(format!("told of {:?}, and closed with {code:?}", self.told));
+                }
+                if self.over == Over::UniWebSocket && self.told.is_none() && !self.left {
+                    return Err("closed, and not told".into());
+                }
                 self.closed = Some(code.unwrap_or(1005));
                 if !self.left {
                     self.frame(ws::CLOSE, &code.unwrap_or(1000).to_be_bytes());
@@ -157,6 +164,9 @@ impl Client {
             }
             return Ok(());
         }
+        if let Some(disconnect) = reply.push.as_ref().and_then(|push| push.disconnect.as_ref()) {
+            return self.disconnected(scene, disconnect.code);
+        }
         if let Some(push) = reply.push {
             return self.handle_push(scene, push);
         }
@@ -171,20 +181,7 @@ impl Client {
         match pending.what {
             What::Connect(asked) if reply.connect.is_some() => {
                 let result = reply.connect.unwrap_or_default();
-                if self.state == State::Connecting {
-                    self.state = State::Online;
-                }
-                self.since = scene.world.now().0;
-                self.id = result.client;
-                let user = self.user.clone().unwrap_or_default();
-                scene.history.presence.named(&self.id, &user)?;
-                if !result.subs.keys().eq(asked.keys()) {
-                    return Err(format!("the subscriptions are {:?}", result.subs.keys()));
-                }
-                for (channel, result) in result.subs {
-                    self.opened(scene, channel.clone(), &asked[&channel], result, pending.sent)?;
-                }
-                Ok(())
+                self.connected(scene, &asked, result, pending.sent)
             }
             What::Subscribe(channel, ask) if reply.subscribe.is_some() => {
                 let result = reply.subscribe.unwrap_or_default();
@@ -257,6 +254,35 @@ impl Client {
         }
     }
 
+    /// The connection is there, with the subscriptions that the server makes.
+    pub(super) fn connected(
+        &mut self,
+        scene: &mut Scene<'_>,
+        asked: &BTreeMap<String, Ask>,
+        result: ConnectResult,
+        sent: u64,
+    ) -> Result<(), String> {
+        if self.state == State::Connecting {
+            self.state = State::Online;
+        }
+        self.since = scene.world.now().0;
+        self.id = result.client;
+        let (up, lasts) = (self.over.has_up_link(), self.over.is_one_way());
+        if result.node.is_empty() == up || result.session.is_empty() == (up || lasts) {
+            return Err("ids of session and node, or none".into());
+        }
+        (self.node, self.session) = (result.node, result.session);
+        let user = self.user.clone().unwrap_or_default();
+        scene.history.presence.named(&self.id, &user)?;
+        if !result.subs.keys().eq(asked.keys()) {
+            return Err(format!("the subscriptions are {:?}", result.subs.keys()));
+        }
+        for (channel, result) in result.subs {
+            self.opened(scene, channel.clone(), &asked[&channel], result, sent)?;
+        }
+        Ok(())
+    }
+
     /// Whether a subscribe to a channel isn't answered yet.
     fn asks_for(&self, channel: &str) -> bool {
         let mut pending = self.pending.values();
@@ -290,7 +316,7 @@ impl Client {
     }
 
     /// A subscription is there: is it what was asked for?
-    fn opened(
+    pub(super) fn opened(
         &mut self,
         scene: &mut Scene<'_>,
         channel: String,
@@ -311,6 +337,7 @@ impl Client {
             || kept && namespace.force_positioning
             || kept && request.positioned && (namespace.allow_positioning || reads);
         let latest = namespace.recovery_mode == RecoveryMode::Cache;
+        let polls = self.over == Over::LongPoll;
         let recovers = request.recover || recoverable && latest && namespace.auto_cache_recover;
         let delta = !request.delta.is_empty() && namespace.delta_allowed && request.tf.is_none();
         let is = (result.recoverable, result.positioned, result.was_recovering, result.delta);
@@ -341,7 +368,7 @@ impl Client {
                 Some(latest) => start = Some(latest.offset - 1),
                 // The latest one was kept back: where that is isn't told.
                 None if request.tf.is_some() => start = None,
-                None if from.0 != top.0 || from.1 == 0 => {
+                None if from.0 != top.0 || from.1 == 0 && !polls => {
                     return Err(format!("{channel}: not the latest one: {from:?}"));
                 }
                 None => {}
@@ -380,6 +407,7 @@ impl Client {
             result.recovered && !latest && scene.history.filter(*before) == request.tf.as_ref()
         });
         let joins = namespace.force_push_join_leave || request.join_leave && namespace.join_leave;
+        let joins = joins && !polls;
         let opened = scene.history.opened(Begin {
             client: self.index,
             client_id: self.id.clone(),
@@ -392,7 +420,7 @@ impl Client {
             joins: joins && !undone,
         });
         let wanted = self.wants(&channel);
-        if wanted && namespace.presence && !self.id.is_empty() {
+        if wanted && namespace.presence && !self.id.is_empty() && !polls {
             let user = self.user.clone().unwrap_or_default();
             scene.history.presence.entered(&channel, &self.id, &user, asked);
         }
@@ -412,15 +440,20 @@ impl Client {
     }
 
     /// A subscription is over: what it brought may be gone on from.
-    fn close(&mut self, scene: &mut Scene<'_>, channel: &str, segment: usize, end: End) {
+    pub(super) fn close(&mut self, scene: &mut Scene<'_>, channel: &str, segment: usize, end: End) {
         scene.history.ended(segment, end);
+        self.stands(scene, channel, segment);
+    }
+
+    /// It has all of a subscription up to here.
+    pub(super) fn stands(&mut self, scene: &Scene<'_>, channel: &str, segment: usize) {
         if let Some((epoch, offset)) = scene.history.position(segment) {
             self.had.insert(channel.to_owned(), Had { segment, epoch, offset });
         }
     }
 
     /// A publication, live or in a list: patched, and held against what was published.
-    fn take(
+    pub(super) fn take(
         &mut self,
         scene: &mut Scene<'_>,
         channel: &str,
@@ -597,12 +630,16 @@ impl Client {
 
     /// There is no connection any more.
     pub(super) fn lost(&mut self, scene: &mut Scene<'_>) {
-        for (name, channel) in std::mem::take(&mut self.channels) {
+        let polls = self.over == Over::LongPoll;
+        // What a poll has it has until the next one is answered, whatever it comes over.
+        let channels = if polls { BTreeMap::new() } else { std::mem::take(&mut self.channels) };
+        for (name, channel) in channels {
             if let Some(open) = channel.open {
                 self.close(scene, &name, open, End::Gone);
             }
         }
         scene.history.presence.gone(&self.id);
+        self.drop_up(scene);
         self.pending.clear();
         self.echoes.clear();
         self.link = None;
@@ -613,7 +650,8 @@ impl Client {
             Phase::Heal | Phase::Quiet => self.is_served() && !scene.draining,
             Phase::Leave => false,
         };
-        let until = again.then(|| now + 1 + self.rng.below(1_000));
+        let in_order = std::mem::take(&mut self.in_order);
+        let until = again.then(|| now + 1 + if in_order { 0 } else { self.rng.below(1_000) });
         self.state = State::Offline { until };
     }
 }
