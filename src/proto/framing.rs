@@ -67,7 +67,9 @@ pub fn join(form: Form, frames: &[&SharedFrame], out: &mut Vec<u8>) {
         return frames.iter().for_each(|frame| out.extend_from_slice(frame.bytes()));
     }
     let between = between(form);
-    for frames in frames.chunks(usize::from(FRAME_MESSAGES_MAX)) {
+    // One list, however many they are.
+    let most = if form.is_poll() { usize::MAX } else { usize::from(FRAME_MESSAGES_MAX) };
+    for frames in frames.chunks(most) {
         let contents = frames.iter().map(|frame| content(form, frame.bytes()));
         let bytes = contents.clone().map(<[u8]>::len).sum::<usize>();
         put_start(out, form, bytes + between.len() * (frames.len() - 1));
@@ -205,7 +207,12 @@ mod tests {
                 let mut joined = Vec::new();
                 join(form, &frames.iter().collect::<Vec<_>>(), &mut joined);
                 let mut expected = Vec::new();
-                for messages in messages.chunks(if shares(form) { 16 } else { 1 }) {
+                let most = match form {
+                    _ if form.is_poll() => messages.len(),
+                    _ if shares(form) => 16,
+                    _ => 1,
+                };
+                for messages in messages.chunks(most) {
                     let mut frame = put_one(form, &messages[0]);
                     for message in &messages[1..] {
                         let mut longer = Vec::new();
@@ -217,6 +224,16 @@ mod tests {
                 assert_eq!(text(&joined), text(&expected), "{form:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_list_has_a_comma_between_all() {
+        let frames: Vec<_> = (0..20).map(|n| SharedFrame::new(n.to_string().as_bytes())).collect();
+        let mut joined = Vec::new();
+        let form = Form::one_way(Framing::Poll);
+        join(form, &frames.iter().collect::<Vec<_>>(), &mut joined);
+        let list: Vec<u32> = serde_json::from_str(&format!("[{}]", text(&joined))).unwrap();
+        assert!(list.into_iter().eq(0..20));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::proto::client::{
     self, ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, Reply, SubscribeResult,
 };
 use crate::proto::http::Head;
-use crate::session::{Connecting, Made, ServerSub};
+use crate::session::{Connecting, Made, ServerSub, SubState};
 
 /// A request that isn't answered.
 #[derive(Debug)]
@@ -156,8 +156,8 @@ impl<D: Driver> Shard<D> {
             let came = || came.iter().filter(|(of, _)| *of == local).map(|(_, frame)| frame);
             let bytes = list.iter().chain(came()).map(SharedFrame::len).sum::<usize>();
             let Some(rest) = left.checked_sub(bytes) else { continue };
-            let place =
-                self.session_of(index).and_then(|session| Some(session.subs.find(local)?.place));
+            let sub = self.session_of(index).and_then(|session| Some(*session.subs.find(local)?));
+            let place = sub.filter(|sub| sub.state == SubState::Live).map(|sub| sub.place);
             let position = place.and_then(|place| self.locals.position(local, place));
             let Some((_, epoch, offset)) = position else { continue };
             left = rest;

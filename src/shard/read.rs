@@ -151,7 +151,12 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of a request head.
     pub(super) fn head(&mut self, key: ConnKey, bytes: &[u8]) {
+        let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
+        if conn.flags.served() && conn.rx.is_none() {
+            // It has its time from its first byte on, whenever the last request was.
+            conn.since_tick = tick;
+        }
         // Usually the whole head comes at once; what comes in pieces is kept until it is whole.
         let Some(mut rx) = conn.rx.take() else {
             return match http::parse(bytes) {
@@ -160,6 +165,7 @@ impl<D: Driver> Shard<D> {
                     http::head_complete(bytes, &mut scanned);
                     let rx = Rx { raw: bytes.to_vec(), scanned, ..Rx::default() };
                     conn.rx = Some(Box::new(rx));
+                    self.schedule(key.index);
                 }
                 Ok(Some(head)) => self.request(key, &head, bytes),
                 Err(refusal) => self.refuse(key.index, refusal),

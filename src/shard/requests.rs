@@ -16,6 +16,7 @@ use crate::base::form::Framing;
 use crate::edge::proxy::AppDisconnect;
 use crate::proto::client::{self, Disconnect, ErrorCode, Push};
 use crate::proto::http::{self, Head, Refusal};
+use crate::session::{Sub, SubState};
 
 /// Something that shards serve on the public port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -515,10 +516,15 @@ impl<D: Driver> Shard<D> {
             return self.answer_poll(key.index);
         }
         let Some(session) = self.sessions.get(at as usize) else { return };
+        if session.extra.as_ref().is_some_and(|extra| extra.connecting.is_some()) {
+            // It is told where it is when it is told what it has.
+            return;
+        }
         // An event of a type and with (no) data, since some sources forget the id of what is no event.
         let mut id = b"event: position\nid: {".to_vec();
         let empty = id.len();
-        for sub in session.subs.as_slice().iter().filter(|sub| sub.flags.recoverable()) {
+        let live = |sub: &&Sub| sub.flags.recoverable() && sub.state == SubState::Live;
+        for sub in session.subs.as_slice().iter().filter(live) {
             let Some((name, epoch, offset)) = self.locals.position(sub.channel, sub.place) else {
                 continue;
             };

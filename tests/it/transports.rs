@@ -906,3 +906,33 @@ fn a_head_that_does_not_come_and_a_body_that_does_not() {
     assert_eq!(raw.response().status, 408);
     node.until_is("slots_in_use", 0);
 }
+
+#[test]
+fn the_next_request_has_its_time_from_its_first_byte_on() {
+    let more = TRANSPORTS.to_owned() + "[roost]\nhandshake_timeout = \"500ms\"\n";
+    let node = Node::open_with(&more, &[]);
+    let request = "OPTIONS /emulation HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut raw = node.raw();
+    raw.send(request.as_bytes());
+    assert_eq!(raw.response().status, 204);
+    // Another one tells when that time is over.
+    let late = || {
+        let mut late = node.raw();
+        late.send(b"OPTIONS /emu");
+        assert_eq!(late.response().status, 408);
+    };
+    late();
+    let (first, second) = request.split_at(10);
+    raw.send(first.as_bytes());
+    // The node has seen it when it has answered somebody who came behind it on each shard.
+    for _ in 0..8 {
+        let mut other = node.raw();
+        other.send(request.as_bytes());
+        assert_eq!(other.response().status, 204);
+    }
+    raw.send(second.as_bytes());
+    assert_eq!(raw.response().status, 204);
+    // It isn't without an end.
+    raw.send(first.as_bytes());
+    assert_eq!(raw.response().status, 408);
+}

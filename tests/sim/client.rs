@@ -251,7 +251,13 @@ impl Client {
         let personal = user.as_ref().filter(|_| plan.client.personal_channel.is_some());
         let personal = personal.map(|user| format!("mine:#{user}"));
         let until = Some(now + rng.below(if storm { 1 } else { 500 }));
-        let over = over(kind, &mut rng, plan);
+        let over = match over(kind, &mut rng, plan) {
+            // Without a channel it would have nothing to wait for.
+            Over::LongPoll if !plan.channels.iter().any(|of| plan.can_be_polled(of)) => {
+                Over::UniHttpStream
+            }
+            over => over,
+        };
         if over.is_one_way() {
             // It says at the beginning what it wants to have.
             server.clone_from(&plan.channels);
