@@ -29,7 +29,7 @@ const RANDOM_SEEDS: u64 = 5;
 const SECONDS_MAX: u64 = 60;
 
 /// What the fixed seeds must meet together.
-const MET: [&str; 35] = [
+const MET: [&str; 40] = [
     "accept_failed",
     "accepts_put_off",
     "close_timeouts",
@@ -46,6 +46,7 @@ const MET: [&str; 35] = [
     "commands_paused",
     "connections_passed",
     "connections_refused_full",
+    "emulations",
     "events_lost",
     "faults_bad_request",
     "faults_protocol",
@@ -56,12 +57,16 @@ const MET: [&str; 35] = [
     "gaps_mail",
     "gaps_told",
     "mail_full",
+    "messages_inflated",
+    "polls",
+    "polls_empty",
     "pongs",
     "reads",
     "recovered",
     "recoveries",
     "refused_timeout",
     "stale_events",
+    "streams",
     "tokens_checked",
     "tokens_known",
     "writes_blocked",

@@ -227,7 +227,7 @@ impl Run {
                 })?;
             }
         }
-        self.run_for(3_000, |_| false)?;
+        self.run_for(10_000, |_| false)?;
         let waits: Vec<usize> = self.served().map(Client::unanswered).collect();
         if !self.plan.crowded && waits.iter().any(|count| *count > 0) {
             return Err(format!("commands are unanswered: {waits:?}"));
