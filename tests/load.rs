@@ -874,3 +874,113 @@ fn an_idle_connection_costs_the_client_at_most_200_bytes() {
     println!("{slope:.1} bytes of user memory for each idle connection");
     assert!(slope <= 200.0, "{slope:.1} bytes for each connection");
 }
+
+/// A node, which is killed in the end.
+struct Node {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Node {
+    /// With every transport, pings every second, and channels that are recovered.
+    fn start(more: &str) -> Self {
+        let file = format!(
+            "[client]\nallow_anonymous_connect_without_token = true\nping_interval = \"1s\"\n\
+             pong_timeout = \"900ms\"\n[http_stream]\nenabled = true\n[sse]\nenabled = true\n\
+             [long_poll]\nenabled = true\ntimeout = \"1s\"\n[channel.without_namespace]\n\
+             allow_subscribe_for_client = true\nallow_subscribe_for_anonymous = true\n\
+             allow_publish_for_client = true\nallow_publish_for_anonymous = true\n\
+             force_recovery = true\nhistory_size = 1000\nhistory_ttl = \"10m\"\n{more}"
+        );
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, SeqCst);
+        let name = format!("roost-load-{}-{number}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, file).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
+        command.arg("serve").arg("-c").arg(&path).args(["-a", "127.0.0.1", "-p", "0"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = log.find_map(|line| {
+            let line = line.ok()?;
+            Some(line.split_once("listening on ")?.1.split(' ').next()?.to_owned())
+        });
+        // What it says further is read, so that it never waits for that.
+        thread::spawn(move || log.for_each(drop));
+        let _ = std::fs::remove_file(path);
+        Self { child, address: line.expect("the node listens") }
+    }
+
+    fn url(&self) -> String {
+        format!("ws://{}/connection/websocket", self.address)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn every_transport_is_measured_and_pinged() {
+    let node = Node::start("[websocket]\ncompression = true\n");
+    let url = node.url();
+    let mut bytes = std::collections::BTreeMap::new();
+    for transport in ["websocket", "websocket --compression", "sse", "http_stream", "long_poll"] {
+        let pings = if transport == "long_poll" { "" } else { "--pings 2" };
+        let (code, result) = load(&format!(
+            "broadcast --url {url} --transport {transport} {pings} --connections 100 --publish 40 \
+             --rate 200 --size 2000 --subscribe news --drain 20s"
+        ));
+        assert_eq!(code, 0, "{transport}");
+        assert_messages(&result, all_fine(40, 4000));
+        let name = transport.split(' ').next().unwrap();
+        assert_eq!(result["transport"], name);
+        assert_eq!(result["compression"], transport != name);
+        assert_eq!(result["reasons"], json!({}));
+        let received = result["bytes"]["received"].as_f64().unwrap();
+        assert_eq!(result["bytes"]["per_message"], (received / 4.0).round() / 1000.0);
+        bytes.insert(transport, received / 4000.0);
+    }
+    for (transport, each) in &bytes {
+        let expected =
+            if transport.contains("compression") { 300.0..1500.0 } else { 2000.0..2400.0 };
+        // Each poll has its own head, and one answer may have several.
+        let expected = if *transport == "long_poll" { 2000.0..3000.0 } else { expected };
+        assert!(expected.contains(each), "{bytes:?}");
+    }
+    // All of them again, after some were dropped.
+    for transport in ["sse", "http_stream", "long_poll"] {
+        let (code, result) = load(&format!(
+            "storm --url {url} --transport {transport} --connections 40 --drop-share 0.5 \
+             --publish 5 --subscribe storm"
+        ));
+        assert_eq!(code, 0, "{transport}");
+        assert_messages(&result, all_fine(5, 200));
+        assert_eq!(result["storm"]["back"], 20);
+    }
+}
+
+#[test]
+fn a_server_that_does_not_compress_or_has_no_such_transport_is_named() {
+    let node = Node::start("");
+    let url = node.url();
+    let (code, result) =
+        load(&format!("idle --url {url} --compression --connections 3 --duration 10ms"));
+    assert_eq!((code, &result["connections"]["failed"]), (1, &json!(3)));
+    assert_eq!(result["reasons"], json!({"the server doesn't compress": 3}));
+    let (code, result) = load(&format!(
+        "idle --url http://{}/x/connection/sse --transport sse --connections 2 --duration 10ms",
+        node.address
+    ));
+    assert_eq!((code, &result["connections"]["failed"]), (1, &json!(2)));
+    assert_eq!(result["reasons"], json!({"request: status 404": 2}));
+    // What polls lost is said.
+    let (code, result) = load(&format!(
+        "idle --url {url} --transport long_poll --connections 2 --subscribe none:x --duration 10ms"
+    ));
+    assert_eq!(code, 1);
+    assert_eq!(result["reasons"], json!({"connect refused: 102 unknown channel": 2}));
+}

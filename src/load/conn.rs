@@ -1,5 +1,6 @@
 //! The record of one connection, of which there may be a million.
 
+use super::http::Side;
 use super::oracle::Sequence;
 use crate::proto::ws::Reader;
 use std::os::fd::OwnedFd;
@@ -40,15 +41,18 @@ impl State {
     }
 }
 
-/// One connection. Shape: 56 bytes; heap only while a frame, a write or a gap is unfinished.
+/// One connection. Shape: 64 bytes; heap only while a frame, a write or a gap is unfinished, and where it
+/// is no WebSocket.
 #[derive(Debug, Default)]
 pub(crate) struct Conn {
     pub(crate) fd: Option<OwnedFd>,
     /// Which socket of this slot: stale events show another one.
     pub(crate) generation: u32,
     pub(crate) reader: Reader,
-    /// What a full socket did not take, or the head of an unfinished answer to the upgrade.
+    /// What a full socket did not take, or an unfinished head, chunk or answer.
     pub(crate) spill: Option<Box<Spill>>,
+    /// What it has where it is no WebSocket.
+    pub(crate) side: Option<Box<Side>>,
     /// What was seen of its channel, or of its own echoes.
     pub(crate) seen: Sequence,
     /// Echo: number of the last message that was sent.
@@ -68,7 +72,7 @@ pub(crate) struct Conn {
     pub(crate) deferred: bool,
 }
 
-const _: () = assert!(size_of::<Conn>() == 56);
+const _: () = assert!(size_of::<Conn>() == 64);
 
 /// Bytes in between.
 #[derive(Debug, Default)]
@@ -100,6 +104,9 @@ impl Conn {
         self.fd = None;
         self.reader = Reader::new();
         self.spill = None;
+        if let Some(side) = &mut self.side {
+            side.session = Default::default();
+        }
         self.joined = 0;
         self.deferred = false;
         self.state = state;

@@ -26,6 +26,10 @@ pub(crate) struct Live {
     pub(crate) duplicated: AtomicU64,
     /// Connections that have answered as many pings as were asked for.
     pub(crate) pinged: AtomicU64,
+    /// Bytes that were handed to sockets, since messages began.
+    pub(crate) bytes_sent: AtomicU64,
+    /// Bytes that came out of them.
+    pub(crate) bytes_received: AtomicU64,
     /// When the last message of ours arrived, nanoseconds since the origin.
     pub(crate) last_ns: AtomicU64,
     /// When the last connection that was asked for came up, nanoseconds since the origin.
@@ -46,6 +50,8 @@ pub(crate) struct Sum {
     pub(crate) received: u64,
     pub(crate) duplicated: u64,
     pub(crate) pinged: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
     /// The latest of all.
     pub(crate) last_ns: u64,
     /// The latest of all.
@@ -68,6 +74,8 @@ impl Sum {
             sum.received += live.received.load(Relaxed);
             sum.duplicated += live.duplicated.load(Relaxed);
             sum.pinged += live.pinged.load(Relaxed);
+            sum.bytes_sent += live.bytes_sent.load(Relaxed);
+            sum.bytes_received += live.bytes_received.load(Relaxed);
             sum.last_ns = sum.last_ns.max(live.last_ns.load(Relaxed));
             sum.ready_ns = sum.ready_ns.max(live.ready_ns.load(Relaxed));
             sum.order = sum.order.min(live.order.load(Relaxed));

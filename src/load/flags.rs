@@ -44,6 +44,40 @@ pub enum Protocol {
     Raw,
 }
 
+/// What the connections are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// WebSockets.
+    #[value(name = "websocket")]
+    WebSocket,
+    /// Server-sent events.
+    #[value(name = "sse")]
+    Sse,
+    /// Responses that go on.
+    #[value(name = "http_stream")]
+    HttpStream,
+    /// One request after another, each answered with what there is.
+    #[value(name = "long_poll")]
+    LongPoll,
+}
+
+impl Transport {
+    /// The name on the command line, in the output, and in the path of its endpoint.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Sse => "sse",
+            Self::HttpStream => "http_stream",
+            Self::LongPoll => "long_poll",
+        }
+    }
+
+    /// What is said goes in requests of their own.
+    pub fn has_up_link(self) -> bool {
+        matches!(self, Self::Sse | Self::HttpStream)
+    }
+}
+
 /// How many threads to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
@@ -68,7 +102,8 @@ pub struct Flags {
     #[arg(value_enum)]
     pub scenario: Scenario,
 
-    /// The server, as ws://host:port/path.
+    /// The server, as ws://host:port/path; http:// is the same. With --transport the path may be that
+    /// of its WebSockets all the same: /connection/websocket becomes /connection/sse, for example.
     #[arg(long, value_name = "URL")]
     pub url: String,
 
@@ -80,12 +115,23 @@ pub struct Flags {
     #[arg(long, value_enum, default_value_t = Protocol::Auto)]
     pub protocol: Protocol,
 
+    /// What the connections are; others than WebSockets need the client protocol. They are pinged as
+    /// those of SDKs are: pongs go over one connection of each thread.
+    #[arg(long, value_enum, default_value_t = Transport::WebSocket)]
+    pub transport: Transport,
+
+    /// WebSockets: ask for permessage-deflate without context takeover; a server that doesn't agree is
+    /// an error.
+    #[arg(long)]
+    pub compression: bool,
+
     /// HMAC key: each connection signs a JWT (HS256) of its own, with a user id of 16 bytes.
     #[arg(long, value_name = "KEY")]
     pub secret: Option<String>,
 
     /// Channel to subscribe to; with --channels above 1 the names are NAME-0, NAME-1 and so on.
-    /// [default: none for idle and storm, load for the others]
+    /// long_poll needs a channel that can be recovered. [default: none for idle and storm, load for
+    /// the others]
     #[arg(long, value_name = "NAME")]
     pub subscribe: Option<String>,
 

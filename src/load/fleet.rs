@@ -5,7 +5,8 @@ use super::batch::{Batch, Written};
 use super::conn::{Conn, Spill, State};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
-use super::flags::Scenario;
+use super::flags::{Scenario, Transport};
+use super::http::{self as requests, Side, UpLink};
 use super::oracle::Verdict;
 use super::output::{mask_key, plain, say_goodbye, write_some};
 use super::payload::{PayloadWriter, Stamp};
@@ -44,6 +45,7 @@ pub(crate) struct Fleet {
     payloads: PayloadWriter,
     signer: Option<Signer>,
     rng: Rng,
+    up: UpLink,
 }
 
 /// Plain numbers of one thread; [`figures::Live`] says what they mean.
@@ -59,6 +61,8 @@ pub(crate) struct Counts {
     pub(crate) duplicated: u64,
     pub(crate) out_of_order: u64,
     pub(crate) pinged: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
     pub(crate) last_ns: u64,
     pub(crate) ready_ns: u64,
 }
@@ -85,6 +89,7 @@ impl Fleet {
             payloads: PayloadWriter::new(plan.payload_bytes),
             signer: plan.secret.as_deref().map(Signer::new),
             rng: Rng::new(seed),
+            up: UpLink::default(),
             plan,
         }
     }
@@ -103,8 +108,8 @@ impl Fleet {
     /// Closes everything on purpose and forgets it, failures too.
     pub(crate) fn close_all(&mut self) {
         self.dialer.forget_all();
+        self.say_goodbye();
         for conn in &mut self.conns {
-            say_goodbye(conn, &mut self.rng);
             let generation = conn.generation;
             *conn = Conn { generation, ..Conn::default() };
         }
@@ -183,9 +188,111 @@ impl Fleet {
     fn ask_upgrade(&mut self, index: u32, now_ns: u64) {
         let key = self.key(index);
         self.conns[index as usize].state = State::Upgrading;
-        let Plan { target, .. } = &*self.plan;
-        http::put_upgrade_request(&mut self.out, &target.host, &target.path, &key, None, &[]);
+        let plan = Arc::clone(&self.plan);
+        let Plan { target, compression, transport, .. } = &*plan;
+        if *transport != Transport::WebSocket {
+            return self.ask(index, now_ns);
+        }
+        let offer = [("Sec-WebSocket-Extensions", OFFER)];
+        let offer = if *compression { &offer[..] } else { &[] };
+        http::put_upgrade_request(&mut self.out, &target.host, &target.path, &key, None, offer);
         self.flush(index, now_ns);
+    }
+
+    /// Sends the request that a connection without a WebSocket begins with, or polls with.
+    pub(crate) fn ask(&mut self, index: u32, now_ns: u64) {
+        let plan = Arc::clone(&self.plan);
+        let token = match self.token(index) {
+            Ok(token) => token,
+            Err(error) => return self.open_failed(index, &error, false, now_ns),
+        };
+        let channel = plan.channels.get(plan.channel_of(self.global(index)) as usize);
+        let mut message = Vec::new();
+        match plan.transport {
+            Transport::LongPoll => {
+                let side = self.conns[index as usize].side.as_ref();
+                let position = side.and_then(|side| side.position.as_ref());
+                let channel = channel.map_or("", String::as_str);
+                speech::put_poll(token.as_deref(), channel, position, &mut message);
+            }
+            _ => {
+                let channel = channel.map(String::as_str);
+                speech::put_connect(token.as_deref(), channel, &mut message);
+            }
+        }
+        requests::put_request(&plan, &message, &mut self.out);
+        self.flush(index, now_ns);
+    }
+
+    /// The token of a connection, if it has one.
+    fn token(&self, index: u32) -> Result<Option<String>, String> {
+        let signer = self.signer.as_ref();
+        signer.map(|signer| signer.sign(&token::user_id(self.global(index)))).transpose()
+    }
+
+    /// Whether the response that a connection goes on with has begun as it should.
+    pub(crate) fn begun(&mut self, index: u32, status: u16, now_ns: u64) -> bool {
+        if status == 200 {
+            self.conns[index as usize].state = State::Joining;
+            return true;
+        }
+        let may_pass = matches!(status, 429 | 500..=599);
+        self.open_failed(index, &format!("request: status {status}"), may_pass, now_ns);
+        false
+    }
+
+    /// The answer to a poll: what came with it, and the next poll.
+    pub(crate) fn polled(&mut self, index: u32, status: u16, body: &[u8], now_ns: u64) {
+        if matches!(status, 429 | 500..=599) {
+            return self.ended(index, &format!("poll: status {status}"), now_ns);
+        }
+        let polled = match speech::read_polled(body, self.plan.run) {
+            Ok(polled) => polled,
+            Err(reason) => return self.reject(index, &reason, now_ns),
+        };
+        let conn = &mut self.conns[index as usize];
+        conn.side.get_or_insert_default().position = Some(polled.position);
+        if conn.state.is_opening() {
+            self.opened(index, now_ns);
+        }
+        if polled.lost {
+            self.reasons.add("an answer says that something was lost");
+        }
+        for said in &polled.said {
+            self.handle_said(index, said, now_ns);
+        }
+        self.ask(index, now_ns);
+    }
+
+    /// Sends pongs over the up-link.
+    pub(crate) fn drive_up(&mut self, registry: &Registry) {
+        if let Err(reason) = self.up.drive(&self.plan, self.share, registry) {
+            self.reasons.add(&reason);
+        }
+    }
+
+    /// Something is to be done for the up-link, if the event is about this one.
+    pub(crate) fn up_ready(&mut self, generation: u32, buffer: &mut [u8]) {
+        if self.up.is(generation)
+            && let Err(reason) = self.up.ready(buffer)
+        {
+            self.reasons.add(&reason);
+        }
+    }
+
+    /// How what comes is read.
+    pub(crate) fn reading(&self) -> impl Fn(&[u8], &mut Vec<Said>) + use<> {
+        let Plan { run, centrifugo, transport, .. } = *self.plan;
+        move |bytes, said| {
+            speech::as_text(bytes, said, |text, said| match transport {
+                Transport::Sse => speech::read_events(text, run, said),
+                _ if centrifugo => {
+                    // In a response a line feed ends each, in a frame it stands between two.
+                    speech::read_replies(text.strip_suffix('\n').unwrap_or(text), run, said);
+                }
+                _ => speech::read_raw(text, run, said),
+            });
+        }
     }
 
     /// The handshake key: made again from what is known rather than kept.
@@ -210,6 +317,10 @@ impl Fleet {
         let key = self.key(index);
         match http::parse_upgrade_response(bytes, &key) {
             Ok(Some(head)) => {
+                if let Err(reason) = agreed(&bytes[..head], self.plan.compression) {
+                    self.open_failed(index, reason, false, now_ns);
+                    return None;
+                }
                 self.upgraded(index, now_ns);
                 Some(head)
             }
@@ -233,13 +344,12 @@ impl Fleet {
             return;
         }
         self.conns[index as usize].state = State::Joining;
-        let global = self.global(index);
-        let token = self.signer.as_ref().map(|signer| signer.sign(&token::user_id(global)));
-        let token = match token.transpose() {
+        let token = match self.token(index) {
             Ok(token) => token,
             Err(error) => return self.open_failed(index, &error, false, now_ns),
         };
-        let channel = self.plan.channels.get(self.plan.channel_of(global) as usize);
+        let channel = self.plan.channel_of(self.global(index)) as usize;
+        let channel = self.plan.channels.get(channel);
         self.text.clear();
         speech::put_connect(token.as_deref(), channel.map(String::as_str), &mut self.text);
         self.put_text();
@@ -315,6 +425,15 @@ impl Fleet {
             Said::Message(stamp) => self.judge(index, stamp, now_ns),
             Said::Ping => self.answer_ping(index),
             Said::Done(id) => self.joined(index, *id, now_ns),
+            Said::Session(session, node) => {
+                let (session, node) = (session.clone(), node.clone());
+                if self.plan.transport.has_up_link() {
+                    let position = None;
+                    let side = Side { session, node, position };
+                    self.conns[index as usize].side = Some(Box::new(side));
+                }
+                self.joined(index, CONNECT_ID, now_ns);
+            }
             Said::Refused(id, reason) => {
                 let what = match *id {
                     CONNECT_ID => "connect",
@@ -358,9 +477,15 @@ impl Fleet {
         if !self.plan.centrifugo {
             return;
         }
-        self.text.clear();
-        self.text.extend_from_slice(speech::PONG);
-        self.put_text();
+        if self.plan.transport.has_up_link() {
+            if let Some(side) = &self.conns[index as usize].side {
+                self.up.push(&self.plan, side, speech::PONG);
+            }
+        } else {
+            self.text.clear();
+            self.text.extend_from_slice(speech::PONG.as_bytes());
+            self.put_text();
+        }
         self.count_ping(index);
     }
 
@@ -447,6 +572,7 @@ impl Fleet {
             self.flush_batch(now_ns);
             self.out = out;
         }
+        self.counts.bytes_sent += self.out.len() as u64;
         let conn = &mut self.conns[index as usize];
         if let Some(batch) = &mut self.batch
             && conn.state == State::Open
@@ -538,8 +664,30 @@ impl Fleet {
 
     /// Closes what is open, politely.
     pub(crate) fn say_goodbye(&mut self) {
+        let frames = self.plan.transport == Transport::WebSocket;
         for conn in &mut self.conns {
-            say_goodbye(conn, &mut self.rng);
+            if frames {
+                say_goodbye(conn, &mut self.rng);
+            }
+            conn.fd = None;
         }
+    }
+}
+
+/// Compression as it is asked for: each message for itself, so that one that many get is inflated once.
+const OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
+
+/// Whether the answer to an upgrade agrees to the compression that was asked for.
+fn agreed(head: &[u8], compression: bool) -> Result<(), &'static str> {
+    let text = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let extensions = text.lines().find_map(|line| line.strip_prefix("sec-websocket-extensions:"));
+    match (compression, extensions) {
+        (false, _) => Ok(()),
+        (true, Some(of)) if !of.contains("permessage-deflate") => {
+            Err("the server doesn't compress")
+        }
+        (true, Some(of)) if of.contains("server_no_context_takeover") => Ok(()),
+        (true, Some(_)) => Err("the server compresses with context takeover"),
+        (true, None) => Err("the server doesn't compress"),
     }
 }

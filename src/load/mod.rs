@@ -24,6 +24,7 @@ mod figures;
 mod flags;
 mod fleet;
 mod host;
+mod http;
 mod oracle;
 mod output;
 mod payload;
@@ -38,7 +39,7 @@ mod token;
 mod window;
 mod worker;
 
-pub use self::flags::{Flags, Protocol, Scenario, Threads};
+pub use self::flags::{Flags, Protocol, Scenario, Threads, Transport};
 
 use self::plan::Plan;
 use crate::sys::tables;

@@ -1,6 +1,8 @@
 //! What a message of ours carries: its channel and number, and when it was to leave and did.
 
+use crate::base::rng::Rng;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// The part of a payload that is read again. JSON, so that both protocols can carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -22,7 +24,8 @@ pub(crate) struct Stamp {
     pub(crate) actual_ns: u64,
 }
 
-/// A payload as it is written: the stamp and what makes it as long as was asked for.
+/// A payload as it is written: the stamp and what makes it as long as was asked for, which is records as
+/// applications send them (so that it compresses as those do), and a rest.
 #[derive(Serialize)]
 struct Padded<'a> {
     roost_load: u32,
@@ -30,6 +33,8 @@ struct Padded<'a> {
     s: u32,
     i: u64,
     a: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    d: Option<&'a RawValue>,
     p: &'a str,
 }
 
@@ -37,26 +42,64 @@ struct Padded<'a> {
 #[derive(Debug)]
 pub(crate) struct PayloadWriter {
     bytes: usize,
+    records: Option<Box<RawValue>>,
     padding: String,
 }
 
 impl PayloadWriter {
     /// Payloads of `bytes` bytes, or as short as they can be when that is less.
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { bytes, padding: "x".repeat(bytes) }
+        Self { bytes, records: records(bytes), padding: "x".repeat(bytes) }
     }
 
     /// Replaces what is in `out` by the payload: one line of JSON.
     pub(crate) fn write(&self, stamp: &Stamp, out: &mut Vec<u8>) {
-        encode(stamp, "", out);
+        let records = self.records.as_deref();
+        encode(stamp, records, "", out);
         let missing = self.bytes.saturating_sub(out.len());
         if missing > 0 {
-            encode(stamp, &self.padding[..missing], out);
+            encode(stamp, records, &self.padding[..missing], out);
         }
     }
 }
 
-fn encode(stamp: &Stamp, padding: &str, out: &mut Vec<u8>) {
+/// As many records as fit into a payload, whatever its stamp.
+fn records(bytes: usize) -> Option<Box<RawValue>> {
+    let longest = Stamp {
+        run: u32::MAX,
+        channel: u32::MAX,
+        sequence: u32::MAX,
+        intended_ns: u64::MAX >> 8,
+        actual_ns: u64::MAX >> 8,
+    };
+    let mut stamp = Vec::new();
+    encode(&longest, None, "", &mut stamp);
+    let room = bytes.saturating_sub(stamp.len() + r#""d":[],"#.len());
+    // The same in each run, so that figures can be compared.
+    let mut rng = Rng::new(1);
+    let mut list = String::new();
+    loop {
+        let name: String = (0..6).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
+        let (id, cents, count) = (rng.below(1_000_000), rng.below(1_000_000), rng.below(10_000));
+        let side = if rng.one_in(2) { "buy" } else { "sell" };
+        let price = cents as f64 / 100.0;
+        let record = serde_json::json!({
+            "id": id, "name": name, "price": price, "count": count, "side": side
+        })
+        .to_string();
+        if list.len() + record.len() + 1 > room {
+            break;
+        }
+        if !list.is_empty() {
+            list.push(',');
+        }
+        list += &record;
+    }
+    // Made of what is JSON.
+    (!list.is_empty()).then(|| RawValue::from_string(format!("[{list}]")).ok())?
+}
+
+fn encode(stamp: &Stamp, records: Option<&RawValue>, padding: &str, out: &mut Vec<u8>) {
     out.clear();
     let padded = Padded {
         roost_load: stamp.run,
@@ -64,6 +107,7 @@ fn encode(stamp: &Stamp, padding: &str, out: &mut Vec<u8>) {
         s: stamp.sequence,
         i: stamp.intended_ns,
         a: stamp.actual_ns,
+        d: records,
         p: padding,
     };
     // Numbers and a string into memory: neither the writer nor the serializer can fail.
@@ -84,7 +128,7 @@ mod tests {
         let stamp =
             Stamp { run: 7, channel: 999, sequence: 12345, intended_ns: 1 << 40, actual_ns: 5 };
         let mut out = b"what was there".to_vec();
-        for bytes in [100, 128, 1000, 65536] {
+        for bytes in [100, 128, 170, 200, 1000, 65536] {
             PayloadWriter::new(bytes).write(&stamp, &mut out);
             assert_eq!(out.len(), bytes);
             assert_eq!(read(std::str::from_utf8(&out).unwrap(), 7), Some(stamp));

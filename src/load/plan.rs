@@ -1,6 +1,6 @@
 //! What the flags come to: checked, with defaults filled in, spread over threads.
 
-use super::flags::{Flags, Protocol, Scenario, Threads};
+use super::flags::{Flags, Protocol, Scenario, Threads, Transport};
 use super::window::{WINDOW_MAX, Window};
 use hyper::header::HeaderValue;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -64,6 +64,13 @@ pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
     pub(crate) url: String,
     pub(crate) target: Target,
+    pub(crate) transport: Transport,
+    /// WebSockets are asked to be compressed.
+    pub(crate) compression: bool,
+    /// Path of WebSockets, which is where a connection of ours publishes.
+    pub(crate) websocket_path: String,
+    /// Path of the up-link.
+    pub(crate) up_path: String,
     /// What to publish through; nothing for one more connection.
     pub(crate) api: Option<Api>,
     pub(crate) connections: u32,
@@ -113,7 +120,9 @@ impl Plan {
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
-        let target = target("--url", &flags.url, "ws")?;
+        let mut target = target("--url", &flags.url, &["ws", "http"])?;
+        let paths = paths(&flags, &target.path)?;
+        target.path = paths.own;
         let centrifugo = centrifugo(&flags, &target)?;
         let channels = channels(&flags, centrifugo);
         let publish = publish(&flags)?;
@@ -132,6 +141,10 @@ impl Plan {
             scenario: flags.scenario,
             url: flags.url,
             target,
+            transport: flags.transport,
+            compression: flags.compression,
+            websocket_path: paths.websocket,
+            up_path: paths.up,
             api,
             connections: flags.connections,
             centrifugo,
@@ -243,18 +256,56 @@ fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Reads the URL of a flag; `scheme` is the one without TLS.
-fn target(flag: &str, url: &str, scheme: &str) -> Result<Target, PlanError> {
+/// Where connections of a transport, publishers and up-links go.
+struct Paths {
+    own: String,
+    websocket: String,
+    up: String,
+}
+
+/// Paths of the transport, from the one that the URL has.
+fn paths(flags: &Flags, path: &str) -> Result<Paths, PlanError> {
+    let transport = flags.transport;
+    if transport == Transport::WebSocket {
+        let path = path.to_owned();
+        return Ok(Paths { own: path.clone(), websocket: path, up: String::new() });
+    }
+    if flags.compression {
+        return wrong("--compression: only WebSockets can be compressed");
+    }
+    if path.contains('?') {
+        return wrong(format!("--url {}: a query has no place in it", flags.url));
+    }
+    let (base, last) = path.rsplit_once('/').unwrap_or(("", path));
+    let known = [Transport::WebSocket, Transport::Sse, Transport::HttpStream, Transport::LongPoll];
+    if !known.iter().any(|of| of.name() == last) {
+        return wrong(format!(
+            "--url {}: --transport {} needs a path like /connection/{}",
+            flags.url,
+            transport.name(),
+            transport.name()
+        ));
+    }
+    let prefix = base.strip_suffix("/connection").unwrap_or(base);
+    Ok(Paths {
+        own: format!("{base}/{}", transport.name()),
+        websocket: format!("{base}/websocket"),
+        up: format!("{prefix}/emulation"),
+    })
+}
+
+/// Reads the URL of a flag; `schemes` are the ones without TLS.
+fn target(flag: &str, url: &str, schemes: &[&str]) -> Result<Target, PlanError> {
     let uri: Uri = match url.parse() {
         Ok(uri) => uri,
         Err(error) => return wrong(format!("{flag} {url}: {error}")),
     };
     match uri.scheme_str() {
-        Some(found) if found == scheme => {}
-        Some(found) if found.strip_suffix('s') == Some(scheme) => {
+        Some(found) if schemes.contains(&found) => {}
+        Some(found) if found.strip_suffix('s').is_some_and(|of| schemes.contains(&of)) => {
             return wrong(format!("{flag}: {found}:// (TLS) is not built yet"));
         }
-        _ => return wrong(format!("{flag} {url}: must begin with {scheme}://")),
+        _ => return wrong(format!("{flag} {url}: must begin with {}://", schemes[0])),
     }
     let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
         return wrong(format!("{flag} {url}: no host"));
@@ -284,7 +335,7 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
     if channels.is_empty() {
         return wrong("--api-url needs the client protocol: --protocol centrifugo");
     }
-    let target = target("--api-url", url, "http")?;
+    let target = target("--api-url", url, &["http"])?;
     if target.path.contains('?') {
         return wrong(format!("--api-url {url}: a query has no place in it"));
     }
@@ -306,6 +357,15 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
 fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {
     let path = target.path.split('?').next().unwrap_or_default();
     let centrifugo = match (flags.protocol, flags.scenario) {
+        _ if flags.transport != Transport::WebSocket => {
+            if flags.protocol == Protocol::Raw || flags.scenario == Scenario::Echo {
+                return wrong("raw messages go over WebSockets only: --transport websocket");
+            }
+            if flags.transport == Transport::LongPoll && flags.subscribe.is_none() {
+                return wrong("--transport long_poll needs a channel: --subscribe NAME");
+            }
+            true
+        }
         (Protocol::Centrifugo, Scenario::Echo) => {
             return wrong("echo speaks raw WebSocket only: --protocol raw");
         }
@@ -482,10 +542,34 @@ mod tests {
     }
 
     #[test]
+    fn transports_have_their_own_paths() {
+        for path in ["/connection/websocket", "/connection/sse"] {
+            let line = format!("idle --url ws://127.0.0.1:1{path} --transport http_stream");
+            let plan = plan(&line).unwrap();
+            let own = "/connection/http_stream";
+            assert_eq!((plan.target.path.as_str(), plan.up_path.as_str()), (own, "/emulation"));
+            assert_eq!(
+                (plan.websocket_path.as_str(), plan.centrifugo),
+                ("/connection/websocket", true)
+            );
+        }
+        let line = "idle --url http://127.0.0.1:1/a/connection/sse --transport sse";
+        assert_eq!(plan(line).unwrap().up_path, "/a/emulation");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_said() {
         for (line, expected) in [
             ("idle --url wss://h/", "TLS"),
-            ("idle --url http://h/", "ws://"),
+            ("idle --url ftp://h/", "ws://"),
+            ("idle --url ws://127.0.0.1:1/x --transport sse", "/connection/sse"),
+            ("idle --url ws://127.0.0.1:1/connection/sse?x --transport sse", "query"),
+            ("echo --url http://127.0.0.1:1/connection/sse --transport sse", "WebSockets only"),
+            ("idle --url http://127.0.0.1:1/connection/sse --transport long_poll", "--subscribe"),
+            (
+                "idle --url http://127.0.0.1:1/connection/sse --transport sse --compression",
+                "--compression",
+            ),
             ("idle --url h", "ws://"),
             ("idle --url ws://127.0.0.1:1/ --connections 0", "--connections"),
             ("idle --url ws://127.0.0.1:1/ --drop-share 1.5", "--drop-share"),

@@ -142,7 +142,8 @@ impl Publisher {
         key[8..].copy_from_slice(&self.rng.next_u64().to_ne_bytes());
         let target = &self.plan.target;
         let mut request = Vec::new();
-        http::put_upgrade_request(&mut request, &target.host, &target.path, &key, None, &[]);
+        let path = &self.plan.websocket_path;
+        http::put_upgrade_request(&mut request, &target.host, path, &key, None, &[]);
         self.stream.write_all(&request).map_err(|error| plain(&error))?;
         let mut answer = Vec::new();
         loop {
@@ -393,9 +394,9 @@ impl Publisher {
         match said {
             Said::Ping => {
                 let key = mask_key(&mut self.rng);
-                ws::put_masked(&mut self.out, ws::TEXT, speech::PONG, key);
+                ws::put_masked(&mut self.out, ws::TEXT, speech::PONG.as_bytes(), key);
             }
-            Said::Done(CONNECT_ID) => self.connected = Some(Ok(())),
+            Said::Done(CONNECT_ID) | Said::Session(..) => self.connected = Some(Ok(())),
             Said::Refused(CONNECT_ID, reason) => {
                 self.connected = Some(Err(format!("connect refused: {reason}")));
             }

@@ -16,6 +16,11 @@ pub(crate) struct Report {
     pub(crate) connect_rate: f64,
     pub(crate) messages: Messages,
     pub(crate) rate: Rate,
+    /// What the connections are, and whether they are compressed.
+    pub(crate) transport: &'static str,
+    pub(crate) compression: bool,
+    /// On the connections, above TCP; from the first message on, where messages were sent.
+    pub(crate) bytes: Bytes,
     /// From the intended send time.
     pub(crate) latency_us: Summary,
     /// From the actual send time.
@@ -64,6 +69,14 @@ pub(crate) struct Messages {
 pub(crate) struct Rate {
     pub(crate) sent: f64,
     pub(crate) received: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Bytes {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// Received for each message that arrived.
+    pub(crate) per_message: Option<f64>,
 }
 
 /// Microseconds; nulls when nothing was measured.
@@ -204,6 +217,11 @@ impl fmt::Display for Report {
                 messages.duplicated,
                 messages.out_of_order
             )?;
+        }
+        if messages.received > 0 {
+            let each = self.bytes.received as f64 / messages.received as f64;
+            let received = self.bytes.received as f64 / 1e6;
+            writeln!(f, "  bytes        {received:.1} MB received, {each:.1} B a message")?;
         }
         for (name, summary) in
             [("latency", &self.latency_us), ("latency raw", &self.latency_raw_us)]

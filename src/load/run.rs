@@ -209,6 +209,12 @@ impl Coordinator {
         report.connections.dropped = sum.dropped;
         report.messages.received = sum.received;
         report.messages.duplicated = sum.duplicated;
+        report.transport = self.plan.transport.name();
+        report.compression = self.plan.compression;
+        report.bytes.sent = sum.bytes_sent;
+        report.bytes.received = sum.bytes_received;
+        let each = sum.bytes_received as f64 / sum.received as f64;
+        report.bytes.per_message = (sum.received > 0).then(|| round(each));
         report.latency_us = Summary::of(&latency);
         report.latency_raw_us = Summary::of(&latency_raw);
         report.bottleneck = bottleneck(&busy, &lag, report.duration_s);

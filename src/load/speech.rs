@@ -4,9 +4,11 @@
 //! moment ([`Memo`]): a thread with thousands of subscribers parses a message once.
 
 use super::payload::{self, Stamp};
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ pub(crate) const CONNECT_ID: u32 = 1;
 /// Id of its `subscribe` command.
 pub(crate) const SUBSCRIBE_ID: u32 = 2;
 /// What answers a ping: an empty command.
-pub(crate) const PONG: &[u8] = b"{}";
+pub(crate) const PONG: &str = "{}";
 
 #[derive(Serialize)]
 struct ConnectCommand<'a> {
@@ -63,6 +65,48 @@ pub(crate) fn put_connect(token: Option<&str>, channel: Option<&str>, out: &mut 
     }
 }
 
+#[derive(Serialize)]
+struct Poll<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+    subs: BTreeMap<&'a str, PollFrom<'a>>,
+}
+
+#[derive(Serialize)]
+struct PollFrom<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<&'a str>,
+}
+
+/// Appends the connect request of a poll: of one channel, from a position if there is one.
+pub(crate) fn put_poll(
+    token: Option<&str>,
+    channel: &str,
+    position: Option<&(u64, CompactString)>,
+    out: &mut Vec<u8>,
+) {
+    let from = PollFrom {
+        offset: position.map(|(offset, _)| *offset),
+        epoch: position.map(|(_, epoch)| epoch.as_str()),
+    };
+    put(&Poll { token, subs: [(channel, from)].into() }, out);
+}
+
+#[derive(Serialize)]
+struct Emulation<'a> {
+    session: &'a str,
+    node: &'a str,
+    data: &'a str,
+}
+
+/// The body of a request to the up-link.
+pub(crate) fn emulation(session: &str, node: &str, data: &str) -> String {
+    // A struct of strings: nothing here can fail.
+    serde_json::to_string(&Emulation { session, node, data }).unwrap_or_default()
+}
+
 /// Appends a `publish` of `data`, which is one JSON value; anything else is not sent as one.
 pub(crate) fn put_publish(id: u32, channel: &str, data: &[u8], out: &mut Vec<u8>) {
     if let Ok(data) = serde_json::from_slice::<&RawValue>(data) {
@@ -90,6 +134,16 @@ struct Reply<'a> {
     error: Option<ReplyError<'a>>,
     #[serde(borrow)]
     push: Option<Push<'a>>,
+    #[serde(borrow)]
+    connect: Option<Connected<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Connected<'a> {
+    #[serde(borrow, default)]
+    session: Cow<'a, str>,
+    #[serde(borrow, default)]
+    node: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -131,6 +185,8 @@ pub(crate) enum Said {
     Ping,
     /// The command with this id was answered, and well.
     Done(u32),
+    /// `connect` was, and these are session and node for the up-link.
+    Session(CompactString, CompactString),
     /// The command with this id was refused, for this reason.
     Refused(u32, Arc<str>),
     /// A message of ours.
@@ -153,8 +209,12 @@ fn read_reply(line: &str, run: u32) -> Said {
     if let Some(error) = reply.error {
         return Said::Refused(reply.id, format!("{} {}", error.code, error.message).into());
     }
-    if reply.id > 0 {
-        return Said::Done(reply.id);
+    match reply.connect {
+        Some(Connected { session, node }) if !session.is_empty() => {
+            return Said::Session(session.into(), node.into());
+        }
+        _ if reply.id > 0 => return Said::Done(reply.id),
+        _ => {}
     }
     let Some(push) = reply.push else { return Said::Ping };
     if let Some(publication) = push.publication {
@@ -166,6 +226,71 @@ fn read_reply(line: &str, run: u32) -> Said {
         (_, Some(end)) => Said::Ended(format!("disconnect: {} {}", end.code, end.reason).into()),
         _ => Said::Other,
     }
+}
+
+/// Appends what each event meant: data of events without a type.
+pub(crate) fn read_events(text: &str, run: u32, said: &mut Vec<Said>) {
+    let events = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    said.extend(events.map(|event| read_reply(event, run)));
+}
+
+/// What the answer to a poll says.
+pub(crate) struct Polled {
+    /// Messages of ours.
+    pub(crate) said: Vec<Said>,
+    /// Where to go on from.
+    pub(crate) position: (u64, CompactString),
+    /// Something was lost.
+    pub(crate) lost: bool,
+}
+
+#[derive(Deserialize)]
+struct PollAnswer<'a> {
+    #[serde(borrow)]
+    error: Option<ReplyError<'a>>,
+    #[serde(borrow)]
+    disconnect: Option<Ending<'a>>,
+    #[serde(borrow, default)]
+    subs: BTreeMap<Cow<'a, str>, PolledSub<'a>>,
+}
+
+#[derive(Deserialize)]
+struct PolledSub<'a> {
+    #[serde(borrow, default)]
+    publications: Vec<Publication<'a>>,
+    #[serde(default)]
+    offset: u64,
+    #[serde(borrow, default)]
+    epoch: Cow<'a, str>,
+    #[serde(default)]
+    recovered: bool,
+    #[serde(default)]
+    was_recovering: bool,
+}
+
+/// Reads the answer to a poll of one channel.
+///
+/// # Errors
+/// Text for the user: it is an error, or none of a poll.
+pub(crate) fn read_polled(body: &[u8], run: u32) -> Result<Polled, String> {
+    let answer: PollAnswer<'_> =
+        serde_json::from_slice(body).map_err(|_| "an answer that is no JSON object".to_owned())?;
+    if let Some(ReplyError { code, message }) = answer.error {
+        return Err(format!("connect refused: {code} {message}"));
+    }
+    if let Some(Ending { code, reason }) = answer.disconnect {
+        return Err(format!("disconnect: {code} {reason}"));
+    }
+    let Some(sub) = answer.subs.into_values().next() else {
+        return Err("an answer without the channel".to_owned());
+    };
+    let data = sub.publications.iter().filter_map(|publication| publication.data);
+    let stamps = data.map(|data| payload::read(data.get(), run));
+    Ok(Polled {
+        said: stamps.map(|stamp| stamp.map_or(Said::Other, Said::Message)).collect(),
+        position: (sub.offset, sub.epoch.into()),
+        lost: sub.was_recovering && !sub.recovered,
+    })
 }
 
 /// Appends what a raw WebSocket message meant: a message of ours, or another's.
@@ -203,11 +328,11 @@ impl Memo {
         }
     }
 
-    /// What `text` means: from memory, or by `parse`. Bytes that are not UTF-8 mean nothing.
+    /// What `text` means: from memory, or by `parse`. It may be deflated.
     pub(crate) fn read(
         &mut self,
         text: &[u8],
-        parse: impl FnOnce(&str, &mut Vec<Said>),
+        parse: impl FnOnce(&[u8], &mut Vec<Said>),
     ) -> &[Said] {
         if text.len() > MEMO_TEXT_BYTES_MAX {
             return self.read_afresh(text, parse);
@@ -217,7 +342,7 @@ impl Memo {
         let slot = &mut self.slots[hasher.finish() as usize % MEMO_SLOTS];
         if slot.text != text || slot.said.is_empty() {
             slot.said.clear();
-            parse_bytes(text, &mut slot.said, parse);
+            parse(text, &mut slot.said);
             slot.text.clear();
             slot.text.extend_from_slice(text);
         }
@@ -228,15 +353,16 @@ impl Memo {
     pub(crate) fn read_afresh(
         &mut self,
         text: &[u8],
-        parse: impl FnOnce(&str, &mut Vec<Said>),
+        parse: impl FnOnce(&[u8], &mut Vec<Said>),
     ) -> &[Said] {
         self.scratch.clear();
-        parse_bytes(text, &mut self.scratch, parse);
+        parse(text, &mut self.scratch);
         &self.scratch
     }
 }
 
-fn parse_bytes(text: &[u8], said: &mut Vec<Said>, parse: impl FnOnce(&str, &mut Vec<Said>)) {
+/// What bytes mean as a text; those that are not UTF-8 mean nothing.
+pub(crate) fn as_text(text: &[u8], said: &mut Vec<Said>, parse: impl FnOnce(&str, &mut Vec<Said>)) {
     match simdutf8::basic::from_utf8(text) {
         Ok(text) => parse(text, said),
         Err(_) => said.push(Said::Other),
@@ -313,22 +439,24 @@ mod tests {
         for _ in 0..3 {
             let said = memo.read(b"{}\n{}", |text, said| {
                 parsed += 1;
-                read_replies(text, RUN, said);
+                as_text(text, said, |text, said| read_replies(text, RUN, said));
             });
             assert_eq!(said, [Said::Ping, Said::Ping]);
         }
         assert_eq!(parsed, 1);
         for n in 0..10_000 {
             let text = format!("{{\"id\":{n}}}");
-            let said =
-                memo.read(text.as_bytes(), |text, said| read_replies(text, RUN, said)).to_vec();
+            let read = |text: &[u8], said: &mut Vec<Said>| {
+                as_text(text, said, |text, said| read_replies(text, RUN, said));
+            };
+            let said = memo.read(text.as_bytes(), read).to_vec();
             assert_eq!(said, replies(&text));
         }
         let long = " ".repeat(MEMO_TEXT_BYTES_MAX) + "{}";
         for _ in 0..2 {
             memo.read(long.as_bytes(), |text, said| {
                 parsed += 1;
-                read_replies(text, RUN, said);
+                as_text(text, said, |text, said| read_replies(text, RUN, said));
             });
         }
         assert_eq!(parsed, 3, "long texts are not kept");

@@ -6,11 +6,13 @@
 
 use super::conn::State;
 use super::figures::{self, Busy, Live, Outcome};
+use super::flags::Transport;
 use super::fleet::Fleet;
+use super::http::{self, UP_LINK};
 use super::output::{OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
-use super::speech::{self, Memo};
-use crate::proto::ws::{self, Event, ReadRules};
+use super::speech::Memo;
+use crate::proto::ws::{self, Event, Inflater, ReadRules};
 use crate::sys::tables;
 use crossbeam_channel::Receiver;
 use mio::event::Event as Readiness;
@@ -90,6 +92,7 @@ impl Worker {
             orders: self.orders,
             live: self.live,
             memo: Memo::new(),
+            inflater: Inflater::default(),
             buffer: vec![0; BUFFER_BYTES],
             unread: VecDeque::new(),
             pace: None,
@@ -108,6 +111,7 @@ struct Running {
     orders: Receiver<Order>,
     live: Arc<Live>,
     memo: Memo,
+    inflater: Inflater,
     buffer: Vec<u8>,
     /// Connections that were not read to the end in their turn: no edge will tell of them again.
     unread: VecDeque<u32>,
@@ -136,6 +140,7 @@ impl Running {
             }
             let now_ns = self.now_ns();
             self.fleet.dial_due(self.poll.registry(), now_ns);
+            self.fleet.drive_up(self.poll.registry());
             self.send_due(now_ns);
             self.read_unread();
             self.fleet.flush_batch(now_ns);
@@ -170,6 +175,7 @@ impl Running {
                 Order::CloseAll => self.fleet.close_all(),
                 Order::Measure => {
                     self.fleet.measuring = true;
+                    (self.fleet.counts.bytes_sent, self.fleet.counts.bytes_received) = (0, 0);
                     self.busy_from = Busy::of_this_thread();
                 }
                 Order::Echo(until_ns) => self.start_echo(until_ns),
@@ -292,6 +298,9 @@ impl Running {
     fn handle(&mut self, event: &Readiness) {
         let Token(token) = event.token();
         let (index, generation) = (token as u32, (token >> 32) as u32);
+        if index == UP_LINK {
+            return self.fleet.up_ready(generation, &mut self.buffer);
+        }
         let Some(conn) = self.fleet.conns.get(index as usize) else { return };
         if conn.generation != generation || conn.fd.is_none() {
             return;
@@ -320,6 +329,7 @@ impl Running {
                     self.fleet.ended(index, "the server ended the connection", now_ns);
                 }
                 Ok(count) => {
+                    self.fleet.counts.bytes_received += count as u64;
                     self.take(index, &mut buffer[..count]);
                     turn_bytes += count;
                     if count < BUFFER_BYTES && !closing {
@@ -347,7 +357,9 @@ impl Running {
     /// Takes bytes of a connection, and writes what they led to.
     fn take(&mut self, index: u32, bytes: &mut [u8]) {
         let now_ns = self.now_ns();
-        if self.fleet.conns[index as usize].state != State::Upgrading {
+        if self.fleet.plan.transport != Transport::WebSocket {
+            self.take_response(index, bytes, now_ns);
+        } else if self.fleet.conns[index as usize].state != State::Upgrading {
             self.take_frames(index, bytes, now_ns);
         } else {
             let spill = self.fleet.conns[index as usize].spill.as_mut();
@@ -363,14 +375,83 @@ impl Running {
         }
     }
 
+    /// Bytes of responses: answers to polls, or heads and chunks of what goes on.
+    fn take_response(&mut self, index: u32, bytes: &[u8], now_ns: u64) {
+        let conn = &mut self.fleet.conns[index as usize];
+        let generation = conn.generation;
+        let mut whole =
+            conn.spill.as_mut().map(|s| std::mem::take(&mut s.input)).unwrap_or_default();
+        let input = match whole.is_empty() {
+            true => bytes,
+            false => {
+                whole.extend_from_slice(bytes);
+                &whole[..]
+            }
+        };
+        let polls = self.fleet.plan.transport == Transport::LongPoll;
+        let mut at = 0;
+        loop {
+            let rest = &input[at..];
+            let taken = if polls {
+                self.take_answer(index, rest, now_ns)
+            } else if self.fleet.conns[index as usize].state == State::Upgrading {
+                http::head(rest).map(|head| {
+                    let head = head?;
+                    self.fleet.begun(index, head.status, now_ns);
+                    Some(head.bytes)
+                })
+            } else {
+                http::chunk(rest).map(|chunk| {
+                    let (content, end) = chunk?;
+                    self.take_text(index, &rest[content], now_ns);
+                    Some(end)
+                })
+            };
+            let conn = &mut self.fleet.conns[index as usize];
+            if conn.fd.is_none() || conn.generation != generation {
+                return;
+            }
+            match taken {
+                Ok(Some(taken)) => at += taken,
+                Ok(None) if at == input.len() => return,
+                Ok(None) => {
+                    let input = input[at..].to_vec();
+                    conn.spill.get_or_insert_default().input = input;
+                    return;
+                }
+                Err(fault) => return self.fleet.ended(index, fault, now_ns),
+            }
+        }
+    }
+
+    /// The answer to a poll, if it is all here.
+    fn take_answer(
+        &mut self,
+        index: u32,
+        bytes: &[u8],
+        now_ns: u64,
+    ) -> Result<Option<usize>, &'static str> {
+        let Some(http::Head { bytes: head, status, length }) = http::head(bytes)? else {
+            return Ok(None);
+        };
+        let end = head + length.ok_or("an answer in chunks")?;
+        let Some(body) = bytes.get(head..end) else { return Ok(None) };
+        self.fleet.polled(index, status, body, now_ns);
+        Ok(Some(end))
+    }
+
     fn take_frames(&mut self, index: u32, input: &mut [u8], now_ns: u64) {
         let conn = &mut self.fleet.conns[index as usize];
         let generation = conn.generation;
         let mut reader = std::mem::take(&mut conn.reader);
+        let rules = ReadRules { deflate: self.fleet.plan.compression, ..RULES };
         let mut at = 0;
         loop {
-            match reader.next(&RULES, input, &mut at) {
+            match reader.next(&rules, input, &mut at) {
                 Ok(None) => break,
+                Ok(Some(Event::Message { deflated: true, data, .. })) => {
+                    self.take_deflated(index, data, now_ns);
+                }
                 Ok(Some(Event::Message { data, .. })) => self.take_text(index, data, now_ns),
                 Ok(Some(Event::Ping(payload))) => {
                     self.fleet.put_control(ws::PONG, payload);
@@ -399,16 +480,31 @@ impl Running {
     }
 
     fn take_text(&mut self, index: u32, text: &[u8], now_ns: u64) {
-        let run = self.fleet.plan.run;
-        let said = if self.fleet.plan.centrifugo {
-            self.memo.read(text, |text, said| speech::read_replies(text, run, said))
-        } else if self.fleet.echoes() {
-            self.memo.read_afresh(text, |text, said| speech::read_raw(text, run, said))
+        let read = self.fleet.reading();
+        let said = if self.fleet.echoes() {
+            self.memo.read_afresh(text, read)
         } else {
-            self.memo.read(text, |text, said| speech::read_raw(text, run, said))
+            self.memo.read(text, read)
         };
         for said in said {
             self.fleet.handle_said(index, said, now_ns);
+        }
+    }
+
+    /// A message that came deflated: one that many got is inflated once.
+    fn take_deflated(&mut self, index: u32, deflated: &[u8], now_ns: u64) {
+        let (read, inflater) = (self.fleet.reading(), &mut self.inflater);
+        let mut fault = false;
+        let said = self.memo.read(deflated, |deflated, said| {
+            let mut text = Vec::new();
+            fault = inflater.inflate(deflated, RULES.message_bytes_max, &mut text).is_err();
+            read(&text, said);
+        });
+        for said in said {
+            self.fleet.handle_said(index, said, now_ns);
+        }
+        if fault {
+            self.fleet.ended(index, "a message that can't be inflated", now_ns);
         }
     }
 
@@ -425,6 +521,8 @@ impl Running {
             (&self.live.received, counts.received),
             (&self.live.duplicated, counts.duplicated),
             (&self.live.pinged, counts.pinged),
+            (&self.live.bytes_sent, counts.bytes_sent),
+            (&self.live.bytes_received, counts.bytes_received),
             (&self.live.last_ns, counts.last_ns),
             (&self.live.ready_ns, counts.ready_ns),
         ] {

@@ -1,0 +1,238 @@
+//! Connections without a WebSocket: requests and responses as SDKs have them over `http_stream`, `sse` and
+//! `long_poll` (client protocol, 5 to 7).
+//!
+//! ```text
+//!  POST or GET with connect and subscribe --> 200, chunks of replies and pushes ...
+//!  pongs of all connections of a thread --> one connection to /emulation, pipelined
+//!  GET with positions --> one answer --> GET with the positions of that answer ...
+//! ```
+
+use super::dial;
+use super::flags::Transport;
+use super::output::{plain, write_some};
+use super::plan::{Plan, Share};
+use super::speech;
+use compact_str::CompactString;
+use httparse::{EMPTY_HEADER, Response, Status};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// What one connection of these has beside its record.
+#[derive(Debug, Default)]
+pub(crate) struct Side {
+    /// What the up-link knows it by.
+    pub(crate) session: CompactString,
+    pub(crate) node: CompactString,
+    /// Where it stands in its channel, if it polls.
+    pub(crate) position: Option<(u64, CompactString)>,
+}
+
+/// Appends the request that a connection begins with: `message` is a frame of commands, or a connect request.
+pub(crate) fn put_request(plan: &Plan, message: &[u8], out: &mut Vec<u8>) {
+    let (host, path) = (&plan.target.host, &plan.target.path);
+    // Writing to a Vec cannot fail.
+    let _ = match plan.transport {
+        Transport::HttpStream => {
+            let length = message.len();
+            let head =
+                format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+            out.write_all(head.as_bytes()).and_then(|()| out.write_all(message))
+        }
+        _ => {
+            let asked: String = form_urlencoded::byte_serialize(message).collect();
+            write!(out, "GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        }
+    };
+}
+
+/// What a response begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Its bytes.
+    pub(crate) bytes: usize,
+    pub(crate) status: u16,
+    /// Bytes of the body; `None` when it comes in chunks.
+    pub(crate) length: Option<usize>,
+}
+
+/// Reads the head that `bytes` begin with; `None` when its end hasn't come.
+///
+/// # Errors
+/// It is none: what is wrong with it.
+pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
+    let mut headers = [EMPTY_HEADER; 32];
+    let mut response = Response::new(&mut headers);
+    let len = match response.parse(bytes) {
+        Ok(Status::Complete(len)) => len,
+        Ok(Status::Partial) => return Ok(None),
+        Err(_) => return Err("the answer is not an HTTP/1.1 response"),
+    };
+    let get = |name: &str| {
+        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| header.value)
+    };
+    let status = response.code.unwrap_or_default();
+    let length = match get("content-length") {
+        Some(length) => {
+            let length = std::str::from_utf8(length).ok().and_then(|length| length.parse().ok());
+            Some(length.ok_or("an answer of unknown length")?)
+        }
+        None if get("transfer-encoding").is_some_and(|of| of.eq_ignore_ascii_case(b"chunked")) => {
+            None
+        }
+        None if status == 204 => Some(0),
+        None => return Err("an answer without a length, and not in chunks"),
+    };
+    Ok(Some(Head { bytes: len, status, length }))
+}
+
+/// The chunk that `bytes` begin with: where its content is, and where the next one begins. `None` when it isn't
+/// all here.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn chunk(bytes: &[u8]) -> Result<Option<(std::ops::Range<usize>, usize)>, &'static str> {
+    match httparse::parse_chunk_size(bytes) {
+        Ok(Status::Complete((start, size))) => {
+            let end = start + usize::try_from(size).map_err(|_| "a chunk that is too long")?;
+            Ok((bytes.len() >= end + 2).then_some((start..end, end + 2)))
+        }
+        Ok(Status::Partial) => Ok(None),
+        Err(_) => Err("a chunk that is none"),
+    }
+}
+
+/// The index of the up-link among the connections of its thread.
+pub(crate) const UP_LINK: u32 = u32::MAX - 1;
+
+/// The one connection that a thread's pongs go over.
+#[derive(Debug, Default)]
+pub(crate) struct UpLink {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    /// It is there: bytes may be written.
+    up: bool,
+    out: Vec<u8>,
+    input: Vec<u8>,
+}
+
+impl UpLink {
+    /// Sends commands for a connection, behind those of others.
+    pub(crate) fn push(&mut self, plan: &Plan, side: &Side, commands: &str) {
+        let body = speech::emulation(&side.session, &side.node, commands);
+        let (host, path, length) = (&plan.target.host, &plan.up_path, body.len());
+        // Writing to a Vec cannot fail.
+        let _ = write!(
+            self.out,
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+    }
+
+    /// Opens it if it is needed, and writes.
+    ///
+    /// # Errors
+    /// Text for the user: it can't be used. What was to be sent is forgotten.
+    pub(crate) fn drive(
+        &mut self,
+        plan: &Plan,
+        share: Share,
+        registry: &Registry,
+    ) -> Result<(), String> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        if self.fd.is_none() {
+            self.generation = self.generation.wrapping_add(1);
+            let token = Token((self.generation as usize) << 32 | UP_LINK as usize);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            let dialled = dial::dial(plan, share.base).and_then(|(socket, up)| {
+                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
+                self.up = up;
+                Ok(OwnedFd::from(socket))
+            });
+            self.fd = Some(dialled.map_err(|error| self.fail(&plain(&error)))?);
+        }
+        if self.up {
+            let written = write_some(self.fd.as_ref(), &self.out);
+            let count = written.map_err(|error| self.fail(&plain(&error.into())))?;
+            self.out.drain(..count);
+        }
+        Ok(())
+    }
+
+    /// Whether an event is about this connection.
+    pub(crate) fn is(&self, generation: u32) -> bool {
+        self.fd.is_some() && self.generation == generation
+    }
+
+    /// It can be written to, or something has come.
+    ///
+    /// # Errors
+    /// As [`Self::drive`]; or an answer that is none to commands that were taken.
+    pub(crate) fn ready(&mut self, buffer: &mut [u8]) -> Result<(), String> {
+        self.up = true;
+        while let Some(fd) = &self.fd {
+            match rustix::io::read(fd, &mut *buffer) {
+                Ok(0) => {
+                    // Kept alive for long enough.
+                    self.fd = None;
+                    self.input.clear();
+                }
+                Ok(count) => {
+                    self.input.extend_from_slice(&buffer[..count]);
+                    self.answers()?;
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(self.fail(&plain(&error.into()))),
+            }
+        }
+        Ok(())
+    }
+
+    fn answers(&mut self) -> Result<(), String> {
+        loop {
+            let found = head(&self.input).map_err(|fault| self.fail(fault))?;
+            let Some(Head { bytes, status, length }) = found else { return Ok(()) };
+            let end = bytes + length.unwrap_or_default();
+            if self.input.len() < end {
+                return Ok(());
+            }
+            self.input.drain(..end);
+            if status != 204 {
+                return Err(self.fail(&format!("answered with {status}")));
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: &str) -> String {
+        *self = Self { generation: self.generation, ..Self::default() };
+        format!("up-link: {reason}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_and_chunks() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+        let expected = Head { bytes: whole.len() - 2, status: 200, length: Some(2) };
+        assert_eq!(head(whole), Ok(Some(expected)));
+        assert_eq!(head(&whole[..20]), Ok(None));
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let found = head(chunked).unwrap().unwrap();
+        assert_eq!((found.bytes, found.length), (chunked.len(), None));
+        assert!(head(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(head(b"nonsense\r\n\r\n").is_err());
+        assert_eq!(chunk(b"3\r\nabc\r\n0\r\n"), Ok(Some((3..6, 8))));
+        for part in [&b"3\r\nab"[..], b"3\r\nabc\r", b"3", b""] {
+            assert_eq!(chunk(part), Ok(None), "{part:?}");
+        }
+        assert!(chunk(b"x\r\n").is_err());
+    }
+}
