@@ -477,7 +477,7 @@ impl<D: Driver> Shard<D> {
         }
         self.expire_subs(index);
         let conn = &self.conns[index as usize];
-        let pending = conn.flags.pending();
+        let unread = conn.flags.pending() || conn.flags.paused();
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {
             return;
@@ -488,8 +488,9 @@ impl<D: Driver> Shard<D> {
             return self.answer_poll(index);
         }
         if session.flags.pong_window() {
-            if session.flags.pong_due() && pending {
-                // It is not read while a question of its is out: the pong may be there.
+            if session.flags.pong_due() && unread {
+                // It is not read while a question of its is out, or a home has no credit: the pong may be
+                // there.
                 session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
                 return;
             }

@@ -279,7 +279,7 @@ pub struct Shard<D: Driver> {
     /// Connections with a request that was answered at once: what is behind it is next.
     answered: Vec<ConnKey>,
     /// Requests that wait for publications, by slot.
-    polls: BySlot<Poll>,
+    polls: BySlot<Box<Poll>>,
     /// Connections whose positions go behind what this turn has for them.
     to_mark: Vec<ConnKey>,
     /// What was kept of the headers of connections for proxies, by slot, until the client connects.
@@ -532,6 +532,8 @@ impl<D: Driver> Shard<D> {
             || !self.answered.is_empty()
             || self.has_orders()
             || (self.leaving_count > 0 && !self.mail_blocked)
+            // What was posted behind the turn's sending goes with the next one.
+            || self.has_unsent_mail()
             || !self.mailbox.sleep()
             // After arming the alarm: who rang before that was not heard.
             || (self.mail_blocked && self.mail.iter().any(|outbox| outbox.may_retry(self.id)));
@@ -550,6 +552,11 @@ impl<D: Driver> Shard<D> {
         let housekeeping = busy.then(|| self.housekeeping_at.max(now));
         let timer = self.wheel.next_deadline();
         [retry, delayed, drain, accept, housekeeping, timer].into_iter().flatten().min()
+    }
+
+    /// Mail is here that nothing keeps from leaving: no shard sleeps then.
+    pub fn has_unsent_mail(&self) -> bool {
+        !self.mail_blocked && self.mail.iter().any(|outbox| !outbox.is_empty())
     }
 
     fn take_completions(&mut self) {

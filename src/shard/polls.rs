@@ -24,13 +24,22 @@ pub(super) struct Poll {
     /// Header lines of the answer.
     cors: Box<str>,
     /// What its `connect` came to: nothing before that is answered.
-    begun: Option<Connecting>,
+    begun: Option<Begun>,
     /// Publications that came, by channel: each a list without its brackets.
     came: Vec<(u32, SharedFrame)>,
     /// Bytes of them.
     came_bytes: usize,
     /// They were too many.
     over: bool,
+}
+
+/// What is kept of a `connect` until the answer.
+#[derive(Debug)]
+struct Begun {
+    made: Box<[Made]>,
+    ttl: Option<u32>,
+    /// Data for the result; empty for none.
+    data: Box<[u8]>,
 }
 
 /// A request of a poll as a connect request: the channels with a position go on from there, and all are to be
@@ -98,7 +107,7 @@ impl<D: Driver> Shard<D> {
             over: false,
         };
         self.begin_client(key, Form::one_way(Framing::Poll), head);
-        self.polls.insert(key.index, poll);
+        self.polls.insert(key.index, Box::new(poll));
         if let Some(conn) = self.conn(key) {
             let pipelined = conn.rx.as_ref().is_some_and(|rx| !rx.raw.is_empty());
             conn.flags.set_paused(pipelined);
@@ -120,8 +129,9 @@ impl<D: Driver> Shard<D> {
     pub(super) fn poll_begun(&mut self, index: u32, connecting: Connecting) {
         let Some(poll) = self.polls.get_mut(&index) else { return };
         let nothing = |made: &Made| made.recovered && made.publications.is_none();
-        let waits = connecting.made.iter().all(nothing) && poll.came.is_empty() && !poll.over;
-        poll.begun = Some(connecting);
+        let Connecting { made, ttl, data, .. } = connecting;
+        let waits = made.iter().all(nothing) && poll.came.is_empty() && !poll.over;
+        poll.begun = Some(Begun { made: made.into(), ttl, data });
         if !waits {
             self.answer_poll(index);
         }
@@ -177,7 +187,7 @@ impl<D: Driver> Shard<D> {
         self.put_poll_answer(index, &begun);
     }
 
-    fn put_poll_answer(&mut self, index: u32, begun: &Connecting) {
+    fn put_poll_answer(&mut self, index: u32, begun: &Begun) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         let client_id = self.client_id(conn.key(index)).text();
         let client = Arc::clone(&self.client);

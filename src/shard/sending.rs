@@ -121,9 +121,12 @@ impl<D: Driver> Shard<D> {
                 true => self.question_credits() as u32,
                 false => self.mail[ShardId(home as u8)].credits(unanswered_max),
             };
-            for _ in 0..credits.min(RESUMED_MAX) {
-                let Some(key) = self.waiting[home].pop_front() else { break };
+            let mut left = credits.min(RESUMED_MAX);
+            while left > 0
+                && let Some(key) = self.waiting[home].pop_front()
+            {
                 let Some(conn) = self.conn(key) else { continue };
+                left -= 1;
                 conn.flags.set_waiting(false);
                 if self.is_connecting(key.index) {
                     self.go_on_connecting(key.index);

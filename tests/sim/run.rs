@@ -534,6 +534,11 @@ impl Run {
             next = next.min(at.0);
         }
         for runner in self.shards.iter().filter(|runner| !runner.stopped) {
+            let sleeps =
+                matches!(runner.waits, Some(until) if until.is_none_or(|until| until.0 > now));
+            if sleeps && runner.shard.has_unsent_mail() {
+                return Err("a shard sleeps, and has mail to send".into());
+            }
             if runner.starved_until > now {
                 next = next.min(runner.starved_until);
             } else if let Some(Some(until)) = runner.waits {

@@ -2,7 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
@@ -23,6 +24,7 @@ import {
   shared,
   sign,
   TRANSPORT,
+  within,
   withRoost,
 } from './harness.mjs';
 
@@ -34,6 +36,8 @@ const roost = shared({
 [uni_sse]
 enabled = true
 [uni_http_stream]
+enabled = true
+[long_poll]
 enabled = true
 [http_api]
 key = "k"
@@ -219,6 +223,59 @@ test('curl is a client', ONCE, async () => {
     curl.kill();
     await ended;
   }
+});
+
+/** An answer to a poll, as curl gets it. */
+async function polled(request) {
+  const curl = spawn(
+    'curl',
+    ['--silent', '--get', `http://127.0.0.1:${roost.port}/connection/long_poll`, '--data-urlencode', `cf_connect=${JSON.stringify(request)}`],
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+  );
+  const parts = [];
+  curl.stdout.on('data', (part) => parts.push(part));
+  await within(once(curl, 'close'), 'the answer to a poll');
+  return JSON.parse(Buffer.concat(parts).toString());
+}
+
+test('curl polls', ONCE, async () => {
+  const channel = fresh('kept');
+  const token = sign({ sub: 'ann' });
+  const writer = await roost.connected('bob');
+  const at = ({ subs }) => ({ [channel]: { offset: subs[channel].offset, epoch: subs[channel].epoch } });
+  const first = await polled({ token, subs: { [channel]: {} } });
+  assert.deepEqual([first.subs[channel].offset, first.subs[channel].publications], [0, undefined]);
+  await writer.publish(channel, { n: 1 });
+  const missed = await polled({ token, subs: at(first) });
+  assert.deepEqual(missed.subs[channel].publications.map(({ data }) => data), [{ n: 1 }]);
+  const waits = polled({ token, subs: at(missed) });
+  while ((await roost.counters()).clients_long_poll === 0);
+  await writer.publish(channel, { n: 2 });
+  const { publications, recovered, offset } = (await waits).subs[channel];
+  assert.deepEqual([publications.map(({ data }) => data), recovered, offset], [[{ n: 2 }], true, 2]);
+});
+
+test('the client of docs/transports.md polls, and misses nothing', ONCE, async () => {
+  const document = readFileSync(new URL('../../docs/transports.md', import.meta.url), 'utf8');
+  const [, example] = document.split('The whole client:')[1].match(/```js\n([\s\S]*?)```/);
+  const channel = 'kept:news';
+  const [said, before] = [new EventEmitter(), (await roost.counters()).polls];
+  const seen = collect(said, 'line');
+  const writer = await roost.connected('bob');
+  const ended = new AbortController();
+  const AsyncFunction = (async () => {}).constructor;
+  const run = new AsyncFunction('token', 'fetch', 'console', example)(
+    sign({ sub: 'ann' }),
+    (path) => fetch(`http://127.0.0.1:${roost.port}${path}`, { signal: ended.signal }),
+    { log: (...line) => said.emit('line', line) },
+  );
+  // The second has the positions of the first.
+  while ((await roost.counters()).polls < before + 2);
+  await publishAll(writer, channel, range(0, 50));
+  const got = await seen.take(50);
+  assert.deepEqual(got, range(0, 50).map((n) => [channel, n]));
+  ended.abort();
+  await assert.rejects(run, { name: 'AbortError' });
 });
 
 test('whoever breaks off in the middle of a request leaves nothing behind', ONCE, () =>
