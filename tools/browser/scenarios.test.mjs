@@ -143,7 +143,8 @@ async function tour() {
     await code(client.rpc('nope', encode(1))),
     await code(client.publish('nowhere:x', encode(1))),
   ];
-  const ping = decode((await client.rpc('ping', encode({}))).data ?? encode(null));
+  const { data: answer } = await client.rpc('ping', encode({}));
+  const ping = answer?.length ? decode(answer) : null;
   return {
     transport,
     subscribed,
@@ -255,7 +256,7 @@ for (const [transport, encoding] of [
     );
     const [subscribed] = again.filter(([kind]) => kind === 'subscribed');
     assert.deepEqual(subscribed, ['subscribed', channel, { wasRecovering: true, recovered: true, positioned: true, recoverable: true }]);
-    assert.deepEqual(again.filter(([kind]) => kind === 'publication'), [['publication', channel, 'missed', 5, undefined]]);
+    assert.deepEqual(again.filter(([kind]) => kind === 'publication'), [['publication', channel, 'missed', 5, null]]);
     assert.deepEqual(again.filter(([kind]) => kind === 'unsubscribed'), [['unsubscribed', 'shut:x', 103]]);
     const connects = await within(
       at.evaluate(async () => {
