@@ -14,7 +14,7 @@ use crate::proto::client::{
     self, ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, Reply, SubscribeResult,
 };
 use crate::proto::http::Head;
-use crate::session::{Connecting, Made, ServerSub, SubState};
+use crate::session::{Connecting, Made, Renewal, ServerSub, SubState};
 
 /// A request that isn't answered.
 #[derive(Debug)]
@@ -240,13 +240,19 @@ impl<D: Driver> Shard<D> {
     /// that the connection may have another one.
     fn end_poll(&mut self, index: u32, status: u16, body: &[u8], settled: bool) {
         let Some(poll) = self.polls.remove(&index) else { return };
-        let counted = self.session_of(index).is_some_and(|session| session.flags.user_counted());
+        // What comes for this session later must not be taken for the next one's, which may be another user's.
+        let awaits = |session: &mut Session| {
+            let renewed = session.extra.iter().flat_map(|extra| &extra.subs);
+            session.flags.user_counted()
+                || session.flags.refreshing()
+                || renewed.into_iter().any(|sub| sub.renewal == Renewal::Asked)
+        };
+        let awaits = self.session_of(index).is_some_and(awaits);
         self.detach(index);
         self.forget_client(index);
         let draining = self.draining.is_some();
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
-        let keep_alive =
-            poll.keep_alive && settled && !counted && !draining && conn.session == NONE;
+        let keep_alive = poll.keep_alive && settled && !awaits && !draining && conn.session == NONE;
         conn.flags.set_held(false);
         if keep_alive {
             // Otherwise a home may still have to be told in which form it was.

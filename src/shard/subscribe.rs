@@ -2,7 +2,9 @@
 
 use super::commands::Stop;
 use super::connect::{asked_by, since_of};
-use super::mail::{Asker, Mail, Membership, Recover, Recovery, Subscribe, Subscribed, Unsubscribe};
+use super::mail::{
+    Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
+};
 use super::proxies::{self, ProxyCall, ProxyResult};
 use super::read::Flow;
 use super::*;
@@ -303,8 +305,8 @@ impl<D: Driver> Shard<D> {
         let Some(session) = session else { return self.locals.release(local) };
         let mine = |sub: &&mut Sub| sub.state == SubState::Joining && sub.place == *serial;
         let Some(sub) = session.subs.find(local).filter(mine).map(|sub| *sub) else {
-            // The client has unsubscribed since: the reply goes out all the same.
-            if self.takes_answer(*asker) {
+            // The client has unsubscribed since: the reply goes out all the same, if it asked.
+            if asker.method == Method::Subscribe && self.takes_answer(*asker) {
                 let result = SubscribeResult::default();
                 self.reply(index, asker.command, &Reply::Subscribe(result));
             }

@@ -16,6 +16,8 @@ const CONFIG = `
 allowed_origins = ["http://localhost:*"]
 [uni_sse]
 enabled = true
+[long_poll]
+enabled = true
 [http_api]
 key = "k"
 ${KEPT}`;
@@ -152,5 +154,36 @@ test('a plain EventSource comes back by itself with what it missed', async () =>
     await holds(at, `seen.length === ${from + 20}`);
   }
   assert.deepEqual(await at.evaluate('seen'), range(0, 40));
+  await at.close();
+});
+
+test('a page polls with fetch, and misses nothing', async () => {
+  const at = await page();
+  const channel = 'kept:polled';
+  await at.evaluate(
+    (url, token, channel) => {
+      globalThis.seen = [];
+      globalThis.polls = 0;
+      (async () => {
+        const subs = { [channel]: {} };
+        while (seen.length < 30) {
+          const asked = encodeURIComponent(JSON.stringify({ token, subs }));
+          const answer = await (await fetch(`${url}?cf_connect=${asked}`)).json();
+          const { publications = [], offset, epoch } = answer.subs[channel];
+          seen.push(...publications.map(({ data }) => data.n));
+          subs[channel] = { offset, epoch };
+          polls += 1;
+        }
+      })().catch((error) => (globalThis.fault = String(error)));
+    },
+    `http://127.0.0.1:${roost.port}/connection/long_poll`,
+    sign({ sub: 'ann' }),
+    channel,
+  );
+  await holds(at, 'globalThis.fault || polls === 1');
+  await publish(channel, range(0, 30));
+  await holds(at, 'globalThis.fault || seen.length === 30');
+  assert.equal(await at.evaluate('globalThis.fault'), undefined);
+  assert.deepEqual(await at.evaluate('seen'), range(0, 30));
   await at.close();
 });
