@@ -7,8 +7,6 @@ use serde_json::{Value, json};
 
 use crate::harness::*;
 
-const KEY: &str = "X-API-Key: k";
-
 const OPTIONS: &str = r#"
 [http_api]
 key = "k"
@@ -43,15 +41,7 @@ fn node() -> Node {
 }
 
 impl Node {
-    /// Calls a method, which has to be answered with 200, and returns the answer.
-    fn call(&self, method: &str, params: Value) -> Value {
-        let response = self.raw().post(&format!("/api/{method}"), &[KEY], &params.to_string());
-        assert_eq!(response.status, 200, "{method}: {response:?}");
-        assert_eq!(response.header("content-type"), Some("application/json"));
-        serde_json::from_str(&response.body).unwrap()
-    }
-
-    /// The same, which has to give a result.
+    /// Calls a method, which has to give a result.
     fn result(&self, method: &str, params: Value) -> Value {
         let mut answer = self.call(method, params);
         assert!(answer["error"].is_null(), "{method}: {answer}");
@@ -69,7 +59,7 @@ fn keys() {
     let body = r#"{"channel":"a","data":1}"#;
     for (path, headers, status) in [
         ("/api/publish", &[][..], 401),
-        ("/api/publish", &["X-API-Key: k"], 200),
+        ("/api/publish", &[KEY], 200),
         ("/api/publish", &["x-api-key: wrong"], 401),
         ("/api/publish", &["Authorization: apikey k"], 200),
         ("/api/publish", &["Authorization: APIKEY k"], 200),

@@ -86,7 +86,7 @@ fn message(raw: &mut Raw, window_bits: u8) -> (bool, String) {
 fn publish(node: &Node, channel: &str, data: &Value) {
     let mut raw = node.raw();
     let body = json!({"channel": channel, "data": data}).to_string();
-    assert_eq!(raw.post("/api/publish", &["X-API-Key: k"], &body).status, 200);
+    assert_eq!(raw.post("/api/publish", &[KEY], &body).status, 200);
 }
 
 /// JSON that is shorter deflated, of about so many bytes.

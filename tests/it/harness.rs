@@ -64,6 +64,9 @@ history_size = 100
 history_ttl = "10m"
 "#;
 
+/// The header with the key `k` of the server API.
+pub(crate) const KEY: &str = "X-API-Key: k";
+
 /// The figures of a node, by name.
 pub(crate) type Figures = BTreeMap<String, u64>;
 
@@ -303,6 +306,14 @@ impl Node {
         raw.send(upgrade(path, &[]).as_bytes());
         assert_eq!(raw.response().status, 101);
         raw
+    }
+
+    /// Calls a method of the server API, which has to be answered with 200, and returns the answer.
+    pub(crate) fn call(&self, method: &str, params: Value) -> Value {
+        let response = self.raw().post(&format!("/api/{method}"), &[KEY], &params.to_string());
+        assert_eq!(response.status, 200, "{method}: {response:?}");
+        assert_eq!(response.header("content-type"), Some("application/json"));
+        serde_json::from_str(&response.body).unwrap()
     }
 
     /// Asserts that a client that comes now is served, end to end.

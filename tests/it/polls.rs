@@ -121,14 +121,8 @@ fn data(answer: &Value, channel: &str) -> Vec<Value> {
     list.iter().map(|publication| publication["data"].clone()).collect()
 }
 
-fn api(node: &Node, method: &str, body: Value) -> Value {
-    let mut raw = node.raw();
-    let answer = raw.post(&format!("/api/{method}"), &["X-API-Key: k"], &body.to_string());
-    serde_json::from_str(&answer.body).unwrap()
-}
-
 fn publish(node: &Node, channel: &str, data: u64) {
-    let answer = api(node, "publish", json!({"channel": channel, "data": data}));
+    let answer = node.call("publish", json!({"channel": channel, "data": data}));
     assert!(answer["result"].is_object(), "{answer}");
 }
 
@@ -388,7 +382,7 @@ fn nobody_sees_it_come_and_go() {
     assert!(ann.push()["join"].is_object());
     let mut poller = Poller::new(&node, &["kept:a"]);
     poller.wait(&node);
-    let others = api(&node, "presence_stats", json!({"channel": "kept:a"}));
+    let others = node.call("presence_stats", json!({"channel": "kept:a"}));
     assert_eq!(others["result"], json!({"num_clients": 1, "num_users": 1}));
     // It isn't told who comes.
     let mut bob = node.connected();
@@ -409,7 +403,7 @@ fn whatever_ends_a_session_ends_the_wait() {
     poller.poll();
     // The application closes it for good.
     poller.wait(&node);
-    api(&node, "disconnect", json!({"user": "ann"}));
+    node.call("disconnect", json!({"user": "ann"}));
     let response = poller.raw.response();
     let body: Value = serde_json::from_str(&response.body).unwrap();
     assert_eq!(body, json!({"disconnect": {"code": 3503, "reason": "force disconnect"}}));
@@ -422,7 +416,7 @@ fn whatever_ends_a_session_ends_the_wait() {
         ("subscribe", json!({"user": "ann", "channel": "kept:z"})),
     ] {
         poller.wait(&node);
-        api(&node, method, body);
+        node.call(method, body);
         let answer = poller.answer();
         assert!(data(&answer, "kept:a").is_empty(), "{method}");
         assert_eq!(answer["subs"]["kept:a"]["offset"], 1, "{method}");
@@ -457,7 +451,7 @@ fn an_answer_has_a_bound_and_the_rest_comes_next() {
     let mut poller = Poller::new(&node, &channels);
     let text = "x".repeat(1200);
     for channel in channels {
-        let answer = api(&node, "publish", json!({"channel": channel, "data": text}));
+        let answer = node.call("publish", json!({"channel": channel, "data": text}));
         assert!(answer["result"].is_object());
     }
     let mut answers = 0;
@@ -473,7 +467,7 @@ fn an_answer_has_a_bound_and_the_rest_comes_next() {
     // While it waits: too much in one turn is found again in history.
     poller.wait(&node);
     let body = json!({"channels": ["kept:a", "kept:b", "kept:c", "kept:d"], "data": text});
-    api(&node, "broadcast", body);
+    node.call("broadcast", body);
     poller.answer();
     while channels.iter().any(|channel| poller.got[*channel].len() < 2) {
         let answer = poller.poll();

@@ -374,3 +374,37 @@ fn a_refresh_changes_what_is_known_of_a_client() {
         assert_eq!(push["push"]["pub"]["info"], info("Eve"));
     }
 }
+
+#[test]
+fn a_client_may_leave_what_the_server_is_about_to_give_it() {
+    let node = Node::open_with("[http_api]\nkey = \"k\"\n", &[]);
+    let mut ann = node.connected_as("ann");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut raw = node.raw();
+            for n in 0..500 {
+                let body = json!({"user": "ann", "channel": format!("c{}", n % 8)});
+                let answer = raw.post("/api/subscribe", &[KEY], &body.to_string());
+                assert_eq!(answer.status, 200);
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        let mut n = 0;
+        while !done.load(std::sync::atomic::Ordering::Acquire) {
+            let id = ann.command("unsubscribe", json!({"channel": format!("c{}", n % 8)}));
+            n += 1;
+            // Pushes tell of subscriptions; nothing but them and this reply comes.
+            loop {
+                let line: Value = serde_json::from_str(&ann.line()).unwrap();
+                if line["push"].is_null() {
+                    assert_eq!(line, json!({"id": id, "unsubscribe": {}}));
+                    break;
+                }
+            }
+        }
+    });
+    // Its commands are answered as before.
+    ann.send("{\"id\":7,\"publish\":{\"channel\":\"plain\",\"data\":1}}");
+    while !like(&ann.line(), "{\"id\":7,\"publish\":{}}") {}
+}

@@ -176,7 +176,7 @@ fn a_draining_node_says_so_and_serves_its_api() {
     assert_eq!(draining.body, r#"{"reason":"draining"}"#);
     assert_eq!(draining.header("connection"), Some("close"));
     let body = r#"{"channel":"a","data":1}"#;
-    let answer = node.raw().post("/api/publish", &["X-API-Key: k"], body);
+    let answer = node.raw().post("/api/publish", &[KEY], body);
     assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"result":{}}"#));
     // A connection that was kept for requests doesn't hold the end up.
     drop(clients);

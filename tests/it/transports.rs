@@ -168,12 +168,6 @@ fn id_of(event: &str) -> Option<String> {
     Some(id.to_owned())
 }
 
-fn api(node: &Node, method: &str, body: Value) -> Value {
-    let mut raw = node.raw();
-    let answer = raw.post(&format!("/api/{method}"), &["X-API-Key: k"], &body.to_string());
-    serde_json::from_str(&answer.body).unwrap()
-}
-
 #[test]
 fn a_session_over_a_response_and_its_up_link() {
     let node = node();
@@ -222,10 +216,10 @@ fn a_session_over_a_response_and_its_up_link() {
         assert_eq!(got[4]["error"]["code"], 102);
         // Nobody else can close it, and with the session as its secret it is closed.
         let other = json!({"user": "", "session": ids[0]});
-        assert_eq!(api(&node, "disconnect", other), json!({"result": {}}));
+        assert_eq!(node.call("disconnect", other), json!({"result": {}}));
         let own =
             json!({"user": "", "session": ids[1], "disconnect": {"code": 4000, "reason": "go"}});
-        assert_eq!(api(&node, "disconnect", own), json!({"result": {}}));
+        assert_eq!(node.call("disconnect", own), json!({"result": {}}));
         ann.is_ended(4000, "go");
         // What comes up now is taken, and means nothing.
         ann.say(&node, &[json!({"id": 6, "publish": {"channel": channel, "data": 1}})]);
@@ -244,7 +238,7 @@ fn payloads_with_line_ends_stay_whole() {
         let mut raw = node.raw();
         // White space of all kinds between the tokens of a payload.
         let body = "{\"channel\":\"lines\",\"data\":{\r\"a\"\r\n:\n\t1 }}";
-        assert_eq!(raw.post("/api/publish", &["X-API-Key: k"], body).status, 200);
+        assert_eq!(raw.post("/api/publish", &[KEY], body).status, 200);
         assert_eq!(ann.next()["push"]["pub"]["data"], json!({"a": 1}), "{over:?}");
     }
 }
@@ -359,7 +353,7 @@ fn http_1_0_gets_bodies_without_chunks() {
         assert_eq!((head.status, head.header("transfer-encoding")), (200, None));
         assert_eq!(head.header("connection"), Some("close"));
         node.until_is("sessions_open", 1);
-        assert_eq!(api(&node, "disconnect", json!({"user": ""})), json!({"result": {}}));
+        assert_eq!(node.call("disconnect", json!({"user": ""})), json!({"result": {}}));
         let body = String::from_utf8(raw.rest()).unwrap();
         let (start, end) = match over.is_events() {
             true => ("\r\ndata: {", "}\n\n"),
@@ -404,14 +398,14 @@ fn one_way_connections_get_pushes() {
             all[key] = value;
             all
         };
-        api(&node, "subscribe", with("channel", json!("plain")));
+        node.call("subscribe", with("channel", json!("plain")));
         assert_eq!(ann.next(), json!({"channel": "plain", "subscribe": {}}));
-        api(&node, "unsubscribe", with("channel", json!("plain")));
+        node.call("unsubscribe", with("channel", json!("plain")));
         let unsubscribe = json!({"code": 2000, "reason": "server unsubscribe"});
         assert_eq!(ann.next(), json!({"channel": "plain", "unsubscribe": unsubscribe}));
-        api(&node, "refresh", with("expire_at", json!(now() + 100)));
+        node.call("refresh", with("expire_at", json!(now() + 100)));
         assert!(ann.next()["refresh"]["ttl"].as_u64().unwrap() <= 100);
-        api(&node, "disconnect", user.clone());
+        node.call("disconnect", user.clone());
         ann.is_ended(3503, "force disconnect");
     }
 }
@@ -425,7 +419,7 @@ fn an_event_source_comes_back_with_its_last_id() {
     };
     let asked = json!({"subs": subs(&channels)}).to_string();
     let publish = |channel: &str, data: Value| {
-        api(&node, "publish", json!({"channel": channel, "data": data}));
+        node.call("publish", json!({"channel": channel, "data": data}));
     };
     publish("kept:a", json!(1));
     let mut first = Stream::open(&node, Over::UniSse, &asked, &[]);
@@ -516,7 +510,7 @@ fn a_one_way_websocket() {
     }
     assert_eq!(seen, ["message", "frame", "message", "frame"]);
     for n in 0..3 {
-        api(&node, "publish", json!({"channel": "news", "data": n}));
+        node.call("publish", json!({"channel": "news", "data": n}));
     }
     let mut data = Vec::new();
     while data.len() < 3 {
@@ -530,7 +524,7 @@ fn a_one_way_websocket() {
         }
     }
     assert_eq!(data, [0, 1, 2]);
-    api(&node, "disconnect", json!({"user": ""}));
+    node.call("disconnect", json!({"user": ""}));
     let end = loop {
         match ann.next() {
             Got::Line(line) if line != "{}" => break line,
@@ -553,7 +547,7 @@ fn a_one_way_websocket() {
     let node = Node::open_with(&(flags[0].to_owned() + "[http_api]\nkey = \"k\"\n"), &[]);
     let mut eve = Client::open(&node, "/connection/uni_websocket?cf_connect=");
     eve.expect("{\"connect\":{*}}");
-    api(&node, "disconnect", json!({"user": ""}));
+    node.call("disconnect", json!({"user": ""}));
     assert_eq!(eve.next(), Got::Lost);
 }
 
@@ -875,7 +869,7 @@ fn a_slow_reader_ends_with_3008() {
         let mut raw = node.raw();
         let body = json!({"channel": channel, "data": data}).to_string();
         while node.figures()["closed_slow"] == before {
-            assert_eq!(raw.post("/api/publish", &["X-API-Key: k"], &body).status, 200);
+            assert_eq!(raw.post("/api/publish", &[KEY], &body).status, 200);
         }
         // What had begun is whole, then comes the end.
         let mut last = Value::Null;

@@ -1,6 +1,8 @@
 // Headless Chromium for the tests, and pages that may not complain.
 
-import { existsSync, mkdirSync } from 'node:fs';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
@@ -66,4 +68,30 @@ export async function write(page, name, value) {
 export async function shot(page, name) {
   mkdirSync(SHOTS, { recursive: true });
   await page.screenshot({ path: path.join(SHOTS, `${name}.png`), fullPage: true });
+}
+
+const DIST = new URL('../sdk/node_modules/centrifuge/dist/', import.meta.url);
+
+/** The SDK as pages load it, by its encoding. */
+export const SDKS = { json: 'centrifuge.js', protobuf: 'centrifuge.protobuf.js' };
+
+/** A server of empty pages, and of the SDKs beside them: of another origin than any node. */
+export async function servePages() {
+  const server = createServer((request, response) => {
+    const name = request.url.slice(1);
+    const isSdk = Object.values(SDKS).includes(name);
+    response.setHeader('Content-Type', isSdk ? 'text/javascript' : 'text/html');
+    response.end(isSdk ? readFileSync(new URL(name, DIST)) : '<!doctype html><link rel="icon" href="data:,"><title>page</title>');
+  });
+  server.listen(0, 'localhost');
+  await once(server, 'listening');
+  return server;
+}
+
+/** A new page of such a server, with an SDK if one is named. */
+export async function emptyPage(browser, server, sdk) {
+  const opened = await open(browser);
+  await opened.goto(`http://localhost:${server.address().port}/`);
+  if (sdk) await opened.addScriptTag({ url: `/${sdk}` });
+  return opened;
 }

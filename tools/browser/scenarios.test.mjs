@@ -1,15 +1,9 @@
 // What SDKs do, in a real browser: the same over each transport and in both encodings.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
-import { readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { Roost, sign, within } from '../sdk/harness.mjs';
-import { launch, open } from './browser.mjs';
-
-const DIST = new URL('../sdk/node_modules/centrifuge/dist/', import.meta.url);
-const SDKS = { json: 'centrifuge.js', protobuf: 'centrifuge.protobuf.js' };
+import { emptyPage, launch, SDKS, servePages } from './browser.mjs';
 
 const CONFIG = `
 [client]
@@ -44,15 +38,7 @@ let pages;
 before(async () => {
   browser = await launch();
   await roost.begin({ config: CONFIG });
-  // Another origin than that of the node.
-  pages = createServer((request, response) => {
-    const name = request.url.slice(1);
-    const isSdk = Object.values(SDKS).includes(name);
-    response.setHeader('Content-Type', isSdk ? 'text/javascript' : 'text/html');
-    response.end(isSdk ? readFileSync(new URL(name, DIST)) : '<!doctype html><link rel="icon" href="data:,">');
-  });
-  pages.listen(0, 'localhost');
-  await once(pages, 'listening');
+  pages = await servePages();
 });
 after(async () => {
   await browser?.close();
@@ -171,9 +157,7 @@ for (const [transport, encoding] of [
   ['sse', 'json'],
 ]) {
   test(`a tour over ${transport} (${encoding})`, async () => {
-    const at = await open(browser);
-    await at.goto(`http://localhost:${pages.address().port}/`);
-    await at.addScriptTag({ url: `/${SDKS[encoding]}` });
+    const at = await emptyPage(browser, pages, SDKS[encoding]);
     const scheme = transport === 'websocket' ? 'ws' : 'http';
     const host = `127.0.0.1:${roost.port}`;
     const user = `ann-${transport}-${encoding}`;

@@ -1,15 +1,9 @@
 // The SDK over each transport in a real browser, on a page of another origin; and a plain EventSource.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
 import { after, before, test } from 'node:test';
-import { readFileSync } from 'node:fs';
 import { KEPT, Line, range, Roost, sign, within } from '../sdk/harness.mjs';
-import { launch, open } from './browser.mjs';
-
-const DIST = new URL('../sdk/node_modules/centrifuge/dist/', import.meta.url);
-const SDKS = { json: 'centrifuge.js', protobuf: 'centrifuge.protobuf.js' };
+import { emptyPage, launch, SDKS, servePages } from './browser.mjs';
 
 const CONFIG = `
 [client]
@@ -29,15 +23,7 @@ const roost = new Roost();
 before(async () => {
   browser = await launch();
   await roost.begin({ config: CONFIG });
-  // Another origin than that of the node.
-  pages = createServer((request, response) => {
-    const name = request.url.slice(1);
-    const isSdk = Object.values(SDKS).includes(name);
-    response.setHeader('Content-Type', isSdk ? 'text/javascript' : 'text/html');
-    response.end(isSdk ? readFileSync(new URL(name, DIST)) : '<!doctype html><link rel="icon" href="data:,"><title>page</title>');
-  });
-  pages.listen(0, 'localhost');
-  await once(pages, 'listening');
+  pages = await servePages();
 });
 after(async () => {
   await browser?.close();
@@ -45,12 +31,7 @@ after(async () => {
   if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
 });
 
-async function page(sdk) {
-  const opened = await open(browser);
-  await opened.goto(`http://localhost:${pages.address().port}/`);
-  if (sdk) await opened.addScriptTag({ url: `/${sdk}` });
-  return opened;
-}
+const page = (sdk) => emptyPage(browser, pages, sdk);
 
 /** Waits until an expression on the page is true. */
 const holds = (on, expression) => within(on.waitForFunction(expression, { polling: 50 }), expression);
