@@ -154,6 +154,15 @@ impl Locals {
         }
     }
 
+    /// Whether those who are subscribed stand elsewhere than the home, where a new subscriber begins: something
+    /// was lost on its way to them, and the mail that says so comes behind.
+    pub fn is_elsewhere(&self, at: u32, position: Position) -> bool {
+        self.channels.get(at as usize).is_some_and(|local| {
+            let here = Position { offset: local.offset, epoch: local.epoch };
+            !local.subscribers.is_empty() && here != position
+        })
+    }
+
     /// A subscriber begins at a position: what comes next here follows that.
     pub fn begin_at(&mut self, at: u32, position: Position) {
         if let Some(local) = self.channels.get_mut(at as usize) {
@@ -309,6 +318,22 @@ mod tests {
             (Delivery::Broken, Delivery::Taken, Delivery::Taken)
         );
         assert_eq!((deliver(0), deliver(3)), (Delivery::Taken, Delivery::Taken));
+    }
+
+    #[test]
+    fn a_new_subscriber_shows_what_the_others_lack() {
+        let (mut locals, at) = one();
+        let epoch = Some(Epoch::new(&mut crate::base::rng::Rng::new(1)));
+        let home = |offset| Position { offset, epoch };
+        locals.begin_at(at, home(7));
+        assert!(!locals.is_elsewhere(at, home(7)));
+        let parcel = Arc::new(Parcel::new(Told::Publication, 8, Tags::NONE));
+        locals.deliver(at, &parcel, Sending::default());
+        assert!(!locals.is_elsewhere(at, home(8)));
+        // The ninth was lost on its way here, and the mail about that comes behind the new subscriber.
+        assert!(locals.is_elsewhere(at, home(9)) && locals.is_elsewhere(at, home(7)));
+        locals.get(at).unwrap().subscribers.remove(0, false);
+        assert!(!locals.is_elsewhere(at, home(9)));
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Ends the subscriptions of those who would be out of position: their clients come back.
-    fn end_positioned(&mut self, local: u32) {
+    pub(super) fn end_positioned(&mut self, local: u32) {
         let Some(record) = self.locals.get(local) else { return };
         let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
         let positioned: Vec<u32> = positioned.map(|s| s.conn).collect();

@@ -325,6 +325,10 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let filter = session.sub_extra(local).and_then(|extra| extra.filter);
+        if self.locals.is_elsewhere(local, *position) {
+            // There is one place for all: nobody may seem to have what only the new one has.
+            self.end_positioned(local);
+        }
         let traits = self
             .traits(index, sub.flags)
             .with_fresh(*fresh)

@@ -190,6 +190,8 @@ pub(crate) struct Client {
     has_begun: bool,
     /// A poll was answered, and its connection goes with it.
     in_order: bool,
+    /// A poll was turned away, and none was answered since.
+    turned_away: bool,
     /// What it comes back with to its event source.
     last_id: String,
     /// For the up-link.
@@ -288,6 +290,7 @@ impl Client {
             answer: None,
             has_begun: false,
             in_order: false,
+            turned_away: false,
             last_id: String::new(),
             up: UpLink::default(),
             session: String::new(),
@@ -379,7 +382,7 @@ impl Client {
     }
 
     pub(crate) fn is_online(&self) -> bool {
-        self.state == State::Online
+        self.state == State::Online && !self.turned_away
     }
 
     /// Commands that wait for their answers; a poll that waits does what it should.

@@ -368,7 +368,8 @@ impl Client {
                 Some(latest) => start = Some(latest.offset - 1),
                 // The latest one was kept back: where that is isn't told.
                 None if request.tf.is_some() => start = None,
-                None if from.0 != top.0 || from.1 == 0 && !polls => {
+                // A poll gets it with the next answer if it found no room.
+                None if !polls && (from.0 != top.0 || from.1 == 0) => {
                     return Err(format!("{channel}: not the latest one: {from:?}"));
                 }
                 None => {}

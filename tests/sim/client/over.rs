@@ -486,7 +486,8 @@ impl Client {
     fn polled(&mut self, scene: &mut Scene<'_>, answer: Answer, body: &[u8]) -> Result<(), String> {
         self.quote("<", body);
         let text = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();
-        if !body.starts_with(b"{") {
+        self.turned_away = !body.starts_with(b"{");
+        if self.turned_away {
             return self.refused_by(scene, answer.status);
         }
         let result: PollAnswer =
