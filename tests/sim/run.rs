@@ -208,8 +208,12 @@ impl Run {
         self.plan.starve_one_in = 0;
         self.each_client(Client::behave);
         // What was ordered before is carried out, and whom it closed is back.
+        let begun = self.world.borrow().now().0;
         let all_subscribed = |run: &Self| {
-            run.control.asked.is_empty() && run.served().all(|client| client.is_settled(&run.plan))
+            // Whoever was closed by an order knows it by then.
+            run.world.borrow().now().0 > begun + 500
+                && run.control.asked.is_empty()
+                && run.served().all(|client| client.is_settled(&run.plan))
         };
         let heal_ms = if self.plan.crowded { HEAL_MS / 9 } else { HEAL_MS };
         let healed = self.run_for(heal_ms, all_subscribed)?;
