@@ -103,7 +103,7 @@ fn no_path_of_the_machine_it_was_written_on() {
     let mut wrong = Vec::new();
     for (path, _, content) in texts() {
         for (number, line) in content.lines().enumerate() {
-            // A path starts where no other one goes on: "net/root/" is none.
+            // A path starts where no other one goes on: a folder of that name inside another one is none.
             let starts =
                 |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
             if folders.iter().any(|folder| line.match_indices(folder).any(|(at, _)| starts(at))) {

@@ -265,9 +265,7 @@ impl Transport {
             Self::LongPoll => "long_poll",
         }
     }
-}
 
-impl Transport {
     /// What clients say comes in requests of their own.
     pub fn has_up_link(self) -> bool {
         matches!(self, Self::HttpStream | Self::Sse)

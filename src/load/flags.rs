@@ -1,6 +1,8 @@
 //! The command line of `roost-load`: each flag once, with its documentation. Flags never act;
 //! [`super::plan`] says what they come to.
 
+use crate::base::form::Transport;
+use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
 use std::time::Duration;
 
@@ -44,37 +46,18 @@ pub enum Protocol {
     Raw,
 }
 
-/// What the connections are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Transport {
-    /// WebSockets.
-    #[value(name = "websocket")]
-    WebSocket,
-    /// Server-sent events.
-    #[value(name = "sse")]
-    Sse,
-    /// Responses that go on.
-    #[value(name = "http_stream")]
-    HttpStream,
-    /// One request after another, each answered with what there is.
-    #[value(name = "long_poll")]
-    LongPoll,
-}
-
-impl Transport {
-    /// The name on the command line, in the output, and in the path of its endpoint.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::WebSocket => "websocket",
-            Self::Sse => "sse",
-            Self::HttpStream => "http_stream",
-            Self::LongPoll => "long_poll",
-        }
+impl ValueEnum for Transport {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::WebSocket, Self::Sse, Self::HttpStream, Self::LongPoll]
     }
 
-    /// What is said goes in requests of their own.
-    pub fn has_up_link(self) -> bool {
-        matches!(self, Self::Sse | Self::HttpStream)
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(match self {
+            Self::Sse => "Server-sent events",
+            Self::HttpStream => "Responses that go on",
+            Self::LongPoll => "One request after another, each answered with what there is",
+            _ => "WebSockets",
+        }))
     }
 }
 

@@ -5,7 +5,7 @@ use super::batch::{Batch, Written};
 use super::conn::{Conn, Spill, State};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
-use super::flags::{Scenario, Transport};
+use super::flags::Scenario;
 use super::http::{self as requests, Side, UpLink};
 use super::oracle::Verdict;
 use super::output::{mask_key, plain, say_goodbye, write_some};
@@ -13,6 +13,7 @@ use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
 use super::token::{self, Signer};
+use crate::base::form::Transport;
 use crate::base::rng::Rng;
 use crate::proto::http;
 use crate::proto::ws;
@@ -201,44 +202,45 @@ impl Fleet {
 
     /// Sends the request that a connection without a WebSocket begins with, or polls with.
     pub(crate) fn ask(&mut self, index: u32, now_ns: u64) {
-        let plan = Arc::clone(&self.plan);
-        let token = match self.token(index) {
-            Ok(token) => token,
-            Err(error) => return self.open_failed(index, &error, false, now_ns),
-        };
-        let channel = plan.channels.get(plan.channel_of(self.global(index)) as usize);
-        let mut message = Vec::new();
-        match plan.transport {
-            Transport::LongPoll => {
-                let side = self.conns[index as usize].side.as_ref();
-                let position = side.and_then(|side| side.position.as_ref());
-                let channel = channel.map_or("", String::as_str);
-                speech::put_poll(token.as_deref(), channel, position, &mut message);
+        match self.write_connect(index) {
+            Ok(()) => {
+                requests::put_request(&self.plan, &self.text, &mut self.out);
+                self.flush(index, now_ns);
             }
-            _ => {
-                let channel = channel.map(String::as_str);
-                speech::put_connect(token.as_deref(), channel, &mut message);
-            }
+            Err(error) => self.open_failed(index, &error, false, now_ns),
         }
-        requests::put_request(&plan, &message, &mut self.out);
-        self.flush(index, now_ns);
     }
 
-    /// The token of a connection, if it has one.
-    fn token(&self, index: u32) -> Result<Option<String>, String> {
-        let signer = self.signer.as_ref();
-        signer.map(|signer| signer.sign(&token::user_id(self.global(index)))).transpose()
+    /// Writes what a connection begins with, or polls with, into `text`.
+    ///
+    /// # Errors
+    /// Its token can't be signed: text for the user.
+    fn write_connect(&mut self, index: u32) -> Result<(), String> {
+        let global = self.global(index);
+        let token = self.signer.as_ref().map(|signer| signer.sign(&token::user_id(global)));
+        let token = token.transpose()?;
+        let channel = self.plan.channels.get(self.plan.channel_of(global) as usize);
+        let channel = channel.map(String::as_str);
+        self.text.clear();
+        if self.plan.transport == Transport::LongPoll {
+            let side = self.conns[index as usize].side.as_ref();
+            let position = side.and_then(|side| side.position.as_ref());
+            let channel = channel.unwrap_or_default();
+            speech::put_poll(token.as_deref(), channel, position, &mut self.text);
+        } else {
+            speech::put_connect(token.as_deref(), channel, &mut self.text);
+        }
+        Ok(())
     }
 
-    /// Whether the response that a connection goes on with has begun as it should.
-    pub(crate) fn begun(&mut self, index: u32, status: u16, now_ns: u64) -> bool {
+    /// The response that a connection goes on with has begun.
+    pub(crate) fn begun(&mut self, index: u32, status: u16, now_ns: u64) {
         if status == 200 {
             self.conns[index as usize].state = State::Joining;
-            return true;
+            return;
         }
         let may_pass = matches!(status, 429 | 500..=599);
         self.open_failed(index, &format!("request: status {status}"), may_pass, now_ns);
-        false
     }
 
     /// The answer to a poll: what came with it, and the next poll.
@@ -344,15 +346,10 @@ impl Fleet {
             return;
         }
         self.conns[index as usize].state = State::Joining;
-        let token = match self.token(index) {
-            Ok(token) => token,
-            Err(error) => return self.open_failed(index, &error, false, now_ns),
-        };
-        let channel = self.plan.channel_of(self.global(index)) as usize;
-        let channel = self.plan.channels.get(channel);
-        self.text.clear();
-        speech::put_connect(token.as_deref(), channel.map(String::as_str), &mut self.text);
-        self.put_text();
+        match self.write_connect(index) {
+            Ok(()) => self.put_text(),
+            Err(error) => self.open_failed(index, &error, false, now_ns),
+        }
     }
 
     fn opened(&mut self, index: u32, now_ns: u64) {

@@ -8,10 +8,11 @@
 //! ```
 
 use super::dial;
-use super::flags::Transport;
 use super::output::{plain, write_some};
 use super::plan::{Plan, Share};
 use super::speech;
+use crate::base::form::Transport;
+use crate::base::limits::HEAD_BYTES_MAX;
 use compact_str::CompactString;
 use httparse::{EMPTY_HEADER, Response, Status};
 use mio::unix::SourceFd;
@@ -19,6 +20,9 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Bytes of one message, chunk or answer that a server may send.
+pub(crate) const BODY_BYTES_MAX: usize = 32 << 20;
 
 /// What one connection of these has beside its record.
 #[derive(Debug, Default)]
@@ -33,19 +37,20 @@ pub(crate) struct Side {
 /// Appends the request that a connection begins with: `message` is a frame of commands, or a connect request.
 pub(crate) fn put_request(plan: &Plan, message: &[u8], out: &mut Vec<u8>) {
     let (host, path) = (&plan.target.host, &plan.target.path);
+    if plan.transport == Transport::HttpStream {
+        return put_post(host, path, message, out);
+    }
+    let asked: String = form_urlencoded::byte_serialize(message).collect();
     // Writing to a Vec cannot fail.
-    let _ = match plan.transport {
-        Transport::HttpStream => {
-            let length = message.len();
-            let head =
-                format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
-            out.write_all(head.as_bytes()).and_then(|()| out.write_all(message))
-        }
-        _ => {
-            let asked: String = form_urlencoded::byte_serialize(message).collect();
-            write!(out, "GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: {host}\r\n\r\n")
-        }
-    };
+    let _ = write!(out, "GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+}
+
+/// Appends a request with a body.
+fn put_post(host: &str, path: &str, body: &[u8], out: &mut Vec<u8>) {
+    let length = body.len();
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+    out.extend_from_slice(body);
 }
 
 /// What a response begins with.
@@ -67,8 +72,8 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
     let mut response = Response::new(&mut headers);
     let len = match response.parse(bytes) {
         Ok(Status::Complete(len)) => len,
-        Ok(Status::Partial) => return Ok(None),
-        Err(_) => return Err("the answer is not an HTTP/1.1 response"),
+        Ok(Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
+        _ => return Err("the answer is not an HTTP/1.1 response"),
     };
     let get = |name: &str| {
         let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
@@ -78,7 +83,8 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
     let length = match get("content-length") {
         Some(length) => {
             let length = std::str::from_utf8(length).ok().and_then(|length| length.parse().ok());
-            Some(length.ok_or("an answer of unknown length")?)
+            let length: Option<usize> = length.filter(|length| *length <= BODY_BYTES_MAX);
+            Some(length.ok_or("an answer that is too long, or of unknown length")?)
         }
         None if get("transfer-encoding").is_some_and(|of| of.eq_ignore_ascii_case(b"chunked")) => {
             None
@@ -97,7 +103,8 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
 pub(crate) fn chunk(bytes: &[u8]) -> Result<Option<(std::ops::Range<usize>, usize)>, &'static str> {
     match httparse::parse_chunk_size(bytes) {
         Ok(Status::Complete((start, size))) => {
-            let end = start + usize::try_from(size).map_err(|_| "a chunk that is too long")?;
+            let size = usize::try_from(size).ok().filter(|size| *size <= BODY_BYTES_MAX);
+            let end = start + size.ok_or("a chunk that is too long")?;
             Ok((bytes.len() >= end + 2).then_some((start..end, end + 2)))
         }
         Ok(Status::Partial) => Ok(None),
@@ -123,12 +130,7 @@ impl UpLink {
     /// Sends commands for a connection, behind those of others.
     pub(crate) fn push(&mut self, plan: &Plan, side: &Side, commands: &str) {
         let body = speech::emulation(&side.session, &side.node, commands);
-        let (host, path, length) = (&plan.target.host, &plan.up_path, body.len());
-        // Writing to a Vec cannot fail.
-        let _ = write!(
-            self.out,
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
+        put_post(&plan.target.host, &plan.up_path, body.as_bytes(), &mut self.out);
     }
 
     /// Opens it if it is needed, and writes.
@@ -234,5 +236,10 @@ mod tests {
             assert_eq!(chunk(part), Ok(None), "{part:?}");
         }
         assert!(chunk(b"x\r\n").is_err());
+        // What has no bound isn't waited for.
+        assert!(chunk(b"2000001\r\n").is_err() && chunk(b"ffffffffffffffff\r\n").is_err());
+        assert!(head(b"HTTP/1.1 200 OK\r\nContent-Length: 33554433\r\n\r\n").is_err());
+        let endless = [b"HTTP/1.1 200 OK\r\nX: ".to_vec(), vec![b'x'; HEAD_BYTES_MAX]].concat();
+        assert!(head(&endless).is_err());
     }
 }

@@ -39,7 +39,7 @@ mod token;
 mod window;
 mod worker;
 
-pub use self::flags::{Flags, Protocol, Scenario, Threads, Transport};
+pub use self::flags::{Flags, Protocol, Scenario, Threads};
 
 use self::plan::Plan;
 use crate::sys::tables;

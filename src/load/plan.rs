@@ -1,7 +1,9 @@
 //! What the flags come to: checked, with defaults filled in, spread over threads.
 
-use super::flags::{Flags, Protocol, Scenario, Threads, Transport};
+use super::flags::{Flags, Protocol, Scenario, Threads};
 use super::window::{WINDOW_MAX, Window};
+use crate::base::form::Transport;
+use clap::ValueEnum;
 use hyper::header::HeaderValue;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -277,8 +279,7 @@ fn paths(flags: &Flags, path: &str) -> Result<Paths, PlanError> {
         return wrong(format!("--url {}: a query has no place in it", flags.url));
     }
     let (base, last) = path.rsplit_once('/').unwrap_or(("", path));
-    let known = [Transport::WebSocket, Transport::Sse, Transport::HttpStream, Transport::LongPoll];
-    if !known.iter().any(|of| of.name() == last) {
+    if !Transport::value_variants().iter().any(|of| of.name() == last) {
         return wrong(format!(
             "--url {}: --transport {} needs a path like /connection/{}",
             flags.url,

@@ -6,12 +6,12 @@
 
 use super::conn::State;
 use super::figures::{self, Busy, Live, Outcome};
-use super::flags::Transport;
 use super::fleet::Fleet;
 use super::http::{self, UP_LINK};
 use super::output::{OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
 use super::speech::Memo;
+use crate::base::form::Transport;
 use crate::proto::ws::{self, Event, Inflater, ReadRules};
 use crate::sys::tables;
 use crossbeam_channel::Receiver;
@@ -46,7 +46,8 @@ const PRECISE_WAIT: Duration = Duration::from_millis(20);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
 /// What a server may send in one message.
-const RULES: ReadRules = ReadRules { masked: false, deflate: false, message_bytes_max: 32 << 20 };
+const RULES: ReadRules =
+    ReadRules { masked: false, deflate: false, message_bytes_max: http::BODY_BYTES_MAX };
 
 /// What the coordinator wants of a worker.
 #[derive(Clone, Debug)]

@@ -6,7 +6,8 @@
 //!     |--> Lingering                     our close    FIN sent,     socket closed,
 //!     |    (refused)                     frame sent   wait for EOF  homes not yet told
 //!     |--> Body --> Asked --> Head ...
-//!     '--> Body --> Client --> Lingering  (its messages are the body of a response)
+//!     |--> Body --> Client --> Lingering  (its messages are the body of a response)
+//!     '--> Body --> Client --> Asked --> Head ...  (a poll: one answer)
 //! ```
 
 use std::collections::VecDeque;

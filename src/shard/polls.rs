@@ -12,6 +12,7 @@ use super::*;
 use crate::base::form::Framing;
 use crate::proto::client::{
     self, ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, Reply, SubscribeResult,
+    comes_back,
 };
 use crate::proto::http::Head;
 use crate::session::{Connecting, Made, Renewal, ServerSub, SubState};
@@ -77,11 +78,6 @@ pub(super) fn may_poll(
         }
     }
     Ok(())
-}
-
-/// Whether clients come back by themselves after a code (client protocol, 24.2).
-fn comes_back(code: u16) -> bool {
-    matches!(code, 3000..3500 | 4000..4500)
 }
 
 /// Status of the answer when a session ends with a code before it has begun, or for good.

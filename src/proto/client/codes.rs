@@ -62,6 +62,11 @@ impl ErrorCode {
     }
 }
 
+/// Whether clients come back by themselves after a disconnect with this code.
+pub fn comes_back(code: u16) -> bool {
+    matches!(code, 3000..3500 | 4000..4500)
+}
+
 /// The HTTP status of an answer that is an error: of the server API in transport mode (server API, 1.2), and
 /// of a connect request that is answered whole. 500 for errors of the application's own.
 pub fn http_status(error: u32) -> u16 {

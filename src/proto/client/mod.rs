@@ -27,7 +27,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use codes::{Disconnect, ErrorCode, Unsubscribed, http_status};
+pub use codes::{Disconnect, ErrorCode, Unsubscribed, comes_back, http_status};
 pub use command::{
     ChannelRequest, Command, ConnectRequest, EmulationRequest, HistoryRequest, Payload,
     PublishRequest, RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition,
