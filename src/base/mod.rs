@@ -1,6 +1,7 @@
 //! Words that every layer uses: bounds, keys, time, shared frames, random numbers, counters, and the
 //! neutral forms of what comes in one encoding and goes out in another.
 
+pub mod address;
 pub mod counters;
 pub mod filter;
 pub mod flags;

@@ -11,6 +11,7 @@ use super::epoll::Epoll;
 use super::sockets::{ListenOptions, Switchboard, listen};
 use super::uring::Uring;
 use super::{Accepted, Completion, Driver, Received, Sent, Write};
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 
@@ -264,6 +265,19 @@ fn shards_are_woken_and_pass_sockets<D: Driver<Socket = OwnedFd>>(make: Make<D>)
     assert_eq!(rig.recv(key(1), &socket), None);
 }
 
+fn the_other_end_is_known_until_it_is_reset<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    let (client, key, socket) = rig.connect(0);
+    let address = client.local_addr().unwrap().ip();
+    assert_eq!(rig.driver.peer(&socket), Some(Peer::Ip(address)));
+    socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(client);
+    assert!(rig.until_readable(key));
+    assert_eq!(rig.driver.peer(&socket), None);
+    let (_client, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert_eq!(rig.driver.peer(&socket.into()), Some(Peer::Unix));
+}
+
 macro_rules! contract {
     ($($rule:ident)*) => {
         mod epoll {
@@ -288,4 +302,5 @@ contract! {
     what_was_read_ahead_hides_nothing_that_came_later
     a_full_socket_is_told_and_goes_on
     shards_are_woken_and_pass_sockets
+    the_other_end_is_known_until_it_is_reset
 }

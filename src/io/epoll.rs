@@ -14,8 +14,9 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 
-use super::sockets::Switchboard;
+use super::sockets::{self, Switchboard};
 use super::{Accepted, Completion, Driver, Received, Sent};
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::TURN_READ_BYTES_MAX;
@@ -200,6 +201,10 @@ impl Driver for Epoll {
             Ok(()) => Ok(()),
             Err(_) => Err(socket),
         }
+    }
+
+    fn peer(&self, socket: &OwnedFd) -> Option<Peer> {
+        sockets::peer(socket)
     }
 
     fn watch(&mut self, key: ConnKey, socket: &OwnedFd) -> io::Result<()> {

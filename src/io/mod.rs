@@ -28,6 +28,7 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
@@ -144,6 +145,8 @@ pub trait Driver {
     fn take_passed(&mut self) -> Option<Self::Socket>;
     /// Passes a new connection to another shard; gives it back when that shard's queue is full.
     fn pass(&mut self, to: ShardId, socket: Self::Socket) -> Result<(), Self::Socket>;
+    /// The other end of an open connection, asked of the kernel. `None` once the connection was reset.
+    fn peer(&self, socket: &Self::Socket) -> Option<Peer>;
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
     /// Connections that [`Driver::fetch`] can take at once; 0 for a driver that doesn't read ahead.

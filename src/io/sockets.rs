@@ -19,6 +19,7 @@ use rustix::net::{
 };
 
 use super::Wake;
+use crate::base::address::Peer;
 use crate::base::id::ShardId;
 
 /// An eventfd: rings a shard's epoll.
@@ -168,6 +169,15 @@ fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedF
     socket.bind(&address.into())?;
     socket.listen(options.backlog)?;
     Ok(socket.into())
+}
+
+/// The other end of a connected socket; `None` once it was reset.
+pub(super) fn peer(socket: &OwnedFd) -> Option<Peer> {
+    let address = rustix::net::getpeername(socket).ok()??;
+    match address.address_family() {
+        AddressFamily::UNIX => Some(Peer::Unix),
+        _ => SocketAddr::try_from(address).ok().map(|address| Peer::of(address.ip())),
+    }
 }
 
 /// Borrows the descriptors of `switchboard` that shard `shard` has no use for: the receiving ends

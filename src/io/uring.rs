@@ -24,6 +24,7 @@ use super::ahead::Ahead;
 use super::epoll::{Epoll, Lease, SEND_PARTS_MAX};
 use super::sockets::Switchboard;
 use super::{Accepted, Completion, Driver, Received, Sent, Write};
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
@@ -155,6 +156,10 @@ impl Driver for Uring {
 
     fn pass(&mut self, to: ShardId, socket: OwnedFd) -> Result<(), OwnedFd> {
         self.epoll.pass(to, socket)
+    }
+
+    fn peer(&self, socket: &OwnedFd) -> Option<Peer> {
+        self.epoll.peer(socket)
     }
 
     fn watch(&mut self, key: ConnKey, socket: &OwnedFd) -> io::Result<()> {

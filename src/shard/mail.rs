@@ -13,6 +13,7 @@
 //! take them they become a gap. Clean-up (unsubscribe of a dead connection) is derived from what the
 //! connection still owes, and waits there.
 
+use std::net::IpAddr;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -209,6 +210,8 @@ pub struct Inspected {
 pub struct Seen {
     /// Client id.
     pub client: CompactString,
+    /// Its address, if it has one.
+    pub address: Option<IpAddr>,
     /// Transport and encoding.
     pub form: Form,
     /// It is not read now.

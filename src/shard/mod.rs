@@ -12,6 +12,7 @@
 //! (`homes.rs`, `reading.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
 
 mod accept;
+mod addresses;
 mod answers;
 mod close;
 mod commands;
@@ -51,6 +52,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use compact_str::CompactString;
 use slab::Slab;
 
+use self::addresses::Addresses;
 use self::answers::{Answers, Pieces};
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
@@ -238,6 +240,7 @@ pub struct Shard<D: Driver> {
     client_rules: Arc<ClientOptions>,
     client: Arc<ClientOptions>,
     conns: Slab<Conn<D::Socket>>,
+    addresses: Addresses,
     next_generation: NonZeroU32,
     sessions: Slab<Session>,
     users: Users,
@@ -364,6 +367,7 @@ impl<D: Driver> Shard<D> {
             id: seat.shard,
             // Untouched pages cost nothing, and growing would copy.
             conns: Slab::with_capacity(capacity),
+            addresses: Addresses::default(),
             next_generation: NonZeroU32::MIN,
             sessions: Slab::with_capacity(capacity),
             users: Users::default(),

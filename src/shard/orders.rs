@@ -282,7 +282,18 @@ impl<D: Driver> Shard<D> {
             Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
         });
         let named = named.collect();
-        Some(Seen { client, form, paused, queued_bytes, unanswered, expires, subscriptions, named })
+        let address = self.client_address(key.index);
+        Some(Seen {
+            client,
+            address,
+            form,
+            paused,
+            queued_bytes,
+            unanswered,
+            expires,
+            subscriptions,
+            named,
+        })
     }
 
     /// Some channels of this home that somebody is subscribed to.

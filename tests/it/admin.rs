@@ -230,6 +230,7 @@ fn connections_of_a_user_and_namespaces() {
     let found = found["result"].clone();
     assert_eq!(found["more"], false);
     let all = found["connections"].as_array().unwrap();
+    assert!(all.iter().all(|connection| connection["address"] == "127.0.0.1"), "{found}");
     assert_eq!(all.len(), 3);
     for seen in all {
         assert_eq!((&seen["protocol"], &seen["queued_bytes"]), (&json!("json"), &json!(0)));

@@ -20,6 +20,7 @@ use std::rc::Rc;
 
 use super::ahead::Ahead;
 use super::{Accepted, Completion, Driver, Received, Sent};
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
@@ -129,6 +130,10 @@ impl Driver for SimDriver {
         }
         socket.passed = true;
         Ok(())
+    }
+
+    fn peer(&self, socket: &Socket) -> Option<Peer> {
+        self.world.borrow().peer(socket.at)
     }
 
     fn watch(&mut self, key: ConnKey, socket: &Socket) -> std::io::Result<()> {

@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Lease;
+use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::rng::Rng;
@@ -393,6 +395,11 @@ impl World {
         self.edge(at);
     }
 
+    /// The other end of a connection, as the server asks for it.
+    pub(super) fn peer(&self, at: u32) -> Option<Peer> {
+        (!self.links[at as usize].reset).then(|| Peer::of(address_of(at)))
+    }
+
     // ---- The clients' side.
 
     /// A client connects: one of the listeners gets it. `None` when none listens.
@@ -759,3 +766,12 @@ const SEGMENTS_MAX: usize = 12;
 
 /// Keys remembered of a shard's closed connections.
 const DEAD_KEYS_MAX: usize = 16;
+
+/// The address that a connection comes from: some come from one host, some from networks of IPv6.
+fn address_of(at: u32) -> IpAddr {
+    let host = (at.wrapping_mul(0x9e37_79b1) >> 29) as u16;
+    match host % 4 {
+        0 => Ipv6Addr::new(0x2001, 0xdb8, 0, host, 0, 0, 0, at as u16).into(),
+        _ => Ipv4Addr::new(192, 0, 2, host as u8).into(),
+    }
+}

@@ -128,6 +128,7 @@ fn connection(shard: u16, seen: &Seen) -> Value {
     };
     json!({
         "client": seen.client.as_str(),
+        "address": seen.address,
         "shard": shard,
         "transport": seen.form.transport().name(),
         "protocol": if seen.form.is_protobuf() { "protobuf" } else { "json" },

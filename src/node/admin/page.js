@@ -793,8 +793,9 @@ function findConnections() {
 }
 
 function connectionCard(user, connection) {
-  const { client, shard, protocol, paused, queued_bytes, unanswered, expires, num_subscriptions } = connection;
+  const { client, address, shard, protocol, paused, queued_bytes, unanswered, expires, num_subscriptions } = connection;
   const facts = [
+    address,
     `shard ${shard}`,
     protocol,
     `${number(num_subscriptions)} subscriptions`,
