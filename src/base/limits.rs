@@ -149,3 +149,10 @@ pub const EMULATED_BYTES_MAX: usize = 256 * 1024;
 /// The id of an event comes back in a header of the next request: so long at most. Channels that find no
 /// room in it begin anew then.
 pub const LAST_EVENT_ID_BYTES_MAX: usize = 8 * 1024;
+
+/// Log lines of one reason ([`super::notices::Reason`]) in one second, for the whole node. Beyond it they are
+/// left out, and one line says how many.
+pub const NOTICES_PER_SECOND: u64 = 10;
+
+/// Characters of a text of a stranger's (a user, a channel, a header) in a log line at most; the rest is cut.
+pub const NOTICE_TEXT_CHARS_MAX: usize = 128;

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod id;
 pub mod info;
 pub mod limits;
+pub mod notices;
 pub mod rng;
 pub mod tags;
 pub mod time;

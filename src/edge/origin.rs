@@ -8,6 +8,8 @@ use super::glob::Glob;
 /// origin.
 #[derive(Clone, Debug, Default)]
 pub struct OriginRules {
+    /// As configured, for people.
+    patterns: Vec<String>,
     all: bool,
     exact: Vec<String>,
     // Linear in the length of the origin whatever the pattern: an origin is a stranger's text.
@@ -30,7 +32,7 @@ impl OriginRules {
     /// # Errors
     /// The first pattern that has an unfinished set, choice or escape.
     pub fn new(patterns: &[String]) -> Result<Self, PatternFault> {
-        let mut rules = Self::default();
+        let mut rules = Self { patterns: patterns.to_vec(), ..Self::default() };
         for pattern in patterns {
             let lower = pattern.to_lowercase();
             if lower == "*" {
@@ -59,6 +61,16 @@ impl OriginRules {
         }
         let origin = origin.to_lowercase();
         self.exact.contains(&origin) || self.globs.iter().any(|glob| glob.matches(&origin))
+    }
+}
+
+/// The patterns, as configured.
+impl std::fmt::Display for OriginRules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.patterns.is_empty() {
+            return f.write_str("client.allowed_origins, which is empty");
+        }
+        write!(f, "client.allowed_origins ({})", self.patterns.join(", "))
     }
 }
 

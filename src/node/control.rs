@@ -86,6 +86,7 @@ impl Control {
                 _ = signals.reload.recv() => self.reload(),
                 _ = every.tick() => {
                     self.watch_memory();
+                    self.node.notices.report_left_out();
                     self.health.look();
                     self.figures.publish();
                 }

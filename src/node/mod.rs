@@ -65,7 +65,7 @@ use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
 use crate::shard::mail::{Letterbox, Mailbox};
 use crate::shard::signatures::Signatures;
-use crate::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
+use crate::shard::{Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 use crate::sys;
 
 /// All that a node is started with.
@@ -236,6 +236,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         memory_short: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
+        notices: Notices::new(started),
         signatures: Signatures::Pool(queues.jobs),
     });
     let client = jwks::client(&node.rules)

@@ -1,7 +1,9 @@
 //! New connections: taken in bounded batches, passed on when this shard is full, refused when the
 //! node is.
 
+use super::notices::reason_of_refusal;
 use super::*;
+use crate::base::notices::Reason;
 use crate::io::Accepted;
 use crate::proto::http::{self, Refusal};
 
@@ -68,7 +70,7 @@ impl<D: Driver> Shard<D> {
         if self.conns.len() >= conns_max + CONNS_SPARE {
             self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
         } else if let Some(key) = self.begin(socket) {
-            self.refuse(key.index, Refusal::Unavailable);
+            self.refuse_for_now(key.index, Reason::HttpFull);
         }
     }
 
@@ -106,8 +108,11 @@ impl<D: Driver> Shard<D> {
         Some(key)
     }
 
-    /// Whether one more client may come, by the node's limits. It is counted if so.
-    pub(super) fn admit(&mut self) -> bool {
+    /// Counts one more client, if the node's limits allow it.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub(super) fn admit(&mut self) -> Result<(), Reason> {
         let client = Arc::clone(&self.client);
         if client.connection_rate_limit > 0 {
             let second = self.driver.now().0 / 1000;
@@ -119,24 +124,43 @@ impl<D: Driver> Shard<D> {
                     .then_some((second & 0xffff_ffff) << 32 | (count + 1))
             });
             if taken.is_err() {
-                return false;
+                return Err(Reason::HttpConnectionRate);
             }
         }
         let before = self.node.clients.fetch_add(1, Ordering::Relaxed);
         if client.connection_limit > 0 && before >= client.connection_limit {
             self.node.clients.fetch_sub(1, Ordering::Relaxed);
-            return false;
+            return Err(Reason::HttpConnectionLimit);
         }
-        true
+        Ok(())
     }
 
     /// Answers a request with a refusal; the connection ends with it.
     pub(super) fn refuse(&mut self, index: u32, refusal: Refusal) {
-        self.refuse_with(index, refusal, "");
+        self.refuse_because(index, refusal, reason_of_refusal(refusal), "", format_args!(""));
     }
 
-    /// The same with more header lines.
-    pub(super) fn refuse_with(&mut self, index: u32, refusal: Refusal, more: &str) {
+    /// Answers a request with 503: the client should come back.
+    pub(super) fn refuse_for_now(&mut self, index: u32, reason: Reason) {
+        self.refuse_because(index, Refusal::Unavailable, reason, "", format_args!(""));
+    }
+
+    /// Answers a request with a refusal and more header lines, and logs the reason and its detail.
+    pub(super) fn refuse_because(
+        &mut self,
+        index: u32,
+        refusal: Refusal,
+        reason: Reason,
+        more: &str,
+        why: std::fmt::Arguments<'_>,
+    ) {
+        let label = match refusal {
+            Refusal::Unavailable => "",
+            refusal => refusal.label(),
+        };
+        let sep = if label.is_empty() || why.as_str() == Some("") { "" } else { ": " };
+        let code = refusal.status().into();
+        self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
         let counters = self.counters();
         let counter = match refusal.status() {
             403 => &counters.refused_origin,

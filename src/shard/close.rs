@@ -1,6 +1,7 @@
 //! Endings: ours, the peer's, faults, time; and what a dead connection leaves to be done.
 
 use super::mail::Mail;
+use super::notices::reason_of_close;
 use super::*;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::proto::http::Refusal;
@@ -10,16 +11,27 @@ use crate::session::{Renewal, Sub, SubState};
 impl<D: Driver> Shard<D> {
     /// Ends a client's session with a code of the client protocol.
     pub(super) fn disconnect(&mut self, index: u32, why: Disconnect) {
-        self.end_session(index, why.code(), why.reason());
+        self.disconnect_because(index, why, "");
+    }
+
+    /// The same with a detail for the log.
+    pub(super) fn disconnect_because(&mut self, index: u32, why: Disconnect, detail: &'static str) {
+        self.end_session_because(index, why.code(), why.reason(), detail);
     }
 
     /// Ends a session with a code, after what is queued: a WebSocket by a close frame, whose answer is
     /// awaited, a response by a push.
     pub(super) fn end_session(&mut self, index: u32, code: u16, reason: &str) {
+        // What the application gives as its reason is for the client and for the log.
+        self.end_session_because(index, code, reason, reason);
+    }
+
+    fn end_session_because(&mut self, index: u32, code: u16, reason: &str, detail: &str) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
         }
+        self.notice(index, reason_of_close(code), code.into(), "", format_args!("{detail}"));
         let form = conn.form;
         if form.is_poll() {
             return self.break_off_poll(index, code, reason);
@@ -78,6 +90,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn peer_closed(&mut self, index: u32, code: Option<u16>) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         if conn.phase != Phase::Closing {
+            self.notice_gone(index);
             self.detach(index);
             let mut frame = Vec::new();
             ws::close_frame(&mut frame, code, "");

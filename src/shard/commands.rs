@@ -1,10 +1,12 @@
 //! Commands of clients: each goes to the file that knows it; here is what they share.
 
 use super::mail::{Answer, Asker, Mail, Method, Publish, PublishOptions, Read, Reading};
+use super::notices::{Cut, reason_of_error};
 use super::proxies::{ProxyAnswer, ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
 use crate::base::info::ClientInfo;
+use crate::base::notices::Reason;
 use crate::edge::channels::{NameFault, Namespace, Refusal};
 use crate::edge::client_id::ClientId;
 use crate::edge::proxy::{AppDisconnect, AppError, RpcTarget};
@@ -247,7 +249,22 @@ impl<D: Driver> Shard<D> {
 
     /// Answers a command with an error.
     pub(super) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
+        self.reply_error_because(index, id, code, temporary, "", "");
+    }
+
+    /// The same with the channel and a detail for the log.
+    pub(super) fn reply_error_because(
+        &mut self,
+        index: u32,
+        id: u32,
+        code: ErrorCode,
+        temporary: bool,
+        channel: &str,
+        why: &'static str,
+    ) {
         self.counters().count_error(code);
+        let reason = reason_of_error(code);
+        self.notice(index, reason, code.code().into(), channel, format_args!("{why}"));
         self.error(index, id, code.code().into(), &Reply::Error { code, temporary });
     }
 
@@ -255,6 +272,8 @@ impl<D: Driver> Shard<D> {
     pub(super) fn reply_app_error(&mut self, index: u32, id: u32, error: &AppError) {
         self.counters().command_errors.inc();
         self.counters().error_application.inc();
+        let why = format_args!("{}", Cut(&error.message));
+        self.notice(index, Reason::ErrorApplication, error.code, "", why);
         let AppError { code, message, temporary } = error;
         let reply = Reply::AppError { code: *code, message, temporary: *temporary };
         self.error(index, id, *code, &reply);

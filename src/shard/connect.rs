@@ -470,6 +470,7 @@ impl<D: Driver> Shard<D> {
 
     fn reply_connect(&mut self, index: u32, connecting: Connecting) {
         self.time_answer(Method::Connect, connecting.began_ms);
+        self.notice_connected(index);
         if self.form(index).is_poll() {
             return self.poll_begun(index, connecting);
         }

@@ -22,6 +22,7 @@ mod deliver;
 mod emulation;
 mod homes;
 pub mod mail;
+mod notices;
 mod orders;
 mod outbox;
 mod polls;
@@ -40,6 +41,7 @@ mod web;
 mod write;
 
 pub use self::conn::CONN_BYTES;
+pub use self::notices::{Fields, Notices};
 pub use self::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;
@@ -176,6 +178,8 @@ pub struct Node {
     pub draining: AtomicBool,
     /// Shards that have drained.
     pub drained: AtomicU32,
+    /// Log lines about refusals.
+    pub notices: Notices,
 }
 
 /// Seeds and addresses of one shard.

@@ -1,9 +1,11 @@
 //! Reading: from bytes to requests and messages.
 
 use super::conn::Rx;
+use super::notices::Cut;
 use super::write::frame_of;
 use super::*;
 use crate::base::form::Framing;
+use crate::base::notices::Reason;
 use crate::io::Received;
 use crate::proto::client;
 use crate::proto::http::{self, Refusal};
@@ -73,11 +75,13 @@ impl<D: Driver> Shard<D> {
                     // The peer may have closed one way only: what this turn has for it goes out.
                     self.write(key);
                     if self.conn(key).is_some() {
+                        self.notice_gone(key.index);
                         self.release(key.index, false);
                     }
                     return;
                 }
                 Received::Failed => {
+                    self.notice_gone(key.index);
                     self.release(key.index, false);
                     return;
                 }
@@ -191,7 +195,11 @@ impl<D: Driver> Shard<D> {
         let Some(at) = endpoints.iter().position(|endpoint| endpoint.path == head.path) else {
             return match node.options.is_web(head.path) {
                 true => self.collect(key, None, head, bytes, rest),
-                false => self.refuse(key.index, Refusal::NotFound),
+                false => {
+                    let (refusal, reason) = (Refusal::NotFound, Reason::HttpNotFound);
+                    let why = format_args!("{} {}", head.method, head.path);
+                    self.refuse_because(key.index, refusal, reason, "", why);
+                }
             };
         };
         let endpoint = &endpoints[at];
@@ -213,7 +221,7 @@ impl<D: Driver> Shard<D> {
             Err(refusal) => return self.refuse(key.index, refusal),
         };
         if admin && !is_of_own_host(head) {
-            return self.refuse(key.index, Refusal::Origin);
+            return self.refuse_origin(key.index, head, "", &"the host of the admin page");
         }
         if client {
             let origin = http::origin(head);
@@ -224,14 +232,15 @@ impl<D: Driver> Shard<D> {
                 Some(Ok(origin)) => node.rules.origins.load().allows(Some(origin)),
             };
             if !allowed {
-                return self.refuse(key.index, Refusal::Origin);
+                let origins = node.rules.origins.load();
+                return self.refuse_origin(key.index, head, "", &**origins);
             }
         }
-        if self.draining.is_some() || self.node.memory_short.load(Ordering::Relaxed) {
-            return self.refuse(key.index, Refusal::Unavailable);
+        if let Some(reason) = self.takes_no_clients() {
+            return self.refuse_for_now(key.index, reason);
         }
-        if client && !self.admit() {
-            return self.refuse(key.index, Refusal::Unavailable);
+        if client && let Err(reason) = self.admit() {
+            return self.refuse_for_now(key.index, reason);
         }
         self.counters().upgrades.add(1);
         let options = &node.options;
@@ -286,6 +295,33 @@ impl<D: Driver> Shard<D> {
         }
         self.enqueue(key.index, frame);
         self.schedule(key.index);
+    }
+
+    /// Refuses a request for its `Origin`, and logs that and the allowed ones.
+    pub(super) fn refuse_origin(
+        &mut self,
+        index: u32,
+        head: &http::Head<'_>,
+        more: &str,
+        allowed: &dyn std::fmt::Display,
+    ) {
+        let origin = match http::origin(head) {
+            None => "none",
+            Some(Err(_)) => "not text",
+            Some(Ok(origin)) => origin,
+        };
+        let (refusal, reason) = (Refusal::Origin, Reason::HttpOrigin);
+        let origin = Cut(origin);
+        let why = format_args!("{origin} is not in {allowed}");
+        self.refuse_because(index, refusal, reason, more, why);
+    }
+
+    /// Why no client may begin a session now, if so.
+    pub(super) fn takes_no_clients(&self) -> Option<Reason> {
+        if self.draining.is_some() {
+            return Some(Reason::HttpDraining);
+        }
+        self.node.memory_short.load(Ordering::Relaxed).then_some(Reason::HttpMemory)
     }
 
     /// Bytes of WebSocket frames.

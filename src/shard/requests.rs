@@ -9,6 +9,7 @@
 //! messages are framed, and whether anything but pushes is said.
 
 use super::conn::Rx;
+use super::notices::reason_of_refusal;
 use super::read::Flow;
 use super::web::Incoming;
 use super::*;
@@ -153,7 +154,8 @@ impl<D: Driver> Shard<D> {
     /// Answers a request with a refusal that the page which asks may read; the connection ends with it.
     pub(super) fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
         let cors = self.cors(head);
-        self.refuse_with(index, refusal, &cors);
+        let reason = reason_of_refusal(refusal);
+        self.refuse_because(index, refusal, reason, &cors, format_args!(""));
     }
 
     /// The body of a request for an endpoint was refused.
@@ -279,9 +281,10 @@ impl<D: Driver> Shard<D> {
                 return self.answer(key, head.keep_alive(), 400, &more, why.as_bytes(), &[]);
             }
         };
-        let short = self.node.memory_short.load(Ordering::Relaxed);
-        if self.draining.is_some() || short || !self.admit() {
-            return self.refuse_openly(key.index, &head, Refusal::Unavailable);
+        if let Err(reason) = self.takes_no_clients().map_or_else(|| self.admit(), Err) {
+            let cors = self.cors(&head);
+            let (refusal, why) = (Refusal::Unavailable, format_args!(""));
+            return self.refuse_because(key.index, refusal, reason, &cors, why);
         }
         if endpoint.kind == EndpointKind::UniSse
             && let Some(id) = head.header("last-event-id")

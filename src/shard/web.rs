@@ -10,7 +10,8 @@
 use super::conn::Rx;
 use super::mail::{Asker, CONTROL, Mail, WebRequest};
 use super::*;
-use crate::proto::http::{self, BodyReader, Refusal};
+use crate::base::notices::Reason;
+use crate::proto::http::{self, BodyReader};
 
 /// A request whose body is on its way in.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl<D: Driver> Shard<D> {
         if !incoming.body.is_done() {
             self.web_bytes += added;
             if short {
-                self.refuse(key.index, Refusal::Unavailable);
+                self.refuse_for_now(key.index, Reason::HttpBusy);
             }
             return;
         }
@@ -118,7 +119,7 @@ impl<D: Driver> Shard<D> {
     fn ask_control(&mut self, key: ConnKey, incoming: Incoming) {
         let max = self.node.options.requests_unanswered_max;
         let Some(credits) = self.mail[CONTROL].spend(1, max) else {
-            return self.refuse(key.index, Refusal::Unavailable);
+            return self.refuse_for_now(key.index, Reason::HttpBusy);
         };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;

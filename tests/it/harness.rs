@@ -190,6 +190,20 @@ impl Node {
         self.errors.lock().unwrap().clone()
     }
 
+    /// Waits until a line of its standard error has all of `words`, and returns it.
+    pub(crate) fn until_logged(&self, words: &[&str]) -> String {
+        let since = Instant::now();
+        loop {
+            let errors = self.errors();
+            let found = errors.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            if let Some(line) = found {
+                return line.to_owned();
+            }
+            assert!(since.elapsed() < BOUND, "never logged {words:?}: {errors}");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
     /// Puts another file in the place of its own and has it read; waits until it says `answer`.
     pub(crate) fn reload(&self, file: &str, answer: &str) {
         let before = self.errors().len();

@@ -16,6 +16,7 @@ mod http;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod log;
 mod options;
 #[path = "../../src/edge/jwt/testing.rs"]
 mod pairs;

@@ -18,7 +18,7 @@ use roost::io::{Alarm, Wake};
 use roost::shard::mail::{Act, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish};
 use roost::shard::proxies::{ProxyAnswer, ProxyQuestion, Told};
 use roost::shard::signatures::Signatures;
-use roost::shard::{Node, Options, Seat, Shard, ShardCounters, SlowCounters};
+use roost::shard::{Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
@@ -98,6 +98,12 @@ impl Control {
     }
 }
 
+/// The zero of time of the control thread, which a simulation doesn't have.
+#[expect(clippy::disallowed_methods, reason = "no shard reads it")]
+fn zero_of_time() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 impl Run {
     /// Everything that `seed` means.
     pub(crate) fn of(seed: u64) -> Result<Report, String> {
@@ -145,6 +151,7 @@ impl Run {
             memory_short: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
+            notices: Notices::new(zero_of_time()),
             signatures: Signatures::Inline,
         });
         let (control, mailbox) = Mailbox::new(plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
