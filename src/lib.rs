@@ -33,3 +33,9 @@ pub mod proto;
 pub mod session;
 pub mod shard;
 pub mod sys;
+
+/// So that tests can say what something holds.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: sys::memory::Counted<mimalloc::MiMalloc> =
+    sys::memory::Counted(mimalloc::MiMalloc);

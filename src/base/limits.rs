@@ -130,6 +130,16 @@ pub const FILTER_NODES_MAX: usize = 256;
 /// Levels of a tag filter at most, 1 for a lone comparison: more is answered with error 107.
 pub const FILTER_DEPTH_MAX: usize = 32;
 
+/// Values of a tag filter at most, all lists of `in` and `nin` together: more is answered with error 107.
+pub const FILTER_VALUES_MAX: usize = 256;
+
+/// Bytes of text in a tag filter at most (keys, values): more is answered with error 107.
+pub const FILTER_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes that the tag filters of one connection hold at most, equal ones each time: a subscription with
+/// one more is answered with error 106.
+pub const CONNECTION_FILTERS_BYTES_MAX: usize = 128 * 1024;
+
 /// Different tag filters in use on one shard at most: their numbers have 21 bits, and 0 means none.
 /// Beyond it a subscription with another filter is refused.
 pub const FILTERS_MAX: u32 = (1 << 21) - 1;

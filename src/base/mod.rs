@@ -7,6 +7,7 @@ pub mod filter;
 pub mod flags;
 pub mod form;
 pub mod frame;
+pub mod heap;
 pub mod id;
 pub mod info;
 pub mod limits;

@@ -12,10 +12,12 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::base::filter::FilterNode;
-use crate::base::limits::{FILTER_DEPTH_MAX, FILTER_NODES_MAX, FILTERS_MAX};
+use crate::base::limits::{
+    FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_NODES_MAX, FILTER_VALUES_MAX, FILTERS_MAX,
+};
 use crate::base::tags::Tags;
 
-/// A filter that breaks a rule of section 22, or has too many nodes or levels. The client is
+/// A filter that breaks a rule of section 22, or has too many nodes, levels, values or bytes. The client is
 /// answered with error 107.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadFilter;
@@ -69,10 +71,16 @@ impl Filter {
     /// comparison, all others of `and`, `or` and `not`) are not looked at.
     ///
     /// # Errors
-    /// Every rule of section 22, [`FILTER_NODES_MAX`] and [`FILTER_DEPTH_MAX`].
+    /// Every rule of section 22, [`FILTER_NODES_MAX`], [`FILTER_DEPTH_MAX`], [`FILTER_VALUES_MAX`] and
+    /// [`FILTER_BYTES_MAX`]. The bounds are decided before anything is built.
     pub fn new(node: &FilterNode) -> Result<Self, BadFilter> {
-        let mut nodes_left = FILTER_NODES_MAX;
-        Node::new(node, FILTER_DEPTH_MAX, &mut nodes_left).map(Self)
+        Room::FOR_ONE.take(node, FILTER_DEPTH_MAX)?;
+        Node::new(node).map(Self)
+    }
+
+    /// Bytes that it holds, its own allocations included.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.0.heap_bytes()
     }
 
     /// Whether a publication with these tags goes to the subscriber.
@@ -81,21 +89,74 @@ impl Filter {
     }
 }
 
-impl Node {
-    fn new(node: &FilterNode, levels: usize, nodes_left: &mut usize) -> Result<Self, BadFilter> {
+/// What a filter may still have.
+struct Room {
+    nodes: usize,
+    values: usize,
+    bytes: usize,
+}
+
+impl Room {
+    const FOR_ONE: Self =
+        Self { nodes: FILTER_NODES_MAX, values: FILTER_VALUES_MAX, bytes: FILTER_BYTES_MAX };
+
+    /// Takes what a node and those below it need, so many levels at most. Without looking further than
+    /// the bounds go.
+    fn take(mut self, node: &FilterNode, levels: usize) -> Result<Self, BadFilter> {
         let levels = levels.checked_sub(1).ok_or(BadFilter)?;
-        *nodes_left = nodes_left.checked_sub(1).ok_or(BadFilter)?;
-        let mut children = || -> Result<Box<[Self]>, BadFilter> {
-            node.nodes.iter().map(|child| Self::new(child, levels, nodes_left)).collect()
-        };
+        self.nodes = self.nodes.checked_sub(1).ok_or(BadFilter)?;
+        if !node.op.is_empty() {
+            return node.nodes.iter().try_fold(self, |room, child| room.take(child, levels));
+        }
+        self.values = self.values.checked_sub(node.vals.len()).ok_or(BadFilter)?;
+        let texts = [&node.key, &node.val].into_iter().chain(&node.vals);
+        let bytes: usize = texts.map(String::len).sum();
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(BadFilter)?;
+        Ok(self)
+    }
+}
+
+/// What an allocation of a few bytes takes beside them, about.
+const ALLOCATION_BYTES: usize = 16;
+
+impl Node {
+    fn new(node: &FilterNode) -> Result<Self, BadFilter> {
+        let children =
+            || -> Result<Box<[Self]>, BadFilter> { node.nodes.iter().map(Self::new).collect() };
         match (node.op.as_str(), node.nodes.len()) {
             ("", _) => Self::comparison(node),
             ("and", 1..) => Ok(Self::All(children()?)),
             ("or", 1..) => Ok(Self::Any(children()?)),
-            ("not", 1) => {
-                Self::new(&node.nodes[0], levels, nodes_left).map(Box::new).map(Self::Not)
-            }
+            ("not", 1) => Self::new(&node.nodes[0]).map(Box::new).map(Self::Not),
             _ => Err(BadFilter),
+        }
+    }
+
+    /// Bytes of what it allocated, and of what that allocated.
+    fn heap_bytes(&self) -> usize {
+        let text = |text: &str| text.len() + ALLOCATION_BYTES;
+        match self {
+            Self::All(nodes) | Self::Any(nodes) => {
+                let below: usize = nodes.iter().map(Self::heap_bytes).sum();
+                size_of_val(&**nodes) + ALLOCATION_BYTES + below
+            }
+            Self::Not(node) => size_of::<Self>() + ALLOCATION_BYTES + node.heap_bytes(),
+            Self::Compare { key, test } => {
+                text(key)
+                    + match test {
+                        Test::In(vals) | Test::NotIn(vals) => {
+                            let texts: usize = vals.iter().map(|val| text(val)).sum();
+                            size_of_val(&**vals) + ALLOCATION_BYTES + texts
+                        }
+                        Test::Equals(val)
+                        | Test::Differs(val)
+                        | Test::StartsWith(val)
+                        | Test::EndsWith(val)
+                        | Test::Contains(val)
+                        | Test::Ordered(_, val) => text(val),
+                        Test::Exists | Test::Missing | Test::Never => 0,
+                    }
+            }
         }
     }
 
@@ -277,6 +338,8 @@ pub struct Filters {
     table: HashTable<u32>,
     // Filters come from clients: with a seed of its own nobody can choose ones that collide.
     hasher: RandomState,
+    /// What all entries hold.
+    bytes: usize,
 }
 
 struct Entry {
@@ -289,6 +352,11 @@ impl Filters {
     /// Different filters in use.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Bytes that they hold.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// No filter is in use.
@@ -313,6 +381,7 @@ impl Filters {
         if self.entries.len() >= filters_max as usize {
             return None;
         }
+        self.bytes += filter.bytes();
         // A slab fills its gaps first: the place is below `filters_max`.
         let place = self.entries.insert(Entry { filter, holders: 1 }) as u32;
         let (entries, hasher) = (&self.entries, &self.hasher);
@@ -329,7 +398,9 @@ impl Filters {
         if entry.holders > 0 {
             return;
         }
-        let hash = self.hasher.hash_one(&self.entries.remove(id.place()).filter);
+        let filter = self.entries.remove(id.place()).filter;
+        self.bytes -= filter.bytes();
+        let hash = self.hasher.hash_one(&filter);
         if let Ok(found) = self.table.find_entry(hash, |place| *place as usize == id.place()) {
             found.remove();
         }
@@ -352,6 +423,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::memory::requested_bytes;
 
     fn leaf(cmp: &str, key: &str, val: &str, vals: &[&str]) -> FilterNode {
         FilterNode {
@@ -523,6 +595,58 @@ mod tests {
             |count| (1..count).fold(leaf("ex", "k", "", &[]), |node, _| branch("not", vec![node]));
         assert!(Filter::new(&levels(FILTER_DEPTH_MAX)).is_ok());
         assert_eq!(Filter::new(&levels(FILTER_DEPTH_MAX + 1)), Err(BadFilter));
+    }
+
+    #[test]
+    fn values_and_bytes_have_a_bound() {
+        let values = |count: usize| {
+            let vals: Vec<String> = (0..count).map(|n| n.to_string()).collect();
+            leaf("in", "k", "", &vals.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        assert!(Filter::new(&values(FILTER_VALUES_MAX)).is_ok());
+        assert_eq!(Filter::new(&values(FILTER_VALUES_MAX + 1)), Err(BadFilter));
+        // Those of all nodes together.
+        let half = || values(FILTER_VALUES_MAX / 2);
+        assert!(Filter::new(&branch("or", vec![half(), half()])).is_ok());
+        assert_eq!(Filter::new(&branch("or", vec![half(), half(), values(1)])), Err(BadFilter));
+        let bytes = |count: usize| leaf("eq", "k", &"v".repeat(count - 1), &[]);
+        assert!(Filter::new(&bytes(FILTER_BYTES_MAX)).is_ok());
+        assert_eq!(Filter::new(&bytes(FILTER_BYTES_MAX + 1)), Err(BadFilter));
+        let key = leaf("ex", &"k".repeat(FILTER_BYTES_MAX + 1), "", &[]);
+        assert_eq!(Filter::new(&key), Err(BadFilter));
+        let half = || bytes(FILTER_BYTES_MAX / 2);
+        assert_eq!(
+            Filter::new(&branch("not", vec![branch("and", vec![half(), half(), half()])])),
+            Err(BadFilter)
+        );
+    }
+
+    #[test]
+    fn what_is_too_much_is_seen_before_anything_is_built() {
+        let many: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
+        let many = leaf("in", "k", "", &many.iter().map(String::as_str).collect::<Vec<_>>());
+        for node in [branch("or", vec![leaf("ex", "k", "", &[]); 100_000]), many] {
+            let before = requested_bytes();
+            let bad = Filter::new(&node);
+            assert_eq!((bad, requested_bytes() - before), (Err(BadFilter), 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_counts_what_it_holds(node in tree()) {
+            let before = requested_bytes();
+            let Ok(filter) = Filter::new(&node) else { return Ok(()) };
+            let held = size_of::<Filter>() + usize::try_from(requested_bytes() - before).unwrap();
+            prop_assert!(filter.bytes() >= held, "{} of {}", filter.bytes(), held);
+            let mut filters = Filters::default();
+            let bytes = filter.bytes();
+            let ids = [filter.clone(), filter].map(|filter| filters.intern(filter).unwrap());
+            prop_assert_eq!(filters.bytes(), bytes);
+            filters.release(ids[0]);
+            filters.release(ids[1]);
+            prop_assert_eq!(filters.bytes(), 0);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
+use crate::base::heap::HeapBytes;
 use crate::base::tags::Tags;
 use crate::base::time::Millis;
 
@@ -74,9 +75,11 @@ impl Parcel {
         self.frames_of(form)?.full.as_ref()
     }
 
-    /// Bytes that it keeps alive.
+    /// Bytes that it keeps alive, its own among them.
     pub fn bytes(&self) -> usize {
-        self.each_frame().map(SharedFrame::len).sum::<usize>() + self.tags.len()
+        let frames = self.each_frame().map(SharedFrame::heap_bytes).sum::<usize>();
+        let own = size_of::<Self>() + 2 * size_of::<usize>();
+        own + self.frames.capacity() * size_of::<(Form, Frames)>() + frames + self.tags.len()
     }
 
     /// Bytes of its longest form.

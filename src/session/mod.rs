@@ -83,6 +83,8 @@ pub struct Extra {
     pub headers: Option<Arc<Headers>>,
     /// Subscriptions that have more than others.
     pub subs: Vec<SubExtra>,
+    /// Bytes that the filters of these hold, equal ones each time.
+    pub filters_bytes: usize,
     /// `connect` is not answered yet.
     pub connecting: Option<Box<Connecting>>,
 }

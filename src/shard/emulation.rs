@@ -10,6 +10,7 @@ use super::mail::{Asker, Mail};
 use super::read::Flow;
 use super::requests::is_binary;
 use super::*;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::proto::client::{self, EmulationRequest};
 use crate::proto::http::{self, Head};
 
@@ -21,10 +22,18 @@ pub struct Emulate {
     emulated: Emulated,
 }
 
+#[cfg(test)]
 impl Emulate {
-    /// Bytes of the commands.
-    pub(super) fn bytes(&self) -> usize {
-        self.emulated.bytes()
+    /// Of nobody, for a test of what it holds.
+    pub(super) fn holding(data: Box<[u8]>, cors: Box<str>, asker: Asker) -> Self {
+        let by = Emulating { from: ShardId(0), asker, cors, keep_alive: true };
+        Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by } }
+    }
+}
+
+impl HeapBytes for Emulate {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.emulated.data, &self.emulated.by.cors)
     }
 }
 

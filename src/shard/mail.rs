@@ -26,6 +26,7 @@ use super::proxies::{ProxyQuestion, Told};
 use super::signatures::{Signed, TokenKind};
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
 use crate::hub::filter::Filter;
@@ -613,56 +614,115 @@ pub enum Mail {
 const _: () = assert!(size_of::<Mail>() <= 56);
 
 impl Mail {
-    /// What it counts towards the bound on bytes.
+    /// What it counts towards the bound on bytes: all that it holds.
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
-                Self::Publish(publish) => {
-                    let Publish { data, info, tags, options, .. } = &**publish;
-                    let options = options.as_ref().map_or(0, |_| size_of::<PublishOptions>());
-                    size_of::<Publish>() + data.len() + info.len() + tags.len() + options
-                }
-                Self::Request(request) => {
-                    size_of::<WebRequest>() + request.head.len() + request.body.len()
-                }
-                Self::Response { bytes, .. } => bytes.len(),
-                Self::Emulate(emulate) => size_of::<Emulate>() + emulate.bytes(),
-                Self::Ask(question) => size_of::<ProxyQuestion>() + question.call.bytes(),
-                Self::Listed { listed, .. } => {
-                    let name = |(name, _): &(CompactString, u32)| size_of_val(name) + name.len();
-                    listed.channels.iter().map(name).sum()
-                }
-                Self::Order(_) => size_of::<Order>(),
-                Self::Inspect(_) => size_of::<Inspect>(),
-                Self::Inspected { inspected, .. } => {
-                    let of = |seen: &Seen| size_of::<Seen>() + size_of_val(&*seen.named);
-                    inspected.connections.iter().map(of).sum()
-                }
+                Self::Subscribe(subscribe) => subscribe.heap_bytes(),
+                Self::Subscribed(subscribed) => subscribed.heap_bytes(),
+                Self::Unsubscribe(unsubscribe) => unsubscribe.heap_bytes(),
+                Self::Publish(publish) => publish.heap_bytes(),
+                Self::Read(read) => read.heap_bytes(),
+                Self::Answer { answer, .. } => match answer {
+                    Answer::Presence(body) | Answer::History(body) => body.heap_bytes(),
+                    Answer::PresenceStats(..) | Answer::Done | Answer::Error(_) | Answer::Unfit => {
+                        0
+                    }
+                },
+                Self::Reinform { channel, info, .. } => heap_bytes_of!(channel, info),
                 Self::Deliver { parcel, .. } => parcel.bytes(),
-                Self::Subscribe(subscribe) => {
-                    let info = subscribe.membership.as_ref().map_or(0, |m| m.info.len());
-                    size_of::<Subscribe>() + subscribe.channel.len() + info
-                }
-                Self::Subscribed(subscribed) => {
-                    size_of::<Subscribed>()
-                        + match &subscribed.recovery {
-                            Recovery::Done { publications: Some(list), .. } => list.len(),
-                            _ => 0,
-                        }
-                }
-                Self::Unsubscribe(unsubscribe) => {
-                    size_of::<Unsubscribe>() + unsubscribe.channel.len()
-                }
-                Self::Read(_) => size_of::<Read>(),
-                Self::Answer { answer: Answer::Presence(body) | Answer::History(body), .. } => {
-                    body.len()
-                }
-                Self::Reinform { channel, info, .. } => channel.len() + info.len(),
-                Self::UserEnter(conn) => size_of::<UserConn>() + conn.user.len(),
-                Self::UserLeave { user, .. } => user.len(),
-                Self::Verify { token, .. } => token.len(),
-                _ => 0,
+                Self::UserEnter(conn) => conn.heap_bytes(),
+                Self::UserLeave { user, .. } => user.heap_bytes(),
+                Self::Verify { token, .. } => token.heap_bytes(),
+                Self::Request(request) => request.heap_bytes(),
+                Self::Emulate(emulate) => emulate.heap_bytes(),
+                Self::Response { bytes, .. } => bytes.heap_bytes(),
+                Self::Ask(question) => question.heap_bytes(),
+                Self::Told(told) => told.heap_bytes(),
+                Self::Listed { listed, .. } => listed.heap_bytes(),
+                Self::Inspect(inspect) => inspect.heap_bytes(),
+                Self::Inspected { inspected, .. } => inspected.heap_bytes(),
+                Self::Order(order) => order.heap_bytes(),
+                Self::Unsubscribed { .. }
+                | Self::Published { .. }
+                | Self::Gap { .. }
+                | Self::UserEntered { .. }
+                | Self::Evict { .. }
+                | Self::Verified { .. }
+                | Self::Signed { .. }
+                | Self::List(_)
+                | Self::Pass { .. }
+                | Self::Passed { .. }
+                | Self::Ordered { .. }
+                | Self::Drain { .. }
+                | Self::Stop => 0,
             }
+    }
+}
+
+/// Says which fields of a type hold bytes.
+macro_rules! heap_bytes_in {
+    ($($type:ty: $($field:ident),*;)*) => {$(
+        impl HeapBytes for $type {
+            fn heap_bytes(&self) -> usize {
+                heap_bytes_of!($(&self.$field),*)
+            }
+        }
+    )*};
+}
+
+heap_bytes_in! {
+    Publish: channel, data, info, tags, options;
+    PublishOptions: idempotency_key, version_epoch;
+    WebRequest: head, body;
+    Listed: channels;
+    Inspect: user;
+    Inspected: connections;
+    Seen: client, named;
+    SeenSub: channel;
+    Order: user, client, session, act;
+    ServerSub: channel, info, data, since;
+    Since: epoch;
+    Recover: since, filter;
+    Membership: info;
+    Subscribe: channel, recover, membership;
+    Unsubscribe: channel;
+    Read: channel, what;
+    UserConn: user;
+}
+
+impl HeapBytes for Act {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Disconnect { reason, spare, .. } => heap_bytes_of!(reason, spare),
+            Self::Unsubscribe { channel } => channel.heap_bytes(),
+            Self::Subscribe(sub) => sub.heap_bytes(),
+            Self::Refresh { info, .. } => info.heap_bytes(),
+        }
+    }
+}
+
+impl HeapBytes for Subscribed {
+    fn heap_bytes(&self) -> usize {
+        match &self.recovery {
+            Recovery::Done { publications, .. } => publications.heap_bytes(),
+            Recovery::None | Recovery::Failed | Recovery::Unfit => 0,
+        }
+    }
+}
+
+impl HeapBytes for Reading {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::History(page) => page.since.heap_bytes(),
+            Self::Presence | Self::PresenceStats | Self::Drop => 0,
+        }
+    }
+}
+
+impl HeapBytes for Filter {
+    fn heap_bytes(&self) -> usize {
+        self.bytes() - size_of::<Self>()
     }
 }
 
@@ -993,15 +1053,22 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+    use std::num::NonZeroU32;
     use std::sync::atomic::AtomicU32;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::filter::FilterNode;
     use crate::base::tags::Tags;
-    use crate::hub::parcel::{Frames, Told};
+    use crate::edge::jwt::{ConnectionClaims, SubOptions};
+    use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+    use crate::hub::parcel::{self, Frames};
     use crate::io::Wake;
+    use crate::session::{Headers, NamedValues};
+    use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyResult};
+    use crate::sys::memory::requested_bytes;
 
     #[derive(Default)]
     struct Bell(AtomicU32);
@@ -1118,9 +1185,342 @@ mod tests {
         let full = Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]));
         let parcel = Parcel {
             frames: vec![(Form::JSON, Frames { full, patch: None })],
-            ..Parcel::new(Told::Publication, 0, Tags::NONE)
+            ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
         };
         outbox.push(Mail::Deliver { local: 0, parcel: Arc::new(parcel) });
         assert!(outbox.is_full() && outbox.spend(1, 2).is_none());
+    }
+
+    /// The kinds of mail: each has an example in [`examples`].
+    const KINDS: [&str; 33] = [
+        "Subscribe",
+        "Subscribed",
+        "Unsubscribe",
+        "Unsubscribed",
+        "Publish",
+        "Published",
+        "Read",
+        "Answer",
+        "Reinform",
+        "Deliver",
+        "Gap",
+        "UserEnter",
+        "UserEntered",
+        "UserLeave",
+        "Evict",
+        "Verify",
+        "Verified",
+        "Signed",
+        "Request",
+        "Emulate",
+        "Response",
+        "Ask",
+        "Told",
+        "List",
+        "Listed",
+        "Inspect",
+        "Inspected",
+        "Order",
+        "Pass",
+        "Passed",
+        "Ordered",
+        "Drain",
+        "Stop",
+    ];
+
+    fn text() -> String {
+        "a text that is too long to be kept in place ".repeat(40)
+    }
+
+    fn name() -> CompactString {
+        CompactString::new(text())
+    }
+
+    fn data() -> Box<[u8]> {
+        text().into_bytes().into()
+    }
+
+    fn frame() -> SharedFrame {
+        SharedFrame::new(text().as_bytes())
+    }
+
+    fn filter() -> Filter {
+        let leaf = |cmp: &str, val: String, vals: Vec<String>| FilterNode {
+            cmp: cmp.into(),
+            key: "k".repeat(300),
+            val,
+            vals,
+            ..FilterNode::default()
+        };
+        let vals = (0..200).map(|n| format!("value {n}")).collect();
+        let nodes = vec![leaf("in", String::new(), vals), leaf("eq", "v".repeat(300), Vec::new())];
+        Filter::new(&FilterNode { op: "and".into(), nodes, ..FilterNode::default() }).unwrap()
+    }
+
+    fn since() -> Since {
+        Since { offset: 1, epoch: name() }
+    }
+
+    fn options() -> Option<Box<PublishOptions>> {
+        Some(Box::new(PublishOptions {
+            idempotency_key: name(),
+            version_epoch: name(),
+            ..PublishOptions::default()
+        }))
+    }
+
+    fn server_sub() -> Box<ServerSub> {
+        Box::new(ServerSub {
+            channel: name(),
+            info: data(),
+            data: data(),
+            since: Some(since()),
+            ..ServerSub::default()
+        })
+    }
+
+    fn told(answer: ProxyAnswer) -> Mail {
+        let event = ProxyEvent::Rpc;
+        Mail::Told(Box::new(Told { asker: asker(), local: 0, ticket: None, event, answer }))
+    }
+
+    fn asker() -> Asker {
+        Asker::of(ConnKey { index: 0, generation: NonZeroU32::MIN })
+    }
+
+    /// Mail of every kind, and of every content that holds bytes; whoever adds one adds it here.
+    fn examples(proxy: &Arc<ProxyOptions>) -> Vec<Box<dyn Fn() -> Mail + '_>> {
+        let asker = asker();
+        let conn = asker.conn;
+        let position = Position { offset: 1, epoch: None };
+        let answer = move |answer| Mail::Answer { asker, answer };
+        let order = move |act| {
+            let (user, client, session) = (name(), name(), name());
+            Mail::Order(Box::new(Order { asker, user, client, session, act }))
+        };
+        let read = move |what| {
+            let (channel, encoding) = (name(), Encoding::Json);
+            let (hash, namespace, bytes_max) = (0, 0, 0);
+            Mail::Read(Box::new(Read {
+                channel,
+                hash,
+                namespace,
+                asker,
+                encoding,
+                bytes_max,
+                what,
+            }))
+        };
+        let subscribed = move |recovery| {
+            let (local, serial, fresh) = (0, 0, false);
+            Mail::Subscribed(Box::new(Subscribed {
+                local,
+                asker,
+                serial,
+                position,
+                recovery,
+                fresh,
+            }))
+        };
+        let ask = move |call| {
+            let headers = NamedValues::from([(name(), data()), (name(), data())]);
+            let headers = Headers { http: headers.clone(), emulated: headers };
+            Mail::Ask(Box::new(ProxyQuestion {
+                asker,
+                proxy: Arc::clone(proxy),
+                client: name(),
+                form: Form::JSON,
+                user: name(),
+                meta: data(),
+                headers: Some(Arc::new(headers)),
+                call,
+                ticket: None,
+            }))
+        };
+        vec![
+            Box::new(move || {
+                let recover = Recover {
+                    since: since(),
+                    latest: false,
+                    filter: Some(filter()),
+                    bytes_max: 0,
+                    as_pushes: false,
+                };
+                let membership = Membership { info: data(), present: true, announces: true };
+                Mail::Subscribe(Box::new(Subscribe {
+                    channel: name(),
+                    hash: 0,
+                    namespace: 0,
+                    local: 0,
+                    asker,
+                    serial: 0,
+                    traits: Traits::JSON,
+                    recover: Some(Box::new(recover)),
+                    membership: Some(Box::new(membership)),
+                }))
+            }),
+            Box::new(move || subscribed(Recovery::Failed)),
+            Box::new(move || subscribed(Recovery::Done { publications: Some(frame()), offset: 0 })),
+            Box::new(move || {
+                let (local, channel, traits, member) = (0, name(), Traits::JSON, None);
+                let asker = Some(asker);
+                Mail::Unsubscribe(Box::new(Unsubscribe { local, channel, asker, traits, member }))
+            }),
+            Box::new(|| Mail::Unsubscribed { local: 0, asker: None }),
+            Box::new(move || {
+                Mail::Publish(Box::new(Publish {
+                    channel: name(),
+                    hash: 0,
+                    namespace: 0,
+                    asker: Some(asker),
+                    data: data(),
+                    info: data(),
+                    tags: data(),
+                    is_json: true,
+                    options: options(),
+                }))
+            }),
+            Box::new(move || Mail::Published { asker, position }),
+            Box::new(move || read(Reading::Presence)),
+            Box::new(move || {
+                read(Reading::History(Page { since: Some(since()), ..Page::default() }))
+            }),
+            Box::new(move || answer(Answer::Presence(frame()))),
+            Box::new(move || answer(Answer::History(frame()))),
+            Box::new(move || answer(Answer::Done)),
+            Box::new(move || Mail::Reinform { channel: text().into(), conn, info: data() }),
+            Box::new(|| {
+                let frames = Frames { full: Some(frame()), patch: Some(frame()) };
+                let tags = BTreeMap::from([(text(), text())]);
+                let tags = Tags::pack(tags.iter().map(|(name, of)| (name.as_str(), of.as_str())));
+                let parcel = Parcel {
+                    frames: vec![(Form::JSON, frames.clone()), (Form::BINARY, frames)],
+                    tags,
+                    ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
+                };
+                Mail::Deliver { local: 0, parcel: Arc::new(parcel) }
+            }),
+            Box::new(|| Mail::Gap { local: 0 }),
+            Box::new(move || Mail::UserEnter(Box::new(UserConn { user: name(), asker }))),
+            Box::new(move || Mail::UserEntered { asker, admitted: true }),
+            Box::new(move || Mail::UserLeave { user: text().into(), conn }),
+            Box::new(move || Mail::Evict { conn }),
+            Box::new(move || {
+                let kind = TokenKind::Connection;
+                Mail::Verify { token: text().into(), kind, asker }
+            }),
+            Box::new(move || Mail::Verified { asker, hash: 0, signed: Signed::Bad }),
+            Box::new(|| Mail::Signed { ticket: 0, signed: Signed::Bad }),
+            Box::new(move || {
+                Mail::Request(Box::new(WebRequest { asker, head: data(), body: data() }))
+            }),
+            Box::new(move || {
+                Mail::Emulate(Box::new(Emulate::holding(data(), text().into(), asker)))
+            }),
+            Box::new(move || Mail::Response { asker, bytes: frame(), keep_alive: true }),
+            Box::new(move || {
+                let channels = vec![name(), name()];
+                let (name, version) = (name(), name());
+                ask(ProxyCall::Connect { data: data(), name, version, channels })
+            }),
+            Box::new(move || ask(ProxyCall::Refresh)),
+            Box::new(move || ask(ProxyCall::Subscribe { channel: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::Publish { channel: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::Rpc { method: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::SubRefresh { channel: name(), local: 0 })),
+            Box::new(|| {
+                let of_sub = || SubOptions {
+                    info: Some(data()),
+                    data: Some(data()),
+                    ..SubOptions::default()
+                };
+                let claims = ConnectionClaims {
+                    user: name(),
+                    info: Some(data()),
+                    meta: Some(data()),
+                    subs: vec![(name(), of_sub()), (name(), of_sub())],
+                    ..ConnectionClaims::default()
+                };
+                let options = *options().unwrap_or_default();
+                let (data, tags) = (Some(data()), data());
+                let result = ProxyResult { claims, data, tags, options, ..ProxyResult::default() };
+                told(ProxyAnswer::Result(Box::new(result)))
+            }),
+            Box::new(|| {
+                let error = AppError { code: 1000, message: text(), temporary: false };
+                told(ProxyAnswer::Error(error))
+            }),
+            Box::new(|| {
+                told(ProxyAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))
+            }),
+            Box::new(|| told(ProxyAnswer::Failed)),
+            Box::new(move || Mail::List(List { asker, cursor: 0 })),
+            Box::new(move || {
+                let listed = Listed { channels: vec![(name(), 1), (name(), 2)], next: None };
+                Mail::Listed { asker, listed: Box::new(listed) }
+            }),
+            Box::new(move || Mail::Inspect(Box::new(Inspect { asker, user: name() }))),
+            Box::new(move || {
+                let named =
+                    || SeenSub { channel: name(), live: true, server: false, positioned: false };
+                let seen = || Seen {
+                    client: name(),
+                    address: None,
+                    form: Form::JSON,
+                    paused: false,
+                    queued_bytes: 0,
+                    unanswered: 0,
+                    expires: 0,
+                    subscriptions: 2,
+                    named: vec![named(), named()],
+                };
+                let inspected = Inspected { connections: vec![seen(), seen()], more: false };
+                Mail::Inspected { asker, inspected: Box::new(inspected) }
+            }),
+            Box::new(move || {
+                let spare = vec![name(), name()];
+                order(Act::Disconnect { code: 3000, reason: name(), spare })
+            }),
+            Box::new(move || order(Act::Unsubscribe { channel: name() })),
+            Box::new(move || order(Act::Subscribe(server_sub()))),
+            Box::new(move || order(Act::Refresh { expired: false, expire_at: 0, info: data() })),
+            Box::new(|| Mail::Pass { order: 0 }),
+            Box::new(|| Mail::Passed { order: 0 }),
+            Box::new(move || Mail::Ordered { asker, connections: 0 }),
+            Box::new(|| Mail::Drain { per_second: 1 }),
+            Box::new(|| Mail::Stop),
+        ]
+    }
+
+    #[test]
+    fn no_mail_counts_less_than_it_holds() {
+        let proxy = Arc::new(ProxyOptions {
+            name: String::new(),
+            endpoint: String::new(),
+            timeout_ms: 0,
+            http_headers: Vec::new(),
+            emulated_headers: Vec::new(),
+            static_headers: Vec::new(),
+            binary_encoding: false,
+            include_connection_meta: false,
+            transforms: Vec::new(),
+            tls: None,
+            concurrency: 1,
+            breaker_failures: 0,
+            breaker_pause_ms: 0,
+        });
+        let mut kinds = BTreeSet::new();
+        for example in examples(&proxy) {
+            let before = requested_bytes();
+            let mail = example();
+            let held = size_of::<Mail>() + usize::try_from(requested_bytes() - before).unwrap();
+            let counted = mail.bytes();
+            let text = format!("{mail:?}");
+            let kind: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
+            assert!(counted >= held, "{kind} counts {counted} and holds {held}: {text:.200}");
+            assert!(counted <= held + held / 2 + 64, "{kind} counts {counted}, holds {held}");
+            kinds.insert(kind);
+        }
+        assert_eq!(kinds, KINDS.iter().map(|kind| (*kind).to_owned()).collect());
     }
 }

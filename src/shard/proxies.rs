@@ -13,8 +13,9 @@
 use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
 use super::*;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::limits::PROXY_QUESTIONS_MAX;
-use crate::edge::jwt::{ConnectionClaims, Overrides};
+use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
 use crate::proto::client::{ConnectRequest, Disconnect, ErrorCode, Unsubscribed};
 use crate::proto::http;
@@ -101,16 +102,33 @@ impl ProxyCall {
             Self::SubRefresh { .. } => ProxyEvent::SubRefresh,
         }
     }
+}
 
-    /// Bytes of what it carries.
-    pub(super) fn bytes(&self) -> usize {
+impl HeapBytes for ProxyCall {
+    fn heap_bytes(&self) -> usize {
         match self {
-            Self::Connect { data, .. }
-            | Self::Subscribe { data, .. }
-            | Self::Publish { data, .. }
-            | Self::Rpc { data, .. } => data.len(),
-            Self::Refresh | Self::SubRefresh { .. } => 0,
+            Self::Connect { data, name, version, channels } => {
+                heap_bytes_of!(data, name, version, channels)
+            }
+            Self::Subscribe { channel, data } | Self::Publish { channel, data } => {
+                heap_bytes_of!(channel, data)
+            }
+            Self::Rpc { method, data } => heap_bytes_of!(method, data),
+            Self::SubRefresh { channel, .. } => channel.heap_bytes(),
+            Self::Refresh => 0,
         }
+    }
+}
+
+impl HeapBytes for ProxyQuestion {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.client, &self.user, &self.meta, &self.headers, &self.call)
+    }
+}
+
+impl HeapBytes for Headers {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.http, &self.emulated)
     }
 }
 
@@ -159,6 +177,30 @@ pub struct ProxyResult {
     pub tags: Box<[u8]>,
     /// Publish: what else is to be done.
     pub options: PublishOptions,
+}
+
+impl HeapBytes for Told {
+    fn heap_bytes(&self) -> usize {
+        match &self.answer {
+            ProxyAnswer::Result(result) => result.heap_bytes(),
+            ProxyAnswer::Error(AppError { message, .. }) => message.heap_bytes(),
+            ProxyAnswer::Disconnect(AppDisconnect { reason, .. }) => reason.heap_bytes(),
+            ProxyAnswer::Nothing | ProxyAnswer::Failed => 0,
+        }
+    }
+}
+
+impl HeapBytes for ProxyResult {
+    fn heap_bytes(&self) -> usize {
+        let ConnectionClaims { user, info, meta, subs, .. } = &self.claims;
+        heap_bytes_of!(user, info, meta, subs, &self.data, &self.tags, &self.options)
+    }
+}
+
+impl HeapBytes for SubOptions {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.info, &self.data)
+    }
 }
 
 /// A command that waits for the application while others of its connection go on.

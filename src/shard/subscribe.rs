@@ -226,7 +226,7 @@ impl<D: Driver> Shard<D> {
             let bytes_max = self.answer_bytes_max();
             Box::new(Recover { since, latest, filter: filter.clone(), bytes_max, as_pushes })
         });
-        let filter = match filter.map(|filter| self.filters.intern(filter)) {
+        let filter = match filter.map(|filter| self.hold_filter(index, filter)) {
             None => None,
             Some(Some(id)) => Some(id),
             Some(None) => {
@@ -468,8 +468,25 @@ impl<D: Driver> Shard<D> {
     fn forget_sub(&mut self, index: u32, local: u32) {
         let filter = self.session_of(index).and_then(|session| session.forget_sub(local));
         if let Some(filter) = filter {
+            let bytes = self.filters.get(filter).bytes();
             self.filters.release(filter);
+            if let Some(extra) = self.session_of(index).and_then(|s| s.extra.as_mut()) {
+                extra.filters_bytes -= bytes;
+            }
         }
+    }
+
+    /// Keeps a filter for one more subscription of a connection; `None` when that is too much for the
+    /// connection or the shard.
+    fn hold_filter(&mut self, index: u32, filter: Filter) -> Option<FilterId> {
+        let bytes = filter.bytes();
+        let extra = self.session_of(index)?.extra();
+        if extra.filters_bytes + bytes > CONNECTION_FILTERS_BYTES_MAX {
+            return None;
+        }
+        let id = self.filters.intern(filter)?;
+        self.session_of(index)?.extra().filters_bytes += bytes;
+        Some(id)
     }
 
     /// Ends a subscription by the server: push, list, home. One that the server made ends with its
