@@ -13,7 +13,8 @@ impl ShardId {
     }
 }
 
-/// A connection on its shard: slot and the generation of its tenant.
+/// A connection on its shard: slot and the generation of its tenant. At most one session is ever named by
+/// it: a connection that has another session gets another generation.
 ///
 /// Shape: 8 bytes; packs into the 64-bit token that the kernel gives back with an event. An event
 /// for a slot that has a new tenant shows another generation, and is dropped.

@@ -92,6 +92,9 @@ pub const TURN_MAIL_BYTES_MAX: usize = 2 << 20;
 /// Batches of mail opened in one turn.
 pub const TURN_BATCHES_MAX: usize = 64;
 
+/// Connections that orders of the control thread are carried out on in one turn.
+pub const TURN_ORDERED_MAX: usize = 256;
+
 /// Timers that fire in one turn.
 pub const TURN_TIMERS_MAX: usize = 1024;
 

@@ -125,7 +125,8 @@ impl ClientIdSealer {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
     }
 
-    /// The id of this tenant of this slot: no other tenant, slot or shard has it.
+    /// The id of this tenant of this slot: no other tenant, slot or shard has it, and a tenant has one
+    /// session at most.
     pub fn seal(&self, shard: ShardId, conn: ConnKey) -> ClientId {
         let payload = u128::from(shard.0) << 64
             | u128::from(conn.index) << 32

@@ -39,6 +39,13 @@ impl<L> Ahead<L> {
         self.0.remove(at).map(|(_, received)| received)
     }
 
+    /// Gives that of a connection, if there is one, another key.
+    pub(super) fn rename(&mut self, old: ConnKey, new: ConnKey) {
+        if let Some(at) = self.position(old) {
+            self.0[at].0 = new;
+        }
+    }
+
     /// Readiness is told anew: whatever was left lying doesn't say any more that nothing is there.
     /// The edge that tells of it may have been told, and taken for one of what is left.
     pub(super) fn age(&mut self) {

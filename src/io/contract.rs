@@ -95,6 +95,19 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
             Received::Failed => panic!("failed"),
         }
     }
+
+    /// So many bytes, which are there or come.
+    fn recv_all(&mut self, key: ConnKey, socket: &OwnedFd, count: usize) -> Vec<u8> {
+        let mut got = Vec::new();
+        while got.len() < count {
+            let (bytes, short) = self.recv(key, socket).unwrap();
+            got.extend(bytes);
+            if short && got.len() < count {
+                self.until_readable(key);
+            }
+        }
+        got
+    }
 }
 
 fn key(index: u32) -> ConnKey {
@@ -246,6 +259,32 @@ fn a_full_socket_is_told_and_goes_on<D: Driver<Socket = OwnedFd>>(make: Make<D>)
     drop(gone);
 }
 
+fn a_connection_goes_on_under_another_key<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let mut rig = Rig::new(make);
+    let (mut client, old, socket) = rig.connect(0);
+    client.write_all(b"before").unwrap();
+    rig.until_readable(old);
+    rig.driver.fetch([(old, &socket)].into_iter());
+    client.write_all(b"behind").unwrap();
+    let new = ConnKey { generation: NonZeroU32::new(2).unwrap(), ..old };
+    rig.driver.rename(old, new, &socket).unwrap();
+    rig.told.clear();
+    // What was read ahead is there, and what came meanwhile is told of once more.
+    assert_eq!(rig.recv_all(new, &socket, 12), b"beforebehind");
+    rig.until(|told| *told == Completion::Writable { key: new });
+    client.write_all(b"later").unwrap();
+    assert_eq!(rig.recv_all(new, &socket, 5), b"later");
+    drop(client);
+    while !rig.until_readable(new) {}
+    let of_old = |told: &Completion| match told {
+        Completion::Readable { key, .. } | Completion::Writable { key } => *key == old,
+        _ => false,
+    };
+    assert!(!rig.told.iter().any(of_old), "{:?}", rig.told);
+    assert_eq!(rig.recv(new, &socket), None);
+    rig.driver.close(new, socket, false);
+}
+
 fn shards_are_woken_and_pass_sockets<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
     let mut rig = Rig::new(make);
     rig.switchboard.waker(ShardId(0)).wake();
@@ -301,6 +340,7 @@ contract! {
     what_is_read_ahead_is_read
     what_was_read_ahead_hides_nothing_that_came_later
     a_full_socket_is_told_and_goes_on
+    a_connection_goes_on_under_another_key
     shards_are_woken_and_pass_sockets
     the_other_end_is_known_until_it_is_reset
 }

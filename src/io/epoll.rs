@@ -216,6 +216,16 @@ impl Driver for Epoll {
         )
     }
 
+    fn rename(&mut self, _old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
+        // Both edges are told anew, so that none is lost with the old token.
+        let fd = socket.as_raw_fd();
+        self.poll.registry().reregister(
+            &mut SourceFd(&fd),
+            Token(new.pack() as usize),
+            Interest::READABLE | Interest::WRITABLE,
+        )
+    }
+
     fn recv(&mut self, _key: ConnKey, socket: &OwnedFd, bytes_max: usize) -> Received<Lease> {
         // A lease that wasn't given back would leave the shard without its buffer.
         let Some(mut buffer) = self.read_buffer.take() else { return Received::Blocked };

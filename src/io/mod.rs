@@ -149,6 +149,13 @@ pub trait Driver {
     fn peer(&self, socket: &Self::Socket) -> Option<Peer>;
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
+    /// From here on completions of a connection come under another key: its session has ended, and
+    /// what is kept for the old key must not find the next one. What was read ahead, and what a send
+    /// that is [`Sent::Pending`] comes to, goes over to the new key.
+    ///
+    /// # Errors
+    /// The connection can't be watched under that key: it is to be closed, and the old key counts.
+    fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
     /// Connections that [`Driver::fetch`] can take at once; 0 for a driver that doesn't read ahead.
     fn fetch_max(&self) -> usize {
         0

@@ -166,6 +166,12 @@ impl Driver for Uring {
         self.epoll.watch(key, socket)
     }
 
+    fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
+        self.epoll.rename(old, new, socket)?;
+        self.ahead.rename(old, new);
+        Ok(())
+    }
+
     fn fetch_max(&self) -> usize {
         self.buffers.len()
     }

@@ -17,7 +17,7 @@ use super::demo::Snippets;
 use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::REQUESTS_UNANSWERED_MAX;
+use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources, Transports};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
@@ -325,6 +325,7 @@ fn settings(
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: roost.turn_deliveries,
+            turn_ordered_max: TURN_ORDERED_MAX,
         },
         // As many as can check a burst of new clients' tokens without taking the shards' time.
         signature_threads: (facts.cores() / 4).max(1),

@@ -86,9 +86,7 @@ impl<D: Driver> Shard<D> {
 
     /// Gives a connection, which is counted as open here, a slot.
     fn begin(&mut self, socket: D::Socket) -> Option<ConnKey> {
-        let generation = self.next_generation;
-        self.next_generation =
-            NonZeroU32::new(generation.get().wrapping_add(1)).unwrap_or(NonZeroU32::MIN);
+        let generation = self.take_generation();
         let tick = self.tick();
         let index = self.conns.insert(Conn::new(socket, generation, tick)) as u32;
         let key = ConnKey { index, generation };
@@ -106,6 +104,38 @@ impl<D: Driver> Shard<D> {
         }
         self.schedule(index);
         Some(key)
+    }
+
+    /// A generation that no other key of a connection here has.
+    fn take_generation(&mut self) -> NonZeroU32 {
+        let generation = self.next_generation;
+        self.next_generation =
+            NonZeroU32::new(generation.get().wrapping_add(1)).unwrap_or(NonZeroU32::MIN);
+        generation
+    }
+
+    /// Gives a connection whose session has ended another key, so that it can have a new session. A key,
+    /// and so a client id, is one session's: whatever is kept for that session, or is on its way to it,
+    /// finds nobody. None: it can't have one, and is to be closed.
+    pub(super) fn renew_key(&mut self, index: u32) -> Option<ConnKey> {
+        let generation = self.take_generation();
+        let conn = self.conns.get_mut(index as usize)?;
+        let (old, new) = (conn.key(index), ConnKey { index, generation });
+        self.driver.rename(old, new, conn.socket.as_ref()?).ok()?;
+        conn.generation = generation;
+        // No verdict and no credit comes for it any more; its places on the lists go with the old key.
+        conn.flags.set_pending(false);
+        conn.flags.set_waiting(false);
+        let (ready, dirty) = (conn.flags.ready(), conn.flags.dirty());
+        conn.flags.set_ready(false);
+        conn.flags.set_dirty(false);
+        if ready {
+            self.mark_ready(new);
+        }
+        if dirty {
+            self.mark_dirty(new);
+        }
+        Some(new)
     }
 
     /// Counts one more client, if the node's limits allow it.

@@ -128,6 +128,8 @@ pub struct Options {
     pub requests_unanswered_max: u32,
     /// Deliveries in one turn.
     pub turn_deliveries_max: u32,
+    /// Connections that orders are carried out on in one turn.
+    pub turn_ordered_max: usize,
 }
 
 impl Options {

@@ -97,7 +97,7 @@ impl<D: Driver> Shard<D> {
         if self.orders.is_empty() {
             return;
         }
-        let mut budget = TURN_ORDERED_MAX;
+        let mut budget = self.node.options.turn_ordered_max;
         for at in 0..self.orders.capacity() {
             let Some(underway) = self.orders.get_mut(at) else { continue };
             // Those whose homes have to pass yet have nothing left.
@@ -153,11 +153,13 @@ impl<D: Driver> Shard<D> {
 
     fn carry_out(&mut self, order: &Order, key: ConnKey, homes: &mut ShardSet) -> Step {
         let index = key.index;
+        // The session may have ended since the order came. Its key is no other session's, which names
+        // client and session; the user is compared all the same: nobody is to get another one's order.
         if self.conn(key).is_none() {
             return Step::Spared;
         }
         let Some(session) = self.session_of(index) else { return Step::Spared };
-        if session.flags.detached() {
+        if session.flags.detached() || session.user != order.user {
             return Step::Spared;
         }
         let is_connecting = session.connecting().is_some();
@@ -305,9 +307,6 @@ impl<D: Driver> Shard<D> {
         self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
     }
 }
-
-/// Connections that orders are carried out on in one turn.
-const TURN_ORDERED_MAX: usize = 256;
 
 /// Connections told of at a time, and subscriptions of each.
 const INSPECTED_MAX: usize = 100;

@@ -4,7 +4,7 @@
 //!  GET --> session, channels recovered --(something was missed or lost, or no position was given)--> answer
 //!              '--> waits --(publications, its time is over, the session ends)--> answer --> Head
 //! ```
-//! Each request is a session of its own that ends with its answer. What goes on is the positions, which the
+//! Each request is a session of its own, with a key and a client id of its own, that ends with its answer. What goes on is the positions, which the
 //! client has: any shard, or any node with the same history, takes the next request. So whatever can't be in
 //! an answer is left out of it together with the position behind it: the next request gets it.
 
@@ -15,7 +15,7 @@ use crate::proto::client::{
     comes_back,
 };
 use crate::proto::http::Head;
-use crate::session::{Connecting, Made, Renewal, ServerSub, SubState};
+use crate::session::{Connecting, Made, ServerSub, SubState};
 
 /// A request that isn't answered.
 #[derive(Debug)]
@@ -204,14 +204,14 @@ impl<D: Driver> Shard<D> {
         };
         let mut body = Vec::new();
         client::put_connect_result(&mut body, &result);
-        self.end_poll(index, 200, &body, true);
+        self.end_poll(index, 200, &body);
     }
 
     /// The `connect` of a poll is an error.
     pub(super) fn poll_error(&mut self, index: u32, code: u32, reply: &Reply<'_>) {
         let mut body = Vec::new();
         Encoding::Json.put_reply(&mut body, 0, reply);
-        self.end_poll(index, client::http_status(code), &body, true);
+        self.end_poll(index, client::http_status(code), &body);
     }
 
     /// The session of a poll ends before that is answered: if it only has to come back, it is told so by an
@@ -228,33 +228,29 @@ impl<D: Driver> Shard<D> {
             "",
             &Push::Disconnect { code, reason },
         );
-        let settled = begun || self.session_of(index).is_none();
-        self.end_poll(index, status_of(code), &body, settled);
+        self.end_poll(index, status_of(code), &body);
     }
 
-    /// Sends the answer to a poll, and ends its session. `settled`: nothing is on its way to that session, so
-    /// that the connection may have another one.
-    fn end_poll(&mut self, index: u32, status: u16, body: &[u8], settled: bool) {
+    /// Sends the answer to a poll, and ends its session. The connection may have another one, of another user,
+    /// under a key of its own: what comes for this session later must not be taken for that one's.
+    fn end_poll(&mut self, index: u32, status: u16, body: &[u8]) {
         let Some(poll) = self.polls.remove(&index) else { return };
-        // What comes for this session later must not be taken for the next one's, which may be another user's.
-        let awaits = |session: &mut Session| {
-            let renewed = session.extra.iter().flat_map(|extra| &extra.subs);
-            session.flags.user_counted()
-                || session.flags.refreshing()
-                || renewed.into_iter().any(|sub| sub.renewal == Renewal::Asked)
-        };
-        let awaits = self.session_of(index).is_some_and(awaits);
         self.detach(index);
         self.forget_client(index);
         let draining = self.draining.is_some();
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
-        let keep_alive = poll.keep_alive && settled && !awaits && !draining && conn.session == NONE;
         conn.flags.set_held(false);
-        if keep_alive {
-            // Otherwise a home may still have to be told in which form it was.
+        // Otherwise a home may still have to be told in which form it was, and under which key.
+        let is_free = conn.session == NONE;
+        let old = conn.key(index);
+        let renewed = match poll.keep_alive && !draining && is_free {
+            true => self.renew_key(index),
+            false => None,
+        };
+        let (key, keep_alive) = (renewed.unwrap_or(old), renewed.is_some());
+        if keep_alive && let Some(conn) = self.conn(key) {
             conn.form = Form::JSON;
         }
-        let key = conn.key(index);
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();
         self.answer(key, keep_alive, status, &more, body, &[]);

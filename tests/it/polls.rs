@@ -1,7 +1,7 @@
 //! Long polling: each request is answered with what was missed, or with what comes next, and with the positions
 //! that the next request sends back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -59,6 +59,8 @@ struct Poller {
     request: Value,
     /// What came, by channel.
     got: BTreeMap<String, Vec<Value>>,
+    /// Client ids of its polls.
+    ids: BTreeSet<String>,
 }
 
 impl Poller {
@@ -66,7 +68,8 @@ impl Poller {
     fn new(node: &Node, channels: &[&str]) -> Self {
         let subs: BTreeMap<_, _> = channels.iter().map(|channel| (*channel, json!({}))).collect();
         let request = json!({ "subs": subs });
-        let mut poller = Self { raw: node.raw(), request, got: BTreeMap::new() };
+        let mut poller =
+            Self { raw: node.raw(), request, got: BTreeMap::new(), ids: BTreeSet::new() };
         let first = poller.poll();
         for channel in channels {
             let sub = &first["subs"][channel];
@@ -87,7 +90,9 @@ impl Poller {
         assert_eq!(response.header("content-type"), Some("application/json"));
         assert_eq!(response.header("cache-control"), Some("private, no-store"));
         let answer: Value = serde_json::from_str(&response.body).unwrap();
-        assert!(answer["client"].is_string() && answer["ping"].is_null(), "{answer}");
+        let id = answer["client"].as_str().unwrap_or_default();
+        assert!(!id.is_empty() && answer["ping"].is_null(), "{answer}");
+        assert!(self.ids.insert(id.to_owned()), "each poll has an id of its own: {answer}");
         assert!(answer["session"].is_null() && answer["node"].is_null(), "{answer}");
         for (channel, sub) in answer["subs"].as_object().into_iter().flatten() {
             let position = json!({"offset": sub["offset"], "epoch": sub["epoch"]});
@@ -297,6 +302,7 @@ fn channels_of_tokens_and_of_users_are_polled() {
         raw: node.raw(),
         request: json!({"token": token, "subs": {}}),
         got: BTreeMap::new(),
+        ids: BTreeSet::new(),
     };
     let first = poller.poll();
     assert!(first["subs"]["locked:a"]["epoch"].is_string());

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::orders::Orders;
 use crate::presence::Presence;
 use crate::wire::{FilterNode, Publication};
 
@@ -103,6 +104,7 @@ pub(crate) struct History {
     /// The virtual time.
     pub(crate) now_ms: u64,
     pub(crate) presence: Presence,
+    pub(crate) orders: Orders,
     /// Namespaces whose publications may be dropped on their way to who is slow, and whether the newest
     /// comes all the same.
     dropping: BTreeMap<String, bool>,

@@ -15,6 +15,7 @@ use roost::proto::http;
 use roost::proto::ws::{self, Inflater, Reader};
 
 use crate::checker::History;
+use crate::orders::USERS;
 use crate::plan::{Kind, Plan, signed_token};
 use crate::presence::Snapshot;
 use crate::wire::{self, HistoryRequest, SubscribeRequest};
@@ -172,6 +173,8 @@ pub(crate) struct Client {
     personal: Option<String>,
     /// What others know this connection by.
     id: String,
+    /// User and client id of its last poll.
+    last_poll: Option<(String, String)>,
     /// What it has of channels, across connections.
     had: BTreeMap<String, Had>,
     /// When it asked who is there although nobody comes and goes any more.
@@ -235,7 +238,7 @@ impl Client {
         let named = rng.one_in(2) || kind == Kind::Stranger;
         let user = named.then(|| match (plan.counts_users(), kind) {
             (_, Kind::Stranger) => "stranger".to_owned(),
-            (false, _) => format!("user{}", rng.below(4)),
+            (false, _) => format!("user{}", rng.below(USERS)),
             // Nobody takes the place of one that must be served.
             (true, Kind::Normal) => format!("user{index}"),
             (true, _) => format!("crowd{}", rng.below(2)),
@@ -277,6 +280,7 @@ impl Client {
             server,
             personal,
             id: String::new(),
+            last_poll: None,
             had: BTreeMap::new(),
             counts_since: None,
             risks_binary: false,
@@ -379,6 +383,15 @@ impl Client {
     /// Whether it must be served whatever else happens.
     pub(crate) fn is_served(&self) -> bool {
         self.kind == Kind::Normal
+    }
+
+    /// The user and the client id of its session; of a poll, of the last one that was answered.
+    pub(crate) fn session(&self) -> Option<(String, String)> {
+        let (user, id) = match &self.last_poll {
+            Some(last) => last.clone(),
+            None => (self.user.clone().unwrap_or_default(), self.id.clone()),
+        };
+        (!id.is_empty()).then_some((user, id))
     }
 
     pub(crate) fn is_online(&self) -> bool {

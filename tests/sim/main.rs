@@ -7,6 +7,7 @@
 
 mod checker;
 mod client;
+mod orders;
 mod plan;
 mod presence;
 mod run;

@@ -201,6 +201,7 @@ impl Plan {
                 _ => pick(rng, &[1, 2, 5, 4096]),
             },
             turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
+            turn_ordered_max: pick(rng, &[1, 1, 3, 256]),
         };
         let counted = rng.one_in(4);
         let personal_channel = rng.one_in(3).then(|| PersonalChannel {

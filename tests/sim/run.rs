@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use compact_str::CompactString;
 use roost::base::id::{ConnKey, ShardId};
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
@@ -22,6 +23,7 @@ use roost::shard::{Node, Notices, Options, Seat, Shard, ShardCounters, SlowCount
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
+use crate::orders::{Orders, USERS};
 use crate::plan::Plan;
 
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
@@ -492,16 +494,28 @@ impl Run {
         }
     }
 
-    /// Closes a user's connections, as the server API does: their clients come again.
+    /// Closes all sessions of a user, or one, as the server API does: their clients come again.
     fn order(&mut self) {
-        let user = format!("user{}", self.rng.below(4));
+        let at = self.rng.below(self.clients.len() as u64) as usize;
+        let session = self.clients[at].session().filter(|_| self.rng.one_in(3));
+        let (user, client, code) = match session {
+            None => {
+                let number = self.rng.below(USERS);
+                (format!("user{number}"), String::new(), Orders::code_of_user(number))
+            }
+            Some((user, client)) => match self.history.orders.code_of_session(&client) {
+                Some(code) => (user, client, code),
+                None => return,
+            },
+        };
         for outbox in &mut self.control.outboxes {
             let conn = ConnKey { index: self.control.next, generation: NonZeroU32::MIN };
             let asker = Asker::of(conn);
             self.control.asked.insert(self.control.next);
             self.control.next += 1;
-            let act = Act::Disconnect { code: 3011, reason: "again".into(), spare: Vec::new() };
-            let (user, client, session) = (user.as_str().into(), "".into(), "".into());
+            let act = Act::Disconnect { code, reason: "again".into(), spare: Vec::new() };
+            let (user, client) = (user.as_str().into(), client.as_str().into());
+            let session = CompactString::default();
             outbox.push(Mail::Order(Box::new(Order { asker, user, client, session, act })));
         }
     }

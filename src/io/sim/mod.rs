@@ -141,6 +141,14 @@ impl Driver for SimDriver {
         watched.then_some(()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
     }
 
+    fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &Socket) -> std::io::Result<()> {
+        let renamed = self.world.borrow_mut().rename(self.shard, old, new, socket.at);
+        if renamed {
+            self.ahead.rename(old, new);
+        }
+        renamed.then_some(()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
+    }
+
     fn fetch_max(&self) -> usize {
         self.world.borrow().fetch_max()
     }

@@ -670,11 +670,7 @@ impl World {
         }
         if let Some((shard, watched)) = link.watched.take() {
             assert!(key.is_none_or(|key| key == watched), "closed under another key");
-            let dead = &mut self.seats[shard].dead;
-            dead.push_back(watched);
-            if dead.len() > DEAD_KEYS_MAX {
-                dead.pop_front();
-            }
+            self.bury(shard, watched);
             self.seats[shard].edges.retain(|edge| *edge != at);
         }
         let link = &mut self.links[at as usize];
@@ -748,10 +744,36 @@ impl World {
         let link = &mut self.links[at as usize];
         assert!(link.watched.is_none(), "watched twice");
         link.watched = Some((shard, key));
+        self.edge_if_readable(at);
+        true
+    }
+
+    pub(super) fn rename(&mut self, shard: usize, old: ConnKey, new: ConnKey, at: u32) -> bool {
+        if self.happens(self.faults.accept_failed_one_in) {
+            return false;
+        }
+        let watched = self.links[at as usize].watched.replace((shard, new));
+        assert_eq!(watched, Some((shard, old)), "watched under another key");
+        self.bury(shard, old);
+        self.edge_if_readable(at);
+        true
+    }
+
+    /// A connection that is watched anew is reported if there is something to read.
+    fn edge_if_readable(&mut self, at: u32) {
+        let link = &self.links[at as usize];
         if link.reset || link.up.fin_arrived || !link.up.arrived.is_empty() {
             self.edge(at);
         }
-        true
+    }
+
+    /// Events may still come for a key that is no connection's any more.
+    fn bury(&mut self, shard: usize, key: ConnKey) {
+        let dead = &mut self.seats[shard].dead;
+        dead.push_back(key);
+        if dead.len() > DEAD_KEYS_MAX {
+            dead.pop_front();
+        }
     }
 }
 

@@ -130,6 +130,14 @@ impl Client {
     pub(super) fn check_close(&self, scene: &Scene<'_>, code: u16) -> Result<(), String> {
         let tight = !scene.plan.roomy;
         let slow = tight || self.kind == Kind::Slow;
+        // The id of a poll is known when it is answered, and then its session is over.
+        let id = if self.over == Over::LongPoll { "" } else { &self.id };
+        if let Some(meant) = scene.history.orders.meant(code, self.user.as_deref(), id) {
+            return match meant && scene.phase <= Phase::Heal {
+                true => Ok(()),
+                false => Err(format!("closed with {code}, which was meant for another session")),
+            };
+        }
         let may = match code {
             1000 => self.left,
             3001 => scene.draining,
@@ -140,8 +148,6 @@ impl Client {
             3506 => self.risks_binary && !self.protobuf,
             // A gap in a subscription that the server made, or was about to make.
             3010 => tight && !(self.server.is_empty() && self.personal.is_none()),
-            // Ordered by the control side.
-            3011 => scene.phase <= Phase::Heal && self.user.is_some(),
             3502 => slow || self.kind == Kind::Stale,
             other => self.expected == Some(other),
         };

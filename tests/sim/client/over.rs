@@ -11,6 +11,7 @@ use roost::shard::{Endpoint, EndpointKind};
 
 use super::{Client, Pending, Phase, Scene, State, What};
 use crate::checker::End;
+use crate::orders::USERS;
 use crate::wire::{self, BarePush, PollAnswer, Push, SubscribeResult, UpRequest};
 
 /// A transport.
@@ -501,6 +502,9 @@ impl Client {
             return Err(format!("{} {text}", answer.status));
         } else {
             self.state = State::Online;
+            let user = self.user.clone().unwrap_or_default();
+            scene.history.presence.named(&result.client, &user)?;
+            self.last_poll = Some((user, result.client));
             if !result.subs.keys().eq(asked.keys()) {
                 return Err(format!("the subscriptions are {:?}", result.subs.keys()));
             }
@@ -543,8 +547,20 @@ impl Client {
         }
         self.since = scene.world.now().0;
         self.has_begun = false;
+        self.change_user(scene);
         self.send_connect(scene);
         Ok(())
+    }
+
+    /// The next poll over this connection is another user's, as behind a proxy.
+    fn change_user(&mut self, scene: &Scene<'_>) {
+        // What a personal channel is to bring belongs to one user.
+        if scene.plan.counts_users() || scene.plan.client.personal_channel.is_some() {
+            return;
+        }
+        let number = self.rng.below(USERS + 1);
+        self.user = (number < USERS).then(|| format!("user{number}"));
+        self.signed = None;
     }
 
     /// One channel of an answer: a subscription, with a list of what is new.
