@@ -104,6 +104,7 @@ reasons! {
     CloseNotAvailable = Connection "close.not_available", "3508: the feature is not available";
     CloseTooManyErrors = Connection "close.too_many_errors", "3509: too many errors";
     CloseByApplication = Connection "close.application", "a code of the application's own, by proxy or API";
+    CloseMemory = Connection "close.memory", "over roost.memory_limit, and this connection held most: reset";
     CloseIdle = Connection "close.idle", "nothing came for roost.idle_timeout, or no close frame in time";
 
     // Commands that are answered with an error, by its code.

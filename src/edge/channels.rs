@@ -225,26 +225,26 @@ impl NameFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Error 103.
-    PermissionDenied,
+    PermissionDenied(&'static str),
     /// Error 107.
-    BadRequest,
+    BadRequest(&'static str),
     /// Error 109: the client should fetch a new token.
-    TokenExpired,
+    TokenExpired(&'static str),
     /// Error 110: the token is good, the expiry that it sets is past.
-    Expired,
+    Expired(&'static str),
     /// Disconnect 3500: a token for another user, channel or client.
-    InvalidToken,
+    InvalidToken(&'static str),
 }
 
 impl Refusal {
     /// The protocol's number: an error below 3000, from there a disconnect.
     pub fn code(self) -> u16 {
         match self {
-            Self::PermissionDenied => 103,
-            Self::BadRequest => 107,
-            Self::TokenExpired => 109,
-            Self::Expired => 110,
-            Self::InvalidToken => 3500,
+            Self::PermissionDenied(_) => 103,
+            Self::BadRequest(_) => 107,
+            Self::TokenExpired(_) => 109,
+            Self::Expired(_) => 110,
+            Self::InvalidToken(_) => 3500,
         }
     }
 
@@ -427,10 +427,13 @@ impl ChannelRules {
     ) -> Result<(), Refusal> {
         match token {
             Some(Ok(claims)) => may_subscribe_by_token(claims, channel, subscriber, now),
-            Some(Err(TokenFault::Expired)) => Err(Refusal::TokenExpired),
-            Some(Err(TokenFault::Invalid)) => Err(Refusal::PermissionDenied),
+            Some(Err(TokenFault::Expired(flaw))) => Err(Refusal::TokenExpired(flaw)),
+            Some(Err(TokenFault::Invalid(flaw))) => Err(Refusal::PermissionDenied(flaw)),
             None if self.may_subscribe_unasked(namespace, channel, subscriber) => Ok(()),
-            None => Err(Refusal::PermissionDenied),
+            None => {
+                let why = self.why_not_unasked(namespace, channel, subscriber);
+                Err(Refusal::PermissionDenied(why))
+            }
         }
     }
 
@@ -464,6 +467,24 @@ impl ChannelRules {
             && listed.is_none();
         listed == Some(true) || open || subscriber.insecure
     }
+
+    /// The option that keeps [`Self::may_subscribe_unasked`] from allowing it.
+    fn why_not_unasked(
+        &self,
+        namespace: &Namespace,
+        channel: &str,
+        subscriber: Subscriber<'_>,
+    ) -> &'static str {
+        if self.is_private(channel) {
+            "the channel's prefix asks for a subscription token, and none came"
+        } else if self.user_limited_allows(namespace, channel, subscriber.user).is_some() {
+            "the channel's name lists users, and this one is not among them"
+        } else if !namespace.allow_subscribe_for_client {
+            "allow_subscribe_for_client is off in the namespace, and no token came"
+        } else {
+            "allow_subscribe_for_anonymous is off in the namespace, and no token came"
+        }
+    }
 }
 
 /// Section 12.2: the token has to be for this user, channel and client.
@@ -474,10 +495,14 @@ fn may_subscribe_by_token(
     now: UnixSeconds,
 ) -> Result<(), Refusal> {
     let for_client = claims.client.is_empty() || claims.client == subscriber.client;
-    if claims.channel != channel || claims.user != subscriber.user || !for_client {
-        Err(Refusal::InvalidToken)
+    if claims.channel != channel {
+        Err(Refusal::InvalidToken("channel: the token is for another one"))
+    } else if claims.user != subscriber.user {
+        Err(Refusal::InvalidToken("sub: the token is for another user"))
+    } else if !for_client {
+        Err(Refusal::InvalidToken("client: the token is for another client"))
     } else if claims.is_past(now) {
-        Err(Refusal::Expired)
+        Err(Refusal::Expired("expire_at: past"))
     } else {
         Ok(())
     }
@@ -499,7 +524,13 @@ impl Namespace {
         let known = !user.is_empty() || self.allow_publish_for_anonymous;
         let allowed = known
             && (self.allow_publish_for_client || (self.allow_publish_for_subscriber && subscribed));
-        if allowed || insecure { Ok(()) } else { Err(Refusal::PermissionDenied) }
+        match allowed || insecure {
+            true => Ok(()),
+            false => Err(Refusal::PermissionDenied(match known {
+                true => "neither allow_publish_for_client nor ..._for_subscriber allows it",
+                false => "allow_publish_for_anonymous is off in the namespace",
+            })),
+        }
     }
 
     /// May this be published here at all?
@@ -507,7 +538,10 @@ impl Namespace {
     /// # Errors
     /// [`Refusal::BadRequest`].
     pub fn check_data(&self, data: &[u8]) -> Result<(), Refusal> {
-        if self.data_format.accepts(data) { Ok(()) } else { Err(Refusal::BadRequest) }
+        match self.data_format.accepts(data) {
+            true => Ok(()),
+            false => Err(Refusal::BadRequest("the data is not in the namespace's data format")),
+        }
     }
 
     /// May a connection read history here?
@@ -742,7 +776,8 @@ mod tests {
             let unasked = rules.may_subscribe_unasked(namespace, channel, subscriber);
             assert_eq!(unasked, allowed, "{channel} {user} {insecure} {namespace:?}");
             let verdict = rules.may_subscribe(namespace, channel, subscriber, None, NOW);
-            let expected = if allowed { Ok(()) } else { Err(Refusal::PermissionDenied) };
+            let verdict = verdict.map_err(Refusal::code);
+            let expected = if allowed { Ok(()) } else { Err(103) };
             assert_eq!(verdict, expected, "{channel} {user} {insecure} {namespace:?}");
         }
     }
@@ -760,21 +795,20 @@ mod tests {
         for (token, expected) in [
             (with(|_| ()), Ok(())),
             (with(|claims| claims.client = "c1".into()), Ok(())),
-            (with(|claims| claims.client = "c2".into()), Err(Refusal::InvalidToken)),
-            (with(|claims| claims.user = "".into()), Err(Refusal::InvalidToken)),
-            (with(|claims| claims.channel = "$d".into()), Err(Refusal::InvalidToken)),
-            (with(|claims| claims.expire_at = Some(NOW.0)), Err(Refusal::Expired)),
+            (with(|claims| claims.client = "c2".into()), Err(3500)),
+            (with(|claims| claims.user = "".into()), Err(3500)),
+            (with(|claims| claims.channel = "$d".into()), Err(3500)),
+            (with(|claims| claims.expire_at = Some(NOW.0)), Err(110)),
             (with(|claims| claims.expire_at = Some(NOW.0 + 1)), Ok(())),
-            (Err(TokenFault::Expired), Err(Refusal::TokenExpired)),
-            (Err(TokenFault::Invalid), Err(Refusal::PermissionDenied)),
+            (Err(TokenFault::Expired("exp")), Err(109)),
+            (Err(TokenFault::Invalid("sub")), Err(103)),
         ] {
             let subscriber = Subscriber { user: "u", client: "c1", insecure: true };
             let verdict = rules.may_subscribe(&open, "$c", subscriber, Some(&token), NOW);
-            assert_eq!(verdict, expected, "{token:?}");
+            assert_eq!(verdict.map_err(Refusal::code), expected, "{token:?}");
         }
-        assert_eq!(Refusal::InvalidToken.code(), 3500);
-        assert!(Refusal::InvalidToken.is_disconnect());
-        assert!(!Refusal::TokenExpired.is_disconnect());
+        assert!(Refusal::InvalidToken("").is_disconnect());
+        assert!(!Refusal::TokenExpired("").is_disconnect());
     }
 
     #[test]
@@ -797,7 +831,7 @@ mod tests {
             assert_eq!(verdict.is_ok(), allowed, "{user} {subscribed} {insecure} {namespace:?}");
         }
         let refused = client.may_publish("u", true, true, b"");
-        assert_eq!(refused, Err(Refusal::BadRequest));
+        assert_eq!(refused.map_err(Refusal::code), Err(107));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::mail::Mail;
 use super::notices::reason_of_close;
 use super::*;
+use crate::base::notices::Reason;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::Fault;
@@ -16,22 +17,40 @@ impl<D: Driver> Shard<D> {
 
     /// The same with a detail for the log.
     pub(super) fn disconnect_because(&mut self, index: u32, why: Disconnect, detail: &'static str) {
-        self.end_session_because(index, why.code(), why.reason(), detail);
+        self.disconnect_in(index, why, "", detail);
+    }
+
+    /// The same for something about a channel.
+    pub(super) fn disconnect_in(
+        &mut self,
+        index: u32,
+        why: Disconnect,
+        channel: &str,
+        detail: &'static str,
+    ) {
+        self.end_session_because(index, why.code(), why.reason(), channel, detail);
     }
 
     /// Ends a session with a code, after what is queued: a WebSocket by a close frame, whose answer is
     /// awaited, a response by a push.
     pub(super) fn end_session(&mut self, index: u32, code: u16, reason: &str) {
         // What the application gives as its reason is for the client and for the log.
-        self.end_session_because(index, code, reason, reason);
+        self.end_session_because(index, code, reason, "", reason);
     }
 
-    fn end_session_because(&mut self, index: u32, code: u16, reason: &str, detail: &str) {
+    fn end_session_because(
+        &mut self,
+        index: u32,
+        code: u16,
+        reason: &str,
+        channel: &str,
+        detail: &str,
+    ) {
         let Some(conn) = self.conns.get(index as usize) else { return };
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
         }
-        self.notice(index, reason_of_close(code), code.into(), "", format_args!("{detail}"));
+        self.notice(index, reason_of_close(code), code.into(), channel, format_args!("{detail}"));
         let form = conn.form;
         if form.is_poll() {
             return self.break_off_poll(index, code, reason);
@@ -418,6 +437,7 @@ impl<D: Driver> Shard<D> {
             Phase::Head | Phase::Body | Phase::Asked | Phase::Client if blocked => {
                 // 3009 by its name; no close frame gets through to this peer.
                 self.counters().closed_write_timeout.add(1);
+                self.notice(index, Reason::CloseWriteTimeout, 3009, "", format_args!("reset"));
                 self.release(index, true);
             }
             // It was served and waits for nothing: kept alive for long enough.
@@ -451,6 +471,7 @@ impl<D: Driver> Shard<D> {
             }
             Phase::Echo => {
                 self.counters().closed_idle.add(1);
+                self.notice(index, Reason::CloseIdle, 0, "", format_args!("roost.idle_timeout"));
                 self.release(index, false);
             }
             Phase::Unusable if !conn.form.framing().is_websocket() => self.finish_response(index),

@@ -19,12 +19,12 @@ use crate::session::SubState;
 
 /// How a command ends that isn't simply answered.
 pub(super) enum Stop {
-    /// An error in the reply; the connection goes on.
-    Error(ErrorCode),
+    /// An error in the reply, and a detail for the log; the connection goes on.
+    Error(ErrorCode, &'static str),
     /// The same, said to be temporary whatever the error.
-    TemporaryError(ErrorCode),
-    /// The connection is closed.
-    Close(Disconnect),
+    TemporaryError(ErrorCode, &'static str),
+    /// The connection is closed; a detail for the log.
+    Close(Disconnect, &'static str),
     /// Nothing was done: the home has no credit for us now.
     NoCredit(ShardId),
     /// Nothing was done: a signature is being checked, or the application asked.
@@ -39,33 +39,40 @@ pub(super) enum Stop {
 
 impl From<ErrorCode> for Stop {
     fn from(code: ErrorCode) -> Self {
-        Self::Error(code)
+        Self::Error(code, "")
     }
 }
 
 impl From<Disconnect> for Stop {
     fn from(why: Disconnect) -> Self {
-        Self::Close(why)
+        Self::Close(why, "")
     }
 }
 
 impl From<NameFault> for Stop {
     fn from(fault: NameFault) -> Self {
-        Self::Error(match fault {
-            NameFault::Unknown => ErrorCode::UnknownChannel,
-            NameFault::TooLong | NameFault::BadName => ErrorCode::BadRequest,
-        })
+        match fault {
+            NameFault::Unknown => {
+                Self::Error(ErrorCode::UnknownChannel, "no namespace of that name is configured")
+            }
+            NameFault::TooLong => {
+                Self::Error(ErrorCode::BadRequest, "the name is longer than channel.max_length")
+            }
+            NameFault::BadName => {
+                Self::Error(ErrorCode::BadRequest, "the name is not ASCII, or not as channel_regex")
+            }
+        }
     }
 }
 
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::PermissionDenied => Self::Error(ErrorCode::PermissionDenied),
-            Refusal::BadRequest => Self::Error(ErrorCode::BadRequest),
-            Refusal::TokenExpired => Self::Error(ErrorCode::TokenExpired),
-            Refusal::Expired => Self::Error(ErrorCode::Expired),
-            Refusal::InvalidToken => Self::Close(Disconnect::InvalidToken),
+            Refusal::PermissionDenied(why) => Self::Error(ErrorCode::PermissionDenied, why),
+            Refusal::BadRequest(why) => Self::Error(ErrorCode::BadRequest, why),
+            Refusal::TokenExpired(why) => Self::Error(ErrorCode::TokenExpired, why),
+            Refusal::Expired(why) => Self::Error(ErrorCode::Expired, why),
+            Refusal::InvalidToken(why) => Self::Close(Disconnect::InvalidToken, why),
         }
     }
 }
@@ -78,7 +85,9 @@ impl<D: Driver> Shard<D> {
             let Some(command) = commands.next() else { return Flow::On };
             let command = match command {
                 Ok(command) => command,
-                Err(_) => return self.bad_request(index),
+                Err(_) => {
+                    return self.bad_request(index, "the message is no command of the protocol");
+                }
             };
             match self.command(index, command) {
                 Flow::On => {}
@@ -90,9 +99,9 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    pub(super) fn bad_request(&mut self, index: u32) -> Flow {
+    pub(super) fn bad_request(&mut self, index: u32, why: &'static str) -> Flow {
         self.counters().faults_bad_request.add(1);
-        self.disconnect(index, Disconnect::BadRequest);
+        self.disconnect_because(index, Disconnect::BadRequest, why);
         Flow::End
     }
 
@@ -104,14 +113,14 @@ impl<D: Driver> Shard<D> {
                 Request::Connect(request) if conn.phase == Phase::Client && id > 0 => {
                     self.counters().count_command(&command.request);
                     let result = self.connect(index, id, request);
-                    self.finish_command(index, id, result)
+                    self.finish_command(index, id, "", result)
                 }
-                _ => self.bad_request(index),
+                _ => self.bad_request(index, "the first command is not connect"),
             };
         };
         if let Request::Pong = command.request {
             if !session.flags.pong_due() || conn.flags.frame_ping() {
-                return self.bad_request(index);
+                return self.bad_request(index, "a pong without a ping");
             }
             session.flags.set_pong_due(false);
             self.counters().pongs.add(1);
@@ -151,25 +160,31 @@ impl<D: Driver> Shard<D> {
             }
             Request::History(request) => self.history(index, asker, request),
             Request::Rpc(request) => self.rpc(index, asker, request),
-            Request::Send(_) => Err(Disconnect::NotAvailable.into()),
+            Request::Send(_) => {
+                Err(Stop::Close(Disconnect::NotAvailable, "the command send is not available"))
+            }
             Request::Refresh(request) => self.refresh(index, id, request),
             Request::SubRefresh(request) => self.sub_refresh(index, id, request),
-            Request::Connect(_) | Request::Ping | Request::Unknown | Request::Pong => {
-                Err(Disconnect::BadRequest.into())
+            Request::Connect(_) => {
+                Err(Stop::Close(Disconnect::BadRequest, "connect on a connected session"))
+            }
+            Request::Ping | Request::Unknown | Request::Pong => {
+                Err(Stop::Close(Disconnect::BadRequest, "an unknown command, or none"))
             }
         };
         // What no home has to be asked about is answered.
-        let is_answered = matches!(result, Ok(_) | Err(Stop::Error(_) | Stop::AppError(_)));
+        let is_answered = matches!(result, Ok(_) | Err(Stop::Error(..) | Stop::AppError(_)));
         if is_answered && self.session_of(index).is_some_and(|s| s.unanswered == unanswered) {
             self.time_answer(method, asked_ms);
         }
-        self.finish_command(index, id, result)
+        self.finish_command(index, id, channel_of(&command.request), result)
     }
 
     pub(super) fn finish_command(
         &mut self,
         index: u32,
         id: u32,
+        channel: &str,
         result: Result<Flow, Stop>,
     ) -> Flow {
         // What the application has said holds until the command is done.
@@ -180,20 +195,21 @@ impl<D: Driver> Shard<D> {
         }
         match result {
             Ok(flow) => flow,
-            Err(Stop::Error(code)) => {
-                self.reply_error(index, id, code, code.temporary());
+            Err(Stop::Error(code, why)) => {
+                self.reply_error_because(index, id, code, code.temporary(), channel, why);
                 Flow::On
             }
-            Err(Stop::TemporaryError(code)) => {
-                self.reply_error(index, id, code, true);
+            Err(Stop::TemporaryError(code, why)) => {
+                self.reply_error_because(index, id, code, true, channel, why);
                 Flow::On
             }
-            Err(Stop::Close(Disconnect::BadRequest)) => self.bad_request(index),
-            Err(Stop::Close(why)) => {
-                if why == Disconnect::InvalidToken {
-                    self.counters().faults_token.add(1);
+            Err(Stop::Close(close, why)) => {
+                match close {
+                    Disconnect::BadRequest => self.counters().faults_bad_request.add(1),
+                    Disconnect::InvalidToken => self.counters().faults_token.add(1),
+                    _ => {}
                 }
-                self.disconnect(index, why);
+                self.disconnect_in(index, close, channel, why);
                 Flow::End
             }
             Err(Stop::NoCredit(home)) => {
@@ -330,7 +346,7 @@ impl<D: Driver> Shard<D> {
     /// The namespace of a channel that a command names.
     fn namespace<'n>(channels: &'n ChannelRules, channel: &str) -> Result<&'n Namespace, Stop> {
         if channel.is_empty() {
-            return Err(Disconnect::BadRequest.into());
+            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
         }
         Ok(channels.resolve(channel)?)
     }
@@ -361,7 +377,7 @@ impl<D: Driver> Shard<D> {
         let channel: &str = &request.channel;
         let namespace = Self::namespace(&channels, channel)?;
         if request.kind != 0 {
-            return Err(ErrorCode::NotAvailable.into());
+            return Err(Stop::Error(ErrorCode::NotAvailable, "publications of that type"));
         }
         let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
         let subscribed = self.is_subscribed(index, channel);
@@ -379,7 +395,7 @@ impl<D: Driver> Shard<D> {
                     ProxyCall::Publish { channel: CompactString::new(channel), data: data.into() }
                 })?;
                 // Without a result the application has not allowed it.
-                verdict(&answer)?.ok_or(ErrorCode::PermissionDenied)?;
+                verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
                 Some(answer)
             }
         };
@@ -431,12 +447,13 @@ impl<D: Driver> Shard<D> {
         let channels = Arc::clone(&self.channels);
         let namespace = Self::namespace(&channels, channel)?;
         if !namespace.presence {
-            return Err(ErrorCode::NotAvailable.into());
+            return Err(Stop::Error(ErrorCode::NotAvailable, "presence is off in the namespace"));
         }
         let subscribed = self.is_subscribed(index, channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if !namespace.may_read_presence(&session.user, subscribed, insecure) {
-            return Err(ErrorCode::PermissionDenied.into());
+            let why = "no allow_presence_for_... option of the namespace allows it";
+            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
         }
         self.ask(index, asker, channel, namespace, what)
     }
@@ -452,16 +469,18 @@ impl<D: Driver> Shard<D> {
         let channel: &str = &request.channel;
         let namespace = Self::namespace(&channels, channel)?;
         if !namespace.has_history() {
-            return Err(ErrorCode::NotAvailable.into());
+            let why = "history_size or history_ttl of the namespace is 0";
+            return Err(Stop::Error(ErrorCode::NotAvailable, why));
         }
         let subscribed = self.is_subscribed(index, channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if !namespace.may_read_history(&session.user, subscribed, client.insecure) {
-            return Err(ErrorCode::PermissionDenied.into());
+            let why = "no allow_history_for_... option of the namespace allows it";
+            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
         }
         let since = request.since.as_ref();
         if request.reverse && since.is_some_and(|since| since.offset == 0) {
-            return Err(ErrorCode::BadRequest.into());
+            return Err(Stop::Error(ErrorCode::BadRequest, "reverse since offset 0"));
         }
         let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
         let page = Page {
@@ -536,7 +555,10 @@ impl<D: Driver> Shard<D> {
             }
             // Only the control thread asks for that.
             Answer::Done => {}
-            Answer::Error(code) => self.reply_error(index, id, *code, code.temporary()),
+            Answer::Error(code) => {
+                let why = asker.method.name();
+                self.reply_error_because(index, id, *code, code.temporary(), "", why);
+            }
             Answer::Unfit => self.inappropriate(index),
         }
     }
@@ -544,7 +566,8 @@ impl<D: Driver> Shard<D> {
     /// A JSON connection would have to be shown what isn't JSON: it goes, and nobody else.
     pub(super) fn inappropriate(&mut self, index: u32) {
         self.counters().closed_inappropriate.add(1);
-        self.disconnect(index, Disconnect::InappropriateProtocol);
+        let why = "data that isn't JSON, for a client that speaks JSON";
+        self.disconnect_because(index, Disconnect::InappropriateProtocol, why);
     }
 
     /// A call to the application.
@@ -556,8 +579,12 @@ impl<D: Driver> Shard<D> {
                 self.reply(index, asker.command, &Reply::Rpc { data: b"" });
                 return Ok(Flow::On);
             }
-            RpcTarget::NotFound => return Err(ErrorCode::MethodNotFound.into()),
-            RpcTarget::NotAvailable => return Err(ErrorCode::NotAvailable.into()),
+            RpcTarget::NotFound => {
+                return Err(Stop::Error(ErrorCode::MethodNotFound, "no such rpc method"));
+            }
+            RpcTarget::NotAvailable => {
+                return Err(Stop::Error(ErrorCode::NotAvailable, "no rpc proxy is configured"));
+            }
             RpcTarget::Proxy(proxy) => Arc::clone(proxy),
         };
         drop(rules);
@@ -568,7 +595,8 @@ impl<D: Driver> Shard<D> {
         })?;
         let data = verdict(&answer)?.and_then(|result| result.data.as_deref()).unwrap_or_default();
         if data.len() > self.answer_bytes_max() {
-            return Err(ErrorCode::LimitExceeded.into());
+            let why = "the result of the rpc is longer than what may wait for a client";
+            return Err(Stop::Error(ErrorCode::LimitExceeded, why));
         }
         if !self.may_show(index, data) {
             self.inappropriate(index);
@@ -581,6 +609,23 @@ impl<D: Driver> Shard<D> {
     /// Whether a connection can be shown this.
     pub(super) fn may_show(&self, index: u32, data: &[u8]) -> bool {
         data.is_empty() || self.encoding(index) == Encoding::Protobuf || client::is_json(data)
+    }
+}
+
+/// An answer of the application without a result: it has not allowed the command.
+pub(super) const PROXY_GAVE_NO_RESULT: Stop =
+    Stop::Error(ErrorCode::PermissionDenied, "the proxy's answer has no result");
+
+/// The channel that a command names, for the log.
+fn channel_of<'a>(request: &'a Request<'_>) -> &'a str {
+    match request {
+        Request::Subscribe(request) => &request.channel,
+        Request::Unsubscribe(request) => &request.channel,
+        Request::Publish(request) => &request.channel,
+        Request::Presence(request) | Request::PresenceStats(request) => &request.channel,
+        Request::History(request) => &request.channel,
+        Request::SubRefresh(request) => &request.channel,
+        _ => "",
     }
 }
 

@@ -87,7 +87,7 @@ impl<D: Driver> Shard<D> {
         let identified = match self.identify(index, id, request, now) {
             Ok(identified) => identified,
             // The connection is of no use any more: the client shall close it.
-            Err(Stop::Error(code)) => return Ok(self.unusable(index, id, code)),
+            Err(Stop::Error(code, why)) => return Ok(self.unusable(index, id, code, why)),
             Err(Stop::AppError(error)) => {
                 self.reply_app_error(index, id, &error);
                 return Ok(self.make_unusable(index));
@@ -107,7 +107,10 @@ impl<D: Driver> Shard<D> {
         for (channel, options) in subs {
             let namespace = match channels.resolve_trusted(&channel) {
                 Ok(namespace) => namespace.index,
-                Err(_) => return Ok(self.unusable(index, id, ErrorCode::UnknownChannel)),
+                Err(_) => {
+                    let why = "a channel of the token or the proxy: no such namespace";
+                    return Ok(self.unusable(index, id, ErrorCode::UnknownChannel, why));
+                }
             };
             to_ask.push(ServerSub {
                 channel,
@@ -146,7 +149,8 @@ impl<D: Driver> Shard<D> {
                 Ok(()) => may_poll(&channels, client.insecure, &user, request, &mut to_ask),
             };
             if let Err(code) = may {
-                return Ok(self.unusable(index, id, code));
+                let why = "subs: a channel that polls can't have";
+                return Ok(self.unusable(index, id, code, why));
             }
         } else {
             asked?;
@@ -155,10 +159,11 @@ impl<D: Driver> Shard<D> {
         if expire_at.is_some_and(is_past)
             || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past))
         {
-            return Ok(self.unusable(index, id, ErrorCode::Expired));
+            return Ok(self.unusable(index, id, ErrorCode::Expired, "expire_at: past"));
         }
         if to_ask.len() > client.channel_limit {
-            return Err(Disconnect::ChannelLimit.into());
+            let why = "subscriptions that the server makes, over client.channel_limit";
+            return Err(Stop::Close(Disconnect::ChannelLimit, why));
         }
         let to_count =
             !user.is_empty() && (client.user_connection_limit > 0 || client.single_connection());
@@ -212,18 +217,19 @@ impl<D: Driver> Shard<D> {
         if !request.token.is_empty() {
             let verdict = match self.connection_claims(index, &request.token, now)? {
                 // Development: a token that was good once is good.
-                Err(TokenFault::Expired) if client.insecure => {
+                Err(TokenFault::Expired(_)) if client.insecure => {
                     self.connection_claims(index, &request.token, UnixSeconds(0))?
                 }
                 verdict => verdict,
             };
             return match verdict {
                 Ok(claims) if claims.user.is_empty() && client.disallow_anonymous_tokens => {
-                    Err(Disconnect::PermissionDenied.into())
+                    let why = "sub: empty, and client.disallow_anonymous_connection_tokens is on";
+                    Err(Stop::Close(Disconnect::PermissionDenied, why))
                 }
                 Ok(claims) => Ok(Identified { claims, by: By::Token, data: Box::default() }),
-                Err(TokenFault::Expired) => Err(ErrorCode::TokenExpired.into()),
-                Err(TokenFault::Invalid) => Err(Disconnect::InvalidToken.into()),
+                Err(TokenFault::Expired(why)) => Err(Stop::Error(ErrorCode::TokenExpired, why)),
+                Err(TokenFault::Invalid(why)) => Err(Stop::Close(Disconnect::InvalidToken, why)),
             };
         }
         if let Some(proxy) = &client.proxies.connect {
@@ -240,7 +246,8 @@ impl<D: Driver> Shard<D> {
         } else if let Some(user) = self.header_users.get(&index) {
             user.clone()
         } else {
-            return Err(Disconnect::BadRequest.into());
+            let why = "connect without a token, and anonymous clients aren't allowed";
+            return Err(Stop::Close(Disconnect::BadRequest, why));
         };
         let (expire_at, info, meta, subs) = (None, None, None, Vec::new());
         let claims = ConnectionClaims { user, expire_at, info, meta, subs };
@@ -263,7 +270,7 @@ impl<D: Driver> Shard<D> {
                 by: By::Admin,
                 data: Box::default(),
             }),
-            false => Err(Disconnect::InvalidToken.into()),
+            false => Err(Stop::Close(Disconnect::InvalidToken, "no token of the admin page")),
         }
     }
 
@@ -309,8 +316,8 @@ impl<D: Driver> Shard<D> {
     }
 
     /// `connect` failed: the error goes out, nothing more is taken, the client shall close.
-    fn unusable(&mut self, index: u32, id: u32, code: ErrorCode) -> Flow {
-        self.reply_error(index, id, code, code.temporary());
+    fn unusable(&mut self, index: u32, id: u32, code: ErrorCode, why: &'static str) -> Flow {
+        self.reply_error_because(index, id, code, code.temporary(), "", why);
         self.make_unusable(index)
     }
 
@@ -421,14 +428,16 @@ impl<D: Driver> Shard<D> {
             return self.go_on_connecting(index);
         }
         self.counters().closed_user_limit.add(1);
-        self.disconnect(index, Disconnect::ConnectionLimit);
+        let why = "the user has client.user_connection_limit connections already";
+        self.disconnect_because(index, Disconnect::ConnectionLimit, why);
     }
 
     /// A newer connection of the user takes this one's place.
     pub(super) fn evicted(&mut self, key: ConnKey) {
         if self.conn(key).is_some() {
             self.counters().closed_user_limit.add(1);
-            self.disconnect(key.index, Disconnect::ConnectionLimit);
+            let why = "a newer connection of the user takes its place";
+            self.disconnect_because(key.index, Disconnect::ConnectionLimit, why);
         }
     }
 
@@ -517,24 +526,28 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Flow, Stop> {
         // What the application refreshes is not the client's business.
         if request.token.is_empty() || self.client.proxies.refresh.is_some() {
-            return Err(Disconnect::BadRequest.into());
+            let why = "refresh without a token, or where a proxy refreshes";
+            return Err(Stop::Close(Disconnect::BadRequest, why));
         }
         let now = self.driver.unix();
         let claims = self.connection_claims(index, &request.token, now)?.map_err(|fault| {
-            Stop::Close(match fault {
-                TokenFault::Expired => Disconnect::ConnectionExpired,
-                TokenFault::Invalid => Disconnect::InvalidToken,
-            })
+            let close = match fault {
+                TokenFault::Expired(_) => Disconnect::ConnectionExpired,
+                TokenFault::Invalid(_) => Disconnect::InvalidToken,
+            };
+            Stop::Close(close, fault.flaw())
         })?;
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if claims.user != session.user {
-            return Err(Disconnect::InvalidToken.into());
+            let why = "sub: the new token is for another user";
+            return Err(Stop::Close(Disconnect::InvalidToken, why));
         }
         if !self.has_token_subs(index, &claims) {
-            return Err(Disconnect::InsufficientState.into());
+            let why = "subs: the new token has other channels";
+            return Err(Stop::Close(Disconnect::InsufficientState, why));
         }
         if claims.expire_at.is_some_and(|at| at <= now.0) {
-            return Err(ErrorCode::Expired.into());
+            return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
         }
         self.reinform(index, claims.info.unwrap_or_default())?;
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
@@ -630,7 +643,10 @@ fn ask_unasked(
             None => {
                 let namespace = match channels.resolve(channel) {
                     Ok(namespace) => namespace,
-                    Err(NameFault::Unknown) => return Err(Disconnect::BadRequest.into()),
+                    Err(NameFault::Unknown) => {
+                        let why = "subs: a channel of a namespace that isn't configured";
+                        return Err(Stop::Close(Disconnect::BadRequest, why));
+                    }
                     Err(_) => continue,
                 };
                 let subscriber = Subscriber { user, client: "", insecure };

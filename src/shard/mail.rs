@@ -103,6 +103,11 @@ impl Method {
         "sub_refresh",
     ];
 
+    /// The name of a command that is timed, else an empty text.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.get(self as usize).copied().unwrap_or_default()
+    }
+
     /// That of a request.
     pub fn of(request: &Request<'_>) -> Self {
         match request {

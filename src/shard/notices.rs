@@ -290,7 +290,8 @@ impl<D: Driver> Shard<D> {
         let client = client.map(|conn| self.client_id(conn.key(index)).text());
         let client = client.as_ref().map_or("", |client| client.as_str());
         let user = session.map_or("", |session| session.user.as_str());
-        write(&Fields { user, client, ..Fields::default() });
+        let address = self.client_address(index);
+        write(&Fields { address, user, client, ..Fields::default() });
     }
 }
 

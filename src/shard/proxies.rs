@@ -551,7 +551,9 @@ pub(super) fn verdict(answer: &ProxyAnswer) -> Result<Option<&ProxyResult>, Stop
         ProxyAnswer::Nothing => Ok(None),
         ProxyAnswer::Error(error) => Err(Stop::AppError(error.clone())),
         ProxyAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
-        ProxyAnswer::Failed => Err(ErrorCode::Internal.into()),
+        ProxyAnswer::Failed => {
+            Err(Stop::Error(ErrorCode::Internal, "the proxy failed: see proxy.failed"))
+        }
     }
 }
 

@@ -197,7 +197,7 @@ impl<D: Driver> Shard<D> {
                 true => self.collect(key, None, head, bytes, rest),
                 false => {
                     let (refusal, reason) = (Refusal::NotFound, Reason::HttpNotFound);
-                    let why = format_args!("{} {}", head.method, head.path);
+                    let why = format_args!("{} {}", Cut(head.method), Cut(head.path));
                     self.refuse_because(key.index, refusal, reason, "", why);
                 }
             };
@@ -494,7 +494,7 @@ impl<D: Driver> Shard<D> {
         // Text frames were checked as they came; a binary one may hold anything.
         match simdutf8::basic::from_utf8(data) {
             Ok(text) => self.commands(index, client::commands(text)),
-            Err(_) => self.bad_request(index),
+            Err(_) => self.bad_request(index, "text that is not UTF-8"),
         }
     }
 }

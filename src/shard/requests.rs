@@ -9,11 +9,12 @@
 //! messages are framed, and whether anything but pushes is said.
 
 use super::conn::Rx;
-use super::notices::reason_of_refusal;
+use super::notices::{Cut, reason_of_refusal};
 use super::read::Flow;
 use super::web::Incoming;
 use super::*;
 use crate::base::form::Framing;
+use crate::base::notices::Reason;
 use crate::edge::proxy::AppDisconnect;
 use crate::proto::client::{self, Disconnect, ErrorCode, Push};
 use crate::proto::http::{self, Head, Refusal};
@@ -187,6 +188,8 @@ impl<D: Driver> Shard<D> {
         if !methods.split(", ").any(|method| method == head.method) {
             let more = format!("{}Allow: {methods}, OPTIONS\r\n", self.cors(head));
             self.counters().refused_upgrade.add(1);
+            let why = format_args!("{} is not among {methods}", Cut(head.method));
+            self.notice(key.index, Reason::HttpUpgrade, 405, "", why);
             let mut out = Vec::new();
             http::put_answer(&mut out, 405, &more, "text/plain", b"method not allowed\n", false);
             self.enqueue(key.index, SharedFrame::new(&out));
@@ -250,6 +253,13 @@ impl<D: Driver> Shard<D> {
                 Err(status) => {
                     if status != 204 {
                         self.counters().emulations_refused.add(1);
+                        let (reason, why) = match status {
+                            503 => (Reason::HttpBusy, "too many emulated requests wait"),
+                            404 => (Reason::HttpNotFound, "the session is another node's"),
+                            _ => (Reason::HttpMalformed, "this is no emulated request"),
+                        };
+                        let code = status.into();
+                        self.notice(key.index, reason, code, "", format_args!("{why}"));
                     }
                     self.answer(key, head.keep_alive(), status, &cors, b"", &[]);
                 }
@@ -277,6 +287,8 @@ impl<D: Driver> Shard<D> {
             Ok(asked) => asked,
             Err(why) => {
                 self.counters().refused_malformed.add(1);
+                let text = format_args!("{}", why.trim_end());
+                self.notice(key.index, Reason::HttpMalformed, 400, "", text);
                 let more = self.cors(&head);
                 return self.answer(key, head.keep_alive(), 400, &more, why.as_bytes(), &[]);
             }
@@ -394,7 +406,7 @@ impl<D: Driver> Shard<D> {
         let text = parts.next().map(std::str::from_utf8);
         let id = parts.next().map(std::str::from_utf8);
         let Some(Ok(Ok(mut request))) = text.map(|text| text.map(client::connect_request)) else {
-            return self.bad_request(index);
+            return self.bad_request(index, "this is no connect request");
         };
         // An id that is none of ours says nothing.
         let positions = id.and_then(Result::ok).map(|id| format!("{{\"subs\":{id}}}"));
@@ -414,7 +426,7 @@ impl<D: Driver> Shard<D> {
         }
         self.counters().method_connect.inc();
         let result = self.connect(index, 0, &request);
-        self.finish_command(index, 0, result)
+        self.finish_command(index, 0, "", result)
     }
 
     /// Sends the head of a response, if it waited.

@@ -1,6 +1,6 @@
 //! Subscriptions on the subscriber's side: asked for, answered, refreshed, ended.
 
-use super::commands::Stop;
+use super::commands::{PROXY_GAVE_NO_RESULT, Stop};
 use super::connect::{asked_by, since_of};
 use super::mail::{
     Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
@@ -49,13 +49,13 @@ impl<D: Driver> Shard<D> {
         let channels = Arc::clone(&self.channels);
         let channel: &str = &request.channel;
         if channel.is_empty() {
-            return Err(Disconnect::BadRequest.into());
+            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
         }
         if request.kind == KIND_SHARED_POLL {
-            return Err(ErrorCode::NotAvailable.into());
+            return Err(Stop::Error(ErrorCode::NotAvailable, "shared polls"));
         }
         if !request.delta.is_empty() && request.delta != "fossil" {
-            return Err(Disconnect::BadRequest.into());
+            return Err(Stop::Close(Disconnect::BadRequest, "delta: only fossil is known"));
         }
         channels.check_length(channel)?;
         let known = self.locals.find(channel);
@@ -63,16 +63,17 @@ impl<D: Driver> Shard<D> {
         if known.is_some_and(|at| session.subs.find(at).is_some())
             || self.is_reserved(index, channel)
         {
-            return Err(ErrorCode::AlreadySubscribed.into());
+            return Err(Stop::Error(ErrorCode::AlreadySubscribed, ""));
         }
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if session.subs.len() >= client.channel_limit {
-            return Err(ErrorCode::LimitExceeded.into());
+            return Err(Stop::Error(ErrorCode::LimitExceeded, "client.channel_limit"));
         }
         let namespace = channels.resolve(channel)?;
         // Maps: no namespace here is one.
         if request.kind != 0 {
-            return Err(ErrorCode::PermissionDenied.into());
+            let why = "no namespace is a map";
+            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
         }
         let user = session.user.clone();
         let insecure = client.insecure;
@@ -98,7 +99,7 @@ impl<D: Driver> Shard<D> {
                     ProxyCall::Subscribe { channel: CompactString::new(channel), data: data.into() }
                 })?;
                 // Without a result the application has not allowed it.
-                let result = proxies::verdict(&answer)?.ok_or(ErrorCode::PermissionDenied)?;
+                let result = proxies::verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
                 let ProxyResult { claims, data, overrides, .. } = result;
                 Some(SubOptions {
                     info: claims.info.clone(),
@@ -116,7 +117,7 @@ impl<D: Driver> Shard<D> {
         });
         if is_told && options.as_ref().is_some_and(|of| of.expire_at.is_some_and(|at| at <= now.0))
         {
-            return Err(ErrorCode::Expired.into());
+            return Err(Stop::Error(ErrorCode::Expired, "expire_at of the proxy: past"));
         }
         let filter = match &request.tf {
             Some(node) => Some(filter(namespace, node)?),
@@ -231,7 +232,8 @@ impl<D: Driver> Shard<D> {
             Some(Some(id)) => Some(id),
             Some(None) => {
                 self.mail[home].earn(credits);
-                return Err(ErrorCode::LimitExceeded.into());
+                let why = "too many different tag filters on this shard";
+                return Err(Stop::Error(ErrorCode::LimitExceeded, why));
             }
         };
         let membership = flags.member().then(|| {
@@ -417,7 +419,7 @@ impl<D: Driver> Shard<D> {
         channel: &str,
     ) -> Result<Flow, Stop> {
         if channel.is_empty() {
-            return Err(Disconnect::BadRequest.into());
+            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
         }
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
@@ -525,41 +527,45 @@ impl<D: Driver> Shard<D> {
         request: &SubRefreshRequest<'_>,
     ) -> Result<Flow, Stop> {
         if request.channel.is_empty() {
-            return Err(Disconnect::BadRequest.into());
+            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
         }
         let known = self.locals.find(&request.channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            return Err(ErrorCode::PermissionDenied.into());
+            return Err(Stop::Error(ErrorCode::PermissionDenied, "not subscribed"));
         };
         if request.kind != 0 {
-            return Err(ErrorCode::NotAvailable.into());
+            return Err(Stop::Error(ErrorCode::NotAvailable, "subscriptions of that type"));
         }
         // What the application refreshes is not the client's business.
         if session.sub_extra(local).is_some_and(|extra| extra.renewal != Renewal::Client) {
-            return Err(Disconnect::BadRequest.into());
+            let why = "sub_refresh where a proxy refreshes";
+            return Err(Stop::Close(Disconnect::BadRequest, why));
         }
         if request.token.is_empty() {
-            return Err(ErrorCode::BadRequest.into());
+            return Err(Stop::Error(ErrorCode::BadRequest, "sub_refresh without a token"));
         }
         let now = self.driver.unix();
         let claims = match self.subscription_claims(index, &request.token)? {
             Ok(claims) => claims,
             // Said to be temporary, so that the client comes back with a new token.
-            Err(TokenFault::Expired) => {
-                return Err(Stop::TemporaryError(ErrorCode::TokenExpired));
+            Err(TokenFault::Expired(why)) => {
+                return Err(Stop::TemporaryError(ErrorCode::TokenExpired, why));
             }
-            Err(TokenFault::Invalid) => return Err(Disconnect::InvalidToken.into()),
+            Err(TokenFault::Invalid(why)) => {
+                return Err(Stop::Close(Disconnect::InvalidToken, why));
+            }
         };
         let key = self.conns[index as usize].key(index);
         let client_id = self.client_id(key).to_string();
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let for_client = claims.client.is_empty() || claims.client == client_id;
         if claims.user != session.user || claims.channel != request.channel || !for_client {
-            return Err(Disconnect::InvalidToken.into());
+            let why = "sub, channel or client: the token is for another one";
+            return Err(Stop::Close(Disconnect::InvalidToken, why));
         }
         if claims.is_past(now) {
-            return Err(ErrorCode::Expired.into());
+            return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
         }
         if claims.expire_at.is_some() || session.sub_extra(local).is_some() {
             session.sub_extra_or_new(local).expires = claims.expire_at;
@@ -580,7 +586,8 @@ const FLAG_STRICT_RECOVERY: i64 = 2;
 /// The filter that a request carries (client protocol, section 22).
 fn filter(namespace: &Namespace, node: &FilterNode) -> Result<Filter, Stop> {
     if !namespace.allow_tags_filter {
-        return Err(ErrorCode::BadRequest.into());
+        let why = "tf: allow_tags_filter is off in the namespace";
+        return Err(Stop::Error(ErrorCode::BadRequest, why));
     }
-    Filter::new(node).map_err(|_| ErrorCode::BadRequest.into())
+    Filter::new(node).map_err(|_| Stop::Error(ErrorCode::BadRequest, "tf: no valid filter"))
 }

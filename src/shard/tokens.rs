@@ -18,6 +18,9 @@ use crate::edge::good_tokens::{TokenDigest, token_digest};
 use crate::edge::jwt::{Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
 use crate::proto::client::ErrorCode;
 
+/// None of the public keys made the signature.
+const NOT_SIGNED: TokenFault = TokenFault::Invalid("signature: not made with a configured key");
+
 /// A question that the home of a token has asked the pool.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -61,7 +64,7 @@ impl<D: Driver> Shard<D> {
         }
         Ok(match self.is_signed(index, token, TokenKind::Connection)? {
             true => keys.connection_signed(token, now),
-            false => Err(TokenFault::Invalid),
+            false => Err(NOT_SIGNED),
         })
     }
 
@@ -79,7 +82,7 @@ impl<D: Driver> Shard<D> {
         }
         Ok(match self.is_signed(index, token, TokenKind::Subscription)? {
             true => keys.subscription_signed(token, now),
-            false => Err(TokenFault::Invalid),
+            false => Err(NOT_SIGNED),
         })
     }
 
@@ -93,7 +96,10 @@ impl<D: Driver> Shard<D> {
             return match verdict.signed {
                 Signed::Good { .. } => Ok(true),
                 Signed::Bad => Ok(false),
-                Signed::Unavailable => Err(ErrorCode::Internal.into()),
+                Signed::Unavailable => Err(Stop::Error(
+                    ErrorCode::Internal,
+                    "kid: unknown, and the JWKS endpoint has no such key or doesn't answer",
+                )),
             };
         }
         if self.conns[index as usize].flags.pending() {

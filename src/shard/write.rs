@@ -1,6 +1,7 @@
 //! Queueing and writing: what a turn has for a connection leaves in one write.
 
 use super::*;
+use crate::base::notices::Reason;
 use crate::io::Write;
 use crate::proto::client::{Disconnect, Reply};
 
@@ -346,6 +347,8 @@ impl<D: Driver> Shard<D> {
             && bytes >= GIVE_UP_BYTES_MIN
         {
             self.counters().closed_memory.add(1);
+            let why = format_args!("{bytes} bytes were queued or unfinished");
+            self.notice(index, Reason::CloseMemory, 0, "", why);
             self.release(index, true);
         }
     }

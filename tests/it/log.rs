@@ -1,5 +1,7 @@
 //! The log says why a request, a command or a connection was refused, and whose it was.
 
+use serde_json::json;
+
 use crate::harness::*;
 
 #[test]
@@ -55,4 +57,71 @@ fn ordinary_connects_and_disconnects_are_logged_at_debug_only() {
     raw.send(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n");
     node.until_logged(&["http.not_found"]);
     assert!(!node.errors().contains("client connected"));
+}
+
+#[test]
+fn a_refused_token_is_logged_with_its_claim_and_never_with_the_token() {
+    let node = Node::open(&[]);
+    let late = json!({"sub": "42", "exp": now() - 60});
+    let elsewhere = json!({"sub": "42", "channel": "news"});
+    for (token, words) in [
+        (token(json!({"sub": 42})), ["close.invalid_token", "code=3500", "sub: not a text"]),
+        (token(elsewhere), ["close.invalid_token", "code=3500", "channel: a subscription token"]),
+        (token_by("no", json!({})), ["close.invalid_token", "code=3500", "signature: "]),
+        (token(late), ["error.token_expired", "code=109", "exp: past"]),
+    ] {
+        let mut client = node.client();
+        client.send(&json!({"id": 1, "connect": {"token": token}}).to_string());
+        let line = node.until_logged(&words);
+        assert!(line.contains("address=\"127.0.0.1\""), "{line}");
+        let payload = token.split('.').nth(1).unwrap();
+        assert!(!node.errors().contains(payload), "{line}");
+    }
+}
+
+#[test]
+fn errors_of_commands_are_logged_with_channel_user_and_option() {
+    let file = r#"
+[client]
+channel_limit = 1
+allowed_origins = ["*"]
+[client.token]
+hmac_secret_key = "secret"
+[[channel.namespaces]]
+name = "open"
+allow_subscribe_for_client = true
+"#;
+    let node = Node::start(file, &[]);
+    let mut client = node.connected_as("42");
+    for (method, channel, words) in [
+        (
+            "subscribe",
+            "news",
+            ["error.permission_denied", "code=103", "allow_subscribe_for_client"],
+        ),
+        ("subscribe", "no:x", ["error.unknown_channel", "code=102", "no namespace of that name"]),
+        ("subscribe", "é", ["error.bad_request", "code=107", "the name is not ASCII"]),
+        ("history", "open:x", ["error.not_available", "code=108", "history_size"]),
+        ("presence", "open:x", ["error.not_available", "code=108", "presence is off"]),
+        ("publish", "open:x", ["error.permission_denied", "code=103", "allow_publish_for_client"]),
+    ] {
+        let mut request = json!({"channel": channel});
+        if method == "publish" {
+            request["data"] = json!({"secret": "payload"});
+        }
+        client.ask(method, request);
+        let line = node.until_logged(&words);
+        let channel = format!("channel={channel:?}");
+        let who = ["command refused", "user=\"42\"", "client=\"", "address=\"", &channel];
+        assert!(who.iter().all(|word| line.contains(word)), "{line}");
+    }
+    client.subscribe("open:x");
+    client.ask("subscribe", json!({"channel": "open:x"}));
+    node.until_logged(&["error.already_subscribed", "code=105"]);
+    client.ask("subscribe", json!({"channel": "open:y"}));
+    node.until_logged(&["error.limit_exceeded", "code=106", "client.channel_limit"]);
+    assert!(!node.errors().contains("payload"));
+    // Both its own fault and its own end.
+    client.send("{\"id\": 9, \"send\": {}}");
+    node.until_logged(&["connection closed", "close.not_available", "code=3508", "user=\"42\""]);
 }

@@ -30,9 +30,10 @@ pub(super) struct Header {
 
 impl<'a> Parts<'a> {
     pub(super) fn split(token: &'a str) -> Result<Self, TokenFault> {
-        let (signed, signature) = token.rsplit_once('.').ok_or(TokenFault::Invalid)?;
+        let three = TokenFault::Invalid("not three parts with dots between them");
+        let (signed, signature) = token.rsplit_once('.').ok_or(three)?;
         // A fourth part would be one with a dot in it, which base64 doesn't have.
-        let (header, payload) = signed.split_once('.').ok_or(TokenFault::Invalid)?;
+        let (header, payload) = signed.split_once('.').ok_or(three)?;
         Ok(Self { signed, header, payload, signature })
     }
 
@@ -43,28 +44,66 @@ impl<'a> Parts<'a> {
             kid: Option<String>,
             crit: Option<IgnoredAny>,
         }
-        let fields: Fields =
-            serde_json::from_slice(&decode(self.header)?).map_err(|_| TokenFault::Invalid)?;
+        let fields: Fields = serde_json::from_slice(&decode(self.header, "header: not base64url")?)
+            .map_err(|_| {
+                TokenFault::Invalid("header: no JSON object with alg and a text as kid")
+            })?;
         // RFC 7515 4.1.11: extensions that are critical and not understood make a token invalid.
         if fields.crit.is_some() {
-            return Err(TokenFault::Invalid);
+            return Err(TokenFault::Invalid("crit: critical extensions aren't supported"));
         }
-        let algorithm = Algorithm::named(&fields.alg).ok_or(TokenFault::Invalid)?;
+        let unknown = TokenFault::Invalid("alg: not a supported algorithm");
+        let algorithm = Algorithm::named(&fields.alg).ok_or(unknown)?;
         Ok(Header { algorithm, kid: fields.kid })
     }
 
     /// JSON, if it is a token.
     pub(super) fn payload(&self) -> Result<String, TokenFault> {
-        String::from_utf8(decode(self.payload)?).map_err(|_| TokenFault::Invalid)
+        let bytes = decode(self.payload, "claims: not base64url")?;
+        String::from_utf8(bytes).map_err(|_| TokenFault::Invalid("claims: not UTF-8"))
     }
 
     pub(super) fn signature(&self) -> Result<Vec<u8>, TokenFault> {
-        decode(self.signature)
+        decode(self.signature, "signature: not base64url")
     }
 }
 
-fn decode(part: &str) -> Result<Vec<u8>, TokenFault> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenFault::Invalid)
+fn decode(part: &str, flaw: &'static str) -> Result<Vec<u8>, TokenFault> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenFault::Invalid(flaw))
+}
+
+/// The claim that keeps a payload from being read: looked for only then.
+fn flaw_of(payload: &str) -> &'static str {
+    fn is<'a, T: Deserialize<'a>>(value: &'a RawValue) -> bool {
+        serde_json::from_str::<Option<T>>(value.get()).is_ok()
+    }
+    type Check = fn(&RawValue) -> bool;
+    const CLAIMS: [(&str, Check, &str); 13] = [
+        ("exp", |value| is::<serde_json::Number>(value), "exp: not a number"),
+        ("nbf", |value| is::<serde_json::Number>(value), "nbf: not a number"),
+        ("iat", |value| is::<serde_json::Number>(value), "iat: not a number"),
+        ("aud", |value| is::<OneOrMany>(value), "aud: no text and no list of texts"),
+        ("iss", |value| is::<String>(value), "iss: not a text"),
+        ("expire_at", |value| is::<i64>(value), "expire_at: not a whole number"),
+        ("b64info", |value| is::<String>(value), "b64info: not a text"),
+        ("channels", |value| is::<Vec<String>>(value), "channels: no list of texts"),
+        (
+            "subs",
+            |value| is::<BTreeMap<String, Option<SubClaims<'_>>>>(value),
+            "subs: not as agreed",
+        ),
+        ("channel", |value| is::<String>(value), "channel: not a text"),
+        ("client", |value| is::<String>(value), "client: not a text"),
+        ("b64data", |value| is::<String>(value), "b64data: not a text"),
+        ("override", |value| is::<Overrides>(value), "override: not as agreed"),
+    ];
+    let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(payload) else {
+        return "claims: not a JSON object";
+    };
+    let wrong = CLAIMS
+        .iter()
+        .find(|(name, is_good, _)| fields.get(*name).is_some_and(|value| !is_good(value)));
+    wrong.map_or("claims: a claim stands there twice", |(_, _, flaw)| flaw)
 }
 
 /// Claims as they stand in the token; null is absent.
@@ -120,7 +159,8 @@ enum OneOrMany {
 
 impl<'a> Claims<'a> {
     pub(super) fn parse(payload: &'a str) -> Result<Self, TokenFault> {
-        let claims: Self = serde_json::from_str(payload).map_err(|_| TokenFault::Invalid)?;
+        let claims: Self =
+            serde_json::from_str(payload).map_err(|_| TokenFault::Invalid(flaw_of(payload)))?;
         Ok(Self { payload, ..claims })
     }
 
@@ -141,10 +181,11 @@ impl<'a> Claims<'a> {
         match value.as_bytes().first() {
             Some(b'"') => serde_json::from_str::<String>(value)
                 .map(CompactString::from)
-                .map_err(|_| TokenFault::Invalid),
+                .map_err(|_| TokenFault::Invalid("sub: not a text")),
             // As it is written: two large numbers would be one as a float.
             Some(b'-' | b'0'..=b'9') if !path.is_empty() => Ok(value.into()),
-            _ => Err(TokenFault::Invalid),
+            _ if path.is_empty() => Err(TokenFault::Invalid("sub: not a text")),
+            _ => Err(TokenFault::Invalid("user_id_claim: neither a text nor a number")),
         }
     }
 
@@ -161,8 +202,8 @@ impl<'a> Claims<'a> {
     /// `info`, `data` and `override` of the token itself.
     pub(super) fn own_options(&self) -> Result<SubOptions, TokenFault> {
         Ok(SubOptions {
-            info: content(self.info, self.b64info.as_deref())?,
-            data: content(self.data, self.b64data.as_deref())?,
+            info: content(self.info, self.b64info.as_deref(), B64INFO)?,
+            data: content(self.data, self.b64data.as_deref(), B64DATA)?,
             overrides: self.overrides.unwrap_or_default(),
             expire_at: None,
         })
@@ -170,13 +211,15 @@ impl<'a> Claims<'a> {
 
     /// `info` of the connection.
     pub(super) fn info(&self) -> Result<Option<Box<[u8]>>, TokenFault> {
-        content(self.info, self.b64info.as_deref())
+        content(self.info, self.b64info.as_deref(), B64INFO)
     }
 
     /// `meta`, an object.
     pub(super) fn meta(&self) -> Result<Option<Box<[u8]>>, TokenFault> {
         match self.meta {
-            Some(meta) if !meta.get().starts_with('{') => Err(TokenFault::Invalid),
+            Some(meta) if !meta.get().starts_with('{') => {
+                Err(TokenFault::Invalid("meta: not a JSON object"))
+            }
             meta => Ok(meta.map(one_line)),
         }
     }
@@ -193,8 +236,8 @@ impl<'a> Claims<'a> {
         let options = |claims: Option<&SubClaims<'_>>| {
             let Some(claims) = claims else { return Ok(SubOptions::default()) };
             Ok(SubOptions {
-                info: content(claims.info, claims.b64info.as_deref())?,
-                data: content(claims.data, claims.b64data.as_deref())?,
+                info: content(claims.info, claims.b64info.as_deref(), B64INFO)?,
+                data: content(claims.data, claims.b64data.as_deref(), B64DATA)?,
                 overrides: claims.overrides.unwrap_or_default(),
                 expire_at: None,
             })
@@ -207,8 +250,11 @@ impl<'a> Claims<'a> {
     pub(super) fn in_time(&self, now: UnixSeconds) -> Result<Option<i64>, TokenFault> {
         let exp = self.expires_at();
         let nbf = self.nbf.as_ref().map(seconds);
-        if exp.is_some_and(|exp| now.0 >= exp) || nbf.is_some_and(|nbf| now.0 < nbf) {
-            return Err(TokenFault::Expired);
+        if exp.is_some_and(|exp| now.0 >= exp) {
+            return Err(TokenFault::Expired("exp: past"));
+        }
+        if nbf.is_some_and(|nbf| now.0 < nbf) {
+            return Err(TokenFault::Expired("nbf: not reached yet"));
         }
         Ok(match self.expire_at {
             Some(0) => None,
@@ -236,14 +282,18 @@ fn seconds(number: &serde_json::Number) -> i64 {
     number.as_i64().unwrap_or_else(|| number.as_f64().unwrap_or(f64::MAX) as i64)
 }
 
+const B64INFO: &str = "b64info: not base64";
+const B64DATA: &str = "b64data: not base64";
+
 /// JSON of a claim, or whatever its base64 form holds.
 fn content(
     json: Option<&RawValue>,
     encoded: Option<&str>,
+    flaw: &'static str,
 ) -> Result<Option<Box<[u8]>>, TokenFault> {
     match encoded {
         Some(encoded) if !encoded.is_empty() => {
-            let bytes = STANDARD.decode(encoded).map_err(|_| TokenFault::Invalid)?;
+            let bytes = STANDARD.decode(encoded).map_err(|_| TokenFault::Invalid(flaw))?;
             Ok(Some(bytes.into_boxed_slice()))
         }
         _ => Ok(json.map(one_line)),

@@ -199,9 +199,19 @@ struct Keys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
     /// Past `exp` or before `nbf`: the client should fetch a new one (error 109).
-    Expired,
+    Expired(&'static str),
     /// Everything else.
-    Invalid,
+    Invalid(&'static str),
+}
+
+impl TokenFault {
+    /// The part of the token that is wrong and how, for the log: a claim's or header's name first.
+    /// Never a word of the token itself.
+    pub fn flaw(self) -> &'static str {
+        match self {
+            Self::Expired(flaw) | Self::Invalid(flaw) => flaw,
+        }
+    }
 }
 
 /// What came of checking a signature.
@@ -468,7 +478,7 @@ impl Keys {
         };
         match self.claims_of(&parts, now, kind) {
             // Whether it is good but late depends on the signature, too.
-            Ok(_) | Err(TokenFault::Expired) if later => None,
+            Ok(_) | Err(TokenFault::Expired(_)) if later => None,
             verdict => Some(verdict),
         }
     }
@@ -483,11 +493,15 @@ impl Keys {
             self.signed_by_secret(parts, &header, now)?;
             return Ok(false);
         }
-        let could_be = match self.endpoint {
-            Some(_) => header.kid.is_some(),
-            None => self.public.iter().any(|key| key.is_for(header.algorithm)),
-        };
-        if could_be { Ok(true) } else { Err(TokenFault::Invalid) }
+        match self.endpoint {
+            Some(_) if header.kid.is_none() => {
+                Err(TokenFault::Invalid("kid: missing, keys of a JWKS endpoint are chosen by it"))
+            }
+            None if !self.public.iter().any(|key| key.is_for(header.algorithm)) => {
+                Err(TokenFault::Invalid("alg: no key for this algorithm is configured"))
+            }
+            _ => Ok(true),
+        }
     }
 
     fn signed_by_secret(
@@ -507,12 +521,21 @@ impl Keys {
         }
         let until = self.previous_valid_until;
         // The clock decides: `iat` is chosen by whoever still has the old secret.
-        if (until != 0 && now.0 > until) || !made_by(&self.hmac_previous) {
-            return Err(TokenFault::Invalid);
+        if !made_by(&self.hmac_previous) {
+            return Err(TokenFault::Invalid(match (&self.hmac, &self.hmac_previous) {
+                (None, None) => "alg: no key for this algorithm is configured",
+                _ => "signature: not made with the configured secret",
+            }));
+        }
+        if until != 0 && now.0 > until {
+            return Err(TokenFault::Invalid("signature: the previous secret is no longer valid"));
         }
         let payload = parts.payload()?;
         let issued_late = Claims::parse(&payload)?.issued_at().is_some_and(|iat| iat > until);
-        if until != 0 && issued_late { Err(TokenFault::Invalid) } else { Ok(()) }
+        match until != 0 && issued_late {
+            true => Err(TokenFault::Invalid("iat: later than the previous secret was valid")),
+            false => Ok(()),
+        }
     }
 
     fn checked(&self, token: &str, now: UnixSeconds) -> Result<Checked, TokenFault> {
@@ -531,8 +554,8 @@ impl Keys {
         let signed = match &self.endpoint {
             None => self.public.iter().any(made_by),
             Some(endpoint) => {
-                let kid = kid.ok_or(TokenFault::Invalid)?;
-                let url = endpoint.url(&groups).ok_or(TokenFault::Invalid)?;
+                let kid = kid.ok_or(TokenFault::Invalid("kid: missing"))?;
+                let url = endpoint.url(&groups).ok_or(TokenFault::Invalid("iss or aud: no URL"))?;
                 let sets = self.sets.load();
                 let set = sets.get(&*url).filter(|set| set.of(&kid).next().is_some());
                 let Some(set) = set else { return Ok(Checked::Unknown { url: url.into_owned() }) };
@@ -558,9 +581,13 @@ impl Keys {
     /// Whether `aud` and `iss` are what they have to be.
     fn for_us(&self, claims: &Claims<'_>) -> Result<Groups<'_>, TokenFault> {
         let mut groups = Groups::new();
-        let fits = self.audience.fits(claims.audiences(), &mut groups)
-            && self.issuer.fits(claims.iss.as_deref().into_iter(), &mut groups);
-        if fits { Ok(groups) } else { Err(TokenFault::Invalid) }
+        if !self.audience.fits(claims.audiences(), &mut groups) {
+            return Err(TokenFault::Invalid("aud: missing, or not the configured audience"));
+        }
+        if !self.issuer.fits(claims.iss.as_deref().into_iter(), &mut groups) {
+            return Err(TokenFault::Invalid("iss: missing, or not the configured issuer"));
+        }
+        Ok(groups)
     }
 
     fn connection_of(
@@ -569,7 +596,7 @@ impl Keys {
         now: UnixSeconds,
     ) -> Result<ConnectionClaims, TokenFault> {
         if claims.channel.as_deref().is_some_and(|channel| !channel.is_empty()) {
-            return Err(TokenFault::Invalid);
+            return Err(TokenFault::Invalid("channel: a subscription token, no connection token"));
         }
         Ok(ConnectionClaims {
             user: claims.user(&self.user_id_claim)?,
@@ -588,7 +615,7 @@ impl Keys {
     ) -> Result<SubscriptionClaims, TokenFault> {
         let channel: CompactString = claims.channel.as_deref().unwrap_or_default().into();
         if channel.is_empty() {
-            return Err(TokenFault::Invalid);
+            return Err(TokenFault::Invalid("channel: missing, no subscription token"));
         }
         let SubOptions { info, data, overrides, .. } = claims.own_options()?;
         Ok(SubscriptionClaims {
