@@ -70,6 +70,7 @@ reasons! {
     HttpNotFound = Request "http.not_found", "no endpoint at that path: 404";
     HttpUpgrade = Request "http.upgrade", "not a proper WebSocket upgrade: 400, 405";
     HttpOrigin = Request "http.origin", "the Origin isn't in client.allowed_origins: 403";
+    HttpHost = Request "http.host", "the Host isn't this node's, where only that is served: 403";
     HttpDraining = Request "http.draining", "the node is shutting down: 503";
     HttpMemory = Request "http.memory", "over roost.memory_limit: 503";
     HttpFull = Request "http.full", "no shard has room for one more connection: 503";

@@ -63,7 +63,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
-        roost: roost(root),
+        roost: roost(root, report),
     };
     if let Some(personal) = &config.client.personal_channel {
         check_personal_channel(root, personal, &config.channels, report);
@@ -758,7 +758,21 @@ fn data_format(text: &str) -> DataFormat {
     }
 }
 
-fn roost(root: &Scope) -> Roost {
+/// Host names as they stand in a `Host` header, without its port.
+fn allowed_hosts(root: &Scope, report: &mut Report) -> Vec<String> {
+    let names = root.list("roost.allowed_hosts");
+    let is_name = |name: &String| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if !names.iter().all(is_name) {
+        let expected = "host names such as \"dev.example.com\", without a scheme, a port or \"*\"";
+        report.errors.push(root.complaint("roost.allowed_hosts", expected));
+    }
+    names.iter().map(|name| name.to_ascii_lowercase()).collect()
+}
+
+fn roost(root: &Scope, report: &mut Report) -> Roost {
     let io = match root.text("roost.io").as_str() {
         "auto" => Io::Auto,
         "uring" => Io::Uring,
@@ -773,6 +787,7 @@ fn roost(root: &Scope) -> Roost {
         },
         io,
         turn_deliveries: root.integer("roost.turn_deliveries") as u32,
+        allowed_hosts: allowed_hosts(root, report),
         echo: root.flag("roost.echo"),
         drain_rate: root.count("roost.drain_rate"),
         memory_limit: match table::memory(&root.text("roost.memory_limit")) {

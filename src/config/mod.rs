@@ -282,6 +282,8 @@ pub struct Roost {
     pub io: Io,
     /// Deliveries in one turn.
     pub turn_deliveries: u32,
+    /// Host names of a node that checks them, lower case.
+    pub allowed_hosts: Vec<String>,
     /// Serve `/echo`.
     pub echo: bool,
     /// Connections closed per second when draining; 0: evenly over the shutdown timeout.

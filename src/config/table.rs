@@ -206,6 +206,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "The driver: a system call for each read and write, or batches of them through io_uring; auto takes io_uring where the kernel has it."),
     opt("roost.turn_deliveries", Integer(64, 65_536), "512", Built, "Deliveries in one turn of a shard's loop: fewer let new connections wait less, more cost less."),
     opt("roost.log_format", Choice(&["text", "json"]), "\"text\"", Built, "How messages are logged: as lines of text, or each as a JSON object."),
+    opt("roost.allowed_hosts", List, "[]", Built, "Host names, without a port, under which a development node or an admin page without a password may be reached, beside localhost and the node's own addresses."),
     opt("roost.demo", Bool, "false", Built, "Serve /demo, a page on which two clients talk."),
     opt("roost.demo_sdk", Text, "\"\"", Built, "File with the JavaScript SDK for it (centrifuge.js); empty: fetched once from the npm registry."),
     opt("roost.echo", Bool, "false", Built, "Serve /echo, a plain WebSocket echo for conformance and load tests."),

@@ -9,6 +9,7 @@ pub mod channels;
 pub mod client_id;
 pub mod glob;
 pub mod good_tokens;
+pub mod host;
 pub mod jwt;
 pub mod origin;
 pub mod proxy;

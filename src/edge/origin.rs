@@ -62,6 +62,23 @@ impl OriginRules {
         let origin = origin.to_lowercase();
         self.exact.contains(&origin) || self.globs.iter().any(|glob| glob.matches(&origin))
     }
+
+    /// True when a request with these headers, `Origin` and `Sec-Fetch-Site`, may be carried out; refused
+    /// is HTTP 403, since the browser carries out what the page sends even where it withholds the answer.
+    ///
+    /// `Origin` decides where there is one. Requests that a browser sends without it (images, scripts,
+    /// forms of older browsers) have only the other header, which says whether the page is of another
+    /// site or of another host of this site; which page it is can't be known, so only `*` allows those.
+    pub fn allows_request(&self, origin: Option<&[u8]>, fetch_site: Option<&[u8]>) -> bool {
+        let Some(origin) = origin else {
+            let foreign = fetch_site.map(<[u8]>::trim_ascii).is_some_and(|site| {
+                site.eq_ignore_ascii_case(b"cross-site") || site.eq_ignore_ascii_case(b"same-site")
+            });
+            return self.all || !foreign;
+        };
+        // An origin that isn't text matches no pattern.
+        std::str::from_utf8(origin).is_ok_and(|origin| self.allows(Some(origin)))
+    }
 }
 
 /// The patterns, as configured.

@@ -24,6 +24,7 @@ mod memory;
 mod metrics;
 mod pages;
 mod proxies;
+mod sender;
 mod serve;
 mod signatures;
 mod web;

@@ -20,6 +20,7 @@ use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources, Transports};
 use crate::edge::client_id::ClientIdSealer;
+use crate::edge::host::{HostRules, HostScope};
 use crate::edge::jwt::TokenKeys;
 use crate::edge::proxy::ClientProxies;
 use crate::host::facts::Facts;
@@ -67,7 +68,7 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     fill_in_secrets(&mut config, sources.dev).map_err(system("random numbers"))?;
     let mut limits = capacity.lines();
     limits.push(why);
-    let mut settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes)
+    let mut settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes, sources.dev)
         .map_err(system("random numbers and keys"))?;
     settings.plan = limits.clone();
     // A key is shown where only this machine comes.
@@ -246,6 +247,7 @@ fn settings(
     plan: &ShardPlan,
     facts: &Facts,
     memory_limit_bytes: u64,
+    dev: bool,
 ) -> std::io::Result<Settings> {
     let Config {
         client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
@@ -266,6 +268,20 @@ fn settings(
     let by_memory = plan::connections_in(memory_limit_bytes).max(1);
     let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
     let positive = |bytes: usize| (bytes > 0).then_some(bytes);
+    let hosts = HostRules {
+        scope: match web.admin.as_ref().is_some_and(|admin| admin.insecure) {
+            _ if dev => HostScope::Everything,
+            true => HostScope::Admin,
+            false => HostScope::Nothing,
+        },
+        addresses: http_server
+            .addresses
+            .iter()
+            .chain(http_server.internal.iter().flat_map(|internal| &internal.addresses))
+            .copied()
+            .collect(),
+        names: roost.allowed_hosts,
+    };
     let secret = || {
         let mut key = [0; 32];
         let filled = aws_lc_rs::rand::fill(&mut key);
@@ -326,6 +342,7 @@ fn settings(
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: roost.turn_deliveries,
             turn_ordered_max: TURN_ORDERED_MAX,
+            hosts,
         },
         // As many as can check a burst of new clients' tokens without taking the shards' time.
         signature_threads: (facts.cores() / 4).max(1),

@@ -16,7 +16,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use axum::http::{HeaderName, Method, Request, Response, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,6 +35,7 @@ use super::desk::{Bell, Desk, Visit};
 use super::health::{self, Health};
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
+use super::sender;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
@@ -83,6 +84,7 @@ pub(super) fn routers(
     calls: Option<Arc<ArcSwap<config::Api>>>,
     pages: Pages,
 ) -> Routers {
+    let node = Arc::clone(&metrics.node);
     let mut routers = Routers { public: Router::new(), internal: Router::new() };
     if let (Some(options), Some(shared)) = (&web.api, calls) {
         let calls = super::api::router(Arc::clone(&api), &options.prefix, shared);
@@ -95,6 +97,10 @@ pub(super) fn routers(
     if let (Some(options), Some(access)) = (&web.admin, access) {
         let page =
             |port| admin::router(&options.prefix, Arc::clone(&access), Arc::clone(&api), port);
+        let page = |port| {
+            let check = from_fn_with_state(Arc::clone(&node), sender::check_admin);
+            page(port).layer(check)
+        };
         if options.external || !has_internal {
             routers.public = routers.public.merge(page(None));
         }
@@ -116,7 +122,11 @@ pub(super) fn routers(
     }
     // What is short isn't worth it.
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
-    Routers { public: routers.public.layer(gzip()), internal: routers.internal.layer(gzip()) }
+    let check = from_fn_with_state(node, sender::check);
+    Routers {
+        public: routers.public.layer(gzip()),
+        internal: routers.internal.layer(gzip()).layer(check),
+    }
 }
 
 /// Takes what shards hand over, until the process ends.

@@ -193,6 +193,8 @@ impl<D: Driver> Shard<D> {
         self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
         let counters = self.counters();
         let counter = match refusal.status() {
+            _ if refusal == Refusal::ForeignHost => &counters.refused_host,
+            _ if refusal == Refusal::Repeated => &counters.refused_repeated,
             403 => &counters.refused_origin,
             404 => &counters.refused_not_found,
             408 => &counters.refused_timeout,

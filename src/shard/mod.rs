@@ -78,6 +78,7 @@ use crate::base::time::Millis;
 use crate::base::times::Times;
 use crate::edge::channels::ChannelRules;
 use crate::edge::good_tokens::GoodTokens;
+use crate::edge::host::HostRules;
 use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
 use crate::hub::home::Homes;
@@ -130,6 +131,8 @@ pub struct Options {
     pub turn_deliveries_max: u32,
     /// Connections that orders are carried out on in one turn.
     pub turn_ordered_max: usize,
+    /// Hosts under which the node may be reached.
+    pub hosts: HostRules,
 }
 
 impl Options {

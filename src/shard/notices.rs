@@ -206,6 +206,7 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
     match refusal {
         Refusal::Malformed
         | Refusal::Host
+        | Refusal::Repeated
         | Refusal::BodyLength
         | Refusal::TransferCoding
         | Refusal::Version => Reason::HttpMalformed,
@@ -220,6 +221,7 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
         | Refusal::UpgradeBody
         | Refusal::Protobuf => Reason::HttpUpgrade,
         Refusal::Origin => Reason::HttpOrigin,
+        Refusal::ForeignHost => Reason::HttpHost,
         Refusal::NotFound => Reason::HttpNotFound,
         Refusal::Timeout => Reason::HttpTimeout,
         Refusal::Unavailable => Reason::HttpBusy,

@@ -192,6 +192,11 @@ impl<D: Driver> Shard<D> {
         let (bytes, rest) = bytes.split_at(head.bytes);
         let node = Arc::clone(&self.node);
         let endpoints = &node.options.endpoints;
+        match self.check_sender(head) {
+            Ok(()) => {}
+            Err(Refusal::ForeignHost) => return self.refuse_host(key.index, head),
+            Err(refusal) => return self.refuse(key.index, refusal),
+        }
         let Some(at) = endpoints.iter().position(|endpoint| endpoint.path == head.path) else {
             return match node.options.is_web(head.path) {
                 true => self.collect(key, None, head, bytes, rest),
@@ -210,6 +215,25 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// What is judged of every request on the public port, whatever it is for: that it says once on whose
+    /// behalf it comes, and that it means this node.
+    fn check_sender(&self, head: &http::Head<'_>) -> Result<(), Refusal> {
+        let user = &self.client.user_id_http_header;
+        if !user.is_empty() && head.all(user).nth(1).is_some() {
+            return Err(Refusal::Repeated);
+        }
+        match self.node.options.hosts.admits(head.header("host"), false) {
+            true => Ok(()),
+            false => Err(Refusal::ForeignHost),
+        }
+    }
+
+    /// Whether the web page that sent a request, if one did, may act as a client.
+    pub(super) fn allows_page(&self, head: &http::Head<'_>) -> bool {
+        let origins = self.node.rules.origins.load();
+        origins.allows_request(head.header("origin"), head.header("sec-fetch-site"))
+    }
+
     /// A request for a WebSocket.
     fn upgrade(&mut self, key: ConnKey, kind: EndpointKind, head: &http::Head<'_>, rest: &[u8]) {
         let node = Arc::clone(&self.node);
@@ -220,21 +244,14 @@ impl<D: Driver> Shard<D> {
             Ok(upgrade) => upgrade,
             Err(refusal) => return self.refuse(key.index, refusal),
         };
+        if admin && !node.options.hosts.admits(head.header("host"), true) {
+            return self.refuse_host(key.index, head);
+        }
         if admin && !is_of_own_host(head) {
             return self.refuse_origin(key.index, head, "", &"the host of the admin page");
         }
-        if client {
-            let origin = http::origin(head);
-            let allowed = match origin {
-                None => node.rules.origins.load().allows(None),
-                // An origin that isn't text matches no pattern.
-                Some(Err(_)) => false,
-                Some(Ok(origin)) => node.rules.origins.load().allows(Some(origin)),
-            };
-            if !allowed {
-                let origins = node.rules.origins.load();
-                return self.refuse_origin(key.index, head, "", &**origins);
-            }
+        if client && !self.allows_page(head) {
+            return self.refuse_page(key.index, head);
         }
         if let Some(reason) = self.takes_no_clients() {
             return self.refuse_for_now(key.index, reason);
@@ -314,6 +331,27 @@ impl<D: Driver> Shard<D> {
         let origin = Cut(origin);
         let why = format_args!("{origin} is not in {allowed}");
         self.refuse_because(index, refusal, reason, more, why);
+    }
+
+    /// Refuses a request of a page that may not act as a client.
+    pub(super) fn refuse_page(&mut self, index: u32, head: &http::Head<'_>) {
+        let node = Arc::clone(&self.node);
+        let origins = node.rules.origins.load();
+        match head.header("origin") {
+            Some(_) => self.refuse_origin(index, head, "", &**origins),
+            None => {
+                let why = format_args!("no Origin, Sec-Fetch-Site of another site or host");
+                self.refuse_because(index, Refusal::Origin, Reason::HttpOrigin, "", why);
+            }
+        }
+    }
+
+    /// Refuses a request whose Host isn't this node's.
+    fn refuse_host(&mut self, index: u32, head: &http::Head<'_>) {
+        let host = head.header("host").unwrap_or_default();
+        let host = Cut(std::str::from_utf8(host).unwrap_or("not text"));
+        let why = format_args!("{host} is not this node's, nor in roost.allowed_hosts");
+        self.refuse_because(index, Refusal::ForeignHost, Reason::HttpHost, "", why);
     }
 
     /// Why no client may begin a session now, if so.

@@ -196,6 +196,11 @@ impl<D: Driver> Shard<D> {
             self.linger(key.index);
             return false;
         }
+        // A browser sends simple requests without a pre-flight, and withholds only the answer.
+        if endpoint.kind != EndpointKind::Init && !self.allows_page(head) {
+            self.refuse_page(key.index, head);
+            return false;
+        }
         if endpoint.kind == EndpointKind::Init && !has_body {
             let more = self.cors(head);
             self.answer(key, head.keep_alive(), 200, &more, b"{}", rest);

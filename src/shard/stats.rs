@@ -43,8 +43,12 @@ counters! {
         refused_malformed: counter,
         /// Not a proper WebSocket upgrade.
         refused_upgrade: counter,
-        /// The page's origin is not allowed.
+        /// The page's origin is not allowed, or the request is another site's.
         refused_origin: counter,
+        /// The host is not this node's, where only that is served.
+        refused_host: counter,
+        /// A header that decides on whose behalf a request comes stood twice.
+        refused_repeated: counter,
         /// Nothing lives at that path.
         refused_not_found: counter,
         /// The head was too long.

@@ -45,7 +45,7 @@ fn ask(raw: &mut Raw, token: &str, method: &str, params: Value) -> Value {
 }
 
 fn get(raw: &mut Raw, path: &str, headers: &str) -> Response {
-    raw.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
+    raw.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
     raw.response()
 }
 

@@ -26,6 +26,7 @@ mod presence;
 mod protobuf;
 mod protocol;
 mod reload;
+mod senders;
 mod server_subs;
 mod shutdown;
 mod signatures;

@@ -795,9 +795,14 @@ fn pages_of_other_origins() {
             let credentials = answer.header("access-control-allow-credentials");
             assert_eq!(credentials, allowed.then_some("true"));
         };
+        let status = |allowed_status| if allowed { allowed_status } else { 403 };
         for over in [Over::HttpStream, Over::Sse, Over::UniHttpStream, Over::UniSse] {
             let asked = if TWO_WAY.contains(&over) { "{\"id\":1,\"connect\":{}}" } else { "{}" };
-            check(&Stream::open(&node, over, asked, &[&origin_header]).head);
+            let mut raw = node.raw();
+            raw.send(over.request(asked, &[&origin_header]).as_bytes());
+            let answer = raw.response();
+            assert_eq!(answer.status, status(200), "{over:?}");
+            check(&answer);
         }
         let mut raw = node.raw();
         for path in ["/connection/http_stream", "/emulation"] {
@@ -823,8 +828,12 @@ fn pages_of_other_origins() {
         assert_eq!((answer.status, answer.body.as_str()), (200, "{}"));
         check(&answer);
         // Refusals can be read, too.
-        check(&raw.post("/emulation", &[&origin_header], "{}"));
-        check(&node.raw().post("/emulation", &[&origin_header], &"x".repeat(70_000)));
+        let answer = raw.post("/emulation", &[&origin_header], "{}");
+        assert_eq!(answer.status, status(404));
+        check(&answer);
+        let answer = node.raw().post("/emulation", &[&origin_header], &"x".repeat(70_000));
+        assert_eq!(answer.status, status(413));
+        check(&answer);
     }
 }
 

@@ -10,6 +10,7 @@ use roost::edge::channels::{
     Asked, ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy,
 };
 use roost::edge::client_id::ClientIdSealer;
+use roost::edge::host::HostRules;
 use roost::edge::jwt::{TokenKeys, TokenOptions};
 use roost::edge::origin::OriginRules;
 use roost::edge::proxy::{ClientProxies, ProxyOptions};
@@ -202,6 +203,7 @@ impl Plan {
             },
             turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
             turn_ordered_max: pick(rng, &[1, 1, 3, 256]),
+            hosts: HostRules::default(),
         };
         let counted = rng.one_in(4);
         let personal_channel = rng.one_in(3).then(|| PersonalChannel {

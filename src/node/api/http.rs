@@ -19,6 +19,7 @@ use super::methods::{self, BadParams, Called, PARALLEL_MAX};
 use super::wire::{self, ApiError};
 use crate::base::limits::WEB_BODY_BYTES_MAX;
 use crate::config;
+use crate::node::sender;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ERROR_MODE: HeaderName = HeaderName::from_static("x-centrifugo-error-mode");
@@ -51,10 +52,18 @@ pub(in crate::node) fn router(
 
 async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let options = shared.options.load_full();
-    if options.insecure || has_key(&options, &request) {
+    if has_key(&options, &request) {
         return next.run(request).await;
     }
-    StatusCode::UNAUTHORIZED.into_response()
+    if !options.insecure {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    // Without a key any web page in a browser that reaches the node could call it: a simple request is
+    // carried out, although the page can't read the answer.
+    if !sender::allows_page(&shared.api.node, request.headers()) {
+        return (StatusCode::FORBIDDEN, "origin not allowed\n").into_response();
+    }
+    next.run(request).await
 }
 
 /// Whether the request brings the key: in a header of its own, as authorization, or in the query. A

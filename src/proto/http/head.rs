@@ -114,6 +114,7 @@ pub fn parse(buf: &[u8]) -> Result<Option<Head<'_>>, Refusal> {
         Head { method, path, query, version, body: Body::Length(0), bytes, headers, headers_count };
     head.body = body(&head)?;
     check_host(&head)?;
+    check_single(&head)?;
     Ok(Some(head))
 }
 
@@ -200,6 +201,23 @@ fn check_host(head: &Head<'_>) -> Result<(), Refusal> {
     }
 }
 
+/// Headers that decide on whose behalf a request comes. Of two values a proxy in front may have judged one
+/// and this node the other, so a second one is refused whatever it says.
+pub const SINGLE_HEADERS: [&str; 4] = ["authorization", "origin", "sec-fetch-site", "x-api-key"];
+
+fn check_single(head: &Head<'_>) -> Result<(), Refusal> {
+    let mut seen = [false; SINGLE_HEADERS.len()];
+    for (name, _) in head.headers() {
+        let at = SINGLE_HEADERS.iter().position(|single| single.eq_ignore_ascii_case(name));
+        if let Some(at) = at
+            && std::mem::replace(&mut seen[at], true)
+        {
+            return Err(Refusal::Repeated);
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +287,16 @@ mod tests {
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
                 Err(Refusal::TransferCoding),
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nOrigin: b\r\nORIGIN: b\r\n\r\n", Err(Refusal::Repeated)),
+            ("GET / HTTP/1.0\r\nX-API-Key: b\r\nx-api-key:\r\n\r\n", Err(Refusal::Repeated)),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: b\r\nX: y\r\nauthorization: c\r\n\r\n",
+                Err(Refusal::Repeated),
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nSec-Fetch-Site: b\r\nSec-Fetch-Site: c\r\n\r\n",
+                Err(Refusal::Repeated),
             ),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Err(Refusal::Version)),
             ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Err(Refusal::Version)),

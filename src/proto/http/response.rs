@@ -9,6 +9,8 @@ pub enum Refusal {
     Malformed,
     /// HTTP/1.1 without exactly one Host (RFC 9112 3.2).
     Host,
+    /// A header that decides on whose behalf the request comes, more than once.
+    Repeated,
     /// Content-Length that is no number or several, or beside Transfer-Encoding (RFC 9112 6.3).
     BodyLength,
     /// A transfer coding other than chunked (RFC 9112 6.1).
@@ -33,8 +35,10 @@ pub enum Refusal {
     UpgradeBody,
     /// The binary form of the client protocol, which is not built yet.
     Protobuf,
-    /// The `Origin` is not allowed.
+    /// The `Origin` is not allowed, or the request is another site's.
     Origin,
+    /// The `Host` is not this node's, where only that is served.
+    ForeignHost,
     /// Nothing lives at this path.
     NotFound,
     /// A body longer than its bound.
@@ -47,9 +51,10 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, for tables of counters.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::Host,
+        Self::Repeated,
         Self::BodyLength,
         Self::TransferCoding,
         Self::TargetTooLong,
@@ -63,6 +68,7 @@ impl Refusal {
         Self::UpgradeBody,
         Self::Protobuf,
         Self::Origin,
+        Self::ForeignHost,
         Self::NotFound,
         Self::BodyTooLong,
         Self::Timeout,
@@ -74,13 +80,14 @@ impl Refusal {
         match self {
             Self::Malformed
             | Self::Host
+            | Self::Repeated
             | Self::BodyLength
             | Self::NotUpgrade
             | Self::WebSocketVersion
             | Self::WebSocketKey
             | Self::UpgradeBody
             | Self::Protobuf => 400,
-            Self::Origin => 403,
+            Self::Origin | Self::ForeignHost => 403,
             Self::NotFound => 404,
             Self::Method => 405,
             Self::Timeout => 408,
@@ -98,6 +105,7 @@ impl Refusal {
         match self {
             Self::Malformed => "malformed",
             Self::Host => "host",
+            Self::Repeated => "repeated_header",
             Self::BodyLength => "body_length",
             Self::TransferCoding => "transfer_coding",
             Self::TargetTooLong => "target_too_long",
@@ -111,6 +119,7 @@ impl Refusal {
             Self::UpgradeBody => "upgrade_body",
             Self::Protobuf => "protobuf",
             Self::Origin => "origin",
+            Self::ForeignHost => "foreign_host",
             Self::NotFound => "not_found",
             Self::BodyTooLong => "body_too_long",
             Self::Timeout => "timeout",
@@ -123,6 +132,7 @@ impl Refusal {
         match self {
             Self::Malformed => "malformed request\n",
             Self::Host => "exactly one Host header is required\n",
+            Self::Repeated => "a header that may stand once stands more than once\n",
             Self::BodyLength => "the length of the body is unclear\n",
             Self::TransferCoding => "unknown transfer coding\n",
             Self::TargetTooLong => "request line too long\n",
@@ -136,6 +146,7 @@ impl Refusal {
             Self::UpgradeBody => "an upgrade has no body\n",
             Self::Protobuf => "Protobuf isn't spoken here yet: use JSON\n",
             Self::Origin => "origin not allowed\n",
+            Self::ForeignHost => "host not allowed: roost.allowed_hosts names further ones\n",
             Self::NotFound => "not found\n",
             Self::BodyTooLong => "request body too long\n",
             Self::Timeout => "the request took too long\n",
