@@ -114,6 +114,37 @@ pub const WEB_BODY_BYTES_MAX: usize = 16 << 20;
 /// not whole is answered with 503.
 pub const WEB_BYTES_MAX: usize = 64 << 20;
 
+/// Entries of all lists in one request to the server API at most, the channels of a broadcast among them:
+/// more is answered with 400 before anything is carried out.
+pub const API_ENTRIES_MAX: usize = 100_000;
+
+/// Commands of one request to the server API at most: more is answered with 400, as above.
+pub const API_COMMANDS_MAX: usize = 10_000;
+
+/// Bytes of payloads in one request to the server API at most, counted once for each channel that they go
+/// to: more is answered with error 107, as above.
+pub const API_BROADCAST_BYTES_MAX: usize = 256 << 20;
+
+/// Tags of a publication that comes from an application at most: more is answered with 400.
+pub const API_TAGS_MAX: usize = 256;
+
+/// Client ids that a `disconnect` of the server API spares at most: more is answered with 400.
+pub const API_SPARED_MAX: usize = 1024;
+
+/// Levels of arrays and objects in a payload that comes from an application at most: more is answered with
+/// error 107, since some clients can't read it.
+pub const API_NESTING_MAX: usize = 512;
+
+/// Bytes of the pattern of `channels` at most: more is answered with error 107 before it is compiled.
+pub const API_PATTERN_BYTES_MAX: usize = 4 * 1024;
+
+/// Answers about channels (history, presence) that the control thread has asked for at a time at most:
+/// others wait, since each may take [`WEB_ANSWER_BYTES_MAX`].
+pub const API_READS_MAX: usize = 16;
+
+/// Bytes that the control thread reads, compares or encodes before others of the thread have their turn.
+pub const CONTROL_SLICE_BYTES: usize = 64 * 1024;
+
 /// Bytes of an answer of the control thread at most.
 pub const WEB_ANSWER_BYTES_MAX: usize = 16 << 20;
 

@@ -1,7 +1,7 @@
 //! Patterns over whole texts: `*` any text, `?` one character, `[a-z]` and `[!a-z]` one character of a
 //! set, `{a,b}` one of several, `\` takes the next character as it is.
 
-use regex_lite::Regex;
+use regex_lite::{Regex, RegexBuilder};
 
 /// A pattern, prepared once. Matching is linear in the text, whatever the pattern.
 #[derive(Clone, Debug)]
@@ -11,10 +11,10 @@ impl Glob {
     /// Prepares a pattern.
     ///
     /// # Errors
-    /// What is unfinished or malformed in it.
+    /// What is unfinished or malformed in it, or that it would be too large.
     pub fn new(pattern: &str) -> Result<Self, &'static str> {
-        let regex = Regex::new(&translate(pattern)?);
-        regex.map(Self).map_err(|_| "a set of characters is malformed")
+        let regex = RegexBuilder::new(&translate(pattern)?).size_limit(SIZE_MAX).build();
+        regex.map(Self).map_err(|_| "a set of characters is malformed, or the pattern too large")
     }
 
     /// Whether it matches all of a text.
@@ -22,6 +22,9 @@ impl Glob {
         self.0.is_match(text)
     }
 }
+
+/// Bytes of a prepared pattern at most, about.
+const SIZE_MAX: usize = 1 << 20;
 
 /// The glob as a regular expression over the whole text.
 fn translate(glob: &str) -> Result<String, &'static str> {
@@ -77,4 +80,15 @@ fn set(regex: &mut String, chars: &mut std::str::Chars<'_>) -> Result<(), &'stat
 fn literal(regex: &mut String, char: char) {
     let mut buffer = [0; 4];
     regex.push_str(&regex_lite::escape(char.encode_utf8(&mut buffer)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_has_a_bound_when_it_is_prepared() {
+        assert!(Glob::new(&"a*".repeat(2048)).is_ok_and(|glob| glob.matches(&"ab".repeat(2048))));
+        assert!(Glob::new(&"?".repeat(SIZE_MAX)).is_err());
+    }
 }

@@ -27,6 +27,7 @@ mod proxies;
 mod sender;
 mod serve;
 mod signatures;
+mod slices;
 mod web;
 
 pub use self::serve::serve;

@@ -16,7 +16,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use axum::http::{HeaderName, Method, Request, Response, StatusCode};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +36,7 @@ use super::health::{self, Health};
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
 use super::sender;
+use super::slices::in_slices;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
@@ -123,9 +124,10 @@ pub(super) fn routers(
     // What is short isn't worth it.
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     let check = from_fn_with_state(node, sender::check);
+    let finished = |router: Router| router.layer(map_response(in_slices)).layer(gzip());
     Routers {
-        public: routers.public.layer(gzip()),
-        internal: routers.internal.layer(gzip()).layer(check),
+        public: finished(routers.public),
+        internal: finished(routers.internal).layer(check),
     }
 }
 
@@ -161,16 +163,17 @@ async fn answer(
     draining: bool,
 ) {
     let asker = request.asker;
-    let (bytes, keep_alive) = respond(router, &request, draining).await;
+    let (bytes, keep_alive) = respond(router, *request, draining).await;
     desk.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
 }
 
-async fn respond(router: Router, request: &WebRequest, draining: bool) -> (Vec<u8>, bool) {
+async fn respond(router: Router, request: WebRequest, draining: bool) -> (Vec<u8>, bool) {
+    let WebRequest { head, body, .. } = request;
     // The shard has parsed it before.
-    let Ok(Some(head)) = http::parse(&request.head) else { return (Vec::new(), false) };
+    let Ok(Some(head)) = http::parse(&head) else { return (Vec::new(), false) };
     let keep_alive = head.keep_alive() && !draining;
     let is_head = head.method == "HEAD";
-    let response = match request_of(&head, &request.body) {
+    let response = match request_of(&head, body.into()) {
         Some(request) => {
             match tokio::time::timeout(ANSWER_TIMEOUT, router.oneshot(request)).await {
                 Ok(Ok(response)) => response,
@@ -183,7 +186,7 @@ async fn respond(router: Router, request: &WebRequest, draining: bool) -> (Vec<u
     (written(response, is_head, keep_alive).await, keep_alive)
 }
 
-fn request_of(head: &http::Head<'_>, body: &[u8]) -> Option<Request<Body>> {
+fn request_of(head: &http::Head<'_>, body: Bytes) -> Option<Request<Body>> {
     let target = match head.query {
         "" => head.path.to_owned(),
         query => format!("{}?{query}", head.path),
@@ -193,7 +196,7 @@ fn request_of(head: &http::Head<'_>, body: &[u8]) -> Option<Request<Body>> {
     for (name, value) in head.headers() {
         request = request.header(name, value);
     }
-    request.body(Body::from(Bytes::copy_from_slice(body))).ok()
+    request.body(Body::from(body)).ok()
 }
 
 /// A response as it goes over a connection (RFC 9112 4 and 6).

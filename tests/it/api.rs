@@ -818,3 +818,86 @@ fn metrics() {
     assert!(open.ends_with("# EOF\n") && open.contains("# TYPE roost_publications counter"));
     assert!(!text.contains("secret") && !text.contains("\"k\""));
 }
+
+/// Requests that ask for too much are refused as a whole: nothing of them is carried out.
+#[test]
+fn what_is_too_much_is_refused_before_anything_is_done() {
+    let node = node();
+    let post = |path: &str, body: &str| node.raw().post(path, &[KEY], body);
+    let offset = || node.result("history", json!({"channel": "full:a"}))["offset"].clone();
+    assert_eq!(offset(), 0);
+    let list = |entry: &str, count: usize| vec![entry; count].join(",");
+    let publish = r#"{"publish":{"channel":"full:a","data":1}}"#;
+    let old = r#"{"method":"publish","params":{"channel":"full:a","data":1}}"#;
+    let broadcast = |count| {
+        format!(r#"{{"channels":[{}],"data":1,"skip_history":true}}"#, list(r#""full:a""#, count))
+    };
+    let tags: Vec<_> = (0..257).map(|at| format!(r#""{at}":"""#)).collect();
+    for (path, body) in [
+        ("/api/broadcast", broadcast(100_001)),
+        ("/api/batch", format!(r#"{{"commands":[{}]}}"#, list(publish, 10_001))),
+        // The last command can't be read.
+        ("/api/batch", format!(r#"{{"commands":[{publish},{{"publish":{{"channel":7}}}}]}}"#)),
+        ("/api/batch", format!(r#"{{"parallel":true,"commands":[{publish},7]}}"#)),
+        // Each is within its bound, all together aren't.
+        (
+            "/api/batch",
+            format!(
+                r#"{{"commands":[{publish},{0},{0}]}}"#,
+                format!(r#"{{"broadcast":{}}}"#, broadcast(60_000))
+            ),
+        ),
+        ("/api", list(old, 10_001).replace("},{", "}\n{")),
+        ("/api", format!("{old}{old}{{")),
+        (
+            "/api/publish",
+            format!(r#"{{"channel":"full:a","data":1,"tags":{{{}}}}}"#, tags.join(",")),
+        ),
+        ("/api/disconnect", format!(r#"{{"user":"u","whitelist":[{}]}}"#, list(r#""x""#, 1025))),
+    ] {
+        assert_eq!(post(path, &body).status, 400, "{path} {}", &body[..60]);
+    }
+    let deep = format!("{}{}", "[".repeat(513), "]".repeat(513));
+    let long = format!(r#""{}""#, "x".repeat(1 << 20));
+    for (method, body) in [
+        ("publish", format!(r#"{{"channel":"full:a","data":{deep}}}"#)),
+        ("broadcast", format!(r#"{{"channels":["full:a"],"data":{deep}}}"#)),
+        ("broadcast", format!(r#"{{"channels":[{}],"data":{long}}}"#, list(r#""full:a""#, 300))),
+        ("channels", format!(r#"{{"pattern":"{}"}}"#, "*".repeat(4097))),
+    ] {
+        let response = post(&format!("/api/{method}"), &body);
+        let error: Value = serde_json::from_str(&response.body).unwrap();
+        assert_eq!(
+            (response.status, &error["error"]["code"]),
+            (200, &json!(107)),
+            "{method}: {error}"
+        );
+    }
+    assert_eq!(offset(), 0, "something was carried out");
+    let most = node.result("broadcast", serde_json::from_str(&broadcast(100_000)).unwrap());
+    assert_eq!(most["responses"].as_array().map(Vec::len), Some(100_000));
+    let commands = format!(r#"{{"commands":[{}]}}"#, list(publish, 10_000));
+    assert_eq!(post("/api/batch", &commands).status, 200);
+    assert_eq!(offset(), 10_000);
+}
+
+/// Results that don't fit into the answer are errors in their places: the answer is never thrown away.
+#[test]
+fn an_answer_that_would_be_too_long_is_known_before_it_is_made() {
+    let node = node();
+    let data = "x".repeat(2 << 20);
+    for _ in 0..5 {
+        node.result("publish", json!({"channel": "full:a", "data": data}));
+    }
+    for parallel in [false, true] {
+        let read = json!({"history": {"channel": "full:a", "limit": -1}});
+        let batch = json!({"parallel": parallel, "commands": vec![read; 3]}).to_string();
+        let response = node.raw().post("/api/batch", &[KEY], &batch);
+        assert_eq!(response.status, 200);
+        let replies: Value = serde_json::from_str(&response.body).unwrap();
+        let replies = replies["replies"].as_array().unwrap();
+        assert_eq!(replies.len(), 3);
+        let whole = replies[0]["history"]["publications"].as_array().unwrap();
+        assert_eq!(whole.len(), 5);
+    }
+}

@@ -15,11 +15,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Api;
-use super::methods::{self, BadParams, Called, PARALLEL_MAX};
+use super::bounds::{REPLY_BYTES_MAX, Work};
+use super::methods::{self, BadParams, Call, PARALLEL_MAX, Result};
 use super::wire::{self, ApiError};
-use crate::base::limits::WEB_BODY_BYTES_MAX;
+use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::config;
 use crate::node::sender;
+use crate::node::slices::Slice;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ERROR_MODE: HeaderName = HeaderName::from_static("x-centrifugo-error-mode");
@@ -100,16 +102,15 @@ fn bad_request() -> Response {
 }
 
 /// What came of one call, as a response.
-fn response(called: Called, transport_errors: bool) -> Response {
+fn response(called: Result<String>, transport_errors: bool) -> Response {
     match called {
-        Ok(Ok(result)) => json(format!(r#"{{"result":{result}}}"#)),
-        Ok(Err(error)) if transport_errors => {
+        Ok(result) => json(format!(r#"{{"result":{result}}}"#)),
+        Err(error) if transport_errors => {
             let status = StatusCode::from_u16(error.status());
             let body = serde_json::to_string(&error).unwrap_or_default();
             (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), json(body)).into_response()
         }
-        Ok(Err(error)) => json(format!(r#"{{"error":{}}}"#, written(&error))),
-        Err(BadParams) => bad_request(),
+        Err(error) => json(format!(r#"{{"error":{}}}"#, written(&error))),
     }
 }
 
@@ -132,8 +133,15 @@ async fn method(
             false => StatusCode::NOT_FOUND.into_response(),
         };
     }
-    let Some(called) = shared.api.call(&method, params).await else {
-        return StatusCode::NOT_FOUND.into_response();
+    let call = match Call::read(&method, params) {
+        Some(Ok(call)) => call,
+        Some(Err(BadParams)) => return bad_request(),
+        None => return StatusCode::NOT_FOUND.into_response(),
+    };
+    Slice::default().spend(body.len()).await;
+    let called = match Work::default().with(call.work()) {
+        Some(_) => shared.api.carry_out(call, RESULT_BYTES_MAX).await,
+        None => Err(ApiError::TOO_MUCH),
     };
     let asked = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
     response(called, asked || shared.options.load().transport_errors)
@@ -144,31 +152,53 @@ async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
     answer_old_form(&shared.api, &body).await
 }
 
+/// What becomes of a command: a call, or an error at once.
+type Read<'a> = std::result::Result<Call<'a>, ApiError>;
+
+/// Reads the command of the old form. Parameters that can't be read are an error in its place.
+fn read_old<'a>(command: &wire::Command<'a>) -> Read<'a> {
+    let name = command.method.as_ref().and_then(methods::name_of).ok_or(ApiError::NOT_FOUND)?;
+    let params = command.params.map_or("", RawValue::get);
+    let params = if params == "null" { "" } else { params };
+    let call = Call::read(name, params).ok_or(ApiError::NOT_FOUND)?;
+    call.map_err(|BadParams| ApiError::BAD_REQUEST)
+}
+
 /// The same, of somebody who may.
 pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response {
     if api.is_draining() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let commands = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
-    let commands =
-        commands.map(|command| methods::parse::<wire::Command<'_>>(command.ok()?.get()).ok());
-    let Some(commands) = commands.collect::<Option<Vec<_>>>() else { return bad_request() };
+    let mut slice = Slice::default();
+    // All are read before the first is carried out.
+    let (mut commands, mut work) = (Vec::new(), Work::default());
+    for command in serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>() {
+        let Ok(command) = command else { return bad_request() };
+        slice.spend(command.get().len()).await;
+        let Ok(command) = methods::parse::<wire::Command<'_>>(command.get()) else {
+            return bad_request();
+        };
+        let read = read_old(&command);
+        let of_call = read.as_ref().map(Call::work);
+        let of_call = of_call.unwrap_or(Work { commands: 1, ..Work::default() });
+        let Some(sum) = work.with(of_call) else { return bad_request() };
+        work = sum;
+        commands.push((command.id, read));
+    }
     if commands.is_empty() {
         return bad_request();
     }
+    let mut room = Room::beside(work);
     let mut replies = Vec::with_capacity(commands.len());
-    for wire::Command { id, method, params } in commands {
-        let name = method.as_ref().and_then(methods::name_of);
-        let params = params.map_or("", RawValue::get);
-        let params = if params == "null" { "" } else { params };
-        let called = match name {
-            Some(name) => api.call(name, params).await,
-            None => None,
+    for (id, read) in commands {
+        slice.spend(COMMAND_STEPS).await;
+        let called = match read {
+            Ok(call) => api.carry_out(call, room.left()).await,
+            Err(error) => Err(error),
         };
-        let body = match called.unwrap_or(Ok(Err(ApiError::NOT_FOUND))) {
-            Ok(Ok(result)) => format!(r#""result":{result}"#),
-            Ok(Err(error)) => format!(r#""error":{}"#, written(&error)),
-            Err(BadParams) => format!(r#""error":{}"#, written(&ApiError::BAD_REQUEST)),
+        let body = match room.taken(called) {
+            Ok(result) => format!(r#""result":{result}"#),
+            Err(error) => format!(r#""error":{}"#, written(&error)),
         };
         replies.push(match id {
             0 => format!("{{{body}}}"),
@@ -178,45 +208,106 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
     json(replies.join("\n"))
 }
 
-/// One command of a batch: the method's name and its parameters.
-async fn in_batch(api: &Api, command: &RawValue) -> Result<String, BadParams> {
-    type Fields<'a> = std::collections::BTreeMap<std::borrow::Cow<'a, str>, &'a RawValue>;
+/// The command of a batch: its method and parameters, or an error at once.
+type InBatch<'a> = std::result::Result<(&'static str, Call<'a>), ApiError>;
+
+/// Reads a command of a batch.
+fn read_in_batch(command: &RawValue) -> std::result::Result<InBatch<'_>, BadParams> {
     if command.get() == "null" {
-        return Ok(format!(r#"{{"error":{}}}"#, written(&ApiError::BAD_REQUEST)));
+        return Ok(Err(ApiError::BAD_REQUEST));
     }
-    let fields: Fields<'_> = serde_json::from_str(command.get()).map_err(|_| BadParams)?;
-    let known = methods::names().filter_map(|name| {
-        let params = fields.get(name).filter(|params| params.get() != "null")?;
-        Some((name, params.get()))
-    });
-    let Some((name, params)) = known.into_iter().next() else {
-        return Ok(format!(r#"{{"error":{}}}"#, written(&ApiError::NOT_FOUND)));
+    let wire::InBatch(known) = serde_json::from_str(command.get()).map_err(|_| BadParams)?;
+    let of = |name| known.iter().find(|(known, params)| *known == name && params.get() != "null");
+    let Some((name, params)) = methods::names().find_map(of) else {
+        return Ok(Err(ApiError::NOT_FOUND));
     };
-    Ok(match api.call(name, params).await.unwrap_or(Ok(Err(ApiError::NOT_FOUND)))? {
-        Ok(result) => format!(r#"{{"{name}":{result}}}"#),
-        Err(error) => format!(r#"{{"error":{}}}"#, written(&error)),
-    })
+    match Call::read(name, params.get()) {
+        Some(call) => call.map(|call| Ok((*name, call))),
+        None => Ok(Err(ApiError::NOT_FOUND)),
+    }
 }
 
 async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
+    let mut slice = Slice::default();
     let batch = std::str::from_utf8(&body).ok().and_then(|body| methods::parse(body).ok());
     let Some(wire::Batch { parallel, commands }) = batch else { return bad_request() };
-    let commands: Option<Vec<&RawValue>> = match commands {
-        None => Some(Vec::new()),
-        Some(list) if list.get() == "null" => Some(Vec::new()),
+    slice.spend(body.len()).await;
+    let commands: Option<wire::Commands<'_>> = match commands {
+        None => Some(wire::Commands::default()),
+        Some(list) if list.get() == "null" => Some(wire::Commands::default()),
         Some(list) => serde_json::from_str(list.get()).ok(),
     };
     let Some(commands) = commands else { return bad_request() };
-    let mut replies = Vec::with_capacity(commands.len());
+    // All are read before the first is carried out.
+    let (mut read, mut work) = (Vec::with_capacity(commands.0.len()), Work::default());
+    for command in commands.0 {
+        slice.spend(command.get().len() + COMMAND_STEPS).await;
+        let Ok(command) = read_in_batch(command) else { return bad_request() };
+        let of_call = command.as_ref().map(|(_, call)| call.work());
+        let of_call = of_call.unwrap_or(Work { commands: 1, ..Work::default() });
+        let Some(sum) = work.with(of_call) else { return bad_request() };
+        work = sum;
+        read.push(command);
+    }
+    let mut room = Room::beside(work);
+    let mut replies = Vec::with_capacity(read.len());
     let at_once = if parallel { PARALLEL_MAX } else { 1 };
-    for commands in commands.chunks(at_once) {
-        let called = commands.iter().map(|command| in_batch(&shared.api, command));
-        for reply in futures_util::future::join_all(called).await {
-            match reply {
-                Ok(reply) => replies.push(reply),
-                Err(BadParams) => return bad_request(),
-            }
+    let mut read = read.into_iter();
+    loop {
+        let left = room.left();
+        let calls = read.by_ref().take(at_once).map(async |command| match command {
+            Ok((name, call)) => (Some(name), shared.api.carry_out(call, left).await),
+            Err(error) => (None, Err(error)),
+        });
+        let called = futures_util::future::join_all(calls).await;
+        if called.is_empty() {
+            break;
+        }
+        slice.spend(called.len() * COMMAND_STEPS).await;
+        for (name, called) in called {
+            replies.push(match (name, room.taken(called)) {
+                (Some(name), Ok(result)) => format!(r#"{{"{name}":{result}}}"#),
+                (_, Ok(_)) => format!(r#"{{"error":{}}}"#, written(&ApiError::INTERNAL)),
+                (_, Err(error)) => format!(r#"{{"error":{}}}"#, written(&error)),
+            });
         }
     }
     json(format!(r#"{{"replies":[{}]}}"#, replies.join(",")))
 }
+
+/// How much room the answer to a request has for what is kept in channels, beside the replies whose length
+/// is known.
+struct Room {
+    left: usize,
+}
+
+impl Room {
+    fn beside(work: Work) -> Self {
+        Self { left: RESULT_BYTES_MAX.saturating_sub(work.reply_bytes()) }
+    }
+
+    /// Bytes that the next result may take.
+    fn left(&self) -> usize {
+        self.left.max(REPLY_BYTES_MAX)
+    }
+
+    /// Takes the room of a result, which becomes an error where there is none.
+    fn taken(&mut self, called: Result<String>) -> Result<String> {
+        let result = called?;
+        // The others were counted before.
+        let Some(more) = result.len().checked_sub(REPLY_BYTES_MAX) else { return Ok(result) };
+        match self.left.checked_sub(more) {
+            Some(left) => {
+                self.left = left;
+                Ok(result)
+            }
+            None => Err(ApiError::TOO_LONG),
+        }
+    }
+}
+
+/// Bytes of a result at most: what stands around it is in the answer, too.
+const RESULT_BYTES_MAX: usize = WEB_ANSWER_BYTES_MAX - REPLY_BYTES_MAX;
+
+/// A command takes as long as so many bytes do to be read.
+const COMMAND_STEPS: usize = 256;

@@ -1,6 +1,5 @@
 //! The methods themselves. Each gives its result as JSON.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use base64::Engine;
@@ -12,15 +11,17 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot::Receiver;
 
 use super::Api;
+use super::bounds::{Work, is_nested_deeper};
 use super::wire::{self, ApiError, Outcome, Published};
 use crate::base::id::ShardId;
-use crate::base::limits::{API_LARGE_ANSWER_CREDITS, WEB_ANSWER_BYTES_MAX};
+use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_NESTING_MAX, API_PATTERN_BYTES_MAX};
 use crate::base::tags::Tags;
 use crate::edge::channels::{ChannelRules, NameFault, Namespace, OWN_CHANNEL};
 use crate::edge::glob::Glob;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::{Page, Since};
 use crate::node::desk::Busy;
+use crate::node::slices::Slice;
 use crate::proto::client::{self, Encoding, ErrorCode};
 use crate::session::ServerSub;
 use crate::shard::mail::{
@@ -72,19 +73,24 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(params: &'a str) -> std::result::Res
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BadParams;
 
-/// What came of a call: the result's JSON or an error; or the parameters are no such.
-pub(super) type Called = std::result::Result<Result<String>, BadParams>;
-
-fn written<T: Serialize>(result: Result<T>) -> Called {
-    Ok(result.and_then(|result| serde_json::to_string(&result).map_err(|_| ApiError::INTERNAL)))
+fn written<T: Serialize>(result: &T) -> Result<String> {
+    serde_json::to_string(result).map_err(|_| ApiError::INTERNAL)
 }
 
 /// Payload given as JSON or, when that is not empty, in base64.
 fn payload(json: Option<&RawValue>, b64: &str) -> Result<Box<[u8]>> {
-    if b64.is_empty() {
-        return Ok(json.map_or("", |json| json.get()).as_bytes().into());
-    }
-    STANDARD.decode(b64).map(Vec::into).map_err(|_| ApiError::BAD_REQUEST)
+    let payload = match b64 {
+        "" => json.map_or("", |json| json.get()).as_bytes().into(),
+        _ => STANDARD.decode(b64).map_err(|_| ApiError::BAD_REQUEST)?.into_boxed_slice(),
+    };
+    // In base64 it may be JSON as well; where it isn't, brackets in a row mean nothing.
+    let is_deep = match std::str::from_utf8(&payload) {
+        Ok(text) => {
+            is_nested_deeper(text, API_NESTING_MAX) && (b64.is_empty() || client::is_json(&payload))
+        }
+        Err(_) => false,
+    };
+    if is_deep { Err(ApiError::TOO_DEEP) } else { Ok(payload) }
 }
 
 /// Methods of the old form that have numbers.
@@ -125,74 +131,103 @@ pub(super) fn name_of(method: &wire::Method) -> Option<&'static str> {
     found.map(|(_, name)| *name)
 }
 
-impl Api {
-    /// Calls a method by its name; `None` when there is none.
-    pub(super) async fn call(&self, method: &str, params: &str) -> Option<Called> {
+/// A call whose parameters have been read.
+#[derive(Debug)]
+pub(super) enum Call<'a> {
+    Publish(String, wire::Content<'a>),
+    Broadcast(Vec<String>, wire::Content<'a>),
+    Subscribe(wire::Subscribe<'a>),
+    Unsubscribe(wire::Unsubscribe),
+    Disconnect(wire::Disconnect),
+    Refresh(wire::Refresh<'a>),
+    /// Presence, or its counts.
+    Presence(String, Reading),
+    History(wire::History),
+    HistoryRemove(String),
+    /// By a pattern.
+    Channels(String),
+    Info,
+    /// By the name of the procedure.
+    Rpc(String),
+    /// A call to a map, and whether it needs a key.
+    Keyed(wire::Keyed, bool),
+    SharedPoll(wire::Keyed),
+}
+
+impl<'a> Call<'a> {
+    /// Reads the parameters of a method; `None` when there is no such method.
+    pub(super) fn read(
+        method: &str,
+        params: &'a str,
+    ) -> Option<std::result::Result<Self, BadParams>> {
+        let channel = |params| parse(params).map(|wire::Channel { channel }| channel);
         Some(match method {
-            "publish" => self.publish(params).await,
-            "broadcast" => self.broadcast(params).await,
-            "subscribe" => self.subscribe(params).await,
-            "unsubscribe" => self.unsubscribe(params).await,
-            "disconnect" => self.disconnect(params).await,
-            "refresh" => self.refresh(params).await,
-            "presence" => self.presence(params, Reading::Presence).await,
-            "presence_stats" => self.presence(params, Reading::PresenceStats).await,
-            "history" => self.history(params).await,
-            "history_remove" => self.history_remove(params).await,
-            "channels" => self.channels(params).await,
-            "info" => written(Ok(self.info())),
-            "rpc" => Self::rpc(params),
-            "map_publish" | "map_remove" => self.keyed(params, true),
-            "map_read_state" | "map_read_stream" | "map_stats" | "map_clear" => {
-                self.keyed(params, false)
+            "publish" => {
+                channel(params).and_then(|channel| Ok(Self::Publish(channel, parse(params)?)))
             }
-            "shared_poll_publish" => self.shared_poll(params),
+            // The channels first: a list that is too long ends the reading.
+            "broadcast" => parse(params).and_then(|wire::Channels { channels }| {
+                Ok(Self::Broadcast(channels.0, parse(params)?))
+            }),
+            "subscribe" => parse(params).map(Self::Subscribe),
+            "unsubscribe" => parse(params).map(Self::Unsubscribe),
+            "disconnect" => parse(params).map(Self::Disconnect),
+            "refresh" => parse(params).map(Self::Refresh),
+            "presence" => channel(params).map(|channel| Self::Presence(channel, Reading::Presence)),
+            "presence_stats" => {
+                channel(params).map(|channel| Self::Presence(channel, Reading::PresenceStats))
+            }
+            "history" => parse(params).map(Self::History),
+            "history_remove" => channel(params).map(Self::HistoryRemove),
+            "channels" => parse(params).map(|wire::Pattern { pattern }| Self::Channels(pattern)),
+            "info" => Ok(Self::Info),
+            "rpc" => parse(params).map(|wire::Rpc { method }| Self::Rpc(method)),
+            "map_publish" | "map_remove" => parse(params).map(|keyed| Self::Keyed(keyed, true)),
+            "map_read_state" | "map_read_stream" | "map_stats" | "map_clear" => {
+                parse(params).map(|keyed| Self::Keyed(keyed, false))
+            }
+            "shared_poll_publish" => parse(params).map(Self::SharedPoll),
             _ => return None,
         })
     }
 
-    async fn publish(&self, params: &str) -> Called {
-        let content: wire::Content<'_> = parse(params)?;
-        let wire::Channel { channel } = parse(params)?;
-        let asked = match self.begin_publish(&channel, &content) {
-            Ok(asked) => asked,
-            Err(error) => return Ok(Err(error)),
-        };
-        written(published(asked).await)
-    }
-
-    async fn broadcast(&self, params: &str) -> Called {
-        let content: wire::Content<'_> = parse(params)?;
-        let wire::Channels { channels } = parse(params)?;
-        if channels.is_empty() {
-            return Ok(Err(ApiError::BAD_REQUEST));
-        }
-        let mut responses: Vec<Outcome<Published>> = Vec::with_capacity(channels.len());
-        for channels in channels.chunks(PARALLEL_MAX) {
-            let asked: Vec<_> =
-                channels.iter().map(|channel| self.begin_publish(channel, &content)).collect();
-            for asked in asked {
-                let response = match asked {
-                    Ok(asked) => published(asked).await,
-                    Err(error) => Err(error),
-                };
-                responses.push(response.into());
+    /// What it amounts to.
+    pub(super) fn work(&self) -> Work {
+        let (entries, bytes) = match self {
+            Self::Publish(_, content) => (0, content.bytes()),
+            Self::Broadcast(channels, content) => {
+                (channels.len(), channels.len().saturating_mul(content.bytes()))
             }
-        }
-        written(Ok(json!({ "responses": responses })))
+            Self::Disconnect(disconnect) => (disconnect.whitelist.0.len(), 0),
+            _ => (0, 0),
+        };
+        Work { commands: 1, entries, bytes }
     }
+}
 
-    /// Hands a publication to the channel's home.
-    fn begin_publish(&self, channel: &str, content: &wire::Content<'_>) -> Result<Receiver<Mail>> {
-        let rules = self.node.rules.channels.load();
-        let namespace = namespace(&rules, channel)?;
+impl wire::Content<'_> {
+    /// Bytes that each channel gets, about.
+    fn bytes(&self) -> usize {
+        let tags = self.tags.0.iter().map(|(name, value)| name.len() + value.len());
+        let data = self.data.map_or(0, |data| data.get().len()).max(self.b64data.len());
+        data + tags.sum::<usize>() + self.idempotency_key.len() + self.version_epoch.len()
+    }
+}
+
+/// What is published, as it goes to each channel.
+struct Publication {
+    data: Box<[u8]>,
+    is_json: bool,
+    tags: Box<[u8]>,
+    options: Option<Box<PublishOptions>>,
+}
+
+impl Publication {
+    fn new(content: &wire::Content<'_>) -> Result<Self> {
         let data = payload(content.data, &content.b64data)?;
-        if !namespace.data_format.accepts(&data) {
-            return Err(ApiError::BAD_REQUEST);
-        }
         let is_json = content.b64data.is_empty() || client::is_json(&data);
-        let tags = content.tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let tags = if content.tags.is_empty() { Box::default() } else { Tags::pack(tags) };
+        let tags = content.tags.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let tags = if content.tags.0.is_empty() { Box::default() } else { Tags::pack(tags) };
         let options = PublishOptions {
             skip_history: content.skip_history,
             delta: content.delta,
@@ -200,25 +235,95 @@ impl Api {
             version: content.version,
             version_epoch: content.version_epoch.as_str().into(),
         };
-        let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
         let options = (options != PublishOptions::default()).then(|| Box::new(options));
+        Ok(Self { data, is_json, tags, options })
+    }
+}
+
+impl Api {
+    /// Carries a call out. `room` is how long its result may be.
+    pub(super) async fn carry_out(&self, call: Call<'_>, room: usize) -> Result<String> {
+        match call {
+            Call::Publish(channel, content) => self.publish(&channel, &content).await,
+            Call::Broadcast(channels, content) => self.broadcast(&channels, &content).await,
+            Call::Subscribe(params) => self.subscribe(params).await,
+            Call::Unsubscribe(params) => self.unsubscribe(params).await,
+            Call::Disconnect(params) => self.disconnect(params).await,
+            Call::Refresh(params) => self.refresh(params).await,
+            Call::Presence(channel, what) => {
+                self.read(&channel, what, room, |namespace| namespace.presence).await
+            }
+            Call::History(params) => self.history(params, room).await,
+            Call::HistoryRemove(channel) => {
+                self.read(&channel, Reading::Drop, room, Namespace::has_history).await
+            }
+            Call::Channels(pattern) => self.channels(&pattern, room).await,
+            Call::Info => written(&self.info()),
+            Call::Rpc(method) => Self::rpc(&method),
+            Call::Keyed(params, has_key) => self.keyed(&params, has_key),
+            Call::SharedPoll(params) => self.shared_poll(&params),
+        }
+    }
+
+    async fn publish(&self, channel: &str, content: &wire::Content<'_>) -> Result<String> {
+        let asked = self.begin_publish(channel, &Publication::new(content)?)?;
+        written(&published(asked).await?)
+    }
+
+    async fn broadcast(&self, channels: &[String], content: &wire::Content<'_>) -> Result<String> {
+        if channels.is_empty() {
+            return Err(ApiError::BAD_REQUEST);
+        }
+        let publication = Publication::new(content)?;
+        let at_once = (BROADCAST_SLICE_BYTES / content.bytes().max(1)).clamp(1, PARALLEL_MAX);
+        let mut result = String::from(r#"{"responses":["#);
+        for channels in channels.chunks(at_once) {
+            let asked: Vec<_> =
+                channels.iter().map(|channel| self.begin_publish(channel, &publication)).collect();
+            for asked in asked {
+                let response: Outcome<Published> = match asked {
+                    Ok(asked) => published(asked).await,
+                    Err(error) => Err(error),
+                }
+                .into();
+                if !result.ends_with('[') {
+                    result.push(',');
+                }
+                result.push_str(&written(&response)?);
+            }
+            // Where all were refused nothing above has waited.
+            tokio::task::yield_now().await;
+        }
+        result.push_str("]}");
+        Ok(result)
+    }
+
+    /// Hands a publication to the channel's home.
+    fn begin_publish(&self, channel: &str, publication: &Publication) -> Result<Receiver<Mail>> {
+        let Publication { data, is_json, tags, options } = publication;
+        let rules = self.node.rules.channels.load();
+        let namespace = namespace(&rules, channel)?;
+        if !namespace.data_format.accepts(data) {
+            return Err(ApiError::BAD_REQUEST);
+        }
+        let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
         let asked = self.desk.ask(self.node.names.home(hash), 1, |asker| {
             Mail::Publish(Box::new(Publish {
                 channel: channel.into(),
                 hash,
                 namespace,
                 asker: Some(asker),
-                data,
+                data: data.clone(),
                 info: Box::default(),
-                tags,
-                is_json,
-                options,
+                tags: tags.clone(),
+                is_json: *is_json,
+                options: options.clone(),
             }))
         });
         Ok(asked?)
     }
 
-    async fn subscribe(&self, params: &str) -> Called {
+    async fn subscribe(&self, params: wire::Subscribe<'_>) -> Result<String> {
         let wire::Subscribe {
             channel,
             user,
@@ -231,52 +336,42 @@ impl Api {
             info,
             data,
             expire_at,
-        } = parse(params)?;
-        let since = recover_since
-            .map(|wire::Since { offset, epoch }| Since { offset, epoch: epoch.into() });
-        let sub = || {
-            let rules = self.node.rules.channels.load();
-            let namespace = namespace(&rules, &channel)?.index;
-            let value = |setting: Option<wire::Setting>| setting.map(|setting| setting.value);
-            let wire::Overrides { presence, join_leave, .. } = r#override;
-            let overrides = Overrides {
-                presence: value(presence),
-                join_leave: value(join_leave),
-                force_recovery: value(r#override.force_recovery),
-                force_positioning: value(r#override.force_positioning),
-                force_push_join_leave: value(r#override.force_push_join_leave),
-            };
-            Ok(ServerSub {
-                channel: channel.as_str().into(),
-                namespace,
-                info: payload(info, &b64info)?,
-                data: payload(data, &b64data)?,
-                overrides,
-                since: since.clone(),
-                expires: Some(expire_at).filter(|at| *at > 0),
-                ..ServerSub::default()
-            })
+        } = params;
+        let namespace = namespace(&self.node.rules.channels.load(), &channel)?.index;
+        let value = |setting: Option<wire::Setting>| setting.map(|setting| setting.value);
+        let wire::Overrides { presence, join_leave, .. } = r#override;
+        let overrides = Overrides {
+            presence: value(presence),
+            join_leave: value(join_leave),
+            force_recovery: value(r#override.force_recovery),
+            force_positioning: value(r#override.force_positioning),
+            force_push_join_leave: value(r#override.force_push_join_leave),
         };
-        match sub() {
-            Ok(sub) => self.order(user, client, session, Act::Subscribe(Box::new(sub))).await,
-            Err(error) => Ok(Err(error)),
-        }
+        let sub = ServerSub {
+            channel: channel.as_str().into(),
+            namespace,
+            info: payload(info, &b64info)?,
+            data: payload(data, &b64data)?,
+            overrides,
+            since: recover_since
+                .map(|wire::Since { offset, epoch }| Since { offset, epoch: epoch.into() }),
+            expires: Some(expire_at).filter(|at| *at > 0),
+            ..ServerSub::default()
+        };
+        self.order(user, client, session, Act::Subscribe(Box::new(sub))).await
     }
 
-    async fn unsubscribe(&self, params: &str) -> Called {
-        let wire::Unsubscribe { channel, user, client, session } = parse(params)?;
+    async fn unsubscribe(&self, params: wire::Unsubscribe) -> Result<String> {
+        let wire::Unsubscribe { channel, user, client, session } = params;
         if !channel.is_empty() {
-            let rules = self.node.rules.channels.load();
-            if let Err(error) = namespace(&rules, &channel) {
-                return Ok(Err(error));
-            }
+            namespace(&self.node.rules.channels.load(), &channel)?;
         }
         let act = Act::Unsubscribe { channel: channel.into() };
         self.order(user, client, session, act).await
     }
 
-    async fn disconnect(&self, params: &str) -> Called {
-        let wire::Disconnect { user, disconnect, client, whitelist, session } = parse(params)?;
+    async fn disconnect(&self, params: wire::Disconnect) -> Result<String> {
+        let wire::Disconnect { user, disconnect, client, whitelist, session } = params;
         let force = client::Disconnect::ForceDisconnect;
         let (code, reason) = match disconnect {
             None | Some(wire::Reason { code: 0, .. }) => (force.code(), force.reason().into()),
@@ -286,24 +381,27 @@ impl Api {
             {
                 (code as u16, CompactString::from(reason))
             }
-            Some(_) => return Ok(Err(ApiError::BAD_REQUEST)),
+            Some(_) => return Err(ApiError::BAD_REQUEST),
         };
-        let spare = whitelist.into_iter().map(CompactString::from).collect();
+        let mut spare: Vec<_> = whitelist.0.into_iter().map(CompactString::from).collect();
+        spare.sort_unstable();
         self.order(user, client, session, Act::Disconnect { code, reason, spare }).await
     }
 
-    async fn refresh(&self, params: &str) -> Called {
-        let wire::Refresh { user, client, expired, expire_at, session, info, b64info } =
-            parse(params)?;
-        let info = match payload(info, &b64info) {
-            Ok(info) => info,
-            Err(error) => return Ok(Err(error)),
-        };
+    async fn refresh(&self, params: wire::Refresh<'_>) -> Result<String> {
+        let wire::Refresh { user, client, expired, expire_at, session, info, b64info } = params;
+        let info = payload(info, &b64info)?;
         self.order(user, client, session, Act::Refresh { expired, expire_at, info }).await
     }
 
     /// Tells all shards what to do with a user's connections, and waits until all have done it.
-    async fn order(&self, user: String, client: String, session: String, act: Act) -> Called {
+    async fn order(
+        &self,
+        user: String,
+        client: String,
+        session: String,
+        act: Act,
+    ) -> Result<String> {
         let (user, client) = (CompactString::from(user), CompactString::from(client));
         let session = CompactString::from(session);
         let ask = |shard: ShardId| {
@@ -314,33 +412,23 @@ impl Api {
             })
         };
         let asked: Vec<_> = self.desk.shards().map(ask).collect();
-        let mut done = Ok(json!({}));
+        let mut done = Ok("{}".to_owned());
         for asked in asked {
             match asked {
                 Ok(asked) => _ = asked.await,
                 Err(busy) => done = Err(busy.into()),
             }
         }
-        written(done)
+        done
     }
 
-    async fn presence(&self, params: &str, what: Reading) -> Called {
-        let wire::Channel { channel } = parse(params)?;
-        Ok(self.read(&channel, what, |namespace| namespace.presence).await)
-    }
-
-    async fn history(&self, params: &str) -> Called {
-        let wire::History { channel, limit, since, reverse } = parse(params)?;
+    async fn history(&self, params: wire::History, room: usize) -> Result<String> {
+        let wire::History { channel, limit, since, reverse } = params;
         let since =
             since.map(|wire::Since { offset, epoch }| Since { offset, epoch: epoch.into() });
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let page = Page { since, limit, reverse };
-        Ok(self.read(&channel, Reading::History(page), Namespace::has_history).await)
-    }
-
-    async fn history_remove(&self, params: &str) -> Called {
-        let wire::Channel { channel } = parse(params)?;
-        Ok(self.read(&channel, Reading::Drop, Namespace::has_history).await)
+        self.read(&channel, Reading::History(page), room, Namespace::has_history).await
     }
 
     /// Asks a channel's home for something, where its namespace has such a thing.
@@ -348,8 +436,10 @@ impl Api {
         &self,
         channel: &str,
         what: Reading,
+        room: usize,
         has: impl FnOnce(&Namespace) -> bool,
     ) -> Result<String> {
+        let Ok(_place) = self.reads.acquire().await else { return Err(ApiError::INTERNAL) };
         let asked = {
             let rules = self.node.rules.channels.load();
             let namespace = namespace(&rules, channel)?;
@@ -364,7 +454,7 @@ impl Api {
                     namespace,
                     asker,
                     encoding: Encoding::Json,
-                    bytes_max: WEB_ANSWER_BYTES_MAX,
+                    bytes_max: room,
                     what,
                 }))
             })?
@@ -383,44 +473,35 @@ impl Api {
         }
     }
 
-    async fn channels(&self, params: &str) -> Called {
-        let wire::Pattern { pattern } = parse(params)?;
-        let glob = match (pattern.as_str(), Glob::new(&pattern)) {
-            ("", _) => None,
-            (_, Ok(glob)) => Some(glob),
-            (_, Err(_)) => return Ok(Err(ApiError::BAD_REQUEST)),
+    async fn channels(&self, pattern: &str, room: usize) -> Result<String> {
+        let glob = match pattern {
+            "" => None,
+            pattern if pattern.len() > API_PATTERN_BYTES_MAX => return Err(ApiError::LONG_PATTERN),
+            pattern => Some(Glob::new(pattern).map_err(|_| ApiError::BAD_REQUEST)?),
         };
-        #[derive(Serialize)]
-        struct Clients {
-            num_clients: u32,
-        }
-        let mut channels = BTreeMap::new();
+        let mut channels = Listing::new(room);
+        let mut slice = Slice::default();
         for shard in self.desk.shards() {
             let mut next = Some(0);
             while let Some(cursor) = next {
                 let list = |asker: Asker| Mail::List(List { asker, cursor });
-                let asked = match self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list) {
-                    Ok(asked) => asked,
-                    Err(busy) => return Ok(Err(busy.into())),
-                };
+                let asked = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
                 let Ok(Mail::Listed { listed, .. }) = asked.await else {
-                    return Ok(Err(ApiError::INTERNAL));
+                    return Err(ApiError::INTERNAL);
                 };
                 next = listed.next;
-                let is_wanted = |name: &str| {
-                    name != OWN_CHANNEL && glob.as_ref().is_none_or(|glob| glob.matches(name))
-                };
-                let wanted = listed.channels.into_iter().filter(|(name, _)| is_wanted(name));
-                channels.extend(
-                    wanted.map(|(name, num_clients)| (String::from(name), Clients { num_clients })),
-                );
+                for (name, num_clients) in listed.channels {
+                    // A comparison takes steps for each character of both.
+                    slice.spend(name.len() * (1 + pattern.len() / PATTERN_BYTES_A_STEP)).await;
+                    let is_wanted =
+                        name != OWN_CHANNEL && glob.as_ref().is_none_or(|glob| glob.matches(&name));
+                    if is_wanted && !channels.add(name, num_clients) {
+                        return Err(ApiError::TOO_LONG);
+                    }
+                }
             }
         }
-        #[derive(Serialize)]
-        struct Listing {
-            channels: BTreeMap<String, Clients>,
-        }
-        written(Ok(Listing { channels }))
+        channels.written(&mut slice).await
     }
 
     /// Connections of a user, by shard.
@@ -458,28 +539,67 @@ impl Api {
     }
 
     /// There are no extensions.
-    fn rpc(params: &str) -> Called {
-        let wire::Rpc { method } = parse(params)?;
-        Ok(Err(if method.is_empty() { ApiError::BAD_REQUEST } else { ApiError::NOT_FOUND }))
+    fn rpc(method: &str) -> Result<String> {
+        Err(if method.is_empty() { ApiError::BAD_REQUEST } else { ApiError::NOT_FOUND })
     }
 
     /// Maps: no namespace here is one.
-    fn keyed(&self, params: &str, has_key: bool) -> Called {
-        let wire::Keyed { channel, key, .. } = parse(params)?;
-        if has_key && key.is_empty() {
-            return Ok(Err(ApiError::BAD_REQUEST));
+    fn keyed(&self, params: &wire::Keyed, has_key: bool) -> Result<String> {
+        let wire::Keyed { channel, key, .. } = params;
+        if !has_key || !key.is_empty() {
+            namespace(&self.node.rules.channels.load(), channel)?;
         }
-        let rules = self.node.rules.channels.load();
-        Ok(Err(namespace(&rules, &channel).err().unwrap_or(ApiError::BAD_REQUEST)))
+        Err(ApiError::BAD_REQUEST)
     }
 
     /// Polled channels: no namespace here is one.
-    fn shared_poll(&self, params: &str) -> Called {
-        let wire::Keyed { key, version, .. } = parse(params)?;
-        match key.is_empty() || version == 0 {
-            true => Ok(Err(ApiError::BAD_REQUEST)),
-            false => self.keyed(params, true),
+    fn shared_poll(&self, params: &wire::Keyed) -> Result<String> {
+        match params.version {
+            0 => Err(ApiError::BAD_REQUEST),
+            _ => self.keyed(params, true),
         }
+    }
+}
+
+/// Channels for an answer whose length is known before it is made.
+struct Listing {
+    channels: Vec<(CompactString, u32)>,
+    /// Bytes that they take.
+    bytes: usize,
+    room: usize,
+}
+
+impl Listing {
+    fn new(room: usize) -> Self {
+        Self { channels: Vec::new(), bytes: 0, room }
+    }
+
+    /// Adds one; false when the answer would be too long.
+    #[must_use]
+    fn add(&mut self, name: CompactString, num_clients: u32) -> bool {
+        self.bytes += name.len() + LISTED_BYTES;
+        self.channels.push((name, num_clients));
+        self.bytes <= self.room
+    }
+
+    /// As JSON, in the order of names.
+    async fn written(mut self, slice: &mut Slice) -> Result<String> {
+        self.channels.sort_unstable();
+        let mut result = String::with_capacity(self.bytes + LISTED_BYTES);
+        result.push_str(r#"{"channels":{"#);
+        for (at, (name, num_clients)) in self.channels.iter().enumerate() {
+            slice.spend(name.len() + LISTED_BYTES).await;
+            let comma = if at > 0 { "," } else { "" };
+            let name = written(name)?;
+            let member = format!(r#"{comma}{name}:{{"num_clients":{num_clients}}}"#);
+            result.push_str(&member);
+            // Characters that are escaped take more than they were counted for.
+            if result.len() > self.room {
+                return Err(ApiError::TOO_LONG);
+            }
+        }
+        result.push_str("}}");
+        Ok(result)
     }
 }
 
@@ -504,7 +624,16 @@ async fn published(asked: Receiver<Mail>) -> Result<Published> {
 }
 
 /// Channels of a broadcast, or commands of a batch, that are on their way at a time.
-pub(super) const PARALLEL_MAX: usize = 1024;
+pub(super) const PARALLEL_MAX: usize = 256;
+
+/// Bytes of a broadcast's publications that are on their way at a time, or one of them.
+const BROADCAST_SLICE_BYTES: usize = 1 << 20;
+
+/// Bytes of a channel in a list of them at most, beside its name.
+const LISTED_BYTES: usize = 32;
+
+/// Bytes of a pattern that are compared with one character about as fast as one byte is copied.
+const PATTERN_BYTES_A_STEP: usize = 4;
 
 /// A close frame's reason at most (RFC 6455 5.5: 125 bytes with the code).
 const REASON_BYTES_MAX: usize = 123;

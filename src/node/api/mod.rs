@@ -5,6 +5,7 @@
 //! ```
 //! Nothing here touches a connection or a channel: each method is a question to the shards that know.
 
+mod bounds;
 mod http;
 mod methods;
 mod wire;
@@ -15,7 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use tokio::sync::Semaphore;
+
 use super::desk::Desk;
+use crate::base::limits::API_READS_MAX;
 use crate::edge::channels::ChannelRules;
 use crate::shard::Node;
 
@@ -28,6 +32,8 @@ pub(super) struct Api {
     /// Its id, made anew at each start.
     uid: String,
     started: Instant,
+    /// Each answer about a channel that is asked for holds a place, since it may be long.
+    reads: Semaphore,
 }
 
 impl Api {
@@ -39,7 +45,7 @@ impl Api {
         uid: String,
         started: Instant,
     ) -> Self {
-        Self { node, desk, name, uid, started }
+        Self { node, desk, name, uid, started, reads: Semaphore::new(API_READS_MAX) }
     }
 
     /// The rules of channels.

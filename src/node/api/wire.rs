@@ -1,10 +1,15 @@
 //! What the server API says, as JSON (server API, sections 1 to 3). Read as `node/json.rs` says.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
+use super::bounds::{List, Texts};
+use super::methods;
+use crate::base::limits::{API_COMMANDS_MAX, API_ENTRIES_MAX, API_SPARED_MAX, API_TAGS_MAX};
 use crate::node::json::objects;
 use crate::proto::client::http_status;
 
@@ -27,6 +32,12 @@ impl ApiError {
     pub(super) const BAD_REQUEST: Self = Self::new(107, "bad request");
     pub(super) const NOT_AVAILABLE: Self = Self::new(108, "not available");
     pub(super) const UNRECOVERABLE_POSITION: Self = Self::new(112, "unrecoverable position");
+    pub(super) const TOO_MUCH: Self =
+        Self::new(107, "bad request: too many entries, or too long for so many channels");
+    pub(super) const TOO_DEEP: Self = Self::new(107, "bad request: the payload is nested too deep");
+    pub(super) const LONG_PATTERN: Self = Self::new(107, "bad request: the pattern is too long");
+    pub(super) const TOO_LONG: Self =
+        Self::new(106, "limit exceeded: the answer would be too long");
 
     const fn new(code: u16, message: &'static str) -> Self {
         Self { code, message: Cow::Borrowed(message) }
@@ -43,7 +54,7 @@ objects! {
     struct Content<'a> {
         b64data: String,
         skip_history: bool,
-        tags: BTreeMap<String, String>,
+        tags: Texts<API_TAGS_MAX>,
         idempotency_key: String,
         delta: bool,
         version: u64,
@@ -55,7 +66,7 @@ objects! {
         channel: String,
     }
     struct Channels {
-        channels: Vec<String>,
+        channels: List<String, API_ENTRIES_MAX>,
     }
     struct Subscribe<'a> {
         channel: String,
@@ -91,7 +102,7 @@ objects! {
         user: String,
         disconnect: Option<Reason>,
         client: String,
-        whitelist: Vec<String>,
+        whitelist: List<String, API_SPARED_MAX>,
         session: String,
     }
     struct Reason {
@@ -144,12 +155,71 @@ objects! {
     }
 }
 
+/// Commands of a batch, each still to be read.
+pub(super) type Commands<'a> = List<&'a RawValue, API_COMMANDS_MAX>;
+
 /// A method of the old form, by name or number.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug)]
 pub(super) enum Method {
     Number(u32),
     Name(String),
+}
+
+// By hand, since a derived untagged one first keeps all that is there, a list of millions, too.
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrNumber;
+
+        impl Visitor<'_> for NameOrNumber {
+            type Value = Method;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name or number of a method")
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Method, E> {
+                u32::try_from(number).map(Method::Number).map_err(E::custom)
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Method, E> {
+                Ok(Method::Name(name.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(NameOrNumber)
+    }
+}
+
+/// One command of a batch: the methods that it names, in its order, with their parameters. Other fields
+/// are not kept.
+#[derive(Debug, Default)]
+pub(super) struct InBatch<'a>(pub(super) Vec<(&'static str, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for InBatch<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = InBatch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a command")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut known: Vec<(&'static str, &RawValue)> = Vec::new();
+                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+                    let value = map.next_value::<&RawValue>()?;
+                    let Some(name) = methods::names().find(|known| *known == name) else {
+                        continue;
+                    };
+                    known.retain(|(before, _)| *before != name);
+                    known.push((name, value));
+                }
+                Ok(InBatch(known))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 /// Offset and epoch; nothing for a channel without history.
