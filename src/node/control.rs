@@ -13,12 +13,13 @@ use tracing::{info, warn};
 use arc_swap::ArcSwap;
 
 use super::admin::Figures;
+use super::desk::Desk;
 use super::health::Health;
 use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
-use crate::shard::mail::{Letterbox, Mail};
+use crate::shard::mail::Mail;
 use crate::shard::{Node, SlowCounters};
 
 /// The signals that mean something to a node.
@@ -44,7 +45,7 @@ impl Signals {
 /// What the control thread works with.
 pub(super) struct Control {
     pub(super) node: Arc<Node>,
-    pub(super) letterboxes: Vec<Letterbox>,
+    pub(super) desk: Arc<Desk>,
     pub(super) started: Instant,
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
@@ -164,18 +165,18 @@ impl Control {
         let open = self.open();
         let rate = self.pace(open);
         info!(connections = open, per_second = rate, "draining");
-        for (letterbox, here) in self.letterboxes.iter().zip(&self.node.open) {
+        for (shard, here) in self.desk.shards().zip(&self.node.open) {
             // By what is there: the kernel doesn't spread connections evenly, and a fuller shard at
             // the pace of the others would not be done in time.
             let here = u64::from(here.load(Ordering::Relaxed));
             let share = rate.saturating_mul(here).div_ceil(open.max(1)).max(1);
             let per_second = u32::try_from(share).unwrap_or(u32::MAX);
-            letterbox.post(Mail::Drain { per_second });
+            self.desk.post(shard, Mail::Drain { per_second });
         }
         let deadline = tokio::time::sleep(self.shutdown_timeout);
         tokio::pin!(deadline);
         let mut every = tokio::time::interval(DRAIN_INTERVAL);
-        let shards = self.letterboxes.len() as u32;
+        let shards = self.node.open.len() as u32;
         while self.node.drained.load(Ordering::Acquire) < shards {
             tokio::select! {
                 _ = every.tick() => {}
@@ -188,9 +189,8 @@ impl Control {
                 _ = signals.interrupt.recv() => return self.cut(),
             }
         }
-        for letterbox in &self.letterboxes {
-            letterbox.post(Mail::Stop);
-        }
+        self.desk.shards().for_each(|shard| self.desk.post(shard, Mail::Stop));
+        self.desk.sent().await;
         info!("drained");
         Ended::Drained
     }

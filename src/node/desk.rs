@@ -97,10 +97,19 @@ impl Desk {
         Ok(receiver)
     }
 
-    /// Sends mail that has no answer.
+    /// Sends mail that has no answer. It never waits: what finds a full mailbox stays here until there is
+    /// room. Threads of the pool that checks signatures send by it, too, each for a question whose credit the
+    /// shard has reserved.
     pub(super) fn post(&self, to: ShardId, mail: Mail) {
         push(&mut self.lock().boxes[to.index()], mail);
         self.pushed.notify_one();
+    }
+
+    /// Waits until all mail has left: what is posted before the node ends.
+    pub(super) async fn sent(&self) {
+        while self.flush() {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Questions that are not answered.
@@ -171,7 +180,7 @@ impl Desk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Outgoing> {
-        // One thread uses it, and a panic ends the process.
+        // It is held for a few steps only, and a panic ends the process.
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -198,6 +207,7 @@ mod tests {
     use crate::hub::history::Position;
     use crate::io::Alarm;
     use crate::shard::mail::List;
+    use crate::shard::signatures::Signed;
 
     fn list(asker: Asker) -> Mail {
         Mail::List(List { asker, cursor: 0 })
@@ -220,6 +230,48 @@ mod tests {
         assert!(shard.take().is_some());
         desk.flush();
         assert!(desk.ask(ShardId(0), 1, list).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_full_mailbox_holds_up_nobody_else() {
+        let bell = Arc::new(Bell::default());
+        let (full_letterbox, full) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
+        let (other_letterbox, other) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
+        let (_, mailbox) = Mailbox::new(8, Alarm::new(bell.clone()));
+        let desk = Arc::new(Desk::new(&[full_letterbox, other_letterbox]));
+        let signed = |ticket| Mail::Signed { ticket, signed: Signed::Bad };
+        desk.post(ShardId(0), signed(0));
+        assert!(!desk.flush());
+        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_, _| {}));
+        // As a thread of the pool does.
+        let pool = Arc::clone(&desk);
+        let worker = std::thread::spawn(move || {
+            (1..100).for_each(|ticket| pool.post(ShardId(0), signed(ticket)));
+            pool.post(ShardId(1), signed(100));
+        });
+        worker.join().unwrap();
+        let received = |mailbox: &Mailbox| {
+            let mail = mailbox.take().into_iter().flat_map(|batch| batch.mail);
+            let tickets = mail.map(|mail| match mail {
+                Mail::Signed { ticket, .. } => ticket,
+                mail => panic!("{mail:?}"),
+            });
+            tickets.collect::<Vec<_>>()
+        };
+        let mut at_other = Vec::new();
+        while at_other.is_empty() {
+            tokio::task::yield_now().await;
+            at_other = received(&other);
+        }
+        assert_eq!(at_other, [100]);
+        let mut at_full = Vec::new();
+        while at_full.len() < 100 {
+            at_full.extend(received(&full));
+            full.take_turned(|_| {});
+            desk.sent().await;
+        }
+        assert_eq!(at_full, (0..100).collect::<Vec<_>>());
+        running.abort();
     }
 
     #[tokio::test]

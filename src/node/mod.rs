@@ -260,7 +260,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
     }
     let workers = settings.signature_threads.max(1);
-    signatures::spawn(workers, &node, &inlets, &letterboxes).map_err(system("a thread"))?;
+    let desk = Arc::new(Desk::new(&letterboxes));
+    signatures::spawn(workers, &node, &inlets, &desk).map_err(system("a thread"))?;
     drop(ready);
     for result in begun {
         // The others end with the process.
@@ -273,7 +274,6 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         "" => host_and_port(&addresses),
         name => name.to_owned(),
     };
-    let desk = Arc::new(Desk::new(&letterboxes));
     let proxies = Proxies::new(Arc::clone(&desk), &node.rules);
     let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
     let proxies = Arc::new(proxies);
@@ -307,7 +307,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         pages,
     );
     runtime.spawn(web::serve_public(
-        desk,
+        Arc::clone(&desk),
         control_mailbox,
         bell,
         public,
@@ -326,7 +326,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     runtime.spawn(fetcher.run());
     let control = control::Control {
         node,
-        letterboxes,
+        desk,
         started,
         drain_rate: settings.drain_rate,
         shutdown_timeout: settings.shutdown_timeout,

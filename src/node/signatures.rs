@@ -5,8 +5,8 @@
 //!                      >-- worker
 //!  again (control) ---'          '--> Ask, to the control thread: keys of an endpoint are missing
 //! ```
-//! They share the process's descriptor table with the control thread and open nothing. All answers
-//! go out here, since a shard's mailbox may be full and the control thread must not wait for it.
+//! They share the process's descriptor table with the control thread and open nothing. Answers go out by the
+//! control thread's desk, which keeps those that find a full mailbox: so no worker ever waits for a shard.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,10 +14,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, select};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+use super::desk::Desk;
 use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{Checked, TokenKeys};
 use crate::shard::Node;
-use crate::shard::mail::{Letterbox, Mail};
+use crate::shard::mail::Mail;
 use crate::shard::signatures::{SignatureJob, Signed, TokenKind};
 use crate::sys;
 
@@ -104,19 +105,18 @@ pub(super) fn spawn(
     threads: usize,
     node: &Arc<Node>,
     inlets: &Inlets,
-    letterboxes: &[Letterbox],
+    desk: &Arc<Desk>,
 ) -> std::io::Result<()> {
     for at in 0..threads {
         let worker = Worker { keys: Arc::clone(node), inlets: inlets.clone() };
-        let letterboxes = letterboxes.to_vec();
+        let desk = Arc::clone(desk);
         let name = format!("signatures-{at}");
         std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             // Signals are the control thread's. A worker that gets one all the same does no harm:
             // the pipes that handlers write into are in its table, too.
             let _ = sys::tables::block_signals();
             worker.run(|job, signed| {
-                let mail = Mail::Signed { ticket: job.ticket, signed };
-                letterboxes[job.home.index()].post(mail);
+                desk.post(job.home, Mail::Signed { ticket: job.ticket, signed });
             });
         })?;
     }
@@ -154,6 +154,9 @@ impl<K: KeySource> Worker<K> {
         now: UnixSeconds,
         answer: &mut impl FnMut(&SignatureJob, Signed),
     ) {
+        if job.interest.is_withdrawn() {
+            return answer(&job, Signed::Unavailable);
+        }
         match self.keys.keys(job.kind).check_signature(&job.token, now) {
             Checked::Good { until } => answer(&job, Signed::Good { until }),
             Checked::Bad => answer(&job, Signed::Bad),
@@ -176,6 +179,7 @@ impl<K: KeySource> Worker<K> {
     ) {
         match again {
             Again::Unavailable(job) => answer(job, Signed::Unavailable),
+            Again::Check(job) if job.interest.is_withdrawn() => answer(job, Signed::Unavailable),
             Again::Check(job) => {
                 let signed = match self.keys.keys(job.kind).check_signature(&job.token, now) {
                     Checked::Good { until } => Signed::Good { until },
@@ -231,6 +235,7 @@ mod tests {
     use crate::base::id::ShardId;
     use crate::edge::jwt::TokenOptions;
     use crate::edge::jwt::testing::Pair;
+    use crate::shard::signatures::Interest;
 
     struct Two(TokenKeys, TokenKeys);
 
@@ -264,12 +269,24 @@ mod tests {
         .enumerate()
         {
             let token = token(pair).into();
-            let job = SignatureJob { token, kind, home: ShardId(3), ticket: ticket as u64 };
+            let job = SignatureJob {
+                token,
+                kind,
+                home: ShardId(3),
+                ticket: ticket as u64,
+                interest: Interest::default(),
+            };
             queues.jobs.send(job).unwrap();
         }
         let token = token(&one).into();
         let kind = TokenKind::Connection;
-        let job = SignatureJob { token, kind, home: ShardId(3), ticket: 4 };
+        let job = SignatureJob {
+            token,
+            kind,
+            home: ShardId(3),
+            ticket: 4,
+            interest: Interest::default(),
+        };
         queues.again.send(Again::Unavailable(job)).unwrap();
         let mut answers = bench.work();
         answers.sort_by_key(|(ticket, _)| *ticket);
@@ -277,5 +294,30 @@ mod tests {
         let expected = [good, Signed::Bad, Signed::Bad, good, Signed::Unavailable];
         let expected: Vec<_> = (0..).zip(expected).collect();
         assert_eq!(answers, expected);
+    }
+
+    #[test]
+    fn a_check_that_nobody_waits_for_is_not_made() {
+        let pair = Pair::ec("P-256");
+        let options = TokenOptions { ecdsa_public_key: pair.pem(), ..Default::default() };
+        let keys = || TokenKeys::new(&options).unwrap();
+        let (queues, inlets) = queues();
+        let bench = testing::Bench::new(&Arc::new(Two(keys(), keys())), inlets);
+        let token: Box<str> = pair.token(&json!({"alg": "ES256"}), &json!({})).into();
+        let (kind, home) = (TokenKind::Connection, ShardId(0));
+        let interest = Interest::default();
+        let job = |ticket| SignatureJob {
+            token: token.clone(),
+            kind,
+            home,
+            ticket,
+            interest: interest.clone(),
+        };
+        queues.jobs.send(job(0)).unwrap();
+        assert_eq!(bench.work(), [(0, Signed::Good { until: None })]);
+        interest.withdraw();
+        queues.jobs.send(job(1)).unwrap();
+        queues.again.send(Again::Check(job(2))).unwrap();
+        assert_eq!(bench.work(), [(2, Signed::Unavailable), (1, Signed::Unavailable)]);
     }
 }

@@ -267,9 +267,7 @@ impl<D: Driver> Shard<D> {
         if !self.header_users.is_empty() {
             self.header_users.remove(&index);
         }
-        if !self.verdicts.is_empty() {
-            self.verdicts.remove(&index);
-        }
+        self.forget_check(index);
         if !self.headers.is_empty() {
             self.headers.remove(&index);
         }

@@ -65,7 +65,9 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::UserEnter(conn) => self.home_user_enter(from, &conn),
                 Mail::UserLeave { user, conn } => self.user_conns.leave(&user, (from, conn)),
-                Mail::Verify { token, kind, asker } => self.home_verify(from, token, kind, asker),
+                Mail::Verify { token, kind, asker, interest } => {
+                    self.home_verify(from, token, kind, asker, interest);
+                }
                 Mail::Signed { ticket, signed } => self.home_signed(ticket, signed),
                 Mail::Subscribed(subscribed) => {
                     self.earn(from, subscribed.asker);

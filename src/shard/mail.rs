@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::emulation::Emulate;
 use super::proxies::{ProxyQuestion, Told};
-use super::signatures::{Signed, TokenKind};
+use super::signatures::{Interest, Signed, TokenKind};
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
@@ -271,7 +271,7 @@ pub enum Act {
         code: u16,
         /// The reason.
         reason: CompactString,
-        /// Client ids to spare.
+        /// Client ids to spare, sorted: it is searched for each connection.
         spare: Vec<CompactString>,
     },
     /// End a subscription, or all of them when the name is empty.
@@ -534,6 +534,8 @@ pub enum Mail {
         kind: TokenKind,
         /// Who asks.
         asker: Asker,
+        /// Whether they still wait.
+        interest: Interest,
     },
     /// From the home of a token.
     Verified {
@@ -784,16 +786,8 @@ pub struct Letterbox {
 }
 
 impl Letterbox {
-    /// Puts one message in from the control thread, waiting for room.
-    pub fn post(&self, mail: Mail) {
-        // Fails only when the shard has ended, and then nothing is to be told.
-        let _ = self.sender.send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 }));
-        self.alarm.ring();
-    }
-}
-
-impl Letterbox {
-    /// The same without waiting: gives the message back when the mailbox is full.
+    /// Puts one message in as the control thread does, or gives it back when the mailbox is full: for the
+    /// simulation, which has no desk.
     pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
         match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 })) {
             Ok(()) => {
@@ -804,9 +798,7 @@ impl Letterbox {
             Err(TrySendError::Disconnected(_)) => Ok(()),
         }
     }
-}
 
-impl Letterbox {
     fn put(&self, batch: Box<Batch>) -> Result<(), TrySendError<Box<Batch>>> {
         let bytes = batch.bytes;
         if self.waiting_bytes.load(Ordering::SeqCst) >= MAILBOX_BYTES_MAX {

@@ -67,7 +67,7 @@ use self::requests::UnsentHead;
 use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
-use self::tokens::{Question, Verdict};
+use self::tokens::{Check, Question};
 use crate::base::counters::Counter;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
@@ -307,8 +307,8 @@ pub struct Shard<D: Driver> {
     admins: BySlot<bool>,
     /// Questions to the application that are not answered.
     proxy_questions: usize,
-    /// Verdicts about tokens that connections are paused for, by slot.
-    verdicts: BySlot<Verdict>,
+    /// Checks about tokens that connections are paused for, by slot.
+    checks: BySlot<Check>,
     /// Filters of subscriptions here.
     filters: Filters,
     walk: Walk,
@@ -417,7 +417,7 @@ impl<D: Driver> Shard<D> {
             parked_of: Default::default(),
             admins: Default::default(),
             proxy_questions: 0,
-            verdicts: Default::default(),
+            checks: Default::default(),
             filters: Filters::default(),
             walk: Walk::default(),
             over: Vec::new(),
@@ -717,7 +717,7 @@ impl<D: Driver> Shard<D> {
             ("interested shards", self.homes.len() - self.homes.idle()),
             ("members", self.homes.members_of_all()),
             ("users by header", self.header_users.len()),
-            ("verdicts", self.verdicts.len()),
+            ("checks", self.checks.len()),
             ("administrators", self.admins.len()),
             ("headers kept", self.headers.len()),
             ("heads of responses", self.heads.len()),

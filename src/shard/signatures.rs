@@ -7,6 +7,9 @@
 //! ```
 //! The shard goes on meanwhile; the connection that waits is not read further.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crossbeam_channel::Sender;
 
 use crate::base::id::ShardId;
@@ -22,6 +25,26 @@ pub struct SignatureJob {
     pub home: ShardId,
     /// What the shard knows the job by.
     pub ticket: u64,
+    /// Whether somebody still waits for it.
+    pub interest: Interest,
+}
+
+/// Whether the connection that a signature is checked for is still there. Clones share it: the shard of the
+/// connection withdraws it, and the pool looks at it before it works.
+#[derive(Clone, Debug, Default)]
+pub struct Interest(Arc<AtomicBool>);
+
+impl Interest {
+    /// The connection has gone.
+    pub fn withdraw(&self) {
+        // Whoever misses it checks a signature in vain, and nothing else depends on it.
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Nobody waits any more.
+    pub fn is_withdrawn(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What a token is for: each kind may have keys of its own.

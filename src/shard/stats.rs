@@ -237,6 +237,8 @@ counters! {
         messages_inflated: counter,
         /// Signatures of tokens checked for their homes here.
         tokens_checked: counter,
+        /// Checks of signatures that were withdrawn, since their connections had gone.
+        tokens_withdrawn: counter,
         /// Tokens that were known to be good.
         tokens_known: counter,
         /// Publishes remembered by their idempotency keys.

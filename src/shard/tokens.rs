@@ -11,7 +11,7 @@
 
 use super::commands::Stop;
 use super::mail::{Asker, Mail};
-use super::signatures::{SignatureJob, Signatures, Signed, TokenKind};
+use super::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
 use super::*;
 use crate::base::time::UnixSeconds;
 use crate::edge::good_tokens::{TokenDigest, token_digest};
@@ -28,6 +28,15 @@ pub(super) struct Question {
     asker: Asker,
     digest: TokenDigest,
     generation: u64,
+}
+
+/// The check of a signature that a connection is paused for, or was until now.
+#[derive(Debug)]
+pub(super) enum Check {
+    /// The home of the token is asked.
+    Asked(Interest),
+    /// It has answered, and the command isn't handled again yet.
+    Answered(Verdict),
 }
 
 /// An answer about the signature of the token that a connection is paused for.
@@ -90,7 +99,10 @@ impl<D: Driver> Shard<D> {
     /// isn't known.
     fn is_signed(&mut self, index: u32, token: &str, kind: TokenKind) -> Result<bool, Stop> {
         let hash = self.node.names.hash(token);
-        if let Some(verdict) = self.verdicts.remove(&index)
+        if self.conns[index as usize].flags.pending() {
+            return Err(Stop::Pending);
+        }
+        if let Some(Check::Answered(verdict)) = self.checks.remove(&index)
             && verdict.hash == hash
         {
             return match verdict.signed {
@@ -102,16 +114,26 @@ impl<D: Driver> Shard<D> {
                 )),
             };
         }
-        if self.conns[index as usize].flags.pending() {
-            return Err(Stop::Pending);
-        }
         let home = self.node.names.home(hash);
         let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
         let conn = &mut self.conns[index as usize];
         conn.flags.set_pending(true);
         let asker = Asker { credits, ..Asker::of(conn.key(index)) };
-        self.post(home, Mail::Verify { token: token.into(), kind, asker });
+        let interest = Interest::default();
+        self.checks.insert(index, Check::Asked(interest.clone()));
+        self.post(home, Mail::Verify { token: token.into(), kind, asker, interest });
         Err(Stop::Pending)
+    }
+
+    /// A connection has gone: nobody waits for its check.
+    pub(super) fn forget_check(&mut self, index: u32) {
+        if self.checks.is_empty() {
+            return;
+        }
+        if let Some(Check::Asked(interest)) = self.checks.remove(&index) {
+            interest.withdraw();
+            self.counters().tokens_withdrawn.add(1);
+        }
     }
 
     /// The verdict has come: the command goes on.
@@ -121,7 +143,7 @@ impl<D: Driver> Shard<D> {
             return;
         }
         conn.flags.set_pending(false);
-        self.verdicts.insert(asker.conn.index, Verdict { hash, signed });
+        self.checks.insert(asker.conn.index, Check::Answered(Verdict { hash, signed }));
         self.resume(asker.conn);
     }
 
@@ -132,6 +154,7 @@ impl<D: Driver> Shard<D> {
         token: Box<str>,
         kind: TokenKind,
         asker: Asker,
+        interest: Interest,
     ) {
         let node = Arc::clone(&self.node);
         let hash = node.names.hash(&token);
@@ -157,7 +180,7 @@ impl<D: Driver> Shard<D> {
             }
             Signatures::Pool(jobs) => {
                 let ticket = self.questions.insert((question, hash)) as u64;
-                let job = SignatureJob { token, kind, home: self.id, ticket };
+                let job = SignatureJob { token, kind, home: self.id, ticket, interest };
                 if jobs.send(job).is_err() {
                     // The pool has ended: the process is stopping.
                     self.home_signed(ticket, Signed::Unavailable);

@@ -153,6 +153,31 @@ fn an_endpoint_that_is_down() {
     assert_eq!(node.figures()["tokens_remembered"], 0);
 }
 
+/// A client with an expired token may ask again and again: its signature is never looked at.
+#[test]
+fn an_expired_token_costs_no_signature() {
+    let (url, _) = endpoint(key_set(&[RSA.jwk("a")]));
+    let node = node(&url, &[]);
+    let token = |claims| RSA.token(&json!({"alg": "RS256", "kid": "a"}), &claims);
+    let mut late = node.client();
+    let expired = token(json!({"sub": "42", "exp": now() - 10}));
+    late.send(&connect_and_more(&expired, "{\"id\":2,\"rpc\":{}}"));
+    late.expect(r#"{"id":1,"error":{"code":109,"message":"token expired"*}}"#);
+    assert_eq!(node.figures()["tokens_checked"], 0);
+    let mut client = node.client();
+    let expired = token(json!({"sub": "42", "channel": "a", "exp": now() - 10}));
+    let subscribe =
+        |id| format!(r#"{{"id":{id},"subscribe":{{"channel":"a","token":"{expired}"}}}}"#);
+    let subscribes: Vec<String> = (2..=50).map(subscribe).collect();
+    client.send(&connect_and_more(&token(json!({"sub": "42"})), &subscribes.join("\n")));
+    client.expect(r#"{"id":1,"connect":{"client":"*"*}}"#);
+    for id in 2..=50 {
+        client
+            .expect(&format!(r#"{{"id":{id},"error":{{"code":109,"message":"token expired"*}}}}"#));
+    }
+    assert_eq!(node.figures()["tokens_checked"], 1);
+}
+
 /// All come back with the tokens that they had: nobody pays for a signature twice.
 #[test]
 fn a_storm_of_known_tokens() {

@@ -329,7 +329,7 @@ impl TokenKeys {
     }
 
     /// Checks a connection token (client protocol, section 12.1), when that is cheap: its signature
-    /// is an HMAC, signatures are skipped, or it fails whatever its signature is. `None` when the
+    /// is an HMAC, signatures are skipped, or it fails whatever its signature is: one that is expired, too. `None` when the
     /// signature has to be checked first, by [`Self::check_signature`] and away from the shard.
     ///
     /// # Errors
@@ -477,8 +477,8 @@ impl Keys {
             Err(fault) => return Some(Err(fault)),
         };
         match self.claims_of(&parts, now, kind) {
-            // Whether it is good but late depends on the signature, too.
-            Ok(_) | Err(TokenFault::Expired(_)) if later => None,
+            Ok(_) if later => None,
+            // An expired token grants nothing whoever signed it, so nobody's time goes into its signature.
             verdict => Some(verdict),
         }
     }

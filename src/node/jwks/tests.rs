@@ -11,7 +11,7 @@ use super::*;
 use crate::base::id::ShardId;
 use crate::edge::jwt::testing::{Pair, key_set};
 use crate::edge::jwt::{TokenKeys, TokenOptions};
-use crate::shard::signatures::{Signed, TokenKind};
+use crate::shard::signatures::{Interest, Signed, TokenKind};
 
 impl KeySource for TokenKeys {
     fn keys(&self, _: TokenKind) -> &TokenKeys {
@@ -117,7 +117,13 @@ impl Scene {
         for token in tokens {
             let token = token.as_str().into();
             let kind = TokenKind::Connection;
-            let job = SignatureJob { token, kind, home: ShardId(0), ticket: self.asked };
+            let job = SignatureJob {
+                token,
+                kind,
+                home: ShardId(0),
+                ticket: self.asked,
+                interest: Interest::default(),
+            };
             self.jobs.send(job).unwrap();
             self.asked += 1;
         }
@@ -289,7 +295,13 @@ fn places_for_endpoints() {
         |name: u64| Endpoint { kind: TokenKind::Connection, url: format!("https://i/{name}") };
     let ask = |known: &mut Known, name: u64, now: Instant| {
         let kind = TokenKind::Connection;
-        let job = SignatureJob { token: "t".into(), kind, home: ShardId(0), ticket: name };
+        let job = SignatureJob {
+            token: "t".into(),
+            kind,
+            home: ShardId(0),
+            ticket: name,
+            interest: Interest::default(),
+        };
         match known.ask(Ask { job, endpoint: endpoint(name) }, now) {
             Asked::Waits => "waits".to_owned(),
             Asked::Answered(Again::Check(_)) => "check".to_owned(),
