@@ -16,3 +16,4 @@ pub mod rng;
 pub mod tags;
 pub mod time;
 pub mod times;
+pub mod url;

@@ -581,11 +581,16 @@ fn proxy(settings: &Settings, scope: &Scope, name: &str, report: &mut Report) ->
             server_name: scope.text("http.tls.server_name"),
             cert_pem: pem("cert_pem"),
             key_pem: pem("key_pem"),
+            skip_verify: scope.flag("http.tls.insecure_skip_verify"),
         }
     });
     if tls.as_ref().is_some_and(|tls| tls.cert_pem.is_empty() != tls.key_pem.is_empty()) {
         let expected = format!("both, or neither of it and {}", scope.full("http.tls.key_pem"));
         report.errors.push(scope.complaint("http.tls.cert_pem", &expected));
+    }
+    if tls.as_ref().is_some_and(|tls| tls.skip_verify) {
+        let danger = "anybody between here and the application can read and answer its calls";
+        report.warnings.push(scope.remark("http.tls.insecure_skip_verify", danger));
     }
     let timeout_ms = scope.ms("timeout");
     if timeout_ms == 0 {

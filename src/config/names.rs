@@ -1,6 +1,7 @@
 //! Names of options: as variables, the nearest to a wrong one, and how values are shown.
 
 use super::tree::{Form, Node};
+use crate::base::url::without_credentials;
 
 /// What follows `ROOST_` or `CENTRIFUGO_` in the variable of a path or of a namespace.
 pub(super) fn variable(path: &str) -> String {
@@ -84,6 +85,8 @@ pub(super) fn show_text(path: &str, text: &str) -> String {
     if is_secret(path) {
         return "***".into();
     }
+    // An endpoint may have a password in it.
+    let text = &without_credentials(text);
     match text.char_indices().nth(CHARS_MAX) {
         None => format!("{text:?}"),
         Some((end, _)) => format!("{:?}...", &text[..end]),

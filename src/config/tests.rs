@@ -830,10 +830,6 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
             "http_server = {tls_autocert = {enabled = true}}",
             "http_server = {tls_autocert = {enabled = false}}",
         ),
-        (
-            "proxies = [{name = 'aa', endpoint = 'http://a', http = {tls = {insecure_skip_verify = true}}}]",
-            "proxies = [{name = 'aa', endpoint = 'http://a', http = {tls = {insecure_skip_verify = false}}}]",
-        ),
         ("client = {token = {jwks = 'x'}}", "client = {token = {jwks = {keys = []}}}"),
         (
             "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', jwks = 'x'}}",

@@ -66,7 +66,7 @@ pub struct ProxyOptions {
     pub tls: Option<ProxyTls>,
     /// Calls at a time.
     pub concurrency: u32,
-    /// Failures in a row until it isn't asked for a while; 0: it always is.
+    /// Failures without which it is always asked, however many of the calls fail; 0: it always is.
     pub breaker_failures: u32,
     /// How long it isn't.
     pub breaker_pause_ms: u64,
@@ -83,6 +83,8 @@ pub struct ProxyTls {
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
+    /// Its certificate isn't checked.
+    pub skip_verify: bool,
 }
 
 impl std::fmt::Debug for ProxyTls {

@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::ACCEPT;
-use hyper::{Request, StatusCode, Uri};
+use hyper::header::{ACCEPT, AUTHORIZATION};
+use hyper::{Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+
+use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
 
 /// Why something was not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,8 @@ pub(super) enum FetchFault {
     Request(#[from] legacy::Error),
     #[error("expected status 200, not {0}")]
     Status(StatusCode),
+    #[error(transparent)]
+    Redirect(#[from] RedirectFault),
     #[error("the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -63,24 +67,33 @@ impl Client {
         builder
     }
 
-    /// The body that stands at the address, of so many bytes at most. Redirects are not followed: an
-    /// address that moves is to be configured.
+    /// The body that stands at the address, of so many bytes at most. Redirects of the same origin are
+    /// followed: an address that moves elsewhere is to be configured.
     pub(super) async fn get(
         &self,
         url: &str,
         accept: &str,
         bytes_max: usize,
     ) -> Result<Bytes, FetchFault> {
-        let uri = Uri::try_from(url).map_err(hyper::http::Error::from)?;
-        let request = Request::get(uri).header(ACCEPT, accept).body(Empty::new())?;
-        let response = match self {
-            Self::Plain(client) => client.request(request).await?,
-            Self::Tls(client) => client.request(request).await?,
-        };
-        if response.status() != StatusCode::OK {
-            return Err(FetchFault::Status(response.status()));
+        let Address { mut uri, authorization } = Address::parse(url)?;
+        for _ in 0..=REDIRECTS_MAX {
+            let mut request = Request::get(uri.clone()).header(ACCEPT, accept).body(Empty::new())?;
+            if let Some(basic) = &authorization {
+                request.headers_mut().insert(AUTHORIZATION, basic.clone());
+            }
+            let response = match self {
+                Self::Plain(client) => client.request(request).await?,
+                Self::Tls(client) => client.request(request).await?,
+            };
+            match response.status().as_u16() {
+                200 => {
+                    let body = Limited::new(response.into_body(), bytes_max);
+                    return Ok(body.collect().await.map_err(FetchFault::Body)?.to_bytes());
+                }
+                301 | 302 | 307 | 308 => uri = redirected(&uri, response.headers())?,
+                _ => return Err(FetchFault::Status(response.status())),
+            }
         }
-        let body = Limited::new(response.into_body(), bytes_max);
-        Ok(body.collect().await.map_err(FetchFault::Body)?.to_bytes())
+        Err(RedirectFault::TooMany.into())
     }
 }

@@ -9,6 +9,7 @@
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
+mod address;
 mod admin;
 mod api;
 mod control;

@@ -125,10 +125,7 @@ pub(super) fn routers(
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     let check = from_fn_with_state(node, sender::check);
     let finished = |router: Router| router.layer(map_response(in_slices)).layer(gzip());
-    Routers {
-        public: finished(routers.public),
-        internal: finished(routers.internal).layer(check),
-    }
+    Routers { public: finished(routers.public), internal: finished(routers.internal).layer(check) }
 }
 
 /// Takes what shards hand over, until the process ends.

@@ -640,7 +640,7 @@ impl Mail {
                 Self::Deliver { parcel, .. } => parcel.bytes(),
                 Self::UserEnter(conn) => conn.heap_bytes(),
                 Self::UserLeave { user, .. } => user.heap_bytes(),
-                Self::Verify { token, .. } => token.heap_bytes(),
+                Self::Verify { token, .. } => token.heap_bytes() + Interest::HEAP_BYTES,
                 Self::Request(request) => request.heap_bytes(),
                 Self::Emulate(emulate) => emulate.heap_bytes(),
                 Self::Response { bytes, .. } => bytes.heap_bytes(),
@@ -1404,7 +1404,7 @@ mod tests {
             Box::new(move || Mail::Evict { conn }),
             Box::new(move || {
                 let kind = TokenKind::Connection;
-                Mail::Verify { token: text().into(), kind, asker }
+                Mail::Verify { token: text().into(), kind, asker, interest: Interest::default() }
             }),
             Box::new(move || Mail::Verified { asker, hash: 0, signed: Signed::Bad }),
             Box::new(|| Mail::Signed { ticket: 0, signed: Signed::Bad }),

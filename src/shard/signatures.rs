@@ -35,6 +35,9 @@ pub struct SignatureJob {
 pub struct Interest(Arc<AtomicBool>);
 
 impl Interest {
+    /// Bytes of heap, two counts of clones included.
+    pub const HEAP_BYTES: usize = 3 * size_of::<usize>();
+
     /// The connection has gone.
     pub fn withdraw(&self) {
         // Whoever misses it checks a signature in vain, and nothing else depends on it.

@@ -119,6 +119,9 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// A command that only has a reply.
+    pub(super) const COMMAND: Self = Self { commands: 1, entries: 0, bytes: 0 };
+
     /// Adds the work of another command; `None` when all together is too much for a request.
     #[must_use]
     pub(super) fn with(self, more: Self) -> Option<Self> {

@@ -180,7 +180,7 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
         };
         let read = read_old(&command);
         let of_call = read.as_ref().map(Call::work);
-        let of_call = of_call.unwrap_or(Work { commands: 1, ..Work::default() });
+        let of_call = of_call.unwrap_or(Work::COMMAND);
         let Some(sum) = work.with(of_call) else { return bad_request() };
         work = sum;
         commands.push((command.id, read));
@@ -244,7 +244,7 @@ async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
         slice.spend(command.get().len() + COMMAND_STEPS).await;
         let Ok(command) = read_in_batch(command) else { return bad_request() };
         let of_call = command.as_ref().map(|(_, call)| call.work());
-        let of_call = of_call.unwrap_or(Work { commands: 1, ..Work::default() });
+        let of_call = of_call.unwrap_or(Work::COMMAND);
         let Some(sum) = work.with(of_call) else { return bad_request() };
         work = sum;
         read.push(command);

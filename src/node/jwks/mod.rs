@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::fetch::{Client, FetchFault};
 use super::signatures::{Again, Ask, Endpoint, KeySource};
+use crate::base::url::without_credentials;
 use crate::edge::jwt::KeyFault;
 use crate::session::Rules;
 use crate::shard::signatures::SignatureJob;
@@ -144,7 +145,7 @@ impl<K: KeySource> Fetcher<K> {
     fn fetch(&mut self, endpoint: Endpoint) {
         let client = self.client.clone();
         let timeout = self.pace.timeout;
-        debug!(url = endpoint.url, "fetching keys");
+        debug!(url = without_credentials(&endpoint.url), "fetching keys");
         self.fetches.spawn(async move {
             let result = match tokio::time::timeout(
                 timeout,
@@ -163,10 +164,11 @@ impl<K: KeySource> Fetcher<K> {
         let Endpoint { kind, url } = endpoint;
         let installed =
             result.and_then(|body| Ok(self.keys.keys(*kind).install_keys(url, &body)?));
+        let shown = without_credentials(url);
         match &installed {
-            Ok(0) => warn!(url, "no key there can be used"),
-            Ok(keys) => debug!(url, keys, "keys are there"),
-            Err(fault) => warn!(url, %fault, "no keys"),
+            Ok(0) => warn!(url = shown, "no key there can be used"),
+            Ok(keys) => debug!(url = shown, keys, "keys are there"),
+            Err(fault) => warn!(url = shown, %fault, "no keys"),
         }
         for again in self.known.fetched(endpoint, installed.is_ok(), Instant::now()) {
             self.send(again);
@@ -226,7 +228,10 @@ impl Known {
         if !self.endpoints.contains_key(&endpoint) && self.endpoints.len() >= ENDPOINTS_MAX {
             forgotten = self.make_room(now);
             if forgotten.is_none() {
-                debug!(url = endpoint.url, "too many endpoints are asked for keys");
+                debug!(
+                    url = without_credentials(&endpoint.url),
+                    "too many endpoints are asked for keys"
+                );
                 return Asked::Answered(Again::Unavailable(job));
             }
         }

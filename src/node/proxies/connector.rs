@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::verifier::{Anchored, Unchecked};
 use crate::edge::proxy::{ProxyOptions, ProxyTls};
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
@@ -19,8 +20,8 @@ pub(super) type Connector = HttpsConnector<HttpConnector>;
 #[derive(Debug, thiserror::Error)]
 #[error("the certificates of the proxy {name}: {why}")]
 pub(in crate::node) struct TlsFault {
-    name: String,
-    why: String,
+    pub(super) name: String,
+    pub(super) why: String,
 }
 
 /// For one endpoint.
@@ -34,6 +35,7 @@ pub(super) fn connector(options: &ProxyOptions) -> Result<Connector, TlsFault> {
         server_name: String::new(),
         cert_pem: String::new(),
         key_pem: String::new(),
+        skip_verify: false,
     };
     let is_secure = options.endpoint.starts_with("https:");
     let tls = options.tls.as_ref().unwrap_or(&none);
@@ -52,19 +54,20 @@ pub(super) fn connector(options: &ProxyOptions) -> Result<Connector, TlsFault> {
 
 fn config(tls: &ProxyTls, is_secure: bool) -> Result<ClientConfig, String> {
     let text = |fault: rustls::Error| fault.to_string();
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(text)?;
     let builder = match tls.server_ca_pem.as_str() {
+        _ if tls.skip_verify => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unchecked(provider)))
+        }
         // The machine's are read only where they are needed.
         "" if is_secure => builder.with_native_roots().map_err(|fault| fault.to_string())?,
         "" => builder.with_root_certificates(RootCertStore::empty()),
         pem => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(pem)? {
-                roots.add(certificate).map_err(text)?;
-            }
-            builder.with_root_certificates(roots)
+            let verifier = Anchored::new(certificates(pem)?, provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
     };
     if tls.cert_pem.is_empty() {

@@ -9,6 +9,7 @@
 
 mod breaker;
 mod connector;
+mod verifier;
 mod wire;
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -26,15 +27,16 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use self::breaker::Breaker;
 pub(super) use self::breaker::State;
+use self::breaker::{Breaker, Came, Change};
 use self::connector::Connector;
 pub(super) use self::connector::TlsFault;
+use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
 use super::desk::Desk;
-use crate::base::id::ShardId;
+use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
 use crate::base::times::Times;
-use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions};
+use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions, StatusTransform};
 use crate::proto::client::ErrorCode;
 use crate::session::{Headers, NamedValues, Rules};
 use crate::shard::mail::Mail;
@@ -51,6 +53,8 @@ pub(super) enum Outcome {
     Disconnect,
     /// With nothing of that.
     Nothing,
+    /// With a status of 4xx that isn't transformed.
+    Rejected,
     /// Without an answer that can be understood.
     Failed,
     /// Without an answer in time.
@@ -65,11 +69,12 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// All of them, in order.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Result,
         Self::Error,
         Self::Disconnect,
         Self::Nothing,
+        Self::Rejected,
         Self::Failed,
         Self::Timeout,
         Self::Open,
@@ -84,6 +89,7 @@ impl Outcome {
             Self::Error => "error",
             Self::Disconnect => "disconnect",
             Self::Nothing => "nothing",
+            Self::Rejected => "rejected",
             Self::Failed => "failed",
             Self::Timeout => "timeout",
             Self::Open => "open",
@@ -112,12 +118,35 @@ enum Fault {
     Request(#[from] legacy::Error),
     #[error("expected status 200, not {0}")]
     Status(StatusCode),
+    #[error(transparent)]
+    Redirect(#[from] RedirectFault),
     #[error("the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error("the answer is not as agreed")]
     Answer,
     #[error("no request: {0}")]
     Call(#[from] hyper::http::Error),
+}
+
+impl Fault {
+    /// What it says about the endpoint.
+    fn came(&self) -> Came {
+        match self {
+            Self::Status(status) if status.is_client_error() => Came::Rejection,
+            Self::Request(fault) if fault.is_connect() => Came::Unreachable,
+            // What the client sent can't be posted: nothing went.
+            Self::Call(_) => Came::GivenUp,
+            _ => Came::Failure,
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Timeout => Outcome::Timeout,
+            Self::Status(status) if status.is_client_error() => Outcome::Rejected,
+            _ => Outcome::Failed,
+        }
+    }
 }
 
 /// All endpoints.
@@ -177,7 +206,7 @@ impl Proxies {
     pub(super) async fn answer(&self, from: ShardId, question: ProxyQuestion) {
         let endpoint = self.lock().get(&question.proxy);
         let answer = match endpoint {
-            Some(endpoint) => endpoint.ask(&question).await,
+            Some(endpoint) => endpoint.ask(&question, source(from, &question)).await,
             None => ProxyAnswer::Failed,
         };
         let local = match question.call {
@@ -203,6 +232,7 @@ impl Endpoints {
 /// One endpoint, its connections and what is known of it.
 pub(super) struct Endpoint {
     pub(super) options: Arc<ProxyOptions>,
+    address: Address,
     client: legacy::Client<Connector, Full<Bytes>>,
     room: Semaphore,
     breaker: Mutex<Breaker>,
@@ -221,8 +251,11 @@ impl Endpoint {
             .pool_timer(TokioTimer::new())
             .build(connector::connector(&options)?);
         let pause = Duration::from_millis(options.breaker_pause_ms);
+        let address = Address::parse(&options.endpoint)
+            .map_err(|fault| TlsFault { name: options.name.clone(), why: fault.to_string() })?;
         Ok(Self {
             client,
+            address,
             room: Semaphore::new(concurrency),
             breaker: Mutex::new(Breaker::new(options.breaker_failures, pause)),
             outcomes: Default::default(),
@@ -263,14 +296,19 @@ impl Endpoint {
         wanted.flat_map(|outcome| ProxyEvent::ALL.map(|event| self.count(event, outcome))).sum()
     }
 
-    async fn ask(&self, question: &ProxyQuestion) -> ProxyAnswer {
+    async fn ask(&self, question: &ProxyQuestion, source: u64) -> ProxyAnswer {
         let event = question.call.event();
-        let (outcome, answer) = self.outcome(event, question).await;
+        let (outcome, answer) = self.outcome(event, question, source).await;
         self.outcomes[event as usize][outcome as usize].fetch_add(1, Ordering::Relaxed);
         answer
     }
 
-    async fn outcome(&self, event: ProxyEvent, question: &ProxyQuestion) -> (Outcome, ProxyAnswer) {
+    async fn outcome(
+        &self,
+        event: ProxyEvent,
+        question: &ProxyQuestion,
+        source: u64,
+    ) -> (Outcome, ProxyAnswer) {
         let began = Instant::now();
         let Ok(body) = wire::body(question) else {
             let code = ErrorCode::BadRequest;
@@ -278,13 +316,13 @@ impl Endpoint {
             let error = AppError { code: code.code().into(), message, temporary };
             return (Outcome::NotJson, ProxyAnswer::Error(error));
         };
-        if !self.breaker().admits(began) {
+        let Some(permit) = self.breaker().admits(source, began) else {
             return (Outcome::Open, ProxyAnswer::Failed);
-        }
+        };
         let until = began + Duration::from_millis(self.options.timeout_ms);
         let Ok(Ok(_place)) = tokio::time::timeout_at(until, self.room.acquire()).await else {
             // Those that hold the places say how the endpoint is.
-            self.breaker().given_up();
+            self.breaker().ended(&permit, Came::GivenUp, Instant::now());
             return (Outcome::Busy, ProxyAnswer::Failed);
         };
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -293,24 +331,21 @@ impl Endpoint {
         let us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
         self.durations.record(us);
         let name = &self.options.name;
-        match called.unwrap_or(Err(Fault::Timeout)) {
-            Ok(answer) => {
-                if self.breaker().succeeded() {
-                    info!(name, "the application answers again");
-                }
-                (Outcome::of(&answer), answer)
+        let called = called.unwrap_or(Err(Fault::Timeout));
+        let came = called.as_ref().map_or_else(Fault::came, |_| Came::Answer);
+        match (self.breaker().ended(&permit, came, Instant::now()), &called) {
+            (Change::Opened, Err(fault)) => {
+                let pause_ms = self.options.breaker_pause_ms;
+                warn!(name, %fault, pause_ms, "the application fails: it is not asked for a while");
             }
+            (Change::Closed, _) => info!(name, "the application answers again"),
+            _ => {}
+        }
+        match called {
+            Ok(answer) => (Outcome::of(&answer), answer),
             Err(fault) => {
                 debug!(name, event = event.name(), %fault, "the application did not answer");
-                if self.breaker().failed(Instant::now()) {
-                    let pause_ms = self.options.breaker_pause_ms;
-                    warn!(name, %fault, pause_ms, "the application fails: it is not asked for a while");
-                }
-                let outcome = match fault {
-                    Fault::Timeout => Outcome::Timeout,
-                    _ => Outcome::Failed,
-                };
-                (outcome, ProxyAnswer::Failed)
+                (fault.outcome(), ProxyAnswer::Failed)
             }
         }
     }
@@ -321,14 +356,34 @@ impl Endpoint {
         question: &ProxyQuestion,
         body: Vec<u8>,
     ) -> Result<ProxyAnswer, Fault> {
-        let mut request = Request::post(&self.options.endpoint).body(Full::new(body.into()))?;
-        *request.headers_mut() = headers(question);
-        let response = self.client.request(request).await?;
+        let mut headers = headers(question);
+        if let Some(basic) = &self.address.authorization
+            && !headers.contains_key(AUTHORIZATION)
+        {
+            headers.insert(AUTHORIZATION, basic.clone());
+        }
+        let (mut uri, body) = (self.address.uri.clone(), Bytes::from(body));
+        let mut redirects = 0;
+        let response = loop {
+            let mut request = Request::post(uri.clone()).body(Full::new(body.clone()))?;
+            *request.headers_mut() = headers.clone();
+            let response = self.client.request(request).await?;
+            let status = response.status();
+            let is_redirect =
+                matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+            // The only ones after which a POST stays one (RFC 9110 15.4.8, 15.4.9).
+            if !is_redirect || self.transform(status).is_some() {
+                break response;
+            }
+            redirects += 1;
+            if redirects > REDIRECTS_MAX {
+                return Err(RedirectFault::TooMany.into());
+            }
+            uri = redirected(&uri, response.headers())?;
+        };
         let status = response.status();
         if status != StatusCode::OK {
-            let transforms = &self.options.transforms;
-            let found = transforms.iter().find(|of| of.status_code == status.as_u16());
-            let transform = found.ok_or(Fault::Status(status))?;
+            let transform = self.transform(status).ok_or(Fault::Status(status))?;
             return Ok(match (&transform.to_disconnect, &transform.to_error) {
                 (Some(disconnect), _) => ProxyAnswer::Disconnect(disconnect.clone()),
                 (None, Some(error)) => ProxyAnswer::Error(error.clone()),
@@ -343,9 +398,19 @@ impl Endpoint {
         }
     }
 
+    fn transform(&self, status: StatusCode) -> Option<&StatusTransform> {
+        self.options.transforms.iter().find(|of| of.status_code == status.as_u16())
+    }
+
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which client a question is of, for the breaker.
+fn source(from: ShardId, question: &ProxyQuestion) -> u64 {
+    let ConnKey { index, generation } = question.asker.conn;
+    u64::from(from.0) << 56 ^ u64::from(generation.get()) << 32 ^ u64::from(index)
 }
 
 /// Headers of a call: the static ones, then those of the client, those of its request last.
