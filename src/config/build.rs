@@ -130,7 +130,7 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
             secret: root.text("admin.secret"),
             insecure: root.flag("admin.insecure"),
             external: root.flag("admin.external"),
-            one_time: None,
+            link: None,
         }),
         demo: root.flag("roost.demo").then(|| Demo { sdk: root.path("roost.demo_sdk") }),
     };

@@ -154,8 +154,15 @@ pub struct Admin {
     pub insecure: bool,
     /// On the public port even beside an internal one.
     pub external: bool,
-    /// Opens it once; of the development node.
-    pub one_time: Option<String>,
+    /// Opens it, as long as the node runs; of the development node.
+    pub link: Option<String>,
+}
+
+impl Admin {
+    /// It is on the public port.
+    pub fn is_public(&self, has_internal: bool) -> bool {
+        self.external || !has_internal
+    }
 }
 
 impl std::fmt::Debug for Admin {

@@ -294,8 +294,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let admin = settings.web.admin.as_ref();
     let pages = Pages {
         access: admin.map(|admin| Arc::new(Access::new(Arc::clone(&node), admin))),
+        figures: figures.feed(),
         snippets: settings.snippets,
-        port: addresses.first().map_or(0, SocketAddr::port),
     };
     let calls = settings.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
     let Routers { public, internal: own } = web::routers(

@@ -112,7 +112,7 @@ fn fill_in_secrets(config: &mut Config, dev: bool) -> std::io::Result<()> {
             admin.secret = random_text()?;
         }
         if dev && admin.password.is_none() {
-            admin.one_time = Some(random_text()?);
+            admin.link = Some(random_text()?);
         }
     }
     Ok(())
@@ -121,7 +121,7 @@ fn fill_in_secrets(config: &mut Config, dev: bool) -> std::io::Result<()> {
 /// What was made at the start, and what a development node has printed, holds.
 fn keep_secrets(running: &Config, config: &mut Config) {
     if let (Some(running), Some(admin)) = (&running.web.admin, &mut config.web.admin) {
-        admin.one_time = running.one_time.clone();
+        admin.link = running.link.clone();
         if admin.secret.is_empty() {
             admin.secret = running.secret.clone();
         }
@@ -254,7 +254,10 @@ fn settings(
     } = config;
     let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket, poll_wait_ms } =
         config.transports;
-    if let Some(admin) = &web.admin {
+    // On the internal port the control thread serves it.
+    if let Some(admin) = &web.admin
+        && admin.is_public(http_server.internal.is_some())
+    {
         endpoints.push(Endpoint::new(&websocket_path(&admin.prefix), EndpointKind::Admin));
     }
     if roost.echo {
@@ -398,11 +401,11 @@ fn admin_line(admin: Option<&config::Admin>, at: &SocketAddr) -> String {
         return "admin page: off; admin.enabled and admin.password switch it on".to_owned();
     };
     let url = format!("http://{at}{}/", admin.prefix);
-    match (&admin.one_time, &admin.password) {
+    match (&admin.link, &admin.password) {
         _ if admin.insecure => {
             format!("admin page: {url}, WITHOUT a password: it is open to all who reach it")
         }
-        (Some(one_time), None) => format!("admin page: {url}#one_time={one_time} (works once)"),
+        (Some(link), None) => format!("admin page: {url}#link={link} (works until the node ends)"),
         _ => format!("admin page: {url}, with admin.password"),
     }
 }

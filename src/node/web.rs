@@ -7,6 +7,7 @@
 //! Which of the endpoints is where is said by [`Routers`].
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Extension;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use axum::http::{HeaderName, Method, Request, Response, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
@@ -22,7 +24,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
@@ -57,7 +59,7 @@ pub(super) struct Routers {
 pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
     let api = web.api.as_ref().filter(|api| api.external || !has_internal);
     let own = [&web.metrics, &web.health].into_iter().flatten().filter(|_| !has_internal);
-    let admin = web.admin.as_ref().filter(|admin| admin.external || !has_internal);
+    let admin = web.admin.as_ref().filter(|admin| admin.is_public(has_internal));
     let admin =
         admin.map(|admin| [format!("{}/", admin.prefix), format!("{}/admin", admin.prefix)]);
     let demo = web.demo.as_ref().map(|_| "/demo".to_owned());
@@ -69,11 +71,15 @@ pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
 pub(super) struct Pages {
     /// Who may see the admin page, where there is one.
     pub(super) access: Option<Arc<Access>>,
+    /// What it is told each second.
+    pub(super) figures: watch::Sender<Bytes>,
     /// What the demo page shows to be pasted.
     pub(super) snippets: Snippets,
-    /// The public port.
-    pub(super) port: u16,
 }
+
+/// The address of the client that a request comes from, where it is known: an extension of the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClientAddress(pub(super) Option<IpAddr>);
 
 /// Routes by the options.
 pub(super) fn routers(
@@ -94,18 +100,17 @@ pub(super) fn routers(
         }
         routers.internal = routers.internal.merge(calls);
     }
-    let Pages { access, snippets, port } = pages;
+    let Pages { access, figures, snippets } = pages;
     if let (Some(options), Some(access)) = (&web.admin, access) {
-        let page =
-            |port| admin::router(&options.prefix, Arc::clone(&access), Arc::clone(&api), port);
-        let page = |port| {
-            let check = from_fn_with_state(Arc::clone(&node), sender::check_admin);
-            page(port).layer(check)
-        };
-        if options.external || !has_internal {
-            routers.public = routers.public.merge(page(None));
+        let check = || from_fn_with_state(Arc::clone(&node), sender::check_admin);
+        let page = admin::router(&options.prefix, Arc::clone(&access), Arc::clone(&api));
+        let page = page.layer(check());
+        if options.is_public(has_internal) {
+            // Shards serve its WebSocket.
+            routers.public = routers.public.merge(page.clone());
         }
-        routers.internal = routers.internal.merge(page(Some(port)));
+        let websocket = admin::websocket_router(&options.prefix, access, figures).layer(check());
+        routers.internal = routers.internal.merge(page).merge(websocket);
     }
     if let Some(demo) = &web.demo {
         routers.public = routers.public.merge(demo::router(demo, snippets));
@@ -165,13 +170,14 @@ async fn answer(
 }
 
 async fn respond(router: Router, request: WebRequest, draining: bool) -> (Vec<u8>, bool) {
-    let WebRequest { head, body, .. } = request;
+    let WebRequest { head, body, address, .. } = request;
     // The shard has parsed it before.
     let Ok(Some(head)) = http::parse(&head) else { return (Vec::new(), false) };
     let keep_alive = head.keep_alive() && !draining;
     let is_head = head.method == "HEAD";
     let response = match request_of(&head, body.into()) {
-        Some(request) => {
+        Some(mut request) => {
+            request.extensions_mut().insert(ClientAddress(address));
             match tokio::time::timeout(ANSWER_TIMEOUT, router.oneshot(request)).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(never)) => match never {},
@@ -252,8 +258,8 @@ async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
     loop {
         // More than these wait in the kernel.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(fault) => {
                 warn!(%fault, "accepting on the internal port");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -261,11 +267,14 @@ async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
             }
         };
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone().layer(from_fn(in_time)));
+        let client = Extension(ClientAddress(Some(peer.ip().to_canonical())));
+        let service = router.clone().layer(from_fn(in_time)).layer(client);
+        let service = TowerToHyperService::new(service);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         tokio::spawn(async move {
             if let Err(fault) = connection.await {
                 debug!(%fault, "a connection to the internal port");

@@ -173,6 +173,8 @@ pub struct WebRequest {
     pub head: Box<[u8]>,
     /// Its body, without a transfer coding.
     pub body: Box<[u8]>,
+    /// The client's address, where it is known.
+    pub address: Option<IpAddr>,
 }
 
 /// Channels are to be listed.
@@ -1409,7 +1411,12 @@ mod tests {
             Box::new(move || Mail::Verified { asker, hash: 0, signed: Signed::Bad }),
             Box::new(|| Mail::Signed { ticket: 0, signed: Signed::Bad }),
             Box::new(move || {
-                Mail::Request(Box::new(WebRequest { asker, head: data(), body: data() }))
+                Mail::Request(Box::new(WebRequest {
+                    asker,
+                    head: data(),
+                    body: data(),
+                    address: None,
+                }))
             }),
             Box::new(move || {
                 Mail::Emulate(Box::new(Emulate::holding(data(), text().into(), asker)))

@@ -247,7 +247,7 @@ impl<D: Driver> Shard<D> {
         if admin && !node.options.hosts.admits(head.header("host"), true) {
             return self.refuse_host(key.index, head);
         }
-        if admin && !is_of_own_host(head) {
+        if admin && !http::is_of_own_host(head) {
             return self.refuse_origin(key.index, head, "", &"the host of the admin page");
         }
         if client && !self.allows_page(head) {
@@ -539,44 +539,3 @@ impl<D: Driver> Shard<D> {
 
 /// A scratch buffer that grew beyond this for one large message is not kept.
 const SCRATCH_BYTES_MAX: usize = 256 * 1024;
-
-/// Whether a request comes from a page of the host that it is sent to, whatever the port, or from no page.
-/// What else there is to know about an administrator is in the token.
-fn is_of_own_host(head: &http::Head<'_>) -> bool {
-    let text = |name| head.header(name).map(std::str::from_utf8);
-    let host_of = |authority: &str| match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host.to_owned(),
-        _ => authority.to_owned(),
-    };
-    match (text("origin"), text("host")) {
-        (None, _) => true,
-        (Some(Ok(origin)), Some(Ok(host))) => origin
-            .split_once("://")
-            .is_some_and(|(_, origin)| host_of(origin).eq_ignore_ascii_case(&host_of(host))),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_of_the_own_host() {
-        for (headers, expected) in [
-            ("Host: a:8000\r\n", true),
-            ("Host: a:8000\r\nOrigin: http://a:8000\r\n", true),
-            ("Host: a:8000\r\nOrigin: http://A:9000\r\n", true),
-            ("Host: a\r\nOrigin: https://a\r\n", true),
-            ("Host: [::1]:8000\r\nOrigin: http://[::1]:8000\r\n", true),
-            ("Host: a:8000\r\nOrigin: http://b:8000\r\n", false),
-            ("Host: a:8000\r\nOrigin: http://b.a:8000\r\n", false),
-            ("Host: a:8000\r\nOrigin: null\r\n", false),
-            ("Host: a:8000\r\nOrigin: a\r\n", false),
-        ] {
-            let request = format!("GET / HTTP/1.1\r\n{headers}\r\n");
-            let head = http::parse(request.as_bytes()).unwrap().unwrap();
-            assert_eq!(is_of_own_host(&head), expected, "{headers}");
-        }
-    }
-}

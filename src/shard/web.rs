@@ -126,9 +126,10 @@ impl<D: Driver> Shard<D> {
             conn.flags.set_paused(true);
         }
         let asker = Asker { credits, ..Asker::of(key) };
+        let address = self.client_address(key.index);
         let (head, body) = incoming.into_parts();
         let body = body.into();
-        self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body })));
+        self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body, address })));
     }
 
     /// A request is answered: by the control thread, by another shard, or here.

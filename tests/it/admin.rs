@@ -100,10 +100,10 @@ fn a_password_opens_it_and_nothing_else_does() {
         init(&mut raw, ""),
         json!({
             "insecure": false, "edition": "oss", "version": env!("CARGO_PKG_VERSION"),
-            "authenticated": false, "websocket": {"path": SOCKET, "port": null}
+            "authenticated": false
         })
     );
-    for credentials in ["password=", "password=open+sesam", "", "one_time=", "one_time=x"] {
+    for credentials in ["password=", "password=open+sesam", "", "link=", "link=x"] {
         assert_eq!(enter(&mut raw, credentials), Err(400), "{credentials}");
     }
     let token = enter(&mut raw, "password=open+sesame").unwrap();
@@ -135,30 +135,35 @@ fn passwords_cannot_be_tried_quickly() {
     for raw in &mut waiting {
         raw.send(post("/admin/auth", &[FORM], "password=x").as_bytes());
     }
-    // They hold all places until they are answered: then not even the right one is looked at.
+    // They hold all places of their address until they are answered: one more is refused at once.
     let mut raw = node.raw();
     let refused = loop {
-        let response = raw.post("/admin/auth", &[FORM], "password=open+sesame");
-        if response.status != 200 {
+        let response = raw.post("/admin/auth", &[FORM], "password=y");
+        if response.status != 400 {
             break response;
         }
     };
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
-    for raw in &mut waiting {
-        assert_eq!(raw.response().status, 400);
-    }
+    // The right one is never kept waiting.
     assert!(enter(&mut raw, "password=open+sesame").is_ok());
+    for raw in &mut waiting {
+        let status = raw.response().status;
+        assert!(status == 400 || status == 429, "{status}");
+    }
+    let logged = node.until_logged(&["a wrong password for the admin page"]);
+    assert!(logged.contains("127.0.0.1"), "{logged}");
 }
 
 #[test]
-fn the_development_node_prints_a_link_that_works_once() {
+fn the_development_node_prints_a_link_that_works_until_it_ends() {
     let node = Node::start("", &["--dev"]);
     let errors = node.errors();
-    let (_, rest) = errors.split_once("#one_time=").expect("a link");
+    let (_, rest) = errors.split_once("#link=").expect("a link");
     let secret = rest.split_once(' ').unwrap().0;
     let mut raw = node.raw();
-    let token = enter(&mut raw, &format!("one_time={secret}")).unwrap();
-    assert_eq!(enter(&mut raw, &format!("one_time={secret}")), Err(400));
+    let token = enter(&mut raw, &format!("link={secret}")).unwrap();
+    assert!(enter(&mut node.raw(), &format!("link={secret}")).is_ok(), "in another tab");
+    assert_eq!(enter(&mut raw, &format!("link={}", &secret[1..])), Err(400));
     assert!(ask(&mut raw, &token, "info", json!({}))["error"].is_null());
     assert_eq!(get(&mut raw, "/demo", "").status, 200);
     // What holds the API's key is for pages of this machine.
@@ -283,12 +288,20 @@ fn it_can_be_elsewhere() {
     let address = line.rsplit("http://").next().unwrap().trim();
     let mut raw = Raw::new(TcpStream::connect(address).unwrap());
     assert_eq!(get(&mut raw, "/", "").status, 200);
-    // The WebSocket is where the shards are.
-    let init: Value = serde_json::from_str(&get(&mut raw, "/admin/init", "").body).unwrap();
-    assert_eq!(init["websocket"]["port"], node.address().port());
+    // Its WebSocket is with it, and nowhere else; over a connection that had other requests, too.
     let token = enter(&mut raw, "password=open+sesame").unwrap();
-    let mut admin = Client::open(&node, SOCKET);
+    let mut public = node.raw();
+    public.send(upgrade(SOCKET, &[]).as_bytes());
+    assert_eq!(public.response().status, 404);
+    raw.send(upgrade(SOCKET, &["Origin: http://elsewhere"]).as_bytes());
+    assert_eq!(raw.response().status, 403);
+    assert_eq!(get(&mut raw, SOCKET, "").status, 400);
+    let mut admin = Client::over(raw.stream, SOCKET, &[]);
     assert!(admin.ask("connect", json!({"token": token}))["connect"]["subs"].is_object());
+    assert!(admin.push()["pub"]["data"]["totals"].is_object());
+    let mut stranger = Client::over(TcpStream::connect(address).unwrap(), SOCKET, &[]);
+    stranger.send(r#"{"id":1,"connect":{"token":"x"}}"#);
+    stranger.is_closed(3500, "invalid token");
 
     let options = OPTIONS.replace("[admin]", "[admin]\nhandler_prefix = \"/ops\"\nsecret = \"s\"");
     let node = Node::open_with(&options, &[]);

@@ -618,11 +618,16 @@ impl Client {
 
     /// The same, with more request headers.
     pub(crate) fn open_with(node: &Node, path: &str, headers: &[(&'static str, &str)]) -> Self {
-        let stream = TcpStream::connect(node.address).unwrap();
+        Self::over(TcpStream::connect(node.address).unwrap(), path, headers)
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) fn over(stream: TcpStream, path: &str, headers: &[(&'static str, &str)]) -> Self {
         stream.set_read_timeout(Some(BOUND)).unwrap();
         stream.set_write_timeout(Some(BOUND)).unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut request = format!("ws://{}{path}", node.address).into_client_request().unwrap();
+        let address = stream.peer_addr().unwrap();
+        let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }

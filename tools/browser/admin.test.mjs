@@ -1,8 +1,11 @@
 // The admin page in a real browser: it signs in, numbers move, a message that is published appears.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer, request as ask } from 'node:http';
+import { connect } from 'node:net';
 import { after, before, test } from 'node:test';
-import { follow, Roost, until } from '../sdk/harness.mjs';
+import { follow, freePort, Roost, until, withRoost } from '../sdk/harness.mjs';
 import { click, hook, launch, open, shot, text, write } from './browser.mjs';
 
 const PASSWORD = 'correct horse';
@@ -206,3 +209,51 @@ test('headers keep others out', async () => {
   assert.equal(wrong.status, 401);
   await until(async () => ((await fetch(`${url()}admin/nothing`)).status === 404 ? true : undefined), 'a 404');
 });
+
+/** A reverse proxy that serves a port below `/roost/`, WebSockets too, and nothing else; its address. */
+async function below(port) {
+  const inner = (url) => (url.startsWith('/roost/') ? url.slice('/roost'.length) : undefined);
+  const front = createServer((incoming, outgoing) => {
+    const path = inner(incoming.url);
+    if (!path) return outgoing.writeHead(404).end();
+    const { method, headers } = incoming;
+    incoming.pipe(
+      ask({ port, host: '127.0.0.1', path, method, headers }, (answer) => {
+        outgoing.writeHead(answer.statusCode, answer.headers);
+        answer.pipe(outgoing);
+      }),
+    );
+  });
+  front.on('upgrade', ({ url, rawHeaders }, socket) => {
+    const path = inner(url);
+    if (!path) return socket.end('HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n');
+    const up = connect(port, '127.0.0.1', () => {
+      const headers = rawHeaders.map((part, at) => part + (at % 2 ? '\r\n' : ': ')).join('');
+      up.write(`GET ${path} HTTP/1.1\r\n${headers}\r\n`);
+      up.pipe(socket).pipe(up);
+    });
+    up.on('error', () => socket.destroy());
+    socket.on('error', () => up.destroy());
+  });
+  front.unref();
+  front.listen(0, '127.0.0.1');
+  await once(front, 'listening');
+  return `http://127.0.0.1:${front.address().port}/roost/`;
+}
+
+for (const where of ['the public port', 'the internal port']) {
+  test(`behind a path prefix, on ${where}`, async () => {
+    const internal = where === 'the internal port' ? await freePort() : undefined;
+    const more = internal ? `[http_server]\ninternal_port = "${internal}"\n` : '';
+    await withRoost({ config: CONFIG + more }, async (node) => {
+      const page = await open(browser);
+      await page.goto(await below(internal ?? node.port));
+      await write(page, 'password', PASSWORD);
+      await click(page, 'sign-in');
+      await text(page, 'feed-state', (state) => state === 'live');
+      await text(page, 'tile-clients', (shown) => /^\d/.test(shown));
+      assert.deepEqual(page.faults, []);
+      await page.close();
+    });
+  });
+}

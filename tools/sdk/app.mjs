@@ -43,7 +43,7 @@ export class App {
 
   /**
    * What is said to the calls at a path: a value, or a function of body and headers that gives one.
-   * `{status, text}` is a whole response, `HANG` is none, everything else a body in JSON.
+   * `{status, text, location}` is a whole response, `HANG` is none, everything else a body in JSON.
    */
   on(path, answer) {
     this.answers[path] = typeof answer === 'function' ? answer : () => answer;
@@ -76,8 +76,9 @@ export class App {
     response.on('close', () => (this.inside -= 1));
     const answer = await this.answers[path]?.(call.body, headers);
     if (answer === HANG) return;
-    const { status = 200, text: body = JSON.stringify(answer) } = answer?.status ? answer : {};
-    response.writeHead(answer === undefined ? 404 : status, { 'content-type': 'application/json' });
+    const { status = 200, text: body = JSON.stringify(answer), location } = answer?.status ? answer : {};
+    const more = location === undefined ? {} : { location };
+    response.writeHead(answer === undefined ? 404 : status, { 'content-type': 'application/json', ...more });
     response.end(body);
   }
 

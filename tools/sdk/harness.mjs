@@ -348,6 +348,8 @@ export class Roost {
     process.once('exit', this.kill);
     this.output = createInterface({ input: child.stdout });
     const log = [];
+    // Lines of its standard error.
+    this.log = log;
     const listening = new Promise((resolve, reject) => {
       createInterface({ input: child.stderr }).on('line', (line) => {
         log.push(line);

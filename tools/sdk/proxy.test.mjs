@@ -579,6 +579,80 @@ enabled = true
   await own.die();
 });
 
+test('strangers whom the application rejects do not shut out others', async () => {
+  const own = await App.start();
+  const options = `
+[client.proxy.connect]
+enabled = true
+endpoint = "${own.url('connect')}"
+http_headers = ["Cookie"]
+[client.proxy.connect.roost]
+breaker_failures = 3
+breaker_pause = "60s"
+[prometheus]
+enabled = true
+`;
+  await withRoost({ config: options }, async (node) => {
+    const statuses = { 'login=bad': 403, 'login=odd': 500 };
+    own.on('connect', (_, { cookie }) =>
+      statuses[cookie] ? { status: statuses[cookie], text: '' } : { result: { user: 'ann' } },
+    );
+    const reply = async (Cookie) => ask(await node.socket({ headers: { Cookie } }), { id: 1, connect: {} });
+    for (const _ of range(0, 20)) assert.equal((await reply('login=bad')).error.code, 100);
+    assert.ok((await reply('login=good')).connect);
+    // Failures of fewer than half of the calls neither.
+    for (const _ of range(0, 8)) assert.equal((await reply('login=odd')).error.code, 100);
+    assert.ok((await reply('login=good')).connect);
+    const text = await (await fetch(`http://127.0.0.1:${node.port}/metrics`)).text();
+    assert.match(text, /outcome="rejected"} 20$/m);
+    assert.match(text, /outcome="failed"} 8$/m);
+    assert.match(text, /outcome="open"} 0$/m);
+  });
+  await own.die();
+});
+
+test('credentials in an endpoint are sent, and redirects of its origin followed', async () => {
+  const [own, other] = [await App.start(), await App.start()];
+  const hits = (app) => app.calls.map(({ path, method, headers }) => [path, method, headers.authorization]);
+  const basic = `Basic ${btoa('node:p@ss')}`;
+  const options = `
+[client.proxy.connect]
+enabled = true
+endpoint = "${own.url('connect').replace('://', '://node:p%40ss@')}"
+[log]
+level = "debug"
+`;
+  await withRoost({ config: options }, async (node) => {
+    const reply = async () => ask(await node.socket(), { id: 1, connect: {} });
+    for (const [location, status, works] of [
+      ['/moved', 307, true],
+      [own.url('moved'), 308, true],
+      ['moved', 308, true],
+      ['/moved', 302, false],
+      [other.url('moved'), 307, false],
+      [other.url('moved').replace('://', '://x@'), 307, false],
+      ['/connect', 307, false],
+    ]) {
+      own.calls = [];
+      own.on('connect', { status, location, text: '' });
+      for (const app of [own, other]) app.on('moved', { result: { user: 'ann' } });
+      const { connect, error } = await reply();
+      assert.equal(connect !== undefined, works, `${location} ${status}`);
+      if (!works) assert.equal(error.code, 100);
+      assert.deepEqual(hits(own)[0], ['connect', 'POST', basic]);
+      if (works) {
+        assert.deepEqual(hits(own)[1], ['moved', 'POST', basic]);
+        assert.deepEqual(own.calls[1].body, own.calls[0].body);
+      }
+      if (location === '/connect') assert.equal(own.calls.length, 6);
+    }
+    assert.deepEqual(other.calls, []);
+    const log = node.log.join('\n');
+    for (const secret of ['p@ss', 'p%40ss', basic]) assert.ok(!log.includes(secret), log);
+  });
+  await Promise.all([own.die(), other.die()]);
+});
+
 test('the example of the documentation works', async () => {
   const guide = readFileSync(new URL('../../docs/proxies.md', import.meta.url), 'utf8');
   const block = (kind) => guide.split('```' + kind + '\n')[1].split('```')[0];
@@ -677,10 +751,35 @@ ${tls}
     [whole, false],
     [`server_ca_pem = "${file('ca')}"\nserver_name = "app.test"`, false],
     [`server_name = "app.test"`, false],
+    [`${whole.replace(file('ca'), file('itself'))}server_name = "app.test"`, false],
+    [`cert_pem = "${file('client')}"\nkey_pem = "${file('client-key')}"\ninsecure_skip_verify = true`, true],
   ]) {
     await withRoost({ config: options(tls) }, async (node) => {
       const socket = await node.socket();
       const reply = await ask(socket, { id: 1, connect: {} });
+      assert.equal(reply.connect !== undefined, expected, JSON.stringify(reply));
+    });
+  }
+  await own.die();
+});
+
+test('TLS: a certificate that is itself configured is good', async () => {
+  const pem = (name) => readFileSync(new URL(`tls/${name}.pem`, import.meta.url), 'utf8');
+  const own = await App.start({ tls: { key: pem('itself-key'), cert: pem('itself') } });
+  own.on('connect', { result: { user: 'ann' } });
+  const file = new URL('tls/itself.pem', import.meta.url).pathname;
+  for (const [server_name, expected] of [
+    ['app.test', true],
+    ['other.test', false],
+  ]) {
+    const options = `
+[client.proxy.connect]
+enabled = true
+endpoint = "${own.url('connect')}"
+http.tls = { enabled = true, server_ca_pem = "${file}", server_name = "${server_name}" }
+`;
+    await withRoost({ config: options }, async (node) => {
+      const reply = await ask(await node.socket(), { id: 1, connect: {} });
       assert.equal(reply.connect !== undefined, expected, JSON.stringify(reply));
     });
   }

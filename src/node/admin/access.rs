@@ -1,11 +1,12 @@
-//! Who may see the admin page: a password or, in the development node, a token that works once.
+//! Who may see the admin page: a password or, in the development node, the secret of a link.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::base::time::UnixSeconds;
@@ -19,7 +20,7 @@ use crate::shard::Node;
 pub(super) enum Refused {
     /// The password is wrong.
     Wrong,
-    /// Too many were wrong just now: this one wasn't looked at.
+    /// It is wrong, and so were too many just now: there is no delay for one more.
     TooMany,
 }
 
@@ -28,9 +29,51 @@ pub(in crate::node) struct Access {
     node: Arc<Node>,
     password: Option<String>,
     secret: String,
-    one_time: Mutex<Option<String>>,
-    /// Each wrong password holds a place for a while.
-    tries: Semaphore,
+    /// What the link of a development node has in it, as long as it runs.
+    link: Option<String>,
+    delayed: Mutex<Delayed>,
+}
+
+/// Wrong passwords whose answers wait, by the address that they came from; unknown ones are one.
+#[derive(Debug, Default)]
+struct Delayed {
+    by_address: HashMap<Option<IpAddr>, usize>,
+    all: usize,
+}
+
+impl Delayed {
+    /// Takes a place; false when the address, or all together, have too many.
+    fn begin(&mut self, address: Option<IpAddr>) -> bool {
+        let known = self.by_address.get(&address).copied().unwrap_or(0);
+        let has_place = known < TRIES_MAX && self.all < TRIES_IN_ALL_MAX;
+        if has_place {
+            self.by_address.insert(address, known + 1);
+            self.all += 1;
+        }
+        has_place
+    }
+
+    fn end(&mut self, address: Option<IpAddr>) {
+        if let Some(count) = self.by_address.get_mut(&address) {
+            self.all -= 1;
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// A place among the delayed, given back also when the client doesn't wait for the answer.
+struct Place<'a> {
+    access: &'a Access,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.access.delayed().end(self.address);
+    }
 }
 
 /// What tokens of the page are held against.
@@ -54,8 +97,8 @@ impl Access {
             node,
             password: admin.password.clone(),
             secret: admin.secret.clone(),
-            one_time: Mutex::new(admin.one_time.clone()),
-            tries: Semaphore::new(TRIES_MAX),
+            link: admin.link.clone(),
+            delayed: Mutex::default(),
         }
     }
 
@@ -75,27 +118,34 @@ impl Access {
                 .is_some_and(|admin| matches!(admin.keys.connection(token, now()), Some(Ok(_))))
     }
 
-    /// A token, for a password or for what works once. A wrong one is answered late, so that they can't be
-    /// tried quickly.
-    pub(super) async fn enter(&self, password: &str, one_time: &str) -> Result<String, Refused> {
-        let Ok(place) = self.tries.try_acquire() else { return Err(Refused::TooMany) };
-        if self.is_password(password) || self.takes_one_time(one_time) {
+    /// A token, for the password or for the link's secret. The right one is never kept waiting, whatever others
+    /// try; a wrong one is answered late, or with a refusal when its address has too many of them.
+    pub(super) async fn enter(
+        &self,
+        password: &str,
+        link: &str,
+        address: Option<IpAddr>,
+    ) -> Result<String, Refused> {
+        let is_right = |secret: &Option<String>, given: &str| {
+            secret.as_deref().is_some_and(|secret| is_equal(secret, given))
+        };
+        if is_right(&self.password, password) | is_right(&self.link, link) {
             return Ok(self.token());
         }
-        warn!("a wrong password for the admin page");
+        if !self.delayed().begin(address) {
+            return Err(Refused::TooMany);
+        }
+        let place = Place { access: self, address };
+        let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        warn!(address, "a wrong password for the admin page");
         tokio::time::sleep(WRONG_DELAY).await;
         drop(place);
         Err(Refused::Wrong)
     }
 
-    fn is_password(&self, given: &str) -> bool {
-        let password = self.password.as_deref();
-        password.is_some_and(|password| is_equal(password, given))
-    }
-
-    fn takes_one_time(&self, given: &str) -> bool {
-        let mut one_time = self.one_time.lock().unwrap_or_else(PoisonError::into_inner);
-        one_time.take_if(|one_time| is_equal(one_time, given)).is_some()
+    fn delayed(&self) -> MutexGuard<'_, Delayed> {
+        // One thread uses it, and a panic ends the process.
+        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn token(&self) -> String {
@@ -130,5 +180,33 @@ const TOKEN_TTL_S: i64 = 12 * 3_600;
 /// A wrong password is answered so late.
 pub(super) const WRONG_DELAY: Duration = Duration::from_secs(1);
 
-/// So many may be waiting for that; others are not looked at.
+/// So many of one address may be waiting for that; others are refused at once.
 const TRIES_MAX: usize = 8;
+
+/// The same of all addresses.
+const TRIES_IN_ALL_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_passwords_are_counted_by_address() {
+        let address = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        let mut delayed = Delayed::default();
+        assert!((0..TRIES_MAX).all(|_| delayed.begin(address(1))));
+        assert!(!delayed.begin(address(1)));
+        assert!(delayed.begin(address(2)) && delayed.begin(None));
+        delayed.end(address(1));
+        assert!(delayed.begin(address(1)));
+        for at in 0..=u8::MAX {
+            let _ = delayed.begin(address(at));
+        }
+        assert_eq!(delayed.all, TRIES_IN_ALL_MAX);
+        for at in 0..=u8::MAX {
+            (0..TRIES_MAX).for_each(|_| delayed.end(address(at)));
+        }
+        delayed.end(None);
+        assert!(delayed.by_address.is_empty() && delayed.all == 0);
+    }
+}

@@ -4,7 +4,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::base::times::{Counts, Times};
@@ -20,6 +22,8 @@ pub(in crate::node) struct Figures {
     /// How the node runs, and what limits it: lines for people.
     plan: Vec<String>,
     before: Mutex<Option<Before>>,
+    /// The last ones, for those whose WebSocket the control thread serves.
+    feed: watch::Sender<Bytes>,
 }
 
 /// What had been counted when figures were last made.
@@ -85,17 +89,32 @@ impl Counted {
 impl Figures {
     /// Of a node of this name.
     pub(in crate::node) fn new(metrics: Metrics, name: String, plan: Vec<String>) -> Self {
-        Self { metrics, name, plan, before: Mutex::default() }
+        let feed = watch::Sender::new(Bytes::new());
+        Self { metrics, name, plan, before: Mutex::default(), feed }
+    }
+
+    /// Where viewers follow them that no shard serves.
+    pub(in crate::node) fn feed(&self) -> watch::Sender<Bytes> {
+        self.feed.clone()
     }
 
     /// Publishes them, if somebody looks. To be called once a second.
     pub(in crate::node) fn publish(&self) {
         let node = &self.metrics.node;
-        if node.admins.load(Ordering::Relaxed) == 0 {
+        let (at_shards, here) =
+            (node.admins.load(Ordering::Relaxed) > 0, self.feed.receiver_count() > 0);
+        if !at_shards && !here {
             *self.before() = None;
             return;
         }
-        let data = self.figures().to_string().into_bytes().into();
+        let data = self.figures().to_string().into_bytes();
+        if here {
+            self.feed.send_replace(Bytes::copy_from_slice(&data));
+        }
+        if !at_shards {
+            return;
+        }
+        let data = data.into();
         let hash = node.names.hash(OWN_CHANNEL);
         let namespace = node.rules.channels.load().own().index;
         let publish = Publish {

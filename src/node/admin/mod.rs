@@ -4,18 +4,20 @@
 //!  browser -- GET / ------------------> page (embedded, no other origin is asked for anything)
 //!          -- POST /admin/auth -------> a token for a password
 //!          -- POST /admin/api --------> the server API's methods, and two more
-//!          -- WebSocket /admin/websocket, on a shard --> figures once a second (figures.rs)
+//!          -- WebSocket /admin/websocket --> figures once a second (figures.rs): on the public port from a
+//!             shard, on the internal one from the control thread (feed.rs)
 //! ```
 //! Everything but the page itself needs the token, which is sent in a header: no other page can send it.
 
 mod access;
+mod feed;
 mod figures;
 mod methods;
 
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Form, State};
+use axum::extract::{DefaultBodyLimit, Extension, Form, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -23,31 +25,25 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::watch;
 
 pub(super) use self::access::{Access, admin_rules};
+use self::feed::Feed;
 pub(super) use self::figures::Figures;
 use super::api::{Api, answer_old_form};
 use super::pages;
+use super::web::ClientAddress;
 
 /// What the handlers work with.
 #[derive(Clone)]
 struct Shared {
     access: Arc<Access>,
     api: Arc<Api>,
-    /// The WebSocket's port, where it isn't the page's own.
-    port: Option<u16>,
-    path: Arc<str>,
 }
 
-/// Routes of the page below `prefix`. `port` is that of the WebSocket, where the page is on another one.
-pub(super) fn router(
-    prefix: &str,
-    access: Arc<Access>,
-    api: Arc<Api>,
-    port: Option<u16>,
-) -> Router {
-    let path = websocket_path(prefix).into();
-    let shared = Shared { access, api, port, path };
+/// Routes of the page below `prefix`, but for the WebSocket.
+pub(super) fn router(prefix: &str, access: Arc<Access>, api: Arc<Api>) -> Router {
+    let shared = Shared { access, api };
     let asset = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(CONTENT_TYPE, kind)], text) })
     };
@@ -66,7 +62,17 @@ pub(super) fn router(
         .with_state(shared)
 }
 
-/// Where shards take the WebSocket of administrators.
+/// The route of the WebSocket, for listeners of the control thread. `figures` is what viewers are told.
+pub(super) fn websocket_router(
+    prefix: &str,
+    access: Arc<Access>,
+    figures: watch::Sender<Bytes>,
+) -> Router {
+    let feed = Feed::new(access, figures);
+    Router::new().route(&websocket_path(prefix), get(feed::websocket)).with_state(feed)
+}
+
+/// Where the WebSocket of administrators is.
 pub(super) fn websocket_path(prefix: &str) -> String {
     format!("{prefix}/admin/websocket")
 }
@@ -78,13 +84,12 @@ fn token(headers: &HeaderMap) -> &str {
 }
 
 async fn init(State(shared): State<Shared>, headers: HeaderMap) -> Response {
-    let Shared { access, port, path, .. } = shared;
+    let access = &shared.access;
     Json(json!({
         "insecure": access.insecure(),
         "edition": "oss",
         "version": env!("CARGO_PKG_VERSION"),
         "authenticated": access.admits(token(&headers)),
-        "websocket": { "path": &*path, "port": port },
     }))
     .into_response()
 }
@@ -93,12 +98,17 @@ async fn init(State(shared): State<Shared>, headers: HeaderMap) -> Response {
 struct Credentials {
     #[serde(default)]
     password: String,
-    #[serde(default)]
-    one_time: String,
+    #[serde(default, alias = "one_time")]
+    link: String,
 }
 
-async fn auth(State(shared): State<Shared>, Form(given): Form<Credentials>) -> Response {
-    match shared.access.enter(&given.password, &given.one_time).await {
+async fn auth(
+    State(shared): State<Shared>,
+    client: Option<Extension<ClientAddress>>,
+    Form(given): Form<Credentials>,
+) -> Response {
+    let address = client.and_then(|Extension(ClientAddress(address))| address);
+    match shared.access.enter(&given.password, &given.link, address).await {
         Ok(token) => Json(json!({ "token": token })).into_response(),
         Err(access::Refused::Wrong) => StatusCode::BAD_REQUEST.into_response(),
         Err(access::Refused::TooMany) => {

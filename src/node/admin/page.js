@@ -128,7 +128,7 @@ async function call(method, params = {}) {
   return result;
 }
 
-/** A token for a password or for a link that works once; undefined when it is wrong. */
+/** A token for a password or for the link that a development node prints; undefined when it is wrong. */
 async function enter(credentials) {
   const response = await fetch('admin/auth', { method: 'POST', body: new URLSearchParams(credentials) });
   if (response.status === 429) throw new Error('Too many wrong passwords just now. Try again in a moment.');
@@ -137,10 +137,10 @@ async function enter(credentials) {
 }
 
 async function begin() {
-  const link = new URLSearchParams(location.hash.slice(1)).get('one_time');
+  const link = new URLSearchParams(location.hash.slice(1)).get('link');
   if (link) {
     history.replaceState(null, '', location.pathname + location.search);
-    const token = await enter({ one_time: link }).catch(() => undefined);
+    const token = await enter({ link }).catch(() => undefined);
     if (token) session.keep(token);
   }
   const response = await fetch('admin/init', { headers: session.headers() });
@@ -154,7 +154,7 @@ async function begin() {
   byId('login').hidden = true;
   byId('inside').hidden = false;
   byId('sign-out').hidden = init.insecure;
-  feed.open(init.websocket);
+  feed.open();
 }
 
 /** Back to the form. */
@@ -197,12 +197,12 @@ const feed = {
   retry_ms: RETRY_MS.min,
   timer: undefined,
 
-  open(place) {
-    feed.place = place;
+  open() {
     clearTimeout(feed.timer);
-    const { protocol, hostname, host } = location;
-    const authority = place.port ? `${hostname}:${place.port}` : host;
-    const socket = new WebSocket(`${protocol === 'https:' ? 'wss' : 'ws'}://${authority}${place.path}`);
+    // Beside the page's other files, whatever path a reverse proxy has put before them.
+    const place = new URL('admin/websocket', document.baseURI);
+    place.protocol = place.protocol === 'https:' ? 'wss:' : 'ws:';
+    const socket = new WebSocket(place);
     feed.socket = socket;
     feed.say('connecting');
     socket.addEventListener('open', () => {

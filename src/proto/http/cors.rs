@@ -31,6 +31,23 @@ pub fn preflight_headers(methods: &str) -> String {
     format!("Access-Control-Max-Age: 300\r\nAccess-Control-Allow-Methods: {methods}\r\n")
 }
 
+/// Whether a request comes from a page of the host that it is sent to, whatever the port, or from no page.
+/// What else there is to know about an administrator is in the token.
+pub fn is_of_own_host(head: &Head<'_>) -> bool {
+    let text = |name| head.header(name).map(std::str::from_utf8);
+    let host_of = |authority: &str| match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host.to_owned(),
+        _ => authority.to_owned(),
+    };
+    match (text("origin"), text("host")) {
+        (None, _) => true,
+        (Some(Ok(origin)), Some(Ok(host))) => origin
+            .split_once("://")
+            .is_some_and(|(_, origin)| host_of(origin).eq_ignore_ascii_case(&host_of(host))),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::parse;
@@ -51,5 +68,24 @@ mod tests {
         let expected = format!("{expected}Access-Control-Allow-Headers: content-type, x\r\n");
         assert_eq!(cors_headers(&parsed, "https://b"), expected);
         assert_eq!(origin(&parse(head("").as_bytes()).unwrap().unwrap()), None);
+    }
+
+    #[test]
+    fn pages_of_the_own_host() {
+        for (headers, expected) in [
+            ("Host: a:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://a:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://A:9000\r\n", true),
+            ("Host: a\r\nOrigin: https://a\r\n", true),
+            ("Host: [::1]:8000\r\nOrigin: http://[::1]:8000\r\n", true),
+            ("Host: a:8000\r\nOrigin: http://b:8000\r\n", false),
+            ("Host: a:8000\r\nOrigin: http://b.a:8000\r\n", false),
+            ("Host: a:8000\r\nOrigin: null\r\n", false),
+            ("Host: a:8000\r\nOrigin: a\r\n", false),
+        ] {
+            let request = format!("GET / HTTP/1.1\r\n{headers}\r\n");
+            let head = parse(request.as_bytes()).unwrap().unwrap();
+            assert_eq!(is_of_own_host(&head), expected, "{headers}");
+        }
     }
 }
