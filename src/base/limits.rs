@@ -75,6 +75,9 @@ pub const GOOD_TOKENS_MAX: usize = 1 << 20;
 /// oldest is forgotten, and one sent again would be a new one.
 pub const RESULTS_MAX: usize = 1 << 20;
 
+/// Bytes of them at most, for a node: keys may be long.
+pub const RESULTS_BYTES_MAX: usize = 256 << 20;
+
 /// Commands of one connection that may be unanswered; beyond it the connection isn't read further.
 pub const COMMANDS_UNANSWERED_MAX: u8 = 64;
 

@@ -211,7 +211,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.demo_sdk", Text, "\"\"", Built, "File with the JavaScript SDK for it (centrifuge.js); empty: fetched once from the npm registry."),
     opt("roost.echo", Bool, "false", Built, "Serve /echo, a plain WebSocket echo for conformance and load tests."),
     opt("roost.drain_rate", COUNT, "10000", Built, "Connections closed per second when the node stops; 0: evenly over shutdown.timeout."),
-    opt("roost.memory_limit", Checked(is_memory, MEMORY), "\"80%\"", Built, "Memory that the node may use: bytes, \"12GiB\" or a share of the machine or its cgroup."),
+    opt("roost.memory_limit", Checked(is_memory, MEMORY), "\"80%\"", Built, "Memory that the node may use: bytes, \"12GiB\" or a share of the machine or its cgroup. History ends a sixteenth below it; over it what grows is refused."),
     opt("roost.channels_max", SIZE, "4000000", Built, "Channels at most; beyond, the oldest without subscribers is forgotten."),
     opt("roost.handshake_timeout", Duration, "\"10s\"", Built, "How long a request may take to arrive."),
     opt("roost.idle_timeout", Duration, "\"2m\"", Built, "An `/echo` connection that is silent for so long is pinged, and closed when it stays silent."),

@@ -79,6 +79,18 @@ impl GoodTokens {
         }
     }
 
+    /// Forgets the oldest `count`. How many there were.
+    pub fn forget_oldest(&mut self, count: usize) -> usize {
+        let count = count.min(self.order.len());
+        for token in self.order.drain(..count) {
+            self.known.remove(&token);
+        }
+        if self.order.is_empty() && self.known.capacity() > 0 {
+            *self = Self::new(self.max);
+        }
+        count
+    }
+
     /// Tokens remembered.
     pub fn len(&self) -> usize {
         self.order.len()
@@ -117,5 +129,8 @@ mod tests {
         digests.iter().for_each(|token| tokens.insert(*token, 0, None));
         let known = digests.map(|token| tokens.has(&token, 0, UnixSeconds(0)));
         assert_eq!((known, tokens.len()), ([false, true, true], 2));
+        assert_eq!((tokens.forget_oldest(1), tokens.len()), (1, 1));
+        assert!(tokens.has(&digests[2], 0, UnixSeconds(0)));
+        assert_eq!((tokens.forget_oldest(9), tokens.is_empty()), (1, true));
     }
 }

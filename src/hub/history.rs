@@ -91,6 +91,13 @@ const IS_JSON: u32 = 1 << 31;
 #[derive(Clone)]
 pub struct Record(ThinArc<RecordHead, u8>);
 
+impl Published<'_> {
+    /// What it takes when it is kept.
+    pub fn record_bytes(&self) -> usize {
+        RECORD_BYTES + self.data.len() + self.info.len() + self.tags.len()
+    }
+}
+
 impl Record {
     fn new(offset: u64, published: &Published<'_>) -> Self {
         let Published { data, info, tags, is_json } = *published;
@@ -221,8 +228,7 @@ impl std::fmt::Debug for Record {
 
 impl Stream {
     /// A stream that has not begun: offset 0.
-    pub fn new(now: Millis, options: StreamOptions, rng: &mut Rng) -> Self {
-        let epoch = Epoch::new(rng);
+    pub fn new(now: Millis, options: StreamOptions, epoch: Epoch) -> Self {
         Self {
             offset: 0,
             epoch,
@@ -271,6 +277,20 @@ impl Stream {
     pub fn clear(&mut self) {
         self.ring = VecDeque::new();
         self.bytes = 0;
+    }
+
+    /// Something was published in it, so that somebody may have a position in it.
+    pub fn has_begun(&self) -> bool {
+        self.offset > 0
+    }
+
+    /// What a publication of so many bytes, its record's among them, adds to what is kept.
+    pub fn growth(&self, options: StreamOptions, bytes: usize) -> usize {
+        let gone = match self.ring.front() {
+            Some(first) if self.ring.len() >= options.size as usize => first.bytes(),
+            _ => 0,
+        };
+        bytes.saturating_sub(gone)
     }
 
     /// How much is kept.
@@ -384,7 +404,7 @@ mod tests {
             ops in proptest::collection::vec((0..80u64, 0..20usize), 1..100),
         ) {
             let options = StreamOptions { size, ttl_ms: 100, meta_ttl_ms: 1000 };
-            let mut stream = Stream::new(Millis(0), options, &mut Rng::new(1));
+            let mut stream = Stream::new(Millis(0), options, Epoch::new(&mut Rng::new(1)));
             let mut list: Vec<(u64, Vec<u8>)> = Vec::new();
             let (mut now, mut last) = (0, 0);
             for (offset, (pause, bytes)) in (1u64..).zip(ops) {
@@ -415,7 +435,7 @@ mod tests {
     #[test]
     fn offsets_are_consecutive_and_the_oldest_goes() {
         let mut rng = Rng::new(1);
-        let mut stream = Stream::new(Millis(0), OPTIONS, &mut rng);
+        let mut stream = Stream::new(Millis(0), OPTIONS, Epoch::new(&mut rng));
         let epoch = stream.position().epoch;
         for n in 1..=5u64 {
             let position = stream.append(Millis(n), &published(format!("data {n}").as_bytes()));
@@ -434,7 +454,7 @@ mod tests {
     #[test]
     fn publications_expire_together_and_offsets_go_on() {
         let mut rng = Rng::new(2);
-        let mut stream = Stream::new(Millis(0), OPTIONS, &mut rng);
+        let mut stream = Stream::new(Millis(0), OPTIONS, Epoch::new(&mut rng));
         stream.append(Millis(10), &published(b"a"));
         stream.expire(Millis(109));
         assert_eq!(stream.records().count(), 1);
@@ -447,7 +467,7 @@ mod tests {
 
     #[test]
     fn pages_go_both_ways_from_anywhere() {
-        let mut stream = Stream::new(Millis(0), OPTIONS, &mut Rng::new(1));
+        let mut stream = Stream::new(Millis(0), OPTIONS, Epoch::new(&mut Rng::new(1)));
         for _ in 0..5 {
             stream.append(Millis(1), &published(b"x"));
         }
@@ -482,7 +502,7 @@ mod tests {
 
     #[test]
     fn recovery_is_all_or_nothing() {
-        let mut stream = Stream::new(Millis(0), OPTIONS, &mut Rng::new(1));
+        let mut stream = Stream::new(Millis(0), OPTIONS, Epoch::new(&mut Rng::new(1)));
         let since = |offset, epoch: &str| Since { offset, epoch: epoch.into() };
         let epoch = stream.epoch.as_str().to_owned();
         assert_eq!(stream.recover(&since(0, &epoch), 9), Recovered::Yes(0..0));

@@ -1,17 +1,17 @@
 //! The channels whose home is this shard: the one writer of each.
 
-use std::collections::VecDeque;
-
 use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
-use super::history::{Kept, Position, Published, Stream, StreamOptions};
+use super::history::{Epoch, Kept, Position, Published, Stream, StreamOptions};
+use super::idle::{Idle, Place, Seat, Seats};
 use super::members::{Left, Member, Members};
 use super::names::NameHasher;
 use super::subscribers::Traits;
 use crate::base::form::{Form, Forms};
+use crate::base::heap::HeapBytes;
 use crate::base::id::ShardId;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
@@ -184,11 +184,80 @@ struct Channel {
     stream: Option<Box<Stream>>,
     /// Who is here, where that is kept.
     members: Option<Box<Members>>,
-    /// Names the time that it went idle, so that an old entry of the idle queue is seen.
-    idle_turn: u32,
+    /// Where it is among the idle ones.
+    seat: Seat,
 }
 
-const _: () = assert!(size_of::<Channel>() <= 96);
+const _: () = assert!(size_of::<Channel>() == 72);
+
+impl Channel {
+    fn is_idle(&self) -> bool {
+        matches!(self.interests, Interests::None)
+    }
+
+    /// What it holds, about: record, name, stream and publications.
+    fn bytes(&self) -> usize {
+        let stream = self.stream.as_ref();
+        let stream = stream.map_or(0, |stream| size_of::<Stream>() + stream.kept().bytes);
+        size_of::<Self>() + TABLE_BYTES + self.name.heap_bytes() + stream
+    }
+}
+
+/// A channel's place in the table of names.
+const TABLE_BYTES: usize = 8;
+
+impl Seats for Slab<Channel> {
+    fn seat(&mut self, at: u32) -> &mut Seat {
+        &mut self[at as usize].seat
+    }
+}
+
+/// The lives of streams. A stream that begins has an epoch that follows from its channel's name, so that a
+/// channel that was never published to needs no record: whoever asks where it stands is told the same each
+/// time. When one that had publications is forgotten, its name gets another epoch, together with the few that
+/// share its bucket: whoever has a position in one of these is told that it can't be recovered.
+struct Lives {
+    seed: u64,
+    /// How many were forgotten in each bucket; empty while none was.
+    forgotten: Vec<u32>,
+}
+
+impl Lives {
+    /// Buckets: 16 KiB.
+    const BUCKETS: usize = 4096;
+
+    fn bucket(hash: u64) -> usize {
+        hash as usize % Self::BUCKETS
+    }
+
+    fn epoch(&self, hash: u64) -> Epoch {
+        let life = self.forgotten.get(Self::bucket(hash)).copied().unwrap_or(0);
+        let life = u64::from(life).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // Two steps, so that neighbouring lives have nothing in common.
+        let mut rng = Rng::new(Rng::new(self.seed ^ hash).next_u64() ^ life);
+        Epoch::new(&mut Rng::new(rng.next_u64()))
+    }
+
+    /// A stream of the name ends that others have positions in.
+    fn end(&mut self, hash: u64) {
+        if self.forgotten.is_empty() {
+            self.forgotten = vec![0; Self::BUCKETS];
+        }
+        let life = &mut self.forgotten[Self::bucket(hash)];
+        *life = life.wrapping_add(1);
+    }
+}
+
+/// What was given up to have memory back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shed {
+    /// Channels forgotten.
+    pub channels: usize,
+    /// Publications that went.
+    pub publications: usize,
+    /// Bytes of both.
+    pub bytes: usize,
+}
 
 impl Kept {
     /// Does something with a stream that changes what it keeps.
@@ -225,16 +294,14 @@ pub struct Homes {
     channels: Slab<Channel>,
     table: HashTable<u32>,
     hasher: NameHasher,
-    rng: Rng,
-    /// Channels with a stream and without subscribers, in the order in which they became so; an
-    /// entry is stale when the channel's `idle_turn` has moved on.
-    idle: VecDeque<(u32, u32)>,
-    idle_count: usize,
-    /// Times that a channel went idle: the same number is not given twice, since slots are reused.
-    idle_turns: u32,
+    lives: Lives,
+    /// Channels with a stream and without subscribers.
+    idle: Idle,
     idle_max: usize,
     /// How far the sweep for expired publications has come.
     sweep_at: usize,
+    /// The same of giving up those of channels with subscribers.
+    shed_at: usize,
     /// What all streams keep together.
     kept: Kept,
     /// The latest versions of channels whose publications have some, and the versions' life.
@@ -243,19 +310,18 @@ pub struct Homes {
 
 impl Homes {
     /// No channels. At most `idle_max` channels, and one at least, are kept for their stream alone;
-    /// beyond it the one that is idle longest is forgotten (its next use gets a new epoch).
-    pub fn new(hasher: NameHasher, rng: Rng, idle_max: usize) -> Self {
+    /// beyond it one without publications is forgotten, or else the one that is idle longest (its next use
+    /// gets a new epoch).
+    pub fn new(hasher: NameHasher, mut rng: Rng, idle_max: usize) -> Self {
         Self {
             channels: Slab::new(),
             table: HashTable::new(),
             hasher,
-            rng,
-            idle: VecDeque::new(),
-            idle_count: 0,
-            idle_turns: 0,
-            // One that is made to be read has to be there until it is.
+            lives: Lives { seed: rng.next_u64(), forgotten: Vec::new() },
+            idle: Idle::default(),
             idle_max: idle_max.max(1),
             sweep_at: 0,
+            shed_at: 0,
             kept: Kept::default(),
             versions: HashMap::default(),
         }
@@ -278,7 +344,7 @@ impl Homes {
 
     /// Channels kept for their stream alone.
     pub fn idle(&self) -> usize {
-        self.idle_count
+        self.idle.len()
     }
 
     /// A channel's name.
@@ -308,9 +374,18 @@ impl Homes {
 
     /// The stream of a channel, without publications whose time is over.
     pub fn stream(&mut self, now: Millis, channel: u32) -> Option<&Stream> {
-        let stream = self.channels.get_mut(channel as usize)?.stream.as_mut()?;
+        let record = self.channels.get_mut(channel as usize)?;
+        let stream = record.stream.as_mut()?;
         self.kept.change(stream, |stream| stream.expire(now));
-        Some(stream)
+        if record.seat.place() == Place::Holding && stream.kept().publications == 0 {
+            self.idle.put(&mut self.channels, channel, Place::Bare);
+        }
+        self.channels.get(channel as usize)?.stream.as_deref()
+    }
+
+    /// Where a channel stands that has no stream yet.
+    pub fn beginning(&self, hash: u64) -> Position {
+        Position { offset: 0, epoch: Some(self.lives.epoch(hash)) }
     }
 
     /// Who is in a channel, where that is kept.
@@ -338,9 +413,9 @@ impl Homes {
         traits: Traits,
     ) -> (u32, Position) {
         let at = self.find_or_insert(name, hash);
+        self.idle.put(&mut self.channels, at, Place::InUse);
         let channel = &mut self.channels[at as usize];
-        let unheard = matches!(channel.interests, Interests::None);
-        let was_idle = unheard && channel.stream.is_some();
+        let unheard = channel.is_idle();
         match channel.interests.as_mut_slice().iter_mut().find(|i| i.shard == from) {
             Some(interest) => {
                 debug_assert_eq!(interest.local, local);
@@ -352,20 +427,17 @@ impl Homes {
                 channel.interests.push(interest);
             }
         }
-        if was_idle {
-            self.idle_count -= 1;
-        }
         if let Some(stream) = &channel.stream
             && !options.kept()
             && stream.records().next().is_none()
         {
             // The namespace lost its history and nothing is left to keep.
-            channel.stream = None;
+            self.end_stream(at, hash);
         }
         if !options.kept() {
             return (at, Position { offset: 0, epoch: None });
         }
-        (at, self.stream_or_new(at, now, options, unheard).position())
+        (at, self.stream_or_new(at, hash, now, options, unheard).position())
     }
 
     /// A subscriber on shard `from` takes patches and has nothing that they build on.
@@ -429,8 +501,8 @@ impl Homes {
                 channel.members = None;
             }
         }
-        if matches!(channel.interests, Interests::None) {
-            self.went_idle(at);
+        if channel.is_idle() {
+            self.file(at);
         }
         left
     }
@@ -451,16 +523,16 @@ impl Homes {
             };
         }
         let at = self.find_or_insert(name, hash);
-        let channel = &self.channels[at as usize];
-        let unheard = matches!(channel.interests, Interests::None);
-        let fresh = unheard && channel.stream.is_none();
-        self.stream_or_new(at, now, options, unheard);
+        let channel = &mut self.channels[at as usize];
+        let unheard = channel.is_idle();
+        channel.seat.mark_used();
+        self.stream_or_new(at, hash, now, options, unheard);
         let mut position = Position { offset: 0, epoch: None };
         if let Some(stream) = &mut self.channels[at as usize].stream {
             position = self.kept.change(stream, |stream| stream.append(now, published));
         }
-        if fresh {
-            self.went_idle(at);
+        if unheard && self.channels[at as usize].seat.place() != Place::Holding {
+            self.file(at);
         }
         Taken { channel: (!unheard).then_some(at), position }
     }
@@ -490,35 +562,80 @@ impl Homes {
         }
     }
 
-    /// A channel's number, for reading: it is made when its namespace keeps history, so that the
-    /// position that is read is one that lasts.
-    pub fn read(
-        &mut self,
-        now: Millis,
-        name: &str,
-        hash: u64,
-        options: StreamOptions,
-    ) -> Option<u32> {
-        if !options.kept() {
-            return self.find(name, hash);
+    /// A channel's number, for reading; `None` where nothing is known of it, which makes no record either:
+    /// see [`Self::beginning`].
+    pub fn read(&mut self, now: Millis, name: &str, hash: u64) -> Option<u32> {
+        let at = self.find(name, hash)?;
+        let channel = &mut self.channels[at as usize];
+        channel.seat.mark_used();
+        let is_over = channel.stream.as_ref().is_some_and(|stream| stream.forgettable(now));
+        if channel.is_idle() && is_over {
+            self.forget_idle(at);
+            return None;
         }
-        let at = self.find_or_insert(name, hash);
-        let channel = &self.channels[at as usize];
-        let unheard = matches!(channel.interests, Interests::None);
-        let fresh = unheard && channel.stream.is_none();
-        self.stream_or_new(at, now, options, unheard);
-        if fresh {
-            self.went_idle(at);
+        Some(at)
+    }
+
+    /// What a publication of so many bytes adds to what is kept: the oldest ones may go for it.
+    pub fn growth(&self, channel: Option<u32>, options: StreamOptions, bytes: usize) -> usize {
+        let stream = channel.and_then(|at| self.channels.get(at as usize)?.stream.as_ref());
+        match stream {
+            Some(stream) => stream.growth(options, bytes),
+            None => size_of::<Channel>() + size_of::<Stream>() + bytes,
         }
-        self.find(name, hash)
+    }
+
+    /// Forgets idle channels until that gives `bytes` back, `channels_max` of them at most and `spare`
+    /// not: those without publications first, then by how long nobody used them.
+    pub fn shed_idle(&mut self, bytes: usize, channels_max: usize, spare: Option<u32>) -> Shed {
+        let mut shed = Shed::default();
+        while shed.bytes < bytes
+            && shed.channels < channels_max
+            && let Some(at) = self.idle.next(&mut self.channels, spare)
+        {
+            let channel = &self.channels[at as usize];
+            let kept = channel.stream.as_ref().map_or_else(Kept::default, |stream| stream.kept());
+            shed.channels += 1;
+            shed.publications += kept.publications;
+            shed.bytes += channel.bytes();
+            self.forget_idle(at);
+        }
+        shed
+    }
+
+    /// Drops publications of channels with subscribers until that gives `bytes` back, looking at `count`
+    /// channels at most. Positions stay, so whoever lacks one of them is told that it can't be recovered.
+    pub fn shed_in_use(&mut self, bytes: usize, count: usize) -> Shed {
+        let mut shed = Shed::default();
+        let end = self.channels.capacity();
+        for _ in 0..count.min(end) {
+            if shed.bytes >= bytes {
+                break;
+            }
+            let at = self.shed_at % end;
+            self.shed_at = at + 1;
+            let Some(channel) = self.channels.get_mut(at).filter(|channel| !channel.is_idle())
+            else {
+                continue;
+            };
+            let Some(stream) = &mut channel.stream else { continue };
+            let kept = stream.kept();
+            self.kept.change(stream, Stream::clear);
+            shed.publications += kept.publications;
+            shed.bytes += kept.bytes;
+        }
+        shed
     }
 
     /// Drops what was published in a channel; position and epoch stay.
     pub fn drop_history(&mut self, channel: u32) {
-        if let Some(channel) = self.channels.get_mut(channel as usize)
-            && let Some(stream) = &mut channel.stream
+        if let Some(record) = self.channels.get_mut(channel as usize)
+            && let Some(stream) = &mut record.stream
         {
             self.kept.change(stream, Stream::clear);
+            if record.is_idle() {
+                self.file(channel);
+            }
         }
     }
 
@@ -546,8 +663,11 @@ impl Homes {
             let Some(channel) = self.channels.get_mut(at) else { continue };
             let Some(stream) = &mut channel.stream else { continue };
             self.kept.change(stream, |stream| stream.expire(now));
-            if stream.forgettable(now) && matches!(channel.interests, Interests::None) {
-                self.forget_idle(at as u32);
+            let is_over = stream.forgettable(now);
+            match channel.is_idle() {
+                true if is_over => self.forget_idle(at as u32),
+                true => self.file(at as u32),
+                false => {}
             }
         }
     }
@@ -566,7 +686,7 @@ impl Homes {
             interests: Interests::None,
             stream: None,
             members: None,
-            idle_turn: 0,
+            seat: Seat::default(),
         }) as u32;
         let (channels, hasher) = (&self.channels, &self.hasher);
         self.table.insert_unique(hash, at, |at| hasher.hash(&channels[*at as usize].name));
@@ -578,66 +698,65 @@ impl Homes {
     fn stream_or_new(
         &mut self,
         at: u32,
+        hash: u64,
         now: Millis,
         options: StreamOptions,
         unheard: bool,
     ) -> &mut Stream {
-        let slot = &mut self.channels[at as usize].stream;
+        let slot = &self.channels[at as usize].stream;
         if unheard && slot.as_ref().is_some_and(|s| s.forgettable(now)) {
-            self.kept.forget(slot.take());
+            self.end_stream(at, hash);
         }
-        let stream = slot.get_or_insert_with(|| Box::new(Stream::new(now, options, &mut self.rng)));
+        let Self { channels, lives, .. } = self;
+        let slot = &mut channels[at as usize].stream;
+        let stream =
+            slot.get_or_insert_with(|| Box::new(Stream::new(now, options, lives.epoch(hash))));
         // Those of its namespace may have changed since.
         stream.set_options(options);
         stream
     }
 
-    /// The last subscriber went, or the first publication came with nobody there.
-    fn went_idle(&mut self, at: u32) {
-        let channel = &mut self.channels[at as usize];
-        if channel.stream.is_none() {
-            self.remove(at);
-            return;
+    /// A channel's stream goes; where others have positions in it, the next one has another epoch.
+    fn end_stream(&mut self, at: u32, hash: u64) {
+        let stream = self.channels[at as usize].stream.take();
+        if stream.as_ref().is_some_and(|stream| stream.has_begun()) {
+            self.lives.end(hash);
         }
-        self.idle_turns = self.idle_turns.wrapping_add(1);
-        channel.idle_turn = self.idle_turns;
-        self.idle.push_back((at, channel.idle_turn));
-        self.idle_count += 1;
-        while self.idle_count > self.idle_max {
-            let Some((oldest, turn)) = self.idle.pop_front() else { break };
-            if self.is_idle(oldest, turn) {
-                self.forget_idle(oldest);
-            }
-        }
-        // Stale entries are at most as many as live ones, plus a few.
-        if self.idle.len() > 2 * self.idle_count + 64 {
-            let channels = &self.channels;
-            self.idle.retain(|(at, turn)| {
-                channels
-                    .get(*at as usize)
-                    .is_some_and(|c| c.idle_turn == *turn && matches!(c.interests, Interests::None))
-            });
-        }
+        self.kept.forget(stream);
     }
 
-    fn is_idle(&self, at: u32, turn: u32) -> bool {
-        self.channels
-            .get(at as usize)
-            .is_some_and(|c| c.idle_turn == turn && matches!(c.interests, Interests::None))
+    /// Puts a channel without subscribers where it belongs: forgotten when it has nothing to be kept for.
+    fn file(&mut self, at: u32) {
+        let channel = &self.channels[at as usize];
+        let place = match &channel.stream {
+            Some(stream) if stream.kept().publications > 0 => Place::Holding,
+            Some(stream) if stream.has_begun() => Place::Bare,
+            // Its position follows from its name.
+            _ => return self.forget_idle(at),
+        };
+        if channel.seat.place() == place {
+            return;
+        }
+        self.idle.put(&mut self.channels, at, place);
+        while self.idle.len() > self.idle_max
+            && let Some(first) = self.idle.next(&mut self.channels, None)
+        {
+            self.forget_idle(first);
+        }
     }
 
     fn forget_idle(&mut self, at: u32) {
-        self.idle_count -= 1;
+        self.idle.put(&mut self.channels, at, Place::InUse);
         self.remove(at);
     }
 
     fn remove(&mut self, at: u32) {
-        let channel = self.channels.remove(at as usize);
+        let hash = self.hasher.hash(&self.channels[at as usize].name);
+        self.end_stream(at, hash);
+        self.channels.remove(at as usize);
         if !self.versions.is_empty() {
             self.versions.remove(&at);
         }
-        self.kept.forget(channel.stream);
-        let hash = self.hasher.hash(&channel.name);
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
             entry.remove();
         }
@@ -645,7 +764,6 @@ impl Homes {
             // After a burst of channels nothing of them is left behind.
             self.channels = Slab::new();
             self.table = HashTable::new();
-            self.idle = VecDeque::new();
         }
     }
 }
@@ -653,6 +771,7 @@ impl Homes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::history::{Recovered, Since};
 
     const OPTIONS: StreamOptions = StreamOptions { size: 5, ttl_ms: 100, meta_ttl_ms: 1000 };
     const SHARD: ShardId = ShardId(0);
@@ -683,39 +802,125 @@ mod tests {
         assert_eq!(second, later);
         homes.unsubscribe("a", hash, SHARD, PLAIN, None);
         homes.unsubscribe("a", hash, SHARD, PLAIN, None);
-        // Nobody is there: the next one finds a new stream.
+        // Nobody is there, and it has been quiet for so long: the next one finds a new stream.
         let anew = homes.subscribe(Millis(10_001), "a", hash, OPTIONS, SHARD, 7, PLAIN).1;
         assert_eq!(anew.offset, 0);
         assert_ne!(anew.epoch, begin.epoch);
     }
 
     #[test]
-    fn the_queue_of_idle_channels_stays_short() {
-        let mut homes = homes(1000);
-        let keep = hash(&homes, "keep");
-        homes.publish(Millis(0), "keep", keep, OPTIONS, &PUBLISHED);
-        for n in 0..10_000u64 {
-            // A channel comes, is forgotten, and the next one has its slot.
-            let now = Millis(n * 2_000);
-            homes.publish(now, "keep", keep, OPTIONS, &PUBLISHED);
-            let name = n.to_string();
-            let hash = hash(&homes, &name);
-            homes.publish(now, &name, hash, OPTIONS, &PUBLISHED);
-            homes.sweep(now.after(1_999), 4);
-        }
-        assert!(homes.idle.len() < 100, "{}", homes.idle.len());
-        assert!(homes.idle() <= 2);
+    fn a_channel_that_was_never_published_to_costs_nothing() {
+        let mut homes = homes(1);
+        let name = "asked for";
+        let hash = hash(&homes, name);
+        let before = homes.beginning(hash);
+        assert_eq!((homes.read(Millis(0), name, hash), homes.len()), (None, 0));
+        // Who is subscribed is told the same, and leaves nothing.
+        let begin = homes.subscribe(Millis(0), name, hash, OPTIONS, SHARD, 0, PLAIN).1;
+        assert_eq!(begin, before);
+        homes.unsubscribe(name, hash, SHARD, PLAIN, None);
+        assert_eq!((homes.len(), homes.idle()), (0, 0));
+        // The first publication is the first behind that position.
+        let taken = homes.publish(Millis(1), name, hash, OPTIONS, &PUBLISHED);
+        assert_eq!(taken.position, Position { offset: 1, ..before });
+        let at = homes.read(Millis(1), name, hash).unwrap();
+        let since = Since { offset: 0, epoch: before.epoch.unwrap().as_str().into() };
+        let recovered = homes.stream(Millis(1), at).unwrap().recover(&since, 9);
+        assert_eq!(recovered, Recovered::Yes(0..1));
     }
 
     #[test]
-    fn what_is_made_to_be_read_is_there() {
-        let mut homes = homes(0);
-        for name in ["a", "b"] {
-            let hash = hash(&homes, name);
-            let at = homes.read(Millis(0), name, hash, OPTIONS).unwrap();
-            assert!(homes.stream(Millis(0), at).is_some());
+    fn whoever_has_a_position_in_a_forgotten_stream_is_told_so() {
+        let mut homes = homes(10);
+        let hash = hash(&homes, "a");
+        let first = homes.publish(Millis(0), "a", hash, OPTIONS, &PUBLISHED).position;
+        assert_eq!(homes.shed_idle(1, 9, None).channels, 1);
+        assert_ne!(homes.beginning(hash).epoch, first.epoch);
+        let again = homes.publish(Millis(1), "a", hash, OPTIONS, &PUBLISHED).position;
+        assert_eq!((again.offset, again.epoch == first.epoch), (1, false));
+    }
+
+    #[test]
+    fn channels_without_publications_go_first() {
+        let mut homes = homes(3);
+        let publish = |homes: &mut Homes, name: &str, at| {
+            let hash = homes.hasher.hash(name);
+            homes.publish(Millis(at), name, hash, OPTIONS, &PUBLISHED);
+            hash
+        };
+        let keeps = publish(&mut homes, "keeps", 0);
+        let cleared = publish(&mut homes, "cleared", 0);
+        let at = homes.find("cleared", cleared).unwrap();
+        homes.drop_history(at);
+        // Many that are subscribed to, and left; their publications have expired.
+        for n in 0..20u64 {
+            let name = n.to_string();
+            let hash = hash(&homes, &name);
+            homes.subscribe(Millis(0), &name, hash, OPTIONS, SHARD, 0, PLAIN);
+            homes.publish(Millis(0), &name, hash, OPTIONS, &PUBLISHED);
+            let at = homes.find(&name, hash).unwrap();
+            assert!(homes.stream(Millis(100), at).is_some());
+            homes.unsubscribe(&name, hash, SHARD, PLAIN, None);
+            assert!(homes.find("keeps", keeps).is_some(), "{n}");
         }
-        assert_eq!((homes.len(), homes.idle()), (1, 1));
+        assert_eq!((homes.len(), homes.idle(), homes.kept().publications), (3, 3, 1));
+        assert!(homes.find("cleared", cleared).is_none());
+        // Where all hold some, the one that wasn't used for longest goes.
+        for name in ["b", "c", "d"] {
+            publish(&mut homes, name, 1);
+            let hash = homes.hasher.hash("b");
+            homes.read(Millis(1), "b", hash);
+        }
+        let left = ["keeps", "b", "c", "d"].map(|name| {
+            let hash = homes.hasher.hash(name);
+            homes.find(name, hash).is_some()
+        });
+        assert_eq!(left, [false, true, true, true]);
+    }
+
+    #[test]
+    fn what_is_shed_is_what_was_held() {
+        let mut homes = homes(1000);
+        let data = vec![b'x'; 1000];
+        let published = Published { data: &data, ..PUBLISHED };
+        for n in 0..10 {
+            let name = format!("channel {n}");
+            let hash = hash(&homes, &name);
+            homes.publish(Millis(n), &name, hash, OPTIONS, &published);
+        }
+        let spare = homes.find("channel 0", hash(&homes, "channel 0"));
+        let shed = homes.shed_idle(2500, 100, spare);
+        assert_eq!((shed.channels, shed.publications), (3, 3));
+        assert!((3000..4500).contains(&shed.bytes), "{shed:?}");
+        assert_eq!(homes.shed_idle(usize::MAX, 2, spare).channels, 2);
+        assert_eq!(homes.shed_idle(usize::MAX, 100, spare).channels, 4);
+        assert_eq!((homes.len(), homes.kept().publications), (1, 1));
+        // What somebody is subscribed to isn't idle: it keeps its position.
+        let hash = hash(&homes, "channel 0");
+        let before = homes.subscribe(Millis(9), "channel 0", hash, OPTIONS, SHARD, 0, PLAIN).1;
+        assert_eq!(homes.shed_idle(usize::MAX, 100, None), Shed::default());
+        assert_eq!(homes.shed_in_use(1, 100).publications, 1);
+        assert_eq!(homes.kept(), Kept::default());
+        let at = homes.find("channel 0", hash).unwrap();
+        let stream = homes.stream(Millis(9), at).unwrap();
+        assert_eq!(stream.position(), before);
+        // Whoever lacks what has gone is told so.
+        let since = Since { offset: 0, epoch: before.epoch.unwrap().as_str().into() };
+        assert_eq!(stream.recover(&since, 9), Recovered::No);
+    }
+
+    #[test]
+    fn a_full_stream_grows_by_the_difference() {
+        let mut homes = homes(10);
+        let options = StreamOptions { size: 1, ..OPTIONS };
+        let published = Published { data: &[b'x'; 1000], ..PUBLISHED };
+        let hash = hash(&homes, "a");
+        assert!(homes.growth(None, options, 1048) > 1048);
+        homes.publish(Millis(0), "a", hash, options, &published);
+        let at = homes.find("a", hash);
+        assert_eq!(homes.growth(at, options, 1048), 0);
+        assert_eq!(homes.growth(at, options, 2048), 1000);
+        assert_eq!(homes.growth(at, OPTIONS, 1048), 1048);
     }
 
     #[test]
@@ -817,7 +1022,7 @@ mod model {
                     }
                 }
                 let used = |at: usize| interest.keys().any(|(channel, _)| *channel == at);
-                let idle = (0..2).filter(|at| !used(*at)).count();
+                let idle = (0..2).filter(|at| !used(*at) && offsets[*at] > 0).count();
                 prop_assert!(homes.idle() <= idle);
                 prop_assert_eq!(
                     homes.len() - homes.idle(),

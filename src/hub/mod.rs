@@ -10,6 +10,7 @@ pub mod fanout;
 pub mod filter;
 pub mod history;
 pub mod home;
+mod idle;
 pub mod local;
 pub mod members;
 pub mod names;

@@ -130,7 +130,8 @@ mod tests {
         ] {
             assert_eq!(get(&publication, form, based), expected, "{form:?}");
         }
-        assert_eq!((publication.bytes(), publication.longest()), (18, 5));
+        assert!(publication.bytes() > 18, "their frames, and what holds them");
+        assert_eq!(publication.longest(), 5);
         let event = told(Told::Presence, vec![(Form::JSON, frames("json", ""))]);
         assert_eq!(get(&event, delta, true), text("json"));
         assert_eq!(get(&event, events, true), None);

@@ -15,12 +15,14 @@ use arc_swap::ArcSwap;
 use super::admin::Figures;
 use super::desk::Desk;
 use super::health::Health;
+use super::memory::Watch;
 use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
 use crate::shard::mail::Mail;
 use crate::shard::{Node, SlowCounters};
+use crate::sys;
 
 /// The signals that mean something to a node.
 pub(super) struct Signals {
@@ -49,7 +51,8 @@ pub(super) struct Control {
     pub(super) started: Instant,
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
-    pub(super) memory_limit_bytes: u64,
+    /// Looks after memory.
+    pub(super) watch: RefCell<Watch>,
     pub(super) reload: Reload,
     /// Options of the server API, if there is one.
     pub(super) calls: Option<Arc<ArcSwap<config::Api>>>,
@@ -63,8 +66,11 @@ pub(super) struct Control {
     pub(super) lag_told: RefCell<Counts>,
 }
 
-/// How often memory is looked at.
-const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often figures are looked at, and memory where there is plenty.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often memory is looked at when half of it is in use.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a draining node looks whether it is done.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -77,14 +83,19 @@ impl Control {
     }
 
     async fn serve(&self, signals: &mut Signals) {
-        let mut every = tokio::time::interval(MEMORY_INTERVAL);
+        let mut every = tokio::time::interval(INTERVAL);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut soon = tokio::time::interval(MEMORY_INTERVAL);
+        soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let memory = &self.node.memory;
+            let is_scarce = memory.used() > memory.limit() / 2;
             tokio::select! {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
                 _ = signals.figures.recv() => self.print_figures(),
                 _ = signals.reload.recv() => self.reload(),
+                _ = soon.tick(), if is_scarce => self.watch_memory(),
                 _ = every.tick() => {
                     self.watch_memory();
                     self.node.notices.report_left_out();
@@ -213,14 +224,25 @@ impl Control {
     }
 
     fn watch_memory(&self) {
-        let used = memory::used_bytes(self.open());
-        let short = used > self.memory_limit_bytes;
-        if self.node.memory_short.swap(short, Ordering::Relaxed) != short {
-            let limit = self.memory_limit_bytes;
-            match short {
-                true => warn!(used, limit, "over the memory limit: new connections are refused"),
-                false => info!(used, limit, "under the memory limit again"),
-            }
+        let memory = &self.node.memory;
+        let looked = self.watch.borrow_mut().look(memory, memory::rss_bytes(), self.open());
+        if looked.collect {
+            memory.collect();
+            sys::memory::collect();
+        }
+        if looked.collect || memory.used() > memory.history_max() {
+            // A shard that sleeps may have something to give.
+            self.desk.ring();
+        }
+        let (used, limit) = (memory.used(), memory.limit());
+        match looked.short {
+            Some(true) => warn!(
+                used,
+                limit,
+                "over the memory limit: new connections, subscriptions and publications are refused"
+            ),
+            Some(false) => info!(used, limit, "under the memory limit again"),
+            None => {}
         }
     }
 
@@ -236,7 +258,9 @@ impl Control {
         sums.insert("clients", self.node.clients.load(Ordering::Relaxed));
         sums.insert("uptime_ms", self.started.elapsed().as_millis() as u64);
         sums.insert("rss_bytes", memory::rss_bytes().unwrap_or(0));
-        sums.insert("memory_limit_bytes", self.memory_limit_bytes);
+        sums.insert("memory_limit_bytes", self.node.memory.limit());
+        sums.insert("memory_used_bytes", self.node.memory.used());
+        sums.insert("allocated_bytes", self.node.memory.allocated());
         sums.extend(slow.iter().map(|(name, closes)| (name.as_str(), *closes)));
         // Numbers under names: nothing in it can fail to be written.
         let line = serde_json::to_string(&sums).unwrap_or_default();

@@ -112,6 +112,11 @@ impl Desk {
         }
     }
 
+    /// Wakes all shards.
+    pub(super) fn ring(&self) {
+        self.lock().boxes.iter().for_each(Outbox::ring);
+    }
+
     /// Questions that are not answered.
     pub(super) fn unanswered(&self) -> usize {
         self.lock().waiting.len()

@@ -62,7 +62,7 @@ impl Health {
         let is_full = |count: u64, of: u64| count * 100 >= of * thresholds.connections_percent;
         if node.draining.load(Ordering::Relaxed) {
             Some("draining")
-        } else if node.memory_short.load(Ordering::Relaxed) {
+        } else if node.memory.is_short() {
             Some("over the memory limit")
         } else if thresholds.loop_lag_us.is_some_and(|max| self.loop_lag_p99_us() > max) {
             Some("the loops lag")

@@ -44,6 +44,13 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
     ),
     ("faults_", "client_faults", "reason", "Connections closed because of what the client sent"),
     ("refused_", "requests_refused", "reason", "Requests refused by shards, by reason"),
+    (
+        "shed_",
+        "memory_given_up",
+        "what",
+        "Given up because the node was over its memory limit, or history over its share of it",
+    ),
+    ("short_", "memory_refused", "what", "Refused because there was no memory for it"),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by its code"),
 ];
@@ -71,7 +78,6 @@ pub(super) struct Metrics {
     pub(super) desk: Arc<Desk>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
-    pub(super) memory_limit_bytes: u64,
     pub(super) started: Instant,
 }
 
@@ -287,7 +293,7 @@ impl Metrics {
 
     /// Bytes that count towards the memory limit.
     pub(super) fn used_bytes(&self) -> u64 {
-        memory::used_bytes(self.open())
+        self.node.memory.used()
     }
 
     /// Resident bytes over open connections.
@@ -296,15 +302,17 @@ impl Metrics {
     }
 
     /// Where memory goes, bytes: `resident` is all of the process, `kernel_sockets` beside it.
-    pub(super) fn memory_classes(&self) -> [(&'static str, u64); 8] {
+    pub(super) fn memory_classes(&self) -> [(&'static str, u64); 10] {
         let sum = |of: fn(&ShardCounters) -> u64| self.node.counters.iter().map(of).sum::<u64>();
         [
             ("resident", memory::rss_bytes().unwrap_or(0)),
+            ("allocated", self.node.memory.allocated()),
             ("kernel_sockets", self.open() * KERNEL_BYTES_PER_CONNECTION),
             ("connections", sum(|shard| shard.slots_in_use.get()) * CONN_BYTES as u64),
             ("sessions", sum(|shard| shard.sessions_open.get()) * size_of::<Session>() as u64),
             ("subscriptions", sum(|shard| shard.subscriptions.get()) * SUBSCRIPTION_BYTES),
             ("history", sum(|shard| shard.history_bytes.get())),
+            ("filters", sum(|shard| shard.filters_bytes.get())),
             ("queues", sum(|shard| shard.queued_bytes.get())),
             ("mailboxes", sum(|shard| shard.mailbox_bytes.get())),
         ]
@@ -316,7 +324,7 @@ impl Metrics {
         [
             ("connections", u64::from(node.options.conns_max) * node.open.len() as u64),
             ("clients", node.rules.client.load().connection_limit),
-            ("memory_bytes", self.memory_limit_bytes),
+            ("memory_bytes", self.node.memory.limit()),
         ]
     }
 
@@ -352,8 +360,9 @@ impl Metrics {
             Metric::new(
                 Kind::Gauge,
                 "memory_bytes",
-                "resident is the whole process; what of it is in records, sessions, history, queues and \
-                 mailboxes; kernel_sockets is what its sockets are reckoned to cost beside it",
+                "resident is the whole process, allocated what of it is in use; what of that is in records, \
+                 sessions, history, filters, queues and mailboxes; kernel_sockets is what its sockets are \
+                 reckoned to cost beside it",
                 memory.map(class).to_vec(),
             ),
             Metric::new(

@@ -68,7 +68,7 @@ use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
 use crate::shard::mail::{Letterbox, Mailbox};
 use crate::shard::signatures::Signatures;
-use crate::shard::{Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use crate::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 use crate::sys;
 
 /// All that a node is started with.
@@ -236,7 +236,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),
         client_rate: AtomicU64::new(0),
-        memory_short: AtomicBool::new(false),
+        memory: Memory::new(settings.memory_limit_bytes, sys::memory::allocated_bytes),
         draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
         notices: Notices::new(started),
@@ -286,7 +286,6 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         desk: Arc::clone(&desk),
         health: Arc::clone(&health),
         proxies: Arc::clone(&proxies),
-        memory_limit_bytes: settings.memory_limit_bytes,
         started,
     };
     let figures = Figures::new(metrics.clone(), name, settings.plan);
@@ -331,7 +330,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         started,
         drain_rate: settings.drain_rate,
         shutdown_timeout: settings.shutdown_timeout,
-        memory_limit_bytes: settings.memory_limit_bytes,
+        watch: RefCell::new(memory::Watch::default()),
         reload: settings.reload,
         lag_told: RefCell::new(Counts::default()),
         health,

@@ -49,6 +49,11 @@ impl Answers {
         self.known.get(asked).cloned()
     }
 
+    /// Bytes of the answers that are kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Keeps an answer for others. When they are too many, all go: those that are still asked for
     /// come again.
     pub(super) fn insert(&mut self, asked: Asked, answer: SharedFrame) {
@@ -84,6 +89,11 @@ impl Pieces {
     /// What is known of bytes: a piece, or that there is no use in one.
     pub(super) fn get(&self, form: Form, plain: &SharedFrame) -> Option<Option<SharedFrame>> {
         self.known.get(&Self::key(form, plain)).map(|(_, piece)| piece.clone())
+    }
+
+    /// Bytes of the pieces that are kept, and of what they were made of.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Keeps a piece for others. When they are too many, all go.

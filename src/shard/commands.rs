@@ -1,6 +1,7 @@
 //! Commands of clients: each goes to the file that knows it; here is what they share.
 
 use super::mail::{Answer, Asker, Mail, Method, Publish, PublishOptions, Read, Reading};
+use super::memory::NO_MEMORY;
 use super::notices::{Cut, reason_of_error};
 use super::proxies::{ProxyAnswer, ProxyCall, verdict};
 use super::read::Flow;
@@ -378,6 +379,9 @@ impl<D: Driver> Shard<D> {
         let namespace = Self::namespace(&channels, channel)?;
         if request.kind != 0 {
             return Err(Stop::Error(ErrorCode::NotAvailable, "publications of that type"));
+        }
+        if self.is_short_for(|counters| &counters.short_publish) {
+            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
         let subscribed = self.is_subscribed(index, channel);

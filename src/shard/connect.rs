@@ -9,6 +9,7 @@
 
 use super::commands::Stop;
 use super::mail::{Asker, Mail, Method, UserConn};
+use super::memory::NO_MEMORY;
 use super::polls::may_poll;
 use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
@@ -81,6 +82,11 @@ impl<D: Driver> Shard<D> {
         id: u32,
         request: &ConnectRequest<'_>,
     ) -> Result<Flow, Stop> {
+        // Whoever looks what is wrong may come.
+        let admin = self.admins.contains_key(&index);
+        if !admin && self.is_short_for(|counters| &counters.short_connect) {
+            return Ok(self.unusable(index, id, ErrorCode::Internal, NO_MEMORY));
+        }
         let client = Arc::clone(&self.client);
         let now = self.driver.unix();
         self.keep_emulated_headers(index, request);

@@ -1,7 +1,7 @@
 //! The home role: the one writer of its channels. Mail in, deliveries and answers out.
 
 use super::mail::{
-    Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
+    Answer, Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
 use super::sending::{PendingAck, ShardSet};
 use super::write::frame_of;
@@ -15,7 +15,7 @@ use crate::hub::history::{Position, Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
 use crate::hub::parcel::{Frames, Parcel, Told};
-use crate::proto::client::{self, DataForm, Publication, Push, info_is_json};
+use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push, info_is_json};
 use crate::proto::framing;
 
 /// Somebody came to a channel or left it, and it isn't told yet.
@@ -109,8 +109,19 @@ impl<D: Driver> Shard<D> {
             return self.acknowledge(from, publish.asker, position, ShardSet::default());
         }
         let published = Published { data, info, tags, is_json: *is_json };
+        let known = self.homes.find(channel, *hash);
+        if options.kept() {
+            let bytes = self.homes.growth(known, options, published.record_bytes());
+            if self.is_short_for(|counters| &counters.short_publish) {
+                return self.refuse_publish(from, publish.asker);
+            }
+            if !self.may_keep(known, bytes) {
+                self.counters().short_history.inc();
+                return self.refuse_publish(from, publish.asker);
+            }
+        }
         let delta = namespace.delta_publish || extra.is_some_and(|extra| extra.delta);
-        let patch = match self.homes.find(channel, *hash) {
+        let patch = match known {
             Some(at) if delta && options.kept() && self.homes.wanted(at).patches() => {
                 let stream = self.homes.stream(now, at);
                 let base = stream.and_then(|stream| stream.base());
@@ -149,6 +160,14 @@ impl<D: Driver> Shard<D> {
             waits_for = self.hand_out(at, &Arc::new(parcel));
         }
         self.acknowledge(from, publish.asker, taken.position, waits_for);
+    }
+
+    /// There is no room for a publication: whoever sent it may try again.
+    fn refuse_publish(&mut self, to: ShardId, asker: Option<Asker>) {
+        if let Some(asker) = asker {
+            let answer = Answer::Error(ErrorCode::Internal);
+            self.post(to, Mail::Answer { asker, answer });
+        }
     }
 
     /// The publish is taken; that is told when its deliveries are in their receivers' mailboxes.

@@ -22,6 +22,7 @@ mod deliver;
 mod emulation;
 mod homes;
 pub mod mail;
+mod memory;
 mod notices;
 mod orders;
 mod outbox;
@@ -41,6 +42,7 @@ mod web;
 mod write;
 
 pub use self::conn::CONN_BYTES;
+pub use self::memory::Memory;
 pub use self::notices::{Fields, Notices};
 pub use self::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::slow::SlowCounters;
@@ -59,6 +61,7 @@ use self::answers::{Answers, Pieces};
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
+use self::memory::Shedding;
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
 use self::polls::Poll;
@@ -177,8 +180,8 @@ pub struct Node {
     pub admins: AtomicU32,
     /// Second and number of new clients in it, for `client.connection_rate_limit`.
     pub client_rate: AtomicU64,
-    /// The node uses more memory than it may: no new connections, and the largest queues go.
-    pub memory_short: AtomicBool,
+    /// What it may have in memory, and has.
+    pub memory: Memory,
     /// The node closes its connections, and ends.
     pub draining: AtomicBool,
     /// Shards that have drained.
@@ -347,6 +350,7 @@ pub struct Shard<D: Driver> {
     draining: Option<Draining>,
     stopped: bool,
     housekeeping_at: Millis,
+    shedding: Shedding,
     /// Most bytes that waited since memory was last given back.
     queued_peak: u64,
     /// Gives freed memory back to the system; a no-op in simulation.
@@ -423,7 +427,7 @@ impl<D: Driver> Shard<D> {
             over: Vec::new(),
             dropped: Vec::new(),
             user_conns: UserConns::default(),
-            results: Results::new(RESULTS_MAX.div_ceil(shards)),
+            results: Results::new(RESULTS_MAX.div_ceil(shards), RESULTS_BYTES_MAX.div_ceil(shards)),
             events: Vec::new(),
             answers: Answers::default(),
             pieces: Pieces::default(),
@@ -444,6 +448,7 @@ impl<D: Driver> Shard<D> {
             draining: None,
             stopped: false,
             housekeeping_at: driver.now(),
+            shedding: Shedding::new(driver.now()),
             queued_peak: 0,
             collect,
             node,
@@ -491,6 +496,7 @@ impl<D: Driver> Shard<D> {
         self.write_dirty();
         self.send_mail();
         self.resume_waiting();
+        self.keep_to_memory();
         self.housekeeping();
         if self.stopped {
             self.end();
@@ -545,6 +551,7 @@ impl<D: Driver> Shard<D> {
             || !self.answered.is_empty()
             || self.has_orders()
             || (self.leaving_count > 0 && !self.mail_blocked)
+            || self.shedding.goes_on
             // What was posted behind the turn's sending goes with the next one.
             || self.has_unsent_mail()
             || !self.mailbox.sleep()
@@ -658,9 +665,6 @@ impl<D: Driver> Shard<D> {
         self.deflaters.sweep();
         self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
         self.results.expire(now);
-        if self.node.memory_short.load(Ordering::Relaxed) {
-            self.give_up_largest();
-        }
         if self.outboxes.bytes() == 0 {
             if self.queued_peak > COLLECT_AFTER_BYTES {
                 (self.collect)();
@@ -686,6 +690,7 @@ impl<D: Driver> Shard<D> {
         counters.history_publications.set(kept.publications as u64);
         counters.history_bytes.set(kept.bytes as u64);
         counters.filters.set(self.filters.len() as u64);
+        counters.filters_bytes.set(self.filters.bytes() as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
         counters.timers.set(self.wheel.len() as u64);
         let (batches, bytes) = self.mailbox.waiting();

@@ -12,6 +12,7 @@
 
 use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
+use super::memory::NO_MEMORY;
 use super::*;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::limits::PROXY_QUESTIONS_MAX;
@@ -254,6 +255,9 @@ impl<D: Driver> Shard<D> {
         if at_once > 1 && parked >= at_once {
             // Each answer resumes it.
             return Err(Stop::Pending);
+        }
+        if self.is_short_for(|counters| &counters.short_call) {
+            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         if self.question_credits() == 0 {
             return Err(Stop::NoCredit(CONTROL));

@@ -359,7 +359,7 @@ impl<D: Driver> Shard<D> {
         if self.draining.is_some() {
             return Some(Reason::HttpDraining);
         }
-        self.node.memory_short.load(Ordering::Relaxed).then_some(Reason::HttpMemory)
+        self.node.memory.is_short().then_some(Reason::HttpMemory)
     }
 
     /// Bytes of WebSocket frames.

@@ -7,7 +7,7 @@ use super::*;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::hub::delta;
-use crate::hub::history::{Page, Published, Record, Recovered};
+use crate::hub::history::{Page, Published, Record, Recovered, Unrecoverable};
 use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push, info_is_json};
 
 impl<D: Driver> Shard<D> {
@@ -117,14 +117,23 @@ impl<D: Driver> Shard<D> {
         let now = self.driver.now();
         let namespace = read.namespace;
         let options = stream_options(self.channels_with(namespace).namespace(namespace));
-        let at = self.homes.read(now, &read.channel, read.hash, options);
-        let Some(at) = at else { return Answer::Error(ErrorCode::NotAvailable) };
-        let Some(stream) = self.homes.stream(now, at) else {
-            return Answer::Error(ErrorCode::NotAvailable);
-        };
-        let position = stream.position();
+        let at = self.homes.read(now, &read.channel, read.hash);
+        let beginning = options.kept().then(|| self.homes.beginning(read.hash));
+        let stream = at.and_then(|at| self.homes.stream(now, at));
+        let position = stream.map(|stream| stream.position()).or(beginning);
+        let Some(position) = position else { return Answer::Error(ErrorCode::NotAvailable) };
         let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
-        let Ok(records) = stream.page(page) else {
+        let records = match stream {
+            Some(stream) => stream.page(page),
+            // Nothing is kept, and no record is made to say so.
+            None => match &page.since {
+                Some(since) if !since.epoch.is_empty() && since.epoch != epoch => {
+                    Err(Unrecoverable)
+                }
+                _ => Ok(Vec::new()),
+            },
+        };
+        let Ok(records) = records else {
             return Answer::Error(ErrorCode::UnrecoverablePosition);
         };
         if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {

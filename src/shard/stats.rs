@@ -203,6 +203,30 @@ counters! {
         history_bytes: gauge,
         /// Filters in use here, equal ones once.
         filters: gauge,
+        /// Bytes that they hold.
+        filters_bytes: gauge,
+        /// Given up because memory was short: requests with unfinished bodies.
+        shed_bodies: counter,
+        /// Idle channels, with their history.
+        shed_channels: counter,
+        /// Publications, of idle channels and of others.
+        shed_publications: counter,
+        /// Times that all encoded answers were.
+        shed_answers: counter,
+        /// Remembered tokens.
+        shed_tokens: counter,
+        /// Remembered publishes with an idempotency key.
+        shed_results: counter,
+        /// Refused because memory was short: publications.
+        short_publish: counter,
+        /// Publications for which history had no room, though the node was below its limit.
+        short_history: counter,
+        /// Subscriptions.
+        short_subscribe: counter,
+        /// Sessions.
+        short_connect: counter,
+        /// Calls to the application.
+        short_call: counter,
         /// Questions to the application.
         proxy_questions: counter,
         /// Clients over a WebSocket, those that are not connected yet among them.

@@ -5,6 +5,7 @@ use super::connect::{asked_by, since_of};
 use super::mail::{
     Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
+use super::memory::NO_MEMORY;
 use super::proxies::{self, ProxyCall, ProxyResult};
 use super::read::Flow;
 use super::*;
@@ -58,6 +59,9 @@ impl<D: Driver> Shard<D> {
             return Err(Stop::Close(Disconnect::BadRequest, "delta: only fossil is known"));
         }
         channels.check_length(channel)?;
+        if self.is_short_for(|counters| &counters.short_subscribe) {
+            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
+        }
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if known.is_some_and(|at| session.subs.find(at).is_some())
@@ -232,7 +236,7 @@ impl<D: Driver> Shard<D> {
             Some(Some(id)) => Some(id),
             Some(None) => {
                 self.mail[home].earn(credits);
-                let why = "too many different tag filters on this shard";
+                let why = "too many tag filters on this connection or shard";
                 return Err(Stop::Error(ErrorCode::LimitExceeded, why));
             }
         };

@@ -85,7 +85,9 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of a request's body, and of what may come behind it.
     pub(super) fn web_body(&mut self, key: ConnKey, bytes: &[u8]) {
-        let short = self.web_bytes > WEB_BYTES_MAX || self.mail[CONTROL].is_full();
+        let short = self.web_bytes > WEB_BYTES_MAX
+            || self.mail[CONTROL].is_full()
+            || self.node.memory.is_short();
         let Some(conn) = self.conn(key) else { return };
         let Some(rx) = conn.rx.as_mut() else { return };
         let Some(incoming) = rx.incoming.as_mut() else { return };

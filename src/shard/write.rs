@@ -1,7 +1,6 @@
 //! Queueing and writing: what a turn has for a connection leaves in one write.
 
 use super::*;
-use crate::base::notices::Reason;
 use crate::io::Write;
 use crate::proto::client::{Disconnect, Reply};
 
@@ -326,32 +325,6 @@ impl<D: Driver> Shard<D> {
             self.mark_ready(key);
         }
     }
-
-    /// The node is short of memory: the largest queue here goes.
-    pub(super) fn give_up_largest(&mut self) {
-        let largest = self
-            .conns
-            .iter()
-            .filter(|(_, conn)| conn.socket.is_some())
-            .map(|(index, conn)| {
-                let waits = self.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
-                let kept = conn.rx.as_ref().map_or(0, |rx| {
-                    let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
-                    let held = rx.reader.bytes_held() + rx.emulated_bytes();
-                    rx.raw.capacity() + rx.commands.capacity() + held + body
-                });
-                (waits + kept, index as u32)
-            })
-            .max();
-        if let Some((bytes, index)) = largest
-            && bytes >= GIVE_UP_BYTES_MIN
-        {
-            self.counters().closed_memory.add(1);
-            let why = format_args!("{bytes} bytes were queued or unfinished");
-            self.notice(index, Reason::CloseMemory, 0, "", why);
-            self.release(index, true);
-        }
-    }
 }
 
 /// A message as a frame of a form: deflated if it goes so and that pays.
@@ -379,6 +352,3 @@ fn deflated_frame_of(
     let opcode = framing::opcode(form);
     deflaters.put_frame(scratch, opcode, form, message).then(|| SharedFrame::new(scratch))
 }
-
-/// Closing a connection with less than this doesn't help against a shortage of memory.
-const GIVE_UP_BYTES_MIN: usize = 64 * 1024;

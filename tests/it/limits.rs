@@ -185,6 +185,112 @@ fn memory_limit() {
     node.is_healthy();
 }
 
+/// History grows up to the limit of memory and not beyond it: what was not used for longest goes, and others
+/// are served meanwhile.
+#[test]
+fn history_keeps_to_the_memory_limit() {
+    const LIMIT: u64 = 128 << 20;
+    let node = Node::open_with(KEPT, &["--memory-limit", "128MiB", "--shards", "2"]);
+    let mut publisher = node.connected();
+    let data = "x".repeat(60_000);
+    let mut refused = 0;
+    for channel in 0..4000 {
+        let request = json!({"channel": format!("kept:{channel}"), "data": data});
+        let reply = publisher.ask("publish", request);
+        match reply["error"]["code"].as_u64() {
+            None => {}
+            Some(100) => refused += 1,
+            Some(_) => panic!("{reply}"),
+        }
+        if channel % 1000 == 999 {
+            assert_eq!(status(&node).0, 101);
+            node.is_healthy();
+        }
+    }
+    let figures = node.figures();
+    assert!(refused < 100, "{refused} of 4000 were refused");
+    assert!(figures["shed_channels"] > 1000, "{figures:?}");
+    assert!(figures["rss_bytes"] < LIMIT + LIMIT / 8, "{figures:?}");
+    // It isn't forgotten before it has to be, and the latest is there.
+    assert!(figures["history_bytes"] > LIMIT / 3, "{figures:?}");
+    let kept = publisher.ask("history", json!({"channel": "kept:3998", "limit": 1}));
+    let last = publisher.ask("history", json!({"channel": "kept:3999", "limit": 1}));
+    let count = |reply: &Value| reply["history"]["publications"].as_array().map_or(0, Vec::len);
+    assert!(count(&kept) + count(&last) > 0, "what was published last isn't there");
+}
+
+/// Whoever only reads, or subscribes and leaves, makes no channel be forgotten that holds something.
+#[test]
+fn readers_push_out_nobody() {
+    let node = Node::open_with(KEPT, &["--channels-max", "20", "--shards", "1"]);
+    let mut client = node.connected();
+    for channel in 0..10 {
+        client.publish(&format!("kept:{channel}"), json!(channel));
+    }
+    let mut epoch = None;
+    for other in 0..100 {
+        let name = format!("kept:other{}", other % 50);
+        let history = client.ask("history", json!({"channel": name, "limit": 1}));
+        let subscribed = client.ask("subscribe", json!({"channel": name, "positioned": true}));
+        client.ask("unsubscribe", json!({"channel": name}));
+        let told = &subscribed["subscribe"]["epoch"];
+        assert_eq!(&history["history"]["epoch"], told);
+        if other % 50 == 0 {
+            assert_eq!(epoch.get_or_insert_with(|| told.clone()), told);
+        }
+    }
+    node.until("only those that hold something are there", |figures| {
+        (figures["channels_home"], figures["history_publications"]) == (10, 10)
+    });
+    // And it goes on from there.
+    client.publish("kept:other0", json!("first"));
+    let request = json!({"channel": "kept:other0", "recoverable": true, "recover": true, "epoch": epoch, "offset": 0});
+    let reply = client.ask("subscribe", request);
+    assert_eq!(reply["subscribe"]["recovered"], true, "{reply}");
+    assert_eq!(reply["subscribe"]["publications"][0]["data"], "first", "{reply}");
+}
+
+/// A filter has a bound, and so have those of a connection.
+#[test]
+fn filters_of_a_connection() {
+    let node = Node::open_with(
+        "[[channel.namespaces]]\nname = \"tags\"\nallow_tags_filter = true\n\
+         allow_subscribe_for_client = true\nallow_subscribe_for_anonymous = true",
+        &["--shards", "1"],
+    );
+    let mut client = node.connected();
+    let subscribe = |client: &mut Client, channel: usize, vals: Vec<String>| {
+        let filter = json!({"key": "k", "cmp": "in", "vals": vals});
+        client.ask("subscribe", json!({"channel": format!("tags:{channel}"), "tf": filter}))
+    };
+    let vals = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
+    let reply = subscribe(&mut client, 0, vals(5000));
+    assert_eq!(reply["error"]["code"], 107, "{reply}");
+    let refused = (0..100).position(|channel| {
+        let reply = subscribe(&mut client, channel, vals(256));
+        assert!(reply["error"].is_null() || reply["error"]["code"] == 106, "{reply}");
+        !reply["error"].is_null()
+    });
+    // Equal ones count each time.
+    let refused = refused.expect("100 large filters are too many");
+    assert!((5..50).contains(&refused), "{refused}");
+    node.until("equal ones are kept once", |figures| {
+        (1..30_000).contains(&figures["filters_bytes"])
+    });
+    client.ask("unsubscribe", json!({"channel": "tags:0"}));
+    let reply = subscribe(&mut client, refused, vals(256));
+    assert!(reply["error"].is_null(), "{reply}");
+    client.close();
+    node.until_is("filters_bytes", 0);
+}
+
+/// A namespace with history that everybody may use.
+const KEPT: &str = "[[channel.namespaces]]\nname = \"kept\"\nhistory_size = 10\n\
+                    history_ttl = \"1h\"\nallow_positioning = true\nallow_recovery = true\n\
+                    allow_publish_for_client = true\nallow_publish_for_anonymous = true\n\
+                    allow_subscribe_for_client = true\nallow_subscribe_for_anonymous = true\n\
+                    allow_history_for_client = true\nallow_history_for_anonymous = true";
+
 /// Streams that nobody is subscribed to are kept for their history, so many at most: the oldest
 /// goes, and begins anew with another epoch.
 #[test]

@@ -163,6 +163,11 @@ impl History {
         self.published[publication].posted = true;
     }
 
+    /// It was refused: it will not be taken.
+    pub(crate) fn refused(&mut self, publication: usize) {
+        self.published[publication].posted = false;
+    }
+
     pub(crate) fn opened(&mut self, begin: Begin) -> usize {
         self.recovered += u64::from(begin.recovered);
         self.segments.push(Segment {

@@ -30,7 +30,7 @@ const RANDOM_SEEDS: u64 = 5;
 const SECONDS_MAX: u64 = 60;
 
 /// What the fixed seeds must meet together.
-const MET: [&str; 40] = [
+const MET: [&str; 46] = [
     "accept_failed",
     "accepts_put_off",
     "close_timeouts",
@@ -66,6 +66,12 @@ const MET: [&str; 40] = [
     "recovered",
     "recoveries",
     "refused_timeout",
+    "shed_answers",
+    "shed_channels",
+    "shed_publications",
+    "short_history",
+    "short_publish",
+    "short_subscribe",
     "stale_events",
     "streams",
     "tokens_checked",

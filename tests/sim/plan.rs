@@ -98,6 +98,8 @@ pub(crate) struct Plan {
     pub(crate) ample: bool,
     /// Memory is short for a while, now and then.
     pub(crate) short_of_memory: bool,
+    /// Bytes of history that the node may have.
+    pub(crate) memory_limit: u64,
     /// Some tokens have signatures that are checked at their home.
     pub(crate) signed: bool,
     /// What is no JSON is published, too.
@@ -105,6 +107,9 @@ pub(crate) struct Plan {
     /// The control side publishes once in so many steps.
     pub(crate) control_one_in: u64,
 }
+
+/// Bytes of memory that no run needs.
+const PLENTY: u64 = 1 << 40;
 
 fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
     from[rng.below(from.len() as u64) as usize].clone()
@@ -263,6 +268,17 @@ impl Plan {
         }
         let pad_bytes = if large { 60_000 } else { pick(rng, &[0, 20, 300]) };
         let pad = (0..pad_bytes + 40).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
+        let mailbox_batches =
+            (0..shards).map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) }).collect();
+        let think_ms = if large { 40 } else { pick(rng, &[50, 200, 1_000]) };
+        let work_one_in = if large { 3 } else { pick(rng, &[10, 200]) };
+        let starve_ms = if large { 3_000 } else { pick(rng, &[20, 300]) };
+        let faults_ms = if large { 5_000 } else { 2_000 + rng.below(6_000) };
+        let (drains, signed, binary) = (rng.one_in(3), rng.one_in(3), rng.one_in(4));
+        let control_one_in = pick(rng, &[100, 1_000]);
+        let scarce = !roomy && rng.one_in(3);
+        let memory_limit = if scarce { pick(rng, &[3_000, 10_000, 40_000]) } else { PLENTY };
+        let memory_limit = if large && scarce { 40 * memory_limit } else { memory_limit };
         Self {
             sizes,
             faults,
@@ -270,26 +286,25 @@ impl Plan {
             client,
             open: Namespace { presence: true, join_leave: true, ..open() },
             namespaces,
-            mailbox_batches: (0..shards)
-                .map(|_| if large { 1 } else { pick(rng, &[1, 1, 2, 5, 256]) })
-                .collect(),
+            mailbox_batches,
             kinds,
             channels,
-            think_ms: if large { 40 } else { pick(rng, &[50, 200, 1_000]) },
+            think_ms,
             pad_bytes,
             pad,
             starve_one_in,
-            work_one_in: if large { 3 } else { pick(rng, &[10, 200]) },
-            starve_ms: if large { 3_000 } else { pick(rng, &[20, 300]) },
-            faults_ms: if large { 5_000 } else { 2_000 + rng.below(6_000) },
-            drains: rng.one_in(3),
+            work_one_in,
+            starve_ms,
+            faults_ms,
+            drains,
             roomy,
-            crowded,
-            ample,
+            crowded: crowded || scarce,
+            ample: ample && !scarce,
             short_of_memory,
-            signed: rng.one_in(3),
-            binary: rng.one_in(4),
-            control_one_in: pick(rng, &[100, 1_000]),
+            memory_limit,
+            signed,
+            binary,
+            control_one_in,
         }
     }
 
@@ -301,6 +316,11 @@ impl Plan {
                 (namespace.name.to_string(), namespace.slow_policy == SlowPolicy::Latest)
             })
             .collect()
+    }
+
+    /// History may go before its time, and what grows may be refused with error 100.
+    pub(crate) fn sheds(&self) -> bool {
+        self.short_of_memory || self.memory_limit < PLENTY
     }
 
     /// The options of a channel.

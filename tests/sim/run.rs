@@ -16,10 +16,13 @@ use roost::hub::names::NameHasher;
 use roost::edge::proxy::ProxyEvent;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
-use roost::shard::mail::{Act, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish};
+use roost::proto::client::ErrorCode;
+use roost::shard::mail::{
+    Act, Answer, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish,
+};
 use roost::shard::proxies::{ProxyAnswer, ProxyQuestion, Told};
 use roost::shard::signatures::Signatures;
-use roost::shard::{Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use roost::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
@@ -61,6 +64,8 @@ struct Control {
     outboxes: Vec<Outbox>,
     /// Orders and publishes that are to be answered, by the number in place of a connection.
     asked: BTreeSet<u32>,
+    /// The publications among them.
+    publishes: BTreeMap<u32, usize>,
     next: u32,
     /// What the application will have said, and when, ms.
     telling: Vec<(u64, ShardId, Told)>,
@@ -150,7 +155,7 @@ impl Run {
             clients: AtomicU64::new(0),
             admins: Default::default(),
             client_rate: AtomicU64::new(0),
-            memory_short: AtomicBool::new(false),
+            memory: Memory::simulated(plan.memory_limit),
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             notices: Notices::new(zero_of_time()),
@@ -179,8 +184,14 @@ impl Run {
             .collect();
         let dropping = plan.dropping();
         let outboxes = letterboxes.iter().cloned().map(Outbox::new).collect();
-        let control =
-            Control { mailbox, outboxes, asked: BTreeSet::new(), next: 0, telling: Vec::new() };
+        let control = Control {
+            mailbox,
+            outboxes,
+            asked: BTreeSet::new(),
+            publishes: BTreeMap::new(),
+            next: 0,
+            telling: Vec::new(),
+        };
         Self {
             plan,
             rng,
@@ -202,9 +213,10 @@ impl Run {
         if self.plan.short_of_memory {
             for _ in 0..3 {
                 self.run_for(self.plan.faults_ms / 4, |_| false)?;
-                self.node.memory_short.fetch_xor(true, Ordering::Relaxed);
+                let beside = if self.node.memory.is_short() { 0 } else { i64::MAX / 2 };
+                self.node.memory.set_beside(beside);
             }
-            self.node.memory_short.store(false, Ordering::Relaxed);
+            self.node.memory.set_beside(0);
         }
         self.run_for(self.plan.faults_ms, |_| false)?;
 
@@ -456,6 +468,12 @@ impl Run {
         }
         let until = runner.waits.take().flatten();
         runner.stopped = !runner.shard.turn_after(until);
+        // Only history counts: what else there is would make a run depend on the allocator.
+        let kept = self.node.counters.iter().map(|counters| counters.history_bytes.get());
+        self.node.memory.set_allocated(kept.sum());
+        if self.rng.one_in(100) {
+            self.node.memory.forget_wanted();
+        }
         Ok(())
     }
 
@@ -491,6 +509,7 @@ impl Run {
         if self.letterboxes[home].try_post(Mail::Publish(Box::new(publish))).is_ok() {
             self.history.posted(number);
             self.control.asked.insert(asked);
+            self.control.publishes.insert(asked, number);
         }
     }
 
@@ -523,7 +542,7 @@ impl Run {
     /// The control side sends what it has, and opens its mail.
     fn answers_to_control(&mut self) -> Result<(), String> {
         let now = self.world.borrow().now().0;
-        let Control { mailbox, outboxes, asked, telling, .. } = &mut self.control;
+        let Control { mailbox, outboxes, asked, publishes, telling, .. } = &mut self.control;
         for (_, to, told) in telling.extract_if(.., |(due, _, _)| *due <= now) {
             outboxes[to.index()].push(Mail::Told(Box::new(told)));
         }
@@ -535,11 +554,20 @@ impl Run {
                     telling.push((now + self.rng.below(20), batch.from, told));
                     continue;
                 }
-                let (Mail::Published { asker, .. } | Mail::Ordered { asker, .. }) = mail else {
-                    return Err(format!("the control side got {mail:?}"));
+                let asker = match mail {
+                    Mail::Published { asker, .. } | Mail::Ordered { asker, .. } => asker,
+                    Mail::Answer { asker, answer: Answer::Error(ErrorCode::Internal) }
+                        if self.plan.sheds() =>
+                    {
+                        if let Some(number) = publishes.get(&asker.conn.index) {
+                            self.history.refused(*number);
+                        }
+                        asker
+                    }
+                    mail => return Err(format!("the control side got {mail:?}")),
                 };
                 if !asked.remove(&asker.conn.index) {
-                    return Err(format!("{mail:?} was not asked for, or is there twice"));
+                    return Err(format!("{asker:?} was not asked for, or is there twice"));
                 }
             }
         }

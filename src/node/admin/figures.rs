@@ -222,7 +222,7 @@ impl Figures {
             classes.insert(class.to_owned(), bytes.into());
         }
         json!({
-            "limit": self.metrics.memory_limit_bytes,
+            "limit": self.metrics.node.memory.limit(),
             "bytes_per_connection": self.metrics.bytes_per_connection(),
             "classes": classes,
         })

@@ -303,6 +303,7 @@ impl Api {
         let Publication { data, is_json, tags, options } = publication;
         let rules = self.node.rules.channels.load();
         let namespace = namespace(&rules, channel)?;
+        self.has_memory()?;
         if !namespace.data_format.accepts(data) {
             return Err(ApiError::BAD_REQUEST);
         }
@@ -323,6 +324,14 @@ impl Api {
         Ok(asked?)
     }
 
+    /// What may be refused for want of memory.
+    fn has_memory(&self) -> Result<()> {
+        match self.node.memory.is_short() {
+            true => Err(ApiError::SHORT),
+            false => Ok(()),
+        }
+    }
+
     async fn subscribe(&self, params: wire::Subscribe<'_>) -> Result<String> {
         let wire::Subscribe {
             channel,
@@ -337,6 +346,7 @@ impl Api {
             data,
             expire_at,
         } = params;
+        self.has_memory()?;
         let namespace = namespace(&self.node.rules.channels.load(), &channel)?.index;
         let value = |setting: Option<wire::Setting>| setting.map(|setting| setting.value);
         let wire::Overrides { presence, join_leave, .. } = r#override;
@@ -619,6 +629,8 @@ async fn published(asked: Receiver<Mail>) -> Result<Published> {
             let epoch = position.epoch.map(|epoch| epoch.as_str().to_owned());
             Ok(Published { offset: position.offset, epoch: epoch.unwrap_or_default() })
         }
+        // History has no room for it.
+        Ok(Mail::Answer { .. }) => Err(ApiError::SHORT),
         _ => Err(ApiError::INTERNAL),
     }
 }

@@ -24,6 +24,8 @@ impl ApiError {
     pub(super) const INTERNAL: Self = Self::new(100, "internal server error");
     pub(super) const BUSY: Self =
         Self::new(100, "internal server error: the channel's shard takes no more now, try again");
+    pub(super) const SHORT: Self =
+        Self::new(100, "internal server error: the node is short of memory, try again");
     pub(super) const NOT_JSON: Self =
         Self::new(100, "internal server error: what is kept there isn't JSON");
     pub(super) const UNKNOWN_CHANNEL: Self = Self::new(102, "unknown channel");

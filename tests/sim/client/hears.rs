@@ -66,6 +66,7 @@ impl Client {
         let expected = match status {
             503 => (scene.plan.crowded && !scene.plan.ample) || scene.draining,
             other if self.refusal == Some(other) => true,
+            500 => scene.plan.sheds(),
             408 => self.kind == Kind::Loris || !scene.plan.roomy,
             _ => false,
         };
@@ -141,6 +142,8 @@ impl Client {
         let may = match code {
             1000 => self.left,
             3001 => scene.draining,
+            // Told in place of error 100.
+            3004 => scene.plan.sheds(),
             3008 => slow,
             3012 => slow || self.kind == Kind::Mute,
             // Who is one too many is told so, and who was shown what it can't be.
@@ -301,11 +304,17 @@ impl Client {
         pending: &Pending,
         code: u64,
     ) -> Result<(), String> {
-        if !pending.errors.contains(&code) {
+        let no_memory = code == 100 && scene.plan.sheds();
+        if !pending.errors.contains(&code) && !no_memory {
             return Err(format!("{pending:?} failed"));
         }
         match &pending.what {
             What::Connect(_) => self.fail_to_connect(scene),
+            What::Subscribe(channel, _) if code == 100 => {
+                let asks = self.asks_for(channel);
+                let known = self.channels.entry(channel.clone()).or_default();
+                known.wanted = known.open.is_some() || asks && known.wanted;
+            }
             What::Subscribe(channel, ask) if code == 112 => {
                 let namespace = scene.plan.namespace(channel);
                 if !ask.request.recover && !namespace.auto_cache_recover {
@@ -402,7 +411,7 @@ impl Client {
                 bytes_each: scene.plan.publication_bytes_max(),
                 latest,
             };
-            if scene.history.must_recover(&wanted) {
+            if !scene.plan.sheds() && scene.history.must_recover(&wanted) {
                 return Err(format!("{channel}: not recovered: {wanted:?}"));
             }
         }
@@ -536,6 +545,7 @@ impl Client {
         let ttl_ms = namespace.history_ttl_ms;
         if count < asked.min(limit)
             && !cut
+            && !scene.plan.sheds()
             && !scene.history.may_be_dropped(channel, epoch, (first, top), ttl_ms)
         {
             return Err(format!("only {count} of {asked}, at most {limit}"));
