@@ -821,10 +821,51 @@ fn a_signal_ends_it_early_with_what_there_is() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let (code, result) = result(&child.wait_with_output().unwrap());
-    assert_eq!(code, 0);
+    assert_eq!(code, 130);
+    assert_eq!(result["interrupted"], true);
     let sent = result["messages"]["sent"].as_u64().unwrap();
     assert!(sent >= 100);
     assert_messages(&result, all_fine(sent, sent));
+}
+
+#[test]
+fn a_signal_before_all_are_open_ends_it_with_the_figures_so_far() {
+    let server = echo_server();
+    let args = format!("echo --url {} --connections 1000 --connect-rate 20", server.url("/echo"));
+    let child = start(&args).spawn().unwrap();
+    while server.peers.lock().unwrap().len() < 5 {
+        thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (code, result) = result(&output);
+    assert_eq!((code, &result["interrupted"]), (130, &Value::Bool(true)));
+    let opened = result["connections"]["opened"].as_u64().unwrap();
+    assert!((5..1000).contains(&opened), "{opened}");
+    // What was to come is not what went wrong.
+    assert_eq!((&result["messages"]["sent"], &result["server"]), (&0.into(), &Value::Null));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("INTERRUPTED") && !said.contains("FAILED"), "{said}");
+}
+
+#[test]
+fn the_report_names_what_was_used() {
+    let server = echo_server();
+    let url = server.url("/echo");
+    let http = url.replace("ws://", "http://");
+    let (code, result) =
+        load(&format!("echo --url {http} --connections 2 --size 1 --rate 20 --duration 500ms"));
+    assert_eq!(code, 0);
+    assert_eq!(result["url"], url);
+    assert_eq!(
+        (&result["transport"], &result["interrupted"]),
+        (&"websocket".into(), &false.into())
+    );
+    assert_eq!(result["rate"]["asked"], 20.0);
+    // No payload is shorter than what the checks need.
+    assert!(result["payload_bytes"].as_u64().unwrap() > 50, "{result}");
+    assert_eq!(result["server"], Value::Null);
 }
 
 /// Accepts, upgrades and holds connections, one thread for all.

@@ -77,7 +77,8 @@ pub enum Threads {
 /// and latency is measured from the intended send time, so a server that stalls can't hide it.
 ///
 /// Exits with 0 when all went well, 1 when a connection or a message that should have arrived was
-/// lost, and 2 for a command line that makes no sense.
+/// lost, 2 for a command line that makes no sense, and 130 when a signal (Ctrl-C) ended it early: the
+/// figures so far are printed all the same.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "roost-load", version)]
 pub struct Flags {

@@ -56,6 +56,9 @@ pub const EXIT_LOST: u8 = 1;
 /// The exit code for a command line that makes no sense.
 pub const EXIT_USAGE: u8 = 2;
 
+/// The exit code when a signal ended the run early: that of a shell for Ctrl-C.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
 /// Runs what the flags say, and prints the result: with `--json` one JSON object as the last line
 /// of standard output and the summary on standard error, else the summary on standard output.
 /// Setting `stop` ends it early with what there is. Returns the exit code.
@@ -87,5 +90,9 @@ pub fn main(flags: Flags, stop: Arc<AtomicBool>) -> u8 {
     } else {
         write!(std::io::stdout(), "{report}")
     };
-    if printed.is_err() || !report.problems().is_empty() { EXIT_LOST } else { EXIT_GOOD }
+    match printed.is_err() || !report.problems().is_empty() {
+        _ if report.interrupted => EXIT_INTERRUPTED,
+        true => EXIT_LOST,
+        false => EXIT_GOOD,
+    }
 }

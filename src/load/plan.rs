@@ -1,6 +1,7 @@
 //! What the flags come to: checked, with defaults filled in, spread over threads.
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
+use super::payload::{PayloadWriter, Stamp};
 use super::window::{WINDOW_MAX, Window};
 use crate::base::form::Transport;
 use clap::ValueEnum;
@@ -64,7 +65,6 @@ pub(crate) struct Api {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
-    pub(crate) url: String,
     pub(crate) target: Target,
     pub(crate) transport: Transport,
     /// WebSockets are asked to be compressed.
@@ -141,7 +141,6 @@ impl Plan {
         };
         Ok(Self {
             scenario: flags.scenario,
-            url: flags.url,
             target,
             transport: flags.transport,
             compression: flags.compression,
@@ -175,6 +174,28 @@ impl Plan {
             rss_from: flags.rss_from,
             run,
         })
+    }
+
+    /// The URL that connections are made to: `--url`, with the path of the transport.
+    pub(crate) fn used_url(&self) -> String {
+        let scheme = if self.transport == Transport::WebSocket { "ws" } else { "http" };
+        let Target { host, path, .. } = &self.target;
+        format!("{scheme}://{host}{path}")
+    }
+
+    /// Bytes of the payload of message number `sequence`: those asked for, or as many as the checks need.
+    pub(crate) fn written_bytes(&self, sequence: u64) -> usize {
+        let now_ns = u64::try_from(self.duration.as_nanos()).unwrap_or(u64::MAX);
+        let stamp = Stamp {
+            run: self.run,
+            channel: 0,
+            sequence: u32::try_from(sequence).unwrap_or(u32::MAX),
+            intended_ns: now_ns,
+            actual_ns: now_ns,
+        };
+        let mut payload = Vec::new();
+        PayloadWriter::new(self.payload_bytes).write(&stamp, &mut payload);
+        payload.len()
     }
 
     /// The share of thread `index`, as even as it goes; they follow each other without a gap.

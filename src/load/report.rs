@@ -10,11 +10,16 @@ use std::fmt;
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) scenario: &'static str,
+    /// Where the connections were made to.
     pub(crate) url: String,
+    /// A signal ended the run early: the figures are those so far.
+    pub(crate) interrupted: bool,
     pub(crate) connections: Connections,
     /// Connections opened per second.
     pub(crate) connect_rate: f64,
     pub(crate) messages: Messages,
+    /// Of a message's payload as it was written; null when none was.
+    pub(crate) payload_bytes: Option<usize>,
     pub(crate) rate: Rate,
     /// What the connections are, and whether they are compressed.
     pub(crate) transport: &'static str,
@@ -67,6 +72,8 @@ pub(crate) struct Messages {
 
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Rate {
+    /// Of the schedule; null when the next message waits for others to come back.
+    pub(crate) asked: Option<f64>,
     pub(crate) sent: f64,
     pub(crate) received: f64,
 }
@@ -116,15 +123,15 @@ pub(crate) struct Client {
 
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Server {
-    /// At the end.
-    pub(crate) rss_bytes: u64,
+    /// At the end; null if it was gone.
+    pub(crate) rss_bytes: Option<u64>,
     /// From before the first connection to when all were open and held.
     pub(crate) rss_bytes_per_connection: Option<f64>,
     /// Slab growth of this host in the same time over sockets, both ends; null if the server is
     /// elsewhere.
     pub(crate) kernel_bytes_per_connection: Option<f64>,
-    /// From before the first connection to the end.
-    pub(crate) cpu_s: f64,
+    /// From before the first connection to the end; null if it was gone.
+    pub(crate) cpu_s: Option<f64>,
     /// While connections were only held; null if they were not, for a second at least.
     pub(crate) idle_cpu_s_per_min: Option<f64>,
     /// Processor time while messages were sent and arrived, seconds.
@@ -148,6 +155,63 @@ pub(crate) struct Storm {
     pub(crate) back: u64,
     /// From the drop until the last one was back.
     pub(crate) back_s: f64,
+}
+
+impl Server {
+    /// What could be told of it, on one line; nothing otherwise.
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        parts.extend(self.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6)));
+        parts.extend(self.cpu_s.map(|cpu_s| format!("{cpu_s:.2} CPU s")));
+        let per_connection = [
+            ("", self.rss_bytes_per_connection),
+            ("kernel ", self.kernel_bytes_per_connection),
+            ("slope ", self.slope.map(|slope| slope.bytes_per_connection)),
+        ];
+        // Memory that shrank meanwhile says nothing of connections.
+        let told = per_connection.into_iter().filter_map(|(name, bytes)| {
+            let bytes = bytes.filter(|bytes| *bytes > 0.0)?;
+            Some(format!("{name}{bytes:.0} B/connection"))
+        });
+        parts.extend(told);
+        match parts.is_empty() {
+            true => Ok(()),
+            false => writeln!(f, "  server       {}", parts.join(", ")),
+        }
+    }
+}
+
+/// A time for people: in the unit that leaves one to three digits before the point.
+#[derive(Clone, Copy, Debug)]
+struct Time {
+    us: f64,
+}
+
+impl Time {
+    fn us(us: u64) -> Self {
+        Self { us: us as f64 }
+    }
+
+    fn s(s: f64) -> Self {
+        Self { us: s * 1e6 }
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value, unit) = match self.us {
+            us if us < 999.5 => return write!(f, "{us:.0} us"),
+            us if us < 999_500.0 => (us / 1e3, "ms"),
+            us if us < 120e6 => (us / 1e6, "s"),
+            us => (us / 60e6, "min"),
+        };
+        let decimals = match value {
+            value if value < 9.995 => 2,
+            value if value < 99.95 => 1,
+            _ => 0,
+        };
+        write!(f, "{value:.decimals$} {unit}")
+    }
 }
 
 /// To three decimals: enough for every figure here, and readable.
@@ -191,6 +255,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { connections, messages, rate, client, .. } = self;
         writeln!(f, "{} {}", self.scenario, self.url)?;
+        if self.interrupted {
+            writeln!(f, "  INTERRUPTED: the figures are those so far")?;
+        }
+        let compressed = if self.compression { ", compressed" } else { "" };
+        writeln!(f, "  transport    {}{compressed}", self.transport)?;
         writeln!(
             f,
             "  connections  {} of {} opened ({:.0}/s), {} failed, {} dropped",
@@ -202,7 +271,11 @@ impl fmt::Display for Report {
         )?;
         if let Some(storm) = &self.storm {
             let Storm { dropped, back, back_s } = storm;
-            writeln!(f, "  storm        {dropped} dropped, {back} back after {back_s:.3} s")?;
+            writeln!(
+                f,
+                "  storm        {dropped} dropped, {back} back after {}",
+                Time::s(*back_s)
+            )?;
         }
         if messages.sent > 0 {
             writeln!(
@@ -218,6 +291,12 @@ impl fmt::Display for Report {
                 messages.out_of_order
             )?;
         }
+        if let Some(bytes) = self.payload_bytes {
+            match rate.asked {
+                Some(asked) => writeln!(f, "  payload      {bytes} B, {asked}/s asked for")?,
+                None => writeln!(f, "  payload      {bytes} B, as fast as they come back")?,
+            }
+        }
         if messages.received > 0 {
             let each = self.bytes.received as f64 / messages.received as f64;
             let received = self.bytes.received as f64 / 1e6;
@@ -227,24 +306,17 @@ impl fmt::Display for Report {
             [("latency", &self.latency_us), ("latency raw", &self.latency_raw_us)]
         {
             if let Summary { p50: Some(p50), p99: Some(p99), max: Some(max), .. } = summary {
-                writeln!(f, "  {name:<12} p50 {p50} us, p99 {p99} us, max {max} us")?;
+                let [p50, p99, max] = [*p50, *p99, *max].map(Time::us);
+                writeln!(f, "  {name:<12} p50 {p50}, p99 {p99}, max {max}")?;
             }
+        }
+        if self.duration_s > 0.0 {
+            writeln!(f, "  duration     {}", Time::s(self.duration_s))?;
         }
         let mb = |bytes: u64| bytes as f64 / 1e6;
         writeln!(f, "  this client  {:.1} MB, {:.2} CPU s", mb(client.rss_bytes), client.cpu_s)?;
         if let Some(server) = &self.server {
-            write!(f, "  server       {:.1} MB, {:.2} CPU s", mb(server.rss_bytes), server.cpu_s)?;
-            let per_connection = [
-                ("", server.rss_bytes_per_connection),
-                ("kernel ", server.kernel_bytes_per_connection),
-                ("slope ", server.slope.map(|slope| slope.bytes_per_connection)),
-            ];
-            for (name, bytes) in per_connection {
-                if let Some(bytes) = bytes {
-                    write!(f, ", {name}{bytes:.0} B/connection")?;
-                }
-            }
-            writeln!(f)?;
+            server.write(f)?;
         }
         for (reason, count) in &self.reasons {
             writeln!(f, "  {count} x {reason}")?;
@@ -302,6 +374,9 @@ mod tests {
             "/latency_us/mean",
             "/latency_raw_us/p999",
             "/duration_s",
+            "/interrupted",
+            "/payload_bytes",
+            "/rate/asked",
             "/client/rss_bytes",
             "/client/cpu_s",
             "/server",
@@ -324,6 +399,56 @@ mod tests {
         let summary = Summary::of(&latency);
         assert_eq!(summary.p50, Some(20));
         assert_eq!(summary.p999, summary.max);
+    }
+
+    #[test]
+    fn times_have_units_for_people() {
+        for (us, text) in [
+            (0, "0 us"),
+            (999, "999 us"),
+            (1_000, "1.00 ms"),
+            (12_345, "12.3 ms"),
+            (123_456, "123 ms"),
+            (999_499, "999 ms"),
+            (1_234_567, "1.23 s"),
+            (59_900_000, "59.9 s"),
+            (300_000_000, "5.00 min"),
+        ] {
+            assert_eq!(Time::us(us).to_string(), text);
+        }
+        assert_eq!(Time::s(0.0125).to_string(), "12.5 ms");
+    }
+
+    #[test]
+    fn the_text_says_what_was_used_and_only_what_could_be_told() {
+        let mut report = Report {
+            scenario: "broadcast",
+            url: "http://h:1/connection/sse".to_owned(),
+            transport: "sse",
+            server: Some(Server::default()),
+            ..Report::default()
+        };
+        let text = report.to_string();
+        assert!(text.starts_with("broadcast http://h:1/connection/sse\n"), "{text}");
+        assert!(text.contains("transport    sse\n"), "{text}");
+        for word in ["server", "payload", "INTERRUPTED", "latency", "B/connection"] {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
+        report.interrupted = true;
+        report.payload_bytes = Some(128);
+        report.rate.asked = Some(10.0);
+        report.latency_us = Summary {
+            p50: Some(900),
+            p99: Some(1_500),
+            max: Some(2_000_000),
+            ..Summary::default()
+        };
+        report.server = Some(Server { rss_bytes: Some(5_000_000), ..Server::default() });
+        let text = report.to_string();
+        assert!(text.contains("INTERRUPTED: the figures are those so far"), "{text}");
+        assert!(text.contains("payload      128 B, 10/s asked for"), "{text}");
+        assert!(text.contains("p50 900 us, p99 1.50 ms, max 2.00 s"), "{text}");
+        assert!(text.contains("server       5.0 MB\n"), "{text}");
     }
 
     #[test]

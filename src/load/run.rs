@@ -8,7 +8,7 @@ use super::figures::{self, Busy, Latency, Live, Reasons, Sum};
 use super::flags::Scenario;
 use super::host::{self, Usage};
 use super::plan::Plan;
-use super::progress::Progress;
+use super::progress::{Progress, Standing};
 use super::publisher;
 use super::report::{self, Report, Summary, round};
 use super::worker::{Order, WAKER, Worker};
@@ -77,7 +77,10 @@ pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Report, String> {
     let mut coordinator = Coordinator {
         report: Report {
             scenario: plan.scenario.name(),
-            url: plan.url.clone(),
+            url: plan.used_url(),
+            transport: plan.transport.name(),
+            compression: plan.compression,
+            rate: report::Rate { asked: plan.rate, ..report::Rate::default() },
             connections: report::Connections {
                 asked: plan.connections,
                 ..report::Connections::default()
@@ -97,6 +100,7 @@ pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Report, String> {
     let led = coordinator.lead();
     coordinator.progress.finish();
     led?;
+    coordinator.report.interrupted = coordinator.is_interrupted();
     coordinator.finish()
 }
 
@@ -143,12 +147,24 @@ impl Coordinator {
         if let (Some(pid), None) = (self.plan.pid, self.baseline.server) {
             return Err(format!("--pid {pid}: no such process"));
         }
+        let address = self.plan.target.address.ip();
+        if let Some(pid) = self.plan.pid.filter(|_| !host::is_local(address)) {
+            return Err(format!(
+                "--pid {pid}: the server at {address} is no process of this machine"
+            ));
+        }
         self.open()?;
+        if self.is_interrupted() {
+            return Ok(());
+        }
         if self.sum().open == 0 {
             self.trouble("no connection was opened");
             return Ok(());
         }
         self.hold_open()?;
+        if self.is_interrupted() {
+            return Ok(());
+        }
         self.measure_memory();
         let plan = Arc::clone(&self.plan);
         match plan.scenario {
@@ -156,7 +172,7 @@ impl Coordinator {
             Scenario::Storm => self.storm()?,
             Scenario::Idle | Scenario::Broadcast | Scenario::Channels => {}
         }
-        if plan.publish > 0 {
+        if plan.publish > 0 && !self.is_interrupted() {
             self.publish()?;
             let until = self.origin.elapsed() + plan.hold;
             self.wait_until("holding", until)?;
@@ -209,8 +225,9 @@ impl Coordinator {
         report.connections.dropped = sum.dropped;
         report.messages.received = sum.received;
         report.messages.duplicated = sum.duplicated;
-        report.transport = self.plan.transport.name();
-        report.compression = self.plan.compression;
+        if report.messages.sent > 0 {
+            report.payload_bytes = Some(self.plan.written_bytes(report.messages.sent));
+        }
         report.bytes.sent = sum.bytes_sent;
         report.bytes.received = sum.bytes_received;
         let each = sum.bytes_received as f64 / sum.received as f64;
@@ -220,13 +237,16 @@ impl Coordinator {
         report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
         report.client = report::Client { rss_bytes: own.rss_bytes, cpu_s: round(own.cpu_s) };
         if let (Some(server), Some(usage)) = (&mut report.server, usage) {
-            server.rss_bytes = usage.rss_bytes;
-            server.cpu_s = round(usage.cpu_s - self.baseline.server.unwrap_or_default().cpu_s);
-        }
-        if sum.opened + sum.failed < u64::from(self.plan.connections) && sum.opened > 0 {
-            report.troubles.push("interrupted before all connections were open".to_owned());
+            server.rss_bytes = Some(usage.rss_bytes);
+            let before = self.baseline.server.unwrap_or_default().cpu_s;
+            server.cpu_s = Some(round(usage.cpu_s - before));
         }
         Ok(self.report)
+    }
+
+    /// The user wants it to end.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.stop.load(Relaxed)
     }
 
     pub(super) fn trouble(&mut self, text: &str) {
@@ -294,8 +314,9 @@ impl Coordinator {
             if done(&sum) {
                 return Ok(true);
             }
-            self.progress.show(phase, &sum, published);
             let left = until.map(|until| until.saturating_sub(self.origin.elapsed()));
+            let asked = self.plan.connections;
+            self.progress.show(Standing { phase, left, asked, sum: &sum, published });
             if left.is_some_and(|left| left.is_zero()) || self.stop.load(Relaxed) {
                 return Ok(false);
             }

@@ -76,7 +76,7 @@ impl Coordinator {
         if plan.pings > 0 {
             let until = began + PING_ROUND_MAX * u32::from(plan.pings);
             let all = |sum: &Sum| sum.pinged >= sum.open;
-            if !self.wait("waiting for pings", Some(until), all)? {
+            if !self.wait("waiting for pings", Some(until), all)? && !self.is_interrupted() {
                 let sum = self.sum();
                 let missing = sum.open.saturating_sub(sum.pinged);
                 self.trouble(&format!(
