@@ -6,16 +6,22 @@ use super::flags::CheckArgs;
 use super::{refuse, say, warn};
 use crate::config::{self, PrintFormat};
 
-/// Says what is wrong with a file; exit code 2 when it can't be used.
+/// Says what is wrong with a file, and in its last line how much; exit code 2 when it can't be used.
 pub(super) fn check(arguments: &CheckArgs) -> ExitCode {
-    match config::check(&arguments.file, arguments.strict) {
+    let (exit, verdict, errors, warnings) = match config::check(&arguments.file, arguments.strict) {
         Ok(warnings) => {
             warn(&warnings);
-            say(&format!("{}: good\n", arguments.file.display()));
-            ExitCode::SUCCESS
+            (ExitCode::SUCCESS, "good", 0, warnings.len())
         }
-        Err(fault) => refuse(&fault),
-    }
+        Err(fault) => (refuse(&fault), "not usable", fault.problems.len(), fault.warnings.len()),
+    };
+    let (errors, warnings) = (counted(errors, "error"), counted(warnings, "warning"));
+    say(&format!("{}: {verdict}: {errors}, {warnings}\n", arguments.file.display()));
+    exit
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Prints all options.

@@ -19,11 +19,16 @@ use crate::config::value::Kind;
     name = "roost",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Without a command: a development node, the same as `roost serve --dev`. It \
-                  listens on 127.0.0.1 only, and everybody there may connect, subscribe and publish."
+    after_help = "Without a command, a configuration file and keys: a development node, the same as \
+                  `roost serve --dev`. It listens on 127.0.0.1 only, and everybody there may connect, \
+                  subscribe and publish. With a file (-c, ROOST_CONFIG) or a key (of tokens, the API or \
+                  the admin page, by flag or variable): the same as `roost serve`."
 )]
 pub(super) struct Cli {
-    /// Options of the development node.
+    /// A development node, also with a configuration file or keys.
+    #[arg(long)]
+    pub dev: bool,
+    /// Options of the node.
     #[command(flatten)]
     pub options: OptionArgs,
     /// What to do.
@@ -312,7 +317,8 @@ mod tests {
     #[test]
     fn without_a_command() {
         let cli = parse("roost").unwrap();
-        assert!(cli.command.is_none() && cli.options.set.is_empty());
+        assert!(cli.command.is_none() && cli.options.set.is_empty() && !cli.dev);
+        assert!(parse("roost --dev -c f.toml").unwrap().dev);
         let cli = parse("roost --http_server.port 1").unwrap();
         assert_eq!(cli.options.set, [("http_server.port", "1".to_owned())]);
         assert!(parse("roost serve --dev").is_ok());

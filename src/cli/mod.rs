@@ -50,8 +50,8 @@ pub fn run(commands: Commands) -> ExitCode {
 
 fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) -> ExitCode {
     let (options, dev) = match cli.command {
-        None => (cli.options, true),
-        Some(Command::Serve(serve)) => (serve.options, serve.dev),
+        None => (cli.options, cli.dev.then_some(true)),
+        Some(Command::Serve(serve)) => (serve.options, Some(serve.dev)),
         Some(Command::Token(arguments)) => return token::run(&arguments, environment),
         Some(Command::Config(ConfigCommand::Check(arguments))) => return check::check(&arguments),
         Some(Command::Config(ConfigCommand::Default { format })) => return check::defaults(format),
@@ -63,7 +63,11 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
             return ExitCode::SUCCESS;
         }
     };
-    let sources = Sources { file: options.config, environment, flags: options.set, dev };
+    let sources = Sources { file: options.config, environment, flags: options.set, dev: false };
+    // A line such as `roost -c production.json` means that file, and nobody who wrote it wants a node that
+    // is open to everybody.
+    let dev = dev.unwrap_or_else(|| !config::is_configured(&sources));
+    let sources = Sources { dev, ..sources };
     match config::load(&sources) {
         Ok(loaded) => {
             warn(&loaded.warnings);

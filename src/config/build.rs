@@ -880,7 +880,7 @@ impl Scope {
         Some(self.text(path)).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
-    fn list(&self, path: &str) -> Vec<String> {
+    pub(super) fn list(&self, path: &str) -> Vec<String> {
         match self.value(path) {
             Value::List(items) => items,
             other => unreachable!("{path} is {other:?}"),

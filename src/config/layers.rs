@@ -59,7 +59,19 @@ pub(super) struct Report {
     /// Options that nobody knows.
     pub unknown: Vec<String>,
     pub warnings: Vec<String>,
+    /// What can be used and is hardly meant.
+    pub advice: Vec<String>,
 }
+
+impl Setting {
+    /// The development node's own.
+    pub(super) fn is_preset(&self) -> bool {
+        self.origin == PRESET
+    }
+}
+
+/// Where the options of the development preset come from.
+const PRESET: &str = "development preset";
 
 impl Report {
     /// The warnings, unknown options first.
@@ -67,10 +79,11 @@ impl Report {
     /// # Errors
     /// When anything is wrong; `strict` makes unknown options wrong.
     pub(super) fn close(self, strict: bool) -> Result<Vec<String>, ConfigError> {
-        let Self { errors: mut problems, unknown, warnings: others } = self;
+        let Self { errors: mut problems, unknown, warnings: others, advice } = self;
         let mut warnings = Vec::new();
         if strict { &mut problems } else { &mut warnings }.extend(unknown);
         warnings.extend(others);
+        warnings.extend(advice);
         if problems.is_empty() { Ok(warnings) } else { Err(ConfigError { problems, warnings }) }
     }
 }
@@ -245,7 +258,7 @@ impl Scope {
                 matches!(root.settings.get(other), Some(Setting { value: Value::Bool(true), .. }))
             };
             match row.class {
-                Class::Built | Class::Silent => {}
+                Class::Built | Class::Silent(_) => {}
                 Class::Harmless(why) => {
                     report.warnings.push(format!("{origin}: {full} = {shown}: {why}"));
                 }
@@ -324,7 +337,7 @@ impl Settings {
             }
             let (scope, path) = of_place.unwrap_or((&mut self.root, path));
             if let Some(row) = scope.row(path) {
-                scope.set_text(row, text, "development preset", report);
+                scope.set_text(row, text, PRESET, report);
             }
         }
     }

@@ -12,7 +12,9 @@
 //! Options fall in classes (`table::Class`): what is built; what is harmless and isn't, which
 //! warns; and what changes safety or delivery and isn't, which stops the start.
 
+mod advice;
 mod build;
+mod json;
 mod layers;
 mod names;
 mod print;
@@ -383,34 +385,87 @@ pub struct Sources {
 
 /// Reads, checks and builds.
 ///
-/// A file that isn't there is a warning, since all options can come from elsewhere and the defaults
-/// allow nothing.
-///
 /// # Errors
-/// Everything that is wrong.
+/// Everything that is wrong. A named file that isn't there, or has nothing in it, is: it may be in the
+/// middle of being replaced, and the defaults would take all that it grants from a running node.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut report = Report::default();
     let file = chosen_file(sources);
-    let text = file.as_ref().and_then(|(path, named)| match read(path) {
+    let text = file.as_ref().and_then(|(path, named)| match read_options(path) {
         Ok(text) => Some((path.clone(), text)),
-        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {
-            if *named {
-                let path = path.display();
-                report.warnings.push(format!("{path}: no such file; going on without"));
-            }
-            None
-        }
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound && !named => None,
         Err(fault) => {
-            report.errors.push(format!("{}: {fault}", path.display()));
+            report.errors.push(unreadable(path, &fault));
             None
         }
     });
     let name = text.as_ref().map(|(path, _)| path.display().to_string());
     let text = name.as_deref().zip(text.as_ref().map(|(_, text)| text.as_str()));
     let config = resolve(text, sources, &mut report);
+    if sources.dev {
+        report.advice.extend(warn_of_development(sources, name.as_deref()));
+    }
     let warnings = report.close(false)?;
     Ok(Loaded { config, warnings, origin: name.map(PathBuf::from) })
 }
+
+/// A development node is what nobody means who has written a configuration.
+fn warn_of_development(sources: &Sources, file: Option<&str>) -> Option<String> {
+    let open =
+        "anonymous clients may connect, subscribe and publish unless the options say otherwise";
+    if let Some(file) = file {
+        return Some(format!(
+            "THIS IS A DEVELOPMENT NODE, with the options of {file}: {open}; without --dev it is a node \
+             by that file alone"
+        ));
+    }
+    if is_configured(sources) {
+        return Some(format!(
+            "THIS IS A DEVELOPMENT NODE, although keys are configured: {open}; without --dev it is a \
+             node by its options alone"
+        ));
+    }
+    Path::new(DEFAULT_FILE).exists().then(|| {
+        format!("{DEFAULT_FILE} is here, and a development node doesn't read it: roost -c {DEFAULT_FILE}")
+    })
+}
+
+/// Whether somebody has configured a node: a file is named, or a key is set by variables or flags. Without
+/// that, `roost` alone is a development node.
+pub fn is_configured(sources: &Sources) -> bool {
+    let named =
+        sources.environment.iter().any(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty());
+    if named || sources.file.is_some() {
+        return true;
+    }
+    let mut settings = Settings::new();
+    // What is wrong with them is said when they are loaded.
+    let mut report = Report::default();
+    settings.environment(&sources.environment, &mut report);
+    settings.flags(&sources.flags, &mut report);
+    KEYS.iter()
+        .any(|key| settings.root.setting(key).is_some_and(|setting| !setting.value.is_nothing()))
+}
+
+/// Options that only a node for others has.
+const KEYS: &[&str] = &[
+    "admin.password",
+    "admin.secret",
+    "client.subscription_token.ecdsa_public_key",
+    "client.subscription_token.hmac_previous_secret_key",
+    "client.subscription_token.hmac_secret_key",
+    "client.subscription_token.jwks_public_endpoint",
+    "client.subscription_token.rsa_public_key",
+    "client.token.ecdsa_public_key",
+    "client.token.hmac_previous_secret_key",
+    "client.token.hmac_secret_key",
+    "client.token.jwks_public_endpoint",
+    "client.token.rsa_public_key",
+    "http_api.key",
+];
+
+/// Names a configuration file.
+const CONFIG_VARIABLE: &str = "ROOST_CONFIG";
 
 /// Checks a file by itself, without environment and flags. Returns the warnings.
 ///
@@ -418,8 +473,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 /// Everything that is wrong, and with `strict` options that nobody knows, too.
 pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
     let name = file.display().to_string();
-    let text = read(file).map_err(|fault| ConfigError {
-        problems: vec![format!("{name}: {fault}")],
+    let text = read_options(file).map_err(|fault| ConfigError {
+        problems: vec![unreadable(file, &fault)],
         warnings: Vec::new(),
     })?;
     let mut report = Report::default();
@@ -440,6 +495,7 @@ fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -
     settings.flags(&sources.flags, report);
     settings.judge(report);
     let config = build::build(&settings, report);
+    report.advice.extend(advice::advice(&settings, &config));
     if let Some(Admin { password: None, insecure: false, .. }) = &config.web.admin
         && !sources.dev
     {
@@ -461,11 +517,29 @@ fn chosen_file(sources: &Sources) -> Option<(PathBuf, bool)> {
     if let Some(path) = &sources.file {
         return Some((path.clone(), true));
     }
-    let named = sources.environment.iter().find(|(name, _)| name == "ROOST_CONFIG");
+    let named = sources.environment.iter().find(|(name, _)| name == CONFIG_VARIABLE);
     match named {
         Some((_, path)) if !path.is_empty() => Some((PathBuf::from(path), true)),
         _ if sources.dev => None,
         _ => Some((PathBuf::from(DEFAULT_FILE), false)),
+    }
+}
+
+/// The text of a configuration file.
+fn read_options(path: &Path) -> std::io::Result<String> {
+    let text = read(path)?;
+    match text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty() {
+        true => Err(std::io::Error::other("the file is empty")),
+        false => Ok(text),
+    }
+}
+
+fn unreadable(path: &Path, fault: &std::io::Error) -> String {
+    let path = path.display();
+    match fault.kind() {
+        std::io::ErrorKind::NotFound => format!("{path}: no such file"),
+        std::io::ErrorKind::IsADirectory => format!("{path}: a folder, expected a file"),
+        _ => format!("{path}: {fault}"),
     }
 }
 

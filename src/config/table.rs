@@ -45,9 +45,15 @@ pub(crate) struct Place {
 pub(crate) enum Class {
     /// What it says.
     Built,
-    /// Nothing, since it has a meaning only beside an option that isn't built, or none here.
-    Silent,
-    /// Warns: neither safety nor delivery change without it.
+    /// Nothing, since it has a meaning only beside an option that is refused, or none here. The text is the
+    /// argument for that.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for readers, and the test that wants an argument")
+    )]
+    Silent(&'static str),
+    /// Warns: neither safety nor delivery change without it. The text is the argument for that, and the
+    /// warning.
     Harmless(&'static str),
     /// Stops: without it the node would be less safe or lose what its owner asked for.
     Refused(&'static str),
@@ -68,15 +74,21 @@ const RESPONSES: &str = "a list of {code, to = {status_code, body}}";
 const DISCONNECTS: &str = "a list of {code, to = {code, reason}}";
 const PORT: Kind = Integer(0, 65_535);
 
-const API: &str = "the server API isn't built yet, nothing answers there";
 const TLS: &str = "TLS isn't built yet; end it in front of roost";
 const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
-const GRPC: &str = "proxies over gRPC aren't built yet";
+const GRPC: &str = "means something beside a grpc:// endpoint only, which is refused";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "this transport isn't built yet";
 const BROKER: &str = "only the memory broker is built yet";
 const MAP: &str = "map subscriptions aren't built yet";
-const OBSERVED: &str = "this endpoint isn't built yet, nothing answers there";
+const GONE: &str = "nothing answers there but 404: it lets nobody in, and no message depends on it";
+
+// Arguments of rows that are accepted in silence.
+const SWITCHED_OFF: &str = "means something beside enabled = true only, which is refused";
+const STREAMS: &str =
+    "means something beside subscribe_stream_proxy_enabled only, which is refused";
+const TYPED: &str = "means something beside another subscription_type only, which is refused";
+const BROKER_OFF: &str = "means something beside another type than memory only, which is refused";
 
 const fn opt(
     path: &'static str,
@@ -103,13 +115,15 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port; empty: http_server.address."),
     opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics and health instead of the public one; empty: they are there."),
     other("http_server.tls.enabled", Bool, "false", Refused(TLS)),
-    other("http_server.tls", Any, "", Silent),
+    other("http_server.tls", Any, "", Silent(SWITCHED_OFF)),
     other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),
-    other("http_server.tls_autocert", Any, "", Silent),
-    other("http_server.tls_external", Bool, "false", Silent),
-    other("http_server.internal_tls", Any, "", Harmless("no internal endpoint is built yet")),
+    other("http_server.tls_autocert", Any, "", Silent(SWITCHED_OFF)),
+    other("http_server.tls_external", Bool, "false", Silent("says which port http_server.tls is for, and that is refused")),
+    // The internal port would carry keys and the admin page in plain text.
+    other("http_server.internal_tls.enabled", Bool, "false", Refused(TLS)),
+    other("http_server.internal_tls", Any, "", Silent(SWITCHED_OFF)),
     other("http_server.http3.enabled", Bool, "false", Refused(TLS)),
-    other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1")),
+    other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1, over which every transport works")),
 
     opt("log.level", Choice(&["none", "trace", "debug", "info", "warn", "error"]), "\"info\"", Built, "Least severe messages to log."),
     opt("log.file", Text, "\"\"", Built, "File to log to; empty: standard error."),
@@ -179,7 +193,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("channel.user_separator", Text, "\",\"", Built, "Between these users."),
     opt("channel.history_meta_ttl", Duration, "\"720h\"", Built, "How long a channel's offset and epoch are kept after its last publication."),
     opt("channel.publication_data_format", FORMAT, "\"\"", Built, "What may be published: \"\" is all but nothing, json, json_object, binary."),
-    other("channel.proxy", Any, "", Silent),
+    other("channel.proxy", Any, "", Silent("its sections have tables of their own; the rest is of stream proxies, which are refused")),
 
     opt("websocket.disabled", Bool, "false", Built, "Switch the WebSocket endpoint off."),
     opt("websocket.handler_prefix", PATH, "\"/connection/websocket\"", Built, "Path of the endpoint."),
@@ -200,7 +214,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("rpc.ping.method", Text, "\"ping\"", Built, "Which method that is."),
 
     opt("node.name", Text, "\"\"", Built, "Name of this node; empty: one from host name and port."),
-    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent),
+    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent("figures are counted as they are asked for")),
 
     opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (those that it may use), \"auto\" (more where the descriptor limit asks for it) or a number."),
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "The driver: a system call for each read and write, or batches of them through io_uring; auto takes io_uring where the kernel has it."),
@@ -223,17 +237,17 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
     other("engine.type", Text, "\"memory\"", Refused(BROKER)),
-    other("engine", Any, "", Silent),
-    other("broker.enabled", Bool, "false", Silent),
+    other("engine", Any, "", Silent(BROKER_OFF)),
+    other("broker.enabled", Bool, "false", Silent(BROKER_OFF)),
     other("broker.type", Text, "\"memory\"", RefusedWith("broker.enabled", BROKER)),
-    other("broker", Any, "", Silent),
-    other("presence_manager.enabled", Bool, "false", Silent),
+    other("broker", Any, "", Silent(BROKER_OFF)),
+    other("presence_manager.enabled", Bool, "false", Silent(BROKER_OFF)),
     other("presence_manager.type", Text, "\"memory\"", RefusedWith("presence_manager.enabled", BROKER)),
-    other("presence_manager", Any, "", Silent),
-    other("map_broker.type", Text, "\"memory\"", Harmless(MAP)),
-    other("map_broker", Any, "", Silent),
+    other("presence_manager", Any, "", Silent(BROKER_OFF)),
+    other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions alone use it, and a namespace with some is refused")),
+    other("map_broker", Any, "", Silent(TYPED)),
     other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
-    other("controller", Any, "", Silent),
+    other("controller", Any, "", Silent(SWITCHED_OFF)),
 
 
     opt("http_stream.enabled", Bool, "false", Built, "Serve the client protocol over an endless response, for clients that can't have a WebSocket."),
@@ -253,8 +267,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("uni_websocket.join_push_messages", Bool, "false", Built, "Pushes share frames, one a line."),
     opt("uni_websocket.disable_closing_handshake", Bool, "false", Built, "No close frame says why a connection ends."),
     opt("uni_websocket.disable_disconnect_push", Bool, "false", Built, "No push says why a connection ends."),
-    other("uni_websocket.write_timeout", Duration, "\"1000ms\"", Harmless("websocket.write_timeout counts for all")),
-    other("uni_websocket.decompressed_message_size_limit", COUNT, "0", Silent),
+    other("uni_websocket.write_timeout", Duration, "\"1000ms\"", Harmless("websocket.write_timeout counts for all: how long a socket that takes nothing is kept")),
+    other("uni_websocket.decompressed_message_size_limit", COUNT, "0", Harmless("message_size_limit bounds the connect request, deflated or not")),
     other("uni_websocket.read_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
     other("uni_websocket.write_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
     other("uni_websocket.use_write_buffer_pool", Bool, "false", Harmless("connections own no buffers")),
@@ -273,10 +287,10 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("long_poll.max_request_body_size", SIZE, "65536", Built, "Bytes of a request's body at most."),
     opt("long_poll.timeout", Duration, "\"25s\"", Built, "How long a request waits for publications at most, 1s to 10m."),
     other("uni_grpc.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("uni_grpc.port", PORT, "11000", Silent),
-    other("uni_grpc", Any, "", Silent),
+    other("uni_grpc.port", PORT, "11000", Silent(SWITCHED_OFF)),
+    other("uni_grpc", Any, "", Silent(SWITCHED_OFF)),
     other("webtransport.enabled", Bool, "false", Refused(TRANSPORT)),
-    other("webtransport", Any, "", Silent),
+    other("webtransport", Any, "", Silent(SWITCHED_OFF)),
 
     opt("http_api.disabled", Bool, "false", Built, "Switch the server API off."),
     opt("http_api.handler_prefix", PATH, "\"/api\"", Built, "Where its paths begin."),
@@ -284,11 +298,11 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_api.error_mode", Choice(&["", "default", "transport"]), "\"\"", Built, "transport: errors are HTTP statuses, too."),
     opt("http_api.insecure", Bool, "false", Built, "No key is needed. For tests only."),
     opt("http_api.external", Bool, "false", Built, "On the public port although there is an internal one."),
-    // An API that is absent is no less safe than one that asks for a key, and who publishes
-    // through it is told: connection refused or 404, never a success.
-    other("grpc_api.enabled", Bool, "false", Harmless(API)),
-    other("grpc_api.port", PORT, "10000", Silent),
-    other("grpc_api", Any, "", Silent),
+    // An API that is absent is no less safe than one that asks for a key, and an application that calls it
+    // gets a refused connection, never a success.
+    other("grpc_api.enabled", Bool, "false", Harmless("nothing listens on grpc_api.port: applications call the server API over HTTP (http_api)")),
+    other("grpc_api.port", PORT, "10000", Silent("means something beside grpc_api.enabled only, which warns")),
+    other("grpc_api", Any, "", Silent("means something beside grpc_api.enabled only, which warns")),
     opt("admin.enabled", Bool, "false", Built, "Serve the admin page."),
     opt("admin.handler_prefix", Checked(is_prefix, "a path that begins with \"/\", or \"\""), "\"\"", Built, "Where its paths begin: the page is at this and \"/\"."),
     opt("admin.password", Text, "\"\"", Built, "What opens it."),
@@ -299,21 +313,21 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("admin.web_proxy_address", Text, "\"\"", Harmless("the page is part of the program")),
     opt("prometheus.enabled", Bool, "false", Built, "Serve metrics in Prometheus's text format."),
     opt("prometheus.handler_prefix", PATH, "\"/metrics\"", Built, "Path of them."),
-    other("prometheus", Any, "", Silent),
+    other("prometheus", Any, "", Silent("says which metrics there are beside ours; none lets anybody in or changes a delivery")),
     opt("health.enabled", Bool, "false", Built, "Say by status 200 or 503 whether this node can serve."),
     opt("health.handler_prefix", PATH, "\"/health\"", Built, "Path of that."),
-    other("swagger.enabled", Bool, "false", Harmless(OBSERVED)),
-    other("swagger", Any, "", Silent),
-    other("debug.enabled", Bool, "false", Harmless(OBSERVED)),
-    other("debug", Any, "", Silent),
+    other("swagger.enabled", Bool, "false", Harmless(GONE)),
+    other("swagger", Any, "", Silent("means something beside swagger.enabled only, which warns")),
+    other("debug.enabled", Bool, "false", Harmless(GONE)),
+    other("debug", Any, "", Silent("means something beside debug.enabled only, which warns")),
     opt("init.enabled", Bool, "false", Built, "Answer {} to a browser that warms up its connection."),
     opt("init.handler_prefix", PATH, "\"/connection/init\"", Built, "Path of that."),
-    other("opentelemetry", Any, "", Harmless("traces aren't built yet")),
-    other("graphite", Any, "", Harmless("metrics aren't built yet")),
-    other("usage_stats", Any, "", Silent),
+    other("opentelemetry", Any, "", Harmless("no traces are exported; metrics and the log are there")),
+    other("graphite", Any, "", Harmless("metrics are there for Prometheus (prometheus.enabled), and are not pushed to Graphite")),
+    other("usage_stats", Any, "", Silent("the node reports to nobody")),
     // What they would have published would be lost without a word.
     other("consumers", Any, "", Refused("consumers aren't built yet")),
-    other("shared_poll", Any, "", Silent),
+    other("shared_poll", Any, "", Silent(TYPED)),
 ];
 
 /// Options of a namespace and of `channel.without_namespace`.
@@ -356,11 +370,11 @@ static NAMESPACE: &[Opt] = &[
     opt("sub_refresh_proxy_enabled", Bool, "false", Built, "Ask the application about subscriptions that expire, instead of the client."),
     opt("sub_refresh_proxy_name", Text, "\"default\"", Built, "As above; default is channel.proxy.sub_refresh."),
     other("subscribe_stream_proxy_enabled", Bool, "false", Refused(STREAM)),
-    other("subscribe_stream_proxy_name", Text, "\"default\"", Silent),
-    other("subscribe_stream_proxy_bidirectional", Bool, "false", Silent),
+    other("subscribe_stream_proxy_name", Text, "\"default\"", Silent(STREAMS)),
+    other("subscribe_stream_proxy_bidirectional", Bool, "false", Silent(STREAMS)),
     other("subscription_type", Text, "\"stream\"", Refused("only subscriptions of the type stream are built yet")),
-    other("map", Any, "", Silent),
-    other("shared_poll", Any, "", Silent),
+    other("map", Any, "", Silent(TYPED)),
+    other("shared_poll", Any, "", Silent(TYPED)),
     other("map_clients_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     other("map_users_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     opt("roost.write_delay", Duration, "\"0s\"", Built, "Publications wait so long for others to go out with them, at most 1s."),
@@ -387,11 +401,11 @@ static PROXY: &[Opt] = &[
     opt("http.tls.cert_pem", Text, "\"\"", Built, "Certificate to show the application."),
     opt("http.tls.key_pem", Text, "\"\"", Built, "Its private key."),
     opt("http.tls.insecure_skip_verify", Bool, "false", Built, "Take any certificate of the application: anybody between here and there can read and answer its calls. For tests only."),
-    other("http.tls.client_ca_pem", Text, "\"\"", Silent),
+    other("http.tls.client_ca_pem", Text, "\"\"", Silent("servers check their clients by it, and a proxy is called as a client")),
     opt("roost.concurrency", Integer(1, 65_535), "256", Built, "Calls at a time; others wait."),
     opt("roost.breaker_failures", COUNT, "10", Built, "Failures of an endpoint within ten seconds, if they are half of its calls, after which it isn't asked for a while; 0: it always is. Timeouts, no connection, statuses of 5xx and answers not as agreed are failures, those of 4xx are not."),
     opt("roost.breaker_pause", Duration, "\"2s\"", Built, "How long it isn't asked before some calls try it."),
-    other("grpc_metadata", List, "[]", Silent),
+    other("grpc_metadata", List, "[]", Silent(GRPC)),
     other("grpc", Any, "", Harmless(GRPC)),
 ];
 
@@ -585,6 +599,64 @@ mod tests {
                     last = section;
                 }
             }
+        }
+    }
+
+    /// Areas of which nothing is built. A row of any other one may not say that something isn't.
+    const UNBUILT: &[&str] = &[
+        "broker",
+        "client.subscription_token.jwks",
+        "client.token.jwks",
+        "consumers",
+        "controller",
+        "engine",
+        "http_server.http3",
+        "http_server.internal_tls",
+        "http_server.tls",
+        "http_server.tls_autocert",
+        "map_clients_presence_channel_prefix",
+        "map_users_presence_channel_prefix",
+        "presence_manager",
+        "roost.takeover",
+        "subscribe_stream_proxy_enabled",
+        "subscription_type",
+        "uni_grpc",
+        "webtransport",
+    ];
+
+    #[test]
+    fn options_without_effect_are_argued_and_nothing_that_is_built_is_said_to_be_missing() {
+        let within = |path: &str, area: &str| {
+            path.strip_prefix(area).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let tables = [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE];
+        let rows = || tables.into_iter().flatten();
+        for row in rows() {
+            let path = row.path;
+            let (Silent(why) | Harmless(why) | Refused(why) | RefusedWith(_, why)) = row.class
+            else {
+                continue;
+            };
+            assert!(
+                why.split(' ').count() >= 3,
+                "{path} is accepted or refused without an argument"
+            );
+            let unbuilt = UNBUILT.iter().any(|area| within(path, area));
+            let says_so =
+                ["isn't built", "aren't built", "is built yet"].iter().any(|w| why.contains(w));
+            assert!(!says_so || unbuilt, "{path} is named unbuilt: {why}");
+            let accepted = matches!(row.class, Silent(_) | Harmless(_));
+            assert!(!accepted || !says_so, "{path} isn't built, and accepted: {why}");
+        }
+        for area in UNBUILT {
+            let mut own = rows().filter(|row| within(row.path, area)).peekable();
+            assert!(own.peek().is_some(), "{area} has no row");
+            assert!(own.all(|row| !row.is_built()), "{area} is built");
+        }
+        // A switch of what isn't there is refused or warns, never ignored.
+        for row in rows().filter(|row| row.path.ends_with("enabled") && !row.is_built()) {
+            let by_type = matches!(row.path, "broker.enabled" | "presence_manager.enabled");
+            assert!(by_type || !matches!(row.class, Silent(_)), "{} is silent", row.path);
         }
     }
 

@@ -524,7 +524,7 @@ fn all_wrong_values_are_named() {
 
     let pairs = [("ROOST_HTTP_SERVER_PORT", "x"), ("CENTRIFUGO_CLIENT", "{")];
     let report = full(None, &sources(&pairs, &[("client.insecure", "no")])).1;
-    assert!(report.errors[0].starts_with("CENTRIFUGO_CLIENT:1: "), "{:?}", report.errors);
+    assert!(report.errors[0].starts_with("CENTRIFUGO_CLIENT:1:2: "), "{:?}", report.errors);
     assert_eq!(
         report.errors[1..],
         [
@@ -1102,24 +1102,35 @@ fn files_on_disk() {
     let loaded = load(&named(&good)).unwrap();
     assert_eq!(loaded.config.http_server.port, 4);
     assert_eq!(loaded.origin.as_deref(), Some(good.as_path()));
-    assert_eq!(loaded.warnings.len(), 1);
+    // The unknown option, and that nobody can connect or publish.
+    assert_eq!(loaded.warnings.len(), 3, "{:?}", loaded.warnings);
     assert_eq!(load(&named(&bad)).unwrap_err().problems.len(), 2);
 
     let by_variable = sources(&[("ROOST_CONFIG", good.to_str().unwrap())], &[]);
     let by_variable = Sources { dev: true, ..by_variable };
     assert_eq!(load(&by_variable).unwrap().config.http_server.port, 4);
 
-    let missing = load(&named(&folder.join("none.toml"))).unwrap();
-    assert!(missing.warnings[0].ends_with("no such file; going on without"));
-    assert_eq!(missing.origin, None);
-    assert!(load(&named(&folder)).is_err());
+    let empty = folder.join("empty.toml");
+    std::fs::write(&empty, " \n").unwrap();
+    for (path, why) in [
+        (folder.join("none.toml"), "none.toml: no such file"),
+        (empty, "empty.toml: the file is empty"),
+        (folder.clone(), ": a folder, expected a file"),
+    ] {
+        for fault in [load(&named(&path)).unwrap_err(), check(&path, false).unwrap_err()] {
+            assert_eq!(fault.problems.len(), 1, "{fault}");
+            assert!(fault.problems[0].ends_with(why), "{fault}");
+        }
+        let by_variable = sources(&[("ROOST_CONFIG", path.to_str().unwrap())], &[]);
+        assert!(load(&by_variable).is_err(), "{path:?}");
+    }
 
-    assert_eq!(check(&good, false).unwrap().len(), 1);
+    assert_eq!(check(&good, false).unwrap().len(), 3);
     assert!(
         check(&good, true).unwrap_err().to_string().contains("unknown option http_server.none")
     );
     let error = check(&bad, false).unwrap_err();
-    assert_eq!((error.problems.len(), error.warnings.len()), (2, 1));
+    assert_eq!((error.problems.len(), error.warnings.len()), (2, 3));
     assert!(check(&folder.join("none.toml"), false).is_err());
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -1203,4 +1214,146 @@ fn keys_that_mean_nothing() {
         "[client.token]\njwks_public_endpoint = 'http://x'\nrsa_public_key = \"\"\"{pem}\"\"\""
     );
     assert!(warnings(&both)[0].starts_with("client.token.rsa_public_key: not used beside"));
+}
+
+#[test]
+fn a_node_is_configured_by_a_file_or_a_key() {
+    let file = Sources { file: Some("production.json".into()), ..Default::default() };
+    assert!(is_configured(&file));
+    for (variables, flags) in [
+        (&[("ROOST_CONFIG", "production.json")][..], &[][..]),
+        (&[("CENTRIFUGO_CLIENT_TOKEN_HMAC_SECRET_KEY", "x")], &[]),
+        (&[("ROOST_HTTP_API_KEY", "x")], &[]),
+        (&[("CENTRIFUGO_CLIENT", "{\"token\": {\"rsa_public_key\": \"x\"}}")], &[]),
+        (&[], &[("admin.password", "x")]),
+        (&[], &[("client.token.jwks_public_endpoint", "http://a/")]),
+    ] {
+        assert!(is_configured(&sources(variables, flags)), "{variables:?} {flags:?}");
+    }
+    for (variables, flags) in [
+        (&[][..], &[][..]),
+        (&[("ROOST_CONFIG", ""), ("ROOST_HTTP_API_KEY", ""), ("PATH", "/bin")], &[]),
+        (&[("ROOST_SHARDS", "2")], &[("http_server.port", "9000"), ("http_api.key", "")]),
+    ] {
+        assert!(!is_configured(&sources(variables, flags)), "{variables:?} {flags:?}");
+    }
+}
+
+#[test]
+fn a_development_node_with_a_configuration_warns() {
+    let folder = std::env::temp_dir().join(format!("roost-dev-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("production.toml");
+    std::fs::write(&file, "[http_server]\nport = 4\n").unwrap();
+    let warnings = |sources: Sources| load(&Sources { dev: true, ..sources }).unwrap().warnings;
+    let with_file = warnings(Sources { file: Some(file), ..Default::default() });
+    assert!(with_file[0].starts_with("THIS IS A DEVELOPMENT NODE"), "{with_file:?}");
+    assert!(with_file[0].contains("production.toml"), "{with_file:?}");
+    let with_key = warnings(sources(&[("ROOST_HTTP_API_KEY", "0123456789abcdef")], &[]));
+    assert!(with_key[0].contains("although keys are configured"), "{with_key:?}");
+    assert_eq!(warnings(Sources::default()), [""; 0]);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The advice on a file.
+fn advice(text: &str) -> Vec<String> {
+    let report = toml(text);
+    assert_eq!(report.errors, [""; 0]);
+    report.advice
+}
+
+/// A node that serves somebody, without weak secrets.
+const SERVES: &str = "http_api.key = '0123456789abcdef'\n\
+    client.token.hmac_secret_key = '0123456789abcdef0123456789abcdef'\n";
+
+#[test]
+fn weak_secrets_are_named_and_never_shown() {
+    assert_eq!(advice(SERVES), [""; 0]);
+    let serves = "client.allow_anonymous_connect_without_token = true\n\
+        channel.without_namespace.allow_publish_for_client = true\n";
+    for (option, weak, good, says) in [
+        ("client.token.hmac_secret_key", 31, 32, "31 bytes, expected at least 32"),
+        ("client.token.hmac_previous_secret_key", 1, 32, "1 byte, expected at least 32"),
+        ("client.subscription_token.hmac_secret_key", 1, 32, "1 byte, expected at least 32"),
+        ("http_api.key", 15, 16, "15 bytes, expected at least 16"),
+        ("admin.secret", 31, 32, "31 bytes, expected at least 32"),
+        ("admin.password", 7, 8, "7 characters, expected at least 8"),
+    ] {
+        let more = match option {
+            "admin.secret" => "admin.enabled = true\nadmin.password = 'open sesame'\n",
+            "admin.password" => "admin.enabled = true\n",
+            "client.subscription_token.hmac_secret_key" => {
+                "client.subscription_token.enabled = true\n"
+            }
+            _ => "",
+        };
+        let of =
+            |length: usize| advice(&format!("{serves}{more}{option} = '{}'", "q".repeat(length)));
+        let named = of(weak);
+        assert_eq!(named.len(), 1, "{option}: {named:?}");
+        assert!(named[0].contains(option) && named[0].contains(says), "{named:?}");
+        assert!(!named[0].contains("qq") && !named[0].contains("'q'"), "{named:?}");
+        assert_eq!(of(good), [""; 0], "{option}");
+    }
+    // Keys that nothing is signed with don't matter.
+    let unused = "client.subscription_token.hmac_secret_key = 'x'\nadmin.secret = 'x'\nadmin.password = 'x'\n";
+    assert_eq!(advice(&format!("{SERVES}{unused}")), [""; 0]);
+}
+
+#[test]
+fn origins_that_match_nothing_are_named() {
+    let named = advice(&format!(
+        "{SERVES}client.allowed_origins = ['https://a.example', 'https://b.example/', 'c.example']"
+    ));
+    assert_eq!(named.len(), 2, "{named:?}");
+    assert!(named[0].starts_with("c.toml:3: client.allowed_origins"), "{named:?}");
+    assert!(
+        named[0].contains("\"https://b.example/\" never matches: an origin has no path"),
+        "{named:?}"
+    );
+    assert!(named[1].contains("\"c.example\" never matches: it has no scheme"), "{named:?}");
+    let open = advice(&format!("{SERVES}client.allowed_origins = ['*']\nhttp_api.insecure = true"));
+    assert!(open[0].contains("every web page can call the server API"), "{open:?}");
+}
+
+#[test]
+fn a_node_that_serves_nobody_says_so() {
+    let (connect, publish) = ("no client can connect", "nobody can publish");
+    let said = |text: &str| {
+        let lines = advice(text);
+        (lines.iter().any(|l| l.starts_with(connect)), lines.iter().any(|l| l.starts_with(publish)))
+    };
+    assert_eq!(said(""), (true, true));
+    assert_eq!(said(SERVES), (false, false));
+    let key = "client.token.hmac_secret_key = '0123456789abcdef0123456789abcdef'\n";
+    assert_eq!(said(key), (false, true));
+    assert_eq!(said(&format!("{key}websocket.disabled = true")), (true, true));
+    assert_eq!(said(&format!("{key}websocket.disabled = true\nsse.enabled = true")), (false, true));
+    assert_eq!(said("client.insecure = true"), (false, false));
+    assert_eq!(said("client.user_id_http_header = 'X-User'"), (false, true));
+    assert_eq!(
+        said("client.proxy.connect = {enabled = true, endpoint = 'http://a/'}"),
+        (false, true)
+    );
+    assert_eq!(said(&format!("{key}http_api.insecure = true")), (false, false));
+    assert_eq!(said(&format!("{SERVES}http_api.disabled = true")), (false, true));
+    let namespace = "[[channel.namespaces]]\nname = 'chat'\nallow_publish_for_subscriber = true";
+    assert_eq!(said(&format!("{key}{namespace}")), (false, false));
+    assert_eq!(
+        said(&format!("{key}admin.enabled = true\nadmin.password = 'open sesame'")),
+        (false, false)
+    );
+}
+
+#[test]
+fn tls_for_the_internal_port_is_refused() {
+    let report =
+        toml("http_server.internal_port = '9000'\n[http_server.internal_tls]\nenabled = true\n");
+    assert!(
+        report.errors[0].starts_with("c.toml:3: http_server.internal_tls.enabled = true: TLS"),
+        "{:?}",
+        report.errors
+    );
+    let off = toml("[http_server.internal_tls]\nenabled = false\ncert_pem = 'x'\n");
+    assert_eq!((off.errors, off.unknown, off.warnings), (vec![], vec![], vec![]));
 }

@@ -1,7 +1,7 @@
 //! A configuration file as a tree with line numbers, whatever its format.
 //!
-//! TOML by `toml`, YAML by `serde-saphyr`, and JSON by it too: JSON is YAML, and this way has lines
-//! and refuses duplicate keys.
+//! TOML by `toml`, YAML by `serde-saphyr`, JSON by `serde_json` ([`super::json`]). Their faults are said in
+//! the words of a file, not of a library's options.
 
 use std::fmt;
 
@@ -58,21 +58,22 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Toml,
-    /// Also JSON.
     Yaml,
+    Json,
 }
 
 /// The tree of a file, its format from the extension of `name` or else from the text. A file
 /// without content is an empty map.
 ///
 /// # Errors
-/// `LINE: message`. Never a piece of the text, which may hold secrets.
+/// `LINE:COLUMN: message`. Never a piece of the text but keys, since values may be secrets.
 pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     let format = match extension.as_deref() {
         Some("toml") => Format::Toml,
-        Some("json" | "yaml" | "yml") => Format::Yaml,
-        _ if text.trim_start().starts_with('{') => Format::Yaml,
+        Some("json") => Format::Json,
+        Some("yaml" | "yml") => Format::Yaml,
+        _ if text.trim_start().starts_with('{') => Format::Json,
         _ if DeTable::parse(text).is_ok() => Format::Toml,
         _ => Format::Yaml,
     };
@@ -84,7 +85,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
 /// # Errors
 /// As [`parse`].
 pub(super) fn parse_json(text: &str) -> Result<Node, String> {
-    parse_as(Format::Yaml, text)
+    parse_as(Format::Json, text)
 }
 
 fn parse_as(format: Format, text: &str) -> Result<Node, String> {
@@ -96,22 +97,48 @@ fn parse_as(format: Format, text: &str) -> Result<Node, String> {
         Format::Toml => {
             let lines = Lines::new(text);
             let table = DeTable::parse(text).map_err(|fault| {
-                let line = fault.span().map_or(1, |span| lines.line(span.start));
-                format!("{line}: {}", fault.message())
+                let start = fault.span().map_or(0, |span| span.start);
+                let message = match fault.message() {
+                    "duplicate key" => "a key that is there twice",
+                    message => message,
+                };
+                format!("{}:{}: {message}", lines.line(start), lines.column(start))
             })?;
             Ok(Node { line: 1, form: Form::Map(lines.entries(table.get_ref())) })
         }
+        Format::Json => super::json::parse(text),
         Format::Yaml => {
             // `yes` and `no` are texts, as in YAML 1.2 and in Go's reader.
             let options = serde_saphyr::options! { strict_booleans: true };
             let root: Located =
                 serde_saphyr::from_str_with_options(text, options).map_err(|fault| {
-                    let fault = fault.without_snippet();
-                    let line = fault.location().map_or(1, |location| location.line());
-                    format!("{line}: {fault}")
+                    let (line, column) = fault
+                        .location()
+                        .map_or((1, 1), |location| (location.line(), location.column()));
+                    format!("{line}:{column}: {}", yaml_words(fault.without_snippet()))
                 })?;
             let node = root.0;
             Ok(if node.form == Form::Null { empty() } else { node })
+        }
+    }
+}
+
+/// A fault of the YAML reader, in the words of a file: its own speak of options of the library.
+fn yaml_words(fault: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match fault {
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key:?} is there twice")
+        }
+        Error::DuplicateMappingKey { .. } => "a key that is there twice".to_owned(),
+        Error::MultipleDocuments { .. } => "more than one document; only one is read".to_owned(),
+        Error::Eof { .. } => "the file ends too early".to_owned(),
+        fault => {
+            let said = fault.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+            // The position stands in front here, and what follows a line may be a piece of the text.
+            let said = said.lines().next().unwrap_or_default();
+            let words = said.split(" at line ").next().unwrap_or_default();
+            words.strip_prefix("error: ").unwrap_or(words).to_owned()
         }
     }
 }
@@ -126,6 +153,14 @@ impl Lines {
 
     fn line(&self, offset: usize) -> usize {
         self.0.partition_point(|&end| end < offset) + 1
+    }
+
+    /// From 1, in bytes.
+    fn column(&self, offset: usize) -> usize {
+        match self.0.partition_point(|&end| end < offset) {
+            0 => offset + 1,
+            line => offset - self.0[line - 1],
+        }
     }
 
     fn entries(&self, table: &DeTable<'_>) -> Vec<Entry> {
@@ -314,6 +349,8 @@ mod tests {
             ("a.toml", "a = "),
             ("a.toml", "a = 1\na = 2"),
             ("a.json", "{\"a\": 1"),
+            ("a.json", "a: 1"),
+            ("a", "{a: 1}"),
             ("a.json", "{\"a\": 1, \"a\": 2}"),
             ("a.yaml", "a: [1"),
         ] {
@@ -323,6 +360,29 @@ mod tests {
             assert_eq!(parse(name, " \n").unwrap().form, Form::Map(Vec::new()));
         }
         assert_eq!(parse("a.yaml", "# nothing\n").unwrap().form, Form::Map(Vec::new()));
+    }
+
+    #[test]
+    fn faults_are_said_in_the_words_of_a_file() {
+        for (name, text, expected) in [
+            ("a.yaml", "a:\n  b: 1\n  b: 2\n", "3:3: the key \"b\" is there twice"),
+            ("a.toml", "[a]\nb = 1\nb = 2\n", "3:1: a key that is there twice"),
+            ("a.json", "{\"b\": 1, \"b\": 2}", "1:10: the key \"b\" is there twice"),
+            ("a.yaml", "a: 1\n---\na: 2\n", "more than one document"),
+            ("a.yaml", "a: 'hush\n", ""),
+            ("a.yaml", "a: [1\n", ""),
+            ("a.yaml", "a: *hush\n", ""),
+            ("a.yaml", "a: 1\n b: 2\n", ""),
+        ] {
+            let fault = parse(name, text).unwrap_err();
+            assert!(fault.contains(expected), "{fault}");
+            for word in ["Policy", "Options", "from_", "set ", "serde", "deserializ", "\n", "hush"]
+            {
+                assert!(!fault.contains(word), "{name}: {fault}");
+            }
+            let mut numbers = fault.splitn(3, ':').map(str::parse::<usize>);
+            assert!(numbers.next().unwrap().is_ok() && numbers.next().unwrap().is_ok(), "{fault}");
+        }
     }
 
     #[test]

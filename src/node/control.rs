@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use arc_swap::ArcSwap;
 
@@ -112,7 +112,7 @@ impl Control {
             Ok(reloaded) => reloaded,
             Err(problems) => {
                 for problem in problems.lines() {
-                    warn!(problem, "options read again: nothing is changed");
+                    error!(problem, "options read again: nothing is changed");
                 }
                 return;
             }

@@ -24,6 +24,7 @@ mod log;
 mod memory;
 mod metrics;
 mod pages;
+mod pid_file;
 mod proxies;
 mod sender;
 mod serve;

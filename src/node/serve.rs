@@ -2,7 +2,6 @@
 //! allows, and greets.
 
 use std::cell::RefCell;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -10,10 +9,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::admin::{admin_rules, websocket_path};
 use super::demo::Snippets;
+use super::pid_file::PidFile;
 use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
@@ -49,6 +49,8 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
 
 fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let Loaded { mut config, origin, .. } = loaded;
+    // A file that was read once is missed when it is gone, whoever named it.
+    let sources = Sources { file: sources.file.clone().or_else(|| origin.clone()), ..sources };
     let system = |what| move |source| StartFault::System { what, source };
     let log = super::log::init(config.log.level, config.log.file.as_deref(), config.log.json)
         .map_err(system("the log file"))?;
@@ -75,10 +77,8 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let api = config.web.api.as_ref().filter(|_| sources.dev);
     settings.snippets.publish =
         api.and_then(|api| Some((format!("{}/publish", api.prefix), api.key.clone()?)));
-    let pid_file = config.pid_file.clone();
-    if let Some(path) = &pid_file {
-        fs::write(path, format!("{}\n", std::process::id())).map_err(system("the pid file"))?;
-    }
+    let pid_file = config.pid_file.clone().map(PidFile::write).transpose();
+    let pid_file = pid_file.map_err(system("the pid file"))?;
     let snippets = settings.snippets.clone();
     let greeting = greeting(&config, origin.as_deref(), &plan, limits, snippets, sources.dev);
     let running = config.clone();
@@ -94,10 +94,8 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     };
     let ended =
         super::run(Settings { greeting: Box::new(greeting), reload: Box::new(reload), ..settings });
-    if let Some(path) = &pid_file
-        && let Err(fault) = fs::remove_file(path)
-    {
-        warn!(path = %path.display(), %fault, "the pid file stays");
+    if let Some(pid_file) = pid_file {
+        pid_file.remove();
     }
     if let Ok(ended) = ended {
         info!(?ended, "end");

@@ -118,7 +118,8 @@ impl Node {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("roost-it-{}-{number}.toml", std::process::id());
         let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, file).unwrap();
+        // A file without a byte is a fault.
+        std::fs::write(&path, if file.is_empty() { "# all defaults" } else { file }).unwrap();
 
         let words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_roost"), "serve", "-c"]);
         let mut words = words.map(String::from).collect::<Vec<_>>();
@@ -208,6 +209,18 @@ impl Node {
     pub(crate) fn reload(&self, file: &str, answer: &str) {
         let before = self.errors().len();
         std::fs::write(&self.file, file).unwrap();
+        self.signal(Signal::HUP);
+        let since = Instant::now();
+        while !self.errors()[before..].contains(answer) {
+            assert!(since.elapsed() < BOUND, "never said {answer:?}: {}", self.errors());
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    /// Has its options read again from a file that is gone; waits until it says `answer`.
+    pub(crate) fn reload_without_file(&self, answer: &str) {
+        std::fs::remove_file(&self.file).unwrap();
+        let before = self.errors().len();
         self.signal(Signal::HUP);
         let since = Instant::now();
         while !self.errors()[before..].contains(answer) {

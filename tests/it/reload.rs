@@ -116,3 +116,27 @@ fn limits_origins_and_the_key_of_the_api_change() {
     node.reload(&options("new", "https://b.example", 2, 2, "warn"), "needs a new start");
     assert_eq!(node.errors().matches(DONE).count(), 1);
 }
+
+#[test]
+fn a_file_that_is_gone_or_empty_changes_nothing() {
+    let options = format!("{}\n[http_api]\nkey = \"k\"\n", file("secret", &[("aa", OPEN)]));
+    let node = Node::start(&options, &[]);
+    let serves = || {
+        let mut client = connect(&node, "secret");
+        client.expect("{\"id\":1,\"connect\":{*}}");
+        client.subscribe("aa:x");
+        assert!(node.call("info", serde_json::json!({}))["error"].is_null());
+    };
+    serves();
+    for (text, why) in [("", "the file is empty"), (" \n", "the file is empty"), ("{", "1:")] {
+        node.reload(text, "nothing is changed");
+        assert!(node.errors().contains(why), "{}", node.errors());
+        assert!(node.errors().contains("ERROR"), "{}", node.errors());
+        serves();
+    }
+    node.reload_without_file("no such file");
+    serves();
+    // It is read again when it is back.
+    node.reload(&options, DONE);
+    serves();
+}

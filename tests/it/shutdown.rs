@@ -56,6 +56,11 @@ fn the_pid_file_is_there_while_the_node_is() {
     let path = std::env::temp_dir().join(format!("roost-it-{}.pid", std::process::id()));
     let node = Node::open(&["--pid_file", path.to_str().unwrap()]);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", node.pid()));
+    // It is held: a second node takes neither the file nor, with its end, the first one's.
+    let second = Node::launch(&[], "", "0", &["--pid_file", path.to_str().unwrap()]);
+    let ended = second.err().expect("one holder");
+    assert!(ended.errors.contains(&format!("held by process {}", node.pid())), "{ended:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", node.pid()));
     node.signal(Signal::TERM);
     assert_eq!(node.ended().code, Some(0));
     assert!(!path.exists());

@@ -175,3 +175,105 @@ fn messages_may_be_logged_as_json() {
     let draining = messages.iter().find(|message| message["message"] == "draining").unwrap();
     assert_eq!((&draining["level"], &draining["connections"]), (&"INFO".into(), &1.into()));
 }
+
+/// What `roost` says on standard error until it listens or ends; and its exit code, if it ended.
+fn start(arguments: &[&str], environment: &[(&str, &str)]) -> (String, Option<i32>) {
+    use std::io::{BufRead, BufReader};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_roost"))
+        .args(arguments)
+        .args(["-a", "127.0.0.1", "-p", "0", "--shards", "1"])
+        .env_clear()
+        .envs(environment.iter().copied())
+        .current_dir(std::env::temp_dir())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok) {
+        said += &format!("{line}\n");
+        if line.contains("listening on ") {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return (said, None);
+        }
+    }
+    (said, child.wait().unwrap().code())
+}
+
+#[test]
+fn a_node_with_a_file_or_a_key_is_no_development_node() {
+    let path = std::env::temp_dir().join(format!("roost-it-prod-{}.json", std::process::id()));
+    std::fs::write(&path, r#"{"client": {"allowed_origins": ["https://example.com"]}}"#).unwrap();
+    let file = path.to_str().unwrap();
+    let key = "0123456789abcdef0123456789abcdef";
+    for (arguments, environment) in [
+        (&["-c", file][..], &[][..]),
+        (&["--config", file], &[]),
+        (&[], &[("ROOST_CONFIG", file)]),
+        (&[], &[("CENTRIFUGO_CLIENT_TOKEN_HMAC_SECRET_KEY", key)]),
+        (&["--http_api.key", key], &[]),
+    ] {
+        let (said, code) = start(arguments, environment);
+        assert_eq!(code, None, "{arguments:?} {said}");
+        for word in ["development node", "DEVELOPMENT", "one_time", "/demo"] {
+            assert!(!said.contains(word), "{arguments:?} {environment:?}: {said}");
+        }
+        assert!(said.contains("admin page: off"), "{said}");
+    }
+    let (said, _) = start(&[], &[]);
+    assert!(said.contains("development node") && !said.contains("THIS IS"), "{said}");
+    for dev in [&["--dev", "-c", file][..], &["serve", "--dev", "-c", file]] {
+        let (said, code) = start(dev, &[]);
+        assert_eq!(code, None, "{said}");
+        assert!(said.contains("warning: THIS IS A DEVELOPMENT NODE"), "{said}");
+        assert!(said.contains("development node: anonymous clients"), "{said}");
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_file_that_is_named_has_to_be_there() {
+    let folder = std::env::temp_dir();
+    let missing = folder.join("roost-it-none.json");
+    for (path, why) in [
+        (missing.to_str().unwrap(), "roost-it-none.json: no such file"),
+        (folder.to_str().unwrap(), "a folder, expected a file"),
+        ("/dev/null", "the file is empty"),
+    ] {
+        for command in [&["-c", path][..], &["serve", "-c", path]] {
+            let (said, code) = start(command, &[]);
+            assert_eq!(code, Some(2), "{said}");
+            assert!(said.contains(why) && said.contains(path), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_check_counts_what_it_found_in_its_last_line() {
+    let path = std::env::temp_dir().join(format!("roost-it-check-{}.json", std::process::id()));
+    let check = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_roost"))
+            .args(["config", "check", path.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let last = text(&output.stdout).lines().last().unwrap_or_default().to_owned();
+        (output.status.code(), last, text(&output.stderr))
+    };
+    let good = r#"{"client": {"token": {"hmac_secret_key": "0123456789abcdef0123456789abcdef"}},
+        "http_api": {"key": "0123456789abcdef"}}"#;
+    let (code, last, _) = check(good);
+    assert_eq!(code, Some(0));
+    assert!(last.ends_with(": good: 0 errors, 0 warnings"), "{last}");
+    let (code, last, said) = check(r#"{"http_api": {"key": "k", "none": 1, "external": "x"}}"#);
+    assert_eq!(code, Some(2));
+    assert!(last.ends_with(": not usable: 1 error, 3 warnings"), "{last} {said}");
+    assert_eq!(said.matches("warning: ").count(), 3, "{said}");
+    let (code, last, said) = check("{\n  \"http_api\": {},\n}");
+    assert_eq!(code, Some(2));
+    assert!(last.ends_with(": not usable: 1 error, 2 warnings"), "{last} {said}");
+    assert!(said.contains(".json:3:1: a comma with nothing behind it"), "{said}");
+    std::fs::remove_file(&path).unwrap();
+}
