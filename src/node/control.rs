@@ -129,7 +129,7 @@ impl Control {
             warnings,
         } = reloaded;
         for warning in warnings {
-            warn!(warning, "options read again");
+            warn!(warning, "of the new options");
         }
         let rules = &self.node.rules;
         let (client, _) = rules.client.load().with_limits_of(&client);
