@@ -42,13 +42,20 @@ enum Step {
 impl<D: Driver> Shard<D> {
     /// An order has come.
     pub(super) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
-        let left = self.connections_of(&order.user, &order.client, &order.session);
+        let (user, client, session) = (&order.user, &order.client, &order.session);
+        let left = self.connections_of(user, client, session, usize::MAX);
         let homes = ShardSet::default();
         self.orders.insert(Underway { order, from, left, connections: 0, homes, blocked: false });
     }
 
     /// Connections here that an order may be about.
-    fn connections_of(&mut self, user: &str, client: &str, session: &str) -> Vec<ConnKey> {
+    fn connections_of(
+        &mut self,
+        user: &str,
+        client: &str,
+        session: &str,
+        max: usize,
+    ) -> Vec<ConnKey> {
         if !client.is_empty() || !session.is_empty() {
             let rules = &self.node.rules;
             let by_client = rules.client_ids.open(client);
@@ -74,6 +81,7 @@ impl<D: Driver> Shard<D> {
             Some(sessions[*at as usize].user_links.next).filter(|next| *next != NONE)
         });
         chain
+            .take(max)
             .filter_map(|at| {
                 let index = sessions[at as usize].conn;
                 Some(self.conns.get(index as usize)?.key(index))
@@ -261,7 +269,8 @@ impl<D: Driver> Shard<D> {
 
     /// Connections of a user here, as they are now.
     pub(super) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
-        let mut keys = self.connections_of(&inspect.user, "", "");
+        // A user may have more connections than are named, the anonymous one a million.
+        let mut keys = self.connections_of(&inspect.user, "", "", INSPECTED_MAX + 1);
         let more = keys.len() > INSPECTED_MAX;
         keys.truncate(INSPECTED_MAX);
         let found = keys.into_iter().filter_map(|key| self.seen(key)).collect();

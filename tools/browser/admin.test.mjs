@@ -244,8 +244,8 @@ async function below(port) {
 for (const where of ['the public port', 'the internal port']) {
   test(`behind a path prefix, on ${where}`, async () => {
     const internal = where === 'the internal port' ? await freePort() : undefined;
-    const more = internal ? `[http_server]\ninternal_port = "${internal}"\n` : '';
-    await withRoost({ config: CONFIG + more }, async (node) => {
+    const flags = internal ? ['--http_server.internal_port', `${internal}`] : [];
+    await withRoost({ config: CONFIG, flags }, async (node) => {
       const page = await open(browser);
       await page.goto(await below(internal ?? node.port));
       await write(page, 'password', PASSWORD);

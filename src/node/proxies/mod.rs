@@ -19,8 +19,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    TRANSFER_ENCODING,
+};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
@@ -390,8 +394,7 @@ impl Endpoint {
                 (None, None) => return Err(Fault::Status(status)),
             });
         }
-        let body = Limited::new(response.into_body(), PROXY_ANSWER_BYTES_MAX);
-        let body = body.collect().await.map_err(Fault::Body)?.to_bytes();
+        let body = whole(response).await?;
         match wire::answer(event, &body) {
             ProxyAnswer::Failed => Err(Fault::Answer),
             answer => Ok(answer),
@@ -405,6 +408,32 @@ impl Endpoint {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The body of a response.
+async fn whole(response: Response<Incoming>) -> Result<Vec<u8>, Fault> {
+    let (head, body) = response.into_parts();
+    let has_end =
+        head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING);
+    let mut body = Limited::new(body, PROXY_ANSWER_BYTES_MAX);
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            // A server that ends its answer with the connection may do so without TLS's word of it (RFC 8446
+            // 6.1). What was cut off is no JSON, so nothing is taken for an answer that isn't one.
+            Err(fault) if !has_end && is_end_of_stream(&*fault) => break,
+            Err(fault) => return Err(Fault::Body(fault)),
+        }
+    }
+    Ok(bytes)
+}
+
+fn is_end_of_stream(fault: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(fault), |fault| fault.source()).any(|fault| {
+        let fault = fault.downcast_ref::<std::io::Error>();
+        fault.is_some_and(|fault| fault.kind() == std::io::ErrorKind::UnexpectedEof)
+    })
 }
 
 /// Which client a question is of, for the breaker.
