@@ -12,6 +12,9 @@ pub const TURN_FRAMES_MAX: usize = 128;
 /// Request head at most, bytes: more is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 24 * 1024;
 
+/// A PROXY header at most, bytes: connections that begin with a longer one are closed.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+
 /// Headers in a request head at most: more is answered with 431.
 pub const HEADERS_MAX: usize = 64;
 

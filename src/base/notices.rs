@@ -77,6 +77,10 @@ reasons! {
     HttpConnectionLimit = Request "http.connection_limit", "client.connection_limit is reached: 503";
     HttpConnectionRate = Request "http.connection_rate", "client.connection_rate_limit is reached: 503";
     HttpBusy = Request "http.busy", "too many requests of this kind wait already: 503";
+    HttpAddressConnections = Request "http.address_connections", "roost.connections_per_address is reached: 429";
+    HttpAddressRate = Request "http.address_rate", "roost.connection_rate_per_address is reached: 429";
+    HttpAddressBytes = Request "http.address_bytes", "roost.unfinished_bytes_per_address is reached: 429";
+    HttpProxyHeader = Request "http.proxy_header", "no PROXY header where one is expected, or one that isn't expected: a close, 400";
 
     // Connections that the node closes, by close code.
     CloseProtocol = Connection "close.protocol_error", "1002: a rule of RFC 6455 is broken";

@@ -18,6 +18,7 @@ use super::{
     Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards,
     Tokens, Web, WebSocket,
 };
+use crate::edge::address_limits::AddressOptions;
 use crate::edge::channels::{
     ChannelRules, ChannelSyntax, DataFormat, Namespace, OWN_CHANNEL, RecoveryMode, SlowPolicy,
 };
@@ -25,6 +26,7 @@ use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::{ClientProxies, ProxyOptions, ProxyTls, RpcRules};
 use crate::session::PersonalChannel;
+use crate::shard::AddressSources;
 
 /// Namespaces at most: their index is 16 bits, and one stands for the channels without.
 const NAMESPACES_MAX: usize = 65_000;
@@ -85,8 +87,8 @@ fn http_server(root: &Scope, report: &mut Report) -> HttpServer {
             };
             Some(Internal { addresses: internal, port })
         }
-        (_, Err(_)) => {
-            report.errors.push(root.complaint("http_server.internal_port", "a port, 0 to 65535"));
+        (_, _, Err(_)) => {
+            report.errors.push(root.complaint(INTERNAL_PORT, "a port, 0 to 65535"));
             None
         }
     };
@@ -777,6 +779,24 @@ fn allowed_hosts(root: &Scope, report: &mut Report) -> Vec<String> {
     names.iter().map(|name| name.to_ascii_lowercase()).collect()
 }
 
+/// How clients' addresses become known.
+fn address_sources(root: &Scope, report: &mut Report) -> AddressSources {
+    const TRUSTED: &str = "roost.trusted_proxies";
+    let trusted = TrustedPeers::new(&root.list(TRUSTED)).unwrap_or_else(|fault| {
+        report.errors.push(root.complaint(TRUSTED, &fault.to_string()));
+        TrustedPeers::default()
+    });
+    AddressSources {
+        proxy_protocol: root.flag("roost.proxy_protocol"),
+        header: match root.text("roost.client_address_header").as_str() {
+            "X-Forwarded-For" => Some(ForwardedHeader::XForwardedFor),
+            "Forwarded" => Some(ForwardedHeader::Forwarded),
+            _ => None,
+        },
+        trusted,
+    }
+}
+
 fn roost(root: &Scope, report: &mut Report) -> Roost {
     let io = match root.text("roost.io").as_str() {
         "auto" => Io::Auto,
@@ -808,6 +828,12 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
         health_connections: root.count("roost.health_connections") as u8,
         send_buffer_bytes: root.size("roost.send_buffer"),
         notsent_lowat_bytes: root.size("roost.notsent_lowat"),
+        addresses: address_sources(root, report),
+        address_limits: AddressOptions {
+            connections: root.count("roost.connections_per_address") as u32,
+            connections_per_second: root.count("roost.connection_rate_per_address") as u32,
+            unfinished_bytes: root.count("roost.unfinished_bytes_per_address"),
+        },
     }
 }
 

@@ -25,16 +25,18 @@ mod transports;
 mod tree;
 pub(crate) mod value;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tracing::level_filters::LevelFilter;
 
+use crate::edge::address_limits::AddressOptions;
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::{AppDisconnect, ClientProxies, RpcRules};
 use crate::session::PersonalChannel;
+use crate::shard::AddressSources;
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
 pub use transports::Transports;
@@ -315,6 +317,10 @@ pub struct Roost {
     pub send_buffer_bytes: usize,
     /// `TCP_NOTSENT_LOWAT`; 0: leave it.
     pub notsent_lowat_bytes: usize,
+    /// How clients' addresses become known.
+    pub addresses: AddressSources,
+    /// What an address may have.
+    pub address_limits: AddressOptions,
 }
 
 /// `roost.shards`.
@@ -502,7 +508,7 @@ fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -
         let expected = "false, or true with admin.password";
         report.errors.push(settings.root.complaint("admin.enabled", expected));
     }
-    if sources.dev && !config.http_server.addresses.iter().all(IpAddr::is_loopback) {
+    if sources.dev && config.http_server.at.is_seen_from_outside() {
         report.errors.push(settings.root.complaint(
             "http_server.address",
             "a loopback address: the development node is open to everyone who reaches it; use \

@@ -5,6 +5,7 @@
 //! and shared by all shards. Knows no socket, no clock (time is an argument) and no message format:
 //! a verdict carries the protocol's number, the session writes the answer.
 
+pub mod address_limits;
 pub mod channels;
 pub mod client_id;
 pub mod glob;
@@ -13,3 +14,4 @@ pub mod host;
 pub mod jwt;
 pub mod origin;
 pub mod proxy;
+pub mod trusted;

@@ -36,7 +36,6 @@ pub use self::serve::serve;
 
 use arc_swap::ArcSwap;
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -58,6 +57,7 @@ use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
 use crate::base::times::{Counts, Times};
 use crate::config::{self, Tokens, Web};
+use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::channels::ChannelRules;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::RpcRules;
@@ -86,6 +86,8 @@ pub struct Settings {
     pub rules: Rules,
     /// Options of each shard.
     pub options: Options,
+    /// What an address may have.
+    pub address_limits: AddressOptions,
     /// Threads that check RSA and EC signatures; at least one.
     pub signature_threads: usize,
     /// Connections closed in a second when the node drains.
@@ -223,6 +225,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let (queues, inlets) = signatures::queues();
     let namespaces = settings.rules.channels.load().namespaces().len();
     let slow = |_: &ShardId| (0..=namespaces).map(|_| SlowCounters::default()).collect();
+    let connections_max = settings.shards as u64 * u64::from(settings.options.conns_max);
+    let address_limits =
+        AddressLimits::new(settings.address_limits, seeds.next_u64(), connections_max);
     let node = Arc::new(Node {
         rules: settings.rules,
         options: settings.options,
@@ -237,6 +242,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),
         client_rate: AtomicU64::new(0),
+        addresses: address_limits,
         memory: Memory::new(settings.memory_limit_bytes, sys::memory::allocated_bytes),
         draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
@@ -317,7 +323,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     ));
     if !listeners.is_empty() {
         let _guard = runtime.enter();
-        let listeners = listeners.into_iter().map(tokio::net::TcpListener::from_std);
+        let listeners = listeners.into_iter().map(web::Listener::new);
         let listeners = listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
         runtime.spawn(web::listen(listeners, own));
     }

@@ -276,9 +276,10 @@ fn settings(
             false => HostScope::Nothing,
         },
         addresses: http_server
-            .addresses
+            .at
+            .ips()
             .iter()
-            .chain(http_server.internal.iter().flat_map(|internal| &internal.addresses))
+            .chain(http_server.internal.iter().flat_map(|internal| internal.at.ips()))
             .copied()
             .collect(),
         names: roost.allowed_hosts,
@@ -298,11 +299,7 @@ fn settings(
         cpus,
         io,
         listen: ListenOptions {
-            addresses: http_server
-                .addresses
-                .iter()
-                .map(|address| SocketAddr::new(*address, http_server.port))
-                .collect(),
+            addresses: http_server.at.addresses(http_server.port, mode),
             backlog: BACKLOG,
             send_buffer_bytes: positive(roost.send_buffer_bytes),
             notsent_lowat_bytes: positive(roost.notsent_lowat_bytes)
@@ -345,6 +342,7 @@ fn settings(
             turn_ordered_max: TURN_ORDERED_MAX,
             hosts,
         },
+        address_limits: roost.address_limits,
         // As many as can check a burst of new clients' tokens without taking the shards' time.
         signature_threads: (facts.cores() / 4).max(1),
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
@@ -394,7 +392,7 @@ fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOpti
 }
 
 /// Where the admin page is, and who gets in.
-fn admin_line(admin: Option<&config::Admin>, at: &SocketAddr) -> String {
+fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
     let Some(admin) = admin else {
         return "admin page: off; admin.enabled and admin.password switch it on".to_owned();
     };
@@ -452,9 +450,9 @@ fn greeting(
                 lines.push(format!(
                     "development node: anonymous clients may subscribe and publish. A page of your own, to be\n\
                      opened from http://localhost or http://127.0.0.1:\n\n{}",
-                    snippets.html(&first.to_string())
+                    snippets.html(&first)
                 ));
-                if let Some(curl) = snippets.curl(&first.to_string()) {
+                if let Some(curl) = snippets.curl(&first) {
                     lines.push(format!("publish from a shell, while it is open:\n\n{curl}\n"));
                 }
             }

@@ -3,4 +3,5 @@
 pub mod client;
 pub mod framing;
 pub mod http;
+pub mod proxy_header;
 pub mod ws;

@@ -63,7 +63,16 @@ impl<D: Driver> Shard<D> {
             self.node.open[self.id.index()].fetch_add(1, Ordering::Relaxed);
         }
         if self.conns.len() < conns_max {
-            self.begin(socket);
+            match self.arrival(&socket) {
+                Ok(arrival) => match self.begin(socket) {
+                    Some(key) => self.arrived(key.index, arrival),
+                    None => self.turned_back(arrival),
+                },
+                Err(refusal) => {
+                    self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
+                    self.turn_away(socket, refusal);
+                }
+            }
             return;
         }
         self.counters().connections_refused_full.add(1);
@@ -191,6 +200,15 @@ impl<D: Driver> Shard<D> {
         let sep = if label.is_empty() || why.as_str() == Some("") { "" } else { ": " };
         let code = refusal.status().into();
         self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
+        self.count_refusal(refusal);
+        let mut answer = Vec::new();
+        http::put_refusal(&mut answer, refusal, more);
+        self.enqueue(index, SharedFrame::new(&answer));
+        self.linger(index);
+    }
+
+    /// A connection or request is refused.
+    pub(super) fn count_refusal(&self, refusal: Refusal) {
         let counters = self.counters();
         let counter = match refusal.status() {
             _ if refusal == Refusal::ForeignHost => &counters.refused_host,
@@ -200,6 +218,9 @@ impl<D: Driver> Shard<D> {
             408 => &counters.refused_timeout,
             413 | 414 | 431 => &counters.refused_too_long,
             503 => &counters.refused_unavailable,
+            429 if refusal == Refusal::AddressConnections => &counters.refused_address_connections,
+            429 if refusal == Refusal::AddressRate => &counters.refused_address_rate,
+            429 => &counters.refused_address_bytes,
             _ if matches!(
                 refusal,
                 Refusal::Method
@@ -215,10 +236,6 @@ impl<D: Driver> Shard<D> {
             _ => &counters.refused_malformed,
         };
         counter.add(1);
-        let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal, more);
-        self.enqueue(index, SharedFrame::new(&answer));
-        self.linger(index);
     }
 
     /// The shard ends: what still waits at the listener is answered.

@@ -244,7 +244,7 @@ impl<D: Driver> Shard<D> {
         conn.phase = Phase::Leaving;
         self.outboxes.release(&mut conn.outbox);
         self.wheel.remove(&mut self.conns, index);
-        self.addresses.forget(index);
+        self.forget_address(index);
         self.driver.close(key, socket, reset);
         self.forget_rx(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);

@@ -1332,6 +1332,7 @@ mod tests {
                 user: name(),
                 meta: data(),
                 headers: Some(Arc::new(headers)),
+                address: None,
                 call,
                 ticket: None,
             }))

@@ -41,6 +41,7 @@ mod tokens;
 mod web;
 mod write;
 
+pub use self::addresses::AddressSources;
 pub use self::conn::CONN_BYTES;
 pub use self::memory::Memory;
 pub use self::notices::{Fields, Notices};
@@ -79,6 +80,7 @@ use crate::base::limits::*;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 use crate::base::times::Times;
+use crate::edge::address_limits::AddressLimits;
 use crate::edge::channels::ChannelRules;
 use crate::edge::good_tokens::GoodTokens;
 use crate::edge::host::HostRules;
@@ -182,6 +184,8 @@ pub struct Node {
     pub client_rate: AtomicU64,
     /// What it may have in memory, and has.
     pub memory: Memory,
+    /// What each address has of the node.
+    pub addresses: AddressLimits,
     /// The node closes its connections, and ends.
     pub draining: AtomicBool,
     /// Shards that have drained.
@@ -704,6 +708,7 @@ impl<D: Driver> Shard<D> {
     pub fn is_quiescent(&self) -> Result<(), String> {
         let left = [
             ("connections", self.conns.len()),
+            ("addresses", self.addresses.len()),
             ("sessions", self.sessions.len()),
             ("users", self.users.len()),
             ("outboxes", self.outboxes.in_use()),

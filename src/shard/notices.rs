@@ -224,6 +224,9 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
         Refusal::ForeignHost => Reason::HttpHost,
         Refusal::NotFound => Reason::HttpNotFound,
         Refusal::Timeout => Reason::HttpTimeout,
+        Refusal::AddressConnections => Reason::HttpAddressConnections,
+        Refusal::AddressRate => Reason::HttpAddressRate,
+        Refusal::AddressBytes => Reason::HttpAddressBytes,
         Refusal::Unavailable => Reason::HttpBusy,
     }
 }

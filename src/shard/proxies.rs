@@ -10,6 +10,8 @@
 //! command may be parked instead: its bytes are put in front of what the connection has to handle when the
 //! answer is there.
 
+use std::net::IpAddr;
+
 use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
 use super::memory::NO_MEMORY;
@@ -39,6 +41,8 @@ pub struct ProxyQuestion {
     pub meta: Box<[u8]>,
     /// What was kept of the client's headers.
     pub headers: Option<Arc<Headers>>,
+    /// The client's address, if it has one.
+    pub address: Option<IpAddr>,
     /// What it is about.
     pub call: ProxyCall,
     /// Which parked command it is of, if it is; comes back with the answer.
@@ -336,8 +340,19 @@ impl<D: Driver> Shard<D> {
         let asker = Asker { command, asked_ms, ..Asker::of(key) };
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
-        let question =
-            ProxyQuestion { asker, proxy, client, form, user, meta, headers, call, ticket };
+        let address = self.client_address(asker.conn.index);
+        let question = ProxyQuestion {
+            asker,
+            proxy,
+            client,
+            form,
+            user,
+            meta,
+            headers,
+            address,
+            call,
+            ticket,
+        };
         self.post(CONTROL, Mail::Ask(Box::new(question)));
     }
 

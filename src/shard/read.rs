@@ -9,6 +9,7 @@ use crate::base::notices::Reason;
 use crate::io::Received;
 use crate::proto::client;
 use crate::proto::http::{self, Refusal};
+use crate::proto::proxy_header::is_proxy_header;
 use crate::proto::ws::{Event, Fault, InflateFault, MessageKind, ReadRules, Reader};
 
 /// What one connection may still have in this turn.
@@ -155,6 +156,9 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of a request head.
     pub(super) fn head(&mut self, key: ConnKey, bytes: &[u8]) {
+        if self.addresses.awaits_header(key.index) {
+            return self.proxy_header(key, bytes);
+        }
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         if conn.flags.served() && conn.rx.is_none() {
@@ -170,26 +174,53 @@ impl<D: Driver> Shard<D> {
                     let rx = Rx { raw: bytes.to_vec(), scanned, ..Rx::default() };
                     conn.rx = Some(Box::new(rx));
                     self.schedule(key.index);
+                    self.hold_head(key.index, bytes.len());
                 }
                 Ok(Some(head)) => self.request(key, &head, bytes),
-                Err(refusal) => self.refuse(key.index, refusal),
+                Err(refusal) => self.refuse_head(key.index, bytes, refusal),
             };
         };
         rx.raw.extend_from_slice(bytes);
+        let len = rx.raw.len();
         if !http::head_complete(&rx.raw, &mut rx.scanned) {
             conn.rx = Some(rx);
-            return;
+            return self.hold_head(key.index, len);
         }
         match http::parse(&rx.raw) {
-            Ok(None) => conn.rx = Some(rx),
+            Ok(None) => {
+                conn.rx = Some(rx);
+                self.hold_head(key.index, len);
+            }
             Ok(Some(head)) => self.request(key, &head, &rx.raw),
-            Err(refusal) => self.refuse(key.index, refusal),
+            Err(refusal) => self.refuse_head(key.index, &rx.raw, refusal),
         }
+    }
+
+    /// So many bytes of a head are kept until it is whole.
+    fn hold_head(&mut self, index: u32, bytes: usize) {
+        if !self.hold_unfinished(index, bytes) {
+            self.refuse(index, Refusal::AddressBytes);
+        }
+    }
+
+    /// These bytes are no request head.
+    fn refuse_head(&mut self, index: u32, bytes: &[u8], refusal: Refusal) {
+        if !is_proxy_header(bytes) {
+            return self.refuse(index, refusal);
+        }
+        // Nobody announced it, so whoever sent it isn't trusted to say who it is.
+        self.counters().proxy_headers_refused.inc();
+        let why = format_args!("a PROXY header of a peer that isn't expected to send one");
+        self.refuse_because(index, Refusal::Malformed, Reason::HttpProxyHeader, "", why);
     }
 
     /// A whole request head, which `bytes` begin with.
     fn request(&mut self, key: ConnKey, head: &http::Head<'_>, bytes: &[u8]) {
         let (bytes, rest) = bytes.split_at(head.bytes);
+        self.hold_unfinished(key.index, 0);
+        if let Err(refusal) = self.learn_client(key.index, head) {
+            return self.refuse(key.index, refusal);
+        }
         let node = Arc::clone(&self.node);
         let endpoints = &node.options.endpoints;
         match self.check_sender(head) {

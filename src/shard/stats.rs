@@ -57,6 +57,18 @@ counters! {
         refused_unavailable: counter,
         /// The head did not come in time.
         refused_timeout: counter,
+        /// An address had as many connections as it may.
+        refused_address_connections: counter,
+        /// An address made new connections too fast.
+        refused_address_rate: counter,
+        /// An address had too many bytes of unfinished requests here.
+        refused_address_bytes: counter,
+        /// Times that there was no room to count what an address has.
+        addresses_uncounted: counter,
+        /// Connections that began with a PROXY header.
+        proxy_headers: counter,
+        /// Connections that had to begin with one and did not, or had one from a peer that isn't trusted.
+        proxy_headers_refused: counter,
         /// Requests for the control thread.
         web_requests: counter,
         /// WebSockets opened.

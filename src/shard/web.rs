@@ -102,15 +102,19 @@ impl<D: Driver> Shard<D> {
         };
         let added = incoming.body.len() - before;
         if !incoming.body.is_done() {
+            let bytes = incoming.bytes();
             self.web_bytes += added;
             if short {
                 self.refuse_for_now(key.index, Reason::HttpBusy);
+            } else if !self.hold_unfinished(key.index, bytes) {
+                self.refuse(key.index, http::Refusal::AddressBytes);
             }
             return;
         }
         rx.raw.extend_from_slice(&bytes[taken..]);
         let Some(incoming) = rx.incoming.take() else { return };
         self.web_bytes -= before;
+        self.hold_unfinished(key.index, 0);
         match incoming.endpoint {
             Some(at) => self.serve(key, at, *incoming),
             None => self.ask_control(key, *incoming),
@@ -156,6 +160,7 @@ impl<D: Driver> Shard<D> {
         conn.phase = Phase::Head;
         conn.flags.set_served(true);
         conn.since_tick = tick;
+        self.request_of_client_done(key.index);
         self.next_web_request(key);
         self.schedule(key.index);
     }

@@ -5,6 +5,7 @@
 //! polled until they are as expected, with a bound.
 #![expect(clippy::disallowed_methods, reason = "clocks bound what is awaited; threads are clients")]
 
+mod addresses;
 mod admin;
 mod api;
 mod bad_input;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use roost::base::rng::Rng;
 use std::sync::Arc;
 
+use roost::edge::address_limits::AddressOptions;
 use roost::edge::channels::{
     Asked, ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy,
 };
@@ -17,7 +18,7 @@ use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
 use roost::proto::ws::DeflateOptions;
 use roost::session::{ClientOptions, PersonalChannel, Rules};
-use roost::shard::{Endpoint, EndpointKind, Options, UniWebSocketOptions};
+use roost::shard::{AddressSources, Endpoint, EndpointKind, Options, UniWebSocketOptions};
 
 use crate::client::Over;
 
@@ -106,6 +107,8 @@ pub(crate) struct Plan {
     pub(crate) binary: bool,
     /// The control side publishes once in so many steps.
     pub(crate) control_one_in: u64,
+    /// What an address may have. Clients come from few.
+    pub(crate) address_limits: AddressOptions,
 }
 
 /// Bytes of memory that no run needs.
@@ -279,6 +282,15 @@ impl Plan {
         let scarce = !roomy && rng.one_in(3);
         let memory_limit = if scarce { pick(rng, &[3_000, 10_000, 40_000]) } else { PLENTY };
         let memory_limit = if large && scarce { 40 * memory_limit } else { memory_limit };
+        // The last thing that is drawn of a crowd.
+        let address_limits = match crowded && !ample && rng.one_in(2) {
+            true => AddressOptions {
+                connections: pick(rng, &[0, 1, 3, 10]),
+                connections_per_second: pick(rng, &[0, 1, 5, 30]),
+                unfinished_bytes: pick(rng, &[0, 50, 1_000, 100_000]),
+            },
+            false => AddressOptions::default(),
+        };
         Self {
             sizes,
             faults,
@@ -305,6 +317,7 @@ impl Plan {
             signed,
             binary,
             control_one_in,
+            address_limits,
         }
     }
 

@@ -13,6 +13,7 @@ use roost::base::time::Millis;
 use roost::base::times::Times;
 use roost::hub::names::NameHasher;
 
+use roost::edge::address_limits::AddressLimits;
 use roost::edge::proxy::ProxyEvent;
 use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
@@ -156,6 +157,7 @@ impl Run {
             admins: Default::default(),
             client_rate: AtomicU64::new(0),
             memory: Memory::simulated(plan.memory_limit),
+            addresses: AddressLimits::new(plan.address_limits, rng.next_u64(), 500),
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             notices: Notices::new(zero_of_time()),
@@ -335,6 +337,10 @@ impl Run {
     fn check_quiescence(&self) -> Result<(), String> {
         for runner in &self.shards {
             runner.shard.is_quiescent()?;
+        }
+        let counted = self.node.addresses.counted();
+        if counted != (0, 0) {
+            return Err(format!("connections and bytes that count for addresses: {counted:?}"));
         }
         if !self.control.asked.is_empty() {
             return Err(format!("the control side waits for {:?}", self.control.asked));

@@ -467,9 +467,21 @@ fn headers(question: &ProxyQuestion) -> HeaderMap {
     for (name, value) in http {
         headers.append(name, value);
     }
+    // Unless the client's request has said it, and that is taken over.
+    if let Some(address) = question.address
+        && let Ok(value) = HeaderValue::from_str(&address.to_string())
+    {
+        for name in [X_FORWARDED_FOR, X_REAL_IP] {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers
 }
+
+/// Where applications look for the client's address.
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Idle connections that are kept for one endpoint at most.
 const IDLE_MAX: usize = 255;

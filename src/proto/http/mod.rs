@@ -12,6 +12,7 @@
 mod body;
 mod client;
 mod cors;
+mod forwarded;
 mod head;
 mod query;
 mod response;
@@ -20,6 +21,7 @@ mod upgrade;
 pub use self::body::BodyReader;
 pub use self::client::{UpgradeRefused, parse_upgrade_response, put_upgrade_request};
 pub use self::cors::{cors_headers, is_of_own_host, origin, preflight_headers};
+pub use self::forwarded::{ForwardedHeader, forwarded_hops};
 pub use self::head::{Body, Head, SINGLE_HEADERS, head_complete, parse};
 pub use self::query::query_param;
 pub use self::response::{

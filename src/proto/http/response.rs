@@ -45,13 +45,19 @@ pub enum Refusal {
     BodyTooLong,
     /// The head didn't arrive in time.
     Timeout,
+    /// The client's address has as many connections as it may.
+    AddressConnections,
+    /// The client's address makes connections too fast.
+    AddressRate,
+    /// The client's address has too many bytes of unfinished requests here.
+    AddressBytes,
     /// A limit is met, or the node drains: the client should come back.
     Unavailable,
 }
 
 impl Refusal {
     /// Every refusal, for tables of counters.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Malformed,
         Self::Host,
         Self::Repeated,
@@ -72,6 +78,9 @@ impl Refusal {
         Self::NotFound,
         Self::BodyTooLong,
         Self::Timeout,
+        Self::AddressConnections,
+        Self::AddressRate,
+        Self::AddressBytes,
         Self::Unavailable,
     ];
 
@@ -94,6 +103,7 @@ impl Refusal {
             Self::BodyTooLong => 413,
             Self::TargetTooLong => 414,
             Self::HeadTooLong | Self::HeadersTooMany => 431,
+            Self::AddressConnections | Self::AddressRate | Self::AddressBytes => 429,
             Self::TransferCoding => 501,
             Self::Unavailable => 503,
             Self::Version => 505,
@@ -123,6 +133,9 @@ impl Refusal {
             Self::NotFound => "not_found",
             Self::BodyTooLong => "body_too_long",
             Self::Timeout => "timeout",
+            Self::AddressConnections => "address_connections",
+            Self::AddressRate => "address_rate",
+            Self::AddressBytes => "address_bytes",
             Self::Unavailable => "unavailable",
         }
     }
@@ -150,6 +163,9 @@ impl Refusal {
             Self::NotFound => "not found\n",
             Self::BodyTooLong => "request body too long\n",
             Self::Timeout => "the request took too long\n",
+            Self::AddressConnections => "too many connections from this address\n",
+            Self::AddressRate => "too many new connections from this address\n",
+            Self::AddressBytes => "too many unfinished requests from this address\n",
             Self::Unavailable => "try again later\n",
         }
     }
@@ -162,6 +178,9 @@ impl Refusal {
             //= RFC 6455 4.2.2: an answer to a wrong version names the versions understood
             Self::NotUpgrade | Self::WebSocketVersion | Self::WebSocketKey | Self::Protobuf => {
                 "Sec-WebSocket-Version: 13\r\n"
+            }
+            Self::AddressConnections | Self::AddressRate | Self::AddressBytes => {
+                "Retry-After: 1\r\n"
             }
             _ => "",
         }
@@ -263,6 +282,7 @@ const fn reason_phrase(status: u16) -> &'static str {
         408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

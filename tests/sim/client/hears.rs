@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use roost::edge::address_limits::AddressOptions;
 use roost::edge::channels::RecoveryMode;
 use roost::io::sim::LinkId;
 use roost::proto::http;
@@ -65,6 +66,7 @@ impl Client {
         self.say(scene, format!("refused with {status}"));
         let expected = match status {
             503 => (scene.plan.crowded && !scene.plan.ample) || scene.draining,
+            429 => scene.plan.address_limits != AddressOptions::default(),
             other if self.refusal == Some(other) => true,
             500 => scene.plan.sheds(),
             408 => self.kind == Kind::Loris || !scene.plan.roomy,
@@ -638,8 +640,11 @@ impl Client {
             scene.world.shut(link);
         }
         let patient = self.kind == Kind::Echo && scene.world.now().0 > self.since + 2_000;
+        // Too many of its address: it may be closed before anybody has read its request.
+        let turned_away = scene.plan.address_limits != AddressOptions::default()
+            && self.state == State::Upgrading;
         self.lost(scene);
-        if !told && !injected && !slow && !patient {
+        if !told && !injected && !slow && !patient && !turned_away {
             return Err(format!("the connection came to its {how}, and nobody said why"));
         }
         Ok(())

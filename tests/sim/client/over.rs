@@ -274,7 +274,7 @@ impl Client {
                 match answer.status {
                     204 => Ok(()),
                     // As SDKs do it: nobody knows what was handled.
-                    408 | 503 if may_be_refused(scene) => {
+                    408 | 429 | 503 if may_be_refused(scene) => {
                         self.give_up(scene);
                         Ok(())
                     }
