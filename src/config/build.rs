@@ -15,8 +15,8 @@ use super::table;
 use super::transports::{one_way_disconnects, transports};
 use super::value::Value;
 use super::{
-    Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, Log, MemoryLimit, Roost, Shards,
-    Tokens, Web, WebSocket,
+    Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin,
+    Roost, Shards, Tokens, Web, WebSocket,
 };
 use crate::edge::address_limits::AddressOptions;
 use crate::edge::channels::{
@@ -25,6 +25,9 @@ use crate::edge::channels::{
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::{ClientProxies, ProxyOptions, ProxyTls, RpcRules};
+use crate::edge::trusted::TrustedPeers;
+use crate::io::sockets::UNIX_PATH_BYTES_MAX;
+use crate::proto::http::ForwardedHeader;
 use crate::session::PersonalChannel;
 use crate::shard::AddressSources;
 
@@ -75,28 +78,61 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
 }
 
 fn http_server(root: &Scope, report: &mut Report) -> HttpServer {
-    let addresses = addresses(root, "http_server.address", report);
-    let internal_port = root.text("http_server.internal_port");
-    let internal = match (internal_port.as_str(), internal_port.parse()) {
-        ("", _) => None,
-        (_, Ok(port)) => {
-            let of_its_own = !root.text("http_server.internal_address").is_empty();
-            let internal = match of_its_own {
-                true => self::addresses(root, "http_server.internal_address", report),
-                false => addresses.clone(),
-            };
-            Some(Internal { addresses: internal, port })
+    const INTERNAL_ADDRESS: &str = "http_server.internal_address";
+    const INTERNAL_PORT: &str = "http_server.internal_port";
+    let at = listen_at(root, "http_server.address", report);
+    let has_own = !root.text(INTERNAL_ADDRESS).is_empty();
+    let own = has_own.then(|| listen_at(root, INTERNAL_ADDRESS, report));
+    let port = root.text(INTERNAL_PORT);
+    let internal = match (&own, port.as_str(), port.parse()) {
+        (Some(ListenAt::Unix(path)), _, _) => {
+            if at == ListenAt::Unix(path.clone()) {
+                let expected = "another socket than http_server.address";
+                report.errors.push(root.complaint(INTERNAL_ADDRESS, expected));
+            }
+            Some(Internal { at: ListenAt::Unix(path.clone()), port: 0 })
+        }
+        (_, "", _) => None,
+        (_, _, Ok(port)) => {
+            if own.is_none() && matches!(at, ListenAt::Unix(_)) {
+                let expected = "http_server.internal_address beside it: http_server.address is a Unix \
+                                socket";
+                report.errors.push(root.complaint(INTERNAL_PORT, expected));
+            }
+            Some(Internal { at: own.unwrap_or_else(|| at.clone()), port })
         }
         (_, _, Err(_)) => {
             report.errors.push(root.complaint(INTERNAL_PORT, "a port, 0 to 65535"));
             None
         }
     };
-    HttpServer { addresses, port: root.size("http_server.port") as u16, internal }
+    let mode = root.text("roost.socket_mode");
+    HttpServer {
+        at,
+        port: root.size("http_server.port") as u16,
+        socket_mode: table::socket_mode(&mode).unwrap_or(0o660),
+        internal,
+    }
 }
 
-fn addresses(root: &Scope, path: &str, report: &mut Report) -> Vec<IpAddr> {
+fn listen_at(root: &Scope, path: &str, report: &mut Report) -> ListenAt {
     let text = root.text(path);
+    if let Some(socket) = text.strip_prefix("unix:") {
+        let fault = match socket.len() {
+            0 => Some("a path behind \"unix:\"".to_owned()),
+            len if len > UNIX_PATH_BYTES_MAX => {
+                Some(format!("a path of at most {UNIX_PATH_BYTES_MAX} bytes, it has {len}"))
+            }
+            _ if socket.starts_with('@') || socket.contains('\0') => {
+                Some("the path of a file: abstract sockets have no owner".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(expected) = fault {
+            report.errors.push(root.complaint(path, &expected));
+        }
+        return ListenAt::Unix(socket.into());
+    }
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(&text);
     let addresses = match bare {
         "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
@@ -104,11 +140,11 @@ fn addresses(root: &Scope, path: &str, report: &mut Report) -> Vec<IpAddr> {
         address => address.parse::<IpAddr>().map(|address| vec![address]).unwrap_or_default(),
     };
     if addresses.is_empty() {
-        report.errors.push(
-            root.complaint(path, "an IP address such as \"127.0.0.1\" or \"::1\", or \"\" for all"),
-        );
+        let expected = "an IP address such as \"127.0.0.1\" or \"::1\", \"unix:\" and the path of a \
+                        socket, or \"\" for all addresses";
+        report.errors.push(root.complaint(path, expected));
     }
-    addresses
+    ListenAt::Ips(addresses)
 }
 
 fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web {

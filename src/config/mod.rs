@@ -35,6 +35,7 @@ use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::{AppDisconnect, ClientProxies, RpcRules};
+use crate::io::sockets::{Address, UnixAddress};
 use crate::session::PersonalChannel;
 use crate::shard::AddressSources;
 use layers::{Report, Settings};
@@ -112,11 +113,12 @@ pub struct Config {
 /// Section `http_server`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpServer {
-    /// At least one. Both unspecified addresses stand for an empty option, both loopback ones for
-    /// `localhost`; then the second may fail to bind where the machine has no IPv6.
-    pub addresses: Vec<IpAddr>,
-    /// 0: one that is free.
+    /// Where to.
+    pub at: ListenAt,
+    /// 0: one that is free. Of no use with a Unix socket.
     pub port: u16,
+    /// Mode of the files of Unix sockets.
+    pub socket_mode: u32,
     /// Where the control thread listens by itself, if it does.
     pub internal: Option<Internal>,
 }
@@ -124,10 +126,46 @@ pub struct HttpServer {
 /// The internal port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Internal {
-    /// At least one, as in [`HttpServer`].
-    pub addresses: Vec<IpAddr>,
-    /// 0: one that is free.
+    /// Where to.
+    pub at: ListenAt,
+    /// 0: one that is free. Of no use with a Unix socket.
     pub port: u16,
+}
+
+/// Addresses to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAt {
+    /// At least one. Both unspecified addresses stand for an empty option, both loopback ones for
+    /// `localhost`; then the second may fail to bind where the machine has no IPv6.
+    Ips(Vec<IpAddr>),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl ListenAt {
+    /// Whether other machines reach it.
+    fn is_seen_from_outside(&self) -> bool {
+        !self.ips().iter().all(IpAddr::is_loopback)
+    }
+
+    /// Its IP addresses: none for a Unix socket.
+    pub fn ips(&self) -> &[IpAddr] {
+        match self {
+            Self::Ips(addresses) => addresses,
+            Self::Unix(_) => &[],
+        }
+    }
+
+    /// As listeners take it.
+    pub fn addresses(&self, port: u16, mode: u32) -> Vec<Address> {
+        match self {
+            Self::Ips(addresses) => {
+                let at = |address: &IpAddr| Address::Ip(SocketAddr::new(*address, port));
+                addresses.iter().map(at).collect()
+            }
+            Self::Unix(path) => vec![Address::Unix(UnixAddress { path: path.clone(), mode })],
+        }
+    }
 }
 
 /// Sections `http_api`, `prometheus`, `health` and `admin`: what the control thread serves.

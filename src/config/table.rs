@@ -110,9 +110,9 @@ const fn other(path: &'static str, kind: Kind, default: &'static str, class: Cla
 pub(crate) static OPTIONS: &[Opt] = &[
     opt("pid_file", Text, "\"\"", Built, "File to write the process id to."),
 
-    opt("http_server.address", Text, "\"\"", Built, "IP address to listen on; empty: all of them."),
+    opt("http_server.address", Text, "\"\"", Built, "IP address to listen on, or \"unix:\" and the path of a socket; empty: all addresses."),
     opt("http_server.port", PORT, "8000", Built, "Port to listen on; 0: one that is free."),
-    opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port; empty: http_server.address."),
+    opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port, or \"unix:\" and the path of a socket; empty: http_server.address."),
     opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics and health instead of the public one; empty: they are there."),
     other("http_server.tls.enabled", Bool, "false", Refused(TLS)),
     other("http_server.tls", Any, "", Silent(SWITCHED_OFF)),
@@ -234,6 +234,13 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.health_connections", Integer(1, 100), "100", Built, "Nor is one that has so many percent of the connections that it may have."),
     opt("roost.send_buffer", BUFFER, "65536", Built, "Bytes of a connection's send buffer in the kernel (SO_SNDBUF); 0: what the kernel thinks."),
     opt("roost.notsent_lowat", BUFFER, "16384", Built, "Unsent bytes in it at which a connection counts as blocked (TCP_NOTSENT_LOWAT); 0: what the kernel thinks."),
+    opt("roost.socket_mode", Checked(is_socket_mode, SOCKET_MODE), "\"0660\"", Built, "Mode of the file of a Unix socket: who may write to it may connect."),
+    opt("roost.proxy_protocol", Bool, "false", Built, "Connections of trusted_proxies begin with a PROXY header (version 1 or 2), which names the client; one without it is closed."),
+    opt("roost.trusted_proxies", List, r#"["127.0.0.0/8", "::1", "unix"]"#, Built, "Peers that may name their clients: addresses and networks; \"unix\": those of a Unix socket. Of use with proxy_protocol and client_address_header only."),
+    opt("roost.client_address_header", Choice(&["", "X-Forwarded-For", "Forwarded"]), "\"\"", Built, "Header of a request in which trusted_proxies name the client: the last address in it that isn't trusted; empty: none is believed."),
+    opt("roost.connections_per_address", Integer(0, 1 << 31), "0", Built, "Connections of one address, or of one IPv6 network of 64 bits, at a time; more are answered with 429. 0: no limit."),
+    opt("roost.connection_rate_per_address", Integer(0, 10_000), "0", Built, "New connections of one address in a second, that many at once; more are answered with 429. 0: no limit."),
+    opt("roost.unfinished_bytes_per_address", Integer(0, 1 << 39), "0", Built, "Bytes that one address may have here of requests that are not whole; more are answered with 429. 0: no limit."),
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
     other("engine.type", Text, "\"memory\"", Refused(BROKER)),
@@ -499,6 +506,17 @@ const BUFFER: Kind = Integer(0, 1 << 30);
 const PATH: Kind = Checked(is_path, "a path that begins with \"/\"");
 const SHARDS: &str = "\"cores\", \"auto\" or a number from 1 to 255";
 const MEMORY: &str = "bytes, a size such as \"12GiB\" (at least 16MiB), or a share such as \"80%\"";
+
+/// What `text` means under `roost.socket_mode`: permissions in octal digits.
+pub(super) fn socket_mode(text: &str) -> Option<u32> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
+}
+
+fn is_socket_mode(text: &str) -> bool {
+    socket_mode(text).is_some()
+}
+
+const SOCKET_MODE: &str = "permissions in octal digits, \"0660\" for example";
 
 /// What `text` means under `roost.shards`: `Some(0)` stands for a word.
 pub(super) fn shards(text: &str) -> Option<u8> {

@@ -4,11 +4,12 @@ use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::epoll::Epoll;
-use super::sockets::{ListenOptions, Switchboard, listen};
+use super::sockets::{Address, ListenOptions, Switchboard, UnixAddress, listen};
 use super::uring::Uring;
 use super::{Accepted, Completion, Driver, Received, Sent, Write};
 use crate::base::address::Peer;
@@ -29,7 +30,7 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
     fn new(make: Make<D>) -> Self {
         let switchboard = Switchboard::new(2).unwrap();
         let options = ListenOptions {
-            addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            addresses: vec![Address::Ip(SocketAddr::from(([127, 0, 0, 1], 0)))],
             backlog: 64,
             // Little, so that it is full soon.
             send_buffer_bytes: Some(4096),
@@ -313,8 +314,48 @@ fn the_other_end_is_known_until_it_is_reset<D: Driver<Socket = OwnedFd>>(make: M
     drop(client);
     assert!(rig.until_readable(key));
     assert_eq!(rig.driver.peer(&socket), None);
-    let (_client, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (_client, socket) = UnixStream::pair().unwrap();
     assert_eq!(rig.driver.peer(&socket.into()), Some(Peer::Unix));
+}
+
+fn connections_over_a_unix_socket_are_accepted<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
+    let name = std::any::type_name::<D>().rsplit(':').next().unwrap();
+    let name = format!("roost-contract-{name}-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let unix = UnixAddress { path: path.clone(), mode: 0o600 };
+    let options = ListenOptions {
+        addresses: vec![Address::Unix(unix)],
+        backlog: 64,
+        send_buffer_bytes: Some(4096),
+        notsent_lowat_bytes: Some(4096),
+    };
+    let switchboard = Switchboard::new(2).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "the driver's zero of time")]
+    let started = Instant::now();
+    let listeners = listen(&options).unwrap();
+    assert!(listen(&options).is_err(), "the file is there");
+    let driver = make(ShardId(0), Arc::clone(&switchboard), listeners, started).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut rig = Rig { driver, address, switchboard, told: Vec::new() };
+    let mut clients: Vec<_> = (0..20).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let sockets: Vec<_> = clients.iter().map(|_| rig.accept()).collect();
+    assert!(matches!(rig.driver.accept(), Accepted::Blocked));
+    assert_eq!(rig.driver.peer(&sockets[0]), Some(Peer::Unix));
+    rig.driver.watch(key(7), &sockets[7]).unwrap();
+    clients[7].write_all(b"seven").unwrap();
+    rig.until_readable(key(7));
+    assert_eq!(rig.recv(key(7), &sockets[7]), Some((b"seven".to_vec(), true)));
+    assert_eq!(
+        rig.driver.send(key(7), &sockets[7], [&frame(b'a', 9)].into_iter(), 0),
+        Sent::Bytes(9)
+    );
+    let mut bytes = [0; 9];
+    clients[7].read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [b'a'; 9]);
+    drop(clients);
+    rig.driver.close_listener();
+    assert!(UnixStream::connect(&path).is_err());
+    std::fs::remove_file(path).unwrap();
 }
 
 macro_rules! contract {
@@ -343,4 +384,5 @@ contract! {
     a_connection_goes_on_under_another_key
     shards_are_woken_and_pass_sockets
     the_other_end_is_known_until_it_is_reset
+    connections_over_a_unix_socket_are_accepted
 }

@@ -4,10 +4,14 @@
 //! Only the wake-up eventfds and the socketpairs for passing sockets ([`Switchboard`]) are older than
 //! the shards' tables, so that their numbers mean the same file in every one.
 
+use std::fmt;
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,11 +126,51 @@ impl Switchboard {
     }
 }
 
+/// Where a listener stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A port of TCP.
+    Ip(SocketAddr),
+    /// A socket in the file system.
+    Unix(UnixAddress),
+}
+
+/// A Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixAddress {
+    /// Its file.
+    pub path: PathBuf,
+    /// Mode of the file: who may write to it may connect.
+    pub mode: u32,
+}
+
+/// Bytes of a Unix socket's path at most: `sun_path` without its final zero.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
+impl Address {
+    /// That of TCP, if it is one.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix(address) => write!(f, "unix:{}", address.path.display()),
+        }
+    }
+}
+
 /// The kernel's options for a shard's listener; accepted connections inherit them.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Addresses to listen on; `[::]` and `0.0.0.0` are two.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// Connections that may wait to be accepted, in each listener.
     pub backlog: i32,
     /// SO_SNDBUF in bytes, `None` leaves it to the kernel.
@@ -137,7 +181,25 @@ pub struct ListenOptions {
 
 /// Opens the listeners of one shard (SO_REUSEPORT: the kernel spreads connections over all).
 pub fn listen(options: &ListenOptions) -> io::Result<Vec<OwnedFd>> {
-    options.addresses.iter().map(|address| listen_one(*address, options)).collect()
+    let listen = |address: &Address| match address {
+        Address::Ip(address) => listen_one(*address, options),
+        Address::Unix(address) => listen_unix(address, options.backlog),
+    };
+    options.addresses.iter().map(listen).collect()
+}
+
+/// Opens a Unix listener. There is no SO_REUSEPORT for these: one shard opens it for all.
+///
+/// # Errors
+/// Also where a file has the path.
+pub fn listen_unix(address: &UnixAddress, backlog: i32) -> io::Result<OwnedFd> {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.bind(&SockAddr::unix(&address.path)?)?;
+    // Nobody can connect before it listens.
+    fs::set_permissions(&address.path, fs::Permissions::from_mode(address.mode))?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
 }
 
 fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {

@@ -49,6 +49,7 @@ use self::demo::Snippets;
 use self::desk::{Bell, Desk};
 use self::health::Health;
 pub use self::health::Thresholds;
+use self::listen::SocketFiles;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
 use self::web::{Pages, Routers};
@@ -63,7 +64,7 @@ use crate::edge::origin::OriginRules;
 use crate::edge::proxy::RpcRules;
 use crate::hub::names::NameHasher;
 use crate::io::epoll::Epoll;
-use crate::io::sockets::{self, ListenOptions, Switchboard};
+use crate::io::sockets::{self, Address, ListenOptions, Switchboard};
 use crate::io::uring::Uring;
 use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
@@ -99,7 +100,7 @@ pub struct Settings {
     /// What the control thread serves.
     pub web: Web,
     /// Where it listens by itself; empty: all is on the public port.
-    pub internal: Vec<SocketAddr>,
+    pub internal: Vec<Address>,
     /// Beyond what the node is not healthy.
     pub thresholds: Thresholds,
     /// Name of the node; empty: host name and port.
@@ -125,7 +126,7 @@ pub enum Io {
 
 /// Makes the lines that are printed once the node listens, from the public addresses and the internal
 /// ones.
-pub type Greeting = Box<dyn FnOnce(&[SocketAddr], &[SocketAddr]) -> String>;
+pub type Greeting = Box<dyn FnOnce(&[Address], &[Address]) -> String>;
 
 /// Reads the options again, and sets the log's level. What is wrong is the error, a line each.
 pub type Reload = Box<dyn Fn() -> Result<Reloaded, String>>;
@@ -159,7 +160,7 @@ pub enum StartFault {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Which one.
-        address: SocketAddr,
+        address: Address,
         /// What the kernel says.
         source: std::io::Error,
     },
@@ -198,6 +199,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let system = |what| move |source: std::io::Error| StartFault::System { what, source };
     sys::memory::disable_huge_pages();
     let addresses = listen::probe(&settings.listen.addresses)?;
+    // Removed whatever comes of it.
+    let mut files = SocketFiles::default();
     let listen = ListenOptions { addresses: addresses.clone(), ..settings.listen };
 
     // Before the tables part: the runtime, signal pipes, wakers, socketpairs.
@@ -276,8 +279,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         result?;
     }
     // In the process's own table, and in no other.
-    let listeners = listen::listen(&settings.internal)?;
-    let internal: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    files.add(&addresses);
+    let (listeners, internal) = listen::listen(&settings.internal)?;
+    files.add(&internal);
     let name = match settings.name.as_str() {
         "" => host_and_port(&addresses),
         name => name.to_owned(),
@@ -356,11 +360,18 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
 }
 
 /// How a node is called that has no name: by its host and port.
-fn host_and_port(addresses: &[SocketAddr]) -> String {
+fn host_and_port(addresses: &[Address]) -> String {
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy().into_owned();
-    let port = addresses.first().map_or(0, SocketAddr::port);
-    format!("{host}_{port}")
+    match port_of(addresses) {
+        0 => format!("{host}_unix"),
+        port => format!("{host}_{port}"),
+    }
+}
+
+/// The port of clients; 0 for none.
+fn port_of(addresses: &[Address]) -> u16 {
+    addresses.iter().find_map(Address::ip).map_or(0, |address| address.port())
 }
 
 /// What a shard's thread begins with.
@@ -427,8 +438,14 @@ fn begin_shard<D: Driver>(
         // A container may forbid it; the shard runs all the same.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
-    let listeners = sockets::listen(&beginning.listen).map_err(|source| {
-        let address = beginning.listen.addresses[0];
+    let mut listen = beginning.listen;
+    if seat.shard.index() > 0 {
+        // One shard accepts for all from a Unix socket.
+        listen.addresses.retain(|address| address.ip().is_some());
+    }
+    let listeners = sockets::listen(&listen).map_err(|source| {
+        // All were had before.
+        let address = listen.addresses.swap_remove(0);
         StartFault::Listen { address, source }
     })?;
     let driver = driver(seat.shard, beginning.switchboard, listeners, beginning.started)

@@ -2,7 +2,6 @@
 //! allows, and greets.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,14 +17,16 @@ use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
-use crate::config::{self, Config, DEV_SECRET, Loaded, MemoryLimit, Shards, Sources, Transports};
+use crate::config::{
+    self, Config, DEV_SECRET, ListenAt, Loaded, MemoryLimit, Shards, Sources, Transports,
+};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::host::{HostRules, HostScope};
 use crate::edge::jwt::TokenKeys;
 use crate::edge::proxy::ClientProxies;
 use crate::host::facts::Facts;
 use crate::host::plan::{self, ShardPlan};
-use crate::io::sockets::ListenOptions;
+use crate::io::sockets::{Address, ListenOptions};
 use crate::io::uring;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::{Endpoint, EndpointKind, Options};
@@ -261,10 +262,9 @@ fn settings(
     if roost.echo {
         endpoints.push(Endpoint::new("/echo", EndpointKind::Echo));
     }
-    let internal = http_server.internal.as_ref().map_or_else(Vec::new, |internal| {
-        let at = |address: &IpAddr| SocketAddr::new(*address, internal.port);
-        internal.addresses.iter().map(at).collect()
-    });
+    let mode = http_server.socket_mode;
+    let internal = http_server.internal.as_ref();
+    let internal = internal.map_or_else(Vec::new, |at| at.at.addresses(at.port, mode));
     // A slot's memory is reserved for as many connections as could ever be here.
     let by_memory = plan::connections_in(memory_limit_bytes).max(1);
     let conns = |count: usize| u32::try_from((count as u64).min(by_memory)).unwrap_or(u32::MAX / 2);
@@ -335,6 +335,8 @@ fn settings(
             deflate,
             uni_websocket,
             poll_wait_ms,
+            one_accepts: matches!(http_server.at, ListenAt::Unix(_)),
+            addresses: roost.addresses,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
@@ -406,6 +408,14 @@ fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
     }
 }
 
+/// An address as URLs have it; a Unix socket's as nginx writes it: its path stands between colons.
+fn host_of(address: &Address) -> String {
+    match address {
+        Address::Ip(address) => address.to_string(),
+        Address::Unix(_) => format!("{address}:"),
+    }
+}
+
 /// What the node prints once it listens.
 fn greeting(
     config: &Config,
@@ -414,7 +424,7 @@ fn greeting(
     limits: Vec<String>,
     snippets: Snippets,
     dev: bool,
-) -> impl FnOnce(&[SocketAddr], &[SocketAddr]) -> String + 'static {
+) -> impl FnOnce(&[Address], &[Address]) -> String + 'static {
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     let shards = plan.shards;
     let limits = limits.join("\n");
@@ -431,7 +441,7 @@ fn greeting(
         if insecure {
             lines.push("client.insecure is on: everybody may do everything".to_owned());
         }
-        if let Some(first) = addresses.first() {
+        if let Some(first) = addresses.first().map(host_of) {
             let url = path.map(|path| format!("ws://{first}{path}"));
             lines.push(match &url {
                 Some(url) => format!("clients connect to {url}"),
@@ -441,8 +451,8 @@ fn greeting(
                 lines.push(format!("echo is at ws://{first}/echo"));
             }
             let on_internal = admin.as_ref().is_some_and(|admin| !admin.external);
-            let page_at = internal.first().filter(|_| on_internal).unwrap_or(first);
-            lines.push(admin_line(admin.as_ref(), page_at));
+            let page_at = internal.first().filter(|_| on_internal).map(host_of);
+            lines.push(admin_line(admin.as_ref(), page_at.as_ref().unwrap_or(&first)));
             if demo {
                 lines.push(format!("demo: http://{first}/demo, two clients that talk"));
             }
@@ -461,10 +471,19 @@ fn greeting(
             }
         }
         for address in internal {
-            lines.push(format!("internal endpoints are at http://{address}"));
+            lines.push(format!("internal endpoints are at http://{}", host_of(address)));
         }
         for address in addresses {
-            lines.push(format!("listening on {address} with {shards} shards"));
+            let mode = match address {
+                Address::Ip(_) => String::new(),
+                Address::Unix(unix) => {
+                    format!(
+                        " (mode {:04o}); it needs no port, and options of TCP are of no use",
+                        unix.mode
+                    )
+                }
+            };
+            lines.push(format!("listening on {address} with {shards} shards{mode}"));
         }
         lines.join("\n") + "\n"
     }

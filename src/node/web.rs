@@ -23,8 +23,9 @@ use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
@@ -35,6 +36,7 @@ use super::api::Api;
 use super::demo::{self, Snippets};
 use super::desk::{Bell, Desk, Visit};
 use super::health::{self, Health};
+use super::listen;
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
 use super::sender;
@@ -241,7 +243,7 @@ async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> V
 }
 
 /// Serves a router on listeners of this thread's own, until the process ends.
-pub(super) async fn listen(listeners: Vec<TcpListener>, router: Router) {
+pub(super) async fn listen(listeners: Vec<Listener>, router: Router) {
     let room = Arc::new(Semaphore::new(INTERNAL_CONNECTIONS_MAX));
     let each =
         listeners.into_iter().map(|listener| accept(listener, router.clone(), Arc::clone(&room)));
@@ -254,34 +256,62 @@ async fn in_time(request: Request<Body>, next: Next) -> Response<Body> {
     answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
 
-async fn accept(listener: TcpListener, router: Router, room: Arc<Semaphore>) {
+/// A listener of the runtime.
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Makes one the runtime's: call it inside of it.
+    pub(super) fn new(listener: listen::Listener) -> std::io::Result<Self> {
+        Ok(match listener {
+            listen::Listener::Tcp(listener) => Self::Tcp(TcpListener::from_std(listener)?),
+            listen::Listener::Unix(listener) => Self::Unix(UnixListener::from_std(listener)?),
+        })
+    }
+}
+
+async fn accept(listener: Listener, router: Router, room: Arc<Semaphore>) {
     loop {
         // More than these wait in the kernel.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(fault) => {
-                warn!(%fault, "accepting on the internal port");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-                continue;
-            }
+        let router = router.clone();
+        let accepted = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                let _ = stream.set_nodelay(true);
+                serve_connection(stream, Some(peer.ip().to_canonical()), router, place);
+            }),
+            Listener::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| serve_connection(stream, None, router, place)),
         };
-        let _ = stream.set_nodelay(true);
-        let client = Extension(ClientAddress(Some(peer.ip().to_canonical())));
-        let service = router.clone().layer(from_fn(in_time)).layer(client);
-        let service = TowerToHyperService::new(service);
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        tokio::spawn(async move {
-            if let Err(fault) = connection.await {
-                debug!(%fault, "a connection to the internal port");
-            }
-            drop(place);
-        });
+        if let Err(fault) = accepted {
+            warn!(%fault, "accepting on the internal port");
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+        }
     }
+}
+
+/// Serves one connection to the internal port, until it ends.
+fn serve_connection<S>(stream: S, peer: Option<IpAddr>, router: Router, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = router.layer(from_fn(in_time)).layer(Extension(ClientAddress(peer)));
+    let service = TowerToHyperService::new(service);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::spawn(async move {
+        if let Err(fault) = connection.await {
+            debug!(%fault, "a connection to the internal port");
+        }
+        drop(place);
+    });
 }
 
 /// Answers of so many bytes are compressed for those who take that.

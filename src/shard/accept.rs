@@ -46,7 +46,7 @@ impl<D: Driver> Shard<D> {
         let conns_soft = self.node.options.conns_soft as usize;
         let mut socket = socket;
         if may_pass
-            && self.conns.len() >= conns_soft
+            && (self.node.options.one_accepts || self.conns.len() >= conns_soft)
             && let Some(to) = self.emptiest()
         {
             match self.driver.pass(to, socket) {

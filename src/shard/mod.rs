@@ -125,6 +125,10 @@ pub struct Options {
     pub uni_websocket: UniWebSocketOptions,
     /// A poll for which nothing comes is answered so late, or up to an eighth earlier.
     pub poll_wait_ms: u64,
+    /// One shard accepts for all: each connection goes to the emptiest.
+    pub one_accepts: bool,
+    /// How clients' addresses become known.
+    pub addresses: AddressSources,
     /// Where paths begin that the control thread serves on the public port: each for itself and for
     /// what is below it; `/` only for itself.
     pub web: Vec<String>,

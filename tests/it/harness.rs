@@ -124,7 +124,10 @@ impl Node {
         let words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_roost"), "serve", "-c"]);
         let mut words = words.map(String::from).collect::<Vec<_>>();
         words.push(path.display().to_string());
-        words.extend(["-a", "127.0.0.1", "-p", port].map(String::from));
+        if !flags.contains(&"-a") {
+            words.extend(["-a", "127.0.0.1"].map(String::from));
+        }
+        words.extend(["-p", port].map(String::from));
         if !flags.contains(&"--shards") {
             words.extend(["--shards", "2"].map(String::from));
         }
@@ -166,7 +169,9 @@ impl Node {
                 Ok(line) => {
                     if let Some((_, rest)) = line.split_once("listening on ") {
                         let address = rest.split(' ').next().unwrap();
-                        node.address = address.parse().unwrap();
+                        if !address.starts_with("unix:") {
+                            node.address = address.parse().unwrap();
+                        }
                         return Ok(node);
                     }
                 }

@@ -35,5 +35,6 @@ mod slow;
 mod start;
 mod tokens;
 mod transports;
+mod unix_socket;
 mod vectors;
 mod websocket;

@@ -202,6 +202,8 @@ impl Plan {
                 ..UniWebSocketOptions::default()
             },
             poll_wait_ms: pick(rng, &[2_000, 20_000]),
+            one_accepts: false,
+            addresses: AddressSources::default(),
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),
             requests_unanswered_max: match (large, roomy) {
