@@ -847,6 +847,11 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
             (_, Some(count)) => Shards::Count(count),
         },
         io,
+        pin: match root.text("roost.pin").as_str() {
+            "on" => Pin::On,
+            "off" => Pin::Off,
+            _ => Pin::Auto,
+        },
         turn_deliveries: root.integer("roost.turn_deliveries") as u32,
         allowed_hosts: allowed_hosts(root, report),
         echo: root.flag("roost.echo"),

@@ -329,6 +329,8 @@ pub struct Roost {
     pub shards: Shards,
     /// Which driver.
     pub io: Io,
+    /// Whether shards stay on a CPU each.
+    pub pin: Pin,
     /// Deliveries in one turn.
     pub turn_deliveries: u32,
     /// Host names of a node that checks them, lower case.
@@ -370,6 +372,17 @@ pub enum Shards {
     Auto,
     /// 1 to 255.
     Count(u8),
+}
+
+/// `roost.pin`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// Where the node has its CPUs for itself.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 /// `roost.io`.

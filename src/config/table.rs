@@ -218,6 +218,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
     opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (those that it may use), \"auto\" (more where the descriptor limit asks for it) or a number."),
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "The driver: a system call for each read and write, or batches of them through io_uring; auto takes io_uring where the kernel has it."),
+    opt("roost.pin", Choice(&["auto", "on", "off"]), "\"auto\"", Built, "Whether each shard's thread stays on a CPU: auto where the node has its CPUs for itself (isolated ones, a cgroup's partition, an affinity mask smaller than the machine). Beside busy processes a pinned shard stalls."),
     opt("roost.turn_deliveries", Integer(64, 65_536), "512", Built, "Deliveries in one turn of a shard's loop: fewer let new connections wait less, more cost less."),
     opt("roost.log_format", Choice(&["text", "json"]), "\"text\"", Built, "How messages are logged: as lines of text, or each as a JSON object."),
     opt("roost.allowed_hosts", List, "[]", Built, "Host names, without a port, under which a development node or an admin page without a password may be reached, beside localhost and the node's own addresses."),

@@ -17,6 +17,12 @@ pub struct Facts {
     pub cpus: Vec<usize>,
     /// CPU time that the cgroup grants, in thousandths of a core; `None`: no quota.
     pub cpu_quota_milli: Option<u64>,
+    /// CPUs of the machine that are online, by number.
+    pub cpus_online: Reading<Vec<usize>>,
+    /// CPUs that the scheduler leaves alone (`isolcpus`), by number.
+    pub cpus_isolated: Reading<Vec<usize>>,
+    /// The process's cgroup has its CPUs for itself (`cpuset.cpus.partition`).
+    pub has_cpu_partition: bool,
     /// Memory of the machine, bytes.
     pub memory_total_bytes: Reading<u64>,
     /// Memory that could be had now without swapping, bytes.
@@ -60,6 +66,9 @@ impl Facts {
         Self {
             cpus: cpus_allowed(),
             cpu_quota_milli: cpu_quota_milli(files, &cgroup),
+            cpus_online: cpu_list(files, "online"),
+            cpus_isolated: cpu_list(files, "isolated"),
+            has_cpu_partition: has_cpu_partition(files, &cgroup),
             memory_total_bytes: meminfo_bytes(files, "MemTotal:"),
             memory_available_bytes: meminfo_bytes(files, "MemAvailable:"),
             cgroup_memory_max_bytes: cgroup_memory_max_bytes(files, &cgroup),
@@ -84,13 +93,22 @@ impl Facts {
         self.cpus.len().min(usize::try_from(quota).unwrap_or(usize::MAX)).max(1)
     }
 
-    /// The CPU that a shard's thread is pinned to; `None`: don't pin. Under a quota the CPUs are
-    /// shared with neighbours, and pinning would put every such container on the first few.
-    pub fn cpu_of_shard(&self, shard: usize) -> Option<usize> {
+    /// Why this process has its CPUs for itself; `None`: others may use them, as far as one can tell.
+    pub fn own_cpus(&self) -> Option<&'static str> {
+        let isolated = self.cpus_isolated.as_deref().unwrap_or_default();
+        let online = self.cpus_online.as_ref().map_or(0, Vec::len);
         if self.cores() < self.cpus.len() {
-            return None;
+            // A quota is a share of CPUs that neighbours have shares of, too.
+            None
+        } else if self.cpus.iter().all(|cpu| isolated.contains(cpu)) {
+            Some("they are isolated from the scheduler")
+        } else if self.has_cpu_partition {
+            Some("its cgroup is a partition of CPUs")
+        } else if self.cpus.len() < online {
+            Some("its affinity mask or cpuset is smaller than the machine")
+        } else {
+            None
         }
-        self.cpus.get(shard % self.cpus.len().max(1)).copied()
     }
 
     /// Memory that there is for this process: the machine's, or the cgroup's limit where that is
@@ -122,6 +140,29 @@ fn cpus_allowed() -> Vec<usize> {
         return (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
     }
     cpus
+}
+
+/// CPUs of a list such as `0-3,8`.
+fn cpu_list(files: &Sysctls, name: &str) -> Reading<Vec<usize>> {
+    let path = format!("sys/devices/system/cpu/{name}");
+    let text = files.text(&path)?;
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        (last < rustix::thread::CpuSet::MAX_CPU).then_some(first..=last)
+    };
+    let ranges = text.split(',').filter(|part| !part.is_empty()).map(range);
+    let ranges: Option<Vec<_>> = ranges.collect();
+    let ranges = ranges.ok_or_else(|| Unreadable(format!("/{path} is no list of CPUs")))?;
+    Ok(ranges.into_iter().flatten().collect())
+}
+
+/// Only the cgroup itself says it: what is below a partition shares its CPUs.
+fn has_cpu_partition(files: &Sysctls, cgroup: &str) -> bool {
+    let Some(path) = cgroup_path(cgroup, "") else { return false };
+    let path = path.trim_matches('/');
+    let file = format!("{}/{path}/cpuset.cpus.partition", v2_mount(files));
+    matches!(files.text(&file).as_deref(), Ok("root" | "isolated"))
 }
 
 fn meminfo_bytes(files: &Sysctls, field: &str) -> Reading<u64> {
@@ -253,6 +294,9 @@ pub(crate) mod tests {
         Facts {
             cpus: vec![0, 1],
             cpu_quota_milli: None,
+            cpus_online: Ok(vec![0, 1]),
+            cpus_isolated: Ok(vec![]),
+            has_cpu_partition: false,
             memory_total_bytes: Ok(24_000_000_000),
             memory_available_bytes: Ok(23_000_000_000),
             cgroup_memory_max_bytes: None,
@@ -324,13 +368,46 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_quota_takes_cores_away_and_with_them_the_pinning() {
+    fn cpus_are_its_own_where_the_machine_says_so() {
         let mut facts = machine(20_000);
-        assert_eq!((facts.cores(), facts.cpu_of_shard(3)), (2, Some(1)));
+        assert_eq!((facts.cores(), facts.own_cpus()), (2, None));
+        facts.has_cpu_partition = true;
+        assert!(facts.own_cpus().unwrap().contains("partition"));
+        facts.has_cpu_partition = false;
+        facts.cpus_online = Ok((0..4).collect());
+        assert!(facts.own_cpus().unwrap().contains("smaller"));
+        facts.cpus_isolated = Ok(vec![0]);
+        assert!(facts.own_cpus().unwrap().contains("smaller"));
+        facts.cpus_isolated = Ok(vec![0, 1]);
+        assert!(facts.own_cpus().unwrap().contains("isolated"));
         facts.cpu_quota_milli = Some(500);
-        assert_eq!((facts.cores(), facts.cpu_of_shard(3)), (1, None));
+        assert_eq!((facts.cores(), facts.own_cpus()), (1, None));
         facts.cpu_quota_milli = Some(9000);
-        assert_eq!((facts.cores(), facts.cpu_of_shard(2)), (2, Some(0)));
+        assert!(facts.own_cpus().is_some());
+        facts.cpus_isolated = Err(Unreadable("gone".to_owned()));
+        facts.cpus_online = Err(Unreadable("gone".to_owned()));
+        assert_eq!(facts.own_cpus(), None);
+    }
+
+    #[test]
+    fn lists_of_cpus_and_partitions_are_read() {
+        let host = FakeHost::new(
+            "cpus",
+            &[
+                ("proc/self/cgroup", "0::/slice/roost.service\n"),
+                ("sys/devices/system/cpu/online", "0-2,8\n"),
+                ("sys/devices/system/cpu/isolated", "\n"),
+                ("sys/fs/cgroup/slice/roost.service/cpuset.cpus.partition", "isolated\n"),
+            ],
+        );
+        let facts = Facts::read_from(&host.files());
+        assert_eq!(facts.cpus_online, Ok(vec![0, 1, 2, 8]));
+        assert_eq!(facts.cpus_isolated, Ok(vec![]));
+        assert!(facts.has_cpu_partition);
+        host.put("sys/fs/cgroup/slice/roost.service/cpuset.cpus.partition", "isolated invalid\n");
+        host.put("sys/devices/system/cpu/online", "0-x\n");
+        let facts = Facts::read_from(&host.files());
+        assert!(facts.cpus_online.is_err() && !facts.has_cpu_partition);
     }
 
     #[test]

@@ -103,6 +103,49 @@ pub fn plan_shards(wanted: Shards, target_connections: Option<u64>, facts: &Fact
     }
 }
 
+/// Whether shards stay on a CPU each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// Where the process has its CPUs for itself.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// The CPUs of the shards, in their order, and why, for the operator. No CPUs: the scheduler chooses.
+///
+/// A pinned shard keeps its caches, and can't leave a CPU that somebody else is using.
+pub fn pin_shards(wanted: Pin, shards: usize, facts: &Facts) -> (Vec<usize>, String) {
+    let on_cpus = || {
+        let cpus: Vec<usize> = facts.cpus.iter().copied().cycle().take(shards).collect();
+        let shown: Vec<String> = cpus.iter().take(8).map(usize::to_string).collect();
+        let more = if cpus.len() > shown.len() { ", ..." } else { "" };
+        (format!("shards are pinned to CPUs {}{more}", shown.join(", ")), cpus)
+    };
+    match (wanted, facts.own_cpus()) {
+        (Pin::On, _) => {
+            let (line, cpus) = on_cpus();
+            (cpus, format!("{line}, as roost.pin says"))
+        }
+        (Pin::Auto, Some(why)) => {
+            let (line, cpus) = on_cpus();
+            (
+                cpus,
+                format!(
+                    "{line}: the node has its CPUs for itself, since {why} (roost.pin is auto)"
+                ),
+            )
+        }
+        (Pin::Auto, None) => {
+            let why = "other processes may use its CPUs (roost.pin is auto)";
+            (Vec::new(), format!("shards aren't pinned to CPUs: {why}"))
+        }
+        (Pin::Off, _) => (Vec::new(), "shards aren't pinned to CPUs, as roost.pin says".to_owned()),
+    }
+}
+
 /// Connections that `bytes` of memory are enough for, kernel included.
 pub fn connections_in(bytes: u64) -> u64 {
     bytes / (KERNEL_BYTES_PER_CONNECTION + USER_BYTES_PER_CONNECTION)
@@ -365,6 +408,21 @@ mod tests {
         assert!(advice(Shards::Cores).starts_with("--shards auto"));
         assert!(advice(Shards::Auto).starts_with("a number for --shards"));
         assert!(advice(Shards::Count(SHARDS_MAX)).starts_with("a higher hard limit"));
+    }
+
+    #[test]
+    fn shards_are_pinned_where_the_cpus_are_the_node_s_own() {
+        let mut facts = machine(20_000);
+        facts.cpus = vec![2, 3];
+        facts.cpus_online = Ok(vec![2, 3]);
+        let pin = |wanted, facts: &Facts| pin_shards(wanted, 3, facts);
+        assert_eq!(pin(Pin::On, &facts).0, [2, 3, 2]);
+        let (cpus, why) = pin(Pin::Auto, &facts);
+        assert!(cpus.is_empty() && why.contains("aren't pinned") && why.contains("auto"), "{why}");
+        facts.cpus_online = Ok((0..4).collect());
+        let (cpus, why) = pin(Pin::Auto, &facts);
+        assert!(cpus == [2, 3, 2] && why.contains("pinned to CPUs 2, 3, 2: "), "{why}");
+        assert!(pin(Pin::Off, &facts).0.is_empty());
     }
 
     #[test]

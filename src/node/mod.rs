@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  main thread: raise limits -> runtime, signals, wakers, socketpairs -> spawn shards -> control
-//!  shard i:     own descriptor table -> pin -> listeners -> driver -> loop
+//!  shard i:     own descriptor table -> CPU, if pinned -> listeners -> driver -> loop
 //!  signatures:  the process's table; RSA and EC signatures for the shards
 //! ```
 //! The order matters. What more than one thread uses is made before the first descriptor table

@@ -71,9 +71,12 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     fill_in_secrets(&mut config, sources.dev).map_err(system("random numbers"))?;
     let mut limits = capacity.lines();
     limits.push(why);
+    let (cpus, why) = pinning(&config, &plan, &facts);
+    limits.push(why);
     let mut settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes, sources.dev)
         .map_err(system("random numbers and keys"))?;
     settings.plan = limits.clone();
+    settings.cpus = cpus;
     // A key is shown where only this machine comes.
     let api = config.web.api.as_ref().filter(|_| sources.dev);
     settings.snippets.publish =
@@ -231,6 +234,15 @@ fn shard_plan(config: &Config, facts: &Facts) -> ShardPlan {
     plan::plan_shards(wanted, target, facts)
 }
 
+fn pinning(config: &Config, plan: &ShardPlan, facts: &Facts) -> (Vec<usize>, String) {
+    let wanted = match config.roost.pin {
+        config::Pin::Auto => plan::Pin::Auto,
+        config::Pin::On => plan::Pin::On,
+        config::Pin::Off => plan::Pin::Off,
+    };
+    plan::pin_shards(wanted, plan.shards, facts)
+}
+
 fn memory_limit(config: &Config, facts: &Facts) -> u64 {
     match config.roost.memory_limit {
         MemoryLimit::Bytes(bytes) => bytes,
@@ -293,10 +305,9 @@ fn settings(
     // A sealed number is as good an id as any: of a version 4, and nobody's.
     let nobody = ConnKey { index: 0, generation: NonZeroU32::MIN };
     let node_id = ClientIdSealer::new(&secret()?).seal(ShardId(0), nobody).to_string();
-    let cpus = (0..plan.shards).map_while(|shard| facts.cpu_of_shard(shard)).collect();
     Ok(Settings {
         shards: plan.shards,
-        cpus,
+        cpus: Vec::new(),
         io,
         listen: ListenOptions {
             addresses: http_server.at.addresses(http_server.port, mode),
