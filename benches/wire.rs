@@ -101,6 +101,7 @@ fn write(c: &mut Criterion) {
 
 fn upgrade(c: &mut Criterion) {
     let mut out = Vec::with_capacity(256);
+    let date = http::HttpDate::at(0);
     let mut group = c.benchmark_group("upgrade");
     group.bench_function("parse a browser's 14 headers", |b| {
         b.iter(|| black_box(http::parse(black_box(BROWSER)).is_ok()));
@@ -110,8 +111,8 @@ fn upgrade(c: &mut Criterion) {
             out.clear();
             if let Ok(Some(head)) = http::parse(black_box(BROWSER)) {
                 match http::upgrade(&head) {
-                    Ok(upgrade) => http::put_switching(&mut out, &upgrade),
-                    Err(refusal) => http::put_refusal(&mut out, refusal, ""),
+                    Ok(upgrade) => http::put_switching(&mut out, &upgrade, date),
+                    Err(refusal) => http::put_refusal(&mut out, refusal, "", date, false),
                 }
             }
             assert!(out.starts_with(b"HTTP/1.1 101"));

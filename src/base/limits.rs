@@ -116,9 +116,25 @@ pub const ECHO_BACKLOG_BYTES: u32 = 256 * 1024;
 /// Body of a request to the control thread at most, bytes: more is answered with 413.
 pub const WEB_BODY_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of such bodies that have begun to come to a shard at most: beyond it a request whose body is
-/// not whole is answered with 503.
-pub const WEB_BYTES_MAX: usize = 64 << 20;
+/// Body of a request to the control thread that isn't a call of the server API at most, bytes: forms and
+/// calls of the admin page. More is answered with 413.
+pub const PAGE_BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of unfinished bodies of calls of the server API on a shard at most, whose senders have shown the key:
+/// beyond it a request whose body is not whole is answered with 503.
+pub const API_BODIES_BYTES_MAX: usize = 64 << 20;
+
+/// The same for the transports of clients and their up-link.
+pub const CLIENT_BODIES_BYTES_MAX: usize = 32 << 20;
+
+/// The same for what else the control thread serves.
+pub const PAGE_BODIES_BYTES_MAX: usize = 4 << 20;
+
+/// The body of a request has so long to come at whatever rate, milliseconds behind its head.
+pub const BODY_GRACE_MS: u64 = 5_000;
+
+/// Then it has to come at so many bytes a second, counted from the end of that: else 408.
+pub const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
 
 /// Entries of all lists in one request to the server API at most, the channels of a broadcast among them:
 /// more is answered with 400 before anything is carried out.
@@ -154,7 +170,7 @@ pub const CONTROL_SLICE_BYTES: usize = 64 * 1024;
 /// Bytes of an answer of the control thread at most.
 pub const WEB_ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// The body of a request has to be there so soon behind its head, milliseconds.
+/// The body of a request has to be there so soon behind its head, milliseconds, at whatever rate it comes.
 pub const WEB_BODY_TIMEOUT_MS: u64 = 30_000;
 
 /// Questions of one shard to the application that may be unanswered. Beyond it the connections that ask

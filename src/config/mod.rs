@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use tracing::level_filters::LevelFilter;
 
 use crate::edge::address_limits::AddressOptions;
+use crate::edge::api_key::ApiAccess;
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
@@ -233,6 +234,13 @@ pub struct Api {
     pub transport_errors: bool,
     /// On the public port even beside an internal one.
     pub external: bool,
+}
+
+impl Api {
+    /// Who may call it.
+    pub fn access(&self) -> ApiAccess {
+        ApiAccess { prefix: self.prefix.clone(), key: self.key.clone(), insecure: self.insecure }
+    }
 }
 
 /// Section `log`.

@@ -143,6 +143,12 @@ fn three_formats_give_one_configuration() {
 }
 
 #[test]
+fn an_idle_timeout_may_be_longer_than_that_of_any_balancer() {
+    let (config, report) = of_toml("[roost]\nidle_timeout = \"650s\"");
+    assert_eq!((report.errors, config.roost.idle_timeout_ms), (vec![], 650_000));
+}
+
+#[test]
 fn defaults_are_safe() {
     let config = good(None, &Sources::default());
     assert_eq!(config.http_server.port, 8000);

@@ -6,6 +6,7 @@
 //! a verdict carries the protocol's number, the session writes the answer.
 
 pub mod address_limits;
+pub mod api_key;
 pub mod channels;
 pub mod client_id;
 pub mod glob;

@@ -140,7 +140,9 @@ impl Control {
             (&self.calls, api)
         {
             let running = config::Api::clone(&calls.load());
-            calls.store(Arc::new(config::Api { key, insecure, transport_errors, ..running }));
+            let api = config::Api { key, insecure, transport_errors, ..running };
+            rules.api.store(Arc::new(Some(api.access())));
+            calls.store(Arc::new(api));
         }
         let sets = [
             (Some(&rules.keys), Some(&tokens.connection)),

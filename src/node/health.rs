@@ -59,6 +59,9 @@ impl Health {
         let clients = node.clients.load(Ordering::Relaxed);
         let room = u64::from(node.options.conns_max) * node.open.len() as u64;
         let limit = node.rules.client.load().connection_limit;
+        // Those that do nothing for a client make place for others.
+        let replaceable = node.counters.iter().map(|of| of.connections_replaceable.get());
+        let busy = open.saturating_sub(replaceable.sum());
         let is_full = |count: u64, of: u64| count * 100 >= of * thresholds.connections_percent;
         if node.draining.load(Ordering::Relaxed) {
             Some("draining")
@@ -66,7 +69,7 @@ impl Health {
             Some("over the memory limit")
         } else if thresholds.loop_lag_us.is_some_and(|max| self.loop_lag_p99_us() > max) {
             Some("the loops lag")
-        } else if is_full(open, room) || limit > 0 && is_full(clients, limit) {
+        } else if is_full(busy, room) || limit > 0 && is_full(clients, limit) {
             Some("at the connection limit")
         } else {
             None

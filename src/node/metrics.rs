@@ -51,6 +51,18 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
         "Given up because the node was over its memory limit, or history over its share of it",
     ),
     ("short_", "memory_refused", "what", "Refused because there was no memory for it"),
+    (
+        "busy_",
+        "requests_unavailable",
+        "reason",
+        "Requests that may come again later (503), by reason",
+    ),
+    (
+        "replaced_",
+        "connections_replaced",
+        "state",
+        "Idle connections closed to make place for new ones, by their state",
+    ),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by its code"),
 ];

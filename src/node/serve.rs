@@ -327,6 +327,7 @@ fn settings(
                 .map_err(std::io::Error::other)?,
             channels: channels.into_shared(),
             admin: web.admin.as_ref().map(admin_rules).transpose()?,
+            api: ArcSwap::from_pointee(web.api.as_ref().map(config::Api::access)),
             origins: ArcSwap::from_pointee(client.allowed_origins),
             client_ids,
             session_ids: ClientIdSealer::new(&secret()?),

@@ -10,14 +10,14 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Extension;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
-use axum::http::{HeaderName, Method, Request, Response, StatusCode};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, DATE, HOST, TRANSFER_ENCODING};
+use axum::http::{HeaderName, Method, Request, Response, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
@@ -45,7 +45,7 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
 use crate::config::{self, Web};
-use crate::proto::http;
+use crate::proto::http::{self, HttpDate, Reuse};
 use crate::shard::Node;
 use crate::shard::mail::{Mail, Mailbox, WebRequest};
 
@@ -145,10 +145,14 @@ pub(super) async fn serve_public(
     proxies: Arc<Proxies>,
 ) {
     let visited = Arc::clone(&desk);
+    let date = Arc::new(ArcSwap::from_pointee(HttpDate::at(0)));
+    tokio::spawn(keep_date(Arc::clone(&date)));
     let visit = move |from, visit| match visit {
         Visit::Request(request) => {
             let draining = node.draining.load(Ordering::Relaxed);
-            tokio::spawn(answer(router.clone(), Arc::clone(&visited), from, request, draining));
+            let date = **date.load();
+            let router = router.clone();
+            tokio::spawn(answer(router, Arc::clone(&visited), from, request, draining, date));
         }
         Visit::Question(question) => {
             let proxies = Arc::clone(&proxies);
@@ -165,17 +169,37 @@ async fn answer(
     from: ShardId,
     request: Box<WebRequest>,
     draining: bool,
+    date: HttpDate,
 ) {
     let asker = request.asker;
-    let (bytes, keep_alive) = respond(router, *request, draining).await;
+    let (bytes, keep_alive) = respond(router, *request, draining, date).await;
     desk.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
 }
 
-async fn respond(router: Router, request: WebRequest, draining: bool) -> (Vec<u8>, bool) {
+/// Keeps the `Date` of answers: none of them reads the clock.
+async fn keep_date(date: Arc<ArcSwap<HttpDate>>) {
+    loop {
+        #[expect(clippy::disallowed_methods, reason = "the date of responses (RFC 9110 6.6.1)")]
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let second = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        date.store(Arc::new(HttpDate::at(second)));
+        tokio::time::sleep(
+            Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()),
+        )
+        .await;
+    }
+}
+
+async fn respond(
+    router: Router,
+    request: WebRequest,
+    draining: bool,
+    date: HttpDate,
+) -> (Vec<u8>, bool) {
     let WebRequest { head, body, address, .. } = request;
     // The shard has parsed it before.
     let Ok(Some(head)) = http::parse(&head) else { return (Vec::new(), false) };
-    let keep_alive = head.keep_alive() && !draining;
+    let reuse = head.reuse().unless(draining);
     let is_head = head.method == "HEAD";
     let response = match request_of(&head, body.into()) {
         Some(mut request) => {
@@ -188,7 +212,7 @@ async fn respond(router: Router, request: WebRequest, draining: bool) -> (Vec<u8
         }
         None => StatusCode::BAD_REQUEST.into_response(),
     };
-    (written(response, is_head, keep_alive).await, keep_alive)
+    (written(response, is_head, reuse, date).await, reuse.is_kept())
 }
 
 fn request_of(head: &http::Head<'_>, body: Bytes) -> Option<Request<Body>> {
@@ -205,7 +229,7 @@ fn request_of(head: &http::Head<'_>, body: Bytes) -> Option<Request<Body>> {
 }
 
 /// A response as it goes over a connection (RFC 9112 4 and 6).
-async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> Vec<u8> {
+async fn written(response: Response<Body>, is_head: bool, reuse: Reuse, date: HttpDate) -> Vec<u8> {
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, WEB_ANSWER_BYTES_MAX).await;
     let (status, body) = match body {
@@ -223,8 +247,6 @@ async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> V
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    #[expect(clippy::disallowed_methods, reason = "the date of a response (RFC 9110 6.6.1)")]
-    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     let _ = write!(out, "Date: {date}\r\n");
     //= RFC 9110 8.6: none with 1xx and 204; the answer to a HEAD says what a GET would bring
     let said = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
@@ -232,10 +254,7 @@ async fn written(response: Response<Body>, is_head: bool, keep_alive: bool) -> V
     if status != StatusCode::NO_CONTENT {
         let _ = write!(out, "Content-Length: {length}\r\n");
     }
-    if !keep_alive {
-        out.extend_from_slice(b"Connection: close\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
+    let _ = write!(out, "{}\r\n", reuse.header());
     if !is_head {
         out.extend_from_slice(&body);
     }
@@ -254,6 +273,24 @@ pub(super) async fn listen(listeners: Vec<Listener>, router: Router) {
 async fn in_time(request: Request<Body>, next: Next) -> Response<Body> {
     let answered = tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await;
     answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
+}
+
+/// What shards check of each head, for requests to the internal port: exactly one valid `Host` (RFC 9112 3.2),
+/// and `OPTIONS *`, which is about the server as a whole.
+async fn check_head(request: Request<Body>, next: Next) -> Response<Body> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let valid = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => http::is_host(host.as_bytes()),
+        (None, _) => request.version() == Version::HTTP_10,
+        _ => false,
+    };
+    if !valid {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    match (request.method(), request.uri().path()) {
+        (&Method::OPTIONS, "*") => [(ALLOW, "GET, HEAD, POST, OPTIONS")].into_response(),
+        _ => next.run(request).await,
+    }
 }
 
 /// A listener of the runtime.
@@ -300,7 +337,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = router.layer(from_fn(in_time)).layer(Extension(ClientAddress(peer)));
-    let service = TowerToHyperService::new(service);
+    let service = TowerToHyperService::new(service.layer(from_fn(check_head)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

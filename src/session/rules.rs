@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 
+use crate::edge::api_key::ApiAccess;
 use crate::edge::channels::{ChannelRules, ChannelSyntax};
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::jwt::TokenKeys;
@@ -116,6 +117,8 @@ pub struct Rules {
     pub channels: ArcSwap<ChannelRules>,
     /// Who may watch the node, where somebody may.
     pub admin: Option<AdminRules>,
+    /// Who may call the server API; `None` where there is none.
+    pub api: ArcSwap<Option<ApiAccess>>,
     /// Which web pages may connect.
     pub origins: ArcSwap<OriginRules>,
     /// Makes client ids.

@@ -1,11 +1,9 @@
 //! New connections: taken in bounded batches, passed on when this shard is full, refused when the
 //! node is.
 
-use super::notices::reason_of_refusal;
 use super::*;
 use crate::base::notices::Reason;
 use crate::io::Accepted;
-use crate::proto::http::{self, Refusal};
 
 impl<D: Driver> Shard<D> {
     /// Takes some of the connections that wait at the listener or were passed by other shards.
@@ -14,10 +12,23 @@ impl<D: Driver> Shard<D> {
             self.accept_again_at = None;
             self.acceptable = true;
         }
+        let mut first = None;
         for _ in 0..TURN_ACCEPTS_MAX {
+            // Those that came in this turn have not been read yet: they don't replace each other. Nor is there a slot
+            // before the dead ones of earlier turns are gone.
+            let fresh = first.is_some() && self.replaceable.first() == first;
+            if fresh && self.is_full() {
+                return;
+            }
+            if self.conns.len() >= slots_max(&self.node.options) {
+                return self.accept_later();
+            }
             if self.passed {
                 match self.driver.take_passed() {
-                    Some(socket) => self.seat(socket, false),
+                    Some(socket) => {
+                        let seated = self.seat(socket, false);
+                        first = first.or(seated);
+                    }
                     None => self.passed = false,
                 }
                 continue;
@@ -26,34 +37,41 @@ impl<D: Driver> Shard<D> {
                 return;
             }
             match self.driver.accept() {
-                Accepted::Socket(socket) => self.seat(socket, true),
+                Accepted::Socket(socket) => {
+                    let seated = self.seat(socket, true);
+                    first = first.or(seated);
+                }
                 Accepted::Blocked => self.acceptable = false,
                 Accepted::Failed => self.counters().accept_failed.add(1),
-                Accepted::Full => {
-                    // Nothing here to refuse it with: it waits until a descriptor is free.
-                    self.counters().accepts_put_off.add(1);
-                    self.acceptable = false;
-                    self.accept_again_at = Some(self.driver.now().after(ACCEPT_AGAIN_MS));
-                    return;
-                }
+                // The next turn finds a descriptor free.
+                Accepted::Full if !fresh && self.replace_one() => return,
+                // Nothing here to refuse it with: it waits until a descriptor is free.
+                Accepted::Full => return self.accept_later(),
             }
         }
     }
 
-    /// Gives a connection a slot, here or on the emptiest shard.
-    fn seat(&mut self, socket: D::Socket, may_pass: bool) {
-        let conns_max = self.node.options.conns_max as usize;
+    /// Leaves what waits at the listener there for a moment.
+    fn accept_later(&mut self) {
+        self.counters().accepts_put_off.add(1);
+        self.acceptable = false;
+        self.accept_again_at = Some(self.driver.now().after(ACCEPT_AGAIN_MS));
+    }
+
+    /// Gives a connection a slot, here or on the emptiest shard. Yields the one that it has here.
+    fn seat(&mut self, socket: D::Socket, may_pass: bool) -> Option<u32> {
         let conns_soft = self.node.options.conns_soft as usize;
         let mut socket = socket;
         if may_pass
-            && (self.node.options.one_accepts || self.conns.len() >= conns_soft)
+            && (self.node.options.one_accepts || self.connections() >= conns_soft)
             && let Some(to) = self.emptiest()
         {
             match self.driver.pass(to, socket) {
                 Ok(()) => {
                     // Counted from here on, so that a burst isn't passed to one shard alone.
                     self.node.open[to.index()].fetch_add(1, Ordering::Relaxed);
-                    return self.counters().connections_passed.add(1);
+                    self.counters().connections_passed.add(1);
+                    return None;
                 }
                 Err(back) => socket = back,
             }
@@ -62,25 +80,27 @@ impl<D: Driver> Shard<D> {
         if may_pass {
             self.node.open[self.id.index()].fetch_add(1, Ordering::Relaxed);
         }
-        if self.conns.len() < conns_max {
-            match self.arrival(&socket) {
-                Ok(arrival) => match self.begin(socket) {
-                    Some(key) => self.arrived(key.index, arrival),
-                    None => self.turned_back(arrival),
-                },
-                Err(refusal) => {
-                    self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
-                    self.turn_away(socket, refusal);
-                }
+        let arrival = match self.arrival(&socket) {
+            Ok(arrival) => arrival,
+            Err(refusal) => {
+                self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
+                self.turn_away(socket, refusal);
+                return None;
             }
-            return;
-        }
-        self.counters().connections_refused_full.add(1);
-        if self.conns.len() >= conns_max + CONNS_SPARE {
+        };
+        if self.is_full() && !self.replace_one() {
+            // Nobody here may lose its place. Without an answer: it has sent nothing that one could be for.
+            self.counters().connections_refused_full.add(1);
+            self.turned_back(arrival);
             self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
-        } else if let Some(key) = self.begin(socket) {
-            self.refuse_for_now(key.index, Reason::HttpFull);
+            return None;
         }
+        let seated = self.begin(socket);
+        match seated {
+            Some(index) => self.arrived(index, arrival),
+            None => self.turned_back(arrival),
+        }
+        seated
     }
 
     /// The other shard with the fewest connections, if it has room and fewer than this one.
@@ -94,7 +114,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Gives a connection, which is counted as open here, a slot.
-    fn begin(&mut self, socket: D::Socket) -> Option<ConnKey> {
+    fn begin(&mut self, socket: D::Socket) -> Option<u32> {
         let generation = self.take_generation();
         let tick = self.tick();
         let index = self.conns.insert(Conn::new(socket, generation, tick)) as u32;
@@ -111,8 +131,9 @@ impl<D: Driver> Shard<D> {
             self.release(index, true);
             return None;
         }
+        self.set_replaceable(index);
         self.schedule(index);
-        Some(key)
+        Some(index)
     }
 
     /// A generation that no other key of a connection here has.
@@ -147,11 +168,14 @@ impl<D: Driver> Shard<D> {
         Some(new)
     }
 
-    /// Counts one more client, if the node's limits allow it.
+    /// Whether one more client may come. It is counted when it is connected.
     ///
     /// # Errors
-    /// The limit that is reached.
+    /// Why not now.
     pub(super) fn admit(&mut self) -> Result<(), Reason> {
+        if let Some(reason) = self.takes_no_clients() {
+            return Err(reason);
+        }
         let client = Arc::clone(&self.client);
         if client.connection_rate_limit > 0 {
             let second = self.driver.now().0 / 1000;
@@ -166,95 +190,61 @@ impl<D: Driver> Shard<D> {
                 return Err(Reason::HttpConnectionRate);
             }
         }
-        let before = self.node.clients.fetch_add(1, Ordering::Relaxed);
-        if client.connection_limit > 0 && before >= client.connection_limit {
-            self.node.clients.fetch_sub(1, Ordering::Relaxed);
+        if client.connection_limit > 0
+            && self.node.clients.load(Ordering::Relaxed) >= client.connection_limit
+        {
             return Err(Reason::HttpConnectionLimit);
+        }
+        self.has_client_place()
+    }
+
+    /// Whether a client finds a place on this shard.
+    ///
+    /// # Errors
+    /// When others have them all.
+    pub(super) fn has_client_place(&self) -> Result<(), Reason> {
+        match self.is_full_of_clients() {
+            true => Err(Reason::HttpFull),
+            false => Ok(()),
+        }
+    }
+
+    /// A connection is a client's from now on, until [`leave_client_place`](Self::leave_client_place): it counts for
+    /// `client.connection_limit`. The limit is held here, since many may have been admitted before one of them
+    /// connects.
+    ///
+    /// # Errors
+    /// Why not now.
+    pub(super) fn take_client_place(&mut self, index: u32) -> Result<(), Reason> {
+        let limit = self.client.connection_limit;
+        let taken = self.has_client_place().and_then(|()| {
+            let before = self.node.clients.fetch_add(1, Ordering::Relaxed);
+            if limit > 0 && before >= limit {
+                self.node.clients.fetch_sub(1, Ordering::Relaxed);
+                return Err(Reason::HttpConnectionLimit);
+            }
+            Ok(())
+        });
+        if let Err(reason) = taken {
+            self.count_busy(reason);
+            return Err(reason);
+        }
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_counted(true);
+            let transport = conn.form.transport();
+            self.counters().clients(transport).add(1);
         }
         Ok(())
     }
 
-    /// Answers a request with a refusal; the connection ends with it.
-    pub(super) fn refuse(&mut self, index: u32, refusal: Refusal) {
-        self.refuse_because(index, refusal, reason_of_refusal(refusal), "", format_args!(""));
-    }
-
-    /// Answers a request with 503: the client should come back.
-    pub(super) fn refuse_for_now(&mut self, index: u32, reason: Reason) {
-        self.refuse_because(index, Refusal::Unavailable, reason, "", format_args!(""));
-    }
-
-    /// Answers a request with a refusal and more header lines, and logs the reason and its detail.
-    pub(super) fn refuse_because(
-        &mut self,
-        index: u32,
-        refusal: Refusal,
-        reason: Reason,
-        more: &str,
-        why: std::fmt::Arguments<'_>,
-    ) {
-        let label = match refusal {
-            Refusal::Unavailable => "",
-            refusal => refusal.label(),
-        };
-        let sep = if label.is_empty() || why.as_str() == Some("") { "" } else { ": " };
-        let code = refusal.status().into();
-        self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
-        self.count_refusal(refusal);
-        let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal, more);
-        self.enqueue(index, SharedFrame::new(&answer));
-        self.linger(index);
-    }
-
-    /// A connection or request is refused.
-    pub(super) fn count_refusal(&self, refusal: Refusal) {
-        let counters = self.counters();
-        let counter = match refusal.status() {
-            _ if refusal == Refusal::ForeignHost => &counters.refused_host,
-            _ if refusal == Refusal::Repeated => &counters.refused_repeated,
-            403 => &counters.refused_origin,
-            404 => &counters.refused_not_found,
-            408 => &counters.refused_timeout,
-            413 | 414 | 431 => &counters.refused_too_long,
-            503 => &counters.refused_unavailable,
-            429 if refusal == Refusal::AddressConnections => &counters.refused_address_connections,
-            429 if refusal == Refusal::AddressRate => &counters.refused_address_rate,
-            429 => &counters.refused_address_bytes,
-            _ if matches!(
-                refusal,
-                Refusal::Method
-                    | Refusal::NotUpgrade
-                    | Refusal::WebSocketVersion
-                    | Refusal::WebSocketKey
-                    | Refusal::UpgradeBody
-                    | Refusal::Protobuf
-            ) =>
-            {
-                &counters.refused_upgrade
-            }
-            _ => &counters.refused_malformed,
-        };
-        counter.add(1);
-    }
-
-    /// The shard ends: what still waits at the listener is answered.
-    pub(super) fn refuse_waiting(&mut self) {
-        let mut answer = Vec::new();
-        http::put_refusal(&mut answer, Refusal::Unavailable, "");
-        let frame = SharedFrame::new(&answer);
-        let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
-        for _ in 0..REFUSALS_AT_END_MAX {
-            match self.driver.accept() {
-                Accepted::Socket(socket) => {
-                    self.counters().refused_unavailable.add(1);
-                    self.driver.send(nobody, &socket, std::iter::once(&frame), 0);
-                    self.driver.finish(&socket);
-                    self.driver.close(nobody, socket, false);
-                }
-                Accepted::Failed => {}
-                Accepted::Blocked | Accepted::Full => return,
-            }
+    /// A connection is no client's any more: its session is over, whatever is still to be said on it.
+    pub(super) fn leave_client_place(&mut self, index: u32) {
+        let Some(conn) = self.conns.get_mut(index as usize) else { return };
+        if conn.flags.counted() {
+            conn.flags.set_counted(false);
+            let transport = conn.form.transport();
+            self.counters().clients(transport).sub(1);
+            self.node.clients.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -326,11 +316,13 @@ impl<D: Driver> Shard<D> {
     }
 }
 
+/// Slots of a shard: those of connections, and of dead ones that leave in the same turn.
+pub(super) fn slots_max(options: &Options) -> usize {
+    options.conns_max as usize + CONNS_SPARE + TURN_ACCEPTS_MAX
+}
+
 /// Milliseconds until a listener is asked again for which no descriptor was free.
 const ACCEPT_AGAIN_MS: u64 = 20;
-
-/// Connections answered with 503 when the shard ends; a listener's queue isn't longer.
-const REFUSALS_AT_END_MAX: usize = 65_536;
 
 /// While draining: a connection over which no request has come for so long is not waited for.
 const UNUSED_MS: u64 = 2000;

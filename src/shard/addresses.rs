@@ -173,7 +173,7 @@ impl<D: Driver> Shard<D> {
         let fields = Fields { address, code: refusal.status().into(), ..Fields::default() };
         self.node.notices.notice(self.driver.now(), reason_of_refusal(refusal), &fields);
         let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal, "");
+        http::put_refusal(&mut answer, refusal, "", self.date(), false);
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
         self.driver.send(nobody, &socket, std::iter::once(&SharedFrame::new(&answer)), 0);
         self.driver.finish(&socket);

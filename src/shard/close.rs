@@ -84,6 +84,7 @@ impl<D: Driver> Shard<D> {
             rx.commands = Vec::new();
         }
         let key = conn.key(index);
+        self.set_replaceable(index);
         // What was held back may hold the peer's close frame, or its end.
         self.mark_ready(key);
         self.schedule(index);
@@ -136,6 +137,8 @@ impl<D: Driver> Shard<D> {
         let rx = conn.rx.take();
         let key = conn.key(index);
         self.forget_rx(rx);
+        self.leave_client_place(index);
+        self.set_replaceable(index);
         self.mark_ready(key);
         self.mark_dirty(key);
         self.schedule(index);
@@ -153,6 +156,7 @@ impl<D: Driver> Shard<D> {
     /// Takes a session apart: out of the subscriber lists and the user index; homes are told as far
     /// as there is room for mail, the rest stays owed.
     pub(super) fn detach(&mut self, index: u32) {
+        self.leave_client_place(index);
         let Some(conn) = self.conns.get(index as usize) else { return };
         let (at, key) = (conn.session, conn.key(index));
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
@@ -245,6 +249,7 @@ impl<D: Driver> Shard<D> {
         self.outboxes.release(&mut conn.outbox);
         self.wheel.remove(&mut self.conns, index);
         self.forget_address(index);
+        self.set_busy(index);
         self.driver.close(key, socket, reset);
         self.forget_rx(rx);
         self.node.open[self.id.index()].fetch_sub(1, Ordering::Relaxed);
@@ -257,13 +262,7 @@ impl<D: Driver> Shard<D> {
 
     /// A connection is no client's any more: what is kept of one beside its session goes.
     pub(super) fn forget_client(&mut self, index: u32) {
-        let Some(conn) = self.conns.get_mut(index as usize) else { return };
-        let form = conn.form;
-        if conn.flags.counted() {
-            conn.flags.set_counted(false);
-            self.counters().clients(form.transport()).sub(1);
-            self.node.clients.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.leave_client_place(index);
         if !self.header_users.is_empty() {
             self.header_users.remove(&index);
         }
@@ -336,7 +335,11 @@ impl<D: Driver> Shard<D> {
                     if served { options.idle_timeout_ms } else { options.handshake_timeout_ms };
                 [phase_ends(ms), blocked()].into_iter().flatten().min()
             }
-            Phase::Body => [phase_ends(WEB_BODY_TIMEOUT_MS), blocked()].into_iter().flatten().min(),
+            Phase::Body => {
+                let incoming = conn.rx.as_ref().and_then(|rx| rx.incoming.as_ref());
+                let ms = incoming.map_or(0, |incoming| incoming.allowed_ms());
+                [phase_ends(ms), blocked()].into_iter().flatten().min()
+            }
             Phase::Asked => blocked(),
             Phase::Echo => phase_ends(options.idle_timeout_ms),
             Phase::Unusable | Phase::Closing | Phase::Lingering => {
@@ -440,7 +443,13 @@ impl<D: Driver> Shard<D> {
             }
             // It was served and waits for nothing: kept alive for long enough.
             Phase::Head if conn.flags.served() && conn.rx.is_none() => self.linger(index),
-            Phase::Head | Phase::Body => self.refuse(index, Refusal::Timeout),
+            // Nothing came over it: an answer to no request would be taken for that of the next one.
+            Phase::Head if conn.rx.is_none() => {
+                self.counters().closed_unused.add(1);
+                self.release(index, false);
+            }
+            Phase::Head => self.refuse(index, Refusal::Timeout),
+            Phase::Body => self.body_is_late(index),
             // The application is asked who it is: it is not the client that is late.
             Phase::Client if conn.session == NONE && conn.flags.pending() => {
                 self.conns[index as usize].since_tick = tick;

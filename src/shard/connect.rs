@@ -197,6 +197,10 @@ impl<D: Driver> Shard<D> {
             let (info, meta) = (info.unwrap_or_default(), meta.unwrap_or_default());
             Box::new(Extra { info, meta, headers, connecting, ..Extra::default() })
         });
+        if by != By::Admin && self.take_client_place(index).is_err() {
+            let why = "no place for another client";
+            return Ok(self.unusable(index, id, ErrorCode::TooManyRequests, why));
+        }
         self.begin_session(index, user, expire_at, extra);
         match at_once {
             Some(connecting) => self.reply_connect(index, connecting),
@@ -310,6 +314,7 @@ impl<D: Driver> Shard<D> {
         };
         let at = self.sessions.insert(session) as u32;
         self.conns[index as usize].session = at;
+        self.set_busy(index);
         let mut table = SessionTable { sessions: &mut self.sessions, names: &node.names };
         self.users.insert(at, &mut table);
         self.schedule(index);
@@ -336,6 +341,7 @@ impl<D: Driver> Shard<D> {
         }
         conn.phase = Phase::Unusable;
         conn.since_tick = tick;
+        self.set_replaceable(index);
         self.schedule(index);
         // The rest of that message is dropped; a further one is a fault.
         Flow::Skip

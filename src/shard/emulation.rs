@@ -12,7 +12,7 @@ use super::requests::is_binary;
 use super::*;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::proto::client::{self, EmulationRequest};
-use crate::proto::http::{self, Head};
+use crate::proto::http::{Head, Reuse};
 
 /// Commands for a connection on another shard, or on this one.
 #[derive(Debug)]
@@ -26,7 +26,8 @@ pub struct Emulate {
 impl Emulate {
     /// Of nobody, for a test of what it holds.
     pub(super) fn holding(data: Box<[u8]>, cors: Box<str>, asker: Asker) -> Self {
-        let by = Emulating { from: ShardId(0), asker, cors, keep_alive: true };
+        let reuse = Reuse::Keep;
+        let by = Emulating { from: ShardId(0), asker, cors, reuse };
         Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by } }
     }
 }
@@ -44,8 +45,8 @@ pub(super) struct Emulating {
     asker: Asker,
     /// Header lines of the answer.
     cors: Box<str>,
-    /// Another request may follow.
-    keep_alive: bool,
+    /// Whether another request may follow.
+    reuse: Reuse,
 }
 
 /// Commands as one frame, and who waits for them to be handled.
@@ -89,12 +90,13 @@ impl<D: Driver> Shard<D> {
         if !self.mail[shard].begin_emulation(max) {
             return Err(503);
         }
-        let (asker, keep_alive) = (Asker::of(key), head.keep_alive());
-        let by = Emulating { from: self.id, asker, cors: cors.into(), keep_alive };
+        let (asker, reuse) = (Asker::of(key), head.reuse());
+        let by = Emulating { from: self.id, asker, cors: cors.into(), reuse };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
+        self.set_busy(key.index);
         let emulated = Emulated { data: data.into(), by };
         self.post(shard, Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })));
         Ok(())
@@ -144,10 +146,10 @@ impl<D: Driver> Shard<D> {
 
     /// Commands are handled, or can't be.
     pub(super) fn answer_emulated(&mut self, by: Emulating, status: u16) {
-        let Emulating { from, asker, cors, keep_alive } = by;
-        let mut out = Vec::new();
-        http::put_answer(&mut out, status, &cors, "text/plain", b"", keep_alive);
-        self.post(from, Mail::Response { asker, bytes: SharedFrame::new(&out), keep_alive });
+        let Emulating { from, asker, cors, reuse } = by;
+        let reuse = reuse.unless(self.draining.is_some());
+        let bytes = SharedFrame::new(&self.response(reuse, status, &cors, b"", false));
+        self.post(from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });
     }
 
     /// A connection takes no commands any more: who waits for some to be handled waits in vain.

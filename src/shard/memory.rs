@@ -312,9 +312,7 @@ impl<D: Driver> Shard<D> {
             given += held;
             if is_body {
                 self.counters().shed_bodies.inc();
-                let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.take());
-                self.forget_rx(rx);
-                self.refuse_for_now(index, Reason::HttpMemory);
+                self.refuse_unfinished(index, Reason::HttpMemory);
             } else {
                 self.counters().closed_memory.add(1);
                 let why = format_args!("{held} bytes were held for it");

@@ -14,6 +14,7 @@
 mod accept;
 mod addresses;
 mod answers;
+mod bodies;
 mod close;
 mod commands;
 mod conn;
@@ -26,10 +27,12 @@ mod memory;
 mod notices;
 mod orders;
 mod outbox;
+mod places;
 mod polls;
 pub mod proxies;
 mod read;
 mod reading;
+mod refusals;
 mod requests;
 mod sending;
 pub mod signatures;
@@ -59,12 +62,14 @@ use slab::Slab;
 
 use self::addresses::Addresses;
 use self::answers::{Answers, Pieces};
+use self::bodies::Bodies;
 use self::conn::{Conn, NONE, Phase};
 use self::homes::Event;
 use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
 use self::memory::Shedding;
 use self::orders::Underway;
 use self::outbox::{Dropped, Outboxes};
+use self::places::Replaceable;
 use self::polls::Poll;
 use self::proxies::{Kept, Parked, Unasked};
 use self::requests::UnsentHead;
@@ -94,6 +99,7 @@ use crate::hub::user_conns::UserConns;
 use crate::hub::users::Users;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
+use crate::proto::http::DateCache;
 use crate::proto::ws::{DeflateOptions, Deflaters, Inflater};
 use crate::proto::{framing, ws};
 use crate::session::{ClientOptions, Headers, Rules, Session};
@@ -268,6 +274,8 @@ pub struct Shard<D: Driver> {
     wheel: Wheel,
     leaving: List,
     leaving_count: u64,
+    /// Connections that may lose their places.
+    replaceable: Replaceable,
 
     completions: Vec<Completion>,
     /// Connections to read, each at most once.
@@ -342,8 +350,8 @@ pub struct Shard<D: Driver> {
     questions: Slab<(Question, u64)>,
     /// Orders of the control thread that are being carried out.
     orders: Slab<Underway>,
-    /// Bytes of requests' bodies that are not all here.
-    web_bytes: usize,
+    /// Bodies of requests that are not all here.
+    bodies: Bodies,
 
     /// Compressors, and what inflates.
     deflaters: Deflaters,
@@ -351,6 +359,8 @@ pub struct Shard<D: Driver> {
     /// What was inflated last.
     inflated: Vec<u8>,
 
+    /// The `Date` of answers.
+    date: DateCache,
     constants: Constants,
     scratch: Vec<u8>,
     replies: Vec<u8>,
@@ -383,7 +393,7 @@ impl<D: Driver> Shard<D> {
         let mut rng = Rng::new(seat.seed);
         let shards = seat.letterboxes.len();
         let homes_rng = Rng::new(rng.next_u64());
-        let capacity = node.options.conns_max as usize + CONNS_SPARE;
+        let capacity = accept::slots_max(&node.options);
         Self {
             id: seat.shard,
             // Untouched pages cost nothing, and growing would copy.
@@ -399,6 +409,7 @@ impl<D: Driver> Shard<D> {
             wheel: Wheel::new(driver.now()),
             leaving: List::new(),
             leaving_count: 0,
+            replaceable: Replaceable::default(),
             completions: Vec::with_capacity(1024),
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -442,13 +453,14 @@ impl<D: Driver> Shard<D> {
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
             questions: Slab::new(),
             orders: Slab::new(),
-            web_bytes: 0,
+            bodies: Bodies::default(),
             deflaters: Deflaters::new(
                 node.options.deflate.unwrap_or_default(),
                 node.options.uni_websocket.deflate.unwrap_or_default(),
             ),
             inflater: Inflater::default(),
             inflated: Vec::new(),
+            date: DateCache::default(),
             constants: Constants { pings: Vec::new(), ws_ping: ws::frame(ws::PING, b"") },
             scratch: Vec::new(),
             replies: Vec::new(),
@@ -700,6 +712,8 @@ impl<D: Driver> Shard<D> {
         counters.filters.set(self.filters.len() as u64);
         counters.filters_bytes.set(self.filters.bytes() as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
+        counters.connections_replaceable.set(self.replaceable.len() as u64);
+        counters.unfinished_bytes.set(self.bodies.bytes() as u64);
         counters.timers.set(self.wheel.len() as u64);
         let (batches, bytes) = self.mailbox.waiting();
         counters.mailbox_batches.set(batches as u64);
@@ -746,7 +760,8 @@ impl<D: Driver> Shard<D> {
             ("events", self.events.len()),
             ("questions to the pool", self.questions.len()),
             ("orders", self.orders.len()),
-            ("bytes of bodies", self.web_bytes),
+            ("replaceable connections", self.replaceable.len()),
+            ("bytes of bodies", self.bodies.bytes()),
         ];
         let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }
@@ -760,7 +775,8 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// Connections beyond the soft limit for which there is a slot: they are being refused.
+/// Places beyond those that clients may take: requests are read in them, health checks and calls of the API
+/// answered, and clients refused.
 const CONNS_SPARE: usize = 64;
 
 /// Milliseconds between two housekeepings.

@@ -215,6 +215,7 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
         | Refusal::HeadersTooMany
         | Refusal::BodyTooLong => Reason::HttpTooLong,
         Refusal::Method
+        | Refusal::ApiMethod
         | Refusal::NotUpgrade
         | Refusal::WebSocketVersion
         | Refusal::WebSocketKey
@@ -223,7 +224,8 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
         Refusal::Origin => Reason::HttpOrigin,
         Refusal::ForeignHost => Reason::HttpHost,
         Refusal::NotFound => Reason::HttpNotFound,
-        Refusal::Timeout => Reason::HttpTimeout,
+        Refusal::Timeout | Refusal::BodyTimeout => Reason::HttpTimeout,
+        Refusal::ApiKey => Reason::ApiUnauthorized,
         Refusal::AddressConnections => Reason::HttpAddressConnections,
         Refusal::AddressRate => Reason::HttpAddressRate,
         Refusal::AddressBytes => Reason::HttpAddressBytes,

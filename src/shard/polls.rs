@@ -14,14 +14,14 @@ use crate::proto::client::{
     self, ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, Reply, SubscribeResult,
     comes_back,
 };
-use crate::proto::http::Head;
+use crate::proto::http::{Head, Reuse};
 use crate::session::{Connecting, Made, ServerSub, SubState};
 
 /// A request that isn't answered.
 #[derive(Debug)]
 pub(super) struct Poll {
-    /// Another request may follow.
-    keep_alive: bool,
+    /// Whether another request may follow.
+    reuse: Reuse,
     /// Header lines of the answer.
     cors: Box<str>,
     /// What its `connect` came to: nothing before that is answered.
@@ -95,7 +95,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn begin_poll(&mut self, key: ConnKey, head: &Head<'_>) {
         self.counters().polls.add(1);
         let poll = Poll {
-            keep_alive: head.keep_alive(),
+            reuse: head.reuse(),
             cors: self.cors(head).into(),
             begun: None,
             came: Vec::new(),
@@ -243,17 +243,19 @@ impl<D: Driver> Shard<D> {
         // Otherwise a home may still have to be told in which form it was, and under which key.
         let is_free = conn.session == NONE;
         let old = conn.key(index);
-        let renewed = match poll.keep_alive && !draining && is_free {
+        let renewed = match poll.reuse.is_kept() && !draining && is_free {
             true => self.renew_key(index),
             false => None,
         };
-        let (key, keep_alive) = (renewed.unwrap_or(old), renewed.is_some());
-        if keep_alive && let Some(conn) = self.conn(key) {
+        let (key, reuse) = (renewed.unwrap_or(old), poll.reuse.unless(renewed.is_none()));
+        if reuse.is_kept()
+            && let Some(conn) = self.conn(key)
+        {
             conn.form = Form::JSON;
         }
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();
-        self.answer(key, keep_alive, status, &more, body, &[]);
+        self.answer(key, reuse, status, &more, body, &[]);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Reading: from bytes to requests and messages.
 
+use super::bodies::Room;
 use super::conn::Rx;
 use super::notices::Cut;
+use super::refusals::Manner;
 use super::write::frame_of;
 use super::*;
 use crate::base::form::Framing;
@@ -226,15 +228,18 @@ impl<D: Driver> Shard<D> {
         match self.check_sender(head) {
             Ok(()) => {}
             Err(Refusal::ForeignHost) => return self.refuse_host(key.index, head),
-            Err(refusal) => return self.refuse(key.index, refusal),
+            Err(refusal) => return self.refuse_request(key.index, head, refusal),
         }
         let Some(at) = endpoints.iter().position(|endpoint| endpoint.path == head.path) else {
             return match node.options.is_web(head.path) {
-                true => self.collect(key, None, head, bytes, rest),
+                true => self.collect_web(key, head, bytes, rest),
+                false if (head.method, head.path) == ("OPTIONS", "*") => {
+                    self.answer_about_server(key, head, rest);
+                }
                 false => {
                     let (refusal, reason) = (Refusal::NotFound, Reason::HttpNotFound);
                     let why = format_args!("{} {}", Cut(head.method), Cut(head.path));
-                    self.refuse_because(key.index, refusal, reason, "", why);
+                    self.refuse_because(key.index, refusal, reason, Manner::of(head), why);
                 }
             };
         };
@@ -242,7 +247,8 @@ impl<D: Driver> Shard<D> {
         if endpoint.kind.is_websocket() {
             self.upgrade(key, endpoint.kind, head, rest);
         } else if self.check_request(key, endpoint, head, rest) {
-            self.collect(key, Some(at), head, bytes, rest);
+            let bytes_max = endpoint.body_bytes_max;
+            self.collect(key, Some(at), Room::Clients, bytes_max, head, bytes, rest);
         }
     }
 
@@ -273,7 +279,7 @@ impl<D: Driver> Shard<D> {
         let client = !admin && !echo;
         let upgrade = match http::upgrade(head) {
             Ok(upgrade) => upgrade,
-            Err(refusal) => return self.refuse(key.index, refusal),
+            Err(refusal) => return self.refuse_request(key.index, head, refusal),
         };
         if admin && !node.options.hosts.admits(head.header("host"), true) {
             return self.refuse_host(key.index, head);
@@ -284,11 +290,17 @@ impl<D: Driver> Shard<D> {
         if client && !self.allows_page(head) {
             return self.refuse_page(key.index, head);
         }
-        if let Some(reason) = self.takes_no_clients() {
-            return self.refuse_for_now(key.index, reason);
+        let admitted = match client {
+            true => self.admit(),
+            false => self.takes_no_clients().map_or_else(|| self.has_client_place(), Err),
+        };
+        if let Err(reason) = admitted {
+            return self.refuse_busy(key.index, head, reason);
         }
-        if client && let Err(reason) = self.admit() {
-            return self.refuse_for_now(key.index, reason);
+        match echo {
+            true => self.set_busy(key.index),
+            // It is a client once it is connected.
+            false => self.set_replaceable(key.index),
         }
         self.counters().upgrades.add(1);
         let options = &node.options;
@@ -308,7 +320,6 @@ impl<D: Driver> Shard<D> {
             && !one_way
             && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
         if client {
-            self.counters().clients(form.transport()).add(1);
             self.keep_client_headers(key.index, head);
         } else if admin {
             self.admins.insert(key.index, false);
@@ -317,7 +328,8 @@ impl<D: Driver> Shard<D> {
         answer.clear();
         // Two-way WebSocket without a subprotocol in the request gets none in the answer.
         let protocol = upgrade.protocol.filter(|_| !echo && !one_way);
-        http::put_switching(&mut answer, &http::Upgrade { protocol, deflate, ..upgrade });
+        let date = self.date();
+        http::put_switching(&mut answer, &http::Upgrade { protocol, deflate, ..upgrade }, date);
         // A part, so that it goes out even when what stands behind it is too much and is dropped: no
         // close frame could be read without it.
         let frame = SharedFrame::part(&answer);
@@ -327,7 +339,6 @@ impl<D: Driver> Shard<D> {
         if let Some(conn) = self.conn(key) {
             conn.phase = if echo { Phase::Echo } else { Phase::Client };
             conn.form = form;
-            conn.flags.set_counted(client);
             conn.flags.set_frame_ping(frame_ping);
             if echo {
                 conn.since_tick = tick;
@@ -361,7 +372,8 @@ impl<D: Driver> Shard<D> {
         let (refusal, reason) = (Refusal::Origin, Reason::HttpOrigin);
         let origin = Cut(origin);
         let why = format_args!("{origin} is not in {allowed}");
-        self.refuse_because(index, refusal, reason, more, why);
+        let manner = Manner { headers: more, ..Manner::of(head) };
+        self.refuse_because(index, refusal, reason, manner, why);
     }
 
     /// Refuses a request of a page that may not act as a client.
@@ -372,7 +384,8 @@ impl<D: Driver> Shard<D> {
             Some(_) => self.refuse_origin(index, head, "", &**origins),
             None => {
                 let why = format_args!("no Origin, Sec-Fetch-Site of another site or host");
-                self.refuse_because(index, Refusal::Origin, Reason::HttpOrigin, "", why);
+                let manner = Manner::of(head);
+                self.refuse_because(index, Refusal::Origin, Reason::HttpOrigin, manner, why);
             }
         }
     }
@@ -382,7 +395,8 @@ impl<D: Driver> Shard<D> {
         let host = head.header("host").unwrap_or_default();
         let host = Cut(std::str::from_utf8(host).unwrap_or("not text"));
         let why = format_args!("{host} is not this node's, nor in roost.allowed_hosts");
-        self.refuse_because(index, Refusal::ForeignHost, Reason::HttpHost, "", why);
+        let manner = Manner::of(head);
+        self.refuse_because(index, Refusal::ForeignHost, Reason::HttpHost, manner, why);
     }
 
     /// Why no client may begin a session now, if so.

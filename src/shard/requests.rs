@@ -9,7 +9,7 @@
 //! messages are framed, and whether anything but pushes is said.
 
 use super::conn::Rx;
-use super::notices::{Cut, reason_of_refusal};
+use super::notices::Cut;
 use super::read::Flow;
 use super::web::Incoming;
 use super::*;
@@ -17,7 +17,7 @@ use crate::base::form::Framing;
 use crate::base::notices::Reason;
 use crate::edge::proxy::AppDisconnect;
 use crate::proto::client::{self, Disconnect, ErrorCode, Push};
-use crate::proto::http::{self, Head, Refusal};
+use crate::proto::http::{self, Head, Reuse};
 use crate::session::{Sub, SubState};
 
 /// Something that shards serve on the public port.
@@ -80,7 +80,7 @@ impl EndpointKind {
     }
 
     /// Server-sent events.
-    fn is_events(self) -> bool {
+    pub(super) fn is_events(self) -> bool {
         matches!(self, Self::Sse | Self::UniSse)
     }
 
@@ -152,23 +152,6 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Answers a request with a refusal that the page which asks may read; the connection ends with it.
-    pub(super) fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
-        let cors = self.cors(head);
-        let reason = reason_of_refusal(refusal);
-        self.refuse_because(index, refusal, reason, &cors, format_args!(""));
-    }
-
-    /// The body of a request for an endpoint was refused.
-    pub(super) fn refuse_body(&mut self, index: u32, incoming: &Incoming, refusal: Refusal) {
-        match http::parse(incoming.head()) {
-            Ok(Some(head)) if incoming.endpoint().is_some() => {
-                self.refuse_openly(index, &head, refusal);
-            }
-            _ => self.refuse(index, refusal),
-        }
-    }
-
     /// A request for an endpoint that is no WebSocket: whether its body is to be read. If not, it is answered.
     pub(super) fn check_request(
         &mut self,
@@ -182,7 +165,7 @@ impl<D: Driver> Shard<D> {
         let preflight = head.method == "OPTIONS" && endpoint.kind != EndpointKind::Init;
         if preflight && !has_body {
             let more = self.cors(head) + &http::preflight_headers(&format!("{methods}, OPTIONS"));
-            self.answer(key, head.keep_alive(), 204, &more, b"", rest);
+            self.answer(key, head.reuse(), 204, &more, b"", rest);
             return false;
         }
         if !methods.split(", ").any(|method| method == head.method) {
@@ -190,8 +173,9 @@ impl<D: Driver> Shard<D> {
             self.counters().refused_upgrade.add(1);
             let why = format_args!("{} is not among {methods}", Cut(head.method));
             self.notice(key.index, Reason::HttpUpgrade, 405, "", why);
-            let mut out = Vec::new();
-            http::put_answer(&mut out, 405, &more, "text/plain", b"method not allowed\n", false);
+            let is_head = head.method == "HEAD";
+            let body = b"method not allowed\n";
+            let out = self.response(Reuse::Close, 405, &more, body, is_head);
             self.enqueue(key.index, SharedFrame::new(&out));
             self.linger(key.index);
             return false;
@@ -203,7 +187,7 @@ impl<D: Driver> Shard<D> {
         }
         if endpoint.kind == EndpointKind::Init && !has_body {
             let more = self.cors(head);
-            self.answer(key, head.keep_alive(), 200, &more, b"{}", rest);
+            self.answer(key, head.reuse(), 200, &more, b"{}", rest);
             return false;
         }
         true
@@ -213,15 +197,14 @@ impl<D: Driver> Shard<D> {
     pub(super) fn answer(
         &mut self,
         key: ConnKey,
-        keep_alive: bool,
+        reuse: Reuse,
         status: u16,
         more: &str,
         body: &[u8],
         rest: &[u8],
     ) {
-        let mut out = Vec::new();
-        let kind = if body.starts_with(b"{") { "application/json" } else { "text/plain" };
-        http::put_answer(&mut out, status, more, kind, body, keep_alive);
+        let reuse = reuse.unless(self.draining.is_some());
+        let out = self.response(reuse, status, more, body, false);
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
@@ -229,11 +212,35 @@ impl<D: Driver> Shard<D> {
                 conn.rx.get_or_insert_default().raw.extend_from_slice(rest);
             }
         }
+        self.set_busy(key.index);
         self.enqueue(key.index, SharedFrame::new(&out));
-        match keep_alive {
+        match reuse.is_kept() {
             true => self.answered.push(key),
             false => self.linger(key.index),
         }
+    }
+
+    /// A whole response. `is_head`: the request was a HEAD.
+    pub(super) fn response(
+        &mut self,
+        reuse: Reuse,
+        status: u16,
+        headers: &str,
+        body: &[u8],
+        is_head: bool,
+    ) -> Vec<u8> {
+        let content_type = if body.starts_with(b"{") { "application/json" } else { "text/plain" };
+        let date = self.date();
+        let mut out = Vec::new();
+        http::Response { status, date, headers, content_type, reuse, is_head }.put(&mut out, body);
+        out
+    }
+
+    /// Answers `OPTIONS *`, which is about the server as a whole (RFC 9110 9.3.7). One with a body ends the
+    /// connection, since nobody reads that.
+    pub(super) fn answer_about_server(&mut self, key: ConnKey, head: &Head<'_>, rest: &[u8]) {
+        let reuse = head.reuse().unless(head.body != http::Body::Length(0));
+        self.answer(key, reuse, 200, "Allow: GET, HEAD, POST, OPTIONS\r\n", b"", rest);
     }
 
     /// Goes on with what was sent behind requests that were answered at once. One request of each connection
@@ -266,7 +273,7 @@ impl<D: Driver> Shard<D> {
                         let code = status.into();
                         self.notice(key.index, reason, code, "", format_args!("{why}"));
                     }
-                    self.answer(key, head.keep_alive(), status, &cors, b"", &[]);
+                    self.answer(key, head.reuse(), status, &cors, b"", &[]);
                 }
             };
         }
@@ -295,13 +302,11 @@ impl<D: Driver> Shard<D> {
                 let text = format_args!("{}", why.trim_end());
                 self.notice(key.index, Reason::HttpMalformed, 400, "", text);
                 let more = self.cors(&head);
-                return self.answer(key, head.keep_alive(), 400, &more, why.as_bytes(), &[]);
+                return self.answer(key, head.reuse(), 400, &more, why.as_bytes(), &[]);
             }
         };
-        if let Err(reason) = self.takes_no_clients().map_or_else(|| self.admit(), Err) {
-            let cors = self.cors(&head);
-            let (refusal, why) = (Refusal::Unavailable, format_args!(""));
-            return self.refuse_because(key.index, refusal, reason, &cors, why);
+        if let Err(reason) = self.admit() {
+            return self.refuse_busy(key.index, &head, reason);
         }
         if endpoint.kind == EndpointKind::UniSse
             && let Some(id) = head.header("last-event-id")
@@ -324,9 +329,9 @@ impl<D: Driver> Shard<D> {
             conn.phase = Phase::Client;
             conn.since_tick = tick;
             conn.form = form;
-            conn.flags.set_counted(true);
         }
-        self.counters().clients(form.transport()).add(1);
+        // It is a client once it is connected.
+        self.set_replaceable(key.index);
         self.schedule(key.index);
     }
 
@@ -345,15 +350,17 @@ impl<D: Driver> Shard<D> {
             false => Form::new(framing, kind == EndpointKind::HttpStream && is_binary(head)),
         };
         let content_type = match (kind.is_events(), form.is_protobuf()) {
-            (true, _) => "text/event-stream; charset=utf-8",
+            (true, _) => http::EVENT_STREAM,
             (false, true) => "application/octet-stream",
             (false, false) => "application/json",
         };
         let cors = self.cors(head);
         let mut out = Vec::new();
-        http::put_stream_head(&mut out, content_type, &cors, chunked);
+        http::put_stream_head(&mut out, content_type, &cors, chunked, self.date());
         if kind.is_events() {
-            framing::put_raw(&mut out, form, b"\r\n");
+            // Without it all event sources of a node that ends would come back in the same second.
+            let retry_ms = self.retry_ms();
+            framing::put_raw(&mut out, form, format!("retry: {retry_ms}\n\n").as_bytes());
         }
         // A part, so that it goes out even when what stands behind it is too much and is dropped.
         let frame = SharedFrame::part(&out);
@@ -457,12 +464,20 @@ impl<D: Driver> Shard<D> {
         let found = responses.and_then(|all| all.iter().find(|response| response.code == code));
         let Some(response) = found else { return false };
         let Some(unsent) = self.heads.remove(&index) else { return false };
-        let mut out = Vec::new();
+        self.detach(index);
         let CodeResponse { status, body, .. } = response;
         let kind = if client::is_json(body.as_bytes()) { "application/json" } else { "text/plain" };
-        http::put_answer(&mut out, *status, &unsent.cors, kind, body.as_bytes(), false);
+        let answer = http::Response {
+            status: *status,
+            date: self.date(),
+            headers: &unsent.cors,
+            content_type: kind,
+            reuse: Reuse::Close,
+            is_head: false,
+        };
+        let mut out = Vec::new();
+        answer.put(&mut out, body.as_bytes());
         self.enqueue(index, SharedFrame::new(&out));
-        self.detach(index);
         self.linger(index);
         true
     }

@@ -16,8 +16,18 @@ counters! {
         connections_closed: counter,
         /// Connections passed to another shard because this one was full.
         connections_passed: counter,
-        /// Connections refused because no shard had room.
+        /// Connections and clients refused because no shard had room for them.
         connections_refused_full: counter,
+        /// Idle connections closed to make place for new ones, by what they were: in their request head.
+        replaced_head: counter,
+        /// Kept for another request.
+        replaced_kept: counter,
+        /// Sending a body.
+        replaced_body: counter,
+        /// Opened, but not connected by the client protocol.
+        replaced_stale: counter,
+        /// Closing.
+        replaced_closing: counter,
         /// Times that accepting had to wait a second because the host had no descriptor left.
         accepts_put_off: counter,
         /// Connections whose accept failed.
@@ -53,7 +63,7 @@ counters! {
         refused_not_found: counter,
         /// The head was too long.
         refused_too_long: counter,
-        /// A limit was met, or the node drains: 503.
+        /// A limit was met, or the node drains: 503, or for an event source a stream that ends at once.
         refused_unavailable: counter,
         /// The head did not come in time.
         refused_timeout: counter,
@@ -69,6 +79,22 @@ counters! {
         proxy_headers: counter,
         /// Connections that had to begin with one and did not, or had one from a peer that isn't trusted.
         proxy_headers_refused: counter,
+        /// The body came too slowly.
+        refused_slow_body: counter,
+        /// A request to the server API without its key, refused before its body was read.
+        refused_api_key: counter,
+        /// Requests refused as unavailable, by reason: the node drains.
+        busy_draining: counter,
+        /// The node is over its limit of memory.
+        busy_memory: counter,
+        /// Clients have all places of the shard.
+        busy_places: counter,
+        /// `client.connection_limit`.
+        busy_connection_limit: counter,
+        /// `client.connection_rate_limit`.
+        busy_rate_limit: counter,
+        /// Too many requests that aren't answered, or bytes of unfinished bodies.
+        busy_requests: counter,
         /// Requests for the control thread.
         web_requests: counter,
         /// WebSockets opened.
@@ -168,6 +194,8 @@ counters! {
         closed_write_timeout: counter,
         /// Closes because the connection's token expired (3005).
         closed_expired: counter,
+        /// Closes of connections over which nothing came in time.
+        closed_unused: counter,
         /// Closes of idle connections that did not answer.
         closed_idle: counter,
         /// Closes because the node drains (3001).
@@ -241,7 +269,7 @@ counters! {
         short_call: counter,
         /// Questions to the application.
         proxy_questions: counter,
-        /// Clients over a WebSocket, those that are not connected yet among them.
+        /// Clients that are connected over a WebSocket.
         clients_websocket: gauge,
         /// Clients over `http_stream`.
         clients_http_stream: gauge,
@@ -291,6 +319,10 @@ counters! {
         mailbox_batches: gauge,
         /// Bytes of them.
         mailbox_bytes: gauge,
+        /// Connections that may lose their places to new ones: they do nothing for a client.
+        connections_replaceable: gauge,
+        /// Bytes of bodies of requests that are not all here.
+        unfinished_bytes: gauge,
         /// Connections with a timer.
         timers: gauge,
         /// Events for a connection that was gone.

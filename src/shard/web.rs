@@ -7,11 +7,13 @@
 //! One request of a connection is on its way at a time, so that answers go out in the order of the
 //! requests; what was sent behind it waits unread.
 
+use super::bodies::{self, Room};
 use super::conn::Rx;
 use super::mail::{Asker, CONTROL, Mail, WebRequest};
 use super::*;
 use crate::base::notices::Reason;
-use crate::proto::http::{self, BodyReader};
+use crate::edge::api_key::GivenKey;
+use crate::proto::http::{self, BodyReader, Refusal};
 
 /// A request whose body is on its way in.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(super) struct Incoming {
     body: BodyReader,
     /// Which of the endpoints it is for; `None`: the control thread.
     endpoint: Option<usize>,
+    /// Where its body is counted.
+    room: Room,
 }
 
 impl Incoming {
@@ -42,38 +46,93 @@ impl Incoming {
     pub(super) fn bytes(&self) -> usize {
         self.head.len() + self.body.len()
     }
+
+    /// How long its body may take, milliseconds since the head.
+    pub(super) fn allowed_ms(&self) -> u64 {
+        bodies::allowed_ms(self.body.len())
+    }
 }
 
 impl<D: Driver> Shard<D> {
-    /// A request for an endpoint, or for the control thread; `rest` came behind its head.
-    pub(super) fn collect(
+    /// A request for the control thread. The key of the server API is looked at before the body is read, so that
+    /// nobody without it makes the node keep one.
+    pub(super) fn collect_web(
         &mut self,
         key: ConnKey,
-        endpoint: Option<usize>,
         head: &http::Head<'_>,
         bytes: &[u8],
         rest: &[u8],
     ) {
-        let bytes_max = match endpoint.and_then(|at| self.node.options.endpoints.get(at)) {
-            Some(endpoint) => endpoint.body_bytes_max,
-            None => {
-                self.counters().web_requests.add(1);
-                WEB_BODY_BYTES_MAX
+        self.counters().web_requests.add(1);
+        let access = self.node.rules.api.load();
+        let access = Option::as_ref(&access).filter(|access| access.covers(head.path));
+        let is_call = access.is_some();
+        // The control thread answers other methods with 405 whoever sends them; they have no body here.
+        if is_call && head.method != "POST" && head.body != http::Body::Length(0) {
+            return self.refuse_request(key.index, head, Refusal::ApiMethod);
+        }
+        if is_call && head.method == "POST" {
+            let given = GivenKey {
+                own: head.header("x-api-key"),
+                authorization: head.header("authorization"),
+                query: head.query,
+            };
+            if !access.is_some_and(|access| access.allows(given)) {
+                return self.refuse_key(key, head, rest);
             }
+            // The application's: it keeps its place while the body comes.
+            return self.collect(key, None, Room::Api, WEB_BODY_BYTES_MAX, head, bytes, rest);
+        }
+        self.collect(key, None, Room::Pages, PAGE_BODY_BYTES_MAX, head, bytes, rest);
+    }
+
+    /// Answers a call of the server API without its key with 401. The connection serves the next request if nothing
+    /// of this one's body is left to be read.
+    fn refuse_key(&mut self, key: ConnKey, head: &http::Head<'_>, rest: &[u8]) {
+        let here = match head.body {
+            http::Body::Length(length) => usize::try_from(length).ok(),
+            http::Body::Chunked => None,
         };
+        match here.and_then(|length| rest.get(length..)) {
+            Some(rest) => {
+                self.counters().refused_api_key.add(1);
+                let why = format_args!("{}", Refusal::ApiKey.label());
+                self.notice(key.index, Reason::ApiUnauthorized, 401, "", why);
+                self.answer(key, head.reuse(), 401, "", b"", rest);
+            }
+            None => self.refuse_request(key.index, head, Refusal::ApiKey),
+        }
+    }
+
+    /// A request with a body of at most `bytes_max`, whose head is `bytes`; `rest` came behind it.
+    #[expect(clippy::too_many_arguments, reason = "a request, and what is known of it")]
+    pub(super) fn collect(
+        &mut self,
+        key: ConnKey,
+        endpoint: Option<usize>,
+        room: Room,
+        bytes_max: usize,
+        head: &http::Head<'_>,
+        bytes: &[u8],
+        rest: &[u8],
+    ) {
         let body = match BodyReader::new(head.body, bytes_max) {
             Ok(body) => body,
             Err(refusal) if endpoint.is_some() => {
                 return self.refuse_openly(key.index, head, refusal);
             }
-            Err(refusal) => return self.refuse(key.index, refusal),
+            Err(refusal) => return self.refuse_request(key.index, head, refusal),
         };
-        let incoming = Box::new(Incoming { head: bytes.into(), body, endpoint });
+        let incoming = Box::new(Incoming { head: bytes.into(), body, endpoint, room });
         let tick = self.tick();
         let Some(conn) = self.conn(key) else { return };
         conn.phase = Phase::Body;
         conn.since_tick = tick;
         conn.rx = Some(Box::new(Rx { incoming: Some(incoming), ..Rx::default() }));
+        match room {
+            Room::Api => self.set_busy(key.index),
+            Room::Clients | Room::Pages => self.set_replaceable(key.index),
+        }
         self.schedule(key.index);
         self.web_body(key, rest);
         //= RFC 9110 10.1.1: who waits for it gets a 100 before it sends the body
@@ -85,39 +144,43 @@ impl<D: Driver> Shard<D> {
 
     /// Bytes of a request's body, and of what may come behind it.
     pub(super) fn web_body(&mut self, key: ConnKey, bytes: &[u8]) {
-        let short = self.web_bytes > WEB_BYTES_MAX
-            || self.mail[CONTROL].is_full()
-            || self.node.memory.is_short();
-        let Some(conn) = self.conn(key) else { return };
+        let no_memory = self.node.memory.is_short();
+        let Self { conns, bodies, mail, .. } = self;
+        let conn = conns.get_mut(key.index as usize);
+        let Some(conn) = conn.filter(|conn| conn.generation == key.generation) else { return };
         let Some(rx) = conn.rx.as_mut() else { return };
         let Some(incoming) = rx.incoming.as_mut() else { return };
+        let room = incoming.room;
+        let short =
+            no_memory || bodies.is_full(room) || room != Room::Clients && mail[CONTROL].is_full();
         let before = incoming.body.len();
-        let taken = match incoming.body.take(bytes) {
-            Ok(taken) => taken,
-            Err(refusal) => {
-                let Some(incoming) = rx.incoming.take() else { return };
-                self.web_bytes -= before;
-                return self.refuse_body(key.index, &incoming, refusal);
-            }
-        };
-        let added = incoming.body.len() - before;
-        if !incoming.body.is_done() {
-            let bytes = incoming.bytes();
-            self.web_bytes += added;
-            if short {
-                self.refuse_for_now(key.index, Reason::HttpBusy);
-            } else if !self.hold_unfinished(key.index, bytes) {
-                self.refuse(key.index, http::Refusal::AddressBytes);
-            }
-            return;
+        let taken = incoming.body.take(bytes);
+        let (is_whole, held) = (incoming.body.is_done(), incoming.bytes());
+        match taken {
+            Ok(taken) if is_whole => rx.raw.extend_from_slice(&bytes[taken..]),
+            Ok(_) => bodies.add(room, incoming.body.len() - before),
+            Err(_) => {}
         }
-        rx.raw.extend_from_slice(&bytes[taken..]);
-        let Some(incoming) = rx.incoming.take() else { return };
-        self.web_bytes -= before;
+        let refused = match taken {
+            Ok(_) if is_whole || short => None,
+            Ok(_) if self.hold_unfinished(key.index, held) => return,
+            Ok(_) => Some(Refusal::AddressBytes),
+            Err(refusal) => Some(refusal),
+        };
+        let rx = self.conn(key).and_then(|conn| conn.rx.as_mut());
+        let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
+        // Whole or refused, it is unfinished no more.
+        let counted = if taken.is_ok() && !is_whole { incoming.body.len() } else { before };
+        self.bodies.remove(room, counted);
         self.hold_unfinished(key.index, 0);
-        match incoming.endpoint {
-            Some(at) => self.serve(key, at, *incoming),
-            None => self.ask_control(key, *incoming),
+        match (refused, incoming.endpoint) {
+            (Some(refusal), _) => self.refuse_body(key.index, &incoming, refusal),
+            _ if !is_whole => {
+                let reason = if no_memory { Reason::HttpMemory } else { Reason::HttpBusy };
+                self.refuse_body_busy(key.index, &incoming, reason);
+            }
+            (None, Some(at)) => self.serve(key, at, *incoming),
+            (None, None) => self.ask_control(key, *incoming),
         }
     }
 
@@ -125,17 +188,31 @@ impl<D: Driver> Shard<D> {
     fn ask_control(&mut self, key: ConnKey, incoming: Incoming) {
         let max = self.node.options.requests_unanswered_max;
         let Some(credits) = self.mail[CONTROL].spend(1, max) else {
-            return self.refuse_for_now(key.index, Reason::HttpBusy);
+            return self.refuse_body_busy(key.index, &incoming, Reason::HttpBusy);
         };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
+        self.set_busy(key.index);
         let asker = Asker { credits, ..Asker::of(key) };
         let address = self.client_address(key.index);
         let (head, body) = incoming.into_parts();
         let body = body.into();
         self.post(CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body, address })));
+    }
+
+    /// A body that isn't whole is given up.
+    pub(super) fn forget_body(&mut self, incoming: &Incoming) {
+        self.bodies.remove(incoming.room, incoming.body.len());
+    }
+
+    /// The body of a request took too long.
+    pub(super) fn body_is_late(&mut self, index: u32) {
+        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
+        self.forget_body(&incoming);
+        self.refuse_body(index, &incoming, Refusal::BodyTimeout);
     }
 
     /// A request is answered: by the control thread, by another shard, or here.
@@ -161,6 +238,7 @@ impl<D: Driver> Shard<D> {
         conn.flags.set_served(true);
         conn.since_tick = tick;
         self.request_of_client_done(key.index);
+        self.set_replaceable(key.index);
         self.next_web_request(key);
         self.schedule(key.index);
     }
@@ -185,7 +263,7 @@ impl<D: Driver> Shard<D> {
         let Some(mut rx) = rx else { return };
         self.forget_emulated(&mut rx);
         if let Some(incoming) = rx.incoming {
-            self.web_bytes -= incoming.body.len();
+            self.bodies.remove(incoming.room, incoming.body.len());
         }
     }
 }

@@ -654,6 +654,82 @@ fn connections_are_kept_and_requests_may_be_sent_ahead() {
     node.until_is("slots_in_use", 1);
 }
 
+/// Without the key the head is all that is read: nobody can make the node keep a body.
+#[test]
+fn the_key_is_looked_at_before_the_body() {
+    let node = node();
+    let head =
+        |key: &str, more: &str| format!("POST /api/publish HTTP/1.1\r\nHost: x\r\n{key}{more}\r\n");
+    for (key, more) in [
+        ("", "Content-Length: 16000000\r\n"),
+        ("X-API-Key: wrong\r\n", "Content-Length: 16000000\r\n"),
+        ("", "Content-Length: 16000000\r\nExpect: 100-continue\r\n"),
+        ("", "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n"),
+    ] {
+        let before = node.figures()["refused_api_key"];
+        let mut raw = node.raw();
+        raw.send(head(key, more).as_bytes());
+        let answer = raw.response();
+        assert_eq!((answer.status, answer.header("connection")), (401, Some("close")), "{more}");
+        raw.ends();
+        assert_eq!(node.figures()["refused_api_key"], before + 1);
+    }
+    // A whole request leaves the connection as it is.
+    let mut raw = node.raw();
+    let body = r#"{"channel":"full:a","data":1}"#;
+    for _ in 0..2 {
+        let answer = raw.post("/api/publish", &[], body);
+        assert_eq!((answer.status, answer.header("connection")), (401, None));
+        assert_eq!(raw.post("/api/publish", &[KEY], body).status, 200);
+        // An empty header of its own, as a proxy may leave it, hides no other.
+        let given = ["X-API-Key: ", "Authorization: apikey k"];
+        assert_eq!(raw.post("/api/publish", &given, body).status, 200);
+    }
+    // Another method is 405 whoever sends it, and its body isn't read either.
+    let mut raw = node.raw();
+    raw.send(
+        head(&format!("{KEY}\r\n"), "Content-Length: 9\r\n").replace("POST", "PUT").as_bytes(),
+    );
+    let answer = raw.response();
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+    assert_eq!(node.figures()["unfinished_bytes"], 0);
+}
+
+/// Bodies that never end, of clients, leave the API's room alone, and have a grace and a least rate.
+#[test]
+fn bodies_of_strangers_have_a_room_of_their_own() {
+    let more =
+        format!("{OPTIONS}\n[http_stream]\nenabled = true\nmax_request_body_size = 20000000");
+    let node = Node::open_with(&more, &["--shards", "1"]);
+    let half = 9 << 20;
+    let mut held: Vec<Raw> = (0..4)
+        .map(|_| {
+            let mut raw = node.raw();
+            let length = half + 1;
+            let head = "POST /connection/http_stream HTTP/1.1\r\nHost: x\r\n";
+            raw.send(format!("{head}Content-Length: {length}\r\n\r\n").as_bytes());
+            let _ = std::io::Write::write_all(&mut raw.stream, &vec![b' '; half]);
+            raw
+        })
+        .collect();
+    // The fourth is too much.
+    assert_eq!(held.pop().unwrap().response().status, 503);
+    let held_bytes = 3 * half as u64;
+    node.until("they are counted", |figures| figures["unfinished_bytes"] >= held_bytes);
+    let mut raw = node.raw();
+    let body = r#"{"channel":"full:a","data":1}"#;
+    let length = body.len();
+    let head = format!("POST /api/publish HTTP/1.1\r\nHost: x\r\n{KEY}\r\n");
+    raw.send(format!("{head}Content-Length: {length}\r\n\r\n").as_bytes());
+    node.figures();
+    for byte in body.as_bytes() {
+        raw.send(&[*byte]);
+    }
+    assert_eq!(raw.response().status, 200);
+    drop(held);
+    node.until_is("unfinished_bytes", 0);
+}
+
 #[test]
 fn bodies_have_bounds_in_size_and_time() {
     let node = node();

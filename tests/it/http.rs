@@ -70,6 +70,19 @@ fn cases() -> Vec<Case> {
             "refused_upgrade",
         ),
         case("no host", but("Host:"), 400, None, "refused_malformed"),
+        case("two hosts", request(good, &["Host: a"]), 400, None, "refused_malformed"),
+        case("no valid host", but("Host: a/b"), 400, None, "refused_malformed"),
+        case("FTP", request("GET / FTP/1.1", &[]), 400, None, "refused_malformed"),
+        case("HTTP/1.x", request("GET / HTTP/1.x", &[]), 400, None, "refused_malformed"),
+        case(
+            "a space in the target",
+            request("GET /a b HTTP/1.1", &[]),
+            400,
+            None,
+            "refused_malformed",
+        ),
+        case("no path", request("GET a HTTP/1.1", &[]), 400, None, "refused_malformed"),
+        case("HTTP/3", request("GET / HTTP/3.0", &[]), 505, None, "refused_malformed"),
         case("no HTTP", "hello\r\n\r\n".into(), 400, None, "refused_malformed"),
         case("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505, None, "refused_malformed"),
         case("a path of nobody's", upgrade("/nobody", &[]), 404, None, "refused_not_found"),
@@ -113,6 +126,7 @@ fn refusals() {
             assert_eq!(response.header(name), Some(value), "{}", case.what);
         }
         assert_eq!(response.header("connection"), Some("close"), "{}", case.what);
+        assert!(response.header("date").is_some(), "{}", case.what);
         raw.ends();
         assert_eq!(node.figures()[case.counter], before + 1, "{}", case.what);
         node.is_healthy();
@@ -259,7 +273,7 @@ fn frames_may_follow_the_head_at_once() {
 #[test]
 fn heads_that_do_not_come_are_answered_with_408() {
     let node = Node::open(&["--handshake-timeout", "1s", "--close-timeout", "300ms"]);
-    let parts = ["", "G", "GET / HTTP/1.1\r\nHost: x\r\n"].map(|part| {
+    let parts = ["G", "GET / HTTP/1.1\r\nHost: x\r\n"].map(|part| {
         let mut raw = node.raw();
         raw.send(part.as_bytes());
         (part, raw)
@@ -276,9 +290,66 @@ fn heads_that_do_not_come_are_answered_with_408() {
     raw.ends();
     drop(raw);
     dripper.join().unwrap();
-    assert_eq!(node.figures()["refused_timeout"], 4);
+    assert_eq!(node.figures()["refused_timeout"], 3);
+    // An answer to no request would be taken for that of the next one.
+    let mut raw = node.raw();
+    assert_eq!(raw.rest(), b"", "closed without a word");
+    assert_eq!(node.figures()["closed_unused"], 1);
     node.is_healthy();
     node.until_is("slots_in_use", 0);
+}
+
+/// The answer to a HEAD is the head alone, whoever gives it.
+#[test]
+fn answers_to_head_have_no_body() {
+    let more = "[health]\nenabled = true\n[http_api]\nkey = \"k\"";
+    let node = Node::open_with(more, &[]);
+    for (path, status) in [("/nobody", 404), (CLIENTS, 405), ("/health", 200), ("/api/info", 405)] {
+        let mut raw = node.raw();
+        raw.send(request(&format!("HEAD {path} HTTP/1.1"), &["Connection: close"]).as_bytes());
+        let bytes = String::from_utf8(raw.rest()).unwrap();
+        let (head, body) = bytes.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        assert!(head.contains("\r\nDate: ") || head.contains("\r\ndate: "), "{path}: {head}");
+        assert_eq!(body, "", "{path}");
+    }
+}
+
+/// Clients that speak HTTP/1.0 keep a connection only when the answer says so.
+#[test]
+fn a_kept_connection_is_said_to_be_kept_where_that_is_not_the_rule() {
+    let more = "[health]\nenabled = true\n[init]\nenabled = true";
+    let node = Node::open_with(more, &[]);
+    for path in ["/health", "/connection/init"] {
+        let mut raw = node.raw();
+        for _ in 0..3 {
+            raw.send(format!("GET {path} HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").as_bytes());
+            let answer = raw.response();
+            assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")));
+            assert!(answer.header("content-length").is_some() && answer.header("date").is_some());
+        }
+        raw.send(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        assert_eq!(raw.response().header("connection"), Some("close"));
+        raw.ends();
+        // In HTTP/1.1 it is the rule.
+        let mut raw = node.raw();
+        for _ in 0..2 {
+            raw.send(request(&format!("GET {path} HTTP/1.1"), &[]).as_bytes());
+            assert_eq!(raw.response().header("connection"), None);
+        }
+    }
+}
+
+#[test]
+fn options_of_the_server_as_a_whole() {
+    let node = Node::open(&[]);
+    let mut raw = node.raw();
+    for _ in 0..2 {
+        raw.send(request("OPTIONS * HTTP/1.1", &[]).as_bytes());
+        let answer = raw.response();
+        assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+        assert_eq!(answer.header("allow"), Some("GET, HEAD, POST, OPTIONS"));
+    }
 }
 
 /// What is sent behind a refused request is taken and thrown away: a reset would destroy the answer

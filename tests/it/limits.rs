@@ -1,7 +1,5 @@
 //! Limits of connections: who comes when the node is full gets 503, and nobody else suffers.
 
-use std::io::Write;
-
 use serde_json::{Value, json};
 
 use crate::delivery::publish_until;
@@ -12,6 +10,17 @@ fn status(node: &Node) -> (u16, Raw) {
     let mut raw = node.raw();
     raw.send(upgrade(CLIENTS, &[]).as_bytes());
     (raw.response().status, raw)
+}
+
+/// Asks for an upgrade, and connects if there is one.
+fn client_status(node: &Node) -> (u16, Raw) {
+    let (answer, mut raw) = status(node);
+    if answer == 101 {
+        raw.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+        let reply = String::from_utf8(raw.frame().unwrap().1).unwrap();
+        assert!(reply.contains("\"client\""), "{reply}");
+    }
+    (answer, raw)
 }
 
 #[test]
@@ -81,7 +90,7 @@ fn a_full_shard_passes_connections_to_one_with_room() {
     let mut clients = vec![];
     let fill = |clients: &mut Vec<Raw>| {
         loop {
-            let (answer, raw) = status(&node);
+            let (answer, raw) = client_status(&node);
             if answer == 503 {
                 break;
             }
@@ -132,28 +141,95 @@ fn a_full_shard_passes_connections_to_one_with_room() {
     node.until_is("slots_in_use", 0);
 }
 
-/// More connections than descriptors at once: those beyond wait or are refused, and when some go
-/// others are served. The loop neither spins nor dies.
+/// More connections than descriptors at once: those that say nothing lose their places to others, the oldest
+/// first, so that everybody is served meanwhile. The loop neither spins nor dies.
 #[test]
-fn more_sockets_than_descriptors() {
+fn sockets_that_say_nothing_lock_nobody_out() {
     let node = limited("120");
-    // Connections that say nothing hold their descriptors.
-    let silent: Vec<Raw> = (0..400).map(|_| node.raw()).collect();
-    node.until("full", |figures| figures["connections_refused_full"] > 0);
-    drop(silent);
-    // Those that are dead by now still stand before it at the listener, and when they have every slot
-    // there is not even one to refuse it with.
-    let status_or_end = || {
-        let mut raw = node.raw();
-        raw.stream.write_all(upgrade(CLIENTS, &[]).as_bytes()).ok()?;
-        Some(raw.response_or_end()?.status)
-    };
+    let health = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut silent: Vec<Raw> = (0..400).map(|_| node.raw()).collect();
+    node.until("full", |figures| figures["replaced_head"] > 0);
     // Both shards, as far as chance wants it.
     for _ in 0..10 {
-        node.until("served again", |_| status_or_end() == Some(101));
+        let mut raw = node.raw();
+        raw.send(health.as_bytes());
+        assert_eq!(raw.response().status, 200);
+        assert_eq!(node.raw().post("/api/info", &[KEY], "{}").status, 200);
+        node.is_healthy();
+        silent.extend((0..20).map(|_| node.raw()));
     }
+    // The oldest went, without a word; the youngest is there.
+    assert_eq!(silent[0].rest(), b"");
+    let last = silent.last_mut().unwrap();
+    last.send(health.as_bytes());
+    assert_eq!(last.response().status, 200);
+    let figures = node.figures();
+    assert_eq!((figures["connections_refused_full"], figures["accept_failed"]), (0, 0));
+    drop(silent);
     node.until_is("slots_in_use", 0);
-    node.is_healthy();
+}
+
+/// Connections that were opened and never connected, and those that close, take nobody's place either.
+#[test]
+fn who_is_not_connected_is_no_client() {
+    let node = Node::open(&["--client.connection_limit", "2", "--close-timeout", "10m"]);
+    let stale: Vec<Raw> = (0..10).map(|_| node.upgraded(CLIENTS)).collect();
+    assert_eq!(node.figures()["clients"], 0);
+    let mut first = node.connected();
+    // One that is being closed, and doesn't answer that.
+    let mut closing = node.upgraded(CLIENTS);
+    closing.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    node.until_is("clients", 2);
+    assert_eq!(status(&node).0, 503);
+    closing.send(&frame(TEXT, b"{"));
+    node.until_is("clients", 1);
+    let second = node.connected();
+    assert_eq!(status(&node).0, 503);
+    // The limit holds for those that came in before it was reached.
+    let mut late = stale;
+    let late = late.last_mut().unwrap();
+    late.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
+    let (_, reply) = late.frame().unwrap();
+    let reply = String::from_utf8(reply).unwrap();
+    assert!(reply.contains("\"code\":111") && reply.contains("\"temporary\":true"), "{reply}");
+    assert_eq!(node.figures()["clients"], 2);
+    first.subscribe("a");
+    first.pub_sub("a", 2);
+    drop(second);
+    node.until_is("clients", 1);
+}
+
+/// A node full of clients answers health checks and the application.
+#[test]
+fn places_for_requests_are_reserved() {
+    let node = limited("120");
+    let mut clients: Vec<Raw> = Vec::new();
+    let mut refused = 0;
+    while refused < 20 {
+        let (answer, raw) = client_status(&node);
+        match answer {
+            101 => clients.push(raw),
+            other => {
+                assert_eq!(other, 503);
+                refused += 1;
+            }
+        }
+        assert!(clients.len() < 300, "more than the limit allows");
+    }
+    for _ in 0..20 {
+        let mut raw = node.raw();
+        raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+        // It is answered, and says that the node takes no more clients.
+        assert_eq!(raw.response().body, r#"{"reason":"at the connection limit"}"#);
+        let publish = r#"{"channel":"a","data":1}"#;
+        assert_eq!(node.raw().post("/api/publish", &[KEY], publish).status, 200);
+    }
+    let figures = node.figures();
+    assert!(figures["busy_places"] >= 20, "{figures:#?}");
+    for client in &mut clients {
+        client.send(&frame(PING, b"alive"));
+        assert_eq!(client.frame(), Some((PONG, b"alive".to_vec())));
+    }
 }
 
 /// Over its limit of memory a node takes nobody in, and the largest queue goes; then it goes on.
@@ -349,6 +425,8 @@ fn limited(descriptors: &str) -> Node {
     let script = format!("ulimit -Sn 64; ulimit -Hn {descriptors}; exec \"$0\" \"$@\"");
     let file = r#"
         client.allow_anonymous_connect_without_token = true
+        http_api.key = "k"
+        health.enabled = true
         [channel.without_namespace]
         allow_subscribe_for_client = true
         allow_subscribe_for_anonymous = true

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::*;
@@ -79,6 +80,8 @@ struct Stream {
     raw: Raw,
     head: Response,
     lines: std::collections::VecDeque<String>,
+    /// Chunks that say when an event source comes back.
+    retries: Vec<String>,
     /// Of the connect result.
     connect: Value,
 }
@@ -89,8 +92,8 @@ impl Stream {
         raw.send(over.request(asked, headers).as_bytes());
         let head = raw.response();
         assert_eq!(head.status, 200);
-        let (lines, connect) = (Default::default(), Value::Null);
-        Self { over, raw, head, lines, connect }
+        let (lines, retries, connect) = Default::default();
+        Self { over, raw, head, lines, retries, connect }
     }
 
     /// A two-way client that is connected.
@@ -109,7 +112,7 @@ impl Stream {
                     assert!(chunk.ends_with('\n'), "{chunk:?}");
                     self.lines.extend(chunk.lines().map(str::to_owned));
                 }
-                true if chunk == "\r\n" => {}
+                true if chunk.starts_with("retry: ") => self.retries.push(chunk),
                 true => {
                     let whole = chunk.strip_suffix("\n\n").expect("whole events");
                     self.lines.extend(whole.split("\n\n").map(str::to_owned));
@@ -181,7 +184,7 @@ fn a_session_over_a_response_and_its_up_link() {
             ("cache-control", "private, no-cache, no-store, must-revalidate, max-age=0"),
             ("pragma", "no-cache"),
             ("expire", "0"),
-            ("connection", "keep-alive"),
+            ("connection", "close"),
             ("transfer-encoding", "chunked"),
         ] {
             assert_eq!(ann.head.header(name), Some(value), "{over:?}");
@@ -356,7 +359,7 @@ fn http_1_0_gets_bodies_without_chunks() {
         assert_eq!(node.call("disconnect", json!({"user": ""})), json!({"result": {}}));
         let body = String::from_utf8(raw.rest()).unwrap();
         let (start, end) = match over.is_events() {
-            true => ("\r\ndata: {", "}\n\n"),
+            true => ("retry: ", "}\n\n"),
             false => ("{", "}\n"),
         };
         assert!(body.starts_with(start) && body.ends_with(end), "{over:?}: {body:?}");
@@ -759,8 +762,8 @@ fn requests_in_pieces_are_the_same() {
     }
     let head = raw.response();
     assert_eq!(head.status, 200);
-    let (lines, connect) = (Default::default(), Value::Null);
-    let mut ann = Stream { over: Over::HttpStream, raw, head, lines, connect };
+    let (lines, retries, connect) = Default::default();
+    let mut ann = Stream { over: Over::HttpStream, raw, head, lines, retries, connect };
     ann.connect = ann.next()["connect"].take();
     ann.next();
     // Chunked, with an expectation.
@@ -853,7 +856,7 @@ fn limits_and_the_end_of_the_node() {
     bob.raw.finish();
     node.until_is("clients", 1);
     let mut eve = Stream::connected(&node, Over::Sse);
-    node.signal(rustix::process::Signal::TERM);
+    node.signal(Signal::TERM);
     ann.is_ended(3001, "shutdown");
     eve.is_ended(3001, "shutdown");
     drop((ann, bob, eve));
@@ -893,6 +896,101 @@ fn a_slow_reader_ends_with_3008() {
         assert_eq!(push["disconnect"], end, "{over:?}");
         slow.raw.ends();
         node.until_is("sessions_open", 0);
+    }
+}
+
+/// The milliseconds of a `retry:` line.
+fn retry_ms(text: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("retry: "));
+    line.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+}
+
+#[test]
+fn event_sources_are_told_when_to_come_back() {
+    let node = node();
+    for (over, asked) in [(Over::UniSse, "{}"), (Over::Sse, "{\"id\":1,\"connect\":{}}")] {
+        let mut all = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            let mut stream = Stream::open(&node, over, asked, &["Accept: text/event-stream"]);
+            stream.line().expect("a connect");
+            assert_eq!(stream.retries.len(), 1, "once, before all else");
+            let ms = retry_ms(&stream.retries[0]);
+            assert!((1_000..10_000).contains(&ms), "{ms}");
+            all.insert(ms);
+        }
+        assert!(all.len() > 1, "{over:?}: not all in the same second");
+    }
+    // Other responses that go on have none.
+    let mut stream = Stream::open(&node, Over::UniHttpStream, "{}", &[]);
+    assert!(stream.line().is_some_and(|line| line.starts_with('{')));
+}
+
+#[test]
+fn an_event_source_survives_a_refusal() {
+    let node = Node::open_with(TRANSPORTS, &["--client.connection_limit", "1"]);
+    let client = node.connected();
+    let origin = "Origin: http://localhost";
+    for over in [Over::UniSse, Over::Sse] {
+        let before = node.figures()["busy_connection_limit"];
+        let mut raw = node.raw();
+        let accept = "Accept: text/event-stream";
+        raw.send(over.request("{\"id\":1,\"connect\":{}}", &[accept, origin]).as_bytes());
+        let answer = raw.response();
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+        assert!(answer.header("content-type").unwrap().starts_with("text/event-stream"));
+        assert_eq!(answer.header("access-control-allow-origin"), Some("http://localhost"));
+        assert!((1_000..10_000).contains(&retry_ms(&answer.body)), "{}", answer.body);
+        raw.ends();
+        assert_eq!(node.figures()["busy_connection_limit"], before + 1);
+        // Who is no event source is told so by the status.
+        let mut raw = node.raw();
+        raw.send(over.request("{\"id\":1,\"connect\":{}}", &["Accept: */*"]).as_bytes());
+        assert_eq!(raw.response().status, 503);
+    }
+    // A request that is wrong stays so.
+    let mut raw = node.raw();
+    raw.send(
+        "GET /connection/uni_sse?cf_connect=%5B HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n"
+            .as_bytes(),
+    );
+    assert_eq!(raw.response().status, 400);
+    drop(client);
+}
+
+/// While a node drains, and when its listener closes in the end, event sources come back later.
+#[test]
+fn an_event_source_survives_a_drain() {
+    let flags = ["--drain-rate", "1", "--shards", "1"];
+    let node = Node::open_with(TRANSPORTS, &flags);
+    let clients: Vec<Client> = (0..3).map(|_| node.connected()).collect();
+    node.signal(Signal::TERM);
+    node.until("draining", |figures| figures["closed_shutdown"] > 0);
+    let request = Over::UniSse.request("{}", &["Accept: text/event-stream"]);
+    let mut raw = node.raw();
+    raw.send(request.as_bytes());
+    let answer = raw.response();
+    assert_eq!(answer.status, 200);
+    retry_ms(&answer.body);
+    let mut raw = node.raw();
+    raw.send(Over::UniSse.request("{}", &[]).as_bytes());
+    assert_eq!(raw.response().status, 503);
+    assert_eq!(node.figures()["busy_draining"], 2);
+    drop(clients);
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
+fn responses_that_go_on_say_that_their_connection_ends() {
+    let node = node();
+    for over in [Over::HttpStream, Over::Sse, Over::UniHttpStream, Over::UniSse] {
+        for version in ["HTTP/1.1", "HTTP/1.0"] {
+            let request = over.request("{}", &[]).replace("HTTP/1.1", version);
+            let mut raw = node.raw();
+            raw.send(request.as_bytes());
+            let head = raw.response();
+            assert_eq!(head.header("connection"), Some("close"), "{over:?} {version}");
+            assert!(head.header("date").is_some());
+        }
     }
 }
 

@@ -191,6 +191,8 @@ pub(crate) struct Client {
     /// The response that goes on, and what it began with is asked.
     answer: Option<Answer>,
     has_begun: bool,
+    /// An event source was told when to come back.
+    has_retry: bool,
     /// A poll was answered, and its connection goes with it.
     in_order: bool,
     /// A poll was turned away, and none was answered since.
@@ -293,6 +295,7 @@ impl Client {
             inflater: Inflater::default(),
             answer: None,
             has_begun: false,
+            has_retry: false,
             in_order: false,
             turned_away: false,
             last_id: String::new(),
@@ -502,6 +505,7 @@ impl Client {
         self.link = Some(link);
         self.answer = None;
         self.has_begun = false;
+        self.has_retry = false;
         self.told = None;
         self.out.clear();
         self.head.clear();

@@ -369,6 +369,7 @@ impl Plan {
 
     pub(crate) fn rules(&self) -> Rules {
         Rules {
+            api: ArcSwap::from_pointee(None),
             client: ArcSwap::from_pointee(self.client.clone()),
             keys: TokenKeys::new(&TokenOptions {
                 hmac_secret_key: SECRET.into(),

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Api;
@@ -20,6 +19,7 @@ use super::methods::{self, BadParams, Call, PARALLEL_MAX, Result};
 use super::wire::{self, ApiError};
 use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::config;
+use crate::edge::api_key::GivenKey;
 use crate::node::sender;
 use crate::node::slices::Slice;
 
@@ -68,29 +68,14 @@ async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -
     next.run(request).await
 }
 
-/// Whether the request brings the key: in a header of its own, as authorization, or in the query. A
-/// wrong header of its own leaves only the query.
 fn has_key(options: &config::Api, request: &Request) -> bool {
-    let Some(key) = &options.key else { return false };
-    let is_key = |given: &[u8]| {
-        aws_lc_rs::constant_time::verify_slices_are_equal(given, key.as_bytes()).is_ok()
+    let header = |name| request.headers().get(name).map(HeaderValue::as_bytes);
+    let given = GivenKey {
+        own: header(API_KEY),
+        authorization: header(AUTHORIZATION),
+        query: request.uri().query().unwrap_or_default(),
     };
-    let given = match request.headers().get(API_KEY) {
-        Some(own) => Some(own.as_bytes()),
-        None => request.headers().get(AUTHORIZATION).and_then(|value| {
-            let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("apikey").then(|| key.trim().as_bytes())
-        }),
-    };
-    if given.is_some_and(is_key) {
-        return true;
-    }
-    #[derive(Deserialize)]
-    struct InQuery {
-        api_key: String,
-    }
-    let query = Query::<InQuery>::try_from_uri(request.uri());
-    query.is_ok_and(|Query(InQuery { api_key })| is_key(api_key.as_bytes()))
+    options.key.as_ref().is_some_and(|key| given.is(key))
 }
 
 fn json(body: String) -> Response {

@@ -95,7 +95,7 @@ fn all<'h>(headers: &'h [Header<'_>], name: &'h str) -> impl Iterator<Item = &'h
 mod tests {
     use super::super::{parse, put_refusal, put_switching, upgrade};
     use super::*;
-    use crate::proto::http::{Refusal, Subprotocol};
+    use crate::proto::http::{HttpDate, Refusal, Subprotocol};
     use tungstenite::handshake::machine::TryParse;
     use tungstenite::handshake::server::{create_response, write_response};
     use tungstenite::http::Request;
@@ -118,7 +118,7 @@ mod tests {
         let upgrade = upgrade(&head).unwrap();
         assert_eq!(upgrade.protocol, Some(Subprotocol::CentrifugeJson));
         let mut answer = Vec::new();
-        put_switching(&mut answer, &upgrade);
+        put_switching(&mut answer, &upgrade, HttpDate::at(0));
         let bytes = answer.len();
         for cut in 0..bytes {
             assert_eq!(parse_upgrade_response(&answer[..cut], &KEY), Ok(None), "{cut}");
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn answers_that_are_no_upgrade() {
         let mut refusal = Vec::new();
-        put_refusal(&mut refusal, Refusal::Unavailable, "");
+        put_refusal(&mut refusal, Refusal::Unavailable, "", HttpDate::at(0), false);
         let long = [b"HTTP/1.1 101 x\r\nX: ".to_vec(), vec![b'y'; HEAD_BYTES_MAX]].concat();
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         let bare = format!("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n{accept}");

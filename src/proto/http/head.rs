@@ -1,6 +1,6 @@
 //! The head of a request (RFC 9112 2-3, 6): httparse's, and the checks that it leaves out.
 
-use super::response::Refusal;
+use super::response::{Refusal, Reuse};
 use crate::base::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
 use httparse::{EMPTY_HEADER, Error, Header, Request, Status};
 
@@ -70,10 +70,13 @@ impl<'b> Head<'b> {
     }
 
     /// Whether the connection may be used again after the response (RFC 9112 9.3).
-    pub fn keep_alive(&self) -> bool {
-        let default = self.version == 1;
-        !self.has_token("connection", "close")
-            && (default || self.has_token("connection", "keep-alive"))
+    pub fn reuse(&self) -> Reuse {
+        match self.version {
+            _ if self.has_token("connection", "close") => Reuse::Close,
+            1 => Reuse::Keep,
+            _ if self.has_token("connection", "keep-alive") => Reuse::KeepStated,
+            _ => Reuse::Close,
+        }
     }
 }
 
@@ -94,12 +97,12 @@ pub fn parse(buf: &[u8]) -> Result<Option<Head<'_>>, Refusal> {
     }
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut request = Request::new(&mut headers);
-    let status =
-        request.parse(&buf[..buf.len().min(HEAD_BYTES_MAX)]).map_err(|error| match error {
-            Error::TooManyHeaders => Refusal::HeadersTooMany,
-            Error::Version => Refusal::Version,
-            _ => Refusal::Malformed,
-        })?;
+    let status = match request.parse(&buf[..buf.len().min(HEAD_BYTES_MAX)]) {
+        Ok(status) => status,
+        Err(Error::TooManyHeaders) => return Err(Refusal::HeadersTooMany),
+        Err(Error::Version) => return unknown_version(&buf[start..]),
+        Err(_) => return Err(Refusal::Malformed),
+    };
     let Status::Complete(bytes) = status else {
         return if buf.len() >= HEAD_BYTES_MAX { Err(too_long(&buf[start..])) } else { Ok(None) };
     };
@@ -112,10 +115,39 @@ pub fn parse(buf: &[u8]) -> Result<Option<Head<'_>>, Refusal> {
     let (path, query) = split_target(target);
     let mut head =
         Head { method, path, query, version, body: Body::Length(0), bytes, headers, headers_count };
+    check_target(&head)?;
     head.body = body(&head)?;
     check_host(&head)?;
     check_single(&head)?;
     Ok(Some(head))
+}
+
+/// The verdict on a request line whose version is none that is supported; `None` while its end hasn't arrived.
+fn unknown_version<'b>(buf: &[u8]) -> Result<Option<Head<'b>>, Refusal> {
+    let Some(end) = buf.iter().position(|byte| *byte == b'\n') else {
+        return if buf.len() >= HEAD_BYTES_MAX { Err(Refusal::TargetTooLong) } else { Ok(None) };
+    };
+    let line = buf[..end].strip_suffix(b"\r").unwrap_or(&buf[..end]);
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    //= RFC 9110 15.6.6: 505 is for a major version that isn't supported
+    Err(match version.strip_prefix(b"HTTP/") {
+        Some([major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() && *major != b'1' =>
+        {
+            Refusal::Version
+        }
+        _ => Refusal::Malformed,
+    })
+}
+
+/// Origin and absolute form begin with `/` by now; `*` is for OPTIONS alone, an authority for CONNECT.
+fn check_target(head: &Head<'_>) -> Result<(), Refusal> {
+    //= RFC 9112 3.2: 400 to an invalid request line
+    match (head.method, head.path) {
+        ("CONNECT", _) | ("OPTIONS", "*") => Ok(()),
+        (_, path) if path.starts_with('/') => Ok(()),
+        _ => Err(Refusal::Malformed),
+    }
 }
 
 /// Whether [`parse`] would have an answer for `buf`: the end of a head is there, or it is too long.
@@ -194,9 +226,11 @@ fn body(head: &Head<'_>) -> Result<Body, Refusal> {
 }
 
 fn check_host(head: &Head<'_>) -> Result<(), Refusal> {
-    //= RFC 9112 3.2: 400 to an HTTP/1.1 request without Host, and to any with several
-    match (head.all("host").count(), head.version) {
-        (1, _) | (0, 0) => Ok(()),
+    //= RFC 9112 3.2: 400 to an HTTP/1.1 request without Host, to any with several, or an invalid one
+    let mut hosts = head.all("host");
+    match (hosts.next(), hosts.next(), head.version) {
+        (Some(host), None, _) if is_host(host) => Ok(()),
+        (None, None, 0) => Ok(()),
         _ => Err(Refusal::Host),
     }
 }
@@ -218,6 +252,33 @@ fn check_single(head: &Head<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether the value of a `Host` is a host, with a port perhaps (RFC 9110 7.2, RFC 3986 3.2.2). Empty is valid:
+/// clients send it for targets without an authority.
+pub fn is_host(value: &[u8]) -> bool {
+    let Ok(value) = std::str::from_utf8(value) else { return false };
+    let (host, port) = match value.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            // A zone is for the sender alone (RFC 6874), but some clients leave it in.
+            let address = address.split('%').next().unwrap_or_default();
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            ("", port)
+        }
+        None => value.find(':').map_or((value, ""), |colon| value.split_at(colon)),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let port = match port.strip_prefix(':') {
+        Some(digits) => {
+            digits.bytes().all(|byte| byte.is_ascii_digit())
+                && (digits.is_empty() || digits.parse::<u16>().is_ok())
+        }
+        None => port.is_empty(),
+    };
+    port && host.bytes().all(is_name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +288,7 @@ mod tests {
     fn outline(buf: &[u8]) -> Result<Option<String>, Refusal> {
         Ok(parse(buf)?.map(|head| {
             let Head { method, path, query, version, body, .. } = &head;
-            let alive = head.keep_alive();
+            let alive = head.reuse().is_kept();
             format!("{method} {path} ? {query} 1.{version} {body:?} {alive}")
         }))
     }
@@ -299,9 +360,20 @@ mod tests {
                 Err(Refusal::Repeated),
             ),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Err(Refusal::Version)),
-            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Err(Refusal::Version)),
+            ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", Err(Refusal::Version)),
+            ("GET / HTTP/0.9\n\n", Err(Refusal::Version)),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/2\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/11.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / http/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
             ("GET /\r\n\r\n", Err(Refusal::Malformed)),
-            ("GET / FTP/1.1\r\n\r\n", Err(Refusal::Version)),
+            ("GET / FTP/1.1\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", Err(Refusal::Malformed)),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", Err(Refusal::Host)),
+            ("GET / HTTP/1.0\r\nHost: a b\r\n\r\n", Err(Refusal::Host)),
             ("GET  / HTTP/1.1\r\n\r\n", Err(Refusal::Malformed)),
             ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Err(Refusal::Malformed)),
             ("GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", Err(Refusal::Malformed)),
@@ -334,6 +406,48 @@ mod tests {
                 assert!(head_complete(&bytes[..whole], &mut scanned), "{request:?}");
                 assert!(head_complete(bytes, &mut 0), "{request:?}");
             }
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        for host in [
+            "",
+            "a",
+            "a:",
+            "a:80",
+            "a.b-c_d:65535",
+            "127.0.0.1:8000",
+            "[::1]",
+            "[::1]:80",
+            "xn--a",
+            "[fe80::1%25eth0]:80",
+            "a%20b",
+            ":80",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host:?}");
+        }
+        for host in [
+            "a b", "a/b", "a@b", "http://a", "a:b", "a:80:80", "a:65536", "a:-1", "[::1", "::1",
+            "[a]", "[::1]a", "a,b c", "a?b", "a#b", "a\\b", "<a>", "\u{e4}", "a\t",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host:?}");
+        }
+        assert!(!is_host(b"\xff"));
+    }
+
+    #[test]
+    fn connections_that_are_kept() {
+        for (version, header, expected) in [
+            ("1.1", "", Reuse::Keep),
+            ("1.1", "Connection: close\r\n", Reuse::Close),
+            ("1.1", "Connection: keep-alive\r\n", Reuse::Keep),
+            ("1.0", "", Reuse::Close),
+            ("1.0", "Connection: Keep-Alive\r\n", Reuse::KeepStated),
+            ("1.0", "Connection: keep-alive, close\r\n", Reuse::Close),
+        ] {
+            let request = format!("GET / HTTP/{version}\r\nHost: a\r\n{header}\r\n");
+            assert_eq!(parse(request.as_bytes()).unwrap().unwrap().reuse(), expected, "{request}");
         }
     }
 

@@ -12,8 +12,10 @@
 mod body;
 mod client;
 mod cors;
+mod date;
 mod forwarded;
 mod head;
+mod media;
 mod query;
 mod response;
 mod upgrade;
@@ -21,10 +23,13 @@ mod upgrade;
 pub use self::body::BodyReader;
 pub use self::client::{UpgradeRefused, parse_upgrade_response, put_upgrade_request};
 pub use self::cors::{cors_headers, is_of_own_host, origin, preflight_headers};
+pub use self::date::{DateCache, HttpDate};
 pub use self::forwarded::{ForwardedHeader, forwarded_hops};
-pub use self::head::{Body, Head, SINGLE_HEADERS, head_complete, parse};
+pub use self::head::{Body, Head, SINGLE_HEADERS, head_complete, is_host, parse};
+pub use self::media::takes_events;
 pub use self::query::query_param;
 pub use self::response::{
-    CONTINUE, Refusal, put_answer, put_refusal, put_response, put_stream_head,
+    CONTINUE, EVENT_STREAM, Refusal, Response, Reuse, put_event_source_retry, put_refusal,
+    put_stream_head,
 };
 pub use self::upgrade::{Format, Subprotocol, Upgrade, format, put_switching, upgrade};

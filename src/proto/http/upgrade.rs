@@ -1,5 +1,8 @@
 //! The upgrade to WebSocket (RFC 6455 4.2), and the choice of the client protocol's format.
 
+use std::io::Write as _;
+
+use super::date::HttpDate;
 use super::head::{Body, Head};
 use super::query::query_param;
 use super::response::Refusal;
@@ -110,10 +113,12 @@ pub fn format(query: &str, protocol: Option<Subprotocol>) -> Format {
 
 /// Appends the 101 response. It names a subprotocol only when one was offered and is known:
 /// browsers fail the connection over one that they didn't offer.
-pub fn put_switching(out: &mut Vec<u8>, upgrade: &Upgrade) {
-    out.extend_from_slice(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-        Sec-WebSocket-Accept: ",
+pub fn put_switching(out: &mut Vec<u8>, upgrade: &Upgrade, date: HttpDate) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 101 Switching Protocols\r\nDate: {date}\r\nUpgrade: websocket\r\n\
+        Connection: Upgrade\r\nSec-WebSocket-Accept: ",
     );
     out.extend_from_slice(&upgrade.accept);
     if let Some(protocol) = upgrade.protocol {
@@ -284,7 +289,7 @@ mod tests {
             assert_eq!(format("", upgrade.protocol), format_expected, "{offers:?}");
 
             let mut out = Vec::new();
-            put_switching(&mut out, &upgrade);
+            put_switching(&mut out, &upgrade, HttpDate::at(0));
             let (_, response) =
                 tungstenite::handshake::client::Response::try_parse(&out).unwrap().unwrap();
             assert_eq!(response.status(), 101);

@@ -147,6 +147,8 @@ impl Client {
             // Told in place of error 100.
             3004 => scene.plan.sheds(),
             3008 => slow,
+            // All places were taken between its upgrade and its connect.
+            3013 => scene.plan.crowded,
             3012 => slow || self.kind == Kind::Mute,
             // Who is one too many is told so, and who was shown what it can't be.
             3504 => scene.plan.counts_users() && self.user.is_some(),
@@ -307,7 +309,9 @@ impl Client {
         code: u64,
     ) -> Result<(), String> {
         let no_memory = code == 100 && scene.plan.sheds();
-        if !pending.errors.contains(&code) && !no_memory {
+        let too_many =
+            code == 111 && scene.plan.crowded && matches!(pending.what, What::Connect(_));
+        if !pending.errors.contains(&code) && !too_many && !no_memory {
             return Err(format!("{pending:?} failed"));
         }
         match &pending.what {
@@ -643,8 +647,11 @@ impl Client {
         // Too many of its address: it may be closed before anybody has read its request.
         let turned_away = scene.plan.address_limits != AddressOptions::default()
             && self.state == State::Upgrading;
+        // Where no place is left, a connection that isn't connected loses its own to another.
+        let few = scene.plan.crowded || scene.plan.faults.accept_full_one_in > 0;
+        let replaced = few && self.state != State::Online;
         self.lost(scene);
-        if !told && !injected && !slow && !patient && !turned_away {
+        if !told && !injected && !slow && !patient && !replaced && !turned_away {
             return Err(format!("the connection came to its {how}, and nobody said why"));
         }
         Ok(())

@@ -188,7 +188,12 @@ impl Client {
         let request = match by_query {
             true => {
                 let asked: String = form_urlencoded::byte_serialize(message).collect();
-                format!("GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: sim\r\n\r\n").into_bytes()
+                let accept = match self.over.is_events() && self.rng.one_in(2) {
+                    true => "Accept: text/event-stream\r\n",
+                    false => "",
+                };
+                let line = format!("GET {path}?cf_connect={asked} HTTP/1.1\r\n");
+                format!("{line}Host: sim\r\n{accept}\r\n").into_bytes()
             }
             false => self.post(path, message),
         };
@@ -337,10 +342,13 @@ impl Client {
                 }
                 continue;
             }
-            if answer.status != 200 {
+            // An event source that should come back later has a stream that ends.
+            let sent_away = self.over.is_events() && answer.length.is_some();
+            let status = if sent_away { 503 } else { answer.status };
+            if status != 200 {
                 // The body, and then the end, are read.
                 let told = self.left;
-                return if told { Ok(()) } else { self.refused_by(scene, answer.status) };
+                return if told { Ok(()) } else { self.refused_by(scene, status) };
             }
             if self.state == State::Upgrading {
                 self.state = State::Connecting;
@@ -383,8 +391,9 @@ impl Client {
         if self.protobuf {
             return self.messages(scene, chunk);
         }
-        if self.over.is_events() && chunk == b"\r\n" {
-            return Ok(());
+        if self.over.is_events() && chunk.starts_with(b"retry: ") {
+            let began = std::mem::replace(&mut self.has_retry, true);
+            return if began { Err("another time to come back".into()) } else { Ok(()) };
         }
         let end: &[u8] = if self.over.is_events() { b"\n\n" } else { b"\n" };
         let whole = chunk.strip_suffix(end).ok_or("not whole messages in a chunk")?;
@@ -496,6 +505,10 @@ impl Client {
         let Some(Pending { what: What::Connect(asked), sent, .. }) = self.only_pending() else {
             return Err("an answer to no poll".into());
         };
+        if answer.status == 429 && scene.plan.crowded {
+            self.turned_away = true;
+            return self.refused_by(scene, 503);
+        }
         if let Some(disconnect) = result.disconnect {
             self.disconnected(scene, disconnect.code)?;
         } else if answer.status != 200 || result.error.is_some() {
@@ -547,6 +560,7 @@ impl Client {
         }
         self.since = scene.world.now().0;
         self.has_begun = false;
+        self.has_retry = false;
         self.change_user(scene);
         self.send_connect(scene);
         Ok(())
