@@ -113,7 +113,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_server.address", Text, "\"\"", Built, "IP address to listen on, or \"unix:\" and the path of a socket; empty: all addresses."),
     opt("http_server.port", PORT, "8000", Built, "Port to listen on; 0: one that is free."),
     opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port, or \"unix:\" and the path of a socket; empty: http_server.address."),
-    opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics and health instead of the public one; empty: they are there."),
+    opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics, health and the admin page with its WebSocket instead of the public one; empty: they are there."),
     other("http_server.tls.enabled", Bool, "false", Refused(TLS)),
     other("http_server.tls", Any, "", Silent(SWITCHED_OFF)),
     other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use serde::Serialize;
-use tracing::warn;
 
+use crate::base::notices::Reason;
 use crate::base::time::UnixSeconds;
 use crate::config;
 use crate::edge::jwt::{TokenKeys, TokenOptions, sign_hs256};
 use crate::session::AdminRules;
-use crate::shard::Node;
+use crate::shard::{Fields, Node};
 
 /// Why nobody gets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,15 +132,21 @@ impl Access {
         if is_right(&self.password, password) | is_right(&self.link, link) {
             return Ok(self.token());
         }
-        if !self.delayed().begin(address) {
+        let has_place = self.delayed().begin(address);
+        self.notice(address, if has_place { 400 } else { 429 });
+        if !has_place {
             return Err(Refused::TooMany);
         }
         let place = Place { access: self, address };
-        let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        warn!(address, "a wrong password for the admin page");
         tokio::time::sleep(WRONG_DELAY).await;
         drop(place);
         Err(Refused::Wrong)
+    }
+
+    fn notice(&self, address: Option<IpAddr>, code: u32) {
+        let why = Some(format_args!("a wrong password for the admin page"));
+        let fields = Fields { address, code, why, ..Fields::default() };
+        self.node.notices.notice_now(Reason::AdminUnauthorized, &fields);
     }
 
     fn delayed(&self) -> MutexGuard<'_, Delayed> {
