@@ -331,7 +331,7 @@ pub(super) const NO_MEMORY: &str = "over roost.memory_limit";
 const IDLE_CHANNEL_BYTES: u64 = 200;
 
 /// Channels forgotten in one step at most.
-const SHED_CHANNELS_MAX: usize = 256;
+const SHED_CHANNELS_MAX: usize = 1024;
 
 /// A publication that finds no room makes so much at least.
 const SHED_BYTES_MIN: usize = 64 * 1024;
