@@ -14,6 +14,7 @@ pub mod limits;
 pub mod notices;
 pub mod rng;
 pub mod tags;
+pub mod steps;
 pub mod time;
 pub mod times;
 pub mod url;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use compact_str::CompactString;
 use triomphe::ThinArc;
 
+use super::delta::{Patched, Patcher};
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
@@ -163,6 +164,36 @@ impl Iterator for Chained<'_> {
 
 impl ExactSizeIterator for Chained<'_> {}
 
+/// What is known of the patch that makes a kept publication out of the one before it.
+#[derive(Clone, Debug, Default)]
+enum Known {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It is no use.
+    Useless,
+    /// The patch.
+    Patch(Box<[u8]>),
+}
+
+impl Known {
+    /// Bytes that it takes, its own included.
+    fn bytes(&self) -> usize {
+        let patch = if let Self::Patch(patch) = self { patch.len() } else { 0 };
+        size_of::<Self>() + patch
+    }
+}
+
+impl From<Patched> for Known {
+    fn from(patched: Patched) -> Self {
+        match patched {
+            Patched::Patch(patch) => Self::Patch(patch),
+            Patched::Useless => Self::Useless,
+            Patched::OverBudget => Self::Nothing,
+        }
+    }
+}
+
 /// How much history is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -212,7 +243,10 @@ pub struct Stream {
     offset: u64,
     epoch: Epoch,
     ring: VecDeque<Record>,
-    /// Bytes of the ring's records.
+    /// What is known of patches, by place in the ring: as many as there are records. Only where somebody took
+    /// patches.
+    patches: Option<Box<VecDeque<Known>>>,
+    /// Bytes of the ring's records, and of patches.
     bytes: usize,
     last_publish: Millis,
     options: StreamOptions,
@@ -233,6 +267,7 @@ impl Stream {
             offset: 0,
             epoch,
             ring: VecDeque::new(),
+            patches: None,
             bytes: 0,
             last_publish: now,
             options,
@@ -258,11 +293,20 @@ impl Stream {
         self.last_publish = now;
         while self.ring.len() >= self.options.size as usize {
             self.bytes -= self.ring.pop_front().map_or(0, |record| record.bytes());
+            if let Some(patches) = &mut self.patches {
+                self.bytes -= patches.pop_front().map_or(0, |known| known.bytes());
+            }
+            // What it builds on has gone.
+            self.set_patch(0, Known::Nothing);
         }
         let record = Record::new(self.offset, published);
         self.bytes += record.bytes();
         self.is_base = true;
         self.ring.push_back(record);
+        if let Some(patches) = &mut self.patches {
+            patches.push_back(Known::Nothing);
+            self.bytes += size_of::<Known>();
+        }
         self.position()
     }
 
@@ -276,6 +320,7 @@ impl Stream {
     /// Drops all publications.
     pub fn clear(&mut self) {
         self.ring = VecDeque::new();
+        self.patches = None;
         self.bytes = 0;
     }
 
@@ -291,6 +336,62 @@ impl Stream {
             _ => 0,
         };
         bytes.saturating_sub(gone)
+    }
+
+    fn set_patch(&mut self, place: usize, patch: Known) {
+        if let Some(known) = self.patches.as_mut().and_then(|patches| patches.get_mut(place)) {
+            self.bytes -= known.bytes();
+            self.bytes += patch.bytes();
+            *known = patch;
+        }
+    }
+
+    /// The patches of all records, made when the first is to be kept.
+    fn patches(&mut self) -> &mut VecDeque<Known> {
+        let (ring, bytes) = (&self.ring, &mut self.bytes);
+        self.patches.get_or_insert_with(|| {
+            *bytes += ring.len() * size_of::<Known>();
+            Box::new(vec![Known::Nothing; ring.len()].into())
+        })
+    }
+
+    /// Keeps the patch that made the latest publication out of the one before it.
+    pub fn keep_patch(&mut self, patched: Patched) {
+        if self.ring.len() > 1 && patched != Patched::OverBudget {
+            self.patches();
+            self.set_patch(self.ring.len() - 1, patched.into());
+        }
+    }
+
+    /// Makes the patches between the records at these places that are not known: each is made once. How many
+    /// are still not known, since the budget is used up.
+    pub fn make_patches(&mut self, places: std::ops::Range<usize>, patcher: &mut Patcher) -> usize {
+        let places = places.start.saturating_add(1)..places.end.min(self.ring.len());
+        if places.is_empty() {
+            return 0;
+        }
+        self.patches();
+        let mut missing = 0;
+        for place in places {
+            let known = self.patches.as_ref().and_then(|patches| patches.get(place));
+            if !matches!(known, Some(Known::Nothing)) {
+                continue;
+            }
+            let (old, new) = (self.ring[place - 1].data(), self.ring[place].data());
+            match patcher.patch(old, new) {
+                Patched::OverBudget => missing += 1,
+                patched => self.set_patch(place, patched.into()),
+            }
+        }
+        missing
+    }
+
+    /// The patch that makes the record at a place out of the one before it, where it is known.
+    pub fn patch(&self, place: usize) -> Option<&[u8]> {
+        match self.patches.as_ref()?.get(place)? {
+            Known::Patch(patch) => Some(patch),
+            Known::Nothing | Known::Useless => None,
+        }
     }
 
     /// How much is kept.
@@ -428,6 +529,77 @@ mod tests {
 
     fn published(data: &[u8]) -> Published<'_> {
         Published { data, info: b"info", tags: b"tags", is_json: true }
+    }
+
+    proptest! {
+        // Publishes, some with the patch that went to subscribers, and recoveries, against what is in the ring.
+        #[test]
+        fn patches_belong_to_their_records_and_are_counted(
+            size in 1..6u32,
+            ops in proptest::collection::vec((0..3u8, 0..6usize, 0..60u64), 1..60),
+        ) {
+            let options = StreamOptions { size, ttl_ms: 100, meta_ttl_ms: 1000 };
+            let mut stream = Stream::new(Millis(0), options, &mut Rng::new(1));
+            let mut patcher = Patcher::new(1);
+            let (mut now, mut number) = (0, 0);
+            for (op, at, pause) in ops {
+                if op == 2 {
+                    let places = at.min(stream.ring.len())..stream.ring.len();
+                    prop_assert_eq!(stream.make_patches(places.clone(), &mut patcher), 0);
+                    for place in places.skip(1) {
+                        prop_assert!(stream.patch(place).is_some());
+                    }
+                } else {
+                    number += 1;
+                    now += pause;
+                    stream.expire(Millis(now));
+                    let data = format!("a text that all of them have, and number {number}");
+                    let patched = stream.base().map(|base| patcher.patch(base.data(), data.as_bytes()));
+                    stream.append(Millis(now), &published(data.as_bytes()));
+                    if let (1, Some(patched)) = (op, patched) {
+                        stream.keep_patch(patched);
+                    }
+                }
+                let mut bytes: usize = stream.records().map(|r| r.bytes()).sum();
+                bytes += stream.patches.iter().flat_map(|known| known.iter()).map(Known::bytes).sum::<usize>();
+                prop_assert_eq!(stream.kept().bytes, bytes);
+                prop_assert!(stream.patches.as_ref().is_none_or(|known| known.len() == stream.ring.len()));
+                prop_assert_eq!(stream.patch(0), None);
+                for place in 1..stream.ring.len() {
+                    let (old, new) = (stream.ring[place - 1].data(), stream.ring[place].data());
+                    if let Some(patch) = stream.patch(place) {
+                        prop_assert_eq!(fossil_delta::apply(old, patch).unwrap(), new);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_patch_of_a_recovery_is_made_once_and_the_budget_holds_for_all() {
+        use crate::base::limits::{DELTA_BYTES_MAX, TURN_PATCH_BYTES_MAX};
+        use crate::base::steps;
+
+        let options = StreamOptions { size: 100, ttl_ms: 100, meta_ttl_ms: 1000 };
+        let mut stream = Stream::new(Millis(0), options, &mut Rng::new(1));
+        let text = "a".repeat(DELTA_BYTES_MAX - 1);
+        let count = 2 * TURN_PATCH_BYTES_MAX / DELTA_BYTES_MAX;
+        for number in 0..count {
+            stream.append(Millis(0), &published(format!("{text}{}", number % 10).as_bytes()));
+        }
+        let in_one = TURN_PATCH_BYTES_MAX / (2 * DELTA_BYTES_MAX);
+        let mut patcher = Patcher::new(1);
+        let mut missing = count - 1;
+        while missing > 0 {
+            patcher.begin_turn();
+            for _ in 0..3 {
+                let left = stream.make_patches(0..count, &mut patcher);
+                assert_eq!(left, missing.saturating_sub(in_one));
+            }
+            missing = missing.saturating_sub(in_one);
+        }
+        let (left, steps) = steps::of(|| stream.make_patches(0..count, &mut patcher));
+        assert_eq!((left, steps), (0, 0), "all are known");
     }
 
     const OPTIONS: StreamOptions = StreamOptions { size: 3, ttl_ms: 100, meta_ttl_ms: 1000 };

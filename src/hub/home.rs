@@ -5,6 +5,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
+use super::delta::{Patched, Patcher};
 use super::history::{Epoch, Kept, Position, Published, Stream, StreamOptions};
 use super::idle::{Idle, Place, Seat, Seats};
 use super::members::{Left, Member, Members};
@@ -550,6 +551,28 @@ impl Homes {
     pub fn set_version(&mut self, channel: u32, version: u64, life: &str) {
         if self.channels.get(channel as usize).is_some_and(|channel| channel.stream.is_some()) {
             self.versions.insert(channel, (version, life.into()));
+        }
+    }
+
+    /// Keeps the patch that a channel's latest publication was sent as, for who comes back later.
+    pub fn keep_patch(&mut self, channel: u32, patched: Patched) {
+        if let Some(channel) = self.channels.get_mut(channel as usize)
+            && let Some(stream) = &mut channel.stream
+        {
+            self.kept.change(stream, |stream| stream.keep_patch(patched));
+        }
+    }
+
+    /// See [`Stream::make_patches`].
+    pub fn make_patches(
+        &mut self,
+        channel: u32,
+        places: std::ops::Range<usize>,
+        patcher: &mut Patcher,
+    ) -> usize {
+        match self.channels.get_mut(channel as usize).and_then(|channel| channel.stream.as_mut()) {
+            Some(stream) => self.kept.change(stream, |stream| stream.make_patches(places, patcher)),
+            None => 0,
         }
     }
 

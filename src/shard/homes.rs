@@ -10,7 +10,7 @@ use crate::base::form::{Data, Form, Forms};
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::edge::channels::Namespace;
-use crate::hub::delta;
+use crate::hub::delta::{self, Patched};
 use crate::hub::history::{Position, Published, StreamOptions};
 use crate::hub::home::Wanted;
 use crate::hub::members::Member;
@@ -121,15 +121,22 @@ impl<D: Driver> Shard<D> {
             }
         }
         let delta = namespace.delta_publish || extra.is_some_and(|extra| extra.delta);
-        let patch = match known {
+        let patched = match known {
             Some(at) if delta && options.kept() && self.homes.wanted(at).patches() => {
                 let stream = self.homes.stream(now, at);
                 let base = stream.and_then(|stream| stream.base());
-                base.and_then(|base| delta::patch(base.data(), data))
+                base.map(|base| self.patcher.patch(base.data(), data))
             }
             _ => None,
         };
         let taken = self.homes.publish(now, channel, *hash, options, &published);
+        if patched == Some(Patched::OverBudget) {
+            self.counters().patches_over_budget.add(1);
+        }
+        let patch = match &patched {
+            Some(Patched::Patch(patch)) => Some(&**patch),
+            _ => None,
+        };
         self.node.counters[self.id.index()].publications.add(1);
         if let Some(extra) = extra {
             self.remember(now, publish, extra, taken.position);
@@ -152,7 +159,12 @@ impl<D: Driver> Shard<D> {
             let mut wanted = self.homes.wanted(at);
             // Who misses a publication on the way needs the next one in full.
             wanted.fresh |= namespace.slow_policy.drops();
-            let packed = self.pack(channel, &publication, *is_json, patch.as_deref(), wanted);
+            let packed = self.pack(channel, &publication, *is_json, patch, wanted);
+            if let Some(patched) = patched
+                && self.has_room_for_patches(data.len())
+            {
+                self.homes.keep_patch(at, patched);
+            }
             let parcel = Parcel { taken_at: Some(now), ..packed };
             for interest in self.homes.interests_mut(at) {
                 interest.fresh = false;

@@ -171,6 +171,11 @@ impl<D: Driver> Shard<D> {
         false
     }
 
+    /// Whether patches of so many bytes may be kept beside publications: nothing is shed for them.
+    pub(super) fn has_room_for_patches(&self, bytes: usize) -> bool {
+        !self.node.memory.is_short() && self.node.memory.history_excess(bytes as u64) == 0
+    }
+
     /// Nothing may grow now; counts what is refused for it.
     pub(super) fn is_short_for(&self, refused: fn(&ShardCounters) -> &Counter) -> bool {
         let short = self.node.memory.is_short();

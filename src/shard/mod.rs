@@ -91,6 +91,7 @@ use crate::edge::good_tokens::GoodTokens;
 use crate::edge::host::HostRules;
 use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
+use crate::hub::delta::Patcher;
 use crate::hub::home::Homes;
 use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
@@ -304,6 +305,7 @@ pub struct Shard<D: Driver> {
     locals: Locals,
     next_serial: u32,
     /// Users named by a request header, by slot, until the client connects.
+    patcher: Patcher,
     header_users: BySlot<CompactString>,
     /// Heads of responses that wait for what comes of the `connect`, by slot.
     heads: BySlot<UnsentHead>,
@@ -396,6 +398,7 @@ impl<D: Driver> Shard<D> {
         let capacity = accept::slots_max(&node.options);
         Self {
             id: seat.shard,
+        let patcher = Patcher::new(rng.next_u64());
             // Untouched pages cost nothing, and growing would copy.
             conns: Slab::with_capacity(capacity),
             addresses: Addresses::default(),
@@ -429,6 +432,7 @@ impl<D: Driver> Shard<D> {
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
             header_users: Default::default(),
+            patcher,
             headers: Default::default(),
             heads: Default::default(),
             answered: Vec::new(),
@@ -502,6 +506,7 @@ impl<D: Driver> Shard<D> {
         self.look_at_rules();
         self.take_completions();
         self.accept_some();
+        self.patcher.begin_turn();
         self.go_on_answered();
         self.read_some();
         self.open_mail();

@@ -1,5 +1,7 @@
 //! What the home of a channel reads of it for others: missed publications, history, presence.
 
+use std::ops::Range;
+
 use super::answers::Asked;
 use super::homes::stream_options;
 use super::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
@@ -33,14 +35,25 @@ impl<D: Driver> Shard<D> {
         let list = match known {
             Some(list) => Some(list),
             None => {
-                let records = stream.range(places).filter(|record| {
+                let takes = |record: &&Record| {
                     let tags = Tags::packed(record.published().tags);
                     filter.as_ref().is_none_or(|filter| filter.matches(tags))
-                });
-                let records: Vec<&Record> = records.collect();
-                let encoded = match as_pushes {
-                    true => encode_pushes(&channel, form, &records, *bytes_max),
-                    false => encode_list(form, &records, *bytes_max),
+                };
+                let records: Vec<&Record> = stream.range(places.clone()).filter(takes).collect();
+                let checked = check_list(form, &records, *bytes_max);
+                // Of what a filter lets through one is no base for the next.
+                let patches = form.takes_patches() && filter.is_none() && !as_pushes;
+                let encoded = match checked {
+                    Err(fault) => Err(fault),
+                    Ok(_) if records.is_empty() => Ok(None),
+                    Ok(_) if *as_pushes => Ok(Some(encode_pushes(&channel, form, &records))),
+                    Ok(_) if patches => Ok(self.encode_patched(now, at, form, places)),
+                    Ok(encoding) => {
+                        let full = DataForm::full(form);
+                        let publications = records.iter().map(|record| publication_of(record));
+                        let publications = publications.map(|of| Publication { form: full, ..of });
+                        Ok(Some(encode_list(encoding, publications)))
+                    }
                 };
                 match encoded {
                     Ok(list) => {
@@ -60,6 +73,35 @@ impl<D: Driver> Shard<D> {
         self.counters().recovered.add(1);
         // The client comes to the top by what it gets.
         Recovery::Done { publications: list, offset: since.offset }
+    }
+
+    /// The publications at `places` of a stream for a form that takes patches: each is patched from the one
+    /// before it (client protocol, 21.2). What the turn has no budget for goes in full.
+    fn encode_patched(
+        &mut self,
+        now: Millis,
+        at: u32,
+        form: Form,
+        places: Range<usize>,
+    ) -> Option<SharedFrame> {
+        let stream = self.homes.stream(now, at)?;
+        let bytes = stream.range(places.clone()).map(|record| record.data().len()).sum();
+        if self.has_room_for_patches(bytes) {
+            let over_budget = self.homes.make_patches(at, places.clone(), &mut self.patcher);
+            self.counters().patches_over_budget.add(over_budget as u64);
+        }
+        let stream = self.homes.stream(now, at)?;
+        let full = DataForm::full(form);
+        let first = places.start;
+        let publications = places.clone().zip(stream.range(places)).map(|(place, record)| {
+            let publication = publication_of(record);
+            let patch = stream.patch(place).filter(|_| place > first);
+            match patch.filter(|patch| form.is_protobuf() || delta::is_text(patch)) {
+                Some(data) => Publication { data, form: DataForm::Patch, ..publication },
+                None => Publication { form: full, ..publication },
+            }
+        });
+        Some(encode_list(Encoding::from(form), publications))
     }
 
     /// Something is to be read.
@@ -160,39 +202,14 @@ enum ListFault {
     Unfit,
 }
 
-/// The list of a subscribe result; nothing for no records. In a form that takes patches each is
-/// patched from the one before it (client protocol, 21.2).
-fn encode_list(
-    form: Form,
-    records: &[&Record],
-    bytes_max: usize,
-) -> Result<Option<SharedFrame>, ListFault> {
-    if records.is_empty() {
-        return Ok(None);
-    }
-    let encoding = check_list(form, records, bytes_max)?;
-    let patches: Vec<Option<Vec<u8>>> = match form.takes_patches() {
-        true => records
-            .windows(2)
-            .map(|pair| {
-                let patch = delta::patch(pair[0].data(), pair[1].data())?;
-                (form.is_protobuf() || delta::is_text(&patch)).then_some(patch)
-            })
-            .collect(),
-        false => Vec::new(),
-    };
-    let full = DataForm::full(form);
-    let publications = records.iter().enumerate().map(|(at, record)| {
-        let patch = at.checked_sub(1).and_then(|before| patches.get(before)?.as_deref());
-        let publication = publication_of(record);
-        match patch {
-            Some(data) => Publication { data, form: DataForm::Patch, ..publication },
-            None => Publication { form: full, ..publication },
-        }
-    });
+/// The list of a subscribe result.
+fn encode_list<'a>(
+    encoding: Encoding,
+    publications: impl Iterator<Item = Publication<'a>>,
+) -> SharedFrame {
     let mut list = Vec::new();
     encoding.put_publications(&mut list, publications);
-    Ok(Some(SharedFrame::part(&list)))
+    SharedFrame::part(&list)
 }
 
 /// The encoding of a list that may be sent.
@@ -208,17 +225,8 @@ fn check_list(form: Form, records: &[&Record], bytes_max: usize) -> Result<Encod
     Ok(encoding)
 }
 
-/// The same as frames with one push each; nothing for no records.
-fn encode_pushes(
-    channel: &str,
-    form: Form,
-    records: &[&Record],
-    bytes_max: usize,
-) -> Result<Option<SharedFrame>, ListFault> {
-    if records.is_empty() {
-        return Ok(None);
-    }
-    check_list(form, records, bytes_max)?;
+/// Publications as frames with one push each.
+fn encode_pushes(channel: &str, form: Form, records: &[&Record]) -> SharedFrame {
     let (mut frames, mut message) = (Vec::new(), Vec::new());
     for record in records {
         message.clear();
@@ -226,7 +234,7 @@ fn encode_pushes(
         client::put_push(&mut message, form, channel, &push);
         framing::put(&mut frames, form, &message);
     }
-    Ok(Some(SharedFrame::new(&frames)))
+    SharedFrame::new(&frames)
 }
 
 /// A kept publication as it is told.

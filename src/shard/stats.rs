@@ -237,6 +237,10 @@ counters! {
         recoveries: counter,
         /// Of them, those that got all of it.
         recovered: counter,
+        /// Deadlines that the shard found too late to blame the peer: it was given more time.
+        deadlines_put_off: counter,
+        /// Publications sent in full because the turn had made patches enough.
+        patches_over_budget: counter,
         /// Publications kept by homes here.
         history_publications: gauge,
         /// Bytes of them.
