@@ -1,9 +1,10 @@
 //! The home role: the one writer of its channels. Mail in, deliveries and answers out.
 
+use super::acks::Ack;
 use super::mail::{
     Answer, Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
-use super::sending::{PendingAck, ShardSet};
+use super::sending::ShardSet;
 use super::write::frame_of;
 use super::*;
 use crate::base::form::{Data, Form, Forms};
@@ -191,7 +192,7 @@ impl<D: Driver> Shard<D> {
         waits_for: ShardSet,
     ) {
         if let Some(asker) = asker {
-            self.acks.push_back(PendingAck { to, asker, position, waits_for });
+            self.acks.push(Ack { to, asker, position }, waits_for);
         }
     }
 

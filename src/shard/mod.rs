@@ -12,6 +12,7 @@
 //! (`homes.rs`, `reading.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
 
 mod accept;
+mod acks;
 mod addresses;
 mod answers;
 mod bodies;
@@ -60,6 +61,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use compact_str::CompactString;
 use slab::Slab;
 
+use self::acks::Acks;
 use self::addresses::Addresses;
 use self::answers::{Answers, Pieces};
 use self::bodies::Bodies;
@@ -73,7 +75,6 @@ use self::places::Replaceable;
 use self::polls::Poll;
 use self::proxies::{Kept, Parked, Unasked};
 use self::requests::UnsentHead;
-use self::sending::PendingAck;
 use self::signatures::Signatures;
 use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
 use self::tokens::{Check, Question};
@@ -299,7 +300,7 @@ pub struct Shard<D: Driver> {
     loopback_bytes: usize,
     mail: Outgoing,
     mail_blocked: bool,
-    acks: VecDeque<PendingAck>,
+    acks: Acks,
 
     homes: Homes,
     locals: Locals,
@@ -427,7 +428,7 @@ impl<D: Driver> Shard<D> {
             loopback_bytes: 0,
             mail: Outgoing::new(seat.letterboxes, seat.control),
             mail_blocked: false,
-            acks: VecDeque::new(),
+            acks: Acks::new(shards),
             homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
             locals: Locals::new(node.names.clone()),
             next_serial: 0,

@@ -1,9 +1,9 @@
 //! Mail on its way out: what a turn had for other shards, acknowledgements that wait for it, gaps to
 //! be told, and whoever waits for credit.
 
-use super::mail::{Asker, Flushed, Mail};
+use super::acks::Ack;
+use super::mail::{CONTROL, Flushed, Mail};
 use super::*;
-use crate::hub::history::Position;
 
 /// A set of shards: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,24 +26,21 @@ impl ShardSet {
         std::iter::from_fn(move || self.pop())
     }
 
-    pub(super) fn pop(&mut self) -> Option<ShardId> {
+    pub(super) fn first(&self) -> Option<ShardId> {
         let word = self.0.iter().position(|word| *word != 0)?;
-        let shard = ShardId((word * 64) as u8 + self.0[word].trailing_zeros() as u8);
+        Some(ShardId((word * 64) as u8 + self.0[word].trailing_zeros() as u8))
+    }
+
+    pub(super) fn pop(&mut self) -> Option<ShardId> {
+        let shard = self.first()?;
         self.remove(shard);
         Some(shard)
     }
-}
 
-/// A publish that is taken but not acknowledged: its deliveries are not all in their receivers'
-/// mailboxes.
-#[derive(Debug)]
-pub(super) struct PendingAck {
-    /// Who asked, and where it is.
-    pub(super) to: ShardId,
-    pub(super) asker: Asker,
-    pub(super) position: Position,
-    /// The shards in whose mailboxes its deliveries are not yet.
-    pub(super) waits_for: ShardSet,
+    /// Leaves those that are in the other set as well.
+    pub(super) fn keep(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word &= other);
+    }
 }
 
 impl<D: Driver> Shard<D> {
@@ -56,15 +53,14 @@ impl<D: Driver> Shard<D> {
         if self.acks.is_empty() {
             return;
         }
+        let mut held = ShardSet::default();
+        let receivers = self.mail.receivers().filter(|to| *to != CONTROL);
+        receivers.filter(|to| !self.mail[*to].is_empty()).for_each(|to| held.insert(to));
         let mut acked = false;
         let mail = &mut self.mail;
-        self.acks.retain(|ack| {
-            let done = ack.waits_for.is_empty();
-            if done {
-                mail[ack.to].push(Mail::Published { asker: ack.asker, position: ack.position });
-                acked = true;
-            }
-            !done
+        self.acks.take_done(held, |Ack { to, asker, position }| {
+            mail[to].push(Mail::Published { asker, position });
+            acked = true;
         });
         if acked {
             self.mail.receivers().for_each(|to| _ = self.flush_to(to));
@@ -89,7 +85,7 @@ impl<D: Driver> Shard<D> {
             {
                 self.loopback_bytes += batch.bytes;
                 self.loopback.push_back(batch);
-                self.delivered_to(to);
+                self.acks.delivered_to(to);
                 return true;
             }
             return false;
@@ -97,7 +93,7 @@ impl<D: Driver> Shard<D> {
         match outbox.flush(self.id) {
             Flushed::Nothing => true,
             Flushed::Gone => {
-                self.delivered_to(to);
+                self.acks.delivered_to(to);
                 true
             }
             Flushed::Full => {
@@ -109,7 +105,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Where there is credit: some of those that waited for it try once more. Each turn anew, so
-    /// that a credit which one of them has no use for any more is not lost for the others.
+    /// that a credit which one of them has no use for any more is not lost for the others. The first in the
+    /// row tries when there is as much as it was refused: otherwise it would be refused in each turn again, for
+    /// as long as the home has no time.
     pub(super) fn resume_waiting(&mut self) {
         self.ask_unasked();
         let unanswered_max = self.node.options.requests_unanswered_max;
@@ -123,10 +121,12 @@ impl<D: Driver> Shard<D> {
             };
             let mut left = credits.min(RESUMED_MAX);
             while left > 0
-                && let Some(key) = self.waiting[home].pop_front()
+                && let Some((_, needed)) = self.waiting[home].front()
+                && u32::from(*needed).min(unanswered_max).max(1) <= credits
+                && let Some((key, needed)) = self.waiting[home].pop_front()
             {
                 let Some(conn) = self.conn(key) else { continue };
-                left -= 1;
+                left = left.saturating_sub(u32::from(needed).max(1));
                 conn.flags.set_waiting(false);
                 if self.is_connecting(key.index) {
                     self.go_on_connecting(key.index);
@@ -134,13 +134,6 @@ impl<D: Driver> Shard<D> {
                     self.resume(key);
                 }
             }
-        }
-    }
-
-    /// All deliveries to a shard are in its mailbox.
-    fn delivered_to(&mut self, shard: ShardId) {
-        for ack in &mut self.acks {
-            ack.waits_for.remove(shard);
         }
     }
 
