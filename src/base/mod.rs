@@ -12,6 +12,7 @@ pub mod id;
 pub mod info;
 pub mod limits;
 pub mod notices;
+pub mod rate;
 pub mod rng;
 pub mod tags;
 pub mod steps;

@@ -244,7 +244,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),
-        client_rate: AtomicU64::new(0),
+        client_rate: Default::default(),
         addresses: address_limits,
         memory: Memory::new(settings.memory_limit_bytes, sys::memory::allocated_bytes),
         draining: AtomicBool::new(false),

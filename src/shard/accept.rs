@@ -179,14 +179,7 @@ impl<D: Driver> Shard<D> {
         let client = Arc::clone(&self.client);
         if client.connection_rate_limit > 0 {
             let second = self.driver.now().0 / 1000;
-            let rate = &self.node.client_rate;
-            let taken = rate.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
-                let (at, count) = (packed >> 32, packed & 0xffff_ffff);
-                let count = if at == second & 0xffff_ffff { count } else { 0 };
-                (count < client.connection_rate_limit)
-                    .then_some((second & 0xffff_ffff) << 32 | (count + 1))
-            });
-            if taken.is_err() {
+            if !self.node.client_rate.admit(second, client.connection_rate_limit) {
                 return Err(Reason::HttpConnectionRate);
             }
         }

@@ -83,6 +83,7 @@ use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::*;
+use crate::base::rate::SharedRate;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 use crate::base::times::Times;
@@ -192,8 +193,8 @@ pub struct Node {
     pub clients: AtomicU64,
     /// Administrators that are connected: without any, nobody wants figures.
     pub admins: AtomicU32,
-    /// Second and number of new clients in it, for `client.connection_rate_limit`.
-    pub client_rate: AtomicU64,
+    /// New clients of all shards, for `client.connection_rate_limit`.
+    pub client_rate: SharedRate,
     /// What it may have in memory, and has.
     pub memory: Memory,
     /// What each address has of the node.
