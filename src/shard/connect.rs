@@ -7,6 +7,8 @@
 //! Both steps in brackets are rare. While they last the session is *connecting*: no command of it is
 //! handled, and its answers find it by [`Connecting`].
 
+use std::collections::BTreeSet;
+
 use super::commands::Stop;
 use super::mail::{Asker, Mail, Method, UserConn};
 use super::memory::NO_MEMORY;
@@ -15,6 +17,7 @@ use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
 use crate::base::form::Transport;
+use crate::base::steps;
 use crate::base::time::UnixSeconds;
 use crate::edge::channels::{Asked, NameFault, OWN_CHANNEL, Subscriber};
 use crate::edge::jwt::{ConnectionClaims, TokenFault};
@@ -24,7 +27,7 @@ use crate::proto::client::{
     ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, RefreshRequest, Reply,
     SubscribePush, SubscribeRequest, SubscribeResult,
 };
-use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags};
+use crate::session::{Connecting, Extra, Made, ServerSub, SessionFlags, Sub};
 
 /// Who a connection belongs to.
 struct Identified {
@@ -89,6 +92,10 @@ impl<D: Driver> Shard<D> {
         }
         let client = Arc::clone(&self.client);
         let now = self.driver.unix();
+        // Before anything is done for each of them, or the application is told their names.
+        if request.subs.len() > client.channel_limit {
+            return Err(Disconnect::ChannelLimit.into());
+        }
         self.keep_emulated_headers(index, request);
         let identified = match self.identify(index, id, request, now) {
             Ok(identified) => identified,
@@ -107,6 +114,9 @@ impl<D: Driver> Shard<D> {
         }
         self.header_users.remove(&index);
         let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
+        if subs.len() > client.channel_limit {
+            return Err(Disconnect::ChannelLimit.into());
+        }
         let expire_at = expire_at.filter(|_| !client.insecure);
         let channels = Arc::clone(&self.channels);
         let mut to_ask = Vec::new();
@@ -576,15 +586,12 @@ impl<D: Driver> Shard<D> {
 
     /// Whether the channels of a new token are those of the old one: nothing new, nothing missing.
     fn has_token_subs(&mut self, index: u32, claims: &ConnectionClaims) -> bool {
-        let named: Vec<Option<u32>> =
-            claims.subs.iter().map(|(channel, _)| self.locals.find(channel)).collect();
-        let Some(session) = self.session_of(index) else { return false };
-        let subs = session.subs.as_slice();
-        let has = |at: &Option<u32>| {
-            at.is_some_and(|at| subs.iter().any(|sub| sub.channel == at && sub.flags.server()))
-        };
-        let is_named = |sub: &&crate::session::Sub| named.contains(&Some(sub.channel));
-        named.iter().all(has) && subs.iter().filter(|sub| sub.flags.token()).all(|s| is_named(&s))
+        if claims.subs.len() > self.client.channel_limit {
+            return false;
+        }
+        let named = claims.subs.iter().map(|(channel, _)| self.locals.find(channel));
+        let Some(named) = named.collect::<Option<BTreeSet<u32>>>() else { return false };
+        self.session_of(index).is_some_and(|session| has_all(session.subs.as_slice(), &named))
     }
 
     /// Other `chan_info` of one subscription. Not told where the home has no room: it comes with the next.
@@ -637,6 +644,14 @@ impl<D: Driver> Shard<D> {
     }
 }
 
+/// Whether the channels that a new token names are all there by the server, and no others by the token before.
+fn has_all(subs: &[Sub], named: &BTreeSet<u32>) -> bool {
+    steps::take(subs.len());
+    let by_server = subs.iter().filter(|sub| sub.flags.server() && named.contains(&sub.channel));
+    let by_token = subs.iter().filter(|sub| sub.flags.token());
+    by_server.count() == named.len() && by_token.into_iter().all(|sub| named.contains(&sub.channel))
+}
+
 /// The channels that a client names when it connects: what it has of those that it gets anyway, and
 /// others that it could subscribe to by itself (client protocol, section 20).
 fn ask_unasked(
@@ -647,9 +662,15 @@ fn ask_unasked(
     also_others: bool,
     to_ask: &mut Vec<ServerSub>,
 ) -> Result<(), Stop> {
+    // Both may be as many as `client.channel_limit`.
+    let mut known: Vec<usize> = (0..to_ask.len()).collect();
+    known.sort_unstable_by(|a, b| to_ask[*a].channel.cmp(&to_ask[*b].channel));
     for (channel, asked) in &request.subs {
-        let known = to_ask.iter().position(|sub| sub.channel == *channel);
-        let at = match known {
+        let is_at = |at: &usize| {
+            steps::take(1);
+            to_ask[*at].channel.as_str().cmp(channel)
+        };
+        let at = match known.binary_search_by(is_at).ok().map(|at| known[at]) {
             Some(at) => at,
             None if !also_others => continue,
             None => {
@@ -692,5 +713,68 @@ pub(super) fn asked_by(request: &SubscribeRequest<'_>) -> Asked {
         positioned: request.positioned,
         recoverable: request.recoverable,
         join_leave: request.join_leave,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::channels::{ChannelSyntax, Namespace};
+    use crate::session::{SubFlags, SubState};
+
+    fn request(names: std::ops::Range<u32>) -> ConnectRequest<'static> {
+        let one =
+            |n| (format!("news:{n}").into(), SubscribeRequest { recover: true, ..<_>::default() });
+        ConnectRequest { subs: names.map(one).collect(), ..ConnectRequest::default() }
+    }
+
+    fn server_subs(names: std::ops::Range<u32>) -> Vec<ServerSub> {
+        let one = |n| ServerSub { channel: format!("news:{n}").into(), ..ServerSub::default() };
+        names.map(one).collect()
+    }
+
+    #[test]
+    fn what_a_client_has_is_found_in_steps_for_each_and_not_for_each_pair() {
+        let channels =
+            ChannelRules::new(Namespace::default(), Vec::new(), ChannelSyntax::default());
+        for count in [100, 1_000, 10_000] {
+            let mut to_ask = server_subs(0..count);
+            let request = request(0..count);
+            let (result, steps) =
+                steps::of(|| ask_unasked(&channels, false, "", &request, false, &mut to_ask));
+            assert!(result.is_ok());
+            assert!(to_ask.len() == count as usize && to_ask.iter().all(|sub| sub.since.is_some()));
+            assert!(steps <= u64::from(count) * 16, "{steps} for {count}");
+            let (may, steps) =
+                steps::of(|| may_poll(&channels, false, "", &request, &mut to_ask[1..]));
+            assert_eq!(may, Err(ErrorCode::PermissionDenied));
+            assert!(steps <= u64::from(count), "{steps} for {count}");
+        }
+    }
+
+    #[test]
+    fn the_channels_of_a_new_token_are_those_of_the_old_one() {
+        let sub = |channel, server, token| {
+            let mut flags = SubFlags::default();
+            flags.set_server(server);
+            flags.set_token(token);
+            Sub { channel, place: 0, state: SubState::Live, flags }
+        };
+        // Of the token, of the server alone, and of the client.
+        let subs = [sub(1, true, true), sub(2, true, false), sub(3, false, false)];
+        for (named, expected) in [
+            (&[1][..], true),
+            (&[1, 2], true),
+            (&[2], false),
+            (&[], false),
+            (&[1, 3], false),
+            (&[1, 4], false),
+        ] {
+            let named = named.iter().copied().collect();
+            assert_eq!(has_all(&subs, &named), expected, "{named:?}");
+        }
+        let many: Vec<Sub> = (0..5_000).map(|channel| sub(channel, true, true)).collect();
+        let (all, steps) = steps::of(|| has_all(&many, &(0..5_000).collect()));
+        assert!(all && steps <= 5_000);
     }
 }

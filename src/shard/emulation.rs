@@ -57,9 +57,9 @@ pub(super) struct Emulated {
 }
 
 impl Emulated {
-    /// Bytes of them.
+    /// Bytes of them and of what is kept with them: of empty ones there may not be any number, either.
     pub(super) fn bytes(&self) -> usize {
-        self.data.len()
+        size_of::<Self>() + self.data.len() + self.by.cors.len()
     }
 }
 
