@@ -90,6 +90,10 @@ pub const TURN_ACCEPTS_MAX: usize = 64;
 /// Connections read in one turn.
 pub const TURN_READS_MAX: usize = 256;
 
+/// Bytes read from all connections in one turn, the share of the last one beyond: what is in them costs more than
+/// reading it.
+pub const TURN_INPUT_BYTES_MAX: u64 = 2 << 20;
+
 /// Bytes of mail opened in one turn, the last batch beyond; the rest waits in the mailbox for the
 /// next turn. With a batch less than [`FANOUT_BYTES_MAX`], so that a burst into one
 /// channel goes on to its subscribers before more of it comes.

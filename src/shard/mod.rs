@@ -658,7 +658,11 @@ impl<D: Driver> Shard<D> {
     fn read_some(&mut self) {
         let ahead = self.driver.fetch_max();
         for at in 0..self.ready.len().min(TURN_READS_MAX) {
+        let before = self.counters().bytes_received.get();
             if ahead > 0 && at % ahead == 0 {
+            if self.counters().bytes_received.get() - before >= TURN_INPUT_BYTES_MAX {
+                break;
+            }
                 self.read_ahead(ahead);
             }
             let Some(key) = self.ready.pop_front() else { break };

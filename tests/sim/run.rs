@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use compact_str::CompactString;
 use roost::base::id::{ConnKey, ShardId};
+use roost::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READ_BYTES_MAX};
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
@@ -636,3 +637,67 @@ fn a_burst_is_spread_over_all_that_have_room() {
     let open: Vec<u32> = run.node.open.iter().map(|open| open.load(Ordering::Relaxed)).collect();
     assert_eq!((open, run.figures()["connections_refused_full"]), (vec![4, 4, 4], 0));
 }
+fn next_of(rng: &mut Rng, count: usize) -> usize {
+    rng.below(count as u64) as usize
+}
+
+#[test]
+fn a_standstill_closes_nobody_who_reads_and_answers() {
+    let mut met = BTreeMap::new();
+    for seed in 1..=4 {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::draw(&mut rng);
+        while !plan.roomy || plan.crowded {
+            plan = Plan::draw(&mut rng);
+        }
+        plan.faults = Faults { late_send_one_in: 3, ..Faults::NONE };
+        plan.sizes = Sizes { pipe_bytes: 1_000, events: 1, ..plan.sizes };
+        plan.kinds = vec![Kind::Normal; 12];
+        plan.think_ms = 300;
+        (plan.standstill_one_in, plan.standstill_ms) = (0, 30_000);
+        let mut run = Run::with(plan, rng);
+        for _ in 0..2 {
+            run.run_for(2_000, |_| false).unwrap();
+            let one = next_of(&mut run.rng, run.shards.len() + 1);
+            let one = Some(one).filter(|one| *one < run.shards.len());
+            // Longer than a client has for anything.
+            run.stand_still(one, 30_000);
+            run.run_for(34_000, |_| false).unwrap();
+        }
+        let figures = run.figures();
+        for name in ["closed_no_pong", "closed_write_timeout", "closed_stale", "closed_slow"] {
+            assert_eq!(figures[name], 0, "seed {seed}: {name}");
+        }
+        for name in ["refused_timeout", "close_timeouts", "closed_idle"] {
+            assert_eq!(figures[name], 0, "seed {seed}: {name}");
+        }
+        figures.into_iter().for_each(|(name, value)| *met.entry(name).or_insert(0) += value);
+    }
+    assert!(met["deadlines_put_off"] > 0 && met["writes_blocked"] > 0, "{met:?}");
+}
+
+#[test]
+fn a_turn_reads_so_many_bytes_and_no_more() {
+    let mut rng = Rng::new(1);
+    let mut plan = Plan::draw(&mut rng);
+    let (shards, pipe_bytes, read_buffer_bytes, events) = (1, 65_536, 65_536, 1024);
+    plan.sizes = Sizes { shards, pipe_bytes, read_buffer_bytes, events, ..plan.sizes };
+    plan.mailbox_batches = vec![1];
+    plan.faults = Faults::NONE;
+    plan.options = Options { conns_soft: 500, conns_max: 500, ..plan.options };
+    plan.kinds.clear();
+    let mut run = Run::with(plan, rng);
+    for _ in 0..120 {
+        let link = run.world.borrow_mut().connect_to(ShardId(0));
+        run.world.borrow_mut().write(link, &[b'x'; 60_000]);
+    }
+    let (mut before, mut most) = (0, 0);
+    while before < 120 * 60_000 {
+        run.shards[0].shard.turn();
+        let read = run.figures()["bytes_received"];
+        most = most.max(read - before);
+        before = read;
+    }
+    assert!(most <= TURN_INPUT_BYTES_MAX + TURN_READ_BYTES_MAX as u64, "{most}");
+}
+
