@@ -254,7 +254,9 @@ impl<D: Driver> Shard<D> {
             conn.flags.set_waiting(true);
             let key = conn.key(index);
             let last = self.waiting.len() - 1;
-            self.waiting[home.index().min(last)].push_back(key);
+            // Of a question to the application there is one kind.
+            let credits = if home.index() < last { self.mail[home].refused() } else { 1 };
+            self.waiting[home.index().min(last)].push_back((key, credits));
         }
     }
 

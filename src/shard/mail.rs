@@ -921,6 +921,8 @@ pub struct Outbox {
     spent: u32,
     /// The same of requests of up-links, which wait for commands of others and so may not take their credits.
     emulating: u32,
+    /// See [`Outbox::refused`].
+    refused: u8,
     /// Channels (of this home) whose deliveries to that shard were lost, and it isn't told yet.
     pub gaps: Vec<u32>,
 }
@@ -939,7 +941,8 @@ pub enum Flushed {
 impl Outbox {
     /// An empty one.
     pub fn new(letterbox: Letterbox) -> Self {
-        Self { letterbox, mail: Vec::new(), bytes: 0, spent: 0, emulating: 0, gaps: Vec::new() }
+        let (bytes, spent, emulating, refused) = (0, 0, 0, 1);
+        Self { letterbox, mail: Vec::new(), bytes, spent, emulating, refused, gaps: Vec::new() }
     }
 
     /// Whether mail that can wait should wait: deliveries, requests and clean-up.
@@ -950,13 +953,20 @@ impl Outbox {
     /// Whether a request may go that costs so many credits. It takes them if so. What costs more than
     /// there are in all goes when all are there.
     pub fn spend(&mut self, credits: u8, unanswered_max: u32) -> Option<u8> {
+        self.refused = credits;
         let credits = u32::from(credits).min(unanswered_max);
         if self.credits(unanswered_max) < credits.max(1) {
             return None;
         }
+        self.refused = 1;
         self.spent += credits;
         // Not more than was asked for.
         Some(credits as u8)
+    }
+
+    /// Credits of the request that was refused last; 1 when none was since.
+    pub fn refused(&self) -> u8 {
+        self.refused
     }
 
     /// Credits that there are.

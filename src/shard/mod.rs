@@ -288,8 +288,9 @@ pub struct Shard<D: Driver> {
     /// What is being written, and what came of it.
     writing: Vec<ConnKey>,
     sent: Vec<Sent>,
-    /// Connections that wait for credit at a home, by home; the last for a question to the application.
-    waiting: Vec<VecDeque<ConnKey>>,
+    /// Connections that wait for credit at a home, by home, and for how much; the last for a question to the
+    /// application.
+    waiting: Vec<VecDeque<(ConnKey, u8)>>,
     acceptable: bool,
     /// No descriptor was left: the listener is asked again then, since no edge tells.
     accept_again_at: Option<Millis>,
