@@ -207,15 +207,15 @@ pub const FILTERS_MAX: u32 = (1 << 21) - 1;
 /// Payloads longer than this are never patched, and never patched from: they are sent full.
 pub const DELTA_BYTES_MAX: usize = 256 * 1024;
 
-const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
-const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
-const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);
-
 /// Bytes of payloads, old and new, that a shard looks at for patches in one turn. Beyond it publications are sent
 /// full. What a byte costs: `benches/delta.rs`.
 pub const TURN_PATCH_BYTES_MAX: usize = 1 << 20;
 
 const _: () = assert!(2 * DELTA_BYTES_MAX <= TURN_PATCH_BYTES_MAX);
+
+const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
+const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
+const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);
 
 /// Bytes of commands that wait for others of their connection at most, where they come in requests of their
 /// own: more is answered with 503.

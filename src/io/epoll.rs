@@ -116,12 +116,25 @@ impl Epoll {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place where a shard reads the clock")]
+    fn look_at_clock(&self) -> Instant {
+        Instant::now()
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where a shard reads the time of day"
+    )]
     fn read_clock(&mut self) {
-        self.woken = Instant::now();
+        self.woken = self.look_at_clock();
         self.now = Millis(self.woken.duration_since(self.started).as_millis() as u64);
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.unix = UnixSeconds(unix.map_or(0, |d| d.as_secs() as i64));
     }
+}
+
+/// How long a wait until `until` is that begins now: the turn before it counts, whatever it took.
+fn timeout(started: Instant, until: Millis, now: Instant) -> Duration {
+    Duration::from_millis(until.0).saturating_sub(now.saturating_duration_since(started))
 }
 
 impl Driver for Epoll {
@@ -141,8 +154,10 @@ impl Driver for Epoll {
     }
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
-        self.worked_us = u32::try_from(self.woken.elapsed().as_micros()).unwrap_or(u32::MAX);
-        let timeout = until.map(|until| Duration::from_millis(until.since(self.now)));
+        let now = self.look_at_clock();
+        let worked = now.saturating_duration_since(self.woken);
+        self.worked_us = u32::try_from(worked.as_micros()).unwrap_or(u32::MAX);
+        let timeout = until.map(|until| timeout(self.started, until, now));
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -294,5 +309,28 @@ impl Driver for Epoll {
 
     fn close_listener(&mut self) {
         self.listeners.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "some moment")]
+    fn a_wait_ends_at_its_moment_however_long_the_turn_was() {
+        let started = Instant::now();
+        let at = |us| started + Duration::from_micros(us);
+        for (until, now_us, expected_us) in [
+            (100, 0, 100_000),
+            (100, 30_000, 70_000),
+            (100, 99_999, 1),
+            (100, 100_000, 0),
+            (100, 5_000_000, 0),
+            (0, 3, 0),
+        ] {
+            let timeout = timeout(started, Millis(until), at(now_us));
+            assert_eq!(timeout, Duration::from_micros(expected_us), "{until} {now_us}");
+        }
     }
 }

@@ -322,40 +322,39 @@ impl<D: Driver> Shard<D> {
     fn deadline(&self, index: u32) -> Option<u32> {
         let conn = self.conns.get(index as usize)?;
         let options = &self.node.options;
-        let client = Arc::clone(&self.client);
-        let phase_ends = |ms: u64| Some(conn.since_tick.saturating_add(ticks(ms)));
+        let phase_ends = || Some(conn.since_tick.saturating_add(ticks(self.phase_ms(conn)?)));
         let blocked = || {
             let tick = self.outboxes.get(conn.outbox)?.blocked_tick?;
             Some(tick.saturating_add(ticks(options.write_timeout_ms)))
         };
+        let first = |deadlines: [Option<u32>; 3]| deadlines.into_iter().flatten().min();
         match conn.phase {
-            Phase::Head => {
-                let served = conn.flags.served() && conn.rx.is_none();
-                let ms =
-                    if served { options.idle_timeout_ms } else { options.handshake_timeout_ms };
-                [phase_ends(ms), blocked()].into_iter().flatten().min()
-            }
-            Phase::Body => {
-                let incoming = conn.rx.as_ref().and_then(|rx| rx.incoming.as_ref());
-                let ms = incoming.map_or(0, |incoming| incoming.allowed_ms());
-                [phase_ends(ms), blocked()].into_iter().flatten().min()
-            }
-            Phase::Asked => blocked(),
-            Phase::Echo => phase_ends(options.idle_timeout_ms),
-            Phase::Unusable | Phase::Closing | Phase::Lingering => {
-                phase_ends(options.close_timeout_ms)
-            }
+            Phase::Head | Phase::Body | Phase::Asked => first([phase_ends(), blocked(), None]),
+            Phase::Echo | Phase::Unusable | Phase::Closing | Phase::Lingering => phase_ends(),
             Phase::Client => match self.sessions.get(conn.session as usize) {
-                None => [client.stale_close_delay_ms.and_then(phase_ends), blocked()]
-                    .into_iter()
-                    .flatten()
-                    .min(),
-                Some(session) => [Some(session.due_tick), blocked(), self.expiry(session)]
-                    .into_iter()
-                    .flatten()
-                    .min(),
+                None => first([phase_ends(), blocked(), None]),
+                Some(session) => first([Some(session.due_tick), blocked(), self.expiry(session)]),
             },
             Phase::Leaving => None,
+        }
+    }
+
+    /// How long a connection may be in its phase, where that has an end: a client's session has times of its own.
+    fn phase_ms(&self, conn: &Conn<D::Socket>) -> Option<u64> {
+        let options = &self.node.options;
+        match conn.phase {
+            Phase::Head if conn.flags.served() && conn.rx.is_none() => {
+                Some(options.idle_timeout_ms)
+            }
+            Phase::Head => Some(options.handshake_timeout_ms),
+            Phase::Body => {
+                let incoming = conn.rx.as_ref().and_then(|rx| rx.incoming.as_ref());
+                Some(incoming.map_or(0, |incoming| incoming.allowed_ms()))
+            }
+            Phase::Echo => Some(options.idle_timeout_ms),
+            Phase::Unusable | Phase::Closing | Phase::Lingering => Some(options.close_timeout_ms),
+            Phase::Client if conn.session == NONE => self.client.stale_close_delay_ms,
+            Phase::Client | Phase::Asked | Phase::Leaving => None,
         }
     }
 
@@ -402,12 +401,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Whether a connection is late with something that its peer owes.
+    /// Whether a connection is late with something that its peer sends.
     fn overdue(&self, index: u32) -> bool {
         let Some(conn) = self.conns.get(index as usize) else { return false };
         match conn.phase {
             Phase::Client => match self.sessions.get(conn.session as usize) {
-                Some(session) => session.flags.pong_window() && session.flags.pong_due(),
+                Some(session) => {
+                    let tick = self.tick();
+                    session.flags.pong_window() && session.flags.pong_due()
+                        || self.expiry(session).is_some_and(|at| at <= tick)
+                }
                 None => true,
             },
             Phase::Echo => conn.flags.probed(),
@@ -416,24 +419,86 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn timer(&mut self, index: u32) {
-        if self.overdue(index) {
-            // A busy shard may not have read yet what came in time: look before judging.
-            if let Some(conn) = self.conns.get(index as usize) {
-                let key = conn.key(index);
-                self.read(key);
-            }
+    /// Whether nothing that waits for a connection has been taken for too long.
+    fn takes_nothing(&self, index: u32) -> bool {
+        let Some(conn) = self.conns.get(index as usize) else { return false };
+        let limit = ticks(self.node.options.write_timeout_ms);
+        self.outboxes.get(conn.outbox).is_some_and(|outbox| {
+            outbox.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= self.tick())
+        })
+    }
+
+    /// A shard that was busy, or a process that stood still, may not have read yet what came in time, nor heard that
+    /// a socket has room: both are tried before the peer is judged.
+    fn look_before_judging(&mut self, index: u32) {
+        if self.overdue(index)
+            && let Some(conn) = self.conns.get(index as usize)
+        {
+            let key = conn.key(index);
+            self.read(key);
         }
+        let ends = |phase| matches!(phase, Phase::Unusable | Phase::Closing | Phase::Lingering);
+        let stuck = self.takes_nothing(index);
+        if let Some(conn) = self.conns.get_mut(index as usize)
+            && conn.flags.blocked()
+            && (stuck || ends(conn.phase))
+        {
+            conn.flags.set_blocked(false);
+            let key = conn.key(index);
+            self.write(key);
+        }
+    }
+
+    /// A deadline is found long after it was over: the shard was not there to see what the peer did. Whether the
+    /// peer has a little longer; what the turns until then bring decides.
+    fn put_off(&mut self, index: u32, deadline: u32) -> bool {
         let tick = self.tick();
-        let due = self.deadline(index).is_some_and(|deadline| deadline <= tick);
-        let Some(conn) = self.conns.get(index as usize) else { return };
-        if !due {
+        let Some(conn) = self.conns.get(index as usize) else { return false };
+        if tick - deadline < LATE_TICKS {
+            return false;
+        }
+        let ends = tick.saturating_add(ticks(GRACE_MS));
+        let limit = ticks(self.node.options.write_timeout_ms);
+        let phase_ms = self.phase_ms(conn);
+        let (session, outbox) = (conn.session, conn.outbox);
+        let mut is_put_off = false;
+        if let Some(ms) = phase_ms
+            && let Some(conn) = self.conns.get_mut(index as usize)
+            && conn.since_tick.saturating_add(ticks(ms)) <= tick
+        {
+            conn.since_tick = ends.saturating_sub(ticks(ms));
+            is_put_off = true;
+        }
+        if let Some(outbox) = self.outboxes.get_mut(outbox)
+            && let Some(since) = &mut outbox.blocked_tick
+            && since.saturating_add(limit) <= tick
+        {
+            *since = ends.saturating_sub(limit);
+            is_put_off = true;
+        }
+        if let Some(session) = self.sessions.get_mut(session as usize)
+            && session.flags.pong_window()
+            && session.flags.pong_due()
+            && session.due_tick <= tick
+        {
+            session.due_tick = ends;
+            is_put_off = true;
+        }
+        is_put_off
+    }
+
+    fn timer(&mut self, index: u32) {
+        self.look_before_judging(index);
+        let tick = self.tick();
+        let deadline = self.deadline(index).filter(|deadline| *deadline <= tick);
+        let Some(deadline) = deadline else { return self.schedule(index) };
+        if self.put_off(index, deadline) {
+            self.counters().deadlines_put_off.add(1);
+            // What else is due comes with the next turn.
             return self.schedule(index);
         }
-        let blocked = self.outboxes.get(conn.outbox).is_some_and(|outbox| {
-            let limit = ticks(self.node.options.write_timeout_ms);
-            outbox.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= tick)
-        });
+        let blocked = self.takes_nothing(index);
+        let Some(conn) = self.conns.get(index as usize) else { return };
         match conn.phase {
             Phase::Head | Phase::Body | Phase::Asked | Phase::Client if blocked => {
                 // 3009 by its name; no close frame gets through to this peer.
@@ -449,9 +514,14 @@ impl<D: Driver> Shard<D> {
                 self.release(index, false);
             }
             Phase::Head => self.refuse(index, Refusal::Timeout),
+            // The rest of its body may be here, and is read in the next turns. It has a bound.
+            Phase::Body if conn.flags.ready() => self.schedule(index),
             Phase::Body => self.body_is_late(index),
-            // The application is asked who it is: it is not the client that is late.
-            Phase::Client if conn.session == NONE && conn.flags.pending() => {
+            // The application is asked who it is, or a home has no credit for its token: it is not the client that
+            // is late.
+            Phase::Client
+                if conn.session == NONE && (conn.flags.pending() || conn.flags.waiting()) =>
+            {
                 self.conns[index as usize].since_tick = tick;
                 self.schedule(index);
             }
@@ -520,8 +590,14 @@ impl<D: Driver> Shard<D> {
         self.expire_subs(index);
         let conn = &self.conns[index as usize];
         let unread = conn.flags.pending() || conn.flags.paused();
+        let held = conn.flags.held() && !form.is_poll();
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {
+            return;
+        }
+        if held {
+            // Its reply isn't there, and a ping would wait behind it.
+            session.due_tick = tick.saturating_add(ticks(interval));
             return;
         }
         if form.is_poll() {
@@ -587,6 +663,10 @@ impl<D: Driver> Shard<D> {
     }
 }
 
+/// A deadline that is found so much later than it was over was missed by the shard, not by the peer: a second.
+const LATE_TICKS: u32 = 10;
+/// So much longer the peer then has.
+const GRACE_MS: u64 = 2000;
 /// Milliseconds between two pings as RFC 6455 frames.
 const FRAME_PING_INTERVAL_MS: u64 = 25_000;
 /// The answer to one has to come so soon.

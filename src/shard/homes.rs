@@ -130,7 +130,6 @@ impl<D: Driver> Shard<D> {
             }
             _ => None,
         };
-        let taken = self.homes.publish(now, channel, *hash, options, &published);
         if patched == Some(Patched::OverBudget) {
             self.counters().patches_over_budget.add(1);
         }
@@ -138,6 +137,7 @@ impl<D: Driver> Shard<D> {
             Some(Patched::Patch(patch)) => Some(&**patch),
             _ => None,
         };
+        let taken = self.homes.publish(now, channel, *hash, options, &published);
         self.node.counters[self.id.index()].publications.add(1);
         if let Some(extra) = extra {
             self.remember(now, publish, extra, taken.position);

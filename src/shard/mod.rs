@@ -91,9 +91,9 @@ use crate::edge::address_limits::AddressLimits;
 use crate::edge::channels::ChannelRules;
 use crate::edge::good_tokens::GoodTokens;
 use crate::edge::host::HostRules;
+use crate::hub::delta::Patcher;
 use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
-use crate::hub::delta::Patcher;
 use crate::hub::home::Homes;
 use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
@@ -305,10 +305,10 @@ pub struct Shard<D: Driver> {
     acks: Acks,
 
     homes: Homes,
+    patcher: Patcher,
     locals: Locals,
     next_serial: u32,
     /// Users named by a request header, by slot, until the client connects.
-    patcher: Patcher,
     header_users: BySlot<CompactString>,
     /// Heads of responses that wait for what comes of the `connect`, by slot.
     heads: BySlot<UnsentHead>,
@@ -398,10 +398,10 @@ impl<D: Driver> Shard<D> {
         let mut rng = Rng::new(seat.seed);
         let shards = seat.letterboxes.len();
         let homes_rng = Rng::new(rng.next_u64());
+        let patcher = Patcher::new(rng.next_u64());
         let capacity = accept::slots_max(&node.options);
         Self {
             id: seat.shard,
-        let patcher = Patcher::new(rng.next_u64());
             // Untouched pages cost nothing, and growing would copy.
             conns: Slab::with_capacity(capacity),
             addresses: Addresses::default(),
@@ -432,10 +432,10 @@ impl<D: Driver> Shard<D> {
             mail_blocked: false,
             acks: Acks::new(shards),
             homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
+            patcher,
             locals: Locals::new(node.names.clone()),
             next_serial: 0,
             header_users: Default::default(),
-            patcher,
             headers: Default::default(),
             heads: Default::default(),
             answered: Vec::new(),
@@ -506,10 +506,10 @@ impl<D: Driver> Shard<D> {
             self.node.loop_lag[self.id.index()].record(us);
         }
         self.mailbox.awake();
+        self.patcher.begin_turn();
         self.look_at_rules();
         self.take_completions();
         self.accept_some();
-        self.patcher.begin_turn();
         self.go_on_answered();
         self.read_some();
         self.open_mail();
@@ -658,12 +658,12 @@ impl<D: Driver> Shard<D> {
 
     fn read_some(&mut self) {
         let ahead = self.driver.fetch_max();
-        for at in 0..self.ready.len().min(TURN_READS_MAX) {
         let before = self.counters().bytes_received.get();
-            if ahead > 0 && at % ahead == 0 {
+        for at in 0..self.ready.len().min(TURN_READS_MAX) {
             if self.counters().bytes_received.get() - before >= TURN_INPUT_BYTES_MAX {
                 break;
             }
+            if ahead > 0 && at % ahead == 0 {
                 self.read_ahead(ahead);
             }
             let Some(key) = self.ready.pop_front() else { break };

@@ -187,25 +187,31 @@ impl<D: Driver> Shard<D> {
 
     /// Writes what waits for a connection, as far as its socket takes it.
     pub(super) fn write(&mut self, key: ConnKey) {
+        if self.write_on(key) {
+            self.after_write(key);
+        }
+    }
+
+    /// The same, and nothing of what follows from it. Whether the connection is still there.
+    fn write_on(&mut self, key: ConnKey) -> bool {
         loop {
-            let Some(conn) = self.conns.get(key.index as usize) else { return };
+            let Some(conn) = self.conns.get(key.index as usize) else { return false };
             if conn.flags.blocked() || conn.flags.sending() {
-                break;
+                return true;
             }
             let (Some(socket), Some(outbox)) = (&conn.socket, self.outboxes.get(conn.outbox))
             else {
-                break;
+                return true;
             };
             if outbox.is_empty() {
-                break;
+                return true;
             }
             let (frames, skip) = outbox.unsent();
             let sent = self.driver.send(key, socket, frames, skip);
             if !self.wrote(key, sent) {
-                return;
+                return false;
             }
         }
-        self.after_write(key);
     }
 
     /// What came of a write. Whether there is more to do for the connection.
@@ -277,6 +283,11 @@ impl<D: Driver> Shard<D> {
 
     /// What follows from how much still waits.
     fn after_write(&mut self, key: ConnKey) {
+        self.judge_queue(key, true);
+    }
+
+    /// The same. `may_try`: the socket of one for which too much waits may have room by now, and was not tried.
+    fn judge_queue(&mut self, key: ConnKey, may_try: bool) {
         let queue_bytes_max = self.client.queue_bytes_max;
         let Some(conn) = self.conn(key) else { return };
         let (phase, flags, at) = (conn.phase, conn.flags, conn.outbox);
@@ -300,6 +311,14 @@ impl<D: Driver> Shard<D> {
                     && !flags.sending()
                     && (held.is_some() || !self.made_room(key.index, at)) =>
             {
+                if may_try && flags.blocked() {
+                    // The news of it is behind others that this turn has no time for.
+                    self.conns[key.index as usize].flags.set_blocked(false);
+                    if self.write_on(key) {
+                        self.judge_queue(key, false);
+                    }
+                    return;
+                }
                 self.counters().closed_slow.add(1);
                 let over = self.over.iter().find(|(conn, _)| *conn == key.index);
                 if let Some((_, namespace)) = over {

@@ -603,7 +603,10 @@ impl Client {
 
     /// Whether something that must have happened hasn't.
     pub(crate) fn check_patience(&self, now: u64, plan: &Plan) -> Result<(), String> {
-        if plan.roomy && self.link.is_some() && self.shut_at.is_some_and(|at| now > at + 1_000) {
+        // Standstills may follow each other.
+        let still = 3 * plan.standstill_ms;
+        let is_late = self.shut_at.is_some_and(|at| now > at + 1_000 + still);
+        if plan.roomy && self.link.is_some() && is_late {
             return Err(format!("client {} sent its FIN, and nothing happens", self.index));
         }
         let waits = match self.state {
@@ -612,7 +615,7 @@ impl Client {
             State::Online => self.expected.is_some() || self.kind == Kind::Mute,
             State::Offline { .. } => false,
         };
-        if waits && !self.frozen && now > self.since + PATIENCE_MS {
+        if waits && !self.frozen && now > self.since + PATIENCE_MS + still {
             return Err(format!(
                 "client {} ({:?}) waits since {} in {:?}\n    {}",
                 self.index,

@@ -30,7 +30,7 @@ const RANDOM_SEEDS: u64 = 5;
 const SECONDS_MAX: u64 = 60;
 
 /// What the fixed seeds must meet together.
-const MET: [&str; 46] = [
+const MET: [&str; 47] = [
     "accept_failed",
     "accepts_put_off",
     "close_timeouts",
@@ -45,6 +45,7 @@ const MET: [&str; 46] = [
     "closed_write_timeout",
     "command_errors",
     "commands_paused",
+    "deadlines_put_off",
     "connections_passed",
     "connections_refused_full",
     "emulations",

@@ -85,6 +85,10 @@ pub(crate) struct Plan {
     /// A shard isn't run for a while, now and then.
     pub(crate) starve_one_in: u64,
     pub(crate) starve_ms: u64,
+    /// The process stands still, or one of its threads does: one in so many steps, 0 for never.
+    pub(crate) standstill_one_in: u64,
+    /// How long, about.
+    pub(crate) standstill_ms: u64,
     /// So many steps take a millisecond.
     pub(crate) work_one_in: u64,
     /// How long things go wrong.
@@ -293,6 +297,7 @@ impl Plan {
             },
             false => AddressOptions::default(),
         };
+        let still = rng.one_in(4);
         Self {
             sizes,
             faults,
@@ -320,6 +325,8 @@ impl Plan {
             binary,
             control_one_in,
             address_limits,
+            standstill_one_in: if still { pick(rng, &[2_000, 10_000]) } else { 0 },
+            standstill_ms: if still { 20_000 } else { 0 },
         }
     }
 
