@@ -231,3 +231,10 @@ pub const NOTICES_PER_SECOND: u64 = 10;
 
 /// Characters of a text of a stranger's (a user, a channel, a header) in a log line at most; the rest is cut.
 pub const NOTICE_TEXT_CHARS_MAX: usize = 128;
+
+/// Lines of the log that wait to be written at most, some hundred bytes each; beyond it they are dropped and
+/// counted.
+pub const LOG_LINES_WAITING_MAX: usize = 8192;
+
+/// Lines of figures (SIGUSR1) that wait for standard output at most; beyond it they are dropped and counted.
+pub const FIGURES_WAITING_MAX: usize = 64;

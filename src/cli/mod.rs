@@ -69,10 +69,9 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
     let dev = dev.unwrap_or_else(|| !config::is_configured(&sources));
     let sources = Sources { dev, ..sources };
     match config::load(&sources) {
-        Ok(loaded) => {
-            warn(&loaded.warnings);
-            (commands.serve)(loaded, sources)
-        }
+        // Its warnings go into its log.
+        Ok(loaded) => (commands.serve)(loaded, sources),
+        Err(fault) if fault.json_log => refuse_in_json(&fault),
         Err(fault) => refuse(&fault),
     }
 }
@@ -86,6 +85,16 @@ fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
+}
+
+/// As the log would have been: one object a line.
+fn refuse_in_json(fault: &ConfigError) -> ExitCode {
+    let say = |level: &str, message: &str| {
+        eprintln!("{}", serde_json::json!({"level": level, "message": message}));
+    };
+    fault.warnings.iter().for_each(|warning| say("WARN", warning));
+    fault.problems.iter().for_each(|problem| say("ERROR", problem));
+    ExitCode::from(EXIT_USAGE)
 }
 
 fn refuse(fault: &ConfigError) -> ExitCode {

@@ -84,7 +84,11 @@ impl Report {
         if strict { &mut problems } else { &mut warnings }.extend(unknown);
         warnings.extend(others);
         warnings.extend(advice);
-        if problems.is_empty() { Ok(warnings) } else { Err(ConfigError { problems, warnings }) }
+        if problems.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(ConfigError { problems, warnings, json_log: false })
+        }
     }
 }
 

@@ -432,6 +432,8 @@ pub struct ConfigError {
     pub problems: Vec<String>,
     /// What is also to be known, a line each.
     pub warnings: Vec<String>,
+    /// `roost.log_format` is `json`, as far as that can be told.
+    pub json_log: bool,
 }
 
 /// Where a configuration comes from.
@@ -470,7 +472,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     if sources.dev {
         report.advice.extend(warn_of_development(sources, name.as_deref()));
     }
-    let warnings = report.close(false)?;
+    let closed = report.close(false);
+    let warnings = closed.map_err(|f| ConfigError { json_log: config.log.json, ..f })?;
     Ok(Loaded { config, warnings, origin: name.map(PathBuf::from) })
 }
 
@@ -541,6 +544,7 @@ pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
     let text = read_options(file).map_err(|fault| ConfigError {
         problems: vec![unreadable(file, &fault)],
         warnings: Vec::new(),
+        json_log: false,
     })?;
     let mut report = Report::default();
     resolve(Some((&name, &text)), &Sources::default(), &mut report);

@@ -1,6 +1,7 @@
 //! What this machine allows, read once at start.
 
 use super::sysctls::{Reading, Sysctls, Unreadable};
+use crate::sys::tables;
 use rustix::process::{Resource, getrlimit};
 
 /// Levels of a cgroup tree that are looked at, from the process's own upwards.
@@ -33,6 +34,8 @@ pub struct Facts {
     pub nofile_soft: u64,
     /// RLIMIT_NOFILE, hard; `u64::MAX`: unlimited. It counts for each descriptor table.
     pub nofile_hard: u64,
+    /// Each shard may have a descriptor table of its own (`unshare(2)`).
+    pub tables_apart: bool,
     /// `fs.nr_open`: what RLIMIT_NOFILE can be set to at most.
     pub nr_open: Reading<u64>,
     /// `fs.file-max`: open files of the whole host (root may go past it).
@@ -74,6 +77,7 @@ impl Facts {
             cgroup_memory_max_bytes: cgroup_memory_max_bytes(files, &cgroup),
             nofile_soft: nofile.current.unwrap_or(u64::MAX),
             nofile_hard: nofile.maximum.unwrap_or(u64::MAX),
+            tables_apart: tables::may_unshare_files(),
             nr_open: files.number("fs.nr_open"),
             file_max: files.number("fs.file-max"),
             files_open: files.number("fs.file-nr"),
@@ -302,6 +306,7 @@ pub(crate) mod tests {
             cgroup_memory_max_bytes: None,
             nofile_soft: 1024,
             nofile_hard: nofile,
+            tables_apart: true,
             nr_open: Ok(1_048_576),
             file_max: Ok(2_400_000),
             files_open: Ok(1_000),

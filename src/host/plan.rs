@@ -58,8 +58,10 @@ impl ShardPlan {
     fn of(shards: usize, target_connections: u64, facts: &Facts) -> Self {
         // Slots are 32-bit numbers, so a table of "unlimited" size ends there.
         let table = facts.table_descriptors_max().min(u64::from(u32::MAX) >> 1);
-        let hard =
-            table.saturating_sub(descriptors_inherited(shards) + SHARD_DESCRIPTORS_RESERVED).max(1);
+        // One table has the reserves of all shards, and its rest is shared among them.
+        let sharing = if facts.tables_apart { 1 } else { shards as u64 };
+        let reserved = descriptors_inherited(shards) + sharing * SHARD_DESCRIPTORS_RESERVED;
+        let hard = (table.saturating_sub(reserved) / sharing).max(1);
         let soft = (hard - hard * HEADROOM_PERCENT / 100).max(1);
         Self {
             shards,
@@ -72,14 +74,15 @@ impl ShardPlan {
 
 /// Descriptors that every table starts with, because they are made before the tables part: for each
 /// shard a waker and the two ends of the socketpair that passes descriptors; standard streams,
-/// signal pipe, control runtime and logs.
+/// signal pipe, control runtime, logs, and what names the process to tools.
 pub fn descriptors_inherited(shards: usize) -> u64 {
-    3 * shards as u64 + 16
+    3 * shards as u64 + 20
 }
 
 /// Plans the shards. `target_connections`: `client.connection_limit` where it is set.
 ///
-/// RLIMIT_NOFILE counts for each shard, since each has its own descriptor table; [`Facts`] must
+/// RLIMIT_NOFILE counts for each shard, since each has its own descriptor table, or once for all where none
+/// may have one; [`Facts`] must
 /// have been read after the limit was raised as far as it goes. `Auto` takes the fewest shards, not
 /// below the cores, that hold the target, and where none do, the number that holds the most.
 pub fn plan_shards(wanted: Shards, target_connections: Option<u64>, facts: &Facts) -> ShardPlan {
@@ -214,12 +217,24 @@ pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Cap
         Limit {
             name: "descriptors",
             connections: Some(plan.connections_max()),
-            reason: format!(
-                "{} shards, each with a table of its own of {} descriptors (hard RLIMIT_NOFILE)",
-                plan.shards,
-                facts.table_descriptors_max()
-            ),
-            advice: if !plan.reaches_target() && plan.shards < SHARDS_MAX {
+            reason: match facts.tables_apart {
+                true => format!(
+                    "{} shards, each with a table of its own of {} descriptors (hard RLIMIT_NOFILE)",
+                    plan.shards,
+                    facts.table_descriptors_max()
+                ),
+                false => format!(
+                    "{} shards share one table of {} descriptors (hard RLIMIT_NOFILE): unshare(2) is \
+                     forbidden here",
+                    plan.shards,
+                    facts.table_descriptors_max()
+                ),
+            },
+            advice: if !facts.tables_apart {
+                "a higher hard limit (LimitNOFILE=, ulimit -Hn), or a seccomp profile that allows \
+                 unshare(2)"
+                    .to_owned()
+            } else if !plan.reaches_target() && plan.shards < SHARDS_MAX {
                 "--shards auto, or a higher hard limit (LimitNOFILE=, ulimit -Hn)".to_owned()
             } else if plan.shards < SHARDS_MAX {
                 // This is what `auto` would aim at: it takes no more shards by itself.
@@ -338,6 +353,25 @@ mod tests {
     }
 
     #[test]
+    fn one_table_for_all_shards_counts_once() {
+        let mut facts = machine(20_000);
+        facts.tables_apart = false;
+        for shards in [1, 2, 8, SHARDS_MAX] {
+            let plan = plan_shards(Shards::Count(shards), None, &facts);
+            let used = plan.connections_max()
+                + descriptors_inherited(shards)
+                + shards as u64 * SHARD_DESCRIPTORS_RESERVED;
+            assert!(used <= 20_000, "{plan:?}");
+        }
+        // More shards bring nothing.
+        assert_eq!(plan_shards(Shards::Auto, Some(1_000_000), &facts).shards, 2);
+        let plan = plan_shards(Shards::Cores, None, &facts);
+        let descriptors = &capacity(&facts, &plan, u64::MAX).limits[0];
+        assert!(descriptors.reason.contains("unshare(2) is forbidden"), "{descriptors:?}");
+        assert!(descriptors.advice.contains("seccomp"), "{descriptors:?}");
+    }
+
+    #[test]
     fn auto_takes_the_most_that_there_is_when_the_target_is_out_of_reach() {
         let facts = machine(1024);
         let plan = plan_shards(Shards::Auto, Some(1_000_000), &facts);
@@ -382,7 +416,7 @@ mod tests {
             let capacity = capacity(facts, &plan, memory);
             capacity.binding().map(|(limit, connections)| (limit.name, connections))
         };
-        let table = 2 * (20_000 - 22 - 32);
+        let table = 2 * (20_000 - 26 - 32);
         assert_eq!(first(&facts, 19_000_000_000), Some(("descriptors", table)));
         assert_eq!(first(&facts, 44_000_000), Some(("memory", 10_000)));
         facts.file_max = Ok(9_000);

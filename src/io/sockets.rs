@@ -42,24 +42,21 @@ pub struct Switchboard {
     wakers: Vec<Arc<EventFd>>,
     /// For each shard: where others put sockets, where it takes them.
     passing: Vec<(OwnedFd, OwnedFd)>,
+    /// Where a shard puts copies of its listeners for the main thread, where that takes them.
+    showing: (OwnedFd, OwnedFd),
 }
 
 impl Switchboard {
-    /// Three descriptors for each of `shards`.
+    /// Three descriptors for each of `shards`, and two.
     pub fn new(shards: usize) -> io::Result<Arc<Self>> {
         let mut wakers = Vec::with_capacity(shards);
         let mut passing = Vec::with_capacity(shards);
         for _ in 0..shards {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             wakers.push(Arc::new(EventFd(rustix::event::eventfd(0, flags)?)));
-            passing.push(rustix::net::socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                None,
-            )?);
+            passing.push(pair()?);
         }
-        Ok(Arc::new(Self { wakers, passing }))
+        Ok(Arc::new(Self { wakers, passing, showing: pair()? }))
     }
 
     /// The waker of one shard.
@@ -85,44 +82,74 @@ impl Switchboard {
 
     /// Passes a socket to a shard, which then has a descriptor of its own for it.
     pub(super) fn pass(&self, to: ShardId, socket: BorrowedFd<'_>) -> Result<(), Errno> {
-        let into = &self.passing[to.index()].0;
-        let sockets = [socket];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let pushed = control.push(SendAncillaryMessage::ScmRights(&sockets));
-        debug_assert!(pushed, "the space is made for one descriptor");
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::sendmsg(into, &[IoSlice::new(&[0])], &mut control, flags).map(drop)
+        give(&self.passing[to.index()].0, socket)
     }
 
-    /// Takes what was passed to a shard, about one socket; none when nothing is left.
-    pub(super) fn take(&self, shard: ShardId, sockets: &mut Vec<OwnedFd>) {
-        let from = &self.passing[shard.index()].1;
+    /// Gives the main thread copies of a shard's listeners.
+    pub fn show(&self, listeners: &[OwnedFd]) -> io::Result<()> {
+        listeners.iter().try_for_each(|listener| Ok(give(&self.showing.0, listener.as_fd())?))
+    }
+
+    /// The copies that shards have given, in the main thread's table.
+    pub fn shown(&self) -> Vec<OwnedFd> {
+        let mut shown = Vec::new();
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut byte = [0u8; 1];
-            let mut data = [IoSliceMut::new(&mut byte)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let Ok(message) = rustix::net::recvmsg(from, &mut data, &mut control, flags) else {
-                return;
-            };
-            for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(passed) = message {
-                    sockets.extend(passed);
-                }
-            }
-            // A message without its socket: this table was full, and the kernel closed it. Others
-            // may be behind it, and no further edge tells of them.
-            if !sockets.is_empty() || message.bytes == 0 {
-                return;
+            let before = shown.len();
+            take(&self.showing.1, &mut shown);
+            if shown.len() == before {
+                return shown;
             }
         }
     }
 
+    /// Takes what was passed to a shard, about one socket; none when nothing is left.
+    pub(super) fn take(&self, shard: ShardId, sockets: &mut Vec<OwnedFd>) {
+        take(&self.passing[shard.index()].1, sockets);
+    }
+
     /// Descriptors that every table holds because of this.
     pub fn descriptors(&self) -> usize {
-        3 * self.wakers.len()
+        3 * self.wakers.len() + 2
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Sends a descriptor, which whoever takes it has as one of its own.
+fn give(into: &OwnedFd, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let sockets = [socket];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let pushed = control.push(SendAncillaryMessage::ScmRights(&sockets));
+    debug_assert!(pushed, "the space is made for one descriptor");
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(into, &[IoSlice::new(&[0])], &mut control, flags).map(drop)
+}
+
+/// Takes about one descriptor that was sent; none when nothing is left.
+fn take(from: &OwnedFd, sockets: &mut Vec<OwnedFd>) {
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0u8; 1];
+        let mut data = [IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let Ok(message) = rustix::net::recvmsg(from, &mut data, &mut control, flags) else {
+            return;
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(passed) = message {
+                sockets.extend(passed);
+            }
+        }
+        // A message without its socket: this table was full, and the kernel closed it. Others
+        // may be behind it, and no further edge tells of them.
+        if !sockets.is_empty() || message.bytes == 0 {
+            return;
+        }
     }
 }
 

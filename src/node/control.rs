@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use arc_swap::ArcSwap;
 use super::admin::Figures;
 use super::desk::Desk;
 use super::health::Health;
+use super::log::{Lines, Log};
 use super::memory::Watch;
 use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
@@ -56,6 +58,12 @@ pub(super) struct Control {
     pub(super) reload: Reload,
     /// Options of the server API, if there is one.
     pub(super) calls: Option<Arc<ArcSwap<config::Api>>>,
+    /// Opened again with the options.
+    pub(super) log: Log,
+    /// Copies of one shard's listeners, so that tools that look into this thread's table name the process.
+    pub(super) shown: RefCell<Vec<OwnedFd>>,
+    /// Standard output, for figures.
+    pub(super) output: Lines,
     /// Told once a second to those who look.
     pub(super) figures: Figures,
     /// Follow the rules.
@@ -108,6 +116,8 @@ impl Control {
 
     /// Reads the options again, and takes what may change. When something is wrong all stays as it is.
     fn reload(&self) {
+        // Whatever the options are by now: its owner may have renamed the file.
+        self.log.reopen();
         let reloaded = match (self.reload)() {
             Ok(reloaded) => reloaded,
             Err(problems) => {
@@ -202,6 +212,8 @@ impl Control {
                 _ = signals.interrupt.recv() => return self.cut(),
             }
         }
+        // A listener is closed when the last of its copies is.
+        self.shown.take();
         self.desk.shards().for_each(|shard| self.desk.post(shard, Mail::Stop));
         self.desk.sent().await;
         info!("drained");
@@ -264,11 +276,11 @@ impl Control {
         sums.insert("memory_used_bytes", self.node.memory.used());
         sums.insert("allocated_bytes", self.node.memory.allocated());
         sums.extend(slow.iter().map(|(name, closes)| (name.as_str(), *closes)));
+        sums.insert("log_lines_dropped", self.log.dropped());
+        sums.insert("figures_lines_dropped", self.output.dropped());
         // Numbers under names: nothing in it can fail to be written.
         let line = serde_json::to_string(&sums).unwrap_or_default();
-        use std::io::Write;
-        // A reader that has gone is no reason to end.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        self.output.say(line + "\n");
     }
 
     /// How long turns of all shards worked since the line before.

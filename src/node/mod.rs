@@ -77,6 +77,9 @@ use crate::sys;
 pub struct Settings {
     /// Shard threads.
     pub shards: usize,
+    /// Each shard has a descriptor table of its own; false where `unshare(2)` is forbidden: all share the
+    /// process's.
+    pub tables_apart: bool,
     /// The CPU of each shard; empty leaves them where the scheduler puts them.
     pub cpus: Vec<usize>,
     /// The driver of the shards.
@@ -111,6 +114,8 @@ pub struct Settings {
     snippets: Snippets,
     /// What to print once the node listens.
     pub greeting: Greeting,
+    /// The running log.
+    log: log::Log,
     /// Reads the options again, for what may change while a node runs.
     pub reload: Reload,
 }
@@ -124,9 +129,8 @@ pub enum Io {
     Uring,
 }
 
-/// Makes the lines that are printed once the node listens, from the public addresses and the internal
-/// ones.
-pub type Greeting = Box<dyn FnOnce(&[Address], &[Address]) -> String>;
+/// Says that the node listens, at its public addresses and the internal ones.
+pub type Greeting = Box<dyn FnOnce(&[Address], &[Address])>;
 
 /// Reads the options again, and sets the log's level. What is wrong is the error, a line each.
 pub type Reload = Box<dyn Fn() -> Result<Reloaded, String>>;
@@ -212,6 +216,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         let _guard = runtime.enter();
         control::Signals::new().map_err(system("signal handlers"))?
     };
+    let output = log::Lines::to_stdout().map_err(system("standard output"))?;
     let switchboard = Switchboard::new(settings.shards).map_err(system("wakers"))?;
 
     #[expect(clippy::disallowed_methods, reason = "the process's zero of time")]
@@ -264,6 +269,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
             node: Arc::clone(&node),
             switchboard: Arc::clone(&switchboard),
             io: settings.io,
+            tables_apart: settings.tables_apart,
             listen: listen.clone(),
             cpu: settings.cpus.get(id.index() % settings.cpus.len().max(1)).copied(),
             started,
@@ -278,6 +284,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         // The others end with the process.
         result?;
     }
+    // Only held, and closed before the shards close theirs: a copy would keep the kernel from moving what
+    // waits there to others.
+    let shown = switchboard.shown();
     // In the process's own table, and in no other.
     files.add(&addresses);
     let (listeners, internal) = listen::listen(&settings.internal)?;
@@ -286,7 +295,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         "" => host_and_port(&addresses),
         name => name.to_owned(),
     };
-    let proxies = Proxies::new(Arc::clone(&desk), &node.rules);
+    let proxies = Proxies::new(Arc::clone(&desk), Arc::clone(&node));
     let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
     let proxies = Arc::new(proxies);
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
@@ -331,7 +340,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         let listeners = listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
         runtime.spawn(web::listen(listeners, own));
     }
-    eprint!("{}", (settings.greeting)(&addresses, &internal));
+    (settings.greeting)(&addresses, &internal);
     let fetcher =
         jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
     runtime.spawn(fetcher.run());
@@ -346,6 +355,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         lag_told: RefCell::new(Counts::default()),
         health,
         calls: calls.clone(),
+        log: settings.log,
+        output,
+        shown: RefCell::new(shown),
         proxies,
         figures,
     };
@@ -379,6 +391,7 @@ struct Beginning {
     node: Arc<Node>,
     switchboard: Arc<Switchboard>,
     io: Io,
+    tables_apart: bool,
     listen: ListenOptions,
     cpu: Option<usize>,
     started: Instant,
@@ -427,11 +440,14 @@ fn begin_shard<D: Driver>(
 ) -> Result<Shard<D>, StartFault> {
     let system = |what| move |source: std::io::Error| StartFault::System { what, source };
     sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
-    sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
-    let unneeded: Vec<_> = sockets::unneeded(&beginning.switchboard, seat.shard)
-        .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
-        .collect();
-    sys::tables::close_copies(&unneeded);
+    if beginning.tables_apart {
+        sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
+        let unneeded: Vec<_> = sockets::unneeded(&beginning.switchboard, seat.shard)
+            .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
+            .collect();
+        // Copies of this table's own. In a shared one they would be the others'.
+        sys::tables::close_copies(&unneeded);
+    }
     if let Some(cpu) = beginning.cpu {
         let mut set = rustix::thread::CpuSet::new();
         set.set(cpu);
@@ -448,6 +464,11 @@ fn begin_shard<D: Driver>(
         let address = listen.addresses.swap_remove(0);
         StartFault::Listen { address, source }
     })?;
+    if beginning.tables_apart && seat.shard == ShardId(0) {
+        // Tools such as ss, lsof and fuser look into the main thread's table alone.
+        let shown = beginning.switchboard.show(&listeners);
+        shown.map_err(system("a copy of a listener for the main thread"))?;
+    }
     let driver = driver(seat.shard, beginning.switchboard, listeners, beginning.started)
         .map_err(system(name))?;
     Ok(Shard::new(beginning.node, seat, driver, sys::memory::collect))

@@ -3,15 +3,15 @@
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::admin::{admin_rules, websocket_path};
 use super::demo::Snippets;
+use super::log::{self, Log};
 use super::pid_file::PidFile;
 use super::web::public_paths;
 use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
@@ -38,23 +38,35 @@ const BACKLOG: i32 = 65_535;
 /// Runs a node until it is told to end. Returns 0 when it was told to, 1 when it could not start or
 /// was cut short by a second signal.
 pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
-    match start(loaded, sources) {
-        Ok(Ended::Drained | Ended::TimedOut) => ExitCode::SUCCESS,
-        Ok(Ended::Cut) => ExitCode::FAILURE,
-        Err(fault) => {
-            eprintln!("error: {fault}");
-            ExitCode::FAILURE
+    let options = &loaded.config.log;
+    let log = match log::init(options.level, options.file.as_deref(), options.json) {
+        Ok(log) => log,
+        Err(source) => {
+            let fault = StartFault::System { what: "the log file", source };
+            log::fatal_without(options.json, &fault);
+            return ExitCode::FAILURE;
         }
+    };
+    let ended = start(loaded, sources, log.clone());
+    match &ended {
+        Ok(ended) => info!(?ended, "end"),
+        Err(fault) => log.fatal(fault),
+    }
+    log.flush();
+    match ended {
+        Ok(Ended::Drained | Ended::TimedOut) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) | Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
-    let Loaded { mut config, origin, .. } = loaded;
+fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault> {
+    let Loaded { mut config, origin, warnings } = loaded;
     // A file that was read once is missed when it is gone, whoever named it.
     let sources = Sources { file: sources.file.clone().or_else(|| origin.clone()), ..sources };
     let system = |what| move |source| StartFault::System { what, source };
-    let log = super::log::init(config.log.level, config.log.file.as_deref(), config.log.json)
-        .map_err(system("the log file"))?;
+    for warning in warnings {
+        warn!("{warning}");
+    }
     if sources.dev
         && let Some(api) = &mut config.web.api
         && api.key.is_none()
@@ -65,6 +77,14 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     sys::tables::raise_nofile();
     let facts = Facts::read();
     let plan = shard_plan(&config, &facts);
+    if !facts.tables_apart {
+        warn!(
+            descriptors = facts.table_descriptors_max(),
+            connections_max = plan.connections_max(),
+            "unshare(2) is forbidden here: all shards share one descriptor table, and the hard limit of \
+             descriptors counts once for all of them"
+        );
+    }
     let memory_limit_bytes = memory_limit(&config, &facts);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
     let (io, why) = driver(config.roost.io)?;
@@ -73,7 +93,8 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);
     limits.push(why);
-    let mut settings = settings(config.clone(), io, &plan, &facts, memory_limit_bytes, sources.dev)
+    let node = (memory_limit_bytes, sources.dev, log.clone());
+    let mut settings = settings(config.clone(), io, &plan, &facts, node)
         .map_err(system("random numbers and keys"))?;
     settings.plan = limits.clone();
     settings.cpus = cpus;
@@ -84,7 +105,30 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
     let pid_file = config.pid_file.clone().map(PidFile::write).transpose();
     let pid_file = pid_file.map_err(system("the pid file"))?;
     let snippets = settings.snippets.clone();
-    let greeting = greeting(&config, origin.as_deref(), &plan, limits, snippets, sources.dev);
+    let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+    let banner = greeting(&config, &from, &plan, limits.clone(), snippets, sources.dev);
+    let (insecure, shown) = (config.client.insecure, log.clone());
+    let greeting = move |addresses: &[Address], internal: &[Address]| {
+        let list =
+            |all: &[Address]| all.iter().map(Address::to_string).collect::<Vec<_>>().join(" and ");
+        if shown.has_banner() {
+            shown.show(banner(addresses, internal));
+        }
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            options = from,
+            addresses = list(addresses),
+            internal = list(internal),
+            shards = plan.shards,
+            connections_max = plan.connections_max(),
+            memory_limit_bytes,
+            limits = limits.join("; "),
+            insecure,
+            "listening on {} with {} shards",
+            list(addresses),
+            plan.shards
+        );
+    };
     let running = config.clone();
     let last = RefCell::new(config.clone());
     let reload = move || match config::load(&sources) {
@@ -100,9 +144,6 @@ fn start(loaded: Loaded, sources: Sources) -> Result<Ended, StartFault> {
         super::run(Settings { greeting: Box::new(greeting), reload: Box::new(reload), ..settings });
     if let Some(pid_file) = pid_file {
         pid_file.remove();
-    }
-    if let Ok(ended) = ended {
-        info!(?ended, "end");
     }
     ended
 }
@@ -257,8 +298,7 @@ fn settings(
     io: Io,
     plan: &ShardPlan,
     facts: &Facts,
-    memory_limit_bytes: u64,
-    dev: bool,
+    (memory_limit_bytes, dev, log): (u64, bool, Log),
 ) -> std::io::Result<Settings> {
     let Config {
         client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
@@ -307,6 +347,8 @@ fn settings(
     let node_id = ClientIdSealer::new(&secret()?).seal(ShardId(0), nobody).to_string();
     Ok(Settings {
         shards: plan.shards,
+        tables_apart: facts.tables_apart,
+        log,
         cpus: Vec::new(),
         io,
         listen: ListenOptions {
@@ -371,7 +413,7 @@ fn settings(
         name: config.node_name,
         plan: Vec::new(),
         snippets: Snippets { websocket_path: websocket.handler_prefix, publish: None },
-        greeting: Box::new(|_, _| String::new()),
+        greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
 }
@@ -431,13 +473,13 @@ fn host_of(address: &Address) -> String {
 /// What the node prints once it listens.
 fn greeting(
     config: &Config,
-    origin: Option<&Path>,
+    from: &str,
     plan: &ShardPlan,
     limits: Vec<String>,
     snippets: Snippets,
     dev: bool,
 ) -> impl FnOnce(&[Address], &[Address]) -> String + 'static {
-    let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+    let from = from.to_owned();
     let shards = plan.shards;
     let limits = limits.join("\n");
     let websocket = &config.websocket;

@@ -48,7 +48,7 @@ mod write;
 pub use self::addresses::AddressSources;
 pub use self::conn::CONN_BYTES;
 pub use self::memory::Memory;
-pub use self::notices::{Fields, Notices};
+pub use self::notices::{Cut, Fields, Notices};
 pub use self::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;

@@ -94,7 +94,7 @@ fn cut(text: &str) -> Cow<'_, str> {
 }
 
 /// A text of a stranger's as part of a detail: cut when it is written.
-pub(super) struct Cut<'a>(pub(super) &'a str);
+pub struct Cut<'a>(pub &'a str);
 
 impl fmt::Display for Cut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -40,6 +40,15 @@ pub fn unshare_files() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a thread may have a descriptor table of its own: seccomp filters of containers forbid it unless
+/// the process has CAP_SYS_ADMIN.
+#[expect(clippy::disallowed_methods, reason = "tried in a thread that ends, and with it its table")]
+pub fn may_unshare_files() -> bool {
+    let tried = std::thread::Builder::new().spawn(|| unshare_files().is_ok());
+    // Without a thread no shard can start either, and that says why.
+    tried.is_ok_and(|thread| thread.join().unwrap_or(false))
+}
+
 /// Closes this table's copies of descriptors that other tables go on using. For numbers inherited
 /// by [`unshare_files`] only, in the thread that called it.
 pub fn close_copies(copies: &[std::os::fd::RawFd]) {

@@ -125,3 +125,90 @@ allow_subscribe_for_client = true
     client.send("{\"id\": 9, \"send\": {}}");
     node.until_logged(&["connection closed", "close.not_available", "code=3508", "user=\"42\""]);
 }
+
+#[test]
+fn refused_api_requests_are_logged_with_method_and_field() {
+    let node = Node::open_with("[http_api]\nkey = \"k\"", &[]);
+    let mut raw = node.raw();
+    assert_eq!(raw.post("/api/publish", &[], "{}").status, 401);
+    node.until_logged(&["api.unauthorized", "code=401", "/api/publish"]);
+    for (path, body, words) in [
+        (
+            "/api/publish",
+            "{\"channel\": 1}",
+            ["code=400", "publish: channel: integer where a string"],
+        ),
+        ("/api/publish", "[", ["code=400", "publish: no JSON object"]),
+        (
+            "/api/broadcast",
+            "{\"channels\": \"x\"}",
+            ["code=400", "broadcast: channels: string where"],
+        ),
+        ("/api/batch", "[]", ["code=400", "batch: no JSON object"]),
+    ] {
+        let mut raw = node.raw();
+        assert_eq!(raw.post(path, &[KEY], body).status, 400, "{path} {body}");
+        node.until_logged(&[&["API request refused", "api.bad_request"][..], &words].concat());
+    }
+    let mut raw = node.raw();
+    let body = "{\"channel\": \"no:x\", \"data\": {\"secret\": 1}}";
+    assert_eq!(raw.post("/api/publish", &[KEY], body).status, 200);
+    node.until_logged(&["api.error", "code=102", "publish: unknown channel"]);
+    assert!(!node.errors().contains("secret"));
+}
+
+#[test]
+fn sighup_opens_the_log_file_again() {
+    let path = std::env::temp_dir().join(format!("roost-it-log-{}", std::process::id()));
+    let text = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    let node = Node::open(&["--log.file", path.to_str().unwrap()]);
+    // The start and its warnings are there, too.
+    node.until("the start is in the file", |_| text(&path).contains("listening on"));
+    let old = path.with_extension("1");
+    std::fs::rename(&path, &old).unwrap();
+    node.signal(rustix::process::Signal::HUP);
+    node.until("the new file has a line", |_| text(&path).contains("options read again"));
+    assert!(!text(&old).contains("options read again"));
+    std::fs::remove_file(&old).unwrap();
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// Every line is one JSON object.
+fn all_json(text: &str) -> Vec<serde_json::Value> {
+    let lines: Vec<_> = text.lines().map(serde_json::from_str).collect();
+    assert!(lines.iter().all(|line: &Result<serde_json::Value, _>| line.is_ok()), "{text}");
+    lines.into_iter().map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_json_log_is_json_from_the_first_line_to_the_last() {
+    let more = "[client]\ninsecure = true";
+    let node = Node::start(more, &["--log-format", "json"]);
+    node.until_logged(&["client.insecure"]);
+    let start = node.until_logged(&["listening on"]);
+    let start: serde_json::Value = serde_json::from_str(&start).unwrap();
+    assert_eq!(start["addresses"], node.address().to_string());
+    assert_eq!((&start["shards"], &start["insecure"]), (&json!(2), &json!(true)));
+    node.signal(rustix::process::Signal::TERM);
+    let ended = node.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(all_json(&ended.errors).len() > 2, "{ended:?}");
+}
+
+#[test]
+fn a_start_that_fails_says_so_in_json_too() {
+    let json_log = ["--log-format", "json"];
+    for (file, code) in [("nonsense", 2), ("client.ping_interval = \"soon\"", 2)] {
+        let Err(ended) = Node::launch(&[], file, "0", &json_log) else { panic!("it started") };
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(all_json(&ended.errors).iter().any(|line| line["level"] == "ERROR"), "{ended:?}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let Err(ended) = Node::launch(&[], "", &port, &json_log) else { panic!("it started") };
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let lines = all_json(&ended.errors);
+    let said =
+        |line: &serde_json::Value| line["message"].as_str().unwrap().contains("cannot listen");
+    assert!(lines.iter().any(|line| line["level"] == "ERROR" && said(line)), "{ended:?}");
+}

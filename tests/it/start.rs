@@ -169,9 +169,8 @@ fn messages_may_be_logged_as_json() {
     node.signal(rustix::process::Signal::TERM);
     client.is_closed(3001, "shutdown");
     let ended = node.ended();
-    let (_, log) = ended.errors.split_once(" shards\n").unwrap();
     let messages: Vec<serde_json::Value> =
-        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        ended.errors.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let draining = messages.iter().find(|message| message["message"] == "draining").unwrap();
     assert_eq!((&draining["level"], &draining["connections"]), (&"INFO".into(), &1.into()));
 }
@@ -226,7 +225,7 @@ fn a_node_with_a_file_or_a_key_is_no_development_node() {
     for dev in [&["--dev", "-c", file][..], &["serve", "--dev", "-c", file]] {
         let (said, code) = start(dev, &[]);
         assert_eq!(code, None, "{said}");
-        assert!(said.contains("warning: THIS IS A DEVELOPMENT NODE"), "{said}");
+        assert!(said.contains("WARN THIS IS A DEVELOPMENT NODE"), "{said}");
         assert!(said.contains("development node: anonymous clients"), "{said}");
     }
     std::fs::remove_file(&path).unwrap();
@@ -276,4 +275,122 @@ fn a_check_counts_what_it_found_in_its_last_line() {
     assert!(last.ends_with(": not usable: 1 error, 2 warnings"), "{last} {said}");
     assert!(said.contains(".json:3:1: a comma with nothing behind it"), "{said}");
     std::fs::remove_file(&path).unwrap();
+}
+
+/// A pipe that is full, and that nobody reads.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    use std::io::Write;
+
+    use rustix::fs::{OFlags, fcntl_setfl};
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn figures_and_logs_that_nobody_reads_block_nobody() {
+    let port = {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port()
+    };
+    let (_output, stdout) = full_pipe();
+    let (_errors, stderr) = full_pipe();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roost"));
+    command.args(["serve", "-a", "127.0.0.1", "-p", &port.to_string(), "--shards", "2"]);
+    command.env_clear().env("ROOST_HEALTH_ENABLED", "true").current_dir(std::env::temp_dir());
+    let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+    let since = std::time::Instant::now();
+    let healthy = || {
+        let mut raw = Raw::new(std::net::TcpStream::connect(("127.0.0.1", port)).ok()?);
+        raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+        Some(raw.response_or_end()?.status)
+    };
+    while healthy() != Some(200) {
+        assert!(since.elapsed() < BOUND, "does not start");
+        std::thread::park_timeout(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    assert_eq!(healthy(), Some(200));
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if since.elapsed() > BOUND {
+            child.kill().unwrap();
+            panic!("does not end");
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Starts a program for which `unshare(2)` is forbidden, as seccomp profiles of containers do.
+const WITHOUT_UNSHARE: &str = r#"
+import ctypes, os, platform, struct, sys
+libc = ctypes.CDLL(None)
+number = {'x86_64': 272, 'aarch64': 97}[platform.machine()]
+ins = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *i) for i in ins))
+class Program(ctypes.Structure): _fields_ = [('len', ctypes.c_ushort), ('filter', ctypes.c_void_p)]
+program = Program(len(ins), ctypes.addressof(code))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn where_unshare_is_forbidden_shards_share_one_table() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: no python3 to forbid it with");
+        return;
+    }
+    let file = r#"
+health.enabled = true
+[client]
+allow_anonymous_connect_without_token = true
+[client.token]
+hmac_secret_key = "secret"
+[channel.without_namespace]
+allow_subscribe_for_client = true
+allow_subscribe_for_anonymous = true
+allow_publish_for_client = true
+allow_publish_for_anonymous = true
+"#;
+    let wrapper = ["python3", "-c", WITHOUT_UNSHARE];
+    let node = Node::launch(&wrapper, file, "0", &["--shards", "4"]).unwrap();
+    node.until_logged(&["WARN", "unshare(2) is forbidden here", "one descriptor table"]);
+    node.until_logged(&["4 shards share one table", "unshare(2) is forbidden"]);
+    node.is_healthy();
+    let mut clients: Vec<_> = (0..40).map(|_| node.connected_as("42")).collect();
+    clients.iter_mut().for_each(|client| client.subscribe("news"));
+    clients[0].publish("news", serde_json::json!({"text": "hello"}));
+    clients[39].expect("*hello*");
+    drop(clients);
+    node.signal(rustix::process::Signal::TERM);
+    assert_eq!(node.ended().code, Some(0));
+}
+
+#[test]
+fn the_main_thread_has_a_copy_of_a_listener_for_tools() {
+    let node = Node::open(&[]);
+    let (pid, port) = (node.pid(), node.address().port());
+    // Local address, state (0A: it listens) and inode, as ss, lsof and fuser read them.
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let listening: Vec<String> = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.len() > 9 && words[1].ends_with(&format!(":{port:04X}")))
+        .filter(|words| words[3] == "0A")
+        .map(|words| format!("socket:[{}]", words[9]))
+        .collect();
+    assert_eq!(listening.len(), 2, "{sockets}");
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links: Vec<_> = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect();
+    assert_eq!(listening.iter().filter(|socket| links.contains(socket)).count(), 1, "{links:?}");
 }

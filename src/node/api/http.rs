@@ -18,10 +18,13 @@ use super::bounds::{REPLY_BYTES_MAX, Work};
 use super::methods::{self, BadParams, Call, PARALLEL_MAX, Result};
 use super::wire::{self, ApiError};
 use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
+use crate::base::notices::Reason;
 use crate::config;
 use crate::edge::api_key::GivenKey;
+use crate::node::json::flaw;
 use crate::node::sender;
 use crate::node::slices::Slice;
+use crate::shard::Cut;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ERROR_MODE: HeaderName = HeaderName::from_static("x-centrifugo-error-mode");
@@ -58,11 +61,15 @@ async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -
         return next.run(request).await;
     }
     if !options.insecure {
+        let why = format_args!("no key, or not http_api.key: {}", Cut(request.uri().path()));
+        shared.api.refused(Reason::ApiUnauthorized, 401, why);
         return StatusCode::UNAUTHORIZED.into_response();
     }
     // Without a key any web page in a browser that reaches the node could call it: a simple request is
     // carried out, although the page can't read the answer.
     if !sender::allows_page(&shared.api.node, request.headers()) {
+        let why = format_args!("a foreign Origin or Sec-Fetch-Site, with http_api.insecure");
+        shared.api.refused(Reason::HttpOrigin, 403, why);
         return (StatusCode::FORBIDDEN, "origin not allowed\n").into_response();
     }
     next.run(request).await
@@ -80,6 +87,12 @@ fn has_key(options: &config::Api, request: &Request) -> bool {
 
 fn json(body: String) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// 400, and a line in the log that says what is wrong.
+fn bad_body(api: &Api, why: std::fmt::Arguments<'_>) -> Response {
+    api.refused(Reason::ApiBadRequest, 400, why);
+    bad_request()
 }
 
 fn bad_request() -> Response {
@@ -110,23 +123,35 @@ async fn method(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let Ok(params) = std::str::from_utf8(&body) else { return bad_request() };
+    let Ok(params) = std::str::from_utf8(&body) else {
+        return bad_body(&shared.api, format_args!("{}: not UTF-8", Cut(&method)));
+    };
     // An empty body is no object.
     if params.trim_ascii().is_empty() {
         return match methods::names().any(|name| name == method) {
-            true => bad_request(),
+            true => bad_body(&shared.api, format_args!("{method}: an empty body")),
             false => StatusCode::NOT_FOUND.into_response(),
         };
     }
     let call = match Call::read(&method, params) {
         Some(Ok(call)) => call,
-        Some(Err(BadParams)) => return bad_request(),
-        None => return StatusCode::NOT_FOUND.into_response(),
+        Some(Err(BadParams(why))) => {
+            return bad_body(&shared.api, format_args!("{method}: {why}"));
+        }
+        None => {
+            let why = format_args!("{}: no such method", Cut(&method));
+            shared.api.refused(Reason::ApiError, 404, why);
+            return StatusCode::NOT_FOUND.into_response();
+        }
     };
     Slice::default().spend(body.len()).await;
     let called = match Work::default().with(call.work()) {
         Some(_) => shared.api.carry_out(call, RESULT_BYTES_MAX).await,
-        None => Err(ApiError::TOO_MUCH),
+        None => {
+            let why = format_args!("{method}: more than one request may carry out");
+            shared.api.refused(Reason::ApiError, ApiError::TOO_MUCH.code.into(), why);
+            Err(ApiError::TOO_MUCH)
+        }
     };
     let asked = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
     response(called, asked || shared.options.load().transport_errors)
@@ -141,12 +166,15 @@ async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
 type Read<'a> = std::result::Result<Call<'a>, ApiError>;
 
 /// Reads the command of the old form. Parameters that can't be read are an error in its place.
-fn read_old<'a>(command: &wire::Command<'a>) -> Read<'a> {
+fn read_old<'a>(api: &Api, command: &wire::Command<'a>) -> Read<'a> {
     let name = command.method.as_ref().and_then(methods::name_of).ok_or(ApiError::NOT_FOUND)?;
     let params = command.params.map_or("", RawValue::get);
     let params = if params == "null" { "" } else { params };
     let call = Call::read(name, params).ok_or(ApiError::NOT_FOUND)?;
-    call.map_err(|BadParams| ApiError::BAD_REQUEST)
+    call.map_err(|BadParams(why)| {
+        api.refused(Reason::ApiBadRequest, 107, format_args!("{name}: {why}"));
+        ApiError::BAD_REQUEST
+    })
 }
 
 /// The same, of somebody who may.
@@ -158,20 +186,23 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
     // All are read before the first is carried out.
     let (mut commands, mut work) = (Vec::new(), Work::default());
     for command in serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>() {
-        let Ok(command) = command else { return bad_request() };
+        let Ok(command) = command else { return bad_body(api, format_args!("not JSON")) };
         slice.spend(command.get().len()).await;
-        let Ok(command) = methods::parse::<wire::Command<'_>>(command.get()) else {
-            return bad_request();
+        let command = match methods::parse::<wire::Command<'_>>(command.get()) {
+            Ok(command) => command,
+            Err(BadParams(why)) => return bad_body(api, format_args!("a command: {why}")),
         };
-        let read = read_old(&command);
+        let read = read_old(api, &command);
         let of_call = read.as_ref().map(Call::work);
         let of_call = of_call.unwrap_or(Work::COMMAND);
-        let Some(sum) = work.with(of_call) else { return bad_request() };
+        let Some(sum) = work.with(of_call) else {
+            return bad_body(api, format_args!("more than one request may carry out"));
+        };
         work = sum;
         commands.push((command.id, read));
     }
     if commands.is_empty() {
-        return bad_request();
+        return bad_body(api, format_args!("no command"));
     }
     let mut room = Room::beside(work);
     let mut replies = Vec::with_capacity(commands.len());
@@ -201,7 +232,8 @@ fn read_in_batch(command: &RawValue) -> std::result::Result<InBatch<'_>, BadPara
     if command.get() == "null" {
         return Ok(Err(ApiError::BAD_REQUEST));
     }
-    let wire::InBatch(known) = serde_json::from_str(command.get()).map_err(|_| BadParams)?;
+    let wire::InBatch(known) = serde_json::from_str(command.get())
+        .map_err(|fault| BadParams(flaw(command.get(), &fault)))?;
     let of = |name| known.iter().find(|(known, params)| *known == name && params.get() != "null");
     let Some((name, params)) = methods::names().find_map(of) else {
         return Ok(Err(ApiError::NOT_FOUND));
@@ -215,22 +247,31 @@ fn read_in_batch(command: &RawValue) -> std::result::Result<InBatch<'_>, BadPara
 async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
     let mut slice = Slice::default();
     let batch = std::str::from_utf8(&body).ok().and_then(|body| methods::parse(body).ok());
-    let Some(wire::Batch { parallel, commands }) = batch else { return bad_request() };
+    let Some(wire::Batch { parallel, commands }) = batch else {
+        return bad_body(&shared.api, format_args!("batch: no JSON object, or of other types"));
+    };
     slice.spend(body.len()).await;
     let commands: Option<wire::Commands<'_>> = match commands {
         None => Some(wire::Commands::default()),
         Some(list) if list.get() == "null" => Some(wire::Commands::default()),
         Some(list) => serde_json::from_str(list.get()).ok(),
     };
-    let Some(commands) = commands else { return bad_request() };
+    let Some(commands) = commands else {
+        return bad_body(&shared.api, format_args!("batch: commands is no list, or too long"));
+    };
     // All are read before the first is carried out.
     let (mut read, mut work) = (Vec::with_capacity(commands.0.len()), Work::default());
     for command in commands.0 {
         slice.spend(command.get().len() + COMMAND_STEPS).await;
-        let Ok(command) = read_in_batch(command) else { return bad_request() };
+        let command = match read_in_batch(command) {
+            Ok(command) => command,
+            Err(BadParams(why)) => return bad_body(&shared.api, format_args!("batch: {why}")),
+        };
         let of_call = command.as_ref().map(|(_, call)| call.work());
         let of_call = of_call.unwrap_or(Work::COMMAND);
-        let Some(sum) = work.with(of_call) else { return bad_request() };
+        let Some(sum) = work.with(of_call) else {
+            return bad_body(&shared.api, format_args!("batch: more than one request may do"));
+        };
         work = sum;
         read.push(command);
     }

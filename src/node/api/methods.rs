@@ -15,12 +15,14 @@ use super::bounds::{Work, is_nested_deeper};
 use super::wire::{self, ApiError, Outcome, Published};
 use crate::base::id::ShardId;
 use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_NESTING_MAX, API_PATTERN_BYTES_MAX};
+use crate::base::notices::Reason;
 use crate::base::tags::Tags;
 use crate::edge::channels::{ChannelRules, NameFault, Namespace, OWN_CHANNEL};
 use crate::edge::glob::Glob;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::{Page, Since};
 use crate::node::desk::Busy;
+use crate::node::json::flaw;
 use crate::node::slices::Slice;
 use crate::proto::client::{self, Encoding, ErrorCode};
 use crate::session::ServerSub;
@@ -64,14 +66,14 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(params: &'a str) -> std::result::Res
     let params = if params.is_empty() { "{}" } else { params };
     // An array would do for a struct, too.
     match params.trim_ascii_start().starts_with('{') {
-        true => serde_json::from_str(params).map_err(|_| BadParams),
-        false => Err(BadParams),
+        true => serde_json::from_str(params).map_err(|fault| BadParams(flaw(params, &fault))),
+        false => Err(BadParams("no JSON object".to_owned())),
     }
 }
 
-/// Not JSON, or not of the types that the method has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BadParams;
+/// Not JSON, or not of the types that the method has: what is wrong, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BadParams(pub(super) String);
 
 fn written<T: Serialize>(result: &T) -> Result<String> {
     serde_json::to_string(result).map_err(|_| ApiError::INTERNAL)
@@ -191,6 +193,27 @@ impl<'a> Call<'a> {
         })
     }
 
+    /// The name of its method, or of the group that it belongs to.
+    fn method(&self) -> &'static str {
+        match self {
+            Self::Publish(..) => "publish",
+            Self::Broadcast(..) => "broadcast",
+            Self::Subscribe(_) => "subscribe",
+            Self::Unsubscribe(_) => "unsubscribe",
+            Self::Disconnect(_) => "disconnect",
+            Self::Refresh(_) => "refresh",
+            Self::Presence(_, Reading::PresenceStats) => "presence_stats",
+            Self::Presence(..) => "presence",
+            Self::History(_) => "history",
+            Self::HistoryRemove(_) => "history_remove",
+            Self::Channels(_) => "channels",
+            Self::Info => "info",
+            Self::Rpc(_) => "rpc",
+            Self::Keyed(..) => "map",
+            Self::SharedPoll(_) => "shared_poll_publish",
+        }
+    }
+
     /// What it amounts to.
     pub(super) fn work(&self) -> Work {
         let (entries, bytes) = match self {
@@ -243,6 +266,16 @@ impl Publication {
 impl Api {
     /// Carries a call out. `room` is how long its result may be.
     pub(super) async fn carry_out(&self, call: Call<'_>, room: usize) -> Result<String> {
+        let method = call.method();
+        let called = self.call(call, room).await;
+        if let Err(error) = &called {
+            let why = format_args!("{method}: {}", error.message);
+            self.refused(Reason::ApiError, error.code.into(), why);
+        }
+        called
+    }
+
+    async fn call(&self, call: Call<'_>, room: usize) -> Result<String> {
         match call {
             Call::Publish(channel, content) => self.publish(&channel, &content).await,
             Call::Broadcast(channels, content) => self.broadcast(&channels, &content).await,

@@ -12,6 +12,7 @@ mod wire;
 
 pub(super) use self::http::{answer_old_form, router};
 
+use std::fmt::Arguments;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,8 +21,9 @@ use tokio::sync::Semaphore;
 
 use super::desk::Desk;
 use crate::base::limits::API_READS_MAX;
+use crate::base::notices::Reason;
 use crate::edge::channels::ChannelRules;
-use crate::shard::Node;
+use crate::shard::{Fields, Node};
 
 /// What methods work with.
 pub(super) struct Api {
@@ -51,6 +53,12 @@ impl Api {
     /// The rules of channels.
     pub(super) fn rules(&self) -> Arc<ChannelRules> {
         self.node.rules.channels.load_full()
+    }
+
+    /// Logs why a request was refused.
+    fn refused(&self, reason: Reason, code: u32, why: Arguments<'_>) {
+        let fields = Fields { code, why: Some(why), ..Fields::default() };
+        self.node.notices.notice_now(reason, &fields);
     }
 
     /// The node closes its connections and ends.

@@ -29,7 +29,7 @@ use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 pub(super) use self::breaker::State;
 use self::breaker::{Breaker, Came, Change};
@@ -39,12 +39,14 @@ use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
 use super::desk::Desk;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
+use crate::base::notices::Reason;
 use crate::base::times::Times;
 use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions, StatusTransform};
 use crate::proto::client::ErrorCode;
 use crate::session::{Headers, NamedValues, Rules};
 use crate::shard::mail::Mail;
 use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, Told};
+use crate::shard::{Fields, Node, Notices};
 
 /// How a question ended, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +128,8 @@ enum Fault {
     Redirect(#[from] RedirectFault),
     #[error("the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("the answer is not as agreed")]
-    Answer,
+    #[error("the answer is not as agreed: {0}")]
+    Answer(String),
     #[error("no request: {0}")]
     Call(#[from] hyper::http::Error),
 }
@@ -156,6 +158,7 @@ impl Fault {
 /// All endpoints.
 pub(super) struct Proxies {
     desk: Arc<Desk>,
+    node: Arc<Node>,
     endpoints: Mutex<Endpoints>,
 }
 
@@ -174,9 +177,9 @@ impl Proxies {
     ///
     /// # Errors
     /// One of them has certificates that can't be used.
-    pub(super) fn new(desk: Arc<Desk>, rules: &Rules) -> Result<Self, TlsFault> {
-        let proxies = Self { desk, endpoints: Mutex::default() };
-        proxies.follow(rules)?;
+    pub(super) fn new(desk: Arc<Desk>, node: Arc<Node>) -> Result<Self, TlsFault> {
+        let proxies = Self { desk, node, endpoints: Mutex::default() };
+        proxies.follow(&proxies.node.rules)?;
         Ok(proxies)
     }
 
@@ -210,7 +213,10 @@ impl Proxies {
     pub(super) async fn answer(&self, from: ShardId, question: ProxyQuestion) {
         let endpoint = self.lock().get(&question.proxy);
         let answer = match endpoint {
-            Some(endpoint) => endpoint.ask(&question, source(from, &question)).await,
+            Some(endpoint) => {
+                let source = source(from, &question);
+                endpoint.ask(&question, source, &self.node.notices).await
+            }
             None => ProxyAnswer::Failed,
         };
         let local = match question.call {
@@ -300,9 +306,22 @@ impl Endpoint {
         wanted.flat_map(|outcome| ProxyEvent::ALL.map(|event| self.count(event, outcome))).sum()
     }
 
-    async fn ask(&self, question: &ProxyQuestion, source: u64) -> ProxyAnswer {
+    async fn ask(&self, question: &ProxyQuestion, source: u64, notices: &Notices) -> ProxyAnswer {
         let event = question.call.event();
-        let (outcome, answer) = self.outcome(event, question, source).await;
+        let failed = |reason, why: std::fmt::Arguments<'_>| {
+            let (name, event) = (&self.options.name, event.name());
+            let channel = match &question.call {
+                ProxyCall::Subscribe { channel, .. }
+                | ProxyCall::Publish { channel, .. }
+                | ProxyCall::SubRefresh { channel, .. } => channel.as_str(),
+                _ => "",
+            };
+            let (user, client) = (question.user.as_str(), question.client.as_str());
+            let fields = Fields { user, client, channel, ..Fields::default() };
+            let why = Some(format_args!("proxy {name:?}, {event}: {why}"));
+            notices.notice_now(reason, &Fields { why, ..fields });
+        };
+        let (outcome, answer) = self.outcome(event, question, source, failed).await;
         self.outcomes[event as usize][outcome as usize].fetch_add(1, Ordering::Relaxed);
         answer
     }
@@ -312,6 +331,7 @@ impl Endpoint {
         event: ProxyEvent,
         question: &ProxyQuestion,
         source: u64,
+        failed: impl Fn(Reason, std::fmt::Arguments<'_>),
     ) -> (Outcome, ProxyAnswer) {
         let began = Instant::now();
         let Ok(body) = wire::body(question) else {
@@ -321,12 +341,15 @@ impl Endpoint {
             return (Outcome::NotJson, ProxyAnswer::Error(error));
         };
         let Some(permit) = self.breaker().admits(source, began) else {
+            failed(Reason::ProxyBreaker, format_args!("not called"));
             return (Outcome::Open, ProxyAnswer::Failed);
         };
         let until = began + Duration::from_millis(self.options.timeout_ms);
         let Ok(Ok(_place)) = tokio::time::timeout_at(until, self.room.acquire()).await else {
             // Those that hold the places say how the endpoint is.
             self.breaker().ended(&permit, Came::GivenUp, Instant::now());
+            let most = self.options.concurrency;
+            failed(Reason::ProxyFailed, format_args!("no turn in time among {most} calls"));
             return (Outcome::Busy, ProxyAnswer::Failed);
         };
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -348,7 +371,7 @@ impl Endpoint {
         match called {
             Ok(answer) => (Outcome::of(&answer), answer),
             Err(fault) => {
-                debug!(name, event = event.name(), %fault, "the application did not answer");
+                failed(Reason::ProxyFailed, format_args!("{fault}"));
                 (fault.outcome(), ProxyAnswer::Failed)
             }
         }
@@ -395,10 +418,7 @@ impl Endpoint {
             });
         }
         let body = whole(response).await?;
-        match wire::answer(event, &body) {
-            ProxyAnswer::Failed => Err(Fault::Answer),
-            answer => Ok(answer),
-        }
+        wire::answer(event, &body).map_err(Fault::Answer)
     }
 
     fn transform(&self, status: StatusCode) -> Option<&StatusTransform> {

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::base::tags::Tags;
 use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions, one_line};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent};
-use crate::node::json::objects;
+use crate::node::json::{flaw, objects};
 use crate::shard::mail::PublishOptions;
 use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, ProxyResult};
 
@@ -143,31 +143,39 @@ objects! {
 }
 
 /// What an answer with status 200 says.
-pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> ProxyAnswer {
-    parsed(event, body).unwrap_or(ProxyAnswer::Failed)
-}
-
-/// `None` for what can't be understood.
-fn parsed(event: ProxyEvent, body: &[u8]) -> Option<ProxyAnswer> {
+///
+/// # Errors
+/// What of it is not as agreed: the field and the types.
+pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<ProxyAnswer, String> {
     // A list would do for an object, too.
-    let is_object = |text: &[u8]| text.trim_ascii_start().starts_with(b"{");
-    let answer = Some(body).filter(|body| is_object(body))?;
-    let Answer { result, error, disconnect } = serde_json::from_slice(answer).ok()?;
+    let is_object = |text: &str| text.trim_ascii_start().starts_with('{');
+    let body = std::str::from_utf8(body).map_err(|_| "not UTF-8")?;
+    if !is_object(body) {
+        return Err("no JSON object".to_owned());
+    }
+    let Answer { result, error, disconnect } =
+        serde_json::from_str(body).map_err(|fault| flaw(body, &fault))?;
     // Both are not looked at where the application decides about something that goes on.
     if !matches!(event, ProxyEvent::Refresh | ProxyEvent::SubRefresh) {
         if let Some(disconnect) = disconnect {
-            return disconnect.is_valid().then_some(ProxyAnswer::Disconnect(disconnect));
+            let disconnect = Some(disconnect).filter(AppDisconnect::is_valid);
+            return Ok(ProxyAnswer::Disconnect(
+                disconnect.ok_or("disconnect: a code outside 3000 to 4999")?,
+            ));
         }
         if let Some(error) = error {
-            return error.is_valid().then_some(ProxyAnswer::Error(error));
+            let error = Some(error).filter(AppError::is_valid);
+            return Ok(ProxyAnswer::Error(error.ok_or("error: a code below 100")?));
         }
     }
     match present(result) {
-        None => Some(ProxyAnswer::Nothing),
-        Some(result) if !is_object(result.get().as_bytes()) => None,
+        None => Ok(ProxyAnswer::Nothing),
+        Some(result) if !is_object(result.get()) => Err("result: no object".to_owned()),
         Some(result) => {
-            let fields = serde_json::from_str(result.get()).ok()?;
-            Some(ProxyAnswer::Result(Box::new(self::result(&fields)?)))
+            let text = result.get();
+            let fields = serde_json::from_str(text);
+            let fields = fields.map_err(|fault| format!("result.{}", flaw(text, &fault)))?;
+            Ok(ProxyAnswer::Result(Box::new(self::result(&fields)?)))
         }
     }
 }
@@ -177,10 +185,13 @@ fn present(json: Option<&RawValue>) -> Option<&RawValue> {
 }
 
 /// A payload in JSON or, when that is not empty, in base64.
-fn payload(json: Option<&RawValue>, b64: &str) -> Option<Option<Box<[u8]>>> {
+fn payload(json: Option<&RawValue>, b64: &str) -> Result<Option<Box<[u8]>>, String> {
     match b64 {
-        "" => Some(present(json).map(one_line)),
-        _ => STANDARD.decode(b64).ok().map(|bytes| Some(bytes.into())),
+        "" => Ok(present(json).map(one_line)),
+        _ => match STANDARD.decode(b64) {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(_) => Err("b64info or b64data: not base64".to_owned()),
+        },
     }
 }
 
@@ -189,14 +200,15 @@ fn expiry(at: i64) -> Option<i64> {
     (at > 0).then_some(at)
 }
 
-fn result(fields: &Fields<'_>) -> Option<ProxyResult> {
+fn result(fields: &Fields<'_>) -> Result<ProxyResult, String> {
     let mut subs: BTreeMap<CompactString, SubOptions> = BTreeMap::new();
     for channel in &fields.channels {
         subs.insert(channel.clone(), SubOptions::default());
     }
     if let Some(given) = present(fields.subs) {
         let given: BTreeMap<CompactString, Option<SubFields<'_>>> =
-            serde_json::from_str(given.get()).ok()?;
+            serde_json::from_str(given.get())
+                .map_err(|fault| format!("result.subs.{}", flaw(given.get(), &fault)))?;
         for (channel, fields) in given {
             let fields = fields.unwrap_or_default();
             let options = SubOptions {
@@ -209,11 +221,13 @@ fn result(fields: &Fields<'_>) -> Option<ProxyResult> {
         }
     }
     let meta = match present(fields.meta) {
-        Some(meta) if !meta.get().starts_with('{') => return None,
+        Some(meta) if !meta.get().starts_with('{') => {
+            return Err("result.meta: no object".to_owned());
+        }
         meta => meta.map(one_line),
     };
     let tags = fields.tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Some(ProxyResult {
+    Ok(ProxyResult {
         claims: ConnectionClaims {
             user: fields.user.clone(),
             expire_at: expiry(fields.expire_at),
@@ -243,12 +257,14 @@ mod tests {
     fn answers() {
         use ProxyEvent::{Connect, Refresh, Rpc};
         let seen = |event, text: &str| match answer(event, text.as_bytes()) {
-            ProxyAnswer::Result(_) => "result".to_owned(),
-            ProxyAnswer::Error(error) => format!("error {}", error.code),
-            ProxyAnswer::Disconnect(disconnect) => format!("disconnect {}", disconnect.code),
-            ProxyAnswer::Nothing => "nothing".to_owned(),
-            ProxyAnswer::Failed => "failed".to_owned(),
+            Ok(ProxyAnswer::Result(_)) => "result".to_owned(),
+            Ok(ProxyAnswer::Error(error)) => format!("error {}", error.code),
+            Ok(ProxyAnswer::Disconnect(disconnect)) => format!("disconnect {}", disconnect.code),
+            Ok(ProxyAnswer::Nothing) => "nothing".to_owned(),
+            Ok(ProxyAnswer::Failed) | Err(_) => "failed".to_owned(),
         };
+        let wrong = answer(Connect, br#"{"result":{"user":7}}"#).unwrap_err();
+        assert!(wrong.starts_with("result.user: integer where a string"), "{wrong}");
         for (event, text, expected) in [
             (Connect, "{}", "nothing"),
             (Connect, r#"{"result":null,"error":null}"#, "nothing"),
@@ -279,7 +295,7 @@ mod tests {
         let text = r#"{"result":{"user":"u","expire_at":9,"info":{"a":
             1},"b64data":"AP8=","channels":["x","y"],"subs":{"y":{"data":[1],"expire_at":7},"z":null},
             "meta":{"m":1},"override":{"presence":{"value":true}},"tags":{"t":"v"},"version":3}}"#;
-        let ProxyAnswer::Result(result) = answer(Connect, text.as_bytes()) else { panic!() };
+        let Ok(ProxyAnswer::Result(result)) = answer(Connect, text.as_bytes()) else { panic!() };
         let claims = &result.claims;
         assert_eq!((claims.user.as_str(), claims.expire_at), ("u", Some(9)));
         assert!(!claims.info.as_ref().unwrap().contains(&b'\n'));
