@@ -192,7 +192,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("channel.user_boundary", Text, "\"#\"", Built, "Begins the users in the name of a user-limited channel."),
     opt("channel.user_separator", Text, "\",\"", Built, "Between these users."),
     opt("channel.history_meta_ttl", Duration, "\"720h\"", Built, "How long a channel's offset and epoch are kept after its last publication."),
-    opt("channel.publication_data_format", FORMAT, "\"\"", Built, "What may be published: \"\" is all but nothing, json, json_object, binary."),
+    opt("channel.publication_data_format", FORMAT, "\"\"", Built, "What may be published: \"\" is JSON from clients and all but nothing from the application, json, json_object, binary."),
     other("channel.proxy", Any, "", Silent("its sections have tables of their own; the rest is of stream proxies, which are refused")),
 
     opt("websocket.disabled", Bool, "false", Built, "Switch the WebSocket endpoint off."),

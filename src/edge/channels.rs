@@ -116,7 +116,8 @@ impl SlowPolicy {
 /// What the data of a publication has to be, `publication_data_format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DataFormat {
-    /// Anything but nothing.
+    /// Anything but nothing from the application, JSON from clients: what one of them sends must not
+    /// end all subscribers that speak JSON.
     #[default]
     NotEmpty,
     /// A JSON text.
@@ -509,7 +510,7 @@ fn may_subscribe_by_token(
 }
 
 impl Namespace {
-    /// May a connection publish `data` here? Section 18, without proxies.
+    /// May a connection publish `data` here? Section 18, without proxies. `is_json`: it is a JSON text.
     ///
     /// # Errors
     /// [`Refusal::BadRequest`] for data of the wrong format, else [`Refusal::PermissionDenied`].
@@ -519,8 +520,9 @@ impl Namespace {
         subscribed: bool,
         insecure: bool,
         data: &[u8],
+        is_json: bool,
     ) -> Result<(), Refusal> {
-        self.check_data(data)?;
+        self.check_data(data, is_json)?;
         let known = !user.is_empty() || self.allow_publish_for_anonymous;
         let allowed = known
             && (self.allow_publish_for_client || (self.allow_publish_for_subscriber && subscribed));
@@ -533,14 +535,21 @@ impl Namespace {
         }
     }
 
-    /// May this be published here at all?
+    /// May this be published here at all by a client, or in its place by a publish proxy? `is_json`: it is a
+    /// JSON text.
     ///
     /// # Errors
     /// [`Refusal::BadRequest`].
-    pub fn check_data(&self, data: &[u8]) -> Result<(), Refusal> {
-        match self.data_format.accepts(data) {
+    pub fn check_data(&self, data: &[u8], is_json: bool) -> Result<(), Refusal> {
+        let flaw = match self.data_format {
+            DataFormat::NotEmpty if !data.is_empty() => {
+                "the data is not JSON, and publication_data_format isn't binary"
+            }
+            _ => "the data is not in the namespace's data format",
+        };
+        match self.data_format.accepts_of_client(data, is_json) {
             true => Ok(()),
-            false => Err(Refusal::BadRequest("the data is not in the namespace's data format")),
+            false => Err(Refusal::BadRequest(flaw)),
         }
     }
 
@@ -608,7 +617,16 @@ impl Namespace {
 }
 
 impl DataFormat {
-    /// True when `data` may be published.
+    /// True when `data` may be published by a client. `is_json`: it is a JSON text.
+    pub fn accepts_of_client(self, data: &[u8], is_json: bool) -> bool {
+        match self {
+            Self::Binary => true,
+            Self::NotEmpty | Self::Json => is_json,
+            Self::JsonObject => self.accepts(data),
+        }
+    }
+
+    /// True when `data` may be published by the application.
     pub fn accepts(self, data: &[u8]) -> bool {
         let json = || serde_json::from_slice::<&RawValue>(data);
         match self {
@@ -827,11 +845,13 @@ mod tests {
             (&anonymous, "", true, false, false),
             (&both, "", false, false, true),
         ] {
-            let verdict = namespace.may_publish(user, subscribed, insecure, b"{}");
+            let verdict = namespace.may_publish(user, subscribed, insecure, b"{}", true);
             assert_eq!(verdict.is_ok(), allowed, "{user} {subscribed} {insecure} {namespace:?}");
         }
-        let refused = client.may_publish("u", true, true, b"");
-        assert_eq!(refused.map_err(Refusal::code), Err(107));
+        for data in [&b""[..], b"\xff"] {
+            let refused = client.may_publish("u", true, true, data, false);
+            assert_eq!(refused.map_err(Refusal::code), Err(107));
+        }
     }
 
     #[test]
@@ -848,6 +868,14 @@ mod tests {
             for format in [Binary, NotEmpty, Json, JsonObject] {
                 let expected = accepted_by.contains(&format);
                 assert_eq!(format.accepts(data), expected, "{data:?} {format:?}");
+                // From clients nothing but JSON is taken where it isn't said otherwise.
+                let is_json = Json.accepts(data);
+                let expected = expected && (is_json || format == Binary);
+                assert_eq!(
+                    format.accepts_of_client(data, is_json),
+                    expected,
+                    "{data:?} {format:?}"
+                );
             }
         }
     }

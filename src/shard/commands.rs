@@ -386,17 +386,19 @@ impl<D: Driver> Shard<D> {
             return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
+        let speaks_json = self.encoding(index) == Encoding::Json;
+        let is_json = !data.is_empty() && (speaks_json || client::is_json(data));
         let subscribed = self.is_subscribed(index, channel);
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let user = session.user.clone();
         let told = match &namespace.publish_proxy {
             None => {
-                namespace.may_publish(&user, subscribed, insecure, data)?;
+                namespace.may_publish(&user, subscribed, insecure, data, is_json)?;
                 None
             }
             Some(proxy) => {
-                namespace.check_data(data)?;
+                namespace.check_data(data, is_json)?;
                 let answer = self.ask_application(index, asker.command, proxy, || {
                     ProxyCall::Publish { channel: CompactString::new(channel), data: data.into() }
                 })?;
@@ -409,7 +411,15 @@ impl<D: Driver> Shard<D> {
             Some(ProxyAnswer::Result(result)) => Some(&**result),
             _ => None,
         };
-        let data = told.and_then(|result| result.data.as_deref()).unwrap_or(data);
+        // What the application gives in place of it is judged as what is published, too.
+        let (data, is_json) = match told.and_then(|result| result.data.as_deref()) {
+            Some(data) => {
+                let is_json = client::is_json(data);
+                namespace.check_data(data, is_json)?;
+                (data, is_json)
+            }
+            None => (data, is_json),
+        };
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let chan_info: Box<[u8]> = known
             .and_then(|at| session.sub_extra(at))
@@ -419,8 +429,8 @@ impl<D: Driver> Shard<D> {
         let home = node.names.home(hash);
         let credits = self.spend(home, 1)?;
         let info = self.client_info(asker.conn, &chan_info);
-        let is_json = (self.encoding(index) == Encoding::Json || client::is_json(data))
-            && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
+        let is_json =
+            is_json && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         session.unanswered += 1;
         self.post(

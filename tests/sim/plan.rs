@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use roost::edge::address_limits::AddressOptions;
 use roost::edge::channels::{
-    Asked, ChannelRules, ChannelSyntax, Namespace, RecoveryMode, SlowPolicy,
+    Asked, ChannelRules, ChannelSyntax, DataFormat, Namespace, RecoveryMode, SlowPolicy,
 };
 use roost::edge::client_id::ClientIdSealer;
 use roost::edge::host::HostRules;
@@ -501,6 +501,6 @@ fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
             ..rich.clone()
         },
         Namespace { name: "mine".into(), force_recovery: true, ..rich.clone() },
-        Namespace { name: "bin".into(), ..rich },
+        Namespace { name: "bin".into(), data_format: DataFormat::Binary, ..rich },
     ]
 }

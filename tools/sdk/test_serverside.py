@@ -158,14 +158,14 @@ allow_publish_for_client = true
         client, _ = await self.connected("ann")
         result = await client.rpc("ping", self.pack({}))
         self.assertEqual(self.unpack(result.data) or {}, {})
-        await self.raises(108, client.rpc("anything", self.pack({})))
+        await self.raises(104, client.rpc("anything", self.pack({})))
 
 
 FiltersProtobuf = over_protobuf(Filters)
 
 
 class Mixed(Case):
-    flags = ("--shards", "2")
+    flags = ("--shards", "2", "--channel.publication_data_format", "binary")
 
     async def test_both_encodings_in_one_channel(self):
         members = []
