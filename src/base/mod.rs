@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod counters;
+pub mod expiry;
 pub mod filter;
 pub mod flags;
 pub mod form;

@@ -3,6 +3,7 @@
 
 use compact_str::CompactString;
 
+use crate::base::expiry::Expiry;
 use crate::base::frame::SharedFrame;
 use crate::edge::channels::Asked;
 use crate::edge::jwt::Overrides;
@@ -22,8 +23,8 @@ pub struct ServerSub {
     pub data: Box<[u8]>,
     /// Options that replace those of the namespace.
     pub overrides: Overrides,
-    /// When it expires, Unix seconds; `None` is never.
-    pub expires: Option<i64>,
+    /// When it expires; `None` is never.
+    pub expires: Option<Expiry>,
     /// The connection's token named it.
     pub by_token: bool,
     /// What the client has of it, if it wants the rest.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use crate::base::expiry::Expiry;
 use crate::base::flags::flags;
 use crate::hub::filter::FilterId;
 use crate::hub::users::UserLinks;
@@ -25,8 +26,8 @@ use crate::hub::users::UserLinks;
 pub struct SubExtra {
     /// The channel here.
     pub channel: u32,
-    /// When it expires, Unix seconds; `None` is never.
-    pub expires: Option<i64>,
+    /// When it expires; `None` is never.
+    pub expires: Option<Expiry>,
     /// `chan_info`.
     pub info: Box<[u8]>,
     /// Data for the reply to a subscribe in flight.
@@ -41,8 +42,8 @@ impl SubExtra {
     /// When something is to be done about its expiry, `delay` being what a client has to refresh it.
     pub fn due(&self, delay: i64) -> Option<i64> {
         match self.renewal {
-            Renewal::Client => Some(self.expires? + delay),
-            Renewal::Server => self.expires,
+            Renewal::Client => Some(i64::from(self.expires?.seconds()).saturating_add(delay)),
+            Renewal::Server => self.expires.map(|at| at.seconds().into()),
             Renewal::Asked => None,
         }
     }
@@ -104,8 +105,8 @@ pub struct Session {
     pub conn: u32,
     /// When the next ping goes, or the pong to the last one has to be there; in ticks.
     pub due_tick: u32,
-    /// When the connection expires, Unix seconds; 0 is never.
-    pub expires: u32,
+    /// When the connection expires; `None` is never.
+    pub expires: Option<Expiry>,
     /// Commands that wait for an answer of a home.
     pub unanswered: u8,
     /// What is on and off.

@@ -16,6 +16,7 @@ use super::polls::may_poll;
 use super::proxies::{ProxyCall, verdict};
 use super::read::Flow;
 use super::*;
+use crate::base::expiry::Expiry;
 use crate::base::form::Transport;
 use crate::base::steps;
 use crate::base::time::UnixSeconds;
@@ -117,7 +118,7 @@ impl<D: Driver> Shard<D> {
         if subs.len() > client.channel_limit {
             return Err(Disconnect::ChannelLimit.into());
         }
-        let expire_at = expire_at.filter(|_| !client.insecure);
+        let expires = expire_at.filter(|_| !client.insecure).map(Expiry::at);
         let channels = Arc::clone(&self.channels);
         let mut to_ask = Vec::new();
         for (channel, options) in subs {
@@ -134,7 +135,7 @@ impl<D: Driver> Shard<D> {
                 info: options.info.unwrap_or_default(),
                 data: options.data.unwrap_or_default(),
                 overrides: options.overrides,
-                expires: options.expire_at,
+                expires: options.expire_at.map(Expiry::at),
                 by_token: by == By::Token,
                 ..ServerSub::default()
             });
@@ -171,9 +172,8 @@ impl<D: Driver> Shard<D> {
         } else {
             asked?;
         }
-        let is_past = |at: i64| at <= now.0;
-        if expire_at.is_some_and(is_past)
-            || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past))
+        let is_past = |at: Expiry| at.is_past(now);
+        if expires.is_some_and(is_past) || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past))
         {
             return Ok(self.unusable(index, id, ErrorCode::Expired, "expire_at: past"));
         }
@@ -183,9 +183,8 @@ impl<D: Driver> Shard<D> {
         }
         let to_count =
             !user.is_empty() && (client.user_connection_limit > 0 || client.single_connection());
-        let ttl = expire_at
-            .filter(|_| client.proxies.refresh.is_none())
-            .map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        let ttl =
+            expires.filter(|_| client.proxies.refresh.is_none()).map(|expires| expires.ttl(now));
         let headers = self.headers.remove(&index);
         let began_ms = self.began_ms(index);
         let connecting = Connecting {
@@ -211,7 +210,7 @@ impl<D: Driver> Shard<D> {
             let why = "no place for another client";
             return Ok(self.unusable(index, id, ErrorCode::TooManyRequests, why));
         }
-        self.begin_session(index, user, expire_at, extra);
+        self.begin_session(index, user, expires, extra);
         match at_once {
             Some(connecting) => self.reply_connect(index, connecting),
             None => {
@@ -235,14 +234,8 @@ impl<D: Driver> Shard<D> {
             return self.identify_admin(request, now);
         }
         if !request.token.is_empty() {
-            let verdict = match self.connection_claims(index, &request.token, now)? {
-                // Development: a token that was good once is good.
-                Err(TokenFault::Expired(_)) if client.insecure => {
-                    self.connection_claims(index, &request.token, UnixSeconds(0))?
-                }
-                verdict => verdict,
-            };
-            return match verdict {
+            // Without `client.insecure`, and with it: one that is given has to be good.
+            return match self.connection_claims(index, &request.token, now)? {
                 Ok(claims) if claims.user.is_empty() && client.disallow_anonymous_tokens => {
                     let why = "sub: empty, and client.disallow_anonymous_connection_tokens is on";
                     Err(Stop::Close(Disconnect::PermissionDenied, why))
@@ -298,7 +291,7 @@ impl<D: Driver> Shard<D> {
         &mut self,
         index: u32,
         user: CompactString,
-        expire_at: Option<i64>,
+        expires: Option<Expiry>,
         extra: Option<Box<Extra>>,
     ) {
         let node = Arc::clone(&self.node);
@@ -318,7 +311,7 @@ impl<D: Driver> Shard<D> {
             extra,
             conn: index,
             due_tick: self.tick().saturating_add(ticks(first)),
-            expires: expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
+            expires,
             unanswered: 0,
             flags: SessionFlags::default(),
         };
@@ -568,17 +561,18 @@ impl<D: Driver> Shard<D> {
             let why = "subs: the new token has other channels";
             return Err(Stop::Close(Disconnect::InsufficientState, why));
         }
-        if claims.expire_at.is_some_and(|at| at <= now.0) {
+        let expires = claims.expire_at.map(Expiry::at);
+        if expires.is_some_and(|expires| expires.is_past(now)) {
             return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
         }
         self.reinform(index, claims.info.unwrap_or_default())?;
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        session.expires = claims.expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+        session.expires = expires;
         let meta = claims.meta.unwrap_or_default();
         if !meta.is_empty() || session.extra.is_some() {
             session.extra().meta = meta;
         }
-        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        let ttl = expires.map(|expires| expires.ttl(now));
         self.reply(index, id, &Reply::Refresh { ttl });
         self.schedule(index);
         Ok(Flow::On)

@@ -11,6 +11,7 @@ use super::commands::Stop;
 use super::mail::{Act, Asker, Inspect, Inspected, List, Listed, Mail, Order, Seen, SeenSub};
 use super::sending::ShardSet;
 use super::*;
+use crate::base::expiry::Expiry;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, SubState};
 
@@ -218,10 +219,10 @@ impl<D: Driver> Shard<D> {
                 if !info.is_empty() && self.reinform(index, info.clone()).is_err() {
                     return Step::Blocked;
                 }
-                let now = self.driver.unix().0;
+                let now = self.driver.unix();
                 let Some(session) = self.session_of(index) else { return Step::Done };
-                session.expires = u32::try_from(*expire_at).unwrap_or(0);
-                let ttl = (*expire_at > 0).then(|| u32::try_from(expire_at - now).unwrap_or(0));
+                session.expires = Expiry::of_positive(*expire_at);
+                let ttl = session.expires.map(|expires| expires.ttl(now));
                 self.push(index, "", &Push::Refresh { ttl });
                 self.schedule(index);
                 Step::Done
@@ -284,7 +285,8 @@ impl<D: Driver> Shard<D> {
         let (form, paused, outbox) = (conn.form, conn.flags.paused(), conn.outbox);
         let queued_bytes = self.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
         let session = self.session_of(key.index)?;
-        let (unanswered, expires) = (session.unanswered, session.expires);
+        let (unanswered, expires) =
+            (session.unanswered, session.expires.map_or(0, Expiry::seconds));
         let subs: Vec<_> = session.subs.as_slice().iter().take(INSPECTED_MAX).copied().collect();
         let subscriptions = session.subs.len();
         let named = subs.into_iter().filter_map(|sub| {

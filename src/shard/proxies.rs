@@ -16,6 +16,7 @@ use super::commands::{Stop, low_ms};
 use super::mail::{Asker, CONTROL, Mail, PublishOptions};
 use super::memory::NO_MEMORY;
 use super::*;
+use crate::base::expiry::Expiry;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::limits::PROXY_QUESTIONS_MAX;
 use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions};
@@ -480,10 +481,10 @@ impl<D: Driver> Shard<D> {
 
     /// The application has said whether a connection goes on (client protocol, section 19).
     fn refreshed(&mut self, index: u32, answer: ProxyAnswer) {
-        let now = self.driver.unix().0;
+        let now = self.driver.unix();
         let Some(session) = self.session_of(index) else { return };
         session.flags.set_refreshing(false);
-        let again_at = u32::try_from(now + AGAIN_S).unwrap_or(u32::MAX);
+        let again_at = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
         let result = match answer {
             ProxyAnswer::Result(result) if !result.expired => result,
             ProxyAnswer::Failed => {
@@ -493,10 +494,11 @@ impl<D: Driver> Shard<D> {
             _ => return self.connection_expired(index),
         };
         let ConnectionClaims { expire_at, info, meta, .. } = result.claims;
-        if expire_at.is_some_and(|at| at <= now) {
+        let expires = expire_at.map(Expiry::at);
+        if expires.is_some_and(|expires| expires.is_past(now)) {
             return self.connection_expired(index);
         }
-        session.expires = expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+        session.expires = expires;
         if let Some(meta) = meta {
             session.extra().meta = meta;
         }
@@ -537,7 +539,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {
-        let now = self.driver.unix().0;
+        let now = self.driver.unix();
         let Some(session) = self.session_of(index) else { return };
         // Unsubscribed since, and perhaps subscribed again.
         let extra = session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Asked);
@@ -546,16 +548,17 @@ impl<D: Driver> Shard<D> {
         let result = match answer {
             ProxyAnswer::Result(result) if !result.expired => result,
             ProxyAnswer::Failed => {
-                extra.expires = Some(now + AGAIN_S);
+                extra.expires = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
                 return self.schedule(index);
             }
             _ => return self.end_sub(index, local, Unsubscribed::Expired),
         };
         let ConnectionClaims { expire_at, info, .. } = result.claims;
-        if expire_at.is_some_and(|at| at <= now) {
+        let expires = expire_at.map(Expiry::at);
+        if expires.is_some_and(|expires| expires.is_past(now)) {
             return self.end_sub(index, local, Unsubscribed::Expired);
         }
-        extra.expires = expire_at;
+        extra.expires = expires;
         if let Some(info) = info {
             self.reinform_in(index, local, info);
         }

@@ -9,6 +9,7 @@ use super::memory::NO_MEMORY;
 use super::proxies::{self, ProxyCall, ProxyResult};
 use super::read::Flow;
 use super::*;
+use crate::base::expiry::Expiry;
 use crate::base::filter::FilterNode;
 use crate::base::form::Framing;
 use crate::edge::channels::{Asked, Granted, Namespace, RecoveryMode, Subscriber as Asking};
@@ -32,7 +33,7 @@ struct Wish<'a> {
     info: Box<[u8]>,
     /// Data for the result, empty for none.
     data: Box<[u8]>,
-    expires: Option<i64>,
+    expires: Option<Expiry>,
     filter: Option<Filter>,
     since: Option<Since>,
     /// No reply will tell of it: what was missed comes as pushes.
@@ -119,8 +120,8 @@ impl<D: Driver> Shard<D> {
                 verdict.and_then(Result::ok)?;
             Some(SubOptions { info, data, overrides, expire_at })
         });
-        if is_told && options.as_ref().is_some_and(|of| of.expire_at.is_some_and(|at| at <= now.0))
-        {
+        let is_past = |of: &SubOptions| of.expire_at.is_some_and(|at| Expiry::at(at).is_past(now));
+        if is_told && options.as_ref().is_some_and(is_past) {
             return Err(Stop::Error(ErrorCode::Expired, "expire_at of the proxy: past"));
         }
         let filter = match &request.tf {
@@ -138,7 +139,7 @@ impl<D: Driver> Shard<D> {
         );
         flags.set_recovering(request.recover);
         flags.set_strict(request.flag & FLAG_STRICT_RECOVERY != 0);
-        let SubOptions { expire_at: expires, info, data, .. } = options.unwrap_or_default();
+        let SubOptions { expire_at, info, data, .. } = options.unwrap_or_default();
         if !self.may_show(index, data.as_deref().unwrap_or_default()) {
             self.inappropriate(index);
             return Ok(Flow::End);
@@ -150,7 +151,7 @@ impl<D: Driver> Shard<D> {
             flags,
             info: info.unwrap_or_default(),
             data: data.unwrap_or_default(),
-            expires,
+            expires: expire_at.map(Expiry::at),
             filter,
             since: request.recover.then(|| since_of(request)),
             unasked: false,
@@ -355,11 +356,11 @@ impl<D: Driver> Shard<D> {
         if !self.takes_answer(*asker) {
             return;
         }
-        let now = self.driver.unix().0;
+        let now = self.driver.unix();
         let extra = self.session_of(index).and_then(|session| session.sub_extra(local));
         let extra = extra.filter(|extra| extra.renewal == Renewal::Client);
         let expires = extra.and_then(|extra| extra.expires);
-        let ttl = expires.map(|at| u32::try_from(at - now).unwrap_or(0).max(1));
+        let ttl = expires.map(|expires| expires.ttl(now));
         let list = made.publications.as_ref();
         let reply = Reply::Subscribe(SubscribeResult {
             expires: ttl.is_some(),
@@ -571,10 +572,11 @@ impl<D: Driver> Shard<D> {
         if claims.is_past(now) {
             return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
         }
-        if claims.expire_at.is_some() || session.sub_extra(local).is_some() {
-            session.sub_extra_or_new(local).expires = claims.expire_at;
+        let expires = claims.expire_at.map(Expiry::at);
+        if expires.is_some() || session.sub_extra(local).is_some() {
+            session.sub_extra_or_new(local).expires = expires;
         }
-        let ttl = claims.expire_at.map(|at| u32::try_from(at - now.0).unwrap_or(u32::MAX));
+        let ttl = expires.map(|expires| expires.ttl(now));
         self.reply(index, id, &Reply::SubRefresh { ttl });
         self.schedule(index);
         Ok(Flow::On)

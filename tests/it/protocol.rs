@@ -281,8 +281,10 @@ fn connecting() {
             insecure,
             vec![
                 (nobody.clone(), good),
-                // Insecure, a token doesn't expire.
-                (connect(json!({"sub": "42", "exp": now() - 1})), good),
+                // None is needed; one that is given has to be good. The connection doesn't expire.
+                (connect(json!({"sub": "42", "exp": now() - 1})), old),
+                (json!({"id": 1, "connect": {"token": "x"}}).to_string(), invalid),
+                (connect(json!({"sub": "42", "exp": hour})), good),
             ],
         ),
         (
@@ -317,6 +319,41 @@ fn connecting() {
             node.client().talk(&format!("> {command}\n{outcome}"));
         }
         node.until_is("slots_in_use", 0);
+    }
+}
+
+/// Expiries behind what clients can count: `ttl` says a year, and nothing is closed for them.
+#[test]
+fn expiries_far_away() {
+    let node = Node::open(&["--client.ping_interval", "300ms", "--client.pong_timeout", "100ms"]);
+    let year = 31_536_000;
+    for at in [now() + year + 10, 9_999_999_999, now() * 1000, i64::MAX] {
+        let (mut client, result) = node
+            .connected_by(Speech::Json, json!({"token": token(json!({"sub": "42", "exp": at}))}));
+        assert_eq!((&result["expires"], &result["ttl"]), (&json!(true), &json!(year)), "{at}");
+        let token = token(json!({"sub": "42", "channel": "$a", "exp": at}));
+        let asked = |id: u32, name: &str| {
+            let token = &token;
+            json!({"id": id, name: {"channel": "$a", "token": token}}).to_string()
+        };
+        let ttl = format!("\"expires\":true,\"ttl\":{year}");
+        for (id, name) in [(2, "subscribe"), (3, "sub_refresh")] {
+            client.send(&asked(id, name));
+            let begin = format!("{{\"id\":{id},");
+            let answer = loop {
+                match client.next() {
+                    Got::Line(line) if line.starts_with(&begin) => break line,
+                    Got::Line(line) if line == "{}" => client.send("{}"),
+                    other => panic!("{other:?}"),
+                }
+            };
+            assert!(answer.contains(&ttl), "{at}: {answer}");
+        }
+        // Two pings later it is still there.
+        for _ in 0..2 {
+            assert_eq!(client.next(), Got::Line("{}".into()));
+            client.send("{}");
+        }
     }
 }
 
@@ -751,9 +788,9 @@ fn calls() {
             r#"> {"id":2,"rpc":{"method":"echo?","data":{"a":1}}}
                < {"id":2,"rpc":{}}
                > {"id":3,"rpc":{"method":"echo"}}
-               < {"id":3,"error":{"code":108,"message":"not available"}}
+               < {"id":3,"error":{"code":104,"message":"method not found"}}
                > {"id":4,"rpc":{}}
-               < {"id":4,"error":{"code":108,"message":"not available"}}
+               < {"id":4,"error":{"code":104,"message":"method not found"}}
                > {"send":{"data":1}}
                x 3508 not available"#,
         );
