@@ -204,7 +204,11 @@ impl RpcRules {
         }
         let mut proxies = self.namespaces.values().chain([&self.without_namespace]);
         if proxies.all(Option::is_none) {
-            return RpcTarget::NotAvailable;
+            // Where `ping` is a method, there are calls, and others are none of them.
+            return match self.ping {
+                Some(_) => RpcTarget::NotFound,
+                None => RpcTarget::NotAvailable,
+            };
         }
         let namespace = match self.boundary.as_str() {
             "" => None,
@@ -235,8 +239,10 @@ mod tests {
             ..RpcRules::default()
         };
         assert_eq!(rules.target("ping"), RpcTarget::Ping);
+        let without_ping = RpcRules { ping: None, ..rules.clone() };
         for method in ["pong", "off:x", "none:x"] {
-            assert_eq!(rules.target(method), RpcTarget::NotAvailable, "{method}");
+            assert_eq!(rules.target(method), RpcTarget::NotFound, "{method}");
+            assert_eq!(without_ping.target(method), RpcTarget::NotAvailable, "{method}");
         }
         let proxy = |name: &str| {
             let transforms = Vec::new();

@@ -299,7 +299,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
     let proxies = Arc::new(proxies);
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
-    let uid = format!("{:016x}", seeds.next_u64());
+    let uid = node.rules.node_id.clone();
     let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name.clone(), uid, started);
     let metrics = Metrics {
         node: Arc::clone(&node),

@@ -52,6 +52,14 @@ impl<D: Driver> Shard<D> {
         }
         self.notice(index, reason_of_close(code), code.into(), channel, format_args!("{detail}"));
         let form = conn.form;
+        if code == Disconnect::ConnectionClosed.code() {
+            // The connection is to end, and nothing is to be said about it.
+            self.detach(index);
+            if let Some(conn) = self.conns.get_mut(index as usize) {
+                conn.flags.set_held(false);
+            }
+            return self.linger(index);
+        }
         if form.is_poll() {
             return self.break_off_poll(index, code, reason);
         }
@@ -65,7 +73,8 @@ impl<D: Driver> Shard<D> {
         }
         if form.is_one_way() {
             let UniWebSocketOptions { tells_end, closes, .. } = self.node.options.uni_websocket;
-            if tells_end {
+            // Codes below are RFC 6455's, and no client's business but in the close frame.
+            if tells_end && code >= Disconnect::ConnectionClosed.code() {
                 self.push(index, "", &Push::Disconnect { code, reason });
             }
             if !closes {
@@ -366,15 +375,17 @@ impl<D: Driver> Shard<D> {
             Some(_) => 0,
             None => seconds(client.expired_close_delay_ms),
         };
-        let of_connection = (session.expires > 0 && !session.flags.refreshing())
-            .then(|| i64::from(session.expires) + delay);
+        let of_connection = session
+            .expires
+            .filter(|_| !session.flags.refreshing())
+            .map(|at| i64::from(at.seconds()).saturating_add(delay));
         let delay = seconds(client.expired_sub_close_delay_ms);
         let of_subs = session
             .extra
             .as_ref()
             .and_then(|extra| extra.subs.iter().filter_map(|sub| sub.due(delay)).min());
         let at = [of_connection, of_subs].into_iter().flatten().min()?;
-        let left = u64::try_from(at - self.driver.unix().0).unwrap_or(0);
+        let left = u64::try_from(at.saturating_sub(self.driver.unix().0)).unwrap_or(0);
         Some(match left {
             0 => self.tick(),
             left => self.tick().saturating_add(ticks(left.saturating_mul(1000))),
@@ -574,7 +585,9 @@ impl<D: Driver> Shard<D> {
         let (frame_ping, form) = (conn.flags.frame_ping(), conn.form);
         let (interval, pong_timeout) = self.ping_times(form, frame_ping);
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
-        let is_over = session.expires > 0 && now.0 >= i64::from(session.expires) + expired_delay;
+        let is_over = session
+            .expires
+            .is_some_and(|at| now.0 >= i64::from(at.seconds()).saturating_add(expired_delay));
         match &client.proxies.refresh {
             Some(proxy)
                 if is_over && !session.flags.refreshing() && session.connecting().is_none() =>

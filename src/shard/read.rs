@@ -290,6 +290,10 @@ impl<D: Driver> Shard<D> {
         if client && !self.allows_page(head) {
             return self.refuse_page(key.index, head);
         }
+        let asked = http::query_param(head.query, "cf_connect").filter(|_| one_way);
+        if asked.as_ref().is_some_and(|asked| client::connect_request(asked).is_err()) {
+            return self.refuse(key.index, Refusal::Malformed);
+        }
         let admitted = match client {
             true => self.admit(),
             false => self.takes_no_clients().map_or_else(|| self.has_client_place(), Err),
@@ -335,7 +339,6 @@ impl<D: Driver> Shard<D> {
         let frame = SharedFrame::part(&answer);
         self.replies = answer;
         let tick = self.tick();
-        let asked = http::query_param(head.query, "cf_connect").filter(|_| one_way);
         if let Some(conn) = self.conn(key) {
             conn.phase = if echo { Phase::Echo } else { Phase::Client };
             conn.form = form;

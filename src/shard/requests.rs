@@ -286,6 +286,9 @@ impl<D: Driver> Shard<D> {
         let bad = |why: &'static str| Err::<Vec<u8>, _>(why);
         let asked = match asked {
             None if endpoint.kind == EndpointKind::Sse => bad("cf_connect is missing\n"),
+            Some(body) if endpoint.kind == EndpointKind::UniHttpStream && body.is_empty() => {
+                bad("the connect request is missing\n")
+            }
             asked if endpoint.kind.is_one_way() => {
                 let asked = asked.unwrap_or_default();
                 match std::str::from_utf8(&asked).map(client::connect_request) {

@@ -67,6 +67,8 @@ fn keys() {
         ("/api/publish?api_key=k", &[], 200),
         ("/api/publish?api_key=x", &[], 401),
         ("/api/publish", &["X-API-Key: x", "Authorization: apikey k"], 401),
+        ("/api/publish", &["X-API-Key:", "Authorization: apikey k"], 200),
+        ("/api/publish", &["X-API-Key:"], 401),
         ("/api/publish?api_key=k", &["X-API-Key: x"], 200),
         ("/api/publish", &["X-API-Key;: k", "X-API-Key: kk"], 400),
     ] {
@@ -347,6 +349,10 @@ fn channels_and_info() {
         assert_eq!(info[name], value, "{name}: {info}");
     }
     assert!(info["uptime"].is_u64() && info["version"] == env!("CARGO_PKG_VERSION"));
+    assert!(like(info["uid"].as_str().unwrap(), "*-*-4*-*-*"), "{info}");
+    let (interval, items) = (&info["metrics"]["interval"], &info["metrics"]["items"]);
+    assert!(interval.as_f64().is_some_and(|seconds| seconds > 0.0), "{info}");
+    assert!(items["connections_accepted"].as_u64().is_some_and(|count| count >= 2), "{info}");
     let name = info["name"].as_str().unwrap();
     assert!(name.ends_with(&format!("_{}", node.address().port())), "{name}");
     let named = Node::open_with("[http_api]\nkey = \"k\"\n[node]\nname = \"n1\"", &[]);
@@ -478,13 +484,18 @@ fn disconnect_closes_and_spares() {
         assert_eq!(end, Got::Close(code, reason.to_owned()));
         assert!(got.iter().any(|line| line.contains("last")), "{got:?}");
     }
+    // With 3000 the connection ends, and nothing is said: neither a frame nor a push nor the end of a body.
+    let (mut silent, _) = node.connected_by(Speech::Json, json!({"token": token}));
+    let cut = json!({"user": "42", "disconnect": {"code": 3000, "reason": "x"}});
+    assert_eq!(node.result("disconnect", cut), json!({}));
+    assert_eq!(silent.next(), Got::Lost);
     let bad = json!({"user": "42", "disconnect": {"code": 1, "reason": ""}});
     assert_eq!(node.call("disconnect", bad), error(107, "bad request"));
     assert_eq!(node.result("disconnect", json!({"user": "nobody"})), json!({}));
     // The anonymous ones are those with an empty id.
     node.result("disconnect", json!({"user": ""}));
     anonymous.is_closed(3503, "force disconnect");
-    assert_eq!(node.figures()["closed_by_api"], 3);
+    assert_eq!(node.figures()["closed_by_api"], 5);
 }
 
 #[test]
@@ -502,6 +513,12 @@ fn refresh_changes_expiry_and_ends() {
     let presence = node.result("presence", json!({"channel": "full:a"}));
     let id = result["client"].as_str().unwrap();
     assert_eq!(presence["presence"][id]["conn_info"], json!({"i": 2}));
+    // Whatever the application means by it, a client can count that far.
+    for expire_at in [9_999_999_999, now() * 1000, i64::MAX] {
+        let params = json!({"user": "42", "expire_at": expire_at});
+        assert_eq!(node.result("refresh", params), json!({}));
+        assert_eq!(client.push(), json!({"refresh": {"expires": true, "ttl": 31_536_000}}));
+    }
     assert_eq!(node.result("refresh", json!({"user": "42", "expire_at": 0})), json!({}));
     assert_eq!(client.push(), json!({"refresh": {}}));
     node.result("refresh", json!({"user": "42", "expired": true}));
@@ -524,7 +541,7 @@ fn the_old_form_takes_many_commands() {
     let mut raw = node.raw();
     let body = r#"{"id":1,"method":"publish","params":{"channel":"a","data":1}}
         {"method":"PUBLISH","params":{"channel":"nope:x","data":1}} {"id":3,"method":6,"params":{"channel":"a"}}
-        {"id":4,"method":"nobody"}{"id":5,"method":"publish","params":{"channel":7}}{"method":"rpc","params":{"method":"x"}}
+        {"id":4,"method":99}{"id":5,"method":"publish","params":{"channel":7}}{"method":"rpc","params":{"method":"x"}}
         {"id":6,"method":"channels"}"#;
     for path in ["/api", "/api/"] {
         let response = raw.post(path, &[KEY], body);
@@ -543,7 +560,8 @@ fn the_old_form_takes_many_commands() {
             ]
         );
     }
-    for body in ["", "{", r#"{"method":"info"}{"#, "[]"] {
+    let unknown = r#"{"method":"info"}{"method":"nobody"}"#;
+    for body in ["", "{", r#"{"method":"info"}{"#, "[]", unknown] {
         assert_eq!(raw.post("/api", &[KEY], body).status, 400, "{body:?}");
     }
 }

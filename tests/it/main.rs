@@ -26,6 +26,7 @@ mod polls;
 mod presence;
 mod protobuf;
 mod protocol;
+mod proxies;
 mod reload;
 mod senders;
 mod server_subs;

@@ -544,6 +544,25 @@ fn a_one_way_websocket() {
     bad.send("[]");
     bad.expect("{\"disconnect\":{\"code\":3501,\"reason\":\"bad request\"}}");
     bad.is_closed(3501, "bad request");
+    // One in the URL that is none is refused before there is a WebSocket.
+    for asked in ["%5B%5D", "x", "%7B%22token%22%3A1%7D"] {
+        let path = format!("/connection/uni_websocket?cf_connect={asked}");
+        let mut raw = node.raw();
+        raw.send(upgrade(&path, &[]).as_bytes());
+        assert_eq!(raw.response().status, 400, "{asked}");
+    }
+    // What RFC 6455 has a code for is in the close frame only.
+    let mut long = Client::open(&node, "/connection/uni_websocket?cf_connect=");
+    long.expect("{\"connect\":{*}}");
+    long.send(&"x".repeat(65_537));
+    let end = loop {
+        match long.next() {
+            Got::Line(line) => assert_eq!(line, "{}"),
+            Got::PingFrame => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Got::Close(1009, _)), "{end:?}");
     // Both ends said by options that switch them off.
     let flags = ["[uni_websocket]\nenabled = true\ndisable_disconnect_push = true\n\
                   disable_closing_handshake = true\njoin_push_messages = true\n"];
@@ -646,6 +665,7 @@ fn requests_that_are_none() {
         (get("/connection/uni_sse?cf_connect=%5B%5D"), 400, None),
         (get("/connection/uni_sse?cf_connect=%7B%22token%22%3A1%7D"), 400, None),
         (get("/connection/sse/x"), 404, None),
+        (post("/connection/uni_http_stream", &[], ""), 400, None),
         (post("/connection/uni_http_stream", &[], "1"), 400, None),
         (post("/connection/uni_http_stream", &[], "{\"subs\":[]}"), 400, None),
         (post("/connection/uni_sse", &[], "{"), 400, None),

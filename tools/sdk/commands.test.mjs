@@ -149,11 +149,11 @@ testEach('a message above the size limit stops the client, and others are served
   assert.deepEqual((await inbox.take(2))[1], { after: true });
 }, FRAMES_ARE_MESSAGES);
 
-testEach('rpc: ping is answered, what nobody handles is not available', async (encoding) => {
+testEach('rpc: ping is answered, what nobody handles is not found', async (encoding) => {
   const client = await roost.connected('ann', { encoding });
   const { data } = await client.rpc('ping', encoding.pack({}));
   assert.deepEqual(encoding.unpack(data) ?? {}, {});
-  await assert.rejects(client.rpc('anything', encoding.pack({})), { code: 108 });
+  await assert.rejects(client.rpc('anything', encoding.pack({})), { code: 104 });
   assert.equal(client.state, 'connected');
 });
 
@@ -168,7 +168,7 @@ test('rpc: ping may have another name', async () => {
   await withRoost({ config: '\n[rpc.ping]\nenabled = true\nmethod = "alive"\n' }, async (node) => {
     const client = await node.connected('ann');
     await client.rpc('alive', {});
-    await assert.rejects(client.rpc('ping', {}), { code: 108 });
+    await assert.rejects(client.rpc('ping', {}), { code: 104 });
   });
 });
 

@@ -192,6 +192,11 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
             Ok(command) => command,
             Err(BadParams(why)) => return bad_body(api, format_args!("a command: {why}")),
         };
+        // A name that is no method's can't be read; of a number that isn't, the reply says so.
+        if matches!(&command.method, Some(method @ wire::Method::Name(_)) if methods::name_of(method).is_none())
+        {
+            return bad_body(api, format_args!("method: no such method"));
+        }
         let read = read_old(api, &command);
         let of_call = read.as_ref().map(Call::work);
         let of_call = of_call.unwrap_or(Work::COMMAND);

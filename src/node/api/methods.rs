@@ -13,6 +13,7 @@ use tokio::sync::oneshot::Receiver;
 use super::Api;
 use super::bounds::{Work, is_nested_deeper};
 use super::wire::{self, ApiError, Outcome, Published};
+use crate::base::expiry::Expiry;
 use crate::base::id::ShardId;
 use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_NESTING_MAX, API_PATTERN_BYTES_MAX};
 use crate::base::notices::Reason;
@@ -398,7 +399,7 @@ impl Api {
             overrides,
             since: recover_since
                 .map(|wire::Since { offset, epoch }| Since { offset, epoch: epoch.into() }),
-            expires: Some(expire_at).filter(|at| *at > 0),
+            expires: Expiry::of_positive(expire_at),
             ..ServerSub::default()
         };
         self.order(user, client, session, Act::Subscribe(Box::new(sub))).await
@@ -568,6 +569,11 @@ impl Api {
         let sum =
             |of: fn(&crate::shard::ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
         let homes = sum(|shard| shard.channels_home.get());
+        // What was counted since the start, which is the interval; gauges as they are.
+        let mut items = std::collections::BTreeMap::new();
+        for shard in counters {
+            shard.each(|name, value| *items.entry(name).or_insert(0u64) += value);
+        }
         let node = json!({
             "uid": self.uid,
             "name": self.name,
@@ -577,6 +583,7 @@ impl Api {
             "num_channels": homes.saturating_sub(sum(|shard| shard.channels_idle.get())),
             "num_subs": sum(|shard| shard.subscriptions.get()),
             "uptime": self.started.elapsed().as_secs(),
+            "metrics": { "interval": self.started.elapsed().as_secs_f64(), "items": items },
         });
         json!({ "nodes": [node] })
     }

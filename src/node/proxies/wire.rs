@@ -175,7 +175,7 @@ pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<ProxyAnswer, Stri
             let text = result.get();
             let fields = serde_json::from_str(text);
             let fields = fields.map_err(|fault| format!("result.{}", flaw(text, &fault)))?;
-            Ok(ProxyAnswer::Result(Box::new(self::result(&fields)?)))
+            Ok(ProxyAnswer::Result(Box::new(self::result(event, &fields)?)))
         }
     }
 }
@@ -200,7 +200,7 @@ fn expiry(at: i64) -> Option<i64> {
     (at > 0).then_some(at)
 }
 
-fn result(fields: &Fields<'_>) -> Result<ProxyResult, String> {
+fn result(event: ProxyEvent, fields: &Fields<'_>) -> Result<ProxyResult, String> {
     let mut subs: BTreeMap<CompactString, SubOptions> = BTreeMap::new();
     for channel in &fields.channels {
         subs.insert(channel.clone(), SubOptions::default());
@@ -235,7 +235,11 @@ fn result(fields: &Fields<'_>) -> Result<ProxyResult, String> {
             meta,
             subs: subs.into_iter().collect(),
         },
-        data: payload(fields.data, &fields.b64data)?,
+        data: match (event, fields.data) {
+            // It is the client's answer, and `null` is one.
+            (ProxyEvent::Rpc, Some(data)) if fields.b64data.is_empty() => Some(one_line(data)),
+            (_, data) => payload(data, &fields.b64data)?,
+        },
         expired: fields.expired,
         overrides: fields.r#override,
         tags: if fields.tags.is_empty() { Box::default() } else { Tags::pack(tags) },
@@ -292,6 +296,15 @@ mod tests {
         ] {
             assert_eq!(seen(event, text), expected, "{text}");
         }
+        let data = |event, text: &str| match answer(event, text.as_bytes()) {
+            Ok(ProxyAnswer::Result(result)) => result.data.map(|data| data.into_vec()),
+            other => panic!("{other:?}"),
+        };
+        let null = r#"{"result":{"data":null}}"#;
+        assert_eq!(data(Rpc, null), Some(b"null".to_vec()));
+        assert_eq!(data(Rpc, r#"{"result":{"data":null,"b64data":"AP8="}}"#), Some(vec![0, 255]));
+        assert_eq!(data(Rpc, r#"{"result":{}}"#), None);
+        assert_eq!(data(Connect, null), None);
         let text = r#"{"result":{"user":"u","expire_at":9,"info":{"a":
             1},"b64data":"AP8=","channels":["x","y"],"subs":{"y":{"data":[1],"expire_at":7},"z":null},
             "meta":{"m":1},"override":{"presence":{"value":true}},"tags":{"t":"v"},"version":3}}"#;

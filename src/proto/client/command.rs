@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use super::json::read::{absent, filter, headers, object, subs, text, track, untrack};
+use super::json::read::{absent, filter, headers, object, payload, subs, text, track, untrack};
 use crate::base::filter::FilterNode;
 
 /// One request and the number its Reply must carry.
@@ -267,8 +267,8 @@ pub struct PublishRequest<'a> {
     /// Which channel; empty is a bad request.
     #[serde(borrow, deserialize_with = "text")]
     pub channel: Cow<'a, str>,
-    /// The payload; in JSON of any type but `null`, which counts as none.
-    #[serde(borrow)]
+    /// The payload; in JSON of any type, `null` among them.
+    #[serde(borrow, deserialize_with = "payload")]
     pub data: Option<Payload<'a>>,
     /// 0 stream, 1 map.
     #[serde(rename = "type", deserialize_with = "absent")]

@@ -145,6 +145,13 @@ pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'de
     Ok(Option::<Text<'de>>::deserialize(deserializer)?.map(|text| text.0).unwrap_or_default())
 }
 
+/// A payload that may be missing; `null` is one.
+pub(crate) fn payload<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Payload<'de>>, D::Error> {
+    Payload::deserialize(deserializer).map(Some)
+}
+
 /// An object that may be `null` or missing.
 pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
