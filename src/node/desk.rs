@@ -215,7 +215,7 @@ mod tests {
     use crate::shard::signatures::Signed;
 
     fn list(asker: Asker) -> Mail {
-        Mail::List(List { asker, cursor: 0 })
+        Mail::List(List { asker, cursor: 0, of: crate::shard::mail::ListOf::Channels })
     }
 
     #[test]

@@ -257,7 +257,12 @@ impl Metrics {
         let mut metrics = vec![self.by_transport()];
         let mut labelled: BTreeMap<&str, Values> = BTreeMap::new();
         for (at, figure) in ShardCounters::FIGURES.iter().enumerate() {
-            let sum = values.iter().map(|of_shard| of_shard[at]).sum::<u64>() as f64;
+            let sum = match figure.name {
+                // One may have connections on several shards.
+                "users" => self.node.users.load(Ordering::Relaxed),
+                _ => values.iter().map(|of_shard| of_shard[at]).sum::<u64>(),
+            };
+            let sum = sum as f64;
             let found = BY_LABEL.iter().find_map(|(beginning, name, label, _)| {
                 Some((*name, *label, figure.name.strip_prefix(beginning)?))
             });

@@ -30,6 +30,7 @@ mod sender;
 mod serve;
 mod signatures;
 mod slices;
+mod users;
 mod web;
 
 pub use self::serve::serve;
@@ -249,6 +250,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),
+        users: AtomicU64::new(0),
         client_rate: Default::default(),
         addresses: address_limits,
         memory: Memory::new(settings.memory_limit_bytes, sys::memory::allocated_bytes),
@@ -344,6 +346,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let fetcher =
         jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
     runtime.spawn(fetcher.run());
+    runtime.spawn(users::keep_counting(Arc::clone(&node), Arc::clone(&desk)));
     let control = control::Control {
         node,
         desk,

@@ -130,6 +130,8 @@ flags! {
         user_counted, set_user_counted = 3;
         /// The application is asked whether it goes on.
         refreshing, set_refreshing = 4;
+        /// An administrator's: in no index of users, and counted nowhere.
+        hidden, set_hidden = 5;
     }
 }
 

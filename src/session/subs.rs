@@ -51,6 +51,8 @@ flags! {
         strict, set_strict = 8;
         /// Its publications go without compression, whatever the connection has agreed on.
         plain, set_plain = 9;
+        /// An administrator's, which is counted nowhere.
+        hidden, set_hidden = 10;
     }
 }
 

@@ -221,7 +221,7 @@ impl<D: Driver> Shard<D> {
                 self.moved(sub.channel, moved.conn, sub.place);
             }
         }
-        if sub.state != SubState::Owed {
+        if sub.state != SubState::Owed && !sub.flags.hidden() {
             self.counters().subscriptions.sub(1);
         }
         sub.state = SubState::Owed;

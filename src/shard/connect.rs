@@ -318,13 +318,21 @@ impl<D: Driver> Shard<D> {
         let at = self.sessions.insert(session) as u32;
         self.conns[index as usize].session = at;
         self.set_busy(index);
-        let mut table = SessionTable { sessions: &mut self.sessions, names: &node.names };
-        self.users.insert(at, &mut table);
+        if self.admins.contains_key(&index) {
+            // It is nobody's of the application: orders and counts go past it.
+            self.sessions[at as usize].flags.set_hidden(true);
+        } else {
+            let mut table = SessionTable { sessions: &mut self.sessions, names: &node.names };
+            self.users.insert(at, &mut table);
+        }
         self.schedule(index);
     }
 
     /// Takes a session out of the user index.
     pub(super) fn forget_user(&mut self, session: u32) {
+        if self.sessions.get(session as usize).is_some_and(|session| session.flags.hidden()) {
+            return;
+        }
         let mut table = SessionTable { sessions: &mut self.sessions, names: &self.node.names };
         self.users.remove(session, &mut table);
     }

@@ -184,11 +184,27 @@ pub struct List {
     pub asker: Asker,
     /// Where to go on; 0 at first.
     pub cursor: u32,
+    /// What is listed.
+    pub of: ListOf,
 }
 
-/// Some of a home's channels that somebody is subscribed to.
+/// What is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListOf {
+    /// The home's channels.
+    Channels,
+    /// Users with connections here.
+    Users {
+        /// Only those whose hash ends in so many zeros.
+        zeros: u32,
+    },
+}
+
+/// Some of a home's channels that somebody is subscribed to, or of a shard's users.
 #[derive(Debug, Default)]
 pub struct Listed {
+    /// Hashes of users.
+    pub users: Vec<u64>,
     /// Names, and how many subscribe.
     pub channels: Vec<(CompactString, u32)>,
     /// Where to go on, if that is not all.
@@ -648,7 +664,9 @@ impl Mail {
                 Self::Response { bytes, .. } => bytes.heap_bytes(),
                 Self::Ask(question) => question.heap_bytes(),
                 Self::Told(told) => told.heap_bytes(),
-                Self::Listed { listed, .. } => listed.heap_bytes(),
+                Self::Listed { listed, .. } => {
+                    listed.heap_bytes() + listed.users.capacity() * size_of::<u64>()
+                }
                 Self::Inspect(inspect) => inspect.heap_bytes(),
                 Self::Inspected { inspected, .. } => inspected.heap_bytes(),
                 Self::Order(order) => order.heap_bytes(),
@@ -1469,9 +1487,10 @@ mod tests {
                 told(ProxyAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))
             }),
             Box::new(|| told(ProxyAnswer::Failed)),
-            Box::new(move || Mail::List(List { asker, cursor: 0 })),
+            Box::new(move || Mail::List(List { asker, cursor: 0, of: ListOf::Channels })),
             Box::new(move || {
-                let listed = Listed { channels: vec![(name(), 1), (name(), 2)], next: None };
+                let channels = vec![(name(), 1), (name(), 2)];
+                let listed = Listed { channels, users: vec![1, 2], next: None };
                 Mail::Listed { asker, listed: Box::new(listed) }
             }),
             Box::new(move || Mail::Inspect(Box::new(Inspect { asker, user: name() }))),

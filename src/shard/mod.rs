@@ -193,6 +193,8 @@ pub struct Node {
     pub clients: AtomicU64,
     /// Administrators that are connected: without any, nobody wants figures.
     pub admins: AtomicU32,
+    /// Distinct users of all shards, as they were counted last.
+    pub users: AtomicU64,
     /// New clients of all shards, for `client.connection_rate_limit`.
     pub client_rate: SharedRate,
     /// What it may have in memory, and has.

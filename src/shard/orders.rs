@@ -8,7 +8,9 @@
 //! caused: who publishes or reads behind the answer meets what was ordered.
 
 use super::commands::Stop;
-use super::mail::{Act, Asker, Inspect, Inspected, List, Listed, Mail, Order, Seen, SeenSub};
+use super::mail::{
+    Act, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
+};
 use super::sending::ShardSet;
 use super::*;
 use crate::base::expiry::Expiry;
@@ -312,10 +314,31 @@ impl<D: Driver> Shard<D> {
     /// Some channels of this home that somebody is subscribed to.
     pub(super) fn home_list(&mut self, from: ShardId, list: List) {
         let mut listed = Listed::default();
+        if let ListOf::Users { zeros } = list.of {
+            self.list_users(list.cursor, zeros, &mut listed);
+            return self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
+        }
         listed.next = self.homes.list(list.cursor, TURN_LISTED_MAX, |name, count| {
             listed.channels.push((CompactString::new(name), count));
         });
         self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
+    }
+
+    /// Hashes of some users with connections here: of those whose first session is in the next slots.
+    fn list_users(&self, cursor: u32, zeros: u32, listed: &mut Listed) {
+        let end = cursor.saturating_add(TURN_LISTED_MAX as u32);
+        for at in cursor..end.min(self.sessions.capacity() as u32) {
+            let Some(session) = self.sessions.get(at as usize) else { continue };
+            let flags = session.flags;
+            if flags.detached() || flags.hidden() || session.user_links.prev != NONE {
+                continue;
+            }
+            let hash = self.node.names.hash(&session.user);
+            if hash.trailing_zeros() >= zeros {
+                listed.users.push(hash);
+            }
+        }
+        listed.next = ((end as usize) < self.sessions.capacity()).then_some(end);
     }
 }
 

@@ -12,7 +12,9 @@ use super::*;
 use crate::base::expiry::Expiry;
 use crate::base::filter::FilterNode;
 use crate::base::form::Framing;
-use crate::edge::channels::{Asked, Granted, Namespace, RecoveryMode, Subscriber as Asking};
+use crate::edge::channels::{
+    Asked, Granted, Namespace, OWN_CHANNEL, RecoveryMode, Subscriber as Asking,
+};
 use crate::edge::jwt::{SubOptions, SubscriptionClaims, TokenFault};
 use crate::hub::filter::{Filter, FilterId};
 use crate::hub::history::Since;
@@ -183,6 +185,7 @@ impl<D: Driver> Shard<D> {
         }
         let mut flags = SubFlags::default();
         flags.set_server(true);
+        flags.set_hidden(sub.channel == OWN_CHANNEL);
         flags.set_token(sub.by_token);
         flags.set_delta(sub.delta && namespace.delta_allowed);
         flags.set_recovering(sub.since.is_some());
@@ -263,7 +266,9 @@ impl<D: Driver> Shard<D> {
                 extra.renewal = Renewal::Server;
             }
         }
-        self.counters().subscriptions.add(1);
+        if !flags.hidden() {
+            self.counters().subscriptions.add(1);
+        }
         self.post(
             home,
             Mail::Subscribe(Box::new(Subscribe {

@@ -359,6 +359,22 @@ fn channels_and_info() {
     assert_eq!(named.result("info", json!({}))["nodes"][0]["name"], "n1");
 }
 
+/// Connections of one user are spread over all shards.
+#[test]
+fn users_are_counted_once() {
+    let node = Node::open_with(OPTIONS, &["--shards", "4"]);
+    let clients: Vec<Client> =
+        (0..40).map(|number| node.connected_as(["41", "42", "43"][number % 3])).collect();
+    let anonymous = node.connected();
+    node.until("all here", |figures| figures["sessions_open"] == 41 && figures["users"] >= 4);
+    let info = node.result("info", json!({}));
+    assert_eq!(
+        (&info["nodes"][0]["num_users"], &info["nodes"][0]["num_clients"]),
+        (&json!(4), &json!(41))
+    );
+    drop((clients, anonymous));
+}
+
 #[test]
 fn a_server_side_subscription_is_there_when_it_is_answered() {
     let node = Node::open_with(OPTIONS, &["--shards", "4"]);

@@ -156,6 +156,7 @@ impl Run {
             open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
             clients: AtomicU64::new(0),
             admins: Default::default(),
+            users: Default::default(),
             client_rate: Default::default(),
             memory: Memory::simulated(plan.memory_limit),
             addresses: AddressLimits::new(plan.address_limits, rng.next_u64(), 500),

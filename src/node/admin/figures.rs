@@ -189,7 +189,7 @@ impl Figures {
             "totals": {
                 "connections": sum(|shard| shard.connections_open.get()),
                 "clients": node.clients.load(Ordering::Relaxed),
-                "users": sum(|shard| shard.users.get()),
+                "users": node.users.load(Ordering::Relaxed),
                 "subscriptions": sum(|shard| shard.subscriptions.get()),
                 "channels": sum(|shard| shard.channels_home.get()),
                 "queued_bytes": sum(|shard| shard.queued_bytes.get()),

@@ -25,11 +25,12 @@ use crate::hub::history::{Page, Since};
 use crate::node::desk::Busy;
 use crate::node::json::flaw;
 use crate::node::slices::Slice;
+use crate::node::users;
 use crate::proto::client::{self, Encoding, ErrorCode};
 use crate::session::ServerSub;
 use crate::shard::mail::{
-    Act, Answer, Asker, Inspect, Inspected, List, Mail, Order, Publish, PublishOptions, Read,
-    Reading,
+    Act, Answer, Asker, Inspect, Inspected, List, ListOf, Mail, Order, Publish, PublishOptions,
+    Read, Reading,
 };
 
 /// A result or an error, as a method gives it.
@@ -292,7 +293,7 @@ impl Api {
                 self.read(&channel, Reading::Drop, room, Namespace::has_history).await
             }
             Call::Channels(pattern) => self.channels(&pattern, room).await,
-            Call::Info => written(&self.info()),
+            Call::Info => written(&self.info().await?),
             Call::Rpc(method) => Self::rpc(&method),
             Call::Keyed(params, has_key) => self.keyed(&params, has_key),
             Call::SharedPoll(params) => self.shared_poll(&params),
@@ -528,7 +529,7 @@ impl Api {
         for shard in self.desk.shards() {
             let mut next = Some(0);
             while let Some(cursor) = next {
-                let list = |asker: Asker| Mail::List(List { asker, cursor });
+                let list = |asker: Asker| Mail::List(List { asker, cursor, of: ListOf::Channels });
                 let asked = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
                 let Ok(Mail::Listed { listed, .. }) = asked.await else {
                     return Err(ApiError::INTERNAL);
@@ -562,9 +563,8 @@ impl Api {
         Ok(all)
     }
 
-    /// What this node is and holds. Users are summed over shards: one with connections on several
-    /// counts once on each.
-    fn info(&self) -> serde_json::Value {
+    /// What this node is and holds.
+    async fn info(&self) -> Result<serde_json::Value> {
         let counters = &self.node.counters;
         let sum =
             |of: fn(&crate::shard::ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
@@ -579,13 +579,13 @@ impl Api {
             "name": self.name,
             "version": env!("CARGO_PKG_VERSION"),
             "num_clients": self.node.clients.load(Ordering::Relaxed),
-            "num_users": sum(|shard| shard.users.get()),
+            "num_users": users::count(&self.node, &self.desk).await?,
             "num_channels": homes.saturating_sub(sum(|shard| shard.channels_idle.get())),
             "num_subs": sum(|shard| shard.subscriptions.get()),
             "uptime": self.started.elapsed().as_secs(),
             "metrics": { "interval": self.started.elapsed().as_secs_f64(), "items": items },
         });
-        json!({ "nodes": [node] })
+        Ok(json!({ "nodes": [node] }))
     }
 
     /// There are no extensions.
