@@ -230,19 +230,20 @@ fn answer(
                 return Err(Disconnect::InvalidToken);
             }
             *has_entered = true;
-            json!({ "id": id, "connect": {
+            let connect = json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "subs": { OWN_CHANNEL: {} },
                 "ping": PING_INTERVAL.as_secs(),
                 "pong": true,
-            }})
+            });
+            format!(r#"{{"id":{id},"connect":{connect}}}"#)
         }
         Command { id, connect: None } if *has_entered => {
-            json!({ "id": id, "error": { "code": 108, "message": "not available" } })
+            format!(r#"{{"id":{id},"error":{{"code":108,"message":"not available"}}}}"#)
         }
         Command { .. } => return Err(Disconnect::BadRequest),
     };
-    put_frame(out, TEXT, reply.to_string().as_bytes());
+    put_frame(out, TEXT, reply.as_bytes());
     Ok(())
 }
 
