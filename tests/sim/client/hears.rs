@@ -649,7 +649,8 @@ impl Client {
             && self.state == State::Upgrading;
         // Where no place is left, a connection that isn't connected loses its own to another.
         let few = scene.plan.crowded || scene.plan.faults.accept_full_one_in > 0;
-        let replaced = few && self.state != State::Online;
+        // So does one that is kept between two polls.
+        let replaced = few && (self.state != State::Online || self.over == Over::LongPoll);
         self.lost(scene);
         if !told && !injected && !slow && !patient && !replaced && !turned_away {
             return Err(format!("the connection came to its {how}, and nobody said why"));
