@@ -7,12 +7,13 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::base::notices::Reason;
 use crate::proto::http::SINGLE_HEADERS;
-use crate::shard::Node;
+use crate::shard::{Fields, Node};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -25,13 +26,15 @@ pub(super) async fn check(
     let headers = request.headers();
     let twice = |name: &str| headers.get_all(name).iter().nth(1).is_some();
     let user = &node.rules.client.load().user_id_http_header;
-    if SINGLE_HEADERS.into_iter().any(twice) || (!user.is_empty() && twice(user)) {
-        let why = "a header that may stand once stands more than once\n";
-        return (StatusCode::BAD_REQUEST, why).into_response();
+    // The parser of the internal port takes several of these, that of the public one doesn't.
+    let single = SINGLE_HEADERS.into_iter().chain(["host"]);
+    if single.into_iter().any(twice) || (!user.is_empty() && twice(user)) {
+        let why = "a header that may stand once stands more than once";
+        return refuse(&node, Reason::HttpMalformed, StatusCode::BAD_REQUEST, why, "");
     }
     match is_of_this_node(&node, headers, false) {
         true => next.run(request).await,
-        false => foreign_host(),
+        false => foreign_host(&node, headers),
     }
 }
 
@@ -43,7 +46,7 @@ pub(super) async fn check_admin(
 ) -> Response {
     match is_of_this_node(&node, request.headers(), true) {
         true => next.run(request).await,
-        false => foreign_host(),
+        false => foreign_host(&node, request.headers()),
     }
 }
 
@@ -63,7 +66,37 @@ fn is_of_this_node(node: &Node, headers: &HeaderMap, is_admin: bool) -> bool {
     }
 }
 
-fn foreign_host() -> Response {
-    let why = "host not allowed: roost.allowed_hosts names further ones\n";
-    (StatusCode::FORBIDDEN, why).into_response()
+/// Refuses a request of a page that may not act as a client.
+pub(super) fn foreign_page(node: &Node, headers: &HeaderMap) -> Response {
+    let origin = headers.get(ORIGIN).map_or("none", text);
+    refuse(node, Reason::HttpOrigin, StatusCode::FORBIDDEN, "origin not allowed", origin)
 }
+
+fn foreign_host(node: &Node, headers: &HeaderMap) -> Response {
+    let why = "host not allowed: roost.allowed_hosts names further ones";
+    let host = headers.get(HOST).map_or("none", text);
+    refuse(node, Reason::HttpHost, StatusCode::FORBIDDEN, why, host)
+}
+
+fn refuse(node: &Node, reason: Reason, status: StatusCode, why: &str, given: &str) -> Response {
+    let sep = if given.is_empty() { "" } else { ": " };
+    node.notices.notice_now(
+        reason,
+        &Fields {
+            code: status.as_u16().into(),
+            why: Some(format_args!("{why}{sep}{given}")),
+            ..Fields::default()
+        },
+    );
+    (status, format!("{why}\n")).into_response()
+}
+
+/// As much of a stranger's header as a log line has room for.
+fn text(value: &HeaderValue) -> &str {
+    let text = value.to_str().unwrap_or("not text");
+    // Visible ASCII: every byte is a character.
+    text.get(..GIVEN_BYTES_MAX).unwrap_or(text)
+}
+
+/// Bytes of a header in a log line at most.
+const GIVEN_BYTES_MAX: usize = 128;

@@ -86,6 +86,7 @@ fn requests_of_foreign_pages_are_refused_everywhere() {
             assert_eq!(status(&node, &request), 403, "{request}");
         }
     }
+    node.until_logged(&["http.origin", "https://evil.example is not in", "https://app.example"]);
     // Nothing of it was carried out: the next publication is one that may be.
     node.call("publish", json!({"channel": "news", "data": "last"}));
     assert_eq!(subscriber.push()["pub"]["data"], "last");
@@ -143,6 +144,7 @@ fn a_development_node_is_reached_by_names_of_this_machine_only() {
         }
     }
     assert!(node.figures()["refused_host"] > 0);
+    node.until_logged(&["http.host", "evil.example is not this node's"]);
     for own in ["localhost:8000", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "dev.example:8000"] {
         for request in all() {
             assert_ne!(status(&node, &at(&request, own)), 403, "{own} {request}");
@@ -198,6 +200,7 @@ fn the_internal_port_judges_senders_too() {
         (&["Sec-Fetch-Site: cross-site"], 403),
         (&["Origin: https://app.example", "Origin: https://app.example"], 400),
         (&["X-API-Key: k", "X-API-Key: k"], 400),
+        (&["Host: localhost"], 400),
     ] {
         assert_eq!(status(&post("/api/publish", headers, &publish)), expected, "{headers:?}");
     }

@@ -68,9 +68,7 @@ async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -
     // Without a key any web page in a browser that reaches the node could call it: a simple request is
     // carried out, although the page can't read the answer.
     if !sender::allows_page(&shared.api.node, request.headers()) {
-        let why = format_args!("a foreign Origin or Sec-Fetch-Site, with http_api.insecure");
-        shared.api.refused(Reason::HttpOrigin, 403, why);
-        return (StatusCode::FORBIDDEN, "origin not allowed\n").into_response();
+        return sender::foreign_page(&shared.api.node, request.headers());
     }
     next.run(request).await
 }
