@@ -884,6 +884,20 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
 }
 
 #[test]
+fn a_proxy_without_checked_certificates_warns() {
+    let proxy = |skip: bool| {
+        let report = toml(&format!(
+            "[client.proxy.connect]\nenabled = true\nendpoint = 'https://app.test/connect'\n\
+             http.tls = {{ enabled = true, insecure_skip_verify = {skip} }}\n"
+        ));
+        assert_eq!((report.errors, report.unknown), (vec![], vec![]));
+        let warnings = report.warnings.into_iter();
+        warnings.filter(|warning| warning.contains("insecure_skip_verify")).count()
+    };
+    assert_eq!((proxy(false), proxy(true)), (0, 1));
+}
+
+#[test]
 fn harmless_options_warn() {
     let report = toml(
         "[grpc_api]\nenabled = true\n[admin]\nweb_path = 'x'\n[opentelemetry]\n[swagger]\nenabled = false\n\
