@@ -133,25 +133,26 @@ fn a_password_opens_it_and_nothing_else_does() {
 #[test]
 fn passwords_cannot_be_tried_quickly() {
     let node = Node::open_with(OPTIONS, &[]);
-    let mut waiting: Vec<Raw> = (0..8).map(|_| node.raw()).collect();
-    for raw in &mut waiting {
-        raw.send(post("/admin/auth", &[FORM], "password=x").as_bytes());
-    }
-    // They hold all places of their address until they are answered: one more is refused at once.
-    let mut raw = node.raw();
+    let mut tries: Vec<Raw> = (0..9).map(|_| node.raw()).collect();
+    let send = |tries: &mut [Raw]| {
+        let request = post("/admin/auth", &[FORM], "password=x");
+        tries.iter_mut().for_each(|raw| raw.send(request.as_bytes()));
+    };
+    // Eight wait for their answer, a second late; the ninth within that second is refused. A busy
+    // machine may need longer to send them: then they are sent again.
     let refused = loop {
-        let response = raw.post("/admin/auth", &[FORM], "password=y");
-        if response.status != 400 {
-            break response;
+        send(&mut tries);
+        let responses: Vec<_> = tries.iter_mut().map(Raw::response).collect();
+        assert!(responses.iter().all(|response| matches!(response.status, 400 | 429)));
+        if let Some(refused) = responses.into_iter().find(|response| response.status == 429) {
+            break refused;
         }
     };
-    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
-    // The right one is never kept waiting.
-    assert!(enter(&mut raw, "password=open+sesame").is_ok());
-    for raw in &mut waiting {
-        let status = raw.response().status;
-        assert!(status == 400 || status == 429, "{status}");
-    }
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    // The right one is never kept waiting, and never refused.
+    send(&mut tries);
+    assert!(enter(&mut node.raw(), "password=open+sesame").is_ok());
+    tries.iter_mut().for_each(|raw| assert!(matches!(raw.response().status, 400 | 429)));
     let logged = node.until_logged(&["a wrong password for the admin page"]);
     assert!(logged.contains("127.0.0.1"), "{logged}");
 }
