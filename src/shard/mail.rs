@@ -1557,4 +1557,25 @@ mod tests {
         }
         assert_eq!(kinds, KINDS.iter().map(|kind| (*kind).to_owned()).collect());
     }
+
+    #[test]
+    fn parts_of_mail_count_what_they_allocate() {
+        fn check<T: HeapBytes>(make: impl Fn() -> T) {
+            let before = requested_bytes();
+            let value = make();
+            let held = usize::try_from(requested_bytes() - before).unwrap();
+            let counted = value.heap_bytes();
+            assert!(counted >= held && counted <= held + 16, "{counted} for {held}");
+        }
+        let long = "long enough to be on the heap ".repeat(3);
+        check(|| CompactString::new(&long));
+        check(|| CompactString::new("short"));
+        check(|| long.clone());
+        check(|| long.as_str().to_owned().into_boxed_str());
+        check(|| Box::<[u8]>::from(long.as_bytes()));
+        check(|| SharedFrame::new(long.as_bytes()));
+        check(|| Some(Box::new(long.clone())));
+        check(|| Arc::new(long.clone()));
+        check(|| vec![(long.clone(), 1), (long.clone(), 2)]);
+    }
 }
