@@ -369,7 +369,9 @@ allow_publish_for_anonymous = true
     // A publisher that is no subscriber: its reply and the push would come in either order.
     let mut publisher = node.connected_as("7");
     publisher.publish("news", serde_json::json!({"text": "hello"}));
-    clients.iter_mut().for_each(|client| client.expect("*hello*"));
+    for client in &mut clients {
+        client.expect("*hello*");
+    }
     drop((clients, publisher));
     node.signal(rustix::process::Signal::TERM);
     assert_eq!(node.ended().code, Some(0));
