@@ -62,15 +62,15 @@ impl<D: Driver> Shard<D> {
             return Err(Stop::Close(Disconnect::BadRequest, "delta: only fossil is known"));
         }
         channels.check_length(channel)?;
-        if self.is_short_for(|counters| &counters.short_subscribe) {
-            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
-        }
         let known = self.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if known.is_some_and(|at| session.subs.find(at).is_some())
             || self.is_reserved(index, channel)
         {
             return Err(Stop::Error(ErrorCode::AlreadySubscribed, ""));
+        }
+        if self.is_short_for(|counters| &counters.short_subscribe) {
+            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         if session.subs.len() >= client.channel_limit {

@@ -317,9 +317,9 @@ impl Client {
         match &pending.what {
             What::Connect(_) => self.fail_to_connect(scene),
             What::Subscribe(channel, _) if code == 100 => {
-                let asks = self.asks_for(channel);
+                let (asks, stays) = (self.asks_for(channel), self.wants(channel));
                 let known = self.channels.entry(channel.clone()).or_default();
-                known.wanted = known.open.is_some() || asks && known.wanted;
+                known.wanted = known.open.is_some() && stays || asks && known.wanted;
             }
             What::Subscribe(channel, ask) if code == 112 => {
                 let namespace = scene.plan.namespace(channel);
@@ -327,9 +327,9 @@ impl Client {
                     return Err("nothing was to be recovered".into());
                 }
                 // It is as if it had never asked.
-                let asks = self.asks_for(channel);
+                let (asks, stays) = (self.asks_for(channel), self.wants(channel));
                 let known = self.channels.entry(channel.clone()).or_default();
-                known.wanted = known.open.is_some() || asks && known.wanted;
+                known.wanted = known.open.is_some() && stays || asks && known.wanted;
             }
             _ => {}
         }
