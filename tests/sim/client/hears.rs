@@ -151,7 +151,10 @@ impl Client {
             3013 => scene.plan.crowded,
             3012 if slow || self.kind == Kind::Mute => true,
             // Its pongs go to any shard: to one that stands still, while the one that waits for them runs.
-            3012 => scene.plan.standstill_ms > 0 && self.over.has_up_link(),
+            // And they wait behind commands that the up-link has not taken yet.
+            3012 => {
+                self.over.has_up_link() && (scene.plan.standstill_ms > 0 || self.up.is_behind())
+            }
             // Who is one too many is told so, and who was shown what it can't be.
             3504 => scene.plan.counts_users() && self.user.is_some(),
             3506 => self.risks_binary && !self.protobuf,

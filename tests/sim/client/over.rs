@@ -129,6 +129,13 @@ pub(super) struct UpLink {
     busy: bool,
 }
 
+impl UpLink {
+    /// Whether messages wait for those before them.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.queue.is_empty()
+    }
+}
+
 /// Whether there may be no room for a request of the up-link.
 fn may_be_refused(scene: &Scene<'_>) -> bool {
     let few = scene.plan.options.requests_unanswered_max < 100;
