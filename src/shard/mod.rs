@@ -699,6 +699,7 @@ impl<D: Driver> Shard<D> {
         self.deflaters.sweep();
         self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
         self.results.expire(now);
+        self.replaceable.give_back();
         if self.outboxes.bytes() == 0 {
             if self.queued_peak > COLLECT_AFTER_BYTES {
                 (self.collect)();

@@ -53,6 +53,14 @@ impl Replaceable {
         self.list.remove(&mut self.links, index);
         self.links.0.remove(&index);
     }
+
+    /// Gives back what a burst of new connections left behind: as many clients later own nothing here.
+    pub(super) fn give_back(&mut self) {
+        let links = &mut self.links.0;
+        if links.capacity() > 4 * links.len() + LINKS_KEPT {
+            links.shrink_to(2 * links.len());
+        }
+    }
 }
 
 impl<D: Driver> Shard<D> {
@@ -116,11 +124,26 @@ impl<D: Driver> Shard<D> {
 /// Connections looked at to find one whose place may be taken: those that wait for a verdict are passed over.
 const PENDING_SKIPPED_MAX: usize = 16;
 
+/// Links that are kept however few are in use.
+const LINKS_KEPT: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_burst_leaves_nothing_behind() {
+        let mut replaceable = Replaceable::default();
+        (0..10_000).for_each(|index| replaceable.insert(index));
+        replaceable.give_back();
+        assert_eq!((replaceable.len(), replaceable.first()), (10_000, Some(0)));
+        (0..9_999).for_each(|index| replaceable.remove(index));
+        replaceable.give_back();
+        assert!(replaceable.links.0.capacity() <= LINKS_KEPT);
+        assert_eq!((replaceable.len(), replaceable.first()), (1, Some(9_999)));
+    }
 
     proptest! {
         // As a plain queue has it, in which each is once.
