@@ -248,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_every_reason() {
+        let document = include_str!("../../docs/logging.md");
+        let rows = document.lines().filter(|line| {
+            let name = line.strip_prefix("| `").and_then(|rest| rest.split('`').next());
+            name.is_some_and(|name| name.contains('.'))
+        });
+        let expected = Reason::ALL.iter().map(|r| format!("| `{}` | {} |", r.name(), r.help()));
+        assert_eq!(rows.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn names_are_unique_and_safe_to_search_for() {
         let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());

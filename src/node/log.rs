@@ -97,6 +97,11 @@ impl Lines {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// The counter of dropped lines, for metrics.
+    pub(super) fn dropped_counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
+    }
+
     /// Opens the file again, if it is one: it was renamed, and the name is free for a new one.
     fn reopen(&self) {
         self.reopens.fetch_add(1, Ordering::Release);
@@ -194,6 +199,11 @@ impl Log {
     /// Lines of the log that were dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.lines.dropped()
+    }
+
+    /// The counter of dropped lines, for metrics.
+    pub(super) fn dropped_counter(&self) -> Arc<AtomicU64> {
+        self.lines.dropped_counter()
     }
 
     /// Whether people are shown more than events: where the log is JSON, only on a terminal that has no part

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::Router;
@@ -90,6 +90,8 @@ pub(super) struct Metrics {
     pub(super) desk: Arc<Desk>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
+    /// Dropped lines: of the log, and of SIGUSR1's figures.
+    pub(super) lines_dropped: [Arc<AtomicU64>; 2],
     pub(super) started: Instant,
 }
 
@@ -350,6 +352,9 @@ impl Metrics {
         let node = &self.node;
         let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
         let limit = |(limit, of): (&str, u64)| (vec![("limit", limit.to_owned())], of as f64);
+        let dropped = |(of, count): (&&str, &Arc<AtomicU64>)| {
+            (vec![("of", (*of).to_owned())], count.load(Ordering::Relaxed) as f64)
+        };
         let memory = self.memory_classes();
         let limits = self.limits();
         let gauge = Metric::gauge;
@@ -387,6 +392,12 @@ impl Metrics {
                 "limits",
                 "What may be; 0: no limit",
                 limits.map(limit).to_vec(),
+            ),
+            Metric::new(
+                Kind::Counter,
+                "lines_dropped",
+                "Lines of the log, or of SIGUSR1's figures, that nothing took in time",
+                ["log", "figures"].iter().zip(&self.lines_dropped).map(dropped).collect(),
             ),
         ];
         metrics.extend(self.slow());

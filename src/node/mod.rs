@@ -308,6 +308,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         desk: Arc::clone(&desk),
         health: Arc::clone(&health),
         proxies: Arc::clone(&proxies),
+        lines_dropped: [settings.log.dropped_counter(), output.dropped_counter()],
         started,
     };
     let figures = Figures::new(metrics.clone(), name, settings.plan);

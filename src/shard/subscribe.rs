@@ -12,6 +12,7 @@ use super::*;
 use crate::base::expiry::Expiry;
 use crate::base::filter::FilterNode;
 use crate::base::form::Framing;
+use crate::base::notices::Reason;
 use crate::edge::channels::{
     Asked, Granted, Namespace, OWN_CHANNEL, RecoveryMode, Subscriber as Asking,
 };
@@ -527,6 +528,14 @@ impl<D: Driver> Shard<D> {
         let Some(name) = self.locals.get(channel).map(|local| local.name.clone()) else { return };
         // Not held back by a full outbox: there are at most as many as subscriptions.
         self.leave_home(index, &sub, None);
+        let reason = match why {
+            Unsubscribed::Expired => Some(Reason::EndExpired),
+            Unsubscribed::InsufficientState => Some(Reason::EndInsufficientState),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.notice(index, reason, why.code().into(), &name, format_args!(""));
+        }
         self.push(index, &name, &Push::Unsubscribe(why));
     }
 
