@@ -189,7 +189,7 @@ for (const [transport, encoding] of [
       backwards: [4],
       presence: [user],
       stats: [1, 1],
-      errors: [103, 108, 108, 102],
+      errors: [103, 108, 104, 102],
       ping: null,
     });
 
