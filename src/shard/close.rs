@@ -602,7 +602,8 @@ impl<D: Driver> Shard<D> {
         }
         self.expire_subs(index);
         let conn = &self.conns[index as usize];
-        let unread = conn.flags.pending() || conn.flags.paused();
+        let unhandled = conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
+        let unread = conn.flags.pending() || conn.flags.paused() || conn.flags.ready() || unhandled;
         let held = conn.flags.held() && !form.is_poll();
         let Some(session) = self.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {
@@ -620,8 +621,8 @@ impl<D: Driver> Shard<D> {
         }
         if session.flags.pong_window() {
             if session.flags.pong_due() && unread {
-                // It is not read while a question of its is out, or a home has no credit: the pong may be
-                // there.
+                // It is not read while a question of its is out, or a home has no credit, and what is read may
+                // wait: the pong may be there.
                 session.due_tick = tick.saturating_add(ticks(pong_timeout.unwrap_or(interval)));
                 return;
             }
