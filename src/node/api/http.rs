@@ -13,10 +13,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use serde_json::value::RawValue;
 
-use super::Api;
 use super::bounds::{REPLY_BYTES_MAX, Work};
 use super::methods::{self, BadParams, Call, PARALLEL_MAX, Result};
 use super::wire::{self, ApiError};
+use super::{Api, CALLER};
 use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::base::notices::Reason;
 use crate::config;
@@ -24,6 +24,7 @@ use crate::edge::api_key::GivenKey;
 use crate::node::json::flaw;
 use crate::node::sender;
 use crate::node::slices::Slice;
+use crate::node::web::ClientAddress;
 use crate::shard::Cut;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -56,6 +57,11 @@ pub(in crate::node) fn router(
 }
 
 async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let address = request.extensions().get().and_then(|ClientAddress(address)| *address);
+    CALLER.scope(address, with_key(&shared, request, next)).await
+}
+
+async fn with_key(shared: &Shared, request: Request, next: Next) -> Response {
     let options = shared.options.load_full();
     if has_key(&options, &request) {
         return next.run(request).await;

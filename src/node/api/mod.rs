@@ -13,6 +13,7 @@ mod wire;
 pub(super) use self::http::{answer_old_form, router};
 
 use std::fmt::Arguments;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -38,6 +39,11 @@ pub(super) struct Api {
     reads: Semaphore,
 }
 
+tokio::task_local! {
+    /// Address of the client whose request the task answers, for the log lines of whatever it does.
+    static CALLER: Option<IpAddr>;
+}
+
 impl Api {
     /// The API of a node. `uid` tells its lives apart.
     pub(super) fn new(
@@ -57,7 +63,8 @@ impl Api {
 
     /// Logs why a request was refused.
     fn refused(&self, reason: Reason, code: u32, why: Arguments<'_>) {
-        let fields = Fields { code, why: Some(why), ..Fields::default() };
+        let address = CALLER.try_with(|address| *address).unwrap_or_default();
+        let fields = Fields { address, code, why: Some(why), ..Fields::default() };
         self.node.notices.notice_now(reason, &fields);
     }
 
