@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use roost::hub::delta::{is_text, patch};
+use roost::hub::delta::{Patched, Patcher, is_text};
 
 const DIGITS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~";
 
@@ -58,7 +58,7 @@ fn applied(old: &[u8], mut patch: &[u8]) -> Vec<u8> {
 fuzz_target!(|bytes: &[u8]| {
     let Some((at, data)) = bytes.split_first_chunk() else { return };
     let (old, new) = data.split_at(usize::from(u16::from_le_bytes(*at)) % (data.len() + 1));
-    if let Some(patch) = patch(old, new) {
+    if let Patched::Patch(patch) = Patcher::new(1).patch(old, new) {
         assert!(patch.len() < new.len());
         assert_eq!(applied(old, &patch), new);
         assert_eq!(is_text(&patch), std::str::from_utf8(&patch).is_ok());
