@@ -6,7 +6,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use roost::proto::http::{
-    Body, Refusal, format, head_complete, parse, put_refusal, put_switching, query_param, upgrade,
+    Body, HttpDate, Refusal, format, head_complete, parse, put_refusal, put_switching, query_param,
+    upgrade,
 };
 
 /// What matters of a head, to compare.
@@ -32,9 +33,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(!matches!(outline(beginning), Ok(Some(_))));
         assert!(head_complete(bytes, &mut scanned) || !matches!(whole, Ok(Some(_))));
     }
+    let date = HttpDate::at(0);
     match parse(bytes) {
         Ok(None) => {}
-        Err(refusal) => put_refusal(&mut Vec::new(), refusal, ""),
+        Err(refusal) => put_refusal(&mut Vec::new(), refusal, "", date, false),
         Ok(Some(head)) => {
             assert!(head.bytes <= bytes.len());
             assert!(head_complete(&bytes[..head.bytes], &mut 0));
@@ -42,7 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
             if let Ok(upgrade) = upgrade(&head) {
                 format(head.query, upgrade.protocol);
                 let mut answer = Vec::new();
-                put_switching(&mut answer, &upgrade);
+                put_switching(&mut answer, &upgrade, date);
                 assert!(answer.ends_with(b"\r\n\r\n") && answer.is_ascii());
             }
         }

@@ -55,15 +55,18 @@ fn check(keys: &TokenKeys, token: &str) {
     let subscription = keys.subscription(token, NOW);
     let signed = keys.connection_signed(token, NOW);
     assert!(signed.is_err() || keys.subscription_signed(token, NOW).is_err());
-    if let Some(verdict @ (Ok(_) | Err(TokenFault::Expired))) = &connection {
+    if let Some(verdict @ (Ok(_) | Err(TokenFault::Expired(_)))) = &connection {
         assert_eq!(verdict, &signed);
+    }
+    // An expired token may be refused before its signature is looked at.
+    if let Some(Ok(_)) = &connection {
         assert!(matches!(keys.check_signature(token, NOW), Checked::Good { .. }));
     }
-    if let Some(verdict @ (Ok(_) | Err(TokenFault::Expired))) = &subscription {
+    if let Some(verdict @ (Ok(_) | Err(TokenFault::Expired(_)))) = &subscription {
         assert_eq!(verdict, &keys.subscription_signed(token, NOW));
     }
     if connection.is_none() {
-        assert_ne!(signed, Err(TokenFault::Invalid));
+        assert!(!matches!(signed, Err(TokenFault::Invalid(_))));
     }
 }
 
@@ -75,7 +78,7 @@ fn check_signed(claims: &RawValue) {
     let Some((signed, signature)) = token.rsplit_once('.') else { return };
     let other = if signature.starts_with('A') { "B" } else { "A" };
     let forged = format!("{signed}.{other}{}", &signature[1..]);
-    assert_eq!(KEYS.connection(&forged, NOW), Some(Err(TokenFault::Invalid)));
+    assert!(matches!(KEYS.connection(&forged, NOW), Some(Err(TokenFault::Invalid(_)))));
     assert_eq!(KEYS.check_signature(&forged, NOW), Checked::Bad);
 }
 
