@@ -1,5 +1,5 @@
-//! What a patch costs, for payloads as applications have them and for some that are made to be dear: each grows with
-//! its bytes. Wall times of a busy machine are noise: compare runs on one machine, not the figures.
+//! The cost of a patch, for payloads of applications and for crafted ones: the time grows with the bytes of
+//! both payloads, whatever they hold. Wall times of a busy machine are noise: compare runs on one machine, not the figures.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection.
+//! The address of a connection's peer.
 
 use std::net::IpAddr;
 

@@ -34,8 +34,8 @@ impl Expiry {
         i64::from(self.seconds()) <= now.0
     }
 
-    /// What a client is told as `ttl`: seconds that are left, at least one. At most a year, which the timers
-    /// of all SDKs can count: a client that is told so renews earlier than it has to, and the moment stays.
+    /// The `ttl` of replies to clients: the seconds that are left, from 1 to one year. The timers of all SDKs
+    /// can count a year; a client with that `ttl` renews earlier than it has to, and the expiry itself stays.
     pub fn ttl(self, now: UnixSeconds) -> u32 {
         let left = i64::from(self.seconds()).saturating_sub(now.0);
         u32::try_from(left.clamp(1, TTL_MAX_S)).unwrap_or(1)

@@ -18,7 +18,7 @@ pub fn take(count: usize) {
     let _ = count;
 }
 
-/// What work comes to, and its steps.
+/// The result of `work`, and the number of steps that it took.
 #[cfg(test)]
 pub(crate) fn of<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = STEPS.with(Cell::get);
