@@ -4,6 +4,9 @@
 //!
 //! `ROOST_SIM_SEED=n cargo test --test sim` replays one run, `ROOST_SIM_RUNS=n` makes it n random
 //! ones. Seeds that failed once are in `tests/seeds.txt` and are run first.
+//!
+//! For `tools/traces`: `ROOST_SIM_TRACES=FILE` writes one line for each known and fixed seed,
+//! `ROOST_SIM_TRACE=FILE` with `ROOST_SIM_SEED=n` the events of one run, a line each.
 
 mod checker;
 mod client;
@@ -14,8 +17,10 @@ mod run;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use self::run::{Report, Run};
@@ -90,8 +95,44 @@ fn play(seed: u64) -> Result<Report, String> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "how a run is replayed")]
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+    setting(name).map(|value| value.parse().expect("a number"))
+}
+
+/// The seeds that failed once.
+fn known() -> impl Iterator<Item = u64> {
+    let lines = include_str!("../seeds.txt").lines();
+    lines.filter_map(|line| line.split('#').next()?.trim().parse().ok())
+}
+
+/// A line for each known and fixed seed: the seed, its trace, its steps, and a summary to read.
+/// Counters are not in it, so that their names and number may change.
+fn traces() -> String {
+    let seeds: Vec<u64> = known().chain(1..=FIXED_SEEDS).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut lines = BTreeMap::new();
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let line = match play(*seed) {
+                Ok(Report { trace, steps, summary, .. }) => {
+                    format!("{seed} {trace:016x} {steps} {summary}\n")
+                }
+                Err(fault) => format!("{seed} failed 0 {}\n", fault.replace('\n', " ")),
+            };
+            lines.insert(*seed, line);
+        }
+        lines
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let lines: BTreeMap<_, _> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    lines.into_values().collect()
 }
 
 #[test]
@@ -100,12 +141,19 @@ fn seeds() {
     if let Some(seed) = number("ROOST_SIM_SEED") {
         client::TALKATIVE.store(true, Ordering::Relaxed);
         println!("seed {seed}: ROOST_SIM_SEED={seed} cargo test --test sim");
+        if let Some(path) = setting("ROOST_SIM_TRACE") {
+            client::TALKATIVE.store(false, Ordering::Relaxed);
+            fs::write(path, Run::written(seed).1).unwrap();
+            return;
+        }
         let report = play(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         println!("{report:#?}");
         return;
     }
-    let known = include_str!("../seeds.txt").lines();
-    let known = known.filter_map(|line| line.split('#').next()?.trim().parse().ok());
+    if let Some(path) = setting("ROOST_SIM_TRACES") {
+        fs::write(path, traces()).unwrap();
+        return;
+    }
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
     let first = nanos as u64 % 1_000_000_000 * 1_000;
     let random = number("ROOST_SIM_RUNS").unwrap_or(RANDOM_SEEDS);
@@ -116,7 +164,7 @@ fn seeds() {
     let mut failed = Vec::new();
     let mut runs = 0;
     let mut met = BTreeMap::new();
-    for seed in known.chain(first..first + random).chain(1..=fixed) {
+    for seed in known().chain(first..first + random).chain(1..=fixed) {
         if begun.elapsed().as_secs() > SECONDS_MAX && number("ROOST_SIM_RUNS").is_none() {
             println!("time is over before seed {seed}");
             break;

@@ -1,7 +1,9 @@
 //! One run: shards, clients, a clock, and who is next; all from one seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -16,7 +18,7 @@ use roost::hub::names::NameHasher;
 
 use roost::edge::address_limits::AddressLimits;
 use roost::edge::proxy::ProxyEvent;
-use roost::io::sim::{Faults, SharedWorld, SimDriver, Sizes, World};
+use roost::io::sim::{Event, Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
 use roost::shard::mail::{
@@ -33,6 +35,9 @@ use crate::plan::{Kind, Plan};
 
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
 const STANDSTILL_STEPS: u64 = 100_000;
+
+/// Events of one run that are written as lines at most: some 50 MB.
+const LINES_MAX: usize = 1_000_000;
 
 /// Turns of shards in a row after which clients must have had a chance.
 const HEAL_MS: u64 = 90_000;
@@ -58,6 +63,25 @@ pub(crate) struct Run {
     phase: Phase,
     draining: bool,
     standstill: u64,
+    /// Where the events go, for a trace that is to be read.
+    lines: Option<Lines>,
+}
+
+/// The events of a run as lines: the step's number, the virtual time, the operation and its digest.
+pub(crate) struct Lines {
+    text: String,
+    count: usize,
+}
+
+impl Lines {
+    fn add(&mut self, step: u64, events: &[Event]) {
+        for event in events {
+            if self.count < LINES_MAX {
+                let _ = writeln!(self.text, "step {step}  {event}");
+            }
+            self.count += 1;
+        }
+    }
 }
 
 /// The control side: its mail both ways.
@@ -116,15 +140,33 @@ fn zero_of_time() -> std::time::Instant {
 impl Run {
     /// Everything that `seed` means.
     pub(crate) fn of(seed: u64) -> Result<Report, String> {
+        Self::new(seed).report()
+    }
+
+    /// The same with its events as lines, also when it fails.
+    pub(crate) fn written(seed: u64) -> (Result<Report, String>, String) {
         let mut run = Self::new(seed);
-        let result = run.play();
+        run.world.borrow_mut().keep_events();
+        run.lines = Some(Lines { text: String::new(), count: 0 });
+        let report = catch_unwind(AssertUnwindSafe(|| run.report()));
+        run.write_events();
+        let mut lines = run.lines.take().map(|lines| lines.text).unwrap_or_default();
+        let report = report.unwrap_or_else(|_| Err("it panicked".into()));
+        if let Err(fault) = &report {
+            let _ = writeln!(lines, "the run failed: {fault}");
+        }
+        (report, lines)
+    }
+
+    fn report(&mut self) -> Result<Report, String> {
+        let result = self.play();
         if result.is_err() && TALKATIVE.load(Ordering::Relaxed) {
-            run.clients.iter().for_each(Client::show);
+            self.clients.iter().for_each(Client::show);
         }
         result?;
-        let trace = run.world.borrow().trace();
-        let figures = run.figures();
-        Ok(Report { trace, steps: run.history.step, summary: run.history.summary(), figures })
+        let trace = self.world.borrow().trace();
+        let (steps, summary) = (self.history.step, self.history.summary());
+        Ok(Report { trace, steps, summary, figures: self.figures() })
     }
 
     fn new(seed: u64) -> Self {
@@ -209,6 +251,7 @@ impl Run {
             phase: Phase::Faults,
             draining: false,
             standstill: 0,
+            lines: None,
         }
     }
 
@@ -418,7 +461,15 @@ impl Run {
             if now >= end {
                 return Ok(false);
             }
-            self.step(end)?;
+            let result = self.step(end);
+            self.write_events();
+            result?;
+        }
+    }
+
+    fn write_events(&mut self) {
+        if let Some(lines) = &mut self.lines {
+            lines.add(self.history.step, &self.world.borrow_mut().take_events());
         }
     }
 

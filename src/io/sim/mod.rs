@@ -13,7 +13,7 @@
 
 mod world;
 
-pub use self::world::{Faults, LinkId, Seen, SharedWorld, Sizes, World};
+pub use self::world::{Event, Faults, LinkId, Seen, SharedWorld, Sizes, World};
 
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;

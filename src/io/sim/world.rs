@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -185,7 +186,7 @@ impl Wake for Flag {
     }
 }
 
-/// What happened, for the trace.
+/// The operations that a trace consists of.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 enum Op {
@@ -203,6 +204,34 @@ enum Op {
     Wait,
 }
 
+/// One entry of a trace: an operation on a connection (for `Wait`: of a shard), its time, and the
+/// bytes that it moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    now: u64,
+    op: Op,
+    at: u32,
+    value: u64,
+    digest: u64,
+}
+
+impl Display for Event {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { now, op, at, value, digest } = self;
+        write!(f, "{now} ms  {op:?} {at}  {value}")?;
+        match digest {
+            0 => Ok(()),
+            _ => write!(f, "  {digest:016x}"),
+        }
+    }
+}
+
+/// FNV-1a: traces of two builds are compared, so the digest has to be the same in every process.
+fn digest(bytes: &[u8]) -> u64 {
+    let mixed = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, mixed)
+}
+
 /// A network, its clock and its faults, all drawn from one seed.
 pub struct World {
     rng: Rng,
@@ -216,6 +245,8 @@ pub struct World {
     agenda: BTreeMap<(u64, u64), u32>,
     sequence: u64,
     trace: u64,
+    /// The events since they were last taken, if somebody takes them.
+    events: Option<Vec<Event>>,
 }
 
 /// A world that its shards share.
@@ -247,6 +278,7 @@ impl World {
             agenda: BTreeMap::new(),
             sequence: 0,
             trace: seed,
+            events: None,
         }))
     }
 
@@ -263,6 +295,16 @@ impl World {
     /// A number that two runs share exactly if the same happened in both, in the same order.
     pub fn trace(&self) -> u64 {
         self.trace
+    }
+
+    /// Keeps events from now on, for [`Self::take_events`]. The trace is the same with and without.
+    pub fn keep_events(&mut self) {
+        self.events.get_or_insert_default();
+    }
+
+    /// The events since the last call; none unless they are kept.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// From now on other things go wrong.
@@ -330,8 +372,24 @@ impl World {
     }
 
     fn note(&mut self, op: Op, at: u32, value: u64) {
+        self.enter(Event { now: self.now, op, at, value, digest: 0 });
+    }
+
+    /// An operation that moves bytes.
+    fn note_bytes(&mut self, op: Op, at: u32, bytes: &[u8]) {
+        let (value, digest) = (bytes.len() as u64, digest(bytes));
+        self.enter(Event { now: self.now, op, at, value, digest });
+    }
+
+    fn enter(&mut self, event: Event) {
+        let Event { now, op, at, value, digest } = event;
         let word = u64::from(op as u8) << 56 ^ u64::from(at) << 24 ^ value;
-        self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        for word in [word, digest, now] {
+            self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        }
+        if let Some(events) = &mut self.events {
+            events.push(event);
+        }
     }
 
     fn happens(&mut self, one_in: u64) -> bool {
@@ -441,7 +499,7 @@ impl World {
         if count > 0 && link.waits_for_room(self.now) {
             self.edge(at);
         }
-        self.note(Op::ClientRead, at, count as u64);
+        self.note_bytes(Op::ClientRead, at, &bytes);
         bytes
     }
 
@@ -456,7 +514,7 @@ impl World {
             self.sizes.pipe_bytes.saturating_sub(link.up.bytes)
         };
         let count = room.min(bytes.len());
-        self.note(Op::ClientWrite, at, count as u64);
+        self.note_bytes(Op::ClientWrite, at, &bytes[..count]);
         self.travel(at, false, &bytes[..count]);
         count
     }
@@ -627,9 +685,10 @@ impl World {
             let until = self.now + self.rng.below(self.faults.delay_ms_max + 1);
             let link = &mut self.links[at as usize];
             bytes.drain(..skip);
+            let digest = digest(&bytes);
             link.sending = Some(bytes);
             link.sending_until = until;
-            self.note(Op::Send, at, u64::MAX >> 40);
+            self.enter(Event { now: self.now, op: Op::Send, at, value: u64::MAX >> 40, digest });
             self.later(until, at);
             return Sent::Pending;
         }
@@ -653,7 +712,7 @@ impl World {
         if self.happens(self.faults.partial_write_one_in) {
             bytes.truncate(1 + self.rng.below(bytes.len() as u64) as usize);
         }
-        self.note(Op::Send, at, bytes.len() as u64);
+        self.note_bytes(Op::Send, at, &bytes);
         if bytes.len() < asked {
             self.links[at as usize].wants_room = true;
             // Where there is room, the promised event comes at once.
