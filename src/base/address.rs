@@ -1,6 +1,6 @@
 //! The address of a connection's peer.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The other end of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,35 @@ impl Peer {
         match self {
             Self::Ip(address) => Some(address),
             Self::Unix => None,
+        }
+    }
+}
+
+/// The network that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, since
+/// each host has all addresses of such a network.
+pub fn network(address: IpAddr) -> IpAddr {
+    const HOST_BITS: u32 = 64;
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() >> HOST_BITS << HOST_BITS).into()
+        }
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_an_ipv4_address_or_64_bits_of_an_ipv6_address() {
+        for (address, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:0:1:ffff::2", "2001:db8:0:1::"),
+        ] {
+            let parsed = |text: &str| text.parse::<IpAddr>().unwrap();
+            assert_eq!(network(parsed(address)), parsed(expected), "{address}");
         }
     }
 }

@@ -10,9 +10,13 @@
 //! argument.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::base::address::network;
+use crate::base::id::{ConnKey, ShardId};
 
 /// How it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,23 @@ impl State {
     }
 }
 
+/// The client of a call. Half-open calls are one at a time for each of them, so it must be expensive to
+/// have many: an address where there is one, since a client opens as many connections as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The network of an address.
+    Network(IpAddr),
+    /// A connection whose address is unknown: it came over a Unix socket.
+    Connection(ShardId, ConnKey),
+}
+
+impl Source {
+    /// The source of a call for a connection of a shard.
+    pub(super) fn new(address: Option<IpAddr>, shard: ShardId, conn: ConnKey) -> Self {
+        address.map_or(Self::Connection(shard, conn), |address| Self::Network(network(address)))
+    }
+}
+
 /// What came of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
@@ -56,8 +77,7 @@ pub(super) enum Came {
 pub(super) struct Permit {
     /// In which of the breaker's periods it began.
     period: u64,
-    /// Who asks.
-    source: u64,
+    source: Source,
 }
 
 /// What changes with a call's outcome.
@@ -94,9 +114,9 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Probes {
     /// Clients whose calls are on their way.
-    running: Vec<u64>,
+    running: Vec<Source>,
     /// Clients whose calls failed.
-    failed: Vec<u64>,
+    failed: Vec<Source>,
     rejections: usize,
 }
 
@@ -116,7 +136,7 @@ impl Breaker {
     }
 
     /// Whether a call of this client may go now.
-    pub(super) fn admits(&mut self, source: u64, now: Instant) -> Option<Permit> {
+    pub(super) fn admits(&mut self, source: Source, now: Instant) -> Option<Permit> {
         if let Phase::Open { until, probes } = &mut self.phase {
             let has_place = probes.running.len() < PROBES_MAX && !probes.running.contains(&source);
             if now < *until || !has_place {
@@ -243,14 +263,26 @@ const PROBES_FAILED_MIN: usize = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
 
     use super::*;
 
     const PAUSE: Duration = Duration::from_secs(2);
 
+    /// A client with an address of its own.
+    fn client(number: u64) -> Source {
+        let address = IpAddr::from((number as u32).to_be_bytes());
+        Source::new(Some(address), ShardId(0), connection(7))
+    }
+
+    fn connection(index: u32) -> ConnKey {
+        ConnKey { index, generation: NonZeroU32::MIN }
+    }
+
     fn call(breaker: &mut Breaker, source: u64, came: Came, now: Instant) -> Option<Change> {
-        let permit = breaker.admits(source, now)?;
+        let permit = breaker.admits(client(source), now)?;
         Some(breaker.ended(&permit, came, now))
     }
 
@@ -260,7 +292,7 @@ mod tests {
         let mut breaker = Breaker::new(1, PAUSE);
         assert_eq!(call(&mut breaker, 0, Came::Unreachable, now), Some(Change::Opened));
         assert_eq!(breaker.state(now), State::Open);
-        assert!(breaker.admits(0, now).is_none());
+        assert!(breaker.admits(client(0), now).is_none());
         assert_eq!(breaker.state(now + PAUSE), State::HalfOpen);
         (breaker, now + PAUSE)
     }
@@ -308,15 +340,49 @@ mod tests {
     #[test]
     fn one_client_alone_decides_nothing_while_half_open() {
         let (mut breaker, now) = opened();
-        let hostile = breaker.admits(1, now).unwrap();
-        assert!(breaker.admits(1, now).is_none(), "one call of a client at a time");
-        let honest = breaker.admits(2, now).unwrap();
-        assert!(breaker.admits(3, now).is_some() && breaker.admits(4, now).is_none());
+        let hostile = breaker.admits(client(1), now).unwrap();
+        assert!(breaker.admits(client(1), now).is_none(), "one call of a client at a time");
+        let honest = breaker.admits(client(2), now).unwrap();
+        assert!(
+            breaker.admits(client(3), now).is_some() && breaker.admits(client(4), now).is_none()
+        );
         assert_eq!(breaker.ended(&hostile, Came::Failure, now), Change::None);
         assert_eq!(call(&mut breaker, 1, Came::Failure, now), Some(Change::None));
         assert_eq!(breaker.state(now), State::HalfOpen);
         assert_eq!(breaker.ended(&honest, Came::Answer, now), Change::Closed);
         assert_eq!(breaker.state(now), State::Closed);
+    }
+
+    #[test]
+    fn connections_of_one_address_are_one_client() {
+        let of = |address: &str, index| {
+            let address = Some(address.parse().unwrap());
+            Source::new(address, ShardId(index as u8), connection(index))
+        };
+        for (one, others) in [
+            ("192.0.2.1", ["192.0.2.1", "::ffff:192.0.2.1"]),
+            ("2001:db8::1", ["2001:db8::1", "2001:db8::ffff:1"]),
+        ] {
+            let (mut breaker, now) = opened();
+            let hostile = breaker.admits(of(one, 1), now).unwrap();
+            for (index, other) in (2..).zip(others) {
+                assert!(breaker.admits(of(other, index), now).is_none(), "{other}");
+            }
+            assert_eq!(breaker.ended(&hostile, Came::Failure, now), Change::None);
+            for (index, other) in (2..).zip(others) {
+                let next = breaker.admits(of(other, index), now).unwrap();
+                assert_eq!(breaker.ended(&next, Came::Failure, now), Change::None);
+                assert_eq!(breaker.state(now), State::HalfOpen, "{other}");
+            }
+            assert!(breaker.admits(of("192.0.2.2", 9), now).is_some());
+        }
+        // Over a Unix socket there are only connections.
+        let (mut breaker, now) = opened();
+        for index in 0..3 {
+            let source = Source::new(None, ShardId(0), connection(index));
+            assert!(breaker.admits(source, now).is_some(), "{index}");
+            assert!(breaker.admits(source, now).is_none(), "{index}");
+        }
     }
 
     #[test]
@@ -349,14 +415,14 @@ mod tests {
     fn what_began_before_says_nothing() {
         let now = Instant::now();
         let mut breaker = Breaker::new(1, PAUSE);
-        let early = breaker.admits(1, now).unwrap();
-        let other = breaker.admits(2, now).unwrap();
+        let early = breaker.admits(client(1), now).unwrap();
+        let other = breaker.admits(client(2), now).unwrap();
         assert_eq!(breaker.ended(&other, Came::Failure, now), Change::Opened);
         assert_eq!(breaker.ended(&early, Came::Answer, now), Change::None);
         assert_eq!(breaker.state(now), State::Open);
-        let given_up = breaker.admits(3, now + PAUSE).unwrap();
+        let given_up = breaker.admits(client(3), now + PAUSE).unwrap();
         breaker.ended(&given_up, Came::GivenUp, now + PAUSE);
-        assert!(breaker.admits(3, now + PAUSE).is_some(), "its place is free again");
+        assert!(breaker.admits(client(3), now + PAUSE).is_some(), "its place is free again");
     }
 
     proptest! {

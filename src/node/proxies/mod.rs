@@ -32,12 +32,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub(super) use self::breaker::State;
-use self::breaker::{Breaker, Came, Change};
+use self::breaker::{Breaker, Came, Change, Source};
 use self::connector::Connector;
 pub(super) use self::connector::TlsFault;
 use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
 use super::desk::Desk;
-use crate::base::id::{ConnKey, ShardId};
+use crate::base::id::ShardId;
 use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::base::times::Times;
@@ -214,7 +214,7 @@ impl Proxies {
         let endpoint = self.lock().get(&question.proxy);
         let answer = match endpoint {
             Some(endpoint) => {
-                let source = source(from, &question);
+                let source = Source::new(question.address, from, question.asker.conn);
                 endpoint.ask(&question, source, &self.node.notices).await
             }
             None => ProxyAnswer::Failed,
@@ -306,7 +306,12 @@ impl Endpoint {
         wanted.flat_map(|outcome| ProxyEvent::ALL.map(|event| self.count(event, outcome))).sum()
     }
 
-    async fn ask(&self, question: &ProxyQuestion, source: u64, notices: &Notices) -> ProxyAnswer {
+    async fn ask(
+        &self,
+        question: &ProxyQuestion,
+        source: Source,
+        notices: &Notices,
+    ) -> ProxyAnswer {
         let event = question.call.event();
         let failed = |reason, why: std::fmt::Arguments<'_>| {
             let (name, event) = (&self.options.name, event.name());
@@ -330,7 +335,7 @@ impl Endpoint {
         &self,
         event: ProxyEvent,
         question: &ProxyQuestion,
-        source: u64,
+        source: Source,
         failed: impl Fn(Reason, std::fmt::Arguments<'_>),
     ) -> (Outcome, ProxyAnswer) {
         let began = Instant::now();
@@ -454,12 +459,6 @@ fn is_end_of_stream(fault: &(dyn std::error::Error + 'static)) -> bool {
         let fault = fault.downcast_ref::<std::io::Error>();
         fault.is_some_and(|fault| fault.kind() == std::io::ErrorKind::UnexpectedEof)
     })
-}
-
-/// Which client a question is of, for the breaker.
-fn source(from: ShardId, question: &ProxyQuestion) -> u64 {
-    let ConnKey { index, generation } = question.asker.conn;
-    u64::from(from.0) << 56 ^ u64::from(generation.get()) << 32 ^ u64::from(index)
 }
 
 /// Headers of a call: the static ones, then those of the client, those of its request last.
