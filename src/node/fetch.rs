@@ -10,6 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
+use super::tls::{self, Trust};
 
 /// Why something was not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,13 +49,14 @@ impl Client {
         Self::Plain(Self::builder().build(HttpConnector::new()))
     }
 
-    /// One for `https://`, too.
+    /// One for `https://`, too, of servers with these certificates.
     ///
     /// # Errors
-    /// The machine has no certificates to check servers with.
-    pub(super) fn secure() -> std::io::Result<Self> {
+    /// There are no certificates to check servers with.
+    pub(super) fn secure(trust: Trust) -> std::io::Result<Self> {
+        let config = tls::client_config(trust).map_err(std::io::Error::other)?;
         let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()?
+            .with_tls_config(config.with_no_client_auth())
             .https_or_http()
             .enable_http1()
             .build();
@@ -95,5 +97,30 @@ impl Client {
             }
         }
         Err(RedirectFault::TooMany.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
+    use super::*;
+    use crate::node::tls::testing::{AUTHORITY, serve_once};
+
+    /// What proxies accept, too.
+    #[tokio::test]
+    async fn a_trusted_certificate_is_good_itself() {
+        let authority = CertificateDer::from_pem_slice(AUTHORITY.as_bytes()).unwrap();
+        let client = Client::secure(Trust::Certificates(vec![authority])).unwrap();
+        let address = serve_once("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        let url = format!("https://localhost:{}/keys", address.port());
+        let body = client.get(&url, "application/json", 100).await;
+        assert_eq!(body.unwrap(), "{}");
+        // Under another name it isn't.
+        let address = serve_once("");
+        let url = format!("https://127.0.0.1:{}/keys", address.port());
+        let refused = client.get(&url, "application/json", 100).await;
+        assert!(matches!(refused, Err(FetchFault::Request(_))), "{refused:?}");
     }
 }

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use super::fetch::{Client, FetchFault};
 use super::pages;
+use super::tls::Trust;
 use crate::config;
 
 /// What the page shows to be pasted.
@@ -149,7 +150,7 @@ async fn load(file: Option<&std::path::Path>) -> Result<Bytes, SdkFault> {
     if let Some(path) = file {
         return std::fs::read(path).map(Bytes::from).map_err(SdkFault::File);
     }
-    let client = Client::secure().map_err(SdkFault::Archive)?;
+    let client = Client::secure(Trust::Machine).map_err(SdkFault::Archive)?;
     let url = format!("{REGISTRY}{ARCHIVE}");
     let got = client.get(&url, "application/octet-stream", ARCHIVE_BYTES_MAX);
     let archive = tokio::time::timeout(TIMEOUT, got).await.map_err(|_| SdkFault::Timeout)??;

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::fetch::{Client, FetchFault};
 use super::signatures::{Again, Ask, Endpoint, KeySource};
+use super::tls::Trust;
 use crate::base::url::without_credentials;
 use crate::edge::jwt::KeyFault;
 use crate::session::Rules;
@@ -74,7 +75,7 @@ enum Fault {
 pub(super) fn client(rules: &Rules) -> std::io::Result<Client> {
     let sets = [Some(&rules.keys), rules.subscription_keys.as_ref()];
     let secure = sets.into_iter().flatten().any(|keys| keys.fetches_keys() == Some(true));
-    if secure { Client::secure() } else { Ok(Client::plain()) }
+    if secure { Client::secure(Trust::Machine) } else { Ok(Client::plain()) }
 }
 
 /// Fetches what jobs ask for, and again what it has.

@@ -1,18 +1,13 @@
 //! Connections to an endpoint, with TLS where its URL says so.
 
-use std::sync::Arc;
-
-use hyper_rustls::{
-    ConfigBuilderExt, FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder,
-};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::crypto::aws_lc_rs;
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 
-use super::verifier::{Anchored, Unchecked};
 use crate::edge::proxy::{ProxyOptions, ProxyTls};
+use crate::node::tls::{self, Trust};
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
 
@@ -53,29 +48,21 @@ pub(super) fn connector(options: &ProxyOptions) -> Result<Connector, TlsFault> {
 }
 
 fn config(tls: &ProxyTls, is_secure: bool) -> Result<ClientConfig, String> {
-    let text = |fault: rustls::Error| fault.to_string();
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(text)?;
-    let builder = match tls.server_ca_pem.as_str() {
-        _ if tls.skip_verify => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unchecked(provider)))
-        }
+    let trust = match tls.server_ca_pem.as_str() {
+        _ if tls.skip_verify => Trust::Anybody,
         // The machine's are read only where they are needed.
-        "" if is_secure => builder.with_native_roots().map_err(|fault| fault.to_string())?,
-        "" => builder.with_root_certificates(RootCertStore::empty()),
-        pem => {
-            let verifier = Anchored::new(certificates(pem)?, provider)?;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
+        "" if is_secure => Trust::Machine,
+        "" => Trust::Nobody,
+        pem => Trust::Certificates(certificates(pem)?),
     };
+    let builder = tls::client_config(trust)?;
     if tls.cert_pem.is_empty() {
         return Ok(builder.with_no_client_auth());
     }
     let key = PrivateKeyDer::from_pem_slice(tls.key_pem.as_bytes());
     let key = key.map_err(|fault| format!("key_pem: {fault}"))?;
-    builder.with_client_auth_cert(certificates(&tls.cert_pem)?, key).map_err(text)
+    let chain = certificates(&tls.cert_pem)?;
+    builder.with_client_auth_cert(chain, key).map_err(|fault| fault.to_string())
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -9,7 +9,6 @@
 
 mod breaker;
 mod connector;
-mod verifier;
 mod wire;
 
 use std::collections::HashMap;
