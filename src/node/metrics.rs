@@ -19,6 +19,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::admin::AdminRefusals;
 use super::desk::Desk;
 use super::health::Health;
 use super::memory;
@@ -90,6 +91,7 @@ pub(super) struct Metrics {
     pub(super) desk: Arc<Desk>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
+    pub(super) admin_refusals: Arc<AdminRefusals>,
     /// Dropped lines: of the log, and of SIGUSR1's figures.
     pub(super) lines_dropped: [Arc<AtomicU64>; 2],
     pub(super) started: Instant,
@@ -355,6 +357,7 @@ impl Metrics {
         let dropped = |(of, count): (&&str, &Arc<AtomicU64>)| {
             (vec![("of", (*of).to_owned())], count.load(Ordering::Relaxed) as f64)
         };
+        let refused = |(why, count): (&str, u64)| (vec![("reason", why.to_owned())], count as f64);
         let memory = self.memory_classes();
         let limits = self.limits();
         let gauge = Metric::gauge;
@@ -392,6 +395,12 @@ impl Metrics {
                 "limits",
                 "What may be; 0: no limit",
                 limits.map(limit).to_vec(),
+            ),
+            Metric::new(
+                Kind::Counter,
+                "admin_refused",
+                "Passwords and tokens of the admin page that were refused, by reason",
+                self.admin_refusals.counts().map(refused).to_vec(),
             ),
             Metric::new(
                 Kind::Counter,

@@ -30,6 +30,7 @@ mod sender;
 mod serve;
 mod signatures;
 mod slices;
+mod tls;
 mod users;
 mod web;
 
@@ -44,7 +45,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use self::admin::{Access, Figures};
+use self::admin::{Access, AdminRefusals, Figures};
 use self::api::Api;
 use self::demo::Snippets;
 use self::desk::{Bell, Desk};
@@ -303,11 +304,13 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
     let uid = node.rules.node_id.clone();
     let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name.clone(), uid, started);
+    let admin_refusals = Arc::new(AdminRefusals::default());
     let metrics = Metrics {
         node: Arc::clone(&node),
         desk: Arc::clone(&desk),
         health: Arc::clone(&health),
         proxies: Arc::clone(&proxies),
+        admin_refusals: Arc::clone(&admin_refusals),
         lines_dropped: [settings.log.dropped_counter(), output.dropped_counter()],
         started,
     };
@@ -315,7 +318,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let has_internal = !internal.is_empty();
     let admin = settings.web.admin.as_ref();
     let pages = Pages {
-        access: admin.map(|admin| Arc::new(Access::new(Arc::clone(&node), admin))),
+        access: admin.map(|admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals))),
         figures: figures.feed(),
         snippets: settings.snippets,
     };

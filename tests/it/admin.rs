@@ -132,7 +132,7 @@ fn a_password_opens_it_and_nothing_else_does() {
 
 #[test]
 fn passwords_cannot_be_tried_quickly() {
-    let node = Node::open_with(OPTIONS, &[]);
+    let node = Node::open_with(&format!("{OPTIONS}[prometheus]\nenabled = true\n"), &[]);
     let mut tries: Vec<Raw> = (0..9).map(|_| node.raw()).collect();
     let send = |tries: &mut [Raw]| {
         let request = post("/admin/auth", &[FORM], "password=x");
@@ -155,6 +155,16 @@ fn passwords_cannot_be_tried_quickly() {
     tries.iter_mut().for_each(|raw| assert!(matches!(raw.response().status, 400 | 429)));
     let logged = node.until_logged(&["a wrong password for the admin page"]);
     assert!(logged.contains("127.0.0.1"), "{logged}");
+    let bad = node.raw().post("/admin/api", &[JSON, "Authorization: token x"], "{}");
+    assert_eq!(bad.status, 401);
+    let metrics = get(&mut node.raw(), "/metrics", "").body;
+    let refused = |reason: &str| {
+        let name = format!("roost_admin_refused_total{{reason=\"{reason}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    assert_eq!(refused("token"), 1.0);
+    assert!(refused("password") >= 8.0 && refused("too_many_passwords") >= 1.0, "{metrics}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,13 +16,51 @@ use crate::edge::jwt::{TokenKeys, TokenOptions, sign_hs256};
 use crate::session::AdminRules;
 use crate::shard::{Fields, Node};
 
-/// Why nobody gets in.
+/// Why the page stays closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The password is wrong.
     Wrong,
     /// It is wrong, and so were too many just now: there is no delay for one more.
     TooMany,
+    /// The token is wrong, or has expired.
+    Token,
+}
+
+impl Refused {
+    const ALL: [Self; 3] = [Self::Wrong, Self::TooMany, Self::Token];
+
+    fn status(self) -> u16 {
+        match self {
+            Self::Wrong => 400,
+            Self::TooMany => 429,
+            Self::Token => 401,
+        }
+    }
+
+    /// Label of the metric.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Wrong => "password",
+            Self::TooMany => "too_many_passwords",
+            Self::Token => "token",
+        }
+    }
+}
+
+/// Refused passwords and tokens, for metrics.
+#[derive(Debug, Default)]
+pub(in crate::node) struct AdminRefusals([AtomicU64; Refused::ALL.len()]);
+
+impl AdminRefusals {
+    fn add(&self, why: Refused) {
+        self.0[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The reasons by name, with their numbers.
+    pub(in crate::node) fn counts(&self) -> [(&'static str, u64); Refused::ALL.len()] {
+        Refused::ALL.map(|why| (why.name(), self.0[why as usize].load(Ordering::Relaxed)))
+    }
 }
 
 /// See the module.
@@ -32,6 +71,7 @@ pub(in crate::node) struct Access {
     /// What the link of a development node has in it, as long as it runs.
     link: Option<String>,
     delayed: Mutex<Delayed>,
+    refusals: Arc<AdminRefusals>,
 }
 
 /// Wrong passwords whose answers wait, by the address that they came from; unknown ones are one.
@@ -92,9 +132,14 @@ pub(in crate::node) fn admin_rules(admin: &config::Admin) -> std::io::Result<Adm
 
 impl Access {
     /// As the options say.
-    pub(in crate::node) fn new(node: Arc<Node>, admin: &config::Admin) -> Self {
+    pub(in crate::node) fn new(
+        node: Arc<Node>,
+        admin: &config::Admin,
+        refusals: Arc<AdminRefusals>,
+    ) -> Self {
         Self {
             node,
+            refusals,
             password: admin.password.clone(),
             secret: admin.secret.clone(),
             link: admin.link.clone(),
@@ -132,19 +177,25 @@ impl Access {
         if is_right(&self.password, password) | is_right(&self.link, link) {
             return Ok(self.token());
         }
-        let has_place = self.delayed().begin(address);
-        self.notice(address, if has_place { 400 } else { 429 });
-        if !has_place {
+        if !self.delayed().begin(address) {
+            self.refused(address, Refused::TooMany);
             return Err(Refused::TooMany);
         }
+        self.refused(address, Refused::Wrong);
         let place = Place { access: self, address };
         tokio::time::sleep(WRONG_DELAY).await;
         drop(place);
         Err(Refused::Wrong)
     }
 
-    fn notice(&self, address: Option<IpAddr>, code: u32) {
-        let why = Some(format_args!("a wrong password for the admin page"));
+    /// Counts and logs a refusal.
+    pub(super) fn refused(&self, address: Option<IpAddr>, why: Refused) {
+        self.refusals.add(why);
+        let code = why.status().into();
+        let why = Some(match why {
+            Refused::Token => format_args!("a wrong or expired token of the admin page"),
+            _ => format_args!("a wrong password for the admin page"),
+        });
         let fields = Fields { address, code, why, ..Fields::default() };
         self.node.notices.notice_now(Reason::AdminUnauthorized, &fields);
     }
@@ -195,6 +246,19 @@ const TRIES_IN_ALL_MAX: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let refusals = AdminRefusals::default();
+        for why in [Refused::Wrong, Refused::Token, Refused::Wrong] {
+            refusals.add(why);
+        }
+        let expected = [("password", 2), ("too_many_passwords", 0), ("token", 1)];
+        assert_eq!(refusals.counts(), expected);
+        for (at, why) in Refused::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, at);
+        }
+    }
 
     #[test]
     fn wrong_passwords_are_counted_by_address() {

@@ -27,7 +27,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 
-pub(super) use self::access::{Access, admin_rules};
+use self::access::Refused;
+pub(super) use self::access::{Access, AdminRefusals, admin_rules};
 use self::feed::Feed;
 pub(super) use self::figures::Figures;
 use super::api::{Api, answer_old_form};
@@ -110,8 +111,8 @@ async fn auth(
     let address = client.and_then(|Extension(ClientAddress(address))| address);
     match shared.access.enter(&given.password, &given.link, address).await {
         Ok(token) => Json(json!({ "token": token })).into_response(),
-        Err(access::Refused::Wrong) => StatusCode::BAD_REQUEST.into_response(),
-        Err(access::Refused::TooMany) => {
+        Err(Refused::Wrong | Refused::Token) => StatusCode::BAD_REQUEST.into_response(),
+        Err(Refused::TooMany) => {
             let after = access::WRONG_DELAY.as_secs();
             let body = Json(json!({ "retry_after_s": after }));
             (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, after.to_string())], body)
@@ -121,13 +122,20 @@ async fn auth(
 }
 
 /// The old form of the server API (server API, 1.4 and 4), with two methods more.
-async fn api_call(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
+async fn api_call(
+    State(shared): State<Shared>,
+    client: Option<Extension<ClientAddress>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     // Without a password any page could send it, but for a type that a form doesn't have.
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     if headers.contains_key(ORIGIN) && !kind.starts_with("application/json") {
         return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
     }
     if !shared.access.admits(token(&headers)) {
+        let address = client.and_then(|Extension(ClientAddress(address))| address);
+        shared.access.refused(address, Refused::Token);
         return StatusCode::UNAUTHORIZED.into_response();
     }
     if let Some(called) = methods::call(&shared.api, &body).await {
