@@ -874,6 +874,7 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
             connections: root.count("roost.connections_per_address") as u32,
             connections_per_second: root.count("roost.connection_rate_per_address") as u32,
             unfinished_bytes: root.count("roost.unfinished_bytes_per_address"),
+            signature_checks: root.count("roost.signature_checks_per_address") as u32,
         },
     }
 }

@@ -242,6 +242,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.connections_per_address", Integer(0, 1 << 31), "0", Built, "Connections of one address, or of one IPv6 network of 64 bits, at a time; more are answered with 429. 0: no limit."),
     opt("roost.connection_rate_per_address", Integer(0, 10_000), "0", Built, "New connections of one address in a second, that many at once; more are answered with 429. 0: no limit."),
     opt("roost.unfinished_bytes_per_address", Integer(0, 1 << 39), "0", Built, "Bytes that one address may have here of requests that are not whole; more are answered with 429. 0: no limit."),
+    opt("roost.signature_checks_per_address", Integer(0, 1 << 31), "0", Built, "Unanswered checks of RSA, EC or Ed25519 token signatures of one address, or of one IPv6 network of 64 bits; above it error 111, which is temporary. 0: no limit."),
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
     other("engine.type", Text, "\"memory\"", Refused(BROKER)),

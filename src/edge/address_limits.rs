@@ -1,5 +1,5 @@
 //! What one address may have of the node: connections, new connections a second, bytes of unfinished
-//! requests.
+//! requests, checks of signatures.
 //!
 //! The figures are the node's, not a shard's, and nobody waits for anybody: they stand in tables of
 //! atomic words, of a fixed size. A keyed hash of the address picks a bucket of eight words; a word holds
@@ -18,6 +18,7 @@ use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use std::hash::BuildHasher as _;
 
+use crate::base::address::network;
 use crate::base::time::Millis;
 
 /// What one address may have; 0: as much as it likes.
@@ -29,6 +30,8 @@ pub struct AddressOptions {
     pub connections_per_second: u32,
     /// Bytes of requests that have begun to come.
     pub unfinished_bytes: u64,
+    /// Checks of expensive signatures that are not answered.
+    pub signature_checks: u32,
 }
 
 /// What came of counting.
@@ -51,6 +54,7 @@ pub struct AddressLimits {
     connections: Amounts,
     rates: Rates,
     unfinished: Amounts,
+    checks: Amounts,
 }
 
 impl AddressLimits {
@@ -67,12 +71,20 @@ impl AddressLimits {
             connections: Amounts(Table::new(table(options.connections > 0, words))),
             rates: Rates(Table::new(table(options.connections_per_second > 0, RATE_WORDS))),
             unfinished: Amounts(Table::new(table(options.unfinished_bytes > 0, UNFINISHED_WORDS))),
+            checks: Amounts(Table::new(table(options.signature_checks > 0, CHECK_WORDS))),
         }
     }
 
-    /// Whether any limit is on.
+    /// Whether any limit is on that has to know the address of each connection.
     pub fn is_on(&self) -> bool {
-        self.options != AddressOptions::default()
+        let AddressOptions { connections, connections_per_second, unfinished_bytes, .. } =
+            self.options;
+        connections > 0 || connections_per_second > 0 || unfinished_bytes > 0
+    }
+
+    /// Whether checks of signatures are limited.
+    pub fn limits_checks(&self) -> bool {
+        self.options.signature_checks > 0
     }
 
     /// Whether unfinished bytes are limited.
@@ -116,14 +128,31 @@ impl AddressLimits {
         self.unfinished.give_back(self.hash(address), bytes);
     }
 
+    /// One more check of a signature. What is [`Counted::Yes`] is given back with [`Self::check_ended`].
+    pub fn check_began(&self, address: IpAddr) -> Counted {
+        match self.options.signature_checks {
+            0 => Counted::Off,
+            max => self.checks.take(self.hash(address), 1, u64::from(max)),
+        }
+    }
+
+    /// A check that was counted is answered.
+    pub fn check_ended(&self, address: IpAddr) {
+        self.checks.give_back(self.hash(address), 1);
+    }
+
     /// Connections and bytes that are counted, of all addresses.
     pub fn counted(&self) -> (u64, u64) {
         (self.connections.sum(), self.unfinished.sum())
     }
 
-    /// IPv6 addresses count by /64: so many has each host.
+    /// Checks that are counted, of all addresses.
+    pub fn checks(&self) -> u64 {
+        self.checks.sum()
+    }
+
     fn hash(&self, address: IpAddr) -> u64 {
-        match address.to_canonical() {
+        match network(address) {
             IpAddr::V4(address) => self.hasher.hash_one((4, u64::from(address.to_bits()))),
             IpAddr::V6(address) => self.hasher.hash_one((6, (address.to_bits() >> 64) as u64)),
         }
@@ -138,6 +167,9 @@ const RATE_WORDS: usize = 1 << 17;
 
 /// Words of the table of unfinished bytes, 512 KiB.
 const UNFINISHED_WORDS: usize = 1 << 16;
+
+/// Words of the table of checks, 512 KiB: a shard has no more of them open than it has credits.
+const CHECK_WORDS: usize = 1 << 16;
 
 /// Words in which an address may stand.
 const BUCKET_WORDS: usize = 8;
@@ -301,6 +333,19 @@ mod tests {
     }
 
     #[test]
+    fn checks_of_an_address() {
+        let limits = limits(AddressOptions { signature_checks: 2, ..Default::default() });
+        let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let began = [one, one, one, other].map(|address| limits.check_began(address));
+        assert_eq!(began, [Counted::Yes, Counted::Yes, Counted::TooMuch, Counted::Yes]);
+        limits.check_ended(one);
+        assert_eq!(limits.check_began(one), Counted::Yes);
+        assert_eq!((limits.checks(), limits.counted()), (3, (0, 0)));
+        assert!(limits.limits_checks() && !limits.is_on());
+        assert_eq!(limits.connection_began(one), Counted::Off);
+    }
+
+    #[test]
     fn addresses_of_ipv6_count_by_64_bits() {
         let limits = limits(AddressOptions { connections: 1, ..Default::default() });
         assert_eq!(limits.connection_began(ip("2001:db8:0:1::1")), Counted::Yes);
@@ -331,7 +376,7 @@ mod tests {
     #[test]
     fn a_million_addresses_take_no_more_memory_and_lock_nobody_out() {
         let options =
-            AddressOptions { connections: 5, connections_per_second: 5, unfinished_bytes: 100 };
+            AddressOptions { connections: 5, connections_per_second: 5, ..Default::default() };
         let limits = limits(options);
         let mut counted = Vec::new();
         for number in 0..1_000_000u32 {

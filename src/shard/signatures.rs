@@ -7,6 +7,7 @@
 //! ```
 //! The shard goes on meanwhile; the connection that waits is not read further.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,24 +30,42 @@ pub struct SignatureJob {
     pub interest: Interest,
 }
 
-/// Whether the connection that a signature is checked for is still there. Clones share it: the shard of the
-/// connection withdraws it, and the pool looks at it before it works.
+/// The connection that a signature is checked for: its address, and whether it is still there. Clones share
+/// it: the shard of the connection withdraws it, the home of the token counts its address, and the pool looks
+/// at it before it works.
 #[derive(Clone, Debug, Default)]
-pub struct Interest(Arc<AtomicBool>);
+pub struct Interest(Arc<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    withdrawn: AtomicBool,
+    address: Option<IpAddr>,
+}
 
 impl Interest {
     /// Bytes of heap, two counts of clones included.
-    pub const HEAP_BYTES: usize = 3 * size_of::<usize>();
+    pub const HEAP_BYTES: usize =
+        2 * size_of::<usize>() + size_of::<Waiting>().next_multiple_of(size_of::<usize>());
+
+    /// A connection's. The address is of use where checks of one address are limited.
+    pub fn new(address: Option<IpAddr>) -> Self {
+        Self(Arc::new(Waiting { withdrawn: AtomicBool::new(false), address }))
+    }
+
+    /// The address whose checks this one counts among.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.0.address
+    }
 
     /// The connection has gone.
     pub fn withdraw(&self) {
-        // Whoever misses it checks a signature in vain, and nothing else depends on it.
-        self.0.store(true, Ordering::Relaxed);
+        // A worker that misses it checks a signature in vain, and nothing else depends on it.
+        self.0.withdrawn.store(true, Ordering::Relaxed);
     }
 
-    /// Nobody waits any more.
+    /// No connection waits any more.
     pub fn is_withdrawn(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.withdrawn.load(Ordering::Relaxed)
     }
 }
 
@@ -71,6 +90,8 @@ pub enum Signed {
     Bad,
     /// The keys could not be fetched: a later attempt may find them.
     Unavailable,
+    /// Not checked: the client's address has as many checks open as it may have.
+    TooMany,
 }
 
 /// Where jobs go.

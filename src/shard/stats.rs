@@ -307,6 +307,8 @@ counters! {
         tokens_checked: counter,
         /// Checks of signatures that were withdrawn, since their connections had gone.
         tokens_withdrawn: counter,
+        /// Checks of signatures refused because of `roost.signature_checks_per_address`.
+        tokens_refused_address: counter,
         /// Tokens that were known to be good.
         tokens_known: counter,
         /// Publishes remembered by their idempotency keys.

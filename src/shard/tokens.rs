@@ -9,11 +9,14 @@
 //! A paused connection keeps the command that it stopped at; with the verdict at hand it is simply
 //! handled once more, so that nothing of a half-done command has to be kept.
 
+use std::net::IpAddr;
+
 use super::commands::Stop;
 use super::mail::{Asker, Mail};
 use super::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
 use super::*;
 use crate::base::time::UnixSeconds;
+use crate::edge::address_limits::Counted;
 use crate::edge::good_tokens::{TokenDigest, token_digest};
 use crate::edge::jwt::{Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
 use crate::proto::client::ErrorCode;
@@ -28,6 +31,8 @@ pub(super) struct Question {
     asker: Asker,
     digest: TokenDigest,
     generation: u64,
+    /// The address among whose checks it counts.
+    counted: Option<IpAddr>,
 }
 
 /// The check of a signature that a connection is paused for, or was until now.
@@ -112,6 +117,10 @@ impl<D: Driver> Shard<D> {
                     ErrorCode::Internal,
                     "kid: unknown, and the JWKS endpoint has no such key or doesn't answer",
                 )),
+                Signed::TooMany => Err(Stop::Error(
+                    ErrorCode::TooManyRequests,
+                    "roost.signature_checks_per_address is reached",
+                )),
             };
         }
         let home = self.node.names.home(hash);
@@ -119,7 +128,9 @@ impl<D: Driver> Shard<D> {
         let conn = &mut self.conns[index as usize];
         conn.flags.set_pending(true);
         let asker = Asker { credits, ..Asker::of(conn.key(index)) };
-        let interest = Interest::default();
+        // Asked of the kernel only where it counts.
+        let is_limited = self.node.addresses.limits_checks();
+        let interest = Interest::new(if is_limited { self.client_address(index) } else { None });
         self.checks.insert(index, Check::Asked(interest.clone()));
         self.post(home, Mail::Verify { token: token.into(), kind, asker, interest });
         Err(Stop::Pending)
@@ -167,8 +178,23 @@ impl<D: Driver> Shard<D> {
             let signed = Signed::Good { until: None };
             return self.post(from, Mail::Verified { asker, hash, signed });
         }
+        let counted = match interest
+            .address()
+            .map(|address| (address, node.addresses.check_began(address)))
+        {
+            Some((_, Counted::TooMuch)) => {
+                self.counters().tokens_refused_address.add(1);
+                return self.post(from, Mail::Verified { asker, hash, signed: Signed::TooMany });
+            }
+            Some((address, Counted::Yes)) => Some(address),
+            Some((_, Counted::NoRoom)) => {
+                self.counters().addresses_uncounted.inc();
+                None
+            }
+            Some((_, Counted::Off)) | None => None,
+        };
         self.counters().tokens_checked.add(1);
-        let question = Question { from, asker, digest, generation };
+        let question = Question { from, asker, digest, generation, counted };
         match &node.signatures {
             Signatures::Inline => {
                 let signed = match keys.check_signature(&token, now) {
@@ -197,7 +223,10 @@ impl<D: Driver> Shard<D> {
     }
 
     fn conclude(&mut self, question: Question, hash: u64, signed: Signed) {
-        let Question { from, asker, digest, generation } = question;
+        let Question { from, asker, digest, generation, counted } = question;
+        if let Some(address) = counted {
+            self.node.addresses.check_ended(address);
+        }
         if let Signed::Good { until } = signed {
             self.good_tokens.insert(digest, generation, until);
         }

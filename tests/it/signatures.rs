@@ -2,11 +2,12 @@
 //! files and from a JWKS endpoint.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use crate::harness::*;
 use crate::pairs::{Pair, RSA, key_set};
@@ -135,6 +136,50 @@ fn keys_of_the_configuration() {
         let connect = json!({"id": 1, "connect": {"token": forged}});
         node.client().talk(&format!("> {connect}\nx 3500 invalid token"));
     }
+}
+
+/// A client whose connection comes from an address of this machine.
+fn client_from(address: &str, node: &Node) -> Client {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let from: Ipv4Addr = address.parse().unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&node.address().into()).unwrap();
+    Client::over(socket.into(), CLIENTS, &[])
+}
+
+/// An address with as many open checks as it may have is refused at once; others aren't.
+#[test]
+fn checks_of_one_address_are_bounded() {
+    // The endpoint keeps its peer waiting, so that checks stay open until the test wants their end.
+    let pair = Pair::rsa();
+    let keys = key_set(&[pair.jwk("a")]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let node = node(&url, &["--shards", "2", "--signature-checks-per-address", "2"]);
+    let token =
+        |user: &str| pair.token(&json!({"alg": "RS256", "kid": "a"}), &json!({"sub": user}));
+    let connects = |from: &str, user: &str| {
+        let mut client = client_from(from, &node);
+        client.send(&connect_and_more(&token(user), ""));
+        client
+    };
+    let mut waiting = vec![connects("127.0.0.1", "1"), connects("127.0.0.1", "2")];
+    node.until_is("tokens_checked", 2);
+    let error = r#"{"id":1,"error":{"code":111,"message":"too many requests","temporary":true}}"#;
+    connects("127.0.0.1", "3").expect(error);
+    waiting.push(connects("127.0.0.2", "4"));
+    node.until_is("tokens_checked", 3);
+    let (mut stream, _) = listener.accept().unwrap();
+    let length = keys.len();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n");
+    stream.write_all(format!("{head}connection: close\r\n\r\n{keys}").as_bytes()).unwrap();
+    for mut client in waiting {
+        client.expect("{\"id\":1,\"connect\":{*}}");
+    }
+    // Their places are free again.
+    connects("127.0.0.1", "5").expect("{\"id\":1,\"connect\":{*}}");
+    assert_eq!(node.figures()["tokens_refused_address"], 1);
+    node.until_logged(&["error.too_many_requests", "127.0.0.1", "signature_checks_per_address"]);
 }
 
 /// Without keys nobody can tell whether a token is good: the client shall try again.

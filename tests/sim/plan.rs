@@ -294,6 +294,7 @@ impl Plan {
                 connections: pick(rng, &[0, 1, 3, 10]),
                 connections_per_second: pick(rng, &[0, 1, 5, 30]),
                 unfinished_bytes: pick(rng, &[0, 50, 1_000, 100_000]),
+                ..AddressOptions::default()
             },
             false => AddressOptions::default(),
         };
