@@ -110,6 +110,7 @@ impl FanOut {
         match self.groups.back_mut() {
             Some(group)
                 if !begun
+                    && group.joined.is_empty()
                     && group.upto == upto
                     && (!drops || group.parcels[0].told == parcel.told)
                     && group.parcels.len() < JOIN_PARCELS_MAX
@@ -164,6 +165,30 @@ impl FanOut {
         true
     }
 
+    /// All that waits for the subscriber at `place`, oldest first, before its turn comes: the caller removes
+    /// the subscriber from the list and hands this out first. The groups stay, for the others.
+    pub fn pending_for(
+        &mut self,
+        place: u32,
+        subscribers: &Subscribers,
+        filters: &Filters,
+        join: Join,
+        scratch: &mut Vec<u8>,
+    ) -> Vec<Outgoing> {
+        let Some(subscriber) = subscribers.get(place) else { return Vec::new() };
+        let mut traits = subscriber.traits;
+        let mut outgoing = Vec::new();
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            if place >= group.upto || at == 0 && place < self.cursor {
+                continue;
+            }
+            let kind = group.kind(traits, filters, (join, scratch));
+            outgoing.push(group.joined[kind as usize].1.clone());
+            traits = traits.with_fresh(traits.fresh() && group.publications == 0);
+        }
+        outgoing
+    }
+
     /// Waiting longer would not make the next write larger.
     pub fn is_ripe(&self) -> bool {
         let full = |group: &Group| {
@@ -202,7 +227,7 @@ impl Group {
         }
         self.longest += longest;
         self.parcels.push(parcel);
-        // Whoever was served before would not get this one: only a group that hasn't begun grows.
+        // A subscriber that has its bytes already would not get this one: only a group without any grows.
         debug_assert!(self.joined.is_empty());
     }
 
@@ -409,6 +434,54 @@ mod tests {
         push(&mut fan_out, "b", 4);
         let rest = slices(&mut fan_out, 10, 4);
         assert_eq!(rest, [("a".to_owned(), 2..4), ("b".to_owned(), 0..4)]);
+    }
+
+    #[test]
+    fn a_subscriber_that_leaves_gets_what_waits_for_it_first() {
+        let mut fan_out = FanOut::default();
+        let mut subscribers = plain(4);
+        let filters = Filters::default();
+        push(&mut fan_out, "a", 3);
+        push(&mut fan_out, "b", 3);
+        push(&mut fan_out, "c", 4);
+        let ahead = |fan_out: &mut FanOut, subscribers: &Subscribers, place| {
+            let outgoing =
+                fan_out.pending_for(place, subscribers, &filters, concat, &mut Vec::new());
+            let text = |o: Outgoing| String::from_utf8(o.frame.unwrap().bytes().to_vec()).unwrap();
+            outgoing.into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(ahead(&mut fan_out, &subscribers, 2), ["ab", "c"]);
+        assert_eq!(ahead(&mut fan_out, &subscribers, 3), ["c"]);
+        subscribers.remove(2, true);
+        assert!(ahead(&mut fan_out, &subscribers, 2).is_empty());
+        // The last group has been shown to somebody: what comes now stands behind it for all.
+        push(&mut fan_out, "d", 4);
+        walk_once(&mut fan_out, 1, &mut subscribers);
+        assert_eq!(ahead(&mut fan_out, &subscribers, 0), ["c", "d"]);
+        assert_eq!(ahead(&mut fan_out, &subscribers, 1), ["ab", "c", "d"]);
+        let rest: Vec<_> =
+            std::iter::from_fn(|| Some(walk_once(&mut fan_out, 9, &mut subscribers)))
+                .take(3)
+                .map(|got| got.into_iter().map(|(conn, text, ..)| (conn, text)).collect::<Vec<_>>())
+                .collect();
+        let all = |text: &str, conns: &[u32]| {
+            conns.iter().map(|conn| (*conn, text.to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(rest, [all("ab", &[1]), all("c", &[0, 1, 3]), all("d", &[0, 1, 3])]);
+        assert!(fan_out.is_empty());
+    }
+
+    #[test]
+    fn what_leaves_first_keeps_to_its_base() {
+        let mut fan_out = FanOut::default();
+        let subscribers = list([Traits::new(JSON_DELTA).with_fresh(true)]);
+        push(&mut fan_out, "1", 1);
+        let one = fan_out.pending_for(0, &subscribers, &Filters::default(), concat, &mut vec![]);
+        push(&mut fan_out, "2", 1);
+        let two = fan_out.pending_for(0, &subscribers, &Filters::default(), concat, &mut vec![]);
+        let text = |o: &Outgoing| o.frame.as_ref().unwrap().bytes().to_vec();
+        assert_eq!(one.iter().map(text).collect::<Vec<_>>(), [b"1t"]);
+        assert_eq!(two.iter().map(text).collect::<Vec<_>>(), [b"1t", b"2d"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use super::fanout::{FanOut, Join, Walk};
+use super::fanout::{FanOut, Join, Outgoing, Walk};
 use super::filter::Filters;
 use super::history::{Epoch, Position};
 use super::names::NameHasher;
@@ -264,6 +264,20 @@ impl Locals {
         let Some(local) = self.channels.get_mut(at as usize) else { return false };
         let Some(fan_out) = &mut local.fan_out else { return false };
         fan_out.walk(places_max, &mut local.subscribers, filters, walk, join, scratch)
+    }
+
+    /// See [`FanOut::pending_for`].
+    pub fn pending_for(
+        &mut self,
+        at: u32,
+        place: u32,
+        filters: &Filters,
+        join: Join,
+        scratch: &mut Vec<u8>,
+    ) -> Vec<Outgoing> {
+        let Some(local) = self.channels.get_mut(at as usize) else { return Vec::new() };
+        let Some(fan_out) = &mut local.fan_out else { return Vec::new() };
+        fan_out.pending_for(place, &local.subscribers, filters, join, scratch)
     }
 
     /// Whether a channel has nothing left to send.

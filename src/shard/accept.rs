@@ -262,6 +262,7 @@ impl<D: Driver> Shard<D> {
         let walked = draining.cursor >= self.conns.capacity();
         let mut listed = std::mem::take(&mut self.listed);
         for index in listed.drain(..) {
+            self.deliver_pending(index, None);
             self.counters().closed_shutdown.add(1);
             self.disconnect(index, crate::proto::client::Disconnect::Shutdown);
         }

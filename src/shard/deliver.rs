@@ -3,9 +3,11 @@
 use super::mail::{Asker, CONTROL, Mail};
 use super::*;
 use crate::edge::channels::SlowPolicy;
+use crate::hub::fanout::Outgoing;
 use crate::hub::local::{Delivery, Sending};
 use crate::hub::parcel::{Parcel, Told};
 use crate::proto::client::{Reply, Unsubscribed};
+use crate::session::{Sub, SubState};
 
 impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
@@ -26,15 +28,18 @@ impl<D: Driver> Shard<D> {
     /// Opens some of the mail to itself. Each batch that is there, and no more: others have their turn.
     fn open_loopback(&mut self) {
         let mut bytes = 0;
+        let mut opened = 0;
         for _ in 0..self.loopback.len() {
             if bytes >= TURN_MAIL_BYTES_MAX {
                 break;
             }
             let Some(batch) = self.loopback.pop_front() else { break };
             bytes += batch.bytes;
+            opened += 1;
             self.loopback_bytes -= batch.bytes;
             self.open_batch(*batch);
         }
+        self.orders_wait_less(opened);
     }
 
     /// Opens what this turn's reading and mail had for this shard itself: a question to a home that is
@@ -216,20 +221,7 @@ impl<D: Driver> Shard<D> {
             for (conn, outgoing) in walk.to.drain(..) {
                 let outgoing = &walk.outgoing[outgoing as usize];
                 messages += u64::from(outgoing.messages);
-                let waits = match (policy, &outgoing.last, &outgoing.frame) {
-                    (_, _, frame) if outgoing.collected => {
-                        self.collect_for_poll(conn, at, frame.as_ref());
-                        0
-                    }
-                    (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
-                    (SlowPolicy::DropOldest, Some(_), _) => {
-                        self.enqueue_or_drop(conn, at, outgoing);
-                        0
-                    }
-                    (_, _, Some(frame)) => self.enqueue(conn, frame.clone()),
-                    _ => 0,
-                };
-                if waits > queue_bytes_max {
+                if self.queue_outgoing(conn, at, policy, outgoing) > queue_bytes_max {
                     self.over.push((conn, namespace));
                 }
                 if outgoing.marks
@@ -259,6 +251,69 @@ impl<D: Driver> Shard<D> {
         }
         self.scratch = scratch;
         self.walk = walk;
+    }
+
+    /// Queues what a subscriber gets of a group. The answer is how many bytes wait for it then.
+    #[inline]
+    fn queue_outgoing(
+        &mut self,
+        conn: u32,
+        at: u32,
+        policy: SlowPolicy,
+        outgoing: &Outgoing,
+    ) -> usize {
+        match (policy, &outgoing.last, &outgoing.frame) {
+            (_, _, frame) if outgoing.collected => {
+                self.collect_for_poll(conn, at, frame.as_ref());
+                0
+            }
+            (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
+            (SlowPolicy::DropOldest, Some(_), _) => {
+                self.enqueue_or_drop(conn, at, outgoing);
+                0
+            }
+            (_, _, Some(frame)) => self.enqueue(conn, frame.clone()),
+            _ => 0,
+        }
+    }
+
+    /// Queues at once what fan-outs hold for a connection whose subscriptions (to one channel, or all) are
+    /// about to end by an order or because the node drains: these may follow a publish whose caller has
+    /// its answer, and fan-outs come later in the turn, go in slices, or wait for `write_delay`. The price
+    /// is a look at each subscription; the bytes are those that the fan-out shares.
+    ///
+    /// A poll gets nothing: it leaves publications to the next request. Before the reply to `connect` a
+    /// client has no subscriptions that it knows of.
+    pub(super) fn deliver_pending(&mut self, index: u32, only: Option<u32>) {
+        let Some(conn) = self.conns.get(index as usize) else { return };
+        let (key, is_poll) = (conn.key(index), conn.form.is_poll());
+        let Some(session) = self.session_of(index) else { return };
+        if is_poll || session.connecting().is_some() {
+            return;
+        }
+        let live =
+            |sub: &&Sub| sub.state == SubState::Live && only.is_none_or(|only| only == sub.channel);
+        let subs: Vec<_> = session.subs.as_slice().iter().filter(live).copied().collect();
+        for sub in subs {
+            let at = sub.channel;
+            let Self { locals, filters, scratch, .. } = self;
+            let ahead = locals.pending_for(at, sub.place, filters, framing::join, scratch);
+            let Some(namespace) = self.locals.get(at).map(|local| local.namespace) else {
+                continue;
+            };
+            let policy = self.channels_with(namespace).namespace(namespace).slow_policy;
+            for outgoing in &ahead {
+                self.queue_outgoing(index, at, policy, outgoing);
+                self.counters().deliveries.add(outgoing.messages.into());
+                self.counters().messages_sent.add(outgoing.messages.into());
+                if outgoing.marks && outgoing.messages > 0 {
+                    self.to_mark.push(key);
+                }
+                if outgoing.unfit {
+                    return self.inappropriate(index);
+                }
+            }
+        }
     }
 
     /// A channel's fan-out is over: its places may change again.

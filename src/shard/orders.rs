@@ -6,6 +6,12 @@
 //! ```
 //! Mail between two shards arrives in order, so when a home has passed it has taken all that the order
 //! caused: who publishes or reads behind the answer meets what was ordered.
+//!
+//! The other way round, a publish that was answered before the order was sent reaches its subscribers
+//! before the order does. Its deliveries are in this shard's mailbox or in its mail to itself by then, or
+//! wait in a fan-out: an order waits for the mail to itself that was there when it came
+//! (`Underway::behind`), and fan-outs hand out what they hold for a connection before its subscriptions end
+//! (`Shard::deliver_pending`).
 
 use super::commands::Stop;
 use super::mail::{
@@ -30,6 +36,8 @@ pub(super) struct Underway {
     homes: ShardSet,
     /// Nothing can be done before somebody else has done something.
     blocked: bool,
+    /// Batches of this shard's mail to itself that were there before the order.
+    behind: usize,
 }
 
 /// What came of a step.
@@ -48,7 +56,16 @@ impl<D: Driver> Shard<D> {
         let (user, client, session) = (&order.user, &order.client, &order.session);
         let left = self.connections_of(user, client, session, usize::MAX);
         let homes = ShardSet::default();
-        self.orders.insert(Underway { order, from, left, connections: 0, homes, blocked: false });
+        let behind = self.loopback.len();
+        let (connections, blocked) = (0, false);
+        self.orders.insert(Underway { order, from, left, connections, homes, blocked, behind });
+    }
+
+    /// So many batches of the mail to itself were opened.
+    pub(super) fn orders_wait_less(&mut self, opened: usize) {
+        for (_, underway) in &mut self.orders {
+            underway.behind = underway.behind.saturating_sub(opened);
+        }
     }
 
     /// Connections here that an order may be about.
@@ -112,7 +129,7 @@ impl<D: Driver> Shard<D> {
         for at in 0..self.orders.capacity() {
             let Some(underway) = self.orders.get_mut(at) else { continue };
             // Those whose homes have to pass yet have nothing left.
-            if underway.left.is_empty() && !underway.homes.is_empty() {
+            if underway.left.is_empty() && !underway.homes.is_empty() || underway.behind > 0 {
                 continue;
             }
             let Some(mut underway) = self.orders.try_remove(at) else { continue };
@@ -183,6 +200,7 @@ impl<D: Driver> Shard<D> {
                 if !self.has_room_at_homes(index, None, homes) {
                     return Step::Blocked;
                 }
+                self.deliver_pending(index, None);
                 self.counters().closed_by_api.add(1);
                 self.end_session(index, *code, reason);
                 Step::Done
@@ -199,6 +217,7 @@ impl<D: Driver> Shard<D> {
                 if !self.has_room_at_homes(index, only, homes) {
                     return Step::Blocked;
                 }
+                self.deliver_pending(index, only);
                 let Some(session) = self.session_of(index) else { return Step::Done };
                 let subs = session.subs.as_slice().iter();
                 let subs: Vec<u32> = subs
@@ -213,6 +232,7 @@ impl<D: Driver> Shard<D> {
                 if !self.has_room_at_homes(index, None, homes) {
                     return Step::Blocked;
                 }
+                self.deliver_pending(index, None);
                 self.counters().closed_expired.add(1);
                 self.disconnect(index, Disconnect::ConnectionExpired);
                 Step::Done

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::*;
@@ -512,6 +513,45 @@ fn disconnect_closes_and_spares() {
     node.result("disconnect", json!({"user": ""}));
     anonymous.is_closed(3503, "force disconnect");
     assert_eq!(node.figures()["closed_by_api"], 5);
+}
+
+#[test]
+fn nothing_overtakes_a_publish_that_was_answered() {
+    // Publications wait at their subscribers' shard for as long as calls take, or longer.
+    let late = r#"
+        [http_api]
+        key = "k"
+        [[channel.namespaces]]
+        name = "late"
+        allow_subscribe_for_client = true
+        allow_subscribe_for_anonymous = true
+        roost.write_delay = "1s"
+    "#;
+    let node = Node::open_with(late, &[]);
+    let mut client = node.connected();
+    client.subscribe("late:a");
+    client.subscribe("late:b");
+    let publish = |data: Value| {
+        node.result("broadcast", json!({"channels": ["late:a", "late:b"], "data": data}));
+    };
+    let publication =
+        |channel: &str, data: Value| json!({"channel": channel, "pub": {"data": data}});
+    publish(json!(1));
+    node.result("unsubscribe", json!({"user": "", "channel": "late:a"}));
+    assert_eq!(client.push(), publication("late:a", json!(1)));
+    assert_eq!(client.push()["unsubscribe"]["code"], 2000);
+    publish(json!(2));
+    node.result("disconnect", json!({"user": "", "disconnect": {"code": 4001, "reason": "x"}}));
+    assert_eq!(client.push(), publication("late:b", json!(1)));
+    assert_eq!(client.push(), publication("late:b", json!(2)));
+    client.is_closed(4001, "x");
+    // An end of the node isn't quicker, either.
+    let mut last = node.connected();
+    last.subscribe("late:a");
+    publish(json!(3));
+    node.signal(Signal::TERM);
+    assert_eq!(last.push(), publication("late:a", json!(3)));
+    last.is_closed(3001, "shutdown");
 }
 
 #[test]

@@ -105,6 +105,8 @@ pub(crate) struct History {
     pub(crate) now_ms: u64,
     pub(crate) presence: Presence,
     pub(crate) orders: Orders,
+    /// The step in which the node was told to drain.
+    pub(crate) drains: Option<u64>,
     /// Namespaces whose publications may be dropped on their way to who is slow, and whether the newest
     /// comes all the same.
     dropping: BTreeMap<String, bool>,
@@ -114,6 +116,8 @@ pub(crate) struct History {
     places: BTreeMap<(String, String, u64), usize>,
     /// What is a fault unless join and leave events were lost.
     doubtful: Option<String>,
+    /// What is a fault unless deliveries were lost.
+    overtaken: Option<String>,
     recovered: u64,
 }
 
@@ -376,6 +380,29 @@ impl History {
         }
     }
 
+    /// An order of a step ends a subscription: what was acknowledged before has reached it.
+    pub(crate) fn overtaken(&mut self, segment: usize, step: u64) {
+        let Segment { begin, opened, seen_set, .. } = &self.segments[segment];
+        if dropping(&self.dropping, &begin.channel).is_some() {
+            return;
+        }
+        let of_channel = |published: &&Published| published.channel == begin.channel;
+        let passes = |p: &Published| begin.filter.as_ref().is_none_or(|f| f.matches(&p.tags));
+        let missing = self.published.iter().enumerate().find(|(at, published)| {
+            of_channel(published)
+                && published.sent > *opened
+                && published.acked.is_some_and(|acked| acked < step)
+                && passes(published)
+                && !seen_set.contains(at)
+        });
+        if let Some((at, published)) = missing {
+            self.overtaken = Some(format!(
+                "client {} on {}: an order of step {step} overtook {at} {published:?}",
+                begin.client, begin.channel
+            ));
+        }
+    }
+
     /// Holds everything against everything. `lossy`: the counters say that deliveries were lost;
     /// `served`: the clients that must have all that is theirs by now.
     pub(crate) fn verify(
@@ -411,6 +438,7 @@ impl History {
         if let (false, Some(fault)) = (events_lost, &self.doubtful) {
             return Err(fault.clone());
         }
+        self.nothing_overtaken(lossy)?;
         for segment in self.segments.iter().filter(|s| served.contains(&s.begin.client)) {
             self.complete(segment, lossy)?;
             if !events_lost {
@@ -418,6 +446,14 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// No order came before what was acknowledged before it.
+    pub(crate) fn nothing_overtaken(&self, lossy: bool) -> Result<(), String> {
+        match &self.overtaken {
+            Some(fault) if !lossy => Err(fault.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// A filter let all through that pass it, between the first and the last that came.
@@ -612,6 +648,27 @@ mod tests {
         late.delivered(segment, &publication(at, 0)).unwrap();
         assert_eq!(late.verify(false, false, &[0]), Ok(()));
         assert!(late.delivered(segment, &publication(at, 0)).is_err());
+    }
+
+    #[test]
+    fn the_checker_sees_what_an_order_overtook() {
+        let mut history = history(&[]);
+        let segment = history.opened(begin("plain", None));
+        history.step = 2;
+        let at = history.publish("plain", None, BTreeMap::new(), data);
+        history.step = 3;
+        history.acked(at);
+        // An order of the same step may be before the acknowledgement.
+        history.overtaken(segment, 3);
+        assert_eq!(history.nothing_overtaken(false), Ok(()));
+        history.overtaken(segment, 4);
+        assert!(
+            history.nothing_overtaken(false).is_err() && history.nothing_overtaken(true).is_ok()
+        );
+        history.overtaken = None;
+        history.delivered(segment, &publication(at, 0)).unwrap();
+        history.overtaken(segment, 4);
+        assert_eq!(history.nothing_overtaken(false), Ok(()));
     }
 
     #[test]

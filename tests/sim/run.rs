@@ -30,7 +30,7 @@ use roost::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, S
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
-use crate::orders::{Orders, USERS};
+use crate::orders::{Target, USERS};
 use crate::plan::{Kind, Plan};
 
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
@@ -360,13 +360,17 @@ impl Run {
     }
 
     fn drain(&mut self) -> Result<(), String> {
+        // The last ones before it reach everybody.
+        (0..20).for_each(|_| self.publish_by_control());
+        self.run_for(2, |run| run.control.asked.is_empty())?;
         self.draining = true;
         self.phase = Phase::Leave;
+        self.history.drains = Some(self.history.step);
         self.post_to_all(|| Mail::Drain { per_second: 50 })?;
         let shards = self.shards.len() as u32;
         let drained = |run: &Self| run.node.drained.load(Ordering::Acquire) == shards;
         match self.run_for(HEAL_MS, drained)? {
-            true => Ok(()),
+            true => self.history.nothing_overtaken(self.is_lossy()),
             false => Err("the shards never drained".into()),
         }
     }
@@ -596,16 +600,16 @@ impl Run {
     fn order(&mut self) {
         let at = self.rng.below(self.clients.len() as u64) as usize;
         let session = self.clients[at].session().filter(|_| self.rng.one_in(3));
-        let (user, client, code) = match session {
-            None => {
-                let number = self.rng.below(USERS);
-                (format!("user{number}"), String::new(), Orders::code_of_user(number))
-            }
-            Some((user, client)) => match self.history.orders.code_of_session(&client) {
-                Some(code) => (user, client, code),
-                None => return,
-            },
+        let (user, client) = match session {
+            None => (format!("user{}", self.rng.below(USERS)), String::new()),
+            Some(session) => session,
         };
+        let target = match client.is_empty() {
+            true => Target::User(user.clone()),
+            false => Target::Session(client.clone()),
+        };
+        let step = self.history.step;
+        let Some(code) = self.history.orders.code_for(target, step) else { return };
         for outbox in &mut self.control.outboxes {
             let conn = ConnKey { index: self.control.next, generation: NonZeroU32::MIN };
             let asker = Asker::of(conn);
@@ -634,7 +638,13 @@ impl Run {
                     continue;
                 }
                 let asker = match mail {
-                    Mail::Published { asker, .. } | Mail::Ordered { asker, .. } => asker,
+                    Mail::Published { asker, .. } => {
+                        if let Some(number) = publishes.get(&asker.conn.index) {
+                            self.history.acked(*number);
+                        }
+                        asker
+                    }
+                    Mail::Ordered { asker, .. } => asker,
                     Mail::Answer { asker, answer: Answer::Error(ErrorCode::Internal) }
                         if self.plan.sheds() =>
                     {

@@ -130,20 +130,38 @@ impl Client {
         }
     }
 
-    pub(super) fn check_close(&self, scene: &Scene<'_>, code: u16) -> Result<(), String> {
+    /// Closed by something that was ordered in a step: publications that were acknowledged before have
+    /// come. A poll leaves them to the next one.
+    fn check_overtaken(&self, scene: &mut Scene<'_>, given: Option<u64>) {
+        let given = given.filter(|_| self.over != Over::LongPoll);
+        let open = self.channels.values().filter(|known| !known.leaving);
+        for segment in open.filter_map(|known| known.open) {
+            given.into_iter().for_each(|step| scene.history.overtaken(segment, step));
+        }
+    }
+
+    pub(super) fn check_close(&self, scene: &mut Scene<'_>, code: u16) -> Result<(), String> {
         let tight = !scene.plan.roomy;
         let slow = tight || self.kind == Kind::Slow;
         // The id of a poll is known when it is answered, and then its session is over.
         let id = if self.over == Over::LongPoll { "" } else { &self.id };
         if let Some(meant) = scene.history.orders.meant(code, self.user.as_deref(), id) {
             return match meant && scene.phase <= Phase::Heal {
-                true => Ok(()),
+                true => {
+                    let given = scene.history.orders.given(code);
+                    self.check_overtaken(scene, given);
+                    Ok(())
+                }
                 false => Err(format!("closed with {code}, which was meant for another session")),
             };
         }
         let may = match code {
             1000 => self.left,
-            3001 => scene.draining,
+            3001 => {
+                let given = scene.history.drains;
+                self.check_overtaken(scene, given);
+                scene.draining
+            }
             // Told in place of error 100.
             3004 => scene.plan.sheds(),
             3008 => slow,
