@@ -1,5 +1,6 @@
-//! Holds `docs/protocol-coverage.md` against the tests, the codes and the options that there are, so
-//! that the document says nothing that isn't so, and leaves no code and no option out.
+//! Holds documents against the tests, the codes and the options that exist:
+//! `docs/protocol-coverage.md` names no test that is missing and leaves no code and no option out,
+//! and every promise of `SPECIFICATION.md` names a test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -66,6 +67,7 @@ fn path(file: &str) -> Option<String> {
         "it" => "tests/it",
         "sim" => "tests/sim",
         "sdk" => "tools/sdk",
+        "browser" => "tools/browser",
         _ => return None,
     };
     Some(format!("{folder}/{rest}"))
@@ -210,6 +212,46 @@ fn the_document_is_true_and_whole() {
     assert!(rows(&document).len() > 200, "tables not found");
     let wrong = faults(&document, &codes, &options(), &read);
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+/// The faults of the promises in a specification: each row has to name a test.
+fn faults_of_promises(document: &str, read: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let rows = rows(document);
+    let promises = rows.iter().filter(|row| row.kind == "promise");
+    promises
+        .flat_map(|row| match spans(row.tests).next() {
+            Some(_) => bad_references(row, read),
+            None => vec![format!("line {}: a promise without a test", row.line)],
+        })
+        .collect()
+}
+
+#[test]
+fn each_promise_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+    let document = read("SPECIFICATION.md").unwrap();
+    let promises = rows(&document).iter().filter(|row| row.kind == "promise").count();
+    assert!(promises >= 19, "found only {promises} promises");
+    let wrong = faults_of_promises(&document, &read);
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn a_promise_without_an_existing_test_is_a_fault() {
+    let read = |path: &str| {
+        (path == "src/a.rs").then(|| "#[test]\nfn good() {}\nfn helper() {}\n".to_owned())
+    };
+    let faults = |tests: &str| {
+        let document = format!("| promise | kept by |\n| --- | --- |\n| x | {tests} |\n");
+        faults_of_promises(&document, &read).len()
+    };
+    assert_eq!(faults("`src/a.rs: good`; more"), 0);
+    for tests in
+        ["", "the suite", "not built", "`src/a.rs`", "`src/a.rs: helper`", "`src/b.rs: good`"]
+    {
+        assert_eq!(faults(tests), 1, "{tests}");
+    }
 }
 
 #[test]

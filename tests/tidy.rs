@@ -85,6 +85,22 @@ fn lines_have_no_trailing_space() {
 }
 
 #[test]
+fn lines_of_documents_have_at_most_100_columns() {
+    let mut wrong = Vec::new();
+    let documents = texts().into_iter().filter(|(path, ..)| path.ends_with(".md"));
+    for (path, _, content) in documents.filter(|(path, ..)| path != "ARCHITECTURE.md") {
+        for (number, line) in content.lines().enumerate() {
+            // A row of a table is one line whatever it holds.
+            let columns = line.chars().count();
+            if columns > 100 && !line.trim_start().starts_with('|') {
+                wrong.push(format!("{path}:{}: {columns} columns", number + 1));
+            }
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
 fn scripts_are_executable_and_only_scripts() {
     let mut wrong = Vec::new();
     for (path, executable, content) in texts() {
