@@ -1105,7 +1105,7 @@ fn printed_defaults_are_the_defaults() {
         }
     }
     let text = print_defaults(PrintFormat::Toml);
-    assert!(text.contains("\n# Port to listen on; 0: one that is free.\nport = 8000\n"));
+    assert!(text.contains("\n# Port to listen on; 0: a free port.\nport = 8000\n"));
     serde_json::from_str::<serde_json::Value>(&print_defaults(PrintFormat::Json)).unwrap();
 }
 
