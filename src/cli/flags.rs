@@ -1,7 +1,6 @@
-//! What can be written behind `roost`.
+//! The command line of `roost`.
 //!
-//! The flags of options are made from the table of options, so that one exists as soon as the
-//! option does, with its sentence and default.
+//! Flags are generated from the option table, so every option has a flag with its text and default.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -13,45 +12,45 @@ use crate::config::PrintFormat;
 use crate::config::table::{OPTIONS, Opt};
 use crate::config::value::Kind;
 
-/// Real-time messaging at the edge: very many WebSocket connections in one process.
+/// Pushes messages to browsers, phones and devices: a million connections in one process.
 #[derive(Debug, Parser)]
 #[command(
     name = "roost",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Without a command, a configuration file and keys: a development node, the same as \
-                  `roost serve --dev`. It listens on 127.0.0.1 only, and everybody there may connect, \
+                  `roost serve --dev`. It listens on 127.0.0.1 only, and every local client may connect, \
                   subscribe and publish. With a file (-c, ROOST_CONFIG) or a key (of tokens, the API or \
                   the admin page, by flag or variable): the same as `roost serve`."
 )]
 pub(super) struct Cli {
-    /// A development node, also with a configuration file or keys.
+    /// Run a development node even with a configuration file or keys.
     #[arg(long)]
     pub dev: bool,
     /// Options of the node.
     #[command(flatten)]
     pub options: OptionArgs,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Run a node.
     Serve(ServeArgs),
     /// Print a token (JWT, HS256), signed with the configured key.
     Token(Box<TokenArgs>),
-    /// Look at configuration files.
+    /// Check configuration files, or print the defaults.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Compare the limits of this host with what many connections need.
     Tune {
-        /// How many connections.
+        /// Number of connections.
         #[arg(long, value_name = "N")]
         connections: Option<u64>,
-        /// Set what is too low.
+        /// Raise settings that are too low.
         #[arg(long)]
         apply: bool,
         /// Write the sysctl files into this folder.
@@ -79,47 +78,46 @@ pub(super) struct TokenArgs {
     /// User id; "" is an anonymous user.
     #[arg(short, long, value_name = "U")]
     pub user: String,
-    /// Make a subscription token, for this channel.
+    /// Print a subscription token for this channel.
     #[arg(long, value_name = "C")]
     pub channel: Option<String>,
     /// Only for the connection with this client id (with --channel).
     #[arg(long, value_name = "ID", requires = "channel")]
     pub client: Option<String>,
-    /// How long the token is good; 0: for ever.
+    /// Validity of the token; 0: no end.
     #[arg(long, value_name = "T", default_value = "24h", value_parser = ttl)]
     pub ttl: std::time::Duration,
-    /// When the connection or subscription expires, Unix seconds, if not with the token; 0: never.
+    /// Expiry of the connection or subscription, Unix seconds, if it differs from the token's; 0: never.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub expire_at: Option<i64>,
-    /// What others see of the user, or of the subscriber.
+    /// Information about the user or subscriber that other clients see.
     #[arg(long, value_name = "JSON", value_parser = json)]
     pub info: Option<serde_json::Value>,
-    /// What the subscriber is told when it subscribes (with --channel).
+    /// Data for the subscriber in the reply to subscribe (with --channel).
     #[arg(long, value_name = "JSON", value_parser = json, requires = "channel")]
     pub data: Option<serde_json::Value>,
     /// Options of the channel to replace, such as {"presence":{"value":true}} (with --channel).
     #[arg(long = "override", value_name = "JSON", value_parser = object, requires = "channel")]
     pub overrides: Option<Object>,
-    /// What proxies are told of the connection.
+    /// Metadata of the connection that proxy calls contain.
     #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "channel")]
     pub meta: Option<Object>,
-    /// Channels that the connection is subscribed to, separated by commas; without a meaning beside
-    /// --subs.
+    /// Channels to subscribe the connection to, separated by commas; ignored beside --subs.
     #[arg(long, value_name = "C,C", value_delimiter = ',', conflicts_with = "channel")]
     pub channels: Vec<String>,
     /// The same with options for each, such as {"news":{"info":{}}}.
     #[arg(long, value_name = "JSON", value_parser = object, conflicts_with = "channel")]
     pub subs: Option<Object>,
-    /// Audience, else the configured one; more than one separated by commas.
+    /// Audiences, separated by commas; by default the configured one.
     #[arg(long, value_name = "A,A", value_delimiter = ',')]
     pub aud: Vec<String>,
-    /// Issuer, else the configured one.
+    /// Issuer; by default the configured one.
     #[arg(long, value_name = "I")]
     pub iss: Option<String>,
     /// Id of the token.
     #[arg(long, value_name = "ID")]
     pub jti: Option<String>,
-    /// Further claims, or others in place of those above.
+    /// Further claims; they replace those above.
     #[arg(long, value_name = "JSON", value_parser = object)]
     pub claims: Option<Object>,
     /// Configuration file with the key.
@@ -133,11 +131,11 @@ pub(super) type Object = serde_json::Map<String, serde_json::Value>;
 /// Commands about files.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Name each unknown, wrong or not supported option of a file, by line.
+    /// List each unknown, wrong or unsupported option of a file, by line.
     Check(CheckArgs),
-    /// Print all options with their defaults and what they are.
+    /// Print all options with their defaults and explanations.
     Default {
-        /// Only TOML has the documentation.
+        /// Output format; only TOML has the explanations.
         #[arg(long, value_name = "FORMAT", default_value = "toml", value_parser = print_format())]
         format: PrintFormat,
     },
@@ -148,7 +146,7 @@ pub(super) enum ConfigCommand {
 pub(super) struct CheckArgs {
     /// Configuration file (TOML, YAML or JSON).
     pub file: PathBuf,
-    /// Fail on unknown options, too.
+    /// Fail on unknown options as well.
     #[arg(long)]
     pub strict: bool,
 }
@@ -162,7 +160,7 @@ pub(super) struct OptionArgs {
     pub set: Vec<(&'static str, String)>,
 }
 
-/// A flag of an option. In a static list, since the parser wants names that live for ever.
+/// A flag of an option. In a static list, since the parser needs names with a static lifetime.
 struct Flag {
     option: &'static Opt,
     name: String,
@@ -184,7 +182,9 @@ impl Args for OptionArgs {
             .long("config")
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("Configuration file (TOML, YAML or JSON), else ROOST_CONFIG, else config.json");
+            .help(
+                "Configuration file (TOML, YAML or JSON); by default ROOST_CONFIG, or config.json",
+            );
         FLAGS.iter().fold(command.arg(config), |command, flag| command.arg(argument(flag)))
     }
 

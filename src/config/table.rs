@@ -436,12 +436,7 @@ pub(crate) fn places() -> &'static [Place] {
         let (plain, connect) = ("channel.without_namespace", "client.proxy.connect");
         let calls = "rpc.without_namespace";
         vec![
-            place(
-                plain,
-                "Channels without a namespace.",
-                "",
-                all_but(NAMESPACE, &["name"]),
-            ),
+            place(plain, "Channels without a namespace.", "", all_but(NAMESPACE, &["name"])),
             list(
                 "channel.namespaces",
                 "Channels of one namespace, with its name.",
@@ -460,7 +455,12 @@ pub(crate) fn places() -> &'static [Place] {
                 connect,
                 switched,
             ),
-            place("channel.proxy.subscribe", "Proxy call that decides whether a client may subscribe.", connect, event),
+            place(
+                "channel.proxy.subscribe",
+                "Proxy call that decides whether a client may subscribe.",
+                connect,
+                event,
+            ),
             place(
                 "channel.proxy.publish",
                 "Proxy call that decides whether a client may publish, and what.",
@@ -474,12 +474,7 @@ pub(crate) fn places() -> &'static [Place] {
                 event,
             ),
             place("rpc.proxy", "Proxy call that answers an RPC.", connect, event),
-            place(
-                calls,
-                "Methods without a namespace.",
-                "",
-                all_but(RPC_NAMESPACE, &["name"]),
-            ),
+            place(calls, "Methods without a namespace.", "", all_but(RPC_NAMESPACE, &["name"])),
             list(
                 "rpc.namespaces",
                 "Methods of one namespace, with its name.",
