@@ -68,7 +68,7 @@ reasons! {
     HttpTooLong = Request "http.too_long", "request line, head or body over its bound: 413, 414, 431";
     HttpTimeout = Request "http.timeout", "head or body did not arrive in time: 408";
     HttpNotFound = Request "http.not_found", "no endpoint at that path: 404";
-    HttpUpgrade = Request "http.upgrade", "not a proper WebSocket upgrade: 400, 405";
+    HttpUpgrade = Request "http.upgrade", "not a valid WebSocket upgrade: 400, 405";
     HttpOrigin = Request "http.origin", "the Origin isn't in client.allowed_origins: 403";
     HttpHost = Request "http.host", "the Host isn't this node's, where only that is served: 403";
     HttpDraining = Request "http.draining", "the node is shutting down: 503";
@@ -76,14 +76,14 @@ reasons! {
     HttpFull = Request "http.full", "no shard has room for one more connection: 503";
     HttpConnectionLimit = Request "http.connection_limit", "client.connection_limit is reached: 503";
     HttpConnectionRate = Request "http.connection_rate", "client.connection_rate_limit is reached: 503";
-    HttpBusy = Request "http.busy", "too many requests of this kind wait already: 503";
+    HttpBusy = Request "http.busy", "too many unanswered requests of this kind: 503";
     HttpAddressConnections = Request "http.address_connections", "roost.connections_per_address is reached: 429";
     HttpAddressRate = Request "http.address_rate", "roost.connection_rate_per_address is reached: 429";
     HttpAddressBytes = Request "http.address_bytes", "roost.unfinished_bytes_per_address is reached: 429";
-    HttpProxyHeader = Request "http.proxy_header", "no PROXY header where one is expected, or one that isn't expected: a close, 400";
+    HttpProxyHeader = Request "http.proxy_header", "a missing PROXY header, or an unexpected one: a close, 400";
 
     // Connections that the node closes, by close code.
-    CloseProtocol = Connection "close.protocol_error", "1002: a rule of RFC 6455 is broken";
+    CloseProtocol = Connection "close.protocol_error", "1002: violation of RFC 6455";
     CloseUtf8 = Connection "close.invalid_utf8", "1007: text that isn't UTF-8, or data that doesn't inflate";
     CloseTooBig = Connection "close.message_too_big", "1009: a message over its size limit";
     CloseConnectionClosed = Connection "close.connection_closed", "3000: closed by an API call";
@@ -91,15 +91,15 @@ reasons! {
     CloseInternal = Connection "close.internal", "3004: an error of the node";
     CloseExpired = Connection "close.connection_expired", "3005: the connection's token has expired";
     CloseSubscriptionExpired = Connection "close.subscription_expired", "3006: a server-side subscription has expired";
-    CloseSlow = Connection "close.slow", "3008: more than client.queue_max_size waits for the client";
-    CloseWriteTimeout = Connection "close.write_timeout", "3009: the socket took nothing for websocket.write_timeout";
+    CloseSlow = Connection "close.slow", "3008: more than client.queue_max_size queued for the client";
+    CloseWriteTimeout = Connection "close.write_timeout", "3009: the socket accepted nothing for websocket.write_timeout";
     CloseInsufficientState = Connection "close.insufficient_state", "3010: publications of a server-side subscription are lost";
-    CloseForceReconnect = Connection "close.force_reconnect", "3011: told to reconnect";
+    CloseForceReconnect = Connection "close.force_reconnect", "3011: the client has to reconnect";
     CloseNoPong = Connection "close.no_pong", "3012: no pong within client.pong_timeout";
     CloseTooManyRequests = Connection "close.too_many_requests", "3013: too many requests";
     CloseStateInvalidated = Connection "close.state_invalidated", "3014: the state is no longer valid";
     CloseInvalidToken = Connection "close.invalid_token", "3500: the token is not accepted";
-    CloseBadRequest = Connection "close.bad_request", "3501: a message that the client protocol doesn't allow";
+    CloseBadRequest = Connection "close.bad_request", "3501: a message that violates the client protocol";
     CloseStale = Connection "close.stale", "3502: no connect command within client.stale_close_delay";
     CloseForceDisconnect = Connection "close.force_disconnect", "3503: closed by the application";
     CloseConnectionLimit = Connection "close.connection_limit", "3504: client.user_connection_limit is reached";
@@ -108,26 +108,26 @@ reasons! {
     ClosePermissionDenied = Connection "close.permission_denied", "3507: not allowed";
     CloseNotAvailable = Connection "close.not_available", "3508: the feature is not available";
     CloseTooManyErrors = Connection "close.too_many_errors", "3509: too many errors";
-    CloseByApplication = Connection "close.application", "a code of the application's own, by proxy or API";
-    CloseMemory = Connection "close.memory", "over roost.memory_limit, and this connection held most: reset";
-    CloseIdle = Connection "close.idle", "nothing came for roost.idle_timeout, or no close frame in time";
+    CloseByApplication = Connection "close.application", "a code of the application, by proxy or API";
+    CloseMemory = Connection "close.memory", "over roost.memory_limit, and this connection had the largest queue: reset";
+    CloseIdle = Connection "close.idle", "no input for roost.idle_timeout, or no close frame in time";
 
     // Commands that are answered with an error, by its code.
-    ErrorInternal = Command "error.internal", "100: temporary, the client tries again";
+    ErrorInternal = Command "error.internal", "100: temporary, the client retries";
     ErrorUnauthorized = Command "error.unauthorized", "101: unauthorized";
     ErrorUnknownChannel = Command "error.unknown_channel", "102: no such namespace";
     ErrorPermissionDenied = Command "error.permission_denied", "103: no option of the namespace allows it";
     ErrorMethodNotFound = Command "error.method_not_found", "104: no such method";
-    ErrorAlreadySubscribed = Command "error.already_subscribed", "105: subscribed already";
+    ErrorAlreadySubscribed = Command "error.already_subscribed", "105: already subscribed";
     ErrorLimitExceeded = Command "error.limit_exceeded", "106: a limit is reached";
-    ErrorBadRequest = Command "error.bad_request", "107: something in the command is wrong";
+    ErrorBadRequest = Command "error.bad_request", "107: the command is invalid";
     ErrorNotAvailable = Command "error.not_available", "108: the namespace doesn't have this feature";
-    ErrorTokenExpired = Command "error.token_expired", "109: the token has expired, or isn't valid yet";
-    ErrorExpired = Command "error.expired", "110: expires in the past";
+    ErrorTokenExpired = Command "error.token_expired", "109: the token has expired, or is not valid yet";
+    ErrorExpired = Command "error.expired", "110: the expiry is in the past";
     ErrorTooManyRequests = Command "error.too_many_requests", "111: too many requests";
     ErrorUnrecoverablePosition = Command "error.unrecoverable_position", "112: history doesn't reach back so far";
     ErrorConcurrentPagination = Command "error.concurrent_pagination", "113: concurrent pagination";
-    ErrorApplication = Command "error.application", "an error of the application's own";
+    ErrorApplication = Command "error.application", "an error code of the application";
 
     // Subscriptions that the node ends.
     EndExpired = Subscription "unsubscribe.expired", "2501: the subscription has expired";
@@ -135,12 +135,12 @@ reasons! {
 
     // Server API and admin page.
     ApiUnauthorized = Api "api.unauthorized", "401: no key, or a wrong one";
-    ApiBadRequest = Api "api.bad_request", "400: the body is not what the method takes";
+    ApiBadRequest = Api "api.bad_request", "400: the body is not valid for the method";
     ApiError = Api "api.error", "a method that is answered with an error";
     AdminUnauthorized = Api "admin.unauthorized", "a wrong password or token";
 
     // Calls to the application.
-    ProxyFailed = Proxy "proxy.failed", "no answer, or none as agreed";
+    ProxyFailed = Proxy "proxy.failed", "no answer, or an invalid one";
     ProxyBreaker = Proxy "proxy.circuit_open", "not called: the circuit breaker is open";
 }
 

@@ -122,7 +122,7 @@ impl Control {
             Ok(reloaded) => reloaded,
             Err(problems) => {
                 for problem in problems.lines() {
-                    error!(problem, "options read again: nothing is changed");
+                    error!(problem, "reload failed: nothing is changed");
                 }
                 return;
             }
@@ -139,7 +139,7 @@ impl Control {
             warnings,
         } = reloaded;
         for warning in warnings {
-            warn!(warning, "of the new options");
+            warn!(warning, "warning about the reloaded options");
         }
         let rules = &self.node.rules;
         let (client, _) = rules.client.load().with_limits_of(&client);
@@ -162,23 +162,23 @@ impl Control {
             let replaced = match (keys, options) {
                 (Some(keys), Some(options)) => keys.replace(options).map_err(|f| f.to_string()),
                 (None, None) => Ok(()),
-                _ => Err("client.subscription_token.enabled needs a new start".to_owned()),
+                _ => Err("client.subscription_token.enabled needs a restart".to_owned()),
             };
             if let Err(fault) = replaced {
-                warn!(fault, "options read again: keys are not changed");
+                warn!(fault, "reload: token keys are not changed");
             }
         }
         let older = rules.channels.load();
         rules.channels.store(Arc::new(channels.in_place_of(&older)));
         if let Err(fault) = self.proxies.follow(rules) {
-            warn!(%fault, "options read again: such a proxy answers nothing");
+            warn!(%fault, "reload: calls of this proxy fail");
         }
-        info!("options read again");
+        info!("options reloaded");
         for option in changed {
-            info!(option, "this has changed, and holds from now on");
+            info!(option, "changed option is in effect");
         }
         for section in needs_start {
-            warn!(section, "this has changed, and needs a new start");
+            warn!(section, "changed section needs a restart");
         }
     }
 
@@ -205,7 +205,7 @@ impl Control {
                 _ = every.tick() => {}
                 _ = signals.figures.recv() => self.print_figures(),
                 () = &mut deadline => {
-                    warn!(connections = self.open(), "the time to drain is over");
+                    warn!(connections = self.open(), "drain timed out: remaining connections are dropped");
                     return Ended::TimedOut;
                 }
                 _ = signals.terminate.recv() => return self.cut(),
@@ -221,7 +221,7 @@ impl Control {
     }
 
     fn cut(&self) -> Ended {
-        warn!(connections = self.open(), "told twice to end");
+        warn!(connections = self.open(), "second signal: the node ends at once");
         Ended::Cut
     }
 
@@ -255,7 +255,7 @@ impl Control {
                 limit,
                 "over the memory limit: new connections, subscriptions and publications are refused"
             ),
-            Some(false) => info!(used, limit, "under the memory limit again"),
+            Some(false) => info!(used, limit, "below the memory limit again"),
             None => {}
         }
     }

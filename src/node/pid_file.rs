@@ -74,11 +74,11 @@ impl PidFile {
         match std::fs::symlink_metadata(&self.path) {
             Ok(metadata) if same(&metadata) => {
                 if let Err(fault) = std::fs::remove_file(&self.path) {
-                    warn!(%path, %fault, "the pid file stays");
+                    warn!(%path, %fault, "cannot remove the pid file");
                 }
             }
-            Ok(_) => warn!(%path, "another pid file has taken the place of this node's, and stays"),
-            Err(fault) => warn!(%path, %fault, "the pid file is gone"),
+            Ok(_) => warn!(%path, "the pid file belongs to another process and is kept"),
+            Err(fault) => warn!(%path, %fault, "the pid file was removed by another process"),
         }
     }
 }

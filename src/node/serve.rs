@@ -49,7 +49,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
     };
     let ended = start(loaded, sources, log.clone());
     match &ended {
-        Ok(ended) => info!(?ended, "end"),
+        Ok(ended) => info!(?ended, "node ended"),
         Err(fault) => log.fatal(fault),
     }
     log.flush();

@@ -325,7 +325,7 @@ async fn accept(listener: Listener, router: Router, room: Arc<Semaphore>) {
                 .map(|(stream, _)| serve_connection(stream, None, router, place)),
         };
         if let Err(fault) = accepted {
-            warn!(%fault, "accepting on the internal port");
+            warn!(%fault, "cannot accept a connection on the internal port");
             tokio::time::sleep(ACCEPT_AGAIN).await;
         }
     }
@@ -345,7 +345,7 @@ where
         .with_upgrades();
     tokio::spawn(async move {
         if let Err(fault) = connection.await {
-            debug!(%fault, "a connection to the internal port");
+            debug!(%fault, "connection to the internal port failed");
         }
         drop(place);
     });

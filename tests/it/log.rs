@@ -168,8 +168,8 @@ fn sighup_opens_the_log_file_again() {
     let old = path.with_extension("1");
     std::fs::rename(&path, &old).unwrap();
     node.signal(rustix::process::Signal::HUP);
-    node.until("the new file has a line", |_| text(&path).contains("options read again"));
-    assert!(!text(&old).contains("options read again"));
+    node.until("the new file has a line", |_| text(&path).contains("options reloaded"));
+    assert!(!text(&old).contains("options reloaded"));
     std::fs::remove_file(&old).unwrap();
     std::fs::remove_file(&path).unwrap();
 }

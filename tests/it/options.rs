@@ -180,7 +180,7 @@ fn subscription_tokens_have_a_set_of_their_own() {
 
 /// Lines of the log, each with its level: a fetch of keys begins (debug), fails (warn), and the node
 /// ends (info).
-const LINES: [&str; 3] = ["fetching keys", "no keys", "drained"];
+const LINES: [&str; 3] = ["fetching keys", "key fetch failed", "drained"];
 
 /// Has a node say these, ends it, and returns its standard error behind the greeting.
 fn errors_of_a_short_life(flags: &[&str]) -> String {

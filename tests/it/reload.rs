@@ -16,7 +16,7 @@ fn file(secret: &str, namespaces: &[(&str, &str)]) -> String {
 const OPEN: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true";
 const KEPT: &str = "allow_subscribe_for_client = true\nallow_publish_for_client = true\n\
     history_size = 2\nhistory_ttl = \"10m\"\nallow_history_for_client = true";
-const DONE: &str = "options read again";
+const DONE: &str = "options reloaded";
 
 fn connect(node: &Node, secret: &str) -> Client {
     let mut client = node.client();
@@ -105,15 +105,14 @@ fn limits_origins_and_the_key_of_the_api_change() {
     client.subscribe("b");
     // What has changed is named, and what can't.
     let errors = node.errors();
-    let held: Vec<&str> =
-        errors.lines().filter(|line| line.contains("holds from now on")).collect();
+    let held: Vec<&str> = errors.lines().filter(|line| line.contains("is in effect")).collect();
     let named = ["client.allowed_origins", "client (limits and delays)", "http_api.key"];
     assert_eq!(held.len(), named.len(), "{held:?}");
     assert!(named.iter().all(|name| held.iter().any(|line| line.contains(name))), "{held:?}");
-    let line = errors.lines().find(|line| line.contains("needs a new start")).unwrap();
+    let line = errors.lines().find(|line| line.contains("needs a restart")).unwrap();
     assert!(line.contains("roost") && !line.contains("client"), "{line}");
     // The level is another one from here on: nothing more is said below it.
-    node.reload(&options("new", "https://b.example", 2, 2, "warn"), "needs a new start");
+    node.reload(&options("new", "https://b.example", 2, 2, "warn"), "needs a restart");
     assert_eq!(node.errors().matches(DONE).count(), 1);
 }
 

@@ -125,7 +125,7 @@ async fn sdk(State(shared): State<Shared>) -> Response {
             response
         }
         Err(fault) => {
-            warn!(%fault, "the SDK for the demo; roost.demo_sdk names a file with it");
+            warn!(%fault, "cannot load the SDK of the demo; roost.demo_sdk may name a file with it");
             (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")).into_response()
         }
     }
@@ -158,7 +158,7 @@ async fn load(file: Option<&std::path::Path>) -> Result<Bytes, SdkFault> {
     if STANDARD.encode(digest.as_ref()) != SHA512 {
         return Err(SdkFault::Digest);
     }
-    info!(url, "the SDK for the demo is here");
+    info!(url, "SDK of the demo fetched");
     unpack(&archive).map_err(SdkFault::Archive)
 }
 

@@ -118,7 +118,7 @@ impl<K: KeySource> Fetcher<K> {
             Some(fetched) = self.fetches.join_next() => match fetched {
                 Ok((endpoint, result)) => self.fetched(&endpoint, result),
                 // Only a panic of its own ends a fetch so; a release has aborted by then.
-                Err(fault) => warn!(%fault, "fetching keys"),
+                Err(fault) => warn!(%fault, "key fetch aborted"),
             },
             () = until(refresh) => {
                 for endpoint in self.known.refresh(Instant::now()) {
@@ -167,9 +167,9 @@ impl<K: KeySource> Fetcher<K> {
             result.and_then(|body| Ok(self.keys.keys(*kind).install_keys(url, &body)?));
         let shown = without_credentials(url);
         match &installed {
-            Ok(0) => warn!(url = shown, "no key there can be used"),
-            Ok(keys) => debug!(url = shown, keys, "keys are there"),
-            Err(fault) => warn!(url = shown, %fault, "no keys"),
+            Ok(0) => warn!(url = shown, "the key set has no usable key"),
+            Ok(keys) => debug!(url = shown, keys, "keys fetched"),
+            Err(fault) => warn!(url = shown, %fault, "key fetch failed"),
         }
         for again in self.known.fetched(endpoint, installed.is_ok(), Instant::now()) {
             self.send(again);
@@ -229,10 +229,7 @@ impl Known {
         if !self.endpoints.contains_key(&endpoint) && self.endpoints.len() >= ENDPOINTS_MAX {
             forgotten = self.make_room(now);
             if forgotten.is_none() {
-                debug!(
-                    url = without_credentials(&endpoint.url),
-                    "too many endpoints are asked for keys"
-                );
+                debug!(url = without_credentials(&endpoint.url), "too many key endpoints");
                 return Asked::Answered(Again::Unavailable(job));
             }
         }

@@ -367,9 +367,9 @@ impl Endpoint {
         match (self.breaker().ended(&permit, came, Instant::now()), &called) {
             (Change::Opened, Err(fault)) => {
                 let pause_ms = self.options.breaker_pause_ms;
-                warn!(name, %fault, pause_ms, "the application fails: it is not asked for a while");
+                warn!(name, %fault, pause_ms, "proxy calls fail: circuit open, no calls until the pause is over");
             }
-            (Change::Closed, _) => info!(name, "the application answers again"),
+            (Change::Closed, _) => info!(name, "proxy calls succeed again: circuit closed"),
             _ => {}
         }
         match called {
