@@ -43,29 +43,34 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
         "reason",
         "Connections that the node closed, by reason",
     ),
-    ("faults_", "client_faults", "reason", "Connections closed because of what the client sent"),
+    (
+        "faults_",
+        "client_faults",
+        "reason",
+        "Connections closed because of invalid input of the client, by reason",
+    ),
     ("refused_", "requests_refused", "reason", "Requests refused by shards, by reason"),
     (
         "shed_",
         "memory_given_up",
         "what",
-        "Given up because the node was over its memory limit, or history over its share of it",
+        "Released because the node was over its memory limit, or history over its share of it",
     ),
-    ("short_", "memory_refused", "what", "Refused because there was no memory for it"),
+    ("short_", "memory_refused", "what", "Refused because memory was short, by kind"),
     (
         "busy_",
         "requests_unavailable",
         "reason",
-        "Requests that may come again later (503), by reason",
+        "Requests refused as temporarily unavailable (503), by reason",
     ),
     (
         "replaced_",
         "connections_replaced",
         "state",
-        "Idle connections closed to make place for new ones, by their state",
+        "Idle connections closed to make room for new ones, by state",
     ),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
-    ("error_", "client_errors", "code", "Commands of clients answered with an error, by its code"),
+    ("error_", "client_errors", "code", "Commands of clients answered with an error, by code"),
 ];
 
 /// Counters that are told for each shard.
@@ -156,19 +161,19 @@ impl Collector for Metrics {
         put_durations(
             &mut encoder,
             "roost_loop_lag_seconds",
-            "How long turns of the shards' loops worked: so long waited what became ready",
+            "Duration of turns of the shards' loops: new readiness waits that long",
             &self.node.loop_lag,
         )?;
         put_durations(
             &mut encoder,
             "roost_fan_out_seconds",
-            "From a publication at its home to the write for its last subscriber on a shard",
+            "Time from a publication at its home to the write for its last subscriber on a shard",
             &self.node.fan_out,
         )?;
         encoder
             .encode_descriptor(
                 "roost_fan_out_subscribers",
-                "Subscribers on a shard that such a publication had",
+                "Subscribers of a publication on a shard",
                 None,
                 MetricType::Histogram,
             )
@@ -185,7 +190,7 @@ fn put_proxy_durations(
     encoder: &mut DescriptorEncoder<'_>,
     endpoints: &[Arc<Endpoint>],
 ) -> Result<(), Error> {
-    let help = "How long calls to the application took, waiting for their turn included";
+    let help = "Duration of proxy calls, including the wait for a turn";
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("roost_proxy_seconds", help, None, kind)?;
     for endpoint in endpoints {
@@ -201,7 +206,7 @@ fn put_command_durations(
     encoder: &mut DescriptorEncoder<'_>,
     of_shards: &[[Times; Method::NAMES.len()]],
 ) -> Result<(), Error> {
-    let help = "From a command of a client's to its answer, to within a turn of the loop and a millisecond";
+    let help = "Latency of commands of clients, to within a turn of the loop and a millisecond";
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("roost_command_seconds", help, None, kind)?;
     for (at, name) in Method::NAMES.into_iter().enumerate() {
@@ -364,36 +369,39 @@ impl Metrics {
         let bytes_each = self.bytes_per_connection() as f64;
         let mut metrics = vec![
             gauge("bytes_per_connection", "Resident memory over open connections", bytes_each),
-            gauge(
-                "clients",
-                "Clients of the protocol",
-                node.clients.load(Ordering::Relaxed) as f64,
-            ),
+            gauge("clients", "Connected clients", node.clients.load(Ordering::Relaxed) as f64),
             gauge("shards", "Threads that hold connections", node.counters.len() as f64),
-            gauge("uptime_seconds", "Since the start", self.started.elapsed().as_secs_f64()),
+            gauge(
+                "uptime_seconds",
+                "Seconds since the start",
+                self.started.elapsed().as_secs_f64(),
+            ),
             gauge(
                 "loop_lag_p99_seconds",
-                "p99 of how long turns worked in the last second",
+                "p99 of the duration of turns in the last second",
                 self.health.loop_lag_p99_us() as f64 / 1e6,
             ),
-            gauge("healthy", "1 when /health says so", f64::from(self.health.fault().is_none())),
+            gauge(
+                "healthy",
+                "1 while /health answers 200, else 0",
+                f64::from(self.health.fault().is_none()),
+            ),
             gauge(
                 "api_questions",
-                "Questions of the control thread that shards have not answered",
+                "Unanswered questions of the control thread to shards",
                 self.desk.unanswered() as f64,
             ),
             Metric::new(
                 Kind::Gauge,
                 "memory_bytes",
-                "resident is the whole process, allocated what of it is in use; what of that is in records, \
-                 sessions, history, filters, queues and mailboxes; kernel_sockets is what its sockets are \
-                 reckoned to cost beside it",
+                "Memory by class: resident is the whole process, allocated its part in use; the others are parts of \
+                 that, but kernel_sockets, an estimate of the kernel's memory for the sockets",
                 memory.map(class).to_vec(),
             ),
             Metric::new(
                 Kind::Gauge,
                 "limits",
-                "What may be; 0: no limit",
+                "Configured and computed limits; 0: no limit",
                 limits.map(limit).to_vec(),
             ),
             Metric::new(
@@ -405,7 +413,7 @@ impl Metrics {
             Metric::new(
                 Kind::Counter,
                 "lines_dropped",
-                "Lines of the log, or of SIGUSR1's figures, that nothing took in time",
+                "Lines of the log or of SIGUSR1 dropped because their output accepted nothing",
                 ["log", "figures"].iter().zip(&self.lines_dropped).map(dropped).collect(),
             ),
         ];
@@ -442,18 +450,13 @@ impl Metrics {
             Metric::new(Kind::Gauge, name, help, endpoints.iter().map(value).collect())
         };
         vec![
-            Metric::new(
-                Kind::Counter,
-                "proxy_calls",
-                "Questions to the application, by what came of them",
-                calls,
-            ),
-            gauge("proxy_in_flight", "Calls to the application on their way", |endpoint| {
+            Metric::new(Kind::Counter, "proxy_calls", "Proxy calls, by outcome", calls),
+            gauge("proxy_in_flight", "Proxy calls in flight", |endpoint| {
                 endpoint.in_flight() as f64
             }),
             gauge(
                 "proxy_circuit",
-                "0: the application is asked; 1: one call tries whether it answers again; 2: it is not asked",
+                "State of the circuit breaker: 0 closed; 1 half-open, some calls probe the endpoint; 2 open, no calls",
                 |endpoint| match endpoint.state() {
                     State::Closed => 0.0,
                     State::HalfOpen => 1.0,
@@ -484,11 +487,9 @@ impl Metrics {
                 "Publications dropped for slow clients, oldest first",
                 |slow| slow.dropped.get(),
             ),
-            of(
-                "publications_conflated",
-                "Publications that a newer one took the place of",
-                |slow| slow.conflated.get(),
-            ),
+            of("publications_conflated", "Queued publications replaced by a newer one", |slow| {
+                slow.conflated.get()
+            }),
         ]
     }
 }

@@ -1,4 +1,5 @@
-//! What a shard counts. It alone writes its counters; anyone may read them.
+//! The counters of a shard. Only the shard writes them; every thread may read them.
+//! The comment of a counter is its help text in `/metrics` (docs/metrics.md).
 
 use crate::base::counters::{Gauge, counters};
 use crate::base::form::Transport;
@@ -10,7 +11,7 @@ counters! {
     pub struct ShardCounters {
         /// Connections with an open socket.
         connections_open: gauge,
-        /// Connections accepted, here or by a shard that passed them on.
+        /// Connections accepted, including those that another shard accepted and passed on.
         connections_accepted: counter,
         /// Connections whose socket was closed.
         connections_closed: counter,
@@ -18,84 +19,84 @@ counters! {
         connections_passed: counter,
         /// Connections and clients refused because no shard had room for them.
         connections_refused_full: counter,
-        /// Idle connections closed to make place for new ones, by what they were: in their request head.
+        /// Idle connections closed to make room for new ones, by state: in their request head.
         replaced_head: counter,
         /// Kept for another request.
         replaced_kept: counter,
         /// Sending a body.
         replaced_body: counter,
-        /// Opened, but not connected by the client protocol.
+        /// Open, but not connected by the client protocol.
         replaced_stale: counter,
         /// Closing.
         replaced_closing: counter,
-        /// Times that accepting had to wait a second because the host had no descriptor left.
+        /// Times that accepting paused for a second because the host had no descriptor left.
         accepts_put_off: counter,
-        /// Connections whose accept failed.
+        /// Failed accepts.
         accept_failed: counter,
-        /// Slots of the connection table in use, the leaving ones included.
+        /// Slots of the connection table in use, including those of closed connections that wait for homes.
         slots_in_use: gauge,
-        /// Closed connections whose homes are not all told yet.
+        /// Closed connections that wait for homes to confirm the end of their subscriptions.
         connections_leaving: gauge,
-        /// Connections that speak the client protocol and are authenticated.
+        /// Connections with an authenticated session of the client protocol.
         sessions_open: gauge,
-        /// Distinct users among them.
+        /// Distinct users with open sessions.
         users: gauge,
-        /// Subscriptions of sessions here.
+        /// Subscriptions of sessions.
         subscriptions: gauge,
-        /// Channels that connections here are subscribed to.
+        /// Channels with subscribers, counted once on each shard that has some.
         channels_local: gauge,
-        /// Channels whose home is here.
+        /// Channels that exist, counted at their homes.
         channels_home: gauge,
-        /// Of these, channels kept for their history alone.
+        /// Channels without subscribers, kept for their history alone.
         channels_idle: gauge,
 
         /// Requests refused before the upgrade, by reason: not HTTP, or contradictory.
         refused_malformed: counter,
-        /// Not a proper WebSocket upgrade.
+        /// Not a valid WebSocket upgrade.
         refused_upgrade: counter,
-        /// The page's origin is not allowed, or the request is another site's.
+        /// The origin of the page is not allowed, or the request comes from another site.
         refused_origin: counter,
         /// The host is not this node's, where only that is served.
         refused_host: counter,
-        /// A header that decides on whose behalf a request comes stood twice.
+        /// A header that identifies the sender of a request occurs twice.
         refused_repeated: counter,
-        /// Nothing lives at that path.
+        /// No endpoint at that path.
         refused_not_found: counter,
         /// The head was too long.
         refused_too_long: counter,
-        /// A limit was met, or the node drains: 503, or for an event source a stream that ends at once.
+        /// A limit was reached, or the node drains: 503, or for an event source a stream that ends at once.
         refused_unavailable: counter,
-        /// The head did not come in time.
+        /// The head did not arrive in time.
         refused_timeout: counter,
-        /// An address had as many connections as it may.
+        /// An address had its maximum of connections.
         refused_address_connections: counter,
-        /// An address made new connections too fast.
+        /// An address exceeded its rate of new connections.
         refused_address_rate: counter,
-        /// An address had too many bytes of unfinished requests here.
+        /// An address had its maximum of bytes of incomplete requests.
         refused_address_bytes: counter,
-        /// Times that there was no room to count what an address has.
+        /// Times that an address was not counted because the table of addresses was full.
         addresses_uncounted: counter,
         /// Connections that began with a PROXY header.
         proxy_headers: counter,
-        /// Connections that had to begin with one and did not, or had one from a peer that isn't trusted.
+        /// Connections without a required PROXY header, or with one from an untrusted peer.
         proxy_headers_refused: counter,
-        /// The body came too slowly.
+        /// The body arrived too slowly.
         refused_slow_body: counter,
         /// A request to the server API without its key, refused before its body was read.
         refused_api_key: counter,
         /// Requests refused as unavailable, by reason: the node drains.
         busy_draining: counter,
-        /// The node is over its limit of memory.
+        /// The node is over its memory limit.
         busy_memory: counter,
-        /// Clients have all places of the shard.
+        /// Clients occupy all places of the shard.
         busy_places: counter,
         /// `client.connection_limit`.
         busy_connection_limit: counter,
         /// `client.connection_rate_limit`.
         busy_rate_limit: counter,
-        /// Too many requests that aren't answered, or bytes of unfinished bodies.
+        /// Too many unanswered requests, or too many bytes of incomplete bodies.
         busy_requests: counter,
-        /// Requests for the control thread.
+        /// Requests passed to the control thread.
         web_requests: counter,
         /// WebSockets opened.
         upgrades: counter,
@@ -104,13 +105,13 @@ counters! {
         messages_received: counter,
         /// Messages queued for clients: replies, pushes, deliveries, pings, echoes.
         messages_sent: counter,
-        /// Bytes received.
+        /// Bytes received from sockets.
         bytes_received: counter,
-        /// Bytes sent.
+        /// Bytes written to sockets.
         bytes_sent: counter,
         /// Writes to sockets.
         writes: counter,
-        /// Writes that found the socket full.
+        /// Writes that found the socket full (backpressure of the client).
         writes_blocked: counter,
         /// Commands of clients handled.
         commands: counter,
@@ -166,11 +167,11 @@ counters! {
         error_112: counter,
         /// Commands answered with error 113, concurrent pagination.
         error_113: counter,
-        /// Commands answered with an error of the application's own.
+        /// Commands answered with an error code of the application.
         error_application: counter,
-        /// Connections that had to wait before more of their commands were taken.
+        /// Times that a connection was paused before further commands of it were handled.
         commands_paused: counter,
-        /// Closes because the peer broke RFC 6455 (1002).
+        /// Closes because the peer violated RFC 6455 (1002).
         faults_protocol: counter,
         /// Closes because text was not UTF-8 (1007).
         faults_utf8: counter,
@@ -180,82 +181,82 @@ counters! {
         faults_bad_request: counter,
         /// Closes because of an invalid token (3500).
         faults_token: counter,
-        /// Closes because the client was not connected in time (3502).
+        /// Closes because the client did not connect in time (3502).
         closed_stale: counter,
-        /// Closes because no pong came (3012).
+        /// Closes because no pong arrived (3012).
         closed_no_pong: counter,
-        /// Closes of JSON connections that would have been shown what isn't JSON (3506).
+        /// Closes of JSON connections for which a payload was not JSON (3506).
         closed_inappropriate: counter,
         /// Closes because a user had too many connections, or a newer one (3504).
         closed_user_limit: counter,
-        /// Closes because the client did not take what was queued for it (3008).
+        /// Closes because too many bytes were queued for the client (3008).
         closed_slow: counter,
-        /// Closes because a write did not get through in time (3009).
+        /// Closes because a write did not finish in time (3009).
         closed_write_timeout: counter,
-        /// Closes because the connection's token expired (3005).
+        /// Closes because the token of the connection expired (3005).
         closed_expired: counter,
-        /// Closes of connections over which nothing came in time.
+        /// Closes of connections that sent nothing in time.
         closed_unused: counter,
-        /// Closes of idle connections that did not answer.
+        /// Closes of idle connections that did not answer a ping.
         closed_idle: counter,
         /// Closes because the node drains (3001).
         closed_shutdown: counter,
-        /// Closes that the application's answers asked for.
+        /// Closes by a proxy result of the application.
         closed_by_application: counter,
-        /// Closes that the server API asked for.
+        /// Closes by a call of the server API.
         closed_by_api: counter,
-        /// Closes to give memory back when the node was over its limit.
+        /// Closes to release memory while the node was over its limit.
         closed_memory: counter,
-        /// Connections whose peer did not answer our close frame in time.
+        /// Connections whose peer did not answer a close frame in time.
         close_timeouts: counter,
         /// Pings sent.
         pings: counter,
         /// Pongs received.
         pongs: counter,
-        /// Bytes that wait for sockets.
+        /// Bytes queued for sockets.
         queued_bytes: gauge,
-        /// Connections that have something waiting.
+        /// Connections with queued bytes.
         queues: gauge,
 
-        /// Publications taken by homes here.
+        /// Publications accepted by homes.
         publications: counter,
-        /// Deliveries queued for subscribers here: publications times subscribers.
+        /// Deliveries queued for subscribers: publications times subscribers.
         deliveries: counter,
-        /// Deliveries to a shard that were lost, because its mailbox was full: by the sender.
+        /// Deliveries to a shard that were lost because its mailbox was full; counted by the sender.
         gaps_mail: counter,
-        /// Deliveries lost because a channel's fan-out was too far behind.
+        /// Deliveries lost because too much of a channel's fan-out was pending.
         gaps_fanout: counter,
         /// Subscriptions ended because of a gap (2500): their clients recover.
         gaps_told: counter,
-        /// Subscribers that lost publications and can't be told.
+        /// Subscribers without a position that lost publications.
         gaps_untold: counter,
         /// Join and leave events lost because a shard or a channel was too far behind.
         events_lost: counter,
-        /// Presence and history read.
+        /// Reads of presence and history.
         reads: counter,
-        /// Subscriptions that wanted what they had missed.
+        /// Subscriptions that requested recovery.
         recoveries: counter,
-        /// Of them, those that got all of it.
+        /// Recoveries in which every missed publication was delivered.
         recovered: counter,
-        /// Deadlines that the shard found too late to blame the peer: it was given more time.
+        /// Deadlines that the shard checked too late to judge the peer, and extended.
         deadlines_put_off: counter,
-        /// Publications sent in full because the turn had made patches enough.
+        /// Publications sent in full because the turn's budget for patches was spent.
         patches_over_budget: counter,
-        /// Publications kept by homes here.
+        /// Publications in history.
         history_publications: gauge,
-        /// Bytes of them.
+        /// Bytes of the publications in history.
         history_bytes: gauge,
-        /// Filters in use here, equal ones once.
+        /// Tag filters in use; equal ones of a shard count once.
         filters: gauge,
-        /// Bytes that they hold.
+        /// Bytes of tag filters.
         filters_bytes: gauge,
-        /// Given up because memory was short: requests with unfinished bodies.
+        /// Released because memory was short: requests with incomplete bodies.
         shed_bodies: counter,
         /// Idle channels, with their history.
         shed_channels: counter,
         /// Publications, of idle channels and of others.
         shed_publications: counter,
-        /// Times that all encoded answers were.
+        /// Times that all encoded answers were released.
         shed_answers: counter,
         /// Remembered tokens.
         shed_tokens: counter,
@@ -269,69 +270,69 @@ counters! {
         short_subscribe: counter,
         /// Sessions.
         short_connect: counter,
-        /// Calls to the application.
+        /// Proxy calls.
         short_call: counter,
-        /// Questions to the application.
+        /// Proxy calls requested by shards.
         proxy_questions: counter,
-        /// Clients that are connected over a WebSocket.
+        /// Connected clients over WebSocket.
         clients_websocket: gauge,
-        /// Clients over `http_stream`.
+        /// Connected clients over `http_stream`.
         clients_http_stream: gauge,
-        /// Clients over `sse`.
+        /// Connected clients over `sse`.
         clients_sse: gauge,
-        /// Clients over `uni_websocket`.
+        /// Connected clients over `uni_websocket`.
         clients_uni_websocket: gauge,
-        /// Clients over `uni_http_stream`.
+        /// Connected clients over `uni_http_stream`.
         clients_uni_http_stream: gauge,
-        /// Clients over `uni_sse`.
+        /// Connected clients over `uni_sse`.
         clients_uni_sse: gauge,
-        /// Requests over `long_poll` that are not answered yet.
+        /// Unanswered requests over `long_poll`.
         clients_long_poll: gauge,
-        /// Requests over `long_poll` that were taken.
+        /// Accepted requests over `long_poll`.
         polls: counter,
-        /// Of their answers, those without publications.
+        /// Answers to `long_poll` without publications.
         polls_empty: counter,
-        /// Responses begun that go on: HTTP streams and server-sent events.
+        /// Streaming responses begun: HTTP streams and server-sent events.
         streams: counter,
-        /// Requests to the up-link of such connections that found their shard.
+        /// Requests to the up-link (`/emulation`) that reached their shard.
         emulations: counter,
-        /// Requests to the up-link that were refused.
+        /// Requests to the up-link (`/emulation`) that were refused.
         emulations_refused: counter,
-        /// Bytes that came behind a request whose response goes on.
+        /// Bytes received behind a request with a streaming response, and dropped.
         bytes_ignored: counter,
-        /// Positions that found no room in the id of an event.
+        /// Positions that did not fit into the id of an event.
         positions_left_out: counter,
-        /// Messages of clients that came deflated.
+        /// Compressed messages received from clients.
         messages_inflated: counter,
-        /// Signatures of tokens checked for their homes here.
+        /// Token signatures verified.
         tokens_checked: counter,
-        /// Checks of signatures that were withdrawn, since their connections had gone.
+        /// Signature checks withdrawn because their connections had closed.
         tokens_withdrawn: counter,
         /// Checks of signatures refused because of `roost.signature_checks_per_address`.
         tokens_refused_address: counter,
-        /// Tokens that were known to be good.
+        /// Tokens accepted because their digest was remembered.
         tokens_known: counter,
         /// Publishes remembered by their idempotency keys.
         publishes_remembered: gauge,
-        /// Tokens remembered as good.
+        /// Remembered good tokens.
         tokens_remembered: gauge,
-        /// Batches of mail received.
+        /// Batches of mail received by shards.
         mail_batches: counter,
-        /// Messages in them.
+        /// Messages in the batches of mail received by shards.
         mail: counter,
-        /// Batches that found the receiver's mailbox full, and wait.
+        /// Batches of mail that found the mailbox of their receiver full and wait.
         mail_full: counter,
-        /// Batches that wait in the mailbox.
+        /// Batches of mail in mailboxes.
         mailbox_batches: gauge,
-        /// Bytes of them.
+        /// Bytes of mail in mailboxes.
         mailbox_bytes: gauge,
-        /// Connections that may lose their places to new ones: they do nothing for a client.
+        /// Connections that do nothing for a client and may give way to new ones.
         connections_replaceable: gauge,
-        /// Bytes of bodies of requests that are not all here.
+        /// Bytes of incomplete request bodies.
         unfinished_bytes: gauge,
         /// Connections with a timer.
         timers: gauge,
-        /// Events for a connection that was gone.
+        /// Readiness events for connections that no longer exist.
         stale_events: counter,
         /// Turns of the loop.
         turns: counter,

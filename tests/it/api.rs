@@ -947,8 +947,14 @@ fn metrics() {
         assert!(known && name.starts_with("roost_"), "{line}");
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
     }
-    // The document names each of them, and nothing else.
+    // The document names each of them, and nothing else, with the help text that scrapers get.
     let document = include_str!("../../docs/metrics.md");
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
+    for (name, help) in helps {
+        let help = help.trim_end_matches('.');
+        let row = document.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        assert!(row.ends_with(&format!(" | {help} |")), "{name}: {help}: {row}");
+    }
     let named: BTreeSet<&str> = document
         .lines()
         .filter_map(|line| line.strip_prefix("| `roost_")?.split('`').next())
