@@ -15,11 +15,15 @@
 //! (fragments, code, the kernel's part of sockets), which the control thread looks up several times a second.
 
 use std::cmp::Reverse;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-use super::*;
+use crate::base::counters::Counter;
 use crate::base::notices::Reason;
+use crate::base::time::Millis;
 use crate::hub::home::Shed;
+use crate::io::Driver;
+use crate::shard::stats::ShardCounters;
+use crate::shard::{Shard, mail};
 
 /// What a node may have in memory, and has.
 #[derive(Debug)]
@@ -150,22 +154,24 @@ impl<D: Driver> Shard<D> {
     /// Whether a publication may be kept that adds so many bytes to the history of the channel `at`.
     /// Where there is no room idle channels make some, so many at most that the turn doesn't suffer.
     pub(super) fn may_keep(&mut self, at: Option<u32>, bytes: usize) -> bool {
-        let excess = self.node.memory.history_excess(bytes as u64);
+        let excess = self.cx.node.memory.history_excess(bytes as u64);
         if excess == 0 || bytes == 0 {
             return true;
         }
         // More than it needs, so that an excess becomes less with each publication.
         let wanted =
             (4 * bytes).max(SHED_BYTES_MIN).min(usize::try_from(excess).unwrap_or(usize::MAX));
-        let shed = self.homes.shed_idle(wanted, SHED_CHANNELS_MAX, at);
+        let shed = self.home.homes.shed_idle(wanted, SHED_CHANNELS_MAX, at);
         self.count_shed(shed);
         if shed.bytes >= bytes.min(wanted) {
             return true;
         }
-        if self.node.memory.want_room(bytes as u64) {
+        if self.cx.node.memory.want_room(bytes as u64) {
             // Shards that sleep may have idle history.
-            for to in self.mail.receivers().filter(|to| *to != mail::CONTROL && *to != self.id) {
-                self.mail[to].ring();
+            for to in
+                self.post.mail.receivers().filter(|to| *to != mail::CONTROL && *to != self.cx.id)
+            {
+                self.post.mail[to].ring();
             }
         }
         false
@@ -173,43 +179,43 @@ impl<D: Driver> Shard<D> {
 
     /// Whether patches of so many bytes may be kept beside publications: nothing is shed for them.
     pub(super) fn has_room_for_patches(&self, bytes: usize) -> bool {
-        !self.node.memory.is_short() && self.node.memory.history_excess(bytes as u64) == 0
+        !self.cx.node.memory.is_short() && self.cx.node.memory.history_excess(bytes as u64) == 0
     }
 
     /// Nothing may grow now; counts what is refused for it.
     pub(super) fn is_short_for(&self, refused: fn(&ShardCounters) -> &Counter) -> bool {
-        let short = self.node.memory.is_short();
+        let short = self.cx.node.memory.is_short();
         if short {
-            refused(self.counters()).inc();
+            refused(self.cx.counters()).inc();
         }
         short
     }
 
     /// Gives up what is too much, a slice in each turn.
     pub(super) fn keep_to_memory(&mut self) {
-        let counters = self.counters();
-        counters.history_bytes.set(self.homes.kept().bytes as u64);
-        counters.channels_idle.set(self.homes.idle() as u64);
-        self.shedding.goes_on = false;
-        let memory = &self.node.memory;
+        let counters = self.cx.counters();
+        counters.history_bytes.set(self.home.homes.kept().bytes as u64);
+        counters.channels_idle.set(self.home.homes.idle() as u64);
+        self.life.shedding.goes_on = false;
+        let memory = &self.cx.node.memory;
         let wanted = memory.wanted.load(Ordering::Relaxed);
         let (over_history, excess) = (memory.history_excess(wanted), memory.excess());
         let collections = memory.collections.load(Ordering::Relaxed);
-        if collections != self.shedding.collections {
-            self.shedding.collections = collections;
-            (self.collect)();
+        if collections != self.life.shedding.collections {
+            self.life.shedding.collections = collections;
+            (self.life.collect)();
         }
         if over_history == 0 {
             return;
         }
         if excess > 0 {
-            let share = excess.div_ceil(self.node.counters.len() as u64);
+            let share = excess.div_ceil(self.cx.node.counters.len() as u64);
             self.give_up(usize::try_from(share).unwrap_or(usize::MAX));
             return;
         }
         self.give_up_idle(self.share_of_history(over_history));
-        let left = self.node.memory.history_excess(wanted);
-        self.shedding.goes_on = left > 0 && left < over_history && self.homes.idle() > 0;
+        let left = self.cx.node.memory.history_excess(wanted);
+        self.life.shedding.goes_on = left > 0 && left < over_history && self.home.homes.idle() > 0;
     }
 
     /// This shard's part of so many bytes of idle history: as large as what it has of it.
@@ -217,14 +223,14 @@ impl<D: Driver> Shard<D> {
         let weight = |counters: &ShardCounters| {
             counters.history_bytes.get() + IDLE_CHANNEL_BYTES * counters.channels_idle.get()
         };
-        let all: u64 = self.node.counters.iter().map(weight).sum();
-        let share = u128::from(bytes) * u128::from(weight(self.counters()));
+        let all: u64 = self.cx.node.counters.iter().map(weight).sum();
+        let share = u128::from(bytes) * u128::from(weight(self.cx.counters()));
         usize::try_from(share.div_ceil(u128::from(all.max(1)))).unwrap_or(usize::MAX)
     }
 
     /// Forgets idle channels until that gives `bytes` back, a slice of them at most. What it gave.
     fn give_up_idle(&mut self, bytes: usize) -> usize {
-        let shed = self.homes.shed_idle(bytes, SHED_CHANNELS_MAX, None);
+        let shed = self.home.homes.shed_idle(bytes, SHED_CHANNELS_MAX, None);
         self.count_shed(shed);
         shed.bytes
     }
@@ -244,32 +250,32 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let idle = self.give_up_idle(left);
-        self.shedding.goes_on = idle > 0;
+        self.life.shedding.goes_on = idle > 0;
         let left = left.saturating_sub(idle);
         if left == 0 || idle > 0 {
             return;
         }
         let left = left.saturating_sub(self.forget_remembered(left));
         if left > 0 {
-            let shed = self.homes.shed_in_use(left, SHED_CHANNELS_MAX);
+            let shed = self.home.homes.shed_in_use(left, SHED_CHANNELS_MAX);
             self.count_shed(shed);
-            self.shedding.goes_on = shed.bytes > 0;
+            self.life.shedding.goes_on = shed.bytes > 0;
         }
     }
 
     fn count_shed(&self, shed: Shed) {
-        let counters = self.counters();
+        let counters = self.cx.counters();
         counters.shed_channels.add(shed.channels as u64);
         counters.shed_publications.add(shed.publications as u64);
     }
 
     /// Forgets encoded answers: whoever asks next costs their encoding again.
     fn forget_answers(&mut self) -> usize {
-        let bytes = self.answers.bytes() + self.pieces.bytes();
+        let bytes = self.home.answers.bytes() + self.codec.pieces.bytes();
         if bytes > 0 {
-            self.counters().shed_answers.inc();
-            self.answers.clear();
-            self.pieces.clear();
+            self.cx.counters().shed_answers.inc();
+            self.home.answers.clear();
+            self.codec.pieces.clear();
         }
         bytes
     }
@@ -277,27 +283,28 @@ impl<D: Driver> Shard<D> {
     /// Forgets the oldest of what is remembered of tokens and publishes.
     fn forget_remembered(&mut self, bytes: usize) -> usize {
         let tokens =
-            self.good_tokens.forget_oldest((bytes / TOKEN_BYTES + 1).min(SHED_ENTRIES_MAX));
-        self.counters().shed_tokens.add(tokens as u64);
+            self.home.good_tokens.forget_oldest((bytes / TOKEN_BYTES + 1).min(SHED_ENTRIES_MAX));
+        self.cx.counters().shed_tokens.add(tokens as u64);
         let given = tokens * TOKEN_BYTES;
         let (results, more) =
-            self.results.forget_oldest(bytes.saturating_sub(given), SHED_ENTRIES_MAX);
-        self.counters().shed_results.add(results as u64);
+            self.home.results.forget_oldest(bytes.saturating_sub(given), SHED_ENTRIES_MAX);
+        self.cx.counters().shed_results.add(results as u64);
         given + more
     }
 
     /// Ends requests with unfinished bodies and then connections with large queues, until that gives
     /// `bytes` back. What it gave.
     fn close_largest(&mut self, bytes: usize) -> usize {
-        let now = self.driver.now();
-        if now < self.shedding.search_at {
+        let now = self.cx.now;
+        if now < self.life.shedding.search_at {
             return 0;
         }
         // All connections are looked at: that is to take a small part of the time.
-        self.shedding.search_at = now.after(SEARCH_MS + self.conns.len() as u64 / SEARCHED_IN_MS);
+        self.life.shedding.search_at =
+            now.after(SEARCH_MS + self.net.conns.len() as u64 / SEARCHED_IN_MS);
         let mut found: Vec<(bool, usize, u32)> = Vec::new();
-        for (index, conn) in self.conns.iter().filter(|(_, conn)| conn.socket.is_some()) {
-            let waits = self.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
+        for (index, conn) in self.net.conns.iter().filter(|(_, conn)| conn.socket.is_some()) {
+            let waits = self.net.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
             let (is_body, kept) = conn.rx.as_ref().map_or((false, 0), |rx| {
                 let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
                 let held = rx.reader.bytes_held() + rx.emulated_bytes();
@@ -316,10 +323,10 @@ impl<D: Driver> Shard<D> {
             }
             given += held;
             if is_body {
-                self.counters().shed_bodies.inc();
+                self.cx.counters().shed_bodies.inc();
                 self.refuse_unfinished(index, Reason::HttpMemory);
             } else {
-                self.counters().closed_memory.add(1);
+                self.cx.counters().closed_memory.add(1);
                 let why = format_args!("{held} bytes were held for it");
                 self.notice(index, Reason::CloseMemory, 0, "", why);
                 self.release(index, true);

@@ -11,101 +11,60 @@
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
 //! (`homes.rs`, `reading.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
 
-mod accept;
-mod acks;
-mod addresses;
-mod answers;
-mod bodies;
-mod close;
-mod commands;
-mod conn;
-mod connect;
-mod deliver;
-mod emulation;
-mod homes;
+mod clients;
+mod codec;
+mod context;
+mod home;
+mod http;
+mod life;
+mod local;
 pub mod mail;
 mod memory;
+mod net;
 mod notices;
 mod orders;
-mod outbox;
-mod places;
-mod polls;
-pub mod proxies;
-mod read;
-mod reading;
-mod refusals;
-mod requests;
-mod sending;
-pub mod signatures;
-mod slow;
 mod stats;
-mod subscribe;
-pub mod timers;
-mod tokens;
-mod web;
-mod write;
 
-pub use self::addresses::AddressSources;
-pub use self::conn::CONN_BYTES;
+pub use self::clients::{proxies, signatures};
+pub use self::http::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::memory::Memory;
+pub use self::net::addresses::AddressSources;
+pub use self::net::conn::CONN_BYTES;
+pub use self::net::slow::SlowCounters;
+pub use self::net::timers;
 pub use self::notices::{Cut, Fields, Notices};
-pub use self::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
-pub use self::slow::SlowCounters;
 pub use self::stats::ShardCounters;
 
 use std::collections::VecDeque;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use compact_str::CompactString;
 use slab::Slab;
 
-use self::acks::Acks;
-use self::addresses::Addresses;
-use self::answers::{Answers, Pieces};
-use self::bodies::Bodies;
-use self::conn::{Conn, NONE, Phase};
-use self::homes::Event;
-use self::mail::{Batch, Letterbox, Mailbox, Outgoing};
-use self::memory::Shedding;
+use self::clients::Clients;
+use self::clients::signatures::Signatures;
+use self::codec::Codec;
+use self::context::Cx;
+use self::home::Home;
+use self::life::Life;
+use self::local::LocalSide;
+use self::mail::post::Post;
+use self::mail::{Letterbox, Mailbox};
+use self::net::Net;
+use self::net::timers::TICK_MS;
 use self::orders::Underway;
-use self::outbox::{Dropped, Outboxes};
-use self::places::Replaceable;
-use self::polls::Poll;
-use self::proxies::{Kept, Parked, Unasked};
-use self::requests::UnsentHead;
-use self::signatures::Signatures;
-use self::timers::{LinkTable, Links, List, TICK_MS, TimerTable, Wheel};
-use self::tokens::{Check, Question};
-use crate::base::counters::Counter;
-use crate::base::form::Form;
-use crate::base::frame::SharedFrame;
-use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::*;
+use crate::base::id::ShardId;
+use crate::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
 use crate::base::rate::SharedRate;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 use crate::base::times::Times;
 use crate::edge::address_limits::AddressLimits;
-use crate::edge::channels::ChannelRules;
-use crate::edge::good_tokens::GoodTokens;
 use crate::edge::host::HostRules;
-use crate::hub::delta::Patcher;
-use crate::hub::fanout::Walk;
-use crate::hub::filter::Filters;
-use crate::hub::home::Homes;
-use crate::hub::local::Locals;
 use crate::hub::names::NameHasher;
-use crate::hub::results::Results;
-use crate::hub::user_conns::UserConns;
-use crate::hub::users::Users;
-use crate::io::{Completion, Driver, Sent};
-use crate::proto::client::Encoding;
-use crate::proto::http::DateCache;
-use crate::proto::ws::{DeflateOptions, Deflaters, Inflater};
-use crate::proto::{framing, ws};
-use crate::session::{ClientOptions, Headers, Rules, Session};
+use crate::io::{Completion, Driver};
+use crate::proto::ws::DeflateOptions;
+use crate::session::Rules;
 
 /// Options of a shard. Times in milliseconds.
 #[derive(Clone, Debug)]
@@ -226,263 +185,44 @@ pub struct Seat {
 /// A side table for the few connections that have such a thing, by slot.
 type BySlot<T> = hashbrown::HashMap<u32, T, foldhash::fast::FixedState>;
 
-struct Draining {
-    per_second: u32,
-    since: Millis,
-    closed: u64,
-    cursor: usize,
-    told: bool,
-}
-
-/// Payloads that are the same for all.
-struct Constants {
-    /// Pings as messages, for each form of connection that was pinged.
-    pings: Vec<(Form, SharedFrame)>,
-    ws_ping: SharedFrame,
-}
-
-impl Constants {
-    /// The ping for a form of connection.
-    fn ping(&mut self, form: Form) -> SharedFrame {
-        if let Some((_, ping)) = self.pings.iter().find(|(of, _)| *of == form) {
-            return ping.clone();
-        }
-        let mut out = Vec::new();
-        framing::put(&mut out, form, Encoding::from(form).ping());
-        if form.is_one_way() && form.framing().is_websocket() {
-            //= client protocol, 8: one-way WebSockets are pinged by frames, too
-            ws::put_frame(&mut out, ws::PING, b"");
-        }
-        let ping = SharedFrame::new(&out);
-        self.pings.push((form, ping.clone()));
-        ping
-    }
-}
-
 /// One shard on its driver.
 pub struct Shard<D: Driver> {
-    node: Arc<Node>,
-    id: ShardId,
-    driver: D,
-    rng: Rng,
-    /// The rules of channels, as of this turn.
-    channels: Arc<ChannelRules>,
-    /// Options of clients, as of this turn; and a copy that no other shard counts references of.
-    client_rules: Arc<ClientOptions>,
-    client: Arc<ClientOptions>,
-    conns: Slab<Conn<D::Socket>>,
-    addresses: Addresses,
-    next_generation: NonZeroU32,
-    sessions: Slab<Session>,
-    users: Users,
-    outboxes: Outboxes,
-    wheel: Wheel,
-    leaving: List,
-    leaving_count: u64,
-    /// Connections that may lose their places.
-    replaceable: Replaceable,
-
-    completions: Vec<Completion>,
-    /// Connections to read, each at most once.
-    ready: VecDeque<ConnKey>,
-    /// Connections to write, each at most once.
-    dirty: Vec<ConnKey>,
-    /// What is being written, and what came of it.
-    writing: Vec<ConnKey>,
-    sent: Vec<Sent>,
-    /// Connections that wait for credit at a home, by home, and for how much; the last for a question to the
-    /// application.
-    waiting: Vec<VecDeque<(ConnKey, u8)>>,
-    acceptable: bool,
-    /// No descriptor was left: the listener is asked again then, since no edge tells.
-    accept_again_at: Option<Millis>,
-    passed: bool,
-
-    mailbox: Mailbox,
-    /// Mail of this shard to itself.
-    loopback: VecDeque<Box<Batch>>,
-    loopback_bytes: usize,
-    mail: Outgoing,
-    mail_blocked: bool,
-    acks: Acks,
-
-    homes: Homes,
-    patcher: Patcher,
-    locals: Locals,
-    next_serial: u32,
-    /// Users named by a request header, by slot, until the client connects.
-    header_users: BySlot<CompactString>,
-    /// Heads of responses that wait for what comes of the `connect`, by slot.
-    heads: BySlot<UnsentHead>,
-    /// Connections with a request that was answered at once: what is behind it is next.
-    answered: Vec<ConnKey>,
-    /// Requests that wait for publications, by slot.
-    polls: BySlot<Box<Poll>>,
-    /// Connections whose positions go behind what this turn has for them.
-    to_mark: Vec<ConnKey>,
-    /// What was kept of the headers of connections for proxies, by slot, until the client connects.
-    headers: BySlot<Arc<Headers>>,
-    /// What the application has said about commands that connections are paused for, by slot.
-    told: BySlot<VecDeque<Kept>>,
-    /// What is to be asked of the application when others are answered.
-    unasked: VecDeque<Unasked>,
-    /// Commands that wait for the application while others of their connection go on, and how many of each.
-    parked: Slab<Parked>,
-    parked_of: BySlot<u32>,
-    /// Connections of administrators, by slot; true once they are connected.
-    admins: BySlot<bool>,
-    /// Questions to the application that are not answered.
-    proxy_questions: usize,
-    /// Checks about tokens that connections are paused for, by slot.
-    checks: BySlot<Check>,
-    /// Filters of subscriptions here.
-    filters: Filters,
-    walk: Walk,
-    /// Connections of this turn for which too much waits, and by which namespace.
-    over: Vec<(u32, u16)>,
-    /// What is being dropped for one of them.
-    dropped: Vec<Dropped>,
-
-    /// Connections of the users whose home is here.
-    user_conns: UserConns,
-    /// Results of publishes with an idempotency key.
-    results: Results,
-    /// Who came to channels of this home and left them in this turn.
-    events: Vec<Event>,
-    answers: Answers,
-    /// Those that went deflated to connections here.
-    pieces: Pieces,
-    /// Tokens whose home is here.
-    good_tokens: GoodTokens,
-    questions: Slab<(Question, u64)>,
+    /// What a turn reads and doesn't change.
+    cx: Cx,
+    /// Connections: sockets, records, queues, timers, and HTTP.
+    net: Net<D>,
+    /// Mail of this shard, both ways.
+    post: Post,
+    /// Channels, users and tokens whose home is here.
+    home: Home,
+    /// Channels that connections here subscribe to.
+    local: LocalSide,
+    /// Sessions, and commands that wait.
+    clients: Clients,
+    /// Encoders and buffers that all of these share.
+    codec: Codec,
     /// Orders of the control thread that are being carried out.
     orders: Slab<Underway>,
-    /// Bodies of requests that are not all here.
-    bodies: Bodies,
-
-    /// Compressors, and what inflates.
-    deflaters: Deflaters,
-    inflater: Inflater,
-    /// What was inflated last.
-    inflated: Vec<u8>,
-
-    /// The `Date` of answers.
-    date: DateCache,
-    constants: Constants,
-    scratch: Vec<u8>,
-    replies: Vec<u8>,
-    listed: Vec<u32>,
-    draining: Option<Draining>,
-    stopped: bool,
-    housekeeping_at: Millis,
-    shedding: Shedding,
-    /// Most bytes that waited since memory was last given back.
-    queued_peak: u64,
-    /// Gives freed memory back to the system; a no-op in simulation.
-    collect: fn(),
-}
-
-impl<S> LinkTable for Slab<Conn<S>> {
-    fn links(&mut self, index: u32) -> &mut Links {
-        &mut self[index as usize].links
-    }
-}
-
-impl<S> TimerTable for Slab<Conn<S>> {
-    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
-        &mut self[index as usize].deadline_tick
-    }
+    /// Whether the shard goes on, and what it looks after once in a while.
+    life: Life,
 }
 
 impl<D: Driver> Shard<D> {
     /// A shard with no connections.
     pub fn new(node: Arc<Node>, seat: Seat, driver: D, collect: fn()) -> Self {
         let mut rng = Rng::new(seat.seed);
+        let cx = Cx::new(node, seat.shard, driver.now(), driver.unix());
         let shards = seat.letterboxes.len();
-        let homes_rng = Rng::new(rng.next_u64());
-        let patcher = Patcher::new(rng.next_u64());
-        let capacity = accept::slots_max(&node.options);
         Self {
-            id: seat.shard,
-            // Untouched pages cost nothing, and growing would copy.
-            conns: Slab::with_capacity(capacity),
-            addresses: Addresses::default(),
-            next_generation: NonZeroU32::MIN,
-            sessions: Slab::with_capacity(capacity),
-            users: Users::default(),
-            channels: node.rules.channels.load_full(),
-            client_rules: node.rules.client.load_full(),
-            client: Arc::new(ClientOptions::clone(&node.rules.client.load())),
-            outboxes: Outboxes::default(),
-            wheel: Wheel::new(driver.now()),
-            leaving: List::new(),
-            leaving_count: 0,
-            replaceable: Replaceable::default(),
-            completions: Vec::with_capacity(1024),
-            ready: VecDeque::new(),
-            dirty: Vec::new(),
-            writing: Vec::new(),
-            sent: Vec::new(),
-            waiting: (0..=shards).map(|_| VecDeque::new()).collect(),
-            acceptable: true,
-            accept_again_at: None,
-            passed: false,
-            mailbox: seat.mailbox,
-            loopback: VecDeque::new(),
-            loopback_bytes: 0,
-            mail: Outgoing::new(seat.letterboxes, seat.control),
-            mail_blocked: false,
-            acks: Acks::new(shards),
-            homes: Homes::new(node.names.clone(), homes_rng, node.options.channels_idle_max),
-            patcher,
-            locals: Locals::new(node.names.clone()),
-            next_serial: 0,
-            header_users: Default::default(),
-            headers: Default::default(),
-            heads: Default::default(),
-            answered: Vec::new(),
-            polls: Default::default(),
-            to_mark: Vec::new(),
-            told: Default::default(),
-            unasked: VecDeque::new(),
-            parked: Slab::new(),
-            parked_of: Default::default(),
-            admins: Default::default(),
-            proxy_questions: 0,
-            checks: Default::default(),
-            filters: Filters::default(),
-            walk: Walk::default(),
-            over: Vec::new(),
-            dropped: Vec::new(),
-            user_conns: UserConns::default(),
-            results: Results::new(RESULTS_MAX.div_ceil(shards), RESULTS_BYTES_MAX.div_ceil(shards)),
-            events: Vec::new(),
-            answers: Answers::default(),
-            pieces: Pieces::default(),
-            good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
-            questions: Slab::new(),
+            home: Home::new(&cx, shards, &mut rng),
+            post: Post::new(seat.mailbox, seat.letterboxes, seat.control),
+            local: LocalSide::new(&cx),
+            clients: Clients::new(&cx, rng),
+            codec: Codec::new(&cx),
             orders: Slab::new(),
-            bodies: Bodies::default(),
-            deflaters: Deflaters::new(
-                node.options.deflate.unwrap_or_default(),
-                node.options.uni_websocket.deflate.unwrap_or_default(),
-            ),
-            inflater: Inflater::default(),
-            inflated: Vec::new(),
-            date: DateCache::default(),
-            constants: Constants { pings: Vec::new(), ws_ping: ws::frame(ws::PING, b"") },
-            scratch: Vec::new(),
-            replies: Vec::new(),
-            listed: Vec::new(),
-            draining: None,
-            stopped: false,
-            housekeeping_at: driver.now(),
-            shedding: Shedding::new(driver.now()),
-            queued_peak: 0,
-            collect,
-            node,
-            driver,
-            rng,
+            life: Life::new(cx.now, collect),
+            net: Net::new(&cx, driver),
+            cx,
         }
     }
 
@@ -501,15 +241,15 @@ impl<D: Driver> Shard<D> {
     /// The rest of a turn behind [`Self::wait_until`]: waits, at most until then, and works. Apart
     /// so that a simulation can leave the shard waiting while others have their turns.
     pub fn turn_after(&mut self, until: Option<Millis>) -> bool {
-        self.counters().turns.add(1);
-        self.completions.clear();
-        self.driver.wait(until, &mut self.completions);
-        if let Some(us) = self.driver.worked_us() {
-            self.node.loop_lag[self.id.index()].record(us);
+        self.cx.counters().turns.add(1);
+        self.net.completions.clear();
+        self.net.driver.wait(until, &mut self.net.completions);
+        if let Some(us) = self.net.driver.worked_us() {
+            self.cx.node.loop_lag[self.cx.id.index()].record(us);
         }
-        self.mailbox.awake();
-        self.patcher.begin_turn();
-        self.look_at_rules();
+        self.post.mailbox.awake();
+        self.home.patcher.begin_turn();
+        self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
         self.take_completions();
         self.accept_some();
         self.go_on_answered();
@@ -528,108 +268,75 @@ impl<D: Driver> Shard<D> {
         self.resume_waiting();
         self.keep_to_memory();
         self.housekeeping();
-        if self.stopped {
+        if self.life.stopped {
             self.end();
         }
-        !self.stopped
-    }
-
-    /// Takes other rules of channels, if there are any.
-    fn look_at_rules(&mut self) {
-        let current = self.node.rules.channels.load();
-        if !Arc::ptr_eq(&current, &self.channels) {
-            self.channels = Arc::clone(&current);
-        }
-        let current = self.node.rules.client.load();
-        if !Arc::ptr_eq(&current, &self.client_rules) {
-            self.client_rules = Arc::clone(&current);
-            self.client = Arc::new(ClientOptions::clone(&current));
-        }
-    }
-
-    /// The rules of channels, with the namespace that a message names by number: another shard may
-    /// know of newer ones.
-    fn channels_with(&mut self, namespace: u16) -> Arc<ChannelRules> {
-        if usize::from(namespace) >= self.channels.namespaces().len() {
-            self.look_at_rules();
-        }
-        Arc::clone(&self.channels)
-    }
-
-    fn counters(&self) -> &ShardCounters {
-        &self.node.counters[self.id.index()]
-    }
-
-    fn tick(&self) -> u32 {
-        tick_of(self.driver.now())
-    }
-
-    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn<D::Socket>> {
-        self.conns.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
+        !self.life.stopped
     }
 
     /// When the next wait has to end: at once if anything is left to do, never for `None`. The
     /// first half of a turn: from here on mail wakes the shard.
     pub fn wait_until(&mut self) -> Option<Millis> {
-        let now = self.driver.now();
-        let work = !self.ready.is_empty()
-            || self.acceptable
-            || self.passed
-            || !self.loopback.is_empty()
-            || self.locals.active() > 0
-            || !self.dirty.is_empty()
-            || !self.answered.is_empty()
+        let now = self.cx.now;
+        let work = !self.net.ready.is_empty()
+            || self.net.acceptable
+            || self.net.passed
+            || !self.post.loopback.is_empty()
+            || self.local.locals.active() > 0
+            || !self.net.dirty.is_empty()
+            || !self.net.answered.is_empty()
             || self.has_orders()
-            || (self.leaving_count > 0 && !self.mail_blocked)
-            || self.shedding.goes_on
+            || (self.net.leaving_count > 0 && !self.post.mail_blocked)
+            || self.life.shedding.goes_on
             // What was posted behind the turn's sending goes with the next one.
             || self.has_unsent_mail()
-            || !self.mailbox.sleep()
+            || !self.post.mailbox.sleep()
             // After arming the alarm: who rang before that was not heard.
-            || (self.mail_blocked && self.mail.iter().any(|outbox| outbox.may_retry(self.id)));
+            || (self.post.mail_blocked && self.post.mail.iter().any(|outbox| outbox.may_retry(self.cx.id)));
         if work {
             return Some(now);
         }
         // Nothing is left to do: what is read of a shard that sleeps has to be true.
         self.set_gauges();
         // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
-        let retry = self.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
-        let delayed = self.locals.next_due();
-        let drain = self.draining.is_some().then(|| now.after(10));
-        let accept = self.accept_again_at.map(|at| at.max(now));
+        let retry = self.post.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
+        let delayed = self.local.locals.next_due();
+        let drain = self.life.draining.is_some().then(|| now.after(10));
+        let accept = self.net.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
-        let busy = !self.conns.is_empty() || !self.homes.is_empty() || self.queued_peak > 0;
-        let housekeeping = busy.then(|| self.housekeeping_at.max(now));
-        let timer = self.wheel.next_deadline();
+        let busy =
+            !self.net.conns.is_empty() || !self.home.homes.is_empty() || self.life.queued_peak > 0;
+        let housekeeping = busy.then(|| self.life.housekeeping_at.max(now));
+        let timer = self.net.wheel.next_deadline();
         [retry, delayed, drain, accept, housekeeping, timer].into_iter().flatten().min()
     }
 
     /// Mail is here that nothing keeps from leaving: no shard sleeps then.
     pub fn has_unsent_mail(&self) -> bool {
-        !self.mail_blocked && self.mail.iter().any(|outbox| !outbox.is_empty())
+        !self.post.mail_blocked && self.post.mail.iter().any(|outbox| !outbox.is_empty())
     }
 
     fn take_completions(&mut self) {
-        for at in 0..self.completions.len() {
-            match self.completions[at] {
-                Completion::Acceptable => self.acceptable = true,
-                Completion::Passed => self.passed = true,
+        for at in 0..self.net.completions.len() {
+            match self.net.completions[at] {
+                Completion::Acceptable => self.net.acceptable = true,
+                Completion::Passed => self.net.passed = true,
                 Completion::Woken => {}
-                Completion::Readable { key, ended } => match self.conn(key) {
+                Completion::Readable { key, ended } => match self.net.conn(key) {
                     Some(conn) => {
                         if ended {
                             conn.flags.set_ended(true);
                         }
-                        self.mark_ready(key);
+                        self.net.mark_ready(key);
                     }
-                    None => self.counters().stale_events.add(1),
+                    None => self.cx.counters().stale_events.add(1),
                 },
                 Completion::Writable { key } => {
-                    if let Some(conn) = self.conn(key)
+                    if let Some(conn) = self.net.conn(key)
                         && conn.flags.blocked()
                     {
                         conn.flags.set_blocked(false);
-                        self.mark_dirty(key);
+                        self.net.mark_dirty(key);
                     }
                 }
                 Completion::Sent { key, bytes } => self.sent(key, bytes),
@@ -637,39 +344,18 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Puts a connection on the list of those to read.
-    fn mark_ready(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn(key)
-            && !conn.flags.ready()
-            && !conn.flags.paused()
-        {
-            conn.flags.set_ready(true);
-            self.ready.push_back(key);
-        }
-    }
-
-    /// Puts a connection on the list of those to write.
-    fn mark_dirty(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn(key)
-            && !conn.flags.dirty()
-        {
-            conn.flags.set_dirty(true);
-            self.dirty.push(key);
-        }
-    }
-
     fn read_some(&mut self) {
-        let ahead = self.driver.fetch_max();
-        let before = self.counters().bytes_received.get();
-        for at in 0..self.ready.len().min(TURN_READS_MAX) {
-            if self.counters().bytes_received.get() - before >= TURN_INPUT_BYTES_MAX {
+        let ahead = self.net.driver.fetch_max();
+        let before = self.cx.counters().bytes_received.get();
+        for at in 0..self.net.ready.len().min(TURN_READS_MAX) {
+            if self.cx.counters().bytes_received.get() - before >= TURN_INPUT_BYTES_MAX {
                 break;
             }
             if ahead > 0 && at % ahead == 0 {
                 self.read_ahead(ahead);
             }
-            let Some(key) = self.ready.pop_front() else { break };
-            let Some(conn) = self.conn(key) else { continue };
+            let Some(key) = self.net.ready.pop_front() else { break };
+            let Some(conn) = self.net.conn(key) else { continue };
             conn.flags.set_ready(false);
             self.read(key);
         }
@@ -677,7 +363,7 @@ impl<D: Driver> Shard<D> {
 
     /// Lets the driver read what the next `count` connections have.
     fn read_ahead(&mut self, count: usize) {
-        let Self { driver, ready, conns, .. } = self;
+        let Net { driver, ready, conns, .. } = &mut self.net;
         driver.fetch(ready.iter().take(count).filter_map(|key| {
             let conn = conns.get(key.index as usize)?;
             let reads = conn.generation == key.generation && !conn.flags.paused();
@@ -687,105 +373,105 @@ impl<D: Driver> Shard<D> {
 
     /// Once a second: expired history, gauges, memory.
     fn housekeeping(&mut self) {
-        self.queued_peak = self.queued_peak.max(self.outboxes.bytes());
-        let now = self.driver.now();
-        if now < self.housekeeping_at {
+        self.life.queued_peak = self.life.queued_peak.max(self.net.outboxes.bytes());
+        let now = self.cx.now;
+        if now < self.life.housekeeping_at {
             return;
         }
-        self.housekeeping_at = now.after(HOUSEKEEPING_MS);
-        self.homes.sweep(now, SWEEP_CHANNELS);
-        self.answers.clear();
-        self.pieces.clear();
-        self.deflaters.sweep();
-        self.good_tokens.sweep(self.driver.unix(), SWEEP_TOKENS);
-        self.results.expire(now);
-        self.replaceable.give_back();
-        if self.outboxes.bytes() == 0 {
-            if self.queued_peak > COLLECT_AFTER_BYTES {
-                (self.collect)();
+        self.life.housekeeping_at = now.after(HOUSEKEEPING_MS);
+        self.home.homes.sweep(now, SWEEP_CHANNELS);
+        self.home.answers.clear();
+        self.codec.pieces.clear();
+        self.codec.deflaters.sweep();
+        self.home.good_tokens.sweep(self.cx.unix, SWEEP_TOKENS);
+        self.home.results.expire(now);
+        self.net.replaceable.give_back();
+        if self.net.outboxes.bytes() == 0 {
+            if self.life.queued_peak > COLLECT_AFTER_BYTES {
+                (self.life.collect)();
             }
-            self.queued_peak = 0;
+            self.life.queued_peak = 0;
         }
         self.set_gauges();
     }
 
     /// Gauges that are cheaper to read off than to keep.
     fn set_gauges(&self) {
-        let counters = self.counters();
-        counters.slots_in_use.set(self.conns.len() as u64);
-        counters.connections_leaving.set(self.leaving_count);
-        counters.sessions_open.set(self.sessions.len() as u64);
-        counters.users.set(self.users.len() as u64);
-        counters.channels_local.set(self.locals.len() as u64);
-        counters.channels_home.set(self.homes.len() as u64);
-        counters.channels_idle.set(self.homes.idle() as u64);
-        counters.queued_bytes.set(self.outboxes.bytes());
-        counters.queues.set(self.outboxes.in_use() as u64);
-        let kept = self.homes.kept();
+        let counters = self.cx.counters();
+        counters.slots_in_use.set(self.net.conns.len() as u64);
+        counters.connections_leaving.set(self.net.leaving_count);
+        counters.sessions_open.set(self.clients.sessions.len() as u64);
+        counters.users.set(self.clients.users.len() as u64);
+        counters.channels_local.set(self.local.locals.len() as u64);
+        counters.channels_home.set(self.home.homes.len() as u64);
+        counters.channels_idle.set(self.home.homes.idle() as u64);
+        counters.queued_bytes.set(self.net.outboxes.bytes());
+        counters.queues.set(self.net.outboxes.in_use() as u64);
+        let kept = self.home.homes.kept();
         counters.history_publications.set(kept.publications as u64);
         counters.history_bytes.set(kept.bytes as u64);
-        counters.filters.set(self.filters.len() as u64);
-        counters.filters_bytes.set(self.filters.bytes() as u64);
-        counters.tokens_remembered.set(self.good_tokens.len() as u64);
-        counters.connections_replaceable.set(self.replaceable.len() as u64);
-        counters.unfinished_bytes.set(self.bodies.bytes() as u64);
-        counters.timers.set(self.wheel.len() as u64);
-        let (batches, bytes) = self.mailbox.waiting();
+        counters.filters.set(self.local.filters.len() as u64);
+        counters.filters_bytes.set(self.local.filters.bytes() as u64);
+        counters.tokens_remembered.set(self.home.good_tokens.len() as u64);
+        counters.connections_replaceable.set(self.net.replaceable.len() as u64);
+        counters.unfinished_bytes.set(self.net.bodies.bytes() as u64);
+        counters.timers.set(self.net.wheel.len() as u64);
+        let (batches, bytes) = self.post.mailbox.waiting();
         counters.mailbox_batches.set(batches as u64);
         counters.mailbox_bytes.set(bytes as u64);
-        counters.publishes_remembered.set(self.results.len() as u64);
+        counters.publishes_remembered.set(self.home.results.len() as u64);
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
     /// interest in a channel. What is left, if not.
     pub fn is_quiescent(&self) -> Result<(), String> {
         let left = [
-            ("connections", self.conns.len()),
-            ("addresses", self.addresses.len()),
-            ("sessions", self.sessions.len()),
-            ("users", self.users.len()),
-            ("outboxes", self.outboxes.in_use()),
-            ("bytes queued", self.outboxes.bytes() as usize),
-            ("timers", self.wheel.len()),
-            ("leaving", self.leaving_count as usize),
-            ("to read", self.ready.len()),
-            ("to write", self.dirty.len()),
-            ("waiting for credit", self.waiting.iter().map(VecDeque::len).sum()),
-            ("mail to itself", self.loopback.len()),
-            ("unsent mail", self.mail.iter().filter(|outbox| !outbox.is_empty()).count()),
-            ("credits", self.mail.iter().map(|outbox| outbox.spent() as usize).sum()),
-            ("acknowledgements", self.acks.len()),
-            ("channels here", self.locals.len()),
-            ("fan-outs", self.locals.active()),
-            ("interested shards", self.homes.len() - self.homes.idle()),
-            ("members", self.homes.members_of_all()),
-            ("users by header", self.header_users.len()),
-            ("checks", self.checks.len()),
-            ("administrators", self.admins.len()),
-            ("headers kept", self.headers.len()),
-            ("heads of responses", self.heads.len()),
-            ("requests just answered", self.answered.len()),
-            ("polls", self.polls.len()),
-            ("unasked questions", self.unasked.len()),
-            ("parked commands", self.parked.len() + self.parked_of.len()),
-            ("told by the application", self.told.len()),
-            ("questions to the application", self.proxy_questions),
-            ("filters", self.filters.len()),
-            ("connections of users", self.user_conns.len()),
-            ("events", self.events.len()),
-            ("questions to the pool", self.questions.len()),
+            ("connections", self.net.conns.len()),
+            ("addresses", self.net.addresses.len()),
+            ("sessions", self.clients.sessions.len()),
+            ("users", self.clients.users.len()),
+            ("outboxes", self.net.outboxes.in_use()),
+            ("bytes queued", self.net.outboxes.bytes() as usize),
+            ("timers", self.net.wheel.len()),
+            ("leaving", self.net.leaving_count as usize),
+            ("to read", self.net.ready.len()),
+            ("to write", self.net.dirty.len()),
+            ("waiting for credit", self.post.waiting.iter().map(VecDeque::len).sum()),
+            ("mail to itself", self.post.loopback.len()),
+            ("unsent mail", self.post.mail.iter().filter(|outbox| !outbox.is_empty()).count()),
+            ("credits", self.post.mail.iter().map(|outbox| outbox.spent() as usize).sum()),
+            ("acknowledgements", self.post.acks.len()),
+            ("channels here", self.local.locals.len()),
+            ("fan-outs", self.local.locals.active()),
+            ("interested shards", self.home.homes.len() - self.home.homes.idle()),
+            ("members", self.home.homes.members_of_all()),
+            ("users by header", self.clients.header_users.len()),
+            ("checks", self.clients.checks.len()),
+            ("administrators", self.clients.admins.len()),
+            ("headers kept", self.clients.headers.len()),
+            ("heads of responses", self.net.heads.len()),
+            ("requests just answered", self.net.answered.len()),
+            ("polls", self.net.polls.len()),
+            ("unasked questions", self.clients.unasked.len()),
+            ("parked commands", self.clients.parked.len() + self.clients.parked_of.len()),
+            ("told by the application", self.clients.told.len()),
+            ("questions to the application", self.clients.proxy_questions),
+            ("filters", self.local.filters.len()),
+            ("connections of users", self.home.user_conns.len()),
+            ("events", self.home.events.len()),
+            ("questions to the pool", self.home.questions.len()),
             ("orders", self.orders.len()),
-            ("replaceable connections", self.replaceable.len()),
-            ("bytes of bodies", self.bodies.bytes()),
+            ("replaceable connections", self.net.replaceable.len()),
+            ("bytes of bodies", self.net.bodies.bytes()),
         ];
         let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.id.0)) }
+        if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.cx.id.0)) }
     }
 
     /// What waits in the listener is told that the node is gone, then the listener goes.
     fn end(&mut self) {
         self.refuse_waiting();
-        self.driver.close_listener();
+        self.net.driver.close_listener();
         self.set_gauges();
     }
 }

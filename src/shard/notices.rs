@@ -13,11 +13,14 @@ use std::time::Instant;
 
 use tracing::{Level, debug, info};
 
-use super::*;
 use crate::base::limits::NOTICE_TEXT_CHARS_MAX;
 use crate::base::notices::{Limits, Reason, Subject};
+use crate::base::time::Millis;
+use crate::io::Driver;
 use crate::proto::client::{Disconnect, ErrorCode};
 use crate::proto::http::Refusal;
+use crate::shard::Shard;
+use crate::shard::net::conn::{Conn, Phase};
 
 /// What a line says beside its reason; what is empty or 0 is left out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -265,7 +268,7 @@ impl<D: Driver> Shard<D> {
         channel: &str,
         why: fmt::Arguments<'_>,
     ) {
-        if self.node.notices.is_due(self.driver.now(), reason) {
+        if self.cx.node.notices.is_due(self.cx.now, reason) {
             self.with_fields_of(index, |fields| {
                 write_line(reason, &Fields { channel, code, why: Some(why), ..*fields });
             });
@@ -282,7 +285,8 @@ impl<D: Driver> Shard<D> {
     /// A client has gone by itself: a line at level debug.
     pub(super) fn notice_gone(&self, index: u32) {
         let is_client = |conn: &Conn<D::Socket>| conn.phase == Phase::Client;
-        if tracing::enabled!(Level::DEBUG) && self.conns.get(index as usize).is_some_and(is_client)
+        if tracing::enabled!(Level::DEBUG)
+            && self.net.conns.get(index as usize).is_some_and(is_client)
         {
             self.with_fields_of(index, |fields| write_ordinary(fields, false));
         }
@@ -290,8 +294,8 @@ impl<D: Driver> Shard<D> {
 
     /// Calls `write` with what is known of a connection.
     fn with_fields_of(&self, index: u32, write: impl FnOnce(&Fields<'_>)) {
-        let conn = self.conns.get(index as usize);
-        let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
+        let conn = self.net.conns.get(index as usize);
+        let session = conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
         // A client id exists from the connect on.
         let client = conn.filter(|_| session.is_some());
         let client = client.map(|conn| self.client_id(conn.key(index)).text());
@@ -316,11 +320,13 @@ fn write_ordinary(fields: &Fields<'_>, connected: bool) {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Arc;
     use std::sync::Mutex;
 
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+    use crate::base::limits::NOTICES_PER_SECOND;
 
     /// What is logged, as text or as JSON.
     #[derive(Clone, Default)]

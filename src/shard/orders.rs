@@ -13,15 +13,20 @@
 //! (`Underway::behind`), and fan-outs hand out what they hold for a connection before its subscriptions end
 //! (`Shard::deliver_pending`).
 
-use super::commands::Stop;
+use compact_str::CompactString;
+
+use super::clients::commands::Stop;
+use super::mail::sending::ShardSet;
 use super::mail::{
     Act, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
 };
-use super::sending::ShardSet;
-use super::*;
 use crate::base::expiry::Expiry;
+use crate::base::id::{ConnKey, ShardId};
+use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, SubState};
+use crate::shard::Shard;
+use crate::shard::net::conn::NONE;
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -52,17 +57,17 @@ enum Step {
 
 impl<D: Driver> Shard<D> {
     /// An order has come.
-    pub(super) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
+    pub(crate) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
         let (user, client, session) = (&order.user, &order.client, &order.session);
         let left = self.connections_of(user, client, session, usize::MAX);
         let homes = ShardSet::default();
-        let behind = self.loopback.len();
+        let behind = self.post.loopback.len();
         let (connections, blocked) = (0, false);
         self.orders.insert(Underway { order, from, left, connections, homes, blocked, behind });
     }
 
     /// So many batches of the mail to itself were opened.
-    pub(super) fn orders_wait_less(&mut self, opened: usize) {
+    pub(crate) fn orders_wait_less(&mut self, opened: usize) {
         for (_, underway) in &mut self.orders {
             underway.behind = underway.behind.saturating_sub(opened);
         }
@@ -77,7 +82,7 @@ impl<D: Driver> Shard<D> {
         max: usize,
     ) -> Vec<ConnKey> {
         if !client.is_empty() || !session.is_empty() {
-            let rules = &self.node.rules;
+            let rules = &self.cx.node.rules;
             let by_client = rules.client_ids.open(client);
             let by_session = rules.session_ids.open_secret(session);
             let found = match (client.is_empty(), session.is_empty()) {
@@ -85,18 +90,19 @@ impl<D: Driver> Shard<D> {
                 (true, _) => by_session.filter(|of| self.has_session_id(*of)),
                 (false, false) => by_client.filter(|of| by_session == Some(*of)),
             };
-            let key = found.filter(|(shard, _)| *shard == self.id).map(|(_, key)| key);
+            let key = found.filter(|(shard, _)| *shard == self.cx.id).map(|(_, key)| key);
             let is_theirs = |key: &ConnKey| {
-                let conn = self.conns.get(key.index as usize);
+                let conn = self.net.conns.get(key.index as usize);
                 let conn = conn.filter(|conn| conn.generation == key.generation);
-                let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
+                let session =
+                    conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
                 session.is_some_and(|session| session.user == user)
             };
             return key.filter(is_theirs).into_iter().collect();
         }
-        let hash = self.node.names.hash(user);
-        let sessions = &self.sessions;
-        let first = self.users.first(hash, |at| sessions[*at as usize].user == user);
+        let hash = self.cx.node.names.hash(user);
+        let sessions = &self.clients.sessions;
+        let first = self.clients.users.first(hash, |at| sessions[*at as usize].user == user);
         let chain = std::iter::successors(first, |at| {
             Some(sessions[*at as usize].user_links.next).filter(|next| *next != NONE)
         });
@@ -104,28 +110,28 @@ impl<D: Driver> Shard<D> {
             .take(max)
             .filter_map(|at| {
                 let index = sessions[at as usize].conn;
-                Some(self.conns.get(index as usize)?.key(index))
+                Some(self.net.conns.get(index as usize)?.key(index))
             })
             .collect()
     }
 
     /// Whether a connection's session has an id: not over a two-way WebSocket.
     fn has_session_id(&self, (shard, key): (ShardId, ConnKey)) -> bool {
-        let conn = self.conns.get(key.index as usize).filter(|_| shard == self.id);
+        let conn = self.net.conns.get(key.index as usize).filter(|_| shard == self.cx.id);
         conn.is_some_and(|conn| conn.form.transport().has_session_ids())
     }
 
     /// Whether an order has something to do at once.
-    pub(super) fn has_orders(&self) -> bool {
+    pub(crate) fn has_orders(&self) -> bool {
         self.orders.iter().any(|(_, order)| !order.left.is_empty() && !order.blocked)
     }
 
     /// Carries out some of what was ordered.
-    pub(super) fn carry_out_orders(&mut self) {
+    pub(crate) fn carry_out_orders(&mut self) {
         if self.orders.is_empty() {
             return;
         }
-        let mut budget = self.node.options.turn_ordered_max;
+        let mut budget = self.cx.node.options.turn_ordered_max;
         for at in 0..self.orders.capacity() {
             let Some(underway) = self.orders.get_mut(at) else { continue };
             // Those whose homes have to pass yet have nothing left.
@@ -161,11 +167,11 @@ impl<D: Driver> Shard<D> {
             return self.answer_order(&underway);
         }
         let order = self.orders.insert(underway) as u32;
-        homes.iter().for_each(|home| self.post(home, Mail::Pass { order }));
+        homes.iter().for_each(|home| self.post.send(&self.cx, home, Mail::Pass { order }));
     }
 
     /// A home has taken what an order caused.
-    pub(super) fn passed(&mut self, home: ShardId, order: u32) {
+    pub(crate) fn passed(&mut self, home: ShardId, order: u32) {
         let Some(underway) = self.orders.get_mut(order as usize) else { return };
         underway.homes.remove(home);
         if underway.homes.is_empty() {
@@ -176,14 +182,14 @@ impl<D: Driver> Shard<D> {
 
     fn answer_order(&mut self, underway: &Underway) {
         let (asker, connections) = (underway.order.asker, underway.connections);
-        self.post(underway.from, Mail::Ordered { asker, connections });
+        self.post.send(&self.cx, underway.from, Mail::Ordered { asker, connections });
     }
 
     fn carry_out(&mut self, order: &Order, key: ConnKey, homes: &mut ShardSet) -> Step {
         let index = key.index;
         // The session may have ended since the order came. Its key is no other session's, which names
         // client and session; the user is compared all the same: nobody is to get another one's order.
-        if self.conn(key).is_none() {
+        if self.net.conn(key).is_none() {
             return Step::Spared;
         }
         let Some(session) = self.session_of(index) else { return Step::Spared };
@@ -201,7 +207,7 @@ impl<D: Driver> Shard<D> {
                     return Step::Blocked;
                 }
                 self.deliver_pending(index, None);
-                self.counters().closed_by_api.add(1);
+                self.cx.counters().closed_by_api.add(1);
                 self.end_session(index, *code, reason);
                 Step::Done
             }
@@ -209,7 +215,7 @@ impl<D: Driver> Shard<D> {
             Act::Unsubscribe { channel } => {
                 let only = match channel.as_str() {
                     "" => None,
-                    name => match self.locals.find(name) {
+                    name => match self.local.locals.find(name) {
                         Some(local) => Some(local),
                         None => return Step::Done,
                     },
@@ -233,7 +239,7 @@ impl<D: Driver> Shard<D> {
                     return Step::Blocked;
                 }
                 self.deliver_pending(index, None);
-                self.counters().closed_expired.add(1);
+                self.cx.counters().closed_expired.add(1);
                 self.disconnect(index, Disconnect::ConnectionExpired);
                 Step::Done
             }
@@ -241,7 +247,7 @@ impl<D: Driver> Shard<D> {
                 if !info.is_empty() && self.reinform(index, info.clone()).is_err() {
                     return Step::Blocked;
                 }
-                let now = self.driver.unix();
+                let now = self.cx.unix;
                 let Some(session) = self.session_of(index) else { return Step::Done };
                 session.expires = Expiry::of_positive(*expire_at);
                 let ttl = session.expires.map(|expires| expires.ttl(now));
@@ -254,15 +260,15 @@ impl<D: Driver> Shard<D> {
 
     fn subscribe_by_order(&mut self, key: ConnKey, sub: &ServerSub, homes: &mut ShardSet) -> Step {
         let index = key.index;
-        let known = self.locals.find(&sub.channel);
-        let limit = self.client.channel_limit;
+        let known = self.local.locals.find(&sub.channel);
+        let limit = self.cx.client.channel_limit;
         let Some(session) = self.session_of(index) else { return Step::Spared };
         let subs = session.subs.as_slice();
         let has = known.is_some_and(|at| subs.iter().any(|sub| sub.channel == at));
         if has || subs.len() >= limit {
             return Step::Done;
         }
-        let home = self.node.names.home(self.node.names.hash(&sub.channel));
+        let home = self.cx.node.names.home(self.cx.node.names.hash(&sub.channel));
         let asker = Asker::of(key);
         match self.subscribe_by_server(index, asker, sub) {
             Ok(()) => {
@@ -281,9 +287,9 @@ impl<D: Driver> Shard<D> {
         let subs = session.subs.as_slice().iter();
         let subs = subs.filter(|sub| only.is_none_or(|only| only == sub.channel));
         let channels: Vec<u32> = subs.map(|sub| sub.channel).collect();
-        let of = |shard: &mut Self, at| shard.locals.get(at).map(|local| local.home);
+        let of = |shard: &mut Self, at| shard.local.locals.get(at).map(|local| local.home);
         let concerned: Vec<ShardId> = channels.into_iter().filter_map(|at| of(self, at)).collect();
-        if concerned.iter().any(|home| self.mail[*home].is_full()) {
+        if concerned.iter().any(|home| self.post.mail[*home].is_full()) {
             return false;
         }
         concerned.into_iter().for_each(|home| homes.insert(home));
@@ -291,28 +297,28 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Connections of a user here, as they are now.
-    pub(super) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
+    pub(crate) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
         // A user may have more connections than are named, the anonymous one a million.
         let mut keys = self.connections_of(&inspect.user, "", "", INSPECTED_MAX + 1);
         let more = keys.len() > INSPECTED_MAX;
         keys.truncate(INSPECTED_MAX);
         let found = keys.into_iter().filter_map(|key| self.seen(key)).collect();
         let inspected = Box::new(Inspected { connections: found, more });
-        self.post(from, Mail::Inspected { asker: inspect.asker, inspected });
+        self.post.send(&self.cx, from, Mail::Inspected { asker: inspect.asker, inspected });
     }
 
     fn seen(&mut self, key: ConnKey) -> Option<Seen> {
         let client = CompactString::new(self.client_id(key).text().as_str());
-        let conn = self.conn(key)?;
+        let conn = self.net.conn(key)?;
         let (form, paused, outbox) = (conn.form, conn.flags.paused(), conn.outbox);
-        let queued_bytes = self.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
+        let queued_bytes = self.net.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
         let session = self.session_of(key.index)?;
         let (unanswered, expires) =
             (session.unanswered, session.expires.map_or(0, Expiry::seconds));
         let subs: Vec<_> = session.subs.as_slice().iter().take(INSPECTED_MAX).copied().collect();
         let subscriptions = session.subs.len();
         let named = subs.into_iter().filter_map(|sub| {
-            let channel = self.locals.get(sub.channel)?.name.clone();
+            let channel = self.local.locals.get(sub.channel)?.name.clone();
             let (server, positioned) = (sub.flags.server(), sub.flags.positioned());
             Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
         });
@@ -332,33 +338,41 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Some channels of this home that somebody is subscribed to.
-    pub(super) fn home_list(&mut self, from: ShardId, list: List) {
+    pub(crate) fn home_list(&mut self, from: ShardId, list: List) {
         let mut listed = Listed::default();
         if let ListOf::Users { zeros } = list.of {
             self.list_users(list.cursor, zeros, &mut listed);
-            return self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
+            return self.post.send(
+                &self.cx,
+                from,
+                Mail::Listed { asker: list.asker, listed: Box::new(listed) },
+            );
         }
-        listed.next = self.homes.list(list.cursor, TURN_LISTED_MAX, |name, count| {
+        listed.next = self.home.homes.list(list.cursor, TURN_LISTED_MAX, |name, count| {
             listed.channels.push((CompactString::new(name), count));
         });
-        self.post(from, Mail::Listed { asker: list.asker, listed: Box::new(listed) });
+        self.post.send(
+            &self.cx,
+            from,
+            Mail::Listed { asker: list.asker, listed: Box::new(listed) },
+        );
     }
 
     /// Hashes of some users with connections here: of those whose first session is in the next slots.
     fn list_users(&self, cursor: u32, zeros: u32, listed: &mut Listed) {
         let end = cursor.saturating_add(TURN_LISTED_MAX as u32);
-        for at in cursor..end.min(self.sessions.capacity() as u32) {
-            let Some(session) = self.sessions.get(at as usize) else { continue };
+        for at in cursor..end.min(self.clients.sessions.capacity() as u32) {
+            let Some(session) = self.clients.sessions.get(at as usize) else { continue };
             let flags = session.flags;
             if flags.detached() || flags.hidden() || session.user_links.prev != NONE {
                 continue;
             }
-            let hash = self.node.names.hash(&session.user);
+            let hash = self.cx.node.names.hash(&session.user);
             if hash.trailing_zeros() >= zeros {
                 listed.users.push(hash);
             }
         }
-        listed.next = ((end as usize) < self.sessions.capacity()).then_some(end);
+        listed.next = ((end as usize) < self.clients.sessions.capacity()).then_some(end);
     }
 }
 

@@ -1,0 +1,598 @@
+//! Proxies on the shard's side: what the application has to be asked goes to the control thread, which
+//! calls it (`node/proxies`).
+//!
+//! ```text
+//!  command -> paused, Mail::Ask -> control thread -> HTTP -> Mail::Told -> the command again
+//!  expiry  ->         Mail::Ask ->      ...                  Mail::Told -> new expiry, or the end
+//! ```
+//! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
+//! is handled once more: it costs no thread, and commands stay in their order. With `client.concurrency` a
+//! command may be parked instead: its bytes are put in front of what the connection has to handle when the
+//! answer is there.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::base::expiry::Expiry;
+use crate::base::form::Form;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
+use crate::base::id::ConnKey;
+use crate::base::limits::PROXY_QUESTIONS_MAX;
+use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions};
+use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+use crate::io::Driver;
+use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
+use crate::proto::http;
+use crate::session::{Headers, Renewal};
+use crate::shard::Shard;
+use crate::shard::clients::commands::{Stop, low_ms};
+use crate::shard::mail::{Asker, CONTROL, Mail, PublishOptions};
+use crate::shard::memory::NO_MEMORY;
+use crate::shard::net::conn::{NONE, Phase};
+
+/// Something that the application is asked.
+#[derive(Debug)]
+pub struct ProxyQuestion {
+    /// Whose command it is; its credits mean nothing here.
+    pub asker: Asker,
+    /// Which endpoint is asked.
+    pub proxy: Arc<ProxyOptions>,
+    /// Client id.
+    pub client: CompactString,
+    /// Transport and encoding of the connection.
+    pub form: Form,
+    /// User id; empty is anonymous, and of nobody yet in a `connect`.
+    pub user: CompactString,
+    /// `meta` of the connection, empty for none.
+    pub meta: Box<[u8]>,
+    /// What was kept of the client's headers.
+    pub headers: Option<Arc<Headers>>,
+    /// The client's address, if it has one.
+    pub address: Option<IpAddr>,
+    /// What it is about.
+    pub call: ProxyCall,
+    /// Which parked command it is of, if it is; comes back with the answer.
+    pub ticket: Option<u32>,
+}
+
+/// What an application is asked about (server API, 6.1 to 6.6). Payloads may be empty.
+#[derive(Clone, Debug)]
+pub enum ProxyCall {
+    /// Who is it?
+    Connect {
+        /// Data of the client's.
+        data: Box<[u8]>,
+        /// Name of its SDK.
+        name: CompactString,
+        /// Version of that.
+        version: CompactString,
+        /// Channels that it names.
+        channels: Vec<CompactString>,
+    },
+    /// Does the connection go on?
+    Refresh,
+    /// May it subscribe?
+    Subscribe {
+        /// The channel.
+        channel: CompactString,
+        /// Data of the client's.
+        data: Box<[u8]>,
+    },
+    /// May it publish this?
+    Publish {
+        /// The channel.
+        channel: CompactString,
+        /// The payload.
+        data: Box<[u8]>,
+    },
+    /// A call of the client's.
+    Rpc {
+        /// The method.
+        method: CompactString,
+        /// The parameters.
+        data: Box<[u8]>,
+    },
+    /// Does the subscription go on?
+    SubRefresh {
+        /// The channel.
+        channel: CompactString,
+        /// Where the shard keeps it.
+        local: u32,
+    },
+}
+
+impl ProxyCall {
+    /// Which event it is.
+    pub fn event(&self) -> ProxyEvent {
+        match self {
+            Self::Connect { .. } => ProxyEvent::Connect,
+            Self::Refresh => ProxyEvent::Refresh,
+            Self::Subscribe { .. } => ProxyEvent::Subscribe,
+            Self::Publish { .. } => ProxyEvent::Publish,
+            Self::Rpc { .. } => ProxyEvent::Rpc,
+            Self::SubRefresh { .. } => ProxyEvent::SubRefresh,
+        }
+    }
+}
+
+impl HeapBytes for ProxyCall {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Connect { data, name, version, channels } => {
+                heap_bytes_of!(data, name, version, channels)
+            }
+            Self::Subscribe { channel, data } | Self::Publish { channel, data } => {
+                heap_bytes_of!(channel, data)
+            }
+            Self::Rpc { method, data } => heap_bytes_of!(method, data),
+            Self::SubRefresh { channel, .. } => channel.heap_bytes(),
+            Self::Refresh => 0,
+        }
+    }
+}
+
+impl HeapBytes for ProxyQuestion {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.client, &self.user, &self.meta, &self.headers, &self.call)
+    }
+}
+
+impl HeapBytes for Headers {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.http, &self.emulated)
+    }
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub struct Told {
+    /// Who asked.
+    pub asker: Asker,
+    /// The subscription that it was about, where it was one that expires.
+    pub local: u32,
+    /// That of the question.
+    pub ticket: Option<u32>,
+    /// About what.
+    pub event: ProxyEvent,
+    /// What the application said.
+    pub answer: ProxyAnswer,
+}
+
+/// What an application said.
+#[derive(Clone, Debug)]
+pub enum ProxyAnswer {
+    /// Yes, and this.
+    Result(Box<ProxyResult>),
+    /// An error for the client.
+    Error(AppError),
+    /// The client is to be closed.
+    Disconnect(AppDisconnect),
+    /// Nothing of all that.
+    Nothing,
+    /// It could not be asked, or said what nobody understands.
+    Failed,
+}
+
+/// The results of all events: each fills what it has. JSON payloads are text in one line; empty is none.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyResult {
+    /// Connect: who it is, when it expires, what it gets. In `subs` of each channel.
+    pub claims: ConnectionClaims,
+    /// Connect and subscribe: for the client. Publish: in place of the client's. Rpc: the answer.
+    pub data: Option<Box<[u8]>>,
+    /// Refresh and sub_refresh: it is over.
+    pub expired: bool,
+    /// Subscribe: options in place of the namespace's.
+    pub overrides: Overrides,
+    /// Publish: packed tags.
+    pub tags: Box<[u8]>,
+    /// Publish: what else is to be done.
+    pub options: PublishOptions,
+}
+
+impl HeapBytes for Told {
+    fn heap_bytes(&self) -> usize {
+        match &self.answer {
+            ProxyAnswer::Result(result) => result.heap_bytes(),
+            ProxyAnswer::Error(AppError { message, .. }) => message.heap_bytes(),
+            ProxyAnswer::Disconnect(AppDisconnect { reason, .. }) => reason.heap_bytes(),
+            ProxyAnswer::Nothing | ProxyAnswer::Failed => 0,
+        }
+    }
+}
+
+impl HeapBytes for ProxyResult {
+    fn heap_bytes(&self) -> usize {
+        let ConnectionClaims { user, info, meta, subs, .. } = &self.claims;
+        heap_bytes_of!(user, info, meta, subs, &self.data, &self.tags, &self.options)
+    }
+}
+
+impl HeapBytes for SubOptions {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.info, &self.data)
+    }
+}
+
+/// A command that waits for the application while others of its connection go on.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    conn: ConnKey,
+    /// The channel that it is to subscribe to; empty for what is no subscribe.
+    channel: CompactString,
+    bytes: Box<[u8]>,
+}
+
+/// Something about a connection or a subscription that expires, which is to be asked.
+#[derive(Debug)]
+pub(crate) struct Unasked {
+    conn: ConnKey,
+    proxy: Arc<ProxyOptions>,
+    call: ProxyCall,
+}
+
+/// What is kept of an answer until the command that waits for it is done with.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// When it was asked: the low bits of the shard's clock, milliseconds.
+    pub(crate) asked_ms: u16,
+    answer: Arc<ProxyAnswer>,
+}
+
+impl<D: Driver> Shard<D> {
+    /// What the application says about the command that is being handled. Asks it, and stops the command
+    /// until it has answered.
+    pub(crate) fn ask_application(
+        &mut self,
+        index: u32,
+        command: u32,
+        proxy: &Arc<ProxyOptions>,
+        call: impl FnOnce() -> ProxyCall,
+    ) -> Result<Arc<ProxyAnswer>, Stop> {
+        if let Some(Kept { answer, .. }) = self.clients.told.get(&index).and_then(VecDeque::front) {
+            return Ok(Arc::clone(answer));
+        }
+        let conn = &self.net.conns[index as usize];
+        if conn.flags.pending() {
+            return Err(Stop::Pending);
+        }
+        // `connect` is the one barrier.
+        let at_once = match conn.session {
+            NONE => 1,
+            _ => self.cx.client.concurrency.max(1),
+        };
+        let parked = self.clients.parked_of.get(&index).copied().unwrap_or(0);
+        if at_once > 1 && parked >= at_once {
+            // Each answer resumes it.
+            return Err(Stop::Pending);
+        }
+        if self.is_short_for(|counters| &counters.short_call) {
+            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
+        }
+        if self.question_credits() == 0 {
+            return Err(Stop::NoCredit(CONTROL));
+        }
+        if at_once > 1 {
+            let call = call();
+            let channel = match &call {
+                ProxyCall::Subscribe { channel, .. } => channel.clone(),
+                _ => CompactString::default(),
+            };
+            let conn = self.net.conns[index as usize].key(index);
+            let ticket =
+                self.clients.parked.insert(Parked { conn, channel, bytes: Box::default() }) as u32;
+            *self.clients.parked_of.entry(index).or_default() += 1;
+            self.post_question(index, command, proxy, call, Some(ticket));
+            return Err(Stop::Parked(ticket));
+        }
+        self.net.conns[index as usize].flags.set_pending(true);
+        self.post_question(index, command, proxy, call(), None);
+        Err(Stop::Pending)
+    }
+
+    /// Questions that may be asked now.
+    pub(crate) fn question_credits(&self) -> usize {
+        match self.post.mail[CONTROL].is_full() {
+            true => 0,
+            false => PROXY_QUESTIONS_MAX.saturating_sub(self.clients.proxy_questions),
+        }
+    }
+
+    /// Asks what no command waits for: now, or when others are answered.
+    fn ask_later(&mut self, index: u32, proxy: &Arc<ProxyOptions>, call: ProxyCall) {
+        match self.question_credits() {
+            0 => {
+                let conn = self.net.conns[index as usize].key(index);
+                self.clients.unasked.push_back(Unasked { conn, proxy: Arc::clone(proxy), call });
+            }
+            _ => self.post_question(index, 0, proxy, call, None),
+        }
+    }
+
+    /// Asks what has waited, as far as may be.
+    pub(crate) fn ask_unasked(&mut self) {
+        while self.question_credits() > 0 {
+            let Some(Unasked { conn, proxy, call }) = self.clients.unasked.pop_front() else {
+                break;
+            };
+            if self.net.conn(conn).is_some_and(|conn| conn.phase == Phase::Client) {
+                self.post_question(conn.index, 0, &proxy, call, None);
+            }
+        }
+    }
+
+    fn post_question(
+        &mut self,
+        index: u32,
+        command: u32,
+        proxy: &Arc<ProxyOptions>,
+        call: ProxyCall,
+        ticket: Option<u32>,
+    ) {
+        let key = self.net.conns[index as usize].key(index);
+        let client = CompactString::new(self.client_id(key).text().as_str());
+        let form = self.net.form(index);
+        let asked_with = self.clients.headers.get(&index).cloned();
+        let session = self.session_of(index);
+        let (user, meta, headers) = match session {
+            Some(session) => {
+                let extra = session.extra.as_ref();
+                let meta = extra.map(|extra| extra.meta.clone()).unwrap_or_default();
+                let headers = extra.and_then(|extra| extra.headers.clone());
+                (session.user.clone(), meta, headers)
+            }
+            None => (CompactString::default(), Box::default(), asked_with),
+        };
+        self.clients.proxy_questions += 1;
+        self.cx.counters().proxy_questions.add(1);
+        let asked_ms = low_ms(self.cx.now);
+        let asker = Asker { command, asked_ms, ..Asker::of(key) };
+        let proxy = Arc::clone(proxy);
+        let meta = if proxy.include_connection_meta { meta } else { Box::default() };
+        let address = self.client_address(asker.conn.index);
+        let question = ProxyQuestion {
+            asker,
+            proxy,
+            client,
+            form,
+            user,
+            meta,
+            headers,
+            address,
+            call,
+            ticket,
+        };
+        self.post.send(&self.cx, CONTROL, Mail::Ask(Box::new(question)));
+    }
+
+    /// The application has answered.
+    pub(crate) fn told(&mut self, told: Told) {
+        self.clients.proxy_questions -= 1;
+        let Told { asker, local, ticket, event, answer } = told;
+        let index = asker.conn.index;
+        let parked = ticket.and_then(|ticket| self.clients.parked.try_remove(ticket as usize));
+        let Some(conn) = self.net.conn(asker.conn) else { return };
+        if conn.phase != Phase::Client {
+            return;
+        }
+        match event {
+            ProxyEvent::Refresh => self.refreshed(index, answer),
+            ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
+            _ => {
+                let (asked_ms, answer) = (asker.asked_ms, Arc::new(answer));
+                let kept = Kept { asked_ms, answer };
+                // In the order of the commands: parked ones are put in front of a paused one.
+                match parked {
+                    None => {
+                        conn.flags.set_pending(false);
+                        self.clients.told.entry(index).or_default().push_back(kept);
+                    }
+                    Some(parked) => {
+                        self.unpark(index, &parked);
+                        self.clients.told.entry(index).or_default().push_front(kept);
+                    }
+                }
+                self.resume(asker.conn);
+            }
+        }
+    }
+
+    /// Whether a subscribe of a connection to this channel waits for the application: it is reserved.
+    pub(crate) fn is_reserved(&self, index: u32, channel: &str) -> bool {
+        if self.clients.parked_of.is_empty() || !self.clients.parked_of.contains_key(&index) {
+            return false;
+        }
+        let key = self.net.conns[index as usize].key(index);
+        self.clients
+            .parked
+            .iter()
+            .any(|(_, parked)| parked.conn == key && parked.channel == channel)
+    }
+
+    /// Keeps the bytes of a command that waits for the application.
+    pub(crate) fn park(&mut self, ticket: u32, bytes: &[u8]) {
+        if let Some(parked) = self.clients.parked.get_mut(ticket as usize) {
+            parked.bytes = bytes.into();
+        }
+    }
+
+    /// Puts such a command in front of what the connection has to handle: the answer is in front, too.
+    fn unpark(&mut self, index: u32, parked: &Parked) {
+        if let Some(count) = self.clients.parked_of.get_mut(&index) {
+            *count -= 1;
+            if *count == 0 {
+                self.clients.parked_of.remove(&index);
+            }
+        }
+        let is_json = self.net.encoding(index) == Encoding::Json;
+        let Some(conn) = self.net.conn(parked.conn) else { return };
+        let rx = conn.rx.get_or_insert_default();
+        let rest = &rx.commands[rx.commands_at..];
+        let mut commands = Vec::with_capacity(parked.bytes.len() + rest.len() + 1);
+        commands.extend_from_slice(&parked.bytes);
+        if is_json && !rest.is_empty() {
+            commands.push(b'\n');
+        }
+        commands.extend_from_slice(rest);
+        (rx.commands, rx.commands_at) = (commands, 0);
+    }
+
+    /// The command is done that an answer was kept for.
+    pub(crate) fn forget_told(&mut self, index: u32) {
+        if let Some(told) = self.clients.told.get_mut(&index) {
+            told.pop_front();
+            if told.is_empty() {
+                self.clients.told.remove(&index);
+            }
+        }
+    }
+
+    /// Keeps of a request's headers what proxies take over.
+    pub(crate) fn keep_headers(&mut self, index: u32, head: &http::Head<'_>) {
+        let wanted = &self.cx.client.proxies.http_headers;
+        if wanted.is_empty() {
+            return;
+        }
+        let named = head.headers().filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            wanted.contains(&name).then(|| (name.into(), value.into()))
+        });
+        let http: Vec<_> = named.collect();
+        if !http.is_empty() {
+            let headers = Headers { http, emulated: Vec::new() };
+            self.clients.headers.insert(index, Arc::new(headers));
+        }
+    }
+
+    /// The same of the headers in a connect command.
+    pub(crate) fn keep_emulated_headers(&mut self, index: u32, request: &ConnectRequest<'_>) {
+        let wanted = &self.cx.client.proxies.emulated_headers;
+        if wanted.is_empty() {
+            return;
+        }
+        let named = request.headers.iter().filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            let value = Box::from(value.as_bytes());
+            wanted.contains(&name).then(|| (CompactString::from(name), value))
+        });
+        let emulated: Vec<_> = named.collect();
+        if !emulated.is_empty() {
+            let http =
+                self.clients.headers.get(&index).map(|kept| kept.http.clone()).unwrap_or_default();
+            self.clients.headers.insert(index, Arc::new(Headers { http, emulated }));
+        }
+    }
+
+    /// A connection expires that the application refreshes.
+    pub(crate) fn ask_to_refresh(&mut self, index: u32, proxy: &Arc<ProxyOptions>) {
+        if let Some(session) = self.session_of(index) {
+            session.flags.set_refreshing(true);
+        }
+        self.ask_later(index, proxy, ProxyCall::Refresh);
+    }
+
+    /// The application has said whether a connection goes on (client protocol, section 19).
+    fn refreshed(&mut self, index: u32, answer: ProxyAnswer) {
+        let now = self.cx.unix;
+        let Some(session) = self.session_of(index) else { return };
+        session.flags.set_refreshing(false);
+        let again_at = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
+        let result = match answer {
+            ProxyAnswer::Result(result) if !result.expired => result,
+            ProxyAnswer::Failed => {
+                session.expires = again_at;
+                return self.schedule(index);
+            }
+            _ => return self.connection_expired(index),
+        };
+        let ConnectionClaims { expire_at, info, meta, .. } = result.claims;
+        let expires = expire_at.map(Expiry::at);
+        if expires.is_some_and(|expires| expires.is_past(now)) {
+            return self.connection_expired(index);
+        }
+        session.expires = expires;
+        if let Some(meta) = meta {
+            session.extra().meta = meta;
+        }
+        if let Some(info) = info
+            && self.reinform(index, info).is_err()
+        {
+            // A home has no room for the news: it is asked once more.
+            if let Some(session) = self.session_of(index) {
+                session.expires = again_at;
+            }
+        }
+        self.schedule(index);
+    }
+
+    fn connection_expired(&mut self, index: u32) {
+        self.cx.counters().closed_expired.add(1);
+        self.disconnect(index, Disconnect::ConnectionExpired);
+    }
+
+    /// A subscription expires that the application refreshes.
+    pub(crate) fn ask_to_sub_refresh(&mut self, index: u32, local: u32) {
+        let Some((channel, namespace)) =
+            self.local.locals.get(local).map(|local| (local.name.clone(), local.namespace))
+        else {
+            return;
+        };
+        let channels = self.cx.channels_with(namespace);
+        let proxy = &channels.namespace(namespace).sub_refresh_proxy;
+        let Some(session) = self.session_of(index) else { return };
+        let Some(extra) = session.sub_extra_mut(local) else { return };
+        let Some(proxy) = proxy else {
+            // The options have changed since: from now on it is the client's business.
+            extra.renewal = Renewal::Client;
+            return;
+        };
+        extra.renewal = Renewal::Asked;
+        self.ask_later(index, proxy, ProxyCall::SubRefresh { channel, local });
+    }
+
+    fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {
+        let now = self.cx.unix;
+        let Some(session) = self.session_of(index) else { return };
+        // Unsubscribed since, and perhaps subscribed again.
+        let extra = session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Asked);
+        let Some(extra) = extra else { return };
+        extra.renewal = Renewal::Server;
+        let result = match answer {
+            ProxyAnswer::Result(result) if !result.expired => result,
+            ProxyAnswer::Failed => {
+                extra.expires = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
+                return self.schedule(index);
+            }
+            _ => return self.end_sub(index, local, Unsubscribed::Expired),
+        };
+        let ConnectionClaims { expire_at, info, .. } = result.claims;
+        let expires = expire_at.map(Expiry::at);
+        if expires.is_some_and(|expires| expires.is_past(now)) {
+            return self.end_sub(index, local, Unsubscribed::Expired);
+        }
+        extra.expires = expires;
+        if let Some(info) = info {
+            self.reinform_in(index, local, info);
+        }
+        self.schedule(index);
+    }
+}
+
+/// What a question that failed or was refused means to the client.
+pub(crate) fn verdict(answer: &ProxyAnswer) -> Result<Option<&ProxyResult>, Stop> {
+    match answer {
+        ProxyAnswer::Result(result) => Ok(Some(result)),
+        ProxyAnswer::Nothing => Ok(None),
+        ProxyAnswer::Error(error) => Err(Stop::AppError(error.clone())),
+        ProxyAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
+        ProxyAnswer::Failed => {
+            Err(Stop::Error(ErrorCode::Internal, "the proxy failed: see proxy.failed"))
+        }
+    }
+}
+
+/// A refresh that failed is tried again after so many seconds (client protocol, section 19).
+const AGAIN_S: i64 = 60;

@@ -1,0 +1,243 @@
+//! Tokens: what is cheap is checked here; signatures that are not go to the token's home, which
+//! remembers the good ones, and from there to the pool.
+//!
+//! ```text
+//!  command with a token -> [cheap?] -> claims
+//!        '-> paused, Verify --> home(hash(token)) -> [known?] --> Verified -> the command again
+//!                                   '-> job -> pool --> Signed --^
+//! ```
+//! A paused connection keeps the command that it stopped at; with the verdict at hand it is simply
+//! handled once more, so that nothing of a half-done command has to be kept.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::base::id::ShardId;
+use crate::base::limits::LARGE_ANSWER_CREDITS;
+use crate::base::time::UnixSeconds;
+use crate::edge::address_limits::Counted;
+use crate::edge::good_tokens::{TokenDigest, token_digest};
+use crate::edge::jwt::{Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
+use crate::io::Driver;
+use crate::proto::client::ErrorCode;
+use crate::shard::clients::commands::Stop;
+use crate::shard::clients::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
+use crate::shard::mail::{Asker, Mail};
+use crate::shard::{Node, Shard};
+
+/// None of the public keys made the signature.
+const NOT_SIGNED: TokenFault = TokenFault::Invalid("signature: not made with a configured key");
+
+/// A question that the home of a token has asked the pool.
+#[derive(Debug)]
+pub(crate) struct Question {
+    from: ShardId,
+    asker: Asker,
+    digest: TokenDigest,
+    generation: u64,
+    /// The address among whose checks it counts.
+    counted: Option<IpAddr>,
+}
+
+/// The check of a signature that a connection is paused for, or was until now.
+#[derive(Debug)]
+pub(crate) enum Check {
+    /// The home of the token is asked.
+    Asked(Interest),
+    /// It has answered, and the command isn't handled again yet.
+    Answered(Verdict),
+}
+
+/// An answer about the signature of the token that a connection is paused for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    /// Which token it is about.
+    hash: u64,
+    signed: Signed,
+}
+
+impl Node {
+    /// The keys of this kind of token: connection tokens' for both, unless subscription tokens have
+    /// their own.
+    pub fn keys(&self, kind: TokenKind) -> &TokenKeys {
+        match (kind, &self.rules.subscription_keys) {
+            (TokenKind::Subscription, Some(keys)) => keys,
+            _ => &self.rules.keys,
+        }
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// The claims of a connection token.
+    pub(crate) fn connection_claims(
+        &mut self,
+        index: u32,
+        token: &str,
+        now: UnixSeconds,
+    ) -> Result<Result<ConnectionClaims, TokenFault>, Stop> {
+        let node = Arc::clone(&self.cx.node);
+        let keys = node.keys(TokenKind::Connection);
+        if let Some(claims) = keys.connection(token, now) {
+            return Ok(claims);
+        }
+        Ok(match self.is_signed(index, token, TokenKind::Connection)? {
+            true => keys.connection_signed(token, now),
+            false => Err(NOT_SIGNED),
+        })
+    }
+
+    /// The claims of a subscription token.
+    pub(crate) fn subscription_claims(
+        &mut self,
+        index: u32,
+        token: &str,
+    ) -> Result<Result<SubscriptionClaims, TokenFault>, Stop> {
+        let node = Arc::clone(&self.cx.node);
+        let now = self.cx.unix;
+        let keys = node.keys(TokenKind::Subscription);
+        if let Some(claims) = keys.subscription(token, now) {
+            return Ok(claims);
+        }
+        Ok(match self.is_signed(index, token, TokenKind::Subscription)? {
+            true => keys.subscription_signed(token, now),
+            false => Err(NOT_SIGNED),
+        })
+    }
+
+    /// Whether one of the keys made a token's signature; asks for it and stops the command when that
+    /// isn't known.
+    fn is_signed(&mut self, index: u32, token: &str, kind: TokenKind) -> Result<bool, Stop> {
+        let hash = self.cx.node.names.hash(token);
+        if self.net.conns[index as usize].flags.pending() {
+            return Err(Stop::Pending);
+        }
+        if let Some(Check::Answered(verdict)) = self.clients.checks.remove(&index)
+            && verdict.hash == hash
+        {
+            return match verdict.signed {
+                Signed::Good { .. } => Ok(true),
+                Signed::Bad => Ok(false),
+                Signed::Unavailable => Err(Stop::Error(
+                    ErrorCode::Internal,
+                    "kid: unknown, and the JWKS endpoint has no such key or doesn't answer",
+                )),
+                Signed::TooMany => Err(Stop::Error(
+                    ErrorCode::TooManyRequests,
+                    "roost.signature_checks_per_address is reached",
+                )),
+            };
+        }
+        let home = self.cx.node.names.home(hash);
+        let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
+        let conn = &mut self.net.conns[index as usize];
+        conn.flags.set_pending(true);
+        let asker = Asker { credits, ..Asker::of(conn.key(index)) };
+        // Asked of the kernel only where it counts.
+        let is_limited = self.cx.node.addresses.limits_checks();
+        let interest = Interest::new(if is_limited { self.client_address(index) } else { None });
+        self.clients.checks.insert(index, Check::Asked(interest.clone()));
+        self.post.send(&self.cx, home, Mail::Verify { token: token.into(), kind, asker, interest });
+        Err(Stop::Pending)
+    }
+
+    /// A connection has gone: nobody waits for its check.
+    pub(crate) fn forget_check(&mut self, index: u32) {
+        if self.clients.checks.is_empty() {
+            return;
+        }
+        if let Some(Check::Asked(interest)) = self.clients.checks.remove(&index) {
+            interest.withdraw();
+            self.cx.counters().tokens_withdrawn.add(1);
+        }
+    }
+
+    /// The verdict has come: the command goes on.
+    pub(crate) fn verified(&mut self, asker: Asker, hash: u64, signed: Signed) {
+        let Some(conn) = self.net.conn(asker.conn) else { return };
+        if conn.socket.is_none() {
+            return;
+        }
+        conn.flags.set_pending(false);
+        self.clients.checks.insert(asker.conn.index, Check::Answered(Verdict { hash, signed }));
+        self.resume(asker.conn);
+    }
+
+    /// As the home of a token: is its signature known to be good? Else it is checked.
+    pub(crate) fn home_verify(
+        &mut self,
+        from: ShardId,
+        token: Box<str>,
+        kind: TokenKind,
+        asker: Asker,
+        interest: Interest,
+    ) {
+        let node = Arc::clone(&self.cx.node);
+        let hash = node.names.hash(&token);
+        let now = self.cx.unix;
+        let keys = node.keys(kind);
+        let generation = keys.generation();
+        let digest = token_digest(kind as u8, &token);
+        if self.home.good_tokens.has(&digest, generation, now) {
+            self.cx.counters().tokens_known.add(1);
+            let signed = Signed::Good { until: None };
+            return self.post.send(&self.cx, from, Mail::Verified { asker, hash, signed });
+        }
+        let counted = match interest
+            .address()
+            .map(|address| (address, node.addresses.check_began(address)))
+        {
+            Some((_, Counted::TooMuch)) => {
+                self.cx.counters().tokens_refused_address.add(1);
+                return self.post.send(
+                    &self.cx,
+                    from,
+                    Mail::Verified { asker, hash, signed: Signed::TooMany },
+                );
+            }
+            Some((address, Counted::Yes)) => Some(address),
+            Some((_, Counted::NoRoom)) => {
+                self.cx.counters().addresses_uncounted.inc();
+                None
+            }
+            Some((_, Counted::Off)) | None => None,
+        };
+        self.cx.counters().tokens_checked.add(1);
+        let question = Question { from, asker, digest, generation, counted };
+        match &node.signatures {
+            Signatures::Inline => {
+                let signed = match keys.check_signature(&token, now) {
+                    Checked::Good { until } => Signed::Good { until },
+                    Checked::Bad => Signed::Bad,
+                    Checked::Unknown { .. } => Signed::Unavailable,
+                };
+                self.conclude(question, hash, signed);
+            }
+            Signatures::Pool(jobs) => {
+                let ticket = self.home.questions.insert((question, hash)) as u64;
+                let job = SignatureJob { token, kind, home: self.cx.id, ticket, interest };
+                if jobs.send(job).is_err() {
+                    // The pool has ended: the process is stopping.
+                    self.home_signed(ticket, Signed::Unavailable);
+                }
+            }
+        }
+    }
+
+    /// As the home of a token: the pool has checked it.
+    pub(crate) fn home_signed(&mut self, ticket: u64, signed: Signed) {
+        if let Some((question, hash)) = self.home.questions.try_remove(ticket as usize) {
+            self.conclude(question, hash, signed);
+        }
+    }
+
+    fn conclude(&mut self, question: Question, hash: u64, signed: Signed) {
+        let Question { from, asker, digest, generation, counted } = question;
+        if let Some(address) = counted {
+            self.cx.node.addresses.check_ended(address);
+        }
+        if let Signed::Good { until } = signed {
+            self.home.good_tokens.insert(digest, generation, until);
+        }
+        self.post.send(&self.cx, from, Mail::Verified { asker, hash, signed });
+    }
+}

@@ -1,0 +1,267 @@
+//! What the home of a channel reads of it for others: missed publications, history, presence.
+
+use std::ops::Range;
+
+use compact_str::CompactString;
+
+use crate::base::form::Form;
+use crate::base::frame::SharedFrame;
+use crate::base::id::ShardId;
+use crate::base::info::ClientInfo;
+use crate::base::tags::Tags;
+use crate::base::time::Millis;
+use crate::hub::delta;
+use crate::hub::history::{Page, Published, Record, Recovered, Unrecoverable};
+use crate::io::Driver;
+use crate::proto::client::{self, DataForm, Encoding, ErrorCode, Publication, Push, info_is_json};
+use crate::proto::framing;
+use crate::shard::Shard;
+use crate::shard::home::answers::Asked;
+use crate::shard::home::homes::stream_options;
+use crate::shard::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
+
+impl<D: Driver> Shard<D> {
+    /// What a subscriber lacks of a stream, encoded for it.
+    pub(crate) fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
+        let now = self.cx.now;
+        let limit = self.cx.client.recovery_publications_max;
+        let Recover { since, latest, filter, bytes_max, as_pushes } = recover;
+        self.cx.counters().recoveries.add(1);
+        let channel = CompactString::new(if *as_pushes { self.home.homes.name(at) } else { "" });
+        let Some(stream) = self.home.homes.stream(now, at) else { return Recovery::Failed };
+        let recovered = match latest {
+            // Who asks again and again, and got nothing before, lacks nothing.
+            true if form.is_poll() && stream.is_at(since) => Recovered::Yes(0..0),
+            true => stream.recover_latest(since),
+            false => stream.recover(since, limit),
+        };
+        let Recovered::Yes(places) = recovered else { return Recovery::Failed };
+        let top = stream.position();
+        let asked = Asked::of(at, form, &top, &places);
+        let asked = asked.filter(|_| filter.is_none() && !as_pushes);
+        let known = asked.as_ref().and_then(|asked| self.home.answers.get(asked));
+        let list = match known {
+            Some(list) => Some(list),
+            None => {
+                let takes = |record: &&Record| {
+                    let tags = Tags::packed(record.published().tags);
+                    filter.as_ref().is_none_or(|filter| filter.matches(tags))
+                };
+                let records: Vec<&Record> = stream.range(places.clone()).filter(takes).collect();
+                let checked = check_list(form, &records, *bytes_max);
+                // Of what a filter lets through one is no base for the next.
+                let patches = form.takes_patches() && filter.is_none() && !as_pushes;
+                let encoded = match checked {
+                    Err(fault) => Err(fault),
+                    Ok(_) if records.is_empty() => Ok(None),
+                    Ok(_) if *as_pushes => Ok(Some(encode_pushes(&channel, form, &records))),
+                    Ok(_) if patches => Ok(self.encode_patched(now, at, form, places)),
+                    Ok(encoding) => {
+                        let full = DataForm::full(form);
+                        let publications = records.iter().map(|record| publication_of(record));
+                        let publications = publications.map(|of| Publication { form: full, ..of });
+                        Ok(Some(encode_list(encoding, publications)))
+                    }
+                };
+                match encoded {
+                    Ok(list) => {
+                        if let (Some(asked), Some(list)) = (asked, &list) {
+                            self.home.answers.insert(asked, list.clone());
+                        }
+                        list
+                    }
+                    Err(ListFault::TooMuch) => return Recovery::Failed,
+                    Err(ListFault::Unfit) => return Recovery::Unfit,
+                }
+            }
+        };
+        if list.as_ref().is_some_and(|list| list.len() > *bytes_max) {
+            return Recovery::Failed;
+        }
+        self.cx.counters().recovered.add(1);
+        // The client comes to the top by what it gets.
+        Recovery::Done { publications: list, offset: since.offset }
+    }
+
+    /// The publications at `places` of a stream for a form that takes patches: each is patched from the one
+    /// before it (client protocol, 21.2). What the turn has no budget for goes in full.
+    fn encode_patched(
+        &mut self,
+        now: Millis,
+        at: u32,
+        form: Form,
+        places: Range<usize>,
+    ) -> Option<SharedFrame> {
+        let stream = self.home.homes.stream(now, at)?;
+        let bytes = stream.range(places.clone()).map(|record| record.data().len()).sum();
+        if self.has_room_for_patches(bytes) {
+            let over_budget =
+                self.home.homes.make_patches(at, places.clone(), &mut self.home.patcher);
+            self.cx.counters().patches_over_budget.add(over_budget as u64);
+        }
+        let stream = self.home.homes.stream(now, at)?;
+        let full = DataForm::full(form);
+        let first = places.start;
+        let publications = places.clone().zip(stream.range(places)).map(|(place, record)| {
+            let publication = publication_of(record);
+            let patch = stream.patch(place).filter(|_| place > first);
+            match patch.filter(|patch| form.is_protobuf() || delta::is_text(patch)) {
+                Some(data) => Publication { data, form: DataForm::Patch, ..publication },
+                None => Publication { form: full, ..publication },
+            }
+        });
+        Some(encode_list(Encoding::from(form), publications))
+    }
+
+    /// Something is to be read.
+    pub(crate) fn home_read(&mut self, from: ShardId, read: &Read) {
+        let answer = match &read.what {
+            Reading::Presence => self.read_presence(read),
+            Reading::PresenceStats => {
+                let members = self.home.homes.find(&read.channel, read.hash);
+                let members = members.and_then(|at| self.home.homes.members(at));
+                members.map_or(Answer::PresenceStats(0, 0), |members| {
+                    Answer::PresenceStats(members.clients(), members.users())
+                })
+            }
+            Reading::History(page) => self.read_history(read, page),
+            Reading::Drop => {
+                if let Some(at) = self.home.homes.find(&read.channel, read.hash) {
+                    self.home.homes.drop_history(at);
+                }
+                Answer::Done
+            }
+        };
+        self.cx.counters().reads.add(1);
+        self.post.send(&self.cx, from, Mail::Answer { asker: read.asker, answer });
+    }
+
+    fn read_presence(&mut self, read: &Read) -> Answer {
+        let members = self.home.homes.find(&read.channel, read.hash);
+        let members = members.and_then(|at| self.home.homes.members(at));
+        let present = || members.into_iter().flat_map(|members| members.present());
+        let entries = || present().filter_map(ClientInfo::unpack);
+        // What is too much is seen before it is written, and before all of it is looked at.
+        let mut bytes = 0;
+        let mut fits = true;
+        for entry in entries() {
+            let parts = [entry.conn_info, entry.chan_info];
+            bytes += entry.user.len() + 2 * entry.client.len();
+            bytes += parts.iter().map(|part| part.len()).sum::<usize>();
+            if bytes > read.bytes_max {
+                return Answer::Error(ErrorCode::LimitExceeded);
+            }
+            fits &= info_is_json(&entry);
+        }
+        if !fits && read.encoding == Encoding::Json {
+            return Answer::Unfit;
+        }
+        self.codec.scratch.clear();
+        read.encoding.put_presence(&mut self.codec.scratch, entries());
+        if self.codec.scratch.len() > read.bytes_max {
+            return Answer::Error(ErrorCode::LimitExceeded);
+        }
+        Answer::Presence(SharedFrame::part(&self.codec.scratch))
+    }
+
+    fn read_history(&mut self, read: &Read, page: &Page) -> Answer {
+        let now = self.cx.now;
+        let namespace = read.namespace;
+        let options = stream_options(self.cx.channels_with(namespace).namespace(namespace));
+        let at = self.home.homes.read(now, &read.channel, read.hash);
+        let beginning = options.kept().then(|| self.home.homes.beginning(read.hash));
+        let stream = at.and_then(|at| self.home.homes.stream(now, at));
+        let position = stream.map(|stream| stream.position()).or(beginning);
+        let Some(position) = position else { return Answer::Error(ErrorCode::NotAvailable) };
+        let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
+        let records = match stream {
+            Some(stream) => stream.page(page),
+            // Nothing is kept, and no record is made to say so.
+            None => match &page.since {
+                Some(since) if !since.epoch.is_empty() && since.epoch != epoch => {
+                    Err(Unrecoverable)
+                }
+                _ => Ok(Vec::new()),
+            },
+        };
+        let Ok(records) = records else {
+            return Answer::Error(ErrorCode::UnrecoverablePosition);
+        };
+        if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+            return Answer::Unfit;
+        }
+        // What doesn't fit is cut: the rest can be asked for from where this ends.
+        let mut bytes = 0;
+        let fitting = records.iter().take_while(|record| {
+            bytes += encoded_bytes(record);
+            bytes <= read.bytes_max
+        });
+        let publications = fitting.map(|record| publication_of(record));
+        self.codec.scratch.clear();
+        read.encoding.put_history(&mut self.codec.scratch, publications, epoch, position.offset);
+        Answer::History(SharedFrame::part(&self.codec.scratch))
+    }
+}
+
+/// Why a list can't be sent.
+enum ListFault {
+    /// It is longer than what may wait for the client.
+    TooMuch,
+    /// Something in it can't be shown to JSON connections.
+    Unfit,
+}
+
+/// The list of a subscribe result.
+fn encode_list<'a>(
+    encoding: Encoding,
+    publications: impl Iterator<Item = Publication<'a>>,
+) -> SharedFrame {
+    let mut list = Vec::new();
+    encoding.put_publications(&mut list, publications);
+    SharedFrame::part(&list)
+}
+
+/// The encoding of a list that may be sent.
+fn check_list(form: Form, records: &[&Record], bytes_max: usize) -> Result<Encoding, ListFault> {
+    let encoding = Encoding::from(form);
+    if encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+        return Err(ListFault::Unfit);
+    }
+    let bytes: usize = records.iter().map(|record| encoded_bytes(record)).sum();
+    if bytes > bytes_max {
+        return Err(ListFault::TooMuch);
+    }
+    Ok(encoding)
+}
+
+/// Publications as frames with one push each.
+fn encode_pushes(channel: &str, form: Form, records: &[&Record]) -> SharedFrame {
+    let (mut frames, mut message) = (Vec::new(), Vec::new());
+    for record in records {
+        message.clear();
+        let push = Push::Publication(publication_of(record));
+        client::put_push(&mut message, form, channel, &push);
+        framing::put(&mut frames, form, &message);
+    }
+    SharedFrame::new(&frames)
+}
+
+/// A kept publication as it is told.
+fn publication_of(record: &Record) -> Publication<'_> {
+    let Published { data, info, tags, .. } = record.published();
+    Publication {
+        data,
+        info: ClientInfo::unpack(info),
+        offset: record.offset(),
+        tags: Tags::packed(tags),
+        ..Publication::default()
+    }
+}
+
+/// What a kept publication takes in an answer, about.
+fn encoded_bytes(record: &Record) -> usize {
+    record.bytes() + PUBLICATION_BYTES
+}
+
+/// Names and marks around a publication in JSON, about.
+const PUBLICATION_BYTES: usize = 64;

@@ -1,0 +1,176 @@
+//! The up-link of connections whose own request has no end: commands come in requests of their own, to any
+//! shard, and go by mail to the shard that has the session (client protocol, 7).
+//!
+//! ```text
+//!  POST /emulation -> session id: shard and slot -> Mail::Emulate -> as a message of that connection
+//!  204 <- Mail::Response <- when its commands are handled, behind those that came before
+//! ```
+
+use crate::base::frame::SharedFrame;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::limits::EMULATED_BYTES_MAX;
+use crate::io::Driver;
+use crate::proto::client::{self, EmulationRequest, Encoding};
+use crate::proto::http::{Head, Reuse};
+use crate::shard::Shard;
+use crate::shard::http::requests::is_binary;
+use crate::shard::mail::{Asker, Mail};
+use crate::shard::net::conn::{Phase, Rx};
+use crate::shard::net::read::Flow;
+
+/// Commands for a connection on another shard, or on this one.
+#[derive(Debug)]
+pub struct Emulate {
+    conn: ConnKey,
+    protobuf: bool,
+    emulated: Emulated,
+}
+
+#[cfg(test)]
+impl Emulate {
+    /// Of nobody, for a test of what it holds.
+    pub(crate) fn holding(data: Box<[u8]>, cors: Box<str>, asker: Asker) -> Self {
+        let reuse = Reuse::Keep;
+        let by = Emulating { from: ShardId(0), asker, cors, reuse };
+        Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by } }
+    }
+}
+
+impl HeapBytes for Emulate {
+    fn heap_bytes(&self) -> usize {
+        heap_bytes_of!(&self.emulated.data, &self.emulated.by.cors)
+    }
+}
+
+/// Who waits for commands to be handled: a request on some shard, and how it is answered.
+#[derive(Debug)]
+pub(crate) struct Emulating {
+    from: ShardId,
+    asker: Asker,
+    /// Header lines of the answer.
+    cors: Box<str>,
+    /// Whether another request may follow.
+    reuse: Reuse,
+}
+
+/// Commands as one frame, and who waits for them to be handled.
+#[derive(Debug)]
+pub(crate) struct Emulated {
+    data: Box<[u8]>,
+    by: Emulating,
+}
+
+impl Emulated {
+    /// Bytes of them and of what is kept with them: of empty ones there may not be any number, either.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.data.len() + self.by.cors.len()
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// A request to the up-link is whole.
+    ///
+    /// # Errors
+    /// The status of its answer: 400 for what is none, 404 for another node's, 503 without room.
+    pub(crate) fn emulation(
+        &mut self,
+        key: ConnKey,
+        head: &Head<'_>,
+        cors: &str,
+        body: &[u8],
+    ) -> Result<(), u16> {
+        let protobuf = is_binary(head);
+        let encoding = if protobuf { Encoding::Protobuf } else { Encoding::Json };
+        let request = client::emulation_request(body, encoding).map_err(|_| 400u16)?;
+        let EmulationRequest { node, session, data } = request;
+        if node != self.cx.node.rules.node_id {
+            return Err(404);
+        }
+        let Some((shard, conn)) = self.cx.node.rules.session_ids.open_secret(&session) else {
+            // Nobody's: taken all the same.
+            return Err(204);
+        };
+        let max = self.cx.node.options.requests_unanswered_max;
+        if !self.post.mail[shard].begin_emulation(max) {
+            return Err(503);
+        }
+        let (asker, reuse) = (Asker::of(key), head.reuse());
+        let by = Emulating { from: self.cx.id, asker, cors: cors.into(), reuse };
+        if let Some(conn) = self.net.conn(key) {
+            conn.phase = Phase::Asked;
+            conn.flags.set_paused(true);
+        }
+        self.set_busy(key.index);
+        let emulated = Emulated { data: data.into(), by };
+        self.post.send(
+            &self.cx,
+            shard,
+            Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })),
+        );
+        Ok(())
+    }
+
+    /// Commands for a connection of this shard.
+    pub(crate) fn take_emulated(&mut self, emulate: Emulate) {
+        let Emulate { conn: key, protobuf, emulated } = emulate;
+        self.cx.counters().emulations.add(1);
+        let Some(conn) = self.net.conn(key) else { return self.answer_emulated(emulated.by, 204) };
+        let form = conn.form;
+        let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
+        if !speaks || !form.transport().has_up_link() {
+            return self.answer_emulated(emulated.by, 204);
+        }
+        if form.is_protobuf() != protobuf {
+            return self.answer_emulated(emulated.by, 400);
+        }
+        let paused = conn.flags.paused();
+        let rx = conn.rx.as_ref();
+        if paused || rx.is_some_and(|rx| rx.has_leftover()) {
+            let waits = rx.map_or(0, |rx| rx.emulated_bytes());
+            if waits + emulated.bytes() > EMULATED_BYTES_MAX {
+                self.cx.counters().emulations_refused.add(1);
+                return self.answer_emulated(emulated.by, 503);
+            }
+            conn.rx.get_or_insert_default().emulated.push_back(emulated);
+            return;
+        }
+        self.handle_emulated(key, emulated);
+    }
+
+    /// Handles commands of a connection, as a message of its.
+    pub(crate) fn handle_emulated(&mut self, key: ConnKey, emulated: Emulated) {
+        let Emulated { data, by } = emulated;
+        self.cx.counters().messages_received.add(1);
+        if let Flow::Pause(handled) = self.message(key.index, &data)
+            && let Some(conn) = self.net.conn(key)
+        {
+            let rx = conn.rx.get_or_insert_default();
+            (rx.commands, rx.commands_at) = (data[handled..].to_vec(), 0);
+            rx.waiting = Some(by);
+            return;
+        }
+        self.answer_emulated(by, 204);
+    }
+
+    /// Commands are handled, or can't be.
+    pub(crate) fn answer_emulated(&mut self, by: Emulating, status: u16) {
+        let Emulating { from, asker, cors, reuse } = by;
+        let reuse = reuse.unless(self.life.draining.is_some());
+        let bytes = SharedFrame::new(&self.response(reuse, status, &cors, b"", false));
+        self.post.send(
+            &self.cx,
+            from,
+            Mail::Response { asker, bytes, keep_alive: reuse.is_kept() },
+        );
+    }
+
+    /// A connection takes no commands any more: who waits for some to be handled waits in vain.
+    pub(crate) fn forget_emulated(&mut self, rx: &mut Rx) {
+        let waiting = rx.waiting.take();
+        let queued = std::mem::take(&mut rx.emulated).into_iter().map(|emulated| emulated.by);
+        for by in waiting.into_iter().chain(queued) {
+            self.answer_emulated(by, 204);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Requests that are refused: the answer, in the form that its client understands, and a counter for each reason.
+//!
+//! An event source gives up for good on any status but 200 (HTML standard, 9.2.3). So where it should come back,
+//! because the node is busy only, its answer is a stream that says when to, and ends.
+
+use std::num::NonZeroU32;
+
+use crate::base::frame::SharedFrame;
+use crate::base::id::ConnKey;
+use crate::base::limits::HEAD_BYTES_MAX;
+use crate::base::notices::Reason;
+use crate::io::{Accepted, Driver, Received};
+use crate::proto::http::{self, Head, Refusal};
+use crate::shard::Shard;
+use crate::shard::http::web::Incoming;
+use crate::shard::notices::reason_of_refusal;
+
+/// What a request says of the form in which it is refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Manner<'a> {
+    /// More header lines of the answer.
+    pub(crate) headers: &'a str,
+    /// It was a HEAD: the answer has no body.
+    pub(crate) is_head: bool,
+    /// An event source sent it: where it may come back later, the answer is a stream.
+    pub(crate) is_event_source: bool,
+}
+
+impl Manner<'_> {
+    /// That of a request which is not for events.
+    pub(crate) fn of(head: &Head<'_>) -> Self {
+        Self { is_head: head.method == "HEAD", ..Self::default() }
+    }
+}
+
+impl<'a> From<&'a str> for Manner<'a> {
+    fn from(headers: &'a str) -> Self {
+        Self { headers, ..Self::default() }
+    }
+}
+
+impl<'a> From<&'a String> for Manner<'a> {
+    fn from(headers: &'a String) -> Self {
+        Self { headers, ..Self::default() }
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// The `Date` of what is answered now.
+    pub(crate) fn date(&mut self) -> http::HttpDate {
+        self.net.date.at(self.cx.unix.0)
+    }
+
+    /// Refuses what is no request; the connection ends with the answer.
+    pub(crate) fn refuse(&mut self, index: u32, refusal: Refusal) {
+        self.refuse_because(index, refusal, reason_of_refusal(refusal), "", format_args!(""));
+    }
+
+    /// Refuses a request; the connection ends with the answer.
+    pub(crate) fn refuse_request(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
+        let (reason, manner) = (reason_of_refusal(refusal), Manner::of(head));
+        self.refuse_because(index, refusal, reason, manner, format_args!(""));
+    }
+
+    /// Refuses a request in an answer that the page which sent it may read; the connection ends with it.
+    pub(crate) fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
+        let cors = self.cors(head);
+        let manner = Manner { headers: &cors, ..Manner::of(head) };
+        self.refuse_because(index, refusal, reason_of_refusal(refusal), manner, format_args!(""));
+    }
+
+    /// Refuses a request that its client should send again later: with 503, or for an event source with a stream
+    /// that ends. The connection ends with the answer.
+    pub(crate) fn refuse_busy(&mut self, index: u32, head: &Head<'_>, reason: Reason) {
+        let cors = self.cors(head);
+        let is_event_source = self.is_event_source(head);
+        let manner = Manner { headers: &cors, is_event_source, ..Manner::of(head) };
+        self.refuse_because(index, Refusal::Unavailable, reason, manner, format_args!(""));
+    }
+
+    /// Answers a request with a refusal, and logs the reason and its detail. `manner` is what the request says of
+    /// the answer's form; header lines alone are one, too.
+    pub(crate) fn refuse_because<'a>(
+        &mut self,
+        index: u32,
+        refusal: Refusal,
+        reason: Reason,
+        manner: impl Into<Manner<'a>>,
+        why: std::fmt::Arguments<'_>,
+    ) {
+        let label = match refusal {
+            Refusal::Unavailable => "",
+            refusal => refusal.label(),
+        };
+        let sep = if label.is_empty() || why.as_str() == Some("") { "" } else { ": " };
+        let code = refusal.status().into();
+        self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
+        match refusal {
+            Refusal::Unavailable => self.count_busy(reason),
+            _ => self.count_refusal(refusal),
+        }
+        let Manner { headers, is_head, is_event_source } = manner.into();
+        let mut answer = Vec::new();
+        let date = self.date();
+        match is_event_source && refusal == Refusal::Unavailable {
+            true => http::put_event_source_retry(&mut answer, self.retry_ms(), headers, date),
+            false => http::put_refusal(&mut answer, refusal, headers, date, is_head),
+        }
+        self.enqueue(index, SharedFrame::new(&answer));
+        self.linger(index);
+    }
+
+    /// The request whose body is on its way is refused.
+    pub(crate) fn refuse_body(&mut self, index: u32, incoming: &Incoming, refusal: Refusal) {
+        match http::parse(incoming.head()) {
+            Ok(Some(head)) if incoming.endpoint().is_some() => {
+                self.refuse_openly(index, &head, refusal);
+            }
+            Ok(Some(head)) => self.refuse_request(index, &head, refusal),
+            _ => self.refuse(index, refusal),
+        }
+    }
+
+    /// The request of a connection that isn't whole is refused for now, whether its head or its body is missing.
+    pub(crate) fn refuse_unfinished(&mut self, index: u32, reason: Reason) {
+        let rx = self.net.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        match rx.and_then(|rx| rx.incoming.take()) {
+            Some(incoming) => {
+                self.forget_body(&incoming);
+                self.refuse_body_busy(index, &incoming, reason);
+            }
+            None => {
+                self.refuse_because(index, Refusal::Unavailable, reason, "", format_args!(""));
+            }
+        }
+    }
+
+    /// The same, where it should be sent again later.
+    pub(crate) fn refuse_body_busy(&mut self, index: u32, incoming: &Incoming, reason: Reason) {
+        // It was parsed before.
+        if let Ok(Some(head)) = http::parse(incoming.head()) {
+            self.refuse_busy(index, &head, reason);
+        }
+    }
+
+    /// Whether a request is an event source's, for an endpoint that has events for it.
+    fn is_event_source(&self, head: &Head<'_>) -> bool {
+        let mut endpoints = self.cx.node.options.endpoints.iter();
+        endpoints.any(|endpoint| endpoint.path == head.path && endpoint.kind.is_events())
+            && http::takes_events(head)
+    }
+
+    /// When an event source is to come back: random, so that those of a node that ended are spread.
+    pub(crate) fn retry_ms(&mut self) -> u64 {
+        EVENT_RETRY_MS_MIN + self.clients.rng.below(EVENT_RETRY_MS_MAX - EVENT_RETRY_MS_MIN)
+    }
+
+    pub(crate) fn count_refusal(&self, refusal: Refusal) {
+        let counters = self.cx.counters();
+        let counter = match refusal.status() {
+            _ if refusal == Refusal::ForeignHost => &counters.refused_host,
+            _ if refusal == Refusal::Repeated => &counters.refused_repeated,
+            401 => &counters.refused_api_key,
+            403 => &counters.refused_origin,
+            404 => &counters.refused_not_found,
+            408 if refusal == Refusal::BodyTimeout => &counters.refused_slow_body,
+            408 => &counters.refused_timeout,
+            413 | 414 | 431 => &counters.refused_too_long,
+            429 if refusal == Refusal::AddressConnections => &counters.refused_address_connections,
+            429 if refusal == Refusal::AddressRate => &counters.refused_address_rate,
+            429 => &counters.refused_address_bytes,
+            _ if matches!(
+                refusal,
+                Refusal::Method
+                    | Refusal::NotUpgrade
+                    | Refusal::WebSocketVersion
+                    | Refusal::WebSocketKey
+                    | Refusal::UpgradeBody
+                    | Refusal::Protobuf
+            ) =>
+            {
+                &counters.refused_upgrade
+            }
+            _ => &counters.refused_malformed,
+        };
+        counter.add(1);
+    }
+
+    /// Counts a request, or a `connect`, that its client may send again later.
+    pub(crate) fn count_busy(&self, reason: Reason) {
+        let counters = self.cx.counters();
+        counters.refused_unavailable.add(1);
+        let counter = match reason {
+            Reason::HttpDraining => &counters.busy_draining,
+            Reason::HttpMemory => &counters.busy_memory,
+            Reason::HttpConnectionLimit => &counters.busy_connection_limit,
+            Reason::HttpConnectionRate => &counters.busy_rate_limit,
+            Reason::HttpFull => {
+                counters.connections_refused_full.add(1);
+                &counters.busy_places
+            }
+            _ => &counters.busy_requests,
+        };
+        counter.add(1);
+    }
+
+    /// The shard ends: connections that still wait at the listener are answered by what they have sent. One that
+    /// has sent nothing is closed without an answer, since it may be an event source, which survives that.
+    pub(crate) fn refuse_waiting(&mut self) {
+        let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
+        for _ in 0..REFUSALS_AT_END_MAX {
+            match self.net.driver.accept() {
+                Accepted::Socket(socket) => {
+                    let mut answer = Vec::new();
+                    if self.net.driver.watch(nobody, &socket).is_ok()
+                        && let Received::Bytes { lease, .. } =
+                            self.net.driver.recv(nobody, &socket, HEAD_BYTES_MAX)
+                    {
+                        self.put_last_answer(&mut answer, &lease);
+                        self.net.driver.give_back(lease);
+                    }
+                    self.count_busy(Reason::HttpDraining);
+                    if !answer.is_empty() {
+                        let frame = SharedFrame::new(&answer);
+                        self.net.driver.send(nobody, &socket, std::iter::once(&frame), 0);
+                    }
+                    self.net.driver.finish(&socket);
+                    self.net.driver.close(nobody, socket, false);
+                }
+                Accepted::Failed => {}
+                Accepted::Blocked | Accepted::Full => return,
+            }
+        }
+    }
+
+    /// The answer of a shard that ends to a request that begins with `bytes`.
+    fn put_last_answer(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
+        let date = self.date();
+        match http::parse(bytes) {
+            Ok(Some(head)) if self.is_event_source(&head) => {
+                let (retry_ms, cors) = (self.retry_ms(), self.cors(&head));
+                http::put_event_source_retry(out, retry_ms, &cors, date);
+            }
+            Ok(Some(head)) => {
+                let is_head = head.method == "HEAD";
+                http::put_refusal(out, Refusal::Unavailable, "", date, is_head);
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// Connections answered when the shard ends; a listener's queue isn't longer.
+const REFUSALS_AT_END_MAX: usize = 65_536;
+
+/// Event sources come back so soon, at random between both. Browsers take 3 to 5 s by themselves, all the same.
+const EVENT_RETRY_MS_MIN: u64 = 1_000;
+const EVENT_RETRY_MS_MAX: u64 = 10_000;

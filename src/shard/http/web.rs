@@ -1,0 +1,279 @@
+//! Requests with a body, and those that are not for a shard: the socket stays here, the control thread
+//! answers.
+//!
+//! ```text
+//!   Head --(body is coming)--> Body --(all of it is here)--> Asked --(Mail::Response)--> Head
+//! ```
+//! One request of a connection is on its way at a time, so that answers go out in the order of the
+//! requests; what was sent behind it waits unread.
+
+use crate::base::frame::SharedFrame;
+use crate::base::id::ConnKey;
+use crate::base::limits::{ECHO_BACKLOG_BYTES, PAGE_BODY_BYTES_MAX, WEB_BODY_BYTES_MAX};
+use crate::base::notices::Reason;
+use crate::edge::api_key::GivenKey;
+use crate::io::Driver;
+use crate::proto::http::{self, BodyReader, Refusal};
+use crate::shard::Shard;
+use crate::shard::http::bodies::{self, Room};
+use crate::shard::mail::post::Post;
+use crate::shard::mail::{Asker, CONTROL, Mail, WebRequest};
+use crate::shard::net::Net;
+use crate::shard::net::conn::{Phase, Rx};
+
+/// A request whose body is on its way in.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    head: Box<[u8]>,
+    body: BodyReader,
+    /// Which of the endpoints it is for; `None`: the control thread.
+    endpoint: Option<usize>,
+    /// Where its body is counted.
+    room: Room,
+}
+
+impl Incoming {
+    /// The request's head.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Which of the endpoints it is for.
+    pub(crate) fn endpoint(&self) -> Option<usize> {
+        self.endpoint
+    }
+
+    /// Head and body.
+    pub(crate) fn into_parts(self) -> (Box<[u8]>, Vec<u8>) {
+        (self.head, self.body.into_bytes())
+    }
+
+    /// Bytes of it that are here.
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    /// How long its body may take, milliseconds since the head.
+    pub(crate) fn allowed_ms(&self) -> u64 {
+        bodies::allowed_ms(self.body.len())
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// A request for the control thread. The key of the server API is looked at before the body is read, so that
+    /// nobody without it makes the node keep one.
+    pub(crate) fn collect_web(
+        &mut self,
+        key: ConnKey,
+        head: &http::Head<'_>,
+        bytes: &[u8],
+        rest: &[u8],
+    ) {
+        self.cx.counters().web_requests.add(1);
+        let access = self.cx.node.rules.api.load();
+        let access = Option::as_ref(&access).filter(|access| access.covers(head.path));
+        let is_call = access.is_some();
+        // The control thread answers other methods with 405 whoever sends them; they have no body here.
+        if is_call && head.method != "POST" && head.body != http::Body::Length(0) {
+            return self.refuse_request(key.index, head, Refusal::ApiMethod);
+        }
+        if is_call && head.method == "POST" {
+            let given = GivenKey {
+                own: head.header("x-api-key"),
+                authorization: head.header("authorization"),
+                query: head.query,
+            };
+            if !access.is_some_and(|access| access.allows(given)) {
+                return self.refuse_key(key, head, rest);
+            }
+            // The application's: it keeps its place while the body comes.
+            return self.collect(key, None, Room::Api, WEB_BODY_BYTES_MAX, head, bytes, rest);
+        }
+        self.collect(key, None, Room::Pages, PAGE_BODY_BYTES_MAX, head, bytes, rest);
+    }
+
+    /// Answers a call of the server API without its key with 401. The connection serves the next request if nothing
+    /// of this one's body is left to be read.
+    fn refuse_key(&mut self, key: ConnKey, head: &http::Head<'_>, rest: &[u8]) {
+        let here = match head.body {
+            http::Body::Length(length) => usize::try_from(length).ok(),
+            http::Body::Chunked => None,
+        };
+        match here.and_then(|length| rest.get(length..)) {
+            Some(rest) => {
+                self.cx.counters().refused_api_key.add(1);
+                let why = format_args!("{}", Refusal::ApiKey.label());
+                self.notice(key.index, Reason::ApiUnauthorized, 401, "", why);
+                self.answer(key, head.reuse(), 401, "", b"", rest);
+            }
+            None => self.refuse_request(key.index, head, Refusal::ApiKey),
+        }
+    }
+
+    /// A request with a body of at most `bytes_max`, whose head is `bytes`; `rest` came behind it.
+    #[expect(clippy::too_many_arguments, reason = "a request, and what is known of it")]
+    pub(crate) fn collect(
+        &mut self,
+        key: ConnKey,
+        endpoint: Option<usize>,
+        room: Room,
+        bytes_max: usize,
+        head: &http::Head<'_>,
+        bytes: &[u8],
+        rest: &[u8],
+    ) {
+        let body = match BodyReader::new(head.body, bytes_max) {
+            Ok(body) => body,
+            Err(refusal) if endpoint.is_some() => {
+                return self.refuse_openly(key.index, head, refusal);
+            }
+            Err(refusal) => return self.refuse_request(key.index, head, refusal),
+        };
+        let incoming = Box::new(Incoming { head: bytes.into(), body, endpoint, room });
+        let tick = self.cx.tick();
+        let Some(conn) = self.net.conn(key) else { return };
+        conn.phase = Phase::Body;
+        conn.since_tick = tick;
+        conn.rx = Some(Box::new(Rx { incoming: Some(incoming), ..Rx::default() }));
+        match room {
+            Room::Api => self.set_busy(key.index),
+            Room::Clients | Room::Pages => self.set_replaceable(key.index),
+        }
+        self.schedule(key.index);
+        self.web_body(key, rest);
+        //= RFC 9110 10.1.1: who waits for it gets a 100 before it sends the body
+        let waits = self.net.conn(key).is_some_and(|conn| conn.phase == Phase::Body);
+        if waits && head.version == 1 && head.has_token("expect", "100-continue") {
+            self.enqueue(key.index, SharedFrame::part(http::CONTINUE));
+        }
+    }
+
+    /// Bytes of a request's body, and of what may come behind it.
+    pub(crate) fn web_body(&mut self, key: ConnKey, bytes: &[u8]) {
+        let no_memory = self.cx.node.memory.is_short();
+        let Self { net: Net { conns, bodies, .. }, post: Post { mail, .. }, .. } = self;
+        let conn = conns.get_mut(key.index as usize);
+        let Some(conn) = conn.filter(|conn| conn.generation == key.generation) else { return };
+        let Some(rx) = conn.rx.as_mut() else { return };
+        let Some(incoming) = rx.incoming.as_mut() else { return };
+        let room = incoming.room;
+        let short =
+            no_memory || bodies.is_full(room) || room != Room::Clients && mail[CONTROL].is_full();
+        let before = incoming.body.len();
+        let taken = incoming.body.take(bytes);
+        let (is_whole, held) = (incoming.body.is_done(), incoming.bytes());
+        match taken {
+            Ok(taken) if is_whole => rx.raw.extend_from_slice(&bytes[taken..]),
+            Ok(_) => bodies.add(room, incoming.body.len() - before),
+            Err(_) => {}
+        }
+        let refused = match taken {
+            Ok(_) if is_whole || short => None,
+            Ok(_) if self.hold_unfinished(key.index, held) => return,
+            Ok(_) => Some(Refusal::AddressBytes),
+            Err(refusal) => Some(refusal),
+        };
+        let rx = self.net.conn(key).and_then(|conn| conn.rx.as_mut());
+        let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
+        // Whole or refused, it is unfinished no more.
+        let counted = if taken.is_ok() && !is_whole { incoming.body.len() } else { before };
+        self.net.bodies.remove(room, counted);
+        self.hold_unfinished(key.index, 0);
+        match (refused, incoming.endpoint) {
+            (Some(refusal), _) => self.refuse_body(key.index, &incoming, refusal),
+            _ if !is_whole => {
+                let reason = if no_memory { Reason::HttpMemory } else { Reason::HttpBusy };
+                self.refuse_body_busy(key.index, &incoming, reason);
+            }
+            (None, Some(at)) => self.serve(key, at, *incoming),
+            (None, None) => self.ask_control(key, *incoming),
+        }
+    }
+
+    /// The request is whole.
+    fn ask_control(&mut self, key: ConnKey, incoming: Incoming) {
+        let max = self.cx.node.options.requests_unanswered_max;
+        let Some(credits) = self.post.mail[CONTROL].spend(1, max) else {
+            return self.refuse_body_busy(key.index, &incoming, Reason::HttpBusy);
+        };
+        if let Some(conn) = self.net.conn(key) {
+            conn.phase = Phase::Asked;
+            conn.flags.set_paused(true);
+        }
+        self.set_busy(key.index);
+        let asker = Asker { credits, ..Asker::of(key) };
+        let address = self.client_address(key.index);
+        let (head, body) = incoming.into_parts();
+        let body = body.into();
+        self.post.send(
+            &self.cx,
+            CONTROL,
+            Mail::Request(Box::new(WebRequest { asker, head, body, address })),
+        );
+    }
+
+    /// A body that isn't whole is given up.
+    pub(crate) fn forget_body(&mut self, incoming: &Incoming) {
+        self.net.bodies.remove(incoming.room, incoming.body.len());
+    }
+
+    /// The body of a request took too long.
+    pub(crate) fn body_is_late(&mut self, index: u32) {
+        let rx = self.net.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
+        self.forget_body(&incoming);
+        self.refuse_body(index, &incoming, Refusal::BodyTimeout);
+    }
+
+    /// A request is answered: by the control thread, by another shard, or here.
+    pub(crate) fn web_response(&mut self, key: ConnKey, bytes: SharedFrame, keep_alive: bool) {
+        if self.net.conn(key).is_none_or(|conn| conn.phase != Phase::Asked) {
+            return;
+        }
+        self.enqueue(key.index, bytes);
+        match keep_alive {
+            true => self.request_done(key),
+            false => self.linger(key.index),
+        }
+    }
+
+    /// The answer to a request is on its way: the next may come.
+    pub(crate) fn request_done(&mut self, key: ConnKey) {
+        let tick = self.cx.tick();
+        let Some(conn) = self.net.conn(key) else { return };
+        if conn.phase != Phase::Asked {
+            return;
+        }
+        conn.phase = Phase::Head;
+        conn.flags.set_served(true);
+        conn.since_tick = tick;
+        self.request_of_client_done(key.index);
+        self.set_replaceable(key.index);
+        self.next_web_request(key);
+        self.schedule(key.index);
+    }
+
+    /// Goes on with what was sent behind a request, unless its answers aren't taken.
+    pub(crate) fn next_web_request(&mut self, key: ConnKey) {
+        let Some(at) = self.net.conn(key).map(|conn| conn.outbox) else { return };
+        let waits = self.net.outboxes.get(at).map_or(0, |outbox| outbox.bytes());
+        if waits >= ECHO_BACKLOG_BYTES as usize {
+            return;
+        }
+        let rx = self.net.conn(key).and_then(|conn| conn.rx.take());
+        let raw = rx.map(|rx| rx.raw).filter(|raw| !raw.is_empty());
+        self.resume(key);
+        if let Some(raw) = raw {
+            self.head(key, &raw);
+        }
+    }
+
+    /// Nothing of this connection is on its way any more: bodies, commands.
+    pub(crate) fn forget_rx(&mut self, rx: Option<Box<Rx>>) {
+        let Some(mut rx) = rx else { return };
+        self.forget_emulated(&mut rx);
+        if let Some(incoming) = rx.incoming {
+            self.net.bodies.remove(incoming.room, incoming.body.len());
+        }
+    }
+}

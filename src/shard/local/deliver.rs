@@ -1,0 +1,350 @@
+//! The subscribers' side: what the mail brings, deliveries, fan-out.
+
+use std::sync::Arc;
+
+use crate::base::id::ShardId;
+use crate::base::limits::{COMMANDS_UNANSWERED_MAX, TURN_BATCHES_MAX, TURN_MAIL_BYTES_MAX};
+use crate::edge::channels::SlowPolicy;
+use crate::hub::fanout::Outgoing;
+use crate::hub::local::{Delivery, Sending};
+use crate::hub::parcel::{Parcel, Told};
+use crate::io::Driver;
+use crate::proto::client::{Reply, Unsubscribed};
+use crate::proto::framing;
+use crate::session::{Sub, SubState};
+use crate::shard::Shard;
+use crate::shard::local::LocalSide;
+use crate::shard::mail::{Asker, Batch, CONTROL, Mail};
+
+impl<D: Driver> Shard<D> {
+    /// Opens some of the mail.
+    pub(crate) fn open_mail(&mut self) {
+        self.open_loopback();
+        let mut bytes = 0;
+        for _ in 0..TURN_BATCHES_MAX {
+            if bytes >= TURN_MAIL_BYTES_MAX {
+                break;
+            }
+            let Some(batch) = self.post.mailbox.take() else { break };
+            bytes += batch.bytes;
+            self.open_batch(*batch);
+        }
+        self.post.mailbox.take_turned(|shard| self.post.mail[shard].ring());
+    }
+
+    /// Opens some of the mail to itself. Each batch that is there, and no more: others have their turn.
+    fn open_loopback(&mut self) {
+        let mut bytes = 0;
+        let mut opened = 0;
+        for _ in 0..self.post.loopback.len() {
+            if bytes >= TURN_MAIL_BYTES_MAX {
+                break;
+            }
+            let Some(batch) = self.post.loopback.pop_front() else { break };
+            bytes += batch.bytes;
+            opened += 1;
+            self.post.loopback_bytes -= batch.bytes;
+            self.open_batch(*batch);
+        }
+        self.orders_wait_less(opened);
+    }
+
+    /// Opens what this turn's reading and mail had for this shard itself: a question to a home that is
+    /// here is answered with the reply that the same turn writes, and a publication goes on to its
+    /// subscribers.
+    pub(crate) fn open_own_mail(&mut self) {
+        for _ in 0..OWN_MAIL_ROUNDS {
+            self.post.flush_to(&self.cx, self.cx.id);
+            if self.post.loopback.is_empty() {
+                return;
+            }
+            self.open_loopback();
+        }
+    }
+
+    fn open_batch(&mut self, batch: Batch) {
+        self.cx.counters().mail_batches.add(1);
+        self.cx.counters().mail.add(batch.mail.len() as u64);
+        let from = batch.from;
+        for mail in batch.mail {
+            match mail {
+                Mail::Subscribe(subscribe) => self.home_subscribe(from, *subscribe),
+                Mail::Unsubscribe(unsubscribe) => self.home_unsubscribe(from, &unsubscribe),
+                Mail::Publish(publish) => self.home_publish(from, &publish),
+                Mail::Read(read) => self.home_read(from, &read),
+                Mail::Reinform { channel, conn, info } => {
+                    self.home_reinform(from, &channel, conn, &info);
+                }
+                Mail::UserEnter(conn) => self.home_user_enter(from, &conn),
+                Mail::UserLeave { user, conn } => self.home.user_conns.leave(&user, (from, conn)),
+                Mail::Verify { token, kind, asker, interest } => {
+                    self.home_verify(from, token, kind, asker, interest);
+                }
+                Mail::Signed { ticket, signed } => self.home_signed(ticket, signed),
+                Mail::Subscribed(subscribed) => {
+                    self.earn(from, subscribed.asker);
+                    self.subscribed(&subscribed);
+                }
+                Mail::Unsubscribed { local, asker } => {
+                    if let Some(asker) = asker {
+                        self.earn(from, asker);
+                    }
+                    self.unsubscribed(local, asker);
+                }
+                Mail::Published { asker, .. } => {
+                    self.earn(from, asker);
+                    if self.takes_answer(asker) {
+                        self.reply(asker.conn.index, asker.command, &Reply::Publish);
+                    }
+                }
+                Mail::Answer { asker, answer } => {
+                    self.earn(from, asker);
+                    self.answered(asker, &answer);
+                }
+                Mail::UserEntered { asker, admitted } => {
+                    self.earn(from, asker);
+                    self.user_entered(asker, admitted);
+                }
+                Mail::Evict { conn } => self.evicted(conn),
+                Mail::Verified { asker, hash, signed } => {
+                    self.earn(from, asker);
+                    self.verified(asker, hash, signed);
+                }
+                Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
+                Mail::Gap { local } => self.gap(local),
+                Mail::Response { asker, bytes, keep_alive } => {
+                    match from == CONTROL {
+                        true => self.earn(from, asker),
+                        false => self.post.mail[from].end_emulation(),
+                    }
+                    self.web_response(asker.conn, bytes, keep_alive);
+                }
+                Mail::Emulate(emulate) => self.take_emulated(*emulate),
+                Mail::Told(told) => self.told(*told),
+                Mail::List(list) => self.home_list(from, list),
+                Mail::Inspect(inspect) => self.inspect(from, &inspect),
+                Mail::Order(order) => self.take_order(from, order),
+                Mail::Pass { order } => self.post.send(&self.cx, from, Mail::Passed { order }),
+                Mail::Passed { order } => self.passed(from, order),
+                // Only the control thread gets those.
+                Mail::Request(_)
+                | Mail::Ask(_)
+                | Mail::Inspected { .. }
+                | Mail::Listed { .. }
+                | Mail::Ordered { .. } => {}
+                Mail::Drain { per_second } => self.drain(per_second),
+                Mail::Stop => self.life.stopped = true,
+            }
+        }
+    }
+
+    /// An answer gives its credits back; who waits for some has them at the end of the turn.
+    fn earn(&mut self, home: ShardId, asker: Asker) {
+        self.post.mail[home].earn(asker.credits);
+    }
+
+    /// Whether the connection that asked is still there for the answer, which is one less to wait for.
+    pub(crate) fn takes_answer(&mut self, asker: Asker) -> bool {
+        let Some(conn) = self.net.conn(asker.conn) else { return false };
+        let flags = conn.flags;
+        let at = conn.session;
+        let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
+        if session.flags.detached() {
+            return false;
+        }
+        session.unanswered -= 1;
+        self.time_answer(asker.method, asker.asked_ms);
+        let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
+        // Half of the answers first, so that what is left of a long message is taken in few parts.
+        let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
+        if flags.paused() && !flags.waiting() && !flags.pending() && few {
+            self.resume(asker.conn);
+        }
+        true
+    }
+
+    /// Something for the subscribers of a channel.
+    fn deliver(&mut self, local: u32, parcel: &Arc<Parcel>) {
+        let Some(namespace) = self.local.locals.get(local).map(|local| local.namespace) else {
+            return;
+        };
+        let now = self.cx.now;
+        let rules = self.cx.channels_with(namespace);
+        let rules = rules.namespace(namespace);
+        let due = (rules.write_delay_ms > 0).then(|| now.after(rules.write_delay_ms));
+        let sending = Sending { drops: rules.slow_policy.drops(), due };
+        let mut delivery = self.local.locals.deliver(local, parcel, sending);
+        if delivery == Delivery::Broken {
+            // The others were told, or counted, when the gap came about.
+            self.end_positioned(local);
+            delivery = self.local.locals.deliver(local, parcel, sending);
+        }
+        if delivery == Delivery::Refused {
+            // Who comes and goes is no publication: presence tells it all the same.
+            if parcel.told == Told::Presence {
+                return self.cx.counters().events_lost.add(1);
+            }
+            self.cx.counters().gaps_fanout.add(1);
+            self.gap(local);
+        }
+    }
+
+    /// Publications of a channel were lost on their way here: who is positioned is told, and
+    /// recovers from history; others lost them.
+    fn gap(&mut self, local: u32) {
+        let Some(record) = self.local.locals.get(local) else { return };
+        let untold = record.subscribers.iter().filter(|s| !s.traits.positioned()).count();
+        self.cx.counters().gaps_untold.add(untold as u64);
+        self.end_positioned(local);
+    }
+
+    /// Ends the subscriptions of those who would be out of position: their clients come back.
+    pub(crate) fn end_positioned(&mut self, local: u32) {
+        let Some(record) = self.local.locals.get(local) else { return };
+        let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
+        let positioned: Vec<u32> = positioned.map(|s| s.conn).collect();
+        self.cx.counters().gaps_told.add(positioned.len() as u64);
+        for conn in positioned {
+            self.end_sub(conn, local, Unsubscribed::InsufficientState);
+        }
+    }
+
+    /// Sends some of what waits for subscribers: channels in turn, a slice of each.
+    pub(crate) fn fan_out_some(&mut self) {
+        self.local.locals.wake_due(self.cx.now);
+        let mut left = self.cx.node.options.turn_deliveries_max;
+        let queue_bytes_max = self.cx.client.queue_bytes_max;
+        let mut scratch = std::mem::take(&mut self.codec.scratch);
+        let mut walk = std::mem::take(&mut self.local.walk);
+        while left > 0 {
+            let Some(at) = self.local.locals.next_active() else { break };
+            if !self.local.locals.walk(
+                at,
+                left,
+                &self.local.filters,
+                &mut walk,
+                framing::join,
+                &mut scratch,
+            ) {
+                self.fan_out_done(at);
+                continue;
+            }
+            let Some(namespace) = self.local.locals.get(at).map(|local| local.namespace) else {
+                continue;
+            };
+            let policy = self.cx.channels_with(namespace).namespace(namespace).slow_policy;
+            let mut messages = 0;
+            for (conn, outgoing) in walk.to.drain(..) {
+                let outgoing = &walk.outgoing[outgoing as usize];
+                messages += u64::from(outgoing.messages);
+                if self.queue_outgoing(conn, at, policy, outgoing) > queue_bytes_max {
+                    self.net.over.push((conn, namespace));
+                }
+                if outgoing.marks
+                    && outgoing.messages > 0
+                    && let Some(of) = self.net.conns.get(conn as usize)
+                {
+                    self.net.to_mark.push(of.key(conn));
+                }
+                if outgoing.unfit {
+                    self.inappropriate(conn);
+                }
+            }
+            if let Some((taken_at, subscribers)) = walk.ended {
+                let ms = self.cx.now.since(taken_at);
+                let us = u32::try_from(ms.saturating_mul(1000)).unwrap_or(u32::MAX);
+                self.cx.node.fan_out[self.cx.id.index()].record(us);
+                self.cx.node.fan_out_size[self.cx.id.index()].record(subscribers);
+            }
+            self.cx.counters().deliveries.add(messages);
+            self.cx.counters().messages_sent.add(messages);
+            left = left.saturating_sub(walk.places.max(1));
+            if self.local.locals.is_walked(at) {
+                self.fan_out_done(at);
+            } else {
+                self.local.locals.still_active(at);
+            }
+        }
+        self.codec.scratch = scratch;
+        self.local.walk = walk;
+    }
+
+    /// Queues what a subscriber gets of a group. The answer is how many bytes wait for it then.
+    #[inline]
+    fn queue_outgoing(
+        &mut self,
+        conn: u32,
+        at: u32,
+        policy: SlowPolicy,
+        outgoing: &Outgoing,
+    ) -> usize {
+        match (policy, &outgoing.last, &outgoing.frame) {
+            (_, _, frame) if outgoing.collected => {
+                self.collect_for_poll(conn, at, frame.as_ref());
+                0
+            }
+            (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
+            (SlowPolicy::DropOldest, Some(_), _) => {
+                self.enqueue_or_drop(conn, at, outgoing);
+                0
+            }
+            (_, _, Some(frame)) => self.enqueue(conn, frame.clone()),
+            _ => 0,
+        }
+    }
+
+    /// Queues at once what fan-outs hold for a connection whose subscriptions (to one channel, or all) are
+    /// about to end by an order or because the node drains: these may follow a publish whose caller has
+    /// its answer, and fan-outs come later in the turn, go in slices, or wait for `write_delay`. The price
+    /// is a look at each subscription; the bytes are those that the fan-out shares.
+    ///
+    /// A poll gets nothing: it leaves publications to the next request. Before the reply to `connect` a
+    /// client has no subscriptions that it knows of.
+    pub(crate) fn deliver_pending(&mut self, index: u32, only: Option<u32>) {
+        let Some(conn) = self.net.conns.get(index as usize) else { return };
+        let (key, is_poll) = (conn.key(index), conn.form.is_poll());
+        let Some(session) = self.session_of(index) else { return };
+        if is_poll || session.connecting().is_some() {
+            return;
+        }
+        let live =
+            |sub: &&Sub| sub.state == SubState::Live && only.is_none_or(|only| only == sub.channel);
+        let subs: Vec<_> = session.subs.as_slice().iter().filter(live).copied().collect();
+        for sub in subs {
+            let at = sub.channel;
+            let LocalSide { locals, filters, .. } = &mut self.local;
+            let scratch = &mut self.codec.scratch;
+            let ahead = locals.pending_for(at, sub.place, filters, framing::join, scratch);
+            let Some(namespace) = self.local.locals.get(at).map(|local| local.namespace) else {
+                continue;
+            };
+            let policy = self.cx.channels_with(namespace).namespace(namespace).slow_policy;
+            for outgoing in &ahead {
+                self.queue_outgoing(index, at, policy, outgoing);
+                self.cx.counters().deliveries.add(outgoing.messages.into());
+                self.cx.counters().messages_sent.add(outgoing.messages.into());
+                if outgoing.marks && outgoing.messages > 0 {
+                    self.net.to_mark.push(key);
+                }
+                if outgoing.unfit {
+                    return self.inappropriate(index);
+                }
+            }
+        }
+    }
+
+    /// A channel's fan-out is over: its places may change again.
+    fn fan_out_done(&mut self, at: u32) {
+        self.local.locals.fan_out_done(at);
+        let Some(local) = self.local.locals.get(at) else { return };
+        let mut moves = Vec::new();
+        local.subscribers.settle(|subscriber, place| moves.push((subscriber.conn, place)));
+        for (conn, place) in moves {
+            self.moved(at, conn, place);
+        }
+        self.local.locals.release(at);
+    }
+}
+
+/// From the question to the home, and from there to the answer.
+const OWN_MAIL_ROUNDS: usize = 2;

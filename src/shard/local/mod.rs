@@ -1,0 +1,31 @@
+//! The subscribers' side: channels that connections of this shard subscribe to.
+
+pub(crate) mod deliver;
+
+use super::context::Cx;
+use crate::hub::fanout::Walk;
+use crate::hub::filter::Filters;
+use crate::hub::local::Locals;
+
+/// Channels with subscribers on this shard.
+pub(crate) struct LocalSide {
+    pub(crate) locals: Locals,
+    /// Number of the next attempt to subscribe: it tells a late answer from that to a newer attempt.
+    pub(crate) next_serial: u32,
+    /// Filters of subscriptions here.
+    pub(crate) filters: Filters,
+    /// Buffers of the fan-out.
+    pub(crate) walk: Walk,
+}
+
+impl LocalSide {
+    /// No channels.
+    pub(crate) fn new(cx: &Cx) -> Self {
+        Self {
+            locals: Locals::new(cx.node.names.clone()),
+            next_serial: 0,
+            filters: Filters::default(),
+            walk: Walk::default(),
+        }
+    }
+}

@@ -1,0 +1,1585 @@
+//! What shards tell each other, and how it travels.
+//!
+//! ```text
+//!  shard A                                           shard B
+//!  mail -> outbox for B --(end of turn: one batch)--> mailbox of B (bounded FIFO, all senders)
+//!                          then ring B's alarm, once
+//! ```
+//! One queue for each receiver, whoever sends: what is sent first arrives first. A batch is one
+//! pointer, and carries all that a turn had for that shard.
+//!
+//! Each request (subscribe, publish, ...) gets exactly one answer, and spends a credit that comes
+//! back with it, so that answers always fit. Deliveries are not answered: when the receiver can't
+//! take them they become a gap. Clean-up (unsubscribe of a dead connection) is derived from what the
+//! connection still owes, and waits there.
+
+pub(crate) mod acks;
+pub(crate) mod post;
+pub(crate) mod sending;
+
+use std::net::IpAddr;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use compact_str::CompactString;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use crate::base::form::Form;
+use crate::base::frame::SharedFrame;
+use crate::base::heap::{HeapBytes, heap_bytes_of};
+use crate::base::id::{ConnKey, ShardId};
+use crate::base::limits::{MAILBOX_BYTES_MAX, OUTBOX_BYTES_MAX};
+use crate::hub::filter::Filter;
+use crate::hub::history::{Page, Position, Since};
+use crate::hub::parcel::Parcel;
+use crate::hub::subscribers::Traits;
+use crate::io::Alarm;
+use crate::proto::client::{Encoding, ErrorCode, Request};
+use crate::session::ServerSub;
+use crate::shard::clients::proxies::{ProxyQuestion, Told};
+use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
+use crate::shard::http::emulation::Emulate;
+
+/// Who asked, so that the answer finds the command, and the credits that come back with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The connection.
+    pub conn: ConnKey,
+    /// The command's id, copied into the reply.
+    pub command: u32,
+    /// Credits spent.
+    pub credits: u8,
+    /// What the command is.
+    pub method: Method,
+    /// When it came: the low bits of the shard's clock, milliseconds.
+    pub asked_ms: u16,
+}
+
+const _: () = assert!(size_of::<Asker>() == 16);
+
+impl Asker {
+    /// A connection, or whoever has its number, without a command.
+    pub fn of(conn: ConnKey) -> Self {
+        Self { conn, command: 0, credits: 0, method: Method::Other, asked_ms: 0 }
+    }
+}
+
+/// Methods of the client protocol whose answers are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Who it is.
+    Connect,
+    /// Join a channel.
+    Subscribe,
+    /// Leave one.
+    Unsubscribe,
+    /// Put a message in.
+    Publish,
+    /// Who is there.
+    Presence,
+    /// How many are.
+    PresenceStats,
+    /// What was published.
+    History,
+    /// A call to the application.
+    Rpc,
+    /// A new connection token.
+    Refresh,
+    /// A new subscription token.
+    SubRefresh,
+    /// Not a command, or one that is never answered.
+    Other,
+}
+
+impl Method {
+    /// Those that are timed, in order, as metrics name them.
+    pub const NAMES: [&'static str; 10] = [
+        "connect",
+        "subscribe",
+        "unsubscribe",
+        "publish",
+        "presence",
+        "presence_stats",
+        "history",
+        "rpc",
+        "refresh",
+        "sub_refresh",
+    ];
+
+    /// The name of a command that is timed, else an empty text.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.get(self as usize).copied().unwrap_or_default()
+    }
+
+    /// That of a request.
+    pub fn of(request: &Request<'_>) -> Self {
+        match request {
+            Request::Connect(_) => Self::Connect,
+            Request::Subscribe(_) => Self::Subscribe,
+            Request::Unsubscribe(_) => Self::Unsubscribe,
+            Request::Publish(_) => Self::Publish,
+            Request::Presence(_) => Self::Presence,
+            Request::PresenceStats(_) => Self::PresenceStats,
+            Request::History(_) => Self::History,
+            Request::Rpc(_) => Self::Rpc,
+            Request::Refresh(_) => Self::Refresh,
+            Request::SubRefresh(_) => Self::SubRefresh,
+            Request::Send(_) | Request::Pong | Request::Ping | Request::Unknown => Self::Other,
+        }
+    }
+}
+
+/// A publication on its way to the home. Boxed in [`Mail`], which stays small.
+#[derive(Debug)]
+pub struct Publish {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Who is told that it was taken; `None` for the control thread.
+    pub asker: Option<Asker>,
+    /// The payload.
+    pub data: Box<[u8]>,
+    /// The publisher's packed ClientInfo.
+    pub info: Box<[u8]>,
+    /// Packed tags.
+    pub tags: Box<[u8]>,
+    /// Data and info are known to be JSON.
+    pub is_json: bool,
+    /// What only the server API and proxies ask for, if they do.
+    pub options: Option<Box<PublishOptions>>,
+}
+
+/// What a publication may be beside its content (server API, 3 publish).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishOptions {
+    /// It is delivered and not kept, and has no offset.
+    pub skip_history: bool,
+    /// It may go as a patch, whatever the namespace says.
+    pub delta: bool,
+    /// A second one with this key does nothing, for a while; empty: no such thing.
+    pub idempotency_key: CompactString,
+    /// It is taken only when it is newer than the channel's; 0: whatever that is.
+    pub version: u64,
+    /// The life of the versions; empty: any.
+    pub version_epoch: CompactString,
+}
+
+/// A request for the control thread, which came to the public port.
+#[derive(Debug)]
+pub struct WebRequest {
+    /// Where the answer goes.
+    pub asker: Asker,
+    /// The request's head, as it came.
+    pub head: Box<[u8]>,
+    /// Its body, without a transfer coding.
+    pub body: Box<[u8]>,
+    /// The client's address, where it is known.
+    pub address: Option<IpAddr>,
+}
+
+/// Channels are to be listed.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    /// Who asks.
+    pub asker: Asker,
+    /// Where to go on; 0 at first.
+    pub cursor: u32,
+    /// What is listed.
+    pub of: ListOf,
+}
+
+/// What is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListOf {
+    /// The home's channels.
+    Channels,
+    /// Users with connections here.
+    Users {
+        /// Only those whose hash ends in so many zeros.
+        zeros: u32,
+    },
+}
+
+/// Some of a home's channels that somebody is subscribed to, or of a shard's users.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Hashes of users.
+    pub users: Vec<u64>,
+    /// Names, and how many subscribe.
+    pub channels: Vec<(CompactString, u32)>,
+    /// Where to go on, if that is not all.
+    pub next: Option<u32>,
+}
+
+/// Connections of a user are to be looked at.
+#[derive(Debug)]
+pub struct Inspect {
+    /// Who asks.
+    pub asker: Asker,
+    /// The user; empty are the anonymous ones.
+    pub user: CompactString,
+}
+
+/// Connections of a user on one shard.
+#[derive(Debug, Default)]
+pub struct Inspected {
+    /// Some of them.
+    pub connections: Vec<Seen>,
+    /// There are more.
+    pub more: bool,
+}
+
+/// A connection, as it was looked at.
+#[derive(Debug)]
+pub struct Seen {
+    /// Client id.
+    pub client: CompactString,
+    /// Its address, if it has one.
+    pub address: Option<IpAddr>,
+    /// Transport and encoding.
+    pub form: Form,
+    /// It is not read now.
+    pub paused: bool,
+    /// Bytes that wait for it.
+    pub queued_bytes: usize,
+    /// Commands that are not answered.
+    pub unanswered: u8,
+    /// When it expires, Unix seconds; 0 is never.
+    pub expires: u32,
+    /// Subscriptions that it has.
+    pub subscriptions: usize,
+    /// Some of them.
+    pub named: Vec<SeenSub>,
+}
+
+/// A subscription of such a connection.
+#[derive(Debug)]
+pub struct SeenSub {
+    /// The channel.
+    pub channel: CompactString,
+    /// It gets what is published.
+    pub live: bool,
+    /// The server made it.
+    pub server: bool,
+    /// A gap ends it.
+    pub positioned: bool,
+}
+
+/// Something is to be done with connections of a user.
+#[derive(Debug)]
+pub struct Order {
+    /// Who asks.
+    pub asker: Asker,
+    /// The user; empty are the anonymous ones.
+    pub user: CompactString,
+    /// Only this connection of it, by client id; empty: all.
+    pub client: CompactString,
+    /// Only the connection of this session; empty: all.
+    pub session: CompactString,
+    /// What is to be done.
+    pub act: Act,
+}
+
+/// What is to be done with a connection.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Close it, unless its client id is among those.
+    Disconnect {
+        /// The code.
+        code: u16,
+        /// The reason.
+        reason: CompactString,
+        /// Client ids to spare, sorted: it is searched for each connection.
+        spare: Vec<CompactString>,
+    },
+    /// End a subscription, or all of them when the name is empty.
+    Unsubscribe {
+        /// The channel.
+        channel: CompactString,
+    },
+    /// Subscribe it to a channel.
+    Subscribe(Box<ServerSub>),
+    /// Change when it expires, and its info.
+    Refresh {
+        /// It is over now.
+        expired: bool,
+        /// Seconds since 1970; 0: never.
+        expire_at: i64,
+        /// Other info about the connection, if not empty.
+        info: Box<[u8]>,
+    },
+}
+
+/// What a subscriber wants to have that was published before.
+#[derive(Debug)]
+pub struct Recover {
+    /// What it has.
+    pub since: Since,
+    /// Only the latest publication counts.
+    pub latest: bool,
+    /// What of it is for the subscriber.
+    pub filter: Option<Filter>,
+    /// Bytes of the answer at most; what is more can't be recovered.
+    pub bytes_max: usize,
+    /// As frames with pushes, since no reply can carry a list.
+    pub as_pushes: bool,
+}
+
+/// How others see a subscriber.
+#[derive(Debug)]
+pub struct Membership {
+    /// Its packed ClientInfo.
+    pub info: Box<[u8]>,
+    /// It is kept as present.
+    pub present: bool,
+    /// It makes join and leave events.
+    pub announces: bool,
+}
+
+/// A subscription that begins.
+#[derive(Debug)]
+pub struct Subscribe {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Where the asking shard keeps the channel.
+    pub local: u32,
+    /// Who asks.
+    pub asker: Asker,
+    /// Which attempt of the session it is: an unsubscribe may overtake the answer.
+    pub serial: u32,
+    /// What it gets (the filter's number is the asking shard's and left out).
+    pub traits: Traits,
+    /// What it wants to have that was published before.
+    pub recover: Option<Box<Recover>>,
+    /// How others see it, if they do.
+    pub membership: Option<Box<Membership>>,
+}
+
+/// What came of a [`Recover`].
+#[derive(Debug)]
+pub enum Recovery {
+    /// Nothing was to be recovered.
+    None,
+    /// Not all of it is there.
+    Failed,
+    /// The subscriber can't be shown it.
+    Unfit,
+    /// Here it is.
+    Done {
+        /// The publications, encoded as the list of a subscribe result, which many replies share; or
+        /// whole frames with pushes, when that was asked for.
+        publications: Option<SharedFrame>,
+        /// The offset for the result.
+        offset: u64,
+    },
+}
+
+/// A subscription has begun at `position`.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// Where the asking shard keeps the channel.
+    pub local: u32,
+    /// Who asked.
+    pub asker: Asker,
+    /// Which attempt it was.
+    pub serial: u32,
+    /// Where the subscription begins.
+    pub position: Position,
+    /// What was missed.
+    pub recovery: Recovery,
+    /// It has no base for patches yet.
+    pub fresh: bool,
+}
+
+/// A subscription that ends.
+#[derive(Debug)]
+pub struct Unsubscribe {
+    /// Where the asking shard keeps the channel; it keeps the name until it has the answer.
+    pub local: u32,
+    /// The channel.
+    pub channel: CompactString,
+    /// Who waits for a reply: nobody when the server ended it or a connection has died.
+    pub asker: Option<Asker>,
+    /// What the subscriber got.
+    pub traits: Traits,
+    /// The connection, when others could see it.
+    pub member: Option<ConnKey>,
+}
+
+/// Something to be read of a channel.
+#[derive(Debug)]
+pub struct Read {
+    /// The channel.
+    pub channel: CompactString,
+    /// Its hash.
+    pub hash: u64,
+    /// Its namespace's number.
+    pub namespace: u16,
+    /// Who asks.
+    pub asker: Asker,
+    /// In which encoding the answer is wanted.
+    pub encoding: Encoding,
+    /// Bytes of the answer at most.
+    pub bytes_max: usize,
+    /// What is read.
+    pub what: Reading,
+}
+
+/// What is read of a channel.
+#[derive(Debug)]
+pub enum Reading {
+    /// Who is there.
+    Presence,
+    /// How many are there.
+    PresenceStats,
+    /// What was published.
+    History(Page),
+    /// Nothing: what was published is dropped, position and epoch stay.
+    Drop,
+}
+
+/// What was read: encoded results, or why there are none.
+#[derive(Debug)]
+pub enum Answer {
+    /// A whole presence result.
+    Presence(SharedFrame),
+    /// Clients and users.
+    PresenceStats(u32, u32),
+    /// A whole history result.
+    History(SharedFrame),
+    /// It is done.
+    Done,
+    /// It failed.
+    Error(ErrorCode),
+    /// The asking connection can't be shown it.
+    Unfit,
+}
+
+/// A connection of a user whose connections are counted.
+#[derive(Debug)]
+pub struct UserConn {
+    /// The user.
+    pub user: CompactString,
+    /// Its connection, and who waits for the verdict.
+    pub asker: Asker,
+}
+
+/// One message between shards.
+#[derive(Debug)]
+pub enum Mail {
+    /// To the home: one more subscriber. Answer: [`Mail::Subscribed`].
+    Subscribe(Box<Subscribe>),
+    /// From the home. What comes after this mail is for the subscriber, what came before isn't.
+    Subscribed(Box<Subscribed>),
+    /// To the home: one subscriber less. Answer: [`Mail::Unsubscribed`].
+    Unsubscribe(Box<Unsubscribe>),
+    /// From the home: done.
+    Unsubscribed {
+        /// Where the asking shard keeps the channel.
+        local: u32,
+        /// Who waits for a reply.
+        asker: Option<Asker>,
+    },
+    /// To the home: publish. Answer: [`Mail::Published`].
+    Publish(Box<Publish>),
+    /// From the home: taken, and its deliveries are in their receivers' queues.
+    Published {
+        /// Who asked.
+        asker: Asker,
+        /// Where the channel stands with it.
+        position: Position,
+    },
+    /// To the home: read something. Answer: [`Mail::Answer`].
+    Read(Box<Read>),
+    /// From the home: what was read.
+    Answer {
+        /// Who asked.
+        asker: Asker,
+        /// The answer.
+        answer: Answer,
+    },
+    /// To the home: what others see of a subscriber has changed. Not answered.
+    Reinform {
+        /// The channel.
+        channel: Box<str>,
+        /// The subscriber.
+        conn: ConnKey,
+        /// Its packed ClientInfo.
+        info: Box<[u8]>,
+    },
+    /// From the home: for the subscribers of the channel.
+    Deliver {
+        /// Where the receiving shard keeps the channel.
+        local: u32,
+        /// What they get, encoded once for all.
+        parcel: Arc<Parcel>,
+    },
+    /// From the home: something of the channel was lost on the way to this shard.
+    Gap {
+        /// Where the receiving shard keeps the channel.
+        local: u32,
+    },
+    /// To a user's home: one more connection. Answer: [`Mail::UserEntered`].
+    UserEnter(Box<UserConn>),
+    /// From a user's home: the connection may stay, or not.
+    UserEntered {
+        /// Who asked.
+        asker: Asker,
+        /// It may.
+        admitted: bool,
+    },
+    /// To a user's home: a counted connection has gone. Not answered.
+    UserLeave {
+        /// The user.
+        user: Box<str>,
+        /// Its connection.
+        conn: ConnKey,
+    },
+    /// From a user's home: a newer connection takes this one's place.
+    Evict {
+        /// The older one.
+        conn: ConnKey,
+    },
+    /// To the home of a token: is its signature good? Answer: [`Mail::Verified`].
+    Verify {
+        /// The token.
+        token: Box<str>,
+        /// Which keys it is held against.
+        kind: TokenKind,
+        /// Who asks.
+        asker: Asker,
+        /// Whether they still wait.
+        interest: Interest,
+    },
+    /// From the home of a token.
+    Verified {
+        /// Who asked.
+        asker: Asker,
+        /// The hash of the token that it is about.
+        hash: u64,
+        /// What came of it.
+        signed: Signed,
+    },
+    /// From the pool to the home of a token: a signature is checked.
+    Signed {
+        /// Which question this answers.
+        ticket: u64,
+        /// What came of it.
+        signed: Signed,
+    },
+    /// To the control thread: a request. Answer: [`Mail::Response`].
+    Request(Box<WebRequest>),
+    /// Commands of a connection, from its separate up-link. Answer: [`Mail::Response`].
+    Emulate(Box<Emulate>),
+    /// From the control thread: a whole response.
+    Response {
+        /// Who asked.
+        asker: Asker,
+        /// Head and body.
+        bytes: SharedFrame,
+        /// The connection may be used again.
+        keep_alive: bool,
+    },
+    /// To the control thread: ask the application. Answer: [`Mail::Told`].
+    Ask(Box<ProxyQuestion>),
+    /// From the control thread: what the application said.
+    Told(Box<Told>),
+    /// From the control thread to a home: name some channels. Answer: [`Mail::Listed`].
+    List(List),
+    /// From a home.
+    Listed {
+        /// Who asked.
+        asker: Asker,
+        /// Some of them.
+        listed: Box<Listed>,
+    },
+    /// From the control thread to a shard: what are a user's connections like? Answer:
+    /// [`Mail::Inspected`].
+    Inspect(Box<Inspect>),
+    /// From a shard.
+    Inspected {
+        /// Who asked.
+        asker: Asker,
+        /// What they are like.
+        inspected: Box<Inspected>,
+    },
+    /// From the control thread to all shards: do something with a user's connections. Answer:
+    /// [`Mail::Ordered`], when all homes have taken what follows from it.
+    Order(Box<Order>),
+    /// To a home: tell when all mail before this one is opened. Answer: [`Mail::Passed`].
+    Pass {
+        /// Which order asks.
+        order: u32,
+    },
+    /// From a home.
+    Passed {
+        /// Which order asked.
+        order: u32,
+    },
+    /// From a shard: the order is carried out.
+    Ordered {
+        /// Who asked.
+        asker: Asker,
+        /// Connections that it was about.
+        connections: u32,
+    },
+    /// From the control thread: close all connections at this pace, refuse new ones.
+    Drain {
+        /// Connections closed per second on this shard.
+        per_second: u32,
+    },
+    /// From the control thread: end the loop.
+    Stop,
+}
+
+const _: () = assert!(size_of::<Mail>() <= 56);
+
+impl Mail {
+    /// What it counts towards the bound on bytes: all that it holds.
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Subscribe(subscribe) => subscribe.heap_bytes(),
+                Self::Subscribed(subscribed) => subscribed.heap_bytes(),
+                Self::Unsubscribe(unsubscribe) => unsubscribe.heap_bytes(),
+                Self::Publish(publish) => publish.heap_bytes(),
+                Self::Read(read) => read.heap_bytes(),
+                Self::Answer { answer, .. } => match answer {
+                    Answer::Presence(body) | Answer::History(body) => body.heap_bytes(),
+                    Answer::PresenceStats(..) | Answer::Done | Answer::Error(_) | Answer::Unfit => {
+                        0
+                    }
+                },
+                Self::Reinform { channel, info, .. } => heap_bytes_of!(channel, info),
+                Self::Deliver { parcel, .. } => parcel.bytes(),
+                Self::UserEnter(conn) => conn.heap_bytes(),
+                Self::UserLeave { user, .. } => user.heap_bytes(),
+                Self::Verify { token, .. } => token.heap_bytes() + Interest::HEAP_BYTES,
+                Self::Request(request) => request.heap_bytes(),
+                Self::Emulate(emulate) => emulate.heap_bytes(),
+                Self::Response { bytes, .. } => bytes.heap_bytes(),
+                Self::Ask(question) => question.heap_bytes(),
+                Self::Told(told) => told.heap_bytes(),
+                Self::Listed { listed, .. } => {
+                    listed.heap_bytes() + listed.users.capacity() * size_of::<u64>()
+                }
+                Self::Inspect(inspect) => inspect.heap_bytes(),
+                Self::Inspected { inspected, .. } => inspected.heap_bytes(),
+                Self::Order(order) => order.heap_bytes(),
+                Self::Unsubscribed { .. }
+                | Self::Published { .. }
+                | Self::Gap { .. }
+                | Self::UserEntered { .. }
+                | Self::Evict { .. }
+                | Self::Verified { .. }
+                | Self::Signed { .. }
+                | Self::List(_)
+                | Self::Pass { .. }
+                | Self::Passed { .. }
+                | Self::Ordered { .. }
+                | Self::Drain { .. }
+                | Self::Stop => 0,
+            }
+    }
+}
+
+/// Says which fields of a type hold bytes.
+macro_rules! heap_bytes_in {
+    ($($type:ty: $($field:ident),*;)*) => {$(
+        impl HeapBytes for $type {
+            fn heap_bytes(&self) -> usize {
+                heap_bytes_of!($(&self.$field),*)
+            }
+        }
+    )*};
+}
+
+heap_bytes_in! {
+    Publish: channel, data, info, tags, options;
+    PublishOptions: idempotency_key, version_epoch;
+    WebRequest: head, body;
+    Listed: channels;
+    Inspect: user;
+    Inspected: connections;
+    Seen: client, named;
+    SeenSub: channel;
+    Order: user, client, session, act;
+    ServerSub: channel, info, data, since;
+    Since: epoch;
+    Recover: since, filter;
+    Membership: info;
+    Subscribe: channel, recover, membership;
+    Unsubscribe: channel;
+    Read: channel, what;
+    UserConn: user;
+}
+
+impl HeapBytes for Act {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Disconnect { reason, spare, .. } => heap_bytes_of!(reason, spare),
+            Self::Unsubscribe { channel } => channel.heap_bytes(),
+            Self::Subscribe(sub) => sub.heap_bytes(),
+            Self::Refresh { info, .. } => info.heap_bytes(),
+        }
+    }
+}
+
+impl HeapBytes for Subscribed {
+    fn heap_bytes(&self) -> usize {
+        match &self.recovery {
+            Recovery::Done { publications, .. } => publications.heap_bytes(),
+            Recovery::None | Recovery::Failed | Recovery::Unfit => 0,
+        }
+    }
+}
+
+impl HeapBytes for Reading {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::History(page) => page.since.heap_bytes(),
+            Self::Presence | Self::PresenceStats | Self::Drop => 0,
+        }
+    }
+}
+
+impl HeapBytes for Filter {
+    fn heap_bytes(&self) -> usize {
+        self.bytes() - size_of::<Self>()
+    }
+}
+
+/// All that one turn of one shard had for another one.
+#[derive(Debug)]
+pub struct Batch {
+    /// Who sends; [`ShardId`] 255 is the control thread.
+    pub from: ShardId,
+    /// In order.
+    pub mail: Vec<Mail>,
+    /// What they count towards bounds on bytes.
+    pub bytes: usize,
+}
+
+/// The control thread, as a sender of mail.
+pub const CONTROL: ShardId = ShardId(u8::MAX);
+
+/// The shards that found a mailbox full, one bit each: they are rung when there is room again.
+#[derive(Default)]
+struct Turned([AtomicU64; 4]);
+
+impl Turned {
+    fn insert(&self, shard: ShardId) {
+        self.0[shard.index() / 64].fetch_or(1 << (shard.index() % 64), Ordering::SeqCst);
+    }
+
+    fn contains(&self, shard: ShardId) -> bool {
+        self.0[shard.index() / 64].load(Ordering::SeqCst) & 1 << (shard.index() % 64) != 0
+    }
+
+    fn take(&self, mut each: impl FnMut(ShardId)) {
+        for (word, bits) in self.0.iter().enumerate() {
+            // Mostly nobody: then no write makes the line travel.
+            if bits.load(Ordering::SeqCst) == 0 {
+                continue;
+            }
+            let mut bits = bits.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                each(ShardId((word * 64) as u8 + bits.trailing_zeros() as u8));
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
+/// Where mail for one shard goes in.
+#[derive(Clone)]
+pub struct Letterbox {
+    sender: Sender<Box<Batch>>,
+    alarm: Alarm,
+    turned: Arc<Turned>,
+    /// Bytes that wait in the mailbox.
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Letterbox {
+    /// Puts one message in as the control thread does, or gives it back when the mailbox is full: for the
+    /// simulation, which has no desk.
+    pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
+        match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 })) {
+            Ok(()) => {
+                self.alarm.ring();
+                Ok(())
+            }
+            Err(TrySendError::Full(mut batch)) => batch.mail.pop().map_or(Ok(()), Err),
+            Err(TrySendError::Disconnected(_)) => Ok(()),
+        }
+    }
+
+    fn put(&self, batch: Box<Batch>) -> Result<(), TrySendError<Box<Batch>>> {
+        let bytes = batch.bytes;
+        if self.waiting_bytes.load(Ordering::SeqCst) >= MAILBOX_BYTES_MAX {
+            return Err(TrySendError::Full(batch));
+        }
+        // Counted before it is there, so that the count never goes below zero.
+        self.waiting_bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.sender.try_send(batch).inspect_err(|_| {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        })
+    }
+}
+
+/// Where a shard takes its mail out.
+pub struct Mailbox {
+    receiver: Receiver<Box<Batch>>,
+    alarm: Alarm,
+    turned: Arc<Turned>,
+    /// Bytes that wait in the mailbox.
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Mailbox {
+    /// A mailbox of `batches` batches, and where others put mail in.
+    pub fn new(batches: usize, alarm: Alarm) -> (Letterbox, Self) {
+        let (sender, receiver) = crossbeam_channel::bounded(batches);
+        let turned = Arc::new(Turned::default());
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let letterbox = Letterbox {
+            sender,
+            alarm: alarm.clone(),
+            turned: Arc::clone(&turned),
+            waiting_bytes: Arc::clone(&waiting_bytes),
+        };
+        (letterbox, Self { receiver, alarm, turned, waiting_bytes })
+    }
+
+    /// The next batch.
+    pub fn take(&self) -> Option<Box<Batch>> {
+        let batch = self.receiver.try_recv().ok()?;
+        self.waiting_bytes.fetch_sub(batch.bytes, Ordering::SeqCst);
+        Some(batch)
+    }
+
+    /// There is room again: calls `each` with every shard that found none, once.
+    pub fn take_turned(&self, each: impl FnMut(ShardId)) {
+        self.turned.take(each);
+    }
+
+    /// Asks to be woken by the next mail. False when there is mail already.
+    pub fn sleep(&self) -> bool {
+        self.alarm.arm();
+        if self.receiver.is_empty() {
+            return true;
+        }
+        self.alarm.disarm();
+        false
+    }
+
+    /// Awake again.
+    pub fn awake(&self) {
+        self.alarm.disarm();
+    }
+
+    /// Batches that wait, and bytes of them.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.receiver.len(), self.waiting_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Mail waits.
+    pub fn has_mail(&self) -> bool {
+        !self.receiver.is_empty()
+    }
+}
+
+/// What waits to be sent: for each shard by number, for the control thread behind them.
+pub struct Outgoing(Vec<Outbox>);
+
+impl Outgoing {
+    /// Nothing, for these.
+    pub fn new(shards: Vec<Letterbox>, control: Letterbox) -> Self {
+        Self(shards.into_iter().chain([control]).map(Outbox::new).collect())
+    }
+
+    /// All of them, and whom they are for.
+    pub fn receivers(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.0.len() - 1).map(|at| ShardId(at as u8)).chain([CONTROL])
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Outbox> {
+        self.0.iter()
+    }
+}
+
+impl Index<ShardId> for Outgoing {
+    type Output = Outbox;
+
+    fn index(&self, to: ShardId) -> &Outbox {
+        // The control thread's number is beyond those of all shards.
+        &self.0[to.index().min(self.0.len() - 1)]
+    }
+}
+
+impl IndexMut<ShardId> for Outgoing {
+    fn index_mut(&mut self, to: ShardId) -> &mut Outbox {
+        let last = self.0.len() - 1;
+        &mut self.0[to.index().min(last)]
+    }
+}
+
+/// A shard's mail for one other shard that hasn't left yet, and the credits it has there.
+pub struct Outbox {
+    letterbox: Letterbox,
+    mail: Vec<Mail>,
+    bytes: usize,
+    /// Requests unanswered.
+    spent: u32,
+    /// The same of requests of up-links, which wait for commands of others and so may not take their credits.
+    emulating: u32,
+    /// See [`Outbox::refused`].
+    refused: u8,
+    /// Channels (of this home) whose deliveries to that shard were lost, and it isn't told yet.
+    pub gaps: Vec<u32>,
+}
+
+/// What came of sending a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// There was nothing.
+    Nothing,
+    /// It is in the mailbox.
+    Gone,
+    /// The mailbox is full.
+    Full,
+}
+
+impl Outbox {
+    /// An empty one.
+    pub fn new(letterbox: Letterbox) -> Self {
+        let (bytes, spent, emulating, refused) = (0, 0, 0, 1);
+        Self { letterbox, mail: Vec::new(), bytes, spent, emulating, refused, gaps: Vec::new() }
+    }
+
+    /// Whether mail that can wait should wait: deliveries, requests and clean-up.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= OUTBOX_BYTES_MAX
+    }
+
+    /// Whether a request may go that costs so many credits. It takes them if so. What costs more than
+    /// there are in all goes when all are there.
+    pub fn spend(&mut self, credits: u8, unanswered_max: u32) -> Option<u8> {
+        self.refused = credits;
+        let credits = u32::from(credits).min(unanswered_max);
+        if self.credits(unanswered_max) < credits.max(1) {
+            return None;
+        }
+        self.refused = 1;
+        self.spent += credits;
+        // Not more than was asked for.
+        Some(credits as u8)
+    }
+
+    /// Credits of the request that was refused last; 1 when none was since.
+    pub fn refused(&self) -> u8 {
+        self.refused
+    }
+
+    /// Credits that there are.
+    pub fn credits(&self, unanswered_max: u32) -> u32 {
+        if self.is_full() { 0 } else { unanswered_max.saturating_sub(self.spent) }
+    }
+
+    /// The answer to a request has come.
+    pub fn earn(&mut self, credits: u8) {
+        self.spent -= u32::from(credits);
+    }
+
+    /// Credits of requests unanswered.
+    pub fn spent(&self) -> u32 {
+        self.spent + self.emulating
+    }
+
+    /// Whether a request of an up-link may go: it is counted if so.
+    pub fn begin_emulation(&mut self, unanswered_max: u32) -> bool {
+        let may = !self.is_full() && self.emulating < unanswered_max;
+        self.emulating += u32::from(may);
+        may
+    }
+
+    /// One of them is answered.
+    pub fn end_emulation(&mut self) {
+        self.emulating -= 1;
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, mail: Mail) {
+        self.bytes += mail.bytes();
+        self.mail.push(mail);
+    }
+
+    /// Mail waits here for room, and the receiver has made some since.
+    pub fn may_retry(&self, from: ShardId) -> bool {
+        !self.mail.is_empty() && !self.letterbox.turned.contains(from)
+    }
+
+    /// Wakes that shard, which waits to send to this one.
+    pub fn ring(&self) {
+        self.letterbox.alarm.ring();
+    }
+
+    /// Nothing waits here.
+    pub fn is_empty(&self) -> bool {
+        self.mail.is_empty() && self.gaps.is_empty()
+    }
+
+    /// Takes what is there as one batch, for a shard's mail to itself.
+    pub fn take(&mut self, from: ShardId) -> Option<Box<Batch>> {
+        if self.mail.is_empty() {
+            return None;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        Some(Box::new(Batch { from, mail: std::mem::take(&mut self.mail), bytes }))
+    }
+
+    /// Sends what is there as one batch, and rings.
+    pub fn flush(&mut self, from: ShardId) -> Flushed {
+        if self.mail.is_empty() {
+            return Flushed::Nothing;
+        }
+        let mail = std::mem::take(&mut self.mail);
+        let batch = Box::new(Batch { from, mail, bytes: self.bytes });
+        let sent = self.letterbox.put(batch).or_else(|fault| match fault {
+            TrySendError::Full(batch) => {
+                // Leave word, then look again: the receiver may have made room in between.
+                self.letterbox.turned.insert(from);
+                self.letterbox.put(batch)
+            }
+            gone => Err(gone),
+        });
+        match sent {
+            Ok(()) => {
+                self.bytes = 0;
+                self.letterbox.alarm.ring();
+                Flushed::Gone
+            }
+            Err(TrySendError::Full(batch)) => {
+                self.mail = batch.mail;
+                Flushed::Full
+            }
+            // The shard has ended: the process is stopping.
+            Err(TrySendError::Disconnected(_)) => {
+                self.bytes = 0;
+                Flushed::Gone
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+    use std::num::NonZeroU32;
+    use std::sync::atomic::AtomicU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::filter::FilterNode;
+    use crate::base::tags::Tags;
+    use crate::edge::jwt::{ConnectionClaims, SubOptions};
+    use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+    use crate::hub::parcel::{self, Frames};
+    use crate::io::Wake;
+    use crate::session::{Headers, NamedValues};
+    use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyResult};
+    use crate::sys::memory::requested_bytes;
+
+    #[derive(Default)]
+    struct Bell(AtomicU32);
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn mailbox(batches: usize) -> (Letterbox, Mailbox, Arc<Bell>) {
+        let bell = Arc::new(Bell::default());
+        let (letterbox, mailbox) = Mailbox::new(batches, Alarm::new(bell.clone()));
+        (letterbox, mailbox, bell)
+    }
+
+    fn numbers(batch: &Batch) -> Vec<(u8, u32)> {
+        let number = |mail: &Mail| match mail {
+            Mail::Gap { local } => *local,
+            other => panic!("{other:?}"),
+        };
+        batch.mail.iter().map(|mail| (batch.from.0, number(mail))).collect()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Push(u8),
+        Flush(u8),
+        Take,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => (0..3u8).prop_map(Op::Push),
+            3 => (0..3u8).prop_map(Op::Flush),
+            2 => Just(Op::Take),
+        ]
+    }
+
+    proptest! {
+        // Three senders, one receiver with little room, against one plain queue of batches: what
+        // was flushed first comes out first, nothing is lost or doubled, and whoever was turned
+        // away is named once there is room.
+        #[test]
+        fn one_queue_for_all_senders(
+            capacity in 1..4usize,
+            ops in proptest::collection::vec(op(), 1..200),
+        ) {
+            let (letterbox, mailbox, _) = mailbox(capacity);
+            let mut outboxes: Vec<_> = (0..3).map(|_| Outbox::new(letterbox.clone())).collect();
+            let mut kept: [Vec<(u8, u32)>; 3] = Default::default();
+            let mut queue: VecDeque<Vec<(u8, u32)>> = VecDeque::new();
+            let mut turned = Vec::new();
+            for (number, op) in (0u32..).zip(ops) {
+                match op {
+                    Op::Push(from) => {
+                        outboxes[usize::from(from)].push(Mail::Gap { local: number });
+                        kept[usize::from(from)].push((from, number));
+                    }
+                    Op::Flush(from) => {
+                        let model = &mut kept[usize::from(from)];
+                        let expected = match (model.is_empty(), queue.len() < capacity) {
+                            (true, _) => Flushed::Nothing,
+                            (false, true) => Flushed::Gone,
+                            (false, false) => Flushed::Full,
+                        };
+                        let flushed = outboxes[usize::from(from)].flush(ShardId(from));
+                        prop_assert_eq!(flushed, expected);
+                        match flushed {
+                            Flushed::Gone => queue.push_back(std::mem::take(model)),
+                            Flushed::Full if !turned.contains(&from) => turned.push(from),
+                            _ => {}
+                        }
+                        prop_assert_eq!(outboxes[usize::from(from)].is_empty(), model.is_empty());
+                    }
+                    Op::Take => {
+                        let taken = mailbox.take().map(|batch| numbers(&batch));
+                        prop_assert_eq!(taken, queue.pop_front());
+                        let mut told = Vec::new();
+                        mailbox.take_turned(|shard| told.push(shard.0));
+                        turned.sort_unstable();
+                        prop_assert_eq!(told, std::mem::take(&mut turned));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeping_shard_is_rung_once() {
+        let (letterbox, mailbox, bell) = mailbox(8);
+        assert!(mailbox.sleep());
+        let mut outbox = Outbox::new(letterbox);
+        for local in 0..3 {
+            outbox.push(Mail::Gap { local });
+            assert_eq!(outbox.flush(ShardId(1)), Flushed::Gone);
+        }
+        assert_eq!(bell.0.load(Ordering::SeqCst), 1);
+        assert!(!mailbox.sleep(), "with mail there is no sleep");
+    }
+
+    #[test]
+    fn credits_and_bytes_bound_requests() {
+        let (letterbox, _mailbox, _) = mailbox(1);
+        let mut outbox = Outbox::new(letterbox);
+        let spent: Vec<_> = (0..3).map(|_| outbox.spend(1, 2)).collect();
+        assert_eq!(spent, [Some(1), Some(1), None]);
+        outbox.earn(1);
+        // A large one waits until all is there.
+        assert_eq!(outbox.spend(9, 2), None);
+        outbox.earn(1);
+        assert_eq!((outbox.spend(9, 2), outbox.spend(1, 2)), (Some(2), None));
+        outbox.earn(2);
+        let full = Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]));
+        let parcel = Parcel {
+            frames: vec![(Form::JSON, Frames { full, patch: None })],
+            ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
+        };
+        outbox.push(Mail::Deliver { local: 0, parcel: Arc::new(parcel) });
+        assert!(outbox.is_full() && outbox.spend(1, 2).is_none());
+    }
+
+    /// The kinds of mail: each has an example in [`examples`].
+    const KINDS: [&str; 33] = [
+        "Subscribe",
+        "Subscribed",
+        "Unsubscribe",
+        "Unsubscribed",
+        "Publish",
+        "Published",
+        "Read",
+        "Answer",
+        "Reinform",
+        "Deliver",
+        "Gap",
+        "UserEnter",
+        "UserEntered",
+        "UserLeave",
+        "Evict",
+        "Verify",
+        "Verified",
+        "Signed",
+        "Request",
+        "Emulate",
+        "Response",
+        "Ask",
+        "Told",
+        "List",
+        "Listed",
+        "Inspect",
+        "Inspected",
+        "Order",
+        "Pass",
+        "Passed",
+        "Ordered",
+        "Drain",
+        "Stop",
+    ];
+
+    fn text() -> String {
+        "a text that is too long to be kept in place ".repeat(40)
+    }
+
+    fn name() -> CompactString {
+        CompactString::new(text())
+    }
+
+    fn data() -> Box<[u8]> {
+        text().into_bytes().into()
+    }
+
+    fn frame() -> SharedFrame {
+        SharedFrame::new(text().as_bytes())
+    }
+
+    fn filter() -> Filter {
+        let leaf = |cmp: &str, val: String, vals: Vec<String>| FilterNode {
+            cmp: cmp.into(),
+            key: "k".repeat(300),
+            val,
+            vals,
+            ..FilterNode::default()
+        };
+        let vals = (0..200).map(|n| format!("value {n}")).collect();
+        let nodes = vec![leaf("in", String::new(), vals), leaf("eq", "v".repeat(300), Vec::new())];
+        Filter::new(&FilterNode { op: "and".into(), nodes, ..FilterNode::default() }).unwrap()
+    }
+
+    fn since() -> Since {
+        Since { offset: 1, epoch: name() }
+    }
+
+    fn options() -> Option<Box<PublishOptions>> {
+        Some(Box::new(PublishOptions {
+            idempotency_key: name(),
+            version_epoch: name(),
+            ..PublishOptions::default()
+        }))
+    }
+
+    fn server_sub() -> Box<ServerSub> {
+        Box::new(ServerSub {
+            channel: name(),
+            info: data(),
+            data: data(),
+            since: Some(since()),
+            ..ServerSub::default()
+        })
+    }
+
+    fn told(answer: ProxyAnswer) -> Mail {
+        let event = ProxyEvent::Rpc;
+        Mail::Told(Box::new(Told { asker: asker(), local: 0, ticket: None, event, answer }))
+    }
+
+    fn asker() -> Asker {
+        Asker::of(ConnKey { index: 0, generation: NonZeroU32::MIN })
+    }
+
+    /// Mail of every kind, and of every content that holds bytes; whoever adds one adds it here.
+    fn examples(proxy: &Arc<ProxyOptions>) -> Vec<Box<dyn Fn() -> Mail + '_>> {
+        let asker = asker();
+        let conn = asker.conn;
+        let position = Position { offset: 1, epoch: None };
+        let answer = move |answer| Mail::Answer { asker, answer };
+        let order = move |act| {
+            let (user, client, session) = (name(), name(), name());
+            Mail::Order(Box::new(Order { asker, user, client, session, act }))
+        };
+        let read = move |what| {
+            let (channel, encoding) = (name(), Encoding::Json);
+            let (hash, namespace, bytes_max) = (0, 0, 0);
+            Mail::Read(Box::new(Read {
+                channel,
+                hash,
+                namespace,
+                asker,
+                encoding,
+                bytes_max,
+                what,
+            }))
+        };
+        let subscribed = move |recovery| {
+            let (local, serial, fresh) = (0, 0, false);
+            Mail::Subscribed(Box::new(Subscribed {
+                local,
+                asker,
+                serial,
+                position,
+                recovery,
+                fresh,
+            }))
+        };
+        let ask = move |call| {
+            let headers = NamedValues::from([(name(), data()), (name(), data())]);
+            let headers = Headers { http: headers.clone(), emulated: headers };
+            Mail::Ask(Box::new(ProxyQuestion {
+                asker,
+                proxy: Arc::clone(proxy),
+                client: name(),
+                form: Form::JSON,
+                user: name(),
+                meta: data(),
+                headers: Some(Arc::new(headers)),
+                address: None,
+                call,
+                ticket: None,
+            }))
+        };
+        vec![
+            Box::new(move || {
+                let recover = Recover {
+                    since: since(),
+                    latest: false,
+                    filter: Some(filter()),
+                    bytes_max: 0,
+                    as_pushes: false,
+                };
+                let membership = Membership { info: data(), present: true, announces: true };
+                Mail::Subscribe(Box::new(Subscribe {
+                    channel: name(),
+                    hash: 0,
+                    namespace: 0,
+                    local: 0,
+                    asker,
+                    serial: 0,
+                    traits: Traits::JSON,
+                    recover: Some(Box::new(recover)),
+                    membership: Some(Box::new(membership)),
+                }))
+            }),
+            Box::new(move || subscribed(Recovery::Failed)),
+            Box::new(move || subscribed(Recovery::Done { publications: Some(frame()), offset: 0 })),
+            Box::new(move || {
+                let (local, channel, traits, member) = (0, name(), Traits::JSON, None);
+                let asker = Some(asker);
+                Mail::Unsubscribe(Box::new(Unsubscribe { local, channel, asker, traits, member }))
+            }),
+            Box::new(|| Mail::Unsubscribed { local: 0, asker: None }),
+            Box::new(move || {
+                Mail::Publish(Box::new(Publish {
+                    channel: name(),
+                    hash: 0,
+                    namespace: 0,
+                    asker: Some(asker),
+                    data: data(),
+                    info: data(),
+                    tags: data(),
+                    is_json: true,
+                    options: options(),
+                }))
+            }),
+            Box::new(move || Mail::Published { asker, position }),
+            Box::new(move || read(Reading::Presence)),
+            Box::new(move || {
+                read(Reading::History(Page { since: Some(since()), ..Page::default() }))
+            }),
+            Box::new(move || answer(Answer::Presence(frame()))),
+            Box::new(move || answer(Answer::History(frame()))),
+            Box::new(move || answer(Answer::Done)),
+            Box::new(move || Mail::Reinform { channel: text().into(), conn, info: data() }),
+            Box::new(|| {
+                let frames = Frames { full: Some(frame()), patch: Some(frame()) };
+                let tags = BTreeMap::from([(text(), text())]);
+                let tags = Tags::pack(tags.iter().map(|(name, of)| (name.as_str(), of.as_str())));
+                let parcel = Parcel {
+                    frames: vec![(Form::JSON, frames.clone()), (Form::BINARY, frames)],
+                    tags,
+                    ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
+                };
+                Mail::Deliver { local: 0, parcel: Arc::new(parcel) }
+            }),
+            Box::new(|| Mail::Gap { local: 0 }),
+            Box::new(move || Mail::UserEnter(Box::new(UserConn { user: name(), asker }))),
+            Box::new(move || Mail::UserEntered { asker, admitted: true }),
+            Box::new(move || Mail::UserLeave { user: text().into(), conn }),
+            Box::new(move || Mail::Evict { conn }),
+            Box::new(move || {
+                let kind = TokenKind::Connection;
+                Mail::Verify { token: text().into(), kind, asker, interest: Interest::default() }
+            }),
+            Box::new(move || Mail::Verified { asker, hash: 0, signed: Signed::Bad }),
+            Box::new(|| Mail::Signed { ticket: 0, signed: Signed::Bad }),
+            Box::new(move || {
+                Mail::Request(Box::new(WebRequest {
+                    asker,
+                    head: data(),
+                    body: data(),
+                    address: None,
+                }))
+            }),
+            Box::new(move || {
+                Mail::Emulate(Box::new(Emulate::holding(data(), text().into(), asker)))
+            }),
+            Box::new(move || Mail::Response { asker, bytes: frame(), keep_alive: true }),
+            Box::new(move || {
+                let channels = vec![name(), name()];
+                let (name, version) = (name(), name());
+                ask(ProxyCall::Connect { data: data(), name, version, channels })
+            }),
+            Box::new(move || ask(ProxyCall::Refresh)),
+            Box::new(move || ask(ProxyCall::Subscribe { channel: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::Publish { channel: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::Rpc { method: name(), data: data() })),
+            Box::new(move || ask(ProxyCall::SubRefresh { channel: name(), local: 0 })),
+            Box::new(|| {
+                let of_sub = || SubOptions {
+                    info: Some(data()),
+                    data: Some(data()),
+                    ..SubOptions::default()
+                };
+                let claims = ConnectionClaims {
+                    user: name(),
+                    info: Some(data()),
+                    meta: Some(data()),
+                    subs: vec![(name(), of_sub()), (name(), of_sub())],
+                    ..ConnectionClaims::default()
+                };
+                let options = *options().unwrap_or_default();
+                let (data, tags) = (Some(data()), data());
+                let result = ProxyResult { claims, data, tags, options, ..ProxyResult::default() };
+                told(ProxyAnswer::Result(Box::new(result)))
+            }),
+            Box::new(|| {
+                let error = AppError { code: 1000, message: text(), temporary: false };
+                told(ProxyAnswer::Error(error))
+            }),
+            Box::new(|| {
+                told(ProxyAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))
+            }),
+            Box::new(|| told(ProxyAnswer::Failed)),
+            Box::new(move || Mail::List(List { asker, cursor: 0, of: ListOf::Channels })),
+            Box::new(move || {
+                let channels = vec![(name(), 1), (name(), 2)];
+                let listed = Listed { channels, users: vec![1, 2], next: None };
+                Mail::Listed { asker, listed: Box::new(listed) }
+            }),
+            Box::new(move || Mail::Inspect(Box::new(Inspect { asker, user: name() }))),
+            Box::new(move || {
+                let named =
+                    || SeenSub { channel: name(), live: true, server: false, positioned: false };
+                let seen = || Seen {
+                    client: name(),
+                    address: None,
+                    form: Form::JSON,
+                    paused: false,
+                    queued_bytes: 0,
+                    unanswered: 0,
+                    expires: 0,
+                    subscriptions: 2,
+                    named: vec![named(), named()],
+                };
+                let inspected = Inspected { connections: vec![seen(), seen()], more: false };
+                Mail::Inspected { asker, inspected: Box::new(inspected) }
+            }),
+            Box::new(move || {
+                let spare = vec![name(), name()];
+                order(Act::Disconnect { code: 3000, reason: name(), spare })
+            }),
+            Box::new(move || order(Act::Unsubscribe { channel: name() })),
+            Box::new(move || order(Act::Subscribe(server_sub()))),
+            Box::new(move || order(Act::Refresh { expired: false, expire_at: 0, info: data() })),
+            Box::new(|| Mail::Pass { order: 0 }),
+            Box::new(|| Mail::Passed { order: 0 }),
+            Box::new(move || Mail::Ordered { asker, connections: 0 }),
+            Box::new(|| Mail::Drain { per_second: 1 }),
+            Box::new(|| Mail::Stop),
+        ]
+    }
+
+    #[test]
+    fn no_mail_counts_less_than_it_holds() {
+        let proxy = Arc::new(ProxyOptions {
+            name: String::new(),
+            endpoint: String::new(),
+            timeout_ms: 0,
+            http_headers: Vec::new(),
+            emulated_headers: Vec::new(),
+            static_headers: Vec::new(),
+            binary_encoding: false,
+            include_connection_meta: false,
+            transforms: Vec::new(),
+            tls: None,
+            concurrency: 1,
+            breaker_failures: 0,
+            breaker_pause_ms: 0,
+        });
+        let mut kinds = BTreeSet::new();
+        for example in examples(&proxy) {
+            let before = requested_bytes();
+            let mail = example();
+            let held = size_of::<Mail>() + usize::try_from(requested_bytes() - before).unwrap();
+            let counted = mail.bytes();
+            let text = format!("{mail:?}");
+            let kind: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
+            assert!(counted >= held, "{kind} counts {counted} and holds {held}: {text:.200}");
+            assert!(counted <= held + held / 2 + 64, "{kind} counts {counted}, holds {held}");
+            kinds.insert(kind);
+        }
+        assert_eq!(kinds, KINDS.iter().map(|kind| (*kind).to_owned()).collect());
+    }
+
+    #[test]
+    fn parts_of_mail_count_what_they_allocate() {
+        fn check<T: HeapBytes>(make: impl Fn() -> T) {
+            let before = requested_bytes();
+            let value = make();
+            let held = usize::try_from(requested_bytes() - before).unwrap();
+            let counted = value.heap_bytes();
+            assert!(counted >= held && counted <= held + 16, "{counted} for {held}");
+        }
+        let long = "long enough to be on the heap ".repeat(3);
+        check(|| CompactString::new(&long));
+        check(|| CompactString::new("short"));
+        check(|| long.clone());
+        check(|| long.as_str().to_owned().into_boxed_str());
+        check(|| Box::<[u8]>::from(long.as_bytes()));
+        check(|| SharedFrame::new(long.as_bytes()));
+        check(|| Some(Box::new(long.clone())));
+        check(|| Arc::new(long.clone()));
+        check(|| vec![(long.clone(), 1), (long.clone(), 2)]);
+    }
+}

@@ -1,0 +1,163 @@
+//! Connections: accepted, read, written, timed and closed.
+
+pub(crate) mod accept;
+pub(crate) mod addresses;
+pub(crate) mod close;
+pub(crate) mod conn;
+pub(crate) mod outbox;
+pub(crate) mod places;
+pub(crate) mod read;
+pub(crate) mod slow;
+pub mod timers;
+pub(crate) mod write;
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+
+use slab::Slab;
+
+use self::addresses::Addresses;
+use self::conn::Conn;
+use self::outbox::{Dropped, Outboxes};
+use self::places::Replaceable;
+use self::timers::{LinkTable, Links, List, TimerTable, Wheel};
+use super::context::Cx;
+use super::http::bodies::Bodies;
+use super::http::polls::Poll;
+use super::http::requests::UnsentHead;
+use crate::base::form::Form;
+use crate::base::id::ConnKey;
+use crate::base::time::Millis;
+use crate::io::{Completion, Driver, Sent};
+use crate::proto::client::Encoding;
+use crate::proto::http::DateCache;
+use crate::shard::BySlot;
+
+/// The connections of one shard, and its driver.
+pub(crate) struct Net<D: Driver> {
+    pub(crate) driver: D,
+    pub(crate) conns: Slab<Conn<D::Socket>>,
+    pub(crate) addresses: Addresses,
+    pub(crate) next_generation: NonZeroU32,
+    pub(crate) outboxes: Outboxes,
+    pub(crate) wheel: Wheel,
+    pub(crate) leaving: List,
+    pub(crate) leaving_count: u64,
+    /// Connections that may lose their places to new ones.
+    pub(crate) replaceable: Replaceable,
+    pub(crate) completions: Vec<Completion>,
+    /// Connections to read, each at most once.
+    pub(crate) ready: VecDeque<ConnKey>,
+    /// Connections to write, each at most once.
+    pub(crate) dirty: Vec<ConnKey>,
+    /// Connections whose writes the driver has, and the results.
+    pub(crate) writing: Vec<ConnKey>,
+    pub(crate) sent: Vec<Sent>,
+    /// Connections of this turn with too much in their queues, and the namespace that filled them.
+    pub(crate) over: Vec<(u32, u16)>,
+    /// What is being dropped for one of them.
+    pub(crate) dropped: Vec<Dropped>,
+    pub(crate) acceptable: bool,
+    /// No descriptor was left: the listener is tried again then, since no edge reports it.
+    pub(crate) accept_again_at: Option<Millis>,
+    pub(crate) passed: bool,
+    /// Bodies of requests that are not all here.
+    pub(crate) bodies: Bodies,
+    /// Heads of responses that wait for the result of the `connect`, by slot.
+    pub(crate) heads: BySlot<UnsentHead>,
+    /// Connections with a request that was answered at once: bytes behind it are next.
+    pub(crate) answered: Vec<ConnKey>,
+    /// Requests that wait for publications, by slot.
+    pub(crate) polls: BySlot<Box<Poll>>,
+    /// Connections whose positions go behind what this turn has for them.
+    pub(crate) to_mark: Vec<ConnKey>,
+    /// The `Date` of answers.
+    pub(crate) date: DateCache,
+    /// Slots that a walk over all connections has found; empty between walks.
+    pub(crate) listed: Vec<u32>,
+}
+
+impl<D: Driver> Net<D> {
+    /// No connections.
+    pub(crate) fn new(cx: &Cx, driver: D) -> Self {
+        Self {
+            // Untouched pages cost nothing, and growing would copy.
+            conns: Slab::with_capacity(accept::slots_max(&cx.node.options)),
+            addresses: Addresses::default(),
+            next_generation: NonZeroU32::MIN,
+            outboxes: Outboxes::default(),
+            wheel: Wheel::new(driver.now()),
+            leaving: List::new(),
+            leaving_count: 0,
+            replaceable: Replaceable::default(),
+            completions: Vec::with_capacity(1024),
+            ready: VecDeque::new(),
+            dirty: Vec::new(),
+            writing: Vec::new(),
+            sent: Vec::new(),
+            over: Vec::new(),
+            dropped: Vec::new(),
+            acceptable: true,
+            accept_again_at: None,
+            passed: false,
+            bodies: Bodies::default(),
+            heads: Default::default(),
+            answered: Vec::new(),
+            polls: Default::default(),
+            to_mark: Vec::new(),
+            date: DateCache::default(),
+            listed: Vec::new(),
+            driver,
+        }
+    }
+}
+
+impl<D: Driver> Net<D> {
+    /// The connection with this key, unless it has gone: its slot may have another tenant.
+    pub(crate) fn conn(&mut self, key: ConnKey) -> Option<&mut Conn<D::Socket>> {
+        self.conns.get_mut(key.index as usize).filter(|conn| conn.generation == key.generation)
+    }
+
+    /// How messages are written to a connection.
+    pub(crate) fn form(&self, index: u32) -> Form {
+        self.conns.get(index as usize).map_or(Form::JSON, |conn| conn.form)
+    }
+
+    /// The encoding of a connection's messages.
+    pub(crate) fn encoding(&self, index: u32) -> Encoding {
+        self.form(index).into()
+    }
+
+    /// Puts a connection on the list of those to read. A paused one comes onto it when it is resumed.
+    pub(crate) fn mark_ready(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && !conn.flags.ready()
+            && !conn.flags.paused()
+        {
+            conn.flags.set_ready(true);
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Puts a connection on the list of those to write.
+    pub(crate) fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && !conn.flags.dirty()
+        {
+            conn.flags.set_dirty(true);
+            self.dirty.push(key);
+        }
+    }
+}
+
+impl<S> LinkTable for Slab<Conn<S>> {
+    fn links(&mut self, index: u32) -> &mut Links {
+        &mut self[index as usize].links
+    }
+}
+
+impl<S> TimerTable for Slab<Conn<S>> {
+    fn deadline_tick(&mut self, index: u32) -> &mut u32 {
+        &mut self[index as usize].deadline_tick
+    }
+}

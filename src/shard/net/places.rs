@@ -1,0 +1,181 @@
+//! Places of connections, and who loses one when all are taken.
+//!
+//! A connection that does nothing for a client is *replaceable*: it is in its request head, kept for another request,
+//! sending a client's body, upgraded but not connected, or closing. The others are busy: clients, and requests that
+//! are being answered. Where no place is left, the connection that has been replaceable for longest makes room for
+//! the new one; so sockets that say nothing can't lock anybody out, however many there are.
+//!
+//! [`Replaceable`] is a list in the order in which they became so. Its links are in a table of their own and not in
+//! the connection's record, so that a client pays nothing for it; joining, leaving and taking the first are O(1).
+
+use crate::io::Driver;
+use crate::shard::net::conn::Phase;
+use crate::shard::net::timers::{LinkTable, Links, List};
+use crate::shard::{BySlot, CONNS_SPARE, Shard};
+
+/// Links of the members of a list, by slot.
+#[derive(Default)]
+struct LinksBySlot(BySlot<Links>);
+
+impl LinkTable for LinksBySlot {
+    fn links(&mut self, index: u32) -> &mut Links {
+        self.0.entry(index).or_default()
+    }
+}
+
+/// Connections that may lose their places, the longest idle first.
+#[derive(Default)]
+pub(crate) struct Replaceable {
+    list: List,
+    links: LinksBySlot,
+}
+
+impl Replaceable {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.links.0.len()
+    }
+
+    /// The one that has been here for longest.
+    pub(crate) fn first(&self) -> Option<u32> {
+        self.list.head()
+    }
+
+    /// Makes a connection the last one, also if it is a member already.
+    pub(crate) fn insert(&mut self, index: u32) {
+        self.remove(index);
+        self.list.push_back(&mut self.links, index);
+    }
+
+    /// Takes a connection out, if it is a member.
+    pub(crate) fn remove(&mut self, index: u32) {
+        if !self.links.0.contains_key(&index) {
+            return;
+        }
+        self.list.remove(&mut self.links, index);
+        self.links.0.remove(&index);
+    }
+
+    /// Gives back what a burst of new connections left behind: as many clients later own nothing here.
+    pub(crate) fn give_back(&mut self) {
+        let links = &mut self.links.0;
+        if links.capacity() > 4 * links.len() + LINKS_KEPT {
+            links.shrink_to(2 * links.len());
+        }
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// A connection does nothing for a client from now on: it may lose its place.
+    pub(crate) fn set_replaceable(&mut self, index: u32) {
+        self.net.replaceable.insert(index);
+    }
+
+    /// A connection keeps its place.
+    pub(crate) fn set_busy(&mut self, index: u32) {
+        self.net.replaceable.remove(index);
+    }
+
+    /// Connections with a socket.
+    pub(crate) fn connections(&self) -> usize {
+        self.net.conns.len() - self.net.leaving_count as usize
+    }
+
+    /// Whether the places that clients may take are all taken. Those beyond are for requests to be read in, so that
+    /// health checks and calls of the API are answered by a node full of clients.
+    pub(crate) fn is_full_of_clients(&self) -> bool {
+        self.connections() - self.net.replaceable.len() >= self.cx.node.options.conns_max as usize
+    }
+
+    /// Whether each place is taken, those for requests included.
+    pub(crate) fn is_full(&self) -> bool {
+        self.connections() >= self.cx.node.options.conns_max as usize + CONNS_SPARE
+    }
+
+    /// Closes the longest idle connection to make place for another; false where all are busy.
+    pub(crate) fn replace_one(&mut self) -> bool {
+        for _ in 0..PENDING_SKIPPED_MAX {
+            let Some(index) = self.net.replaceable.first() else { return false };
+            let Some(conn) = self.net.conns.get(index as usize) else {
+                self.net.replaceable.remove(index);
+                continue;
+            };
+            if conn.flags.pending() {
+                // Its token is being checked, or the application is asked about it: it isn't idle.
+                self.net.replaceable.insert(index);
+                continue;
+            }
+            let counters = self.cx.counters();
+            let counter = match conn.phase {
+                Phase::Head if conn.flags.served() && conn.rx.is_none() => &counters.replaced_kept,
+                Phase::Head => &counters.replaced_head,
+                Phase::Body => &counters.replaced_body,
+                Phase::Client => &counters.replaced_stale,
+                _ => &counters.replaced_closing,
+            };
+            counter.add(1);
+            // Without an answer: who has sent nothing would take it for that of its next request, and an event
+            // source would give up for good.
+            self.release(index, false);
+            return true;
+        }
+        false
+    }
+}
+
+/// Connections looked at to find one whose place may be taken: those that wait for a verdict are passed over.
+const PENDING_SKIPPED_MAX: usize = 16;
+
+/// Links that are kept however few are in use.
+const LINKS_KEPT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_leaves_nothing_behind() {
+        let mut replaceable = Replaceable::default();
+        (0..10_000).for_each(|index| replaceable.insert(index));
+        replaceable.give_back();
+        assert_eq!((replaceable.len(), replaceable.first()), (10_000, Some(0)));
+        (0..9_999).for_each(|index| replaceable.remove(index));
+        replaceable.give_back();
+        assert!(replaceable.links.0.capacity() <= LINKS_KEPT);
+        assert_eq!((replaceable.len(), replaceable.first()), (1, Some(9_999)));
+    }
+
+    proptest! {
+        // As a plain queue has it, in which each is once.
+        #[test]
+        fn the_longest_idle_is_first(steps in proptest::collection::vec((0..3u8, 0..20u32), 0..200)) {
+            let mut replaceable = Replaceable::default();
+            let mut queue: VecDeque<u32> = VecDeque::new();
+            for (step, index) in steps {
+                match step {
+                    0 | 1 => {
+                        replaceable.insert(index);
+                        queue.retain(|at| *at != index);
+                        queue.push_back(index);
+                    }
+                    _ => {
+                        replaceable.remove(index);
+                        queue.retain(|at| *at != index);
+                    }
+                }
+                prop_assert_eq!(replaceable.len(), queue.len());
+                prop_assert_eq!(replaceable.first(), queue.front().copied());
+            }
+            while let Some(index) = replaceable.first() {
+                prop_assert_eq!(Some(index), queue.pop_front());
+                replaceable.remove(index);
+            }
+            prop_assert!(queue.is_empty());
+            prop_assert_eq!(replaceable.links.0.len(), 0);
+        }
+    }
+}
