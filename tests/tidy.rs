@@ -90,9 +90,10 @@ fn lines_of_documents_have_at_most_100_columns() {
     let documents = texts().into_iter().filter(|(path, ..)| path.ends_with(".md"));
     for (path, _, content) in documents.filter(|(path, ..)| path != "ARCHITECTURE.md") {
         for (number, line) in content.lines().enumerate() {
-            // A row of a table is one line whatever it holds.
+            // A row of a table is one line whatever it holds, and one word can't be wrapped.
             let columns = line.chars().count();
-            if columns > 100 && !line.trim_start().starts_with('|') {
+            let line = line.trim();
+            if columns > 100 && !line.starts_with('|') && line.contains(' ') {
                 wrong.push(format!("{path}:{}: {columns} columns", number + 1));
             }
         }
