@@ -21,7 +21,7 @@ use crate::io::Wake;
 use crate::shard::mail::{
     Asker, Batch, CONTROL, Flushed, Letterbox, Mail, Mailbox, Outbox, WebRequest,
 };
-use crate::shard::proxies::ProxyQuestion;
+use crate::shard::proxies::AppCall;
 
 /// Wakes the control thread when mail has come.
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ pub(super) enum Visit {
     /// The answer to a request that came to the public port.
     Request(Box<WebRequest>),
     /// What the application says.
-    Question(Box<ProxyQuestion>),
+    Question(Box<AppCall>),
 }
 
 impl Desk {
@@ -162,7 +162,7 @@ impl Desk {
                 _ => {
                     match mail {
                         Mail::Request(request) => visit(from, Visit::Request(request)),
-                        Mail::Ask(question) => visit(from, Visit::Question(question)),
+                        Mail::AppCall(question) => visit(from, Visit::Question(question)),
                         _ => {}
                     }
                     continue;

@@ -24,7 +24,7 @@ use roost::proto::client::ErrorCode;
 use roost::shard::mail::{
     Act, Answer, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish,
 };
-use roost::shard::proxies::{ProxyAnswer, ProxyQuestion, Told};
+use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
 use roost::shard::signatures::Signatures;
 use roost::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 
@@ -94,7 +94,7 @@ struct Control {
     publishes: BTreeMap<u32, usize>,
     next: u32,
     /// What the application will have said, and when, ms.
-    telling: Vec<(u64, ShardId, Told)>,
+    telling: Vec<(u64, ShardId, AppReply)>,
 }
 
 /// Nobody sleeps at the control side.
@@ -114,13 +114,13 @@ pub(crate) struct Report {
 }
 
 /// The application has nothing against anything, and knows nobody.
-fn answer_of_application(question: &ProxyQuestion) -> Told {
+fn answer_of_application(question: &AppCall) -> AppReply {
     let event = question.call.event();
     let answer = match event {
-        ProxyEvent::Connect => ProxyAnswer::Nothing,
-        _ => ProxyAnswer::Result(Box::default()),
+        ProxyEvent::Connect => AppAnswer::Nothing,
+        _ => AppAnswer::Result(Box::default()),
     };
-    Told { asker: question.asker, local: 0, ticket: question.ticket, event, answer }
+    AppReply { asker: question.asker, local: 0, ticket: question.ticket, event, answer }
 }
 
 impl Control {
@@ -627,12 +627,12 @@ impl Run {
         let now = self.world.borrow().now().0;
         let Control { mailbox, outboxes, asked, publishes, telling, .. } = &mut self.control;
         for (_, to, told) in telling.extract_if(.., |(due, _, _)| *due <= now) {
-            outboxes[to.index()].push(Mail::Told(Box::new(told)));
+            outboxes[to.index()].push(Mail::AppReply(Box::new(told)));
         }
         outboxes.iter_mut().for_each(|outbox| _ = outbox.flush(CONTROL));
         while let Some(batch) = mailbox.take() {
             for mail in batch.mail {
-                if let Mail::Ask(question) = mail {
+                if let Mail::AppCall(question) = mail {
                     let told = answer_of_application(&question);
                     telling.push((now + self.rng.below(20), batch.from, told));
                     continue;

@@ -1,7 +1,7 @@
 //! Proxies: asks the application over HTTP what shards want to know (server API, section 6).
 //!
 //! ```text
-//!  shard --Mail::Ask--> breaker closed? --> room for one more call? --> POST --> Mail::Told --> shard
+//!  shard --Mail::AppCall--> breaker closed? --> room for one more call? --> POST --> Mail::AppReply --> shard
 //!                           '- no: failed    '- no: waits its turn      kept-alive connections
 //! ```
 //! Each endpoint has its own connections, bound and breaker. Whatever happens, each question is answered
@@ -44,7 +44,7 @@ use crate::edge::proxy::{AppError, ProxyEvent, ProxyOptions, StatusTransform};
 use crate::proto::client::ErrorCode;
 use crate::session::{Headers, NamedValues, Rules};
 use crate::shard::mail::Mail;
-use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, Told};
+use crate::shard::proxies::{AppAnswer, AppCall, AppReply, AppRequest};
 use crate::shard::{Fields, Node, Notices};
 
 /// How a question ended, for metrics.
@@ -103,13 +103,13 @@ impl Outcome {
         }
     }
 
-    fn of(answer: &ProxyAnswer) -> Self {
+    fn of(answer: &AppAnswer) -> Self {
         match answer {
-            ProxyAnswer::Result(_) => Self::Result,
-            ProxyAnswer::Error(_) => Self::Error,
-            ProxyAnswer::Disconnect(_) => Self::Disconnect,
-            ProxyAnswer::Nothing => Self::Nothing,
-            ProxyAnswer::Failed => Self::Failed,
+            AppAnswer::Result(_) => Self::Result,
+            AppAnswer::Error(_) => Self::Error,
+            AppAnswer::Disconnect(_) => Self::Disconnect,
+            AppAnswer::Nothing => Self::Nothing,
+            AppAnswer::Failed => Self::Failed,
         }
     }
 }
@@ -209,21 +209,22 @@ impl Proxies {
     }
 
     /// Answers a question of a shard's, whatever happens.
-    pub(super) async fn answer(&self, from: ShardId, question: ProxyQuestion) {
+    pub(super) async fn answer(&self, from: ShardId, question: AppCall) {
         let endpoint = self.lock().get(&question.proxy);
         let answer = match endpoint {
             Some(endpoint) => {
                 let source = Source::new(question.address, from, question.asker.conn);
                 endpoint.ask(&question, source, &self.node.notices).await
             }
-            None => ProxyAnswer::Failed,
+            None => AppAnswer::Failed,
         };
         let local = match question.call {
-            ProxyCall::SubRefresh { local, .. } => local,
+            AppRequest::SubRefresh { local, .. } => local,
             _ => 0,
         };
         let (asker, ticket, event) = (question.asker, question.ticket, question.call.event());
-        self.desk.post(from, Mail::Told(Box::new(Told { asker, local, ticket, event, answer })));
+        self.desk
+            .post(from, Mail::AppReply(Box::new(AppReply { asker, local, ticket, event, answer })));
     }
 
     fn lock(&self) -> MutexGuard<'_, Endpoints> {
@@ -305,19 +306,14 @@ impl Endpoint {
         wanted.flat_map(|outcome| ProxyEvent::ALL.map(|event| self.count(event, outcome))).sum()
     }
 
-    async fn ask(
-        &self,
-        question: &ProxyQuestion,
-        source: Source,
-        notices: &Notices,
-    ) -> ProxyAnswer {
+    async fn ask(&self, question: &AppCall, source: Source, notices: &Notices) -> AppAnswer {
         let event = question.call.event();
         let failed = |reason, why: std::fmt::Arguments<'_>| {
             let (name, event) = (&self.options.name, event.name());
             let channel = match &question.call {
-                ProxyCall::Subscribe { channel, .. }
-                | ProxyCall::Publish { channel, .. }
-                | ProxyCall::SubRefresh { channel, .. } => channel.as_str(),
+                AppRequest::Subscribe { channel, .. }
+                | AppRequest::Publish { channel, .. }
+                | AppRequest::SubRefresh { channel, .. } => channel.as_str(),
                 _ => "",
             };
             let (user, client) = (question.user.as_str(), question.client.as_str());
@@ -333,20 +329,20 @@ impl Endpoint {
     async fn outcome(
         &self,
         event: ProxyEvent,
-        question: &ProxyQuestion,
+        question: &AppCall,
         source: Source,
         failed: impl Fn(Reason, std::fmt::Arguments<'_>),
-    ) -> (Outcome, ProxyAnswer) {
+    ) -> (Outcome, AppAnswer) {
         let began = Instant::now();
         let Ok(body) = wire::body(question) else {
             let code = ErrorCode::BadRequest;
             let (message, temporary) = (code.message().to_owned(), code.temporary());
             let error = AppError { code: code.code().into(), message, temporary };
-            return (Outcome::NotJson, ProxyAnswer::Error(error));
+            return (Outcome::NotJson, AppAnswer::Error(error));
         };
         let Some(permit) = self.breaker().admits(source, began) else {
             failed(Reason::ProxyBreaker, format_args!("not called"));
-            return (Outcome::Open, ProxyAnswer::Failed);
+            return (Outcome::Open, AppAnswer::Failed);
         };
         let until = began + Duration::from_millis(self.options.timeout_ms);
         let Ok(Ok(_place)) = tokio::time::timeout_at(until, self.room.acquire()).await else {
@@ -354,7 +350,7 @@ impl Endpoint {
             self.breaker().ended(&permit, Came::GivenUp, Instant::now());
             let most = self.options.concurrency;
             failed(Reason::ProxyFailed, format_args!("no turn in time among {most} calls"));
-            return (Outcome::Busy, ProxyAnswer::Failed);
+            return (Outcome::Busy, AppAnswer::Failed);
         };
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let called = tokio::time::timeout_at(until, self.call(event, question, body)).await;
@@ -376,7 +372,7 @@ impl Endpoint {
             Ok(answer) => (Outcome::of(&answer), answer),
             Err(fault) => {
                 failed(Reason::ProxyFailed, format_args!("{fault}"));
-                (fault.outcome(), ProxyAnswer::Failed)
+                (fault.outcome(), AppAnswer::Failed)
             }
         }
     }
@@ -384,9 +380,9 @@ impl Endpoint {
     async fn call(
         &self,
         event: ProxyEvent,
-        question: &ProxyQuestion,
+        question: &AppCall,
         body: Vec<u8>,
-    ) -> Result<ProxyAnswer, Fault> {
+    ) -> Result<AppAnswer, Fault> {
         let mut headers = headers(question);
         if let Some(basic) = &self.address.authorization
             && !headers.contains_key(AUTHORIZATION)
@@ -416,8 +412,8 @@ impl Endpoint {
         if status != StatusCode::OK {
             let transform = self.transform(status).ok_or(Fault::Status(status))?;
             return Ok(match (&transform.to_disconnect, &transform.to_error) {
-                (Some(disconnect), _) => ProxyAnswer::Disconnect(disconnect.clone()),
-                (None, Some(error)) => ProxyAnswer::Error(error.clone()),
+                (Some(disconnect), _) => AppAnswer::Disconnect(disconnect.clone()),
+                (None, Some(error)) => AppAnswer::Error(error.clone()),
                 (None, None) => return Err(Fault::Status(status)),
             });
         }
@@ -461,7 +457,7 @@ fn is_end_of_stream(fault: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Headers of a call: the static ones, then those of the client, those of its request last.
-fn headers(question: &ProxyQuestion) -> HeaderMap {
+fn headers(question: &AppCall) -> HeaderMap {
     let options = &question.proxy;
     let mut headers = HeaderMap::new();
     // What isn't fit for a header isn't taken over.

@@ -13,7 +13,7 @@ use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions, one_line};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent};
 use crate::node::json::{flaw, objects};
 use crate::shard::mail::PublishOptions;
-use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyQuestion, ProxyResult};
+use crate::shard::proxies::{AppAnswer, AppCall, AppRequest, AppResult};
 
 /// A payload that goes as JSON isn't JSON.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ fn given(text: &str) -> Option<&str> {
 ///
 /// # Errors
 /// A payload would have to be JSON and isn't.
-pub(super) fn body(question: &ProxyQuestion) -> Result<Vec<u8>, NotJson> {
+pub(super) fn body(question: &AppCall) -> Result<Vec<u8>, NotJson> {
     let binary = question.proxy.binary_encoding;
     let mut call = Call {
         client: &question.client,
@@ -67,25 +67,25 @@ pub(super) fn body(question: &ProxyQuestion) -> Result<Vec<u8>, NotJson> {
         call.meta = Some(raw(&question.meta)?);
     }
     let data = match &question.call {
-        ProxyCall::Connect { data, name, version, channels } => {
+        AppRequest::Connect { data, name, version, channels } => {
             call.user = None;
             (call.name, call.version) = (given(name), given(version));
             call.channels = channels;
             data
         }
-        ProxyCall::Subscribe { channel, data } | ProxyCall::Publish { channel, data } => {
+        AppRequest::Subscribe { channel, data } | AppRequest::Publish { channel, data } => {
             call.channel = Some(channel);
             data
         }
-        ProxyCall::Rpc { method, data } => {
+        AppRequest::Rpc { method, data } => {
             call.method = Some(method);
             data
         }
-        ProxyCall::SubRefresh { channel, .. } => {
+        AppRequest::SubRefresh { channel, .. } => {
             call.channel = Some(channel);
             return written(&call);
         }
-        ProxyCall::Refresh => return written(&call),
+        AppRequest::Refresh => return written(&call),
     };
     match (data.is_empty(), binary) {
         (true, _) => {}
@@ -146,7 +146,7 @@ objects! {
 ///
 /// # Errors
 /// What of it is not as agreed: the field and the types.
-pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<ProxyAnswer, String> {
+pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<AppAnswer, String> {
     // A list would do for an object, too.
     let is_object = |text: &str| text.trim_ascii_start().starts_with('{');
     let body = std::str::from_utf8(body).map_err(|_| "not UTF-8")?;
@@ -159,23 +159,23 @@ pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<ProxyAnswer, Stri
     if !matches!(event, ProxyEvent::Refresh | ProxyEvent::SubRefresh) {
         if let Some(disconnect) = disconnect {
             let disconnect = Some(disconnect).filter(AppDisconnect::is_valid);
-            return Ok(ProxyAnswer::Disconnect(
+            return Ok(AppAnswer::Disconnect(
                 disconnect.ok_or("disconnect: a code outside 3000 to 4999")?,
             ));
         }
         if let Some(error) = error {
             let error = Some(error).filter(AppError::is_valid);
-            return Ok(ProxyAnswer::Error(error.ok_or("error: a code below 100")?));
+            return Ok(AppAnswer::Error(error.ok_or("error: a code below 100")?));
         }
     }
     match present(result) {
-        None => Ok(ProxyAnswer::Nothing),
+        None => Ok(AppAnswer::Nothing),
         Some(result) if !is_object(result.get()) => Err("result: no object".to_owned()),
         Some(result) => {
             let text = result.get();
             let fields = serde_json::from_str(text);
             let fields = fields.map_err(|fault| format!("result.{}", flaw(text, &fault)))?;
-            Ok(ProxyAnswer::Result(Box::new(self::result(event, &fields)?)))
+            Ok(AppAnswer::Result(Box::new(self::result(event, &fields)?)))
         }
     }
 }
@@ -200,7 +200,7 @@ fn expiry(at: i64) -> Option<i64> {
     (at > 0).then_some(at)
 }
 
-fn result(event: ProxyEvent, fields: &Fields<'_>) -> Result<ProxyResult, String> {
+fn result(event: ProxyEvent, fields: &Fields<'_>) -> Result<AppResult, String> {
     let mut subs: BTreeMap<CompactString, SubOptions> = BTreeMap::new();
     for channel in &fields.channels {
         subs.insert(channel.clone(), SubOptions::default());
@@ -227,7 +227,7 @@ fn result(event: ProxyEvent, fields: &Fields<'_>) -> Result<ProxyResult, String>
         meta => meta.map(one_line),
     };
     let tags = fields.tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Ok(ProxyResult {
+    Ok(AppResult {
         claims: ConnectionClaims {
             user: fields.user.clone(),
             expire_at: expiry(fields.expire_at),
@@ -261,11 +261,11 @@ mod tests {
     fn answers() {
         use ProxyEvent::{Connect, Refresh, Rpc};
         let seen = |event, text: &str| match answer(event, text.as_bytes()) {
-            Ok(ProxyAnswer::Result(_)) => "result".to_owned(),
-            Ok(ProxyAnswer::Error(error)) => format!("error {}", error.code),
-            Ok(ProxyAnswer::Disconnect(disconnect)) => format!("disconnect {}", disconnect.code),
-            Ok(ProxyAnswer::Nothing) => "nothing".to_owned(),
-            Ok(ProxyAnswer::Failed) | Err(_) => "failed".to_owned(),
+            Ok(AppAnswer::Result(_)) => "result".to_owned(),
+            Ok(AppAnswer::Error(error)) => format!("error {}", error.code),
+            Ok(AppAnswer::Disconnect(disconnect)) => format!("disconnect {}", disconnect.code),
+            Ok(AppAnswer::Nothing) => "nothing".to_owned(),
+            Ok(AppAnswer::Failed) | Err(_) => "failed".to_owned(),
         };
         let wrong = answer(Connect, br#"{"result":{"user":7}}"#).unwrap_err();
         assert!(wrong.starts_with("result.user: integer where a string"), "{wrong}");
@@ -297,7 +297,7 @@ mod tests {
             assert_eq!(seen(event, text), expected, "{text}");
         }
         let data = |event, text: &str| match answer(event, text.as_bytes()) {
-            Ok(ProxyAnswer::Result(result)) => result.data.map(|data| data.into_vec()),
+            Ok(AppAnswer::Result(result)) => result.data.map(|data| data.into_vec()),
             other => panic!("{other:?}"),
         };
         let null = r#"{"result":{"data":null}}"#;
@@ -308,7 +308,7 @@ mod tests {
         let text = r#"{"result":{"user":"u","expire_at":9,"info":{"a":
             1},"b64data":"AP8=","channels":["x","y"],"subs":{"y":{"data":[1],"expire_at":7},"z":null},
             "meta":{"m":1},"override":{"presence":{"value":true}},"tags":{"t":"v"},"version":3}}"#;
-        let Ok(ProxyAnswer::Result(result)) = answer(Connect, text.as_bytes()) else { panic!() };
+        let Ok(AppAnswer::Result(result)) = answer(Connect, text.as_bytes()) else { panic!() };
         let claims = &result.claims;
         assert_eq!((claims.user.as_str(), claims.expire_at), ("u", Some(9)));
         assert!(!claims.info.as_ref().unwrap().contains(&b'\n'));

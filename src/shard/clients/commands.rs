@@ -21,7 +21,7 @@ use crate::proto::client::{
 };
 use crate::session::{Session, SubState};
 use crate::shard::Shard;
-use crate::shard::clients::proxies::{ProxyAnswer, ProxyCall, verdict};
+use crate::shard::clients::proxies::{AppAnswer, AppRequest, verdict};
 use crate::shard::mail::{Answer, Asker, Mail, Method, Publish, PublishOptions, Read, Reading};
 use crate::shard::memory::NO_MEMORY;
 use crate::shard::net::conn::Phase;
@@ -402,7 +402,7 @@ impl<D: Driver> Shard<D> {
             Some(proxy) => {
                 namespace.check_data(data, is_json)?;
                 let answer = self.ask_application(index, asker.command, proxy, || {
-                    ProxyCall::Publish { channel: CompactString::new(channel), data: data.into() }
+                    AppRequest::Publish { channel: CompactString::new(channel), data: data.into() }
                 })?;
                 // Without a result the application has not allowed it.
                 verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
@@ -410,7 +410,7 @@ impl<D: Driver> Shard<D> {
             }
         };
         let told = match told.as_deref() {
-            Some(ProxyAnswer::Result(result)) => Some(&**result),
+            Some(AppAnswer::Result(result)) => Some(&**result),
             _ => None,
         };
         // What the application gives in place of it is judged as what is published, too.
@@ -608,7 +608,7 @@ impl<D: Driver> Shard<D> {
         };
         drop(rules);
         let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
-        let answer = self.ask_application(index, asker.command, &proxy, || ProxyCall::Rpc {
+        let answer = self.ask_application(index, asker.command, &proxy, || AppRequest::Rpc {
             method: CompactString::new(method),
             data: data.into(),
         })?;

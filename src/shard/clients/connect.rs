@@ -31,7 +31,7 @@ use crate::proto::client::{
 };
 use crate::session::{Connecting, Extra, Made, ServerSub, Session, SessionFlags, Sub};
 use crate::shard::clients::commands::Stop;
-use crate::shard::clients::proxies::{ProxyCall, verdict};
+use crate::shard::clients::proxies::{AppRequest, verdict};
 use crate::shard::http::polls::may_poll;
 use crate::shard::mail::{Asker, Mail, Method, UserConn};
 use crate::shard::memory::NO_MEMORY;
@@ -61,8 +61,8 @@ enum By {
 }
 
 /// What the application is asked about a `connect`.
-fn call_of(request: &ConnectRequest<'_>) -> ProxyCall {
-    ProxyCall::Connect {
+fn call_of(request: &ConnectRequest<'_>) -> AppRequest {
+    AppRequest::Connect {
         data: request.data.as_ref().map_or(&b""[..], |data| data.bytes()).into(),
         name: CompactString::new(&request.name),
         version: CompactString::new(&request.version),

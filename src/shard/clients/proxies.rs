@@ -2,8 +2,8 @@
 //! calls it (`node/proxies`).
 //!
 //! ```text
-//!  command -> paused, Mail::Ask -> control thread -> HTTP -> Mail::Told -> the command again
-//!  expiry  ->         Mail::Ask ->      ...                  Mail::Told -> new expiry, or the end
+//!  command -> paused, Mail::AppCall -> control thread -> HTTP -> Mail::AppReply -> the command again
+//!  expiry  ->         Mail::AppCall ->      ...                  Mail::AppReply -> new expiry, or the end
 //! ```
 //! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
 //! is handled once more: it costs no thread, and commands stay in their order. With `client.concurrency` a
@@ -35,7 +35,7 @@ use crate::shard::net::conn::{NONE, Phase};
 
 /// Something that the application is asked.
 #[derive(Debug)]
-pub struct ProxyQuestion {
+pub struct AppCall {
     /// Whose command it is; its credits mean nothing here.
     pub asker: Asker,
     /// Which endpoint is asked.
@@ -53,14 +53,14 @@ pub struct ProxyQuestion {
     /// The client's address, if it has one.
     pub address: Option<IpAddr>,
     /// What it is about.
-    pub call: ProxyCall,
+    pub call: AppRequest,
     /// Which parked command it is of, if it is; comes back with the answer.
     pub ticket: Option<u32>,
 }
 
 /// What an application is asked about (server API, 6.1 to 6.6). Payloads may be empty.
 #[derive(Clone, Debug)]
-pub enum ProxyCall {
+pub enum AppRequest {
     /// Who is it?
     Connect {
         /// Data of the client's.
@@ -104,7 +104,7 @@ pub enum ProxyCall {
     },
 }
 
-impl ProxyCall {
+impl AppRequest {
     /// Which event it is.
     pub fn event(&self) -> ProxyEvent {
         match self {
@@ -118,7 +118,7 @@ impl ProxyCall {
     }
 }
 
-impl HeapBytes for ProxyCall {
+impl HeapBytes for AppRequest {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Connect { data, name, version, channels } => {
@@ -134,7 +134,7 @@ impl HeapBytes for ProxyCall {
     }
 }
 
-impl HeapBytes for ProxyQuestion {
+impl HeapBytes for AppCall {
     fn heap_bytes(&self) -> usize {
         heap_bytes_of!(&self.client, &self.user, &self.meta, &self.headers, &self.call)
     }
@@ -148,7 +148,7 @@ impl HeapBytes for Headers {
 
 /// What came of a question.
 #[derive(Debug)]
-pub struct Told {
+pub struct AppReply {
     /// Who asked.
     pub asker: Asker,
     /// The subscription that it was about, where it was one that expires.
@@ -158,14 +158,14 @@ pub struct Told {
     /// About what.
     pub event: ProxyEvent,
     /// What the application said.
-    pub answer: ProxyAnswer,
+    pub answer: AppAnswer,
 }
 
 /// What an application said.
 #[derive(Clone, Debug)]
-pub enum ProxyAnswer {
+pub enum AppAnswer {
     /// Yes, and this.
-    Result(Box<ProxyResult>),
+    Result(Box<AppResult>),
     /// An error for the client.
     Error(AppError),
     /// The client is to be closed.
@@ -178,7 +178,7 @@ pub enum ProxyAnswer {
 
 /// The results of all events: each fills what it has. JSON payloads are text in one line; empty is none.
 #[derive(Clone, Debug, Default)]
-pub struct ProxyResult {
+pub struct AppResult {
     /// Connect: who it is, when it expires, what it gets. In `subs` of each channel.
     pub claims: ConnectionClaims,
     /// Connect and subscribe: for the client. Publish: in place of the client's. Rpc: the answer.
@@ -193,18 +193,18 @@ pub struct ProxyResult {
     pub options: PublishOptions,
 }
 
-impl HeapBytes for Told {
+impl HeapBytes for AppReply {
     fn heap_bytes(&self) -> usize {
         match &self.answer {
-            ProxyAnswer::Result(result) => result.heap_bytes(),
-            ProxyAnswer::Error(AppError { message, .. }) => message.heap_bytes(),
-            ProxyAnswer::Disconnect(AppDisconnect { reason, .. }) => reason.heap_bytes(),
-            ProxyAnswer::Nothing | ProxyAnswer::Failed => 0,
+            AppAnswer::Result(result) => result.heap_bytes(),
+            AppAnswer::Error(AppError { message, .. }) => message.heap_bytes(),
+            AppAnswer::Disconnect(AppDisconnect { reason, .. }) => reason.heap_bytes(),
+            AppAnswer::Nothing | AppAnswer::Failed => 0,
         }
     }
 }
 
-impl HeapBytes for ProxyResult {
+impl HeapBytes for AppResult {
     fn heap_bytes(&self) -> usize {
         let ConnectionClaims { user, info, meta, subs, .. } = &self.claims;
         heap_bytes_of!(user, info, meta, subs, &self.data, &self.tags, &self.options)
@@ -231,7 +231,7 @@ pub(crate) struct Parked {
 pub(crate) struct Unasked {
     conn: ConnKey,
     proxy: Arc<ProxyOptions>,
-    call: ProxyCall,
+    call: AppRequest,
 }
 
 /// What is kept of an answer until the command that waits for it is done with.
@@ -239,7 +239,7 @@ pub(crate) struct Unasked {
 pub(crate) struct Kept {
     /// When it was asked: the low bits of the shard's clock, milliseconds.
     pub(crate) asked_ms: u16,
-    answer: Arc<ProxyAnswer>,
+    answer: Arc<AppAnswer>,
 }
 
 impl<D: Driver> Shard<D> {
@@ -250,8 +250,8 @@ impl<D: Driver> Shard<D> {
         index: u32,
         command: u32,
         proxy: &Arc<ProxyOptions>,
-        call: impl FnOnce() -> ProxyCall,
-    ) -> Result<Arc<ProxyAnswer>, Stop> {
+        call: impl FnOnce() -> AppRequest,
+    ) -> Result<Arc<AppAnswer>, Stop> {
         if let Some(Kept { answer, .. }) = self.clients.told.get(&index).and_then(VecDeque::front) {
             return Ok(Arc::clone(answer));
         }
@@ -278,7 +278,7 @@ impl<D: Driver> Shard<D> {
         if at_once > 1 {
             let call = call();
             let channel = match &call {
-                ProxyCall::Subscribe { channel, .. } => channel.clone(),
+                AppRequest::Subscribe { channel, .. } => channel.clone(),
                 _ => CompactString::default(),
             };
             let conn = self.net.conns[index as usize].key(index);
@@ -302,7 +302,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Asks what no command waits for: now, or when others are answered.
-    fn ask_later(&mut self, index: u32, proxy: &Arc<ProxyOptions>, call: ProxyCall) {
+    fn ask_later(&mut self, index: u32, proxy: &Arc<ProxyOptions>, call: AppRequest) {
         match self.question_credits() {
             0 => {
                 let conn = self.net.conns[index as usize].key(index);
@@ -329,7 +329,7 @@ impl<D: Driver> Shard<D> {
         index: u32,
         command: u32,
         proxy: &Arc<ProxyOptions>,
-        call: ProxyCall,
+        call: AppRequest,
         ticket: Option<u32>,
     ) {
         let key = self.net.conns[index as usize].key(index);
@@ -353,25 +353,15 @@ impl<D: Driver> Shard<D> {
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
         let address = self.client_address(asker.conn.index);
-        let question = ProxyQuestion {
-            asker,
-            proxy,
-            client,
-            form,
-            user,
-            meta,
-            headers,
-            address,
-            call,
-            ticket,
-        };
-        self.post.send(&self.cx, CONTROL, Mail::Ask(Box::new(question)));
+        let question =
+            AppCall { asker, proxy, client, form, user, meta, headers, address, call, ticket };
+        self.post.send(&self.cx, CONTROL, Mail::AppCall(Box::new(question)));
     }
 
     /// The application has answered.
-    pub(crate) fn told(&mut self, told: Told) {
+    pub(crate) fn told(&mut self, told: AppReply) {
         self.clients.proxy_questions -= 1;
-        let Told { asker, local, ticket, event, answer } = told;
+        let AppReply { asker, local, ticket, event, answer } = told;
         let index = asker.conn.index;
         let parked = ticket.and_then(|ticket| self.clients.parked.try_remove(ticket as usize));
         let Some(conn) = self.net.conn(asker.conn) else { return };
@@ -491,18 +481,18 @@ impl<D: Driver> Shard<D> {
         if let Some(session) = self.session_of(index) {
             session.flags.set_refreshing(true);
         }
-        self.ask_later(index, proxy, ProxyCall::Refresh);
+        self.ask_later(index, proxy, AppRequest::Refresh);
     }
 
     /// The application has said whether a connection goes on (client protocol, section 19).
-    fn refreshed(&mut self, index: u32, answer: ProxyAnswer) {
+    fn refreshed(&mut self, index: u32, answer: AppAnswer) {
         let now = self.cx.unix;
         let Some(session) = self.session_of(index) else { return };
         session.flags.set_refreshing(false);
         let again_at = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
         let result = match answer {
-            ProxyAnswer::Result(result) if !result.expired => result,
-            ProxyAnswer::Failed => {
+            AppAnswer::Result(result) if !result.expired => result,
+            AppAnswer::Failed => {
                 session.expires = again_at;
                 return self.schedule(index);
             }
@@ -550,10 +540,10 @@ impl<D: Driver> Shard<D> {
             return;
         };
         extra.renewal = Renewal::Asked;
-        self.ask_later(index, proxy, ProxyCall::SubRefresh { channel, local });
+        self.ask_later(index, proxy, AppRequest::SubRefresh { channel, local });
     }
 
-    fn sub_refreshed(&mut self, index: u32, local: u32, answer: ProxyAnswer) {
+    fn sub_refreshed(&mut self, index: u32, local: u32, answer: AppAnswer) {
         let now = self.cx.unix;
         let Some(session) = self.session_of(index) else { return };
         // Unsubscribed since, and perhaps subscribed again.
@@ -561,8 +551,8 @@ impl<D: Driver> Shard<D> {
         let Some(extra) = extra else { return };
         extra.renewal = Renewal::Server;
         let result = match answer {
-            ProxyAnswer::Result(result) if !result.expired => result,
-            ProxyAnswer::Failed => {
+            AppAnswer::Result(result) if !result.expired => result,
+            AppAnswer::Failed => {
                 extra.expires = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
                 return self.schedule(index);
             }
@@ -582,13 +572,13 @@ impl<D: Driver> Shard<D> {
 }
 
 /// What a question that failed or was refused means to the client.
-pub(crate) fn verdict(answer: &ProxyAnswer) -> Result<Option<&ProxyResult>, Stop> {
+pub(crate) fn verdict(answer: &AppAnswer) -> Result<Option<&AppResult>, Stop> {
     match answer {
-        ProxyAnswer::Result(result) => Ok(Some(result)),
-        ProxyAnswer::Nothing => Ok(None),
-        ProxyAnswer::Error(error) => Err(Stop::AppError(error.clone())),
-        ProxyAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
-        ProxyAnswer::Failed => {
+        AppAnswer::Result(result) => Ok(Some(result)),
+        AppAnswer::Nothing => Ok(None),
+        AppAnswer::Error(error) => Err(Stop::AppError(error.clone())),
+        AppAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
+        AppAnswer::Failed => {
             Err(Stop::Error(ErrorCode::Internal, "the proxy failed: see proxy.failed"))
         }
     }

@@ -25,7 +25,7 @@ use crate::session::{Made, Renewal, ServerSub, Sub, SubFlags, SubState};
 use crate::shard::Shard;
 use crate::shard::clients::commands::{PROXY_GAVE_NO_RESULT, Stop};
 use crate::shard::clients::connect::{asked_by, since_of};
-use crate::shard::clients::proxies::{self, ProxyCall, ProxyResult};
+use crate::shard::clients::proxies::{self, AppRequest, AppResult};
 use crate::shard::mail::{
     Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
@@ -110,11 +110,14 @@ impl<D: Driver> Shard<D> {
             Some(proxy) => {
                 let answer = self.ask_application(index, asker.command, proxy, || {
                     let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
-                    ProxyCall::Subscribe { channel: CompactString::new(channel), data: data.into() }
+                    AppRequest::Subscribe {
+                        channel: CompactString::new(channel),
+                        data: data.into(),
+                    }
                 })?;
                 // Without a result the application has not allowed it.
                 let result = proxies::verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
-                let ProxyResult { claims, data, overrides, .. } = result;
+                let AppResult { claims, data, overrides, .. } = result;
                 Some(SubOptions {
                     info: claims.info.clone(),
                     data: data.clone(),

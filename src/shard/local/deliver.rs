@@ -120,7 +120,7 @@ impl<D: Driver> Shard<D> {
                     self.web_response(asker.conn, bytes, keep_alive);
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),
-                Mail::Told(told) => self.told(*told),
+                Mail::AppReply(told) => self.told(*told),
                 Mail::List(list) => self.home_list(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
@@ -128,7 +128,7 @@ impl<D: Driver> Shard<D> {
                 Mail::Passed { order } => self.passed(from, order),
                 // Only the control thread gets those.
                 Mail::Request(_)
-                | Mail::Ask(_)
+                | Mail::AppCall(_)
                 | Mail::Inspected { .. }
                 | Mail::Listed { .. }
                 | Mail::Ordered { .. } => {}

@@ -37,7 +37,7 @@ use crate::hub::subscribers::Traits;
 use crate::io::Alarm;
 use crate::proto::client::{Encoding, ErrorCode, Request};
 use crate::session::ServerSub;
-use crate::shard::clients::proxies::{ProxyQuestion, Told};
+use crate::shard::clients::proxies::{AppCall, AppReply};
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::http::emulation::Emulate;
 
@@ -588,10 +588,10 @@ pub enum Mail {
         /// The connection may be used again.
         keep_alive: bool,
     },
-    /// To the control thread: ask the application. Answer: [`Mail::Told`].
-    Ask(Box<ProxyQuestion>),
-    /// From the control thread: what the application said.
-    Told(Box<Told>),
+    /// To the control thread: call the application. Answer: [`Mail::AppReply`].
+    AppCall(Box<AppCall>),
+    /// From the control thread: the answer of the application.
+    AppReply(Box<AppReply>),
     /// From the control thread to a home: name some channels. Answer: [`Mail::Listed`].
     List(List),
     /// From a home.
@@ -666,8 +666,8 @@ impl Mail {
                 Self::Request(request) => request.heap_bytes(),
                 Self::Emulate(emulate) => emulate.heap_bytes(),
                 Self::Response { bytes, .. } => bytes.heap_bytes(),
-                Self::Ask(question) => question.heap_bytes(),
-                Self::Told(told) => told.heap_bytes(),
+                Self::AppCall(call) => call.heap_bytes(),
+                Self::AppReply(reply) => reply.heap_bytes(),
                 Self::Listed { listed, .. } => {
                     listed.heap_bytes() + listed.users.capacity() * size_of::<u64>()
                 }
@@ -1098,7 +1098,7 @@ mod tests {
     use crate::hub::parcel::{self, Frames};
     use crate::io::Wake;
     use crate::session::{Headers, NamedValues};
-    use crate::shard::proxies::{ProxyAnswer, ProxyCall, ProxyResult};
+    use crate::shard::proxies::{AppAnswer, AppRequest, AppResult};
     use crate::sys::memory::requested_bytes;
 
     #[derive(Default)]
@@ -1245,8 +1245,8 @@ mod tests {
         "Request",
         "Emulate",
         "Response",
-        "Ask",
-        "Told",
+        "AppCall",
+        "AppReply",
         "List",
         "Listed",
         "Inspect",
@@ -1310,9 +1310,9 @@ mod tests {
         })
     }
 
-    fn told(answer: ProxyAnswer) -> Mail {
+    fn told(answer: AppAnswer) -> Mail {
         let event = ProxyEvent::Rpc;
-        Mail::Told(Box::new(Told { asker: asker(), local: 0, ticket: None, event, answer }))
+        Mail::AppReply(Box::new(AppReply { asker: asker(), local: 0, ticket: None, event, answer }))
     }
 
     fn asker() -> Asker {
@@ -1356,7 +1356,7 @@ mod tests {
         let ask = move |call| {
             let headers = NamedValues::from([(name(), data()), (name(), data())]);
             let headers = Headers { http: headers.clone(), emulated: headers };
-            Mail::Ask(Box::new(ProxyQuestion {
+            Mail::AppCall(Box::new(AppCall {
                 asker,
                 proxy: Arc::clone(proxy),
                 client: name(),
@@ -1458,13 +1458,13 @@ mod tests {
             Box::new(move || {
                 let channels = vec![name(), name()];
                 let (name, version) = (name(), name());
-                ask(ProxyCall::Connect { data: data(), name, version, channels })
+                ask(AppRequest::Connect { data: data(), name, version, channels })
             }),
-            Box::new(move || ask(ProxyCall::Refresh)),
-            Box::new(move || ask(ProxyCall::Subscribe { channel: name(), data: data() })),
-            Box::new(move || ask(ProxyCall::Publish { channel: name(), data: data() })),
-            Box::new(move || ask(ProxyCall::Rpc { method: name(), data: data() })),
-            Box::new(move || ask(ProxyCall::SubRefresh { channel: name(), local: 0 })),
+            Box::new(move || ask(AppRequest::Refresh)),
+            Box::new(move || ask(AppRequest::Subscribe { channel: name(), data: data() })),
+            Box::new(move || ask(AppRequest::Publish { channel: name(), data: data() })),
+            Box::new(move || ask(AppRequest::Rpc { method: name(), data: data() })),
+            Box::new(move || ask(AppRequest::SubRefresh { channel: name(), local: 0 })),
             Box::new(|| {
                 let of_sub = || SubOptions {
                     info: Some(data()),
@@ -1480,17 +1480,15 @@ mod tests {
                 };
                 let options = *options().unwrap_or_default();
                 let (data, tags) = (Some(data()), data());
-                let result = ProxyResult { claims, data, tags, options, ..ProxyResult::default() };
-                told(ProxyAnswer::Result(Box::new(result)))
+                let result = AppResult { claims, data, tags, options, ..AppResult::default() };
+                told(AppAnswer::Result(Box::new(result)))
             }),
             Box::new(|| {
                 let error = AppError { code: 1000, message: text(), temporary: false };
-                told(ProxyAnswer::Error(error))
+                told(AppAnswer::Error(error))
             }),
-            Box::new(|| {
-                told(ProxyAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))
-            }),
-            Box::new(|| told(ProxyAnswer::Failed)),
+            Box::new(|| told(AppAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))),
+            Box::new(|| told(AppAnswer::Failed)),
             Box::new(move || Mail::List(List { asker, cursor: 0, of: ListOf::Channels })),
             Box::new(move || {
                 let channels = vec![(name(), 1), (name(), 2)];
