@@ -174,6 +174,7 @@ const STILL_UNTESTED: &[&str] = &[
     "src/session/connecting.rs",
     "src/session/mod.rs",
     "src/shard/clients/commands.rs",
+    "src/shard/clients/finding.rs",
     "src/shard/clients/mod.rs",
     "src/shard/clients/proxies.rs",
     "src/shard/clients/signatures.rs",
@@ -201,12 +202,11 @@ const STILL_UNTESTED: &[&str] = &[
     "src/shard/net/read.rs",
     "src/shard/net/slow.rs",
     "src/shard/net/write.rs",
-    "src/shard/orders.rs",
 ];
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 336;
+const SHARD_METHODS_MAX: usize = 330;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

@@ -39,8 +39,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use slab::Slab;
-
 use self::clients::Clients;
 use self::clients::signatures::Signatures;
 use self::codec::Codec;
@@ -52,7 +50,7 @@ use self::mail::post::Post;
 use self::mail::{Letterbox, Mailbox};
 use self::net::Net;
 use self::net::timers::TICK_MS;
-use self::orders::Underway;
+use self::orders::Orders;
 use crate::base::id::ShardId;
 use crate::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
 use crate::base::rate::SharedRate;
@@ -202,7 +200,7 @@ pub struct Shard<D: Driver> {
     /// Encoders and buffers that all of these share.
     codec: Codec,
     /// Orders of the control thread that are being carried out.
-    orders: Slab<Underway>,
+    orders: Orders,
     /// Whether the shard goes on, and what it looks after once in a while.
     life: Life,
 }
@@ -219,7 +217,7 @@ impl<D: Driver> Shard<D> {
             local: LocalSide::new(&cx),
             clients: Clients::new(&cx, rng),
             codec: Codec::new(&cx),
-            orders: Slab::new(),
+            orders: Orders::default(),
             life: Life::new(cx.now, collect),
             net: Net::new(&cx, driver),
             cx,
@@ -285,7 +283,7 @@ impl<D: Driver> Shard<D> {
             || self.local.locals.active() > 0
             || !self.net.dirty.is_empty()
             || !self.net.answered.is_empty()
-            || self.has_orders()
+            || self.orders.has_work()
             || (self.net.leaving_count > 0 && !self.post.mail_blocked)
             || self.life.shedding.goes_on
             // What was posted behind the turn's sending goes with the next one.

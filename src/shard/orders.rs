@@ -14,6 +14,7 @@
 //! (`Shard::deliver_pending`).
 
 use compact_str::CompactString;
+use slab::Slab;
 
 use super::clients::commands::Stop;
 use super::mail::sending::ShardSet;
@@ -26,120 +27,130 @@ use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, SubState};
 use crate::shard::Shard;
-use crate::shard::net::conn::NONE;
 
 /// An order that is being carried out.
 #[derive(Debug)]
-pub(super) struct Underway {
+pub(crate) struct Underway {
     order: Box<Order>,
     from: ShardId,
-    /// Connections that are still to be looked at.
+    /// Connections that the order has not reached yet.
     left: Vec<ConnKey>,
-    /// Connections that it was about.
+    /// Connections that the order was carried out on.
     connections: u32,
-    /// Homes that got mail because of it; then those that have not passed.
+    /// Homes that got mail because of it; later those that have not answered [`Mail::Pass`].
     homes: ShardSet,
-    /// Nothing can be done before somebody else has done something.
+    /// Another part of the shard has to go on first: a lane to empty, a `connect` to end.
     blocked: bool,
     /// Batches of this shard's mail to itself that were there before the order.
     behind: usize,
 }
 
-/// What came of a step.
+/// Result of a step.
 enum Step {
-    /// The connection is done with; it was one that the order is about.
+    /// The order was carried out on the connection.
     Done,
-    /// It is none of those.
+    /// The order doesn't apply to the connection.
     Spared,
     /// Later: there is no room for the mail, or the connection is in the middle of its `connect`.
     Blocked,
+}
+
+/// What an order needs when the shard has nothing left to do for it.
+#[derive(Debug)]
+enum Next {
+    /// It has connections left, and waits for the next turn.
+    Later,
+    /// Homes got mail because of it: each has to pass the order, which has this number.
+    Pass { order: u32, homes: ShardSet },
+    /// It is carried out: its sender gets the answer.
+    Answer(Box<Underway>),
+}
+
+/// Orders of the control thread that are being carried out.
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    underway: Slab<Underway>,
+}
+
+impl Orders {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.underway.len()
+    }
+
+    /// Whether an order has something to do at once.
+    pub(crate) fn has_work(&self) -> bool {
+        self.underway.iter().any(|(_, order)| !order.left.is_empty() && !order.blocked)
+    }
+
+    /// Adds an order for the connections `left`, behind so many batches of the shard's mail to itself.
+    fn insert(&mut self, from: ShardId, order: Box<Order>, left: Vec<ConnKey>, behind: usize) {
+        let (homes, connections, blocked) = (ShardSet::default(), 0, false);
+        self.underway.insert(Underway { order, from, left, connections, homes, blocked, behind });
+    }
+
+    /// So many batches of the shard's mail to itself were opened.
+    pub(crate) fn batches_opened(&mut self, opened: usize) {
+        for (_, underway) in &mut self.underway {
+            underway.behind = underway.behind.saturating_sub(opened);
+        }
+    }
+
+    /// Takes the order in a slot out, if it can be carried out now. It goes back by [`Self::end_or_keep`].
+    fn take(&mut self, at: usize) -> Option<Underway> {
+        let underway = self.underway.get(at)?;
+        // An order that waits for homes has no connections left.
+        let waits = underway.left.is_empty() && !underway.homes.is_empty();
+        if waits || underway.behind > 0 {
+            return None;
+        }
+        let mut underway = self.underway.try_remove(at)?;
+        underway.blocked = false;
+        Some(underway)
+    }
+
+    /// Keeps an order until it has reached all its connections and all homes have passed it.
+    fn end_or_keep(&mut self, underway: Underway) -> Next {
+        if !underway.left.is_empty() {
+            self.underway.insert(underway);
+            return Next::Later;
+        }
+        let homes = underway.homes;
+        if homes.is_empty() {
+            return Next::Answer(Box::new(underway));
+        }
+        let order = self.underway.insert(underway) as u32;
+        Next::Pass { order, homes }
+    }
+
+    /// A home has taken all mail that an order caused. Yields the order when that was the last one.
+    fn passed(&mut self, home: ShardId, order: u32) -> Option<Box<Underway>> {
+        let underway = self.underway.get_mut(order as usize)?;
+        underway.homes.remove(home);
+        if !underway.homes.is_empty() {
+            return None;
+        }
+        self.underway.try_remove(order as usize).map(Box::new)
+    }
 }
 
 impl<D: Driver> Shard<D> {
     /// An order has come.
     pub(crate) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
         let (user, client, session) = (&order.user, &order.client, &order.session);
-        let left = self.connections_of(user, client, session, usize::MAX);
-        let homes = ShardSet::default();
-        let behind = self.post.loopback.len();
-        let (connections, blocked) = (0, false);
-        self.orders.insert(Underway { order, from, left, connections, homes, blocked, behind });
-    }
-
-    /// So many batches of the mail to itself were opened.
-    pub(crate) fn orders_wait_less(&mut self, opened: usize) {
-        for (_, underway) in &mut self.orders {
-            underway.behind = underway.behind.saturating_sub(opened);
-        }
-    }
-
-    /// Connections here that an order may be about.
-    fn connections_of(
-        &mut self,
-        user: &str,
-        client: &str,
-        session: &str,
-        max: usize,
-    ) -> Vec<ConnKey> {
-        if !client.is_empty() || !session.is_empty() {
-            let rules = &self.cx.node.rules;
-            let by_client = rules.client_ids.open(client);
-            let by_session = rules.session_ids.open_secret(session);
-            let found = match (client.is_empty(), session.is_empty()) {
-                (false, true) => by_client,
-                (true, _) => by_session.filter(|of| self.has_session_id(*of)),
-                (false, false) => by_client.filter(|of| by_session == Some(*of)),
-            };
-            let key = found.filter(|(shard, _)| *shard == self.cx.id).map(|(_, key)| key);
-            let is_theirs = |key: &ConnKey| {
-                let conn = self.net.conns.get(key.index as usize);
-                let conn = conn.filter(|conn| conn.generation == key.generation);
-                let session =
-                    conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
-                session.is_some_and(|session| session.user == user)
-            };
-            return key.filter(is_theirs).into_iter().collect();
-        }
-        let hash = self.cx.node.names.hash(user);
-        let sessions = &self.clients.sessions;
-        let first = self.clients.users.first(hash, |at| sessions[*at as usize].user == user);
-        let chain = std::iter::successors(first, |at| {
-            Some(sessions[*at as usize].user_links.next).filter(|next| *next != NONE)
-        });
-        chain
-            .take(max)
-            .filter_map(|at| {
-                let index = sessions[at as usize].conn;
-                Some(self.net.conns.get(index as usize)?.key(index))
-            })
-            .collect()
-    }
-
-    /// Whether a connection's session has an id: not over a two-way WebSocket.
-    fn has_session_id(&self, (shard, key): (ShardId, ConnKey)) -> bool {
-        let conn = self.net.conns.get(key.index as usize).filter(|_| shard == self.cx.id);
-        conn.is_some_and(|conn| conn.form.transport().has_session_ids())
-    }
-
-    /// Whether an order has something to do at once.
-    pub(crate) fn has_orders(&self) -> bool {
-        self.orders.iter().any(|(_, order)| !order.left.is_empty() && !order.blocked)
+        let left =
+            self.clients.connections_of(&self.cx, &self.net, user, client, session, usize::MAX);
+        self.orders.insert(from, order, left, self.post.loopback.len());
     }
 
     /// Carries out some of what was ordered.
     pub(crate) fn carry_out_orders(&mut self) {
-        if self.orders.is_empty() {
+        if self.orders.len() == 0 {
             return;
         }
         let mut budget = self.cx.node.options.turn_ordered_max;
-        for at in 0..self.orders.capacity() {
-            let Some(underway) = self.orders.get_mut(at) else { continue };
-            // Those whose homes have to pass yet have nothing left.
-            if underway.left.is_empty() && !underway.homes.is_empty() || underway.behind > 0 {
-                continue;
-            }
-            let Some(mut underway) = self.orders.try_remove(at) else { continue };
-            underway.blocked = false;
+        for at in 0..self.orders.underway.capacity() {
+            let Some(mut underway) = self.orders.take(at) else { continue };
             while budget > 0 && !underway.blocked {
                 let Some(key) = underway.left.pop() else { break };
                 budget -= 1;
@@ -152,30 +163,19 @@ impl<D: Driver> Shard<D> {
                     }
                 }
             }
-            self.end_or_keep(underway);
+            match self.orders.end_or_keep(underway) {
+                Next::Later => {}
+                Next::Pass { order, homes } => homes
+                    .iter()
+                    .for_each(|home| self.post.send(&self.cx, home, Mail::Pass { order })),
+                Next::Answer(underway) => self.answer_order(&underway),
+            }
         }
-    }
-
-    /// All connections are done with: every home that got mail has to pass; nobody is left: the answer.
-    fn end_or_keep(&mut self, underway: Underway) {
-        if !underway.left.is_empty() {
-            self.orders.insert(underway);
-            return;
-        }
-        let homes = underway.homes;
-        if homes.is_empty() {
-            return self.answer_order(&underway);
-        }
-        let order = self.orders.insert(underway) as u32;
-        homes.iter().for_each(|home| self.post.send(&self.cx, home, Mail::Pass { order }));
     }
 
     /// A home has taken what an order caused.
     pub(crate) fn passed(&mut self, home: ShardId, order: u32) {
-        let Some(underway) = self.orders.get_mut(order as usize) else { return };
-        underway.homes.remove(home);
-        if underway.homes.is_empty() {
-            let underway = self.orders.remove(order as usize);
+        if let Some(underway) = self.orders.passed(home, order) {
             self.answer_order(&underway);
         }
     }
@@ -299,7 +299,14 @@ impl<D: Driver> Shard<D> {
     /// Connections of a user here, as they are now.
     pub(crate) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
         // A user may have more connections than are named, the anonymous one a million.
-        let mut keys = self.connections_of(&inspect.user, "", "", INSPECTED_MAX + 1);
+        let mut keys = self.clients.connections_of(
+            &self.cx,
+            &self.net,
+            &inspect.user,
+            "",
+            "",
+            INSPECTED_MAX + 1,
+        );
         let more = keys.len() > INSPECTED_MAX;
         keys.truncate(INSPECTED_MAX);
         let found = keys.into_iter().filter_map(|key| self.seen(key)).collect();
@@ -341,7 +348,7 @@ impl<D: Driver> Shard<D> {
     pub(crate) fn home_list(&mut self, from: ShardId, list: List) {
         let mut listed = Listed::default();
         if let ListOf::Users { zeros } = list.of {
-            self.list_users(list.cursor, zeros, &mut listed);
+            self.clients.list_users(&self.cx, list.cursor, zeros, &mut listed);
             return self.post.send(
                 &self.cx,
                 from,
@@ -357,27 +364,80 @@ impl<D: Driver> Shard<D> {
             Mail::Listed { asker: list.asker, listed: Box::new(listed) },
         );
     }
-
-    /// Hashes of some users with connections here: of those whose first session is in the next slots.
-    fn list_users(&self, cursor: u32, zeros: u32, listed: &mut Listed) {
-        let end = cursor.saturating_add(TURN_LISTED_MAX as u32);
-        for at in cursor..end.min(self.clients.sessions.capacity() as u32) {
-            let Some(session) = self.clients.sessions.get(at as usize) else { continue };
-            let flags = session.flags;
-            if flags.detached() || flags.hidden() || session.user_links.prev != NONE {
-                continue;
-            }
-            let hash = self.cx.node.names.hash(&session.user);
-            if hash.trailing_zeros() >= zeros {
-                listed.users.push(hash);
-            }
-        }
-        listed.next = ((end as usize) < self.clients.sessions.capacity()).then_some(end);
-    }
 }
 
-/// Connections told of at a time, and subscriptions of each.
+/// Connections in one answer, and subscriptions of each.
 const INSPECTED_MAX: usize = 100;
 
-/// Channels looked at for one list.
-const TURN_LISTED_MAX: usize = 4096;
+/// Channels or users that one list looks at.
+pub(crate) const TURN_LISTED_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    fn key(index: u32) -> ConnKey {
+        ConnKey { index, generation: NonZeroU32::MIN }
+    }
+
+    fn order() -> Box<Order> {
+        let (user, client, session) = Default::default();
+        let act = Act::Unsubscribe { channel: CompactString::default() };
+        Box::new(Order { asker: Asker::of(key(9)), user, client, session, act })
+    }
+
+    fn orders(connections: u32, behind: usize) -> Orders {
+        let mut orders = Orders::default();
+        orders.insert(ShardId(3), order(), (0..connections).map(key).collect(), behind);
+        orders
+    }
+
+    #[test]
+    fn an_order_waits_for_the_mail_that_was_there_before_it() {
+        let mut orders = orders(1, 2);
+        assert!(orders.has_work());
+        orders.batches_opened(1);
+        assert!(orders.take(0).is_none());
+        orders.batches_opened(1);
+        assert_eq!(orders.take(0).unwrap().left, [key(0)]);
+        assert_eq!(orders.len(), 0);
+    }
+
+    #[test]
+    fn an_order_is_answered_when_all_homes_that_got_mail_have_passed_it() {
+        let mut orders = orders(2, 0);
+        let mut underway = orders.take(0).unwrap();
+        underway.homes.insert(ShardId(0));
+        underway.homes.insert(ShardId(1));
+        let last = underway.left.pop();
+        assert!(matches!(orders.end_or_keep(underway), Next::Later));
+        assert_eq!(last, Some(key(1)));
+
+        let mut underway = orders.take(0).unwrap();
+        underway.left.clear();
+        let Next::Pass { order, homes } = orders.end_or_keep(underway) else { panic!() };
+        assert_eq!(homes.iter().collect::<Vec<_>>(), [ShardId(0), ShardId(1)]);
+        assert!(!orders.has_work() && orders.take(0).is_none());
+        assert!(orders.passed(ShardId(1), order).is_none());
+        // An answer that nobody waits for changes nothing.
+        assert!(orders.passed(ShardId(1), order).is_none());
+        assert!(orders.passed(ShardId(0), order + 1).is_none());
+        assert_eq!(orders.passed(ShardId(0), order).unwrap().from, ShardId(3));
+        assert_eq!(orders.len(), 0);
+    }
+
+    #[test]
+    fn an_order_without_mail_is_answered_at_once_and_a_blocked_one_has_no_work() {
+        let mut orders = orders(1, 0);
+        let mut underway = orders.take(0).unwrap();
+        underway.blocked = true;
+        assert!(matches!(orders.end_or_keep(underway), Next::Later));
+        assert!(!orders.has_work());
+        let mut underway = orders.take(0).unwrap();
+        assert!(!underway.blocked);
+        underway.left.clear();
+        assert!(matches!(orders.end_or_keep(underway), Next::Answer(_)));
+    }
+}

@@ -2,6 +2,7 @@
 
 pub(crate) mod commands;
 pub(crate) mod connect;
+pub(crate) mod finding;
 pub mod proxies;
 pub mod signatures;
 pub(crate) mod subscribe;

@@ -46,7 +46,7 @@ impl<D: Driver> Shard<D> {
             self.post.loopback_bytes -= batch.bytes;
             self.open_batch(*batch);
         }
-        self.orders_wait_less(opened);
+        self.orders.batches_opened(opened);
     }
 
     /// Opens what this turn's reading and mail had for this shard itself: a question to a home that is
