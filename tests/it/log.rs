@@ -127,6 +127,47 @@ allow_subscribe_for_client = true
 }
 
 #[test]
+fn errors_from_the_home_of_a_channel_are_logged_with_the_channel() {
+    let file = r#"
+[client]
+allowed_origins = ["*"]
+queue_max_size = 20_000
+[client.token]
+hmac_secret_key = "secret"
+[[channel.namespaces]]
+name = "kept"
+allow_subscribe_for_client = true
+allow_history_for_client = true
+allow_presence_for_client = true
+presence = true
+history_size = 10
+history_ttl = "10m"
+"#;
+    let node = Node::start(file, &[]);
+    let mut client = node.connected_as("42");
+    let who = ["user=\"42\"", "client=\"", "address=\"", "channel=\"kept:a\""];
+    let since = json!({"offset": 1, "epoch": "elsewhere"});
+    let error = client.ask("history", json!({"channel": "kept:a", "limit": 1, "since": since}));
+    assert_eq!(error["error"]["code"], 112);
+    let line = node.until_logged(&["error.unrecoverable_position", "code=112"]);
+    assert!(line.contains("history") && who.iter().all(|word| line.contains(word)), "{line}");
+    // The presence of these is longer than what may wait for a client.
+    let info = "x".repeat(7_000);
+    let present: Vec<_> = (0..3)
+        .map(|_| {
+            let token = token(json!({"sub": "43", "info": {"i": info}}));
+            let (mut client, _) = node.connected_by(Speech::Json, json!({"token": token}));
+            client.subscribe("kept:a");
+            client
+        })
+        .collect();
+    let error = client.ask("presence", json!({"channel": "kept:a"}));
+    assert_eq!(error["error"]["code"], 106, "{} are there", present.len());
+    let line = node.until_logged(&["error.limit_exceeded", "code=106"]);
+    assert!(line.contains("presence") && who.iter().all(|word| line.contains(word)), "{line}");
+}
+
+#[test]
 fn refused_api_requests_are_logged_with_method_and_field() {
     let node = Node::open_with("[http_api]\nkey = \"k\"", &[]);
     let mut raw = node.raw();

@@ -645,8 +645,8 @@ impl Run {
                         asker
                     }
                     Mail::Ordered { asker, .. } => asker,
-                    Mail::Answer { asker, answer: Answer::Error(ErrorCode::Internal) }
-                        if self.plan.sheds() =>
+                    Mail::Answer { asker, answer: Answer::Error(failure) }
+                        if self.plan.sheds() && failure.code == ErrorCode::Internal =>
                     {
                         if let Some(number) = publishes.get(&asker.conn.index) {
                             self.history.refused(*number);

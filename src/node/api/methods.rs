@@ -513,7 +513,7 @@ impl Api {
                 Ok(format!(r#"{{"num_clients":{clients},"num_users":{users}}}"#))
             }
             Answer::Done => Ok("{}".to_owned()),
-            Answer::Error(code) => Err(code.into()),
+            Answer::Error(failure) => Err(failure.code.into()),
             Answer::Unfit => Err(ApiError::NOT_JSON),
         }
     }

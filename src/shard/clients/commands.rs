@@ -22,7 +22,9 @@ use crate::proto::client::{
 use crate::session::{Session, SubState};
 use crate::shard::Shard;
 use crate::shard::clients::proxies::{AppAnswer, AppRequest, verdict};
-use crate::shard::mail::{Answer, Asker, Mail, Method, Publish, PublishOptions, Read, Reading};
+use crate::shard::mail::{
+    Answer, Asker, Failure, Mail, Method, Publish, PublishOptions, Read, Reading,
+};
 use crate::shard::memory::NO_MEMORY;
 use crate::shard::net::conn::Phase;
 use crate::shard::net::read::Flow;
@@ -233,7 +235,7 @@ impl<D: Driver> Shard<D> {
             Err(Stop::Pending) => self.pause(index),
             Err(Stop::Parked(ticket)) => Flow::Park(ticket),
             Err(Stop::AppError(error)) => {
-                self.reply_app_error(index, id, &error);
+                self.reply_app_error(index, id, channel, &error);
                 Flow::On
             }
             Err(Stop::AppClose(AppDisconnect { code, reason })) => {
@@ -278,12 +280,7 @@ impl<D: Driver> Shard<D> {
         Flow::Pause(0)
     }
 
-    /// Answers a command with an error.
-    pub(crate) fn reply_error(&mut self, index: u32, id: u32, code: ErrorCode, temporary: bool) {
-        self.reply_error_because(index, id, code, temporary, "", "");
-    }
-
-    /// The same with the channel and a detail for the log.
+    /// Answers a command with an error. The channel and `why` are for the log.
     pub(crate) fn reply_error_because(
         &mut self,
         index: u32,
@@ -299,12 +296,12 @@ impl<D: Driver> Shard<D> {
         self.error(index, id, code.code().into(), &Reply::Error { code, temporary });
     }
 
-    /// Answers a command with an error of the application's.
-    pub(crate) fn reply_app_error(&mut self, index: u32, id: u32, error: &AppError) {
+    /// Answers a command with an error of the application's. The channel is for the log.
+    pub(crate) fn reply_app_error(&mut self, index: u32, id: u32, channel: &str, error: &AppError) {
         self.cx.counters().command_errors.inc();
         self.cx.counters().error_application.inc();
         let why = format_args!("{}", Cut(&error.message));
-        self.notice(index, Reason::ErrorApplication, error.code, "", why);
+        self.notice(index, Reason::ErrorApplication, error.code, channel, why);
         let AppError { code, message, temporary } = error;
         let reply = Reply::AppError { code: *code, message, temporary: *temporary };
         self.error(index, id, *code, &reply);
@@ -574,9 +571,10 @@ impl<D: Driver> Shard<D> {
             }
             // Only the control thread asks for that.
             Answer::Done => {}
-            Answer::Error(code) => {
+            Answer::Error(failure) => {
+                let Failure { code, channel } = &**failure;
                 let why = asker.method.name();
-                self.reply_error_because(index, id, *code, code.temporary(), "", why);
+                self.reply_error_because(index, id, *code, code.temporary(), channel, why);
             }
             Answer::Unfit => self.inappropriate(index),
         }

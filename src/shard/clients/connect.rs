@@ -112,7 +112,7 @@ impl<D: Driver> Shard<D> {
             // The connection is of no use any more: the client shall close it.
             Err(Stop::Error(code, why)) => return Ok(self.unusable(index, id, code, why)),
             Err(Stop::AppError(error)) => {
-                self.reply_app_error(index, id, &error);
+                self.reply_app_error(index, id, "", &error);
                 return Ok(self.make_unusable(index));
             }
             Err(other) => return Err(other),

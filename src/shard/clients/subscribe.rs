@@ -340,10 +340,13 @@ impl<D: Driver> Shard<D> {
         }
         if matches!(recovery, Recovery::Failed) && sub.flags.strict() {
             // As if it had never been there: the home is told, the client gets the error.
+            let channel = self.local.locals.get(local).map(|record| record.name.clone());
             self.undo(index, local);
             if self.takes_answer(*asker) {
-                let code = ErrorCode::UnrecoverablePosition;
-                self.reply_error(index, asker.command, code, code.temporary());
+                let (code, channel) =
+                    (ErrorCode::UnrecoverablePosition, channel.unwrap_or_default());
+                let (id, temporary, why) = (asker.command, code.temporary(), "subscribe");
+                self.reply_error_because(index, id, code, temporary, &channel, why);
             }
             return;
         }

@@ -123,11 +123,11 @@ impl<D: Driver> Shard<D> {
         if options.kept() {
             let bytes = self.home.homes.growth(known, options, published.record_bytes());
             if self.is_short_for(|counters| &counters.short_publish) {
-                return self.refuse_publish(from, publish.asker);
+                return self.refuse_publish(from, publish);
             }
             if !self.may_keep(known, bytes) {
                 self.cx.counters().short_history.inc();
-                return self.refuse_publish(from, publish.asker);
+                return self.refuse_publish(from, publish);
             }
         }
         let delta = namespace.delta_publish || extra.is_some_and(|extra| extra.delta);
@@ -184,10 +184,10 @@ impl<D: Driver> Shard<D> {
         self.acknowledge(from, publish.asker, taken.position, waits_for);
     }
 
-    /// There is no room for a publication: whoever sent it may try again.
-    fn refuse_publish(&mut self, to: ShardId, asker: Option<Asker>) {
-        if let Some(asker) = asker {
-            let answer = Answer::Error(ErrorCode::Internal);
+    /// There is no room for a publication: its sender may try again.
+    fn refuse_publish(&mut self, to: ShardId, publish: &Publish) {
+        if let Some(asker) = publish.asker {
+            let answer = Answer::failed(ErrorCode::Internal, &publish.channel);
             self.post.send(&self.cx, to, Mail::Answer { asker, answer });
         }
     }

@@ -149,7 +149,7 @@ impl<D: Driver> Shard<D> {
             bytes += entry.user.len() + 2 * entry.client.len();
             bytes += parts.iter().map(|part| part.len()).sum::<usize>();
             if bytes > read.bytes_max {
-                return Answer::Error(ErrorCode::LimitExceeded);
+                return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
             }
             fits &= info_is_json(&entry);
         }
@@ -159,7 +159,7 @@ impl<D: Driver> Shard<D> {
         self.codec.scratch.clear();
         read.encoding.put_presence(&mut self.codec.scratch, entries());
         if self.codec.scratch.len() > read.bytes_max {
-            return Answer::Error(ErrorCode::LimitExceeded);
+            return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
         }
         Answer::Presence(SharedFrame::part(&self.codec.scratch))
     }
@@ -172,7 +172,9 @@ impl<D: Driver> Shard<D> {
         let beginning = options.kept().then(|| self.home.homes.beginning(read.hash));
         let stream = at.and_then(|at| self.home.homes.stream(now, at));
         let position = stream.map(|stream| stream.position()).or(beginning);
-        let Some(position) = position else { return Answer::Error(ErrorCode::NotAvailable) };
+        let Some(position) = position else {
+            return Answer::failed(ErrorCode::NotAvailable, &read.channel);
+        };
         let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
         let records = match stream {
             Some(stream) => stream.page(page),
@@ -185,7 +187,7 @@ impl<D: Driver> Shard<D> {
             },
         };
         let Ok(records) = records else {
-            return Answer::Error(ErrorCode::UnrecoverablePosition);
+            return Answer::failed(ErrorCode::UnrecoverablePosition, &read.channel);
         };
         if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
             return Answer::Unfit;

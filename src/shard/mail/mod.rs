@@ -457,10 +457,26 @@ pub enum Answer {
     History(SharedFrame),
     /// It is done.
     Done,
-    /// It failed.
-    Error(ErrorCode),
+    /// It failed. Errors are rare: the box keeps every other answer small.
+    Error(Box<Failure>),
     /// The asking connection can't be shown it.
     Unfit,
+}
+
+/// Why a home didn't do what was requested.
+#[derive(Debug)]
+pub struct Failure {
+    /// The error.
+    pub code: ErrorCode,
+    /// The channel, for the log of the shard that has the client: its [`Asker`] doesn't name it.
+    pub channel: CompactString,
+}
+
+impl Answer {
+    /// A failed operation on a channel.
+    pub fn failed(code: ErrorCode, channel: &str) -> Self {
+        Self::Error(Box::new(Failure { code, channel: CompactString::new(channel) }))
+    }
 }
 
 /// A connection of a user whose connections are counted.
@@ -654,9 +670,8 @@ impl Mail {
                 Self::Read(read) => read.heap_bytes(),
                 Self::Answer { answer, .. } => match answer {
                     Answer::Presence(body) | Answer::History(body) => body.heap_bytes(),
-                    Answer::PresenceStats(..) | Answer::Done | Answer::Error(_) | Answer::Unfit => {
-                        0
-                    }
+                    Answer::Error(failure) => failure.heap_bytes(),
+                    Answer::PresenceStats(..) | Answer::Done | Answer::Unfit => 0,
                 },
                 Self::Reinform { channel, info, .. } => heap_bytes_of!(channel, info),
                 Self::Deliver { parcel, .. } => parcel.bytes(),
@@ -719,6 +734,7 @@ heap_bytes_in! {
     Subscribe: channel, recover, membership;
     Unsubscribe: channel;
     Read: channel, what;
+    Failure: channel;
     UserConn: user;
 }
 
@@ -1420,6 +1436,7 @@ mod tests {
             Box::new(move || answer(Answer::Presence(frame()))),
             Box::new(move || answer(Answer::History(frame()))),
             Box::new(move || answer(Answer::Done)),
+            Box::new(move || answer(Answer::failed(ErrorCode::Internal, &text()))),
             Box::new(move || Mail::Reinform { channel: text().into(), conn, info: data() }),
             Box::new(|| {
                 let frames = Frames { full: Some(frame()), patch: Some(frame()) };
