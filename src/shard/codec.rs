@@ -43,6 +43,12 @@ impl Codec {
             replies: Vec::new(),
         }
     }
+
+    /// Once a second: forgets answers that nobody may want any more, and idle compressors.
+    pub(crate) fn housekeeping(&mut self) {
+        self.pieces.clear();
+        self.deflaters.sweep();
+    }
 }
 
 /// Frames that are the same for all connections of a form.

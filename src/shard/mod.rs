@@ -35,7 +35,6 @@ pub use self::net::timers;
 pub use self::notices::{Cut, Fields, Notices};
 pub use self::stats::ShardCounters;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
@@ -377,13 +376,9 @@ impl<D: Driver> Shard<D> {
             return;
         }
         self.life.housekeeping_at = now.after(HOUSEKEEPING_MS);
-        self.home.homes.sweep(now, SWEEP_CHANNELS);
-        self.home.answers.clear();
-        self.codec.pieces.clear();
-        self.codec.deflaters.sweep();
-        self.home.good_tokens.sweep(self.cx.unix, SWEEP_TOKENS);
-        self.home.results.expire(now);
-        self.net.replaceable.give_back();
+        self.home.housekeeping(&self.cx);
+        self.codec.housekeeping();
+        self.net.housekeeping();
         if self.net.outboxes.bytes() == 0 {
             if self.life.queued_peak > COLLECT_AFTER_BYTES {
                 (self.life.collect)();
@@ -396,73 +391,26 @@ impl<D: Driver> Shard<D> {
     /// Gauges that are cheaper to read off than to keep.
     fn set_gauges(&self) {
         let counters = self.cx.counters();
-        counters.slots_in_use.set(self.net.conns.len() as u64);
-        counters.connections_leaving.set(self.net.leaving_count);
-        counters.sessions_open.set(self.clients.sessions.len() as u64);
-        counters.users.set(self.clients.users.len() as u64);
-        counters.channels_local.set(self.local.locals.len() as u64);
-        counters.channels_home.set(self.home.homes.len() as u64);
-        counters.channels_idle.set(self.home.homes.idle() as u64);
-        counters.queued_bytes.set(self.net.outboxes.bytes());
-        counters.queues.set(self.net.outboxes.in_use() as u64);
-        let kept = self.home.homes.kept();
-        counters.history_publications.set(kept.publications as u64);
-        counters.history_bytes.set(kept.bytes as u64);
-        counters.filters.set(self.local.filters.len() as u64);
-        counters.filters_bytes.set(self.local.filters.bytes() as u64);
-        counters.tokens_remembered.set(self.home.good_tokens.len() as u64);
-        counters.connections_replaceable.set(self.net.replaceable.len() as u64);
-        counters.unfinished_bytes.set(self.net.bodies.bytes() as u64);
-        counters.timers.set(self.net.wheel.len() as u64);
-        let (batches, bytes) = self.post.mailbox.waiting();
-        counters.mailbox_batches.set(batches as u64);
-        counters.mailbox_bytes.set(bytes as u64);
-        counters.publishes_remembered.set(self.home.results.len() as u64);
+        self.net.set_gauges(counters);
+        self.post.set_gauges(counters);
+        self.home.set_gauges(counters);
+        self.local.set_gauges(counters);
+        self.clients.set_gauges(counters);
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
-    /// interest in a channel. What is left, if not.
+    /// interest in a channel.
+    ///
+    /// # Errors
+    /// Names each list that still has entries, and how many.
     pub fn is_quiescent(&self) -> Result<(), String> {
-        let left = [
-            ("connections", self.net.conns.len()),
-            ("addresses", self.net.addresses.len()),
-            ("sessions", self.clients.sessions.len()),
-            ("users", self.clients.users.len()),
-            ("outboxes", self.net.outboxes.in_use()),
-            ("bytes queued", self.net.outboxes.bytes() as usize),
-            ("timers", self.net.wheel.len()),
-            ("leaving", self.net.leaving_count as usize),
-            ("to read", self.net.ready.len()),
-            ("to write", self.net.dirty.len()),
-            ("waiting for credit", self.post.waiting.iter().map(VecDeque::len).sum()),
-            ("mail to itself", self.post.loopback.len()),
-            ("unsent mail", self.post.mail.iter().filter(|outbox| !outbox.is_empty()).count()),
-            ("credits", self.post.mail.iter().map(|outbox| outbox.spent() as usize).sum()),
-            ("acknowledgements", self.post.acks.len()),
-            ("channels here", self.local.locals.len()),
-            ("fan-outs", self.local.locals.active()),
-            ("interested shards", self.home.homes.len() - self.home.homes.idle()),
-            ("members", self.home.homes.members_of_all()),
-            ("users by header", self.clients.header_users.len()),
-            ("checks", self.clients.checks.len()),
-            ("administrators", self.clients.admins.len()),
-            ("headers kept", self.clients.headers.len()),
-            ("heads of responses", self.net.heads.len()),
-            ("requests just answered", self.net.answered.len()),
-            ("polls", self.net.polls.len()),
-            ("unasked questions", self.clients.unasked.len()),
-            ("parked commands", self.clients.parked.len() + self.clients.parked_of.len()),
-            ("told by the application", self.clients.told.len()),
-            ("questions to the application", self.clients.proxy_questions),
-            ("filters", self.local.filters.len()),
-            ("connections of users", self.home.user_conns.len()),
-            ("events", self.home.events.len()),
-            ("questions to the pool", self.home.questions.len()),
-            ("orders", self.orders.len()),
-            ("replaceable connections", self.net.replaceable.len()),
-            ("bytes of bodies", self.net.bodies.bytes()),
-        ];
-        let left: Vec<_> = left.iter().filter(|(_, count)| *count > 0).collect();
+        let mut left = vec![("orders", self.orders.len())];
+        left.extend(self.net.left());
+        left.extend(self.post.left());
+        left.extend(self.home.left());
+        left.extend(self.local.left());
+        left.extend(self.clients.left());
+        left.retain(|(_, count)| *count > 0);
         if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.cx.id.0)) }
     }
 
@@ -483,12 +431,6 @@ const HOUSEKEEPING_MS: u64 = 1000;
 
 /// Mail that found a full mailbox is sent again after so long even if nobody rings.
 const MAIL_RETRY_MS: u64 = 20;
-
-/// Channels looked at in one housekeeping.
-const SWEEP_CHANNELS: usize = 4096;
-
-/// Remembered tokens looked at in one housekeeping.
-const SWEEP_TOKENS: usize = 4096;
 
 /// A burst of so many queued bytes makes it worthwhile to give memory back.
 const COLLECT_AFTER_BYTES: u64 = 1 << 20;

@@ -22,6 +22,7 @@ use crate::base::rng::Rng;
 use crate::hub::users::Users;
 use crate::session::{Headers, Session};
 use crate::shard::BySlot;
+use crate::shard::stats::ShardCounters;
 
 /// The clients of one shard.
 pub(crate) struct Clients {
@@ -65,5 +66,27 @@ impl Clients {
             checks: Default::default(),
             rng,
         }
+    }
+
+    /// Gauges that are cheaper to read off than to keep.
+    pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
+        counters.sessions_open.set(self.sessions.len() as u64);
+        counters.users.set(self.users.len() as u64);
+    }
+
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    pub(crate) fn left(&self) -> [(&'static str, usize); 10] {
+        [
+            ("sessions", self.sessions.len()),
+            ("users", self.users.len()),
+            ("users by header", self.header_users.len()),
+            ("token checks", self.checks.len()),
+            ("administrators", self.admins.len()),
+            ("headers kept", self.headers.len()),
+            ("calls not sent", self.unasked.len()),
+            ("parked commands", self.parked.len() + self.parked_of.len()),
+            ("answers of the application", self.told.len()),
+            ("calls not answered", self.proxy_questions),
+        ]
     }
 }

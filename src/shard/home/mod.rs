@@ -17,6 +17,7 @@ use crate::hub::delta::Patcher;
 use crate::hub::home::Homes;
 use crate::hub::results::Results;
 use crate::hub::user_conns::UserConns;
+use crate::shard::stats::ShardCounters;
 
 /// Channels, users and tokens whose home is this shard.
 pub(crate) struct Home {
@@ -53,4 +54,40 @@ impl Home {
             questions: Slab::new(),
         }
     }
+
+    /// Once a second: forgets what has expired, a bounded number each time.
+    pub(crate) fn housekeeping(&mut self, cx: &Cx) {
+        self.homes.sweep(cx.now, SWEEP_CHANNELS);
+        self.answers.clear();
+        self.good_tokens.sweep(cx.unix, SWEEP_TOKENS);
+        self.results.expire(cx.now);
+    }
+
+    /// Gauges that are cheaper to read off than to keep.
+    pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
+        counters.channels_home.set(self.homes.len() as u64);
+        counters.channels_idle.set(self.homes.idle() as u64);
+        let kept = self.homes.kept();
+        counters.history_publications.set(kept.publications as u64);
+        counters.history_bytes.set(kept.bytes as u64);
+        counters.tokens_remembered.set(self.good_tokens.len() as u64);
+        counters.publishes_remembered.set(self.results.len() as u64);
+    }
+
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
+        [
+            ("channels with interested shards", self.homes.len() - self.homes.idle()),
+            ("members", self.homes.members_of_all()),
+            ("connections of users", self.user_conns.len()),
+            ("joins and leaves", self.events.len()),
+            ("checks in the pool", self.questions.len()),
+        ]
+    }
 }
+
+/// Channels that one housekeeping looks at.
+const SWEEP_CHANNELS: usize = 4096;
+
+/// Remembered tokens that one housekeeping looks at.
+const SWEEP_TOKENS: usize = 4096;

@@ -6,6 +6,7 @@ use super::context::Cx;
 use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
 use crate::hub::local::Locals;
+use crate::shard::stats::ShardCounters;
 
 /// Channels with subscribers on this shard.
 pub(crate) struct LocalSide {
@@ -27,5 +28,21 @@ impl LocalSide {
             filters: Filters::default(),
             walk: Walk::default(),
         }
+    }
+
+    /// Gauges that are cheaper to read off than to keep.
+    pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
+        counters.channels_local.set(self.locals.len() as u64);
+        counters.filters.set(self.filters.len() as u64);
+        counters.filters_bytes.set(self.filters.bytes() as u64);
+    }
+
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    pub(crate) fn left(&self) -> [(&'static str, usize); 3] {
+        [
+            ("channels here", self.locals.len()),
+            ("fan-outs", self.locals.active()),
+            ("filters", self.filters.len()),
+        ]
     }
 }

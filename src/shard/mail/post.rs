@@ -8,6 +8,7 @@ use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::MAILBOX_BYTES_MAX;
 use crate::shard::context::Cx;
 use crate::shard::mail::{Batch, Letterbox, Mailbox};
+use crate::shard::stats::ShardCounters;
 
 /// Mail of one shard.
 pub(crate) struct Post {
@@ -74,5 +75,23 @@ impl Post {
                 false
             }
         }
+    }
+
+    /// Gauges that are cheaper to read off than to keep.
+    pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
+        let (batches, bytes) = self.mailbox.waiting();
+        counters.mailbox_batches.set(batches as u64);
+        counters.mailbox_bytes.set(bytes as u64);
+    }
+
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
+        [
+            ("connections that wait for credit", self.waiting.iter().map(VecDeque::len).sum()),
+            ("batches to itself", self.loopback.len()),
+            ("lanes with mail", self.mail.iter().filter(|lane| !lane.is_empty()).count()),
+            ("credits spent", self.mail.iter().map(|lane| lane.spent() as usize).sum()),
+            ("acknowledgements", self.acks.len()),
+        ]
     }
 }

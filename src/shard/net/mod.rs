@@ -32,6 +32,7 @@ use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
 use crate::proto::http::DateCache;
 use crate::shard::BySlot;
+use crate::shard::stats::ShardCounters;
 
 /// The connections of one shard, and its driver.
 pub(crate) struct Net<D: Driver> {
@@ -109,6 +110,40 @@ impl<D: Driver> Net<D> {
             listed: Vec::new(),
             driver,
         }
+    }
+
+    /// Once a second: gives memory back that a burst of connections took.
+    pub(crate) fn housekeeping(&mut self) {
+        self.replaceable.give_back();
+    }
+
+    /// Gauges that are cheaper to read off than to keep.
+    pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
+        counters.slots_in_use.set(self.conns.len() as u64);
+        counters.connections_leaving.set(self.leaving_count);
+        counters.connections_replaceable.set(self.replaceable.len() as u64);
+        counters.queued_bytes.set(self.outboxes.bytes());
+        counters.queues.set(self.outboxes.in_use() as u64);
+        counters.unfinished_bytes.set(self.bodies.bytes() as u64);
+        counters.timers.set(self.wheel.len() as u64);
+    }
+
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    pub(crate) fn left(&self) -> [(&'static str, usize); 12] {
+        [
+            ("connections", self.conns.len()),
+            ("addresses", self.addresses.len()),
+            ("send queues", self.outboxes.in_use()),
+            ("bytes queued", self.outboxes.bytes() as usize),
+            ("timers", self.wheel.len()),
+            ("leaving connections", self.leaving_count as usize),
+            ("connections to read", self.ready.len()),
+            ("connections to write", self.dirty.len()),
+            ("heads of responses", self.heads.len()),
+            ("requests just answered", self.answered.len()),
+            ("polls", self.polls.len()),
+            ("bytes of bodies", self.bodies.bytes()),
+        ]
     }
 }
 
