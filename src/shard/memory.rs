@@ -22,6 +22,7 @@ use crate::base::notices::Reason;
 use crate::base::time::Millis;
 use crate::hub::home::Shed;
 use crate::io::Driver;
+use crate::shard::context::Cx;
 use crate::shard::stats::ShardCounters;
 use crate::shard::{Shard, mail};
 
@@ -150,6 +151,38 @@ impl Shedding {
     }
 }
 
+impl Cx {
+    /// Whether patches of so many bytes may be kept beside publications: nothing is shed for them.
+    pub(crate) fn has_room_for_patches(&self, bytes: usize) -> bool {
+        !self.node.memory.is_short() && self.node.memory.history_excess(bytes as u64) == 0
+    }
+
+    /// Nothing may grow now; counts what is refused for it.
+    pub(crate) fn is_short_for(&self, refused: fn(&ShardCounters) -> &Counter) -> bool {
+        let short = self.node.memory.is_short();
+        if short {
+            refused(self.counters()).inc();
+        }
+        short
+    }
+
+    /// This shard's part of so many bytes of idle history: as large as what it has of it.
+    pub(crate) fn share_of_history(&self, bytes: u64) -> usize {
+        let weight = |counters: &ShardCounters| {
+            counters.history_bytes.get() + IDLE_CHANNEL_BYTES * counters.channels_idle.get()
+        };
+        let all: u64 = self.node.counters.iter().map(weight).sum();
+        let share = u128::from(bytes) * u128::from(weight(self.counters()));
+        usize::try_from(share.div_ceil(u128::from(all.max(1)))).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn count_shed(&self, shed: Shed) {
+        let counters = self.counters();
+        counters.shed_channels.add(shed.channels as u64);
+        counters.shed_publications.add(shed.publications as u64);
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// Whether a publication may be kept that adds so many bytes to the history of the channel `at`.
     /// Where there is no room idle channels make some, so many at most that the turn doesn't suffer.
@@ -162,7 +195,7 @@ impl<D: Driver> Shard<D> {
         let wanted =
             (4 * bytes).max(SHED_BYTES_MIN).min(usize::try_from(excess).unwrap_or(usize::MAX));
         let shed = self.home.homes.shed_idle(wanted, SHED_CHANNELS_MAX, at);
-        self.count_shed(shed);
+        self.cx.count_shed(shed);
         if shed.bytes >= bytes.min(wanted) {
             return true;
         }
@@ -175,20 +208,6 @@ impl<D: Driver> Shard<D> {
             }
         }
         false
-    }
-
-    /// Whether patches of so many bytes may be kept beside publications: nothing is shed for them.
-    pub(super) fn has_room_for_patches(&self, bytes: usize) -> bool {
-        !self.cx.node.memory.is_short() && self.cx.node.memory.history_excess(bytes as u64) == 0
-    }
-
-    /// Nothing may grow now; counts what is refused for it.
-    pub(super) fn is_short_for(&self, refused: fn(&ShardCounters) -> &Counter) -> bool {
-        let short = self.cx.node.memory.is_short();
-        if short {
-            refused(self.cx.counters()).inc();
-        }
-        short
     }
 
     /// Gives up what is too much, a slice in each turn.
@@ -213,25 +232,15 @@ impl<D: Driver> Shard<D> {
             self.give_up(usize::try_from(share).unwrap_or(usize::MAX));
             return;
         }
-        self.give_up_idle(self.share_of_history(over_history));
+        self.give_up_idle(self.cx.share_of_history(over_history));
         let left = self.cx.node.memory.history_excess(wanted);
         self.life.shedding.goes_on = left > 0 && left < over_history && self.home.homes.idle() > 0;
-    }
-
-    /// This shard's part of so many bytes of idle history: as large as what it has of it.
-    fn share_of_history(&self, bytes: u64) -> usize {
-        let weight = |counters: &ShardCounters| {
-            counters.history_bytes.get() + IDLE_CHANNEL_BYTES * counters.channels_idle.get()
-        };
-        let all: u64 = self.cx.node.counters.iter().map(weight).sum();
-        let share = u128::from(bytes) * u128::from(weight(self.cx.counters()));
-        usize::try_from(share.div_ceil(u128::from(all.max(1)))).unwrap_or(usize::MAX)
     }
 
     /// Forgets idle channels until that gives `bytes` back, a slice of them at most. What it gave.
     fn give_up_idle(&mut self, bytes: usize) -> usize {
         let shed = self.home.homes.shed_idle(bytes, SHED_CHANNELS_MAX, None);
-        self.count_shed(shed);
+        self.cx.count_shed(shed);
         shed.bytes
     }
 
@@ -258,15 +267,9 @@ impl<D: Driver> Shard<D> {
         let left = left.saturating_sub(self.forget_remembered(left));
         if left > 0 {
             let shed = self.home.homes.shed_in_use(left, SHED_CHANNELS_MAX);
-            self.count_shed(shed);
+            self.cx.count_shed(shed);
             self.life.shedding.goes_on = shed.bytes > 0;
         }
-    }
-
-    fn count_shed(&self, shed: Shed) {
-        let counters = self.cx.counters();
-        counters.shed_channels.add(shed.channels as u64);
-        counters.shed_publications.add(shed.publications as u64);
     }
 
     /// Forgets encoded answers: whoever asks next costs their encoding again.

@@ -381,7 +381,7 @@ impl<D: Driver> Shard<D> {
         if request.kind != 0 {
             return Err(Stop::Error(ErrorCode::NotAvailable, "publications of that type"));
         }
-        if self.is_short_for(|counters| &counters.short_publish) {
+        if self.cx.is_short_for(|counters| &counters.short_publish) {
             return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());

@@ -97,7 +97,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Flow, Stop> {
         // Whoever looks what is wrong may come.
         let admin = self.clients.admins.contains_key(&index);
-        if !admin && self.is_short_for(|counters| &counters.short_connect) {
+        if !admin && self.cx.is_short_for(|counters| &counters.short_connect) {
             return Ok(self.unusable(index, id, ErrorCode::Internal, NO_MEMORY));
         }
         let client = Arc::clone(&self.cx.client);

@@ -269,7 +269,7 @@ impl<D: Driver> Shard<D> {
             // Each answer resumes it.
             return Err(Stop::Pending);
         }
-        if self.is_short_for(|counters| &counters.short_call) {
+        if self.cx.is_short_for(|counters| &counters.short_call) {
             return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         if self.question_credits() == 0 {

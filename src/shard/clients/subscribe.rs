@@ -76,7 +76,7 @@ impl<D: Driver> Shard<D> {
         {
             return Err(Stop::Error(ErrorCode::AlreadySubscribed, ""));
         }
-        if self.is_short_for(|counters| &counters.short_subscribe) {
+        if self.cx.is_short_for(|counters| &counters.short_subscribe) {
             return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };

@@ -122,7 +122,7 @@ impl<D: Driver> Shard<D> {
         let known = self.home.homes.find(channel, *hash);
         if options.kept() {
             let bytes = self.home.homes.growth(known, options, published.record_bytes());
-            if self.is_short_for(|counters| &counters.short_publish) {
+            if self.cx.is_short_for(|counters| &counters.short_publish) {
                 return self.refuse_publish(from, publish);
             }
             if !self.may_keep(known, bytes) {
@@ -171,7 +171,7 @@ impl<D: Driver> Shard<D> {
             wanted.fresh |= namespace.slow_policy.drops();
             let packed = self.pack(channel, &publication, *is_json, patch, wanted);
             if let Some(patched) = patched
-                && self.has_room_for_patches(data.len())
+                && self.cx.has_room_for_patches(data.len())
             {
                 self.home.homes.keep_patch(at, patched);
             }

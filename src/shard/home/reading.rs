@@ -94,7 +94,7 @@ impl<D: Driver> Shard<D> {
     ) -> Option<SharedFrame> {
         let stream = self.home.homes.stream(now, at)?;
         let bytes = stream.range(places.clone()).map(|record| record.data().len()).sum();
-        if self.has_room_for_patches(bytes) {
+        if self.cx.has_room_for_patches(bytes) {
             let over_budget =
                 self.home.homes.make_patches(at, places.clone(), &mut self.home.patcher);
             self.cx.counters().patches_over_budget.add(over_budget as u64);
