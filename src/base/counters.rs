@@ -63,7 +63,7 @@ impl Gauge {
     }
 }
 
-/// What a figure is.
+/// The kind of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figure {
     /// The field's name.
@@ -115,7 +115,7 @@ macro_rules! counters {
         }
 
         impl $name {
-            /// What all figures are, in order.
+            /// The descriptions of all figures, in order.
             $vis const FIGURES: &'static [$crate::base::counters::Figure] = &[$(
                 $crate::base::counters::Figure {
                     name: stringify!($field),

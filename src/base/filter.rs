@@ -1,4 +1,4 @@
-//! A tag filter as a client asked for it, before anything is checked.
+//! A tag filter as a client requested it, before any check.
 
 use serde::Deserialize;
 
@@ -16,6 +16,6 @@ pub struct FilterNode {
     pub val: String,
     /// With which of these.
     pub vals: Vec<String>,
-    /// What is combined.
+    /// The combined filters.
     pub nodes: Vec<Self>,
 }

@@ -1,6 +1,6 @@
-//! How bytes for a connection are made: which frames, which encoding, and what delta compression asks for.
+//! How bytes for a connection are made: its frames, its encoding, and the needs of delta compression.
 
-/// What stands around messages on a connection.
+/// The framing of messages on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Framing {
@@ -88,7 +88,7 @@ pub const WINDOW_BITS_MAX: u8 = 15;
 pub enum Data {
     /// As it is.
     Plain = 0,
-    /// In JSON as a string: asked for delta compression, without a position that it needs.
+    /// In JSON as a string: delta compression was requested, without the position that it needs.
     Text = 1,
     /// In full or as a patch; in JSON as a string.
     Delta = 2,
@@ -134,7 +134,7 @@ impl Form {
         self.0
     }
 
-    /// What stands around messages.
+    /// The framing of messages.
     pub fn framing(self) -> Framing {
         // Only the numbers of framings are written.
         Framing::ALL[usize::from(self.0 & Self::FRAMING)]
@@ -179,12 +179,12 @@ impl Form {
         })
     }
 
-    /// The form of the connection: what is told beside publications.
+    /// The form of the connection: for messages other than publications.
     pub fn of_connection(self) -> Self {
         self.with_data(Data::Plain)
     }
 
-    /// What is said, whatever stands around it.
+    /// The content, whatever its framing.
     pub fn content(self) -> Self {
         if self.is_poll() { self } else { self.with_framing(Framing::WebSocket) }
     }
@@ -266,7 +266,7 @@ impl Transport {
         }
     }
 
-    /// What clients say comes in requests of their own.
+    /// Commands of clients come in separate requests.
     pub fn has_up_link(self) -> bool {
         matches!(self, Self::HttpStream | Self::Sse)
     }
@@ -330,9 +330,9 @@ mod tests {
         }
         all.sort_unstable();
         assert!(forms.iter().eq(all.iter().copied()));
-        // Those with one content stand together.
+        // Forms with one content stand together.
         let contents: Vec<_> = all.iter().map(|form| form.content()).collect();
-        // Those of polls are apart.
+        // Forms of polls stand apart.
         assert_eq!(contents.chunk_by(|a, b| a == b).count(), 2 * 9);
     }
 

@@ -1,6 +1,6 @@
-//! Who a publication, a join or a presence entry is about, packed into bytes that no encoding owns.
+//! The client behind a publication, a join or a presence entry, packed into bytes of no encoding.
 
-/// What others see of a client in a channel (client protocol, 9.2: ClientInfo).
+/// The part of a client that others in a channel see (client protocol, 9.2: ClientInfo).
 ///
 /// The payloads are opaque; a JSON connection can only be shown ones that are JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl<'a> ClientInfo<'a> {
         packed.into_boxed_slice()
     }
 
-    /// What was packed; `None` for anything else, as for no bytes at all.
+    /// The packed value; `None` for any other bytes, and for none.
     pub fn unpack(packed: &'a [u8]) -> Option<Self> {
         let (head, mut rest) = packed.split_at_checked(HEAD_BYTES)?;
         let mut part = |at: usize| {

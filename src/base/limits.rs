@@ -32,7 +32,7 @@ pub const JOIN_PARCELS_MAX: usize = 64;
 pub const FRAME_MESSAGES_MAX: u8 = 16;
 
 /// Bytes of such a frame at most: messages that are longer together go in frames of their own.
-/// What is in a frame is copied for each message that joins it.
+/// The content of a frame is copied for each message that joins it.
 pub const FRAME_JOIN_BYTES_MAX: usize = 4 * 1024;
 
 /// Batches that wait in a shard's mailbox at most. A sender that finds it full keeps its mail and

@@ -52,7 +52,7 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// What was added since an earlier moment.
+    /// The values added since an earlier moment.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = self.clone();
         for (count, before) in counts.buckets.iter_mut().zip(&earlier.buckets) {

@@ -17,7 +17,7 @@ use clap::error::ErrorKind;
 use crate::config::{self, ConfigError, Loaded, Sources};
 use flags::{Cli, Command, ConfigCommand};
 
-/// What a mistake in options, files or arguments ends with.
+/// The exit code of a mistake in options, files or arguments.
 const EXIT_USAGE: u8 = 2;
 
 /// Commands that are somebody else's work.
@@ -76,7 +76,7 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
     }
 }
 
-/// Prints a result. Whoever closed the pipe has seen enough: that is no failure.
+/// Prints a result. A closed pipe is no failure: its reader has seen enough.
 fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -52,12 +52,12 @@ fn weak_secrets(root: &Scope) -> Vec<String> {
         judge(&path, root.text(&path).len(), "bytes", HS256_BYTES, why);
     }
     if !root.flag("http_api.disabled") {
-        let why = "whoever guesses it may do everything";
+        let why = "a guessed one grants full access";
         judge("http_api.key", root.text("http_api.key").len(), "bytes", API_KEY_BYTES, why);
     }
     if root.flag("admin.enabled") {
         let chars = root.text("admin.password").chars().count();
-        let why = "whoever guesses it may do everything";
+        let why = "a guessed one grants full access";
         judge("admin.password", chars, "characters", PASSWORD_CHARS, why);
     }
     lines
@@ -96,7 +96,7 @@ fn matches_nothing(pattern: &str) -> Option<&'static str> {
         return Some("several origins in one text; each is an element of the list");
     }
     let Some((scheme, host)) = lower.split_once("://") else {
-        // What begins with a wildcard may bring the scheme by it.
+        // A pattern that begins with a wildcard may match the scheme by it.
         let literal = lower.split(['*', '?', '[', '{', '\\']).next().unwrap_or_default();
         let may_begin =
             literal.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-".contains(&byte));

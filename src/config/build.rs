@@ -465,7 +465,7 @@ fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Re
 struct Proxies<'s> {
     settings: &'s Settings,
     named: HashMap<&'s str, Arc<ProxyOptions>>,
-    /// Those of sections, as far as they have an endpoint.
+    /// The proxies of sections, as far as they have an endpoint.
     sections: HashMap<&'static str, Arc<ProxyOptions>>,
 }
 
@@ -894,8 +894,8 @@ fn warn_of_danger(root: &Scope, report: &mut Report) {
     for (path, danger) in [
         ("client.insecure", "every client may do everything without a token"),
         ("client.insecure_skip_token_signature_verify", "anybody can make a token for any user"),
-        ("http_api.insecure", "anybody who reaches the server API may do everything"),
-        ("admin.insecure", "anybody who reaches the admin page may do everything"),
+        ("http_api.insecure", "every client that reaches the server API has full access"),
+        ("admin.insecure", "every client that reaches the admin page has full access"),
     ] {
         if root.flag(path) {
             let origin = root.setting(path).map_or("", |setting| setting.origin.as_str());

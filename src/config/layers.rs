@@ -11,7 +11,7 @@ use super::tree::{self, Entry, Form, Node};
 use super::value::{Kind, Value};
 use super::{ConfigError, names};
 
-/// What somebody set, who it was, and how they wrote it.
+/// A set value, its origin, and its spelling there.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub value: Value,
@@ -25,7 +25,7 @@ pub(super) struct Setting {
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     rows: &'static [Opt],
-    /// What stands before a path in messages.
+    /// The text before a path in messages.
     prefix: String,
     /// Its name, in a list.
     name: String,
@@ -38,13 +38,13 @@ pub(super) struct Scope {
 #[derive(Debug)]
 pub(super) struct Settings {
     pub root: Scope,
-    /// What is set at each of [`places`], in their order.
+    /// The settings of each of [`places`], in their order.
     sections: Vec<Section>,
     /// Variables that texts may name: `CENTRIFUGO_VAR_X`, `ROOST_VAR_X`.
     pub variables: HashMap<String, String>,
 }
 
-/// What is set at a place.
+/// The settings of a place.
 #[derive(Debug)]
 enum Section {
     One(Scope),
@@ -52,14 +52,14 @@ enum Section {
     List(Vec<(String, Scope)>),
 }
 
-/// What is to be told.
+/// The problems to report.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub errors: Vec<String>,
     /// Options that nobody knows.
     pub unknown: Vec<String>,
     pub warnings: Vec<String>,
-    /// What can be used and is hardly meant.
+    /// Settings that can be used and are hardly intended.
     pub advice: Vec<String>,
 }
 
@@ -113,7 +113,7 @@ impl Scope {
         &self.name
     }
 
-    /// What is set, `None` where the default holds.
+    /// The set value, `None` where the default holds.
     pub(super) fn setting(&self, path: &str) -> Option<&Setting> {
         self.settings.get(path)
     }
@@ -141,7 +141,7 @@ impl Scope {
         let shown = names::show(row.path, &entry.value);
         let value = match row.kind.of_node(&entry.value) {
             Ok(value) => value,
-            // What isn't built is judged by whether it asks for something, not by its form.
+            // An option that is not built is judged by whether it requests something, not by its form.
             Err(_) if !row.is_built() => match Kind::Any.of_node(&entry.value) {
                 Ok(value) => value,
                 Err(_) => return,
@@ -249,7 +249,7 @@ impl Scope {
         true
     }
 
-    /// What is set and isn't built, or only in part.
+    /// Options that are set and not built, or only in part.
     fn judge(&self, root: &Scope, report: &mut Report) {
         for row in self.rows {
             let Some(setting) = self.settings.get(row.path) else { continue };

@@ -52,7 +52,7 @@ pub const DEV_SECRET: &str = "roost-dev-secret";
 /// Bytes of a configuration file at most; more is refused.
 const FILE_BYTES_MAX: u64 = 8 << 20;
 
-/// What the development node has where nobody says otherwise.
+/// The defaults of the development node.
 const DEV_PRESET: &[(&str, &str)] = &[
     ("http_server.address", "127.0.0.1"),
     // Pages of this machine only: any other page in the developer's browser could publish, too.
@@ -87,9 +87,9 @@ pub struct Config {
     pub log: Log,
     /// Rules and limits of connections.
     pub client: Client,
-    /// Who is asked about connections.
+    /// The proxies for connections.
     pub proxies: ClientProxies,
-    /// What tokens are held against.
+    /// The keys and claims that tokens are checked against.
     pub tokens: Tokens,
     /// Namespaces and names of channels.
     pub channels: ChannelRules,
@@ -97,9 +97,9 @@ pub struct Config {
     pub websocket: WebSocket,
     /// Endpoints of clients.
     pub transports: Transports,
-    /// What the control thread serves.
+    /// The endpoints of the control thread.
     pub web: Web,
-    /// Who answers the calls of clients.
+    /// The answering side of RPC calls.
     pub rpc: RpcRules,
     /// How long closing all connections may take.
     pub shutdown_timeout_ms: u64,
@@ -237,7 +237,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Who may call it.
+    /// The access to it.
     pub fn access(&self) -> ApiAccess {
         ApiAccess { prefix: self.prefix.clone(), key: self.key.clone(), insecure: self.insecure }
     }
@@ -257,7 +257,7 @@ pub struct Log {
 /// Section `client`, without tokens.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// What one-way connections are closed with when their `connect` is an error of that code.
+    /// The close of one-way connections whose `connect` is an error of that code.
     pub one_way_disconnects: Vec<(u32, AppDisconnect)>,
     /// Which web pages may connect.
     pub allowed_origins: OriginRules,
@@ -311,7 +311,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// What subscription tokens are held against.
+    /// The keys and claims that subscription tokens are checked against.
     pub fn of_subscriptions(&self) -> &TokenOptions {
         self.subscription.as_ref().unwrap_or(&self.connection)
     }
@@ -367,7 +367,7 @@ pub struct Roost {
     pub notsent_lowat_bytes: usize,
     /// How clients' addresses become known.
     pub addresses: AddressSources,
-    /// What an address may have.
+    /// The limits of an address.
     pub address_limits: AddressOptions,
 }
 
@@ -376,7 +376,7 @@ pub struct Roost {
 pub enum Shards {
     /// One for each core that the process may use.
     Cores,
-    /// As many, grown when the descriptor limit asks for more.
+    /// As many, and more when the descriptor limit requires it.
     Auto,
     /// 1 to 255.
     Count(u8),
@@ -418,7 +418,7 @@ pub enum MemoryLimit {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What its owner should know, a line each.
+    /// The warnings for its owner, a line each.
     pub warnings: Vec<String>,
     /// The file that it came from, if one was read.
     pub origin: Option<PathBuf>,
@@ -430,9 +430,9 @@ pub struct Loaded {
 pub struct ConfigError {
     /// At least one, a line each.
     pub problems: Vec<String>,
-    /// What is also to be known, a line each.
+    /// Further remarks, a line each.
     pub warnings: Vec<String>,
-    /// `roost.log_format` is `json`, as far as that can be told.
+    /// `roost.log_format` is `json`, as far as that is known.
     pub json_log: bool,
 }
 
@@ -507,7 +507,7 @@ pub fn is_configured(sources: &Sources) -> bool {
         return true;
     }
     let mut settings = Settings::new();
-    // What is wrong with them is said when they are loaded.
+    // Their faults are reported when they are loaded.
     let mut report = Report::default();
     settings.environment(&sources.environment, &mut report);
     settings.flags(&sources.flags, &mut report);

@@ -3,7 +3,7 @@
 use super::tree::{Form, Node};
 use crate::base::url::without_credentials;
 
-/// What follows `ROOST_` or `CENTRIFUGO_` in the variable of a path or of a namespace.
+/// The part behind `ROOST_` or `CENTRIFUGO_` in the variable of a path or of a namespace.
 pub(super) fn variable(path: &str) -> String {
     path.to_uppercase().replace(['.', '-'], "_")
 }
@@ -95,7 +95,7 @@ pub(super) fn show_text(path: &str, text: &str) -> String {
 
 fn is_secret(path: &str) -> bool {
     let name = path.rsplit('.').next().unwrap_or(path);
-    // Who takes the wrong one of two keys has a private one where a public one should be.
+    // With the wrong one of two keys a private key stands where a public one should be.
     name.contains("secret")
         || name.contains("password")
         || matches!(name, "key" | "key_pem" | "static_headers")

@@ -15,11 +15,11 @@ use crate::edge::proxy::StatusTransform;
 pub(crate) struct Opt {
     /// Path from the root, or from the namespace.
     pub path: &'static str,
-    /// What its value has to be.
+    /// The kind of its value.
     pub kind: Kind,
     /// Default, as TOML.
     pub default: &'static str,
-    /// What is built of it.
+    /// How much of it is built.
     pub class: Class,
     /// One sentence.
     pub doc: &'static str,
@@ -40,10 +40,10 @@ pub(crate) struct Place {
     pub is_list: bool,
 }
 
-/// What roost does about an option.
+/// The effect of an option on roost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Class {
-    /// What it says.
+    /// It has its documented effect.
     Built,
     /// Nothing, since it has a meaning only beside an option that is refused, or none here. The text is the
     /// argument for that.
@@ -55,7 +55,7 @@ pub(crate) enum Class {
     /// Warns: neither safety nor delivery change without it. The text is the argument for that, and the
     /// warning.
     Harmless(&'static str),
-    /// Stops: without it the node would be less safe or lose what its owner asked for.
+    /// Stops: without it the node would be less safe, or lose messages.
     Refused(&'static str),
     /// Stops, if this other option is true.
     RefusedWith(&'static str, &'static str),
@@ -307,7 +307,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_api.error_mode", Choice(&["", "default", "transport"]), "\"\"", Built, "transport: errors are HTTP statuses too."),
     opt("http_api.insecure", Bool, "false", Built, "Accept calls without a key. For tests only."),
     opt("http_api.external", Bool, "false", Built, "Serve it on the public port even with an internal one."),
-    // An API that is absent is no less safe than one that asks for a key, and an application that calls it
+    // An API that is absent is no less safe than one that requires a key, and an application that calls it
     // gets a refused connection, never a success.
     other("grpc_api.enabled", Bool, "false", Harmless("nothing listens on grpc_api.port: applications call the server API over HTTP (http_api)")),
     other("grpc_api.port", PORT, "10000", Silent("means something beside grpc_api.enabled only, which warns")),
@@ -334,7 +334,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("opentelemetry", Any, "", Harmless("no traces are exported; metrics and the log are there")),
     other("graphite", Any, "", Harmless("metrics are there for Prometheus (prometheus.enabled), and are not pushed to Graphite")),
     other("usage_stats", Any, "", Silent("the node reports to nobody")),
-    // What they would have published would be lost without a word.
+    // Their publications would be lost without a word.
     other("consumers", Any, "", Refused("consumers aren't built yet")),
     other("shared_poll", Any, "", Silent(TYPED)),
 ];
@@ -391,7 +391,7 @@ static NAMESPACE: &[Opt] = &[
     opt("roost.compression", Bool, "true", Built, "Compress publications for clients that negotiated compression (websocket.compression)."),
 ];
 
-/// Options of a proxy, by which the application is asked (server API, section 6).
+/// Options of a proxy, by which the application is called (server API, section 6).
 #[rustfmt::skip]
 static PROXY: &[Opt] = &[
     opt("name", Text, "\"\"", Built, "Name used by *_proxy_name and in metrics."),
@@ -504,7 +504,7 @@ const PATH: Kind = Checked(is_path, "a path that begins with \"/\"");
 const SHARDS: &str = "\"cores\", \"auto\" or a number from 1 to 255";
 const MEMORY: &str = "bytes, a size such as \"12GiB\" (at least 16MiB), or a share such as \"80%\"";
 
-/// What `text` means under `roost.socket_mode`: permissions in octal digits.
+/// The meaning of `text` under `roost.socket_mode`: permissions in octal digits.
 pub(super) fn socket_mode(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)
 }
@@ -515,7 +515,7 @@ fn is_socket_mode(text: &str) -> bool {
 
 const SOCKET_MODE: &str = "permissions in octal digits, \"0660\" for example";
 
-/// What `text` means under `roost.shards`: `Some(0)` stands for a word.
+/// The meaning of `text` under `roost.shards`: `Some(0)` stands for a word.
 pub(super) fn shards(text: &str) -> Option<u8> {
     match text {
         "cores" | "auto" => Some(0),
@@ -523,7 +523,7 @@ pub(super) fn shards(text: &str) -> Option<u8> {
     }
 }
 
-/// What `text` means under `roost.memory_limit`: bytes, or a share in percent.
+/// The meaning of `text` under `roost.memory_limit`: bytes, or a share in percent.
 pub(super) fn memory(text: &str) -> Option<Result<u64, u8>> {
     match text.strip_suffix('%') {
         Some(share) => share.parse().ok().filter(|share| (1..=100).contains(share)).map(Err),

@@ -264,7 +264,7 @@ fn namespaces_in_variables() {
     assert!(config.channels.resolve("of-file:x").unwrap().allow_positioning);
 }
 
-/// What the namespaces of the next test have.
+/// The options of the namespaces of the next test.
 fn recovering(name: &str) -> Namespace {
     Namespace {
         name: name.into(),
@@ -925,7 +925,7 @@ fn harmless_options_warn() {
     assert_eq!(
         report.warnings,
         [
-            "c.toml:2: http_api.insecure = true: anybody who reaches the server API may do everything"
+            "c.toml:2: http_api.insecure = true: every client that reaches the server API has full access"
         ]
     );
 }
@@ -953,7 +953,7 @@ fn paths_of_endpoints_are_apart() {
         assert_eq!(errors.len(), 1, "{text}: {errors:?}");
         assert!(errors[0].contains(expected), "{text}: {}", errors[0]);
     }
-    // What is off takes no path.
+    // An endpoint that is off takes no path.
     assert_eq!(toml("[health]\nhandler_prefix = '/api'").errors, [""; 0]);
 }
 

@@ -15,7 +15,7 @@ pub struct Transports {
     pub endpoints: Vec<Endpoint>,
     /// How messages are deflated over two-way WebSockets, if they are.
     pub deflate: Option<DeflateOptions>,
-    /// What a client's message may come to when it is inflated, bytes.
+    /// The maximum of a client's message after inflation, bytes.
     pub inflated_bytes_max: usize,
     /// One-way WebSockets.
     pub uni_websocket: UniWebSocketOptions,
@@ -23,7 +23,7 @@ pub struct Transports {
     pub poll_wait_ms: u64,
 }
 
-/// What a `connect` that fails is answered with.
+/// The answer to a `connect` that fails.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResponseTransform {
@@ -45,7 +45,7 @@ impl ResponseTransform {
     }
 }
 
-/// What a one-way connection is closed with when its `connect` fails.
+/// The close of a one-way connection whose `connect` fails.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DisconnectTransform {
@@ -60,7 +60,7 @@ fn transforms<T: for<'de> Deserialize<'de>>(root: &Scope, section: &str) -> Vec<
     if on { serde_json::from_value(list).unwrap_or_default() } else { Vec::new() }
 }
 
-/// What one-way connections are closed with, by the code of their connect error.
+/// The close of one-way connections, by the code of their connect error.
 pub(super) fn one_way_disconnects(root: &Scope) -> Vec<(u32, AppDisconnect)> {
     let section = "client.connect_code_to_unidirectional_disconnect";
     transforms::<DisconnectTransform>(root, section)

@@ -17,7 +17,7 @@ pub(super) struct Node {
     pub form: Form,
 }
 
-/// What a value is.
+/// The kind of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Form {
     Null,

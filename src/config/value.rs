@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::tree::{Form, Node};
 
-/// What an option's value has to be.
+/// The kind of an option's value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     /// `true`, `1`, `t`, `false`, `0`, `f`.
@@ -49,7 +49,7 @@ pub(super) enum Value {
 const SHORTEST: Duration = Duration::from_millis(1);
 
 impl Kind {
-    /// What is expected, for messages and help.
+    /// The expected form, for messages and help.
     pub(super) fn expected(self) -> String {
         match self {
             Self::Bool => "true or false".into(),
@@ -153,7 +153,7 @@ impl Kind {
 }
 
 impl Value {
-    /// True for what asks for nothing: false, 0, off and empty.
+    /// True for a value that requests nothing: false, 0, off and empty.
     pub(super) fn is_nothing(&self) -> bool {
         match self {
             Self::Bool(value) | Self::Any(value) => !value,

@@ -21,7 +21,7 @@ use std::hash::BuildHasher as _;
 use crate::base::address::network;
 use crate::base::time::Millis;
 
-/// What one address may have; 0: as much as it likes.
+/// The limits of one address; 0: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressOptions {
     /// Connections that are open.
@@ -34,7 +34,7 @@ pub struct AddressOptions {
     pub signature_checks: u32,
 }
 
-/// What came of counting.
+/// The outcome of counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// It is counted.
@@ -327,7 +327,7 @@ mod tests {
         limits.connection_ended(one);
         assert_eq!(limits.connection_began(one), Counted::Yes);
         assert_eq!(limits.counted(), (3, 0));
-        // What is off counts nothing.
+        // A limit that is off counts nothing.
         assert_eq!(limits.is_in_rate(one, Millis(0)), Counted::Off);
         assert_eq!(limits.bytes_began(one, 1 << 30), Counted::Off);
     }

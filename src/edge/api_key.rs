@@ -1,9 +1,9 @@
-//! Who may call the server API: one key, given in one of three ways (server API, section 1).
+//! Access to the server API: one key, given in one of three ways (server API, section 1).
 //!
 //! Shards decide by the head of a request, before they read its body; the control thread decides for its own
 //! port. Both ask here, so that they can't differ.
 
-/// What is needed to call the server API.
+/// The credentials of the server API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiAccess {
     /// Where its paths begin, without a slash at the end.

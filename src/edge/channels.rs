@@ -1,4 +1,4 @@
-//! What a channel's name means and what its namespace lets a user do.
+//! The meaning of a channel's name, and the permissions that its namespace gives a user.
 //!
 //! Sections named here are those of the client protocol: 13 names, 14 subscribe, 17 presence,
 //! 18 publish, 20 server-side subscriptions.
@@ -28,17 +28,17 @@ pub struct Namespace {
     pub history_ttl_ms: u64,
     /// How long offset and epoch are kept after the last publication, ms.
     pub history_meta_ttl_ms: u64,
-    /// Positioned subscriptions for who asks.
+    /// Positioned subscriptions for clients that request them.
     pub allow_positioning: bool,
     /// Positioned subscriptions for all.
     pub force_positioning: bool,
-    /// Recovery for who asks.
+    /// Recovery for clients that request it.
     pub allow_recovery: bool,
     /// Recovery for all.
     pub force_recovery: bool,
-    /// What a subscription with recovery gets back.
+    /// The publications that a subscription with recovery gets back.
     pub recovery_mode: RecoveryMode,
-    /// In the mode `cache` the latest publication comes with every subscribe, asked for or not.
+    /// In the mode `cache` the latest publication comes with every subscribe, requested or not.
     pub auto_cache_recover: bool,
     /// Clients may ask for delta (fossil, the only type).
     pub delta_allowed: bool,
@@ -50,7 +50,7 @@ pub struct Namespace {
     pub presence: bool,
     /// Make join and leave events.
     pub join_leave: bool,
-    /// Send them to all subscribers, not only to those who asked.
+    /// Send them to all subscribers, not only to those that request them.
     pub force_push_join_leave: bool,
     /// Read who is here.
     pub allow_presence_for_client: bool,
@@ -68,7 +68,7 @@ pub struct Namespace {
     pub allow_publish_for_subscriber: bool,
     /// ... and without a user id.
     pub allow_publish_for_anonymous: bool,
-    /// Read history; with the next two it also grants positions and recovery to who asks.
+    /// Read history; with the next two it also grants positions and recovery on request.
     pub allow_history_for_client: bool,
     /// Read history when subscribed.
     pub allow_history_for_subscriber: bool,
@@ -76,25 +76,25 @@ pub struct Namespace {
     pub allow_history_for_anonymous: bool,
     /// `room#u1,u2` is for the users listed only.
     pub allow_user_limited_channels: bool,
-    /// What the part after the namespace must match, instead of being ASCII.
+    /// The expression that the part after the namespace must match, instead of being ASCII.
     pub channel_regex: Option<Regex>,
-    /// What may be published.
+    /// The allowed data of publications.
     pub data_format: DataFormat,
-    /// What becomes of publications that a client is too slow for.
+    /// The policy for publications that a client is too slow for.
     pub slow_policy: SlowPolicy,
     /// Publications wait so long for others to go out with them, ms; 0: not at all.
     pub write_delay_ms: u64,
     /// They go plain also to clients that have agreed on compression.
     pub uncompressed: bool,
-    /// Who is asked whether a client may subscribe.
+    /// The proxy that decides whether a client may subscribe.
     pub subscribe_proxy: Option<Arc<ProxyOptions>>,
-    /// Who is asked about what a client publishes.
+    /// The proxy that decides about a client's publications.
     pub publish_proxy: Option<Arc<ProxyOptions>>,
-    /// Who is asked about subscriptions that expire.
+    /// The proxy that renews expiring subscriptions.
     pub sub_refresh_proxy: Option<Arc<ProxyOptions>>,
 }
 
-/// What becomes of publications that a client is too slow for, `roost.slow_policy`.
+/// The policy for publications that a client is too slow for, `roost.slow_policy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SlowPolicy {
     /// They wait, up to `client.queue_max_size`; then the client is closed (3008).
@@ -107,13 +107,13 @@ pub enum SlowPolicy {
 }
 
 impl SlowPolicy {
-    /// A client may miss some without being told.
+    /// A client may miss some without notice.
     pub fn drops(self) -> bool {
         self != Self::Disconnect
     }
 }
 
-/// What the data of a publication has to be, `publication_data_format`.
+/// The format of a publication's data, `publication_data_format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DataFormat {
     /// Anything but nothing from the application, JSON from clients: what one of them sends must not
@@ -128,7 +128,7 @@ pub enum DataFormat {
     Binary,
 }
 
-/// What recovery brings back, `force_recovery_mode`.
+/// The publications that a recovery returns, `force_recovery_mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RecoveryMode {
     /// All that was missed.
@@ -142,20 +142,20 @@ pub enum RecoveryMode {
 /// subscriptions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// To be told of gaps.
+    /// Notification of gaps.
     pub positioned: bool,
     /// To get back what it missed.
     pub recoverable: bool,
-    /// To be told who comes and goes.
+    /// Join and leave events.
     pub join_leave: bool,
 }
 
-/// What a subscription has, of what namespace, token and client want.
+/// The features of a subscription, by namespace, token and client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Granted {
     /// Gaps are noticed; true with recovery.
     pub positioned: bool,
-    /// What was missed can be recovered.
+    /// Missed publications can be recovered.
     pub recoverable: bool,
     /// Gets join and leave pushes.
     pub join_leave: bool,
@@ -201,7 +201,7 @@ impl Default for ChannelSyntax {
     }
 }
 
-/// What is wrong with a name.
+/// The fault of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameFault {
     /// Longer than allowed.
@@ -255,7 +255,7 @@ impl Refusal {
     }
 }
 
-/// Who asks for a subscription.
+/// The client that requests a subscription.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscriber<'a> {
     /// User id, empty for an anonymous one.
@@ -438,7 +438,7 @@ impl ChannelRules {
         }
     }
 
-    /// Who decides about a subscription without a token, if the application does (section 14, 7 c).
+    /// The proxy that decides about a subscription without a token, if one does (section 14, 7 c).
     pub fn subscribe_proxy<'n>(
         &self,
         namespace: &'n Namespace,
@@ -1017,7 +1017,7 @@ mod tests {
             let expected = Granted { positioned, recoverable, ..Granted::default() };
             assert_eq!(granted, expected, "{token:?} {namespace:?}");
         }
-        // What a token doesn't force may still be asked for.
+        // A client may still request features that a token does not force.
         let token = Overrides { force_positioning: Some(false), ..Overrides::default() };
         assert!(allow.grant(POSITION, "u", false, Some(&token)).positioned);
     }

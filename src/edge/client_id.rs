@@ -23,7 +23,7 @@ const _: () = assert!(CHECK_BITS == 50);
 
 /// A connection's public name: a UUID of version 4 (RFC 9562 5.4).
 ///
-/// Shape: 16 bytes, made when it is asked for and not stored. As text 36 bytes, lower case.
+/// Shape: 16 bytes, computed on demand and not stored. As text 36 bytes, lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId([u8; 16]);
 

@@ -11,7 +11,7 @@ impl Glob {
     /// Prepares a pattern.
     ///
     /// # Errors
-    /// What is unfinished or malformed in it, or that it would be too large.
+    /// The unfinished or malformed part of it, or that it would be too large.
     pub fn new(pattern: &str) -> Result<Self, &'static str> {
         let regex = RegexBuilder::new(&translate(pattern)?).size_limit(SIZE_MAX).build();
         regex.map(Self).map_err(|_| "a set of characters is malformed, or the pattern too large")
@@ -56,7 +56,7 @@ fn translate(glob: &str) -> Result<String, &'static str> {
     Ok(regex)
 }
 
-/// What follows `[`, to its `]`.
+/// The class behind `[`, up to its `]`.
 fn set(regex: &mut String, chars: &mut std::str::Chars<'_>) -> Result<(), &'static str> {
     regex.push('[');
     if chars.as_str().starts_with(['!', '^']) {

@@ -12,7 +12,7 @@ pub enum HostScope {
     /// None: tokens, keys and origins protect the node.
     #[default]
     Nothing,
-    /// Those of the admin page, which has no password.
+    /// The paths of the admin page, which has no password.
     Admin,
     /// All of them, as for a development node.
     Everything,

@@ -22,7 +22,7 @@ pub struct OriginRules {
 pub struct PatternFault {
     /// The pattern as configured.
     pub pattern: String,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: &'static str,
 }
 

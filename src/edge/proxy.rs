@@ -1,15 +1,15 @@
-//! What there is to know about a proxy: an endpoint of the application that is asked (server API,
-//! section 6). Who asks, and when, is said in [`ProxyEvent`].
+//! The options of a proxy: an endpoint of the application that is called (server API,
+//! section 6). [`ProxyEvent`] lists the events of calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-/// What the application is asked about.
+/// The events that the application decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyEvent {
-    /// Who a connection without a token belongs to.
+    /// The user of a connection without a token.
     Connect,
     /// Whether a connection that expires goes on.
     Refresh,
@@ -41,7 +41,7 @@ impl ProxyEvent {
     }
 }
 
-/// An endpoint, and how it is asked.
+/// An endpoint, and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProxyOptions {
     /// Its name in `proxies`, or the path of its section.
@@ -60,13 +60,13 @@ pub struct ProxyOptions {
     pub binary_encoding: bool,
     /// The meta of the connection goes with it.
     pub include_connection_meta: bool,
-    /// What statuses other than 200 mean.
+    /// The meaning of statuses other than 200.
     pub transforms: Vec<StatusTransform>,
     /// Certificates, where they are not the machine's.
     pub tls: Option<ProxyTls>,
     /// Calls at a time.
     pub concurrency: u32,
-    /// Failures without which it is always asked, however many of the calls fail; 0: it always is.
+    /// Failures below which the circuit never opens, however many of the calls fail; 0: it never opens.
     pub breaker_failures: u32,
     /// How long it isn't.
     pub breaker_pause_ms: u64,
@@ -75,11 +75,11 @@ pub struct ProxyOptions {
 /// Certificates of an endpoint. PEM text.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ProxyTls {
-    /// Who signs its certificate; empty: the machine's authorities.
+    /// The authorities of its certificate; empty: those of the machine.
     pub server_ca_pem: String,
     /// The name in it; empty: that in the URL.
     pub server_name: String,
-    /// What the node shows; empty: nothing.
+    /// The certificate that the node presents; empty: none.
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
@@ -93,7 +93,7 @@ impl std::fmt::Debug for ProxyTls {
     }
 }
 
-/// What a status other than 200 means to the client: an error or a disconnect.
+/// The meaning of a status other than 200 for the client: an error or a disconnect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatusTransform {
@@ -160,7 +160,7 @@ const ERROR_CODE_MIN: u32 = 100;
 /// Which proxies sessions ask, and what they keep for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientProxies {
-    /// Who a connection without a token belongs to.
+    /// The user of a connection without a token.
     pub connect: Option<Arc<ProxyOptions>>,
     /// Connections that expire.
     pub refresh: Option<Arc<ProxyOptions>>,
@@ -170,7 +170,7 @@ pub struct ClientProxies {
     pub emulated_headers: BTreeSet<String>,
 }
 
-/// What answers the method of a client's `rpc` (client protocol, section 18).
+/// The answering side of a client's `rpc` (client protocol, section 18).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RpcRules {
     /// This one is answered with `{}`.
@@ -183,12 +183,12 @@ pub struct RpcRules {
     pub namespaces: BTreeMap<String, Option<Arc<ProxyOptions>>>,
 }
 
-/// What becomes of a call.
+/// The way of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RpcTarget<'r> {
     /// An empty answer.
     Ping,
-    /// The application is asked.
+    /// The application is called.
     Proxy(&'r Arc<ProxyOptions>),
     /// Its namespace is not configured.
     NotFound,
@@ -197,7 +197,7 @@ pub enum RpcTarget<'r> {
 }
 
 impl RpcRules {
-    /// Who answers a method.
+    /// The answering side of a method.
     pub fn target(&self, method: &str) -> RpcTarget<'_> {
         if self.ping.as_deref() == Some(method) {
             return RpcTarget::Ping;

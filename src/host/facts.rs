@@ -1,4 +1,4 @@
-//! What this machine allows, read once at start.
+//! The limits of this machine, read once at start.
 
 use super::sysctls::{Reading, Sysctls, Unreadable};
 use crate::sys::tables;
@@ -10,7 +10,7 @@ const CGROUP_LEVELS_MAX: usize = 32;
 /// A cgroup (version 1) limit at or above this means no limit: the kernel spells it as almost 2^63.
 const CGROUP_V1_NO_LIMIT_BYTES: u64 = 1 << 60;
 
-/// What the machine, its cgroup and this process's limits allow. Plain values, so that a test can
+/// The limits of the machine, its cgroup and this process. Plain values, so that a test can
 /// make any machine up.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -52,7 +52,7 @@ pub struct Facts {
     pub tcp_mem_pages: Reading<Vec<u64>>,
     /// `net.netfilter.nf_conntrack_max`; not there when the module is not loaded.
     pub conntrack_max: Reading<u64>,
-    /// Connections tracked now; 0 also where no firewall rule asks for tracking.
+    /// Connections tracked now; 0 also where no firewall rule tracks them.
     pub conntrack_count: Reading<u64>,
 }
 

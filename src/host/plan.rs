@@ -20,7 +20,7 @@ pub const TARGET_CONNECTIONS_DEFAULT: u64 = 1_000_000;
 /// listeners by hash, a few per cent unevenly, and a shard above its soft limit passes them on.
 const HEADROOM_PERCENT: u64 = 3;
 
-/// What the operator asked for.
+/// The operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shards {
     /// As many as cores that the process may use.
@@ -143,9 +143,11 @@ pub fn pin_shards(wanted: Pin, shards: usize, facts: &Facts) -> (Vec<usize>, Str
         }
         (Pin::Auto, None) => {
             let why = "other processes may use its CPUs (roost.pin is auto)";
-            (Vec::new(), format!("shards aren't pinned to CPUs: {why}"))
+            (Vec::new(), format!("shards are not pinned to CPUs: {why}"))
         }
-        (Pin::Off, _) => (Vec::new(), "shards aren't pinned to CPUs, as roost.pin says".to_owned()),
+        (Pin::Off, _) => {
+            (Vec::new(), "shards are not pinned to CPUs, as roost.pin says".to_owned())
+        }
     }
 }
 
@@ -168,14 +170,14 @@ pub struct Limit {
     pub connections: Option<u64>,
     /// Where the number comes from.
     pub reason: String,
-    /// What to do for more; empty when there is nothing to do.
+    /// Advice for more connections; empty when there is none.
     pub advice: String,
 }
 
-/// What each limit allows; made by [`capacity`].
+/// The capacity by each limit; made by [`capacity`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Every limit, in the order in which it is told.
+    /// Every limit, in the order in which it is printed.
     pub limits: Vec<Limit>,
 }
 
@@ -211,7 +213,7 @@ impl Capacity {
     }
 }
 
-/// What each limit of the machine allows under this plan.
+/// The capacity by each limit of the machine under this plan.
 pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Capacity {
     let mut limits = vec![
         Limit {
@@ -275,7 +277,7 @@ pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Cap
         Err(why) => unknown("epoll", &why.0),
     });
     limits.push(match (&facts.conntrack_max, &facts.conntrack_count) {
-        // Loaded but idle: no rule asks for tracking, so no connection takes an entry.
+        // Loaded but idle: no rule tracks connections, so none takes an entry.
         (Ok(max), Ok(0)) => Limit {
             name: "conntrack",
             connections: None,
@@ -452,7 +454,7 @@ mod tests {
         let pin = |wanted, facts: &Facts| pin_shards(wanted, 3, facts);
         assert_eq!(pin(Pin::On, &facts).0, [2, 3, 2]);
         let (cpus, why) = pin(Pin::Auto, &facts);
-        assert!(cpus.is_empty() && why.contains("aren't pinned") && why.contains("auto"), "{why}");
+        assert!(cpus.is_empty() && why.contains("are not pinned") && why.contains("auto"), "{why}");
         facts.cpus_online = Ok((0..4).collect());
         let (cpus, why) = pin(Pin::Auto, &facts);
         assert!(cpus == [2, 3, 2] && why.contains("pinned to CPUs 2, 3, 2: "), "{why}");

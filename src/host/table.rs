@@ -4,10 +4,10 @@
 use super::sysctls::spaced;
 use std::fmt::Write as _;
 
-/// What the files in `sysctl/` are printed for.
+/// The number of connections that the files in `sysctl/` are for.
 pub const FILES_CONNECTIONS: u64 = 1_000_000;
 
-/// What a setting is about; one file in `sysctl/` each.
+/// The concern of a setting; one file in `sysctl/` each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// Open files and epoll registrations.
@@ -47,7 +47,7 @@ impl Concern {
         }
     }
 
-    /// What the file says about itself, and the heading in the output of `roost tune`.
+    /// The heading of the file, and in the output of `roost tune`.
     pub fn title(self) -> &'static str {
         match self {
             Self::Descriptors => "Descriptors",
@@ -59,7 +59,7 @@ impl Concern {
         }
     }
 
-    /// What holds for all settings of the concern.
+    /// The text that holds for all settings of the concern.
     fn preface(self) -> &'static str {
         match self {
             Self::Descriptors => {
@@ -111,7 +111,7 @@ impl Need {
         }
     }
 
-    /// What to set on a host that has `have`: never less than it has, except where the need is
+    /// The value to set on a host that has `have`: never less than it has, except where the need is
     /// exact. With nothing known of the host: the need itself.
     pub fn to_set(&self, have: &[u64]) -> Vec<u64> {
         match self {
@@ -144,7 +144,7 @@ pub struct Row {
     pub concern: Concern,
     /// As `sysctl` spells it.
     pub key: &'static str,
-    /// What so many connections need.
+    /// The need of so many connections.
     pub need: fn(u64) -> Need,
     /// Why, in a sentence or two.
     pub reason: &'static str,

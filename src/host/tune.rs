@@ -30,7 +30,7 @@ pub fn run(connections: Option<u64>, apply: bool, write: Option<PathBuf>) -> Exi
     match done {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
-        // A reader that went away (`roost tune | head`) has nobody to be told.
+        // A reader that went away (`roost tune | head`) needs no report.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("roost tune: {error}");
@@ -77,7 +77,7 @@ impl Verdict {
 /// One line of the comparison.
 struct Line {
     verdict: Verdict,
-    /// What was compared, and what it is and should be.
+    /// The compared setting, its value and its required value.
     what: String,
     reason: String,
     /// The command or file line that mends it; empty for none.
@@ -132,7 +132,7 @@ impl Tune {
         Ok(low)
     }
 
-    /// One row of the table against the host, and set if that was asked for.
+    /// One row of the table against the host, and set on request.
     fn compare(&self, row: &Row) -> Line {
         let need = (row.need)(self.connections);
         let have = match self.files.numbers(row.key) {
@@ -176,7 +176,7 @@ impl Tune {
         line
     }
 
-    /// What is no sysctl: descriptors of each shard, memory.
+    /// Limits that are no sysctl: descriptors of each shard, memory.
     fn machine(&self) -> Vec<Line> {
         vec![self.descriptors(), self.memory()]
     }
@@ -203,7 +203,7 @@ impl Tune {
                 "LimitNOFILE=1048576 in the systemd unit, or ulimit -Hn 1048576 as root".to_owned()
             },
             refused: if self.apply && !fits {
-                "a running process's limit is set by what starts it".to_owned()
+                "the limit of a running process is set by its parent".to_owned()
             } else {
                 String::new()
             },
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(tune.print(&mut out).unwrap(), 2);
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("hold only"), "{text}");
-        assert!(text.contains("could not be set: a running process's limit"), "{text}");
+        assert!(text.contains("could not be set: the limit of a running process"), "{text}");
         assert!(text.contains("memory = 800 MB (80 % of the machine's memory), needs 4,400 MB"));
     }
 

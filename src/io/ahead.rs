@@ -1,11 +1,11 @@
-//! What a driver has read before it was asked for it.
+//! Bytes that a driver has read before the shard requests them.
 
 use std::collections::VecDeque;
 
 use super::Received;
 use crate::base::id::ConnKey;
 
-/// Answers of reads, by connection, until they are asked for.
+/// Answers of reads, by connection, until the shard requests them.
 pub(super) struct Ahead<L>(VecDeque<(ConnKey, Received<L>)>);
 
 impl<L> Ahead<L> {
@@ -28,7 +28,7 @@ impl<L> Ahead<L> {
         self.0.push_back((key, received));
     }
 
-    /// Those from place `first` on, to be filled in.
+    /// The answers from index `first` on, to be filled in.
     pub(super) fn since(&mut self, first: usize) -> impl Iterator<Item = &mut Received<L>> {
         self.0.range_mut(first..).map(|(_, received)| received)
     }
@@ -46,8 +46,8 @@ impl<L> Ahead<L> {
         }
     }
 
-    /// Readiness is told anew: whatever was left lying doesn't say any more that nothing is there.
-    /// The edge that tells of it may have been told, and taken for one of what is left.
+    /// After a new wait, leftovers no longer prove that the socket is drained:
+    /// epoll may have reported a newer edge, taken for one of the leftovers.
     pub(super) fn age(&mut self) {
         self.0.retain_mut(|(_, received)| match received {
             Received::Bytes { short, .. } => {

@@ -1,4 +1,4 @@
-//! What the shard relies on, asked of each driver that runs on a real kernel.
+//! The contract that the shard relies on, tested with each driver that runs on a real kernel.
 
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -44,7 +44,7 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
         Self { driver, address, switchboard, told: Vec::new() }
     }
 
-    /// Waits until the driver tells something like this.
+    /// Waits until the driver reports such a completion.
     fn until(&mut self, mut wanted: impl FnMut(&Completion) -> bool) -> Completion {
         loop {
             if let Some(at) = self.told.iter().position(&mut wanted) {
@@ -83,7 +83,7 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
         }
     }
 
-    /// What is there to be read, as far as a first read goes; `None` at the end.
+    /// The bytes of a first read; `None` at the end.
     fn recv(&mut self, key: ConnKey, socket: &OwnedFd) -> Option<(Vec<u8>, bool)> {
         match self.driver.recv(key, socket, usize::MAX) {
             Received::Bytes { lease, short } => {
@@ -156,7 +156,7 @@ fn what_is_read_ahead_is_read<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
     let writer = std::thread::spawn(move || client.write_all(&long).unwrap());
     rig.until_readable(key(3));
     rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
-    // What was fetched and not read stays; it isn't fetched twice.
+    // Bytes that were fetched and not read stay; they are not fetched twice.
     rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
 
     let (_client, four, socket) = conns.pop().unwrap();
@@ -270,7 +270,7 @@ fn a_connection_goes_on_under_another_key<D: Driver<Socket = OwnedFd>>(make: Mak
     let new = ConnKey { generation: NonZeroU32::new(2).unwrap(), ..old };
     rig.driver.rename(old, new, &socket).unwrap();
     rig.told.clear();
-    // What was read ahead is there, and what came meanwhile is told of once more.
+    // Bytes read ahead are there, and newer ones are reported once more.
     assert_eq!(rig.recv_all(new, &socket, 12), b"beforebehind");
     rig.until(|told| *told == Completion::Writable { key: new });
     client.write_all(b"later").unwrap();

@@ -59,7 +59,7 @@ pub struct Epoll {
     switchboard: Arc<Switchboard>,
     shard: ShardId,
     listeners: Vec<OwnedFd>,
-    /// Which listener is asked next, so that none starves.
+    /// The listener that accepts next, so that none starves.
     listener_turn: usize,
     passed: Vec<OwnedFd>,
     read_buffer: Option<Box<[u8]>>,
@@ -108,7 +108,7 @@ impl Epoll {
         Ok(driver)
     }
 
-    /// Tells [`Completion::Acceptable`] when this becomes readable.
+    /// Reports [`Completion::Acceptable`] when this becomes readable.
     pub(super) fn watch_acceptable(&self, source: &impl AsRawFd) -> io::Result<()> {
         let fd = source.as_raw_fd();
         let registry = self.poll.registry();
@@ -232,7 +232,7 @@ impl Driver for Epoll {
     }
 
     fn rename(&mut self, _old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
-        // Both edges are told anew, so that none is lost with the old token.
+        // Both edges are reported anew, so that none is lost with the old token.
         let fd = socket.as_raw_fd();
         self.poll.registry().reregister(
             &mut SourceFd(&fd),
@@ -295,7 +295,7 @@ impl Driver for Epoll {
     }
 
     fn finish(&mut self, socket: &OwnedFd) {
-        // Fails only when the peer has reset the connection, which the next read tells.
+        // Fails only when the peer has reset the connection, which the next read reports.
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
     }
 

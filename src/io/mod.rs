@@ -33,7 +33,7 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
 
-/// What a driver reports after a wait. Stale keys are normal: the shard looks each one up.
+/// The reports of a driver after a wait. Stale keys are normal: the shard looks each one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// Bytes, or the end, can be read. `ended`: the peer has sent its FIN or an error is pending,
@@ -64,7 +64,7 @@ pub enum Completion {
     Passed,
 }
 
-/// What came of accepting.
+/// The outcome of an accept.
 pub enum Accepted<S> {
     /// A new connection.
     Socket(S),
@@ -76,7 +76,7 @@ pub enum Accepted<S> {
     Full,
 }
 
-/// What came of reading.
+/// The outcome of a read.
 pub enum Received<L> {
     /// Bytes, lent until [`Driver::give_back`]. `short`: fewer came than were asked for, so that the
     /// socket is drained unless the stream has ended behind them.
@@ -94,7 +94,7 @@ pub enum Received<L> {
     Failed,
 }
 
-/// What came of writing.
+/// The outcome of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// So many bytes went out; fewer than asked means that the socket is full and a
@@ -108,7 +108,7 @@ pub enum Sent {
     Failed,
 }
 
-/// What is to leave over one connection.
+/// The frames to write to one connection.
 pub struct Write<'a, S, F> {
     /// The connection.
     pub key: ConnKey,
@@ -145,7 +145,7 @@ pub trait Driver {
     fn take_passed(&mut self) -> Option<Self::Socket>;
     /// Passes a new connection to another shard; gives it back when that shard's queue is full.
     fn pass(&mut self, to: ShardId, socket: Self::Socket) -> Result<(), Self::Socket>;
-    /// The other end of an open connection, asked of the kernel. `None` once the connection was reset.
+    /// The other end of an open connection, read from the kernel. `None` once the connection was reset.
     fn peer(&self, socket: &Self::Socket) -> Option<Peer>;
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
@@ -161,7 +161,7 @@ pub trait Driver {
         0
     }
     /// These are read next. A driver may read from them now, in one system call, what
-    /// [`Driver::recv`] then gives; what isn't asked for stays until it is, or until the close, and
+    /// [`Driver::recv`] then gives; bytes that are not requested stay until they are, or until the close, and
     /// behind the next wait it doesn't say any more that the socket is drained.
     fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a Self::Socket)>)
     where
@@ -200,7 +200,7 @@ pub trait Driver {
             sent.push(self.send(key, socket, frames, skip));
         }
     }
-    /// Tells the peer that nothing more will come (FIN), and goes on reading.
+    /// Ends the sending side (FIN), and goes on reading.
     fn finish(&mut self, socket: &Self::Socket);
     /// Closes a connection; no completion for `key` follows. `reset`: throw away what is unsent.
     fn close(&mut self, key: ConnKey, socket: Self::Socket, reset: bool);

@@ -1,4 +1,4 @@
-//! What every driver needs of the kernel beside moving bytes: listeners, and what connects shards
+//! Needs of every driver beside moving bytes: listeners, and the descriptors that connect shards
 //! whose descriptor tables are apart.
 //!
 //! Only the wake-up eventfds and the socketpairs for passing sockets ([`Switchboard`]) are older than
@@ -36,7 +36,7 @@ impl Wake for EventFd {
     }
 }
 
-/// What is shared between the descriptor tables of all shards: made before any of them exists, so
+/// Descriptors shared between the tables of all shards: made before any of them exists, so
 /// that each number means the same file in every table, and never closed while they run.
 pub struct Switchboard {
     wakers: Vec<Arc<EventFd>>,
@@ -64,7 +64,7 @@ impl Switchboard {
         self.wakers[shard.index()].clone()
     }
 
-    /// What becomes readable when a shard is woken.
+    /// The descriptor that becomes readable when a shard is woken.
     pub(super) fn bell(&self, shard: ShardId) -> BorrowedFd<'_> {
         self.wakers[shard.index()].0.as_fd()
     }
@@ -75,7 +75,7 @@ impl Switchboard {
         let _ = rustix::io::read(&self.wakers[shard.index()].0, &mut count);
     }
 
-    /// What becomes readable when sockets were passed to a shard.
+    /// The descriptor that becomes readable when sockets were passed to a shard.
     pub(super) fn inlet(&self, shard: ShardId) -> BorrowedFd<'_> {
         self.passing[shard.index()].1.as_fd()
     }
@@ -118,7 +118,7 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Sends a descriptor, which whoever takes it has as one of its own.
+/// Sends a descriptor: the receiver gets one of its own.
 fn give(into: &OwnedFd, socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let sockets = [socket];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -146,7 +146,7 @@ fn take(from: &OwnedFd, sockets: &mut Vec<OwnedFd>) {
             }
         }
         // A message without its socket: this table was full, and the kernel closed it. Others
-        // may be behind it, and no further edge tells of them.
+        // may be behind it, and no further edge reports them.
         if !sockets.is_empty() || message.bytes == 0 {
             return;
         }

@@ -47,25 +47,25 @@ pub fn probe() -> Result<(), String> {
             "io_uring is forbidden here, by a seccomp filter or kernel.io_uring_disabled".to_owned()
         }
         Some(Errno::INVAL) => "the kernel's io_uring is older than Linux 6.0".to_owned(),
-        _ => format!("io_uring can't be set up: {fault}"),
+        _ => format!("io_uring cannot be set up: {fault}"),
     })?;
     match ring.missing() {
         Ok(None) => Ok(()),
         Ok(Some(name)) => Err(format!("the kernel's io_uring lacks {name}")),
-        Err(fault) => Err(format!("io_uring can't be asked what it has: {fault}")),
+        Err(fault) => Err(format!("the features of io_uring cannot be read: {fault}")),
     }
 }
 
 /// io_uring for one shard.
 pub struct Uring {
-    /// Tells what is ready, and does what isn't done in batches.
+    /// Reports readiness, and does everything that is not done in batches.
     epoll: Epoll,
     ring: Ring,
     /// With whether the ring accepts from it.
     listeners: Vec<(OwnedFd, bool)>,
     /// Buffers that are free.
     buffers: Vec<Box<[u8]>>,
-    /// What was read ahead.
+    /// Bytes read ahead.
     ahead: Ahead<Lease>,
     results: Vec<i32>,
 }
@@ -92,7 +92,7 @@ impl Uring {
         })
     }
 
-    /// What came of accepting, if anything did.
+    /// The outcome of accepting, if there is one.
     fn take_accepted(&mut self) -> Option<Accepted<OwnedFd>> {
         let accepted = self.ring.take_accepted()?;
         if !accepted.more
@@ -128,7 +128,7 @@ impl Driver for Uring {
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
         self.ahead.age();
-        // What came while a batch ran made no edge.
+        // Input that came while a batch ran made no edge.
         let accepted = self.ring.has_accepted();
         let until = if accepted { Some(self.now()) } else { until };
         self.epoll.wait(until, completions);
@@ -286,7 +286,7 @@ impl Driver for Uring {
                 self.ring.stop_accepting(number);
             }
         }
-        // What was accepted meanwhile is closed, as what waits at a listener is that closes.
+        // Connections accepted meanwhile are closed, like those that wait at a listener that closes.
         while self.ring.take_accepted().is_some() {}
         self.listeners.clear();
     }

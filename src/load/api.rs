@@ -277,7 +277,7 @@ async fn ask(
     judge(status, &body).map_err(|reason| format!("publish refused: {reason}"))
 }
 
-/// What is at the bottom of an error.
+/// The root cause of an error.
 fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut bottom = error;
     while let Some(source) = bottom.source() {

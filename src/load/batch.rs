@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 /// Writes that are collected at most.
 const WRITES_MAX: usize = 256;
 
-/// What is to be written, and what came of it.
+/// The pending writes, and their outcomes.
 pub(crate) struct Batch {
     ring: Ring,
     bytes: Vec<u8>,
@@ -16,7 +16,7 @@ pub(crate) struct Batch {
     results: Vec<i32>,
 }
 
-/// What came of one write.
+/// The outcome of one write.
 pub(crate) struct Written<'a> {
     pub(crate) index: u32,
     pub(crate) bytes: &'a [u8],
@@ -58,7 +58,7 @@ impl Batch {
         batch.run(results);
     }
 
-    /// What came of each write, in order; then there is none any more.
+    /// The outcome of each write, in order; then the list is empty.
     pub(crate) fn take(&mut self, mut each: impl FnMut(Written<'_>)) {
         let mut results = self.results.drain(..);
         let mut from = 0;

@@ -20,7 +20,7 @@ pub(crate) enum State {
     Unopened,
     /// `connect` is under way.
     Dialing,
-    /// The upgrade was asked for.
+    /// The upgrade was requested.
     Upgrading,
     /// `connect` and `subscribe` of the client protocol were sent.
     Joining,
@@ -49,11 +49,11 @@ pub(crate) struct Conn {
     /// Which socket of this slot: stale events show another one.
     pub(crate) generation: u32,
     pub(crate) reader: Reader,
-    /// What a full socket did not take, or an unfinished head, chunk or answer.
+    /// Bytes that a full socket did not take, or an unfinished head, chunk or answer.
     pub(crate) spill: Option<Box<Spill>>,
-    /// What it has where it is no WebSocket.
+    /// Its state where it is no WebSocket.
     pub(crate) side: Option<Box<Side>>,
-    /// What was seen of its channel, or of its own echoes.
+    /// The seen messages of its channel, or its own echoes.
     pub(crate) seen: Sequence,
     /// Echo: number of the last message that was sent.
     pub(crate) sent: u32,

@@ -20,9 +20,9 @@ pub(crate) struct Dialer {
     next: u32,
     /// Connections below this are to be open.
     target: u32,
-    /// Those that are to be opened again, at once.
+    /// Connections to open again, at once.
     again: VecDeque<u32>,
-    /// Those that failed, by when to try again.
+    /// Failed connections, by when to retry.
     later: BinaryHeap<Reverse<(u64, u32)>>,
     /// Handshakes, oldest first: when they are too late, connection, generation.
     deadlines: VecDeque<(u64, u32, u32)>,

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What one worker shows to the coordinator. Written by the worker once a turn, read by anyone;
+/// The figures of one worker for the coordinator. Written by the worker once a turn, read by anyone;
 /// figures of one moment need not fit together.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
@@ -22,9 +22,9 @@ pub(crate) struct Live {
     pub(crate) sent: AtomicU64,
     /// Messages of ours that arrived, duplicates and all.
     pub(crate) received: AtomicU64,
-    /// Those of them that were duplicates.
+    /// The duplicates among them.
     pub(crate) duplicated: AtomicU64,
-    /// Connections that have answered as many pings as were asked for.
+    /// Connections that have answered all requested pings.
     pub(crate) pinged: AtomicU64,
     /// Bytes that were handed to sockets, since messages began.
     pub(crate) bytes_sent: AtomicU64,
@@ -32,7 +32,7 @@ pub(crate) struct Live {
     pub(crate) bytes_received: AtomicU64,
     /// When the last message of ours arrived, nanoseconds since the origin.
     pub(crate) last_ns: AtomicU64,
-    /// When the last connection that was asked for came up, nanoseconds since the origin.
+    /// When the last requested connection came up, nanoseconds since the origin.
     pub(crate) ready_ns: AtomicU64,
     /// Number of the newest order that was carried out.
     pub(crate) order: AtomicU64,
@@ -89,7 +89,7 @@ impl Sum {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reasons(BTreeMap<String, u64>);
 
-/// Reasons that are told apart; all further ones are counted together.
+/// Reasons that are counted separately; all further ones are counted together.
 const REASONS_MAX: usize = 32;
 
 impl Reasons {
@@ -151,7 +151,7 @@ impl Busy {
         Self { run_ns, wait_ns }
     }
 
-    /// What was added since `earlier`.
+    /// The values added since `earlier`.
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             run_ns: self.run_ns.saturating_sub(earlier.run_ns),
@@ -160,7 +160,7 @@ impl Busy {
     }
 }
 
-/// What a worker hands over at its end.
+/// The results that a worker hands over at its end.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// From the intended send time.

@@ -6,7 +6,7 @@ use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
 use std::time::Duration;
 
-/// What is done with the connections once they are open.
+/// The use of the connections once they are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// Hold them and answer pings; count those that drop.
@@ -34,7 +34,7 @@ impl Scenario {
     }
 }
 
-/// What is spoken on the connections.
+/// The protocol on the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
     /// `centrifugo` when the URL's path ends in /connection/websocket, else `raw`; always `raw` for
@@ -82,7 +82,7 @@ pub enum Threads {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "roost-load", version)]
 pub struct Flags {
-    /// What to do.
+    /// The scenario.
     #[arg(value_enum)]
     pub scenario: Scenario,
 
@@ -95,11 +95,11 @@ pub struct Flags {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub connections: u32,
 
-    /// What to speak.
+    /// The protocol.
     #[arg(long, value_enum, default_value_t = Protocol::Auto)]
     pub protocol: Protocol,
 
-    /// What the connections are; others than WebSockets need the client protocol. They are pinged as
+    /// The transport of the connections; others than WebSockets need the client protocol. They are pinged as
     /// those of SDKs are: pongs go over one connection of each thread.
     #[arg(long, value_enum, default_value_t = Transport::WebSocket)]
     pub transport: Transport,

@@ -389,7 +389,7 @@ impl Fleet {
             State::Open => {
                 self.conns[index as usize].close(State::Dropped);
                 self.counts.open -= 1;
-                // Those that don't read were bound to be thrown out.
+                // Connections that do not read are closed by the server, as expected.
                 if !(self.measuring && self.plan.is_slow(self.global(index))) {
                     self.counts.dropped += 1;
                 }
@@ -671,10 +671,10 @@ impl Fleet {
     }
 }
 
-/// Compression as it is asked for: each message for itself, so that one that many get is inflated once.
+/// The requested compression: each message for itself, so that one that many get is inflated once.
 const OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
 
-/// Whether the answer to an upgrade agrees to the compression that was asked for.
+/// Whether the answer to an upgrade accepts the requested compression.
 fn agreed(head: &[u8], compression: bool) -> Result<(), &'static str> {
     let text = String::from_utf8_lossy(head).to_ascii_lowercase();
     let extensions = text.lines().find_map(|line| line.strip_prefix("sec-websocket-extensions:"));

@@ -1,4 +1,4 @@
-//! What the kernel says about processes and memory of this machine.
+//! Figures of the kernel about processes and memory of this machine.
 
 use std::fs;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ impl Usage {
     }
 }
 
-/// Bytes of the kernel's slab caches, in which sockets live; `None` where that isn't told.
+/// Bytes of the kernel's slab caches, in which sockets live; `None` where that is unknown.
 pub(crate) fn slab_bytes() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     Some(kilobytes(&info, "Slab:")? * 1024)

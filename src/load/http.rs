@@ -24,10 +24,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// Bytes of one message, chunk or answer that a server may send.
 pub(crate) const BODY_BYTES_MAX: usize = 32 << 20;
 
-/// What one connection of these has beside its record.
+/// The state of such a connection beside its record.
 #[derive(Debug, Default)]
 pub(crate) struct Side {
-    /// What the up-link knows it by.
+    /// Its name on the up-link.
     pub(crate) session: CompactString,
     pub(crate) node: CompactString,
     /// Where it stands in its channel, if it polls.
@@ -53,7 +53,7 @@ fn put_post(host: &str, path: &str, body: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(body);
 }
 
-/// What a response begins with.
+/// The beginning of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     /// Its bytes.
@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(chunk(part), Ok(None), "{part:?}");
         }
         assert!(chunk(b"x\r\n").is_err());
-        // What has no bound isn't waited for.
+        // A body without a bound is not awaited.
         assert!(chunk(b"2000001\r\n").is_err() && chunk(b"ffffffffffffffff\r\n").is_err());
         assert!(head(b"HTTP/1.1 200 OK\r\nContent-Length: 33554433\r\n\r\n").is_err());
         let endless = [b"HTTP/1.1 200 OK\r\nX: ".to_vec(), vec![b'x'; HEAD_BYTES_MAX]].concat();

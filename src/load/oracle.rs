@@ -12,7 +12,7 @@
 /// given up as lost (late ones of it would then count as duplicated). Stays below 1 KiB.
 const RANGES_MAX: usize = 64;
 
-/// What a number turned out to be.
+/// The verdict about a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The next one, or one beyond it.
@@ -23,7 +23,7 @@ pub(crate) enum Verdict {
     Duplicate,
 }
 
-/// What one receiver has seen of one sequence. 16 bytes; heap only while a gap is open.
+/// The seen numbers of one sequence at one receiver. 16 bytes; heap only while a gap is open.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     next: u32,

@@ -1,4 +1,4 @@
-//! What a message of ours carries: its channel and number, and when it was to leave and did.
+//! The stamp of a message: its channel and number, and when it was due and left.
 
 use crate::base::rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ pub(crate) struct Stamp {
     pub(crate) actual_ns: u64,
 }
 
-/// A payload as it is written: the stamp and what makes it as long as was asked for, which is records as
+/// A payload as it is written: the stamp and filling up to the requested length, which is records as
 /// applications send them (so that it compresses as those do), and a rest.
 #[derive(Serialize)]
 struct Padded<'a> {

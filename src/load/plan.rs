@@ -1,4 +1,4 @@
-//! What the flags come to: checked, with defaults filled in, spread over threads.
+//! The plan made of the flags: checked, with defaults filled in, spread over threads.
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
 use super::payload::{PayloadWriter, Stamp};
@@ -67,13 +67,13 @@ pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
     pub(crate) target: Target,
     pub(crate) transport: Transport,
-    /// WebSockets are asked to be compressed.
+    /// WebSockets request compression.
     pub(crate) compression: bool,
     /// Path of WebSockets, which is where a connection of ours publishes.
     pub(crate) websocket_path: String,
     /// Path of the up-link.
     pub(crate) up_path: String,
-    /// What to publish through; nothing for one more connection.
+    /// The endpoint to publish through; nothing for one more connection.
     pub(crate) api: Option<Api>,
     pub(crate) connections: u32,
     pub(crate) centrifugo: bool,
@@ -89,7 +89,7 @@ pub(crate) struct Plan {
     pub(crate) payload_bytes: usize,
     /// Messages of a connection in flight, for echo.
     pub(crate) window: u32,
-    /// What a broadcast publishes by when it keeps no rate.
+    /// The window by which a broadcast without a rate publishes.
     pub(crate) closed_loop: Option<Arc<Window>>,
     pub(crate) spin: bool,
     pub(crate) duration: Duration,
@@ -183,7 +183,7 @@ impl Plan {
         format!("{scheme}://{host}{path}")
     }
 
-    /// Bytes of the payload of message number `sequence`: those asked for, or as many as the checks need.
+    /// Bytes of the payload of message number `sequence`: as requested, or as many as the checks need.
     pub(crate) fn written_bytes(&self, sequence: u64) -> usize {
         let now_ns = u64::try_from(self.duration.as_nanos()).unwrap_or(u64::MAX);
         let stamp = Stamp {
@@ -425,7 +425,7 @@ fn channels(flags: &Flags, centrifugo: bool) -> Vec<String> {
     }
 }
 
-/// What a broadcast without a rate publishes by.
+/// The window by which a broadcast without a rate publishes.
 fn closed_loop(flags: &Flags, by_api: bool) -> Result<Option<Arc<Window>>, PlanError> {
     let (Some(window), None) = (flags.window, flags.rate) else { return Ok(None) };
     match flags.scenario {

@@ -20,13 +20,13 @@ pub(crate) struct Progress {
 /// How things stand, as the line shows them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing<'s> {
-    /// What is being done.
+    /// The current step.
     pub(crate) phase: &'s str,
     /// Time left of it, where that is known.
     pub(crate) left: Option<Duration>,
     /// Connections to open in all.
     pub(crate) asked: u32,
-    /// What the workers count.
+    /// The counters of the workers.
     pub(crate) sum: &'s Sum,
     /// Messages that the publisher has sent.
     pub(crate) published: u64,

@@ -35,7 +35,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 const RULES: ReadRules = ReadRules { masked: false, deflate: false, message_bytes_max: 32 << 20 };
 
-/// What the coordinator wants of the publisher.
+/// The orders of the coordinator for the publisher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     /// Publish everything, the first message at this moment (nanoseconds since the origin).
@@ -46,7 +46,7 @@ pub(crate) enum Order {
     Finish,
 }
 
-/// What the publisher shows while it runs.
+/// The figures of the running publisher.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     /// Messages given to the socket.
@@ -57,7 +57,7 @@ pub(crate) struct Live {
     pub(crate) last_ns: AtomicU64,
 }
 
-/// What it hands over at the end.
+/// The results that it hands over at the end.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// Messages sent, by channel.
@@ -92,7 +92,7 @@ pub(crate) struct Publisher {
     live: Arc<Live>,
     /// Whether the connection is still there.
     open: bool,
-    /// What the server answered to `connect`.
+    /// The server's answer to `connect`.
     connected: Option<Result<(), String>>,
 }
 
@@ -313,7 +313,7 @@ impl Publisher {
             return;
         }
         let blocked = self.written < self.out.len();
-        // What is due can't go while the socket is full: wait for it, not for the time.
+        // A due message cannot leave while the socket is full: wait for the socket, not for the time.
         let until = if blocked { LOOK_EVERY } else { until };
         let wait = Timespec { tv_sec: 0, tv_nsec: until.subsec_nanos().into() };
         let interest = if blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };

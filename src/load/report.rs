@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a run came to. The keys are those that the JSON line has; figures that a scenario doesn't
+/// The result of a run. The keys are those that the JSON line has; figures that a scenario doesn't
 /// have are null or 0.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
@@ -21,7 +21,7 @@ pub(crate) struct Report {
     /// Of a message's payload as it was written; null when none was.
     pub(crate) payload_bytes: Option<usize>,
     pub(crate) rate: Rate,
-    /// What the connections are, and whether they are compressed.
+    /// The transport of the connections, and whether they are compressed.
     pub(crate) transport: &'static str,
     pub(crate) compression: bool,
     /// On the connections, above TCP; from the first message on, where messages were sent.
@@ -42,7 +42,7 @@ pub(crate) struct Report {
     pub(crate) storm: Option<Storm>,
     /// Why connections or messages failed, with counts.
     pub(crate) reasons: BTreeMap<String, u64>,
-    /// What went wrong besides connections and messages; each makes the exit code 1.
+    /// Problems besides connections and messages; each makes the exit code 1.
     #[serde(skip)]
     pub(crate) troubles: Vec<String>,
 }
@@ -151,14 +151,14 @@ pub(crate) struct Slope {
 pub(crate) struct Storm {
     /// Connections that were dropped on purpose.
     pub(crate) dropped: u64,
-    /// Those of them that are back.
+    /// The connections among them that are back.
     pub(crate) back: u64,
     /// From the drop until the last one was back.
     pub(crate) back_s: f64,
 }
 
 impl Server {
-    /// What could be told of it, on one line; nothing otherwise.
+    /// The known figures, on one line; nothing without any.
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         parts.extend(self.rss_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6)));
@@ -227,7 +227,7 @@ impl Report {
         }
     }
 
-    /// What went wrong, one line each; nothing if all that should have arrived did.
+    /// The problems, one line each; none if every message arrived.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = self.troubles.clone();
         for (count, what) in [

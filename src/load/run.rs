@@ -52,7 +52,7 @@ pub(super) struct Coordinator {
     pub(super) ordered: u64,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) progress: Progress,
-    /// What the server's host looked like before the first connection.
+    /// The state of the server's host before the first connection.
     pub(super) baseline: Baseline,
     pub(super) report: Report,
     /// When and with how much processor time of the server holding began.
@@ -281,7 +281,7 @@ impl Coordinator {
 
     /// A worker that ended before its time takes its reason along.
     fn check_workers(&mut self) -> Result<(), String> {
-        // It waits to be told to finish: before that, only a panic ends it.
+        // It waits for the order to finish: before that, only a panic ends it.
         if self.publisher.as_ref().is_some_and(|publisher| publisher.thread.is_finished()) {
             return Err("the publisher panicked".to_owned());
         }

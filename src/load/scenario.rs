@@ -1,4 +1,4 @@
-//! What the coordinator does in which scenario, step by step.
+//! The steps of the coordinator in each scenario.
 
 use super::api;
 use super::figures::Sum;
@@ -182,7 +182,7 @@ impl Coordinator {
         self.order(|_| Order::Measure)?;
         let cpu_s = self.usage().map(|usage| usage.cpu_s);
         let began = self.origin.elapsed() + LEAD;
-        // The publisher lives until it is told to finish, so the orders arrive.
+        // The publisher lives until it gets the order to finish, so the orders arrive.
         let _ = orders.send(publisher::Order::Start(began.as_nanos() as u64));
         if !self.wait("publishing", None, |_| live.done.load(Relaxed))? {
             let _ = orders.send(publisher::Order::Stop);

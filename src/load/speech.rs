@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(crate) const CONNECT_ID: u32 = 1;
 /// Id of its `subscribe` command.
 pub(crate) const SUBSCRIBE_ID: u32 = 2;
-/// What answers a ping: an empty command.
+/// The answer to a ping: an empty command.
 pub(crate) const PONG: &str = "{}";
 
 #[derive(Serialize)]
@@ -178,7 +178,7 @@ struct Ending<'a> {
     reason: Cow<'a, str>,
 }
 
-/// What a line from the server meant.
+/// The meaning of a line from the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     /// An empty reply: a pong is due.
@@ -234,7 +234,7 @@ pub(crate) fn read_events(text: &str, run: u32, said: &mut Vec<Said>) {
     said.extend(events.map(|event| read_reply(event, run)));
 }
 
-/// What the answer to a poll says.
+/// The content of the answer to a poll.
 pub(crate) struct Polled {
     /// Messages of ours.
     pub(crate) said: Vec<Said>,
@@ -303,7 +303,7 @@ const MEMO_SLOTS: usize = 64;
 /// Longer texts are parsed each time.
 const MEMO_TEXT_BYTES_MAX: usize = 16 * 1024;
 
-/// What recent texts meant, by their hash; a newer text takes an older one's slot.
+/// The meanings of recent texts, by their hash; a newer text takes an older one's slot.
 ///
 /// Price of a hit: one hash and one comparison of the text, about 20 ns for 200 bytes, no heap.
 pub(crate) struct Memo {
@@ -328,7 +328,7 @@ impl Memo {
         }
     }
 
-    /// What `text` means: from memory, or by `parse`. It may be deflated.
+    /// The meaning of `text`: from memory, or by `parse`. It may be deflated.
     pub(crate) fn read(
         &mut self,
         text: &[u8],
@@ -349,7 +349,7 @@ impl Memo {
         &slot.said
     }
 
-    /// What `text` means, without remembering it: for texts that come once.
+    /// The meaning of `text`, without remembering it: for texts that come once.
     pub(crate) fn read_afresh(
         &mut self,
         text: &[u8],
@@ -361,7 +361,7 @@ impl Memo {
     }
 }
 
-/// What bytes mean as a text; those that are not UTF-8 mean nothing.
+/// The meaning of bytes as a text; bytes that are not UTF-8 have none.
 pub(crate) fn as_text(text: &[u8], said: &mut Vec<Said>, parse: impl FnOnce(&str, &mut Vec<Said>)) {
     match simdutf8::basic::from_utf8(text) {
         Ok(text) => parse(text, said),

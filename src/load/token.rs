@@ -23,7 +23,7 @@ impl Signer {
     /// A token without expiry for `user`.
     ///
     /// # Errors
-    /// What the signing library says, as text; nothing that input could cause.
+    /// The fault of the signing library, as text; no input can cause it.
     pub(crate) fn sign(&self, user: &str) -> Result<String, String> {
         jsonwebtoken::encode(&self.header, &Claims { sub: user }, &self.key)
             .map_err(|error| format!("signing a token: {error}"))

@@ -21,10 +21,10 @@ pub(crate) const WINDOW_MAX: u32 = 1024;
 #[derive(Debug)]
 pub(crate) struct Window {
     in_flight_max: u32,
-    /// Who gets each message.
+    /// The receivers of each message.
     receivers: AtomicU32,
     arrivals: Box<[AtomicU32]>,
-    /// A message is complete that the publisher wasn't told of.
+    /// A complete message that the publisher does not know of yet.
     complete: AtomicBool,
     /// The publisher waits for the bell.
     waiting: AtomicBool,
@@ -82,7 +82,7 @@ impl Window {
         };
         if !complete() {
             self.waiting.store(true, Ordering::SeqCst);
-            // Who arrived in between found nobody waiting.
+            // A message that arrived in between found no waiter.
             if !complete() {
                 return false;
             }
@@ -92,7 +92,7 @@ impl Window {
         true
     }
 
-    /// What becomes readable when the bell rings.
+    /// The descriptor that becomes readable when the bell rings.
     pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

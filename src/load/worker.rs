@@ -45,11 +45,11 @@ const PRECISE_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait when nothing is due.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
-/// What a server may send in one message.
+/// The maximum of one message of a server.
 const RULES: ReadRules =
     ReadRules { masked: false, deflate: false, message_bytes_max: http::BODY_BYTES_MAX };
 
-/// What the coordinator wants of a worker.
+/// The orders of the coordinator for a worker.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
     /// Open the connections of the share up to this number.
@@ -68,7 +68,7 @@ pub(crate) enum Order {
     Finish(Arc<[u32]>),
 }
 
-/// What a worker is made of; built by the coordinator before any table is unshared.
+/// The parts of a worker; built by the coordinator before any table is unshared.
 pub(crate) struct Worker {
     pub(crate) plan: Arc<Plan>,
     pub(crate) share: Share,
@@ -167,7 +167,7 @@ impl Running {
             let order = match self.orders.try_recv() {
                 Ok(order) => order,
                 Err(crossbeam_channel::TryRecvError::Empty) => return None,
-                // The coordinator is gone: nobody asks for figures any more.
+                // The coordinator is gone: nobody needs figures any more.
                 Err(crossbeam_channel::TryRecvError::Disconnected) => return Some(Arc::new([])),
             };
             let now_ns = self.now_ns();

@@ -35,7 +35,7 @@ impl Wake for Bell {
 
 /// A shard takes no more questions now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a shard takes no more now")]
+#[error("the mailbox of a shard is full")]
 pub(super) struct Busy;
 
 /// See the module.

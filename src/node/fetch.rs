@@ -15,7 +15,7 @@ use super::tls::{self, Trust};
 /// Why something was not to be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchFault {
-    #[error("no address: {0}")]
+    #[error("invalid URL: {0}")]
     Address(#[from] hyper::http::Error),
     #[error("{0}{cause}", cause = causes(.0))]
     Request(#[from] legacy::Error),
@@ -23,7 +23,7 @@ pub(super) enum FetchFault {
     Status(StatusCode),
     #[error(transparent)]
     Redirect(#[from] RedirectFault),
-    #[error("the answer: {0}")]
+    #[error("cannot read the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
 }
 

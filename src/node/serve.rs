@@ -455,7 +455,7 @@ fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
     let url = format!("http://{at}{}/", admin.prefix);
     match (&admin.link, &admin.password) {
         _ if admin.insecure => {
-            format!("admin page: {url}, WITHOUT a password: it is open to all who reach it")
+            format!("admin page: {url}, WITHOUT a password: open to every client that reaches it")
         }
         (Some(link), None) => format!("admin page: {url}#link={link} (works until the node ends)"),
         _ => format!("admin page: {url}, with admin.password"),
@@ -493,7 +493,7 @@ fn greeting(
         let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
         lines.push(limits);
         if insecure {
-            lines.push("client.insecure is on: everybody may do everything".to_owned());
+            lines.push("client.insecure is on: every client has full access".to_owned());
         }
         if let Some(first) = addresses.first().map(host_of) {
             let url = path.map(|path| format!("ws://{first}{path}"));

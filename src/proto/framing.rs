@@ -1,4 +1,4 @@
-//! What stands around the messages of a connection: WebSocket frames, chunks of a response, events.
+//! The framing of the messages of a connection: WebSocket frames, chunks of a response, events.
 //!
 //! ```text
 //!   WebSocket   header | message \n message ...
@@ -110,7 +110,7 @@ fn is_chunked(form: Form) -> bool {
     matches!(form.framing(), Framing::Stream | Framing::Events)
 }
 
-/// What begins a frame whose content, with all that belongs to each message, has so many bytes.
+/// The beginning of a frame whose content, with the framing of each message, has so many bytes.
 fn put_start(out: &mut Vec<u8>, form: Form, bytes: usize) {
     match form.framing() {
         Framing::Stream | Framing::Events => put_length(out, bytes),
@@ -119,7 +119,7 @@ fn put_start(out: &mut Vec<u8>, form: Form, bytes: usize) {
     }
 }
 
-/// What a frame holds, with all that belongs to each message.
+/// The content of a frame, with the framing of each message.
 fn content(form: Form, frame: &[u8]) -> &[u8] {
     match form.framing() {
         Framing::Stream | Framing::Events => {
@@ -131,12 +131,12 @@ fn content(form: Form, frame: &[u8]) -> &[u8] {
     }
 }
 
-/// What each message begins with.
+/// The beginning of each message.
 fn before(form: Form) -> &'static [u8] {
     if form.framing().is_events() { b"data: " } else { b"" }
 }
 
-/// What each message ends with.
+/// The end of each message.
 fn behind(form: Form) -> &'static [u8] {
     match form.framing() {
         Framing::Events | Framing::BareEvents => b"\n\n",
@@ -145,7 +145,7 @@ fn behind(form: Form) -> &'static [u8] {
     }
 }
 
-/// What stands between two of them.
+/// The separator between two of them.
 fn between(form: Form) -> &'static [u8] {
     match form.framing() {
         Framing::Poll => b",",

@@ -71,7 +71,7 @@ fn version_1(buf: &[u8]) -> Result<Option<ProxyHeader>> {
     let mut fields = line.split(' ');
     let family = fields.next();
     let client = match family {
-        // What follows it is to be ignored.
+        // The bytes behind it are ignored.
         Some("UNKNOWN") => None,
         Some("TCP4") => Some(version_1_client::<Ipv4Addr>(fields)?),
         Some("TCP6") => Some(version_1_client::<Ipv6Addr>(fields)?),
@@ -124,7 +124,7 @@ fn version_2(buf: &[u8]) -> Result<Option<ProxyHeader>> {
         return Err(MalformedProxyHeader);
     }
     let Some(addresses) = rest.get(..len) else { return Ok(None) };
-    // What is behind the addresses (TLVs) is of no use here.
+    // The TLVs behind the addresses are of no use here.
     let client = match family {
         1 if !is_local => addresses.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
         2 if !is_local => addresses.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),

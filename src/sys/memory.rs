@@ -14,7 +14,7 @@ static ALLOCATED: AtomicI64 = AtomicI64::new(0);
 const REPORT_BYTES: i64 = 32 * 1024;
 
 thread_local! {
-    /// What this thread has allocated and freed, and not reported. Const, and nothing to drop: neither
+    /// Bytes that this thread has allocated and freed, and not reported. Const, and nothing to drop: neither
     /// the first access nor the end of a thread allocates.
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
 }
@@ -30,13 +30,13 @@ thread_local! {
     static REQUESTED: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Bytes that this thread has asked for and not given back, for tests of what something holds.
+/// Bytes that this thread has allocated and not freed, for tests of what something holds.
 #[cfg(test)]
 pub fn requested_bytes() -> i64 {
     REQUESTED.get()
 }
 
-/// What an allocation takes of its size class: mimalloc has four of them between two powers of two.
+/// The size class of an allocation: mimalloc has four of them between two powers of two.
 fn class_bytes(size: usize) -> i64 {
     let step = (1usize << (usize::BITS - 1 - (size | 64).leading_zeros())) >> 2;
     (size.saturating_add(step - 1) & !(step - 1)) as i64

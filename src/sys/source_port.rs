@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 /// Neither socket2 nor rustix has this option.
 ///
 /// # Errors
-/// What `setsockopt(2)` says; ENOPROTOOPT on kernels before 4.2.
+/// The errors of `setsockopt(2)`; ENOPROTOOPT on kernels before 4.2.
 pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is borrowed, so open, for the whole call; the pointer is to a live

@@ -31,9 +31,9 @@ pub fn block_signals() -> io::Result<()> {
 /// or socket may cross the thread's border after this call; only SCM_RIGHTS moves descriptors.
 ///
 /// # Errors
-/// What `unshare(2)` says: ENOMEM, or EPERM under a seccomp filter.
+/// The errors of `unshare(2)`: ENOMEM, or EPERM under a seccomp filter.
 pub fn unshare_files() -> io::Result<()> {
-    // SAFETY: the callers keep the condition of `unshare_unsafe`, as the documentation above asks:
+    // SAFETY: the callers keep the condition of `unshare_unsafe`, as the documentation above requires:
     // descriptors made after the call stay inside their thread. A broken rule gives EBADF or a
     // foreign socket, never memory unsafety.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };

@@ -20,7 +20,7 @@ const SUBMIT_MAX: u32 = 256;
 /// Completions for which the kernel has room; beyond it the kernel keeps them in a list of its own.
 const COMPLETIONS: u32 = 4 * SUBMIT_MAX;
 
-// What an operation is, in the upper half of its user data; its number is the lower half.
+// The kind of an operation, in the upper half of its user data; its number is the lower half.
 const OF_BATCH: u64 = 1 << 32;
 const OF_ACCEPT: u64 = 2 << 32;
 const OF_CANCEL: u64 = 3 << 32;
@@ -49,7 +49,7 @@ enum What {
     Recv { bytes: *mut u8, len: usize },
 }
 
-/// What came of accepting.
+/// The outcome of an accept.
 #[derive(Debug)]
 pub struct Accepted {
     /// The number that [`Ring::accept`] was given.
@@ -155,7 +155,7 @@ impl Ring {
     }
 
     /// # Safety
-    /// What the entry points at lives until its completion was seen.
+    /// The memory that the entry points at lives until its completion was seen.
     unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: as above.
         while unsafe { self.ring.submission().push(entry) }.is_err() {

@@ -15,14 +15,14 @@ use crate::base::time::UnixSeconds;
 
 /// A token in its compact form (RFC 7515 7.1), taken apart.
 pub(super) struct Parts<'a> {
-    /// What is signed: header and payload as they came.
+    /// The signed part: header and payload as they came.
     pub(super) signed: &'a str,
     header: &'a str,
     payload: &'a str,
     signature: &'a str,
 }
 
-/// What of a header means something.
+/// The fields of a header that have a meaning here.
 pub(super) struct Header {
     pub(super) algorithm: Algorithm,
     pub(super) kid: Option<String>,

@@ -1,4 +1,4 @@
-//! What `aud` and `iss` have to be, and the address of the key set that follows from them.
+//! Required values of `aud` and `iss`, and the address of the key set that follows from them.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use regex_lite::Regex;
 /// Bytes of what stands for a name in an address.
 const VALUE_BYTES_MAX: usize = 255;
 
-/// What a claim has to be.
+/// The required value of a claim.
 #[derive(Debug)]
 pub(super) enum Expected {
     Anything,
@@ -23,7 +23,7 @@ impl Expected {
     /// From the two options for a claim.
     ///
     /// # Errors
-    /// What was expected of the regular expression.
+    /// The requirement that the regular expression misses.
     pub(super) fn new(exact: &str, regex: &str) -> Result<Self, String> {
         match (exact, regex) {
             ("", "") => Ok(Self::Anything),
@@ -72,7 +72,7 @@ impl Expected {
 /// The address of a key set, with names of groups as `{{name}}`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    /// What stands before each name, and the name.
+    /// The text before each name, and the name.
     named: Vec<(String, String)>,
     rest: String,
 }
@@ -81,7 +81,7 @@ impl Endpoint {
     /// Reads the option; the names have to be groups of one of the expressions.
     ///
     /// # Errors
-    /// What was expected.
+    /// The expected form.
     pub(super) fn new(text: &str, audience: &Expected, issuer: &Expected) -> Result<Self, String> {
         let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let is_url = host

@@ -19,7 +19,7 @@ pub(super) const SET_KEYS_MAX: usize = 512;
 /// Bits of an RSA key.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// What a token may be signed with (RFC 7518 3.1, RFC 8037 3.1); `none` is not among them.
+/// Signature algorithms of tokens (RFC 7518 3.1, RFC 8037 3.1); `none` is not among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Hs256,
@@ -69,7 +69,7 @@ impl Algorithm {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm)
     }
 
-    /// True when whoever can check a signature can also make one.
+    /// True when the key that verifies a signature can also make one.
     pub(super) fn is_hmac(self) -> bool {
         matches!(self, Hs256 | Hs384 | Hs512)
     }
@@ -191,10 +191,10 @@ struct Jwk {
 
 impl KeySet {
     /// Reads a JWK Set (RFC 7517 5). Keys without a `kid`, for other ends, of other kinds and with
-    /// content that makes no key are passed over, as section 5 there asks.
+    /// content that makes no key are skipped, as section 5 there requires.
     ///
     /// # Errors
-    /// What was expected.
+    /// The expected form.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set<'a> {
@@ -232,7 +232,7 @@ impl KeySet {
 }
 
 impl Jwk {
-    /// What it can be used for here, if anything.
+    /// Its use here, if any.
     fn keys(&self) -> Vec<PublicKey> {
         let signs = self.used_for.as_deref().is_none_or(|used_for| used_for == "sig");
         let verifies = self.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));

@@ -6,10 +6,10 @@
 //!              |         '-- HMAC: here. Others: None, and a pool asks `check_signature`
 //!              '-- JWKS: `kid` and the endpoint that follows from aud and iss choose the key
 //! ```
-//! The algorithm comes from the keys: a token whose header asks for one that no key is for is
+//! The algorithm comes from the keys: a token whose header names one that no key is for is
 //! invalid, and `none` is not an algorithm at all. Called by shards, who may not be kept for the tens of
 //! microseconds that an RSA or EC signature takes, and by the threads that check those. Knows no
-//! network: whoever is told that a key set is unknown fetches it and puts it in.
+//! network: the caller that learns that a key set is unknown fetches and installs it.
 
 mod claims;
 mod endpoint;
@@ -150,7 +150,7 @@ impl TokenOptions {
     }
 }
 
-/// What the options make, beside the secrets.
+/// The prepared options, apart from the secrets.
 struct Prepared {
     public: Vec<PublicKey>,
     endpoint: Option<Endpoint>,
@@ -164,7 +164,7 @@ struct Prepared {
 pub struct KeyFault {
     /// The option's name in its section, such as `rsa_public_key`.
     pub option: &'static str,
-    /// What it should have been.
+    /// The expected value.
     pub expected: String,
 }
 
@@ -214,7 +214,7 @@ impl TokenFault {
     }
 }
 
-/// What came of checking a signature.
+/// The outcome of a signature check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
     /// One of the keys made it, and `aud` and `iss` fit.
@@ -224,14 +224,14 @@ pub enum Checked {
     },
     /// It is not to be accepted.
     Bad,
-    /// No key with the token's `kid` is known: the endpoint has to be asked.
+    /// No key with the token's `kid` is known: the key set has to be fetched.
     Unknown {
         /// Where its key set is.
         url: String,
     },
 }
 
-/// What a connection token says.
+/// The claims of a connection token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionClaims {
     /// User id; empty is an anonymous user.
@@ -248,7 +248,7 @@ pub struct ConnectionClaims {
     pub subs: Vec<(CompactString, SubOptions)>,
 }
 
-/// What a token says of a subscription.
+/// The claims of a token about a subscription.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubOptions {
     /// `chan_info`: JSON text in one line, or any bytes when it came as base64.
@@ -267,7 +267,7 @@ pub struct SubOptions {
 pub struct SubscriptionClaims {
     /// Must be the connection's user.
     pub user: CompactString,
-    /// Must be the channel asked for; never empty.
+    /// Must be the requested channel; never empty.
     pub channel: CompactString,
     /// Must be the client id, unless empty.
     pub client: CompactString,
@@ -294,10 +294,10 @@ pub struct Overrides {
     /// Send them to all subscribers.
     #[serde(deserialize_with = "flag")]
     pub force_push_join_leave: Option<bool>,
-    /// Recovery whether asked for or not.
+    /// Recovery, requested or not.
     #[serde(deserialize_with = "flag")]
     pub force_recovery: Option<bool>,
-    /// Position checks whether asked for or not.
+    /// Position checks, requested or not.
     #[serde(deserialize_with = "flag")]
     pub force_positioning: Option<bool>,
 }
@@ -393,7 +393,7 @@ impl TokenKeys {
         replaced << 32 | self.current.load().generation.load(Ordering::Acquire) & 0xffff_ffff
     }
 
-    /// Whether there is a JWKS endpoint, and whether it is asked over TLS.
+    /// Whether there is a JWKS endpoint, and whether it is fetched over TLS.
     pub fn fetches_keys(&self) -> Option<bool> {
         self.current.load().endpoint.as_ref().map(Endpoint::is_secure)
     }
@@ -478,7 +478,7 @@ impl Keys {
         };
         match self.claims_of(&parts, now, kind) {
             Ok(_) if later => None,
-            // An expired token grants nothing whoever signed it, so nobody's time goes into its signature.
+            // An expired token grants nothing, whatever its signature: checking that would waste time.
             verdict => Some(verdict),
         }
     }
@@ -520,7 +520,7 @@ impl Keys {
             return Ok(());
         }
         let until = self.previous_valid_until;
-        // The clock decides: `iat` is chosen by whoever still has the old secret.
+        // The clock decides: the holder of the old secret chooses `iat`.
         if !made_by(&self.hmac_previous) {
             return Err(TokenFault::Invalid(match (&self.hmac, &self.hmac_previous) {
                 (None, None) => "alg: no key for this algorithm is configured",
@@ -603,7 +603,7 @@ impl Keys {
             info: claims.info()?,
             meta: claims.meta()?,
             subs: claims.subs()?,
-            // The last one: whoever is told of the time knows that all else was good.
+            // The last check: a fault of time implies that all other claims are good.
             expire_at: claims.in_time(now)?,
         })
     }
@@ -630,7 +630,7 @@ impl Keys {
     }
 }
 
-/// What is asked of the claims of one kind of token, the time last.
+/// The checks of the claims of one kind of token, the time last.
 type Kind<T> = fn(&Keys, &Claims<'_>, UnixSeconds) -> Result<T, TokenFault>;
 
 impl SubscriptionClaims {

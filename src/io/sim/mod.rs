@@ -8,7 +8,7 @@
 //! shards pass sockets. Nothing happens by itself: whoever runs the simulation moves the clock
 //! ([`World::advance_to`]), plays the clients, and lets a shard have its turn when
 //! [`World::is_ready`] says that a wait of it would return. Readiness is edge-triggered with the
-//! same promises as epoll, and no more: an event tells what is true when it is taken, one event may
+//! same promises as epoll, and no more: an event reports what is true when it is taken, one event may
 //! stand for several edges, and events for connections that are gone do come.
 
 mod world;
@@ -65,7 +65,7 @@ pub struct SimDriver {
     unix: UnixSeconds,
     /// The one read buffer is with the shard.
     lent: bool,
-    /// What was read ahead.
+    /// Bytes read ahead.
     ahead: Ahead<Lease>,
 }
 
@@ -239,7 +239,7 @@ mod tests {
         (world, driver, link, socket)
     }
 
-    /// What a wait tells, without what epoll may add.
+    /// The events of a wait, without those that epoll may add.
     fn wait(driver: &mut SimDriver) -> Vec<Completion> {
         let mut completions = Vec::new();
         let now = driver.world.borrow().now();
@@ -266,7 +266,7 @@ mod tests {
         world.borrow_mut().write(link, b"abcdef");
         assert_eq!(wait(&mut driver), [Completion::Readable { key: KEY, ended: false }]);
         assert_eq!(recv(&mut driver, &socket), Some((b"abcd".to_vec(), false)));
-        // Two bytes are left, and no edge tells of them.
+        // Two bytes are left, and no edge reports them.
         assert_eq!(wait(&mut driver), []);
         assert_eq!(recv(&mut driver, &socket), Some((b"ef".to_vec(), true)));
         // Data and FIN in one event.

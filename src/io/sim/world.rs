@@ -16,12 +16,12 @@ use crate::base::rng::Rng;
 use crate::base::time::{Millis, UnixSeconds};
 use crate::io::{Accepted, Completion, Received, Sent, Wake};
 
-/// What goes wrong, and how often: `one_in` n operations, 0 for never.
+/// The faults and their frequency: `one_in` n operations, 0 for never.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// Bytes and FINs travel so long at most, in milliseconds.
     pub delay_ms_max: u64,
-    /// What is written at once arrives in segments of so many bytes at most.
+    /// A write arrives in segments of so many bytes at most.
     pub segment_bytes_max: usize,
     /// A read yields fewer bytes than there are.
     pub partial_read_one_in: u64,
@@ -79,7 +79,7 @@ pub struct Sizes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkId(u32);
 
-/// What a client can see of its connection.
+/// The state of its connection that a client can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// So many bytes can be read.
@@ -139,16 +139,16 @@ struct Link {
     up: Pipe,
     down: Pipe,
     reset: bool,
-    /// Who watches it on the server's side.
+    /// The watcher on the server's side.
     watched: Option<(usize, ConnKey)>,
     /// On its shard's list of edges.
     edge: bool,
-    /// The shard was told that the socket is full, and not yet that it has room.
+    /// The shard knows that the socket is full, and not yet that it has room.
     wants_room: bool,
     /// A send that goes on: what it is to write, and when it can end.
     sending: Option<Vec<u8>>,
     sending_until: u64,
-    /// Told to be full though there is room, until then.
+    /// Reported as full though there is room, until then.
     full_until: u64,
     server_closed: bool,
     client_closed: bool,
@@ -312,7 +312,7 @@ impl World {
         self.faults = faults;
     }
 
-    /// What wakes a shard.
+    /// The causes that wake a shard.
     pub fn waker(&self, shard: ShardId) -> Arc<dyn Wake> {
         self.seats[shard.index()].woken.clone()
     }
@@ -453,7 +453,7 @@ impl World {
         self.edge(at);
     }
 
-    /// The other end of a connection, as the server asks for it.
+    /// The other end of a connection, as the server sees it.
     pub(super) fn peer(&self, at: u32) -> Option<Peer> {
         (!self.links[at as usize].reset).then(|| Peer::of(address_of(at)))
     }
@@ -479,7 +479,7 @@ impl World {
         LinkId(at)
     }
 
-    /// What a client sees of its connection.
+    /// The client's view of its connection.
     pub fn look(&self, link: LinkId) -> Seen {
         let link = &self.links[link.0 as usize];
         match link.down.arrived.len() {
@@ -745,7 +745,7 @@ impl World {
         }
     }
 
-    /// Who watches a connection, and as what.
+    /// The watcher of a connection, and its key.
     pub(super) fn watched(&self, at: u32) -> Option<(usize, ConnKey)> {
         self.links[at as usize].watched
     }

@@ -27,7 +27,7 @@ impl ApiError {
     pub(super) const SHORT: Self =
         Self::new(100, "internal server error: the node is short of memory, try again");
     pub(super) const NOT_JSON: Self =
-        Self::new(100, "internal server error: what is kept there isn't JSON");
+        Self::new(100, "internal server error: the stored data is not JSON");
     pub(super) const UNKNOWN_CHANNEL: Self = Self::new(102, "unknown channel");
     pub(super) const NOT_FOUND: Self = Self::new(104, "not found");
     pub(super) const LIMIT_EXCEEDED: Self = Self::new(106, "limit exceeded");

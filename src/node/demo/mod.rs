@@ -134,15 +134,15 @@ async fn sdk(State(shared): State<Shared>) -> Response {
 /// Why there is no SDK.
 #[derive(Debug, thiserror::Error)]
 enum SdkFault {
-    #[error("the file of roost.demo_sdk: {0}")]
+    #[error("cannot read the file of roost.demo_sdk: {0}")]
     File(std::io::Error),
     #[error("{REGISTRY}{ARCHIVE}: {0}")]
     Fetch(#[from] FetchFault),
     #[error("{REGISTRY}{ARCHIVE}: no answer in time")]
     Timeout,
-    #[error("{REGISTRY}{ARCHIVE}: not what is known by that name")]
+    #[error("{REGISTRY}{ARCHIVE}: the digest differs")]
     Digest,
-    #[error("the archive: {0}")]
+    #[error("cannot read the archive: {0}")]
     Archive(std::io::Error),
 }
 

@@ -125,11 +125,11 @@ enum Fault {
     Status(StatusCode),
     #[error(transparent)]
     Redirect(#[from] RedirectFault),
-    #[error("the answer: {0}")]
+    #[error("cannot read the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("the answer is not as agreed: {0}")]
+    #[error("invalid answer: {0}")]
     Answer(String),
-    #[error("no request: {0}")]
+    #[error("cannot build the request: {0}")]
     Call(#[from] hyper::http::Error),
 }
 

@@ -1,5 +1,5 @@
-//! Numbers and words of errors, disconnects and unsubscribes: one table for each. The session asks
-//! here what the peer is told; nothing else in the program writes one of these numbers.
+//! Numbers and words of errors, disconnects and unsubscribes: one table for each. The session takes
+//! the peer's words from here; nothing else in the program writes one of these numbers.
 
 /// Makes an enum of a code table: the variant, its number, its words.
 macro_rules! codes {
@@ -33,7 +33,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// What a Reply's `error` says: the command failed, the connection lives on.
+    /// The `error` of a Reply: the command failed, the connection lives on.
     ///
     /// Shape: 2 bytes. Codes below 100 are the SDKs' own and are never sent; 400 to 1999 belong to
     /// the application.

@@ -1,4 +1,4 @@
-//! What a client may ask, as values that no encoding owns; from JSON they borrow where they can.
+//! Commands of clients, as values of no encoding; from JSON they borrow where they can.
 //!
 //! The fields of the schema are here also where the feature is built later, so that a client which
 //! sends them is understood. Absent and `null` are the field's zero value, as in proto3.
@@ -17,7 +17,7 @@ use crate::base::filter::FilterNode;
 pub struct Command<'a> {
     /// Copied into the Reply; 0 only in a pong and in a `send`.
     pub id: u32,
-    /// What is asked.
+    /// The request.
     pub request: Request<'a>,
 }
 
@@ -29,7 +29,7 @@ pub struct Command<'a> {
 pub enum Request<'a> {
     /// Anything with id 0 that is not a `send`: the answer to a ping.
     Pong,
-    /// Who the client is; must come first, and once.
+    /// Identifies the client; must come first, and once.
     Connect(ConnectRequest<'a>),
     /// Only answered in older protocols: a client that sends it is closed with 3501.
     Ping,
@@ -39,11 +39,11 @@ pub enum Request<'a> {
     Unsubscribe(ChannelRequest<'a>),
     /// Put a message into a channel.
     Publish(PublishRequest<'a>),
-    /// Who is in a channel.
+    /// The clients in a channel.
     Presence(ChannelRequest<'a>),
     /// How many are in a channel.
     PresenceStats(ChannelRequest<'a>),
-    /// What was published in a channel.
+    /// The publications of a channel.
     History(HistoryRequest<'a>),
     /// A call to the application.
     Rpc(RpcRequest<'a>),
@@ -156,7 +156,7 @@ impl<'a> Envelope<'a> {
 #[derive(Debug, Deserialize)]
 pub(super) struct PingRequest {}
 
-/// What comes up a separate up-link (client protocol, 7): commands for a connection.
+/// A request of the separate up-link (client protocol, 7): commands for a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmulationRequest<'a> {
     /// The node that has the connection.
@@ -216,13 +216,13 @@ pub struct SubscribeRequest<'a> {
     /// The application's own data, for the subscribe proxy.
     #[serde(borrow)]
     pub data: Option<Payload<'a>>,
-    /// Asks for position checks.
+    /// Requests position checks.
     #[serde(deserialize_with = "absent")]
     pub positioned: bool,
-    /// Asks for recovery.
+    /// Requests recovery.
     #[serde(deserialize_with = "absent")]
     pub recoverable: bool,
-    /// Asks for join and leave pushes.
+    /// Requests join and leave pushes.
     #[serde(deserialize_with = "absent")]
     pub join_leave: bool,
     /// `"fossil"` or `""`.
@@ -288,7 +288,7 @@ pub struct HistoryRequest<'a> {
     /// Which channel; empty is a bad request.
     #[serde(borrow, deserialize_with = "text")]
     pub channel: Cow<'a, str>,
-    /// Publications at most; 0 asks for the position only, below 0 for as many as allowed.
+    /// Maximum of publications; 0 requests the position only, below 0 as many as allowed.
     #[serde(deserialize_with = "absent")]
     pub limit: i32,
     /// Where to start; none is the oldest, or the newest when `reverse`.
@@ -318,7 +318,7 @@ pub struct RpcRequest<'a> {
     /// The application's own data.
     #[serde(borrow)]
     pub data: Option<Payload<'a>>,
-    /// What to call; may be empty.
+    /// The called method; may be empty.
     #[serde(borrow, deserialize_with = "text")]
     pub method: Cow<'a, str>,
 }

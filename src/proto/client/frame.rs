@@ -8,7 +8,7 @@ use super::{json, protobuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// An empty frame, or a blank line in one.
-    #[error("nothing where a command should be")]
+    #[error("an empty command")]
     Blank,
     /// Not JSON, not an object, a field of the wrong type, a number out of range, a field twice.
     #[error("not a command, at byte {column} of its line")]
@@ -17,7 +17,7 @@ pub enum Malformed {
         column: usize,
     },
     /// A length that is no number, or runs past the end of the frame.
-    #[error("a message that the frame doesn't hold")]
+    #[error("a message longer than its frame")]
     Length,
     /// Not Protobuf, a field of the wrong type, a string that isn't UTF-8.
     #[error("not a command in Protobuf")]
@@ -25,7 +25,7 @@ pub enum Malformed {
 }
 
 impl Malformed {
-    /// What the peer is told.
+    /// The words for the peer.
     pub fn disconnect(self) -> Disconnect {
         Disconnect::BadRequest
     }
@@ -34,7 +34,7 @@ impl Malformed {
 /// The commands of one text frame, in order: JSON joined by `\n`, one more `\n` at the end allowed
 /// (protocol, section 2.1).
 ///
-/// Nothing is looked at before it is asked for, so the commands before a malformed one come first.
+/// Commands are parsed one by one, so those before a malformed one come first.
 pub fn commands(text: &str) -> Commands<'_> {
     Commands { frame: Frame::Text(text), consumed: 0, ended: false }
 }

@@ -1,4 +1,4 @@
-//! What the server says, as values that an encoding writes. They borrow; nothing here is kept.
+//! Replies and pushes, as values that an encoding writes. They borrow; nothing here is kept.
 //!
 //! Payloads are as they came: JSON writes them raw, so whoever writes to a JSON connection must know
 //! that they are JSON, by [`is_json`](super::is_json) where nothing else says so. An empty one is
@@ -139,7 +139,7 @@ pub struct SubscribeResult<'a> {
     /// What was missed, oldest first, with `recovered`: a list as
     /// [`Encoding::put_publications`](super::Encoding::put_publications) makes it.
     pub publications: Body<'a>,
-    /// What was missed is all here.
+    /// All missed publications are here.
     pub recovered: bool,
     /// Where the client stands, with `positioned`.
     pub offset: u64,
@@ -147,13 +147,13 @@ pub struct SubscribeResult<'a> {
     pub positioned: bool,
     /// From the token or the proxy.
     pub data: &'a [u8],
-    /// The request asked for recovery.
+    /// The request wanted recovery.
     pub was_recovering: bool,
     /// Delta was granted.
     pub delta: bool,
 }
 
-/// What the server says unasked (protocol, section 9.4).
+/// Pushes of the server (protocol, section 9.4).
 #[derive(Clone, Copy, Debug)]
 pub enum Push<'a> {
     /// A message in the channel.
@@ -195,7 +195,7 @@ pub struct SubscribePush<'a> {
     pub offset: u64,
     /// Positions are checked.
     pub positioned: bool,
-    /// From whoever subscribed the client.
+    /// From the side that subscribed the client.
     pub data: &'a [u8],
 }
 
@@ -206,7 +206,7 @@ pub struct Publication<'a> {
     pub data: &'a [u8],
     /// How the payload is written.
     pub form: DataForm,
-    /// Who published.
+    /// The publisher.
     pub info: Option<ClientInfo<'a>>,
     /// Place in the stream, from 1; 0 without history.
     pub offset: u64,

@@ -62,7 +62,7 @@ pub struct Reply {
     #[prost(message, optional, tag = "15")]
     pub sub_refresh: ::core::option::Option<SubRefreshResult>,
 }
-/// What nobody asked for.
+/// A push.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Push {
     #[prost(int64, tag = "1")]
@@ -108,7 +108,7 @@ pub struct EmulationRequest {
     #[prost(bytes = "vec", tag = "3")]
     pub data: ::prost::alloc::vec::Vec<u8>,
 }
-/// Who somebody is, as others in a channel see it.
+/// A client, as others in a channel see it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientInfo {
     #[prost(string, tag = "1")]
@@ -179,7 +179,7 @@ pub struct FilterNode {
     #[prost(message, repeated, tag = "6")]
     pub nodes: ::prost::alloc::vec::Vec<FilterNode>,
 }
-/// What frames are compressed with.
+/// The compression of frames.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dictionary {
     #[prost(string, tag = "1")]

@@ -83,7 +83,7 @@ impl BodyReader {
         self.state == State::Done
     }
 
-    /// What was collected.
+    /// The collected bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -16,7 +16,7 @@ pub enum UpgradeRefused {
     #[error("the answer is not an HTTP/1.1 response")]
     Malformed,
     /// A 101 without `Upgrade: websocket` or `Connection: upgrade`.
-    #[error("the answer doesn't say that it upgrades")]
+    #[error("the answer has no valid Upgrade and Connection headers")]
     NotUpgraded,
     /// The accept value is not that of the key.
     #[error("wrong Sec-WebSocket-Accept")]

@@ -10,7 +10,7 @@ pub struct HttpDate([u8; BYTES]);
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 const BYTES: usize = 29;
 
-/// What the format can express: 9999-12-31 23:59:59.
+/// The largest value that the format can express: 9999-12-31 23:59:59.
 const SECONDS_MAX: i64 = 253_402_300_799;
 
 impl HttpDate {

@@ -1,4 +1,4 @@
-//! What proxies say about who asked them: `X-Forwarded-For` and `Forwarded` (RFC 7239).
+//! Client addresses that proxies report: `X-Forwarded-For` and `Forwarded` (RFC 7239).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 

@@ -13,11 +13,11 @@ pub struct Head<'b> {
     pub method: &'b str,
     /// The target's path, not decoded; begins with `/` unless the target is `*` or an authority.
     pub path: &'b str,
-    /// What stands behind `?`, not decoded; empty when there is none.
+    /// The text behind `?`, not decoded; empty when there is none.
     pub query: &'b str,
     /// 0 or 1: the minor version of HTTP/1.
     pub version: u8,
-    /// What follows the head.
+    /// The bytes behind the head.
     pub body: Body,
     /// Length of the head in bytes, its empty line included.
     pub bytes: usize,
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What matters of a head, to compare.
+    /// The compared parts of a head.
     fn outline(buf: &[u8]) -> Result<Option<String>, Refusal> {
         Ok(parse(buf)?.map(|head| {
             let Head { method, path, query, version, body, .. } = &head;
@@ -497,7 +497,7 @@ mod tests {
             let mut scanned = 0;
             for cut in 0..=bytes.len() {
                 let verdict = outline(&bytes[..cut]);
-                // What the scanner doesn't announce has no head in it.
+                // Input that the scanner does not announce has no head in it.
                 if !head_complete(&bytes[..cut], &mut scanned) {
                     prop_assert!(!matches!(verdict, Ok(Some(_))));
                 } else {

@@ -7,7 +7,7 @@
 //!              '----------'--------'--> Refusal --> put_refusal, then close
 //! ```
 //!
-//! What it must not know: sockets, time, routes, origins, limits other than those of a head.
+//! It must not know sockets, time, routes, origins, limits other than those of a head.
 
 mod body;
 mod client;

@@ -25,7 +25,7 @@ pub enum Refusal {
     HeadersTooMany,
     /// Another version than HTTP/1.0 or 1.1, the preface of HTTP/2 among them.
     Version,
-    /// A WebSocket endpoint asked with another method than GET.
+    /// A request to a WebSocket endpoint with another method than GET.
     Method,
     /// Not a WebSocket upgrade: HTTP/1.0, or `Connection` or `Upgrade` don't say so.
     NotUpgrade,
@@ -187,7 +187,7 @@ impl Refusal {
         }
     }
 
-    /// What the status demands to be said in a header.
+    /// The header that the status requires.
     const fn extra(self) -> &'static str {
         match self {
             //= RFC 9110 15.5.6: a 405 MUST have an Allow header
@@ -213,7 +213,7 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Tells a client that it may send the body (RFC 9110 15.2.1).
+/// Allows a client to send the body (RFC 9110 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Whether a connection serves another request behind a response (RFC 9112 9.3).

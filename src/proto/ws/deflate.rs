@@ -8,7 +8,7 @@ use super::header::HEADER_BYTES_MAX;
 use super::write::{header_bytes, put_deflated_header};
 use crate::base::form::{Form, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 
-/// What every deflated message ends with, and what is left out on the wire (RFC 7692 7.2.1).
+/// The end of every deflated message, left out on the wire (RFC 7692 7.2.1).
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
 /// Messages of fewer bytes aren't tried: what a deflated one could save is less than its cost.
@@ -112,7 +112,7 @@ impl Deflaters {
         let start = out.len();
         let body = start + HEADER_BYTES_MAX;
         out.resize(body, 0);
-        // What is longer than the message needs no end.
+        // Output longer than the message needs no end.
         let fits = deflate(compress, message, out, body + message.len());
         let bytes = (out.len() - body).saturating_sub(TAIL.len());
         let plain = message.len() + header_bytes(message.len());
@@ -215,7 +215,7 @@ impl Inflater {
                 }
             }
         }
-        // What is still in the window has to come out.
+        // The rest of the window has to come out.
         loop {
             let left = bytes_max - (out.len() - start);
             out.reserve(64.min(left + 1));

@@ -28,7 +28,7 @@ pub(super) struct Header {
 
 /// Parses the header at the start of `bytes`; `None` when its end hasn't arrived.
 ///
-/// What the first two bytes forbid is refused as soon as they are there.
+/// A header that the first two bytes forbid is refused as soon as they are there.
 pub(super) fn parse(bytes: &[u8], rules: &ReadRules) -> Result<Option<Header>, Fault> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     check_first_two(first, second, rules)?;

@@ -1,4 +1,4 @@
-//! What a client offers of permessage-deflate, and what of it is taken (RFC 7692 5 and 7.1).
+//! A client's offer of permessage-deflate, and the accepted part of it (RFC 7692 5 and 7.1).
 
 use std::io::Write;
 
@@ -11,7 +11,7 @@ use crate::base::form::{WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 pub struct Deflate {
     /// Bits of the window that the server deflates with, 9 to 15.
     pub server_window_bits: u8,
-    /// The client asked for that limit, so that the answer names it.
+    /// The client requested that limit, so the answer names it.
     pub server_named: bool,
     /// Bits of the client's window at most, where it named some.
     pub client_window_bits: Option<u8>,

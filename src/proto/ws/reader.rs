@@ -26,7 +26,7 @@ pub enum MessageKind {
     Binary,
 }
 
-/// What arrived, unmasked, lent until the next call.
+/// The received data, unmasked, lent until the next call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A whole message, its fragments joined. The bytes are the caller's to overwrite.
@@ -40,7 +40,7 @@ pub enum Event<'a> {
     },
     /// A ping: to be answered with a pong of the same payload, at most 125 bytes.
     Ping(&'a [u8]),
-    /// A pong, asked for or not.
+    /// A pong, solicited or not.
     Pong(&'a [u8]),
     /// The peer closes. What follows this in the input means nothing any more.
     Close {
@@ -51,7 +51,7 @@ pub enum Event<'a> {
     },
 }
 
-/// What the peer did that ends the connection (RFC 6455 7.1.7). Shape: 16 bytes.
+/// The fault of the peer that ends the connection (RFC 6455 7.1.7). Shape: 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// An RSV bit was set and no extension is in use (5.2).
@@ -175,7 +175,7 @@ const _: () = assert!(size_of::<Reader>() == 8);
 const _: () = assert!(size_of::<Fault>() <= 16);
 const _: () = assert!(size_of::<Partial>() <= 128);
 
-/// What is unfinished. Exists from the first byte of it to the call after the last.
+/// An unfinished message. Exists from its first byte to the call after the last.
 #[derive(Debug, Default)]
 struct Partial {
     /// Start of a header: `head[..head_len]`, empty while in a payload.
@@ -190,7 +190,7 @@ struct Partial {
     utf8: Utf8,
     /// Payload of a control frame that arrives in pieces, between fragments or alone.
     control: Vec<u8>,
-    /// What was lent from here by the last call, and goes at the next one.
+    /// The bytes that the last call lent from here, and that the next one drops.
     lent: Option<Lent>,
 }
 
@@ -406,7 +406,7 @@ impl Reader {
         }
     }
 
-    /// What a header may be depends on the message it comes in. Returns its payload's length.
+    /// The validity of a header depends on its message. Returns the length of the payload.
     fn check_in_context(&self, rules: &ReadRules, header: &Header) -> Result<usize, Fault> {
         if matches!(header.opcode, OpCode::Control(_)) {
             return Ok(header.len as usize);

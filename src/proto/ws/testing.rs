@@ -1,4 +1,4 @@
-//! What the tests of this folder share: events that own their bytes, frames written by hand.
+//! Helpers of the tests of this folder: events that own their bytes, frames written by hand.
 
 use super::{Event, Fault, MessageKind, ReadRules, Reader};
 

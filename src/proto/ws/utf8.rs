@@ -1,6 +1,6 @@
 //! UTF-8 (RFC 3629) checked as the bytes arrive.
 
-/// What is left of a text between two pieces of it: the start of a character, at most 3 bytes.
+/// The rest of a text between two pieces of it: the start of a character, at most 3 bytes.
 ///
 /// Invariant: `carry[..len]` is the proper prefix of at least one valid character, so a text is
 /// refused with the first byte that no continuation can mend, and nothing is looked at twice.

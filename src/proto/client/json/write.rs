@@ -215,7 +215,7 @@ fn subscribe_fields(fields: &mut Fields<'_>, result: &SubscribeResult<'_>) -> Op
 fn publication_fields(fields: &mut Fields<'_>, publication: &Publication<'_>) {
     match publication.form {
         DataForm::Plain => fields.payload("data", publication.data),
-        // What isn't UTF-8 has no form here: whoever asks for a patch has checked it.
+        // Bytes that are not UTF-8 have no form here: the requester of a patch has checked them.
         DataForm::Text | DataForm::Patch => {
             fields.text("data", &String::from_utf8_lossy(publication.data));
         }

@@ -517,7 +517,7 @@ fn object(sparse: bool, fields: impl IntoIterator<Item = (&'static str, Value)>)
     Value::Object(fields.map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }
 
-/// What a JSON client would send for a command.
+/// The text that a JSON client sends for a command.
 fn in_json(command: &schema::Command, sparse: bool) -> String {
     let fields = |fields: &[(&'static str, Value)]| object(sparse, fields.iter().cloned());
     let channel = |channel: &String| fields(&[("channel", channel.clone().into())]);
@@ -725,7 +725,7 @@ proptest! {
         prop_assert!(iterator.consumed() <= frame.len());
     }
 
-    /// What is nearly right gets further than what is at random.
+    /// Nearly valid input gets further than random input.
     #[test]
     fn no_damage_makes_it_panic(
         command in any_command(),

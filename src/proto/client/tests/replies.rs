@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 const ENCODINGS: [Encoding; 2] = [Encoding::Json, Encoding::Protobuf];
 
-/// What `put` writes in JSON is `text`, in Protobuf it is `message`.
+/// `put` writes `text` in JSON, and `message` in Protobuf.
 fn spelled(put: impl Fn(Encoding, &mut Vec<u8>), text: &str, message: &schema::Reply) {
     let line = String::from_utf8(written(|out| put(Encoding::Json, out))).unwrap();
     assert_eq!(line, text);
