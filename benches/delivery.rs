@@ -16,7 +16,7 @@ use roost::hub::filter::{Filter, Filters};
 use roost::hub::parcel::{Frames, Parcel, Told};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
-use roost::shard::mail::{Mail, Mailbox, Outbox};
+use roost::shard::mail::{Mail, MailLane, Mailbox};
 
 struct Silent;
 
@@ -94,7 +94,7 @@ fn fan_out(c: &mut Criterion) {
 /// A turn's mail for another shard: one batch through the mailbox.
 fn mailbox(c: &mut Criterion) {
     let (letterbox, mailbox) = Mailbox::new(16, Alarm::new(Arc::new(Silent)));
-    let mut outbox = Outbox::new(letterbox);
+    let mut outbox = MailLane::new(letterbox);
     let parcel = parcel(200);
     let mut group = c.benchmark_group("mail");
     for count in [1, 64] {

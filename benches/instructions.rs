@@ -16,7 +16,7 @@ use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
 use roost::proto::ws::{self, ReadRules, Reader};
-use roost::shard::mail::{Mail, Mailbox, Outbox};
+use roost::shard::mail::{Mail, MailLane, Mailbox};
 use roost::shard::timers::{LinkTable, Links, TimerTable, Wheel};
 
 const SERVER: ReadRules = ReadRules { masked: true, deflate: false, message_bytes_max: 65536 };
@@ -139,7 +139,7 @@ impl Wake for Silent {
 
 fn mail(n: u32) {
     let (letterbox, mailbox) = Mailbox::new(16, Alarm::new(Arc::new(Silent)));
-    let mut outbox = Outbox::new(letterbox);
+    let mut outbox = MailLane::new(letterbox);
     let parcel = Arc::new(Parcel::new(Told::Publication, 0, Tags::NONE));
     for _ in 0..n {
         for local in 0..16 {

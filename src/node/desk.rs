@@ -1,11 +1,11 @@
 //! The control thread's desk: where its mail to the shards goes out, and theirs comes in.
 //!
 //! ```text
-//!  API call --ask--> outbox for a shard --(once for all that is there)--> mailbox of the shard
+//!  API call --ask--> lane for a shard --(once for all that is there)--> mailbox of the shard
 //!      ^                                                                     |
 //!      '---- answer <---- mailbox of the control thread <--------------------'
 //! ```
-//! It is a sender and a receiver like every shard: the same batches, bounds and credits (`shard/mail.rs`).
+//! It is a sender and a receiver like every shard: the same batches, bounds and credits (`shard/mail`).
 //! A question for which a shard has no room is refused at once.
 
 use std::num::NonZeroU32;
@@ -19,7 +19,7 @@ use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::API_UNANSWERED_MAX;
 use crate::io::Wake;
 use crate::shard::mail::{
-    Asker, Batch, CONTROL, Flushed, Letterbox, Mail, Mailbox, Outbox, WebRequest,
+    Asker, Batch, CONTROL, Flushed, Letterbox, Mail, MailLane, Mailbox, WebRequest,
 };
 use crate::shard::proxies::AppCall;
 
@@ -47,7 +47,7 @@ pub(super) struct Desk {
 }
 
 struct Outgoing {
-    boxes: Vec<Outbox>,
+    boxes: Vec<MailLane>,
     /// Who waits for an answer, by the number that the question has in place of a connection.
     waiting: Slab<oneshot::Sender<Mail>>,
 }
@@ -63,7 +63,7 @@ pub(super) enum Visit {
 impl Desk {
     /// Nothing to send yet.
     pub(super) fn new(letterboxes: &[Letterbox]) -> Self {
-        let boxes: Vec<Outbox> = letterboxes.iter().cloned().map(Outbox::new).collect();
+        let boxes: Vec<MailLane> = letterboxes.iter().cloned().map(MailLane::new).collect();
         let shards = boxes.len();
         let outgoing = Mutex::new(Outgoing { boxes, waiting: Slab::new() });
         Self { outgoing, pushed: Notify::new(), shards }
@@ -86,12 +86,12 @@ impl Desk {
     ) -> Result<oneshot::Receiver<Mail>, Busy> {
         let mut outgoing = self.lock();
         let Outgoing { boxes, waiting } = &mut *outgoing;
-        let outbox = &mut boxes[to.index()];
-        let credits = outbox.spend(credits, API_UNANSWERED_MAX).ok_or(Busy)?;
+        let lane = &mut boxes[to.index()];
+        let credits = lane.spend(credits, API_UNANSWERED_MAX).ok_or(Busy)?;
         let (sender, receiver) = oneshot::channel();
         let index = waiting.insert(sender) as u32;
         let conn = ConnKey { index, generation: NonZeroU32::MIN };
-        push(outbox, mail(Asker { credits, ..Asker::of(conn) }));
+        push(lane, mail(Asker { credits, ..Asker::of(conn) }));
         drop(outgoing);
         self.pushed.notify_one();
         Ok(receiver)
@@ -114,7 +114,7 @@ impl Desk {
 
     /// Wakes all shards.
     pub(super) fn ring(&self) {
-        self.lock().boxes.iter().for_each(Outbox::ring);
+        self.lock().boxes.iter().for_each(MailLane::ring);
     }
 
     /// Questions that are not answered.
@@ -180,7 +180,7 @@ impl Desk {
     /// Sends what is there. Whether some of it found no room.
     fn flush(&self) -> bool {
         let mut outgoing = self.lock();
-        let flushed = outgoing.boxes.iter_mut().map(|outbox| outbox.flush(CONTROL));
+        let flushed = outgoing.boxes.iter_mut().map(|lane| lane.flush(CONTROL));
         flushed.fold(false, |blocked, flushed| blocked | (flushed == Flushed::Full))
     }
 
@@ -190,11 +190,11 @@ impl Desk {
     }
 }
 
-/// Adds mail. What fills an outbox leaves at once, so that it is full only while the shard has no room.
-fn push(outbox: &mut Outbox, mail: Mail) {
-    outbox.push(mail);
-    if outbox.is_full() {
-        outbox.flush(CONTROL);
+/// Adds mail. What fills a lane leaves at once, so that it is full only while the shard has no room.
+fn push(lane: &mut MailLane, mail: Mail) {
+    lane.push(mail);
+    if lane.is_full() {
+        lane.flush(CONTROL);
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
             desk.post(ShardId(0), response());
             assert!(desk.ask(ShardId(0), 1, list).is_ok());
         }
-        // The mailbox has its two batches: what fills the outbox now stays.
+        // The mailbox has its two batches: what fills the lane now stays.
         desk.post(ShardId(0), response());
         assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
         assert!(shard.take().is_some());
@@ -286,7 +286,7 @@ mod tests {
             (0..API_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
         assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
         assert_eq!(desk.unanswered(), API_UNANSWERED_MAX as usize);
-        let mut to_control = Outbox::new(own_letterbox);
+        let mut to_control = MailLane::new(own_letterbox);
         let mut answered = 0;
         while answered < API_UNANSWERED_MAX {
             tokio::task::yield_now().await;

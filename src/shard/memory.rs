@@ -22,9 +22,9 @@ use crate::base::notices::Reason;
 use crate::base::time::Millis;
 use crate::hub::home::Shed;
 use crate::io::Driver;
+use crate::shard::Shard;
 use crate::shard::context::Cx;
 use crate::shard::stats::ShardCounters;
-use crate::shard::{Shard, mail};
 
 /// What a node may have in memory, and has.
 #[derive(Debug)]
@@ -201,11 +201,7 @@ impl<D: Driver> Shard<D> {
         }
         if self.cx.node.memory.want_room(bytes as u64) {
             // Shards that sleep may have idle history.
-            for to in
-                self.post.mail.receivers().filter(|to| *to != mail::CONTROL && *to != self.cx.id)
-            {
-                self.post.mail[to].ring();
-            }
+            self.post.ring_others(&self.cx);
         }
         false
     }

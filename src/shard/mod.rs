@@ -14,6 +14,8 @@
 mod clients;
 mod codec;
 mod context;
+#[cfg(test)]
+mod fixture;
 mod home;
 mod http;
 mod life;
@@ -210,9 +212,10 @@ impl<D: Driver> Shard<D> {
         let mut rng = Rng::new(seat.seed);
         let cx = Cx::new(node, seat.shard, driver.now(), driver.unix());
         let shards = seat.letterboxes.len();
+        let unanswered_max = cx.node.options.requests_unanswered_max;
         Self {
             home: Home::new(&cx, shards, &mut rng),
-            post: Post::new(seat.mailbox, seat.letterboxes, seat.control),
+            post: Post::new(seat.mailbox, seat.letterboxes, seat.control, unanswered_max),
             local: LocalSide::new(&cx),
             clients: Clients::new(&cx, rng),
             codec: Codec::new(&cx),
@@ -244,7 +247,7 @@ impl<D: Driver> Shard<D> {
         if let Some(us) = self.net.driver.worked_us() {
             self.cx.node.loop_lag[self.cx.id.index()].record(us);
         }
-        self.post.mailbox.awake();
+        self.post.awake();
         self.home.patcher.begin_turn();
         self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
         self.take_completions();
@@ -261,7 +264,8 @@ impl<D: Driver> Shard<D> {
         self.fan_out_some();
         self.mark_positions();
         self.write_dirty();
-        self.send_mail();
+        self.home.send_gaps(&mut self.post);
+        self.post.flush(&self.cx);
         self.resume_waiting();
         self.keep_to_memory();
         self.housekeeping();
@@ -278,25 +282,23 @@ impl<D: Driver> Shard<D> {
         let work = !self.net.ready.is_empty()
             || self.net.acceptable
             || self.net.passed
-            || !self.post.loopback.is_empty()
+            || self.post.own_batches() > 0
             || self.local.locals.active() > 0
             || !self.net.dirty.is_empty()
             || !self.net.answered.is_empty()
             || self.orders.has_work()
-            || (self.net.leaving_count > 0 && !self.post.mail_blocked)
+            || (self.net.leaving_count > 0 && !self.post.is_blocked())
             || self.life.shedding.goes_on
             // What was posted behind the turn's sending goes with the next one.
             || self.has_unsent_mail()
-            || !self.post.mailbox.sleep()
-            // After arming the alarm: who rang before that was not heard.
-            || (self.post.mail_blocked && self.post.mail.iter().any(|outbox| outbox.may_retry(self.cx.id)));
+            || !self.post.sleep(&self.cx);
         if work {
             return Some(now);
         }
         // Nothing is left to do: what is read of a shard that sleeps has to be true.
         self.set_gauges();
         // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
-        let retry = self.post.mail_blocked.then(|| now.after(MAIL_RETRY_MS));
+        let retry = self.post.is_blocked().then(|| now.after(MAIL_RETRY_MS));
         let delayed = self.local.locals.next_due();
         let drain = self.life.draining.is_some().then(|| now.after(10));
         let accept = self.net.accept_again_at.map(|at| at.max(now));
@@ -310,7 +312,7 @@ impl<D: Driver> Shard<D> {
 
     /// Mail is here that nothing keeps from leaving: no shard sleeps then.
     pub fn has_unsent_mail(&self) -> bool {
-        !self.post.mail_blocked && self.post.mail.iter().any(|outbox| !outbox.is_empty())
+        self.post.has_unsent()
     }
 
     fn take_completions(&mut self) {
@@ -355,6 +357,29 @@ impl<D: Driver> Shard<D> {
             let Some(conn) = self.net.conn(key) else { continue };
             conn.flags.set_ready(false);
             self.read(key);
+        }
+    }
+
+    /// Lets some of the connections that wait for credit try again, where there is credit. Each turn
+    /// anew, so that credit which one of them has no use for is not lost for the others.
+    fn resume_waiting(&mut self) {
+        self.ask_unasked();
+        for queue in self.post.queues() {
+            if !self.post.is_waited_for(queue) {
+                continue;
+            }
+            let calls = self.question_credits() as u32;
+            let mut allowance = self.post.allowance(queue, calls);
+            while let Some((key, needed)) = self.post.next_waiting(queue, &allowance) {
+                let Some(conn) = self.net.conn(key) else { continue };
+                allowance.use_up(needed);
+                conn.flags.set_waiting(false);
+                if self.is_connecting(key.index) {
+                    self.go_on_connecting(key.index);
+                } else {
+                    self.resume(key);
+                }
+            }
         }
     }
 

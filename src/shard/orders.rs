@@ -17,7 +17,7 @@ use compact_str::CompactString;
 use slab::Slab;
 
 use super::clients::commands::Stop;
-use super::mail::sending::ShardSet;
+use super::mail::shard_set::ShardSet;
 use super::mail::{
     Act, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
 };
@@ -140,7 +140,7 @@ impl<D: Driver> Shard<D> {
         let (user, client, session) = (&order.user, &order.client, &order.session);
         let left =
             self.clients.connections_of(&self.cx, &self.net, user, client, session, usize::MAX);
-        self.orders.insert(from, order, left, self.post.loopback.len());
+        self.orders.insert(from, order, left, self.post.own_batches());
     }
 
     /// Carries out some of what was ordered.
@@ -289,7 +289,7 @@ impl<D: Driver> Shard<D> {
         let channels: Vec<u32> = subs.map(|sub| sub.channel).collect();
         let of = |shard: &mut Self, at| shard.local.locals.get(at).map(|local| local.home);
         let concerned: Vec<ShardId> = channels.into_iter().filter_map(|at| of(self, at)).collect();
-        if concerned.iter().any(|home| self.post.mail[*home].is_full()) {
+        if concerned.iter().any(|home| self.post.is_full(*home)) {
             return false;
         }
         concerned.into_iter().for_each(|home| homes.insert(home));

@@ -22,7 +22,7 @@ use roost::io::sim::{Event, Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
 use roost::shard::mail::{
-    Act, Answer, Asker, CONTROL, Letterbox, Mail, Mailbox, Order, Outbox, Publish,
+    Act, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
 use roost::shard::signatures::Signatures;
@@ -87,7 +87,7 @@ impl Lines {
 /// The control side: its mail both ways.
 struct Control {
     mailbox: Mailbox,
-    outboxes: Vec<Outbox>,
+    outboxes: Vec<MailLane>,
     /// Orders and publishes that are to be answered, by the number in place of a connection.
     asked: BTreeSet<u32>,
     /// The publications among them.
@@ -229,7 +229,7 @@ impl Run {
             .map(|(at, kind)| Client::new(at, *kind, Rng::new(rng.next_u64()), now, storm, &plan))
             .collect();
         let dropping = plan.dropping();
-        let outboxes = letterboxes.iter().cloned().map(Outbox::new).collect();
+        let outboxes = letterboxes.iter().cloned().map(MailLane::new).collect();
         let control = Control {
             mailbox,
             outboxes,

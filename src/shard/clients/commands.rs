@@ -266,11 +266,7 @@ impl<D: Driver> Shard<D> {
         let conn = &mut self.net.conns[index as usize];
         if !conn.flags.waiting() {
             conn.flags.set_waiting(true);
-            let key = conn.key(index);
-            let last = self.post.waiting.len() - 1;
-            // Of a question to the application there is one kind.
-            let credits = if home.index() < last { self.post.mail[home].refused() } else { 1 };
-            self.post.waiting[home.index().min(last)].push_back((key, credits));
+            self.post.wait_for_credit(home, conn.key(index));
         }
     }
 
@@ -355,8 +351,7 @@ impl<D: Driver> Shard<D> {
 
     /// Takes credits for a request to `home`: what the answer may need.
     pub(crate) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
-        let max = self.cx.node.options.requests_unanswered_max;
-        self.post.mail[home].spend(credits, max).ok_or(Stop::NoCredit(home))
+        self.post.spend(home, credits).ok_or(Stop::NoCredit(home))
     }
 
     /// Whether a session is subscribed to a channel, or about to be.

@@ -621,7 +621,7 @@ impl<D: Driver> Shard<D> {
         session.sub_extra_or_new(at).info = chan_info.clone();
         let Some(local) = self.local.locals.get(at).filter(|_| is_member) else { return };
         let (home, channel) = (local.home, local.name.as_str().into());
-        if !self.post.mail[home].is_full() {
+        if !self.post.is_full(home) {
             let info = self.client_info(key, &chan_info);
             self.post.send(&self.cx, home, Mail::Reinform { channel, conn: key, info });
         }
@@ -644,7 +644,7 @@ impl<D: Driver> Shard<D> {
         for at in &members {
             let Some(local) = self.local.locals.get(*at) else { continue };
             let home = local.home;
-            if self.post.mail[home].is_full() {
+            if self.post.is_full(home) {
                 return Err(Stop::NoCredit(home));
             }
         }

@@ -295,7 +295,7 @@ impl<D: Driver> Shard<D> {
 
     /// Questions that may be asked now.
     pub(crate) fn question_credits(&self) -> usize {
-        match self.post.mail[CONTROL].is_full() {
+        match self.post.is_full(CONTROL) {
             true => 0,
             false => PROXY_QUESTIONS_MAX.saturating_sub(self.clients.proxy_questions),
         }

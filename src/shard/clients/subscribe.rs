@@ -249,7 +249,7 @@ impl<D: Driver> Shard<D> {
             None => None,
             Some(Some(id)) => Some(id),
             Some(None) => {
-                self.post.mail[home].earn(credits);
+                self.post.earn(home, credits);
                 let why = "too many tag filters on this connection or shard";
                 return Err(Stop::Error(ErrorCode::LimitExceeded, why));
             }

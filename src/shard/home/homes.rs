@@ -22,7 +22,7 @@ use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push, info_is
 use crate::proto::framing;
 use crate::shard::Shard;
 use crate::shard::mail::acks::Ack;
-use crate::shard::mail::sending::ShardSet;
+use crate::shard::mail::shard_set::ShardSet;
 use crate::shard::mail::{
     Answer, Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
@@ -201,7 +201,7 @@ impl<D: Driver> Shard<D> {
         waits_for: ShardSet,
     ) {
         if let Some(asker) = asker {
-            self.post.acks.push(Ack { to, asker, position }, waits_for);
+            self.post.acknowledge(Ack { to, asker, position }, waits_for);
         }
     }
 
@@ -304,22 +304,22 @@ impl<D: Driver> Shard<D> {
             if presence && !interest.takes_joins() {
                 continue;
             }
-            let outbox = &mut self.post.mail[interest.shard];
-            if interest.gap || outbox.is_full() {
+            let lane = self.post.lane(interest.shard);
+            if interest.gap || lane.is_full() {
                 if presence {
                     counters.events_lost.add(1);
                     continue;
                 }
                 if !interest.gap {
                     interest.gap = true;
-                    outbox.gaps.push(at);
+                    lane.add_gap(at);
                 }
                 counters.gaps_mail.add(1);
                 continue;
             }
             waits_for.insert(interest.shard);
-            outbox.push(Mail::Deliver { local: interest.local, parcel: Arc::clone(parcel) });
-            if outbox.is_full() {
+            lane.push(Mail::Deliver { local: interest.local, parcel: Arc::clone(parcel) });
+            if lane.is_full() {
                 filled.insert(interest.shard);
             }
         }

@@ -10,6 +10,8 @@ use self::answers::Answers;
 use self::homes::Event;
 use super::clients::tokens::Question;
 use super::context::Cx;
+use super::mail::Mail;
+use super::mail::post::Post;
 use crate::base::limits::{GOOD_TOKENS_MAX, RESULTS_BYTES_MAX, RESULTS_MAX};
 use crate::base::rng::Rng;
 use crate::edge::good_tokens::GoodTokens;
@@ -38,6 +40,20 @@ pub(crate) struct Home {
 }
 
 impl Home {
+    /// Sends the gaps of channels to shards that have room again.
+    pub(crate) fn send_gaps(&mut self, out: &mut Post) {
+        for to in out.receivers() {
+            for channel in out.take_gaps(to) {
+                let interests = self.homes.interests_mut(channel);
+                // The channel may have lost that shard, or be another one by now.
+                if let Some(interest) = interests.iter_mut().find(|i| i.shard == to && i.gap) {
+                    interest.gap = false;
+                    out.lane(to).push(Mail::Gap { local: interest.local });
+                }
+            }
+        }
+    }
+
     /// No channels. The home of one of `shards` shards.
     pub(crate) fn new(cx: &Cx, shards: usize, rng: &mut Rng) -> Self {
         let homes_rng = Rng::new(rng.next_u64());

@@ -91,8 +91,7 @@ impl<D: Driver> Shard<D> {
             // Nobody's: taken all the same.
             return Err(204);
         };
-        let max = self.cx.node.options.requests_unanswered_max;
-        if !self.post.mail[shard].begin_emulation(max) {
+        if !self.post.begin_emulation(shard) {
             return Err(503);
         }
         let (asker, reuse) = (Asker::of(key), head.reuse());

@@ -16,7 +16,6 @@ use crate::io::Driver;
 use crate::proto::http::{self, BodyReader, Refusal};
 use crate::shard::Shard;
 use crate::shard::http::bodies::{self, Room};
-use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, CONTROL, Mail, WebRequest};
 use crate::shard::net::Net;
 use crate::shard::net::conn::{Phase, Rx};
@@ -151,14 +150,14 @@ impl<D: Driver> Shard<D> {
     /// Bytes of a request's body, and of what may come behind it.
     pub(crate) fn web_body(&mut self, key: ConnKey, bytes: &[u8]) {
         let no_memory = self.cx.node.memory.is_short();
-        let Self { net: Net { conns, bodies, .. }, post: Post { mail, .. }, .. } = self;
+        let no_room = self.post.is_full(CONTROL);
+        let Net { conns, bodies, .. } = &mut self.net;
         let conn = conns.get_mut(key.index as usize);
         let Some(conn) = conn.filter(|conn| conn.generation == key.generation) else { return };
         let Some(rx) = conn.rx.as_mut() else { return };
         let Some(incoming) = rx.incoming.as_mut() else { return };
         let room = incoming.room;
-        let short =
-            no_memory || bodies.is_full(room) || room != Room::Clients && mail[CONTROL].is_full();
+        let short = no_memory || bodies.is_full(room) || room != Room::Clients && no_room;
         let before = incoming.body.len();
         let taken = incoming.body.take(bytes);
         let (is_whole, held) = (incoming.body.is_done(), incoming.bytes());
@@ -192,8 +191,7 @@ impl<D: Driver> Shard<D> {
 
     /// The request is whole.
     fn ask_control(&mut self, key: ConnKey, incoming: Incoming) {
-        let max = self.cx.node.options.requests_unanswered_max;
-        let Some(credits) = self.post.mail[CONTROL].spend(1, max) else {
+        let Some(credits) = self.post.spend(CONTROL, 1) else {
             return self.refuse_body_busy(key.index, &incoming, Reason::HttpBusy);
         };
         if let Some(conn) = self.net.conn(key) {

@@ -25,25 +25,24 @@ impl<D: Driver> Shard<D> {
             if bytes >= TURN_MAIL_BYTES_MAX {
                 break;
             }
-            let Some(batch) = self.post.mailbox.take() else { break };
+            let Some(batch) = self.post.take_batch() else { break };
             bytes += batch.bytes;
             self.open_batch(*batch);
         }
-        self.post.mailbox.take_turned(|shard| self.post.mail[shard].ring());
+        self.post.ring_turned_away();
     }
 
     /// Opens some of the mail to itself. Each batch that is there, and no more: others have their turn.
     fn open_loopback(&mut self) {
         let mut bytes = 0;
         let mut opened = 0;
-        for _ in 0..self.post.loopback.len() {
+        for _ in 0..self.post.own_batches() {
             if bytes >= TURN_MAIL_BYTES_MAX {
                 break;
             }
-            let Some(batch) = self.post.loopback.pop_front() else { break };
+            let Some(batch) = self.post.take_own_batch() else { break };
             bytes += batch.bytes;
             opened += 1;
-            self.post.loopback_bytes -= batch.bytes;
             self.open_batch(*batch);
         }
         self.orders.batches_opened(opened);
@@ -55,7 +54,7 @@ impl<D: Driver> Shard<D> {
     pub(crate) fn open_own_mail(&mut self) {
         for _ in 0..OWN_MAIL_ROUNDS {
             self.post.flush_to(&self.cx, self.cx.id);
-            if self.post.loopback.is_empty() {
+            if self.post.own_batches() == 0 {
                 return;
             }
             self.open_loopback();
@@ -115,7 +114,7 @@ impl<D: Driver> Shard<D> {
                 Mail::Response { asker, bytes, keep_alive } => {
                     match from == CONTROL {
                         true => self.earn(from, asker),
-                        false => self.post.mail[from].end_emulation(),
+                        false => self.post.end_emulation(from),
                     }
                     self.web_response(asker.conn, bytes, keep_alive);
                 }
@@ -140,7 +139,7 @@ impl<D: Driver> Shard<D> {
 
     /// An answer gives its credits back; who waits for some has them at the end of the turn.
     fn earn(&mut self, home: ShardId, asker: Asker) {
-        self.post.mail[home].earn(asker.credits);
+        self.post.earn(home, asker.credits);
     }
 
     /// Whether the connection that asked is still there for the answer, which is one less to wait for.

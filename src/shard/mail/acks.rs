@@ -9,7 +9,7 @@ use crate::base::id::ShardId;
 use crate::base::steps;
 use crate::hub::history::Position;
 use crate::shard::mail::Asker;
-use crate::shard::mail::sending::ShardSet;
+use crate::shard::mail::shard_set::ShardSet;
 
 /// A publish that is taken.
 #[derive(Debug, PartialEq, Eq)]

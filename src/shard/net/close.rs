@@ -215,7 +215,7 @@ impl<D: Driver> Shard<D> {
     fn leave_user(&mut self, session: u32, conn: ConnKey) {
         let Some(session) = self.clients.sessions.get_mut(session as usize) else { return };
         let home = self.cx.node.names.home(self.cx.node.names.hash(&session.user));
-        if !session.flags.user_counted() || self.post.mail[home].is_full() {
+        if !session.flags.user_counted() || self.post.is_full(home) {
             return;
         }
         session.flags.set_user_counted(false);
@@ -252,7 +252,7 @@ impl<D: Driver> Shard<D> {
     /// Tells the home that a subscription of a dead session has ended, if there is room.
     fn tell_home(&mut self, index: u32, sub: &Sub) -> Result<(), ()> {
         let Some(local) = self.local.locals.get(sub.channel) else { return Ok(()) };
-        if self.post.mail[local.home].is_full() {
+        if self.post.is_full(local.home) {
             return Err(());
         }
         self.leave_home(index, sub, None);

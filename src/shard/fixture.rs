@@ -1,0 +1,202 @@
+//! What unit tests of the groups need: a node without threads, the context of a turn, and a post whose
+//! mail can be read.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::context::Cx;
+use super::mail::mailbox::tests::mailbox;
+use super::mail::post::Post;
+use super::mail::{CONTROL, Mail, Mailbox};
+use super::{
+    AddressSources, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
+    UniWebSocketOptions,
+};
+use crate::base::id::ShardId;
+use crate::base::rate::SharedRate;
+use crate::base::time::{Millis, UnixSeconds};
+use crate::base::times::Times;
+use crate::edge::address_limits::{AddressLimits, AddressOptions};
+use crate::edge::channels::{ChannelRules, ChannelSyntax, Namespace};
+use crate::edge::client_id::ClientIdSealer;
+use crate::edge::host::HostRules;
+use crate::edge::jwt::{TokenKeys, TokenOptions};
+use crate::edge::origin::OriginRules;
+use crate::hub::names::NameHasher;
+use crate::session::{ClientOptions, Rules};
+use crate::shard::clients::signatures::Signatures;
+
+/// Options of a shard that a test needn't care about.
+fn options() -> Options {
+    Options {
+        conns_soft: 100,
+        conns_max: 100,
+        handshake_timeout_ms: 1_000,
+        close_timeout_ms: 1_000,
+        write_timeout_ms: 1_000,
+        idle_timeout_ms: 1_000,
+        message_bytes_max: 65_536,
+        inflated_bytes_max: 655_360,
+        endpoints: Vec::new(),
+        deflate: None,
+        uni_websocket: UniWebSocketOptions::default(),
+        poll_wait_ms: 1_000,
+        one_accepts: false,
+        addresses: AddressSources::default(),
+        web: Vec::new(),
+        channels_idle_max: 100,
+        requests_unanswered_max: 4,
+        turn_deliveries_max: 512,
+        turn_ordered_max: 256,
+        hosts: HostRules::default(),
+    }
+}
+
+/// Options of clients that a test needn't care about: nothing is limited.
+fn client() -> ClientOptions {
+    ClientOptions {
+        proxies: Default::default(),
+        concurrency: 0,
+        one_way_disconnects: Vec::new(),
+        insecure: false,
+        allow_anonymous: true,
+        disallow_anonymous_tokens: false,
+        user_id_http_header: String::new(),
+        ping_interval_ms: None,
+        pong_timeout_ms: None,
+        stale_close_delay_ms: None,
+        expired_close_delay_ms: 2_000,
+        expired_sub_close_delay_ms: 2_000,
+        channel_limit: 128,
+        queue_bytes_max: 1 << 20,
+        connection_limit: 0,
+        connection_rate_limit: 0,
+        user_connection_limit: 0,
+        history_publications_max: usize::MAX,
+        recovery_publications_max: usize::MAX,
+        personal_channel: None,
+        include_server_time: false,
+        version: "test".into(),
+    }
+}
+
+/// A node to be: a test changes what it is about.
+pub(crate) struct Plan {
+    pub(crate) shards: usize,
+    pub(crate) channels: Namespace,
+    pub(crate) client: ClientOptions,
+    pub(crate) keys: TokenOptions,
+    pub(crate) signatures: Signatures,
+    pub(crate) memory: Memory,
+    pub(crate) options: Options,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            shards: 2,
+            channels: Namespace::default(),
+            client: client(),
+            keys: TokenOptions::default(),
+            signatures: Signatures::Inline,
+            memory: Memory::simulated(u64::MAX / 4),
+            options: options(),
+        }
+    }
+}
+
+impl Plan {
+    /// The node of this plan.
+    #[expect(clippy::disallowed_methods, reason = "no test reads the clock of log lines")]
+    pub(crate) fn node(self) -> Arc<Node> {
+        let ids = || 0..self.shards;
+        let rules = Rules {
+            api: ArcSwap::from_pointee(None),
+            client: ArcSwap::from_pointee(self.client),
+            keys: TokenKeys::new(&self.keys).unwrap(),
+            subscription_keys: None,
+            channels: ChannelRules::new(self.channels, Vec::new(), ChannelSyntax::default())
+                .into_shared(),
+            origins: ArcSwap::from_pointee(OriginRules::new(&["*".to_string()]).unwrap()),
+            client_ids: ClientIdSealer::new(&[7; 32]),
+            session_ids: ClientIdSealer::new(&[8; 32]),
+            node_id: "node".to_owned(),
+            rpc: Default::default(),
+            admin: None,
+        };
+        Arc::new(Node {
+            rules,
+            options: self.options,
+            names: NameHasher::new(1, self.shards),
+            loop_lag: ids().map(|_| Times::default()).collect(),
+            fan_out: ids().map(|_| Times::default()).collect(),
+            fan_out_size: ids().map(|_| Times::default()).collect(),
+            commands: ids().map(|_| Default::default()).collect(),
+            counters: ids().map(|_| ShardCounters::default()).collect(),
+            slow: ids().map(|_| vec![SlowCounters::default()]).collect(),
+            open: ids().map(|_| Default::default()).collect(),
+            clients: Default::default(),
+            admins: Default::default(),
+            users: Default::default(),
+            client_rate: SharedRate::default(),
+            memory: self.memory,
+            addresses: AddressLimits::new(AddressOptions::default(), 1, 100),
+            draining: Default::default(),
+            drained: Default::default(),
+            notices: Notices::new(std::time::Instant::now()),
+            signatures: self.signatures,
+        })
+    }
+
+    /// The context of shard 0 of this plan's node, at 1 s by the shard's clock.
+    pub(crate) fn cx(self) -> Cx {
+        Cx::new(self.node(), ShardId(0), Millis(1_000), UnixSeconds(1_000_000))
+    }
+}
+
+/// The post of shard 0, and the mailboxes of all others.
+pub(crate) struct Posts {
+    pub(crate) post: Post,
+    mailboxes: Vec<Mailbox>,
+    control: Mailbox,
+}
+
+impl Posts {
+    /// Of a node with so many shards, with room for so many batches at each.
+    pub(crate) fn new(shards: usize, batches: usize) -> Self {
+        let (letterboxes, mut mailboxes): (Vec<_>, Vec<_>) = (0..shards)
+            .map(|_| {
+                let (letterbox, mailbox, _) = mailbox(batches);
+                (letterbox, mailbox)
+            })
+            .unzip();
+        let (letterbox, control, _) = mailbox(batches);
+        let own = mailboxes.remove(0);
+        Self { post: Post::new(own, letterboxes, letterbox, 4), mailboxes, control }
+    }
+
+    /// Takes the mail that has left for a shard.
+    pub(crate) fn sent_to(&mut self, shard: u8) -> Vec<Mail> {
+        let mut mail = Vec::new();
+        match shard {
+            0 => {
+                while let Some(batch) = self.post.take_own_batch() {
+                    mail.extend(batch.mail);
+                }
+            }
+            _ => {
+                let of_control = ShardId(shard) == CONTROL;
+                let mailbox = if of_control {
+                    &self.control
+                } else {
+                    &self.mailboxes[usize::from(shard) - 1]
+                };
+                while let Some(batch) = mailbox.take() {
+                    mail.extend(batch.mail);
+                }
+            }
+        }
+        mail
+    }
+}
