@@ -169,8 +169,8 @@ impl Form {
         Self(self.0 & ((1 << Self::DATA_SHIFT) - 1) | (data as u8) << Self::DATA_SHIFT)
     }
 
-    /// The form of a subscriber whose connection has this one. Patches go only to who is told of gaps:
-    /// everybody else might miss the publication that a patch builds on.
+    /// The form of a subscriber whose connection has this one. Patches go only to subscribers with a
+    /// position: others might miss the publication that a patch builds on without notice.
     pub fn subscriber(self, delta: bool, positioned: bool) -> Self {
         self.with_data(match (delta, positioned) {
             (true, true) => Data::Delta,

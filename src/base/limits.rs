@@ -19,7 +19,7 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
 pub const HEADERS_MAX: usize = 64;
 
 /// Publications that wait for one channel's subscribers on one shard at most, bytes. Beyond it the
-/// channel has a gap there: positioned subscribers are told, others lose it, and it is counted.
+/// channel has a gap there: subscribers with a position recover, others lose it, and it is counted.
 pub const FANOUT_BYTES_MAX: usize = 4 << 20;
 
 /// Publications joined for one write at most, bytes.
@@ -164,7 +164,7 @@ pub const API_NESTING_MAX: usize = 512;
 /// Bytes of the pattern of `channels` at most: more is answered with error 107 before it is compiled.
 pub const API_PATTERN_BYTES_MAX: usize = 4 * 1024;
 
-/// Answers about channels (history, presence) that the control thread has asked for at a time at most:
+/// Answers about channels (history, presence) that the control thread has requested at a time at most:
 /// others wait, since each may take [`WEB_ANSWER_BYTES_MAX`].
 pub const API_READS_MAX: usize = 16;
 

@@ -138,7 +138,7 @@ pub enum RecoveryMode {
     Cache,
 }
 
-/// What a client asked for on top of a subscription. Nothing by default, as it is with server-side
+/// Features that a client requests on top of a subscription. None by default, as for server-side
 /// subscriptions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -413,8 +413,8 @@ impl ChannelRules {
     }
 
     /// May this client subscribe? Section 14, steps 6, 7 (without proxies) and 9. `namespace` is
-    /// what [`Self::resolve`] gave for `channel`; `token` is the verdict about the token that came
-    /// with the request, if one did.
+    /// the result of [`Self::resolve`] for `channel`; `token` is the verdict about the token of the
+    /// request, if there is one.
     ///
     /// # Errors
     /// The first check that failed.
@@ -450,9 +450,9 @@ impl ChannelRules {
         (!is_limited && !self.is_private(channel)).then_some(proxy)
     }
 
-    /// May this client subscribe when neither a token nor a proxy is asked? It also decides about
-    /// the keys of a connect request's `subs` (section 20). `namespace` is what [`Self::resolve`]
-    /// gave for `channel`.
+    /// May this client subscribe when neither a token nor a proxy decides? It also decides about
+    /// the keys of a connect request's `subs` (section 20). `namespace` is the result of
+    /// [`Self::resolve`] for `channel`.
     pub fn may_subscribe_unasked(
         &self,
         namespace: &Namespace,
@@ -571,8 +571,9 @@ impl Namespace {
         allowed || insecure
     }
 
-    /// What a subscription has: what the token (or proxy) forces or, where that says nothing, the
-    /// namespace; and what the client asked for and is allowed. Section 14, step 8; section 17.
+    /// The features of a subscription: those that the token (or proxy) forces or, where it has no
+    /// override, the namespace; and those that the client requested and may have. Section 14,
+    /// step 8; section 17.
     /// Not granted is no error.
     pub fn grant(
         &self,
@@ -589,9 +590,9 @@ impl Namespace {
             || (asked.recoverable && (self.allow_recovery || reads_history));
         let positioned = overrides.force_positioning.unwrap_or(self.force_positioning)
             || (asked.positioned && (self.allow_positioning || reads_history));
-        // Who is told and who is told of are two questions: a token may hide its user from the
-        // others, who then still sees them come and go. So what counts for who asks is the
-        // namespace's own option.
+        // Receiving events and causing them are independent: a token may hide its user from the
+        // others, and the user still sees them come and go. So the namespace's own option counts
+        // for the receiver.
         let join_leave = overrides.force_push_join_leave.unwrap_or(self.force_push_join_leave)
             || (asked.join_leave && self.join_leave && reads_presence);
         Granted {

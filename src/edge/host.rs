@@ -1,7 +1,7 @@
 //! DNS rebinding: under which host names a node without passwords may be reached.
 //!
 //! A web page whose name resolves to this machine is of the node's own origin for the browser: neither its
-//! `Origin` nor CORS tells it apart. Only the `Host` header does, since it carries the page's name. An address
+//! `Origin` nor CORS reveals it. Only the `Host` header does, since it carries the page's name. An address
 //! can't be rebound, so only names have to be known.
 
 use std::net::IpAddr;

@@ -31,7 +31,7 @@ const COPY_MIN: usize = 10;
 /// No block.
 const NONE: u32 = u32::MAX;
 
-/// What came of the wish for a patch.
+/// The outcome of a request for a patch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Patched {
     /// The patch, which is shorter than what it makes.

@@ -11,7 +11,7 @@
 //!
 //! What a subscriber gets of a group is the set of parcels that it takes (its filter, join events),
 //! in its form. Subscribers with the same set and form share the joined bytes, and equal filters are
-//! asked once for each group.
+//! evaluated once for each group.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,7 +28,7 @@ use crate::base::limits::{FANOUT_BYTES_MAX, JOIN_BYTES_MAX, JOIN_PARCELS_MAX};
 use crate::base::tags::Tags;
 use crate::base::time::Millis;
 
-/// What one kind of subscriber gets of a group.
+/// The share of one kind of subscriber in a group.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// The frames, joined; `None` when nothing is for it.
@@ -37,7 +37,7 @@ pub struct Outgoing {
     pub messages: u32,
     /// Behind these comes one that can't be shown to it.
     pub unfit: bool,
-    /// They go to those who are told where they are behind them: event sources and polls.
+    /// They go to subscribers that get their positions behind them: event sources and polls.
     pub marks: bool,
     /// They are parts of an answer.
     pub collected: bool,
@@ -73,7 +73,7 @@ struct Group {
     passed: HashMap<u32, u64, foldhash::fast::FixedState>,
 }
 
-/// What waits to be sent to a channel's subscribers, oldest first.
+/// The pending parcels of a channel's subscribers, oldest first.
 #[derive(Debug, Default)]
 pub struct FanOut {
     groups: VecDeque<Group>,
@@ -85,7 +85,7 @@ pub struct FanOut {
 /// One part of the work, filled by [`FanOut::walk`]: who gets what.
 #[derive(Debug, Default)]
 pub struct Walk {
-    /// What there is to get.
+    /// The available parcels.
     pub outgoing: Vec<Outgoing>,
     /// A connection's slot, and which of `outgoing` is for it.
     pub to: Vec<(u32, u32)>,
@@ -201,7 +201,7 @@ impl FanOut {
     /// `None` when none does.
     pub fn offset_at(&self, place: u32) -> Option<u64> {
         let groups = self.groups.iter().enumerate();
-        // Who came behind a group doesn't get it, and who was walked has it.
+        // A subscriber behind the group does not get it, and one that was passed has it.
         let waiting =
             groups.filter(|(at, group)| place < group.upto && (*at > 0 || place >= self.cursor));
         waiting

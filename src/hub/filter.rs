@@ -89,7 +89,7 @@ impl Filter {
     }
 }
 
-/// What a filter may still have.
+/// The rest of the budget of a filter.
 struct Room {
     nodes: usize,
     values: usize,
@@ -116,7 +116,7 @@ impl Room {
     }
 }
 
-/// What an allocation of a few bytes takes beside them, about.
+/// The overhead of a small allocation, about.
 const ALLOCATION_BYTES: usize = 16;
 
 impl Node {
@@ -338,7 +338,7 @@ pub struct Filters {
     table: HashTable<u32>,
     // Filters come from clients: with a seed of its own nobody can choose ones that collide.
     hasher: RandomState,
-    /// What all entries hold.
+    /// The bytes of all entries.
     bytes: usize,
 }
 
@@ -605,7 +605,7 @@ mod tests {
         };
         assert!(Filter::new(&values(FILTER_VALUES_MAX)).is_ok());
         assert_eq!(Filter::new(&values(FILTER_VALUES_MAX + 1)), Err(BadFilter));
-        // Those of all nodes together.
+        // The values of all nodes together.
         let half = || values(FILTER_VALUES_MAX / 2);
         assert!(Filter::new(&branch("or", vec![half(), half()])).is_ok());
         assert_eq!(Filter::new(&branch("or", vec![half(), half(), values(1)])), Err(BadFilter));
@@ -702,7 +702,7 @@ mod tests {
         Some(sign * (whole * 1_000_000 + i128::from(fraction)))
     }
 
-    /// What a filter says, straight from the tables; `None` if it breaks a rule.
+    /// The verdict of a filter, straight from the tables; `None` if it breaks a rule.
     fn naive(node: &FilterNode, tags: &BTreeMap<String, String>) -> Option<bool> {
         let nodes: Vec<Option<bool>> = node.nodes.iter().map(|node| naive(node, tags)).collect();
         let verdicts = || nodes.iter().copied().collect::<Option<Vec<bool>>>();

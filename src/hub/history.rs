@@ -42,7 +42,7 @@ pub struct Position {
     pub epoch: Option<Epoch>,
 }
 
-/// What a channel's namespace says of its history.
+/// The history options of a channel's namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamOptions {
     /// Publications kept, 0 for no history.
@@ -65,7 +65,7 @@ impl StreamOptions {
 pub struct Published<'a> {
     /// The payload.
     pub data: &'a [u8],
-    /// Who published, packed (`base::info`); empty when the server did.
+    /// The publisher, packed (`base::info`); empty for the server.
     pub info: &'a [u8],
     /// Tags, packed (`base::tags`).
     pub tags: &'a [u8],
@@ -93,7 +93,7 @@ const IS_JSON: u32 = 1 << 31;
 pub struct Record(ThinArc<RecordHead, u8>);
 
 impl Published<'_> {
-    /// What it takes when it is kept.
+    /// Its bytes when it is kept.
     pub fn record_bytes(&self) -> usize {
         RECORD_BYTES + self.data.len() + self.info.len() + self.tags.len()
     }
@@ -120,7 +120,7 @@ impl Record {
         self.head().offset
     }
 
-    /// What was published.
+    /// The published data.
     pub fn published(&self) -> Published<'_> {
         let RecordHead { data_bytes, info_bytes, .. } = *self.head();
         let (data, rest) = self.0.slice.split_at(data_bytes as usize);
@@ -164,7 +164,7 @@ impl Iterator for Chained<'_> {
 
 impl ExactSizeIterator for Chained<'_> {}
 
-/// What is known of the patch that makes a kept publication out of the one before it.
+/// The known patch that makes a kept publication out of its predecessor.
 #[derive(Clone, Debug, Default)]
 enum Known {
     /// Nothing.
@@ -203,7 +203,7 @@ pub struct Kept {
     pub bytes: usize,
 }
 
-/// What a client says that it has of a stream.
+/// The position that a client claims in a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Since {
     /// Offset of the last publication that it has.
@@ -212,12 +212,12 @@ pub struct Since {
     pub epoch: CompactString,
 }
 
-/// Which part of a stream is asked for.
+/// The requested part of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// Begin behind this, or before it when `reverse`; without it at the oldest (the newest).
     pub since: Option<Since>,
-    /// Publications at most; 0 asks for the position only.
+    /// Maximum of publications; 0 requests the position only.
     pub limit: usize,
     /// Newest first.
     pub reverse: bool,
@@ -227,7 +227,7 @@ pub struct Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unrecoverable;
 
-/// What came of a recovery: where in the ring the publications are that the client lacks.
+/// The outcome of a recovery: the places in the ring of the publications that the client lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recovered {
     /// Something is missing, or it is another life.
@@ -297,7 +297,7 @@ impl Stream {
             if let Some(patches) = &mut self.patches {
                 self.bytes -= patches.pop_front().map_or(0, |known| known.bytes());
             }
-            // What it builds on has gone.
+            // Its base has gone.
             self.set_patch(0, Known::Nothing);
         }
         let record = Record::new(self.offset, published);
@@ -330,7 +330,7 @@ impl Stream {
         self.offset > 0
     }
 
-    /// What a publication of so many bytes, its record's among them, adds to what is kept.
+    /// The growth of the history by a publication of so many bytes, its record's among them.
     pub fn growth(&self, options: StreamOptions, bytes: usize) -> usize {
         let gone = match self.ring.front() {
             Some(first) if self.ring.len() >= options.size as usize => first.bytes(),
@@ -425,7 +425,7 @@ impl Stream {
         self.ring.range(places)
     }
 
-    /// A part of the history, in the order asked for (client protocol, 15.2).
+    /// A part of the history, in the requested order (client protocol, 15.2).
     ///
     /// # Errors
     /// When the epoch of `since` is another one.

@@ -22,7 +22,7 @@ use crate::base::time::Millis;
 pub struct Interest {
     /// The subscribers' shard.
     pub shard: ShardId,
-    /// That shard lost something of this channel and isn't told yet.
+    /// That shard lost a delivery of this channel and is not notified yet.
     pub gap: bool,
     /// Somebody there takes patches and has nothing yet that they build on.
     pub fresh: bool,
@@ -109,7 +109,7 @@ impl Interest {
 /// The forms in which a channel's publications are needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Those that somebody takes.
+    /// The forms in use.
     pub forms: Forms,
     /// Somebody takes patches and has nothing yet that they build on.
     pub fresh: bool,
@@ -183,7 +183,7 @@ struct Channel {
     name: CompactString,
     interests: Interests,
     stream: Option<Box<Stream>>,
-    /// Who is here, where that is kept.
+    /// The members, where they are kept.
     members: Option<Box<Members>>,
     /// Where it is among the idle ones.
     seat: Seat,
@@ -196,7 +196,7 @@ impl Channel {
         matches!(self.interests, Interests::None)
     }
 
-    /// What it holds, about: record, name, stream and publications.
+    /// Its bytes, about: record, name, stream and publications.
     fn bytes(&self) -> usize {
         let stream = self.stream.as_ref();
         let stream = stream.map_or(0, |stream| size_of::<Stream>() + stream.kept().bytes);
@@ -214,9 +214,9 @@ impl Seats for Slab<Channel> {
 }
 
 /// The lives of streams. A stream that begins has an epoch that follows from its channel's name, so that a
-/// channel that was never published to needs no record: whoever asks where it stands is told the same each
-/// time. When one that had publications is forgotten, its name gets another epoch, together with the few that
-/// share its bucket: whoever has a position in one of these is told that it can't be recovered.
+/// channel that was never published to needs no record: each request for its position gets the same answer.
+/// When a stream that had publications is forgotten, its name gets another epoch, together with the few that
+/// share its bucket: a client with a position in one of these learns that it cannot be recovered.
 struct Lives {
     seed: u64,
     /// How many were forgotten in each bucket; empty while none was.
@@ -249,7 +249,7 @@ impl Lives {
     }
 }
 
-/// What was given up to have memory back.
+/// The memory that was released.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shed {
     /// Channels forgotten.
@@ -280,7 +280,7 @@ impl Kept {
     }
 }
 
-/// What came of a publish.
+/// The outcome of a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The channel, while anyone is interested.
@@ -303,7 +303,7 @@ pub struct Homes {
     sweep_at: usize,
     /// The same of giving up those of channels with subscribers.
     shed_at: usize,
-    /// What all streams keep together.
+    /// The history of all streams together.
     kept: Kept,
     /// The latest versions of channels whose publications have some, and the versions' life.
     versions: HashMap<u32, (u64, CompactString), FixedState>,
@@ -389,7 +389,7 @@ impl Homes {
         Position { offset: 0, epoch: Some(self.lives.epoch(hash)) }
     }
 
-    /// Who is in a channel, where that is kept.
+    /// The members of a channel, where they are kept.
     pub fn members(&self, channel: u32) -> Option<&Members> {
         self.channels.get(channel as usize)?.members.as_deref()
     }
@@ -463,7 +463,7 @@ impl Homes {
         members.insert(&self.hasher, member, info, present, announces);
     }
 
-    /// What others see of a member has changed; its user hasn't.
+    /// The visible part of a member has changed; its user hasn't.
     pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) {
         if let Some(at) = self.find(name, hash)
             && let Some(members) = &mut self.channels[at as usize].members
@@ -599,7 +599,7 @@ impl Homes {
         Some(at)
     }
 
-    /// What a publication of so many bytes adds to what is kept: the oldest ones may go for it.
+    /// The growth of the history by a publication of so many bytes: the oldest ones may go for it.
     pub fn growth(&self, channel: Option<u32>, options: StreamOptions, bytes: usize) -> usize {
         let stream = channel.and_then(|at| self.channels.get(at as usize)?.stream.as_ref());
         match stream {
@@ -627,7 +627,7 @@ impl Homes {
     }
 
     /// Drops publications of channels with subscribers until that gives `bytes` back, looking at `count`
-    /// channels at most. Positions stay, so whoever lacks one of them is told that it can't be recovered.
+    /// channels at most. Positions stay, so a client that lacks one of them learns that it cannot be recovered.
     pub fn shed_in_use(&mut self, bytes: usize, count: usize) -> Shed {
         let mut shed = Shed::default();
         let end = self.channels.capacity();
@@ -717,7 +717,7 @@ impl Homes {
     }
 
     /// The stream of a channel: a new life when there is none, or when the old one is over. It is
-    /// never over while anyone is subscribed: who has a place in it would have to be told.
+    /// never over while it has a subscriber: clients with a position would have to be notified.
     fn stream_or_new(
         &mut self,
         at: u32,
@@ -734,7 +734,7 @@ impl Homes {
         let slot = &mut channels[at as usize].stream;
         let stream =
             slot.get_or_insert_with(|| Box::new(Stream::new(now, options, lives.epoch(hash))));
-        // Those of its namespace may have changed since.
+        // The options of its namespace may have changed since.
         stream.set_options(options);
         stream
     }
@@ -838,7 +838,7 @@ mod tests {
         let hash = hash(&homes, name);
         let before = homes.beginning(hash);
         assert_eq!((homes.read(Millis(0), name, hash), homes.len()), (None, 0));
-        // Who is subscribed is told the same, and leaves nothing.
+        // A subscriber gets the same answer, and leaves nothing behind.
         let begin = homes.subscribe(Millis(0), name, hash, OPTIONS, SHARD, 0, PLAIN).1;
         assert_eq!(begin, before);
         homes.unsubscribe(name, hash, SHARD, PLAIN, None);
@@ -918,7 +918,7 @@ mod tests {
         assert_eq!(homes.shed_idle(usize::MAX, 2, spare).channels, 2);
         assert_eq!(homes.shed_idle(usize::MAX, 100, spare).channels, 4);
         assert_eq!((homes.len(), homes.kept().publications), (1, 1));
-        // What somebody is subscribed to isn't idle: it keeps its position.
+        // A channel with a subscriber is not idle: it keeps its position.
         let hash = hash(&homes, "channel 0");
         let before = homes.subscribe(Millis(9), "channel 0", hash, OPTIONS, SHARD, 0, PLAIN).1;
         assert_eq!(homes.shed_idle(usize::MAX, 100, None), Shed::default());
@@ -927,7 +927,7 @@ mod tests {
         let at = homes.find("channel 0", hash).unwrap();
         let stream = homes.stream(Millis(9), at).unwrap();
         assert_eq!(stream.position(), before);
-        // Whoever lacks what has gone is told so.
+        // A client that lacks a forgotten publication learns that.
         let since = Since { offset: 0, epoch: before.epoch.unwrap().as_str().into() };
         assert_eq!(stream.recover(&since, 9), Recovered::No);
     }

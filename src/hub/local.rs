@@ -23,7 +23,7 @@ use crate::base::time::Millis;
 pub struct Local {
     /// Its name.
     pub name: CompactString,
-    /// Who gets its publications.
+    /// The receivers of its publications.
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
     /// The stream's life, when a subscriber last began.
@@ -40,7 +40,7 @@ pub struct Local {
     pub namespace: u16,
     /// Where its other half lives.
     pub home: ShardId,
-    /// What it has to send waits for more.
+    /// Its pending parcels wait for more.
     delayed: bool,
 }
 
@@ -66,13 +66,13 @@ pub struct Sending {
     pub due: Option<Millis>,
 }
 
-/// What a delivery came to.
+/// The outcome of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// It is on its way to the subscribers.
     Taken,
-    /// It doesn't follow what was delivered before: some are missing, or the stream began anew. Who
-    /// is positioned has to be told; delivered again, it is taken for the others.
+    /// It doesn't follow what was delivered before: some are missing, or the stream began anew.
+    /// Subscribers with a position have to be notified; delivered again, it is accepted for the others.
     Broken,
     /// Too much waits for the subscribers already: it is lost here.
     Refused,
@@ -222,7 +222,7 @@ impl Locals {
         self.delayed.peek().map(|Reverse((due, _))| Millis(*due))
     }
 
-    /// Those whose time has come have something to send.
+    /// Channels whose time has come have something to send.
     pub fn wake_due(&mut self, now: Millis) {
         while self.next_due().is_some_and(|due| due <= now) {
             let Some(Reverse((_, at))) = self.delayed.pop() else { return };

@@ -1,4 +1,4 @@
-//! Who is in a channel: what `presence` shows, and its exact counts (client protocol, 17).
+//! The members of a channel: the content of `presence`, and its exact counts (client protocol, 17).
 //!
 //! Kept at a channel's home, which hears of every subscribe and unsubscribe in order.
 
@@ -21,7 +21,7 @@ pub struct Member {
     pub conn: ConnKey,
 }
 
-/// What was known of a member that has gone.
+/// The record of a member that has gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
     /// Its packed [`ClientInfo`].

@@ -1,4 +1,4 @@
-//! What a channel's subscribers are told at one time, in every form that any of them takes.
+//! One message for a channel's subscribers, in every form that any of them takes.
 
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
@@ -6,19 +6,19 @@ use crate::base::heap::HeapBytes;
 use crate::base::tags::Tags;
 use crate::base::time::Millis;
 
-/// What a parcel tells.
+/// The kind of a parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
     /// A publication: for all whose filter it passes.
     Publication,
-    /// Who came and who left: for those who take such events.
+    /// Join and leave events, for subscribers that take them.
     Presence,
 }
 
 /// One message of a channel, encoded once in each form that is in use.
 #[derive(Debug)]
 pub struct Parcel {
-    /// What it tells.
+    /// Its kind.
     pub told: Told,
     /// A publication's place in the stream, 0 without history.
     pub offset: u64,

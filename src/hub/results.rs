@@ -1,4 +1,4 @@
-//! What came of publishes that had a key, so that one that is sent again does nothing.
+//! The results of publishes with a key, so that a repeated one does nothing.
 
 use std::collections::VecDeque;
 
@@ -25,7 +25,7 @@ pub struct Results {
     bytes: usize,
 }
 
-/// What a result takes: its name is there twice.
+/// The bytes of a result: its name is there twice.
 fn bytes_of(name: &Name) -> usize {
     let entry = size_of::<(Name, Position)>() + size_of::<(Millis, Name)>();
     entry + 2 * name.heap_bytes()
@@ -38,7 +38,7 @@ impl Results {
         Self { by_name: HashMap::default(), ends: VecDeque::new(), count_max, bytes_max, bytes: 0 }
     }
 
-    /// What came of a publish with this key, if that is not too long ago.
+    /// The result of a publish with this key, if that is not too long ago.
     pub fn get(&mut self, now: Millis, channel: &str, key: &str) -> Option<Position> {
         self.expire(now);
         self.by_name.get(&(channel.into(), key.into())).copied()

@@ -16,11 +16,11 @@ pub struct Subscriber {
     /// The connection's slot on this shard. A connection that goes leaves its lists first, so no
     /// generation is needed.
     pub conn: u32,
-    /// What it gets.
+    /// Its traits.
     pub traits: Traits,
 }
 
-/// What a subscriber gets of its channel. 4 bytes.
+/// The share of a subscriber in its channel. 4 bytes.
 ///
 /// ```text
 ///  bit 0..8: form   8: positioned   9: takes joins   10: fresh   11..32: number of its filter, or 0
@@ -42,7 +42,7 @@ impl Traits {
         Self(form.number() as u32)
     }
 
-    /// Its position in the channel is watched: it is told of a gap.
+    /// Its position in the channel is watched: it is notified of a gap.
     pub fn with_positioned(self, on: bool) -> Self {
         self.with(Self::POSITIONED, on)
     }
@@ -98,7 +98,7 @@ const _: () = assert!(size_of::<Subscriber>() == 8);
 /// Subscribers, added behind and removed by place.
 ///
 /// While a fan-out is on its way (`held`), places stay what they are: removal leaves a tombstone.
-/// Otherwise the last one moves into the gap, and whoever keeps places is told.
+/// Otherwise the last one moves into the free place, and the owner of its place is notified.
 #[derive(Debug, Default)]
 pub struct Subscribers {
     list: Vec<Subscriber>,
@@ -123,7 +123,7 @@ impl Subscribers {
         self.list.len() as u32
     }
 
-    /// Who is at the places `range`, without the ones that have gone.
+    /// The subscribers at the places `range`, without those that have gone.
     pub fn at(&self, range: std::ops::Range<u32>) -> impl Iterator<Item = Subscriber> + '_ {
         let range = range.start as usize..(range.end as usize).min(self.list.len());
         self.list[range].iter().filter(|s| s.conn != TOMBSTONE).copied()
@@ -139,7 +139,7 @@ impl Subscribers {
         self.list.get(place as usize).filter(|s| s.conn != TOMBSTONE).copied()
     }
 
-    /// Who is at the places `range`, to change.
+    /// The subscribers at the places `range`, to change.
     pub fn at_mut(
         &mut self,
         range: std::ops::Range<u32>,

@@ -1,5 +1,5 @@
-//! Who a user is connected as, counted exactly: kept at the user's home shard, and only where an
-//! option asks for it (`user_connection_limit`, `single_connection`).
+//! The connections of a user, counted exactly: kept at the user's home shard, and only where an
+//! option requires it (`user_connection_limit`, `single_connection`).
 
 use compact_str::CompactString;
 use hashbrown::HashMap;
@@ -28,7 +28,7 @@ impl UserConns {
         single: bool,
     ) -> Option<Vec<Place>> {
         let conns = self.by_user.entry(user.into()).or_default();
-        // Who goes for the new one leaves room for it.
+        // A connection that gives way to the new one leaves room for it.
         if limit > 0 && !single && conns.len() >= limit {
             return None;
         }
@@ -83,7 +83,7 @@ mod tests {
         };
         assert!(enter(&mut conns, "a", 1) && enter(&mut conns, "a", 2));
         assert!(!enter(&mut conns, "a", 3) && enter(&mut conns, "b", 4));
-        // Who was refused isn't there.
+        // A refused connection is not there.
         conns.leave("a", place(3));
         conns.leave("a", place(1));
         assert!(enter(&mut conns, "a", 5) && !enter(&mut conns, "a", 6));

@@ -1,4 +1,4 @@
-//! Addresses of HTTP endpoints that the node asks: credentials in them, and where redirects lead.
+//! URLs of HTTP endpoints that the node calls: their credentials, and the targets of redirects.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -46,7 +46,7 @@ impl Signals {
     }
 }
 
-/// What the control thread works with.
+/// The state of the control thread.
 pub(super) struct Control {
     pub(super) node: Arc<Node>,
     pub(super) desk: Arc<Desk>,
@@ -64,13 +64,13 @@ pub(super) struct Control {
     pub(super) shown: RefCell<Vec<OwnedFd>>,
     /// Standard output, for figures.
     pub(super) output: Lines,
-    /// Told once a second to those who look.
+    /// The figures for viewers, once a second.
     pub(super) figures: Figures,
     /// Follow the rules.
     pub(super) proxies: Arc<Proxies>,
     /// Looked at once a second.
     pub(super) health: Arc<Health>,
-    /// Loop lag as it was when it was last told.
+    /// Loop lag at the last report.
     pub(super) lag_told: RefCell<Counts>,
 }
 
@@ -182,7 +182,7 @@ impl Control {
         }
     }
 
-    /// Asks every shard to close its connections at the set pace, and waits.
+    /// Orders every shard to close its connections at the set pace, and waits.
     async fn drain(&self, signals: &mut Signals) -> Ended {
         self.node.draining.store(true, Ordering::Relaxed);
         let open = self.open();
@@ -296,7 +296,7 @@ impl Control {
         ]
     }
 
-    /// What became of slow clients by namespace, where anything did.
+    /// Counters of slow clients by namespace, where there are any.
     fn slow(&self) -> BTreeMap<String, u64> {
         let channels = self.node.rules.channels.load();
         let namespaces = channels.namespaces();

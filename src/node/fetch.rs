@@ -34,7 +34,7 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
         .collect()
 }
 
-/// Asks servers. Connections are not kept: requests are rare.
+/// An HTTP client. Connections are not kept: requests are rare.
 #[derive(Clone)]
 pub(super) enum Client {
     /// Without TLS, and so without the machine's certificates.
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::node::tls::testing::{AUTHORITY, serve_once};
 
-    /// What proxies accept, too.
+    /// Accepted by proxies, too.
     #[tokio::test]
     async fn a_trusted_certificate_is_good_itself() {
         let authority = CertificateDer::from_pem_slice(AUTHORITY.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Whether a node can serve: what a balancer asks.
+//! Whether a node can serve: the health check of a load balancer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ pub struct Thresholds {
     pub connections_percent: u64,
 }
 
-/// What is looked at once a second.
+/// The thresholds, checked once a second.
 pub(super) struct Health {
     node: Arc<Node>,
     thresholds: Thresholds,
@@ -59,7 +59,7 @@ impl Health {
         let clients = node.clients.load(Ordering::Relaxed);
         let room = u64::from(node.options.conns_max) * node.open.len() as u64;
         let limit = node.rules.client.load().connection_limit;
-        // Those that do nothing for a client make place for others.
+        // Connections that do nothing for a client give way to others.
         let replaceable = node.counters.iter().map(|of| of.connections_replaceable.get());
         let busy = open.saturating_sub(replaceable.sum());
         let is_full = |count: u64, of: u64| count * 100 >= of * thresholds.connections_percent;

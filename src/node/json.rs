@@ -21,7 +21,7 @@ pub(super) fn any<'de, D: Deserializer<'de>>(
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// What is wrong with JSON that was not understood: the field and the types, with line and column. Never a
+/// The fault of JSON that was not understood: the field and the types, with line and column. Never a
 /// word of it but the names of its fields, since the rest may be a payload.
 pub(super) fn flaw(text: &str, fault: &serde_json::Error) -> String {
     let at = format!("line {}, column {}", fault.line(), fault.column());

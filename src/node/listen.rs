@@ -76,7 +76,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 pub(super) struct SocketFiles(Vec<(PathBuf, (u64, u64))>);
 
 impl SocketFiles {
-    /// Those of addresses that this process listens at.
+    /// The addresses that this process listens on.
     pub(super) fn add(&mut self, addresses: &[Address]) {
         let unix = addresses.iter().filter_map(|address| match address {
             Address::Unix(unix) => Some(&unix.path),

@@ -20,7 +20,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::base::limits::{FIGURES_WAITING_MAX, LOG_LINES_WAITING_MAX};
 
-/// What a thread that writes lines is sent.
+/// The messages of a thread that writes lines.
 enum Item {
     /// One line, or a few, with their ends.
     Lines(Vec<u8>),
@@ -51,7 +51,7 @@ impl Sink {
 pub(super) struct Lines {
     items: Sender<Item>,
     dropped: Arc<AtomicU64>,
-    /// Kept to open the file again when that was asked for while the queue was full.
+    /// A request to reopen the file that came while the queue was full.
     reopens: Arc<AtomicU64>,
 }
 
@@ -147,7 +147,7 @@ fn write_all(mut sink: Sink, items: &Receiver<Item>, dropped: &AtomicU64, reopen
                 dropped.fetch_add(1, Ordering::Relaxed);
             }
             Item::Lines(_) | Item::Reopen => {}
-            // Whoever asked may have given up.
+            // The requester may have given up.
             Item::Flush(done) => _ = done.try_send(()),
         }
     }

@@ -31,7 +31,7 @@ pub(super) struct Watch {
     short: bool,
 }
 
-/// What a look came to.
+/// The outcome of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Looked {
     /// The limit was crossed: it is exceeded, or no longer.
@@ -76,7 +76,7 @@ impl Watch {
         true
     }
 
-    /// What is to be said: not each time that the limit is crossed by a little.
+    /// The report: not each time that the limit is crossed by a little.
     fn crossed(&mut self, memory: &Memory) -> Option<bool> {
         let (used, limit) = (memory.used(), memory.limit());
         let short = match self.short {
@@ -113,7 +113,7 @@ mod tests {
             let _ = watch.look(&memory, Some(110 * MIB), 0);
             assert_eq!(memory.used(), 60 * MIB);
         }
-        // What stays for long is fragmented.
+        // Memory that stays for long is fragmented.
         let _ = watch.look(&memory, Some(110 * MIB), 0);
         assert_eq!(memory.used(), 110 * MIB);
     }
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(due, [0, 6, 17, 38, 79]);
         assert!(!watch.look(&memory, Some(140 * MIB), 0).collect);
         assert!(watch.look(&memory, Some(155 * MIB), 0).collect);
-        // What is in use can't be given back.
+        // Memory in use cannot be given back.
         memory.set_allocated(150 * MIB);
         assert!((0..100).all(|_| !watch.look(&memory, Some(155 * MIB), 0).collect));
     }

@@ -73,7 +73,7 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by code"),
 ];
 
-/// Counters that are told for each shard.
+/// Counters with a label for each shard.
 const BY_SHARD: &[&str] =
     &["connections_open", "subscriptions", "deliveries", "queued_bytes", "mail_full", "turns"];
 
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// What a value is told by.
+/// The labels of a value.
 type Labels = Vec<(&'static str, String)>;
 
 /// Values, each under labels of its own.
@@ -216,7 +216,7 @@ fn put_command_durations(
     Ok(())
 }
 
-/// What was measured, in buckets.
+/// Measured values, in buckets.
 struct Histogram {
     sum: f64,
     count: u64,
@@ -224,7 +224,7 @@ struct Histogram {
 }
 
 impl Histogram {
-    /// What all of them measured, as so many parts of a unit.
+    /// The values of all of them, as so many parts of a unit.
     fn of<'t>(times: impl IntoIterator<Item = &'t Times>, bounds: &[u64], parts: f64) -> Self {
         let mut counts = Counts::default();
         times.into_iter().for_each(|times| times.add_to(&mut counts));
@@ -242,7 +242,7 @@ impl Histogram {
     }
 }
 
-/// What all shards measured, as one histogram.
+/// The values of all shards, as one histogram.
 fn put_durations(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -254,7 +254,7 @@ fn put_durations(
 }
 
 impl Metrics {
-    /// What shards count.
+    /// The counters of shards.
     fn counters(&self) -> Vec<Metric> {
         let shards = &self.node.counters;
         let mut values: Vec<Vec<u64>> = Vec::with_capacity(shards.len());
@@ -344,7 +344,7 @@ impl Metrics {
         ]
     }
 
-    /// What may be; 0 for no limit.
+    /// The limits; 0 for none.
     pub(super) fn limits(&self) -> [(&'static str, u64); 3] {
         let node = &self.node;
         [
@@ -354,7 +354,7 @@ impl Metrics {
         ]
     }
 
-    /// What is known of the node as a whole.
+    /// Metrics of the node as a whole.
     fn others(&self) -> Vec<Metric> {
         let node = &self.node;
         let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
@@ -425,7 +425,7 @@ impl Metrics {
     /// How the application answers, by proxy and event.
     fn proxies(&self) -> Vec<Metric> {
         let endpoints = self.proxies.endpoints();
-        // Not each proxy is asked about each event: what never happened isn't told.
+        // Not every proxy has every event: events that never happened are left out.
         let mut calls = Values::new();
         for endpoint in &endpoints {
             for event in ProxyEvent::ALL {
@@ -466,7 +466,7 @@ impl Metrics {
         ]
     }
 
-    /// What became of slow clients, by namespace.
+    /// Counters of slow clients, by namespace.
     fn slow(&self) -> Vec<Metric> {
         let channels = self.node.rules.channels.load();
         let namespaces = channels.namespaces();

@@ -1,4 +1,4 @@
-//! What pages have in common: types, and headers that keep others out.
+//! Common parts of pages: types, and headers that keep other origins out.
 
 use axum::http::HeaderValue;
 use axum::http::header::{

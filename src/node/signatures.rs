@@ -45,7 +45,7 @@ impl KeySource for Node {
     }
 }
 
-/// A job whose key is unknown: its endpoint is to be asked.
+/// A job whose key is unknown: its endpoint is to be fetched.
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) job: SignatureJob,
@@ -62,14 +62,14 @@ pub(super) struct Endpoint {
 /// A job that comes back from the control thread.
 #[derive(Debug)]
 pub(super) enum Again {
-    /// What can be known is known now: a key that still isn't makes a token bad.
+    /// All keys are known now: a token with an unknown one is bad.
     Check(SignatureJob),
     /// Its keys could not be fetched.
     Unavailable(SignatureJob),
 }
 
 /// The ends of the pool's queues that others hold. None of them has a bound of its own: each job in
-/// them holds a credit of the shard that asks.
+/// them holds a credit of the requesting shard.
 pub(super) struct Queues {
     /// For the shards.
     pub(super) jobs: Sender<SignatureJob>,
@@ -202,7 +202,7 @@ fn unix_now() -> UnixSeconds {
 pub(super) mod testing {
     use super::*;
 
-    /// A pool without threads: what is in its queues is worked off by whoever asks.
+    /// A pool without threads: the caller works off its queues.
     pub(in crate::node) struct Bench<K> {
         worker: Worker<K>,
     }

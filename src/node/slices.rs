@@ -10,7 +10,7 @@ use hyper::body::{Frame, SizeHint};
 
 use crate::base::limits::CONTROL_SLICE_BYTES;
 
-/// What one task has done since others had their turn.
+/// The work of one task since others had their turn.
 #[derive(Debug, Default)]
 pub(super) struct Slice {
     done: usize,

@@ -18,9 +18,9 @@ use rustls::{
 
 /// The certificates that servers may have.
 pub(super) enum Trust {
-    /// Those that the certificates of the machine sign.
+    /// Servers with certificates signed by the machine's authorities.
     Machine,
-    /// Those that these certificates sign.
+    /// Servers with certificates signed by these.
     Certificates(Vec<CertificateDer<'static>>),
     /// None: for endpoints without TLS.
     Nobody,
@@ -71,7 +71,7 @@ impl Anchors {
         Self::new(roots, certificates, provider)
     }
 
-    /// Those of the machine that are fit for it.
+    /// The usable certificates of the machine.
     fn of_machine(provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();

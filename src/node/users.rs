@@ -27,7 +27,7 @@ pub(super) async fn keep_counting(node: Arc<Node>, desk: Arc<Desk>) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        // A shard that has no room is asked again then.
+        // A shard without room gets the question again then.
         let _ = count(&node, &desk).await;
     }
 }

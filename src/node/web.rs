@@ -49,7 +49,7 @@ use crate::proto::http::{self, HttpDate, Reuse};
 use crate::shard::Node;
 use crate::shard::mail::{Mail, Mailbox, WebRequest};
 
-/// What is served where.
+/// The endpoints and their ports.
 pub(super) struct Routers {
     /// On the public port, behind what shards serve themselves.
     pub(super) public: Router,
@@ -69,13 +69,13 @@ pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
     paths.chain(admin.into_iter().flatten()).chain(demo).collect()
 }
 
-/// What the pages are made with.
+/// The contents of the pages.
 pub(super) struct Pages {
-    /// Who may see the admin page, where there is one.
+    /// The access to the admin page, where there is one.
     pub(super) access: Option<Arc<Access>>,
-    /// What it is told each second.
+    /// Its figures of each second.
     pub(super) figures: watch::Sender<Bytes>,
-    /// What the demo page shows to be pasted.
+    /// The snippets of the demo page.
     pub(super) snippets: Snippets,
 }
 
@@ -128,7 +128,7 @@ pub(super) fn routers(
         true => routers.internal = routers.internal.merge(own),
         false => routers.public = routers.public.merge(own),
     }
-    // What is short isn't worth it.
+    // A short answer isn't worth it.
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     let check = from_fn_with_state(node, sender::check);
     let finished = |router: Router| router.layer(map_response(in_slices)).layer(gzip());

@@ -261,7 +261,7 @@ pub struct SubOptions {
     pub expire_at: Option<i64>,
 }
 
-/// What a subscription token says. That user, channel and client are the asking ones is checked by
+/// The claims of a subscription token. User, channel and client are compared with the connection's by
 /// [`crate::edge::channels::ChannelRules::may_subscribe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionClaims {
@@ -385,8 +385,8 @@ impl TokenKeys {
         self.current.load().checked(token, now).unwrap_or(Checked::Bad)
     }
 
-    /// A number that changes whenever a key that was good may not be any more. Whoever remembers
-    /// good tokens reads it before it asks for a check, and forgets what it knew under another one.
+    /// A number that changes whenever a key that was good may not be any more. A cache of good tokens
+    /// reads it before it requests a check, and drops entries of another number.
     pub fn generation(&self) -> u64 {
         // Read first: keys that came later are newer than what it says, never older.
         let replaced = self.replaced.load(Ordering::Acquire);

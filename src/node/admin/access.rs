@@ -1,4 +1,4 @@
-//! Who may see the admin page: a password or, in the development node, the secret of a link.
+//! Access to the admin page: a password or, in the development node, the secret of a link.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -68,7 +68,7 @@ pub(in crate::node) struct Access {
     node: Arc<Node>,
     password: Option<String>,
     secret: String,
-    /// What the link of a development node has in it, as long as it runs.
+    /// The secret in the link of a development node, as long as it runs.
     link: Option<String>,
     delayed: Mutex<Delayed>,
     refusals: Arc<AdminRefusals>,
@@ -116,7 +116,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// What tokens of the page are held against.
+/// The key of the page's tokens.
 ///
 /// # Errors
 /// When the keys can't be made.
@@ -228,7 +228,7 @@ fn now() -> UnixSeconds {
     UnixSeconds(since.map_or(0, |since| since.as_secs() as i64))
 }
 
-/// What tokens of the page are for: those of clients can't be used in their place, whatever the secret.
+/// The audience of the page's tokens: tokens of clients can't be used in their place, whatever the secret.
 const AUDIENCE: &str = "roost-admin";
 
 /// A browser has to come with the password again after so many seconds.

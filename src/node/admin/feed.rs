@@ -25,7 +25,7 @@ use crate::proto::client::Disconnect;
 use crate::proto::http::{self, is_of_own_host};
 use crate::proto::ws::{Event, PONG, ReadRules, Reader, TEXT, close_frame, put_frame};
 
-/// What the WebSocket is served with.
+/// The state that serves the WebSocket.
 #[derive(Clone)]
 pub(super) struct Feed {
     access: Arc<Access>,

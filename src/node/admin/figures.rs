@@ -26,7 +26,7 @@ pub(in crate::node) struct Figures {
     feed: watch::Sender<Bytes>,
 }
 
-/// What had been counted when figures were last made.
+/// The counters of the last figures.
 struct Before {
     at: Instant,
     shards: Vec<Counted>,

@@ -1,4 +1,4 @@
-//! What the admin page asks beyond the server API: namespaces, and the connections of a user.
+//! Methods of the admin page beyond the server API: namespaces, and the connections of a user.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};

@@ -1,4 +1,4 @@
-//! The admin page: one page of HTML, what it may ask, and what it is told each second.
+//! The admin page: one page of HTML, its methods, and its figures of each second.
 //!
 //! ```text
 //!  browser -- GET / ------------------> page (embedded, no other origin is asked for anything)
@@ -35,7 +35,7 @@ use super::api::{Api, answer_old_form};
 use super::pages;
 use super::web::ClientAddress;
 
-/// What the handlers work with.
+/// The state of the handlers.
 #[derive(Clone)]
 struct Shared {
     access: Arc<Access>,
@@ -63,7 +63,7 @@ pub(super) fn router(prefix: &str, access: Arc<Access>, api: Arc<Api>) -> Router
         .with_state(shared)
 }
 
-/// The route of the WebSocket, for listeners of the control thread. `figures` is what viewers are told.
+/// The route of the WebSocket, for listeners of the control thread. `figures` is the viewers' publication.
 pub(super) fn websocket_router(
     prefix: &str,
     access: Arc<Access>,

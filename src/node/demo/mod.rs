@@ -30,7 +30,7 @@ use super::pages;
 use super::tls::Trust;
 use crate::config;
 
-/// What the page shows to be pasted.
+/// The snippets of the page.
 #[derive(Clone, Debug)]
 pub(super) struct Snippets {
     /// Path of the clients' WebSocket.
@@ -179,7 +179,7 @@ fn unpack(archive: &[u8]) -> std::io::Result<Bytes> {
 const REGISTRY: &str = "https://registry.npmjs.org/";
 /// The SDK that the tests run with.
 const ARCHIVE: &str = "centrifuge/-/centrifuge-5.8.0.tgz";
-/// Its digest, as the registry tells it.
+/// Its digest in the registry.
 const SHA512: &str =
     "ENH1jz6VeRuGb3yHNhgB0V0SqRKX+iYdtM9Du/E59m484epjNPfsgJw4UbmOmjgSXGEita1UoOXlZ6Ba1ooT1g==";
 const FILE: &str = "package/dist/centrifuge.js";

@@ -1,12 +1,12 @@
 //! Fetches the key sets of JWKS endpoints, on the control thread.
 //!
 //! ```text
-//!  Ask --> is it asked already? --> wait  --.
-//!             |  was it asked just now? ----+--> Again, to the pool
+//!  Ask --> a fetch in progress? --> wait  --.
+//!             |  fetched just now? ---------+--> Again, to the pool
 //!             '- no: GET, 5 s, 1 MiB -------'
 //! ```
-//! Whoever connects can make a node ask for keys, with a token that nobody signed. So an endpoint is
-//! asked once at a time and once in ten seconds, and only so many are known at once; the first to be
+//! Any client can make a node fetch keys, with a token that nobody signed. So an endpoint has one
+//! fetch at a time and one in ten seconds, and only so many are known at once; the first to be
 //! forgotten are those that gave no keys.
 
 use std::collections::BTreeMap;
@@ -90,7 +90,7 @@ pub(super) struct Fetcher<K> {
 }
 
 impl<K: KeySource> Fetcher<K> {
-    /// One that nobody has asked yet.
+    /// An endpoint that was not fetched yet.
     pub(super) fn new(
         keys: Arc<K>,
         client: Client,
@@ -190,7 +190,7 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
-/// What is known of endpoints: decides who is asked, and when. Time is an argument.
+/// The known endpoints: decides which is fetched, and when. Time is an argument.
 struct Known {
     endpoints: BTreeMap<Endpoint, State>,
     pace: Pace,
@@ -199,7 +199,7 @@ struct Known {
 /// An endpoint.
 #[derive(Default)]
 struct State {
-    /// It is being asked.
+    /// A fetch is in progress.
     running: bool,
     /// Jobs that wait for that.
     waiting: Vec<SignatureJob>,
@@ -211,13 +211,13 @@ struct State {
     has_keys: bool,
 }
 
-/// What becomes of a job.
+/// The way of a job.
 enum Asked {
-    /// Its endpoint is being asked already.
+    /// Its endpoint is being fetched already.
     Waits,
-    /// What is known has to do.
+    /// The known keys have to suffice.
     Answered(Again),
-    /// It waits, and its endpoint is to be asked now. Another one had to make room.
+    /// It waits, and its endpoint is to be fetched now. Another one had to make room.
     Fetch { forgotten: Option<Endpoint> },
 }
 
@@ -247,8 +247,8 @@ impl Known {
         Asked::Fetch { forgotten }
     }
 
-    /// Forgets an endpoint that may be asked again by now: one without keys, else the one asked
-    /// longest ago. So no more than all places are asked within the time to retry.
+    /// Forgets an endpoint that may be fetched again by now: one without keys, else the one fetched
+    /// longest ago. So at most as many as there are places are fetched within the time to retry.
     fn make_room(&mut self, now: Instant) -> Option<Endpoint> {
         let retry = self.pace.retry;
         let (endpoint, _) = self
@@ -278,7 +278,7 @@ impl Known {
         self.endpoints.values().filter_map(|state| state.refresh_at(refresh)).min()
     }
 
-    /// The endpoints that are to be asked again now.
+    /// The endpoints that are to be fetched again now.
     fn refresh(&mut self, now: Instant) -> Vec<Endpoint> {
         let refresh = self.pace.refresh;
         let mut due = Vec::new();

@@ -31,7 +31,7 @@ const SLOW: Pace = Pace { retry: DAY, refresh: DAY, timeout: DAY };
 /// Every unknown key causes a fetch.
 const EAGER: Pace = Pace { retry: Duration::ZERO, ..SLOW };
 
-/// What a server says.
+/// The answer of a server.
 #[derive(Clone)]
 enum Answer {
     /// Status and body.
@@ -74,7 +74,7 @@ impl Server {
                         let length = body.len();
                         let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n");
                         let text = format!("{head}connection: close\r\n\r\n{body}");
-                        // Who has read enough hangs up.
+                        // A reader that has enough hangs up.
                         let _ = socket.write_all(text.as_bytes()).await;
                     }
                 }
@@ -111,7 +111,7 @@ impl Scene {
         Self { keys, jobs, bench, fetcher, asked: 0 }
     }
 
-    /// Asks for these tokens, all at once; the answers in their order.
+    /// Checks these tokens, all at once; the answers in their order.
     async fn answers(&mut self, tokens: &[String]) -> Vec<Signed> {
         let first = self.asked;
         for token in tokens {
@@ -236,7 +236,7 @@ fn endpoints_that_fail() {
             let mut scene = Scene::new(&server.url, SLOW);
             let tokens = [token(&pair, "a"), token(&pair, "b")];
             assert_eq!(scene.answers(&tokens).await, [Signed::Unavailable; 2]);
-            // Not asked again so soon.
+            // Not fetched again so soon.
             assert_eq!(scene.answers(&tokens[..1]).await, [Signed::Unavailable]);
             assert_eq!(server.requests(), 1);
         }
@@ -261,7 +261,7 @@ fn it_comes_back() {
         assert_eq!(scene.answers(&[token(&pair, "a")]).await, [Signed::Unavailable]);
         server.says(set(&[(&pair, "a")]));
         assert_eq!(scene.answers(&[token(&pair, "a")]).await, [GOOD]);
-        // What it had stays good while it is away, and only that.
+        // Its keys stay good while it is away, and no others.
         server.says(Answer::Says(503, String::new()));
         let tokens = [token(&pair, "a"), token(&pair, "b")];
         assert_eq!(scene.answers(&tokens).await, [GOOD, Signed::Unavailable]);
@@ -314,7 +314,7 @@ fn places_for_endpoints() {
         assert_eq!(ask(&mut known, name, at(0)), "fetch");
         assert_eq!(ask(&mut known, name, at(0)), "waits");
     }
-    // All places are taken by endpoints that are being asked.
+    // All places are taken by endpoints with a fetch in progress.
     assert_eq!(ask(&mut known, 100, at(99)), "unavailable");
     for name in 0..64 {
         // 7 gave no keys, 9 was the first that gave some.
@@ -328,7 +328,7 @@ fn places_for_endpoints() {
     for (name, seconds, expected) in [
         (0, 11, "check"),
         (7, 11, "unavailable"),
-        // 9 may be asked again from 11 on, all others from 12 on.
+        // 9 may be fetched again from 11 on, all others from 12 on.
         (100, 10, "unavailable"),
         (100, 12, "fetch, not https://i/7"),
         (101, 12, "fetch, not https://i/9"),
@@ -339,7 +339,7 @@ fn places_for_endpoints() {
         assert_eq!(ask(&mut known, name, at(seconds)), expected, "{name} at {seconds}");
     }
     assert_eq!(known.endpoints.len(), 64);
-    // Whatever has keys and is not being asked.
+    // Endpoints with keys and without a fetch.
     assert!(known.refresh(at(3_601)).is_empty());
     assert_eq!(known.refresh(at(3_602)).len(), 60);
     assert!(known.refresh(at(3_602)).is_empty());

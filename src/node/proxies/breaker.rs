@@ -57,7 +57,7 @@ impl Source {
     }
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
     /// An answer.
@@ -80,7 +80,7 @@ pub(super) struct Permit {
     source: Source,
 }
 
-/// What changes with a call's outcome.
+/// The change by a call's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     None,
@@ -110,7 +110,7 @@ enum Phase {
     },
 }
 
-/// What half-open calls have brought.
+/// The outcomes of half-open calls.
 #[derive(Debug, Default)]
 struct Probes {
     /// Clients whose calls are on their way.
@@ -147,7 +147,7 @@ impl Breaker {
         Some(Permit { period: self.period, source })
     }
 
-    /// What came of a call.
+    /// The outcome of a call.
     pub(super) fn ended(&mut self, permit: &Permit, came: Came, now: Instant) -> Change {
         if permit.period != self.period {
             return Change::None;

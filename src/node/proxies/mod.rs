@@ -1,4 +1,4 @@
-//! Proxies: asks the application over HTTP what shards want to know (server API, section 6).
+//! Proxies: calls the application over HTTP for shards (server API, section 6).
 //!
 //! ```text
 //!  shard --Mail::AppCall--> breaker closed? --> room for one more call? --> POST --> Mail::AppReply --> shard
@@ -64,11 +64,11 @@ pub(super) enum Outcome {
     Failed,
     /// Without an answer in time.
     Timeout,
-    /// Not asked: the breaker is open.
+    /// Not called: the breaker is open.
     Open,
-    /// Not asked: its turn did not come in time.
+    /// Not called: no turn in time.
     Busy,
-    /// Not asked: the client's payload isn't JSON.
+    /// Not called: the client's payload isn't JSON.
     NotJson,
 }
 
@@ -134,12 +134,12 @@ enum Fault {
 }
 
 impl Fault {
-    /// What it says about the endpoint.
+    /// The verdict about the endpoint.
     fn came(&self) -> Came {
         match self {
             Self::Status(status) if status.is_client_error() => Came::Rejection,
             Self::Request(fault) if fault.is_connect() => Came::Unreachable,
-            // What the client sent can't be posted: nothing went.
+            // The client's data cannot be posted: nothing was sent.
             Self::Call(_) => Came::GivenUp,
             _ => Came::Failure,
         }
@@ -165,14 +165,14 @@ type ByOptions = HashMap<Arc<ProxyOptions>, Arc<Endpoint>>;
 
 #[derive(Default)]
 struct Endpoints {
-    /// Those that the rules name.
+    /// The endpoints that the rules name.
     named: ByOptions,
-    /// Those that they named before: questions about them may be on their way.
+    /// The endpoints that they named before: calls of them may be on their way.
     before: ByOptions,
 }
 
 impl Proxies {
-    /// Those that the rules name.
+    /// The endpoints that the rules name.
     ///
     /// # Errors
     /// One of them has certificates that can't be used.
@@ -346,7 +346,7 @@ impl Endpoint {
         };
         let until = began + Duration::from_millis(self.options.timeout_ms);
         let Ok(Ok(_place)) = tokio::time::timeout_at(until, self.room.acquire()).await else {
-            // Those that hold the places say how the endpoint is.
+            // The calls that hold the places show the state of the endpoint.
             self.breaker().ended(&permit, Came::GivenUp, Instant::now());
             let most = self.options.concurrency;
             failed(Reason::ProxyFailed, format_args!("no turn in time among {most} calls"));
@@ -460,7 +460,7 @@ fn is_end_of_stream(fault: &(dyn std::error::Error + 'static)) -> bool {
 fn headers(question: &AppCall) -> HeaderMap {
     let options = &question.proxy;
     let mut headers = HeaderMap::new();
-    // What isn't fit for a header isn't taken over.
+    // A value that is not valid in a header is not taken over.
     let pair = |name: &str, value: &[u8]| {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
         Some((name, HeaderValue::from_bytes(value).ok()?))

@@ -1,4 +1,4 @@
-//! What a call says, and what its answer may say (server API, section 6).
+//! The body of a call, and of its answer (server API, section 6).
 
 use std::collections::BTreeMap;
 
@@ -142,10 +142,10 @@ objects! {
     }
 }
 
-/// What an answer with status 200 says.
+/// The content of an answer with status 200.
 ///
 /// # Errors
-/// What of it is not as agreed: the field and the types.
+/// The invalid part of it: the field and the types.
 pub(super) fn answer(event: ProxyEvent, body: &[u8]) -> Result<AppAnswer, String> {
     // A list would do for an object, too.
     let is_object = |text: &str| text.trim_ascii_start().starts_with('{');
