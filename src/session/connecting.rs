@@ -99,8 +99,4 @@ pub struct Connecting {
     pub data: Box<[u8]>,
     /// Seconds until the connection expires, when the client refreshes it.
     pub ttl: Option<u32>,
-    /// What came meanwhile, to go behind the reply.
-    pub held: Vec<SharedFrame>,
-    /// Bytes of it.
-    pub held_bytes: usize,
 }

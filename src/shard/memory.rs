@@ -303,7 +303,7 @@ impl<D: Driver> Shard<D> {
             now.after(SEARCH_MS + self.net.conns.len() as u64 / SEARCHED_IN_MS);
         let mut found: Vec<(bool, usize, u32)> = Vec::new();
         for (index, conn) in self.net.conns.iter().filter(|(_, conn)| conn.socket.is_some()) {
-            let waits = self.net.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
+            let waits = self.net.queues.get(conn.queue).map_or(0, |queue| queue.bytes());
             let (is_body, kept) = conn.rx.as_ref().map_or((false, 0), |rx| {
                 let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
                 let held = rx.reader.bytes_held() + rx.emulated_bytes();

@@ -31,7 +31,7 @@ pub use self::clients::{proxies, signatures};
 pub use self::http::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::memory::Memory;
 pub use self::net::addresses::AddressSources;
-pub use self::net::conn::CONN_BYTES;
+pub use self::net::record::CONN_BYTES;
 pub use self::net::slow::SlowCounters;
 pub use self::net::timers;
 pub use self::notices::{Cut, Fields, Notices};
@@ -377,7 +377,7 @@ impl<D: Driver> Shard<D> {
                 if self.is_connecting(key.index) {
                     self.go_on_connecting(key.index);
                 } else {
-                    self.resume(key);
+                    self.net.resume(key);
                 }
             }
         }
@@ -395,7 +395,7 @@ impl<D: Driver> Shard<D> {
 
     /// Once a second: expired history, gauges, memory.
     fn housekeeping(&mut self) {
-        self.life.queued_peak = self.life.queued_peak.max(self.net.outboxes.bytes());
+        self.life.queued_peak = self.life.queued_peak.max(self.net.queues.bytes());
         let now = self.cx.now;
         if now < self.life.housekeeping_at {
             return;
@@ -404,7 +404,7 @@ impl<D: Driver> Shard<D> {
         self.home.housekeeping(&self.cx);
         self.codec.housekeeping();
         self.net.housekeeping();
-        if self.net.outboxes.bytes() == 0 {
+        if self.net.queues.bytes() == 0 {
             if self.life.queued_peak > COLLECT_AFTER_BYTES {
                 (self.life.collect)();
             }

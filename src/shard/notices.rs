@@ -20,7 +20,7 @@ use crate::io::Driver;
 use crate::proto::client::{Disconnect, ErrorCode};
 use crate::proto::http::Refusal;
 use crate::shard::Shard;
-use crate::shard::net::conn::{Conn, Phase};
+use crate::shard::net::record::{Conn, Phase};
 
 /// What a line says beside its reason; what is empty or 0 is left out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -301,7 +301,7 @@ impl<D: Driver> Shard<D> {
         let client = client.map(|conn| self.client_id(conn.key(index)).text());
         let client = client.as_ref().map_or("", |client| client.as_str());
         let user = session.map_or("", |session| session.user.as_str());
-        let address = self.client_address(index);
+        let address = self.net.client_address(index);
         write(&Fields { address, user, client, ..Fields::default() });
     }
 }

@@ -317,8 +317,8 @@ impl<D: Driver> Shard<D> {
     fn seen(&mut self, key: ConnKey) -> Option<Seen> {
         let client = CompactString::new(self.client_id(key).text().as_str());
         let conn = self.net.conn(key)?;
-        let (form, paused, outbox) = (conn.form, conn.flags.paused(), conn.outbox);
-        let queued_bytes = self.net.outboxes.get(outbox).map_or(0, |outbox| outbox.bytes());
+        let (form, paused, queue) = (conn.form, conn.flags.paused(), conn.queue);
+        let queued_bytes = self.net.queues.get(queue).map_or(0, |queue| queue.bytes());
         let session = self.session_of(key.index)?;
         let (unanswered, expires) =
             (session.unanswered, session.expires.map_or(0, Expiry::seconds));
@@ -330,7 +330,7 @@ impl<D: Driver> Shard<D> {
             Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
         });
         let named = named.collect();
-        let address = self.client_address(key.index);
+        let address = self.net.client_address(key.index);
         Some(Seen {
             client,
             address,

@@ -26,8 +26,8 @@ use crate::shard::mail::{
     Answer, Asker, Failure, Mail, Method, Publish, PublishOptions, Read, Reading,
 };
 use crate::shard::memory::NO_MEMORY;
-use crate::shard::net::conn::Phase;
 use crate::shard::net::read::Flow;
+use crate::shard::net::record::Phase;
 use crate::shard::notices::{Cut, reason_of_error};
 
 /// How a command ends that isn't simply answered.
@@ -308,7 +308,7 @@ impl<D: Driver> Shard<D> {
         match self.net.form(index) {
             form if form.is_poll() => self.poll_error(index, code, reply),
             form if form.is_one_way() => self.one_way_error(index, code),
-            _ => self.reply(index, id, reply),
+            _ => self.net.reply(&self.cx, &mut self.codec, index, id, reply),
         }
     }
 
@@ -319,9 +319,7 @@ impl<D: Driver> Shard<D> {
             // It has answers only: what changes its session ends the wait.
             return self.return_poll(index);
         }
-        self.codec.scratch.clear();
-        client::put_push(&mut self.codec.scratch, form, channel, push);
-        self.enqueue_scratch(index);
+        self.net.push(&self.cx, &mut self.codec, index, channel, push);
     }
 
     pub(crate) fn client_id(&self, key: ConnKey) -> ClientId {
@@ -554,15 +552,15 @@ impl<D: Driver> Shard<D> {
         match answer {
             Answer::Presence(body) => {
                 let reply = Reply::Presence(Body::Elsewhere(body.len()));
-                self.reply_around(index, id, &reply, body);
+                self.net.reply_around(&self.cx, &mut self.codec, index, id, &reply, body);
             }
             Answer::History(body) => {
                 let reply = Reply::History(Body::Elsewhere(body.len()));
-                self.reply_around(index, id, &reply, body);
+                self.net.reply_around(&self.cx, &mut self.codec, index, id, &reply, body);
             }
             Answer::PresenceStats(clients, users) => {
                 let reply = Reply::PresenceStats { clients: *clients, users: *users };
-                self.reply(index, id, &reply);
+                self.net.reply(&self.cx, &mut self.codec, index, id, &reply);
             }
             // Only the control thread asks for that.
             Answer::Done => {}
@@ -588,7 +586,13 @@ impl<D: Driver> Shard<D> {
         let method: &str = &request.method;
         let proxy = match rules.target(method) {
             RpcTarget::Ping => {
-                self.reply(index, asker.command, &Reply::Rpc { data: b"" });
+                self.net.reply(
+                    &self.cx,
+                    &mut self.codec,
+                    index,
+                    asker.command,
+                    &Reply::Rpc { data: b"" },
+                );
                 return Ok(Flow::On);
             }
             RpcTarget::NotFound => {
@@ -614,7 +618,7 @@ impl<D: Driver> Shard<D> {
             self.inappropriate(index);
             return Ok(Flow::End);
         }
-        self.reply(index, asker.command, &Reply::Rpc { data });
+        self.net.reply(&self.cx, &mut self.codec, index, asker.command, &Reply::Rpc { data });
         Ok(Flow::On)
     }
 

@@ -35,8 +35,8 @@ use crate::shard::clients::proxies::{AppRequest, verdict};
 use crate::shard::http::polls::may_poll;
 use crate::shard::mail::{Asker, Mail, Method, UserConn};
 use crate::shard::memory::NO_MEMORY;
-use crate::shard::net::conn::Phase;
 use crate::shard::net::read::Flow;
+use crate::shard::net::record::Phase;
 use crate::shard::{Shard, ticks};
 
 /// Who a connection belongs to.
@@ -223,7 +223,7 @@ impl<D: Driver> Shard<D> {
         match at_once {
             Some(connecting) => self.reply_connect(index, connecting),
             None => {
-                self.net.conns[index as usize].flags.set_held(true);
+                self.net.begin_holding(index);
                 self.go_on_connecting(index);
             }
         }
@@ -326,7 +326,7 @@ impl<D: Driver> Shard<D> {
         };
         let at = self.clients.sessions.insert(session) as u32;
         self.net.conns[index as usize].session = at;
-        self.set_busy(index);
+        self.net.set_busy(index);
         if self.clients.admins.contains_key(&index) {
             // It is nobody's of the application: orders and counts go past it.
             self.clients.sessions[at as usize].flags.set_hidden(true);
@@ -364,7 +364,7 @@ impl<D: Driver> Shard<D> {
         }
         conn.phase = Phase::Unusable;
         conn.since_tick = tick;
-        self.set_replaceable(index);
+        self.net.set_replaceable(index);
         self.schedule(index);
         // The rest of that message is dropped; a further one is a fault.
         Flow::Skip
@@ -450,7 +450,7 @@ impl<D: Driver> Shard<D> {
         });
         self.push(index, &made.channel, &push);
         if let Some(missed) = &made.publications {
-            self.enqueue(index, missed.clone());
+            self.net.enqueue(&self.cx, index, missed.clone());
         }
     }
 
@@ -498,21 +498,20 @@ impl<D: Driver> Shard<D> {
     fn connected(&mut self, index: u32) {
         let Some(session) = self.session_of(index) else { return };
         let Some(extra) = &mut session.extra else { return };
-        let Some(mut connecting) = extra.connecting.take() else { return };
+        let Some(connecting) = extra.connecting.take() else { return };
         let is_empty = extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty();
         if is_empty && extra.headers.is_none() {
             session.extra = None;
         }
-        self.net.conns[index as usize].flags.set_held(false);
-        let held = std::mem::take(&mut connecting.held);
+        let held = self.net.take_held(index);
         self.reply_connect(index, *connecting);
         for frame in held {
-            self.enqueue(index, frame);
+            self.net.enqueue(&self.cx, index, frame);
         }
         let conn = &self.net.conns[index as usize];
         if conn.phase == Phase::Client && conn.flags.paused() && !conn.flags.waiting() {
             let key = conn.key(index);
-            self.resume(key);
+            self.net.resume(key);
         }
     }
 
@@ -551,7 +550,13 @@ impl<D: Driver> Shard<D> {
         };
         match form.is_one_way() {
             true => self.push(index, "", &Push::Connect(result)),
-            false => self.reply(index, connecting.command, &Reply::Connect(result)),
+            false => self.net.reply(
+                &self.cx,
+                &mut self.codec,
+                index,
+                connecting.command,
+                &Reply::Connect(result),
+            ),
         }
         if transport == Transport::UniSse && !connecting.made.is_empty() {
             self.net.to_mark.push(key);
@@ -598,7 +603,7 @@ impl<D: Driver> Shard<D> {
             session.extra().meta = meta;
         }
         let ttl = expires.map(|expires| expires.ttl(now));
-        self.reply(index, id, &Reply::Refresh { ttl });
+        self.net.reply(&self.cx, &mut self.codec, index, id, &Reply::Refresh { ttl });
         self.schedule(index);
         Ok(Flow::On)
     }

@@ -6,7 +6,7 @@ use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
 use crate::shard::mail::Listed;
 use crate::shard::net::Net;
-use crate::shard::net::conn::NONE;
+use crate::shard::net::record::NONE;
 use crate::shard::orders::TURN_LISTED_MAX;
 
 impl Clients {

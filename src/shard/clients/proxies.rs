@@ -31,7 +31,7 @@ use crate::shard::Shard;
 use crate::shard::clients::commands::{Stop, low_ms};
 use crate::shard::mail::{Asker, CONTROL, Mail, PublishOptions};
 use crate::shard::memory::NO_MEMORY;
-use crate::shard::net::conn::{NONE, Phase};
+use crate::shard::net::record::{NONE, Phase};
 
 /// Something that the application is asked.
 #[derive(Debug)]
@@ -352,7 +352,7 @@ impl<D: Driver> Shard<D> {
         let asker = Asker { command, asked_ms, ..Asker::of(key) };
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
-        let address = self.client_address(asker.conn.index);
+        let address = self.net.client_address(asker.conn.index);
         let question =
             AppCall { asker, proxy, client, form, user, meta, headers, address, call, ticket };
         self.post.send(&self.cx, CONTROL, Mail::AppCall(Box::new(question)));
@@ -385,7 +385,7 @@ impl<D: Driver> Shard<D> {
                         self.clients.told.entry(index).or_default().push_front(kept);
                     }
                 }
-                self.resume(asker.conn);
+                self.net.resume(asker.conn);
             }
         }
     }

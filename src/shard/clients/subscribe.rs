@@ -331,7 +331,13 @@ impl<D: Driver> Shard<D> {
             // The client has unsubscribed since: the reply goes out all the same, if it asked.
             if asker.method == Method::Subscribe && self.takes_answer(*asker) {
                 let result = SubscribeResult::default();
-                self.reply(index, asker.command, &Reply::Subscribe(result));
+                self.net.reply(
+                    &self.cx,
+                    &mut self.codec,
+                    index,
+                    asker.command,
+                    &Reply::Subscribe(result),
+                );
             }
             return self.local.locals.release(local);
         };
@@ -388,8 +394,10 @@ impl<D: Driver> Shard<D> {
             ..made.result()
         });
         match list {
-            Some(list) => self.reply_around(index, asker.command, &reply, list),
-            None => self.reply(index, asker.command, &reply),
+            Some(list) => {
+                self.net.reply_around(&self.cx, &mut self.codec, index, asker.command, &reply, list)
+            }
+            None => self.net.reply(&self.cx, &mut self.codec, index, asker.command, &reply),
         }
     }
 
@@ -449,7 +457,7 @@ impl<D: Driver> Shard<D> {
         let known = self.local.locals.find(channel);
         let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
         let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            self.reply(index, asker.command, &Reply::Unsubscribe);
+            self.net.reply(&self.cx, &mut self.codec, index, asker.command, &Reply::Unsubscribe);
             return Ok(Flow::On);
         };
         let home = self.cx.node.names.home(self.cx.node.names.hash(channel));
@@ -487,7 +495,13 @@ impl<D: Driver> Shard<D> {
         if let Some(asker) = asker
             && self.takes_answer(asker)
         {
-            self.reply(asker.conn.index, asker.command, &Reply::Unsubscribe);
+            self.net.reply(
+                &self.cx,
+                &mut self.codec,
+                asker.conn.index,
+                asker.command,
+                &Reply::Unsubscribe,
+            );
         }
     }
 
@@ -607,7 +621,7 @@ impl<D: Driver> Shard<D> {
             session.sub_extra_or_new(local).expires = expires;
         }
         let ttl = expires.map(|expires| expires.ttl(now));
-        self.reply(index, id, &Reply::SubRefresh { ttl });
+        self.net.reply(&self.cx, &mut self.codec, index, id, &Reply::SubRefresh { ttl });
         self.schedule(index);
         Ok(Flow::On)
     }

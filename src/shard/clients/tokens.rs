@@ -134,7 +134,8 @@ impl<D: Driver> Shard<D> {
         let asker = Asker { credits, ..Asker::of(conn.key(index)) };
         // Asked of the kernel only where it counts.
         let is_limited = self.cx.node.addresses.limits_checks();
-        let interest = Interest::new(if is_limited { self.client_address(index) } else { None });
+        let interest =
+            Interest::new(if is_limited { self.net.client_address(index) } else { None });
         self.clients.checks.insert(index, Check::Asked(interest.clone()));
         self.post.send(&self.cx, home, Mail::Verify { token: token.into(), kind, asker, interest });
         Err(Stop::Pending)
@@ -159,7 +160,7 @@ impl<D: Driver> Shard<D> {
         }
         conn.flags.set_pending(false);
         self.clients.checks.insert(asker.conn.index, Check::Answered(Verdict { hash, signed }));
-        self.resume(asker.conn);
+        self.net.resume(asker.conn);
     }
 
     /// As the home of a token: is its signature known to be good? Else it is checked.

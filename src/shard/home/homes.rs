@@ -26,7 +26,7 @@ use crate::shard::mail::shard_set::ShardSet;
 use crate::shard::mail::{
     Answer, Asker, Mail, Publish, PublishOptions, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
-use crate::shard::net::write::frame_of;
+use crate::shard::net::send::frame_of;
 
 /// Somebody came to a channel or left it, and it isn't told yet.
 #[derive(Debug)]

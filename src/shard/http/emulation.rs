@@ -16,8 +16,8 @@ use crate::proto::http::{Head, Reuse};
 use crate::shard::Shard;
 use crate::shard::http::requests::is_binary;
 use crate::shard::mail::{Asker, Mail};
-use crate::shard::net::conn::{Phase, Rx};
 use crate::shard::net::read::Flow;
+use crate::shard::net::record::{Phase, Rx};
 
 /// Commands for a connection on another shard, or on this one.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl<D: Driver> Shard<D> {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
-        self.set_busy(key.index);
+        self.net.set_busy(key.index);
         let emulated = Emulated { data: data.into(), by };
         self.post.send(
             &self.cx,

@@ -24,7 +24,7 @@ use crate::proto::client::{
 use crate::proto::http::{Head, Reuse};
 use crate::session::{Connecting, Made, ServerSub, SubState};
 use crate::shard::Shard;
-use crate::shard::net::conn::NONE;
+use crate::shard::net::record::NONE;
 
 /// A request that isn't answered.
 #[derive(Debug)]
@@ -253,8 +253,8 @@ impl<D: Driver> Shard<D> {
         self.detach(index);
         self.forget_client(index);
         let draining = self.life.draining.is_some();
-        let Some(conn) = self.net.conns.get_mut(index as usize) else { return };
-        conn.flags.set_held(false);
+        self.net.take_held(index);
+        let Some(conn) = self.net.conns.get(index as usize) else { return };
         // Otherwise a home may still have to be told in which form it was, and under which key.
         let is_free = conn.session == NONE;
         let old = conn.key(index);

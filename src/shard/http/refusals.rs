@@ -46,11 +46,6 @@ impl<'a> From<&'a String> for Manner<'a> {
 }
 
 impl<D: Driver> Shard<D> {
-    /// The `Date` of what is answered now.
-    pub(crate) fn date(&mut self) -> http::HttpDate {
-        self.net.date.at(self.cx.unix.0)
-    }
-
     /// Refuses what is no request; the connection ends with the answer.
     pub(crate) fn refuse(&mut self, index: u32, refusal: Refusal) {
         self.refuse_because(index, refusal, reason_of_refusal(refusal), "", format_args!(""));
@@ -101,12 +96,12 @@ impl<D: Driver> Shard<D> {
         }
         let Manner { headers, is_head, is_event_source } = manner.into();
         let mut answer = Vec::new();
-        let date = self.date();
+        let date = self.net.date(&self.cx);
         match is_event_source && refusal == Refusal::Unavailable {
             true => http::put_event_source_retry(&mut answer, self.retry_ms(), headers, date),
             false => http::put_refusal(&mut answer, refusal, headers, date, is_head),
         }
-        self.enqueue(index, SharedFrame::new(&answer));
+        self.net.enqueue(&self.cx, index, SharedFrame::new(&answer));
         self.linger(index);
     }
 
@@ -235,7 +230,7 @@ impl<D: Driver> Shard<D> {
 
     /// The answer of a shard that ends to a request that begins with `bytes`.
     fn put_last_answer(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
-        let date = self.date();
+        let date = self.net.date(&self.cx);
         match http::parse(bytes) {
             Ok(Some(head)) if self.is_event_source(&head) => {
                 let (retry_ms, cors) = (self.retry_ms(), self.cors(&head));

@@ -24,8 +24,8 @@ use crate::proto::ws::DeflateOptions;
 use crate::session::{Sub, SubState};
 use crate::shard::Shard;
 use crate::shard::http::web::Incoming;
-use crate::shard::net::conn::{NONE, Phase, Rx};
 use crate::shard::net::read::Flow;
+use crate::shard::net::record::{NONE, Phase, Rx};
 use crate::shard::notices::Cut;
 
 /// Something that shards serve on the public port.
@@ -184,7 +184,7 @@ impl<D: Driver> Shard<D> {
             let is_head = head.method == "HEAD";
             let body = b"method not allowed\n";
             let out = self.response(Reuse::Close, 405, &more, body, is_head);
-            self.enqueue(key.index, SharedFrame::new(&out));
+            self.net.enqueue(&self.cx, key.index, SharedFrame::new(&out));
             self.linger(key.index);
             return false;
         }
@@ -220,8 +220,8 @@ impl<D: Driver> Shard<D> {
                 conn.rx.get_or_insert_default().raw.extend_from_slice(rest);
             }
         }
-        self.set_busy(key.index);
-        self.enqueue(key.index, SharedFrame::new(&out));
+        self.net.set_busy(key.index);
+        self.net.enqueue(&self.cx, key.index, SharedFrame::new(&out));
         match reuse.is_kept() {
             true => self.net.answered.push(key),
             false => self.linger(key.index),
@@ -238,7 +238,7 @@ impl<D: Driver> Shard<D> {
         is_head: bool,
     ) -> Vec<u8> {
         let content_type = if body.starts_with(b"{") { "application/json" } else { "text/plain" };
-        let date = self.date();
+        let date = self.net.date(&self.cx);
         let mut out = Vec::new();
         http::Response { status, date, headers, content_type, reuse, is_head }.put(&mut out, body);
         out
@@ -342,7 +342,7 @@ impl<D: Driver> Shard<D> {
             conn.form = form;
         }
         // It is a client once it is connected.
-        self.set_replaceable(key.index);
+        self.net.set_replaceable(key.index);
         self.schedule(key.index);
     }
 
@@ -367,7 +367,7 @@ impl<D: Driver> Shard<D> {
         };
         let cors = self.cors(head);
         let mut out = Vec::new();
-        http::put_stream_head(&mut out, content_type, &cors, chunked, self.date());
+        http::put_stream_head(&mut out, content_type, &cors, chunked, self.net.date(&self.cx));
         if kind.is_events() {
             // Without it all event sources of a node that ends would come back in the same second.
             let retry_ms = self.retry_ms();
@@ -381,7 +381,7 @@ impl<D: Driver> Shard<D> {
             conn.rx = None;
         }
         match endpoint.responses.is_empty() {
-            true => _ = self.enqueue(key.index, frame),
+            true => _ = self.net.enqueue(&self.cx, key.index, frame),
             false => {
                 let unsent = UnsentHead { frame, endpoint: at, cors };
                 self.net.heads.insert(key.index, unsent);
@@ -458,7 +458,7 @@ impl<D: Driver> Shard<D> {
             return;
         }
         if let Some(unsent) = self.net.heads.remove(&index) {
-            self.enqueue(index, unsent.frame);
+            self.net.enqueue(&self.cx, index, unsent.frame);
         }
     }
 
@@ -476,12 +476,14 @@ impl<D: Driver> Shard<D> {
         let found = responses.and_then(|all| all.iter().find(|response| response.code == code));
         let Some(response) = found else { return false };
         let Some(unsent) = self.net.heads.remove(&index) else { return false };
+        // The answer takes the place of the reply to `connect`: nothing is held for that any more.
+        self.net.take_held(index);
         self.detach(index);
         let CodeResponse { status, body, .. } = response;
         let kind = if client::is_json(body.as_bytes()) { "application/json" } else { "text/plain" };
         let answer = http::Response {
             status: *status,
-            date: self.date(),
+            date: self.net.date(&self.cx),
             headers: &unsent.cors,
             content_type: kind,
             reuse: Reuse::Close,
@@ -489,7 +491,7 @@ impl<D: Driver> Shard<D> {
         };
         let mut out = Vec::new();
         answer.put(&mut out, body.as_bytes());
-        self.enqueue(index, SharedFrame::new(&out));
+        self.net.enqueue(&self.cx, index, SharedFrame::new(&out));
         self.linger(index);
         true
     }
@@ -522,11 +524,10 @@ impl<D: Driver> Shard<D> {
         if self.answer_code(index, code.into()) {
             return;
         }
+        // Before the head, which would be held, and dropped with the session.
+        self.net.take_held(index);
         self.send_head(index);
         self.detach(index);
-        if let Some(conn) = self.net.conns.get_mut(index as usize) {
-            conn.flags.set_held(false);
-        }
         self.push(index, "", &Push::Disconnect { code, reason });
         self.finish_response(index);
     }
@@ -536,7 +537,7 @@ impl<D: Driver> Shard<D> {
         let mut end = Vec::new();
         framing::end(&mut end, self.net.form(index));
         if !end.is_empty() {
-            self.enqueue(index, SharedFrame::new(&end));
+            self.net.enqueue(&self.cx, index, SharedFrame::new(&end));
         }
         self.linger(index);
     }
@@ -594,7 +595,7 @@ impl<D: Driver> Shard<D> {
         id.extend_from_slice(b"}\ndata:\n\n");
         let mut out = Vec::new();
         framing::put_raw(&mut out, form, &id);
-        self.enqueue(key.index, SharedFrame::new(&out));
+        self.net.enqueue(&self.cx, key.index, SharedFrame::new(&out));
     }
 }
 

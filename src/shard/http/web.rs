@@ -18,7 +18,7 @@ use crate::shard::Shard;
 use crate::shard::http::bodies::{self, Room};
 use crate::shard::mail::{Asker, CONTROL, Mail, WebRequest};
 use crate::shard::net::Net;
-use crate::shard::net::conn::{Phase, Rx};
+use crate::shard::net::record::{Phase, Rx};
 
 /// A request whose body is on its way in.
 #[derive(Debug)]
@@ -135,15 +135,15 @@ impl<D: Driver> Shard<D> {
         conn.since_tick = tick;
         conn.rx = Some(Box::new(Rx { incoming: Some(incoming), ..Rx::default() }));
         match room {
-            Room::Api => self.set_busy(key.index),
-            Room::Clients | Room::Pages => self.set_replaceable(key.index),
+            Room::Api => self.net.set_busy(key.index),
+            Room::Clients | Room::Pages => self.net.set_replaceable(key.index),
         }
         self.schedule(key.index);
         self.web_body(key, rest);
         //= RFC 9110 10.1.1: who waits for it gets a 100 before it sends the body
         let waits = self.net.conn(key).is_some_and(|conn| conn.phase == Phase::Body);
         if waits && head.version == 1 && head.has_token("expect", "100-continue") {
-            self.enqueue(key.index, SharedFrame::part(http::CONTINUE));
+            self.net.enqueue(&self.cx, key.index, SharedFrame::part(http::CONTINUE));
         }
     }
 
@@ -198,9 +198,9 @@ impl<D: Driver> Shard<D> {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
-        self.set_busy(key.index);
+        self.net.set_busy(key.index);
         let asker = Asker { credits, ..Asker::of(key) };
-        let address = self.client_address(key.index);
+        let address = self.net.client_address(key.index);
         let (head, body) = incoming.into_parts();
         let body = body.into();
         self.post.send(
@@ -228,7 +228,7 @@ impl<D: Driver> Shard<D> {
         if self.net.conn(key).is_none_or(|conn| conn.phase != Phase::Asked) {
             return;
         }
-        self.enqueue(key.index, bytes);
+        self.net.enqueue(&self.cx, key.index, bytes);
         match keep_alive {
             true => self.request_done(key),
             false => self.linger(key.index),
@@ -246,21 +246,21 @@ impl<D: Driver> Shard<D> {
         conn.flags.set_served(true);
         conn.since_tick = tick;
         self.request_of_client_done(key.index);
-        self.set_replaceable(key.index);
+        self.net.set_replaceable(key.index);
         self.next_web_request(key);
         self.schedule(key.index);
     }
 
     /// Goes on with what was sent behind a request, unless its answers aren't taken.
     pub(crate) fn next_web_request(&mut self, key: ConnKey) {
-        let Some(at) = self.net.conn(key).map(|conn| conn.outbox) else { return };
-        let waits = self.net.outboxes.get(at).map_or(0, |outbox| outbox.bytes());
+        let Some(at) = self.net.conn(key).map(|conn| conn.queue) else { return };
+        let waits = self.net.queues.get(at).map_or(0, |queue| queue.bytes());
         if waits >= ECHO_BACKLOG_BYTES as usize {
             return;
         }
         let rx = self.net.conn(key).and_then(|conn| conn.rx.take());
         let raw = rx.map(|rx| rx.raw).filter(|raw| !raw.is_empty());
-        self.resume(key);
+        self.net.resume(key);
         if let Some(raw) = raw {
             self.head(key, &raw);
         }

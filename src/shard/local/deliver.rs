@@ -93,7 +93,13 @@ impl<D: Driver> Shard<D> {
                 Mail::Published { asker, .. } => {
                     self.earn(from, asker);
                     if self.takes_answer(asker) {
-                        self.reply(asker.conn.index, asker.command, &Reply::Publish);
+                        self.net.reply(
+                            &self.cx,
+                            &mut self.codec,
+                            asker.conn.index,
+                            asker.command,
+                            &Reply::Publish,
+                        );
                     }
                 }
                 Mail::Answer { asker, answer } => {
@@ -157,7 +163,7 @@ impl<D: Driver> Shard<D> {
         // Half of the answers first, so that what is left of a long message is taken in few parts.
         let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
         if flags.paused() && !flags.waiting() && !flags.pending() && few {
-            self.resume(asker.conn);
+            self.net.resume(asker.conn);
         }
         true
     }
@@ -287,7 +293,7 @@ impl<D: Driver> Shard<D> {
                 self.enqueue_or_drop(conn, at, outgoing);
                 0
             }
-            (_, _, Some(frame)) => self.enqueue(conn, frame.clone()),
+            (_, _, Some(frame)) => self.net.enqueue(&self.cx, conn, frame.clone()),
             _ => 0,
         }
     }

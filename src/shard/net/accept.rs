@@ -10,7 +10,7 @@ use crate::base::limits::{TURN_ACCEPTS_MAX, TURN_LEAVERS_MAX};
 use crate::base::notices::Reason;
 use crate::io::{Accepted, Driver};
 use crate::shard::life::Draining;
-use crate::shard::net::conn::{Conn, Phase};
+use crate::shard::net::record::{Conn, Phase};
 use crate::shard::{CONNS_SPARE, Options, Shard, ticks};
 
 impl<D: Driver> Shard<D> {
@@ -25,7 +25,7 @@ impl<D: Driver> Shard<D> {
             // Those that came in this turn have not been read yet: they don't replace each other. Nor is there a slot
             // before the dead ones of earlier turns are gone.
             let fresh = first.is_some() && self.net.replaceable.first() == first;
-            if fresh && self.is_full() {
+            if fresh && self.net.is_full(&self.cx) {
                 return;
             }
             if self.net.conns.len() >= slots_max(&self.cx.node.options) {
@@ -71,7 +71,7 @@ impl<D: Driver> Shard<D> {
         let conns_soft = self.cx.node.options.conns_soft as usize;
         let mut socket = socket;
         if may_pass
-            && (self.cx.node.options.one_accepts || self.connections() >= conns_soft)
+            && (self.cx.node.options.one_accepts || self.net.connections() >= conns_soft)
             && let Some(to) = self.emptiest()
         {
             match self.net.driver.pass(to, socket) {
@@ -96,7 +96,7 @@ impl<D: Driver> Shard<D> {
                 return None;
             }
         };
-        if self.is_full() && !self.replace_one() {
+        if self.net.is_full(&self.cx) && !self.replace_one() {
             // Nobody here may lose its place. Without an answer: it has sent nothing that one could be for.
             self.cx.counters().connections_refused_full.add(1);
             self.turned_back(arrival);
@@ -140,7 +140,7 @@ impl<D: Driver> Shard<D> {
             self.release(index, true);
             return None;
         }
-        self.set_replaceable(index);
+        self.net.set_replaceable(index);
         self.schedule(index);
         Some(index)
     }
@@ -205,7 +205,7 @@ impl<D: Driver> Shard<D> {
     /// # Errors
     /// When others have them all.
     pub(crate) fn has_client_place(&self) -> Result<(), Reason> {
-        match self.is_full_of_clients() {
+        match self.net.is_full_of_clients(&self.cx) {
             true => Err(Reason::HttpFull),
             false => Ok(()),
         }

@@ -22,7 +22,8 @@ use crate::edge::trusted::TrustedPeers;
 use crate::io::Driver;
 use crate::proto::http::{self, ForwardedHeader, Refusal, forwarded_hops};
 use crate::proto::proxy_header;
-use crate::shard::net::conn::Rx;
+use crate::shard::net::Net;
+use crate::shard::net::record::Rx;
 use crate::shard::notices::{Fields, reason_of_refusal};
 use crate::shard::{BySlot, Shard};
 
@@ -92,18 +93,20 @@ pub(crate) enum Arrival {
     Known(Peer, bool),
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// The address of a connection's client. `None`: it has none (a Unix socket), or the connection was
     /// reset or closed.
     pub(crate) fn client_address(&self, index: u32) -> Option<IpAddr> {
-        let known = self.net.addresses.known.get(&index);
+        let known = self.addresses.known.get(&index);
         if let Some(client) = known.and_then(|known| known.client.or(known.peer)) {
             return client.ip();
         }
-        let socket = self.net.conns.get(index as usize)?.socket.as_ref()?;
-        self.net.driver.peer(socket)?.ip()
+        let socket = self.conns.get(index as usize)?.socket.as_ref()?;
+        self.driver.peer(socket)?.ip()
     }
+}
 
+impl<D: Driver> Shard<D> {
     /// Whether the address of a new connection lets it come. What is counted for it is taken over by
     /// [`Self::arrived`], or given back by [`Self::turned_back`].
     pub(crate) fn arrival(&mut self, socket: &D::Socket) -> Result<Arrival, Refusal> {
@@ -178,7 +181,7 @@ impl<D: Driver> Shard<D> {
         let fields = Fields { address, code: refusal.status().into(), ..Fields::default() };
         self.cx.node.notices.notice(self.cx.now, reason_of_refusal(refusal), &fields);
         let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal, "", self.date(), false);
+        http::put_refusal(&mut answer, refusal, "", self.net.date(&self.cx), false);
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
         self.net.driver.send(nobody, &socket, std::iter::once(&SharedFrame::new(&answer)), 0);
         self.net.driver.finish(&socket);

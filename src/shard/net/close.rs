@@ -16,7 +16,7 @@ use crate::proto::ws::{self, Fault};
 use crate::session::{Renewal, Session, Sub, SubState};
 use crate::shard::http::requests::UniWebSocketOptions;
 use crate::shard::mail::Mail;
-use crate::shard::net::conn::{Conn, NONE, Phase};
+use crate::shard::net::record::{Conn, NONE, Phase};
 use crate::shard::net::timers::TICK_MS;
 use crate::shard::notices::reason_of_close;
 use crate::shard::{Shard, ticks};
@@ -67,9 +67,7 @@ impl<D: Driver> Shard<D> {
         if code == Disconnect::ConnectionClosed.code() {
             // The connection is to end, and nothing is to be said about it.
             self.detach(index);
-            if let Some(conn) = self.net.conns.get_mut(index as usize) {
-                conn.flags.set_held(false);
-            }
+            self.net.take_held(index);
             return self.linger(index);
         }
         if form.is_poll() {
@@ -80,9 +78,7 @@ impl<D: Driver> Shard<D> {
         }
         self.detach(index);
         // What was to go behind the reply to `connect` has gone with the session.
-        if let Some(conn) = self.net.conns.get_mut(index as usize) {
-            conn.flags.set_held(false);
-        }
+        self.net.take_held(index);
         if form.is_one_way() {
             let UniWebSocketOptions { tells_end, closes, .. } = self.cx.node.options.uni_websocket;
             // Codes below are RFC 6455's, and no client's business but in the close frame.
@@ -95,7 +91,7 @@ impl<D: Driver> Shard<D> {
         }
         let mut frame = Vec::new();
         ws::close_frame(&mut frame, Some(code), reason);
-        self.enqueue(index, SharedFrame::new(&frame));
+        self.net.enqueue(&self.cx, index, SharedFrame::new(&frame));
         let tick = self.cx.tick();
         let Some(conn) = self.net.conns.get_mut(index as usize) else { return };
         conn.phase = Phase::Closing;
@@ -105,7 +101,7 @@ impl<D: Driver> Shard<D> {
             rx.commands = Vec::new();
         }
         let key = conn.key(index);
-        self.set_replaceable(index);
+        self.net.set_replaceable(index);
         // What was held back may hold the peer's close frame, or its end.
         self.net.mark_ready(key);
         self.schedule(index);
@@ -135,10 +131,8 @@ impl<D: Driver> Shard<D> {
             self.detach(index);
             let mut frame = Vec::new();
             ws::close_frame(&mut frame, code, "");
-            if let Some(conn) = self.net.conns.get_mut(index as usize) {
-                conn.flags.set_held(false);
-            }
-            self.enqueue(index, SharedFrame::new(&frame));
+            self.net.take_held(index);
+            self.net.enqueue(&self.cx, index, SharedFrame::new(&frame));
         }
         self.linger(index);
     }
@@ -159,19 +153,10 @@ impl<D: Driver> Shard<D> {
         let key = conn.key(index);
         self.forget_rx(rx);
         self.leave_client_place(index);
-        self.set_replaceable(index);
+        self.net.set_replaceable(index);
         self.net.mark_ready(key);
         self.net.mark_dirty(key);
         self.schedule(index);
-    }
-
-    /// All is sent: the FIN.
-    pub(crate) fn finish(&mut self, index: u32) {
-        let Some(conn) = self.net.conns.get_mut(index as usize) else { return };
-        conn.flags.set_finished(true);
-        if let Some(socket) = &conn.socket {
-            self.net.driver.finish(socket);
-        }
     }
 
     /// Takes a session apart: out of the subscriber lists and the user index; homes are told as far
@@ -267,10 +252,11 @@ impl<D: Driver> Shard<D> {
         let key = conn.key(index);
         let rx = conn.rx.take();
         conn.phase = Phase::Leaving;
-        self.net.outboxes.release(&mut conn.outbox);
+        self.net.queues.release(&mut conn.queue);
+        self.net.take_held(index);
         self.net.wheel.remove(&mut self.net.conns, index);
         self.forget_address(index);
-        self.set_busy(index);
+        self.net.set_busy(index);
         self.net.driver.close(key, socket, reset);
         self.forget_rx(rx);
         self.cx.node.open[self.cx.id.index()].fetch_sub(1, Ordering::Relaxed);
@@ -345,7 +331,7 @@ impl<D: Driver> Shard<D> {
         let options = &self.cx.node.options;
         let phase_ends = || Some(conn.since_tick.saturating_add(ticks(self.phase_ms(conn)?)));
         let blocked = || {
-            let tick = self.net.outboxes.get(conn.outbox)?.blocked_tick?;
+            let tick = self.net.queues.get(conn.queue)?.blocked_tick?;
             Some(tick.saturating_add(ticks(options.write_timeout_ms)))
         };
         let first = |deadlines: [Option<u32>; 3]| deadlines.into_iter().flatten().min();
@@ -446,8 +432,8 @@ impl<D: Driver> Shard<D> {
     fn takes_nothing(&self, index: u32) -> bool {
         let Some(conn) = self.net.conns.get(index as usize) else { return false };
         let limit = ticks(self.cx.node.options.write_timeout_ms);
-        self.net.outboxes.get(conn.outbox).is_some_and(|outbox| {
-            outbox.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= self.cx.tick())
+        self.net.queues.get(conn.queue).is_some_and(|queue| {
+            queue.blocked_tick.is_some_and(|since| since.saturating_add(limit) <= self.cx.tick())
         })
     }
 
@@ -483,7 +469,7 @@ impl<D: Driver> Shard<D> {
         let ends = tick.saturating_add(ticks(GRACE_MS));
         let limit = ticks(self.cx.node.options.write_timeout_ms);
         let phase_ms = self.phase_ms(conn);
-        let (session, outbox) = (conn.session, conn.outbox);
+        let (session, queue) = (conn.session, conn.queue);
         let mut is_put_off = false;
         if let Some(ms) = phase_ms
             && let Some(conn) = self.net.conns.get_mut(index as usize)
@@ -492,8 +478,8 @@ impl<D: Driver> Shard<D> {
             conn.since_tick = ends.saturating_sub(ticks(ms));
             is_put_off = true;
         }
-        if let Some(outbox) = self.net.outboxes.get_mut(outbox)
-            && let Some(since) = &mut outbox.blocked_tick
+        if let Some(queue) = self.net.queues.get_mut(queue)
+            && let Some(since) = &mut queue.blocked_tick
             && since.saturating_add(limit) <= tick
         {
             *since = ends.saturating_sub(limit);
@@ -558,7 +544,7 @@ impl<D: Driver> Shard<D> {
             }
             Phase::Echo if !conn.flags.probed() => {
                 let frame = self.codec.constants.ws_ping.clone();
-                self.enqueue(index, frame);
+                self.net.enqueue(&self.cx, index, frame);
                 let conn = &mut self.net.conns[index as usize];
                 conn.since_tick = tick;
                 conn.flags.set_probed(true);
@@ -658,7 +644,7 @@ impl<D: Driver> Shard<D> {
             };
             self.cx.counters().pings.add(1);
             self.cx.counters().messages_sent.add(1);
-            self.enqueue(index, frame);
+            self.net.enqueue(&self.cx, index, frame);
         }
     }
 

@@ -3,10 +3,11 @@
 pub(crate) mod accept;
 pub(crate) mod addresses;
 pub(crate) mod close;
-pub(crate) mod conn;
-pub(crate) mod outbox;
 pub(crate) mod places;
+pub(crate) mod queue;
 pub(crate) mod read;
+pub(crate) mod record;
+pub(crate) mod send;
 pub(crate) mod slow;
 pub mod timers;
 pub(crate) mod write;
@@ -17,9 +18,10 @@ use std::num::NonZeroU32;
 use slab::Slab;
 
 use self::addresses::Addresses;
-use self::conn::Conn;
-use self::outbox::{Dropped, Outboxes};
 use self::places::Replaceable;
+use self::queue::{Dropped, SendQueues};
+use self::record::Conn;
+use self::send::Held;
 use self::timers::{LinkTable, Links, List, TimerTable, Wheel};
 use super::context::Cx;
 use super::http::bodies::Bodies;
@@ -30,7 +32,7 @@ use crate::base::id::ConnKey;
 use crate::base::time::Millis;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
-use crate::proto::http::DateCache;
+use crate::proto::http::{DateCache, HttpDate};
 use crate::shard::BySlot;
 use crate::shard::stats::ShardCounters;
 
@@ -40,7 +42,9 @@ pub(crate) struct Net<D: Driver> {
     pub(crate) conns: Slab<Conn<D::Socket>>,
     pub(crate) addresses: Addresses,
     pub(crate) next_generation: NonZeroU32,
-    pub(crate) outboxes: Outboxes,
+    pub(crate) queues: SendQueues,
+    /// Frames that wait for the reply to `connect`, by slot.
+    pub(crate) held: BySlot<Held>,
     pub(crate) wheel: Wheel,
     pub(crate) leaving: List,
     pub(crate) leaving_count: u64,
@@ -86,7 +90,8 @@ impl<D: Driver> Net<D> {
             conns: Slab::with_capacity(accept::slots_max(&cx.node.options)),
             addresses: Addresses::default(),
             next_generation: NonZeroU32::MIN,
-            outboxes: Outboxes::default(),
+            queues: SendQueues::default(),
+            held: Default::default(),
             wheel: Wheel::new(driver.now()),
             leaving: List::new(),
             leaving_count: 0,
@@ -122,19 +127,20 @@ impl<D: Driver> Net<D> {
         counters.slots_in_use.set(self.conns.len() as u64);
         counters.connections_leaving.set(self.leaving_count);
         counters.connections_replaceable.set(self.replaceable.len() as u64);
-        counters.queued_bytes.set(self.outboxes.bytes());
-        counters.queues.set(self.outboxes.in_use() as u64);
+        counters.queued_bytes.set(self.queues.bytes());
+        counters.queues.set(self.queues.in_use() as u64);
         counters.unfinished_bytes.set(self.bodies.bytes() as u64);
         counters.timers.set(self.wheel.len() as u64);
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
-    pub(crate) fn left(&self) -> [(&'static str, usize); 12] {
+    pub(crate) fn left(&self) -> [(&'static str, usize); 13] {
         [
             ("connections", self.conns.len()),
             ("addresses", self.addresses.len()),
-            ("send queues", self.outboxes.in_use()),
-            ("bytes queued", self.outboxes.bytes() as usize),
+            ("send queues", self.queues.in_use()),
+            ("frames held for a reply", self.held.len()),
+            ("bytes queued", self.queues.bytes() as usize),
             ("timers", self.wheel.len()),
             ("leaving connections", self.leaving_count as usize),
             ("connections to read", self.ready.len()),
@@ -161,6 +167,11 @@ impl<D: Driver> Net<D> {
     /// The encoding of a connection's messages.
     pub(crate) fn encoding(&self, index: u32) -> Encoding {
         self.form(index).into()
+    }
+
+    /// The `Date` of what is answered in this turn.
+    pub(crate) fn date(&mut self, cx: &Cx) -> HttpDate {
+        self.date.at(cx.unix.0)
     }
 
     /// Puts a connection on the list of those to read. A paused one comes onto it when it is resumed.

@@ -9,7 +9,9 @@
 //! the connection's record, so that a client pays nothing for it; joining, leaving and taking the first are O(1).
 
 use crate::io::Driver;
-use crate::shard::net::conn::Phase;
+use crate::shard::context::Cx;
+use crate::shard::net::Net;
+use crate::shard::net::record::Phase;
 use crate::shard::net::timers::{LinkTable, Links, List};
 use crate::shard::{BySlot, CONNS_SPARE, Shard};
 
@@ -65,33 +67,35 @@ impl Replaceable {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// A connection does nothing for a client from now on: it may lose its place.
     pub(crate) fn set_replaceable(&mut self, index: u32) {
-        self.net.replaceable.insert(index);
+        self.replaceable.insert(index);
     }
 
     /// A connection keeps its place.
     pub(crate) fn set_busy(&mut self, index: u32) {
-        self.net.replaceable.remove(index);
+        self.replaceable.remove(index);
     }
 
     /// Connections with a socket.
     pub(crate) fn connections(&self) -> usize {
-        self.net.conns.len() - self.net.leaving_count as usize
+        self.conns.len() - self.leaving_count as usize
     }
 
-    /// Whether the places that clients may take are all taken. Those beyond are for requests to be read in, so that
-    /// health checks and calls of the API are answered by a node full of clients.
-    pub(crate) fn is_full_of_clients(&self) -> bool {
-        self.connections() - self.net.replaceable.len() >= self.cx.node.options.conns_max as usize
+    /// Whether clients have all places that they may take. The places beyond are for requests to be read
+    /// in, so that a node full of clients answers health checks and calls of the API.
+    pub(crate) fn is_full_of_clients(&self, cx: &Cx) -> bool {
+        self.connections() - self.replaceable.len() >= cx.node.options.conns_max as usize
     }
 
     /// Whether each place is taken, those for requests included.
-    pub(crate) fn is_full(&self) -> bool {
-        self.connections() >= self.cx.node.options.conns_max as usize + CONNS_SPARE
+    pub(crate) fn is_full(&self, cx: &Cx) -> bool {
+        self.connections() >= cx.node.options.conns_max as usize + CONNS_SPARE
     }
+}
 
+impl<D: Driver> Shard<D> {
     /// Closes the longest idle connection to make place for another; false where all are busy.
     pub(crate) fn replace_one(&mut self) -> bool {
         for _ in 0..PENDING_SKIPPED_MAX {

@@ -16,8 +16,8 @@ use crate::shard::Shard;
 use crate::shard::http::bodies::Room;
 use crate::shard::http::refusals::Manner;
 use crate::shard::http::requests::EndpointKind;
-use crate::shard::net::conn::{Phase, Rx};
-use crate::shard::net::write::frame_of;
+use crate::shard::net::record::{Phase, Rx};
+use crate::shard::net::send::frame_of;
 use crate::shard::notices::Cut;
 
 /// What one connection may still have in this turn.
@@ -308,9 +308,9 @@ impl<D: Driver> Shard<D> {
             return self.refuse_busy(key.index, head, reason);
         }
         match echo {
-            true => self.set_busy(key.index),
+            true => self.net.set_busy(key.index),
             // It is a client once it is connected.
-            false => self.set_replaceable(key.index),
+            false => self.net.set_replaceable(key.index),
         }
         self.cx.counters().upgrades.add(1);
         let options = &node.options;
@@ -338,7 +338,7 @@ impl<D: Driver> Shard<D> {
         answer.clear();
         // Two-way WebSocket without a subprotocol in the request gets none in the answer.
         let protocol = upgrade.protocol.filter(|_| !echo && !one_way);
-        let date = self.date();
+        let date = self.net.date(&self.cx);
         http::put_switching(&mut answer, &http::Upgrade { protocol, deflate, ..upgrade }, date);
         // A part, so that it goes out even when what stands behind it is too much and is dropped: no
         // close frame could be read without it.
@@ -361,7 +361,7 @@ impl<D: Driver> Shard<D> {
                 self.net.mark_ready(key);
             }
         }
-        self.enqueue(key.index, frame);
+        self.net.enqueue(&self.cx, key.index, frame);
         self.schedule(key.index);
     }
 
@@ -479,7 +479,7 @@ impl<D: Driver> Shard<D> {
             // Ours is out: all but the peer's close frame is too late.
             _ if phase == Phase::Closing => Flow::On,
             Event::Ping(payload) => {
-                self.enqueue(index, ws::frame(ws::PONG, payload));
+                self.net.enqueue(&self.cx, index, ws::frame(ws::PONG, payload));
                 self.echo_flow(index)
             }
             Event::Pong(_) => {
@@ -560,14 +560,14 @@ impl<D: Driver> Shard<D> {
         if self.codec.replies.capacity() > SCRATCH_BYTES_MAX {
             self.codec.replies = Vec::new();
         }
-        self.enqueue(index, frame);
+        self.net.enqueue(&self.cx, index, frame);
         self.echo_flow(index)
     }
 
     /// A peer that doesn't take its echoes isn't read further; it is never closed as slow.
     fn echo_flow(&mut self, index: u32) -> Flow {
         let Some(conn) = self.net.conns.get_mut(index as usize) else { return Flow::End };
-        let waits = self.net.outboxes.get(conn.outbox).map_or(0, |outbox| outbox.bytes());
+        let waits = self.net.queues.get(conn.queue).map_or(0, |queue| queue.bytes());
         if conn.phase != Phase::Echo || waits < ECHO_BACKLOG_BYTES as usize {
             return Flow::On;
         }

@@ -11,8 +11,8 @@ use crate::hub::fanout::Outgoing;
 use crate::io::Driver;
 use crate::session::SubState;
 use crate::shard::Shard;
-use crate::shard::net::conn::Conn;
-use crate::shard::net::outbox::{Droppable, Dropped, Kind};
+use crate::shard::net::queue::{Droppable, Dropped, Kind};
+use crate::shard::net::record::Conn;
 
 /// Figures of one namespace on one shard.
 #[derive(Debug, Default)]
@@ -36,14 +36,14 @@ impl<D: Driver> Shard<D> {
     ) -> usize {
         let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return 0 };
         let Some(conn) = self.open_conn(index) else { return 0 };
-        let (flags, outbox) = (conn.flags, conn.outbox);
+        let (flags, queue) = (conn.flags, conn.queue);
         if flags.held() {
-            return self.enqueue(index, all.clone());
+            return self.net.enqueue(&self.cx, index, all.clone());
         }
         let stalled = flags.blocked() || flags.sending();
         let (frame, messages) = if stalled { (last, 1) } else { (all, outgoing.messages) };
         if stalled {
-            let conflated = self.net.outboxes.drop_channel(outbox, channel) + outgoing.messages - 1;
+            let conflated = self.net.queues.drop_channel(queue, channel) + outgoing.messages - 1;
             self.slow_of(channel).conflated.add(u64::from(conflated));
         }
         self.push_droppable(index, frame, Droppable { channel, messages, kind: Kind::Kept })
@@ -54,24 +54,23 @@ impl<D: Driver> Shard<D> {
         let bytes_max = self.cx.client.queue_bytes_max;
         let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return };
         let Some(conn) = self.open_conn(index) else { return };
-        let (flags, outbox, delta) = (conn.flags, conn.outbox, outgoing.delta);
+        let (flags, queue, delta) = (conn.flags, conn.queue, outgoing.delta);
         let (mut frame, mut messages, mut patch) = (all, outgoing.messages, outgoing.patch);
         if flags.held() {
             // Behind the reply to `connect` nothing is dropped again: it is refused here.
-            let held = self.session_of(index).and_then(|s| Some(s.connecting()?.held_bytes));
-            if held.unwrap_or(0) + frame.len() > bytes_max {
+            if self.net.held_bytes(index) + frame.len() > bytes_max {
                 return self.lost(index, &[Dropped { channel, messages, baseless: delta }]);
             }
-            self.enqueue(index, frame.clone());
+            self.net.enqueue(&self.cx, index, frame.clone());
             return;
         }
         let mut dropped = std::mem::take(&mut self.net.dropped);
-        let mut fits = self.net.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
+        let mut fits = self.net.queues.make_room(queue, frame.len(), bytes_max, &mut dropped);
         if fits && patch && dropped.iter().any(|of| of.channel == channel && of.baseless) {
             // What it builds on has gone: the last one alone, in full, which may be longer.
             dropped.push(Dropped { channel, messages: messages - 1, baseless: false });
             (frame, messages, patch) = (last, 1, false);
-            fits = self.net.outboxes.make_room(outbox, frame.len(), bytes_max, &mut dropped);
+            fits = self.net.queues.make_room(queue, frame.len(), bytes_max, &mut dropped);
         }
         if !fits {
             dropped.push(Dropped { channel, messages, baseless: delta });
@@ -101,17 +100,17 @@ impl<D: Driver> Shard<D> {
 
     fn push_droppable(&mut self, index: u32, frame: &SharedFrame, what: Droppable) -> usize {
         let Some(conn) = self.net.conns.get_mut(index as usize) else { return 0 };
-        let waits = self.net.outboxes.push(&mut conn.outbox, frame.clone(), Some(what));
+        let waits = self.net.queues.push(&mut conn.queue, frame.clone(), Some(what));
         let key = conn.key(index);
         self.net.mark_dirty(key);
         waits
     }
 
     /// More waits for a connection than may: whether dropping what may be dropped was enough.
-    pub(crate) fn made_room(&mut self, index: u32, outbox: u32) -> bool {
+    pub(crate) fn made_room(&mut self, index: u32, queue: u32) -> bool {
         let bytes_max = self.cx.client.queue_bytes_max;
         let mut dropped = std::mem::take(&mut self.net.dropped);
-        let enough = self.net.outboxes.make_room(outbox, 0, bytes_max, &mut dropped);
+        let enough = self.net.queues.make_room(queue, 0, bytes_max, &mut dropped);
         self.lost(index, &dropped);
         dropped.clear();
         self.net.dropped = dropped;

@@ -70,11 +70,11 @@ flags! {
         probed, set_probed = 8;
         /// Pings are RFC 6455 frames, not messages (`cf_ws_frame_ping_pong`).
         frame_ping, set_frame_ping = 9;
-        /// A send that the driver has not ended holds frames of the outbox.
+        /// A send that the driver has not ended holds frames of the queue.
         sending, set_sending = 10;
         /// On a list of connections that wait for credit.
         waiting, set_waiting = 11;
-        /// What comes for it waits behind the reply to its `connect`.
+        /// Frames for it wait in a side table, to go behind the reply to its `connect`.
         held, set_held = 12;
         /// A question of its command is out: about a token's signature, or to the application.
         pending, set_pending = 13;
@@ -97,7 +97,7 @@ pub(crate) struct Conn<S> {
     /// When the phase began; for an echo connection when something came last.
     pub(crate) since_tick: u32,
     /// Frames that wait, or [`NONE`].
-    pub(crate) outbox: u32,
+    pub(crate) queue: u32,
     /// The client's session, or [`NONE`].
     pub(crate) session: u32,
     /// What was read and isn't handled; nothing for an idle connection.
@@ -123,7 +123,7 @@ impl<S> Conn<S> {
             links: Links::default(),
             deadline_tick: 0,
             since_tick: tick,
-            outbox: NONE,
+            queue: NONE,
             session: NONE,
             rx: None,
             phase: Phase::Head,

@@ -1,4 +1,4 @@
-//! Frames that wait for one connection, in a pool: a connection has an outbox only while something
+//! Frames that wait for one connection, in a pool: a connection has an queue only while something
 //! waits for it.
 
 use std::collections::VecDeque;
@@ -7,7 +7,7 @@ use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::limits::{FRAME_JOIN_BYTES_MAX, FRAME_MESSAGES_MAX};
 use crate::proto::framing;
-use crate::shard::net::conn::NONE;
+use crate::shard::net::record::NONE;
 
 /// A frame that waits. 16 bytes.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ pub(crate) struct Dropped {
 
 /// What waits for one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct SendQueue {
     frames: VecDeque<Waiting>,
     /// Frames that a driver holds until its send has ended.
     in_flight: usize,
@@ -82,10 +82,10 @@ pub(crate) struct Outbox {
     messages: u8,
 }
 
-/// Frames for which an unused outbox keeps room.
+/// Frames for which an unused queue keeps room.
 const SPARE_FRAMES_MAX: usize = 8;
 
-impl Outbox {
+impl SendQueue {
     /// Bytes not sent.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -228,17 +228,17 @@ impl Outbox {
     }
 }
 
-/// All outboxes of a shard.
+/// All queues of a shard.
 #[derive(Debug, Default)]
-pub(crate) struct Outboxes {
-    boxes: Vec<Outbox>,
+pub(crate) struct SendQueues {
+    boxes: Vec<SendQueue>,
     free: Vec<u32>,
     /// Bytes that wait in all of them.
     bytes: u64,
 }
 
-impl Outboxes {
-    /// Adds a frame to the outbox `at`, which is taken from the pool if there is none.
+impl SendQueues {
+    /// Adds a frame to the queue `at`, which is taken from the pool if there is none.
     /// What waits there then is the answer, in bytes.
     pub(crate) fn push(
         &mut self,
@@ -247,21 +247,21 @@ impl Outboxes {
         droppable: Option<Droppable>,
     ) -> usize {
         self.bytes += frame.len() as u64;
-        let outbox = self.taken(at);
-        outbox.push(frame, droppable);
-        outbox.bytes
+        let queue = self.taken(at);
+        queue.push(frame, droppable);
+        queue.bytes
     }
 
-    /// See [`Outbox::drop_channel`].
+    /// See [`SendQueue::drop_channel`].
     pub(crate) fn drop_channel(&mut self, at: u32, channel: u32) -> u32 {
-        let Some(outbox) = self.boxes.get_mut(at as usize) else { return 0 };
-        let before = outbox.bytes;
-        let messages = outbox.drop_channel(channel);
-        self.bytes -= (before - outbox.bytes) as u64;
+        let Some(queue) = self.boxes.get_mut(at as usize) else { return 0 };
+        let before = queue.bytes;
+        let messages = queue.drop_channel(channel);
+        self.bytes -= (before - queue.bytes) as u64;
         messages
     }
 
-    /// See [`Outbox::make_room`]. What is dropped is added to `dropped`.
+    /// See [`SendQueue::make_room`]. What is dropped is added to `dropped`.
     pub(crate) fn make_room(
         &mut self,
         at: u32,
@@ -269,10 +269,10 @@ impl Outboxes {
         bytes_max: usize,
         dropped: &mut Vec<Dropped>,
     ) -> bool {
-        let Some(outbox) = self.boxes.get_mut(at as usize) else { return bytes <= bytes_max };
-        let before = outbox.bytes;
-        let enough = outbox.make_room(bytes, bytes_max, dropped);
-        self.bytes -= (before - outbox.bytes) as u64;
+        let Some(queue) = self.boxes.get_mut(at as usize) else { return bytes <= bytes_max };
+        let before = queue.bytes;
+        let enough = queue.make_room(bytes, bytes_max, dropped);
+        self.bytes -= (before - queue.bytes) as u64;
         enough
     }
 
@@ -285,56 +285,56 @@ impl Outboxes {
         in_flight: bool,
         scratch: &mut Vec<u8>,
     ) {
-        let outbox = self.taken(at);
-        let before = outbox.bytes;
-        outbox.push_message(message, form, in_flight, scratch);
-        let added = outbox.bytes - before;
+        let queue = self.taken(at);
+        let before = queue.bytes;
+        queue.push_message(message, form, in_flight, scratch);
+        let added = queue.bytes - before;
         self.bytes += added as u64;
     }
 
-    fn taken(&mut self, at: &mut u32) -> &mut Outbox {
+    fn taken(&mut self, at: &mut u32) -> &mut SendQueue {
         if *at == NONE {
             *at = self.free.pop().unwrap_or_else(|| {
-                self.boxes.push(Outbox::default());
+                self.boxes.push(SendQueue::default());
                 (self.boxes.len() - 1) as u32
             });
         }
         &mut self.boxes[*at as usize]
     }
 
-    pub(crate) fn get(&self, at: u32) -> Option<&Outbox> {
+    pub(crate) fn get(&self, at: u32) -> Option<&SendQueue> {
         self.boxes.get(at as usize)
     }
 
-    pub(crate) fn get_mut(&mut self, at: u32) -> Option<&mut Outbox> {
+    pub(crate) fn get_mut(&mut self, at: u32) -> Option<&mut SendQueue> {
         self.boxes.get_mut(at as usize)
     }
 
-    /// `bytes` of the outbox `at` are sent.
+    /// `bytes` of the queue `at` are sent.
     pub(crate) fn advance(&mut self, at: u32, bytes: usize) {
         self.bytes -= bytes as u64;
         self.boxes[at as usize].advance(bytes);
     }
 
-    /// See [`Outbox::drop_unsent`].
+    /// See [`SendQueue::drop_unsent`].
     pub(crate) fn drop_unsent(&mut self, at: u32) {
-        let Some(outbox) = self.boxes.get_mut(at as usize) else { return };
-        let before = outbox.bytes;
-        outbox.drop_unsent();
-        self.bytes -= (before - outbox.bytes) as u64;
+        let Some(queue) = self.boxes.get_mut(at as usize) else { return };
+        let before = queue.bytes;
+        queue.drop_unsent();
+        self.bytes -= (before - queue.bytes) as u64;
     }
 
-    /// Gives an outbox back.
+    /// Gives an queue back.
     pub(crate) fn release(&mut self, at: &mut u32) {
         if *at == NONE {
             return;
         }
-        let outbox = &mut self.boxes[*at as usize];
-        self.bytes -= outbox.bytes as u64;
-        outbox.frames.clear();
-        outbox.frames.shrink_to(SPARE_FRAMES_MAX);
-        (outbox.skip, outbox.bytes, outbox.blocked_tick) = (0, 0, None);
-        (outbox.messages, outbox.in_flight) = (0, 0);
+        let queue = &mut self.boxes[*at as usize];
+        self.bytes -= queue.bytes as u64;
+        queue.frames.clear();
+        queue.frames.shrink_to(SPARE_FRAMES_MAX);
+        (queue.skip, queue.bytes, queue.blocked_tick) = (0, 0, None);
+        (queue.messages, queue.in_flight) = (0, 0);
         self.free.push(*at);
         *at = NONE;
         if self.free.len() == self.boxes.len() && self.boxes.len() > SPARE_BOXES_MAX {
@@ -348,13 +348,13 @@ impl Outboxes {
         self.bytes
     }
 
-    /// Outboxes in use.
+    /// SendQueues in use.
     pub(crate) fn in_use(&self) -> usize {
         self.boxes.len() - self.free.len()
     }
 }
 
-/// Unused outboxes kept for the next turn, when none is in use.
+/// Unused queues kept for the next turn, when none is in use.
 const SPARE_BOXES_MAX: usize = 4096;
 
 #[cfg(test)]
@@ -362,8 +362,8 @@ mod tests {
     use super::*;
     use crate::proto::ws;
 
-    fn unsent(outbox: &Outbox) -> Vec<u8> {
-        let (frames, skip) = outbox.unsent();
+    fn unsent(queue: &SendQueue) -> Vec<u8> {
+        let (frames, skip) = queue.unsent();
         frames.flat_map(|f| f.bytes().to_vec()).skip(skip).collect()
     }
 
@@ -373,7 +373,7 @@ mod tests {
         fn waits_for_what_a_plain_queue_would(
             ops in proptest::collection::vec((0..3u8, 1..9usize), 1..80),
         ) {
-            let mut boxes = Outboxes::default();
+            let mut boxes = SendQueues::default();
             let mut at = NONE;
             let mut model: Vec<u8> = Vec::new();
             // How much of the model belongs to a frame that has begun to go.
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn advances_through_frames_and_counts() {
-        let mut boxes = Outboxes::default();
+        let mut boxes = SendQueues::default();
         let mut at = NONE;
         for text in ["abc", "de", "fghi"] {
             boxes.push(&mut at, SharedFrame::new(text.as_bytes()), None);
@@ -434,16 +434,16 @@ mod tests {
     }
 
     // What a client reads: the payload of each frame.
-    fn payloads(outbox: &Outbox) -> Vec<String> {
-        let (frames, _) = outbox.unsent();
+    fn payloads(queue: &SendQueue) -> Vec<String> {
+        let (frames, _) = queue.unsent();
         frames.map(|f| String::from_utf8(ws::payload(f.bytes()).to_vec()).unwrap()).collect()
     }
 
     #[test]
     fn messages_for_one_connection_share_a_frame() {
-        let mut boxes = Outboxes::default();
+        let mut boxes = SendQueues::default();
         let (mut at, mut scratch) = (NONE, Vec::new());
-        let mut say = |boxes: &mut Outboxes, text: &str, in_flight| {
+        let mut say = |boxes: &mut SendQueues, text: &str, in_flight| {
             boxes.push_message(&mut at, text.as_bytes(), Form::JSON, in_flight, &mut scratch);
             assert_eq!(boxes.bytes(), unsent(&boxes.boxes[at as usize]).len() as u64);
             at
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn binary_messages_stand_behind_each_other() {
-        let mut boxes = Outboxes::default();
+        let mut boxes = SendQueues::default();
         let (mut at, mut scratch) = (NONE, Vec::new());
         for message in [b"\x01a", b"\x01b"] {
             boxes.push_message(&mut at, message, Form::BINARY, false, &mut scratch);
@@ -490,7 +490,7 @@ mod tests {
         for (sent, left) in
             [(0, &b""[..]), (1, b"bcde"), (2, b"cde"), (3, b"de"), (4, b"e"), (5, b"")]
         {
-            let mut boxes = Outboxes::default();
+            let mut boxes = SendQueues::default();
             let mut at = NONE;
             for part in &parts {
                 boxes.push(&mut at, part.clone(), None);
@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn what_a_connection_begins_with_is_never_dropped() {
         for sent in 0..4 {
-            let mut boxes = Outboxes::default();
+            let mut boxes = SendQueues::default();
             let mut at = NONE;
             boxes.push(&mut at, SharedFrame::part(b"head"), None);
             boxes.push(&mut at, SharedFrame::new(b"abc"), None);
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_half_sent_frame_is_finished() {
-        let mut boxes = Outboxes::default();
+        let mut boxes = SendQueues::default();
         let mut at = NONE;
         boxes.push(&mut at, SharedFrame::new(b"abc"), None);
         boxes.push(&mut at, SharedFrame::new(b"def"), None);
@@ -533,8 +533,8 @@ mod tests {
         assert_eq!(boxes.bytes(), 0);
     }
 
-    fn queue(kinds: &[(u32, Kind)]) -> (Outboxes, u32) {
-        let (mut boxes, mut at) = (Outboxes::default(), NONE);
+    fn queue(kinds: &[(u32, Kind)]) -> (SendQueues, u32) {
+        let (mut boxes, mut at) = (SendQueues::default(), NONE);
         for (number, (channel, kind)) in (b'0'..).zip(kinds) {
             let droppable = Droppable { channel: *channel, messages: 1, kind: *kind };
             let droppable = Some(droppable).filter(|of| of.channel != NONE);
@@ -543,7 +543,7 @@ mod tests {
         (boxes, at)
     }
 
-    fn numbers(boxes: &Outboxes, at: u32) -> String {
+    fn numbers(boxes: &SendQueues, at: u32) -> String {
         let (frames, _) = boxes.get(at).unwrap().unsent();
         frames.map(|frame| char::from(frame.bytes()[0])).collect()
     }
