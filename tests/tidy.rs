@@ -195,16 +195,17 @@ const STILL_UNTESTED: &[&str] = &[
     "src/shard/mod.rs",
     "src/shard/net/accept.rs",
     "src/shard/net/close.rs",
-    "src/shard/net/conn.rs",
     "src/shard/net/mod.rs",
     "src/shard/net/read.rs",
+    "src/shard/net/record.rs",
+    "src/shard/net/send.rs",
     "src/shard/net/slow.rs",
     "src/shard/net/write.rs",
 ];
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 325;
+const SHARD_METHODS_MAX: usize = 307;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
