@@ -1,8 +1,10 @@
 //! Small promises about the files of the repository themselves.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// What the repository's own files are in; the rest is made by tools.
 const SKIPPED: [&str; 6] = ["target", ".git", ".cache", "node_modules", "__pycache__", ".venv"];
@@ -212,7 +214,8 @@ fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
     let mut sources = Vec::new();
     for path in files(&root().join(folder)) {
         let shown = path.strip_prefix(root()).unwrap().display().to_string();
-        let tests = ["tests", "tests.rs", "conformance.rs", "contract.rs", "testing.rs"];
+        let tests =
+            ["tests", "tests.rs", "conformance.rs", "contract.rs", "testing.rs", "documents"];
         let is_test = |part: &str| tests.contains(&part);
         if !shown.ends_with(".rs") || shown.split('/').any(is_test) {
             continue;
@@ -382,4 +385,26 @@ mod tests {
     let text = lines(text);
     let expected = vec![("one", 3), ("two", 1), ("three", 3), ("four", 4)];
     assert_eq!(functions(&text), expected);
+}
+
+#[test]
+fn subjects_of_commits_are_checked() {
+    let check = |subject: &str| {
+        let mut child = Command::new(root().join("tools/commits"))
+            .arg("--stdin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(subject.as_bytes()).unwrap();
+        child.wait().unwrap().success()
+    };
+    for good in ["shard: flush outboxes", "config, cli: plain words", "README: a table\ndocs: one"]
+    {
+        assert!(check(good), "{good}");
+    }
+    let long = format!("shard: {}", "x".repeat(66));
+    for bad in ["Flush outboxes", "shard:flush", "shard: ends.", &long, "docs: one\nNo area"] {
+        assert!(!check(bad), "{bad}");
+    }
 }
