@@ -76,19 +76,18 @@ const PORT: Kind = Integer(0, 65_535);
 
 const TLS: &str = "TLS isn't built yet; terminate it in front of roost";
 const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
-const GRPC: &str = "means something beside a grpc:// endpoint only, which is refused";
+const GRPC: &str = "has an effect only with a grpc:// endpoint, which is refused";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "this transport isn't built yet";
 const BROKER: &str = "only the memory broker is built yet";
 const MAP: &str = "map subscriptions aren't built yet";
-const GONE: &str = "nothing answers there but 404: it lets nobody in, and no message depends on it";
+const GONE: &str = "the path answers 404; neither access nor delivery depends on it";
 
 // Arguments of rows that are accepted in silence.
-const SWITCHED_OFF: &str = "means something beside enabled = true only, which is refused";
-const STREAMS: &str =
-    "means something beside subscribe_stream_proxy_enabled only, which is refused";
-const TYPED: &str = "means something beside another subscription_type only, which is refused";
-const BROKER_OFF: &str = "means something beside another type than memory only, which is refused";
+const SWITCHED_OFF: &str = "has an effect only with enabled = true, which is refused";
+const STREAMS: &str = "has an effect only with subscribe_stream_proxy_enabled, which is refused";
+const TYPED: &str = "has an effect only with another subscription_type, which is refused";
+const BROKER_OFF: &str = "has an effect only with a type other than memory, which is refused";
 
 const fn opt(
     path: &'static str,
@@ -118,7 +117,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("http_server.tls", Any, "", Silent(SWITCHED_OFF)),
     other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),
     other("http_server.tls_autocert", Any, "", Silent(SWITCHED_OFF)),
-    other("http_server.tls_external", Bool, "false", Silent("says which port http_server.tls is for, and that is refused")),
+    other("http_server.tls_external", Bool, "false", Silent("selects the port of http_server.tls, which is refused")),
     // The internal port would carry keys and the admin page in plain text.
     other("http_server.internal_tls.enabled", Bool, "false", Refused(TLS)),
     other("http_server.internal_tls", Any, "", Silent(SWITCHED_OFF)),
@@ -148,9 +147,9 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.user_id_http_header", Text, "\"\"", Built, "Request header with the user id of a client without a token; only behind a trusted proxy that sets it."),
     opt("client.insecure", Bool, "false", Built, "No token and no permission is needed for anything. For tests only."),
     opt("client.insecure_skip_token_signature_verify", Bool, "false", Built, "Accept tokens without verifying their signature. For tests only."),
-    other("client.presence_update_interval", Duration, "\"27s\"", Harmless("presence is exact, nothing has to be refreshed")),
-    other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are noticed as they happen")),
-    other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are noticed as they happen")),
+    other("client.presence_update_interval", Duration, "\"27s\"", Harmless("presence is exact and needs no refresh")),
+    other("client.channel_position_check_delay", Duration, "\"40s\"", Harmless("gaps are detected when they happen")),
+    other("client.channel_position_max_time_lag", Duration, "\"0s\"", Harmless("gaps are detected when they happen")),
 
     opt("client.connect_code_to_unidirectional_disconnect.enabled", Bool, "false", Built, "Close one-way connections whose connect fails with configured codes."),
     opt("client.connect_code_to_unidirectional_disconnect.transforms", Json(is_disconnects, DISCONNECTS), "[]", Built, "Errors to replace, each with its code and reason."),
@@ -193,7 +192,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("channel.user_separator", Text, "\",\"", Built, "Separator between these users."),
     opt("channel.history_meta_ttl", Duration, "\"720h\"", Built, "Time for which offset and epoch of a channel are kept after its last publication."),
     opt("channel.publication_data_format", FORMAT, "\"\"", Built, "Allowed data of publications: json, json_object, binary, or \"\": JSON from clients, anything but empty data from the application."),
-    other("channel.proxy", Any, "", Silent("its sections have tables of their own; the rest is of stream proxies, which are refused")),
+    other("channel.proxy", Any, "", Silent("its sections have tables of their own; the rest belongs to stream proxies, which are refused")),
 
     opt("websocket.disabled", Bool, "false", Built, "Disable the WebSocket endpoint."),
     opt("websocket.handler_prefix", PATH, "\"/connection/websocket\"", Built, "Path of the endpoint."),
@@ -214,7 +213,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("rpc.ping.method", Text, "\"ping\"", Built, "Name of that method."),
 
     opt("node.name", Text, "\"\"", Built, "Name of this node; empty: host name and port."),
-    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent("figures are counted as they are asked for")),
+    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent("figures are computed on request")),
 
     opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (as many as usable cores), \"auto\" (more where the descriptor limit requires it) or a number."),
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "I/O driver: epoll (a system call for each read and write), uring (batches of them through io_uring), or auto: io_uring where the kernel has it."),
@@ -276,7 +275,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("uni_websocket.join_push_messages", Bool, "false", Built, "Pushes share frames, one a line."),
     opt("uni_websocket.disable_closing_handshake", Bool, "false", Built, "End connections without a close frame."),
     opt("uni_websocket.disable_disconnect_push", Bool, "false", Built, "End connections without a disconnect push."),
-    other("uni_websocket.write_timeout", Duration, "\"1000ms\"", Harmless("websocket.write_timeout counts for all: how long a socket that takes nothing is kept")),
+    other("uni_websocket.write_timeout", Duration, "\"1000ms\"", Harmless("websocket.write_timeout holds for all sockets that accept nothing")),
     other("uni_websocket.decompressed_message_size_limit", COUNT, "0", Harmless("message_size_limit bounds the connect request, deflated or not")),
     other("uni_websocket.read_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
     other("uni_websocket.write_buffer_size", COUNT, "0", Harmless("connections own no buffers")),
@@ -310,8 +309,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     // An API that is absent is no less safe than one that requires a key, and an application that calls it
     // gets a refused connection, never a success.
     other("grpc_api.enabled", Bool, "false", Harmless("nothing listens on grpc_api.port: applications call the server API over HTTP (http_api)")),
-    other("grpc_api.port", PORT, "10000", Silent("means something beside grpc_api.enabled only, which warns")),
-    other("grpc_api", Any, "", Silent("means something beside grpc_api.enabled only, which warns")),
+    other("grpc_api.port", PORT, "10000", Silent("has an effect only with grpc_api.enabled, which warns")),
+    other("grpc_api", Any, "", Silent("has an effect only with grpc_api.enabled, which warns")),
     opt("admin.enabled", Bool, "false", Built, "Serve the admin page."),
     opt("admin.handler_prefix", Checked(is_prefix, "a path that begins with \"/\", or \"\""), "\"\"", Built, "Prefix of its paths: the page is at this and \"/\"."),
     opt("admin.password", Text, "\"\"", Built, "Password of the page."),
@@ -322,18 +321,18 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("admin.web_proxy_address", Text, "\"\"", Harmless("the page is part of the program")),
     opt("prometheus.enabled", Bool, "false", Built, "Serve metrics in Prometheus's text format."),
     opt("prometheus.handler_prefix", PATH, "\"/metrics\"", Built, "Path of the metrics."),
-    other("prometheus", Any, "", Silent("says which metrics there are beside ours; none lets anybody in or changes a delivery")),
+    other("prometheus", Any, "", Silent("selects further metrics; none affects access or delivery")),
     opt("health.enabled", Bool, "false", Built, "Report by status 200 or 503 whether this node can serve."),
     opt("health.handler_prefix", PATH, "\"/health\"", Built, "Path of the health check."),
     other("swagger.enabled", Bool, "false", Harmless(GONE)),
-    other("swagger", Any, "", Silent("means something beside swagger.enabled only, which warns")),
+    other("swagger", Any, "", Silent("has an effect only with swagger.enabled, which warns")),
     other("debug.enabled", Bool, "false", Harmless(GONE)),
-    other("debug", Any, "", Silent("means something beside debug.enabled only, which warns")),
+    other("debug", Any, "", Silent("has an effect only with debug.enabled, which warns")),
     opt("init.enabled", Bool, "false", Built, "Answer {} to a browser that warms up its connection."),
     opt("init.handler_prefix", PATH, "\"/connection/init\"", Built, "Path of that endpoint."),
     other("opentelemetry", Any, "", Harmless("no traces are exported; metrics and the log are there")),
     other("graphite", Any, "", Harmless("metrics are there for Prometheus (prometheus.enabled), and are not pushed to Graphite")),
-    other("usage_stats", Any, "", Silent("the node reports to nobody")),
+    other("usage_stats", Any, "", Silent("the node sends no reports")),
     // Their publications would be lost without a word.
     other("consumers", Any, "", Refused("consumers aren't built yet")),
     other("shared_poll", Any, "", Silent(TYPED)),
@@ -410,7 +409,7 @@ static PROXY: &[Opt] = &[
     opt("http.tls.cert_pem", Text, "\"\"", Built, "Client certificate for the application."),
     opt("http.tls.key_pem", Text, "\"\"", Built, "Private key of that certificate."),
     opt("http.tls.insecure_skip_verify", Bool, "false", Built, "Accept any certificate of the application: everybody between roost and the application can read and answer its calls. For tests only."),
-    other("http.tls.client_ca_pem", Text, "\"\"", Silent("servers check their clients by it, and a proxy is called as a client")),
+    other("http.tls.client_ca_pem", Text, "\"\"", Silent("servers verify clients with it, and roost is a client of the application")),
     opt("roost.concurrency", Integer(1, 65_535), "256", Built, "Maximum number of calls in flight; others wait for a turn."),
     opt("roost.breaker_failures", COUNT, "10", Built, "Circuit breaker: failures of an endpoint within ten seconds, if they are half of its calls, after which it is not called for a while; 0: no circuit breaker. Timeouts, failed connections, statuses of 5xx and invalid answers are failures, statuses of 4xx are not."),
     opt("roost.breaker_pause", Duration, "\"2s\"", Built, "Time for which the circuit stays open before some calls probe the endpoint."),

@@ -906,7 +906,7 @@ fn harmless_options_warn() {
     );
     assert_eq!((report.errors, report.unknown), (vec![], vec![]));
     let starts = [
-        "c.toml:13: client.presence_update_interval = \"5s\": presence is exact, nothing has to be",
+        "c.toml:13: client.presence_update_interval = \"5s\": presence is exact and needs no",
         "c.toml:9: websocket.read_buffer_size = 1: ",
         "c.toml:11: uni_websocket.write_timeout = \"2s\": ",
         "c.toml:2: grpc_api.enabled = true: ",
