@@ -200,3 +200,15 @@ impl Posts {
         mail
     }
 }
+
+#[test]
+fn mail_of_a_fixture_is_read_where_it_was_sent() {
+    let cx = Plan { shards: 3, ..Plan::default() }.cx();
+    let mut posts = Posts::new(3, 1);
+    for to in [ShardId(0), ShardId(2), CONTROL] {
+        posts.post.send(&cx, to, Mail::Gap { local: 0 });
+    }
+    posts.post.flush(&cx);
+    let sent = [0, 1, 2, CONTROL.0].map(|shard| posts.sent_to(shard).len());
+    assert_eq!(sent, [1, 0, 1, 1]);
+}

@@ -110,12 +110,12 @@ impl Memory {
     }
 
     /// Bytes over history's bound when so many more are kept.
-    fn history_excess(&self, more: u64) -> u64 {
+    pub(crate) fn history_excess(&self, more: u64) -> u64 {
         self.used().saturating_add(more).saturating_sub(self.history_max())
     }
 
     /// Publications are refused for want of room: others are to make some. Whether nobody had said so yet.
-    fn want_room(&self, bytes: u64) -> bool {
+    pub(crate) fn want_room(&self, bytes: u64) -> bool {
         let bytes = (16 * bytes).max(self.limit / 256);
         self.wanted.fetch_max(bytes, Ordering::Relaxed) == 0
     }
@@ -184,33 +184,10 @@ impl Cx {
 }
 
 impl<D: Driver> Shard<D> {
-    /// Whether a publication may be kept that adds so many bytes to the history of the channel `at`.
-    /// Where there is no room idle channels make some, so many at most that the turn doesn't suffer.
-    pub(super) fn may_keep(&mut self, at: Option<u32>, bytes: usize) -> bool {
-        let excess = self.cx.node.memory.history_excess(bytes as u64);
-        if excess == 0 || bytes == 0 {
-            return true;
-        }
-        // More than it needs, so that an excess becomes less with each publication.
-        let wanted =
-            (4 * bytes).max(SHED_BYTES_MIN).min(usize::try_from(excess).unwrap_or(usize::MAX));
-        let shed = self.home.homes.shed_idle(wanted, SHED_CHANNELS_MAX, at);
-        self.cx.count_shed(shed);
-        if shed.bytes >= bytes.min(wanted) {
-            return true;
-        }
-        if self.cx.node.memory.want_room(bytes as u64) {
-            // Shards that sleep may have idle history.
-            self.post.ring_others(&self.cx);
-        }
-        false
-    }
-
     /// Gives up what is too much, a slice in each turn.
     pub(super) fn keep_to_memory(&mut self) {
         let counters = self.cx.counters();
-        counters.history_bytes.set(self.home.homes.kept().bytes as u64);
-        counters.channels_idle.set(self.home.homes.idle() as u64);
+        self.home.set_history_gauges(counters);
         self.life.shedding.goes_on = false;
         let memory = &self.cx.node.memory;
         let wanted = memory.wanted.load(Ordering::Relaxed);
@@ -228,16 +205,9 @@ impl<D: Driver> Shard<D> {
             self.give_up(usize::try_from(share).unwrap_or(usize::MAX));
             return;
         }
-        self.give_up_idle(self.cx.share_of_history(over_history));
+        self.home.shed_idle(&self.cx, self.cx.share_of_history(over_history));
         let left = self.cx.node.memory.history_excess(wanted);
-        self.life.shedding.goes_on = left > 0 && left < over_history && self.home.homes.idle() > 0;
-    }
-
-    /// Forgets idle channels until that gives `bytes` back, a slice of them at most. What it gave.
-    fn give_up_idle(&mut self, bytes: usize) -> usize {
-        let shed = self.home.homes.shed_idle(bytes, SHED_CHANNELS_MAX, None);
-        self.cx.count_shed(shed);
-        shed.bytes
+        self.life.shedding.goes_on = left > 0 && left < over_history && self.home.has_idle();
     }
 
     /// Gives up so many bytes, in the order that the module states.
@@ -254,41 +224,26 @@ impl<D: Driver> Shard<D> {
         if left == 0 {
             return;
         }
-        let idle = self.give_up_idle(left);
+        let idle = self.home.shed_idle(&self.cx, left);
         self.life.shedding.goes_on = idle > 0;
         let left = left.saturating_sub(idle);
         if left == 0 || idle > 0 {
             return;
         }
-        let left = left.saturating_sub(self.forget_remembered(left));
+        let left = left.saturating_sub(self.home.forget_remembered(&self.cx, left));
         if left > 0 {
-            let shed = self.home.homes.shed_in_use(left, SHED_CHANNELS_MAX);
-            self.cx.count_shed(shed);
-            self.life.shedding.goes_on = shed.bytes > 0;
+            self.life.shedding.goes_on = self.home.shed_in_use(&self.cx, left) > 0;
         }
     }
 
     /// Forgets encoded answers: whoever asks next costs their encoding again.
     fn forget_answers(&mut self) -> usize {
-        let bytes = self.home.answers.bytes() + self.codec.pieces.bytes();
+        let bytes = self.home.forget_answers() + self.codec.pieces.bytes();
         if bytes > 0 {
             self.cx.counters().shed_answers.inc();
-            self.home.answers.clear();
             self.codec.pieces.clear();
         }
         bytes
-    }
-
-    /// Forgets the oldest of what is remembered of tokens and publishes.
-    fn forget_remembered(&mut self, bytes: usize) -> usize {
-        let tokens =
-            self.home.good_tokens.forget_oldest((bytes / TOKEN_BYTES + 1).min(SHED_ENTRIES_MAX));
-        self.cx.counters().shed_tokens.add(tokens as u64);
-        let given = tokens * TOKEN_BYTES;
-        let (results, more) =
-            self.home.results.forget_oldest(bytes.saturating_sub(given), SHED_ENTRIES_MAX);
-        self.cx.counters().shed_results.add(results as u64);
-        given + more
     }
 
     /// Ends requests with unfinished bodies and then connections with large queues, until that gives
@@ -340,18 +295,6 @@ pub(super) const NO_MEMORY: &str = "over roost.memory_limit";
 
 /// An idle channel without publications, about.
 const IDLE_CHANNEL_BYTES: u64 = 200;
-
-/// Channels forgotten in one step at most.
-const SHED_CHANNELS_MAX: usize = 1024;
-
-/// A publication that finds no room makes so much at least.
-const SHED_BYTES_MIN: usize = 64 * 1024;
-
-/// Remembered tokens and publishes forgotten in one step at most.
-const SHED_ENTRIES_MAX: usize = 4096;
-
-/// A remembered token, about.
-const TOKEN_BYTES: usize = 100;
 
 /// Ending a request with a body of less than this doesn't help.
 const BODY_BYTES_MIN: usize = 4 * 1024;

@@ -248,7 +248,7 @@ impl<D: Driver> Shard<D> {
             self.cx.node.loop_lag[self.cx.id.index()].record(us);
         }
         self.post.awake();
-        self.home.patcher.begin_turn();
+        self.home.begin_turn();
         self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
         self.take_completions();
         self.accept_some();
@@ -257,7 +257,7 @@ impl<D: Driver> Shard<D> {
         self.open_mail();
         self.carry_out_orders();
         self.open_own_mail();
-        self.tell_events();
+        self.home.send_events(&self.cx, &mut self.post, &mut self.codec);
         self.fire_timers();
         self.drain_some();
         self.clean_up_leavers();
@@ -303,8 +303,7 @@ impl<D: Driver> Shard<D> {
         let drain = self.life.draining.is_some().then(|| now.after(10));
         let accept = self.net.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
-        let busy =
-            !self.net.conns.is_empty() || !self.home.homes.is_empty() || self.life.queued_peak > 0;
+        let busy = !self.net.conns.is_empty() || !self.home.is_empty() || self.life.queued_peak > 0;
         let housekeeping = busy.then(|| self.life.housekeeping_at.max(now));
         let timer = self.net.wheel.next_deadline();
         [retry, delayed, drain, accept, housekeeping, timer].into_iter().flatten().min()

@@ -344,25 +344,13 @@ impl<D: Driver> Shard<D> {
         })
     }
 
-    /// Some channels of this home that somebody is subscribed to.
-    pub(crate) fn home_list(&mut self, from: ShardId, list: List) {
-        let mut listed = Listed::default();
+    /// Hashes of some users with connections here.
+    pub(crate) fn list_users(&mut self, from: ShardId, list: List) {
+        let mut listed = Box::<Listed>::default();
         if let ListOf::Users { zeros } = list.of {
             self.clients.list_users(&self.cx, list.cursor, zeros, &mut listed);
-            return self.post.send(
-                &self.cx,
-                from,
-                Mail::Listed { asker: list.asker, listed: Box::new(listed) },
-            );
         }
-        listed.next = self.home.homes.list(list.cursor, TURN_LISTED_MAX, |name, count| {
-            listed.channels.push((CompactString::new(name), count));
-        });
-        self.post.send(
-            &self.cx,
-            from,
-            Mail::Listed { asker: list.asker, listed: Box::new(listed) },
-        );
+        self.post.send(&self.cx, from, Mail::Listed { asker: list.asker, listed });
     }
 }
 

@@ -16,7 +16,7 @@ use slab::Slab;
 
 use crate::base::expiry::Expiry;
 use crate::base::form::Transport;
-use crate::base::id::{ConnKey, ShardId};
+use crate::base::id::ConnKey;
 use crate::base::steps;
 use crate::base::time::UnixSeconds;
 use crate::edge::channels::{Asked, ChannelRules, NameFault, OWN_CHANNEL, Subscriber};
@@ -478,20 +478,6 @@ impl<D: Driver> Shard<D> {
             let why = "a newer connection of the user takes its place";
             self.disconnect_because(key.index, Disconnect::ConnectionLimit, why);
         }
-    }
-
-    /// As the home of a user: one more connection.
-    pub(crate) fn home_user_enter(&mut self, from: ShardId, conn: &UserConn) {
-        let client = Arc::clone(&self.cx.client);
-        let single = client.single_connection();
-        let limit = client.user_connection_limit as usize;
-        let UserConn { user, asker } = conn;
-        let entered = self.home.user_conns.enter(user, (from, asker.conn), limit, single);
-        let admitted = entered.is_some();
-        for (shard, conn) in entered.into_iter().flatten() {
-            self.post.send(&self.cx, shard, Mail::Evict { conn });
-        }
-        self.post.send(&self.cx, from, Mail::UserEntered { asker: *asker, admitted });
     }
 
     /// All is there: the reply, and behind it what came meanwhile.

@@ -9,35 +9,20 @@
 //! A paused connection keeps the command that it stopped at; with the verdict at hand it is simply
 //! handled once more, so that nothing of a half-done command has to be kept.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::base::id::ShardId;
 use crate::base::limits::LARGE_ANSWER_CREDITS;
 use crate::base::time::UnixSeconds;
-use crate::edge::address_limits::Counted;
-use crate::edge::good_tokens::{TokenDigest, token_digest};
-use crate::edge::jwt::{Checked, ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
+use crate::edge::jwt::{ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
 use crate::io::Driver;
 use crate::proto::client::ErrorCode;
 use crate::shard::clients::commands::Stop;
-use crate::shard::clients::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
+use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::mail::{Asker, Mail};
 use crate::shard::{Node, Shard};
 
 /// None of the public keys made the signature.
 const NOT_SIGNED: TokenFault = TokenFault::Invalid("signature: not made with a configured key");
-
-/// A question that the home of a token has asked the pool.
-#[derive(Debug)]
-pub(crate) struct Question {
-    from: ShardId,
-    asker: Asker,
-    digest: TokenDigest,
-    generation: u64,
-    /// The address among whose checks it counts.
-    counted: Option<IpAddr>,
-}
 
 /// The check of a signature that a connection is paused for, or was until now.
 #[derive(Debug)]
@@ -161,84 +146,5 @@ impl<D: Driver> Shard<D> {
         conn.flags.set_pending(false);
         self.clients.checks.insert(asker.conn.index, Check::Answered(Verdict { hash, signed }));
         self.net.resume(asker.conn);
-    }
-
-    /// As the home of a token: is its signature known to be good? Else it is checked.
-    pub(crate) fn home_verify(
-        &mut self,
-        from: ShardId,
-        token: Box<str>,
-        kind: TokenKind,
-        asker: Asker,
-        interest: Interest,
-    ) {
-        let node = Arc::clone(&self.cx.node);
-        let hash = node.names.hash(&token);
-        let now = self.cx.unix;
-        let keys = node.keys(kind);
-        let generation = keys.generation();
-        let digest = token_digest(kind as u8, &token);
-        if self.home.good_tokens.has(&digest, generation, now) {
-            self.cx.counters().tokens_known.add(1);
-            let signed = Signed::Good { until: None };
-            return self.post.send(&self.cx, from, Mail::Verified { asker, hash, signed });
-        }
-        let counted = match interest
-            .address()
-            .map(|address| (address, node.addresses.check_began(address)))
-        {
-            Some((_, Counted::TooMuch)) => {
-                self.cx.counters().tokens_refused_address.add(1);
-                return self.post.send(
-                    &self.cx,
-                    from,
-                    Mail::Verified { asker, hash, signed: Signed::TooMany },
-                );
-            }
-            Some((address, Counted::Yes)) => Some(address),
-            Some((_, Counted::NoRoom)) => {
-                self.cx.counters().addresses_uncounted.inc();
-                None
-            }
-            Some((_, Counted::Off)) | None => None,
-        };
-        self.cx.counters().tokens_checked.add(1);
-        let question = Question { from, asker, digest, generation, counted };
-        match &node.signatures {
-            Signatures::Inline => {
-                let signed = match keys.check_signature(&token, now) {
-                    Checked::Good { until } => Signed::Good { until },
-                    Checked::Bad => Signed::Bad,
-                    Checked::Unknown { .. } => Signed::Unavailable,
-                };
-                self.conclude(question, hash, signed);
-            }
-            Signatures::Pool(jobs) => {
-                let ticket = self.home.questions.insert((question, hash)) as u64;
-                let job = SignatureJob { token, kind, home: self.cx.id, ticket, interest };
-                if jobs.send(job).is_err() {
-                    // The pool has ended: the process is stopping.
-                    self.home_signed(ticket, Signed::Unavailable);
-                }
-            }
-        }
-    }
-
-    /// As the home of a token: the pool has checked it.
-    pub(crate) fn home_signed(&mut self, ticket: u64, signed: Signed) {
-        if let Some((question, hash)) = self.home.questions.try_remove(ticket as usize) {
-            self.conclude(question, hash, signed);
-        }
-    }
-
-    fn conclude(&mut self, question: Question, hash: u64, signed: Signed) {
-        let Question { from, asker, digest, generation, counted } = question;
-        if let Some(address) = counted {
-            self.cx.node.addresses.check_ended(address);
-        }
-        if let Signed::Good { until } = signed {
-            self.home.good_tokens.insert(digest, generation, until);
-        }
-        self.post.send(&self.cx, from, Mail::Verified { asker, hash, signed });
     }
 }

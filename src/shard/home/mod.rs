@@ -1,21 +1,34 @@
 //! The home role: the one writer of its channels, and the keeper of its users and tokens.
+//!
+//! A home gets mail and sends mail: [`Home::handle`]. It knows neither connections nor sockets. Both halves
+//! of a channel talk by mail only, also when home and subscribers are on one shard.
 
 pub(crate) mod answers;
-pub(crate) mod homes;
-pub(crate) mod reading;
+mod events;
+mod publish;
+mod reading;
+mod room;
+mod subscribe;
+mod tokens;
+mod users;
 
+use compact_str::CompactString;
 use slab::Slab;
 
 use self::answers::Answers;
-use self::homes::Event;
-use super::clients::tokens::Question;
+use self::events::Event;
+use self::tokens::{OpenCheck, Verify};
+use super::codec::Codec;
 use super::context::Cx;
-use super::mail::Mail;
 use super::mail::post::Post;
+use super::mail::{List, Listed, Mail};
+use crate::base::id::ShardId;
 use crate::base::limits::{GOOD_TOKENS_MAX, RESULTS_BYTES_MAX, RESULTS_MAX};
 use crate::base::rng::Rng;
+use crate::edge::channels::Namespace;
 use crate::edge::good_tokens::GoodTokens;
 use crate::hub::delta::Patcher;
+use crate::hub::history::StreamOptions;
 use crate::hub::home::Homes;
 use crate::hub::results::Results;
 use crate::hub::user_conns::UserConns;
@@ -23,57 +36,90 @@ use crate::shard::stats::ShardCounters;
 
 /// Channels, users and tokens whose home is this shard.
 pub(crate) struct Home {
-    pub(crate) homes: Homes,
-    pub(crate) patcher: Patcher,
+    channels: Homes,
+    patcher: Patcher,
     /// Connections of users.
-    pub(crate) user_conns: UserConns,
+    user_conns: UserConns,
     /// Results of publishes with an idempotency key.
-    pub(crate) results: Results,
-    /// Joins and leaves of this turn that are not published yet.
-    pub(crate) events: Vec<Event>,
-    /// Encoded answers that others may want, too.
-    pub(crate) answers: Answers,
+    results: Results,
+    /// Joins and leaves of this turn whose events are not sent yet.
+    events: Vec<Event>,
+    /// Encoded answers that more clients may need.
+    answers: Answers,
     /// Tokens with a good signature.
-    pub(crate) good_tokens: GoodTokens,
-    /// Signatures that the pool checks.
-    pub(crate) questions: Slab<(Question, u64)>,
+    good_tokens: GoodTokens,
+    /// Checks of signatures that the pool carries out.
+    checks: Slab<OpenCheck>,
 }
 
 impl Home {
-    /// Sends the gaps of channels to shards that have room again.
-    pub(crate) fn send_gaps(&mut self, out: &mut Post) {
-        for to in out.receivers() {
-            for channel in out.take_gaps(to) {
-                let interests = self.homes.interests_mut(channel);
-                // The channel may have lost that shard, or be another one by now.
-                if let Some(interest) = interests.iter_mut().find(|i| i.shard == to && i.gap) {
-                    interest.gap = false;
-                    out.lane(to).push(Mail::Gap { local: interest.local });
-                }
-            }
-        }
-    }
-
     /// No channels. The home of one of `shards` shards.
     pub(crate) fn new(cx: &Cx, shards: usize, rng: &mut Rng) -> Self {
         let homes_rng = Rng::new(rng.next_u64());
         let patcher = Patcher::new(rng.next_u64());
         let (names, idle_max) = (cx.node.names.clone(), cx.node.options.channels_idle_max);
         Self {
-            homes: Homes::new(names, homes_rng, idle_max),
+            channels: Homes::new(names, homes_rng, idle_max),
             patcher,
             user_conns: UserConns::default(),
             results: Results::new(RESULTS_MAX.div_ceil(shards), RESULTS_BYTES_MAX.div_ceil(shards)),
             events: Vec::new(),
             answers: Answers::default(),
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
-            questions: Slab::new(),
+            checks: Slab::new(),
         }
+    }
+
+    /// Handles mail for a home. Other mail is ignored.
+    pub(crate) fn handle(
+        &mut self,
+        cx: &Cx,
+        from: ShardId,
+        mail: Mail,
+        out: &mut Post,
+        codec: &mut Codec,
+    ) {
+        match mail {
+            Mail::Subscribe(subscribe) => self.subscribe(cx, from, *subscribe, out),
+            Mail::Unsubscribe(unsubscribe) => self.unsubscribe(cx, from, &unsubscribe, out),
+            Mail::Publish(publish) => self.publish(cx, from, &publish, out, codec),
+            Mail::Read(read) => self.read(cx, from, &read, out, codec),
+            Mail::Reinform { channel, conn, info } => {
+                self.reinform(cx, from, &channel, conn, &info);
+            }
+            Mail::UserEnter(conn) => self.user_enter(cx, from, &conn, out),
+            Mail::UserLeave { user, conn } => self.user_leave(from, &user, conn),
+            Mail::Verify { token, kind, asker, interest } => {
+                self.verify(cx, from, Verify { token, kind, asker, interest }, out);
+            }
+            Mail::Signed { ticket, signed } => self.signed(cx, ticket, signed, out),
+            Mail::List(list) => self.list(cx, from, list, out),
+            other => debug_assert!(false, "not for a home: {other:?}"),
+        }
+    }
+
+    /// Answers with some of the channels here that have subscribers.
+    fn list(&mut self, cx: &Cx, from: ShardId, list: List, out: &mut Post) {
+        let mut listed = Box::<Listed>::default();
+        listed.next = self.channels.list(list.cursor, CHANNELS_LISTED_MAX, |name, count| {
+            listed.channels.push((CompactString::new(name), count));
+        });
+        out.send(cx, from, Mail::Listed { asker: list.asker, listed });
+    }
+
+    /// Begins a turn: patches have a budget for each.
+    pub(crate) fn begin_turn(&mut self) {
+        self.patcher.begin_turn();
+    }
+
+    /// No channel is known: nothing expires.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.channels.is_empty()
     }
 
     /// Once a second: forgets what has expired, a bounded number each time.
     pub(crate) fn housekeeping(&mut self, cx: &Cx) {
-        self.homes.sweep(cx.now, SWEEP_CHANNELS);
+        self.channels.sweep(cx.now, SWEEP_CHANNELS);
         self.answers.clear();
         self.good_tokens.sweep(cx.unix, SWEEP_TOKENS);
         self.results.expire(cx.now);
@@ -81,26 +127,44 @@ impl Home {
 
     /// Gauges that are cheaper to read off than to keep.
     pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
-        counters.channels_home.set(self.homes.len() as u64);
-        counters.channels_idle.set(self.homes.idle() as u64);
-        let kept = self.homes.kept();
+        counters.channels_home.set(self.channels.len() as u64);
+        counters.channels_idle.set(self.channels.idle() as u64);
+        let kept = self.channels.kept();
         counters.history_publications.set(kept.publications as u64);
         counters.history_bytes.set(kept.bytes as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
         counters.publishes_remembered.set(self.results.len() as u64);
     }
 
+    /// The gauges of history, which decide which shard gives up how much.
+    pub(crate) fn set_history_gauges(&self, counters: &ShardCounters) {
+        counters.history_bytes.set(self.channels.kept().bytes as u64);
+        counters.channels_idle.set(self.channels.idle() as u64);
+    }
+
     /// Everything that has to be empty when all connections have gone, and how much is in it.
     pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
         [
-            ("channels with interested shards", self.homes.len() - self.homes.idle()),
-            ("members", self.homes.members_of_all()),
+            ("channels with interested shards", self.channels.len() - self.channels.idle()),
+            ("members", self.channels.members_of_all()),
             ("connections of users", self.user_conns.len()),
             ("joins and leaves", self.events.len()),
-            ("checks in the pool", self.questions.len()),
+            ("checks in the pool", self.checks.len()),
         ]
     }
 }
+
+/// The options of a namespace for its channels' streams.
+fn stream_options(namespace: &Namespace) -> StreamOptions {
+    StreamOptions {
+        size: namespace.history_size,
+        ttl_ms: namespace.history_ttl_ms,
+        meta_ttl_ms: namespace.history_meta_ttl_ms,
+    }
+}
+
+/// Channels that one list looks at.
+const CHANNELS_LISTED_MAX: usize = 4096;
 
 /// Channels that one housekeeping looks at.
 const SWEEP_CHANNELS: usize = 4096;

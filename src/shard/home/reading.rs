@@ -1,36 +1,37 @@
-//! What the home of a channel reads of it for others: missed publications, history, presence.
+//! Reading at a channel's home: missed publications, history, presence. Results are encoded here, and cut to
+//! the room that the client has for them.
 
 use std::ops::Range;
 
 use compact_str::CompactString;
 
+use super::answers::Asked;
+use super::{Home, stream_options};
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
-use crate::base::time::Millis;
 use crate::hub::delta;
 use crate::hub::history::{Page, Published, Record, Recovered, Unrecoverable};
-use crate::io::Driver;
 use crate::proto::client::{self, DataForm, Encoding, ErrorCode, Publication, Push, info_is_json};
 use crate::proto::framing;
-use crate::shard::Shard;
-use crate::shard::home::answers::Asked;
-use crate::shard::home::homes::stream_options;
+use crate::shard::codec::Codec;
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
 use crate::shard::mail::{Answer, Mail, Read, Reading, Recover, Recovery};
 
-impl<D: Driver> Shard<D> {
-    /// What a subscriber lacks of a stream, encoded for it.
-    pub(crate) fn recover(&mut self, at: u32, form: Form, recover: &Recover) -> Recovery {
-        let now = self.cx.now;
-        let limit = self.cx.client.recovery_publications_max;
+impl Home {
+    /// The publications that a subscriber missed, encoded for it.
+    pub(super) fn recover(&mut self, cx: &Cx, at: u32, form: Form, recover: &Recover) -> Recovery {
+        let now = cx.now;
+        let limit = cx.client.recovery_publications_max;
         let Recover { since, latest, filter, bytes_max, as_pushes } = recover;
-        self.cx.counters().recoveries.add(1);
-        let channel = CompactString::new(if *as_pushes { self.home.homes.name(at) } else { "" });
-        let Some(stream) = self.home.homes.stream(now, at) else { return Recovery::Failed };
+        cx.counters().recoveries.add(1);
+        let channel = CompactString::new(if *as_pushes { self.channels.name(at) } else { "" });
+        let Some(stream) = self.channels.stream(now, at) else { return Recovery::Failed };
         let recovered = match latest {
-            // Who asks again and again, and got nothing before, lacks nothing.
+            // A poll comes back again and again: at its own position it lacks nothing.
             true if form.is_poll() && stream.is_at(since) => Recovered::Yes(0..0),
             true => stream.recover_latest(since),
             false => stream.recover(since, limit),
@@ -39,7 +40,7 @@ impl<D: Driver> Shard<D> {
         let top = stream.position();
         let asked = Asked::of(at, form, &top, &places);
         let asked = asked.filter(|_| filter.is_none() && !as_pushes);
-        let known = asked.as_ref().and_then(|asked| self.home.answers.get(asked));
+        let known = asked.as_ref().and_then(|asked| self.answers.get(asked));
         let list = match known {
             Some(list) => Some(list),
             None => {
@@ -55,7 +56,7 @@ impl<D: Driver> Shard<D> {
                     Err(fault) => Err(fault),
                     Ok(_) if records.is_empty() => Ok(None),
                     Ok(_) if *as_pushes => Ok(Some(encode_pushes(&channel, form, &records))),
-                    Ok(_) if patches => Ok(self.encode_patched(now, at, form, places)),
+                    Ok(_) if patches => Ok(self.encode_patched(cx, at, form, places)),
                     Ok(encoding) => {
                         let full = DataForm::full(form);
                         let publications = records.iter().map(|record| publication_of(record));
@@ -66,7 +67,7 @@ impl<D: Driver> Shard<D> {
                 match encoded {
                     Ok(list) => {
                         if let (Some(asked), Some(list)) = (asked, &list) {
-                            self.home.answers.insert(asked, list.clone());
+                            self.answers.insert(asked, list.clone());
                         }
                         list
                     }
@@ -78,7 +79,7 @@ impl<D: Driver> Shard<D> {
         if list.as_ref().is_some_and(|list| list.len() > *bytes_max) {
             return Recovery::Failed;
         }
-        self.cx.counters().recovered.add(1);
+        cx.counters().recovered.add(1);
         // The client comes to the top by what it gets.
         Recovery::Done { publications: list, offset: since.offset }
     }
@@ -87,19 +88,18 @@ impl<D: Driver> Shard<D> {
     /// before it (client protocol, 21.2). What the turn has no budget for goes in full.
     fn encode_patched(
         &mut self,
-        now: Millis,
+        cx: &Cx,
         at: u32,
         form: Form,
         places: Range<usize>,
     ) -> Option<SharedFrame> {
-        let stream = self.home.homes.stream(now, at)?;
+        let stream = self.channels.stream(cx.now, at)?;
         let bytes = stream.range(places.clone()).map(|record| record.data().len()).sum();
-        if self.cx.has_room_for_patches(bytes) {
-            let over_budget =
-                self.home.homes.make_patches(at, places.clone(), &mut self.home.patcher);
-            self.cx.counters().patches_over_budget.add(over_budget as u64);
+        if cx.has_room_for_patches(bytes) {
+            let over_budget = self.channels.make_patches(at, places.clone(), &mut self.patcher);
+            cx.counters().patches_over_budget.add(over_budget as u64);
         }
-        let stream = self.home.homes.stream(now, at)?;
+        let stream = self.channels.stream(cx.now, at)?;
         let full = DataForm::full(form);
         let first = places.start;
         let publications = places.clone().zip(stream.range(places)).map(|(place, record)| {
@@ -113,35 +113,42 @@ impl<D: Driver> Shard<D> {
         Some(encode_list(Encoding::from(form), publications))
     }
 
-    /// Something is to be read.
-    pub(crate) fn home_read(&mut self, from: ShardId, read: &Read) {
+    /// Answers a request for presence or history, or drops the history.
+    pub(super) fn read(
+        &mut self,
+        cx: &Cx,
+        from: ShardId,
+        read: &Read,
+        out: &mut Post,
+        codec: &mut Codec,
+    ) {
         let answer = match &read.what {
-            Reading::Presence => self.read_presence(read),
+            Reading::Presence => self.read_presence(read, codec),
             Reading::PresenceStats => {
-                let members = self.home.homes.find(&read.channel, read.hash);
-                let members = members.and_then(|at| self.home.homes.members(at));
+                let members = self.channels.find(&read.channel, read.hash);
+                let members = members.and_then(|at| self.channels.members(at));
                 members.map_or(Answer::PresenceStats(0, 0), |members| {
                     Answer::PresenceStats(members.clients(), members.users())
                 })
             }
-            Reading::History(page) => self.read_history(read, page),
+            Reading::History(page) => self.read_history(cx, read, page, codec),
             Reading::Drop => {
-                if let Some(at) = self.home.homes.find(&read.channel, read.hash) {
-                    self.home.homes.drop_history(at);
+                if let Some(at) = self.channels.find(&read.channel, read.hash) {
+                    self.channels.drop_history(at);
                 }
                 Answer::Done
             }
         };
-        self.cx.counters().reads.add(1);
-        self.post.send(&self.cx, from, Mail::Answer { asker: read.asker, answer });
+        cx.counters().reads.add(1);
+        out.send(cx, from, Mail::Answer { asker: read.asker, answer });
     }
 
-    fn read_presence(&mut self, read: &Read) -> Answer {
-        let members = self.home.homes.find(&read.channel, read.hash);
-        let members = members.and_then(|at| self.home.homes.members(at));
+    fn read_presence(&self, read: &Read, codec: &mut Codec) -> Answer {
+        let members = self.channels.find(&read.channel, read.hash);
+        let members = members.and_then(|at| self.channels.members(at));
         let present = || members.into_iter().flat_map(|members| members.present());
         let entries = || present().filter_map(ClientInfo::unpack);
-        // What is too much is seen before it is written, and before all of it is looked at.
+        // A list that is too long is found before it is written, and before its end.
         let mut bytes = 0;
         let mut fits = true;
         for entry in entries() {
@@ -156,21 +163,21 @@ impl<D: Driver> Shard<D> {
         if !fits && read.encoding == Encoding::Json {
             return Answer::Unfit;
         }
-        self.codec.scratch.clear();
-        read.encoding.put_presence(&mut self.codec.scratch, entries());
-        if self.codec.scratch.len() > read.bytes_max {
+        codec.scratch.clear();
+        read.encoding.put_presence(&mut codec.scratch, entries());
+        if codec.scratch.len() > read.bytes_max {
             return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
         }
-        Answer::Presence(SharedFrame::part(&self.codec.scratch))
+        Answer::Presence(SharedFrame::part(&codec.scratch))
     }
 
-    fn read_history(&mut self, read: &Read, page: &Page) -> Answer {
-        let now = self.cx.now;
+    fn read_history(&mut self, cx: &Cx, read: &Read, page: &Page, codec: &mut Codec) -> Answer {
+        let now = cx.now;
         let namespace = read.namespace;
-        let options = stream_options(self.cx.channels_with(namespace).namespace(namespace));
-        let at = self.home.homes.read(now, &read.channel, read.hash);
-        let beginning = options.kept().then(|| self.home.homes.beginning(read.hash));
-        let stream = at.and_then(|at| self.home.homes.stream(now, at));
+        let options = stream_options(cx.channels_with(namespace).namespace(namespace));
+        let at = self.channels.read(now, &read.channel, read.hash);
+        let beginning = options.kept().then(|| self.channels.beginning(read.hash));
+        let stream = at.and_then(|at| self.channels.stream(now, at));
         let position = stream.map(|stream| stream.position()).or(beginning);
         let Some(position) = position else {
             return Answer::failed(ErrorCode::NotAvailable, &read.channel);
@@ -192,22 +199,22 @@ impl<D: Driver> Shard<D> {
         if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
             return Answer::Unfit;
         }
-        // What doesn't fit is cut: the rest can be asked for from where this ends.
+        // A page that doesn't fit is cut: the next request begins where this one ends.
         let mut bytes = 0;
         let fitting = records.iter().take_while(|record| {
             bytes += encoded_bytes(record);
             bytes <= read.bytes_max
         });
         let publications = fitting.map(|record| publication_of(record));
-        self.codec.scratch.clear();
-        read.encoding.put_history(&mut self.codec.scratch, publications, epoch, position.offset);
-        Answer::History(SharedFrame::part(&self.codec.scratch))
+        codec.scratch.clear();
+        read.encoding.put_history(&mut codec.scratch, publications, epoch, position.offset);
+        Answer::History(SharedFrame::part(&codec.scratch))
     }
 }
 
-/// Why a list can't be sent.
+/// The reason why a list can't be sent.
 enum ListFault {
-    /// It is longer than what may wait for the client.
+    /// It is longer than the queue of the client may be.
     TooMuch,
     /// Something in it can't be shown to JSON connections.
     Unfit,
@@ -248,7 +255,7 @@ fn encode_pushes(channel: &str, form: Form, records: &[&Record]) -> SharedFrame 
     SharedFrame::new(&frames)
 }
 
-/// A kept publication as it is told.
+/// A kept publication as clients get it.
 fn publication_of(record: &Record) -> Publication<'_> {
     let Published { data, info, tags, .. } = record.published();
     Publication {
@@ -260,7 +267,7 @@ fn publication_of(record: &Record) -> Publication<'_> {
     }
 }
 
-/// What a kept publication takes in an answer, about.
+/// Bytes of a kept publication in an answer, about.
 fn encoded_bytes(record: &Record) -> usize {
     record.bytes() + PUBLICATION_BYTES
 }

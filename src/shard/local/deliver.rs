@@ -14,7 +14,7 @@ use crate::proto::framing;
 use crate::session::{Sub, SubState};
 use crate::shard::Shard;
 use crate::shard::local::LocalSide;
-use crate::shard::mail::{Asker, Batch, CONTROL, Mail};
+use crate::shard::mail::{Asker, Batch, CONTROL, List, ListOf, Mail};
 
 impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
@@ -67,19 +67,18 @@ impl<D: Driver> Shard<D> {
         let from = batch.from;
         for mail in batch.mail {
             match mail {
-                Mail::Subscribe(subscribe) => self.home_subscribe(from, *subscribe),
-                Mail::Unsubscribe(unsubscribe) => self.home_unsubscribe(from, &unsubscribe),
-                Mail::Publish(publish) => self.home_publish(from, &publish),
-                Mail::Read(read) => self.home_read(from, &read),
-                Mail::Reinform { channel, conn, info } => {
-                    self.home_reinform(from, &channel, conn, &info);
+                mail @ (Mail::Subscribe(_)
+                | Mail::Unsubscribe(_)
+                | Mail::Publish(_)
+                | Mail::Read(_)
+                | Mail::Reinform { .. }
+                | Mail::UserEnter(_)
+                | Mail::UserLeave { .. }
+                | Mail::Verify { .. }
+                | Mail::Signed { .. }
+                | Mail::List(List { of: ListOf::Channels, .. })) => {
+                    self.home.handle(&self.cx, from, mail, &mut self.post, &mut self.codec);
                 }
-                Mail::UserEnter(conn) => self.home_user_enter(from, &conn),
-                Mail::UserLeave { user, conn } => self.home.user_conns.leave(&user, (from, conn)),
-                Mail::Verify { token, kind, asker, interest } => {
-                    self.home_verify(from, token, kind, asker, interest);
-                }
-                Mail::Signed { ticket, signed } => self.home_signed(ticket, signed),
                 Mail::Subscribed(subscribed) => {
                     self.earn(from, subscribed.asker);
                     self.subscribed(&subscribed);
@@ -126,7 +125,7 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),
                 Mail::AppReply(told) => self.told(*told),
-                Mail::List(list) => self.home_list(from, list),
+                Mail::List(list) => self.list_users(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
                 Mail::Pass { order } => self.post.send(&self.cx, from, Mail::Passed { order }),

@@ -1,0 +1,82 @@
+//! Join and leave events of a turn. A channel's events go together, so that a burst of them is one write for
+//! each subscriber.
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use super::Home;
+use crate::base::form::{Form, Forms};
+use crate::base::frame::SharedFrame;
+use crate::base::info::ClientInfo;
+use crate::base::limits::FRAME_MESSAGES_MAX;
+use crate::base::tags::Tags;
+use crate::hub::home::Wanted;
+use crate::hub::parcel::{Frames, Parcel, Told};
+use crate::proto::client::{self, Push, info_is_json};
+use crate::proto::framing;
+use crate::shard::codec::Codec;
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
+
+/// A client joined a channel or left it, and the subscribers have no event of it yet.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) channel: CompactString,
+    pub(super) joined: bool,
+    /// The client's packed info.
+    pub(super) info: Box<[u8]>,
+}
+
+impl Home {
+    /// Sends the join and leave events of this turn: each channel's in one message or a few.
+    pub(crate) fn send_events(&mut self, cx: &Cx, out: &mut Post, codec: &mut Codec) {
+        let mut events = std::mem::take(&mut self.events);
+        // Stable: in a channel they stay in order, a client's join before its leave.
+        events.sort_by(|a, b| a.channel.cmp(&b.channel));
+        for events in events.chunk_by(|a, b| a.channel == b.channel) {
+            let channel = &events[0].channel;
+            let hash = cx.node.names.hash(channel);
+            let Some(at) = self.channels.find(channel, hash) else { continue };
+            if !self.channels.interests(at).iter().any(|interest| interest.takes_joins()) {
+                continue;
+            }
+            for events in events.chunks(usize::from(FRAME_MESSAGES_MAX)) {
+                let wanted = self.channels.wanted(at);
+                let parcel = pack(codec, channel, events, wanted);
+                self.hand_out(cx, at, &Arc::new(parcel), out);
+            }
+        }
+        events.clear();
+        self.events = events;
+    }
+}
+
+/// Encodes events in the forms that are wanted.
+fn pack(codec: &mut Codec, channel: &str, events: &[Event], wanted: Wanted) -> Parcel {
+    let infos = events
+        .iter()
+        .filter_map(|event| ClientInfo::unpack(&event.info).map(|info| (event.joined, info)));
+    let infos: Vec<(bool, ClientInfo<'_>)> = infos.collect();
+    let is_json = infos.iter().all(|(_, info)| info_is_json(info));
+    let mut forms = Forms::default();
+    let all = wanted.forms.iter().map(Form::of_connection).filter(|form| !form.is_poll());
+    all.filter(|form| is_json || form.is_protobuf()).for_each(|form| forms.insert(form));
+    let mut frames = Vec::new();
+    for form in forms.iter() {
+        let mut each = Vec::new();
+        for (joined, info) in &infos {
+            let push = if *joined { Push::Join(*info) } else { Push::Leave(*info) };
+            codec.scratch.clear();
+            client::put_push(&mut codec.scratch, form, channel, &push);
+            codec.replies.clear();
+            framing::put(&mut codec.replies, form, &codec.scratch);
+            each.push(SharedFrame::new(&codec.replies));
+        }
+        let mut joined = Vec::new();
+        framing::join(form, &each.iter().collect::<Vec<_>>(), &mut joined);
+        let full = Some(SharedFrame::new(&joined));
+        frames.push((form, Frames { full, patch: None }));
+    }
+    Parcel { frames, unfit_for_json: !is_json, ..Parcel::new(Told::Presence, 0, Tags::NONE) }
+}

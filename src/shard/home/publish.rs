@@ -1,0 +1,346 @@
+//! Publications at their channel's home: position, history, encoding, deliveries, acknowledgement.
+//!
+//! A publication is encoded once in each form that a subscriber takes, and goes to each interested shard
+//! as one piece of mail. It is acknowledged when these are in their receivers' mailboxes, so that an
+//! operation that the publisher begins afterwards comes behind them.
+
+use std::sync::Arc;
+
+use super::{Home, stream_options};
+use crate::base::form::{Data, Form};
+use crate::base::id::ShardId;
+use crate::base::info::ClientInfo;
+use crate::base::tags::Tags;
+use crate::edge::channels::Namespace;
+use crate::hub::delta::{self, Patched};
+use crate::hub::history::{Position, Published, StreamOptions};
+use crate::hub::home::{Taken, Wanted};
+use crate::hub::parcel::{Frames, Parcel, Told};
+use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push};
+use crate::shard::codec::Codec;
+use crate::shard::context::Cx;
+use crate::shard::mail::acks::Ack;
+use crate::shard::mail::post::Post;
+use crate::shard::mail::shard_set::ShardSet;
+use crate::shard::mail::{Answer, Asker, Mail, Publish, PublishOptions};
+use crate::shard::net::send::frame_of;
+
+impl Home {
+    /// Takes a publication: next offset, history, a delivery to each interested shard. The
+    /// acknowledgement follows when the deliveries have left.
+    pub(super) fn publish(
+        &mut self,
+        cx: &Cx,
+        from: ShardId,
+        publish: &Publish,
+        out: &mut Post,
+        codec: &mut Codec,
+    ) {
+        let channels = cx.channels_with(publish.namespace);
+        let namespace = channels.namespace(publish.namespace);
+        let Publish { channel, hash, data, info, tags, is_json, .. } = publish;
+        let extra = publish.options.as_deref();
+        let skips = extra.is_some_and(|extra| extra.skip_history);
+        let options = if skips { StreamOptions::default() } else { stream_options(namespace) };
+        if let Some(position) = extra.and_then(|extra| self.is_old(cx, publish, extra, options)) {
+            return acknowledge(out, from, publish.asker, position, ShardSet::default());
+        }
+        let published = Published { data, info, tags, is_json: *is_json };
+        let known = self.channels.find(channel, *hash);
+        if options.kept() && !self.has_room(cx, known, options, &published, out) {
+            return refuse(cx, out, from, publish);
+        }
+        let delta = namespace.delta_publish || extra.is_some_and(|extra| extra.delta);
+        let patched = known.filter(|_| delta && options.kept());
+        let patched = patched.and_then(|at| self.patch(cx, at, data));
+        let taken = self.channels.publish(cx.now, channel, *hash, options, &published);
+        cx.counters().publications.add(1);
+        if let Some(extra) = extra {
+            self.remember(cx, publish, extra, taken.position);
+        }
+        let mut waits_for = ShardSet::default();
+        if let Some(at) = taken.channel {
+            if skips {
+                self.channels.break_base(at);
+            }
+            let Taken { position, .. } = taken;
+            let delivery = Delivery { at, channel, namespace, published, position, patched };
+            waits_for = self.deliver(cx, delivery, out, codec);
+        }
+        acknowledge(out, from, publish.asker, taken.position, waits_for);
+    }
+
+    /// Whether a publication may be kept; counts what is refused.
+    fn has_room(
+        &mut self,
+        cx: &Cx,
+        known: Option<u32>,
+        options: StreamOptions,
+        published: &Published<'_>,
+        out: &Post,
+    ) -> bool {
+        let bytes = self.channels.growth(known, options, published.record_bytes());
+        if cx.is_short_for(|counters| &counters.short_publish) {
+            return false;
+        }
+        let may = self.may_keep(cx, known, bytes, out);
+        if !may {
+            cx.counters().short_history.inc();
+        }
+        may
+    }
+
+    /// The patch from a channel's latest publication to this payload, where a subscriber takes patches.
+    fn patch(&mut self, cx: &Cx, at: u32, data: &[u8]) -> Option<Patched> {
+        if !self.channels.wanted(at).patches() {
+            return None;
+        }
+        let base = self.channels.stream(cx.now, at)?.base()?;
+        let patched = self.patcher.patch(base.data(), data);
+        if patched == Patched::OverBudget {
+            cx.counters().patches_over_budget.add(1);
+        }
+        Some(patched)
+    }
+
+    /// Encodes a publication and adds it to the mail for each interested shard. Returns the shards in
+    /// whose mailboxes it is not yet.
+    fn deliver(
+        &mut self,
+        cx: &Cx,
+        delivery: Delivery<'_>,
+        out: &mut Post,
+        codec: &mut Codec,
+    ) -> ShardSet {
+        let Delivery { at, channel, namespace, published, position, patched } = delivery;
+        let patch = match &patched {
+            Some(Patched::Patch(patch)) => Some(&**patch),
+            _ => None,
+        };
+        let offset = position.offset;
+        let epoch = position.epoch.filter(|_| offset == 1);
+        let publication = Publication {
+            data: published.data,
+            info: ClientInfo::unpack(published.info),
+            offset,
+            tags: Tags::packed(published.tags),
+            epoch: epoch.as_ref().map(|epoch| epoch.as_str()),
+            ..Publication::default()
+        };
+        let mut wanted = self.channels.wanted(at);
+        // A client that misses a publication on the way needs the next one in full.
+        wanted.fresh |= namespace.slow_policy.drops();
+        let packed = pack(codec, channel, &publication, published.is_json, patch, wanted);
+        if let Some(patched) = patched
+            && cx.has_room_for_patches(published.data.len())
+        {
+            self.channels.keep_patch(at, patched);
+        }
+        let parcel = Parcel { taken_at: Some(cx.now), ..packed };
+        for interest in self.channels.interests_mut(at) {
+            interest.fresh = false;
+        }
+        self.hand_out(cx, at, &Arc::new(parcel), out)
+    }
+
+    /// The channel's position, when a publish does nothing: it was taken before, or a newer version was.
+    fn is_old(
+        &mut self,
+        cx: &Cx,
+        publish: &Publish,
+        extra: &PublishOptions,
+        options: StreamOptions,
+    ) -> Option<Position> {
+        let Publish { channel, hash, .. } = publish;
+        if !extra.idempotency_key.is_empty()
+            && let Some(position) = self.results.get(cx.now, channel, &extra.idempotency_key)
+        {
+            return Some(position);
+        }
+        let at = self.channels.find(channel, *hash)?;
+        if extra.version == 0 || !options.kept() {
+            return None;
+        }
+        let newer = self.channels.is_newer(at, extra.version, &extra.version_epoch);
+        let stream = self.channels.stream(cx.now, at)?;
+        (!newer).then(|| stream.position())
+    }
+
+    /// Keeps the key and the version that later publishes are compared with.
+    fn remember(&mut self, cx: &Cx, publish: &Publish, extra: &PublishOptions, position: Position) {
+        let Publish { channel, hash, .. } = publish;
+        if !extra.idempotency_key.is_empty() {
+            self.results.insert(cx.now, channel, &extra.idempotency_key, position);
+        }
+        if extra.version > 0
+            && let Some(at) = self.channels.find(channel, *hash)
+        {
+            self.channels.set_version(at, extra.version, &extra.version_epoch);
+        }
+    }
+
+    /// Adds a parcel to the mail for each shard that is interested in it. Returns the shards in whose
+    /// mailboxes it is not yet.
+    pub(super) fn hand_out(
+        &mut self,
+        cx: &Cx,
+        at: u32,
+        parcel: &Arc<Parcel>,
+        out: &mut Post,
+    ) -> ShardSet {
+        let mut waits_for = ShardSet::default();
+        let mut filled = ShardSet::default();
+        let counters = cx.counters();
+        let presence = parcel.told == Told::Presence;
+        for interest in self.channels.interests_mut(at) {
+            if presence && !interest.takes_joins() {
+                continue;
+            }
+            let lane = out.lane(interest.shard);
+            if interest.gap || lane.is_full() {
+                if presence {
+                    counters.events_lost.add(1);
+                    continue;
+                }
+                if !interest.gap {
+                    interest.gap = true;
+                    lane.add_gap(at);
+                }
+                counters.gaps_mail.add(1);
+                continue;
+            }
+            waits_for.insert(interest.shard);
+            lane.push(Mail::Deliver { local: interest.local, parcel: Arc::clone(parcel) });
+            if lane.is_full() {
+                filled.insert(interest.shard);
+            }
+        }
+        // One turn may bring more than a lane holds. Where the receiver has room it goes at once:
+        // only a mailbox that is full makes a gap.
+        while let Some(shard) = filled.pop() {
+            if out.flush_to(cx, shard) {
+                waits_for.remove(shard);
+            }
+        }
+        waits_for
+    }
+
+    /// Sends the gaps of channels to shards that have room again.
+    pub(crate) fn send_gaps(&mut self, out: &mut Post) {
+        for to in out.receivers() {
+            for channel in out.take_gaps(to) {
+                let interests = self.channels.interests_mut(channel);
+                // The channel may have lost that shard, or its number may be another channel's by now.
+                if let Some(interest) = interests.iter_mut().find(|i| i.shard == to && i.gap) {
+                    interest.gap = false;
+                    out.lane(to).push(Mail::Gap { local: interest.local });
+                }
+            }
+        }
+    }
+}
+
+/// A publication that has its position and goes to the subscribers.
+struct Delivery<'a> {
+    at: u32,
+    channel: &'a str,
+    namespace: &'a Namespace,
+    published: Published<'a>,
+    position: Position,
+    patched: Option<Patched>,
+}
+
+/// There is no room for a publication: the publisher may try again.
+fn refuse(cx: &Cx, out: &mut Post, to: ShardId, publish: &Publish) {
+    if let Some(asker) = publish.asker {
+        let answer = Answer::failed(ErrorCode::Internal, &publish.channel);
+        out.send(cx, to, Mail::Answer { asker, answer });
+    }
+}
+
+/// The publish is taken; its acknowledgement waits until the deliveries are in these shards' mailboxes.
+fn acknowledge(
+    out: &mut Post,
+    to: ShardId,
+    asker: Option<Asker>,
+    position: Position,
+    waits_for: ShardSet,
+) {
+    if let Some(asker) = asker {
+        out.acknowledge(Ack { to, asker, position }, waits_for);
+    }
+}
+
+/// Encodes a publication in the forms that are wanted.
+fn pack(
+    codec: &mut Codec,
+    channel: &str,
+    publication: &Publication<'_>,
+    is_json: bool,
+    patch: Option<&[u8]>,
+    wanted: Wanted,
+) -> Parcel {
+    let text_patch = patch.filter(|patch| delta::is_text(patch));
+    let mut frames = Vec::new();
+    let mut encoded = Encoded::default();
+    for form in wanted.forms.iter() {
+        if !is_json && !form.is_protobuf() {
+            continue;
+        }
+        let patch = match form.data() {
+            Data::Delta if form.is_protobuf() => patch,
+            Data::Delta => text_patch,
+            _ => None,
+        };
+        let full = DataForm::full(form);
+        let mut frame = |which: Which, data, written| {
+            let of = Publication { data, form: written, ..*publication };
+            let message = encoded.get(form, which, |out| {
+                client::put_push(out, form, channel, &Push::Publication(of));
+            });
+            frame_of(&mut codec.deflaters, &mut codec.replies, form, message)
+        };
+        frames.push((
+            form,
+            Frames {
+                full: (patch.is_none() || wanted.fresh)
+                    .then(|| frame(Which::Full, publication.data, full)),
+                patch: patch.map(|patch| frame(Which::Patch, patch, DataForm::Patch)),
+            },
+        ));
+    }
+    Parcel {
+        frames,
+        unfit_for_json: !is_json,
+        ..Parcel::new(Told::Publication, publication.offset, publication.tags)
+    }
+}
+
+/// Which of the messages for one kind of content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Full,
+    Patch,
+}
+
+/// The latest message of each kind, so that forms with the same content share it.
+#[derive(Default)]
+struct Encoded {
+    full: (Option<Form>, Vec<u8>),
+    patch: (Option<Form>, Vec<u8>),
+}
+
+impl Encoded {
+    fn get(&mut self, form: Form, which: Which, put: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
+        let (known, message) = match which {
+            Which::Full => &mut self.full,
+            Which::Patch => &mut self.patch,
+        };
+        if *known != Some(form.content()) {
+            *known = Some(form.content());
+            message.clear();
+            put(message);
+        }
+        message
+    }
+}

@@ -1,0 +1,107 @@
+//! Tokens at their home: signatures that are known to be good, and checks that the pool carries out.
+//!
+//! The home of a token, by its hash, keeps the digests of good tokens until they expire: a client that
+//! reconnects costs no second check. The pool has a bounded number of checks, since each holds a credit of
+//! the shard that sent it.
+
+use std::net::IpAddr;
+
+use super::Home;
+use crate::base::id::ShardId;
+use crate::edge::address_limits::Counted;
+use crate::edge::good_tokens::{TokenDigest, token_digest};
+use crate::edge::jwt::Checked;
+use crate::shard::clients::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
+use crate::shard::mail::{Asker, Mail};
+
+/// A check of a signature that has begun.
+#[derive(Debug)]
+pub(super) struct OpenCheck {
+    from: ShardId,
+    asker: Asker,
+    /// The hash of the token.
+    hash: u64,
+    digest: TokenDigest,
+    /// The keys that it was begun with.
+    generation: u64,
+    /// The address among whose checks it counts.
+    counted: Option<IpAddr>,
+}
+
+/// A token whose signature is to be checked.
+pub(super) struct Verify {
+    pub(super) token: Box<str>,
+    pub(super) kind: TokenKind,
+    pub(super) asker: Asker,
+    pub(super) interest: Interest,
+}
+
+impl Home {
+    /// Answers at once where the token's signature is known to be good; else the check begins.
+    pub(super) fn verify(&mut self, cx: &Cx, from: ShardId, verify: Verify, out: &mut Post) {
+        let Verify { token, kind, asker, interest } = verify;
+        let hash = cx.node.names.hash(&token);
+        let keys = cx.node.keys(kind);
+        let generation = keys.generation();
+        let digest = token_digest(kind as u8, &token);
+        if self.good_tokens.has(&digest, generation, cx.unix) {
+            cx.counters().tokens_known.add(1);
+            let signed = Signed::Good { until: None };
+            return out.send(cx, from, Mail::Verified { asker, hash, signed });
+        }
+        let address = interest.address();
+        let counted = match address.map(|address| cx.node.addresses.check_began(address)) {
+            Some(Counted::TooMuch) => {
+                cx.counters().tokens_refused_address.add(1);
+                let signed = Signed::TooMany;
+                return out.send(cx, from, Mail::Verified { asker, hash, signed });
+            }
+            Some(Counted::Yes) => address,
+            Some(Counted::NoRoom) => {
+                cx.counters().addresses_uncounted.inc();
+                None
+            }
+            Some(Counted::Off) | None => None,
+        };
+        cx.counters().tokens_checked.add(1);
+        let check = OpenCheck { from, asker, hash, digest, generation, counted };
+        match &cx.node.signatures {
+            Signatures::Inline => {
+                let signed = match keys.check_signature(&token, cx.unix) {
+                    Checked::Good { until } => Signed::Good { until },
+                    Checked::Bad => Signed::Bad,
+                    Checked::Unknown { .. } => Signed::Unavailable,
+                };
+                self.conclude(cx, check, signed, out);
+            }
+            Signatures::Pool(jobs) => {
+                let ticket = self.checks.insert(check) as u64;
+                let job = SignatureJob { token, kind, home: cx.id, ticket, interest };
+                if jobs.send(job).is_err() {
+                    // The pool has ended: the process is stopping.
+                    self.signed(cx, ticket, Signed::Unavailable, out);
+                }
+            }
+        }
+    }
+
+    /// The pool has carried out a check.
+    pub(super) fn signed(&mut self, cx: &Cx, ticket: u64, signed: Signed, out: &mut Post) {
+        if let Some(check) = self.checks.try_remove(ticket as usize) {
+            self.conclude(cx, check, signed, out);
+        }
+    }
+
+    fn conclude(&mut self, cx: &Cx, check: OpenCheck, signed: Signed, out: &mut Post) {
+        let OpenCheck { from, asker, hash, digest, generation, counted } = check;
+        if let Some(address) = counted {
+            cx.node.addresses.check_ended(address);
+        }
+        if let Signed::Good { until } = signed {
+            self.good_tokens.insert(digest, generation, until);
+        }
+        out.send(cx, from, Mail::Verified { asker, hash, signed });
+    }
+}
