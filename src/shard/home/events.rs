@@ -80,3 +80,34 @@ fn pack(codec: &mut Codec, channel: &str, events: &[Event], wanted: Wanted) -> P
     }
     Parcel { frames, unfit_for_json: !is_json, ..Parcel::new(Told::Presence, 0, Tags::NONE) }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::edge::channels::Namespace;
+    use crate::shard::home::driven::{Driven, texts};
+
+    #[test]
+    fn the_events_of_a_turn_go_together_and_in_order() {
+        let mut driven = Driven::with(Namespace::default());
+        driven.joins("news", 1, "ann");
+        driven.joins("other", 1, "bob");
+        driven.joins("news", 2, "cid");
+        driven.leaves("news", 2);
+        let mail = texts(&driven.sent_to(1));
+        let delivered: Vec<&String> = mail.iter().filter(|mail| mail.starts_with("7 ")).collect();
+        assert_eq!(delivered.len(), 2, "{mail:?}");
+        let at = |what: &str| delivered[0].find(what).unwrap();
+        assert!(at("client-1") < at("client-2"), "{delivered:?}");
+        assert!(at(r#""join""#) < at(r#""leave""#));
+        assert!(delivered[1].contains("bob") && !delivered[0].contains("bob"));
+        assert!(driven.sent_to(1).is_empty());
+    }
+
+    #[test]
+    fn a_channel_whose_last_subscriber_left_gets_no_event() {
+        let mut driven = Driven::with(Namespace::default());
+        driven.joins("news", 1, "ann");
+        driven.leaves("news", 1);
+        assert_eq!(texts(&driven.sent_to(1)), ["subscribed 0", "unsubscribed 7"]);
+    }
+}

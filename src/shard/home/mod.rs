@@ -4,6 +4,8 @@
 //! of a channel talk by mail only, also when home and subscribers are on one shard.
 
 pub(crate) mod answers;
+#[cfg(test)]
+mod driven;
 mod events;
 mod publish;
 mod reading;
@@ -171,3 +173,40 @@ const SWEEP_CHANNELS: usize = 4096;
 
 /// Remembered tokens that one housekeeping looks at.
 const SWEEP_TOKENS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::driven::{Driven, conn, with_history};
+    use super::*;
+    use crate::shard::mail::{Asker, ListOf};
+
+    #[test]
+    fn a_list_names_the_channels_with_subscribers() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        driven.subscribes("other", 2);
+        driven.publishes("idle", "1");
+        driven.sent_to(1);
+        let list = List { asker: Asker::of(conn(9)), cursor: 0, of: ListOf::Channels };
+        driven.handle(1, Mail::List(list));
+        let Some(Mail::Listed { listed, .. }) = driven.sent_to(1).pop() else { panic!() };
+        let mut channels = listed.channels;
+        channels.sort();
+        assert_eq!(channels, [("news".into(), 1), ("other".into(), 1)]);
+        assert_eq!(listed.next, None);
+    }
+
+    #[test]
+    fn housekeeping_forgets_what_has_expired() {
+        let mut driven = Driven::with(with_history());
+        driven.publishes("news", "1");
+        driven.sent_to(1);
+        driven.home.set_gauges(driven.cx.counters());
+        assert_eq!(driven.cx.counters().history_publications.get(), 1);
+        driven.cx.now = driven.cx.now.after(700_000);
+        driven.home.housekeeping(&driven.cx);
+        driven.home.set_gauges(driven.cx.counters());
+        assert!(driven.home.is_empty());
+        assert_eq!(driven.cx.counters().history_publications.get(), 0);
+    }
+}

@@ -344,3 +344,134 @@ impl Encoded {
         message
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::Plan;
+    use crate::shard::home::driven::{Driven, texts, with_history};
+    use crate::shard::memory::Memory;
+
+    #[test]
+    fn subscribers_get_a_publication_and_its_publisher_the_position() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        driven.publishes("news", r#"{"n":1}"#);
+        driven.publishes("news", r#"{"n":2}"#);
+        let mail = texts(&driven.sent_to(1));
+        assert!(mail[0].starts_with("7 {\"push\":{\"channel\":\"news\",\"pub\":{"), "{mail:?}");
+        assert!(mail[0].contains(r#""data":{"n":1}"#) && mail[0].contains(r#""offset":1"#));
+        assert!(mail[1].contains(r#""data":{"n":2}"#) && mail[1].contains(r#""offset":2"#));
+        assert_eq!(mail[2..], ["published 1", "published 2"]);
+    }
+
+    #[test]
+    fn one_encoding_serves_all_shards() {
+        let mut driven =
+            Driven::of(Plan { shards: 3, channels: with_history(), ..Plan::default() });
+        for shard in [1, 2] {
+            let subscribe = driven.subscribe("news", 1);
+            driven.handle(shard, Mail::Subscribe(subscribe.into()));
+        }
+        driven.publishes("news", "1");
+        let parcels: Vec<Arc<Parcel>> = [1, 2]
+            .into_iter()
+            .flat_map(|shard| driven.sent_to(shard))
+            .filter_map(
+                |mail| if let Mail::Deliver { parcel, .. } = mail { Some(parcel) } else { None },
+            )
+            .collect();
+        assert_eq!(parcels.len(), 2);
+        assert!(Arc::ptr_eq(&parcels[0], &parcels[1]));
+    }
+
+    #[test]
+    fn a_channel_without_history_gives_out_no_positions() {
+        let mut driven = Driven::with(Namespace::default());
+        driven.subscribes("news", 1);
+        driven.publishes("news", "1");
+        driven.publishes("nobody", "1");
+        let mail = texts(&driven.sent_to(1));
+        assert!(!mail[0].contains("offset"), "{mail:?}");
+        assert_eq!(mail[1..], ["published 0", "published 0"]);
+    }
+
+    #[test]
+    fn a_publish_with_a_known_key_or_an_old_version_does_nothing() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        let keyed = PublishOptions { idempotency_key: "key".into(), ..PublishOptions::default() };
+        driven.publishes_with("news", "1", keyed.clone());
+        driven.publishes_with("news", "2", keyed);
+        assert_eq!(texts(&driven.sent_to(1))[1..], ["published 1", "published 1"]);
+        let version = |version| PublishOptions { version, ..PublishOptions::default() };
+        for of in [5, 5, 4, 6] {
+            driven.publishes_with("news", "3", version(of));
+        }
+        let mail = texts(&driven.sent_to(1));
+        let published = ["published 2", "published 2", "published 2", "published 3"];
+        assert_eq!(mail[2..], published, "{mail:?}");
+        // Another life of the versions begins anew.
+        let reborn = PublishOptions { version_epoch: "b".into(), ..version(1) };
+        driven.publishes_with("news", "4", reborn);
+        assert_eq!(texts(&driven.sent_to(1))[1], "published 4");
+    }
+
+    #[test]
+    fn a_publication_beside_history_has_no_offset() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        let skips = PublishOptions { skip_history: true, ..PublishOptions::default() };
+        driven.publishes_with("news", "1", skips);
+        driven.publishes("news", "2");
+        let mail = texts(&driven.sent_to(1));
+        assert!(!mail[0].contains("offset") && mail[1].contains(r#""offset":1"#));
+        assert_eq!(mail[2..], ["published 0", "published 1"]);
+    }
+
+    #[test]
+    fn a_shard_without_room_gets_one_gap_and_the_rest_waits_for_nothing() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        // A third of what a lane holds: the mailbox has room for eight batches.
+        let large = format!("\"{}\"", "x".repeat(400_000));
+        (0..60).for_each(|_| driven.publishes("news", &large));
+        let mail = driven.sent_to(1);
+        let lost = driven.cx.counters().gaps_mail.get();
+        let delivered =
+            mail.iter().filter(|mail| matches!(mail, Mail::Deliver { .. })).count() as u64;
+        assert!(
+            lost > 0 && delivered < 60 && mail.iter().all(|mail| !matches!(mail, Mail::Gap { .. }))
+        );
+        // There is room again: what was in the lane, the gap, and every acknowledgement.
+        let mail = driven.sent_to(1);
+        let delivered = delivered
+            + mail.iter().filter(|mail| matches!(mail, Mail::Deliver { .. })).count() as u64;
+        let rest = driven.sent_to(1);
+        let all: Vec<Mail> = mail.into_iter().chain(rest).collect();
+        assert_eq!(all.iter().filter(|mail| matches!(mail, Mail::Gap { local: 7 })).count(), 1);
+        assert_eq!(delivered + lost, 60);
+        assert!(driven.posts.post.left().iter().all(|(_, count)| *count == 0));
+    }
+
+    #[test]
+    fn without_memory_a_publication_is_refused_and_without_history_it_is_not() {
+        let memory = Memory::simulated(1_000_000);
+        memory.set_allocated(2_000_000);
+        let mut driven = Driven::of(Plan { memory, channels: with_history(), ..Plan::default() });
+        driven.publishes("news", "1");
+        assert_eq!(texts(&driven.sent_to(1)), ["error Internal"]);
+        assert_eq!(driven.cx.counters().short_publish.get(), 1);
+        let skips = PublishOptions { skip_history: true, ..PublishOptions::default() };
+        driven.publishes_with("news", "1", skips);
+        assert_eq!(texts(&driven.sent_to(1)), ["published 0"]);
+    }
+
+    #[test]
+    fn a_publisher_that_waits_for_nothing_gets_no_answer() {
+        let mut driven = Driven::with(with_history());
+        let publish = Publish { asker: None, ..driven.publish("news", "1") };
+        driven.handle(1, Mail::Publish(publish.into()));
+        assert!(driven.sent_to(1).is_empty());
+    }
+}

@@ -274,3 +274,59 @@ fn encoded_bytes(record: &Record) -> usize {
 
 /// Names and marks around a publication in JSON, about.
 const PUBLICATION_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::home::driven::{Driven, with_history};
+
+    fn text(answer: &Answer) -> String {
+        match answer {
+            Answer::Presence(body) | Answer::History(body) => {
+                String::from_utf8_lossy(body.bytes()).into_owned()
+            }
+            Answer::Error(failure) => format!("{:?}", failure.code),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn presence_names_clients_and_counts_users() {
+        let mut driven = Driven::with(with_history());
+        assert_eq!(text(&driven.reads("news", Reading::PresenceStats)), "PresenceStats(0, 0)");
+        driven.joins("news", 1, "ann");
+        driven.joins("news", 2, "ann");
+        driven.joins("news", 3, "bob");
+        assert_eq!(text(&driven.reads("news", Reading::PresenceStats)), "PresenceStats(3, 2)");
+        let presence = text(&driven.reads("news", Reading::Presence));
+        assert!(["client-1", "client-2", "client-3"].iter().all(|of| presence.contains(of)));
+    }
+
+    #[test]
+    fn history_is_read_by_pages_and_dropped() {
+        let mut driven = Driven::with(with_history());
+        (1..=3).for_each(|n| driven.publishes("news", &n.to_string()));
+        driven.sent_to(1);
+        let page = |limit, reverse| Reading::History(Page { since: None, limit, reverse });
+        let first = text(&driven.reads("news", page(2, false)));
+        assert!(first.contains(r#""data":1"#) && first.contains(r#""data":2"#), "{first}");
+        assert!(!first.contains(r#""data":3"#) && first.contains(r#""offset":3"#));
+        let latest = text(&driven.reads("news", page(1, true)));
+        assert!(latest.contains(r#""data":3"#) && !latest.contains(r#""data":2"#));
+        assert!(matches!(driven.reads("news", Reading::Drop), Answer::Done));
+        let empty = text(&driven.reads("news", page(9, false)));
+        assert!(!empty.contains("data") && empty.contains(r#""offset":3"#), "{empty}");
+        assert_eq!(driven.cx.counters().reads.get(), 4);
+    }
+
+    #[test]
+    fn a_channel_that_was_never_published_to_has_a_position_and_no_record() {
+        let mut driven = Driven::with(with_history());
+        let page = || Reading::History(Page::default());
+        let first = text(&driven.reads("news", page()));
+        assert_eq!(text(&driven.reads("news", page())), first);
+        assert!(driven.home.is_empty());
+        let mut without = Driven::with(Default::default());
+        assert_eq!(text(&without.reads("news", page())), "NotAvailable");
+    }
+}

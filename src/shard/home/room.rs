@@ -78,3 +78,43 @@ const SHED_ENTRIES_MAX: usize = 4096;
 
 /// A remembered token, about.
 const TOKEN_BYTES: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use crate::shard::fixture::Plan;
+    use crate::shard::home::driven::{Driven, texts, with_history};
+    use crate::shard::memory::Memory;
+
+    #[test]
+    fn a_publication_takes_the_room_of_idle_channels() {
+        let memory = Memory::simulated(1_000_000);
+        let mut driven = Driven::of(Plan { memory, channels: with_history(), ..Plan::default() });
+        let large = format!("\"{}\"", "x".repeat(100_000));
+        driven.publishes("idle", &large);
+        driven.subscribes("news", 1);
+        driven.sent_to(1);
+        assert!(driven.home.has_idle());
+        // History is at its bound: the idle channel goes, the one with a subscriber stays.
+        driven.cx.node.memory.set_allocated(driven.cx.node.memory.history_max());
+        driven.publishes("news", "1");
+        assert!(!driven.home.has_idle());
+        driven.publishes("news", "2");
+        let mail = texts(&driven.sent_to(1));
+        assert_eq!(mail[1..], ["error Internal", "published 1"], "{mail:?}");
+        assert_eq!(driven.cx.counters().shed_channels.get(), 1);
+    }
+
+    #[test]
+    fn shedding_gives_back_what_it_says() {
+        let mut driven = Driven::with(with_history());
+        driven.subscribes("news", 1);
+        let large = format!("\"{}\"", "x".repeat(10_000));
+        driven.publishes("news", &large);
+        driven.publishes("idle", &large);
+        assert!(driven.home.shed_idle(&driven.cx, 1) >= 10_000);
+        assert_eq!(driven.home.shed_idle(&driven.cx, 1), 0);
+        assert!(driven.home.shed_in_use(&driven.cx, 1) >= 10_000);
+        assert_eq!(driven.home.shed_in_use(&driven.cx, 1), 0);
+        assert_eq!(driven.home.forget_answers(), 0);
+    }
+}

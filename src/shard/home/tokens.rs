@@ -105,3 +105,70 @@ impl Home {
         out.send(cx, from, Mail::Verified { asker, hash, signed });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::Receiver;
+
+    use super::*;
+    use crate::shard::fixture::Plan;
+    use crate::shard::home::driven::{Driven, conn};
+
+    fn driven() -> (Driven, Receiver<SignatureJob>) {
+        let (jobs, pool) = crossbeam_channel::unbounded();
+        (Driven::of(Plan { signatures: Signatures::Pool(jobs), ..Plan::default() }), pool)
+    }
+
+    fn verifies(driven: &mut Driven, token: &str, index: u32) {
+        let (kind, asker) = (TokenKind::Connection, Asker::of(conn(index)));
+        let interest = Interest::default();
+        driven.handle(1, Mail::Verify { token: token.into(), kind, asker, interest });
+    }
+
+    fn verdicts(driven: &mut Driven) -> Vec<(u32, Signed)> {
+        let verdict = |mail: Mail| match mail {
+            Mail::Verified { asker, signed, .. } => (asker.conn.index, signed),
+            other => panic!("{other:?}"),
+        };
+        driven.sent_to(1).into_iter().map(verdict).collect()
+    }
+
+    #[test]
+    fn the_pool_checks_a_token_once_while_it_is_good() {
+        let (mut driven, pool) = driven();
+        verifies(&mut driven, "a.good.token", 1);
+        assert!(verdicts(&mut driven).is_empty());
+        let job = pool.try_recv().unwrap();
+        assert_eq!((&*job.token, job.home), ("a.good.token", ShardId(0)));
+        let good = Signed::Good { until: Some(2_000_000) };
+        driven.handle(0, Mail::Signed { ticket: job.ticket, signed: good });
+        assert_eq!(verdicts(&mut driven), [(1, good)]);
+        // From now on it is known: no job, and an answer at once.
+        verifies(&mut driven, "a.good.token", 2);
+        assert!(pool.is_empty());
+        assert_eq!(verdicts(&mut driven), [(2, Signed::Good { until: None })]);
+        let counters = driven.cx.counters();
+        assert_eq!((counters.tokens_checked.get(), counters.tokens_known.get()), (1, 1));
+    }
+
+    #[test]
+    fn a_bad_token_is_not_remembered_and_a_late_answer_is_ignored() {
+        let (mut driven, pool) = driven();
+        for index in 1..=2 {
+            verifies(&mut driven, "a.bad.token", index);
+            let ticket = pool.try_recv().unwrap().ticket;
+            driven.handle(0, Mail::Signed { ticket, signed: Signed::Bad });
+            driven.handle(0, Mail::Signed { ticket, signed: Signed::Good { until: None } });
+            assert_eq!(verdicts(&mut driven), [(index, Signed::Bad)]);
+        }
+        assert!(driven.home.left().iter().all(|(_, count)| *count == 0));
+    }
+
+    #[test]
+    fn without_a_pool_the_keys_are_unavailable() {
+        let (mut driven, pool) = driven();
+        drop(pool);
+        verifies(&mut driven, "a.good.token", 1);
+        assert_eq!(verdicts(&mut driven), [(1, Signed::Unavailable)]);
+    }
+}
