@@ -159,7 +159,6 @@ const STILL_LONG: &[&str] = &[
     "src/shard/clients/subscribe.rs: ask_for",
     "src/shard/clients/subscribe.rs: subscribe",
     "src/shard/clients/subscribe.rs: subscribed",
-    "src/shard/home/homes.rs: home_publish",
     "src/shard/http/requests.rs: serve",
     "src/shard/local/deliver.rs: open_batch",
     "src/shard/net/close.rs: ping_or_close",
@@ -184,9 +183,6 @@ const STILL_UNTESTED: &[&str] = &[
     "src/shard/clients/tokens.rs",
     "src/shard/codec.rs",
     "src/shard/context.rs",
-    "src/shard/home/homes.rs",
-    "src/shard/home/mod.rs",
-    "src/shard/home/reading.rs",
     "src/shard/http/emulation.rs",
     "src/shard/http/refusals.rs",
     "src/shard/http/requests.rs",
@@ -207,7 +203,7 @@ const STILL_UNTESTED: &[&str] = &[
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 307;
+const SHARD_METHODS_MAX: usize = 283;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

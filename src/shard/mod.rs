@@ -9,7 +9,7 @@
 //! bound stays on a list for the next turn.
 //!
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
-//! (`homes.rs`, `reading.rs`) and the *subscribers' side* (`subscribe.rs`, `deliver.rs`).
+//! (`home`) and the *subscribers' side* (`local`).
 
 mod clients;
 mod codec;
