@@ -37,27 +37,48 @@ pub fn requested_bytes() -> i64 {
 }
 
 /// The size class of an allocation: mimalloc has four of them between two powers of two.
+#[inline]
 fn class_bytes(size: usize) -> i64 {
-    let step = (1usize << (usize::BITS - 1 - (size | 64).leading_zeros())) >> 2;
-    (size.saturating_add(step - 1) & !(step - 1)) as i64
+    // The size of a layout is at most isize::MAX, so the sum doesn't wrap.
+    let below = (1usize << ((size | 64).ilog2() - 2)) - 1;
+    (size.wrapping_add(below) & !below) as i64
 }
 
-/// Counts what becomes of an allocation: from one size to another, 0 for none.
-fn count(from: usize, to: usize) {
+/// Counts bytes of size classes as allocated, or as freed where they are negative.
+///
+/// An API request makes about seventy allocations, each counted twice. Inlined, with one size where there
+/// is one, that is a dozen instructions instead of forty.
+#[inline(always)]
+fn count(bytes: i64, requested: i64) {
     #[cfg(test)]
-    let _ =
-        REQUESTED.try_with(|requested| requested.set(requested.get() + to as i64 - from as i64));
-    let bytes = class_bytes(to) - class_bytes(from);
+    let _ = REQUESTED.try_with(|sum| sum.set(sum.get() + requested));
+    #[cfg(not(test))]
+    let _ = requested;
     // Fails only in a thread that has ended: what it frees then is small.
     let _ = UNREPORTED.try_with(|unreported| {
         let sum = unreported.get() + bytes;
-        if sum.abs() < REPORT_BYTES {
-            unreported.set(sum);
-        } else {
-            unreported.set(0);
-            ALLOCATED.fetch_add(sum, Ordering::Relaxed);
+        unreported.set(sum);
+        // One comparison for both ends of the range.
+        if (sum + REPORT_BYTES) as u64 > 2 * REPORT_BYTES as u64 {
+            report(unreported);
         }
     });
+}
+
+#[cold]
+#[inline(never)]
+fn report(unreported: &Cell<i64>) {
+    ALLOCATED.fetch_add(unreported.take(), Ordering::Relaxed);
+}
+
+#[inline(always)]
+fn count_allocated(size: usize) {
+    count(class_bytes(size), size as i64);
+}
+
+#[inline(always)]
+fn count_freed(size: usize) {
+    count(-class_bytes(size), -(size as i64));
 }
 
 /// An allocator that counts what it has handed out ([`allocated_bytes`]): two additions in memory of the
@@ -68,26 +89,28 @@ pub struct Counted<A>(pub A);
 // SAFETY: every call goes to the inner allocator as it came, and its answer back; counting neither
 // allocates nor panics.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Counted<A> {
+    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(0, layout.size());
+        count_allocated(layout.size());
         // SAFETY: as above.
         unsafe { self.0.alloc(layout) }
     }
 
+    #[inline]
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count(layout.size(), 0);
+        count_freed(layout.size());
         // SAFETY: as above.
         unsafe { self.0.dealloc(at, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(0, layout.size());
+        count_allocated(layout.size());
         // SAFETY: as above.
         unsafe { self.0.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(layout.size(), size);
+        count(class_bytes(size) - class_bytes(layout.size()), size as i64 - layout.size() as i64);
         // SAFETY: as above.
         unsafe { self.0.realloc(at, layout, size) }
     }

@@ -83,17 +83,17 @@ fn written<T: Serialize>(result: &T) -> Result<String> {
 
 /// Payload given as JSON or, when that is not empty, in base64.
 fn payload(json: Option<&RawValue>, b64: &str) -> Result<Box<[u8]>> {
-    let payload = match b64 {
-        "" => json.map_or("", |json| json.get()).as_bytes().into(),
-        _ => STANDARD.decode(b64).map_err(|_| ApiError::BAD_REQUEST)?.into_boxed_slice(),
-    };
+    if b64.is_empty() {
+        let json = json.map_or("", |json| json.get());
+        return match is_nested_deeper(json, API_NESTING_MAX) {
+            true => Err(ApiError::TOO_DEEP),
+            false => Ok(json.as_bytes().into()),
+        };
+    }
+    let payload = STANDARD.decode(b64).map_err(|_| ApiError::BAD_REQUEST)?.into_boxed_slice();
     // In base64 it may be JSON as well; where it isn't, brackets in a row mean nothing.
-    let is_deep = match std::str::from_utf8(&payload) {
-        Ok(text) => {
-            is_nested_deeper(text, API_NESTING_MAX) && (b64.is_empty() || client::is_json(&payload))
-        }
-        Err(_) => false,
-    };
+    let is_deep = std::str::from_utf8(&payload)
+        .is_ok_and(|text| is_nested_deeper(text, API_NESTING_MAX) && client::is_json(&payload));
     if is_deep { Err(ApiError::TOO_DEEP) } else { Ok(payload) }
 }
 
