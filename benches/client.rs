@@ -1,4 +1,4 @@
-//! What the client protocol, the timers and the client ids cost: `cargo bench --bench client`.
+//! The cost of the client protocol, the timers and the client ids: `cargo bench --bench client`.
 
 use std::hint::black_box;
 use std::num::NonZeroU32;

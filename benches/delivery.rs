@@ -1,4 +1,4 @@
-//! What stands between a publication and the sockets: mail between shards, and fan-out to a channel's
+//! The way from a publication to the sockets: mail between shards, and fan-out to a channel's
 //! subscribers. Wall times of a busy machine are noise: compare runs on one machine, not the figures;
 //! `tools/instructions` counts what doesn't depend on it.
 

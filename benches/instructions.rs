@@ -158,7 +158,7 @@ fn main() {
             let (_, run) = PIECES.iter().find(|(piece, _)| piece == name).expect("a piece");
             run(times.parse().unwrap_or(1));
         }
-        // What the test runner and `cargo bench` say is no piece.
+        // Arguments of the test runner and of `cargo bench` are no piece.
         _ => PIECES.iter().for_each(|(_, run)| run(1)),
     }
 }

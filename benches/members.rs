@@ -1,4 +1,4 @@
-//! What it costs that one member leaves a channel and joins it again: the same in a channel of
+//! The cost of one member that leaves a channel and joins it again: the same in a channel of
 //! 1,000 and in one of 100,000, since neither looks at the other members. A lone member needs no
 //! tables and costs less. Wall times of a busy machine are noise: compare runs on one machine, not
 //! the figures.

@@ -1,4 +1,4 @@
-//! What the wire costs: reading a masked message, masking, a frame, a browser's upgrade.
+//! The cost of the wire: reading a masked message, masking, a frame, a browser's upgrade.
 //! Wall times of a busy machine are noise: compare runs on one machine, not the figures.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};

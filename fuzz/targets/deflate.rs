@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!((9..=15).contains(&deflate.server_window_bits));
             let mut answer = Vec::new();
             deflate.put_answer(&mut answer);
-            // What we say is an offer that we would take.
+            // Our answer is an offer that we would accept.
             assert!(Deflate::choose([&answer[..]].into_iter()).is_some());
         }
         1 => {

@@ -9,7 +9,7 @@ use roost::proto::http::{Body, BodyReader, Refusal};
 /// Bytes of a body at most, here.
 const BYTES_MAX: usize = 300;
 
-/// What was collected, how many bytes of the input that took, and whether all is there.
+/// The collected bytes, the length of their input, and whether all is there.
 fn read(body: Body, pieces: &[&[u8]]) -> Result<(Vec<u8>, usize, bool), Refusal> {
     let mut reader = BodyReader::new(body, BYTES_MAX)?;
     let mut taken = 0;

@@ -10,7 +10,7 @@ use roost::proto::http::{
     upgrade,
 };
 
-/// What matters of a head, to compare.
+/// The compared parts of a head.
 type Outline<'a> = (&'a str, &'a str, &'a str, u8, Body, usize, usize);
 
 fn outline(bytes: &[u8]) -> Result<Option<Outline<'_>>, Refusal> {

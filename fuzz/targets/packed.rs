@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let tags = Tags::packed(bytes);
     let packed = Tags::pack(tags.iter());
-    // What follows the last whole tag is left out.
+    // Bytes behind the last whole tag are left out.
     assert!(bytes.starts_with(&packed));
     // Each look goes through all of them.
     for (name, _) in tags.iter().take(8) {

@@ -1,4 +1,4 @@
-//! What comes in requests of their own: connect requests of one-way clients, commands of the up-link; and
+//! Input in separate requests: connect requests of one-way clients, commands of the up-link; and
 //! that frames of any form hold the messages that were put into them.
 //!
 //! Input: a byte that says what is done with the rest, then the bytes.

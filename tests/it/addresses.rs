@@ -1,4 +1,4 @@
-//! Who a client is behind balancers and proxies, and what one address may have of the node.
+//! Addresses of clients behind balancers and proxies, and limits per address.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -113,7 +113,7 @@ fn a_password_opens_it_and_nothing_else_does() {
     let unknown = json!({"method": "nothing"}).to_string();
     let headers = [JSON, &format!("Authorization: token {token}")];
     assert_eq!(raw.post("/admin/api", &headers, &unknown).status, 400);
-    // A token of a client's is none of the page's, whoever signed it.
+    // A client's token is no token of the page, whatever its signature.
     let body = r#"{"method":"info"}"#;
     for wrong in
         ["", "x", &token[1..], &crate::harness::token(json!({"sub": "", "aud": "roost-admin"}))]
@@ -124,7 +124,7 @@ fn a_password_opens_it_and_nothing_else_does() {
     let header = format!("Authorization: bearer {token}");
     assert_eq!(raw.post("/admin/api", &[JSON, &header], body).status, 401);
     let good = format!("Authorization: token {token}");
-    // What a form of another page could send isn't looked at.
+    // A body that a form of another page could send isn't read.
     let foreign = ["Origin: http://b", "Content-Type: text/plain", &good];
     assert_eq!(raw.post("/admin/api", &foreign, body).status, 415);
     assert_eq!(raw.post("/admin/api", &[JSON, &good], &"x".repeat(2 << 20)).status, 413);
@@ -179,7 +179,7 @@ fn the_development_node_prints_a_link_that_works_until_it_ends() {
     assert_eq!(enter(&mut raw, &format!("link={}", &secret[1..])), Err(400));
     assert!(ask(&mut raw, &token, "info", json!({}))["error"].is_null());
     assert_eq!(get(&mut raw, "/demo", "").status, 200);
-    // What holds the API's key is for pages of this machine.
+    // The page with the API's key is for this machine only.
     let snippets = |raw: &mut Raw, host: &str| {
         raw.send(format!("GET /demo/snippet.json HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
         raw.response().body
@@ -360,7 +360,7 @@ fn long_answers_are_compressed_for_those_who_take_that() {
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&**bytes), &mut inflated)
         .unwrap();
     assert_eq!(inflated, plain.body);
-    // What is short goes as it is.
+    // A short answer is sent as it is.
     let short = get(&mut raw, "/admin/init", gzip);
     assert_eq!((short.status, short.header("content-encoding")), (200, None));
 }

@@ -398,7 +398,7 @@ fn a_server_side_subscription_is_there_when_it_is_answered() {
             std::iter::from_fn(|| Some(client.push())).find(|push| push["join"].is_null()).unwrap();
         assert_eq!(publication["pub"]["data"], "first");
     }
-    // Who has it already is left alone; an override replaces what the namespace says.
+    // A client that has it already is left alone; an override replaces the namespace's option.
     assert_eq!(node.result("subscribe", params), json!({}));
     let silent = json!({
         "channel": "full:silent", "user": "43",
@@ -408,7 +408,7 @@ fn a_server_side_subscription_is_there_when_it_is_answered() {
     assert_eq!(other.push()["subscribe"]["recoverable"], true);
     let presence = node.result("presence", json!({"channel": "full:silent"}));
     assert_eq!(presence, json!({"presence": {}}));
-    // What somebody missed comes behind the push, in order.
+    // Missed publications come behind the push, in order.
     let epoch = node.result("publish", json!({"channel": "full:c", "data": 1}))["epoch"].clone();
     (2..=3).for_each(|n| drop(node.result("publish", json!({"channel": "full:c", "data": n}))));
     let mut late = node.connected_as("44");
@@ -451,7 +451,7 @@ fn unsubscribe_ends_what_it_names() {
     assert_eq!(clients[0].0.push(), ended("a"));
     let a = node.result("channels", json!({"pattern": "a"}));
     assert_eq!(a, json!({"channels": {"a": {"num_clients": 1}}}));
-    // Somebody else's connection, whoever names it.
+    // A connection of another user.
     node.result("unsubscribe", json!({"user": "43", "client": id}));
     // All channels of all connections.
     assert_eq!(node.result("unsubscribe", json!({"user": "42"})), json!({}));
@@ -477,7 +477,7 @@ fn disconnect_closes_and_spares() {
         client.subscribe("full:a");
     }
     let mut anonymous = node.connected();
-    // What was published before goes out before the close.
+    // Earlier publications are sent before the close.
     node.result("publish", json!({"channel": "full:a", "data": "last"}));
     let id = |at: usize| clients[at].1.clone();
     let params = json!({
@@ -759,7 +759,7 @@ fn the_key_is_looked_at_before_the_body() {
         let given = ["X-API-Key: ", "Authorization: apikey k"];
         assert_eq!(raw.post("/api/publish", &given, body).status, 200);
     }
-    // Another method is 405 whoever sends it, and its body isn't read either.
+    // Another method is 405 for every sender, and its body isn't read either.
     let mut raw = node.raw();
     raw.send(
         head(&format!("{KEY}\r\n"), "Content-Length: 9\r\n").replace("POST", "PUT").as_bytes(),
@@ -787,7 +787,7 @@ fn bodies_of_strangers_have_a_room_of_their_own() {
     let mut held = Vec::new();
     for bodies in 1..=3 {
         held.push(begin());
-        // What waits in sockets isn't counted yet.
+        // Bytes that wait in sockets aren't counted yet.
         let bytes = bodies * half as u64;
         node.until("they are counted", |figures| figures["unfinished_bytes"] >= bytes);
     }

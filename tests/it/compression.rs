@@ -40,7 +40,7 @@ fn deflate(message: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What a message is that was deflated with a window of so many bits at most.
+/// A message that was deflated with a window of so many bits at most.
 fn inflate(payload: &[u8], window_bits: u8) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 << 20);
     let input = [payload, &TAIL].concat();

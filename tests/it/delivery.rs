@@ -92,7 +92,7 @@ fn every_subscriber_gets_every_message_in_order() {
     assert_eq!(by_channel.len(), CHANNELS);
     for (channel, got) in by_channel {
         let mut all: Vec<u64> = got.iter().map(|(_, data)| *data).collect();
-        // What one publisher sent stays in its order.
+        // Publications of one publisher stay in their order.
         for publisher in 0..PUBLISHERS as u64 {
             let own = |data: &&u64| **data / PUBLISHES as u64 == publisher;
             assert!(all.iter().filter(own).is_sorted(), "channel {channel}");

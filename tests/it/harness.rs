@@ -29,7 +29,7 @@ pub(crate) const CLIENTS: &str = "/connection/websocket";
 /// Where those connect to that speak Protobuf.
 pub(crate) const PROTOBUF_CLIENTS: &str = "/connection/websocket?format=protobuf";
 
-/// What a client speaks.
+/// The encoding of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Speech {
     Json,
@@ -39,7 +39,7 @@ pub(crate) enum Speech {
 /// Both encodings of the client protocol.
 pub(crate) const BOTH: [Speech; 2] = [Speech::Json, Speech::Protobuf];
 
-/// What every node has unless a test says otherwise: everything open to everybody, and pings too
+/// The options of every node unless a test overrides them: everything open to every client, and pings too
 /// far away to get between the lines of a transcript.
 const OPEN: &str = r#"
 [client]
@@ -79,7 +79,7 @@ pub(crate) struct Node {
     file: PathBuf,
 }
 
-/// What a program that has ended left behind.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     /// Its exit code; `None` when a signal ended it.
@@ -191,7 +191,7 @@ impl Node {
         self.child.id()
     }
 
-    /// What it said on standard error so far.
+    /// Its standard error so far.
     pub(crate) fn errors(&self) -> String {
         self.errors.lock().unwrap().clone()
     }
@@ -607,7 +607,7 @@ impl Raw {
     }
 }
 
-/// What comes to a client.
+/// A message to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Got {
     /// A message of the client protocol.
@@ -663,7 +663,7 @@ impl Client {
         self.socket.send(message).unwrap();
     }
 
-    /// What comes next.
+    /// The next message.
     pub(crate) fn next(&mut self) -> Got {
         loop {
             if let Some(line) = self.lines.pop_front() {

@@ -206,7 +206,7 @@ fn who_may_read() {
         }
         client.subscribe("members:a");
         assert_eq!(error(&mut client, "members:a"), Value::Null);
-        // What permission for history grants, too.
+        // Features that permission for history grants, too.
         let answer = client.ask("subscribe", json!({"channel": "log:b", "recoverable": true}));
         assert_eq!(
             answer["subscribe"],
@@ -410,7 +410,7 @@ fn the_latest_alone() {
         let result = &answer["subscribe"];
         assert_eq!(offsets(&result["publications"]), [5]);
         assert_eq!((&result["recovered"], &result["was_recovering"]), (&json!(true), &json!(true)));
-        // Whoever asks for more precisely gets that.
+        // A client that requests an error gets one.
         client.ask("unsubscribe", json!({"channel": "auto:a"}));
         let result = recover(&mut client, "auto:a", 5, &epoch(result));
         assert_eq!((&result["recovered"], &result["publications"]), (&json!(true), &Value::Null));
@@ -428,7 +428,7 @@ fn what_is_over_cannot_be_recovered() {
         let page = client.ask("history", json!({"channel": "brief:a", "limit": -1}));
         let expected = json!({"publications": [], "epoch": current, "offset": 2});
         assert_eq!(page["history"], expected);
-        // Who has all of it needs nothing.
+        // A client that has all of it needs nothing.
         for (offset, recovered) in [(2, json!(true)), (1, Value::Null), (0, Value::Null)] {
             let result = recover(&mut client, "brief:a", offset, &current);
             assert_eq!(result["recovered"], recovered, "{result}");

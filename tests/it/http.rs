@@ -252,7 +252,7 @@ fn frames_may_follow_the_head_at_once() {
         let mut raw = node.raw();
         raw.send(&bytes[..cut]);
         if cut < bytes.len() {
-            // What came so far is read on its own.
+            // The bytes so far are read on their own.
             node.until_is("bytes_received", before + cut as u64);
             raw.send(&bytes[cut..]);
         }
@@ -299,7 +299,7 @@ fn heads_that_do_not_come_are_answered_with_408() {
     node.until_is("slots_in_use", 0);
 }
 
-/// The answer to a HEAD is the head alone, whoever gives it.
+/// The answer to a HEAD is the head alone, from every endpoint.
 #[test]
 fn answers_to_head_have_no_body() {
     let more = "[health]\nenabled = true\n[http_api]\nkey = \"k\"";
@@ -352,7 +352,7 @@ fn options_of_the_server_as_a_whole() {
     }
 }
 
-/// What is sent behind a refused request is taken and thrown away: a reset would destroy the answer
+/// Input behind a refused request is read and dropped: a reset would destroy the answer
 /// before it is read.
 #[test]
 fn a_refusal_arrives_however_much_was_sent() {

@@ -69,7 +69,7 @@ fn connection_rate_limit() {
     assert!(good >= RATE.min(answers.len() as u64), "{answers:?}");
     assert!(good <= RATE * seconds, "{good} within {seconds} s");
     assert!(answers.iter().all(|status| [101, 503].contains(status)), "{answers:?}");
-    // Those that are in are served.
+    // Connected clients are served.
     let mut first = open.swap_remove(0);
     first.send(&frame(TEXT, br#"{"id":1,"connect":{}}"#));
     assert_eq!(first.frame().unwrap().0, TEXT);
@@ -295,7 +295,7 @@ fn history_keeps_to_the_memory_limit() {
     assert!(count(&kept) + count(&last) > 0, "what was published last isn't there");
 }
 
-/// Whoever only reads, or subscribes and leaves, makes no channel be forgotten that holds something.
+/// Clients that only read, or subscribe and leave, push out no channel that holds something.
 #[test]
 fn readers_push_out_nobody() {
     let node = Node::open_with(KEPT, &["--channels-max", "20", "--shards", "1"]);
@@ -404,7 +404,7 @@ fn channels_max() {
     assert_ne!(again.1, first.1, "a new life of the stream has a new epoch");
 }
 
-/// What is kept for a time only goes when it is over, without anybody asking.
+/// History with a time is dropped when it is over, without any request.
 #[test]
 fn history_ends_with_its_time() {
     let short = "[[channel.namespaces]]\nname = \"short\"\nallow_publish_for_client = true\n\

@@ -86,7 +86,7 @@ fn who_does_not_connect_is_stale() {
     raw.send(&frame(CLOSE, b""));
     raw.ends();
     drop(raw);
-    // Who is connected in time is not.
+    // A client that connects in time is not closed.
     let mut client = node.connected();
     assert_eq!(node.until_is("slots_in_use", 1)["closed_stale"], 2);
     client.talk("> {\"id\":2,\"rpc\":{}}\n< {\"id\":2,\"error\":{*}}");

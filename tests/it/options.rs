@@ -1,4 +1,4 @@
-//! What single options do that nothing else here turns.
+//! Effects of single options that no other test sets.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ fn the_endpoint_may_be_off() {
     assert!(!node.errors().contains(&address), "{}", node.errors());
 }
 
-/// What may be published where no namespace says it.
+/// Allowed data where no namespace has a format.
 #[test]
 fn formats_of_all_channels() {
     let object = "[[channel.namespaces]]\nname = \"object\"\npublication_data_format = \

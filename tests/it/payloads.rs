@@ -143,7 +143,7 @@ fn patches() {
         let expected = [full(one), patch(two), full(short), full(other), full(three), patch(four)];
         assert_eq!(got, expected);
 
-        // Who comes now begins with a full one, although the others get a patch.
+        // A new subscriber begins with a full one, although the others get a patch.
         let (mut late, _, _) = Patched::subscribe(&node, speech, json!({"channel": channel}));
         publisher.publish(&channel, document(5));
         assert_eq!(patched.next(), patch(&document(5)));
@@ -153,7 +153,7 @@ fn patches() {
             assert_eq!(client.next(), patch(&document(6)));
         }
 
-        // What is recovered is a base: the first full, then patches, and so live.
+        // A recovered publication is a base: the first full, then patches, and so live.
         let request = json!({"channel": channel, "recover": true, "offset": 5, "epoch": epoch});
         let (mut back, result, list) = Patched::subscribe(&node, speech, request);
         assert_eq!((&result["recovered"], &result["delta"]), (&json!(true), &json!(true)));
@@ -171,7 +171,7 @@ fn patches() {
     }
 }
 
-/// Subscriptions of the server have patches, too, whoever names the channel (21.1).
+/// Server-side subscriptions have patches, too, by token or by client (21.1).
 #[test]
 fn patches_where_the_server_subscribes() {
     let node = Node::open_with(NAMESPACES, &[]);
@@ -315,7 +315,7 @@ fn filters() {
             let request = json!({"channel": channel, "tf": filter, "recover": true, "offset": 0});
             let answer = client.ask("subscribe", request);
             let result = &answer["subscribe"];
-            // What is kept back counts as received.
+            // A withheld publication counts as received.
             assert_eq!(result["recovered"], true, "{filter}: {answer}");
             let list = result["publications"].as_array().map_or(0, Vec::len);
             assert_eq!(list, usize::from(*passes), "{filter}: {answer}");
@@ -374,7 +374,7 @@ fn filters() {
     }
 }
 
-/// What isn't JSON ends the JSON connections that would have to be shown it, and no others.
+/// Data that isn't JSON ends the JSON connections that would get it, and no others.
 #[test]
 fn bytes() {
     let node = Node::open_with(NAMESPACES, &[]);
@@ -429,7 +429,7 @@ fn bytes() {
     assert_eq!(node.figures()["closed_inappropriate"], 5);
 }
 
-/// What a token says of a client may be bytes.
+/// The info of a client in a token may be bytes.
 #[test]
 fn bytes_about_a_client() {
     let node = Node::open_with(NAMESPACES, &[]);

@@ -57,7 +57,7 @@ fn get(asked: &Value, headers: &[&str]) -> String {
 struct Poller {
     raw: Raw,
     request: Value,
-    /// What came, by channel.
+    /// Received publications, by channel.
     got: BTreeMap<String, Vec<Value>>,
     /// Client ids of its polls.
     ids: BTreeSet<String>,
@@ -156,7 +156,7 @@ fn what_was_missed_comes_at_once_and_the_rest_as_it_comes() {
     assert_eq!(data(&answer, "kept:d"), [json!(4)]);
     assert_eq!(answer["subs"]["kept:d"]["publications"][0]["offset"], 1);
     assert_eq!(answer["subs"]["kept:a"]["offset"], 2);
-    // What comes between two requests is missed by the next one.
+    // Publications between two requests are missed, and come with the next one.
     publish(&node, "kept:d", 5);
     assert_eq!(data(&poller.poll(), "kept:d"), [json!(5)]);
     node.until_is("clients_long_poll", 0);

@@ -1,4 +1,4 @@
-//! Who is here, who comes and who goes (section 17 of the protocol), in both encodings.
+//! Presence, join and leave events (section 17 of the protocol), in both encodings.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ fn who_is_here() {
         assert_eq!(empty, json!({"presence": {"presence": {}}}));
         assert_eq!(stats(&mut asking, &channel), (0, 0));
 
-        // Exact, right behind each reply, and whoever asks.
+        // Exact right behind each reply, for every client.
         let mut here = vec![];
         for (count, user) in ["1", "2", "1", "3", "1"].into_iter().enumerate() {
             let (mut client, id) = client(&node, BOTH[count % 2], user);
@@ -207,9 +207,9 @@ fn who_comes_and_goes() {
 fn events_are_for_those_who_may_have_them() {
     let node = Node::open_with(NAMESPACES, &[]);
     for (channel, asked) in [
-        // Who doesn't ask.
+        // A client that requests no events.
         ("room:a", false),
-        // Who may not read presence.
+        // A client that may not read presence.
         ("mute:a", true),
         // Where there are none.
         ("quiet:a", true),
@@ -228,7 +228,7 @@ fn events_are_for_those_who_may_have_them() {
     }
 }
 
-/// What tokens say of a client and of its subscription.
+/// Infos of a client and its subscription in tokens.
 #[test]
 fn what_is_known_of_a_client() {
     let node = Node::open_with(NAMESPACES, &[]);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-/// What a field holds.
+/// The content of a field.
 enum Kind {
     Bool,
     Int,

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::harness::*;
 
-/// What namespaces differ in.
+/// Differences of namespaces.
 const NAMESPACES: &str = r#"
 [[channel.namespaces]]
 name = "closed"
@@ -116,7 +116,7 @@ fn conversations() {
            < {{"id":22,"subscribe":{{}}}}"#,
     ));
 
-    // What closes a connection instead.
+    // Commands that close the connection instead.
     for (command, code, reason) in [
         (r#"{"id":2,"subscribe":{}}"#, 3501, "bad request"),
         (r#"{"id":2,"subscribe":{"channel":"a","delta":"xdelta"}}"#, 3501, "bad request"),
@@ -166,7 +166,7 @@ fn conversations() {
            < {"id":8,"error":{"code":103,"message":"permission denied"}}"#,
     );
 
-    // Who may publish what.
+    // Permissions to publish.
     talk(
         r#"> {"id":1,"connect":{}}
            < {"id":1,"connect":{*}}
@@ -491,7 +491,7 @@ fn positions() {
         r#"> {"id":2,"subscribe":{"channel":"forced:a"}}
            < {"id":2,"subscribe":{"epoch":"*","offset":5,"positioned":true}}"#,
     );
-    // Without history there are no offsets, whoever asks.
+    // Without history there are no offsets, for any client.
     let mut plain = node.connected();
     plain.talk(
         r#"> {"id":2,"subscribe":{"channel":"a","positioned":true,"recoverable":true}}

@@ -1,4 +1,4 @@
-//! What an application answers, as it reaches clients.
+//! Answers of the application, as they reach clients.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -37,7 +37,7 @@ fn application(answers: &'static [(&'static str, &'static str)]) -> String {
     url
 }
 
-/// What isn't JSON is no client's publication, whoever put it in the place of what the client sent; where a
+/// Data that isn't JSON is no publication of a client, even when the application put it in its place; where a
 /// namespace allows it, it isn't taken for JSON because a client that speaks JSON has sent it.
 #[test]
 fn a_publication_in_place_of_the_clients_is_judged_as_what_it_is() {

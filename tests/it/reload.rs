@@ -39,7 +39,7 @@ fn channels_and_keys_change_under_a_running_node() {
         "#,
     );
     node.reload(&file("new", &[("cc", KEPT), ("aa", KEPT)]), DONE);
-    // Whoever is connected stays, and what it may do is what the new file says.
+    // A connected client stays, with the permissions of the new file.
     client.talk(
         r#"
         > {"id":4,"subscribe":{"channel":"cc:x"}}
@@ -103,7 +103,7 @@ fn limits_origins_and_the_key_of_the_api_change() {
     assert_eq!((status("old"), status("new")), (401, 200));
     assert_eq!((upgraded("https://a.example"), upgraded("https://b.example")), (403, 101));
     client.subscribe("b");
-    // What has changed is named, and what can't.
+    // Changed options are named, and those that need a restart.
     let errors = node.errors();
     let held: Vec<&str> = errors.lines().filter(|line| line.contains("is in effect")).collect();
     let named = ["client.allowed_origins", "client (limits and delays)", "http_api.key"];

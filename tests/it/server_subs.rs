@@ -213,7 +213,7 @@ fn personal_channels() {
         ("client.subscribe_to_user_personal_channel.enabled = true", "#42"),
         (PERSONAL, "room:#42"),
     ] {
-        // Those keys belong to the root, the namespaces don't.
+        // These keys belong to the root, the namespaces don't.
         let node = match file.starts_with("client") {
             true => Node::open_with(
                 NAMESPACES,
@@ -255,7 +255,7 @@ fn a_single_connection() {
         let (after, _) = connect(&node, speech, json!({"sub": "42"}));
         loop {
             match before.next() {
-                // Who comes and goes there.
+                // Join and leave events there.
                 Got::Line(line) => assert!(line.starts_with("{\"push\":"), "{line}"),
                 end => {
                     assert_eq!(end, Got::Close(3504, "connection limit".into()));
@@ -270,7 +270,7 @@ fn a_single_connection() {
     assert_eq!(other.ask("rpc", json!({}))["error"]["code"], 108);
     let figures = node.until_is("sessions_open", 2);
     assert_eq!(figures["closed_user_limit"], 3);
-    // Who was closed is no longer here.
+    // A closed client is no longer present.
     node.until_is("subscriptions", 2);
     let answer = other.ask("presence", json!({"channel": "room:#42"}));
     let here = answer["presence"]["presence"].as_object().unwrap();
@@ -351,7 +351,7 @@ fn a_refresh_holds_the_channels_to_those_of_before() {
     }
 }
 
-/// What others see of a client is what its latest token says.
+/// Others see the info of a client's latest token.
 #[test]
 fn a_refresh_changes_what_is_known_of_a_client() {
     let node = Node::open_with(NAMESPACES, &[]);

@@ -41,7 +41,7 @@ fn stalled(node: &Node, request: &str) -> Raw {
 }
 
 fn data(number: u64) -> Value {
-    // What changes is little, so that a patch is short.
+    // The change is small, so that a patch is short.
     json!({"n": number, "pad": "x".repeat(2000), "again": number * 7})
 }
 
@@ -215,7 +215,7 @@ fn delayed_publications_go_out_together() {
     for (number, line) in (1..).zip(lines) {
         assert!(line.contains(&format!("\"data\":{{\"n\":{number}}}")), "{line}");
     }
-    // Who has left before they go gets none of them.
+    // A client that left before they are sent gets none of them.
     publisher.publish("ns:a", json!(1));
     let id = subscriber.command("unsubscribe", json!({"channel": "ns:a"}));
     subscriber.expect(&format!("{{\"id\":{id},\"unsubscribe\":{{}}}}"));

@@ -175,7 +175,7 @@ fn messages_may_be_logged_as_json() {
     assert_eq!((&draining["level"], &draining["connections"]), (&"INFO".into(), &1.into()));
 }
 
-/// What `roost` says on standard error until it listens or ends; and its exit code, if it ended.
+/// The standard error of `roost` until it listens or ends; and its exit code, if it ended.
 fn start(arguments: &[&str], environment: &[(&str, &str)]) -> (String, Option<i32>) {
     use std::io::{BufRead, BufReader};
     let mut child = Command::new(env!("CARGO_BIN_EXE_roost"))

@@ -132,7 +132,7 @@ const HASTY: &[&str] = &[
     "1s",
 ];
 
-/// What comes next that isn't a ping.
+/// The next message that is no ping.
 fn next(client: &mut Client) -> Got {
     loop {
         match client.next() {

@@ -224,7 +224,7 @@ fn a_session_over_a_response_and_its_up_link() {
             json!({"user": "", "session": ids[1], "disconnect": {"code": 4000, "reason": "go"}});
         assert_eq!(node.call("disconnect", own), json!({"result": {}}));
         ann.is_ended(4000, "go");
-        // What comes up now is taken, and means nothing.
+        // Input of the up-link is accepted now, and has no effect.
         ann.say(&node, &[json!({"id": 6, "publish": {"channel": channel, "data": 1}})]);
     }
     node.until_is("slots_in_use", 0);
@@ -439,7 +439,7 @@ fn an_event_source_comes_back_with_its_last_id() {
         publish("kept:a", json!(n));
     }
     publish("kept:b\"", json!("y"));
-    // What was sent is behind what its id says.
+    // The sent messages are behind the positions of its id.
     let mut seen = vec![json!(2)];
     while seen.len() < 5 {
         let line = first.line().unwrap();
@@ -551,7 +551,7 @@ fn a_one_way_websocket() {
         raw.send(upgrade(&path, &[]).as_bytes());
         assert_eq!(raw.response().status, 400, "{asked}");
     }
-    // What RFC 6455 has a code for is in the close frame only.
+    // A close with a code of RFC 6455 is in the close frame only.
     let mut long = Client::open(&node, "/connection/uni_websocket?cf_connect=");
     long.expect("{\"connect\":{*}}");
     long.send(&"x".repeat(65_537));
@@ -762,7 +762,7 @@ fn requests_to_the_up_link_share_a_connection() {
         assert_eq!(raw.response().status, 204);
     }
     sending.join().unwrap().unwrap();
-    // Who asks for it gets the end behind the answer.
+    // A client that requests it gets the end behind the answer.
     let mut raw = node.raw();
     raw.send(post("/emulation", &["Connection: close"], &ann.emulation(&[])).as_bytes());
     assert_eq!(raw.response().header("connection"), Some("close"));
@@ -903,7 +903,7 @@ fn a_slow_reader_ends_with_3008() {
         while node.figures()["closed_slow"] == before {
             assert_eq!(raw.post("/api/publish", &[KEY], &body).status, 200);
         }
-        // What had begun is whole, then comes the end.
+        // A message that had begun is whole, then comes the end.
         let mut last = Value::Null;
         while let Some(line) = slow.line() {
             let json = line.strip_prefix("data: ").unwrap_or(&line);
@@ -962,7 +962,7 @@ fn an_event_source_survives_a_refusal() {
         assert!((1_000..10_000).contains(&retry_ms(&answer.body)), "{}", answer.body);
         raw.ends();
         assert_eq!(node.figures()["busy_connection_limit"], before + 1);
-        // Who is no event source is told so by the status.
+        // A client that is no event source gets a status.
         let mut raw = node.raw();
         raw.send(over.request("{\"id\":1,\"connect\":{}}", &["Accept: */*"]).as_bytes());
         assert_eq!(raw.response().status, 503);

@@ -9,7 +9,7 @@ use crate::harness::*;
 
 const ECHO: &[&str] = &["--echo"];
 
-/// What is done wrong behind a good upgrade, and how it is closed.
+/// Faults behind a good upgrade, and their closes.
 fn faults() -> Vec<(&'static str, Vec<u8>, u16)> {
     let plain = |first: u8, payload: &[u8]| [&[first, payload.len() as u8][..], payload].concat();
     let long = vec![b'x'; 126];
@@ -115,7 +115,7 @@ fn a_close_is_answered_with_its_code() {
         raw.send(&frame(CLOSE, b""));
         assert_eq!(raw.frame(), Some((CLOSE, vec![])));
         raw.ends();
-        // What follows a close means nothing.
+        // Input behind a close has no effect.
         let mut raw = node.upgraded(path);
         raw.send(&[frame(CLOSE, &close_payload(1000, "")), frame(TEXT, b"late")].concat());
         assert_eq!(raw.closed().0, 1000);
