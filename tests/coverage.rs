@@ -10,7 +10,7 @@ use roost::config::{PrintFormat, print_defaults};
 use roost::proto::client::{Disconnect, ErrorCode, Unsubscribed};
 use serde_json::Value;
 
-/// What a tests cell begins with that names no test.
+/// The beginning of a tests cell that names no test.
 const PLAIN: [&str; 2] = ["no test", "not built"];
 
 /// One row of a table: the heading over it, the head of its first column, and its two cells.
@@ -111,7 +111,7 @@ fn titles(source: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What is wrong with the references of a row.
+/// The faults of the references of a row.
 fn bad_references(row: &Row<'_>, read: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
     let mut faults = Vec::new();
     let mut fault = |text: String| faults.push(format!("line {}: {text}", row.line));
@@ -178,7 +178,7 @@ fn documented<'r>(rows: impl Iterator<Item = &'r Row<'r>>) -> BTreeSet<String> {
         .collect()
 }
 
-/// What is wrong with a document, in words.
+/// The faults of a document, in words.
 fn faults(
     document: &str,
     codes: &[(u16, &str)],

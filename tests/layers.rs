@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Modules that are bytes and facts in, bytes and verdicts out: time is an argument there.
 const PURE: [&str; 4] = ["proto", "hub", "edge", "session"];
 
-/// What a pure module never names.
+/// Names that a pure module never uses.
 const IMPURE: [&str; 14] = [
     "Instant",
     "Mutex",
@@ -218,7 +218,7 @@ fn layers(lib: &str) -> BTreeMap<String, usize> {
     layers
 }
 
-/// What is wrong in one file, in words.
+/// The faults of one file, in words.
 fn faults(
     path: &str,
     source: &str,

@@ -23,7 +23,7 @@ struct Peer {
     /// Its place in the order of arrival, from 0.
     number: usize,
     stream: Mutex<TcpStream>,
-    /// What a test keeps about it.
+    /// The state that a test keeps about it.
     notes: Mutex<HashMap<&'static str, Value>>,
 }
 
@@ -80,7 +80,7 @@ impl Server {
     }
 }
 
-/// What a server does with a text: who sent it, the text, and everyone.
+/// The reaction of a server to a text: its sender, the text, and all connections.
 type OnText = dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]);
 
 fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
@@ -654,7 +654,7 @@ fn errors_of_the_api_are_counted_by_kind() {
 fn a_slow_api_does_not_move_the_schedule() {
     let server = client_protocol_server();
     let peers = Arc::clone(&server.peers);
-    // What it gets it pushes at once; but the first answer takes long.
+    // It pushes input at once; but the first answer takes long.
     let api = Api::start(move |asked| {
         push(&asked.body, &peers.lock().unwrap().clone());
         if asked.number == 1 {
@@ -843,7 +843,7 @@ fn a_signal_before_all_are_open_ends_it_with_the_figures_so_far() {
     assert_eq!((code, &result["interrupted"]), (130, &Value::Bool(true)));
     let opened = result["connections"]["opened"].as_u64().unwrap();
     assert!((5..1000).contains(&opened), "{opened}");
-    // What was to come is not what went wrong.
+    // Expected ends are no problems.
     assert_eq!((&result["messages"]["sent"], &result["server"]), (&0.into(), &Value::Null));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("INTERRUPTED") && !said.contains("FAILED"), "{said}");
@@ -946,7 +946,7 @@ impl Node {
             let line = line.ok()?;
             Some(line.split_once("listening on ")?.1.split(' ').next()?.to_owned())
         });
-        // What it says further is read, so that it never waits for that.
+        // Its further output is read, so that it never waits for that.
         thread::spawn(move || log.for_each(drop));
         let _ = std::fs::remove_file(path);
         Self { child, address: line.expect("the node listens") }
@@ -1018,7 +1018,7 @@ fn a_server_that_does_not_compress_or_has_no_such_transport_is_named() {
     ));
     assert_eq!((code, &result["connections"]["failed"]), (1, &json!(2)));
     assert_eq!(result["reasons"], json!({"request: status 404": 2}));
-    // What polls lost is said.
+    // Losses of polls are reported.
     let (code, result) = load(&format!(
         "idle --url {url} --transport long_poll --connections 2 --subscribe none:x --duration 10ms"
     ));

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What the repository's own files are in; the rest is made by tools.
+/// Folders without the repository's own files: they are made by tools.
 const SKIPPED: [&str; 6] = ["target", ".git", ".cache", "node_modules", "__pycache__", ".venv"];
 const TEXT: [&str; 14] = [
     "rs", "toml", "md", "sh", "py", "js", "mjs", "json", "yaml", "yml", "conf", "txt", "html",
@@ -274,7 +274,7 @@ fn functions(lines: &[String]) -> Vec<(&str, usize)> {
     found
 }
 
-/// What is found and not listed, and what is listed and not found any more.
+/// Findings that are not listed, and listed ones that are not found any more.
 fn listed(found: &[String], lists: &[&[&str]], rule: &str) {
     let listed: Vec<&str> = lists.concat();
     let mut wrong = Vec::new();

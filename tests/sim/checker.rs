@@ -50,7 +50,7 @@ pub(crate) struct Begin {
     pub(crate) asked: u64,
     /// Epoch and offset of what it has at the beginning, when it is positioned.
     pub(crate) start: Option<(String, u64)>,
-    /// What was missed has come with it.
+    /// The missed publications have come with it.
     pub(crate) recovered: bool,
     /// The subscription that it goes on from, without a gap.
     pub(crate) before: Option<usize>,
@@ -68,12 +68,12 @@ struct Segment {
     /// The same, to look up.
     seen_set: BTreeSet<usize>,
     holes: u64,
-    /// Who came (or left) last that it was told of.
+    /// The last join or leave that it received.
     events: BTreeMap<String, bool>,
     end: End,
 }
 
-/// What a client wanted to recover, what it was told, and what the channel keeps.
+/// The client's request to recover, the answer, and the channel's history.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) channel: &'a str,
@@ -114,9 +114,9 @@ pub(crate) struct History {
     segments: Vec<Segment>,
     /// Which publication has a place in a stream.
     places: BTreeMap<(String, String, u64), usize>,
-    /// What is a fault unless join and leave events were lost.
+    /// Faults, unless join and leave events were lost.
     doubtful: Option<String>,
-    /// What is a fault unless deliveries were lost.
+    /// Faults, unless deliveries were lost.
     overtaken: Option<String>,
     recovered: u64,
 }
@@ -478,7 +478,7 @@ impl History {
     /// A subscription that is still open has all that was published since it began, or since the one
     /// began that it goes on from.
     fn complete(&self, segment: &Segment, lossy: bool) -> Result<(), String> {
-        // Who isn't positioned isn't told of what was lost.
+        // A subscriber without a position is not notified of a loss.
         if segment.end != End::Open || (lossy && segment.begin.start.is_none()) {
             return Ok(());
         }
@@ -522,7 +522,7 @@ impl History {
         Ok(())
     }
 
-    /// Who is told who comes was told of itself, and of all that came behind it.
+    /// A receiver of joins got its own, and all behind it.
     fn told_of_all(&self, segment: &Segment, served: &[usize]) -> Result<(), String> {
         let Begin { joins, client_id, channel, .. } = &segment.begin;
         if segment.end != End::Open || !joins {

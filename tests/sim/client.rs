@@ -23,7 +23,7 @@ use over::{Answer, UpLink};
 
 pub(crate) use over::Over;
 
-/// What every client may look at.
+/// The shared scene of all clients.
 pub(crate) struct Scene<'a> {
     pub(crate) world: &'a mut World,
     pub(crate) history: &'a mut History,
@@ -32,7 +32,7 @@ pub(crate) struct Scene<'a> {
     pub(crate) draining: bool,
 }
 
-/// What the run is about at the moment.
+/// The phase of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Everything may go wrong.
@@ -61,7 +61,7 @@ enum What {
     Subscribe(String, Box<Ask>),
     Unsubscribe(String),
     Publish(usize),
-    /// Who must be there, and who can't be, when it was asked for.
+    /// Clients that must be present, and that cannot be, at the time of the request.
     Presence(String, Box<Snapshot>),
     /// Whether the client itself must be there.
     Stats(String, bool),
@@ -101,14 +101,14 @@ struct Channel {
     shown: Option<Shown>,
 }
 
-/// Who is in a channel, with their users; then how many there were said to be.
+/// Members of a channel, with their users; then the reported number.
 #[derive(Debug)]
 struct Shown {
     present: BTreeMap<String, String>,
     counts: Option<(u32, u32)>,
 }
 
-/// What the client has of a channel after a subscription: which, epoch and offset.
+/// The client's position in a channel after a subscription: channel, epoch and offset.
 #[derive(Clone, Debug)]
 struct Had {
     segment: usize,
@@ -136,7 +136,7 @@ pub(crate) static TALKATIVE: AtomicBool = AtomicBool::new(false);
 /// Moments without an answer after which something is wrong, in milliseconds.
 const PATIENCE_MS: u64 = 40_000;
 
-/// What a client comes over: those that do what they should, in one way or another, over anything.
+/// The transport of a client: clients that follow the protocol, in one way or another, over anything.
 fn over(kind: Kind, rng: &mut Rng, plan: &Plan) -> Over {
     let window = 9 + rng.below(7) as u8;
     let both = [Over::Deflated(window), Over::Deflated(window), Over::HttpStream, Over::Sse];
@@ -171,11 +171,11 @@ pub(crate) struct Client {
     by_token: bool,
     /// The personal one is beside them.
     personal: Option<String>,
-    /// What others know this connection by.
+    /// The id by which others know this connection.
     id: String,
     /// User and client id of its last poll.
     last_poll: Option<(String, String)>,
-    /// What it has of channels, across connections.
+    /// Its positions in channels, across connections.
     had: BTreeMap<String, Had>,
     /// When it asked who is there although nobody comes and goes any more.
     counts_since: Option<u64>,
@@ -197,7 +197,7 @@ pub(crate) struct Client {
     in_order: bool,
     /// A poll was turned away, and none was answered since.
     turned_away: bool,
-    /// What it comes back with to its event source.
+    /// The last id that it returns to its event source.
     last_id: String,
     /// For the up-link.
     up: UpLink,
@@ -217,7 +217,7 @@ pub(crate) struct Client {
     closed: Option<u16>,
     /// A push has said that the close frame comes.
     told: Option<u16>,
-    /// What it did itself makes other ends possible.
+    /// Its own actions make other ends possible.
     left: bool,
     /// When it sent its FIN without having closed before: the server has to end it then.
     shut_at: Option<u64>,
@@ -339,7 +339,7 @@ impl Client {
         self.log.iter().for_each(|line| println!("    {line}"));
     }
 
-    /// What is sent or heard, when one run is replayed.
+    /// Sent and received messages, when one run is replayed.
     fn quote(&mut self, mark: &str, bytes: &[u8]) {
         if TALKATIVE.load(Ordering::Relaxed) {
             let shown = wire::shown(self.protobuf, mark, bytes);
@@ -554,7 +554,7 @@ impl Client {
         }
         self.out.extend(request);
         self.say(scene, "connects");
-        // What is sent before the answer is there must be understood, too.
+        // Commands before the answer must be valid, too.
         if self.rng.one_in(4)
             && !matches!(self.kind, Kind::Echo | Kind::Stale | Kind::Loris | Kind::Lost)
         {

@@ -34,7 +34,7 @@ const RANDOM_SEEDS: u64 = 5;
 /// No new seed is begun after so many seconds.
 const SECONDS_MAX: u64 = 60;
 
-/// What the fixed seeds must meet together.
+/// Events that the fixed seeds together must contain.
 const MET: [&str; 47] = [
     "accept_failed",
     "accepts_put_off",

@@ -1,4 +1,4 @@
-//! What a run is made of: all of it drawn from the seed.
+//! The plan of a run, all drawn from the seed.
 
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use roost::shard::{AddressSources, Endpoint, EndpointKind, Options, UniWebSocket
 
 use crate::client::Over;
 
-/// What connection tokens are signed with.
+/// The key of connection tokens.
 pub(crate) const SECRET: &str = "simulation";
 
 /// The public key of [`signed_token`].
@@ -80,7 +80,7 @@ pub(crate) struct Plan {
     pub(crate) think_ms: u64,
     /// Bytes added to a publication, at most.
     pub(crate) pad_bytes: u64,
-    /// What they are cut out of. Nothing in it comes again, so that patches are made fast.
+    /// The text that they are cut out of. Nothing in it repeats, so that patches are made fast.
     pub(crate) pad: String,
     /// A shard isn't run for a while, now and then.
     pub(crate) starve_one_in: u64,
@@ -107,11 +107,11 @@ pub(crate) struct Plan {
     pub(crate) memory_limit: u64,
     /// Some tokens have signatures that are checked at their home.
     pub(crate) signed: bool,
-    /// What is no JSON is published, too.
+    /// Data that is no JSON is published, too.
     pub(crate) binary: bool,
     /// The control side publishes once in so many steps.
     pub(crate) control_one_in: u64,
-    /// What an address may have. Clients come from few.
+    /// The limits of an address. Clients come from few.
     pub(crate) address_limits: AddressOptions,
 }
 
@@ -371,7 +371,7 @@ impl Plan {
         (self.client.queue_bytes_max - self.client.queue_bytes_max / 8).min(4 << 20) as u64
     }
 
-    /// What one publication takes in an answer at most.
+    /// The maximum bytes of one publication in an answer.
     pub(crate) fn publication_bytes_max(&self) -> u64 {
         2 * self.pad_bytes + 800
     }

@@ -1,4 +1,4 @@
-//! Who must be in a channel and who can't be, as far as the clients themselves know it.
+//! Clients that must be in a channel or cannot be, as far as the clients themselves know.
 //!
 //! A client whose subscribe was answered is in, until it asks to leave or its connection ends. The
 //! server may know of that end first. So one that is missing is a suspect at first: it is a fault when
@@ -21,7 +21,7 @@ struct Suspect {
     step: u64,
 }
 
-/// Who must be in, and who can't be, at one moment.
+/// Clients that must be in, and that cannot be, at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Snapshot {
     members: BTreeMap<String, u64>,
@@ -138,7 +138,7 @@ impl Presence {
         }
     }
 
-    /// Who must be in a channel, and asked for it behind `step`.
+    /// Clients that must be in a channel, and subscribed behind `step`.
     pub(crate) fn came_since(&self, channel: &str, step: u64) -> impl Iterator<Item = &str> {
         let members = of(&self.members, channel);
         members.filter(move |(_, member)| member.asked > step).map(|(id, _)| id.as_str())

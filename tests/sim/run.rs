@@ -93,7 +93,7 @@ struct Control {
     /// The publications among them.
     publishes: BTreeMap<u32, usize>,
     next: u32,
-    /// What the application will have said, and when, ms.
+    /// The answers of the application, and their times, ms.
     telling: Vec<(u64, ShardId, AppReply)>,
 }
 
@@ -104,7 +104,7 @@ impl Wake for Awake {
     fn wake(&self) {}
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Report {
     pub(crate) trace: u64,
@@ -275,10 +275,10 @@ impl Run {
         self.world.borrow_mut().set_faults(faults);
         self.plan.starve_one_in = 0;
         self.each_client(Client::behave);
-        // What was ordered before is carried out, and whom it closed is back.
+        // Earlier orders are carried out, and the closed clients are back.
         let begun = self.world.borrow().now().0;
         let all_subscribed = |run: &Self| {
-            // Whoever was closed by an order knows it by then.
+            // A client closed by an order knows it by then.
             run.world.borrow().now().0 > begun + 500
                 && run.control.asked.is_empty()
                 && run.served().all(|client| client.is_settled(&run.plan))
@@ -727,7 +727,7 @@ fn a_standstill_closes_nobody_who_reads_and_answers() {
             run.run_for(34_000, |_| false).unwrap();
         }
         let figures = run.figures();
-        // Those over up-links are held against their own rules, as each that is closed.
+        // Clients over up-links are checked against their own rules, as each that is closed.
         for name in ["closed_write_timeout", "closed_stale", "closed_slow"] {
             assert_eq!(figures[name], 0, "seed {seed}: {name}");
         }

@@ -335,7 +335,7 @@ pub(crate) struct Position {
     pub(crate) epoch: String,
 }
 
-/// What goes up (client protocol, 7).
+/// Requests of the up-link (client protocol, 7).
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct UpRequest {
     #[prost(string, tag = "1")]

@@ -1,4 +1,4 @@
-//! What a client does: its random program, its faults, its leaving.
+//! The actions of a client: its random program, its faults, its leaving.
 
 use roost::proto::ws;
 

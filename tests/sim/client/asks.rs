@@ -1,4 +1,4 @@
-//! What a client asks for: commands, drawn from its numbers.
+//! The commands of a client, drawn from its numbers.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What comes to a client, and whether it may.
+//! Messages to a client, and whether they are allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -173,7 +173,7 @@ impl Client {
             3012 => {
                 self.over.has_up_link() && (scene.plan.standstill_ms > 0 || self.up.is_behind())
             }
-            // Who is one too many is told so, and who was shown what it can't be.
+            // A connection over its user's limit, and one that got data it cannot show.
             3504 => scene.plan.counts_users() && self.user.is_some(),
             3506 => self.risks_binary && !self.protobuf,
             // A gap in a subscription that the server made, or was about to make.
@@ -684,7 +684,7 @@ impl Client {
     /// There is no connection any more.
     pub(super) fn lost(&mut self, scene: &mut Scene<'_>) {
         let polls = self.over == Over::LongPoll;
-        // What a poll has it has until the next one is answered, whatever it comes over.
+        // The positions of a poll hold until the next one is answered, over any transport.
         let channels = if polls { BTreeMap::new() } else { std::mem::take(&mut self.channels) };
         for (name, channel) in channels {
             if let Some(open) = channel.open {

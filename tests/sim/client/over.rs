@@ -39,7 +39,7 @@ impl Over {
         matches!(self, Self::UniWebSocket | Self::UniHttpStream | Self::UniSse | Self::LongPoll)
     }
 
-    /// What is said goes in requests of their own.
+    /// Commands go in separate requests.
     pub(crate) fn has_up_link(self) -> bool {
         matches!(self, Self::HttpStream | Self::Sse)
     }
@@ -458,7 +458,7 @@ impl Client {
         self.handle_push(scene, push)
     }
 
-    /// What is pending, which is one thing at most.
+    /// The pending request: one at most.
     fn only_pending(&mut self) -> Option<Pending> {
         self.pending.pop_first().map(|(_, pending)| pending)
     }
@@ -575,7 +575,7 @@ impl Client {
 
     /// The next poll over this connection is another user's, as behind a proxy.
     fn change_user(&mut self, scene: &Scene<'_>) {
-        // What a personal channel is to bring belongs to one user.
+        // Publications of a personal channel belong to one user.
         if scene.plan.counts_users() || scene.plan.client.personal_channel.is_some() {
             return;
         }

@@ -40,7 +40,7 @@ struct Conn {
     kind: Kind,
     /// The beginning of a head or frame.
     input: Vec<u8>,
-    /// What a full socket has not taken.
+    /// Bytes that a full socket has not taken.
     unsent: Vec<u8>,
 }
 
@@ -68,7 +68,7 @@ struct Floor {
     epoll: OwnedFd,
     listener: OwnedFd,
     conns: Conns,
-    /// What goes back to the connection that is being read.
+    /// Bytes for the connection that is being read.
     out: Vec<u8>,
     /// Subscribers, in the order in which they came.
     subscribers: Vec<u64>,

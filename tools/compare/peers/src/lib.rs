@@ -1,5 +1,5 @@
-//! What the servers have in common: a listener with room for a burst, and a room whose members get
-//! what others say.
+//! Common parts of the servers: a listener with room for a burst, and a room whose members get the
+//! messages of the others.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
