@@ -243,8 +243,8 @@ pub struct ConnectionClaims {
     pub info: Option<Box<[u8]>>,
     /// `meta`: the text of a JSON object in one line, for proxies.
     pub meta: Option<Box<[u8]>>,
-    /// Server-side subscriptions, by name and each name once: `subs`, and of `channels` those that
-    /// are not in it. Names are not checked.
+    /// Server-side subscriptions, by name and each name once: `subs`, or `channels` where that names
+    /// none. Names are not checked.
     pub subs: Vec<(CompactString, SubOptions)>,
 }
 
