@@ -25,6 +25,30 @@ mod transports;
 mod tree;
 pub(crate) mod value;
 
+/// What `docs/configuration.md` and `docs/limits.md` are written from.
+#[cfg(test)]
+pub(crate) mod documented {
+    use super::names;
+    use super::table::Class;
+    pub(crate) use super::table::{OPTIONS, Opt, Place, places};
+
+    /// The variable of an option or of a section.
+    pub(crate) fn variable(path: &str) -> Option<String> {
+        names::prefixed("ROOST_", path)
+    }
+
+    /// What the node does about an option without effect that is set, and the reason; `None` for
+    /// options that have one, and those that are accepted in silence.
+    pub(crate) fn answer(row: &Opt) -> Option<(&'static str, &'static str)> {
+        match row.class {
+            Class::Built | Class::Silent(_) => None,
+            Class::Harmless(why) => Some(("warning", why)),
+            Class::Refused(why) => Some(("refused", why)),
+            Class::RefusedWith(_, why) => Some(("refused", why)),
+        }
+    }
+}
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 

@@ -15,6 +15,8 @@ mod api;
 mod control;
 mod demo;
 mod desk;
+#[cfg(test)]
+mod documents;
 mod fetch;
 mod health;
 mod json;

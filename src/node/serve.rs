@@ -241,6 +241,16 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     Reloaded { channels, tokens, client, rpc, origins, api, changed, needs_start, warnings }
 }
 
+/// What a reload would put into effect, and what would need a restart.
+#[cfg(test)]
+pub(super) fn differences(
+    running: &Config,
+    config: &Config,
+) -> (Vec<&'static str>, Vec<&'static str>) {
+    let needs_start = reloaded(running, config.clone(), Vec::new()).needs_start;
+    (changed(running, config), needs_start)
+}
+
 /// A text that nobody guesses: the key for the server API of a development node, and others.
 fn random_text() -> std::io::Result<String> {
     let mut bytes = [0; 16];
