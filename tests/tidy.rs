@@ -102,6 +102,57 @@ fn lines_of_documents_have_at_most_100_columns() {
     none(&wrong);
 }
 
+/// What a document says outside of its code blocks.
+fn prose(document: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut in_code = false;
+    document.lines().enumerate().filter(move |(_, line)| {
+        let fence = line.trim_start().starts_with("```");
+        in_code ^= fence;
+        !in_code && !fence
+    })
+}
+
+/// The targets of a line's links, without their anchors and without those of other sites.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let here = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    here.map(|target| target.split('#').next().unwrap_or(target))
+}
+
+/// The code spans of a line that name a file of the sources: `src/a.rs`, or `a/b.rs` below `src`.
+fn sources_in(line: &str) -> impl Iterator<Item = &str> {
+    let is_path = |span: &&str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.".contains(c);
+        span.contains('/') && span.ends_with(".rs") && span.chars().all(plain)
+    };
+    line.split('`').skip(1).step_by(2).filter(is_path)
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    let mut wrong = Vec::new();
+    for (path, _, content) in texts().iter().filter(|(path, ..)| path.ends_with(".md")) {
+        let folder = root().join(path).parent().unwrap().to_owned();
+        for (number, line) in prose(content) {
+            let mut missing = |name: &str| wrong.push(format!("{path}:{}: {name}", number + 1));
+            links(line).filter(|link| !folder.join(link).exists()).for_each(&mut missing);
+            let below = |folder: &str, name: &str| root().join(folder).join(name).exists();
+            let exists = |name: &str| ["", "src", "tests"].iter().any(|of| below(of, name));
+            sources_in(line).filter(|name| !exists(name)).for_each(&mut missing);
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
+fn links_and_sources_are_found_in_a_line() {
+    let line =
+        "see [a](../b.md#c), [d](https://e/f.md), `src/a.rs`, `b/c.rs`, `d.rs` and `x: y/z.rs`";
+    assert_eq!(links(line).collect::<Vec<_>>(), ["../b.md"]);
+    assert_eq!(sources_in(line).collect::<Vec<_>>(), ["src/a.rs", "b/c.rs"]);
+    assert_eq!(prose("a\n```\nb\n```\nc").map(|(_, line)| line).collect::<Vec<_>>(), ["a", "c"]);
+}
+
 #[test]
 fn scripts_are_executable_and_only_scripts() {
     let mut wrong = Vec::new();
