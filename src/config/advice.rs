@@ -126,9 +126,9 @@ fn nobody_connects(config: &Config) -> Option<String> {
     let leads_in = |kind| !matches!(kind, EndpointKind::Emulation | EndpointKind::Init);
     let serves = config.transports.endpoints.iter().any(|endpoint| leads_in(endpoint.kind));
     let admits = client.insecure
-        || client.allow_anonymous_connect_without_token
+        || client.allow_anonymous
         || !client.user_id_http_header.is_empty()
-        || config.proxies.connect.is_some()
+        || client.proxies.connect.is_some()
         || config.tokens.connection.has_key()
         || config.tokens.connection.skip_signature;
     match (serves, admits) {

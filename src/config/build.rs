@@ -15,8 +15,8 @@ use super::table;
 use super::transports::{one_way_disconnects, transports};
 use super::value::Value;
 use super::{
-    Admin, Api, Client, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin,
-    Roost, Shards, Tokens, Web, WebSocket,
+    Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,
+    Shards, Tokens, Web, WebSocket,
 };
 use crate::edge::address_limits::AddressOptions;
 use crate::edge::channels::{
@@ -28,7 +28,7 @@ use crate::edge::proxy::{ClientProxies, ProxyOptions, ProxyTls, RpcRules};
 use crate::edge::trusted::TrustedPeers;
 use crate::io::sockets::UNIX_PATH_BYTES_MAX;
 use crate::proto::http::ForwardedHeader;
-use crate::session::PersonalChannel;
+use crate::session::{ClientOptions, PersonalChannel};
 use crate::shard::AddressSources;
 
 /// Namespaces at most: their index is 16 bits, and one stands for the channels without.
@@ -52,8 +52,8 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             file: root.path("log.file"),
             json: root.text("roost.log_format") == "json",
         },
-        client: client(root, report),
-        proxies: proxies.of_clients(report),
+        origins: origins(root, report),
+        client: client(root, proxies.of_clients(report), report),
         rpc: rpc(settings, &proxies, report),
         tokens: tokens(root, report),
         channels: channels(settings, &proxies, report),
@@ -192,24 +192,28 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
     web
 }
 
-fn client(root: &Scope, report: &mut Report) -> Client {
-    let allowed_origins = OriginRules::new(&root.list("client.allowed_origins"));
-    let client = Client {
-        allowed_origins: allowed_origins.unwrap_or_else(|fault| {
-            let expected = format!("globs such as \"https://*.example.com\": {fault}");
-            report.errors.push(root.complaint("client.allowed_origins", &expected));
-            OriginRules::default()
-        }),
-        allow_anonymous_connect_without_token: root
-            .flag("client.allow_anonymous_connect_without_token"),
-        disallow_anonymous_connection_tokens: root
-            .flag("client.disallow_anonymous_connection_tokens"),
+fn client(root: &Scope, proxies: ClientProxies, report: &mut Report) -> ClientOptions {
+    let (interval, timeout) =
+        (root.duration("client.ping_interval"), root.duration("client.pong_timeout"));
+    if let (Some(interval), Some(timeout)) = (interval, timeout)
+        && timeout >= interval
+    {
+        let expected = format!(
+            "a duration longer than client.pong_timeout, which is {timeout}ms (here: {interval}ms)"
+        );
+        report.errors.push(root.complaint("client.ping_interval", &expected));
+    }
+    ClientOptions {
+        proxies,
         one_way_disconnects: one_way_disconnects(root),
-        ping_interval_ms: root.duration("client.ping_interval"),
-        pong_timeout_ms: root.duration("client.pong_timeout"),
+        allow_anonymous: root.flag("client.allow_anonymous_connect_without_token"),
+        disallow_anonymous_tokens: root.flag("client.disallow_anonymous_connection_tokens"),
+        ping_interval_ms: interval,
+        // Without pings there is nothing to answer.
+        pong_timeout_ms: timeout.filter(|_| interval.is_some()),
         expired_close_delay_ms: root.ms("client.expired_close_delay"),
         expired_sub_close_delay_ms: root.ms("client.expired_sub_close_delay"),
-        stale_close_delay_ms: root.ms("client.stale_close_delay"),
+        stale_close_delay_ms: Some(root.ms("client.stale_close_delay")).filter(|ms| *ms > 0),
         channel_limit: root.size("client.channel_limit"),
         queue_bytes_max: root.size("client.queue_max_size"),
         connection_limit: root.count("client.connection_limit"),
@@ -223,20 +227,20 @@ fn client(root: &Scope, report: &mut Report) -> Client {
                 single_connection: root.flag(SINGLE_CONNECTION),
             },
         ),
-        connect_include_server_time: root.flag("client.connect_include_server_time"),
+        include_server_time: root.flag("client.connect_include_server_time"),
         user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
         insecure: root.flag("client.insecure"),
         concurrency: root.size("client.concurrency") as u32,
-    };
-    if let (Some(interval), Some(timeout)) = (client.ping_interval_ms, client.pong_timeout_ms)
-        && timeout >= interval
-    {
-        let expected = format!(
-            "a duration longer than client.pong_timeout, which is {timeout}ms (here: {interval}ms)"
-        );
-        report.errors.push(root.complaint("client.ping_interval", &expected));
+        version: format!("{} roost", env!("CARGO_PKG_VERSION")),
     }
-    client
+}
+
+fn origins(root: &Scope, report: &mut Report) -> OriginRules {
+    OriginRules::new(&root.list("client.allowed_origins")).unwrap_or_else(|fault| {
+        let expected = format!("globs such as \"https://*.example.com\": {fault}");
+        report.errors.push(root.complaint("client.allowed_origins", &expected));
+        OriginRules::default()
+    })
 }
 
 /// 0 is no limit.

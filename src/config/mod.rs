@@ -59,9 +59,9 @@ use crate::edge::api_key::ApiAccess;
 use crate::edge::channels::ChannelRules;
 use crate::edge::jwt::TokenOptions;
 use crate::edge::origin::OriginRules;
-use crate::edge::proxy::{AppDisconnect, ClientProxies, RpcRules};
+use crate::edge::proxy::RpcRules;
 use crate::io::sockets::{Address, UnixAddress};
-use crate::session::PersonalChannel;
+use crate::session::ClientOptions;
 use crate::shard::AddressSources;
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
@@ -110,9 +110,9 @@ pub struct Config {
     /// Where to log, and what.
     pub log: Log,
     /// Rules and limits of connections.
-    pub client: Client,
-    /// The proxies for connections.
-    pub proxies: ClientProxies,
+    pub client: ClientOptions,
+    /// Web pages that may connect.
+    pub origins: OriginRules,
     /// The keys and claims that tokens are checked against.
     pub tokens: Tokens,
     /// Namespaces and names of channels.
@@ -276,53 +276,6 @@ pub struct Log {
     pub file: Option<PathBuf>,
     /// Each message is a JSON object; `roost.log_format`.
     pub json: bool,
-}
-
-/// Section `client`, without tokens.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// The close of one-way connections whose `connect` is an error of that code.
-    pub one_way_disconnects: Vec<(u32, AppDisconnect)>,
-    /// Which web pages may connect.
-    pub allowed_origins: OriginRules,
-    /// No token: an anonymous user.
-    pub allow_anonymous_connect_without_token: bool,
-    /// A token of an anonymous user: disconnect 3507.
-    pub disallow_anonymous_connection_tokens: bool,
-    /// `None`: no pings.
-    pub ping_interval_ms: Option<u64>,
-    /// `None`: pongs are not wanted. Shorter than the interval.
-    pub pong_timeout_ms: Option<u64>,
-    /// From expiry to disconnect 3005.
-    pub expired_close_delay_ms: u64,
-    /// From a subscription's expiry to its end.
-    pub expired_sub_close_delay_ms: u64,
-    /// From opening to disconnect 3502, unless connected; 0: never.
-    pub stale_close_delay_ms: u64,
-    /// Subscriptions of a connection.
-    pub channel_limit: usize,
-    /// Bytes queued for a client, before disconnect 3008.
-    pub queue_bytes_max: usize,
-    /// Connections of the node; 0: no limit of its own.
-    pub connection_limit: u64,
-    /// New connections per second; 0: no limit.
-    pub connection_rate_limit: u64,
-    /// Connections of a user; 0: no limit.
-    pub user_connection_limit: u32,
-    /// Publications in an answer to `history`; `usize::MAX`: no limit.
-    pub history_publications_max: usize,
-    /// Publications that a subscription recovers; `usize::MAX`: no limit.
-    pub recovery_publications_max: usize,
-    /// The channel of its own that each user is subscribed to.
-    pub personal_channel: Option<PersonalChannel>,
-    /// Tell the time in the connect result.
-    pub connect_include_server_time: bool,
-    /// Request header with the user id, lower case; empty: none.
-    pub user_id_http_header: String,
-    /// Every permission for everybody.
-    pub insecure: bool,
-    /// Questions to the application that one client may have at a time.
-    pub concurrency: u32,
 }
 
 /// Sections `client.token` and `client.subscription_token`.

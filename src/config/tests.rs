@@ -1,6 +1,7 @@
 use super::*;
 use crate::edge::channels::{DataFormat, Namespace, OWN_CHANNEL, RecoveryMode};
 use crate::proto::ws::DeflateOptions;
+use crate::session::PersonalChannel;
 use crate::shard::EndpointKind;
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -129,8 +130,8 @@ fn three_formats_give_one_configuration() {
     assert_eq!(config.http_server.port, 9000);
     assert_eq!(config.client.ping_interval_ms, Some(20_000));
     assert_eq!(config.client.pong_timeout_ms, None);
-    assert!(config.client.allowed_origins.allows(Some("https://a.example.com")));
-    assert!(!config.client.allowed_origins.allows(Some("https://example.org")));
+    assert!(config.origins.allows(Some("https://a.example.com")));
+    assert!(!config.origins.allows(Some("https://example.org")));
     assert_eq!(config.tokens.connection.hmac_secret_key, "bbe7d157");
     assert_eq!(config.roost.shards, Shards::Count(4));
     assert_eq!(config.roost.memory_limit, MemoryLimit::Bytes(12 << 30));
@@ -153,8 +154,8 @@ fn defaults_are_safe() {
     let config = good(None, &Sources::default());
     assert_eq!(config.http_server.port, 8000);
     assert!(matches!(&config.http_server.at, ListenAt::Ips(addresses) if addresses.len() == 2));
-    assert!(!config.client.allow_anonymous_connect_without_token && !config.client.insecure);
-    assert!(!config.client.allowed_origins.allows(Some("http://localhost")));
+    assert!(!config.client.allow_anonymous && !config.client.insecure);
+    assert!(!config.origins.allows(Some("http://localhost")));
     assert_eq!(config.client.ping_interval_ms, Some(25_000));
     assert_eq!(config.client.pong_timeout_ms, Some(8_000));
     assert_eq!(config.client.channel_limit, 128);
@@ -210,7 +211,7 @@ fn forms_of_variables() {
         ("UNRELATED", "x"),
     ]);
     assert_eq!(config.tokens.connection.hmac_secret_key, "secret");
-    assert!(config.client.allowed_origins.allows(Some("http://b")));
+    assert!(config.origins.allows(Some("http://b")));
     assert!(config.client.insecure);
     assert_eq!(config.client.ping_interval_ms, None);
     assert!(config.channels.namespace(0).allow_publish_for_client);
@@ -718,7 +719,7 @@ fn proxies_of_sections_and_with_names() {
         ("CENTRIFUGO_CLIENT_PROXY_REFRESH", r#"{"endpoint": "http://a/refresh", "enabled": true}"#),
     ];
     let config = good(Some(("c.toml", PROXIES)), &sources(&variables, &[]));
-    let connect = config.proxies.connect.as_ref().unwrap();
+    let connect = config.client.proxies.connect.as_ref().unwrap();
     assert_eq!((connect.name.as_str(), connect.timeout_ms), ("client.proxy.connect", 3_000));
     assert_eq!(connect.static_headers, [("authorization".to_owned(), "Bearer k".to_owned())]);
     assert_eq!(
@@ -727,9 +728,9 @@ fn proxies_of_sections_and_with_names() {
     );
     assert_eq!(connect.transforms[0].to_error.as_ref().unwrap().code, 404);
     assert!(connect.include_connection_meta && !connect.binary_encoding);
-    assert_eq!(config.proxies.refresh.as_ref().unwrap().endpoint, "http://a/refresh");
-    assert!(config.proxies.http_headers.contains("cookie"));
-    assert!(config.proxies.emulated_headers.contains("x-trace"));
+    assert_eq!(config.client.proxies.refresh.as_ref().unwrap().endpoint, "http://a/refresh");
+    assert!(config.client.proxies.http_headers.contains("cookie"));
+    assert!(config.client.proxies.emulated_headers.contains("x-trace"));
     let asked = config.channels.resolve("asked:x").unwrap();
     let named = asked.subscribe_proxy.as_ref().unwrap();
     assert_eq!((named.name.as_str(), named.timeout_ms), ("named", 5_000));
@@ -1054,9 +1055,9 @@ fn development_preset_is_under_everything() {
     let (config, report) = dev(None, Sources::default());
     assert_eq!((report.errors, report.unknown, report.warnings), (vec![], vec![], vec![]));
     assert_eq!(config.http_server.at, ListenAt::Ips(vec!["127.0.0.1".parse().unwrap()]));
-    assert!(config.client.allow_anonymous_connect_without_token);
-    assert!(config.client.allowed_origins.allows(Some("http://localhost:3000")));
-    assert!(!config.client.allowed_origins.allows(Some("http://localhost.example")));
+    assert!(config.client.allow_anonymous);
+    assert!(config.origins.allows(Some("http://localhost:3000")));
+    assert!(!config.origins.allows(Some("http://localhost.example")));
     assert_eq!(config.tokens.connection.hmac_secret_key, DEV_SECRET);
     assert!(!config.roost.echo);
     let namespace = config.channels.namespace(0);
@@ -1069,11 +1070,11 @@ fn development_preset_is_under_everything() {
         sources(&[("ROOST_CLIENT_ALLOWED_ORIGINS", "http://a")], &[("http_server.port", "1")]);
     let (config, report) = dev(Some(("c.toml", file)), own);
     assert_eq!(report.errors, [""; 0]);
-    assert!(!config.client.allow_anonymous_connect_without_token);
+    assert!(!config.client.allow_anonymous);
     assert_eq!(config.tokens.connection.hmac_secret_key, "own");
     assert!(!config.channels.namespace(0).allow_publish_for_client);
     assert!(config.channels.namespace(0).allow_subscribe_for_client);
-    assert!(!config.client.allowed_origins.allows(Some("http://any")));
+    assert!(!config.origins.allows(Some("http://any")));
     assert_eq!(config.http_server.port, 1);
 
     let everywhere = sources(&[], &[("http_server.address", "0.0.0.0")]);

@@ -179,15 +179,15 @@ fn keep_secrets(running: &Config, config: &mut Config) {
 
 /// What differs between two configurations of what may change while a node runs.
 fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
-    let limits = |config: &Config| {
-        let options = client_options(&config.client, config.proxies.clone());
-        ClientOptions { proxies: ClientProxies::default(), ..options }
+    let limits = |config: &Config| ClientOptions {
+        proxies: ClientProxies::default(),
+        ..config.client.clone()
     };
     // Compiled expressions know no equality, but how they are written.
     let channels = |config: &Config| {
         format!("{:?} {:?}", config.channels.namespaces(), config.channels.syntax())
     };
-    let origins = |config: &Config| format!("{:?}", config.client.allowed_origins);
+    let origins = |config: &Config| format!("{:?}", config.origins);
     let key = |config: &Config| {
         config.web.api.as_ref().map(|api| (api.key.clone(), api.insecure, api.transport_errors))
     };
@@ -196,7 +196,7 @@ fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
         ("client.token or client.subscription_token", before.tokens != now.tokens),
         ("client.allowed_origins", origins(before) != origins(now)),
         ("client (limits and delays)", limits(before) != limits(now)),
-        ("client.proxy", before.proxies != now.proxies),
+        ("client.proxy", before.client.proxies != now.client.proxies),
         ("rpc", before.rpc != now.rpc),
         ("http_api.key, http_api.insecure or http_api.error_mode", key(before) != key(now)),
         ("log.level", before.log.level != now.log.level),
@@ -206,8 +206,7 @@ fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
 
 /// What of a configuration that was read again may change, and what of the rest has changed.
 fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
-    let client = client_options(&config.client, config.proxies.clone());
-    let (_, all) = client_options(&running.client, running.proxies.clone()).with_limits_of(&client);
+    let (_, all) = running.client.with_limits_of(&config.client);
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
     let web =
         |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
@@ -233,11 +232,8 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     ];
     let needs_start = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name);
     let needs_start = needs_start.collect();
-    let Config {
-        channels, tokens, rpc, web, client: config::Client { allowed_origins, .. }, ..
-    } = config;
-    let (origins, api) = (allowed_origins, web.api);
-    let changed = Vec::new();
+    let Config { channels, tokens, rpc, web, client, origins, .. } = config;
+    let (api, changed) = (web.api, Vec::new());
     Reloaded { channels, tokens, client, rpc, origins, api, changed, needs_start, warnings }
 }
 
@@ -311,7 +307,7 @@ fn settings(
     (memory_limit_bytes, dev, log): (u64, bool, Log),
 ) -> std::io::Result<Settings> {
     let Config {
-        client, proxies, rpc, roost, websocket, http_server, tokens, channels, web, ..
+        client, origins, rpc, roost, websocket, http_server, tokens, channels, web, ..
     } = config;
     let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket, poll_wait_ms } =
         config.transports;
@@ -369,7 +365,7 @@ fn settings(
                 .and_then(|bytes| u32::try_from(bytes).ok()),
         },
         rules: Rules {
-            client: ArcSwap::from_pointee(client_options(&client, proxies)),
+            client: ArcSwap::from_pointee(client),
             keys: TokenKeys::new(&tokens.connection).map_err(std::io::Error::other)?,
             subscription_keys: tokens
                 .subscription
@@ -380,7 +376,7 @@ fn settings(
             channels: channels.into_shared(),
             admin: web.admin.as_ref().map(admin_rules).transpose()?,
             api: ArcSwap::from_pointee(web.api.as_ref().map(config::Api::access)),
-            origins: ArcSwap::from_pointee(client.allowed_origins),
+            origins: ArcSwap::from_pointee(origins),
             client_ids,
             session_ids: ClientIdSealer::new(&secret()?),
             node_id,
@@ -426,35 +422,6 @@ fn settings(
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
-}
-
-/// What sessions go by of the section `client`.
-fn client_options(client: &config::Client, proxies: ClientProxies) -> ClientOptions {
-    ClientOptions {
-        proxies,
-        concurrency: client.concurrency,
-        one_way_disconnects: client.one_way_disconnects.clone(),
-        insecure: client.insecure,
-        allow_anonymous: client.allow_anonymous_connect_without_token,
-        disallow_anonymous_tokens: client.disallow_anonymous_connection_tokens,
-        user_id_http_header: client.user_id_http_header.clone(),
-        ping_interval_ms: client.ping_interval_ms,
-        pong_timeout_ms: client.pong_timeout_ms.filter(|_| client.ping_interval_ms.is_some()),
-        stale_close_delay_ms: (client.stale_close_delay_ms > 0)
-            .then_some(client.stale_close_delay_ms),
-        expired_close_delay_ms: client.expired_close_delay_ms,
-        expired_sub_close_delay_ms: client.expired_sub_close_delay_ms,
-        channel_limit: client.channel_limit,
-        queue_bytes_max: client.queue_bytes_max,
-        connection_limit: client.connection_limit,
-        connection_rate_limit: client.connection_rate_limit,
-        user_connection_limit: client.user_connection_limit,
-        history_publications_max: client.history_publications_max,
-        recovery_publications_max: client.recovery_publications_max,
-        personal_channel: client.personal_channel.clone(),
-        include_server_time: client.connect_include_server_time,
-        version: format!("{} roost", env!("CARGO_PKG_VERSION")),
-    }
 }
 
 /// Where the admin page is, and who gets in.

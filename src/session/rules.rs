@@ -12,82 +12,87 @@ use crate::edge::jwt::TokenKeys;
 use crate::edge::origin::OriginRules;
 use crate::edge::proxy::{AppDisconnect, ClientProxies, ProxyOptions, RpcRules};
 
-/// Options of the section `client` that a session asks for. Times in milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientOptions {
-    /// Everybody may do everything (development).
-    pub insecure: bool,
-    /// Who has no token is anonymous instead of refused.
-    pub allow_anonymous: bool,
-    /// A token without a user is refused.
-    pub disallow_anonymous_tokens: bool,
-    /// A request header that names the user, lower case; empty for none.
-    pub user_id_http_header: String,
-    /// Pings go so often; `None` for no pings.
-    pub ping_interval_ms: Option<u64>,
-    /// A pong has to come so soon; `None` when no pong is wanted.
-    pub pong_timeout_ms: Option<u64>,
-    /// A connection has to be connected so soon after the upgrade; `None` for no limit.
-    pub stale_close_delay_ms: Option<u64>,
-    /// An expired connection is closed so long after its expiry.
-    pub expired_close_delay_ms: u64,
-    /// An expired subscription ends so long after its expiry.
-    pub expired_sub_close_delay_ms: u64,
-    /// Subscriptions of one client at most.
-    pub channel_limit: usize,
-    /// Bytes that wait for one client at most: beyond it, close 3008.
-    pub queue_bytes_max: usize,
-    /// Connections of the node at most, 0 for no limit.
-    pub connection_limit: u64,
-    /// New connections of the node in a second at most, 0 for no limit.
-    pub connection_rate_limit: u64,
-    /// Connections of one user on the node at most, 0 for no limit: beyond it, close 3504. Doesn't
-    /// count for anonymous users.
-    pub user_connection_limit: u32,
-    /// Publications in an answer to `history` at most; `usize::MAX` for no limit.
-    pub history_publications_max: usize,
-    /// Publications that a subscription recovers at most; `usize::MAX` for no limit.
-    pub recovery_publications_max: usize,
-    /// The channel that every user is subscribed to, if they are.
-    pub personal_channel: Option<PersonalChannel>,
-    /// The connect reply carries the time.
-    pub include_server_time: bool,
-    /// What the connect reply says of the server.
-    pub version: String,
-    /// Who is asked about connections.
-    pub proxies: ClientProxies,
-    /// What a one-way connection is closed with when its `connect` is an error of that code.
-    pub one_way_disconnects: Vec<(u32, AppDisconnect)>,
-    /// Questions to the application that one client may have at a time; 0 and 1: one, and its commands
-    /// stay in their order.
-    pub concurrency: u32,
+/// Declares the options of clients once: their types, and for each whether it may change while sessions live
+/// (`live`) or holds until the node ends (`fixed`). `config/build.rs` is where they come from.
+macro_rules! client_options {
+    ($(#[$attr:meta])* pub struct $name:ident {
+        $($(#[$doc:meta])* $life:ident $field:ident: $type:ty,)*
+    }) => {
+        $(#[$attr])*
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// These with the live options of others. The second value is whether the fixed ones are equal,
+            /// too.
+            pub fn with_limits_of(&self, others: &Self) -> (Self, bool) {
+                let taken = Self {
+                    $($field: client_options!(@$life self, others).$field.clone(),)*
+                };
+                let all = taken == *others;
+                (taken, all)
+            }
+        }
+    };
+    (@live $own:expr, $others:expr) => { $others };
+    (@fixed $own:expr, $others:expr) => { $own };
+}
+
+client_options! {
+    /// Options of the section `client` that a session asks for. Times in milliseconds.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct ClientOptions {
+        /// Everybody may do everything (development).
+        fixed insecure: bool,
+        /// Who has no token is anonymous instead of refused.
+        fixed allow_anonymous: bool,
+        /// A token without a user is refused.
+        fixed disallow_anonymous_tokens: bool,
+        /// A request header that names the user, lower case; empty for none.
+        fixed user_id_http_header: String,
+        /// Pings go so often; `None` for no pings.
+        fixed ping_interval_ms: Option<u64>,
+        /// A pong has to come so soon; `None` when no pong is wanted.
+        fixed pong_timeout_ms: Option<u64>,
+        /// A connection has to be connected so soon after the upgrade; `None` for no limit.
+        live stale_close_delay_ms: Option<u64>,
+        /// An expired connection is closed so long after its expiry.
+        live expired_close_delay_ms: u64,
+        /// An expired subscription ends so long after its expiry.
+        live expired_sub_close_delay_ms: u64,
+        /// Subscriptions of one client at most.
+        live channel_limit: usize,
+        /// Bytes that wait for one client at most: beyond it, close 3008.
+        live queue_bytes_max: usize,
+        /// Connections of the node at most, 0 for no limit.
+        live connection_limit: u64,
+        /// New connections of the node in a second at most, 0 for no limit.
+        live connection_rate_limit: u64,
+        /// Connections of one user on the node at most, 0 for no limit: beyond it, close 3504. Doesn't
+        /// count for anonymous users.
+        fixed user_connection_limit: u32,
+        /// Publications in an answer to `history` at most; `usize::MAX` for no limit.
+        live history_publications_max: usize,
+        /// Publications that a subscription recovers at most; `usize::MAX` for no limit.
+        live recovery_publications_max: usize,
+        /// The channel that every user is subscribed to, if they are.
+        fixed personal_channel: Option<PersonalChannel>,
+        /// The connect reply carries the time.
+        live include_server_time: bool,
+        /// What the connect reply says of the server.
+        fixed version: String,
+        /// Who is asked about connections.
+        live proxies: ClientProxies,
+        /// What a one-way connection is closed with when its `connect` is an error of that code.
+        live one_way_disconnects: Vec<(u32, AppDisconnect)>,
+        /// Questions to the application that one client may have at a time; 0 and 1: one, and its commands
+        /// stay in their order.
+        live concurrency: u32,
+    }
 }
 
 impl ClientOptions {
-    /// These with the limits, delays and proxies of others: what may change while sessions live. Whether that is
-    /// all that differs is the answer, too.
-    pub fn with_limits_of(&self, others: &Self) -> (Self, bool) {
-        let limits = others.clone();
-        let taken = Self {
-            stale_close_delay_ms: limits.stale_close_delay_ms,
-            expired_close_delay_ms: limits.expired_close_delay_ms,
-            expired_sub_close_delay_ms: limits.expired_sub_close_delay_ms,
-            channel_limit: limits.channel_limit,
-            queue_bytes_max: limits.queue_bytes_max,
-            connection_limit: limits.connection_limit,
-            connection_rate_limit: limits.connection_rate_limit,
-            history_publications_max: limits.history_publications_max,
-            recovery_publications_max: limits.recovery_publications_max,
-            include_server_time: limits.include_server_time,
-            proxies: limits.proxies.clone(),
-            concurrency: limits.concurrency,
-            one_way_disconnects: limits.one_way_disconnects.clone(),
-            ..self.clone()
-        };
-        let all = taken == limits;
-        (taken, all)
-    }
-
     /// A new connection of a user takes the place of the older ones.
     pub fn single_connection(&self) -> bool {
         self.personal_channel.as_ref().is_some_and(|personal| personal.single_connection)
