@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::bytes::SharedBytes;
 use super::frame::SharedFrame;
 
 /// Bytes behind a value's pointers, as far as they go. What is shared counts in full: who holds it may be
@@ -44,6 +45,15 @@ impl HeapBytes for Box<[u8]> {
         self.len()
     }
 }
+
+impl HeapBytes for SharedBytes {
+    fn heap_bytes(&self) -> usize {
+        if self.is_empty() { 0 } else { self.len() + SHARED_BYTES_BYTES }
+    }
+}
+
+/// Count, length, and what the size is rounded up by.
+const SHARED_BYTES_BYTES: usize = 3 * size_of::<usize>();
 
 impl HeapBytes for SharedFrame {
     fn heap_bytes(&self) -> usize {

@@ -2,6 +2,7 @@
 //! neutral forms of what comes in one encoding and goes out in another.
 
 pub mod address;
+pub mod bytes;
 pub mod counters;
 pub mod expiry;
 pub mod filter;

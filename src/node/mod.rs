@@ -32,6 +32,8 @@ mod sender;
 mod serve;
 mod signatures;
 mod slices;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod users;
 mod web;

@@ -582,7 +582,7 @@ impl Run {
             asker: Some(self.control.asker()),
             data: self.history.data(number).into(),
             info: Box::default(),
-            tags: packed,
+            tags: (&*packed).into(),
             is_json: true,
             options: None,
         };

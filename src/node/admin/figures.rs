@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::base::bytes::SharedBytes;
 use crate::base::times::{Counts, Times};
 use crate::edge::channels::OWN_CHANNEL;
 use crate::node::metrics::Metrics;
@@ -114,7 +115,7 @@ impl Figures {
         if !at_shards {
             return;
         }
-        let data = data.into();
+        let data = data.as_slice().into();
         let hash = node.names.hash(OWN_CHANNEL);
         let namespace = node.rules.channels.load().own().index;
         let publish = Publish {
@@ -124,7 +125,7 @@ impl Figures {
             asker: None,
             data,
             info: Box::default(),
-            tags: Box::default(),
+            tags: SharedBytes::default(),
             is_json: true,
             options: None,
         };

@@ -1,17 +1,28 @@
-//! The server API (server API, sections 1 to 3): what applications ask a node to do.
+//! The server API (server API, sections 1 to 3): methods that an application calls.
 //!
 //! ```text
-//!  /api/publish, /api (old form), /api/batch --> Api::call --> the desk --> homes and shards
+//!  POST /api/publish, /api, /api/batch --> http: keys, JSON, statuses  --> Call --> Api::call --> desk --> shards
+//!           another front, say gRPC   -->        own encoding         --> Call --'
 //! ```
-//! Nothing here touches a connection or a channel: each method is a question to the shards that know.
+//! The core (everything but `http`) takes typed calls and returns typed replies: bounds, checks and mail to
+//! shards are its business, and it knows no transport. A front is what stands around it.
+//!
+//! Nothing here touches a connection or a channel: each method is a question to the shards that hold them.
 
-mod bounds;
+mod calls;
+mod connections;
+mod error;
 mod http;
-mod methods;
-mod wire;
+mod publish;
+mod read;
+#[cfg(test)]
+mod tests;
+mod work;
 
+pub(super) use self::error::ApiError;
 pub(super) use self::http::{answer_old_form, router};
 
+use std::collections::BTreeMap;
 use std::fmt::Arguments;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,13 +31,18 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
+use self::calls::{Call, Keyed, NodeInfo, Reply};
+use self::error::Result;
+use self::read::Format;
+use self::work::Work;
 use super::desk::Desk;
+use super::users;
 use crate::base::limits::API_READS_MAX;
 use crate::base::notices::Reason;
-use crate::edge::channels::ChannelRules;
-use crate::shard::{Fields, Node};
+use crate::edge::channels::{ChannelRules, Namespace};
+use crate::shard::{Fields, Node, ShardCounters};
 
-/// What methods work with.
+/// The methods of the API.
 pub(super) struct Api {
     node: Arc<Node>,
     desk: Arc<Desk>,
@@ -35,12 +51,12 @@ pub(super) struct Api {
     /// Its id, made anew at each start.
     uid: String,
     started: Instant,
-    /// Each answer about a channel that is asked for holds a place, since it may be long.
+    /// Each answer about a channel holds a place, since it may be long.
     reads: Semaphore,
 }
 
 tokio::task_local! {
-    /// Address of the client whose request the task answers, for the log lines of whatever it does.
+    /// Address of the client whose request the task answers, for the log lines of everything that it does.
     static CALLER: Option<IpAddr>;
 }
 
@@ -61,6 +77,100 @@ impl Api {
         self.node.rules.channels.load_full()
     }
 
+    /// Carries out a call. `format` is how results are wanted that homes encode.
+    ///
+    /// # Errors
+    /// Those of the method; [`ApiError::TooMuch`] when it alone is more than one request may carry out.
+    pub(super) async fn call(&self, call: Call, format: Format) -> Result<Reply> {
+        let method = call.method();
+        if Work::default().with(call.work()).is_none() {
+            self.refused_call(method, ApiError::TooMuch);
+            return Err(ApiError::TooMuch);
+        }
+        let refuse = |error| {
+            self.refused_call(method, error);
+            Err(error)
+        };
+        match call {
+            Call::Publish(publish) => self.publish(publish).await.map(Reply::Published),
+            Call::Broadcast(broadcast) => self.broadcast(broadcast).await.map(Reply::Broadcast),
+            Call::Subscribe(subscribe) => self.subscribe(*subscribe).await.map(done),
+            Call::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe).await.map(done),
+            Call::Disconnect(disconnect) => self.disconnect(disconnect).await.map(done),
+            Call::Refresh(refresh) => self.refresh(refresh).await.map(done),
+            Call::Presence(channel) => self.presence(&channel, format).await.map(Reply::Encoded),
+            Call::PresenceStats(channel) => {
+                self.presence_stats(&channel).await.map(Reply::PresenceStats)
+            }
+            Call::History(history) => self.history(history, format).await.map(Reply::Encoded),
+            Call::HistoryRemove(channel) => self.history_remove(&channel).await.map(done),
+            Call::Channels(pattern) => {
+                self.channels(&pattern, format.bytes_max).await.map(Reply::Channels)
+            }
+            Call::Info => self.info().await.map(|info| Reply::Info(Box::new(info))),
+            Call::Rpc(procedure) => refuse(rpc(&procedure)),
+            Call::MapKey(keyed) => refuse(self.map(&keyed, true)),
+            Call::Map(keyed) => refuse(self.map(&keyed, false)),
+            Call::SharedPoll(keyed) => refuse(self.shared_poll(&keyed)),
+        }
+    }
+
+    /// What this node is and holds.
+    ///
+    /// # Errors
+    /// A shard has no room for the question who its users are.
+    pub(super) async fn info(&self) -> Result<NodeInfo> {
+        let users = async { Ok(users::count(&self.node, &self.desk).await?) };
+        let users = self.logged("info", users).await?;
+        let counters = &self.node.counters;
+        let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
+        let homes = sum(|shard| shard.channels_home.get());
+        let mut figures = BTreeMap::new();
+        for shard in counters {
+            shard.each(|name, value| *figures.entry(name).or_insert(0u64) += value);
+        }
+        Ok(NodeInfo {
+            uid: self.uid.clone(),
+            name: self.name.clone(),
+            clients: self.node.clients.load(Ordering::Relaxed),
+            users,
+            channels: homes.saturating_sub(sum(|shard| shard.channels_idle.get())),
+            subscriptions: sum(|shard| shard.subscriptions.get()),
+            uptime: self.started.elapsed().as_secs_f64(),
+            figures,
+        })
+    }
+
+    /// Maps: no namespace here is one.
+    fn map(&self, keyed: &Keyed, has_key: bool) -> ApiError {
+        match self.rules() {
+            rules if !has_key || !keyed.key.is_empty() => {
+                namespace(&rules, &keyed.channel).err().unwrap_or(ApiError::BadRequest)
+            }
+            _ => ApiError::BadRequest,
+        }
+    }
+
+    /// Polled channels: no namespace here is one.
+    fn shared_poll(&self, keyed: &Keyed) -> ApiError {
+        if keyed.version == 0 { ApiError::BadRequest } else { self.map(keyed, true) }
+    }
+
+    /// Refuses calls that would make memory grow while it is short.
+    fn has_memory(&self) -> Result<()> {
+        if self.node.memory.is_short() { Err(ApiError::ShortOfMemory) } else { Ok(()) }
+    }
+
+    /// Waits for the result of a method, and logs its error.
+    async fn logged<T>(&self, method: &str, result: impl Future<Output = Result<T>>) -> Result<T> {
+        result.await.inspect_err(|error| self.refused_call(method, *error))
+    }
+
+    /// Logs the error of a method.
+    fn refused_call(&self, method: &str, error: ApiError) {
+        self.refused(Reason::ApiError, error.code().into(), format_args!("{method}: {error}"));
+    }
+
     /// Logs why a request was refused.
     fn refused(&self, reason: Reason, code: u32, why: Arguments<'_>) {
         let address = CALLER.try_with(|address| *address).unwrap_or_default();
@@ -72,4 +182,22 @@ impl Api {
     fn is_draining(&self) -> bool {
         self.node.draining.load(Ordering::Relaxed)
     }
+}
+
+fn done((): ()) -> Reply {
+    Reply::Done
+}
+
+/// There are no extensions.
+fn rpc(method: &str) -> ApiError {
+    if method.is_empty() { ApiError::BadRequest } else { ApiError::NotFound }
+}
+
+/// The namespace of a channel that a call names.
+fn namespace<'n>(rules: &'n ChannelRules, channel: &str) -> Result<&'n Namespace> {
+    if channel.is_empty() {
+        return Err(ApiError::BadRequest);
+    }
+    rules.check_length(channel)?;
+    Ok(rules.resolve_trusted(channel)?)
 }

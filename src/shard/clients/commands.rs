@@ -435,11 +435,11 @@ impl<D: Driver> Shard<D> {
                 asker: Some(Asker { credits, ..asker }),
                 data: data.into(),
                 info,
-                tags: told.map(|result| result.tags.clone()).unwrap_or_default(),
+                tags: told.map(|result| (&*result.tags).into()).unwrap_or_default(),
                 is_json,
                 options: told
                     .filter(|result| result.options != PublishOptions::default())
-                    .map(|result| Box::new(result.options.clone())),
+                    .map(|result| Arc::new(result.options.clone())),
             })),
         );
         Ok(Flow::On)

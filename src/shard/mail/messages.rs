@@ -8,6 +8,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::asker::Asker;
+use crate::base::bytes::SharedBytes;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
@@ -33,16 +34,16 @@ pub struct Publish {
     pub namespace: u16,
     /// Who is told that it was taken; `None` for the control thread.
     pub asker: Option<Asker>,
-    /// The payload.
-    pub data: Box<[u8]>,
+    /// The payload. A broadcast has it in common for all its channels, as tags and options.
+    pub data: SharedBytes,
     /// The publisher's packed ClientInfo.
     pub info: Box<[u8]>,
     /// Packed tags.
-    pub tags: Box<[u8]>,
+    pub tags: SharedBytes,
     /// Data and info are known to be JSON.
     pub is_json: bool,
     /// What only the server API and proxies ask for, if they do.
-    pub options: Option<Box<PublishOptions>>,
+    pub options: Option<Arc<PublishOptions>>,
 }
 
 /// What a publication may be beside its content (server API, 3 publish).
@@ -750,12 +751,12 @@ mod tests {
         Since { offset: 1, epoch: name() }
     }
 
-    fn options() -> Option<Box<PublishOptions>> {
-        Some(Box::new(PublishOptions {
+    fn options() -> PublishOptions {
+        PublishOptions {
             idempotency_key: name(),
             version_epoch: name(),
             ..PublishOptions::default()
-        }))
+        }
     }
 
     fn server_sub() -> Box<ServerSub> {
@@ -863,11 +864,11 @@ mod tests {
                     hash: 0,
                     namespace: 0,
                     asker: Some(asker),
-                    data: data(),
+                    data: (&*data()).into(),
                     info: data(),
-                    tags: data(),
+                    tags: (&*data()).into(),
                     is_json: true,
-                    options: options(),
+                    options: Some(Arc::new(options())),
                 }))
             }),
             Box::new(move || Mail::Published { asker, position }),
@@ -937,7 +938,7 @@ mod tests {
                     subs: vec![(name(), of_sub()), (name(), of_sub())],
                     ..ConnectionClaims::default()
                 };
-                let options = *options().unwrap_or_default();
+                let options = options();
                 let (data, tags) = (Some(data()), data());
                 let result = AppResult { claims, data, tags, options, ..AppResult::default() };
                 told(AppAnswer::Result(Box::new(result)))

@@ -1,4 +1,10 @@
-//! The server API over HTTP (server API, section 1): keys, both URL forms, batches, errors.
+//! The server API over HTTP (server API, section 1): keys, both URL forms, batches, statuses of errors.
+//! `decode` makes calls out of JSON, `encode` writes replies.
+
+mod decode;
+mod encode;
+mod lists;
+mod wire;
 
 use std::sync::Arc;
 
@@ -13,9 +19,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use serde_json::value::RawValue;
 
-use super::bounds::{REPLY_BYTES_MAX, Work};
-use super::methods::{self, BadParams, Call, PARALLEL_MAX, Result};
-use super::wire::{self, ApiError};
+use self::decode::{BadParams, Decoded};
+use super::calls::Call;
+use super::error::{ApiError, Result};
+use super::publish::PARALLEL_MAX;
+use super::read::Format;
+use super::work::{REPLY_BYTES_MAX, Work};
 use super::{Api, CALLER};
 use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::base::notices::Reason;
@@ -25,6 +34,7 @@ use crate::node::json::flaw;
 use crate::node::sender;
 use crate::node::slices::Slice;
 use crate::node::web::ClientAddress;
+use crate::proto::client::Encoding;
 use crate::shard::Cut;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -103,22 +113,26 @@ fn bad_request() -> Response {
     (StatusCode::BAD_REQUEST, "Bad Request").into_response()
 }
 
-/// What came of one call, as a response.
+/// The result of one call, as a response.
 fn response(called: Result<String>, transport_errors: bool) -> Response {
     match called {
         Ok(result) => json(format!(r#"{{"result":{result}}}"#)),
         Err(error) if transport_errors => {
-            let status = StatusCode::from_u16(error.status());
-            let body = serde_json::to_string(&error).unwrap_or_default();
+            let status = StatusCode::from_u16(encode::status(error));
+            let body = encode::error(error);
             (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), json(body)).into_response()
         }
-        Err(error) => json(format!(r#"{{"error":{}}}"#, written(&error))),
+        Err(error) => json(format!(r#"{{"error":{}}}"#, encode::error(error))),
     }
 }
 
-fn written(error: &ApiError) -> String {
-    // Numbers and text: nothing in it can fail to be written.
-    serde_json::to_string(error).unwrap_or_default()
+/// Carries out a call that was read. Its result has at most so many bytes.
+async fn carry_out(api: &Api, call: Call, bytes_max: usize, slice: &mut Slice) -> Result<String> {
+    let method = call.method();
+    let format = Format { encoding: Encoding::Json, bytes_max };
+    let reply = api.call(call, format).await?;
+    let written = encode::reply(reply, bytes_max, slice).await;
+    written.inspect_err(|error| api.refused_call(method, *error))
 }
 
 async fn method(
@@ -132,13 +146,13 @@ async fn method(
     };
     // An empty body is no object.
     if params.trim_ascii().is_empty() {
-        return match methods::names().any(|name| name == method) {
+        return match decode::names().any(|name| name == method) {
             true => bad_body(&shared.api, format_args!("{method}: an empty body")),
             false => StatusCode::NOT_FOUND.into_response(),
         };
     }
-    let call = match Call::read(&method, params) {
-        Some(Ok(call)) => call,
+    let read = match decode::call(&method, params) {
+        Some(Ok(read)) => read,
         Some(Err(BadParams(why))) => {
             return bad_body(&shared.api, format_args!("{method}: {why}"));
         }
@@ -148,13 +162,13 @@ async fn method(
             return StatusCode::NOT_FOUND.into_response();
         }
     };
-    Slice::default().spend(body.len()).await;
-    let called = match Work::default().with(call.work()) {
-        Some(_) => shared.api.carry_out(call, RESULT_BYTES_MAX).await,
-        None => {
-            let why = format_args!("{method}: more than one request may carry out");
-            shared.api.refused(Reason::ApiError, ApiError::TOO_MUCH.code.into(), why);
-            Err(ApiError::TOO_MUCH)
+    let mut slice = Slice::default();
+    slice.spend(body.len()).await;
+    let called = match read {
+        Ok(call) => carry_out(&shared.api, call, RESULT_BYTES_MAX, &mut slice).await,
+        Err(error) => {
+            shared.api.refused_call(&method, error);
+            Err(error)
         }
     };
     let asked = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
@@ -166,22 +180,21 @@ async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
     answer_old_form(&shared.api, &body).await
 }
 
-/// What becomes of a command: a call, or an error at once.
-type Read<'a> = std::result::Result<Call<'a>, ApiError>;
-
 /// Reads the command of the old form. Parameters that can't be read are an error in its place.
-fn read_old<'a>(api: &Api, command: &wire::Command<'a>) -> Read<'a> {
-    let name = command.method.as_ref().and_then(methods::name_of).ok_or(ApiError::NOT_FOUND)?;
+fn read_old(api: &Api, command: &wire::Command<'_>) -> Decoded {
+    let name = command.method.as_ref().and_then(decode::name_of).ok_or(ApiError::NotFound)?;
     let params = command.params.map_or("", RawValue::get);
     let params = if params == "null" { "" } else { params };
-    let call = Call::read(name, params).ok_or(ApiError::NOT_FOUND)?;
-    call.map_err(|BadParams(why)| {
-        api.refused(Reason::ApiBadRequest, 107, format_args!("{name}: {why}"));
-        ApiError::BAD_REQUEST
-    })
+    match decode::call(name, params).ok_or(ApiError::NotFound)? {
+        Ok(read) => read.inspect_err(|error| api.refused_call(name, *error)),
+        Err(BadParams(why)) => {
+            api.refused(Reason::ApiBadRequest, 107, format_args!("{name}: {why}"));
+            Err(ApiError::BadRequest)
+        }
+    }
 }
 
-/// The same, of somebody who may.
+/// The same, without a look at the key.
 pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response {
     if api.is_draining() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -192,12 +205,12 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
     for command in serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>() {
         let Ok(command) = command else { return bad_body(api, format_args!("not JSON")) };
         slice.spend(command.get().len()).await;
-        let command = match methods::parse::<wire::Command<'_>>(command.get()) {
+        let command = match decode::parse::<wire::Command<'_>>(command.get()) {
             Ok(command) => command,
             Err(BadParams(why)) => return bad_body(api, format_args!("a command: {why}")),
         };
         // A name that is no method's can't be read; of a number that isn't, the reply says so.
-        if matches!(&command.method, Some(method @ wire::Method::Name(_)) if methods::name_of(method).is_none())
+        if matches!(&command.method, Some(method @ wire::Method::Name(_)) if decode::name_of(method).is_none())
         {
             return bad_body(api, format_args!("method: no such method"));
         }
@@ -218,12 +231,12 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
     for (id, read) in commands {
         slice.spend(COMMAND_STEPS).await;
         let called = match read {
-            Ok(call) => api.carry_out(call, room.left()).await,
+            Ok(call) => carry_out(api, call, room.left(), &mut slice).await,
             Err(error) => Err(error),
         };
         let body = match room.taken(called) {
             Ok(result) => format!(r#""result":{result}"#),
-            Err(error) => format!(r#""error":{}"#, written(&error)),
+            Err(error) => format!(r#""error":{}"#, encode::error(error)),
         };
         replies.push(match id {
             0 => format!("{{{body}}}"),
@@ -233,29 +246,28 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
     json(replies.join("\n"))
 }
 
-/// The command of a batch: its method and parameters, or an error at once.
-type InBatch<'a> = std::result::Result<(&'static str, Call<'a>), ApiError>;
-
-/// Reads a command of a batch.
-fn read_in_batch(command: &RawValue) -> std::result::Result<InBatch<'_>, BadParams> {
+/// Reads a command of a batch: the method that it names and its call, or an error in its place.
+fn read_in_batch(
+    api: &Api,
+    command: &RawValue,
+) -> std::result::Result<Result<(&'static str, Call)>, BadParams> {
     if command.get() == "null" {
-        return Ok(Err(ApiError::BAD_REQUEST));
+        return Ok(Err(ApiError::BadRequest));
     }
     let wire::InBatch(known) = serde_json::from_str(command.get())
         .map_err(|fault| BadParams(flaw(command.get(), &fault)))?;
     let of = |name| known.iter().find(|(known, params)| *known == name && params.get() != "null");
-    let Some((name, params)) = methods::names().find_map(of) else {
-        return Ok(Err(ApiError::NOT_FOUND));
+    let Some((name, params)) = decode::names().find_map(of) else {
+        return Ok(Err(ApiError::NotFound));
     };
-    match Call::read(name, params.get()) {
-        Some(call) => call.map(|call| Ok((*name, call))),
-        None => Ok(Err(ApiError::NOT_FOUND)),
-    }
+    let Some(read) = decode::call(name, params.get()) else { return Ok(Err(ApiError::NotFound)) };
+    let read = read?.inspect_err(|error| api.refused_call(name, *error));
+    Ok(read.map(|call| (*name, call)))
 }
 
 async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
     let mut slice = Slice::default();
-    let batch = std::str::from_utf8(&body).ok().and_then(|body| methods::parse(body).ok());
+    let batch = std::str::from_utf8(&body).ok().and_then(|body| decode::parse(body).ok());
     let Some(wire::Batch { parallel, commands }) = batch else {
         return bad_body(&shared.api, format_args!("batch: no JSON object, or of other types"));
     };
@@ -272,7 +284,7 @@ async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
     let (mut read, mut work) = (Vec::with_capacity(commands.0.len()), Work::default());
     for command in commands.0 {
         slice.spend(command.get().len() + COMMAND_STEPS).await;
-        let command = match read_in_batch(command) {
+        let command = match read_in_batch(&shared.api, command) {
             Ok(command) => command,
             Err(BadParams(why)) => return bad_body(&shared.api, format_args!("batch: {why}")),
         };
@@ -291,7 +303,11 @@ async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
     loop {
         let left = room.left();
         let calls = read.by_ref().take(at_once).map(async |command| match command {
-            Ok((name, call)) => (Some(name), shared.api.carry_out(call, left).await),
+            Ok((name, call)) => {
+                // Each has a slice of its own: they go on side by side.
+                let called = carry_out(&shared.api, call, left, &mut Slice::default()).await;
+                (Some(name), called)
+            }
             Err(error) => (None, Err(error)),
         });
         let called = futures_util::future::join_all(calls).await;
@@ -302,8 +318,8 @@ async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
         for (name, called) in called {
             replies.push(match (name, room.taken(called)) {
                 (Some(name), Ok(result)) => format!(r#"{{"{name}":{result}}}"#),
-                (_, Ok(_)) => format!(r#"{{"error":{}}}"#, written(&ApiError::INTERNAL)),
-                (_, Err(error)) => format!(r#"{{"error":{}}}"#, written(&error)),
+                (_, Ok(_)) => format!(r#"{{"error":{}}}"#, encode::error(ApiError::Internal)),
+                (_, Err(error)) => format!(r#"{{"error":{}}}"#, encode::error(error)),
             });
         }
     }
@@ -336,7 +352,7 @@ impl Room {
                 self.left = left;
                 Ok(result)
             }
-            None => Err(ApiError::TOO_LONG),
+            None => Err(ApiError::AnswerTooLong),
         }
     }
 }

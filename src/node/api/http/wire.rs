@@ -1,55 +1,16 @@
-//! What the server API says, as JSON (server API, sections 1 to 3). Read as `node/json.rs` says.
+//! Parameters of the server API's methods as JSON (server API, sections 1 to 3). Read as `node/json.rs` says.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::bounds::{List, Texts};
-use super::methods;
+use super::decode;
+use super::lists::{List, Texts};
 use crate::base::limits::{API_COMMANDS_MAX, API_ENTRIES_MAX, API_SPARED_MAX, API_TAGS_MAX};
 use crate::node::json::objects;
-use crate::proto::client::http_status;
-
-/// An error of a method.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(in crate::node) struct ApiError {
-    pub(super) code: u16,
-    pub(super) message: Cow<'static, str>,
-}
-
-impl ApiError {
-    pub(super) const INTERNAL: Self = Self::new(100, "internal server error");
-    pub(super) const BUSY: Self =
-        Self::new(100, "internal server error: the channel's shard takes no more now, try again");
-    pub(super) const SHORT: Self =
-        Self::new(100, "internal server error: the node is short of memory, try again");
-    pub(super) const NOT_JSON: Self =
-        Self::new(100, "internal server error: the stored data is not JSON");
-    pub(super) const UNKNOWN_CHANNEL: Self = Self::new(102, "unknown channel");
-    pub(super) const NOT_FOUND: Self = Self::new(104, "not found");
-    pub(super) const LIMIT_EXCEEDED: Self = Self::new(106, "limit exceeded");
-    pub(super) const BAD_REQUEST: Self = Self::new(107, "bad request");
-    pub(super) const NOT_AVAILABLE: Self = Self::new(108, "not available");
-    pub(super) const UNRECOVERABLE_POSITION: Self = Self::new(112, "unrecoverable position");
-    pub(super) const TOO_MUCH: Self =
-        Self::new(107, "bad request: too many entries, or too long for so many channels");
-    pub(super) const TOO_DEEP: Self = Self::new(107, "bad request: the payload is nested too deep");
-    pub(super) const LONG_PATTERN: Self = Self::new(107, "bad request: the pattern is too long");
-    pub(super) const TOO_LONG: Self =
-        Self::new(106, "limit exceeded: the answer would be too long");
-
-    const fn new(code: u16, message: &'static str) -> Self {
-        Self { code, message: Cow::Borrowed(message) }
-    }
-
-    /// The status in transport mode (server API, 1.2).
-    pub(super) fn status(&self) -> u16 {
-        http_status(self.code.into())
-    }
-}
 
 objects! {
     /// What publish and broadcast have in common.
@@ -211,7 +172,7 @@ impl<'de> Deserialize<'de> for InBatch<'de> {
                 let mut known: Vec<(&'static str, &RawValue)> = Vec::new();
                 while let Some(name) = map.next_key::<Cow<'de, str>>()? {
                     let value = map.next_value::<&RawValue>()?;
-                    let Some(name) = methods::names().find(|known| *known == name) else {
+                    let Some(name) = decode::names().find(|known| *known == name) else {
                         continue;
                     };
                     known.retain(|(before, _)| *before != name);
@@ -221,35 +182,5 @@ impl<'de> Deserialize<'de> for InBatch<'de> {
             }
         }
         deserializer.deserialize_map(Fields)
-    }
-}
-
-/// Offset and epoch; nothing for a channel without history.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Published {
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(super) offset: u64,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) epoch: String,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// A reply of a broadcast: `{"result":{...}}` or `{"error":{...}}`.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Outcome<T> {
-    Result(T),
-    Error(ApiError),
-}
-
-impl<T> From<Result<T, ApiError>> for Outcome<T> {
-    fn from(result: Result<T, ApiError>) -> Self {
-        match result {
-            Ok(result) => Self::Result(result),
-            Err(error) => Self::Error(error),
-        }
     }
 }

@@ -1,0 +1,128 @@
+//! Calls about connections of users: all shards carry out what a call orders.
+
+use compact_str::CompactString;
+
+use super::calls::{Disconnect, Refresh, Subscribe, Target, Unsubscribe};
+use super::error::{ApiError, Result};
+use super::{Api, namespace};
+use crate::base::expiry::Expiry;
+use crate::base::id::ShardId;
+use crate::base::limits::API_LARGE_ANSWER_CREDITS;
+use crate::proto::client;
+use crate::session::ServerSub;
+use crate::shard::mail::{Act, Inspect, Inspected, Mail, Order};
+
+impl Api {
+    /// Subscribes connections to a channel.
+    ///
+    /// # Errors
+    /// There is no such channel, or no room.
+    pub(in crate::node) async fn subscribe(&self, subscribe: Subscribe) -> Result<()> {
+        let subscribed = async {
+            self.has_memory()?;
+            let Subscribe { target, channel, info, data, expire_at, overrides, since } = subscribe;
+            let namespace = namespace(&self.node.rules.channels.load(), &channel)?.index;
+            let sub = ServerSub {
+                channel: channel.into(),
+                namespace,
+                info: info.into_owned(),
+                data: data.into_owned(),
+                overrides,
+                since,
+                expires: Expiry::of_positive(expire_at),
+                ..ServerSub::default()
+            };
+            self.order(target, Act::Subscribe(Box::new(sub))).await
+        };
+        self.logged("subscribe", subscribed).await
+    }
+
+    /// Ends subscriptions of connections.
+    ///
+    /// # Errors
+    /// There is no such channel, or no room.
+    pub(in crate::node) async fn unsubscribe(&self, unsubscribe: Unsubscribe) -> Result<()> {
+        let unsubscribed = async {
+            let Unsubscribe { target, channel } = unsubscribe;
+            if !channel.is_empty() {
+                namespace(&self.node.rules.channels.load(), &channel)?;
+            }
+            self.order(target, Act::Unsubscribe { channel: channel.into() }).await
+        };
+        self.logged("unsubscribe", unsubscribed).await
+    }
+
+    /// Closes connections.
+    ///
+    /// # Errors
+    /// Code or reason can't be sent to clients, or there is no room.
+    pub(in crate::node) async fn disconnect(&self, disconnect: Disconnect) -> Result<()> {
+        let disconnected = async {
+            disconnect.check()?;
+            let Disconnect { target, code, reason, mut spare } = disconnect;
+            let usual = client::Disconnect::ForceDisconnect;
+            let (code, reason) = match code {
+                0 => (usual.code(), usual.reason().into()),
+                // A close frame can carry these, and clients know their meaning.
+                3000..=4999 if reason.len() <= REASON_BYTES_MAX => {
+                    (code as u16, CompactString::from(reason))
+                }
+                _ => return Err(ApiError::BadRequest),
+            };
+            spare.sort_unstable();
+            self.order(target, Act::Disconnect { code, reason, spare }).await
+        };
+        self.logged("disconnect", disconnected).await
+    }
+
+    /// Changes when connections expire, and their info.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(in crate::node) async fn refresh(&self, refresh: Refresh) -> Result<()> {
+        let Refresh { target, expired, expire_at, info } = refresh;
+        let act = Act::Refresh { expired, expire_at, info: info.into_owned() };
+        self.logged("refresh", self.order(target, act)).await
+    }
+
+    /// Orders all shards to do something with a user's connections, and waits until all have done it.
+    async fn order(&self, target: Target, act: Act) -> Result<()> {
+        let send = |shard: ShardId| {
+            let Target { user, client, session } = target.clone();
+            let act = act.clone();
+            self.desk.ask(shard, 1, |asker| {
+                Mail::Order(Box::new(Order { asker, user, client, session, act }))
+            })
+        };
+        let sent: Vec<_> = self.desk.shards().map(send).collect();
+        let mut done = Ok(());
+        for sent in sent {
+            match sent {
+                Ok(sent) => _ = sent.await,
+                // The others carry it out all the same.
+                Err(busy) => done = Err(busy.into()),
+            }
+        }
+        done
+    }
+
+    /// Connections of a user, by shard.
+    ///
+    /// # Errors
+    /// A shard has no room for the question.
+    pub(in crate::node) async fn connections(&self, user: &str) -> Result<Vec<Inspected>> {
+        let mut all = Vec::new();
+        for shard in self.desk.shards() {
+            let inspect = |asker| Mail::Inspect(Box::new(Inspect { asker, user: user.into() }));
+            let sent = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, inspect)?;
+            let Ok(Mail::Inspected { inspected, .. }) = sent.await else {
+                return Err(ApiError::Internal);
+            };
+            all.push(*inspected);
+        }
+        Ok(all)
+    }
+}
+
+/// A close frame's reason at most (RFC 6455 5.5: 125 bytes with the code).
+const REASON_BYTES_MAX: usize = 123;

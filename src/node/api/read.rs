@@ -1,0 +1,183 @@
+//! Reading of channels: presence, history, and which there are.
+
+use compact_str::CompactString;
+
+use super::calls::{History, PresenceStats};
+use super::error::{ApiError, Result};
+use super::{Api, namespace};
+use crate::base::frame::SharedFrame;
+use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_PATTERN_BYTES_MAX};
+use crate::edge::channels::{Namespace, OWN_CHANNEL};
+use crate::edge::glob::Glob;
+use crate::hub::history::Page;
+use crate::node::slices::Slice;
+use crate::proto::client::Encoding;
+use crate::shard::mail::{Answer, Asker, List, ListOf, Mail, Read, Reading};
+
+/// How an answer about a channel is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::node) struct Format {
+    /// The encoding of a result that the home encodes.
+    pub(in crate::node) encoding: Encoding,
+    /// Bytes of a result at most.
+    pub(in crate::node) bytes_max: usize,
+}
+
+impl Api {
+    /// The clients in a channel, encoded.
+    ///
+    /// # Errors
+    /// The namespace has no presence, or the answer is too long.
+    pub(in crate::node) async fn presence(
+        &self,
+        channel: &str,
+        format: Format,
+    ) -> Result<SharedFrame> {
+        let answer = self.read(channel, Reading::Presence, format, |of| of.presence);
+        self.logged("presence", async { encoded(answer.await?) }).await
+    }
+
+    /// The numbers of clients and users in a channel.
+    ///
+    /// # Errors
+    /// The namespace has no presence.
+    pub(in crate::node) async fn presence_stats(&self, channel: &str) -> Result<PresenceStats> {
+        let format = Format { encoding: Encoding::Json, bytes_max: 0 };
+        let answer = self.read(channel, Reading::PresenceStats, format, |of| of.presence);
+        let stats = async {
+            match answer.await? {
+                Answer::PresenceStats(clients, users) => Ok(PresenceStats { clients, users }),
+                _ => Err(ApiError::Internal),
+            }
+        };
+        self.logged("presence_stats", stats).await
+    }
+
+    /// Publications that a channel keeps, encoded.
+    ///
+    /// # Errors
+    /// The namespace has no history, the position can't be recovered, or the answer is too long.
+    pub(in crate::node) async fn history(
+        &self,
+        history: History,
+        format: Format,
+    ) -> Result<SharedFrame> {
+        let History { channel, limit, since, reverse } = history;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let reading = Reading::History(Page { since, limit, reverse });
+        let answer = self.read(&channel, reading, format, Namespace::has_history);
+        self.logged("history", async { encoded(answer.await?) }).await
+    }
+
+    /// Drops the publications that a channel keeps. Position and epoch stay.
+    ///
+    /// # Errors
+    /// The namespace has no history.
+    pub(in crate::node) async fn history_remove(&self, channel: &str) -> Result<()> {
+        let format = Format { encoding: Encoding::Json, bytes_max: 0 };
+        let answer = self.read(channel, Reading::Drop, format, Namespace::has_history);
+        self.logged("history_remove", async { answer.await.map(|_| ()) }).await
+    }
+
+    /// Sends a question to a channel's home, where its namespace has such a thing.
+    async fn read(
+        &self,
+        channel: &str,
+        what: Reading,
+        format: Format,
+        has: impl FnOnce(&Namespace) -> bool,
+    ) -> Result<Answer> {
+        let Ok(_place) = self.reads.acquire().await else { return Err(ApiError::Internal) };
+        let sent = {
+            let rules = self.node.rules.channels.load();
+            let namespace = namespace(&rules, channel)?;
+            if !has(namespace) {
+                return Err(ApiError::NotAvailable);
+            }
+            let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
+            let Format { encoding, bytes_max } = format;
+            self.desk.ask(self.node.names.home(hash), API_LARGE_ANSWER_CREDITS, |asker| {
+                Mail::Read(Box::new(Read {
+                    channel: channel.into(),
+                    hash,
+                    namespace,
+                    asker,
+                    encoding,
+                    bytes_max,
+                    what,
+                }))
+            })?
+        };
+        match sent.await {
+            Ok(Mail::Answer { answer: Answer::Error(failure), .. }) => Err(failure.code.into()),
+            Ok(Mail::Answer { answer: Answer::Unfit, .. }) => Err(ApiError::NotJson),
+            Ok(Mail::Answer { answer, .. }) => Ok(answer),
+            _ => Err(ApiError::Internal),
+        }
+    }
+
+    /// The channels with subscribers that match a pattern (all for an empty one), in the order of names.
+    ///
+    /// # Errors
+    /// The pattern can't be used, or the list takes more than `bytes_max`.
+    pub(in crate::node) async fn channels(
+        &self,
+        pattern: &str,
+        bytes_max: usize,
+    ) -> Result<Vec<(CompactString, u32)>> {
+        self.logged("channels", self.list_channels(pattern, bytes_max)).await
+    }
+
+    async fn list_channels(
+        &self,
+        pattern: &str,
+        bytes_max: usize,
+    ) -> Result<Vec<(CompactString, u32)>> {
+        let glob = match pattern {
+            "" => None,
+            pattern if pattern.len() > API_PATTERN_BYTES_MAX => return Err(ApiError::LongPattern),
+            pattern => Some(Glob::new(pattern).map_err(|_| ApiError::BadRequest)?),
+        };
+        let (mut channels, mut bytes) = (Vec::new(), 0);
+        let mut slice = Slice::default();
+        for shard in self.desk.shards() {
+            let mut next = Some(0);
+            while let Some(cursor) = next {
+                let list = |asker: Asker| Mail::List(List { asker, cursor, of: ListOf::Channels });
+                let sent = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
+                let Ok(Mail::Listed { listed, .. }) = sent.await else {
+                    return Err(ApiError::Internal);
+                };
+                next = listed.next;
+                for (name, clients) in listed.channels {
+                    // A comparison takes steps for each character of both.
+                    slice.spend(name.len() * (1 + pattern.len() / PATTERN_BYTES_A_STEP)).await;
+                    if name == OWN_CHANNEL || glob.as_ref().is_some_and(|glob| !glob.matches(&name))
+                    {
+                        continue;
+                    }
+                    bytes += name.len() + LISTED_BYTES;
+                    if bytes > bytes_max {
+                        return Err(ApiError::AnswerTooLong);
+                    }
+                    channels.push((name, clients));
+                }
+            }
+        }
+        channels.sort_unstable();
+        Ok(channels)
+    }
+}
+
+fn encoded(answer: Answer) -> Result<SharedFrame> {
+    match answer {
+        Answer::Presence(body) | Answer::History(body) => Ok(body),
+        _ => Err(ApiError::Internal),
+    }
+}
+
+/// Bytes of a channel in a list of them at most, beside its name.
+pub(super) const LISTED_BYTES: usize = 32;
+
+/// Bytes of a pattern that are compared with one character about as fast as one byte is copied.
+const PATTERN_BYTES_A_STEP: usize = 4;

@@ -1,0 +1,164 @@
+//! A node's state and the control thread's end of its mail, without shards: a test answers in their place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::desk::{Bell, Desk};
+use crate::base::id::ShardId;
+use crate::base::limits::MAILBOX_BATCHES;
+use crate::base::times::Times;
+use crate::config::{self, Config, Sources};
+use crate::edge::address_limits::{AddressLimits, AddressOptions};
+use crate::edge::client_id::ClientIdSealer;
+use crate::edge::jwt::TokenKeys;
+use crate::hub::names::NameHasher;
+use crate::io::Alarm;
+use crate::session::Rules;
+use crate::shard::mail::{Mail, MailLane, Mailbox};
+use crate::shard::signatures::Signatures;
+use crate::shard::{
+    AddressSources, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
+    UniWebSocketOptions,
+};
+
+/// A node without shards.
+pub(super) struct Bench {
+    pub(super) node: Arc<Node>,
+    pub(super) desk: Arc<Desk>,
+    shards: Vec<Mailbox>,
+    /// What shards send to the control thread.
+    answers: Vec<MailLane>,
+    /// The control thread's end, until the desk runs.
+    control: Option<(Mailbox, Arc<Bell>)>,
+}
+
+/// The configuration of these environment variables.
+fn config(variables: &[(&str, &str)]) -> Config {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let environment = variables.iter().map(owned).collect();
+    config::load(&Sources { environment, ..Sources::default() }).unwrap().config
+}
+
+impl Bench {
+    /// A node with so many shards and bytes of memory, and options by environment variables.
+    pub(super) fn new(shards: usize, memory_limit: u64, variables: &[(&str, &str)]) -> Self {
+        let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = (0..shards)
+            .map(|_| Mailbox::new(MAILBOX_BATCHES, Alarm::new(Arc::new(Bell::default()))))
+            .unzip();
+        let bell = Arc::new(Bell::default());
+        let (own, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
+        Self {
+            node: Arc::new(node(config(variables), shards, memory_limit)),
+            desk: Arc::new(Desk::new(&letterboxes)),
+            shards: mailboxes,
+            answers: (0..shards).map(|_| MailLane::new(own.clone())).collect(),
+            control: Some((mailbox, bell)),
+        }
+    }
+
+    /// Waits for what is wanted, with `shard` in the place of every shard: it is shown each message of the
+    /// control thread, and what it returns is sent there.
+    pub(super) async fn with_shards<T>(
+        &mut self,
+        wanted: impl Future<Output = T>,
+        mut shard: impl FnMut(ShardId, Mail) -> Option<Mail>,
+    ) -> T {
+        if let Some((mailbox, bell)) = self.control.take() {
+            tokio::spawn(Arc::clone(&self.desk).run(mailbox, bell, |_, _| {}));
+        }
+        tokio::pin!(wanted);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut wanted => return result,
+                () = tokio::task::yield_now() => {}
+            }
+            for (at, (mailbox, answers)) in self.shards.iter().zip(&mut self.answers).enumerate() {
+                let id = ShardId(at as u8);
+                while let Some(batch) = mailbox.take() {
+                    batch.mail.into_iter().filter_map(|mail| shard(id, mail)).for_each(|mail| {
+                        answers.push(mail);
+                    });
+                }
+                answers.flush(id);
+                mailbox.take_turned(|_| {});
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a zero of time for the log")]
+fn node(config: Config, shards: usize, memory_limit: u64) -> Node {
+    let each = 0..shards;
+    let namespaces = config.channels.namespaces().len();
+    Node {
+        rules: rules(config),
+        options: options(),
+        names: NameHasher::new(7, shards),
+        counters: each.clone().map(|_| ShardCounters::default()).collect(),
+        slow: each
+            .clone()
+            .map(|_| (0..=namespaces).map(|_| SlowCounters::default()).collect())
+            .collect(),
+        loop_lag: each.clone().map(|_| Times::default()).collect(),
+        fan_out: each.clone().map(|_| Times::default()).collect(),
+        fan_out_size: each.clone().map(|_| Times::default()).collect(),
+        commands: each.clone().map(|_| Default::default()).collect(),
+        signatures: Signatures::Inline,
+        open: each.map(|_| AtomicU32::new(0)).collect(),
+        clients: AtomicU64::new(0),
+        admins: AtomicU32::new(0),
+        users: AtomicU64::new(0),
+        client_rate: Default::default(),
+        memory: Memory::simulated(memory_limit),
+        addresses: AddressLimits::new(AddressOptions::default(), 7, 100),
+        draining: AtomicBool::new(false),
+        drained: AtomicU32::new(0),
+        notices: Notices::new(Instant::now()),
+    }
+}
+
+fn rules(config: Config) -> Rules {
+    Rules {
+        client: ArcSwap::from_pointee(config.client),
+        keys: TokenKeys::new(&config.tokens.connection).unwrap(),
+        subscription_keys: None,
+        channels: config.channels.into_shared(),
+        admin: None,
+        api: ArcSwap::from_pointee(None),
+        origins: ArcSwap::from_pointee(config.origins),
+        client_ids: ClientIdSealer::new(&[7; 32]),
+        session_ids: ClientIdSealer::new(&[8; 32]),
+        node_id: "node".to_owned(),
+        rpc: ArcSwap::from_pointee(config.rpc),
+    }
+}
+
+/// Of no use to the control thread.
+fn options() -> Options {
+    Options {
+        conns_soft: 100,
+        conns_max: 100,
+        handshake_timeout_ms: 0,
+        close_timeout_ms: 0,
+        write_timeout_ms: 0,
+        idle_timeout_ms: 0,
+        message_bytes_max: 0,
+        inflated_bytes_max: 0,
+        endpoints: Vec::new(),
+        deflate: None,
+        uni_websocket: UniWebSocketOptions::default(),
+        poll_wait_ms: 0,
+        one_accepts: false,
+        addresses: AddressSources::default(),
+        web: Vec::new(),
+        channels_idle_max: 0,
+        requests_unanswered_max: 0,
+        turn_deliveries_max: 0,
+        turn_ordered_max: 0,
+        hosts: Default::default(),
+    }
+}
