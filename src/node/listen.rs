@@ -12,8 +12,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::StartFault;
 use crate::io::sockets::{self, Address};
 
-/// Binds each address of TCP once without SO_REUSEPORT, so that a second node on the same port is told
-/// instead of silently taking half of the first one's connections. Port 0 becomes a free port, the
+/// Binds each address of TCP once without SO_REUSEPORT, so that a second node on the same port
+/// gets an error instead of silently taking half of the first one's connections. Port 0 becomes a free port, the
 /// same for all addresses. The file of a Unix socket at which nobody listens is removed.
 pub(super) fn probe(addresses: &[Address]) -> Result<Vec<Address>, StartFault> {
     let mut bound = Vec::with_capacity(addresses.len());

@@ -34,8 +34,8 @@ use crate::session::Session;
 use crate::shard::mail::Method;
 use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
 
-/// What is one metric with a label: beginning of the counters' names, the metric, the label, what it
-/// counts.
+/// Groups of counters that are one metric with a label: beginning of the counters' names, the metric,
+/// the label, the help text.
 const BY_LABEL: &[(&str, &str, &str, &str)] = &[
     (
         "closed_",

@@ -92,11 +92,11 @@ pub struct Settings {
     pub io: Io,
     /// Where to listen; port 0 takes a free one.
     pub listen: ListenOptions,
-    /// What sessions go by.
+    /// The rules of sessions.
     pub rules: Rules,
     /// Options of each shard.
     pub options: Options,
-    /// What an address may have.
+    /// The limits of an address.
     pub address_limits: AddressOptions,
     /// Threads that check RSA and EC signatures; at least one.
     pub signature_threads: usize,
@@ -106,7 +106,7 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Bytes of memory, kernel's included, beyond which new connections are refused.
     pub memory_limit_bytes: u64,
-    /// What the control thread serves.
+    /// The endpoints of the control thread.
     pub web: Web,
     /// Where it listens by itself; empty: all is on the public port.
     pub internal: Vec<Address>,
@@ -116,9 +116,9 @@ pub struct Settings {
     pub name: String,
     /// How it runs and what limits it, lines for people.
     pub plan: Vec<String>,
-    /// What the demo page shows to be pasted.
+    /// The snippets of the demo page.
     snippets: Snippets,
-    /// What to print once the node listens.
+    /// The text to print once the node listens.
     pub greeting: Greeting,
     /// The running log.
     log: log::Log,
@@ -145,21 +145,21 @@ pub type Reload = Box<dyn Fn() -> Result<Reloaded, String>>;
 pub struct Reloaded {
     /// Namespaces and names of channels.
     pub channels: ChannelRules,
-    /// What tokens are held against.
+    /// The keys and claims that tokens are checked against.
     pub tokens: Tokens,
     /// Options of clients: their limits, delays and proxies may change.
     pub client: ClientOptions,
-    /// Who answers the calls of clients.
+    /// The answering side of RPC calls.
     pub rpc: RpcRules,
     /// Which web pages may connect.
     pub origins: OriginRules,
-    /// The server API: its key may change, and how errors are told.
+    /// The server API: its key may change, and the form of its errors.
     pub api: Option<config::Api>,
-    /// What has changed of all that since the last time.
+    /// The changed options since the last time.
     pub changed: Vec<&'static str>,
     /// Sections that have changed and need a new start.
     pub needs_start: Vec<&'static str>,
-    /// What their owner should know, a line each.
+    /// The warnings for their owner, a line each.
     pub warnings: Vec<String>,
 }
 
@@ -171,21 +171,21 @@ pub enum StartFault {
     Listen {
         /// Which one.
         address: Address,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: std::io::Error,
     },
-    /// The driver that was asked for can't run here.
+    /// The requested driver can't run here.
     #[error("cannot start: roost.io = \"uring\": {why}; \"auto\" takes epoll then")]
     Driver {
-        /// What is missing.
+        /// The missing feature.
         why: String,
     },
     /// Something else that the kernel refused.
     #[error("cannot start: {what}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted step.
         what: &'static str,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: std::io::Error,
     },
 }
@@ -201,7 +201,7 @@ pub enum Ended {
     Cut,
 }
 
-/// Runs a node until it is told to end. Call it in the main thread.
+/// Runs a node until a signal ends it. Call it in the main thread.
 ///
 /// # Errors
 /// When it can't begin to listen.
@@ -397,7 +397,7 @@ fn port_of(addresses: &[Address]) -> u16 {
     addresses.iter().find_map(Address::ip).map_or(0, |address| address.port())
 }
 
-/// What a shard's thread begins with.
+/// The parts that a shard's thread begins with.
 struct Beginning {
     node: Arc<Node>,
     switchboard: Arc<Switchboard>,

@@ -1,8 +1,8 @@
 //! The file that holds the process id while the node runs.
 //!
 //! It often stands in a folder that others write to, and a node may run as root: no link is followed, nothing
-//! but a file of its own is written, and nothing is removed that another node has put there. A lock tells
-//! a file that a running node holds from one that was left behind.
+//! but a file of its own is written, and nothing is removed that another node has put there. A lock
+//! distinguishes a file that a running node holds from one that was left behind.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};

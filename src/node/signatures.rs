@@ -1,7 +1,7 @@
 //! The threads that check signatures for the shards.
 //!
 //! ```text
-//!  jobs (shards) -----.          .--> Mail::Signed, to the shard that asked
+//!  jobs (shards) -----.          .--> Mail::Signed, to the requesting shard
 //!                      >-- worker
 //!  again (control) ---'          '--> Ask, to the control thread: keys of an endpoint are missing
 //! ```

@@ -1,5 +1,5 @@
-//! Work of the control thread in slices: whoever has much to read, compare or encode lets others of the
-//! thread have their turn in between.
+//! Work of the control thread in slices: a task with much to read, compare or encode lets other tasks of
+//! the thread run in between.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,6 +1,6 @@
 //! Distinct users of a node: one with connections on several shards counts once.
 //!
-//! Each shard knows its own users; nothing is kept for the sum. So it is counted when it is asked for, and every
+//! Each shard knows its own users; nothing is kept for the sum. So it is counted on request, and every
 //! few seconds for metrics: shards name the hashes of their users in slices. Of very many users only a part
 //! is named, those whose hash ends in some zeros, and the number is what that part stands for: beyond
 //! [`NAMED_MAX`] it is an estimate, right to about 1 %.

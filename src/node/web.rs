@@ -275,7 +275,7 @@ async fn in_time(request: Request<Body>, next: Next) -> Response<Body> {
     answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
 
-/// What shards check of each head, for requests to the internal port: exactly one valid `Host` (RFC 9112 3.2),
+/// The checks of each head by shards, for requests to the internal port: exactly one valid `Host` (RFC 9112 3.2),
 /// and `OPTIONS *`, which is about the server as a whole.
 async fn check_head(request: Request<Body>, next: Next) -> Response<Body> {
     let mut hosts = request.headers().get_all(HOST).iter();

@@ -1,4 +1,4 @@
-//! What the admin page is told once a second, as a publication in the node's own channel. Nothing is
+//! The figures of the admin page, once a second, as a publication in the node's own channel. Nothing is
 //! counted or sent while nobody looks.
 
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! The admin page: one page of HTML, its methods, and its figures of each second.
 //!
 //! ```text
-//!  browser -- GET / ------------------> page (embedded, no other origin is asked for anything)
+//!  browser -- GET / ------------------> page (embedded, nothing comes from another origin)
 //!          -- POST /admin/auth -------> a token for a password
 //!          -- POST /admin/api --------> the server API's methods, and two more
 //!          -- WebSocket /admin/websocket --> figures once a second (figures.rs): on the public port from a

@@ -69,7 +69,7 @@ enum Bound {
     Own(&'static str, Unit),
     /// An option.
     Option(&'static str, Unit),
-    /// What isn't one number.
+    /// A value that isn't one number.
     Text(&'static str),
 }
 
