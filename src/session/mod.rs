@@ -7,10 +7,12 @@
 mod connecting;
 mod rules;
 mod subs;
+mod waits;
 
 pub use self::connecting::{Connecting, Made, ServerSub};
 pub use self::rules::{AdminRules, ClientOptions, PersonalChannel, Rules};
 pub use self::subs::{Sub, SubFlags, SubState, Subs};
+pub use self::waits::WaitsFor;
 
 use std::sync::Arc;
 

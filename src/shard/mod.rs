@@ -50,6 +50,7 @@ use self::local::LocalSide;
 use self::mail::post::Post;
 use self::mail::{Letterbox, Mailbox};
 use self::net::Net;
+use self::net::record::NONE;
 use self::net::timers::TICK_MS;
 use self::orders::Orders;
 use crate::base::id::ShardId;
@@ -325,7 +326,10 @@ impl<D: Driver> Shard<D> {
                         if ended {
                             conn.flags.set_ended(true);
                         }
-                        self.net.mark_ready(key);
+                        match ended && conn.waits.is_some() && conn.session == NONE {
+                            true => self.leave_before_connected(key.index),
+                            false => self.net.mark_ready(key),
+                        }
                     }
                     None => self.cx.counters().stale_events.add(1),
                 },

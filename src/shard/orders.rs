@@ -275,7 +275,7 @@ impl<D: Driver> Shard<D> {
                 homes.insert(home);
                 Step::Done
             }
-            Err(Stop::NoCredit(_)) => Step::Blocked,
+            Err(Stop::Wait(_)) => Step::Blocked,
             Err(_) => Step::Done,
         }
     }

@@ -101,3 +101,23 @@ fn null_is_an_answer_to_a_call() {
         assert_eq!(answer, json!({"rpc": {}}));
     }
 }
+
+/// A peer that goes while the application decides about it doesn't hold its place until that answers.
+#[test]
+fn a_client_that_goes_while_the_application_is_called_is_noticed() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = application.local_addr().unwrap();
+    let file = format!(
+        "[client.proxy.connect]\nenabled = true\nendpoint = \"http://{address}/\"\n\
+         timeout = \"60s\"\n"
+    );
+    let node = Node::open_with(&file, &[]);
+    let mut client = node.client();
+    client.command("connect", json!({}));
+    // The call is here, and is not answered.
+    let (call, _) = application.accept().unwrap();
+    assert_eq!(node.figures()["connections_open"], 1);
+    drop(client);
+    node.until_is("connections_open", 0);
+    drop(call);
+}

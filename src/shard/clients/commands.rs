@@ -1,6 +1,5 @@
 //! Commands of clients: each goes to the file that knows it; here is what they share.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use compact_str::CompactString;
@@ -19,7 +18,7 @@ use crate::proto::client::{
     self, Body, Command, Commands, Disconnect, Encoding, ErrorCode, HistoryRequest, PublishRequest,
     Push, Reply, Request, RpcRequest,
 };
-use crate::session::{Session, SubState};
+use crate::session::{Session, SubState, WaitsFor};
 use crate::shard::Shard;
 use crate::shard::clients::proxies::{AppAnswer, AppRequest, verdict};
 use crate::shard::mail::{
@@ -38,12 +37,11 @@ pub(crate) enum Stop {
     TemporaryError(ErrorCode, &'static str),
     /// The connection is closed; a detail for the log.
     Close(Disconnect, &'static str),
-    /// Nothing was done: the home has no credit for us now.
-    NoCredit(ShardId),
-    /// Nothing was done: a signature is being checked, or the application asked.
-    Pending,
-    /// Nothing was done: the application is asked, and others may go on.
-    Parked(u32),
+    /// Nothing was done: the command is handled again once that answer is there.
+    Wait(WaitsFor),
+    /// Nothing was done: the application is called, and later commands go on. The number of the
+    /// deferred command.
+    Defer(u32),
     /// An error of the application's.
     AppError(AppError),
     /// The application closes the connection.
@@ -104,7 +102,7 @@ impl<D: Driver> Shard<D> {
             };
             match self.command(index, command) {
                 Flow::On => {}
-                Flow::Park(ticket) => self.park(ticket, commands.bytes_from(handled)),
+                Flow::Defer(ticket) => self.keep_deferred(ticket, commands.bytes_from(handled)),
                 Flow::Pause(_) => return Flow::Pause(handled),
                 Flow::Skip => return Flow::On,
                 Flow::End => return Flow::End,
@@ -140,19 +138,19 @@ impl<D: Driver> Shard<D> {
             return Flow::On;
         }
         // `connect` is the one barrier.
-        if session.connecting().is_some() || session.unanswered >= COMMANDS_UNANSWERED_MAX {
-            return self.pause(index);
+        if session.connecting().is_some() {
+            return self.pause(index, WaitsFor::Broker);
+        }
+        if session.unanswered >= COMMANDS_UNANSWERED_MAX {
+            return self.pause(index, WaitsFor::EarlierCommands);
         }
         // What ends or renews something waits for what is to begin.
         let follows = matches!(
             command.request,
             Request::Unsubscribe(_) | Request::Refresh(_) | Request::SubRefresh(_)
         );
-        if follows
-            && !self.clients.parked_of.is_empty()
-            && self.clients.parked_of.contains_key(&index)
-        {
-            return self.pause(index);
+        if follows && self.clients.asides.deferred(index) > 0 {
+            return self.pause(index, WaitsFor::EarlierCommands);
         }
         let unanswered = session.unanswered;
         self.cx.counters().count_command(&command.request);
@@ -203,11 +201,9 @@ impl<D: Driver> Shard<D> {
         channel: &str,
         result: Result<Flow, Stop>,
     ) -> Flow {
-        // What the application has said holds until the command is done.
-        if !self.clients.told.is_empty()
-            && !matches!(result, Err(Stop::NoCredit(_) | Stop::Pending | Stop::Parked(_)))
-        {
-            self.forget_told(index);
+        // A reply of the application holds until its command is done.
+        if !matches!(result, Err(Stop::Wait(_) | Stop::Defer(_))) {
+            self.clients.asides.take(index, |aside| aside.replies.pop_front());
         }
         match result {
             Ok(flow) => flow,
@@ -228,12 +224,13 @@ impl<D: Driver> Shard<D> {
                 self.disconnect_in(index, close, channel, why);
                 Flow::End
             }
-            Err(Stop::NoCredit(home)) => {
-                self.wait_for_credit(index, home);
-                self.pause(index)
+            Err(Stop::Wait(waits)) => {
+                if let WaitsFor::Credit(home) = waits {
+                    self.wait_for_credit(index, home);
+                }
+                self.pause(index, waits)
             }
-            Err(Stop::Pending) => self.pause(index),
-            Err(Stop::Parked(ticket)) => Flow::Park(ticket),
+            Err(Stop::Defer(ticket)) => Flow::Defer(ticket),
             Err(Stop::AppError(error)) => {
                 self.reply_app_error(index, id, channel, &error);
                 Flow::On
@@ -246,11 +243,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// When the command came that is being handled: with the answer of the application at hand, when that
-    /// was asked.
+    /// When the command came that is being handled: with a reply of the application at hand, the time
+    /// of the call.
     pub(crate) fn began_ms(&self, index: u32) -> u16 {
-        let told = if self.clients.told.is_empty() { None } else { self.clients.told.get(&index) };
-        told.and_then(VecDeque::front).map_or_else(|| low_ms(self.cx.now), |kept| kept.asked_ms)
+        let reply = self.clients.asides.reply(index);
+        reply.map_or_else(|| low_ms(self.cx.now), |reply| reply.began_ms)
     }
 
     /// A command is answered.
@@ -270,9 +267,12 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn pause(&mut self, index: u32) -> Flow {
+    /// Stops the commands of a connection, and its reading, until the answer is there.
+    fn pause(&mut self, index: u32, waits: WaitsFor) -> Flow {
         self.cx.counters().commands_paused.add(1);
-        self.net.conns[index as usize].flags.set_paused(true);
+        let conn = &mut self.net.conns[index as usize];
+        conn.flags.set_paused(true);
+        conn.waits = Some(waits);
         Flow::Pause(0)
     }
 
@@ -349,7 +349,7 @@ impl<D: Driver> Shard<D> {
 
     /// Takes credits for a request to `home`: what the answer may need.
     pub(crate) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
-        self.post.spend(home, credits).ok_or(Stop::NoCredit(home))
+        self.post.spend(home, credits).ok_or(Stop::Wait(WaitsFor::Credit(home)))
     }
 
     /// Whether a session is subscribed to a channel, or about to be.

@@ -29,7 +29,8 @@ use crate::proto::client::{
     ConnectRequest, ConnectResult, Disconnect, ErrorCode, Push, RefreshRequest, Reply,
     SubscribePush, SubscribeRequest, SubscribeResult,
 };
-use crate::session::{Connecting, Extra, Made, ServerSub, Session, SessionFlags, Sub};
+use crate::session::{Connecting, Extra, Made, ServerSub, Session, SessionFlags, Sub, WaitsFor};
+use crate::shard::clients::aside::Admin;
 use crate::shard::clients::commands::Stop;
 use crate::shard::clients::proxies::{AppRequest, verdict};
 use crate::shard::http::polls::may_poll;
@@ -96,7 +97,7 @@ impl<D: Driver> Shard<D> {
         request: &ConnectRequest<'_>,
     ) -> Result<Flow, Stop> {
         // Whoever looks what is wrong may come.
-        let admin = self.clients.admins.contains_key(&index);
+        let admin = self.clients.asides.is_admin(index);
         if !admin && self.cx.is_short_for(|counters| &counters.short_connect) {
             return Ok(self.unusable(index, id, ErrorCode::Internal, NO_MEMORY));
         }
@@ -122,7 +123,7 @@ impl<D: Driver> Shard<D> {
             self.inappropriate(index);
             return Ok(Flow::End);
         }
-        self.clients.header_users.remove(&index);
+        self.clients.asides.take(index, |aside| std::mem::take(&mut aside.header_user));
         let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
         if subs.len() > client.channel_limit {
             return Err(Disconnect::ChannelLimit.into());
@@ -163,7 +164,7 @@ impl<D: Driver> Shard<D> {
         if by == By::Admin {
             let (channel, namespace) = (OWN_CHANNEL.into(), channels.own().index);
             to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
-            self.clients.admins.insert(index, true);
+            self.clients.asides.entry(index).admin = Some(Admin::Connected);
             self.cx.node.admins.fetch_add(1, Ordering::Relaxed);
         }
         let also_others = matches!(by, By::Token | By::Nobody);
@@ -194,7 +195,7 @@ impl<D: Driver> Shard<D> {
             !user.is_empty() && (client.user_connection_limit > 0 || client.single_connection());
         let ttl =
             expires.filter(|_| client.proxies.refresh.is_none()).map(|expires| expires.ttl(now));
-        let headers = self.clients.headers.remove(&index);
+        let headers = self.clients.asides.take(index, |aside| aside.headers.take());
         let began_ms = self.began_ms(index);
         let connecting = Connecting {
             command: id,
@@ -239,7 +240,7 @@ impl<D: Driver> Shard<D> {
         now: UnixSeconds,
     ) -> Result<Identified, Stop> {
         let client = Arc::clone(&self.cx.client);
-        if self.clients.admins.contains_key(&index) {
+        if self.clients.asides.is_admin(index) {
             return self.identify_admin(request, now);
         }
         if !request.token.is_empty() {
@@ -265,7 +266,7 @@ impl<D: Driver> Shard<D> {
         }
         let user = if client.allow_anonymous || client.insecure {
             CompactString::default()
-        } else if let Some(user) = self.clients.header_users.get(&index) {
+        } else if let Some(user) = self.clients.asides.header_user(index) {
             user.clone()
         } else {
             let why = "connect without a token, and anonymous clients aren't allowed";
@@ -327,7 +328,7 @@ impl<D: Driver> Shard<D> {
         let at = self.clients.sessions.insert(session) as u32;
         self.net.conns[index as usize].session = at;
         self.net.set_busy(index);
-        if self.clients.admins.contains_key(&index) {
+        if self.clients.asides.is_admin(index) {
             // It is nobody's of the application: orders and counts go past it.
             self.clients.sessions[at as usize].flags.set_hidden(true);
         } else {
@@ -414,7 +415,7 @@ impl<D: Driver> Shard<D> {
             };
             match self.subscribe_by_server(index, asker, &sub) {
                 Ok(()) => {}
-                Err(Stop::NoCredit(home)) => {
+                Err(Stop::Wait(WaitsFor::Credit(home))) => {
                     if let Some(session) = self.session_of(index)
                         && let Some(connecting) = session.connecting()
                     {
@@ -495,7 +496,7 @@ impl<D: Driver> Shard<D> {
             self.net.enqueue(&self.cx, index, frame);
         }
         let conn = &self.net.conns[index as usize];
-        if conn.phase == Phase::Client && conn.flags.paused() && !conn.flags.waiting() {
+        if conn.phase == Phase::Client && conn.waits == Some(WaitsFor::Broker) {
             let key = conn.key(index);
             self.net.resume(key);
         }
@@ -636,7 +637,7 @@ impl<D: Driver> Shard<D> {
             let Some(local) = self.local.locals.get(*at) else { continue };
             let home = local.home;
             if self.post.is_full(home) {
-                return Err(Stop::NoCredit(home));
+                return Err(Stop::Wait(WaitsFor::Credit(home)));
             }
         }
         if let Some(session) = self.session_of(index) {

@@ -7,10 +7,9 @@
 //! ```
 //! As with tokens, a paused connection keeps the command that it stopped at, and with the answer at hand it
 //! is handled once more: it costs no thread, and commands stay in their order. With `client.concurrency` a
-//! command may be parked instead: its bytes are put in front of what the connection has to handle when the
+//! command may be deferred instead: its bytes are put in front of what the connection has to handle when the
 //! answer is there.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
 use crate::proto::http;
-use crate::session::{Headers, Renewal};
+use crate::session::{Headers, Renewal, WaitsFor};
 use crate::shard::Shard;
 use crate::shard::clients::commands::{Stop, low_ms};
 use crate::shard::mail::{Asker, CONTROL, Mail, PublishOptions};
@@ -54,7 +53,7 @@ pub struct AppCall {
     pub address: Option<IpAddr>,
     /// What it is about.
     pub call: AppRequest,
-    /// Which parked command it is of, if it is; comes back with the answer.
+    /// The deferred command that it is for, if it is for one; comes back with the answer.
     pub ticket: Option<u32>,
 }
 
@@ -219,27 +218,27 @@ impl HeapBytes for SubOptions {
 
 /// A command that waits for the application while others of its connection go on.
 #[derive(Debug)]
-pub(crate) struct Parked {
+pub(crate) struct DeferredCommand {
     conn: ConnKey,
     /// The channel that it is to subscribe to; empty for what is no subscribe.
     channel: CompactString,
     bytes: Box<[u8]>,
 }
 
-/// Something about a connection or a subscription that expires, which is to be asked.
+/// A call about a connection or a subscription that expires, which waits until others are answered.
 #[derive(Debug)]
-pub(crate) struct Unasked {
+pub(crate) struct DelayedCall {
     conn: ConnKey,
     proxy: Arc<ProxyOptions>,
     call: AppRequest,
 }
 
-/// What is kept of an answer until the command that waits for it is done with.
+/// A reply of the application, kept until the command that waits for it is done.
 #[derive(Debug)]
-pub(crate) struct Kept {
-    /// When it was asked: the low bits of the shard's clock, milliseconds.
-    pub(crate) asked_ms: u16,
-    answer: Arc<AppAnswer>,
+pub(crate) struct ReplyAtHand {
+    /// The time of the call: the low bits of the shard's clock, milliseconds.
+    pub(crate) began_ms: u16,
+    pub(crate) answer: Arc<AppAnswer>,
 }
 
 impl<D: Driver> Shard<D> {
@@ -252,28 +251,26 @@ impl<D: Driver> Shard<D> {
         proxy: &Arc<ProxyOptions>,
         call: impl FnOnce() -> AppRequest,
     ) -> Result<Arc<AppAnswer>, Stop> {
-        if let Some(Kept { answer, .. }) = self.clients.told.get(&index).and_then(VecDeque::front) {
-            return Ok(Arc::clone(answer));
+        if let Some(answer) = self.clients.asides.answer(index) {
+            return Ok(answer);
         }
-        let conn = &self.net.conns[index as usize];
-        if conn.flags.pending() {
-            return Err(Stop::Pending);
+        if self.clients.asides.is_pending(index) {
+            return Err(Stop::Wait(WaitsFor::Application));
         }
         // `connect` is the one barrier.
-        let at_once = match conn.session {
+        let at_once = match self.net.conns[index as usize].session {
             NONE => 1,
             _ => self.cx.client.concurrency.max(1),
         };
-        let parked = self.clients.parked_of.get(&index).copied().unwrap_or(0);
-        if at_once > 1 && parked >= at_once {
-            // Each answer resumes it.
-            return Err(Stop::Pending);
+        if at_once > 1 && self.clients.asides.deferred(index) >= at_once {
+            // Each reply resumes it, and so does each answer of a home.
+            return Err(Stop::Wait(WaitsFor::EarlierCommands));
         }
         if self.cx.is_short_for(|counters| &counters.short_call) {
             return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
         }
         if self.question_credits() == 0 {
-            return Err(Stop::NoCredit(CONTROL));
+            return Err(Stop::Wait(WaitsFor::Credit(CONTROL)));
         }
         if at_once > 1 {
             let call = call();
@@ -282,22 +279,22 @@ impl<D: Driver> Shard<D> {
                 _ => CompactString::default(),
             };
             let conn = self.net.conns[index as usize].key(index);
-            let ticket =
-                self.clients.parked.insert(Parked { conn, channel, bytes: Box::default() }) as u32;
-            *self.clients.parked_of.entry(index).or_default() += 1;
+            let deferred = DeferredCommand { conn, channel, bytes: Box::default() };
+            let ticket = self.clients.deferred.insert(deferred) as u32;
+            self.clients.asides.entry(index).deferred += 1;
             self.post_question(index, command, proxy, call, Some(ticket));
-            return Err(Stop::Parked(ticket));
+            return Err(Stop::Defer(ticket));
         }
-        self.net.conns[index as usize].flags.set_pending(true);
+        self.clients.asides.entry(index).call = true;
         self.post_question(index, command, proxy, call(), None);
-        Err(Stop::Pending)
+        Err(Stop::Wait(WaitsFor::Application))
     }
 
     /// Questions that may be asked now.
     pub(crate) fn question_credits(&self) -> usize {
         match self.post.is_full(CONTROL) {
             true => 0,
-            false => PROXY_QUESTIONS_MAX.saturating_sub(self.clients.proxy_questions),
+            false => PROXY_QUESTIONS_MAX.saturating_sub(self.clients.calls),
         }
     }
 
@@ -306,7 +303,11 @@ impl<D: Driver> Shard<D> {
         match self.question_credits() {
             0 => {
                 let conn = self.net.conns[index as usize].key(index);
-                self.clients.unasked.push_back(Unasked { conn, proxy: Arc::clone(proxy), call });
+                self.clients.delayed.push_back(DelayedCall {
+                    conn,
+                    proxy: Arc::clone(proxy),
+                    call,
+                });
             }
             _ => self.post_question(index, 0, proxy, call, None),
         }
@@ -315,7 +316,7 @@ impl<D: Driver> Shard<D> {
     /// Asks what has waited, as far as may be.
     pub(crate) fn ask_unasked(&mut self) {
         while self.question_credits() > 0 {
-            let Some(Unasked { conn, proxy, call }) = self.clients.unasked.pop_front() else {
+            let Some(DelayedCall { conn, proxy, call }) = self.clients.delayed.pop_front() else {
                 break;
             };
             if self.net.conn(conn).is_some_and(|conn| conn.phase == Phase::Client) {
@@ -335,7 +336,7 @@ impl<D: Driver> Shard<D> {
         let key = self.net.conns[index as usize].key(index);
         let client = CompactString::new(self.client_id(key).text().as_str());
         let form = self.net.form(index);
-        let asked_with = self.clients.headers.get(&index).cloned();
+        let asked_with = self.clients.asides.get(index).and_then(|aside| aside.headers.clone());
         let session = self.session_of(index);
         let (user, meta, headers) = match session {
             Some(session) => {
@@ -346,7 +347,7 @@ impl<D: Driver> Shard<D> {
             }
             None => (CompactString::default(), Box::default(), asked_with),
         };
-        self.clients.proxy_questions += 1;
+        self.clients.calls += 1;
         self.cx.counters().proxy_questions.add(1);
         let asked_ms = low_ms(self.cx.now);
         let asker = Asker { command, asked_ms, ..Asker::of(key) };
@@ -359,30 +360,30 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The application has answered.
-    pub(crate) fn told(&mut self, told: AppReply) {
-        self.clients.proxy_questions -= 1;
-        let AppReply { asker, local, ticket, event, answer } = told;
+    pub(crate) fn take_reply(&mut self, reply: AppReply) {
+        self.clients.calls -= 1;
+        let AppReply { asker, local, ticket, event, answer } = reply;
         let index = asker.conn.index;
-        let parked = ticket.and_then(|ticket| self.clients.parked.try_remove(ticket as usize));
-        let Some(conn) = self.net.conn(asker.conn) else { return };
-        if conn.phase != Phase::Client {
+        let deferred = ticket.and_then(|ticket| self.clients.deferred.try_remove(ticket as usize));
+        if self.net.conn(asker.conn).is_none_or(|conn| conn.phase != Phase::Client) {
             return;
         }
         match event {
             ProxyEvent::Refresh => self.refreshed(index, answer),
             ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
             _ => {
-                let (asked_ms, answer) = (asker.asked_ms, Arc::new(answer));
-                let kept = Kept { asked_ms, answer };
-                // In the order of the commands: parked ones are put in front of a paused one.
-                match parked {
+                let reply = ReplyAtHand { began_ms: asker.asked_ms, answer: Arc::new(answer) };
+                let aside = self.clients.asides.entry(index);
+                // In the order of the commands: deferred ones are put in front of a paused one.
+                match deferred {
                     None => {
-                        conn.flags.set_pending(false);
-                        self.clients.told.entry(index).or_default().push_back(kept);
+                        aside.call = false;
+                        aside.replies.push_back(reply);
                     }
-                    Some(parked) => {
-                        self.unpark(index, &parked);
-                        self.clients.told.entry(index).or_default().push_front(kept);
+                    Some(command) => {
+                        aside.deferred = aside.deferred.saturating_sub(1);
+                        aside.replies.push_front(reply);
+                        self.put_in_front(index, &command);
                     }
                 }
                 self.net.resume(asker.conn);
@@ -392,52 +393,34 @@ impl<D: Driver> Shard<D> {
 
     /// Whether a subscribe of a connection to this channel waits for the application: it is reserved.
     pub(crate) fn is_reserved(&self, index: u32, channel: &str) -> bool {
-        if self.clients.parked_of.is_empty() || !self.clients.parked_of.contains_key(&index) {
+        if self.clients.asides.deferred(index) == 0 {
             return false;
         }
         let key = self.net.conns[index as usize].key(index);
-        self.clients
-            .parked
-            .iter()
-            .any(|(_, parked)| parked.conn == key && parked.channel == channel)
+        let mut deferred = self.clients.deferred.iter();
+        deferred.any(|(_, command)| command.conn == key && command.channel == channel)
     }
 
     /// Keeps the bytes of a command that waits for the application.
-    pub(crate) fn park(&mut self, ticket: u32, bytes: &[u8]) {
-        if let Some(parked) = self.clients.parked.get_mut(ticket as usize) {
-            parked.bytes = bytes.into();
+    pub(crate) fn keep_deferred(&mut self, ticket: u32, bytes: &[u8]) {
+        if let Some(command) = self.clients.deferred.get_mut(ticket as usize) {
+            command.bytes = bytes.into();
         }
     }
 
-    /// Puts such a command in front of what the connection has to handle: the answer is in front, too.
-    fn unpark(&mut self, index: u32, parked: &Parked) {
-        if let Some(count) = self.clients.parked_of.get_mut(&index) {
-            *count -= 1;
-            if *count == 0 {
-                self.clients.parked_of.remove(&index);
-            }
-        }
+    /// Puts such a command in front of what the connection has to handle: the reply is in front, too.
+    fn put_in_front(&mut self, index: u32, command: &DeferredCommand) {
         let is_json = self.net.encoding(index) == Encoding::Json;
-        let Some(conn) = self.net.conn(parked.conn) else { return };
+        let Some(conn) = self.net.conn(command.conn) else { return };
         let rx = conn.rx.get_or_insert_default();
         let rest = &rx.commands[rx.commands_at..];
-        let mut commands = Vec::with_capacity(parked.bytes.len() + rest.len() + 1);
-        commands.extend_from_slice(&parked.bytes);
+        let mut commands = Vec::with_capacity(command.bytes.len() + rest.len() + 1);
+        commands.extend_from_slice(&command.bytes);
         if is_json && !rest.is_empty() {
             commands.push(b'\n');
         }
         commands.extend_from_slice(rest);
         (rx.commands, rx.commands_at) = (commands, 0);
-    }
-
-    /// The command is done that an answer was kept for.
-    pub(crate) fn forget_told(&mut self, index: u32) {
-        if let Some(told) = self.clients.told.get_mut(&index) {
-            told.pop_front();
-            if told.is_empty() {
-                self.clients.told.remove(&index);
-            }
-        }
     }
 
     /// Keeps of a request's headers what proxies take over.
@@ -453,7 +436,7 @@ impl<D: Driver> Shard<D> {
         let http: Vec<_> = named.collect();
         if !http.is_empty() {
             let headers = Headers { http, emulated: Vec::new() };
-            self.clients.headers.insert(index, Arc::new(headers));
+            self.clients.asides.entry(index).headers = Some(Arc::new(headers));
         }
     }
 
@@ -470,9 +453,9 @@ impl<D: Driver> Shard<D> {
         });
         let emulated: Vec<_> = named.collect();
         if !emulated.is_empty() {
-            let http =
-                self.clients.headers.get(&index).map(|kept| kept.http.clone()).unwrap_or_default();
-            self.clients.headers.insert(index, Arc::new(Headers { http, emulated }));
+            let kept = &mut self.clients.asides.entry(index).headers;
+            let http = kept.as_ref().map(|kept| kept.http.clone()).unwrap_or_default();
+            *kept = Some(Arc::new(Headers { http, emulated }));
         }
     }
 

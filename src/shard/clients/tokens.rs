@@ -16,6 +16,8 @@ use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{ConnectionClaims, SubscriptionClaims, TokenFault, TokenKeys};
 use crate::io::Driver;
 use crate::proto::client::ErrorCode;
+use crate::session::WaitsFor;
+use crate::shard::clients::aside::Check;
 use crate::shard::clients::commands::Stop;
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::mail::{Asker, Mail};
@@ -23,15 +25,6 @@ use crate::shard::{Node, Shard};
 
 /// None of the public keys made the signature.
 const NOT_SIGNED: TokenFault = TokenFault::Invalid("signature: not made with a configured key");
-
-/// The check of a signature that a connection is paused for, or was until now.
-#[derive(Debug)]
-pub(crate) enum Check {
-    /// The home of the token is asked.
-    Asked(Interest),
-    /// It has answered, and the command isn't handled again yet.
-    Answered(Verdict),
-}
 
 /// An answer about the signature of the token that a connection is paused for.
 #[derive(Clone, Copy, Debug)]
@@ -93,10 +86,10 @@ impl<D: Driver> Shard<D> {
     /// isn't known.
     fn is_signed(&mut self, index: u32, token: &str, kind: TokenKind) -> Result<bool, Stop> {
         let hash = self.cx.node.names.hash(token);
-        if self.net.conns[index as usize].flags.pending() {
-            return Err(Stop::Pending);
+        if self.clients.asides.is_pending(index) {
+            return Err(Stop::Wait(WaitsFor::TokenCheck));
         }
-        if let Some(Check::Answered(verdict)) = self.clients.checks.remove(&index)
+        if let Some(Check::Done(verdict)) = self.clients.asides.take(index, |of| of.check.take())
             && verdict.hash == hash
         {
             return match verdict.signed {
@@ -114,27 +107,14 @@ impl<D: Driver> Shard<D> {
         }
         let home = self.cx.node.names.home(hash);
         let credits = self.spend(home, LARGE_ANSWER_CREDITS)?;
-        let conn = &mut self.net.conns[index as usize];
-        conn.flags.set_pending(true);
-        let asker = Asker { credits, ..Asker::of(conn.key(index)) };
+        let asker = Asker { credits, ..Asker::of(self.net.conns[index as usize].key(index)) };
         // Asked of the kernel only where it counts.
         let is_limited = self.cx.node.addresses.limits_checks();
         let interest =
             Interest::new(if is_limited { self.net.client_address(index) } else { None });
-        self.clients.checks.insert(index, Check::Asked(interest.clone()));
+        self.clients.asides.entry(index).check = Some(Check::Requested(interest.clone()));
         self.post.send(&self.cx, home, Mail::Verify { token: token.into(), kind, asker, interest });
-        Err(Stop::Pending)
-    }
-
-    /// A connection has gone: nobody waits for its check.
-    pub(crate) fn forget_check(&mut self, index: u32) {
-        if self.clients.checks.is_empty() {
-            return;
-        }
-        if let Some(Check::Asked(interest)) = self.clients.checks.remove(&index) {
-            interest.withdraw();
-            self.cx.counters().tokens_withdrawn.add(1);
-        }
+        Err(Stop::Wait(WaitsFor::TokenCheck))
     }
 
     /// The verdict has come: the command goes on.
@@ -143,8 +123,8 @@ impl<D: Driver> Shard<D> {
         if conn.socket.is_none() {
             return;
         }
-        conn.flags.set_pending(false);
-        self.clients.checks.insert(asker.conn.index, Check::Answered(Verdict { hash, signed }));
+        let check = Check::Done(Verdict { hash, signed });
+        self.clients.asides.entry(asker.conn.index).check = Some(check);
         self.net.resume(asker.conn);
     }
 }

@@ -408,7 +408,7 @@ impl<D: Driver> Shard<D> {
             && let Some(Ok(user)) = head.header(user).map(std::str::from_utf8)
             && !user.is_empty()
         {
-            self.clients.header_users.insert(index, user.into());
+            self.clients.asides.entry(index).header_user = user.into();
         }
         self.keep_headers(index, head);
     }

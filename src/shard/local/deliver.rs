@@ -11,7 +11,7 @@ use crate::hub::parcel::{Parcel, Told};
 use crate::io::Driver;
 use crate::proto::client::{Reply, Unsubscribed};
 use crate::proto::framing;
-use crate::session::{Sub, SubState};
+use crate::session::{Sub, SubState, WaitsFor};
 use crate::shard::Shard;
 use crate::shard::local::LocalSide;
 use crate::shard::mail::{Asker, Batch, CONTROL, List, ListOf, Mail};
@@ -124,7 +124,7 @@ impl<D: Driver> Shard<D> {
                     self.web_response(asker.conn, bytes, keep_alive);
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),
-                Mail::AppReply(told) => self.told(*told),
+                Mail::AppReply(reply) => self.take_reply(*reply),
                 Mail::List(list) => self.list_users(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
@@ -150,8 +150,7 @@ impl<D: Driver> Shard<D> {
     /// Whether the connection that asked is still there for the answer, which is one less to wait for.
     pub(crate) fn takes_answer(&mut self, asker: Asker) -> bool {
         let Some(conn) = self.net.conn(asker.conn) else { return false };
-        let flags = conn.flags;
-        let at = conn.session;
+        let (waits, at) = (conn.waits, conn.session);
         let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
         if session.flags.detached() {
             return false;
@@ -161,7 +160,7 @@ impl<D: Driver> Shard<D> {
         let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
         // Half of the answers first, so that what is left of a long message is taken in few parts.
         let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
-        if flags.paused() && !flags.waiting() && !flags.pending() && few {
+        if few && waits.is_some_and(WaitsFor::ends_with_answers) {
             self.net.resume(asker.conn);
         }
         true

@@ -163,8 +163,8 @@ impl<D: Driver> Shard<D> {
         self.net.driver.rename(old, new, conn.socket.as_ref()?).ok()?;
         conn.generation = generation;
         // No verdict and no credit comes for it any more; its places on the lists go with the old key.
-        conn.flags.set_pending(false);
         conn.flags.set_waiting(false);
+        conn.waits = None;
         let (ready, dirty) = (conn.flags.ready(), conn.flags.dirty());
         conn.flags.set_ready(false);
         conn.flags.set_dirty(false);

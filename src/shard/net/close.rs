@@ -13,7 +13,8 @@ use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::proto::http::Refusal;
 use crate::proto::ws::{self, Fault};
-use crate::session::{Renewal, Session, Sub, SubState};
+use crate::session::{Renewal, Session, Sub, SubState, WaitsFor};
+use crate::shard::clients::aside::{Admin, Check};
 use crate::shard::http::requests::UniWebSocketOptions;
 use crate::shard::mail::Mail;
 use crate::shard::net::record::{Conn, NONE, Phase};
@@ -96,7 +97,7 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.net.conns.get_mut(index as usize) else { return };
         conn.phase = Phase::Closing;
         conn.since_tick = tick;
-        conn.flags.set_paused(false);
+        conn.go_on();
         if let Some(rx) = &mut conn.rx {
             rx.commands = Vec::new();
         }
@@ -148,7 +149,7 @@ impl<D: Driver> Shard<D> {
         conn.phase = Phase::Lingering;
         conn.since_tick = tick;
         conn.flags.set_deaf(true);
-        conn.flags.set_paused(false);
+        conn.go_on();
         let rx = conn.rx.take();
         let key = conn.key(index);
         self.forget_rx(rx);
@@ -267,27 +268,29 @@ impl<D: Driver> Shard<D> {
         self.net.leaving_count += 1;
     }
 
+    /// The peer has gone while its `connect` waits for an answer: nobody would get the result, and the
+    /// check of its token, or its place, is of use to others. A connected client's commands are
+    /// carried out first, since it sent them before it went. So is a `connect` whose FIN came along
+    /// with it: that peer has closed one way only, and reads on.
+    pub(crate) fn leave_before_connected(&mut self, index: u32) {
+        self.notice_gone(index);
+        self.release(index, false);
+    }
+
     /// A connection is no client's any more: what is kept of one beside its session goes.
     pub(crate) fn forget_client(&mut self, index: u32) {
         self.leave_client_place(index);
-        if !self.clients.header_users.is_empty() {
-            self.clients.header_users.remove(&index);
-        }
-        self.forget_check(index);
-        if !self.clients.headers.is_empty() {
-            self.clients.headers.remove(&index);
+        if let Some(aside) = self.clients.asides.remove(index) {
+            if let Some(Check::Requested(interest)) = aside.check {
+                interest.withdraw();
+                self.cx.counters().tokens_withdrawn.add(1);
+            }
+            if aside.admin == Some(Admin::Connected) {
+                self.cx.node.admins.fetch_sub(1, Ordering::Relaxed);
+            }
         }
         if !self.net.heads.is_empty() {
             self.net.heads.remove(&index);
-        }
-        if !self.clients.told.is_empty() {
-            self.clients.told.remove(&index);
-        }
-        if !self.clients.parked_of.is_empty() {
-            self.clients.parked_of.remove(&index);
-        }
-        if !self.clients.admins.is_empty() && self.clients.admins.remove(&index) == Some(true) {
-            self.cx.node.admins.fetch_sub(1, Ordering::Relaxed);
         }
         if !self.net.polls.is_empty() {
             self.net.polls.remove(&index);
@@ -529,7 +532,7 @@ impl<D: Driver> Shard<D> {
             // The application is asked who it is, or a home has no credit for its token: it is not the client that
             // is late.
             Phase::Client
-                if conn.session == NONE && (conn.flags.pending() || conn.flags.waiting()) =>
+                if conn.session == NONE && conn.waits.is_some_and(WaitsFor::is_of_the_node) =>
             {
                 self.net.conns[index as usize].since_tick = tick;
                 self.schedule(index);
@@ -601,7 +604,7 @@ impl<D: Driver> Shard<D> {
         self.expire_subs(index);
         let conn = &self.net.conns[index as usize];
         let unhandled = conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
-        let unread = conn.flags.pending() || conn.flags.paused() || conn.flags.ready() || unhandled;
+        let unread = conn.flags.paused() || conn.flags.ready() || unhandled;
         let held = conn.flags.held() && !form.is_poll();
         let Some(session) = self.clients.sessions.get_mut(conn.session as usize) else { return };
         if session.due_tick > tick {

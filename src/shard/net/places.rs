@@ -104,7 +104,7 @@ impl<D: Driver> Shard<D> {
                 self.net.replaceable.remove(index);
                 continue;
             };
-            if conn.flags.pending() {
+            if self.clients.asides.is_pending(index) {
                 // Its token is being checked, or the application is asked about it: it isn't idle.
                 self.net.replaceable.insert(index);
                 continue;

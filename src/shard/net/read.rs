@@ -13,6 +13,7 @@ use crate::proto::http::{self, Refusal};
 use crate::proto::proxy_header::is_proxy_header;
 use crate::proto::ws::{self, Event, Fault, InflateFault, MessageKind, ReadRules, Reader};
 use crate::shard::Shard;
+use crate::shard::clients::aside::Admin;
 use crate::shard::http::bodies::Room;
 use crate::shard::http::refusals::Manner;
 use crate::shard::http::requests::EndpointKind;
@@ -34,7 +35,7 @@ pub(crate) enum Flow {
     /// Not before something comes back; so many bytes of the message are handled.
     Pause(usize),
     /// Yes; this command waits for the application, under that number.
-    Park(u32),
+    Defer(u32),
     /// Not with this message.
     Skip,
     /// The session is over.
@@ -332,7 +333,7 @@ impl<D: Driver> Shard<D> {
         if client {
             self.keep_client_headers(key.index, head);
         } else if admin {
-            self.clients.admins.insert(key.index, false);
+            self.clients.asides.entry(key.index).admin = Some(Admin::Upgraded);
         }
         let mut answer = std::mem::take(&mut self.codec.replies);
         answer.clear();
@@ -443,7 +444,7 @@ impl<D: Driver> Shard<D> {
             };
             budget.frames -= 1;
             match self.event(key.index, event, &mut commands) {
-                Flow::On | Flow::Park(_) | Flow::Skip => {}
+                Flow::On | Flow::Defer(_) | Flow::Skip => {}
                 Flow::Pause(_) => break,
                 // The peer's close frame may be behind it.
                 Flow::End if self.net.conn(key).is_some_and(|c| c.phase == Phase::Closing) => {}

@@ -17,6 +17,7 @@ use crate::base::flags::flags;
 use crate::base::form::Form;
 use crate::base::id::ConnKey;
 use crate::proto::ws;
+use crate::session::WaitsFor;
 use crate::shard::http::emulation::{Emulated, Emulating};
 use crate::shard::http::web::Incoming;
 use crate::shard::net::timers::Links;
@@ -76,10 +77,8 @@ flags! {
         waiting, set_waiting = 11;
         /// Frames for it wait in a side table, to go behind the reply to its `connect`.
         held, set_held = 12;
-        /// A question of its command is out: about a token's signature, or to the application.
-        pending, set_pending = 13;
         /// A request of it was answered by the control thread.
-        served, set_served = 14;
+        served, set_served = 13;
     }
 }
 
@@ -106,6 +105,8 @@ pub(crate) struct Conn<S> {
     /// How messages are written to it.
     pub(crate) form: Form,
     pub(crate) flags: Flags,
+    /// The answer for which its commands have stopped; it is paused then.
+    pub(crate) waits: Option<WaitsFor>,
 }
 
 /// Bytes of the record with a descriptor as its socket.
@@ -129,7 +130,14 @@ impl<S> Conn<S> {
             phase: Phase::Head,
             form: Form::JSON,
             flags: Flags::default(),
+            waits: None,
         }
+    }
+
+    /// Lets it be read, and its commands be handled: whatever they waited for.
+    pub(crate) fn go_on(&mut self) {
+        self.flags.set_paused(false);
+        self.waits = None;
     }
 
     /// Its key, in slot `index`.

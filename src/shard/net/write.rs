@@ -208,7 +208,7 @@ impl<D: Driver> Net<D> {
     /// Reads a connection again that was paused.
     pub(crate) fn resume(&mut self, key: ConnKey) {
         if let Some(conn) = self.conn(key) {
-            conn.flags.set_paused(false);
+            conn.go_on();
             self.mark_ready(key);
         }
     }
