@@ -13,7 +13,7 @@ use roost::base::id::ShardId;
 use roost::base::tags::Tags;
 use roost::hub::fanout::{FanOut, Walk};
 use roost::hub::filter::{Filter, Filters};
-use roost::hub::parcel::{Frames, Parcel, Told};
+use roost::hub::parcel::{Frames, Parcel, ParcelKind};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
 use roost::shard::mail::{Mail, MailLane, Mailbox};
@@ -29,7 +29,7 @@ fn parcel(bytes: usize) -> Arc<Parcel> {
     let frames = |form| (form, Frames { full: frame.clone(), patch: None });
     let frames = vec![frames(Form::JSON), frames(Form::BINARY)];
     let tags = Tags::pack([("ticker", "a")]);
-    Arc::new(Parcel { frames, ..Parcel::new(Told::Publication, 0, Tags::packed(&tags)) })
+    Arc::new(Parcel { frames, ..Parcel::new(ParcelKind::Publication, 0, Tags::packed(&tags)) })
 }
 
 /// The number of a filter for one value of a tag.

@@ -11,7 +11,7 @@ use roost::base::tags::Tags;
 use roost::base::time::Millis;
 use roost::hub::fanout::{FanOut, Walk};
 use roost::hub::filter::Filters;
-use roost::hub::parcel::{Frames, Parcel, Told};
+use roost::hub::parcel::{Frames, Parcel, ParcelKind};
 use roost::hub::subscribers::{Subscriber, Subscribers, Traits};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::{Encoding, Publication, Push, binary_commands, commands};
@@ -119,7 +119,7 @@ fn fan_out(n: u32) {
     }
     let frames = Frames { full: Some(SharedFrame::new(&[b'x'; 200])), patch: None };
     let frames = vec![(Form::JSON, frames)];
-    let parcel = Arc::new(Parcel { frames, ..Parcel::new(Told::Publication, 0, Tags::NONE) });
+    let parcel = Arc::new(Parcel { frames, ..Parcel::new(ParcelKind::Publication, 0, Tags::NONE) });
     let (filters, mut walk, mut scratch) = (Filters::default(), Walk::default(), Vec::new());
     for _ in 0..n {
         let mut fan_out = FanOut::default();
@@ -140,7 +140,7 @@ impl Wake for Silent {
 fn mail(n: u32) {
     let (letterbox, mailbox) = Mailbox::new(16, Alarm::new(Arc::new(Silent)));
     let mut outbox = MailLane::new(letterbox);
-    let parcel = Arc::new(Parcel::new(Told::Publication, 0, Tags::NONE));
+    let parcel = Arc::new(Parcel::new(ParcelKind::Publication, 0, Tags::NONE));
     for _ in 0..n {
         for local in 0..16 {
             outbox.push(Mail::Deliver { local, parcel: Arc::clone(&parcel) });

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::filter::{FilterId, Filters};
-use super::parcel::{Parcel, Told};
+use super::parcel::{Parcel, ParcelKind};
 use super::subscribers::{Subscribers, Traits};
 use crate::base::form::{Form, Transport};
 use crate::base::frame::SharedFrame;
@@ -112,7 +112,7 @@ impl FanOut {
                 if !begun
                     && group.joined.is_empty()
                     && group.upto == upto
-                    && (!drops || group.parcels[0].told == parcel.told)
+                    && (!drops || group.parcels[0].kind == parcel.kind)
                     && group.parcels.len() < JOIN_PARCELS_MAX
                     && group.longest + longest <= JOIN_BYTES_MAX =>
             {
@@ -222,7 +222,7 @@ impl FanOut {
 
 impl Group {
     fn add(&mut self, parcel: Arc<Parcel>, longest: usize) {
-        if parcel.told == Told::Publication {
+        if parcel.kind == ParcelKind::Publication {
             self.publications |= 1 << self.parcels.len();
         }
         self.longest += longest;
@@ -307,7 +307,7 @@ impl Group {
                 debug_assert!(outgoing.unfit, "a form that is in use and wasn't made: {form:?}");
                 break;
             };
-            if parcel.told == Told::Publication {
+            if parcel.kind == ParcelKind::Publication {
                 has_base = true;
                 outgoing.patch |= frames.is_empty() && based && delta;
                 outgoing.last = parcel.full(form).filter(|_| self.drops).cloned();
@@ -341,12 +341,12 @@ mod tests {
     const JSON_TEXT: Form = Form::JSON.with_data(Data::Text);
     const JSON_DELTA: Form = Form::JSON.with_data(Data::Delta);
 
-    fn parcel(told: Told, text: &str, tags: &[(&str, &str)]) -> Arc<Parcel> {
+    fn parcel(kind: ParcelKind, text: &str, tags: &[(&str, &str)]) -> Arc<Parcel> {
         let frame = |suffix: &str| SharedFrame::new(format!("{text}{suffix}").as_bytes());
         let frames =
             |full, patch: Option<&str>| Frames { full: Some(frame(full)), patch: patch.map(frame) };
         let packed = Tags::pack(tags.iter().copied());
-        let publication = told == Told::Publication;
+        let publication = kind == ParcelKind::Publication;
         Arc::new(Parcel {
             frames: vec![
                 (Form::JSON, frames("", None)),
@@ -357,12 +357,12 @@ mod tests {
             .into_iter()
             .filter(|(form, _)| publication || form.data() == Data::Plain)
             .collect(),
-            ..Parcel::new(told, 1, Tags::packed(&packed))
+            ..Parcel::new(kind, 1, Tags::packed(&packed))
         })
     }
 
     fn push(fan_out: &mut FanOut, text: &str, upto: u32) {
-        assert!(fan_out.push(parcel(Told::Publication, text, &[]), upto, false));
+        assert!(fan_out.push(parcel(ParcelKind::Publication, text, &[]), upto, false));
     }
 
     fn concat(_: Form, frames: &[&SharedFrame], out: &mut Vec<u8>) {
@@ -489,7 +489,7 @@ mod tests {
         let mut fan_out = FanOut::default();
         let large = "x".repeat(FANOUT_BYTES_MAX);
         push(&mut fan_out, &large, 1);
-        assert!(!fan_out.push(parcel(Told::Publication, "x", &[]), 1, false));
+        assert!(!fan_out.push(parcel(ParcelKind::Publication, "x", &[]), 1, false));
         slices(&mut fan_out, 1, 1);
         push(&mut fan_out, &large, 1);
     }
@@ -528,12 +528,12 @@ mod tests {
         ]);
         let mut fan_out = FanOut::default();
         let upto = subscribers.places();
-        for (told, text, tags) in [
-            (Told::Presence, "j", &[][..]),
-            (Told::Publication, "1", &[("k", "1")]),
-            (Told::Publication, "2", &[("k", "2")]),
+        for (kind, text, tags) in [
+            (ParcelKind::Presence, "j", &[][..]),
+            (ParcelKind::Publication, "1", &[("k", "1")]),
+            (ParcelKind::Publication, "2", &[("k", "2")]),
         ] {
-            assert!(fan_out.push(parcel(told, text, tags), upto, false));
+            assert!(fan_out.push(parcel(kind, text, tags), upto, false));
         }
         let mut walk = Walk::default();
         assert!(fan_out.walk(99, &mut subscribers, &filters, &mut walk, concat, &mut Vec::new()));
@@ -546,7 +546,7 @@ mod tests {
 
     #[test]
     fn a_subscriber_stands_before_what_waits_for_it() {
-        let at = |offset| Arc::new(Parcel::new(Told::Publication, offset, Tags::NONE));
+        let at = |offset| Arc::new(Parcel::new(ParcelKind::Publication, offset, Tags::NONE));
         let mut fan_out = FanOut::default();
         assert_eq!(fan_out.offset_at(0), None);
         // The second came behind 5 and 6, the third behind 7; a publication without history has no place.
@@ -563,7 +563,7 @@ mod tests {
     fn a_join_alone_makes_no_base() {
         let mut subscribers = list([Traits::new(JSON_DELTA).with_fresh(true)]);
         let mut fan_out = FanOut::default();
-        assert!(fan_out.push(parcel(Told::Presence, "j", &[]), 1, false));
+        assert!(fan_out.push(parcel(ParcelKind::Presence, "j", &[]), 1, false));
         assert_eq!(walk_once(&mut fan_out, 1, &mut subscribers), [(0, String::new(), 0, false)]);
         assert!(subscribers.iter().all(|s| s.traits.fresh()));
     }
@@ -579,7 +579,7 @@ mod tests {
                 Frames { full: Some(SharedFrame::new(b"x")), patch: None },
             )],
             unfit_for_json: true,
-            ..Parcel::new(Told::Publication, 1, Tags::NONE)
+            ..Parcel::new(ParcelKind::Publication, 1, Tags::NONE)
         };
         assert!(fan_out.push(Arc::new(unfit), 2, false));
         let got = walk_once(&mut fan_out, 2, &mut subscribers);
@@ -591,10 +591,12 @@ mod tests {
         let delta = Traits::new(JSON_DELTA).with_positioned(true).with_joins(true);
         let mut subscribers = list([delta, delta.with_fresh(true)]);
         let mut fan_out = FanOut::default();
-        for (told, text) in
-            [(Told::Publication, "1"), (Told::Publication, "2"), (Told::Presence, "j")]
-        {
-            assert!(fan_out.push(parcel(told, text, &[]), 2, true));
+        for (kind, text) in [
+            (ParcelKind::Publication, "1"),
+            (ParcelKind::Publication, "2"),
+            (ParcelKind::Presence, "j"),
+        ] {
+            assert!(fan_out.push(parcel(kind, text, &[]), 2, true));
         }
         let mut walk = Walk::default();
         let mut next = || {

@@ -302,7 +302,7 @@ mod tests {
     use crate::base::frame::SharedFrame;
     use crate::base::limits::JOIN_PARCELS_MAX;
     use crate::base::tags::Tags;
-    use crate::hub::parcel::{Frames, Told};
+    use crate::hub::parcel::{Frames, ParcelKind};
     use crate::hub::subscribers::{Subscriber, Traits};
 
     fn one() -> (Locals, u32) {
@@ -319,7 +319,7 @@ mod tests {
         let (mut locals, at) = one();
         locals.begin_at(at, Position { offset: 7, epoch: None });
         let mut deliver = |offset| {
-            let parcel = Parcel::new(Told::Publication, offset, Tags::NONE);
+            let parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
             locals.deliver(at, &Arc::new(parcel), Sending::default())
         };
         assert_eq!(deliver(8), Delivery::Taken);
@@ -341,7 +341,7 @@ mod tests {
         let home = |offset| Position { offset, epoch };
         locals.begin_at(at, home(7));
         assert!(!locals.is_elsewhere(at, home(7)));
-        let parcel = Arc::new(Parcel::new(Told::Publication, 8, Tags::NONE));
+        let parcel = Arc::new(Parcel::new(ParcelKind::Publication, 8, Tags::NONE));
         locals.deliver(at, &parcel, Sending::default());
         assert!(!locals.is_elsewhere(at, home(8)));
         // The ninth was lost on its way here, and the mail about that comes behind the new subscriber.
@@ -357,7 +357,7 @@ mod tests {
             let frames = Frames { full: Some(SharedFrame::new(b"x")), patch: None };
             let parcel = Parcel {
                 frames: vec![(Form::JSON, frames)],
-                ..Parcel::new(Told::Publication, 0, Tags::NONE)
+                ..Parcel::new(ParcelKind::Publication, 0, Tags::NONE)
             };
             locals.deliver(at, &Arc::new(parcel), Sending { drops: false, due: Some(Millis(due)) })
         };

@@ -8,7 +8,7 @@ use crate::base::time::Millis;
 
 /// The kind of a parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum ParcelKind {
     /// A publication: for all whose filter it passes.
     Publication,
     /// Join and leave events, for subscribers that take them.
@@ -19,7 +19,7 @@ pub enum Told {
 #[derive(Debug)]
 pub struct Parcel {
     /// Its kind.
-    pub told: Told,
+    pub kind: ParcelKind,
     /// A publication's place in the stream, 0 without history.
     pub offset: u64,
     /// Its frames by form; what isn't a publication has those of connections only.
@@ -43,9 +43,9 @@ pub struct Frames {
 
 impl Parcel {
     /// A parcel in no form yet.
-    pub fn new(told: Told, offset: u64, tags: Tags<'_>) -> Self {
+    pub fn new(kind: ParcelKind, offset: u64, tags: Tags<'_>) -> Self {
         Self {
-            told,
+            kind,
             offset,
             frames: Vec::new(),
             tags: tags.bytes().into(),
@@ -56,9 +56,9 @@ impl Parcel {
 
     fn frames_of(&self, form: Form) -> Option<&Frames> {
         let find = |form| self.frames.iter().find(|(of, _)| *of == form);
-        let found = find(form).or_else(|| match self.told {
-            Told::Publication => None,
-            Told::Presence => find(form.of_connection()),
+        let found = find(form).or_else(|| match self.kind {
+            ParcelKind::Publication => None,
+            ParcelKind::Presence => find(form.of_connection()),
         });
         found.map(|(_, frames)| frames)
     }
@@ -106,9 +106,9 @@ mod tests {
         };
         let events = Form::new(Framing::Events, false);
         let delta = Form::JSON.with_data(Data::Delta);
-        let told = |told, frames| Parcel { frames, ..Parcel::new(told, 1, Tags::NONE) };
-        let publication = told(
-            Told::Publication,
+        let kind = |kind, frames| Parcel { frames, ..Parcel::new(kind, 1, Tags::NONE) };
+        let publication = kind(
+            ParcelKind::Publication,
             vec![
                 (Form::JSON, frames("json", "")),
                 (delta, frames("text", "patch")),
@@ -132,7 +132,7 @@ mod tests {
         }
         assert!(publication.bytes() > 18, "their frames, and what holds them");
         assert_eq!(publication.longest(), 5);
-        let event = told(Told::Presence, vec![(Form::JSON, frames("json", ""))]);
+        let event = kind(ParcelKind::Presence, vec![(Form::JSON, frames("json", ""))]);
         assert_eq!(get(&event, delta, true), text("json"));
         assert_eq!(get(&event, events, true), None);
     }

@@ -12,7 +12,7 @@ use crate::base::info::ClientInfo;
 use crate::base::limits::FRAME_MESSAGES_MAX;
 use crate::base::tags::Tags;
 use crate::hub::home::Wanted;
-use crate::hub::parcel::{Frames, Parcel, Told};
+use crate::hub::parcel::{Frames, Parcel, ParcelKind};
 use crate::proto::client::{self, Push, info_is_json};
 use crate::proto::framing;
 use crate::shard::codec::Codec;
@@ -78,7 +78,7 @@ fn pack(codec: &mut Codec, channel: &str, events: &[Event], wanted: Wanted) -> P
         let full = Some(SharedFrame::new(&joined));
         frames.push((form, Frames { full, patch: None }));
     }
-    Parcel { frames, unfit_for_json: !is_json, ..Parcel::new(Told::Presence, 0, Tags::NONE) }
+    Parcel { frames, unfit_for_json: !is_json, ..Parcel::new(ParcelKind::Presence, 0, Tags::NONE) }
 }
 
 #[cfg(test)]

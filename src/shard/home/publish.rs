@@ -15,7 +15,7 @@ use crate::edge::channels::Namespace;
 use crate::hub::delta::{self, Patched};
 use crate::hub::history::{Position, Published, StreamOptions};
 use crate::hub::home::{Taken, Wanted};
-use crate::hub::parcel::{Frames, Parcel, Told};
+use crate::hub::parcel::{Frames, Parcel, ParcelKind};
 use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push};
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
@@ -191,7 +191,7 @@ impl Home {
         let mut waits_for = ShardSet::default();
         let mut filled = ShardSet::default();
         let counters = cx.counters();
-        let presence = parcel.told == Told::Presence;
+        let presence = parcel.kind == ParcelKind::Presence;
         for interest in self.channels.interests_mut(at) {
             if presence && !interest.takes_joins() {
                 continue;
@@ -312,7 +312,7 @@ fn pack(
     Parcel {
         frames,
         unfit_for_json: !is_json,
-        ..Parcel::new(Told::Publication, publication.offset, publication.tags)
+        ..Parcel::new(ParcelKind::Publication, publication.offset, publication.tags)
     }
 }
 

@@ -6,14 +6,15 @@ use crate::base::id::ShardId;
 use crate::base::limits::{COMMANDS_UNANSWERED_MAX, TURN_BATCHES_MAX, TURN_MAIL_BYTES_MAX};
 use crate::edge::channels::SlowPolicy;
 use crate::hub::fanout::Outgoing;
-use crate::hub::local::{Delivery, Sending};
-use crate::hub::parcel::{Parcel, Told};
+use crate::hub::parcel::Parcel;
 use crate::io::Driver;
 use crate::proto::client::{Reply, Unsubscribed};
 use crate::proto::framing;
 use crate::session::{Sub, SubState, WaitsFor};
 use crate::shard::Shard;
 use crate::shard::local::LocalSide;
+use crate::shard::local::arrival::Taken;
+use crate::shard::local::fanout::{Slice, Step};
 use crate::shard::mail::{Asker, Batch, CONTROL, List, ListOf, Mail};
 
 impl<D: Driver> Shard<D> {
@@ -166,46 +167,29 @@ impl<D: Driver> Shard<D> {
         true
     }
 
-    /// Something for the subscribers of a channel.
+    /// A parcel has come for the subscribers of a channel.
     fn deliver(&mut self, local: u32, parcel: &Arc<Parcel>) {
-        let Some(namespace) = self.local.locals.get(local).map(|local| local.namespace) else {
-            return;
-        };
-        let now = self.cx.now;
-        let rules = self.cx.channels_with(namespace);
-        let rules = rules.namespace(namespace);
-        let due = (rules.write_delay_ms > 0).then(|| now.after(rules.write_delay_ms));
-        let sending = Sending { drops: rules.slow_policy.drops(), due };
-        let mut delivery = self.local.locals.deliver(local, parcel, sending);
-        if delivery == Delivery::Broken {
-            // The others were told, or counted, when the gap came about.
+        let mut taken = self.local.deliver(&self.cx, local, parcel);
+        if taken == Taken::Broken {
+            // The gap was counted when it came about. Without those who need a place there is none to keep.
             self.end_positioned(local);
-            delivery = self.local.locals.deliver(local, parcel, sending);
+            taken = self.local.deliver(&self.cx, local, parcel);
         }
-        if delivery == Delivery::Refused {
-            // Who comes and goes is no publication: presence tells it all the same.
-            if parcel.told == Told::Presence {
-                return self.cx.counters().events_lost.add(1);
-            }
-            self.cx.counters().gaps_fanout.add(1);
+        if taken == Taken::Gap {
             self.gap(local);
         }
     }
 
-    /// Publications of a channel were lost on their way here: who is positioned is told, and
-    /// recovers from history; others lost them.
+    /// Publications of a channel were lost on their way here: subscriptions with a position end, and their
+    /// clients recover from history; others lost them.
     fn gap(&mut self, local: u32) {
-        let Some(record) = self.local.locals.get(local) else { return };
-        let untold = record.subscribers.iter().filter(|s| !s.traits.positioned()).count();
-        self.cx.counters().gaps_untold.add(untold as u64);
+        self.cx.counters().gaps_untold.add(self.local.without_position(local) as u64);
         self.end_positioned(local);
     }
 
-    /// Ends the subscriptions of those who would be out of position: their clients come back.
+    /// Ends the subscriptions that would be out of position: their clients come back.
     pub(crate) fn end_positioned(&mut self, local: u32) {
-        let Some(record) = self.local.locals.get(local) else { return };
-        let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
-        let positioned: Vec<u32> = positioned.map(|s| s.conn).collect();
+        let positioned = self.local.with_position(local);
         self.cx.counters().gaps_told.add(positioned.len() as u64);
         for conn in positioned {
             self.end_sub(conn, local, Unsubscribed::InsufficientState);
@@ -214,28 +198,18 @@ impl<D: Driver> Shard<D> {
 
     /// Sends some of what waits for subscribers: channels in turn, a slice of each.
     pub(crate) fn fan_out_some(&mut self) {
-        self.local.locals.wake_due(self.cx.now);
-        let mut left = self.cx.node.options.turn_deliveries_max;
+        let mut left = self.local.begin_fan_outs(&self.cx);
         let queue_bytes_max = self.cx.client.queue_bytes_max;
-        let mut scratch = std::mem::take(&mut self.codec.scratch);
-        let mut walk = std::mem::take(&mut self.local.walk);
-        while left > 0 {
-            let Some(at) = self.local.locals.next_active() else { break };
-            if !self.local.locals.walk(
-                at,
-                left,
-                &self.local.filters,
-                &mut walk,
-                framing::join,
-                &mut scratch,
-            ) {
-                self.fan_out_done(at);
-                continue;
-            }
-            let Some(namespace) = self.local.locals.get(at).map(|local| local.namespace) else {
-                continue;
+        while let Some(step) = self.local.next_step(&self.cx, left, &mut self.codec.scratch) {
+            let slice = match step {
+                Step::Ended(at) => {
+                    self.fan_out_done(at);
+                    continue;
+                }
+                Step::Slice(slice) => slice,
             };
-            let policy = self.cx.channels_with(namespace).namespace(namespace).slow_policy;
+            let Slice { channel: at, namespace, policy, .. } = slice;
+            let mut walk = slice.walk;
             let mut messages = 0;
             for (conn, outgoing) in walk.to.drain(..) {
                 let outgoing = &walk.outgoing[outgoing as usize];
@@ -253,23 +227,13 @@ impl<D: Driver> Shard<D> {
                     self.inappropriate(conn);
                 }
             }
-            if let Some((taken_at, subscribers)) = walk.ended {
-                let ms = self.cx.now.since(taken_at);
-                let us = u32::try_from(ms.saturating_mul(1000)).unwrap_or(u32::MAX);
-                self.cx.node.fan_out[self.cx.id.index()].record(us);
-                self.cx.node.fan_out_size[self.cx.id.index()].record(subscribers);
-            }
             self.cx.counters().deliveries.add(messages);
             self.cx.counters().messages_sent.add(messages);
             left = left.saturating_sub(walk.places.max(1));
-            if self.local.locals.is_walked(at) {
+            if self.local.end_slice(&self.cx, at, walk) {
                 self.fan_out_done(at);
-            } else {
-                self.local.locals.still_active(at);
             }
         }
-        self.codec.scratch = scratch;
-        self.local.walk = walk;
     }
 
     /// Queues what a subscriber gets of a group. The answer is how many bytes wait for it then.
@@ -336,13 +300,9 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// A channel's fan-out is over: its places may change again.
+    /// A channel's fan-out is over: subscriptions may have other places.
     fn fan_out_done(&mut self, at: u32) {
-        self.local.locals.fan_out_done(at);
-        let Some(local) = self.local.locals.get(at) else { return };
-        let mut moves = Vec::new();
-        local.subscribers.settle(|subscriber, place| moves.push((subscriber.conn, place)));
-        for (conn, place) in moves {
+        for (conn, place) in self.local.fan_out_done(at) {
             self.moved(at, conn, place);
         }
         self.local.locals.release(at);

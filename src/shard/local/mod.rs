@@ -1,6 +1,8 @@
 //! The subscribers' side: channels that connections of this shard subscribe to.
 
+pub(crate) mod arrival;
 pub(crate) mod deliver;
+pub(crate) mod fanout;
 
 use super::context::Cx;
 use crate::hub::fanout::Walk;

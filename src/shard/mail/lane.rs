@@ -278,7 +278,7 @@ mod tests {
         let full = Some(SharedFrame::new(&vec![0; OUTBOX_BYTES_MAX]));
         let parcel = Parcel {
             frames: vec![(Form::JSON, Frames { full, patch: None })],
-            ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
+            ..Parcel::new(parcel::ParcelKind::Publication, 0, Tags::NONE)
         };
         lane.push(Mail::Deliver { local: 0, parcel: Arc::new(parcel) });
         assert!(lane.is_full() && lane.spend(1, 2).is_none());

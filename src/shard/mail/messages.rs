@@ -888,7 +888,7 @@ mod tests {
                 let parcel = Parcel {
                     frames: vec![(Form::JSON, frames.clone()), (Form::BINARY, frames)],
                     tags,
-                    ..Parcel::new(parcel::Told::Publication, 0, Tags::NONE)
+                    ..Parcel::new(parcel::ParcelKind::Publication, 0, Tags::NONE)
                 };
                 Mail::Deliver { local: 0, parcel: Arc::new(parcel) }
             }),

@@ -1,0 +1,59 @@
+//! Parcels that homes send: queued for the subscribers of their channels, or a gap.
+
+use std::sync::Arc;
+
+use super::LocalSide;
+use crate::hub::local::{Delivery, Sending};
+use crate::hub::parcel::{Parcel, ParcelKind};
+use crate::shard::context::Cx;
+
+/// Result of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// The fan-out has it, or nobody needs it.
+    Yes,
+    /// The parcel doesn't follow on the last one: subscriptions with a position have to end before the rest
+    /// can have it.
+    Broken,
+    /// No room: the publication is lost for everybody here.
+    Gap,
+}
+
+impl LocalSide {
+    /// Queues a parcel for the subscribers of a channel.
+    pub(crate) fn deliver(&mut self, cx: &Cx, local: u32, parcel: &Arc<Parcel>) -> Taken {
+        let Some(namespace) = self.locals.get(local).map(|local| local.namespace) else {
+            return Taken::Yes;
+        };
+        let rules = cx.channels_with(namespace);
+        let rules = rules.namespace(namespace);
+        let due = (rules.write_delay_ms > 0).then(|| cx.now.after(rules.write_delay_ms));
+        let sending = Sending { drops: rules.slow_policy.drops(), due };
+        match self.locals.deliver(local, parcel, sending) {
+            Delivery::Broken => Taken::Broken,
+            Delivery::Refused if parcel.kind == ParcelKind::Presence => {
+                // A join or leave is no publication: presence has it all the same.
+                cx.counters().events_lost.add(1);
+                Taken::Yes
+            }
+            Delivery::Refused => {
+                cx.counters().gaps_fanout.add(1);
+                Taken::Gap
+            }
+            _ => Taken::Yes,
+        }
+    }
+
+    /// Connections whose subscriptions to a channel have a position.
+    pub(crate) fn with_position(&mut self, local: u32) -> Vec<u32> {
+        let Some(record) = self.locals.get(local) else { return Vec::new() };
+        let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
+        positioned.map(|s| s.conn).collect()
+    }
+
+    /// How many subscriptions to a channel have none.
+    pub(crate) fn without_position(&mut self, local: u32) -> usize {
+        let Some(record) = self.locals.get(local) else { return 0 };
+        record.subscribers.iter().filter(|s| !s.traits.positioned()).count()
+    }
+}
