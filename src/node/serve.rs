@@ -35,7 +35,7 @@ use crate::sys;
 /// Connections that may wait at one listener; the kernel's `somaxconn` bounds it further.
 const BACKLOG: i32 = 65_535;
 
-/// Runs a node until it is told to end. Returns 0 when it was told to, 1 when it could not start or
+/// Runs a node until a signal ends it. Returns 0 at a regular end, 1 when it could not start or
 /// was cut short by a second signal.
 pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
     let options = &loaded.config.log;
@@ -61,7 +61,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
 
 fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault> {
     let Loaded { mut config, origin, warnings } = loaded;
-    // A file that was read once is missed when it is gone, whoever named it.
+    // A file that was read once is required at a reload, also one that was found by its default name.
     let sources = Sources { file: sources.file.clone().or_else(|| origin.clone()), ..sources };
     let system = |what| move |source| StartFault::System { what, source };
     for warning in warnings {
@@ -161,7 +161,7 @@ fn fill_in_secrets(config: &mut Config, dev: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What was made at the start, and what a development node has printed, holds.
+/// Values that were made at the start, and those that a development node has printed, stay.
 fn keep_secrets(running: &Config, config: &mut Config) {
     if let (Some(running), Some(admin)) = (&running.web.admin, &mut config.web.admin) {
         admin.link = running.link.clone();
@@ -177,7 +177,7 @@ fn keep_secrets(running: &Config, config: &mut Config) {
     }
 }
 
-/// What differs between two configurations of what may change while a node runs.
+/// The differences of two configurations among options that may change while a node runs.
 fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
     let limits = |config: &Config| ClientOptions {
         proxies: ClientProxies::default(),
@@ -204,7 +204,7 @@ fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
     differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
 }
 
-/// What of a configuration that was read again may change, and what of the rest has changed.
+/// The reloadable part of a new configuration, and the changed sections of the rest.
 fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
     let (_, all) = running.client.with_limits_of(&config.client);
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
@@ -237,7 +237,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     Reloaded { channels, tokens, client, rpc, origins, api, changed, needs_start, warnings }
 }
 
-/// What a reload would put into effect, and what would need a restart.
+/// The options that a reload would put into effect, and those that would need a restart.
 #[cfg(test)]
 pub(super) fn differences(
     running: &Config,
@@ -447,7 +447,7 @@ fn host_of(address: &Address) -> String {
     }
 }
 
-/// What the node prints once it listens.
+/// The text that the node prints once it listens.
 fn greeting(
     config: &Config,
     from: &str,

@@ -56,7 +56,7 @@ impl Payload {
     }
 }
 
-/// What is published, whatever the channel. A clone shares payload, tags and options.
+/// The published content, for any channel. A clone shares payload, tags and options.
 #[derive(Clone, Debug)]
 pub(in crate::node) struct Content {
     pub(super) data: SharedBytes,
@@ -193,7 +193,7 @@ pub(in crate::node) struct PresenceStats {
     pub(in crate::node) users: u32,
 }
 
-/// What a node is and holds.
+/// A node's identity and figures.
 #[derive(Clone, Debug)]
 pub(in crate::node) struct NodeInfo {
     pub(in crate::node) uid: String,

@@ -61,7 +61,7 @@ tokio::task_local! {
 }
 
 impl Api {
-    /// The API of a node. `uid` tells its lives apart.
+    /// The API of a node. `uid` differs between its lives.
     pub(super) fn new(
         node: Arc<Node>,
         desk: Arc<Desk>,
@@ -80,7 +80,7 @@ impl Api {
     /// Carries out a call. `format` is how results are wanted that homes encode.
     ///
     /// # Errors
-    /// Those of the method; [`ApiError::TooMuch`] when it alone is more than one request may carry out.
+    /// The errors of the method; [`ApiError::TooMuch`] when it alone is more than one request may carry out.
     pub(super) async fn call(&self, call: Call, format: Format) -> Result<Reply> {
         let method = call.method();
         if Work::default().with(call.work()).is_none() {
@@ -115,7 +115,7 @@ impl Api {
         }
     }
 
-    /// What this node is and holds.
+    /// This node's identity and figures.
     ///
     /// # Errors
     /// A shard has no room for the question who its users are.

@@ -29,7 +29,7 @@ pub(super) struct Bench {
     pub(super) node: Arc<Node>,
     pub(super) desk: Arc<Desk>,
     shards: Vec<Mailbox>,
-    /// What shards send to the control thread.
+    /// The mail of shards to the control thread.
     answers: Vec<MailLane>,
     /// The control thread's end, until the desk runs.
     control: Option<(Mailbox, Arc<Bell>)>,

@@ -53,7 +53,7 @@ pub(in crate::node) fn router(
     options: Arc<ArcSwap<config::Api>>,
 ) -> Router {
     let shared = Shared { api, options };
-    // Another method is 405 whoever asks.
+    // Another method is 405 for every sender.
     let guarded = |route: MethodRouter<Shared>| {
         route.route_layer(middleware::from_fn_with_state(shared.clone(), check_key))
     };

@@ -13,7 +13,7 @@ use crate::base::limits::{API_COMMANDS_MAX, API_ENTRIES_MAX, API_SPARED_MAX, API
 use crate::node::json::objects;
 
 objects! {
-    /// What publish and broadcast have in common.
+    /// Common fields of publish and broadcast.
     struct Content<'a> {
         b64data: String,
         skip_history: bool,
