@@ -86,7 +86,7 @@ impl Driven {
             asker: Some(Asker { credits: 1, ..Asker::of(conn(99)) }),
             data: data.as_bytes().into(),
             info: Box::default(),
-            tags: Box::default(),
+            tags: Default::default(),
             is_json: true,
             options: None,
         }
