@@ -232,6 +232,13 @@ fn figures_are_for_those_who_have_a_token() {
     assert!(answer.contains("102"), "{answer}");
     let answer = raw.post("/api/channels", &[], "{}").body;
     assert_eq!(answer, r#"{"result":{"channels":{"seen:a":{"num_clients":1}}}}"#);
+    // An administrator is connected and has a session, but is neither a client nor a user.
+    let counted = node.until("both are connected", |figures| figures["sessions_open"] == 2);
+    assert_eq!((counted["clients_websocket"], counted["users"]), (1, 1));
+    let info: Value = serde_json::from_str(&raw.post("/api/info", &[], "{}").body).unwrap();
+    let counts = &info["result"]["nodes"][0];
+    assert_eq!((&counts["num_clients"], &counts["num_users"]), (&json!(1), &json!(1)));
+    drop(admin);
 }
 
 #[test]
