@@ -55,12 +55,22 @@ export class App {
   }
 
   /** Waits for so many calls to a path in all. */
-  async took(path, count) {
+  async took(path, count, ms) {
     const there = (async () => {
       while (this.at(path).length < count) await new Promise((resolve) => this.waiters.push(resolve));
       return this.at(path);
     })();
-    return within(there, `${count} calls to ${path}`);
+    return within(there, `${count} calls to ${path}`, ms);
+  }
+
+  /** Waits for a call to a path whose body is as wanted: clients of earlier tests may still cause calls. */
+  async tookOne(path, isWanted) {
+    const found = () => this.at(path).find(({ body }) => isWanted(body));
+    const there = (async () => {
+      while (!found()) await new Promise((resolve) => this.waiters.push(resolve));
+      return found();
+    })();
+    return within(there, `the call to ${path}`);
   }
 
   async #handle(request, response) {

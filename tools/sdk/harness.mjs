@@ -481,16 +481,18 @@ export function shared(options) {
   return roost;
 }
 
-/** Runs `body` with a roost of its own, which must end well. */
+/** Runs `body` with a roost of its own, which must end well, and returns its result. */
 export async function withRoost(options, body) {
   const roost = await Roost.start(options);
   let code;
+  let result;
   try {
-    await body(roost);
+    result = await body(roost);
   } finally {
     code = await roost.stop();
   }
   assert.equal(code, 0, 'exit code after SIGTERM');
+  return result;
 }
 
 /** All messages that came over a bare WebSocket, without the pings. */

@@ -466,31 +466,37 @@ test('refresh: a call that fails gives the connection one more minute', async ()
 });
 
 test('refresh: more connections may expire at once than may be asked about', async () => {
-  const own = await App.start();
-  const options = `
+  const count = 1500;
+  // They have to be connected before they expire: on a busy machine they get more time for that.
+  for (const delay of [5, 20, 60]) {
+    const own = await App.start();
+    const options = `
 [client.proxy.refresh]
 enabled = true
 endpoint = "${own.url('refresh')}"
 timeout = "10s"
 `;
-  const count = 1500;
-  own.on('refresh', () => ({ result: { expire_at: seconds() + 3600 } }));
-  await withRoost({ config: options, flags: ['--shards', '1'] }, async (node) => {
-    const exp = seconds() + 5;
-    const sockets = await Promise.all(range(0, count).map(() => node.socket()));
-    await Promise.all(
-      sockets.map((socket, at) => ask(socket, { id: 1, connect: { token: sign({ sub: `u${at}`, exp }) } })),
-    );
-    assert.ok(seconds() < exp, 'too slow a machine for this test');
-    const calls = await own.took('refresh', count);
-    assert.equal(new Set(calls.map(({ body }) => body.user)).size, count);
-    for (const socket of [sockets[0], sockets[count - 1]]) {
-      assert.ok((await ask(socket, { id: 2, publish: { channel: 'x', data: 1 } })).error);
-    }
-    assert.equal((await node.counters()).closed_expired, 0);
-    assert.equal(own.at('refresh').length, count);
-  });
-  await own.die();
+    own.on('refresh', () => ({ result: { expire_at: seconds() + 3600 } }));
+    const inTime = await withRoost({ config: options, flags: ['--shards', '1'] }, async (node) => {
+      const sockets = await Promise.all(range(0, count).map(() => node.socket()));
+      const exp = seconds() + delay;
+      await Promise.all(
+        sockets.map((socket, at) => ask(socket, { id: 1, connect: { token: sign({ sub: `u${at}`, exp }) } })),
+      );
+      if (seconds() >= exp) return false;
+      const calls = await own.took('refresh', count, (delay + 30) * 1000);
+      assert.equal(new Set(calls.map(({ body }) => body.user)).size, count);
+      for (const socket of [sockets[0], sockets[count - 1]]) {
+        assert.ok((await ask(socket, { id: 2, publish: { channel: 'x', data: 1 } })).error);
+      }
+      assert.equal((await node.counters()).closed_expired, 0);
+      assert.equal(own.at('refresh').length, count);
+      return true;
+    });
+    await own.die();
+    if (inTime) return;
+  }
+  assert.fail('the clients never were connected before they expired');
 });
 
 test('sub_refresh: the application says how long a subscription goes on', async () => {
@@ -498,10 +504,9 @@ test('sub_refresh: the application says how long a subscription goes on', async 
   app.on('subscribe', () => ({ result: { expire_at: seconds() + 2 } }));
   app.on('sub_refresh', { result: { expire_at: seconds() + 3600 } });
   const channel = fresh('asked');
-  const before = app.at('sub_refresh').length;
   const { subscription } = await follow(ann, channel);
-  const [{ body }] = (await app.took('sub_refresh', before + 1)).slice(-1);
-  assert.deepEqual([body.user, body.channel, body.client], ['ann', channel, ann.id]);
+  const { body } = await app.tookOne('sub_refresh', (body) => body.channel === channel);
+  assert.deepEqual([body.user, body.client], ['ann', ann.id]);
   app.on('publish', { result: {} });
   await subscription.publish({});
   assert.equal(subscription.state, 'subscribed');
