@@ -27,7 +27,14 @@ fn nesting(json: &str) -> usize {
 /// Whether a JSON text is nested deeper than `max`.
 pub(super) fn is_nested_deeper(json: &str, max: usize) -> bool {
     // Most have fewer brackets than that, and counting those is much faster.
-    json.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > max && nesting(json) > max
+    brackets(json.as_bytes()) > max && nesting(json) > max
+}
+
+/// How many brackets open. Sums of one byte let the compiler count sixteen bytes at a time.
+fn brackets(json: &[u8]) -> usize {
+    let opens = |byte: &u8| u8::from(byte | 0x20 == b'{');
+    let chunks = json.chunks(usize::from(u8::MAX));
+    chunks.map(|chunk| usize::from(chunk.iter().map(opens).sum::<u8>())).sum()
 }
 
 /// The work of one request: of all its calls together.
@@ -85,6 +92,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn all_brackets_of_a_long_text_are_counted() {
+        let json = "[{x}]".repeat(1_000);
+        assert_eq!(brackets(json.as_bytes()), 2_000);
+        assert_eq!(brackets(&[b'{'; 1_021]), 1_021);
+    }
 
     #[test]
     fn work_is_added_up() {
