@@ -220,7 +220,7 @@ fn a_full_socket_is_told_and_goes_on<D: Driver<Socket = OwnedFd>>(make: Make<D>)
     let (mut full, full_key, full_socket) = rig.connect(0);
     let (mut other, other_key, other_socket) = rig.connect(1);
     let (gone, gone_key, gone_socket) = rig.connect(2);
-    rig.driver.finish(&gone_socket);
+    rig.driver.finish(gone_key, &gone_socket);
     let frames = [frame(b'a', 70_000), frame(b'b', 1), frame(b'c', 3_000_000)];
     let mut skip = 69_990;
     let mut first = 0;

@@ -294,7 +294,7 @@ impl Driver for Epoll {
         }
     }
 
-    fn finish(&mut self, socket: &OwnedFd) {
+    fn finish(&mut self, _key: ConnKey, socket: &OwnedFd) {
         // Fails only when the peer has reset the connection, which the next read reports.
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
     }

@@ -200,8 +200,9 @@ pub trait Driver {
             sent.push(self.send(key, socket, frames, skip));
         }
     }
-    /// Ends the sending side (FIN), and goes on reading.
-    fn finish(&mut self, socket: &Self::Socket);
+    /// Ends the sending side of a connection, and goes on reading. A driver for TCP sends a FIN; one for TLS
+    /// has to send a `close_notify` (RFC 8446, 6.1) first, with the state that it keeps for `key`.
+    fn finish(&mut self, key: ConnKey, socket: &Self::Socket);
     /// Closes a connection; no completion for `key` follows. `reset`: throw away what is unsent.
     fn close(&mut self, key: ConnKey, socket: Self::Socket, reset: bool);
     /// Closes the listener. What waits in its queue was accepted before.

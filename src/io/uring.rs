@@ -269,8 +269,8 @@ impl Driver for Uring {
         }));
     }
 
-    fn finish(&mut self, socket: &OwnedFd) {
-        self.epoll.finish(socket);
+    fn finish(&mut self, key: ConnKey, socket: &OwnedFd) {
+        self.epoll.finish(key, socket);
     }
 
     fn close(&mut self, key: ConnKey, socket: OwnedFd, reset: bool) {

@@ -193,8 +193,11 @@ impl Driver for SimDriver {
         self.world.borrow_mut().send(socket.at, frames, skip)
     }
 
-    fn finish(&mut self, socket: &Socket) {
-        self.world.borrow_mut().finish(socket.at);
+    fn finish(&mut self, key: ConnKey, socket: &Socket) {
+        let mut world = self.world.borrow_mut();
+        let watched = world.watched(socket.at);
+        assert!(watched.is_none_or(|(_, watched)| watched == key), "the key of another connection");
+        world.finish(socket.at);
     }
 
     fn close(&mut self, key: ConnKey, socket: Socket, reset: bool) {

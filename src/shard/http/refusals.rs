@@ -219,7 +219,7 @@ impl<D: Driver> Shard<D> {
                         let frame = SharedFrame::new(&answer);
                         self.net.driver.send(nobody, &socket, std::iter::once(&frame), 0);
                     }
-                    self.net.driver.finish(&socket);
+                    self.net.driver.finish(nobody, &socket);
                     self.net.driver.close(nobody, socket, false);
                 }
                 Accepted::Failed => {}

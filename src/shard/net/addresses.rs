@@ -184,7 +184,7 @@ impl<D: Driver> Shard<D> {
         http::put_refusal(&mut answer, refusal, "", self.net.date(&self.cx), false);
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
         self.net.driver.send(nobody, &socket, std::iter::once(&SharedFrame::new(&answer)), 0);
-        self.net.driver.finish(&socket);
+        self.net.driver.finish(nobody, &socket);
         self.net.driver.close(nobody, socket, false);
     }
 

@@ -217,8 +217,9 @@ impl<D: Driver> Net<D> {
     pub(crate) fn finish(&mut self, index: u32) {
         let Some(conn) = self.conns.get_mut(index as usize) else { return };
         conn.flags.set_finished(true);
+        let key = conn.key(index);
         if let Some(socket) = &conn.socket {
-            self.driver.finish(socket);
+            self.driver.finish(key, socket);
         }
     }
 }
