@@ -222,8 +222,7 @@ pub(super) fn reason_of_refusal(refusal: Refusal) -> Reason {
         | Refusal::NotUpgrade
         | Refusal::WebSocketVersion
         | Refusal::WebSocketKey
-        | Refusal::UpgradeBody
-        | Refusal::Protobuf => Reason::HttpUpgrade,
+        | Refusal::UpgradeBody => Reason::HttpUpgrade,
         Refusal::Origin => Reason::HttpOrigin,
         Refusal::ForeignHost => Reason::HttpHost,
         Refusal::NotFound => Reason::HttpNotFound,

@@ -35,8 +35,6 @@ pub enum Refusal {
     WebSocketKey,
     /// An upgrade with a request body.
     UpgradeBody,
-    /// The binary form of the client protocol, which is not built yet.
-    Protobuf,
     /// The `Origin` is not allowed, or the request is another site's.
     Origin,
     /// The `Host` is not this node's, where only that is served.
@@ -65,7 +63,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, for tables of counters.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 26] = [
         Self::Malformed,
         Self::Host,
         Self::Repeated,
@@ -80,7 +78,6 @@ impl Refusal {
         Self::WebSocketVersion,
         Self::WebSocketKey,
         Self::UpgradeBody,
-        Self::Protobuf,
         Self::Origin,
         Self::ForeignHost,
         Self::NotFound,
@@ -105,8 +102,7 @@ impl Refusal {
             | Self::NotUpgrade
             | Self::WebSocketVersion
             | Self::WebSocketKey
-            | Self::UpgradeBody
-            | Self::Protobuf => 400,
+            | Self::UpgradeBody => 400,
             Self::Origin | Self::ForeignHost => 403,
             Self::NotFound => 404,
             Self::Method | Self::ApiMethod => 405,
@@ -139,7 +135,6 @@ impl Refusal {
             Self::WebSocketVersion => "websocket_version",
             Self::WebSocketKey => "websocket_key",
             Self::UpgradeBody => "upgrade_body",
-            Self::Protobuf => "protobuf",
             Self::Origin => "origin",
             Self::ForeignHost => "foreign_host",
             Self::NotFound => "not_found",
@@ -172,7 +167,6 @@ impl Refusal {
             Self::WebSocketVersion => "only WebSocket version 13 is spoken here\n",
             Self::WebSocketKey => "Sec-WebSocket-Key must be 16 bytes in base64\n",
             Self::UpgradeBody => "an upgrade has no body\n",
-            Self::Protobuf => "Protobuf isn't spoken here yet: use JSON\n",
             Self::Origin => "origin not allowed\n",
             Self::ForeignHost => "host not allowed: roost.allowed_hosts names further ones\n",
             Self::NotFound => "not found\n",
@@ -194,7 +188,7 @@ impl Refusal {
             Self::Method => "Allow: GET\r\n",
             Self::ApiMethod => "Allow: POST\r\n",
             //= RFC 6455 4.2.2: an answer to a wrong version names the versions understood
-            Self::NotUpgrade | Self::WebSocketVersion | Self::WebSocketKey | Self::Protobuf => {
+            Self::NotUpgrade | Self::WebSocketVersion | Self::WebSocketKey => {
                 "Sec-WebSocket-Version: 13\r\n"
             }
             Self::AddressConnections | Self::AddressRate | Self::AddressBytes => {
@@ -391,12 +385,7 @@ mod tests {
                 _ => None,
             };
             assert_eq!(header("Allow"), allowed);
-            let versions = [
-                Refusal::NotUpgrade,
-                Refusal::WebSocketVersion,
-                Refusal::WebSocketKey,
-                Refusal::Protobuf,
-            ];
+            let versions = [Refusal::NotUpgrade, Refusal::WebSocketVersion, Refusal::WebSocketKey];
             let expected = versions.contains(&refusal).then_some("13");
             assert_eq!(header("Sec-WebSocket-Version"), expected);
             assert!(out.len() > head || refusal == Refusal::ApiKey);

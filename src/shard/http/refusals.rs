@@ -171,7 +171,6 @@ impl<D: Driver> Shard<D> {
                     | Refusal::WebSocketVersion
                     | Refusal::WebSocketKey
                     | Refusal::UpgradeBody
-                    | Refusal::Protobuf
             ) =>
             {
                 &counters.refused_upgrade
