@@ -1,12 +1,15 @@
-//! The threads that check signatures for the shards.
+//! A pool of threads for slow cryptography: today signatures of tokens.
 //!
 //! ```text
-//!  jobs (shards) -----.          .--> Mail::Signed, to the requesting shard
+//!  jobs (shards) -----.          .--> results, to the shards that wait: all of a round at once
 //!                      >-- worker
 //!  again (control) ---'          '--> Ask, to the control thread: keys of an endpoint are missing
 //! ```
-//! They share the process's descriptor table with the control thread and open nothing. Answers go out by the
-//! control thread's desk, which keeps those that find a full mailbox: so no worker ever waits for a shard.
+//! A worker does jobs in rounds: those that are there, up to [`ROUND_JOBS_MAX`]. Their results go out together,
+//! with one lock and one waking of the control thread, whose desk makes one batch for each shard out of them.
+//! Mail that finds a full mailbox stays at the desk: so no worker ever waits for a shard.
+//!
+//! Workers share the process's descriptor table with the control thread and open nothing.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,15 +18,20 @@ use crossbeam_channel::{Receiver, Sender, select};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::desk::Desk;
+use crate::base::id::ShardId;
 use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{Checked, TokenKeys};
 use crate::shard::Node;
+use crate::shard::crypto::CryptoJob;
 use crate::shard::mail::Mail;
 use crate::shard::signatures::{SignatureJob, Signed, TokenKind};
 use crate::sys;
 
 /// Stack of a worker, bytes: the arithmetic of large keys is done in it.
 const STACK_BYTES: usize = 512 << 10;
+
+/// Jobs whose results wait for each other: half a millisecond of RSA.
+const ROUND_JOBS_MAX: usize = 16;
 
 /// Where the keys of each kind of token are.
 pub(super) trait KeySource: Send + Sync + 'static {
@@ -45,7 +53,7 @@ impl KeySource for Node {
     }
 }
 
-/// A job whose key is unknown: its endpoint is to be fetched.
+/// A check whose key is unknown: its endpoint may have it.
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) job: SignatureJob,
@@ -59,20 +67,20 @@ pub(super) struct Endpoint {
     pub(super) url: String,
 }
 
-/// A job that comes back from the control thread.
+/// A check that comes back from the control thread.
 #[derive(Debug)]
 pub(super) enum Again {
-    /// All keys are known now: a token with an unknown one is bad.
+    /// What can be known is known now: a key that still isn't makes a token bad.
     Check(SignatureJob),
     /// Its keys could not be fetched.
     Unavailable(SignatureJob),
 }
 
-/// The ends of the pool's queues that others hold. None of them has a bound of its own: each job in
-/// them holds a credit of the requesting shard.
+/// The ends of the pool's queues that others hold. None of them has a bound of its own: each job in them
+/// holds a credit of the shard that waits.
 pub(super) struct Queues {
     /// For the shards.
-    pub(super) jobs: Sender<SignatureJob>,
+    pub(super) jobs: Sender<CryptoJob>,
     /// For the control thread: jobs that it is done with.
     pub(super) again: Sender<Again>,
     /// For the control thread: jobs that wait for keys.
@@ -82,7 +90,7 @@ pub(super) struct Queues {
 /// The workers' ends.
 #[derive(Clone)]
 pub(super) struct Inlets {
-    jobs: Receiver<SignatureJob>,
+    jobs: Receiver<CryptoJob>,
     again: Receiver<Again>,
     asks: UnboundedSender<Ask>,
 }
@@ -110,17 +118,26 @@ pub(super) fn spawn(
     for at in 0..threads {
         let worker = Worker { keys: Arc::clone(node), inlets: inlets.clone() };
         let desk = Arc::clone(desk);
-        let name = format!("signatures-{at}");
+        let name = format!("crypto-{at}");
         std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             // Signals are the control thread's. A worker that gets one all the same does no harm:
             // the pipes that handlers write into are in its table, too.
             let _ = sys::tables::block_signals();
-            worker.run(|job, signed| {
-                desk.post(job.home, Mail::Signed { ticket: job.ticket, signed });
-            });
+            worker.run(|results| desk.post_all(results));
         })?;
     }
     Ok(())
+}
+
+/// Results of a round, with the shards that wait for them.
+type Results = Vec<(ShardId, Mail)>;
+
+/// Something that a worker has to do.
+enum Task {
+    /// It comes from a shard.
+    Job(CryptoJob),
+    /// It comes back from the control thread.
+    Again(Again),
 }
 
 /// One thread of the pool.
@@ -130,62 +147,71 @@ struct Worker<K> {
 }
 
 impl<K: KeySource> Worker<K> {
-    /// Works until nobody can have a job any more.
-    fn run(&self, mut answer: impl FnMut(&SignatureJob, Signed)) {
-        loop {
-            let worked = select! {
-                recv(self.inlets.jobs) -> job => {
-                    job.map(|job| self.first(job, unix_now(), &mut answer))
-                }
-                recv(self.inlets.again) -> again => {
-                    again.map(|again| self.second(&again, unix_now(), &mut answer))
-                }
-            };
-            if worked.is_err() {
-                return;
-            }
+    /// Works until no more jobs can come.
+    fn run(&self, mut post: impl FnMut(Results)) {
+        while let Some(first) = self.wait() {
+            post(self.round(first));
         }
     }
 
-    /// A job that comes from a shard.
-    fn first(
-        &self,
-        job: SignatureJob,
-        now: UnixSeconds,
-        answer: &mut impl FnMut(&SignatureJob, Signed),
-    ) {
+    /// Waits for the next task; `None` when no more can come.
+    fn wait(&self) -> Option<Task> {
+        select! {
+            recv(self.inlets.jobs) -> job => job.map(Task::Job).ok(),
+            recv(self.inlets.again) -> again => again.map(Task::Again).ok(),
+        }
+    }
+
+    /// The next task that is there. Checks that have waited for their keys come first.
+    fn next(&self) -> Option<Task> {
+        let again = self.inlets.again.try_recv().map(Task::Again);
+        again.or_else(|_| self.inlets.jobs.try_recv().map(Task::Job)).ok()
+    }
+
+    /// Does a task and those behind it, as many as a round has.
+    fn round(&self, first: Task) -> Results {
+        let now = unix_now();
+        let tasks = std::iter::once(first).chain(std::iter::from_fn(|| self.next()));
+        tasks.take(ROUND_JOBS_MAX).filter_map(|task| self.work(task, now)).collect()
+    }
+
+    /// Does one task. There is no result yet when it waits for keys.
+    fn work(&self, task: Task, now: UnixSeconds) -> Option<(ShardId, Mail)> {
+        let (job, signed) = match task {
+            Task::Job(CryptoJob::Signature(job)) => self.first_check(job, now)?,
+            Task::Again(again) => self.second_check(again, now),
+        };
+        Some((job.home, Mail::Signed { ticket: job.ticket, signed }))
+    }
+
+    /// A check that comes from a shard.
+    fn first_check(&self, job: SignatureJob, now: UnixSeconds) -> Option<(SignatureJob, Signed)> {
         if job.interest.is_withdrawn() {
-            return answer(&job, Signed::Unavailable);
+            return Some((job, Signed::Unavailable));
         }
         match self.keys.keys(job.kind).check_signature(&job.token, now) {
-            Checked::Good { until } => answer(&job, Signed::Good { until }),
-            Checked::Bad => answer(&job, Signed::Bad),
+            Checked::Good { until } => Some((job, Signed::Good { until })),
+            Checked::Bad => Some((job, Signed::Bad)),
             Checked::Unknown { url } => {
                 let endpoint = Endpoint { kind: self.keys.owner(job.kind), url };
-                if let Err(refused) = self.inlets.asks.send(Ask { job, endpoint }) {
-                    // The node ends, or fetches no keys.
-                    answer(&refused.0.job, Signed::Unavailable);
-                }
+                let refused = self.inlets.asks.send(Ask { job, endpoint }).err()?;
+                // The node ends, or fetches no keys.
+                Some((refused.0.job, Signed::Unavailable))
             }
         }
     }
 
-    /// A job that comes back from the control thread.
-    fn second(
-        &self,
-        again: &Again,
-        now: UnixSeconds,
-        answer: &mut impl FnMut(&SignatureJob, Signed),
-    ) {
+    /// A check that comes back from the control thread.
+    fn second_check(&self, again: Again, now: UnixSeconds) -> (SignatureJob, Signed) {
         match again {
-            Again::Unavailable(job) => answer(job, Signed::Unavailable),
-            Again::Check(job) if job.interest.is_withdrawn() => answer(job, Signed::Unavailable),
+            Again::Unavailable(job) => (job, Signed::Unavailable),
+            Again::Check(job) if job.interest.is_withdrawn() => (job, Signed::Unavailable),
             Again::Check(job) => {
                 let signed = match self.keys.keys(job.kind).check_signature(&job.token, now) {
                     Checked::Good { until } => Signed::Good { until },
                     Checked::Bad | Checked::Unknown { .. } => Signed::Bad,
                 };
-                answer(job, signed);
+                (job, signed)
             }
         }
     }
@@ -202,7 +228,7 @@ fn unix_now() -> UnixSeconds {
 pub(super) mod testing {
     use super::*;
 
-    /// A pool without threads: the caller works off its queues.
+    /// A pool without threads: a test works off what is in its queues.
     pub(in crate::node) struct Bench<K> {
         worker: Worker<K>,
     }
@@ -214,15 +240,18 @@ pub(super) mod testing {
 
         /// Works off what is there; the answers by ticket.
         pub(in crate::node) fn work(&self) -> Vec<(u64, Signed)> {
-            let mut answers = Vec::new();
-            let mut answer = |job: &SignatureJob, signed| answers.push((job.ticket, signed));
-            while let Ok(again) = self.worker.inlets.again.try_recv() {
-                self.worker.second(&again, UnixSeconds(1), &mut answer);
-            }
-            while let Ok(job) = self.worker.inlets.jobs.try_recv() {
-                self.worker.first(job, UnixSeconds(1), &mut answer);
-            }
-            answers
+            let tasks = std::iter::from_fn(|| self.worker.next());
+            let results = tasks.filter_map(|task| self.worker.work(task, UnixSeconds(1)));
+            let answer = |(_, mail)| match mail {
+                Mail::Signed { ticket, signed } => (ticket, signed),
+                other => panic!("{other:?}"),
+            };
+            results.map(answer).collect()
+        }
+
+        /// The results of one round, or none when nothing is there.
+        pub(in crate::node) fn round(&self) -> Results {
+            self.worker.next().map(|first| self.worker.round(first)).unwrap_or_default()
         }
     }
 }
@@ -232,9 +261,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::base::id::ShardId;
     use crate::edge::jwt::TokenOptions;
     use crate::edge::jwt::testing::Pair;
+    use crate::io::Alarm;
+    use crate::node::desk::Bell;
+    use crate::shard::mail::Mailbox;
     use crate::shard::signatures::Interest;
 
     struct Two(TokenKeys, TokenKeys);
@@ -276,7 +307,7 @@ mod tests {
                 ticket: ticket as u64,
                 interest: Interest::default(),
             };
-            queues.jobs.send(job).unwrap();
+            queues.jobs.send(CryptoJob::Signature(job)).unwrap();
         }
         let token = token(&one).into();
         let kind = TokenKind::Connection;
@@ -313,11 +344,66 @@ mod tests {
             ticket,
             interest: interest.clone(),
         };
-        queues.jobs.send(job(0)).unwrap();
+        queues.jobs.send(CryptoJob::Signature(job(0))).unwrap();
         assert_eq!(bench.work(), [(0, Signed::Good { until: None })]);
         interest.withdraw();
-        queues.jobs.send(job(1)).unwrap();
+        queues.jobs.send(CryptoJob::Signature(job(1))).unwrap();
         queues.again.send(Again::Check(job(2))).unwrap();
         assert_eq!(bench.work(), [(2, Signed::Unavailable), (1, Signed::Unavailable)]);
+    }
+
+    /// A pool whose jobs are of bad tokens, for these shards in turn.
+    fn with_jobs(shards: impl IntoIterator<Item = u8>) -> (Queues, Inlets, Arc<Two>) {
+        let keys = || TokenKeys::new(&TokenOptions::default()).unwrap();
+        let (queues, inlets) = queues();
+        for (ticket, shard) in (0..).zip(shards) {
+            let (token, kind, home) = ("a.b.c".into(), TokenKind::Connection, ShardId(shard));
+            let interest = Interest::default();
+            let job = SignatureJob { token, kind, home, ticket, interest };
+            queues.jobs.send(CryptoJob::Signature(job)).unwrap();
+        }
+        (queues, inlets, Arc::new(Two(keys(), keys())))
+    }
+
+    #[test]
+    fn results_of_a_round_go_out_together_and_a_round_is_bounded() {
+        let (_queues, inlets, keys) = with_jobs((0..40).map(|at| at % 3));
+        let bench = testing::Bench::new(&keys, inlets);
+        let rounds: Vec<_> = std::iter::from_fn(|| Some(bench.round()).filter(|of| !of.is_empty()))
+            .map(|results| results.len())
+            .collect();
+        assert_eq!(rounds, [16, 16, 8]);
+    }
+
+    #[test]
+    fn each_result_goes_to_the_shard_that_waits() {
+        let (_queues, inlets, keys) = with_jobs([2, 0, 2, 1]);
+        let results = testing::Bench::new(&keys, inlets).round();
+        let shards: Vec<u8> = results.iter().map(|(shard, _)| shard.0).collect();
+        assert_eq!(shards, [2, 0, 2, 1]);
+        for (expected, (_, mail)) in (0..).zip(results) {
+            let Mail::Signed { ticket, signed } = mail else { panic!("{mail:?}") };
+            assert_eq!((ticket, signed), (expected, Signed::Bad));
+        }
+    }
+
+    /// A worker goes on although the mailbox of the first shard is full.
+    #[test]
+    fn a_full_mailbox_holds_up_no_worker() {
+        let mailbox = || Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
+        let ((to_full, full), (to_other, other)) = (mailbox(), mailbox());
+        assert!(to_full.try_post(Mail::Stop).is_ok() && to_full.try_post(Mail::Stop).is_err());
+        let desk = Desk::new(&[to_full, to_other]);
+        let (_queues, inlets, keys) = with_jobs((0..100).map(|at| u8::from(at >= 90)));
+        let worker = Worker { keys, inlets };
+        while let Some(first) = worker.next() {
+            desk.post_all(worker.round(first));
+        }
+        let received = |mailbox: &Mailbox| mailbox.take().map(|batch| batch.mail.len());
+        desk.flush();
+        assert_eq!(received(&other), Some(10), "one batch");
+        assert_eq!((received(&full), received(&full)), (Some(1), None));
+        desk.flush();
+        assert_eq!(received(&full), Some(90), "they have waited at the desk");
     }
 }

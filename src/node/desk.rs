@@ -97,11 +97,20 @@ impl Desk {
         Ok(receiver)
     }
 
-    /// Sends mail that has no answer. It never waits: what finds a full mailbox stays here until there is
-    /// room. Threads of the pool that checks signatures send by it, too, each for a question whose credit the
-    /// shard has reserved.
+    /// Sends mail that has no answer. It never waits: mail that finds a full mailbox stays here until there
+    /// is room.
     pub(super) fn post(&self, to: ShardId, mail: Mail) {
-        push(&mut self.lock().boxes[to.index()], mail);
+        self.post_all([(to, mail)]);
+    }
+
+    /// The same for several messages, with one lock and one waking of the control thread. The threads of the
+    /// crypto pool send by it, too, each message for a job whose credit the shard has reserved.
+    pub(super) fn post_all(&self, all: impl IntoIterator<Item = (ShardId, Mail)>) {
+        let mut outgoing = self.lock();
+        for (to, mail) in all {
+            push(&mut outgoing.boxes[to.index()], mail);
+        }
+        drop(outgoing);
         self.pushed.notify_one();
     }
 
@@ -178,7 +187,7 @@ impl Desk {
     }
 
     /// Sends what is there. Whether some of it found no room.
-    fn flush(&self) -> bool {
+    pub(super) fn flush(&self) -> bool {
         let mut outgoing = self.lock();
         let flushed = outgoing.boxes.iter_mut().map(|lane| lane.flush(CONTROL));
         flushed.fold(false, |blocked, flushed| blocked | (flushed == Flushed::Full))

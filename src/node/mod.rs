@@ -3,7 +3,7 @@
 //! ```text
 //!  main thread: raise limits -> runtime, signals, wakers, socketpairs -> spawn shards -> control
 //!  shard i:     own descriptor table -> CPU, if pinned -> listeners -> driver -> loop
-//!  signatures:  the process's table; RSA and EC signatures for the shards
+//!  crypto i:    the process's table; RSA and EC signatures for the shards
 //! ```
 //! The order matters. What more than one thread uses is made before the first descriptor table
 //! parts from the process's; what is made later belongs to one table alone, and its number means
@@ -13,6 +13,7 @@ mod address;
 mod admin;
 mod api;
 mod control;
+mod crypto_pool;
 mod demo;
 mod desk;
 #[cfg(test)]
@@ -30,7 +31,6 @@ mod pid_file;
 mod proxies;
 mod sender;
 mod serve;
-mod signatures;
 mod slices;
 #[cfg(test)]
 mod testing;
@@ -74,8 +74,8 @@ use crate::io::sockets::{self, Address, ListenOptions, Switchboard};
 use crate::io::uring::Uring;
 use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
+use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Letterbox, Mailbox};
-use crate::shard::signatures::Signatures;
 use crate::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 use crate::sys;
 
@@ -98,8 +98,8 @@ pub struct Settings {
     pub options: Options,
     /// The limits of an address.
     pub address_limits: AddressOptions,
-    /// Threads that check RSA and EC signatures; at least one.
-    pub signature_threads: usize,
+    /// Threads for slow cryptography, such as RSA and EC signatures; at least one.
+    pub crypto_threads: usize,
     /// Connections closed in a second when the node drains.
     pub drain_rate: u32,
     /// Draining takes no longer than this.
@@ -236,7 +236,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         .unzip();
     let bell = Arc::new(Bell::default());
     let (control, control_mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
-    let (queues, inlets) = signatures::queues();
+    let (queues, inlets) = crypto_pool::queues();
     let namespaces = settings.rules.channels.load().namespaces().len();
     let slow = |_: &ShardId| (0..=namespaces).map(|_| SlowCounters::default()).collect();
     let connections_max = settings.shards as u64 * u64::from(settings.options.conns_max);
@@ -262,7 +262,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         draining: AtomicBool::new(false),
         drained: AtomicU32::new(0),
         notices: Notices::new(started),
-        signatures: Signatures::Pool(queues.jobs),
+        crypto: Crypto::Pool(queues.jobs),
     });
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
@@ -283,9 +283,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         };
         threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
     }
-    let workers = settings.signature_threads.max(1);
+    let workers = settings.crypto_threads.max(1);
     let desk = Arc::new(Desk::new(&letterboxes));
-    signatures::spawn(workers, &node, &inlets, &desk).map_err(system("a thread"))?;
+    crypto_pool::spawn(workers, &node, &inlets, &desk).map_err(system("a thread"))?;
     drop(ready);
     for result in begun {
         // The others end with the process.

@@ -406,7 +406,7 @@ fn settings(
         },
         address_limits: roost.address_limits,
         // As many as can check a burst of new clients' tokens without taking the shards' time.
-        signature_threads: (facts.cores() / 4).max(1),
+        crypto_threads: (facts.cores() / 4).max(1),
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,

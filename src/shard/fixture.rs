@@ -25,7 +25,7 @@ use crate::edge::jwt::{TokenKeys, TokenOptions};
 use crate::edge::origin::OriginRules;
 use crate::hub::names::NameHasher;
 use crate::session::{ClientOptions, Rules};
-use crate::shard::clients::signatures::Signatures;
+use crate::shard::crypto::Crypto;
 
 /// Options of a shard that a test needn't care about.
 fn options() -> Options {
@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     pub(crate) channels: Namespace,
     pub(crate) client: ClientOptions,
     pub(crate) keys: TokenOptions,
-    pub(crate) signatures: Signatures,
+    pub(crate) crypto: Crypto,
     pub(crate) memory: Memory,
     pub(crate) options: Options,
 }
@@ -99,7 +99,7 @@ impl Default for Plan {
             channels: Namespace::default(),
             client: client(),
             keys: TokenOptions::default(),
-            signatures: Signatures::Inline,
+            crypto: Crypto::Inline,
             memory: Memory::simulated(u64::MAX / 4),
             options: options(),
         }
@@ -145,7 +145,7 @@ impl Plan {
             draining: Default::default(),
             drained: Default::default(),
             notices: Notices::new(std::time::Instant::now()),
-            signatures: self.signatures,
+            crypto: self.crypto,
         })
     }
 

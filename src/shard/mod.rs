@@ -14,6 +14,7 @@
 mod clients;
 mod codec;
 mod context;
+pub mod crypto;
 #[cfg(test)]
 mod fixture;
 mod home;
@@ -41,9 +42,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use self::clients::Clients;
-use self::clients::signatures::Signatures;
 use self::codec::Codec;
 use self::context::Cx;
+use self::crypto::Crypto;
 use self::home::Home;
 use self::life::Life;
 use self::local::LocalSide;
@@ -144,8 +145,8 @@ pub struct Node {
     pub fan_out_size: Vec<Times>,
     /// From a command to its answer, for each shard by [`mail::Method`]; to within a turn and a millisecond.
     pub commands: Vec<[Times; mail::Method::NAMES.len()]>,
-    /// Where signatures are checked that are too expensive for a shard.
-    pub signatures: Signatures,
+    /// Where cryptography is done that takes too long for a shard.
+    pub crypto: Crypto,
     /// Open connections of each shard: whoever is full passes new ones to the emptiest.
     pub open: Vec<AtomicU32>,
     /// Clients of the node, for `client.connection_limit`.

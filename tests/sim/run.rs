@@ -21,11 +21,11 @@ use roost::edge::proxy::ProxyEvent;
 use roost::io::sim::{Event, Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
+use roost::shard::crypto::Crypto;
 use roost::shard::mail::{
     Act, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
-use roost::shard::signatures::Signatures;
 use roost::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 
 use crate::checker::History;
@@ -205,7 +205,7 @@ impl Run {
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             notices: Notices::new(zero_of_time()),
-            signatures: Signatures::Inline,
+            crypto: Crypto::Inline,
         });
         let (control, mailbox) = Mailbox::new(plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
         let shards = ids

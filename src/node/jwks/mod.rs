@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::crypto_pool::{Again, Ask, Endpoint, KeySource};
 use super::fetch::{Client, FetchFault};
-use super::signatures::{Again, Ask, Endpoint, KeySource};
 use super::tls::Trust;
 use crate::base::url::without_credentials;
 use crate::edge::jwt::KeyFault;

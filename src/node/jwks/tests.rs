@@ -5,12 +5,13 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::signatures::testing::Bench;
-use super::super::signatures::{self, Queues};
+use super::super::crypto_pool::testing::Bench;
+use super::super::crypto_pool::{self, Queues};
 use super::*;
 use crate::base::id::ShardId;
 use crate::edge::jwt::testing::{Pair, key_set};
 use crate::edge::jwt::{TokenKeys, TokenOptions};
+use crate::shard::crypto::CryptoJob;
 use crate::shard::signatures::{Interest, Signed, TokenKind};
 
 impl KeySource for TokenKeys {
@@ -95,7 +96,7 @@ impl Server {
 /// A pool without threads, and a fetcher that is driven step by step.
 struct Scene {
     keys: Arc<TokenKeys>,
-    jobs: Sender<SignatureJob>,
+    jobs: Sender<CryptoJob>,
     bench: Bench<TokenKeys>,
     fetcher: Fetcher<TokenKeys>,
     asked: u64,
@@ -105,7 +106,7 @@ impl Scene {
     fn new(url: &str, pace: Pace) -> Self {
         let options = TokenOptions { jwks_public_endpoint: url.into(), ..Default::default() };
         let keys = Arc::new(TokenKeys::new(&options).unwrap());
-        let (Queues { jobs, again, asks }, inlets) = signatures::queues();
+        let (Queues { jobs, again, asks }, inlets) = crypto_pool::queues();
         let bench = Bench::new(&keys, inlets);
         let fetcher = Fetcher::new(Arc::clone(&keys), Client::plain(), asks, again, pace);
         Self { keys, jobs, bench, fetcher, asked: 0 }
@@ -124,7 +125,7 @@ impl Scene {
                 ticket: self.asked,
                 interest: Interest::default(),
             };
-            self.jobs.send(job).unwrap();
+            self.jobs.send(CryptoJob::Signature(job)).unwrap();
             self.asked += 1;
         }
         let mut answers = BTreeMap::new();

@@ -17,8 +17,8 @@ use crate::edge::jwt::TokenKeys;
 use crate::hub::names::NameHasher;
 use crate::io::Alarm;
 use crate::session::Rules;
+use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Mail, MailLane, Mailbox};
-use crate::shard::signatures::Signatures;
 use crate::shard::{
     AddressSources, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
@@ -107,7 +107,7 @@ fn node(config: Config, shards: usize, memory_limit: u64) -> Node {
         fan_out: each.clone().map(|_| Times::default()).collect(),
         fan_out_size: each.clone().map(|_| Times::default()).collect(),
         commands: each.clone().map(|_| Default::default()).collect(),
-        signatures: Signatures::Inline,
+        crypto: Crypto::Inline,
         open: each.map(|_| AtomicU32::new(0)).collect(),
         clients: AtomicU64::new(0),
         admins: AtomicU32::new(0),

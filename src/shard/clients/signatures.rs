@@ -1,17 +1,15 @@
 //! Signatures that take too long to be checked on a shard: RSA and EC, tens of microseconds each.
 //!
 //! ```text
-//!  shard -- SignatureJob --> pool of threads -- Mail::Signed --> the same shard
-//!                              |        ^
-//!                              '- keys -' fetched by the control thread, when a token names new ones
+//!  shard -- CryptoJob::Signature --> pool of threads -- Mail::Signed --> the same shard
+//!                                      |        ^
+//!                                      '- keys -' fetched by the control thread, when a token names new ones
 //! ```
 //! The shard goes on meanwhile; the connection that waits is not read further.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use crossbeam_channel::Sender;
 
 use crate::base::id::ShardId;
 
@@ -92,14 +90,4 @@ pub enum Signed {
     Unavailable,
     /// Not checked: the client's address has as many checks open as it may have.
     TooMany,
-}
-
-/// Where jobs go.
-#[derive(Debug)]
-pub enum Signatures {
-    /// Nowhere: whoever has one checks it at once. For the simulation, where nothing runs beside.
-    Inline,
-    /// To a pool of threads. Without a bound of its own, since each job holds a credit of the shard
-    /// that asks until it is answered, and a shard has a bounded number of those.
-    Pool(Sender<SignatureJob>),
 }

@@ -11,8 +11,9 @@ use crate::base::id::ShardId;
 use crate::edge::address_limits::Counted;
 use crate::edge::good_tokens::{TokenDigest, token_digest};
 use crate::edge::jwt::Checked;
-use crate::shard::clients::signatures::{Interest, SignatureJob, Signatures, Signed, TokenKind};
+use crate::shard::clients::signatures::{Interest, SignatureJob, Signed, TokenKind};
 use crate::shard::context::Cx;
+use crate::shard::crypto::{Crypto, CryptoJob};
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, Mail};
 
@@ -67,8 +68,8 @@ impl Home {
         };
         cx.counters().tokens_checked.add(1);
         let check = OpenCheck { from, asker, hash, digest, generation, counted };
-        match &cx.node.signatures {
-            Signatures::Inline => {
+        match &cx.node.crypto {
+            Crypto::Inline => {
                 let signed = match keys.check_signature(&token, cx.unix) {
                     Checked::Good { until } => Signed::Good { until },
                     Checked::Bad => Signed::Bad,
@@ -76,10 +77,10 @@ impl Home {
                 };
                 self.conclude(cx, check, signed, out);
             }
-            Signatures::Pool(jobs) => {
+            Crypto::Pool(jobs) => {
                 let ticket = self.checks.insert(check) as u64;
                 let job = SignatureJob { token, kind, home: cx.id, ticket, interest };
-                if jobs.send(job).is_err() {
+                if jobs.send(CryptoJob::Signature(job)).is_err() {
                     // The pool has ended: the process is stopping.
                     self.signed(cx, ticket, Signed::Unavailable, out);
                 }
@@ -114,9 +115,9 @@ mod tests {
     use crate::shard::fixture::Plan;
     use crate::shard::home::driven::{Driven, conn};
 
-    fn driven() -> (Driven, Receiver<SignatureJob>) {
+    fn driven() -> (Driven, Receiver<CryptoJob>) {
         let (jobs, pool) = crossbeam_channel::unbounded();
-        (Driven::of(Plan { signatures: Signatures::Pool(jobs), ..Plan::default() }), pool)
+        (Driven::of(Plan { crypto: Crypto::Pool(jobs), ..Plan::default() }), pool)
     }
 
     fn verifies(driven: &mut Driven, token: &str, index: u32) {
@@ -138,7 +139,7 @@ mod tests {
         let (mut driven, pool) = driven();
         verifies(&mut driven, "a.good.token", 1);
         assert!(verdicts(&mut driven).is_empty());
-        let job = pool.try_recv().unwrap();
+        let CryptoJob::Signature(job) = pool.try_recv().unwrap();
         assert_eq!((&*job.token, job.home), ("a.good.token", ShardId(0)));
         let good = Signed::Good { until: Some(2_000_000) };
         driven.handle(0, Mail::Signed { ticket: job.ticket, signed: good });
@@ -156,7 +157,8 @@ mod tests {
         let (mut driven, pool) = driven();
         for index in 1..=2 {
             verifies(&mut driven, "a.bad.token", index);
-            let ticket = pool.try_recv().unwrap().ticket;
+            let CryptoJob::Signature(job) = pool.try_recv().unwrap();
+            let ticket = job.ticket;
             driven.handle(0, Mail::Signed { ticket, signed: Signed::Bad });
             driven.handle(0, Mail::Signed { ticket, signed: Signed::Good { until: None } });
             assert_eq!(verdicts(&mut driven), [(index, Signed::Bad)]);
