@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
-use super::json::read::{absent, filter, headers, object, payload, subs, text, track, untrack};
+use super::json::fields::{absent, filter, object, objects, present, text, texts, track, untrack};
 use crate::base::filter::FilterNode;
 
 /// One request and the number its Reply must carry.
@@ -72,6 +73,14 @@ impl Payload<'_> {
 impl fmt::Debug for Payload<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Payload({})", self.0.escape_ascii())
+    }
+}
+
+/// JSON as it stands in the frame.
+impl<'de: 'a, 'a> Deserialize<'de> for Payload<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        Ok(Self(Cow::Borrowed(raw.get().as_bytes())))
     }
 }
 
@@ -178,7 +187,7 @@ pub struct ConnectRequest<'a> {
     #[serde(borrow)]
     pub data: Option<Payload<'a>>,
     /// Server-side subscriptions to make or to recover, by channel.
-    #[serde(borrow, deserialize_with = "subs")]
+    #[serde(borrow, deserialize_with = "objects")]
     pub subs: BTreeMap<Cow<'a, str>, SubscribeRequest<'a>>,
     /// Name of the SDK.
     #[serde(borrow, deserialize_with = "text")]
@@ -187,7 +196,7 @@ pub struct ConnectRequest<'a> {
     #[serde(borrow, deserialize_with = "text")]
     pub version: Cow<'a, str>,
     /// Emulated request headers, for proxies.
-    #[serde(borrow, deserialize_with = "headers")]
+    #[serde(borrow, deserialize_with = "texts")]
     pub headers: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
     /// Bit 0: dictionary compression. Not used.
     #[serde(deserialize_with = "absent")]
@@ -268,7 +277,7 @@ pub struct PublishRequest<'a> {
     #[serde(borrow, deserialize_with = "text")]
     pub channel: Cow<'a, str>,
     /// The payload; in JSON of any type, `null` among them.
-    #[serde(borrow, deserialize_with = "payload")]
+    #[serde(borrow, deserialize_with = "present")]
     pub data: Option<Payload<'a>>,
     /// 0 stream, 1 map.
     #[serde(rename = "type", deserialize_with = "absent")]

@@ -14,6 +14,7 @@ pub mod codes;
 pub mod command;
 mod frame;
 mod json;
+mod malformed;
 mod protobuf;
 pub mod reply;
 #[allow(
@@ -33,8 +34,9 @@ pub use command::{
     PublishRequest, RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition,
     SubRefreshRequest, SubscribeRequest,
 };
-pub use frame::{Commands, Malformed, binary_commands, commands};
+pub use frame::{Commands, binary_commands, commands};
 pub use json::is_json;
+pub use malformed::Malformed;
 pub use reply::{
     Body, ConnectResult, DataForm, Publication, Push, Reply, SubscribePush, SubscribeResult,
 };

@@ -12,7 +12,7 @@ use super::super::command::{
     PingRequest, PublishRequest, RefreshRequest, RpcRequest, SendRequest, StreamPosition,
     SubRefreshRequest, SubscribeRequest,
 };
-use super::super::frame::Malformed;
+use super::super::malformed::Malformed;
 use super::super::schema;
 use crate::base::filter::FilterNode;
 
