@@ -1,7 +1,7 @@
 //! The payload of a close frame (RFC 6455 5.5.1, 7.4).
 
+use super::fault::Fault;
 use super::header::CONTROL_BYTES_MAX;
-use super::reader::Fault;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 /// Bytes of a close reason at most: what a control frame holds, less the code.

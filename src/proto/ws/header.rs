@@ -1,6 +1,7 @@
 //! Frame headers (RFC 6455 5.2), strictly: tungstenite's parser, and each check that it leaves out.
 
-use super::reader::{Fault, ReadRules};
+use super::fault::Fault;
+use super::rules::ReadRules;
 use std::io::Cursor;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::OpCode;

@@ -18,10 +18,12 @@ mod close;
 #[cfg(test)]
 mod conformance;
 mod deflate;
+mod fault;
 mod header;
 mod mask;
 mod offer;
 mod reader;
+mod rules;
 #[cfg(test)]
 mod testing;
 mod utf8;
@@ -29,10 +31,12 @@ mod write;
 
 pub use self::close::{CLOSE_REASON_BYTES_MAX, close_code_is_valid};
 pub use self::deflate::{DEFLATE_BYTES_MIN, DeflateOptions, Deflaters, InflateFault, Inflater};
+pub use self::fault::Fault;
 pub use self::header::{CONTROL_BYTES_MAX, HEADER_BYTES_MAX};
 pub use self::mask::mask;
 pub use self::offer::Deflate;
-pub use self::reader::{Event, Fault, MessageKind, ReadRules, Reader};
+pub use self::reader::{Event, MessageKind, Reader};
+pub use self::rules::ReadRules;
 pub use self::write::{
     close_frame, frame, payload, put_deflated_header, put_frame, put_header, put_masked, text_frame,
 };
