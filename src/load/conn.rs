@@ -2,7 +2,9 @@
 
 use super::http::Side;
 use super::oracle::Sequence;
-use crate::proto::ws::Reader;
+use super::output::{mask_key, write_some};
+use crate::base::rng::Rng;
+use crate::proto::ws::{self, Reader};
 use std::os::fd::OwnedFd;
 
 /// Where a connection is in its life.
@@ -82,6 +84,17 @@ pub(crate) struct Spill {
 }
 
 impl Conn {
+    /// Sends a close frame if the socket takes it, and closes.
+    pub(crate) fn say_goodbye(&mut self, rng: &mut Rng) {
+        if self.state == State::Open && !self.is_blocked() {
+            let mut frame = Vec::with_capacity(8);
+            ws::put_masked(&mut frame, ws::CLOSE, &1000_u16.to_be_bytes(), mask_key(rng));
+            // The socket goes in any case.
+            let _ = write_some(self.fd.as_ref(), &frame);
+        }
+        self.fd = None;
+    }
+
     /// Whether bytes wait for the socket to take more.
     pub(crate) fn is_blocked(&self) -> bool {
         self.output_bytes() > 0

@@ -8,7 +8,7 @@ use super::figures::{self, Latency, Reasons};
 use super::flags::Scenario;
 use super::http::{self as requests, Side, UpLink};
 use super::oracle::Verdict;
-use super::output::{mask_key, plain, say_goodbye, write_some};
+use super::output::{mask_key, plain, write_some};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
@@ -664,7 +664,7 @@ impl Fleet {
         let frames = self.plan.transport == Transport::WebSocket;
         for conn in &mut self.conns {
             if frames {
-                say_goodbye(conn, &mut self.rng);
+                conn.say_goodbye(&mut self.rng);
             }
             conn.fd = None;
         }

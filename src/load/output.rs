@@ -1,8 +1,6 @@
 //! Bytes to sockets that may not take them all.
 
-use super::conn::{Conn, State};
 use crate::base::rng::Rng;
-use crate::proto::ws;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::io;
@@ -10,17 +8,6 @@ use std::os::fd::OwnedFd;
 
 /// Bytes that may wait for a socket to take them; beyond that nothing more is sent on it.
 pub(crate) const OUTPUT_BYTES_MAX: usize = 1 << 20;
-
-/// Sends a close frame if the socket takes it, and closes.
-pub(crate) fn say_goodbye(conn: &mut Conn, rng: &mut Rng) {
-    if conn.state == State::Open && !conn.is_blocked() {
-        let mut frame = Vec::with_capacity(8);
-        ws::put_masked(&mut frame, ws::CLOSE, &1000_u16.to_be_bytes(), mask_key(rng));
-        // The socket goes in any case.
-        let _ = write_some(conn.fd.as_ref(), &frame);
-    }
-    conn.fd = None;
-}
 
 /// A key for the next frame. Spreads bits; is no secret.
 pub(crate) fn mask_key(rng: &mut Rng) -> [u8; 4] {
