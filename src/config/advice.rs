@@ -1,8 +1,8 @@
 //! Warnings about a configuration that can be used but hardly is what its owner meant: secrets that can be
 //! guessed, origins that match nothing, a node that serves nobody.
 
-use super::Config;
 use super::layers::{Scope, Settings};
+use super::options::Config;
 use crate::edge::channels::Namespace;
 use crate::shard::EndpointKind;
 

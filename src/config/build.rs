@@ -11,13 +11,13 @@ use regex_lite::Regex;
 use tracing::level_filters::LevelFilter;
 
 use super::layers::{Report, Scope, Settings, default};
-use super::table;
-use super::transports::{one_way_disconnects, transports};
-use super::value::Value;
-use super::{
+use super::options::{
     Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,
     Shards, Tokens, Web, WebSocket,
 };
+use super::table;
+use super::transports::{one_way_disconnects, transports};
+use super::value::Value;
 use crate::edge::address_limits::AddressOptions;
 use crate::edge::channels::{
     ChannelRules, ChannelSyntax, DataFormat, Namespace, OWN_CHANNEL, RecoveryMode, SlowPolicy,
@@ -339,7 +339,7 @@ fn pem(given: &str) -> Result<String, String> {
     if let Some(pem) = decoded.filter(|text| text.contains(BEGIN)) {
         return Ok(pem);
     }
-    super::read(Path::new(given))
+    super::files::read(Path::new(given))
         .map_err(|fault| format!("a PEM text, a file with one, or base64 of one: {fault}"))
 }
 

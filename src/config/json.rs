@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::tree::{Entry, Form, Node};
+use super::node::{Entry, Form, Node};
 
 /// The tree of a JSON text.
 ///

@@ -6,10 +6,23 @@
 
 use std::collections::HashMap;
 
+use super::names;
+use super::node::{Entry, Form, Node};
 use super::table::{Class, OPTIONS, Opt, Place, places};
-use super::tree::{self, Entry, Form, Node};
+use super::tree;
 use super::value::{Kind, Value};
-use super::{ConfigError, names};
+
+/// A configuration that can't be used: everything that is wrong with it. The process exits with 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct ConfigError {
+    /// At least one, a line each.
+    pub problems: Vec<String>,
+    /// Further remarks, a line each.
+    pub warnings: Vec<String>,
+    /// `roost.log_format` is `json`, as far as that is known.
+    pub json_log: bool,
+}
 
 /// A set value, its origin, and its spelling there.
 #[derive(Clone, Debug)]

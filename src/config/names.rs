@@ -1,6 +1,6 @@
 //! Names of options: as variables, the nearest to a wrong one, and how values are shown.
 
-use super::tree::{Form, Node};
+use super::node::{Form, Node};
 use crate::base::url::without_credentials;
 
 /// The part behind `ROOST_` or `CENTRIFUGO_` in the variable of a path or of a namespace.

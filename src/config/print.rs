@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::node::{Form, Node};
 use super::table::{OPTIONS, Opt, Place, places};
-use super::tree::{self, Form, Node};
+use super::tree;
 
 /// Formats that the defaults can be printed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

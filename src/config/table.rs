@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use super::transports::{DisconnectTransform, ResponseTransform};
+use super::transforms::{DisconnectTransform, ResponseTransform};
 use super::value::{Kind, bytes};
 use crate::edge::proxy::StatusTransform;
 

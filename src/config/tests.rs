@@ -1,5 +1,6 @@
 use super::*;
-use crate::edge::channels::{DataFormat, Namespace, OWN_CHANNEL, RecoveryMode};
+use crate::edge::channels::{ChannelRules, DataFormat, Namespace, OWN_CHANNEL, RecoveryMode};
+use crate::edge::jwt::TokenOptions;
 use crate::proto::ws::DeflateOptions;
 use crate::session::PersonalChannel;
 use crate::shard::EndpointKind;

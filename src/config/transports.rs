@@ -4,6 +4,7 @@
 use serde::Deserialize;
 
 use super::layers::{Report, Scope};
+use super::transforms::{DisconnectTransform, ResponseOf, ResponseTransform};
 use crate::edge::proxy::AppDisconnect;
 use crate::proto::ws::DeflateOptions;
 use crate::shard::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
@@ -21,36 +22,6 @@ pub struct Transports {
     pub uni_websocket: UniWebSocketOptions,
     /// How long a poll may wait, milliseconds.
     pub poll_wait_ms: u64,
-}
-
-/// The answer to a `connect` that fails.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ResponseTransform {
-    code: u32,
-    to: ResponseOf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ResponseOf {
-    status_code: u16,
-    body: String,
-}
-
-impl ResponseTransform {
-    /// A status that ends a request.
-    pub(super) fn is_valid(&self) -> bool {
-        (200..600).contains(&self.to.status_code)
-    }
-}
-
-/// The close of a one-way connection whose `connect` fails.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DisconnectTransform {
-    pub(super) code: u32,
-    pub(super) to: AppDisconnect,
 }
 
 /// The section's transforms, if they are on. That they are good was checked with the value.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::tree::{Form, Node};
+use super::node::{Form, Node};
 
 /// The kind of an option's value.
 #[derive(Clone, Copy, Debug)]
