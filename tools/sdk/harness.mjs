@@ -413,6 +413,8 @@ export class Roost {
       ...others,
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
+      // No test is about the SDK's own five seconds for a command: a busy machine may need more for a burst.
+      timeout: 30_000,
       ...options,
     });
     client.encoding = encoding;

@@ -277,7 +277,7 @@ class Case(unittest.IsolatedAsyncioTestCase):
         client = Client(
             url or self.roost.url, events=events, proxy=None,
             use_protobuf=self.protobuf if protobuf is None else protobuf,
-            min_reconnect_delay=0.05, max_reconnect_delay=0.5, **options,
+            min_reconnect_delay=0.05, max_reconnect_delay=0.5, **{"timeout": 30.0, **options},
         )
         self.clients.append(client)
         return client, events
