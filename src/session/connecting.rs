@@ -1,5 +1,8 @@
-//! A `connect` that is good but not answered: subscriptions that the server makes are asked for at
-//! their homes first, and what their channels have for the client meanwhile waits behind the reply.
+//! A `connect` that is good but not answered: homes count the user's connections and make the
+//! subscriptions first, and frames of their channels wait behind the reply meanwhile.
+//!
+//! [`Session::next_step`] says what is to be done next. A step that finds no credit is given back, so
+//! that it comes again.
 
 use compact_str::CompactString;
 
@@ -9,6 +12,7 @@ use crate::edge::channels::Asked;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::Since;
 use crate::proto::client::{Body, SubscribeResult};
+use crate::session::Session;
 
 /// A subscription that the server makes for a client, to be asked for.
 #[derive(Clone, Debug, Default)]
@@ -99,4 +103,143 @@ pub struct Connecting {
     pub data: Box<[u8]>,
     /// Seconds until the connection expires, when the client refreshes it.
     pub ttl: Option<u32>,
+}
+
+/// The next step of a `connect`.
+#[derive(Debug)]
+pub enum Step {
+    /// The home of the user counts this connection.
+    Count,
+    /// A home makes this subscription.
+    Subscribe(ServerSub),
+    /// Nothing, until a home has answered.
+    Wait,
+    /// The reply, and behind it the frames that were held.
+    Reply(Box<Connecting>),
+}
+
+impl Session {
+    /// The next step of the `connect`; a connected session has none. A subscription is taken out, and
+    /// has to be either [requested](Self::sub_requested) or [given back](Self::give_back).
+    pub fn next_step(&mut self) -> Step {
+        let Some(connecting) = self.connecting() else { return Step::Wait };
+        if connecting.to_count {
+            return Step::Count;
+        }
+        // No home gets a subscription as long as the user may have one connection too many.
+        if connecting.counting {
+            return Step::Wait;
+        }
+        if let Some(sub) = connecting.to_ask.pop() {
+            return Step::Subscribe(sub);
+        }
+        match connecting.awaited {
+            0 => self.end_connecting().map_or(Step::Wait, Step::Reply),
+            _ => Step::Wait,
+        }
+    }
+
+    /// The home of the user has the request to count this connection.
+    pub fn count_requested(&mut self) {
+        self.flags.set_user_counted(true);
+        if let Some(connecting) = self.connecting() {
+            (connecting.to_count, connecting.counting) = (false, true);
+        }
+    }
+
+    /// The home of the user has counted the connection, which may stay. False for a session that
+    /// doesn't wait for that.
+    pub fn counted(&mut self) -> bool {
+        self.connecting().is_some_and(|connecting| std::mem::take(&mut connecting.counting))
+    }
+
+    /// The home has the request for a subscription of the `connect`.
+    pub fn sub_requested(&mut self) {
+        if let Some(connecting) = self.connecting() {
+            connecting.awaited += 1;
+        }
+    }
+
+    /// No home has a request for this subscription: it is the next step once more.
+    pub fn give_back(&mut self, sub: ServerSub) {
+        if let Some(connecting) = self.connecting() {
+            connecting.to_ask.push(sub);
+        }
+    }
+
+    /// A home has made a subscription of the server's.
+    ///
+    /// # Errors
+    /// The session is connected: no reply announces this subscription.
+    pub fn sub_made(&mut self, made: Made) -> Result<(), Made> {
+        let Some(connecting) = self.connecting() else { return Err(made) };
+        connecting.made.push(made);
+        connecting.awaited -= 1;
+        Ok(())
+    }
+
+    /// Ends the `connect`; a session that has nothing special is as small as others from then on.
+    fn end_connecting(&mut self) -> Option<Box<Connecting>> {
+        let extra = self.extra.as_mut()?;
+        let connecting = extra.connecting.take();
+        let is_empty = extra.info.is_empty() && extra.meta.is_empty() && extra.subs.is_empty();
+        if is_empty && extra.headers.is_none() {
+            self.extra = None;
+        }
+        connecting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::testing::session;
+
+    #[test]
+    fn a_result_says_what_was_made() {
+        let made = Made { channel: "news".into(), recoverable: true, offset: 7, ..made() };
+        let result = made.result();
+        assert_eq!((result.offset, result.recoverable, result.epoch), (7, true, "abcd"));
+    }
+
+    fn made() -> Made {
+        Made {
+            channel: CompactString::default(),
+            recoverable: false,
+            positioned: true,
+            epoch: "abcd".into(),
+            offset: 0,
+            was_recovering: false,
+            recovered: false,
+            publications: None,
+            delta: false,
+            data: Box::default(),
+        }
+    }
+
+    #[test]
+    fn a_step_without_credit_comes_again() {
+        let mut session = session("alice");
+        let to_ask = vec![ServerSub { channel: "news".into(), ..ServerSub::default() }];
+        let connecting = Connecting { to_ask, to_count: true, ..Connecting::default() };
+        session.extra().connecting = Some(Box::new(connecting));
+        for _ in 0..2 {
+            assert!(matches!(session.next_step(), Step::Count));
+        }
+        session.count_requested();
+        assert!(session.flags.user_counted());
+        assert!(matches!(session.next_step(), Step::Wait));
+        assert!(session.counted() && !session.counted());
+        for _ in 0..2 {
+            let Step::Subscribe(sub) = session.next_step() else { panic!() };
+            session.give_back(sub);
+        }
+        let Step::Subscribe(_) = session.next_step() else { panic!() };
+        session.sub_requested();
+        assert!(matches!(session.next_step(), Step::Wait));
+        assert!(session.sub_made(made()).is_ok());
+        let Step::Reply(connecting) = session.next_step() else { panic!() };
+        assert_eq!(connecting.made.len(), 1);
+        assert!(session.extra.is_none() && session.sub_made(made()).is_err());
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 
+use crate::base::limits::ANSWER_BYTES_MAX;
 use crate::edge::api_key::ApiAccess;
 use crate::edge::channels::{ChannelRules, ChannelSyntax};
 use crate::edge::client_id::ClientIdSealer;
@@ -93,6 +94,11 @@ client_options! {
 }
 
 impl ClientOptions {
+    /// Bytes of one answer at most: as much as may wait for a client, with room for the rest of the reply.
+    pub fn answer_bytes_max(&self) -> usize {
+        (self.queue_bytes_max - self.queue_bytes_max / 8).min(ANSWER_BYTES_MAX)
+    }
+
     /// A new connection of a user takes the place of the older ones.
     pub fn single_connection(&self) -> bool {
         self.personal_channel.as_ref().is_some_and(|personal| personal.single_connection)

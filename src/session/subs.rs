@@ -99,6 +99,11 @@ impl Subs {
         self.as_slice().is_empty()
     }
 
+    /// The same, to look at.
+    pub fn get(&self, channel: u32) -> Option<&Sub> {
+        self.as_slice().iter().find(|sub| sub.channel == channel)
+    }
+
     /// The subscription to a channel. Linear: a client has at most `client.channel_limit`.
     pub fn find(&mut self, channel: u32) -> Option<&mut Sub> {
         self.as_mut_slice().iter_mut().find(|sub| sub.channel == channel)

@@ -290,9 +290,6 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// The detail in the log of what is refused.
-pub(super) const NO_MEMORY: &str = "over roost.memory_limit";
-
 /// An idle channel without publications, about.
 const IDLE_CHANNEL_BYTES: u64 = 200;
 

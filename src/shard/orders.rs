@@ -16,7 +16,6 @@
 use compact_str::CompactString;
 use slab::Slab;
 
-use super::clients::commands::Stop;
 use super::mail::shard_set::ShardSet;
 use super::mail::{
     Act, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
@@ -25,7 +24,7 @@ use crate::base::expiry::Expiry;
 use crate::base::id::{ConnKey, ShardId};
 use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
-use crate::session::{ServerSub, SubState};
+use crate::session::{ServerSub, Stop, SubState};
 use crate::shard::Shard;
 
 /// An order that is being carried out.

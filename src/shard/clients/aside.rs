@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::session::Headers;
+use crate::session::app::AppAnswer;
+use crate::session::{Headers, Verdict};
 use crate::shard::BySlot;
-use crate::shard::clients::proxies::{AppAnswer, ReplyAtHand};
+use crate::shard::clients::proxies::ReplyAtHand;
 use crate::shard::clients::signatures::Interest;
-use crate::shard::clients::tokens::Verdict;
 
 /// The parts that one connection has.
 #[derive(Debug, Default)]
@@ -132,6 +132,14 @@ impl Asides {
     /// The reply of the application to the command that is being handled.
     pub(crate) fn reply(&self, index: u32) -> Option<&ReplyAtHand> {
         self.get(index)?.replies.front()
+    }
+
+    /// The result of the check that the connection's commands waited for.
+    pub(crate) fn verdict(&self, index: u32) -> Option<Verdict> {
+        match self.get(index)?.check {
+            Some(Check::Done(verdict)) => Some(verdict),
+            _ => None,
+        }
     }
 
     /// The answer in that reply.

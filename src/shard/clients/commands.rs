@@ -6,87 +6,23 @@ use compact_str::CompactString;
 
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::info::ClientInfo;
-use crate::base::limits::{ANSWER_BYTES_MAX, COMMANDS_UNANSWERED_MAX, LARGE_ANSWER_CREDITS};
 use crate::base::notices::Reason;
 use crate::base::time::Millis;
-use crate::edge::channels::{ChannelRules, NameFault, Namespace, Refusal};
 use crate::edge::client_id::ClientId;
-use crate::edge::proxy::{AppDisconnect, AppError, RpcTarget};
-use crate::hub::history::{Page, Since};
+use crate::edge::proxy::{AppDisconnect, AppError};
 use crate::io::Driver;
 use crate::proto::client::{
-    self, Body, Command, Commands, Disconnect, Encoding, ErrorCode, HistoryRequest, PublishRequest,
-    Push, Reply, Request, RpcRequest,
+    self, Body, Command, Commands, Disconnect, ErrorCode, Push, Reply, Request,
 };
-use crate::session::{Session, SubState, WaitsFor};
+use crate::session::app::AppRequest;
+use crate::session::{
+    self, Effect, Facts, NO_MEMORY, Publication, PublishOptions, Session, Stop, TokenKind, WaitsFor,
+};
 use crate::shard::Shard;
-use crate::shard::clients::proxies::{AppAnswer, AppRequest, verdict};
-use crate::shard::mail::{
-    Answer, Asker, Failure, Mail, Method, Publish, PublishOptions, Read, Reading,
-};
-use crate::shard::memory::NO_MEMORY;
+use crate::shard::mail::{Answer, Asker, Failure, Mail, Method, Publish, Read, Reading};
 use crate::shard::net::read::Flow;
 use crate::shard::net::record::Phase;
 use crate::shard::notices::{Cut, reason_of_error};
-
-/// How a command ends that isn't simply answered.
-pub(crate) enum Stop {
-    /// An error in the reply, and a detail for the log; the connection goes on.
-    Error(ErrorCode, &'static str),
-    /// The same, said to be temporary whatever the error.
-    TemporaryError(ErrorCode, &'static str),
-    /// The connection is closed; a detail for the log.
-    Close(Disconnect, &'static str),
-    /// Nothing was done: the command is handled again once that answer is there.
-    Wait(WaitsFor),
-    /// Nothing was done: the application is called, and later commands go on. The number of the
-    /// deferred command.
-    Defer(u32),
-    /// An error of the application's.
-    AppError(AppError),
-    /// The application closes the connection.
-    AppClose(AppDisconnect),
-}
-
-impl From<ErrorCode> for Stop {
-    fn from(code: ErrorCode) -> Self {
-        Self::Error(code, "")
-    }
-}
-
-impl From<Disconnect> for Stop {
-    fn from(why: Disconnect) -> Self {
-        Self::Close(why, "")
-    }
-}
-
-impl From<NameFault> for Stop {
-    fn from(fault: NameFault) -> Self {
-        match fault {
-            NameFault::Unknown => {
-                Self::Error(ErrorCode::UnknownChannel, "no namespace of that name is configured")
-            }
-            NameFault::TooLong => {
-                Self::Error(ErrorCode::BadRequest, "the name is longer than channel.max_length")
-            }
-            NameFault::BadName => {
-                Self::Error(ErrorCode::BadRequest, "the name is not ASCII, or not as channel_regex")
-            }
-        }
-    }
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::PermissionDenied(why) => Self::Error(ErrorCode::PermissionDenied, why),
-            Refusal::BadRequest(why) => Self::Error(ErrorCode::BadRequest, why),
-            Refusal::TokenExpired(why) => Self::Error(ErrorCode::TokenExpired, why),
-            Refusal::Expired(why) => Self::Error(ErrorCode::Expired, why),
-            Refusal::InvalidToken(why) => Self::Close(Disconnect::InvalidToken, why),
-        }
-    }
-}
 
 impl<D: Driver> Shard<D> {
     /// Handles the commands of one message, as far as may be.
@@ -117,81 +53,161 @@ impl<D: Driver> Shard<D> {
     }
 
     fn command(&mut self, index: u32, command: Command<'_>) -> Flow {
+        let (id, request) = (command.id, &command.request);
         let conn = &self.net.conns[index as usize];
-        let id = command.id;
         let Some(session) = self.clients.sessions.get_mut(conn.session as usize) else {
-            return match &command.request {
-                Request::Connect(request) if conn.phase == Phase::Client && id > 0 => {
-                    self.cx.counters().count_command(&command.request);
-                    let result = self.connect(index, id, request);
+            return match request {
+                Request::Connect(connect) if conn.phase == Phase::Client && id > 0 => {
+                    self.cx.counters().count_command(request);
+                    let result = self.connect(index, id, connect);
                     self.finish_command(index, id, "", result)
                 }
                 _ => self.bad_request(index, "the first command is not connect"),
             };
         };
-        if let Request::Pong = command.request {
-            if !session.flags.pong_due() || conn.flags.frame_ping() {
-                return self.bad_request(index, "a pong without a ping");
-            }
+        let deferred = self.clients.asides.deferred(index);
+        if let Err(stop) = session.admit(request, deferred, conn.flags.frame_ping()) {
+            return self.finish_command(index, id, "", Err(stop));
+        }
+        if let Request::Pong = request {
             session.flags.set_pong_due(false);
             self.cx.counters().pongs.add(1);
             return Flow::On;
         }
-        // `connect` is the one barrier.
-        if session.connecting().is_some() {
-            return self.pause(index, WaitsFor::Broker);
-        }
-        if session.unanswered >= COMMANDS_UNANSWERED_MAX {
-            return self.pause(index, WaitsFor::EarlierCommands);
-        }
-        // What ends or renews something waits for what is to begin.
-        let follows = matches!(
-            command.request,
-            Request::Unsubscribe(_) | Request::Refresh(_) | Request::SubRefresh(_)
-        );
-        if follows && self.clients.asides.deferred(index) > 0 {
-            return self.pause(index, WaitsFor::EarlierCommands);
-        }
-        let unanswered = session.unanswered;
-        self.cx.counters().count_command(&command.request);
-        let method = Method::of(&command.request);
+        let (unanswered, key) = (session.unanswered, conn.key(index));
+        self.cx.counters().count_command(request);
+        let method = Method::of(request);
         let asked_ms = self.began_ms(index);
-        let asker = Asker {
-            command: id,
-            method,
-            asked_ms,
-            ..Asker::of(self.net.conns[index as usize].key(index))
+        let asker = Asker { command: id, method, asked_ms, ..Asker::of(key) };
+        let result = self.handle(asker, request);
+        // A command that no home has to answer is answered.
+        let is_answered = match &result {
+            Ok(_) => true,
+            Err(stop) => stop.is_error() && !matches!(stop, Stop::TemporaryError(..)),
         };
-        let result = match &command.request {
-            Request::Subscribe(request) => self.subscribe(index, asker, request),
-            Request::Unsubscribe(request) => self.unsubscribe(index, asker, &request.channel),
-            Request::Publish(request) => self.publish(index, asker, request),
-            Request::Presence(request) => {
-                self.presence(index, asker, &request.channel, Reading::Presence)
-            }
-            Request::PresenceStats(request) => {
-                self.presence(index, asker, &request.channel, Reading::PresenceStats)
-            }
-            Request::History(request) => self.history(index, asker, request),
-            Request::Rpc(request) => self.rpc(index, asker, request),
-            Request::Send(_) => {
-                Err(Stop::Close(Disconnect::NotAvailable, "the command send is not available"))
-            }
-            Request::Refresh(request) => self.refresh(index, id, request),
-            Request::SubRefresh(request) => self.sub_refresh(index, id, request),
-            Request::Connect(_) => {
-                Err(Stop::Close(Disconnect::BadRequest, "connect on a connected session"))
-            }
-            Request::Ping | Request::Unknown | Request::Pong => {
-                Err(Stop::Close(Disconnect::BadRequest, "an unknown command, or none"))
-            }
-        };
-        // What no home has to be asked about is answered.
-        let is_answered = matches!(result, Ok(_) | Err(Stop::Error(..) | Stop::AppError(_)));
         if is_answered && self.session_of(index).is_some_and(|s| s.unanswered == unanswered) {
             self.time_answer(method, asked_ms);
         }
-        self.finish_command(index, id, channel_of(&command.request), result)
+        self.finish_command(index, id, channel_of(request), result)
+    }
+
+    /// Lets the session decide about a command, and carries the effect out.
+    fn handle(&mut self, asker: Asker, request: &Request<'_>) -> Result<Flow, Stop> {
+        let index = asker.conn.index;
+        let answer = self.clients.asides.answer(index);
+        let is_short = match request {
+            Request::Publish(_) | Request::Subscribe(_) => self.cx.node.memory.is_short(),
+            _ => false,
+        };
+        let is_reserved = match request {
+            Request::Subscribe(request) => self.is_reserved(asker.conn, &request.channel),
+            _ => false,
+        };
+        let facts = Facts { is_short, is_reserved, ..self.facts(asker.conn) };
+        let at = self.net.conns[index as usize].session;
+        let Some(session) = self.clients.sessions.get(at as usize) else { return Ok(Flow::On) };
+        let decided = session.handle(request, answer.as_deref(), &facts);
+        let is_checked = facts.verdict.is_some();
+        let token = token_of(request);
+        if is_checked && !token.is_empty() {
+            self.clients.asides.take(index, |aside| aside.check.take());
+        }
+        match decided {
+            Ok(effect) => self.apply(asker, effect),
+            Err(Stop::Verify(kind)) => Err(self.request_check(index, token, kind)),
+            Err(Stop::Call(proxy)) => {
+                Err(self.call_application(index, asker.command, &proxy, || {
+                    AppRequest::of(request).unwrap_or(AppRequest::Refresh)
+                }))
+            }
+            Err(stop) => {
+                match (&stop, request) {
+                    (Stop::NoMemory, Request::Publish(_)) => {
+                        self.cx.counters().short_publish.inc();
+                    }
+                    (Stop::NoMemory, _) => self.cx.counters().short_subscribe.inc(),
+                    _ => {}
+                }
+                Err(stop)
+            }
+        }
+    }
+
+    /// The facts that commands of a connection are judged by.
+    pub(crate) fn facts(&self, conn: ConnKey) -> Facts<'_> {
+        let (node, rules) = (&self.cx.node, &self.cx.node.rules);
+        Facts {
+            channels: &self.cx.channels,
+            client: &self.cx.client,
+            rpc: &rules.rpc,
+            connection_keys: node.keys(TokenKind::Connection),
+            subscription_keys: node.keys(TokenKind::Subscription),
+            ids: &rules.client_ids,
+            names: &node.names,
+            locals: &self.local.locals,
+            shard: self.cx.id,
+            conn,
+            encoding: self.net.encoding(conn.index),
+            now: self.cx.unix,
+            is_short: false,
+            is_reserved: false,
+            verdict: self.clients.asides.verdict(conn.index),
+        }
+    }
+
+    /// Carries out the effect of a command. Without credit at the home nothing is done.
+    fn apply(&mut self, asker: Asker, effect: Effect<'_>) -> Result<Flow, Stop> {
+        let index = asker.conn.index;
+        match effect {
+            Effect::Pong => {}
+            Effect::Reply(reply) => {
+                self.net.reply(&self.cx, &mut self.codec, index, asker.command, &reply)
+            }
+            Effect::Unfit => {
+                self.inappropriate(index);
+                return Ok(Flow::End);
+            }
+            Effect::Publish(publication) => self.publish(asker, publication)?,
+            Effect::Read { channel, namespace, reading } => {
+                self.request_read(asker, channel, namespace, reading)?;
+            }
+            Effect::Subscribe(sub) => {
+                self.request_sub(asker, sub)?;
+                if let Some(session) = self.session_of(index) {
+                    session.unanswered += 1;
+                }
+                self.schedule(index);
+            }
+            Effect::Unsubscribe { channel, local } => self.unsubscribe(asker, channel, local)?,
+            Effect::Refresh { expires, ttl, info, meta } => {
+                self.reinform(index, info)?;
+                if let Some(session) = self.session_of(index) {
+                    session.renew(expires, meta);
+                }
+                self.net.reply(
+                    &self.cx,
+                    &mut self.codec,
+                    index,
+                    asker.command,
+                    &Reply::Refresh { ttl },
+                );
+                self.schedule(index);
+            }
+            Effect::SubRefresh { local, expires, ttl } => {
+                if let Some(session) = self.session_of(index) {
+                    session.renew_sub(local, expires);
+                }
+                self.net.reply(
+                    &self.cx,
+                    &mut self.codec,
+                    index,
+                    asker.command,
+                    &Reply::SubRefresh { ttl },
+                );
+                self.schedule(index);
+            }
+        }
+        Ok(Flow::On)
     }
 
     pub(crate) fn finish_command(
@@ -202,13 +218,18 @@ impl<D: Driver> Shard<D> {
         result: Result<Flow, Stop>,
     ) -> Flow {
         // A reply of the application holds until its command is done.
-        if !matches!(result, Err(Stop::Wait(_) | Stop::Defer(_))) {
+        if !matches!(&result, Err(stop) if stop.comes_back()) {
             self.clients.asides.take(index, |aside| aside.replies.pop_front());
         }
         match result {
             Ok(flow) => flow,
             Err(Stop::Error(code, why)) => {
                 self.reply_error_because(index, id, code, code.temporary(), channel, why);
+                Flow::On
+            }
+            Err(Stop::NoMemory) => {
+                let code = ErrorCode::Internal;
+                self.reply_error_because(index, id, code, code.temporary(), channel, NO_MEMORY);
                 Flow::On
             }
             Err(Stop::TemporaryError(code, why)) => {
@@ -231,6 +252,9 @@ impl<D: Driver> Shard<D> {
                 self.pause(index, waits)
             }
             Err(Stop::Defer(ticket)) => Flow::Defer(ticket),
+            // The answers of both are requested where the command is handled.
+            Err(Stop::Verify(_)) => self.pause(index, WaitsFor::TokenCheck),
+            Err(Stop::Call(_)) => self.pause(index, WaitsFor::Application),
             Err(Stop::AppError(error)) => {
                 self.reply_app_error(index, id, channel, &error);
                 Flow::On
@@ -339,91 +363,27 @@ impl<D: Driver> Shard<D> {
         ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()
     }
 
-    /// The namespace of a channel that a command names.
-    fn namespace<'n>(channels: &'n ChannelRules, channel: &str) -> Result<&'n Namespace, Stop> {
-        if channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
-        }
-        Ok(channels.resolve(channel)?)
-    }
-
     /// Takes credits for a request to `home`: what the answer may need.
     pub(crate) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
         self.post.spend(home, credits).ok_or(Stop::Wait(WaitsFor::Credit(home)))
     }
 
-    /// Whether a session is subscribed to a channel, or about to be.
-    fn is_subscribed(&mut self, index: u32, channel: &str) -> bool {
-        let known = self.local.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return false };
-        let sub = known.and_then(|at| session.subs.find(at));
-        matches!(sub, Some(sub) if sub.state != SubState::Owed)
-    }
-
-    fn publish(
-        &mut self,
-        index: u32,
-        asker: Asker,
-        request: &PublishRequest<'_>,
-    ) -> Result<Flow, Stop> {
-        let node = Arc::clone(&self.cx.node);
-        let insecure = self.cx.client.insecure;
-        let channels = Arc::clone(&self.cx.channels);
-        let channel: &str = &request.channel;
-        let namespace = Self::namespace(&channels, channel)?;
-        if request.kind != 0 {
-            return Err(Stop::Error(ErrorCode::NotAvailable, "publications of that type"));
-        }
-        if self.cx.is_short_for(|counters| &counters.short_publish) {
-            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
-        }
-        let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
-        let speaks_json = self.net.encoding(index) == Encoding::Json;
-        let is_json = !data.is_empty() && (speaks_json || client::is_json(data));
-        let subscribed = self.is_subscribed(index, channel);
-        let known = self.local.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let user = session.user.clone();
-        let told = match &namespace.publish_proxy {
-            None => {
-                namespace.may_publish(&user, subscribed, insecure, data, is_json)?;
-                None
-            }
-            Some(proxy) => {
-                namespace.check_data(data, is_json)?;
-                let answer = self.ask_application(index, asker.command, proxy, || {
-                    AppRequest::Publish { channel: CompactString::new(channel), data: data.into() }
-                })?;
-                // Without a result the application has not allowed it.
-                verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
-                Some(answer)
-            }
-        };
-        let told = match told.as_deref() {
-            Some(AppAnswer::Result(result)) => Some(&**result),
-            _ => None,
-        };
-        // What the application gives in place of it is judged as what is published, too.
-        let (data, is_json) = match told.and_then(|result| result.data.as_deref()) {
-            Some(data) => {
-                let is_json = client::is_json(data);
-                namespace.check_data(data, is_json)?;
-                (data, is_json)
-            }
-            None => (data, is_json),
-        };
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let chan_info: Box<[u8]> = known
+    /// Requests a publish of the channel's home.
+    fn publish(&mut self, asker: Asker, publication: Publication<'_>) -> Result<(), Stop> {
+        let Publication { channel, namespace, local, data, is_json, result } = publication;
+        let index = asker.conn.index;
+        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let chan_info: Box<[u8]> = local
             .and_then(|at| session.sub_extra(at))
             .map(|extra| extra.info.clone())
             .unwrap_or_default();
-        let hash = node.names.hash(channel);
-        let home = node.names.home(hash);
+        let hash = self.cx.node.names.hash(channel);
+        let home = self.cx.node.names.home(hash);
         let credits = self.spend(home, 1)?;
         let info = self.client_info(asker.conn, &chan_info);
         let is_json =
             is_json && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let Some(session) = self.session_of(index) else { return Ok(()) };
         session.unanswered += 1;
         self.post.send(
             &self.cx,
@@ -431,115 +391,50 @@ impl<D: Driver> Shard<D> {
             Mail::Publish(Box::new(Publish {
                 channel: CompactString::new(channel),
                 hash,
-                namespace: namespace.index,
+                namespace,
                 asker: Some(Asker { credits, ..asker }),
                 data: data.into(),
                 info,
-                tags: told.map(|result| (&*result.tags).into()).unwrap_or_default(),
+                tags: result.map(|result| (&*result.tags).into()).unwrap_or_default(),
                 is_json,
-                options: told
+                options: result
                     .filter(|result| result.options != PublishOptions::default())
                     .map(|result| Arc::new(result.options.clone())),
             })),
         );
-        Ok(Flow::On)
+        Ok(())
     }
 
-    fn presence(
+    /// Requests a part of a channel's state of its home.
+    fn request_read(
         &mut self,
-        index: u32,
         asker: Asker,
         channel: &str,
-        what: Reading,
-    ) -> Result<Flow, Stop> {
-        let insecure = self.cx.client.insecure;
-        let channels = Arc::clone(&self.cx.channels);
-        let namespace = Self::namespace(&channels, channel)?;
-        if !namespace.presence {
-            return Err(Stop::Error(ErrorCode::NotAvailable, "presence is off in the namespace"));
-        }
-        let subscribed = self.is_subscribed(index, channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        if !namespace.may_read_presence(&session.user, subscribed, insecure) {
-            let why = "no allow_presence_for_... option of the namespace allows it";
-            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
-        }
-        self.ask(index, asker, channel, namespace, what)
-    }
-
-    fn history(
-        &mut self,
-        index: u32,
-        asker: Asker,
-        request: &HistoryRequest<'_>,
-    ) -> Result<Flow, Stop> {
-        let client = Arc::clone(&self.cx.client);
-        let channels = Arc::clone(&self.cx.channels);
-        let channel: &str = &request.channel;
-        let namespace = Self::namespace(&channels, channel)?;
-        if !namespace.has_history() {
-            let why = "history_size or history_ttl of the namespace is 0";
-            return Err(Stop::Error(ErrorCode::NotAvailable, why));
-        }
-        let subscribed = self.is_subscribed(index, channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        if !namespace.may_read_history(&session.user, subscribed, client.insecure) {
-            let why = "no allow_history_for_... option of the namespace allows it";
-            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
-        }
-        let since = request.since.as_ref();
-        if request.reverse && since.is_some_and(|since| since.offset == 0) {
-            return Err(Stop::Error(ErrorCode::BadRequest, "reverse since offset 0"));
-        }
-        let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
-        let page = Page {
-            since: since.map(|since| Since {
-                offset: since.offset,
-                epoch: CompactString::new(&since.epoch),
-            }),
-            limit: limit.min(client.history_publications_max),
-            reverse: request.reverse,
-        };
-        self.ask(index, asker, channel, namespace, Reading::History(page))
-    }
-
-    /// Asks a channel's home for something to be read.
-    fn ask(
-        &mut self,
-        index: u32,
-        asker: Asker,
-        channel: &str,
-        namespace: &Namespace,
-        what: Reading,
-    ) -> Result<Flow, Stop> {
+        namespace: u16,
+        reading: session::Reading,
+    ) -> Result<(), Stop> {
+        let index = asker.conn.index;
         let hash = self.cx.node.names.hash(channel);
         let home = self.cx.node.names.home(hash);
-        let credits = match &what {
-            Reading::PresenceStats => 1,
-            Reading::History(page) if page.limit == 0 => 1,
-            _ => LARGE_ANSWER_CREDITS,
-        };
-        let credits = self.spend(home, credits)?;
+        let credits = self.spend(home, reading.credits())?;
         let encoding = self.net.encoding(index);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
+        let Some(session) = self.session_of(index) else { return Ok(()) };
         session.unanswered += 1;
         let read = Read {
             channel: CompactString::new(channel),
             hash,
-            namespace: namespace.index,
+            namespace,
             asker: Asker { credits, ..asker },
             encoding,
-            bytes_max: self.answer_bytes_max(),
-            what,
+            bytes_max: self.cx.client.answer_bytes_max(),
+            what: match reading {
+                session::Reading::Presence => Reading::Presence,
+                session::Reading::PresenceStats => Reading::PresenceStats,
+                session::Reading::History(page) => Reading::History(page),
+            },
         };
         self.post.send(&self.cx, home, Mail::Read(Box::new(read)));
-        Ok(Flow::On)
-    }
-
-    /// Bytes of one answer at most: what may wait for a client, with room for the rest of the reply.
-    pub(crate) fn answer_bytes_max(&self) -> usize {
-        let queue_bytes_max = self.cx.client.queue_bytes_max;
-        (queue_bytes_max - queue_bytes_max / 8).min(ANSWER_BYTES_MAX)
+        Ok(())
     }
 
     /// What was read comes back.
@@ -579,58 +474,18 @@ impl<D: Driver> Shard<D> {
         let why = "data that isn't JSON, for a client that speaks JSON";
         self.disconnect_because(index, Disconnect::InappropriateProtocol, why);
     }
-
-    /// A call to the application.
-    fn rpc(&mut self, index: u32, asker: Asker, request: &RpcRequest<'_>) -> Result<Flow, Stop> {
-        let rules = self.cx.node.rules.rpc.load();
-        let method: &str = &request.method;
-        let proxy = match rules.target(method) {
-            RpcTarget::Ping => {
-                self.net.reply(
-                    &self.cx,
-                    &mut self.codec,
-                    index,
-                    asker.command,
-                    &Reply::Rpc { data: b"" },
-                );
-                return Ok(Flow::On);
-            }
-            RpcTarget::NotFound => {
-                return Err(Stop::Error(ErrorCode::MethodNotFound, "no such rpc method"));
-            }
-            RpcTarget::NotAvailable => {
-                return Err(Stop::Error(ErrorCode::NotAvailable, "no rpc proxy is configured"));
-            }
-            RpcTarget::Proxy(proxy) => Arc::clone(proxy),
-        };
-        drop(rules);
-        let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
-        let answer = self.ask_application(index, asker.command, &proxy, || AppRequest::Rpc {
-            method: CompactString::new(method),
-            data: data.into(),
-        })?;
-        let data = verdict(&answer)?.and_then(|result| result.data.as_deref()).unwrap_or_default();
-        if data.len() > self.answer_bytes_max() {
-            let why = "the result of the rpc is longer than what may wait for a client";
-            return Err(Stop::Error(ErrorCode::LimitExceeded, why));
-        }
-        if !self.may_show(index, data) {
-            self.inappropriate(index);
-            return Ok(Flow::End);
-        }
-        self.net.reply(&self.cx, &mut self.codec, index, asker.command, &Reply::Rpc { data });
-        Ok(Flow::On)
-    }
-
-    /// Whether a connection can be shown this.
-    pub(crate) fn may_show(&self, index: u32, data: &[u8]) -> bool {
-        data.is_empty() || self.net.encoding(index) == Encoding::Protobuf || client::is_json(data)
-    }
 }
 
-/// An answer of the application without a result: it has not allowed the command.
-pub(crate) const PROXY_GAVE_NO_RESULT: Stop =
-    Stop::Error(ErrorCode::PermissionDenied, "the proxy's answer has no result");
+/// The token of a command, empty for none.
+fn token_of<'a>(request: &'a Request<'_>) -> &'a str {
+    match request {
+        Request::Connect(request) => &request.token,
+        Request::Subscribe(request) => &request.token,
+        Request::Refresh(request) => &request.token,
+        Request::SubRefresh(request) => &request.token,
+        _ => "",
+    }
+}
 
 /// The channel that a command names, for the log.
 fn channel_of<'a>(request: &'a Request<'_>) -> &'a str {

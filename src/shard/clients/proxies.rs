@@ -20,16 +20,16 @@ use crate::base::form::Form;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::ConnKey;
 use crate::base::limits::PROXY_QUESTIONS_MAX;
-use crate::edge::jwt::{ConnectionClaims, Overrides, SubOptions};
+use crate::edge::jwt::{ConnectionClaims, SubOptions};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
 use crate::proto::http;
-use crate::session::{Headers, Renewal, WaitsFor};
+pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
+use crate::session::{Headers, NO_MEMORY, Renewal, Stop, WaitsFor};
 use crate::shard::Shard;
-use crate::shard::clients::commands::{Stop, low_ms};
-use crate::shard::mail::{Asker, CONTROL, Mail, PublishOptions};
-use crate::shard::memory::NO_MEMORY;
+use crate::shard::clients::commands::low_ms;
+use crate::shard::mail::{Asker, CONTROL, Mail};
 use crate::shard::net::record::{NONE, Phase};
 
 /// Something that the application is asked.
@@ -55,66 +55,6 @@ pub struct AppCall {
     pub call: AppRequest,
     /// The deferred command that it is for, if it is for one; comes back with the answer.
     pub ticket: Option<u32>,
-}
-
-/// What an application is asked about (server API, 6.1 to 6.6). Payloads may be empty.
-#[derive(Clone, Debug)]
-pub enum AppRequest {
-    /// Who is it?
-    Connect {
-        /// Data of the client's.
-        data: Box<[u8]>,
-        /// Name of its SDK.
-        name: CompactString,
-        /// Version of that.
-        version: CompactString,
-        /// Channels that it names.
-        channels: Vec<CompactString>,
-    },
-    /// Does the connection go on?
-    Refresh,
-    /// May it subscribe?
-    Subscribe {
-        /// The channel.
-        channel: CompactString,
-        /// Data of the client's.
-        data: Box<[u8]>,
-    },
-    /// May it publish this?
-    Publish {
-        /// The channel.
-        channel: CompactString,
-        /// The payload.
-        data: Box<[u8]>,
-    },
-    /// A call of the client's.
-    Rpc {
-        /// The method.
-        method: CompactString,
-        /// The parameters.
-        data: Box<[u8]>,
-    },
-    /// Does the subscription go on?
-    SubRefresh {
-        /// The channel.
-        channel: CompactString,
-        /// Where the shard keeps it.
-        local: u32,
-    },
-}
-
-impl AppRequest {
-    /// Which event it is.
-    pub fn event(&self) -> ProxyEvent {
-        match self {
-            Self::Connect { .. } => ProxyEvent::Connect,
-            Self::Refresh => ProxyEvent::Refresh,
-            Self::Subscribe { .. } => ProxyEvent::Subscribe,
-            Self::Publish { .. } => ProxyEvent::Publish,
-            Self::Rpc { .. } => ProxyEvent::Rpc,
-            Self::SubRefresh { .. } => ProxyEvent::SubRefresh,
-        }
-    }
 }
 
 impl HeapBytes for AppRequest {
@@ -158,38 +98,6 @@ pub struct AppReply {
     pub event: ProxyEvent,
     /// What the application said.
     pub answer: AppAnswer,
-}
-
-/// What an application said.
-#[derive(Clone, Debug)]
-pub enum AppAnswer {
-    /// Yes, and this.
-    Result(Box<AppResult>),
-    /// An error for the client.
-    Error(AppError),
-    /// The client is to be closed.
-    Disconnect(AppDisconnect),
-    /// Nothing of all that.
-    Nothing,
-    /// It could not be asked, or said what nobody understands.
-    Failed,
-}
-
-/// The results of all events: each fills what it has. JSON payloads are text in one line; empty is none.
-#[derive(Clone, Debug, Default)]
-pub struct AppResult {
-    /// Connect: who it is, when it expires, what it gets. In `subs` of each channel.
-    pub claims: ConnectionClaims,
-    /// Connect and subscribe: for the client. Publish: in place of the client's. Rpc: the answer.
-    pub data: Option<Box<[u8]>>,
-    /// Refresh and sub_refresh: it is over.
-    pub expired: bool,
-    /// Subscribe: options in place of the namespace's.
-    pub overrides: Overrides,
-    /// Publish: packed tags.
-    pub tags: Box<[u8]>,
-    /// Publish: what else is to be done.
-    pub options: PublishOptions,
 }
 
 impl HeapBytes for AppReply {
@@ -242,20 +150,16 @@ pub(crate) struct ReplyAtHand {
 }
 
 impl<D: Driver> Shard<D> {
-    /// What the application says about the command that is being handled. Asks it, and stops the command
-    /// until it has answered.
-    pub(crate) fn ask_application(
+    /// Calls the application for a command that stops meanwhile: alone, or deferred while later ones go on.
+    pub(crate) fn call_application(
         &mut self,
         index: u32,
         command: u32,
         proxy: &Arc<ProxyOptions>,
         call: impl FnOnce() -> AppRequest,
-    ) -> Result<Arc<AppAnswer>, Stop> {
-        if let Some(answer) = self.clients.asides.answer(index) {
-            return Ok(answer);
-        }
+    ) -> Stop {
         if self.clients.asides.is_pending(index) {
-            return Err(Stop::Wait(WaitsFor::Application));
+            return Stop::Wait(WaitsFor::Application);
         }
         // `connect` is the one barrier.
         let at_once = match self.net.conns[index as usize].session {
@@ -264,13 +168,13 @@ impl<D: Driver> Shard<D> {
         };
         if at_once > 1 && self.clients.asides.deferred(index) >= at_once {
             // Each reply resumes it, and so does each answer of a home.
-            return Err(Stop::Wait(WaitsFor::EarlierCommands));
+            return Stop::Wait(WaitsFor::EarlierCommands);
         }
         if self.cx.is_short_for(|counters| &counters.short_call) {
-            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
+            return Stop::Error(ErrorCode::Internal, NO_MEMORY);
         }
         if self.question_credits() == 0 {
-            return Err(Stop::Wait(WaitsFor::Credit(CONTROL)));
+            return Stop::Wait(WaitsFor::Credit(CONTROL));
         }
         if at_once > 1 {
             let call = call();
@@ -283,11 +187,11 @@ impl<D: Driver> Shard<D> {
             let ticket = self.clients.deferred.insert(deferred) as u32;
             self.clients.asides.entry(index).deferred += 1;
             self.post_question(index, command, proxy, call, Some(ticket));
-            return Err(Stop::Defer(ticket));
+            return Stop::Defer(ticket);
         }
         self.clients.asides.entry(index).call = true;
         self.post_question(index, command, proxy, call(), None);
-        Err(Stop::Wait(WaitsFor::Application))
+        Stop::Wait(WaitsFor::Application)
     }
 
     /// Questions that may be asked now.
@@ -391,14 +295,13 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Whether a subscribe of a connection to this channel waits for the application: it is reserved.
-    pub(crate) fn is_reserved(&self, index: u32, channel: &str) -> bool {
-        if self.clients.asides.deferred(index) == 0 {
+    /// Whether a deferred command of the connection subscribes to this channel: it is reserved.
+    pub(crate) fn is_reserved(&self, conn: ConnKey, channel: &str) -> bool {
+        if self.clients.asides.deferred(conn.index) == 0 {
             return false;
         }
-        let key = self.net.conns[index as usize].key(index);
         let mut deferred = self.clients.deferred.iter();
-        deferred.any(|(_, command)| command.conn == key && command.channel == channel)
+        deferred.any(|(_, command)| command.conn == conn && command.channel == channel)
     }
 
     /// Keeps the bytes of a command that waits for the application.
@@ -551,19 +454,6 @@ impl<D: Driver> Shard<D> {
             self.reinform_in(index, local, info);
         }
         self.schedule(index);
-    }
-}
-
-/// What a question that failed or was refused means to the client.
-pub(crate) fn verdict(answer: &AppAnswer) -> Result<Option<&AppResult>, Stop> {
-    match answer {
-        AppAnswer::Result(result) => Ok(Some(result)),
-        AppAnswer::Nothing => Ok(None),
-        AppAnswer::Error(error) => Err(Stop::AppError(error.clone())),
-        AppAnswer::Disconnect(disconnect) => Err(Stop::AppClose(disconnect.clone())),
-        AppAnswer::Failed => {
-            Err(Stop::Error(ErrorCode::Internal, "the proxy failed: see proxy.failed"))
-        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::base::id::ShardId;
+pub use crate::session::{Signed, TokenKind};
 
 /// A token whose signature shall be checked away from the shards.
 #[derive(Debug)]
@@ -65,29 +66,4 @@ impl Interest {
     pub fn is_withdrawn(&self) -> bool {
         self.0.withdrawn.load(Ordering::Relaxed)
     }
-}
-
-/// What a token is for: each kind may have keys of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TokenKind {
-    /// A connection token.
-    Connection,
-    /// A subscription token.
-    Subscription,
-}
-
-/// What came of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signed {
-    /// The signature is good.
-    Good {
-        /// The token's `exp`, Unix seconds: nobody has to remember it for longer.
-        until: Option<i64>,
-    },
-    /// The token is not to be accepted.
-    Bad,
-    /// The keys could not be fetched: a later attempt may find them.
-    Unavailable,
-    /// Not checked: the client's address has as many checks open as it may have.
-    TooMany,
 }

@@ -1,248 +1,55 @@
 //! Subscriptions on the subscriber's side: asked for, answered, refreshed, ended.
 
-use std::sync::Arc;
-
 use compact_str::CompactString;
 
-use crate::base::expiry::Expiry;
-use crate::base::filter::FilterNode;
 use crate::base::form::Framing;
-use crate::base::limits::{CONNECTION_FILTERS_BYTES_MAX, LARGE_ANSWER_CREDITS};
+use crate::base::limits::CONNECTION_FILTERS_BYTES_MAX;
 use crate::base::notices::Reason;
-use crate::edge::channels::{
-    Asked, Granted, Namespace, OWN_CHANNEL, RecoveryMode, Subscriber as Asking,
-};
-use crate::edge::jwt::{SubOptions, SubscriptionClaims, TokenFault};
+use crate::edge::channels::Granted;
 use crate::hub::filter::{Filter, FilterId};
-use crate::hub::history::Since;
 use crate::hub::subscribers::{Subscriber, Traits};
 use crate::io::Driver;
 use crate::proto::client::{
-    Body, Disconnect, ErrorCode, Push, Reply, SubRefreshRequest, SubscribeRequest, SubscribeResult,
-    Unsubscribed,
+    Body, Disconnect, ErrorCode, Push, Reply, SubscribeResult, Unsubscribed,
 };
-use crate::session::{Made, Renewal, ServerSub, Sub, SubFlags, SubState};
+use crate::session::{Made, NewSub, Renewal, ServerSub, Stop, Sub, SubFlags, SubState};
 use crate::shard::Shard;
-use crate::shard::clients::commands::{PROXY_GAVE_NO_RESULT, Stop};
-use crate::shard::clients::connect::{asked_by, since_of};
-use crate::shard::clients::proxies::{self, AppRequest, AppResult};
 use crate::shard::mail::{
     Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
-use crate::shard::memory::NO_MEMORY;
-use crate::shard::net::read::Flow;
-
-/// What a new subscription is to be, before its home is asked.
-struct Wish<'a> {
-    channel: &'a str,
-    namespace: &'a Namespace,
-    granted: Granted,
-    flags: SubFlags,
-    /// `chan_info`, empty for none.
-    info: Box<[u8]>,
-    /// Data for the result, empty for none.
-    data: Box<[u8]>,
-    expires: Option<Expiry>,
-    filter: Option<Filter>,
-    since: Option<Since>,
-    /// No reply will tell of it: what was missed comes as pushes.
-    unasked: bool,
-}
 
 impl<D: Driver> Shard<D> {
-    pub(crate) fn subscribe(
-        &mut self,
-        index: u32,
-        asker: Asker,
-        request: &SubscribeRequest<'_>,
-    ) -> Result<Flow, Stop> {
-        let client = Arc::clone(&self.cx.client);
-        let channels = Arc::clone(&self.cx.channels);
-        let channel: &str = &request.channel;
-        if channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
-        }
-        if request.kind == KIND_SHARED_POLL {
-            return Err(Stop::Error(ErrorCode::NotAvailable, "shared polls"));
-        }
-        if !request.delta.is_empty() && request.delta != "fossil" {
-            return Err(Stop::Close(Disconnect::BadRequest, "delta: only fossil is known"));
-        }
-        channels.check_length(channel)?;
-        let known = self.local.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        if known.is_some_and(|at| session.subs.find(at).is_some())
-            || self.is_reserved(index, channel)
-        {
-            return Err(Stop::Error(ErrorCode::AlreadySubscribed, ""));
-        }
-        if self.cx.is_short_for(|counters| &counters.short_subscribe) {
-            return Err(Stop::Error(ErrorCode::Internal, NO_MEMORY));
-        }
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        if session.subs.len() >= client.channel_limit {
-            return Err(Stop::Error(ErrorCode::LimitExceeded, "client.channel_limit"));
-        }
-        let namespace = channels.resolve(channel)?;
-        // Maps: no namespace here is one.
-        if request.kind != 0 {
-            let why = "no namespace is a map";
-            return Err(Stop::Error(ErrorCode::PermissionDenied, why));
-        }
-        let user = session.user.clone();
-        let insecure = client.insecure;
-        let now = self.cx.unix;
-        let verdict = match request.token.is_empty() {
-            true => None,
-            false => Some(self.subscription_claims(index, &request.token)?),
-        };
-        let client_id = match &verdict {
-            Some(Ok(claims)) if !claims.client.is_empty() => self.client_id(asker.conn).to_string(),
-            _ => String::new(),
-        };
-        let asking = Asking { user: &user, client: &client_id, insecure };
-        let proxy = channels.subscribe_proxy(namespace, channel, &user);
-        let told = match proxy.filter(|_| verdict.is_none()) {
-            None => {
-                channels.may_subscribe(namespace, channel, asking, verdict.as_ref(), now)?;
-                None
-            }
-            Some(proxy) => {
-                let answer = self.ask_application(index, asker.command, proxy, || {
-                    let data = request.data.as_ref().map_or(&b""[..], |data| data.bytes());
-                    AppRequest::Subscribe {
-                        channel: CompactString::new(channel),
-                        data: data.into(),
-                    }
-                })?;
-                // Without a result the application has not allowed it.
-                let result = proxies::verdict(&answer)?.ok_or(PROXY_GAVE_NO_RESULT)?;
-                let AppResult { claims, data, overrides, .. } = result;
-                Some(SubOptions {
-                    info: claims.info.clone(),
-                    data: data.clone(),
-                    overrides: *overrides,
-                    expire_at: claims.expire_at,
-                })
-            }
-        };
-        let is_told = told.is_some();
-        let options = told.or_else(|| {
-            let SubscriptionClaims { info, data, overrides, expire_at, .. } =
-                verdict.and_then(Result::ok)?;
-            Some(SubOptions { info, data, overrides, expire_at })
-        });
-        let is_past = |of: &SubOptions| of.expire_at.is_some_and(|at| Expiry::at(at).is_past(now));
-        if is_told && options.as_ref().is_some_and(is_past) {
-            return Err(Stop::Error(ErrorCode::Expired, "expire_at of the proxy: past"));
-        }
-        let filter = match &request.tf {
-            Some(node) => Some(filter(namespace, node)?),
-            None => None,
-        };
-        let overrides = options.as_ref().map(|options| &options.overrides);
-        // Where the application decides, what the client asks for on top is not looked at.
-        let asked = if is_told { Asked::default() } else { asked_by(request) };
-        let granted = namespace.grant(asked, &user, insecure, overrides);
-        let mut flags = SubFlags::default();
-        // What a filter keeps back is no base that a patch could build on.
-        flags.set_delta(
-            request.delta == "fossil" && namespace.delta_allowed && request.tf.is_none(),
-        );
-        flags.set_recovering(request.recover);
-        flags.set_strict(request.flag & FLAG_STRICT_RECOVERY != 0);
-        let SubOptions { expire_at, info, data, .. } = options.unwrap_or_default();
-        if !self.may_show(index, data.as_deref().unwrap_or_default()) {
-            self.inappropriate(index);
-            return Ok(Flow::End);
-        }
-        let wish = Wish {
-            channel,
-            namespace,
-            granted,
-            flags,
-            info: info.unwrap_or_default(),
-            data: data.unwrap_or_default(),
-            expires: expire_at.map(Expiry::at),
-            filter,
-            since: request.recover.then(|| since_of(request)),
-            unasked: false,
-        };
-        self.ask_for(index, asker, wish)?;
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        session.unanswered += 1;
-        self.schedule(index);
-        Ok(Flow::On)
-    }
-
-    /// Asks for a subscription that the server makes.
+    /// Requests a subscription that the server makes.
     pub(crate) fn subscribe_by_server(
         &mut self,
         index: u32,
         asker: Asker,
         sub: &ServerSub,
     ) -> Result<(), Stop> {
-        let insecure = self.cx.client.insecure;
         let channels = self.cx.channels_with(sub.namespace);
-        let namespace = channels.namespace(sub.namespace);
+        let (insecure, polls) = (self.cx.client.insecure, self.net.form(index).is_poll());
         let Some(session) = self.session_of(index) else { return Ok(()) };
-        let unasked = session.connecting().is_none();
-        let user = session.user.clone();
-        let mut granted = namespace.grant(sub.asked, &user, insecure, Some(&sub.overrides));
-        if self.net.form(index).is_poll() {
-            // Nobody comes and goes with each request.
-            (granted.presence, granted.announces, granted.join_leave) = (false, false, false);
-        }
-        let mut flags = SubFlags::default();
-        flags.set_server(true);
-        flags.set_hidden(sub.channel == OWN_CHANNEL);
-        flags.set_token(sub.by_token);
-        flags.set_delta(sub.delta && namespace.delta_allowed);
-        flags.set_recovering(sub.since.is_some());
-        let wish = Wish {
-            channel: &sub.channel,
-            namespace,
-            granted,
-            flags,
-            info: sub.info.clone(),
-            data: sub.data.clone(),
-            expires: sub.expires,
-            filter: None,
-            since: sub.since.clone(),
-            unasked,
-        };
-        self.ask_for(index, asker, wish)?;
+        let new = session.server_sub(sub, &channels, insecure, polls);
+        self.request_sub(asker, new)?;
         self.schedule(index);
-        if let Some(session) = self.session_of(index)
-            && let Some(connecting) = session.connecting()
-        {
-            connecting.awaited += 1;
+        if let Some(session) = self.session_of(index) {
+            session.sub_requested();
         }
         Ok(())
     }
 
-    /// Asks the home for a subscription. From here on the session has it, as joining.
-    fn ask_for(&mut self, index: u32, asker: Asker, wish: Wish<'_>) -> Result<(), Stop> {
-        let Wish { channel, namespace, granted, mut flags, info, data, expires, filter, .. } = wish;
-        let (since, as_pushes) = (wish.since, wish.unasked);
-        flags.set_positioned(granted.positioned);
-        flags.set_recoverable(granted.recoverable);
-        flags.set_joins(granted.join_leave);
-        flags.set_member(granted.presence || granted.announces);
-        flags.set_plain(namespace.uncompressed);
-        let latest = namespace.recovery_mode == RecoveryMode::Cache;
-        let since = match since {
-            None if granted.recoverable && latest && namespace.auto_cache_recover => {
-                flags.set_recovering(true);
-                Some(Since::default())
-            }
-            since => since.filter(|_| granted.recoverable),
-        };
+    /// Requests a subscription of the channel's home. From here on the session has it, as joining.
+    pub(crate) fn request_sub(&mut self, asker: Asker, new: NewSub<'_>) -> Result<(), Stop> {
+        let index = asker.conn.index;
+        let credits = new.credits();
+        let NewSub { channel, namespace, granted, flags, info, data, expires, filter, .. } = new;
+        let (since, renewal, latest, as_pushes) =
+            (new.since, new.renewal, new.latest, new.as_pushes);
         let hash = self.cx.node.names.hash(channel);
         let home = self.cx.node.names.home(hash);
-        let credits = self.spend(home, if since.is_some() { LARGE_ANSWER_CREDITS } else { 1 })?;
+        let credits = self.spend(home, credits)?;
         let recover = since.map(|since| {
-            let bytes_max = self.answer_bytes_max();
+            let bytes_max = self.cx.client.answer_bytes_max();
             Box::new(Recover { since, latest, filter: filter.clone(), bytes_max, as_pushes })
         });
         let filter = match filter.map(|filter| self.hold_filter(index, filter)) {
@@ -259,7 +66,7 @@ impl<D: Driver> Shard<D> {
             let Granted { presence: present, announces, .. } = granted;
             Box::new(Membership { info, present, announces })
         });
-        let local = self.local.locals.find_or_insert(channel, namespace.index);
+        let local = self.local.locals.find_or_insert(channel, namespace);
         let serial = self.local.next_serial;
         self.local.next_serial = serial.wrapping_add(1);
         if let Some(record) = self.local.locals.get(local) {
@@ -272,9 +79,7 @@ impl<D: Driver> Shard<D> {
         if expires.is_some() || !info.is_empty() || !data.is_empty() || filter.is_some() {
             let extra = session.sub_extra_or_new(local);
             (extra.expires, extra.info, extra.data, extra.filter) = (expires, info, data, filter);
-            if namespace.sub_refresh_proxy.is_some() {
-                extra.renewal = Renewal::Server;
-            }
+            extra.renewal = renewal;
         }
         if !flags.hidden() {
             self.cx.counters().subscriptions.add(1);
@@ -285,7 +90,7 @@ impl<D: Driver> Shard<D> {
             Mail::Subscribe(Box::new(Subscribe {
                 channel: CompactString::new(channel),
                 hash,
-                namespace: namespace.index,
+                namespace,
                 local,
                 asker: Asker { credits, ..asker },
                 serial,
@@ -445,31 +250,24 @@ impl<D: Driver> Shard<D> {
         self.leave_home(index, &sub, None);
     }
 
+    /// Ends a subscription that the client gives up.
     pub(crate) fn unsubscribe(
         &mut self,
-        index: u32,
         asker: Asker,
         channel: &str,
-    ) -> Result<Flow, Stop> {
-        if channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
-        }
-        let known = self.local.locals.find(channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            self.net.reply(&self.cx, &mut self.codec, index, asker.command, &Reply::Unsubscribe);
-            return Ok(Flow::On);
-        };
+        local: u32,
+    ) -> Result<(), Stop> {
+        let index = asker.conn.index;
         let home = self.cx.node.names.home(self.cx.node.names.hash(channel));
         let credits = self.spend(home, 1)?;
         // Out of the list at once; a subscribe in flight is undone behind its answer.
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let Some(mut sub) = session.subs.remove(local) else { return Ok(Flow::On) };
+        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let Some(mut sub) = session.subs.remove(local) else { return Ok(()) };
         session.unanswered += 1;
         self.forget_sub(index, local);
         self.leave_list(&mut sub);
         self.leave_home(index, &sub, Some(Asker { credits, ..asker }));
-        Ok(Flow::On)
+        Ok(())
     }
 
     /// Tells the home that a subscription has ended. `asker` waits for the answer, and has spent the
@@ -568,76 +366,4 @@ impl<D: Driver> Shard<D> {
         }
         self.push(index, &name, &Push::Unsubscribe(why));
     }
-
-    pub(crate) fn sub_refresh(
-        &mut self,
-        index: u32,
-        id: u32,
-        request: &SubRefreshRequest<'_>,
-    ) -> Result<Flow, Stop> {
-        if request.channel.is_empty() {
-            return Err(Stop::Close(Disconnect::BadRequest, "a channel without a name"));
-        }
-        let known = self.local.locals.find(&request.channel);
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let Some(local) = known.filter(|at| session.subs.find(*at).is_some()) else {
-            return Err(Stop::Error(ErrorCode::PermissionDenied, "not subscribed"));
-        };
-        if request.kind != 0 {
-            return Err(Stop::Error(ErrorCode::NotAvailable, "subscriptions of that type"));
-        }
-        // What the application refreshes is not the client's business.
-        if session.sub_extra(local).is_some_and(|extra| extra.renewal != Renewal::Client) {
-            let why = "sub_refresh where a proxy refreshes";
-            return Err(Stop::Close(Disconnect::BadRequest, why));
-        }
-        if request.token.is_empty() {
-            return Err(Stop::Error(ErrorCode::BadRequest, "sub_refresh without a token"));
-        }
-        let now = self.cx.unix;
-        let claims = match self.subscription_claims(index, &request.token)? {
-            Ok(claims) => claims,
-            // Said to be temporary, so that the client comes back with a new token.
-            Err(TokenFault::Expired(why)) => {
-                return Err(Stop::TemporaryError(ErrorCode::TokenExpired, why));
-            }
-            Err(TokenFault::Invalid(why)) => {
-                return Err(Stop::Close(Disconnect::InvalidToken, why));
-            }
-        };
-        let key = self.net.conns[index as usize].key(index);
-        let client_id = self.client_id(key).to_string();
-        let Some(session) = self.session_of(index) else { return Ok(Flow::On) };
-        let for_client = claims.client.is_empty() || claims.client == client_id;
-        if claims.user != session.user || claims.channel != request.channel || !for_client {
-            let why = "sub, channel or client: the token is for another one";
-            return Err(Stop::Close(Disconnect::InvalidToken, why));
-        }
-        if claims.is_past(now) {
-            return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
-        }
-        let expires = claims.expire_at.map(Expiry::at);
-        if expires.is_some() || session.sub_extra(local).is_some() {
-            session.sub_extra_or_new(local).expires = expires;
-        }
-        let ttl = expires.map(|expires| expires.ttl(now));
-        self.net.reply(&self.cx, &mut self.codec, index, id, &Reply::SubRefresh { ttl });
-        self.schedule(index);
-        Ok(Flow::On)
-    }
-}
-
-/// `SubscribeRequest.type` of what the server polls for its subscribers.
-const KIND_SHARED_POLL: i32 = 4;
-
-/// Bit 1 of `SubscribeRequest.flag`: error 112 instead of a result that isn't recovered.
-const FLAG_STRICT_RECOVERY: i64 = 2;
-
-/// The filter that a request carries (client protocol, section 22).
-fn filter(namespace: &Namespace, node: &FilterNode) -> Result<Filter, Stop> {
-    if !namespace.allow_tags_filter {
-        let why = "tf: allow_tags_filter is off in the namespace";
-        return Err(Stop::Error(ErrorCode::BadRequest, why));
-    }
-    Filter::new(node).map_err(|_| Stop::Error(ErrorCode::BadRequest, "tf: no valid filter"))
 }

@@ -8,21 +8,18 @@
 //! client has: any shard, or any node with the same history, takes the next request. So whatever can't be in
 //! an answer is left out of it together with the position behind it: the next request gets it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
-use crate::base::steps;
-use crate::edge::channels::ChannelRules;
 use crate::io::Driver;
 use crate::proto::client::{
-    self, ConnectRequest, ConnectResult, Disconnect, Encoding, ErrorCode, Push, Reply,
-    SubscribeResult, comes_back,
+    self, ConnectRequest, ConnectResult, Disconnect, Encoding, Push, Reply, SubscribeResult,
+    comes_back,
 };
 use crate::proto::http::{Head, Reuse};
-use crate::session::{Connecting, Made, ServerSub, SubState};
+use crate::session::{Connecting, Made, SubState};
 use crate::shard::Shard;
 use crate::shard::net::record::NONE;
 
@@ -61,36 +58,6 @@ pub(crate) fn as_poll(request: &mut ConnectRequest<'_>) {
         sub.join_leave = false;
         sub.delta = "".into();
     }
-}
-
-/// Whether somebody gets all the channels of a poll, and can go on in each of them.
-///
-/// # Errors
-/// 103 where one can't be had, 108 where one keeps no positions.
-pub(crate) fn may_poll(
-    channels: &ChannelRules,
-    insecure: bool,
-    user: &str,
-    request: &ConnectRequest<'_>,
-    subs: &mut [ServerSub],
-) -> Result<(), ErrorCode> {
-    let had: BTreeSet<&str> = subs.iter().map(|sub| sub.channel.as_str()).collect();
-    let has = |channel: &str| {
-        steps::take(1);
-        had.contains(channel)
-    };
-    if !request.subs.keys().all(|channel| has(channel)) {
-        return Err(ErrorCode::PermissionDenied);
-    }
-    for sub in subs {
-        sub.asked.recoverable = true;
-        let namespace = channels.namespace(sub.namespace);
-        let granted = namespace.grant(sub.asked, user, insecure, Some(&sub.overrides));
-        if !granted.recoverable {
-            return Err(ErrorCode::NotAvailable);
-        }
-    }
-    Ok(())
 }
 
 /// Status of the answer when a session ends with a code before it has begun, or for good.
@@ -153,7 +120,7 @@ impl<D: Driver> Shard<D> {
         channel: u32,
         frame: Option<&SharedFrame>,
     ) {
-        let bytes_max = self.answer_bytes_max();
+        let bytes_max = self.cx.client.answer_bytes_max();
         let (Some(poll), Some(frame)) = (self.net.polls.get_mut(&index), frame) else { return };
         poll.came_bytes += frame.len();
         poll.over |= poll.came_bytes > bytes_max;
@@ -168,7 +135,7 @@ impl<D: Driver> Shard<D> {
         let Some(poll) = self.net.polls.get_mut(&index) else { return };
         let Some(mut begun) = poll.begun.take() else { return };
         let (came, over) = (std::mem::take(&mut poll.came), poll.over);
-        let mut left = self.answer_bytes_max();
+        let mut left = self.cx.client.answer_bytes_max();
         for made in &mut begun.made {
             let list = made.publications.take();
             let Some(local) = self.local.locals.find(&made.channel).filter(|_| !over) else {

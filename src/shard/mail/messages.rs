@@ -18,7 +18,7 @@ use crate::hub::history::{Page, Position, Since};
 use crate::hub::parcel::Parcel;
 use crate::hub::subscribers::Traits;
 use crate::proto::client::{Encoding, ErrorCode};
-use crate::session::ServerSub;
+use crate::session::{PublishOptions, ServerSub};
 use crate::shard::clients::proxies::{AppCall, AppReply};
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::http::emulation::Emulate;
@@ -44,21 +44,6 @@ pub struct Publish {
     pub is_json: bool,
     /// What only the server API and proxies ask for, if they do.
     pub options: Option<Arc<PublishOptions>>,
-}
-
-/// What a publication may be beside its content (server API, 3 publish).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PublishOptions {
-    /// It is delivered and not kept, and has no offset.
-    pub skip_history: bool,
-    /// It may go as a patch, whatever the namespace says.
-    pub delta: bool,
-    /// A second one with this key does nothing, for a while; empty: no such thing.
-    pub idempotency_key: CompactString,
-    /// It is taken only when it is newer than the channel's; 0: whatever that is.
-    pub version: u64,
-    /// The life of the versions; empty: any.
-    pub version_epoch: CompactString,
 }
 
 /// A request for the control thread, which came to the public port.

@@ -27,6 +27,7 @@ pub use self::lane::{Flushed, MailLane};
 pub use self::mailbox::{Batch, CONTROL, Letterbox, Mailbox};
 pub use self::messages::{
     Act, Answer, Failure, Inspect, Inspected, List, ListOf, Listed, Mail, Membership, Order,
-    Publish, PublishOptions, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe,
-    Subscribed, Unsubscribe, UserConn, WebRequest,
+    Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe, Subscribed, Unsubscribe,
+    UserConn, WebRequest,
 };
+pub use crate::session::PublishOptions;
