@@ -204,11 +204,6 @@ const STILL_LONG: &[&str] = &[
     "src/node/mod.rs: run",
     "src/node/serve.rs: greeting",
     "src/node/serve.rs: start",
-    "src/shard/clients/commands.rs: command",
-    "src/shard/clients/commands.rs: publish",
-    "src/shard/clients/connect.rs: connect",
-    "src/shard/clients/subscribe.rs: ask_for",
-    "src/shard/clients/subscribe.rs: subscribe",
     "src/shard/clients/subscribe.rs: subscribed",
     "src/shard/http/requests.rs: serve",
     "src/shard/local/deliver.rs: open_batch",
@@ -223,8 +218,6 @@ const STILL_IMPORTING_ALL: &[&str] = &[];
 
 /// Files of `shard` and `session` without a unit test.
 const STILL_UNTESTED: &[&str] = &[
-    "src/session/connecting.rs",
-    "src/session/mod.rs",
     "src/shard/clients/commands.rs",
     "src/shard/clients/finding.rs",
     "src/shard/clients/mod.rs",
@@ -255,7 +248,7 @@ const STILL_UNTESTED: &[&str] = &[
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 283;
+const SHARD_METHODS_MAX: usize = 272;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

@@ -393,3 +393,30 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::users::Users;
+    use crate::session::testing::session;
+
+    #[test]
+    fn sessions_of_a_user_are_one_chain_of_the_index() {
+        let names = NameHasher::new(1, 1);
+        let mut sessions = Slab::new();
+        let mut users = Users::default();
+        let ats: Vec<u32> =
+            ["alice", "bob", "alice"].map(|user| sessions.insert(session(user)) as u32).into();
+        for at in &ats {
+            users.insert(*at, &mut SessionTable { sessions: &mut sessions, names: &names });
+        }
+        assert_eq!(users.len(), 2);
+        let first = |users: &Users, sessions: &Slab<Session>| {
+            users.first(names.hash("alice"), |at| sessions[*at as usize].user == "alice")
+        };
+        users.remove(ats[2], &mut SessionTable { sessions: &mut sessions, names: &names });
+        assert_eq!(first(&users, &sessions), Some(ats[0]));
+        users.remove(ats[0], &mut SessionTable { sessions: &mut sessions, names: &names });
+        assert_eq!((first(&users, &sessions), users.len()), (None, 1));
+    }
+}
