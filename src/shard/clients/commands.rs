@@ -504,3 +504,34 @@ fn channel_of<'a>(request: &'a Request<'_>) -> &'a str {
 pub(crate) fn low_ms(at: Millis) -> u16 {
     at.0 as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_names_its_channel_and_its_token() {
+        for (text, channel, token) in [
+            (r#"{"id":1,"connect":{"token":"t"}}"#, "", "t"),
+            (r#"{"id":1,"subscribe":{"channel":"c","token":"t"}}"#, "c", "t"),
+            (r#"{"id":1,"unsubscribe":{"channel":"c"}}"#, "c", ""),
+            (r#"{"id":1,"publish":{"channel":"c","data":{}}}"#, "c", ""),
+            (r#"{"id":1,"presence":{"channel":"c"}}"#, "c", ""),
+            (r#"{"id":1,"presence_stats":{"channel":"c"}}"#, "c", ""),
+            (r#"{"id":1,"history":{"channel":"c"}}"#, "c", ""),
+            (r#"{"id":1,"refresh":{"token":"t"}}"#, "", "t"),
+            (r#"{"id":1,"sub_refresh":{"channel":"c","token":"t"}}"#, "c", "t"),
+            (r#"{"id":1,"rpc":{"method":"m"}}"#, "", ""),
+        ] {
+            let command = client::commands(text).next().unwrap().unwrap();
+            let named = (channel_of(&command.request), token_of(&command.request));
+            assert_eq!(named, (channel, token), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_differences_of_low_bits() {
+        let (began, answered) = (low_ms(Millis(65_530)), low_ms(Millis(65_540)));
+        assert_eq!(answered.wrapping_sub(began), 10);
+    }
+}

@@ -76,3 +76,32 @@ fn has_session_id<D: Driver>(cx: &Cx, net: &Net<D>, (shard, key): (ShardId, Conn
     let conn = net.conns.get(key.index as usize).filter(|_| shard == cx.id);
     conn.is_some_and(|conn| conn.form.transport().has_session_ids())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+    use crate::session::testing::session;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn a_list_names_each_user_once_and_no_hidden_ones() {
+        let cx = Plan::default().cx();
+        let mut clients = Clients::new(&cx, Rng::new(1));
+        for (user, prev, hidden) in
+            [("alice", NONE, false), ("alice", 0, false), ("bob", NONE, false), ("", NONE, true)]
+        {
+            let mut session = session(user);
+            session.user_links.prev = prev;
+            session.flags.set_hidden(hidden);
+            clients.sessions.insert(session);
+        }
+        let mut listed = Listed::default();
+        clients.list_users(&cx, 0, 0, &mut listed);
+        assert_eq!(listed.users, ["alice", "bob"].map(|user| cx.node.names.hash(user)));
+        // A sample leaves out those whose hash has too few zeros.
+        let mut none = Listed::default();
+        clients.list_users(&cx, 0, 65, &mut none);
+        assert!(none.users.is_empty());
+    }
+}

@@ -70,3 +70,25 @@ impl Clients {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::testing::session;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn what_is_left_of_clients_is_named() {
+        let cx = Plan::default().cx();
+        let mut clients = Clients::new(&cx, Rng::new(1));
+        assert!(clients.left().iter().all(|(_, count)| *count == 0));
+        clients.sessions.insert(session("alice"));
+        clients.asides.entry(3).call = true;
+        clients.calls += 1;
+        let left: Vec<_> = clients.left().into_iter().filter(|(_, count)| *count > 0).collect();
+        let expected = [("sessions", 1), ("kept beside sessions", 1), ("calls not answered", 1)];
+        assert_eq!(left, expected);
+        clients.set_gauges(cx.counters());
+        assert_eq!(cx.counters().sessions_open.get(), 1);
+    }
+}

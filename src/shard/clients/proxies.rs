@@ -316,14 +316,8 @@ impl<D: Driver> Shard<D> {
         let is_json = self.net.encoding(index) == Encoding::Json;
         let Some(conn) = self.net.conn(command.conn) else { return };
         let rx = conn.rx.get_or_insert_default();
-        let rest = &rx.commands[rx.commands_at..];
-        let mut commands = Vec::with_capacity(command.bytes.len() + rest.len() + 1);
-        commands.extend_from_slice(&command.bytes);
-        if is_json && !rest.is_empty() {
-            commands.push(b'\n');
-        }
-        commands.extend_from_slice(rest);
-        (rx.commands, rx.commands_at) = (commands, 0);
+        rx.commands = joined(&command.bytes, &rx.commands[rx.commands_at..], is_json);
+        rx.commands_at = 0;
     }
 
     /// Keeps of a request's headers what proxies take over.
@@ -459,3 +453,26 @@ impl<D: Driver> Shard<D> {
 
 /// A refresh that failed is tried again after so many seconds (client protocol, section 19).
 const AGAIN_S: i64 = 60;
+
+/// One message of two parts: in JSON a line feed stands between commands.
+fn joined(first: &[u8], rest: &[u8], is_json: bool) -> Vec<u8> {
+    let mut commands = Vec::with_capacity(first.len() + rest.len() + 1);
+    commands.extend_from_slice(first);
+    if is_json && !rest.is_empty() {
+        commands.push(b'\n');
+    }
+    commands.extend_from_slice(rest);
+    commands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deferred_command_stands_in_front_of_those_that_wait() {
+        assert_eq!(joined(b"{1}", b"{2}", true), b"{1}\n{2}");
+        assert_eq!(joined(b"{1}", b"", true), b"{1}");
+        assert_eq!(joined(b"\x011", b"\x012", false), b"\x011\x012");
+    }
+}

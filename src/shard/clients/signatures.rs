@@ -67,3 +67,18 @@ impl Interest {
         self.0.withdrawn.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_clones_see_that_the_connection_has_gone() {
+        let address = Some("192.0.2.1".parse().unwrap());
+        let interest = Interest::new(address);
+        let (home, pool) = (interest.clone(), interest.clone());
+        assert!(!home.is_withdrawn() && home.address() == address);
+        interest.withdraw();
+        assert!(home.is_withdrawn() && pool.is_withdrawn());
+    }
+}

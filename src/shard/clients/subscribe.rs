@@ -2,7 +2,7 @@
 
 use compact_str::CompactString;
 
-use crate::base::form::Framing;
+use crate::base::form::{Form, Framing};
 use crate::base::limits::CONNECTION_FILTERS_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::edge::channels::Granted;
@@ -104,16 +104,7 @@ impl<D: Driver> Shard<D> {
 
     /// What a subscription of a connection gets of its channel.
     pub(crate) fn traits(&self, index: u32, flags: SubFlags) -> Traits {
-        let form = self.net.form(index);
-        let form = match form.framing().window_bits() {
-            Some(_) if flags.plain() && form.is_one_way() => {
-                form.with_framing(Framing::WebSocketSingle)
-            }
-            Some(_) if flags.plain() => form.with_framing(Framing::WebSocket),
-            _ => form,
-        };
-        let form = form.subscriber(flags.delta(), flags.positioned());
-        Traits::new(form).with_positioned(flags.positioned()).with_joins(flags.joins())
+        traits_of(self.net.form(index), flags)
     }
 
     /// The home has a new subscriber: from here on it gets what is published.
@@ -365,5 +356,40 @@ impl<D: Driver> Shard<D> {
             self.notice(index, reason, why.code().into(), &name, format_args!(""));
         }
         self.push(index, &name, &Push::Unsubscribe(why));
+    }
+}
+
+/// The traits of a subscription on a connection of this form. A namespace without compression has its
+/// publications go plain, whatever the connection has agreed on.
+fn traits_of(form: Form, flags: SubFlags) -> Traits {
+    let form = match form.framing().window_bits() {
+        Some(_) if flags.plain() && form.is_one_way() => {
+            form.with_framing(Framing::WebSocketSingle)
+        }
+        Some(_) if flags.plain() => form.with_framing(Framing::WebSocket),
+        _ => form,
+    };
+    let form = form.subscriber(flags.delta(), flags.positioned());
+    Traits::new(form).with_positioned(flags.positioned()).with_joins(flags.joins())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_subscription_is_not_deflated() {
+        let (deflated, one_way) =
+            (Form::new(Framing::deflate(15), false), Form::one_way(Framing::deflate(15)));
+        let mut flags = SubFlags::default();
+        flags.set_positioned(true);
+        let traits = traits_of(deflated, flags);
+        assert!(traits.positioned() && !traits.takes_joins());
+        assert!(traits.form().framing().window_bits().is_some());
+        flags.set_plain(true);
+        for (form, framing) in [(deflated, Framing::WebSocket), (one_way, Framing::WebSocketSingle)]
+        {
+            assert_eq!(traits_of(form, flags).form().framing(), framing);
+        }
     }
 }

@@ -63,3 +63,18 @@ impl<D: Driver> Shard<D> {
         self.net.resume(asker.conn);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn subscription_tokens_have_the_keys_of_connection_tokens_without_their_own() {
+        let cx = Plan::default().cx();
+        let (connection, subscription) =
+            (cx.node.keys(TokenKind::Connection), cx.node.keys(TokenKind::Subscription));
+        assert!(std::ptr::eq(connection, subscription));
+        assert!(std::ptr::eq(connection, &cx.node.rules.keys));
+    }
+}
