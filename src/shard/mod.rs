@@ -17,6 +17,7 @@ mod context;
 pub mod crypto;
 #[cfg(test)]
 mod fixture;
+mod flow;
 mod home;
 mod http;
 mod life;

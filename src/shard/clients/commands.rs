@@ -19,8 +19,8 @@ use crate::session::{
     self, Effect, Facts, NO_MEMORY, Publication, PublishOptions, Session, Stop, TokenKind, WaitsFor,
 };
 use crate::shard::Shard;
+use crate::shard::flow::Flow;
 use crate::shard::mail::{Answer, Asker, Failure, Mail, Method, Publish, Read, Reading};
-use crate::shard::net::read::Flow;
 use crate::shard::net::record::Phase;
 use crate::shard::notices::{Cut, reason_of_error};
 

@@ -28,8 +28,8 @@ use crate::session::{
     WaitsFor,
 };
 use crate::shard::clients::aside::Admin;
+use crate::shard::flow::Flow;
 use crate::shard::mail::{Asker, Mail, Method, UserConn};
-use crate::shard::net::read::Flow;
 use crate::shard::net::record::Phase;
 use crate::shard::{Shard, ticks};
 

@@ -16,7 +16,6 @@ use crate::proto::http::{Head, Reuse};
 use crate::shard::Shard;
 use crate::shard::http::requests::is_binary;
 use crate::shard::mail::{Asker, Mail};
-use crate::shard::net::read::Flow;
 use crate::shard::net::record::{Phase, Rx};
 
 /// Commands for a connection on another shard, or on this one.
@@ -141,11 +140,11 @@ impl<D: Driver> Shard<D> {
     pub(crate) fn handle_emulated(&mut self, key: ConnKey, emulated: Emulated) {
         let Emulated { data, by } = emulated;
         self.cx.counters().messages_received.add(1);
-        if let Flow::Pause(handled) = self.message(key.index, &data)
+        if let Some(left) = self.message(key.index, &data).unhandled(&data)
             && let Some(conn) = self.net.conn(key)
         {
             let rx = conn.rx.get_or_insert_default();
-            (rx.commands, rx.commands_at) = (data[handled..].to_vec(), 0);
+            (rx.commands, rx.commands_at) = (left.to_vec(), 0);
             rx.waiting = Some(by);
             return;
         }

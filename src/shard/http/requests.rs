@@ -23,8 +23,8 @@ use crate::proto::http::{self, Head, Reuse};
 use crate::proto::ws::DeflateOptions;
 use crate::session::{Sub, SubState};
 use crate::shard::Shard;
+use crate::shard::flow::Flow;
 use crate::shard::http::web::Incoming;
-use crate::shard::net::read::Flow;
 use crate::shard::net::record::{NONE, Phase, Rx};
 use crate::shard::notices::Cut;
 
@@ -392,11 +392,11 @@ impl<D: Driver> Shard<D> {
     /// What the client began with: a frame of commands, or a connect request.
     fn first_message(&mut self, key: ConnKey, message: &[u8]) {
         self.cx.counters().messages_received.add(1);
-        if let Flow::Pause(handled) = self.message(key.index, message)
+        if let Some(left) = self.message(key.index, message).unhandled(message)
             && let Some(conn) = self.net.conn(key)
         {
             let rx = conn.rx.get_or_insert_default();
-            rx.commands = message[handled..].to_vec();
+            rx.commands = left.to_vec();
         }
     }
 

@@ -14,6 +14,7 @@ use crate::proto::proxy_header::is_proxy_header;
 use crate::proto::ws::{self, Event, Fault, InflateFault, MessageKind, ReadRules, Reader};
 use crate::shard::Shard;
 use crate::shard::clients::aside::Admin;
+use crate::shard::flow::Flow;
 use crate::shard::http::bodies::Room;
 use crate::shard::http::refusals::Manner;
 use crate::shard::http::requests::EndpointKind;
@@ -25,21 +26,6 @@ use crate::shard::notices::Cut;
 pub(crate) struct Budget {
     bytes: usize,
     frames: usize,
-}
-
-/// Whether handling goes on with the next event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flow {
-    /// Yes.
-    On,
-    /// Not before something comes back; so many bytes of the message are handled.
-    Pause(usize),
-    /// Yes; this command waits for the application, under that number.
-    Defer(u32),
-    /// Not with this message.
-    Skip,
-    /// The session is over.
-    End,
 }
 
 impl<D: Driver> Shard<D> {
@@ -549,9 +535,7 @@ impl<D: Driver> Shard<D> {
         self.cx.counters().messages_received.add(1);
         if !is_echo {
             let flow = self.message(index, data);
-            if let Flow::Pause(handled) = flow {
-                left.extend_from_slice(&data[handled..]);
-            }
+            left.extend_from_slice(flow.unhandled(data).unwrap_or_default());
             return flow;
         }
         self.cx.counters().messages_sent.add(1);
