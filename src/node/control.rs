@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use arc_swap::ArcSwap;
 
 use super::admin::Figures;
-use super::desk::Desk;
+use super::control_mail::ControlMail;
 use super::health::Health;
 use super::log::{Lines, Log};
 use super::memory::Watch;
@@ -49,7 +49,7 @@ impl Signals {
 /// The state of the control thread.
 pub(super) struct Control {
     pub(super) node: Arc<Node>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) control_mail: Arc<ControlMail>,
     pub(super) started: Instant,
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
@@ -188,13 +188,13 @@ impl Control {
         let open = self.open();
         let rate = self.pace(open);
         info!(connections = open, per_second = rate, "draining");
-        for (shard, here) in self.desk.shards().zip(&self.node.open) {
+        for (shard, here) in self.control_mail.shards().zip(&self.node.open) {
             // By what is there: the kernel doesn't spread connections evenly, and a fuller shard at
             // the pace of the others would not be done in time.
             let here = u64::from(here.load(Ordering::Relaxed));
             let share = rate.saturating_mul(here).div_ceil(open.max(1)).max(1);
             let per_second = u32::try_from(share).unwrap_or(u32::MAX);
-            self.desk.post(shard, Mail::Drain { per_second });
+            self.control_mail.post(shard, Mail::Drain { per_second });
         }
         let deadline = tokio::time::sleep(self.shutdown_timeout);
         tokio::pin!(deadline);
@@ -214,8 +214,8 @@ impl Control {
         }
         // A listener is closed when the last of its copies is.
         self.shown.take();
-        self.desk.shards().for_each(|shard| self.desk.post(shard, Mail::Stop));
-        self.desk.sent().await;
+        self.control_mail.shards().for_each(|shard| self.control_mail.post(shard, Mail::Stop));
+        self.control_mail.sent().await;
         info!("drained");
         Ended::Drained
     }
@@ -246,7 +246,7 @@ impl Control {
         }
         if looked.collect || memory.used() > memory.history_max() {
             // A shard that sleeps may have something to give.
-            self.desk.ring();
+            self.control_mail.ring();
         }
         let (used, limit) = (memory.used(), memory.limit());
         match looked.short {

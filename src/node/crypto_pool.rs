@@ -6,8 +6,8 @@
 //!  again (control) ---'          '--> Ask, to the control thread: keys of an endpoint are missing
 //! ```
 //! A worker does jobs in rounds: those that are there, up to [`ROUND_JOBS_MAX`]. Their results go out together,
-//! with one lock and one waking of the control thread, whose desk makes one batch for each shard out of them.
-//! Mail that finds a full mailbox stays at the desk: so no worker ever waits for a shard.
+//! with one lock and one waking of the control thread, whose mail makes one batch for each shard out of them.
+//! Mail that finds a full mailbox stays with the control thread: so no worker ever waits for a shard.
 //!
 //! Workers share the process's descriptor table with the control thread and open nothing.
 
@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, select};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use super::desk::Desk;
+use super::control_mail::ControlMail;
 use crate::base::id::ShardId;
 use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{Checked, TokenKeys};
@@ -113,17 +113,17 @@ pub(super) fn spawn(
     threads: usize,
     node: &Arc<Node>,
     inlets: &Inlets,
-    desk: &Arc<Desk>,
+    control_mail: &Arc<ControlMail>,
 ) -> std::io::Result<()> {
     for at in 0..threads {
         let worker = Worker { keys: Arc::clone(node), inlets: inlets.clone() };
-        let desk = Arc::clone(desk);
+        let control_mail = Arc::clone(control_mail);
         let name = format!("crypto-{at}");
         std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             // Signals are the control thread's. A worker that gets one all the same does no harm:
             // the pipes that handlers write into are in its table, too.
             let _ = sys::tables::block_signals();
-            worker.run(|results| desk.post_all(results));
+            worker.run(|results| control_mail.post_all(results));
         })?;
     }
     Ok(())
@@ -264,7 +264,7 @@ mod tests {
     use crate::edge::jwt::TokenOptions;
     use crate::edge::jwt::testing::Pair;
     use crate::io::Alarm;
-    use crate::node::desk::Bell;
+    use crate::node::control_mail::Bell;
     use crate::shard::mail::Mailbox;
     use crate::shard::signatures::Interest;
 
@@ -393,17 +393,17 @@ mod tests {
         let mailbox = || Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
         let ((to_full, full), (to_other, other)) = (mailbox(), mailbox());
         assert!(to_full.try_post(Mail::Stop).is_ok() && to_full.try_post(Mail::Stop).is_err());
-        let desk = Desk::new(&[to_full, to_other]);
+        let control_mail = ControlMail::new(&[to_full, to_other]);
         let (_queues, inlets, keys) = with_jobs((0..100).map(|at| u8::from(at >= 90)));
         let worker = Worker { keys, inlets };
         while let Some(first) = worker.next() {
-            desk.post_all(worker.round(first));
+            control_mail.post_all(worker.round(first));
         }
         let received = |mailbox: &Mailbox| mailbox.take().map(|batch| batch.mail.len());
-        desk.flush();
+        control_mail.flush();
         assert_eq!(received(&other), Some(10), "one batch");
         assert_eq!((received(&full), received(&full)), (Some(1), None));
-        desk.flush();
-        assert_eq!(received(&full), Some(90), "they have waited at the desk");
+        control_mail.flush();
+        assert_eq!(received(&full), Some(90), "they have waited at the control_mail");
     }
 }

@@ -20,7 +20,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::admin::AdminRefusals;
-use super::desk::Desk;
+use super::control_mail::ControlMail;
 use super::health::Health;
 use super::memory;
 use super::proxies::{Endpoint, Outcome, Proxies, State};
@@ -93,7 +93,7 @@ const BOUNDS_COUNT: &[u64] = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
 #[derive(Clone)]
 pub(super) struct Metrics {
     pub(super) node: Arc<Node>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) control_mail: Arc<ControlMail>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
     pub(super) admin_refusals: Arc<AdminRefusals>,
@@ -389,7 +389,7 @@ impl Metrics {
             gauge(
                 "api_questions",
                 "Unanswered questions of the control thread to shards",
-                self.desk.unanswered() as f64,
+                self.control_mail.unanswered() as f64,
             ),
             Metric::new(
                 Kind::Gauge,

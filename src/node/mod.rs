@@ -13,9 +13,9 @@ mod address;
 mod admin;
 mod api;
 mod control;
+mod control_mail;
 mod crypto_pool;
 mod demo;
-mod desk;
 #[cfg(test)]
 mod documents;
 mod fetch;
@@ -51,8 +51,8 @@ use std::time::{Duration, Instant};
 
 use self::admin::{Access, AdminRefusals, Figures};
 use self::api::Api;
+use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
-use self::desk::{Bell, Desk};
 use self::health::Health;
 pub use self::health::Thresholds;
 use self::listen::SocketFiles;
@@ -284,8 +284,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
     }
     let workers = settings.crypto_threads.max(1);
-    let desk = Arc::new(Desk::new(&letterboxes));
-    crypto_pool::spawn(workers, &node, &inlets, &desk).map_err(system("a thread"))?;
+    let control_mail = Arc::new(ControlMail::new(&letterboxes));
+    crypto_pool::spawn(workers, &node, &inlets, &control_mail).map_err(system("a thread"))?;
     drop(ready);
     for result in begun {
         // The others end with the process.
@@ -302,16 +302,16 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         "" => host_and_port(&addresses),
         name => name.to_owned(),
     };
-    let proxies = Proxies::new(Arc::clone(&desk), Arc::clone(&node));
+    let proxies = Proxies::new(Arc::clone(&control_mail), Arc::clone(&node));
     let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
     let proxies = Arc::new(proxies);
     let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
     let uid = node.rules.node_id.clone();
-    let api = Api::new(Arc::clone(&node), Arc::clone(&desk), name.clone(), uid, started);
+    let api = Api::new(Arc::clone(&node), Arc::clone(&control_mail), name.clone(), uid, started);
     let admin_refusals = Arc::new(AdminRefusals::default());
     let metrics = Metrics {
         node: Arc::clone(&node),
-        desk: Arc::clone(&desk),
+        control_mail: Arc::clone(&control_mail),
         health: Arc::clone(&health),
         proxies: Arc::clone(&proxies),
         admin_refusals: Arc::clone(&admin_refusals),
@@ -337,7 +337,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         pages,
     );
     runtime.spawn(web::serve_public(
-        Arc::clone(&desk),
+        Arc::clone(&control_mail),
         control_mailbox,
         bell,
         public,
@@ -354,10 +354,10 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let fetcher =
         jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
     runtime.spawn(fetcher.run());
-    runtime.spawn(users::keep_counting(Arc::clone(&node), Arc::clone(&desk)));
+    runtime.spawn(users::keep_counting(Arc::clone(&node), Arc::clone(&control_mail)));
     let control = control::Control {
         node,
-        desk,
+        control_mail,
         started,
         drain_rate: settings.drain_rate,
         shutdown_timeout: settings.shutdown_timeout,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::desk::{Busy, Desk};
+use super::control_mail::{Busy, ControlMail};
 use crate::base::limits::API_LARGE_ANSWER_CREDITS;
 use crate::shard::Node;
 use crate::shard::mail::{List, ListOf, Mail};
@@ -22,13 +22,13 @@ const NAMED_MAX: u64 = 65_536;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts every few seconds, for those who read [`Node::users`].
-pub(super) async fn keep_counting(node: Arc<Node>, desk: Arc<Desk>) {
+pub(super) async fn keep_counting(node: Arc<Node>, control_mail: Arc<ControlMail>) {
     let mut every = tokio::time::interval(INTERVAL);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
         // A shard without room gets the question again then.
-        let _ = count(&node, &desk).await;
+        let _ = count(&node, &control_mail).await;
     }
 }
 
@@ -36,12 +36,12 @@ pub(super) async fn keep_counting(node: Arc<Node>, desk: Arc<Desk>) {
 ///
 /// # Errors
 /// A shard takes no more now.
-pub(super) async fn count(node: &Node, desk: &Desk) -> Result<u64, Busy> {
+pub(super) async fn count(node: &Node, control_mail: &ControlMail) -> Result<u64, Busy> {
     let on_shards: u64 = node.counters.iter().map(|shard| shard.users.get()).sum();
     let users = match node.counters.len() {
         1 => on_shards,
         _ if on_shards == 0 => 0,
-        _ => distinct(desk, zeros(on_shards)).await?,
+        _ => distinct(control_mail, zeros(on_shards)).await?,
     };
     node.users.store(users, Ordering::Relaxed);
     Ok(users)
@@ -52,13 +52,13 @@ fn zeros(users: u64) -> u32 {
     (0..63).find(|zeros| users >> zeros <= NAMED_MAX).unwrap_or(63)
 }
 
-async fn distinct(desk: &Desk, zeros: u32) -> Result<u64, Busy> {
+async fn distinct(control_mail: &ControlMail, zeros: u32) -> Result<u64, Busy> {
     let mut named = HashSet::new();
-    for shard in desk.shards() {
+    for shard in control_mail.shards() {
         let mut next = Some(0);
         while let Some(cursor) = next {
             let of = ListOf::Users { zeros };
-            let asked = desk.ask(shard, API_LARGE_ANSWER_CREDITS, |asker| {
+            let asked = control_mail.ask(shard, API_LARGE_ANSWER_CREDITS, |asker| {
                 Mail::List(List { asker, cursor, of })
             })?;
             let Ok(Mail::Listed { listed, .. }) = asked.await else { return Err(Busy) };

@@ -33,8 +33,8 @@ use tracing::{debug, warn};
 
 use super::admin::{self, Access};
 use super::api::Api;
+use super::control_mail::{Bell, ControlMail, Visit};
 use super::demo::{self, Snippets};
-use super::desk::{Bell, Desk, Visit};
 use super::health::{self, Health};
 use super::listen;
 use super::metrics::{self, Metrics};
@@ -137,14 +137,14 @@ pub(super) fn routers(
 
 /// Takes what shards hand over, until the process ends.
 pub(super) async fn serve_public(
-    desk: Arc<Desk>,
+    control_mail: Arc<ControlMail>,
     mailbox: Mailbox,
     bell: Arc<Bell>,
     router: Router,
     node: Arc<Node>,
     proxies: Arc<Proxies>,
 ) {
-    let visited = Arc::clone(&desk);
+    let visited = Arc::clone(&control_mail);
     let date = Arc::new(ArcSwap::from_pointee(HttpDate::at(0)));
     tokio::spawn(keep_date(Arc::clone(&date)));
     let visit = move |from, visit| match visit {
@@ -159,13 +159,13 @@ pub(super) async fn serve_public(
             tokio::spawn(async move { proxies.answer(from, *question).await });
         }
     };
-    desk.run(mailbox, bell, visit).await;
+    control_mail.run(mailbox, bell, visit).await;
 }
 
 /// Answers a request that came to the public port; `draining` ends the connection behind it.
 async fn answer(
     router: Router,
-    desk: Arc<Desk>,
+    control_mail: Arc<ControlMail>,
     from: ShardId,
     request: Box<WebRequest>,
     draining: bool,
@@ -173,7 +173,7 @@ async fn answer(
 ) {
     let asker = request.asker;
     let (bytes, keep_alive) = respond(router, *request, draining, date).await;
-    desk.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
+    control_mail.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
 }
 
 /// Keeps the `Date` of answers: none of them reads the clock.

@@ -129,7 +129,7 @@ impl Figures {
             is_json: true,
             options: None,
         };
-        self.metrics.desk.post(node.names.home(hash), Mail::Publish(Box::new(publish)));
+        self.metrics.control_mail.post(node.names.home(hash), Mail::Publish(Box::new(publish)));
     }
 
     fn before(&self) -> std::sync::MutexGuard<'_, Option<Before>> {

@@ -90,11 +90,11 @@ impl Api {
         let send = |shard: ShardId| {
             let Target { user, client, session } = target.clone();
             let act = act.clone();
-            self.desk.ask(shard, 1, |asker| {
+            self.control_mail.ask(shard, 1, |asker| {
                 Mail::Order(Box::new(Order { asker, user, client, session, act }))
             })
         };
-        let sent: Vec<_> = self.desk.shards().map(send).collect();
+        let sent: Vec<_> = self.control_mail.shards().map(send).collect();
         let mut done = Ok(());
         for sent in sent {
             match sent {
@@ -112,9 +112,9 @@ impl Api {
     /// A shard has no room for the question.
     pub(in crate::node) async fn connections(&self, user: &str) -> Result<Vec<Inspected>> {
         let mut all = Vec::new();
-        for shard in self.desk.shards() {
+        for shard in self.control_mail.shards() {
             let inspect = |asker| Mail::Inspect(Box::new(Inspect { asker, user: user.into() }));
-            let sent = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, inspect)?;
+            let sent = self.control_mail.ask(shard, API_LARGE_ANSWER_CREDITS, inspect)?;
             let Ok(Mail::Inspected { inspected, .. }) = sent.await else {
                 return Err(ApiError::Internal);
             };

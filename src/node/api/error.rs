@@ -1,7 +1,7 @@
 //! Errors of API methods.
 
 use crate::edge::channels::NameFault;
-use crate::node::desk::Busy;
+use crate::node::control_mail::Busy;
 use crate::proto::client::ErrorCode;
 
 /// Why a method has no result. Fronts send code and message (server API, 1.2).

@@ -1,7 +1,7 @@
 //! The server API (server API, sections 1 to 3): methods that an application calls.
 //!
 //! ```text
-//!  POST /api/publish, /api, /api/batch --> http: keys, JSON, statuses  --> Call --> Api::call --> desk --> shards
+//!  POST /api/publish, /api, /api/batch --> http: keys, JSON, statuses  --> Call --> Api::call --> control mail --> shards
 //!           another front, say gRPC   -->        own encoding         --> Call --'
 //! ```
 //! The core (everything but `http`) takes typed calls and returns typed replies: bounds, checks and mail to
@@ -35,7 +35,7 @@ use self::calls::{Call, Keyed, NodeInfo, Reply};
 use self::error::Result;
 use self::read::Format;
 use self::work::Work;
-use super::desk::Desk;
+use super::control_mail::ControlMail;
 use super::users;
 use crate::base::limits::API_READS_MAX;
 use crate::base::notices::Reason;
@@ -45,7 +45,7 @@ use crate::shard::{Fields, Node, ShardCounters};
 /// The methods of the API.
 pub(super) struct Api {
     node: Arc<Node>,
-    desk: Arc<Desk>,
+    control_mail: Arc<ControlMail>,
     /// Name of this node.
     name: String,
     /// Its id, made anew at each start.
@@ -64,12 +64,12 @@ impl Api {
     /// The API of a node. `uid` differs between its lives.
     pub(super) fn new(
         node: Arc<Node>,
-        desk: Arc<Desk>,
+        control_mail: Arc<ControlMail>,
         name: String,
         uid: String,
         started: Instant,
     ) -> Self {
-        Self { node, desk, name, uid, started, reads: Semaphore::new(API_READS_MAX) }
+        Self { node, control_mail, name, uid, started, reads: Semaphore::new(API_READS_MAX) }
     }
 
     /// The rules of channels.
@@ -120,7 +120,7 @@ impl Api {
     /// # Errors
     /// A shard has no room for the question who its users are.
     pub(super) async fn info(&self) -> Result<NodeInfo> {
-        let users = async { Ok(users::count(&self.node, &self.desk).await?) };
+        let users = async { Ok(users::count(&self.node, &self.control_mail).await?) };
         let users = self.logged("info", users).await?;
         let counters = &self.node.counters;
         let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();

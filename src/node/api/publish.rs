@@ -64,7 +64,7 @@ impl Api {
         }
         let Content { data, is_json, tags, options } = content.clone();
         let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
-        let sent = self.desk.ask(self.node.names.home(hash), 1, |asker| {
+        let sent = self.control_mail.ask(self.node.names.home(hash), 1, |asker| {
             Mail::Publish(Box::new(mail::Publish {
                 channel: channel.into(),
                 hash,

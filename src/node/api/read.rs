@@ -96,17 +96,21 @@ impl Api {
             }
             let (hash, namespace) = (self.node.names.hash(channel), namespace.index);
             let Format { encoding, bytes_max } = format;
-            self.desk.ask(self.node.names.home(hash), API_LARGE_ANSWER_CREDITS, |asker| {
-                Mail::Read(Box::new(Read {
-                    channel: channel.into(),
-                    hash,
-                    namespace,
-                    asker,
-                    encoding,
-                    bytes_max,
-                    what,
-                }))
-            })?
+            self.control_mail.ask(
+                self.node.names.home(hash),
+                API_LARGE_ANSWER_CREDITS,
+                |asker| {
+                    Mail::Read(Box::new(Read {
+                        channel: channel.into(),
+                        hash,
+                        namespace,
+                        asker,
+                        encoding,
+                        bytes_max,
+                        what,
+                    }))
+                },
+            )?
         };
         match sent.await {
             Ok(Mail::Answer { answer: Answer::Error(failure), .. }) => Err(failure.code.into()),
@@ -140,11 +144,11 @@ impl Api {
         };
         let (mut channels, mut bytes) = (Vec::new(), 0);
         let mut slice = Slice::default();
-        for shard in self.desk.shards() {
+        for shard in self.control_mail.shards() {
             let mut next = Some(0);
             while let Some(cursor) = next {
                 let list = |asker: Asker| Mail::List(List { asker, cursor, of: ListOf::Channels });
-                let sent = self.desk.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
+                let sent = self.control_mail.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
                 let Ok(Mail::Listed { listed, .. }) = sent.await else {
                     return Err(ApiError::Internal);
                 };

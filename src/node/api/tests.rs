@@ -29,8 +29,8 @@ fn bench(shards: usize) -> (Bench, Api) {
 #[expect(clippy::disallowed_methods, reason = "the start of a node")]
 fn limited(shards: usize, memory_limit: u64) -> (Bench, Api) {
     let bench = Bench::new(shards, memory_limit, OPTIONS);
-    let (node, desk) = (Arc::clone(&bench.node), Arc::clone(&bench.desk));
-    let api = Api::new(node, desk, "name".to_owned(), "uid".to_owned(), Instant::now());
+    let (node, control_mail) = (Arc::clone(&bench.node), Arc::clone(&bench.control_mail));
+    let api = Api::new(node, control_mail, "name".to_owned(), "uid".to_owned(), Instant::now());
     (bench, api)
 }
 

@@ -35,7 +35,7 @@ use self::breaker::{Breaker, Came, Change, Source};
 use self::connector::Connector;
 pub(super) use self::connector::TlsFault;
 use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
-use super::desk::Desk;
+use super::control_mail::ControlMail;
 use crate::base::id::ShardId;
 use crate::base::limits::PROXY_ANSWER_BYTES_MAX;
 use crate::base::notices::Reason;
@@ -156,7 +156,7 @@ impl Fault {
 
 /// All endpoints.
 pub(super) struct Proxies {
-    desk: Arc<Desk>,
+    control_mail: Arc<ControlMail>,
     node: Arc<Node>,
     endpoints: Mutex<Endpoints>,
 }
@@ -176,8 +176,8 @@ impl Proxies {
     ///
     /// # Errors
     /// One of them has certificates that can't be used.
-    pub(super) fn new(desk: Arc<Desk>, node: Arc<Node>) -> Result<Self, TlsFault> {
-        let proxies = Self { desk, node, endpoints: Mutex::default() };
+    pub(super) fn new(control_mail: Arc<ControlMail>, node: Arc<Node>) -> Result<Self, TlsFault> {
+        let proxies = Self { control_mail, node, endpoints: Mutex::default() };
         proxies.follow(&proxies.node.rules)?;
         Ok(proxies)
     }
@@ -223,7 +223,7 @@ impl Proxies {
             _ => 0,
         };
         let (asker, ticket, event) = (question.asker, question.ticket, question.call.event());
-        self.desk
+        self.control_mail
             .post(from, Mail::AppReply(Box::new(AppReply { asker, local, ticket, event, answer })));
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::desk::{Bell, Desk};
+use super::control_mail::{Bell, ControlMail};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::times::Times;
@@ -27,11 +27,11 @@ use crate::shard::{
 /// A node without shards.
 pub(super) struct Bench {
     pub(super) node: Arc<Node>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) control_mail: Arc<ControlMail>,
     shards: Vec<Mailbox>,
     /// The mail of shards to the control thread.
     answers: Vec<MailLane>,
-    /// The control thread's end, until the desk runs.
+    /// The control thread's end, until its mail runs.
     control: Option<(Mailbox, Arc<Bell>)>,
 }
 
@@ -52,7 +52,7 @@ impl Bench {
         let (own, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
         Self {
             node: Arc::new(node(config(variables), shards, memory_limit)),
-            desk: Arc::new(Desk::new(&letterboxes)),
+            control_mail: Arc::new(ControlMail::new(&letterboxes)),
             shards: mailboxes,
             answers: (0..shards).map(|_| MailLane::new(own.clone())).collect(),
             control: Some((mailbox, bell)),
@@ -67,7 +67,7 @@ impl Bench {
         mut shard: impl FnMut(ShardId, Mail) -> Option<Mail>,
     ) -> T {
         if let Some((mailbox, bell)) = self.control.take() {
-            tokio::spawn(Arc::clone(&self.desk).run(mailbox, bell, |_, _| {}));
+            tokio::spawn(Arc::clone(&self.control_mail).run(mailbox, bell, |_, _| {}));
         }
         tokio::pin!(wanted);
         loop {

@@ -64,7 +64,7 @@ pub struct Letterbox {
 
 impl Letterbox {
     /// Puts one message in as the control thread does, or gives it back when the mailbox is full: for the
-    /// simulation, which has no desk.
+    /// simulation, which has no control thread.
     pub fn try_post(&self, mail: Mail) -> Result<(), Mail> {
         match self.sender.try_send(Box::new(Batch { from: CONTROL, mail: vec![mail], bytes: 0 })) {
             Ok(()) => {

@@ -1,4 +1,4 @@
-//! The control thread's desk: where its mail to the shards goes out, and theirs comes in.
+//! The control thread's mail: where its messages to the shards go out, and theirs come in.
 //!
 //! ```text
 //!  API call --ask--> lane for a shard --(once for all that is there)--> mailbox of the shard
@@ -39,7 +39,7 @@ impl Wake for Bell {
 pub(super) struct Busy;
 
 /// See the module.
-pub(super) struct Desk {
+pub(super) struct ControlMail {
     outgoing: Mutex<Outgoing>,
     /// Something is to be sent.
     pushed: Notify,
@@ -60,7 +60,7 @@ pub(super) enum Visit {
     Question(Box<AppCall>),
 }
 
-impl Desk {
+impl ControlMail {
     /// Nothing to send yet.
     pub(super) fn new(letterboxes: &[Letterbox]) -> Self {
         let boxes: Vec<MailLane> = letterboxes.iter().cloned().map(MailLane::new).collect();
@@ -230,20 +230,20 @@ mod tests {
     #[test]
     fn a_full_outbox_leaves_while_there_is_room() {
         let (letterbox, shard) = Mailbox::new(2, Alarm::new(Arc::new(Bell::default())));
-        let desk = Desk::new(&[letterbox]);
+        let control_mail = ControlMail::new(&[letterbox]);
         let bytes = SharedFrame::part(&vec![b'x'; OUTBOX_BYTES_MAX]);
         let asker = Asker::of(ConnKey { index: 0, generation: NonZeroU32::MIN });
         let response = || Mail::Response { asker, bytes: bytes.clone(), keep_alive: true };
         for _ in 0..2 {
-            desk.post(ShardId(0), response());
-            assert!(desk.ask(ShardId(0), 1, list).is_ok());
+            control_mail.post(ShardId(0), response());
+            assert!(control_mail.ask(ShardId(0), 1, list).is_ok());
         }
         // The mailbox has its two batches: what fills the lane now stays.
-        desk.post(ShardId(0), response());
-        assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
+        control_mail.post(ShardId(0), response());
+        assert_eq!(control_mail.ask(ShardId(0), 1, list).err(), Some(Busy));
         assert!(shard.take().is_some());
-        desk.flush();
-        assert!(desk.ask(ShardId(0), 1, list).is_ok());
+        control_mail.flush();
+        assert!(control_mail.ask(ShardId(0), 1, list).is_ok());
     }
 
     #[tokio::test]
@@ -252,14 +252,14 @@ mod tests {
         let (full_letterbox, full) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
         let (other_letterbox, other) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
         let (_, mailbox) = Mailbox::new(8, Alarm::new(bell.clone()));
-        let desk = Arc::new(Desk::new(&[full_letterbox, other_letterbox]));
+        let control_mail = Arc::new(ControlMail::new(&[full_letterbox, other_letterbox]));
         let signed = |ticket| Mail::Signed { ticket, signed: Signed::Bad };
-        desk.post(ShardId(0), signed(0));
-        assert!(!desk.flush());
-        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_, _| {}));
+        control_mail.post(ShardId(0), signed(0));
+        assert!(!control_mail.flush());
+        let running = tokio::spawn(Arc::clone(&control_mail).run(mailbox, bell, |_, _| {}));
         // As a thread of the pool does, which would have waited for ever here.
-        (1..100).for_each(|ticket| desk.post(ShardId(0), signed(ticket)));
-        desk.post(ShardId(1), signed(100));
+        (1..100).for_each(|ticket| control_mail.post(ShardId(0), signed(ticket)));
+        control_mail.post(ShardId(1), signed(100));
         let received = |mailbox: &Mailbox| {
             let mail = mailbox.take().into_iter().flat_map(|batch| batch.mail);
             let tickets = mail.map(|mail| match mail {
@@ -278,7 +278,7 @@ mod tests {
         while at_full.len() < 100 {
             at_full.extend(received(&full));
             full.take_turned(|_| {});
-            desk.sent().await;
+            control_mail.sent().await;
         }
         assert_eq!(at_full, (0..100).collect::<Vec<_>>());
         running.abort();
@@ -289,12 +289,13 @@ mod tests {
         let bell = Arc::new(Bell::default());
         let (letterbox, shard) = Mailbox::new(1, Alarm::new(Arc::new(Bell::default())));
         let (own_letterbox, mailbox) = Mailbox::new(8, Alarm::new(bell.clone()));
-        let desk = Arc::new(Desk::new(&[letterbox]));
-        let running = tokio::spawn(Arc::clone(&desk).run(mailbox, bell, |_, _| {}));
-        let mut answers: Vec<_> =
-            (0..API_UNANSWERED_MAX).map(|_| desk.ask(ShardId(0), 1, list).unwrap()).collect();
-        assert_eq!(desk.ask(ShardId(0), 1, list).err(), Some(Busy));
-        assert_eq!(desk.unanswered(), API_UNANSWERED_MAX as usize);
+        let control_mail = Arc::new(ControlMail::new(&[letterbox]));
+        let running = tokio::spawn(Arc::clone(&control_mail).run(mailbox, bell, |_, _| {}));
+        let mut answers: Vec<_> = (0..API_UNANSWERED_MAX)
+            .map(|_| control_mail.ask(ShardId(0), 1, list).unwrap())
+            .collect();
+        assert_eq!(control_mail.ask(ShardId(0), 1, list).err(), Some(Busy));
+        assert_eq!(control_mail.unanswered(), API_UNANSWERED_MAX as usize);
         let mut to_control = MailLane::new(own_letterbox);
         let mut answered = 0;
         while answered < API_UNANSWERED_MAX {
@@ -313,8 +314,8 @@ mod tests {
             let mail = answer.await.unwrap();
             assert!(matches!(mail, Mail::Published { position, .. } if position.offset == at));
         }
-        assert_eq!(desk.unanswered(), 0);
-        assert!(desk.ask(ShardId(0), 1, list).is_ok());
+        assert_eq!(control_mail.unanswered(), 0);
+        assert!(control_mail.ask(ShardId(0), 1, list).is_ok());
         running.abort();
     }
 }
