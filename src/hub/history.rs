@@ -6,24 +6,87 @@ use compact_str::CompactString;
 use triomphe::ThinArc;
 
 use super::delta::{Patched, Patcher};
+use crate::base::heap::HeapBytes;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
-/// Names one life of a stream: eight letters, never empty, never `_`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Epoch([u8; 8]);
+/// Names one life of a stream. This node's own have eight letters; a broker may name its streams by any
+/// text. Shape: 16 bytes, and no allocation for eight bytes.
+#[derive(Clone)]
+pub struct Epoch(Text);
+
+#[derive(Clone)]
+enum Text {
+    Eight([u8; 8]),
+    Any(ThinArc<(), u8>),
+}
+
+const _: () = assert!(size_of::<Option<Epoch>>() == 16);
 
 impl Epoch {
     /// A new one.
     pub fn new(rng: &mut Rng) -> Self {
         const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        Self(std::array::from_fn(|_| LETTERS[rng.below(52) as usize]))
+        Self(Text::Eight(std::array::from_fn(|_| LETTERS[rng.below(52) as usize])))
     }
 
     /// As the protocol carries it.
     pub fn as_str(&self) -> &str {
-        // Made of letters only.
-        std::str::from_utf8(&self.0).unwrap_or_default()
+        // Made of texts only.
+        std::str::from_utf8(self.bytes()).unwrap_or_default()
+    }
+
+    /// Its eight letters, if it is of this node's form: those who hold many epochs need no more.
+    pub fn eight(&self) -> Option<[u8; 8]> {
+        match &self.0 {
+            Text::Eight(letters) => Some(*letters),
+            Text::Any(_) => None,
+        }
+    }
+
+    /// The reverse of [`Self::eight`].
+    pub fn of_eight(letters: [u8; 8]) -> Self {
+        Self(Text::Eight(letters))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Text::Eight(letters) => letters,
+            Text::Any(text) => &text.slice,
+        }
+    }
+}
+
+impl From<&str> for Epoch {
+    fn from(text: &str) -> Self {
+        Self(match <[u8; 8]>::try_from(text.as_bytes()) {
+            Ok(eight) => Text::Eight(eight),
+            Err(_) => Text::Any(ThinArc::from_header_and_slice((), text.as_bytes())),
+        })
+    }
+}
+
+impl PartialEq for Epoch {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Epoch {}
+
+impl std::hash::Hash for Epoch {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.bytes().hash(state);
+    }
+}
+
+impl HeapBytes for Epoch {
+    fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Text::Eight(_) => 0,
+            // Count and length stand before the text.
+            Text::Any(text) => (2 * size_of::<usize>() + text.slice.len()).next_multiple_of(8),
+        }
     }
 }
 
@@ -33,13 +96,19 @@ impl std::fmt::Debug for Epoch {
     }
 }
 
-/// Where a stream stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a stream stands. Offsets of a channel grow, on whichever node it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Offset of the latest publication, 0 before the first.
     pub offset: u64,
     /// The stream's life; `None` for a channel without history.
     pub epoch: Option<Epoch>,
+}
+
+impl HeapBytes for Position {
+    fn heap_bytes(&self) -> usize {
+        self.epoch.as_ref().map_or(0, HeapBytes::heap_bytes)
+    }
 }
 
 /// The history options of a channel's namespace.
@@ -100,7 +169,8 @@ impl Published<'_> {
 }
 
 impl Record {
-    fn new(offset: u64, published: &Published<'_>) -> Self {
+    /// A publication with its offset; 0 while it has none.
+    pub fn new(offset: u64, published: &Published<'_>) -> Self {
         let Published { data, info, tags, is_json } = *published;
         let head = RecordHead {
             offset,
@@ -283,7 +353,7 @@ impl Stream {
 
     /// Where it stands.
     pub fn position(&self) -> Position {
-        Position { offset: self.offset, epoch: Some(self.epoch) }
+        Position { offset: self.offset, epoch: Some(self.epoch.clone()) }
     }
 
     /// Takes the next offset for a publication and keeps it. The oldest goes when there are more

@@ -281,7 +281,7 @@ impl Kept {
 }
 
 /// The outcome of a publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The channel, while anyone is interested.
     pub channel: Option<u32>,

@@ -6,7 +6,8 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use compact_str::CompactString;
-use hashbrown::HashTable;
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use super::fanout::{FanOut, Join, Outgoing, Walk};
@@ -27,7 +28,7 @@ pub struct Local {
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
     /// The stream's life, when a subscriber last began.
-    epoch: Option<Epoch>,
+    epoch: LocalEpoch,
     /// Offset of the latest publication delivered here, 0 before the first and without history.
     /// One for all subscribers: mail comes in order, so they are all at the same place.
     offset: u64,
@@ -46,6 +47,17 @@ pub struct Local {
 
 const _: () = assert!(size_of::<Local>() <= 96);
 
+/// An epoch in 9 bytes: a record has no room for the 16 of [`Epoch`], and nearly all have eight letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LocalEpoch {
+    /// The channel has no history.
+    None,
+    /// Eight letters.
+    Eight([u8; 8]),
+    /// Another text, in [`Locals::epochs`].
+    Named,
+}
+
 /// All such channels of a shard.
 pub struct Locals {
     channels: Slab<Local>,
@@ -55,6 +67,8 @@ pub struct Locals {
     active: VecDeque<u32>,
     /// Channels with something to send later, and when. One that was sent before is still here.
     delayed: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Epochs that have no room in their record.
+    epochs: HashMap<u32, Epoch, FixedState>,
 }
 
 /// How a channel's namespace has its publications sent.
@@ -89,6 +103,7 @@ impl Locals {
             hasher,
             active: VecDeque::new(),
             delayed: BinaryHeap::new(),
+            epochs: HashMap::default(),
         }
     }
 
@@ -123,7 +138,7 @@ impl Locals {
             name: CompactString::new(name),
             subscribers: Subscribers::default(),
             fan_out: None,
-            epoch: None,
+            epoch: LocalEpoch::None,
             offset: 0,
             claims: 0,
             asked: 0,
@@ -147,7 +162,9 @@ impl Locals {
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
             entry.remove();
         }
-        self.channels.remove(at as usize);
+        if self.channels.remove(at as usize).epoch == LocalEpoch::Named {
+            self.epochs.remove(&at);
+        }
         if self.channels.is_empty() {
             self.channels = Slab::new();
             self.table = HashTable::new();
@@ -156,17 +173,38 @@ impl Locals {
 
     /// Whether those who are subscribed stand elsewhere than the home, where a new subscriber begins: something
     /// was lost on its way to them, and the mail that says so comes behind.
-    pub fn is_elsewhere(&self, at: u32, position: Position) -> bool {
+    pub fn is_elsewhere(&self, at: u32, position: &Position) -> bool {
         self.channels.get(at as usize).is_some_and(|local| {
-            let here = Position { offset: local.offset, epoch: local.epoch };
-            !local.subscribers.is_empty() && here != position
+            let same = local.offset == position.offset
+                && self.epoch(at, local.epoch).as_ref() == position.epoch.as_ref();
+            !local.subscribers.is_empty() && !same
         })
     }
 
     /// A subscriber begins at a position: what comes next here follows that.
-    pub fn begin_at(&mut self, at: u32, position: Position) {
-        if let Some(local) = self.channels.get_mut(at as usize) {
-            (local.offset, local.epoch) = (position.offset, position.epoch);
+    pub fn begin_at(&mut self, at: u32, position: &Position) {
+        let Some(local) = self.channels.get_mut(at as usize) else { return };
+        if local.epoch == LocalEpoch::Named {
+            self.epochs.remove(&at);
+        }
+        local.offset = position.offset;
+        local.epoch = match &position.epoch {
+            None => LocalEpoch::None,
+            Some(epoch) => match epoch.eight() {
+                Some(letters) => LocalEpoch::Eight(letters),
+                None => {
+                    self.epochs.insert(at, epoch.clone());
+                    LocalEpoch::Named
+                }
+            },
+        };
+    }
+
+    fn epoch(&self, at: u32, epoch: LocalEpoch) -> Option<Epoch> {
+        match epoch {
+            LocalEpoch::None => None,
+            LocalEpoch::Eight(letters) => Some(Epoch::of_eight(letters)),
+            LocalEpoch::Named => self.epochs.get(&at).cloned(),
         }
     }
 
@@ -175,7 +213,7 @@ impl Locals {
     pub fn position(&self, at: u32, place: u32) -> Option<(&str, Epoch, u64)> {
         let local = self.channels.get(at as usize)?;
         let waiting = local.fan_out.as_ref().and_then(|fan_out| fan_out.offset_at(place));
-        Some((&local.name, local.epoch?, waiting.unwrap_or(local.offset)))
+        Some((&local.name, self.epoch(at, local.epoch)?, waiting.unwrap_or(local.offset)))
     }
 
     /// A parcel from the home. Its offset is 0 for all but publications with history.
@@ -317,7 +355,7 @@ mod tests {
     #[test]
     fn a_jump_and_a_new_life_are_told_once_and_then_delivered() {
         let (mut locals, at) = one();
-        locals.begin_at(at, Position { offset: 7, epoch: None });
+        locals.begin_at(at, &Position { offset: 7, epoch: None });
         let mut deliver = |offset| {
             let parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
             locals.deliver(at, &Arc::new(parcel), Sending::default())
@@ -338,16 +376,33 @@ mod tests {
     fn a_new_subscriber_shows_what_the_others_lack() {
         let (mut locals, at) = one();
         let epoch = Some(Epoch::new(&mut crate::base::rng::Rng::new(1)));
-        let home = |offset| Position { offset, epoch };
-        locals.begin_at(at, home(7));
-        assert!(!locals.is_elsewhere(at, home(7)));
+        let home = |offset| Position { offset, epoch: epoch.clone() };
+        locals.begin_at(at, &home(7));
+        assert!(!locals.is_elsewhere(at, &home(7)));
         let parcel = Arc::new(Parcel::new(ParcelKind::Publication, 8, Tags::NONE));
         locals.deliver(at, &parcel, Sending::default());
-        assert!(!locals.is_elsewhere(at, home(8)));
+        assert!(!locals.is_elsewhere(at, &home(8)));
         // The ninth was lost on its way here, and the mail about that comes behind the new subscriber.
-        assert!(locals.is_elsewhere(at, home(9)) && locals.is_elsewhere(at, home(7)));
+        assert!(locals.is_elsewhere(at, &home(9)) && locals.is_elsewhere(at, &home(7)));
         locals.get(at).unwrap().subscribers.remove(0, false);
-        assert!(!locals.is_elsewhere(at, home(9)));
+        assert!(!locals.is_elsewhere(at, &home(9)));
+    }
+
+    #[test]
+    fn an_epoch_may_be_any_text_and_goes_with_its_channel() {
+        let (mut locals, at) = one();
+        let named = |epoch: &str| Position { offset: 7, epoch: Some(epoch.into()) };
+        for epoch in ["a name of a broker's stream", "eight888", "", "x"] {
+            locals.begin_at(at, &named(epoch));
+            assert!(
+                !locals.is_elsewhere(at, &named(epoch)) && locals.is_elsewhere(at, &named("y"))
+            );
+            let (_, here, offset) = locals.position(at, 0).unwrap();
+            assert_eq!((here.as_str(), offset), (epoch, 7));
+        }
+        locals.get(at).unwrap().subscribers.remove(0, false);
+        locals.release(at);
+        assert!(locals.is_empty() && locals.epochs.is_empty());
     }
 
     #[test]

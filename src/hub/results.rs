@@ -41,7 +41,7 @@ impl Results {
     /// The result of a publish with this key, if that is not too long ago.
     pub fn get(&mut self, now: Millis, channel: &str, key: &str) -> Option<Position> {
         self.expire(now);
-        self.by_name.get(&(channel.into(), key.into())).copied()
+        self.by_name.get(&(channel.into(), key.into())).cloned()
     }
 
     /// A publish with this key was taken.

@@ -30,7 +30,7 @@ impl Asked {
         top: &Position,
         places: &Range<usize>,
     ) -> Option<Self> {
-        let epoch = top.epoch.filter(|_| !places.is_empty())?;
+        let epoch = top.epoch.clone().filter(|_| !places.is_empty())?;
         // They always end with the latest one.
         Some(Self { channel, epoch, top: top.offset, count: places.len(), form: form.content() })
     }
