@@ -682,7 +682,7 @@ mod tests {
         let epoch = stream.position().epoch;
         for n in 1..=5u64 {
             let position = stream.append(Millis(n), &published(format!("data {n}").as_bytes()));
-            assert_eq!(position, Position { offset: n, epoch });
+            assert_eq!(position, Position { offset: n, epoch: epoch.clone() });
         }
         let kept: Vec<_> = stream.records().map(|r| (r.offset(), r.data().to_vec())).collect();
         let expected: Vec<_> = (3..=5u64).map(|n| (n, format!("data {n}").into_bytes())).collect();

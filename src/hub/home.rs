@@ -820,7 +820,7 @@ mod tests {
         };
         assert_eq!(publish(&mut homes, 10).offset, 1);
         let later = publish(&mut homes, 5_000);
-        assert_eq!((later.offset, later.epoch), (2, begin.epoch));
+        assert_eq!((later.offset, &later.epoch), (2, &begin.epoch));
         let second = homes.subscribe(Millis(10_000), "a", hash, OPTIONS, SHARD, 7, PLAIN).1;
         assert_eq!(second, later);
         homes.unsubscribe("a", hash, SHARD, PLAIN, None);
@@ -845,7 +845,7 @@ mod tests {
         assert_eq!((homes.len(), homes.idle()), (0, 0));
         // The first publication is the first behind that position.
         let taken = homes.publish(Millis(1), name, hash, OPTIONS, &PUBLISHED);
-        assert_eq!(taken.position, Position { offset: 1, ..before });
+        assert_eq!(taken.position, Position { offset: 1, epoch: before.epoch.clone() });
         let at = homes.read(Millis(1), name, hash).unwrap();
         let since = Since { offset: 0, epoch: before.epoch.unwrap().as_str().into() };
         let recovered = homes.stream(Millis(1), at).unwrap().recover(&since, 9);

@@ -400,7 +400,9 @@ mod tests {
             let (_, here, offset) = locals.position(at, 0).unwrap();
             assert_eq!((here.as_str(), offset), (epoch, 7));
         }
-        locals.get(at).unwrap().subscribers.remove(0, false);
+        let local = locals.get(at).unwrap();
+        local.subscribers.remove(0, false);
+        local.claims = 0;
         locals.release(at);
         assert!(locals.is_empty() && locals.epochs.is_empty());
     }

@@ -5,6 +5,7 @@
 //! [`users`] finds the connections of a user, [`members`] is who is in a channel; [`filter`] and
 //! [`delta`] decide what of a publication a subscriber gets.
 
+pub mod broker;
 pub mod delta;
 pub mod fanout;
 pub mod filter;

@@ -29,7 +29,7 @@ use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::{Address, ListenOptions};
 use crate::io::uring;
 use crate::session::{ClientOptions, Rules};
-use crate::shard::{Endpoint, EndpointKind, Options};
+use crate::shard::{Broker, Endpoint, EndpointKind, Options};
 use crate::sys;
 
 /// Connections that may wait at one listener; the kernel's `somaxconn` bounds it further.
@@ -403,6 +403,7 @@ fn settings(
             turn_deliveries_max: roost.turn_deliveries,
             turn_ordered_max: TURN_ORDERED_MAX,
             hosts,
+            broker: Broker::Memory,
         },
         address_limits: roost.address_limits,
         // As many as can check a burst of new clients' tokens without taking the shards' time.

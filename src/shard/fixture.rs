@@ -10,7 +10,7 @@ use super::mail::mailbox::tests::mailbox;
 use super::mail::post::Post;
 use super::mail::{CONTROL, Mail, Mailbox};
 use super::{
-    AddressSources, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
+    AddressSources, Broker, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
 };
 use crate::base::id::ShardId;
@@ -50,6 +50,7 @@ fn options() -> Options {
         turn_deliveries_max: 512,
         turn_ordered_max: 256,
         hosts: HostRules::default(),
+        broker: Broker::Memory,
     }
 }
 

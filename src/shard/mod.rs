@@ -112,6 +112,19 @@ pub struct Options {
     pub turn_ordered_max: usize,
     /// Hosts under which the node may be reached.
     pub hosts: HostRules,
+    /// Where channels are kept.
+    pub broker: Broker,
+}
+
+/// Where histories, positions and presence of channels are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Broker {
+    /// In the memory of their homes: this node is alone.
+    #[default]
+    Memory,
+    /// By a broker for several nodes. Homes send [`mail::Mail::Command`] to the control thread, and get
+    /// [`mail::Mail::BrokerEvent`].
+    Remote,
 }
 
 impl Options {

@@ -18,7 +18,7 @@ use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
 use roost::proto::ws::DeflateOptions;
 use roost::session::{ClientOptions, PersonalChannel, Rules};
-use roost::shard::{AddressSources, Endpoint, EndpointKind, Options, UniWebSocketOptions};
+use roost::shard::{AddressSources, Broker, Endpoint, EndpointKind, Options, UniWebSocketOptions};
 
 use crate::client::Over;
 
@@ -218,6 +218,7 @@ impl Plan {
             turn_deliveries_max: if large { 1 } else { pick(rng, &[1, 3, 20, 2048]) },
             turn_ordered_max: pick(rng, &[1, 1, 3, 256]),
             hosts: HostRules::default(),
+            broker: Broker::Memory,
         };
         let counted = rng.one_in(4);
         let personal_channel = rng.one_in(3).then(|| PersonalChannel {

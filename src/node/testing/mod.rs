@@ -160,5 +160,6 @@ fn options() -> Options {
         turn_deliveries_max: 0,
         turn_ordered_max: 0,
         hosts: Default::default(),
+        broker: Default::default(),
     }
 }

@@ -140,20 +140,28 @@ impl<D: Driver> Shard<D> {
         if matches!(recovery, Recovery::Unfit) {
             return self.inappropriate(index);
         }
-        if matches!(recovery, Recovery::Failed) && sub.flags.strict() {
-            // As if it had never been there: the home is told, the client gets the error.
+        if matches!(recovery, Recovery::Unavailable) && sub.flags.server() {
+            // Nothing could tell the client which of its subscriptions is not there.
+            return self.disconnect(index, Disconnect::InternalError);
+        }
+        let refusal = match recovery {
+            Recovery::Failed if sub.flags.strict() => Some(ErrorCode::UnrecoverablePosition),
+            Recovery::Unavailable => Some(ErrorCode::Internal),
+            _ => None,
+        };
+        if let Some(code) = refusal {
+            // As if it had never been there: the home forgets it, the client gets the error.
             let channel = self.local.locals.get(local).map(|record| record.name.clone());
             self.undo(index, local);
             if self.takes_answer(*asker) {
-                let (code, channel) =
-                    (ErrorCode::UnrecoverablePosition, channel.unwrap_or_default());
+                let channel = channel.unwrap_or_default();
                 let (id, temporary, why) = (asker.command, code.temporary(), "subscribe");
                 self.reply_error_because(index, id, code, temporary, &channel, why);
             }
             return;
         }
         let filter = session.sub_extra(local).and_then(|extra| extra.filter);
-        if self.local.locals.is_elsewhere(local, *position) {
+        if self.local.locals.is_elsewhere(local, position) {
             // There is one place for all: nobody may seem to have what only the new one has.
             self.end_positioned(local);
         }
@@ -168,7 +176,7 @@ impl<D: Driver> Shard<D> {
             {
                 (sub.place, sub.state) = (place, SubState::Live);
             }
-            self.local.locals.begin_at(local, *position);
+            self.local.locals.begin_at(local, position);
         }
         let made = self.made_of(index, local, sub.flags, subscribed);
         if sub.flags.server() {
@@ -213,7 +221,7 @@ impl<D: Driver> Shard<D> {
             .and_then(|session| Some(std::mem::take(&mut session.sub_extra_mut(local)?.data)))
             .unwrap_or_default();
         let positioned = flags.positioned();
-        let epoch = position.epoch.filter(|_| positioned);
+        let epoch = position.epoch.as_ref().filter(|_| positioned);
         let (recovered, publications, offset) = match recovery {
             Recovery::Done { publications, offset } => (true, publications.clone(), *offset),
             _ => (false, None, position.offset),

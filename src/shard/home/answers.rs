@@ -124,7 +124,7 @@ mod tests {
     fn the_same_question_has_one_answer() {
         let mut rng = Rng::new(1);
         let epoch = Some(Epoch::new(&mut rng));
-        let top = Position { offset: 9, epoch };
+        let top = Position { offset: 9, epoch: epoch.clone() };
         let asked = |top: &Position, form, places| Asked::of(1, form, top, &places).unwrap();
         let mut answers = Answers::default();
         answers.insert(asked(&top, Form::JSON, 2..5), SharedFrame::part(b"list"));

@@ -7,8 +7,10 @@ pub(crate) mod answers;
 #[cfg(test)]
 mod driven;
 mod events;
+mod line;
 mod publish;
 mod reading;
+mod remote;
 mod room;
 mod subscribe;
 mod tokens;
@@ -19,7 +21,9 @@ use slab::Slab;
 
 use self::answers::Answers;
 use self::events::Event;
+use self::remote::Remote;
 use self::tokens::{OpenCheck, Verify};
+use super::Broker;
 use super::codec::Codec;
 use super::context::Cx;
 use super::mail::post::Post;
@@ -52,6 +56,9 @@ pub(crate) struct Home {
     good_tokens: GoodTokens,
     /// Checks of signatures that the pool carries out.
     checks: Slab<OpenCheck>,
+    /// Channels that a broker beside this node keeps. `None`: this home keeps them itself, and every
+    /// operation is done in the step that requests it.
+    remote: Option<Box<Remote>>,
 }
 
 impl Home {
@@ -69,6 +76,10 @@ impl Home {
             answers: Answers::default(),
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
             checks: Slab::new(),
+            remote: match cx.node.options.broker {
+                Broker::Memory => None,
+                Broker::Remote => Some(Box::default()),
+            },
         }
     }
 
@@ -81,6 +92,13 @@ impl Home {
         out: &mut Post,
         codec: &mut Codec,
     ) {
+        let mail = match &self.remote {
+            None => mail,
+            Some(_) => match self.take_operation(cx, from, mail, out, codec) {
+                Some(mail) => mail,
+                None => return,
+            },
+        };
         match mail {
             Mail::Subscribe(subscribe) => self.subscribe(cx, from, *subscribe, out),
             Mail::Unsubscribe(unsubscribe) => self.unsubscribe(cx, from, &unsubscribe, out),
@@ -96,6 +114,7 @@ impl Home {
             }
             Mail::Signed { ticket, signed } => self.signed(cx, ticket, signed, out),
             Mail::List(list) => self.list(cx, from, list, out),
+            Mail::BrokerEvent(event) => self.broker_event(cx, *event, out, codec),
             other => debug_assert!(false, "not for a home: {other:?}"),
         }
     }
@@ -145,13 +164,14 @@ impl Home {
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
-    pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
+    pub(crate) fn left(&self) -> [(&'static str, usize); 6] {
         [
             ("channels with interested shards", self.channels.len() - self.channels.idle()),
             ("members", self.channels.members_of_all()),
             ("connections of users", self.user_conns.len()),
             ("joins and leaves", self.events.len()),
             ("checks in the pool", self.checks.len()),
+            ("operations at the broker", self.remote.as_ref().map_or(0, |of| of.waiting())),
         ]
     }
 }

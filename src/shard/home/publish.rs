@@ -14,7 +14,7 @@ use crate::base::tags::Tags;
 use crate::edge::channels::Namespace;
 use crate::hub::delta::{self, Patched};
 use crate::hub::history::{Position, Published, StreamOptions};
-use crate::hub::home::{Taken, Wanted};
+use crate::hub::home::Wanted;
 use crate::hub::parcel::{Frames, Parcel, ParcelKind};
 use crate::proto::client::{self, DataForm, ErrorCode, Publication, Push};
 use crate::shard::codec::Codec;
@@ -56,14 +56,14 @@ impl Home {
         let taken = self.channels.publish(cx.now, channel, *hash, options, &published);
         cx.counters().publications.add(1);
         if let Some(extra) = extra {
-            self.remember(cx, publish, extra, taken.position);
+            self.remember(cx, publish, extra, &taken.position);
         }
         let mut waits_for = ShardSet::default();
         if let Some(at) = taken.channel {
             if skips {
                 self.channels.break_base(at);
             }
-            let Taken { position, .. } = taken;
+            let position = taken.position.clone();
             let delivery = Delivery { at, channel, namespace, published, position, patched };
             waits_for = self.deliver(cx, delivery, out, codec);
         }
@@ -105,7 +105,7 @@ impl Home {
 
     /// Encodes a publication and adds it to the mail for each interested shard. Returns the shards in
     /// whose mailboxes it is not yet.
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
         cx: &Cx,
         delivery: Delivery<'_>,
@@ -118,13 +118,13 @@ impl Home {
             _ => None,
         };
         let offset = position.offset;
-        let epoch = position.epoch.filter(|_| offset == 1);
+        let epoch = position.epoch.as_ref().filter(|_| offset == 1);
         let publication = Publication {
             data: published.data,
             info: ClientInfo::unpack(published.info),
             offset,
             tags: Tags::packed(published.tags),
-            epoch: epoch.as_ref().map(|epoch| epoch.as_str()),
+            epoch: epoch.map(|epoch| epoch.as_str()),
             ..Publication::default()
         };
         let mut wanted = self.channels.wanted(at);
@@ -167,10 +167,16 @@ impl Home {
     }
 
     /// Keeps the key and the version that later publishes are compared with.
-    fn remember(&mut self, cx: &Cx, publish: &Publish, extra: &PublishOptions, position: Position) {
+    fn remember(
+        &mut self,
+        cx: &Cx,
+        publish: &Publish,
+        extra: &PublishOptions,
+        position: &Position,
+    ) {
         let Publish { channel, hash, .. } = publish;
         if !extra.idempotency_key.is_empty() {
-            self.results.insert(cx.now, channel, &extra.idempotency_key, position);
+            self.results.insert(cx.now, channel, &extra.idempotency_key, position.clone());
         }
         if extra.version > 0
             && let Some(at) = self.channels.find(channel, *hash)
@@ -241,13 +247,13 @@ impl Home {
 }
 
 /// A publication that has its position and goes to the subscribers.
-struct Delivery<'a> {
-    at: u32,
-    channel: &'a str,
-    namespace: &'a Namespace,
-    published: Published<'a>,
-    position: Position,
-    patched: Option<Patched>,
+pub(super) struct Delivery<'a> {
+    pub(super) at: u32,
+    pub(super) channel: &'a str,
+    pub(super) namespace: &'a Namespace,
+    pub(super) published: Published<'a>,
+    pub(super) position: Position,
+    pub(super) patched: Option<Patched>,
 }
 
 /// There is no room for a publication: the publisher may try again.

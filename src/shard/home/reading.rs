@@ -1,6 +1,7 @@
 //! Reading at a channel's home: missed publications, history, presence. Results are encoded here, and cut to
 //! the room that the client has for them.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use compact_str::CompactString;
@@ -12,8 +13,9 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
+use crate::hub::broker::Entry;
 use crate::hub::delta;
-use crate::hub::history::{Page, Published, Record, Recovered, Unrecoverable};
+use crate::hub::history::{Page, Position, Published, Record, Recovered, Since, Unrecoverable};
 use crate::proto::client::{self, DataForm, Encoding, ErrorCode, Publication, Push, info_is_json};
 use crate::proto::framing;
 use crate::shard::codec::Codec;
@@ -146,29 +148,7 @@ impl Home {
     fn read_presence(&self, read: &Read, codec: &mut Codec) -> Answer {
         let members = self.channels.find(&read.channel, read.hash);
         let members = members.and_then(|at| self.channels.members(at));
-        let present = || members.into_iter().flat_map(|members| members.present());
-        let entries = || present().filter_map(ClientInfo::unpack);
-        // A list that is too long is found before it is written, and before its end.
-        let mut bytes = 0;
-        let mut fits = true;
-        for entry in entries() {
-            let parts = [entry.conn_info, entry.chan_info];
-            bytes += entry.user.len() + 2 * entry.client.len();
-            bytes += parts.iter().map(|part| part.len()).sum::<usize>();
-            if bytes > read.bytes_max {
-                return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
-            }
-            fits &= info_is_json(&entry);
-        }
-        if !fits && read.encoding == Encoding::Json {
-            return Answer::Unfit;
-        }
-        codec.scratch.clear();
-        read.encoding.put_presence(&mut codec.scratch, entries());
-        if codec.scratch.len() > read.bytes_max {
-            return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
-        }
-        Answer::Presence(SharedFrame::part(&codec.scratch))
+        encode_presence(read, || members.into_iter().flat_map(|members| members.present()), codec)
     }
 
     fn read_history(&mut self, cx: &Cx, read: &Read, page: &Page, codec: &mut Codec) -> Answer {
@@ -196,19 +176,119 @@ impl Home {
         let Ok(records) = records else {
             return Answer::failed(ErrorCode::UnrecoverablePosition, &read.channel);
         };
-        if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
-            return Answer::Unfit;
+        encode_history(read, &position, &records, codec)
+    }
+}
+
+/// Who is present, from the packed infos. The list is walked more than once.
+fn encode_presence<'a, I: Iterator<Item = &'a [u8]>>(
+    read: &Read,
+    present: impl Fn() -> I,
+    codec: &mut Codec,
+) -> Answer {
+    let entries = || present().filter_map(ClientInfo::unpack);
+    // A list that is too long is found before it is written, and before its end.
+    let mut bytes = 0;
+    let mut fits = true;
+    for entry in entries() {
+        let parts = [entry.conn_info, entry.chan_info];
+        bytes += entry.user.len() + 2 * entry.client.len();
+        bytes += parts.iter().map(|part| part.len()).sum::<usize>();
+        if bytes > read.bytes_max {
+            return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
         }
-        // A page that doesn't fit is cut: the next request begins where this one ends.
-        let mut bytes = 0;
-        let fitting = records.iter().take_while(|record| {
-            bytes += encoded_bytes(record);
-            bytes <= read.bytes_max
-        });
-        let publications = fitting.map(|record| publication_of(record));
-        codec.scratch.clear();
-        read.encoding.put_history(&mut codec.scratch, publications, epoch, position.offset);
-        Answer::History(SharedFrame::part(&codec.scratch))
+        fits &= info_is_json(&entry);
+    }
+    if !fits && read.encoding == Encoding::Json {
+        return Answer::Unfit;
+    }
+    codec.scratch.clear();
+    read.encoding.put_presence(&mut codec.scratch, entries());
+    if codec.scratch.len() > read.bytes_max {
+        return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
+    }
+    Answer::Presence(SharedFrame::part(&codec.scratch))
+}
+
+/// A page of history, cut to the room that the client has.
+fn encode_history(
+    read: &Read,
+    position: &Position,
+    records: &[&Record],
+    codec: &mut Codec,
+) -> Answer {
+    let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
+    if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+        return Answer::Unfit;
+    }
+    // A page that doesn't fit is cut: the next request begins where this one ends.
+    let mut bytes = 0;
+    let fitting = records.iter().take_while(|record| {
+        bytes += encoded_bytes(record);
+        bytes <= read.bytes_max
+    });
+    let publications = fitting.map(|record| publication_of(record));
+    codec.scratch.clear();
+    read.encoding.put_history(&mut codec.scratch, publications, epoch, position.offset);
+    Answer::History(SharedFrame::part(&codec.scratch))
+}
+
+/// Who is present on all nodes, as a broker names them, or how many.
+pub(super) fn presence(read: &Read, infos: &[Box<[u8]>], codec: &mut Codec) -> Answer {
+    if matches!(read.what, Reading::Presence) {
+        return encode_presence(read, || infos.iter().map(|info| &**info), codec);
+    }
+    let of = infos.iter().filter_map(|info| ClientInfo::unpack(info));
+    let users: HashSet<&str> = of.map(|info| info.user).collect();
+    Answer::PresenceStats(infos.len() as u32, users.len() as u32)
+}
+
+/// A page of history that a broker has read.
+pub(super) fn history(read: &Read, top: &Position, entries: &[Entry], codec: &mut Codec) -> Answer {
+    let Reading::History(page) = &read.what else { return Answer::Done };
+    let Some(epoch) = &top.epoch else {
+        return Answer::failed(ErrorCode::NotAvailable, &read.channel);
+    };
+    let is_other = |of: &Since| !of.epoch.is_empty() && of.epoch != epoch.as_str();
+    if page.since.as_ref().is_some_and(is_other) {
+        return Answer::failed(ErrorCode::UnrecoverablePosition, &read.channel);
+    }
+    let records: Vec<&Record> = entries.iter().map(|entry| &entry.record).collect();
+    encode_history(read, top, &records, codec)
+}
+
+/// Publications that a subscriber missed, to be encoded for it.
+pub(super) struct Missed<'a> {
+    pub(super) channel: &'a str,
+    pub(super) form: Form,
+    pub(super) recover: &'a Recover,
+}
+
+impl Missed<'_> {
+    /// The result of the recovery. Nothing is shared with other clients, and nothing goes as a patch.
+    pub(super) fn encode(&self, records: Vec<&Record>) -> Recovery {
+        let Self { channel, form, recover } = *self;
+        let takes = |record: &&Record| {
+            let tags = Tags::packed(record.published().tags);
+            recover.filter.as_ref().is_none_or(|filter| filter.matches(tags))
+        };
+        let records: Vec<&Record> = records.into_iter().filter(takes).collect();
+        let list = match check_list(form, &records, recover.bytes_max) {
+            Err(ListFault::TooMuch) => return Recovery::Failed,
+            Err(ListFault::Unfit) => return Recovery::Unfit,
+            Ok(_) if records.is_empty() => None,
+            Ok(_) if recover.as_pushes => Some(encode_pushes(channel, form, &records)),
+            Ok(encoding) => {
+                let full = DataForm::full(form);
+                let publications = records.iter().map(|record| publication_of(record));
+                let publications = publications.map(|of| Publication { form: full, ..of });
+                Some(encode_list(encoding, publications))
+            }
+        };
+        if list.as_ref().is_some_and(|list| list.len() > recover.bytes_max) {
+            return Recovery::Failed;
+        }
+        Recovery::Done { publications: list, offset: recover.since.offset }
     }
 }
 

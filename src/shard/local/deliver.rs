@@ -77,6 +77,7 @@ impl<D: Driver> Shard<D> {
                 | Mail::UserLeave { .. }
                 | Mail::Verify { .. }
                 | Mail::Signed { .. }
+                | Mail::BrokerEvent(_)
                 | Mail::List(List { of: ListOf::Channels, .. })) => {
                     self.home.handle(&self.cx, from, mail, &mut self.post, &mut self.codec);
                 }
@@ -136,7 +137,8 @@ impl<D: Driver> Shard<D> {
                 | Mail::AppCall(_)
                 | Mail::Inspected { .. }
                 | Mail::Listed { .. }
-                | Mail::Ordered { .. } => {}
+                | Mail::Ordered { .. }
+                | Mail::Command(_) => {}
                 Mail::Drain { per_second } => self.drain(per_second),
                 Mail::Stop => self.life.stopped = true,
             }

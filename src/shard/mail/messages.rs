@@ -13,6 +13,7 @@ use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::ConnKey;
+use crate::hub::broker::{BrokerEvent, Command};
 use crate::hub::filter::Filter;
 use crate::hub::history::{Page, Position, Since};
 use crate::hub::parcel::Parcel;
@@ -248,6 +249,8 @@ pub enum Recovery {
     None,
     /// Not all of it is there.
     Failed,
+    /// The broker could not be reached: there is no subscription either, and a later attempt may succeed.
+    Unavailable,
     /// The subscriber can't be shown it.
     Unfit,
     /// Here it is.
@@ -525,6 +528,10 @@ pub enum Mail {
         /// Connections that it was about.
         connections: u32,
     },
+    /// From a home to the broker, by the control thread: see [`crate::hub::broker`].
+    Command(Box<Command>),
+    /// From the broker to a home.
+    BrokerEvent(Box<BrokerEvent>),
     /// From the control thread: close all connections at this pace, refuse new ones.
     Drain {
         /// Connections closed per second on this shard.
@@ -567,6 +574,8 @@ impl Mail {
                 Self::Inspect(inspect) => inspect.heap_bytes(),
                 Self::Inspected { inspected, .. } => inspected.heap_bytes(),
                 Self::Order(order) => order.heap_bytes(),
+                Self::Command(command) => command.heap_bytes(),
+                Self::BrokerEvent(event) => event.heap_bytes(),
                 Self::Unsubscribed { .. }
                 | Self::Published { .. }
                 | Self::Gap { .. }
@@ -631,7 +640,7 @@ impl HeapBytes for Subscribed {
     fn heap_bytes(&self) -> usize {
         match &self.recovery {
             Recovery::Done { publications, .. } => publications.heap_bytes(),
-            Recovery::None | Recovery::Failed | Recovery::Unfit => 0,
+            Recovery::None | Recovery::Failed | Recovery::Unavailable | Recovery::Unfit => 0,
         }
     }
 }
@@ -661,13 +670,15 @@ mod tests {
     use crate::base::tags::Tags;
     use crate::edge::jwt::{ConnectionClaims, SubOptions};
     use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+    use crate::hub::broker::{Delivered, Entry, Publishing, Ticket};
+    use crate::hub::history::{Published, Record, StreamOptions};
     use crate::hub::parcel::{self, Frames};
     use crate::session::{Headers, NamedValues};
     use crate::shard::proxies::{AppAnswer, AppRequest, AppResult};
     use crate::sys::memory::requested_bytes;
 
     /// The kinds of mail: each has an example in [`examples`].
-    const KINDS: [&str; 33] = [
+    const KINDS: [&str; 35] = [
         "Subscribe",
         "Subscribed",
         "Unsubscribe",
@@ -699,6 +710,8 @@ mod tests {
         "Pass",
         "Passed",
         "Ordered",
+        "Command",
+        "BrokerEvent",
         "Drain",
         "Stop",
     ];
@@ -730,6 +743,10 @@ mod tests {
         let vals = (0..200).map(|n| format!("value {n}")).collect();
         let nodes = vec![leaf("in", String::new(), vals), leaf("eq", "v".repeat(300), Vec::new())];
         Filter::new(&FilterNode { op: "and".into(), nodes, ..FilterNode::default() }).unwrap()
+    }
+
+    fn record() -> Record {
+        Record::new(1, &Published { data: text().as_bytes(), ..Published::default() })
     }
 
     fn since() -> Since {
@@ -767,7 +784,7 @@ mod tests {
     fn examples(proxy: &Arc<ProxyOptions>) -> Vec<Box<dyn Fn() -> Mail + '_>> {
         let asker = asker();
         let conn = asker.conn;
-        let position = Position { offset: 1, epoch: None };
+        let position = || Position { offset: 1, epoch: None };
         let answer = move |answer| Mail::Answer { asker, answer };
         let order = move |act| {
             let (user, client, session) = (name(), name(), name());
@@ -792,7 +809,7 @@ mod tests {
                 local,
                 asker,
                 serial,
-                position,
+                position: position(),
                 recovery,
                 fresh,
             }))
@@ -856,7 +873,7 @@ mod tests {
                     options: Some(Arc::new(options())),
                 }))
             }),
-            Box::new(move || Mail::Published { asker, position }),
+            Box::new(move || Mail::Published { asker, position: position() }),
             Box::new(move || read(Reading::Presence)),
             Box::new(move || {
                 read(Reading::History(Page { since: Some(since()), ..Page::default() }))
@@ -968,6 +985,43 @@ mod tests {
             Box::new(|| Mail::Pass { order: 0 }),
             Box::new(|| Mail::Passed { order: 0 }),
             Box::new(move || Mail::Ordered { asker, connections: 0 }),
+            Box::new(|| {
+                let publishing = Publishing {
+                    ticket: Ticket(1),
+                    channel: name(),
+                    record: record(),
+                    options: StreamOptions::default(),
+                    idempotency_key: name(),
+                    version: 0,
+                    version_epoch: name(),
+                };
+                Mail::Command(Box::new(Command::Publish(Box::new(publishing))))
+            }),
+            Box::new(|| {
+                let page = Page { since: Some(since()), ..Page::default() };
+                Mail::Command(Box::new(Command::Read { ticket: Ticket(1), channel: name(), page }))
+            }),
+            Box::new(|| {
+                let (channel, client, info) = (name(), name(), data());
+                Mail::Command(Box::new(Command::Enter { channel, client, info }))
+            }),
+            Box::new(|| {
+                let entry = Entry { after: 0, record: record() };
+                let epoch = Some(text().as_str().into());
+                let delivered = Delivered { channel: name(), epoch, entry };
+                Mail::BrokerEvent(Box::new(BrokerEvent::Delivered(Box::new(delivered))))
+            }),
+            Box::new(|| {
+                let entries = vec![Entry { after: 0, record: record() }];
+                let top = Position { offset: 1, epoch: Some(text().as_str().into()) };
+                let event = BrokerEvent::History { ticket: Ticket(1), top, entries };
+                Mail::BrokerEvent(Box::new(event))
+            }),
+            Box::new(|| {
+                let infos = vec![data(), data()];
+                let event = BrokerEvent::Members { ticket: Ticket(1), infos };
+                Mail::BrokerEvent(Box::new(event))
+            }),
             Box::new(|| Mail::Drain { per_second: 1 }),
             Box::new(|| Mail::Stop),
         ]
