@@ -205,11 +205,7 @@ const STILL_LONG: &[&str] = &[
     "src/node/serve.rs: greeting",
     "src/node/serve.rs: start",
     "src/shard/clients/subscribe.rs: subscribed",
-    "src/shard/http/requests.rs: serve",
     "src/shard/local/deliver.rs: open_batch",
-    "src/shard/net/close.rs: ping_or_close",
-    "src/shard/net/close.rs: timer",
-    "src/shard/net/read.rs: upgrade",
     "src/shard/orders.rs: carry_out",
 ];
 
@@ -218,30 +214,22 @@ const STILL_IMPORTING_ALL: &[&str] = &[];
 
 /// Files of `shard` and `session` without a unit test.
 const STILL_UNTESTED: &[&str] = &[
+    "src/shard/clients/leave.rs",
     "src/shard/codec.rs",
     "src/shard/context.rs",
-    "src/shard/http/emulation.rs",
-    "src/shard/http/refusals.rs",
-    "src/shard/http/requests.rs",
-    "src/shard/http/web.rs",
+    "src/shard/ending.rs",
     "src/shard/life.rs",
+    "src/shard/liveness.rs",
     "src/shard/local/arrival.rs",
     "src/shard/local/deliver.rs",
     "src/shard/local/mod.rs",
     "src/shard/mod.rs",
-    "src/shard/net/accept.rs",
-    "src/shard/net/close.rs",
-    "src/shard/net/mod.rs",
     "src/shard/net/read.rs",
-    "src/shard/net/record.rs",
-    "src/shard/net/send.rs",
-    "src/shard/net/slow.rs",
-    "src/shard/net/write.rs",
 ];
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 272;
+const SHARD_METHODS_MAX: usize = 164;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::codec::Codec;
 use super::context::Cx;
 use super::mail::mailbox::tests::mailbox;
 use super::mail::post::Post;
 use super::mail::{CONTROL, Mail, Mailbox};
+use super::net::Net;
+use super::net::record::Phase;
 use super::{
     AddressSources, Broker, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
 };
-use crate::base::id::ShardId;
+use crate::base::id::{ConnKey, ShardId};
 use crate::base::rate::SharedRate;
+use crate::base::rng::Rng;
 use crate::base::time::{Millis, UnixSeconds};
 use crate::base::times::Times;
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
@@ -24,6 +28,8 @@ use crate::edge::host::HostRules;
 use crate::edge::jwt::{TokenKeys, TokenOptions};
 use crate::edge::origin::OriginRules;
 use crate::hub::names::NameHasher;
+use crate::io::Driver;
+use crate::io::sim::{Faults, LinkId, SharedWorld, SimDriver, Sizes, World};
 use crate::session::{ClientOptions, Rules};
 use crate::shard::crypto::Crypto;
 
@@ -212,4 +218,105 @@ fn mail_of_a_fixture_is_read_where_it_was_sent() {
     posts.post.flush(&cx);
     let sent = [0, 1, 2, CONTROL.0].map(|shard| posts.sent_to(shard).len());
     assert_eq!(sent, [1, 0, 1, 1]);
+}
+
+/// The connections of shard 0 on simulated sockets, driven without a shard.
+pub(crate) struct Wired {
+    pub(crate) cx: Cx,
+    pub(crate) codec: Codec,
+    pub(crate) posts: Posts,
+    pub(crate) net: Net<SimDriver>,
+    pub(crate) world: SharedWorld,
+}
+
+impl Wired {
+    /// No connections, on a network without faults whose sockets hold 4 KiB.
+    pub(crate) fn new(plan: Plan) -> Self {
+        let sizes = Sizes {
+            shards: plan.shards,
+            pipe_bytes: 4096,
+            read_buffer_bytes: 4096,
+            passing: 8,
+            events: 64,
+        };
+        let posts = Posts::new(plan.shards, 8);
+        let mut cx = plan.cx();
+        let world = World::new(1, sizes, Faults::NONE);
+        let driver = SimDriver::new(&world, ShardId(0));
+        (cx.now, cx.unix) = (driver.now(), driver.unix());
+        let net = Net::new(&cx, driver, Rng::new(1));
+        Self { codec: Codec::new(&cx), cx, posts, net, world }
+    }
+
+    /// A client connects, and its connection gets a slot.
+    pub(crate) fn connect(&mut self) -> (LinkId, ConnKey) {
+        let link = self.world.borrow_mut().connect_to(ShardId(0));
+        let before: Vec<usize> = self.net.conns.iter().map(|(index, _)| index).collect();
+        self.net.acceptable = true;
+        self.net.accept_some(&self.cx, &mut self.posts.post);
+        let mut conns = self.net.conns.iter();
+        let (index, conn) = conns.find(|(index, _)| !before.contains(index)).unwrap();
+        (link, conn.key(index as u32))
+    }
+
+    /// The same, and it is a client that speaks JSON over a WebSocket.
+    pub(crate) fn connect_client(&mut self) -> (LinkId, ConnKey) {
+        let (link, key) = self.connect();
+        self.net.conns[key.index as usize].phase = Phase::Client;
+        (link, key)
+    }
+
+    /// Bytes of a request head, or of what comes behind one.
+    pub(crate) fn request(&mut self, key: ConnKey, bytes: &str) {
+        let Self { net, cx, codec, posts, .. } = self;
+        match net.conns[key.index as usize].phase {
+            Phase::Body => net.web_body(cx, &mut posts.post, key, bytes.as_bytes()),
+            _ => net.head(cx, codec, &mut posts.post, key, bytes.as_bytes()),
+        }
+    }
+
+    /// Time passes.
+    pub(crate) fn after(&mut self, ms: u64) {
+        self.cx.now = self.cx.now.after(ms);
+        self.world.borrow_mut().advance_to(self.cx.now);
+    }
+
+    /// Writes what is queued. Returns what a client has got then.
+    pub(crate) fn received(&mut self, link: LinkId) -> String {
+        self.flush();
+        self.after(1);
+        let bytes = self.world.borrow_mut().read(link, usize::MAX);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Writes what is queued, as a turn does.
+    pub(crate) fn flush(&mut self) {
+        let Self { net, cx, codec, posts, .. } = self;
+        let dirty = net.take_dirty();
+        for key in &dirty {
+            if !net.list_to_write(*key) {
+                net.after_write(cx, codec, &mut posts.post, *key);
+            }
+        }
+        net.send_listed();
+        let mut results = 0..;
+        while results.next().is_some_and(|at| net.take_sent(cx, codec, &mut posts.post, at)) {}
+        net.end_writes(dirty);
+    }
+
+    /// Ends all connections, and returns what is left of them then.
+    pub(crate) fn end(mut self) -> Vec<(&'static str, usize)> {
+        let open: Vec<usize> = self.net.conns.iter().map(|(index, _)| index).collect();
+        for index in open {
+            self.net.release(&self.cx, &mut self.posts.post, index as u32, true);
+        }
+        while let Some(index) = self.net.leaving.pop_front(&mut self.net.conns) {
+            self.net.leaving_count -= 1;
+            self.net.conns.remove(index as usize);
+        }
+        self.net.ready.clear();
+        self.net.dirty.clear();
+        self.net.answered.clear();
+        self.net.left().into_iter().filter(|(_, count)| *count > 0).collect()
+    }
 }

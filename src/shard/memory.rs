@@ -278,12 +278,12 @@ impl<D: Driver> Shard<D> {
             given += held;
             if is_body {
                 self.cx.counters().shed_bodies.inc();
-                self.refuse_unfinished(index, Reason::HttpMemory);
+                self.net.refuse_unfinished(&self.cx, &mut self.post, index, Reason::HttpMemory);
             } else {
                 self.cx.counters().closed_memory.add(1);
                 let why = format_args!("{held} bytes were held for it");
                 self.notice(index, Reason::CloseMemory, 0, "", why);
-                self.release(index, true);
+                self.net.release(&self.cx, &mut self.post, index, true);
             }
         }
         given

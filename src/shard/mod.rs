@@ -15,12 +15,14 @@ mod clients;
 mod codec;
 mod context;
 pub mod crypto;
+mod ending;
 #[cfg(test)]
 mod fixture;
 mod flow;
 mod home;
 mod http;
 mod life;
+mod liveness;
 mod local;
 pub mod mail;
 mod memory;
@@ -30,7 +32,7 @@ mod orders;
 mod stats;
 
 pub use self::clients::{proxies, signatures};
-pub use self::http::requests::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
+pub use self::http::endpoint::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::memory::Memory;
 pub use self::net::addresses::AddressSources;
 pub use self::net::record::CONN_BYTES;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use self::clients::Clients;
+use self::clients::aside::Admin;
 use self::codec::Codec;
 use self::context::Cx;
 use self::crypto::Crypto;
@@ -52,11 +55,12 @@ use self::local::LocalSide;
 use self::mail::post::Post;
 use self::mail::{Letterbox, Mailbox};
 use self::net::Net;
+use self::net::effects::Effect;
 use self::net::record::NONE;
 use self::net::timers::TICK_MS;
 use self::orders::Orders;
 use crate::base::id::ShardId;
-use crate::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
+use crate::base::limits::{SENDS_MAX, TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
 use crate::base::rate::SharedRate;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
@@ -65,6 +69,7 @@ use crate::edge::address_limits::AddressLimits;
 use crate::edge::host::HostRules;
 use crate::hub::names::NameHasher;
 use crate::io::{Completion, Driver};
+use crate::proto::client::Disconnect;
 use crate::proto::ws::DeflateOptions;
 use crate::session::Rules;
 
@@ -233,11 +238,11 @@ impl<D: Driver> Shard<D> {
             home: Home::new(&cx, shards, &mut rng),
             post: Post::new(seat.mailbox, seat.letterboxes, seat.control, unanswered_max),
             local: LocalSide::new(&cx),
-            clients: Clients::new(&cx, rng),
+            clients: Clients::new(&cx),
             codec: Codec::new(&cx),
             orders: Orders::default(),
             life: Life::new(cx.now, collect),
-            net: Net::new(&cx, driver),
+            net: Net::new(&cx, driver, rng),
             cx,
         }
     }
@@ -267,7 +272,7 @@ impl<D: Driver> Shard<D> {
         self.home.begin_turn();
         self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
         self.take_completions();
-        self.accept_some();
+        self.net.accept_some(&self.cx, &mut self.post);
         self.go_on_answered();
         self.read_some();
         self.open_mail();
@@ -316,7 +321,7 @@ impl<D: Driver> Shard<D> {
         // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
         let retry = self.post.is_blocked().then(|| now.after(MAIL_RETRY_MS));
         let delayed = self.local.locals.next_due();
-        let drain = self.life.draining.is_some().then(|| now.after(10));
+        let drain = self.net.draining.is_some().then(|| now.after(10));
         let accept = self.net.accept_again_at.map(|at| at.max(now));
         // An idle shard sleeps as long as nothing happens.
         let busy = !self.net.conns.is_empty() || !self.home.is_empty() || self.life.queued_peak > 0;
@@ -356,7 +361,9 @@ impl<D: Driver> Shard<D> {
                         self.net.mark_dirty(key);
                     }
                 }
-                Completion::Sent { key, bytes } => self.sent(key, bytes),
+                Completion::Sent { key, bytes } => {
+                    self.net.sent(&self.cx, &mut self.post, key, bytes)
+                }
             }
         }
     }
@@ -441,6 +448,71 @@ impl<D: Driver> Shard<D> {
         self.clients.set_gauges(counters);
     }
 
+    /// Closes the clients whose turn it is while the node drains.
+    fn drain_some(&mut self) {
+        self.net.list_to_drain(&self.cx);
+        let mut listed = std::mem::take(&mut self.net.listed);
+        for index in listed.drain(..) {
+            self.deliver_pending(index, None);
+            self.cx.counters().closed_shutdown.add(1);
+            self.disconnect(index, Disconnect::Shutdown);
+        }
+        self.net.listed = listed;
+        self.net.after_drain(&self.cx, &mut self.post);
+    }
+
+    /// Writes to every connection that got something in this turn.
+    fn write_dirty(&mut self) {
+        let dirty = self.net.take_dirty();
+        for keys in dirty.chunks(SENDS_MAX) {
+            for key in keys {
+                if !self.net.list_to_write(*key) {
+                    self.net.after_write(&self.cx, &mut self.codec, &mut self.post, *key);
+                    self.after_net();
+                }
+            }
+            self.net.send_listed();
+            for at in 0.. {
+                if !self.net.take_sent(&self.cx, &mut self.codec, &mut self.post, at) {
+                    break;
+                }
+                self.after_net();
+            }
+        }
+        self.net.end_writes(dirty);
+    }
+
+    /// Carries out what Net has come to, behind each call that may have effects.
+    pub(crate) fn after_net(&mut self) {
+        while let Some(effect) = self.net.effects.pop_front() {
+            match effect {
+                Effect::Client { index, user, headers } => {
+                    let aside = self.clients.asides.entry(index);
+                    aside.header_user = user.unwrap_or_default();
+                    aside.headers = headers;
+                }
+                Effect::Slow(index) => self.disconnect(index, Disconnect::Slow),
+                Effect::Lost(index, dropped) => {
+                    let conn = self.net.conns.get(index as usize);
+                    let session =
+                        conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
+                    self.local.lost(&self.cx, session.map(|session| &session.subs), &dropped);
+                }
+                Effect::Admin(index) => {
+                    self.clients.asides.entry(index).admin = Some(Admin::Upgraded);
+                }
+                Effect::Message { key, message } => self.first_message(key, &message),
+            }
+        }
+    }
+
+    /// Sets the timer of a connection to the next of its deadlines, those of its session included.
+    pub(crate) fn schedule(&mut self, index: u32) {
+        let Some(conn) = self.net.conns.get(index as usize) else { return };
+        let due = self.clients.due(&self.cx, conn.session);
+        self.net.schedule_with(&self.cx, index, due);
+    }
+
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
     /// interest in a channel.
     ///
@@ -459,7 +531,7 @@ impl<D: Driver> Shard<D> {
 
     /// What waits in the listener is told that the node is gone, then the listener goes.
     fn end(&mut self) {
-        self.refuse_waiting();
+        self.net.refuse_waiting(&self.cx);
         self.net.driver.close_listener();
         self.set_gauges();
     }

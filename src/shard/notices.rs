@@ -59,6 +59,22 @@ impl Notices {
         }
     }
 
+    /// The same for a connection that has no session: its address is looked up only for a line that is
+    /// written.
+    pub(super) fn notice_of(
+        &self,
+        now: Millis,
+        reason: Reason,
+        address: impl FnOnce() -> Option<IpAddr>,
+        code: u32,
+        why: fmt::Arguments<'_>,
+    ) {
+        if self.is_due(now, reason) {
+            let fields = Fields { address: address(), code, why: Some(why), ..Fields::default() };
+            write_line(reason, &fields);
+        }
+    }
+
     /// The same away from shards, where the clock is read for it.
     pub fn notice_now(&self, reason: Reason, fields: &Fields<'_>) {
         self.notice(self.now(), reason, fields);

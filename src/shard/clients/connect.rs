@@ -7,6 +7,7 @@
 //! Both steps in brackets are rare. While they last the session is *connecting*: no command of it is
 //! handled, and its answers find it by [`Connecting`].
 
+use crate::shard::clients::due::ping_times;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -105,7 +106,7 @@ impl<D: Driver> Shard<D> {
 
     /// Begins a session, and the steps before its reply.
     fn begin_session(&mut self, index: u32, id: u32, mut new: NewSession) -> Flow {
-        if !new.is_admin && self.take_client_place(index).is_err() {
+        if !new.is_admin && self.net.take_client_place(&self.cx, index).is_err() {
             let why = "no place for another client";
             return self.unusable(index, id, ErrorCode::TooManyRequests, why);
         }
@@ -146,13 +147,13 @@ impl<D: Driver> Shard<D> {
     /// that came together are not pinged together.
     fn first_ping(&mut self, index: u32) -> u32 {
         let conn = &self.net.conns[index as usize];
-        let (interval, _) = self.ping_times(conn.form, conn.flags.frame_ping());
+        let (interval, _) = ping_times(&self.cx, conn.form, conn.flags.frame_ping());
         let spread = match conn.form.is_poll() {
             // As little as may be: it is how long a poll may wait.
             true => interval / 8,
             false => interval / 2,
         };
-        let first = interval - self.clients.rng.below(spread);
+        let first = interval - self.net.rng.below(spread);
         self.cx.tick().saturating_add(ticks(first))
     }
 
@@ -305,7 +306,7 @@ impl<D: Driver> Shard<D> {
         let client = Arc::clone(&self.cx.client);
         let conn = &self.net.conns[index as usize];
         let (frame_ping, form, key) = (conn.flags.frame_ping(), conn.form, conn.key(index));
-        let (interval, pong_timeout) = self.ping_times(form, frame_ping);
+        let (interval, pong_timeout) = ping_times(&self.cx, form, frame_ping);
         let pings = client.ping_interval_ms.is_some() && !frame_ping;
         let client_id = self.client_id(key).text();
         let node = Arc::clone(&self.cx.node);
@@ -313,7 +314,7 @@ impl<D: Driver> Shard<D> {
         let session = transport
             .has_session_ids()
             .then(|| node.rules.session_ids.seal(self.cx.id, key).text());
-        self.send_head(index);
+        self.net.send_head(&self.cx, index);
         let subs: Vec<(&str, SubscribeResult<'_>)> =
             connecting.made.iter().map(|made| (made.channel.as_str(), made.result())).collect();
         let result = ConnectResult {

@@ -80,14 +80,13 @@ fn has_session_id<D: Driver>(cx: &Cx, net: &Net<D>, (shard, key): (ShardId, Conn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::rng::Rng;
     use crate::session::testing::session;
     use crate::shard::fixture::Plan;
 
     #[test]
     fn a_list_names_each_user_once_and_no_hidden_ones() {
         let cx = Plan::default().cx();
-        let mut clients = Clients::new(&cx, Rng::new(1));
+        let mut clients = Clients::new(&cx);
         for (user, prev, hidden) in
             [("alice", NONE, false), ("alice", 0, false), ("bob", NONE, false), ("", NONE, true)]
         {

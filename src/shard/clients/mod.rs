@@ -3,7 +3,9 @@
 pub(crate) mod aside;
 pub(crate) mod commands;
 pub(crate) mod connect;
+pub(crate) mod due;
 pub(crate) mod finding;
+pub(crate) mod leave;
 pub mod proxies;
 pub mod signatures;
 pub(crate) mod subscribe;
@@ -17,7 +19,6 @@ use self::aside::Asides;
 use self::proxies::{DeferredCommand, DelayedCall};
 use super::context::Cx;
 use super::net::accept::slots_max;
-use crate::base::rng::Rng;
 use crate::hub::users::Users;
 use crate::session::Session;
 use crate::shard::stats::ShardCounters;
@@ -34,13 +35,11 @@ pub(crate) struct Clients {
     pub(crate) deferred: Slab<DeferredCommand>,
     /// Calls of the application that are not answered.
     pub(crate) calls: usize,
-    /// Spreads the first pings.
-    pub(crate) rng: Rng,
 }
 
 impl Clients {
     /// No clients.
-    pub(crate) fn new(cx: &Cx, rng: Rng) -> Self {
+    pub(crate) fn new(cx: &Cx) -> Self {
         Self {
             sessions: Slab::with_capacity(slots_max(&cx.node.options)),
             users: Users::default(),
@@ -48,7 +47,6 @@ impl Clients {
             delayed: VecDeque::new(),
             deferred: Slab::new(),
             calls: 0,
-            rng,
         }
     }
 
@@ -80,7 +78,7 @@ mod tests {
     #[test]
     fn what_is_left_of_clients_is_named() {
         let cx = Plan::default().cx();
-        let mut clients = Clients::new(&cx, Rng::new(1));
+        let mut clients = Clients::new(&cx);
         assert!(clients.left().iter().all(|(_, count)| *count == 0));
         clients.sessions.insert(session("alice"));
         clients.asides.entry(3).call = true;

@@ -24,7 +24,6 @@ use crate::edge::jwt::{ConnectionClaims, SubOptions};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
-use crate::proto::http;
 pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
 use crate::session::{Headers, NO_MEMORY, Renewal, Stop, WaitsFor};
 use crate::shard::Shard;
@@ -318,23 +317,6 @@ impl<D: Driver> Shard<D> {
         let rx = conn.rx.get_or_insert_default();
         rx.commands = joined(&command.bytes, &rx.commands[rx.commands_at..], is_json);
         rx.commands_at = 0;
-    }
-
-    /// Keeps of a request's headers what proxies take over.
-    pub(crate) fn keep_headers(&mut self, index: u32, head: &http::Head<'_>) {
-        let wanted = &self.cx.client.proxies.http_headers;
-        if wanted.is_empty() {
-            return;
-        }
-        let named = head.headers().filter_map(|(name, value)| {
-            let name = name.to_ascii_lowercase();
-            wanted.contains(&name).then(|| (name.into(), value.into()))
-        });
-        let http: Vec<_> = named.collect();
-        if !http.is_empty() {
-            let headers = Headers { http, emulated: Vec::new() };
-            self.clients.asides.entry(index).headers = Some(Arc::new(headers));
-        }
     }
 
     /// The same of the headers in a connect command.

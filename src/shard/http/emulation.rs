@@ -14,8 +14,12 @@ use crate::io::Driver;
 use crate::proto::client::{self, EmulationRequest, Encoding};
 use crate::proto::http::{Head, Reuse};
 use crate::shard::Shard;
-use crate::shard::http::requests::is_binary;
+use crate::shard::context::Cx;
+use crate::shard::flow::Flow;
+use crate::shard::http::stream::is_binary;
+use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, Mail};
+use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
 
 /// Commands for a connection on another shard, or on this one.
@@ -67,13 +71,15 @@ impl Emulated {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// A request to the up-link is whole.
     ///
     /// # Errors
     /// The status of its answer: 400 for what is none, 404 for another node's, 503 without room.
     pub(crate) fn emulation(
         &mut self,
+        cx: &Cx,
+        post: &mut Post,
         key: ConnKey,
         head: &Head<'_>,
         cors: &str,
@@ -83,44 +89,61 @@ impl<D: Driver> Shard<D> {
         let encoding = if protobuf { Encoding::Protobuf } else { Encoding::Json };
         let request = client::emulation_request(body, encoding).map_err(|_| 400u16)?;
         let EmulationRequest { node, session, data } = request;
-        if node != self.cx.node.rules.node_id {
+        if node != cx.node.rules.node_id {
             return Err(404);
         }
-        let Some((shard, conn)) = self.cx.node.rules.session_ids.open_secret(&session) else {
+        let Some((shard, conn)) = cx.node.rules.session_ids.open_secret(&session) else {
             // Nobody's: taken all the same.
             return Err(204);
         };
-        if !self.post.begin_emulation(shard) {
+        if !post.begin_emulation(shard) {
             return Err(503);
         }
         let (asker, reuse) = (Asker::of(key), head.reuse());
-        let by = Emulating { from: self.cx.id, asker, cors: cors.into(), reuse };
-        if let Some(conn) = self.net.conn(key) {
+        let by = Emulating { from: cx.id, asker, cors: cors.into(), reuse };
+        if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
-        self.net.set_busy(key.index);
+        self.set_busy(key.index);
         let emulated = Emulated { data: data.into(), by };
-        self.post.send(
-            &self.cx,
-            shard,
-            Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })),
-        );
+        post.send(cx, shard, Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })));
         Ok(())
     }
 
+    /// Commands are handled, or can't be.
+    pub(crate) fn answer_emulated(&mut self, cx: &Cx, post: &mut Post, by: Emulating, status: u16) {
+        let Emulating { from, asker, cors, reuse } = by;
+        let reuse = reuse.unless(self.draining.is_some());
+        let bytes = SharedFrame::new(&self.response(cx, reuse, status, &cors, b"", false));
+        post.send(cx, from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });
+    }
+
+    /// A connection takes no commands any more: who waits for some to be handled waits in vain.
+    pub(crate) fn forget_emulated(&mut self, cx: &Cx, post: &mut Post, rx: &mut Rx) {
+        let waiting = rx.waiting.take();
+        let queued = std::mem::take(&mut rx.emulated).into_iter().map(|emulated| emulated.by);
+        for by in waiting.into_iter().chain(queued) {
+            self.answer_emulated(cx, post, by, 204);
+        }
+    }
+}
+
+impl<D: Driver> Shard<D> {
     /// Commands for a connection of this shard.
     pub(crate) fn take_emulated(&mut self, emulate: Emulate) {
         let Emulate { conn: key, protobuf, emulated } = emulate;
         self.cx.counters().emulations.add(1);
-        let Some(conn) = self.net.conn(key) else { return self.answer_emulated(emulated.by, 204) };
+        let Some(conn) = self.net.conn(key) else {
+            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 204);
+        };
         let form = conn.form;
         let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
         if !speaks || !form.transport().has_up_link() {
-            return self.answer_emulated(emulated.by, 204);
+            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 204);
         }
         if form.is_protobuf() != protobuf {
-            return self.answer_emulated(emulated.by, 400);
+            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 400);
         }
         let paused = conn.flags.paused();
         let rx = conn.rx.as_ref();
@@ -128,7 +151,7 @@ impl<D: Driver> Shard<D> {
             let waits = rx.map_or(0, |rx| rx.emulated_bytes());
             if waits + emulated.bytes() > EMULATED_BYTES_MAX {
                 self.cx.counters().emulations_refused.add(1);
-                return self.answer_emulated(emulated.by, 503);
+                return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 503);
             }
             conn.rx.get_or_insert_default().emulated.push_back(emulated);
             return;
@@ -148,27 +171,61 @@ impl<D: Driver> Shard<D> {
             rx.waiting = Some(by);
             return;
         }
-        self.answer_emulated(by, 204);
+        self.net.answer_emulated(&self.cx, &mut self.post, by, 204);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+    use crate::shard::http::endpoint::{Endpoint, EndpointKind};
+
+    fn of() -> Wired {
+        let mut plan = Plan::default();
+        let endpoint = Endpoint::new("/emulation", EndpointKind::Emulation);
+        plan.options.endpoints = vec![Endpoint { body_bytes_max: 1000, ..endpoint }];
+        Wired::new(plan)
     }
 
-    /// Commands are handled, or can't be.
-    pub(crate) fn answer_emulated(&mut self, by: Emulating, status: u16) {
-        let Emulating { from, asker, cors, reuse } = by;
-        let reuse = reuse.unless(self.life.draining.is_some());
-        let bytes = SharedFrame::new(&self.response(reuse, status, &cors, b"", false));
-        self.post.send(
-            &self.cx,
-            from,
-            Mail::Response { asker, bytes, keep_alive: reuse.is_kept() },
+    fn post(of: &mut Wired, key: ConnKey, body: &str) {
+        let length = body.len();
+        let head = format!("POST /emulation HTTP/1.1\r\nHost: a\r\nContent-Length: {length}");
+        of.request(key, &format!("{head}\r\n\r\n{body}"));
+    }
+
+    #[test]
+    fn commands_go_to_the_shard_that_has_the_session() {
+        let mut of = of();
+        let (_, session) = of.connect_client();
+        let (_, key) = of.connect();
+        let id = of.cx.node.rules.session_ids.seal(ShardId(1), session).text();
+        let id = id.as_str();
+        post(
+            &mut of,
+            key,
+            &format!("{{\"session\":\"{id}\",\"node\":\"node\",\"data\":\"{{}}\"}}"),
         );
+        assert!(of.net.conn(key).is_some_and(|conn| conn.phase == Phase::Asked));
+        assert!(of.posts.post.flush_to(&of.cx, ShardId(1)));
+        let mail = of.posts.sent_to(1);
+        assert!(matches!(&mail[..], [Mail::Emulate(emulate)] if emulate.conn == session));
+        assert_eq!(of.end(), []);
     }
 
-    /// A connection takes no commands any more: who waits for some to be handled waits in vain.
-    pub(crate) fn forget_emulated(&mut self, rx: &mut Rx) {
-        let waiting = rx.waiting.take();
-        let queued = std::mem::take(&mut rx.emulated).into_iter().map(|emulated| emulated.by);
-        for by in waiting.into_iter().chain(queued) {
-            self.answer_emulated(by, 204);
+    #[test]
+    fn a_session_of_another_node_isnt_found_and_no_request_is_malformed() {
+        let mut of = of();
+        for (body, status) in [
+            ("{\"session\":\"x\",\"node\":\"other\",\"data\":\"{}\"}", "404"),
+            ("{\"session\":\"x\",\"node\":\"node\",\"data\":\"{}\"}", "204"),
+            ("nothing", "400"),
+        ] {
+            let (link, key) = of.connect();
+            post(&mut of, key, body);
+            let answer = of.received(link);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{body}: {answer}");
         }
+        assert_eq!(of.end(), []);
     }
 }

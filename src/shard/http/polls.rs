@@ -21,6 +21,8 @@ use crate::proto::client::{
 use crate::proto::http::{Head, Reuse};
 use crate::session::{Connecting, Made, SubState};
 use crate::shard::Shard;
+use crate::shard::context::Cx;
+use crate::shard::net::Net;
 use crate::shard::net::record::NONE;
 
 /// A request that isn't answered.
@@ -70,21 +72,21 @@ fn status_of(code: u16) -> u16 {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// A request is whole, and a client's.
-    pub(crate) fn begin_poll(&mut self, key: ConnKey, head: &Head<'_>) {
-        self.cx.counters().polls.add(1);
+    pub(crate) fn begin_poll(&mut self, cx: &Cx, key: ConnKey, head: &Head<'_>) {
+        cx.counters().polls.add(1);
         let poll = Poll {
             reuse: head.reuse(),
-            cors: self.cors(head).into(),
+            cors: self.cors(cx, head).into(),
             begun: None,
             came: Vec::new(),
             came_bytes: 0,
             over: false,
         };
-        self.begin_client(key, Form::one_way(Framing::Poll), head);
-        self.net.polls.insert(key.index, Box::new(poll));
-        if let Some(conn) = self.net.conn(key) {
+        self.begin_client(cx, key, Form::one_way(Framing::Poll), head);
+        self.polls.insert(key.index, Box::new(poll));
+        if let Some(conn) = self.conn(key) {
             let pipelined = conn.rx.as_ref().is_some_and(|rx| !rx.raw.is_empty());
             conn.flags.set_paused(pipelined);
             if !pipelined {
@@ -95,12 +97,32 @@ impl<D: Driver> Shard<D> {
 
     /// What came on a connection whose request isn't answered: it is the next one's, and no more is read.
     pub(crate) fn behind_poll(&mut self, key: ConnKey, bytes: &[u8]) {
-        if let Some(conn) = self.net.conn(key) {
+        if let Some(conn) = self.conn(key) {
             conn.flags.set_paused(true);
             conn.rx.get_or_insert_default().raw.extend_from_slice(bytes);
         }
     }
 
+    /// Publications for a poll: it is answered when the turn has no more for it.
+    pub(crate) fn collect_for_poll(
+        &mut self,
+        cx: &Cx,
+        index: u32,
+        channel: u32,
+        frame: Option<&SharedFrame>,
+    ) {
+        let bytes_max = cx.client.answer_bytes_max();
+        let (Some(poll), Some(frame)) = (self.polls.get_mut(&index), frame) else { return };
+        poll.came_bytes += frame.len();
+        poll.over |= poll.came_bytes > bytes_max;
+        match poll.over {
+            true => poll.came = Vec::new(),
+            false => poll.came.push((channel, frame.clone())),
+        }
+    }
+}
+
+impl<D: Driver> Shard<D> {
     /// The `connect` of a poll is good, and its channels are there.
     pub(crate) fn poll_begun(&mut self, index: u32, connecting: Connecting) {
         let Some(poll) = self.net.polls.get_mut(&index) else { return };
@@ -110,23 +132,6 @@ impl<D: Driver> Shard<D> {
         poll.begun = Some(Begun { made: made.into(), ttl, data });
         if !waits {
             self.answer_poll(index);
-        }
-    }
-
-    /// Publications for a poll: it is answered when the turn has no more for it.
-    pub(crate) fn collect_for_poll(
-        &mut self,
-        index: u32,
-        channel: u32,
-        frame: Option<&SharedFrame>,
-    ) {
-        let bytes_max = self.cx.client.answer_bytes_max();
-        let (Some(poll), Some(frame)) = (self.net.polls.get_mut(&index), frame) else { return };
-        poll.came_bytes += frame.len();
-        poll.over |= poll.came_bytes > bytes_max;
-        match poll.over {
-            true => poll.came = Vec::new(),
-            false => poll.came.push((channel, frame.clone())),
         }
     }
 
@@ -219,14 +224,14 @@ impl<D: Driver> Shard<D> {
         let Some(poll) = self.net.polls.remove(&index) else { return };
         self.detach(index);
         self.forget_client(index);
-        let draining = self.life.draining.is_some();
+        let draining = self.net.draining.is_some();
         self.net.take_held(index);
         let Some(conn) = self.net.conns.get(index as usize) else { return };
         // Otherwise a home may still have to be told in which form it was, and under which key.
         let is_free = conn.session == NONE;
         let old = conn.key(index);
         let renewed = match poll.reuse.is_kept() && !draining && is_free {
-            true => self.renew_key(index),
+            true => self.net.renew_key(index),
             false => None,
         };
         let (key, reuse) = (renewed.unwrap_or(old), poll.reuse.unless(renewed.is_none()));
@@ -237,7 +242,7 @@ impl<D: Driver> Shard<D> {
         }
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();
-        self.answer(key, reuse, status, &more, body, &[]);
+        self.net.answer(&self.cx, &mut self.post, key, reuse, status, &more, body, &[]);
     }
 }
 

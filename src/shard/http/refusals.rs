@@ -11,8 +11,10 @@ use crate::base::limits::HEAD_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::io::{Accepted, Driver, Received};
 use crate::proto::http::{self, Head, Refusal};
-use crate::shard::Shard;
-use crate::shard::http::web::Incoming;
+use crate::shard::context::Cx;
+use crate::shard::http::body::Incoming;
+use crate::shard::mail::post::Post;
+use crate::shard::net::Net;
 use crate::shard::notices::reason_of_refusal;
 
 /// What a request says of the form in which it is refused.
@@ -45,38 +47,98 @@ impl<'a> From<&'a String> for Manner<'a> {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// Refuses what is no request; the connection ends with the answer.
-    pub(crate) fn refuse(&mut self, index: u32, refusal: Refusal) {
-        self.refuse_because(index, refusal, reason_of_refusal(refusal), "", format_args!(""));
+    pub(crate) fn refuse(&mut self, cx: &Cx, post: &mut Post, index: u32, refusal: Refusal) {
+        self.refuse_because(
+            cx,
+            post,
+            index,
+            refusal,
+            reason_of_refusal(refusal),
+            "",
+            format_args!(""),
+        );
     }
 
     /// Refuses a request; the connection ends with the answer.
-    pub(crate) fn refuse_request(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
+    pub(crate) fn refuse_request(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        head: &Head<'_>,
+        refusal: Refusal,
+    ) {
         let (reason, manner) = (reason_of_refusal(refusal), Manner::of(head));
-        self.refuse_because(index, refusal, reason, manner, format_args!(""));
+        self.refuse_because(cx, post, index, refusal, reason, manner, format_args!(""));
     }
 
     /// Refuses a request in an answer that the page which sent it may read; the connection ends with it.
-    pub(crate) fn refuse_openly(&mut self, index: u32, head: &Head<'_>, refusal: Refusal) {
-        let cors = self.cors(head);
+    pub(crate) fn refuse_openly(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        head: &Head<'_>,
+        refusal: Refusal,
+    ) {
+        let cors = self.cors(cx, head);
         let manner = Manner { headers: &cors, ..Manner::of(head) };
-        self.refuse_because(index, refusal, reason_of_refusal(refusal), manner, format_args!(""));
+        self.refuse_because(
+            cx,
+            post,
+            index,
+            refusal,
+            reason_of_refusal(refusal),
+            manner,
+            format_args!(""),
+        );
     }
 
     /// Refuses a request that its client should send again later: with 503, or for an event source with a stream
     /// that ends. The connection ends with the answer.
-    pub(crate) fn refuse_busy(&mut self, index: u32, head: &Head<'_>, reason: Reason) {
-        let cors = self.cors(head);
-        let is_event_source = self.is_event_source(head);
+    pub(crate) fn refuse_busy(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        head: &Head<'_>,
+        reason: Reason,
+    ) {
+        let cors = self.cors(cx, head);
+        let is_event_source = self.is_event_source(cx, head);
         let manner = Manner { headers: &cors, is_event_source, ..Manner::of(head) };
-        self.refuse_because(index, Refusal::Unavailable, reason, manner, format_args!(""));
+        self.refuse_because(
+            cx,
+            post,
+            index,
+            Refusal::Unavailable,
+            reason,
+            manner,
+            format_args!(""),
+        );
+    }
+
+    /// Logs why a request was refused. Its connection has no session, so that its address says who it was.
+    pub(crate) fn log_refusal(
+        &mut self,
+        cx: &Cx,
+        index: u32,
+        reason: Reason,
+        code: u32,
+        why: std::fmt::Arguments<'_>,
+    ) {
+        let address = || self.client_address(index);
+        cx.node.notices.notice_of(cx.now, reason, address, code, why);
     }
 
     /// Answers a request with a refusal, and logs the reason and its detail. `manner` is what the request says of
     /// the answer's form; header lines alone are one, too.
     pub(crate) fn refuse_because<'a>(
         &mut self,
+        cx: &Cx,
+        post: &mut Post,
         index: u32,
         refusal: Refusal,
         reason: Reason,
@@ -89,69 +151,97 @@ impl<D: Driver> Shard<D> {
         };
         let sep = if label.is_empty() || why.as_str() == Some("") { "" } else { ": " };
         let code = refusal.status().into();
-        self.notice(index, reason, code, "", format_args!("{label}{sep}{why}"));
+        self.log_refusal(cx, index, reason, code, format_args!("{label}{sep}{why}"));
         match refusal {
-            Refusal::Unavailable => self.count_busy(reason),
-            _ => self.count_refusal(refusal),
+            Refusal::Unavailable => self.count_busy(cx, reason),
+            _ => self.count_refusal(cx, refusal),
         }
         let Manner { headers, is_head, is_event_source } = manner.into();
         let mut answer = Vec::new();
-        let date = self.net.date(&self.cx);
+        let date = self.date(cx);
         match is_event_source && refusal == Refusal::Unavailable {
             true => http::put_event_source_retry(&mut answer, self.retry_ms(), headers, date),
             false => http::put_refusal(&mut answer, refusal, headers, date, is_head),
         }
-        self.net.enqueue(&self.cx, index, SharedFrame::new(&answer));
-        self.linger(index);
+        self.enqueue(cx, index, SharedFrame::new(&answer));
+        self.linger(cx, post, index);
     }
 
     /// The request whose body is on its way is refused.
-    pub(crate) fn refuse_body(&mut self, index: u32, incoming: &Incoming, refusal: Refusal) {
+    pub(crate) fn refuse_body(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        incoming: &Incoming,
+        refusal: Refusal,
+    ) {
         match http::parse(incoming.head()) {
             Ok(Some(head)) if incoming.endpoint().is_some() => {
-                self.refuse_openly(index, &head, refusal);
+                self.refuse_openly(cx, post, index, &head, refusal);
             }
-            Ok(Some(head)) => self.refuse_request(index, &head, refusal),
-            _ => self.refuse(index, refusal),
+            Ok(Some(head)) => self.refuse_request(cx, post, index, &head, refusal),
+            _ => self.refuse(cx, post, index, refusal),
         }
     }
 
     /// The request of a connection that isn't whole is refused for now, whether its head or its body is missing.
-    pub(crate) fn refuse_unfinished(&mut self, index: u32, reason: Reason) {
-        let rx = self.net.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+    pub(crate) fn refuse_unfinished(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        reason: Reason,
+    ) {
+        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
         match rx.and_then(|rx| rx.incoming.take()) {
             Some(incoming) => {
                 self.forget_body(&incoming);
-                self.refuse_body_busy(index, &incoming, reason);
+                self.refuse_body_busy(cx, post, index, &incoming, reason);
             }
             None => {
-                self.refuse_because(index, Refusal::Unavailable, reason, "", format_args!(""));
+                self.refuse_because(
+                    cx,
+                    post,
+                    index,
+                    Refusal::Unavailable,
+                    reason,
+                    "",
+                    format_args!(""),
+                );
             }
         }
     }
 
     /// The same, where it should be sent again later.
-    pub(crate) fn refuse_body_busy(&mut self, index: u32, incoming: &Incoming, reason: Reason) {
+    pub(crate) fn refuse_body_busy(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        index: u32,
+        incoming: &Incoming,
+        reason: Reason,
+    ) {
         // It was parsed before.
         if let Ok(Some(head)) = http::parse(incoming.head()) {
-            self.refuse_busy(index, &head, reason);
+            self.refuse_busy(cx, post, index, &head, reason);
         }
     }
 
     /// Whether a request is an event source's, for an endpoint that has events for it.
-    fn is_event_source(&self, head: &Head<'_>) -> bool {
-        let mut endpoints = self.cx.node.options.endpoints.iter();
+    fn is_event_source(&self, cx: &Cx, head: &Head<'_>) -> bool {
+        let mut endpoints = cx.node.options.endpoints.iter();
         endpoints.any(|endpoint| endpoint.path == head.path && endpoint.kind.is_events())
             && http::takes_events(head)
     }
 
     /// When an event source is to come back: random, so that those of a node that ended are spread.
     pub(crate) fn retry_ms(&mut self) -> u64 {
-        EVENT_RETRY_MS_MIN + self.clients.rng.below(EVENT_RETRY_MS_MAX - EVENT_RETRY_MS_MIN)
+        EVENT_RETRY_MS_MIN + self.rng.below(EVENT_RETRY_MS_MAX - EVENT_RETRY_MS_MIN)
     }
 
-    pub(crate) fn count_refusal(&self, refusal: Refusal) {
-        let counters = self.cx.counters();
+    pub(crate) fn count_refusal(&self, cx: &Cx, refusal: Refusal) {
+        let counters = cx.counters();
         let counter = match refusal.status() {
             _ if refusal == Refusal::ForeignHost => &counters.refused_host,
             _ if refusal == Refusal::Repeated => &counters.refused_repeated,
@@ -180,46 +270,28 @@ impl<D: Driver> Shard<D> {
         counter.add(1);
     }
 
-    /// Counts a request, or a `connect`, that its client may send again later.
-    pub(crate) fn count_busy(&self, reason: Reason) {
-        let counters = self.cx.counters();
-        counters.refused_unavailable.add(1);
-        let counter = match reason {
-            Reason::HttpDraining => &counters.busy_draining,
-            Reason::HttpMemory => &counters.busy_memory,
-            Reason::HttpConnectionLimit => &counters.busy_connection_limit,
-            Reason::HttpConnectionRate => &counters.busy_rate_limit,
-            Reason::HttpFull => {
-                counters.connections_refused_full.add(1);
-                &counters.busy_places
-            }
-            _ => &counters.busy_requests,
-        };
-        counter.add(1);
-    }
-
     /// The shard ends: connections that still wait at the listener are answered by what they have sent. One that
     /// has sent nothing is closed without an answer, since it may be an event source, which survives that.
-    pub(crate) fn refuse_waiting(&mut self) {
+    pub(crate) fn refuse_waiting(&mut self, cx: &Cx) {
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
         for _ in 0..REFUSALS_AT_END_MAX {
-            match self.net.driver.accept() {
+            match self.driver.accept() {
                 Accepted::Socket(socket) => {
                     let mut answer = Vec::new();
-                    if self.net.driver.watch(nobody, &socket).is_ok()
+                    if self.driver.watch(nobody, &socket).is_ok()
                         && let Received::Bytes { lease, .. } =
-                            self.net.driver.recv(nobody, &socket, HEAD_BYTES_MAX)
+                            self.driver.recv(nobody, &socket, HEAD_BYTES_MAX)
                     {
-                        self.put_last_answer(&mut answer, &lease);
-                        self.net.driver.give_back(lease);
+                        self.put_last_answer(cx, &mut answer, &lease);
+                        self.driver.give_back(lease);
                     }
-                    self.count_busy(Reason::HttpDraining);
+                    self.count_busy(cx, Reason::HttpDraining);
                     if !answer.is_empty() {
                         let frame = SharedFrame::new(&answer);
-                        self.net.driver.send(nobody, &socket, std::iter::once(&frame), 0);
+                        self.driver.send(nobody, &socket, std::iter::once(&frame), 0);
                     }
-                    self.net.driver.finish(nobody, &socket);
-                    self.net.driver.close(nobody, socket, false);
+                    self.driver.finish(nobody, &socket);
+                    self.driver.close(nobody, socket, false);
                 }
                 Accepted::Failed => {}
                 Accepted::Blocked | Accepted::Full => return,
@@ -228,11 +300,11 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The answer of a shard that ends to a request that begins with `bytes`.
-    fn put_last_answer(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
-        let date = self.net.date(&self.cx);
+    fn put_last_answer(&mut self, cx: &Cx, out: &mut Vec<u8>, bytes: &[u8]) {
+        let date = self.date(cx);
         match http::parse(bytes) {
-            Ok(Some(head)) if self.is_event_source(&head) => {
-                let (retry_ms, cors) = (self.retry_ms(), self.cors(&head));
+            Ok(Some(head)) if self.is_event_source(cx, &head) => {
+                let (retry_ms, cors) = (self.retry_ms(), self.cors(cx, &head));
                 http::put_event_source_retry(out, retry_ms, &cors, date);
             }
             Ok(Some(head)) => {
@@ -250,3 +322,35 @@ const REFUSALS_AT_END_MAX: usize = 65_536;
 /// Event sources come back so soon, at random between both. Browsers take 3 to 5 s by themselves, all the same.
 const EVENT_RETRY_MS_MIN: u64 = 1_000;
 const EVENT_RETRY_MS_MAX: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+
+    #[test]
+    fn a_refusal_is_answered_and_counted_and_ends_the_connection() {
+        let mut of = Wired::new(Plan::default());
+        for (refusal, status) in
+            [(Refusal::Malformed, "400"), (Refusal::Timeout, "408"), (Refusal::Unavailable, "503")]
+        {
+            let (link, key) = of.connect();
+            of.net.refuse(&of.cx, &mut of.posts.post, key.index, refusal);
+            let answer = of.received(link);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(of.net.conn(key).is_some_and(|conn| conn.flags.finished()));
+        }
+        let counters = of.cx.counters();
+        let counted = (counters.refused_malformed.get(), counters.refused_timeout.get());
+        assert_eq!((counted, counters.busy_requests.get()), ((1, 1), 1));
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn event_sources_come_back_at_random() {
+        let mut of = Wired::new(Plan::default());
+        let times: Vec<u64> = (0..20).map(|_| of.net.retry_ms()).collect();
+        assert!(times.iter().all(|ms| (EVENT_RETRY_MS_MIN..EVENT_RETRY_MS_MAX).contains(ms)));
+        assert!(times.iter().any(|ms| *ms != times[0]));
+    }
+}

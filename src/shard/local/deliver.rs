@@ -123,7 +123,15 @@ impl<D: Driver> Shard<D> {
                         true => self.earn(from, asker),
                         false => self.post.end_emulation(from),
                     }
-                    self.web_response(asker.conn, bytes, keep_alive);
+                    self.net.web_response(
+                        &self.cx,
+                        &mut self.codec,
+                        &mut self.post,
+                        asker.conn,
+                        bytes,
+                        keep_alive,
+                    );
+                    self.after_net();
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),
                 Mail::AppReply(reply) => self.take_reply(*reply),
@@ -139,7 +147,7 @@ impl<D: Driver> Shard<D> {
                 | Mail::Listed { .. }
                 | Mail::Ordered { .. }
                 | Mail::Command(_) => {}
-                Mail::Drain { per_second } => self.drain(per_second),
+                Mail::Drain { per_second } => self.net.drain(&self.cx, per_second),
                 Mail::Stop => self.life.stopped = true,
             }
         }
@@ -249,10 +257,13 @@ impl<D: Driver> Shard<D> {
     ) -> usize {
         match (policy, &outgoing.last, &outgoing.frame) {
             (_, _, frame) if outgoing.collected => {
-                self.collect_for_poll(conn, at, frame.as_ref());
+                self.net.collect_for_poll(&self.cx, conn, at, frame.as_ref());
                 0
             }
-            (SlowPolicy::Latest, Some(_), _) => self.enqueue_latest(conn, at, outgoing),
+            (SlowPolicy::Latest, Some(_), _) => {
+                let namespace = self.local.locals.get(at).map_or(u16::MAX, |local| local.namespace);
+                self.net.enqueue_latest(&self.cx, conn, at, namespace, outgoing)
+            }
             (SlowPolicy::DropOldest, Some(_), _) => {
                 self.enqueue_or_drop(conn, at, outgoing);
                 0
@@ -260,6 +271,23 @@ impl<D: Driver> Shard<D> {
             (_, _, Some(frame)) => self.net.enqueue(&self.cx, conn, frame.clone()),
             _ => 0,
         }
+    }
+
+    /// Queues publications of a channel that drops the oldest rather than close a client.
+    fn enqueue_or_drop(&mut self, index: u32, channel: u32, outgoing: &Outgoing) {
+        let mut dropped = std::mem::take(&mut self.net.dropped);
+        let based = self.net.enqueue_or_drop(&self.cx, index, channel, outgoing, &mut dropped);
+        if based || !dropped.is_empty() {
+            let conn = self.net.conns.get(index as usize);
+            let session = conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
+            let subs = session.map(|session| &session.subs);
+            self.local.lost(&self.cx, subs, &dropped);
+            if based {
+                self.local.set_fresh(subs, channel, false);
+            }
+        }
+        dropped.clear();
+        self.net.dropped = dropped;
     }
 
     /// Queues at once what fan-outs hold for a connection whose subscriptions (to one channel, or all) are

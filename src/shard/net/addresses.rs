@@ -11,7 +11,6 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
@@ -22,10 +21,13 @@ use crate::edge::trusted::TrustedPeers;
 use crate::io::Driver;
 use crate::proto::http::{self, ForwardedHeader, Refusal, forwarded_hops};
 use crate::proto::proxy_header;
+use crate::shard::BySlot;
+use crate::shard::codec::Codec;
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Rx;
 use crate::shard::notices::{Fields, reason_of_refusal};
-use crate::shard::{BySlot, Shard};
 
 /// How clients' addresses become known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,17 +108,17 @@ impl<D: Driver> Net<D> {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// Whether the address of a new connection lets it come. What is counted for it is taken over by
     /// [`Self::arrived`], or given back by [`Self::turned_back`].
-    pub(crate) fn arrival(&mut self, socket: &D::Socket) -> Result<Arrival, Refusal> {
-        let node = Arc::clone(&self.cx.node);
+    pub(crate) fn arrival(&mut self, cx: &Cx, socket: &D::Socket) -> Result<Arrival, Refusal> {
+        let node = &cx.node;
         let sources = &node.options.addresses;
         if !sources.proxy_protocol && !node.addresses.is_on() {
             return Ok(Arrival::Plain);
         }
         // One that was reset already has no address any more, and ends with the first read.
-        let Some(peer) = self.net.driver.peer(socket) else { return Ok(Arrival::Plain) };
+        let Some(peer) = self.driver.peer(socket) else { return Ok(Arrival::Plain) };
         if sources.forwards_for(peer) {
             return Ok(match sources.proxy_protocol {
                 true => Arrival::Unannounced,
@@ -124,7 +126,7 @@ impl<D: Driver> Shard<D> {
             });
         }
         match node.addresses.is_on() {
-            true => Ok(Arrival::Known(peer, self.count_connection(peer)?)),
+            true => Ok(Arrival::Known(peer, self.count_connection(cx, peer)?)),
             false => Ok(Arrival::Plain),
         }
     }
@@ -134,33 +136,33 @@ impl<D: Driver> Shard<D> {
         match arrival {
             Arrival::Plain => {}
             Arrival::Unannounced => {
-                self.net.addresses.unannounced.insert(index, ());
+                self.addresses.unannounced.insert(index, ());
             }
             Arrival::Known(peer, is_counted) => {
                 let (peer, client) = (Some(peer), Some(peer));
                 let known = Known { peer, client, is_counted, unfinished: 0 };
-                self.net.addresses.known.insert(index, known);
+                self.addresses.known.insert(index, known);
             }
         }
     }
 
     /// The connection got no slot.
-    pub(crate) fn turned_back(&mut self, arrival: Arrival) {
+    pub(crate) fn turned_back(&mut self, cx: &Cx, arrival: Arrival) {
         if let Arrival::Known(Peer::Ip(address), true) = arrival {
-            self.cx.node.addresses.connection_ended(address);
+            cx.node.addresses.connection_ended(address);
         }
     }
 
     /// One more connection of a client: whether it was counted.
-    fn count_connection(&self, client: Peer) -> Result<bool, Refusal> {
+    fn count_connection(&self, cx: &Cx, client: Peer) -> Result<bool, Refusal> {
         let Peer::Ip(address) = client else { return Ok(false) };
-        let limits = &self.cx.node.addresses;
+        let limits = &cx.node.addresses;
         let began = limits.connection_began(address);
         if began == Counted::TooMuch {
             return Err(Refusal::AddressConnections);
         }
         let is_counted = began == Counted::Yes;
-        let in_rate = limits.is_in_rate(address, self.cx.now);
+        let in_rate = limits.is_in_rate(address, cx.now);
         if in_rate == Counted::TooMuch {
             if is_counted {
                 limits.connection_ended(address);
@@ -168,29 +170,36 @@ impl<D: Driver> Shard<D> {
             return Err(Refusal::AddressRate);
         }
         if [began, in_rate].contains(&Counted::NoRoom) {
-            self.cx.counters().addresses_uncounted.inc();
+            cx.counters().addresses_uncounted.inc();
         }
         Ok(is_counted)
     }
 
     /// A connection that has no slot is answered, as far as the socket takes it, and closed: whoever comes
     /// too often must not hold slots by it.
-    pub(crate) fn turn_away(&mut self, socket: D::Socket, refusal: Refusal) {
-        self.count_refusal(refusal);
-        let address = self.net.driver.peer(&socket).and_then(Peer::ip);
+    pub(crate) fn turn_away(&mut self, cx: &Cx, socket: D::Socket, refusal: Refusal) {
+        self.count_refusal(cx, refusal);
+        let address = self.driver.peer(&socket).and_then(Peer::ip);
         let fields = Fields { address, code: refusal.status().into(), ..Fields::default() };
-        self.cx.node.notices.notice(self.cx.now, reason_of_refusal(refusal), &fields);
+        cx.node.notices.notice(cx.now, reason_of_refusal(refusal), &fields);
         let mut answer = Vec::new();
-        http::put_refusal(&mut answer, refusal, "", self.net.date(&self.cx), false);
+        http::put_refusal(&mut answer, refusal, "", self.date(cx), false);
         let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
-        self.net.driver.send(nobody, &socket, std::iter::once(&SharedFrame::new(&answer)), 0);
-        self.net.driver.finish(nobody, &socket);
-        self.net.driver.close(nobody, socket, false);
+        self.driver.send(nobody, &socket, std::iter::once(&SharedFrame::new(&answer)), 0);
+        self.driver.finish(nobody, &socket);
+        self.driver.close(nobody, socket, false);
     }
 
     /// Bytes of a connection that begins with a PROXY header.
-    pub(crate) fn proxy_header(&mut self, key: ConnKey, bytes: &[u8]) {
-        let Some(conn) = self.net.conn(key) else { return };
+    pub(crate) fn proxy_header(
+        &mut self,
+        cx: &Cx,
+        codec: &mut Codec,
+        post: &mut Post,
+        key: ConnKey,
+        bytes: &[u8],
+    ) {
+        let Some(conn) = self.conn(key) else { return };
         let mut raw = conn.rx.take().map_or_else(Vec::new, |rx| rx.raw);
         raw.extend_from_slice(bytes);
         let header = match proxy_header::parse(&raw) {
@@ -200,27 +209,27 @@ impl<D: Driver> Shard<D> {
                 return;
             }
             Err(_) => {
-                self.cx.counters().proxy_headers_refused.inc();
+                cx.counters().proxy_headers_refused.inc();
                 let why = format_args!("no PROXY header at the beginning, or a malformed one");
-                self.notice(key.index, Reason::HttpProxyHeader, 0, "", why);
-                return self.release(key.index, true);
+                self.log_refusal(cx, key.index, Reason::HttpProxyHeader, 0, why);
+                return self.release(cx, post, key.index, true);
             }
         };
-        self.cx.counters().proxy_headers.inc();
-        self.net.addresses.unannounced.remove(&key.index);
+        cx.counters().proxy_headers.inc();
+        self.addresses.unannounced.remove(&key.index);
         if let Some(client) = header.client.map(Peer::of) {
             let known =
                 Known { peer: Some(client), client: None, is_counted: false, unfinished: 0 };
-            self.net.addresses.known.insert(key.index, known);
-            let sources = &self.cx.node.options.addresses;
+            self.addresses.known.insert(key.index, known);
+            let sources = &cx.node.options.addresses;
             let names_another = sources.header.is_some() && sources.trusted.trusts(client);
-            if !names_another && let Err(refusal) = self.set_client(key.index, client) {
-                return self.refuse(key.index, refusal);
+            if !names_another && let Err(refusal) = self.set_client(cx, key.index, client) {
+                return self.refuse(cx, post, key.index, refusal);
             }
         }
         let rest = &raw[header.bytes..];
         if !rest.is_empty() {
-            self.head(key, rest);
+            self.head(cx, codec, post, key, rest);
         }
     }
 
@@ -228,32 +237,33 @@ impl<D: Driver> Shard<D> {
     /// lets it come.
     pub(crate) fn learn_client(
         &mut self,
+        cx: &Cx,
         index: u32,
         head: &http::Head<'_>,
     ) -> Result<(), Refusal> {
-        let node = Arc::clone(&self.cx.node);
+        let node = &cx.node;
         let sources = &node.options.addresses;
         let Some(header) = sources.header else { return Ok(()) };
-        let known = self.net.addresses.known.get(&index).and_then(|known| known.peer);
+        let known = self.addresses.known.get(&index).and_then(|known| known.peer);
         let peer = known.or_else(|| {
-            let socket = self.net.conns.get(index as usize)?.socket.as_ref()?;
-            self.net.driver.peer(socket)
+            let socket = self.conns.get(index as usize)?.socket.as_ref()?;
+            self.driver.peer(socket)
         });
         let Some(peer) = peer.filter(|peer| sources.trusted.trusts(*peer)) else { return Ok(()) };
         let client = sources.trusted.client(peer, forwarded_hops(head, header));
-        self.forget_client_address(index);
+        self.forget_client_address(cx, index);
         match client == peer {
             true => Ok(()),
-            false => self.set_client(index, client),
+            false => self.set_client(cx, index, client),
         }
     }
 
     /// From here on a connection is this client's. A trusted one has no limits.
-    fn set_client(&mut self, index: u32, client: Peer) -> Result<(), Refusal> {
-        let is_limited = self.cx.node.addresses.is_on()
-            && !self.cx.node.options.addresses.trusted.trusts(client);
-        let counted = if is_limited { self.count_connection(client) } else { Ok(false) };
-        let known = self.net.addresses.known.entry(index).or_insert(Known {
+    fn set_client(&mut self, cx: &Cx, index: u32, client: Peer) -> Result<(), Refusal> {
+        let is_limited =
+            cx.node.addresses.is_on() && !cx.node.options.addresses.trusted.trusts(client);
+        let counted = if is_limited { self.count_connection(cx, client) } else { Ok(false) };
+        let known = self.addresses.known.entry(index).or_insert(Known {
             peer: None,
             client: None,
             is_counted: false,
@@ -265,53 +275,53 @@ impl<D: Driver> Shard<D> {
     }
 
     /// A request that a proxy sent for a client is answered: the connection is the proxy's again.
-    pub(crate) fn request_of_client_done(&mut self, index: u32) {
-        if self.cx.node.options.addresses.header.is_none() || self.net.addresses.known.is_empty() {
+    pub(crate) fn request_of_client_done(&mut self, cx: &Cx, index: u32) {
+        if cx.node.options.addresses.header.is_none() || self.addresses.known.is_empty() {
             return;
         }
-        let known = self.net.addresses.known.get(&index);
+        let known = self.addresses.known.get(&index);
         if known.is_some_and(|known| known.client != known.peer) {
-            self.forget_client_address(index);
+            self.forget_client_address(cx, index);
         }
     }
 
     /// What a request head has said about the client holds no longer.
-    fn forget_client_address(&mut self, index: u32) {
-        let peer = self.net.addresses.known.get(&index).and_then(|known| known.peer);
-        self.forget_address(index);
+    fn forget_client_address(&mut self, cx: &Cx, index: u32) {
+        let peer = self.addresses.known.get(&index).and_then(|known| known.peer);
+        self.forget_address(cx, index);
         if peer.is_some() {
             let known = Known { peer, client: None, is_counted: false, unfinished: 0 };
-            self.net.addresses.known.insert(index, known);
+            self.addresses.known.insert(index, known);
         }
     }
 
     /// A connection is gone.
-    pub(crate) fn forget_address(&mut self, index: u32) {
-        if !self.net.addresses.unannounced.is_empty() {
-            self.net.addresses.unannounced.remove(&index);
+    pub(crate) fn forget_address(&mut self, cx: &Cx, index: u32) {
+        if !self.addresses.unannounced.is_empty() {
+            self.addresses.unannounced.remove(&index);
         }
-        if self.net.addresses.known.is_empty() {
+        if self.addresses.known.is_empty() {
             return;
         }
-        let Some(known) = self.net.addresses.known.remove(&index) else { return };
+        let Some(known) = self.addresses.known.remove(&index) else { return };
         let Some(Peer::Ip(address)) = known.client else { return };
         if known.is_counted {
-            self.cx.node.addresses.connection_ended(address);
+            cx.node.addresses.connection_ended(address);
         }
         if known.unfinished > 0 {
-            self.cx.node.addresses.bytes_finished(address, known.unfinished);
+            cx.node.addresses.bytes_finished(address, known.unfinished);
         }
     }
 
     /// So many bytes of a connection's request are here, and it isn't whole; 0: it is, or it ends. Whether
     /// its client's address may have them.
-    pub(crate) fn hold_unfinished(&mut self, index: u32, bytes: usize) -> bool {
-        if !self.cx.node.addresses.limits_unfinished() {
+    pub(crate) fn hold_unfinished(&mut self, cx: &Cx, index: u32, bytes: usize) -> bool {
+        if !cx.node.addresses.limits_unfinished() {
             return true;
         }
-        let Some(known) = self.net.addresses.known.get_mut(&index) else { return true };
+        let Some(known) = self.addresses.known.get_mut(&index) else { return true };
         let Some(Peer::Ip(address)) = known.client else { return true };
-        if self.cx.node.options.addresses.forwards_for(Peer::Ip(address)) {
+        if cx.node.options.addresses.forwards_for(Peer::Ip(address)) {
             return true;
         }
         let bytes = bytes as u64;
@@ -319,13 +329,13 @@ impl<D: Driver> Shard<D> {
             let less = known.unfinished - bytes;
             known.unfinished = bytes;
             if less > 0 {
-                self.cx.node.addresses.bytes_finished(address, less);
+                cx.node.addresses.bytes_finished(address, less);
             }
             return true;
         }
-        match self.cx.node.addresses.bytes_began(address, bytes - known.unfinished) {
+        match cx.node.addresses.bytes_began(address, bytes - known.unfinished) {
             Counted::Yes => known.unfinished = bytes,
-            Counted::NoRoom | Counted::Off => self.cx.counters().addresses_uncounted.inc(),
+            Counted::NoRoom | Counted::Off => cx.counters().addresses_uncounted.inc(),
             Counted::TooMuch => return false,
         }
         true

@@ -2,7 +2,11 @@
 
 pub(crate) mod accept;
 pub(crate) mod addresses;
-pub(crate) mod close;
+pub(crate) mod admit;
+pub(crate) mod drain;
+pub(crate) mod effects;
+pub(crate) mod ending;
+pub(crate) mod liveness;
 pub(crate) mod places;
 pub(crate) mod queue;
 pub(crate) mod read;
@@ -18,6 +22,8 @@ use std::num::NonZeroU32;
 use slab::Slab;
 
 use self::addresses::Addresses;
+use self::drain::Draining;
+use self::effects::Effect;
 use self::places::Replaceable;
 use self::queue::{Dropped, SendQueues};
 use self::record::Conn;
@@ -26,9 +32,10 @@ use self::timers::{LinkTable, Links, List, TimerTable, Wheel};
 use super::context::Cx;
 use super::http::bodies::Bodies;
 use super::http::polls::Poll;
-use super::http::requests::UnsentHead;
+use super::http::stream::UnsentHead;
 use crate::base::form::Form;
 use crate::base::id::ConnKey;
+use crate::base::rng::Rng;
 use crate::base::time::Millis;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
@@ -78,13 +85,19 @@ pub(crate) struct Net<D: Driver> {
     pub(crate) to_mark: Vec<ConnKey>,
     /// The `Date` of answers.
     pub(crate) date: DateCache,
+    /// Set while the node closes its connections.
+    pub(crate) draining: Option<Draining>,
+    /// Spreads over time what many clients would do at the same moment: first pings, and coming back.
+    pub(crate) rng: Rng,
+    /// What requests have come to that isn't Net's, in order.
+    pub(crate) effects: VecDeque<Effect>,
     /// Slots that a walk over all connections has found; empty between walks.
     pub(crate) listed: Vec<u32>,
 }
 
 impl<D: Driver> Net<D> {
     /// No connections.
-    pub(crate) fn new(cx: &Cx, driver: D) -> Self {
+    pub(crate) fn new(cx: &Cx, driver: D, rng: Rng) -> Self {
         Self {
             // Untouched pages cost nothing, and growing would copy.
             conns: Slab::with_capacity(accept::slots_max(&cx.node.options)),
@@ -113,6 +126,9 @@ impl<D: Driver> Net<D> {
             to_mark: Vec::new(),
             date: DateCache::default(),
             listed: Vec::new(),
+            draining: None,
+            rng,
+            effects: VecDeque::new(),
             driver,
         }
     }
@@ -205,5 +221,25 @@ impl<S> LinkTable for Slab<Conn<S>> {
 impl<S> TimerTable for Slab<Conn<S>> {
     fn deadline_tick(&mut self, index: u32) -> &mut u32 {
         &mut self[index as usize].deadline_tick
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+
+    #[test]
+    fn an_old_key_finds_nobody_and_lists_name_a_connection_once() {
+        let mut of = Wired::new(Plan::default());
+        let (_, key) = of.connect();
+        let old = ConnKey { generation: NonZeroU32::MAX, ..key };
+        assert!(of.net.conn(old).is_none());
+        for key in [old, key, key] {
+            of.net.mark_ready(key);
+            of.net.mark_dirty(key);
+        }
+        assert_eq!((of.net.ready.len(), of.net.dirty.len()), (1, 1));
+        assert_eq!(of.end(), []);
     }
 }

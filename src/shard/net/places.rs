@@ -9,11 +9,13 @@
 //! the connection's record, so that a client pays nothing for it; joining, leaving and taking the first are O(1).
 
 use crate::io::Driver;
+use crate::session::WaitsFor;
 use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
 use crate::shard::net::timers::{LinkTable, Links, List};
-use crate::shard::{BySlot, CONNS_SPARE, Shard};
+use crate::shard::{BySlot, CONNS_SPARE};
 
 /// Links of the members of a list, by slot.
 #[derive(Default)]
@@ -95,21 +97,21 @@ impl<D: Driver> Net<D> {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl<D: Driver> Net<D> {
     /// Closes the longest idle connection to make place for another; false where all are busy.
-    pub(crate) fn replace_one(&mut self) -> bool {
+    pub(crate) fn replace_one(&mut self, cx: &Cx, post: &mut Post) -> bool {
         for _ in 0..PENDING_SKIPPED_MAX {
-            let Some(index) = self.net.replaceable.first() else { return false };
-            let Some(conn) = self.net.conns.get(index as usize) else {
-                self.net.replaceable.remove(index);
+            let Some(index) = self.replaceable.first() else { return false };
+            let Some(conn) = self.conns.get(index as usize) else {
+                self.replaceable.remove(index);
                 continue;
             };
-            if self.clients.asides.is_pending(index) {
+            if matches!(conn.waits, Some(WaitsFor::TokenCheck | WaitsFor::Application)) {
                 // Its token is being checked, or the application is asked about it: it isn't idle.
-                self.net.replaceable.insert(index);
+                self.replaceable.insert(index);
                 continue;
             }
-            let counters = self.cx.counters();
+            let counters = cx.counters();
             let counter = match conn.phase {
                 Phase::Head if conn.flags.served() && conn.rx.is_none() => &counters.replaced_kept,
                 Phase::Head => &counters.replaced_head,
@@ -120,7 +122,7 @@ impl<D: Driver> Shard<D> {
             counter.add(1);
             // Without an answer: who has sent nothing would take it for that of its next request, and an event
             // source would give up for good.
-            self.release(index, false);
+            self.release(cx, post, index, false);
             return true;
         }
         false

@@ -18,8 +18,8 @@ use crate::base::form::Form;
 use crate::base::id::ConnKey;
 use crate::proto::ws;
 use crate::session::WaitsFor;
+use crate::shard::http::body::Incoming;
 use crate::shard::http::emulation::{Emulated, Emulating};
-use crate::shard::http::web::Incoming;
 use crate::shard::net::timers::Links;
 
 /// No entry in a side table.
@@ -184,5 +184,27 @@ impl Rx {
     /// Something can be handled without reading more.
     pub(crate) fn has_leftover(&self) -> bool {
         !self.commands.is_empty() || !self.raw.is_empty() || !self.emulated.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_input_is_one_of_which_nothing_can_be_handled() {
+        let mut rx = Rx::default();
+        assert!(rx.is_empty() && !rx.has_leftover());
+        rx.raw.push(0);
+        assert!(!rx.is_empty() && rx.has_leftover());
+    }
+
+    #[test]
+    fn a_connection_that_goes_on_waits_for_nothing() {
+        let mut conn = Conn::new((), NonZeroU32::MIN, 0);
+        conn.flags.set_paused(true);
+        conn.waits = Some(WaitsFor::TokenCheck);
+        conn.go_on();
+        assert!(!conn.flags.paused() && conn.waits.is_none());
     }
 }

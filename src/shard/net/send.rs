@@ -240,3 +240,51 @@ fn deflated_frame_of(
     let opcode = framing::opcode(form);
     deflaters.put_frame(scratch, opcode, form, message).then(|| SharedFrame::new(scratch))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+
+    #[test]
+    fn frames_are_held_until_the_reply_has_gone() {
+        let mut of = Wired::new(Plan::default());
+        let (link, key) = of.connect_client();
+        of.net.begin_holding(key.index);
+        assert_eq!(of.net.enqueue(&of.cx, key.index, SharedFrame::new(b"later")), 5);
+        assert_eq!(of.net.held_bytes(key.index), 5);
+        assert_eq!(of.received(link), "");
+        let held = of.net.take_held(key.index);
+        of.net.enqueue(&of.cx, key.index, SharedFrame::new(b"reply "));
+        for frame in held {
+            of.net.enqueue(&of.cx, key.index, frame);
+        }
+        assert_eq!(of.received(link), "reply later");
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn held_frames_go_with_their_connection() {
+        let mut of = Wired::new(Plan::default());
+        let (_, key) = of.connect_client();
+        of.net.begin_holding(key.index);
+        of.net.enqueue(&of.cx, key.index, SharedFrame::new(b"never"));
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn shared_bytes_stand_in_the_middle_of_a_reply() {
+        let mut of = Wired::new(Plan::default());
+        let (link, key) = of.connect_client();
+        for bytes in [3, 3000] {
+            let list = format!("[{}]", "1".repeat(bytes));
+            let shared = SharedFrame::part(list.as_bytes());
+            let reply = Reply::History(client::Body::Elsewhere(shared.len()));
+            of.net.reply_around(&of.cx, &mut of.codec, key.index, 7, &reply, &shared);
+            let received = of.received(link);
+            assert!(received.contains("\"id\":7") && received.contains(&list), "{received}");
+        }
+        assert_eq!(of.net.enqueue(&of.cx, key.index + 1, SharedFrame::new(b"x")), 0, "nobody");
+        assert_eq!(of.end(), []);
+    }
+}

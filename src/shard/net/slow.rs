@@ -9,8 +9,11 @@ use crate::base::counters::Counter;
 use crate::base::frame::SharedFrame;
 use crate::hub::fanout::Outgoing;
 use crate::io::Driver;
-use crate::session::SubState;
-use crate::shard::Shard;
+use crate::session::{SubState, Subs};
+use crate::shard::context::Cx;
+use crate::shard::local::LocalSide;
+use crate::shard::net::Net;
+use crate::shard::net::effects::Effect;
 use crate::shard::net::queue::{Droppable, Dropped, Kind};
 use crate::shard::net::record::Conn;
 
@@ -25,65 +28,66 @@ pub struct SlowCounters {
     pub conflated: Counter,
 }
 
-impl<D: Driver> Shard<D> {
-    /// Queues publications of a channel of which only the newest waits. What waits then is the answer,
-    /// in bytes.
+impl<D: Driver> Net<D> {
+    /// Queues publications of a channel of which only the newest waits. Returns the bytes that wait then.
     pub(crate) fn enqueue_latest(
         &mut self,
+        cx: &Cx,
         index: u32,
         channel: u32,
+        namespace: u16,
         outgoing: &Outgoing,
     ) -> usize {
         let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return 0 };
         let Some(conn) = self.open_conn(index) else { return 0 };
         let (flags, queue) = (conn.flags, conn.queue);
         if flags.held() {
-            return self.net.enqueue(&self.cx, index, all.clone());
+            return self.enqueue(cx, index, all.clone());
         }
         let stalled = flags.blocked() || flags.sending();
         let (frame, messages) = if stalled { (last, 1) } else { (all, outgoing.messages) };
         if stalled {
-            let conflated = self.net.queues.drop_channel(queue, channel) + outgoing.messages - 1;
-            self.slow_of(channel).conflated.add(u64::from(conflated));
+            let conflated = self.queues.drop_channel(queue, channel) + outgoing.messages - 1;
+            slow_in(cx, namespace).conflated.add(u64::from(conflated));
         }
         self.push_droppable(index, frame, Droppable { channel, messages, kind: Kind::Kept })
     }
 
-    /// Queues publications of a channel that drops the oldest rather than close a client.
-    pub(crate) fn enqueue_or_drop(&mut self, index: u32, channel: u32, outgoing: &Outgoing) {
-        let bytes_max = self.cx.client.queue_bytes_max;
-        let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return };
-        let Some(conn) = self.open_conn(index) else { return };
+    /// Queues publications of a channel that drops the oldest rather than close a client. Those that made
+    /// room, or found none, are added to `dropped`. True: the subscriber takes patches, and has with this one
+    /// something that the next patch can build on.
+    pub(crate) fn enqueue_or_drop(
+        &mut self,
+        cx: &Cx,
+        index: u32,
+        channel: u32,
+        outgoing: &Outgoing,
+        dropped: &mut Vec<Dropped>,
+    ) -> bool {
+        let bytes_max = cx.client.queue_bytes_max;
+        let (Some(all), Some(last)) = (&outgoing.frame, &outgoing.last) else { return false };
+        let Some(conn) = self.open_conn(index) else { return false };
         let (flags, queue, delta) = (conn.flags, conn.queue, outgoing.delta);
         let (mut frame, mut messages, mut patch) = (all, outgoing.messages, outgoing.patch);
         if flags.held() {
-            // Behind the reply to `connect` nothing is dropped again: it is refused here.
-            if self.net.held_bytes(index) + frame.len() > bytes_max {
-                return self.lost(index, &[Dropped { channel, messages, baseless: delta }]);
+            // Frames behind the reply to `connect` aren't dropped again: what is too much is refused here.
+            if self.held_bytes(index) + frame.len() > bytes_max {
+                dropped.push(Dropped { channel, messages, baseless: delta });
+            } else {
+                self.enqueue(cx, index, frame.clone());
             }
-            self.net.enqueue(&self.cx, index, frame.clone());
-            return;
+            return false;
         }
-        let mut dropped = std::mem::take(&mut self.net.dropped);
-        let mut fits = self.net.queues.make_room(queue, frame.len(), bytes_max, &mut dropped);
+        let mut fits = self.queues.make_room(queue, frame.len(), bytes_max, dropped);
         if fits && patch && dropped.iter().any(|of| of.channel == channel && of.baseless) {
-            // What it builds on has gone: the last one alone, in full, which may be longer.
+            // The publication that it builds on has gone: the last one alone, in full, which may be longer.
             dropped.push(Dropped { channel, messages: messages - 1, baseless: false });
             (frame, messages, patch) = (last, 1, false);
-            fits = self.net.queues.make_room(queue, frame.len(), bytes_max, &mut dropped);
+            fits = self.queues.make_room(queue, frame.len(), bytes_max, dropped);
         }
         if !fits {
             dropped.push(Dropped { channel, messages, baseless: delta });
-        }
-        self.lost(index, &dropped);
-        dropped.clear();
-        self.net.dropped = dropped;
-        if !fits {
-            return;
-        }
-        if delta {
-            // With this one it has a base.
-            self.set_fresh(index, channel, false);
+            return false;
         }
         let kind = match (delta, patch) {
             (false, _) => Kind::Oldest,
@@ -91,61 +95,107 @@ impl<D: Driver> Shard<D> {
             (true, true) => Kind::OldestPatch,
         };
         self.push_droppable(index, frame, Droppable { channel, messages, kind });
+        delta
+    }
+
+    /// More waits for a connection than may: whether dropping what may be dropped was enough.
+    pub(crate) fn made_room(&mut self, cx: &Cx, index: u32, queue: u32) -> bool {
+        let mut dropped = Vec::new();
+        let enough = self.queues.make_room(queue, 0, cx.client.queue_bytes_max, &mut dropped);
+        if !dropped.is_empty() {
+            self.effects.push_back(Effect::Lost(index, dropped));
+        }
+        enough
     }
 
     fn open_conn(&self, index: u32) -> Option<&Conn<D::Socket>> {
-        let conn = self.net.conns.get(index as usize)?;
+        let conn = self.conns.get(index as usize)?;
         (conn.socket.is_some() && !conn.flags.finished()).then_some(conn)
     }
 
     fn push_droppable(&mut self, index: u32, frame: &SharedFrame, what: Droppable) -> usize {
-        let Some(conn) = self.net.conns.get_mut(index as usize) else { return 0 };
-        let waits = self.net.queues.push(&mut conn.queue, frame.clone(), Some(what));
+        let Some(conn) = self.conns.get_mut(index as usize) else { return 0 };
+        let waits = self.queues.push(&mut conn.queue, frame.clone(), Some(what));
         let key = conn.key(index);
-        self.net.mark_dirty(key);
+        self.mark_dirty(key);
         waits
     }
+}
 
-    /// More waits for a connection than may: whether dropping what may be dropped was enough.
-    pub(crate) fn made_room(&mut self, index: u32, queue: u32) -> bool {
-        let bytes_max = self.cx.client.queue_bytes_max;
-        let mut dropped = std::mem::take(&mut self.net.dropped);
-        let enough = self.net.queues.make_room(queue, 0, bytes_max, &mut dropped);
-        self.lost(index, &dropped);
-        dropped.clear();
-        self.net.dropped = dropped;
-        enough
-    }
-
-    /// Publications that a connection won't get: they are counted, and the next ones go in full.
-    fn lost(&mut self, index: u32, dropped: &[Dropped]) {
+impl LocalSide {
+    /// Publications that a connection won't get are counted, and those that follow them go in full.
+    pub(crate) fn lost(&mut self, cx: &Cx, subs: Option<&Subs>, dropped: &[Dropped]) {
         for Dropped { channel, messages, baseless } in dropped {
-            self.slow_of(*channel).dropped.add(u64::from(*messages));
+            let namespace = self.locals.get(*channel).map_or(u16::MAX, |local| local.namespace);
+            slow_in(cx, namespace).dropped.add(u64::from(*messages));
             if *baseless {
-                self.set_fresh(index, *channel, true);
+                self.set_fresh(subs, *channel, true);
             }
         }
     }
 
-    fn set_fresh(&mut self, index: u32, channel: u32, fresh: bool) {
-        let Some(session) = self.session_of(index) else { return };
-        let Some(sub) = session.subs.find(channel).filter(|sub| sub.state == SubState::Live) else {
-            return;
-        };
-        let place = sub.place;
-        if let Some(local) = self.local.locals.get(channel) {
-            local.subscribers.set_fresh(place, fresh);
+    /// Whether the next publication of a channel goes in full to a subscriber that takes patches.
+    pub(crate) fn set_fresh(&mut self, subs: Option<&Subs>, channel: u32, fresh: bool) {
+        let sub = subs.and_then(|subs| subs.as_slice().iter().find(|sub| sub.channel == channel));
+        let Some(sub) = sub.filter(|sub| sub.state == SubState::Live) else { return };
+        if let Some(local) = self.locals.get(channel) {
+            local.subscribers.set_fresh(sub.place, fresh);
+        }
+    }
+}
+
+/// The figures of a namespace. The last ones are of those that came later.
+pub(crate) fn slow_in(cx: &Cx, namespace: u16) -> &SlowCounters {
+    let counters = &cx.node.slow[cx.id.index()];
+    &counters[usize::from(namespace).min(counters.len() - 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+
+    fn outgoing(bytes: usize) -> Outgoing {
+        let frame = SharedFrame::new(&vec![b'x'; bytes]);
+        Outgoing {
+            frame: Some(frame.clone()),
+            messages: 1,
+            unfit: false,
+            marks: false,
+            collected: false,
+            delta: false,
+            patch: false,
+            last: Some(frame),
         }
     }
 
-    fn slow_of(&mut self, channel: u32) -> &SlowCounters {
-        let namespace = self.local.locals.get(channel).map_or(u16::MAX, |local| local.namespace);
-        self.slow_in(namespace)
+    #[test]
+    fn the_newest_takes_the_place_of_what_waits() {
+        let mut of = Wired::new(Plan::default());
+        let (_, key) = of.connect_client();
+        of.net.conns[key.index as usize].flags.set_blocked(true);
+        for _ in 0..3 {
+            assert_eq!(of.net.enqueue_latest(&of.cx, key.index, 5, 0, &outgoing(100)), 100);
+        }
+        assert_eq!(slow_in(&of.cx, 0).conflated.get(), 2);
+        assert_eq!(of.end(), []);
     }
 
-    /// The figures of a namespace. The last ones are of those that came later.
-    pub(crate) fn slow_in(&self, namespace: u16) -> &SlowCounters {
-        let counters = &self.cx.node.slow[self.cx.id.index()];
-        &counters[usize::from(namespace).min(counters.len() - 1)]
+    #[test]
+    fn the_oldest_makes_room() {
+        let mut plan = Plan::default();
+        plan.client.queue_bytes_max = 250;
+        let mut of = Wired::new(plan);
+        let (_, key) = of.connect_client();
+        let mut dropped = Vec::new();
+        for _ in 0..3 {
+            of.net.enqueue_or_drop(&of.cx, key.index, 5, &outgoing(100), &mut dropped);
+        }
+        assert_eq!(dropped, [Dropped { channel: 5, messages: 1, baseless: false }]);
+        assert_eq!(of.net.queues.bytes(), 200);
+        let mut local = LocalSide::new(&of.cx);
+        local.lost(&of.cx, None, &dropped);
+        assert_eq!(slow_in(&of.cx, u16::MAX).dropped.get(), 1);
+        assert_eq!(of.end(), []);
     }
 }

@@ -1,0 +1,229 @@
+//! When a session has something to do by itself: a ping, a pong that is overdue, a token that expires.
+
+use crate::base::form::Form;
+use crate::session::Session;
+use crate::shard::clients::Clients;
+use crate::shard::context::Cx;
+use crate::shard::ticks;
+
+/// Facts of a connection that decide about pings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) form: Form,
+    /// Pings are RFC 6455 frames.
+    pub(crate) frame_ping: bool,
+    /// Something of it is not read or not handled yet: the pong may be there.
+    pub(crate) is_unread: bool,
+    /// The reply to its `connect` isn't there: a ping would wait behind it.
+    pub(crate) awaits_reply: bool,
+}
+
+/// The result of a session's timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beat {
+    /// Nothing now.
+    Rest,
+    /// A poll has waited for long enough.
+    AnswerPoll,
+    /// No pong has come.
+    NoPong,
+    /// It is time for a ping.
+    Ping,
+}
+
+impl Clients {
+    /// The timer of a session has fired: sets the next time that something is due, and says what is due now.
+    pub(crate) fn beat(&mut self, cx: &Cx, session: u32, peer: Peer) -> Beat {
+        let tick = cx.tick();
+        let pings = cx.client.ping_interval_ms.is_some();
+        let (interval, pong_timeout) = ping_times(cx, peer.form, peer.frame_ping);
+        let Some(session) = self.sessions.get_mut(session as usize) else { return Beat::Rest };
+        if session.due_tick > tick {
+            return Beat::Rest;
+        }
+        let mut next = |ms| session.due_tick = tick.saturating_add(ticks(ms));
+        if peer.awaits_reply {
+            next(interval);
+            return Beat::Rest;
+        }
+        if peer.form.is_poll() {
+            // One whose homes have not answered waits for them.
+            next(interval);
+            return Beat::AnswerPoll;
+        }
+        if session.flags.pong_window() {
+            if session.flags.pong_due() && peer.is_unread {
+                next(pong_timeout.unwrap_or(interval));
+                return Beat::Rest;
+            }
+            if session.flags.pong_due() {
+                return Beat::NoPong;
+            }
+            // The pong has come: the rest of the interval.
+            next(interval.saturating_sub(pong_timeout.unwrap_or(0)));
+            session.flags.set_pong_window(false);
+            return Beat::Rest;
+        }
+        next(pong_timeout.unwrap_or(interval));
+        session.flags.set_pong_window(pong_timeout.is_some());
+        session.flags.set_pong_due(pong_timeout.is_some());
+        match peer.frame_ping || pings {
+            true => Beat::Ping,
+            false => Beat::Rest,
+        }
+    }
+
+    /// Whether a session is late with something that its client sends; `None` without a session.
+    pub(crate) fn is_late(&self, cx: &Cx, session: u32) -> Option<bool> {
+        let session = self.sessions.get(session as usize)?;
+        let no_pong = session.flags.pong_window() && session.flags.pong_due();
+        Some(no_pong || expiry(cx, session).is_some_and(|at| at <= cx.tick()))
+    }
+
+    /// Moves the deadline of a pong that the shard has missed to `ends`. Whether it was moved.
+    pub(crate) fn put_off(&mut self, cx: &Cx, session: u32, ends: u32) -> bool {
+        let Some(session) = self.sessions.get_mut(session as usize) else { return false };
+        let awaits = session.flags.pong_window() && session.flags.pong_due();
+        let is_over = awaits && session.due_tick <= cx.tick();
+        if is_over {
+            session.due_tick = ends;
+        }
+        is_over
+    }
+
+    /// The next tick at which a session has something to do; `None` without a session.
+    pub(crate) fn due(&self, cx: &Cx, session: u32) -> Option<u32> {
+        let session = self.sessions.get(session as usize)?;
+        Some(expiry(cx, session).map_or(session.due_tick, |at| at.min(session.due_tick)))
+    }
+}
+
+/// The tick at which a session or one of its subscriptions has been expired for too long.
+pub(crate) fn expiry(cx: &Cx, session: &Session) -> Option<u32> {
+    let client = &cx.client;
+    // What the application refreshes is asked about at once, and not again until it has answered.
+    let delay = match client.proxies.refresh {
+        Some(_) => 0,
+        None => seconds(client.expired_close_delay_ms),
+    };
+    let of_connection = session
+        .expires
+        .filter(|_| !session.flags.refreshing())
+        .map(|at| i64::from(at.seconds()).saturating_add(delay));
+    let delay = seconds(client.expired_sub_close_delay_ms);
+    let of_subs = session
+        .extra
+        .as_ref()
+        .and_then(|extra| extra.subs.iter().filter_map(|sub| sub.due(delay)).min());
+    let at = [of_connection, of_subs].into_iter().flatten().min()?;
+    let left = u64::try_from(at.saturating_sub(cx.unix.0)).unwrap_or(0);
+    Some(match left {
+        0 => cx.tick(),
+        left => cx.tick().saturating_add(ticks(left.saturating_mul(1000))),
+    })
+}
+
+/// How often a session is pinged, and how soon the pong has to come; from one-way connections none does.
+pub(crate) fn ping_times(cx: &Cx, form: Form, frame_ping: bool) -> (u64, Option<u64>) {
+    let client = &cx.client;
+    match client.ping_interval_ms {
+        _ if form.is_poll() => (cx.node.options.poll_wait_ms, None),
+        _ if frame_ping => (FRAME_PING_INTERVAL_MS, Some(FRAME_PONG_TIMEOUT_MS)),
+        Some(interval) => (interval, client.pong_timeout_ms.filter(|_| !form.is_one_way())),
+        None => (NO_PING_MS, None),
+    }
+}
+
+/// Milliseconds between two pings as RFC 6455 frames.
+const FRAME_PING_INTERVAL_MS: u64 = 25_000;
+/// The answer to one has to come so soon.
+const FRAME_PONG_TIMEOUT_MS: u64 = 10_000;
+/// With pings off: how often a session's timer fires although nothing is due.
+const NO_PING_MS: u64 = 3_600_000;
+
+/// A delay as tokens count, in whole seconds.
+pub(crate) fn seconds(ms: u64) -> i64 {
+    i64::try_from(ms / 1000).unwrap_or(i64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::Millis;
+    use crate::shard::fixture::Plan;
+
+    fn clients(cx: &Cx, due_tick: u32) -> (Clients, u32) {
+        let mut clients = Clients::new(cx);
+        let at = clients.sessions.insert(Session {
+            user: Default::default(),
+            user_links: Default::default(),
+            subs: Default::default(),
+            extra: None,
+            conn: 0,
+            due_tick,
+            expires: None,
+            unanswered: 0,
+            flags: Default::default(),
+        });
+        (clients, at as u32)
+    }
+
+    fn cx_at(ms: u64) -> Cx {
+        let mut plan = Plan::default();
+        plan.client.ping_interval_ms = Some(10_000);
+        plan.client.pong_timeout_ms = Some(4_000);
+        let mut cx = plan.cx();
+        cx.now = Millis(ms);
+        cx
+    }
+
+    const PEER: Peer =
+        Peer { form: Form::JSON, frame_ping: false, is_unread: false, awaits_reply: false };
+
+    #[test]
+    fn a_ping_goes_when_it_is_due_and_its_pong_is_awaited() {
+        let mut cx = cx_at(10_000);
+        let (mut clients, at) = clients(&cx, 101);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Rest, "a tick too early");
+        cx.now = Millis(10_100);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
+        assert_eq!((clients.due(&cx, at), clients.is_late(&cx, at)), (Some(141), Some(true)));
+        cx.now = Millis(14_100);
+        let unread = Peer { is_unread: true, ..PEER };
+        assert_eq!(clients.beat(&cx, at, unread), Beat::Rest, "the pong may be there");
+        cx.now = Millis(18_100);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::NoPong);
+    }
+
+    #[test]
+    fn behind_a_pong_the_rest_of_the_interval_passes() {
+        let mut cx = cx_at(10_000);
+        let (mut clients, at) = clients(&cx, 100);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
+        clients.sessions[at as usize].flags.set_pong_due(false);
+        cx.now = Millis(14_000);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Rest);
+        assert_eq!((clients.due(&cx, at), clients.is_late(&cx, at)), (Some(200), Some(false)));
+    }
+
+    #[test]
+    fn a_missed_pong_is_put_off_once() {
+        let mut cx = cx_at(10_000);
+        let (mut clients, at) = clients(&cx, 100);
+        assert!(!clients.put_off(&cx, at, 170), "no pong is awaited");
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
+        cx.now = Millis(15_000);
+        assert!(clients.put_off(&cx, at, 170));
+        assert!(!clients.put_off(&cx, at, 190), "it isn't over yet");
+        assert_eq!(clients.due(&cx, at), Some(170));
+    }
+
+    #[test]
+    fn before_the_reply_to_connect_nothing_is_pinged() {
+        let cx = cx_at(10_000);
+        let (mut clients, at) = clients(&cx, 100);
+        assert_eq!(clients.beat(&cx, at, Peer { awaits_reply: true, ..PEER }), Beat::Rest);
+        assert_eq!(clients.due(&cx, at), Some(200));
+        assert_eq!(clients.due(&cx, 9), None, "no session");
+    }
+}

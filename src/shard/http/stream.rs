@@ -1,0 +1,494 @@
+//! Requests that shards serve themselves: upgrades, responses that go on as long as a client is there, and
+//! the up-link of those.
+//!
+//! ```text
+//!   Head --> (Body) --> 200, head of the response --> Client: its messages are the body, in chunks
+//!              '------> Mail::Emulate to the shard that has the session --> Mail::Response --> 204, Head
+//! ```
+//! The session behind all of them is the same. What a transport is different in is its [`Form`]: how
+//! messages are framed, and whether anything but pushes is said.
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+
+use crate::base::form::{Form, Framing};
+use crate::base::frame::SharedFrame;
+use crate::base::id::ConnKey;
+use crate::base::limits::LAST_EVENT_ID_BYTES_MAX;
+use crate::base::notices::Reason;
+use crate::edge::proxy::AppDisconnect;
+use crate::io::Driver;
+use crate::proto::client::{self, Disconnect, ErrorCode, Push};
+use crate::proto::framing;
+use crate::proto::http::{self, Head, Reuse};
+use crate::session::{Headers, Sub, SubState};
+use crate::shard::Shard;
+use crate::shard::context::Cx;
+use crate::shard::flow::Flow;
+use crate::shard::http::body::Incoming;
+use crate::shard::http::endpoint::{CodeResponse, Endpoint, EndpointKind};
+use crate::shard::mail::post::Post;
+use crate::shard::net::Net;
+use crate::shard::net::effects::Effect;
+use crate::shard::net::record::{NONE, Phase, Rx};
+
+/// The head of a response that goes out, or is replaced, when its `connect` is decided.
+#[derive(Debug)]
+pub(crate) struct UnsentHead {
+    frame: SharedFrame,
+    /// Which of the endpoints.
+    endpoint: usize,
+    cors: String,
+}
+
+impl<D: Driver> Net<D> {
+    /// A request for an endpoint is whole.
+    pub(crate) fn serve(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        key: ConnKey,
+        at: usize,
+        incoming: Incoming,
+    ) {
+        let node = &cx.node;
+        let Some(endpoint) = node.options.endpoints.get(at) else { return };
+        let (head, body) = incoming.into_parts();
+        // It was parsed before.
+        let Ok(Some(head)) = http::parse(&head) else { return };
+        if endpoint.kind == EndpointKind::Emulation {
+            return self.serve_emulation(cx, post, key, &head, &body);
+        }
+        let mut message = match first_message(endpoint.kind, &head, body) {
+            Ok(message) => message,
+            Err(why) => {
+                cx.counters().refused_malformed.add(1);
+                let text = format_args!("{}", why.trim_end());
+                self.log_refusal(cx, key.index, Reason::HttpMalformed, 400, text);
+                let more = self.cors(cx, &head);
+                return self.answer(cx, post, key, head.reuse(), 400, &more, why.as_bytes(), &[]);
+            }
+        };
+        if let Err(reason) = self.admit(cx) {
+            return self.refuse_busy(cx, post, key.index, &head, reason);
+        }
+        if endpoint.kind == EndpointKind::UniSse
+            && let Some(id) = head.header("last-event-id")
+        {
+            message.push(BEFORE_LAST_EVENT_ID);
+            message.extend_from_slice(id);
+        }
+        match endpoint.kind {
+            EndpointKind::LongPoll => self.begin_poll(cx, key, &head),
+            _ => self.begin_stream(cx, key, at, endpoint, &head),
+        }
+        cx.counters().messages_received.add(1);
+        self.effects.push_back(Effect::Message { key, message });
+    }
+
+    /// A request to the up-link is whole.
+    fn serve_emulation(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        key: ConnKey,
+        head: &Head<'_>,
+        body: &[u8],
+    ) {
+        let cors = self.cors(cx, head);
+        let Err(status) = self.emulation(cx, post, key, head, &cors, body) else { return };
+        if status != 204 {
+            cx.counters().emulations_refused.add(1);
+            let (reason, why) = match status {
+                503 => (Reason::HttpBusy, "too many emulated requests wait"),
+                404 => (Reason::HttpNotFound, "the session is another node's"),
+                _ => (Reason::HttpMalformed, "this is no emulated request"),
+            };
+            self.log_refusal(cx, key.index, reason, status.into(), format_args!("{why}"));
+        }
+        self.answer(cx, post, key, head.reuse(), status, &cors, b"", &[]);
+    }
+
+    /// A connection is a client's from here on.
+    pub(crate) fn begin_client(&mut self, cx: &Cx, key: ConnKey, form: Form, head: &Head<'_>) {
+        self.keep_client_headers(cx, key.index, head);
+        let tick = cx.tick();
+        if let Some(conn) = self.conn(key) {
+            conn.phase = Phase::Client;
+            conn.since_tick = tick;
+            conn.form = form;
+        }
+        // It is a client once it is connected.
+        self.set_replaceable(key.index);
+        self.schedule(cx, key.index);
+    }
+
+    /// The head of a response that goes on, and the connection as a client's.
+    fn begin_stream(
+        &mut self,
+        cx: &Cx,
+        key: ConnKey,
+        at: usize,
+        endpoint: &Endpoint,
+        head: &Head<'_>,
+    ) {
+        let kind = endpoint.kind;
+        let chunked = head.version == 1;
+        let framing = match (kind.is_events(), chunked) {
+            (false, true) => Framing::Stream,
+            (false, false) => Framing::BareStream,
+            (true, true) => Framing::Events,
+            (true, false) => Framing::BareEvents,
+        };
+        let form = match kind.is_one_way() {
+            true => Form::one_way(framing),
+            false => Form::new(framing, kind == EndpointKind::HttpStream && is_binary(head)),
+        };
+        let content_type = match (kind.is_events(), form.is_protobuf()) {
+            (true, _) => http::EVENT_STREAM,
+            (false, true) => "application/octet-stream",
+            (false, false) => "application/json",
+        };
+        let cors = self.cors(cx, head);
+        let mut out = Vec::new();
+        http::put_stream_head(&mut out, content_type, &cors, chunked, self.date(cx));
+        if kind.is_events() {
+            // Without it all event sources of a node that ends would come back in the same second.
+            let retry_ms = self.retry_ms();
+            framing::put_raw(&mut out, form, format!("retry: {retry_ms}\n\n").as_bytes());
+        }
+        // A part, so that it goes out even when what stands behind it is too much and is dropped.
+        let frame = SharedFrame::part(&out);
+        cx.counters().streams.add(1);
+        self.begin_client(cx, key, form, head);
+        if let Some(conn) = self.conn(key) {
+            conn.rx = None;
+        }
+        match endpoint.responses.is_empty() {
+            true => _ = self.enqueue(cx, key.index, frame),
+            false => {
+                let unsent = UnsentHead { frame, endpoint: at, cors };
+                self.heads.insert(key.index, unsent);
+            }
+        }
+    }
+
+    /// Keeps of a client's request what is needed when it connects: the user that a header names, and the
+    /// headers that proxies take over.
+    pub(crate) fn keep_client_headers(&mut self, cx: &Cx, index: u32, head: &Head<'_>) {
+        let user = named_user(cx, head);
+        let headers = forwarded_headers(cx, head);
+        if user.is_some() || headers.is_some() {
+            self.effects.push_back(Effect::Client { index, user, headers });
+        }
+    }
+
+    /// What came on a connection whose response goes on: requests behind it are never answered, since the
+    /// connection ends with that response.
+    pub(crate) fn behind_stream(&mut self, cx: &Cx, bytes: &[u8]) {
+        cx.counters().bytes_ignored.add(bytes.len() as u64);
+    }
+
+    /// Sends the head of a response, if it waited.
+    pub(crate) fn send_head(&mut self, cx: &Cx, index: u32) {
+        if self.heads.is_empty() {
+            return;
+        }
+        if let Some(unsent) = self.heads.remove(&index) {
+            self.enqueue(cx, index, unsent.frame);
+        }
+    }
+
+    /// Answers a `connect` that failed with a whole response, if the endpoint has one for that code. The
+    /// caller takes its session apart, if there is one.
+    pub(crate) fn answer_code(&mut self, cx: &Cx, post: &mut Post, index: u32, code: u32) -> bool {
+        if self.heads.is_empty() {
+            return false;
+        }
+        let node = &cx.node;
+        let responses = self
+            .heads
+            .get(&index)
+            .and_then(|unsent| Some(&node.options.endpoints.get(unsent.endpoint)?.responses));
+        let found = responses.and_then(|all| all.iter().find(|response| response.code == code));
+        let Some(response) = found else { return false };
+        let Some(unsent) = self.heads.remove(&index) else { return false };
+        // The answer takes the place of the reply to `connect`: nothing is held for that any more.
+        self.take_held(index);
+        let CodeResponse { status, body, .. } = response;
+        let kind = if client::is_json(body.as_bytes()) { "application/json" } else { "text/plain" };
+        let answer = http::Response {
+            status: *status,
+            date: self.date(cx),
+            headers: &unsent.cors,
+            content_type: kind,
+            reuse: Reuse::Close,
+            is_head: false,
+        };
+        let mut out = Vec::new();
+        answer.put(&mut out, body.as_bytes());
+        self.enqueue(cx, index, SharedFrame::new(&out));
+        self.linger(cx, post, index);
+        true
+    }
+
+    /// Nothing more comes in a response, and on its connection.
+    pub(crate) fn finish_response(&mut self, cx: &Cx, post: &mut Post, index: u32) {
+        let mut end = Vec::new();
+        framing::end(&mut end, self.form(index));
+        if !end.is_empty() {
+            self.enqueue(cx, index, SharedFrame::new(&end));
+        }
+        self.linger(cx, post, index);
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Goes on with what was sent behind requests that were answered at once. One request of each connection
+    /// in a turn: thousands may be there, and one that called for the next would need a stack for all.
+    pub(crate) fn go_on_answered(&mut self) {
+        for key in std::mem::take(&mut self.net.answered) {
+            self.net.request_done(&self.cx, &mut self.codec, &mut self.post, key);
+            self.after_net();
+        }
+    }
+
+    /// The connect request of a one-way client; what comes behind it means nothing.
+    pub(crate) fn one_way_message(&mut self, index: u32, message: &[u8]) -> Flow {
+        let Some(conn) = self.net.conns.get(index as usize) else { return Flow::End };
+        if conn.session != NONE || conn.phase != Phase::Client {
+            return Flow::On;
+        }
+        let mut parts = message.splitn(2, |byte| *byte == BEFORE_LAST_EVENT_ID);
+        let text = parts.next().map(std::str::from_utf8);
+        let id = parts.next().map(std::str::from_utf8);
+        let Some(Ok(Ok(mut request))) = text.map(|text| text.map(client::connect_request)) else {
+            return self.bad_request(index, "this is no connect request");
+        };
+        // An id that is none of ours says nothing.
+        let positions = id.and_then(Result::ok).map(|id| format!("{{\"subs\":{id}}}"));
+        let positions = positions.as_deref().unwrap_or_default();
+        if let Ok(positions) = client::connect_request(positions) {
+            for (channel, mut position) in positions.subs {
+                position.recover = true;
+                let asked = request.subs.entry(channel).or_default();
+                if !asked.recover {
+                    (asked.recover, asked.offset, asked.epoch) =
+                        (true, position.offset, position.epoch);
+                }
+            }
+        }
+        if self.net.form(index).is_poll() {
+            crate::shard::http::polls::as_poll(&mut request);
+        }
+        self.cx.counters().method_connect.inc();
+        let result = self.connect(index, 0, &request);
+        self.finish_command(index, 0, "", result)
+    }
+
+    /// The `connect` of a one-way client is an error: no reply can say so, it is closed for it (client
+    /// protocol, 8).
+    pub(crate) fn one_way_error(&mut self, index: u32, code: u32) {
+        if self.net.answer_code(&self.cx, &mut self.post, index, code) {
+            return self.detach(index);
+        }
+        let client = Arc::clone(&self.cx.client);
+        let special = client.one_way_disconnects.iter().find(|(of, _)| *of == code);
+        if let Some((_, AppDisconnect { code, reason })) = special {
+            return self.end_session(index, *code, reason);
+        }
+        let known = |error: ErrorCode| u32::from(error.code()) == code;
+        let why = match code {
+            _ if known(ErrorCode::TokenExpired) || known(ErrorCode::Expired) => {
+                Disconnect::ConnectionExpired
+            }
+            _ if known(ErrorCode::TooManyRequests) => Disconnect::TooManyRequests,
+            _ if known(ErrorCode::PermissionDenied) => Disconnect::PermissionDenied,
+            _ => Disconnect::InternalError,
+        };
+        self.disconnect(index, why);
+    }
+
+    /// Ends a response: says why, and that nothing more comes.
+    pub(crate) fn end_stream(&mut self, index: u32, code: u16, reason: &str) {
+        if self.net.answer_code(&self.cx, &mut self.post, index, code.into()) {
+            return self.detach(index);
+        }
+        // Before the head, which would be held, and dropped with the session.
+        self.net.take_held(index);
+        self.net.send_head(&self.cx, index);
+        self.detach(index);
+        self.push(index, "", &Push::Disconnect { code, reason });
+        self.net.finish_response(&self.cx, &mut self.post, index);
+    }
+
+    /// Tells event sources that got publications in this turn, or have just connected, where they are: if they
+    /// lose the connection, they come back with that. Polls that got some are answered.
+    pub(crate) fn mark_positions(&mut self) {
+        let mut to_mark = std::mem::take(&mut self.net.to_mark);
+        // One that got something of several channels is told once.
+        to_mark.sort_unstable_by_key(|key| key.index);
+        to_mark.dedup();
+        for key in to_mark.drain(..) {
+            self.mark_position(key);
+        }
+        if self.net.to_mark.is_empty() {
+            self.net.to_mark = to_mark;
+        }
+    }
+
+    fn mark_position(&mut self, key: ConnKey) {
+        let Some(conn) = self.net.conn(key) else { return };
+        let (form, at) = (conn.form, conn.session);
+        if form.is_poll() {
+            return self.answer_poll(key.index);
+        }
+        let Some(session) = self.clients.sessions.get(at as usize) else { return };
+        if session.extra.as_ref().is_some_and(|extra| extra.connecting.is_some()) {
+            // It is told where it is when it is told what it has.
+            return;
+        }
+        // An event of a type and with (no) data, since some sources forget the id of what is no event.
+        let mut id = b"event: position\nid: {".to_vec();
+        let empty = id.len();
+        let live = |sub: &&Sub| sub.flags.recoverable() && sub.state == SubState::Live;
+        for sub in session.subs.as_slice().iter().filter(live) {
+            let Some((name, epoch, offset)) = self.local.locals.position(sub.channel, sub.place)
+            else {
+                continue;
+            };
+            let before = id.len();
+            if before > empty {
+                id.push(b',');
+            }
+            client::put_position(&mut id, name, epoch.as_str(), offset);
+            if id.len() > LAST_EVENT_ID_BYTES_MAX {
+                // It comes back in a header: the rest begins anew then.
+                self.cx.node.counters[self.cx.id.index()].positions_left_out.inc();
+                id.truncate(before);
+                break;
+            }
+        }
+        if id.len() == empty {
+            return;
+        }
+        id.extend_from_slice(b"}\ndata:\n\n");
+        let mut out = Vec::new();
+        framing::put_raw(&mut out, form, &id);
+        self.net.enqueue(&self.cx, key.index, SharedFrame::new(&out));
+    }
+}
+
+/// The message that a request begins its client with: a frame of commands, or a connect request.
+///
+/// # Errors
+/// The body of the answer to a request without a usable one.
+fn first_message(
+    kind: EndpointKind,
+    head: &Head<'_>,
+    body: Vec<u8>,
+) -> Result<Vec<u8>, &'static str> {
+    let given = match head.method {
+        "GET" => http::query_param(head.query, "cf_connect").map(|text| text.into_owned().into()),
+        _ => Some(body),
+    };
+    match given {
+        None if kind == EndpointKind::Sse => Err("cf_connect is missing\n"),
+        Some(body) if kind == EndpointKind::UniHttpStream && body.is_empty() => {
+            Err("the connect request is missing\n")
+        }
+        given if kind.is_one_way() => {
+            let given = given.unwrap_or_default();
+            match std::str::from_utf8(&given).map(client::connect_request) {
+                Ok(Ok(_)) => Ok(given),
+                _ => Err("this is no connect request\n"),
+            }
+        }
+        given => Ok(given.unwrap_or_default()),
+    }
+}
+
+/// The user that a request's header names.
+fn named_user(cx: &Cx, head: &Head<'_>) -> Option<CompactString> {
+    let name = &cx.client.user_id_http_header;
+    if name.is_empty() {
+        return None;
+    }
+    let user = std::str::from_utf8(head.header(name)?).ok()?;
+    (!user.is_empty()).then(|| user.into())
+}
+
+/// The headers of a request that proxies take over.
+fn forwarded_headers(cx: &Cx, head: &Head<'_>) -> Option<Arc<Headers>> {
+    let wanted = &cx.client.proxies.http_headers;
+    if wanted.is_empty() {
+        return None;
+    }
+    let named = head.headers().filter_map(|(name, value)| {
+        let name = name.to_ascii_lowercase();
+        wanted.contains(&name).then(|| (name.into(), value.into()))
+    });
+    let http: Vec<_> = named.collect();
+    (!http.is_empty()).then(|| Arc::new(Headers { http, emulated: Vec::new() }))
+}
+
+/// Whether a request's body is Protobuf.
+pub(crate) fn is_binary(head: &Head<'_>) -> bool {
+    head.header("content-type").is_some_and(|value| {
+        let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/octet-stream")
+    })
+}
+
+/// Stands between a connect request and the id of the last event that its client got: in JSON there is no
+/// such byte.
+const BEFORE_LAST_EVENT_ID: u8 = 0;
+
+impl Rx {
+    /// What a request for an endpoint leaves for the next one.
+    pub(crate) fn behind(rest: &[u8]) -> Option<Box<Self>> {
+        (!rest.is_empty()).then(|| Box::new(Self { raw: rest.to_vec(), ..Self::default() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Wired};
+
+    fn of(kind: EndpointKind) -> Wired {
+        let mut plan = Plan::default();
+        let endpoint = Endpoint { body_bytes_max: 1000, ..Endpoint::new("/x", kind) };
+        plan.options.endpoints = vec![endpoint];
+        Wired::new(plan)
+    }
+
+    #[test]
+    fn the_body_of_a_stream_is_its_first_message() {
+        let mut of = of(EndpointKind::HttpStream);
+        let (link, key) = of.connect();
+        of.request(key, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}");
+        assert!(of.received(link).starts_with("HTTP/1.1 200 "));
+        assert!(of.net.conn(key).is_some_and(|conn| conn.phase == Phase::Client));
+        let effect = of.net.effects.pop_front();
+        assert!(
+            matches!(&effect, Some(Effect::Message { key: of, message }) if *of == key && message == b"{}"),
+            "{effect:?}"
+        );
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn other_methods_and_empty_requests_are_refused() {
+        let mut of = of(EndpointKind::UniHttpStream);
+        let (link, key) = of.connect();
+        of.request(key, "GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(of.received(link).starts_with("HTTP/1.1 405 "));
+        let (link, key) = of.connect();
+        of.request(key, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        assert!(of.received(link).starts_with("HTTP/1.1 400 "));
+        assert!(of.net.effects.is_empty());
+        assert_eq!(of.end(), []);
+    }
+}
