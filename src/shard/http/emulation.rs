@@ -15,7 +15,6 @@ use crate::proto::client::{self, EmulationRequest, Encoding};
 use crate::proto::http::{Head, Reuse};
 use crate::shard::Shard;
 use crate::shard::context::Cx;
-use crate::shard::flow::Flow;
 use crate::shard::http::stream::is_binary;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, Mail};
