@@ -277,12 +277,15 @@ mod tests {
         SubscribeRequest { channel: "news".into(), ..SubscribeRequest::default() }
     }
 
-    /// The subscription that comes of a request, without its borrows: flags, expiry, `chan_info`.
+    /// Flags, expiry and `chan_info` of a subscription.
+    type Requested = (SubFlags, Option<Expiry>, Box<[u8]>);
+
+    /// The subscription that comes of a request, without its borrows.
     fn subscribe(
         scene: &Scene,
         request: SubscribeRequest<'_>,
         answer: Option<&AppAnswer>,
-    ) -> Result<(SubFlags, Option<Expiry>, Box<[u8]>), Stop> {
+    ) -> Result<Requested, Stop> {
         let request = Request::Subscribe(request);
         match session("alice").handle(&request, answer, &scene.facts())? {
             Effect::Subscribe(sub) => Ok((sub.flags, sub.expires, sub.info)),

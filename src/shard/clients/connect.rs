@@ -205,15 +205,15 @@ impl<D: Driver> Shard<D> {
                 Step::Wait => return,
                 Step::Reply(connecting) => return self.connected(index, *connecting),
                 Step::Count => return self.request_count(index, asker),
-                Step::Subscribe(sub) => match self.subscribe_by_server(index, asker, &sub) {
-                    Err(Stop::Wait(WaitsFor::Credit(home))) => {
+                Step::Subscribe(sub) => {
+                    let requested = self.subscribe_by_server(index, asker, &sub);
+                    if let Err(Stop::Wait(WaitsFor::Credit(home))) = requested {
                         if let Some(session) = self.session_of(index) {
                             session.give_back(sub);
                         }
                         return self.wait_for_credit(index, home);
                     }
-                    Ok(()) | Err(_) => {}
-                },
+                }
             }
         }
     }

@@ -317,8 +317,8 @@ impl Line {
             return Some(Vec::new());
         }
         let recent = self.recent.iter().filter(|(of, _)| of == epoch).map(|(_, entry)| entry);
-        let all = entries.iter().chain(recent).map(|entry| &entry.record);
-        Some(vec![all.filter(|record| record.offset() == at.offset).next_back()?])
+        let mut all = entries.iter().chain(recent).map(|entry| &entry.record);
+        Some(vec![all.rfind(|record| record.offset() == at.offset)?])
     }
 }
 

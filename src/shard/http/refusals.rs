@@ -135,6 +135,7 @@ impl<D: Driver> Net<D> {
 
     /// Answers a request with a refusal, and logs the reason and its detail. `manner` is what the request says of
     /// the answer's form; header lines alone are one, too.
+    #[expect(clippy::too_many_arguments, reason = "the groups, and a refusal in its parts")]
     pub(crate) fn refuse_because<'a>(
         &mut self,
         cx: &Cx,

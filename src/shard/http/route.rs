@@ -271,6 +271,7 @@ impl<D: Driver> Net<D> {
     }
 
     /// Answers a request that is read to its end, behind which `rest` came; the next may follow.
+    #[expect(clippy::too_many_arguments, reason = "the groups, and an answer in its parts")]
     pub(crate) fn answer(
         &mut self,
         cx: &Cx,
