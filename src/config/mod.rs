@@ -41,7 +41,7 @@ pub(crate) mod documented {
         names::prefixed("ROOST_", path)
     }
 
-    /// What the node does about an option without effect that is set, and the reason; `None` for
+    /// The answer to an option without effect that is set, and the reason; `None` for
     /// options that have one, and those that are accepted in silence.
     pub(crate) fn answer(row: &Opt) -> Option<(&'static str, &'static str)> {
         match row.class {

@@ -143,7 +143,7 @@ pub enum BrokerEvent {
         ticket: Ticket,
         /// Where the channel stands.
         top: Position,
-        /// What was requested, as far as it is there.
+        /// The part of the requested publications that the broker has.
         entries: Vec<Entry>,
     },
     /// Packed infos of those present, on all nodes.

@@ -66,7 +66,7 @@ mod tests {
     use crate::session::app::AppResult;
     use crate::session::testing::{Scene, proxy, session};
 
-    /// What comes of `publish` of `{}` to `channel`.
+    /// The effect of a `publish` of `{}` to `channel`.
     fn publish(
         scene: &Scene,
         session: &Session,

@@ -46,7 +46,7 @@ client_options! {
     pub struct ClientOptions {
         /// Everybody may do everything (development).
         fixed insecure: bool,
-        /// Who has no token is anonymous instead of refused.
+        /// Clients without a token are anonymous instead of refused.
         fixed allow_anonymous: bool,
         /// A token without a user is refused.
         fixed disallow_anonymous_tokens: bool,

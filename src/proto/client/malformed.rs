@@ -1,4 +1,4 @@
-//! What is wrong with a frame that holds no commands.
+//! Faults of a frame that holds no commands.
 
 use super::codes::Disconnect;
 
