@@ -8,6 +8,6 @@ pub struct ReadRules {
     /// permessage-deflate was agreed on: messages may be deflated.
     pub deflate: bool,
     /// Payload bytes of a message at most, over all its fragments. More is
-    /// [`Fault::MessageTooLong`] as soon as a header says so.
+    /// [`Fault::MessageTooLong`](super::Fault::MessageTooLong) as soon as a header says so.
     pub message_bytes_max: usize,
 }
