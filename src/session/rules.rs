@@ -81,14 +81,13 @@ client_options! {
         fixed personal_channel: Option<PersonalChannel>,
         /// The connect reply carries the time.
         live include_server_time: bool,
-        /// What the connect reply says of the server.
+        /// The server's version in the connect reply.
         fixed version: String,
-        /// Who is asked about connections.
+        /// Proxies for the events of connections.
         live proxies: ClientProxies,
-        /// What a one-way connection is closed with when its `connect` is an error of that code.
+        /// Close codes and reasons for one-way connections whose `connect` ends with an error of that code.
         live one_way_disconnects: Vec<(u32, AppDisconnect)>,
-        /// Questions to the application that one client may have at a time; 0 and 1: one, and its commands
-        /// stay in their order.
+        /// Proxy calls that one client may have in flight; 0 and 1: one, which keeps its commands in order.
         live concurrency: u32,
     }
 }

@@ -89,7 +89,7 @@ impl Session {
         Ok(Effect::Subscribe(sub))
     }
 
-    /// What is refused before tokens and applications are looked at. The namespace of the channel.
+    /// The checks that stand before tokens and proxy calls. Returns the namespace of the channel.
     fn may_join<'f>(
         &self,
         request: &SubscribeRequest<'_>,

@@ -93,7 +93,8 @@ fn channels(namespace: Namespace) -> ChannelRules {
     ChannelRules::new(namespace, Vec::new(), ChannelSyntax::default())
 }
 
-fn client() -> ClientOptions {
+/// Options of clients that a test need not care about: pings are on, nothing is limited.
+pub(crate) fn client() -> ClientOptions {
     ClientOptions {
         insecure: false,
         allow_anonymous: false,

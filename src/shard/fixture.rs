@@ -30,7 +30,7 @@ use crate::edge::origin::OriginRules;
 use crate::hub::names::NameHasher;
 use crate::io::Driver;
 use crate::io::sim::{Faults, LinkId, SharedWorld, SimDriver, Sizes, World};
-use crate::session::{ClientOptions, Rules};
+use crate::session::{ClientOptions, Rules, testing};
 use crate::shard::crypto::Crypto;
 
 /// Options of a shard that a test needn't care about.
@@ -63,28 +63,13 @@ fn options() -> Options {
 /// Options of clients that a test needn't care about: nothing is limited.
 fn client() -> ClientOptions {
     ClientOptions {
-        proxies: Default::default(),
-        concurrency: 0,
-        one_way_disconnects: Vec::new(),
-        insecure: false,
         allow_anonymous: true,
-        disallow_anonymous_tokens: false,
-        user_id_http_header: String::new(),
         ping_interval_ms: None,
         pong_timeout_ms: None,
-        stale_close_delay_ms: None,
         expired_close_delay_ms: 2_000,
         expired_sub_close_delay_ms: 2_000,
-        channel_limit: 128,
-        queue_bytes_max: 1 << 20,
-        connection_limit: 0,
-        connection_rate_limit: 0,
-        user_connection_limit: 0,
-        history_publications_max: usize::MAX,
-        recovery_publications_max: usize::MAX,
-        personal_channel: None,
-        include_server_time: false,
         version: "test".into(),
+        ..testing::client()
     }
 }
 

@@ -355,7 +355,7 @@ impl<D: Driver> Shard<D> {
         self.clients.sessions.get_mut(conn.session as usize)
     }
 
-    /// What others see of a connection: packed. `chan_info` is what belongs to the channel.
+    /// The packed ClientInfo of a connection, which other clients see. `chan_info` belongs to the channel.
     pub(crate) fn client_info(&mut self, key: ConnKey, chan_info: &[u8]) -> Box<[u8]> {
         let client = self.client_id(key).text();
         let Some(session) = self.session_of(key.index) else { return Box::default() };
