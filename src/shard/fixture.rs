@@ -12,6 +12,7 @@ use super::mail::post::Post;
 use super::mail::{CONTROL, Mail, Mailbox};
 use super::net::Net;
 use super::net::record::Phase;
+use super::outlets::Outlets;
 use super::{
     AddressSources, Broker, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
@@ -231,6 +232,12 @@ impl Wired {
         (cx.now, cx.unix) = (driver.now(), driver.unix());
         let net = Net::new(&cx, driver, Rng::new(1));
         Self { codec: Codec::new(&cx), cx, posts, net, world }
+    }
+
+    /// The outlets of this shard, for a group that stands above them.
+    pub(crate) fn outlets(&mut self) -> Outlets<'_, SimDriver> {
+        let Self { cx, net, posts, codec, .. } = self;
+        Outlets { cx, net, post: &mut posts.post, codec }
     }
 
     /// A client connects, and its connection gets a slot.

@@ -29,6 +29,7 @@ mod memory;
 mod net;
 mod notices;
 mod orders;
+mod outlets;
 mod stats;
 
 pub use self::clients::{proxies, signatures};

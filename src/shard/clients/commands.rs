@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::base::id::{ConnKey, ShardId};
+use crate::base::id::ConnKey;
 use crate::base::info::ClientInfo;
 use crate::base::notices::Reason;
 use crate::base::time::Millis;
@@ -23,6 +23,7 @@ use crate::shard::flow::Flow;
 use crate::shard::mail::{Answer, Asker, Failure, Mail, Method, Publish, Read, Reading};
 use crate::shard::net::record::Phase;
 use crate::shard::notices::{Cut, reason_of_error};
+use crate::shard::outlets::outlets;
 
 impl<D: Driver> Shard<D> {
     /// Handles the commands of one message, as far as may be.
@@ -247,7 +248,7 @@ impl<D: Driver> Shard<D> {
             }
             Err(Stop::Wait(waits)) => {
                 if let WaitsFor::Credit(home) = waits {
-                    self.wait_for_credit(index, home);
+                    outlets!(self).wait_for_credit(index, home);
                 }
                 self.pause(index, waits)
             }
@@ -279,15 +280,6 @@ impl<D: Driver> Shard<D> {
         if let Some(times) = self.cx.node.commands[self.cx.id.index()].get(method as usize) {
             let ms = low_ms(self.cx.now).wrapping_sub(asked_ms);
             times.record(u32::from(ms) * 1000);
-        }
-    }
-
-    /// Puts a connection on the list of those that wait for credit at a home.
-    pub(crate) fn wait_for_credit(&mut self, index: u32, home: ShardId) {
-        let conn = &mut self.net.conns[index as usize];
-        if !conn.flags.waiting() {
-            conn.flags.set_waiting(true);
-            self.post.wait_for_credit(home, conn.key(index));
         }
     }
 
@@ -363,11 +355,6 @@ impl<D: Driver> Shard<D> {
         ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()
     }
 
-    /// Takes credits for a request to `home`: what the answer may need.
-    pub(crate) fn spend(&mut self, home: ShardId, credits: u8) -> Result<u8, Stop> {
-        self.post.spend(home, credits).ok_or(Stop::Wait(WaitsFor::Credit(home)))
-    }
-
     /// Requests a publish of the channel's home.
     fn publish(&mut self, asker: Asker, publication: Publication<'_>) -> Result<(), Stop> {
         let Publication { channel, namespace, local, data, is_json, result } = publication;
@@ -379,7 +366,7 @@ impl<D: Driver> Shard<D> {
             .unwrap_or_default();
         let hash = self.cx.node.names.hash(channel);
         let home = self.cx.node.names.home(hash);
-        let credits = self.spend(home, 1)?;
+        let credits = outlets!(self).spend(home, 1)?;
         let info = self.client_info(asker.conn, &chan_info);
         let is_json =
             is_json && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
@@ -416,7 +403,7 @@ impl<D: Driver> Shard<D> {
         let index = asker.conn.index;
         let hash = self.cx.node.names.hash(channel);
         let home = self.cx.node.names.home(hash);
-        let credits = self.spend(home, reading.credits())?;
+        let credits = outlets!(self).spend(home, reading.credits())?;
         let encoding = self.net.encoding(index);
         let Some(session) = self.session_of(index) else { return Ok(()) };
         session.unanswered += 1;

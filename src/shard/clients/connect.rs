@@ -8,6 +8,7 @@
 //! handled, and its answers find it by [`Connecting`].
 
 use crate::shard::clients::due::ping_times;
+use crate::shard::outlets::outlets;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -211,7 +212,7 @@ impl<D: Driver> Shard<D> {
                         if let Some(session) = self.session_of(index) {
                             session.give_back(sub);
                         }
-                        return self.wait_for_credit(index, home);
+                        return outlets!(self).wait_for_credit(index, home);
                     }
                 }
             }
@@ -223,7 +224,9 @@ impl<D: Driver> Shard<D> {
         let Some(session) = self.session_of(index) else { return };
         let user = session.user.clone();
         let home = self.cx.node.names.home(self.cx.node.names.hash(&user));
-        let Ok(credits) = self.spend(home, 1) else { return self.wait_for_credit(index, home) };
+        let Ok(credits) = outlets!(self).spend(home, 1) else {
+            return outlets!(self).wait_for_credit(index, home);
+        };
         if let Some(session) = self.session_of(index) {
             session.count_requested();
         }

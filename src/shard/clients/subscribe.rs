@@ -17,6 +17,7 @@ use crate::shard::Shard;
 use crate::shard::mail::{
     Asker, Mail, Membership, Method, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
+use crate::shard::outlets::outlets;
 
 impl<D: Driver> Shard<D> {
     /// Requests a subscription that the server makes.
@@ -47,7 +48,7 @@ impl<D: Driver> Shard<D> {
             (new.since, new.renewal, new.latest, new.as_pushes);
         let hash = self.cx.node.names.hash(channel);
         let home = self.cx.node.names.home(hash);
-        let credits = self.spend(home, credits)?;
+        let credits = outlets!(self).spend(home, credits)?;
         let recover = since.map(|since| {
             let bytes_max = self.cx.client.answer_bytes_max();
             Box::new(Recover { since, latest, filter: filter.clone(), bytes_max, as_pushes })
@@ -258,7 +259,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<(), Stop> {
         let index = asker.conn.index;
         let home = self.cx.node.names.home(self.cx.node.names.hash(channel));
-        let credits = self.spend(home, 1)?;
+        let credits = outlets!(self).spend(home, 1)?;
         // Out of the list at once; a subscribe in flight is undone behind its answer.
         let Some(session) = self.session_of(index) else { return Ok(()) };
         let Some(mut sub) = session.subs.remove(local) else { return Ok(()) };

@@ -16,6 +16,7 @@ use crate::session::{Stop, Verdict, WaitsFor};
 use crate::shard::clients::aside::Check;
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::mail::{Asker, Mail};
+use crate::shard::outlets::outlets;
 use crate::shard::{Node, Shard};
 
 impl Node {
@@ -38,7 +39,7 @@ impl<D: Driver> Shard<D> {
         }
         let hash = self.cx.node.names.hash(token);
         let home = self.cx.node.names.home(hash);
-        let credits = match self.spend(home, LARGE_ANSWER_CREDITS) {
+        let credits = match outlets!(self).spend(home, LARGE_ANSWER_CREDITS) {
             Ok(credits) => credits,
             Err(stop) => return stop,
         };
