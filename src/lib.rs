@@ -14,7 +14,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`base`], [`sys`] | shared words and bounds; the only unsafe code |
 //! | 1 | [`proto`], [`hub`], [`edge`], [`io`] | pure protocol; channels as data; policy; drivers |
-//! | 2 | [`session`] | one client's protocol life |
+//! | 2 | [`session`], [`cluster`] | one client's protocol life; what nodes that share a Redis agree on |
 //! | 3 | [`shard`] | the loop |
 //! | 4 | [`config`], [`host`] | options of every layer; what the machine allows |
 //! | 5 | [`node`], [`load`] | threads, wiring, draining; the load client |
@@ -22,6 +22,7 @@
 
 pub mod base;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod edge;
 pub mod host;
