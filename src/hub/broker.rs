@@ -6,11 +6,15 @@
 //! ```
 //! A command that has an answer carries a ticket. The answer comes as an event with that ticket, at any later
 //! time, or never: [`BrokerEvent::Lost`] says that no earlier ticket will be answered. It is not known then
-//! whether the commands took effect.
+//! whether the commands took effect. A home gives up after a while, and ignores an answer that is too late.
 //!
 //! The order that a home may rely on: commands of one channel take effect in the order in which they were
 //! sent, and publications of one channel are delivered in their order, except that some may come twice or
-//! be missing. Between channels, and between answers and deliveries, there is no order.
+//! be missing. Between channels, and between answers and deliveries, there is no order. A read sees all that
+//! was published before it was sent; a stream that lacks some of that has gone back ([`Command::Renew`]).
+//!
+//! The same publication has the same [`Entry`] wherever it appears, but for `delta`: homes compare
+//! fingerprints of what was delivered and what is read.
 //!
 //! Without a broker a home keeps its channels itself ([`super::home::Homes`]): each operation is done in the
 //! step that requests it, and none of these values is made.
@@ -27,12 +31,13 @@ pub struct Ticket(pub u64);
 /// A request of a home to its broker.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Deliver the publications of a channel from now on. Answer: [`BrokerEvent::Listening`].
+    /// Deliver the publications of a channel from now on. Answer: [`BrokerEvent::Listening`], each time that
+    /// deliveries begin, until [`BrokerEvent::Lost`] or [`Command::Unlisten`].
     Listen {
         /// The channel.
         channel: CompactString,
     },
-    /// Nobody on this node is interested in a channel any more. Not answered.
+    /// No subscriber on this node needs a channel any more: none has for a second. Not answered.
     Unlisten {
         /// The channel.
         channel: CompactString,
@@ -45,8 +50,20 @@ pub enum Command {
         ticket: Ticket,
         /// The channel.
         channel: CompactString,
-        /// Which publications; a limit of 0 reads the position only.
+        /// Which publications; a limit of 0 reads the position only. The epoch of `since` is not compared.
         page: Page,
+    },
+    /// The stream of this epoch went back, as after a failover to a copy that lacked its end, and its offsets
+    /// are given out again: give it another epoch, unless it has another one already. Its publications, its
+    /// top and its versions stay. Answer: [`BrokerEvent::History`] with the position behind that and the
+    /// newest publication.
+    Renew {
+        /// Names the answer.
+        ticket: Ticket,
+        /// The channel.
+        channel: CompactString,
+        /// The epoch that the stream had.
+        epoch: Epoch,
     },
     /// Drop the publications of a channel; position and epoch stay. Answer: [`BrokerEvent::Done`].
     Drop {
@@ -55,30 +72,18 @@ pub enum Command {
         /// The channel.
         channel: CompactString,
     },
-    /// Add a client to those present, or replace its info. Not answered.
-    Enter {
-        /// The channel.
-        channel: CompactString,
-        /// The client id: presence of several nodes knows neither shards nor connections.
-        client: CompactString,
-        /// Its packed `ClientInfo`.
-        info: Box<[u8]>,
-    },
-    /// Remove a client from those present. Not answered.
-    Leave {
-        /// The channel.
-        channel: CompactString,
-        /// The client id.
-        client: CompactString,
-    },
-    /// Read who is present. Answer: [`BrokerEvent::Members`].
+    /// Change who is present. Not answered.
+    Presence(Box<PresenceUpdate>),
+    /// Read who is present. Answer: [`BrokerEvent::Members`], or [`BrokerEvent::MemberCounts`].
     Members {
         /// Names the answer.
         ticket: Ticket,
         /// The channel.
         channel: CompactString,
+        /// The counts are enough.
+        counts: bool,
     },
-    /// Tell the subscribers of all nodes that a client joined or left. Not answered.
+    /// Send a join or leave event to the subscribers of all nodes. Not answered.
     Announce {
         /// The channel.
         channel: CompactString,
@@ -87,6 +92,27 @@ pub enum Command {
         /// Its packed `ClientInfo`.
         info: Box<[u8]>,
     },
+}
+
+/// Changes of those who are present in a channel: of one turn, in any order, at most one for each client.
+#[derive(Clone, Debug)]
+pub struct PresenceUpdate {
+    /// The channel.
+    pub channel: CompactString,
+    /// What changes, and the packed `ClientInfo` of the client. Its client id is the key: presence of several
+    /// nodes knows neither shards nor connections.
+    pub changes: Vec<(PresenceChange, Box<[u8]>)>,
+}
+
+/// How the entry of a client changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PresenceChange {
+    /// It is added, or its info replaced.
+    Enter,
+    /// Its time is prolonged. Written anew if the broker has lost it.
+    Refresh,
+    /// It is removed.
+    Leave,
 }
 
 /// A publication for the broker.
@@ -106,14 +132,20 @@ pub struct Publishing {
     pub version: u64,
     /// The life of the versions; empty: any.
     pub version_epoch: CompactString,
+    /// Subscribers that take patches may get it as one, on all nodes.
+    pub delta: bool,
 }
 
 /// A publication with its place in the stream.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The offset of the publication before it in this stream. Offsets of a channel grow; whether they are
-    /// consecutive is the broker's affair.
+    /// The offset of the publication before it in this stream, 0 for the first. Offsets of a channel grow;
+    /// they need not be consecutive (with JetStream they are sequences of a stream with many channels).
     pub after: u64,
+    /// When its node published it, in Unix milliseconds; 0: not known.
+    pub time_ms: u64,
+    /// Its publisher wants it to go as a patch where a subscriber takes patches.
+    pub delta: bool,
     /// The publication. Its offset is 0 without history.
     pub record: Record,
 }
@@ -127,6 +159,12 @@ pub enum BrokerEvent {
     Lost,
     /// Publications of a channel are delivered from now on.
     Listening {
+        /// The channel.
+        channel: CompactString,
+    },
+    /// Publications of a channel are not delivered, though the home wishes it: the connection that carries
+    /// them is lost, or the broker refuses. [`BrokerEvent::Listening`] follows when they are again.
+    Interrupted {
         /// The channel.
         channel: CompactString,
     },
@@ -153,15 +191,26 @@ pub enum BrokerEvent {
         /// One for each client.
         infos: Vec<Box<[u8]>>,
     },
+    /// How many are present, on all nodes.
+    MemberCounts {
+        /// Names the request.
+        ticket: Ticket,
+        /// Clients.
+        clients: u32,
+        /// Distinct users.
+        users: u32,
+    },
     /// A request is carried out.
     Done {
         /// Names the request.
         ticket: Ticket,
     },
-    /// A request is refused: it had no effect.
+    /// A request failed.
     Failed {
         /// Names the request.
         ticket: Ticket,
+        /// The reason.
+        cause: FailureCause,
     },
     /// A publication of a channel that this node listens to, whichever node it came from.
     Delivered(Box<Delivered>),
@@ -174,6 +223,16 @@ pub enum BrokerEvent {
         /// Its packed `ClientInfo`.
         info: Box<[u8]>,
     },
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureCause {
+    /// The broker is away, busy or in error: a later attempt may succeed. Whether the request took effect is
+    /// not known.
+    Unavailable,
+    /// The broker can't do that at all: it had no effect.
+    Unsupported,
 }
 
 /// A publication that the broker delivers.
@@ -202,8 +261,13 @@ impl HeapBytes for Command {
                     + record.bytes()
             }
             Self::Read { channel, page, .. } => heap_bytes_of!(channel, &page.since),
-            Self::Enter { channel, client, info } => heap_bytes_of!(channel, client, info),
-            Self::Leave { channel, client } => heap_bytes_of!(channel, client),
+            Self::Renew { channel, epoch, .. } => heap_bytes_of!(channel, epoch),
+            Self::Presence(update) => {
+                let PresenceUpdate { channel, changes } = &**update;
+                let infos: usize = changes.iter().map(|(_, info)| info.heap_bytes()).sum();
+                let list = changes.capacity() * size_of::<(PresenceChange, Box<[u8]>)>();
+                size_of::<PresenceUpdate>() + channel.heap_bytes() + list + infos
+            }
             Self::Announce { channel, info, .. } => heap_bytes_of!(channel, info),
         }
     }
@@ -212,8 +276,12 @@ impl HeapBytes for Command {
 impl HeapBytes for BrokerEvent {
     fn heap_bytes(&self) -> usize {
         match self {
-            Self::Connected | Self::Lost | Self::Done { .. } | Self::Failed { .. } => 0,
-            Self::Listening { channel } => channel.heap_bytes(),
+            Self::Connected
+            | Self::Lost
+            | Self::Done { .. }
+            | Self::Failed { .. }
+            | Self::MemberCounts { .. } => 0,
+            Self::Listening { channel } | Self::Interrupted { channel } => channel.heap_bytes(),
             Self::Published { position, .. } => position.heap_bytes(),
             Self::History { top, entries, .. } => {
                 let records: usize = entries.iter().map(|entry| entry.record.bytes()).sum();

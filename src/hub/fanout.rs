@@ -206,7 +206,7 @@ impl FanOut {
             groups.filter(|(at, group)| place < group.upto && (*at > 0 || place >= self.cursor));
         waiting
             .flat_map(|(_, group)| &group.parcels)
-            .find_map(|parcel| parcel.offset.checked_sub(1))
+            .find_map(|parcel| (parcel.offset > 0).then_some(parcel.after))
     }
 
     /// Nothing waits.

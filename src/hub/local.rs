@@ -221,8 +221,8 @@ impl Locals {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
         let offset = parcel.offset;
         if offset > 0 {
-            let follows = local.offset == 0 || offset == local.offset + 1;
-            local.offset = if follows { offset } else { offset - 1 };
+            let follows = local.offset == 0 || parcel.after == local.offset;
+            local.offset = if follows { offset } else { parcel.after };
             if !follows && !local.subscribers.is_empty() {
                 return Delivery::Broken;
             }
@@ -350,6 +350,19 @@ mod tests {
         local.claims = 1;
         local.subscribers.add(Subscriber { conn: 0, traits: Traits::JSON.with_positioned(true) });
         (locals, at)
+    }
+
+    #[test]
+    fn offsets_may_have_holes() {
+        let (mut locals, at) = one();
+        locals.begin_at(at, &Position { offset: 4, epoch: None });
+        let mut deliver = |after, offset| {
+            let parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
+            locals.deliver(at, &Arc::new(Parcel { after, ..parcel }), Sending::default())
+        };
+        assert_eq!((deliver(4, 9), deliver(9, 20)), (Delivery::Taken, Delivery::Taken));
+        // Another one was between them. Delivered again, it is accepted.
+        assert_eq!((deliver(21, 22), deliver(21, 22)), (Delivery::Broken, Delivery::Taken));
     }
 
     #[test]

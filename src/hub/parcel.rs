@@ -22,6 +22,9 @@ pub struct Parcel {
     pub kind: ParcelKind,
     /// A publication's place in the stream, 0 without history.
     pub offset: u64,
+    /// The offset of the publication before it in the stream, 0 for the first. Offsets of a broker may have
+    /// holes, so that the next one is not known from this one.
+    pub after: u64,
     /// Its frames by form; what isn't a publication has those of connections only.
     pub frames: Vec<(Form, Frames)>,
     /// A publication's tags, packed.
@@ -42,11 +45,12 @@ pub struct Frames {
 }
 
 impl Parcel {
-    /// A parcel in no form yet.
+    /// A parcel in no form yet, behind the offset before its own.
     pub fn new(kind: ParcelKind, offset: u64, tags: Tags<'_>) -> Self {
         Self {
             kind,
             offset,
+            after: offset.saturating_sub(1),
             frames: Vec::new(),
             tags: tags.bytes().into(),
             unfit_for_json: false,

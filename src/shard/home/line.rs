@@ -339,7 +339,12 @@ mod tests {
     fn entry(offset: u64) -> Entry {
         let data = offset.to_string();
         let published = Published { data: data.as_bytes(), ..Published::default() };
-        Entry { after: offset - 1, record: Record::new(offset, &published) }
+        Entry {
+            after: offset - 1,
+            time_ms: 0,
+            delta: false,
+            record: Record::new(offset, &published),
+        }
     }
 
     fn top(offset: u64) -> Position {
@@ -422,7 +427,7 @@ mod tests {
         assert!(effects.gap && line.at == Some(top(2)));
         assert_eq!(arrive(&mut line, 3), [3]);
         let published = Published { data: b"anew", ..Published::default() };
-        let anew = Entry { after: 2, record: Record::new(3, &published) };
+        let anew = Entry { after: 2, time_ms: 0, delta: false, record: Record::new(3, &published) };
         let effects = line.repaired(&top(4), &[anew, entry(4)]);
         assert!(effects.gap && line.at == Some(top(4)));
     }
@@ -449,7 +454,12 @@ mod tests {
         let mut line = at(3);
         let large = vec![b'x'; LINE_BYTES_MAX / 2];
         let published = Published { data: &large, ..Published::default() };
-        let held = |offset| Entry { after: offset - 1, record: Record::new(offset, &published) };
+        let held = |offset| Entry {
+            after: offset - 1,
+            time_ms: 0,
+            delta: false,
+            record: Record::new(offset, &published),
+        };
         assert!(!line.arrive(Some(LIFE.into()), held(8)).gap);
         assert!(line.arrive(Some(LIFE.into()), held(9)).gap);
         assert!(line.held == 0 && line.needs_repair);

@@ -24,8 +24,9 @@ use super::publish::Delivery;
 use super::reading::Missed;
 use super::{Home, stream_options};
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::info::ClientInfo;
-use crate::hub::broker::{BrokerEvent, Command, Delivered, Entry, Publishing, Ticket};
+use crate::hub::broker::{
+    BrokerEvent, Command, Delivered, Entry, PresenceChange, PresenceUpdate, Publishing, Ticket,
+};
 use crate::hub::history::{Page, Position, Published, Record, Since, StreamOptions};
 use crate::hub::members::Member;
 use crate::proto::client::ErrorCode;
@@ -76,6 +77,7 @@ enum Outcome {
     Position(Position),
     History(Position, Vec<Entry>),
     Members(Vec<Box<[u8]>>),
+    Counts(u32, u32),
     /// It was refused, or the connection is lost.
     Failed,
 }
@@ -198,13 +200,25 @@ impl Home {
             BrokerEvent::History { ticket, top, entries } => {
                 self.answered(cx, ticket, Outcome::History(top, entries), out, codec);
             }
+            BrokerEvent::Interrupted { channel } => {
+                self.with_line(cx, &channel, None, out, codec, |_, line| {
+                    if line.link == Link::On {
+                        line.lose();
+                        line.link = Link::Begun;
+                    }
+                    Effects::default()
+                });
+            }
+            BrokerEvent::MemberCounts { ticket, clients, users } => {
+                self.answered(cx, ticket, Outcome::Counts(clients, users), out, codec);
+            }
             BrokerEvent::Members { ticket, infos } => {
                 self.answered(cx, ticket, Outcome::Members(infos), out, codec);
             }
             BrokerEvent::Done { ticket } => {
                 self.answered(cx, ticket, Outcome::Nothing, out, codec);
             }
-            BrokerEvent::Failed { ticket } => {
+            BrokerEvent::Failed { ticket, .. } => {
                 self.answered(cx, ticket, Outcome::Failed, out, codec);
             }
         }
@@ -396,11 +410,8 @@ impl Home {
             }
             Request::Reinform { conn, info } => {
                 self.reinform(cx, from, channel, conn, &info);
-                if let Some(of) = ClientInfo::unpack(&info)
-                    && remote.is_connected
-                {
-                    let (channel, client) = (channel.clone(), of.client.into());
-                    command(cx, out, Command::Enter { channel, client, info });
+                if remote.is_connected {
+                    command(cx, out, presence(channel, PresenceChange::Enter, info));
                 }
             }
             Request::Publish(publish) => {
@@ -419,6 +430,7 @@ impl Home {
                 let answer = match outcome {
                     Outcome::Nothing => Answer::Done,
                     Outcome::Members(infos) => super::reading::presence(&read, &infos, codec),
+                    Outcome::Counts(clients, users) => Answer::PresenceStats(clients, users),
                     Outcome::History(top, entries) => {
                         super::reading::history(&read, &top, &entries, codec)
                     }
@@ -516,10 +528,7 @@ impl Home {
         if let Some(left) = left
             && is_connected
         {
-            if let Some(of) = ClientInfo::unpack(&left.info) {
-                let client = of.client.into();
-                command(cx, out, Command::Leave { channel: channel.clone(), client });
-            }
+            command(cx, out, presence(channel, PresenceChange::Leave, left.info.clone()));
             if left.announces {
                 let (channel, info) = (channel.clone(), left.info);
                 command(cx, out, Command::Announce { channel, joined: false, info });
@@ -527,6 +536,12 @@ impl Home {
         }
         out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }
+}
+
+/// One change of who is present.
+fn presence(channel: &CompactString, change: PresenceChange, info: Box<[u8]>) -> Command {
+    let changes = vec![(change, info)];
+    Command::Presence(Box::new(PresenceUpdate { channel: channel.clone(), changes }))
 }
 
 /// Begins operations, each behind those before it, up to one that has to wait.
@@ -577,9 +592,8 @@ fn begin_one(
                 cx,
                 out,
                 match &read.what {
-                    Reading::Presence | Reading::PresenceStats => {
-                        Command::Members { ticket, channel }
-                    }
+                    Reading::Presence => Command::Members { ticket, channel, counts: false },
+                    Reading::PresenceStats => Command::Members { ticket, channel, counts: true },
                     Reading::History(page) => Command::Read { ticket, channel, page: page.clone() },
                     Reading::Drop => Command::Drop { ticket, channel },
                 },
@@ -596,10 +610,9 @@ fn begin_one(
             }
             if let Some(membership) = &subscribe.membership
                 && membership.present
-                && let Some(of) = ClientInfo::unpack(&membership.info)
             {
-                let (client, info) = (of.client.into(), membership.info.clone());
-                command(cx, out, Command::Enter { channel: channel.clone(), client, info });
+                let info = membership.info.clone();
+                command(cx, out, presence(&channel, PresenceChange::Enter, info));
             }
             let rules = cx.channels_with(subscribe.namespace);
             line.namespace = subscribe.namespace;
@@ -651,6 +664,7 @@ fn publishing(cx: &Cx, ticket: Ticket, publish: &Publish) -> Publishing {
         idempotency_key: extra.idempotency_key,
         version: extra.version,
         version_epoch: extra.version_epoch,
+        delta: extra.delta || channels.namespace(publish.namespace).delta_publish,
     }
 }
 
@@ -713,7 +727,7 @@ mod tests {
         let record = Record::new(8, &publishing.record.published());
         let ticket = publishing.ticket;
         news(&mut driven, BrokerEvent::Published { ticket, position: top(8) });
-        let entry = Entry { after: 7, record };
+        let entry = Entry { after: 7, time_ms: 0, delta: false, record };
         let (channel, epoch) = ("news".into(), top(8).epoch);
         let delivered = Box::new(Delivered { channel, epoch, entry });
         news(&mut driven, BrokerEvent::Delivered(delivered.clone()));

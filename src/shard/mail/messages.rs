@@ -670,7 +670,9 @@ mod tests {
     use crate::base::tags::Tags;
     use crate::edge::jwt::{ConnectionClaims, SubOptions};
     use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
-    use crate::hub::broker::{Delivered, Entry, Publishing, Ticket};
+    use crate::hub::broker::{
+        Delivered, Entry, PresenceChange, PresenceUpdate, Publishing, Ticket,
+    };
     use crate::hub::history::{Published, Record, StreamOptions};
     use crate::hub::parcel::{self, Frames};
     use crate::session::{Headers, NamedValues};
@@ -747,6 +749,10 @@ mod tests {
 
     fn record() -> Record {
         Record::new(1, &Published { data: text().as_bytes(), ..Published::default() })
+    }
+
+    fn entry() -> Entry {
+        Entry { after: 0, time_ms: 0, delta: false, record: record() }
     }
 
     fn since() -> Since {
@@ -994,6 +1000,7 @@ mod tests {
                     idempotency_key: name(),
                     version: 0,
                     version_epoch: name(),
+                    delta: false,
                 };
                 Mail::Command(Box::new(Command::Publish(Box::new(publishing))))
             }),
@@ -1002,17 +1009,24 @@ mod tests {
                 Mail::Command(Box::new(Command::Read { ticket: Ticket(1), channel: name(), page }))
             }),
             Box::new(|| {
-                let (channel, client, info) = (name(), name(), data());
-                Mail::Command(Box::new(Command::Enter { channel, client, info }))
+                let changes =
+                    vec![(PresenceChange::Enter, data()), (PresenceChange::Leave, data())];
+                let update = PresenceUpdate { channel: name(), changes };
+                Mail::Command(Box::new(Command::Presence(Box::new(update))))
             }),
             Box::new(|| {
-                let entry = Entry { after: 0, record: record() };
+                let epoch = text().as_str().into();
+                let renew = Command::Renew { ticket: Ticket(1), channel: name(), epoch };
+                Mail::Command(Box::new(renew))
+            }),
+            Box::new(|| {
+                let entry = entry();
                 let epoch = Some(text().as_str().into());
                 let delivered = Delivered { channel: name(), epoch, entry };
                 Mail::BrokerEvent(Box::new(BrokerEvent::Delivered(Box::new(delivered))))
             }),
             Box::new(|| {
-                let entries = vec![Entry { after: 0, record: record() }];
+                let entries = vec![entry()];
                 let top = Position { offset: 1, epoch: Some(text().as_str().into()) };
                 let event = BrokerEvent::History { ticket: Ticket(1), top, entries };
                 Mail::BrokerEvent(Box::new(event))
