@@ -23,7 +23,7 @@ use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
 use crate::shard::mail::Mail;
-use crate::shard::{Node, SlowCounters};
+use crate::shard::{NodeState, SlowCounters};
 use crate::sys;
 
 /// The signals that mean something to a node.
@@ -48,7 +48,7 @@ impl Signals {
 
 /// The state of the control thread.
 pub(super) struct Control {
-    pub(super) node: Arc<Node>,
+    pub(super) node: Arc<NodeState>,
     pub(super) control_mail: Arc<ControlMail>,
     pub(super) started: Instant,
     pub(super) drain_rate: u32,

@@ -21,7 +21,7 @@ use super::control_mail::ControlMail;
 use crate::base::id::ShardId;
 use crate::base::time::UnixSeconds;
 use crate::edge::jwt::{Checked, TokenKeys};
-use crate::shard::Node;
+use crate::shard::NodeState;
 use crate::shard::crypto::CryptoJob;
 use crate::shard::mail::Mail;
 use crate::shard::signatures::{SignatureJob, Signed, TokenKind};
@@ -43,7 +43,7 @@ pub(super) trait KeySource: Send + Sync + 'static {
     fn owner(&self, kind: TokenKind) -> TokenKind;
 }
 
-impl KeySource for Node {
+impl KeySource for NodeState {
     fn keys(&self, kind: TokenKind) -> &TokenKeys {
         self.keys(kind)
     }
@@ -111,7 +111,7 @@ pub(super) fn queues() -> (Queues, Inlets) {
 #[expect(clippy::disallowed_methods, reason = "threads of the node are made in this folder")]
 pub(super) fn spawn(
     threads: usize,
-    node: &Arc<Node>,
+    node: &Arc<NodeState>,
     inlets: &Inlets,
     control_mail: &Arc<ControlMail>,
 ) -> std::io::Result<()> {

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::base::times::Counts;
-use crate::shard::Node;
+use crate::shard::NodeState;
 
 /// Beyond what a node is not healthy.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct Thresholds {
 
 /// The thresholds, checked once a second.
 pub(super) struct Health {
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     thresholds: Thresholds,
     counted: Mutex<Counts>,
     loop_lag_p99_us: AtomicU64,
@@ -31,7 +31,7 @@ pub(super) struct Health {
 
 impl Health {
     /// Nothing was looked at yet.
-    pub(super) fn new(node: Arc<Node>, thresholds: Thresholds) -> Self {
+    pub(super) fn new(node: Arc<NodeState>, thresholds: Thresholds) -> Self {
         let (counted, loop_lag_p99_us) = (Mutex::default(), AtomicU64::new(0));
         Self { node, thresholds, counted, loop_lag_p99_us }
     }

@@ -32,7 +32,7 @@ use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::hub::subscribers::Subscriber;
 use crate::session::Session;
 use crate::shard::mail::Method;
-use crate::shard::{CONN_BYTES, Node, ShardCounters, SlowCounters};
+use crate::shard::{CONN_BYTES, NodeState, ShardCounters, SlowCounters};
 
 /// Groups of counters that are one metric with a label: beginning of the counters' names, the metric,
 /// the label, the help text.
@@ -92,7 +92,7 @@ const BOUNDS_COUNT: &[u64] = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
 /// Reads what a node counts.
 #[derive(Clone)]
 pub(super) struct Metrics {
-    pub(super) node: Arc<Node>,
+    pub(super) node: Arc<NodeState>,
     pub(super) control_mail: Arc<ControlMail>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,

@@ -76,7 +76,7 @@ use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Letterbox, Mailbox};
-use crate::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use crate::shard::{Memory, NodeState, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 use crate::sys;
 
 /// All that a node is started with.
@@ -242,7 +242,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let connections_max = settings.shards as u64 * u64::from(settings.options.conns_max);
     let address_limits =
         AddressLimits::new(settings.address_limits, seeds.next_u64(), connections_max);
-    let node = Arc::new(Node {
+    let node = Arc::new(NodeState {
         rules: settings.rules,
         options: settings.options,
         names: NameHasher::new(seeds.next_u64(), settings.shards),
@@ -399,7 +399,7 @@ fn port_of(addresses: &[Address]) -> u16 {
 
 /// The parts that a shard's thread begins with.
 struct Beginning {
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     switchboard: Arc<Switchboard>,
     io: Io,
     tables_apart: bool,

@@ -13,13 +13,13 @@ use axum::response::{IntoResponse, Response};
 
 use crate::base::notices::Reason;
 use crate::proto::http::SINGLE_HEADERS;
-use crate::shard::{Fields, Node};
+use crate::shard::{Fields, NodeState};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses requests that say twice on whose behalf they come (400), or mean another host (403).
 pub(super) async fn check(
-    State(node): State<Arc<Node>>,
+    State(node): State<Arc<NodeState>>,
     request: Request<Body>,
     next: Next,
 ) -> Response {
@@ -40,7 +40,7 @@ pub(super) async fn check(
 
 /// The same for the pages of administrators: without a password only the host keeps others out.
 pub(super) async fn check_admin(
-    State(node): State<Arc<Node>>,
+    State(node): State<Arc<NodeState>>,
     request: Request<Body>,
     next: Next,
 ) -> Response {
@@ -51,13 +51,13 @@ pub(super) async fn check_admin(
 }
 
 /// Whether the web page that sent a request, if one did, may act as a client.
-pub(super) fn allows_page(node: &Node, headers: &HeaderMap) -> bool {
+pub(super) fn allows_page(node: &NodeState, headers: &HeaderMap) -> bool {
     let value = |name: HeaderName| headers.get(name).map(|value| value.as_bytes().to_vec());
     let (origin, site) = (value(ORIGIN), value(FETCH_SITE));
     node.rules.origins.load().allows_request(origin.as_deref(), site.as_deref())
 }
 
-fn is_of_this_node(node: &Node, headers: &HeaderMap, is_admin: bool) -> bool {
+fn is_of_this_node(node: &NodeState, headers: &HeaderMap, is_admin: bool) -> bool {
     let hosts = &node.options.hosts;
     match headers.get(HOST) {
         None => hosts.admits(None, is_admin),
@@ -67,18 +67,24 @@ fn is_of_this_node(node: &Node, headers: &HeaderMap, is_admin: bool) -> bool {
 }
 
 /// Refuses a request of a page that may not act as a client.
-pub(super) fn foreign_page(node: &Node, headers: &HeaderMap) -> Response {
+pub(super) fn foreign_page(node: &NodeState, headers: &HeaderMap) -> Response {
     let origin = headers.get(ORIGIN).map_or("none", text);
     refuse(node, Reason::HttpOrigin, StatusCode::FORBIDDEN, "origin not allowed", origin)
 }
 
-fn foreign_host(node: &Node, headers: &HeaderMap) -> Response {
+fn foreign_host(node: &NodeState, headers: &HeaderMap) -> Response {
     let why = "host not allowed: roost.allowed_hosts names further ones";
     let host = headers.get(HOST).map_or("none", text);
     refuse(node, Reason::HttpHost, StatusCode::FORBIDDEN, why, host)
 }
 
-fn refuse(node: &Node, reason: Reason, status: StatusCode, why: &str, given: &str) -> Response {
+fn refuse(
+    node: &NodeState,
+    reason: Reason,
+    status: StatusCode,
+    why: &str,
+    given: &str,
+) -> Response {
     let sep = if given.is_empty() { "" } else { ": " };
     node.notices.notice_now(
         reason,

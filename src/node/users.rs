@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::control_mail::{Busy, ControlMail};
 use crate::base::limits::API_LARGE_ANSWER_CREDITS;
-use crate::shard::Node;
+use crate::shard::NodeState;
 use crate::shard::mail::{List, ListOf, Mail};
 
 /// Hashes of users that are named in one count, about.
@@ -22,7 +22,7 @@ const NAMED_MAX: u64 = 65_536;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts every few seconds, for those who read [`Node::users`].
-pub(super) async fn keep_counting(node: Arc<Node>, control_mail: Arc<ControlMail>) {
+pub(super) async fn keep_counting(node: Arc<NodeState>, control_mail: Arc<ControlMail>) {
     let mut every = tokio::time::interval(INTERVAL);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -36,7 +36,7 @@ pub(super) async fn keep_counting(node: Arc<Node>, control_mail: Arc<ControlMail
 ///
 /// # Errors
 /// A shard takes no more now.
-pub(super) async fn count(node: &Node, control_mail: &ControlMail) -> Result<u64, Busy> {
+pub(super) async fn count(node: &NodeState, control_mail: &ControlMail) -> Result<u64, Busy> {
     let on_shards: u64 = node.counters.iter().map(|shard| shard.users.get()).sum();
     let users = match node.counters.len() {
         1 => on_shards,

@@ -46,7 +46,7 @@ use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
 use crate::config::{self, Web};
 use crate::proto::http::{self, HttpDate, Reuse};
-use crate::shard::Node;
+use crate::shard::NodeState;
 use crate::shard::mail::{Mail, Mailbox, WebRequest};
 
 /// The endpoints and their ports.
@@ -141,7 +141,7 @@ pub(super) async fn serve_public(
     mailbox: Mailbox,
     bell: Arc<Bell>,
     router: Router,
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     proxies: Arc<Proxies>,
 ) {
     let visited = Arc::clone(&control_mail);

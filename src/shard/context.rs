@@ -9,13 +9,14 @@ use crate::base::id::ShardId;
 use crate::base::time::{Millis, UnixSeconds};
 use crate::edge::channels::ChannelRules;
 use crate::session::ClientOptions;
-use crate::shard::Node;
+use crate::shard::net::timers::tick_of;
+use crate::shard::node_state::NodeState;
 use crate::shard::stats::ShardCounters;
 
 /// Facts of the node and rules of this turn.
 pub(crate) struct Cx {
     /// What all shards share.
-    pub(crate) node: Arc<Node>,
+    pub(crate) node: Arc<NodeState>,
     /// Number of this shard.
     pub(crate) id: ShardId,
     /// The rules of channels.
@@ -32,7 +33,7 @@ pub(crate) struct Cx {
 
 impl Cx {
     /// The context before the first turn.
-    pub(crate) fn new(node: Arc<Node>, id: ShardId, now: Millis, unix: UnixSeconds) -> Self {
+    pub(crate) fn new(node: Arc<NodeState>, id: ShardId, now: Millis, unix: UnixSeconds) -> Self {
         Self {
             id,
             channels: node.rules.channels.load_full(),
@@ -79,6 +80,6 @@ impl Cx {
 
     /// The timer tick of this turn.
     pub(crate) fn tick(&self) -> u32 {
-        super::tick_of(self.now)
+        tick_of(self.now)
     }
 }

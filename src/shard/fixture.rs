@@ -14,7 +14,7 @@ use super::net::Net;
 use super::net::record::Phase;
 use super::outlets::Outlets;
 use super::{
-    AddressSources, Broker, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
+    AddressSources, Broker, Memory, NodeState, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
 };
 use crate::base::id::{ConnKey, ShardId};
@@ -102,7 +102,7 @@ impl Default for Plan {
 impl Plan {
     /// The node of this plan.
     #[expect(clippy::disallowed_methods, reason = "no test reads the clock of log lines")]
-    pub(crate) fn node(self) -> Arc<Node> {
+    pub(crate) fn node(self) -> Arc<NodeState> {
         let ids = || 0..self.shards;
         let rules = Rules {
             api: ArcSwap::from_pointee(None),
@@ -118,7 +118,7 @@ impl Plan {
             rpc: Default::default(),
             admin: None,
         };
-        Arc::new(Node {
+        Arc::new(NodeState {
             rules,
             options: self.options,
             names: NameHasher::new(1, self.shards),

@@ -1,6 +1,6 @@
 //! Whether a shard goes on or has stopped, and what it looks after once in a while.
 
-use super::memory::Shedding;
+use super::shedding::Shedding;
 use crate::base::time::Millis;
 
 /// The life of one shard.

@@ -11,6 +11,7 @@
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
 //! (`home`) and the *subscribers' side* (`local`).
 
+mod by_slot;
 mod clients;
 mod codec;
 mod context;
@@ -27,29 +28,30 @@ mod local;
 pub mod mail;
 mod memory;
 mod net;
+mod node_state;
 mod notices;
+mod options;
 mod orders;
 mod outlets;
+mod shedding;
 mod stats;
 
 pub use self::clients::{proxies, signatures};
 pub use self::http::endpoint::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::memory::Memory;
-pub use self::net::addresses::AddressSources;
 pub use self::net::record::CONN_BYTES;
-pub use self::net::slow::SlowCounters;
 pub use self::net::timers;
+pub use self::node_state::NodeState;
 pub use self::notices::{Cut, Fields, Notices};
-pub use self::stats::ShardCounters;
+pub use self::options::{AddressSources, Broker, Options};
+pub use self::stats::{ShardCounters, SlowCounters};
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use self::clients::Clients;
 use self::clients::aside::Admin;
 use self::codec::Codec;
 use self::context::Cx;
-use self::crypto::Crypto;
 use self::home::Home;
 use self::life::Life;
 use self::local::LocalSide;
@@ -58,153 +60,27 @@ use self::mail::{Letterbox, Mailbox};
 use self::net::Net;
 use self::net::effects::Effect;
 use self::net::record::NONE;
-use self::net::timers::TICK_MS;
 use self::orders::Orders;
 use crate::base::id::ShardId;
 use crate::base::limits::{SENDS_MAX, TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
-use crate::base::rate::SharedRate;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
-use crate::base::times::Times;
-use crate::edge::address_limits::AddressLimits;
-use crate::edge::host::HostRules;
-use crate::hub::names::NameHasher;
 use crate::io::{Completion, Driver};
 use crate::proto::client::Disconnect;
-use crate::proto::ws::DeflateOptions;
-use crate::session::Rules;
 
-/// Options of a shard. Times in milliseconds.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// From so many connections on, new ones are passed to the emptiest shard, if that has fewer.
-    pub conns_soft: u32,
-    /// Connections here at most.
-    pub conns_max: u32,
-    /// The request head has to be there so soon.
-    pub handshake_timeout_ms: u64,
-    /// A peer that doesn't answer our close frame is dropped then.
-    pub close_timeout_ms: u64,
-    /// A client whose socket takes nothing for so long is dropped.
-    pub write_timeout_ms: u64,
-    /// An echo connection that is silent for so long is pinged, and dropped when it stays silent.
-    pub idle_timeout_ms: u64,
-    /// Bytes of a message from a client at most.
-    pub message_bytes_max: usize,
-    /// What a message from a client may come to when it is inflated, bytes.
-    pub inflated_bytes_max: usize,
-    /// What shards serve themselves.
-    pub endpoints: Vec<Endpoint>,
-    /// How messages are deflated for two-way WebSockets whose clients offer it; `None`: they aren't.
-    pub deflate: Option<DeflateOptions>,
-    /// One-way WebSockets.
-    pub uni_websocket: UniWebSocketOptions,
-    /// A poll for which nothing comes is answered so late, or up to an eighth earlier.
-    pub poll_wait_ms: u64,
-    /// One shard accepts for all: each connection goes to the emptiest.
-    pub one_accepts: bool,
-    /// How clients' addresses become known.
-    pub addresses: AddressSources,
-    /// Where paths begin that the control thread serves on the public port: each for itself and for
-    /// what is below it; `/` only for itself.
-    pub web: Vec<String>,
-    /// Channels kept for their history alone, at most.
-    pub channels_idle_max: usize,
-    /// Requests to one home that may be unanswered.
-    pub requests_unanswered_max: u32,
-    /// Deliveries in one turn.
-    pub turn_deliveries_max: u32,
-    /// Connections that orders are carried out on in one turn.
-    pub turn_ordered_max: usize,
-    /// Hosts under which the node may be reached.
-    pub hosts: HostRules,
-    /// Where channels are kept.
-    pub broker: Broker,
-}
-
-/// Where histories, positions and presence of channels are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Broker {
-    /// In the memory of their homes: this node is alone.
-    #[default]
-    Memory,
-    /// By a broker for several nodes. Homes send [`mail::Mail::Command`] to the control thread, and get
-    /// [`mail::Mail::BrokerEvent`].
-    Remote,
-}
-
-impl Options {
-    /// Whether the control thread serves a path.
-    fn is_web(&self, path: &str) -> bool {
-        self.web.iter().any(|prefix| {
-            path.strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') && prefix != "/")
-        })
-    }
-}
-
-/// What all shards of a node share: facts that don't change, and a few atomics.
-pub struct Node {
-    /// What sessions go by.
-    pub rules: Rules,
-    /// Options of the shards.
-    pub options: Options,
-    /// Hashes names; says which shard is a channel's home.
-    pub names: NameHasher,
-    /// Counters, one set for each shard.
-    pub counters: Vec<ShardCounters>,
-    /// What became of slow clients, for each shard by namespace; the last ones are of namespaces that
-    /// came later.
-    pub slow: Vec<Vec<SlowCounters>>,
-    /// How long turns work, for each shard.
-    pub loop_lag: Vec<Times>,
-    /// From a publication at its home to the write for its last subscriber, for each shard with some; to
-    /// within a turn and a millisecond.
-    pub fan_out: Vec<Times>,
-    /// How many subscribers on a shard such a publication had, for each shard.
-    pub fan_out_size: Vec<Times>,
-    /// From a command to its answer, for each shard by [`mail::Method`]; to within a turn and a millisecond.
-    pub commands: Vec<[Times; mail::Method::NAMES.len()]>,
-    /// Where cryptography is done that takes too long for a shard.
-    pub crypto: Crypto,
-    /// Open connections of each shard: whoever is full passes new ones to the emptiest.
-    pub open: Vec<AtomicU32>,
-    /// Clients of the node, for `client.connection_limit`.
-    pub clients: AtomicU64,
-    /// Administrators that are connected: without any, nobody wants figures.
-    pub admins: AtomicU32,
-    /// Distinct users of all shards, as they were counted last.
-    pub users: AtomicU64,
-    /// New clients of all shards, for `client.connection_rate_limit`.
-    pub client_rate: SharedRate,
-    /// What it may have in memory, and has.
-    pub memory: Memory,
-    /// What each address has of the node.
-    pub addresses: AddressLimits,
-    /// The node closes its connections, and ends.
-    pub draining: AtomicBool,
-    /// Shards that have drained.
-    pub drained: AtomicU32,
-    /// Log lines about refusals.
-    pub notices: Notices,
-}
-
-/// Seeds and addresses of one shard.
+/// The place of one shard in its node: its number, its mailboxes, its seed.
 pub struct Seat {
-    /// Which one it is.
+    /// Number of the shard.
     pub shard: ShardId,
-    /// Where its mail comes in.
+    /// Its incoming mail.
     pub mailbox: Mailbox,
-    /// Where the mail of every shard goes in.
+    /// Outgoing mail to each shard.
     pub letterboxes: Vec<Letterbox>,
-    /// Where the mail of the control thread goes in.
+    /// Outgoing mail to the control thread.
     pub control: Letterbox,
-    /// For spreading pings, and for epochs.
+    /// Seed of its randomness: it spreads pings, and makes epochs.
     pub seed: u64,
 }
-
-/// A side table for the few connections that have such a thing, by slot.
-type BySlot<T> = hashbrown::HashMap<u32, T, foldhash::fast::FixedState>;
 
 /// One shard on its driver.
 pub struct Shard<D: Driver> {
@@ -230,7 +106,7 @@ pub struct Shard<D: Driver> {
 
 impl<D: Driver> Shard<D> {
     /// A shard with no connections.
-    pub fn new(node: Arc<Node>, seat: Seat, driver: D, collect: fn()) -> Self {
+    pub fn new(node: Arc<NodeState>, seat: Seat, driver: D, collect: fn()) -> Self {
         let mut rng = Rng::new(seat.seed);
         let cx = Cx::new(node, seat.shard, driver.now(), driver.unix());
         let shards = seat.letterboxes.len();
@@ -538,10 +414,6 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// Places beyond those that clients may take: requests are read in them, health checks and calls of the API
-/// answered, and clients refused.
-const CONNS_SPARE: usize = 64;
-
 /// Milliseconds between two housekeepings.
 const HOUSEKEEPING_MS: u64 = 1000;
 
@@ -550,13 +422,3 @@ const MAIL_RETRY_MS: u64 = 20;
 
 /// A burst of so many queued bytes makes it worthwhile to give memory back.
 const COLLECT_AFTER_BYTES: u64 = 1 << 20;
-
-/// The timer tick of a moment.
-fn tick_of(at: Millis) -> u32 {
-    (at.0 / TICK_MS) as u32
-}
-
-/// Milliseconds as ticks, rounded up, at least one.
-fn ticks(ms: u64) -> u32 {
-    u32::try_from(ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX / 4).clamp(1, u32::MAX / 4)
-}

@@ -18,7 +18,7 @@ use slab::Slab;
 
 use super::mail::shard_set::ShardSet;
 use super::mail::{
-    Act, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
+    AdminCommand, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
 };
 use crate::base::expiry::Expiry;
 use crate::base::id::{ConnKey, ShardId};
@@ -196,8 +196,8 @@ impl<D: Driver> Shard<D> {
             return Step::Spared;
         }
         let is_connecting = session.connecting().is_some();
-        match &order.act {
-            Act::Disconnect { code, reason, spare } => {
+        match &order.command {
+            AdminCommand::Disconnect { code, reason, spare } => {
                 let id = self.client_id(key).text();
                 if spare.binary_search_by(|spared| spared.as_str().cmp(id.as_str())).is_ok() {
                     return Step::Spared;
@@ -211,7 +211,7 @@ impl<D: Driver> Shard<D> {
                 Step::Done
             }
             _ if is_connecting => Step::Blocked,
-            Act::Unsubscribe { channel } => {
+            AdminCommand::Unsubscribe { channel } => {
                 let only = match channel.as_str() {
                     "" => None,
                     name => match self.local.locals.find(name) {
@@ -232,8 +232,8 @@ impl<D: Driver> Shard<D> {
                 subs.into_iter().for_each(|at| self.take_away(index, at, Unsubscribed::Server));
                 Step::Done
             }
-            Act::Subscribe(sub) => self.subscribe_by_order(key, sub, homes),
-            Act::Refresh { expired: true, .. } => {
+            AdminCommand::Subscribe(sub) => self.subscribe_by_order(key, sub, homes),
+            AdminCommand::Refresh { expired: true, .. } => {
                 if !self.has_room_at_homes(index, None, homes) {
                     return Step::Blocked;
                 }
@@ -242,7 +242,7 @@ impl<D: Driver> Shard<D> {
                 self.disconnect(index, Disconnect::ConnectionExpired);
                 Step::Done
             }
-            Act::Refresh { expire_at, info, .. } => {
+            AdminCommand::Refresh { expire_at, info, .. } => {
                 if !info.is_empty() && self.reinform(index, info.clone()).is_err() {
                     return Step::Blocked;
                 }
@@ -371,8 +371,8 @@ mod tests {
 
     fn order() -> Box<Order> {
         let (user, client, session) = Default::default();
-        let act = Act::Unsubscribe { channel: CompactString::default() };
-        Box::new(Order { asker: Asker::of(key(9)), user, client, session, act })
+        let command = AdminCommand::Unsubscribe { channel: CompactString::default() };
+        Box::new(Order { asker: Asker::of(key(9)), user, client, session, command })
     }
 
     fn orders(connections: u32, behind: usize) -> Orders {

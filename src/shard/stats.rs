@@ -1,7 +1,7 @@
 //! The counters of a shard. Only the shard writes them; every thread may read them.
 //! The comment of a counter is its help text in `/metrics` (docs/metrics.md).
 
-use crate::base::counters::{Gauge, counters};
+use crate::base::counters::{Counter, Gauge, counters};
 use crate::base::form::Transport;
 use crate::proto::client::{ErrorCode, Request};
 
@@ -395,6 +395,17 @@ impl ShardCounters {
         };
         of_code.inc();
     }
+}
+
+/// Counters of slow clients of one namespace on one shard.
+#[derive(Debug, Default)]
+pub struct SlowCounters {
+    /// Clients closed because its publications were too much for them.
+    pub closed: Counter,
+    /// Publications dropped to make room (`drop_oldest`).
+    pub dropped: Counter,
+    /// Publications replaced by a newer one (`latest`).
+    pub conflated: Counter,
 }
 
 #[cfg(test)]

@@ -23,10 +23,10 @@ use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
 use roost::shard::crypto::Crypto;
 use roost::shard::mail::{
-    Act, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
+    AdminCommand, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
-use roost::shard::{Memory, Node, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use roost::shard::{Memory, NodeState, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
@@ -54,7 +54,7 @@ pub(crate) struct Run {
     plan: Plan,
     rng: Rng,
     world: SharedWorld,
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     letterboxes: Vec<Letterbox>,
     control: Control,
     shards: Vec<Runner>,
@@ -185,7 +185,7 @@ impl Run {
                 Mailbox::new(plan.mailbox_batches[id.index()], alarm)
             })
             .unzip();
-        let node = Arc::new(Node {
+        let node = Arc::new(NodeState {
             rules: plan.rules(),
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
@@ -615,10 +615,11 @@ impl Run {
             let asker = Asker::of(conn);
             self.control.asked.insert(self.control.next);
             self.control.next += 1;
-            let act = Act::Disconnect { code, reason: "again".into(), spare: Vec::new() };
+            let command =
+                AdminCommand::Disconnect { code, reason: "again".into(), spare: Vec::new() };
             let (user, client) = (user.as_str().into(), client.as_str().into());
             let session = CompactString::default();
-            outbox.push(Mail::Order(Box::new(Order { asker, user, client, session, act })));
+            outbox.push(Mail::Order(Box::new(Order { asker, user, client, session, command })));
         }
     }
 

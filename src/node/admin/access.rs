@@ -14,7 +14,7 @@ use crate::base::time::UnixSeconds;
 use crate::config;
 use crate::edge::jwt::{TokenKeys, TokenOptions, sign_hs256};
 use crate::session::AdminRules;
-use crate::shard::{Fields, Node};
+use crate::shard::{Fields, NodeState};
 
 /// Why the page stays closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl AdminRefusals {
 
 /// See the module.
 pub(in crate::node) struct Access {
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     password: Option<String>,
     secret: String,
     /// The secret in the link of a development node, as long as it runs.
@@ -133,7 +133,7 @@ pub(in crate::node) fn admin_rules(admin: &config::Admin) -> std::io::Result<Adm
 impl Access {
     /// As the options say.
     pub(in crate::node) fn new(
-        node: Arc<Node>,
+        node: Arc<NodeState>,
         admin: &config::Admin,
         refusals: Arc<AdminRefusals>,
     ) -> Self {

@@ -10,7 +10,7 @@ use crate::base::id::ShardId;
 use crate::base::limits::API_LARGE_ANSWER_CREDITS;
 use crate::proto::client;
 use crate::session::ServerSub;
-use crate::shard::mail::{Act, Inspect, Inspected, Mail, Order};
+use crate::shard::mail::{AdminCommand, Inspect, Inspected, Mail, Order};
 
 impl Api {
     /// Subscribes connections to a channel.
@@ -32,7 +32,7 @@ impl Api {
                 expires: Expiry::of_positive(expire_at),
                 ..ServerSub::default()
             };
-            self.order(target, Act::Subscribe(Box::new(sub))).await
+            self.order(target, AdminCommand::Subscribe(Box::new(sub))).await
         };
         self.logged("subscribe", subscribed).await
     }
@@ -47,7 +47,7 @@ impl Api {
             if !channel.is_empty() {
                 namespace(&self.node.rules.channels.load(), &channel)?;
             }
-            self.order(target, Act::Unsubscribe { channel: channel.into() }).await
+            self.order(target, AdminCommand::Unsubscribe { channel: channel.into() }).await
         };
         self.logged("unsubscribe", unsubscribed).await
     }
@@ -70,7 +70,7 @@ impl Api {
                 _ => return Err(ApiError::BadRequest),
             };
             spare.sort_unstable();
-            self.order(target, Act::Disconnect { code, reason, spare }).await
+            self.order(target, AdminCommand::Disconnect { code, reason, spare }).await
         };
         self.logged("disconnect", disconnected).await
     }
@@ -81,17 +81,17 @@ impl Api {
     /// There is no room.
     pub(in crate::node) async fn refresh(&self, refresh: Refresh) -> Result<()> {
         let Refresh { target, expired, expire_at, info } = refresh;
-        let act = Act::Refresh { expired, expire_at, info: info.into_owned() };
-        self.logged("refresh", self.order(target, act)).await
+        let command = AdminCommand::Refresh { expired, expire_at, info: info.into_owned() };
+        self.logged("refresh", self.order(target, command)).await
     }
 
     /// Orders all shards to do something with a user's connections, and waits until all have done it.
-    async fn order(&self, target: Target, act: Act) -> Result<()> {
+    async fn order(&self, target: Target, command: AdminCommand) -> Result<()> {
         let send = |shard: ShardId| {
             let Target { user, client, session } = target.clone();
-            let act = act.clone();
+            let command = command.clone();
             self.control_mail.ask(shard, 1, |asker| {
-                Mail::Order(Box::new(Order { asker, user, client, session, act }))
+                Mail::Order(Box::new(Order { asker, user, client, session, command }))
             })
         };
         let sent: Vec<_> = self.control_mail.shards().map(send).collect();

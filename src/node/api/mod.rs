@@ -40,11 +40,11 @@ use super::users;
 use crate::base::limits::API_READS_MAX;
 use crate::base::notices::Reason;
 use crate::edge::channels::{ChannelRules, Namespace};
-use crate::shard::{Fields, Node, ShardCounters};
+use crate::shard::{Fields, NodeState, ShardCounters};
 
 /// The methods of the API.
 pub(super) struct Api {
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     control_mail: Arc<ControlMail>,
     /// Name of this node.
     name: String,
@@ -63,7 +63,7 @@ tokio::task_local! {
 impl Api {
     /// The API of a node. `uid` differs between its lives.
     pub(super) fn new(
-        node: Arc<Node>,
+        node: Arc<NodeState>,
         control_mail: Arc<ControlMail>,
         name: String,
         uid: String,

@@ -12,7 +12,7 @@ use crate::base::limits::{API_PATTERN_BYTES_MAX, API_SPARED_MAX};
 use crate::hub::history::Position;
 use crate::node::testing::Bench;
 use crate::proto::client::{Encoding, ErrorCode};
-use crate::shard::mail::{Act, Answer, Listed, Mail, PublishOptions, Reading};
+use crate::shard::mail::{AdminCommand, Answer, Listed, Mail, PublishOptions, Reading};
 
 const OPTIONS: &[(&str, &str)] = &[
     ("CENTRIFUGO_CHANNEL_WITHOUT_NAMESPACE_PRESENCE", "true"),
@@ -210,7 +210,9 @@ async fn a_disconnect_has_a_code_that_clients_know() {
     {
         let done = bench.with_shards(api.disconnect(disconnect(code, reason)), |_, mail| {
             let Mail::Order(order) = mail else { panic!("{mail:?}") };
-            let Act::Disconnect { code, reason, spare } = &order.act else { panic!("{order:?}") };
+            let AdminCommand::Disconnect { code, reason, spare } = &order.command else {
+                panic!("{order:?}")
+            };
             assert_eq!((*code, reason.as_str()), expected);
             assert_eq!(*spare, ["a", "b"], "searched by bisection");
             Some(Mail::Ordered { asker: order.asker, connections: 1 })

@@ -45,7 +45,7 @@ use crate::proto::client::ErrorCode;
 use crate::session::{Headers, NamedValues, Rules};
 use crate::shard::mail::Mail;
 use crate::shard::proxies::{AppAnswer, AppCall, AppReply, AppRequest};
-use crate::shard::{Fields, Node, Notices};
+use crate::shard::{Fields, NodeState, Notices};
 
 /// How a question ended, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +157,7 @@ impl Fault {
 /// All endpoints.
 pub(super) struct Proxies {
     control_mail: Arc<ControlMail>,
-    node: Arc<Node>,
+    node: Arc<NodeState>,
     endpoints: Mutex<Endpoints>,
 }
 
@@ -176,7 +176,10 @@ impl Proxies {
     ///
     /// # Errors
     /// One of them has certificates that can't be used.
-    pub(super) fn new(control_mail: Arc<ControlMail>, node: Arc<Node>) -> Result<Self, TlsFault> {
+    pub(super) fn new(
+        control_mail: Arc<ControlMail>,
+        node: Arc<NodeState>,
+    ) -> Result<Self, TlsFault> {
         let proxies = Self { control_mail, node, endpoints: Mutex::default() };
         proxies.follow(&proxies.node.rules)?;
         Ok(proxies)

@@ -20,13 +20,13 @@ use crate::session::Rules;
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Mail, MailLane, Mailbox};
 use crate::shard::{
-    AddressSources, Memory, Node, Notices, Options, ShardCounters, SlowCounters,
+    AddressSources, Memory, NodeState, Notices, Options, ShardCounters, SlowCounters,
     UniWebSocketOptions,
 };
 
 /// A node without shards.
 pub(super) struct Bench {
-    pub(super) node: Arc<Node>,
+    pub(super) node: Arc<NodeState>,
     pub(super) control_mail: Arc<ControlMail>,
     shards: Vec<Mailbox>,
     /// The mail of shards to the control thread.
@@ -91,10 +91,10 @@ impl Bench {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a zero of time for the log")]
-fn node(config: Config, shards: usize, memory_limit: u64) -> Node {
+fn node(config: Config, shards: usize, memory_limit: u64) -> NodeState {
     let each = 0..shards;
     let namespaces = config.channels.namespaces().len();
-    Node {
+    NodeState {
         rules: rules(config),
         options: options(),
         names: NameHasher::new(7, shards),

@@ -11,7 +11,7 @@ use compact_str::CompactString;
 
 use crate::session::app::AppAnswer;
 use crate::session::{Headers, Verdict};
-use crate::shard::BySlot;
+use crate::shard::by_slot::BySlot;
 use crate::shard::clients::proxies::ReplyAtHand;
 use crate::shard::clients::signatures::Interest;
 

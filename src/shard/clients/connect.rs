@@ -29,11 +29,12 @@ use crate::session::{
     self, Arrival, Connecting, Facts, Made, NO_MEMORY, NewSession, Opening, Session, Step, Stop,
     WaitsFor,
 };
+use crate::shard::Shard;
 use crate::shard::clients::aside::Admin;
 use crate::shard::flow::Flow;
 use crate::shard::mail::{Asker, Mail, Method, UserConn};
 use crate::shard::net::record::Phase;
-use crate::shard::{Shard, ticks};
+use crate::shard::net::timers::ticks;
 
 /// Sessions as the user index sees them.
 struct SessionTable<'a> {

@@ -4,7 +4,7 @@ use crate::base::form::Form;
 use crate::session::Session;
 use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
-use crate::shard::ticks;
+use crate::shard::net::timers::ticks;
 
 /// Facts of a connection that decide about pings.
 #[derive(Clone, Copy, Debug)]

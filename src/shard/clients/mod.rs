@@ -18,7 +18,6 @@ use slab::Slab;
 use self::aside::Asides;
 use self::proxies::{DeferredCommand, DelayedCall};
 use super::context::Cx;
-use super::net::accept::slots_max;
 use crate::hub::users::Users;
 use crate::session::Session;
 use crate::shard::stats::ShardCounters;
@@ -41,7 +40,7 @@ impl Clients {
     /// No clients.
     pub(crate) fn new(cx: &Cx) -> Self {
         Self {
-            sessions: Slab::with_capacity(slots_max(&cx.node.options)),
+            sessions: Slab::with_capacity(cx.node.options.slots_max()),
             users: Users::default(),
             asides: Asides::default(),
             delayed: VecDeque::new(),

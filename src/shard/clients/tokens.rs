@@ -13,13 +13,14 @@ use crate::base::limits::LARGE_ANSWER_CREDITS;
 use crate::edge::jwt::TokenKeys;
 use crate::io::Driver;
 use crate::session::{Stop, Verdict, WaitsFor};
+use crate::shard::Shard;
 use crate::shard::clients::aside::Check;
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::mail::{Asker, Mail};
+use crate::shard::node_state::NodeState;
 use crate::shard::outlets::outlets;
-use crate::shard::{Node, Shard};
 
-impl Node {
+impl NodeState {
     /// The keys of this kind of token: connection tokens' for both, unless subscription tokens have
     /// their own.
     pub fn keys(&self, kind: TokenKind) -> &TokenKeys {

@@ -1,4 +1,4 @@
-//! Memory that a home gives back when the node has too little: see `shard/memory.rs` for the order.
+//! Memory that a home gives back when the node has too little: see `shard/shedding.rs` for the order.
 
 use super::Home;
 use crate::shard::context::Cx;

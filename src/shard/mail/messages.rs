@@ -148,31 +148,31 @@ pub struct SeenSub {
     pub positioned: bool,
 }
 
-/// Something is to be done with connections of a user.
+/// A command of the server API for connections of a user.
 #[derive(Debug)]
 pub struct Order {
-    /// Who asks.
+    /// The API call that gets the answer.
     pub asker: Asker,
-    /// The user; empty are the anonymous ones.
+    /// The user; empty: anonymous clients.
     pub user: CompactString,
-    /// Only this connection of it, by client id; empty: all.
+    /// Only its connection with this client id; empty: all.
     pub client: CompactString,
-    /// Only the connection of this session; empty: all.
+    /// Only its connection with this session id; empty: all.
     pub session: CompactString,
-    /// What is to be done.
-    pub act: Act,
+    /// The command.
+    pub command: AdminCommand,
 }
 
-/// What is to be done with a connection.
+/// A command of the server API for one connection.
 #[derive(Clone, Debug)]
-pub enum Act {
-    /// Close it, unless its client id is among those.
+pub enum AdminCommand {
+    /// Close it, unless its client id is spared.
     Disconnect {
         /// The code.
         code: u16,
         /// The reason.
         reason: CompactString,
-        /// Client ids to spare, sorted: it is searched for each connection.
+        /// Spared client ids, sorted: the list is searched for each connection.
         spare: Vec<CompactString>,
     },
     /// End a subscription, or all of them when the name is empty.
@@ -182,13 +182,13 @@ pub enum Act {
     },
     /// Subscribe it to a channel.
     Subscribe(Box<ServerSub>),
-    /// Change when it expires, and its info.
+    /// Change its expiry and its info.
     Refresh {
-        /// It is over now.
+        /// It expires now.
         expired: bool,
-        /// Seconds since 1970; 0: never.
+        /// Expiry, seconds since 1970; 0: never.
         expire_at: i64,
-        /// Other info about the connection, if not empty.
+        /// New info about the connection; empty: unchanged.
         info: Box<[u8]>,
     },
 }
@@ -613,7 +613,7 @@ heap_bytes_in! {
     Inspected: connections;
     Seen: client, named;
     SeenSub: channel;
-    Order: user, client, session, act;
+    Order: user, client, session, command;
     ServerSub: channel, info, data, since;
     Since: epoch;
     Recover: since, filter;
@@ -625,7 +625,7 @@ heap_bytes_in! {
     UserConn: user;
 }
 
-impl HeapBytes for Act {
+impl HeapBytes for AdminCommand {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Disconnect { reason, spare, .. } => heap_bytes_of!(reason, spare),
@@ -792,9 +792,9 @@ mod tests {
         let conn = asker.conn;
         let position = || Position { offset: 1, epoch: None };
         let answer = move |answer| Mail::Answer { asker, answer };
-        let order = move |act| {
+        let order = move |command| {
             let (user, client, session) = (name(), name(), name());
-            Mail::Order(Box::new(Order { asker, user, client, session, act }))
+            Mail::Order(Box::new(Order { asker, user, client, session, command }))
         };
         let read = move |what| {
             let (channel, encoding) = (name(), Encoding::Json);
@@ -983,11 +983,13 @@ mod tests {
             }),
             Box::new(move || {
                 let spare = vec![name(), name()];
-                order(Act::Disconnect { code: 3000, reason: name(), spare })
+                order(AdminCommand::Disconnect { code: 3000, reason: name(), spare })
             }),
-            Box::new(move || order(Act::Unsubscribe { channel: name() })),
-            Box::new(move || order(Act::Subscribe(server_sub()))),
-            Box::new(move || order(Act::Refresh { expired: false, expire_at: 0, info: data() })),
+            Box::new(move || order(AdminCommand::Unsubscribe { channel: name() })),
+            Box::new(move || order(AdminCommand::Subscribe(server_sub()))),
+            Box::new(move || {
+                order(AdminCommand::Refresh { expired: false, expire_at: 0, info: data() })
+            }),
             Box::new(|| Mail::Pass { order: 0 }),
             Box::new(|| Mail::Passed { order: 0 }),
             Box::new(move || Mail::Ordered { asker, connections: 0 }),

@@ -26,8 +26,8 @@ pub use self::asker::{Asker, Method};
 pub use self::lane::{Flushed, MailLane};
 pub use self::mailbox::{Batch, CONTROL, Letterbox, Mailbox};
 pub use self::messages::{
-    Act, Answer, Failure, Inspect, Inspected, List, ListOf, Listed, Mail, Membership, Order,
-    Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe, Subscribed, Unsubscribe,
-    UserConn, WebRequest,
+    AdminCommand, Answer, Failure, Inspect, Inspected, List, ListOf, Listed, Mail, Membership,
+    Order, Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe, Subscribed,
+    Unsubscribe, UserConn, WebRequest,
 };
 pub use crate::session::PublishOptions;

@@ -11,7 +11,6 @@ use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Conn;
-use crate::shard::{CONNS_SPARE, Options};
 
 impl<D: Driver> Net<D> {
     /// Takes some of the connections that wait at the listener or were passed by other shards.
@@ -28,7 +27,7 @@ impl<D: Driver> Net<D> {
             if fresh && self.is_full(cx) {
                 return;
             }
-            if self.conns.len() >= slots_max(&cx.node.options) {
+            if self.conns.len() >= cx.node.options.slots_max() {
                 return self.accept_later(cx);
             }
             if self.passed {
@@ -177,11 +176,6 @@ impl<D: Driver> Net<D> {
     }
 }
 
-/// Slots of a shard: those of connections, and of dead ones that leave in the same turn.
-pub(crate) fn slots_max(options: &Options) -> usize {
-    options.conns_max as usize + CONNS_SPARE + TURN_ACCEPTS_MAX
-}
-
 /// Milliseconds until a listener is asked again for which no descriptor was free.
 const ACCEPT_AGAIN_MS: u64 = 20;
 
@@ -207,7 +201,8 @@ mod tests {
         let mut plan = Plan::default();
         plan.options.conns_max = 1;
         let mut of = Wired::new(plan);
-        let keys: Vec<ConnKey> = (0..=CONNS_SPARE).map(|_| of.connect().1).collect();
+        let keys: Vec<ConnKey> =
+            (0..of.cx.node.options.places_max()).map(|_| of.connect().1).collect();
         assert!(of.net.is_full(&of.cx));
         of.connect();
         assert!(of.net.conn(keys[0]).is_some_and(|conn| conn.phase == Phase::Leaving));

@@ -17,40 +17,16 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
 use crate::base::notices::Reason;
 use crate::edge::address_limits::Counted;
-use crate::edge::trusted::TrustedPeers;
 use crate::io::Driver;
-use crate::proto::http::{self, ForwardedHeader, Refusal, forwarded_hops};
+use crate::proto::http::{self, Refusal, forwarded_hops};
 use crate::proto::proxy_header;
-use crate::shard::BySlot;
+use crate::shard::by_slot::BySlot;
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Rx;
 use crate::shard::notices::{Fields, reason_of_refusal};
-
-/// How clients' addresses become known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AddressSources {
-    /// Connections of trusted peers begin with a PROXY header.
-    pub proxy_protocol: bool,
-    /// In which header of a request trusted peers name the client.
-    pub header: Option<ForwardedHeader>,
-    /// Who is trusted.
-    pub trusted: TrustedPeers,
-}
-
-impl AddressSources {
-    /// Whether somebody's word about a client counts.
-    fn forwards(&self) -> bool {
-        self.proxy_protocol || self.header.is_some()
-    }
-
-    /// Whether it is this one's.
-    fn forwards_for(&self, peer: Peer) -> bool {
-        self.forwards() && self.trusted.trusts(peer)
-    }
-}
 
 /// What is remembered of a connection.
 #[derive(Debug)]

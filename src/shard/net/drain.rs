@@ -10,7 +10,7 @@ use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
-use crate::shard::ticks;
+use crate::shard::net::timers::ticks;
 
 /// The state of a drain.
 pub(crate) struct Draining {

@@ -12,7 +12,7 @@ use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::{Conn, NONE, Phase};
 use crate::shard::net::timers::TICK_MS;
-use crate::shard::ticks;
+use crate::shard::net::timers::ticks;
 
 /// The result of a deadline that has passed, where Net alone can't draw the consequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

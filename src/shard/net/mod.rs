@@ -40,7 +40,7 @@ use crate::base::time::Millis;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
 use crate::proto::http::{DateCache, HttpDate};
-use crate::shard::BySlot;
+use crate::shard::by_slot::BySlot;
 use crate::shard::stats::ShardCounters;
 
 /// The connections of one shard, and its driver.
@@ -100,7 +100,7 @@ impl<D: Driver> Net<D> {
     pub(crate) fn new(cx: &Cx, driver: D, rng: Rng) -> Self {
         Self {
             // Untouched pages cost nothing, and growing would copy.
-            conns: Slab::with_capacity(accept::slots_max(&cx.node.options)),
+            conns: Slab::with_capacity(cx.node.options.slots_max()),
             addresses: Addresses::default(),
             next_generation: NonZeroU32::MIN,
             queues: SendQueues::default(),

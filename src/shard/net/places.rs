@@ -10,12 +10,12 @@
 
 use crate::io::Driver;
 use crate::session::WaitsFor;
+use crate::shard::by_slot::BySlot;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
 use crate::shard::net::timers::{LinkTable, Links, List};
-use crate::shard::{BySlot, CONNS_SPARE};
 
 /// Links of the members of a list, by slot.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl<D: Driver> Net<D> {
 
     /// Whether each place is taken, those for requests included.
     pub(crate) fn is_full(&self, cx: &Cx) -> bool {
-        self.connections() >= cx.node.options.conns_max as usize + CONNS_SPARE
+        self.connections() >= cx.node.options.places_max()
     }
 }
 

@@ -5,7 +5,6 @@
 //! patches gets what follows a drop in full. The newest of a channel isn't dropped where only the newest
 //! waits: a client for which too much else waits is closed.
 
-use crate::base::counters::Counter;
 use crate::base::frame::SharedFrame;
 use crate::hub::fanout::Outgoing;
 use crate::io::Driver;
@@ -16,17 +15,7 @@ use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
 use crate::shard::net::queue::{Droppable, Dropped, Kind};
 use crate::shard::net::record::Conn;
-
-/// Figures of one namespace on one shard.
-#[derive(Debug, Default)]
-pub struct SlowCounters {
-    /// Clients closed because its publications were too much for them.
-    pub closed: Counter,
-    /// Publications dropped to make room (`drop_oldest`).
-    pub dropped: Counter,
-    /// Publications that a newer one took the place of (`latest`).
-    pub conflated: Counter,
-}
+use crate::shard::stats::SlowCounters;
 
 impl<D: Driver> Net<D> {
     /// Queues publications of a channel of which only the newest waits. Returns the bytes that wait then.

@@ -20,6 +20,16 @@ const NONE: u32 = u32::MAX;
 /// One tick of the wheel in milliseconds: a timer fires up to this much late, never early.
 pub const TICK_MS: u64 = 100;
 
+/// The tick of a moment.
+pub(crate) fn tick_of(at: Millis) -> u32 {
+    (at.0 / TICK_MS) as u32
+}
+
+/// Milliseconds as ticks, rounded up, at least one.
+pub(crate) fn ticks(ms: u64) -> u32 {
+    u32::try_from(ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX / 4).clamp(1, u32::MAX / 4)
+}
+
 /// Slots of the wheel, 4 bytes each. A lap is longer than every deadline that an idle connection has
 /// (pings every 25 s), so that later laps are the exception.
 pub const SLOTS: usize = 512;
