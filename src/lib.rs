@@ -38,5 +38,4 @@ pub mod sys;
 /// So that tests can say what something holds.
 #[cfg(test)]
 #[global_allocator]
-static ALLOCATOR: sys::memory::Counted<mimalloc::MiMalloc> =
-    sys::memory::Counted(mimalloc::MiMalloc);
+static ALLOCATOR: sys::memory::Counted = sys::memory::Counted;
