@@ -660,7 +660,14 @@ impl ChannelRules {
             return None;
         }
         let public = channel.strip_prefix(self.syntax.private_prefix.as_str()).unwrap_or(channel);
-        public.split_once(boundary)
+        match boundary.as_bytes() {
+            // As good as always: a search for a text takes ten times as long to begin.
+            [byte] => {
+                let at = public.bytes().position(|other| other == *byte)?;
+                Some((&public[..at], &public[at + 1..]))
+            }
+            _ => public.split_once(boundary),
+        }
     }
 }
 

@@ -349,7 +349,8 @@ impl<D: Driver> Shard<D> {
 
     /// The packed ClientInfo of a connection, which other clients see. `chan_info` belongs to the channel.
     pub(crate) fn client_info(&mut self, key: ConnKey, chan_info: &[u8]) -> Box<[u8]> {
-        let client = self.client_id(key).text();
+        let ids = &self.cx.node.rules.client_ids;
+        let client = self.clients.ids.get(ids, self.cx.id, key).text();
         let Some(session) = self.session_of(key.index) else { return Box::default() };
         let (user, conn_info) = (session.user.as_str(), session.info());
         ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()

@@ -5,6 +5,7 @@ pub(crate) mod commands;
 pub(crate) mod connect;
 pub(crate) mod due;
 pub(crate) mod finding;
+pub(crate) mod ids;
 pub(crate) mod leave;
 pub mod proxies;
 pub mod signatures;
@@ -16,6 +17,7 @@ use std::collections::VecDeque;
 use slab::Slab;
 
 use self::aside::Asides;
+use self::ids::SealedIds;
 use self::proxies::{DeferredCommand, DelayedCall};
 use super::context::Cx;
 use crate::hub::users::Users;
@@ -26,6 +28,8 @@ use crate::shard::stats::ShardCounters;
 pub(crate) struct Clients {
     pub(crate) sessions: Slab<Session>,
     pub(crate) users: Users,
+    /// Ids of those that publish.
+    pub(crate) ids: SealedIds,
     /// The parts that few connections have, by slot.
     pub(crate) asides: Asides,
     /// Calls of the application that wait until others are answered.
@@ -42,6 +46,7 @@ impl Clients {
         Self {
             sessions: Slab::with_capacity(cx.node.options.slots_max()),
             users: Users::default(),
+            ids: SealedIds::default(),
             asides: Asides::default(),
             delayed: VecDeque::new(),
             deferred: Slab::new(),
