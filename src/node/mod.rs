@@ -327,7 +327,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         snippets: settings.snippets,
     };
     let calls = settings.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
-    let Routers { public, internal: own } = web::routers(
+    let Routers { direct, public: router, internal: own } = web::routers(
         &settings.web,
         has_internal,
         Arc::new(api),
@@ -336,11 +336,11 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         calls.clone(),
         pages,
     );
+    let public = web::Public { direct, router, control_mail: Arc::clone(&control_mail) };
     runtime.spawn(web::serve_public(
-        Arc::clone(&control_mail),
+        public,
         control_mailbox,
         bell,
-        public,
         Arc::clone(&node),
         Arc::clone(&proxies),
     ));

@@ -2,6 +2,7 @@
 //! carried out. Shards judge the requests of the public port by the same rules (`shard/read.rs`); the internal
 //! port has only these.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -16,6 +17,10 @@ use crate::proto::http::SINGLE_HEADERS;
 use crate::shard::{Fields, NodeState};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The address of the client that a request comes from, where it is known: an extension of the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClientAddress(pub(super) Option<IpAddr>);
 
 /// Refuses requests that say twice on whose behalf they come (400), or mean another host (403).
 pub(super) async fn check(

@@ -32,14 +32,14 @@ use tower_http::compression::predicate::SizeAbove;
 use tracing::{debug, warn};
 
 use super::admin::{self, Access};
-use super::api::Api;
+use super::api::{Answer, Api, Direct};
 use super::control_mail::{Bell, ControlMail, Visit};
 use super::demo::{self, Snippets};
 use super::health::{self, Health};
 use super::listen;
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
-use super::sender;
+use super::sender::{self, ClientAddress};
 use super::slices::in_slices;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
@@ -51,6 +51,8 @@ use crate::shard::mail::{Mail, Mailbox, WebRequest};
 
 /// The endpoints and their ports.
 pub(super) struct Routers {
+    /// Calls of the server API on the public port that need no router, where it is there.
+    pub(super) direct: Option<Direct>,
     /// On the public port, behind what shards serve themselves.
     pub(super) public: Router,
     /// On the internal port.
@@ -79,10 +81,6 @@ pub(super) struct Pages {
     pub(super) snippets: Snippets,
 }
 
-/// The address of the client that a request comes from, where it is known: an extension of the request.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ClientAddress(pub(super) Option<IpAddr>);
-
 /// Routes by the options.
 pub(super) fn routers(
     web: &Web,
@@ -94,10 +92,11 @@ pub(super) fn routers(
     pages: Pages,
 ) -> Routers {
     let node = Arc::clone(&metrics.node);
-    let mut routers = Routers { public: Router::new(), internal: Router::new() };
+    let mut routers = Routers { direct: None, public: Router::new(), internal: Router::new() };
     if let (Some(options), Some(shared)) = (&web.api, calls) {
-        let calls = super::api::router(Arc::clone(&api), &options.prefix, shared);
+        let calls = super::api::router(Arc::clone(&api), &options.prefix, Arc::clone(&shared));
         if options.external || !has_internal {
+            routers.direct = Some(Direct::new(Arc::clone(&api), &options.prefix, shared));
             routers.public = routers.public.merge(calls.clone());
         }
         routers.internal = routers.internal.merge(calls);
@@ -132,27 +131,35 @@ pub(super) fn routers(
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     let check = from_fn_with_state(node, sender::check);
     let finished = |router: Router| router.layer(map_response(in_slices)).layer(gzip());
-    Routers { public: finished(routers.public), internal: finished(routers.internal).layer(check) }
+    routers.public = finished(routers.public);
+    routers.internal = finished(routers.internal).layer(check);
+    routers
+}
+
+/// What answers the requests of the public port.
+pub(super) struct Public {
+    pub(super) direct: Option<Direct>,
+    pub(super) router: Router,
+    pub(super) control_mail: Arc<ControlMail>,
 }
 
 /// Takes what shards hand over, until the process ends.
 pub(super) async fn serve_public(
-    control_mail: Arc<ControlMail>,
+    public: Public,
     mailbox: Mailbox,
     bell: Arc<Bell>,
-    router: Router,
     node: Arc<NodeState>,
     proxies: Arc<Proxies>,
 ) {
-    let visited = Arc::clone(&control_mail);
+    let public = Arc::new(public);
+    let control_mail = Arc::clone(&public.control_mail);
     let date = Arc::new(ArcSwap::from_pointee(HttpDate::at(0)));
     tokio::spawn(keep_date(Arc::clone(&date)));
     let visit = move |from, visit| match visit {
         Visit::Request(request) => {
             let draining = node.draining.load(Ordering::Relaxed);
             let date = **date.load();
-            let router = router.clone();
-            tokio::spawn(answer(router, Arc::clone(&visited), from, request, draining, date));
+            tokio::spawn(answer(Arc::clone(&public), from, request, draining, date));
         }
         Visit::Question(question) => {
             let proxies = Arc::clone(&proxies);
@@ -164,16 +171,16 @@ pub(super) async fn serve_public(
 
 /// Answers a request that came to the public port; `draining` ends the connection behind it.
 async fn answer(
-    router: Router,
-    control_mail: Arc<ControlMail>,
+    public: Arc<Public>,
     from: ShardId,
     request: Box<WebRequest>,
     draining: bool,
     date: HttpDate,
 ) {
     let asker = request.asker;
-    let (bytes, keep_alive) = respond(router, *request, draining, date).await;
-    control_mail.post(from, Mail::Response { asker, bytes: SharedFrame::part(&bytes), keep_alive });
+    let (bytes, keep_alive) = public.respond(*request, draining, date).await;
+    let bytes = SharedFrame::part(&bytes);
+    public.control_mail.post(from, Mail::Response { asker, bytes, keep_alive });
 }
 
 /// Keeps the `Date` of answers: none of them reads the clock.
@@ -190,29 +197,57 @@ async fn keep_date(date: Arc<ArcSwap<HttpDate>>) {
     }
 }
 
-async fn respond(
-    router: Router,
-    request: WebRequest,
-    draining: bool,
-    date: HttpDate,
-) -> (Vec<u8>, bool) {
-    let WebRequest { head, body, address, .. } = request;
-    // The shard has parsed it before.
-    let Ok(Some(head)) = http::parse(&head) else { return (Vec::new(), false) };
-    let reuse = head.reuse().unless(draining);
-    let is_head = head.method == "HEAD";
-    let response = match request_of(&head, body.into()) {
-        Some(mut request) => {
-            request.extensions_mut().insert(ClientAddress(address));
-            match tokio::time::timeout(ANSWER_TIMEOUT, router.oneshot(request)).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(never)) => match never {},
-                Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+impl Public {
+    async fn respond(
+        &self,
+        request: WebRequest,
+        draining: bool,
+        date: HttpDate,
+    ) -> (Vec<u8>, bool) {
+        let WebRequest { head, body, address, .. } = request;
+        // The shard has parsed it before.
+        let Ok(Some(head)) = http::parse(&head) else { return (Vec::new(), false) };
+        let reuse = head.reuse().unless(draining);
+        let direct = self.direct.as_ref().and_then(|direct| Some((direct, direct.method(&head)?)));
+        let bytes = match direct {
+            Some((direct, method)) => {
+                let answered = direct.answer(method, &head, &body, address);
+                match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+                    Ok(answer) => short(&answer, reuse, date),
+                    Err(_) => {
+                        let late = StatusCode::GATEWAY_TIMEOUT.into_response();
+                        written(late, false, reuse, date).await
+                    }
+                }
             }
-        }
-        None => StatusCode::BAD_REQUEST.into_response(),
-    };
-    (written(response, is_head, reuse, date).await, reuse.is_kept())
+            // Boxed, since the others' tasks would have to hold it, too.
+            None => Box::pin(self.routed(&head, body, address, (reuse, date))).await,
+        };
+        (bytes, reuse.is_kept())
+    }
+
+    async fn routed(
+        &self,
+        head: &http::Head<'_>,
+        body: Box<[u8]>,
+        address: Option<IpAddr>,
+        (reuse, date): (Reuse, HttpDate),
+    ) -> Vec<u8> {
+        let is_head = head.method == "HEAD";
+        let response = match request_of(head, body.into()) {
+            Some(mut request) => {
+                request.extensions_mut().insert(ClientAddress(address));
+                let routed = self.router.clone().oneshot(request);
+                match tokio::time::timeout(ANSWER_TIMEOUT, routed).await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(never)) => match never {},
+                    Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+                }
+            }
+            None => StatusCode::BAD_REQUEST.into_response(),
+        };
+        written(response, is_head, reuse, date).await
+    }
 }
 
 fn request_of(head: &http::Head<'_>, body: Bytes) -> Option<Request<Body>> {
@@ -236,29 +271,54 @@ async fn written(response: Response<Body>, is_head: bool, reuse: Reuse, date: Ht
         Ok(body) => (parts.status, body),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
     };
-    let mut out = Vec::with_capacity(256 + body.len());
-    let reason = status.canonical_reason().unwrap_or("");
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", status.as_u16());
     let own: [HeaderName; 4] = [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, DATE];
-    for (name, value) in parts.headers.iter().filter(|(name, _)| !own.contains(name)) {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
-    let _ = write!(out, "Date: {date}\r\n");
+    let headers = parts.headers.iter().filter(|(name, _)| !own.contains(name));
+    let headers = headers.map(|(name, value)| (name.as_str(), value.as_bytes()));
     //= RFC 9110 8.6: none with 1xx and 204; the answer to a HEAD says what a GET would bring
     let said = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    let length = said.filter(|_| is_head).map_or_else(|| body.len().to_string(), str::to_owned);
-    if status != StatusCode::NO_CONTENT {
-        let _ = write!(out, "Content-Length: {length}\r\n");
-    }
-    let _ = write!(out, "{}\r\n", reuse.header());
+    let length = said.filter(|_| is_head).and_then(|length| length.parse().ok());
+    let length = length.unwrap_or(body.len());
+    let mut out = Vec::with_capacity(256 + body.len());
+    put_head(&mut out, status, headers, (length, reuse, date));
     if !is_head {
         out.extend_from_slice(&body);
     }
     out
+}
+
+/// The answer to a call that needed no router.
+fn short(answer: &Answer, reuse: Reuse, date: HttpDate) -> Vec<u8> {
+    let Answer { status, content_type, body } = answer;
+    let kind = content_type.map(|kind| ("content-type", kind.as_bytes()));
+    // As the router's layer says it of all that it would compress for those who take that.
+    let varies = (body.len() >= usize::from(GZIP_BYTES_MIN)).then_some(("vary", ACCEPT_ENCODING));
+    let mut out = Vec::with_capacity(256 + body.len());
+    put_head(&mut out, *status, kind.into_iter().chain(varies), (body.len(), reuse, date));
+    out.extend_from_slice(body.as_bytes());
+    out
+}
+
+const ACCEPT_ENCODING: &[u8] = b"accept-encoding";
+
+/// Appends the head of a response: its own headers, and those of the connection.
+fn put_head<'h>(
+    out: &mut Vec<u8>,
+    status: StatusCode,
+    headers: impl Iterator<Item = (&'h str, &'h [u8])>,
+    (length, reuse, date): (usize, Reuse, HttpDate),
+) {
+    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
+    let reason = status.canonical_reason().unwrap_or("");
+    put(&[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
+    for (name, value) in headers {
+        put(&[name.as_bytes(), b": ", value, b"\r\n"]);
+    }
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "Date: {date}\r\n");
+    if status != StatusCode::NO_CONTENT {
+        let _ = write!(out, "Content-Length: {length}\r\n");
+    }
+    let _ = write!(out, "{}\r\n", reuse.header());
 }
 
 /// Serves a router on listeners of this thread's own, until the process ends.

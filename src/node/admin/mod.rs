@@ -33,7 +33,7 @@ use self::feed::Feed;
 pub(super) use self::figures::Figures;
 use super::api::{Api, answer_old_form};
 use super::pages;
-use super::web::ClientAddress;
+use super::sender::ClientAddress;
 
 /// The state of the handlers.
 #[derive(Clone)]
@@ -141,7 +141,7 @@ async fn api_call(
     if let Some(called) = methods::call(&shared.api, &body).await {
         return called;
     }
-    answer_old_form(&shared.api, &body).await
+    answer_old_form(&shared.api, &body).await.into_response()
 }
 
 /// Bytes of a request at most: a test message is small.

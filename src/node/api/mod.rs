@@ -20,7 +20,7 @@ mod tests;
 mod work;
 
 pub(super) use self::error::ApiError;
-pub(super) use self::http::{answer_old_form, router};
+pub(super) use self::http::{Answer, Direct, answer_old_form, router};
 
 use std::collections::BTreeMap;
 use std::fmt::Arguments;

@@ -14,45 +14,6 @@ use crate::node::api::calls::{
 };
 use crate::node::api::error::{ApiError, Result};
 use crate::node::json::flaw;
-use crate::shard::mail::PublishOptions;
-
-/// Methods of the old form that have numbers.
-const NUMBERED: &[(u32, &str)] = &[
-    (0, "publish"),
-    (1, "broadcast"),
-    (2, "unsubscribe"),
-    (3, "disconnect"),
-    (4, "presence"),
-    (5, "presence_stats"),
-    (6, "history"),
-    (7, "history_remove"),
-    (8, "channels"),
-    (9, "info"),
-    (10, "rpc"),
-    (11, "subscribe"),
-    (12, "refresh"),
-    (33, "map_publish"),
-    (34, "map_remove"),
-    (35, "map_read_state"),
-    (36, "map_read_stream"),
-    (37, "map_stats"),
-    (38, "map_clear"),
-    (39, "shared_poll_publish"),
-];
-
-/// Names of all methods but `batch`.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    NUMBERED.iter().map(|(_, name)| *name)
-}
-
-/// The name of a method of the old form.
-pub(super) fn name_of(method: &wire::Method) -> Option<&'static str> {
-    let found = NUMBERED.iter().find(|(number, name)| match method {
-        wire::Method::Number(wanted) => number == wanted,
-        wire::Method::Name(wanted) => name.eq_ignore_ascii_case(wanted),
-    });
-    found.map(|(_, name)| *name)
-}
 
 /// Parameters can't be read as those of the method: the reason, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,13 +36,14 @@ pub(super) type Decoded = Result<Call>;
 pub(super) fn call(method: &str, params: &str) -> Option<std::result::Result<Decoded, BadParams>> {
     let channel = |params| parse(params).map(|wire::Channel { channel }| channel);
     Some(match method {
-        "publish" => channel(params).and_then(|channel| {
-            Ok(content(&parse(params)?).map(|content| Call::Publish(Publish { channel, content })))
+        "publish" => parse(params).map(|params: wire::Publish<'_>| {
+            let (channel, of) = params.parts();
+            content(of).map(|content| Call::Publish(Publish { channel, content }))
         }),
-        // The channels first: a list that is too long ends the reading.
-        "broadcast" => parse(params).and_then(|wire::Channels { channels }| {
-            Ok(content(&parse(params)?)
-                .map(|content| Call::Broadcast(Broadcast { channels: channels.0, content })))
+        "broadcast" => parse(params).map(|params: wire::Broadcast<'_>| {
+            let (channels, of) = params.parts();
+            let channels = channels.0;
+            content(of).map(|content| Call::Broadcast(Broadcast { channels, content }))
         }),
         "subscribe" => parse(params).map(subscribe),
         "unsubscribe" => parse(params).map(|params: wire::Unsubscribe| {
@@ -119,17 +81,10 @@ fn payload(json: Option<&RawValue>, b64: &str) -> Result<Payload> {
     }
 }
 
-fn content(content: &wire::Content<'_>) -> Result<Content> {
+fn content(content: wire::Content<'_>) -> Result<Content> {
     let payload = payload(content.data, &content.b64data)?;
     let tags = content.tags.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let options = PublishOptions {
-        skip_history: content.skip_history,
-        delta: content.delta,
-        idempotency_key: content.idempotency_key.as_str().into(),
-        version: content.version,
-        version_epoch: content.version_epoch.as_str().into(),
-    };
-    Content::new(payload, tags, options)
+    Content::new(payload, tags, content.options)
 }
 
 fn target(user: String, client: String, session: String) -> Target {
@@ -183,6 +138,7 @@ fn keyed(wire::Keyed { channel, key, version }: wire::Keyed) -> Keyed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::methods;
     use super::*;
 
     fn read(method: &str, params: &str) -> Decoded {
@@ -191,23 +147,11 @@ mod tests {
 
     #[test]
     fn every_method_reads_absent_parameters() {
-        for name in names() {
+        for name in methods::names() {
             assert!(read(name, "").is_ok(), "{name}");
             assert!(call(name, "[]").unwrap().is_err() || name == "info", "{name}");
         }
         assert!(call("batch", "{}").is_none());
-    }
-
-    #[test]
-    fn methods_have_names_and_numbers() {
-        for (method, expected) in [
-            (wire::Method::Number(11), Some("subscribe")),
-            (wire::Method::Number(13), None),
-            (wire::Method::Name("Publish".to_owned()), Some("publish")),
-            (wire::Method::Name("batch".to_owned()), None),
-        ] {
-            assert_eq!(name_of(&method), expected, "{method:?}");
-        }
     }
 
     #[test]

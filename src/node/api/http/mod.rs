@@ -1,10 +1,17 @@
 //! The server API over HTTP (server API, section 1): keys, both URL forms, batches, statuses of errors.
-//! `decode` makes calls out of JSON, `encode` writes replies.
+//! `decode` makes calls out of JSON, `encode` writes replies. Requests come through a router, or past it
+//! (`direct`).
 
+mod answer;
 mod decode;
+mod direct;
 mod encode;
 mod lists;
+mod methods;
 mod wire;
+
+pub(in crate::node) use self::answer::Answer;
+pub(in crate::node) use self::direct::Direct;
 
 use std::sync::Arc;
 
@@ -12,7 +19,7 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +27,7 @@ use axum::routing::{MethodRouter, post};
 use serde_json::value::RawValue;
 
 use self::decode::{BadParams, Decoded};
+use self::wire::InBatch;
 use super::calls::Call;
 use super::error::{ApiError, Result};
 use super::publish::PARALLEL_MAX;
@@ -30,10 +38,8 @@ use crate::base::limits::{WEB_ANSWER_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::base::notices::Reason;
 use crate::config;
 use crate::edge::api_key::GivenKey;
-use crate::node::json::flaw;
-use crate::node::sender;
+use crate::node::sender::{self, ClientAddress};
 use crate::node::slices::Slice;
-use crate::node::web::ClientAddress;
 use crate::proto::client::Encoding;
 use crate::shard::Cut;
 
@@ -73,7 +79,7 @@ async fn check_key(State(shared): State<Shared>, request: Request, next: Next) -
 
 async fn with_key(shared: &Shared, request: Request, next: Next) -> Response {
     let options = shared.options.load_full();
-    if has_key(&options, &request) {
+    if has_key(&options, given_key(&request)) {
         return next.run(request).await;
     }
     if !options.insecure {
@@ -89,41 +95,23 @@ async fn with_key(shared: &Shared, request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-fn has_key(options: &config::Api, request: &Request) -> bool {
+fn given_key(request: &Request) -> GivenKey<'_> {
     let header = |name| request.headers().get(name).map(HeaderValue::as_bytes);
-    let given = GivenKey {
+    GivenKey {
         own: header(API_KEY),
         authorization: header(AUTHORIZATION),
         query: request.uri().query().unwrap_or_default(),
-    };
+    }
+}
+
+fn has_key(options: &config::Api, given: GivenKey<'_>) -> bool {
     options.key.as_ref().is_some_and(|key| given.is(key))
 }
 
-fn json(body: String) -> Response {
-    ([(CONTENT_TYPE, "application/json")], body).into_response()
-}
-
 /// 400, and a line in the log that says what is wrong.
-fn bad_body(api: &Api, why: std::fmt::Arguments<'_>) -> Response {
+fn bad_body(api: &Api, why: std::fmt::Arguments<'_>) -> Answer {
     api.refused(Reason::ApiBadRequest, 400, why);
-    bad_request()
-}
-
-fn bad_request() -> Response {
-    (StatusCode::BAD_REQUEST, "Bad Request").into_response()
-}
-
-/// The result of one call, as a response.
-fn response(called: Result<String>, transport_errors: bool) -> Response {
-    match called {
-        Ok(result) => json(format!(r#"{{"result":{result}}}"#)),
-        Err(error) if transport_errors => {
-            let status = StatusCode::from_u16(encode::status(error));
-            let body = encode::error(error);
-            (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), json(body)).into_response()
-        }
-        Err(error) => json(format!(r#"{{"error":{}}}"#, encode::error(error))),
-    }
+    Answer::bad_request()
 }
 
 /// Carries out a call that was read. Its result has at most so many bytes.
@@ -140,26 +128,32 @@ async fn method(
     Path(method): Path<String>,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let Ok(params) = std::str::from_utf8(&body) else {
-        return bad_body(&shared.api, format_args!("{}: not UTF-8", Cut(&method)));
+) -> Answer {
+    let asks_status = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
+    answer_method(&shared, &method, &body, asks_status).await
+}
+
+/// Carries out the call of one method. With `asks_status` an error is a status of HTTP.
+async fn answer_method(shared: &Shared, method: &str, body: &[u8], asks_status: bool) -> Answer {
+    let Ok(params) = std::str::from_utf8(body) else {
+        return bad_body(&shared.api, format_args!("{}: not UTF-8", Cut(method)));
     };
     // An empty body is no object.
     if params.trim_ascii().is_empty() {
-        return match decode::names().any(|name| name == method) {
+        return match methods::names().any(|name| name == method) {
             true => bad_body(&shared.api, format_args!("{method}: an empty body")),
-            false => StatusCode::NOT_FOUND.into_response(),
+            false => Answer::bare(StatusCode::NOT_FOUND),
         };
     }
-    let read = match decode::call(&method, params) {
+    let read = match decode::call(method, params) {
         Some(Ok(read)) => read,
         Some(Err(BadParams(why))) => {
             return bad_body(&shared.api, format_args!("{method}: {why}"));
         }
         None => {
-            let why = format_args!("{}: no such method", Cut(&method));
+            let why = format_args!("{}: no such method", Cut(method));
             shared.api.refused(Reason::ApiError, 404, why);
-            return StatusCode::NOT_FOUND.into_response();
+            return Answer::bare(StatusCode::NOT_FOUND);
         }
     };
     let mut slice = Slice::default();
@@ -167,22 +161,21 @@ async fn method(
     let called = match read {
         Ok(call) => carry_out(&shared.api, call, RESULT_BYTES_MAX, &mut slice).await,
         Err(error) => {
-            shared.api.refused_call(&method, error);
+            shared.api.refused_call(method, error);
             Err(error)
         }
     };
-    let asked = headers.get(ERROR_MODE).is_some_and(|mode| mode == "transport");
-    response(called, asked || shared.options.load().transport_errors)
+    Answer::of_call(called, asks_status || shared.options.load().transport_errors)
 }
 
 /// Many commands, one after another, each answered in its place (server API, 1.4).
-async fn old_form(State(shared): State<Shared>, body: Bytes) -> Response {
+async fn old_form(State(shared): State<Shared>, body: Bytes) -> Answer {
     answer_old_form(&shared.api, &body).await
 }
 
 /// Reads the command of the old form. Parameters that can't be read are an error in its place.
 fn read_old(api: &Api, command: &wire::Command<'_>) -> Decoded {
-    let name = command.method.as_ref().and_then(decode::name_of).ok_or(ApiError::NotFound)?;
+    let Some(wire::Method::Known(name)) = command.method else { return Err(ApiError::NotFound) };
     let params = command.params.map_or("", RawValue::get);
     let params = if params == "null" { "" } else { params };
     match decode::call(name, params).ok_or(ApiError::NotFound)? {
@@ -195,9 +188,9 @@ fn read_old(api: &Api, command: &wire::Command<'_>) -> Decoded {
 }
 
 /// The same, without a look at the key.
-pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response {
+pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Answer {
     if api.is_draining() {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        return Answer::bare(StatusCode::SERVICE_UNAVAILABLE);
     }
     let mut slice = Slice::default();
     // All are read before the first is carried out.
@@ -210,8 +203,7 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
             Err(BadParams(why)) => return bad_body(api, format_args!("a command: {why}")),
         };
         // A name that is no method's can't be read; of a number that isn't, the reply says so.
-        if matches!(&command.method, Some(method @ wire::Method::Name(_)) if decode::name_of(method).is_none())
-        {
+        if command.method == Some(wire::Method::UnknownName) {
             return bad_body(api, format_args!("method: no such method"));
         }
         let read = read_old(api, &command);
@@ -243,72 +235,88 @@ pub(in crate::node) async fn answer_old_form(api: &Api, body: &[u8]) -> Response
             id => format!(r#"{{"id":{id},{body}}}"#),
         });
     }
-    json(replies.join("\n"))
+    Answer::json(replies.join("\n"))
 }
 
 /// Reads a command of a batch: the method that it names and its call, or an error in its place.
 fn read_in_batch(
     api: &Api,
-    command: &RawValue,
+    command: InBatch<'_>,
 ) -> std::result::Result<Result<(&'static str, Call)>, BadParams> {
-    if command.get() == "null" {
-        return Ok(Err(ApiError::BadRequest));
-    }
-    let wire::InBatch(known) = serde_json::from_str(command.get())
-        .map_err(|fault| BadParams(flaw(command.get(), &fault)))?;
-    let of = |name| known.iter().find(|(known, params)| *known == name && params.get() != "null");
-    let Some((name, params)) = decode::names().find_map(of) else {
-        return Ok(Err(ApiError::NotFound));
+    let (name, params) = match command {
+        InBatch::Absent => return Ok(Err(ApiError::BadRequest)),
+        InBatch::Unknown => return Ok(Err(ApiError::NotFound)),
+        InBatch::Call(name, params) => (name, params),
     };
-    let Some(read) = decode::call(name, params.get()) else { return Ok(Err(ApiError::NotFound)) };
+    let Some(read) = decode::call(name, params) else { return Ok(Err(ApiError::NotFound)) };
     let read = read?.inspect_err(|error| api.refused_call(name, *error));
-    Ok(read.map(|call| (*name, call)))
+    Ok(read.map(|call| (name, call)))
 }
 
-async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
+async fn batch(State(shared): State<Shared>, body: Bytes) -> Answer {
+    answer_batch(&shared.api, &body).await
+}
+
+/// Carries out the commands of a batch.
+async fn answer_batch(api: &Api, body: &[u8]) -> Answer {
     let mut slice = Slice::default();
-    let batch = std::str::from_utf8(&body).ok().and_then(|body| decode::parse(body).ok());
-    let Some(wire::Batch { parallel, commands }) = batch else {
-        return bad_body(&shared.api, format_args!("batch: no JSON object, or of other types"));
+    let Ok(text) = std::str::from_utf8(body) else {
+        return bad_body(api, format_args!("batch: not UTF-8"));
+    };
+    let wire::Batch { parallel, commands } = match decode::parse(text) {
+        Ok(batch) => batch,
+        Err(BadParams(why)) => return bad_body(api, format_args!("batch: {why}")),
     };
     slice.spend(body.len()).await;
-    let commands: Option<wire::Commands<'_>> = match commands {
-        None => Some(wire::Commands::default()),
-        Some(list) if list.get() == "null" => Some(wire::Commands::default()),
-        Some(list) => serde_json::from_str(list.get()).ok(),
-    };
-    let Some(commands) = commands else {
-        return bad_body(&shared.api, format_args!("batch: commands is no list, or too long"));
-    };
     // All are read before the first is carried out.
     let (mut read, mut work) = (Vec::with_capacity(commands.0.len()), Work::default());
     for command in commands.0 {
-        slice.spend(command.get().len() + COMMAND_STEPS).await;
-        let command = match read_in_batch(&shared.api, command) {
+        let bytes = if let InBatch::Call(_, params) = command { params.len() } else { 0 };
+        slice.spend(bytes + COMMAND_STEPS).await;
+        let command = match read_in_batch(api, command) {
             Ok(command) => command,
-            Err(BadParams(why)) => return bad_body(&shared.api, format_args!("batch: {why}")),
+            Err(BadParams(why)) => return bad_body(api, format_args!("batch: {why}")),
         };
         let of_call = command.as_ref().map(|(_, call)| call.work());
         let of_call = of_call.unwrap_or(Work::COMMAND);
         let Some(sum) = work.with(of_call) else {
-            return bad_body(&shared.api, format_args!("batch: more than one request may do"));
+            return bad_body(api, format_args!("batch: more than one request may do"));
         };
         work = sum;
         read.push(command);
     }
     let mut room = Room::beside(work);
-    let mut replies = Vec::with_capacity(read.len());
-    let at_once = if parallel { PARALLEL_MAX } else { 1 };
+    let mut body = String::with_capacity(REPLIES_BEGIN.len() + work.reply_bytes() / 4);
+    body.push_str(REPLIES_BEGIN);
+    if parallel {
+        carry_out_together(api, read, &mut room, &mut slice, &mut body).await;
+    } else {
+        // Each waits for the one before it.
+        for command in read {
+            let left = room.left();
+            let (name, called) = carry_out_in_batch(api, command, left, &mut slice).await;
+            slice.spend(COMMAND_STEPS).await;
+            put_reply(&mut body, name, room.taken(called));
+        }
+    }
+    body.push_str("]}");
+    Answer::json(body)
+}
+
+/// Carries out the commands of a batch side by side, so many at a time.
+async fn carry_out_together(
+    api: &Api,
+    read: Vec<Result<(&'static str, Call)>>,
+    room: &mut Room,
+    slice: &mut Slice,
+    body: &mut String,
+) {
     let mut read = read.into_iter();
     loop {
         let left = room.left();
-        let calls = read.by_ref().take(at_once).map(async |command| match command {
-            Ok((name, call)) => {
-                // Each has a slice of its own: they go on side by side.
-                let called = carry_out(&shared.api, call, left, &mut Slice::default()).await;
-                (Some(name), called)
-            }
-            Err(error) => (None, Err(error)),
+        let calls = read.by_ref().take(PARALLEL_MAX).map(async |command| {
+            // Each has a slice of its own: they go on side by side.
+            carry_out_in_batch(api, command, left, &mut Slice::default()).await
         });
         let called = futures_util::future::join_all(calls).await;
         if called.is_empty() {
@@ -316,15 +324,40 @@ async fn batch(State(shared): State<Shared>, body: Bytes) -> Response {
         }
         slice.spend(called.len() * COMMAND_STEPS).await;
         for (name, called) in called {
-            replies.push(match (name, room.taken(called)) {
-                (Some(name), Ok(result)) => format!(r#"{{"{name}":{result}}}"#),
-                (_, Ok(_)) => format!(r#"{{"error":{}}}"#, encode::error(ApiError::Internal)),
-                (_, Err(error)) => format!(r#"{{"error":{}}}"#, encode::error(error)),
-            });
+            put_reply(body, name, room.taken(called));
         }
     }
-    json(format!(r#"{{"replies":[{}]}}"#, replies.join(",")))
 }
+
+async fn carry_out_in_batch(
+    api: &Api,
+    command: Result<(&'static str, Call)>,
+    bytes_max: usize,
+    slice: &mut Slice,
+) -> (&'static str, Result<String>) {
+    match command {
+        Ok((name, call)) => (name, carry_out(api, call, bytes_max, slice).await),
+        Err(error) => ("", Err(error)),
+    }
+}
+
+/// Adds a reply to those of a batch. Only one that has no method's name is always an error.
+fn put_reply(body: &mut String, method: &str, called: Result<String>) {
+    if body.len() > REPLIES_BEGIN.len() {
+        body.push(',');
+    }
+    let error = called.as_ref().err().map(|error| encode::error(*error));
+    let (name, result) = match (&called, &error) {
+        (Ok(result), _) => (method, result.as_str()),
+        (_, error) => ("error", error.as_deref().unwrap_or_default()),
+    };
+    for part in ["{\"", name, "\":", result, "}"] {
+        body.push_str(part);
+    }
+}
+
+/// How the answer to a batch begins.
+const REPLIES_BEGIN: &str = r#"{"replies":["#;
 
 /// How much room the answer to a request has for what is kept in channels, beside the replies whose length
 /// is known.
