@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
-use crate::base::id::ShardId;
+use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
 use crate::edge::channels::ChannelRules;
+use crate::edge::client_id::ClientId;
 use crate::session::ClientOptions;
+use crate::shard::mail::Method;
 use crate::shard::net::timers::tick_of;
 use crate::shard::node_state::NodeState;
 use crate::shard::stats::ShardCounters;
@@ -78,8 +80,61 @@ impl Cx {
         &self.node.counters[self.id.index()]
     }
 
+    /// The low bits of the clock: a command that takes longer than they count is a wrong figure, no more.
+    pub(crate) fn low_ms(&self) -> u16 {
+        self.now.0 as u16
+    }
+
+    /// Takes the time of a command that is answered; `began_ms`: the low bits of the clock when it came.
+    pub(crate) fn time_answer(&self, method: Method, began_ms: u16) {
+        if let Some(times) = self.node.commands[self.id.index()].get(method as usize) {
+            let ms = self.low_ms().wrapping_sub(began_ms);
+            times.record(u32::from(ms) * 1000);
+        }
+    }
+
+    /// The client id of a connection of this shard.
+    pub(crate) fn client_id(&self, key: ConnKey) -> ClientId {
+        self.node.rules.client_ids.seal(self.id, key)
+    }
+
     /// The timer tick of this turn.
     pub(crate) fn tick(&self) -> u32 {
         tick_of(self.now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::times::Counts;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn times_of_commands_are_differences_of_low_bits() {
+        let mut cx = Plan::default().cx();
+        cx.now = Millis(65_530);
+        let began_ms = cx.low_ms();
+        cx.now = Millis(65_540);
+        cx.time_answer(Method::Publish, began_ms);
+        // A method that isn't timed changes nothing.
+        cx.time_answer(Method::Other, began_ms);
+        let mut times = Counts::default();
+        cx.node.commands[0].iter().for_each(|method| method.add_to(&mut times));
+        assert_eq!((times.count(), times.total_us()), (1, 10_000));
+    }
+
+    #[test]
+    fn a_turn_begins_with_the_rules_that_a_reload_has_replaced() {
+        let mut cx = Plan::default().cx();
+        let (channels, client) = (Arc::clone(&cx.channels), Arc::clone(&cx.client));
+        cx.begin_turn(Millis(2_000), UnixSeconds(1_000_001));
+        assert!(Arc::ptr_eq(&cx.channels, &channels) && Arc::ptr_eq(&cx.client, &client));
+        assert_eq!((cx.now, cx.unix.0, cx.tick()), (Millis(2_000), 1_000_001, 20));
+        let changed = ClientOptions { channel_limit: 7, ..ClientOptions::clone(&client) };
+        cx.node.rules.client.store(Arc::new(changed));
+        assert_ne!(cx.client.channel_limit, 7, "a turn sees one set of rules");
+        cx.begin_turn(Millis(2_001), UnixSeconds(1_000_001));
+        assert_eq!(cx.client.channel_limit, 7);
     }
 }

@@ -11,12 +11,13 @@
 //! Two roles meet here and talk by mail only, even when both are this shard: the *home* of channels
 //! (`home`) and the *subscribers' side* (`local`).
 
+use crate::shard::outlets::outlets;
+
 mod by_slot;
 mod clients;
 mod codec;
 mod context;
 pub mod crypto;
-mod ending;
 #[cfg(test)]
 mod fixture;
 mod flow;
@@ -158,13 +159,13 @@ impl<D: Driver> Shard<D> {
         self.home.send_events(&self.cx, &mut self.post, &mut self.codec);
         self.fire_timers();
         self.drain_some();
-        self.clean_up_leavers();
+        self.clients.clean_up_leavers(&mut outlets!(self), &mut self.local);
         self.fan_out_some();
         self.mark_positions();
         self.write_dirty();
         self.home.send_gaps(&mut self.post);
         self.post.flush(&self.cx);
-        self.resume_waiting();
+        self.clients.resume_waiting(&mut outlets!(self), &mut self.local);
         self.keep_to_memory();
         self.housekeeping();
         if self.life.stopped {
@@ -224,7 +225,9 @@ impl<D: Driver> Shard<D> {
                             conn.flags.set_ended(true);
                         }
                         match ended && conn.waits.is_some() && conn.session == NONE {
-                            true => self.leave_before_connected(key.index),
+                            true => {
+                                self.clients.leave_before_connected(&mut outlets!(self), key.index)
+                            }
                             false => self.net.mark_ready(key),
                         }
                     }
@@ -259,29 +262,6 @@ impl<D: Driver> Shard<D> {
             let Some(conn) = self.net.conn(key) else { continue };
             conn.flags.set_ready(false);
             self.read(key);
-        }
-    }
-
-    /// Lets some of the connections that wait for credit try again, where there is credit. Each turn
-    /// anew, so that credit which one of them has no use for is not lost for the others.
-    fn resume_waiting(&mut self) {
-        self.ask_unasked();
-        for queue in self.post.queues() {
-            if !self.post.is_waited_for(queue) {
-                continue;
-            }
-            let calls = self.question_credits() as u32;
-            let mut allowance = self.post.allowance(queue, calls);
-            while let Some((key, needed)) = self.post.next_waiting(queue, &allowance) {
-                let Some(conn) = self.net.conn(key) else { continue };
-                allowance.use_up(needed);
-                conn.flags.set_waiting(false);
-                if self.is_connecting(key.index) {
-                    self.go_on_connecting(key.index);
-                } else {
-                    self.net.resume(key);
-                }
-            }
         }
     }
 
@@ -332,7 +312,12 @@ impl<D: Driver> Shard<D> {
         for index in listed.drain(..) {
             self.deliver_pending(index, None);
             self.cx.counters().closed_shutdown.add(1);
-            self.disconnect(index, Disconnect::Shutdown);
+            self.clients.disconnect(
+                &mut outlets!(self),
+                &mut self.local,
+                index,
+                Disconnect::Shutdown,
+            );
         }
         self.net.listed = listed;
         self.net.after_drain(&self.cx, &mut self.post);
@@ -368,7 +353,12 @@ impl<D: Driver> Shard<D> {
                     aside.header_user = user.unwrap_or_default();
                     aside.headers = headers;
                 }
-                Effect::Slow(index) => self.disconnect(index, Disconnect::Slow),
+                Effect::Slow(index) => self.clients.disconnect(
+                    &mut outlets!(self),
+                    &mut self.local,
+                    index,
+                    Disconnect::Slow,
+                ),
                 Effect::Lost(index, dropped) => {
                     let conn = self.net.conns.get(index as usize);
                     let session =
@@ -381,13 +371,6 @@ impl<D: Driver> Shard<D> {
                 Effect::Message { key, message } => self.first_message(key, &message),
             }
         }
-    }
-
-    /// Sets the timer of a connection to the next of its deadlines, those of its session included.
-    pub(crate) fn schedule(&mut self, index: u32) {
-        let Some(conn) = self.net.conns.get(index as usize) else { return };
-        let due = self.clients.due(&self.cx, conn.session);
-        self.net.schedule_with(&self.cx, index, due);
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no

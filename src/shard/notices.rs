@@ -16,11 +16,8 @@ use tracing::{Level, debug, info};
 use crate::base::limits::NOTICE_TEXT_CHARS_MAX;
 use crate::base::notices::{Limits, Reason, Subject};
 use crate::base::time::Millis;
-use crate::io::Driver;
 use crate::proto::client::{Disconnect, ErrorCode};
 use crate::proto::http::Refusal;
-use crate::shard::Shard;
-use crate::shard::net::record::{Conn, Phase};
 
 /// What a line says beside its reason; what is empty or 0 is left out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,7 +89,7 @@ impl Notices {
     }
 
     /// Whether a line is to be written now; reports what was left out before it.
-    fn is_due(&self, now: Millis, reason: Reason) -> bool {
+    pub(super) fn is_due(&self, now: Millis, reason: Reason) -> bool {
         if !tracing::enabled!(Level::INFO) {
             return false;
         }
@@ -134,7 +131,7 @@ impl fmt::Write for Bounded {
     }
 }
 
-fn write_line(reason: Reason, fields: &Fields<'_>) {
+pub(super) fn write_line(reason: Reason, fields: &Fields<'_>) {
     let name = reason.name();
     let some = |text| Some(cut(text)).filter(|text| !text.is_empty());
     let (user, client, channel) = (some(fields.user), some(fields.client), some(fields.channel));
@@ -271,57 +268,7 @@ pub(super) fn reason_of_error(code: ErrorCode) -> Reason {
     }
 }
 
-impl<D: Driver> Shard<D> {
-    /// Writes a line about a connection, with its address, user and client id.
-    ///
-    /// Costs a few atomics where the line is left out: `why` isn't formatted then.
-    pub(super) fn notice(
-        &self,
-        index: u32,
-        reason: Reason,
-        code: u32,
-        channel: &str,
-        why: fmt::Arguments<'_>,
-    ) {
-        if self.cx.node.notices.is_due(self.cx.now, reason) {
-            self.with_fields_of(index, |fields| {
-                write_line(reason, &Fields { channel, code, why: Some(why), ..*fields });
-            });
-        }
-    }
-
-    /// A client is connected: a line at level debug.
-    pub(super) fn notice_connected(&self, index: u32) {
-        if tracing::enabled!(Level::DEBUG) {
-            self.with_fields_of(index, |fields| write_ordinary(fields, true));
-        }
-    }
-
-    /// A client has gone by itself: a line at level debug.
-    pub(super) fn notice_gone(&self, index: u32) {
-        let is_client = |conn: &Conn<D::Socket>| conn.phase == Phase::Client;
-        if tracing::enabled!(Level::DEBUG)
-            && self.net.conns.get(index as usize).is_some_and(is_client)
-        {
-            self.with_fields_of(index, |fields| write_ordinary(fields, false));
-        }
-    }
-
-    /// Calls `write` with what is known of a connection.
-    fn with_fields_of(&self, index: u32, write: impl FnOnce(&Fields<'_>)) {
-        let conn = self.net.conns.get(index as usize);
-        let session = conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
-        // A client id exists from the connect on.
-        let client = conn.filter(|_| session.is_some());
-        let client = client.map(|conn| self.client_id(conn.key(index)).text());
-        let client = client.as_ref().map_or("", |client| client.as_str());
-        let user = session.map_or("", |session| session.user.as_str());
-        let address = self.net.client_address(index);
-        write(&Fields { address, user, client, ..Fields::default() });
-    }
-}
-
-fn write_ordinary(fields: &Fields<'_>, connected: bool) {
+pub(super) fn write_ordinary(fields: &Fields<'_>, connected: bool) {
     let (user, client) = (cut(fields.user), cut(fields.client));
     let (user, client) = (&*user, &*client);
     let address = fields.address.map(|address| address.to_string());

@@ -26,6 +26,7 @@ use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, Stop, SubState};
 use crate::shard::Shard;
+use crate::shard::outlets::outlets;
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -191,14 +192,14 @@ impl<D: Driver> Shard<D> {
         if self.net.conn(key).is_none() {
             return Step::Spared;
         }
-        let Some(session) = self.session_of(index) else { return Step::Spared };
+        let Some(session) = self.clients.session_of(&self.net, index) else { return Step::Spared };
         if session.flags.detached() || session.user != order.user {
             return Step::Spared;
         }
         let is_connecting = session.connecting().is_some();
         match &order.command {
             AdminCommand::Disconnect { code, reason, spare } => {
-                let id = self.client_id(key).text();
+                let id = self.cx.client_id(key).text();
                 if spare.binary_search_by(|spared| spared.as_str().cmp(id.as_str())).is_ok() {
                     return Step::Spared;
                 }
@@ -207,7 +208,13 @@ impl<D: Driver> Shard<D> {
                 }
                 self.deliver_pending(index, None);
                 self.cx.counters().closed_by_api.add(1);
-                self.end_session(index, *code, reason);
+                self.clients.end_session(
+                    &mut outlets!(self),
+                    &mut self.local,
+                    index,
+                    *code,
+                    reason,
+                );
                 Step::Done
             }
             _ if is_connecting => Step::Blocked,
@@ -223,13 +230,23 @@ impl<D: Driver> Shard<D> {
                     return Step::Blocked;
                 }
                 self.deliver_pending(index, only);
-                let Some(session) = self.session_of(index) else { return Step::Done };
+                let Some(session) = self.clients.session_of(&self.net, index) else {
+                    return Step::Done;
+                };
                 let subs = session.subs.as_slice().iter();
                 let subs: Vec<u32> = subs
                     .map(|sub| sub.channel)
                     .filter(|at| only.is_none_or(|only| only == *at))
                     .collect();
-                subs.into_iter().for_each(|at| self.take_away(index, at, Unsubscribed::Server));
+                subs.into_iter().for_each(|at| {
+                    self.clients.take_away(
+                        &mut outlets!(self),
+                        &mut self.local,
+                        index,
+                        at,
+                        Unsubscribed::Server,
+                    )
+                });
                 Step::Done
             }
             AdminCommand::Subscribe(sub) => self.subscribe_by_order(key, sub, homes),
@@ -239,19 +256,37 @@ impl<D: Driver> Shard<D> {
                 }
                 self.deliver_pending(index, None);
                 self.cx.counters().closed_expired.add(1);
-                self.disconnect(index, Disconnect::ConnectionExpired);
+                self.clients.disconnect(
+                    &mut outlets!(self),
+                    &mut self.local,
+                    index,
+                    Disconnect::ConnectionExpired,
+                );
                 Step::Done
             }
             AdminCommand::Refresh { expire_at, info, .. } => {
-                if !info.is_empty() && self.reinform(index, info.clone()).is_err() {
+                if !info.is_empty()
+                    && self
+                        .clients
+                        .reinform(&mut outlets!(self), &mut self.local, index, info.clone())
+                        .is_err()
+                {
                     return Step::Blocked;
                 }
                 let now = self.cx.unix;
-                let Some(session) = self.session_of(index) else { return Step::Done };
+                let Some(session) = self.clients.session_of(&self.net, index) else {
+                    return Step::Done;
+                };
                 session.expires = Expiry::of_positive(*expire_at);
                 let ttl = session.expires.map(|expires| expires.ttl(now));
-                self.push(index, "", &Push::Refresh { ttl });
-                self.schedule(index);
+                self.clients.push(
+                    &mut outlets!(self),
+                    &mut self.local,
+                    index,
+                    "",
+                    &Push::Refresh { ttl },
+                );
+                self.clients.schedule(&mut outlets!(self), index);
                 Step::Done
             }
         }
@@ -261,7 +296,7 @@ impl<D: Driver> Shard<D> {
         let index = key.index;
         let known = self.local.locals.find(&sub.channel);
         let limit = self.cx.client.channel_limit;
-        let Some(session) = self.session_of(index) else { return Step::Spared };
+        let Some(session) = self.clients.session_of(&self.net, index) else { return Step::Spared };
         let subs = session.subs.as_slice();
         let has = known.is_some_and(|at| subs.iter().any(|sub| sub.channel == at));
         if has || subs.len() >= limit {
@@ -269,7 +304,13 @@ impl<D: Driver> Shard<D> {
         }
         let home = self.cx.node.names.home(self.cx.node.names.hash(&sub.channel));
         let asker = Asker::of(key);
-        match self.subscribe_by_server(index, asker, sub) {
+        match self.clients.subscribe_by_server(
+            &mut outlets!(self),
+            &mut self.local,
+            index,
+            asker,
+            sub,
+        ) {
             Ok(()) => {
                 homes.insert(home);
                 Step::Done
@@ -282,7 +323,7 @@ impl<D: Driver> Shard<D> {
     /// Whether what ends the subscriptions of a connection (to one channel, or all) can be told now.
     /// Then their homes are added.
     fn has_room_at_homes(&mut self, index: u32, only: Option<u32>, homes: &mut ShardSet) -> bool {
-        let Some(session) = self.session_of(index) else { return true };
+        let Some(session) = self.clients.session_of(&self.net, index) else { return true };
         let subs = session.subs.as_slice().iter();
         let subs = subs.filter(|sub| only.is_none_or(|only| only == sub.channel));
         let channels: Vec<u32> = subs.map(|sub| sub.channel).collect();
@@ -314,11 +355,11 @@ impl<D: Driver> Shard<D> {
     }
 
     fn seen(&mut self, key: ConnKey) -> Option<Seen> {
-        let client = CompactString::new(self.client_id(key).text().as_str());
+        let client = CompactString::new(self.cx.client_id(key).text().as_str());
         let conn = self.net.conn(key)?;
         let (form, paused, queue) = (conn.form, conn.flags.paused(), conn.queue);
         let queued_bytes = self.net.queues.get(queue).map_or(0, |queue| queue.bytes());
-        let session = self.session_of(key.index)?;
+        let session = self.clients.session_of(&self.net, key.index)?;
         let (unanswered, expires) =
             (session.unanswered, session.expires.map_or(0, Expiry::seconds));
         let subs: Vec<_> = session.subs.as_slice().iter().take(INSPECTED_MAX).copied().collect();

@@ -15,6 +15,7 @@ use crate::hub::home::Shed;
 use crate::io::Driver;
 use crate::shard::Shard;
 use crate::shard::context::Cx;
+use crate::shard::outlets::outlets;
 use crate::shard::stats::ShardCounters;
 
 /// The state of giving memory up.
@@ -165,7 +166,7 @@ impl<D: Driver> Shard<D> {
             } else {
                 self.cx.counters().closed_memory.add(1);
                 let why = format_args!("{held} bytes were held for it");
-                self.notice(index, Reason::CloseMemory, 0, "", why);
+                self.clients.notice(&outlets!(self), index, Reason::CloseMemory, 0, "", why);
                 self.net.release(&self.cx, &mut self.post, index, true);
             }
         }
@@ -193,7 +194,6 @@ const SEARCHED_IN_MS: u64 = 10_000;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::shard::Memory;
     use crate::shard::fixture::Plan;
 

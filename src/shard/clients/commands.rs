@@ -6,38 +6,70 @@ use compact_str::CompactString;
 
 use crate::base::id::ConnKey;
 use crate::base::info::ClientInfo;
+use crate::base::limits::COMMANDS_UNANSWERED_MAX;
 use crate::base::notices::Reason;
-use crate::base::time::Millis;
-use crate::edge::client_id::ClientId;
 use crate::edge::proxy::{AppDisconnect, AppError};
 use crate::io::Driver;
 use crate::proto::client::{
-    self, Body, Command, Commands, Disconnect, ErrorCode, Push, Reply, Request,
+    self, Body, Command, Commands, Disconnect, Encoding, ErrorCode, Push, Reply, Request,
 };
 use crate::session::app::AppRequest;
 use crate::session::{
     self, Effect, Facts, NO_MEMORY, Publication, PublishOptions, Session, Stop, TokenKind, WaitsFor,
 };
-use crate::shard::Shard;
+use crate::shard::clients::Clients;
+use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
+use crate::shard::local::LocalSide;
 use crate::shard::mail::{Answer, Asker, Failure, Mail, Method, Publish, Read, Reading};
+use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
 use crate::shard::notices::{Cut, reason_of_error};
-use crate::shard::outlets::outlets;
+use crate::shard::outlets::Outlets;
 
-impl<D: Driver> Shard<D> {
+/// An error that a command is answered with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorReply<'a> {
+    pub(crate) code: ErrorCode,
+    /// The client may try again.
+    pub(crate) temporary: bool,
+    /// The channel of the command, for the log; empty for none.
+    pub(crate) channel: &'a str,
+    /// The detail for the log.
+    pub(crate) why: &'static str,
+}
+
+impl<'a> ErrorReply<'a> {
+    /// An error that is as temporary as its code says.
+    pub(crate) fn new(code: ErrorCode, channel: &'a str, why: &'static str) -> Self {
+        Self { code, temporary: code.temporary(), channel, why }
+    }
+}
+
+impl Clients {
     /// Handles the commands of one message, as far as may be.
-    pub(crate) fn commands(&mut self, index: u32, mut commands: Commands<'_>) -> Flow {
+    pub(crate) fn commands<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        mut commands: Commands<'_>,
+    ) -> Flow {
         loop {
             let handled = commands.consumed();
             let Some(command) = commands.next() else { return Flow::On };
             let command = match command {
                 Ok(command) => command,
                 Err(_) => {
-                    return self.bad_request(index, "the message is no command of the protocol");
+                    return self.bad_request(
+                        out,
+                        side,
+                        index,
+                        "the message is no command of the protocol",
+                    );
                 }
             };
-            match self.command(index, command) {
+            match self.command(out, side, index, command) {
                 Flow::On => {}
                 Flow::Defer(ticket) => self.keep_deferred(ticket, commands.bytes_from(handled)),
                 Flow::Pause(_) => return Flow::Pause(handled),
@@ -47,86 +79,110 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    pub(crate) fn bad_request(&mut self, index: u32, why: &'static str) -> Flow {
-        self.cx.counters().faults_bad_request.add(1);
-        self.disconnect_because(index, Disconnect::BadRequest, why);
+    pub(crate) fn bad_request<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        why: &'static str,
+    ) -> Flow {
+        out.cx.counters().faults_bad_request.add(1);
+        self.disconnect_because(out, side, index, Disconnect::BadRequest, why);
         Flow::End
     }
 
-    fn command(&mut self, index: u32, command: Command<'_>) -> Flow {
+    fn command<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        command: Command<'_>,
+    ) -> Flow {
         let (id, request) = (command.id, &command.request);
-        let conn = &self.net.conns[index as usize];
-        let Some(session) = self.clients.sessions.get_mut(conn.session as usize) else {
+        let conn = &out.net.conns[index as usize];
+        let Some(session) = self.sessions.get_mut(conn.session as usize) else {
             return match request {
                 Request::Connect(connect) if conn.phase == Phase::Client && id > 0 => {
-                    self.cx.counters().count_command(request);
-                    let result = self.connect(index, id, connect);
-                    self.finish_command(index, id, "", result)
+                    out.cx.counters().count_command(request);
+                    let result = self.connect(out, side, index, id, connect);
+                    self.finish_command(out, side, index, id, "", result)
                 }
-                _ => self.bad_request(index, "the first command is not connect"),
+                _ => self.bad_request(out, side, index, "the first command is not connect"),
             };
         };
-        let deferred = self.clients.asides.deferred(index);
+        let deferred = self.asides.deferred(index);
         if let Err(stop) = session.admit(request, deferred, conn.flags.frame_ping()) {
-            return self.finish_command(index, id, "", Err(stop));
+            return self.finish_command(out, side, index, id, "", Err(stop));
         }
         if let Request::Pong = request {
             session.flags.set_pong_due(false);
-            self.cx.counters().pongs.add(1);
+            out.cx.counters().pongs.add(1);
             return Flow::On;
         }
         let (unanswered, key) = (session.unanswered, conn.key(index));
-        self.cx.counters().count_command(request);
+        out.cx.counters().count_command(request);
         let method = Method::of(request);
-        let asked_ms = self.began_ms(index);
+        let asked_ms = self.began_ms(out.cx, index);
         let asker = Asker { command: id, method, asked_ms, ..Asker::of(key) };
-        let result = self.handle(asker, request);
+        let result = self.handle(out, side, asker, request);
         // A command that no home has to answer is answered.
         let is_answered = match &result {
             Ok(_) => true,
             Err(stop) => stop.is_error() && !matches!(stop, Stop::TemporaryError(..)),
         };
-        if is_answered && self.session_of(index).is_some_and(|s| s.unanswered == unanswered) {
-            self.time_answer(method, asked_ms);
+        if is_answered
+            && self.session_of(out.net, index).is_some_and(|s| s.unanswered == unanswered)
+        {
+            out.cx.time_answer(method, asked_ms);
         }
-        self.finish_command(index, id, channel_of(request), result)
+        self.finish_command(out, side, index, id, channel_of(request), result)
     }
 
     /// Lets the session decide about a command, and carries the effect out.
-    fn handle(&mut self, asker: Asker, request: &Request<'_>) -> Result<Flow, Stop> {
+    fn handle<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        asker: Asker,
+        request: &Request<'_>,
+    ) -> Result<Flow, Stop> {
         let index = asker.conn.index;
-        let answer = self.clients.asides.answer(index);
+        let answer = self.asides.answer(index);
         let is_short = match request {
-            Request::Publish(_) | Request::Subscribe(_) => self.cx.node.memory.is_short(),
+            Request::Publish(_) | Request::Subscribe(_) => out.cx.node.memory.is_short(),
             _ => false,
         };
         let is_reserved = match request {
             Request::Subscribe(request) => self.is_reserved(asker.conn, &request.channel),
             _ => false,
         };
-        let facts = Facts { is_short, is_reserved, ..self.facts(asker.conn) };
-        let at = self.net.conns[index as usize].session;
-        let Some(session) = self.clients.sessions.get(at as usize) else { return Ok(Flow::On) };
+        let facts = Facts {
+            is_short,
+            is_reserved,
+            ..self.facts(out.cx, side, asker.conn, out.net.encoding(index))
+        };
+        let at = out.net.conns[index as usize].session;
+        let Some(session) = self.sessions.get(at as usize) else { return Ok(Flow::On) };
         let decided = session.handle(request, answer.as_deref(), &facts);
         let is_checked = facts.verdict.is_some();
         let token = token_of(request);
         if is_checked && !token.is_empty() {
-            self.clients.asides.take(index, |aside| aside.check.take());
+            self.asides.take(index, |aside| aside.check.take());
         }
         match decided {
-            Ok(effect) => self.apply(asker, effect),
-            Err(Stop::Verify(kind)) => Err(self.request_check(index, token, kind)),
+            Ok(effect) => self.apply(out, side, asker, effect),
+            Err(Stop::Verify(kind)) => Err(self.request_check(out, index, token, kind)),
             Err(Stop::Call(proxy)) => {
-                Err(self.call_application(index, asker.command, &proxy, || {
+                Err(self.call_application(out, index, asker.command, &proxy, || {
                     AppRequest::of(request).unwrap_or(AppRequest::Refresh)
                 }))
             }
             Err(stop) => {
                 match (&stop, request) {
                     (Stop::NoMemory, Request::Publish(_)) => {
-                        self.cx.counters().short_publish.inc();
+                        out.cx.counters().short_publish.inc();
                     }
-                    (Stop::NoMemory, _) => self.cx.counters().short_subscribe.inc(),
+                    (Stop::NoMemory, _) => out.cx.counters().short_subscribe.inc(),
                     _ => {}
                 }
                 Err(stop)
@@ -135,84 +191,86 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The facts that commands of a connection are judged by.
-    pub(crate) fn facts(&self, conn: ConnKey) -> Facts<'_> {
-        let (node, rules) = (&self.cx.node, &self.cx.node.rules);
+    pub(crate) fn facts<'a>(
+        &self,
+        cx: &'a Cx,
+        side: &'a LocalSide,
+        conn: ConnKey,
+        encoding: Encoding,
+    ) -> Facts<'a> {
+        let (node, rules) = (&cx.node, &cx.node.rules);
         Facts {
-            channels: &self.cx.channels,
-            client: &self.cx.client,
+            channels: &cx.channels,
+            client: &cx.client,
             rpc: &rules.rpc,
             connection_keys: node.keys(TokenKind::Connection),
             subscription_keys: node.keys(TokenKind::Subscription),
             ids: &rules.client_ids,
             names: &node.names,
-            locals: &self.local.locals,
-            shard: self.cx.id,
+            locals: &side.locals,
+            shard: cx.id,
             conn,
-            encoding: self.net.encoding(conn.index),
-            now: self.cx.unix,
+            encoding,
+            now: cx.unix,
             is_short: false,
             is_reserved: false,
-            verdict: self.clients.asides.verdict(conn.index),
+            verdict: self.asides.verdict(conn.index),
         }
     }
 
     /// Carries out the effect of a command. Without credit at the home nothing is done.
-    fn apply(&mut self, asker: Asker, effect: Effect<'_>) -> Result<Flow, Stop> {
+    fn apply<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        asker: Asker,
+        effect: Effect<'_>,
+    ) -> Result<Flow, Stop> {
         let index = asker.conn.index;
         match effect {
             Effect::Pong => {}
-            Effect::Reply(reply) => {
-                self.net.reply(&self.cx, &mut self.codec, index, asker.command, &reply)
-            }
+            Effect::Reply(reply) => out.net.reply(out.cx, out.codec, index, asker.command, &reply),
             Effect::Unfit => {
-                self.inappropriate(index);
+                self.inappropriate(out, side, index);
                 return Ok(Flow::End);
             }
-            Effect::Publish(publication) => self.publish(asker, publication)?,
+            Effect::Publish(publication) => self.publish(out, asker, publication)?,
             Effect::Read { channel, namespace, reading } => {
-                self.request_read(asker, channel, namespace, reading)?;
+                self.request_read(out, asker, channel, namespace, reading)?;
             }
             Effect::Subscribe(sub) => {
-                self.request_sub(asker, sub)?;
-                if let Some(session) = self.session_of(index) {
+                self.request_sub(out, side, asker, sub)?;
+                if let Some(session) = self.session_of(out.net, index) {
                     session.unanswered += 1;
                 }
-                self.schedule(index);
+                self.schedule(out, index);
             }
-            Effect::Unsubscribe { channel, local } => self.unsubscribe(asker, channel, local)?,
+            Effect::Unsubscribe { channel, local } => {
+                self.unsubscribe(out, side, asker, channel, local)?
+            }
             Effect::Refresh { expires, ttl, info, meta } => {
-                self.reinform(index, info)?;
-                if let Some(session) = self.session_of(index) {
+                self.reinform(out, side, index, info)?;
+                if let Some(session) = self.session_of(out.net, index) {
                     session.renew(expires, meta);
                 }
-                self.net.reply(
-                    &self.cx,
-                    &mut self.codec,
-                    index,
-                    asker.command,
-                    &Reply::Refresh { ttl },
-                );
-                self.schedule(index);
+                out.net.reply(out.cx, out.codec, index, asker.command, &Reply::Refresh { ttl });
+                self.schedule(out, index);
             }
             Effect::SubRefresh { local, expires, ttl } => {
-                if let Some(session) = self.session_of(index) {
+                if let Some(session) = self.session_of(out.net, index) {
                     session.renew_sub(local, expires);
                 }
-                self.net.reply(
-                    &self.cx,
-                    &mut self.codec,
-                    index,
-                    asker.command,
-                    &Reply::SubRefresh { ttl },
-                );
-                self.schedule(index);
+                out.net.reply(out.cx, out.codec, index, asker.command, &Reply::SubRefresh { ttl });
+                self.schedule(out, index);
             }
         }
         Ok(Flow::On)
     }
 
-    pub(crate) fn finish_command(
+    pub(crate) fn finish_command<D: Driver>(
         &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
         index: u32,
         id: u32,
         channel: &str,
@@ -220,49 +278,57 @@ impl<D: Driver> Shard<D> {
     ) -> Flow {
         // A reply of the application holds until its command is done.
         if !matches!(&result, Err(stop) if stop.comes_back()) {
-            self.clients.asides.take(index, |aside| aside.replies.pop_front());
+            self.asides.take(index, |aside| aside.replies.pop_front());
         }
         match result {
             Ok(flow) => flow,
             Err(Stop::Error(code, why)) => {
-                self.reply_error_because(index, id, code, code.temporary(), channel, why);
+                self.reply_error(out, side, index, id, ErrorReply::new(code, channel, why));
                 Flow::On
             }
             Err(Stop::NoMemory) => {
-                let code = ErrorCode::Internal;
-                self.reply_error_because(index, id, code, code.temporary(), channel, NO_MEMORY);
+                let error = ErrorReply::new(ErrorCode::Internal, channel, NO_MEMORY);
+                self.reply_error(out, side, index, id, error);
                 Flow::On
             }
             Err(Stop::TemporaryError(code, why)) => {
-                self.reply_error_because(index, id, code, true, channel, why);
+                let error = ErrorReply { temporary: true, ..ErrorReply::new(code, channel, why) };
+                self.reply_error(out, side, index, id, error);
                 Flow::On
             }
             Err(Stop::Close(close, why)) => {
                 match close {
-                    Disconnect::BadRequest => self.cx.counters().faults_bad_request.add(1),
-                    Disconnect::InvalidToken => self.cx.counters().faults_token.add(1),
+                    Disconnect::BadRequest => out.cx.counters().faults_bad_request.add(1),
+                    Disconnect::InvalidToken => out.cx.counters().faults_token.add(1),
                     _ => {}
                 }
-                self.disconnect_in(index, close, channel, why);
+                self.disconnect_in(out, side, index, close, channel, why);
                 Flow::End
             }
             Err(Stop::Wait(waits)) => {
                 if let WaitsFor::Credit(home) = waits {
-                    outlets!(self).wait_for_credit(index, home);
+                    out.wait_for_credit(index, home);
                 }
-                self.pause(index, waits)
+                out.net.pause(out.cx, index, waits);
+                Flow::Pause(0)
             }
             Err(Stop::Defer(ticket)) => Flow::Defer(ticket),
             // The answers of both are requested where the command is handled.
-            Err(Stop::Verify(_)) => self.pause(index, WaitsFor::TokenCheck),
-            Err(Stop::Call(_)) => self.pause(index, WaitsFor::Application),
+            Err(Stop::Verify(_)) => {
+                out.net.pause(out.cx, index, WaitsFor::TokenCheck);
+                Flow::Pause(0)
+            }
+            Err(Stop::Call(_)) => {
+                out.net.pause(out.cx, index, WaitsFor::Application);
+                Flow::Pause(0)
+            }
             Err(Stop::AppError(error)) => {
-                self.reply_app_error(index, id, channel, &error);
+                self.reply_app_error(out, side, index, id, channel, &error);
                 Flow::On
             }
             Err(Stop::AppClose(AppDisconnect { code, reason })) => {
-                self.cx.counters().closed_by_application.add(1);
-                self.end_session(index, code, &reason);
+                out.cx.counters().closed_by_application.add(1);
+                self.end_session(out, side, index, code, &reason);
                 Flow::End
             }
         }
@@ -270,111 +336,127 @@ impl<D: Driver> Shard<D> {
 
     /// When the command came that is being handled: with a reply of the application at hand, the time
     /// of the call.
-    pub(crate) fn began_ms(&self, index: u32) -> u16 {
-        let reply = self.clients.asides.reply(index);
-        reply.map_or_else(|| low_ms(self.cx.now), |reply| reply.began_ms)
+    pub(crate) fn began_ms(&self, cx: &Cx, index: u32) -> u16 {
+        let reply = self.asides.reply(index);
+        reply.map_or_else(|| cx.low_ms(), |reply| reply.began_ms)
     }
 
-    /// A command is answered.
-    pub(crate) fn time_answer(&self, method: Method, asked_ms: u16) {
-        if let Some(times) = self.cx.node.commands[self.cx.id.index()].get(method as usize) {
-            let ms = low_ms(self.cx.now).wrapping_sub(asked_ms);
-            times.record(u32::from(ms) * 1000);
-        }
-    }
-
-    /// Stops the commands of a connection, and its reading, until the answer is there.
-    fn pause(&mut self, index: u32, waits: WaitsFor) -> Flow {
-        self.cx.counters().commands_paused.add(1);
-        let conn = &mut self.net.conns[index as usize];
-        conn.flags.set_paused(true);
-        conn.waits = Some(waits);
-        Flow::Pause(0)
-    }
-
-    /// Answers a command with an error. The channel and `why` are for the log.
-    pub(crate) fn reply_error_because(
+    /// Answers a command with an error.
+    pub(crate) fn reply_error<D: Driver>(
         &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
         index: u32,
         id: u32,
-        code: ErrorCode,
-        temporary: bool,
-        channel: &str,
-        why: &'static str,
+        error: ErrorReply<'_>,
     ) {
-        self.cx.counters().count_error(code);
+        let ErrorReply { code, temporary, channel, why } = error;
+        out.cx.counters().count_error(code);
         let reason = reason_of_error(code);
-        self.notice(index, reason, code.code().into(), channel, format_args!("{why}"));
-        self.error(index, id, code.code().into(), &Reply::Error { code, temporary });
+        self.notice(out, index, reason, code.code().into(), channel, format_args!("{why}"));
+        self.error(out, side, index, id, code.code().into(), &Reply::Error { code, temporary });
     }
 
     /// Answers a command with an error of the application's. The channel is for the log.
-    pub(crate) fn reply_app_error(&mut self, index: u32, id: u32, channel: &str, error: &AppError) {
-        self.cx.counters().command_errors.inc();
-        self.cx.counters().error_application.inc();
+    pub(crate) fn reply_app_error<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        id: u32,
+        channel: &str,
+        error: &AppError,
+    ) {
+        out.cx.counters().command_errors.inc();
+        out.cx.counters().error_application.inc();
         let why = format_args!("{}", Cut(&error.message));
-        self.notice(index, Reason::ErrorApplication, error.code, channel, why);
+        self.notice(out, index, Reason::ErrorApplication, error.code, channel, why);
         let AppError { code, message, temporary } = error;
         let reply = Reply::AppError { code: *code, message, temporary: *temporary };
-        self.error(index, id, *code, &reply);
+        self.error(out, side, index, id, *code, &reply);
     }
 
     /// Tells an error, as it is told to such a connection.
-    fn error(&mut self, index: u32, id: u32, code: u32, reply: &Reply<'_>) {
-        match self.net.form(index) {
-            form if form.is_poll() => self.poll_error(index, code, reply),
-            form if form.is_one_way() => self.one_way_error(index, code),
-            _ => self.net.reply(&self.cx, &mut self.codec, index, id, reply),
+    fn error<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        id: u32,
+        code: u32,
+        reply: &Reply<'_>,
+    ) {
+        match out.net.form(index) {
+            form if form.is_poll() => self.poll_error(out, side, index, code, reply),
+            form if form.is_one_way() => self.one_way_error(out, side, index, code),
+            _ => out.net.reply(out.cx, out.codec, index, id, reply),
         }
     }
 
     /// Queues a push for one connection alone.
-    pub(crate) fn push(&mut self, index: u32, channel: &str, push: &Push<'_>) {
-        let form = self.net.form(index);
+    pub(crate) fn push<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        channel: &str,
+        push: &Push<'_>,
+    ) {
+        let form = out.net.form(index);
         if form.is_poll() {
             // It has answers only: what changes its session ends the wait.
-            return self.return_poll(index);
+            return self.return_poll(out, side, index);
         }
-        self.net.push(&self.cx, &mut self.codec, index, channel, push);
+        out.net.push(out.cx, out.codec, index, channel, push);
     }
 
-    pub(crate) fn client_id(&self, key: ConnKey) -> ClientId {
-        self.cx.node.rules.client_ids.seal(self.cx.id, key)
-    }
-
-    pub(crate) fn session_of(&mut self, index: u32) -> Option<&mut Session> {
-        let conn = self.net.conns.get(index as usize)?;
-        self.clients.sessions.get_mut(conn.session as usize)
+    pub(crate) fn session_of<D: Driver>(
+        &mut self,
+        net: &Net<D>,
+        index: u32,
+    ) -> Option<&mut Session> {
+        let conn = net.conns.get(index as usize)?;
+        self.sessions.get_mut(conn.session as usize)
     }
 
     /// The packed ClientInfo of a connection, which other clients see. `chan_info` belongs to the channel.
-    pub(crate) fn client_info(&mut self, key: ConnKey, chan_info: &[u8]) -> Box<[u8]> {
-        let ids = &self.cx.node.rules.client_ids;
-        let client = self.clients.ids.get(ids, self.cx.id, key).text();
-        let Some(session) = self.session_of(key.index) else { return Box::default() };
+    pub(crate) fn client_info<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        key: ConnKey,
+        chan_info: &[u8],
+    ) -> Box<[u8]> {
+        let ids = &out.cx.node.rules.client_ids;
+        let client = self.ids.get(ids, out.cx.id, key).text();
+        let Some(session) = self.session_of(out.net, key.index) else { return Box::default() };
         let (user, conn_info) = (session.user.as_str(), session.info());
         ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()
     }
 
     /// Requests a publish of the channel's home.
-    fn publish(&mut self, asker: Asker, publication: Publication<'_>) -> Result<(), Stop> {
+    fn publish<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        asker: Asker,
+        publication: Publication<'_>,
+    ) -> Result<(), Stop> {
         let Publication { channel, namespace, local, data, is_json, result } = publication;
         let index = asker.conn.index;
-        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let Some(session) = self.session_of(out.net, index) else { return Ok(()) };
         let chan_info: Box<[u8]> = local
             .and_then(|at| session.sub_extra(at))
             .map(|extra| extra.info.clone())
             .unwrap_or_default();
-        let hash = self.cx.node.names.hash(channel);
-        let home = self.cx.node.names.home(hash);
-        let credits = outlets!(self).spend(home, 1)?;
-        let info = self.client_info(asker.conn, &chan_info);
+        let hash = out.cx.node.names.hash(channel);
+        let home = out.cx.node.names.home(hash);
+        let credits = out.spend(home, 1)?;
+        let info = self.client_info(out, asker.conn, &chan_info);
         let is_json =
             is_json && ClientInfo::unpack(&info).is_none_or(|info| client::info_is_json(&info));
-        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let Some(session) = self.session_of(out.net, index) else { return Ok(()) };
         session.unanswered += 1;
-        self.post.send(
-            &self.cx,
+        out.post.send(
+            out.cx,
             home,
             Mail::Publish(Box::new(Publish {
                 channel: CompactString::new(channel),
@@ -394,19 +476,20 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Requests a part of a channel's state of its home.
-    fn request_read(
+    fn request_read<D: Driver>(
         &mut self,
+        out: &mut Outlets<'_, D>,
         asker: Asker,
         channel: &str,
         namespace: u16,
         reading: session::Reading,
     ) -> Result<(), Stop> {
         let index = asker.conn.index;
-        let hash = self.cx.node.names.hash(channel);
-        let home = self.cx.node.names.home(hash);
-        let credits = outlets!(self).spend(home, reading.credits())?;
-        let encoding = self.net.encoding(index);
-        let Some(session) = self.session_of(index) else { return Ok(()) };
+        let hash = out.cx.node.names.hash(channel);
+        let home = out.cx.node.names.home(hash);
+        let credits = out.spend(home, reading.credits())?;
+        let encoding = out.net.encoding(index);
+        let Some(session) = self.session_of(out.net, index) else { return Ok(()) };
         session.unanswered += 1;
         let read = Read {
             channel: CompactString::new(channel),
@@ -414,53 +497,64 @@ impl<D: Driver> Shard<D> {
             namespace,
             asker: Asker { credits, ..asker },
             encoding,
-            bytes_max: self.cx.client.answer_bytes_max(),
+            bytes_max: out.cx.client.answer_bytes_max(),
             what: match reading {
                 session::Reading::Presence => Reading::Presence,
                 session::Reading::PresenceStats => Reading::PresenceStats,
                 session::Reading::History(page) => Reading::History(page),
             },
         };
-        self.post.send(&self.cx, home, Mail::Read(Box::new(read)));
+        out.post.send(out.cx, home, Mail::Read(Box::new(read)));
         Ok(())
     }
 
     /// What was read comes back.
-    pub(crate) fn answered(&mut self, asker: Asker, answer: &Answer) {
+    pub(crate) fn answered<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        asker: Asker,
+        answer: &Answer,
+    ) {
         let index = asker.conn.index;
-        if !self.takes_answer(asker) {
+        if !self.takes_answer(out, asker) {
             return;
         }
         let id = asker.command;
         match answer {
             Answer::Presence(body) => {
                 let reply = Reply::Presence(Body::Elsewhere(body.len()));
-                self.net.reply_around(&self.cx, &mut self.codec, index, id, &reply, body);
+                out.net.reply_around(out.cx, out.codec, index, id, &reply, body);
             }
             Answer::History(body) => {
                 let reply = Reply::History(Body::Elsewhere(body.len()));
-                self.net.reply_around(&self.cx, &mut self.codec, index, id, &reply, body);
+                out.net.reply_around(out.cx, out.codec, index, id, &reply, body);
             }
             Answer::PresenceStats(clients, users) => {
                 let reply = Reply::PresenceStats { clients: *clients, users: *users };
-                self.net.reply(&self.cx, &mut self.codec, index, id, &reply);
+                out.net.reply(out.cx, out.codec, index, id, &reply);
             }
             // Only the control thread asks for that.
             Answer::Done => {}
             Answer::Error(failure) => {
                 let Failure { code, channel } = &**failure;
                 let why = asker.method.name();
-                self.reply_error_because(index, id, *code, code.temporary(), channel, why);
+                self.reply_error(out, side, index, id, ErrorReply::new(*code, channel, why));
             }
-            Answer::Unfit => self.inappropriate(index),
+            Answer::Unfit => self.inappropriate(out, side, index),
         }
     }
 
     /// A JSON connection would have to be shown what isn't JSON: it goes, and nobody else.
-    pub(crate) fn inappropriate(&mut self, index: u32) {
-        self.cx.counters().closed_inappropriate.add(1);
+    pub(crate) fn inappropriate<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        out.cx.counters().closed_inappropriate.add(1);
         let why = "data that isn't JSON, for a client that speaks JSON";
-        self.disconnect_because(index, Disconnect::InappropriateProtocol, why);
+        self.disconnect_because(out, side, index, Disconnect::InappropriateProtocol, why);
     }
 }
 
@@ -488,9 +582,56 @@ fn channel_of<'a>(request: &'a Request<'_>) -> &'a str {
     }
 }
 
-/// The low bits of the clock: a command that takes longer than they count is a wrong figure, no more.
-pub(crate) fn low_ms(at: Millis) -> u16 {
-    at.0 as u16
+impl Clients {
+    /// Whether the connection that asked is still there for the answer, which is one less to wait for.
+    pub(crate) fn takes_answer<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        asker: Asker,
+    ) -> bool {
+        let Some(conn) = out.net.conn(asker.conn) else { return false };
+        let (waits, at) = (conn.waits, conn.session);
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
+        if session.flags.detached() {
+            return false;
+        }
+        session.unanswered -= 1;
+        out.cx.time_answer(asker.method, asker.asked_ms);
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
+        // Half of the answers first, so that what is left of a long message is taken in few parts.
+        let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
+        if few && waits.is_some_and(WaitsFor::ends_with_answers) {
+            out.net.resume(asker.conn);
+        }
+        true
+    }
+
+    /// Lets some of the connections that wait for credit try again, where there is credit. Each turn
+    /// anew, so that credit which one of them has no use for is not lost for the others.
+    pub(crate) fn resume_waiting<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+    ) {
+        self.send_delayed_calls(out);
+        for queue in out.post.queues() {
+            if !out.post.is_waited_for(queue) {
+                continue;
+            }
+            let calls = self.call_credits(out.post) as u32;
+            let mut allowance = out.post.allowance(queue, calls);
+            while let Some((key, needed)) = out.post.next_waiting(queue, &allowance) {
+                let Some(conn) = out.net.conn(key) else { continue };
+                allowance.use_up(needed);
+                conn.flags.set_waiting(false);
+                if self.is_connecting(out.net, key.index) {
+                    self.go_on_connecting(out, side, key.index);
+                } else {
+                    out.net.resume(key);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -515,11 +656,5 @@ mod tests {
             let named = (channel_of(&command.request), token_of(&command.request));
             assert_eq!(named, (channel, token), "{text}");
         }
-    }
-
-    #[test]
-    fn times_are_differences_of_low_bits() {
-        let (began, answered) = (low_ms(Millis(65_530)), low_ms(Millis(65_540)));
-        assert_eq!(answered.wrapping_sub(began), 10);
     }
 }

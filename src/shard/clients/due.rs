@@ -1,10 +1,12 @@
 //! When a session has something to do by itself: a ping, a pong that is overdue, a token that expires.
 
 use crate::base::form::Form;
+use crate::io::Driver;
 use crate::session::Session;
 use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
 use crate::shard::net::timers::ticks;
+use crate::shard::outlets::Outlets;
 
 /// Facts of a connection that decide about pings.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +146,15 @@ const NO_PING_MS: u64 = 3_600_000;
 /// A delay as tokens count, in whole seconds.
 pub(crate) fn seconds(ms: u64) -> i64 {
     i64::try_from(ms / 1000).unwrap_or(i64::MAX / 4)
+}
+
+impl Clients {
+    /// Sets the timer of a connection to the next of its deadlines, those of its session included.
+    pub(crate) fn schedule<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
+        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let due = self.due(out.cx, conn.session);
+        out.net.schedule_with(out.cx, index, due);
+    }
 }
 
 #[cfg(test)]

@@ -6,108 +6,117 @@ use std::sync::atomic::Ordering;
 use crate::base::id::ConnKey;
 use crate::io::Driver;
 use crate::session::{Session, Sub, SubState};
-use crate::shard::Shard;
+use crate::shard::clients::Clients;
 use crate::shard::clients::aside::{Admin, Check};
+use crate::shard::local::LocalSide;
 use crate::shard::mail::Mail;
+use crate::shard::net::Net;
 use crate::shard::net::record::NONE;
+use crate::shard::outlets::Outlets;
 
-impl<D: Driver> Shard<D> {
+impl Clients {
     /// A connection is no client's any more: the parts beside its session go.
-    pub(crate) fn forget_client(&mut self, index: u32) {
-        self.net.leave_client_place(&self.cx, index);
-        if let Some(aside) = self.clients.asides.remove(index) {
+    pub(crate) fn forget_client<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
+        out.net.leave_client_place(out.cx, index);
+        if let Some(aside) = self.asides.remove(index) {
             if let Some(Check::Requested(interest)) = aside.check {
                 interest.withdraw();
-                self.cx.counters().tokens_withdrawn.add(1);
+                out.cx.counters().tokens_withdrawn.add(1);
             }
             if aside.admin == Some(Admin::Connected) {
-                self.cx.node.admins.fetch_sub(1, Ordering::Relaxed);
+                out.cx.node.admins.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
     /// Takes a session apart: out of the subscriber lists and the user index; homes are told as far
     /// as there is room for mail, the rest stays owed.
-    pub(crate) fn detach(&mut self, index: u32) {
-        self.net.leave_client_place(&self.cx, index);
-        let Some(conn) = self.net.conns.get(index as usize) else { return };
+    pub(crate) fn detach<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        out.net.leave_client_place(out.cx, index);
+        let Some(conn) = out.net.conns.get(index as usize) else { return };
         let (at, key) = (conn.session, conn.key(index));
-        let Some(session) = self.clients.sessions.get_mut(at as usize) else { return };
+        let Some(session) = self.sessions.get_mut(at as usize) else { return };
         let subs = std::mem::take(&mut session.subs);
         if !session.flags.detached() {
             session.flags.set_detached(true);
             let extra = session.extra.take();
             for sub in extra.iter().flat_map(|extra| &extra.subs) {
                 if let Some(filter) = sub.filter {
-                    self.local.filters.release(filter);
+                    side.filters.release(filter);
                 }
             }
-            self.forget_user(at);
+            self.forget_user(out.cx, at);
         }
         for sub in subs.as_slice() {
             let mut sub = *sub;
-            self.leave_list(&mut sub);
-            if self.tell_home(index, &sub).is_err()
-                && let Some(session) = self.clients.sessions.get_mut(at as usize)
+            self.leave_list(out, side, &mut sub);
+            if side.leave_home_if_room(out, index, &sub).is_err()
+                && let Some(session) = self.sessions.get_mut(at as usize)
             {
                 session.subs.push(sub);
             }
         }
-        self.leave_user(at, key);
+        self.leave_user(out, at, key);
         let done = |session: &Session| session.subs.is_empty() && !session.flags.user_counted();
-        if self.clients.sessions.get(at as usize).is_some_and(done) {
-            self.clients.sessions.remove(at as usize);
-            if let Some(conn) = self.net.conns.get_mut(index as usize) {
+        if self.sessions.get(at as usize).is_some_and(done) {
+            self.sessions.remove(at as usize);
+            if let Some(conn) = out.net.conns.get_mut(index as usize) {
                 conn.session = NONE;
             }
         }
     }
 
     /// Tells the home of a user that one of its connections has gone, if there is room.
-    fn leave_user(&mut self, session: u32, conn: ConnKey) {
-        let Some(session) = self.clients.sessions.get_mut(session as usize) else { return };
-        let home = self.cx.node.names.home(self.cx.node.names.hash(&session.user));
-        if !session.flags.user_counted() || self.post.is_full(home) {
+    fn leave_user<D: Driver>(&mut self, out: &mut Outlets<'_, D>, session: u32, conn: ConnKey) {
+        let Some(session) = self.sessions.get_mut(session as usize) else { return };
+        let home = out.cx.node.names.home(out.cx.node.names.hash(&session.user));
+        if !session.flags.user_counted() || out.post.is_full(home) {
             return;
         }
         session.flags.set_user_counted(false);
         let user = session.user.as_str().into();
-        self.post.send(&self.cx, home, Mail::UserLeave { user, conn });
+        out.post.send(out.cx, home, Mail::UserLeave { user, conn });
     }
 
     /// Takes a subscription out of its channel's list.
-    pub(crate) fn leave_list(&mut self, sub: &mut Sub) {
+    pub(crate) fn leave_list<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        sub: &mut Sub,
+    ) {
         if sub.state == SubState::Live {
-            let held = self.local.locals.held(sub.channel);
-            if let Some(local) = self.local.locals.get(sub.channel)
+            let held = side.locals.held(sub.channel);
+            if let Some(local) = side.locals.get(sub.channel)
                 && let Some(moved) = local.subscribers.remove(sub.place, held)
             {
-                self.moved(sub.channel, moved.conn, sub.place);
+                self.set_place(out.net, sub.channel, moved.conn, sub.place);
             }
         }
         if sub.state != SubState::Owed && !sub.flags.hidden() {
-            self.cx.counters().subscriptions.sub(1);
+            out.cx.counters().subscriptions.sub(1);
         }
         sub.state = SubState::Owed;
     }
 
     /// A subscriber has a new place in its channel's list.
-    pub(crate) fn moved(&mut self, channel: u32, conn: u32, place: u32) {
-        let Some(conn) = self.net.conns.get(conn as usize) else { return };
-        if let Some(session) = self.clients.sessions.get_mut(conn.session as usize)
+    pub(crate) fn set_place<D: Driver>(
+        &mut self,
+        net: &Net<D>,
+        channel: u32,
+        conn: u32,
+        place: u32,
+    ) {
+        let Some(conn) = net.conns.get(conn as usize) else { return };
+        if let Some(session) = self.sessions.get_mut(conn.session as usize)
             && let Some(sub) = session.subs.find(channel)
         {
             sub.place = place;
         }
-    }
-
-    /// Tells the home that a subscription of a dead session has ended, if there is room.
-    fn tell_home(&mut self, index: u32, sub: &Sub) -> Result<(), ()> {
-        let Some(local) = self.local.locals.get(sub.channel) else { return Ok(()) };
-        if self.post.is_full(local.home) {
-            return Err(());
-        }
-        self.leave_home(index, sub, None);
-        Ok(())
     }
 }

@@ -24,12 +24,16 @@ use crate::edge::jwt::{ConnectionClaims, SubOptions};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
-pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
 use crate::session::{Headers, NO_MEMORY, Renewal, Stop, WaitsFor};
-use crate::shard::Shard;
-use crate::shard::clients::commands::low_ms;
+use crate::shard::clients::Clients;
+use crate::shard::local::LocalSide;
+use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, CONTROL, Mail};
+use crate::shard::net::Net;
 use crate::shard::net::record::{NONE, Phase};
+use crate::shard::outlets::Outlets;
+
+pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
 
 /// Something that the application is asked.
 #[derive(Debug)]
@@ -148,31 +152,32 @@ pub(crate) struct ReplyAtHand {
     pub(crate) answer: Arc<AppAnswer>,
 }
 
-impl<D: Driver> Shard<D> {
+impl Clients {
     /// Calls the application for a command that stops meanwhile: alone, or deferred while later ones go on.
-    pub(crate) fn call_application(
+    pub(crate) fn call_application<D: Driver>(
         &mut self,
+        out: &mut Outlets<'_, D>,
         index: u32,
         command: u32,
         proxy: &Arc<ProxyOptions>,
         call: impl FnOnce() -> AppRequest,
     ) -> Stop {
-        if self.clients.asides.is_pending(index) {
+        if self.asides.is_pending(index) {
             return Stop::Wait(WaitsFor::Application);
         }
         // `connect` is the one barrier.
-        let at_once = match self.net.conns[index as usize].session {
+        let at_once = match out.net.conns[index as usize].session {
             NONE => 1,
-            _ => self.cx.client.concurrency.max(1),
+            _ => out.cx.client.concurrency.max(1),
         };
-        if at_once > 1 && self.clients.asides.deferred(index) >= at_once {
+        if at_once > 1 && self.asides.deferred(index) >= at_once {
             // Each reply resumes it, and so does each answer of a home.
             return Stop::Wait(WaitsFor::EarlierCommands);
         }
-        if self.cx.is_short_for(|counters| &counters.short_call) {
+        if out.cx.is_short_for(|counters| &counters.short_call) {
             return Stop::Error(ErrorCode::Internal, NO_MEMORY);
         }
-        if self.question_credits() == 0 {
+        if self.call_credits(out.post) == 0 {
             return Stop::Wait(WaitsFor::Credit(CONTROL));
         }
         if at_once > 1 {
@@ -181,66 +186,69 @@ impl<D: Driver> Shard<D> {
                 AppRequest::Subscribe { channel, .. } => channel.clone(),
                 _ => CompactString::default(),
             };
-            let conn = self.net.conns[index as usize].key(index);
+            let conn = out.net.conns[index as usize].key(index);
             let deferred = DeferredCommand { conn, channel, bytes: Box::default() };
-            let ticket = self.clients.deferred.insert(deferred) as u32;
-            self.clients.asides.entry(index).deferred += 1;
-            self.post_question(index, command, proxy, call, Some(ticket));
+            let ticket = self.deferred.insert(deferred) as u32;
+            self.asides.entry(index).deferred += 1;
+            self.send_call(out, index, command, proxy, call, Some(ticket));
             return Stop::Defer(ticket);
         }
-        self.clients.asides.entry(index).call = true;
-        self.post_question(index, command, proxy, call(), None);
+        self.asides.entry(index).call = true;
+        self.send_call(out, index, command, proxy, call(), None);
         Stop::Wait(WaitsFor::Application)
     }
 
     /// Questions that may be asked now.
-    pub(crate) fn question_credits(&self) -> usize {
-        match self.post.is_full(CONTROL) {
+    pub(crate) fn call_credits(&self, post: &Post) -> usize {
+        match post.is_full(CONTROL) {
             true => 0,
-            false => PROXY_QUESTIONS_MAX.saturating_sub(self.clients.calls),
+            false => PROXY_QUESTIONS_MAX.saturating_sub(self.calls),
         }
     }
 
     /// Asks what no command waits for: now, or when others are answered.
-    fn ask_later(&mut self, index: u32, proxy: &Arc<ProxyOptions>, call: AppRequest) {
-        match self.question_credits() {
+    fn call_or_delay<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        proxy: &Arc<ProxyOptions>,
+        call: AppRequest,
+    ) {
+        match self.call_credits(out.post) {
             0 => {
-                let conn = self.net.conns[index as usize].key(index);
-                self.clients.delayed.push_back(DelayedCall {
-                    conn,
-                    proxy: Arc::clone(proxy),
-                    call,
-                });
+                let conn = out.net.conns[index as usize].key(index);
+                self.delayed.push_back(DelayedCall { conn, proxy: Arc::clone(proxy), call });
             }
-            _ => self.post_question(index, 0, proxy, call, None),
+            _ => self.send_call(out, index, 0, proxy, call, None),
         }
     }
 
     /// Asks what has waited, as far as may be.
-    pub(crate) fn ask_unasked(&mut self) {
-        while self.question_credits() > 0 {
-            let Some(DelayedCall { conn, proxy, call }) = self.clients.delayed.pop_front() else {
+    pub(crate) fn send_delayed_calls<D: Driver>(&mut self, out: &mut Outlets<'_, D>) {
+        while self.call_credits(out.post) > 0 {
+            let Some(DelayedCall { conn, proxy, call }) = self.delayed.pop_front() else {
                 break;
             };
-            if self.net.conn(conn).is_some_and(|conn| conn.phase == Phase::Client) {
-                self.post_question(conn.index, 0, &proxy, call, None);
+            if out.net.conn(conn).is_some_and(|conn| conn.phase == Phase::Client) {
+                self.send_call(out, conn.index, 0, &proxy, call, None);
             }
         }
     }
 
-    fn post_question(
+    fn send_call<D: Driver>(
         &mut self,
+        out: &mut Outlets<'_, D>,
         index: u32,
         command: u32,
         proxy: &Arc<ProxyOptions>,
         call: AppRequest,
         ticket: Option<u32>,
     ) {
-        let key = self.net.conns[index as usize].key(index);
-        let client = CompactString::new(self.client_id(key).text().as_str());
-        let form = self.net.form(index);
-        let asked_with = self.clients.asides.get(index).and_then(|aside| aside.headers.clone());
-        let session = self.session_of(index);
+        let key = out.net.conns[index as usize].key(index);
+        let client = CompactString::new(out.cx.client_id(key).text().as_str());
+        let form = out.net.form(index);
+        let asked_with = self.asides.get(index).and_then(|aside| aside.headers.clone());
+        let session = self.session_of(out.net, index);
         let (user, meta, headers) = match session {
             Some(session) => {
                 let extra = session.extra.as_ref();
@@ -250,33 +258,38 @@ impl<D: Driver> Shard<D> {
             }
             None => (CompactString::default(), Box::default(), asked_with),
         };
-        self.clients.calls += 1;
-        self.cx.counters().proxy_questions.add(1);
-        let asked_ms = low_ms(self.cx.now);
+        self.calls += 1;
+        out.cx.counters().proxy_questions.add(1);
+        let asked_ms = out.cx.low_ms();
         let asker = Asker { command, asked_ms, ..Asker::of(key) };
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
-        let address = self.net.client_address(asker.conn.index);
+        let address = out.net.client_address(asker.conn.index);
         let question =
             AppCall { asker, proxy, client, form, user, meta, headers, address, call, ticket };
-        self.post.send(&self.cx, CONTROL, Mail::AppCall(Box::new(question)));
+        out.post.send(out.cx, CONTROL, Mail::AppCall(Box::new(question)));
     }
 
     /// The application has answered.
-    pub(crate) fn take_reply(&mut self, reply: AppReply) {
-        self.clients.calls -= 1;
+    pub(crate) fn take_app_reply<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        reply: AppReply,
+    ) {
+        self.calls -= 1;
         let AppReply { asker, local, ticket, event, answer } = reply;
         let index = asker.conn.index;
-        let deferred = ticket.and_then(|ticket| self.clients.deferred.try_remove(ticket as usize));
-        if self.net.conn(asker.conn).is_none_or(|conn| conn.phase != Phase::Client) {
+        let deferred = ticket.and_then(|ticket| self.deferred.try_remove(ticket as usize));
+        if out.net.conn(asker.conn).is_none_or(|conn| conn.phase != Phase::Client) {
             return;
         }
         match event {
-            ProxyEvent::Refresh => self.refreshed(index, answer),
-            ProxyEvent::SubRefresh => self.sub_refreshed(index, local, answer),
+            ProxyEvent::Refresh => self.refreshed(out, side, index, answer),
+            ProxyEvent::SubRefresh => self.sub_refreshed(out, side, index, local, answer),
             _ => {
                 let reply = ReplyAtHand { began_ms: asker.asked_ms, answer: Arc::new(answer) };
-                let aside = self.clients.asides.entry(index);
+                let aside = self.asides.entry(index);
                 // In the order of the commands: deferred ones are put in front of a paused one.
                 match deferred {
                     None => {
@@ -286,42 +299,38 @@ impl<D: Driver> Shard<D> {
                     Some(command) => {
                         aside.deferred = aside.deferred.saturating_sub(1);
                         aside.replies.push_front(reply);
-                        self.put_in_front(index, &command);
+                        put_in_front(out.net, &command);
                     }
                 }
-                self.net.resume(asker.conn);
+                out.net.resume(asker.conn);
             }
         }
     }
 
     /// Whether a deferred command of the connection subscribes to this channel: it is reserved.
     pub(crate) fn is_reserved(&self, conn: ConnKey, channel: &str) -> bool {
-        if self.clients.asides.deferred(conn.index) == 0 {
+        if self.asides.deferred(conn.index) == 0 {
             return false;
         }
-        let mut deferred = self.clients.deferred.iter();
+        let mut deferred = self.deferred.iter();
         deferred.any(|(_, command)| command.conn == conn && command.channel == channel)
     }
 
     /// Keeps the bytes of a command that waits for the application.
     pub(crate) fn keep_deferred(&mut self, ticket: u32, bytes: &[u8]) {
-        if let Some(command) = self.clients.deferred.get_mut(ticket as usize) {
+        if let Some(command) = self.deferred.get_mut(ticket as usize) {
             command.bytes = bytes.into();
         }
     }
 
-    /// Puts such a command in front of what the connection has to handle: the reply is in front, too.
-    fn put_in_front(&mut self, index: u32, command: &DeferredCommand) {
-        let is_json = self.net.encoding(index) == Encoding::Json;
-        let Some(conn) = self.net.conn(command.conn) else { return };
-        let rx = conn.rx.get_or_insert_default();
-        rx.commands = joined(&command.bytes, &rx.commands[rx.commands_at..], is_json);
-        rx.commands_at = 0;
-    }
-
-    /// The same of the headers in a connect command.
-    pub(crate) fn keep_emulated_headers(&mut self, index: u32, request: &ConnectRequest<'_>) {
-        let wanted = &self.cx.client.proxies.emulated_headers;
+    /// Keeps the headers that proxies take over from a connect command.
+    pub(crate) fn keep_emulated_headers<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        request: &ConnectRequest<'_>,
+    ) {
+        let wanted = &out.cx.client.proxies.emulated_headers;
         if wanted.is_empty() {
             return;
         }
@@ -332,69 +341,91 @@ impl<D: Driver> Shard<D> {
         });
         let emulated: Vec<_> = named.collect();
         if !emulated.is_empty() {
-            let kept = &mut self.clients.asides.entry(index).headers;
+            let kept = &mut self.asides.entry(index).headers;
             let http = kept.as_ref().map(|kept| kept.http.clone()).unwrap_or_default();
             *kept = Some(Arc::new(Headers { http, emulated }));
         }
     }
 
     /// A connection expires that the application refreshes.
-    pub(crate) fn ask_to_refresh(&mut self, index: u32, proxy: &Arc<ProxyOptions>) {
-        if let Some(session) = self.session_of(index) {
+    pub(crate) fn request_refresh<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        proxy: &Arc<ProxyOptions>,
+    ) {
+        if let Some(session) = self.session_of(out.net, index) {
             session.flags.set_refreshing(true);
         }
-        self.ask_later(index, proxy, AppRequest::Refresh);
+        self.call_or_delay(out, index, proxy, AppRequest::Refresh);
     }
 
     /// The application has said whether a connection goes on (client protocol, section 19).
-    fn refreshed(&mut self, index: u32, answer: AppAnswer) {
-        let now = self.cx.unix;
-        let Some(session) = self.session_of(index) else { return };
+    fn refreshed<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        answer: AppAnswer,
+    ) {
+        let now = out.cx.unix;
+        let Some(session) = self.session_of(out.net, index) else { return };
         session.flags.set_refreshing(false);
         let again_at = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
         let result = match answer {
             AppAnswer::Result(result) if !result.expired => result,
             AppAnswer::Failed => {
                 session.expires = again_at;
-                return self.schedule(index);
+                return self.schedule(out, index);
             }
-            _ => return self.connection_expired(index),
+            _ => return self.connection_expired(out, side, index),
         };
         let ConnectionClaims { expire_at, info, meta, .. } = result.claims;
         let expires = expire_at.map(Expiry::at);
         if expires.is_some_and(|expires| expires.is_past(now)) {
-            return self.connection_expired(index);
+            return self.connection_expired(out, side, index);
         }
         session.expires = expires;
         if let Some(meta) = meta {
             session.extra().meta = meta;
         }
         if let Some(info) = info
-            && self.reinform(index, info).is_err()
+            && self.reinform(out, side, index, info).is_err()
         {
             // A home has no room for the news: it is asked once more.
-            if let Some(session) = self.session_of(index) {
+            if let Some(session) = self.session_of(out.net, index) {
                 session.expires = again_at;
             }
         }
-        self.schedule(index);
+        self.schedule(out, index);
     }
 
-    fn connection_expired(&mut self, index: u32) {
-        self.cx.counters().closed_expired.add(1);
-        self.disconnect(index, Disconnect::ConnectionExpired);
+    fn connection_expired<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        out.cx.counters().closed_expired.add(1);
+        self.disconnect(out, side, index, Disconnect::ConnectionExpired);
     }
 
     /// A subscription expires that the application refreshes.
-    pub(crate) fn ask_to_sub_refresh(&mut self, index: u32, local: u32) {
+    pub(crate) fn request_sub_refresh<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        local: u32,
+    ) {
         let Some((channel, namespace)) =
-            self.local.locals.get(local).map(|local| (local.name.clone(), local.namespace))
+            side.locals.get(local).map(|local| (local.name.clone(), local.namespace))
         else {
             return;
         };
-        let channels = self.cx.channels_with(namespace);
+        let channels = out.cx.channels_with(namespace);
         let proxy = &channels.namespace(namespace).sub_refresh_proxy;
-        let Some(session) = self.session_of(index) else { return };
+        let Some(session) = self.session_of(out.net, index) else { return };
         let Some(extra) = session.sub_extra_mut(local) else { return };
         let Some(proxy) = proxy else {
             // The options have changed since: from now on it is the client's business.
@@ -402,12 +433,19 @@ impl<D: Driver> Shard<D> {
             return;
         };
         extra.renewal = Renewal::Asked;
-        self.ask_later(index, proxy, AppRequest::SubRefresh { channel, local });
+        self.call_or_delay(out, index, proxy, AppRequest::SubRefresh { channel, local });
     }
 
-    fn sub_refreshed(&mut self, index: u32, local: u32, answer: AppAnswer) {
-        let now = self.cx.unix;
-        let Some(session) = self.session_of(index) else { return };
+    fn sub_refreshed<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        local: u32,
+        answer: AppAnswer,
+    ) {
+        let now = out.cx.unix;
+        let Some(session) = self.session_of(out.net, index) else { return };
         // Unsubscribed since, and perhaps subscribed again.
         let extra = session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Asked);
         let Some(extra) = extra else { return };
@@ -416,25 +454,35 @@ impl<D: Driver> Shard<D> {
             AppAnswer::Result(result) if !result.expired => result,
             AppAnswer::Failed => {
                 extra.expires = Some(Expiry::at(now.0.saturating_add(AGAIN_S)));
-                return self.schedule(index);
+                return self.schedule(out, index);
             }
-            _ => return self.end_sub(index, local, Unsubscribed::Expired),
+            _ => return self.end_sub(out, side, index, local, Unsubscribed::Expired),
         };
         let ConnectionClaims { expire_at, info, .. } = result.claims;
         let expires = expire_at.map(Expiry::at);
         if expires.is_some_and(|expires| expires.is_past(now)) {
-            return self.end_sub(index, local, Unsubscribed::Expired);
+            return self.end_sub(out, side, index, local, Unsubscribed::Expired);
         }
         extra.expires = expires;
         if let Some(info) = info {
-            self.reinform_in(index, local, info);
+            self.reinform_in(out, side, index, local, info);
         }
-        self.schedule(index);
+        self.schedule(out, index);
     }
 }
 
 /// A refresh that failed is tried again after so many seconds (client protocol, section 19).
 const AGAIN_S: i64 = 60;
+
+/// Puts a deferred command in front of the commands that its connection has yet to handle: the reply is in
+/// front, too.
+fn put_in_front<D: Driver>(net: &mut Net<D>, command: &DeferredCommand) {
+    let is_json = net.encoding(command.conn.index) == Encoding::Json;
+    let Some(conn) = net.conn(command.conn) else { return };
+    let rx = conn.rx.get_or_insert_default();
+    rx.commands = joined(&command.bytes, &rx.commands[rx.commands_at..], is_json);
+    rx.commands_at = 0;
+}
 
 /// One message of two parts: in JSON a line feed stands between commands.
 fn joined(first: &[u8], rest: &[u8], is_json: bool) -> Vec<u8> {

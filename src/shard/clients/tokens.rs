@@ -13,12 +13,12 @@ use crate::base::limits::LARGE_ANSWER_CREDITS;
 use crate::edge::jwt::TokenKeys;
 use crate::io::Driver;
 use crate::session::{Stop, Verdict, WaitsFor};
-use crate::shard::Shard;
+use crate::shard::clients::Clients;
 use crate::shard::clients::aside::Check;
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
 use crate::shard::mail::{Asker, Mail};
 use crate::shard::node_state::NodeState;
-use crate::shard::outlets::outlets;
+use crate::shard::outlets::Outlets;
 
 impl NodeState {
     /// The keys of this kind of token: connection tokens' for both, unless subscription tokens have
@@ -31,38 +31,49 @@ impl NodeState {
     }
 }
 
-impl<D: Driver> Shard<D> {
+impl Clients {
     /// Has a token's signature checked by the token's home, for a command that stops meanwhile.
-    pub(crate) fn request_check(&mut self, index: u32, token: &str, kind: TokenKind) -> Stop {
+    pub(crate) fn request_check<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        token: &str,
+        kind: TokenKind,
+    ) -> Stop {
         // A deferred command may come before the one whose check is out.
-        if self.clients.asides.is_pending(index) {
+        if self.asides.is_pending(index) {
             return Stop::Wait(WaitsFor::TokenCheck);
         }
-        let hash = self.cx.node.names.hash(token);
-        let home = self.cx.node.names.home(hash);
-        let credits = match outlets!(self).spend(home, LARGE_ANSWER_CREDITS) {
+        let hash = out.cx.node.names.hash(token);
+        let home = out.cx.node.names.home(hash);
+        let credits = match out.spend(home, LARGE_ANSWER_CREDITS) {
             Ok(credits) => credits,
             Err(stop) => return stop,
         };
-        let asker = Asker { credits, ..Asker::of(self.net.conns[index as usize].key(index)) };
+        let asker = Asker { credits, ..Asker::of(out.net.conns[index as usize].key(index)) };
         // Asked of the kernel only where it counts.
-        let is_limited = self.cx.node.addresses.limits_checks();
-        let interest =
-            Interest::new(if is_limited { self.net.client_address(index) } else { None });
-        self.clients.asides.entry(index).check = Some(Check::Requested(interest.clone()));
-        self.post.send(&self.cx, home, Mail::Verify { token: token.into(), kind, asker, interest });
+        let is_limited = out.cx.node.addresses.limits_checks();
+        let interest = Interest::new(if is_limited { out.net.client_address(index) } else { None });
+        self.asides.entry(index).check = Some(Check::Requested(interest.clone()));
+        out.post.send(out.cx, home, Mail::Verify { token: token.into(), kind, asker, interest });
         Stop::Wait(WaitsFor::TokenCheck)
     }
 
     /// The verdict has come: the command goes on.
-    pub(crate) fn verified(&mut self, asker: Asker, hash: u64, signed: Signed) {
-        let Some(conn) = self.net.conn(asker.conn) else { return };
+    pub(crate) fn verified<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        asker: Asker,
+        hash: u64,
+        signed: Signed,
+    ) {
+        let Some(conn) = out.net.conn(asker.conn) else { return };
         if conn.socket.is_none() {
             return;
         }
         let check = Check::Done(Verdict { hash, signed });
-        self.clients.asides.entry(asker.conn.index).check = Some(check);
-        self.net.resume(asker.conn);
+        self.asides.entry(asker.conn.index).check = Some(check);
+        out.net.resume(asker.conn);
     }
 }
 

@@ -17,9 +17,8 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
 use crate::base::limits::LAST_EVENT_ID_BYTES_MAX;
 use crate::base::notices::Reason;
-use crate::edge::proxy::AppDisconnect;
 use crate::io::Driver;
-use crate::proto::client::{self, Disconnect, ErrorCode, Push};
+use crate::proto::client;
 use crate::proto::framing;
 use crate::proto::http::{self, Head, Reuse};
 use crate::session::{Headers, Sub, SubState};
@@ -32,6 +31,7 @@ use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
 use crate::shard::net::record::{NONE, Phase, Rx};
+use crate::shard::outlets::outlets;
 
 /// The head of a response that goes out, or is replaced, when its `connect` is decided.
 #[derive(Debug)]
@@ -264,7 +264,12 @@ impl<D: Driver> Shard<D> {
         let text = parts.next().map(std::str::from_utf8);
         let id = parts.next().map(std::str::from_utf8);
         let Some(Ok(Ok(mut request))) = text.map(|text| text.map(client::connect_request)) else {
-            return self.bad_request(index, "this is no connect request");
+            return self.clients.bad_request(
+                &mut outlets!(self),
+                &mut self.local,
+                index,
+                "this is no connect request",
+            );
         };
         // An id that is none of ours says nothing.
         let positions = id.and_then(Result::ok).map(|id| format!("{{\"subs\":{id}}}"));
@@ -283,44 +288,8 @@ impl<D: Driver> Shard<D> {
             crate::shard::http::polls::as_poll(&mut request);
         }
         self.cx.counters().method_connect.inc();
-        let result = self.connect(index, 0, &request);
-        self.finish_command(index, 0, "", result)
-    }
-
-    /// The `connect` of a one-way client is an error: no reply can say so, it is closed for it (client
-    /// protocol, 8).
-    pub(crate) fn one_way_error(&mut self, index: u32, code: u32) {
-        if self.net.answer_code(&self.cx, &mut self.post, index, code) {
-            return self.detach(index);
-        }
-        let client = Arc::clone(&self.cx.client);
-        let special = client.one_way_disconnects.iter().find(|(of, _)| *of == code);
-        if let Some((_, AppDisconnect { code, reason })) = special {
-            return self.end_session(index, *code, reason);
-        }
-        let known = |error: ErrorCode| u32::from(error.code()) == code;
-        let why = match code {
-            _ if known(ErrorCode::TokenExpired) || known(ErrorCode::Expired) => {
-                Disconnect::ConnectionExpired
-            }
-            _ if known(ErrorCode::TooManyRequests) => Disconnect::TooManyRequests,
-            _ if known(ErrorCode::PermissionDenied) => Disconnect::PermissionDenied,
-            _ => Disconnect::InternalError,
-        };
-        self.disconnect(index, why);
-    }
-
-    /// Ends a response: says why, and that nothing more comes.
-    pub(crate) fn end_stream(&mut self, index: u32, code: u16, reason: &str) {
-        if self.net.answer_code(&self.cx, &mut self.post, index, code.into()) {
-            return self.detach(index);
-        }
-        // Before the head, which would be held, and dropped with the session.
-        self.net.take_held(index);
-        self.net.send_head(&self.cx, index);
-        self.detach(index);
-        self.push(index, "", &Push::Disconnect { code, reason });
-        self.net.finish_response(&self.cx, &mut self.post, index);
+        let result = self.clients.connect(&mut outlets!(self), &mut self.local, index, 0, &request);
+        self.clients.finish_command(&mut outlets!(self), &mut self.local, index, 0, "", result)
     }
 
     /// Tells event sources that got publications in this turn, or have just connected, where they are: if they
@@ -342,7 +311,7 @@ impl<D: Driver> Shard<D> {
         let Some(conn) = self.net.conn(key) else { return };
         let (form, at) = (conn.form, conn.session);
         if form.is_poll() {
-            return self.answer_poll(key.index);
+            return self.clients.answer_poll(&mut outlets!(self), &mut self.local, key.index);
         }
         let Some(session) = self.clients.sessions.get(at as usize) else { return };
         if session.extra.as_ref().is_some_and(|extra| extra.connecting.is_some()) {

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use crate::base::id::ShardId;
-use crate::base::limits::{COMMANDS_UNANSWERED_MAX, TURN_BATCHES_MAX, TURN_MAIL_BYTES_MAX};
+use crate::base::limits::{TURN_BATCHES_MAX, TURN_MAIL_BYTES_MAX};
 use crate::edge::channels::SlowPolicy;
 use crate::hub::fanout::Outgoing;
 use crate::hub::parcel::Parcel;
 use crate::io::Driver;
-use crate::proto::client::{Reply, Unsubscribed};
+use crate::proto::client::Reply;
 use crate::proto::framing;
-use crate::session::{Sub, SubState, WaitsFor};
+use crate::session::{Sub, SubState};
 use crate::shard::Shard;
 use crate::shard::local::LocalSide;
 use crate::shard::local::arrival::Taken;
 use crate::shard::local::fanout::{Slice, Step};
 use crate::shard::mail::{Asker, Batch, CONTROL, List, ListOf, Mail};
+use crate::shard::outlets::outlets;
 
 impl<D: Driver> Shard<D> {
     /// Opens some of the mail.
@@ -83,17 +84,17 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Subscribed(subscribed) => {
                     self.earn(from, subscribed.asker);
-                    self.subscribed(&subscribed);
+                    self.clients.subscribed(&mut outlets!(self), &mut self.local, &subscribed);
                 }
                 Mail::Unsubscribed { local, asker } => {
                     if let Some(asker) = asker {
                         self.earn(from, asker);
                     }
-                    self.unsubscribed(local, asker);
+                    self.clients.unsubscribed(&mut outlets!(self), &mut self.local, local, asker);
                 }
                 Mail::Published { asker, .. } => {
                     self.earn(from, asker);
-                    if self.takes_answer(asker) {
+                    if self.clients.takes_answer(&mut outlets!(self), asker) {
                         self.net.reply(
                             &self.cx,
                             &mut self.codec,
@@ -105,16 +106,23 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Answer { asker, answer } => {
                     self.earn(from, asker);
-                    self.answered(asker, &answer);
+                    self.clients.answered(&mut outlets!(self), &mut self.local, asker, &answer);
                 }
                 Mail::UserEntered { asker, admitted } => {
                     self.earn(from, asker);
-                    self.user_entered(asker, admitted);
+                    self.clients.user_entered(
+                        &mut outlets!(self),
+                        &mut self.local,
+                        asker,
+                        admitted,
+                    );
                 }
-                Mail::Evict { conn } => self.evicted(conn),
+                Mail::Evict { conn } => {
+                    self.clients.evict(&mut outlets!(self), &mut self.local, conn)
+                }
                 Mail::Verified { asker, hash, signed } => {
                     self.earn(from, asker);
-                    self.verified(asker, hash, signed);
+                    self.clients.verified(&mut outlets!(self), asker, hash, signed);
                 }
                 Mail::Deliver { local, parcel } => self.deliver(local, &parcel),
                 Mail::Gap { local } => self.gap(local),
@@ -134,7 +142,9 @@ impl<D: Driver> Shard<D> {
                     self.after_net();
                 }
                 Mail::Emulate(emulate) => self.take_emulated(*emulate),
-                Mail::AppReply(reply) => self.take_reply(*reply),
+                Mail::AppReply(reply) => {
+                    self.clients.take_app_reply(&mut outlets!(self), &mut self.local, *reply)
+                }
                 Mail::List(list) => self.list_users(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
@@ -158,31 +168,12 @@ impl<D: Driver> Shard<D> {
         self.post.earn(home, asker.credits);
     }
 
-    /// Whether the connection that asked is still there for the answer, which is one less to wait for.
-    pub(crate) fn takes_answer(&mut self, asker: Asker) -> bool {
-        let Some(conn) = self.net.conn(asker.conn) else { return false };
-        let (waits, at) = (conn.waits, conn.session);
-        let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
-        if session.flags.detached() {
-            return false;
-        }
-        session.unanswered -= 1;
-        self.time_answer(asker.method, asker.asked_ms);
-        let Some(session) = self.clients.sessions.get_mut(at as usize) else { return false };
-        // Half of the answers first, so that what is left of a long message is taken in few parts.
-        let few = session.unanswered <= COMMANDS_UNANSWERED_MAX / 2;
-        if few && waits.is_some_and(WaitsFor::ends_with_answers) {
-            self.net.resume(asker.conn);
-        }
-        true
-    }
-
     /// A parcel has come for the subscribers of a channel.
     fn deliver(&mut self, local: u32, parcel: &Arc<Parcel>) {
         let mut taken = self.local.deliver(&self.cx, local, parcel);
         if taken == Taken::Broken {
             // The gap was counted when it came about. Without those who need a place there is none to keep.
-            self.end_positioned(local);
+            self.clients.end_positioned(&mut outlets!(self), &mut self.local, local);
             taken = self.local.deliver(&self.cx, local, parcel);
         }
         if taken == Taken::Gap {
@@ -194,16 +185,7 @@ impl<D: Driver> Shard<D> {
     /// clients recover from history; others lost them.
     fn gap(&mut self, local: u32) {
         self.cx.counters().gaps_untold.add(self.local.without_position(local) as u64);
-        self.end_positioned(local);
-    }
-
-    /// Ends the subscriptions that would be out of position: their clients come back.
-    pub(crate) fn end_positioned(&mut self, local: u32) {
-        let positioned = self.local.with_position(local);
-        self.cx.counters().gaps_told.add(positioned.len() as u64);
-        for conn in positioned {
-            self.end_sub(conn, local, Unsubscribed::InsufficientState);
-        }
+        self.clients.end_positioned(&mut outlets!(self), &mut self.local, local);
     }
 
     /// Sends some of what waits for subscribers: channels in turn, a slice of each.
@@ -234,7 +216,7 @@ impl<D: Driver> Shard<D> {
                     self.net.to_mark.push(of.key(conn));
                 }
                 if outgoing.unfit {
-                    self.inappropriate(conn);
+                    self.clients.inappropriate(&mut outlets!(self), &mut self.local, conn);
                 }
             }
             self.cx.counters().deliveries.add(messages);
@@ -300,7 +282,7 @@ impl<D: Driver> Shard<D> {
     pub(crate) fn deliver_pending(&mut self, index: u32, only: Option<u32>) {
         let Some(conn) = self.net.conns.get(index as usize) else { return };
         let (key, is_poll) = (conn.key(index), conn.form.is_poll());
-        let Some(session) = self.session_of(index) else { return };
+        let Some(session) = self.clients.session_of(&self.net, index) else { return };
         if is_poll || session.connecting().is_some() {
             return;
         }
@@ -324,7 +306,7 @@ impl<D: Driver> Shard<D> {
                     self.net.to_mark.push(key);
                 }
                 if outgoing.unfit {
-                    return self.inappropriate(index);
+                    return self.clients.inappropriate(&mut outlets!(self), &mut self.local, index);
                 }
             }
         }
@@ -333,7 +315,7 @@ impl<D: Driver> Shard<D> {
     /// A channel's fan-out is over: subscriptions may have other places.
     fn fan_out_done(&mut self, at: u32) {
         for (conn, place) in self.local.fan_out_done(at) {
-            self.moved(at, conn, place);
+            self.clients.set_place(&self.net, at, conn, place);
         }
         self.local.locals.release(at);
     }

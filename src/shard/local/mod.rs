@@ -3,6 +3,8 @@
 pub(crate) mod arrival;
 pub(crate) mod deliver;
 pub(crate) mod fanout;
+pub(crate) mod leaving;
+pub(crate) mod traits;
 
 use super::context::Cx;
 use crate::hub::fanout::Walk;

@@ -13,6 +13,7 @@ use crate::shard::flow::Flow;
 use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
 use crate::shard::net::send::frame_of;
+use crate::shard::outlets::outlets;
 
 /// What one connection may still have in this turn.
 pub(crate) struct Budget {
@@ -111,13 +112,13 @@ impl<D: Driver> Shard<D> {
                     self.net.write(&self.cx, &mut self.codec, &mut self.post, key);
                     self.after_net();
                     if self.net.conn(key).is_some() {
-                        self.notice_gone(key.index);
+                        self.clients.notice_gone(&outlets!(self), key.index);
                         self.net.release(&self.cx, &mut self.post, key.index, false);
                     }
                     return;
                 }
                 Received::Failed => {
-                    self.notice_gone(key.index);
+                    self.clients.notice_gone(&outlets!(self), key.index);
                     self.net.release(&self.cx, &mut self.post, key.index, false);
                     return;
                 }
@@ -220,7 +221,14 @@ impl<D: Driver> Shard<D> {
             let event = match reader.next(&rules, bytes, &mut at) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
-                Err(fault) => return self.fault(key.index, fault),
+                Err(fault) => {
+                    return self.clients.fault(
+                        &mut outlets!(self),
+                        &mut self.local,
+                        key.index,
+                        fault,
+                    );
+                }
             };
             budget.frames -= 1;
             match self.event(key.index, event, &mut commands) {
@@ -254,7 +262,7 @@ impl<D: Driver> Shard<D> {
         let phase = conn.phase;
         match event {
             Event::Close { code, .. } => {
-                self.peer_closed(index, code);
+                self.clients.peer_closed(&mut outlets!(self), &mut self.local, index, code);
                 Flow::End
             }
             // Ours is out: all but the peer's close frame is too late.
@@ -288,7 +296,7 @@ impl<D: Driver> Shard<D> {
                 ) {
                     Ok(()) => self.whole_message(index, kind, &inflated, left),
                     Err(fault) => {
-                        self.fault(index, fault);
+                        self.clients.fault(&mut outlets!(self), &mut self.local, index, fault);
                         Flow::End
                     }
                 };
@@ -332,12 +340,27 @@ impl<D: Driver> Shard<D> {
             return self.one_way_message(index, data);
         }
         if self.net.encoding(index) == Encoding::Protobuf {
-            return self.commands(index, client::binary_commands(data));
+            return self.clients.commands(
+                &mut outlets!(self),
+                &mut self.local,
+                index,
+                client::binary_commands(data),
+            );
         }
         // Text frames were checked as they came; a binary one may hold anything.
         match simdutf8::basic::from_utf8(data) {
-            Ok(text) => self.commands(index, client::commands(text)),
-            Err(_) => self.bad_request(index, "text that is not UTF-8"),
+            Ok(text) => self.clients.commands(
+                &mut outlets!(self),
+                &mut self.local,
+                index,
+                client::commands(text),
+            ),
+            Err(_) => self.clients.bad_request(
+                &mut outlets!(self),
+                &mut self.local,
+                index,
+                "text that is not UTF-8",
+            ),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::base::id::ConnKey;
 use crate::base::limits::ECHO_BACKLOG_BYTES;
 use crate::io::{Driver, Sent, Write};
+use crate::session::WaitsFor;
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
@@ -260,6 +261,15 @@ impl<D: Driver> Net<D> {
 }
 
 impl<D: Driver> Net<D> {
+    /// Stops the commands of a connection, and its reading, until what it waits for is there.
+    pub(crate) fn pause(&mut self, cx: &Cx, index: u32, waits: WaitsFor) {
+        cx.counters().commands_paused.add(1);
+        if let Some(conn) = self.conns.get_mut(index as usize) {
+            conn.flags.set_paused(true);
+            conn.waits = Some(waits);
+        }
+    }
+
     /// Reads a connection again that was paused.
     pub(crate) fn resume(&mut self, key: ConnKey) {
         if let Some(conn) = self.conn(key) {

@@ -1,0 +1,270 @@
+//! Endings of sessions: a session leaves its channels, and its connection says why it ends and then lingers.
+
+use std::sync::Arc;
+
+use crate::base::frame::SharedFrame;
+use crate::base::limits::TURN_LEAVERS_MAX;
+use crate::edge::proxy::AppDisconnect;
+use crate::io::Driver;
+use crate::proto::client::{Disconnect, ErrorCode, Push};
+use crate::proto::ws::{self, Fault};
+use crate::shard::clients::Clients;
+use crate::shard::http::endpoint::UniWebSocketOptions;
+use crate::shard::local::LocalSide;
+use crate::shard::net::record::{NONE, Phase};
+use crate::shard::notices::reason_of_close;
+use crate::shard::outlets::Outlets;
+
+/// The end of a session, as its client and the log are to have it.
+struct SessionEnd<'a> {
+    code: u16,
+    reason: &'a str,
+    /// The channel that it is about, for the log; empty for none.
+    channel: &'a str,
+    /// The detail for the log.
+    detail: &'a str,
+}
+
+impl Clients {
+    /// Ends a client's session with a code of the client protocol.
+    pub(crate) fn disconnect<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        why: Disconnect,
+    ) {
+        self.disconnect_because(out, side, index, why, "");
+    }
+
+    /// The same with a detail for the log.
+    pub(crate) fn disconnect_because<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        why: Disconnect,
+        detail: &'static str,
+    ) {
+        self.disconnect_in(out, side, index, why, "", detail);
+    }
+
+    /// The same for something about a channel.
+    pub(crate) fn disconnect_in<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        why: Disconnect,
+        channel: &str,
+        detail: &'static str,
+    ) {
+        let (code, reason) = (why.code(), why.reason());
+        self.end_session_with(out, side, index, &SessionEnd { code, reason, channel, detail });
+    }
+
+    /// Ends a session with a code, after what is queued: a WebSocket by a close frame, whose answer is
+    /// awaited, a response by a push.
+    pub(crate) fn end_session<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        code: u16,
+        reason: &str,
+    ) {
+        // What the application gives as its reason is for the client and for the log.
+        let end = SessionEnd { code, reason, channel: "", detail: reason };
+        self.end_session_with(out, side, index, &end);
+    }
+
+    fn end_session_with<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        end: &SessionEnd<'_>,
+    ) {
+        let SessionEnd { code, reason, channel, detail } = *end;
+        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
+            return;
+        }
+        self.notice(
+            out,
+            index,
+            reason_of_close(code),
+            code.into(),
+            channel,
+            format_args!("{detail}"),
+        );
+        let form = conn.form;
+        if code == Disconnect::ConnectionClosed.code() {
+            // The connection is to end, and nothing is to be said about it.
+            self.detach(out, side, index);
+            out.net.take_held(index);
+            return out.net.linger(out.cx, out.post, index);
+        }
+        if form.is_poll() {
+            return self.end_poll_session(out, side, index, code, reason);
+        }
+        if !form.framing().is_websocket() {
+            return self.end_stream(out, side, index, code, reason);
+        }
+        self.detach(out, side, index);
+        // What was to go behind the reply to `connect` has gone with the session.
+        out.net.take_held(index);
+        if form.is_one_way() {
+            let UniWebSocketOptions { tells_end, closes, .. } = out.cx.node.options.uni_websocket;
+            // Codes below are RFC 6455's, and no client's business but in the close frame.
+            if tells_end && code >= Disconnect::ConnectionClosed.code() {
+                self.push(out, side, index, "", &Push::Disconnect { code, reason });
+            }
+            if !closes {
+                return out.net.linger(out.cx, out.post, index);
+            }
+        }
+        let mut frame = Vec::new();
+        ws::close_frame(&mut frame, Some(code), reason);
+        out.net.enqueue(out.cx, index, SharedFrame::new(&frame));
+        let tick = out.cx.tick();
+        let Some(conn) = out.net.conns.get_mut(index as usize) else { return };
+        conn.phase = Phase::Closing;
+        conn.since_tick = tick;
+        conn.go_on();
+        if let Some(rx) = &mut conn.rx {
+            rx.commands = Vec::new();
+        }
+        let key = conn.key(index);
+        out.net.set_replaceable(index);
+        // What was held back may hold the peer's close frame, or its end.
+        out.net.mark_ready(key);
+        self.schedule(out, index);
+    }
+
+    /// The peer broke a rule of RFC 6455: close frame, FIN, and nothing of it is read any more.
+    pub(crate) fn fault<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        fault: Fault,
+    ) {
+        let counters = out.cx.counters();
+        match fault.close_code() {
+            1007 => counters.faults_utf8.add(1),
+            1009 => counters.faults_too_long.add(1),
+            _ => counters.faults_protocol.add(1),
+        }
+        self.end_session(out, side, index, fault.close_code(), fault.reason());
+        if let Some(conn) = out.net.conns.get_mut(index as usize) {
+            conn.flags.set_deaf(true);
+            conn.rx = None;
+        }
+        out.net.linger(out.cx, out.post, index);
+    }
+
+    /// The peer's close frame has come.
+    pub(crate) fn peer_closed<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        code: Option<u16>,
+    ) {
+        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        if conn.phase != Phase::Closing {
+            self.notice_gone(out, index);
+            self.detach(out, side, index);
+            let mut frame = Vec::new();
+            ws::close_frame(&mut frame, code, "");
+            out.net.take_held(index);
+            out.net.enqueue(out.cx, index, SharedFrame::new(&frame));
+        }
+        out.net.linger(out.cx, out.post, index);
+    }
+
+    /// The peer has gone while its `connect` waits for an answer: nobody would get the result, and the
+    /// check of its token, or its place, is of use to others. A connected client's commands are
+    /// carried out first, since it sent them before it went. So is a `connect` whose FIN came along
+    /// with it: that peer has closed one way only, and reads on.
+    pub(crate) fn leave_before_connected<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+    ) {
+        self.notice_gone(out, index);
+        out.net.release(out.cx, out.post, index, false);
+    }
+
+    /// Frees the slots of closed connections, a bounded number in a turn.
+    pub(crate) fn clean_up_leavers<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+    ) {
+        for _ in 0..out.net.leaving_count.min(TURN_LEAVERS_MAX as u64) {
+            let Some(index) = out.net.leaving.pop_front(&mut out.net.conns) else { break };
+            out.net.leaving_count -= 1;
+            self.forget_client(out, index);
+            self.detach(out, side, index);
+            if out.net.conns[index as usize].session == NONE {
+                out.net.conns.remove(index as usize);
+            } else {
+                // Some home has no room for the mail: behind all others, once more.
+                out.net.leaving.push_back(&mut out.net.conns, index);
+                out.net.leaving_count += 1;
+                break;
+            }
+        }
+    }
+
+    /// The `connect` of a one-way client is an error: no reply can say so, it is closed for it (client
+    /// protocol, 8).
+    pub(crate) fn one_way_error<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        code: u32,
+    ) {
+        if out.net.answer_code(out.cx, out.post, index, code) {
+            return self.detach(out, side, index);
+        }
+        let client = Arc::clone(&out.cx.client);
+        let special = client.one_way_disconnects.iter().find(|(of, _)| *of == code);
+        if let Some((_, AppDisconnect { code, reason })) = special {
+            return self.end_session(out, side, index, *code, reason);
+        }
+        let known = |error: ErrorCode| u32::from(error.code()) == code;
+        let why = match code {
+            _ if known(ErrorCode::TokenExpired) || known(ErrorCode::Expired) => {
+                Disconnect::ConnectionExpired
+            }
+            _ if known(ErrorCode::TooManyRequests) => Disconnect::TooManyRequests,
+            _ if known(ErrorCode::PermissionDenied) => Disconnect::PermissionDenied,
+            _ => Disconnect::InternalError,
+        };
+        self.disconnect(out, side, index, why);
+    }
+
+    /// Ends a response: says why, and that nothing more comes.
+    pub(crate) fn end_stream<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        code: u16,
+        reason: &str,
+    ) {
+        if out.net.answer_code(out.cx, out.post, index, code.into()) {
+            return self.detach(out, side, index);
+        }
+        // Before the head, which would be held, and dropped with the session.
+        out.net.take_held(index);
+        out.net.send_head(out.cx, index);
+        self.detach(out, side, index);
+        self.push(out, side, index, "", &Push::Disconnect { code, reason });
+        out.net.finish_response(out.cx, out.post, index);
+    }
+}

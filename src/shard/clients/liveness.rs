@@ -1,0 +1,162 @@
+//! Deadlines of clients: judged, and carried out on session and connection.
+
+use std::sync::Arc;
+
+use crate::base::notices::Reason;
+use crate::io::Driver;
+use crate::proto::client::{Disconnect, Unsubscribed};
+use crate::session::{Renewal, SubState};
+use crate::shard::clients::Clients;
+use crate::shard::clients::due::{Beat, Peer, seconds};
+use crate::shard::local::LocalSide;
+use crate::shard::net::Net;
+use crate::shard::net::liveness::{Passed, grace_ends};
+use crate::shard::outlets::Outlets;
+
+impl Clients {
+    pub(crate) fn timer<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        let Some(session) = out.net.conns.get(index as usize).map(|conn| conn.session) else {
+            return;
+        };
+        let due = self.due(out.cx, session);
+        let deadline = out.net.deadline(out.cx, index, due);
+        let Some(deadline) = deadline.filter(|deadline| *deadline <= out.cx.tick()) else {
+            return self.schedule(out, index);
+        };
+        if Net::<D>::was_away(out.cx, deadline) {
+            let ends = grace_ends(out.cx);
+            let of_net = out.net.put_off(out.cx, index);
+            if self.put_off(out.cx, session, ends) || of_net {
+                out.cx.counters().deadlines_put_off.add(1);
+                // Other deadlines that have passed are found in the next turn.
+                return self.schedule(out, index);
+            }
+        }
+        match out.net.passed(out.cx, out.codec, out.post, index) {
+            Passed::Nothing => {}
+            Passed::Next => self.schedule(out, index),
+            Passed::Close(reason, code, why) => {
+                self.notice(out, index, reason, code, "", format_args!("{why}"));
+                let reset = reason == Reason::CloseWriteTimeout;
+                out.net.release(out.cx, out.post, index, reset);
+            }
+            Passed::Stale => self.disconnect(out, side, index, Disconnect::Stale),
+            Passed::Session => {
+                self.ping_or_close(out, side, index);
+                self.schedule(out, index);
+            }
+        }
+    }
+
+    /// A session's timer: is it expired, did the pong come, is it time for a ping?
+    fn ping_or_close<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        if !self.goes_on(out, side, index) {
+            return;
+        }
+        self.expire_subs(out, side, index);
+        let conn = &out.net.conns[index as usize];
+        let form = conn.form;
+        let unhandled = conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
+        let peer = Peer {
+            form,
+            frame_ping: conn.flags.frame_ping(),
+            is_unread: conn.flags.paused() || conn.flags.ready() || unhandled,
+            awaits_reply: conn.flags.held() && !form.is_poll(),
+        };
+        match self.beat(out.cx, conn.session, peer) {
+            Beat::Rest => {}
+            Beat::AnswerPoll => self.answer_poll(out, side, index),
+            Beat::NoPong => {
+                out.cx.counters().closed_no_pong.add(1);
+                self.disconnect(out, side, index, Disconnect::NoPong);
+            }
+            Beat::Ping => {
+                let frame = match peer.frame_ping {
+                    true => out.codec.constants.ws_ping.clone(),
+                    false => out.codec.constants.ping(form),
+                };
+                out.cx.counters().pings.add(1);
+                out.cx.counters().messages_sent.add(1);
+                out.net.enqueue(out.cx, index, frame);
+            }
+        }
+    }
+
+    /// Whether a session goes on: one that has been expired for too long is closed, or the application is
+    /// asked to refresh it.
+    fn goes_on<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) -> bool {
+        let now = out.cx.unix;
+        let client = Arc::clone(&out.cx.client);
+        let expired_delay = match client.proxies.refresh {
+            Some(_) => 0,
+            None => seconds(client.expired_close_delay_ms),
+        };
+        let at = out.net.conns[index as usize].session;
+        let Some(session) = self.sessions.get_mut(at as usize) else { return false };
+        let is_over = session
+            .expires
+            .is_some_and(|at| now.0 >= i64::from(at.seconds()).saturating_add(expired_delay));
+        if !is_over {
+            return true;
+        }
+        match &client.proxies.refresh {
+            Some(proxy) => {
+                if !session.flags.refreshing() && session.connecting().is_none() {
+                    self.request_refresh(out, index, proxy);
+                }
+                true
+            }
+            None => {
+                out.cx.counters().closed_expired.add(1);
+                self.disconnect(out, side, index, Disconnect::ConnectionExpired);
+                false
+            }
+        }
+    }
+
+    /// Ends subscriptions whose token has expired.
+    fn expire_subs<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        let delay = seconds(out.cx.client.expired_sub_close_delay_ms);
+        let now = out.cx.unix.0;
+        let conn = &out.net.conns[index as usize];
+        let Some(session) = self.sessions.get(conn.session as usize) else { return };
+        let Some(extra) = &session.extra else { return };
+        // One whose subscribe isn't answered yet waits for that: the push comes behind the reply.
+        let live = |channel: u32| {
+            let mut subs = session.subs.as_slice().iter();
+            subs.any(|sub| sub.channel == channel && sub.state == SubState::Live)
+        };
+        let over: Vec<(u32, Renewal)> = extra
+            .subs
+            .iter()
+            .filter(|sub| sub.due(delay).is_some_and(|at| now >= at) && live(sub.channel))
+            .map(|sub| (sub.channel, sub.renewal))
+            .collect();
+        for (channel, renewal) in over {
+            match renewal {
+                Renewal::Server => self.request_sub_refresh(out, side, index, channel),
+                _ => self.end_sub(out, side, index, channel, Unsubscribed::Expired),
+            }
+        }
+    }
+}
