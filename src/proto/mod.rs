@@ -4,4 +4,5 @@ pub mod client;
 pub mod framing;
 pub mod http;
 pub mod proxy_header;
+pub mod tls;
 pub mod ws;
