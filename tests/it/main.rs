@@ -34,6 +34,7 @@ mod shutdown;
 mod signatures;
 mod slow;
 mod start;
+mod tls;
 mod tokens;
 mod transports;
 mod unix_socket;
