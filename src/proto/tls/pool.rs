@@ -118,6 +118,15 @@ impl Pool {
         }
     }
 
+    /// Gives back what a burst has left: room for pieces, and the slots of suites that no connection has.
+    /// Slots of a suite stay while one of them is used, since none of them moves.
+    pub fn shrink(&mut self) {
+        self.unfinished.shrink_to_fit();
+        for slots in self.slots.iter_mut().filter(|slots| slots.used == 0) {
+            *slots = Slots::default();
+        }
+    }
+
     /// How many connections there are.
     pub fn len(&self) -> usize {
         self.slots.iter().map(|slots| slots.used).sum()
@@ -254,6 +263,24 @@ mod tests {
             assert_eq!(pool.take(key).unwrap().as_bytes(), bytes);
         }
         assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn a_pool_without_connections_shrinks_to_nothing() {
+        let mut pool = Pool::default();
+        let keys = Suite::ALL.map(|suite| pool.insert(pair(suite).0).unwrap());
+        let [first, rest @ ..] = keys;
+        for key in rest {
+            pool.records(&key).unwrap().close_notify();
+            pool.remove(key);
+        }
+        pool.shrink();
+        assert_eq!((pool.slot_bytes(), pool.unfinished.capacity()), (CHUNK_SLOTS * 137, 0));
+        assert!(pool.records(&first).is_some());
+        pool.remove(first);
+        pool.shrink();
+        assert_eq!(pool.slot_bytes(), 0);
+        assert!(pool.insert(pair(Suite::Tls13ChaCha20).0).is_ok());
     }
 
     #[test]
