@@ -34,6 +34,8 @@ pub enum Received<'a> {
 #[derive(Default)]
 pub struct Opener {
     context: Option<Context>,
+    /// The connection that `context` belongs to, by its key's bits.
+    connection: u32,
     /// A record that came in pieces: its plaintext is lent from here.
     joined: Vec<u8>,
     /// The end behind data that was returned first.
@@ -51,7 +53,7 @@ enum Content {
 impl Opener {
     /// One that has read nothing.
     pub const fn new() -> Self {
-        Self { context: None, joined: Vec::new(), end: None }
+        Self { context: None, connection: 0, joined: Vec::new(), end: None }
     }
 
     /// The next data of the stream that goes on with `input[*at..]`; `*at` moves behind what is taken.
@@ -72,6 +74,9 @@ impl Opener {
         at: &mut usize,
     ) -> Result<Option<Received<'a>>, Fault> {
         self.joined = Vec::new();
+        if self.connection != records.key {
+            *self = Self { connection: records.key, ..Self::new() };
+        }
         if let Some(end) = self.end.take() {
             *at = input.len();
             return end.map(|()| Some(Received::Closed));

@@ -30,7 +30,7 @@ pub(super) const fn key_update(requested: bool) -> [u8; 5] {
 /// ```
 pub struct Records<'p> {
     pub(super) state: State<'p>,
-    key: u32,
+    pub(super) key: u32,
     unfinished: &'p mut UnfinishedByKey,
 }
 

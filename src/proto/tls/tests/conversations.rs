@@ -273,3 +273,17 @@ fn a_batch_holds_records_of_many_connections() {
     batch.release();
     assert_eq!(batch.heap_bytes(), 0);
 }
+
+#[test]
+fn an_opener_of_one_connection_opens_another_ones_records_as_well() {
+    let mut pool = Pool::default();
+    let mut opener = Opener::new();
+    let pairs = [testing::pair(Suite::Tls13Aes128Gcm), testing::pair(Suite::Tls13Aes128Gcm)];
+    let ends = pairs.map(|(server, client)| (pool.insert(server).unwrap(), End::new(client)));
+    for (key, mut client) in ends {
+        let mut wire = client.write(&[b"data"], usize::MAX).unwrap().0;
+        let mut records = pool.records(&key).unwrap();
+        let received = opener.next(&mut records, &mut wire, &mut 0).unwrap();
+        assert!(matches!(received, Some(Received::Data(data)) if data == b"data"));
+    }
+}
