@@ -3,11 +3,26 @@
 //! ```text
 //!  names::Names ----> keys and PUB/SUB names of a channel        hash: address, partition, slot
 //!  payload::Payload <--> bytes of a PUB/SUB message or a history entry
+//!  operations: commands of homes <--> requests and replies of Redis, with scripts
+//!  control::Command <--> bytes of a message between nodes;  peers, survey: what nodes do with them
 //! ```
 //! Nodes of Centrifugo v6 use the same Redis at the same time, so each byte here is given. Nothing in this
 //! module knows a connection, a clock or a thread: that is `node/redis`.
 
+pub mod control;
 pub mod hash;
 pub mod names;
+pub mod operations;
 pub mod payload;
+pub mod peers;
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "made by a tool of control.proto, which has the words"
+)]
+mod schema;
+pub mod scripts;
+pub mod servers;
+pub mod survey;
 mod tags;

@@ -123,6 +123,14 @@ impl Names {
         }
     }
 
+    /// The command that sends to [`Self::messages`].
+    pub fn publish_command(&self) -> &'static str {
+        match self.layout {
+            Layout::Sharded(_) => "SPUBLISH",
+            Layout::Plain | Layout::Cluster => "PUBLISH",
+        }
+    }
+
     /// Stream: publications of a channel.
     pub fn stream(&self, channel: &str) -> String {
         self.of_channel(".stream.", channel)

@@ -141,7 +141,11 @@ fn without_header(previous: &[u8]) -> Result<&[u8], Malformed> {
         return Ok(previous);
     }
     match Payload::parse(previous)? {
-        Payload::Publication(Envelope { previous: None, publication, .. }) => Ok(publication),
+        Payload::Publication(Envelope { previous: None, publication, .. })
+            if !publication.starts_with(MARK) =>
+        {
+            Ok(publication)
+        }
         _ => Err(Malformed::Form),
     }
 }

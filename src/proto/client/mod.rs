@@ -15,6 +15,7 @@ pub mod command;
 mod frame;
 mod json;
 mod malformed;
+pub mod nodes;
 mod protobuf;
 pub mod reply;
 #[allow(
@@ -24,7 +25,7 @@ pub mod reply;
     unused_qualifications,
     reason = "made by a tool, of all messages: those of features that are not built, too"
 )]
-mod schema;
+pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
 
