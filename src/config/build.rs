@@ -15,6 +15,7 @@ use super::options::{
     Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,
     Shards, Tokens, Web, WebSocket,
 };
+use super::redis::brokers;
 use super::table;
 use super::transports::{one_way_disconnects, transports};
 use super::value::Value;
@@ -68,6 +69,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
         pid_file: root.path("pid_file"),
+        brokers: brokers(settings, report),
         roost: roost(root, report),
     };
     if let Some(personal) = &config.client.personal_channel {
@@ -329,7 +331,7 @@ fn token_options(root: &Scope, section: &str, report: &mut Report) -> TokenOptio
 }
 
 /// PEM text: as it is given, of a file, or out of base64. An error says what was expected.
-fn pem(given: &str) -> Result<String, String> {
+pub(super) fn pem(given: &str) -> Result<String, String> {
     const BEGIN: &str = "-----BEGIN";
     if given.is_empty() || given.contains(BEGIN) {
         return Ok(given.to_owned());

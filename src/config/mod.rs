@@ -21,6 +21,7 @@ mod names;
 mod node;
 mod options;
 mod print;
+mod redis;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
@@ -61,6 +62,7 @@ pub use self::options::{
 
 use std::path::{Path, PathBuf};
 
+pub use self::redis::{Brokers, RedisOptions};
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
 pub use transports::Transports;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
+use super::redis::Brokers;
 use super::transports::Transports;
 use crate::edge::address_limits::AddressOptions;
 use crate::edge::api_key::ApiAccess;
@@ -45,6 +46,8 @@ pub struct Config {
     pub node_name: String,
     /// File for the process id.
     pub pid_file: Option<PathBuf>,
+    /// What is kept outside of this node.
+    pub brokers: Brokers,
     /// roost's own options.
     pub roost: Roost,
 }

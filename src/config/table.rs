@@ -79,7 +79,6 @@ const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
 const GRPC: &str = "has an effect only with a grpc:// endpoint, which is refused";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
 const TRANSPORT: &str = "this transport isn't built yet";
-const BROKER: &str = "only the memory broker is built yet";
 const MAP: &str = "map subscriptions aren't built yet";
 const GONE: &str = "the path answers 404; neither access nor delivery depends on it";
 
@@ -87,7 +86,6 @@ const GONE: &str = "the path answers 404; neither access nor delivery depends on
 const SWITCHED_OFF: &str = "has an effect only with enabled = true, which is refused";
 const STREAMS: &str = "has an effect only with subscribe_stream_proxy_enabled, which is refused";
 const TYPED: &str = "has an effect only with another subscription_type, which is refused";
-const BROKER_OFF: &str = "has an effect only with a type other than memory, which is refused";
 
 const fn opt(
     path: &'static str,
@@ -242,16 +240,17 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.connection_rate_per_address", Integer(0, 10_000), "0", Built, "Rate limit of new connections of one address per second, that many at once; more are answered with 429. 0: no limit."),
     opt("roost.unfinished_bytes_per_address", Integer(0, 1 << 39), "0", Built, "Maximum bytes of incomplete requests of one address; more are answered with 429. 0: no limit."),
     opt("roost.signature_checks_per_address", Integer(0, 1 << 31), "0", Built, "Unanswered checks of RSA, EC or Ed25519 token signatures of one address, or of one IPv6 network of 64 bits; above it error 111, which is temporary. 0: no limit."),
+    opt("roost.broker_threads", Integer(1, 64), "1", Built, "Threads for the connections to Redis."),
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
-    other("engine.type", Text, "\"memory\"", Refused(BROKER)),
-    other("engine", Any, "", Silent(BROKER_OFF)),
-    other("broker.enabled", Bool, "false", Silent(BROKER_OFF)),
-    other("broker.type", Text, "\"memory\"", RefusedWith("broker.enabled", BROKER)),
-    other("broker", Any, "", Silent(BROKER_OFF)),
-    other("presence_manager.enabled", Bool, "false", Silent(BROKER_OFF)),
-    other("presence_manager.type", Text, "\"memory\"", RefusedWith("presence_manager.enabled", BROKER)),
-    other("presence_manager", Any, "", Silent(BROKER_OFF)),
+    opt("engine.type", Text, "\"memory\"", Built, "Where channels and presence are kept: memory: in this node; redis: in Redis, for all nodes."),
+    other("engine.nats", Any, "", Silent("no engine has these options")),
+    opt("broker.enabled", Bool, "false", Built, "Keep channels elsewhere than the engine does."),
+    opt("broker.type", Text, "\"memory\"", Built, "Where: memory or redis."),
+    other("broker.nats", Any, "", Silent("has an effect only with broker.type = \"nats\", which is refused")),
+    other("broker.postgres", Any, "", Silent("has an effect only with broker.type = \"postgres\", which is refused")),
+    opt("presence_manager.enabled", Bool, "false", Built, "Keep presence elsewhere than the engine does."),
+    opt("presence_manager.type", Text, "\"memory\"", Built, "Where: memory or redis."),
     other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions alone use it, and a namespace with some is refused")),
     other("map_broker", Any, "", Silent(TYPED)),
     other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
@@ -425,6 +424,45 @@ static RPC_NAMESPACE: &[Opt] = &[
     opt("proxy_name", Text, "\"default\"", Built, "Proxy of these calls: default is rpc.proxy, other names are in proxies."),
 ];
 
+/// Options of a use of Redis.
+#[rustfmt::skip]
+static REDIS: &[Opt] = &[
+    opt("prefix", Text, "\"centrifugo\"", Built, "Prefix of all keys and PUB/SUB names; the same for all nodes of a system."),
+    opt("address", List, "[\"redis://127.0.0.1:6379\"]", Built, "Server: host and port, or a URL (redis, rediss, unix, redis+sentinel, redis+cluster) with user, password, database, and options of this section in its query. Channels are divided among several, whose order is the same for all nodes."),
+    opt("connect_timeout", Duration, "\"1s\"", Built, "Timeout of a new connection."),
+    opt("io_timeout", Duration, "\"4s\"", Built, "Timeout of a reply; commands that were not sent by then fail, too."),
+    opt("db", LIMIT, "0", Built, "Number of the database. Messages go to all databases of a server."),
+    opt("user", Text, "\"\"", Built, "User; empty: the default one."),
+    opt("password", Text, "\"\"", Built, "Password."),
+    opt("client_name", Text, "\"\"", Built, "Name of the connections in the server's list of clients."),
+    opt("force_resp2", Bool, "false", Built, "Use version 2 of the protocol instead of 3."),
+    opt("cluster_address", List, "[]", Built, "Some nodes of a Redis Cluster, with commas between them; several such lists are several Clusters. It wins over sentinel_address and address."),
+    opt("sentinel_address", List, "[]", Built, "Sentinels that know the master, with commas between them; several such lists are several masters. It wins over address."),
+    opt("sentinel_master_name", Text, "\"\"", Built, "Name of the master."),
+    opt("sentinel_user", Text, "\"\"", Built, "User for the Sentinels."),
+    opt("sentinel_password", Text, "\"\"", Built, "Password for the Sentinels."),
+    opt("sentinel_client_name", Text, "\"\"", Built, "Name of the connections to the Sentinels."),
+    opt("history_use_lists", Bool, "false", Built, "Keep histories in lists instead of streams: less memory, no versions."),
+    opt("presence_ttl", Duration, "\"60s\"", Built, "Time for which a client counts as present after its node has last said so."),
+    opt("presence_hash_field_ttl", Bool, "false", Built, "Entries of presence expire by themselves; needs Redis 7.4 or Valkey 9, and the same on all nodes."),
+    opt("presence_user_mapping", Bool, "false", Built, "Count users beside clients, so that presence_stats is cheap; the same on all nodes."),
+    opt("tls.enabled", Bool, "false", Built, "Use TLS."),
+    opt("tls.server_ca_pem", Text, "\"\"", Built, "Certificates that sign the server's, instead of those of the machine: PEM, a file with them, or their base64."),
+    opt("tls.cert_pem", Text, "\"\"", Built, "Client certificate."),
+    opt("tls.key_pem", Text, "\"\"", Built, "Private key of that certificate."),
+    opt("tls.insecure_skip_verify", Bool, "false", Built, "Accept any certificate of the server. For tests only."),
+    opt("sentinel_tls.enabled", Bool, "false", Built, "Use TLS to the Sentinels."),
+    opt("sentinel_tls.server_ca_pem", Text, "\"\"", Built, "As in tls."),
+    opt("sentinel_tls.cert_pem", Text, "\"\"", Built, "As in tls."),
+    opt("sentinel_tls.key_pem", Text, "\"\"", Built, "As in tls."),
+    opt("sentinel_tls.insecure_skip_verify", Bool, "false", Built, "As in tls."),
+    other("tls.server_name", Text, "\"\"", Refused("the name in the server's certificate has to be that of its address")),
+    other("sentinel_tls.server_name", Text, "\"\"", Refused("the name in the server's certificate has to be that of its address")),
+    other("tls", Any, "", Silent("servers verify clients with the rest of it, and roost is a client")),
+    other("sentinel_tls", Any, "", Silent("servers verify clients with the rest of it, and roost is a client")),
+    other("replica_client", Any, "", Harmless("commands go to masters alone")),
+];
+
 /// All places that have tables of their own, in the order in which they are printed.
 pub(crate) fn places() -> &'static [Place] {
     static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
@@ -434,7 +472,7 @@ pub(crate) fn places() -> &'static [Place] {
         let event = all_but(PROXY, &["name", "enabled"]);
         let (plain, connect) = ("channel.without_namespace", "client.proxy.connect");
         let calls = "rpc.without_namespace";
-        vec![
+        let mut all = vec![
             place(plain, "Channels without a namespace.", "", all_but(NAMESPACE, &["name"])),
             list(
                 "channel.namespaces",
@@ -486,10 +524,40 @@ pub(crate) fn places() -> &'static [Place] {
                 connect,
                 all_but(PROXY, &["enabled"]),
             ),
-        ]
+        ];
+        all.extend(redis_places());
+        all
     });
     &PLACES
 }
+
+/// Uses of Redis.
+fn redis_places() -> [Place; 3] {
+    let place = |path, about, like, rows| Place { path, about, like, rows, is_list: false };
+    [
+        place(
+            "engine.redis",
+            "Redis for channels and presence, with engine.type = \"redis\".",
+            "",
+            REDIS,
+        ),
+        place(
+            "broker.redis",
+            "Redis for channels, with broker.enabled and broker.type = \"redis\".",
+            "engine.redis",
+            all_but(REDIS, PRESENCE_ROWS),
+        ),
+        place(
+            "presence_manager.redis",
+            "Redis for presence, with presence_manager.enabled and its type = \"redis\".",
+            "engine.redis",
+            all_but(REDIS, &["history_use_lists"]),
+        ),
+    ]
+}
+
+const PRESENCE_ROWS: &[&str] =
+    &["presence_ttl", "presence_hash_field_ttl", "presence_user_mapping"];
 
 /// Called once for each of few tables: what it leaks is part of the program.
 fn all_but(rows: &[Opt], paths: &[&str]) -> &'static [Opt] {
@@ -600,7 +668,7 @@ mod tests {
 
     #[test]
     fn paths_are_unique_and_sections_stand_together() {
-        for rows in [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE] {
+        for rows in [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE, REDIS] {
             let mut paths = HashSet::new();
             let mut sections = HashSet::new();
             let mut last = "";
@@ -618,19 +686,16 @@ mod tests {
 
     /// Areas of which nothing is built. A row of any other one may not say that something isn't.
     const UNBUILT: &[&str] = &[
-        "broker",
         "client.subscription_token.jwks",
         "client.token.jwks",
         "consumers",
         "controller",
-        "engine",
         "http_server.http3",
         "http_server.internal_tls",
         "http_server.tls",
         "http_server.tls_autocert",
         "map_clients_presence_channel_prefix",
         "map_users_presence_channel_prefix",
-        "presence_manager",
         "roost.takeover",
         "subscribe_stream_proxy_enabled",
         "subscription_type",
@@ -643,7 +708,7 @@ mod tests {
         let within = |path: &str, area: &str| {
             path.strip_prefix(area).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        let tables = [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE];
+        let tables = [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE, REDIS];
         let rows = || tables.into_iter().flatten();
         for row in rows() {
             let path = row.path;
@@ -669,8 +734,7 @@ mod tests {
         }
         // A switch of what isn't there is refused or warns, never ignored.
         for row in rows().filter(|row| row.path.ends_with("enabled") && !row.is_built()) {
-            let by_type = matches!(row.path, "broker.enabled" | "presence_manager.enabled");
-            assert!(by_type || !matches!(row.class, Silent(_)), "{} is silent", row.path);
+            assert!(!matches!(row.class, Silent(_)), "{} is silent", row.path);
         }
     }
 

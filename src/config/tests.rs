@@ -823,7 +823,7 @@ fn proxies_that_cannot_be_asked() {
 fn what_is_not_built_stops_when_it_is_asked_for() {
     for (asks, does_not) in [
         ("engine = {type = 'redis'}", "engine = {type = 'memory', redis = {prefix = 'x'}}"),
-        ("engine = {type = 7}", "engine = {type = 'memory'}"),
+        ("engine = {type = 'x'}", "engine = {type = 'memory'}"),
         ("broker = {enabled = true, type = 'nats'}", "broker = {enabled = false, type = 'nats'}"),
         ("broker = {enabled = true, type = 'redis'}", "broker = {enabled = true}"),
         (
@@ -872,10 +872,11 @@ fn what_is_not_built_stops_when_it_is_asked_for() {
     }
     assert_eq!(
         toml("[engine]\ntype = 'redis'").errors,
-        ["c.toml:2: engine.type = \"redis\": only the memory broker is built yet; expected \
-             \"memory\" or no such option"]
+        ["c.toml:2: engine.type = \"redis\": the node can't share channels through Redis yet; \
+          expected \"memory\" or no such option"]
     );
-    let pairs = [("CENTRIFUGO_ENGINE_TYPE", "redis"), ("CENTRIFUGO_ENGINE_REDIS_ADDRESS", "x")];
+    let pairs =
+        [("CENTRIFUGO_ENGINE_TYPE", "redis"), ("CENTRIFUGO_ENGINE_REDIS_ADDRESS", "a:1 b:2")];
     let report = full(None, &sources(&pairs, &[])).1;
     assert_eq!((report.errors.len(), report.unknown.len()), (1, 0));
     // The same through a flag; and a later layer may take it back.
@@ -1378,4 +1379,103 @@ fn tls_for_the_internal_port_is_refused() {
     );
     let off = toml("[http_server.internal_tls]\nenabled = false\ncert_pem = 'x'\n");
     assert_eq!((off.errors, off.unknown, off.warnings), (vec![], vec![], vec![]));
+}
+
+/// The one fault of a configuration that no node can begin with yet.
+const NO_REDIS_YET: &str = "the node can't share channels through Redis yet; expected \"memory\" or \
+                            no such option";
+
+/// The other faults of a file with an engine in Redis.
+fn faults_with_redis(text: &str) -> Vec<String> {
+    let report = toml(&format!("engine.type = \"redis\"\n{text}"));
+    assert_eq!(report.unknown, [""; 0], "{text}");
+    let mut errors = report.errors;
+    let before = errors.len();
+    errors.retain(|error| !error.ends_with(NO_REDIS_YET));
+    assert_eq!(errors.len() + 1, before, "{text}: {errors:?}");
+    errors
+}
+
+#[test]
+fn options_of_redis_are_read_from_files_and_the_environment() {
+    use crate::cluster::servers::{Address, Server};
+
+    let text = r#"
+        [engine]
+        type = "redis"
+        [engine.redis]
+        address = ["redis://:secret@a:7000/2", "b:7001"]
+        prefix = "p"
+        presence_ttl = "30s"
+        presence_user_mapping = true
+        io_timeout = "2s"
+        tls = { enabled = true, insecure_skip_verify = true }
+        [broker]
+        enabled = true
+        type = "redis"
+        redis = { cluster_address = ["c:1,d:2"], history_use_lists = true }
+    "#;
+    let (config, report) = of_toml(text);
+    assert!(report.errors.iter().all(|error| error.ends_with(NO_REDIS_YET)), "{report:?}");
+    let presence = config.brokers.presence.unwrap();
+    assert_eq!((presence.presence_ttl_s, presence.presence_users), (30, true));
+    assert_eq!((&*presence.prefix, presence.io_timeout_ms), ("p", 2_000));
+    let [Server::Single { address, access }, Server::Single { .. }] = &presence.servers[..] else {
+        panic!("{presence:?}")
+    };
+    assert_eq!((address, access.db), (&Address::Tcp("a".into(), 7_000), 2));
+    assert!(access.security.as_ref().unwrap().insecure);
+    let broker = config.brokers.broker.unwrap();
+    assert!(broker.use_lists && matches!(broker.servers[..], [Server::Cluster { .. }]));
+    assert!(report.warnings.iter().any(|warning| warning.contains("insecure_skip_verify")));
+
+    let pairs = [
+        ("CENTRIFUGO_ENGINE_TYPE", "redis"),
+        ("CENTRIFUGO_ENGINE_REDIS_ADDRESS", "a:1 b:2"),
+        ("CENTRIFUGO_ENGINE_REDIS_FORCE_RESP2", "true"),
+        ("CENTRIFUGO_ENGINE_REDIS_SENTINEL_TLS_ENABLED", "false"),
+    ];
+    let (config, report) = full(None, &sources(&pairs, &[]));
+    assert_eq!((report.errors.len(), report.unknown), (1, vec![]));
+    let servers = config.brokers.broker.unwrap().servers;
+    let resp2 =
+        |server: &Server| matches!(server, Server::Single { access, .. } if access.force_resp2);
+    assert!(servers.len() == 2 && servers.iter().all(resp2), "{servers:?}");
+    let config = good(None, &Sources::default());
+    assert!(config.brokers.broker.is_none() && config.brokers.presence.is_none());
+}
+
+#[test]
+fn options_of_redis_that_cannot_work_together_are_faults() {
+    assert_eq!(faults_with_redis(""), [""; 0]);
+    for (text, fault) in [
+        ("engine.redis.prefix = ''", "expected a text: the names of all nodes begin with it"),
+        ("engine.redis.address = []", "expected at least one address"),
+        ("engine.redis.address = ['http://h']", "http:// is not known"),
+        ("engine.redis.io_timeout = '0s'", "expected more than 0"),
+        ("engine.redis.presence_ttl = '1500ms'", "expected whole seconds, at least one"),
+        ("engine.redis.sentinel_address = ['h:1']", "expected the name of the master"),
+        (
+            "engine.redis = {cluster_address = ['h:1'], db = 1}",
+            "expected 0: a Redis Cluster has no other database",
+        ),
+        (
+            "engine.redis.address = ['redis+cluster://h', 'h']",
+            "expected either each of them a Cluster",
+        ),
+        (
+            "engine.redis.tls = {enabled = true, cert_pem = '-----BEGIN X'}",
+            "expected both, or neither",
+        ),
+        ("engine.redis.tls = {server_name = 'x'}", "has to be that of its address"),
+        (
+            "channel.without_namespace = {history_size = 1, history_ttl = '1500ms'}",
+            "expected whole seconds with a broker in Redis",
+        ),
+    ] {
+        let faults = faults_with_redis(text);
+        assert!(faults.iter().any(|found| found.contains(fault)), "{text}: {faults:?}");
+    }
+    let secret = faults_with_redis("engine.redis.address = ['redis://:secret@h:x']");
+    assert!(!secret[0].contains("secret"), "{secret:?}");
 }
