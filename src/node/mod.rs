@@ -29,6 +29,7 @@ mod metrics;
 mod pages;
 mod pid_file;
 mod proxies;
+pub mod redis;
 mod sender;
 mod serve;
 mod slices;

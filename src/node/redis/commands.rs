@@ -1,0 +1,331 @@
+//! The command connection to a server: everything pipelined over one, in order.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hashbrown::HashMap;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::control::ControlEvent;
+use super::queue::Queued;
+use super::wire::{Link, Unreachable};
+use super::{Connected, Figures, Shared, cost};
+use crate::base::rng::Rng;
+use crate::cluster::operations::{Awaited, Fresh, Reply, Request, Settled};
+use crate::hub::broker::{BrokerEvent, Command, FailureCause};
+use crate::hub::history::Epoch;
+
+/// Requests in one write at most, and their bytes.
+const BATCH_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// Writes whose replies are missing at most.
+const WINDOW: usize = 4;
+
+/// An idle connection is tried after so long.
+const IDLE: Duration = Duration::from_secs(1);
+
+type Sent = Pin<Box<dyn Future<Output = (u64, Result<Vec<Reply>, Unreachable>)>>>;
+
+/// Puts a command into the queue of a server, or fails it.
+pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Command) {
+    let mut left = cost(&command);
+    if !server.queue.is_open.get() {
+        Figures::add(&shared.figures.refused, 1);
+        server.queue.settled(left);
+        if let Some(event) = super::failure(&command) {
+            shared.events.take(home, vec![event]);
+        }
+        return;
+    }
+    let epoch = epoch();
+    let since = Instant::now();
+    let made = shared.settings.operations.requests(command, fresh(&epoch), |request, awaited| {
+        // The first one carries all of the command's bytes.
+        let cost = std::mem::take(&mut left);
+        server.queue.push(Queued { home, request, awaited, since, again: false, cost });
+    });
+    server.queue.settled(left);
+    if let Err(Some(event)) = made {
+        shared.events.take(home, vec![event]);
+    }
+}
+
+/// Keeps a connection to a server until the process ends.
+pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
+    let settings = &shared.settings;
+    let mut backoff = Backoff::new(seed());
+    let mut is_up = false;
+    loop {
+        let link = Link::connect(&settings.servers[at], settings.io_timeout);
+        match timeout(settings.connect_timeout, link).await {
+            Ok(Ok(link)) => {
+                Figures::add(&shared.figures.connects, 1);
+                if !is_up {
+                    is_up = true;
+                    server.queue.is_open.set(true);
+                    shared.up.set(shared.up.get() + 1);
+                    if shared.up.get() == 1 {
+                        shared.tell_all(&BrokerEvent::Connected);
+                    }
+                }
+                let began = Instant::now();
+                let error = serve(&shared, &server, link).await;
+                tracing::warn!("redis: server {at}: the command connection is lost: {error}");
+                if began.elapsed() > IDLE {
+                    backoff.reset();
+                    // At once: most often the server is there.
+                    continue;
+                }
+            }
+            Ok(Err(error)) => lost(&shared, at, &server, &mut is_up, &error),
+            Err(_) => lost(&shared, at, &server, &mut is_up, &Unreachable::Timeout),
+        }
+        sleep(backoff.pause()).await;
+    }
+}
+
+/// An attempt to connect failed: nothing waits for the next one.
+fn lost(shared: &Shared, at: usize, server: &Connected, is_up: &mut bool, error: &Unreachable) {
+    Figures::add(&shared.figures.connects_failed, 1);
+    server.queue.is_open.set(false);
+    let mut events = Outcome::new(shared);
+    for queued in server.queue.drain() {
+        Figures::add(&shared.figures.refused, 1);
+        events.fail(server, &queued);
+    }
+    events.deliver();
+    if std::mem::take(is_up) {
+        tracing::error!("redis: server {at} is away: {error}");
+        shared.up.set(shared.up.get() - 1);
+        if shared.up.get() == 0 {
+            // Homes begin anew, with all of their wishes.
+            shared.wishes.borrow().iter().for_each(|wishes| wishes.forget());
+            shared.tell_all(&BrokerEvent::Lost);
+        }
+    } else {
+        tracing::debug!("redis: server {at}: {error}");
+    }
+}
+
+/// Writes whose replies are missing: by number, the requests beside the futures, so that they can fail
+/// without them.
+#[derive(Default)]
+struct InFlight {
+    replies: FuturesUnordered<Sent>,
+    batches: HashMap<u64, Vec<Queued>, foldhash::fast::RandomState>,
+    next: u64,
+}
+
+impl InFlight {
+    /// Hands a batch to the connection, in this step: batches are sent in the order of these calls.
+    async fn send(&mut self, link: &Link, batch: Vec<Queued>) {
+        if batch.is_empty() {
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        let replies = link.send(batch.iter().map(|queued| &queued.request));
+        self.batches.insert(number, batch);
+        let mut sent: Sent = Box::pin(async move { (number, replies.await) });
+        match poll_fn(|context| Poll::Ready(sent.as_mut().poll(context))).await {
+            Poll::Ready(done) => self.replies.push(Box::pin(std::future::ready(done))),
+            Poll::Pending => self.replies.push(sent),
+        }
+    }
+
+    fn take(&mut self, number: u64) -> Vec<Queued> {
+        self.batches.remove(&number).unwrap_or_default()
+    }
+
+    fn len(&self) -> usize {
+        self.batches.len()
+    }
+}
+
+/// Sends and receives until the connection fails: why.
+async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachable {
+    let mut in_flight = InFlight::default();
+    let mut unknown_scripts = Vec::new();
+    let error = loop {
+        if !unknown_scripts.is_empty() && in_flight.len() == 0 {
+            server.queue.put_back(std::mem::take(&mut unknown_scripts));
+            if let Err(error) = link.load_scripts().await {
+                break error;
+            }
+        }
+        while unknown_scripts.is_empty() && in_flight.len() < WINDOW && !server.queue.is_empty() {
+            let batch = unexpired(shared, server, server.queue.batch(BATCH_MAX, BATCH_BYTES_MAX));
+            in_flight.send(&link, batch).await;
+        }
+        tokio::select! {
+            biased;
+            Some((number, replies)) = in_flight.replies.next() => match replies {
+                Ok(replies) => {
+                    let batch = in_flight.take(number);
+                    let useless = settle(shared, server, batch, replies, &mut unknown_scripts);
+                    if let Some(error) = useless {
+                        break error;
+                    }
+                }
+                Err(error) => break error,
+            },
+            () = server.queue.pushed.notified() => {}
+            () = sleep(IDLE) => {
+                let request = Request::Plain { name: "PING", arguments: vec![] };
+                let (awaited, since) = (Awaited::Nothing, Instant::now());
+                let ping = Queued { home: 0, request, awaited, since, again: false, cost: 0 };
+                in_flight.send(&link, vec![ping]).await;
+            }
+        }
+    };
+    // Refused for their scripts: they had no effect, and wait like those that were never sent.
+    server.queue.put_back(unknown_scripts);
+    in_flight.batches.into_values().for_each(|batch| fail(shared, server, &batch));
+    error
+}
+
+/// Without those that have waited for too long: they fail.
+fn unexpired(shared: &Shared, server: &Connected, batch: Vec<Queued>) -> Vec<Queued> {
+    let expired = |queued: &Queued| queued.since.elapsed() > shared.settings.io_timeout;
+    if !batch.iter().any(expired) {
+        return batch;
+    }
+    let (late, batch): (Vec<Queued>, Vec<Queued>) = batch.into_iter().partition(expired);
+    let mut events = Outcome::new(shared);
+    for queued in &late {
+        Figures::add(&shared.figures.refused, 1);
+        events.fail(server, queued);
+    }
+    events.deliver();
+    batch
+}
+
+/// Turns replies into events. An error that makes the connection useless is returned.
+fn settle(
+    shared: &Shared,
+    server: &Connected,
+    batch: Vec<Queued>,
+    replies: Vec<Reply>,
+    unknown_scripts: &mut Vec<Queued>,
+) -> Option<Unreachable> {
+    let operations = &shared.settings.operations;
+    let mut events = Outcome::new(shared);
+    let mut useless = None;
+    let epoch = epoch();
+    let mut replies = replies.into_iter();
+    for mut queued in batch {
+        let reply = replies.next().unwrap_or_else(|| Reply::Error("no reply".into()));
+        if let Reply::Error(text) = &reply {
+            if text.starts_with("NOSCRIPT") && !queued.again {
+                queued.again = true;
+                unknown_scripts.push(queued);
+                continue;
+            }
+            if ["READONLY", "MASTERDOWN", "LOADING", "MOVED"].iter().any(|of| text.starts_with(of))
+            {
+                useless = Some(Unreachable::Useless(text.clone()));
+            }
+        }
+        let Queued { home, awaited, since, cost, .. } = queued;
+        match operations.settle(awaited, reply, fresh(&epoch)) {
+            Settled::Nothing => {}
+            Settled::Event(event) => events.add(home, event),
+            Settled::Again(request, awaited) => {
+                server.queue.push(Queued { home, request, awaited, since, again: false, cost });
+                continue;
+            }
+            Settled::Faulty(event, text) => {
+                Figures::add(&shared.figures.errors, 1);
+                tracing::warn!("redis: {text}");
+                event.into_iter().for_each(|event| events.add(home, event));
+            }
+        }
+        server.queue.settled(cost);
+    }
+    events.deliver();
+    useless
+}
+
+/// The replies to these are lost.
+fn fail(shared: &Shared, server: &Connected, batch: &[Queued]) {
+    let mut events = Outcome::new(shared);
+    for queued in batch {
+        Figures::add(&shared.figures.replies_lost, 1);
+        events.fail(server, queued);
+    }
+    events.deliver();
+}
+
+/// Events by home, until they are delivered together. The place behind the homes is the control channel's.
+struct Outcome<'a> {
+    shared: &'a Shared,
+    homes: Vec<Vec<BrokerEvent>>,
+}
+
+impl<'a> Outcome<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, homes: vec![Vec::new(); shared.settings.homes + 1] }
+    }
+
+    fn add(&mut self, home: usize, event: BrokerEvent) {
+        self.homes[home].push(event);
+    }
+
+    fn fail(&mut self, server: &Connected, queued: &Queued) {
+        server.queue.settled(queued.cost);
+        let event = queued.awaited.failed(FailureCause::Unavailable);
+        event.into_iter().for_each(|event| self.add(queued.home, event));
+    }
+
+    fn deliver(self) {
+        for (home, events) in self.homes.into_iter().enumerate() {
+            if events.is_empty() {
+                continue;
+            }
+            if home == self.shared.settings.homes {
+                let control = events.iter().filter_map(ControlEvent::of).collect();
+                self.shared.events.control(control);
+            } else {
+                self.shared.events.take(home, events);
+            }
+        }
+    }
+}
+
+fn fresh(epoch: &Epoch) -> Fresh<'_> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Fresh { now_ms: now.as_millis() as u64, epoch: epoch.as_str() }
+}
+
+/// A number that no other connection of this machine begins with.
+pub(super) fn seed() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::thread::current().id())
+}
+
+/// Eight random letters.
+fn epoch() -> Epoch {
+    thread_local! {
+        static RNG: std::cell::RefCell<Rng> = std::cell::RefCell::new(Rng::new(seed()));
+    }
+    RNG.with_borrow_mut(Epoch::new)
+}
+
+/// Asks for a probe of a PUB/SUB connection, where the server can be reached.
+pub(super) fn probe(server: &Connected, home: usize, name: &str) -> bool {
+    let arguments = vec![name.into(), b"probe".into()];
+    let request = Request::Plain { name: "PUBLISH", arguments };
+    let (awaited, since) = (Awaited::Nothing, Instant::now());
+    let is_open = server.queue.is_open.get();
+    if is_open {
+        server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+    }
+    is_open
+}

@@ -1,0 +1,168 @@
+//! The control connection to a server: messages between nodes, in the order in which they come.
+//!
+//! With several servers a node listens at each of them, and sends each message to one, in turn; one that is
+//! away is left out.
+
+use std::rc::Rc;
+
+use futures_util::StreamExt as _;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::commands::{probe, seed};
+use super::queue::Queued;
+use super::wire::{Messages, Subscriptions, Unreachable};
+use super::{Connected, Figures, Shared};
+use crate::cluster::control::{Command, Message};
+use crate::cluster::operations::{Awaited, Request};
+use crate::hub::broker::{BrokerEvent, Ticket};
+
+/// News of the control channel.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ControlEvent {
+    /// Messages come from now on, from one server more.
+    Listening,
+    /// Messages of one server don't come any more.
+    Interrupted,
+    /// Another node says something.
+    Message(Command),
+    /// A message of this node was sent, or not: then other nodes may have got it.
+    Sent {
+        /// Names the message.
+        ticket: Ticket,
+        /// It was.
+        is_sent: bool,
+    },
+}
+
+/// To whom a message goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recipient {
+    /// All nodes.
+    All,
+    /// The node of this uid.
+    Node(String),
+}
+
+/// A message on its way.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub to: Recipient,
+    pub ticket: Ticket,
+    pub message: Message,
+}
+
+impl ControlEvent {
+    /// What became of a message.
+    pub(super) fn of(event: &BrokerEvent) -> Option<Self> {
+        match event {
+            BrokerEvent::Done { ticket } => Some(Self::Sent { ticket: *ticket, is_sent: true }),
+            BrokerEvent::Failed { ticket, .. } => {
+                Some(Self::Sent { ticket: *ticket, is_sent: false })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Sends a message to the next server in turn that is not away.
+pub(super) fn send(
+    shared: &Shared,
+    servers: &[Rc<Connected>],
+    turn: &mut usize,
+    outgoing: Outgoing,
+) {
+    let Outgoing { to, ticket, message } = outgoing;
+    *turn = turn.wrapping_add(1);
+    let in_turn = (0..servers.len()).map(|at| &servers[(*turn + at) % servers.len()]);
+    let Some(server) = in_turn.into_iter().find(|server| server.queue.is_open.get()) else {
+        return shared.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
+    };
+    let names = &shared.settings.operations.names;
+    let name = match to {
+        Recipient::All => names.control(),
+        Recipient::Node(uid) => names.node(&uid),
+    };
+    let payload = Command { uid: shared.settings.uid.clone(), message }.write();
+    let request = Request::Plain { name: "PUBLISH", arguments: vec![name.into(), payload] };
+    let (awaited, since) = (Awaited::Done { ticket }, Instant::now());
+    let home = shared.settings.homes;
+    server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+}
+
+/// Keeps a connection until the process ends.
+pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
+    let settings = shared.settings.clone();
+    let mut backoff = Backoff::new(seed());
+    let mut attempt = 0;
+    loop {
+        let made = Subscriptions::connect(&settings.servers[at], attempt);
+        attempt += 1;
+        let error = match timeout(settings.connect_timeout, made).await {
+            Ok(Ok((subscriptions, messages))) => {
+                let began = Instant::now();
+                let error = serve(&shared, &server, subscriptions, messages).await;
+                shared.events.control(vec![ControlEvent::Interrupted]);
+                if began.elapsed() > settings.connect_timeout {
+                    backoff.reset();
+                }
+                error
+            }
+            Ok(Err(error)) => error,
+            Err(_) => Unreachable::Timeout,
+        };
+        tracing::warn!("redis: server {at}: control connection: {error}");
+        sleep(backoff.pause()).await;
+    }
+}
+
+/// Listens until the connection fails: why.
+async fn serve(
+    shared: &Shared,
+    server: &Connected,
+    subscriptions: Subscriptions,
+    mut messages: Messages,
+) -> Unreachable {
+    let settings = &shared.settings;
+    let names = &settings.operations.names;
+    // The place behind those of the homes.
+    let probe_name = names.probe(&settings.uid, settings.homes);
+    let own = vec![names.control(), names.node(&settings.uid), probe_name.clone()];
+    if let Err(error) = subscriptions.subscribe(own).await {
+        return error;
+    }
+    shared.events.control(vec![ControlEvent::Listening]);
+    let mut probes = interval(settings.probe_interval);
+    probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unanswered = 0;
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                let Some((name, payload)) = message else { return Unreachable::Closed };
+                unanswered = 0;
+                if name != probe_name.as_bytes() {
+                    take(shared, &payload);
+                }
+            }
+            _ = probes.tick() => {
+                if unanswered >= 2 {
+                    Figures::add(&shared.figures.probes_missed, 1);
+                    return Unreachable::Silent;
+                }
+                unanswered += usize::from(probe(server, settings.homes, &probe_name));
+            }
+        }
+    }
+}
+
+/// A node's own messages are dropped: it has carried them out.
+fn take(shared: &Shared, payload: &[u8]) {
+    match Command::read(payload) {
+        Ok(command) if command.uid == shared.settings.uid => {}
+        Ok(command) => shared.events.control(vec![ControlEvent::Message(command)]),
+        Err(error) => {
+            Figures::add(&shared.figures.malformed, 1);
+            tracing::warn!("redis: a message between nodes is malformed: {error}");
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The PUB/SUB connection of a home to a server: it listens to the channels that the home wishes.
+//!
+//! A channel is subscribed or not, or its SUBSCRIBE or UNSUBSCRIBE is under way. Only one of them is under
+//! way for a channel, so that their order does not matter; a wish that changes meanwhile is carried out
+//! afterwards. Names go in commands of 512: one by one they would cost Redis ten times as much.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use compact_str::CompactString;
+use futures_util::StreamExt as _;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use hashbrown::HashMap;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::commands::{probe, seed};
+use super::wire::{Messages, Subscriptions, Unreachable};
+use super::{Connected, Figures, Shared};
+use crate::hub::broker::BrokerEvent;
+
+/// Names in one command.
+const NAMES_MAX: usize = 512;
+
+/// Commands under way at most.
+const WINDOW: usize = 16;
+
+/// Messages handled before commands have their turn.
+const MESSAGES_MAX: usize = 1_024;
+
+/// The channels that a home wishes to listen to at a server.
+#[derive(Default)]
+pub(super) struct Wishes {
+    state: RefCell<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    channels: HashMap<CompactString, Channel, foldhash::fast::RandomState>,
+    /// Channels whose state differs from the wish.
+    different: VecDeque<CompactString>,
+    /// Those that are wished and not subscribed.
+    missing: usize,
+    /// The home has forgotten all.
+    forgotten: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Channel {
+    wished: bool,
+    actual: Actual,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Actual {
+    Off,
+    Changing,
+    On,
+}
+
+/// Commands of a turn.
+#[derive(Default)]
+struct Turn {
+    subscribe: Vec<CompactString>,
+    unsubscribe: Vec<CompactString>,
+}
+
+impl Wishes {
+    /// A home wishes to listen. Where it does already, it hears so again.
+    pub(super) fn listen(&self, channel: CompactString) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let new = Channel { wished: false, actual: Actual::Off };
+        let known = state.channels.entry(channel.clone()).or_insert(new);
+        if !known.wished && known.actual != Actual::On {
+            state.missing += 1;
+        }
+        known.wished = true;
+        if known.actual != Actual::Changing {
+            state.different.push_back(channel);
+        }
+        self.changed.notify_one();
+    }
+
+    /// A home wishes it no more.
+    pub(super) fn unlisten(&self, channel: &str) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some(known) = state.channels.get_mut(channel) else { return };
+        if known.wished && known.actual != Actual::On {
+            state.missing -= 1;
+        }
+        known.wished = false;
+        match known.actual {
+            Actual::On => state.different.push_back(channel.into()),
+            Actual::Off => drop(state.channels.remove(channel)),
+            Actual::Changing => {}
+        }
+        self.changed.notify_one();
+    }
+
+    /// The home forgets all, since the broker is lost to it.
+    pub(super) fn forget(&self) {
+        *self.state.borrow_mut() = State { forgotten: true, ..State::default() };
+        self.changed.notify_one();
+    }
+
+    /// The next names to subscribe and to unsubscribe; channels that are subscribed already are reported.
+    fn turn(&self, subscribed: &mut Vec<BrokerEvent>) -> Turn {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut turn = Turn::default();
+        while turn.subscribe.len() < NAMES_MAX && turn.unsubscribe.len() < NAMES_MAX {
+            let Some(channel) = state.different.pop_front() else { break };
+            let Some(known) = state.channels.get_mut(&channel) else { continue };
+            match (known.wished, known.actual) {
+                (true, Actual::Off) => {
+                    known.actual = Actual::Changing;
+                    turn.subscribe.push(channel);
+                }
+                (true, Actual::On) => subscribed.push(BrokerEvent::Listening { channel }),
+                (false, Actual::On) => {
+                    known.actual = Actual::Changing;
+                    turn.unsubscribe.push(channel);
+                }
+                (false, Actual::Off) => drop(state.channels.remove(&channel)),
+                // It is looked at again when that is done.
+                (_, Actual::Changing) => {}
+            }
+        }
+        turn
+    }
+
+    /// A SUBSCRIBE or UNSUBSCRIBE is carried out.
+    fn done(&self, channels: Vec<CompactString>, is_on: bool, events: &mut Vec<BrokerEvent>) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        for channel in channels {
+            let Some(known) = state.channels.get_mut(&channel) else { continue };
+            known.actual = if is_on { Actual::On } else { Actual::Off };
+            match (known.wished, is_on) {
+                (true, true) => {
+                    state.missing = state.missing.saturating_sub(1);
+                    events.push(BrokerEvent::Listening { channel });
+                }
+                (false, false) => drop(state.channels.remove(&channel)),
+                _ => state.different.push_back(channel),
+            }
+        }
+    }
+
+    /// The connection is lost: what was subscribed is interrupted, and all wishes wait for the next one.
+    fn interrupt(&self) -> Vec<BrokerEvent> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        state.channels.retain(|_, channel| channel.wished);
+        let interrupted = state.channels.iter().filter(|(_, known)| known.actual == Actual::On);
+        let channel =
+            |channel: &CompactString| BrokerEvent::Interrupted { channel: channel.clone() };
+        let events = interrupted.map(|(name, _)| channel(name)).collect();
+        state.channels.values_mut().for_each(|channel| channel.actual = Actual::Off);
+        state.different = state.channels.keys().cloned().collect();
+        state.missing = state.channels.len();
+        events
+    }
+
+    fn missing(&self) -> usize {
+        self.state.borrow().missing
+    }
+
+    fn take_forgotten(&self) -> bool {
+        std::mem::take(&mut self.state.borrow_mut().forgotten)
+    }
+}
+
+/// Keeps a connection until the process ends.
+pub(super) async fn run(
+    shared: Rc<Shared>,
+    at: usize,
+    server: Rc<Connected>,
+    place: usize,
+    home: usize,
+) {
+    let settings = shared.settings.clone();
+    let wishes = server.wishes[place].clone();
+    let probe_name = settings.operations.names.probe(&settings.uid, home);
+    let mut backoff = Backoff::new(seed());
+    let mut attempt = 0;
+    loop {
+        let made = Subscriptions::connect(&settings.servers[at], attempt);
+        attempt += 1;
+        let error = match timeout(settings.connect_timeout, made).await {
+            Ok(Ok((subscriptions, messages))) => {
+                Figures::add(&shared.figures.pubsub_connects, 1);
+                let began = Instant::now();
+                let mut connection = Connection {
+                    shared: &shared,
+                    server: &server,
+                    wishes: &wishes,
+                    home,
+                    probe_name: &probe_name,
+                    heard: Instant::now(),
+                    resubscribing: Some(began),
+                };
+                let error = connection.serve(subscriptions, messages).await;
+                let events = wishes.interrupt();
+                if !events.is_empty() {
+                    shared.events.take(home, events);
+                }
+                if began.elapsed() > settings.connect_timeout {
+                    backoff.reset();
+                }
+                error
+            }
+            Ok(Err(error)) => error,
+            Err(_) => Unreachable::Timeout,
+        };
+        tracing::warn!("redis: server {at}: PUB/SUB connection of home {home}: {error}");
+        sleep(backoff.pause()).await;
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    server: &'a Connected,
+    wishes: &'a Wishes,
+    home: usize,
+    probe_name: &'a str,
+    /// When something came last.
+    heard: Instant,
+    /// When the connection began, until all wishes are carried out.
+    resubscribing: Option<Instant>,
+}
+
+type Changed = (Vec<CompactString>, bool, Result<(), Unreachable>);
+
+impl Connection<'_> {
+    /// Listens until the connection fails: why.
+    async fn serve(&mut self, subscriptions: Subscriptions, messages: Messages) -> Unreachable {
+        let probe_interval = self.shared.settings.probe_interval;
+        if let Err(error) = subscriptions.subscribe(vec![self.probe_name.to_owned()]).await {
+            return error;
+        }
+        let mut changes: FuturesUnordered<LocalBoxFuture<'_, Changed>> = FuturesUnordered::new();
+        let mut messages = messages.ready_chunks(MESSAGES_MAX);
+        let mut probes = interval(probe_interval);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unanswered = 0;
+        loop {
+            self.change(&subscriptions, &changes);
+            tokio::select! {
+                some = messages.next() => {
+                    let Some(some) = some else { return Unreachable::Closed };
+                    if self.take(some) {
+                        unanswered = 0;
+                    }
+                }
+                Some((channels, is_on, result)) = changes.next() => {
+                    if let Err(error) = result {
+                        return error;
+                    }
+                    let mut events = Vec::new();
+                    self.wishes.done(channels, is_on, &mut events);
+                    self.deliver(events);
+                }
+                () = self.wishes.changed.notified() => {
+                    if self.wishes.take_forgotten() {
+                        return Unreachable::Forgotten;
+                    }
+                }
+                _ = probes.tick() => {
+                    if unanswered >= 2 && self.heard.elapsed() > probe_interval {
+                        Figures::add(&self.shared.figures.probes_missed, 1);
+                        return Unreachable::Silent;
+                    }
+                    unanswered += usize::from(probe(self.server, self.home, self.probe_name));
+                }
+            }
+        }
+    }
+
+    /// Begins what has to change, as far as there is room for it.
+    fn change<'s>(
+        &mut self,
+        subscriptions: &'s Subscriptions,
+        changes: &FuturesUnordered<LocalBoxFuture<'s, Changed>>,
+    ) {
+        let names = &self.shared.settings.operations.names;
+        let of = |channels: &[CompactString]| -> Vec<String> {
+            channels.iter().map(|channel| names.messages(channel)).collect()
+        };
+        while changes.len() < WINDOW {
+            let mut events = Vec::new();
+            let Turn { subscribe, unsubscribe } = self.wishes.turn(&mut events);
+            let is_done = events.is_empty() && subscribe.is_empty() && unsubscribe.is_empty();
+            self.deliver(events);
+            if is_done {
+                break;
+            }
+            if !subscribe.is_empty() {
+                let all = of(&subscribe);
+                changes.push(Box::pin(async move {
+                    (subscribe, true, subscriptions.subscribe(all).await)
+                }));
+            }
+            if !unsubscribe.is_empty() {
+                let all = of(&unsubscribe);
+                changes.push(Box::pin(async move {
+                    (unsubscribe, false, subscriptions.unsubscribe(all).await)
+                }));
+            }
+        }
+        if self.wishes.missing() == 0
+            && let Some(began) = self.resubscribing.take()
+        {
+            let took = began.elapsed().as_millis() as u64;
+            self.shared.figures.resubscribe_ms.store(took, Ordering::Relaxed);
+        }
+    }
+
+    /// Delivers messages. True if the connection has shown that they come.
+    fn take(&mut self, messages: Vec<(Vec<u8>, Vec<u8>)>) -> bool {
+        let operations = &self.shared.settings.operations;
+        self.heard = Instant::now();
+        Figures::add(&self.shared.figures.messages, messages.len() as u64);
+        let mut events = Vec::with_capacity(messages.len());
+        let mut has_probe = false;
+        for (name, payload) in messages {
+            if name == self.probe_name.as_bytes() {
+                has_probe = true;
+                continue;
+            }
+            let Some(channel) = operations.names.channel_of(&name) else { continue };
+            match operations.message(channel, &payload) {
+                Ok(event) => events.push(event),
+                Err(error) => {
+                    Figures::add(&self.shared.figures.malformed, 1);
+                    tracing::warn!("redis: a message of channel {channel:?} is malformed: {error}");
+                }
+            }
+        }
+        self.deliver(events);
+        has_probe
+    }
+
+    fn deliver(&self, events: Vec<BrokerEvent>) {
+        if !events.is_empty() {
+            self.shared.events.take(self.home, events);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listening(events: &[BrokerEvent]) -> Vec<&str> {
+        let channel = |event| match event {
+            &BrokerEvent::Listening { ref channel } => channel.as_str(),
+            other => panic!("{other:?}"),
+        };
+        events.iter().map(channel).collect()
+    }
+
+    #[test]
+    fn a_wish_that_changes_under_way_is_carried_out_afterwards() {
+        let (wishes, mut events) = (Wishes::default(), Vec::new());
+        wishes.listen("a".into());
+        assert_eq!(wishes.missing(), 1);
+        let turn = wishes.turn(&mut events);
+        assert_eq!(turn.subscribe, ["a"]);
+        wishes.unlisten("a");
+        assert!(wishes.turn(&mut events).unsubscribe.is_empty(), "SUBSCRIBE is under way");
+        wishes.done(turn.subscribe, true, &mut events);
+        assert!(events.is_empty(), "nobody wishes it any more");
+        let turn = wishes.turn(&mut events);
+        assert_eq!(turn.unsubscribe, ["a"]);
+        wishes.listen("a".into());
+        wishes.done(turn.unsubscribe, false, &mut events);
+        let turn = wishes.turn(&mut events);
+        assert_eq!(turn.subscribe, ["a"]);
+        wishes.done(turn.subscribe, true, &mut events);
+        assert_eq!(listening(&events), ["a"]);
+        assert_eq!(wishes.missing(), 0);
+    }
+
+    #[test]
+    fn names_go_in_bounded_commands() {
+        let (wishes, mut events) = (Wishes::default(), Vec::new());
+        (0..1_300).for_each(|number| wishes.listen(format!("c{number}").into()));
+        let sizes: Vec<usize> = (0..4).map(|_| wishes.turn(&mut events).subscribe.len()).collect();
+        assert_eq!(sizes, [512, 512, 276, 0]);
+    }
+
+    #[test]
+    fn a_lost_connection_interrupts_and_keeps_the_wishes() {
+        let (wishes, mut events) = (Wishes::default(), Vec::new());
+        ["a", "b", "c"].iter().for_each(|channel| wishes.listen((*channel).into()));
+        let turn = wishes.turn(&mut events);
+        wishes.done(turn.subscribe, true, &mut events);
+        wishes.listen("under way".into());
+        wishes.turn(&mut events);
+        wishes.unlisten("c");
+        let interrupted = wishes.interrupt();
+        assert_eq!(interrupted.len(), 2, "{interrupted:?}");
+        let mut again = wishes.turn(&mut events).subscribe;
+        again.sort();
+        assert_eq!(again, ["a", "b", "under way"]);
+    }
+
+    #[test]
+    fn a_second_wish_is_answered_at_once_and_forgetting_drops_all() {
+        let (wishes, mut events) = (Wishes::default(), Vec::new());
+        wishes.listen("a".into());
+        let turn = wishes.turn(&mut events);
+        wishes.done(turn.subscribe, true, &mut events);
+        events.clear();
+        wishes.listen("a".into());
+        assert!(wishes.turn(&mut events).subscribe.is_empty());
+        assert_eq!(listening(&events), ["a"]);
+        wishes.forget();
+        assert!(wishes.take_forgotten() && !wishes.take_forgotten());
+        assert!(wishes.interrupt().is_empty());
+    }
+}

@@ -1,0 +1,363 @@
+//! The `redis` crate: the only file that names it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::future::{LocalBoxFuture, join_all};
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError, TlsCertificates,
+    TlsMode, Value,
+};
+
+use crate::cluster::hash::slot;
+use crate::cluster::operations::{Reply, Request};
+use crate::cluster::scripts::Script;
+use crate::cluster::servers::{Access, Address, Security, Server};
+
+/// Why there is no connection any more.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreachable {
+    /// The crate says why.
+    #[error("{0}")]
+    Redis(#[from] RedisError),
+    /// No connection in time.
+    #[error("no connection in time")]
+    Timeout,
+    /// The server ended it.
+    #[error("closed by the server")]
+    Closed,
+    /// Probes don't come.
+    #[error("probes don't come back")]
+    Silent,
+    /// The server answers, and can't serve.
+    #[error("{0}")]
+    Useless(String),
+    /// The broker is lost to the home.
+    #[error("begins anew")]
+    Forgotten,
+}
+
+impl Address {
+    fn to(&self, security: Option<&Security>) -> ConnectionAddr {
+        match (self, security) {
+            (Self::Unix(path), _) => ConnectionAddr::Unix(path.into()),
+            (Self::Tcp(host, port), None) => ConnectionAddr::Tcp(host.clone(), *port),
+            (Self::Tcp(host, port), Some(security)) => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: security.insecure,
+                tls_params: None,
+            },
+        }
+    }
+}
+
+impl Access {
+    fn info(&self, address: &Address) -> Result<ConnectionInfo, RedisError> {
+        let mut redis =
+            RedisConnectionInfo::default().set_db(self.db).set_protocol(self.protocol());
+        if !self.user.is_empty() {
+            redis = redis.set_username(&self.user);
+        }
+        if !self.password.is_empty() {
+            redis = redis.set_password(&self.password);
+        }
+        let info = address.to(self.security.as_ref()).into_connection_info()?;
+        Ok(info.set_redis_settings(redis))
+    }
+
+    fn protocol(&self) -> ProtocolVersion {
+        if self.force_resp2 { ProtocolVersion::RESP2 } else { ProtocolVersion::RESP3 }
+    }
+
+    fn client(&self, address: &Address) -> Result<Client, RedisError> {
+        let info = self.info(address)?;
+        match &self.security {
+            Some(security) => Client::build_with_tls(info, security.certificates()),
+            None => Client::open(info),
+        }
+    }
+
+    fn set_name(&self) -> Option<Cmd> {
+        if self.client_name.is_empty() {
+            return None;
+        }
+        let mut command = redis::cmd("CLIENT");
+        command.arg("SETNAME").arg(&self.client_name);
+        Some(command)
+    }
+}
+
+impl Security {
+    fn certificates(&self) -> TlsCertificates {
+        let identity = |(cert, key): &(Vec<u8>, Vec<u8>)| ClientTlsConfig {
+            client_cert: cert.clone(),
+            client_key: key.clone(),
+        };
+        TlsCertificates {
+            client_tls: self.identity.as_ref().map(identity),
+            root_cert: self.authorities.clone(),
+        }
+    }
+
+    fn mode(&self) -> TlsMode {
+        if self.insecure { TlsMode::Insecure } else { TlsMode::Secure }
+    }
+}
+
+impl Server {
+    fn access(&self) -> &Access {
+        match self {
+            Self::Single { access, .. }
+            | Self::Sentinel { access, .. }
+            | Self::Cluster { access, .. } => access,
+        }
+    }
+
+    /// A client of one server; of a Cluster, of one of its nodes.
+    async fn client(&self, attempt: usize) -> Result<Client, RedisError> {
+        match self {
+            Self::Single { address, access } => access.client(address),
+            Self::Cluster { seeds, access } => access.client(&seeds[attempt % seeds.len()]),
+            Self::Sentinel { sentinels, master, sentinel_access, access } => {
+                let to = sentinels.iter().map(|one| one.to(sentinel_access.security.as_ref()));
+                let kind = SentinelServerType::Master;
+                let mut builder = SentinelClientBuilder::new(to, master, kind)?
+                    .set_client_to_redis_db(access.db)
+                    .set_client_to_redis_protocol(access.protocol())
+                    .set_client_to_sentinel_protocol(sentinel_access.protocol());
+                if let Some(security) = &access.security {
+                    builder = builder
+                        .set_client_to_redis_tls_mode(security.mode())
+                        .set_client_to_redis_certificates(security.certificates());
+                }
+                if let Some(security) = &sentinel_access.security {
+                    builder = builder
+                        .set_client_to_sentinel_tls_mode(security.mode())
+                        .set_client_to_sentinel_certificates(security.certificates());
+                }
+                if !access.user.is_empty() {
+                    builder = builder.set_client_to_redis_username(&access.user);
+                }
+                if !access.password.is_empty() {
+                    builder = builder.set_client_to_redis_password(&access.password);
+                }
+                if !sentinel_access.user.is_empty() {
+                    builder = builder.set_client_to_sentinel_username(&sentinel_access.user);
+                }
+                if !sentinel_access.password.is_empty() {
+                    builder = builder.set_client_to_sentinel_password(&sentinel_access.password);
+                }
+                builder.build()?.async_get_client().await
+            }
+        }
+    }
+}
+
+/// A command connection.
+pub(super) struct Link {
+    kind: Kind,
+    /// Names of the scripts, by their numbers.
+    names: Vec<String>,
+}
+
+#[derive(Clone)]
+enum Kind {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Link {
+    /// Connects, and loads the scripts.
+    pub(super) async fn connect(
+        server: &Server,
+        io_timeout: Duration,
+    ) -> Result<Self, Unreachable> {
+        let access = server.access();
+        let mut kind = if let Server::Cluster { seeds, .. } = server {
+            let infos =
+                seeds.iter().map(|seed| access.info(seed)).collect::<Result<Vec<_>, _>>()?;
+            // No retries: a command that was sent may have taken effect.
+            let mut builder = ClusterClient::builder(infos)
+                .retries(0)
+                .response_timeout(io_timeout)
+                .use_protocol(access.protocol());
+            if let Some(security) = &access.security {
+                builder = builder.tls(security.mode()).certs(security.certificates());
+            }
+            Kind::Cluster(builder.build()?.get_async_connection().await?)
+        } else {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(None)
+                .set_response_timeout(Some(io_timeout));
+            let client = server.client(0).await?;
+            Kind::One(client.get_multiplexed_async_connection_with_config(&config).await?)
+        };
+        if let (Kind::One(connection), Some(name)) = (&mut kind, access.set_name()) {
+            name.query_async::<()>(connection).await?;
+        }
+        let mut link = Self { kind, names: vec![] };
+        link.load_scripts().await?;
+        Ok(link)
+    }
+
+    /// Gives the server the texts of all scripts.
+    pub(super) async fn load_scripts(&mut self) -> Result<(), Unreachable> {
+        let mut names = Vec::new();
+        for script in Script::ALL {
+            let mut command = redis::cmd("SCRIPT");
+            command.arg("LOAD").arg(script.text());
+            names.push(match &mut self.kind {
+                Kind::One(connection) => command.query_async(connection).await?,
+                Kind::Cluster(connection) => command.query_async(connection).await?,
+            });
+        }
+        self.names = names;
+        Ok(())
+    }
+
+    /// Sends requests: their replies, in their order. It is sent when the future is polled first.
+    pub(super) fn send<'r>(
+        &self,
+        requests: impl Iterator<Item = &'r Request>,
+    ) -> LocalBoxFuture<'static, Result<Vec<Reply>, Unreachable>> {
+        match self.kind.clone() {
+            Kind::One(mut connection) => {
+                let mut pipeline = redis::Pipeline::new();
+                for request in requests {
+                    pipeline.add_command(self.command(request));
+                }
+                Box::pin(async move {
+                    let count = pipeline.len();
+                    let values = connection.send_packed_commands(&pipeline, 0, count).await?;
+                    Ok(values.into_iter().map(reply).collect())
+                })
+            }
+            Kind::Cluster(connection) => {
+                let all = requests.map(|request| {
+                    let route = Route::new(slot(request.key()), SlotAddr::Master);
+                    let route = SingleNodeRoutingInfo::SpecificNode(route);
+                    let command = self.command(request);
+                    let mut connection = connection.clone();
+                    async move {
+                        connection.route_command(command, RoutingInfo::SingleNode(route)).await
+                    }
+                });
+                let all = join_all(all.collect::<Vec<_>>());
+                Box::pin(async move {
+                    let values = all.await.into_iter().map(|value| match value {
+                        Ok(value) => Ok(reply(value)),
+                        Err(error) => match error.code() {
+                            Some(code) => Ok(Reply::Error(format!("{code} {error}"))),
+                            None => Err(error.into()),
+                        },
+                    });
+                    values.collect()
+                })
+            }
+        }
+    }
+
+    fn command(&self, request: &Request) -> Cmd {
+        match request {
+            Request::Plain { name, arguments } => {
+                let mut command = redis::cmd(name);
+                for argument in arguments {
+                    command.arg(&argument[..]);
+                }
+                command
+            }
+            Request::Script { script, keys, arguments } => {
+                let mut command = redis::cmd("EVALSHA");
+                command.arg(&self.names[*script as usize]).arg(keys.len());
+                for key in keys {
+                    command.arg(key);
+                }
+                for argument in arguments {
+                    command.arg(&argument[..]);
+                }
+                command
+            }
+        }
+    }
+}
+
+fn reply(value: Value) -> Reply {
+    match value {
+        Value::Int(number) => Reply::Int(number),
+        Value::BulkString(bytes) => Reply::Bytes(bytes),
+        Value::SimpleString(text) => Reply::Bytes(text.into()),
+        Value::VerbatimString { text, .. } => Reply::Bytes(text.into()),
+        Value::Okay => Reply::Bytes(b"OK".into()),
+        Value::Array(values) | Value::Set(values) => {
+            Reply::List(values.into_iter().map(reply).collect())
+        }
+        Value::Map(pairs) => {
+            let flat = pairs.into_iter().flat_map(|(key, value)| [reply(key), reply(value)]);
+            Reply::List(flat.collect())
+        }
+        Value::Boolean(value) => Reply::Int(value.into()),
+        Value::ServerError(error) => {
+            Reply::Error(format!("{} {}", error.code(), error.details().unwrap_or_default()))
+        }
+        _ => Reply::Nil,
+    }
+}
+
+/// Subscribes and unsubscribes on a PUB/SUB connection.
+pub(super) struct Subscriptions(PubSubSink);
+
+/// Its messages: name and payload.
+pub(super) struct Messages(PubSubStream);
+
+impl Subscriptions {
+    /// Connects. An `attempt` of its own goes to another node of a Cluster.
+    pub(super) async fn connect(
+        server: &Server,
+        attempt: usize,
+    ) -> Result<(Self, Messages), Unreachable> {
+        let client = server.client(attempt).await?;
+        let (sink, stream) = client.get_async_pubsub().await?.split();
+        Ok((Self(sink), Messages(stream)))
+    }
+
+    /// Subscribes to all of these names.
+    pub(super) fn subscribe(
+        &self,
+        names: Vec<String>,
+    ) -> impl Future<Output = Result<(), Unreachable>> + use<> {
+        let mut sink = self.0.clone();
+        async move { Ok(sink.subscribe(names).await?) }
+    }
+
+    /// Unsubscribes from all of these names.
+    pub(super) fn unsubscribe(
+        &self,
+        names: Vec<String>,
+    ) -> impl Future<Output = Result<(), Unreachable>> + use<> {
+        let mut sink = self.0.clone();
+        async move { Ok(sink.unsubscribe(names).await?) }
+    }
+}
+
+impl Stream for Messages {
+    type Item = (Vec<u8>, Vec<u8>);
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = Pin::new(&mut self.0).poll_next(context);
+        next.map(|message| {
+            let message = message?;
+            let name = message.get_channel_name().as_bytes().to_vec();
+            Some((name, message.get_payload_bytes().to_vec()))
+        })
+    }
+}
