@@ -1,6 +1,7 @@
 //! The client protocol in JSON (protocol, section 2.1): one object a line, payloads as they are.
 
 pub(super) mod fields;
+mod line;
 mod read;
 mod write;
 

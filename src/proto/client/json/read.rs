@@ -5,17 +5,18 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::super::command::{Command, ConnectRequest, EmulationRequest, Envelope};
+use super::super::command::{Command, ConnectRequest, EmulationRequest};
 use super::super::malformed::Malformed;
 use super::fields::{Object, text};
+use super::line::Line;
 
 /// Reads one command: one JSON object. Unknown fields are ignored.
 pub(crate) fn parse(line: &str) -> Result<Command<'_>, Malformed> {
     if line.is_empty() {
         return Err(Malformed::Blank);
     }
-    match serde_json::from_str::<Object<Envelope<'_>>>(line) {
-        Ok(Object(envelope)) => Ok(envelope.command()),
+    match serde_json::from_str::<Line<'_>>(line) {
+        Ok(Line(command)) => Ok(command),
         Err(error) => Err(Malformed::Json { column: error.column() }),
     }
 }

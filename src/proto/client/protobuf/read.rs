@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use prost::Message as _;
 
 use super::super::command::{
-    ChannelRequest, Command, ConnectRequest, EmulationRequest, Envelope, HistoryRequest, Payload,
-    PingRequest, PublishRequest, RefreshRequest, RpcRequest, SendRequest, StreamPosition,
+    ChannelRequest, Command, ConnectRequest, EmulationRequest, HistoryRequest, Payload,
+    PublishRequest, RefreshRequest, Request, RpcRequest, SendRequest, StreamPosition,
     SubRefreshRequest, SubscribeRequest,
 };
 use super::super::malformed::Malformed;
@@ -36,22 +36,48 @@ pub(crate) fn emulation_request<'a>(message: &[u8]) -> Result<EmulationRequest<'
 /// Reads one command, without its length. No bytes are the empty command, a pong.
 pub(crate) fn parse<'a>(message: &[u8]) -> Result<Command<'a>, Malformed> {
     let message = schema::Command::decode(message).map_err(|_| Malformed::Protobuf)?;
-    let envelope = Envelope {
-        id: message.id,
-        connect: message.connect.map(Into::into),
-        ping: message.ping.map(|_| PingRequest {}),
-        subscribe: message.subscribe.map(Into::into),
-        unsubscribe: message.unsubscribe.map(|request| channel(request.channel)),
-        publish: message.publish.map(Into::into),
-        presence: message.presence.map(|request| channel(request.channel)),
-        presence_stats: message.presence_stats.map(|request| channel(request.channel)),
-        history: message.history.map(Into::into),
-        rpc: message.rpc.map(Into::into),
-        send: message.send.map(|request| SendRequest { data: payload(request.data) }),
-        refresh: message.refresh.map(|request| RefreshRequest { token: request.token.into() }),
-        sub_refresh: message.sub_refresh.map(Into::into),
-    };
-    Ok(envelope.command())
+    let id = message.id;
+    Ok(Command { id, request: if id == 0 { unnumbered(message) } else { request(message) } })
+}
+
+/// Without an id nothing but a `send` is a request.
+fn unnumbered<'a>(message: schema::Command) -> Request<'a> {
+    message.send.map_or(Request::Pong, send)
+}
+
+/// Of several the first in the schema's order.
+fn request<'a>(message: schema::Command) -> Request<'a> {
+    if let Some(request) = message.connect {
+        Request::Connect(request.into())
+    } else if message.ping.is_some() {
+        Request::Ping
+    } else if let Some(request) = message.subscribe {
+        Request::Subscribe(request.into())
+    } else if let Some(request) = message.unsubscribe {
+        Request::Unsubscribe(channel(request.channel))
+    } else if let Some(request) = message.publish {
+        Request::Publish(request.into())
+    } else if let Some(request) = message.presence {
+        Request::Presence(channel(request.channel))
+    } else if let Some(request) = message.presence_stats {
+        Request::PresenceStats(channel(request.channel))
+    } else if let Some(request) = message.history {
+        Request::History(request.into())
+    } else if let Some(request) = message.rpc {
+        Request::Rpc(request.into())
+    } else if let Some(request) = message.send {
+        send(request)
+    } else if let Some(request) = message.refresh {
+        Request::Refresh(RefreshRequest { token: request.token.into() })
+    } else if let Some(request) = message.sub_refresh {
+        Request::SubRefresh(request.into())
+    } else {
+        Request::Unknown
+    }
+}
+
+fn send<'a>(request: schema::SendRequest) -> Request<'a> {
+    Request::Send(SendRequest { data: payload(request.data) })
 }
 
 /// A payload that is empty is none: proto3 doesn't tell them apart.
