@@ -200,10 +200,6 @@ const TABLES: [&str; 5] = [
 
 /// Functions that are longer and no table.
 const STILL_LONG: &[&str] = &[
-    "src/node/admin/figures.rs: figures",
-    "src/node/mod.rs: run",
-    "src/node/serve.rs: greeting",
-    "src/node/serve.rs: start",
     "src/shard/clients/subscribe.rs: subscribed",
     "src/shard/local/deliver.rs: open_batch",
     "src/shard/orders.rs: carry_out",

@@ -8,13 +8,13 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::node::{Entry, Form, Node};
+use super::file_value::{Entry, FileValue, Form};
 
 /// The tree of a JSON text.
 ///
 /// # Errors
 /// `LINE:COLUMN: message`, without a piece of the text but keys.
-pub(super) fn parse(text: &str) -> Result<Node, String> {
+pub(super) fn parse(text: &str) -> Result<FileValue, String> {
     let reader = Reader { text };
     // Looks over the whole text once, so that the first fault of it is found and each value below is sound.
     let whole: &RawValue = serde_json::from_str(text).map_err(|fault| {
@@ -84,7 +84,7 @@ impl<'t> Reader<'t> {
         message.to_owned()
     }
 
-    fn node(&self, piece: &'t str) -> Result<Node, String> {
+    fn node(&self, piece: &'t str) -> Result<FileValue, String> {
         let at = self.offset(piece);
         let line = self.position(at).0;
         let fault = |fault: serde_json::Error| self.fault(at, &self.words_of_value(&fault));
@@ -107,7 +107,7 @@ impl<'t> Reader<'t> {
             Some(b'n') => Form::Null,
             _ => number(piece).ok_or_else(|| self.fault(at, "a number that is too large"))?,
         };
-        Ok(Node { line, form })
+        Ok(FileValue { line, form })
     }
 
     fn words_of_value(&self, fault: &serde_json::Error) -> String {

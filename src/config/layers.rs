@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
+use super::file_value::{Entry, FileValue, Form};
 use super::names;
-use super::node::{Entry, Form, Node};
 use super::table::{Class, OPTIONS, Opt, Place, places};
 use super::tree;
 use super::value::{Kind, Value};
@@ -362,7 +362,7 @@ impl Settings {
     /// Takes a file.
     pub(super) fn file(&mut self, name: &str, text: &str, report: &mut Report) {
         match tree::parse(name, text) {
-            Ok(Node { form: Form::Map(entries), .. }) => self.walk("", &entries, name, report),
+            Ok(FileValue { form: Form::Map(entries), .. }) => self.walk("", &entries, name, report),
             Ok(_) => report.errors.push(format!("{name}: expected options, not a single value")),
             Err(fault) => report.errors.push(format!("{name}:{fault}")),
         }
@@ -530,7 +530,7 @@ impl Settings {
     fn section_variable(&mut self, name: &str, text: &str, variable: &str, report: &mut Report) {
         let Some((place, path)) = self.section_of(name) else { return };
         match tree::parse_json(text) {
-            Ok(Node { form: Form::Map(entries), .. }) => {
+            Ok(FileValue { form: Form::Map(entries), .. }) => {
                 match place.map(|at| &mut self.sections[at]) {
                     Some(Section::One(scope)) => {
                         scope.walk(path, &entries, variable, report, &mut |_, _, _| false);

@@ -14,11 +14,11 @@
 
 mod advice;
 mod build;
+mod file_value;
 mod files;
 mod json;
 mod layers;
 mod names;
-mod node;
 mod options;
 mod print;
 mod redis;

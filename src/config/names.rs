@@ -1,6 +1,6 @@
 //! Names of options: as variables, the nearest to a wrong one, and how values are shown.
 
-use super::node::{Form, Node};
+use super::file_value::{FileValue, Form};
 use crate::base::url::without_credentials;
 
 /// The part behind `ROOST_` or `CENTRIFUGO_` in the variable of a path or of a namespace.
@@ -66,7 +66,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// A value for a message. Secrets are hidden, long values cut.
-pub(super) fn show(path: &str, node: &Node) -> String {
+pub(super) fn show(path: &str, node: &FileValue) -> String {
     match &node.form {
         _ if is_secret(path) => "***".into(),
         Form::Null => "null".into(),

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::node::{Form, Node};
+use super::file_value::{FileValue, Form};
 use super::table::{OPTIONS, Opt, Place, places};
 use super::tree;
 
@@ -85,7 +85,7 @@ fn json() -> Json {
 
 fn insert(map: &mut Map<String, Json>, path: &str, row: &Opt) {
     let node = tree::parse("default.toml", &format!("value = {}", row.default));
-    if let Ok(Node { form: Form::Map(mut entries), .. }) = node
+    if let Ok(FileValue { form: Form::Map(mut entries), .. }) = node
         && let Some(entry) = entries.pop()
     {
         insert_at(map, path, entry.value.json());

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use toml::de::{DeTable, DeValue};
 
-use super::node::{Entry, Form, Node};
+use super::file_value::{Entry, FileValue, Form};
 
 /// Formats of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) enum Format {
 ///
 /// # Errors
 /// `LINE:COLUMN: message`. Never a piece of the text but keys, since values may be secrets.
-pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
+pub(super) fn parse(name: &str, text: &str) -> Result<FileValue, String> {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     let format = match extension.as_deref() {
         Some("toml") => Format::Toml,
@@ -41,12 +41,12 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Node, String> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(super) fn parse_json(text: &str) -> Result<Node, String> {
+pub(super) fn parse_json(text: &str) -> Result<FileValue, String> {
     parse_as(Format::Json, text)
 }
 
-fn parse_as(format: Format, text: &str) -> Result<Node, String> {
-    let empty = || Node { line: 1, form: Form::Map(Vec::new()) };
+fn parse_as(format: Format, text: &str) -> Result<FileValue, String> {
+    let empty = || FileValue { line: 1, form: Form::Map(Vec::new()) };
     if text.trim().is_empty() {
         return Ok(empty());
     }
@@ -61,7 +61,7 @@ fn parse_as(format: Format, text: &str) -> Result<Node, String> {
                 };
                 format!("{}:{}: {message}", lines.line(start), lines.column(start))
             })?;
-            Ok(Node { line: 1, form: Form::Map(lines.entries(table.get_ref())) })
+            Ok(FileValue { line: 1, form: Form::Map(lines.entries(table.get_ref())) })
         }
         Format::Json => super::json::parse(text),
         Format::Yaml => {
@@ -135,7 +135,7 @@ impl Lines {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    fn node(&self, value: &DeValue<'_>, line: usize) -> Node {
+    fn node(&self, value: &DeValue<'_>, line: usize) -> FileValue {
         let form = match value {
             DeValue::Boolean(value) => Form::Bool(*value),
             DeValue::Integer(value) => match i64::from_str_radix(value.as_str(), value.radix()) {
@@ -153,18 +153,18 @@ impl Lines {
             ),
             DeValue::Table(table) => Form::Map(self.entries(table)),
         };
-        Node { line, form }
+        FileValue { line, form }
     }
 }
 
 /// A node as the YAML reader gives it.
-struct Located(Node);
+struct Located(FileValue);
 
 impl<'de> Deserialize<'de> for Located {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = serde_saphyr::Spanned::<Shape>::deserialize(deserializer)?;
         let line = usize::try_from(spanned.referenced.line()).unwrap_or(0);
-        Ok(Self(Node { line, form: spanned.value.0 }))
+        Ok(Self(FileValue { line, form: spanned.value.0 }))
     }
 }
 
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     /// `path line: value` of every leaf.
-    fn leaves(node: &Node, path: &str, out: &mut Vec<String>) {
+    fn leaves(node: &FileValue, path: &str, out: &mut Vec<String>) {
         match &node.form {
             Form::Map(entries) => {
                 for entry in entries {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::node::{Form, Node};
+use super::file_value::{FileValue, Form};
 
 /// The kind of an option's value.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ impl Kind {
     ///
     /// # Errors
     /// What was expected.
-    pub(super) fn of_node(self, node: &Node) -> Result<Value, String> {
+    pub(super) fn of_node(self, node: &FileValue) -> Result<Value, String> {
         match (self, &node.form) {
             (Self::Any, _) => Ok(Value::Any(says_something(node))),
             (Self::Json(check, _), Form::List(_) | Form::Map(_)) => {
@@ -177,7 +177,7 @@ fn listed(choices: &[&str]) -> String {
 }
 
 /// True when something in the node is more than a default.
-fn says_something(node: &Node) -> bool {
+fn says_something(node: &FileValue) -> bool {
     match &node.form {
         Form::Null => false,
         Form::Bool(value) => *value,
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn nodes() {
-        let node = |form| Node { line: 1, form };
+        let node = |form| FileValue { line: 1, form };
         assert_eq!(
             Kind::DurationOrOff.of_node(&node(Form::Integer(-1))),
             Ok(Value::Duration(None))

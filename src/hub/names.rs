@@ -28,6 +28,11 @@ impl NameHasher {
         self.state.hash_one(name)
     }
 
+    /// Number of shards.
+    pub fn shards(&self) -> usize {
+        self.shards as usize
+    }
+
     /// The home shard of a channel with this hash.
     pub fn home(&self, hash: u64) -> ShardId {
         // A table of names takes its buckets from the low bits, and from the top seven the tag that spares it

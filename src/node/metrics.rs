@@ -19,7 +19,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::admin::AdminRefusals;
+use super::admin_refusals::AdminRefusals;
 use super::control_mail::ControlMail;
 use super::health::Health;
 use super::memory;

@@ -11,6 +11,7 @@
 
 mod address;
 mod admin;
+mod admin_refusals;
 mod api;
 mod control;
 mod control_mail;
@@ -19,6 +20,7 @@ mod demo;
 #[cfg(test)]
 mod documents;
 mod fetch;
+mod greeting;
 mod health;
 mod json;
 mod jwks;
@@ -45,12 +47,15 @@ use arc_swap::ArcSwap;
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use self::admin::{Access, AdminRefusals, Figures};
+use tokio::runtime::Runtime;
+
+use self::admin::{Access, Figures};
+use self::admin_refusals::AdminRefusals;
 use self::api::Api;
 use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
@@ -63,7 +68,7 @@ use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
-use crate::base::times::{Counts, Times};
+use crate::base::times::Counts;
 use crate::config::{self, Tokens, Web};
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::channels::ChannelRules;
@@ -77,7 +82,7 @@ use crate::io::{Alarm, Driver};
 use crate::session::{ClientOptions, Rules};
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Letterbox, Mailbox};
-use crate::shard::{Memory, NodeState, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use crate::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Shard};
 use crate::sys;
 
 /// All that a node is started with.
@@ -207,87 +212,45 @@ pub enum Ended {
 /// # Errors
 /// When it can't begin to listen.
 pub fn run(settings: Settings) -> Result<Ended, StartFault> {
-    let system = |what| move |source: std::io::Error| StartFault::System { what, source };
     sys::memory::disable_huge_pages();
     let addresses = listen::probe(&settings.listen.addresses)?;
     // Removed whatever comes of it.
     let mut files = SocketFiles::default();
     let listen = ListenOptions { addresses: addresses.clone(), ..settings.listen };
-
-    // Before the tables part: the runtime, signal pipes, wakers, socketpairs.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("the control runtime"))?;
-    let signals = {
-        let _guard = runtime.enter();
-        control::Signals::new().map_err(system("signal handlers"))?
-    };
-    let output = log::Lines::to_stdout().map_err(system("standard output"))?;
-    let switchboard = Switchboard::new(settings.shards).map_err(system("wakers"))?;
-
-    #[expect(clippy::disallowed_methods, reason = "the process's zero of time")]
-    let started = Instant::now();
-    let seed = random_u64().map_err(system("random numbers"))?;
-    let mut seeds = Rng::new(seed);
-    let ids: Vec<ShardId> = (0..settings.shards).map(|at| ShardId(at as u8)).collect();
-    let (letterboxes, mailboxes): (Vec<Letterbox>, Vec<Mailbox>) = ids
-        .iter()
-        .map(|id| Mailbox::new(MAILBOX_BATCHES, Alarm::new(switchboard.waker(*id))))
-        .unzip();
+    let Ground { runtime, signals, output, switchboard, started, mut seeds } =
+        Ground::new(settings.shards)?;
+    let (letterboxes, mailboxes) = mailboxes(&switchboard, settings.shards);
     let bell = Arc::new(Bell::default());
     let (control, control_mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
     let (queues, inlets) = crypto_pool::queues();
-    let namespaces = settings.rules.channels.load().namespaces().len();
-    let slow = |_: &ShardId| (0..=namespaces).map(|_| SlowCounters::default()).collect();
-    let connections_max = settings.shards as u64 * u64::from(settings.options.conns_max);
-    let address_limits =
-        AddressLimits::new(settings.address_limits, seeds.next_u64(), connections_max);
-    let node = Arc::new(NodeState {
-        rules: settings.rules,
-        options: settings.options,
-        names: NameHasher::new(seeds.next_u64(), settings.shards),
-        counters: ids.iter().map(|_| ShardCounters::default()).collect(),
-        slow: ids.iter().map(slow).collect(),
-        loop_lag: ids.iter().map(|_| Times::default()).collect(),
-        fan_out: ids.iter().map(|_| Times::default()).collect(),
-        fan_out_size: ids.iter().map(|_| Times::default()).collect(),
-        commands: ids.iter().map(|_| Default::default()).collect(),
-        open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
-        clients: AtomicU64::new(0),
-        admins: AtomicU32::new(0),
-        users: AtomicU64::new(0),
-        client_rate: Default::default(),
-        addresses: address_limits,
-        memory: Memory::new(settings.memory_limit_bytes, sys::memory::allocated_bytes),
-        draining: AtomicBool::new(false),
-        drained: AtomicU32::new(0),
-        notices: Notices::new(started),
-        crypto: Crypto::Pool(queues.jobs),
-    });
+    let node = Arc::new(node_state(
+        settings.rules,
+        settings.options,
+        (settings.shards, settings.memory_limit_bytes),
+        settings.address_limits,
+        (&mut seeds, started),
+        Crypto::Pool(queues.jobs),
+    ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
 
-    let (ready, begun) = mpsc::channel();
-    let mut threads = Vec::new();
-    for (id, mailbox) in ids.iter().copied().zip(mailboxes) {
+    let beginning = Beginning {
+        node: Arc::clone(&node),
+        switchboard: Arc::clone(&switchboard),
+        io: settings.io,
+        tables_apart: settings.tables_apart,
+        listen,
+        cpu: None,
+        started,
+    };
+    let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
         let (letterboxes, control) = (letterboxes.clone(), control.clone());
-        let seat = Seat { shard: id, mailbox, letterboxes, control, seed: seeds.next_u64() };
-        let beginning = Beginning {
-            node: Arc::clone(&node),
-            switchboard: Arc::clone(&switchboard),
-            io: settings.io,
-            tables_apart: settings.tables_apart,
-            listen: listen.clone(),
-            cpu: settings.cpus.get(id.index() % settings.cpus.len().max(1)).copied(),
-            started,
-        };
-        threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
-    }
-    let workers = settings.crypto_threads.max(1);
+        Seat { shard, mailbox, letterboxes, control, seed: seeds.next_u64() }
+    });
+    let (threads, begun) = begin_shards(seats, &beginning, &settings.cpus)?;
     let control_mail = Arc::new(ControlMail::new(&letterboxes));
-    crypto_pool::spawn(workers, &node, &inlets, &control_mail).map_err(system("a thread"))?;
-    drop(ready);
+    crypto_pool::spawn(settings.crypto_threads.max(1), &node, &inlets, &control_mail)
+        .map_err(system("a thread"))?;
     for result in begun {
         // The others end with the process.
         result?;
@@ -299,92 +262,226 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     files.add(&addresses);
     let (listeners, internal) = listen::listen(&settings.internal)?;
     files.add(&internal);
-    let name = match settings.name.as_str() {
-        "" => host_and_port(&addresses),
-        name => name.to_owned(),
-    };
-    let proxies = Proxies::new(Arc::clone(&control_mail), Arc::clone(&node));
-    let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
-    let proxies = Arc::new(proxies);
-    let health = Arc::new(Health::new(Arc::clone(&node), settings.thresholds));
-    let uid = node.rules.node_id.clone();
-    let api = Api::new(Arc::clone(&node), Arc::clone(&control_mail), name.clone(), uid, started);
-    let admin_refusals = Arc::new(AdminRefusals::default());
-    let metrics = Metrics {
-        node: Arc::clone(&node),
-        control_mail: Arc::clone(&control_mail),
-        health: Arc::clone(&health),
-        proxies: Arc::clone(&proxies),
-        admin_refusals: Arc::clone(&admin_refusals),
-        lines_dropped: [settings.log.dropped_counter(), output.dropped_counter()],
-        started,
-    };
-    let figures = Figures::new(metrics.clone(), name, settings.plan);
-    let has_internal = !internal.is_empty();
-    let admin = settings.web.admin.as_ref();
-    let pages = Pages {
-        access: admin.map(|admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals))),
-        figures: figures.feed(),
-        snippets: settings.snippets,
-    };
-    let calls = settings.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
-    let Routers { direct, public: router, internal: own } = web::routers(
-        &settings.web,
-        has_internal,
-        Arc::new(api),
-        Arc::clone(&health),
-        metrics,
-        calls.clone(),
-        pages,
-    );
-    let public = web::Public { direct, router, control_mail: Arc::clone(&control_mail) };
-    runtime.spawn(web::serve_public(
-        public,
-        control_mailbox,
-        bell,
-        Arc::clone(&node),
-        Arc::clone(&proxies),
-    ));
-    if !listeners.is_empty() {
-        let _guard = runtime.enter();
-        let listeners = listeners.into_iter().map(web::Listener::new);
-        let listeners = listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
-        runtime.spawn(web::listen(listeners, own));
-    }
+    let (web, name) = (settings.web, name_of(settings.name, &addresses));
+    let (thresholds, plan, snippets) = (settings.thresholds, settings.plan, settings.snippets);
+    let lines_dropped = [settings.log.dropped_counter(), output.dropped_counter()];
+    let front = Front { web, thresholds, name, plan, snippets, lines_dropped, started };
+    let services = front.open(&node, &control_mail, !internal.is_empty())?;
+    services.serve(&runtime, listeners, (control_mailbox, bell))?;
     (settings.greeting)(&addresses, &internal);
-    let fetcher =
-        jwks::Fetcher::new(Arc::clone(&node), client, queues.asks, queues.again, jwks::Pace::NODE);
-    runtime.spawn(fetcher.run());
+    let (of, pace) = (Arc::clone(&node), jwks::Pace::NODE);
+    runtime.spawn(jwks::Fetcher::new(of, client, queues.asks, queues.again, pace).run());
     runtime.spawn(users::keep_counting(Arc::clone(&node), Arc::clone(&control_mail)));
-    let control = control::Control {
-        node,
-        control_mail,
-        started,
-        drain_rate: settings.drain_rate,
-        shutdown_timeout: settings.shutdown_timeout,
-        watch: RefCell::new(memory::Watch::default()),
-        reload: settings.reload,
-        lag_told: RefCell::new(Counts::default()),
-        health,
-        calls: calls.clone(),
-        log: settings.log,
-        output,
-        shown: RefCell::new(shown),
-        proxies,
-        figures,
-    };
-    let ended = runtime.block_on(control.run(signals));
+    let pace = (settings.drain_rate, settings.shutdown_timeout, settings.reload);
+    let control = services.control(started, pace, (settings.log, output), shown);
+    Ok(ended(runtime.block_on(control.run(signals)), threads))
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartFault {
+    move |source| StartFault::System { what, source }
+}
+
+/// Waits for the shards where all connections were closed in order.
+fn ended(ended: Ended, threads: Vec<JoinHandle<()>>) -> Ended {
     if ended == Ended::Drained {
         for thread in threads {
             // A shard that panicked has aborted the process.
             let _ = thread.join();
         }
     }
-    Ok(ended)
+    ended
 }
 
-/// How a node is called that has no name: by its host and port.
-fn host_and_port(addresses: &[Address]) -> String {
+/// What has to be there before the descriptor tables part: the runtime, signal pipes, wakers, socketpairs.
+struct Ground {
+    runtime: Runtime,
+    signals: control::Signals,
+    output: log::Lines,
+    switchboard: Arc<Switchboard>,
+    started: Instant,
+    seeds: Rng,
+}
+
+impl Ground {
+    fn new(shards: usize) -> Result<Self, StartFault> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("the control runtime"))?;
+        let signals = {
+            let _guard = runtime.enter();
+            control::Signals::new().map_err(system("signal handlers"))?
+        };
+        let output = log::Lines::to_stdout().map_err(system("standard output"))?;
+        let switchboard = Switchboard::new(shards).map_err(system("wakers"))?;
+        #[expect(clippy::disallowed_methods, reason = "the process's zero of time")]
+        let started = Instant::now();
+        let seeds = Rng::new(random_u64().map_err(system("random numbers"))?);
+        Ok(Self { runtime, signals, output, switchboard, started, seeds })
+    }
+}
+
+fn mailboxes(switchboard: &Arc<Switchboard>, shards: usize) -> (Vec<Letterbox>, Vec<Mailbox>) {
+    (0..shards)
+        .map(|at| {
+            let waker = switchboard.waker(ShardId(at as u8));
+            Mailbox::new(MAILBOX_BATCHES, Alarm::new(waker))
+        })
+        .unzip()
+}
+
+/// Begins the threads of the shards. Each says whether it could.
+fn begin_shards(
+    seats: impl Iterator<Item = Seat>,
+    beginning: &Beginning,
+    cpus: &[usize],
+) -> Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Result<(), StartFault>>), StartFault> {
+    let (ready, begun) = mpsc::channel();
+    let mut threads = Vec::new();
+    for seat in seats {
+        let cpu = cpus.get(seat.shard.index() % cpus.len().max(1)).copied();
+        let beginning = Beginning { cpu, ..beginning.clone() };
+        threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
+    }
+    Ok((threads, begun))
+}
+
+/// What the control thread's endpoints are made of.
+struct Front {
+    web: Web,
+    thresholds: Thresholds,
+    name: String,
+    plan: Vec<String>,
+    snippets: Snippets,
+    lines_dropped: [Arc<AtomicU64>; 2],
+    started: Instant,
+}
+
+/// The services of the control thread, and their endpoints.
+struct Services {
+    node: Arc<NodeState>,
+    control_mail: Arc<ControlMail>,
+    health: Arc<Health>,
+    proxies: Arc<Proxies>,
+    figures: Figures,
+    calls: Option<Arc<ArcSwap<config::Api>>>,
+    routers: Routers,
+}
+
+impl Front {
+    fn open(
+        self,
+        node: &Arc<NodeState>,
+        control_mail: &Arc<ControlMail>,
+        has_internal: bool,
+    ) -> Result<Services, StartFault> {
+        let (node, control_mail) = (Arc::clone(node), Arc::clone(control_mail));
+        let proxies = Proxies::new(Arc::clone(&control_mail), Arc::clone(&node));
+        let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
+        let proxies = Arc::new(proxies);
+        let health = Arc::new(Health::new(Arc::clone(&node), self.thresholds));
+        let (name, uid) = (self.name, node.rules.node_id.clone());
+        let mail = Arc::clone(&control_mail);
+        let api = Api::new(Arc::clone(&node), mail, name.clone(), uid, self.started);
+        let admin_refusals = Arc::new(AdminRefusals::default());
+        let metrics = Metrics {
+            node: Arc::clone(&node),
+            control_mail: Arc::clone(&control_mail),
+            health: Arc::clone(&health),
+            proxies: Arc::clone(&proxies),
+            admin_refusals: Arc::clone(&admin_refusals),
+            lines_dropped: self.lines_dropped,
+            started: self.started,
+        };
+        let figures = Figures::new(metrics.clone(), name, self.plan);
+        let admin = self.web.admin.as_ref();
+        let access = |admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals));
+        let pages =
+            Pages { access: admin.map(access), figures: figures.feed(), snippets: self.snippets };
+        let calls = self.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
+        let (api, shared) = (Arc::new(api), calls.clone());
+        let routers =
+            web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
+        Ok(Services { node, control_mail, health, proxies, figures, calls, routers })
+    }
+}
+
+impl Services {
+    /// Serves the public port and the listeners of the internal one, until the process ends.
+    fn serve(
+        &self,
+        runtime: &Runtime,
+        listeners: Vec<listen::Listener>,
+        (mailbox, bell): (Mailbox, Arc<Bell>),
+    ) -> Result<(), StartFault> {
+        let Routers { direct, public, internal } = &self.routers;
+        let public = web::Public {
+            direct: direct.clone(),
+            router: public.clone(),
+            control_mail: Arc::clone(&self.control_mail),
+        };
+        let (node, proxies) = (Arc::clone(&self.node), Arc::clone(&self.proxies));
+        runtime.spawn(web::serve_public(public, mailbox, bell, node, proxies));
+        if !listeners.is_empty() {
+            let _guard = runtime.enter();
+            let listeners = listeners.into_iter().map(web::Listener::new);
+            let listeners =
+                listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
+            runtime.spawn(web::listen(listeners, internal.clone()));
+        }
+        Ok(())
+    }
+
+    /// What stays with the control thread.
+    fn control(
+        self,
+        started: Instant,
+        (drain_rate, shutdown_timeout, reload): (u32, Duration, Reload),
+        (log, output): (log::Log, log::Lines),
+        shown: Vec<OwnedFd>,
+    ) -> control::Control {
+        control::Control {
+            node: self.node,
+            control_mail: self.control_mail,
+            started,
+            drain_rate,
+            shutdown_timeout,
+            watch: RefCell::new(memory::Watch::default()),
+            reload,
+            lag_told: RefCell::new(Counts::default()),
+            health: self.health,
+            calls: self.calls,
+            log,
+            output,
+            shown: RefCell::new(shown),
+            proxies: self.proxies,
+            figures: self.figures,
+        }
+    }
+}
+
+/// The state that all threads of a node share, at its beginning.
+fn node_state(
+    rules: Rules,
+    options: Options,
+    (shards, memory_limit_bytes): (usize, u64),
+    address_limits: AddressOptions,
+    (seeds, started): (&mut Rng, Instant),
+    crypto: Crypto,
+) -> NodeState {
+    let connections_max = shards as u64 * u64::from(options.conns_max);
+    let addresses = AddressLimits::new(address_limits, seeds.next_u64(), connections_max);
+    let names = NameHasher::new(seeds.next_u64(), shards);
+    let memory = Memory::new(memory_limit_bytes, sys::memory::allocated_bytes);
+    let notices = Notices::new(started);
+    NodeState::new(NodeParts { rules, options, names, crypto, memory, addresses, notices })
+}
+
+/// The name of a node: without one its host and port.
+fn name_of(name: String, addresses: &[Address]) -> String {
+    if !name.is_empty() {
+        return name;
+    }
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy().into_owned();
     match port_of(addresses) {
@@ -399,6 +496,7 @@ fn port_of(addresses: &[Address]) -> u16 {
 }
 
 /// The parts that a shard's thread begins with.
+#[derive(Clone)]
 struct Beginning {
     node: Arc<NodeState>,
     switchboard: Arc<Switchboard>,

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::admin::{admin_rules, websocket_path};
 use super::demo::Snippets;
+use super::greeting::Greeting;
 use super::log::{self, Log};
 use super::pid_file::PidFile;
 use super::web::public_paths;
@@ -104,34 +105,61 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
         api.and_then(|api| Some((format!("{}/publish", api.prefix), api.key.clone()?)));
     let pid_file = config.pid_file.clone().map(PidFile::write).transpose();
     let pid_file = pid_file.map_err(system("the pid file"))?;
-    let snippets = settings.snippets.clone();
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
-    let banner = greeting(&config, &from, &plan, limits.clone(), snippets, sources.dev);
-    let (insecure, shown) = (config.client.insecure, log.clone());
-    let greeting = move |addresses: &[Address], internal: &[Address]| {
+    let snippets = settings.snippets.clone();
+    let greeting = Greeting::new(&config, &from, (plan.shards, &limits), snippets, sources.dev);
+    settings.greeting = Box::new(listening(greeting, from, &settings, &config, &plan, log.clone()));
+    settings.reload = Box::new(reloading(config, sources, log));
+    let ended = super::run(settings);
+    if let Some(pid_file) = pid_file {
+        pid_file.remove();
+    }
+    ended
+}
+
+/// Says that the node listens: as a text on a terminal, and as an event of the log.
+fn listening(
+    greeting: Greeting,
+    from: String,
+    settings: &Settings,
+    config: &Config,
+    plan: &ShardPlan,
+    log: Log,
+) -> impl FnOnce(&[Address], &[Address]) + 'static {
+    let (insecure, memory_limit_bytes) = (config.client.insecure, settings.memory_limit_bytes);
+    let (limits, shards) = (settings.plan.join("; "), plan.shards);
+    let connections_max = plan.connections_max();
+    move |addresses, internal| {
         let list =
             |all: &[Address]| all.iter().map(Address::to_string).collect::<Vec<_>>().join(" and ");
-        if shown.has_banner() {
-            shown.show(banner(addresses, internal));
+        if log.has_banner() {
+            log.show(greeting.text(addresses, internal));
         }
         info!(
             version = env!("CARGO_PKG_VERSION"),
             options = from,
             addresses = list(addresses),
             internal = list(internal),
-            shards = plan.shards,
-            connections_max = plan.connections_max(),
+            shards,
+            connections_max,
             memory_limit_bytes,
-            limits = limits.join("; "),
+            limits,
             insecure,
             "listening on {} with {} shards",
             list(addresses),
-            plan.shards
+            shards
         );
-    };
-    let running = config.clone();
-    let last = RefCell::new(config.clone());
-    let reload = move || match config::load(&sources) {
+    }
+}
+
+/// Reads the options of a running node again.
+fn reloading(
+    running: Config,
+    sources: Sources,
+    log: Log,
+) -> impl Fn() -> Result<Reloaded, String> + 'static {
+    let last = RefCell::new(running.clone());
+    move || match config::load(&sources) {
         Ok(Loaded { mut config, warnings, .. }) => {
             log.set_level(config.log.level);
             keep_secrets(&running, &mut config);
@@ -139,13 +167,7 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
             Ok(Reloaded { changed, ..reloaded(&running, config, warnings) })
         }
         Err(fault) => Err(fault.problems.join("\n")),
-    };
-    let ended =
-        super::run(Settings { greeting: Box::new(greeting), reload: Box::new(reload), ..settings });
-    if let Some(pid_file) = pid_file {
-        pid_file.remove();
     }
-    ended
 }
 
 /// Secrets that nobody has set: they hold for one life of the node.
@@ -423,100 +445,4 @@ fn settings(
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })
-}
-
-/// Where the admin page is, and who gets in.
-fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
-    let Some(admin) = admin else {
-        return "admin page: off; admin.enabled and admin.password switch it on".to_owned();
-    };
-    let url = format!("http://{at}{}/", admin.prefix);
-    match (&admin.link, &admin.password) {
-        _ if admin.insecure => {
-            format!("admin page: {url}, WITHOUT a password: open to every client that reaches it")
-        }
-        (Some(link), None) => format!("admin page: {url}#link={link} (works until the node ends)"),
-        _ => format!("admin page: {url}, with admin.password"),
-    }
-}
-
-/// An address as URLs have it; a Unix socket's as nginx writes it: its path stands between colons.
-fn host_of(address: &Address) -> String {
-    match address {
-        Address::Ip(address) => address.to_string(),
-        Address::Unix(_) => format!("{address}:"),
-    }
-}
-
-/// The text that the node prints once it listens.
-fn greeting(
-    config: &Config,
-    from: &str,
-    plan: &ShardPlan,
-    limits: Vec<String>,
-    snippets: Snippets,
-    dev: bool,
-) -> impl FnOnce(&[Address], &[Address]) -> String + 'static {
-    let from = from.to_owned();
-    let shards = plan.shards;
-    let limits = limits.join("\n");
-    let websocket = &config.websocket;
-    let path = websocket.enabled.then(|| websocket.handler_prefix.clone());
-    let echo = config.roost.echo;
-    let insecure = config.client.insecure;
-    let admin = config.web.admin.clone();
-    let demo = config.web.demo.is_some();
-    let dev_secret = config.tokens.connection.hmac_secret_key == DEV_SECRET;
-    move |addresses, internal| {
-        let mut lines = vec![format!("roost {}, options from {from}", env!("CARGO_PKG_VERSION"))];
-        lines.push(limits);
-        if insecure {
-            lines.push("client.insecure is on: every client has full access".to_owned());
-        }
-        if let Some(first) = addresses.first().map(host_of) {
-            let url = path.map(|path| format!("ws://{first}{path}"));
-            lines.push(match &url {
-                Some(url) => format!("clients connect to {url}"),
-                None => "websocket.disabled is on: no client can connect".to_owned(),
-            });
-            if echo {
-                lines.push(format!("echo is at ws://{first}/echo"));
-            }
-            let on_internal = admin.as_ref().is_some_and(|admin| !admin.external);
-            let page_at = internal.first().filter(|_| on_internal).map(host_of);
-            lines.push(admin_line(admin.as_ref(), page_at.as_ref().unwrap_or(&first)));
-            if demo {
-                lines.push(format!("demo: http://{first}/demo, two clients that talk"));
-            }
-            if dev && url.is_some() {
-                lines.push(format!(
-                    "development node: anonymous clients may subscribe and publish. A page of your own, to be\n\
-                     opened from http://localhost or http://127.0.0.1:\n\n{}",
-                    snippets.html(&first)
-                ));
-                if let Some(curl) = snippets.curl(&first) {
-                    lines.push(format!("publish from a shell, while it is open:\n\n{curl}\n"));
-                }
-            }
-            if dev && dev_secret {
-                lines.push("`roost token --user 42` prints a token for it".to_owned());
-            }
-        }
-        for address in internal {
-            lines.push(format!("internal endpoints are at http://{}", host_of(address)));
-        }
-        for address in addresses {
-            let mode = match address {
-                Address::Ip(_) => String::new(),
-                Address::Unix(unix) => {
-                    format!(
-                        " (mode {:04o}); it needs no port, and options of TCP are of no use",
-                        unix.mode
-                    )
-                }
-            };
-            lines.push(format!("listening on {address} with {shards} shards{mode}"));
-        }
-        lines.join("\n") + "\n"
-    }
 }

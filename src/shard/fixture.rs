@@ -14,14 +14,11 @@ use super::net::Net;
 use super::net::record::Phase;
 use super::outlets::Outlets;
 use super::{
-    AddressSources, Broker, Memory, NodeState, Notices, Options, ShardCounters, SlowCounters,
-    UniWebSocketOptions,
+    AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, UniWebSocketOptions,
 };
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::rate::SharedRate;
 use crate::base::rng::Rng;
 use crate::base::time::{Millis, UnixSeconds};
-use crate::base::times::Times;
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::channels::{ChannelRules, ChannelSyntax, Namespace};
 use crate::edge::client_id::ClientIdSealer;
@@ -35,7 +32,7 @@ use crate::session::{ClientOptions, Rules, testing};
 use crate::shard::crypto::Crypto;
 
 /// Options of a shard that a test needn't care about.
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         conns_soft: 100,
         conns_max: 100,
@@ -103,7 +100,6 @@ impl Plan {
     /// The node of this plan.
     #[expect(clippy::disallowed_methods, reason = "no test reads the clock of log lines")]
     pub(crate) fn node(self) -> Arc<NodeState> {
-        let ids = || 0..self.shards;
         let rules = Rules {
             api: ArcSwap::from_pointee(None),
             client: ArcSwap::from_pointee(self.client),
@@ -118,28 +114,15 @@ impl Plan {
             rpc: Default::default(),
             admin: None,
         };
-        Arc::new(NodeState {
+        Arc::new(NodeState::new(NodeParts {
             rules,
             options: self.options,
             names: NameHasher::new(1, self.shards),
-            loop_lag: ids().map(|_| Times::default()).collect(),
-            fan_out: ids().map(|_| Times::default()).collect(),
-            fan_out_size: ids().map(|_| Times::default()).collect(),
-            commands: ids().map(|_| Default::default()).collect(),
-            counters: ids().map(|_| ShardCounters::default()).collect(),
-            slow: ids().map(|_| vec![SlowCounters::default()]).collect(),
-            open: ids().map(|_| Default::default()).collect(),
-            clients: Default::default(),
-            admins: Default::default(),
-            users: Default::default(),
-            client_rate: SharedRate::default(),
+            crypto: self.crypto,
             memory: self.memory,
             addresses: AddressLimits::new(AddressOptions::default(), 1, 100),
-            draining: Default::default(),
-            drained: Default::default(),
             notices: Notices::new(std::time::Instant::now()),
-            crypto: self.crypto,
-        })
+        }))
     }
 
     /// The context of shard 0 of this plan's node, at 1 s by the shard's clock.

@@ -19,7 +19,7 @@ mod codec;
 mod context;
 pub mod crypto;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod flow;
 mod home;
 mod http;
@@ -42,7 +42,7 @@ pub use self::http::endpoint::{CodeResponse, Endpoint, EndpointKind, UniWebSocke
 pub use self::memory::Memory;
 pub use self::net::record::CONN_BYTES;
 pub use self::net::timers;
-pub use self::node_state::NodeState;
+pub use self::node_state::{NodeParts, NodeState};
 pub use self::notices::{Cut, Fields, Notices};
 pub use self::options::{AddressSources, Broker, Options};
 pub use self::stats::{ShardCounters, SlowCounters};

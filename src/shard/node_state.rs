@@ -60,3 +60,69 @@ pub struct NodeState {
     /// Log lines about refusals and closed connections.
     pub notices: Notices,
 }
+
+/// The parts of a node that are made for it.
+pub struct NodeParts {
+    /// Rules of sessions.
+    pub rules: Rules,
+    /// Options of the shards.
+    pub options: Options,
+    /// Hashes names; knows the number of shards.
+    pub names: NameHasher,
+    /// Executor of cryptography.
+    pub crypto: Crypto,
+    /// Memory: limit and use.
+    pub memory: Memory,
+    /// Connections and rates by client address.
+    pub addresses: AddressLimits,
+    /// Log lines about refusals and closed connections.
+    pub notices: Notices,
+}
+
+impl NodeState {
+    /// The state of a node that begins: nothing is counted yet.
+    pub fn new(parts: NodeParts) -> Self {
+        let NodeParts { rules, options, names, crypto, memory, addresses, notices } = parts;
+        let namespaces = rules.channels.load().namespaces().len();
+        let slow = || (0..=namespaces).map(|_| SlowCounters::default()).collect();
+        let shards = names.shards();
+        let times = || (0..shards).map(|_| Times::default()).collect();
+        Self {
+            rules,
+            options,
+            names,
+            counters: (0..shards).map(|_| ShardCounters::default()).collect(),
+            slow: (0..shards).map(|_| slow()).collect(),
+            loop_lag: times(),
+            fan_out: times(),
+            fan_out_size: times(),
+            commands: (0..shards).map(|_| Default::default()).collect(),
+            crypto,
+            open: (0..shards).map(|_| AtomicU32::new(0)).collect(),
+            clients: AtomicU64::new(0),
+            admins: AtomicU32::new(0),
+            users: AtomicU64::new(0),
+            client_rate: SharedRate::default(),
+            memory,
+            addresses,
+            draining: AtomicBool::new(false),
+            drained: AtomicU32::new(0),
+            notices,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn each_shard_has_its_counters() {
+        let node = Plan { shards: 3, ..Plan::default() }.node();
+        let lengths =
+            [node.counters.len(), node.slow.len(), node.loop_lag.len(), node.commands.len()];
+        assert_eq!((lengths, node.open.len()), ([3; 4], 3));
+        // One namespace, and the place for those that a reload adds.
+        assert_eq!(node.slow[0].len(), node.rules.channels.load().namespaces().len() + 1);
+    }
+}

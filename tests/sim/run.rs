@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use compact_str::CompactString;
 use roost::base::id::{ConnKey, ShardId};
@@ -13,7 +13,6 @@ use roost::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READ_BYTES_MAX};
 use roost::base::rng::Rng;
 use roost::base::tags::Tags;
 use roost::base::time::Millis;
-use roost::base::times::Times;
 use roost::hub::names::NameHasher;
 
 use roost::edge::address_limits::AddressLimits;
@@ -26,7 +25,7 @@ use roost::shard::mail::{
     AdminCommand, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
-use roost::shard::{Memory, NodeState, Notices, Options, Seat, Shard, ShardCounters, SlowCounters};
+use roost::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Shard};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
@@ -185,28 +184,15 @@ impl Run {
                 Mailbox::new(plan.mailbox_batches[id.index()], alarm)
             })
             .unzip();
-        let node = Arc::new(NodeState {
+        let node = Arc::new(NodeState::new(NodeParts {
             rules: plan.rules(),
             options: plan.options.clone(),
             names: NameHasher::new(rng.next_u64(), ids.len()),
-            loop_lag: ids.iter().map(|_| Times::default()).collect(),
-            fan_out: ids.iter().map(|_| Times::default()).collect(),
-            fan_out_size: ids.iter().map(|_| Times::default()).collect(),
-            commands: ids.iter().map(|_| Default::default()).collect(),
-            counters: ids.iter().map(|_| ShardCounters::default()).collect(),
-            slow: ids.iter().map(|_| (0..9).map(|_| SlowCounters::default()).collect()).collect(),
-            open: ids.iter().map(|_| AtomicU32::new(0)).collect(),
-            clients: AtomicU64::new(0),
-            admins: Default::default(),
-            users: Default::default(),
-            client_rate: Default::default(),
+            crypto: Crypto::Inline,
             memory: Memory::simulated(plan.memory_limit),
             addresses: AddressLimits::new(plan.address_limits, rng.next_u64(), 500),
-            draining: AtomicBool::new(false),
-            drained: AtomicU32::new(0),
             notices: Notices::new(zero_of_time()),
-            crypto: Crypto::Inline,
-        });
+        }));
         let (control, mailbox) = Mailbox::new(plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
         let shards = ids
             .iter()

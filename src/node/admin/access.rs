@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,55 +12,9 @@ use crate::base::notices::Reason;
 use crate::base::time::UnixSeconds;
 use crate::config;
 use crate::edge::jwt::{TokenKeys, TokenOptions, sign_hs256};
+use crate::node::admin_refusals::{AdminRefusals, Refused};
 use crate::session::AdminRules;
 use crate::shard::{Fields, NodeState};
-
-/// Why the page stays closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// The password is wrong.
-    Wrong,
-    /// It is wrong, and so were too many just now: there is no delay for one more.
-    TooMany,
-    /// The token is wrong, or has expired.
-    Token,
-}
-
-impl Refused {
-    const ALL: [Self; 3] = [Self::Wrong, Self::TooMany, Self::Token];
-
-    fn status(self) -> u16 {
-        match self {
-            Self::Wrong => 400,
-            Self::TooMany => 429,
-            Self::Token => 401,
-        }
-    }
-
-    /// Label of the metric.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Wrong => "password",
-            Self::TooMany => "too_many_passwords",
-            Self::Token => "token",
-        }
-    }
-}
-
-/// Refused passwords and tokens, for metrics.
-#[derive(Debug, Default)]
-pub(in crate::node) struct AdminRefusals([AtomicU64; Refused::ALL.len()]);
-
-impl AdminRefusals {
-    fn add(&self, why: Refused) {
-        self.0[why as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The reasons by name, with their numbers.
-    pub(in crate::node) fn counts(&self) -> [(&'static str, u64); Refused::ALL.len()] {
-        Refused::ALL.map(|why| (why.name(), self.0[why as usize].load(Ordering::Relaxed)))
-    }
-}
 
 /// See the module.
 pub(in crate::node) struct Access {

@@ -151,33 +151,7 @@ impl Figures {
         let seconds = seconds.max(0.001);
         // The first time nothing is known of the second before.
         let then = before.as_ref().unwrap_or(&now);
-        let mut rates = Map::new();
-        let mut shards = Vec::new();
-        let (mut lag, mut fan_out) = (Counts::default(), Counts::default());
-        for (at, shard) in counters.iter().enumerate() {
-            let of_shard = now.shards[at].rates(&then.shards[at], seconds);
-            for (name, rate) in &of_shard {
-                let sum = rates.get(name).and_then(Value::as_f64).unwrap_or(0.0);
-                rates.insert(name.clone(), (sum + rate.as_f64().unwrap_or(0.0)).into());
-            }
-            let of_lag = now.loop_lag[at].since(&then.loop_lag[at]);
-            lag.add(&of_lag);
-            let of_fan_out = now.fan_out[at].since(&then.fan_out[at]);
-            fan_out.add(&of_fan_out);
-            let mut told = of_shard;
-            for (name, value) in [
-                ("connections", shard.connections_open.get()),
-                ("subscriptions", shard.subscriptions.get()),
-                ("queued_bytes", shard.queued_bytes.get()),
-                ("mailbox_batches", shard.mailbox_batches.get()),
-                ("loop_lag_p99_us", of_lag.quantile(0.99)),
-                ("fan_out_p99_us", of_fan_out.quantile(0.99)),
-            ] {
-                told.insert(name.to_owned(), value.into());
-            }
-            shards.push(Value::Object(told));
-        }
-        let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
+        let Second { rates, shards, lag, fan_out } = Second::of(counters, then, &now, seconds);
         let figures = json!({
             "node": {
                 "name": self.name,
@@ -187,16 +161,7 @@ impl Figures {
                 "plan": self.plan,
                 "fault": health.fault(),
             },
-            "totals": {
-                "connections": sum(|shard| shard.connections_open.get()),
-                "clients": node.clients.load(Ordering::Relaxed),
-                "users": node.users.load(Ordering::Relaxed),
-                "subscriptions": sum(|shard| shard.subscriptions.get()),
-                "channels": sum(|shard| shard.channels_home.get()),
-                "queued_bytes": sum(|shard| shard.queued_bytes.get()),
-                "history_publications": sum(|shard| shard.history_publications.get()),
-                "history_bytes": sum(|shard| shard.history_bytes.get()),
-            },
+            "totals": self.totals(),
             "rates": rates,
             "latency_us": {
                 "loop_lag_p50": lag.quantile(0.5),
@@ -215,6 +180,21 @@ impl Figures {
         });
         *self.before() = Some(now);
         figures
+    }
+
+    fn totals(&self) -> Value {
+        let node = &self.metrics.node;
+        let sum = |of: fn(&ShardCounters) -> u64| node.counters.iter().map(of).sum::<u64>();
+        json!({
+            "connections": sum(|shard| shard.connections_open.get()),
+            "clients": node.clients.load(Ordering::Relaxed),
+            "users": node.users.load(Ordering::Relaxed),
+            "subscriptions": sum(|shard| shard.subscriptions.get()),
+            "channels": sum(|shard| shard.channels_home.get()),
+            "queued_bytes": sum(|shard| shard.queued_bytes.get()),
+            "history_publications": sum(|shard| shard.history_publications.get()),
+            "history_bytes": sum(|shard| shard.history_bytes.get()),
+        })
     }
 
     fn memory(&self) -> Value {
@@ -269,6 +249,45 @@ impl Figures {
             })
         });
         told.collect()
+    }
+}
+
+/// What the shards did in the last second: in all, and each.
+struct Second {
+    rates: Map<String, Value>,
+    shards: Vec<Value>,
+    lag: Counts,
+    fan_out: Counts,
+}
+
+impl Second {
+    fn of(counters: &[ShardCounters], then: &Before, now: &Before, seconds: f64) -> Self {
+        let (mut rates, mut shards) = (Map::new(), Vec::new());
+        let (mut lag, mut fan_out) = (Counts::default(), Counts::default());
+        for (at, shard) in counters.iter().enumerate() {
+            let of_shard = now.shards[at].rates(&then.shards[at], seconds);
+            for (name, rate) in &of_shard {
+                let sum = rates.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+                rates.insert(name.clone(), (sum + rate.as_f64().unwrap_or(0.0)).into());
+            }
+            let of_lag = now.loop_lag[at].since(&then.loop_lag[at]);
+            lag.add(&of_lag);
+            let of_fan_out = now.fan_out[at].since(&then.fan_out[at]);
+            fan_out.add(&of_fan_out);
+            let mut figures = of_shard;
+            for (name, value) in [
+                ("connections", shard.connections_open.get()),
+                ("subscriptions", shard.subscriptions.get()),
+                ("queued_bytes", shard.queued_bytes.get()),
+                ("mailbox_batches", shard.mailbox_batches.get()),
+                ("loop_lag_p99_us", of_lag.quantile(0.99)),
+                ("fan_out_p99_us", of_fan_out.quantile(0.99)),
+            ] {
+                figures.insert(name.to_owned(), value.into());
+            }
+            shards.push(Value::Object(figures));
+        }
+        Self { rates, shards, lag, fan_out }
     }
 }
 

@@ -27,10 +27,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 
-use self::access::Refused;
-pub(super) use self::access::{Access, AdminRefusals, admin_rules};
+pub(super) use self::access::{Access, admin_rules};
 use self::feed::Feed;
 pub(super) use self::figures::Figures;
+use super::admin_refusals::Refused;
 use super::api::{Api, answer_old_form};
 use super::pages;
 use super::sender::ClientAddress;

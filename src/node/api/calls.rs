@@ -97,14 +97,14 @@ impl Content {
 
 /// Publishes into one channel.
 #[derive(Clone, Debug)]
-pub(in crate::node) struct Publish {
+pub(in crate::node) struct PublishCall {
     pub(in crate::node) channel: String,
     pub(in crate::node) content: Content,
 }
 
 /// Publishes the same into many channels.
 #[derive(Clone, Debug)]
-pub(in crate::node) struct Broadcast {
+pub(in crate::node) struct BroadcastCall {
     pub(in crate::node) channels: Vec<String>,
     pub(in crate::node) content: Content,
 }
@@ -129,7 +129,7 @@ pub(in crate::node) struct Target {
 
 /// Subscribes connections to a channel.
 #[derive(Clone, Debug, Default)]
-pub(in crate::node) struct Subscribe {
+pub(in crate::node) struct SubscribeCall {
     pub(in crate::node) target: Target,
     pub(in crate::node) channel: String,
     pub(in crate::node) info: Payload,
@@ -142,14 +142,14 @@ pub(in crate::node) struct Subscribe {
 
 /// Ends subscriptions to a channel, or all when its name is empty.
 #[derive(Clone, Debug, Default)]
-pub(in crate::node) struct Unsubscribe {
+pub(in crate::node) struct UnsubscribeCall {
     pub(in crate::node) target: Target,
     pub(in crate::node) channel: String,
 }
 
 /// Closes connections.
 #[derive(Clone, Debug, Default)]
-pub(in crate::node) struct Disconnect {
+pub(in crate::node) struct DisconnectCall {
     pub(in crate::node) target: Target,
     /// Code and reason of the close; code 0 is the usual one.
     pub(in crate::node) code: u32,
@@ -160,7 +160,7 @@ pub(in crate::node) struct Disconnect {
 
 /// Changes when connections expire, and their info.
 #[derive(Clone, Debug, Default)]
-pub(in crate::node) struct Refresh {
+pub(in crate::node) struct RefreshCall {
     pub(in crate::node) target: Target,
     pub(in crate::node) expired: bool,
     /// Unix seconds; 0 or less is never.
@@ -170,7 +170,7 @@ pub(in crate::node) struct Refresh {
 
 /// Reads publications that a channel keeps.
 #[derive(Clone, Debug, Default)]
-pub(in crate::node) struct History {
+pub(in crate::node) struct HistoryCall {
     pub(in crate::node) channel: String,
     /// Publications at most; below 0: no limit.
     pub(in crate::node) limit: i64,
@@ -211,17 +211,17 @@ pub(in crate::node) struct NodeInfo {
 /// Any call.
 #[derive(Clone, Debug)]
 pub(in crate::node) enum Call {
-    Publish(Publish),
-    Broadcast(Broadcast),
-    Subscribe(Box<Subscribe>),
-    Unsubscribe(Unsubscribe),
-    Disconnect(Disconnect),
-    Refresh(Refresh),
+    Publish(PublishCall),
+    Broadcast(BroadcastCall),
+    Subscribe(Box<SubscribeCall>),
+    Unsubscribe(UnsubscribeCall),
+    Disconnect(DisconnectCall),
+    Refresh(RefreshCall),
     /// Of a channel.
     Presence(String),
     /// Of a channel.
     PresenceStats(String),
-    History(History),
+    History(HistoryCall),
     /// Of a channel.
     HistoryRemove(String),
     /// By a pattern.
@@ -270,7 +270,7 @@ impl Call {
     }
 }
 
-impl Broadcast {
+impl BroadcastCall {
     /// The work that it takes.
     pub(super) fn work(&self) -> Work {
         let entries = self.channels.len();
@@ -278,7 +278,7 @@ impl Broadcast {
     }
 }
 
-impl Disconnect {
+impl DisconnectCall {
     /// # Errors
     /// Too many connections stay.
     pub(super) fn check(&self) -> Result<()> {
@@ -344,7 +344,7 @@ mod tests {
         let payload = Payload::json("\"0123\"").unwrap();
         let content = Content::new(payload, std::iter::empty(), options).unwrap();
         let channels = vec![String::new(); 5];
-        let call = Call::Broadcast(Broadcast { channels, content });
+        let call = Call::Broadcast(BroadcastCall { channels, content });
         assert_eq!(call.work(), Work { commands: 1, entries: 5, bytes: 5 * 9 });
         assert_eq!(Call::Info.work(), Work::COMMAND);
     }

@@ -2,7 +2,7 @@
 
 use compact_str::CompactString;
 
-use super::calls::{Disconnect, Refresh, Subscribe, Target, Unsubscribe};
+use super::calls::{DisconnectCall, RefreshCall, SubscribeCall, Target, UnsubscribeCall};
 use super::error::{ApiError, Result};
 use super::{Api, namespace};
 use crate::base::expiry::Expiry;
@@ -17,10 +17,11 @@ impl Api {
     ///
     /// # Errors
     /// There is no such channel, or no room.
-    pub(in crate::node) async fn subscribe(&self, subscribe: Subscribe) -> Result<()> {
+    pub(in crate::node) async fn subscribe(&self, subscribe: SubscribeCall) -> Result<()> {
         let subscribed = async {
             self.has_memory()?;
-            let Subscribe { target, channel, info, data, expire_at, overrides, since } = subscribe;
+            let SubscribeCall { target, channel, info, data, expire_at, overrides, since } =
+                subscribe;
             let namespace = namespace(&self.node.rules.channels.load(), &channel)?.index;
             let sub = ServerSub {
                 channel: channel.into(),
@@ -41,9 +42,9 @@ impl Api {
     ///
     /// # Errors
     /// There is no such channel, or no room.
-    pub(in crate::node) async fn unsubscribe(&self, unsubscribe: Unsubscribe) -> Result<()> {
+    pub(in crate::node) async fn unsubscribe(&self, unsubscribe: UnsubscribeCall) -> Result<()> {
         let unsubscribed = async {
-            let Unsubscribe { target, channel } = unsubscribe;
+            let UnsubscribeCall { target, channel } = unsubscribe;
             if !channel.is_empty() {
                 namespace(&self.node.rules.channels.load(), &channel)?;
             }
@@ -56,10 +57,10 @@ impl Api {
     ///
     /// # Errors
     /// Code or reason can't be sent to clients, or there is no room.
-    pub(in crate::node) async fn disconnect(&self, disconnect: Disconnect) -> Result<()> {
+    pub(in crate::node) async fn disconnect(&self, disconnect: DisconnectCall) -> Result<()> {
         let disconnected = async {
             disconnect.check()?;
-            let Disconnect { target, code, reason, mut spare } = disconnect;
+            let DisconnectCall { target, code, reason, mut spare } = disconnect;
             let usual = client::Disconnect::ForceDisconnect;
             let (code, reason) = match code {
                 0 => (usual.code(), usual.reason().into()),
@@ -79,8 +80,8 @@ impl Api {
     ///
     /// # Errors
     /// There is no room.
-    pub(in crate::node) async fn refresh(&self, refresh: Refresh) -> Result<()> {
-        let Refresh { target, expired, expire_at, info } = refresh;
+    pub(in crate::node) async fn refresh(&self, refresh: RefreshCall) -> Result<()> {
+        let RefreshCall { target, expired, expire_at, info } = refresh;
         let command = AdminCommand::Refresh { expired, expire_at, info: info.into_owned() };
         self.logged("refresh", self.order(target, command)).await
     }

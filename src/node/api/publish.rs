@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot::Receiver;
 
-use super::calls::{Broadcast, Content, Publish, Published};
+use super::calls::{BroadcastCall, Content, PublishCall, Published};
 use super::error::{ApiError, Result};
 use super::work::Work;
 use super::{Api, namespace};
@@ -13,7 +13,7 @@ impl Api {
     ///
     /// # Errors
     /// The channel can't have such a publication, or there is no room for it.
-    pub(in crate::node) async fn publish(&self, publish: Publish) -> Result<Published> {
+    pub(in crate::node) async fn publish(&self, publish: PublishCall) -> Result<Published> {
         let sent = self.begin_publish(&publish.channel, &publish.content);
         self.logged("publish", async { published(sent?).await }).await
     }
@@ -25,13 +25,13 @@ impl Api {
     /// None is published, since there are no channels, or too many for such a payload.
     pub(in crate::node) async fn broadcast(
         &self,
-        broadcast: Broadcast,
+        broadcast: BroadcastCall,
     ) -> Result<Vec<Result<Published>>> {
         self.logged("broadcast", self.publish_to_all(&broadcast)).await
     }
 
-    async fn publish_to_all(&self, broadcast: &Broadcast) -> Result<Vec<Result<Published>>> {
-        let Broadcast { channels, content } = broadcast;
+    async fn publish_to_all(&self, broadcast: &BroadcastCall) -> Result<Vec<Result<Published>>> {
+        let BroadcastCall { channels, content } = broadcast;
         if channels.is_empty() {
             return Err(ApiError::BadRequest);
         }

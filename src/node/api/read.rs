@@ -2,7 +2,7 @@
 
 use compact_str::CompactString;
 
-use super::calls::{History, PresenceStats};
+use super::calls::{HistoryCall, PresenceStats};
 use super::error::{ApiError, Result};
 use super::{Api, namespace};
 use crate::base::frame::SharedFrame;
@@ -59,10 +59,10 @@ impl Api {
     /// The namespace has no history, the position can't be recovered, or the answer is too long.
     pub(in crate::node) async fn history(
         &self,
-        history: History,
+        history: HistoryCall,
         format: Format,
     ) -> Result<SharedFrame> {
-        let History { channel, limit, since, reverse } = history;
+        let HistoryCall { channel, limit, since, reverse } = history;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let reading = Reading::History(Page { since, limit, reverse });
         let answer = self.read(&channel, reading, format, Namespace::has_history);

@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::calls::{Broadcast, Content, Disconnect, History, Payload, Publish, Published, Target};
-use super::calls::{Subscribe, Unsubscribe};
+use super::calls::{
+    BroadcastCall, Content, DisconnectCall, HistoryCall, Payload, PublishCall, Published, Target,
+};
+use super::calls::{SubscribeCall, UnsubscribeCall};
 use super::*;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
@@ -39,8 +41,8 @@ fn content(json: &str) -> Content {
     Content::new(payload, std::iter::empty(), PublishOptions::default()).unwrap()
 }
 
-fn publish(channel: &str) -> Publish {
-    Publish { channel: channel.to_owned(), content: content("{}") }
+fn publish(channel: &str) -> PublishCall {
+    PublishCall { channel: channel.to_owned(), content: content("{}") }
 }
 
 /// In the place of a home that takes every publication.
@@ -78,7 +80,7 @@ async fn a_publication_that_may_not_be_reaches_no_shard() {
         ("none:a", content("{}"), ApiError::UnknownChannel),
         ("a", binary.unwrap(), ApiError::BadRequest),
     ] {
-        let publish = Publish { channel: channel.to_owned(), content };
+        let publish = PublishCall { channel: channel.to_owned(), content };
         let refused = bench.with_shards(api.publish(publish), nothing).await;
         assert_eq!(refused, Err(expected), "{channel}");
     }
@@ -94,7 +96,7 @@ async fn a_broadcast_shares_its_payload_and_answers_in_the_order_of_channels() {
     let channels = ["a", "none:b", "ccc", "dd"].map(str::to_owned).to_vec();
     let content = content("[1,2,3]");
     let payload = content.data.as_ptr();
-    let broadcast = Broadcast { channels, content };
+    let broadcast = BroadcastCall { channels, content };
     let seen = Rc::new(RefCell::new(0));
     let answers = bench.with_shards(api.broadcast(broadcast), |shard, mail| {
         let Mail::Publish(publish) = &mail else { panic!("{mail:?}") };
@@ -111,11 +113,11 @@ async fn a_broadcast_shares_its_payload_and_answers_in_the_order_of_channels() {
 #[tokio::test]
 async fn a_broadcast_of_too_much_publishes_nothing() {
     let (mut bench, api) = bench(1);
-    let none = Broadcast { channels: Vec::new(), content: content("{}") };
+    let none = BroadcastCall { channels: Vec::new(), content: content("{}") };
     assert_eq!(bench.with_shards(api.broadcast(none), nothing).await, Err(ApiError::BadRequest));
     let long = format!("\"{}\"", "x".repeat(1 << 20));
     let channels = vec!["a".to_owned(); 1000];
-    let much = Broadcast { channels, content: content(&long) };
+    let much = BroadcastCall { channels, content: content(&long) };
     let refused = bench.with_shards(api.broadcast(much.clone()), nothing).await;
     assert_eq!(refused, Err(ApiError::TooMuch));
     let call = api.call(Call::Broadcast(much), FORMAT);
@@ -126,7 +128,7 @@ async fn a_broadcast_of_too_much_publishes_nothing() {
 async fn reads_are_answered_by_the_home_in_the_encoding_that_was_wanted() {
     let (mut bench, api) = bench(2);
     let format = Format { encoding: Encoding::Protobuf, bytes_max: 77 };
-    let history = History { channel: "a".to_owned(), limit: -1, ..History::default() };
+    let history = HistoryCall { channel: "a".to_owned(), limit: -1, ..HistoryCall::default() };
     let read = bench.with_shards(api.history(history, format), |_, mail| {
         let Mail::Read(read) = mail else { panic!("{mail:?}") };
         let Reading::History(page) = &read.what else { panic!("{read:?}") };
@@ -181,7 +183,7 @@ async fn channels_of_all_homes_are_listed_by_name_as_far_as_there_is_room() {
 async fn an_order_goes_to_all_shards_and_waits_for_all() {
     let (mut bench, api) = bench(3);
     let target = Target { user: "42".into(), ..Target::default() };
-    let unsubscribe = Unsubscribe { target: target.clone(), channel: String::new() };
+    let unsubscribe = UnsubscribeCall { target: target.clone(), channel: String::new() };
     let shards = RefCell::new(Vec::new());
     let done = bench.with_shards(api.unsubscribe(unsubscribe), |shard, mail| {
         let Mail::Order(order) = mail else { panic!("{mail:?}") };
@@ -191,7 +193,8 @@ async fn an_order_goes_to_all_shards_and_waits_for_all() {
     });
     assert_eq!(done.await, Ok(()));
     assert_eq!(*shards.borrow(), [0, 1, 2]);
-    let unknown = Subscribe { target, channel: "none:a".to_owned(), ..Subscribe::default() };
+    let unknown =
+        SubscribeCall { target, channel: "none:a".to_owned(), ..SubscribeCall::default() };
     let refused = bench.with_shards(api.subscribe(unknown), nothing).await;
     assert_eq!(refused, Err(ApiError::UnknownChannel));
 }
@@ -199,11 +202,11 @@ async fn an_order_goes_to_all_shards_and_waits_for_all() {
 #[tokio::test]
 async fn a_disconnect_has_a_code_that_clients_know() {
     let (mut bench, api) = bench(1);
-    let disconnect = |code, reason: &str| Disconnect {
+    let disconnect = |code, reason: &str| DisconnectCall {
         code,
         reason: reason.to_owned(),
         spare: ["b", "a"].map(Into::into).to_vec(),
-        ..Disconnect::default()
+        ..DisconnectCall::default()
     };
     for (code, reason, expected) in
         [(0, "ignored", (3503, "force disconnect")), (4000, "x", (4000, "x"))]

@@ -1,7 +1,6 @@
 //! A node's state and the control thread's end of its mail, without shards: a test answers in their place.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -9,7 +8,6 @@ use arc_swap::ArcSwap;
 use super::control_mail::{Bell, ControlMail};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
-use crate::base::times::Times;
 use crate::config::{self, Config, Sources};
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::client_id::ClientIdSealer;
@@ -19,10 +17,7 @@ use crate::io::Alarm;
 use crate::session::Rules;
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Mail, MailLane, Mailbox};
-use crate::shard::{
-    AddressSources, Memory, NodeState, Notices, Options, ShardCounters, SlowCounters,
-    UniWebSocketOptions,
-};
+use crate::shard::{Memory, NodeParts, NodeState, Notices, fixture};
 
 /// A node without shards.
 pub(super) struct Bench {
@@ -92,33 +87,15 @@ impl Bench {
 
 #[expect(clippy::disallowed_methods, reason = "a zero of time for the log")]
 fn node(config: Config, shards: usize, memory_limit: u64) -> NodeState {
-    let each = 0..shards;
-    let namespaces = config.channels.namespaces().len();
-    NodeState {
+    NodeState::new(NodeParts {
         rules: rules(config),
-        options: options(),
+        options: fixture::options(),
         names: NameHasher::new(7, shards),
-        counters: each.clone().map(|_| ShardCounters::default()).collect(),
-        slow: each
-            .clone()
-            .map(|_| (0..=namespaces).map(|_| SlowCounters::default()).collect())
-            .collect(),
-        loop_lag: each.clone().map(|_| Times::default()).collect(),
-        fan_out: each.clone().map(|_| Times::default()).collect(),
-        fan_out_size: each.clone().map(|_| Times::default()).collect(),
-        commands: each.clone().map(|_| Default::default()).collect(),
         crypto: Crypto::Inline,
-        open: each.map(|_| AtomicU32::new(0)).collect(),
-        clients: AtomicU64::new(0),
-        admins: AtomicU32::new(0),
-        users: AtomicU64::new(0),
-        client_rate: Default::default(),
         memory: Memory::simulated(memory_limit),
         addresses: AddressLimits::new(AddressOptions::default(), 7, 100),
-        draining: AtomicBool::new(false),
-        drained: AtomicU32::new(0),
         notices: Notices::new(Instant::now()),
-    }
+    })
 }
 
 fn rules(config: Config) -> Rules {
@@ -134,32 +111,5 @@ fn rules(config: Config) -> Rules {
         session_ids: ClientIdSealer::new(&[8; 32]),
         node_id: "node".to_owned(),
         rpc: ArcSwap::from_pointee(config.rpc),
-    }
-}
-
-/// Of no use to the control thread.
-fn options() -> Options {
-    Options {
-        conns_soft: 100,
-        conns_max: 100,
-        handshake_timeout_ms: 0,
-        close_timeout_ms: 0,
-        write_timeout_ms: 0,
-        idle_timeout_ms: 0,
-        message_bytes_max: 0,
-        inflated_bytes_max: 0,
-        endpoints: Vec::new(),
-        deflate: None,
-        uni_websocket: UniWebSocketOptions::default(),
-        poll_wait_ms: 0,
-        one_accepts: false,
-        addresses: AddressSources::default(),
-        web: Vec::new(),
-        channels_idle_max: 0,
-        requests_unanswered_max: 0,
-        turn_deliveries_max: 0,
-        turn_ordered_max: 0,
-        hosts: Default::default(),
-        broker: Default::default(),
     }
 }

@@ -9,8 +9,8 @@ use super::wire;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::Since;
 use crate::node::api::calls::{
-    Broadcast, Call, Content, Disconnect, History, Keyed, Payload, Publish, Refresh, Subscribe,
-    Target, Unsubscribe,
+    BroadcastCall, Call, Content, DisconnectCall, HistoryCall, Keyed, Payload, PublishCall,
+    RefreshCall, SubscribeCall, Target, UnsubscribeCall,
 };
 use crate::node::api::error::{ApiError, Result};
 use crate::node::json::flaw;
@@ -38,18 +38,18 @@ pub(super) fn call(method: &str, params: &str) -> Option<std::result::Result<Dec
     Some(match method {
         "publish" => parse(params).map(|params: wire::Publish<'_>| {
             let (channel, of) = params.parts();
-            content(of).map(|content| Call::Publish(Publish { channel, content }))
+            content(of).map(|content| Call::Publish(PublishCall { channel, content }))
         }),
         "broadcast" => parse(params).map(|params: wire::Broadcast<'_>| {
             let (channels, of) = params.parts();
             let channels = channels.0;
-            content(of).map(|content| Call::Broadcast(Broadcast { channels, content }))
+            content(of).map(|content| Call::Broadcast(BroadcastCall { channels, content }))
         }),
         "subscribe" => parse(params).map(subscribe),
         "unsubscribe" => parse(params).map(|params: wire::Unsubscribe| {
             let wire::Unsubscribe { channel, user, client, session } = params;
             let target = target(user, client, session);
-            Ok(Call::Unsubscribe(Unsubscribe { target, channel }))
+            Ok(Call::Unsubscribe(UnsubscribeCall { target, channel }))
         }),
         "disconnect" => parse(params).map(|params| Ok(disconnect(params))),
         "refresh" => parse(params).map(refresh),
@@ -58,7 +58,7 @@ pub(super) fn call(method: &str, params: &str) -> Option<std::result::Result<Dec
         "history" => parse(params).map(|params: wire::History| {
             let wire::History { channel, limit, since: from, reverse } = params;
             let since = from.map(since);
-            Ok(Call::History(History { channel, limit, since, reverse }))
+            Ok(Call::History(HistoryCall { channel, limit, since, reverse }))
         }),
         "history_remove" => channel(params).map(|channel| Ok(Call::HistoryRemove(channel))),
         "channels" => parse(params).map(|wire::Pattern { pattern }| Ok(Call::Channels(pattern))),
@@ -98,7 +98,7 @@ fn since(wire::Since { offset, epoch }: wire::Since) -> Since {
 fn subscribe(params: wire::Subscribe<'_>) -> Decoded {
     let value = |setting: Option<wire::Setting>| setting.map(|setting| setting.value);
     let overrides = params.r#override;
-    Ok(Call::Subscribe(Box::new(Subscribe {
+    Ok(Call::Subscribe(Box::new(SubscribeCall {
         target: target(params.user, params.client, params.session),
         channel: params.channel,
         info: payload(params.info, &params.b64info)?,
@@ -118,7 +118,7 @@ fn subscribe(params: wire::Subscribe<'_>) -> Decoded {
 fn disconnect(params: wire::Disconnect) -> Call {
     let wire::Disconnect { user, disconnect, client, whitelist, session } = params;
     let wire::Reason { code, reason } = disconnect.unwrap_or_default();
-    Call::Disconnect(Disconnect {
+    Call::Disconnect(DisconnectCall {
         target: target(user, client, session),
         code,
         reason,
@@ -129,7 +129,12 @@ fn disconnect(params: wire::Disconnect) -> Call {
 fn refresh(params: wire::Refresh<'_>) -> Decoded {
     let wire::Refresh { user, client, expired, expire_at, session, info, b64info } = params;
     let info = payload(info, &b64info)?;
-    Ok(Call::Refresh(Refresh { target: target(user, client, session), expired, expire_at, info }))
+    Ok(Call::Refresh(RefreshCall {
+        target: target(user, client, session),
+        expired,
+        expire_at,
+        info,
+    }))
 }
 
 fn keyed(wire::Keyed { channel, key, version }: wire::Keyed) -> Keyed {

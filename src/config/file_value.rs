@@ -2,7 +2,7 @@
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
+pub(super) struct FileValue {
     /// From 1.
     pub line: usize,
     pub form: Form,
@@ -16,7 +16,7 @@ pub(super) enum Form {
     Integer(i64),
     Float(f64),
     Text(String),
-    List(Vec<Node>),
+    List(Vec<FileValue>),
     Map(Vec<Entry>),
 }
 
@@ -25,10 +25,10 @@ pub(super) enum Form {
 pub(super) struct Entry {
     pub key: String,
     pub line: usize,
-    pub value: Node,
+    pub value: FileValue,
 }
 
-impl Node {
+impl FileValue {
     /// As JSON has it.
     pub(super) fn json(&self) -> serde_json::Value {
         match &self.form {
