@@ -213,7 +213,7 @@ fn fields_of_the_schema_are_in_the_protocol() {
 }
 
 #[test]
-fn the_checks_see_what_they_should() {
+fn the_checks_find_violations() {
     let found = |source: &str| -> BTreeSet<(Document, String)> {
         citations(source).into_iter().map(|of| (of.document, of.section)).collect()
     };

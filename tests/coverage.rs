@@ -255,7 +255,7 @@ fn a_promise_without_an_existing_test_is_a_fault() {
 }
 
 #[test]
-fn the_check_sees_what_it_should() {
+fn the_check_finds_violations() {
     let read = |path: &str| {
         let source = match path {
             "src/a.rs" => "    #[test]\n    // Why.\n    fn good() {\nfn helper() {\n",

@@ -308,7 +308,7 @@ fn modules_use_lower_layers_only() {
 }
 
 #[test]
-fn the_check_sees_what_it_should() {
+fn the_check_finds_violations() {
     let table = "//! | 0 | [`base`], [`sys`] | x |\n//! | 1 | [`hub`], [`io`] | x |\n\
                  //! | 2 | [`shard`] | x |\n";
     let layers = layers(table);

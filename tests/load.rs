@@ -194,7 +194,7 @@ fn messages_larger_than_any_buffer_come_back_whole() {
 }
 
 #[test]
-fn echo_by_schedule_sends_what_the_schedule_says() {
+fn echo_by_schedule_keeps_to_the_schedule() {
     let server = echo_server();
     let url = server.url("/echo");
     let line = format!("echo --url {url} --connections 10 --rate 1000 --duration 500ms --size 300");
@@ -239,7 +239,7 @@ fn lost_messages_are_counted_and_fail_the_run() {
 }
 
 #[test]
-fn duplicates_are_told_from_new_messages() {
+fn duplicates_are_distinguished_from_new_messages() {
     let server = broadcast_server(|peer, number, text| match (peer.number, number) {
         (3, 5) => vec![text.to_owned(); 3],
         _ => vec![text.to_owned()],
@@ -276,7 +276,7 @@ fn late_messages_are_out_of_order_and_not_lost() {
 }
 
 #[test]
-fn a_dropped_connection_is_counted_with_what_it_missed() {
+fn a_dropped_connection_is_counted_with_its_missed_messages() {
     let server = broadcast_server(|peer, number, text| {
         if (peer.number, number) == (2, 11) {
             peer.close();
@@ -601,7 +601,7 @@ fn a_channel_has_one_request_under_way_and_several_channels_have_several() {
 }
 
 #[test]
-fn a_wrong_key_is_named_and_what_it_refuses_is_lost() {
+fn a_wrong_key_is_named_and_its_messages_are_lost() {
     let server = client_protocol_server();
     let api = Api::of(&server, |_| None);
     let (url, port) = (server.url("/connection/websocket"), api.port);
@@ -806,7 +806,7 @@ fn command_lines_that_make_no_sense_end_with_2() {
 }
 
 #[test]
-fn a_signal_ends_it_early_with_what_there_is() {
+fn a_signal_ends_it_early_with_a_partial_report() {
     let opened = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&opened);
     let server = Server::start(move |peer, text, _| {
@@ -850,7 +850,7 @@ fn a_signal_before_all_are_open_ends_it_with_the_figures_so_far() {
 }
 
 #[test]
-fn the_report_names_what_was_used() {
+fn the_report_names_the_settings() {
     let server = echo_server();
     let url = server.url("/echo");
     let http = url.replace("ws://", "http://");

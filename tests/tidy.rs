@@ -326,7 +326,7 @@ fn functions_are_short_but_tables() {
 }
 
 #[test]
-fn imports_name_what_they_import() {
+fn imports_name_each_item() {
     let all = |line: &String| {
         let line = line.trim_start();
         line.starts_with("use super::") && line.ends_with("*;")

@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_told_is_what_is_left(at in any::<i64>(), now in any::<i64>()) {
+        fn a_ttl_is_the_time_left(at in any::<i64>(), now in any::<i64>()) {
             let (expiry, now) = (Expiry::at(at), UnixSeconds(now));
             let ttl = expiry.ttl(now);
             prop_assert!((1..=365 * 24 * 60 * 60).contains(&ttl));

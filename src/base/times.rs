@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_of_what_was_added() {
+    fn quantiles_of_added_values() {
         let (times, mut counts) = (Times::default(), Counts::default());
         assert_eq!(counts.quantile(0.5), 0);
         times.record(1_000_000);

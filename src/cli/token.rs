@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn all_claims_mean_what_they_say() {
+    fn all_claims_are_written() {
         let config = config(&[("ROOST_CLIENT_TOKEN_HMAC_SECRET_KEY", "secret")]);
         let keys = TokenKeys::new(&config.tokens.connection).unwrap();
         let now = UnixSeconds(NOW as i64);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_token_lacks() {
+    fn tokens_without_required_claims_are_refused() {
         let config = config(&[
             ("ROOST_CLIENT_TOKEN_HMAC_SECRET_KEY", "secret"),
             ("ROOST_CLIENT_TOKEN_AUDIENCE_REGEX", "edge"),

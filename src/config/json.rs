@@ -268,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_serde_json_takes_is_taken_alike(text in "[\\[\\]{}\",:a0-9e.\\\\ \n-]{0,24}") {
+        fn json_is_read_as_serde_json_reads_it(text in "[\\[\\]{}\",:a0-9e.\\\\ \n-]{0,24}") {
             let theirs = serde_json::from_str::<serde_json::Value>(&text);
             match (parse(&text), theirs) {
                 (Ok(node), Ok(value)) => {

@@ -544,7 +544,7 @@ fn all_wrong_values_are_named() {
 }
 
 #[test]
-fn what_is_no_file_is_said_with_its_line_and_without_its_text() {
+fn syntax_errors_name_the_line_and_not_its_text() {
     for (name, text) in [
         ("c.toml", "[client.token]\nhmac_secret_key = 'hush'\nhmac_secret_key = 'hush'\n"),
         ("c.yaml", "client:\n  token:\n    hmac_secret_key: 'hush\n"),
@@ -763,7 +763,7 @@ fn proxies_of_sections_and_with_names() {
 }
 
 #[test]
-fn proxies_that_cannot_be_asked() {
+fn proxies_with_impossible_endpoints_are_refused() {
     for (options, expected) in [
         ("[client.proxy.connect]\nenabled = true", "client.proxy.connect.endpoint: expected a URL"),
         (
@@ -820,7 +820,7 @@ fn proxies_that_cannot_be_asked() {
 }
 
 #[test]
-fn what_is_not_built_stops_when_it_is_asked_for() {
+fn options_that_are_not_built_stop_the_start() {
     for (asks, does_not) in [
         ("engine = {type = 'redis'}", "engine = {type = 'memory', redis = {prefix = 'x'}}"),
         ("engine = {type = 'x'}", "engine = {type = 'memory'}"),

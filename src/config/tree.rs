@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file() {
+    fn malformed_files_are_refused() {
         for (name, text) in [
             ("a.toml", "a = "),
             ("a.toml", "a = 1\na = 2"),

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_stays_what_it_was() {
+    fn an_id_is_stable() {
         // A change here breaks ids that live through an upgrade of the program.
         let id = ClientIdSealer::new(&[1; 32]).seal(ShardId(3), conn(4, 5));
         assert_eq!(id.to_string(), "13d0465d-e164-4d5f-96c9-3076dacb8e9c");
@@ -267,7 +267,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn ids_open_to_what_was_sealed(
+        fn ids_open_to_their_sealed_keys(
             key in any::<[u8; 32]>(),
             other_key in any::<[u8; 32]>(),
             shard in 0u8..=254,

@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_answers_a_method() {
+    fn methods_have_an_answering_side() {
         let rules = RpcRules {
             ping: Some("ping".into()),
             boundary: ":".into(),

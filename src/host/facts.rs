@@ -315,7 +315,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_host_of_files_is_read_and_what_is_missing_says_so() {
+    fn a_host_of_files_is_read_and_missing_files_are_named() {
         let host = FakeHost::new(
             "read",
             &[

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_the_target_is_a_million_or_what_memory_allows() {
+    fn without_a_limit_the_target_is_a_million_or_bounded_by_memory() {
         let mut facts = machine(20_000);
         assert_eq!(plan_shards(Shards::Auto, None, &facts).target_connections, 1_000_000);
         facts.cgroup_memory_max_bytes = Some(1_100_000_000);

@@ -322,7 +322,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn the_committed_files_are_what_the_table_prints() {
+    fn the_committed_files_are_written_from_the_table() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("sysctl");
         for concern in Concern::ALL {
             let text = std::fs::read_to_string(dir.join(concern.file_name())).unwrap_or_default();
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn needs_grow_with_connections_and_are_met_by_what_they_ask_for() {
+    fn needs_grow_with_connections_and_are_met_by_the_proposed_values() {
         for row in ROWS {
             for n in [0, 1, 20_000, 1_000_000, 4_000_000] {
                 let need = (row.need)(n);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_generous_stays() {
+    fn more_generous_values_stay() {
         let at_least = Need::AtLeast(vec![10, 20, 30]);
         assert_eq!(at_least.to_set(&[5, 40, 30]), [10, 40, 30]);
         assert!(!at_least.is_met_by(&[5, 40, 30]));

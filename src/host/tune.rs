@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn apply_sets_what_is_low_and_a_second_run_finds_nothing_to_do() {
+    fn apply_raises_low_values_and_a_second_run_changes_nothing() {
         let host = poor_host("apply");
         host.put("proc/sys/net/ipv4/tcp_mem", "7 8 9000000");
         let (low, text) = tune(&host, 1_000_000, true);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_set_stays_low_and_says_why() {
+    fn values_that_cannot_be_set_stay_low_with_a_reason() {
         let host = poor_host("refused");
         // Descriptors and memory are nobody's to set from here.
         let mut facts = machine(1_024);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_for_the_connections_asked_for() {
+    fn files_are_written_for_the_wanted_connections() {
         let host = FakeHost::new("write", &[]);
         let dir = host.path().join("sysctl.d");
         let mut out = Vec::new();

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_steps_grow_with_the_bytes_whatever_they_are() {
+    fn the_steps_grow_with_the_bytes_of_any_input() {
         let zeros = |blocks: usize| {
             [vec![b'0'; 16 * blocks], [vec![b'0'; 16 * blocks - 1], b"1".to_vec()].concat()]
         };
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_sent_full() {
+    fn payloads_too_long_for_a_patch_are_sent_in_full() {
         let longest = vec![b'x'; DELTA_BYTES_MAX];
         let longer = vec![b'x'; DELTA_BYTES_MAX + 1];
         assert_eq!(applied(&longest, &patch(&longest, &longest).unwrap()), longest);

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_while_a_group_is_on_its_way_waits_for_the_next() {
+    fn publications_during_a_walk_join_the_next_group() {
         let mut fan_out = FanOut::default();
         push(&mut fan_out, "a", 4);
         let first = walk_once(&mut fan_out, 2, &mut plain(4));
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_that_leaves_gets_what_waits_for_it_first() {
+    fn a_subscriber_that_leaves_gets_its_pending_publications_first() {
         let mut fan_out = FanOut::default();
         let mut subscribers = plain(4);
         let filters = Filters::default();
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_first_keeps_to_its_base() {
+    fn patches_of_pending_publications_keep_their_base() {
         let mut fan_out = FanOut::default();
         let subscribers = list([Traits::new(JSON_DELTA).with_fresh(true)]);
         push(&mut fan_out, "1", 1);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn each_gets_what_its_traits_say() {
+    fn each_subscriber_gets_the_frames_of_its_traits() {
         let mut filters = Filters::default();
         let node = FilterNode {
             key: "k".into(),
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_stands_before_what_waits_for_it() {
+    fn a_subscriber_stands_before_its_pending_publications() {
         let at = |offset| Arc::new(Parcel::new(ParcelKind::Publication, offset, Tags::NONE));
         let mut fan_out = FanOut::default();
         assert_eq!(fan_out.offset_at(0), None);
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_cannot_show_ends_it_there() {
+    fn data_unfit_for_json_ends_a_json_subscriber() {
         let mut subscribers = list([Traits::new(Form::JSON), Traits::new(Form::BINARY)]);
         let mut fan_out = FanOut::default();
         push(&mut fan_out, "a", 2);
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_dropped_comes_apart_and_with_its_last_in_full() {
+    fn droppable_publications_stay_apart_with_the_last_in_full() {
         let delta = Traits::new(JSON_DELTA).with_positioned(true).with_joins(true);
         let mut subscribers = list([delta, delta.with_fresh(true)]);
         let mut fan_out = FanOut::default();

@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_refused() {
+    fn filters_that_break_a_rule_are_refused() {
         let fine = || leaf("eq", "k", "v", &[]);
         let mut bad = vec![
             leaf("", "k", "v", &[]),
@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_seen_before_anything_is_built() {
+    fn filters_too_large_are_refused_before_they_are_built() {
         let many: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
         let many = leaf("in", "k", "", &many.iter().map(String::as_str).collect::<Vec<_>>());
         for node in [branch("or", vec![leaf("ex", "k", "", &[]); 100_000]), many] {
@@ -634,7 +634,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_filter_counts_what_it_holds(node in tree()) {
+        fn a_filter_counts_its_bytes(node in tree()) {
             let before = requested_bytes();
             let Ok(filter) = Filter::new(&node) else { return Ok(()) };
             let held = size_of::<Filter>() + usize::try_from(requested_bytes() - before).unwrap();
@@ -791,7 +791,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_filter_says_what_the_tables_say(
+        fn a_filter_agrees_with_the_tables(
             node in tree(),
             tags in proptest::collection::vec(("[kl]?", value()), 0..4),
         ) {

@@ -571,7 +571,7 @@ mod tests {
     proptest! {
         // Against a plain list of everything that was published.
         #[test]
-        fn the_ring_keeps_what_a_list_would(
+        fn the_ring_equals_a_plain_list(
             size in 1..6u32,
             ops in proptest::collection::vec((0..80u64, 0..20usize), 1..100),
         ) {

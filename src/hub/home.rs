@@ -853,7 +853,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_a_position_in_a_forgotten_stream_is_told_so() {
+    fn a_position_in_a_forgotten_stream_is_not_recovered() {
         let mut homes = homes(10);
         let hash = hash(&homes, "a");
         let first = homes.publish(Millis(0), "a", hash, OPTIONS, &PUBLISHED).position;
@@ -902,7 +902,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shed_is_what_was_held() {
+    fn shed_bytes_equal_the_held_bytes() {
         let mut homes = homes(1000);
         let data = vec![b'x'; 1000];
         let published = Published { data: &data, ..PUBLISHED };
@@ -991,7 +991,7 @@ mod model {
     proptest! {
         // Two channels with history, two without, against plain maps.
         #[test]
-        fn interest_and_offsets_are_what_plain_maps_say(
+        fn interest_and_offsets_equal_plain_maps(
             ops in proptest::collection::vec(op(), 1..200),
         ) {
             let names = ["kept-1", "kept-2", "plain-1", "plain-2"];

@@ -199,7 +199,7 @@ mod tests {
     proptest! {
         // Against two plain lists.
         #[test]
-        fn the_order_is_what_plain_lists_say(ops in proptest::collection::vec(op(), 1..200)) {
+        fn the_order_is_that_of_plain_lists(ops in proptest::collection::vec(op(), 1..200)) {
             let mut seats: Vec<Seat> = (0..8).map(|_| Seat::default()).collect();
             let mut idle = Idle::default();
             let mut model: [Vec<u32>; 2] = Default::default();

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_and_a_new_life_are_told_once_and_then_delivered() {
+    fn a_jump_and_a_new_epoch_are_one_gap_and_then_delivered() {
         let (mut locals, at) = one();
         locals.begin_at(at, &Position { offset: 7, epoch: None });
         let mut deliver = |offset| {
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_subscriber_shows_what_the_others_lack() {
+    fn a_new_subscriber_reveals_a_lost_delivery() {
         let (mut locals, at) = one();
         let epoch = Some(Epoch::new(&mut crate::base::rng::Rng::new(1)));
         let home = |offset| Position { offset, epoch: epoch.clone() };
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_delayed_waits_for_its_time_or_for_enough() {
+    fn delayed_publications_wait_for_their_time_or_for_a_full_group() {
         let (mut locals, at) = one();
         let deliver = |locals: &mut Locals, due| {
             let frames = Frames { full: Some(SharedFrame::new(b"x")), patch: None };

@@ -503,18 +503,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn few_are_what_plain_maps_say(ops in ops(2, 3)) {
+        fn few_members_equal_plain_maps(ops in ops(2, 3)) {
             check(ops)?;
         }
 
         #[test]
-        fn many_are_what_plain_maps_say(ops in ops(3, 20)) {
+        fn many_members_equal_plain_maps(ops in ops(3, 20)) {
             check(ops)?;
         }
     }
 
     #[test]
-    fn who_is_not_there_cannot_leave() {
+    fn an_absent_member_cannot_leave() {
         let names = NameHasher::new(1, 1);
         let mut members = Members::default();
         assert_eq!(members.remove(&names, member(0, 1, 1)), None);
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crowd_needed_is_given_back() {
+    fn memory_of_many_members_is_given_back() {
         let names = NameHasher::new(1, 1);
         let mut members = Members::default();
         for index in 0..2000 {

@@ -107,7 +107,7 @@ mod tests {
     use crate::base::form::{Data, Framing};
 
     #[test]
-    fn each_form_gets_what_it_can_read() {
+    fn each_form_gets_frames_that_it_can_read() {
         let frame = |text: &str| Some(SharedFrame::new(text.as_bytes()));
         let frames = |full: &str, patch: &str| Frames {
             full: frame(full),

@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_apart() {
+    fn answers_are_distinguished() {
         let message = "x".repeat(5000);
         let long = format!(r#"{{"error":{{"code":1,"message":"{message}"}}}}"#);
         for (status, body, expected) in [

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_ones_come_again_later_and_late_ones_are_told() {
+    fn failed_dials_are_retried_and_late_ones_reported() {
         let mut dialer = dialer("--connections 2 --connect-timeout 1s");
         dialer.open_to(2);
         assert_eq!(dialer.poll_dial(0), Some(0));

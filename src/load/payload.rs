@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_is_as_long_as_asked_and_reads_back() {
+    fn a_payload_has_its_length_and_reads_back() {
         let stamp =
             Stamp { run: 7, channel: 999, sequence: 12345, intended_ns: 1 << 40, actual_ns: 5 };
         let mut out = b"what was there".to_vec();

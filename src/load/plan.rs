@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn the_api_is_asked_at_its_address() {
+    fn api_requests_go_to_the_address_of_the_api() {
         let line = "channels --url ws://127.0.0.1:1/connection/websocket --channels 3 \
                     --connections 3 --api-key k --api-url";
         for (url, uri) in [
@@ -580,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_said() {
+    fn contradictory_flags_are_refused() {
         for (line, expected) in [
             ("idle --url wss://h/", "TLS"),
             ("idle --url ftp://h/", "ws://"),

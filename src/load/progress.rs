@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_says_what_happens() {
+    fn the_progress_line_shows_the_phase() {
         let sum = Sum { open: 7, pending: 3, sent: 1, received: 40, ..Sum::default() };
         let left = Some(Duration::from_millis(2_100));
         let standing = Standing { phase: "publishing", left, asked: 10, sum: &sum, published: 4 };

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_says_what_was_used_and_only_what_could_be_told() {
+    fn the_report_names_settings_and_measured_figures_only() {
         let mut report = Report {
             scenario: "broadcast",
             url: "http://h:1/connection/sse".to_owned(),
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_is_a_problem() {
+    fn lost_messages_are_a_problem() {
         let mut report = Report::default();
         assert!(report.problems().is_empty());
         report.messages.lost = 3;

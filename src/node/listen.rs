@@ -158,7 +158,7 @@ mod tests {
     use crate::io::sockets::UnixAddress;
 
     #[test]
-    fn a_taken_port_is_told_and_a_free_one_found() {
+    fn a_taken_port_is_an_error_and_port_0_takes_a_free_one() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let taken = TcpListener::bind(any).unwrap();
         let fault = probe(&[Address::Ip(taken.local_addr().unwrap())]).unwrap_err();

@@ -101,7 +101,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn what_was_freed_and_is_kept_does_not_count() {
+    fn freed_memory_that_the_process_keeps_does_not_count() {
         let memory = Memory::simulated(160 * MIB);
         let mut watch = Watch::default();
         memory.set_allocated(100 * MIB);

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_share_are_what_one_frame_with_all_is() {
+    fn joined_frames_equal_one_frame_of_all_messages() {
         for framing in Framing::ALL {
             for form in
                 [Form::new(framing, false), Form::new(framing, true), Form::one_way(framing)]

@@ -270,7 +270,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_input_is_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             match parse(&bytes) {
                 Ok(Some(header)) => prop_assert!(header.bytes <= bytes.len()),
                 Ok(None) => prop_assert!(bytes.len() < PROXY_HEADER_BYTES_MAX),

@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_is_found_in_steps_for_each_and_not_for_each_pair() {
+    fn subscriptions_are_found_in_linear_steps() {
         let channels =
             ChannelRules::new(Namespace::default(), Vec::new(), ChannelSyntax::default());
         for count in [100, 1_000, 10_000] {

@@ -196,7 +196,7 @@ mod tests {
     use crate::session::testing::session;
 
     #[test]
-    fn a_result_says_what_was_made() {
+    fn a_connect_result_names_its_subscriptions() {
         let made = Made { channel: "news".into(), recoverable: true, offset: 7, ..made() };
         let result = made.result();
         assert_eq!((result.offset, result.recoverable, result.epoch), (7, true, "abcd"));

@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_is_due_by_who_renews_it() {
+    fn an_expiry_is_due_by_the_side_that_renews_it() {
         let mut session = session("alice");
         let extra = session.sub_extra_or_new(4);
         extra.expires = Some(Expiry::at(1_700_000_000));

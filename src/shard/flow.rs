@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_keeps_what_is_not_handled() {
+    fn a_pause_keeps_the_unhandled_bytes() {
         let message = b"{1}\n{2}";
         assert_eq!(Flow::Pause(4).unhandled(message), Some(&b"{2}"[..]));
         assert_eq!(Flow::Pause(0).unhandled(message), Some(&message[..]));

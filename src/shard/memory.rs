@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn in_use_is_what_was_handed_out_and_what_is_beside_it() {
+    fn memory_in_use_is_allocations_and_kernel_buffers() {
         let memory = Memory::simulated(1600);
         memory.set_allocated(1000);
         memory.set_beside(500);

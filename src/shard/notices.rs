@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_what_is_known_and_nothing_empty() {
+    fn a_log_line_has_the_known_fields_only() {
         let fields = Fields {
             address: Some(IpAddr::from([192, 0, 2, 1])),
             user: "42",

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allocated_is_counted_until_it_is_freed() {
+    fn allocations_are_counted_until_they_are_freed() {
         let before = requested_bytes();
         let mut bytes = vec![0u8; 1 << 20];
         assert_eq!(requested_bytes() - before, 1 << 20);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_thread_frees_is_not_counted_any_more() {
+    fn frees_of_another_thread_are_counted() {
         let before = allocated_bytes();
         let boxes: Vec<Box<[u8]>> = (0..64).map(|_| vec![0; 1 << 16].into()).collect();
         assert!(allocated_bytes() >= before + (60 << 16));

@@ -79,7 +79,7 @@ fn version_2(host: u8) -> Vec<u8> {
 }
 
 #[test]
-fn the_application_is_told_the_peer() {
+fn the_application_gets_the_peer_address() {
     let (node, calls) = node_with_application("");
     assert_eq!(told(&node, &calls, b"", &["X-Forwarded-For: 203.0.113.7"]), "127.0.0.1");
 }

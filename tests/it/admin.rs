@@ -59,7 +59,7 @@ fn nothing_is_there_without_the_option() {
 }
 
 #[test]
-fn the_page_and_what_it_loads_keep_others_out() {
+fn the_page_and_its_files_keep_others_out() {
     let node = Node::open_with(OPTIONS, &[]);
     let mut raw = node.raw();
     for (path, kind, part) in [
@@ -189,7 +189,7 @@ fn the_development_node_prints_a_link_that_works_until_it_ends() {
 }
 
 #[test]
-fn figures_are_for_those_who_have_a_token() {
+fn figures_need_a_token() {
     let node = Node::open_with(OPTIONS, &["--shards", "2"]);
     let mut raw = node.raw();
     let token = enter(&mut raw, "password=open+sesame").unwrap();
@@ -347,7 +347,7 @@ fn it_can_be_elsewhere() {
 }
 
 #[test]
-fn long_answers_are_compressed_for_those_who_take_that() {
+fn long_answers_are_compressed_on_request() {
     let node = Node::open_with(OPTIONS, &[]);
     let mut raw = node.raw();
     let plain = get(&mut raw, "/admin/page.js", "");

@@ -196,7 +196,7 @@ fn a_publish_with_a_key_is_taken_once() {
 }
 
 #[test]
-fn what_is_not_newer_is_not_published() {
+fn versions_not_newer_are_not_published() {
     let node = node();
     let mut client = node.connected();
     client.subscribe("full:a");
@@ -226,7 +226,7 @@ fn what_is_not_newer_is_not_published() {
 
 /// Subscribers hold patches against what they got last, kept or not.
 #[test]
-fn no_patch_builds_on_what_was_skipped() {
+fn no_patch_builds_on_a_skipped_publication() {
     let node = node();
     let mut client = node.connected();
     let request = json!({"channel": "patched:a", "delta": "fossil"});
@@ -432,7 +432,7 @@ fn a_server_side_subscription_is_there_when_it_is_answered() {
 }
 
 #[test]
-fn unsubscribe_ends_what_it_names() {
+fn unsubscribe_ends_the_named_subscription() {
     let node = node();
     let mut clients: Vec<(Client, String)> = (0..2)
         .map(|_| {
@@ -833,7 +833,7 @@ fn bodies_have_bounds_in_size_and_time() {
 }
 
 #[test]
-fn the_internal_port_takes_what_is_not_external() {
+fn the_internal_port_serves_endpoints_that_are_not_external() {
     let more = format!("{OPTIONS}\n[http_server]\ninternal_port = \"0\"");
     let internal = |node: &Node| {
         let errors = node.errors();
@@ -980,7 +980,7 @@ fn metrics() {
 
 /// Requests that ask for too much are refused as a whole: nothing of them is carried out.
 #[test]
-fn what_is_too_much_is_refused_before_anything_is_done() {
+fn requests_over_the_bounds_are_refused_before_any_work() {
     let node = node();
     let post = |path: &str, body: &str| node.raw().post(path, &[KEY], body);
     let offset = || node.result("history", json!({"channel": "full:a"}))["offset"].clone();

@@ -102,7 +102,7 @@ fn text(bytes: usize) -> Value {
 }
 
 #[test]
-fn what_is_agreed_on() {
+fn negotiation_of_compression() {
     const PLAIN: &str =
         "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
     let node = Node::open_with(COMPRESSED, &["--echo"]);
@@ -190,7 +190,7 @@ fn a_namespace_may_stay_plain() {
 }
 
 #[test]
-fn what_was_missed_comes_deflated() {
+fn recovered_publications_come_deflated() {
     let node = Node::open_with(COMPRESSED, &[]);
     for n in 0..100 {
         publish(&node, "kept:a", &json!({"number": n, "text": "about the same".repeat(n % 7)}));

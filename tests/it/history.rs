@@ -184,7 +184,7 @@ fn pages() {
 }
 
 #[test]
-fn who_may_read() {
+fn history_needs_permission() {
     let node = Node::start(FILE, &[]);
     for speech in BOTH {
         let mut client = node.connected_in(speech);
@@ -237,7 +237,7 @@ fn position(node: &Node, channel: &str) -> (u64, String) {
 }
 
 #[test]
-fn what_was_missed_comes_back_or_nothing_does() {
+fn recovery_is_complete_or_none() {
     let node = Node::start(FILE, &["--client.recovery_max_publication_limit", "4"]);
     publish(&node, "rec:a", 1..=3);
     let (_, current) = position(&node, "rec:a");
@@ -335,7 +335,7 @@ fn a_client_may_want_an_error_instead() {
 }
 
 #[test]
-fn recovery_for_who_asks() {
+fn recovery_needs_a_recoverable_subscription() {
     let node = Node::start(FILE, &[]);
     publish(&node, "ask:a", 1..=2);
     publish(&node, "a", 1..=1);
@@ -418,7 +418,7 @@ fn the_latest_alone() {
 }
 
 #[test]
-fn what_is_over_cannot_be_recovered() {
+fn expired_history_cannot_be_recovered() {
     let node = Node::start(FILE, &[]);
     publish(&node, "brief:a", 1..=2);
     let (_, current) = position(&node, "brief:a");
@@ -453,7 +453,7 @@ fn what_is_over_cannot_be_recovered() {
 
 /// An answer is never what makes a client slow.
 #[test]
-fn answers_fit_what_may_wait() {
+fn answers_fit_the_send_queue() {
     const BYTES: usize = 5000;
     let node = Node::start(FILE, &["--client.queue_max_size", "20000"]);
     let mut publisher = node.connected();

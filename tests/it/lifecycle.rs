@@ -181,7 +181,7 @@ fn a_storm_beside() {
 }
 
 #[test]
-fn a_half_closed_peer_is_freed_and_gets_what_was_on_its_way() {
+fn a_half_closed_peer_is_freed_and_gets_pending_messages() {
     let node = Node::open(&["--echo"]);
     let mut raw = node.upgraded("/echo");
     raw.send(&frame(TEXT, b"last words"));

@@ -171,7 +171,7 @@ fn sockets_that_say_nothing_lock_nobody_out() {
 
 /// Connections that were opened and never connected, and those that close, take nobody's place either.
 #[test]
-fn who_is_not_connected_is_no_client() {
+fn unconnected_sockets_are_not_clients() {
     let node = Node::open(&["--client.connection_limit", "2", "--close-timeout", "10m"]);
     let stale: Vec<Raw> = (0..10).map(|_| node.upgraded(CLIENTS)).collect();
     assert_eq!(node.figures()["clients"], 0);

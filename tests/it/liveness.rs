@@ -21,7 +21,7 @@ fn a_client_that_answers_pings_stays() {
 }
 
 #[test]
-fn what_counts_as_a_pong() {
+fn messages_that_count_as_a_pong() {
     let node = &node("3s", "1500ms");
     std::thread::scope(|scope| {
         for transcript in [
@@ -42,7 +42,7 @@ fn what_counts_as_a_pong() {
 }
 
 #[test]
-fn what_connect_says_of_pings() {
+fn the_connect_result_names_pings() {
     for (interval, timeout, expected) in [
         ("25s", "8s", r#""ping":25,"pong":true}}"#),
         ("90s", "1s", r#""ping":90,"pong":true}}"#),
@@ -75,7 +75,7 @@ fn without_pongs_wanted_pings_go_on() {
 }
 
 #[test]
-fn who_does_not_connect_is_stale() {
+fn a_client_that_does_not_connect_is_stale() {
     let node = Node::open(&["--client.stale_close_delay", "1s"]);
     node.client().is_closed(3502, "stale");
     // Frames that are no command don't put it off.
@@ -93,7 +93,7 @@ fn who_does_not_connect_is_stale() {
 }
 
 #[test]
-fn the_time_is_told_when_asked_for() {
+fn the_time_is_in_the_connect_result_on_request() {
     let node = Node::open(&["--client.connect_include_server_time"]);
     let mut client = node.client();
     client.send(CONNECT);

@@ -246,7 +246,7 @@ fn without_positions_all_is_full() {
 }
 
 #[test]
-fn what_is_not_granted_is_left_out() {
+fn capabilities_not_granted_are_left_out() {
     let node = Node::open_with(NAMESPACES, &[]);
     for speech in BOTH {
         let mut client = node.connected_in(speech);

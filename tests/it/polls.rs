@@ -132,7 +132,7 @@ fn publish(node: &Node, channel: &str, data: u64) {
 }
 
 #[test]
-fn what_was_missed_comes_at_once_and_the_rest_as_it_comes() {
+fn a_poll_returns_missed_publications_at_once_and_later_ones_as_they_come() {
     let node = node();
     // Homes on both shards.
     let channels = ["kept:a", "kept:b", "kept:c", "kept:d"];
@@ -183,7 +183,7 @@ fn a_poll_is_answered_when_its_time_is_over() {
 }
 
 #[test]
-fn what_was_lost_is_said() {
+fn a_poll_reports_lost_publications() {
     let node = node();
     let mut poller = Poller::new(&node, &["kept:a", "kept:b"]);
     for number in 0..6 {
@@ -225,7 +225,7 @@ fn only_the_latest_of_a_cache() {
 }
 
 #[test]
-fn what_cannot_be_polled_is_an_error() {
+fn features_without_polls_are_an_error() {
     let node = node();
     let refused = |request: Value| {
         let mut raw = node.raw();
@@ -356,7 +356,7 @@ fn requests_follow_each_other_on_a_connection() {
 }
 
 #[test]
-fn who_goes_away_while_waiting_leaves_nothing() {
+fn a_waiting_poll_that_ends_leaves_nothing() {
     let node = node();
     for reset in [false, true] {
         let mut poller = Poller::new(&node, &["kept:a", "kept:b"]);
@@ -400,7 +400,7 @@ fn nobody_sees_it_come_and_go() {
 }
 
 #[test]
-fn whatever_ends_a_session_ends_the_wait() {
+fn each_end_of_a_session_ends_its_poll() {
     let node = node();
     let token = token(json!({"sub": "ann"}));
     let mut poller = Poller::new(&node, &["kept:a"]);
@@ -433,7 +433,7 @@ fn whatever_ends_a_session_ends_the_wait() {
 }
 
 #[test]
-fn a_node_that_drains_answers_those_that_wait() {
+fn a_draining_node_answers_waiting_polls() {
     let node = node();
     let mut poller = Poller::new(&node, &["kept:a"]);
     publish(&node, "kept:a", 1);

@@ -60,7 +60,7 @@ fn stats(client: &mut Client, channel: &str) -> (u64, u64) {
 }
 
 #[test]
-fn who_is_here() {
+fn presence_lists_members() {
     let node = Node::open_with(NAMESPACES, &["--shards", "3"]);
     for speech in BOTH {
         let channel = format!("quiet:{speech:?}");
@@ -113,7 +113,7 @@ fn who_is_here() {
 }
 
 #[test]
-fn who_may_ask() {
+fn presence_needs_permission() {
     let node = Node::open_with(NAMESPACES, &[]);
     for speech in BOTH {
         let mut anonymous = node.connected_in(speech);
@@ -154,7 +154,7 @@ fn who_may_ask() {
 }
 
 #[test]
-fn who_comes_and_goes() {
+fn members_join_and_leave() {
     let node = Node::open_with(NAMESPACES, &[]);
     for (speech, forced) in BOTH.into_iter().flat_map(|speech| [(speech, false), (speech, true)]) {
         let channel = format!("{}:{speech:?}", if forced { "forced" } else { "room" });
@@ -204,7 +204,7 @@ fn who_comes_and_goes() {
 }
 
 #[test]
-fn events_are_for_those_who_may_have_them() {
+fn presence_events_need_permission() {
     let node = Node::open_with(NAMESPACES, &[]);
     for (channel, asked) in [
         // A client that requests no events.
@@ -230,7 +230,7 @@ fn events_are_for_those_who_may_have_them() {
 
 /// Infos of a client and its subscription in tokens.
 #[test]
-fn what_is_known_of_a_client() {
+fn presence_shows_client_info() {
     let node = Node::open_with(NAMESPACES, &[]);
     for speech in BOTH {
         let channel = format!("room:{speech:?}");

@@ -507,7 +507,7 @@ fn positions() {
 }
 
 #[test]
-fn a_publication_says_who_published_it() {
+fn a_publication_names_its_publisher() {
     let node = Node::open(&[]);
     let claims = json!({"sub": "4\"2", "info": {"name": "Ann"}});
     let mut client = node.client();

@@ -40,7 +40,7 @@ fn application(answers: &'static [(&'static str, &'static str)]) -> String {
 /// Data that isn't JSON is no publication of a client, even when the application put it in its place; where a
 /// namespace allows it, it isn't taken for JSON because a client that speaks JSON has sent it.
 #[test]
-fn a_publication_in_place_of_the_clients_is_judged_as_what_it_is() {
+fn a_publication_of_a_proxy_is_judged_as_published() {
     let url = application(&[
         ("/bytes", r#"{"result":{"b64data":"AP8="}}"#),
         ("/json", r#"{"result":{"b64data":"eyJhIjoxfQ=="}}"#),

@@ -108,7 +108,7 @@ fn requests_of_foreign_pages_are_refused_everywhere() {
 }
 
 #[test]
-fn headers_that_say_who_sends_a_request_stand_once() {
+fn headers_of_the_sender_stand_once() {
     let node = Node::open_with(FILE, &["--client.user_id_http_header", "X-User"]);
     let before = node.figures()["refused_repeated"];
     let mut refused = 0;

@@ -353,7 +353,7 @@ fn a_refresh_holds_the_channels_to_those_of_before() {
 
 /// Others see the info of a client's latest token.
 #[test]
-fn a_refresh_changes_what_is_known_of_a_client() {
+fn a_refresh_changes_client_info() {
     let node = Node::open_with(NAMESPACES, &[]);
     for speech in BOTH {
         let room = format!("room:{speech:?}");
@@ -376,7 +376,7 @@ fn a_refresh_changes_what_is_known_of_a_client() {
 }
 
 #[test]
-fn a_client_may_leave_what_the_server_is_about_to_give_it() {
+fn a_client_may_unsubscribe_during_a_server_subscribe() {
     let node = Node::open_with("[http_api]\nkey = \"k\"\n", &[]);
     let mut ann = node.connected_as("ann");
     let done = std::sync::atomic::AtomicBool::new(false);

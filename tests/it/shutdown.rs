@@ -67,7 +67,7 @@ fn the_pid_file_is_there_while_the_node_is() {
 }
 
 #[test]
-fn what_is_queued_arrives_before_the_close() {
+fn queued_messages_arrive_before_the_close() {
     const MESSAGES: usize = 40;
     let node =
         Node::open(&["--websocket.write_timeout", "10m", "--client.queue_max_size", "100000000"]);
@@ -91,7 +91,7 @@ fn what_is_queued_arrives_before_the_close() {
 }
 
 #[test]
-fn draining_keeps_to_its_pace_and_refuses_who_comes() {
+fn draining_keeps_its_pace_and_refuses_new_connections() {
     // 10 a second over 2 shards: 40 clients take 4 seconds.
     let node = Node::open(&["--drain-rate", "10"]);
     let clients: Vec<Client> = (0..40).map(|_| node.connected()).collect();

@@ -128,7 +128,7 @@ fn the_oldest_make_room() {
 }
 
 #[test]
-fn who_counts_on_all_is_closed() {
+fn a_positioned_slow_client_is_closed() {
     let node = node("");
     let mut raw = stalled(&node, "");
     publish(&node);

@@ -145,7 +145,7 @@ fn tokens_that_the_program_prints_are_good() {
 }
 
 #[test]
-fn it_says_what_binds_first() {
+fn the_start_names_the_tightest_limit() {
     let node = Node::open(&[]);
     let errors = node.errors();
     assert!(errors.contains("descriptors"), "{errors}");
@@ -249,7 +249,7 @@ fn a_file_that_is_named_has_to_be_there() {
 }
 
 #[test]
-fn a_check_counts_what_it_found_in_its_last_line() {
+fn a_check_counts_its_findings_in_its_last_line() {
     let path = std::env::temp_dir().join(format!("roost-it-check-{}.json", std::process::id()));
     let check = |text: &str| {
         std::fs::write(&path, text).unwrap();

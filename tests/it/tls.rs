@@ -399,7 +399,7 @@ fn openssl_resumes_with_a_ticket_and_sends_no_early_data() {
 }
 
 #[test]
-fn openssl_gets_alerts_for_what_is_refused() {
+fn openssl_gets_alerts_for_refusals() {
     let server = Server::open(|_| {});
     let cases: [(&[&str], &str, &str); 3] = [
         (&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"], "handshake failure", "incompatible"),

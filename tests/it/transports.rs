@@ -926,7 +926,7 @@ fn retry_ms(text: &str) -> u64 {
 }
 
 #[test]
-fn event_sources_are_told_when_to_come_back() {
+fn event_sources_get_a_retry_time() {
     let node = node();
     for (over, asked) in [(Over::UniSse, "{}"), (Over::Sse, "{\"id\":1,\"connect\":{}}")] {
         let mut all = std::collections::BTreeSet::new();

@@ -90,7 +90,7 @@ fn every_fault_has_its_close_code_and_costs_only_its_own_connection() {
 }
 
 #[test]
-fn what_was_said_before_a_fault_is_answered() {
+fn commands_before_a_fault_are_answered() {
     let node = Node::open(ECHO);
     let mut raw = node.upgraded("/echo");
     raw.send(&[frame(TEXT, b"one"), frame(TEXT, b"two"), frame(0x83, b"")].concat());

@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checker_sees_what_an_order_overtook() {
+    fn the_checker_finds_an_order_that_overtook_a_publish() {
         let mut history = history(&[]);
         let segment = history.opened(begin("plain", None));
         history.step = 2;
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checker_sees_what_recovery_left_out() {
+    fn the_checker_finds_holes_of_recovery() {
         let mut history = with_published("rec:a");
         let first = history.opened(begin("rec:a", Some(("E", 0))));
         history.delivered(first, &publication(0, 1)).unwrap();
@@ -694,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checker_sees_what_a_filter_left_out() {
+    fn the_checker_finds_publications_lost_by_a_filter() {
         let node = |cmp: &str, val: &str| FilterNode {
             key: "t".into(),
             cmp: cmp.into(),

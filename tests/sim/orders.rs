@@ -60,7 +60,7 @@ impl Orders {
 }
 
 #[test]
-fn a_code_says_whom_it_is_meant_for() {
+fn a_code_names_the_session_of_its_order() {
     let mut orders = Orders::default();
     let session = |id: &str| Target::Session(id.to_owned());
     let one = orders.code_for(session("a"), 7).unwrap();

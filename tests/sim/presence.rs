@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_missing_and_lives_is_a_fault() {
+    fn a_missing_live_member_is_a_fault() {
         let mut presence = Presence::default();
         presence.entered("a", "x", "", 1);
         let asked = presence.snapshot("a");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_is_not_shown() {
+    fn a_member_that_left_is_not_shown() {
         let mut presence = Presence::default();
         presence.left("a", "x");
         let asked = presence.snapshot("a");
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_sees_itself() {
+    fn a_reader_of_presence_sees_itself() {
         let mut presence = Presence::default();
         presence.entered("a", "by", "", 1);
         let asked = presence.snapshot("a");

@@ -691,7 +691,7 @@ fn next_of(rng: &mut Rng, count: usize) -> usize {
 }
 
 #[test]
-fn a_standstill_closes_nobody_who_reads_and_answers() {
+fn a_standstill_closes_no_client_that_reads_and_answers() {
     let mut met = BTreeMap::new();
     for seed in 1..=6 {
         let mut rng = Rng::new(seed);

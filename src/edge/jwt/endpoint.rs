@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address() {
+    fn malformed_endpoints_are_refused() {
         let (one, two) = (matching("(?P<a>x)(?P<b>y)"), matching("(?<b>x)"));
         for (text, expected) in [
             ("", "https://"),

@@ -106,7 +106,7 @@ fn each_kind_only_in_its_place() {
 }
 
 #[test]
-fn what_is_not_signed_by_us_is_invalid() {
+fn tokens_of_other_signers_are_invalid() {
     let none = format!(
         "{}.{}.",
         URL_SAFE_NO_PAD.encode(r#"{"alg":"none","typ":"JWT"}"#),
@@ -281,7 +281,7 @@ fn rotation_of_the_secret() {
 }
 
 #[test]
-fn unsigned_tokens_only_where_asked_for() {
+fn unsigned_tokens_need_skip_signature() {
     let keys = keys_of(TokenOptions { skip_signature: true, ..Default::default() });
     let forged = sign_hs256("whatever", &json!({"sub": "u"})).unwrap();
     assert_eq!(keys.verify_connection(&forged, NOW).unwrap().user, "u");
@@ -652,7 +652,7 @@ fn which_keys_of_a_set_are_used() {
 }
 
 #[test]
-fn what_is_no_key_set() {
+fn malformed_key_sets_are_refused() {
     let keys = of_jwks();
     let pair = Pair::ed();
     keys.install_keys(URL, key_set(&[pair.jwk("k")]).as_bytes()).unwrap();

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_comes_once_for_what_is_new() {
+    fn an_edge_comes_once_for_new_bytes() {
         let (world, mut driver, link, socket) = watched();
         assert_eq!(wait(&mut driver), []);
         world.borrow_mut().write(link, b"abcdef");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_told_after_a_full_socket() {
+    fn writability_is_reported_after_a_full_socket() {
         let (world, mut driver, link, socket) = watched();
         let frame = SharedFrame::new(b"0123456789abcdef");
         let mut send = |skip| driver.send(KEY, &socket, [&frame].into_iter(), skip);

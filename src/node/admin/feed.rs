@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn figures_are_for_those_who_have_a_token() {
+    async fn figures_need_a_token() {
         let connect = r#"{"id":1,"connect":{"token":"good"}}"#;
         let seen = spoken(&[connect, "{}\n{\"id\":2,\"rpc\":{}}"]).await;
         assert_eq!(seen.len(), 3, "{seen:?}");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_answer_is_closed() {
+    fn a_viewer_without_pongs_is_closed() {
         let mut viewer = Viewer::default();
         let mut out = Vec::new();
         assert_eq!(viewer.ping(&mut out), Next::Ends, "it has not connected");

@@ -257,7 +257,7 @@ async fn calls_of_no_use_here_are_refused() {
 }
 
 #[tokio::test]
-async fn info_says_what_the_node_is() {
+async fn info_names_and_counts_the_node() {
     let (mut bench, api) = bench(1);
     bench.node.counters[0].subscriptions.add(3);
     bench.node.counters[0].users.add(2);

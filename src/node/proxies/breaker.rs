@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn is_seen_soon_whatever_went_well_before() {
+    fn failures_open_the_circuit_soon_after_many_successes() {
         let start = Instant::now();
         let mut breaker = Breaker::new(10, PAUSE);
         for at in 0..5000 {
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_says_nothing() {
+    fn calls_begun_before_the_circuit_opened_do_not_count() {
         let now = Instant::now();
         let mut breaker = Breaker::new(1, PAUSE);
         let early = breaker.admits(client(1), now).unwrap();

@@ -167,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_nearest_hop_is_the_last_one_whatever_a_client_wrote_before(
+        fn the_nearest_hop_is_the_last_one_behind_forged_ones(
             written in "[ -~]{0,60}",
             v6 in any::<[u16; 8]>(),
         ) {

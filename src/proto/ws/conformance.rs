@@ -371,7 +371,7 @@ fn masking_and_lengths_by_role() {
 }
 
 #[test]
-fn too_long_is_told_by_the_header() {
+fn a_message_too_long_is_found_by_its_header() {
     let rules = ReadRules { masked: false, deflate: false, message_bytes_max: 100 };
     let fits = raw(&rules, FIN | TEXT, &[b'x'; 100]);
     assert_eq!(read(&rules, [&fits[..]]), [text([b'x'; 100])]);

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_pay_stays_plain() {
+    fn messages_that_compression_makes_longer_stay_plain() {
         let mut deflaters = deflaters(1);
         let mut out = b"before".to_vec();
         let mut rng = crate::base::rng::Rng::new(1);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gets_longer_leaves_a_compressor_as_good_as_new() {
+    fn a_message_that_gets_longer_leaves_no_state() {
         let mut rng = crate::base::rng::Rng::new(7);
         let mut deflaters = deflaters(1);
         let mut frame = Vec::new();

@@ -84,7 +84,7 @@ mod tests {
     use crate::shard::fixture::Plan;
 
     #[test]
-    fn what_is_left_of_clients_is_named() {
+    fn leftovers_of_clients_are_named() {
         let cx = Plan::default().cx();
         let mut clients = Clients::new(&cx);
         assert!(clients.left().iter().all(|(_, count)| *count == 0));

@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deferred_command_stands_in_front_of_those_that_wait() {
+    fn a_deferred_command_goes_before_waiting_ones() {
         assert_eq!(joined(b"{1}", b"{2}", true), b"{1}\n{2}");
         assert_eq!(joined(b"{1}", b"", true), b"{1}");
         assert_eq!(joined(b"\x011", b"\x012", false), b"\x011\x012");

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_trimmed_is_a_gap() {
+    fn trimmed_publications_are_a_gap() {
         let mut line = at(3);
         assert!(arrive(&mut line, 9).is_empty());
         let effects = line.repaired(&top(8), &[entry(7), entry(8)]);
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_back_has_a_bound() {
+    fn operations_held_back_are_bounded() {
         let mut line = at(3);
         let large = vec![b'x'; LINE_BYTES_MAX / 2];
         let published = Published { data: &large, ..Published::default() };

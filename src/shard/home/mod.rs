@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn housekeeping_forgets_what_has_expired() {
+    fn housekeeping_forgets_expired_entries() {
         let mut driven = Driven::with(with_history());
         driven.publishes("news", "1");
         driven.sent_to(1);

@@ -743,7 +743,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_connection_requests_fail_and_what_the_server_subscribes_waits() {
+    fn without_a_connection_requests_fail_and_server_subscriptions_wait() {
         let mut driven = driven();
         subscribes(&mut driven, 1);
         driven.publishes("news", "1");

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn shedding_gives_back_what_it_says() {
+    fn shedding_returns_the_freed_bytes() {
         let mut driven = Driven::with(with_history());
         driven.subscribes("news", 1);
         let large = format!("\"{}\"", "x".repeat(10_000));

@@ -177,7 +177,7 @@ mod tests {
     use crate::shard::http::endpoint::Endpoint;
 
     #[test]
-    fn what_a_header_names_is_kept_until_the_client_connects() {
+    fn the_user_of_a_header_is_kept_until_the_client_connects() {
         let mut plan = Plan::default();
         plan.client.user_id_http_header = "x-user".into();
         plan.options.endpoints = vec![Endpoint::new("/ws", EndpointKind::WebSocket)];

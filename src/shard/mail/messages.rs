@@ -1076,7 +1076,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_mail_count_what_they_allocate() {
+    fn parts_of_mail_count_their_allocations() {
         fn check<T: HeapBytes>(make: impl Fn() -> T) {
             let before = requested_bytes();
             let value = make();

@@ -75,7 +75,7 @@ mod tests {
     use crate::shard::fixture::{Plan, Wired};
 
     #[test]
-    fn what_is_queued_goes_out_before_the_fin() {
+    fn queued_bytes_go_out_before_the_fin() {
         let mut of = Wired::new(Plan::default());
         let (link, key) = of.connect_client();
         of.net.enqueue(&of.cx, key.index, SharedFrame::new(b"last words"));

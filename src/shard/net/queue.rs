@@ -370,7 +370,7 @@ mod tests {
     proptest::proptest! {
         // Frames pushed, bytes sent and queues dropped at random, against a plain queue of bytes.
         #[test]
-        fn waits_for_what_a_plain_queue_would(
+        fn the_send_queue_equals_a_plain_queue(
             ops in proptest::collection::vec((0..3u8, 1..9usize), 1..80),
         ) {
             let mut boxes = SendQueues::default();
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_begins_with_is_never_dropped() {
+    fn the_first_frames_of_a_connection_are_never_dropped() {
         for sent in 0..4 {
             let mut boxes = SendQueues::default();
             let mut at = NONE;
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room_and_take_with_them_what_builds_on_them() {
+    fn the_oldest_are_dropped_with_the_patches_on_them() {
         let kinds = [
             (NONE, Kind::Kept),
             (1, Kind::OldestFull),
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_begun_to_go_is_neither_dropped_nor_replaced() {
+    fn a_frame_partly_written_is_neither_dropped_nor_replaced() {
         let (mut boxes, at) = queue(&[(1, Kind::Oldest), (1, Kind::Oldest), (1, Kind::Kept)]);
         boxes.advance(at, 3);
         assert!(!boxes.make_room(at, 10, 10, &mut Vec::new()));

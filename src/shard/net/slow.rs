@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_takes_the_place_of_what_waits() {
+    fn the_newest_replaces_the_queued_publication() {
         let mut of = Wired::new(Plan::default());
         let (_, key) = of.connect_client();
         of.net.conns[key.index as usize].flags.set_blocked(true);

@@ -558,7 +558,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn the_wheel_does_what_a_plain_list_does(
+        fn the_wheel_equals_a_plain_list(
             start in 0u64..1_000_000,
             ops in prop::collection::vec(op(), 1..120),
         ) {

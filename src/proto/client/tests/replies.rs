@@ -488,7 +488,7 @@ fn an_empty_body_is_an_empty_result() {
 }
 
 #[test]
-fn what_is_json() {
+fn json_texts_are_recognised() {
     for (data, wanted) in [
         (&b"{}"[..], true),
         (b" [1,\n2] ", true),

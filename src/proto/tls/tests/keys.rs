@@ -35,7 +35,7 @@ fn a_request_is_answered_once_for_each_read() {
 }
 
 #[test]
-fn what_is_sealed_goes_out_before_the_answer() {
+fn sealed_records_go_out_before_the_answer() {
     let (mut server, mut client) = ends(Suite::Tls13ChaCha20);
     let sent = server.write(&[b"sealed with the old key"], 10).unwrap().0;
     client.records().update_keys(true);

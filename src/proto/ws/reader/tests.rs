@@ -55,7 +55,7 @@ fn a_frame_whose_header_came_earlier_is_lent_from_the_input_too() {
 }
 
 #[test]
-fn what_was_lent_goes_with_the_next_call() {
+fn lent_bytes_are_valid_until_the_next_call() {
     let mut frames = raw(&SERVER, 0x01, b"first");
     frames.extend(raw(&SERVER, 0x89, b"ping"));
     frames.extend(raw(&SERVER, 0x80, b"last"));
@@ -277,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn tungstenite_writes_what_we_read(
+    fn frames_of_tungstenite_are_read(
         messages in proptest::collection::vec(message(), 0..6),
         masked: bool,
         lengths in lengths(),
@@ -296,7 +296,7 @@ proptest! {
     }
 
     #[test]
-    fn tungstenite_reads_what_we_write(
+    fn frames_are_read_by_tungstenite(
         messages in proptest::collection::vec(message(), 0..6),
         masked: bool,
         key: [u8; 4],
