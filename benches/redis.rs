@@ -6,6 +6,8 @@
 //! ```
 //! Needs `redis-server` in the path. With `--test` the numbers are small.
 
+#![expect(clippy::disallowed_methods, reason = "it measures, and waits for another process")]
+
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

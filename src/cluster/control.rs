@@ -57,17 +57,19 @@ impl Command {
     /// It is no Protobuf.
     pub fn read(bytes: &[u8]) -> Result<Self, NotProtobuf> {
         let all = super::schema::Command::decode(bytes).map_err(|_| NotProtobuf)?;
-        let message = None
-            .or(all.node.map(Message::Node))
-            .or(all.shutdown.map(|_| Message::Shutdown))
-            .or(all.unsubscribe.map(Message::Unsubscribe))
-            .or(all.subscribe.map(Message::Subscribe))
-            .or(all.disconnect.map(Message::Disconnect))
-            .or(all.survey_request.map(Message::SurveyRequest))
-            .or(all.survey_response.map(Message::SurveyResponse))
-            .or(all.notification.map(Message::Notification))
-            .or(all.refresh.map(Message::Refresh));
-        Ok(Self { uid: all.uid, message: message.unwrap_or(Message::Unknown) })
+        let in_order = [
+            all.node.map(Message::Node),
+            all.shutdown.map(|_| Message::Shutdown),
+            all.unsubscribe.map(Message::Unsubscribe),
+            all.subscribe.map(Message::Subscribe),
+            all.disconnect.map(Message::Disconnect),
+            all.survey_request.map(Message::SurveyRequest),
+            all.survey_response.map(Message::SurveyResponse),
+            all.notification.map(Message::Notification),
+            all.refresh.map(Message::Refresh),
+        ];
+        let message = in_order.into_iter().flatten().next().unwrap_or(Message::Unknown);
+        Ok(Self { uid: all.uid, message })
     }
 
     /// Its bytes.

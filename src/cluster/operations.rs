@@ -610,10 +610,14 @@ fn shapeless(awaited: &Awaited, reply: &Reply) -> Settled {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use serde_json::Value;
 
+    use super::super::control;
     use super::super::names::Layout;
     use super::*;
+    use crate::base::tags::Tags;
     use crate::hub::history::{Since, StreamOptions};
 
     const FRESH: Fresh<'static> = Fresh { now_ms: 1_700_000_000_000, epoch: "abcdefgh" };
@@ -655,9 +659,9 @@ mod tests {
     /// The arguments that a captured node sent in a step, with those of a script.
     fn captured(step: &str, script_keys: &str) -> Vec<String> {
         let lines = include_str!("../../tests/vectors/redis/scripts.jsonl").lines();
-        let values = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let found = values.filter(|value| value["step"] == step);
-        let command = found.filter(|value| value["command"][2] == script_keys).next().unwrap();
+        let mut values = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let is_it = |value: &Value| value["step"] == step && value["command"][2] == script_keys;
+        let command = values.find(is_it).unwrap();
         let command = command["command"].as_array().unwrap();
         command[3..].iter().map(|part| part.as_str().unwrap().to_owned()).collect()
     }
@@ -787,5 +791,81 @@ mod tests {
                 assert!(matches!(settled, Settled::Faulty(Some(BrokerEvent::Failed { .. }), _)));
             }
         }
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let pair = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        (0..text.len()).step_by(2).map(pair).collect()
+    }
+
+    fn packed(value: &Value) -> Vec<u8> {
+        STANDARD.decode(value.as_str().unwrap_or_default()).unwrap()
+    }
+
+    /// The packed client of a captured `ClientInfo`.
+    fn client(info: &Value) -> Box<[u8]> {
+        let text = |name: &str| info[name].as_str().unwrap_or_default();
+        let (conn_info, chan_info) = (packed(&info["conn_info"]), packed(&info["chan_info"]));
+        let (user, client) = (text("user"), text("client"));
+        ClientInfo { user, client, conn_info: &conn_info, chan_info: &chan_info }.pack()
+    }
+
+    fn check_publication(delivered: &Delivered, decoded: &Value) {
+        let epoch = decoded["epoch"].as_str();
+        assert_eq!(delivered.epoch, epoch.map(Epoch::from), "{decoded}");
+        let record = &delivered.entry.record;
+        assert_eq!(record.offset(), decoded["offset"].as_u64().unwrap_or(0), "{decoded}");
+        let (expected, found) = (&decoded["publication"], record.published());
+        assert_eq!(found.data, packed(&expected["data"]), "{decoded}");
+        assert_eq!(expected["time"], delivered.entry.time_ms.to_string(), "{decoded}");
+        let tags = Tags::packed(found.tags).iter().count();
+        assert_eq!(tags, expected["tags"].as_object().map_or(0, serde_json::Map::len));
+        for (name, value) in Tags::packed(found.tags).iter() {
+            assert_eq!(expected["tags"][name], value, "{decoded}");
+        }
+        match &expected["info"] {
+            Value::Null => assert!(found.info.is_empty(), "{decoded}"),
+            info => assert_eq!(*found.info, *client(info), "{decoded}"),
+        }
+        let wants_delta = decoded["kind"] == "publication+prev" || expected["delta"] == true;
+        assert_eq!(delivered.entry.delta, wants_delta, "{decoded}");
+    }
+
+    #[test]
+    fn all_messages_of_captured_nodes_are_read() {
+        let (mut publications, mut events, mut messages) = (0, 0, 0);
+        for line in include_str!("../../tests/vectors/redis/captured.jsonl").lines() {
+            let captured: Value = serde_json::from_str(line).unwrap();
+            let is_cluster = captured["layout"] == "cluster";
+            let operations = operations(if is_cluster { Layout::Cluster } else { Layout::Plain });
+            let name = captured["channel"].as_str().unwrap();
+            let payload = unhex(captured["payload_hex"].as_str().unwrap());
+            let decoded = &captured["decoded"];
+            if decoded["kind"] == "control" {
+                assert_eq!(operations.names.channel_of(name.as_bytes()), None, "{line}");
+                let command = control::Command::read(&payload).unwrap();
+                assert_eq!(decoded["command"]["uid"], command.uid, "{line}");
+                assert_ne!(command.message, control::Message::Unknown, "{line}");
+                // Maps have no order of their own, so a value and not bytes.
+                let again = control::Command::read(&command.clone().write());
+                assert_eq!(again, Ok(command), "{line}");
+                messages += 1;
+                continue;
+            }
+            let channel = operations.names.channel_of(name.as_bytes()).unwrap();
+            match operations.message(channel, &payload).unwrap() {
+                BrokerEvent::Delivered(delivered) => {
+                    check_publication(&delivered, decoded);
+                    publications += 1;
+                }
+                BrokerEvent::Announced { joined, info, .. } => {
+                    assert_eq!(decoded["kind"], if joined { "join" } else { "leave" }, "{line}");
+                    assert_eq!(info, client(&decoded["info"]), "{line}");
+                    events += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((publications, events, messages), (48, 12, 41));
     }
 }

@@ -99,7 +99,7 @@ fn check_lifetimes(settings: &Settings, report: &mut Report) {
         all.flat_map(|scope| ["history_ttl", "history_meta_ttl"].map(|path| (scope, path)));
     let global = [(&settings.root, "channel.history_meta_ttl")];
     for (scope, path) in of_namespaces.chain(global) {
-        if scope.ms(path) % 1_000 > 0 {
+        if !scope.ms(path).is_multiple_of(1_000) {
             report.errors.push(scope.complaint(path, "whole seconds with a broker in Redis"));
         }
     }
@@ -126,7 +126,7 @@ fn redis(scope: &Scope, has_presence: bool, report: &mut Report) -> RedisOptions
     };
     if has_presence {
         let ttl = scope.ms("presence_ttl");
-        if ttl == 0 || ttl % 1_000 > 0 {
+        if ttl == 0 || !ttl.is_multiple_of(1_000) {
             report.errors.push(scope.complaint("presence_ttl", "whole seconds, at least one"));
         }
         options.presence_ttl_s = (ttl / 1_000).max(1);

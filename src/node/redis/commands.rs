@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -65,7 +66,10 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
     loop {
         let link = Link::connect(&settings.servers[at], settings.io_timeout);
         match timeout(settings.connect_timeout, link).await {
-            Ok(Ok(link)) => {
+            Ok(Ok(mut link)) => {
+                if shared.figures.connects.load(Ordering::Relaxed) == 0 {
+                    warn_of_eviction(at, &mut link).await;
+                }
                 Figures::add(&shared.figures.connects, 1);
                 if !is_up {
                     is_up = true;
@@ -88,6 +92,18 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
             Err(_) => lost(&shared, at, &server, &mut is_up, &Unreachable::Timeout),
         }
         sleep(backoff.pause()).await;
+    }
+}
+
+/// A server that evicts keys loses histories and positions one by one.
+async fn warn_of_eviction(at: usize, link: &mut Link) {
+    if let Some(policy) = link.memory_policy().await
+        && policy != "noeviction"
+    {
+        tracing::warn!(
+            "redis: server {at} has maxmemory-policy {policy}: it may drop histories, positions and \
+             presence when its memory is full; noeviction is safe"
+        );
     }
 }
 
@@ -299,6 +315,7 @@ impl<'a> Outcome<'a> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "publications carry the wall clock of their node")]
 fn fresh(epoch: &Epoch) -> Fresh<'_> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Fresh { now_ms: now.as_millis() as u64, epoch: epoch.as_str() }

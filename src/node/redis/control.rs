@@ -25,7 +25,7 @@ pub enum ControlEvent {
     /// Messages of one server don't come any more.
     Interrupted,
     /// Another node says something.
-    Message(Command),
+    Message(Box<Command>),
     /// A message of this node was sent, or not: then other nodes may have got it.
     Sent {
         /// Names the message.
@@ -159,7 +159,7 @@ async fn serve(
 fn take(shared: &Shared, payload: &[u8]) {
     match Command::read(payload) {
         Ok(command) if command.uid == shared.settings.uid => {}
-        Ok(command) => shared.events.control(vec![ControlEvent::Message(command)]),
+        Ok(command) => shared.events.control(vec![ControlEvent::Message(Box::new(command))]),
         Err(error) => {
             Figures::add(&shared.figures.malformed, 1);
             tracing::warn!("redis: a message between nodes is malformed: {error}");

@@ -127,6 +127,7 @@ impl Broker {
     ///
     /// # Errors
     /// The system has no thread, or no descriptor.
+    #[expect(clippy::disallowed_methods, reason = "they share the descriptor table of the process")]
     pub fn start(settings: Settings, events: Arc<dyn Events>) -> io::Result<Self> {
         let figures = Arc::new(Figures::default());
         let settings = Arc::new(settings);
@@ -195,7 +196,7 @@ impl Broker {
 
     /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it.
     pub fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) {
-        let outgoing = Outgoing { to, ticket, message };
+        let outgoing = Box::new(Outgoing { to, ticket, message });
         // As above.
         let _ = self.threads[0].inbox.send(Inbound::Control(outgoing));
     }
@@ -206,7 +207,7 @@ enum Inbound {
     /// Commands of a home.
     Commands(usize, Vec<Command>),
     /// A message to other nodes: the first thread alone gets them.
-    Control(Outgoing),
+    Control(Box<Outgoing>),
 }
 
 /// Bytes that a command counts in the queue.
@@ -282,7 +283,7 @@ async fn run(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Inbound>) {
         let (home, commands) = match inbound {
             Inbound::Commands(home, commands) => (home, commands),
             Inbound::Control(outgoing) => {
-                control::send(&shared, &servers, &mut turn, outgoing);
+                control::send(&shared, &servers, &mut turn, *outgoing);
                 continue;
             }
         };

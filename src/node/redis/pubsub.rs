@@ -360,11 +360,12 @@ mod tests {
     use super::*;
 
     fn listening(events: &[BrokerEvent]) -> Vec<&str> {
-        let channel = |event| match event {
-            &BrokerEvent::Listening { ref channel } => channel.as_str(),
-            other => panic!("{other:?}"),
-        };
-        events.iter().map(channel).collect()
+        let mut channels = Vec::new();
+        for event in events {
+            let BrokerEvent::Listening { channel } = event else { panic!("{event:?}") };
+            channels.push(channel.as_str());
+        }
+        channels
     }
 
     #[test]

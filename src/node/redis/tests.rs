@@ -1,6 +1,11 @@
 //! The threads against a real server, which each test starts for itself. Without `redis-server` in the path
 //! they do nothing, unless `ROOST_TEST_REDIS` is set.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "bounds of waits for a server, and whether a missing one is a fault"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -817,7 +822,7 @@ fn messages_go_to_all_other_nodes_or_to_one() {
     for (ticket, message) in [(1, Message::Shutdown), (2, Message::Refresh(<_>::default()))] {
         a.broker.send_control(Recipient::All, Ticket(ticket), message.clone());
         assert_eq!(next(a), sent(ticket));
-        let expected = control::Command { uid: "a".into(), message };
+        let expected = Box::new(control::Command { uid: "a".into(), message });
         for node in [b, c] {
             assert_eq!(next(node), ControlEvent::Message(expected.clone()));
         }
@@ -825,6 +830,7 @@ fn messages_go_to_all_other_nodes_or_to_one() {
     b.broker.send_control(Recipient::Node("c".into()), Ticket(3), Message::Shutdown);
     assert_eq!(next(b), sent(3));
     let expected = control::Command { uid: "b".into(), message: Message::Shutdown };
+    let expected = Box::new(expected);
     assert_eq!(next(c), ControlEvent::Message(expected));
     // Malformed ones are counted.
     let _: i64 = server.run("PUBLISH p.control \u{1}");
@@ -837,4 +843,15 @@ fn messages_go_to_all_other_nodes_or_to_one() {
     a.broker.send_control(Recipient::All, Ticket(4), Message::Shutdown);
     let failed = ControlEvent::Sent { ticket: Ticket(4), is_sent: false };
     while next(a) != failed {}
+}
+
+#[tokio::test]
+async fn the_memory_policy_of_a_server_is_known() {
+    let Some(server) = RedisServer::start() else { return };
+    let settings = settings(&server);
+    for policy in ["noeviction", "allkeys-lru"] {
+        let _: () = server.run(&format!("CONFIG SET maxmemory-policy {policy}"));
+        let link = wire::Link::connect(&settings.servers[0], settings.io_timeout);
+        assert_eq!(link.await.unwrap().memory_policy().await.as_deref(), Some(policy));
+    }
 }

@@ -1,5 +1,6 @@
 //! The `redis` crate: the only file that names it.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -223,6 +224,15 @@ impl Link {
         }
         self.names = names;
         Ok(())
+    }
+
+    /// How the server makes room when its memory is full; none where it doesn't say so, or is a Cluster.
+    pub(super) async fn memory_policy(&mut self) -> Option<String> {
+        let Kind::One(connection) = &mut self.kind else { return None };
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("maxmemory-policy");
+        let pair: HashMap<String, String> = command.query_async(connection).await.ok()?;
+        pair.into_values().next()
     }
 
     /// Sends requests: their replies, in their order. It is sent when the future is polled first.
