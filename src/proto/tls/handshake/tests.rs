@@ -602,6 +602,15 @@ fn a_client_that_refuses_the_certificate_ends_the_handshake() {
 }
 
 #[test]
+fn secrets_are_taken_out_of_the_key_log_at_once() {
+    let (end, other) = connected(Suite::Tls13Aes256Gcm, Role::Server, usize::MAX / 2);
+    CAPTURED.with_borrow(|captured| {
+        assert_eq!((captured.client, captured.server), ([0; 48], [0; 48]));
+    });
+    talk_and_close(end, other);
+}
+
+#[test]
 fn nothing_is_held_before_the_first_byte_and_behind_the_last() {
     let config = prepared(server_config(default_provider(), &[&TLS13]));
     let mut client = Other::client(client_config(default_provider(), &[&TLS13]));

@@ -220,6 +220,42 @@ fn small_frames_go_in_one_record_and_large_ones_in_several() {
 }
 
 #[test]
+fn joined_frames_are_at_most_a_record() {
+    for (last, records) in [(384, 1), (385, 2)] {
+        let (mut server, mut client) = ends(Suite::Tls13Aes128Gcm);
+        let mut frames = vec![&[8; 1000][..]; 16];
+        frames.push(&[9; 385][..last]);
+        let (wire, plain) = server.write(&frames, usize::MAX).unwrap();
+        assert_eq!((plain, wire.len()), (16_000 + last, plain + records * 22));
+        client.read(&wire);
+        assert!(client.fault.is_none() && client.read == frames.concat());
+    }
+}
+
+#[test]
+fn a_batch_is_filled_to_its_last_bytes() {
+    let mut pool = Pool::default();
+    let mut batch = Batch::new();
+    let frames = vec![&[3; 1000][..]; 40];
+    let mut all = Vec::new();
+    while !batch.is_full() {
+        let (server, client) = testing::pair(Suite::Tls12Aes256Gcm);
+        let key = pool.insert(server).unwrap();
+        let mut records = pool.records(&key).unwrap();
+        let sealed = batch.seal(&mut records, frames.iter().copied()).unwrap();
+        assert!(sealed.plain >= 16_000 && !sealed.is_empty());
+        all.push((key, End::new(client), sealed));
+    }
+    assert!(all.len() > 5);
+    for (key, mut client, sealed) in all {
+        let bytes = batch.bytes(&sealed);
+        pool.records(&key).unwrap().sent(bytes, bytes.len());
+        client.read(bytes);
+        assert!(client.read == frames.concat()[..sealed.plain]);
+    }
+}
+
+#[test]
 fn a_batch_takes_whole_records_until_it_is_full() {
     let (mut server, mut client) = ends(Suite::Tls13Aes128Gcm);
     let frames = vec![&[9; 20_000][..]; 20];
