@@ -107,13 +107,14 @@ pub fn connect(
     let ConnectionClaims { user, expire_at, info, meta, subs } = claims;
     let client = facts.client;
     let expires = expire_at.filter(|_| !client.insecure).map(Expiry::at);
-    let mut to_ask = granted_subs(subs, by, &user, facts)?;
-    add_requested_subs(request, arrival.is_poll, by, &user, facts, &mut to_ask)?;
+    let mut to_request = granted_subs(subs, by, &user, facts)?;
+    add_requested_subs(request, arrival.is_poll, by, &user, facts, &mut to_request)?;
     let is_past = |at: Expiry| at.is_past(facts.now);
-    if expires.is_some_and(is_past) || to_ask.iter().any(|sub| sub.expires.is_some_and(is_past)) {
+    if expires.is_some_and(is_past) || to_request.iter().any(|sub| sub.expires.is_some_and(is_past))
+    {
         return Err(Stop::Error(ErrorCode::Expired, "expire_at: past"));
     }
-    if to_ask.len() > channel_limit {
+    if to_request.len() > channel_limit {
         let why = "subscriptions that the server makes, over client.channel_limit";
         return Err(Stop::Close(Disconnect::ChannelLimit, why));
     }
@@ -122,7 +123,7 @@ pub fn connect(
     // Where the application renews connections, a client needn't know when.
     let renewed_by_client = expires.filter(|_| client.proxies.refresh.is_none());
     let ttl = renewed_by_client.map(|expires| expires.ttl(facts.now));
-    let connecting = Connecting { to_count, to_ask, ttl, data, ..Connecting::default() };
+    let connecting = Connecting { to_count, to_request, ttl, data, ..Connecting::default() };
     let is_admin = by == By::Admin;
     Ok(Opening::Session(NewSession { user, expires, info, meta, connecting, is_admin }))
 }
@@ -198,13 +199,13 @@ fn granted_subs(
     facts: &Facts<'_>,
 ) -> Result<Vec<ServerSub>, Stop> {
     let channels = facts.channels;
-    let mut to_ask = Vec::new();
+    let mut to_request = Vec::new();
     for (channel, options) in subs {
         let Ok(namespace) = channels.resolve_trusted(&channel) else {
             let why = "a channel of the token or the proxy: no such namespace";
             return Err(Stop::Error(ErrorCode::UnknownChannel, why));
         };
-        to_ask.push(ServerSub {
+        to_request.push(ServerSub {
             channel,
             namespace: namespace.index,
             info: options.info.unwrap_or_default(),
@@ -219,17 +220,17 @@ fn granted_subs(
         let channel = CompactString::new(personal.channel(user, channels.syntax()));
         // The configuration was checked for its namespace.
         if let Ok(namespace) = channels.resolve_trusted(&channel)
-            && !to_ask.iter().any(|sub: &ServerSub| sub.channel == channel)
+            && !to_request.iter().any(|sub: &ServerSub| sub.channel == channel)
         {
             let namespace = namespace.index;
-            to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
+            to_request.push(ServerSub { channel, namespace, ..ServerSub::default() });
         }
     }
     if by == By::Admin {
         let (channel, namespace) = (OWN_CHANNEL.into(), channels.own().index);
-        to_ask.push(ServerSub { channel, namespace, ..ServerSub::default() });
+        to_request.push(ServerSub { channel, namespace, ..ServerSub::default() });
     }
-    Ok(to_ask)
+    Ok(to_request)
 }
 
 /// The subscriptions that the client names.
@@ -239,18 +240,18 @@ fn add_requested_subs(
     by: By,
     user: &str,
     facts: &Facts<'_>,
-    to_ask: &mut Vec<ServerSub>,
+    to_request: &mut Vec<ServerSub>,
 ) -> Result<(), Stop> {
     let (channels, insecure) = (facts.channels, facts.client.insecure);
     let also_others = matches!(by, By::Token | By::Nobody);
-    let added = add_unasked(channels, insecure, user, request, also_others, to_ask);
+    let added = add_unasked(channels, insecure, user, request, also_others, to_request);
     if !is_poll {
         return added;
     }
     // A poll has no close codes: each of its faults is an error.
     let checked = match added {
         Err(_) => Err(ErrorCode::UnknownChannel),
-        Ok(()) => may_poll(channels, insecure, user, request, to_ask),
+        Ok(()) => may_poll(channels, insecure, user, request, to_request),
     };
     checked.map_err(|code| Stop::Error(code, "subs: a channel that polls can't have"))
 }
@@ -263,15 +264,15 @@ fn add_unasked(
     user: &str,
     request: &ConnectRequest<'_>,
     also_others: bool,
-    to_ask: &mut Vec<ServerSub>,
+    to_request: &mut Vec<ServerSub>,
 ) -> Result<(), Stop> {
     // Both may be as many as `client.channel_limit`.
-    let mut known: Vec<usize> = (0..to_ask.len()).collect();
-    known.sort_unstable_by(|a, b| to_ask[*a].channel.cmp(&to_ask[*b].channel));
+    let mut known: Vec<usize> = (0..to_request.len()).collect();
+    known.sort_unstable_by(|a, b| to_request[*a].channel.cmp(&to_request[*b].channel));
     for (channel, asked) in &request.subs {
         let is_at = |at: &usize| {
             steps::take(1);
-            to_ask[*at].channel.as_str().cmp(channel)
+            to_request[*at].channel.as_str().cmp(channel)
         };
         let at = match known.binary_search_by(is_at).ok().map(|at| known[at]) {
             Some(at) => at,
@@ -289,16 +290,16 @@ fn add_unasked(
                 if !channels.may_subscribe_unasked(namespace, channel, subscriber) {
                     continue;
                 }
-                to_ask.push(ServerSub {
+                to_request.push(ServerSub {
                     channel: CompactString::new(channel),
                     namespace: namespace.index,
                     asked: asked_by(asked),
                     ..ServerSub::default()
                 });
-                to_ask.len() - 1
+                to_request.len() - 1
             }
         };
-        let sub = &mut to_ask[at];
+        let sub = &mut to_request[at];
         sub.since = asked.recover.then(|| since_of(asked));
         sub.delta = asked.delta == "fossil";
     }
@@ -424,7 +425,7 @@ mod tests {
         let with = |arrival, request| connect(&request, None, arrival, &scene.facts());
         let good = by_token(&json!({"sub": "admin"}));
         let Ok(Opening::Session(new)) = with(arrival, good) else { panic!() };
-        assert!(new.is_admin && new.connecting.to_ask[0].channel == OWN_CHANNEL);
+        assert!(new.is_admin && new.connecting.to_request[0].channel == OWN_CHANNEL);
         let stop = with(arrival, ConnectRequest::default()).err();
         assert!(matches!(stop, Some(Stop::Close(Disconnect::InvalidToken, _))), "{stop:?}");
         let nowhere = Arrival { admin: None, ..arrival };
@@ -441,9 +442,9 @@ mod tests {
         scene.client.user_connection_limit = 1;
         let claims = json!({"sub": "alice", "channels": ["news"]});
         let new = open(&scene, &by_token(&claims)).unwrap();
-        let names: Vec<_> = new.connecting.to_ask.iter().map(|sub| &*sub.channel).collect();
+        let names: Vec<_> = new.connecting.to_request.iter().map(|sub| &*sub.channel).collect();
         assert_eq!(names, ["news", "#alice"]);
-        assert!(new.connecting.to_count && new.connecting.to_ask[0].by_token);
+        assert!(new.connecting.to_count && new.connecting.to_request[0].by_token);
         scene.client.channel_limit = 1;
         assert_eq!(close(open(&scene, &by_token(&claims))), Disconnect::ChannelLimit);
         let unknown = json!({"sub": "alice", "channels": ["nowhere:news"]});
@@ -466,15 +467,18 @@ mod tests {
         let channels =
             ChannelRules::new(Namespace::default(), Vec::new(), ChannelSyntax::default());
         for count in [100, 1_000, 10_000] {
-            let mut to_ask = server_subs(0..count);
+            let mut to_request = server_subs(0..count);
             let request = request(0..count);
             let (result, steps) =
-                steps::of(|| add_unasked(&channels, false, "", &request, false, &mut to_ask));
+                steps::of(|| add_unasked(&channels, false, "", &request, false, &mut to_request));
             assert!(result.is_ok());
-            assert!(to_ask.len() == count as usize && to_ask.iter().all(|sub| sub.since.is_some()));
+            assert!(
+                to_request.len() == count as usize
+                    && to_request.iter().all(|sub| sub.since.is_some())
+            );
             assert!(steps <= u64::from(count) * 16, "{steps} for {count}");
             let (may, steps) =
-                steps::of(|| may_poll(&channels, false, "", &request, &mut to_ask[1..]));
+                steps::of(|| may_poll(&channels, false, "", &request, &mut to_request[1..]));
             assert_eq!(may, Err(ErrorCode::PermissionDenied));
             assert!(steps <= u64::from(count), "{steps} for {count}");
         }

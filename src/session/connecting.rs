@@ -14,7 +14,7 @@ use crate::hub::history::Since;
 use crate::proto::client::{Body, SubscribeResult};
 use crate::session::Session;
 
-/// A subscription that the server makes for a client, to be asked for.
+/// A subscription that the server makes for a client, to be requested of its home.
 #[derive(Clone, Debug, Default)]
 pub struct ServerSub {
     /// The channel.
@@ -91,8 +91,8 @@ pub struct Connecting {
     pub to_count: bool,
     /// They are being counted.
     pub counting: bool,
-    /// Subscriptions that are to be asked for, the last first.
-    pub to_ask: Vec<ServerSub>,
+    /// Subscriptions that are to be requested, the last first.
+    pub to_request: Vec<ServerSub>,
     /// Answers that are to come.
     pub awaited: u32,
     /// Subscriptions that are made.
@@ -130,7 +130,7 @@ impl Session {
         if connecting.counting {
             return Step::Wait;
         }
-        if let Some(sub) = connecting.to_ask.pop() {
+        if let Some(sub) = connecting.to_request.pop() {
             return Step::Subscribe(sub);
         }
         match connecting.awaited {
@@ -163,7 +163,7 @@ impl Session {
     /// No home has a request for this subscription: it is the next step once more.
     pub fn give_back(&mut self, sub: ServerSub) {
         if let Some(connecting) = self.connecting() {
-            connecting.to_ask.push(sub);
+            connecting.to_request.push(sub);
         }
     }
 
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn a_step_without_credit_comes_again() {
         let mut session = session("alice");
-        let to_ask = vec![ServerSub { channel: "news".into(), ..ServerSub::default() }];
-        let connecting = Connecting { to_ask, to_count: true, ..Connecting::default() };
+        let to_request = vec![ServerSub { channel: "news".into(), ..ServerSub::default() }];
+        let connecting = Connecting { to_request, to_count: true, ..Connecting::default() };
         session.extra().connecting = Some(Box::new(connecting));
         for _ in 0..2 {
             assert!(matches!(session.next_step(), Step::Count));

@@ -16,7 +16,7 @@ use crate::hub::names::NameHasher;
 use crate::proto::client::{Disconnect, Encoding, is_json};
 use crate::session::rules::ClientOptions;
 use crate::session::stop::Stop;
-use crate::session::tokens::Verdict;
+use crate::session::verdict::Verdict;
 
 /// Facts about one command and its connection.
 #[derive(Clone, Copy)]

@@ -50,6 +50,7 @@ mod subscribe;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
+mod verdict;
 mod waits;
 
 pub use self::app::PublishOptions;
@@ -60,7 +61,7 @@ pub use self::facts::Facts;
 pub use self::rules::{AdminRules, ClientOptions, PersonalChannel, Rules};
 pub use self::stop::{NO_MEMORY, Stop};
 pub use self::subs::{Sub, SubFlags, SubState, Subs};
-pub use self::tokens::{Signed, TokenKind, Verdict};
+pub use self::verdict::{Signed, TokenKind, Verdict};
 pub use self::waits::WaitsFor;
 
 use std::sync::Arc;
@@ -95,7 +96,7 @@ impl SubExtra {
         match self.renewal {
             Renewal::Client => Some(i64::from(self.expires?.seconds()).saturating_add(delay)),
             Renewal::Server => self.expires.map(|at| at.seconds().into()),
-            Renewal::Asked => None,
+            Renewal::Requested => None,
         }
     }
 }
@@ -106,10 +107,10 @@ pub enum Renewal {
     /// The client, with a new token.
     #[default]
     Client,
-    /// The server, by asking the application.
+    /// The server, by a call of the application.
     Server,
-    /// It is being asked.
-    Asked,
+    /// The same, and the call is out.
+    Requested,
 }
 
 /// Headers: lower-case names, and values.
@@ -225,7 +226,7 @@ impl Session {
     ) -> (Self, Option<Connecting>) {
         let NewSession { user, expires, info, meta, connecting, is_admin } = new;
         let few = info.is_some() || meta.is_some() || headers.is_some();
-        let steps = connecting.to_count || !connecting.to_ask.is_empty();
+        let steps = connecting.to_count || !connecting.to_request.is_empty();
         let (connecting, at_once) = match steps {
             true => (Some(Box::new(connecting)), None),
             false => (None, Some(connecting)),
@@ -344,13 +345,13 @@ mod tests {
 
     fn new_session(to_count: bool, subs: usize) -> NewSession {
         let sub = |at| ServerSub { channel: format!("c{at}").into(), ..ServerSub::default() };
-        let to_ask = (0..subs).map(sub).collect();
+        let to_request = (0..subs).map(sub).collect();
         NewSession {
             user: "alice".into(),
             expires: None,
             info: None,
             meta: None,
-            connecting: Connecting { to_count, to_ask, ..Connecting::default() },
+            connecting: Connecting { to_count, to_request, ..Connecting::default() },
             is_admin: false,
         }
     }
@@ -478,7 +479,7 @@ mod tests {
         for (renewal, due) in [
             (Renewal::Client, Some(1_700_000_005)),
             (Renewal::Server, Some(1_700_000_000)),
-            (Renewal::Asked, None),
+            (Renewal::Requested, None),
         ] {
             extra.renewal = renewal;
             assert_eq!(extra.due(5), due);

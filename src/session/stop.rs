@@ -6,7 +6,7 @@ use crate::edge::channels::{NameFault, Refusal};
 use crate::edge::proxy::{AppDisconnect, AppError, ProxyOptions};
 use crate::proto::client::{Disconnect, ErrorCode};
 use crate::session::WaitsFor;
-use crate::session::tokens::TokenKind;
+use crate::session::verdict::TokenKind;
 
 /// The reason why a command has no effect now. The texts are details for the log.
 #[derive(Debug, PartialEq)]

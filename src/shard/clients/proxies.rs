@@ -432,7 +432,7 @@ impl Clients {
             extra.renewal = Renewal::Client;
             return;
         };
-        extra.renewal = Renewal::Asked;
+        extra.renewal = Renewal::Requested;
         self.call_or_delay(out, index, proxy, AppRequest::SubRefresh { channel, local });
     }
 
@@ -447,7 +447,8 @@ impl Clients {
         let now = out.cx.unix;
         let Some(session) = self.session_of(out.net, index) else { return };
         // Unsubscribed since, and perhaps subscribed again.
-        let extra = session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Asked);
+        let extra =
+            session.sub_extra_mut(local).filter(|extra| extra.renewal == Renewal::Requested);
         let Some(extra) = extra else { return };
         extra.renewal = Renewal::Server;
         let result = match answer {
