@@ -11,6 +11,7 @@ use crate::proto::client::{
 use crate::session::{Connecting, Made, SubState};
 use crate::shard::clients::Clients;
 use crate::shard::http::polls::{Begun, join, status_of};
+use crate::shard::http::route::Answer;
 use crate::shard::local::LocalSide;
 use crate::shard::net::record::NONE;
 use crate::shard::outlets::Outlets;
@@ -180,6 +181,63 @@ impl Clients {
         }
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();
-        out.net.answer(out.cx, out.post, key, reuse, status, &more, body, &[]);
+        let answer = Answer { reuse, status, headers: &more, body };
+        out.net.answer(out.cx, out.post, key, answer, &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::id::ConnKey;
+    use crate::io::sim::LinkId;
+    use crate::proto::client::{ConnectRequest, Disconnect};
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+    use crate::shard::http::endpoint::{Endpoint, EndpointKind};
+
+    /// A poll without subscriptions, which waits.
+    fn poll() -> (Scene, LinkId, ConnKey) {
+        let mut plan = Plan::default();
+        plan.options.endpoints = vec![Endpoint::new("/poll", EndpointKind::LongPoll)];
+        let mut scene = Scene::new(plan);
+        let (link, key) = scene.wired.connect();
+        scene.wired.request(key, "GET /poll HTTP/1.1\r\nHost: a\r\n\r\n");
+        scene.wired.net.effects.clear();
+        let index = key.index;
+        scene.clients.asides.entry(index).header_user = "alice".into();
+        scene.with(|clients, out, side| {
+            let result = clients.connect(out, side, index, 0, &ConnectRequest::default());
+            clients.finish_command(out, side, index, 0, "", result);
+        });
+        assert_eq!(scene.wired.received(link), "");
+        (scene, link, key)
+    }
+
+    #[test]
+    fn a_poll_is_answered_once_and_its_connection_gets_a_new_key() {
+        let (mut scene, link, key) = poll();
+        scene.with(|clients, out, side| clients.answer_poll(out, side, key.index));
+        let answer = scene.wired.received(link);
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("no-store"), "{answer}");
+        assert_eq!(scene.wired.cx.counters().polls_empty.get(), 1);
+        assert!(scene.wired.net.conn(key).is_none(), "mail for that session finds nobody");
+        scene.with(|clients, out, side| clients.answer_poll(out, side, key.index));
+        assert_eq!(scene.wired.received(link), "");
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_poll_whose_session_ends_is_told_whether_to_come_back() {
+        for (why, status) in [
+            (Disconnect::ForceReconnect, "200"),
+            (Disconnect::InvalidToken, "401"),
+            (Disconnect::ConnectionLimit, "403"),
+        ] {
+            let (mut scene, link, key) = poll();
+            scene.with(|clients, out, side| clients.disconnect(out, side, key.index, why));
+            let answer = scene.wired.received(link);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{why:?}: {answer}");
+            assert_eq!(scene.end(), []);
+        }
     }
 }

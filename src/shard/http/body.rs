@@ -17,6 +17,7 @@ use crate::proto::http::{self, BodyReader, Refusal};
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::http::bodies::{self, Room};
+use crate::shard::http::route::Answer;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, CONTROL, Mail, WebRequest};
 use crate::shard::net::Net;
@@ -124,7 +125,8 @@ impl<D: Driver> Net<D> {
                 cx.counters().refused_api_key.add(1);
                 let why = format_args!("{}", Refusal::ApiKey.label());
                 self.log_refusal(cx, key.index, Reason::ApiUnauthorized, 401, why);
-                self.answer(cx, post, key, head.reuse(), 401, "", b"", rest);
+                let answer = Answer { reuse: head.reuse(), status: 401, headers: "", body: b"" };
+                self.answer(cx, post, key, answer, rest);
             }
             None => self.refuse_request(cx, post, key.index, head, Refusal::ApiKey),
         }

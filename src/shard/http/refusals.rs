@@ -3,6 +3,7 @@
 //! An event source gives up for good on any status but 200 (HTML standard, 9.2.3). So where it should come back,
 //! because the node is busy only, its answer is a stream that says when to, and ends.
 
+use std::fmt;
 use std::num::NonZeroU32;
 
 use crate::base::frame::SharedFrame;
@@ -35,30 +36,32 @@ impl Manner<'_> {
     }
 }
 
-impl<'a> From<&'a str> for Manner<'a> {
-    fn from(headers: &'a str) -> Self {
-        Self { headers, ..Self::default() }
-    }
+/// A refusal: the answer and its form, the reason and its detail for the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused<'a> {
+    pub(crate) refusal: Refusal,
+    pub(crate) reason: Reason,
+    pub(crate) manner: Manner<'a>,
+    /// The detail, formatted only for a line that is written.
+    pub(crate) why: fmt::Arguments<'a>,
 }
 
-impl<'a> From<&'a String> for Manner<'a> {
-    fn from(headers: &'a String) -> Self {
-        Self { headers, ..Self::default() }
+impl<'a> Refused<'a> {
+    /// A refusal for the reason that belongs to it, without a detail.
+    pub(crate) fn new(refusal: Refusal, manner: Manner<'a>) -> Self {
+        Self { refusal, reason: reason_of_refusal(refusal), manner, why: format_args!("") }
+    }
+
+    /// A refusal whose client should send the request again later.
+    fn busy(reason: Reason, manner: Manner<'a>) -> Self {
+        Self { reason, ..Self::new(Refusal::Unavailable, manner) }
     }
 }
 
 impl<D: Driver> Net<D> {
     /// Refuses what is no request; the connection ends with the answer.
     pub(crate) fn refuse(&mut self, cx: &Cx, post: &mut Post, index: u32, refusal: Refusal) {
-        self.refuse_because(
-            cx,
-            post,
-            index,
-            refusal,
-            reason_of_refusal(refusal),
-            "",
-            format_args!(""),
-        );
+        self.refuse_because(cx, post, index, &Refused::new(refusal, Manner::default()));
     }
 
     /// Refuses a request; the connection ends with the answer.
@@ -70,8 +73,7 @@ impl<D: Driver> Net<D> {
         head: &Head<'_>,
         refusal: Refusal,
     ) {
-        let (reason, manner) = (reason_of_refusal(refusal), Manner::of(head));
-        self.refuse_because(cx, post, index, refusal, reason, manner, format_args!(""));
+        self.refuse_because(cx, post, index, &Refused::new(refusal, Manner::of(head)));
     }
 
     /// Refuses a request in an answer that the page which sent it may read; the connection ends with it.
@@ -85,15 +87,7 @@ impl<D: Driver> Net<D> {
     ) {
         let cors = self.cors(cx, head);
         let manner = Manner { headers: &cors, ..Manner::of(head) };
-        self.refuse_because(
-            cx,
-            post,
-            index,
-            refusal,
-            reason_of_refusal(refusal),
-            manner,
-            format_args!(""),
-        );
+        self.refuse_because(cx, post, index, &Refused::new(refusal, manner));
     }
 
     /// Refuses a request that its client should send again later: with 503, or for an event source with a stream
@@ -109,15 +103,7 @@ impl<D: Driver> Net<D> {
         let cors = self.cors(cx, head);
         let is_event_source = self.is_event_source(cx, head);
         let manner = Manner { headers: &cors, is_event_source, ..Manner::of(head) };
-        self.refuse_because(
-            cx,
-            post,
-            index,
-            Refusal::Unavailable,
-            reason,
-            manner,
-            format_args!(""),
-        );
+        self.refuse_because(cx, post, index, &Refused::busy(reason, manner));
     }
 
     /// Logs why a request was refused. Its connection has no session, so that its address says who it was.
@@ -127,25 +113,21 @@ impl<D: Driver> Net<D> {
         index: u32,
         reason: Reason,
         code: u32,
-        why: std::fmt::Arguments<'_>,
+        why: fmt::Arguments<'_>,
     ) {
         let address = || self.client_address(index);
         cx.node.notices.notice_of(cx.now, reason, address, code, why);
     }
 
-    /// Answers a request with a refusal, and logs the reason and its detail. `manner` is what the request says of
-    /// the answer's form; header lines alone are one, too.
-    #[expect(clippy::too_many_arguments, reason = "the groups, and a refusal in its parts")]
-    pub(crate) fn refuse_because<'a>(
+    /// Answers a request with a refusal, and logs the reason and its detail. The connection ends with it.
+    pub(crate) fn refuse_because(
         &mut self,
         cx: &Cx,
         post: &mut Post,
         index: u32,
-        refusal: Refusal,
-        reason: Reason,
-        manner: impl Into<Manner<'a>>,
-        why: std::fmt::Arguments<'_>,
+        refused: &Refused<'_>,
     ) {
+        let Refused { refusal, reason, manner, why } = *refused;
         let label = match refusal {
             Refusal::Unavailable => "",
             refusal => refusal.label(),
@@ -157,7 +139,7 @@ impl<D: Driver> Net<D> {
             Refusal::Unavailable => self.count_busy(cx, reason),
             _ => self.count_refusal(cx, refusal),
         }
-        let Manner { headers, is_head, is_event_source } = manner.into();
+        let Manner { headers, is_head, is_event_source } = manner;
         let mut answer = Vec::new();
         let date = self.date(cx);
         match is_event_source && refusal == Refusal::Unavailable {
@@ -201,15 +183,8 @@ impl<D: Driver> Net<D> {
                 self.refuse_body_busy(cx, post, index, &incoming, reason);
             }
             None => {
-                self.refuse_because(
-                    cx,
-                    post,
-                    index,
-                    Refusal::Unavailable,
-                    reason,
-                    "",
-                    format_args!(""),
-                );
+                let refused = Refused::busy(reason, Manner::default());
+                self.refuse_because(cx, post, index, &refused);
             }
         }
     }

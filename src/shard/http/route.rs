@@ -11,11 +11,22 @@ use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::http::bodies::Room;
 use crate::shard::http::endpoint::{Endpoint, EndpointKind};
-use crate::shard::http::refusals::Manner;
+use crate::shard::http::refusals::{Manner, Refused};
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
 use crate::shard::notices::Cut;
+
+/// An answer to a request that is read to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer<'a> {
+    /// Whether another request may follow.
+    pub(crate) reuse: Reuse,
+    pub(crate) status: u16,
+    /// Header lines beside those that every answer has.
+    pub(crate) headers: &'a str,
+    pub(crate) body: &'a [u8],
+}
 
 impl<D: Driver> Net<D> {
     /// Bytes of a request head.
@@ -89,7 +100,13 @@ impl<D: Driver> Net<D> {
         // Nobody announced it, so whoever sent it isn't trusted to say who it is.
         cx.counters().proxy_headers_refused.inc();
         let why = format_args!("a PROXY header of a peer that isn't expected to send one");
-        self.refuse_because(cx, post, index, Refusal::Malformed, Reason::HttpProxyHeader, "", why);
+        let refused = Refused::new(Refusal::Malformed, Manner::default());
+        self.refuse_because(
+            cx,
+            post,
+            index,
+            &Refused { reason: Reason::HttpProxyHeader, why, ..refused },
+        );
     }
 
     /// A whole request head, which `bytes` begin with.
@@ -121,17 +138,9 @@ impl<D: Driver> Net<D> {
                     self.answer_about_server(cx, post, key, head, rest);
                 }
                 false => {
-                    let (refusal, reason) = (Refusal::NotFound, Reason::HttpNotFound);
                     let why = format_args!("{} {}", Cut(head.method), Cut(head.path));
-                    self.refuse_because(
-                        cx,
-                        post,
-                        key.index,
-                        refusal,
-                        reason,
-                        Manner::of(head),
-                        why,
-                    );
+                    let refused = Refused::new(Refusal::NotFound, Manner::of(head));
+                    self.refuse_because(cx, post, key.index, &Refused { why, ..refused });
                 }
             };
         };
@@ -162,8 +171,8 @@ impl<D: Driver> Net<D> {
         let host = head.header("host").unwrap_or_default();
         let host = Cut(std::str::from_utf8(host).unwrap_or("not text"));
         let why = format_args!("{host} is not this node's, nor in roost.allowed_hosts");
-        let manner = Manner::of(head);
-        self.refuse_because(cx, post, index, Refusal::ForeignHost, Reason::HttpHost, manner, why);
+        let refused = Refused::new(Refusal::ForeignHost, Manner::of(head));
+        self.refuse_because(cx, post, index, &Refused { why, ..refused });
     }
 
     /// Whether the web page that sent a request, if one did, may act as a client.
@@ -187,11 +196,11 @@ impl<D: Driver> Net<D> {
             Some(Err(_)) => "not text",
             Some(Ok(origin)) => origin,
         };
-        let (refusal, reason) = (Refusal::Origin, Reason::HttpOrigin);
         let origin = Cut(origin);
         let why = format_args!("{origin} is not in {allowed}");
         let manner = Manner { headers: more, ..Manner::of(head) };
-        self.refuse_because(cx, post, index, refusal, reason, manner, why);
+        let refused = Refused { why, ..Refused::new(Refusal::Origin, manner) };
+        self.refuse_because(cx, post, index, &refused);
     }
 
     /// Refuses a request of a page that may not act as a client.
@@ -202,16 +211,8 @@ impl<D: Driver> Net<D> {
             Some(_) => self.refuse_origin(cx, post, index, head, "", &**origins),
             None => {
                 let why = format_args!("no Origin, Sec-Fetch-Site of another site or host");
-                let manner = Manner::of(head);
-                self.refuse_because(
-                    cx,
-                    post,
-                    index,
-                    Refusal::Origin,
-                    Reason::HttpOrigin,
-                    manner,
-                    why,
-                );
+                let refused = Refused::new(Refusal::Origin, Manner::of(head));
+                self.refuse_because(cx, post, index, &Refused { why, ..refused });
             }
         }
     }
@@ -242,7 +243,8 @@ impl<D: Driver> Net<D> {
         if preflight && !has_body {
             let more =
                 self.cors(cx, head) + &http::preflight_headers(&format!("{methods}, OPTIONS"));
-            self.answer(cx, post, key, head.reuse(), 204, &more, b"", rest);
+            let answer = Answer { reuse: head.reuse(), status: 204, headers: &more, body: b"" };
+            self.answer(cx, post, key, answer, rest);
             return false;
         }
         if !methods.split(", ").any(|method| method == head.method) {
@@ -264,25 +266,23 @@ impl<D: Driver> Net<D> {
         }
         if endpoint.kind == EndpointKind::Init && !has_body {
             let more = self.cors(cx, head);
-            self.answer(cx, post, key, head.reuse(), 200, &more, b"{}", rest);
+            let answer = Answer { reuse: head.reuse(), status: 200, headers: &more, body: b"{}" };
+            self.answer(cx, post, key, answer, rest);
             return false;
         }
         true
     }
 
     /// Answers a request that is read to its end, behind which `rest` came; the next may follow.
-    #[expect(clippy::too_many_arguments, reason = "the groups, and an answer in its parts")]
     pub(crate) fn answer(
         &mut self,
         cx: &Cx,
         post: &mut Post,
         key: ConnKey,
-        reuse: Reuse,
-        status: u16,
-        more: &str,
-        body: &[u8],
+        answer: Answer<'_>,
         rest: &[u8],
     ) {
+        let Answer { reuse, status, headers: more, body } = answer;
         let reuse = reuse.unless(self.draining.is_some());
         let out = self.response(cx, reuse, status, more, body, false);
         if let Some(conn) = self.conn(key) {
@@ -328,7 +328,9 @@ impl<D: Driver> Net<D> {
         rest: &[u8],
     ) {
         let reuse = head.reuse().unless(head.body != http::Body::Length(0));
-        self.answer(cx, post, key, reuse, 200, "Allow: GET, HEAD, POST, OPTIONS\r\n", b"", rest);
+        let headers = "Allow: GET, HEAD, POST, OPTIONS\r\n";
+        let answer = Answer { reuse, status: 200, headers, body: b"" };
+        self.answer(cx, post, key, answer, rest);
     }
 }
 

@@ -18,15 +18,15 @@ use crate::base::id::ConnKey;
 use crate::base::limits::LAST_EVENT_ID_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::io::Driver;
-use crate::proto::client;
-use crate::proto::framing;
 use crate::proto::http::{self, Head, Reuse};
+use crate::proto::{client, framing};
 use crate::session::{Headers, Sub, SubState};
 use crate::shard::Shard;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
 use crate::shard::http::body::Incoming;
 use crate::shard::http::endpoint::{CodeResponse, Endpoint, EndpointKind};
+use crate::shard::http::route::Answer;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
@@ -67,7 +67,9 @@ impl<D: Driver> Net<D> {
                 let text = format_args!("{}", why.trim_end());
                 self.log_refusal(cx, key.index, Reason::HttpMalformed, 400, text);
                 let more = self.cors(cx, &head);
-                return self.answer(cx, post, key, head.reuse(), 400, &more, why.as_bytes(), &[]);
+                let body = why.as_bytes();
+                let answer = Answer { reuse: head.reuse(), status: 400, headers: &more, body };
+                return self.answer(cx, post, key, answer, &[]);
             }
         };
         if let Err(reason) = self.admit(cx) {
@@ -107,7 +109,8 @@ impl<D: Driver> Net<D> {
             };
             self.log_refusal(cx, key.index, reason, status.into(), format_args!("{why}"));
         }
-        self.answer(cx, post, key, head.reuse(), status, &cors, b"", &[]);
+        let answer = Answer { reuse: head.reuse(), status, headers: &cors, body: b"" };
+        self.answer(cx, post, key, answer, &[]);
     }
 
     /// A connection is a client's from here on.
