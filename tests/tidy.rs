@@ -199,23 +199,14 @@ const TABLES: [&str; 5] = [
 ];
 
 /// Functions that are longer and no table.
-const STILL_LONG: &[&str] = &[
-    "src/shard/clients/subscribe.rs: subscribed",
-    "src/shard/local/deliver.rs: open_batch",
-    "src/shard/orders.rs: carry_out",
-];
+const STILL_LONG: &[&str] =
+    &["src/shard/local/deliver.rs: open_batch", "src/shard/orders.rs: carry_out"];
 
 /// Files outside tests that import all of their parent.
 const STILL_IMPORTING_ALL: &[&str] = &[];
 
 /// Files of `shard` and `session` without a unit test.
 const STILL_UNTESTED: &[&str] = &[
-    "src/shard/clients/ending.rs",
-    "src/shard/clients/leave.rs",
-    "src/shard/clients/liveness.rs",
-    "src/shard/clients/notices.rs",
-    "src/shard/clients/polls.rs",
-    "src/shard/clients/subscribe.rs",
     "src/shard/codec.rs",
     "src/shard/life.rs",
     "src/shard/liveness.rs",
@@ -228,7 +219,7 @@ const STILL_UNTESTED: &[&str] = &[
 
 /// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 164;
+const SHARD_METHODS_MAX: usize = 62;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

@@ -280,7 +280,7 @@ pub(super) fn write_ordinary(fields: &Fields<'_>, connected: bool) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io;
     use std::sync::Arc;
     use std::sync::Mutex;
@@ -305,7 +305,7 @@ mod tests {
         }
     }
 
-    fn logged(json: bool, act: impl FnOnce()) -> String {
+    pub(crate) fn logged(json: bool, act: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let lines = tracing_subscriber::fmt::layer()

@@ -268,3 +268,120 @@ impl Clients {
         out.net.finish_response(out.cx, out.post, index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::id::ConnKey;
+    use crate::io::sim::LinkId;
+    use crate::proto::client::ConnectRequest;
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+    use crate::shard::flow::Flow;
+    use crate::shard::http::endpoint::{CodeResponse, Endpoint, EndpointKind};
+    use crate::shard::mail::Asker;
+    use crate::shard::net::effects::Effect;
+
+    #[test]
+    fn a_websocket_ends_with_a_close_frame_and_waits_for_the_peers() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key, channel) = scene.subscriber("alice", "news");
+        scene.with(|clients, out, side| {
+            clients.disconnect(out, side, key.index, Disconnect::ForceReconnect);
+        });
+        let sent = scene.wired.received(link);
+        assert!(sent.ends_with("force reconnect"), "{sent}");
+        assert_eq!(scene.phase(key), Some(Phase::Closing));
+        assert!(scene.session(key).is_none() && scene.side.locals.get(channel).is_some());
+        // What ends once more says nothing.
+        scene.with(|clients, out, side| {
+            clients.disconnect(out, side, key.index, Disconnect::Stale);
+        });
+        assert_eq!(scene.wired.received(link), "");
+        scene.with(|clients, out, side| clients.peer_closed(out, side, key.index, Some(1000)));
+        assert_eq!(scene.phase(key), Some(Phase::Lingering));
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_broken_rule_of_websockets_is_counted_and_nothing_more_is_read() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key) = scene.client("alice");
+        scene.with(|clients, out, side| {
+            clients.fault(out, side, key.index, Fault::MessageTooLong { bytes: 9 });
+        });
+        assert_eq!(scene.wired.cx.counters().faults_too_long.get(), 1);
+        assert!(!scene.wired.received(link).is_empty());
+        let conn = scene.wired.net.conn(key).unwrap();
+        assert!(conn.flags.deaf() && conn.phase == Phase::Lingering);
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_connection_that_goes_frees_its_slot_when_its_homes_know() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key, _) = scene.subscriber("alice", "news");
+        scene.with(|clients, out, _| clients.leave_before_connected(out, key.index));
+        assert_eq!(scene.wired.net.leaving_count, 1);
+        let home = crate::base::id::ShardId(0);
+        let post = &mut scene.wired.posts.post;
+        while !post.is_full(home) {
+            post.send(&scene.wired.cx, home, crate::shard::mail::Mail::Gap { local: 0 });
+        }
+        scene.with(|clients, out, side| clients.clean_up_leavers(out, side));
+        assert_eq!(scene.wired.net.leaving_count, 1, "a home has no room");
+        scene.carry_mail();
+        scene.with(|clients, out, side| clients.clean_up_leavers(out, side));
+        assert_eq!(scene.wired.net.leaving_count, 0);
+        assert_eq!(scene.end(), []);
+    }
+
+    /// A one-way stream whose `connect` waits until the user's connections are counted.
+    fn connecting(responses: Vec<CodeResponse>) -> (Scene, LinkId, ConnKey) {
+        let mut plan = Plan::default();
+        plan.client.user_connection_limit = 1;
+        let endpoint = Endpoint::new("/x", EndpointKind::UniHttpStream);
+        plan.options.endpoints = vec![Endpoint { body_bytes_max: 100, responses, ..endpoint }];
+        let mut scene = Scene::new(plan);
+        let (link, key) = scene.wired.connect();
+        let head = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}";
+        scene.wired.request(key, head);
+        let effects = std::mem::take(&mut scene.wired.net.effects);
+        assert!(matches!(effects.back(), Some(Effect::Message { .. })));
+        scene.clients.asides.entry(key.index).header_user = "alice".into();
+        let flow = scene.with(|clients, out, side| {
+            let result = clients.connect(out, side, key.index, 0, &ConnectRequest::default());
+            clients.finish_command(out, side, key.index, 0, "", result)
+        });
+        assert_eq!(flow, Flow::On);
+        (scene, link, key)
+    }
+
+    /// The home of the user has one connection too many.
+    fn refuse(scene: &mut Scene, key: ConnKey) {
+        scene.with(|clients, out, side| clients.user_entered(out, side, Asker::of(key), false));
+    }
+
+    #[test]
+    fn an_error_before_the_reply_to_connect_keeps_the_head_of_the_response() {
+        let (mut scene, link, key) = connecting(Vec::new());
+        refuse(&mut scene, key);
+        let sent = scene.wired.received(link);
+        assert!(sent.starts_with("HTTP/1.1 200 "), "{sent}");
+        assert!(sent.contains(r#""disconnect":{"code":3504,"#), "{sent}");
+        assert!(scene.session(key).is_none());
+        assert_eq!(scene.phase(key), Some(Phase::Lingering));
+    }
+
+    #[test]
+    fn an_error_before_the_reply_to_connect_has_the_configured_status() {
+        let code = u32::from(Disconnect::ConnectionLimit.code());
+        let response = CodeResponse { code, status: 429, body: "too many".to_owned() };
+        let (mut scene, link, key) = connecting(vec![response]);
+        refuse(&mut scene, key);
+        let sent = scene.wired.received(link);
+        assert!(sent.starts_with("HTTP/1.1 429 ") && sent.ends_with("too many"), "{sent}");
+        assert!(scene.session(key).is_none());
+        assert_eq!(scene.phase(key), Some(Phase::Lingering));
+    }
+}

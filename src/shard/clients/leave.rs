@@ -120,3 +120,66 @@ impl Clients {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::id::ShardId;
+    use crate::shard::clients::signatures::Interest;
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn a_session_leaves_its_channels_and_the_index_of_users() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key, channel) = scene.subscriber("alice", "news");
+        let (_, last, _) = scene.subscriber("bob", "news");
+        assert_eq!(scene.sub(last, channel).map(|sub| sub.place), Some(1));
+        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        assert!(scene.session(key).is_none());
+        assert_eq!(scene.clients.users.len(), 1);
+        // The last subscriber of the list has taken the place.
+        assert_eq!(scene.sub(last, channel).map(|sub| sub.place), Some(0));
+        scene.carry_mail();
+        assert_eq!(scene.side.locals.get(channel).map(|local| local.claims), Some(1));
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn subscriptions_stay_owed_while_a_home_has_no_room_for_the_mail() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key, channel) = scene.subscriber("alice", "news");
+        let home = ShardId(0);
+        let post = &mut scene.wired.posts.post;
+        while !post.is_full(home) {
+            post.send(&scene.wired.cx, home, Mail::Gap { local: 0 });
+        }
+        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        assert_eq!(scene.sub(key, channel).map(|sub| sub.state), Some(SubState::Owed));
+        // Nobody finds the session any more, and it is counted once.
+        assert_eq!(scene.clients.users.len(), 0);
+        assert_eq!(scene.wired.cx.counters().subscriptions.get(), 0);
+        scene.carry_mail();
+        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        assert!(scene.session(key).is_none());
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_client_that_goes_withdraws_its_check_and_gives_its_place_back() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key) = scene.client("alice");
+        let clients = || scene.wired.cx.node.clients.load(Ordering::Relaxed);
+        assert_eq!(clients(), 1);
+        let interest = Interest::new(None);
+        let aside = scene.clients.asides.entry(key.index);
+        aside.check = Some(Check::Requested(interest.clone()));
+        aside.admin = Some(Admin::Connected);
+        scene.wired.cx.node.admins.store(1, Ordering::Relaxed);
+        scene.with(|clients, out, _| clients.forget_client(out, key.index));
+        assert!(interest.is_withdrawn());
+        assert_eq!(scene.wired.cx.node.clients.load(Ordering::Relaxed), 0);
+        assert_eq!(scene.wired.cx.node.admins.load(Ordering::Relaxed), 0);
+        assert_eq!(scene.end(), []);
+    }
+}

@@ -160,3 +160,89 @@ impl Clients {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::expiry::Expiry;
+    use crate::base::id::ConnKey;
+    use crate::session::testing::proxy;
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+    use crate::shard::mail::{CONTROL, Mail};
+    use crate::shard::net::record::Phase;
+
+    /// Seconds pass, and the timer of a connection fires.
+    fn fire_after(scene: &mut Scene, key: ConnKey, seconds: u64) {
+        scene.wired.after(seconds * 1000);
+        scene.wired.cx.unix.0 += seconds as i64;
+        scene.with(|clients, out, side| clients.timer(out, side, key.index));
+    }
+
+    /// A client whose connection expires in 10 s; the plan closes it 2 s later.
+    fn expiring(plan: Plan) -> (Scene, crate::io::sim::LinkId, ConnKey) {
+        let mut scene = Scene::new(plan);
+        let (link, key) = scene.client("alice");
+        let at = Expiry::at(scene.wired.cx.unix.0 + 10);
+        scene.session(key).unwrap().expires = Some(at);
+        scene.with(|clients, out, _| clients.schedule(out, key.index));
+        (scene, link, key)
+    }
+
+    #[test]
+    fn an_expired_session_has_its_delay_and_then_it_ends() {
+        let (mut scene, link, key) = expiring(Plan::default());
+        fire_after(&mut scene, key, 11);
+        assert_eq!(scene.phase(key), Some(Phase::Client));
+        fire_after(&mut scene, key, 1);
+        assert_eq!(scene.phase(key), Some(Phase::Closing));
+        assert!(scene.wired.received(link).contains("connection expired"));
+        assert_eq!(scene.wired.cx.counters().closed_expired.get(), 1);
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_session_that_the_application_refreshes_goes_on_with_one_call() {
+        let mut plan = Plan::default();
+        plan.client.proxies.refresh = Some(proxy());
+        let (mut scene, _, key) = expiring(plan);
+        fire_after(&mut scene, key, 11);
+        fire_after(&mut scene, key, 60);
+        assert_eq!(scene.phase(key), Some(Phase::Client));
+        scene.wired.posts.post.flush(&scene.wired.cx);
+        let mail = scene.wired.posts.sent_to(CONTROL.0);
+        assert!(matches!(&mail[..], [Mail::AppCall(call)] if call.user == "alice"));
+    }
+
+    #[test]
+    fn an_expired_subscription_ends_alone() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key, channel) = scene.subscriber("alice", "news");
+        let at = Expiry::at(scene.wired.cx.unix.0 + 10);
+        let extra = scene.session(key).unwrap().sub_extra_or_new(channel);
+        (extra.expires, extra.renewal) = (Some(at), Renewal::Client);
+        scene.with(|clients, out, _| clients.schedule(out, key.index));
+        fire_after(&mut scene, key, 12);
+        assert!(scene.wired.received(link).contains(r#""unsubscribe":{"code":2501,"#));
+        assert_eq!(scene.phase(key), Some(Phase::Client));
+        assert!(scene.sub(key, channel).is_none());
+        scene.carry_mail();
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn a_client_is_pinged_and_ends_without_its_pong() {
+        let mut plan = Plan::default();
+        plan.client.ping_interval_ms = Some(10_000);
+        plan.client.pong_timeout_ms = Some(4_000);
+        let mut scene = Scene::new(plan);
+        let (link, key) = scene.client("alice");
+        fire_after(&mut scene, key, 10);
+        assert!(scene.wired.received(link).ends_with("{}"), "a ping");
+        assert_eq!(scene.wired.cx.counters().pings.get(), 1);
+        fire_after(&mut scene, key, 4);
+        assert_eq!(scene.phase(key), Some(Phase::Closing));
+        assert!(scene.wired.received(link).contains("no pong"));
+        assert_eq!(scene.end(), []);
+    }
+}

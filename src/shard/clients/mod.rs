@@ -14,6 +14,8 @@ pub(crate) mod polls;
 pub mod proxies;
 pub mod signatures;
 pub(crate) mod subscribe;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod tokens;
 
 use std::collections::VecDeque;

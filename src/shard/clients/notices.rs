@@ -66,3 +66,47 @@ impl Clients {
         write(&Fields { address, user, client, ..Fields::default() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+    use crate::shard::notices::tests::logged;
+
+    #[test]
+    fn a_line_names_the_user_and_the_client_of_a_connection() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key) = scene.client("alice");
+        let client = scene.wired.cx.client_id(key).text();
+        let reason = Reason::ErrorPermissionDenied;
+        let text = logged(false, || {
+            scene.with(|clients, out, _| {
+                clients.notice(out, key.index, reason, 103, "news", format_args!("needs a token"));
+            });
+        });
+        let (client, line) = (client.as_str(), text.trim());
+        assert!(
+            line.starts_with("INFO command refused reason=\"error.permission_denied\""),
+            "{line}"
+        );
+        assert!(
+            line.contains(&format!("user=\"alice\" client=\"{client}\" channel=\"news\"")),
+            "{line}"
+        );
+        assert!(line.ends_with("why=\"needs a token\""), "{line}");
+    }
+
+    #[test]
+    fn a_connection_without_a_session_has_neither() {
+        let mut scene = Scene::new(Plan::default());
+        let (_, key) = scene.wired.connect_client();
+        let text = logged(false, || {
+            scene.with(|clients, out, _| {
+                clients.notice(out, key.index, Reason::CloseStale, 3502, "", format_args!(""));
+            });
+        });
+        assert!(text.contains("connection closed"), "{text}");
+        assert!(!text.contains("user=") && !text.contains("client="), "{text}");
+    }
+}

@@ -120,7 +120,7 @@ impl Clients {
         side: &mut LocalSide,
         subscribed: &Subscribed,
     ) {
-        let Subscribed { local, asker, serial, position, recovery, fresh } = subscribed;
+        let Subscribed { local, asker, serial, recovery, .. } = subscribed;
         let (local, index) = (*local, asker.conn.index);
         if let Some(record) = side.locals.get(local) {
             record.asked -= 1;
@@ -135,21 +135,19 @@ impl Clients {
         let Some(session) = session else { return side.locals.release(local) };
         let mine = |sub: &&mut Sub| sub.state == SubState::Joining && sub.place == *serial;
         let Some(sub) = session.subs.find(local).filter(mine).map(|sub| *sub) else {
-            // The client has unsubscribed since: the reply goes out all the same, if it asked.
+            // The client has unsubscribed since: its command gets the reply all the same.
             if asker.method == Method::Subscribe && self.takes_answer(out, *asker) {
                 let result = SubscribeResult::default();
                 out.net.reply(out.cx, out.codec, index, asker.command, &Reply::Subscribe(result));
             }
             return side.locals.release(local);
         };
-        if matches!(recovery, Recovery::Unfit) {
-            return self.inappropriate(out, side, index);
-        }
-        if matches!(recovery, Recovery::Unavailable) && sub.flags.server() {
-            // Nothing could tell the client which of its subscriptions is not there.
-            return self.disconnect(out, side, index, Disconnect::InternalError);
-        }
         let refusal = match recovery {
+            Recovery::Unfit => return self.inappropriate(out, side, index),
+            // Nothing could tell the client which of its subscriptions is not there.
+            Recovery::Unavailable if sub.flags.server() => {
+                return self.disconnect(out, side, index, Disconnect::InternalError);
+            }
             Recovery::Failed if sub.flags.strict() => Some(ErrorCode::UnrecoverablePosition),
             Recovery::Unavailable => Some(ErrorCode::Internal),
             _ => None,
@@ -165,7 +163,29 @@ impl Clients {
             }
             return;
         }
-        let filter = session.sub_extra(local).and_then(|extra| extra.filter);
+        self.go_live(out, side, sub, subscribed);
+        let made = self.result_of(out, side, index, local, sub.flags, subscribed);
+        if sub.flags.server() {
+            return self.server_sub_done(out, side, index, made);
+        }
+        if self.takes_answer(out, *asker) {
+            self.reply_subscribed(out, *asker, local, &made);
+        }
+    }
+
+    /// Puts a subscription into the list of its channel, from the position on where it begins.
+    fn go_live<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        sub: Sub,
+        subscribed: &Subscribed,
+    ) {
+        let Subscribed { local, asker, position, fresh, .. } = subscribed;
+        let (local, index) = (*local, asker.conn.index);
+        let session = self.session_of(out.net, index);
+        let extra = session.and_then(|session| session.sub_extra(local));
+        let filter = extra.and_then(|extra| extra.filter);
         if side.locals.is_elsewhere(local, position) {
             // There is one place for all: nobody may seem to have what only the new one has.
             self.end_positioned(out, side, local);
@@ -173,27 +193,29 @@ impl Clients {
         let traits = traits_of(out.net.form(index), sub.flags)
             .with_fresh(*fresh)
             .with_filter(filter.map_or(0, FilterId::get));
-        if let Some(record) = side.locals.get(local) {
-            let place = record.subscribers.add(Subscriber { conn: index, traits });
-            if let Some(session) = self.session_of(out.net, index)
-                && let Some(sub) = session.subs.find(local)
-            {
-                (sub.place, sub.state) = (place, SubState::Live);
-            }
-            side.locals.begin_at(local, position);
+        let Some(record) = side.locals.get(local) else { return };
+        let place = record.subscribers.add(Subscriber { conn: index, traits });
+        if let Some(session) = self.session_of(out.net, index)
+            && let Some(sub) = session.subs.find(local)
+        {
+            (sub.place, sub.state) = (place, SubState::Live);
         }
-        let made = self.result_of(out, side, index, local, sub.flags, subscribed);
-        if sub.flags.server() {
-            return self.server_sub_done(out, side, index, made);
-        }
-        if !self.takes_answer(out, *asker) {
-            return;
-        }
-        let now = out.cx.unix;
+        side.locals.begin_at(local, position);
+    }
+
+    /// Answers the subscribe of a client.
+    fn reply_subscribed<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        asker: Asker,
+        local: u32,
+        made: &Made,
+    ) {
+        let (index, id) = (asker.conn.index, asker.command);
         let extra = self.session_of(out.net, index).and_then(|session| session.sub_extra(local));
         let extra = extra.filter(|extra| extra.renewal == Renewal::Client);
         let expires = extra.and_then(|extra| extra.expires);
-        let ttl = expires.map(|expires| expires.ttl(now));
+        let ttl = expires.map(|expires| expires.ttl(out.cx.unix));
         let list = made.publications.as_ref();
         let reply = Reply::Subscribe(SubscribeResult {
             expires: ttl.is_some(),
@@ -202,10 +224,8 @@ impl Clients {
             ..made.result()
         });
         match list {
-            Some(list) => {
-                out.net.reply_around(out.cx, out.codec, index, asker.command, &reply, list)
-            }
-            None => out.net.reply(out.cx, out.codec, index, asker.command, &reply),
+            Some(list) => out.net.reply_around(out.cx, out.codec, index, id, &reply, list),
+            None => out.net.reply(out.cx, out.codec, index, id, &reply),
         }
     }
 
@@ -391,5 +411,93 @@ impl Clients {
             self.notice(out, index, reason, why.code().into(), &name, format_args!(""));
         }
         self.push(out, side, index, &name, &Push::Unsubscribe(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::history::Position;
+    use crate::shard::clients::testing::Scene;
+    use crate::shard::fixture::Plan;
+    use crate::shard::flow::Flow;
+
+    const SUBSCRIBE: &str = r#"{"id":2,"subscribe":{"channel":"news"}}"#;
+    const UNSUBSCRIBE: &str = r#"{"id":3,"unsubscribe":{"channel":"news"}}"#;
+
+    #[test]
+    fn a_subscription_lives_from_its_homes_answer_to_the_unsubscribe() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key) = scene.client("alice");
+        assert_eq!(scene.commands(key, SUBSCRIBE), Flow::On);
+        let channel = scene.side.locals.find("news").unwrap();
+        assert_eq!(scene.sub(key, channel).map(|sub| sub.state), Some(SubState::Joining));
+        assert_eq!(scene.wired.received(link), "", "the home has not answered");
+        scene.carry_mail();
+        assert_eq!(scene.sub(key, channel).map(|sub| sub.state), Some(SubState::Live));
+        assert!(scene.wired.received(link).contains(r#"{"id":2,"subscribe":{}}"#));
+        assert_eq!(scene.wired.cx.counters().subscriptions.get(), 1);
+
+        assert_eq!(scene.commands(key, UNSUBSCRIBE), Flow::On);
+        assert!(scene.sub(key, channel).is_none(), "nothing is delivered any more");
+        scene.carry_mail();
+        assert!(scene.wired.received(link).contains(r#"{"id":3,"unsubscribe":{}}"#));
+        assert_eq!(scene.side.locals.find("news"), None);
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn an_answer_behind_the_unsubscribe_is_a_reply_and_no_subscription() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key) = scene.client("alice");
+        scene.commands(key, &format!("{SUBSCRIBE}\n{UNSUBSCRIBE}"));
+        scene.carry_mail();
+        let replies = scene.wired.received(link);
+        assert!(replies.contains(r#"{"id":2,"subscribe":{}}"#), "{replies}");
+        assert!(replies.contains(r#"{"id":3,"unsubscribe":{}}"#), "{replies}");
+        assert_eq!(scene.side.locals.find("news"), None);
+        assert_eq!(scene.session(key).map(|session| session.unanswered), Some(0));
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
+    fn without_its_broker_a_subscription_is_undone_and_answered_with_an_error() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key) = scene.client("alice");
+        scene.commands(key, SUBSCRIBE);
+        let channel = scene.side.locals.find("news").unwrap();
+        let serial = scene.sub(key, channel).unwrap().place;
+        let asker = Asker { command: 2, method: Method::Subscribe, ..Asker::of(key) };
+        let subscribed = Subscribed {
+            local: channel,
+            asker,
+            serial,
+            position: Position { offset: 0, epoch: None },
+            recovery: Recovery::Unavailable,
+            fresh: false,
+        };
+        scene.with(|clients, out, side| clients.subscribed(out, side, &subscribed));
+        let reply = scene.wired.received(link);
+        assert!(reply.contains(r#"{"id":2,"error":{"code":100,"#), "{reply}");
+        assert!(scene.sub(key, channel).is_none());
+        assert_eq!(scene.wired.cx.counters().subscriptions.get(), 0);
+    }
+
+    #[test]
+    fn subscriptions_that_the_server_made_end_with_their_connection() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key, channel) = scene.subscriber("alice", "news");
+        let (other, other_key, _) = scene.subscriber("bob", "news");
+        scene.session(other_key).unwrap().subs.find(channel).unwrap().flags.set_server(true);
+        let why = Unsubscribed::InsufficientState;
+        for index in [key.index, other_key.index] {
+            scene.with(|clients, out, side| clients.end_sub(out, side, index, channel, why));
+        }
+        assert!(scene.wired.received(link).contains(r#""unsubscribe":{"code":2500,"#));
+        assert!(scene.session(key).is_some_and(|session| session.subs.is_empty()));
+        // The close frame has the code of "insufficient state", 3010.
+        assert!(scene.wired.received(other).contains("insufficient state"));
+        assert!(scene.session(other_key).is_none());
+        assert_eq!(scene.end(), []);
     }
 }
