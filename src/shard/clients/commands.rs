@@ -1,4 +1,4 @@
-//! Commands of clients: each goes to the file that knows it; here is what they share.
+//! Commands of clients: the session decides, this file collects the facts and carries the effects out.
 
 use std::sync::Arc;
 
@@ -376,7 +376,7 @@ impl Clients {
         self.error(out, side, index, id, *code, &reply);
     }
 
-    /// Tells an error, as it is told to such a connection.
+    /// Sends an error in the way of the connection's transport.
     fn error<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -508,7 +508,7 @@ impl Clients {
         Ok(())
     }
 
-    /// What was read comes back.
+    /// The home has answered a read or a publish.
     pub(crate) fn answered<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -534,7 +534,7 @@ impl Clients {
                 let reply = Reply::PresenceStats { clients: *clients, users: *users };
                 out.net.reply(out.cx, out.codec, index, id, &reply);
             }
-            // Only the control thread asks for that.
+            // Only requests of the control thread have this answer.
             Answer::Done => {}
             Answer::Error(failure) => {
                 let Failure { code, channel } = &**failure;
@@ -545,7 +545,7 @@ impl Clients {
         }
     }
 
-    /// A JSON connection would have to be shown what isn't JSON: it goes, and nobody else.
+    /// Ends a JSON connection that would get data which isn't JSON; other subscribers get theirs.
     pub(crate) fn inappropriate<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -583,7 +583,7 @@ fn channel_of<'a>(request: &'a Request<'_>) -> &'a str {
 }
 
 impl Clients {
-    /// Whether the connection that asked is still there for the answer, which is one less to wait for.
+    /// Whether the connection of a request is still there for its answer, which is no longer awaited.
     pub(crate) fn takes_answer<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,

@@ -1,8 +1,8 @@
-//! `connect` and `refresh`: who a connection belongs to, and what it gets before it asks.
+//! `connect` and `refresh`: the user of a connection, and the subscriptions that the server makes for it.
 //!
 //! ```text
 //!  token, header or anonymous -> session -> [count the user's connections] -> [subscriptions that
-//!  the server makes, each asked for at its home] -> reply, what came meanwhile behind it
+//!  the server makes, each requested of its home] -> reply, then the frames that were held
 //! ```
 //! Both steps in brackets are rare. While they last the session is *connecting*: no command of it is
 //! handled, and its answers find it by [`Connecting`].
@@ -389,7 +389,7 @@ impl Clients {
         }
     }
 
-    /// Other `chan_info` of one subscription. Not told where the home has no room: it comes with the next.
+    /// Sets `chan_info` of one subscription. A home without room gets it with the next change.
     pub(crate) fn reinform_in<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,

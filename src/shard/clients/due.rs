@@ -103,7 +103,7 @@ impl Clients {
 /// The tick at which a session or one of its subscriptions has been expired for too long.
 pub(crate) fn expiry(cx: &Cx, session: &Session) -> Option<u32> {
     let client = &cx.client;
-    // What the application refreshes is asked about at once, and not again until it has answered.
+    // A refresh by the application is requested at once, and not again until the reply.
     let delay = match client.proxies.refresh {
         Some(_) => 0,
         None => seconds(client.expired_close_delay_ms),

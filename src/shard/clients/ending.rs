@@ -73,7 +73,7 @@ impl Clients {
         code: u16,
         reason: &str,
     ) {
-        // What the application gives as its reason is for the client and for the log.
+        // The application's reason is for the client and for the log.
         let end = SessionEnd { code, reason, channel: "", detail: reason };
         self.end_session_with(out, side, index, &end);
     }
@@ -112,7 +112,7 @@ impl Clients {
             return self.end_stream(out, side, index, code, reason);
         }
         self.detach(out, side, index);
-        // What was to go behind the reply to `connect` has gone with the session.
+        // Frames held for the reply to `connect` go with the session.
         out.net.take_held(index);
         if form.is_one_way() {
             let UniWebSocketOptions { tells_end, closes, .. } = out.cx.node.options.uni_websocket;
@@ -137,7 +137,7 @@ impl Clients {
         }
         let key = conn.key(index);
         out.net.set_replaceable(index);
-        // What was held back may hold the peer's close frame, or its end.
+        // Unread input may hold the peer's close frame, or its end.
         out.net.mark_ready(key);
         self.schedule(out, index);
     }
@@ -293,7 +293,7 @@ mod tests {
         assert!(sent.ends_with("force reconnect"), "{sent}");
         assert_eq!(scene.phase(key), Some(Phase::Closing));
         assert!(scene.session(key).is_none() && scene.side.locals.get(channel).is_some());
-        // What ends once more says nothing.
+        // A second ending sends nothing.
         scene.with(|clients, out, side| {
             clients.disconnect(out, side, key.index, Disconnect::Stale);
         });

@@ -1,5 +1,5 @@
-//! The session's half of every ending: out of the lists of subscribers and of the index of users; homes get
-//! the news as far as there is room for mail.
+//! The session's half of every ending: out of the lists of subscribers and of the index of users. Homes are
+//! informed as far as there is room for mail; the rest stays owed in the session, and its slot in use.
 
 use std::sync::atomic::Ordering;
 
@@ -29,8 +29,8 @@ impl Clients {
         }
     }
 
-    /// Takes a session apart: out of the subscriber lists and the user index; homes are told as far
-    /// as there is room for mail, the rest stays owed.
+    /// Takes a session out of the subscriber lists and the user index. Homes are informed as far as
+    /// there is room for mail, the rest stays owed: a later call goes on with it.
     pub(crate) fn detach<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -71,7 +71,7 @@ impl Clients {
         }
     }
 
-    /// Tells the home of a user that one of its connections has gone, if there is room.
+    /// Informs the home of a user that one of its connections has gone, if there is room.
     fn leave_user<D: Driver>(&mut self, out: &mut Outlets<'_, D>, session: u32, conn: ConnKey) {
         let Some(session) = self.sessions.get_mut(session as usize) else { return };
         let home = out.cx.node.names.home(out.cx.node.names.hash(&session.user));

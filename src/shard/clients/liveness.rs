@@ -93,7 +93,7 @@ impl Clients {
     }
 
     /// Whether a session goes on: one that has been expired for too long is closed, or the application is
-    /// asked to refresh it.
+    /// called to refresh it.
     fn goes_on<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,

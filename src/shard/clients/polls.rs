@@ -126,8 +126,8 @@ impl Clients {
         self.end_poll(out, side, index, client::http_status(code), &body);
     }
 
-    /// The session of a poll ends before that is answered: if it only has to come back, it is told so by an
-    /// answer with nothing in it.
+    /// The session of a poll ends before the answer. A client that should come back gets an answer
+    /// without publications.
     pub(crate) fn end_poll_session<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -166,7 +166,7 @@ impl Clients {
         let draining = out.net.draining.is_some();
         out.net.take_held(index);
         let Some(conn) = out.net.conns.get(index as usize) else { return };
-        // Otherwise a home may still have to be told in which form it was, and under which key.
+        // Otherwise mail to a home still needs the form and the key of the old session.
         let is_free = conn.session == NONE;
         let old = conn.key(index);
         let renewed = match poll.reuse.is_kept() && !draining && is_free {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_whose_session_ends_is_told_whether_to_come_back() {
+    fn the_status_of_a_poll_whose_session_ends_says_whether_to_come_back() {
         for (why, status) in [
             (Disconnect::ForceReconnect, "200"),
             (Disconnect::InvalidToken, "401"),

@@ -1,5 +1,5 @@
-//! Proxies on the shard's side: what the application has to be asked goes to the control thread, which
-//! calls it (`node/proxies`).
+//! Proxies on the shard's side: calls of the application go by mail to the control thread, which makes
+//! them (`node/proxies`).
 //!
 //! ```text
 //!  command -> paused, Mail::AppCall -> control thread -> HTTP -> Mail::AppReply -> the command again
@@ -35,12 +35,12 @@ use crate::shard::outlets::Outlets;
 
 pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
 
-/// Something that the application is asked.
+/// A call of the application.
 #[derive(Debug)]
 pub struct AppCall {
     /// Whose command it is; its credits mean nothing here.
     pub asker: Asker,
-    /// Which endpoint is asked.
+    /// The endpoint.
     pub proxy: Arc<ProxyOptions>,
     /// Client id.
     pub client: CompactString,
@@ -50,7 +50,7 @@ pub struct AppCall {
     pub user: CompactString,
     /// `meta` of the connection, empty for none.
     pub meta: Box<[u8]>,
-    /// What was kept of the client's headers.
+    /// The client's headers that the proxy takes over.
     pub headers: Option<Arc<Headers>>,
     /// The client's address, if it has one.
     pub address: Option<IpAddr>,
@@ -88,18 +88,18 @@ impl HeapBytes for Headers {
     }
 }
 
-/// What came of a question.
+/// The result of a call.
 #[derive(Debug)]
 pub struct AppReply {
-    /// Who asked.
+    /// The asker of the call.
     pub asker: Asker,
     /// The subscription that it was about, where it was one that expires.
     pub local: u32,
-    /// That of the question.
+    /// That of the call.
     pub ticket: Option<u32>,
     /// About what.
     pub event: ProxyEvent,
-    /// What the application said.
+    /// The application's answer.
     pub answer: AppAnswer,
 }
 
@@ -198,7 +198,7 @@ impl Clients {
         Stop::Wait(WaitsFor::Application)
     }
 
-    /// Questions that may be asked now.
+    /// Calls that may begin now.
     pub(crate) fn call_credits(&self, post: &Post) -> usize {
         match post.is_full(CONTROL) {
             true => 0,
@@ -206,7 +206,7 @@ impl Clients {
         }
     }
 
-    /// Asks what no command waits for: now, or when others are answered.
+    /// Makes a call for which no command waits: now, or when others are answered.
     fn call_or_delay<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -223,7 +223,7 @@ impl Clients {
         }
     }
 
-    /// Asks what has waited, as far as may be.
+    /// Makes the delayed calls, as far as may be.
     pub(crate) fn send_delayed_calls<D: Driver>(&mut self, out: &mut Outlets<'_, D>) {
         while self.call_credits(out.post) > 0 {
             let Some(DelayedCall { conn, proxy, call }) = self.delayed.pop_front() else {
@@ -392,7 +392,7 @@ impl Clients {
         if let Some(info) = info
             && self.reinform(out, side, index, info).is_err()
         {
-            // A home has no room for the news: it is asked once more.
+            // A home has no room for the new info: the refresh is tried again.
             if let Some(session) = self.session_of(out.net, index) {
                 session.expires = again_at;
             }

@@ -21,9 +21,9 @@ pub struct SignatureJob {
     pub token: Box<str>,
     /// Which keys it is held against.
     pub kind: TokenKind,
-    /// Who is told.
+    /// The home that gets the result.
     pub home: ShardId,
-    /// What the shard knows the job by.
+    /// The number of the job at that home.
     pub ticket: u64,
     /// Whether somebody still waits for it.
     pub interest: Interest,

@@ -1,4 +1,4 @@
-//! Subscriptions on the subscriber's side: asked for, answered, refreshed, ended.
+//! Subscriptions on the subscriber's side: requested, answered, refreshed, ended.
 
 use compact_str::CompactString;
 
@@ -187,7 +187,7 @@ impl Clients {
         let extra = session.and_then(|session| session.sub_extra(local));
         let filter = extra.and_then(|extra| extra.filter);
         if side.locals.is_elsewhere(local, position) {
-            // There is one place for all: nobody may seem to have what only the new one has.
+            // A channel has one position here: older subscribers may lack what stands before the new one's.
             self.end_positioned(out, side, local);
         }
         let traits = traits_of(out.net.form(index), sub.flags)
@@ -229,7 +229,7 @@ impl Clients {
         }
     }
 
-    /// What came of a subscription, as its result says it.
+    /// The result of a subscription, for the reply or the push.
     fn result_of<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
@@ -384,7 +384,7 @@ impl Clients {
         self.take_away(out, side, index, channel, why);
     }
 
-    /// Ends a subscription, whoever made it: push, list, home.
+    /// Ends a subscription of the client's or of the server's: push, list, home.
     pub(crate) fn take_away<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,

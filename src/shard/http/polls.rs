@@ -25,7 +25,7 @@ pub(crate) struct Poll {
     pub(crate) reuse: Reuse,
     /// Header lines of the answer.
     pub(crate) cors: Box<str>,
-    /// What its `connect` came to: nothing before that is answered.
+    /// The result of its `connect`: nothing is answered before it.
     pub(crate) begun: Option<Begun>,
     /// Publications that came, by channel: each a list without its brackets.
     pub(crate) came: Vec<(u32, SharedFrame)>,
@@ -35,7 +35,7 @@ pub(crate) struct Poll {
     pub(crate) over: bool,
 }
 
-/// What is kept of a `connect` until the answer.
+/// The parts of a `connect` that are kept until the answer.
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub(crate) made: Box<[Made]>,

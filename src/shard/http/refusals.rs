@@ -18,7 +18,7 @@ use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::notices::reason_of_refusal;
 
-/// What a request says of the form in which it is refused.
+/// The form of a refusal, as the request determines it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Manner<'a> {
     /// More header lines of the answer.
