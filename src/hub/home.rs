@@ -463,13 +463,16 @@ impl Homes {
         members.insert(&self.hasher, member, info, present, announces);
     }
 
-    /// The visible part of a member has changed; its user hasn't.
-    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) {
-        if let Some(at) = self.find(name, hash)
-            && let Some(members) = &mut self.channels[at as usize].members
-        {
-            members.replace_info(&self.hasher, member, info);
-        }
+    /// The visible part of a member has changed; its user hasn't. Whether presence shows the member.
+    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) -> bool {
+        let members = self.find(name, hash);
+        let members = members.and_then(|at| self.channels[at as usize].members.as_mut());
+        members.is_some_and(|members| members.replace_info(&self.hasher, member, info))
+    }
+
+    /// The numbers of channels are below this one.
+    pub fn numbers(&self) -> usize {
+        self.channels.capacity()
     }
 
     /// One subscriber less on shard `from`. What others saw of it is the answer, when it was a member.

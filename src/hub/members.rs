@@ -144,14 +144,16 @@ impl Members {
         }
     }
 
-    /// A member's info is another one now; nothing happens when the member isn't there.
-    pub fn replace_info(&mut self, names: &NameHasher, member: Member, info: &[u8]) {
-        let Some(place) = self.find(member) else { return };
+    /// A member's info is another one now; nothing happens when the member isn't there. Whether presence
+    /// shows the member.
+    pub fn replace_info(&mut self, names: &NameHasher, member: Member, info: &[u8]) -> bool {
+        let Some(place) = self.find(member) else { return false };
         match &mut self.0 {
             Held::One(entry) => entry.replace_info(info),
             Held::Several(Some(several)) => several.replace_info(names, place, info),
             Held::Several(None) => {}
         }
+        self.entries().get(place).is_some_and(Entry::is_present)
     }
 
     /// Members, present or not.

@@ -49,6 +49,12 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
         "reason",
         "Connections closed because of invalid input of the client, by reason",
     ),
+    (
+        "broker_gaps_",
+        "broker_gaps",
+        "cause",
+        "Gaps that the history of the broker could not close, by cause",
+    ),
     ("refused_", "requests_refused", "reason", "Requests refused by shards, by reason"),
     (
         "shed_",

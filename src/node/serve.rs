@@ -426,6 +426,8 @@ fn settings(
             turn_ordered_max: TURN_ORDERED_MAX,
             hosts,
             broker: Broker::Memory,
+            // Nothing keeps a window while the node has no broker.
+            broker_window_bytes: 64 << 20,
         },
         address_limits: roost.address_limits,
         // As many as can check a burst of new clients' tokens without taking the shards' time.

@@ -55,6 +55,7 @@ pub(crate) fn options() -> Options {
         turn_ordered_max: 256,
         hosts: HostRules::default(),
         broker: Broker::Memory,
+        broker_window_bytes: 1 << 20,
     }
 }
 

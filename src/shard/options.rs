@@ -55,6 +55,9 @@ pub struct Options {
     pub hosts: HostRules,
     /// The keeper of histories, positions and presence.
     pub broker: Broker,
+    /// Bytes of the newest publications of channels that a broker keeps, in all homes together: recoveries are
+    /// answered from there. 0: none are kept.
+    pub broker_window_bytes: usize,
 }
 
 /// The keeper of histories, positions and presence of channels.

@@ -336,6 +336,30 @@ counters! {
         stale_events: counter,
         /// Turns of the loop.
         turns: counter,
+        /// Channels that a broker keeps and this node follows.
+        broker_channels: gauge,
+        /// Operations that wait for the broker.
+        broker_waiting: gauge,
+        /// Bytes of the newest publications of channels that a broker keeps, for recoveries.
+        broker_window_bytes: gauge,
+        /// Histories read at the broker: for clients, and to check and repair positions.
+        broker_reads: counter,
+        /// Publications that were lost on the way from the broker and delivered from its history.
+        broker_repaired: counter,
+        /// Publications dropped, since the broker had delivered them before.
+        broker_duplicates: counter,
+        /// Gaps, since the broker began a channel anew.
+        broker_gaps_epoch: counter,
+        /// Gaps, since the broker had removed the publications from its history.
+        broker_gaps_trimmed: counter,
+        /// Gaps, since the broker lost its latest publications, as after a failover.
+        broker_gaps_rewind: counter,
+        /// Gaps, since more was delivered out of order than a channel may hold back.
+        broker_gaps_lag: counter,
+        /// Operations that the broker did not answer in time.
+        broker_timeouts: counter,
+        /// Operations refused, since too many wait for the broker.
+        broker_refused: counter,
     }
 }
 

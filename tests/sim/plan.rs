@@ -219,6 +219,7 @@ impl Plan {
             turn_ordered_max: pick(rng, &[1, 1, 3, 256]),
             hosts: HostRules::default(),
             broker: Broker::Memory,
+            broker_window_bytes: 1 << 20,
         };
         let counted = rng.one_in(4);
         let personal_channel = rng.one_in(3).then(|| PersonalChannel {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::Home;
+use super::seam::Turn;
 use crate::base::form::{Form, Forms};
 use crate::base::frame::SharedFrame;
 use crate::base::info::ClientInfo;
@@ -31,6 +32,7 @@ pub(super) struct Event {
 impl Home {
     /// Sends the join and leave events of this turn: each channel's in one message or a few.
     pub(crate) fn send_events(&mut self, cx: &Cx, out: &mut Post, codec: &mut Codec) {
+        self.end_remote_turn(&mut Turn { cx, out, codec });
         let mut events = std::mem::take(&mut self.events);
         // Stable: in a channel they stay in order, a client's join before its leave.
         events.sort_by(|a, b| a.channel.cmp(&b.channel));

@@ -7,11 +7,16 @@ pub(crate) mod answers;
 #[cfg(test)]
 mod driven;
 mod events;
+mod followed;
 mod line;
+mod operations;
+mod ops;
+mod presence;
 mod publish;
 mod reading;
 mod remote;
 mod room;
+mod seam;
 mod subscribe;
 mod tokens;
 mod users;
@@ -21,7 +26,8 @@ use slab::Slab;
 
 use self::answers::Answers;
 use self::events::Event;
-use self::remote::Remote;
+use self::followed::Remote;
+use self::seam::Turn;
 use self::tokens::{OpenCheck, Verify};
 use super::Broker;
 use super::codec::Codec;
@@ -94,7 +100,7 @@ impl Home {
     ) {
         let mail = match &self.remote {
             None => mail,
-            Some(_) => match self.take_operation(cx, from, mail, out, codec) {
+            Some(_) => match self.take_operation(&mut Turn { cx, out, codec }, from, mail) {
                 Some(mail) => mail,
                 None => return,
             },
@@ -107,6 +113,7 @@ impl Home {
             Mail::Reinform { channel, conn, info } => {
                 self.reinform(cx, from, &channel, conn, &info);
             }
+            Mail::Pass { order } => self.pass(cx, from, order, out),
             Mail::UserEnter(conn) => self.user_enter(cx, from, &conn, out),
             Mail::UserLeave { user, conn } => self.user_leave(from, &user, conn),
             Mail::Verify { token, kind, asker, interest } => {
@@ -114,7 +121,7 @@ impl Home {
             }
             Mail::Signed { ticket, signed } => self.signed(cx, ticket, signed, out),
             Mail::List(list) => self.list(cx, from, list, out),
-            Mail::BrokerEvent(event) => self.broker_event(cx, *event, out, codec),
+            Mail::BrokerEvent(event) => self.broker_event(&mut Turn { cx, out, codec }, *event),
             other => debug_assert!(false, "not for a home: {other:?}"),
         }
     }
@@ -135,7 +142,7 @@ impl Home {
 
     /// No channel is known: nothing expires.
     pub(crate) fn is_empty(&self) -> bool {
-        self.channels.is_empty()
+        self.channels.is_empty() && self.remote.as_ref().is_none_or(|remote| remote.len() == 0)
     }
 
     /// Once a second: forgets what has expired, a bounded number each time.
@@ -144,6 +151,7 @@ impl Home {
         self.answers.clear();
         self.good_tokens.sweep(cx.unix, SWEEP_TOKENS);
         self.results.expire(cx.now);
+        self.mark_second();
     }
 
     /// Gauges that are cheaper to read off than to keep.
@@ -155,6 +163,11 @@ impl Home {
         counters.history_bytes.set(kept.bytes as u64);
         counters.tokens_remembered.set(self.good_tokens.len() as u64);
         counters.publishes_remembered.set(self.results.len() as u64);
+        if let Some(remote) = &self.remote {
+            counters.broker_channels.set(remote.len() as u64);
+            counters.broker_waiting.set(remote.waiting.len() as u64);
+            counters.broker_window_bytes.set(remote.window_bytes() as u64);
+        }
     }
 
     /// The gauges of history, which decide which shard gives up how much.
@@ -171,7 +184,7 @@ impl Home {
             ("connections of users", self.user_conns.len()),
             ("joins and leaves", self.events.len()),
             ("checks in the pool", self.checks.len()),
-            ("operations at the broker", self.remote.as_ref().map_or(0, |of| of.waiting())),
+            ("operations at the broker", self.remote.as_ref().map_or(0, |of| of.waiting.len())),
         ]
     }
 }

@@ -64,7 +64,8 @@ impl Home {
                 self.channels.break_base(at);
             }
             let position = taken.position.clone();
-            let delivery = Delivery { at, channel, namespace, published, position, patched };
+            let after = position.offset.saturating_sub(1);
+            let delivery = Delivery { at, channel, namespace, published, position, after, patched };
             waits_for = self.deliver(cx, delivery, out, codec);
         }
         acknowledge(out, from, publish.asker, taken.position, waits_for);
@@ -112,13 +113,13 @@ impl Home {
         out: &mut Post,
         codec: &mut Codec,
     ) -> ShardSet {
-        let Delivery { at, channel, namespace, published, position, patched } = delivery;
+        let Delivery { at, channel, namespace, published, position, after, patched } = delivery;
         let patch = match &patched {
             Some(Patched::Patch(patch)) => Some(&**patch),
             _ => None,
         };
         let offset = position.offset;
-        let epoch = position.epoch.as_ref().filter(|_| offset == 1);
+        let epoch = position.epoch.as_ref().filter(|_| offset > 0 && after == 0);
         let publication = Publication {
             data: published.data,
             info: ClientInfo::unpack(published.info),
@@ -136,7 +137,7 @@ impl Home {
         {
             self.channels.keep_patch(at, patched);
         }
-        let parcel = Parcel { taken_at: Some(cx.now), ..packed };
+        let parcel = Parcel { taken_at: Some(cx.now), after, ..packed };
         for interest in self.channels.interests_mut(at) {
             interest.fresh = false;
         }
@@ -253,6 +254,8 @@ pub(super) struct Delivery<'a> {
     pub(super) namespace: &'a Namespace,
     pub(super) published: Published<'a>,
     pub(super) position: Position,
+    /// The offset before it in the stream.
+    pub(super) after: u64,
     pub(super) patched: Option<Patched>,
 }
 

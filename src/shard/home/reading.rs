@@ -14,7 +14,7 @@ use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
 use crate::hub::broker::Entry;
-use crate::hub::delta;
+use crate::hub::delta::{self, Patched, Patcher};
 use crate::hub::history::{Page, Position, Published, Record, Recovered, Since, Unrecoverable};
 use crate::proto::client::{self, DataForm, Encoding, ErrorCode, Publication, Push, info_is_json};
 use crate::proto::framing;
@@ -258,16 +258,27 @@ pub(super) fn history(read: &Read, top: &Position, entries: &[Entry], codec: &mu
 }
 
 /// Publications that a subscriber missed, to be encoded for it.
-pub(super) struct Missed<'a> {
+#[derive(Clone, Copy)]
+pub(super) struct MissedList<'a> {
     pub(super) channel: &'a str,
     pub(super) form: Form,
     pub(super) recover: &'a Recover,
 }
 
-impl Missed<'_> {
-    /// The result of the recovery. Nothing is shared with other clients, and nothing goes as a patch.
-    pub(super) fn encode(&self, records: Vec<&Record>) -> Recovery {
-        let Self { channel, form, recover } = *self;
+impl MissedList<'_> {
+    /// The result of a recovery with this list.
+    pub(super) fn recovery(self, list: Option<SharedFrame>) -> Recovery {
+        let Recover { bytes_max, since, .. } = self.recover;
+        if list.as_ref().is_some_and(|list| list.len() > *bytes_max) {
+            return Recovery::Failed;
+        }
+        Recovery::Done { publications: list, offset: since.offset }
+    }
+
+    /// The result of the recovery of these publications, which are consecutive: each may go as a patch to the
+    /// one before it.
+    pub(super) fn encode(self, cx: &Cx, records: Vec<&Record>, patcher: &mut Patcher) -> Recovery {
+        let Self { channel, form, recover } = self;
         let takes = |record: &&Record| {
             let tags = Tags::packed(record.published().tags);
             recover.filter.as_ref().is_none_or(|filter| filter.matches(tags))
@@ -279,16 +290,32 @@ impl Missed<'_> {
             Ok(_) if records.is_empty() => None,
             Ok(_) if recover.as_pushes => Some(encode_pushes(channel, form, &records)),
             Ok(encoding) => {
+                let bytes = records.iter().map(|record| record.data().len()).sum();
+                let patches = form.takes_patches() && recover.filter.is_none();
+                let patches = patches && cx.has_room_for_patches(bytes);
+                let patch_of =
+                    |pair: &[&Record]| match patcher.patch(pair[0].data(), pair[1].data()) {
+                        Patched::Patch(patch) if form.is_protobuf() || delta::is_text(&patch) => {
+                            Some(patch)
+                        }
+                        _ => None,
+                    };
+                let patches: Vec<Option<Box<[u8]>>> = match patches {
+                    true => std::iter::once(None).chain(records.windows(2).map(patch_of)).collect(),
+                    false => vec![None; records.len()],
+                };
                 let full = DataForm::full(form);
-                let publications = records.iter().map(|record| publication_of(record));
-                let publications = publications.map(|of| Publication { form: full, ..of });
+                let publications = records.iter().zip(&patches).map(|(record, patch)| {
+                    let publication = publication_of(record);
+                    match patch {
+                        Some(data) => Publication { data, form: DataForm::Patch, ..publication },
+                        None => Publication { form: full, ..publication },
+                    }
+                });
                 Some(encode_list(encoding, publications))
             }
         };
-        if list.as_ref().is_some_and(|list| list.len() > recover.bytes_max) {
-            return Recovery::Failed;
-        }
-        Recovery::Done { publications: list, offset: recover.since.offset }
+        self.recovery(list)
     }
 }
 

@@ -70,7 +70,7 @@ impl Home {
         out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }
 
-    /// The info of a subscriber, which presence shows, has changed.
+    /// The info of a subscriber has changed. Whether presence shows the subscriber.
     pub(super) fn reinform(
         &mut self,
         cx: &Cx,
@@ -78,9 +78,9 @@ impl Home {
         channel: &str,
         conn: ConnKey,
         info: &[u8],
-    ) {
+    ) -> bool {
         let hash = cx.node.names.hash(channel);
-        self.channels.reinform(channel, hash, Member { shard: from, conn }, info);
+        self.channels.reinform(channel, hash, Member { shard: from, conn }, info)
     }
 }
 

@@ -79,6 +79,7 @@ impl<D: Driver> Shard<D> {
                 | Mail::Verify { .. }
                 | Mail::Signed { .. }
                 | Mail::BrokerEvent(_)
+                | Mail::Pass { .. }
                 | Mail::List(List { of: ListOf::Channels, .. })) => {
                     self.home.handle(&self.cx, from, mail, &mut self.post, &mut self.codec);
                 }
@@ -148,7 +149,6 @@ impl<D: Driver> Shard<D> {
                 Mail::List(list) => self.list_users(from, list),
                 Mail::Inspect(inspect) => self.inspect(from, &inspect),
                 Mail::Order(order) => self.take_order(from, order),
-                Mail::Pass { order } => self.post.send(&self.cx, from, Mail::Passed { order }),
                 Mail::Passed { order } => self.passed(from, order),
                 // Only the control thread gets those.
                 Mail::Request(_)

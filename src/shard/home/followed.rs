@@ -1,0 +1,285 @@
+//! The channels of a home that a broker keeps: lines, queues of operations, open tickets, windows.
+
+use std::collections::VecDeque;
+
+use compact_str::CompactString;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use slab::Slab;
+
+use super::line::{Line, Need};
+use super::ops::{Op, Outcome, Step, Waiting};
+use super::presence::Changes;
+use super::seam::Turn;
+use super::stream_options;
+use crate::base::id::ShardId;
+use crate::base::time::Millis;
+use crate::hub::broker::Ticket;
+#[cfg(test)]
+use crate::hub::history::Position;
+use crate::hub::history::StreamOptions;
+use crate::shard::context::Cx;
+use crate::shard::mail::Mail;
+
+/// One channel that a broker keeps.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) name: CompactString,
+    pub(super) line: Line,
+    /// Operations that are not done, in order.
+    pub(super) ops: VecDeque<Op>,
+    /// So many of the first have begun.
+    pub(super) begun: usize,
+    /// So many of these are subscriptions.
+    pub(super) joins: usize,
+    /// The greatest need of these.
+    pub(super) need: Need,
+    /// The first of them needs publications that the window lacks.
+    pub(super) unmet: bool,
+    /// Operations that have failed behind others are there.
+    pub(super) has_failed: bool,
+    /// A read failed: the next one follows in a second.
+    pub(super) rests: bool,
+    /// Without subscribers and operations since then.
+    pub(super) idle_since: Option<Millis>,
+}
+
+/// An order that waits until all operations before it are done.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) to: ShardId,
+    pub(super) order: u32,
+    /// The number of the first operation behind it.
+    pub(super) before: u64,
+    pub(super) until: Millis,
+}
+
+/// Channels of a home that a broker keeps.
+#[derive(Debug, Default)]
+pub(super) struct Remote {
+    pub(super) numbers: HashMap<CompactString, u32, FixedState>,
+    /// By number. A channel is taken out while something is done with it.
+    pub(super) channels: Slab<Option<Box<Channel>>>,
+    /// The channels of open tickets.
+    pub(super) tickets: HashMap<Ticket, u32, FixedState>,
+    pub(super) next_ticket: u64,
+    pub(super) is_connected: bool,
+    pub(super) waiting: Waiting,
+    pub(super) passes: VecDeque<Pass>,
+    pub(super) changes: Changes,
+    /// Channels that became idle, in order.
+    pub(super) lingering: VecDeque<(Millis, u32)>,
+    /// Channels whose reads failed.
+    pub(super) resting: Vec<u32>,
+    /// Bytes in all windows.
+    pub(super) window_bytes: usize,
+    /// A number for each publication in a window, oldest first, and some for ones that have gone.
+    pub(super) window_order: VecDeque<u32>,
+    /// Publications in all windows.
+    pub(super) window_len: usize,
+    /// The number of the channel whose position is looked at next.
+    pub(super) check_at: u32,
+    /// A second has passed.
+    pub(super) ticks: bool,
+}
+
+impl Remote {
+    pub(super) fn ticket(&mut self, channel: u32) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.tickets.insert(ticket, channel);
+        ticket
+    }
+
+    /// Channels here.
+    pub(super) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Bytes in all windows.
+    pub(super) fn window_bytes(&self) -> usize {
+        self.window_bytes
+    }
+
+    /// Where the line of a channel stands, if there is one.
+    #[cfg(test)]
+    pub(super) fn place(&self, name: &str) -> Option<Option<Position>> {
+        let channel = self.channels[*self.numbers.get(name)? as usize].as_ref()?;
+        Some(channel.line.at().cloned())
+    }
+
+    /// The number of a channel, made when it isn't there.
+    pub(super) fn find_or_insert(&mut self, name: &CompactString, namespace: u16) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let channel = Channel {
+            name: name.clone(),
+            line: Line::new(namespace),
+            ops: VecDeque::new(),
+            begun: 0,
+            joins: 0,
+            need: Need::Nothing,
+            unmet: false,
+            has_failed: false,
+            rests: false,
+            idle_since: None,
+        };
+        let number = self.channels.insert(Some(Box::new(channel))) as u32;
+        self.numbers.insert(name.clone(), number);
+        number
+    }
+
+    /// Puts a channel back, or forgets it.
+    pub(super) fn put_back(
+        &mut self,
+        number: u32,
+        channel: Option<Box<Channel>>,
+        before: (usize, usize),
+    ) {
+        let window = channel.as_ref().map_or((0, 0), |channel| window_of(channel));
+        self.window_bytes = self.window_bytes - before.0 + window.0;
+        self.window_len = self.window_len - before.1 + window.1;
+        match channel {
+            Some(mut channel) => {
+                let unfiled = channel.line.take_unfiled();
+                self.window_order.extend(std::iter::repeat_n(number, unfiled));
+                self.channels[number as usize] = Some(channel);
+            }
+            None => {
+                self.channels.remove(number as usize);
+            }
+        }
+    }
+
+    /// Gives up the oldest publications of windows until the rest has room.
+    pub(super) fn trim_windows(&mut self, bytes_max: usize) {
+        while self.window_bytes > bytes_max
+            && let Some(number) = self.window_order.pop_front()
+        {
+            // The number may be another channel's by now: then that one gives up its oldest.
+            if let Some(Some(channel)) = self.channels.get_mut(number as usize) {
+                let before = window_of(channel);
+                channel.line.shed_oldest();
+                let after = window_of(channel);
+                self.window_bytes = self.window_bytes - before.0 + after.0;
+                self.window_len = self.window_len - before.1 + after.1;
+            }
+        }
+        if self.window_order.len() > 2 * self.window_len + SPARE_NUMBERS {
+            let windows = self.channels.iter().filter_map(|(number, channel)| {
+                let count = channel.as_ref().map_or(0, |channel| channel.line.window_len());
+                (count > 0).then_some((number as u32, count))
+            });
+            let numbers = windows.flat_map(|(number, count)| std::iter::repeat_n(number, count));
+            self.window_order = numbers.collect();
+        }
+    }
+
+    /// Channels of those whose turn it is, for which nothing has come for long: deliveries may be lost without
+    /// a sign, and only the next publication or a check shows it.
+    pub(super) fn quiet(&mut self, now: Millis) -> Vec<u32> {
+        let numbers = self.channels.capacity() as u32;
+        let mut quiet = Vec::new();
+        for _ in 0..numbers.div_ceil((QUIET_MS / 2_000) as u32) {
+            self.check_at = if self.check_at < numbers { self.check_at } else { 0 };
+            let channel = self.channels.get(self.check_at as usize).and_then(Option::as_ref);
+            let is_due = |channel: &&Box<Channel>| {
+                channel.idle_since.is_none() && channel.line.is_due(now, QUIET_MS)
+            };
+            quiet.extend(channel.filter(is_due).map(|_| self.check_at));
+            self.check_at += 1;
+        }
+        quiet
+    }
+
+    /// Orders whose operations are done, or have waited long enough, go on.
+    pub(super) fn send_passes(&mut self, turn: &mut Turn<'_>) {
+        while let Some(pass) = self.passes.front()
+            && (self.waiting.is_done_before(pass.before) || turn.cx.now >= pass.until)
+        {
+            turn.out.send(turn.cx, pass.to, Mail::Passed { order: pass.order });
+            self.passes.pop_front();
+        }
+    }
+}
+
+/// Bytes and publications of a channel's window.
+pub(super) fn window_of(channel: &Channel) -> (usize, usize) {
+    (channel.line.window_bytes(), channel.line.window_len())
+}
+
+impl Channel {
+    /// The rules of its history.
+    pub(super) fn history(&self, cx: &Cx) -> StreamOptions {
+        let rules = cx.channels_with(self.line.namespace);
+        stream_options(rules.namespace(self.line.namespace))
+    }
+
+    /// Publications that its window keeps at most.
+    pub(super) fn kept_max(&self, cx: &Cx) -> usize {
+        cx.client.recovery_publications_max.min(self.history(cx).size as usize)
+    }
+
+    /// Counts anew how many operations have begun.
+    fn recount(&mut self) {
+        let begun = self.ops.iter().take_while(|op| !matches!(op.step, Step::Queued));
+        (self.begun, self.joins) = (0, 0);
+        for op in begun {
+            self.begun += 1;
+            self.joins += usize::from(op.request.subscribes());
+        }
+    }
+
+    /// Operations end with an error, as far as they need the broker. How many get one now.
+    pub(super) fn fail(&mut self, which: impl Fn(&Op) -> bool) -> u64 {
+        let mut failed = 0;
+        for op in self.ops.iter_mut().filter(|op| op.request.needs_broker() && which(op)) {
+            op.fail();
+            failed += u64::from(matches!(op.step, Step::Ready(Outcome::Failed { .. })));
+        }
+        self.has_failed |= failed > 0;
+        self.recount();
+        failed
+    }
+
+    /// Takes out the operations that have failed, wherever they stand.
+    pub(super) fn take_failed(&mut self) -> VecDeque<Op> {
+        self.has_failed = false;
+        let has_failed = |op: &Op| matches!(op.step, Step::Ready(Outcome::Failed { .. }));
+        let ops = std::mem::take(&mut self.ops).into_iter();
+        let (failed, others): (VecDeque<Op>, _) = ops.partition(has_failed);
+        self.ops = others;
+        self.recount();
+        failed
+    }
+}
+
+/// The position of a channel is checked when nothing has come for so long, in milliseconds, or half as long
+/// again.
+const QUIET_MS: u64 = 30_000;
+
+/// Numbers of publications that have gone, beside as many as there are publications.
+const SPARE_NUMBERS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::home::line::Link;
+
+    #[test]
+    fn a_channel_keeps_its_number_until_it_is_forgotten() {
+        let mut remote = Remote::default();
+        let news = remote.find_or_insert(&"news".into(), 0);
+        assert_eq!((remote.find_or_insert(&"news".into(), 0), remote.len()), (news, 1));
+        let channel = remote.channels[news as usize].take();
+        assert!(channel.is_some() && remote.place("news").is_none());
+        remote.put_back(news, channel, (0, 0));
+        assert_eq!(remote.place("news"), Some(None));
+        let mut channel = remote.channels[news as usize].take().unwrap();
+        channel.line.link = Link::On;
+        assert!(remote.quiet(Millis(1 << 40)).is_empty());
+        remote.put_back(news, None, (0, 0));
+        assert_eq!(remote.len(), 0);
+    }
+}

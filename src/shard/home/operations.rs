@@ -1,0 +1,332 @@
+//! How operations of channels that a broker keeps begin and end: see [`super::ops`].
+
+use super::Home;
+use super::followed::{Channel, Remote};
+use super::line::{Missed, Need};
+use super::ops::{Op, Outcome, Request, Step};
+use super::reading::MissedList;
+use super::seam::{Turn, command};
+use crate::base::id::ShardId;
+use crate::hub::broker::{Command, FailureCause, PresenceChange, Publishing, Ticket};
+use crate::hub::history::{Position, Published, Record, StreamOptions};
+use crate::hub::members::Member;
+use crate::proto::client::ErrorCode;
+use crate::shard::context::Cx;
+use crate::shard::mail::acks::Ack;
+use crate::shard::mail::shard_set::ShardSet;
+use crate::shard::mail::{
+    Answer, Mail, Publish, Read, Reading, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
+};
+
+/// Begins the next operation of a channel.
+pub(super) fn begin(
+    turn: &mut Turn<'_>,
+    remote: &mut Remote,
+    number: u32,
+    channel: &mut Channel,
+) -> Step {
+    let Some(op) = channel.ops.get(channel.begun) else { return Step::Queued };
+    match &op.request {
+        Request::Unsubscribe(_) | Request::Reinform { .. } => Step::Ready(Outcome::Nothing),
+        Request::Publish(publish) => {
+            let ticket = remote.ticket(number);
+            let publishing = Box::new(publishing(turn.cx, ticket, publish));
+            command(turn.cx, turn.out, Command::Publish(publishing));
+            Step::Waits(ticket)
+        }
+        Request::Read(read) => {
+            let (ticket, channel) = (remote.ticket(number), channel.name.clone());
+            let of = match &read.what {
+                Reading::Presence => Command::Members { ticket, channel, counts: false },
+                Reading::PresenceStats => Command::Members { ticket, channel, counts: true },
+                Reading::History(page) => Command::Read { ticket, channel, page: page.clone() },
+                Reading::Drop => Command::Drop { ticket, channel },
+            };
+            // Who has just entered is to be seen.
+            remote.changes.send(turn.cx, turn.out);
+            command(turn.cx, turn.out, of);
+            Step::Waits(ticket)
+        }
+        Request::Subscribe(subscribe) => {
+            if let Some(membership) = &subscribe.membership
+                && membership.present
+            {
+                let info = &membership.info;
+                remote.changes.presence(&channel.name, PresenceChange::Enter, info);
+            }
+            channel.line.namespace = subscribe.namespace;
+            let need = match &subscribe.recover {
+                Some(recover) if !recover.latest => Need::Missed,
+                _ => Need::Position,
+            };
+            if channel.history(turn.cx).kept() {
+                channel.need = channel.need.max(need);
+            }
+            Step::Joining
+        }
+    }
+}
+
+/// A publication as the broker takes it.
+fn publishing(cx: &Cx, ticket: Ticket, publish: &Publish) -> Publishing {
+    let channels = cx.channels_with(publish.namespace);
+    let namespace = channels.namespace(publish.namespace);
+    let extra = publish.options.as_deref().cloned().unwrap_or_default();
+    let options = match extra.skip_history {
+        true => StreamOptions::default(),
+        false => super::stream_options(namespace),
+    };
+    let Publish { data, info, tags, is_json, .. } = publish;
+    let published = Published { data, info, tags, is_json: *is_json };
+    Publishing {
+        ticket,
+        channel: publish.channel.clone(),
+        record: Record::new(0, &published),
+        options,
+        idempotency_key: extra.idempotency_key,
+        version: extra.version,
+        version_epoch: extra.version_epoch,
+        delta: extra.delta || namespace.delta_publish,
+    }
+}
+
+/// The error that a requester gets.
+fn code_of(cause: FailureCause) -> ErrorCode {
+    match cause {
+        FailureCause::Unavailable => ErrorCode::Internal,
+        FailureCause::Unsupported => ErrorCode::NotAvailable,
+    }
+}
+
+impl Home {
+    /// Ends an operation: its answer goes to the shard that requested it.
+    pub(super) fn end(
+        &mut self,
+        turn: &mut Turn<'_>,
+        remote: &mut Remote,
+        channel: &mut Channel,
+        op: Op,
+    ) {
+        let Op { from, request, step, .. } = op;
+        let Step::Ready(outcome) = step else { return };
+        match request {
+            Request::Subscribe(subscribe) => {
+                let is_present = matches!(outcome, Outcome::Failed { is_present: true, .. });
+                if let Some(of) = subscribe.membership.as_ref().filter(|of| of.present)
+                    && is_present
+                {
+                    remote.changes.presence(&channel.name, PresenceChange::Leave, &of.info);
+                }
+                let none = Position { offset: 0, epoch: None };
+                self.join(turn, remote, from, (*subscribe, none, Recovery::Unavailable));
+            }
+            Request::Unsubscribe(unsubscribe) => {
+                self.end_unsubscribe(turn, remote, from, &unsubscribe);
+            }
+            Request::Reinform { conn, info } => {
+                if self.reinform(turn.cx, from, &channel.name, conn, &info) {
+                    remote.changes.presence(&channel.name, PresenceChange::Enter, &info);
+                }
+            }
+            Request::Publish(publish) => end_publish(turn, from, &publish, outcome),
+            Request::Read(read) => {
+                if matches!((&read.what, &outcome), (Reading::Drop, Outcome::Nothing)) {
+                    channel.line.clear_window();
+                }
+                end_read(turn, from, &read, outcome);
+            }
+        }
+    }
+
+    /// A subscriber joins at the position of the line, if that is known, and what the subscriber missed. Else
+    /// the operation comes back.
+    pub(super) fn try_join(
+        &mut self,
+        turn: &mut Turn<'_>,
+        remote: &mut Remote,
+        channel: &mut Channel,
+        op: Op,
+    ) -> Result<(), Op> {
+        let Request::Subscribe(subscribe) = &op.request else { return Err(op) };
+        let history = channel.history(turn.cx);
+        let mut recovery = Recovery::None;
+        let mut position = Position { offset: 0, epoch: None };
+        if history.kept() {
+            if !channel.line.is_settled() {
+                return Err(op);
+            }
+            channel.line.expire(turn.cx.now, history.ttl_ms);
+            if let Some(at) = channel.line.at() {
+                position = at.clone();
+            }
+        }
+        if let Some(recover) = &subscribe.recover {
+            let limit = turn.cx.client.recovery_publications_max;
+            let missed = match recover.latest {
+                true => channel.line.latest(&recover.since),
+                false => channel.line.missed(&recover.since, limit),
+            };
+            recovery = match missed {
+                Missed::Unread => {
+                    channel.unmet = true;
+                    return Err(op);
+                }
+                Missed::Gone => Recovery::Failed,
+                Missed::All(records) => self.encode_missed(turn.cx, subscribe, &position, records),
+            };
+            turn.cx.counters().recoveries.add(1);
+            let is_done = matches!(recovery, Recovery::Done { .. });
+            turn.cx.counters().recovered.add(u64::from(is_done));
+        }
+        let Op { from, request, .. } = op;
+        if let Request::Subscribe(subscribe) = request {
+            self.join(turn, remote, from, (*subscribe, position, recovery));
+        }
+        Ok(())
+    }
+
+    /// Publications that a subscriber missed, encoded once for all that miss the same ones.
+    fn encode_missed(
+        &mut self,
+        cx: &Cx,
+        subscribe: &Subscribe,
+        position: &Position,
+        records: Vec<&Record>,
+    ) -> Recovery {
+        let Some(recover) = &subscribe.recover else { return Recovery::None };
+        let Recover { filter, as_pushes, .. } = &**recover;
+        let at = self.channels.find(&subscribe.channel, subscribe.hash);
+        let (channel, form) = (&*subscribe.channel, subscribe.traits.form());
+        let list = MissedList { channel, form, recover };
+        let (answers, patcher) = (&mut self.answers, &mut self.patcher);
+        let asked = at
+            .filter(|_| filter.is_none() && !as_pushes)
+            .and_then(|at| super::answers::Asked::of(at, form, position, &(0..records.len())));
+        if let Some(known) = asked.as_ref().and_then(|asked| answers.get(asked)) {
+            return list.recovery(Some(known));
+        }
+        let recovery = list.encode(cx, records, patcher);
+        if let (Some(asked), Recovery::Done { publications: Some(list), .. }) = (asked, &recovery) {
+            answers.insert(asked, list.clone());
+        }
+        recovery
+    }
+
+    /// A subscriber joins. One without a broker leaves at once: its shard ends the subscription.
+    fn join(
+        &mut self,
+        turn: &mut Turn<'_>,
+        remote: &mut Remote,
+        from: ShardId,
+        (subscribe, position, recovery): (Subscribe, Position, Recovery),
+    ) {
+        let Turn { cx, out, .. } = turn;
+        let Subscribe { channel, hash, local, asker, serial, mut traits, .. } = subscribe;
+        let failed = matches!(recovery, Recovery::Unavailable);
+        let based = matches!(&recovery, Recovery::Done { publications: Some(_), .. });
+        traits = traits.with_fresh(traits.form().takes_patches() && !based);
+        let options = StreamOptions::default();
+        let (at, _) = self.channels.subscribe(cx.now, &channel, hash, options, from, local, traits);
+        if traits.fresh() {
+            self.channels.mark_fresh(at, from);
+        }
+        let announced = subscribe.membership.filter(|_| !failed).map(|of| {
+            let member = Member { shard: from, conn: asker.conn };
+            self.channels.enter(at, member, &of.info, of.present, of.announces);
+            (of.announces, of.info)
+        });
+        let fresh = traits.fresh();
+        let subscribed = Subscribed { local, asker, serial, position, recovery, fresh };
+        out.send(cx, from, Mail::Subscribed(Box::new(subscribed)));
+        if let Some((true, info)) = announced {
+            remote.changes.event(&channel, true, info);
+        }
+    }
+
+    /// A subscriber leaves.
+    fn end_unsubscribe(
+        &mut self,
+        turn: &mut Turn<'_>,
+        remote: &mut Remote,
+        from: ShardId,
+        unsubscribe: &Unsubscribe,
+    ) {
+        let Turn { cx, out, .. } = turn;
+        let Unsubscribe { local, channel, asker, traits, member } = unsubscribe;
+        let hash = cx.node.names.hash(channel);
+        let member = member.map(|conn| Member { shard: from, conn });
+        if let Some(left) = self.channels.unsubscribe(channel, hash, from, *traits, member) {
+            remote.changes.presence(channel, PresenceChange::Leave, &left.info);
+            if left.announces {
+                remote.changes.event(channel, false, left.info);
+            }
+        }
+        out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
+    }
+}
+
+fn end_publish(turn: &mut Turn<'_>, to: ShardId, publish: &Publish, outcome: Outcome) {
+    let Some(asker) = publish.asker else { return };
+    let cause = match outcome {
+        Outcome::Position(position) => {
+            turn.cx.counters().publications.add(1);
+            return turn.out.acknowledge(Ack { to, asker, position }, ShardSet::default());
+        }
+        Outcome::Failed { cause, .. } => cause,
+        _ => FailureCause::Unavailable,
+    };
+    let answer = Answer::failed(code_of(cause), &publish.channel);
+    turn.out.send(turn.cx, to, Mail::Answer { asker, answer });
+}
+
+fn end_read(turn: &mut Turn<'_>, to: ShardId, read: &Read, outcome: Outcome) {
+    let Turn { cx, out, codec } = turn;
+    let answer = match outcome {
+        Outcome::Nothing => Answer::Done,
+        Outcome::Members(infos) => super::reading::presence(read, &infos, codec),
+        Outcome::Counts(clients, users) => Answer::PresenceStats(clients, users),
+        Outcome::History(top, entries) => super::reading::history(read, &top, &entries, codec),
+        Outcome::Position(_) => Answer::failed(ErrorCode::Internal, &read.channel),
+        Outcome::Failed { cause, .. } => Answer::failed(code_of(cause), &read.channel),
+    };
+    cx.counters().reads.add(1);
+    out.send(cx, to, Mail::Answer { asker: read.asker, answer });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::broker::BrokerEvent;
+    use crate::shard::fixture::Plan;
+    use crate::shard::home::driven::{Driven, texts, with_history};
+    use crate::shard::mail::CONTROL;
+
+    #[test]
+    fn errors_of_the_broker_reach_the_publisher() {
+        let mut plan = Plan { channels: with_history(), ..Plan::default() };
+        plan.options.broker = crate::shard::options::Broker::Remote;
+        let mut driven = Driven::of(plan);
+        let mut news = |event| {
+            driven.handle(CONTROL.0, Mail::BrokerEvent(Box::new(event)));
+            driven.publishes("news", "1");
+            let sent = driven.sent_to(CONTROL.0);
+            let ticket = sent.into_iter().find_map(|mail| match mail {
+                Mail::Command(command) => match *command {
+                    Command::Publish(publishing) => Some(publishing.ticket),
+                    other => panic!("{other:?}"),
+                },
+                _ => None,
+            });
+            (ticket.unwrap(), texts(&driven.sent_to(1)))
+        };
+        let (ticket, _) = news(BrokerEvent::Connected);
+        let failed = |ticket, cause| BrokerEvent::Failed { ticket, cause };
+        let (ticket, sent) = news(failed(ticket, FailureCause::Unsupported));
+        assert_eq!(sent, ["error NotAvailable"]);
+        let (ticket, sent) = news(failed(ticket, FailureCause::Unavailable));
+        assert_eq!(sent, ["error Internal"]);
+        let position = Position { offset: 4, epoch: Some("a life".into()) };
+        let (_, sent) = news(BrokerEvent::Published { ticket, position });
+        assert_eq!(sent, ["published 4"]);
+    }
+}

@@ -1,0 +1,189 @@
+//! Presence and join and leave events of channels that a broker keeps: the changes of a turn go together, as
+//! one command for each channel, and events behind them.
+
+use compact_str::CompactString;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::seam::command;
+use crate::base::info::ClientInfo;
+use crate::hub::broker::{Command, PresenceChange, PresenceUpdate};
+use crate::hub::home::Homes;
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
+
+/// A change that the broker doesn't know of yet.
+#[derive(Debug)]
+enum Change {
+    Presence(PresenceChange),
+    Event { joined: bool },
+}
+
+/// Changes of a turn, and how far the refreshing of all members has come.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// By channel, in order, with packed infos.
+    list: Vec<(CompactString, Change, Box<[u8]>)>,
+    /// The number of the channel that is refreshed next.
+    refresh_at: usize,
+    /// Seconds in which all members are to be refreshed now, as after a connection was lost.
+    hurry: u32,
+}
+
+impl Changes {
+    /// Who is present changes.
+    pub(super) fn presence(&mut self, channel: &CompactString, of: PresenceChange, info: &[u8]) {
+        self.list.push((channel.clone(), Change::Presence(of), info.into()));
+    }
+
+    /// Others are to see a client join or leave.
+    pub(super) fn event(&mut self, channel: &CompactString, joined: bool, info: Box<[u8]>) {
+        self.list.push((channel.clone(), Change::Event { joined }, info));
+    }
+
+    /// Changes that have not been sent.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// The connection is lost: entries expire, and events have no meaning any more.
+    pub(super) fn clear(&mut self) {
+        self.list = Vec::new();
+    }
+
+    /// There is a connection: the broker may have lost the entries of this node.
+    pub(super) fn hurry(&mut self) {
+        self.hurry = HURRY_SECONDS;
+    }
+
+    /// Sends what is there.
+    pub(super) fn send(&mut self, cx: &Cx, out: &mut Post) {
+        if self.list.is_empty() {
+            return;
+        }
+        let mut list = std::mem::take(&mut self.list);
+        // Stable: those of one channel stay in order.
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut list = list.into_iter().peekable();
+        while let Some((channel, change, info)) = list.next() {
+            let mut of_channel = vec![(change, info)];
+            while let Some((_, change, info)) = list.next_if(|next| next.0 == channel) {
+                of_channel.push((change, info));
+            }
+            send_channel(cx, channel, of_channel, out);
+        }
+    }
+
+    /// Once a second: refreshes a part of all members, so that each is refreshed well before it expires.
+    pub(super) fn refresh(&mut self, cx: &Cx, channels: &Homes, out: &mut Post) {
+        let numbers = channels.numbers();
+        let seconds = if self.hurry > 0 { HURRY_SECONDS } else { REFRESH_SECONDS };
+        self.hurry = self.hurry.saturating_sub(1);
+        for _ in 0..numbers.div_ceil(seconds as usize) {
+            self.refresh_at = if self.refresh_at < numbers { self.refresh_at } else { 0 };
+            let at = self.refresh_at as u32;
+            self.refresh_at += 1;
+            let Some(members) = channels.members(at) else { continue };
+            let channel = CompactString::new(channels.name(at));
+            let present = members.present().map(|info| (PresenceChange::Refresh, info.into()));
+            send_update(cx, &channel, present.collect(), out);
+        }
+    }
+}
+
+/// Sends the changes of one channel: who is present first, since that is read when an event comes.
+fn send_channel(
+    cx: &Cx,
+    channel: CompactString,
+    changes: Vec<(Change, Box<[u8]>)>,
+    out: &mut Post,
+) {
+    let mut update: Vec<(PresenceChange, Box<[u8]>)> = Vec::new();
+    // Only the latest change of a client counts.
+    let mut places: HashMap<CompactString, usize, FixedState> = HashMap::default();
+    let mut events = Vec::new();
+    for (change, info) in changes {
+        match change {
+            Change::Event { joined } => events.push((joined, info)),
+            Change::Presence(change) => {
+                let Some(client) = ClientInfo::unpack(&info).map(|of| of.client.into()) else {
+                    continue;
+                };
+                let place = *places.entry(client).or_insert(update.len());
+                match update.get_mut(place) {
+                    Some(known) => *known = (change, info),
+                    None => update.push((change, info)),
+                }
+            }
+        }
+    }
+    send_update(cx, &channel, update, out);
+    for (joined, info) in events {
+        command(cx, out, Command::Announce { channel: channel.clone(), joined, info });
+    }
+}
+
+fn send_update(
+    cx: &Cx,
+    channel: &CompactString,
+    mut changes: Vec<(PresenceChange, Box<[u8]>)>,
+    out: &mut Post,
+) {
+    while !changes.is_empty() {
+        let rest = changes.split_off(changes.len().min(CHANGES_MAX));
+        let update = PresenceUpdate { channel: channel.clone(), changes };
+        command(cx, out, Command::Presence(Box::new(update)));
+        changes = rest;
+    }
+}
+
+/// All members are refreshed within so many seconds: entries expire after 60.
+const REFRESH_SECONDS: u32 = 25;
+
+/// The same after a connection was lost.
+const HURRY_SECONDS: u32 = 5;
+
+/// Changes of one command.
+const CHANGES_MAX: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::{Plan, Posts};
+    use crate::shard::home::driven::info;
+    use crate::shard::mail::{CONTROL, Mail};
+
+    #[test]
+    fn the_latest_change_of_a_client_counts_and_events_come_behind() {
+        let cx = Plan::default().cx();
+        let mut posts = Posts::new(2, 8);
+        let mut changes = Changes::default();
+        let news: CompactString = "news".into();
+        let (ann, bob) = (info("ann", "1"), info("bob", "2"));
+        changes.event(&news, true, ann.clone());
+        changes.presence(&news, PresenceChange::Enter, &ann);
+        changes.presence(&"other".into(), PresenceChange::Enter, &ann);
+        changes.presence(&news, PresenceChange::Enter, &bob);
+        changes.presence(&news, PresenceChange::Leave, &ann);
+        changes.send(&cx, &mut posts.post);
+        assert_eq!(changes.len(), 0);
+        posts.post.flush(&cx);
+        let sent: Vec<String> = posts
+            .sent_to(CONTROL.0)
+            .into_iter()
+            .map(|mail| match mail {
+                Mail::Command(command) => match *command {
+                    Command::Presence(update) => {
+                        let kinds: Vec<_> = update.changes.iter().map(|(kind, _)| kind).collect();
+                        format!("{} {kinds:?}", update.channel)
+                    }
+                    Command::Announce { channel, joined, .. } => format!("{channel} {joined}"),
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(sent, ["news [Leave, Enter]", "news true", "other [Enter]"]);
+    }
+}

@@ -1,0 +1,41 @@
+//! The way of commands from a home to the broker.
+
+use crate::hub::broker::Command;
+use crate::shard::codec::Codec;
+use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
+use crate::shard::mail::{CONTROL, Mail};
+
+/// The ways of a step: what it reads, and where mail goes.
+pub(super) struct Turn<'a> {
+    pub(super) cx: &'a Cx,
+    pub(super) out: &'a mut Post,
+    pub(super) codec: &'a mut Codec,
+}
+
+/// Sends a command to the broker.
+pub(super) fn command(cx: &Cx, out: &mut Post, command: Command) {
+    if matches!(command, Command::Read { .. }) {
+        cx.counters().broker_reads.add(1);
+    }
+    out.send(cx, CONTROL, Mail::Command(Box::new(command)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::broker::Ticket;
+    use crate::hub::history::{Epoch, Page};
+    use crate::shard::fixture::{Plan, Posts};
+
+    #[test]
+    fn reads_are_counted() {
+        let (cx, mut posts) = (Plan::default().cx(), Posts::new(2, 8));
+        let (ticket, page) = (Ticket(1), Page::default());
+        command(&cx, &mut posts.post, Command::Read { ticket, channel: "news".into(), page });
+        let epoch = Epoch::from("a life");
+        command(&cx, &mut posts.post, Command::Renew { ticket, channel: "news".into(), epoch });
+        posts.post.flush(&cx);
+        assert_eq!((posts.sent_to(CONTROL.0).len(), cx.counters().broker_reads.get()), (2, 1));
+    }
+}
