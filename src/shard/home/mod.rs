@@ -17,6 +17,8 @@ mod reading;
 mod remote;
 mod room;
 mod seam;
+#[cfg(test)]
+mod simulated;
 mod subscribe;
 mod tokens;
 mod users;
