@@ -123,6 +123,8 @@ struct OpenRead {
     limit: usize,
     /// It is a renewal.
     renews: bool,
+    /// The offset of the position, if the broker had a publication there.
+    marked: Option<u64>,
 }
 
 /// See the module.
@@ -325,7 +327,8 @@ impl Line {
         (self.checks, self.is_stale) = (false, false);
         let (at, reverse) = (self.at.clone(), page.reverse);
         let renews = self.renews.is_some();
-        self.read = Some(Box::new(OpenRead { ticket, at, reverse, limit, renews }));
+        let marked = at.as_ref().filter(|_| self.mark.is_some()).map(|at| at.offset);
+        self.read = Some(Box::new(OpenRead { ticket, at, reverse, limit, renews, marked }));
         Some(match &self.renews {
             Some(epoch) => Query::Renew(epoch.clone()),
             None => Query::Read(page),
@@ -449,6 +452,7 @@ impl Line {
     fn forget_place(&mut self) {
         (self.at, self.mark) = (None, None);
         (self.begins, self.checks, self.is_base) = (false, false, false);
+        self.is_unsure = false;
         self.clear_window();
     }
 
@@ -505,9 +509,9 @@ impl Line {
         effects: &mut Effects,
     ) {
         let is_unsure = !read.reverse && std::mem::take(&mut self.is_unsure);
-        let same =
-            |entry: &Entry| Some(entry.record.offset()) == self.at.as_ref().map(|at| at.offset);
-        if is_unsure && self.mark.is_some() && !entries.is_empty() && !entries.iter().any(same) {
+        let has = |offset| entries.iter().any(|entry| entry.record.offset() == offset);
+        let is_gone = read.marked.is_some_and(|offset| !entries.is_empty() && !has(offset));
+        if is_unsure && is_gone {
             // The publication at the position was removed, so that nothing shows whether what follows it now
             // is what followed it then.
             return self.restart(Cause::Trimmed, effects);
@@ -597,6 +601,10 @@ impl Line {
 
     /// Hands out the publications ahead that follow now. Copies of older ones are dropped.
     fn drain(&mut self, now: Millis, kept_max: usize, effects: &mut Effects) {
+        if self.is_unsure {
+            // What comes may follow another publication than the one that the subscribers have.
+            return;
+        }
         let mut at = 0;
         while at < self.ahead.len() {
             let Some(position) = &self.at else { return };

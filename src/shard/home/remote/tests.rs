@@ -110,7 +110,7 @@ fn a_subscription_waits_for_delivery_and_position_and_a_publish_for_the_subscrip
 }
 
 #[test]
-fn without_a_connection_requests_fail_and_what_the_server_subscribes_waits() {
+fn without_a_connection_requests_fail_and_server_subscriptions_wait() {
     let mut driven = driven();
     let by_server = driven.subscribe("news", 9);
     driven.handle(1, Mail::Subscribe(Box::new(by_server)));
