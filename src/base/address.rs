@@ -1,6 +1,8 @@
 //! The address of a connection's peer.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::image::{Broken, Durable, ImageReader, ImageWriter};
 
 /// The other end of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,28 @@ impl Peer {
         match self {
             Self::Ip(address) => Some(address),
             Self::Unix => None,
+        }
+    }
+}
+
+impl Durable for Peer {
+    fn write(&self, out: &mut ImageWriter) {
+        match self {
+            Self::Ip(IpAddr::V4(address)) => out.bytes(&address.octets()),
+            Self::Ip(IpAddr::V6(address)) => out.bytes(&address.octets()),
+            Self::Unix => out.bytes(&[]),
+        }
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let bytes = from.bytes()?;
+        if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+            return Ok(Self::of(Ipv4Addr::from(octets).into()));
+        }
+        match <[u8; 16]>::try_from(bytes) {
+            Ok(octets) => Ok(Self::of(Ipv6Addr::from(octets).into())),
+            Err(_) if bytes.is_empty() => Ok(Self::Unix),
+            Err(_) => Err(Broken::Value("an address")),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 
+use super::image::{Broken, Durable, ImageReader, ImageWriter};
 use super::time::UnixSeconds;
 
 /// The moment at which a connection or a subscription expires, in Unix seconds.
@@ -39,6 +40,17 @@ impl Expiry {
     pub fn ttl(self, now: UnixSeconds) -> u32 {
         let left = i64::from(self.seconds()).saturating_sub(now.0);
         u32::try_from(left.clamp(1, TTL_MAX_S)).unwrap_or(1)
+    }
+}
+
+/// A moment by the wall clock: the same in every process.
+impl Durable for Expiry {
+    fn write(&self, out: &mut ImageWriter) {
+        out.field(&self.0);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        NonZeroU32::read(from).map(Self)
     }
 }
 

@@ -35,6 +35,26 @@ macro_rules! flags {
                 }
             )*
         }
+
+        impl $crate::base::image::Durable for $name {
+            fn write(&self, out: &mut $crate::base::image::ImageWriter) {
+                out.field(&self.0);
+            }
+
+            fn read(
+                from: &mut $crate::base::image::ImageReader<'_>,
+            ) -> Result<Self, $crate::base::image::Broken> {
+                let bits = $bits::read(from)?;
+                if bits & !(0 $(| 1 << $bit)*) != 0 {
+                    return Err($crate::base::image::Broken::Value(stringify!($name)));
+                }
+                let mut flags = Self(bits);
+                $(if from.forgets(concat!(stringify!($name), ".", stringify!($get))) {
+                    flags.$set(false);
+                })*
+                Ok(flags)
+            }
+        }
     };
 }
 

@@ -104,6 +104,9 @@ pub enum Data {
 pub struct Form(u8);
 
 impl Form {
+    /// Bits of its number.
+    pub const BITS: u32 = u8::BITS;
+
     const FRAMING: u8 = 15;
     const PROTOBUF: u8 = 1 << 4;
     const ONE_WAY: u8 = 1 << 5;
@@ -127,6 +130,12 @@ impl Form {
     /// By its number.
     pub const fn from_u8(number: u8) -> Self {
         Self(number)
+    }
+
+    /// By a number that may be any: `None` where it is no form's.
+    pub fn by_number(number: u8) -> Option<Self> {
+        let framing = usize::from(number & Self::FRAMING);
+        (framing < Framing::ALL.len() && number >> Self::DATA_SHIFT <= 2).then_some(Self(number))
     }
 
     /// Its number.

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU32;
 
+use super::image::{Broken, Durable, ImageReader, ImageWriter, durable};
+
 /// Which shard: 0..=254.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u8);
@@ -24,6 +26,18 @@ pub struct ConnKey {
     pub index: u32,
     /// Which tenant of the slot, from 1.
     pub generation: NonZeroU32,
+}
+
+durable!(ConnKey { index, generation });
+
+impl Durable for ShardId {
+    fn write(&self, out: &mut ImageWriter) {
+        out.field(&self.0);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        u8::read(from).map(Self)
+    }
 }
 
 impl ConnKey {

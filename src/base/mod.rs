@@ -11,6 +11,7 @@ pub mod form;
 pub mod frame;
 pub mod heap;
 pub mod id;
+pub mod image;
 pub mod info;
 pub mod limits;
 pub mod notices;

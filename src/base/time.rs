@@ -19,3 +19,6 @@ impl Millis {
 /// Seconds since 1970, as tokens carry them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixSeconds(pub i64);
+
+/// One tick of the timers in milliseconds: a timer fires up to this much late, never early.
+pub const TICK_MS: u64 = 100;

@@ -13,12 +13,10 @@
 //! ```
 
 use crate::base::time::Millis;
+pub use crate::base::time::TICK_MS;
 
 /// "No record" in links and heads.
 const NONE: u32 = u32::MAX;
-
-/// One tick of the wheel in milliseconds: a timer fires up to this much late, never early.
-pub const TICK_MS: u64 = 100;
 
 /// The tick of a moment.
 pub(crate) fn tick_of(at: Millis) -> u32 {
@@ -48,6 +46,11 @@ pub struct Links {
 impl Links {
     /// In no list.
     pub const UNLINKED: Self = Self { next: NONE, prev: NONE };
+
+    /// The member behind it, in a circle.
+    pub(crate) fn next(self) -> u32 {
+        self.next
+    }
 
     /// True while in a list.
     pub fn is_linked(self) -> bool {
