@@ -12,6 +12,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::base::filter::FilterNode;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, kind};
 use crate::base::limits::{
     FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_NODES_MAX, FILTER_VALUES_MAX, FILTERS_MAX,
 };
@@ -157,6 +158,44 @@ impl Node {
                         Test::Exists | Test::Missing | Test::Never => 0,
                     }
             }
+        }
+    }
+
+    /// A node that compiles to this one.
+    fn as_sent(&self) -> FilterNode {
+        let combined = |op: &str, nodes: &[Self]| FilterNode {
+            op: op.into(),
+            nodes: nodes.iter().map(Self::as_sent).collect(),
+            ..FilterNode::default()
+        };
+        let (key, test) = match self {
+            Self::All(nodes) => return combined("and", nodes),
+            Self::Any(nodes) => return combined("or", nodes),
+            Self::Not(node) => return combined("not", std::slice::from_ref(node)),
+            Self::Compare { key, test } => (key, test),
+        };
+        let (cmp, val, vals): (&str, &str, &[Box<str>]) = match test {
+            Test::Equals(val) => ("eq", val, &[]),
+            Test::Differs(val) => ("neq", val, &[]),
+            Test::In(vals) => ("in", "", vals),
+            Test::NotIn(vals) => ("nin", "", vals),
+            Test::Exists => ("ex", "", &[]),
+            Test::Missing => ("nex", "", &[]),
+            Test::StartsWith(val) => ("sw", val, &[]),
+            Test::EndsWith(val) => ("ew", val, &[]),
+            Test::Contains(val) => ("ct", val, &[]),
+            Test::Ordered(Order::Less, val) => ("lt", val, &[]),
+            Test::Ordered(Order::LessOrEqual, val) => ("lte", val, &[]),
+            Test::Ordered(Order::Greater, val) => ("gt", val, &[]),
+            Test::Ordered(Order::GreaterOrEqual, val) => ("gte", val, &[]),
+            Test::Never => ("lt", "no number", &[]),
+        };
+        FilterNode {
+            key: key.to_string(),
+            cmp: cmp.into(),
+            val: val.into(),
+            vals: vals.iter().map(|val| val.to_string()).collect(),
+            ..FilterNode::default()
         }
     }
 
@@ -329,6 +368,27 @@ impl FilterId {
     }
 }
 
+impl Durable for FilterId {
+    fn write(&self, out: &mut ImageWriter) {
+        out.field(&self.get());
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        Self::from_u32(u32::read(from)?).ok_or(Broken::Value("the number of a filter"))
+    }
+}
+
+/// In the form in which a client sends it, so that one that is read passes the same checks.
+impl Durable for Filter {
+    fn write(&self, out: &mut ImageWriter) {
+        out.field(&self.0.as_sent());
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        Self::new(&FilterNode::read(from)?).map_err(|BadFilter| Broken::Value("a filter"))
+    }
+}
+
 /// The filters in use on a shard, each once: subscribers hold its number. Default: empty.
 ///
 /// A filter is freed when as many have released it as interned it, and its number goes to another.
@@ -410,9 +470,80 @@ impl Filters {
         }
     }
 
+    /// Which numbers are in use.
+    pub fn slots(&self) -> Slots {
+        Slots::of(self.entries.iter().map(|(place, _)| place))
+    }
+
+    /// Writes a record for each filter.
+    pub fn write(&self, out: &mut ImageWriter) {
+        for (place, entry) in &self.entries {
+            out.record(kind::FILTER, |out| {
+                out.field(&(place as u32));
+                out.field(&entry.filter);
+                out.field(&entry.holders);
+            });
+        }
+    }
+
+    /// Whether a number is in use; 0, which is none, counts.
+    pub fn has(&self, number: u32) -> bool {
+        FilterId::from_u32(number).is_none_or(|id| self.entries.contains(id.place()))
+    }
+
     /// The filter of a number that is held.
     pub fn get(&self, id: FilterId) -> &Filter {
         &self.entries[id.place()].filter
+    }
+}
+
+/// Filters that are read from an image.
+#[derive(Default)]
+pub struct FiltersReader {
+    slots: Slots,
+    entries: Vec<(usize, Entry)>,
+}
+
+impl FiltersReader {
+    /// Filters with these numbers.
+    pub fn new(slots: Slots) -> Self {
+        Self { slots, entries: Vec::new() }
+    }
+
+    /// Reads the next record of these.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn filter(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let place = self.slots.take(u32::read(from)?)?;
+        let filter = from.field("Filter.filter")?;
+        let holders: u32 = from.field("Filter.holders")?;
+        if holders == 0 {
+            return Err(Broken::Value("a filter"));
+        }
+        self.entries.push((place, Entry { filter, holders }));
+        Ok(())
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// One is missing, or there twice.
+    pub fn end(self) -> Result<Filters, Broken> {
+        self.slots.end()?;
+        let entries: Slab<Entry> = self.entries.into_iter().collect();
+        let mut filters = Filters { entries, ..Filters::default() };
+        let Filters { entries, table, hasher, bytes } = &mut filters;
+        for (place, entry) in entries.iter() {
+            let hash = hasher.hash_one(&entry.filter);
+            if table.find(hash, |at| entries[*at as usize].filter == entry.filter).is_some() {
+                return Err(Broken::Value("a filter"));
+            }
+            let hash_at = |at: &u32| hasher.hash_one(&entries[*at as usize].filter);
+            table.insert_unique(hash, place as u32, hash_at);
+            *bytes += entry.filter.bytes();
+        }
+        Ok(filters)
     }
 }
 

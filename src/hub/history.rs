@@ -7,6 +7,7 @@ use triomphe::ThinArc;
 
 use super::delta::{Patched, Patcher};
 use crate::base::heap::HeapBytes;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
@@ -96,6 +97,17 @@ impl std::fmt::Debug for Epoch {
     }
 }
 
+impl Durable for Epoch {
+    fn write(&self, out: &mut ImageWriter) {
+        out.bytes(self.bytes());
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let text = std::str::from_utf8(from.bytes()?);
+        text.map(Self::from).map_err(|_| Broken::Value("an epoch"))
+    }
+}
+
 /// Where a stream stands. Offsets of a channel grow, on whichever node it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -104,6 +116,8 @@ pub struct Position {
     /// The stream's life; `None` for a channel without history.
     pub epoch: Option<Epoch>,
 }
+
+durable!(Position { offset, epoch });
 
 impl HeapBytes for Position {
     fn heap_bytes(&self) -> usize {
@@ -121,6 +135,8 @@ pub struct StreamOptions {
     /// Offset and epoch are kept so long after the last publish, in milliseconds.
     pub meta_ttl_ms: u64,
 }
+
+durable!(StreamOptions { size, ttl_ms, meta_ttl_ms });
 
 impl StreamOptions {
     /// Whether the channel has a stream at all.
@@ -206,6 +222,21 @@ impl Record {
     /// Bytes of its allocation and its place in the ring.
     pub fn bytes(&self) -> usize {
         RECORD_BYTES + self.0.slice.len()
+    }
+}
+
+impl Durable for Record {
+    fn write(&self, out: &mut ImageWriter) {
+        let Published { data, info, tags, is_json } = self.published();
+        out.field(&self.offset());
+        out.field(&is_json);
+        [data, info, tags].into_iter().for_each(|part| out.bytes(part));
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let (offset, is_json) = (from.field("Record.offset")?, from.field("Record.is_json")?);
+        let (data, info, tags) = (from.bytes()?, from.bytes()?, from.bytes()?);
+        Ok(Self::new(offset, &Published { data, info, tags, is_json }))
     }
 }
 
@@ -325,6 +356,16 @@ pub struct Stream {
     is_base: bool,
 }
 
+// Patches are computed again when somebody needs them.
+durable!(Stream { offset, epoch, ring, last_publish, options, is_base } anew {
+    patches: None,
+    bytes: ring_bytes(&ring),
+});
+
+fn ring_bytes(ring: &VecDeque<Record>) -> usize {
+    ring.iter().map(Record::bytes).sum()
+}
+
 impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Record({}, {} bytes)", self.offset(), self.data().len())
@@ -349,6 +390,14 @@ impl Stream {
     /// Other sizes and times hold from the next publish on.
     pub fn set_options(&mut self, options: StreamOptions) {
         self.options = options;
+    }
+
+    /// The kept publications are the last ones, without a hole: true of every stream, and to be checked of
+    /// one that was read from an image.
+    pub fn is_whole(&self) -> bool {
+        let offsets = self.ring.iter().rev().map(Record::offset);
+        self.ring.len() as u64 <= self.offset
+            && offsets.zip(0..).all(|(offset, back)| offset == self.offset - back)
     }
 
     /// Where it stands.

@@ -1,5 +1,7 @@
 //! The channels whose home is this shard: the one writer of each.
 
+pub(crate) mod image;
+
 use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
@@ -14,6 +16,7 @@ use super::subscribers::Traits;
 use crate::base::form::{Form, Forms};
 use crate::base::heap::HeapBytes;
 use crate::base::id::ShardId;
+use crate::base::image::durable;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 
@@ -40,6 +43,9 @@ pub struct Interest {
 }
 
 const _: () = assert!(size_of::<Interest>() == 24);
+
+// A gap is mail that waits: there is none when an image is written.
+durable!(Interest { shard, fresh, form, local, count, joiners, others } anew { gap: false });
 
 impl Interest {
     fn new(shard: ShardId, local: u32) -> Self {

@@ -48,7 +48,7 @@ impl Seat {
         self.prev & !FLAG
     }
 
-    fn next(&self) -> u32 {
+    pub(super) fn next(&self) -> u32 {
         self.next & !FLAG
     }
 
@@ -65,7 +65,7 @@ impl Seat {
         self.prev |= FLAG;
     }
 
-    fn is_used(&self) -> bool {
+    pub(super) fn is_used(&self) -> bool {
         self.prev & FLAG != 0
     }
 
@@ -107,6 +107,17 @@ impl Idle {
     /// Channels in both.
     pub(super) fn len(&self) -> usize {
         self.bare.len + self.holding.len
+    }
+
+    /// The channels of a list, the first that is forgotten first.
+    pub(super) fn order(&self, place: Place, next: impl Fn(u32) -> u32) -> Vec<u32> {
+        let first = match place {
+            Place::InUse => NONE,
+            Place::Bare => self.bare.first,
+            Place::Holding => self.holding.first,
+        };
+        let some = |at: u32| (at != NONE).then_some(at);
+        std::iter::successors(some(first), |at| some(next(*at))).collect()
     }
 
     fn list(&mut self, place: Place) -> Option<&mut List> {

@@ -1,6 +1,8 @@
 //! The channels that connections of this shard are subscribed to: the delivering half of a
 //! channel, whose other half is at its home.
 
+pub(crate) mod image;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;

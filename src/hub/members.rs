@@ -10,6 +10,7 @@ use hashbrown::HashTable;
 use super::names::NameHasher;
 use super::users::{Sessions, UserLinks, Users};
 use crate::base::id::{ConnKey, ShardId};
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::info::ClientInfo;
 
 /// A connection of any shard, as a channel's home names it. Shape: 12 bytes.
@@ -65,6 +66,8 @@ struct Entry {
     record: Box<[u8]>,
 }
 
+durable!(Entry { conn, record });
+
 const _: () = assert!(size_of::<Member>() == 12);
 const _: () = assert!(size_of::<Entry>() == 24);
 const _: () = assert!(size_of::<Members>() == 24);
@@ -110,7 +113,10 @@ impl Members {
     ) {
         self.remove(names, member);
         let flags = (u8::from(present) * PRESENT) | (u8::from(announces) * ANNOUNCES);
-        let entry = Entry { conn: member.conn, record: record(info, member.shard, flags) };
+        self.push(names, Entry { conn: member.conn, record: record(info, member.shard, flags) });
+    }
+
+    fn push(&mut self, names: &NameHasher, entry: Entry) {
         self.0 = match std::mem::take(&mut self.0) {
             Held::Several(None) => Held::One(entry),
             Held::One(first) => {
@@ -192,6 +198,29 @@ impl Members {
     /// The packed [`ClientInfo`] of each present one, in no order.
     pub fn present(&self) -> impl Iterator<Item = &[u8]> {
         self.entries().iter().filter(|entry| entry.is_present()).map(Entry::info)
+    }
+
+    /// Writes all of them, in their order.
+    pub fn write(&self, out: &mut ImageWriter) {
+        let entries = self.entries();
+        out.count(entries.len());
+        Entry::write_all(entries, out);
+    }
+
+    /// Reads what [`Self::write`] writes; the tables are made anew.
+    ///
+    /// # Errors
+    /// The bytes are none of that, or name a member twice.
+    pub fn read(from: &mut ImageReader<'_>, names: &NameHasher) -> Result<Self, Broken> {
+        let mut members = Self::default();
+        for _ in 0..from.count()? {
+            let entry = Entry::read(from)?;
+            if entry.record.len() < 2 || members.find(entry.member()).is_some() {
+                return Err(Broken::Value("a member"));
+            }
+            members.push(names, entry);
+        }
+        Ok(members)
     }
 
     fn entries(&self) -> &[Entry] {

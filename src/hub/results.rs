@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 
 use super::history::Position;
 use crate::base::heap::HeapBytes;
+use crate::base::image::{Broken, ImageReader, ImageWriter, kind};
 use crate::base::time::Millis;
 
 /// A publish is known by its channel and its key.
@@ -101,6 +102,34 @@ impl Results {
             self.pop();
         }
         self.free_when_empty();
+    }
+
+    /// Writes a record for each result, the first to end first.
+    pub fn write(&self, out: &mut ImageWriter) {
+        for (end, name) in &self.ends {
+            let Some(position) = self.by_name.get(name) else { continue };
+            out.record(kind::RESULT, |out| {
+                out.field(end);
+                out.field(name);
+                out.field(position);
+            });
+        }
+    }
+
+    /// Reads the next record of these.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn read(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let end: Millis = from.field("Result.end")?;
+        let name: Name = from.field("Result.name")?;
+        let position = from.field("Result.position")?;
+        if self.by_name.insert(name.clone(), position).is_some() {
+            return Err(from.misplaced());
+        }
+        self.bytes += bytes_of(&name);
+        self.ends.push_back((end, name));
+        Ok(())
     }
 
     fn free_when_empty(&mut self) {

@@ -2,6 +2,7 @@
 //! connections' records.
 
 use crate::base::form::Form;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::limits::FILTERS_MAX;
 
 /// Bits of the number of a filter.
@@ -95,6 +96,24 @@ impl Traits {
 
 const _: () = assert!(size_of::<Subscriber>() == 8);
 
+durable!(Subscriber { conn, traits });
+
+impl Durable for Traits {
+    fn write(&self, out: &mut ImageWriter) {
+        out.field(&self.form());
+        out.field(&(self.0 >> Form::BITS));
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let form: Form = from.field("Traits.form")?;
+        let bits: u32 = from.field("Traits.bits")?;
+        if bits.leading_zeros() < Form::BITS {
+            return Err(Broken::Value("traits"));
+        }
+        Ok(Self(bits << Form::BITS | u32::from(form.number())))
+    }
+}
+
 /// Subscribers, added behind and removed by place.
 ///
 /// While a fan-out is on its way (`held`), places stay what they are: removal leaves a tombstone.
@@ -106,6 +125,9 @@ pub struct Subscribers {
     /// The list may be out of the order of the connections' slots.
     unordered: bool,
 }
+
+// Nobody leaves a tombstone but in a fan-out, and none is on its way when an image is written.
+durable!(Subscribers { list, unordered } anew { tombstones: 0 });
 
 impl Subscribers {
     /// Subscribers at this moment.

@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use crate::base::id::{ConnKey, ShardId};
+use crate::base::image::{Broken, ImageReader, ImageWriter, kind};
 
 /// A connection of the node.
 pub type Place = (ShardId, ConnKey);
@@ -51,6 +52,30 @@ impl UserConns {
         }
         if self.by_user.is_empty() {
             *self = Self::default();
+        }
+    }
+
+    /// Writes a record for each user.
+    pub fn write(&self, out: &mut ImageWriter) {
+        for (user, conns) in &self.by_user {
+            out.record(kind::USER, |out| {
+                out.field(user);
+                out.field(conns);
+            });
+        }
+    }
+
+    /// Reads the next record of these.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn read(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let user: CompactString = from.field("UserConns.user")?;
+        let conns: Vec<Place> = from.field("UserConns.conns")?;
+        self.conns += conns.len();
+        match self.by_user.insert(user, conns) {
+            None => Ok(()),
+            Some(_) => Err(from.misplaced()),
         }
     }
 

@@ -70,6 +70,7 @@ use compact_str::CompactString;
 
 use crate::base::expiry::Expiry;
 use crate::base::flags::flags;
+use crate::base::image::{durable, durable_enum};
 use crate::hub::filter::FilterId;
 use crate::hub::users::UserLinks;
 
@@ -89,6 +90,8 @@ pub struct SubExtra {
     /// Who sees to it that it goes on.
     pub renewal: Renewal,
 }
+
+durable!(SubExtra { channel, expires, info, data, filter, renewal });
 
 impl SubExtra {
     /// When something is to be done about its expiry, `delay` being what a client has to refresh it.
@@ -113,6 +116,8 @@ pub enum Renewal {
     Requested,
 }
 
+durable_enum!(Renewal { Client = 0, Server = 1, Asked = 2 });
+
 /// Headers: lower-case names, and values.
 pub type NamedValues = Vec<(CompactString, Box<[u8]>)>;
 
@@ -124,6 +129,8 @@ pub struct Headers {
     /// Of its connect command: the client's word.
     pub emulated: NamedValues,
 }
+
+durable!(Headers { http, emulated });
 
 /// What only few sessions have.
 #[derive(Debug, Default)]
@@ -141,6 +148,9 @@ pub struct Extra {
     /// `connect` is not answered yet.
     pub connecting: Option<Box<Connecting>>,
 }
+
+// Every `connect` is decided when an image is written.
+durable!(Extra { info, meta, headers, subs, filters_bytes } anew { connecting: None });
 
 /// A connected client. A user id of up to 24 bytes and one subscription cost nothing beside it.
 #[derive(Debug)]
@@ -166,6 +176,12 @@ pub struct Session {
 }
 
 const _: () = assert!(size_of::<Session>() == 72);
+
+// Homes have answered everything, and users are indexed anew.
+durable!(Session { user, subs, extra, conn, expires, flags } ticks { due_tick } anew {
+    user_links: UserLinks::default(),
+    unanswered: 0,
+});
 // The slab adds nothing.
 const _: () = assert!(size_of::<Option<Session>>() == 72);
 

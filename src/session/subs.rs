@@ -1,6 +1,7 @@
 //! What one session is subscribed to: nothing or one channel without an allocation.
 
 use crate::base::flags::flags;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable, durable_enum};
 
 /// How far a subscription is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub struct Sub {
 }
 
 const _: () = assert!(size_of::<Sub>() == 12);
+
+durable_enum!(SubState { Joining = 0, Live = 1, Owed = 2 });
+
+durable!(Sub { channel, place, state, flags });
 
 flags! {
     /// Yes-or-no facts of a subscription.
@@ -69,6 +74,22 @@ pub enum Subs {
 }
 
 const _: () = assert!(size_of::<Subs>() == 16);
+
+impl Durable for Subs {
+    fn write(&self, out: &mut ImageWriter) {
+        out.count(self.len());
+        Sub::write_all(self.as_slice(), out);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let subs = Vec::<Sub>::read(from)?;
+        Ok(match subs[..] {
+            [] => Self::None,
+            [one] => Self::One(one),
+            _ => Self::Many(Box::new(subs)),
+        })
+    }
+}
 
 impl Subs {
     /// All of them.

@@ -2,6 +2,7 @@
 
 use super::head::Body;
 use super::response::Refusal;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter};
 use httparse::{InvalidChunkSize, Status};
 
 /// A body on its way in.
@@ -31,6 +32,62 @@ enum State {
     /// Trailer fields, up to an empty line.
     Trailer,
     Done,
+}
+
+impl Durable for State {
+    fn write(&self, out: &mut ImageWriter) {
+        let (number, left) = match self {
+            Self::Length(left) => (0u8, *left),
+            Self::Size => (1, 0),
+            Self::Chunk(left) => (2, *left),
+            Self::ChunkEnd => (3, 0),
+            Self::Trailer => (4, 0),
+            Self::Done => (5, 0),
+        };
+        out.field(&(number, left));
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        Ok(match <(u8, usize)>::read(from)? {
+            (0, left) => Self::Length(left),
+            (1, 0) => Self::Size,
+            (2, left) => Self::Chunk(left),
+            (3, 0) => Self::ChunkEnd,
+            (4, 0) => Self::Trailer,
+            (5, 0) => Self::Done,
+            _ => return Err(Broken::Value("the state of a body")),
+        })
+    }
+}
+
+impl Durable for BodyReader {
+    fn write(&self, out: &mut ImageWriter) {
+        let Self { state, bytes, bytes_max, line, trailer_bytes } = self;
+        out.field(state);
+        out.field(bytes);
+        out.field(bytes_max);
+        out.field(line);
+        out.field(trailer_bytes);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let read = Self {
+            state: from.field("BodyReader.state")?,
+            bytes: from.field("BodyReader.bytes")?,
+            bytes_max: from.field("BodyReader.bytes_max")?,
+            line: from.field("BodyReader.line")?,
+            trailer_bytes: from.field("BodyReader.trailer_bytes")?,
+        };
+        let left = match read.state {
+            State::Length(left) | State::Chunk(left) => left,
+            _ => 0,
+        };
+        let room = read.bytes_max.checked_sub(read.bytes.len());
+        match room.is_some_and(|room| left <= room) && read.line.len() <= LINE_BYTES_MAX {
+            true => Ok(read),
+            false => Err(Broken::Value("a body")),
+        }
+    }
 }
 
 impl BodyReader {
@@ -161,6 +218,36 @@ mod tests {
         }
         let done = reader.is_done();
         Ok((reader.into_bytes(), taken, done))
+    }
+
+    #[test]
+    fn a_body_goes_on_in_another_reader_behind_any_byte() {
+        use crate::base::image::{Durable, ImageReader, ImageWriter};
+        use crate::base::time::Millis;
+
+        let again = |reader: &BodyReader| {
+            let mut out = ImageWriter::new(Millis(0));
+            out.record(2, |out| out.field(reader));
+            let image = out.finish();
+            let mut from = ImageReader::new(&image, Millis(0)).unwrap();
+            from.next_record().unwrap();
+            BodyReader::read(&mut from).unwrap()
+        };
+        let chunked = b"4;x=y\r\nWiki\r\n6\r\npedia \r\n0\r\nA: b\r\n\r\nnext".to_vec();
+        for (body, input, expected) in [
+            (Body::Chunked, chunked, b"Wikipedia ".to_vec()),
+            (Body::Length(5), b"12345next".to_vec(), b"12345".to_vec()),
+        ] {
+            for cut in 0..input.len() {
+                let mut reader = again(&BodyReader::new(body, 100).unwrap());
+                let mut taken = reader.take(&input[..cut]).unwrap();
+                reader = again(&reader);
+                taken += reader.take(&input[taken..]).unwrap();
+                assert!(again(&reader).is_done(), "cut behind {cut} bytes");
+                assert_eq!(&input[taken..], b"next");
+                assert_eq!(reader.into_bytes(), expected);
+            }
+        }
     }
 
     #[test]

@@ -221,6 +221,8 @@ pub enum Reuse {
     KeepStated,
 }
 
+crate::base::image::durable_enum!(Reuse { Close = 0, Keep = 1, KeepStated = 2 });
+
 impl Reuse {
     /// Another request may follow.
     pub const fn is_kept(self) -> bool {

@@ -1,5 +1,7 @@
 //! Bytes to events: the reading half of RFC 6455.
 
+mod image;
+
 use super::fault::Fault;
 use super::header::{self, HEADER_BYTES_MAX, Header};
 use super::rules::ReadRules;
@@ -172,7 +174,7 @@ impl Reader {
     }
 
     /// Ends the loan of the last event, and frees the partial if that was all it was for.
-    fn take_back(&mut self) {
+    pub fn take_back(&mut self) {
         let Some(partial) = self.0.as_deref_mut() else { return };
         match partial.lent.take() {
             None => return,

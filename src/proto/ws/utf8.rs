@@ -1,5 +1,7 @@
 //! UTF-8 (RFC 3629) checked as the bytes arrive.
 
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter};
+
 /// The rest of a text between two pieces of it: the start of a character, at most 3 bytes.
 ///
 /// Invariant: `carry[..len]` is the proper prefix of at least one valid character, so a text is
@@ -8,6 +10,21 @@
 pub(super) struct Utf8 {
     carry: [u8; 3],
     len: u8,
+}
+
+impl Durable for Utf8 {
+    fn write(&self, out: &mut ImageWriter) {
+        out.bytes(&self.carry[..usize::from(self.len)]);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        // Taken in as a text is: what is whole, or no beginning of a character, is refused.
+        let (bytes, mut utf8) = (from.bytes()?, Self::default());
+        match utf8.push(bytes) {
+            Ok(()) if usize::from(utf8.len) == bytes.len() => Ok(utf8),
+            _ => Err(Broken::Value("the beginning of a character")),
+        }
+    }
 }
 
 /// The text can't become valid any more.
