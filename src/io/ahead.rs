@@ -33,6 +33,11 @@ impl<L> Ahead<L> {
         self.0.range_mut(first..).map(|(_, received)| received)
     }
 
+    /// Takes the first.
+    pub(super) fn pop(&mut self) -> Option<(ConnKey, Received<L>)> {
+        self.0.pop_front()
+    }
+
     /// Takes that of a connection: usually it is the first.
     pub(super) fn take(&mut self, key: ConnKey) -> Option<Received<L>> {
         let at = self.position(key)?;

@@ -149,6 +149,22 @@ pub trait Driver {
     fn peer(&self, socket: &Self::Socket) -> Option<Peer>;
     /// Begins to report completions for `socket` under `key`.
     fn watch(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
+    /// The same for a socket that a driver before this one has watched under this key. What that one has
+    /// reported may be reported again.
+    ///
+    /// # Errors
+    /// It can't be watched.
+    fn adopt(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()> {
+        self.watch(key, socket)
+    }
+    /// Ends each send that is [`Sent::Pending`]: its completion is appended, with the bytes that have left.
+    fn end_sends(&mut self, completions: &mut Vec<Completion>) {
+        let _ = completions;
+    }
+    /// Takes out a read that [`Driver::fetch`] has made and nobody has requested.
+    fn take_ahead(&mut self) -> Option<(ConnKey, Received<Self::Lease>)> {
+        None
+    }
     /// From here on completions of a connection come under another key: its session has ended, and
     /// what is kept for the old key must not find the next one. What was read ahead, and what a send
     /// that is [`Sent::Pending`] comes to, goes over to the new key.

@@ -226,6 +226,10 @@ impl Driver for Uring {
         }
     }
 
+    fn take_ahead(&mut self) -> Option<(ConnKey, Received<Lease>)> {
+        self.ahead.pop()
+    }
+
     fn give_back(&mut self, lease: Lease) {
         if lease.buffer.len() == FETCH_BYTES {
             self.buffers.push(lease.buffer);

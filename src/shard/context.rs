@@ -31,6 +31,8 @@ pub(crate) struct Cx {
     pub(crate) now: Millis,
     /// The same by the wall clock.
     pub(crate) unix: UnixSeconds,
+    /// No command is begun: the shard is to be written to bytes.
+    pub(crate) settles: bool,
 }
 
 impl Cx {
@@ -43,6 +45,7 @@ impl Cx {
             client: Arc::new(ClientOptions::clone(&node.rules.client.load())),
             now,
             unix,
+            settles: false,
             node,
         }
     }

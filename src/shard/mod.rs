@@ -21,6 +21,7 @@ pub mod crypto;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod flow;
+pub mod freeze;
 mod home;
 mod http;
 mod life;
@@ -34,6 +35,7 @@ mod notices;
 mod options;
 mod orders;
 mod outlets;
+pub mod settle;
 mod shedding;
 mod stats;
 
@@ -150,14 +152,20 @@ impl<D: Driver> Shard<D> {
         self.home.begin_turn();
         self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
         self.take_completions();
-        self.net.accept_some(&self.cx, &mut self.post);
-        self.go_on_answered();
-        self.read_some();
+        if self.life.settling.is_some() {
+            self.settle_some();
+        } else {
+            self.net.accept_some(&self.cx, &mut self.post);
+            self.go_on_answered();
+            self.read_some();
+        }
         self.open_mail();
         self.carry_out_orders();
         self.open_own_mail();
         self.home.send_events(&self.cx, &mut self.post, &mut self.codec);
-        self.fire_timers();
+        if self.life.settling.is_none() {
+            self.fire_timers();
+        }
         self.drain_some();
         self.clients.clean_up_leavers(&mut outlets!(self), &mut self.local);
         self.fan_out_some();

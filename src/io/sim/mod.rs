@@ -63,6 +63,8 @@ pub struct SimDriver {
     shard: usize,
     now: Millis,
     unix: UnixSeconds,
+    /// What its clock is ahead of the world's, milliseconds.
+    clock: i64,
     /// The one read buffer is with the shard.
     lent: bool,
     /// Bytes read ahead.
@@ -72,12 +74,20 @@ pub struct SimDriver {
 impl SimDriver {
     /// The driver of `shard`.
     pub fn new(world: &SharedWorld, shard: ShardId) -> Self {
-        let (now, unix) = (world.borrow().now(), world.borrow().unix());
+        Self::with_clock(world, shard, 0)
+    }
+
+    /// The same with a clock that is so many milliseconds ahead of the world's: that of a process which
+    /// began at another moment.
+    pub fn with_clock(world: &SharedWorld, shard: ShardId, clock: i64) -> Self {
+        let now = Millis(world.borrow().now().0.saturating_add_signed(clock));
+        let unix = world.borrow().unix();
         Self {
             world: Rc::clone(world),
             shard: shard.index(),
             now,
             unix,
+            clock,
             lent: false,
             ahead: Ahead::new(),
         }
@@ -102,11 +112,13 @@ impl Driver for SimDriver {
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
         let mut world = self.world.borrow_mut();
+        let until = until.map(|at| Millis(at.0.saturating_add_signed(-self.clock)));
         let ready = world.is_ready(ShardId(self.shard as u8), until);
         assert!(ready, "shard {} would sleep: who runs the world lets it wait", self.shard);
         world.wait(self.shard, completions);
         self.ahead.age();
-        (self.now, self.unix) = (world.now(), world.unix());
+        self.now = Millis(world.now().0.saturating_add_signed(self.clock));
+        self.unix = world.unix();
     }
 
     fn accept(&mut self) -> Accepted<Socket> {
@@ -139,6 +151,21 @@ impl Driver for SimDriver {
     fn watch(&mut self, key: ConnKey, socket: &Socket) -> std::io::Result<()> {
         let watched = self.world.borrow_mut().watch(self.shard, key, socket.at);
         watched.then_some(()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn adopt(&mut self, key: ConnKey, socket: &Socket) -> std::io::Result<()> {
+        self.world.borrow_mut().adopt(self.shard, key, socket.at);
+        Ok(())
+    }
+
+    fn end_sends(&mut self, completions: &mut Vec<Completion>) {
+        self.world.borrow_mut().end_sends(self.shard, completions);
+    }
+
+    fn take_ahead(&mut self) -> Option<(ConnKey, Received<Lease>)> {
+        let taken = self.ahead.pop()?;
+        self.lent |= matches!(taken.1, Received::Bytes { .. });
+        Some(taken)
     }
 
     fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &Socket) -> std::io::Result<()> {

@@ -807,6 +807,28 @@ impl World {
         true
     }
 
+    /// The driver of another process takes over a connection: the kernel reports what is there.
+    pub(super) fn adopt(&mut self, shard: usize, key: ConnKey, at: u32) {
+        assert_eq!(self.links[at as usize].watched, Some((shard, key)), "another connection");
+        self.edge_if_readable(at);
+    }
+
+    /// Sends that go on end now, with as much as there is room for.
+    pub(super) fn end_sends(&mut self, shard: usize, completions: &mut Vec<Completion>) {
+        for at in 0..self.links.len() as u32 {
+            let link = &mut self.links[at as usize];
+            let Some((_, key)) = link.watched.filter(|(of, _)| *of == shard) else { continue };
+            let Some(mut bytes) = link.sending.take() else { continue };
+            if link.reset {
+                completions.push(Completion::Sent { key, bytes: None });
+                continue;
+            }
+            bytes.truncate(self.sizes.pipe_bytes.saturating_sub(link.down.bytes));
+            completions.push(Completion::Sent { key, bytes: Some(bytes.len() as u32) });
+            self.travel(at, true, &bytes);
+        }
+    }
+
     pub(super) fn rename(&mut self, shard: usize, old: ConnKey, new: ConnKey, at: u32) -> bool {
         if self.happens(self.faults.accept_failed_one_in) {
             return false;

@@ -86,6 +86,11 @@ impl Asides {
         if self.0.is_empty() { None } else { self.0.get(&index).map(|aside| &**aside) }
     }
 
+    /// The entries of all connections that have one.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Aside)> {
+        self.0.iter().map(|(index, aside)| (*index, &**aside))
+    }
+
     /// The entry of a connection to put something in, made when there is none.
     pub(crate) fn entry(&mut self, index: u32) -> &mut Aside {
         self.0.entry(index).or_default()

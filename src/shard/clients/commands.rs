@@ -58,6 +58,11 @@ impl Clients {
         loop {
             let handled = commands.consumed();
             let Some(command) = commands.next() else { return Flow::On };
+            // What the application has replied to is done: it may not be called twice for it.
+            if out.cx.settles && self.asides.reply(index).is_none() {
+                out.net.pause(out.cx, index, WaitsFor::EarlierCommands);
+                return Flow::Pause(handled);
+            }
             let command = match command {
                 Ok(command) => command,
                 Err(_) => {

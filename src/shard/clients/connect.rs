@@ -41,9 +41,9 @@ use crate::shard::net::timers::ticks;
 use crate::shard::outlets::Outlets;
 
 /// Sessions as the user index sees them.
-struct SessionTable<'a> {
-    sessions: &'a mut Slab<Session>,
-    names: &'a NameHasher,
+pub(crate) struct SessionTable<'a> {
+    pub(crate) sessions: &'a mut Slab<Session>,
+    pub(crate) names: &'a NameHasher,
 }
 
 impl Sessions for SessionTable<'_> {

@@ -7,6 +7,7 @@ pub(crate) mod due;
 pub(crate) mod ending;
 pub(crate) mod finding;
 pub(crate) mod ids;
+pub(crate) mod image;
 pub(crate) mod leave;
 pub(crate) mod liveness;
 pub(crate) mod notices;

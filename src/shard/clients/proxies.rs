@@ -152,6 +152,29 @@ pub(crate) struct ReplyAtHand {
     pub(crate) answer: Arc<AppAnswer>,
 }
 
+impl DeferredCommand {
+    /// Whose it is.
+    pub(crate) fn conn(&self) -> ConnKey {
+        self.conn
+    }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Clients {
+    /// Takes all deferred commands out: their replies come too late.
+    pub(crate) fn take_deferred(&mut self) -> Vec<DeferredCommand> {
+        let commands: Vec<DeferredCommand> = self.deferred.drain().collect();
+        for command in &commands {
+            self.asides.take(command.conn.index, |aside| aside.deferred = 0);
+        }
+        commands
+    }
+}
+
 impl Clients {
     /// Calls the application for a command that stops meanwhile: alone, or deferred while later ones go on.
     pub(crate) fn call_application<D: Driver>(
@@ -284,9 +307,15 @@ impl Clients {
         if out.net.conn(asker.conn).is_none_or(|conn| conn.phase != Phase::Client) {
             return;
         }
+        // Given up meanwhile: its command is done.
+        let is_late = match ticket {
+            Some(_) => deferred.is_none(),
+            None => self.asides.get(index).is_none_or(|aside| !aside.call),
+        };
         match event {
             ProxyEvent::Refresh => self.refreshed(out, side, index, answer),
             ProxyEvent::SubRefresh => self.sub_refreshed(out, side, index, local, answer),
+            _ if is_late => {}
             _ => {
                 let reply = ReplyAtHand { began_ms: asker.asked_ms, answer: Arc::new(answer) };
                 let aside = self.asides.entry(index);
@@ -478,10 +507,18 @@ const AGAIN_S: i64 = 60;
 /// Puts a deferred command in front of the commands that its connection has yet to handle: the reply is in
 /// front, too.
 fn put_in_front<D: Driver>(net: &mut Net<D>, command: &DeferredCommand) {
-    let is_json = net.encoding(command.conn.index) == Encoding::Json;
-    let Some(conn) = net.conn(command.conn) else { return };
+    put_commands_in_front(net, command.conn, &command.bytes);
+}
+
+/// Puts commands in front of those that a connection has yet to handle.
+pub(crate) fn put_commands_in_front<D: Driver>(net: &mut Net<D>, key: ConnKey, commands: &[u8]) {
+    if commands.is_empty() {
+        return;
+    }
+    let is_json = net.encoding(key.index) == Encoding::Json;
+    let Some(conn) = net.conn(key) else { return };
     let rx = conn.rx.get_or_insert_default();
-    rx.commands = joined(&command.bytes, &rx.commands[rx.commands_at..], is_json);
+    rx.commands = joined(commands, &rx.commands[rx.commands_at..], is_json);
     rx.commands_at = 0;
 }
 

@@ -6,6 +6,7 @@
 //!
 //! [`Bodies`] owns this accounting: bytes are added and removed nowhere else.
 
+use crate::base::image::durable_enum;
 use crate::base::limits::{
     API_BODIES_BYTES_MAX, BODY_BYTES_PER_SECOND_MIN, BODY_GRACE_MS, CLIENT_BODIES_BYTES_MAX,
     PAGE_BODIES_BYTES_MAX, WEB_BODY_TIMEOUT_MS,
@@ -21,6 +22,8 @@ pub(crate) enum Room {
     /// What else the control thread serves: forms and calls of the admin page.
     Pages,
 }
+
+durable_enum!(Room { Api = 0, Clients = 1, Pages = 2 });
 
 impl Room {
     const COUNT: usize = 3;

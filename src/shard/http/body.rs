@@ -9,6 +9,7 @@
 
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
+use crate::base::image::durable;
 use crate::base::limits::{ECHO_BACKLOG_BYTES, PAGE_BODY_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::base::notices::Reason;
 use crate::edge::api_key::GivenKey;
@@ -34,7 +35,14 @@ pub(crate) struct Incoming {
     room: Room,
 }
 
+durable!(Incoming { head, body, endpoint, room });
+
 impl Incoming {
+    /// Where its body is counted, and how much of it is.
+    pub(crate) fn counted(&self) -> (Room, usize) {
+        (self.room, self.body.len())
+    }
+
     /// The request's head.
     pub(crate) fn head(&self) -> &[u8] {
         &self.head
@@ -229,6 +237,16 @@ impl<D: Driver> Net<D> {
         let (head, body) = incoming.into_parts();
         let body = body.into();
         post.send(cx, CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body, address })));
+    }
+
+    /// A request that another thread has gets no answer from there any more.
+    pub(crate) fn give_up_request(&mut self, cx: &Cx, post: &mut Post, index: u32) {
+        let Some(conn) = self.conns.get(index as usize).filter(|conn| conn.phase == Phase::Asked)
+        else {
+            return;
+        };
+        let key = conn.key(index);
+        self.answer(cx, post, key, http::Reuse::Close, 503, "", b"", &[]);
     }
 
     /// A body that isn't whole is given up.

@@ -9,6 +9,7 @@
 use crate::base::frame::SharedFrame;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::{ConnKey, ShardId};
+use crate::base::image::durable;
 use crate::base::limits::EMULATED_BYTES_MAX;
 use crate::io::Driver;
 use crate::proto::client::{self, EmulationRequest, Encoding};
@@ -35,13 +36,14 @@ impl Emulate {
     pub(crate) fn holding(data: Box<[u8]>, cors: Box<str>, asker: Asker) -> Self {
         let reuse = Reuse::Keep;
         let by = Emulating { from: ShardId(0), asker, cors, reuse };
-        Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by } }
+        Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by: Some(by) } }
     }
 }
 
 impl HeapBytes for Emulate {
     fn heap_bytes(&self) -> usize {
-        heap_bytes_of!(&self.emulated.data, &self.emulated.by.cors)
+        let cors = self.emulated.by.as_ref().map_or(0, |by| by.cors.heap_bytes());
+        heap_bytes_of!(&self.emulated.data) + cors
     }
 }
 
@@ -60,13 +62,17 @@ pub(crate) struct Emulating {
 #[derive(Debug)]
 pub(crate) struct Emulated {
     data: Box<[u8]>,
-    by: Emulating,
+    /// `None`: its request is answered.
+    by: Option<Emulating>,
 }
+
+// Requests are answered before an image is written.
+durable!(Emulated { data } anew { by: None });
 
 impl Emulated {
     /// Bytes of them and of what is kept with them: of empty ones there may not be any number, either.
     pub(crate) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.data.len() + self.by.cors.len()
+        size_of::<Self>() + self.data.len() + self.by.as_ref().map_or(0, |by| by.cors.len())
     }
 }
 
@@ -105,23 +111,41 @@ impl<D: Driver> Net<D> {
             conn.flags.set_paused(true);
         }
         self.set_busy(key.index);
-        let emulated = Emulated { data: data.into(), by };
+        let emulated = Emulated { data: data.into(), by: Some(by) };
         post.send(cx, shard, Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })));
         Ok(())
     }
 
     /// Commands are handled, or can't be.
-    pub(crate) fn answer_emulated(&mut self, cx: &Cx, post: &mut Post, by: Emulating, status: u16) {
-        let Emulating { from, asker, cors, reuse } = by;
+    pub(crate) fn answer_emulated(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        by: impl Into<Option<Emulating>>,
+        status: u16,
+    ) {
+        let Some(Emulating { from, asker, cors, reuse }) = by.into() else { return };
         let reuse = reuse.unless(self.draining.is_some());
         let bytes = SharedFrame::new(&self.response(cx, reuse, status, &cors, b"", false));
         post.send(cx, from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });
     }
 
+    /// Answers all requests whose commands wait at a connection: the commands stay. Whether there was one.
+    pub(crate) fn answer_waiting(&mut self, cx: &Cx, post: &mut Post, index: u32) -> bool {
+        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let Some(rx) = rx else { return false };
+        let queued = rx.emulated.iter_mut().filter_map(|emulated| emulated.by.take());
+        let waiting: Vec<_> = rx.waiting.take().into_iter().chain(queued).collect();
+        let any = !waiting.is_empty();
+        waiting.into_iter().for_each(|by| self.answer_emulated(cx, post, by, 204));
+        any
+    }
+
     /// A connection takes no commands any more: who waits for some to be handled waits in vain.
     pub(crate) fn forget_emulated(&mut self, cx: &Cx, post: &mut Post, rx: &mut Rx) {
         let waiting = rx.waiting.take();
-        let queued = std::mem::take(&mut rx.emulated).into_iter().map(|emulated| emulated.by);
+        let queued =
+            std::mem::take(&mut rx.emulated).into_iter().filter_map(|emulated| emulated.by);
         for by in waiting.into_iter().chain(queued) {
             self.answer_emulated(cx, post, by, 204);
         }
@@ -167,7 +191,7 @@ impl<D: Driver> Shard<D> {
         {
             let rx = conn.rx.get_or_insert_default();
             (rx.commands, rx.commands_at) = (left.to_vec(), 0);
-            rx.waiting = Some(by);
+            rx.waiting = by;
             return;
         }
         self.net.answer_emulated(&self.cx, &mut self.post, by, 204);

@@ -11,6 +11,7 @@
 use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
+use crate::base::image::durable;
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, comes_back};
 use crate::proto::http::{Head, Reuse};
@@ -33,6 +34,16 @@ pub(crate) struct Poll {
     pub(crate) came_bytes: usize,
     /// They were too many.
     pub(crate) over: bool,
+}
+
+// One that has begun is answered before an image is written.
+durable!(Poll { reuse, cors } anew { begun: None, came: Vec::new(), came_bytes: 0, over: false });
+
+impl Poll {
+    /// Its `connect` is answered.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
 }
 
 /// The parts of a `connect` that are kept until the answer.

@@ -15,6 +15,7 @@ use compact_str::CompactString;
 use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
+use crate::base::image::durable;
 use crate::base::limits::LAST_EVENT_ID_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::io::Driver;
@@ -41,6 +42,8 @@ pub(crate) struct UnsentHead {
     endpoint: usize,
     cors: String,
 }
+
+durable!(UnsentHead { frame, endpoint, cors });
 
 impl<D: Driver> Net<D> {
     /// A request for an endpoint is whole.

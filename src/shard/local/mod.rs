@@ -3,6 +3,7 @@
 pub(crate) mod arrival;
 pub(crate) mod deliver;
 pub(crate) mod fanout;
+pub(crate) mod image;
 pub(crate) mod leaving;
 pub(crate) mod traits;
 

@@ -201,6 +201,19 @@ impl Post {
         counters.mailbox_bytes.set(bytes as u64);
     }
 
+    /// What keeps this shard from being written: mail that has not left or is not opened. Credits that are
+    /// spent begin anew.
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 5] {
+        let waits = |lane: &&MailLane| !lane.is_empty() || lane.has_gaps();
+        [
+            ("batches in the mailbox", self.mailbox.waiting().0),
+            ("batches to itself", self.loopback.len()),
+            ("lanes with mail", self.lanes.iter().filter(waits).count()),
+            ("receivers without room", usize::from(self.blocked)),
+            ("acknowledgements", self.acks.len()),
+        ]
+    }
+
     /// Everything that has to be empty when all connections have gone, and how much is in it.
     pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
         [

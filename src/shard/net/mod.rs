@@ -6,6 +6,7 @@ pub(crate) mod admit;
 pub(crate) mod drain;
 pub(crate) mod effects;
 pub(crate) mod ending;
+pub(crate) mod image;
 pub(crate) mod liveness;
 pub(crate) mod places;
 pub(crate) mod queue;

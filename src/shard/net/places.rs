@@ -40,6 +40,18 @@ impl Replaceable {
         self.links.0.len()
     }
 
+    /// All of them, the longest idle first.
+    pub(crate) fn order(&self) -> Vec<u32> {
+        let next = |at: &u32| {
+            self.links
+                .0
+                .get(at)
+                .map(|links| links.next())
+                .filter(|next| Some(*next) != self.first())
+        };
+        std::iter::successors(self.first(), next).collect()
+    }
+
     /// The one that has been here for longest.
     pub(crate) fn first(&self) -> Option<u32> {
         self.list.head()

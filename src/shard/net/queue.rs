@@ -1,6 +1,8 @@
 //! Frames that wait for one connection, in a pool: a connection has an queue only while something
 //! waits for it.
 
+mod image;
+
 use std::collections::VecDeque;
 
 use crate::base::form::Form;

@@ -126,6 +126,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Handles kept commands of a connection; its socket isn't read.
+    pub(crate) fn handle_kept(&mut self, key: ConnKey) {
+        self.read_leftover(key, &mut Budget { bytes: 0, frames: 0 });
+    }
+
     /// Goes on with what was read before.
     fn read_leftover(&mut self, key: ConnKey, budget: &mut Budget) {
         let Some(rx) = self.net.conn(key).and_then(|conn| conn.rx.as_mut()) else { return };

@@ -16,6 +16,7 @@ use std::num::NonZeroU32;
 use crate::base::flags::flags;
 use crate::base::form::Form;
 use crate::base::id::ConnKey;
+use crate::base::image::durable_enum;
 use crate::proto::ws;
 use crate::session::WaitsFor;
 use crate::shard::http::body::Incoming;
@@ -145,6 +146,18 @@ impl<S> Conn<S> {
         ConnKey { index, generation: self.generation }
     }
 }
+
+durable_enum!(Phase {
+    Head = 0,
+    Body = 1,
+    Asked = 2,
+    Echo = 3,
+    Client = 4,
+    Unusable = 5,
+    Closing = 6,
+    Lingering = 7,
+    Leaving = 8,
+});
 
 /// What was read of a connection and isn't handled yet. Exists only while there is something.
 #[derive(Debug, Default)]

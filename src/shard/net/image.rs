@@ -1,0 +1,425 @@
+//! The byte form of connections: records with their generations, send queues, unfinished input, addresses,
+//! and requests that wait. Sockets go beside it, by slot; timers are set anew from the deadlines.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::Ordering;
+
+use hashbrown::HashMap;
+use slab::Slab;
+
+use super::Net;
+use super::queue::SendQueue;
+use super::record::{Conn, Flags, NONE, Phase, Rx};
+use crate::base::form::Form;
+use crate::base::id::ConnKey;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, durable, kind};
+use crate::base::rng::Rng;
+use crate::io::Driver;
+use crate::shard::context::Cx;
+use crate::shard::http::body::Incoming;
+use crate::shard::http::emulation::Emulated;
+use crate::shard::http::polls::Poll;
+use crate::shard::http::stream::UnsentHead;
+
+/// A connection's record, without what is made anew: links, timer, places of queue and input.
+struct ConnImage {
+    generation: NonZeroU32,
+    since_tick: u32,
+    session: Option<u32>,
+    phase: Phase,
+    form: Form,
+    flags: Flags,
+    /// Its commands wait for an answer: they are handled once more.
+    waits: bool,
+}
+
+durable!(ConnImage { generation, session, phase, form, flags, waits } ticks { since_tick });
+
+/// Unfinished input of a connection.
+struct RxImage {
+    reader: crate::proto::ws::Reader,
+    commands: Vec<u8>,
+    raw: Vec<u8>,
+    incoming: Option<Box<Incoming>>,
+    emulated: std::collections::VecDeque<Emulated>,
+}
+
+durable!(RxImage { reader, commands, raw, incoming, emulated });
+
+impl From<Box<Rx>> for RxImage {
+    fn from(rx: Box<Rx>) -> Self {
+        // A head is searched again from its beginning; requests of the up-link are answered.
+        let Rx {
+            mut reader,
+            mut commands,
+            commands_at,
+            raw,
+            scanned: _,
+            incoming,
+            emulated,
+            waiting: _,
+        } = *rx;
+        reader.take_back();
+        commands.drain(..commands_at.min(commands.len()));
+        Self { reader, commands, raw, incoming, emulated }
+    }
+}
+
+impl From<RxImage> for Rx {
+    fn from(image: RxImage) -> Self {
+        let RxImage { reader, commands, raw, incoming, emulated } = image;
+        Self { reader, commands, raw, incoming, emulated, ..Self::default() }
+    }
+}
+
+impl<D: Driver> Net<D> {
+    /// Writes the records of this group, and takes the sockets out.
+    pub(crate) fn write_image(&mut self, out: &mut ImageWriter) -> Vec<(ConnKey, D::Socket)> {
+        out.record(kind::NET, |out| {
+            out.field(&self.next_generation);
+            out.field(&Slots::of(self.conns.iter().map(|(at, _)| at)));
+            out.field(&self.replaceable.order());
+        });
+        let mut sockets = Vec::with_capacity(self.conns.len());
+        for (index, conn) in &mut self.conns {
+            let index = index as u32;
+            out.record(kind::CONN, |out| {
+                out.field(&index);
+                out.field(&image_of(conn));
+            });
+            if let Some(queue) = self.queues.get(conn.queue)
+                && !queue.is_empty()
+            {
+                out.record(kind::QUEUE, |out| {
+                    out.field(&index);
+                    out.field(queue);
+                });
+            }
+            if let Some(rx) = conn.rx.take() {
+                out.record(kind::INPUT, |out| {
+                    out.field(&index);
+                    out.field(&RxImage::from(rx));
+                });
+            }
+            let key = conn.key(index);
+            sockets.extend(conn.socket.take().map(|socket| (key, socket)));
+        }
+        self.addresses.write_image(out);
+        for (index, poll) in &self.polls {
+            out.record(kind::POLL, |out| {
+                out.field(index);
+                out.field(poll);
+            });
+        }
+        for (index, head) in &self.heads {
+            out.record(kind::HEAD, |out| {
+                out.field(index);
+                out.field(head);
+            });
+        }
+        sockets
+    }
+
+    /// What keeps this group from being written. Looks at every connection.
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 8] {
+        let count = |is: fn(&Conn<D::Socket>) -> bool| {
+            self.conns.iter().filter(|(_, conn)| is(conn)).count()
+        };
+        [
+            ("leaving connections", self.leaving_count as usize),
+            ("frames held for a reply", self.held.len()),
+            ("connections to write", self.dirty.len()),
+            ("requests just answered", self.answered.len()),
+            ("consequences of requests", self.effects.len()),
+            ("sends under way", count(|conn| conn.flags.sending())),
+            ("requests not answered", count(|conn| conn.phase == Phase::Asked)),
+            ("polls", self.polls.values().filter(|poll| poll.has_begun()).count()),
+        ]
+    }
+}
+
+fn image_of<S>(conn: &Conn<S>) -> ConnImage {
+    let Conn { generation, since_tick, session, phase, form, mut flags, waits, .. } = *conn;
+    // Lists of a turn, and what is found out by a write.
+    flags.set_dirty(false);
+    flags.set_blocked(false);
+    flags.set_waiting(false);
+    ConnImage {
+        generation,
+        since_tick,
+        session: Some(session).filter(|session| *session != NONE),
+        phase,
+        form,
+        flags,
+        waits: waits.is_some(),
+    }
+}
+
+/// Connections that are read from an image.
+pub(crate) struct NetReader<D: Driver> {
+    slots: Option<Slots>,
+    conns: Vec<(usize, Conn<D::Socket>)>,
+    sockets: HashMap<ConnKey, D::Socket, foldhash::fast::FixedState>,
+    /// Connections to read, in the order of their slots.
+    ready: Vec<ConnKey>,
+    net: Net<D>,
+}
+
+impl<D: Driver> NetReader<D> {
+    /// No connections; these are their sockets.
+    pub(crate) fn new(
+        cx: &Cx,
+        driver: D,
+        rng: Rng,
+        sockets: impl IntoIterator<Item = (ConnKey, D::Socket)>,
+    ) -> Self {
+        let (sockets, net) = (sockets.into_iter().collect(), Net::new(cx, driver, rng));
+        Self { slots: None, conns: Vec::new(), sockets, ready: Vec::new(), net }
+    }
+
+    /// Reads a record, if it is of this group. Those of a connection follow its own.
+    pub(crate) fn record(
+        &mut self,
+        cx: &Cx,
+        found: u8,
+        from: &mut ImageReader<'_>,
+    ) -> Result<bool, Broken> {
+        match (found, self.slots.is_some()) {
+            (kind::NET, false) => {
+                self.net.next_generation = from.field("Net.next_generation")?;
+                self.slots = Some(from.field("Net.slots")?);
+                let replaceable: Vec<u32> = from.field("Net.replaceable")?;
+                replaceable.into_iter().for_each(|index| self.net.replaceable.insert(index));
+            }
+            (kind::CONN, true) => self.conn(from)?,
+            (kind::QUEUE, true) => {
+                let conn = last_conn(&mut self.conns, from)?;
+                let queue: SendQueue = SendQueue::read(from)?;
+                if conn.queue != NONE || queue.is_empty() {
+                    return Err(from.misplaced());
+                }
+                conn.queue = self.net.queues.put(queue);
+            }
+            (kind::INPUT, true) => {
+                let conn = last_conn(&mut self.conns, from)?;
+                let rx = Rx::from(RxImage::read(from)?);
+                let endpoints = cx.node.options.endpoints.len();
+                let endpoint = rx.incoming.as_ref().and_then(|incoming| incoming.endpoint());
+                if conn.rx.is_some() || endpoint.is_some_and(|at| at >= endpoints) {
+                    return Err(from.misplaced());
+                }
+                if let Some((room, bytes)) = rx.incoming.as_ref().map(|of| of.counted()) {
+                    self.net.bodies.add(room, bytes);
+                }
+                conn.rx = Some(Box::new(rx));
+            }
+            (kind::ADDRESS, true) => self.net.addresses.read(cx, from)?,
+            (kind::POLL, true) => {
+                let (index, poll) = (u32::read(from)?, Poll::read(from)?);
+                self.net.polls.insert(index, Box::new(poll));
+            }
+            (kind::HEAD, true) => {
+                let (index, head) = (u32::read(from)?, UnsentHead::read(from)?);
+                self.net.heads.insert(index, head);
+            }
+            (
+                kind::NET
+                | kind::CONN
+                | kind::QUEUE
+                | kind::INPUT
+                | kind::ADDRESS
+                | kind::POLL
+                | kind::HEAD,
+                _,
+            ) => return Err(from.misplaced()),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn conn(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let index = u32::read(from)?;
+        let slot = self.slots.as_mut().ok_or(Broken::Short)?.take(index)?;
+        let image = ConnImage::read(from)?;
+        let ConnImage { generation, since_tick, session, phase, form, mut flags, waits } = image;
+        let key = ConnKey { index, generation };
+        let socket = self.sockets.remove(&key).ok_or(Broken::Value("a connection's socket"))?;
+        if phase == Phase::Leaving || flags.sending() || flags.held() {
+            return Err(Broken::Value("a connection"));
+        }
+        if waits {
+            flags.set_paused(false);
+        }
+        if flags.ready() || waits {
+            self.ready.push(key);
+        }
+        flags.set_ready(false);
+        let conn = Conn::new(socket, generation, since_tick);
+        let session = session.unwrap_or(NONE);
+        self.conns.push((slot, Conn { session, phase, form, flags, ..conn }));
+        Ok(())
+    }
+
+    /// All of them. The driver watches their sockets, and what waits for them is tried to be written.
+    pub(crate) fn end(self, cx: &Cx) -> Result<Net<D>, Broken> {
+        let Self { slots, conns, sockets, ready, mut net } = self;
+        slots.ok_or(Broken::Value("a shard without connections"))?.end()?;
+        if !sockets.is_empty() {
+            return Err(Broken::Value("a socket without a connection"));
+        }
+        if let Some((last, _)) = conns.last()
+            && *last >= cx.node.options.slots_max()
+        {
+            return Err(Broken::Value("more connections than the options allow"));
+        }
+        let (open, counters) = (conns.len(), cx.counters());
+        net.conns = conns.into_iter().collect::<Slab<_>>();
+        net.conns.reserve(cx.node.options.slots_max().saturating_sub(open));
+        counters.connections_open.add(open as u64);
+        cx.node.open[cx.id.index()].fetch_add(open as u32, Ordering::Relaxed);
+        let mut listed = Vec::new();
+        for (index, conn) in &net.conns {
+            if conn.flags.counted() {
+                counters.clients(conn.form.transport()).add(1);
+                cx.node.clients.fetch_add(1, Ordering::Relaxed);
+            }
+            listed.push(conn.key(index as u32));
+        }
+        for key in listed {
+            let Net { driver, conns, .. } = &mut net;
+            let conn = conns.get_mut(key.index as usize);
+            let Some(conn) = conn else { continue };
+            if let Some(socket) = &conn.socket
+                && driver.adopt(key, socket).is_err()
+            {
+                return Err(Broken::Value("a socket that can't be watched"));
+            }
+            if conn.queue != NONE || conn.phase == Phase::Lingering {
+                net.mark_dirty(key);
+            }
+        }
+        ready.into_iter().for_each(|key| net.mark_ready(key));
+        (net.acceptable, net.passed) = (true, true);
+        Ok(net)
+    }
+}
+
+/// The connection whose record came last: the one that a record of its parts names.
+fn last_conn<'a, S>(
+    conns: &'a mut [(usize, Conn<S>)],
+    from: &mut ImageReader<'_>,
+) -> Result<&'a mut Conn<S>, Broken> {
+    let index = u32::read(from)?;
+    match conns.last_mut() {
+        Some((slot, conn)) if *slot == index as usize => Ok(conn),
+        _ => Err(from.misplaced()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::frame::SharedFrame;
+    use crate::base::id::ShardId;
+    use crate::base::time::Millis;
+    use crate::io::sim::{LinkId, SimDriver};
+    use crate::shard::fixture::{Plan, Wired};
+
+    /// Writes the connections and reads them again, by a clock that is ahead.
+    fn replace(of: &mut Wired, ahead: u64) -> (Vec<u8>, Result<(), Broken>) {
+        let mut out = ImageWriter::new(of.cx.now);
+        let sockets = of.net.write_image(&mut out);
+        let image = out.finish();
+        of.cx.node.open[0].store(0, Ordering::Relaxed);
+        of.cx.now = of.cx.now.after(ahead);
+        let clock = of.cx.now.0 as i64 - of.world.borrow().now().0 as i64;
+        let driver = SimDriver::with_clock(&of.world, ShardId(0), clock);
+        let mut reader = NetReader::new(&of.cx, driver, Rng::new(3), sockets);
+        let mut from = ImageReader::new(&image, of.cx.now).unwrap();
+        while let Some(found) = from.next_record().unwrap() {
+            match reader.record(&of.cx, found, &mut from) {
+                Ok(taken) => assert!(taken),
+                Err(broken) => return (image, Err(broken)),
+            }
+        }
+        match reader.end(&of.cx) {
+            Ok(net) => of.net = net,
+            Err(broken) => return (image, Err(broken)),
+        }
+        (image, Ok(()))
+    }
+
+    fn frame_for(of: &mut Wired, links: &[(LinkId, ConnKey)], bytes: &[u8]) {
+        let frame = SharedFrame::new(bytes);
+        for (_, key) in links {
+            of.net.enqueue(&of.cx, key.index, frame.clone());
+        }
+    }
+
+    #[test]
+    fn connections_go_on_with_their_queues_and_halves() {
+        let mut of = Wired::new(Plan::default());
+        let clients: Vec<_> = (0..4).map(|_| of.connect_client()).collect();
+        let (half, key) = of.connect();
+        of.request(key, "GET / HT");
+        // More than their sockets take: the frame is in the image once.
+        frame_for(&mut of, &clients, &[b'x'; 10_000]);
+        of.flush();
+        of.net.dirty.clear();
+        let (image, thawed) = replace(&mut of, 1_000_000);
+        thawed.unwrap();
+        assert!(image.len() < 10_600, "{}", image.len());
+        assert_eq!(of.net.conns[key.index as usize].rx.as_ref().unwrap().raw, b"GET / HT");
+        assert_eq!(of.net.conns[key.index as usize].key(key.index), key);
+        let clock = of.cx.now.0 - of.world.borrow().now().0;
+        for (link, _) in &clients {
+            let mut got = 0;
+            for _ in 0..9 {
+                of.flush();
+                let now = of.world.borrow().now().after(1);
+                of.world.borrow_mut().advance_to(now);
+                of.cx.now = Millis(now.0 + clock);
+                got += of.world.borrow_mut().read(*link, usize::MAX).len();
+                let keys: Vec<ConnKey> = clients.iter().map(|(_, key)| *key).collect();
+                for key in keys {
+                    if let Some(conn) = of.net.conn(key) {
+                        conn.flags.set_blocked(false);
+                    }
+                    of.net.mark_dirty(key);
+                }
+            }
+            assert_eq!(got, 10_000);
+        }
+        assert!(of.world.borrow().is_held(half));
+        // The next tenant has a generation that none had.
+        let before: Vec<_> = of.net.conns.iter().map(|(_, conn)| conn.generation).collect();
+        let (_, key) = of.connect();
+        assert!(before.iter().all(|generation| *generation < key.generation));
+    }
+
+    #[test]
+    fn deadlines_keep_their_distance() {
+        let mut of = Wired::new(Plan::default());
+        let (_, key) = of.connect();
+        of.after(300);
+        let left = |of: &Wired| {
+            let deadline = of.net.deadline(&of.cx, key.index, None).unwrap();
+            u64::from(deadline) * 100 - of.cx.now.0 / 100 * 100
+        };
+        let before = left(&of);
+        replace(&mut of, 70_000).1.unwrap();
+        assert_eq!(left(&of), before);
+    }
+
+    #[test]
+    fn what_can_not_be_is_refused() {
+        let mut of = Wired::new(Plan::default());
+        let (_, key) = of.connect();
+        of.net.conns[key.index as usize].phase = Phase::Leaving;
+        assert_eq!(replace(&mut of, 0).1, Err(Broken::Value("a connection")));
+        let mut of = Wired::new(Plan::default());
+        of.connect();
+        of.net.conns[0].socket = None;
+        assert_eq!(replace(&mut of, 0).1, Err(Broken::Value("a connection's socket")));
+    }
+}

@@ -1,0 +1,315 @@
+//! Settling: a shard takes nothing new until everything that lives for a turn is nothing.
+//!
+//! | what lives for a turn | how it becomes nothing |
+//! | --- | --- |
+//! | mail, acknowledgements, gaps, fan-outs, leavers, orders | turns go on, without accepting and reading |
+//! | commands and `connect`s that homes have to answer | the same |
+//! | sends under way, bytes read ahead | the driver ends and hands over what it has |
+//! | requests of the up-link | are answered; their commands stay with the connection |
+//! | polls | are answered as if nothing had come |
+//! | commands that wait for credit, for the check of a token | are handled once more from their bytes |
+//! | calls of the application for `connect` and `subscribe` | the same, behind [`CALLS_MS`] |
+//! | calls for `publish` and `rpc` | error 100 behind [`CALLS_MS`]: a second call might do it twice |
+//! | requests that the control thread has | 503 behind [`CALLS_MS`] |
+//! | sessions for which a home has not answered | are closed behind twice that time |
+//!
+//! A command is not begun while a shard settles, unless the application's reply to it is at hand. What is
+//! left at the bound is named by [`Shard::unsettled`]; then the shard goes on as before
+//! ([`Shard::go_on`]), and nothing is lost.
+
+use crate::base::id::ConnKey;
+use crate::base::limits::TURN_FRAMES_MAX;
+use crate::base::time::Millis;
+use crate::io::{Driver, Received};
+use crate::proto::client::{self, Disconnect, Encoding, ErrorCode, Request};
+use crate::session::WaitsFor;
+use crate::shard::Shard;
+use crate::shard::clients::commands::ErrorReply;
+use crate::shard::clients::proxies::put_commands_in_front;
+use crate::shard::net::record::Phase;
+use crate::shard::outlets::outlets;
+
+/// Milliseconds after which calls of the application and requests of the control thread are waited for no
+/// longer.
+pub const CALLS_MS: u64 = 1000;
+
+/// The state of a shard that settles.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    /// When it began.
+    since: Millis,
+    /// Connections whose calls of the application were given up.
+    given_up: Vec<ConnKey>,
+}
+
+impl<D: Driver> Shard<D> {
+    /// From now on nothing new is taken: no connection, no bytes, no command. Turns go on until
+    /// [`Self::unsettled`] names nothing.
+    ///
+    /// # Errors
+    /// The shard drains its connections, or has stopped.
+    pub fn settle(&mut self) -> Result<(), &'static str> {
+        if self.net.draining.is_some() || self.life.stopped {
+            return Err("the node closes its connections");
+        }
+        let since = self.cx.now;
+        self.cx.settles = true;
+        self.life.settling.get_or_insert(Settling { since, given_up: Vec::new() });
+        Ok(())
+    }
+
+    /// Takes everything again: nothing was lost. Connections whose calls of the application were given up
+    /// are closed: a late reply must not be taken for that to their next command.
+    pub fn go_on(&mut self) {
+        let Some(settling) = self.life.settling.take() else { return };
+        self.cx.settles = false;
+        for key in settling.given_up {
+            if self.net.conn(key).is_some() {
+                self.end_for_good(key.index);
+            }
+        }
+        let stopped = self.net.conns.iter().filter(|(_, conn)| {
+            conn.flags.paused() && conn.waits == Some(WaitsFor::EarlierCommands)
+        });
+        let stopped: Vec<ConnKey> = stopped.map(|(index, conn)| conn.key(index as u32)).collect();
+        stopped.into_iter().for_each(|key| self.net.resume(key));
+        (self.net.acceptable, self.net.passed) = (true, true);
+    }
+
+    /// Everything that lives for a turn and isn't nothing, and how much of it.
+    pub fn unsettled(&self) -> Vec<(&'static str, usize)> {
+        let mut left = vec![("orders", self.orders.len())];
+        left.extend(self.post.unsettled());
+        left.extend(self.home.unsettled());
+        left.extend(self.clients.unsettled_calls());
+        left.extend(self.local.unsettled());
+        left.extend(self.net.unsettled());
+        left.extend(self.clients.unsettled());
+        left.retain(|(_, count)| *count > 0);
+        left
+    }
+
+    /// The session is closed, and its client comes again.
+    fn end_for_good(&mut self, index: u32) {
+        let out = &mut outlets!(self);
+        self.clients.disconnect(out, &mut self.local, index, Disconnect::Shutdown);
+    }
+
+    /// In place of accepting and reading: brings to an end what turns alone don't.
+    pub(crate) fn settle_some(&mut self) {
+        self.take_from_driver();
+        self.go_on_answered();
+        self.local.locals.wake_due(Millis(u64::MAX));
+        self.handle_replied();
+        self.answer_those_who_wait();
+        let now = self.cx.now;
+        // Again in each turn: a request that was on its way may have begun another call.
+        if let Some(settling) = &self.life.settling
+            && now.since(settling.since) >= CALLS_MS
+        {
+            self.give_up_waiting();
+        }
+        if let Some(settling) = &self.life.settling
+            && now.since(settling.since) >= 2 * CALLS_MS
+        {
+            self.end_late_sessions();
+        }
+    }
+
+    /// Ends sends, and takes over what the driver has read ahead: bytes become unfinished input.
+    fn take_from_driver(&mut self) {
+        self.net.completions.clear();
+        self.net.driver.end_sends(&mut self.net.completions);
+        self.take_completions();
+        while let Some((key, received)) = self.net.driver.take_ahead() {
+            match received {
+                Received::Bytes { mut lease, .. } => {
+                    self.cx.counters().bytes_received.add(lease.len() as u64);
+                    self.keep_bytes(key, &mut lease);
+                    self.net.driver.give_back(lease);
+                    self.net.mark_ready(key);
+                }
+                Received::Ended | Received::Failed => {
+                    if let Some(conn) = self.net.conn(key) {
+                        conn.flags.set_ended(true);
+                    }
+                    self.net.mark_ready(key);
+                }
+                Received::Blocked => {}
+            }
+        }
+    }
+
+    /// Bytes of a connection, which are read and not handled.
+    fn keep_bytes(&mut self, key: ConnKey, bytes: &mut [u8]) {
+        let Some(conn) = self.net.conn(key) else { return };
+        match conn.phase {
+            // Nothing is looked at here before the rest of it has come.
+            Phase::Head => {
+                self.net.head(&self.cx, &mut self.codec, &mut self.post, key, bytes);
+                self.after_net();
+            }
+            _ if conn.flags.deaf() => {}
+            _ => conn.rx.get_or_insert_default().raw.extend_from_slice(bytes),
+        }
+    }
+
+    /// Handles commands to which the application has replied: it is not to be called again for them.
+    fn handle_replied(&mut self) {
+        let replied = self.clients.asides.iter().filter(|(_, aside)| !aside.replies.is_empty());
+        let replied: Vec<u32> = replied.map(|(index, _)| index).collect();
+        for index in replied {
+            for _ in 0..TURN_FRAMES_MAX {
+                let Some(conn) = self.net.conns.get(index as usize) else { break };
+                let (key, paused) = (conn.key(index), conn.flags.paused());
+                let waits = conn.rx.as_ref().is_some_and(|rx| !rx.commands.is_empty());
+                if paused || !waits || self.clients.asides.reply(index).is_none() {
+                    break;
+                }
+                self.handle_kept(key);
+            }
+        }
+    }
+
+    /// Answers polls, and the requests of the up-link whose commands wait.
+    fn answer_those_who_wait(&mut self) {
+        let begun = self.net.polls.iter().filter(|(_, poll)| poll.has_begun());
+        let begun: Vec<u32> = begun.map(|(index, _)| *index).collect();
+        for index in begun {
+            self.clients.return_poll(&mut outlets!(self), &mut self.local, index);
+        }
+        let waiting = self.net.conns.iter().filter(|(_, conn)| conn.rx.is_some());
+        let waiting: Vec<u32> = waiting.map(|(index, _)| index as u32).collect();
+        for index in waiting {
+            self.net.answer_waiting(&self.cx, &mut self.post, index);
+        }
+    }
+
+    /// The bound: calls that may not be made twice have failed, and requests get 503.
+    fn give_up_waiting(&mut self) {
+        self.give_up_calls();
+        let shard = self.net.conns.iter();
+        let asked: Vec<u32> = shard
+            .filter(|(_, conn)| conn.phase == Phase::Asked)
+            .map(|(index, _)| index as u32)
+            .collect();
+        for index in asked {
+            self.net.give_up_request(&self.cx, &mut self.post, index);
+        }
+    }
+
+    /// A session in the middle of a step at a home is closed, so that its client comes again.
+    fn end_late_sessions(&mut self) {
+        let late: Vec<u32> = self
+            .clients
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.is_connecting() || session.unanswered > 0)
+            .map(|(_, session)| session.conn)
+            .collect();
+        late.into_iter().for_each(|index| self.end_for_good(index));
+    }
+
+    fn give_up_calls(&mut self) {
+        for command in self.clients.take_deferred() {
+            if self.net.conn(command.conn()).is_some() {
+                self.give_up_command(command.conn().index, command.bytes());
+            }
+        }
+        let called = self.clients.asides.iter().filter(|(_, aside)| aside.call);
+        let called: Vec<u32> = called.map(|(index, _)| index).collect();
+        for index in called {
+            self.clients.asides.take(index, |aside| aside.call = false);
+            let Some(rx) = self.net.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut())
+            else {
+                continue;
+            };
+            let commands = std::mem::take(&mut rx.commands);
+            let at = std::mem::take(&mut rx.commands_at);
+            self.give_up_command(index, &commands[at.min(commands.len())..]);
+        }
+    }
+
+    /// The first of these commands waits for the application, which has not replied. One that may not be
+    /// repeated is answered with an error; the others stay, in front of what the connection has.
+    fn give_up_command(&mut self, index: u32, bytes: &[u8]) {
+        let mut left = bytes;
+        let first = match self.net.encoding(index) {
+            Encoding::Protobuf => first_of(client::binary_commands(bytes)),
+            Encoding::Json => match std::str::from_utf8(bytes) {
+                Ok(text) => first_of(client::commands(text)),
+                Err(_) => None,
+            },
+        };
+        if let Some((id, consumed)) = first {
+            let code = ErrorCode::Internal;
+            let why = "the application has not replied, and the node is being replaced";
+            let error = ErrorReply { temporary: true, ..ErrorReply::new(code, "", why) };
+            self.clients.reply_error(&mut outlets!(self), &mut self.local, index, id, error);
+            left = bytes.get(consumed..).unwrap_or_default();
+        }
+        let Some(key) = self.net.conns.get(index as usize).map(|conn| conn.key(index)) else {
+            return;
+        };
+        put_commands_in_front(&mut self.net, key, left);
+        if let Some(settling) = &mut self.life.settling {
+            settling.given_up.push(key);
+        }
+        self.net.resume(key);
+    }
+}
+
+/// The id of the first command, and its bytes, if it may not be handled twice.
+fn first_of(mut commands: client::Commands<'_>) -> Option<(u32, usize)> {
+    let Some(Ok(command)) = commands.next() else { return None };
+    let id = command.id;
+    let once = matches!(command.request, Request::Publish(_) | Request::Rpc(_));
+    once.then(|| (id, commands.consumed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::freeze::tests::Alone;
+
+    #[test]
+    fn no_command_is_begun_until_the_shard_goes_on() {
+        let mut of = Alone::new();
+        let link = of.connect();
+        of.says(link, r#"{"id":1,"connect":{}}"#);
+        assert!(of.hears(link).contains("connect"), "it is connected");
+        of.shard.settle().unwrap();
+        of.says(link, r#"{"id":2,"subscribe":{"channel":"news"}}"#);
+        assert_eq!(of.hears(link), "");
+        assert_eq!(of.shard.unsettled(), []);
+        // A connection that comes is not accepted.
+        let other = of.connect();
+        assert_eq!(of.hears(other), "");
+        of.shard.go_on();
+        assert!(of.hears(link).contains(r#""subscribe":{"#));
+        assert!(of.hears(other).contains("101 Switching"));
+    }
+
+    #[test]
+    fn a_shard_that_drains_is_not_settled() {
+        let mut of = Alone::new();
+        of.shard.net.drain(&of.shard.cx, 1);
+        assert!(of.shard.settle().is_err());
+    }
+
+    #[test]
+    fn commands_that_may_not_be_repeated_are_those_with_an_effect_at_the_application() {
+        for (commands, expected) in [
+            (r#"{"id":3,"publish":{"channel":"a","data":1}}"#, Some((3, 43))),
+            (r#"{"id":4,"rpc":{"data":1}}"#, Some((4, 25))),
+            (r#"{"id":5,"subscribe":{"channel":"a"}}"#, None),
+            (r#"{"token":"a one-way client's"}"#, None),
+            ("", None),
+        ] {
+            assert_eq!(first_of(client::commands(commands)), expected, "{commands}");
+        }
+        let two = "{\"id\":4,\"rpc\":{\"data\":1}}\n{\"id\":5,\"ping\":{}}";
+        let (_, consumed) = first_of(client::commands(two)).unwrap();
+        assert_eq!(&two[consumed..], r#"{"id":5,"ping":{}}"#);
+    }
+}
