@@ -16,7 +16,7 @@ mod presence;
 mod run;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -189,6 +189,78 @@ fn seeds() {
     assert!(runs < FIXED_SEEDS || unmet.is_empty(), "the fixed seeds never met {unmet:?}");
     println!("{runs} runs in {:?}, which met: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/seeds.txt");
+}
+
+/// Seeds of runs in which the node is replaced.
+const REPLACED_SEEDS: u64 = 100;
+
+/// Seconds after which no new one is begun.
+const REPLACED_SECONDS_MAX: u64 = 40;
+
+fn play_replaced(seed: u64) -> Result<Report, String> {
+    catch_unwind(AssertUnwindSafe(|| Run::replaced(seed))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text
+            .or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned()))
+            .unwrap_or_default())
+    })
+}
+
+/// Each shard is written to bytes in the middle of a run, several times, and goes on from them in a new
+/// node: the checker sees no difference. `ROOST_SIM_REPLACED=n` replays one seed.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an end to all")]
+fn a_node_that_is_replaced_loses_nothing() {
+    if let Some(seed) = number("ROOST_SIM_REPLACED") {
+        client::TALKATIVE.store(true, Ordering::Relaxed);
+        let report = play_replaced(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        println!("{report:#?}");
+        return;
+    }
+    let begun = Instant::now();
+    let (mut met, mut failed) = (BTreeMap::new(), Vec::new());
+    for seed in 1..=number("ROOST_SIM_REPLACED_RUNS").unwrap_or(REPLACED_SEEDS) {
+        if begun.elapsed().as_secs() > REPLACED_SECONDS_MAX
+            && number("ROOST_SIM_REPLACED_RUNS").is_none()
+        {
+            break;
+        }
+        match play_replaced(seed) {
+            Ok(report) => report
+                .figures
+                .into_iter()
+                .for_each(|(name, value)| *met.entry(name).or_insert(0) += value),
+            Err(fault) => {
+                println!("seed {seed} failed (ROOST_SIM_REPLACED={seed}): {fault}");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{:?}: {met:?}", begun.elapsed());
+    assert!(failed.is_empty(), "seeds {failed:?}");
+}
+
+/// Reads one field of the image after the other as if it had been forgotten, and prints which of them `n` runs
+/// notice: `ROOST_SIM_FORGET=n`, an experiment that takes minutes.
+#[test]
+fn forgotten_fields() {
+    let Some(runs) = number("ROOST_SIM_FORGET") else { return };
+    let fields: BTreeSet<&str> =
+        (1..=runs).flat_map(|seed| Run::forgetting(seed, "").fields).collect();
+    let fields: Vec<&str> = fields.into_iter().collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(field) = fields.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let noticed = (1..=runs).find_map(|seed| {
+                let fault = Run::forgetting(seed, field).result.err()?;
+                Some(format!("seed {seed}: {fault}"))
+            });
+            let text = noticed.unwrap_or_else(|| "not noticed".to_owned()).replace('\n', " ");
+            println!("{field}  {}", text.chars().take(120).collect::<String>());
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(work))));
 }
 
 #[test]

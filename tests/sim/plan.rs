@@ -111,6 +111,8 @@ pub(crate) struct Plan {
     pub(crate) binary: bool,
     /// The control side publishes once in so many steps.
     pub(crate) control_one_in: u64,
+    /// The node is replaced while it runs.
+    pub(crate) is_replaced: bool,
     /// The limits of an address. Clients come from few.
     pub(crate) address_limits: AddressOptions,
 }
@@ -328,9 +330,23 @@ impl Plan {
             signed,
             binary,
             control_one_in,
+            is_replaced: false,
             address_limits,
             standstill_one_in: if still { pick(rng, &[2_000, 10_000]) } else { 0 },
             standstill_ms: if still { 20_000 } else { 0 },
+        }
+    }
+
+    /// Lets the application decide about some more, if nothing asks it yet: publications and subscriptions
+    /// of clients, and connects.
+    pub(crate) fn proxy_some(&mut self, rng: &mut Rng) {
+        self.is_replaced = true;
+        let is_on = self.namespaces.iter().any(|namespace| namespace.publish_proxy.is_some());
+        if is_on || rng.one_in(2) {
+            return;
+        }
+        for namespace in self.namespaces.iter_mut().filter(|namespace| namespace.name != "deny") {
+            namespace.publish_proxy = Some(proxy());
         }
     }
 

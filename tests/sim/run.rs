@@ -32,6 +32,10 @@ use crate::client::{Client, Phase, Scene, TALKATIVE};
 use crate::orders::{Target, USERS};
 use crate::plan::{Kind, Plan};
 
+mod replace;
+
+use self::replace::Replacing;
+
 /// Steps in a row without a moment in which all sleep, at most: beyond it something spins.
 const STANDSTILL_STEPS: u64 = 100_000;
 
@@ -62,6 +66,10 @@ pub(crate) struct Run {
     phase: Phase,
     draining: bool,
     standstill: u64,
+    /// The node's replacements, in the runs that have some.
+    replacing: Option<Replacing>,
+    /// The seed of the hashes of names.
+    names: u64,
     /// Where the events go, for a trace that is to be read.
     lines: Option<Lines>,
 }
@@ -122,12 +130,30 @@ fn answer_of_application(question: &AppCall) -> AppReply {
     AppReply { asker: question.asker, local: 0, ticket: question.ticket, event, answer }
 }
 
+/// The state of a node that runs by this plan: with nothing in it. Its names are hashed with that seed.
+fn node_of(plan: &Plan, names: u64, addresses: u64) -> Arc<NodeState> {
+    Arc::new(NodeState::new(NodeParts {
+        rules: plan.rules(),
+        options: plan.options.clone(),
+        names: NameHasher::new(names, plan.sizes.shards),
+        crypto: Crypto::Inline,
+        memory: Memory::simulated(plan.memory_limit),
+        addresses: AddressLimits::new(plan.address_limits, addresses, 500),
+        notices: Notices::new(zero_of_time()),
+    }))
+}
+
 impl Control {
     fn asker(&mut self) -> Asker {
         let conn = ConnKey { index: self.next, generation: NonZeroU32::MIN };
         self.next += 1;
         Asker::of(conn)
     }
+}
+
+/// A moment by another clock.
+fn shifted(at: Millis, by: i64) -> Millis {
+    Millis(at.0.saturating_add_signed(by))
 }
 
 /// The zero of time of the control thread, which a simulation doesn't have.
@@ -184,15 +210,8 @@ impl Run {
                 Mailbox::new(plan.mailbox_batches[id.index()], alarm)
             })
             .unzip();
-        let node = Arc::new(NodeState::new(NodeParts {
-            rules: plan.rules(),
-            options: plan.options.clone(),
-            names: NameHasher::new(rng.next_u64(), ids.len()),
-            crypto: Crypto::Inline,
-            memory: Memory::simulated(plan.memory_limit),
-            addresses: AddressLimits::new(plan.address_limits, rng.next_u64(), 500),
-            notices: Notices::new(zero_of_time()),
-        }));
+        let (names, addresses) = (rng.next_u64(), rng.next_u64());
+        let node = node_of(&plan, names, addresses);
         let (control, mailbox) = Mailbox::new(plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
         let shards = ids
             .iter()
@@ -237,6 +256,8 @@ impl Run {
             phase: Phase::Faults,
             draining: false,
             standstill: 0,
+            replacing: None,
+            names,
             lines: None,
         }
     }
@@ -325,7 +346,8 @@ impl Run {
     }
 
     fn figures(&self) -> BTreeMap<&'static str, u64> {
-        let mut sums = BTreeMap::new();
+        let mut sums =
+            self.replacing.as_ref().map_or_else(BTreeMap::new, |replacing| replacing.past.clone());
         for counters in &self.node.counters {
             counters.each(|name, value| *sums.entry(name).or_insert(0) += value);
         }
@@ -487,7 +509,10 @@ impl Run {
             if runner.stopped || runner.starved_until > now {
                 continue;
             }
-            let until = *runner.waits.get_or_insert_with(|| runner.shard.wait_until());
+            let clock = self.replacing.as_ref().map_or(0, |replacing| replacing.clock);
+            let until = *runner
+                .waits
+                .get_or_insert_with(|| runner.shard.wait_until().map(|at| shifted(at, -clock)));
             if self.world.borrow().is_ready(ShardId(at as u8), until) {
                 ready.push(at);
             }
@@ -517,6 +542,9 @@ impl Run {
             self.stand_still(one, ms);
             return Ok(());
         }
+        if self.is_to_be_replaced() {
+            return self.replace();
+        }
         let next = ready[self.rng.below(ready.len() as u64) as usize];
         if next >= shards {
             return self.with_client(next - shards, |client, scene| client.step(scene));
@@ -525,7 +553,8 @@ impl Run {
         if self.plan.starve_one_in > 0 && self.rng.one_in(self.plan.starve_one_in) {
             runner.starved_until = now + 1 + self.rng.below(self.plan.starve_ms);
         }
-        let until = runner.waits.take().flatten();
+        let clock = self.replacing.as_ref().map_or(0, |replacing| replacing.clock);
+        let until = runner.waits.take().flatten().map(|at| shifted(at, clock));
         runner.stopped = !runner.shard.turn_after(until);
         // Only history counts: what else there is would make a run depend on the allocator.
         let kept = self.node.counters.iter().map(|counters| counters.history_bytes.get());

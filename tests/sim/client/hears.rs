@@ -332,9 +332,12 @@ impl Client {
         code: u64,
     ) -> Result<(), String> {
         let no_memory = code == 100 && scene.plan.sheds();
+        // The application didn't reply in time before the node was replaced.
+        let no_reply =
+            code == 100 && scene.plan.is_replaced && matches!(pending.what, What::Publish(_));
         let too_many =
             code == 111 && scene.plan.crowded && matches!(pending.what, What::Connect(_));
-        if !pending.errors.contains(&code) && !too_many && !no_memory {
+        if !pending.errors.contains(&code) && !too_many && !no_memory && !no_reply {
             return Err(format!("{pending:?} failed"));
         }
         match &pending.what {
