@@ -192,7 +192,7 @@ fn seeds() {
 }
 
 /// Seeds of runs in which the node is replaced.
-const REPLACED_SEEDS: u64 = 100;
+const REPLACED_SEEDS: u64 = 15;
 
 /// Seconds after which no new one is begun.
 const REPLACED_SECONDS_MAX: u64 = 40;
