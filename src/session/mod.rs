@@ -116,7 +116,7 @@ pub enum Renewal {
     Requested,
 }
 
-durable_enum!(Renewal { Client = 0, Server = 1, Asked = 2 });
+durable_enum!(Renewal { Client = 0, Server = 1, Requested = 2 });
 
 /// Headers: lower-case names, and values.
 pub type NamedValues = Vec<(CompactString, Box<[u8]>)>;

@@ -95,7 +95,7 @@ impl ClientsReader {
                 // The application is asked once more.
                 session.flags.set_refreshing(false);
                 let extras = session.extra.iter_mut().flat_map(|extra| &mut extra.subs);
-                for extra in extras.filter(|extra| extra.renewal == Renewal::Asked) {
+                for extra in extras.filter(|extra| extra.renewal == Renewal::Requested) {
                     extra.renewal = Renewal::Server;
                 }
                 self.sessions.push((at, session));

@@ -246,7 +246,9 @@ impl<D: Driver> Net<D> {
             return;
         };
         let key = conn.key(index);
-        self.answer(cx, post, key, http::Reuse::Close, 503, "", b"", &[]);
+        let reuse = http::Reuse::Close;
+        let answer = Answer { reuse, status: 503, headers: "", body: b"" };
+        self.answer(cx, post, key, answer, b"");
     }
 
     /// A body that isn't whole is given up.
