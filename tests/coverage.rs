@@ -165,12 +165,23 @@ const PROXIES: [&str; 6] = [
     "rpc.proxy",
 ];
 
+/// Sections with the options of a Redis, and the beginning of those that a section does not have.
+const REDIS: [(&str, &str); 3] = [
+    ("engine.redis", "no such beginning"),
+    ("broker.redis", "presence_"),
+    ("presence_manager.redis", "history_"),
+];
+
 /// The options that rows are about, by their whole paths; those of a namespace stand in 13.1, those that
-/// all proxies have in 26.1.
+/// all proxies have in 26.1, those of a Redis in 26.2.
 fn documented<'r>(rows: impl Iterator<Item = &'r Row<'r>>) -> BTreeSet<String> {
     let whole = |row: &Row<'_>, name: &str| match row.heading.split(' ').next() {
         Some("13.1") => vec![format!("channel.without_namespace.{name}")],
         Some("26.1") => PROXIES.iter().map(|section| format!("{section}.{name}")).collect(),
+        Some("26.2") => {
+            let sections = REDIS.iter().filter(|(_, without)| !name.starts_with(without));
+            sections.map(|(section, _)| format!("{section}.{name}")).collect()
+        }
         _ => vec![name.to_owned()],
     };
     rows.filter(|row| row.kind == "option")
