@@ -906,7 +906,7 @@ mod tests {
             let frames = Vec::<SharedFrame>::read(&mut reader).unwrap();
             assert_eq!(frames[1].bytes(), b"part");
             assert!(frames[1].is_part() && !frames[0].is_part());
-            let first = first.get_or_insert(frames[0].clone());
+            let first = first.get_or_insert_with(|| frames[0].clone());
             assert_eq!(first.bytes().as_ptr(), frames[0].bytes().as_ptr());
         }
     }

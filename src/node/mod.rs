@@ -330,12 +330,15 @@ fn mailboxes(switchboard: &Arc<Switchboard>, shards: usize) -> (Vec<Letterbox>, 
         .unzip()
 }
 
+/// Threads of shards, and the reports of each whether it could begin.
+type BegunShards = (Vec<JoinHandle<()>>, mpsc::Receiver<Result<(), StartFault>>);
+
 /// Begins the threads of the shards. Each says whether it could.
 fn begin_shards(
     seats: impl Iterator<Item = Seat>,
     beginning: &Beginning,
     cpus: &[usize],
-) -> Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Result<(), StartFault>>), StartFault> {
+) -> Result<BegunShards, StartFault> {
     let (ready, begun) = mpsc::channel();
     let mut threads = Vec::new();
     for seat in seats {

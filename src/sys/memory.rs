@@ -220,13 +220,13 @@ mod tests {
                 unsafe {
                     let blocks: Vec<*mut u8> = (0..20).map(|_| Counted.alloc(layout)).collect();
                     for at in blocks {
-                        assert!(at as usize % align == 0, "{size} {align}");
+                        assert!((at as usize).is_multiple_of(align), "{size} {align}");
                         let at = Counted.realloc(at, layout, larger.size());
-                        assert!(at as usize % align == 0, "{size} {align}");
+                        assert!((at as usize).is_multiple_of(align), "{size} {align}");
                         Counted.dealloc(at, larger);
                     }
                     let at = Counted.alloc_zeroed(layout);
-                    assert!(at as usize % align == 0, "{size} {align}");
+                    assert!((at as usize).is_multiple_of(align), "{size} {align}");
                     assert!(std::slice::from_raw_parts(at, size).iter().all(|byte| *byte == 0));
                     Counted.dealloc(at, layout);
                 }

@@ -149,8 +149,11 @@ mod tests {
         reader.end(&Filters::default())
     }
 
+    /// Subscribers of a channel, its offset, and which epoch it has.
+    type Planned = (Vec<(u16, u8)>, u64, u8);
+
     /// Channels with these subscribers and positions; each fifth is released.
-    fn some(channels: &[(Vec<(u16, u8)>, u64, u8)]) -> Locals {
+    fn some(channels: &[Planned]) -> Locals {
         let mut locals = Locals::new(NameHasher::new(7, 3));
         for (at, (subscribers, offset, epoch)) in channels.iter().enumerate() {
             let place = locals.find_or_insert(&format!("channel {at}"), at as u16);

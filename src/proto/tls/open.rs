@@ -428,7 +428,7 @@ impl Records<'_> {
     }
 
     fn fragment(&self) -> Fragment {
-        self.pieces().map_or(Fragment::default(), |pieces| pieces.fragment)
+        self.pieces().map(|pieces| pieces.fragment).unwrap_or_default()
     }
 
     fn keep_fragment(&mut self, fragment: Fragment) {

@@ -183,8 +183,8 @@ impl Remote {
         let mut quiet = Vec::new();
         for _ in 0..numbers.div_ceil((QUIET_MS / 2_000) as u32) {
             self.check_at = if self.check_at < numbers { self.check_at } else { 0 };
-            let channel = self.channels.get(self.check_at as usize).and_then(Option::as_ref);
-            let is_due = |channel: &&Box<Channel>| {
+            let channel = self.channels.get(self.check_at as usize).and_then(Option::as_deref);
+            let is_due = |channel: &&Channel| {
                 channel.idle_since.is_none() && channel.line.is_due(now, QUIET_MS)
             };
             quiet.extend(channel.filter(is_due).map(|_| self.check_at));

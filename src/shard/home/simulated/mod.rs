@@ -394,7 +394,7 @@ impl World {
                     }
                     let Some(place) = &mut client.place else { continue };
                     if let Err((rule, why)) = self.truth.check(place, offset, number, false) {
-                        self.broken.get_or_insert((rule, format!("{key:?}: {why}")));
+                        self.broken.get_or_insert_with(|| (rule, format!("{key:?}: {why}")));
                     }
                 }
                 self.count("delivered");
@@ -737,10 +737,16 @@ impl World {
 /// Runs by default; `ROOST_BROKER_SEEDS` sets another number.
 const SEEDS: u64 = 48;
 
+/// A number from a variable of the environment.
+#[expect(clippy::disallowed_methods, reason = "how a run is replayed")]
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 #[test]
 fn nothing_is_lost_in_silence() {
-    let seeds = std::env::var("ROOST_BROKER_SEEDS").ok().and_then(|text| text.parse().ok());
-    let first = std::env::var("ROOST_BROKER_SEED").ok().and_then(|text| text.parse().ok());
+    let seeds = variable("ROOST_BROKER_SEEDS");
+    let first = variable("ROOST_BROKER_SEED");
     let (first, seeds) = (first.unwrap_or(0), seeds.unwrap_or(SEEDS));
     let mut all: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in first..first + seeds {
