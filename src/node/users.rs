@@ -21,7 +21,7 @@ const NAMED_MAX: u64 = 65_536;
 /// How often they are counted for metrics.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts every few seconds, for those who read [`Node::users`].
+/// Counts every few seconds, for those who read [`NodeState::users`].
 pub(super) async fn keep_counting(node: Arc<NodeState>, control_mail: Arc<ControlMail>) {
     let mut every = tokio::time::interval(INTERVAL);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -32,7 +32,7 @@ pub(super) async fn keep_counting(node: Arc<NodeState>, control_mail: Arc<Contro
     }
 }
 
-/// Counts the users of a node, and keeps the number for [`Node::users`].
+/// Counts the users of a node, and keeps the number for [`NodeState::users`].
 ///
 /// # Errors
 /// A shard takes no more now.

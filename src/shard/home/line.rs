@@ -139,7 +139,7 @@ pub(super) struct Line {
     /// The newest publications, oldest first: each follows the one before it, and the last is that at `at`.
     window: VecDeque<Entry>,
     window_bytes: usize,
-    /// Entries that came into the window since [`Self::take_filed`].
+    /// Entries that came into the window since [`Self::take_unfiled`].
     unfiled: usize,
     /// No recovery can use a publication older than the window's.
     is_whole: bool,

@@ -1,6 +1,6 @@
 //! The home of channels that a broker beside this node keeps: operations wait for its answers.
 //!
-//! Each channel has a [`Line`], and a queue of operations ([`super::ops`]) that begin and end in order, so that
+//! Each channel has a [`Line`](super::line::Line), and a queue of operations ([`super::ops`]) that begin and end in order, so that
 //! a client that subscribes and then publishes gets its own publication; between the two as many as there are
 //! may be on their way.
 //!
