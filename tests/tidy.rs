@@ -199,27 +199,17 @@ const TABLES: [&str; 5] = [
 ];
 
 /// Functions that are longer and no table.
-const STILL_LONG: &[&str] =
-    &["src/shard/local/deliver.rs: open_batch", "src/shard/orders.rs: carry_out"];
+const STILL_LONG: &[&str] = &[];
 
 /// Files outside tests that import all of their parent.
 const STILL_IMPORTING_ALL: &[&str] = &[];
 
 /// Files of `shard` and `session` without a unit test.
-const STILL_UNTESTED: &[&str] = &[
-    "src/shard/codec.rs",
-    "src/shard/life.rs",
-    "src/shard/liveness.rs",
-    "src/shard/local/arrival.rs",
-    "src/shard/local/deliver.rs",
-    "src/shard/local/mod.rs",
-    "src/shard/mod.rs",
-    "src/shard/net/read.rs",
-];
+const STILL_UNTESTED: &[&str] = &[];
 
-/// Fields and methods of `Shard`: the goal for methods is 30. Lower the number as they shrink.
+/// Fields and methods of `Shard`, which wires its groups and has little else to do.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 62;
+const SHARD_METHODS_MAX: usize = 25;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

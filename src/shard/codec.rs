@@ -75,3 +75,29 @@ impl Constants {
         ping
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::form::Framing;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn a_ping_is_encoded_once_for_each_form() {
+        let mut codec = Codec::new(&Plan::default().cx());
+        let json = codec.constants.ping(Form::JSON);
+        let binary = codec.constants.ping(Form::BINARY);
+        assert_ne!(json.bytes(), binary.bytes());
+        assert_eq!(codec.constants.ping(Form::JSON).bytes().as_ptr(), json.bytes().as_ptr());
+        assert_eq!(codec.constants.pings.len(), 2);
+    }
+
+    #[test]
+    fn a_one_way_websocket_is_pinged_by_a_frame_too() {
+        let mut codec = Codec::new(&Plan::default().cx());
+        let ws_ping = codec.constants.ws_ping.clone();
+        let one_way = Form::one_way(Framing::WebSocketSingle);
+        assert!(codec.constants.ping(one_way).bytes().ends_with(ws_ping.bytes()));
+        assert!(!codec.constants.ping(Form::JSON).bytes().ends_with(ws_ping.bytes()));
+    }
+}

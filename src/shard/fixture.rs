@@ -9,12 +9,13 @@ use super::codec::Codec;
 use super::context::Cx;
 use super::mail::mailbox::tests::mailbox;
 use super::mail::post::Post;
-use super::mail::{CONTROL, Mail, Mailbox};
+use super::mail::{CONTROL, Mail, MailLane, Mailbox};
 use super::net::Net;
-use super::net::record::Phase;
+use super::net::record::{NONE, Phase};
 use super::outlets::Outlets;
 use super::{
-    AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, UniWebSocketOptions,
+    AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, Seat, Shard,
+    UniWebSocketOptions,
 };
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::rng::Rng;
@@ -190,6 +191,20 @@ fn mail_of_a_fixture_is_read_where_it_was_sent() {
     assert_eq!(sent, [1, 0, 1, 1]);
 }
 
+/// A shard alone on simulated sockets, and the way of the control thread's mail to it.
+pub(crate) fn shard(plan: Plan) -> (Shard<SimDriver>, MailLane, SharedWorld) {
+    let sizes =
+        Sizes { shards: 1, pipe_bytes: 4096, read_buffer_bytes: 4096, passing: 1, events: 8 };
+    let world = World::new(1, sizes, Faults::NONE);
+    let (letterbox, own, _) = mailbox(8);
+    let (control, ..) = mailbox(8);
+    let lane = MailLane::new(letterbox.clone());
+    let (id, letterboxes) = (ShardId(0), vec![letterbox]);
+    let seat = Seat { shard: id, mailbox: own, letterboxes, control, seed: 1 };
+    let driver = SimDriver::new(&world, id);
+    (Shard::new(Plan { shards: 1, ..plan }.node(), seat, driver, || ()), lane, world)
+}
+
 /// The connections of shard 0 on simulated sockets, driven without a shard.
 pub(crate) struct Wired {
     pub(crate) cx: Cx,
@@ -227,25 +242,23 @@ impl Wired {
     /// A client connects, and its connection gets a slot.
     pub(crate) fn connect(&mut self) -> (LinkId, ConnKey) {
         let link = self.world.borrow_mut().connect_to(ShardId(0));
-        let before: Vec<usize> = self.net.conns.iter().map(|(index, _)| index).collect();
-        self.net.acceptable = true;
+        let before = self.net.keys();
+        self.net.set_acceptable();
         self.net.accept_some(&self.cx, &mut self.posts.post);
-        let mut conns = self.net.conns.iter();
-        let (index, conn) = conns.find(|(index, _)| !before.contains(index)).unwrap();
-        (link, conn.key(index as u32))
+        (link, self.net.keys().into_iter().find(|key| !before.contains(key)).unwrap())
     }
 
     /// The same, and it is a client that speaks JSON over a WebSocket.
     pub(crate) fn connect_client(&mut self) -> (LinkId, ConnKey) {
         let (link, key) = self.connect();
-        self.net.conns[key.index as usize].phase = Phase::Client;
+        self.net.at_mut(key.index).unwrap().phase = Phase::Client;
         (link, key)
     }
 
     /// Bytes of a request head, or of what comes behind one.
     pub(crate) fn request(&mut self, key: ConnKey, bytes: &str) {
         let Self { net, cx, codec, posts, .. } = self;
-        match net.conns[key.index as usize].phase {
+        match net.at(key.index).unwrap().phase {
             Phase::Body => net.web_body(cx, &mut posts.post, key, bytes.as_bytes()),
             _ => net.head(cx, codec, &mut posts.post, key, bytes.as_bytes()),
         }
@@ -282,17 +295,14 @@ impl Wired {
 
     /// Ends all connections, and returns what is left of them then.
     pub(crate) fn end(mut self) -> Vec<(&'static str, usize)> {
-        let open: Vec<usize> = self.net.conns.iter().map(|(index, _)| index).collect();
-        for index in open {
-            self.net.release(&self.cx, &mut self.posts.post, index as u32, true);
+        for key in self.net.keys() {
+            self.net.release(&self.cx, &mut self.posts.post, key.index, true);
         }
-        while let Some(index) = self.net.leaving.pop_front(&mut self.net.conns) {
-            self.net.leaving_count -= 1;
-            self.net.conns.remove(index as usize);
+        while let Some(index) = self.net.next_leaver() {
+            self.net[index].session = NONE;
+            self.net.free_slot(index);
         }
-        self.net.ready.clear();
-        self.net.dirty.clear();
-        self.net.answered.clear();
+        self.net.forget_turn();
         self.net.left().into_iter().filter(|(_, count)| *count > 0).collect()
     }
 }

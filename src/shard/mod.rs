@@ -18,6 +18,7 @@ mod clients;
 mod codec;
 mod context;
 pub mod crypto;
+mod dispatch;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod flow;
@@ -25,7 +26,6 @@ pub mod freeze;
 mod home;
 mod http;
 mod life;
-mod liveness;
 mod local;
 pub mod mail;
 mod memory;
@@ -52,7 +52,6 @@ pub use self::stats::{ShardCounters, SlowCounters};
 use std::sync::Arc;
 
 use self::clients::Clients;
-use self::clients::aside::Admin;
 use self::codec::Codec;
 use self::context::Cx;
 use self::home::Home;
@@ -61,14 +60,13 @@ use self::local::LocalSide;
 use self::mail::post::Post;
 use self::mail::{Letterbox, Mailbox};
 use self::net::Net;
-use self::net::effects::Effect;
-use self::net::record::NONE;
-use self::orders::Orders;
+use self::orders::{Orders, Subjects};
+use self::shedding::Givers;
 use crate::base::id::ShardId;
-use crate::base::limits::{SENDS_MAX, TURN_INPUT_BYTES_MAX, TURN_READS_MAX};
+use crate::base::limits::SENDS_MAX;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
-use crate::io::{Completion, Driver};
+use crate::io::Driver;
 use crate::proto::client::Disconnect;
 
 /// The place of one shard in its node: its number, its mailboxes, its seed.
@@ -143,20 +141,19 @@ impl<D: Driver> Shard<D> {
     /// so that a simulation can leave the shard waiting while others have their turns.
     pub fn turn_after(&mut self, until: Option<Millis>) -> bool {
         self.cx.counters().turns.add(1);
-        self.net.completions.clear();
-        self.net.driver.wait(until, &mut self.net.completions);
-        if let Some(us) = self.net.driver.worked_us() {
+        if let Some(us) = self.net.wait(until) {
             self.cx.node.loop_lag[self.cx.id.index()].record(us);
         }
         self.post.awake();
         self.home.begin_turn();
-        self.cx.begin_turn(self.net.driver.now(), self.net.driver.unix());
+        let (now, unix) = self.net.time();
+        self.cx.begin_turn(now, unix);
         self.take_completions();
         if self.life.settling.is_some() {
             self.settle_some();
         } else {
             self.net.accept_some(&self.cx, &mut self.post);
-            self.go_on_answered();
+            self.clients.continue_answered(&mut outlets!(self), &mut self.local);
             self.read_some();
         }
         self.open_mail();
@@ -164,56 +161,48 @@ impl<D: Driver> Shard<D> {
         self.open_own_mail();
         self.home.send_events(&self.cx, &mut self.post, &mut self.codec);
         if self.life.settling.is_none() {
-            self.fire_timers();
+            self.clients.fire_timers(&mut outlets!(self), &mut self.local);
         }
         self.drain_some();
         self.clients.clean_up_leavers(&mut outlets!(self), &mut self.local);
-        self.fan_out_some();
-        self.mark_positions();
+        self.clients.fan_out(&mut outlets!(self), &mut self.local);
+        self.clients.mark_positions(&mut outlets!(self), &mut self.local);
         self.write_dirty();
         self.home.send_gaps(&mut self.post);
         self.post.flush(&self.cx);
         self.clients.resume_waiting(&mut outlets!(self), &mut self.local);
         self.keep_to_memory();
         self.housekeeping();
-        if self.life.stopped {
+        if self.life.is_stopped() {
             self.end();
         }
-        !self.life.stopped
+        !self.life.is_stopped()
     }
 
     /// When the next wait has to end: at once if anything is left to do, never for `None`. The
     /// first half of a turn: from here on mail wakes the shard.
     pub fn wait_until(&mut self) -> Option<Millis> {
         let now = self.cx.now;
-        let work = !self.net.ready.is_empty()
-            || self.net.acceptable
-            || self.net.passed
+        let work = self.net.has_work()
             || self.post.own_batches() > 0
-            || self.local.locals.active() > 0
-            || !self.net.dirty.is_empty()
-            || !self.net.answered.is_empty()
+            || self.local.has_work()
             || self.orders.has_work()
-            || (self.net.leaving_count > 0 && !self.post.is_blocked())
+            || (self.net.leavers() > 0 && !self.post.is_blocked())
             || self.life.shedding.goes_on
-            // What was posted behind the turn's sending goes with the next one.
+            // Mail behind the turn's sending leaves with the next turn.
             || self.has_unsent_mail()
             || !self.post.sleep(&self.cx);
         if work {
             return Some(now);
         }
-        // Nothing is left to do: what is read of a shard that sleeps has to be true.
+        // Nothing is left to do: other threads read the gauges of a sleeping shard, too.
         self.set_gauges();
-        // Whoever has no room rings when it has; the rest is for shards that ended meanwhile.
+        // A shard without room rings when it has some; the retry is for those that ended meanwhile.
         let retry = self.post.is_blocked().then(|| now.after(MAIL_RETRY_MS));
-        let delayed = self.local.locals.next_due();
-        let drain = self.net.draining.is_some().then(|| now.after(10));
-        let accept = self.net.accept_again_at.map(|at| at.max(now));
-        // An idle shard sleeps as long as nothing happens.
-        let busy = !self.net.conns.is_empty() || !self.home.is_empty() || self.life.queued_peak > 0;
-        let housekeeping = busy.then(|| self.life.housekeeping_at.max(now));
-        let timer = self.net.wheel.next_deadline();
-        [retry, delayed, drain, accept, housekeeping, timer].into_iter().flatten().min()
+        let is_idle = self.net.is_empty() && self.home.is_empty();
+        let housekeeping = self.life.next_housekeeping(now, is_idle);
+        let dues = [retry, self.local.next_due(), self.net.next_due(now), housekeeping];
+        dues.into_iter().flatten().min()
     }
 
     /// Mail is here that nothing keeps from leaving: no shard sleeps then.
@@ -221,85 +210,48 @@ impl<D: Driver> Shard<D> {
         self.post.has_unsent()
     }
 
+    /// Takes the driver's completions. A peer that has gone while its `connect` waits is released at once:
+    /// nobody would get the reply, and its place and the check of its token are of use to others. A connected
+    /// client's commands are carried out first, since it sent them before it went; so is a `connect` that its
+    /// FIN came along with, since that peer may have closed one way only.
     fn take_completions(&mut self) {
-        for at in 0..self.net.completions.len() {
-            match self.net.completions[at] {
-                Completion::Acceptable => self.net.acceptable = true,
-                Completion::Passed => self.net.passed = true,
-                Completion::Woken => {}
-                Completion::Readable { key, ended } => match self.net.conn(key) {
-                    Some(conn) => {
-                        if ended {
-                            conn.flags.set_ended(true);
-                        }
-                        match ended && conn.waits.is_some() && conn.session == NONE {
-                            true => {
-                                self.clients.leave_before_connected(&mut outlets!(self), key.index)
-                            }
-                            false => self.net.mark_ready(key),
-                        }
-                    }
-                    None => self.cx.counters().stale_events.add(1),
-                },
-                Completion::Writable { key } => {
-                    if let Some(conn) = self.net.conn(key)
-                        && conn.flags.blocked()
-                    {
-                        conn.flags.set_blocked(false);
-                        self.net.mark_dirty(key);
-                    }
-                }
-                Completion::Sent { key, bytes } => {
-                    self.net.sent(&self.cx, &mut self.post, key, bytes)
-                }
-            }
+        while let Some(index) = self.net.next_gone(&self.cx, &mut self.post) {
+            self.clients.peer_gone(&mut outlets!(self), index);
         }
     }
 
+    /// Reads connections with input, within the input of a turn.
     fn read_some(&mut self) {
-        let ahead = self.net.driver.fetch_max();
-        let before = self.cx.counters().bytes_received.get();
-        for at in 0..self.net.ready.len().min(TURN_READS_MAX) {
-            if self.cx.counters().bytes_received.get() - before >= TURN_INPUT_BYTES_MAX {
-                break;
-            }
-            if ahead > 0 && at % ahead == 0 {
-                self.read_ahead(ahead);
-            }
-            let Some(key) = self.net.ready.pop_front() else { break };
-            let Some(conn) = self.net.conn(key) else { continue };
-            conn.flags.set_ready(false);
-            self.read(key);
+        let mut reads = self.net.begin_reads(&self.cx);
+        while let Some(key) = self.net.next_read(&self.cx, &mut reads) {
+            self.clients.read(&mut outlets!(self), &mut self.local, key);
         }
     }
 
-    /// Lets the driver read what the next `count` connections have.
-    fn read_ahead(&mut self, count: usize) {
-        let Net { driver, ready, conns, .. } = &mut self.net;
-        driver.fetch(ready.iter().take(count).filter_map(|key| {
-            let conn = conns.get(key.index as usize)?;
-            let reads = conn.generation == key.generation && !conn.flags.paused();
-            Some((*key, conn.socket.as_ref().filter(|_| reads)?))
-        }));
+    /// Carries orders of the control thread out on some connections.
+    fn carry_out_orders(&mut self) {
+        let mut subjects = Subjects { clients: &mut self.clients, side: &mut self.local };
+        self.orders.carry_out(&mut outlets!(self), &mut subjects);
+    }
+
+    /// Gives up memory above the limits.
+    fn keep_to_memory(&mut self) {
+        if self.life.shedding.has_to_collect(&self.cx) {
+            self.life.collect();
+        }
+        let mut givers = Givers { home: &mut self.home, clients: &self.clients };
+        self.life.shedding.keep_to_limits(&mut outlets!(self), &mut givers);
     }
 
     /// Once a second: expired history, gauges, memory.
     fn housekeeping(&mut self) {
-        self.life.queued_peak = self.life.queued_peak.max(self.net.queues.bytes());
-        let now = self.cx.now;
-        if now < self.life.housekeeping_at {
+        if !self.life.end_turn(self.cx.now, self.net.queued_bytes()) {
             return;
         }
-        self.life.housekeeping_at = now.after(HOUSEKEEPING_MS);
         self.home.housekeeping(&self.cx);
         self.codec.housekeeping();
         self.net.housekeeping();
-        if self.net.queues.bytes() == 0 {
-            if self.life.queued_peak > COLLECT_AFTER_BYTES {
-                (self.life.collect)();
-            }
-            self.life.queued_peak = 0;
-        }
+        self.life.housekeeping(self.net.queued_bytes());
         self.set_gauges();
     }
 
@@ -316,19 +268,14 @@ impl<D: Driver> Shard<D> {
     /// Closes the clients whose turn it is while the node drains.
     fn drain_some(&mut self) {
         self.net.list_to_drain(&self.cx);
-        let mut listed = std::mem::take(&mut self.net.listed);
-        for index in listed.drain(..) {
-            self.deliver_pending(index, None);
-            self.cx.counters().closed_shutdown.add(1);
-            self.clients.disconnect(
-                &mut outlets!(self),
-                &mut self.local,
-                index,
-                Disconnect::Shutdown,
-            );
+        let to_drain = self.net.take_to_drain();
+        let out = &mut outlets!(self);
+        for index in &to_drain {
+            self.clients.deliver_pending(out, &mut self.local, *index, None);
+            out.cx.counters().closed_shutdown.add(1);
+            self.clients.disconnect(out, &mut self.local, *index, Disconnect::Shutdown);
         }
-        self.net.listed = listed;
-        self.net.after_drain(&self.cx, &mut self.post);
+        self.net.after_drain(&self.cx, &mut self.post, to_drain);
     }
 
     /// Writes to every connection that got something in this turn.
@@ -338,7 +285,7 @@ impl<D: Driver> Shard<D> {
             for key in keys {
                 if !self.net.list_to_write(*key) {
                     self.net.after_write(&self.cx, &mut self.codec, &mut self.post, *key);
-                    self.after_net();
+                    self.clients.after_net(&mut outlets!(self), &mut self.local);
                 }
             }
             self.net.send_listed();
@@ -346,39 +293,10 @@ impl<D: Driver> Shard<D> {
                 if !self.net.take_sent(&self.cx, &mut self.codec, &mut self.post, at) {
                     break;
                 }
-                self.after_net();
+                self.clients.after_net(&mut outlets!(self), &mut self.local);
             }
         }
         self.net.end_writes(dirty);
-    }
-
-    /// Carries out what Net has come to, behind each call that may have effects.
-    pub(crate) fn after_net(&mut self) {
-        while let Some(effect) = self.net.effects.pop_front() {
-            match effect {
-                Effect::Client { index, user, headers } => {
-                    let aside = self.clients.asides.entry(index);
-                    aside.header_user = user.unwrap_or_default();
-                    aside.headers = headers;
-                }
-                Effect::Slow(index) => self.clients.disconnect(
-                    &mut outlets!(self),
-                    &mut self.local,
-                    index,
-                    Disconnect::Slow,
-                ),
-                Effect::Lost(index, dropped) => {
-                    let conn = self.net.conns.get(index as usize);
-                    let session =
-                        conn.and_then(|conn| self.clients.sessions.get(conn.session as usize));
-                    self.local.lost(&self.cx, session.map(|session| &session.subs), &dropped);
-                }
-                Effect::Admin(index) => {
-                    self.clients.asides.entry(index).admin = Some(Admin::Upgraded);
-                }
-                Effect::Message { key, message } => self.first_message(key, &message),
-            }
-        }
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no
@@ -397,19 +315,55 @@ impl<D: Driver> Shard<D> {
         if left.is_empty() { Ok(()) } else { Err(format!("shard {}: {left:?}", self.cx.id.0)) }
     }
 
-    /// What waits in the listener is told that the node is gone, then the listener goes.
+    /// Refuses the connections that wait in the listener, and closes it.
     fn end(&mut self) {
-        self.net.refuse_waiting(&self.cx);
-        self.net.driver.close_listener();
+        self.net.close_listener(&self.cx);
         self.set_gauges();
     }
 }
 
-/// Milliseconds between two housekeepings.
-const HOUSEKEEPING_MS: u64 = 1000;
-
 /// Mail that found a full mailbox is sent again after so long even if nobody rings.
 const MAIL_RETRY_MS: u64 = 20;
 
-/// A burst of so many queued bytes makes it worthwhile to give memory back.
-const COLLECT_AFTER_BYTES: u64 = 1 << 20;
+#[cfg(test)]
+mod tests {
+    use super::fixture::{Plan, shard};
+    use super::*;
+
+    /// A turn that doesn't wait, as the simulated driver demands.
+    fn turn(shard: &mut Shard<crate::io::sim::SimDriver>) {
+        shard.wait_until();
+        shard.turn_after(Some(Millis(0)));
+    }
+
+    #[test]
+    fn a_connection_is_served_within_one_turn_and_leaves_nothing_behind() {
+        let (mut shard, _, world) = shard(Plan::default());
+        assert_eq!(shard.wait_until(), Some(shard.cx.now), "the listener is tried first");
+        turn(&mut shard);
+        let link = world.borrow_mut().connect_to(ShardId(0));
+        world.borrow_mut().write(link, b"nonsense\r\n\r\n");
+        let now = world.borrow().now();
+        world.borrow_mut().advance_to(now.after(10));
+        turn(&mut shard);
+        turn(&mut shard);
+        world.borrow_mut().advance_to(now.after(20));
+        let answer = world.borrow_mut().read(link, 100);
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&answer));
+        assert!(shard.is_quiescent().is_err(), "the peer's FIN is awaited");
+        world.borrow_mut().shut(link);
+        world.borrow_mut().advance_to(now.after(30));
+        turn(&mut shard);
+        turn(&mut shard);
+        assert_eq!(shard.is_quiescent(), Ok(()));
+    }
+
+    #[test]
+    fn an_idle_shard_sleeps_until_something_comes() {
+        let (mut shard, _, _) = shard(Plan::default());
+        turn(&mut shard);
+        turn(&mut shard);
+        assert_eq!(shard.wait_until(), None);
+        assert!(!shard.has_unsent_mail());
+    }
+}

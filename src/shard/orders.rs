@@ -1,4 +1,4 @@
-//! What the control thread wants done with connections of a user, and with channels of a home.
+//! Orders of the control thread for the connections of a user, and its questions about users.
 //!
 //! ```text
 //!  Order -> connections of the user here -> some in each turn -> a Pass to every home that got mail
@@ -11,22 +11,21 @@
 //! before the order does. Its deliveries are in this shard's mailbox or in its mail to itself by then, or
 //! wait in a fan-out: an order waits for the mail to itself that was there when it came
 //! (`Underway::behind`), and fan-outs hand out what they hold for a connection before its subscriptions end
-//! (`Shard::deliver_pending`).
+//! (`Clients::deliver_pending`).
 
 use compact_str::CompactString;
 use slab::Slab;
 
 use super::mail::shard_set::ShardSet;
-use super::mail::{
-    AdminCommand, Asker, Inspect, Inspected, List, ListOf, Listed, Mail, Order, Seen, SeenSub,
-};
+use super::mail::{AdminCommand, Asker, Inspected, ListOf, Listed, Mail, Order, Seen, SeenSub};
 use crate::base::expiry::Expiry;
 use crate::base::id::{ConnKey, ShardId};
 use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
 use crate::session::{ServerSub, Stop, SubState};
-use crate::shard::Shard;
-use crate::shard::outlets::outlets;
+use crate::shard::clients::Clients;
+use crate::shard::local::LocalSide;
+use crate::shard::outlets::Outlets;
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -134,27 +133,65 @@ impl Orders {
     }
 }
 
-impl<D: Driver> Shard<D> {
-    /// An order has come.
-    pub(crate) fn take_order(&mut self, from: ShardId, order: Box<Order>) {
-        let (user, client, session) = (&order.user, &order.client, &order.session);
-        let left =
-            self.clients.connections_of(&self.cx, &self.net, user, client, session, usize::MAX);
-        self.orders.insert(from, order, left, self.post.own_batches());
+impl Orders {
+    /// Handles mail of the control thread about users and their connections.
+    pub(crate) fn handle_mail<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        subjects: &mut Subjects<'_>,
+        from: ShardId,
+        mail: Mail,
+    ) {
+        match mail {
+            Mail::Order(order) => {
+                let (user, client, session) = (&order.user, &order.client, &order.session);
+                let left = subjects.clients.connections_of(
+                    out.cx,
+                    out.net,
+                    user,
+                    client,
+                    session,
+                    usize::MAX,
+                );
+                self.insert(from, order, left, out.post.own_batches());
+            }
+            Mail::Passed { order } => {
+                if let Some(underway) = self.passed(from, order) {
+                    underway.answer(out);
+                }
+            }
+            Mail::Inspect(inspect) => {
+                let inspected = Box::new(subjects.inspect(out, &inspect.user));
+                let asker = inspect.asker;
+                out.post.send(out.cx, from, Mail::Inspected { asker, inspected });
+            }
+            Mail::List(list) => {
+                let mut listed = Box::<Listed>::default();
+                if let ListOf::Users { zeros } = list.of {
+                    subjects.clients.list_users(out.cx, list.cursor, zeros, &mut listed);
+                }
+                out.post.send(out.cx, from, Mail::Listed { asker: list.asker, listed });
+            }
+            _ => debug_assert!(false, "this mail is for another group: {mail:?}"),
+        }
     }
 
-    /// Carries out some of what was ordered.
-    pub(crate) fn carry_out_orders(&mut self) {
-        if self.orders.len() == 0 {
+    /// Carries orders out on some of their connections.
+    pub(crate) fn carry_out<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        subjects: &mut Subjects<'_>,
+    ) {
+        if self.len() == 0 {
             return;
         }
-        let mut budget = self.cx.node.options.turn_ordered_max;
-        for at in 0..self.orders.underway.capacity() {
-            let Some(mut underway) = self.orders.take(at) else { continue };
+        let mut budget = out.cx.node.options.turn_ordered_max;
+        for at in 0..self.underway.capacity() {
+            let Some(mut underway) = self.take(at) else { continue };
             while budget > 0 && !underway.blocked {
                 let Some(key) = underway.left.pop() else { break };
                 budget -= 1;
-                match self.carry_out(&underway.order, key, &mut underway.homes) {
+                match subjects.carry_out(out, &underway.order, key, &mut underway.homes) {
                     Step::Done => underway.connections += 1,
                     Step::Spared => {}
                     Step::Blocked => {
@@ -163,154 +200,123 @@ impl<D: Driver> Shard<D> {
                     }
                 }
             }
-            match self.orders.end_or_keep(underway) {
+            match self.end_or_keep(underway) {
                 Next::Later => {}
-                Next::Pass { order, homes } => homes
-                    .iter()
-                    .for_each(|home| self.post.send(&self.cx, home, Mail::Pass { order })),
-                Next::Answer(underway) => self.answer_order(&underway),
+                Next::Pass { order, homes } => {
+                    homes.iter().for_each(|home| out.post.send(out.cx, home, Mail::Pass { order }))
+                }
+                Next::Answer(underway) => underway.answer(out),
             }
         }
     }
+}
 
-    /// A home has taken what an order caused.
-    pub(crate) fn passed(&mut self, home: ShardId, order: u32) {
-        if let Some(underway) = self.orders.passed(home, order) {
-            self.answer_order(&underway);
-        }
+impl Underway {
+    fn answer<D: Driver>(&self, out: &mut Outlets<'_, D>) {
+        let (asker, connections) = (self.order.asker, self.connections);
+        out.post.send(out.cx, self.from, Mail::Ordered { asker, connections });
     }
+}
 
-    fn answer_order(&mut self, underway: &Underway) {
-        let (asker, connections) = (underway.order.asker, underway.connections);
-        self.post.send(&self.cx, underway.from, Mail::Ordered { asker, connections });
-    }
+/// The groups that orders are about.
+pub(crate) struct Subjects<'a> {
+    pub(crate) clients: &'a mut Clients,
+    pub(crate) side: &'a mut LocalSide,
+}
 
-    fn carry_out(&mut self, order: &Order, key: ConnKey, homes: &mut ShardSet) -> Step {
+impl Subjects<'_> {
+    /// Carries an order out on one connection. Homes that get mail because of it are added.
+    fn carry_out<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        order: &Order,
+        key: ConnKey,
+        homes: &mut ShardSet,
+    ) -> Step {
         let index = key.index;
         // The session may have ended since the order came. Its key is no other session's, which names
-        // client and session; the user is compared all the same: nobody is to get another one's order.
-        if self.net.conn(key).is_none() {
+        // client and session; the user is compared all the same: no order may reach another user.
+        if out.net.conn(key).is_none() {
             return Step::Spared;
         }
-        let Some(session) = self.clients.session_of(&self.net, index) else { return Step::Spared };
+        let Some(session) = self.clients.session_of(out.net, index) else { return Step::Spared };
         if session.flags.detached() || session.user != order.user {
             return Step::Spared;
         }
         let is_connecting = session.connecting().is_some();
         match &order.command {
             AdminCommand::Disconnect { code, reason, spare } => {
-                let id = self.cx.client_id(key).text();
+                let id = out.cx.client_id(key).text();
                 if spare.binary_search_by(|spared| spared.as_str().cmp(id.as_str())).is_ok() {
                     return Step::Spared;
                 }
-                if !self.has_room_at_homes(index, None, homes) {
+                if !self.make_ready_to_end(out, index, None, homes) {
                     return Step::Blocked;
                 }
-                self.deliver_pending(index, None);
-                self.cx.counters().closed_by_api.add(1);
-                self.clients.end_session(
-                    &mut outlets!(self),
-                    &mut self.local,
-                    index,
-                    *code,
-                    reason,
-                );
+                out.cx.counters().closed_by_api.add(1);
+                self.clients.end_session(out, self.side, index, *code, reason);
                 Step::Done
             }
             _ if is_connecting => Step::Blocked,
-            AdminCommand::Unsubscribe { channel } => {
-                let only = match channel.as_str() {
-                    "" => None,
-                    name => match self.local.locals.find(name) {
-                        Some(local) => Some(local),
-                        None => return Step::Done,
-                    },
-                };
-                if !self.has_room_at_homes(index, only, homes) {
-                    return Step::Blocked;
-                }
-                self.deliver_pending(index, only);
-                let Some(session) = self.clients.session_of(&self.net, index) else {
-                    return Step::Done;
-                };
-                let subs = session.subs.as_slice().iter();
-                let subs: Vec<u32> = subs
-                    .map(|sub| sub.channel)
-                    .filter(|at| only.is_none_or(|only| only == *at))
-                    .collect();
-                subs.into_iter().for_each(|at| {
-                    self.clients.take_away(
-                        &mut outlets!(self),
-                        &mut self.local,
-                        index,
-                        at,
-                        Unsubscribed::Server,
-                    )
-                });
-                Step::Done
-            }
-            AdminCommand::Subscribe(sub) => self.subscribe_by_order(key, sub, homes),
+            AdminCommand::Unsubscribe { channel } => self.unsubscribe(out, index, channel, homes),
+            AdminCommand::Subscribe(sub) => self.subscribe(out, key, sub, homes),
             AdminCommand::Refresh { expired: true, .. } => {
-                if !self.has_room_at_homes(index, None, homes) {
+                if !self.make_ready_to_end(out, index, None, homes) {
                     return Step::Blocked;
                 }
-                self.deliver_pending(index, None);
-                self.cx.counters().closed_expired.add(1);
-                self.clients.disconnect(
-                    &mut outlets!(self),
-                    &mut self.local,
-                    index,
-                    Disconnect::ConnectionExpired,
-                );
+                out.cx.counters().closed_expired.add(1);
+                let why = Disconnect::ConnectionExpired;
+                self.clients.disconnect(out, self.side, index, why);
                 Step::Done
             }
             AdminCommand::Refresh { expire_at, info, .. } => {
-                if !info.is_empty()
-                    && self
-                        .clients
-                        .reinform(&mut outlets!(self), &mut self.local, index, info.clone())
-                        .is_err()
-                {
-                    return Step::Blocked;
-                }
-                let now = self.cx.unix;
-                let Some(session) = self.clients.session_of(&self.net, index) else {
-                    return Step::Done;
-                };
-                session.expires = Expiry::of_positive(*expire_at);
-                let ttl = session.expires.map(|expires| expires.ttl(now));
-                self.clients.push(
-                    &mut outlets!(self),
-                    &mut self.local,
-                    index,
-                    "",
-                    &Push::Refresh { ttl },
-                );
-                self.clients.schedule(&mut outlets!(self), index);
-                Step::Done
+                self.refresh(out, index, *expire_at, info)
             }
         }
     }
 
-    fn subscribe_by_order(&mut self, key: ConnKey, sub: &ServerSub, homes: &mut ShardSet) -> Step {
+    /// Ends subscriptions of a connection: to one channel, or all where the name is empty.
+    fn unsubscribe<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        channel: &str,
+        homes: &mut ShardSet,
+    ) -> Step {
+        let only = match channel {
+            "" => None,
+            name => match self.side.locals.find(name) {
+                Some(channel) => Some(channel),
+                None => return Step::Done,
+            },
+        };
+        if !self.make_ready_to_end(out, index, only, homes) {
+            return Step::Blocked;
+        }
+        for channel in self.channels_of(out, index, only) {
+            self.clients.take_away(out, self.side, index, channel, Unsubscribed::Server);
+        }
+        Step::Done
+    }
+
+    fn subscribe<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        key: ConnKey,
+        sub: &ServerSub,
+        homes: &mut ShardSet,
+    ) -> Step {
         let index = key.index;
-        let known = self.local.locals.find(&sub.channel);
-        let limit = self.cx.client.channel_limit;
-        let Some(session) = self.clients.session_of(&self.net, index) else { return Step::Spared };
+        let known = self.side.locals.find(&sub.channel);
+        let limit = out.cx.client.channel_limit;
+        let Some(session) = self.clients.session_of(out.net, index) else { return Step::Spared };
         let subs = session.subs.as_slice();
         let has = known.is_some_and(|at| subs.iter().any(|sub| sub.channel == at));
         if has || subs.len() >= limit {
             return Step::Done;
         }
-        let home = self.cx.node.names.home(self.cx.node.names.hash(&sub.channel));
-        let asker = Asker::of(key);
-        match self.clients.subscribe_by_server(
-            &mut outlets!(self),
-            &mut self.local,
-            index,
-            asker,
-            sub,
-        ) {
+        let home = out.cx.node.names.home(out.cx.node.names.hash(&sub.channel));
+        match self.clients.subscribe_by_server(out, self.side, index, Asker::of(key), sub) {
             Ok(()) => {
                 homes.insert(home);
                 Step::Done
@@ -320,77 +326,95 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Whether what ends the subscriptions of a connection (to one channel, or all) can be told now.
-    /// Then their homes are added.
-    fn has_room_at_homes(&mut self, index: u32, only: Option<u32>, homes: &mut ShardSet) -> bool {
-        let Some(session) = self.clients.session_of(&self.net, index) else { return true };
-        let subs = session.subs.as_slice().iter();
-        let subs = subs.filter(|sub| only.is_none_or(|only| only == sub.channel));
-        let channels: Vec<u32> = subs.map(|sub| sub.channel).collect();
-        let of = |shard: &mut Self, at| shard.local.locals.get(at).map(|local| local.home);
-        let concerned: Vec<ShardId> = channels.into_iter().filter_map(|at| of(self, at)).collect();
-        if concerned.iter().any(|home| self.post.is_full(*home)) {
+    /// Sets another expiry, and other info unless it is empty.
+    fn refresh<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        expire_at: i64,
+        info: &[u8],
+    ) -> Step {
+        if !info.is_empty() && self.clients.reinform(out, self.side, index, info.into()).is_err() {
+            return Step::Blocked;
+        }
+        let Some(session) = self.clients.session_of(out.net, index) else { return Step::Done };
+        session.expires = Expiry::of_positive(expire_at);
+        let ttl = session.expires.map(|expires| expires.ttl(out.cx.unix));
+        self.clients.push(out, self.side, index, "", &Push::Refresh { ttl });
+        self.clients.schedule(out, index);
+        Step::Done
+    }
+
+    /// Channels that a connection has subscriptions to: one channel, or all.
+    fn channels_of<D: Driver>(
+        &mut self,
+        out: &Outlets<'_, D>,
+        index: u32,
+        only: Option<u32>,
+    ) -> Vec<u32> {
+        let Some(session) = self.clients.session_of(out.net, index) else { return Vec::new() };
+        let channels = session.subs.as_slice().iter().map(|sub| sub.channel);
+        channels.filter(|at| only.is_none_or(|only| only == *at)).collect()
+    }
+
+    /// Subscriptions of a connection (to one channel, or all) are about to end: adds their homes, and queues
+    /// the publications that wait for the connection. False, and nothing is done, while a home has no room
+    /// for the mail.
+    fn make_ready_to_end<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        index: u32,
+        only: Option<u32>,
+        homes: &mut ShardSet,
+    ) -> bool {
+        let channels = self.channels_of(out, index, only);
+        let home = |at: &u32| self.side.locals.get(*at).map(|local| local.home);
+        let concerned: Vec<ShardId> = channels.iter().filter_map(home).collect();
+        if concerned.iter().any(|home| out.post.is_full(*home)) {
             return false;
         }
         concerned.into_iter().for_each(|home| homes.insert(home));
+        self.clients.deliver_pending(out, self.side, index, only);
         true
     }
 
     /// Connections of a user here, as they are now.
-    pub(crate) fn inspect(&mut self, from: ShardId, inspect: &Inspect) {
+    fn inspect<D: Driver>(&mut self, out: &mut Outlets<'_, D>, user: &str) -> Inspected {
         // A user may have more connections than are named, the anonymous one a million.
-        let mut keys = self.clients.connections_of(
-            &self.cx,
-            &self.net,
-            &inspect.user,
-            "",
-            "",
-            INSPECTED_MAX + 1,
-        );
+        let max = INSPECTED_MAX + 1;
+        let mut keys = self.clients.connections_of(out.cx, out.net, user, "", "", max);
         let more = keys.len() > INSPECTED_MAX;
         keys.truncate(INSPECTED_MAX);
-        let found = keys.into_iter().filter_map(|key| self.seen(key)).collect();
-        let inspected = Box::new(Inspected { connections: found, more });
-        self.post.send(&self.cx, from, Mail::Inspected { asker: inspect.asker, inspected });
+        let connections = keys.into_iter().filter_map(|key| self.inspect_one(out, key)).collect();
+        Inspected { connections, more }
     }
 
-    fn seen(&mut self, key: ConnKey) -> Option<Seen> {
-        let client = CompactString::new(self.cx.client_id(key).text().as_str());
-        let conn = self.net.conn(key)?;
-        let (form, paused, queue) = (conn.form, conn.flags.paused(), conn.queue);
-        let queued_bytes = self.net.queues.get(queue).map_or(0, |queue| queue.bytes());
-        let session = self.clients.session_of(&self.net, key.index)?;
+    fn inspect_one<D: Driver>(&mut self, out: &mut Outlets<'_, D>, key: ConnKey) -> Option<Seen> {
+        let client = CompactString::new(out.cx.client_id(key).text().as_str());
+        let conn = out.net.conn(key)?;
+        let (form, paused) = (conn.form, conn.flags.paused());
+        let queued_bytes = out.net.queued_for(key.index);
+        let session = self.clients.session_of(out.net, key.index)?;
         let (unanswered, expires) =
             (session.unanswered, session.expires.map_or(0, Expiry::seconds));
-        let subs: Vec<_> = session.subs.as_slice().iter().take(INSPECTED_MAX).copied().collect();
-        let subscriptions = session.subs.len();
-        let named = subs.into_iter().filter_map(|sub| {
-            let channel = self.local.locals.get(sub.channel)?.name.clone();
+        let subs = session.subs.as_slice().iter().take(INSPECTED_MAX);
+        let named = subs.filter_map(|sub| {
+            let channel = self.side.locals.get(sub.channel)?.name.clone();
             let (server, positioned) = (sub.flags.server(), sub.flags.positioned());
             Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
         });
         let named = named.collect();
-        let address = self.net.client_address(key.index);
         Some(Seen {
             client,
-            address,
+            address: out.net.client_address(key.index),
             form,
             paused,
             queued_bytes,
             unanswered,
             expires,
-            subscriptions,
+            subscriptions: session.subs.len(),
             named,
         })
-    }
-
-    /// Hashes of some users with connections here.
-    pub(crate) fn list_users(&mut self, from: ShardId, list: List) {
-        let mut listed = Box::<Listed>::default();
-        if let ListOf::Users { zeros } = list.of {
-            self.clients.list_users(&self.cx, list.cursor, zeros, &mut listed);
-        }
-        self.post.send(&self.cx, from, Mail::Listed { asker: list.asker, listed });
     }
 }
 

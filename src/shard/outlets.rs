@@ -49,7 +49,7 @@ impl<D: Driver> Outlets<'_, D> {
     /// Puts a connection on the list of those that wait for credit at a home; once, however often it
     /// has to wait.
     pub(crate) fn wait_for_credit(&mut self, index: u32, home: ShardId) {
-        let conn = &mut self.net.conns[index as usize];
+        let conn = &mut self.net[index];
         if !conn.flags.waiting() {
             conn.flags.set_waiting(true);
             self.post.wait_for_credit(home, conn.key(index));
@@ -80,7 +80,7 @@ mod tests {
         assert!(matches!(stop, Stop::Wait(WaitsFor::Credit(ShardId(1)))));
         out.wait_for_credit(key.index, home);
         out.wait_for_credit(key.index, home);
-        assert!(out.net.conns[key.index as usize].flags.waiting());
+        assert!(out.net[key.index].flags.waiting());
         let queue = Queue::Shard(home);
         assert!(out.post.is_waited_for(queue));
         out.post.earn(home, spent);

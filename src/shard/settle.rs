@@ -160,7 +160,7 @@ impl<D: Driver> Shard<D> {
         let replied: Vec<u32> = replied.map(|(index, _)| index).collect();
         for index in replied {
             for _ in 0..TURN_FRAMES_MAX {
-                let Some(conn) = self.net.conns.get(index as usize) else { break };
+                let Some(conn) = self.net.at(index) else { break };
                 let (key, paused) = (conn.key(index), conn.flags.paused());
                 let waits = conn.rx.as_ref().is_some_and(|rx| !rx.commands.is_empty());
                 if paused || !waits || self.clients.asides.reply(index).is_none() {
@@ -220,7 +220,7 @@ impl<D: Driver> Shard<D> {
         let called: Vec<u32> = called.map(|(index, _)| index).collect();
         for index in called {
             self.clients.asides.take(index, |aside| aside.call = false);
-            let Some(rx) = self.net.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut())
+            let Some(rx) = self.net.at_mut(index).and_then(|conn| conn.rx.as_mut())
             else {
                 continue;
             };
@@ -248,7 +248,7 @@ impl<D: Driver> Shard<D> {
             self.clients.reply_error(&mut outlets!(self), &mut self.local, index, id, error);
             left = bytes.get(consumed..).unwrap_or_default();
         }
-        let Some(key) = self.net.conns.get(index as usize).map(|conn| conn.key(index)) else {
+        let Some(key) = self.net.at(index).map(|conn| conn.key(index)) else {
             return;
         };
         put_commands_in_front(&mut self.net, key, left);

@@ -6,16 +6,16 @@
 //! history of idle channels, the least recently used first; remembered tokens and publishes; history of
 //! channels with subscribers.
 
-use std::cmp::Reverse;
-
 use crate::base::counters::Counter;
 use crate::base::notices::Reason;
 use crate::base::time::Millis;
 use crate::hub::home::Shed;
 use crate::io::Driver;
-use crate::shard::Shard;
+use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
-use crate::shard::outlets::outlets;
+use crate::shard::home::Home;
+use crate::shard::net::holders::Holder;
+use crate::shard::outlets::Outlets;
 use crate::shard::stats::ShardCounters;
 
 /// The state of giving memory up.
@@ -67,121 +67,117 @@ impl Cx {
     }
 }
 
-impl<D: Driver> Shard<D> {
-    /// Gives up what is too much, a slice in each turn.
-    pub(crate) fn keep_to_memory(&mut self) {
-        let counters = self.cx.counters();
-        self.home.set_history_gauges(counters);
-        self.life.shedding.goes_on = false;
-        let memory = &self.cx.node.memory;
+/// The groups that give memory up.
+pub(crate) struct Givers<'a> {
+    pub(crate) home: &'a mut Home,
+    pub(crate) clients: &'a Clients,
+}
+
+impl Shedding {
+    /// Gives up memory above the limits, a slice in each turn.
+    pub(crate) fn keep_to_limits<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        givers: &mut Givers<'_>,
+    ) {
+        givers.home.set_history_gauges(out.cx.counters());
+        self.goes_on = false;
+        let memory = &out.cx.node.memory;
         let wanted = memory.wanted();
         let (over_history, excess) = (memory.history_excess(wanted), memory.excess());
-        let collections = memory.collections();
-        if collections != self.life.shedding.collections {
-            self.life.shedding.collections = collections;
-            (self.life.collect)();
-        }
         if over_history == 0 {
             return;
         }
         if excess > 0 {
-            let share = excess.div_ceil(self.cx.node.counters.len() as u64);
-            self.give_up(usize::try_from(share).unwrap_or(usize::MAX));
+            let share = excess.div_ceil(out.cx.node.counters.len() as u64);
+            self.give_up(out, givers, usize::try_from(share).unwrap_or(usize::MAX));
             return;
         }
-        self.home.shed_idle(&self.cx, self.cx.share_of_history(over_history));
-        let left = self.cx.node.memory.history_excess(wanted);
-        self.life.shedding.goes_on = left > 0 && left < over_history && self.home.has_idle();
+        givers.home.shed_idle(out.cx, out.cx.share_of_history(over_history));
+        let left = out.cx.node.memory.history_excess(wanted);
+        self.goes_on = left > 0 && left < over_history && givers.home.has_idle();
+    }
+
+    /// Whether freed memory has to be given back to the system, at the control thread's command.
+    pub(crate) fn has_to_collect(&mut self, cx: &Cx) -> bool {
+        let collections = cx.node.memory.collections();
+        std::mem::replace(&mut self.collections, collections) != collections
     }
 
     /// Gives up so many bytes, in the order that the module states.
-    fn give_up(&mut self, bytes: usize) {
-        let mut left = bytes;
-        let mut gave = |bytes: usize| {
-            left = left.saturating_sub(bytes);
-            left
-        };
-        if gave(self.forget_answers()) == 0 {
-            return;
-        }
-        let left = gave(self.close_largest(bytes));
+    fn give_up<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        givers: &mut Givers<'_>,
+        bytes: usize,
+    ) {
+        let left = bytes.saturating_sub(forget_answers(out, givers.home));
         if left == 0 {
             return;
         }
-        let idle = self.home.shed_idle(&self.cx, left);
-        self.life.shedding.goes_on = idle > 0;
+        let left = left.saturating_sub(self.close_largest(out, givers.clients, bytes));
+        if left == 0 {
+            return;
+        }
+        let idle = givers.home.shed_idle(out.cx, left);
+        self.goes_on = idle > 0;
         let left = left.saturating_sub(idle);
         if left == 0 || idle > 0 {
             return;
         }
-        let left = left.saturating_sub(self.home.forget_remembered(&self.cx, left));
+        let left = left.saturating_sub(givers.home.forget_remembered(out.cx, left));
         if left > 0 {
-            self.life.shedding.goes_on = self.home.shed_in_use(&self.cx, left) > 0;
+            self.goes_on = givers.home.shed_in_use(out.cx, left) > 0;
         }
-    }
-
-    /// Forgets encoded answers: whoever asks next costs their encoding again.
-    fn forget_answers(&mut self) -> usize {
-        let bytes = self.home.forget_answers() + self.codec.pieces.bytes();
-        if bytes > 0 {
-            self.cx.counters().shed_answers.inc();
-            self.codec.pieces.clear();
-        }
-        bytes
     }
 
     /// Ends requests with unfinished bodies and then connections with large queues, until that gives
-    /// `bytes` back. What it gave.
-    fn close_largest(&mut self, bytes: usize) -> usize {
-        let now = self.cx.now;
-        if now < self.life.shedding.search_at {
+    /// `bytes` back. Returns the bytes that it gave.
+    fn close_largest<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        clients: &Clients,
+        bytes: usize,
+    ) -> usize {
+        let now = out.cx.now;
+        if now < self.search_at {
             return 0;
         }
-        // All connections are looked at: that is to take a small part of the time.
-        self.life.shedding.search_at =
-            now.after(SEARCH_MS + self.net.conns.len() as u64 / SEARCHED_IN_MS);
-        let mut found: Vec<(bool, usize, u32)> = Vec::new();
-        for (index, conn) in self.net.conns.iter().filter(|(_, conn)| conn.socket.is_some()) {
-            let waits = self.net.queues.get(conn.queue).map_or(0, |queue| queue.bytes());
-            let (is_body, kept) = conn.rx.as_ref().map_or((false, 0), |rx| {
-                let body = rx.incoming.as_ref().map_or(0, |incoming| incoming.bytes());
-                let held = rx.reader.bytes_held() + rx.emulated_bytes();
-                (body > 0, rx.raw.capacity() + rx.commands.capacity() + held + body)
-            });
-            let least = if is_body { BODY_BYTES_MIN } else { QUEUE_BYTES_MIN };
-            if waits + kept >= least {
-                found.push((is_body, waits + kept, index as u32));
-            }
-        }
-        found.sort_unstable_by_key(|(is_body, bytes, _)| (!is_body, Reverse(*bytes)));
+        // The search looks at all connections: it may take a small part of the time.
+        self.search_at = now.after(SEARCH_MS + out.net.slots() as u64 / SEARCHED_IN_MS);
         let mut given = 0;
-        for (is_body, held, index) in found.into_iter().take(CLOSED_MAX) {
+        for Holder { index, bytes: held, is_body } in out.net.holders().into_iter().take(CLOSED_MAX)
+        {
             if given >= bytes {
                 break;
             }
             given += held;
             if is_body {
-                self.cx.counters().shed_bodies.inc();
-                self.net.refuse_unfinished(&self.cx, &mut self.post, index, Reason::HttpMemory);
+                out.cx.counters().shed_bodies.inc();
+                out.net.refuse_unfinished(out.cx, out.post, index, Reason::HttpMemory);
             } else {
-                self.cx.counters().closed_memory.add(1);
+                out.cx.counters().closed_memory.add(1);
                 let why = format_args!("{held} bytes were held for it");
-                self.clients.notice(&outlets!(self), index, Reason::CloseMemory, 0, "", why);
-                self.net.release(&self.cx, &mut self.post, index, true);
+                clients.notice(out, index, Reason::CloseMemory, 0, "", why);
+                out.net.release(out.cx, out.post, index, true);
             }
         }
         given
     }
 }
 
+/// Forgets encoded answers: the next request for one costs its encoding again. Returns their bytes.
+fn forget_answers<D: Driver>(out: &mut Outlets<'_, D>, home: &mut Home) -> usize {
+    let bytes = home.forget_answers() + out.codec.pieces.bytes();
+    if bytes > 0 {
+        out.cx.counters().shed_answers.inc();
+        out.codec.pieces.clear();
+    }
+    bytes
+}
+
 /// An idle channel without publications, about.
 const IDLE_CHANNEL_BYTES: u64 = 200;
-
-/// Ending a request with a body of less than this doesn't help.
-const BODY_BYTES_MIN: usize = 4 * 1024;
-
-/// Closing a connection with less than this doesn't help.
-const QUEUE_BYTES_MIN: usize = 64 * 1024;
 
 /// Connections closed in one step at most.
 const CLOSED_MAX: usize = 64;
@@ -194,8 +190,11 @@ const SEARCHED_IN_MS: u64 = 10_000;
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::base::frame::SharedFrame;
+    use crate::base::rng::Rng;
     use crate::shard::Memory;
-    use crate::shard::fixture::Plan;
+    use crate::shard::fixture::{Plan, Wired};
 
     #[test]
     fn a_shard_gives_up_its_share_of_idle_history() {
@@ -207,6 +206,38 @@ mod tests {
         // An idle channel counts even without publications.
         cx.node.counters[1].channels_idle.set(1);
         assert_eq!(cx.share_of_history(100), 50);
+    }
+
+    #[test]
+    fn over_the_limit_the_largest_queue_goes() {
+        let mut of = Wired::new(Plan { memory: Memory::simulated(1 << 20), ..Plan::default() });
+        let (_, small) = of.connect_client();
+        let (_, large) = of.connect_client();
+        for (key, bytes) in [(small, 70_000), (large, 90_000)] {
+            of.net.enqueue(&of.cx, key.index, SharedFrame::new(&vec![b'x'; bytes]));
+        }
+        of.cx.node.memory.set_allocated((1 << 20) + 100);
+        let mut home = Home::new(&of.cx, 2, &mut Rng::new(1));
+        let clients = Clients::new(&of.cx);
+        let mut shedding = Shedding::new(of.cx.now);
+        let mut givers = Givers { home: &mut home, clients: &clients };
+        shedding.keep_to_limits(&mut of.outlets(), &mut givers);
+        assert!(of.net.conn(large).is_some_and(|conn| conn.socket.is_none()));
+        assert!(of.net.conn(small).is_some_and(|conn| conn.socket.is_some()));
+        assert_eq!(of.cx.counters().closed_memory.get(), 1);
+        // All connections are looked at again only after a while.
+        shedding.keep_to_limits(&mut of.outlets(), &mut givers);
+        assert_eq!(of.cx.counters().closed_memory.get(), 1);
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn memory_goes_back_to_the_system_once_for_each_command() {
+        let cx = Plan::default().cx();
+        let mut shedding = Shedding::new(cx.now);
+        assert!(!shedding.has_to_collect(&cx));
+        cx.node.memory.collect();
+        assert!(shedding.has_to_collect(&cx) && !shedding.has_to_collect(&cx));
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Clients {
         command: Command<'_>,
     ) -> Flow {
         let (id, request) = (command.id, &command.request);
-        let conn = &out.net.conns[index as usize];
+        let conn = &out.net[index];
         let Some(session) = self.sessions.get_mut(conn.session as usize) else {
             return match request {
                 Request::Connect(connect) if conn.phase == Phase::Client && id > 0 => {
@@ -166,7 +166,7 @@ impl Clients {
             is_reserved,
             ..self.facts(out.cx, side, asker.conn, out.net.encoding(index))
         };
-        let at = out.net.conns[index as usize].session;
+        let at = out.net[index].session;
         let Some(session) = self.sessions.get(at as usize) else { return Ok(Flow::On) };
         let decided = session.handle(request, answer.as_deref(), &facts);
         let is_checked = facts.verdict.is_some();
@@ -420,7 +420,7 @@ impl Clients {
         net: &Net<D>,
         index: u32,
     ) -> Option<&mut Session> {
-        let conn = net.conns.get(index as usize)?;
+        let conn = net.at(index)?;
         self.sessions.get_mut(conn.session as usize)
     }
 

@@ -70,7 +70,7 @@ impl Clients {
     ) -> Result<Flow, Stop> {
         // Kept for all proxies; once more is the same.
         self.keep_emulated_headers(out, index, request);
-        let key = out.net.conns[index as usize].key(index);
+        let key = out.net[index].key(index);
         let answer = self.asides.answer(index);
         let arrival = Arrival {
             header_user: self.asides.header_user(index).map(CompactString::as_str),
@@ -139,7 +139,7 @@ impl Clients {
         let due_tick = first_ping(out, index);
         let (session, at_once) = Session::begin(new, headers, index, due_tick);
         let at = self.sessions.insert(session) as u32;
-        out.net.conns[index as usize].session = at;
+        out.net[index].session = at;
         out.net.set_busy(index);
         // An administrator is no user of the application: orders and counts leave it out.
         if !is_admin {
@@ -184,7 +184,7 @@ impl Clients {
     /// The error is out.
     fn await_close<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) -> Flow {
         let tick = out.cx.tick();
-        let Some(conn) = out.net.conns.get_mut(index as usize) else { return Flow::End };
+        let Some(conn) = out.net.at_mut(index) else { return Flow::End };
         if conn.phase != Phase::Client {
             return Flow::End;
         }
@@ -209,7 +209,7 @@ impl Clients {
         index: u32,
     ) {
         loop {
-            let key = out.net.conns[index as usize].key(index);
+            let key = out.net[index].key(index);
             let Some(session) = self.session_of(out.net, index) else { return };
             let command = session.connecting().map_or(0, |connecting| connecting.command);
             let asker = Asker { command, ..Asker::of(key) };
@@ -333,7 +333,7 @@ impl Clients {
         for frame in held {
             out.net.enqueue(out.cx, index, frame);
         }
-        let conn = &out.net.conns[index as usize];
+        let conn = &out.net[index];
         if conn.phase == Phase::Client && conn.waits == Some(WaitsFor::Broker) {
             let key = conn.key(index);
             out.net.resume(key);
@@ -353,7 +353,7 @@ impl Clients {
             return self.poll_begun(out, side, index, connecting);
         }
         let client = Arc::clone(&out.cx.client);
-        let conn = &out.net.conns[index as usize];
+        let conn = &out.net[index];
         let (frame_ping, form, key) = (conn.flags.frame_ping(), conn.form, conn.key(index));
         let (interval, pong_timeout) = ping_times(out.cx, form, frame_ping);
         let pings = client.ping_interval_ms.is_some() && !frame_ping;
@@ -385,7 +385,7 @@ impl Clients {
             }
         }
         if transport == Transport::UniSse && !connecting.made.is_empty() {
-            out.net.to_mark.push(key);
+            out.net.list_to_mark(index);
         }
     }
 
@@ -398,7 +398,7 @@ impl Clients {
         at: u32,
         chan_info: Box<[u8]>,
     ) {
-        let key = out.net.conns[index as usize].key(index);
+        let key = out.net[index].key(index);
         let Some(session) = self.session_of(out.net, index) else { return };
         let is_member = session.subs.find(at).is_some_and(|sub| sub.flags.member());
         session.sub_extra_or_new(at).info = chan_info.clone();
@@ -418,7 +418,7 @@ impl Clients {
         index: u32,
         info: Box<[u8]>,
     ) -> Result<(), Stop> {
-        let key = out.net.conns[index as usize].key(index);
+        let key = out.net[index].key(index);
         let Some(session) = self.session_of(out.net, index) else { return Ok(()) };
         if session.info() == &*info {
             return Ok(());
@@ -455,14 +455,14 @@ impl Clients {
 /// The tick of the first ping: after half an interval to a whole one, so that a million clients
 /// that came together are not pinged together.
 fn first_ping<D: Driver>(out: &mut Outlets<'_, D>, index: u32) -> u32 {
-    let conn = &out.net.conns[index as usize];
+    let conn = &out.net[index];
     let (interval, _) = ping_times(out.cx, conn.form, conn.flags.frame_ping());
     let spread = match conn.form.is_poll() {
         // As little as may be: it is how long a poll may wait.
         true => interval / 8,
         false => interval / 2,
     };
-    let first = interval - out.net.rng.below(spread);
+    let first = interval - out.net.random_below(spread);
     out.cx.tick().saturating_add(ticks(first))
 }
 

@@ -151,7 +151,7 @@ pub(crate) fn seconds(ms: u64) -> i64 {
 impl Clients {
     /// Sets the timer of a connection to the next of its deadlines, those of its session included.
     pub(crate) fn schedule<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         let due = self.due(out.cx, conn.session);
         out.net.schedule_with(out.cx, index, due);
     }

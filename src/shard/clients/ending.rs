@@ -11,7 +11,7 @@ use crate::proto::ws::{self, Fault};
 use crate::shard::clients::Clients;
 use crate::shard::http::endpoint::UniWebSocketOptions;
 use crate::shard::local::LocalSide;
-use crate::shard::net::record::{NONE, Phase};
+use crate::shard::net::record::Phase;
 use crate::shard::notices::reason_of_close;
 use crate::shard::outlets::Outlets;
 
@@ -86,7 +86,7 @@ impl Clients {
         end: &SessionEnd<'_>,
     ) {
         let SessionEnd { code, reason, channel, detail } = *end;
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
         }
@@ -128,7 +128,7 @@ impl Clients {
         ws::close_frame(&mut frame, Some(code), reason);
         out.net.enqueue(out.cx, index, SharedFrame::new(&frame));
         let tick = out.cx.tick();
-        let Some(conn) = out.net.conns.get_mut(index as usize) else { return };
+        let Some(conn) = out.net.at_mut(index) else { return };
         conn.phase = Phase::Closing;
         conn.since_tick = tick;
         conn.go_on();
@@ -157,7 +157,7 @@ impl Clients {
             _ => counters.faults_protocol.add(1),
         }
         self.end_session(out, side, index, fault.close_code(), fault.reason());
-        if let Some(conn) = out.net.conns.get_mut(index as usize) {
+        if let Some(conn) = out.net.at_mut(index) {
             conn.flags.set_deaf(true);
             conn.rx = None;
         }
@@ -172,7 +172,7 @@ impl Clients {
         index: u32,
         code: Option<u16>,
     ) {
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         if conn.phase != Phase::Closing {
             self.notice_gone(out, index);
             self.detach(out, side, index);
@@ -184,15 +184,8 @@ impl Clients {
         out.net.linger(out.cx, out.post, index);
     }
 
-    /// The peer has gone while its `connect` waits for an answer: nobody would get the result, and the
-    /// check of its token, or its place, is of use to others. A connected client's commands are
-    /// carried out first, since it sent them before it went. So is a `connect` whose FIN came along
-    /// with it: that peer has closed one way only, and reads on.
-    pub(crate) fn leave_before_connected<D: Driver>(
-        &mut self,
-        out: &mut Outlets<'_, D>,
-        index: u32,
-    ) {
+    /// The peer has gone, or its connection is broken.
+    pub(crate) fn peer_gone<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
         self.notice_gone(out, index);
         out.net.release(out.cx, out.post, index, false);
     }
@@ -203,17 +196,12 @@ impl Clients {
         out: &mut Outlets<'_, D>,
         side: &mut LocalSide,
     ) {
-        for _ in 0..out.net.leaving_count.min(TURN_LEAVERS_MAX as u64) {
-            let Some(index) = out.net.leaving.pop_front(&mut out.net.conns) else { break };
-            out.net.leaving_count -= 1;
+        for _ in 0..out.net.leavers().min(TURN_LEAVERS_MAX) {
+            let Some(index) = out.net.next_leaver() else { break };
             self.forget_client(out, index);
             self.detach(out, side, index);
-            if out.net.conns[index as usize].session == NONE {
-                out.net.conns.remove(index as usize);
-            } else {
+            if !out.net.free_slot(index) {
                 // Some home has no room for the mail: behind all others, once more.
-                out.net.leaving.push_back(&mut out.net.conns, index);
-                out.net.leaving_count += 1;
                 break;
             }
         }
@@ -321,18 +309,18 @@ mod tests {
     fn a_connection_that_goes_frees_its_slot_when_its_homes_know() {
         let mut scene = Scene::new(Plan::default());
         let (_, key, _) = scene.subscriber("alice", "news");
-        scene.with(|clients, out, _| clients.leave_before_connected(out, key.index));
-        assert_eq!(scene.wired.net.leaving_count, 1);
+        scene.with(|clients, out, _| clients.peer_gone(out, key.index));
+        assert_eq!(scene.wired.net.leavers(), 1);
         let home = crate::base::id::ShardId(0);
         let post = &mut scene.wired.posts.post;
         while !post.is_full(home) {
             post.send(&scene.wired.cx, home, crate::shard::mail::Mail::Gap { local: 0 });
         }
         scene.with(|clients, out, side| clients.clean_up_leavers(out, side));
-        assert_eq!(scene.wired.net.leaving_count, 1, "a home has no room");
+        assert_eq!(scene.wired.net.leavers(), 1, "a home has no room");
         scene.carry_mail();
         scene.with(|clients, out, side| clients.clean_up_leavers(out, side));
-        assert_eq!(scene.wired.net.leaving_count, 0);
+        assert_eq!(scene.wired.net.leavers(), 0);
         assert_eq!(scene.end(), []);
     }
 
@@ -346,8 +334,8 @@ mod tests {
         let (link, key) = scene.wired.connect();
         let head = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}";
         scene.wired.request(key, head);
-        let effects = std::mem::take(&mut scene.wired.net.effects);
-        assert!(matches!(effects.back(), Some(Effect::Message { .. })));
+        let last = std::iter::from_fn(|| scene.wired.net.next_effect()).last();
+        assert!(matches!(last, Some(Effect::Message { .. })));
         scene.clients.asides.entry(key.index).header_user = "alice".into();
         let flow = scene.with(|clients, out, side| {
             let result = clients.connect(out, side, key.index, 0, &ConnectRequest::default());

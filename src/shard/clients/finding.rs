@@ -31,7 +31,7 @@ impl Clients {
             };
             let key = found.filter(|(shard, _)| *shard == cx.id).map(|(_, key)| key);
             let is_theirs = |key: &ConnKey| {
-                let conn = net.conns.get(key.index as usize);
+                let conn = net.at(key.index);
                 let conn = conn.filter(|conn| conn.generation == key.generation);
                 let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
                 session.is_some_and(|session| session.user == user)
@@ -48,7 +48,7 @@ impl Clients {
             .take(max)
             .filter_map(|at| {
                 let index = sessions[at as usize].conn;
-                Some(net.conns.get(index as usize)?.key(index))
+                Some(net.at(index)?.key(index))
             })
             .collect()
     }
@@ -73,7 +73,7 @@ impl Clients {
 
 /// Whether a connection's session has an id: not over a two-way WebSocket.
 fn has_session_id<D: Driver>(cx: &Cx, net: &Net<D>, (shard, key): (ShardId, ConnKey)) -> bool {
-    let conn = net.conns.get(key.index as usize).filter(|_| shard == cx.id);
+    let conn = net.at(key.index).filter(|_| shard == cx.id);
     conn.is_some_and(|conn| conn.form.transport().has_session_ids())
 }
 

@@ -38,7 +38,7 @@ impl Clients {
         index: u32,
     ) {
         out.net.leave_client_place(out.cx, index);
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         let (at, key) = (conn.session, conn.key(index));
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         let subs = std::mem::take(&mut session.subs);
@@ -65,7 +65,7 @@ impl Clients {
         let done = |session: &Session| session.subs.is_empty() && !session.flags.user_counted();
         if self.sessions.get(at as usize).is_some_and(done) {
             self.sessions.remove(at as usize);
-            if let Some(conn) = out.net.conns.get_mut(index as usize) {
+            if let Some(conn) = out.net.at_mut(index) {
                 conn.session = NONE;
             }
         }
@@ -112,7 +112,7 @@ impl Clients {
         conn: u32,
         place: u32,
     ) {
-        let Some(conn) = net.conns.get(conn as usize) else { return };
+        let Some(conn) = net.at(conn) else { return };
         if let Some(session) = self.sessions.get_mut(conn.session as usize)
             && let Some(sub) = session.subs.find(channel)
         {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::base::limits::TURN_TIMERS_MAX;
 use crate::base::notices::Reason;
 use crate::io::Driver;
 use crate::proto::client::{Disconnect, Unsubscribed};
@@ -14,13 +15,39 @@ use crate::shard::net::liveness::{Passed, grace_ends};
 use crate::shard::outlets::Outlets;
 
 impl Clients {
-    pub(crate) fn timer<D: Driver>(
+    /// Fires the timers that are due, a bounded number in a turn.
+    pub(crate) fn fire_timers<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+    ) {
+        let mut budget = TURN_TIMERS_MAX;
+        while let Some(index) = out.net.next_timer(out.cx, &mut budget) {
+            self.read_before_judging(out, side, index);
+            self.timer(out, side, index);
+        }
+    }
+
+    /// A shard that was busy, or a process that stood still, may not have read yet what came in time, nor the
+    /// event that a socket has room: both are tried before the peer is judged.
+    fn read_before_judging<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
         side: &mut LocalSide,
         index: u32,
     ) {
-        let Some(session) = out.net.conns.get(index as usize).map(|conn| conn.session) else {
+        let Some(conn) = out.net.at(index) else { return };
+        let key = conn.key(index);
+        let session_is_late = self.is_late(out.cx, conn.session);
+        if out.net.is_late(index, session_is_late) {
+            self.read(out, side, key);
+        }
+        out.net.try_blocked(out.cx, out.codec, out.post, index);
+        self.after_net(out, side);
+    }
+
+    fn timer<D: Driver>(&mut self, out: &mut Outlets<'_, D>, side: &mut LocalSide, index: u32) {
+        let Some(session) = out.net.at(index).map(|conn| conn.session) else {
             return;
         };
         let due = self.due(out.cx, session);
@@ -64,7 +91,7 @@ impl Clients {
             return;
         }
         self.expire_subs(out, side, index);
-        let conn = &out.net.conns[index as usize];
+        let conn = &out.net[index];
         let form = conn.form;
         let unhandled = conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
         let peer = Peer {
@@ -106,7 +133,7 @@ impl Clients {
             Some(_) => 0,
             None => seconds(client.expired_close_delay_ms),
         };
-        let at = out.net.conns[index as usize].session;
+        let at = out.net[index].session;
         let Some(session) = self.sessions.get_mut(at as usize) else { return false };
         let is_over = session
             .expires
@@ -138,7 +165,7 @@ impl Clients {
     ) {
         let delay = seconds(out.cx.client.expired_sub_close_delay_ms);
         let now = out.cx.unix.0;
-        let conn = &out.net.conns[index as usize];
+        let conn = &out.net[index];
         let Some(session) = self.sessions.get(conn.session as usize) else { return };
         let Some(extra) = &session.extra else { return };
         // One whose subscribe isn't answered yet waits for that: the push comes behind the reply.

@@ -3,16 +3,21 @@
 pub(crate) mod aside;
 pub(crate) mod commands;
 pub(crate) mod connect;
+pub(crate) mod delivery;
 pub(crate) mod due;
+pub(crate) mod effects;
 pub(crate) mod ending;
 pub(crate) mod finding;
 pub(crate) mod ids;
 pub(crate) mod image;
 pub(crate) mod leave;
 pub(crate) mod liveness;
+pub(crate) mod mail;
 pub(crate) mod notices;
 pub(crate) mod polls;
+pub(crate) mod positions;
 pub mod proxies;
+pub(crate) mod reading;
 pub mod signatures;
 pub(crate) mod subscribe;
 #[cfg(test)]

@@ -41,9 +41,7 @@ impl Clients {
     /// A client has gone by itself: a line at level debug.
     pub(crate) fn notice_gone<D: Driver>(&self, out: &Outlets<'_, D>, index: u32) {
         let is_client = |conn: &Conn<D::Socket>| conn.phase == Phase::Client;
-        if tracing::enabled!(Level::DEBUG)
-            && out.net.conns.get(index as usize).is_some_and(is_client)
-        {
+        if tracing::enabled!(Level::DEBUG) && out.net.at(index).is_some_and(is_client) {
             self.with_fields_of(out, index, |fields| write_ordinary(fields, false));
         }
     }
@@ -55,7 +53,7 @@ impl Clients {
         index: u32,
         write: impl FnOnce(&Fields<'_>),
     ) {
-        let conn = out.net.conns.get(index as usize);
+        let conn = out.net.at(index);
         let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
         // A client id exists from the connect on.
         let client = conn.filter(|_| session.is_some());

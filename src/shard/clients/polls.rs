@@ -25,7 +25,7 @@ impl Clients {
         index: u32,
         connecting: Connecting,
     ) {
-        let Some(poll) = out.net.polls.get_mut(&index) else { return };
+        let Some(poll) = out.net.http.poll(index) else { return };
         let nothing = |made: &Made| made.recovered && made.publications.is_none();
         let Connecting { made, ttl, data, .. } = connecting;
         let waits = made.iter().all(nothing) && poll.came.is_empty() && !poll.over;
@@ -42,7 +42,7 @@ impl Clients {
         side: &mut LocalSide,
         index: u32,
     ) {
-        let Some(poll) = out.net.polls.get_mut(&index) else { return };
+        let Some(poll) = out.net.http.poll(index) else { return };
         let Some(mut begun) = poll.begun.take() else { return };
         let (came, over) = (std::mem::take(&mut poll.came), poll.over);
         let mut left = out.cx.client.answer_bytes_max();
@@ -76,7 +76,7 @@ impl Clients {
         side: &mut LocalSide,
         index: u32,
     ) {
-        let Some(poll) = out.net.polls.get_mut(&index) else { return };
+        let Some(poll) = out.net.http.poll(index) else { return };
         let Some(mut begun) = poll.begun.take() else { return };
         begun.made.iter_mut().for_each(|made| made.publications = None);
         self.put_poll_answer(out, side, index, &begun);
@@ -89,7 +89,7 @@ impl Clients {
         index: u32,
         begun: &Begun,
     ) {
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         let client_id = out.cx.client_id(conn.key(index)).text();
         let client = Arc::clone(&out.cx.client);
         let subs: Vec<(&str, SubscribeResult<'_>)> =
@@ -136,7 +136,7 @@ impl Clients {
         code: u16,
         reason: &str,
     ) {
-        let begun = out.net.polls.get(&index).is_some_and(|poll| poll.begun.is_some());
+        let begun = out.net.http.poll(index).is_some_and(|poll| poll.begun.is_some());
         if begun && comes_back(code) {
             return self.return_poll(out, side, index);
         }
@@ -160,12 +160,12 @@ impl Clients {
         status: u16,
         body: &[u8],
     ) {
-        let Some(poll) = out.net.polls.remove(&index) else { return };
+        let Some(poll) = out.net.http.take_poll(index) else { return };
         self.detach(out, side, index);
         self.forget_client(out, index);
-        let draining = out.net.draining.is_some();
+        let draining = out.net.is_draining();
         out.net.take_held(index);
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         // Otherwise mail to a home still needs the form and the key of the old session.
         let is_free = conn.session == NONE;
         let old = conn.key(index);
@@ -202,7 +202,7 @@ mod tests {
         let mut scene = Scene::new(plan);
         let (link, key) = scene.wired.connect();
         scene.wired.request(key, "GET /poll HTTP/1.1\r\nHost: a\r\n\r\n");
-        scene.wired.net.effects.clear();
+        while scene.wired.net.next_effect().is_some() {}
         let index = key.index;
         scene.clients.asides.entry(index).header_user = "alice".into();
         scene.with(|clients, out, side| {

@@ -189,7 +189,7 @@ impl Clients {
             return Stop::Wait(WaitsFor::Application);
         }
         // `connect` is the one barrier.
-        let at_once = match out.net.conns[index as usize].session {
+        let at_once = match out.net[index].session {
             NONE => 1,
             _ => out.cx.client.concurrency.max(1),
         };
@@ -209,7 +209,7 @@ impl Clients {
                 AppRequest::Subscribe { channel, .. } => channel.clone(),
                 _ => CompactString::default(),
             };
-            let conn = out.net.conns[index as usize].key(index);
+            let conn = out.net[index].key(index);
             let deferred = DeferredCommand { conn, channel, bytes: Box::default() };
             let ticket = self.deferred.insert(deferred) as u32;
             self.asides.entry(index).deferred += 1;
@@ -239,7 +239,7 @@ impl Clients {
     ) {
         match self.call_credits(out.post) {
             0 => {
-                let conn = out.net.conns[index as usize].key(index);
+                let conn = out.net[index].key(index);
                 self.delayed.push_back(DelayedCall { conn, proxy: Arc::clone(proxy), call });
             }
             _ => self.send_call(out, index, 0, proxy, call, None),
@@ -267,7 +267,7 @@ impl Clients {
         call: AppRequest,
         ticket: Option<u32>,
     ) {
-        let key = out.net.conns[index as usize].key(index);
+        let key = out.net[index].key(index);
         let client = CompactString::new(out.cx.client_id(key).text().as_str());
         let form = out.net.form(index);
         let asked_with = self.asides.get(index).and_then(|aside| aside.headers.clone());

@@ -139,10 +139,9 @@ impl Scene {
 
     /// All peers go. Returns everything that is left then.
     pub(crate) fn end(mut self) -> Vec<(&'static str, usize)> {
-        let open: Vec<usize> = self.wired.net.conns.iter().map(|(index, _)| index).collect();
-        for index in open {
+        for key in self.wired.net.keys() {
             let out = self.wired.outlets();
-            out.net.release(out.cx, out.post, index as u32, true);
+            out.net.release(out.cx, out.post, key.index, true);
         }
         self.with(|clients, out, side| clients.clean_up_leavers(out, side));
         self.carry_mail();

@@ -50,7 +50,7 @@ impl Clients {
             Ok(credits) => credits,
             Err(stop) => return stop,
         };
-        let asker = Asker { credits, ..Asker::of(out.net.conns[index as usize].key(index)) };
+        let asker = Asker { credits, ..Asker::of(out.net[index].key(index)) };
         // Asked of the kernel only where it counts.
         let is_limited = out.cx.node.addresses.limits_checks();
         let interest = Interest::new(if is_limited { out.net.client_address(index) } else { None });

@@ -184,20 +184,20 @@ impl<D: Driver> Net<D> {
     pub(crate) fn web_body(&mut self, cx: &Cx, post: &mut Post, key: ConnKey, bytes: &[u8]) {
         let no_memory = cx.node.memory.is_short();
         let no_room = post.is_full(CONTROL);
-        let Net { conns, bodies, .. } = self;
-        let conn = conns.get_mut(key.index as usize);
-        let Some(conn) = conn.filter(|conn| conn.generation == key.generation) else { return };
-        let Some(rx) = conn.rx.as_mut() else { return };
+        let Some(rx) = self.conn(key).and_then(|conn| conn.rx.as_mut()) else { return };
         let Some(incoming) = rx.incoming.as_mut() else { return };
         let room = incoming.room;
-        let short = no_memory || bodies.is_full(room) || room != Room::Clients && no_room;
         let before = incoming.body.len();
         let taken = incoming.body.take(bytes);
         let (is_whole, held) = (incoming.body.is_done(), incoming.bytes());
-        match taken {
-            Ok(taken) if is_whole => rx.raw.extend_from_slice(&bytes[taken..]),
-            Ok(_) => bodies.add(room, incoming.body.len() - before),
-            Err(_) => {}
+        let came = incoming.body.len() - before;
+        if is_whole && let Ok(taken) = taken {
+            rx.raw.extend_from_slice(&bytes[taken..]);
+        }
+        let bodies = &mut self.http.bodies;
+        let short = no_memory || bodies.is_full(room) || room != Room::Clients && no_room;
+        if taken.is_ok() && !is_whole {
+            bodies.add(room, came);
         }
         let refused = match taken {
             Ok(_) if is_whole || short => None,
@@ -209,7 +209,7 @@ impl<D: Driver> Net<D> {
         let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
         // Whole or refused, it is unfinished no more.
         let counted = if taken.is_ok() && !is_whole { incoming.body.len() } else { before };
-        self.bodies.remove(room, counted);
+        self.http.bodies.remove(room, counted);
         self.hold_unfinished(cx, key.index, 0);
         match (refused, incoming.endpoint) {
             (Some(refusal), _) => self.refuse_body(cx, post, key.index, &incoming, refusal),
@@ -253,12 +253,12 @@ impl<D: Driver> Net<D> {
 
     /// A body that isn't whole is given up.
     pub(crate) fn forget_body(&mut self, incoming: &Incoming) {
-        self.bodies.remove(incoming.room, incoming.body.len());
+        self.http.bodies.remove(incoming.room, incoming.body.len());
     }
 
     /// The body of a request took too long.
     pub(crate) fn body_is_late(&mut self, cx: &Cx, post: &mut Post, index: u32) {
-        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let rx = self.at_mut(index).and_then(|conn| conn.rx.as_mut());
         let Some(incoming) = rx.and_then(|rx| rx.incoming.take()) else { return };
         self.forget_body(&incoming);
         self.refuse_body(cx, post, index, &incoming, Refusal::BodyTimeout);
@@ -314,9 +314,10 @@ impl<D: Driver> Net<D> {
         post: &mut Post,
         key: ConnKey,
     ) {
-        let Some(at) = self.conn(key).map(|conn| conn.queue) else { return };
-        let waits = self.queues.get(at).map_or(0, |queue| queue.bytes());
-        if waits >= ECHO_BACKLOG_BYTES as usize {
+        if self.conn(key).is_none() {
+            return;
+        }
+        if self.queued_for(key.index) >= ECHO_BACKLOG_BYTES as usize {
             return;
         }
         let rx = self.conn(key).and_then(|conn| conn.rx.take());
@@ -332,7 +333,7 @@ impl<D: Driver> Net<D> {
         let Some(mut rx) = rx else { return };
         self.forget_emulated(cx, post, &mut rx);
         if let Some(incoming) = rx.incoming {
-            self.bodies.remove(incoming.room, incoming.body.len());
+            self.http.bodies.remove(incoming.room, incoming.body.len());
         }
     }
 }
@@ -354,11 +355,11 @@ mod tests {
         let (link, key) = of.connect();
         of.request(key, "POST /page HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab");
         assert_eq!(
-            (of.net.bodies.bytes(), of.net.form(key.index)),
+            (of.net.http.bodies.bytes(), of.net.form(key.index)),
             (2, crate::base::form::Form::JSON)
         );
         of.request(key, "cd");
-        assert_eq!(of.net.bodies.bytes(), 0);
+        assert_eq!(of.net.http.bodies.bytes(), 0);
         assert!(of.net.conn(key).is_some_and(|conn| conn.phase == Phase::Asked));
         let Wired { net, cx, codec, posts, .. } = &mut of;
         net.web_response(cx, codec, &mut posts.post, key, SharedFrame::new(b"answer"), true);

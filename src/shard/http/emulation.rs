@@ -14,8 +14,8 @@ use crate::base::limits::EMULATED_BYTES_MAX;
 use crate::io::Driver;
 use crate::proto::client::{self, EmulationRequest, Encoding};
 use crate::proto::http::{Head, Reuse};
-use crate::shard::Shard;
 use crate::shard::context::Cx;
+use crate::shard::flow::Flow;
 use crate::shard::http::stream::is_binary;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, Mail};
@@ -70,7 +70,12 @@ pub(crate) struct Emulated {
 durable!(Emulated { data } anew { by: None });
 
 impl Emulated {
-    /// Bytes of them and of what is kept with them: of empty ones there may not be any number, either.
+    /// The commands as one frame.
+    pub(crate) fn commands(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Bytes of the commands and of their record, so that empty ones have a bound, too.
     pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>() + self.data.len() + self.by.as_ref().map_or(0, |by| by.cors.len())
     }
@@ -125,20 +130,79 @@ impl<D: Driver> Net<D> {
         status: u16,
     ) {
         let Some(Emulating { from, asker, cors, reuse }) = by.into() else { return };
-        let reuse = reuse.unless(self.draining.is_some());
+        let reuse = reuse.unless(self.is_draining());
         let bytes = SharedFrame::new(&self.response(cx, reuse, status, &cors, b"", false));
         post.send(cx, from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });
     }
 
     /// Answers all requests whose commands wait at a connection: the commands stay. Whether there was one.
     pub(crate) fn answer_waiting(&mut self, cx: &Cx, post: &mut Post, index: u32) -> bool {
-        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let rx = self.at_mut(index).and_then(|conn| conn.rx.as_mut());
         let Some(rx) = rx else { return false };
         let queued = rx.emulated.iter_mut().filter_map(|emulated| emulated.by.take());
         let waiting: Vec<_> = rx.waiting.take().into_iter().chain(queued).collect();
         let any = !waiting.is_empty();
         waiting.into_iter().for_each(|by| self.answer_emulated(cx, post, by, 204));
         any
+    }
+
+    /// Takes commands for a connection of this shard. Returns them if they can be handled at once; behind
+    /// earlier ones they wait.
+    pub(crate) fn take_emulated(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        emulate: Emulate,
+    ) -> Option<(ConnKey, Emulated)> {
+        let Emulate { conn: key, protobuf, emulated } = emulate;
+        cx.counters().emulations.add(1);
+        let refusal = match self.conn(key) {
+            None => 204,
+            Some(conn) => {
+                let form = conn.form;
+                let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
+                let waits =
+                    conn.flags.paused() || conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
+                let bytes = conn.rx.as_ref().map_or(0, |rx| rx.emulated_bytes());
+                match waits {
+                    _ if !speaks || !form.transport().has_up_link() => 204,
+                    _ if form.is_protobuf() != protobuf => 400,
+                    false => return Some((key, emulated)),
+                    true if bytes + emulated.bytes() > EMULATED_BYTES_MAX => {
+                        cx.counters().emulations_refused.add(1);
+                        503
+                    }
+                    true => {
+                        conn.rx.get_or_insert_default().emulated.push_back(emulated);
+                        return None;
+                    }
+                }
+            }
+        };
+        self.answer_emulated(cx, post, emulated.by, refusal);
+        None
+    }
+
+    /// Commands that came up the separate up-link are handled as far as `flow` says: the rest is kept, or
+    /// their request is answered.
+    pub(crate) fn emulated_done(
+        &mut self,
+        cx: &Cx,
+        post: &mut Post,
+        key: ConnKey,
+        emulated: Emulated,
+        flow: Flow,
+    ) {
+        let Emulated { data, by } = emulated;
+        if let Some(left) = flow.unhandled(&data)
+            && let Some(conn) = self.conn(key)
+        {
+            let rx = conn.rx.get_or_insert_default();
+            (rx.commands, rx.commands_at) = (left.to_vec(), 0);
+            rx.waiting = by;
+            return;
+        }
+        self.answer_emulated(cx, post, by, 204);
     }
 
     /// A connection takes no commands any more: who waits for some to be handled waits in vain.
@@ -149,52 +213,6 @@ impl<D: Driver> Net<D> {
         for by in waiting.into_iter().chain(queued) {
             self.answer_emulated(cx, post, by, 204);
         }
-    }
-}
-
-impl<D: Driver> Shard<D> {
-    /// Commands for a connection of this shard.
-    pub(crate) fn take_emulated(&mut self, emulate: Emulate) {
-        let Emulate { conn: key, protobuf, emulated } = emulate;
-        self.cx.counters().emulations.add(1);
-        let Some(conn) = self.net.conn(key) else {
-            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 204);
-        };
-        let form = conn.form;
-        let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
-        if !speaks || !form.transport().has_up_link() {
-            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 204);
-        }
-        if form.is_protobuf() != protobuf {
-            return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 400);
-        }
-        let paused = conn.flags.paused();
-        let rx = conn.rx.as_ref();
-        if paused || rx.is_some_and(|rx| rx.has_leftover()) {
-            let waits = rx.map_or(0, |rx| rx.emulated_bytes());
-            if waits + emulated.bytes() > EMULATED_BYTES_MAX {
-                self.cx.counters().emulations_refused.add(1);
-                return self.net.answer_emulated(&self.cx, &mut self.post, emulated.by, 503);
-            }
-            conn.rx.get_or_insert_default().emulated.push_back(emulated);
-            return;
-        }
-        self.handle_emulated(key, emulated);
-    }
-
-    /// Handles commands of a connection, as a message of its.
-    pub(crate) fn handle_emulated(&mut self, key: ConnKey, emulated: Emulated) {
-        let Emulated { data, by } = emulated;
-        self.cx.counters().messages_received.add(1);
-        if let Some(left) = self.message(key.index, &data).unhandled(&data)
-            && let Some(conn) = self.net.conn(key)
-        {
-            let rx = conn.rx.get_or_insert_default();
-            (rx.commands, rx.commands_at) = (left.to_vec(), 0);
-            rx.waiting = by;
-            return;
-        }
-        self.net.answer_emulated(&self.cx, &mut self.post, by, 204);
     }
 }
 

@@ -89,7 +89,7 @@ impl<D: Driver> Net<D> {
             over: false,
         };
         self.begin_client(cx, key, Form::one_way(Framing::Poll), head);
-        self.polls.insert(key.index, Box::new(poll));
+        self.http.polls.insert(key.index, Box::new(poll));
         if let Some(conn) = self.conn(key) {
             let pipelined = conn.rx.as_ref().is_some_and(|rx| !rx.raw.is_empty());
             conn.flags.set_paused(pipelined);
@@ -116,7 +116,7 @@ impl<D: Driver> Net<D> {
         frame: Option<&SharedFrame>,
     ) {
         let bytes_max = cx.client.answer_bytes_max();
-        let (Some(poll), Some(frame)) = (self.polls.get_mut(&index), frame) else { return };
+        let (Some(poll), Some(frame)) = (self.http.polls.get_mut(&index), frame) else { return };
         poll.came_bytes += frame.len();
         poll.over |= poll.came_bytes > bytes_max;
         match poll.over {

@@ -4,13 +4,10 @@
 //! because the node is busy only, its answer is a stream that says when to, and ends.
 
 use std::fmt;
-use std::num::NonZeroU32;
 
 use crate::base::frame::SharedFrame;
-use crate::base::id::ConnKey;
-use crate::base::limits::HEAD_BYTES_MAX;
 use crate::base::notices::Reason;
-use crate::io::{Accepted, Driver, Received};
+use crate::io::Driver;
 use crate::proto::http::{self, Head, Refusal};
 use crate::shard::context::Cx;
 use crate::shard::http::body::Incoming;
@@ -176,7 +173,7 @@ impl<D: Driver> Net<D> {
         index: u32,
         reason: Reason,
     ) {
-        let rx = self.conns.get_mut(index as usize).and_then(|conn| conn.rx.as_mut());
+        let rx = self.at_mut(index).and_then(|conn| conn.rx.as_mut());
         match rx.and_then(|rx| rx.incoming.take()) {
             Some(incoming) => {
                 self.forget_body(&incoming);
@@ -213,7 +210,7 @@ impl<D: Driver> Net<D> {
 
     /// When an event source is to come back: random, so that those of a node that ended are spread.
     pub(crate) fn retry_ms(&mut self) -> u64 {
-        EVENT_RETRY_MS_MIN + self.rng.below(EVENT_RETRY_MS_MAX - EVENT_RETRY_MS_MIN)
+        EVENT_RETRY_MS_MIN + self.random_below(EVENT_RETRY_MS_MAX - EVENT_RETRY_MS_MIN)
     }
 
     pub(crate) fn count_refusal(&self, cx: &Cx, refusal: Refusal) {
@@ -246,37 +243,8 @@ impl<D: Driver> Net<D> {
         counter.add(1);
     }
 
-    /// The shard ends: connections that still wait at the listener are answered by what they have sent. One that
-    /// has sent nothing is closed without an answer, since it may be an event source, which survives that.
-    pub(crate) fn refuse_waiting(&mut self, cx: &Cx) {
-        let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
-        for _ in 0..REFUSALS_AT_END_MAX {
-            match self.driver.accept() {
-                Accepted::Socket(socket) => {
-                    let mut answer = Vec::new();
-                    if self.driver.watch(nobody, &socket).is_ok()
-                        && let Received::Bytes { lease, .. } =
-                            self.driver.recv(nobody, &socket, HEAD_BYTES_MAX)
-                    {
-                        self.put_last_answer(cx, &mut answer, &lease);
-                        self.driver.give_back(lease);
-                    }
-                    self.count_busy(cx, Reason::HttpDraining);
-                    if !answer.is_empty() {
-                        let frame = SharedFrame::new(&answer);
-                        self.driver.send(nobody, &socket, std::iter::once(&frame), 0);
-                    }
-                    self.driver.finish(nobody, &socket);
-                    self.driver.close(nobody, socket, false);
-                }
-                Accepted::Failed => {}
-                Accepted::Blocked | Accepted::Full => return,
-            }
-        }
-    }
-
     /// The answer of a shard that ends to a request that begins with `bytes`.
-    fn put_last_answer(&mut self, cx: &Cx, out: &mut Vec<u8>, bytes: &[u8]) {
+    pub(crate) fn put_last_answer(&mut self, cx: &Cx, out: &mut Vec<u8>, bytes: &[u8]) {
         let date = self.date(cx);
         match http::parse(bytes) {
             Ok(Some(head)) if self.is_event_source(cx, &head) => {
@@ -291,9 +259,6 @@ impl<D: Driver> Net<D> {
         }
     }
 }
-
-/// Connections answered when the shard ends; a listener's queue isn't longer.
-const REFUSALS_AT_END_MAX: usize = 65_536;
 
 /// Event sources come back so soon, at random between both. Browsers take 3 to 5 s by themselves, all the same.
 const EVENT_RETRY_MS_MIN: u64 = 1_000;

@@ -38,7 +38,7 @@ impl<D: Driver> Net<D> {
         key: ConnKey,
         bytes: &[u8],
     ) {
-        if self.addresses.awaits_header(key.index) {
+        if self.awaits_proxy_header(key.index) {
             return self.proxy_header(cx, codec, post, key, bytes);
         }
         let tick = cx.tick();
@@ -283,7 +283,7 @@ impl<D: Driver> Net<D> {
         rest: &[u8],
     ) {
         let Answer { reuse, status, headers: more, body } = answer;
-        let reuse = reuse.unless(self.draining.is_some());
+        let reuse = reuse.unless(self.is_draining());
         let out = self.response(cx, reuse, status, more, body, false);
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
@@ -295,7 +295,7 @@ impl<D: Driver> Net<D> {
         self.set_busy(key.index);
         self.enqueue(cx, key.index, SharedFrame::new(&out));
         match reuse.is_kept() {
-            true => self.answered.push(key),
+            true => self.http.answered.push(key),
             false => self.linger(cx, post, key.index),
         }
     }

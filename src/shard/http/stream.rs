@@ -16,23 +16,19 @@ use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
 use crate::base::image::durable;
-use crate::base::limits::LAST_EVENT_ID_BYTES_MAX;
 use crate::base::notices::Reason;
 use crate::io::Driver;
 use crate::proto::http::{self, Head, Reuse};
 use crate::proto::{client, framing};
-use crate::session::{Headers, Sub, SubState};
-use crate::shard::Shard;
+use crate::session::Headers;
 use crate::shard::context::Cx;
-use crate::shard::flow::Flow;
 use crate::shard::http::body::Incoming;
 use crate::shard::http::endpoint::{CodeResponse, Endpoint, EndpointKind};
 use crate::shard::http::route::Answer;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
-use crate::shard::net::record::{NONE, Phase, Rx};
-use crate::shard::outlets::outlets;
+use crate::shard::net::record::{Phase, Rx};
 
 /// The head of a response that goes out, or is replaced, when its `connect` is decided.
 #[derive(Debug)]
@@ -89,7 +85,7 @@ impl<D: Driver> Net<D> {
             _ => self.begin_stream(cx, key, at, endpoint, &head),
         }
         cx.counters().messages_received.add(1);
-        self.effects.push_back(Effect::Message { key, message });
+        self.effect(Effect::Message { key, message });
     }
 
     /// A request to the up-link is whole.
@@ -175,7 +171,7 @@ impl<D: Driver> Net<D> {
             true => _ = self.enqueue(cx, key.index, frame),
             false => {
                 let unsent = UnsentHead { frame, endpoint: at, cors };
-                self.heads.insert(key.index, unsent);
+                self.http.heads.insert(key.index, unsent);
             }
         }
     }
@@ -186,7 +182,7 @@ impl<D: Driver> Net<D> {
         let user = named_user(cx, head);
         let headers = forwarded_headers(cx, head);
         if user.is_some() || headers.is_some() {
-            self.effects.push_back(Effect::Client { index, user, headers });
+            self.effect(Effect::Client { index, user, headers });
         }
     }
 
@@ -198,10 +194,10 @@ impl<D: Driver> Net<D> {
 
     /// Sends the head of a response, if it waited.
     pub(crate) fn send_head(&mut self, cx: &Cx, index: u32) {
-        if self.heads.is_empty() {
+        if self.http.heads.is_empty() {
             return;
         }
-        if let Some(unsent) = self.heads.remove(&index) {
+        if let Some(unsent) = self.http.heads.remove(&index) {
             self.enqueue(cx, index, unsent.frame);
         }
     }
@@ -209,17 +205,18 @@ impl<D: Driver> Net<D> {
     /// Answers a `connect` that failed with a whole response, if the endpoint has one for that code. The
     /// caller takes its session apart, if there is one.
     pub(crate) fn answer_code(&mut self, cx: &Cx, post: &mut Post, index: u32, code: u32) -> bool {
-        if self.heads.is_empty() {
+        if self.http.heads.is_empty() {
             return false;
         }
         let node = &cx.node;
         let responses = self
+            .http
             .heads
             .get(&index)
             .and_then(|unsent| Some(&node.options.endpoints.get(unsent.endpoint)?.responses));
         let found = responses.and_then(|all| all.iter().find(|response| response.code == code));
         let Some(response) = found else { return false };
-        let Some(unsent) = self.heads.remove(&index) else { return false };
+        let Some(unsent) = self.http.heads.remove(&index) else { return false };
         // The answer takes the place of the reply to `connect`: nothing is held for that any more.
         self.take_held(index);
         let CodeResponse { status, body, .. } = response;
@@ -247,111 +244,6 @@ impl<D: Driver> Net<D> {
             self.enqueue(cx, index, SharedFrame::new(&end));
         }
         self.linger(cx, post, index);
-    }
-}
-
-impl<D: Driver> Shard<D> {
-    /// Goes on with what was sent behind requests that were answered at once. One request of each connection
-    /// in a turn: thousands may be there, and one that called for the next would need a stack for all.
-    pub(crate) fn go_on_answered(&mut self) {
-        for key in std::mem::take(&mut self.net.answered) {
-            self.net.request_done(&self.cx, &mut self.codec, &mut self.post, key);
-            self.after_net();
-        }
-    }
-
-    /// The connect request of a one-way client; what comes behind it means nothing.
-    pub(crate) fn one_way_message(&mut self, index: u32, message: &[u8]) -> Flow {
-        let Some(conn) = self.net.conns.get(index as usize) else { return Flow::End };
-        if conn.session != NONE || conn.phase != Phase::Client {
-            return Flow::On;
-        }
-        let mut parts = message.splitn(2, |byte| *byte == BEFORE_LAST_EVENT_ID);
-        let text = parts.next().map(std::str::from_utf8);
-        let id = parts.next().map(std::str::from_utf8);
-        let Some(Ok(Ok(mut request))) = text.map(|text| text.map(client::connect_request)) else {
-            return self.clients.bad_request(
-                &mut outlets!(self),
-                &mut self.local,
-                index,
-                "this is no connect request",
-            );
-        };
-        // An id that is none of ours says nothing.
-        let positions = id.and_then(Result::ok).map(|id| format!("{{\"subs\":{id}}}"));
-        let positions = positions.as_deref().unwrap_or_default();
-        if let Ok(positions) = client::connect_request(positions) {
-            for (channel, mut position) in positions.subs {
-                position.recover = true;
-                let asked = request.subs.entry(channel).or_default();
-                if !asked.recover {
-                    (asked.recover, asked.offset, asked.epoch) =
-                        (true, position.offset, position.epoch);
-                }
-            }
-        }
-        if self.net.form(index).is_poll() {
-            crate::shard::http::polls::as_poll(&mut request);
-        }
-        self.cx.counters().method_connect.inc();
-        let result = self.clients.connect(&mut outlets!(self), &mut self.local, index, 0, &request);
-        self.clients.finish_command(&mut outlets!(self), &mut self.local, index, 0, "", result)
-    }
-
-    /// Tells event sources that got publications in this turn, or have just connected, where they are: if they
-    /// lose the connection, they come back with that. Polls that got some are answered.
-    pub(crate) fn mark_positions(&mut self) {
-        let mut to_mark = std::mem::take(&mut self.net.to_mark);
-        // One that got something of several channels is told once.
-        to_mark.sort_unstable_by_key(|key| key.index);
-        to_mark.dedup();
-        for key in to_mark.drain(..) {
-            self.mark_position(key);
-        }
-        if self.net.to_mark.is_empty() {
-            self.net.to_mark = to_mark;
-        }
-    }
-
-    fn mark_position(&mut self, key: ConnKey) {
-        let Some(conn) = self.net.conn(key) else { return };
-        let (form, at) = (conn.form, conn.session);
-        if form.is_poll() {
-            return self.clients.answer_poll(&mut outlets!(self), &mut self.local, key.index);
-        }
-        let Some(session) = self.clients.sessions.get(at as usize) else { return };
-        if session.extra.as_ref().is_some_and(|extra| extra.connecting.is_some()) {
-            // It is told where it is when it is told what it has.
-            return;
-        }
-        // An event of a type and with (no) data, since some sources forget the id of what is no event.
-        let mut id = b"event: position\nid: {".to_vec();
-        let empty = id.len();
-        let live = |sub: &&Sub| sub.flags.recoverable() && sub.state == SubState::Live;
-        for sub in session.subs.as_slice().iter().filter(live) {
-            let Some((name, epoch, offset)) = self.local.locals.position(sub.channel, sub.place)
-            else {
-                continue;
-            };
-            let before = id.len();
-            if before > empty {
-                id.push(b',');
-            }
-            client::put_position(&mut id, name, epoch.as_str(), offset);
-            if id.len() > LAST_EVENT_ID_BYTES_MAX {
-                // It comes back in a header: the rest begins anew then.
-                self.cx.node.counters[self.cx.id.index()].positions_left_out.inc();
-                id.truncate(before);
-                break;
-            }
-        }
-        if id.len() == empty {
-            return;
-        }
-        id.extend_from_slice(b"}\ndata:\n\n");
-        let mut out = Vec::new();
-        framing::put_raw(&mut out, form, &id);
-        self.net.enqueue(&self.cx, key.index, SharedFrame::new(&out));
     }
 }
 
@@ -418,7 +310,7 @@ pub(crate) fn is_binary(head: &Head<'_>) -> bool {
 
 /// Stands between a connect request and the id of the last event that its client got: in JSON there is no
 /// such byte.
-const BEFORE_LAST_EVENT_ID: u8 = 0;
+pub(crate) const BEFORE_LAST_EVENT_ID: u8 = 0;
 
 impl Rx {
     /// What a request for an endpoint leaves for the next one.
@@ -446,7 +338,7 @@ mod tests {
         of.request(key, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}");
         assert!(of.received(link).starts_with("HTTP/1.1 200 "));
         assert!(of.net.conn(key).is_some_and(|conn| conn.phase == Phase::Client));
-        let effect = of.net.effects.pop_front();
+        let effect = of.net.next_effect();
         assert!(
             matches!(&effect, Some(Effect::Message { key: of, message }) if *of == key && message == b"{}"),
             "{effect:?}"
@@ -463,7 +355,7 @@ mod tests {
         let (link, key) = of.connect();
         of.request(key, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
         assert!(of.received(link).starts_with("HTTP/1.1 400 "));
-        assert!(of.net.effects.is_empty());
+        assert!(of.net.next_effect().is_none());
         assert_eq!(of.end(), []);
     }
 }

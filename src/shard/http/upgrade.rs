@@ -44,7 +44,7 @@ impl<D: Driver> Net<D> {
             && !one_way
             && http::query_param(head.query, "cf_ws_frame_ping_pong").is_some_and(|v| v == "true");
         match kind {
-            EndpointKind::Admin => self.effects.push_back(Effect::Admin(key.index)),
+            EndpointKind::Admin => self.effect(Effect::Admin(key.index)),
             EndpointKind::Echo => {}
             _ => self.keep_client_headers(cx, key.index, head),
         }
@@ -188,7 +188,7 @@ mod tests {
                     X-User: ann\r\n\r\n";
         of.request(key, head);
         assert!(of.received(link).starts_with("HTTP/1.1 101 "));
-        let effect = of.net.effects.pop_front();
+        let effect = of.net.next_effect();
         assert!(
             matches!(&effect, Some(Effect::Client { user: Some(user), headers: None, .. }) if user == "ann"),
             "{effect:?}"

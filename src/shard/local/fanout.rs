@@ -1,64 +1,198 @@
 //! The fan-out of a turn: channels in turn, a slice of each, within the turn's deliveries.
 //!
-//! The hub walks the subscribers and joins frames; here is which channel is next, and the bookkeeping of a
-//! slice. Queueing the frames is the connections' affair (`net`).
+//! ```text
+//!  LocalSide::fan_out --> a slice of a channel (hub) --> frames into send queues (net)
+//!        ^ called again           '--> FanOutEvent: the consequences that need a session
+//! ```
+//! The hub walks the subscribers and joins frames. A delivery mostly ends in a send queue; where it
+//! concerns the session of a subscriber, the fan-out returns, and goes on behind that subscriber with
+//! the next call. So a subscriber that is disconnected here gets no more of the same slice.
 
 use super::LocalSide;
+use crate::base::time::Millis;
 use crate::edge::channels::SlowPolicy;
-use crate::hub::fanout::Walk;
+use crate::hub::fanout::{Outgoing, Walk};
+use crate::io::Driver;
 use crate::proto::framing;
-use crate::shard::context::Cx;
+use crate::shard::outlets::Outlets;
 
-/// What is next in a fan-out.
-pub(crate) enum Step {
-    /// The fan-out of this channel is over.
-    Ended(u32),
-    /// Some subscribers of a channel, and what each of them gets.
-    Slice(Slice),
+/// A consequence of the fan-out for sessions.
+#[derive(Debug)]
+pub(crate) enum FanOutEvent {
+    /// A delivery had consequences for its subscriber.
+    Delivery(Consequence),
+    /// Subscriptions to this channel have other places now: connections, and their places.
+    Moved(u32, Vec<(u32, u32)>),
 }
 
-/// Some subscribers of a channel.
-pub(crate) struct Slice {
+/// The consequences of one delivery for its subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Consequence {
+    /// The connection.
+    pub(crate) conn: u32,
     /// The channel.
     pub(crate) channel: u32,
-    pub(crate) namespace: u16,
-    /// What happens to publications for slow consumers.
-    pub(crate) policy: SlowPolicy,
-    /// The subscribers and their frames. It goes back by [`LocalSide::end_slice`], which keeps its buffers.
-    pub(crate) walk: Walk,
+    /// Publications were dropped, which [`Net`](crate::shard::net::Net) has listed.
+    pub(crate) dropped: bool,
+    /// The subscriber takes patches, and the next one can build on this delivery.
+    pub(crate) based: bool,
+    /// The next publication can't be shown to it: it isn't JSON.
+    pub(crate) unfit: bool,
+}
+
+impl Consequence {
+    fn is_any(self) -> bool {
+        self.dropped || self.based || self.unfit
+    }
+}
+
+/// The channel of deliveries, as the send queues need it.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    channel: u32,
+    namespace: u16,
+    /// The policy for publications that slow consumers don't take.
+    policy: SlowPolicy,
+}
+
+/// Some subscribers of a channel, and their shares of a group.
+struct Slice {
+    to: Target,
+    walk: Walk,
+    /// Deliveries that are made.
+    done: usize,
+}
+
+/// Frames that fan-outs hold for one subscription.
+pub(crate) struct Pending {
+    of: Option<Target>,
+    frames: std::vec::IntoIter<Outgoing>,
+}
+
+impl Pending {
+    /// Queues them for the connection of the subscription, until one has a consequence; `None` behind the
+    /// last.
+    pub(crate) fn queue<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        conn: u32,
+    ) -> Option<Consequence> {
+        let to = self.of?;
+        self.frames.find_map(|outgoing| {
+            let (_, consequence) = queue_outgoing(out, conn, to, &outgoing);
+            out.cx.counters().deliveries.add(outgoing.messages.into());
+            out.cx.counters().messages_sent.add(outgoing.messages.into());
+            consequence.is_any().then_some(consequence)
+        })
+    }
+}
+
+/// A fan-out between two calls.
+#[derive(Default)]
+pub(super) struct FanOuts {
+    /// Deliveries that the turn may still have.
+    left: u32,
+    /// The slice in which the last call has returned.
+    slice: Option<Slice>,
+    /// Buffers of the slice before.
+    walk: Walk,
 }
 
 impl LocalSide {
-    /// Begins the fan-outs of a turn. Yields how many deliveries the turn may have.
-    pub(crate) fn begin_fan_outs(&mut self, cx: &Cx) -> u32 {
-        self.locals.wake_due(cx.now);
-        cx.node.options.turn_deliveries_max
+    /// Begins the fan-outs of a turn.
+    pub(crate) fn begin_fan_outs<D: Driver>(&mut self, out: &Outlets<'_, D>) {
+        self.locals.wake_due(out.cx.now);
+        self.fan_outs.left = out.cx.node.options.turn_deliveries_max;
     }
 
-    /// The next step, with at most `left` deliveries; none when all is sent or the turn has had its share.
-    pub(crate) fn next_step(&mut self, cx: &Cx, left: u32, scratch: &mut Vec<u8>) -> Option<Step> {
-        if left == 0 {
-            return None;
+    /// Queues frames for subscribers until a delivery concerns a session; `None` when all is queued or the
+    /// turn has had its deliveries.
+    pub(crate) fn fan_out<D: Driver>(&mut self, out: &mut Outlets<'_, D>) -> Option<FanOutEvent> {
+        loop {
+            let mut slice = match self.fan_outs.slice.take() {
+                Some(slice) => slice,
+                None => {
+                    let channel = match self.fan_outs.left {
+                        0 => return None,
+                        _ => self.locals.next_active()?,
+                    };
+                    match self.next_slice(out, channel) {
+                        Some(slice) => slice,
+                        None => match self.fan_out_done(channel) {
+                            Some(event) => return Some(event),
+                            None => continue,
+                        },
+                    }
+                }
+            };
+            if let Some(consequence) = self.queue_slice(out, &mut slice) {
+                self.fan_outs.slice = Some(slice);
+                return Some(FanOutEvent::Delivery(consequence));
+            }
+            let channel = slice.to.channel;
+            if self.end_slice(out, slice)
+                && let Some(event) = self.fan_out_done(channel)
+            {
+                return Some(event);
+            }
         }
-        let channel = self.locals.next_active()?;
-        let Self { locals, filters, walk, .. } = self;
+    }
+
+    /// Walks some subscribers of a channel. `None`: nothing waits for any.
+    fn next_slice<D: Driver>(&mut self, out: &mut Outlets<'_, D>, channel: u32) -> Option<Slice> {
+        let Self { locals, filters, fan_outs, .. } = self;
+        let (left, walk, scratch) = (fan_outs.left, &mut fan_outs.walk, &mut out.codec.scratch);
         let is_walked = locals.walk(channel, left, filters, walk, framing::join, scratch);
-        let namespace = self.locals.get(channel).filter(|_| is_walked).map(|local| local.namespace);
-        let Some(namespace) = namespace else { return Some(Step::Ended(channel)) };
-        let policy = cx.channels_with(namespace).namespace(namespace).slow_policy;
-        let walk = std::mem::take(&mut self.walk);
-        Some(Step::Slice(Slice { channel, namespace, policy, walk }))
+        let to = self.target(out, channel).filter(|_| is_walked)?;
+        Some(Slice { to, walk: std::mem::take(&mut self.fan_outs.walk), done: 0 })
+    }
+
+    /// Looks up where deliveries of a channel go to.
+    fn target<D: Driver>(&mut self, out: &Outlets<'_, D>, channel: u32) -> Option<Target> {
+        let namespace = self.locals.get(channel)?.namespace;
+        let policy = out.cx.channels_with(namespace).namespace(namespace).slow_policy;
+        Some(Target { channel, namespace, policy })
+    }
+
+    /// Queues the frames of a slice, until one of the deliveries has a consequence.
+    fn queue_slice<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        slice: &mut Slice,
+    ) -> Option<Consequence> {
+        let queue_bytes_max = out.cx.client.queue_bytes_max;
+        let Slice { to, walk, done } = slice;
+        let mut messages = 0;
+        let found = walk.to[*done..].iter().enumerate().find_map(|(at, (conn, outgoing))| {
+            let outgoing = &walk.outgoing[*outgoing as usize];
+            messages += u64::from(outgoing.messages);
+            let (waits, consequence) = queue_outgoing(out, *conn, *to, outgoing);
+            if waits > queue_bytes_max {
+                out.net.list_overfull(*conn, to.namespace);
+            }
+            consequence.is_any().then_some((at, consequence))
+        });
+        let consequence = found.map(|(at, consequence)| {
+            *done += at + 1;
+            consequence
+        });
+        out.cx.counters().deliveries.add(messages);
+        out.cx.counters().messages_sent.add(messages);
+        consequence
     }
 
     /// Ends a slice, whose frames are queued. Whether the channel's fan-out is over with it.
-    pub(crate) fn end_slice(&mut self, cx: &Cx, channel: u32, walk: Walk) -> bool {
+    fn end_slice<D: Driver>(&mut self, out: &Outlets<'_, D>, slice: Slice) -> bool {
+        let Slice { to: Target { channel, .. }, walk, .. } = slice;
+        let cx = out.cx;
         if let Some((taken_at, subscribers)) = walk.ended {
             let ms = cx.now.since(taken_at);
             let us = u32::try_from(ms.saturating_mul(1000)).unwrap_or(u32::MAX);
             cx.node.fan_out[cx.id.index()].record(us);
             cx.node.fan_out_size[cx.id.index()].record(subscribers);
         }
-        self.walk = walk;
+        self.fan_outs.left = self.fan_outs.left.saturating_sub(walk.places.max(1));
+        self.fan_outs.walk = walk;
         let is_over = self.locals.is_walked(channel);
         if !is_over {
             self.locals.still_active(channel);
@@ -66,15 +200,78 @@ impl LocalSide {
         is_over
     }
 
-    /// Ends a channel's fan-out: places may change again. Yields the connections whose subscriptions have
-    /// another place now.
-    pub(crate) fn fan_out_done(&mut self, channel: u32) -> Vec<(u32, u32)> {
+    /// Ends a channel's fan-out: places may change again, and those of subscribers behind a gap in the
+    /// list do.
+    fn fan_out_done(&mut self, channel: u32) -> Option<FanOutEvent> {
         self.locals.fan_out_done(channel);
-        let Some(local) = self.locals.get(channel) else { return Vec::new() };
         let mut moves = Vec::new();
-        local.subscribers.settle(|subscriber, place| moves.push((subscriber.conn, place)));
-        moves
+        if let Some(local) = self.locals.get(channel) {
+            local.subscribers.settle(|subscriber, place| moves.push((subscriber.conn, place)));
+        }
+        self.locals.release(channel);
+        (!moves.is_empty()).then_some(FanOutEvent::Moved(channel, moves))
     }
+
+    /// Whether a fan-out has something to do at once.
+    pub(crate) fn has_work(&self) -> bool {
+        self.locals.active() > 0
+    }
+
+    /// The next moment at which a delayed fan-out begins.
+    pub(crate) fn next_due(&self) -> Option<Millis> {
+        self.locals.next_due()
+    }
+
+    /// Frames that fan-outs hold for one subscription. They are queued at once where it is about to end by an
+    /// order or because the node drains: they may follow a publish whose caller has its answer, and fan-outs
+    /// come later in the turn, go in slices, or wait for `write_delay`. The price is a look at each group; the
+    /// bytes are those of the fan-out.
+    pub(crate) fn pending<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        channel: u32,
+        place: u32,
+    ) -> Pending {
+        let Self { locals, filters, .. } = self;
+        let scratch = &mut out.codec.scratch;
+        let frames = locals.pending_for(channel, place, filters, framing::join, scratch);
+        Pending { of: self.target(out, channel), frames: frames.into_iter() }
+    }
+}
+
+/// Queues a subscriber's share of a group. Returns the bytes that wait for the connection then, where the
+/// policy of the channel limits them later, and the consequences.
+#[inline]
+fn queue_outgoing<D: Driver>(
+    out: &mut Outlets<'_, D>,
+    conn: u32,
+    to: Target,
+    outgoing: &Outgoing,
+) -> (usize, Consequence) {
+    let Target { channel, namespace, policy } = to;
+    let mut consequence =
+        Consequence { conn, channel, dropped: false, based: false, unfit: outgoing.unfit };
+    let Outlets { cx, net, .. } = out;
+    let waits = match (policy, &outgoing.last, &outgoing.frame) {
+        (_, _, frame) if outgoing.collected => {
+            net.collect_for_poll(cx, conn, channel, frame.as_ref());
+            0
+        }
+        (SlowPolicy::Latest, Some(_), _) => {
+            net.enqueue_latest(cx, conn, channel, namespace, outgoing)
+        }
+        (SlowPolicy::DropOldest, Some(_), _) => {
+            consequence.based = net.enqueue_or_drop(cx, conn, channel, outgoing);
+            consequence.dropped = net.has_dropped();
+            0
+        }
+        (_, _, Some(frame)) => net.enqueue(cx, conn, frame.clone()),
+        _ => 0,
+    };
+    if outgoing.marks && outgoing.messages > 0 {
+        net.list_to_mark(conn);
+    }
+    (waits, consequence)
 }
 
 #[cfg(test)]
@@ -87,11 +284,12 @@ mod tests {
     use crate::base::tags::Tags;
     use crate::hub::parcel::{Frames, Parcel, ParcelKind};
     use crate::hub::subscribers::{Subscriber, Traits};
-    use crate::shard::fixture::Plan;
+    use crate::io::sim::LinkId;
+    use crate::shard::fixture::{Plan, Wired};
     use crate::shard::local::arrival::Taken;
 
-    fn parcel(offset: u64) -> Arc<Parcel> {
-        let frames = Frames { full: Some(SharedFrame::new(b"x")), patch: None };
+    fn parcel(offset: u64, text: &str) -> Arc<Parcel> {
+        let frames = Frames { full: Some(SharedFrame::new(text.as_bytes())), patch: None };
         let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
         parcel.frames.push((Form::JSON.subscriber(false, false), frames));
         Arc::new(parcel)
@@ -110,70 +308,94 @@ mod tests {
         at
     }
 
-    /// The connections of the next slice and whether the fan-out is over with it.
-    fn slice(local: &mut LocalSide, cx: &Cx, left: u32) -> Option<(u32, Vec<u32>, bool)> {
-        let Step::Slice(mut slice) = local.next_step(cx, left, &mut Vec::new())? else {
-            panic!("an end without a slice")
-        };
-        let conns = slice.walk.to.drain(..).map(|(conn, _)| conn).collect();
-        Some((slice.channel, conns, local.end_slice(cx, slice.channel, slice.walk)))
+    /// As many clients as `channel` has subscribers, and their links.
+    fn clients(of: &mut Wired, count: usize) -> Vec<LinkId> {
+        (0..count).map(|_| of.connect_client().0).collect()
+    }
+
+    /// Fans out in one turn with so many deliveries, and returns the events.
+    fn turn(of: &mut Wired, local: &mut LocalSide, deliveries: u32) -> Vec<FanOutEvent> {
+        let mut out = of.outlets();
+        local.begin_fan_outs(&out);
+        local.fan_outs.left = deliveries;
+        std::iter::from_fn(|| local.fan_out(&mut out)).collect()
+    }
+
+    fn got(of: &mut Wired, links: &[LinkId]) -> Vec<String> {
+        links.iter().map(|link| of.received(*link)).collect()
     }
 
     #[test]
     fn channels_have_slices_in_turn_until_the_turn_has_had_its_deliveries() {
-        let cx = Plan::default().cx();
-        let mut local = LocalSide::new(&cx);
+        let mut of = Wired::new(Plan::default());
+        let links = clients(&mut of, 3);
+        let mut local = LocalSide::new(&of.cx);
         let (a, b) = (channel(&mut local, "a", 3), channel(&mut local, "b", 1));
-        assert_eq!(local.deliver(&cx, a, &parcel(1)), Taken::Yes);
-        assert_eq!(local.deliver(&cx, b, &parcel(1)), Taken::Yes);
-        assert_eq!(slice(&mut local, &cx, 2), Some((a, vec![0, 1], false)));
+        assert_eq!(local.deliver(&of.cx, a, &parcel(1, "a")), Taken::Yes);
+        assert_eq!(local.deliver(&of.cx, b, &parcel(1, "b")), Taken::Yes);
+        assert!(turn(&mut of, &mut local, 2).is_empty());
+        assert_eq!(got(&mut of, &links), ["a", "a", ""]);
         // The rest of a channel goes behind the others.
-        assert_eq!(slice(&mut local, &cx, 2), Some((b, vec![0], true)));
-        assert_eq!(local.fan_out_done(b), []);
-        assert_eq!(slice(&mut local, &cx, 0), None);
-        assert_eq!(slice(&mut local, &cx, 2), Some((a, vec![2], true)));
-        assert_eq!(slice(&mut local, &cx, 2), None);
+        assert!(turn(&mut of, &mut local, 1).is_empty());
+        assert_eq!(got(&mut of, &links), ["b", "", ""]);
+        assert!(turn(&mut of, &mut local, 0).is_empty() && local.has_work());
+        assert!(turn(&mut of, &mut local, 2).is_empty() && !local.has_work());
+        assert_eq!(got(&mut of, &links), ["", "", "a"]);
+        assert_eq!(of.cx.counters().deliveries.get(), 4);
+        assert_eq!(of.end(), []);
     }
 
     #[test]
     fn a_place_left_during_a_fan_out_is_closed_up_behind_it() {
-        let cx = Plan::default().cx();
-        let mut local = LocalSide::new(&cx);
+        let mut of = Wired::new(Plan::default());
+        let links = clients(&mut of, 3);
+        let mut local = LocalSide::new(&of.cx);
         let at = channel(&mut local, "a", 3);
-        local.deliver(&cx, at, &parcel(1));
-        assert_eq!(slice(&mut local, &cx, 1), Some((at, vec![0], false)));
+        local.deliver(&of.cx, at, &parcel(1, "a"));
+        assert!(turn(&mut of, &mut local, 1).is_empty());
         let held = local.locals.held(at);
         assert!(held);
         local.locals.get(at).unwrap().subscribers.remove(0, held);
-        assert_eq!(slice(&mut local, &cx, 9), Some((at, vec![1, 2], true)));
-        assert_eq!(local.fan_out_done(at), [(1, 0), (2, 1)]);
+        let events = turn(&mut of, &mut local, 9);
+        assert_eq!(got(&mut of, &links), ["a", "a", "a"]);
+        let [FanOutEvent::Moved(channel, moves)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((*channel, &moves[..]), (at, &[(1, 0), (2, 1)][..]));
+        assert_eq!(of.end(), []);
     }
 
     #[test]
-    fn a_parcel_out_of_order_ends_subscriptions_with_a_position_first() {
-        let cx = Plan::default().cx();
-        let mut local = LocalSide::new(&cx);
-        let at = channel(&mut local, "a", 4);
-        assert_eq!(local.deliver(&cx, at, &parcel(1)), Taken::Yes);
-        assert_eq!(local.deliver(&cx, at, &parcel(3)), Taken::Broken);
-        assert_eq!((local.with_position(at), local.without_position(at)), (vec![0, 2], 2));
+    fn a_client_that_cannot_read_a_publication_is_named_before_the_next_one_gets_it() {
+        let mut of = Wired::new(Plan::default());
+        let links = clients(&mut of, 2);
+        let mut local = LocalSide::new(&of.cx);
+        let at = channel(&mut local, "a", 2);
+        let mut unfit = Parcel::new(ParcelKind::Publication, 1, Tags::NONE);
+        unfit.unfit_for_json = true;
+        local.deliver(&of.cx, at, &Arc::new(unfit));
+        let mut out = of.outlets();
+        local.begin_fan_outs(&out);
+        for conn in 0..2 {
+            let Some(FanOutEvent::Delivery(of)) = local.fan_out(&mut out) else { panic!() };
+            let expected =
+                Consequence { conn, channel: at, dropped: false, based: false, unfit: true };
+            assert_eq!(of, expected);
+        }
+        assert!(local.fan_out(&mut out).is_none());
+        assert_eq!(got(&mut of, &links), ["", ""]);
+        assert_eq!(of.end(), []);
     }
 
     #[test]
-    fn a_parcel_without_room_is_a_gap() {
-        let cx = Plan::default().cx();
-        let mut local = LocalSide::new(&cx);
-        let at = channel(&mut local, "a", 1);
-        let large = |offset| {
-            let frames = Frames { full: Some(SharedFrame::new(&[0; 1 << 20])), patch: None };
-            let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
-            parcel.frames.push((Form::JSON.subscriber(false, false), frames));
-            Arc::new(parcel)
-        };
-        let gap = (1..1_000).find(|offset| local.deliver(&cx, at, &large(*offset)) == Taken::Gap);
-        assert!(gap.is_some());
-        assert_eq!(cx.counters().gaps_fanout.get(), 1);
-        // A channel without subscribers here, or that has gone, needs nothing.
-        assert_eq!(local.deliver(&cx, at + 1, &parcel(1)), Taken::Yes);
+    fn what_waits_for_one_subscription_goes_ahead_of_the_others() {
+        let mut of = Wired::new(Plan::default());
+        let links = clients(&mut of, 2);
+        let mut local = LocalSide::new(&of.cx);
+        let at = channel(&mut local, "a", 2);
+        local.deliver(&of.cx, at, &parcel(1, "a"));
+        let mut out = of.outlets();
+        let mut pending = local.pending(&mut out, at, 1);
+        assert!(pending.queue(&mut out, 1).is_none());
+        assert_eq!(got(&mut of, &links), ["", "a"]);
+        assert_eq!(of.end(), []);
     }
 }

@@ -33,7 +33,7 @@ impl LocalSide {
         asker: Option<Asker>,
     ) {
         let traits = traits_of(out.net.form(index), sub.flags);
-        let Some(conn) = out.net.conns.get(index as usize) else { return };
+        let Some(conn) = out.net.at(index) else { return };
         let member = sub.flags.member().then(|| conn.key(index));
         let Some(local) = self.locals.get(sub.channel) else { return };
         local.claims -= 1;

@@ -1,14 +1,13 @@
 //! The subscribers' side: channels that connections of this shard subscribe to.
 
 pub(crate) mod arrival;
-pub(crate) mod deliver;
 pub(crate) mod fanout;
 pub(crate) mod image;
 pub(crate) mod leaving;
 pub(crate) mod traits;
 
+use self::fanout::FanOuts;
 use super::context::Cx;
-use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
 use crate::hub::local::Locals;
 use crate::shard::stats::ShardCounters;
@@ -20,8 +19,7 @@ pub(crate) struct LocalSide {
     pub(crate) next_serial: u32,
     /// Filters of subscriptions here.
     pub(crate) filters: Filters,
-    /// Buffers of the fan-out.
-    pub(crate) walk: Walk,
+    fan_outs: FanOuts,
 }
 
 impl LocalSide {
@@ -31,7 +29,7 @@ impl LocalSide {
             locals: Locals::new(cx.node.names.clone()),
             next_serial: 0,
             filters: Filters::default(),
-            walk: Walk::default(),
+            fan_outs: FanOuts::default(),
         }
     }
 
@@ -49,5 +47,24 @@ impl LocalSide {
             ("fan-outs", self.locals.active()),
             ("filters", self.filters.len()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixture::Plan;
+
+    #[test]
+    fn channels_here_are_counted_and_named_as_left() {
+        let cx = Plan::default().cx();
+        let mut side = LocalSide::new(&cx);
+        assert!(side.left().iter().all(|(_, count)| *count == 0));
+        let channel = side.locals.find_or_insert("news", 0);
+        side.set_gauges(cx.counters());
+        assert_eq!(cx.counters().channels_local.get(), 1);
+        assert_eq!(side.left()[0], ("channels here", 1));
+        side.locals.release(channel);
+        assert_eq!(side.left()[0], ("channels here", 0));
     }
 }

@@ -4,9 +4,11 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
+use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::TURN_ACCEPTS_MAX;
-use crate::io::{Accepted, Driver};
+use crate::base::limits::{HEAD_BYTES_MAX, TURN_ACCEPTS_MAX};
+use crate::base::notices::Reason;
+use crate::io::{Accepted, Driver, Received};
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
@@ -175,6 +177,40 @@ impl<D: Driver> Net<D> {
         Some(new)
     }
 }
+
+impl<D: Driver> Net<D> {
+    /// The shard ends: connections that still wait at the listener are answered by what they have sent. One that
+    /// has sent nothing is closed without an answer, since it may be an event source, which survives that.
+    pub(crate) fn refuse_waiting(&mut self, cx: &Cx) {
+        let nobody = ConnKey { index: u32::MAX, generation: NonZeroU32::MAX };
+        for _ in 0..REFUSALS_AT_END_MAX {
+            match self.driver.accept() {
+                Accepted::Socket(socket) => {
+                    let mut answer = Vec::new();
+                    if self.driver.watch(nobody, &socket).is_ok()
+                        && let Received::Bytes { lease, .. } =
+                            self.driver.recv(nobody, &socket, HEAD_BYTES_MAX)
+                    {
+                        self.put_last_answer(cx, &mut answer, &lease);
+                        self.driver.give_back(lease);
+                    }
+                    self.count_busy(cx, Reason::HttpDraining);
+                    if !answer.is_empty() {
+                        let frame = SharedFrame::new(&answer);
+                        self.driver.send(nobody, &socket, std::iter::once(&frame), 0);
+                    }
+                    self.driver.finish(nobody, &socket);
+                    self.driver.close(nobody, socket, false);
+                }
+                Accepted::Failed => {}
+                Accepted::Blocked | Accepted::Full => return,
+            }
+        }
+    }
+}
+
+/// Connections answered when the shard ends; a listener's queue isn't longer.
+const REFUSALS_AT_END_MAX: usize = 65_536;
 
 /// Milliseconds until a listener is asked again for which no descriptor was free.
 const ACCEPT_AGAIN_MS: u64 = 20;

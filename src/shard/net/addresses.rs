@@ -123,6 +123,11 @@ pub(crate) enum Arrival {
 }
 
 impl<D: Driver> Net<D> {
+    /// Whether a connection has to begin with a PROXY header, and didn't yet.
+    pub(crate) fn awaits_proxy_header(&self, index: u32) -> bool {
+        self.addresses.awaits_header(index)
+    }
+
     /// The address of a connection's client. `None`: it has none (a Unix socket), or the connection was
     /// reset or closed.
     pub(crate) fn client_address(&self, index: u32) -> Option<IpAddr> {

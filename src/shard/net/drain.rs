@@ -24,6 +24,17 @@ pub(crate) struct Draining {
 }
 
 impl<D: Driver> Net<D> {
+    /// Whether the node closes its connections.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// Takes the list of [`Self::list_to_drain`]. It goes back by [`Self::after_drain`], which keeps its
+    /// room.
+    pub(crate) fn take_to_drain(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.listed)
+    }
+
     /// While the node drains: puts the clients whose turn it is, at the set pace, on the list `listed`. They
     /// are closed in the order of their slots.
     pub(crate) fn list_to_drain(&mut self, cx: &Cx) {
@@ -47,7 +58,9 @@ impl<D: Driver> Net<D> {
 
     /// Behind [`Self::list_to_drain`], when the listed clients are closed: idle connections go last. The node
     /// counts the shard as drained when its last connection has gone.
-    pub(crate) fn after_drain(&mut self, cx: &Cx, post: &mut Post) {
+    pub(crate) fn after_drain(&mut self, cx: &Cx, post: &mut Post, mut emptied: Vec<u32>) {
+        emptied.clear();
+        self.listed = emptied;
         let Some(draining) = &self.draining else { return };
         if draining.cursor >= self.conns.capacity() {
             self.close_idle_requesters(cx, post);
@@ -109,10 +122,10 @@ mod tests {
         assert!(of.net.listed.is_empty());
         of.after(1_000);
         of.net.list_to_drain(&of.cx);
-        assert_eq!(std::mem::take(&mut of.net.listed), [keys[0].index, keys[1].index]);
+        assert_eq!(of.net.take_to_drain(), [keys[0].index, keys[1].index]);
         of.after(1_000);
         of.net.list_to_drain(&of.cx);
-        assert_eq!(std::mem::take(&mut of.net.listed), [keys[2].index]);
+        assert_eq!(of.net.take_to_drain(), [keys[2].index]);
         assert_eq!(of.end(), []);
     }
 
@@ -120,8 +133,8 @@ mod tests {
     fn a_shard_without_connections_has_drained_once() {
         let mut of = Wired::new(Plan::default());
         of.net.drain(&of.cx, 2);
-        of.net.after_drain(&of.cx, &mut of.posts.post);
-        of.net.after_drain(&of.cx, &mut of.posts.post);
+        of.net.after_drain(&of.cx, &mut of.posts.post, Vec::new());
+        of.net.after_drain(&of.cx, &mut of.posts.post, Vec::new());
         assert_eq!(of.cx.node.drained.load(Ordering::Relaxed), 1);
     }
 }

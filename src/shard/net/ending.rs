@@ -7,7 +7,7 @@ use crate::io::Driver;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
-use crate::shard::net::record::Phase;
+use crate::shard::net::record::{NONE, Phase};
 
 impl<D: Driver> Net<D> {
     /// Lets what is queued out, sends the FIN, and waits for the peer's: closing at once with bytes
@@ -49,12 +49,37 @@ impl<D: Driver> Net<D> {
         self.forget_rx(cx, post, rx);
         cx.node.open[cx.id.index()].fetch_sub(1, Ordering::Relaxed);
         self.leave_client_place(cx, index);
-        self.heads.remove(&index);
-        self.polls.remove(&index);
+        self.http.forget(index);
         cx.counters().connections_open.sub(1);
         cx.counters().connections_closed.add(1);
         self.leaving.push_back(&mut self.conns, index);
         self.leaving_count += 1;
+    }
+
+    /// Closed connections whose slots are not free yet.
+    pub(crate) fn leavers(&self) -> usize {
+        self.leaving_count as usize
+    }
+
+    /// Takes the closed connection that has waited longest. Its slot is to be freed by [`Self::free_slot`].
+    pub(crate) fn next_leaver(&mut self) -> Option<u32> {
+        let index = self.leaving.pop_front(&mut self.conns)?;
+        self.leaving_count -= 1;
+        Some(index)
+    }
+
+    /// Frees the slot of a closed connection. One whose session is not over, since a home has no room for
+    /// the mail, waits behind the others; false then.
+    pub(crate) fn free_slot(&mut self, index: u32) -> bool {
+        let is_over = self.conns.get(index as usize).is_none_or(|conn| conn.session == NONE);
+        match is_over {
+            true => _ = self.conns.try_remove(index as usize),
+            false => {
+                self.leaving.push_back(&mut self.conns, index);
+                self.leaving_count += 1;
+            }
+        }
+        is_over
     }
 
     /// All is sent: the FIN.

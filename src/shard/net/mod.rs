@@ -6,6 +6,7 @@ pub(crate) mod admit;
 pub(crate) mod drain;
 pub(crate) mod effects;
 pub(crate) mod ending;
+pub(crate) mod holders;
 pub(crate) mod image;
 pub(crate) mod liveness;
 pub(crate) mod places;
@@ -15,10 +16,12 @@ pub(crate) mod record;
 pub(crate) mod send;
 pub(crate) mod slow;
 pub mod timers;
+pub(crate) mod turn;
 pub(crate) mod write;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::ops::{Index, IndexMut};
 
 use slab::Slab;
 
@@ -31,69 +34,61 @@ use self::record::Conn;
 use self::send::Held;
 use self::timers::{LinkTable, Links, List, TimerTable, Wheel};
 use super::context::Cx;
-use super::http::bodies::Bodies;
-use super::http::polls::Poll;
-use super::http::stream::UnsentHead;
+use super::http::HttpState;
 use crate::base::form::Form;
 use crate::base::id::ConnKey;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
 use crate::io::{Completion, Driver, Sent};
 use crate::proto::client::Encoding;
-use crate::proto::http::{DateCache, HttpDate};
+use crate::proto::http::HttpDate;
 use crate::shard::by_slot::BySlot;
 use crate::shard::stats::ShardCounters;
 
 /// The connections of one shard, and its driver.
 pub(crate) struct Net<D: Driver> {
-    pub(crate) driver: D,
-    pub(crate) conns: Slab<Conn<D::Socket>>,
-    pub(crate) addresses: Addresses,
-    pub(crate) next_generation: NonZeroU32,
-    pub(crate) queues: SendQueues,
+    driver: D,
+    conns: Slab<Conn<D::Socket>>,
+    addresses: Addresses,
+    next_generation: NonZeroU32,
+    queues: SendQueues,
     /// Frames that wait for the reply to `connect`, by slot.
-    pub(crate) held: BySlot<Held>,
-    pub(crate) wheel: Wheel,
-    pub(crate) leaving: List,
-    pub(crate) leaving_count: u64,
+    held: BySlot<Held>,
+    wheel: Wheel,
+    leaving: List,
+    leaving_count: u64,
     /// Connections that may lose their places to new ones.
-    pub(crate) replaceable: Replaceable,
-    pub(crate) completions: Vec<Completion>,
+    replaceable: Replaceable,
+    completions: Vec<Completion>,
+    /// Completions of the turn that are taken.
+    completed: usize,
     /// Connections to read, each at most once.
-    pub(crate) ready: VecDeque<ConnKey>,
+    ready: VecDeque<ConnKey>,
     /// Connections to write, each at most once.
-    pub(crate) dirty: Vec<ConnKey>,
+    dirty: Vec<ConnKey>,
     /// Connections whose writes the driver has, and the results.
-    pub(crate) writing: Vec<ConnKey>,
-    pub(crate) sent: Vec<Sent>,
+    writing: Vec<ConnKey>,
+    sent: Vec<Sent>,
     /// Connections of this turn with too much in their queues, and the namespace that filled them.
-    pub(crate) over: Vec<(u32, u16)>,
-    /// What is being dropped for one of them.
-    pub(crate) dropped: Vec<Dropped>,
-    pub(crate) acceptable: bool,
+    over: Vec<(u32, u16)>,
+    /// Publications that one delivery has dropped.
+    dropped: Vec<Dropped>,
+    acceptable: bool,
     /// No descriptor was left: the listener is tried again then, since no edge reports it.
-    pub(crate) accept_again_at: Option<Millis>,
-    pub(crate) passed: bool,
-    /// Bodies of requests that are not all here.
-    pub(crate) bodies: Bodies,
-    /// Heads of responses that wait for the result of the `connect`, by slot.
-    pub(crate) heads: BySlot<UnsentHead>,
-    /// Connections with a request that was answered at once: bytes behind it are next.
-    pub(crate) answered: Vec<ConnKey>,
-    /// Requests that wait for publications, by slot.
-    pub(crate) polls: BySlot<Box<Poll>>,
+    accept_again_at: Option<Millis>,
+    passed: bool,
     /// Connections whose positions go behind what this turn has for them.
-    pub(crate) to_mark: Vec<ConnKey>,
-    /// The `Date` of answers.
-    pub(crate) date: DateCache,
+    to_mark: Vec<ConnKey>,
+    /// HTTP requests.
+    pub(crate) http: HttpState,
     /// Set while the node closes its connections.
-    pub(crate) draining: Option<Draining>,
+    draining: Option<Draining>,
     /// Spreads over time what many clients would do at the same moment: first pings, and coming back.
-    pub(crate) rng: Rng,
+    rng: Rng,
     /// What requests have come to that isn't Net's, in order.
-    pub(crate) effects: VecDeque<Effect>,
+    effects: VecDeque<Effect>,
     /// Slots that a walk over all connections has found; empty between walks.
-    pub(crate) listed: Vec<u32>,
+    listed: Vec<u32>,
 }
 
 impl<D: Driver> Net<D> {
@@ -111,6 +106,7 @@ impl<D: Driver> Net<D> {
             leaving_count: 0,
             replaceable: Replaceable::default(),
             completions: Vec::with_capacity(1024),
+            completed: 0,
             ready: VecDeque::new(),
             dirty: Vec::new(),
             writing: Vec::new(),
@@ -120,12 +116,8 @@ impl<D: Driver> Net<D> {
             acceptable: true,
             accept_again_at: None,
             passed: false,
-            bodies: Bodies::default(),
-            heads: Default::default(),
-            answered: Vec::new(),
-            polls: Default::default(),
             to_mark: Vec::new(),
-            date: DateCache::default(),
+            http: HttpState::default(),
             listed: Vec::new(),
             draining: None,
             rng,
@@ -146,13 +138,13 @@ impl<D: Driver> Net<D> {
         counters.connections_replaceable.set(self.replaceable.len() as u64);
         counters.queued_bytes.set(self.queues.bytes());
         counters.queues.set(self.queues.in_use() as u64);
-        counters.unfinished_bytes.set(self.bodies.bytes() as u64);
+        self.http.set_gauges(counters);
         counters.timers.set(self.wheel.len() as u64);
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
-    pub(crate) fn left(&self) -> [(&'static str, usize); 13] {
-        [
+    pub(crate) fn left(&self) -> Vec<(&'static str, usize)> {
+        let mut left = vec![
             ("connections", self.conns.len()),
             ("addresses", self.addresses.len()),
             ("send queues", self.queues.in_use()),
@@ -162,11 +154,9 @@ impl<D: Driver> Net<D> {
             ("leaving connections", self.leaving_count as usize),
             ("connections to read", self.ready.len()),
             ("connections to write", self.dirty.len()),
-            ("heads of responses", self.heads.len()),
-            ("requests just answered", self.answered.len()),
-            ("polls", self.polls.len()),
-            ("bytes of bodies", self.bodies.bytes()),
-        ]
+        ];
+        left.extend(self.http.left());
+        left
     }
 }
 
@@ -188,7 +178,7 @@ impl<D: Driver> Net<D> {
 
     /// The `Date` of what is answered in this turn.
     pub(crate) fn date(&mut self, cx: &Cx) -> HttpDate {
-        self.date.at(cx.unix.0)
+        self.http.date(cx)
     }
 
     /// Puts a connection on the list of those to read. A paused one comes onto it when it is resumed.
@@ -199,6 +189,51 @@ impl<D: Driver> Net<D> {
         {
             conn.flags.set_ready(true);
             self.ready.push_back(key);
+        }
+    }
+
+    /// The connection in a slot.
+    pub(crate) fn at(&self, index: u32) -> Option<&Conn<D::Socket>> {
+        self.conns.get(index as usize)
+    }
+
+    /// The connection in a slot, to change it.
+    pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut Conn<D::Socket>> {
+        self.conns.get_mut(index as usize)
+    }
+
+    /// A random number below a bound, to spread over time what many clients would do at once.
+    pub(crate) fn random_below(&mut self, bound: u64) -> u64 {
+        self.rng.below(bound)
+    }
+
+    /// Adds an effect that another group has to carry out.
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    /// Takes the next effect that another group has to carry out.
+    pub(crate) fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Takes the list of [`Self::list_to_mark`]. It goes back by [`Self::give_back_to_mark`], which keeps its
+    /// room.
+    pub(crate) fn take_to_mark(&mut self) -> Vec<ConnKey> {
+        std::mem::take(&mut self.to_mark)
+    }
+
+    /// Keeps the room of an emptied list, unless new connections were listed meanwhile.
+    pub(crate) fn give_back_to_mark(&mut self, emptied: Vec<ConnKey>) {
+        if self.to_mark.is_empty() {
+            self.to_mark = emptied;
+        }
+    }
+
+    /// Lists a connection whose position is sent behind the frames of this turn.
+    pub(crate) fn list_to_mark(&mut self, index: u32) {
+        if let Some(conn) = self.conns.get(index as usize) {
+            self.to_mark.push(conn.key(index));
         }
     }
 
@@ -213,6 +248,21 @@ impl<D: Driver> Net<D> {
     }
 }
 
+/// The connection in a slot that the caller knows to be taken.
+impl<D: Driver> Index<u32> for Net<D> {
+    type Output = Conn<D::Socket>;
+
+    fn index(&self, index: u32) -> &Self::Output {
+        &self.conns[index as usize]
+    }
+}
+
+impl<D: Driver> IndexMut<u32> for Net<D> {
+    fn index_mut(&mut self, index: u32) -> &mut Self::Output {
+        &mut self.conns[index as usize]
+    }
+}
+
 impl<S> LinkTable for Slab<Conn<S>> {
     fn links(&mut self, index: u32) -> &mut Links {
         &mut self[index as usize].links
@@ -222,6 +272,26 @@ impl<S> LinkTable for Slab<Conn<S>> {
 impl<S> TimerTable for Slab<Conn<S>> {
     fn deadline_tick(&mut self, index: u32) -> &mut u32 {
         &mut self[index as usize].deadline_tick
+    }
+}
+
+#[cfg(test)]
+impl<D: Driver> Net<D> {
+    /// The keys of all connections.
+    pub(crate) fn keys(&self) -> Vec<ConnKey> {
+        self.conns.iter().map(|(index, conn)| conn.key(index as u32)).collect()
+    }
+
+    /// The listener has connections.
+    pub(crate) fn set_acceptable(&mut self) {
+        self.acceptable = true;
+    }
+
+    /// Empties the lists of a turn.
+    pub(crate) fn forget_turn(&mut self) {
+        self.ready.clear();
+        self.dirty.clear();
+        self.http.take_answered();
     }
 }
 

@@ -141,6 +141,12 @@ impl<S> Conn<S> {
         self.waits = None;
     }
 
+    /// Whether input that was read before waits. An unfinished request head doesn't count: it needs more
+    /// bytes.
+    pub(crate) fn has_leftover(&self) -> bool {
+        self.rx.as_ref().is_some_and(|rx| rx.has_leftover()) && self.phase != Phase::Head
+    }
+
     /// Its key, in slot `index`.
     pub(crate) fn key(&self, index: u32) -> ConnKey {
         ConnKey { index, generation: self.generation }

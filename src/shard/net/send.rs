@@ -77,6 +77,12 @@ impl<D: Driver> Net<D> {
         self.held.remove(&index).unwrap_or_default().frames
     }
 
+    /// Bytes in the send queue of a connection.
+    pub(crate) fn queued_for(&self, index: u32) -> usize {
+        let queue = self.conns.get(index as usize).and_then(|conn| self.queues.get(conn.queue));
+        queue.map_or(0, |queue| queue.bytes())
+    }
+
     /// Bytes that are held for a connection.
     pub(crate) fn held_bytes(&self, index: u32) -> usize {
         self.held.get(&index).map_or(0, |held| held.bytes)

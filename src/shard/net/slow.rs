@@ -43,9 +43,39 @@ impl<D: Driver> Net<D> {
     }
 
     /// Queues publications of a channel that drops the oldest rather than close a client. Those that made
-    /// room, or found none, are added to `dropped`. True: the subscriber takes patches, and has with this one
-    /// something that the next patch can build on.
+    /// room, or found none, are listed until [`Self::take_dropped`]. True: the subscriber takes patches, and
+    /// the next patch can build on this delivery.
     pub(crate) fn enqueue_or_drop(
+        &mut self,
+        cx: &Cx,
+        index: u32,
+        channel: u32,
+        outgoing: &Outgoing,
+    ) -> bool {
+        let mut dropped = std::mem::take(&mut self.dropped);
+        let is_based = self.enqueue_dropping(cx, index, channel, outgoing, &mut dropped);
+        self.dropped = dropped;
+        is_based
+    }
+
+    /// Whether [`Self::enqueue_or_drop`] has dropped publications.
+    pub(crate) fn has_dropped(&self) -> bool {
+        !self.dropped.is_empty()
+    }
+
+    /// Takes the list of dropped publications. It goes back by [`Self::give_back_dropped`], which keeps its
+    /// room.
+    pub(crate) fn take_dropped(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Clears the list of dropped publications.
+    pub(crate) fn give_back_dropped(&mut self, mut dropped: Vec<Dropped>) {
+        dropped.clear();
+        self.dropped = dropped;
+    }
+
+    fn enqueue_dropping(
         &mut self,
         cx: &Cx,
         index: u32,
@@ -85,6 +115,11 @@ impl<D: Driver> Net<D> {
         };
         self.push_droppable(index, frame, Droppable { channel, messages, kind });
         delta
+    }
+
+    /// Lists a connection for which more waits than may, and the namespace that filled its queue.
+    pub(crate) fn list_overfull(&mut self, index: u32, namespace: u16) {
+        self.over.push((index, namespace));
     }
 
     /// More waits for a connection than may: whether dropping what may be dropped was enough.
@@ -176,10 +211,11 @@ mod tests {
         plan.client.queue_bytes_max = 250;
         let mut of = Wired::new(plan);
         let (_, key) = of.connect_client();
-        let mut dropped = Vec::new();
         for _ in 0..3 {
-            of.net.enqueue_or_drop(&of.cx, key.index, 5, &outgoing(100), &mut dropped);
+            of.net.enqueue_or_drop(&of.cx, key.index, 5, &outgoing(100));
         }
+        assert!(of.net.has_dropped());
+        let dropped = of.net.take_dropped();
         assert_eq!(dropped, [Dropped { channel: 5, messages: 1, baseless: false }]);
         assert_eq!(of.net.queues.bytes(), 200);
         let mut local = LocalSide::new(&of.cx);
