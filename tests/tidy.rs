@@ -209,7 +209,7 @@ const STILL_UNTESTED: &[&str] = &[];
 
 /// Fields and methods of `Shard`, which wires its groups and has little else to do.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 25;
+const SHARD_METHODS_MAX: usize = 37;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {

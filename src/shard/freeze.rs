@@ -136,8 +136,8 @@ impl<D: Driver> Shard<D> {
         let has = |index: u32| conns.contains(index as usize);
         let is_poll = |index: u32| net.form(index).is_poll();
         let good = self.clients.asides.iter().all(|(index, _)| has(index))
-            && net.polls.keys().all(|index| has(*index) && is_poll(*index))
-            && net.heads.keys().all(|index| has(*index))
+            && net.http.polls.keys().all(|index| has(*index) && is_poll(*index))
+            && net.http.heads.keys().all(|index| has(*index))
             && net.replaceable.order().into_iter().all(has)
             && net.addresses.indexes().all(has);
         if good { Ok(()) } else { Err(Broken::Value("a part of a connection")) }

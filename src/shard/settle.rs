@@ -49,7 +49,7 @@ impl<D: Driver> Shard<D> {
     /// # Errors
     /// The shard drains its connections, or has stopped.
     pub fn settle(&mut self) -> Result<(), &'static str> {
-        if self.net.draining.is_some() || self.life.stopped {
+        if self.net.draining.is_some() || self.life.is_stopped() {
             return Err("the node closes its connections");
         }
         let since = self.cx.now;
@@ -98,7 +98,7 @@ impl<D: Driver> Shard<D> {
     /// In place of accepting and reading: brings to an end what turns alone don't.
     pub(crate) fn settle_some(&mut self) {
         self.take_from_driver();
-        self.go_on_answered();
+        self.clients.continue_answered(&mut outlets!(self), &mut self.local);
         self.local.locals.wake_due(Millis(u64::MAX));
         self.handle_replied();
         self.answer_those_who_wait();
@@ -147,7 +147,7 @@ impl<D: Driver> Shard<D> {
             // Nothing is looked at here before the rest of it has come.
             Phase::Head => {
                 self.net.head(&self.cx, &mut self.codec, &mut self.post, key, bytes);
-                self.after_net();
+                self.clients.after_net(&mut outlets!(self), &mut self.local);
             }
             _ if conn.flags.deaf() => {}
             _ => conn.rx.get_or_insert_default().raw.extend_from_slice(bytes),
@@ -166,14 +166,14 @@ impl<D: Driver> Shard<D> {
                 if paused || !waits || self.clients.asides.reply(index).is_none() {
                     break;
                 }
-                self.handle_kept(key);
+                self.clients.handle_kept(&mut outlets!(self), &mut self.local, key);
             }
         }
     }
 
     /// Answers polls, and the requests of the up-link whose commands wait.
     fn answer_those_who_wait(&mut self) {
-        let begun = self.net.polls.iter().filter(|(_, poll)| poll.has_begun());
+        let begun = self.net.http.polls.iter().filter(|(_, poll)| poll.has_begun());
         let begun: Vec<u32> = begun.map(|(index, _)| *index).collect();
         for index in begun {
             self.clients.return_poll(&mut outlets!(self), &mut self.local, index);
@@ -220,8 +220,7 @@ impl<D: Driver> Shard<D> {
         let called: Vec<u32> = called.map(|(index, _)| index).collect();
         for index in called {
             self.clients.asides.take(index, |aside| aside.call = false);
-            let Some(rx) = self.net.at_mut(index).and_then(|conn| conn.rx.as_mut())
-            else {
+            let Some(rx) = self.net.at_mut(index).and_then(|conn| conn.rx.as_mut()) else {
                 continue;
             };
             let commands = std::mem::take(&mut rx.commands);

@@ -241,8 +241,7 @@ impl<D: Driver> Net<D> {
 
     /// A request that another thread has gets no answer from there any more.
     pub(crate) fn give_up_request(&mut self, cx: &Cx, post: &mut Post, index: u32) {
-        let Some(conn) = self.conns.get(index as usize).filter(|conn| conn.phase == Phase::Asked)
-        else {
+        let Some(conn) = self.at(index).filter(|conn| conn.phase == Phase::Asked) else {
             return;
         };
         let key = conn.key(index);

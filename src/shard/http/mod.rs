@@ -23,13 +23,13 @@ use crate::shard::stats::ShardCounters;
 #[derive(Default)]
 pub(crate) struct HttpState {
     /// Bodies of requests that are not complete.
-    bodies: Bodies,
+    pub(crate) bodies: Bodies,
     /// Heads of responses that wait for the result of the `connect`, by slot.
-    heads: BySlot<UnsentHead>,
+    pub(crate) heads: BySlot<UnsentHead>,
     /// Connections with a request that was answered at once: bytes behind it are next.
-    answered: Vec<ConnKey>,
+    pub(crate) answered: Vec<ConnKey>,
     /// Requests that wait for publications, by slot.
-    polls: BySlot<Box<Poll>>,
+    pub(crate) polls: BySlot<Box<Poll>>,
     /// The `Date` of answers.
     date: DateCache,
 }

@@ -2,16 +2,16 @@
 
 use super::LocalSide;
 use crate::base::image::{Broken, ImageReader, ImageWriter, Slots, kind};
-use crate::hub::fanout::Walk;
 use crate::hub::filter::FiltersReader;
 use crate::hub::local::image::LocalsReader;
 use crate::shard::context::Cx;
+use crate::shard::local::fanout::FanOuts;
 
 impl LocalSide {
     /// Writes the records of this group.
     pub(crate) fn write_image(&self, out: &mut ImageWriter) {
         // The buffers of a fan-out live for a turn.
-        let Self { locals, next_serial, filters, walk: _ } = self;
+        let Self { locals, next_serial, filters, fan_outs: _ } = self;
         out.record(kind::LOCAL_SIDE, |out| {
             out.field(next_serial);
             out.field(&locals.slots());
@@ -65,7 +65,12 @@ impl LocalReader {
         let none = Broken::Value("a shard without a subscribers' side");
         let (next_serial, locals, filters) = self.0.ok_or(none)?;
         let filters = filters.end()?;
-        Ok(LocalSide { locals: locals.end(&filters)?, next_serial, filters, walk: Walk::default() })
+        Ok(LocalSide {
+            locals: locals.end(&filters)?,
+            next_serial,
+            filters,
+            fan_outs: FanOuts::default(),
+        })
     }
 }
 

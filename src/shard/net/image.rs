@@ -105,13 +105,13 @@ impl<D: Driver> Net<D> {
             sockets.extend(conn.socket.take().map(|socket| (key, socket)));
         }
         self.addresses.write_image(out);
-        for (index, poll) in &self.polls {
+        for (index, poll) in &self.http.polls {
             out.record(kind::POLL, |out| {
                 out.field(index);
                 out.field(poll);
             });
         }
-        for (index, head) in &self.heads {
+        for (index, head) in &self.http.heads {
             out.record(kind::HEAD, |out| {
                 out.field(index);
                 out.field(head);
@@ -129,11 +129,11 @@ impl<D: Driver> Net<D> {
             ("leaving connections", self.leaving_count as usize),
             ("frames held for a reply", self.held.len()),
             ("connections to write", self.dirty.len()),
-            ("requests just answered", self.answered.len()),
+            ("requests just answered", self.http.answered.len()),
             ("consequences of requests", self.effects.len()),
             ("sends under way", count(|conn| conn.flags.sending())),
             ("requests not answered", count(|conn| conn.phase == Phase::Asked)),
-            ("polls", self.polls.values().filter(|poll| poll.has_begun()).count()),
+            ("polls", self.http.polls.values().filter(|poll| poll.has_begun()).count()),
         ]
     }
 }
@@ -209,18 +209,18 @@ impl<D: Driver> NetReader<D> {
                     return Err(from.misplaced());
                 }
                 if let Some((room, bytes)) = rx.incoming.as_ref().map(|of| of.counted()) {
-                    self.net.bodies.add(room, bytes);
+                    self.net.http.bodies.add(room, bytes);
                 }
                 conn.rx = Some(Box::new(rx));
             }
             (kind::ADDRESS, true) => self.net.addresses.read(cx, from)?,
             (kind::POLL, true) => {
                 let (index, poll) = (u32::read(from)?, Poll::read(from)?);
-                self.net.polls.insert(index, Box::new(poll));
+                self.net.http.polls.insert(index, Box::new(poll));
             }
             (kind::HEAD, true) => {
                 let (index, head) = (u32::read(from)?, UnsentHead::read(from)?);
-                self.net.heads.insert(index, head);
+                self.net.http.heads.insert(index, head);
             }
             (
                 kind::NET

@@ -47,9 +47,9 @@ use crate::shard::stats::ShardCounters;
 
 /// The connections of one shard, and its driver.
 pub(crate) struct Net<D: Driver> {
-    driver: D,
-    conns: Slab<Conn<D::Socket>>,
-    addresses: Addresses,
+    pub(crate) driver: D,
+    pub(crate) conns: Slab<Conn<D::Socket>>,
+    pub(crate) addresses: Addresses,
     next_generation: NonZeroU32,
     queues: SendQueues,
     /// Frames that wait for the reply to `connect`, by slot.
@@ -58,8 +58,8 @@ pub(crate) struct Net<D: Driver> {
     leaving: List,
     leaving_count: u64,
     /// Connections that may lose their places to new ones.
-    replaceable: Replaceable,
-    completions: Vec<Completion>,
+    pub(crate) replaceable: Replaceable,
+    pub(crate) completions: Vec<Completion>,
     /// Completions of the turn that are taken.
     completed: usize,
     /// Connections to read, each at most once.
@@ -73,16 +73,16 @@ pub(crate) struct Net<D: Driver> {
     over: Vec<(u32, u16)>,
     /// Publications that one delivery has dropped.
     dropped: Vec<Dropped>,
-    acceptable: bool,
+    pub(crate) acceptable: bool,
     /// No descriptor was left: the listener is tried again then, since no edge reports it.
     accept_again_at: Option<Millis>,
-    passed: bool,
+    pub(crate) passed: bool,
     /// Connections whose positions go behind what this turn has for them.
     to_mark: Vec<ConnKey>,
     /// HTTP requests.
     pub(crate) http: HttpState,
     /// Set while the node closes its connections.
-    draining: Option<Draining>,
+    pub(crate) draining: Option<Draining>,
     /// Spreads over time what many clients would do at the same moment: first pings, and coming back.
     rng: Rng,
     /// What requests have come to that isn't Net's, in order.
