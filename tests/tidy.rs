@@ -198,18 +198,9 @@ const TABLES: [&str; 5] = [
     "src/node/serve.rs: settings",
 ];
 
-/// Functions that are longer and no table.
-const STILL_LONG: &[&str] = &[];
-
-/// Files outside tests that import all of their parent.
-const STILL_IMPORTING_ALL: &[&str] = &[];
-
-/// Files of `shard` and `session` without a unit test.
-const STILL_UNTESTED: &[&str] = &[];
-
 /// Fields and methods of `Shard`, which wires its groups and has little else to do.
 const SHARD_FIELDS_MAX: usize = 12;
-const SHARD_METHODS_MAX: usize = 37;
+const SHARD_METHODS_MAX: usize = 30;
 
 /// The Rust files under `folder`, without test modules: path as shown, and lines.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
@@ -281,8 +272,7 @@ fn functions(lines: &[String]) -> Vec<(&str, usize)> {
 }
 
 /// Findings that are not listed, and listed ones that are not found any more.
-fn listed(found: &[String], lists: &[&[&str]], rule: &str) {
-    let listed: Vec<&str> = lists.concat();
+fn listed(found: &[String], listed: &[&str], rule: &str) {
     let mut wrong = Vec::new();
     for one in found.iter().filter(|one| !listed.contains(&one.as_str())) {
         wrong.push(format!("{one}: {rule}"));
@@ -303,7 +293,7 @@ fn functions_are_short_but_tables() {
             }
         }
     }
-    listed(&long, &[&TABLES, STILL_LONG], "a function of more than 70 lines");
+    listed(&long, &TABLES, "a function of more than 70 lines");
 }
 
 #[test]
@@ -314,7 +304,7 @@ fn imports_name_each_item() {
     };
     let found = sources("src").into_iter().filter(|(_, lines)| lines.iter().any(all));
     let found: Vec<String> = found.map(|(path, _)| path).collect();
-    listed(&found, &[STILL_IMPORTING_ALL], "imports all of its parent");
+    listed(&found, &[], "imports all of its parent");
 }
 
 #[test]
@@ -333,7 +323,7 @@ fn files_of_the_middle_have_unit_tests() {
             }
         }
     }
-    listed(&untested, &[STILL_UNTESTED], "no unit test");
+    listed(&untested, &[], "no unit test");
 }
 
 #[test]

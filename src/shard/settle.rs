@@ -24,10 +24,12 @@ use crate::io::{Driver, Received};
 use crate::proto::client::{self, Disconnect, Encoding, ErrorCode, Request};
 use crate::session::WaitsFor;
 use crate::shard::Shard;
+use crate::shard::clients::Clients;
 use crate::shard::clients::commands::ErrorReply;
 use crate::shard::clients::proxies::put_commands_in_front;
+use crate::shard::local::LocalSide;
 use crate::shard::net::record::Phase;
-use crate::shard::outlets::outlets;
+use crate::shard::outlets::{Outlets, outlets};
 
 /// Milliseconds after which calls of the application and requests of the control thread are waited for no
 /// longer.
@@ -65,7 +67,7 @@ impl<D: Driver> Shard<D> {
         self.cx.settles = false;
         for key in settling.given_up {
             if self.net.conn(key).is_some() {
-                self.end_for_good(key.index);
+                self.clients.end_for_good(&mut outlets!(self), &mut self.local, key.index);
             }
         }
         let stopped = self.net.conns.iter().filter(|(_, conn)| {
@@ -89,30 +91,25 @@ impl<D: Driver> Shard<D> {
         left
     }
 
-    /// The session is closed, and its client comes again.
-    fn end_for_good(&mut self, index: u32) {
-        let out = &mut outlets!(self);
-        self.clients.disconnect(out, &mut self.local, index, Disconnect::Shutdown);
-    }
-
     /// In place of accepting and reading: brings to an end what turns alone don't.
     pub(crate) fn settle_some(&mut self) {
         self.take_from_driver();
         self.clients.continue_answered(&mut outlets!(self), &mut self.local);
         self.local.locals.wake_due(Millis(u64::MAX));
-        self.handle_replied();
-        self.answer_those_who_wait();
+        self.clients.handle_replied(&mut outlets!(self), &mut self.local);
+        self.clients.answer_those_who_wait(&mut outlets!(self), &mut self.local);
         let now = self.cx.now;
         // Again in each turn: a request that was on its way may have begun another call.
-        if let Some(settling) = &self.life.settling
-            && now.since(settling.since) >= CALLS_MS
-        {
-            self.give_up_waiting();
+        let Some(settling) = &mut self.life.settling else { return };
+        let settled_ms = now.since(settling.since);
+        if settled_ms >= CALLS_MS {
+            // The bound: calls that may not be made twice have failed, and requests get 503.
+            let out = &mut outlets!(self);
+            settling.given_up.extend(self.clients.give_up_calls(out, &mut self.local));
+            self.net.give_up_requests(&self.cx, &mut self.post);
         }
-        if let Some(settling) = &self.life.settling
-            && now.since(settling.since) >= 2 * CALLS_MS
-        {
-            self.end_late_sessions();
+        if settled_ms >= 2 * CALLS_MS {
+            self.clients.end_late_sessions(&mut outlets!(self), &mut self.local);
         }
     }
 
@@ -125,7 +122,8 @@ impl<D: Driver> Shard<D> {
             match received {
                 Received::Bytes { mut lease, .. } => {
                     self.cx.counters().bytes_received.add(lease.len() as u64);
-                    self.keep_bytes(key, &mut lease);
+                    let out = &mut outlets!(self);
+                    self.clients.keep_bytes(out, &mut self.local, key, &mut lease);
                     self.net.driver.give_back(lease);
                     self.net.mark_ready(key);
                 }
@@ -139,15 +137,34 @@ impl<D: Driver> Shard<D> {
             }
         }
     }
+}
+
+/// What `Clients` brings to an end while its shard settles.
+impl Clients {
+    /// The session is closed, and its client comes again.
+    fn end_for_good<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        self.disconnect(out, side, index, Disconnect::Shutdown);
+    }
 
     /// Bytes of a connection, which are read and not handled.
-    fn keep_bytes(&mut self, key: ConnKey, bytes: &mut [u8]) {
-        let Some(conn) = self.net.conn(key) else { return };
+    fn keep_bytes<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        key: ConnKey,
+        bytes: &mut [u8],
+    ) {
+        let Some(conn) = out.net.conn(key) else { return };
         match conn.phase {
             // Nothing is looked at here before the rest of it has come.
             Phase::Head => {
-                self.net.head(&self.cx, &mut self.codec, &mut self.post, key, bytes);
-                self.clients.after_net(&mut outlets!(self), &mut self.local);
+                out.net.head(out.cx, out.codec, out.post, key, bytes);
+                self.after_net(out, side);
             }
             _ if conn.flags.deaf() => {}
             _ => conn.rx.get_or_insert_default().raw.extend_from_slice(bytes),
@@ -155,85 +172,94 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Handles commands to which the application has replied: it is not to be called again for them.
-    fn handle_replied(&mut self) {
-        let replied = self.clients.asides.iter().filter(|(_, aside)| !aside.replies.is_empty());
+    fn handle_replied<D: Driver>(&mut self, out: &mut Outlets<'_, D>, side: &mut LocalSide) {
+        let replied = self.asides.iter().filter(|(_, aside)| !aside.replies.is_empty());
         let replied: Vec<u32> = replied.map(|(index, _)| index).collect();
         for index in replied {
             for _ in 0..TURN_FRAMES_MAX {
-                let Some(conn) = self.net.at(index) else { break };
+                let Some(conn) = out.net.at(index) else { break };
                 let (key, paused) = (conn.key(index), conn.flags.paused());
                 let waits = conn.rx.as_ref().is_some_and(|rx| !rx.commands.is_empty());
-                if paused || !waits || self.clients.asides.reply(index).is_none() {
+                if paused || !waits || self.asides.reply(index).is_none() {
                     break;
                 }
-                self.clients.handle_kept(&mut outlets!(self), &mut self.local, key);
+                self.handle_kept(out, side, key);
             }
         }
     }
 
     /// Answers polls, and the requests of the up-link whose commands wait.
-    fn answer_those_who_wait(&mut self) {
-        let begun = self.net.http.polls.iter().filter(|(_, poll)| poll.has_begun());
+    fn answer_those_who_wait<D: Driver>(&mut self, out: &mut Outlets<'_, D>, side: &mut LocalSide) {
+        let begun = out.net.http.polls.iter().filter(|(_, poll)| poll.has_begun());
         let begun: Vec<u32> = begun.map(|(index, _)| *index).collect();
         for index in begun {
-            self.clients.return_poll(&mut outlets!(self), &mut self.local, index);
+            self.return_poll(out, side, index);
         }
-        let waiting = self.net.conns.iter().filter(|(_, conn)| conn.rx.is_some());
+        let waiting = out.net.conns.iter().filter(|(_, conn)| conn.rx.is_some());
         let waiting: Vec<u32> = waiting.map(|(index, _)| index as u32).collect();
         for index in waiting {
-            self.net.answer_waiting(&self.cx, &mut self.post, index);
-        }
-    }
-
-    /// The bound: calls that may not be made twice have failed, and requests get 503.
-    fn give_up_waiting(&mut self) {
-        self.give_up_calls();
-        let shard = self.net.conns.iter();
-        let asked: Vec<u32> = shard
-            .filter(|(_, conn)| conn.phase == Phase::Asked)
-            .map(|(index, _)| index as u32)
-            .collect();
-        for index in asked {
-            self.net.give_up_request(&self.cx, &mut self.post, index);
+            out.net.answer_waiting(out.cx, out.post, index);
         }
     }
 
     /// A session in the middle of a step at a home is closed, so that its client comes again.
-    fn end_late_sessions(&mut self) {
+    fn end_late_sessions<D: Driver>(&mut self, out: &mut Outlets<'_, D>, side: &mut LocalSide) {
         let late: Vec<u32> = self
-            .clients
             .sessions
             .iter()
             .filter(|(_, session)| session.is_connecting() || session.unanswered > 0)
             .map(|(_, session)| session.conn)
             .collect();
-        late.into_iter().for_each(|index| self.end_for_good(index));
+        late.into_iter().for_each(|index| self.end_for_good(out, side, index));
     }
 
-    fn give_up_calls(&mut self) {
-        for command in self.clients.take_deferred() {
-            if self.net.conn(command.conn()).is_some() {
-                self.give_up_command(command.conn().index, command.bytes());
+    /// Gives up the calls of the application that have had no reply, and returns their connections.
+    fn give_up_calls<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+    ) -> Vec<ConnKey> {
+        let mut given_up = Vec::new();
+        for command in self.take_deferred() {
+            if out.net.conn(command.conn()).is_some() {
+                given_up.extend(self.give_up_command(
+                    out,
+                    side,
+                    command.conn().index,
+                    command.bytes(),
+                ));
             }
         }
-        let called = self.clients.asides.iter().filter(|(_, aside)| aside.call);
+        let called = self.asides.iter().filter(|(_, aside)| aside.call);
         let called: Vec<u32> = called.map(|(index, _)| index).collect();
         for index in called {
-            self.clients.asides.take(index, |aside| aside.call = false);
-            let Some(rx) = self.net.at_mut(index).and_then(|conn| conn.rx.as_mut()) else {
+            self.asides.take(index, |aside| aside.call = false);
+            let Some(rx) = out.net.at_mut(index).and_then(|conn| conn.rx.as_mut()) else {
                 continue;
             };
             let commands = std::mem::take(&mut rx.commands);
             let at = std::mem::take(&mut rx.commands_at);
-            self.give_up_command(index, &commands[at.min(commands.len())..]);
+            given_up.extend(self.give_up_command(
+                out,
+                side,
+                index,
+                &commands[at.min(commands.len())..],
+            ));
         }
+        given_up
     }
 
     /// The first of these commands waits for the application, which has not replied. One that may not be
     /// repeated is answered with an error; the others stay, in front of what the connection has.
-    fn give_up_command(&mut self, index: u32, bytes: &[u8]) {
+    fn give_up_command<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        bytes: &[u8],
+    ) -> Option<ConnKey> {
         let mut left = bytes;
-        let first = match self.net.encoding(index) {
+        let first = match out.net.encoding(index) {
             Encoding::Protobuf => first_of(client::binary_commands(bytes)),
             Encoding::Json => match std::str::from_utf8(bytes) {
                 Ok(text) => first_of(client::commands(text)),
@@ -244,17 +270,13 @@ impl<D: Driver> Shard<D> {
             let code = ErrorCode::Internal;
             let why = "the application has not replied, and the node is being replaced";
             let error = ErrorReply { temporary: true, ..ErrorReply::new(code, "", why) };
-            self.clients.reply_error(&mut outlets!(self), &mut self.local, index, id, error);
+            self.reply_error(out, side, index, id, error);
             left = bytes.get(consumed..).unwrap_or_default();
         }
-        let Some(key) = self.net.at(index).map(|conn| conn.key(index)) else {
-            return;
-        };
-        put_commands_in_front(&mut self.net, key, left);
-        if let Some(settling) = &mut self.life.settling {
-            settling.given_up.push(key);
-        }
-        self.net.resume(key);
+        let key = out.net.at(index).map(|conn| conn.key(index))?;
+        put_commands_in_front(out.net, key, left);
+        out.net.resume(key);
+        Some(key)
     }
 }
 

@@ -239,15 +239,15 @@ impl<D: Driver> Net<D> {
         post.send(cx, CONTROL, Mail::Request(Box::new(WebRequest { asker, head, body, address })));
     }
 
-    /// A request that another thread has gets no answer from there any more.
-    pub(crate) fn give_up_request(&mut self, cx: &Cx, post: &mut Post, index: u32) {
-        let Some(conn) = self.at(index).filter(|conn| conn.phase == Phase::Asked) else {
-            return;
-        };
-        let key = conn.key(index);
-        let reuse = http::Reuse::Close;
-        let answer = Answer { reuse, status: 503, headers: "", body: b"" };
-        self.answer(cx, post, key, answer, b"");
+    /// Requests that another thread has get no answer from there any more.
+    pub(crate) fn give_up_requests(&mut self, cx: &Cx, post: &mut Post) {
+        let conns = self.conns.iter().filter(|(_, conn)| conn.phase == Phase::Asked);
+        let keys: Vec<ConnKey> = conns.map(|(index, conn)| conn.key(index as u32)).collect();
+        for key in keys {
+            let reuse = http::Reuse::Close;
+            let answer = Answer { reuse, status: 503, headers: "", body: b"" };
+            self.answer(cx, post, key, answer, b"");
+        }
     }
 
     /// A body that isn't whole is given up.
