@@ -191,6 +191,14 @@ fn seeds() {
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/seeds.txt");
 }
 
+/// The check of orders can fail: a session that is closed by an order for another one is noticed.
+#[test]
+fn an_order_that_closes_another_session_is_noticed() {
+    let fault = |seed| catch_unwind(|| Run::misdirected(seed)).ok()?.err();
+    let mut faults = (0..FIXED_SEEDS).filter_map(fault);
+    assert!(faults.any(|fault| fault.contains("meant for another session")));
+}
+
 /// Seeds of runs in which the node is replaced.
 const REPLACED_SEEDS: u64 = 15;
 

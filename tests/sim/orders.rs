@@ -24,20 +24,25 @@ struct Order {
 
 /// All orders of a run.
 #[derive(Default)]
-pub(crate) struct Orders(Vec<Order>);
+pub(crate) struct Orders {
+    given: Vec<Order>,
+    /// Orders are noted for a user that nobody is: each session that one closes is a wrong one.
+    pub(crate) misdirected: bool,
+}
 
 impl Orders {
     /// The code for a new order; none when all are used.
     pub(crate) fn code_for(&mut self, target: Target, step: u64) -> Option<u16> {
-        let code = CODES_BEGIN + u16::try_from(self.0.len()).ok()?;
+        let code = CODES_BEGIN + u16::try_from(self.given.len()).ok()?;
+        let target = if self.misdirected { Target::User("nobody".to_owned()) } else { target };
         (code < CODES_END).then(|| {
-            self.0.push(Order { target, step });
+            self.given.push(Order { target, step });
             code
         })
     }
 
     fn get(&self, code: u16) -> Option<&Order> {
-        self.0.get(usize::from(code.checked_sub(CODES_BEGIN)?))
+        self.given.get(usize::from(code.checked_sub(CODES_BEGIN)?))
     }
 
     /// Whether a disconnect was ordered for the session with this client id, of this user. `None`: it

@@ -168,6 +168,13 @@ impl Run {
         Self::new(seed).report()
     }
 
+    /// The same, but each order is noted for another session than it is given for.
+    pub(crate) fn misdirected(seed: u64) -> Result<Report, String> {
+        let mut run = Self::new(seed);
+        run.history.orders.misdirected = true;
+        run.report()
+    }
+
     /// The same with its events as lines, also when it fails.
     pub(crate) fn written(seed: u64) -> (Result<Report, String>, String) {
         let mut run = Self::new(seed);
