@@ -82,7 +82,7 @@ impl<D: Driver> Net<D> {
             if cx.counters().bytes_received.get() - reads.bytes_before >= TURN_INPUT_BYTES_MAX {
                 return None;
             }
-            if ahead > 0 && reads.done % ahead == 0 {
+            if ahead > 0 && reads.done.is_multiple_of(ahead) {
                 self.read_ahead(ahead);
             }
             reads.done += 1;
