@@ -3,10 +3,8 @@
 
 use std::sync::Arc;
 
-use compact_str::CompactString;
-
-use super::Home;
 use super::seam::Turn;
+use super::{Event, Home};
 use crate::base::form::{Form, Forms};
 use crate::base::frame::SharedFrame;
 use crate::base::info::ClientInfo;
@@ -19,15 +17,6 @@ use crate::proto::framing;
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
-
-/// A client joined a channel or left it, and the subscribers have no event of it yet.
-#[derive(Debug)]
-pub(super) struct Event {
-    pub(super) channel: CompactString,
-    pub(super) joined: bool,
-    /// The client's packed info.
-    pub(super) info: Box<[u8]>,
-}
 
 impl Home {
     /// Sends the join and leave events of this turn: each channel's in one message or a few.

@@ -24,29 +24,28 @@ mod subscribe;
 mod tokens;
 mod users;
 
+use std::net::IpAddr;
+
 use compact_str::CompactString;
 use slab::Slab;
 
 use self::answers::Answers;
-use self::events::Event;
 use self::followed::Remote;
 use self::seam::Turn;
-use self::tokens::{OpenCheck, Verify};
 use super::Broker;
 use super::codec::Codec;
 use super::context::Cx;
 use super::mail::post::Post;
-use super::mail::{List, Listed, Mail};
+use super::mail::{Asker, List, Listed, Mail};
 use crate::base::id::ShardId;
 use crate::base::limits::{GOOD_TOKENS_MAX, RESULTS_BYTES_MAX, RESULTS_MAX};
 use crate::base::rng::Rng;
-use crate::edge::channels::Namespace;
-use crate::edge::good_tokens::GoodTokens;
+use crate::edge::good_tokens::{GoodTokens, TokenDigest};
 use crate::hub::delta::Patcher;
-use crate::hub::history::StreamOptions;
 use crate::hub::home::Homes;
 use crate::hub::results::Results;
 use crate::hub::user_conns::UserConns;
+use crate::shard::clients::signatures::{Interest, TokenKind};
 use crate::shard::stats::ShardCounters;
 
 /// Channels, users and tokens whose home is this shard.
@@ -68,6 +67,37 @@ pub(crate) struct Home {
     /// Channels that a broker beside this node keeps. `None`: this home keeps them itself, and every
     /// operation is done in the step that requests it.
     remote: Option<Box<Remote>>,
+}
+
+/// A client joined a channel or left it, and the subscribers have no event of it yet.
+#[derive(Debug)]
+struct Event {
+    channel: CompactString,
+    joined: bool,
+    /// The client's packed info.
+    info: Box<[u8]>,
+}
+
+/// A check of a signature that has begun.
+#[derive(Debug)]
+struct OpenCheck {
+    from: ShardId,
+    asker: Asker,
+    /// The hash of the token.
+    hash: u64,
+    digest: TokenDigest,
+    /// The keys that it was begun with.
+    generation: u64,
+    /// The address among whose checks it counts.
+    counted: Option<IpAddr>,
+}
+
+/// A token whose signature is to be checked.
+struct Verify {
+    token: Box<str>,
+    kind: TokenKind,
+    asker: Asker,
+    interest: Interest,
 }
 
 impl Home {
@@ -189,15 +219,6 @@ impl Home {
             ("checks in the pool", self.checks.len()),
             ("operations at the broker", self.remote.as_ref().map_or(0, |of| of.waiting.len())),
         ]
-    }
-}
-
-/// The options of a namespace for its channels' streams.
-fn stream_options(namespace: &Namespace) -> StreamOptions {
-    StreamOptions {
-        size: namespace.history_size,
-        ttl_ms: namespace.history_ttl_ms,
-        meta_ttl_ms: namespace.history_meta_ttl_ms,
     }
 }
 

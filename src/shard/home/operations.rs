@@ -74,7 +74,7 @@ fn publishing(cx: &Cx, ticket: Ticket, publish: &Publish) -> Publishing {
     let extra = publish.options.as_deref().cloned().unwrap_or_default();
     let options = match extra.skip_history {
         true => StreamOptions::default(),
-        false => super::stream_options(namespace),
+        false => super::seam::stream_options(namespace),
     };
     let Publish { data, info, tags, is_json, .. } = publish;
     let published = Published { data, info, tags, is_json: *is_json };

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::{Home, stream_options};
+use super::Home;
+use super::seam::stream_options;
 use crate::base::form::{Data, Form};
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;

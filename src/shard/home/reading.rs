@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use compact_str::CompactString;
 
+use super::Home;
 use super::answers::Asked;
-use super::{Home, stream_options};
+use super::seam::stream_options;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;

@@ -13,8 +13,8 @@
 
 use compact_str::CompactString;
 
+use super::Event;
 use super::Home;
-use super::events::Event;
 use super::followed::{Channel, Pass, Remote, window_of};
 use super::line::{Cause, Effects, Link, Need, Query};
 use super::ops::{Op, Outcome, Request, Step};

@@ -1,6 +1,8 @@
-//! The way of commands from a home to the broker.
+//! What the operations of a home share: the ways of a step, commands to the broker, options of streams.
 
+use crate::edge::channels::Namespace;
 use crate::hub::broker::Command;
+use crate::hub::history::StreamOptions;
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
@@ -19,6 +21,15 @@ pub(super) fn command(cx: &Cx, out: &mut Post, command: Command) {
         cx.counters().broker_reads.add(1);
     }
     out.send(cx, CONTROL, Mail::Command(Box::new(command)));
+}
+
+/// The options of a namespace for its channels' streams.
+pub(super) fn stream_options(namespace: &Namespace) -> StreamOptions {
+    StreamOptions {
+        size: namespace.history_size,
+        ttl_ms: namespace.history_ttl_ms,
+        meta_ttl_ms: namespace.history_meta_ttl_ms,
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! between: mail to a shard stays in order, and the answer stands exactly between the publications before
 //! it and those after it.
 
-use super::events::Event;
-use super::{Home, stream_options};
+use super::seam::stream_options;
+use super::{Event, Home};
 use crate::base::id::{ConnKey, ShardId};
 use crate::hub::members::Member;
 use crate::shard::context::Cx;

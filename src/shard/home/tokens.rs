@@ -4,40 +4,16 @@
 //! reconnects costs no second check. The pool has a bounded number of checks, since each holds a credit of
 //! the shard that sent it.
 
-use std::net::IpAddr;
-
-use super::Home;
+use super::{Home, OpenCheck, Verify};
 use crate::base::id::ShardId;
 use crate::edge::address_limits::Counted;
-use crate::edge::good_tokens::{TokenDigest, token_digest};
+use crate::edge::good_tokens::token_digest;
 use crate::edge::jwt::Checked;
-use crate::shard::clients::signatures::{Interest, SignatureJob, Signed, TokenKind};
+use crate::shard::clients::signatures::{SignatureJob, Signed};
 use crate::shard::context::Cx;
 use crate::shard::crypto::{Crypto, CryptoJob};
+use crate::shard::mail::Mail;
 use crate::shard::mail::post::Post;
-use crate::shard::mail::{Asker, Mail};
-
-/// A check of a signature that has begun.
-#[derive(Debug)]
-pub(super) struct OpenCheck {
-    from: ShardId,
-    asker: Asker,
-    /// The hash of the token.
-    hash: u64,
-    digest: TokenDigest,
-    /// The keys that it was begun with.
-    generation: u64,
-    /// The address among whose checks it counts.
-    counted: Option<IpAddr>,
-}
-
-/// A token whose signature is to be checked.
-pub(super) struct Verify {
-    pub(super) token: Box<str>,
-    pub(super) kind: TokenKind,
-    pub(super) asker: Asker,
-    pub(super) interest: Interest,
-}
 
 impl Home {
     /// Answers at once where the token's signature is known to be good; else the check begins.
@@ -112,8 +88,10 @@ mod tests {
     use crossbeam_channel::Receiver;
 
     use super::*;
+    use crate::shard::clients::signatures::{Interest, TokenKind};
     use crate::shard::fixture::Plan;
     use crate::shard::home::driven::{Driven, conn};
+    use crate::shard::mail::Asker;
 
     fn driven() -> (Driven, Receiver<CryptoJob>) {
         let (jobs, pool) = crossbeam_channel::unbounded();
