@@ -8,10 +8,10 @@
 //! concerns the session of a subscriber, the fan-out returns, and goes on behind that subscriber with
 //! the next call. So a subscriber that is disconnected here gets no more of the same slice.
 
-use super::LocalSide;
+use super::{LocalSide, Slice, Target};
 use crate::base::time::Millis;
 use crate::edge::channels::SlowPolicy;
-use crate::hub::fanout::{Outgoing, Walk};
+use crate::hub::fanout::Outgoing;
 use crate::io::Driver;
 use crate::proto::framing;
 use crate::shard::outlets::Outlets;
@@ -46,23 +46,6 @@ impl Consequence {
     }
 }
 
-/// The channel of deliveries, as the send queues need it.
-#[derive(Clone, Copy, Debug)]
-struct Target {
-    channel: u32,
-    namespace: u16,
-    /// The policy for publications that slow consumers don't take.
-    policy: SlowPolicy,
-}
-
-/// Some subscribers of a channel, and their shares of a group.
-struct Slice {
-    to: Target,
-    walk: Walk,
-    /// Deliveries that are made.
-    done: usize,
-}
-
 /// Frames that fan-outs hold for one subscription.
 pub(crate) struct Pending {
     of: Option<Target>,
@@ -85,17 +68,6 @@ impl Pending {
             consequence.is_any().then_some(consequence)
         })
     }
-}
-
-/// A fan-out between two calls.
-#[derive(Default)]
-pub(super) struct FanOuts {
-    /// Deliveries that the turn may still have.
-    left: u32,
-    /// The slice in which the last call has returned.
-    slice: Option<Slice>,
-    /// Buffers of the slice before.
-    walk: Walk,
 }
 
 impl LocalSide {

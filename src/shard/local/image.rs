@@ -1,11 +1,10 @@
 //! The byte form of the subscribers' side: channels with their subscribers in order, and filters.
 
-use super::LocalSide;
+use super::{FanOuts, LocalSide};
 use crate::base::image::{Broken, ImageReader, ImageWriter, Slots, kind};
 use crate::hub::filter::FiltersReader;
 use crate::hub::local::image::LocalsReader;
 use crate::shard::context::Cx;
-use crate::shard::local::fanout::FanOuts;
 
 impl LocalSide {
     /// Writes the records of this group.

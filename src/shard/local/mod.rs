@@ -6,8 +6,9 @@ pub(crate) mod image;
 pub(crate) mod leaving;
 pub(crate) mod traits;
 
-use self::fanout::FanOuts;
 use super::context::Cx;
+use crate::edge::channels::SlowPolicy;
+use crate::hub::fanout::Walk;
 use crate::hub::filter::Filters;
 use crate::hub::local::Locals;
 use crate::shard::stats::ShardCounters;
@@ -20,6 +21,34 @@ pub(crate) struct LocalSide {
     /// Filters of subscriptions here.
     pub(crate) filters: Filters,
     fan_outs: FanOuts,
+}
+
+/// A fan-out between two calls.
+#[derive(Default)]
+struct FanOuts {
+    /// Deliveries that the turn may still have.
+    left: u32,
+    /// The slice in which the last call has returned.
+    slice: Option<Slice>,
+    /// Buffers of the slice before.
+    walk: Walk,
+}
+
+/// The channel of deliveries, as the send queues need it.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    channel: u32,
+    namespace: u16,
+    /// The policy for publications that slow consumers don't take.
+    policy: SlowPolicy,
+}
+
+/// Some subscribers of a channel, and their shares of a group.
+struct Slice {
+    to: Target,
+    walk: Walk,
+    /// Deliveries that are made.
+    done: usize,
 }
 
 impl LocalSide {
