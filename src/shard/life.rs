@@ -1,7 +1,7 @@
 //! Whether a shard goes on or has stopped, and its work of once a second.
 
-use super::settle::Settling;
 use super::shedding::Shedding;
+use crate::base::id::ConnKey;
 use crate::base::time::Millis;
 
 /// The life of one shard.
@@ -15,6 +15,15 @@ pub(crate) struct Life {
     queued_peak: u64,
     /// Gives freed memory back to the system; a no-op in simulation.
     collect: fn(),
+}
+
+/// The state of a shard that settles.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    /// When it began.
+    pub(super) since: Millis,
+    /// Connections whose calls of the application were given up.
+    pub(super) given_up: Vec<ConnKey>,
 }
 
 impl Life {

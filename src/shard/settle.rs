@@ -27,6 +27,7 @@ use crate::shard::Shard;
 use crate::shard::clients::Clients;
 use crate::shard::clients::commands::ErrorReply;
 use crate::shard::clients::proxies::put_commands_in_front;
+use crate::shard::life::Settling;
 use crate::shard::local::LocalSide;
 use crate::shard::net::record::Phase;
 use crate::shard::outlets::{Outlets, outlets};
@@ -34,15 +35,6 @@ use crate::shard::outlets::{Outlets, outlets};
 /// Milliseconds after which calls of the application and requests of the control thread are waited for no
 /// longer.
 pub const CALLS_MS: u64 = 1000;
-
-/// The state of a shard that settles.
-#[derive(Debug)]
-pub(crate) struct Settling {
-    /// When it began.
-    since: Millis,
-    /// Connections whose calls of the application were given up.
-    given_up: Vec<ConnKey>,
-}
 
 impl<D: Driver> Shard<D> {
     /// From now on nothing new is taken: no connection, no bytes, no command. Turns go on until
