@@ -1,11 +1,15 @@
-//! Admission: whether one more client may come, and its place among those that count.
+//! Admission: whether one more client may come, its place among those that count, and whose place is taken
+//! when none is left.
 
 use std::sync::atomic::Ordering;
 
 use crate::base::notices::Reason;
 use crate::io::Driver;
+use crate::session::WaitsFor;
 use crate::shard::context::Cx;
+use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
+use crate::shard::net::record::Phase;
 
 impl<D: Driver> Net<D> {
     /// Why no client may begin a session now, if so.
@@ -107,6 +111,69 @@ impl<D: Driver> Net<D> {
         counter.add(1);
     }
 }
+
+impl<D: Driver> Net<D> {
+    /// A connection does nothing for a client from now on: it may lose its place.
+    pub(crate) fn set_replaceable(&mut self, index: u32) {
+        self.replaceable.insert(index);
+    }
+
+    /// A connection keeps its place.
+    pub(crate) fn set_busy(&mut self, index: u32) {
+        self.replaceable.remove(index);
+    }
+
+    /// Connections with a socket.
+    pub(crate) fn connections(&self) -> usize {
+        self.conns.len() - self.leaving_count as usize
+    }
+
+    /// Whether clients have all places that they may take. The places beyond are for requests to be read
+    /// in, so that a node full of clients answers health checks and calls of the API.
+    pub(crate) fn is_full_of_clients(&self, cx: &Cx) -> bool {
+        self.connections() - self.replaceable.len() >= cx.node.options.conns_max as usize
+    }
+
+    /// Whether each place is taken, those for requests included.
+    pub(crate) fn is_full(&self, cx: &Cx) -> bool {
+        self.connections() >= cx.node.options.places_max()
+    }
+}
+
+impl<D: Driver> Net<D> {
+    /// Closes the longest idle connection to make place for another; false where all are busy.
+    pub(crate) fn replace_one(&mut self, cx: &Cx, post: &mut Post) -> bool {
+        for _ in 0..PENDING_SKIPPED_MAX {
+            let Some(index) = self.replaceable.first() else { return false };
+            let Some(conn) = self.conns.get(index as usize) else {
+                self.replaceable.remove(index);
+                continue;
+            };
+            if matches!(conn.waits, Some(WaitsFor::TokenCheck | WaitsFor::Application)) {
+                // Its token is being checked, or the application is asked about it: it isn't idle.
+                self.replaceable.insert(index);
+                continue;
+            }
+            let counters = cx.counters();
+            let counter = match conn.phase {
+                Phase::Head if conn.flags.served() && conn.rx.is_none() => &counters.replaced_kept,
+                Phase::Head => &counters.replaced_head,
+                Phase::Body => &counters.replaced_body,
+                Phase::Client => &counters.replaced_stale,
+                _ => &counters.replaced_closing,
+            };
+            counter.add(1);
+            // Without an answer: who has sent nothing would take it for that of its next request, and an event
+            // source would give up for good.
+            self.release(cx, post, index, false);
+            return true;
+        }
+        false
+    }
+}
+
+/// Connections looked at to find one whose place may be taken: those that wait for a verdict are passed over.
+const PENDING_SKIPPED_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {

@@ -4,24 +4,12 @@
 use std::sync::atomic::Ordering;
 
 use crate::base::limits::TURN_LEAVERS_MAX;
-use crate::base::time::Millis;
 use crate::io::Driver;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
-use crate::shard::net::Net;
 use crate::shard::net::record::Phase;
 use crate::shard::net::timers::ticks;
-
-/// The state of a drain.
-pub(crate) struct Draining {
-    per_second: u32,
-    since: Millis,
-    closed: u64,
-    /// The slot that the walk over all connections goes on at.
-    cursor: usize,
-    /// The node has counted this shard as drained.
-    counted: bool,
-}
+use crate::shard::net::{Draining, Net};
 
 impl<D: Driver> Net<D> {
     /// Whether the node closes its connections.

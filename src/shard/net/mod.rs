@@ -8,6 +8,7 @@ pub(crate) mod effects;
 pub(crate) mod ending;
 pub(crate) mod holders;
 pub(crate) mod image;
+mod known;
 pub(crate) mod liveness;
 pub(crate) mod places;
 pub(crate) mod queue;
@@ -25,17 +26,16 @@ use std::ops::{Index, IndexMut};
 
 use slab::Slab;
 
-use self::addresses::Addresses;
-use self::drain::Draining;
 use self::effects::Effect;
+use self::known::Addresses;
 use self::places::Replaceable;
 use self::queue::{Dropped, SendQueues};
 use self::record::Conn;
-use self::send::Held;
 use self::timers::{LinkTable, Links, List, TimerTable, Wheel};
 use super::context::Cx;
 use super::http::HttpState;
 use crate::base::form::Form;
+use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
 use crate::base::rng::Rng;
 use crate::base::time::Millis;
@@ -89,6 +89,24 @@ pub(crate) struct Net<D: Driver> {
     effects: VecDeque<Effect>,
     /// Slots that a walk over all connections has found; empty between walks.
     listed: Vec<u32>,
+}
+
+/// The state of a drain.
+pub(crate) struct Draining {
+    per_second: u32,
+    since: Millis,
+    closed: u64,
+    /// The slot that the walk over all connections goes on at.
+    cursor: usize,
+    /// The node has counted this shard as drained.
+    counted: bool,
+}
+
+/// Frames that have to go behind the reply to `connect`.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    frames: Vec<SharedFrame>,
+    bytes: usize,
 }
 
 impl<D: Driver> Net<D> {

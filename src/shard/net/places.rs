@@ -3,18 +3,12 @@
 //! A connection that does nothing for a client is *replaceable*: it is in its request head, kept for another request,
 //! sending a client's body, upgraded but not connected, or closing. The others are busy: clients, and requests that
 //! are being answered. Where no place is left, the connection that has been replaceable for longest makes room for
-//! the new one; so sockets that say nothing can't lock anybody out, however many there are.
+//! the new one (`admit.rs`); so sockets that say nothing can't lock anybody out, however many there are.
 //!
 //! [`Replaceable`] is a list in the order in which they became so. Its links are in a table of their own and not in
 //! the connection's record, so that a client pays nothing for it; joining, leaving and taking the first are O(1).
 
-use crate::io::Driver;
-use crate::session::WaitsFor;
 use crate::shard::by_slot::BySlot;
-use crate::shard::context::Cx;
-use crate::shard::mail::post::Post;
-use crate::shard::net::Net;
-use crate::shard::net::record::Phase;
 use crate::shard::net::timers::{LinkTable, Links, List};
 
 /// Links of the members of a list, by slot.
@@ -80,69 +74,6 @@ impl Replaceable {
         }
     }
 }
-
-impl<D: Driver> Net<D> {
-    /// A connection does nothing for a client from now on: it may lose its place.
-    pub(crate) fn set_replaceable(&mut self, index: u32) {
-        self.replaceable.insert(index);
-    }
-
-    /// A connection keeps its place.
-    pub(crate) fn set_busy(&mut self, index: u32) {
-        self.replaceable.remove(index);
-    }
-
-    /// Connections with a socket.
-    pub(crate) fn connections(&self) -> usize {
-        self.conns.len() - self.leaving_count as usize
-    }
-
-    /// Whether clients have all places that they may take. The places beyond are for requests to be read
-    /// in, so that a node full of clients answers health checks and calls of the API.
-    pub(crate) fn is_full_of_clients(&self, cx: &Cx) -> bool {
-        self.connections() - self.replaceable.len() >= cx.node.options.conns_max as usize
-    }
-
-    /// Whether each place is taken, those for requests included.
-    pub(crate) fn is_full(&self, cx: &Cx) -> bool {
-        self.connections() >= cx.node.options.places_max()
-    }
-}
-
-impl<D: Driver> Net<D> {
-    /// Closes the longest idle connection to make place for another; false where all are busy.
-    pub(crate) fn replace_one(&mut self, cx: &Cx, post: &mut Post) -> bool {
-        for _ in 0..PENDING_SKIPPED_MAX {
-            let Some(index) = self.replaceable.first() else { return false };
-            let Some(conn) = self.conns.get(index as usize) else {
-                self.replaceable.remove(index);
-                continue;
-            };
-            if matches!(conn.waits, Some(WaitsFor::TokenCheck | WaitsFor::Application)) {
-                // Its token is being checked, or the application is asked about it: it isn't idle.
-                self.replaceable.insert(index);
-                continue;
-            }
-            let counters = cx.counters();
-            let counter = match conn.phase {
-                Phase::Head if conn.flags.served() && conn.rx.is_none() => &counters.replaced_kept,
-                Phase::Head => &counters.replaced_head,
-                Phase::Body => &counters.replaced_body,
-                Phase::Client => &counters.replaced_stale,
-                _ => &counters.replaced_closing,
-            };
-            counter.add(1);
-            // Without an answer: who has sent nothing would take it for that of its next request, and an event
-            // source would give up for good.
-            self.release(cx, post, index, false);
-            return true;
-        }
-        false
-    }
-}
-
-/// Connections looked at to find one whose place may be taken: those that wait for a verdict are passed over.
-const PENDING_SKIPPED_MAX: usize = 16;
 
 /// Links that are kept however few are in use.
 const LINKS_KEPT: usize = 256;

@@ -15,13 +15,6 @@ use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::net::Net;
 
-/// Frames that have to go behind the reply to `connect`.
-#[derive(Debug, Default)]
-pub(crate) struct Held {
-    frames: Vec<SharedFrame>,
-    bytes: usize,
-}
-
 impl<D: Driver> Net<D> {
     /// Queues a frame and returns the bytes that wait for the connection then. The limit is checked when
     /// the turn's frames are written, so that a socket with room gets its chance first.
