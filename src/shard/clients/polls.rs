@@ -10,7 +10,8 @@ use crate::proto::client::{
 };
 use crate::session::{Connecting, Made, SubState};
 use crate::shard::clients::Clients;
-use crate::shard::http::polls::{Begun, join, status_of};
+use crate::shard::http::Begun;
+use crate::shard::http::polls::{join, status_of};
 use crate::shard::http::route::Answer;
 use crate::shard::local::LocalSide;
 use crate::shard::net::record::NONE;

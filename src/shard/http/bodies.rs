@@ -6,11 +6,12 @@
 //!
 //! [`Bodies`] owns this accounting: bytes are added and removed nowhere else.
 
-use crate::base::image::durable_enum;
+use crate::base::image::{durable, durable_enum};
 use crate::base::limits::{
     API_BODIES_BYTES_MAX, BODY_BYTES_PER_SECOND_MIN, BODY_GRACE_MS, CLIENT_BODIES_BYTES_MAX,
     PAGE_BODIES_BYTES_MAX, WEB_BODY_TIMEOUT_MS,
 };
+use crate::proto::http::BodyReader;
 
 /// Whose a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,51 @@ impl Bodies {
     /// Bytes in all rooms.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.iter().sum()
+    }
+}
+
+/// A request whose body is on its way in.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) head: Box<[u8]>,
+    pub(crate) body: BodyReader,
+    /// Which of the endpoints it is for; `None`: the control thread.
+    pub(crate) endpoint: Option<usize>,
+    /// Where its body is counted.
+    pub(crate) room: Room,
+}
+
+durable!(Incoming { head, body, endpoint, room });
+
+impl Incoming {
+    /// Where its body is counted, and how much of it is.
+    pub(crate) fn counted(&self) -> (Room, usize) {
+        (self.room, self.body.len())
+    }
+
+    /// The request's head.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Which of the endpoints it is for.
+    pub(crate) fn endpoint(&self) -> Option<usize> {
+        self.endpoint
+    }
+
+    /// Head and body.
+    pub(crate) fn into_parts(self) -> (Box<[u8]>, Vec<u8>) {
+        (self.head, self.body.into_bytes())
+    }
+
+    /// Bytes of it that are here.
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    /// How long its body may take, milliseconds since the head.
+    pub(crate) fn allowed_ms(&self) -> u64 {
+        allowed_ms(self.body.len())
     }
 }
 

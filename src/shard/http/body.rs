@@ -9,7 +9,6 @@
 
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
-use crate::base::image::durable;
 use crate::base::limits::{ECHO_BACKLOG_BYTES, PAGE_BODY_BYTES_MAX, WEB_BODY_BYTES_MAX};
 use crate::base::notices::Reason;
 use crate::edge::api_key::GivenKey;
@@ -17,57 +16,12 @@ use crate::io::Driver;
 use crate::proto::http::{self, BodyReader, Refusal};
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
-use crate::shard::http::bodies::{self, Room};
+use crate::shard::http::bodies::{Incoming, Room};
 use crate::shard::http::route::Answer;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, CONTROL, Mail, WebRequest};
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
-
-/// A request whose body is on its way in.
-#[derive(Debug)]
-pub(crate) struct Incoming {
-    head: Box<[u8]>,
-    body: BodyReader,
-    /// Which of the endpoints it is for; `None`: the control thread.
-    endpoint: Option<usize>,
-    /// Where its body is counted.
-    room: Room,
-}
-
-durable!(Incoming { head, body, endpoint, room });
-
-impl Incoming {
-    /// Where its body is counted, and how much of it is.
-    pub(crate) fn counted(&self) -> (Room, usize) {
-        (self.room, self.body.len())
-    }
-
-    /// The request's head.
-    pub(crate) fn head(&self) -> &[u8] {
-        &self.head
-    }
-
-    /// Which of the endpoints it is for.
-    pub(crate) fn endpoint(&self) -> Option<usize> {
-        self.endpoint
-    }
-
-    /// Head and body.
-    pub(crate) fn into_parts(self) -> (Box<[u8]>, Vec<u8>) {
-        (self.head, self.body.into_bytes())
-    }
-
-    /// Bytes of it that are here.
-    pub(crate) fn bytes(&self) -> usize {
-        self.head.len() + self.body.len()
-    }
-
-    /// How long its body may take, milliseconds since the head.
-    pub(crate) fn allowed_ms(&self) -> u64 {
-        bodies::allowed_ms(self.body.len())
-    }
-}
 
 impl<D: Driver> Net<D> {
     /// A request for the control thread. The key of the server API is looked at before the body is read, so that

@@ -11,10 +11,11 @@ pub(crate) mod stream;
 pub(crate) mod upgrade;
 
 use self::bodies::Bodies;
-use self::polls::Poll;
-use self::stream::UnsentHead;
+use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
-use crate::proto::http::{DateCache, HttpDate};
+use crate::base::image::durable;
+use crate::proto::http::{DateCache, HttpDate, Reuse};
+use crate::session::Made;
 use crate::shard::by_slot::BySlot;
 use crate::shard::context::Cx;
 use crate::shard::stats::ShardCounters;
@@ -80,6 +81,53 @@ impl HttpState {
             ("bytes of bodies", self.bodies.bytes()),
         ]
     }
+}
+
+/// The head of a response that goes out, or is replaced, when its `connect` is decided.
+#[derive(Debug)]
+pub(crate) struct UnsentHead {
+    frame: SharedFrame,
+    /// Which of the endpoints.
+    endpoint: usize,
+    cors: String,
+}
+
+durable!(UnsentHead { frame, endpoint, cors });
+
+/// A request that isn't answered.
+#[derive(Debug)]
+pub(crate) struct Poll {
+    /// Whether another request may follow.
+    pub(crate) reuse: Reuse,
+    /// Header lines of the answer.
+    pub(crate) cors: Box<str>,
+    /// The result of its `connect`: nothing is answered before it.
+    pub(crate) begun: Option<Begun>,
+    /// Publications that came, by channel: each a list without its brackets.
+    pub(crate) came: Vec<(u32, SharedFrame)>,
+    /// Bytes of them.
+    pub(crate) came_bytes: usize,
+    /// They were too many.
+    pub(crate) over: bool,
+}
+
+// One that has begun is answered before an image is written.
+durable!(Poll { reuse, cors } anew { begun: None, came: Vec::new(), came_bytes: 0, over: false });
+
+impl Poll {
+    /// Its `connect` is answered.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+}
+
+/// The parts of a `connect` that are kept until the answer.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) made: Box<[Made]>,
+    pub(crate) ttl: Option<u32>,
+    /// Data for the result; empty for none.
+    pub(crate) data: Box<[u8]>,
 }
 
 #[cfg(test)]

@@ -11,49 +11,12 @@
 use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
-use crate::base::image::durable;
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, comes_back};
-use crate::proto::http::{Head, Reuse};
-use crate::session::Made;
+use crate::proto::http::Head;
 use crate::shard::context::Cx;
+use crate::shard::http::Poll;
 use crate::shard::net::Net;
-
-/// A request that isn't answered.
-#[derive(Debug)]
-pub(crate) struct Poll {
-    /// Whether another request may follow.
-    pub(crate) reuse: Reuse,
-    /// Header lines of the answer.
-    pub(crate) cors: Box<str>,
-    /// The result of its `connect`: nothing is answered before it.
-    pub(crate) begun: Option<Begun>,
-    /// Publications that came, by channel: each a list without its brackets.
-    pub(crate) came: Vec<(u32, SharedFrame)>,
-    /// Bytes of them.
-    pub(crate) came_bytes: usize,
-    /// They were too many.
-    pub(crate) over: bool,
-}
-
-// One that has begun is answered before an image is written.
-durable!(Poll { reuse, cors } anew { begun: None, came: Vec::new(), came_bytes: 0, over: false });
-
-impl Poll {
-    /// Its `connect` is answered.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.is_some()
-    }
-}
-
-/// The parts of a `connect` that are kept until the answer.
-#[derive(Debug)]
-pub(crate) struct Begun {
-    pub(crate) made: Box<[Made]>,
-    pub(crate) ttl: Option<u32>,
-    /// Data for the result; empty for none.
-    pub(crate) data: Box<[u8]>,
-}
 
 /// A request of a poll as a connect request: the channels with a position go on from there, and all are to be
 /// recoverable.

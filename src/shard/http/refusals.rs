@@ -10,7 +10,7 @@ use crate::base::notices::Reason;
 use crate::io::Driver;
 use crate::proto::http::{self, Head, Refusal};
 use crate::shard::context::Cx;
-use crate::shard::http::body::Incoming;
+use crate::shard::http::bodies::Incoming;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::notices::reason_of_refusal;

@@ -15,31 +15,20 @@ use compact_str::CompactString;
 use crate::base::form::{Form, Framing};
 use crate::base::frame::SharedFrame;
 use crate::base::id::ConnKey;
-use crate::base::image::durable;
 use crate::base::notices::Reason;
 use crate::io::Driver;
 use crate::proto::http::{self, Head, Reuse};
 use crate::proto::{client, framing};
 use crate::session::Headers;
 use crate::shard::context::Cx;
-use crate::shard::http::body::Incoming;
+use crate::shard::http::UnsentHead;
+use crate::shard::http::bodies::Incoming;
 use crate::shard::http::endpoint::{CodeResponse, Endpoint, EndpointKind};
 use crate::shard::http::route::Answer;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
 use crate::shard::net::record::{Phase, Rx};
-
-/// The head of a response that goes out, or is replaced, when its `connect` is decided.
-#[derive(Debug)]
-pub(crate) struct UnsentHead {
-    frame: SharedFrame,
-    /// Which of the endpoints.
-    endpoint: usize,
-    cors: String,
-}
-
-durable!(UnsentHead { frame, endpoint, cors });
 
 impl<D: Driver> Net<D> {
     /// A request for an endpoint is whole.

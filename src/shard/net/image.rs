@@ -16,10 +16,9 @@ use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, durab
 use crate::base::rng::Rng;
 use crate::io::Driver;
 use crate::shard::context::Cx;
-use crate::shard::http::body::Incoming;
+use crate::shard::http::bodies::Incoming;
+use crate::shard::http::{Poll, UnsentHead};
 use crate::shard::http::emulation::Emulated;
-use crate::shard::http::polls::Poll;
-use crate::shard::http::stream::UnsentHead;
 
 /// A connection's record, without what is made anew: links, timer, places of queue and input.
 struct ConnImage {

@@ -19,7 +19,7 @@ use crate::base::id::ConnKey;
 use crate::base::image::durable_enum;
 use crate::proto::ws;
 use crate::session::WaitsFor;
-use crate::shard::http::body::Incoming;
+use crate::shard::http::bodies::Incoming;
 use crate::shard::http::emulation::{Emulated, Emulating};
 use crate::shard::net::timers::Links;
 
