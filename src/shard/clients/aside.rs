@@ -12,7 +12,6 @@ use compact_str::CompactString;
 use crate::session::app::AppAnswer;
 use crate::session::{Headers, Verdict};
 use crate::shard::by_slot::BySlot;
-use crate::shard::clients::proxies::ReplyAtHand;
 use crate::shard::clients::signatures::Interest;
 
 /// The parts that one connection has.
@@ -32,6 +31,14 @@ pub(crate) struct Aside {
     pub(crate) replies: VecDeque<ReplyAtHand>,
     /// Its deferred commands.
     pub(crate) deferred: u32,
+}
+
+/// A reply of the application, kept until the command that waits for it is done.
+#[derive(Debug)]
+pub(crate) struct ReplyAtHand {
+    /// The time of the call: the low bits of the shard's clock, milliseconds.
+    pub(crate) began_ms: u16,
+    pub(crate) answer: Arc<AppAnswer>,
 }
 
 /// How far an administrator is.

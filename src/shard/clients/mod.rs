@@ -25,15 +25,19 @@ pub(crate) mod testing;
 pub(crate) mod tokens;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use compact_str::CompactString;
 use slab::Slab;
 
 use self::aside::Asides;
 use self::ids::SealedIds;
-use self::proxies::{DeferredCommand, DelayedCall};
 use super::context::Cx;
+use crate::base::id::ConnKey;
+use crate::edge::proxy::ProxyOptions;
 use crate::hub::users::Users;
 use crate::session::Session;
+use crate::session::app::AppRequest;
 use crate::shard::stats::ShardCounters;
 
 /// The clients of one shard.
@@ -50,6 +54,35 @@ pub(crate) struct Clients {
     pub(crate) deferred: Slab<DeferredCommand>,
     /// Calls of the application that are not answered.
     pub(crate) calls: usize,
+}
+
+/// A command that waits for the application while others of its connection go on.
+#[derive(Debug)]
+pub(crate) struct DeferredCommand {
+    conn: ConnKey,
+    /// The channel that it is to subscribe to; empty for what is no subscribe.
+    channel: CompactString,
+    bytes: Box<[u8]>,
+}
+
+/// A call about a connection or a subscription that expires, which waits until others are answered.
+#[derive(Debug)]
+pub(crate) struct DelayedCall {
+    conn: ConnKey,
+    proxy: Arc<ProxyOptions>,
+    call: AppRequest,
+}
+
+impl DeferredCommand {
+    /// Whose it is.
+    pub(crate) fn conn(&self) -> ConnKey {
+        self.conn
+    }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Clients {

@@ -10,22 +10,20 @@
 //! command may be deferred instead: its bytes are put in front of what the connection has to handle when the
 //! answer is there.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
 use crate::base::expiry::Expiry;
-use crate::base::form::Form;
-use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::ConnKey;
 use crate::base::limits::PROXY_QUESTIONS_MAX;
-use crate::edge::jwt::{ConnectionClaims, SubOptions};
-use crate::edge::proxy::{AppDisconnect, AppError, ProxyEvent, ProxyOptions};
+use crate::edge::jwt::ConnectionClaims;
+use crate::edge::proxy::{ProxyEvent, ProxyOptions};
 use crate::io::Driver;
 use crate::proto::client::{ConnectRequest, Disconnect, Encoding, ErrorCode, Unsubscribed};
 use crate::session::{Headers, NO_MEMORY, Renewal, Stop, WaitsFor};
-use crate::shard::clients::Clients;
+use crate::shard::clients::aside::ReplyAtHand;
+use crate::shard::clients::{Clients, DeferredCommand, DelayedCall};
 use crate::shard::local::LocalSide;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, CONTROL, Mail};
@@ -34,135 +32,7 @@ use crate::shard::net::record::{NONE, Phase};
 use crate::shard::outlets::Outlets;
 
 pub use crate::session::app::{AppAnswer, AppRequest, AppResult};
-
-/// A call of the application.
-#[derive(Debug)]
-pub struct AppCall {
-    /// Whose command it is; its credits mean nothing here.
-    pub asker: Asker,
-    /// The endpoint.
-    pub proxy: Arc<ProxyOptions>,
-    /// Client id.
-    pub client: CompactString,
-    /// Transport and encoding of the connection.
-    pub form: Form,
-    /// User id; empty is anonymous, and of nobody yet in a `connect`.
-    pub user: CompactString,
-    /// `meta` of the connection, empty for none.
-    pub meta: Box<[u8]>,
-    /// The client's headers that the proxy takes over.
-    pub headers: Option<Arc<Headers>>,
-    /// The client's address, if it has one.
-    pub address: Option<IpAddr>,
-    /// What it is about.
-    pub call: AppRequest,
-    /// The deferred command that it is for, if it is for one; comes back with the answer.
-    pub ticket: Option<u32>,
-}
-
-impl HeapBytes for AppRequest {
-    fn heap_bytes(&self) -> usize {
-        match self {
-            Self::Connect { data, name, version, channels } => {
-                heap_bytes_of!(data, name, version, channels)
-            }
-            Self::Subscribe { channel, data } | Self::Publish { channel, data } => {
-                heap_bytes_of!(channel, data)
-            }
-            Self::Rpc { method, data } => heap_bytes_of!(method, data),
-            Self::SubRefresh { channel, .. } => channel.heap_bytes(),
-            Self::Refresh => 0,
-        }
-    }
-}
-
-impl HeapBytes for AppCall {
-    fn heap_bytes(&self) -> usize {
-        heap_bytes_of!(&self.client, &self.user, &self.meta, &self.headers, &self.call)
-    }
-}
-
-impl HeapBytes for Headers {
-    fn heap_bytes(&self) -> usize {
-        heap_bytes_of!(&self.http, &self.emulated)
-    }
-}
-
-/// The result of a call.
-#[derive(Debug)]
-pub struct AppReply {
-    /// The asker of the call.
-    pub asker: Asker,
-    /// The subscription that it was about, where it was one that expires.
-    pub local: u32,
-    /// That of the call.
-    pub ticket: Option<u32>,
-    /// About what.
-    pub event: ProxyEvent,
-    /// The application's answer.
-    pub answer: AppAnswer,
-}
-
-impl HeapBytes for AppReply {
-    fn heap_bytes(&self) -> usize {
-        match &self.answer {
-            AppAnswer::Result(result) => result.heap_bytes(),
-            AppAnswer::Error(AppError { message, .. }) => message.heap_bytes(),
-            AppAnswer::Disconnect(AppDisconnect { reason, .. }) => reason.heap_bytes(),
-            AppAnswer::Nothing | AppAnswer::Failed => 0,
-        }
-    }
-}
-
-impl HeapBytes for AppResult {
-    fn heap_bytes(&self) -> usize {
-        let ConnectionClaims { user, info, meta, subs, .. } = &self.claims;
-        heap_bytes_of!(user, info, meta, subs, &self.data, &self.tags, &self.options)
-    }
-}
-
-impl HeapBytes for SubOptions {
-    fn heap_bytes(&self) -> usize {
-        heap_bytes_of!(&self.info, &self.data)
-    }
-}
-
-/// A command that waits for the application while others of its connection go on.
-#[derive(Debug)]
-pub(crate) struct DeferredCommand {
-    conn: ConnKey,
-    /// The channel that it is to subscribe to; empty for what is no subscribe.
-    channel: CompactString,
-    bytes: Box<[u8]>,
-}
-
-/// A call about a connection or a subscription that expires, which waits until others are answered.
-#[derive(Debug)]
-pub(crate) struct DelayedCall {
-    conn: ConnKey,
-    proxy: Arc<ProxyOptions>,
-    call: AppRequest,
-}
-
-/// A reply of the application, kept until the command that waits for it is done.
-#[derive(Debug)]
-pub(crate) struct ReplyAtHand {
-    /// The time of the call: the low bits of the shard's clock, milliseconds.
-    pub(crate) began_ms: u16,
-    pub(crate) answer: Arc<AppAnswer>,
-}
-
-impl DeferredCommand {
-    /// Whose it is.
-    pub(crate) fn conn(&self) -> ConnKey {
-        self.conn
-    }
-
-    /// Its bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
+pub use crate::shard::mail::app::{AppCall, AppReply};
 
 impl Clients {
     /// Takes all deferred commands out: their replies come too late.

@@ -7,79 +7,19 @@
 //! ```
 
 use crate::base::frame::SharedFrame;
-use crate::base::heap::{HeapBytes, heap_bytes_of};
-use crate::base::id::{ConnKey, ShardId};
-use crate::base::image::durable;
+use crate::base::id::ConnKey;
 use crate::base::limits::EMULATED_BYTES_MAX;
 use crate::io::Driver;
 use crate::proto::client::{self, EmulationRequest, Encoding};
-use crate::proto::http::{Head, Reuse};
+use crate::proto::http::Head;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
 use crate::shard::http::stream::is_binary;
+use crate::shard::mail::emulation::{Emulate, Emulated, Emulating};
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{Asker, Mail};
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
-
-/// Commands for a connection on another shard, or on this one.
-#[derive(Debug)]
-pub struct Emulate {
-    conn: ConnKey,
-    protobuf: bool,
-    emulated: Emulated,
-}
-
-#[cfg(test)]
-impl Emulate {
-    /// Of nobody, for a test of what it holds.
-    pub(crate) fn holding(data: Box<[u8]>, cors: Box<str>, asker: Asker) -> Self {
-        let reuse = Reuse::Keep;
-        let by = Emulating { from: ShardId(0), asker, cors, reuse };
-        Self { conn: asker.conn, protobuf: false, emulated: Emulated { data, by: Some(by) } }
-    }
-}
-
-impl HeapBytes for Emulate {
-    fn heap_bytes(&self) -> usize {
-        let cors = self.emulated.by.as_ref().map_or(0, |by| by.cors.heap_bytes());
-        heap_bytes_of!(&self.emulated.data) + cors
-    }
-}
-
-/// Who waits for commands to be handled: a request on some shard, and how it is answered.
-#[derive(Debug)]
-pub(crate) struct Emulating {
-    from: ShardId,
-    asker: Asker,
-    /// Header lines of the answer.
-    cors: Box<str>,
-    /// Whether another request may follow.
-    reuse: Reuse,
-}
-
-/// Commands as one frame, and who waits for them to be handled.
-#[derive(Debug)]
-pub(crate) struct Emulated {
-    data: Box<[u8]>,
-    /// `None`: its request is answered.
-    by: Option<Emulating>,
-}
-
-// Requests are answered before an image is written.
-durable!(Emulated { data } anew { by: None });
-
-impl Emulated {
-    /// The commands as one frame.
-    pub(crate) fn commands(&self) -> &[u8] {
-        &self.data
-    }
-
-    /// Bytes of the commands and of their record, so that empty ones have a bound, too.
-    pub(crate) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.data.len() + self.by.as_ref().map_or(0, |by| by.cors.len())
-    }
-}
 
 impl<D: Driver> Net<D> {
     /// A request to the up-link is whole.
@@ -219,6 +159,7 @@ impl<D: Driver> Net<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::id::ShardId;
     use crate::shard::fixture::{Plan, Wired};
     use crate::shard::http::endpoint::{Endpoint, EndpointKind};
 

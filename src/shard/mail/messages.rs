@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::app::{AppCall, AppReply};
 use super::asker::Asker;
+use super::emulation::Emulate;
 use crate::base::bytes::SharedBytes;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
@@ -20,9 +22,7 @@ use crate::hub::parcel::Parcel;
 use crate::hub::subscribers::Traits;
 use crate::proto::client::{Encoding, ErrorCode};
 use crate::session::{PublishOptions, ServerSub};
-use crate::shard::clients::proxies::{AppCall, AppReply};
 use crate::shard::clients::signatures::{Interest, Signed, TokenKind};
-use crate::shard::http::emulation::Emulate;
 
 /// A publication on its way to the home. Boxed in [`Mail`], which stays small.
 #[derive(Debug)]

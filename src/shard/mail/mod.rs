@@ -14,8 +14,10 @@
 //! connection still owes, and waits there.
 
 pub(crate) mod acks;
+pub(crate) mod app;
 mod asker;
 pub(crate) mod credits;
+pub(crate) mod emulation;
 mod lane;
 pub(crate) mod mailbox;
 mod messages;

@@ -18,7 +18,7 @@ use crate::io::Driver;
 use crate::shard::context::Cx;
 use crate::shard::http::bodies::Incoming;
 use crate::shard::http::{Poll, UnsentHead};
-use crate::shard::http::emulation::Emulated;
+use crate::shard::mail::emulation::Emulated;
 
 /// A connection's record, without what is made anew: links, timer, places of queue and input.
 struct ConnImage {

@@ -12,7 +12,7 @@ use crate::proto::ws::{self, Fault, InflateFault, MessageKind, ReadRules, Reader
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
-use crate::shard::http::emulation::Emulated;
+use crate::shard::mail::emulation::Emulated;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};

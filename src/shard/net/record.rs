@@ -20,7 +20,7 @@ use crate::base::image::durable_enum;
 use crate::proto::ws;
 use crate::session::WaitsFor;
 use crate::shard::http::bodies::Incoming;
-use crate::shard::http::emulation::{Emulated, Emulating};
+use crate::shard::mail::emulation::{Emulated, Emulating};
 use crate::shard::net::timers::Links;
 
 /// No entry in a side table.
