@@ -391,7 +391,7 @@ impl Line {
             Some(_) => {
                 self.catch_up(now, &read, &top, &entries, kept_max, &mut effects);
                 if is_whole {
-                    self.fill(entries);
+                    self.fill(now, entries);
                 }
             }
         }
@@ -491,7 +491,7 @@ impl Line {
         (self.mark, self.touched) = (newest.map(fingerprint), now);
         self.at = Some(top);
         if is_whole {
-            self.fill(entries);
+            self.fill(now, entries);
         } else if let Some(newest) = entries.into_iter().next_back() {
             self.prepend(newest);
         }
@@ -570,7 +570,12 @@ impl Line {
     }
 
     /// Puts older publications before those of the window: all that a recovery can use.
-    fn fill(&mut self, entries: Vec<Entry>) {
+    fn fill(&mut self, now: Millis, entries: Vec<Entry>) {
+        if self.window.is_empty() {
+            // The broker has just shown that it keeps them, whatever the time here says: without this a window
+            // that is over here would be dropped and read again without end.
+            self.touched = now;
+        }
         for entry in entries.into_iter().rev() {
             let end = match (self.window.front(), &self.at) {
                 (Some(first), _) => first.record.offset(),

@@ -300,6 +300,22 @@ fn recoveries_are_answered_from_the_window() {
 }
 
 #[test]
+fn what_the_broker_still_keeps_is_read_once() {
+    let ttl_ms = 60_000;
+    let mut line = at(3);
+    line.expire(Millis(ttl_ms), ttl_ms);
+    assert!(matches!(line.missed(&since(1), LIMIT), Missed::Unread));
+    let Some(Query::Read(page)) = query(&mut line, Need::Missed, true) else { panic!() };
+    assert!(page.reverse);
+    let entries = [3, 2, 1].map(entry).into();
+    line.answered(Millis(ttl_ms), top(3), entries, LIMIT, KEPT);
+    line.expire(Millis(ttl_ms), ttl_ms);
+    assert_eq!(missed(&line, since(1)), Some(vec![2, 3]));
+    line.expire(Millis(2 * ttl_ms), ttl_ms);
+    assert_eq!(line.window_len(), 0);
+}
+
+#[test]
 fn the_latest_publication_is_enough_for_some() {
     let mut line = at(3);
     let latest = |line: &Line, since: Since| match line.latest(&since) {
