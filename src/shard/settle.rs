@@ -107,8 +107,7 @@ impl<D: Driver> Shard<D> {
 
     /// Ends sends, and takes over what the driver has read ahead: bytes become unfinished input.
     fn take_from_driver(&mut self) {
-        self.net.completions.clear();
-        self.net.driver.end_sends(&mut self.net.completions);
+        self.net.end_sends();
         self.take_completions();
         while let Some((key, received)) = self.net.driver.take_ahead() {
             match received {

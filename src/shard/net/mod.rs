@@ -59,7 +59,7 @@ pub(crate) struct Net<D: Driver> {
     leaving_count: u64,
     /// Connections that may lose their places to new ones.
     pub(crate) replaceable: Replaceable,
-    pub(crate) completions: Vec<Completion>,
+    completions: Vec<Completion>,
     /// Completions of the turn that are taken.
     completed: usize,
     /// Connections to read, each at most once.

@@ -29,6 +29,13 @@ impl<D: Driver> Net<D> {
         self.driver.worked_us()
     }
 
+    /// Ends the sends that are under way: their completions are the next to be taken.
+    pub(crate) fn end_sends(&mut self) {
+        self.completions.clear();
+        self.completed = 0;
+        self.driver.end_sends(&mut self.completions);
+    }
+
     /// The time behind the last wait, by both clocks.
     pub(crate) fn time(&self) -> (Millis, UnixSeconds) {
         (self.driver.now(), self.driver.unix())
