@@ -31,16 +31,16 @@ fuzz_target!(|bytes: &[u8]| {
         let from = &mut from;
         let _ = match kind % 12 {
             0 => Stream::read(from).map(|stream| drop(stream.is_whole())),
-            1 => Session::read(from).map(drop),
-            2 => Members::read(from, &NAMES).map(drop),
-            3 => Reader::read(from).map(drop),
-            4 => BodyReader::read(from).map(drop),
+            1 => Session::read(from).map(|_| ()),
+            2 => Members::read(from, &NAMES).map(|_| ()),
+            3 => Reader::read(from).map(|_| ()),
+            4 => BodyReader::read(from).map(|_| ()),
             5 => users.read(from),
             6 => results.read(from),
-            7 => Filter::read(from).map(drop),
+            7 => Filter::read(from).map(|_| ()),
             8 => filters.filter(from),
-            9 => Subscribers::read(from).map(drop),
-            10 => Position::read(from).map(drop),
+            9 => Subscribers::read(from).map(|_| ()),
+            10 => Position::read(from).map(|_| ()),
             _ => from.pass_over(),
         };
     }
