@@ -174,7 +174,12 @@ impl Clients {
         let AppReply { asker, local, ticket, event, answer } = reply;
         let index = asker.conn.index;
         let deferred = ticket.and_then(|ticket| self.deferred.try_remove(ticket as usize));
-        if out.net.conn(asker.conn).is_none_or(|conn| conn.phase != Phase::Client) {
+        let Some(conn) = out.net.conn(asker.conn) else { return };
+        let is_client = conn.phase == Phase::Client;
+        if deferred.is_some() {
+            self.asides.take(index, |aside| aside.deferred = aside.deferred.saturating_sub(1));
+        }
+        if !is_client {
             return;
         }
         // Given up meanwhile: its command is done.
@@ -196,7 +201,6 @@ impl Clients {
                         aside.replies.push_back(reply);
                     }
                     Some(command) => {
-                        aside.deferred = aside.deferred.saturating_sub(1);
                         aside.replies.push_front(reply);
                         put_in_front(out.net, &command);
                     }
