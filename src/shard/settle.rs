@@ -29,7 +29,7 @@ use crate::shard::clients::commands::ErrorReply;
 use crate::shard::clients::proxies::put_commands_in_front;
 use crate::shard::life::Settling;
 use crate::shard::local::LocalSide;
-use crate::shard::net::record::Phase;
+use crate::shard::net::record::{NONE, Phase};
 use crate::shard::outlets::{Outlets, outlets};
 
 /// Milliseconds after which calls of the application and requests of the control thread are waited for no
@@ -67,6 +67,11 @@ impl<D: Driver> Shard<D> {
         });
         let stopped: Vec<ConnKey> = stopped.map(|(index, conn)| conn.key(index as u32)).collect();
         stopped.into_iter().for_each(|key| self.net.resume(key));
+        let queued = self.net.conns.iter().filter(|(_, conn)| {
+            conn.queue != NONE && !conn.flags.sending() && !conn.flags.blocked()
+        });
+        let queued: Vec<ConnKey> = queued.map(|(index, conn)| conn.key(index as u32)).collect();
+        queued.into_iter().for_each(|key| self.net.mark_dirty(key));
         (self.net.acceptable, self.net.passed) = (true, true);
     }
 

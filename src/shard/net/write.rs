@@ -253,7 +253,11 @@ impl<D: Driver> Net<D> {
                 {
                     queue.blocked_tick = None;
                 }
-                self.mark_dirty(key);
+                // While the shard settles, a socket that takes nothing is not tried again: the same send
+                // would be under way at the end of each turn.
+                if bytes > 0 || !cx.settles {
+                    self.mark_dirty(key);
+                }
             }
             None => self.release(cx, post, key.index, true),
         }
