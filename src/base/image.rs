@@ -48,7 +48,7 @@ pub mod kind {
     pub const NODE: u8 = 2;
     /// A shard begins: its number.
     pub const SHARD: u8 = 3;
-    /// All that a home has beside its channels.
+    /// The part of a home that is not a channel.
     pub const HOME: u8 = 4;
     /// A channel at its home.
     pub const CHANNEL: u8 = 5;
@@ -56,13 +56,13 @@ pub mod kind {
     pub const USER: u8 = 6;
     /// The result of a publish with an idempotency key.
     pub const RESULT: u8 = 7;
-    /// What the subscribers' side has beside its channels.
+    /// The part of the subscribers' side that is not a channel.
     pub const LOCAL_SIDE: u8 = 8;
     /// A channel with subscribers on a shard.
     pub const LOCAL: u8 = 9;
     /// A filter.
     pub const FILTER: u8 = 10;
-    /// What there is beside sessions.
+    /// The part of clients that is not a session.
     pub const CLIENTS: u8 = 11;
     /// A session.
     pub const SESSION: u8 = 12;
