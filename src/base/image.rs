@@ -28,7 +28,7 @@ use super::form::Form;
 use super::frame::SharedFrame;
 use super::time::{Millis, TICK_MS};
 
-/// What an image begins with.
+/// The first bytes of an image.
 const MAGIC: &[u8; 8] = b"roostimg";
 
 /// The number of the format: of what is around the records.
@@ -66,9 +66,9 @@ pub mod kind {
     pub const CLIENTS: u8 = 11;
     /// A session.
     pub const SESSION: u8 = 12;
-    /// What a connection has beside its session.
+    /// The side entry of a connection: what it has beside its session.
     pub const ASIDE: u8 = 13;
-    /// What there is beside connections.
+    /// The part of connections' group that is not a connection.
     pub const NET: u8 = 14;
     /// A connection.
     pub const CONN: u8 = 15;
