@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::codec::Codec;
 use super::context::Cx;
+use super::local::LocalSide;
 use super::mail::mailbox::tests::mailbox;
 use super::mail::post::Post;
 use super::mail::{CONTROL, Mail, MailLane, Mailbox};
@@ -17,8 +18,11 @@ use super::{
     AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, Seat, Shard,
     UniWebSocketOptions,
 };
+use crate::base::form::Form;
+use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::rng::Rng;
+use crate::base::tags::Tags;
 use crate::base::time::{Millis, UnixSeconds};
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::channels::{ChannelRules, ChannelSyntax, Namespace};
@@ -27,10 +31,33 @@ use crate::edge::host::HostRules;
 use crate::edge::jwt::{TokenKeys, TokenOptions};
 use crate::edge::origin::OriginRules;
 use crate::hub::names::NameHasher;
+use crate::hub::parcel::{Frames, Parcel, ParcelKind};
+use crate::hub::subscribers::{Subscriber, Traits};
 use crate::io::Driver;
 use crate::io::sim::{Faults, LinkId, SharedWorld, SimDriver, Sizes, World};
 use crate::session::{ClientOptions, Rules, testing};
 use crate::shard::crypto::Crypto;
+
+/// A publication as homes send it, in the frame of JSON.
+pub(crate) fn parcel(offset: u64, text: &str) -> Arc<Parcel> {
+    let frames = Frames { full: Some(SharedFrame::new(text.as_bytes())), patch: None };
+    let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
+    parcel.frames.push((Form::JSON.subscriber(false, false), frames));
+    Arc::new(parcel)
+}
+
+/// A channel with subscribers on this shard; the even ones have a position.
+pub(crate) fn channel(local: &mut LocalSide, name: &str, subscribers: u32) -> u32 {
+    let at = local.locals.find_or_insert(name, 0);
+    let record = local.locals.get(at).unwrap();
+    record.claims = subscribers;
+    for conn in 0..subscribers {
+        let traits = Traits::new(Form::JSON.subscriber(false, false));
+        let traits = traits.with_positioned(conn % 2 == 0);
+        record.subscribers.add(Subscriber { conn, traits });
+    }
+    at
+}
 
 /// Options of a shard that a test needn't care about.
 pub(crate) fn options() -> Options {

@@ -131,8 +131,13 @@ struct TestNode {
 
 fn settings(server: &RedisServer) -> Settings {
     let address = Address::Unix(server.socket());
+    let server = Server::Single { address, access: Access::default() };
+    Settings { homes: 2, ..settings_of(server) }
+}
+
+fn settings_of(server: Server) -> Settings {
     Settings {
-        servers: vec![Server::Single { address, access: Access::default() }],
+        servers: vec![server],
         operations: Operations {
             names: Names::new("p", Layout::Plain),
             use_lists: false,
@@ -142,7 +147,7 @@ fn settings(server: &RedisServer) -> Settings {
             presence_field_ttl: false,
         },
         uid: "n".into(),
-        homes: 2,
+        homes: 1,
         threads: 1,
         queue_bytes_max: 16 << 20,
         connect_timeout: Duration::from_secs(5),
@@ -653,27 +658,6 @@ fn works(node: &TestNode) {
         assert_eq!(node.publish(&channel).offset, 1);
         assert_eq!(node.delivered().channel, channel);
         assert_eq!(node.read(&channel, page(None, 9, false)).1, [1]);
-    }
-}
-
-fn settings_of(server: Server) -> Settings {
-    Settings {
-        servers: vec![server],
-        operations: Operations {
-            names: Names::new("p", Layout::Plain),
-            use_lists: false,
-            meta_ttl_s: 1_000,
-            presence_ttl_s: 60,
-            presence_users: false,
-            presence_field_ttl: false,
-        },
-        uid: "n".into(),
-        homes: 1,
-        threads: 1,
-        queue_bytes_max: 16 << 20,
-        connect_timeout: Duration::from_secs(5),
-        io_timeout: Duration::from_secs(10),
-        probe_interval: Duration::from_secs(5),
     }
 }
 

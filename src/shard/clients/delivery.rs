@@ -116,15 +116,14 @@ impl Clients {
 mod tests {
     use super::*;
     use crate::base::form::Form;
-    use crate::base::frame::SharedFrame;
+
     use crate::base::id::ConnKey;
-    use crate::base::tags::Tags;
-    use crate::hub::parcel::{Frames, ParcelKind};
+
     use crate::hub::subscribers::{Subscriber, Traits};
     use crate::io::sim::LinkId;
     use crate::session::SubFlags;
     use crate::session::testing::session;
-    use crate::shard::fixture::{Plan, Wired};
+    use crate::shard::fixture::{Plan, Wired, parcel};
 
     /// A client with a subscription to `channel`.
     fn subscriber(
@@ -147,13 +146,6 @@ mod tests {
         session.subs.push(Sub { channel: at, place, state: SubState::Live, flags });
         of.net.conn(key).unwrap().session = clients.sessions.insert(session) as u32;
         (link, key, at)
-    }
-
-    fn parcel(offset: u64, text: &str) -> Arc<Parcel> {
-        let frames = Frames { full: Some(SharedFrame::new(text.as_bytes())), patch: None };
-        let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
-        parcel.frames.push((Form::JSON.subscriber(false, false), frames));
-        Arc::new(parcel)
     }
 
     #[test]

@@ -65,36 +65,16 @@ mod tests {
     use crate::base::frame::SharedFrame;
     use crate::base::tags::Tags;
     use crate::hub::parcel::{Frames, Parcel, ParcelKind};
-    use crate::hub::subscribers::{Subscriber, Traits};
-    use crate::shard::fixture::Plan;
 
-    fn parcel(offset: u64) -> Arc<Parcel> {
-        let frames = Frames { full: Some(SharedFrame::new(b"x")), patch: None };
-        let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
-        parcel.frames.push((Form::JSON.subscriber(false, false), frames));
-        Arc::new(parcel)
-    }
-
-    /// A channel with subscribers on this shard; the even ones have a position.
-    fn channel(local: &mut LocalSide, name: &str, subscribers: u32) -> u32 {
-        let at = local.locals.find_or_insert(name, 0);
-        let record = local.locals.get(at).unwrap();
-        record.claims = subscribers;
-        for conn in 0..subscribers {
-            let traits = Traits::new(Form::JSON.subscriber(false, false));
-            let traits = traits.with_positioned(conn % 2 == 0);
-            record.subscribers.add(Subscriber { conn, traits });
-        }
-        at
-    }
+    use crate::shard::fixture::{Plan, channel, parcel};
 
     #[test]
     fn a_parcel_out_of_order_ends_subscriptions_with_a_position_first() {
         let cx = Plan::default().cx();
         let mut local = LocalSide::new(&cx);
         let at = channel(&mut local, "a", 4);
-        assert_eq!(local.deliver(&cx, at, &parcel(1)), Taken::Yes);
-        assert_eq!(local.deliver(&cx, at, &parcel(3)), Taken::Broken);
+        assert_eq!(local.deliver(&cx, at, &parcel(1, "x")), Taken::Yes);
+        assert_eq!(local.deliver(&cx, at, &parcel(3, "x")), Taken::Broken);
         assert_eq!((local.with_position(at), local.without_position(at)), (vec![0, 2], 2));
     }
 
@@ -113,6 +93,6 @@ mod tests {
         assert!(gap.is_some());
         assert_eq!(cx.counters().gaps_fanout.get(), 1);
         // A channel without subscribers here, or that has gone, needs nothing.
-        assert_eq!(local.deliver(&cx, at + 1, &parcel(1)), Taken::Yes);
+        assert_eq!(local.deliver(&cx, at + 1, &parcel(1, "x")), Taken::Yes);
     }
 }

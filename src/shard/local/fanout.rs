@@ -251,34 +251,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::base::form::Form;
-    use crate::base::frame::SharedFrame;
+
     use crate::base::tags::Tags;
-    use crate::hub::parcel::{Frames, Parcel, ParcelKind};
-    use crate::hub::subscribers::{Subscriber, Traits};
+    use crate::hub::parcel::{Parcel, ParcelKind};
+
     use crate::io::sim::LinkId;
-    use crate::shard::fixture::{Plan, Wired};
+    use crate::shard::fixture::{Plan, Wired, channel, parcel};
     use crate::shard::local::arrival::Taken;
-
-    fn parcel(offset: u64, text: &str) -> Arc<Parcel> {
-        let frames = Frames { full: Some(SharedFrame::new(text.as_bytes())), patch: None };
-        let mut parcel = Parcel::new(ParcelKind::Publication, offset, Tags::NONE);
-        parcel.frames.push((Form::JSON.subscriber(false, false), frames));
-        Arc::new(parcel)
-    }
-
-    /// A channel with subscribers on this shard; the even ones have a position.
-    fn channel(local: &mut LocalSide, name: &str, subscribers: u32) -> u32 {
-        let at = local.locals.find_or_insert(name, 0);
-        let record = local.locals.get(at).unwrap();
-        record.claims = subscribers;
-        for conn in 0..subscribers {
-            let traits = Traits::new(Form::JSON.subscriber(false, false));
-            let traits = traits.with_positioned(conn % 2 == 0);
-            record.subscribers.add(Subscriber { conn, traits });
-        }
-        at
-    }
 
     /// As many clients as `channel` has subscribers, and their links.
     fn clients(of: &mut Wired, count: usize) -> Vec<LinkId> {
