@@ -79,6 +79,7 @@ use crate::io::epoll::Epoll;
 use crate::io::sockets::{self, Address, ListenOptions, Switchboard};
 use crate::io::uring::Uring;
 use crate::io::{Alarm, Driver};
+use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Letterbox, Mailbox};
@@ -122,6 +123,8 @@ pub struct Settings {
     pub name: String,
     /// How it runs and what limits it, lines for people.
     pub plan: Vec<String>,
+    /// TLS of the public listeners; `None`: they speak plain text.
+    pub tls: Option<ServerSettings>,
     /// The snippets of the demo page.
     snippets: Snippets,
     /// The text to print once the node listens.
@@ -229,7 +232,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         (settings.shards, settings.memory_limit_bytes),
         settings.address_limits,
         (&mut seeds, started),
-        Crypto::Pool(queues.jobs),
+        (Crypto::Pool(queues.jobs), settings.tls),
     ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
@@ -470,14 +473,14 @@ fn node_state(
     (shards, memory_limit_bytes): (usize, u64),
     address_limits: AddressOptions,
     (seeds, started): (&mut Rng, Instant),
-    crypto: Crypto,
+    (crypto, tls): (Crypto, Option<ServerSettings>),
 ) -> NodeState {
     let connections_max = shards as u64 * u64::from(options.conns_max);
     let addresses = AddressLimits::new(address_limits, seeds.next_u64(), connections_max);
     let names = NameHasher::new(seeds.next_u64(), shards);
     let memory = Memory::new(memory_limit_bytes, sys::memory::allocated_bytes);
     let notices = Notices::new(started);
-    NodeState::new(NodeParts { rules, options, names, crypto, memory, addresses, notices })
+    NodeState::new(NodeParts { rules, options, names, crypto, memory, addresses, notices, tls })
 }
 
 /// The name of a node: without one its host and port.

@@ -443,6 +443,7 @@ fn settings(
         },
         name: config.node_name,
         plan: Vec::new(),
+        tls: None,
         snippets: Snippets { websocket_path: websocket.handler_prefix, publish: None },
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),

@@ -35,6 +35,7 @@ use crate::hub::parcel::{Frames, Parcel, ParcelKind};
 use crate::hub::subscribers::{Subscriber, Traits};
 use crate::io::Driver;
 use crate::io::sim::{Faults, LinkId, SharedWorld, SimDriver, Sizes, World};
+use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules, testing};
 use crate::shard::crypto::Crypto;
 
@@ -109,6 +110,7 @@ pub(crate) struct Plan {
     pub(crate) crypto: Crypto,
     pub(crate) memory: Memory,
     pub(crate) options: Options,
+    pub(crate) tls: Option<ServerSettings>,
 }
 
 impl Default for Plan {
@@ -121,6 +123,7 @@ impl Default for Plan {
             crypto: Crypto::Inline,
             memory: Memory::simulated(u64::MAX / 4),
             options: options(),
+            tls: None,
         }
     }
 }
@@ -151,6 +154,7 @@ impl Plan {
             memory: self.memory,
             addresses: AddressLimits::new(AddressOptions::default(), 1, 100),
             notices: Notices::new(std::time::Instant::now()),
+            tls: self.tls,
         }))
     }
 

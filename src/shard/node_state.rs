@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use arc_swap::ArcSwap;
+
 use super::crypto::Crypto;
 use super::mail::Method;
 use super::memory::Memory;
@@ -12,6 +14,7 @@ use crate::base::rate::SharedRate;
 use crate::base::times::Times;
 use crate::edge::address_limits::AddressLimits;
 use crate::hub::names::NameHasher;
+use crate::proto::tls::handshake::ServerSettings;
 use crate::session::Rules;
 
 /// The state that all shards of a node share: facts that don't change, and a few atomics.
@@ -59,6 +62,9 @@ pub struct NodeState {
     pub drained: AtomicU32,
     /// Log lines about refusals and closed connections.
     pub notices: Notices,
+    /// TLS of the public listeners; `None`: they speak plain text. A reload stores other settings, and the
+    /// next handshake begins with them.
+    pub tls: Option<ArcSwap<ServerSettings>>,
 }
 
 /// The parts of a node that are made for it.
@@ -77,12 +83,14 @@ pub struct NodeParts {
     pub addresses: AddressLimits,
     /// Log lines about refusals and closed connections.
     pub notices: Notices,
+    /// TLS of the public listeners.
+    pub tls: Option<ServerSettings>,
 }
 
 impl NodeState {
     /// The state of a node that begins: nothing is counted yet.
     pub fn new(parts: NodeParts) -> Self {
-        let NodeParts { rules, options, names, crypto, memory, addresses, notices } = parts;
+        let NodeParts { rules, options, names, crypto, memory, addresses, notices, tls } = parts;
         let namespaces = rules.channels.load().namespaces().len();
         let slow = || (0..=namespaces).map(|_| SlowCounters::default()).collect();
         let shards = names.shards();
@@ -108,6 +116,7 @@ impl NodeState {
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             notices,
+            tls: tls.map(ArcSwap::from_pointee),
         }
     }
 }

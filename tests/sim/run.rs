@@ -140,6 +140,7 @@ fn node_of(plan: &Plan, names: u64, addresses: u64) -> Arc<NodeState> {
         memory: Memory::simulated(plan.memory_limit),
         addresses: AddressLimits::new(plan.address_limits, addresses, 500),
         notices: Notices::new(zero_of_time()),
+        tls: None,
     }))
 }
 

@@ -95,6 +95,7 @@ fn node(config: Config, shards: usize, memory_limit: u64) -> NodeState {
         memory: Memory::simulated(memory_limit),
         addresses: AddressLimits::new(AddressOptions::default(), 7, 100),
         notices: Notices::new(Instant::now()),
+        tls: None,
     })
 }
 

@@ -58,6 +58,122 @@ pub fn prepare_client(config: &mut ClientConfig) {
     config.enable_early_data = false;
 }
 
+/// A handshake, from its first byte to the keys. A record layer goes on with what it yields.
+pub trait Handshaking {
+    /// Goes on with `input[*at..]`; `*at` moves behind what is taken. Returns whether the handshake is done:
+    /// the rest of the input is sealed data.
+    ///
+    /// # Errors
+    /// The handshake has failed: its alert is to be sent, then the connection ends.
+    fn read(&mut self, input: &[u8], at: &mut usize) -> Result<bool, HandshakeFault>;
+    /// Bytes for the peer.
+    fn to_send(&self) -> &[u8];
+    /// The first `bytes` of them are sent.
+    fn sent(&mut self, bytes: usize);
+    /// Bytes of heap beside the library's own.
+    fn heap_bytes(&self) -> usize;
+    /// The keys and facts, when [`Handshaking::read`] has returned `true`.
+    ///
+    /// # Errors
+    /// The handshake isn't done, or its secrets don't fit together: the connection has to end.
+    fn finish(self: Box<Self>) -> Result<Established, HandshakeFault>;
+}
+
+/// Begins a server's handshakes.
+pub trait BeginHandshake: Send + Sync {
+    /// The handshake of a connection that was accepted. To be made with its first byte.
+    ///
+    /// # Errors
+    /// The settings can't be used.
+    fn begin(&self) -> Result<Box<dyn Handshaking>, HandshakeFault>;
+    /// The subject of a client's certificate, as logs and the application get it.
+    fn subject(&self, certificate: &CertificateDer<'_>) -> Option<String>;
+}
+
+/// Reads the subject of a certificate.
+pub type ReadSubject = fn(&CertificateDer<'_>) -> Option<String>;
+
+/// The settings of a TLS listener: certificates, suites, tickets. Handshakes that have begun go on with the
+/// settings that they began with. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerSettings(Arc<dyn BeginHandshake>);
+
+/// Settings of rustls.
+struct RustlsServer {
+    config: Arc<ServerConfig>,
+    subject: Option<ReadSubject>,
+}
+
+impl ServerSettings {
+    /// The settings of rustls, which are prepared by [`prepare_server`].
+    pub fn new(mut config: ServerConfig) -> Self {
+        prepare_server(&mut config);
+        Self(Arc::new(RustlsServer { config: Arc::new(config), subject: None }))
+    }
+
+    /// The same, with the subjects of clients' certificates.
+    pub fn with_subjects(mut config: ServerConfig, subject: ReadSubject) -> Self {
+        prepare_server(&mut config);
+        Self(Arc::new(RustlsServer { config: Arc::new(config), subject: Some(subject) }))
+    }
+
+    /// Other handshakes than rustls': a simulation's.
+    pub fn of(begin: Arc<dyn BeginHandshake>) -> Self {
+        Self(begin)
+    }
+
+    /// See [`BeginHandshake::begin`].
+    ///
+    /// # Errors
+    /// The settings can't be used.
+    pub fn begin(&self) -> Result<Box<dyn Handshaking>, HandshakeFault> {
+        self.0.begin()
+    }
+
+    /// See [`BeginHandshake::subject`].
+    pub fn subject(&self, certificate: &CertificateDer<'_>) -> Option<String> {
+        self.0.subject(certificate)
+    }
+}
+
+impl std::fmt::Debug for ServerSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerSettings")
+    }
+}
+
+impl BeginHandshake for RustlsServer {
+    fn begin(&self) -> Result<Box<dyn Handshaking>, HandshakeFault> {
+        Ok(Box::new(Handshake::server(&self.config)?))
+    }
+
+    fn subject(&self, certificate: &CertificateDer<'_>) -> Option<String> {
+        self.subject.and_then(|subject| subject(certificate))
+    }
+}
+
+impl Handshaking for Handshake {
+    fn read(&mut self, input: &[u8], at: &mut usize) -> Result<bool, HandshakeFault> {
+        Handshake::read(self, input, at)
+    }
+
+    fn to_send(&self) -> &[u8] {
+        Handshake::to_send(self)
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        Handshake::sent(self, bytes);
+    }
+
+    fn heap_bytes(&self) -> usize {
+        Handshake::heap_bytes(self)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Established, HandshakeFault> {
+        Handshake::finish(*self)
+    }
+}
+
 /// A handshake that is under way: 2 KB from the first byte on, 4.5 KB while it waits, 7 to 11 KB at most.
 pub struct Handshake {
     peer: Peer,
