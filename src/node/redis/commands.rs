@@ -47,6 +47,14 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     }
     let epoch = epoch();
     let since = Instant::now();
+    if let Command::Presence(update) = &command {
+        // Before the entries: none is without its member of the set.
+        let requests = shared.settings.operations.entries_of_update(&shared.settings.uid, update);
+        for request in requests {
+            let awaited = Awaited::Nothing;
+            server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+        }
+    }
     let made = shared.settings.operations.requests(command, fresh(&epoch), |request, awaited| {
         // The first one carries all of the command's bytes.
         let cost = std::mem::take(&mut left);
@@ -55,6 +63,25 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     server.queue.settled(left);
     if let Err(Some(event)) = made {
         shared.events.take(home, vec![event]);
+    }
+}
+
+/// Removes the presence entries of a node that is dead from a server, in the name of one home.
+pub(super) fn take_entries(shared: &Shared, server: &Connected, uid: &str) {
+    push(shared, server, shared.settings.operations.take_entries(uid));
+}
+
+/// The set of this node's entries is kept for another while.
+pub(super) fn keep_entries(shared: &Shared, server: &Connected) {
+    let request = shared.settings.operations.keep_entries(&shared.settings.uid);
+    push(shared, server, (request, Awaited::Nothing));
+}
+
+/// Queues a request of the first home, where the server can be reached.
+fn push(shared: &Shared, server: &Connected, (request, awaited): (Request, Awaited)) {
+    if server.queue.is_open.get() {
+        let (home, since) = (shared.first, Instant::now());
+        server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
     }
 }
 
@@ -256,6 +283,15 @@ fn settle(
             Settled::Again(request, awaited) => {
                 server.queue.push(Queued { home, request, awaited, since, again: false, cost });
                 continue;
+            }
+            Settled::Several(event, requests) => {
+                event.into_iter().for_each(|event| events.add(home, event));
+                let since = Instant::now();
+                for (request, awaited) in requests {
+                    let cost = 0;
+                    let queued = Queued { home, request, awaited, since, again: false, cost };
+                    server.queue.push(queued);
+                }
             }
             Settled::Faulty(event, text) => {
                 Figures::add(&shared.figures.errors, 1);
