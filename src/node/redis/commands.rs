@@ -29,6 +29,9 @@ const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Writes whose replies are missing at most.
 const WINDOW: usize = 4;
 
+/// Bytes of a stream's node above which memory is wasted on short histories.
+const STREAM_NODE_BYTES_GOOD: u64 = 1_024;
+
 /// An idle connection is tried after so long.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -95,7 +98,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
         match timeout(settings.connect_timeout, link).await {
             Ok(Ok(mut link)) => {
                 if shared.figures.connects.load(Ordering::Relaxed) == 0 {
-                    warn_of_eviction(at, &mut link).await;
+                    warn_of_settings(shared.settings.operations.use_lists, at, &mut link).await;
                 }
                 Figures::add(&shared.figures.connects, 1);
                 if !is_up {
@@ -122,14 +125,24 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
     }
 }
 
-/// A server that evicts keys loses histories and positions one by one.
-async fn warn_of_eviction(at: usize, link: &mut Link) {
-    if let Some(policy) = link.memory_policy().await
+/// A server that evicts keys loses histories and positions one by one; one with large nodes of streams needs
+/// several kilobytes for a history of one short publication.
+async fn warn_of_settings(use_lists: bool, at: usize, link: &mut Link) {
+    if let Some(policy) = link.setting("maxmemory-policy").await
         && policy != "noeviction"
     {
         tracing::warn!(
             "redis: server {at} has maxmemory-policy {policy}: it may drop histories, positions and \
              presence when its memory is full; noeviction is safe"
+        );
+    }
+    if let Some(bytes) = link.setting("stream-node-max-bytes").await
+        && !use_lists
+        && !bytes.parse().is_ok_and(|bytes: u64| (1..=STREAM_NODE_BYTES_GOOD).contains(&bytes))
+    {
+        tracing::warn!(
+            "redis: server {at} has stream-node-max-bytes {bytes}: it reserves that much for each channel \
+             with history, however short the history is; {STREAM_NODE_BYTES_GOOD} needs a fraction of it"
         );
     }
 }

@@ -892,12 +892,14 @@ fn messages_go_to_all_other_nodes_or_to_one() {
 }
 
 #[tokio::test]
-async fn the_memory_policy_of_a_server_is_known() {
+async fn the_settings_of_a_server_are_known() {
     let Some(server) = RedisServer::start() else { return };
     let settings = settings(&server);
     for policy in ["noeviction", "allkeys-lru"] {
         let _: () = server.run(&format!("CONFIG SET maxmemory-policy {policy}"));
         let link = wire::Link::connect(&settings.servers[0], settings.io_timeout);
-        assert_eq!(link.await.unwrap().memory_policy().await.as_deref(), Some(policy));
+        let mut link = link.await.unwrap();
+        assert_eq!(link.setting("maxmemory-policy").await.as_deref(), Some(policy));
+        assert_eq!(link.setting("stream-node-max-bytes").await.as_deref(), Some("4096"));
     }
 }
