@@ -4,11 +4,22 @@ use std::process::ExitCode;
 
 use super::flags::CheckArgs;
 use super::{refuse, say, warn};
-use crate::config::{self, PrintFormat};
+use crate::config::{self, ConfigError, PrintFormat};
+use crate::node::check_certificates;
 
 /// Says what is wrong with a file, and in its last line how much; exit code 2 when it can't be used.
 pub(super) fn check(arguments: &CheckArgs) -> ExitCode {
-    let (exit, verdict, errors, warnings) = match config::check(&arguments.file, arguments.strict) {
+    // Certificates are files of their own, which a node reads again while it runs.
+    let checked = config::check(&arguments.file, arguments.strict);
+    let checked = checked.and_then(|(config, warnings)| match check_certificates(&config.tls) {
+        Ok(()) => Ok(warnings),
+        Err(faults) => {
+            let file = arguments.file.display();
+            let problems = faults.lines().map(|fault| format!("{file}: {fault}")).collect();
+            Err(ConfigError { problems, warnings, json_log: false })
+        }
+    });
+    let (exit, verdict, errors, warnings) = match checked {
         Ok(warnings) => {
             warn(&warnings);
             (ExitCode::SUCCESS, "good", 0, warnings.len())

@@ -17,6 +17,7 @@ use super::options::{
 };
 use super::redis::brokers;
 use super::table;
+use super::tls::tls;
 use super::transports::{one_way_disconnects, transports};
 use super::value::Value;
 use crate::edge::address_limits::AddressOptions;
@@ -46,8 +47,10 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let proxies = Proxies::new(settings, report);
     let mut taken = Vec::new();
     let transports = transports(root, &mut taken, report);
+    let http_server = http_server(root, report);
     let config = Config {
-        http_server: http_server(root, report),
+        tls: tls(settings, http_server.internal.is_some(), report),
+        http_server,
         log: Log {
             level: level(&root.text("log.level")),
             file: root.path("log.file"),
@@ -950,7 +953,7 @@ impl Scope {
         }
     }
 
-    fn path(&self, path: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, path: &str) -> Option<PathBuf> {
         Some(self.text(path)).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 

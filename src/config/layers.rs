@@ -399,7 +399,7 @@ impl Settings {
         for (place, section) in places().iter().zip(&mut self.sections) {
             let Section::List(scopes) = section else { continue };
             let named = ["ROOST_", "CENTRIFUGO_"].iter().find_map(|prefix| {
-                let name = format!("{prefix}{}", names::variable(place.path));
+                let name = names::prefixed(prefix, place.path)?;
                 set.iter().find(|(variable, _)| *variable == name)
             });
             if let Some((name, text)) = named {
@@ -459,8 +459,9 @@ impl Settings {
         report: &mut Report,
     ) -> bool {
         for (place, section) in places().iter().zip(&mut self.sections) {
-            let own = names::variable(place.path);
-            let Some(rest) = name.strip_prefix(&own) else { continue };
+            let whole = names::prefixed(prefix, place.path);
+            let own = whole.as_deref().and_then(|whole| whole.strip_prefix(prefix));
+            let Some(rest) = own.and_then(|own| name.strip_prefix(own)) else { continue };
             match (section, rest.strip_prefix('_')) {
                 // It has been read before all others.
                 (Section::List(_), None) if rest.is_empty() => return true,
@@ -478,7 +479,9 @@ impl Settings {
                             known |= scope.set_variable(option, text, variable, report);
                         }
                     }
-                    return known;
+                    if known {
+                        return true;
+                    }
                 }
                 _ => {}
             }

@@ -25,6 +25,7 @@ mod redis;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transforms;
 mod transports;
 mod tree;
@@ -63,6 +64,7 @@ pub use self::options::{
 use std::path::{Path, PathBuf};
 
 pub use self::redis::{Brokers, RedisOptions};
+pub use self::tls::{ListenerTls, PairSource, Pem, TicketOptions, Tls};
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
 pub use transports::Transports;
@@ -209,11 +211,11 @@ const KEYS: &[&str] = &[
 /// Names a configuration file.
 const CONFIG_VARIABLE: &str = "ROOST_CONFIG";
 
-/// Checks a file by itself, without environment and flags. Returns the warnings.
+/// Checks a file by itself, without environment and flags. Returns the configuration and the warnings.
 ///
 /// # Errors
 /// Everything that is wrong, and with `strict` options that nobody knows, too.
-pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
+pub fn check(file: &Path, strict: bool) -> Result<(Config, Vec<String>), ConfigError> {
     let name = file.display().to_string();
     let text = read_options(file).map_err(|fault| ConfigError {
         problems: vec![unreadable(file, &fault)],
@@ -221,8 +223,8 @@ pub fn check(file: &Path, strict: bool) -> Result<Vec<String>, ConfigError> {
         json_log: false,
     })?;
     let mut report = Report::default();
-    resolve(Some((&name, &text)), &Sources::default(), &mut report);
-    report.close(strict)
+    let config = resolve(Some((&name, &text)), &Sources::default(), &mut report);
+    Ok((config, report.close(strict)?))
 }
 
 /// All layers over each other, checked and built. Only to be used when the report has no errors.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tracing::level_filters::LevelFilter;
 
 use super::redis::Brokers;
+use super::tls::Tls;
 use super::transports::Transports;
 use crate::edge::address_limits::AddressOptions;
 use crate::edge::api_key::ApiAccess;
@@ -22,6 +23,8 @@ use crate::shard::AddressSources;
 pub struct Config {
     /// Where to listen.
     pub http_server: HttpServer,
+    /// TLS of the listeners.
+    pub tls: Tls,
     /// Where to log, and what.
     pub log: Log,
     /// Rules and limits of connections.

@@ -74,7 +74,10 @@ const RESPONSES: &str = "a list of {code, to = {status_code, body}}";
 const DISCONNECTS: &str = "a list of {code, to = {code, reason}}";
 const PORT: Kind = Integer(0, 65_535);
 
-const TLS: &str = "TLS isn't built yet; terminate it in front of roost";
+const AUTOCERT: &str = "roost fetches no certificates: an ACME client (certbot, lego, acme.sh) renews the files of \
+                        http_server.tls, and they are read again when they change";
+const HTTP3: &str = "HTTP/3 isn't built yet; clients use HTTP/1.1 over TLS";
+const SERVER_SIDE: &str = "clients verify servers with it, and a listener is a server";
 const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
 const GRPC: &str = "has an effect only with a grpc:// endpoint, which is refused";
 const KEYS: &str = "only jwks_public_endpoint is built yet";
@@ -111,16 +114,27 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_server.port", PORT, "8000", Built, "Port to listen on; 0: a free port."),
     opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port, or \"unix:\" and the path of a socket; empty: http_server.address."),
     opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics, health and the admin page with its WebSocket, instead of the public port; empty: they are on the public port."),
-    other("http_server.tls.enabled", Bool, "false", Refused(TLS)),
-    other("http_server.tls", Any, "", Silent(SWITCHED_OFF)),
-    other("http_server.tls_autocert.enabled", Bool, "false", Refused(TLS)),
+    opt("http_server.tls_external", Bool, "false", Built, "Use http_server.tls at the public port only: the internal port then speaks TLS with internal_tls, or none."),
+    other("http_server.tls_autocert.enabled", Bool, "false", Refused(AUTOCERT)),
     other("http_server.tls_autocert", Any, "", Silent(SWITCHED_OFF)),
-    other("http_server.tls_external", Bool, "false", Silent("selects the port of http_server.tls, which is refused")),
-    // The internal port would carry keys and the admin page in plain text.
-    other("http_server.internal_tls.enabled", Bool, "false", Refused(TLS)),
-    other("http_server.internal_tls", Any, "", Silent(SWITCHED_OFF)),
-    other("http_server.http3.enabled", Bool, "false", Refused(TLS)),
+    other("http_server.http3.enabled", Bool, "false", Refused(HTTP3)),
     other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1, over which every transport works")),
+
+    opt("http_server.tls.enabled", Bool, "false", Built, "Speak TLS at the public port, and at the internal port unless tls_external or internal_tls.enabled is on."),
+    opt("http_server.tls.cert_pem", Text, "\"\"", Built, "Certificate, and those that it is signed by: PEM, a file with it, or its base64. Files are read again at SIGHUP and when they change."),
+    opt("http_server.tls.key_pem", Text, "\"\"", Built, "Private key of that certificate, in the same form; one of P-256 is the fastest."),
+    opt("http_server.tls.client_ca_pem", Text, "\"\"", Built, "Authorities, in the same form: each client then needs a certificate that one of them has signed."),
+    other("http_server.tls.server_ca_pem", Text, "\"\"", Silent(SERVER_SIDE)),
+    other("http_server.tls.server_name", Text, "\"\"", Silent(SERVER_SIDE)),
+    other("http_server.tls.insecure_skip_verify", Bool, "false", Silent(SERVER_SIDE)),
+
+    opt("http_server.internal_tls.enabled", Bool, "false", Built, "Speak TLS at the internal port with the options of this section."),
+    opt("http_server.internal_tls.cert_pem", Text, "\"\"", Built, "As in http_server.tls."),
+    opt("http_server.internal_tls.key_pem", Text, "\"\"", Built, "As in http_server.tls."),
+    opt("http_server.internal_tls.client_ca_pem", Text, "\"\"", Built, "As in http_server.tls."),
+    other("http_server.internal_tls.server_ca_pem", Text, "\"\"", Silent(SERVER_SIDE)),
+    other("http_server.internal_tls.server_name", Text, "\"\"", Silent(SERVER_SIDE)),
+    other("http_server.internal_tls.insecure_skip_verify", Bool, "false", Silent(SERVER_SIDE)),
 
     opt("log.level", Choice(&["none", "trace", "debug", "info", "warn", "error"]), "\"info\"", Built, "Minimum level of log messages."),
     opt("log.file", Text, "\"\"", Built, "File to log to; empty: standard error."),
@@ -241,6 +255,10 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.unfinished_bytes_per_address", Integer(0, 1 << 39), "0", Built, "Maximum bytes of incomplete requests of one address; more are answered with 429. 0: no limit."),
     opt("roost.signature_checks_per_address", Integer(0, 1 << 31), "0", Built, "Unanswered checks of RSA, EC or Ed25519 token signatures of one address, or of one IPv6 network of 64 bits; above it error 111, which is temporary. 0: no limit."),
     opt("roost.broker_threads", Integer(1, 64), "1", Built, "Threads for the connections to Redis."),
+    opt("roost.tls_self_signed", Bool, "false", Built, "Speak TLS at the public port with a certificate that the node makes at its start and that nobody has signed: for trials. Its fingerprint is printed."),
+    opt("roost.tls_ticket_keys", Text, "\"\"", Built, "File with keys of TLS session tickets, so that clients resume at any node that has it: a line of base64 of 32 bytes each; the first seals, all open. It is read again when it changes. Empty: keys of the node's own, a new one each tls_ticket_period."),
+    opt("roost.tls_ticket_period", Duration, "\"12h\"", Built, "Time for which one key of the node's own seals TLS session tickets; they are accepted for twice as long."),
+    opt("roost.tls_handshakes_max", Integer(16, 1_000_000), "16384", Built, "Maximum number of TLS handshakes under way, of 5 to 11 KB each; a connection beyond that is closed."),
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
     opt("engine.type", Text, "\"memory\"", Built, "Where channels and presence are kept: memory: in this node; redis: in Redis, for all nodes."),
@@ -463,6 +481,14 @@ static REDIS: &[Opt] = &[
     other("replica_client", Any, "", Harmless("commands go to masters alone")),
 ];
 
+/// Options of a certificate for a host.
+#[rustfmt::skip]
+static CERTIFICATE: &[Opt] = &[
+    opt("name", Text, "\"\"", Built, "Name of the host, by which clients choose it (SNI): \"example.com\", or \"*.example.com\" for all with one label more. The names in the certificate choose it, too, where no other certificate has them."),
+    opt("cert_pem", Text, "\"\"", Built, "As http_server.tls.cert_pem."),
+    opt("key_pem", Text, "\"\"", Built, "As http_server.tls.key_pem."),
+];
+
 /// All places that have tables of their own, in the order in which they are printed.
 pub(crate) fn places() -> &'static [Place] {
     static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
@@ -525,6 +551,7 @@ pub(crate) fn places() -> &'static [Place] {
                 all_but(PROXY, &["enabled"]),
             ),
         ];
+        all.push(list("roost.tls", "Certificates of further hosts, by name.", "", CERTIFICATE));
         all.extend(redis_places());
         all
     });
@@ -668,7 +695,7 @@ mod tests {
 
     #[test]
     fn paths_are_unique_and_sections_stand_together() {
-        for rows in [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE, REDIS] {
+        for rows in [OPTIONS, NAMESPACE, PROXY, RPC_NAMESPACE, REDIS, CERTIFICATE] {
             let mut paths = HashSet::new();
             let mut sections = HashSet::new();
             let mut last = "";
@@ -691,9 +718,6 @@ mod tests {
         "consumers",
         "controller",
         "http_server.http3",
-        "http_server.internal_tls",
-        "http_server.tls",
-        "http_server.tls_autocert",
         "map_clients_presence_channel_prefix",
         "map_users_presence_channel_prefix",
         "roost.takeover",

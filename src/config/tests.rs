@@ -831,10 +831,6 @@ fn options_that_are_not_built_stop_the_start() {
             "presence_manager = {type = 'redis'}",
         ),
         (
-            "http_server = {tls = {enabled = true}}",
-            "http_server = {tls = {enabled = false, cert_pem = 'x'}}",
-        ),
-        (
             "http_server = {tls_autocert = {enabled = true}}",
             "http_server = {tls_autocert = {enabled = false}}",
         ),
@@ -1148,7 +1144,7 @@ fn files_on_disk() {
         assert!(load(&by_variable).is_err(), "{path:?}");
     }
 
-    assert_eq!(check(&good, false).unwrap().len(), 3);
+    assert_eq!(check(&good, false).unwrap().1.len(), 3);
     assert!(
         check(&good, true).unwrap_err().to_string().contains("unknown option http_server.none")
     );
@@ -1369,16 +1365,85 @@ fn a_node_that_serves_nobody_says_so() {
 }
 
 #[test]
-fn tls_for_the_internal_port_is_refused() {
-    let report =
-        toml("http_server.internal_port = '9000'\n[http_server.internal_tls]\nenabled = true\n");
-    assert!(
-        report.errors[0].starts_with("c.toml:3: http_server.internal_tls.enabled = true: TLS"),
-        "{:?}",
-        report.errors
-    );
-    let off = toml("[http_server.internal_tls]\nenabled = false\ncert_pem = 'x'\n");
-    assert_eq!((off.errors, off.unknown, off.warnings), (vec![], vec![], vec![]));
+fn listeners_speak_tls_as_their_sections_say() {
+    let tls = |text: &str| {
+        let mut report = Report::default();
+        let config = resolve(Some(("c.toml", text)), &Sources::default(), &mut report);
+        (config.tls, report.errors)
+    };
+    let pair = "enabled = true\ncert_pem = 'a.pem'\nkey_pem = 'a.key'\n";
+    let internal = "http_server.internal_port = '9000'\n";
+    // The internal port has the options of the public one, its own, or none.
+    let both = format!("{internal}[http_server.tls]\n{pair}");
+    let (shared, errors) = tls(&both);
+    assert_eq!(errors, [""; 0]);
+    assert_eq!(shared.internal, shared.public);
+    let public = shared.public.unwrap();
+    assert_eq!(public.default.unwrap().certificate.path(), Some(Path::new("a.pem")));
+    let (external, _) = tls(&format!("http_server.tls_external = true\n{both}"));
+    assert!(external.public.is_some() && external.internal.is_none());
+    let (own, _) = tls(&format!("{internal}[http_server.internal_tls]\n{pair}"));
+    assert!(own.public.is_none() && own.internal.is_some());
+    let (none, _) = tls(&format!("[http_server.tls]\n{pair}"));
+    assert!(none.internal.is_none(), "there is no internal port");
+    let off = tls("[http_server.internal_tls]\nenabled = false\ncert_pem = 'x'\n");
+    assert!(off.0.public.is_none() && off.1.is_empty());
+    // Certificates by name; the first of them is the default where there is no other.
+    let named = "[[roost.tls]]\nname = '*.Example.com'\ncert_pem = 'b.pem'\nkey_pem = 'b.key'\n";
+    let (by_name, errors) = tls(&format!("{named}[http_server.tls]\nenabled = true\n"));
+    assert_eq!(errors, [""; 0]);
+    let public = by_name.public.unwrap();
+    assert_eq!(public.by_name[0].0, "*.example.com");
+    assert_eq!(public.default, Some(public.by_name[0].1.clone()));
+    let (own, errors) = tls("roost.tls_self_signed = true\n");
+    assert!(own.public.unwrap().default.is_none() && errors.is_empty());
+}
+
+#[test]
+fn faults_of_tls_name_their_options() {
+    for (text, expected) in [
+        ("[http_server.tls]\nenabled = true", "http_server.tls.cert_pem: expected a certificate"),
+        (
+            "[http_server.tls]\nenabled = true\ncert_pem = 'x'",
+            "http_server.tls.key_pem: expected the key of the certificate",
+        ),
+        (
+            "[http_server]\ninternal_port = '1'\n[http_server.internal_tls]\nenabled = true\nkey_pem = 'x'",
+            "http_server.internal_tls.cert_pem: expected a certificate",
+        ),
+        (
+            "[[roost.tls]]\nname = 'a b'\ncert_pem = 'x'\nkey_pem = 'x'",
+            "c.toml:1: roost.tls: name = \"a b\": expected the name of a host",
+        ),
+        (
+            "[[roost.tls]]\nname = 'a'\ncert_pem = 'x'",
+            "c.toml:1: roost.tls[a].key_pem: expected PEM",
+        ),
+        (
+            "[roost]\ntls_ticket_period = '1s'",
+            "c.toml:2: roost.tls_ticket_period = \"1s\": expected 1m",
+        ),
+        (
+            "[http_server.tls_autocert]\nenabled = true",
+            "c.toml:2: http_server.tls_autocert.enabled = true: roost fetches no certificates: an ACME client",
+        ),
+    ] {
+        let report = toml(text);
+        assert_eq!(report.errors.len(), 1, "{text}: {:?}", report.errors);
+        assert!(report.errors[0].starts_with(expected), "{text}: {}", report.errors[0]);
+    }
+    let unused = toml("[[roost.tls]]\nname = 'a'\ncert_pem = 'x'\nkey_pem = 'x'");
+    assert!(unused.warnings[0].contains("of no use"), "{:?}", unused.warnings);
+    // A variable has the whole list.
+    let mut report = Report::default();
+    let list = r#"[{"name": "a.example", "cert_pem": "c", "key_pem": "k"}]"#;
+    let environment =
+        [("ROOST_TLS", list), ("ROOST_TLS_TICKET_PERIOD", "1h"), ("ROOST_TLS_SELF_SIGNED", "1")];
+    let environment = environment.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+    let config = resolve(None, &Sources { environment, ..Sources::default() }, &mut report);
+    assert_eq!((report.errors, report.unknown), (vec![], vec![]));
+    assert_eq!(config.tls.public.unwrap().by_name[0].0, "a.example");
+    assert_eq!(config.tls.tickets.period_ms, 3_600_000);
 }
 
 /// The one fault of a configuration that no node can begin with yet.

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use arc_swap::ArcSwap;
 
 use super::admin::Figures;
+use super::certificates::{self, Certificates};
 use super::control_mail::ControlMail;
 use super::health::Health;
 use super::log::{Lines, Log};
@@ -22,6 +23,7 @@ use super::proxies::Proxies;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
+use crate::proto::tls::handshake::ServerSettings;
 use crate::shard::mail::Mail;
 use crate::shard::{NodeState, SlowCounters};
 use crate::sys;
@@ -68,6 +70,8 @@ pub(super) struct Control {
     pub(super) figures: Figures,
     /// Follow the rules.
     pub(super) proxies: Arc<Proxies>,
+    /// Looked at once a second, and read again with the options.
+    pub(super) certificates: Arc<Certificates>,
     /// Looked at once a second.
     pub(super) health: Arc<Health>,
     /// Loop lag at the last report.
@@ -108,6 +112,7 @@ impl Control {
                     self.watch_memory();
                     self.node.notices.report_left_out();
                     self.health.look();
+                    self.follow(self.certificates.look(certificates::unix_now()));
                     self.figures.publish();
                 }
             }
@@ -134,6 +139,7 @@ impl Control {
             rpc,
             origins,
             api,
+            tls,
             changed,
             needs_start,
             warnings,
@@ -173,12 +179,20 @@ impl Control {
         if let Err(fault) = self.proxies.follow(rules) {
             warn!(%fault, "reload: calls of this proxy fail");
         }
+        self.follow(self.certificates.reload(tls, certificates::unix_now()));
         info!("options reloaded");
         for option in changed {
             info!(option, "changed option is in effect");
         }
         for section in needs_start {
             warn!(section, "changed section needs a restart");
+        }
+    }
+
+    /// Handshakes from now on have other settings, if there are some.
+    fn follow(&self, settings: Option<ServerSettings>) {
+        if let (Some(tls), Some(settings)) = (&self.node.tls, settings) {
+            tls.store(Arc::new(settings));
         }
     }
 

@@ -20,6 +20,10 @@ pub(super) struct Greeting {
     /// Its tokens are signed with the secret that everybody knows.
     dev_secret: bool,
     snippets: Snippets,
+    /// The internal port speaks TLS.
+    internal_tls: bool,
+    /// Fingerprint of a certificate that the node has made for itself.
+    fingerprint: Option<String>,
 }
 
 impl Greeting {
@@ -29,7 +33,7 @@ impl Greeting {
         from: &str,
         (shards, limits): (usize, &[String]),
         snippets: Snippets,
-        dev: bool,
+        (dev, fingerprint): (bool, Option<String>),
     ) -> Self {
         let websocket = &config.websocket;
         Self {
@@ -44,6 +48,8 @@ impl Greeting {
             dev,
             dev_secret: config.tokens.connection.hmac_secret_key == DEV_SECRET,
             snippets,
+            internal_tls: config.tls.internal.is_some(),
+            fingerprint,
         }
     }
 
@@ -59,7 +65,13 @@ impl Greeting {
             self.put_pages(&mut lines, &first, internal);
         }
         for address in internal {
-            lines.push(format!("internal endpoints are at http://{}", host_of(address)));
+            let scheme = secured("http", self.internal_tls);
+            lines.push(format!("internal endpoints are at {scheme}://{}", host_of(address)));
+        }
+        if let Some(fingerprint) = &self.fingerprint {
+            lines.push(format!(
+                "TLS with a certificate that nobody has signed; its SHA-256 fingerprint is\n{fingerprint}"
+            ));
         }
         for address in addresses {
             let mode = match address {
@@ -78,24 +90,30 @@ impl Greeting {
 
     /// Where clients connect, and the pages.
     fn put_pages(&self, lines: &mut Vec<String>, first: &str, internal: &[Address]) {
-        let url = self.websocket.as_ref().map(|path| format!("ws://{first}{path}"));
+        let is_secure = self.snippets.is_secure;
+        let (http, ws) = (secured("http", is_secure), secured("ws", is_secure));
+        let url = self.websocket.as_ref().map(|path| format!("{ws}://{first}{path}"));
         lines.push(match &url {
             Some(url) => format!("clients connect to {url}"),
             None => "websocket.disabled is on: no client can connect".to_owned(),
         });
         if self.echo {
-            lines.push(format!("echo is at ws://{first}/echo"));
+            lines.push(format!("echo is at {ws}://{first}/echo"));
         }
         let on_internal = self.admin.as_ref().is_some_and(|admin| !admin.external);
         let page_at = internal.first().filter(|_| on_internal).map(host_of);
-        lines.push(admin_line(self.admin.as_ref(), page_at.as_deref().unwrap_or(first)));
+        let page = match page_at {
+            Some(at) => format!("{}://{at}", secured("http", self.internal_tls)),
+            None => format!("{http}://{first}"),
+        };
+        lines.push(admin_line(self.admin.as_ref(), &page));
         if self.demo {
-            lines.push(format!("demo: http://{first}/demo, two clients that talk"));
+            lines.push(format!("demo: {http}://{first}/demo, two clients that talk"));
         }
         if self.dev && url.is_some() {
             lines.push(format!(
                 "development node: anonymous clients may subscribe and publish. A page of your own, to be\n\
-                 opened from http://localhost or http://127.0.0.1:\n\n{}",
+                 opened from {http}://localhost or {http}://127.0.0.1:\n\n{}",
                 self.snippets.html(first)
             ));
             if let Some(curl) = self.snippets.curl(first) {
@@ -113,7 +131,7 @@ fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
     let Some(admin) = admin else {
         return "admin page: off; admin.enabled and admin.password switch it on".to_owned();
     };
-    let url = format!("http://{at}{}/", admin.prefix);
+    let url = format!("{at}{}/", admin.prefix);
     match (&admin.link, &admin.password) {
         _ if admin.insecure => {
             format!("admin page: {url}, WITHOUT a password: open to every client that reaches it")
@@ -121,6 +139,11 @@ fn admin_line(admin: Option<&config::Admin>, at: &str) -> String {
         (Some(link), None) => format!("admin page: {url}#link={link} (works until the node ends)"),
         _ => format!("admin page: {url}, with admin.password"),
     }
+}
+
+/// The scheme of a port that speaks TLS, or of one that doesn't.
+fn secured(scheme: &str, is_secure: bool) -> String {
+    if is_secure { format!("{scheme}s") } else { scheme.to_owned() }
 }
 
 /// An address as URLs have it; a Unix socket's as nginx writes it: its path stands between colons.
@@ -147,7 +170,9 @@ mod tests {
             demo: false,
             dev: false,
             dev_secret: true,
-            snippets: Snippets { websocket_path: String::new(), publish: None },
+            snippets: Snippets { websocket_path: String::new(), publish: None, is_secure: false },
+            internal_tls: false,
+            fingerprint: None,
         }
     }
 
@@ -167,5 +192,24 @@ mod tests {
         assert_eq!(text, expected);
         let closed = Greeting { websocket: None, dev: true, ..greeting() }.text(&public, &[]);
         assert!(closed.contains("no client can connect") && closed.contains("roost token"));
+    }
+
+    #[test]
+    fn a_node_with_tls_names_schemes_and_the_fingerprint_of_its_own_certificate() {
+        let public = [Address::Ip("127.0.0.1:8000".parse().unwrap())];
+        let internal = [Address::Ip("127.0.0.1:9000".parse().unwrap())];
+        let snippets = Snippets { is_secure: true, ..greeting().snippets };
+        let fingerprint = Some("AB:CD".to_owned());
+        let greeting =
+            Greeting { snippets, internal_tls: true, fingerprint, demo: true, ..greeting() };
+        let text = greeting.text(&public, &internal);
+        for expected in [
+            "clients connect to wss://127.0.0.1:8000/connection/websocket\n",
+            "demo: https://127.0.0.1:8000/demo",
+            "internal endpoints are at https://127.0.0.1:9000\n",
+            "\nAB:CD\n",
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
     }
 }

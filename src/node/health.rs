@@ -8,7 +8,9 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use serde_json::{Map, Value};
 
+use super::certificates::Certificates;
 use crate::base::times::Counts;
 use crate::shard::NodeState;
 
@@ -25,15 +27,20 @@ pub struct Thresholds {
 pub(super) struct Health {
     node: Arc<NodeState>,
     thresholds: Thresholds,
+    certificates: Arc<Certificates>,
     counted: Mutex<Counts>,
     loop_lag_p99_us: AtomicU64,
 }
 
 impl Health {
     /// Nothing was looked at yet.
-    pub(super) fn new(node: Arc<NodeState>, thresholds: Thresholds) -> Self {
+    pub(super) fn new(
+        node: Arc<NodeState>,
+        thresholds: Thresholds,
+        certificates: Arc<Certificates>,
+    ) -> Self {
         let (counted, loop_lag_p99_us) = (Mutex::default(), AtomicU64::new(0));
-        Self { node, thresholds, counted, loop_lag_p99_us }
+        Self { node, thresholds, certificates, counted, loop_lag_p99_us }
     }
 
     /// Looks at what happened since the last time.
@@ -77,22 +84,25 @@ impl Health {
     }
 }
 
-/// Answers at `path`: 200 `{}`, or 503 with a reason.
+/// Answers at `path`: 200 `{}`, or 503 with a reason. Certificates that can't be read are listed under
+/// `errors`: the ones before them are in use, so the node can serve.
 pub(super) fn router(health: Arc<Health>, path: &str) -> Router {
     let answer = move || {
-        let fault = health.fault();
-        async move { response(fault) }
+        let (fault, errors) = (health.fault(), health.certificates.faults());
+        async move { response(fault, &errors) }
     };
     Router::new().route(path, get(answer))
 }
 
-fn response(fault: Option<&'static str>) -> Response {
-    let json = [(CONTENT_TYPE, "application/json")];
-    match fault {
-        None => (json, "{}".to_owned()).into_response(),
-        Some(why) => {
-            let body = format!(r#"{{"reason":"{why}"}}"#);
-            (StatusCode::SERVICE_UNAVAILABLE, json, body).into_response()
-        }
+fn response(fault: Option<&'static str>, errors: &[String]) -> Response {
+    let mut body = Map::new();
+    if let Some(why) = fault {
+        body.insert("reason".to_owned(), why.into());
     }
+    if !errors.is_empty() {
+        body.insert("errors".to_owned(), errors.into());
+    }
+    let status = if fault.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = Value::Object(body).to_string();
+    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -20,6 +20,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::admin_refusals::AdminRefusals;
+use super::certificates::{self, Certificates, Expiry};
 use super::control_mail::ControlMail;
 use super::health::Health;
 use super::memory;
@@ -103,6 +104,7 @@ pub(super) struct Metrics {
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
     pub(super) admin_refusals: Arc<AdminRefusals>,
+    pub(super) certificates: Arc<Certificates>,
     /// Dropped lines: of the log, and of SIGUSR1's figures.
     pub(super) lines_dropped: [Arc<AtomicU64>; 2],
     pub(super) started: Instant,
@@ -425,7 +427,32 @@ impl Metrics {
         ];
         metrics.extend(self.slow());
         metrics.extend(self.proxies());
+        metrics.extend(self.tls());
         metrics
+    }
+
+    /// Ends and faults of certificates.
+    fn tls(&self) -> Vec<Metric> {
+        let now = certificates::unix_now();
+        let expiries = self.certificates.expiries();
+        let left = |Expiry { name, option, not_after }: &Expiry| {
+            let labels = vec![("name", name.clone()), ("option", option.clone())];
+            (labels, (not_after - now) as f64)
+        };
+        vec![
+            Metric::new(
+                Kind::Gauge,
+                "tls_certificate_expiry_seconds",
+                "Seconds until a certificate expires, by its first name and its option; below 0: since it has",
+                expiries.iter().map(left).collect(),
+            ),
+            Metric::gauge(
+                "tls_faults",
+                "Certificates, keys and authorities that could not be used when they were read: the ones before \
+                 them are in use",
+                self.certificates.faults().len() as f64,
+            ),
+        ]
     }
 
     /// How the application answers, by proxy and event.

@@ -13,6 +13,7 @@ mod address;
 mod admin;
 mod admin_refusals;
 mod api;
+mod certificates;
 mod control;
 mod control_mail;
 mod crypto_pool;
@@ -41,6 +42,7 @@ mod tls;
 mod users;
 mod web;
 
+pub use self::certificates::check as check_certificates;
 pub use self::serve::serve;
 
 use arc_swap::ArcSwap;
@@ -57,6 +59,7 @@ use tokio::runtime::Runtime;
 use self::admin::{Access, Figures};
 use self::admin_refusals::AdminRefusals;
 use self::api::Api;
+use self::certificates::Certificates;
 use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
 use self::health::Health;
@@ -125,6 +128,8 @@ pub struct Settings {
     pub plan: Vec<String>,
     /// TLS of the public listeners; `None`: they speak plain text.
     pub tls: Option<ServerSettings>,
+    /// Certificates of all listeners.
+    certificates: Arc<Certificates>,
     /// The snippets of the demo page.
     snippets: Snippets,
     /// The text to print once the node listens.
@@ -162,6 +167,8 @@ pub struct Reloaded {
     pub rpc: RpcRules,
     /// Which web pages may connect.
     pub origins: OriginRules,
+    /// Certificates of listeners.
+    pub tls: config::Tls,
     /// The server API: its key may change, and the form of its errors.
     pub api: Option<config::Api>,
     /// The changed options since the last time.
@@ -268,7 +275,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let (web, name) = (settings.web, name_of(settings.name, &addresses));
     let (thresholds, plan, snippets) = (settings.thresholds, settings.plan, settings.snippets);
     let lines_dropped = [settings.log.dropped_counter(), output.dropped_counter()];
-    let front = Front { web, thresholds, name, plan, snippets, lines_dropped, started };
+    let certificates = settings.certificates;
+    let front =
+        Front { web, thresholds, name, plan, snippets, lines_dropped, started, certificates };
     let services = front.open(&node, &control_mail, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
     (settings.greeting)(&addresses, &internal);
@@ -361,6 +370,7 @@ struct Front {
     snippets: Snippets,
     lines_dropped: [Arc<AtomicU64>; 2],
     started: Instant,
+    certificates: Arc<Certificates>,
 }
 
 /// The services of the control thread, and their endpoints.
@@ -372,6 +382,7 @@ struct Services {
     figures: Figures,
     calls: Option<Arc<ArcSwap<config::Api>>>,
     routers: Routers,
+    certificates: Arc<Certificates>,
 }
 
 impl Front {
@@ -385,7 +396,11 @@ impl Front {
         let proxies = Proxies::new(Arc::clone(&control_mail), Arc::clone(&node));
         let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
         let proxies = Arc::new(proxies);
-        let health = Arc::new(Health::new(Arc::clone(&node), self.thresholds));
+        let health = Arc::new(Health::new(
+            Arc::clone(&node),
+            self.thresholds,
+            Arc::clone(&self.certificates),
+        ));
         let (name, uid) = (self.name, node.rules.node_id.clone());
         let mail = Arc::clone(&control_mail);
         let api = Api::new(Arc::clone(&node), mail, name.clone(), uid, self.started);
@@ -396,6 +411,7 @@ impl Front {
             health: Arc::clone(&health),
             proxies: Arc::clone(&proxies),
             admin_refusals: Arc::clone(&admin_refusals),
+            certificates: Arc::clone(&self.certificates),
             lines_dropped: self.lines_dropped,
             started: self.started,
         };
@@ -408,7 +424,8 @@ impl Front {
         let (api, shared) = (Arc::new(api), calls.clone());
         let routers =
             web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
-        Ok(Services { node, control_mail, health, proxies, figures, calls, routers })
+        let certificates = self.certificates;
+        Ok(Services { node, control_mail, health, proxies, figures, calls, routers, certificates })
     }
 }
 
@@ -433,7 +450,8 @@ impl Services {
             let listeners = listeners.into_iter().map(web::Listener::new);
             let listeners =
                 listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
-            runtime.spawn(web::listen(listeners, internal.clone()));
+            let tls = self.certificates.internal();
+            runtime.spawn(web::listen(listeners, internal.clone(), tls));
         }
         Ok(())
     }
@@ -455,6 +473,7 @@ impl Services {
             watch: RefCell::new(memory::Watch::default()),
             reload,
             lag_told: RefCell::new(Counts::default()),
+            certificates: self.certificates,
             health: self.health,
             calls: self.calls,
             log,

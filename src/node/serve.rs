@@ -4,12 +4,14 @@
 use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
 use super::admin::{admin_rules, websocket_path};
+use super::certificates::{self, Certificates};
 use super::demo::Snippets;
 use super::greeting::Greeting;
 use super::log::{self, Log};
@@ -19,7 +21,7 @@ use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{
-    self, Config, DEV_SECRET, ListenAt, Loaded, MemoryLimit, Shards, Sources, Transports,
+    self, Config, DEV_SECRET, ListenAt, Loaded, MemoryLimit, Shards, Sources, Tls, Transports,
 };
 use crate::edge::client_id::ClientIdSealer;
 use crate::edge::host::{HostRules, HostScope};
@@ -29,6 +31,7 @@ use crate::host::facts::Facts;
 use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::{Address, ListenOptions};
 use crate::io::uring;
+use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::{Broker, Endpoint, EndpointKind, Options};
 use crate::sys;
@@ -94,9 +97,11 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);
     limits.push(why);
-    let node = (memory_limit_bytes, sources.dev, log.clone());
+    let (certificates, tls) = open_certificates(&config)?;
+    let node = (memory_limit_bytes, sources.dev, log.clone(), Arc::new(certificates));
     let mut settings = settings(config.clone(), io, &plan, &facts, node)
         .map_err(system("random numbers and keys"))?;
+    settings.tls = tls;
     settings.plan = limits.clone();
     settings.cpus = cpus;
     // A key is shown where only this machine comes.
@@ -107,7 +112,8 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
     let pid_file = pid_file.map_err(system("the pid file"))?;
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     let snippets = settings.snippets.clone();
-    let greeting = Greeting::new(&config, &from, (plan.shards, &limits), snippets, sources.dev);
+    let own = (sources.dev, settings.certificates.self_signed());
+    let greeting = Greeting::new(&config, &from, (plan.shards, &limits), snippets, own);
     settings.greeting = Box::new(listening(greeting, from, &settings, &config, &plan, log.clone()));
     settings.reload = Box::new(reloading(config, sources, log));
     let ended = super::run(settings);
@@ -115,6 +121,17 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
         pid_file.remove();
     }
     ended
+}
+
+/// Reads the certificates of all listeners.
+fn open_certificates(
+    config: &Config,
+) -> Result<(Certificates, Option<ServerSettings>), StartFault> {
+    let listens = config.http_server.at.ips().iter().filter(|address| !address.is_unspecified());
+    let addresses = listens.map(ToString::to_string).collect();
+    let opened = Certificates::open(config.tls.clone(), addresses, certificates::unix_now());
+    opened
+        .map_err(|faults| StartFault::System { what: "TLS", source: std::io::Error::other(faults) })
 }
 
 /// Says that the node listens: as a text on a terminal, and as an event of the log.
@@ -220,6 +237,7 @@ fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
         ("client (limits and delays)", limits(before) != limits(now)),
         ("client.proxy", before.client.proxies != now.client.proxies),
         ("rpc", before.rpc != now.rpc),
+        ("http_server.tls, http_server.internal_tls or roost.tls", before.tls != now.tls),
         ("http_api.key, http_api.insecure or http_api.error_mode", key(before) != key(now)),
         ("log.level", before.log.level != now.log.level),
     ];
@@ -232,9 +250,17 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
     let web =
         |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
+    let tls = |config: &Config| {
+        let Tls { public, internal, handshakes_max, tickets } = &config.tls;
+        (public.is_some(), internal.is_some(), *handshakes_max, tickets.period_ms)
+    };
     let pages = |config: &Config| (config.web.admin.clone(), config.web.demo.clone());
     let differs = [
         ("http_server", running.http_server != config.http_server),
+        (
+            "http_server.tls.enabled, internal_tls.enabled or tls_external",
+            tls(running) != tls(&config),
+        ),
         (
             "log.file or roost.log_format",
             (&running.log.file, running.log.json) != (&config.log.file, config.log.json),
@@ -254,9 +280,9 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     ];
     let needs_start = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name);
     let needs_start = needs_start.collect();
-    let Config { channels, tokens, rpc, web, client, origins, .. } = config;
+    let Config { channels, tokens, rpc, web, client, origins, tls, .. } = config;
     let (api, changed) = (web.api, Vec::new());
-    Reloaded { channels, tokens, client, rpc, origins, api, changed, needs_start, warnings }
+    Reloaded { channels, tokens, client, rpc, origins, api, tls, changed, needs_start, warnings }
 }
 
 /// The options that a reload would put into effect, and those that would need a restart.
@@ -326,7 +352,7 @@ fn settings(
     io: Io,
     plan: &ShardPlan,
     facts: &Facts,
-    (memory_limit_bytes, dev, log): (u64, bool, Log),
+    (memory_limit_bytes, dev, log, certificates): (u64, bool, Log, Arc<Certificates>),
 ) -> std::io::Result<Settings> {
     let Config {
         client, origins, rpc, roost, websocket, http_server, tokens, channels, web, ..
@@ -444,7 +470,12 @@ fn settings(
         name: config.node_name,
         plan: Vec::new(),
         tls: None,
-        snippets: Snippets { websocket_path: websocket.handler_prefix, publish: None },
+        certificates,
+        snippets: Snippets {
+            websocket_path: websocket.handler_prefix,
+            publish: None,
+            is_secure: config.tls.public.is_some(),
+        },
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })

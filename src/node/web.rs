@@ -23,9 +23,11 @@ use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
@@ -322,10 +324,15 @@ fn put_head<'h>(
 }
 
 /// Serves a router on listeners of this thread's own, until the process ends.
-pub(super) async fn listen(listeners: Vec<Listener>, router: Router) {
+pub(super) async fn listen(
+    listeners: Vec<Listener>,
+    router: Router,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
+) {
     let room = Arc::new(Semaphore::new(INTERNAL_CONNECTIONS_MAX));
-    let each =
-        listeners.into_iter().map(|listener| accept(listener, router.clone(), Arc::clone(&room)));
+    let each = listeners
+        .into_iter()
+        .map(|listener| accept(listener, router.clone(), Arc::clone(&room), tls.clone()));
     futures_util::future::join_all(each).await;
 }
 
@@ -369,26 +376,51 @@ impl Listener {
     }
 }
 
-async fn accept(listener: Listener, router: Router, room: Arc<Semaphore>) {
+async fn accept(
+    listener: Listener,
+    router: Router,
+    room: Arc<Semaphore>,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
+) {
     loop {
         // More than these wait in the kernel.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         let router = router.clone();
+        let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
         let accepted = match &listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let _ = stream.set_nodelay(true);
-                serve_connection(stream, Some(peer.ip().to_canonical()), router, place);
+                serve_accepted(stream, Some(peer.ip().to_canonical()), router, (place, tls));
             }),
             Listener::Unix(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| serve_connection(stream, None, router, place)),
+                .map(|(stream, _)| serve_accepted(stream, None, router, (place, tls))),
         };
         if let Err(fault) = accepted {
             warn!(%fault, "cannot accept a connection on the internal port");
             tokio::time::sleep(ACCEPT_AGAIN).await;
         }
     }
+}
+
+/// Serves one connection to the internal port, behind its handshake where that port speaks TLS.
+fn serve_accepted<S>(
+    stream: S,
+    peer: Option<IpAddr>,
+    router: Router,
+    (place, tls): (OwnedSemaphorePermit, Option<TlsAcceptor>),
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Some(tls) = tls else { return serve_connection(stream, peer, router, place) };
+    tokio::spawn(async move {
+        match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => serve_connection(stream, peer, router, place),
+            Ok(Err(fault)) => debug!(%fault, "TLS handshake at the internal port failed"),
+            Err(_) => debug!("TLS handshake at the internal port was not done in time"),
+        }
+    });
 }
 
 /// Serves one connection to the internal port, until it ends.

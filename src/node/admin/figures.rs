@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::base::bytes::SharedBytes;
 use crate::base::times::{Counts, Times};
 use crate::edge::channels::OWN_CHANNEL;
+use crate::node::certificates::{self, Expiry};
 use crate::node::metrics::Metrics;
 use crate::shard::ShardCounters;
 use crate::shard::mail::{Mail, Publish};
@@ -177,6 +178,7 @@ impl Figures {
             "refused": self.by_reason("refused_"),
             "errors": self.by_reason("error_"),
             "proxies": self.proxies(),
+            "certificates": self.certificates(),
         });
         *self.before() = Some(now);
         figures
@@ -235,6 +237,17 @@ impl Figures {
             });
         }
         sums
+    }
+
+    /// Certificates with the days until their end, and what could not be read.
+    fn certificates(&self) -> Value {
+        let now = certificates::unix_now();
+        let certificates = &self.metrics.certificates;
+        let each = certificates.expiries().into_iter().map(|Expiry { name, option, not_after }| {
+            let days = (not_after - now).div_euclid(24 * 60 * 60);
+            json!({ "name": name, "option": option, "not_after": not_after, "days": days })
+        });
+        json!({ "list": each.collect::<Vec<_>>(), "errors": certificates.faults() })
     }
 
     fn proxies(&self) -> Vec<Value> {

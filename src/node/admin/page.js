@@ -288,6 +288,7 @@ function draw() {
   drawReasons();
   drawShards(now.shards ?? []);
   drawProxies(now.proxies ?? []);
+  drawCertificates(now.certificates ?? { list: [], errors: [] });
 }
 
 function drawHead({ name = '', version = '', uptime_s, fault }) {
@@ -627,6 +628,27 @@ function drawShards(shards) {
       ],
       rows,
     ),
+  );
+}
+
+/** Days before its end from which on a certificate is marked. */
+const DAYS_LEFT = 14;
+
+function drawCertificates({ list, errors }) {
+  byId('certificates-card').hidden = list.length === 0 && errors.length === 0;
+  const days = ({ days: left }) =>
+    element('span', { class: `badge ${left < DAYS_LEFT ? 'bad' : 'good'}` }, left < 0 ? 'expired' : `${left} days`);
+  byId('certificates').replaceChildren(
+    table(
+      [
+        ['name', ({ name }) => name],
+        ['option', ({ option }) => option],
+        ['ends', ({ not_after: end }) => new Date(end * 1000).toISOString().slice(0, 16).replace('T', ' ')],
+        ['left', days],
+      ],
+      list,
+    ),
+    ...errors.map((fault) => element('p', { class: 'badge bad' }, fault)),
   );
 }
 

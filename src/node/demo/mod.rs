@@ -37,6 +37,8 @@ pub(super) struct Snippets {
     pub(super) websocket_path: String,
     /// Path of the method that publishes, and the key for it, where there is one.
     pub(super) publish: Option<(String, String)>,
+    /// The public port speaks TLS.
+    pub(super) is_secure: bool,
 }
 
 impl Snippets {
@@ -44,11 +46,11 @@ impl Snippets {
     pub(super) fn html(&self, host: &str) -> String {
         format!(
             "<!doctype html>\n\
-             <script src=\"http://{host}/demo/centrifuge.js\"></script>\n\
+             <script src=\"{scheme}://{host}/demo/centrifuge.js\"></script>\n\
              <input id=\"text\" placeholder=\"say something\">\n\
              <ul id=\"list\"></ul>\n\
              <script>\n  \
-               const client = new Centrifuge('ws://{host}{path}');\n  \
+               const client = new Centrifuge('{socket}://{host}{path}');\n  \
                const chat = client.newSubscription('demo');\n  \
                chat.on('publication', ({{ data }}) => {{\n    \
                  const item = document.createElement('li');\n    \
@@ -62,17 +64,24 @@ impl Snippets {
                chat.subscribe();\n  \
                client.connect();\n\
              </script>\n",
-            path = self.websocket_path
+            path = self.websocket_path,
+            scheme = self.scheme(),
+            socket = if self.is_secure { "wss" } else { "ws" },
         )
     }
 
     /// A shell command that publishes.
     pub(super) fn curl(&self, host: &str) -> Option<String> {
         let (path, key) = self.publish.as_ref()?;
+        let (scheme, insecure) = (self.scheme(), if self.is_secure { "-k " } else { "" });
         Some(format!(
-            "curl -H 'X-API-Key: {key}' -d '{{\"channel\": \"demo\", \"data\": {{\"from\": \"curl\", \
-             \"text\": \"hello\"}}}}' http://{host}{path}"
+            "curl {insecure}-H 'X-API-Key: {key}' -d '{{\"channel\": \"demo\", \"data\": {{\"from\": \"curl\", \
+             \"text\": \"hello\"}}}}' {scheme}://{host}{path}"
         ))
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.is_secure { "https" } else { "http" }
     }
 }
 

@@ -66,7 +66,7 @@ fn kind(kind: Kind) -> String {
 /// Whether a SIGHUP puts an option into effect. Held against the node's own comparison of
 /// configurations by `reload_is_what_the_node_does`.
 fn is_reloaded(path: &str) -> bool {
-    const SECTIONS: [&str; 10] = [
+    const SECTIONS: [&str; 11] = [
         "channel.",
         "client.connect_code_to_unidirectional_disconnect.",
         "client.proxy.",
@@ -76,9 +76,10 @@ fn is_reloaded(path: &str) -> bool {
         "http_api.insecure",
         "http_api.key",
         "proxies.",
+        "roost.tls.",
         "rpc.",
     ];
-    const OPTIONS: [&str; 14] = [
+    const OPTIONS: [&str; 21] = [
         "client.allowed_origins",
         "client.channel_limit",
         "client.concurrency",
@@ -92,7 +93,14 @@ fn is_reloaded(path: &str) -> bool {
         "client.queue_max_size",
         "client.recovery_max_publication_limit",
         "client.stale_close_delay",
+        "http_server.internal_tls.cert_pem",
+        "http_server.internal_tls.client_ca_pem",
+        "http_server.internal_tls.key_pem",
+        "http_server.tls.cert_pem",
+        "http_server.tls.client_ca_pem",
+        "http_server.tls.key_pem",
         "log.level",
+        "roost.tls_ticket_keys",
     ];
     let is_switch = path == "client.subscription_token.enabled";
     let in_section = SECTIONS.iter().any(|section| path.starts_with(section));

@@ -51,9 +51,8 @@ pub(super) fn begin(
             if let Some(membership) = &subscribe.membership
                 && membership.present
             {
-                let (info, announces) = (&membership.info, membership.announces);
-                let enter = PresenceChange::Enter { announces };
-                remote.changes.presence(&channel.name, enter, info);
+                let info = &membership.info;
+                remote.changes.presence(&channel.name, PresenceChange::Enter, info);
             }
             channel.line.namespace = subscribe.namespace;
             let need = match &subscribe.recover {
@@ -125,9 +124,8 @@ impl Home {
                 self.end_unsubscribe(turn, remote, from, &unsubscribe);
             }
             Request::Reinform { conn, info } => {
-                if let Some(announces) = self.reinform(turn.cx, from, &channel.name, conn, &info) {
-                    let enter = PresenceChange::Enter { announces };
-                    remote.changes.presence(&channel.name, enter, &info);
+                if self.reinform(turn.cx, from, &channel.name, conn, &info) {
+                    remote.changes.presence(&channel.name, PresenceChange::Enter, &info);
                 }
             }
             Request::Publish(publish) => end_publish(turn, from, &publish, outcome),

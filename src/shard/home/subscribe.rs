@@ -70,8 +70,7 @@ impl Home {
         out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }
 
-    /// The info of a subscriber has changed. Where presence shows the subscriber: whether it makes join and
-    /// leave events.
+    /// The info of a subscriber has changed. Whether presence shows the subscriber.
     pub(super) fn reinform(
         &mut self,
         cx: &Cx,
@@ -79,7 +78,7 @@ impl Home {
         channel: &str,
         conn: ConnKey,
         info: &[u8],
-    ) -> Option<bool> {
+    ) -> bool {
         let hash = cx.node.names.hash(channel);
         self.channels.reinform(channel, hash, Member { shard: from, conn }, info)
     }

@@ -1,0 +1,256 @@
+//! TLS of the listeners: sections `http_server.tls`, `http_server.internal_tls` and `roost.tls`.
+//!
+//! What is read here is where certificates and keys are. The node reads them, now and again later, since
+//! they change while it runs.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::layers::{Report, Scope, Settings};
+
+/// TLS of all listeners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Of the public port, if it speaks TLS.
+    pub public: Option<ListenerTls>,
+    /// Of the internal port, if there is one and it speaks TLS.
+    pub internal: Option<ListenerTls>,
+    /// Tickets of all of them.
+    pub tickets: TicketOptions,
+    /// Handshakes of the public port that may be under way at a time.
+    pub handshakes_max: usize,
+}
+
+/// TLS of one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// The section, for messages.
+    pub section: &'static str,
+    /// For clients that name no host, or one that no certificate is for. `None`: one that the node makes
+    /// for itself and that nobody has signed.
+    pub default: Option<PairSource>,
+    /// By names of hosts.
+    pub by_name: Vec<(String, PairSource)>,
+    /// Authorities of the certificates that clients need; `None`: clients need none.
+    pub client_ca: Option<Pem>,
+}
+
+/// A certificate with its chain, and its private key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairSource {
+    /// The option of the certificate, for messages.
+    pub option: String,
+    /// The certificate, then those that it is signed by.
+    pub certificate: Pem,
+    /// Its key.
+    pub key: Pem,
+}
+
+/// A PEM text, or where it is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pem {
+    /// The text, as it is in the option or as base64 there.
+    Text(String),
+    /// A file with it.
+    File(PathBuf),
+}
+
+impl Pem {
+    /// Reads the meaning of an option: the text, base64 of it, or a path.
+    fn of(given: &str) -> Self {
+        const BEGIN: &str = "-----BEGIN";
+        if given.contains(BEGIN) {
+            return Self::Text(given.to_owned());
+        }
+        let packed: String = given.split_ascii_whitespace().collect();
+        let decoded = STANDARD.decode(packed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        match decoded.filter(|text| text.contains(BEGIN)) {
+            Some(text) => Self::Text(text),
+            None => Self::File(given.into()),
+        }
+    }
+
+    /// The file, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Text(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
+}
+
+/// Without the text, which may be a key.
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "PEM of {} bytes", text.len()),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Tickets, by which clients resume TLS sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TicketOptions {
+    /// A file with keys that several nodes share; `None`: the node makes its own.
+    pub keys: Option<PathBuf>,
+    /// How long a key of the node's own seals tickets, milliseconds. They are accepted for twice as long.
+    pub period_ms: u64,
+}
+
+/// A ticket holds for at most seven days (RFC 8446, 4.6.1), and is accepted for two periods.
+const PERIOD_MS: std::ops::RangeInclusive<u64> = 60_000..=302_400_000;
+
+const PERIOD: &str = "roost.tls_ticket_period";
+
+/// Whether the self-signed certificate is used.
+const SELF_SIGNED: &str = "roost.tls_self_signed";
+
+const EXTERNAL: &str = "http_server.tls_external";
+
+pub(super) fn tls(settings: &Settings, has_internal: bool, report: &mut Report) -> Tls {
+    let root = &settings.root;
+    let by_name = by_name(settings, report);
+    let self_signed = root.flag(SELF_SIGNED);
+    let mut section = |section: &'static str, self_signed: bool| {
+        listener(root, section, self_signed, &by_name, report)
+    };
+    let public = section("http_server.tls", self_signed);
+    let own = section("http_server.internal_tls", false);
+    let shared = public.clone().filter(|_| !root.flag(EXTERNAL));
+    let internal = own.or(shared).filter(|_| has_internal);
+    if public.is_none() && internal.is_none() && !by_name.is_empty() {
+        let (origin, _) = &settings.list("roost.tls")[0];
+        report
+            .warnings
+            .push(format!("{origin}: roost.tls: of no use without http_server.tls.enabled"));
+    }
+    let period_ms = root.ms(PERIOD);
+    if !PERIOD_MS.contains(&period_ms) {
+        report.errors.push(root.complaint(PERIOD, "1m to 84h"));
+    }
+    Tls {
+        public,
+        internal,
+        tickets: TicketOptions { keys: root.path("roost.tls_ticket_keys"), period_ms },
+        handshakes_max: root.size("roost.tls_handshakes_max"),
+    }
+}
+
+/// The section of one listener. `None`: it doesn't speak TLS.
+fn listener(
+    root: &Scope,
+    section: &'static str,
+    self_signed: bool,
+    by_name: &[(String, PairSource)],
+    report: &mut Report,
+) -> Option<ListenerTls> {
+    let path = |name: &str| format!("{section}.{name}");
+    if !root.flag(&path("enabled")) && !self_signed {
+        return None;
+    }
+    let text = |name: &str| root.text(&path(name));
+    let (certificate, key) = (text("cert_pem"), text("key_pem"));
+    let pair = |option: String| PairSource {
+        option,
+        certificate: Pem::of(&certificate),
+        key: Pem::of(&key),
+    };
+    let default = match (certificate.is_empty(), key.is_empty()) {
+        (false, false) if self_signed => {
+            let expected = "nothing, or no roost.tls_self_signed";
+            report.errors.push(root.complaint(&path("cert_pem"), expected));
+            None
+        }
+        (false, false) => Some(pair(path("cert_pem"))),
+        (true, true) if self_signed => None,
+        // The first of those by name takes the place.
+        (true, true) if !by_name.is_empty() => Some(by_name[0].1.clone()),
+        (true, _) => {
+            let expected = "a certificate: PEM, a file with it, or base64 of it";
+            report.errors.push(root.complaint(&path("cert_pem"), expected));
+            None
+        }
+        (false, true) => {
+            let expected = "the key of the certificate: PEM, a file with it, or base64 of it";
+            report.errors.push(root.complaint(&path("key_pem"), expected));
+            None
+        }
+    };
+    let client_ca = Some(text("client_ca_pem")).filter(|text| !text.is_empty());
+    let client_ca = client_ca.map(|text| Pem::of(&text));
+    Some(ListenerTls { section, default, by_name: by_name.to_vec(), client_ca })
+}
+
+/// The list `roost.tls`: certificates by names of hosts.
+fn by_name(settings: &Settings, report: &mut Report) -> Vec<(String, PairSource)> {
+    let mut seen = HashSet::new();
+    let mut pairs = Vec::new();
+    for (origin, scope) in settings.list("roost.tls") {
+        let name = scope.name().to_ascii_lowercase();
+        let mut wrong = |expected: &str| {
+            report
+                .errors
+                .push(format!("{origin}: roost.tls: name = {name:?}: expected {expected}"));
+        };
+        if !is_host_pattern(&name) {
+            wrong("the name of a host, such as \"example.com\" or \"*.example.com\"");
+        } else if !seen.insert(name.clone()) {
+            wrong("a name that no other one has");
+        }
+        for option in ["cert_pem", "key_pem"] {
+            if scope.text(option).is_empty() {
+                let expected = "PEM, a file with it, or base64 of it";
+                report.errors.push(format!("{origin}: {}", scope.complaint(option, expected)));
+            }
+        }
+        let pem = |option: &str| Pem::of(&scope.text(option));
+        let option = format!("roost.tls[{name}].cert_pem");
+        pairs
+            .push((name, PairSource { option, certificate: pem("cert_pem"), key: pem("key_pem") }));
+    }
+    pairs
+}
+
+/// A DNS name in its ASCII form, or one whose first label is `*` (RFC 6125, 6.4.3).
+fn is_host_pattern(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let (host, is_wildcard) = match name.strip_prefix("*.") {
+        Some(rest) => (rest, true),
+        None => (name, false),
+    };
+    host.len() <= 253 && host.split('.').all(is_label) && (!is_wildcard || host.contains('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_hosts() {
+        for good in ["example.com", "*.example.com", "localhost", "a-b.c", "xn--bcher-kva.example"]
+        {
+            assert!(is_host_pattern(good), "{good}");
+        }
+        for wrong in ["", "*", "*.com", "a..b", "a.*.b", "*a.b", "bücher.example", "a b"] {
+            assert!(!is_host_pattern(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pem_is_a_text_base64_of_it_or_a_file() {
+        let text = "-----BEGIN CERTIFICATE-----\n";
+        assert_eq!(Pem::of(text), Pem::Text(text.to_owned()));
+        assert_eq!(Pem::of(&STANDARD.encode(text)), Pem::Text(text.to_owned()));
+        assert_eq!(Pem::of("cert.pem"), Pem::File("cert.pem".into()));
+        assert_eq!(Pem::of("cert.pem").path(), Some(Path::new("cert.pem")));
+        // Not the text, which may be a key.
+        assert!(!format!("{:?}", Pem::of(text)).contains("BEGIN"));
+    }
+}
