@@ -4,12 +4,14 @@
 //!  names::Names ----> keys and PUB/SUB names of a channel        hash: address, partition, slot
 //!  payload::Payload <--> bytes of a PUB/SUB message or a history entry
 //!  operations: commands of homes <--> requests and replies of Redis, with scripts
+//!  entries: the presence entries of each node, for when it dies
 //!  control::Command <--> bytes of a message between nodes;  peers, survey: what nodes do with them
 //! ```
 //! Nodes of Centrifugo v6 use the same Redis at the same time, so each byte here is given. Nothing in this
 //! module knows a connection, a clock or a thread: that is `node/redis`.
 
 pub mod control;
+pub mod entries;
 pub mod hash;
 pub mod names;
 pub mod operations;

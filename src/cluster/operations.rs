@@ -13,8 +13,7 @@ use super::payload::{Envelope, Payload};
 use super::scripts::Script;
 use crate::base::info::ClientInfo;
 use crate::hub::broker::{
-    BrokerEvent, Command, Delivered, Entry, FailureCause, PresenceChange, PresenceUpdate,
-    Publishing, Ticket,
+    BrokerEvent, Command, Delivered, Entry, FailureCause, PresenceChange, Publishing, Ticket,
 };
 use crate::hub::history::{Epoch, Page, Position, Published, Record};
 use crate::proto::client::nodes::{NodePublication, put_client_info, read_client_info};
@@ -99,6 +98,23 @@ impl Request {
 pub enum Awaited {
     /// Nothing.
     Nothing,
+    /// Entries of presence are prolonged: how many of them were not there.
+    Prolonged {
+        /// The channel.
+        channel: CompactString,
+    },
+    /// Some entries of a node that is dead: each is removed, and then the next ones are taken.
+    Taken {
+        /// The node.
+        uid: String,
+    },
+    /// The content of an entry of a dead node.
+    Orphan {
+        /// Its channel.
+        channel: CompactString,
+        /// Others are to see its leave.
+        announces: bool,
+    },
     /// A publication is taken: with history the reply is its position.
     Published {
         /// Of the command.
@@ -138,7 +154,9 @@ impl Awaited {
     /// The command that waits.
     pub fn ticket(&self) -> Option<Ticket> {
         match self {
-            Self::Nothing => None,
+            Self::Nothing | Self::Prolonged { .. } | Self::Taken { .. } | Self::Orphan { .. } => {
+                None
+            }
             Self::Published { ticket, .. }
             | Self::History { ticket, .. }
             | Self::Top { ticket, .. }
@@ -177,6 +195,8 @@ pub enum Settled {
     Event(BrokerEvent),
     /// Another request.
     Again(Request, Awaited),
+    /// News for the home, if any, and other requests.
+    Several(Option<BrokerEvent>, Vec<(Request, Awaited)>),
     /// The reply has another shape than all replies of this kind, or is an error.
     Faulty(Option<BrokerEvent>, String),
 }
@@ -224,7 +244,12 @@ impl Operations {
             Command::Presence(update) => {
                 self.check(&update.channel, false, None)?;
                 for changes in update.changes.chunks(PRESENCE_CHANGES_MAX) {
-                    each(self.presence_update(&update, changes), Awaited::Nothing);
+                    let prolongs = |(of, _): &(PresenceChange, _)| *of == PresenceChange::Refresh;
+                    let awaited = match changes.iter().any(prolongs) {
+                        true => Awaited::Prolonged { channel: update.channel.clone() },
+                        false => Awaited::Nothing,
+                    };
+                    each(self.presence_update(&update.channel, changes), awaited);
                 }
             }
             Command::Members { ticket, channel, counts } => {
@@ -259,6 +284,24 @@ impl Operations {
         }
         let event = match &awaited {
             Awaited::Nothing => return Settled::Nothing,
+            Awaited::Prolonged { channel } => match reply {
+                Reply::Int(0) => return Settled::Nothing,
+                Reply::Int(_) => Some(BrokerEvent::EntriesMissing { channel: channel.clone() }),
+                _ => None,
+            },
+            Awaited::Taken { uid } => match &reply {
+                Reply::List(members) => return self.orphans(uid, members),
+                _ => None,
+            },
+            Awaited::Orphan { channel, announces } => match &reply {
+                // Its time was over, or another node has removed it.
+                Reply::Nil => return Settled::Nothing,
+                Reply::Bytes(info) => match read_client_info(info) {
+                    Ok(info) => return self.orphan(channel, *announces, info),
+                    Err(_) => None,
+                },
+                _ => None,
+            },
             Awaited::Done { ticket } => Some(BrokerEvent::Done { ticket: *ticket }),
             Awaited::Published { ticket, has_history: false } => {
                 let position = Position { offset: 0, epoch: None };
@@ -456,9 +499,9 @@ impl Operations {
         Some(BrokerEvent::History { ticket, top, entries })
     }
 
-    fn presence_update(
+    pub(super) fn presence_update(
         &self,
-        update: &PresenceUpdate,
+        channel: &str,
         changes: &[(PresenceChange, Box<[u8]>)],
     ) -> Request {
         let mut arguments = vec![
@@ -470,7 +513,7 @@ impl Operations {
             let Some(info) = ClientInfo::unpack(packed) else { continue };
             let mut message = Vec::new();
             let kind: &[u8] = match change {
-                PresenceChange::Enter => b"+",
+                PresenceChange::Enter { .. } => b"+",
                 PresenceChange::Refresh => b"=",
                 PresenceChange::Leave => b"-",
             };
@@ -479,7 +522,7 @@ impl Operations {
             }
             arguments.extend([kind.into(), info.client.into(), message, info.user.into()]);
         }
-        let keys = self.presence_keys(&update.channel);
+        let keys = self.presence_keys(channel);
         Request::Script { script: Script::PresenceUpdate, keys, arguments }
     }
 }

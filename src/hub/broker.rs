@@ -108,8 +108,12 @@ pub struct PresenceUpdate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
     /// It is added, or its info replaced.
-    Enter,
-    /// Its time is prolonged. Written anew if the broker has lost it.
+    Enter {
+        /// Its leave is announced: also by another node, if this one dies.
+        announces: bool,
+    },
+    /// Its time is prolonged. Written anew if the broker has lost it: then [`BrokerEvent::EntriesMissing`]
+    /// follows.
     Refresh,
     /// It is removed.
     Leave,
@@ -214,6 +218,22 @@ pub enum BrokerEvent {
     },
     /// A publication of a channel that this node listens to, whichever node it came from.
     Delivered(Box<Delivered>),
+    /// Entries of a channel that were to be prolonged were not there. They have been written, but what the
+    /// broker keeps beside them may be missing: the home enters all of the channel's entries again.
+    EntriesMissing {
+        /// The channel.
+        channel: CompactString,
+    },
+    /// Other nodes took this one for dead, and removed its entries: the home enters all of them again, and
+    /// announces them.
+    EntriesRemoved,
+    /// An entry of a node that is dead was removed: the home announces the leave, whichever home it is.
+    Orphaned {
+        /// The channel.
+        channel: CompactString,
+        /// The packed `ClientInfo`.
+        info: Box<[u8]>,
+    },
     /// A client of some node joined or left a channel that this node listens to.
     Announced {
         /// The channel.
@@ -280,8 +300,11 @@ impl HeapBytes for BrokerEvent {
             | Self::Lost
             | Self::Done { .. }
             | Self::Failed { .. }
+            | Self::EntriesRemoved
             | Self::MemberCounts { .. } => 0,
-            Self::Listening { channel } | Self::Interrupted { channel } => channel.heap_bytes(),
+            Self::Listening { channel }
+            | Self::Interrupted { channel }
+            | Self::EntriesMissing { channel } => channel.heap_bytes(),
             Self::Published { position, .. } => position.heap_bytes(),
             Self::History { top, entries, .. } => {
                 let records: usize = entries.iter().map(|entry| entry.record.bytes()).sum();
@@ -296,7 +319,9 @@ impl HeapBytes for BrokerEvent {
                 let epoch = epoch.as_ref().map_or(0, Epoch::heap_bytes);
                 size_of::<Delivered>() + channel.heap_bytes() + epoch + entry.record.bytes()
             }
-            Self::Announced { channel, info, .. } => heap_bytes_of!(channel, info),
+            Self::Announced { channel, info, .. } | Self::Orphaned { channel, info } => {
+                heap_bytes_of!(channel, info)
+            }
         }
     }
 }

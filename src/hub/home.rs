@@ -469,11 +469,12 @@ impl Homes {
         members.insert(&self.hasher, member, info, present, announces);
     }
 
-    /// The visible part of a member has changed; its user hasn't. Whether presence shows the member.
-    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) -> bool {
-        let members = self.find(name, hash);
-        let members = members.and_then(|at| self.channels[at as usize].members.as_mut());
-        members.is_some_and(|members| members.replace_info(&self.hasher, member, info))
+    /// The visible part of a member has changed; its user hasn't. Where presence shows the member: whether it
+    /// makes join and leave events.
+    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) -> Option<bool> {
+        let at = self.find(name, hash)?;
+        let members = self.channels[at as usize].members.as_mut()?;
+        members.replace_info(&self.hasher, member, info)
     }
 
     /// The numbers of channels are below this one.

@@ -150,16 +150,21 @@ impl Members {
         }
     }
 
-    /// A member's info is another one now; nothing happens when the member isn't there. Whether presence
-    /// shows the member.
-    pub fn replace_info(&mut self, names: &NameHasher, member: Member, info: &[u8]) -> bool {
-        let Some(place) = self.find(member) else { return false };
+    /// A member's info is another one now; nothing happens when the member isn't there. Where presence shows
+    /// the member: whether it makes join and leave events.
+    pub fn replace_info(
+        &mut self,
+        names: &NameHasher,
+        member: Member,
+        info: &[u8],
+    ) -> Option<bool> {
+        let place = self.find(member)?;
         match &mut self.0 {
             Held::One(entry) => entry.replace_info(info),
             Held::Several(Some(several)) => several.replace_info(names, place, info),
             Held::Several(None) => {}
         }
-        self.entries().get(place).is_some_and(Entry::is_present)
+        self.entries().get(place).filter(|entry| entry.is_present()).map(Entry::announces)
     }
 
     /// Members, present or not.
@@ -198,6 +203,12 @@ impl Members {
     /// The packed [`ClientInfo`] of each present one, in no order.
     pub fn present(&self) -> impl Iterator<Item = &[u8]> {
         self.entries().iter().filter(|entry| entry.is_present()).map(Entry::info)
+    }
+
+    /// The same, and whether each makes join and leave events.
+    pub fn present_and_announcing(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        let present = self.entries().iter().filter(|entry| entry.is_present());
+        present.map(|entry| (entry.info(), entry.announces()))
     }
 
     /// Writes all of them, in their order.
@@ -273,6 +284,10 @@ impl Entry {
 
     fn is_present(&self) -> bool {
         self.parts().2 & PRESENT != 0
+    }
+
+    fn announces(&self) -> bool {
+        self.parts().2 & ANNOUNCES != 0
     }
 
     fn user(&self) -> &str {

@@ -1,12 +1,12 @@
 -- Changes entries of a channel.
 -- KEYS: expiry, entries, expiry of users, users. ARGV: TTL, "1" with users, "1" with field TTLs, then for
 -- each change "+" (write), "=" (prolong) or "-" (remove), client, info, user.
--- The time is that of Redis: clocks of nodes may differ.
+-- Answers how many entries to prolong were not there. The time is that of Redis: clocks of nodes may differ.
 local expiry, entries, users_expiry, users = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ttl, with_users, with_fields = ARGV[1], ARGV[2] == '1', ARGV[3] == '1'
 local at = redis.call('TIME')[1] + ttl
 local is_there = redis.call('EXISTS', entries) == 1
-local kept, kept_users = {}, {}
+local kept, kept_users, missing = {}, {}, 0
 for index = 4, #ARGV, 4 do
   local kind, client, info, user = ARGV[index], ARGV[index + 1], ARGV[index + 2], ARGV[index + 3]
   if kind == '-' then
@@ -23,6 +23,7 @@ for index = 4, #ARGV, 4 do
     else
       is_new = redis.call('HSET', entries, client, info) == 1
     end
+    if kind == '=' and is_new then missing = missing + 1 end
     kept[#kept + 1] = client
     if with_users then
       if is_new then redis.call('HINCRBY', users, user, 1) end
@@ -47,4 +48,4 @@ local function prolong(names, set, hash)
 end
 prolong(kept, expiry, entries)
 prolong(kept_users, users_expiry, users)
-return 1
+return missing

@@ -29,6 +29,9 @@ const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Writes whose replies are missing at most.
 const WINDOW: usize = 4;
 
+/// Bytes of a stream's node above which memory is wasted on short histories.
+const STREAM_NODE_BYTES_GOOD: u64 = 1_024;
+
 /// An idle connection is tried after so long.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,14 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     }
     let epoch = epoch();
     let since = Instant::now();
+    if let Command::Presence(update) = &command {
+        // Before the entries: none is without its member of the set.
+        let requests = shared.settings.operations.entries_of_update(&shared.settings.uid, update);
+        for request in requests {
+            let awaited = Awaited::Nothing;
+            server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+        }
+    }
     let made = shared.settings.operations.requests(command, fresh(&epoch), |request, awaited| {
         // The first one carries all of the command's bytes.
         let cost = std::mem::take(&mut left);
@@ -55,6 +66,25 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     server.queue.settled(left);
     if let Err(Some(event)) = made {
         shared.events.take(home, vec![event]);
+    }
+}
+
+/// Removes the presence entries of a node that is dead from a server, in the name of one home.
+pub(super) fn take_entries(shared: &Shared, server: &Connected, uid: &str) {
+    push(shared, server, shared.settings.operations.take_entries(uid));
+}
+
+/// The set of this node's entries is kept for another while.
+pub(super) fn keep_entries(shared: &Shared, server: &Connected) {
+    let request = shared.settings.operations.keep_entries(&shared.settings.uid);
+    push(shared, server, (request, Awaited::Nothing));
+}
+
+/// Queues a request of the first home, where the server can be reached.
+fn push(shared: &Shared, server: &Connected, (request, awaited): (Request, Awaited)) {
+    if server.queue.is_open.get() {
+        let (home, since) = (shared.first, Instant::now());
+        server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
     }
 }
 
@@ -68,7 +98,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
         match timeout(settings.connect_timeout, link).await {
             Ok(Ok(mut link)) => {
                 if shared.figures.connects.load(Ordering::Relaxed) == 0 {
-                    warn_of_eviction(at, &mut link).await;
+                    warn_of_settings(shared.settings.operations.use_lists, at, &mut link).await;
                 }
                 Figures::add(&shared.figures.connects, 1);
                 if !is_up {
@@ -95,14 +125,24 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
     }
 }
 
-/// A server that evicts keys loses histories and positions one by one.
-async fn warn_of_eviction(at: usize, link: &mut Link) {
-    if let Some(policy) = link.memory_policy().await
+/// A server that evicts keys loses histories and positions one by one; one with large nodes of streams needs
+/// several kilobytes for a history of one short publication.
+async fn warn_of_settings(use_lists: bool, at: usize, link: &mut Link) {
+    if let Some(policy) = link.setting("maxmemory-policy").await
         && policy != "noeviction"
     {
         tracing::warn!(
             "redis: server {at} has maxmemory-policy {policy}: it may drop histories, positions and \
              presence when its memory is full; noeviction is safe"
+        );
+    }
+    if let Some(bytes) = link.setting("stream-node-max-bytes").await
+        && !use_lists
+        && !bytes.parse().is_ok_and(|bytes: u64| (1..=STREAM_NODE_BYTES_GOOD).contains(&bytes))
+    {
+        tracing::warn!(
+            "redis: server {at} has stream-node-max-bytes {bytes}: it reserves that much for each channel \
+             with history, however short the history is; {STREAM_NODE_BYTES_GOOD} needs a fraction of it"
         );
     }
 }
@@ -256,6 +296,15 @@ fn settle(
             Settled::Again(request, awaited) => {
                 server.queue.push(Queued { home, request, awaited, since, again: false, cost });
                 continue;
+            }
+            Settled::Several(event, requests) => {
+                event.into_iter().for_each(|event| events.add(home, event));
+                let since = Instant::now();
+                for (request, awaited) in requests {
+                    let cost = 0;
+                    let queued = Queued { home, request, awaited, since, again: false, cost };
+                    server.queue.push(queued);
+                }
             }
             Settled::Faulty(event, text) => {
                 Figures::add(&shared.figures.errors, 1);

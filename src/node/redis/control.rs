@@ -13,7 +13,8 @@ use super::commands::{probe, seed};
 use super::queue::Queued;
 use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
-use crate::cluster::control::{Command, Message};
+use crate::cluster::control::{Command, Message, Notification};
+use crate::cluster::entries::ENTRIES_REMOVED;
 use crate::cluster::operations::{Awaited, Request};
 use crate::hub::broker::{BrokerEvent, Ticket};
 
@@ -90,6 +91,21 @@ pub(super) fn send(
     server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
 }
 
+/// Says to a node that its presence entries are removed, in case it is alive. Nobody waits for that.
+pub(super) fn notify_removed(
+    shared: &Shared,
+    servers: &[Rc<Connected>],
+    turn: &mut usize,
+    uid: &str,
+) {
+    let notification = Notification { op: ENTRIES_REMOVED.into(), ..<_>::default() };
+    let (to, message) = (Recipient::Node(uid.into()), Message::Notification(notification));
+    send(shared, servers, turn, Outgoing { to, ticket: UNHEARD, message });
+}
+
+/// Nobody waits for what becomes of a message with this ticket.
+const UNHEARD: Ticket = Ticket(u64::MAX);
+
 /// Keeps a connection until the process ends.
 pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
     let settings = shared.settings.clone();
@@ -159,6 +175,14 @@ async fn serve(
 fn take(shared: &Shared, payload: &[u8]) {
     match Command::read(payload) {
         Ok(command) if command.uid == shared.settings.uid => {}
+        Ok(Command { message: Message::Notification(of), .. }) if of.op == ENTRIES_REMOVED => {
+            tracing::warn!(
+                "redis: other nodes took this one for dead and removed its presence entries; they are \
+                 written again"
+            );
+            let homes = 0..shared.settings.homes;
+            homes.for_each(|home| shared.events.take(home, vec![BrokerEvent::EntriesRemoved]));
+        }
         Ok(command) => shared.events.control(vec![ControlEvent::Message(Box::new(command))]),
         Err(error) => {
             Figures::add(&shared.figures.malformed, 1);

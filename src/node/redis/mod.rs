@@ -200,7 +200,18 @@ impl Broker {
         // As above.
         let _ = self.threads[0].inbox.send(Inbound::Control(outgoing));
     }
+
+    /// A node was forgotten, since it is silent or has ended: its presence entries are removed, and their
+    /// leaves announced ([`BrokerEvent::Orphaned`]). All nodes that are left call this, and share the work.
+    /// If that node is alive, it hears of it, and enters all again ([`BrokerEvent::EntriesRemoved`]).
+    pub fn take_entries(&self, uid: &str) {
+        // As above.
+        let _ = self.threads[0].inbox.send(Inbound::TakeEntries(uid.into()));
+    }
 }
+
+/// Interval at which the set of this node's presence entries is kept for another while.
+const KEEP_ENTRIES: Duration = Duration::from_secs(60);
 
 /// What a thread is given.
 enum Inbound {
@@ -208,6 +219,8 @@ enum Inbound {
     Commands(usize, Vec<Command>),
     /// A message to other nodes: the first thread alone gets them.
     Control(Box<Outgoing>),
+    /// This node is dead: the first thread removes its presence entries.
+    TakeEntries(String),
 }
 
 /// Bytes that a command counts in the queue.
@@ -279,9 +292,24 @@ async fn run(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Inbound>) {
         servers.push(server);
     }
     let mut turn = 0;
-    while let Some(inbound) = inbox.recv().await {
+    let mut keep = tokio::time::interval(KEEP_ENTRIES);
+    keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let inbound = tokio::select! {
+            inbound = inbox.recv() => inbound,
+            _ = keep.tick(), if shared.first == 0 => {
+                servers.iter().for_each(|server| commands::keep_entries(&shared, server));
+                continue;
+            }
+        };
+        let Some(inbound) = inbound else { return };
         let (home, commands) = match inbound {
             Inbound::Commands(home, commands) => (home, commands),
+            Inbound::TakeEntries(uid) => {
+                control::notify_removed(&shared, &servers, &mut turn, &uid);
+                servers.iter().for_each(|server| commands::take_entries(&shared, server, &uid));
+                continue;
+            }
             Inbound::Control(outgoing) => {
                 control::send(&shared, &servers, &mut turn, *outgoing);
                 continue;

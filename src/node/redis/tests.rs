@@ -426,7 +426,7 @@ fn presence_is_kept_by_client_and_user() {
                 _ => None,
             })
         };
-        let (enter, leave) = (PresenceChange::Enter, PresenceChange::Leave);
+        let (enter, leave) = (PresenceChange::Enter { announces: true }, PresenceChange::Leave);
         update(vec![(enter, info("u", "1")), (enter, info("u", "2")), (enter, info("v", "3"))]);
         assert_eq!(counts(), (3, 2));
         update(vec![(enter, info("u", "1")), (leave, info("v", "3")), (leave, info("v", "4"))]);
@@ -438,6 +438,11 @@ fn presence_is_kept_by_client_and_user() {
         let removed: i64 = server.run(&format!("HDEL {key} 2"));
         assert_eq!(removed, 1);
         update(vec![(PresenceChange::Refresh, info("u", "2"))]);
+        let missing = node.wait(|event| match event {
+            BrokerEvent::EntriesMissing { channel } => Some(channel.clone()),
+            _ => None,
+        });
+        assert_eq!(missing, channel.as_str());
         node.send(Command::Members {
             ticket: Ticket(1),
             channel: channel.as_str().into(),
@@ -792,6 +797,63 @@ fn tls_is_spoken_and_certificates_are_checked() {
 }
 
 #[test]
+fn entries_of_a_dead_node_are_removed_and_announced_once() {
+    let Some(server) = RedisServer::start() else { return };
+    let [dead, b, c] = ["dead", "b", "c"]
+        .map(|uid| TestNode::start(Settings { uid: uid.into(), ..settings(&server) }));
+    let info =
+        |client: &str| ClientInfo { user: "u", client, conn_info: b"{}", chan_info: b"" }.pack();
+    let enter = |node: &TestNode, channel: &str, clients: &[String], announces| {
+        let changes = clients.iter().map(|of| (PresenceChange::Enter { announces }, info(of)));
+        let (channel, changes) = (channel.into(), changes.collect());
+        node.send(Command::Presence(Box::new(PresenceUpdate { channel, changes })));
+    };
+    let members = |node: &TestNode, channel: &str| {
+        node.send(Command::Members { ticket: Ticket(1), channel: channel.into(), counts: false });
+        node.wait(|event| match event {
+            BrokerEvent::Members { infos, .. } => Some(infos.clone()),
+            _ => None,
+        })
+    };
+    let clients: Vec<String> = (0..300).map(|client| format!("c{client}")).collect();
+    enter(&dead, "large", &clients, true);
+    enter(&dead, "silent", &clients[..2], false);
+    enter(&dead, "large", &clients[..1], true);
+    enter(&b, "large", &["of b".to_owned()], true);
+    let changes = vec![(PresenceChange::Leave, info("c7"))];
+    let update = PresenceUpdate { channel: "large".into(), changes };
+    dead.send(Command::Presence(Box::new(update)));
+    assert_eq!(members(&dead, "large").len(), 300);
+    assert_eq!(members(&b, "large").len(), 300);
+    b.broker.take_entries("dead");
+    c.broker.take_entries("dead");
+    // It is alive: it hears of it.
+    let removed = |event: &BrokerEvent| matches!(event, BrokerEvent::EntriesRemoved).then_some(());
+    dead.wait(removed);
+    let mut left = std::collections::BTreeSet::new();
+    let began = Instant::now();
+    while left.len() < 299 {
+        assert!(began.elapsed() < PATIENCE, "{} of 299", left.len());
+        for (_, event) in b.events.try_iter().chain(c.events.try_iter()) {
+            if let BrokerEvent::Orphaned { channel, info } = event {
+                assert_eq!(channel, "large");
+                assert!(left.insert(ClientInfo::unpack(&info).unwrap().client.to_owned()));
+            }
+        }
+        std::thread::yield_now();
+    }
+    assert!(!left.contains("c7") && !left.contains("of b"));
+    while !members(&c, "silent").is_empty() {
+        assert!(began.elapsed() < PATIENCE);
+    }
+    assert_eq!(members(&c, "large"), [info("of b")]);
+    let keys: Vec<String> = server.run("KEYS p.roost.node.*");
+    assert_eq!(keys, ["p.roost.node.b"]);
+    let ttl: i64 = server.run("TTL p.roost.node.b");
+    assert!((500..=600).contains(&ttl), "{ttl}");
+}
+
+#[test]
 fn messages_go_to_all_other_nodes_or_to_one() {
     let Some(mut server) = RedisServer::start() else { return };
     let nodes = ["a", "b", "c"]
@@ -830,12 +892,14 @@ fn messages_go_to_all_other_nodes_or_to_one() {
 }
 
 #[tokio::test]
-async fn the_memory_policy_of_a_server_is_known() {
+async fn the_settings_of_a_server_are_known() {
     let Some(server) = RedisServer::start() else { return };
     let settings = settings(&server);
     for policy in ["noeviction", "allkeys-lru"] {
         let _: () = server.run(&format!("CONFIG SET maxmemory-policy {policy}"));
         let link = wire::Link::connect(&settings.servers[0], settings.io_timeout);
-        assert_eq!(link.await.unwrap().memory_policy().await.as_deref(), Some(policy));
+        let mut link = link.await.unwrap();
+        assert_eq!(link.setting("maxmemory-policy").await.as_deref(), Some(policy));
+        assert_eq!(link.setting("stream-node-max-bytes").await.as_deref(), Some("4096"));
     }
 }

@@ -226,11 +226,11 @@ impl Link {
         Ok(())
     }
 
-    /// How the server makes room when its memory is full; none where it doesn't say so, or is a Cluster.
-    pub(super) async fn memory_policy(&mut self) -> Option<String> {
+    /// A setting of the server; none where it doesn't say so, or is a Cluster.
+    pub(super) async fn setting(&mut self, name: &str) -> Option<String> {
         let Kind::One(connection) = &mut self.kind else { return None };
         let mut command = redis::cmd("CONFIG");
-        command.arg("GET").arg("maxmemory-policy");
+        command.arg("GET").arg(name);
         let pair: HashMap<String, String> = command.query_async(connection).await.ok()?;
         pair.into_values().next()
     }

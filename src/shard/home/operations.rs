@@ -51,8 +51,9 @@ pub(super) fn begin(
             if let Some(membership) = &subscribe.membership
                 && membership.present
             {
-                let info = &membership.info;
-                remote.changes.presence(&channel.name, PresenceChange::Enter, info);
+                let (info, announces) = (&membership.info, membership.announces);
+                let enter = PresenceChange::Enter { announces };
+                remote.changes.presence(&channel.name, enter, info);
             }
             channel.line.namespace = subscribe.namespace;
             let need = match &subscribe.recover {
@@ -124,8 +125,9 @@ impl Home {
                 self.end_unsubscribe(turn, remote, from, &unsubscribe);
             }
             Request::Reinform { conn, info } => {
-                if self.reinform(turn.cx, from, &channel.name, conn, &info) {
-                    remote.changes.presence(&channel.name, PresenceChange::Enter, &info);
+                if let Some(announces) = self.reinform(turn.cx, from, &channel.name, conn, &info) {
+                    let enter = PresenceChange::Enter { announces };
+                    remote.changes.presence(&channel.name, enter, &info);
                 }
             }
             Request::Publish(publish) => end_publish(turn, from, &publish, outcome),

@@ -9,6 +9,7 @@ use super::seam::command;
 use crate::base::info::ClientInfo;
 use crate::hub::broker::{Command, PresenceChange, PresenceUpdate};
 use crate::hub::home::Homes;
+use crate::hub::members::Members;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 
@@ -28,6 +29,8 @@ pub(super) struct Changes {
     refresh_at: usize,
     /// Seconds in which all members are to be refreshed now, as after a connection was lost.
     hurry: u32,
+    /// So many channels from `refresh_at` on are entered and announced again instead.
+    enter_again: usize,
 }
 
 impl Changes {
@@ -50,6 +53,28 @@ impl Changes {
     /// The connection is lost: entries expire, and events have no meaning any more.
     pub(super) fn clear(&mut self) {
         self.list = Vec::new();
+    }
+
+    /// All who are present enter again, as if they had just come; others see them join where `joins`.
+    pub(super) fn enter_members(
+        &mut self,
+        channel: &CompactString,
+        members: &Members,
+        joins: bool,
+    ) {
+        for (info, announces) in members.present_and_announcing() {
+            self.presence(channel, PresenceChange::Enter { announces }, info);
+            if joins && announces {
+                self.event(channel, true, info.into());
+            }
+        }
+    }
+
+    /// Other nodes removed all entries of this one, and announced leaves: in the next round of `numbers`
+    /// channels all enter again.
+    pub(super) fn enter_all_again(&mut self, numbers: usize) {
+        self.enter_again = numbers;
+        self.hurry();
     }
 
     /// There is a connection: the broker may have lost the entries of this node.
@@ -84,11 +109,18 @@ impl Changes {
             self.refresh_at = if self.refresh_at < numbers { self.refresh_at } else { 0 };
             let at = self.refresh_at as u32;
             self.refresh_at += 1;
+            let enters = self.enter_again > 0;
+            self.enter_again = self.enter_again.saturating_sub(1);
             let Some(members) = channels.members(at) else { continue };
             let channel = CompactString::new(channels.name(at));
+            if enters {
+                self.enter_members(&channel, members, true);
+                continue;
+            }
             let present = members.present().map(|info| (PresenceChange::Refresh, info.into()));
             send_update(cx, &channel, present.collect(), out);
         }
+        self.send(cx, out);
     }
 }
 
@@ -162,9 +194,10 @@ mod tests {
         let news: CompactString = "news".into();
         let (ann, bob) = (info("ann", "1"), info("bob", "2"));
         changes.event(&news, true, ann.clone());
-        changes.presence(&news, PresenceChange::Enter, &ann);
-        changes.presence(&"other".into(), PresenceChange::Enter, &ann);
-        changes.presence(&news, PresenceChange::Enter, &bob);
+        let enter = PresenceChange::Enter { announces: true };
+        changes.presence(&news, enter, &ann);
+        changes.presence(&"other".into(), enter, &ann);
+        changes.presence(&news, enter, &bob);
         changes.presence(&news, PresenceChange::Leave, &ann);
         changes.send(&cx, &mut posts.post);
         assert_eq!(changes.len(), 0);
@@ -184,6 +217,13 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(sent, ["news [Leave, Enter]", "news true", "other [Enter]"]);
+        assert_eq!(
+            sent,
+            [
+                "news [Leave, Enter { announces: true }]",
+                "news true",
+                "other [Enter { announces: true }]"
+            ]
+        );
     }
 }

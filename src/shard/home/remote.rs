@@ -106,6 +106,16 @@ impl Home {
             BrokerEvent::Announced { channel, joined, info } => {
                 self.events.push(Event { channel, joined, info });
             }
+            BrokerEvent::EntriesMissing { channel } => self.enter_again(turn.cx, &channel),
+            BrokerEvent::EntriesRemoved => {
+                if let Some(remote) = &mut self.remote {
+                    remote.changes.enter_all_again(self.channels.numbers());
+                }
+            }
+            BrokerEvent::Orphaned { channel, info } => {
+                let leave = Command::Announce { channel, joined: false, info };
+                command(turn.cx, turn.out, leave);
+            }
             BrokerEvent::Published { ticket, position } => {
                 self.answered(turn, ticket, Outcome::Position(position));
             }
@@ -122,6 +132,15 @@ impl Home {
             BrokerEvent::Failed { ticket, cause } => {
                 self.answered(turn, ticket, Outcome::Failed { cause, is_present: false });
             }
+        }
+    }
+
+    /// The broker has lost entries of a channel.
+    fn enter_again(&mut self, cx: &Cx, name: &CompactString) {
+        let at = self.channels.find(name, cx.node.names.hash(name));
+        let members = at.and_then(|at| self.channels.members(at));
+        if let (Some(remote), Some(members)) = (&mut self.remote, members) {
+            remote.changes.enter_members(name, members, false);
         }
     }
 

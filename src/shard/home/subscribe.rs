@@ -70,7 +70,8 @@ impl Home {
         out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }
 
-    /// The info of a subscriber has changed. Whether presence shows the subscriber.
+    /// The info of a subscriber has changed. Where presence shows the subscriber: whether it makes join and
+    /// leave events.
     pub(super) fn reinform(
         &mut self,
         cx: &Cx,
@@ -78,7 +79,7 @@ impl Home {
         channel: &str,
         conn: ConnKey,
         info: &[u8],
-    ) -> bool {
+    ) -> Option<bool> {
         let hash = cx.node.names.hash(channel);
         self.channels.reinform(channel, hash, Member { shard: from, conn }, info)
     }

@@ -1011,8 +1011,10 @@ mod tests {
                 Mail::Command(Box::new(Command::Read { ticket: Ticket(1), channel: name(), page }))
             }),
             Box::new(|| {
-                let changes =
-                    vec![(PresenceChange::Enter, data()), (PresenceChange::Leave, data())];
+                let changes = vec![
+                    (PresenceChange::Enter { announces: true }, data()),
+                    (PresenceChange::Leave, data()),
+                ];
                 let update = PresenceUpdate { channel: name(), changes };
                 Mail::Command(Box::new(Command::Presence(Box::new(update))))
             }),

@@ -279,7 +279,7 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
         Command::Presence(update) => update.changes[0].0 == change,
         _ => false,
     };
-    assert!(sent.iter().any(|of| enters(of, PresenceChange::Enter)), "{sent:?}");
+    assert!(sent.iter().any(|of| enters(of, ENTER)), "{sent:?}");
     let ticket = ticket.unwrap();
     news(&mut driven, BrokerEvent::History { ticket, top: top(0), entries: Vec::new() });
     let sent = commands(&mut driven);
@@ -300,7 +300,7 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
     let [first, Command::Members { ticket, counts: true, .. }] = &sent[..] else {
         panic!("{sent:?}")
     };
-    assert!(enters(first, PresenceChange::Enter));
+    assert!(enters(first, ENTER));
     let counts = BrokerEvent::MemberCounts { ticket: *ticket, clients: 5, users: 4 };
     news(&mut driven, counts);
     let mail = format!("{:?}", driven.sent_to(1));
@@ -316,6 +316,44 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
     assert!(enters(&sent[0], PresenceChange::Leave), "{sent:?}");
     assert!(matches!(sent[1], Command::Announce { joined: false, .. }));
 }
+
+#[test]
+fn members_enter_again_when_their_entries_are_gone() {
+    let mut driven = driven();
+    news(&mut driven, BrokerEvent::Connected);
+    driven.joins("news", 1, "ann");
+    news(&mut driven, BrokerEvent::Listening { channel: "news".into() });
+    let ticket = commands(&mut driven).iter().find_map(|of| match of {
+        Command::Read { ticket, .. } => Some(*ticket),
+        _ => None,
+    });
+    let entries = Vec::new();
+    news(&mut driven, BrokerEvent::History { ticket: ticket.unwrap(), top: top(0), entries });
+    commands(&mut driven);
+    let is_entered =
+        |of: &Command| matches!(of, Command::Presence(update) if update.changes[0].0 == ENTER);
+    // The broker lost them: nobody saw a leave, so nobody sees a join.
+    news(&mut driven, BrokerEvent::EntriesMissing { channel: "news".into() });
+    let sent = commands(&mut driven);
+    assert!(sent.len() == 1 && is_entered(&sent[0]), "{sent:?}");
+    // Other nodes removed them, and announced leaves.
+    news(&mut driven, BrokerEvent::EntriesRemoved);
+    let mut sent = Vec::new();
+    for _ in 0..30 {
+        second(&mut driven);
+        sent.extend(commands(&mut driven));
+    }
+    let joins = |of: &&Command| matches!(of, Command::Announce { joined: true, .. });
+    assert_eq!(sent.iter().filter(|of| is_entered(of)).count(), 1, "{sent:?}");
+    assert_eq!(sent.iter().filter(joins).count(), 1, "{sent:?}");
+    // Of another node: it goes on as a leave.
+    let info = crate::shard::home::driven::info("bob", "x");
+    news(&mut driven, BrokerEvent::Orphaned { channel: "elsewhere".into(), info });
+    let sent = commands(&mut driven);
+    assert!(matches!(&sent[..], [Command::Announce { joined: false, .. }]), "{sent:?}");
+}
+
+const ENTER: PresenceChange = PresenceChange::Enter { announces: true };
 
 #[test]
 fn an_answer_that_nobody_waits_for_changes_nothing() {

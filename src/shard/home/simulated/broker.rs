@@ -199,7 +199,7 @@ impl Broker {
                 for (change, info) in update.changes {
                     let client = CompactString::new(ClientInfo::unpack(&info).unwrap().client);
                     match change {
-                        PresenceChange::Enter | PresenceChange::Refresh => {
+                        PresenceChange::Enter { .. } | PresenceChange::Refresh => {
                             present.insert(client, info);
                         }
                         PresenceChange::Leave => {
