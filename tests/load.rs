@@ -697,6 +697,110 @@ fn an_api_that_is_not_there_or_does_not_answer_ends_the_run() {
     assert_eq!(result["messages"]["lost"], 10);
 }
 
+/// One channel with a history, whose server ends subscriptions and connections.
+#[derive(Default)]
+struct Stream {
+    epoch: usize,
+    kept: Vec<Value>,
+    accepted: Vec<Value>,
+}
+
+impl Stream {
+    fn reply(&self, subscribe: &Value) -> Value {
+        let mut reply = json!({ "epoch": self.epoch.to_string(), "offset": self.kept.len() });
+        if subscribe["recover"] == true {
+            let is_known = subscribe["epoch"] == self.epoch.to_string();
+            let from = subscribe["offset"].as_u64().unwrap() as usize;
+            reply["was_recovering"] = true.into();
+            reply["recovered"] = is_known.into();
+            if is_known {
+                reply["publications"] = self.kept[from..].to_vec().into();
+            }
+        }
+        reply
+    }
+
+    /// Pushes a publication, and then does what the test is about.
+    fn publish(&mut self, request: &Value, all: &[Arc<Peer>]) {
+        // The answer to this one was lost: it comes a second time.
+        if self.accepted.contains(&request["idempotency_key"]) {
+            return;
+        }
+        self.accepted.push(request["idempotency_key"].clone());
+        let publication = json!({ "data": request["data"], "offset": self.kept.len() + 1 });
+        self.kept.push(publication.clone());
+        let push = json!({ "push": { "channel": "c", "pub": publication } });
+        for peer in all.iter().filter(|peer| peer.note("channel") == "c") {
+            peer.send(&push.to_string());
+        }
+        match self.accepted.len() {
+            5 => all[0].close(),
+            10 => {
+                let end = json!({ "code": 2500, "reason": "insufficient state" });
+                all[1].send(&json!({ "push": { "channel": "c", "unsubscribe": end } }).to_string());
+            }
+            // What comes back to this stream knows nothing of the last.
+            15 => {
+                (self.epoch, self.kept) = (1, Vec::new());
+                all[2].set_note("channel", "none");
+            }
+            18 => all[2].close(),
+            _ => return,
+        }
+        for peer in all {
+            // Until it has subscribed again.
+            if [5, 10].contains(&self.accepted.len()) && peer.number == self.accepted.len() / 5 - 1
+            {
+                peer.set_note("channel", "none");
+            }
+        }
+    }
+}
+
+#[test]
+fn connections_come_back_and_recover() {
+    let stream: Arc<Mutex<Stream>> = Arc::default();
+    let of_clients = Arc::clone(&stream);
+    let server = Server::start(move |peer, text, _| {
+        for line in text.split('\n') {
+            let command: Value = serde_json::from_str(line).unwrap();
+            let id = command["id"].clone();
+            if command.get("connect").is_some() {
+                peer.send(&json!({ "id": id, "connect": { "client": "x" } }).to_string());
+            } else if let Some(subscribe) = command.get("subscribe") {
+                let stream = of_clients.lock().unwrap();
+                let reply = stream.reply(subscribe);
+                peer.set_note("channel", "c");
+                peer.send(&json!({ "id": id, "subscribe": reply }).to_string());
+            }
+        }
+    });
+    let peers = Arc::clone(&server.peers);
+    let api = Api::start(move |asked| {
+        assert!(asked.body["idempotency_key"].is_string());
+        let all = peers.lock().unwrap().clone();
+        stream.lock().unwrap().publish(&asked.body, &all);
+        match asked.number {
+            7 => None,
+            9 => Some((200, json!({ "error": { "code": 100, "message": "later" } }).to_string())),
+            _ => Some((200, json!({ "result": {} }).to_string())),
+        }
+    });
+    let (url, flags) = (server.url("/connection/websocket"), api.flags());
+    let (code, result) = load(&format!(
+        "broadcast --url {url} {flags} --retry 5s --recover --connections 3 --secret s3cret \
+         --subscribe c --publish 40 --rate 100 --drain 500ms"
+    ));
+    assert_eq!(code, 0, "{result}");
+    // The third one had 15 messages, and the next after those that it can't recover.
+    let returns = &result["returns"];
+    assert_eq!((&returns["reconnected"], &returns["resubscribed"]), (&json!(2), &json!(1)));
+    assert_eq!(returns["unrecovered"], 1);
+    let announced = returns["announced"].as_u64().unwrap();
+    assert!(announced >= 3, "{result}");
+    assert_messages(&result, all_fine(40, 120 - announced));
+}
+
 #[test]
 fn a_refused_subscription_fails_the_connection_with_its_reason() {
     let server = client_protocol_server();
@@ -786,6 +890,8 @@ fn command_lines_that_make_no_sense_end_with_2() {
         ("idle --url ws://127.0.0.1/ --duration ten", "--duration"),
         ("idle --url ws://127.0.0.1/ --connections 100000 --threads 1", "threads"),
         ("broadcast --url ws://127.0.0.1/ --api-url http://a", "--api-key"),
+        ("idle --url ws://127.0.0.1/connection/websocket --recover", "--recover"),
+        ("idle --url ws://127.0.0.1/ --retry 1s", "--api-url"),
         (
             "broadcast --url ws://127.0.0.1/connection/websocket --api-key k \
              --api-url https://127.0.0.1/api",

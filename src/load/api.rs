@@ -51,6 +51,9 @@ const TURN_DUE_MAX: u32 = 4096;
 /// Idle connections are given up after so long: before a server would, in the middle of a request.
 const IDLE_MAX: Duration = Duration::from_secs(15);
 
+/// Before a publish that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Publishes as ordered until [`Order::Finish`]. For a thread of its own, which leaves the
@@ -209,8 +212,10 @@ impl Running {
         let (run, actual_ns) = (self.plan.run, self.now_ns());
         let stamp = Stamp { run, channel, sequence, intended_ns, actual_ns };
         self.payloads.write(&stamp, &mut self.payload);
+        let key = self.api.retry.map(|_| format!("{run}-{channel}-{sequence}"));
         let mut body = Vec::with_capacity(self.payload.len() + 128);
-        speech::put_api_publish(&self.plan.channels[channel as usize], &self.payload, &mut body);
+        let name = &self.plan.channels[channel as usize];
+        speech::put_api_publish(name, &self.payload, key.as_deref(), &mut body);
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.api.uri.clone();
@@ -219,9 +224,20 @@ impl Running {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(API_KEY, self.api.key.clone());
         let (client, patience) = (self.client.clone(), self.plan.connect_timeout);
+        let retry = self.api.retry;
         self.requests.spawn(async move {
-            let asked = tokio::time::timeout(patience, ask(client, request)).await;
-            (channel, asked.map_or(Err(Failure::Late), |answer| answer.map_err(Failure::Known)))
+            let began = Instant::now();
+            loop {
+                let asked = ask(client.clone(), request.clone());
+                let result = match tokio::time::timeout(patience, asked).await {
+                    Err(_) => Err(Failure::Late),
+                    Ok(answer) => answer.map_err(Failure::Known),
+                };
+                if result.is_ok() || retry.is_none_or(|retry| began.elapsed() >= retry) {
+                    return (channel, result);
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
         });
         self.live.sent.fetch_add(1, Relaxed);
         self.live.last_ns.store(actual_ns, Relaxed);

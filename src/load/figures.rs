@@ -1,5 +1,6 @@
 //! Counts: what a thread shows while it runs, and what it hands over at the end.
 
+use super::recovery::Returns;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -173,6 +174,8 @@ pub(crate) struct Outcome {
     pub(crate) lost: u64,
     /// Messages that came after a later one.
     pub(crate) out_of_order: u64,
+    /// Of connections that came back.
+    pub(crate) returns: Returns,
     /// Why connections failed or ended.
     pub(crate) reasons: Reasons,
     /// While messages were measured.

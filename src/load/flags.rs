@@ -144,6 +144,17 @@ pub struct Flags {
     #[arg(long, value_name = "KEY", requires = "api_url")]
     pub api_key: Option<String>,
 
+    /// With --api-url: a publish that fails is tried again for so long, with an idempotency key, before the
+    /// next one of its channel leaves.
+    #[arg(long, value_name = "TIME", requires = "api_url", value_parser = duration)]
+    pub retry: Option<Duration>,
+
+    /// Do as SDKs do: a connection that ends is made again, a subscription that the server ends is taken up
+    /// again, and missed messages are recovered; the channel needs a history. Messages that the server
+    /// announces as not recovered are counted, and are not lost. WebSockets only.
+    #[arg(long)]
+    pub recover: bool,
+
     /// Messages published per second, over all channels; for echo over all connections.
     /// [default: 10; echo: as fast as they come back]
     #[arg(long, value_name = "PER_SECOND")]

@@ -11,6 +11,7 @@ use super::oracle::Verdict;
 use super::output::{mask_key, plain, write_some};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
+use super::recovery::Positions;
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
 use super::token::{self, Signer};
 use crate::base::form::Transport;
@@ -47,6 +48,7 @@ pub(crate) struct Fleet {
     signer: Option<Signer>,
     rng: Rng,
     up: UpLink,
+    pub(crate) positions: Positions,
 }
 
 /// Plain numbers of one thread; [`figures::Live`] says what they mean.
@@ -91,6 +93,7 @@ impl Fleet {
             signer: plan.secret.as_deref().map(Signer::new),
             rng: Rng::new(seed),
             up: UpLink::default(),
+            positions: Positions::new(plan.recover),
             plan,
         }
     }
@@ -228,7 +231,8 @@ impl Fleet {
             let channel = channel.unwrap_or_default();
             speech::put_poll(token.as_deref(), channel, position, &mut self.text);
         } else {
-            speech::put_connect(token.as_deref(), channel, &mut self.text);
+            let position = self.positions.of(index);
+            speech::put_connect(token.as_deref(), channel, position, &mut self.text);
         }
         Ok(())
     }
@@ -369,9 +373,10 @@ impl Fleet {
     /// A connection could not be opened this time.
     pub(crate) fn open_failed(&mut self, index: u32, reason: &str, may_pass: bool, now_ns: u64) {
         let conn = &mut self.conns[index as usize];
-        conn.tries += 1;
+        conn.tries = conn.tries.saturating_add(1);
         self.dialer.ended();
-        if may_pass && conn.tries < self.plan.tries {
+        let comes_back = self.positions.is_on() && conn.was_open;
+        if comes_back || may_pass && conn.tries < self.plan.tries {
             conn.close(State::Waiting);
             self.dialer.retry(index, conn.tries, now_ns);
             return;
@@ -386,17 +391,48 @@ impl Fleet {
     /// The connection was ended, not by us.
     pub(crate) fn ended(&mut self, index: u32, reason: &str, now_ns: u64) {
         match self.conns[index as usize].state {
-            State::Open => {
-                self.conns[index as usize].close(State::Dropped);
-                self.counts.open -= 1;
-                // Connections that do not read are closed by the server, as expected.
-                if !(self.measuring && self.plan.is_slow(self.global(index))) {
-                    self.counts.dropped += 1;
-                }
-                self.reasons.add(reason);
-            }
+            State::Open if self.positions.is_on() => self.come_back(index, reason, now_ns),
+            State::Open => self.dropped(index, reason),
             state if state.is_opening() => self.open_failed(index, reason, true, now_ns),
             _ => {}
+        }
+    }
+
+    fn dropped(&mut self, index: u32, reason: &str) {
+        self.conns[index as usize].close(State::Dropped);
+        self.counts.open -= 1;
+        // Connections that do not read are closed by the server, as expected.
+        if !(self.measuring && self.plan.is_slow(self.global(index))) {
+            self.counts.dropped += 1;
+        }
+        self.reasons.add(reason);
+    }
+
+    /// Connects again, as SDKs do, and recovers what is published meanwhile.
+    fn come_back(&mut self, index: u32, reason: &str, now_ns: u64) {
+        let conn = &mut self.conns[index as usize];
+        conn.close(State::Waiting);
+        conn.tries = 1;
+        self.counts.open -= 1;
+        self.counts.pending += 1;
+        self.positions.returns.reconnected += 1;
+        self.reasons.add(reason);
+        self.dialer.retry(index, 1, now_ns);
+    }
+
+    /// The server ended the subscription with this code.
+    fn unsubscribed(&mut self, index: u32, code: u32, reason: &str, now_ns: u64) {
+        let conn = &self.conns[index as usize];
+        // With these codes a client subscribes again.
+        if !(self.positions.is_on() && conn.state == State::Open && code >= 2500) {
+            return self.reject(index, reason, now_ns);
+        }
+        self.reasons.add(reason);
+        self.positions.returns.resubscribed += 1;
+        self.text.clear();
+        if let Some(channel) = self.plan.channels.get(self.channel_number(index) as usize) {
+            speech::put_subscribe(channel, self.positions.of(index), &mut self.text);
+            self.put_text();
         }
     }
 
@@ -404,7 +440,10 @@ impl Fleet {
     pub(crate) fn closed(&mut self, index: u32, code: u16, reason: &str, now_ns: u64) {
         // Codes that tell a client to stay away: trying again would be refused again.
         if matches!(code, 3500..=3999 | 4500..=4999) {
-            self.reject(index, reason, now_ns);
+            match self.conns[index as usize].state {
+                State::Open => self.dropped(index, reason),
+                _ => self.reject(index, reason, now_ns),
+            }
         } else {
             self.ended(index, reason, now_ns);
         }
@@ -419,9 +458,17 @@ impl Fleet {
     /// Deals with one thing that the server said.
     pub(crate) fn handle_said(&mut self, index: u32, said: &Said, now_ns: u64) {
         match said {
-            Said::Message(stamp) => self.judge(index, stamp, now_ns),
+            Said::Message(stamp, offset) => {
+                self.positions.moved(index, *offset);
+                self.judge(index, stamp, now_ns);
+            }
             Said::Ping => self.answer_ping(index),
             Said::Done(id) => self.joined(index, *id, now_ns),
+            Said::Subscribed(joined) => {
+                self.positions.joined(index, joined);
+                self.joined(index, SUBSCRIBE_ID, now_ns);
+            }
+            Said::Unsubscribed(code, reason) => self.unsubscribed(index, *code, reason, now_ns),
             Said::Session(session, node) => {
                 let (session, node) = (session.clone(), node.clone());
                 if self.plan.transport.has_up_link() {
@@ -506,7 +553,11 @@ impl Fleet {
             self.reasons.add("a message of another channel or connection");
             return;
         }
-        match self.conns[index as usize].seen.see(stamp.sequence) {
+        let seen = &mut self.conns[index as usize].seen;
+        if self.positions.take_announced_gap(index) {
+            self.positions.returns.announced += u64::from(seen.skip_to(stamp.sequence));
+        }
+        match seen.see(stamp.sequence) {
             Verdict::Duplicate => {
                 self.counts.duplicated += 1;
                 return;

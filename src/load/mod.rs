@@ -31,6 +31,7 @@ mod payload;
 mod plan;
 mod progress;
 mod publisher;
+mod recovery;
 mod report;
 mod run;
 mod scenario;

@@ -61,6 +61,13 @@ impl Sequence {
         Verdict::New
     }
 
+    /// Leaves out what is missing before number `sequence`: the receiver knows that it is. Returns how many.
+    pub(crate) fn skip_to(&mut self, sequence: u32) -> u32 {
+        let skipped = sequence.saturating_sub(self.next);
+        self.next = self.next.max(sequence);
+        skipped
+    }
+
     /// How many of the numbers 1 to `last` never came.
     pub(crate) fn lost(&self, last: u32) -> u64 {
         let tail = (u64::from(last) + 1).saturating_sub(u64::from(self.next));
@@ -122,6 +129,17 @@ mod tests {
         assert_eq!(sequence.lost(10), 3);
         assert_eq!(sequence.see(7), Verdict::Late);
         assert!(sequence.gap.is_none(), "a closed gap is given back");
+    }
+
+    #[test]
+    fn announced_gaps_are_not_lost() {
+        let mut sequence = Sequence::default();
+        sequence.see(1);
+        assert_eq!(sequence.skip_to(5), 3);
+        assert_eq!(sequence.see(5), Verdict::New);
+        assert_eq!(sequence.skip_to(3), 0);
+        assert_eq!(sequence.lost(6), 1);
+        assert_eq!(sequence.see(3), Verdict::Duplicate);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub(crate) struct Api {
     pub(crate) key: HeaderValue,
     /// Requests under way at most.
     pub(crate) in_flight: usize,
+    /// How long a publish that fails is tried again.
+    pub(crate) retry: Option<Duration>,
 }
 
 /// All that threads need to know, read-only.
@@ -80,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) secret: Option<String>,
     /// Names by number; empty when nobody subscribes.
     pub(crate) channels: Vec<String>,
+    /// Connections and subscriptions that end are taken up again.
+    pub(crate) recover: bool,
     pub(crate) drop_share: f64,
     pub(crate) slow_share: f64,
     /// Messages to publish, over all channels; 0 for none.
@@ -131,6 +135,9 @@ impl Plan {
         if publish > 0 && centrifugo && channels.is_empty() {
             return wrong("--publish needs a channel: --subscribe NAME");
         }
+        if flags.recover && (channels.is_empty() || flags.transport != Transport::WebSocket) {
+            return wrong("--recover needs a channel, and WebSockets");
+        }
         let api = api(&flags, &channels, publish)?;
         let threads = threads(&flags, descriptors)?;
         let closed_loop = closed_loop(&flags, api.is_some())?;
@@ -151,6 +158,7 @@ impl Plan {
             centrifugo,
             secret: flags.secret,
             channels,
+            recover: flags.recover,
             drop_share: flags.drop_share,
             slow_share: flags.slow_share,
             publish,
@@ -373,7 +381,7 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
     };
     key.set_sensitive(true);
     let in_flight = (flags.in_flight as usize).clamp(1, channels.len());
-    Ok(Some(Api { uri, host, key, in_flight }))
+    Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry }))
 }
 
 fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {

@@ -164,7 +164,7 @@ impl Publisher {
         let signer = self.plan.secret.as_deref().map(Signer::new);
         let token = signer.map(|signer| signer.sign(PUBLISHER_ID)).transpose()?;
         self.command.clear();
-        speech::put_connect(token.as_deref(), None, &mut self.command);
+        speech::put_connect(token.as_deref(), None, None, &mut self.command);
         ws::put_masked(&mut self.out, ws::TEXT, &self.command, mask_key(&mut self.rng));
         while self.connected.is_none() {
             self.write()?;
@@ -401,9 +401,9 @@ impl Publisher {
                 self.connected = Some(Err(format!("connect refused: {reason}")));
             }
             Said::Refused(_, reason) => self.reasons.add(&format!("publish refused: {reason}")),
-            Said::Ended(reason) => return Err(reason.to_string()),
+            Said::Ended(reason) | Said::Unsubscribed(_, reason) => return Err(reason.to_string()),
             Said::Malformed => return Err("a reply that is no JSON object".to_owned()),
-            Said::Done(_) | Said::Message(_) | Said::Other => {}
+            Said::Done(_) | Said::Subscribed(_) | Said::Message(..) | Said::Other => {}
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The result: one JSON object for programs, a few lines for people, and the verdict.
 
 use super::figures::{Latency, Reasons};
+use super::recovery::Returns;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,6 +41,8 @@ pub(crate) struct Report {
     /// Only in a storm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) storm: Option<Storm>,
+    /// Only with --recover.
+    pub(crate) returns: Option<Returns>,
     /// Why connections or messages failed, with counts.
     pub(crate) reasons: BTreeMap<String, u64>,
     /// Problems besides connections and messages; each makes the exit code 1.
@@ -277,6 +280,14 @@ impl fmt::Display for Report {
                 Time::s(*back_s)
             )?;
         }
+        if let Some(returns) = &self.returns {
+            let Returns { reconnected, resubscribed, unrecovered, announced } = returns;
+            writeln!(
+                f,
+                "  returns      {reconnected} connections, {resubscribed} subscriptions; {unrecovered} not \
+                 recovered, {announced} messages missing that were announced"
+            )?;
+        }
         if messages.sent > 0 {
             writeln!(
                 f,
@@ -380,6 +391,7 @@ mod tests {
             "/client/rss_bytes",
             "/client/cpu_s",
             "/server",
+            "/returns",
         ] {
             assert!(value.pointer(path).is_some(), "{path}");
         }

@@ -217,6 +217,9 @@ impl Coordinator {
             busy.push(outcome.busy);
             self.report.messages.lost += outcome.lost;
             self.report.messages.out_of_order += outcome.out_of_order;
+            if self.plan.recover {
+                self.report.returns.get_or_insert_default().merge(&outcome.returns);
+            }
         }
         let report = &mut self.report;
         report.explain(&reasons);

@@ -4,6 +4,7 @@
 //! moment ([`Memo`]): a thread with thousands of subscribers parses a message once.
 
 use super::payload::{self, Stamp};
+use super::recovery::Joined;
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -41,6 +42,15 @@ struct SubscribeCommand<'a> {
 #[derive(Serialize)]
 struct Subscribe<'a> {
     channel: &'a str,
+    #[serde(flatten)]
+    from: Option<RecoverFrom<'a>>,
+}
+
+#[derive(Serialize)]
+struct RecoverFrom<'a> {
+    recover: bool,
+    offset: u64,
+    epoch: &'a str,
 }
 
 #[derive(Serialize)]
@@ -53,16 +63,30 @@ struct PublishCommand<'a> {
 struct Publish<'a> {
     channel: &'a str,
     data: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
 }
 
-/// Appends `connect` and, with a channel, `subscribe` on the next line: one frame for both.
-pub(crate) fn put_connect(token: Option<&str>, channel: Option<&str>, out: &mut Vec<u8>) {
+/// Appends `connect` and, with a channel, `subscribe` on the next line: one frame for both. With a
+/// position, publications after it are recovered.
+pub(crate) fn put_connect(
+    token: Option<&str>,
+    channel: Option<&str>,
+    position: Option<(u64, &str)>,
+    out: &mut Vec<u8>,
+) {
     let connect = Connect { token, name: "roost-load" };
     put(&ConnectCommand { id: CONNECT_ID, connect }, out);
     if let Some(channel) = channel {
         out.push(b'\n');
-        put(&SubscribeCommand { id: SUBSCRIBE_ID, subscribe: Subscribe { channel } }, out);
+        put_subscribe(channel, position, out);
     }
+}
+
+/// Appends a `subscribe`, from a position if there is one.
+pub(crate) fn put_subscribe(channel: &str, position: Option<(u64, &str)>, out: &mut Vec<u8>) {
+    let from = position.map(|(offset, epoch)| RecoverFrom { recover: true, offset, epoch });
+    put(&SubscribeCommand { id: SUBSCRIBE_ID, subscribe: Subscribe { channel, from } }, out);
 }
 
 #[derive(Serialize)]
@@ -110,14 +134,20 @@ pub(crate) fn emulation(session: &str, node: &str, data: &str) -> String {
 /// Appends a `publish` of `data`, which is one JSON value; anything else is not sent as one.
 pub(crate) fn put_publish(id: u32, channel: &str, data: &[u8], out: &mut Vec<u8>) {
     if let Ok(data) = serde_json::from_slice::<&RawValue>(data) {
-        put(&PublishCommand { id, publish: Publish { channel, data } }, out);
+        let publish = Publish { channel, data, idempotency_key: None };
+        put(&PublishCommand { id, publish }, out);
     }
 }
 
 /// Appends the body of a `publish` request of the HTTP API; else as [`put_publish`].
-pub(crate) fn put_api_publish(channel: &str, data: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn put_api_publish(
+    channel: &str,
+    data: &[u8],
+    idempotency_key: Option<&str>,
+    out: &mut Vec<u8>,
+) {
     if let Ok(data) = serde_json::from_slice::<&RawValue>(data) {
-        put(&Publish { channel, data }, out);
+        put(&Publish { channel, data, idempotency_key }, out);
     }
 }
 
@@ -136,6 +166,8 @@ struct Reply<'a> {
     push: Option<Push<'a>>,
     #[serde(borrow)]
     connect: Option<Connected<'a>>,
+    #[serde(borrow)]
+    subscribe: Option<Subscribed<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -168,6 +200,15 @@ struct Push<'a> {
 struct Publication<'a> {
     #[serde(borrow)]
     data: Option<&'a RawValue>,
+    #[serde(default)]
+    offset: u64,
+}
+
+impl Publication<'_> {
+    fn said(&self, run: u32) -> Said {
+        let stamp = self.data.and_then(|data| payload::read(data.get(), run));
+        stamp.map_or(Said::Other, |stamp| Said::Message(stamp, self.offset))
+    }
 }
 
 #[derive(Deserialize)]
@@ -189,9 +230,13 @@ pub(crate) enum Said {
     Session(CompactString, CompactString),
     /// The command with this id was refused, for this reason.
     Refused(u32, Arc<str>),
-    /// A message of ours.
-    Message(Stamp),
-    /// The server ended the subscription or the connection, for this reason.
+    /// A message of ours, and its offset in its channel (0: none).
+    Message(Stamp, u64),
+    /// `subscribe` was answered, for a channel with positions.
+    Subscribed(Joined),
+    /// The server ended the subscription, with this code and for this reason.
+    Unsubscribed(u32, Arc<str>),
+    /// The server ended the connection, for this reason.
     Ended(Arc<str>),
     /// Anything else that is lawful: messages of others, joins and leaves.
     Other,
@@ -201,11 +246,23 @@ pub(crate) enum Said {
 
 /// Appends what each line of a client protocol frame meant.
 pub(crate) fn read_replies(text: &str, run: u32, said: &mut Vec<Said>) {
-    said.extend(text.split('\n').map(|line| read_reply(line, run)));
+    for line in text.split('\n') {
+        read_reply(line, run, said);
+    }
 }
 
-fn read_reply(line: &str, run: u32) -> Said {
-    let Ok(reply) = serde_json::from_str::<Reply<'_>>(line) else { return Said::Malformed };
+/// Appends what a line meant: one thing, and before it the publications that were recovered with it.
+fn read_reply(line: &str, run: u32, said: &mut Vec<Said>) {
+    let Ok(reply) = serde_json::from_str::<Reply<'_>>(line) else {
+        return said.push(Said::Malformed);
+    };
+    if let Some(Subscribed { publications, .. }) = &reply.subscribe {
+        said.extend(publications.iter().map(|publication| publication.said(run)));
+    }
+    said.push(meaning(reply, run));
+}
+
+fn meaning(reply: Reply<'_>, run: u32) -> Said {
     if let Some(error) = reply.error {
         return Said::Refused(reply.id, format!("{} {}", error.code, error.message).into());
     }
@@ -213,16 +270,22 @@ fn read_reply(line: &str, run: u32) -> Said {
         Some(Connected { session, node }) if !session.is_empty() => {
             return Said::Session(session.into(), node.into());
         }
+        _ => {}
+    }
+    match reply.subscribe {
+        Some(sub) if !sub.epoch.is_empty() => return Said::Subscribed(sub.joined()),
         _ if reply.id > 0 => return Said::Done(reply.id),
         _ => {}
     }
     let Some(push) = reply.push else { return Said::Ping };
     if let Some(publication) = push.publication {
-        let stamp = publication.data.and_then(|data| payload::read(data.get(), run));
-        return stamp.map_or(Said::Other, Said::Message);
+        return publication.said(run);
     }
     match (push.unsubscribe, push.disconnect) {
-        (Some(end), _) => Said::Ended(format!("unsubscribed: {} {}", end.code, end.reason).into()),
+        (Some(end), _) => {
+            let reason = format!("unsubscribed: {} {}", end.code, end.reason);
+            Said::Unsubscribed(end.code, reason.into())
+        }
         (_, Some(end)) => Said::Ended(format!("disconnect: {} {}", end.code, end.reason).into()),
         _ => Said::Other,
     }
@@ -231,7 +294,7 @@ fn read_reply(line: &str, run: u32) -> Said {
 /// Appends what each event meant: data of events without a type.
 pub(crate) fn read_events(text: &str, run: u32, said: &mut Vec<Said>) {
     let events = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
-    said.extend(events.map(|event| read_reply(event, run)));
+    events.for_each(|event| read_reply(event, run, said));
 }
 
 /// The content of the answer to a poll.
@@ -251,11 +314,11 @@ struct PollAnswer<'a> {
     #[serde(borrow)]
     disconnect: Option<Ending<'a>>,
     #[serde(borrow, default)]
-    subs: BTreeMap<Cow<'a, str>, PolledSub<'a>>,
+    subs: BTreeMap<Cow<'a, str>, Subscribed<'a>>,
 }
 
 #[derive(Deserialize)]
-struct PolledSub<'a> {
+struct Subscribed<'a> {
     #[serde(borrow, default)]
     publications: Vec<Publication<'a>>,
     #[serde(default)]
@@ -266,6 +329,13 @@ struct PolledSub<'a> {
     recovered: bool,
     #[serde(default)]
     was_recovering: bool,
+}
+
+impl Subscribed<'_> {
+    fn joined(self) -> Joined {
+        let is_missing_some = self.was_recovering && !self.recovered;
+        Joined { offset: self.offset, epoch: self.epoch.into(), is_missing_some }
+    }
 }
 
 /// Reads the answer to a poll of one channel.
@@ -284,10 +354,8 @@ pub(crate) fn read_polled(body: &[u8], run: u32) -> Result<Polled, String> {
     let Some(sub) = answer.subs.into_values().next() else {
         return Err("an answer without the channel".to_owned());
     };
-    let data = sub.publications.iter().filter_map(|publication| publication.data);
-    let stamps = data.map(|data| payload::read(data.get(), run));
     Ok(Polled {
-        said: stamps.map(|stamp| stamp.map_or(Said::Other, Said::Message)).collect(),
+        said: sub.publications.iter().map(|publication| publication.said(run)).collect(),
         position: (sub.offset, sub.epoch.into()),
         lost: sub.was_recovering && !sub.recovered,
     })
@@ -295,7 +363,8 @@ pub(crate) fn read_polled(body: &[u8], run: u32) -> Result<Polled, String> {
 
 /// Appends what a raw WebSocket message meant: a message of ours, or another's.
 pub(crate) fn read_raw(text: &str, run: u32, said: &mut Vec<Said>) {
-    said.push(payload::read(text, run).map_or(Said::Other, Said::Message));
+    let stamp = payload::read(text, run);
+    said.push(stamp.map_or(Said::Other, |stamp| Said::Message(stamp, 0)));
 }
 
 /// Texts that are remembered by one thread. With [`MEMO_TEXT_BYTES_MAX`] at most 1 MiB.
@@ -384,15 +453,24 @@ mod tests {
     #[test]
     fn commands_are_those_of_the_protocol() {
         let mut out = Vec::new();
-        put_connect(Some("abc"), Some("news"), &mut out);
+        put_connect(Some("abc"), Some("news"), None, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "{\"id\":1,\"connect\":{\"token\":\"abc\",\"name\":\"roost-load\"}}\n\
              {\"id\":2,\"subscribe\":{\"channel\":\"news\"}}"
         );
         let mut out = Vec::new();
-        put_connect(None, None, &mut out);
+        put_connect(None, None, None, &mut out);
         assert_eq!(out, br#"{"id":1,"connect":{"name":"roost-load"}}"#);
+        let mut out = Vec::new();
+        put_subscribe("news", Some((7, "e")), &mut out);
+        assert_eq!(
+            out,
+            br#"{"id":2,"subscribe":{"channel":"news","recover":true,"offset":7,"epoch":"e"}}"#
+        );
+        let mut out = Vec::new();
+        put_api_publish("c", b"1", Some("k"), &mut out);
+        assert_eq!(out, br#"{"channel":"c","data":1,"idempotency_key":"k"}"#);
         let mut out = Vec::new();
         put_publish(3, "a\"b", br#"{"x":1}"#, &mut out);
         assert_eq!(out, br#"{"id":3,"publish":{"channel":"a\"b","data":{"x":1}}}"#);
@@ -412,13 +490,13 @@ mod tests {
             ),
             (
                 format!(r#"{{"push":{{"channel":"c","pub":{{"data":{data},"offset":7}}}}}}"#),
-                Said::Message(stamp),
+                Said::Message(stamp, 7),
             ),
             (r#"{"push":{"channel":"c","pub":{"data":[1]}}}"#.into(), Said::Other),
             (r#"{"push":{"channel":"c","join":{}}}"#.into(), Said::Other),
             (
                 r#"{"push":{"channel":"c","unsubscribe":{"code":2000,"reason":"x"}}}"#.into(),
-                Said::Ended("unsubscribed: 2000 x".into()),
+                Said::Unsubscribed(2000, "unsubscribed: 2000 x".into()),
             ),
             (
                 r#"{"push":{"disconnect":{"code":3001,"reason":"shut\"down"}}}"#.into(),
@@ -430,6 +508,21 @@ mod tests {
         let all: Vec<&str> = table.iter().map(|(line, _)| line.as_str()).collect();
         let expected: Vec<Said> = table.iter().map(|(_, said)| said.clone()).collect();
         assert_eq!(replies(&all.join("\n")), expected);
+    }
+
+    #[test]
+    fn a_reply_brings_publications_before_its_position() {
+        let stamp = Stamp { run: RUN, channel: 1, sequence: 2, intended_ns: 3, actual_ns: 4 };
+        let data = r#"{"roost_load":9,"c":1,"s":2,"i":3,"a":4,"p":"xx"}"#;
+        let joined = |is_missing_some| Joined { offset: 7, epoch: "e".into(), is_missing_some };
+        let reply = format!(
+            r#"{{"id":2,"subscribe":{{"recoverable":true,"epoch":"e","offset":7,"recovered":true,
+            "was_recovering":true,"publications":[{{"data":{data},"offset":7}}]}}}}"#
+        );
+        let expected = [Said::Message(stamp, 7), Said::Subscribed(joined(false))];
+        assert_eq!(replies(&reply.replace('\n', " ")), expected);
+        let lost = r#"{"id":2,"subscribe":{"epoch":"e","offset":7,"was_recovering":true}}"#;
+        assert_eq!(replies(lost), [Said::Subscribed(joined(true))]);
     }
 
     #[test]

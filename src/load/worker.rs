@@ -541,6 +541,7 @@ impl Running {
             lag: self.lag,
             lost,
             out_of_order: self.fleet.counts.out_of_order,
+            returns: self.fleet.positions.returns,
             reasons: self.fleet.reasons,
             busy: self.busy,
         }
