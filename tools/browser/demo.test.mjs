@@ -33,7 +33,7 @@ before(async () => {
 });
 after(async () => {
   await browser?.close();
-  if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+  if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
 });
 
 test('two panes talk', async () => {

@@ -28,7 +28,7 @@ before(async () => {
 after(async () => {
   await browser?.close();
   pages?.close();
-  if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+  if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
 });
 
 const page = (sdk) => emptyPage(browser, pages, sdk);

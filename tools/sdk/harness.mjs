@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createHmac, sign as signature } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -26,6 +26,15 @@ export const TRANSPORT = process.env.TRANSPORT ?? 'websocket';
 
 /** Over a WebSocket, compressed or not. */
 export const OVER_WEBSOCKET = TRANSPORT === 'websocket' || TRANSPORT === 'compressed';
+
+/**
+ * How many nodes a roost under test has: one, or two on one Redis and behind nginx. tools/sdk/run starts that
+ * Redis.
+ */
+export const NODES = Number(process.env.SDK_NODES ?? 1);
+
+/** For tests of what a node does by itself. */
+export const ONE_NODE = { skip: NODES > 1 && 'about a node on its own' };
 
 /** For tests of the size of a message as it comes in a frame. */
 export const FRAMES_ARE_MESSAGES = { skip: TRANSPORT !== 'websocket' && 'a message is no plain frame here' };
@@ -301,7 +310,65 @@ export class Line {
   }
 }
 
-/** A roost under test. It is ended by its process id, at the latest when this process ends. */
+/** A process of a roost under test. */
+class Process {
+  /** Starts it and waits until a line of its standard error says that it is ready. */
+  static async start(command, words, options, isReady) {
+    const started = new Process();
+    const child = spawn(command, words, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
+    started.child = child;
+    started.ended = once(child, 'exit');
+    started.kill = () => child.kill('SIGKILL');
+    process.once('exit', started.kill);
+    started.output = createInterface({ input: child.stdout });
+    // Lines of its standard error.
+    started.log = [];
+    const ready = new Promise((resolve, reject) => {
+      createInterface({ input: child.stderr }).on('line', (line) => {
+        started.log.push(line);
+        if (isReady(line)) resolve();
+      });
+      child.once('error', reject);
+      child.once('exit', (code) => reject(new Error(`${command} ended with ${code}:\n${started.log.join('\n')}`)));
+    });
+    await within(ready, `${path.basename(command)} to listen`);
+    return started;
+  }
+
+  /** Waits for its end: its exit code, or the signal that ended it. */
+  async end() {
+    const [code, by] = await within(this.ended, 'roost to end', 30_000);
+    process.removeListener('exit', this.kill);
+    return code ?? by;
+  }
+}
+
+/** nginx in front of two nodes. */
+async function balance(folder, port, [first, second]) {
+  const text = readFileSync(new URL('nginx.conf', import.meta.url), 'utf8');
+  const ports = { FIRST: first, SECOND: second, PORT: port };
+  const file = path.join(folder, 'nginx.conf');
+  writeFileSync(file, text.replace(/\b(FIRST|SECOND|PORT)\b/g, (name) => ports[name]));
+  const globals = `daemon off; master_process off; pid ${folder}/nginx.pid; error_log stderr notice;`;
+  const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` };
+  return Process.start('nginx', ['-c', file, '-g', globals], { env }, (line) => line.includes('built by'));
+}
+
+/** The sums of numbers in objects of the same form. */
+function added(all) {
+  if (typeof all[0] === 'number') return all.reduce((sum, number) => sum + number, 0);
+  if (typeof all[0] !== 'object' || all[0] === null) return all[0];
+  const keys = Object.keys(all[0]);
+  const values = keys.map((key) => [key, added(all.map((each) => each[key]))]);
+  return Array.isArray(all[0]) ? values.map(([, value]) => value) : Object.fromEntries(values);
+}
+
+let roosts = 0;
+
+/**
+ * A roost under test: a node, or two behind a balancer. It is ended by its process ids, at the latest when this
+ * process ends.
+ */
 export class Roost {
   /** Starts a node. For options see `begin`. */
   static async start(options) {
@@ -317,56 +384,61 @@ export class Roost {
   async begin({ config = '', flags = [], env = {} } = {}) {
     this.folder = mkdtempSync(path.join(tmpdir(), 'roost-sdk-'));
     this.port = await freePort();
-    if (config === null) {
-      this.flags = flags;
-      this.env = { CENTRIFUGO_HTTP_SERVER_PORT: String(this.port), ...env };
-    } else {
+    this.ports = NODES > 1 ? await Promise.all([freePort(), freePort()]) : [this.port];
+    this.flags = flags;
+    this.env = env;
+    if (config !== null) {
       this.file = path.join(this.folder, 'roost.toml');
       writeFileSync(this.file, CONFIG + config);
-      this.flags = ['-c', this.file, '--http_server.port', String(this.port), ...flags];
-      this.env = env;
+      this.flags = ['-c', this.file, ...flags];
     }
+    if (NODES > 1) this.flags = [...this.flags, ...this.#redis()];
     this.clients = [];
     this.sockets = [];
     await this.up();
+    if (NODES > 1) this.balancer = await balance(this.folder, this.port, this.ports);
+  }
+
+  /** Options for the Redis of these tests, with keys that no other roost has. */
+  #redis() {
+    const { redis } = JSON.parse(readFileSync(process.env.ROOST_CLUSTER, 'utf8'));
+    const prefix = `sdk-${process.pid}-${(roosts += 1)}`;
+    const options = Object.entries({ ...redis.options, prefix });
+    return ['--engine.type', 'redis', ...options.flatMap(([name, value]) => [`--engine.redis.${name}`, String(value)])];
   }
 
   get url() {
     return `ws://127.0.0.1:${this.port}/connection/websocket`;
   }
 
-  /** Starts the process, on the same port as before, and waits until it listens. */
+  /** Starts each node, on the same port as before, and waits until it listens. */
   async up() {
-    const child = spawn(program, ['serve', ...this.flags], {
-      cwd: this.folder,
-      env: cleanEnvironment(this.env),
-      stdio: ['ignore', 'pipe', 'pipe'],
+    const starts = this.ports.map((port) => {
+      // Without a file the port is in the environment, too: all options can be.
+      const flags = this.file ? [...this.flags, '--http_server.port', String(port)] : this.flags;
+      const env = this.file ? this.env : { CENTRIFUGO_HTTP_SERVER_PORT: String(port), ...this.env };
+      const options = { cwd: this.folder, env: cleanEnvironment(env) };
+      return Process.start(program, ['serve', ...flags], options, (line) => line.includes(`listening on 127.0.0.1:${port}`));
     });
-    this.child = child;
-    this.ended = once(child, 'exit');
-    this.kill = () => child.kill('SIGKILL');
-    process.once('exit', this.kill);
-    this.output = createInterface({ input: child.stdout });
-    const log = [];
-    // Lines of its standard error.
-    this.log = log;
-    const listening = new Promise((resolve, reject) => {
-      createInterface({ input: child.stderr }).on('line', (line) => {
-        log.push(line);
-        if (line.includes(`listening on 127.0.0.1:${this.port}`)) resolve();
-      });
-      child.once('error', reject);
-      child.once('exit', (code) => reject(new Error(`roost ended with ${code}:\n${log.join('\n')}`)));
-    });
-    await within(listening, 'roost to listen');
+    this.nodes = [];
+    for (const start of starts) this.nodes.push(await start);
   }
 
-  /** Ends the process and waits for it: its exit code, or the signal that ended it. */
+  /** Lines of the nodes' standard error. */
+  get log() {
+    return this.nodes.flatMap(({ log }) => log);
+  }
+
+  /** Sends a signal to each node. */
+  signal(signal) {
+    for (const { child } of this.nodes) child.kill(signal);
+  }
+
+  /** Ends each node and waits for it: the exit code, or the signal that ended it. */
   async down(signal = 'SIGTERM') {
-    this.child.kill(signal);
-    const [code, by] = await within(this.ended, 'roost to end', 30_000);
-    process.removeListener('exit', this.kill);
-    return code ?? by;
+    this.signal(signal);
+    const codes = await Promise.all(this.nodes.map((node) => node.end()));
+    return codes.find((code) => code !== 0) ?? 0;
   }
 
   /** Disconnects the clients that were made here. */
@@ -378,16 +450,22 @@ export class Roost {
   /** Disconnects the clients that were made here, ends the process and removes its files. */
   async stop() {
     this.leave();
-    const code = this.child.exitCode ?? this.child.signalCode ?? (await this.down());
+    const [{ child }] = this.nodes;
+    const code = child.exitCode ?? child.signalCode ?? (await this.down());
+    if (this.balancer) {
+      this.balancer.child.kill('SIGTERM');
+      await this.balancer.end();
+    }
     rmSync(this.folder, { recursive: true });
     return code;
   }
 
-  /** All counters, as the node prints them on SIGUSR1. */
+  /** All counters, as a node prints them on SIGUSR1; of two nodes their sums. */
   async counters() {
-    const line = once(this.output, 'line');
-    this.child.kill('SIGUSR1');
-    return JSON.parse((await within(line, 'the counters'))[0]);
+    const lines = this.nodes.map(({ output }) => once(output, 'line'));
+    this.signal('SIGUSR1');
+    const each = await within(Promise.all(lines), 'the counters');
+    return added(each.map(([line]) => JSON.parse(line)));
   }
 
   /** The output of `roost token` with these flags. */
@@ -478,7 +556,7 @@ export function shared(options) {
   const roost = new Roost();
   before(() => roost.begin(options));
   after(async () => {
-    if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+    if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
   });
   return roost;
 }

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +23,9 @@ PROGRAM = os.path.abspath(os.environ.get("PROGRAM", str(ROOT / "target/release/r
 SECRET = "a secret of the tests, 32 bytes+"
 # Every wait is bounded: what has not come by then is a failure.
 WAIT_SECONDS_MAX = 15
+# How many nodes a roost under test has: one, or two on one Redis and behind nginx. tools/sdk/run starts that
+# Redis.
+NODES = int(os.environ.get("SDK_NODES", "1"))
 
 CONFIG = f"""
 [http_server]
@@ -75,8 +79,54 @@ def clean_environment(extra):
     return {**kept, **extra}
 
 
+class Process:
+    """A process of a roost under test, ended by its process id."""
+
+    @classmethod
+    async def start(cls, words, is_ready, **options):
+        """Starts it and waits until a line of its standard error says that it is ready."""
+        self = cls()
+        self.child = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE, **options,
+        )
+        self.log = []
+        ready = asyncio.Event()
+
+        async def read():
+            async for line in self.child.stderr:
+                self.log.append(line.decode(errors="replace"))
+                if is_ready(self.log[-1]):
+                    ready.set()
+            ready.set()
+
+        self.reader = asyncio.ensure_future(read())
+        await asyncio.wait_for(ready.wait(), WAIT_SECONDS_MAX)
+        if self.reader.done():
+            raise AssertionError(f"{words[0]} did not start:\n" + "".join(self.log))
+        return self
+
+    async def end(self, kill=False):
+        """Ends it and returns its exit code."""
+        if self.child.returncode is None:
+            if kill:
+                self.child.kill()
+            else:
+                self.child.terminate()
+        try:
+            code = await asyncio.wait_for(self.child.wait(), 2 * WAIT_SECONDS_MAX)
+        finally:
+            if self.child.returncode is None:
+                self.child.kill()
+        await self.reader
+        return code
+
+
+roosts = itertools.count(1)
+
+
 class Roost:
-    """A roost under test, ended by its process id.
+    """A roost under test: a node, or two behind a balancer.
 
     `config` is TOML that is added to the tests' own; None: there is no file, and all options come
     from `flags` and `env`.
@@ -85,51 +135,69 @@ class Roost:
     def __init__(self, config="", flags=(), env=None):
         self.folder = tempfile.TemporaryDirectory(prefix="roost-sdk-")
         self.port = free_port()
+        self.ports = [free_port(), free_port()] if NODES > 1 else [self.port]
         self.url = f"ws://127.0.0.1:{self.port}/connection/websocket"
         self.flags = list(flags)
         self.env = clean_environment(env or {})
-        if config is None:
-            self.env["CENTRIFUGO_HTTP_SERVER_PORT"] = str(self.port)
-        else:
+        self.file = self.balancer = None
+        if config is not None:
             self.file = pathlib.Path(self.folder.name) / "roost.toml"
             self.file.write_text(CONFIG + config)
-            self.flags += ["-c", str(self.file), "--http_server.port", str(self.port)]
+            self.flags += ["-c", str(self.file)]
+        if NODES > 1:
+            self.flags += self._redis()
+
+    def _redis(self):
+        """Options for the Redis of these tests, with keys that no other roost has."""
+        options = json.loads(pathlib.Path(os.environ["ROOST_CLUSTER"]).read_text())["redis"]["options"]
+        options["prefix"] = f"sdk-{os.getpid()}-{next(roosts)}"
+        flags = ["--engine.type", "redis"]
+        for name, value in options.items():
+            flags += [f"--engine.redis.{name}", " ".join(value) if isinstance(value, list) else value]
+        return flags
 
     async def up(self):
-        """Starts the process, on the same port as before, and waits until it listens."""
-        self.process = await asyncio.create_subprocess_exec(
-            PROGRAM, "serve", *self.flags, cwd=self.folder.name,
-            env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+        """Starts each node, on the same port as before, and waits until it listens."""
+        self.nodes = []
+        for port in self.ports:
+            flags, env = list(self.flags), dict(self.env)
+            # Without a file the port is in the environment, too: all options can be.
+            if self.file:
+                flags += ["--http_server.port", str(port)]
+            else:
+                env["CENTRIFUGO_HTTP_SERVER_PORT"] = str(port)
+            self.nodes.append(await Process.start(
+                [PROGRAM, "serve", *flags],
+                lambda line, port=port: f"listening on 127.0.0.1:{port}" in line,
+                cwd=self.folder.name, env=env,
+            ))
+        if NODES > 1 and not self.balancer:
+            await self._balance()
+
+    async def _balance(self):
+        """nginx in front of two nodes."""
+        text = (pathlib.Path(__file__).parent / "nginx.conf").read_text()
+        ports = {"FIRST": self.ports[0], "SECOND": self.ports[1], "PORT": self.port}
+        text = re.sub(r"\b(FIRST|SECOND|PORT)\b", lambda name: str(ports[name[0]]), text)
+        folder = pathlib.Path(self.folder.name)
+        (folder / "nginx.conf").write_text(text)
+        globals_ = f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr notice;"
+        env = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"}
+        self.balancer = await Process.start(
+            ["nginx", "-c", str(folder / "nginx.conf"), "-g", globals_],
+            lambda line: "built by" in line, env=env,
         )
-        self.log = []
-        listening = asyncio.Event()
-
-        async def read():
-            async for line in self.process.stderr:
-                self.log.append(line.decode(errors="replace"))
-                if f"listening on 127.0.0.1:{self.port}" in self.log[-1]:
-                    listening.set()
-            listening.set()
-
-        self.reader = asyncio.ensure_future(read())
-        await asyncio.wait_for(listening.wait(), WAIT_SECONDS_MAX)
-        if self.reader.done():
-            raise AssertionError("roost did not start:\n" + "".join(self.log))
 
     async def down(self, kill=False):
-        """Ends the process and returns its exit code."""
-        if self.process.returncode is None:
-            if kill:
-                self.process.kill()
-            else:
-                self.process.terminate()
-        try:
-            code = await asyncio.wait_for(self.process.wait(), 2 * WAIT_SECONDS_MAX)
-        finally:
-            if self.process.returncode is None:
-                self.process.kill()
-        await self.reader
+        """Ends each node and returns the exit code."""
+        codes = await asyncio.gather(*(node.end(kill) for node in self.nodes))
+        return next((code for code in codes if code != 0), 0)
+
+    async def stop(self):
+        """Ends all of it and returns the exit code."""
+        code = await self.down()
+        if self.balancer:
+            await self.balancer.end()
         return code
 
     async def token(self, *flags):
@@ -244,7 +312,7 @@ class Case(unittest.IsolatedAsyncioTestCase):
             await client.disconnect()
         for line in self.lines:
             await line.close()
-        self.assertEqual(await self.roost.down(), 0, "exit code after SIGTERM")
+        self.assertEqual(await self.roost.stop(), 0, "exit code after SIGTERM")
 
     def pack(self, value):
         """The payload of a value."""

@@ -114,7 +114,7 @@ before(async () => {
   await roost.begin({ flags: ['--shards', '2'], config: config(app), env: { ROOST_VAR_SECRET: 's3' } });
 });
 after(async () => {
-  if (roost.child) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+  if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
 });
 
 /** A client that the application lets in as `user`. */
@@ -703,7 +703,7 @@ proxy_enabled = true
     const ann = await node.connected('ann');
     assert.equal((await ann.rpc('x', {})).data, 'older');
     writeFileSync(node.file, readFileSync(node.file, 'utf8').replace(older.url('rpc'), newer.url('rpc')));
-    node.child.kill('SIGHUP');
+    node.signal('SIGHUP');
     await until(async () => ((await ann.rpc('x', {})).data === 'newer' ? true : undefined), 'the other application');
   });
   await older.die();
