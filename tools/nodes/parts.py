@@ -208,6 +208,15 @@ def remove_network(owner):
         ip("link", "delete", link, check=False)
 
 
+def can_make_namespaces():
+    """Whether this user may make network namespaces, and has the program for it."""
+    try:
+        Network().remove()
+        return True
+    except CannotRun:
+        return False
+
+
 def remove_leftovers():
     """Removes networks of processes that ended by force."""
     text = ip("netns", "list", check=False) + ip("-o", "link", check=False)

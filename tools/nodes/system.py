@@ -29,6 +29,11 @@ CHANNELS = {
             "history_ttl": "10m",
         },
         {
+            "name": "present",
+            "allow_subscribe_for_client": True,
+            "presence": True,
+        },
+        {
             "name": "room",
             "allow_subscribe_for_client": True,
             "allow_publish_for_client": True,

@@ -1,0 +1,573 @@
+"""Measures a system of several nodes on this machine, each figure beside its bound and, where there is one,
+beside what Redis does for a bare client in the same run. Writes docs/cluster-benchmarks.md."""
+
+import argparse
+import contextlib
+import datetime
+import http.client
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import faults
+from client import Client
+from parts import ROOT, CannotRun, Redis, encoded, note, until
+from system import System
+
+DATA = {"text": "x" * 110}
+BATCH = 100
+ROUNDS = 3
+DOCUMENT = ROOT / "docs" / "cluster-benchmarks.md"
+
+
+class Row:
+    """One figure: its text, the bound, and whether it is kept; the floor where there is one."""
+
+    def __init__(self, what, value, bound, is_kept, floor="", how=""):
+        self.what, self.value, self.bound, self.is_kept = what, value, bound, is_kept
+        self.floor, self.how = floor, how
+
+
+@contextlib.contextmanager
+def running(options, **changes):
+    """A system with the command line's options and these."""
+    fixed = {"nodes": 1, "redis": "single", "balancer": "none", "persist": False, "config": None}
+    settings = argparse.Namespace(**{**vars(options), **fixed, **changes})
+    with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder, \
+            System(settings, Path(folder)) as system:
+        yield system
+
+
+def client(system, node, user="bench"):
+    return Client(node.host, node.port, system.secret, user)
+
+
+def load(system, node, *words, seconds=120):
+    """The result of a roost-load against a node."""
+    argv = [system.load, *words, "--url", f"ws://{node.address}/connection/websocket",
+            "--secret", system.secret, "--json"]
+    done = subprocess.run([str(word) for word in argv], capture_output=True, timeout=seconds, check=False)
+    try:
+        return json.loads(done.stdout.decode().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise CannotRun(f"roost-load ended with {done.returncode}: {done.stderr.decode()}") from None
+
+
+def rss_bytes(node):
+    for line in Path(f"/proc/{node.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_seconds(node):
+    """Processor time of a node, of user and kernel."""
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def redis_cpu_seconds(system):
+    info = system.store.servers[0].ask("INFO", "cpu").decode()
+    facts = dict(line.split(":") for line in info.splitlines() if ":" in line)
+    return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
+
+
+def redis_calls(system, command):
+    """How often Redis has run a command."""
+    info = system.store.servers[0].ask("INFO", "commandstats").decode()
+    for line in info.splitlines():
+        if line.startswith(f"cmdstat_{command}:"):
+            return int(line.split("calls=")[1].split(",")[0])
+    return 0
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def quantile(values, share):
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+class Api:
+    """A kept connection to the server API of a node."""
+
+    def __init__(self, system, node):
+        self.line = http.client.HTTPConnection(node.host, node.port, timeout=30)
+        self.headers = {"X-API-Key": system.api_key, "Content-Type": "application/json"}
+
+    def call(self, method, body):
+        text = body if isinstance(body, (bytes, str)) else json.dumps(body)
+        self.line.request("POST", f"/api/{method}", text, self.headers)
+        answer = self.line.getresponse()
+        text = answer.read()
+        if answer.status != 200 or b'"error"' in text:
+            raise CannotRun(f"{method}: {answer.status} {text[:200]!r}")
+        return text
+
+    def publish(self, channel, data=None):
+        self.call("publish", {"channel": channel, "data": DATA if data is None else data})
+
+
+def batch_of(channels):
+    """The body of a batch of publishes, one to each channel."""
+    return json.dumps({"commands": [{"publish": {"channel": channel, "data": DATA}} for channel in channels]})
+
+
+def bytes_of_connections(options):
+    count, start = options.connections, options.connections // 4
+    found = {}
+    for redis in ("none", "single"):
+        with running(options, redis=redis) as system:
+            node = system.nodes[0]
+            result = load(system, node, "idle", "--connections", count, "--rss-from", start, "--settle", 1000,
+                          "--subscribe", "kept:one", "--pid", node.process.pid, "--duration", "1s")
+            found[redis] = result["server"]["slope"]["bytes_per_connection"]
+    more = found["single"] - found["none"]
+    return [Row("user-space bytes per connection, one shared channel with history, beside a single node's",
+                f"{more:+.0f} B", "+ 16 B", more <= 16, f"{found['none']:.0f} B",
+                f"{count:,} connections, slope from {start:,}")]
+
+
+def channels_of_their_own(options):
+    """Memory of channels with one subscriber, and how long they are subscribed again."""
+    count, connections = options.channels, max(options.channels // 10_000, 1)
+    each = count // connections
+    settings = [*options.set, f"client.channel_limit={each + 1}"]
+    with running(options, nodes=2, set=settings) as system:
+        node, other = system.nodes
+        names = [[f"kept:c{at}-{number}" for number in range(each)] for at in range(connections)]
+        clients = [client(system, node) for _ in range(connections)]
+        quarter = max(connections // 4, 1)
+        for at in range(quarter):
+            clients[at].subscribe(names[at])
+        time.sleep(1)
+        first = rss_bytes(node)
+        for at in range(quarter, connections):
+            clients[at].subscribe(names[at])
+        time.sleep(1)
+        spread = connections - quarter
+        size = (rss_bytes(node) - first) / (spread * each) if spread else 0
+        rows = []
+        if spread:
+            rows.append(Row("a channel of its own with one subscriber, broker on", f"{size:.0f} B", "900 B",
+                            size <= 900, "", f"{count:,} channels with history of {connections} connections"))
+        # The last channels of each connection: they arrive when everything before them is checked, too.
+        last = [(at, names[at][-1 - number]) for number in range(5) for at in range(connections)]
+        api = Api(system, other)
+        system.store.servers[0].ask("CLIENT", "KILL", "TYPE", "pubsub")
+        began = time.perf_counter()
+        for at in range(0, len(last), BATCH):
+            api.call("batch", batch_of(channel for _, channel in last[at:at + BATCH]))
+        ends = [made.count(b'"pub":', 5, 120) for made in clients]
+        took = max(ends) - began
+        floor = subscribing(system, count)
+        rows.append(Row(f"{count:,} channels subscribed again and checked after the connection was killed",
+                        f"{took:.2f} s", f"{8 * count / 1e6:.1f} s (8 s for a million)", took <= 8 * count / 1e6,
+                        f"{floor:.2f} s", "until publications of the gap are delivered; floor: SUBSCRIBE alone"))
+        for made in clients:
+            made.close()
+    return rows
+
+
+def subscribing(system, count):
+    """Seconds of a bare client that subscribes to as many channels."""
+    server = system.store.servers[0]
+    names = [f"floor{number}" for number in range(count)]
+    words = b"".join(encoded("SUBSCRIBE", *names[at:at + 512]) for at in range(0, count, 512))
+    line = Redis(server.host, server.port, 60)
+    began = time.perf_counter()
+    pump(line.socket, words, b"*3\r\n", count)
+    took = time.perf_counter() - began
+    line.socket.close()
+    return took
+
+
+def pump(sock, commands, mark, count):
+    """Writes commands on a thread and reads until the mark has come so often."""
+    writer = threading.Thread(target=sock.sendall, args=(commands,))
+    writer.start()
+    read_marks(sock, mark, count)
+    writer.join()
+
+
+def read_marks(sock, mark, count):
+    seen, tail = 0, b""
+    while seen < count:
+        data = sock.recv(1 << 18)
+        if not data:
+            raise CannotRun(f"Redis ended the connection after {seen} of {count}")
+        seen += (tail + data).count(mark)
+        tail = data[-(len(mark) - 1):] if len(mark) > 1 else b""
+
+
+def fan_in(options):
+    """Publications of Redis to one client of a node, and to a bare client."""
+    count, channels = 400_000, 100
+    rates, floors, most = [], [], 0
+    with running(options) as system:
+        node, server = system.nodes[0], system.store.servers[0]
+        # A publication without history: its data alone.
+        data = json.dumps(DATA).encode()
+        payload = b"\x22" + bytes([len(data)]) + data
+        names = [f"centrifugo.client.in{number}" for number in range(channels)]
+        commands = b"".join(encoded("PUBLISH", names[number % channels], payload) for number in range(count))
+        listener = client(system, node)
+        listener.subscribe([f"in{number}" for number in range(channels)])
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            publisher = threading.Thread(target=pump, args=(
+                Redis(server.host, server.port, 60).socket, commands, b":", count))
+            publisher.start()
+            grown = threading.Thread(target=lambda: marks.append(output_bytes(server, publisher)))
+            marks = []
+            grown.start()
+            ended = listener.count(b'"pub":', count, 60)
+            publisher.join()
+            grown.join()
+            most = max(most, *marks)
+            rates.append(count / (ended - began))
+        listener.close()
+        time.sleep(1.5)
+        bare = Redis(server.host, server.port, 60)
+        bare.send("SUBSCRIBE", *names)
+        read_marks(bare.socket, b"*3\r\n", channels)
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            publisher = threading.Thread(target=pump, args=(
+                Redis(server.host, server.port, 60).socket, commands, b":", count))
+            publisher.start()
+            read_marks(bare.socket, b"*3\r\n", count)
+            floors.append(count / (time.perf_counter() - began))
+            publisher.join()
+    rate, floor = median(rates), median(floors)
+    return [Row("publications of Redis to a subscriber of a node", f"{rate:,.0f}/s", "300,000/s", rate >= 300_000,
+                f"{floor:,.0f}/s", f"{channels} channels, one client; at most {most:,} B waited in Redis")]
+
+
+def output_bytes(server, publisher):
+    """The largest output buffer of PUB/SUB connections while a thread runs."""
+    most = 0
+    while publisher.is_alive():
+        for line in server.ask("CLIENT", "LIST", "TYPE", "pubsub").decode().splitlines():
+            most = max(most, int(line.split("omem=")[1].split(" ")[0]))
+        time.sleep(0.05)
+    return most
+
+
+def deliveries(options):
+    """Deliveries to 1,000 subscribers with 16 messages in flight, with and without Redis."""
+    rates = {"none": [], "single": []}
+    settings = [*options.set, "roost.shards=1"]
+    with running(options, redis="none", set=settings) as alone, running(options, set=settings) as shared:
+        for _ in range(ROUNDS):
+            for redis, system in (("none", alone), ("single", shared)):
+                result = load(system, system.nodes[0], "broadcast", "--connections", 1000, "--window", 16,
+                              "--duration", "2s", "--threads", 1, "--subscribe", "kept:load")
+                rates[redis].append(result["rate"]["received"])
+    own, memory = median(rates["single"]), median(rates["none"])
+    return [Row("deliveries to 1,000 subscribers of one channel, window 16, of the memory broker's",
+                f"{own / memory:.2f}", "0.9", own / memory >= 0.9, f"{memory:,.0f}/s", f"{own:,.0f}/s with Redis")]
+
+
+def publishes(options):
+    """Publishes with history through the server API in batches, and the same script by a bare client."""
+    channels = [f"kept:p{number}" for number in range(BATCH)]
+    rates, floors = [], []
+    with running(options) as system:
+        node, server, body = system.nodes[0], system.store.servers[0], batch_of(channels)
+        for _ in range(ROUNDS):
+            rates.append(batches_per_second(system, node, body) * BATCH)
+        script = (ROOT / "src/cluster/scripts/publish_stream.lua").read_text()
+        sha = Redis(server.host, server.port).once("SCRIPT", "LOAD", script)
+        count, data = 100_000, json.dumps(DATA)
+        commands = b"".join(
+            encoded("EVALSHA", sha, 3, f"centrifugo.stream.f{number % BATCH}",
+                    f"centrifugo.stream.meta.f{number % BATCH}", f"centrifugo.result.f{number % BATCH}", data,
+                    10_000, 600, f"centrifugo.client.f{number % BATCH}", 2_592_000, "abcdefgh", "publish", "", "",
+                    0, "") for number in range(count))
+        for _ in range(ROUNDS):
+            line = Redis(server.host, server.port, 60)
+            began = time.perf_counter()
+            pump(line.socket, commands, b"*4\r\n", count)
+            floors.append(count / (time.perf_counter() - began))
+            line.socket.close()
+    rate, floor = median(rates), median(floors)
+    return [Row("publishes with history from one node's API, batches of 100", f"{rate:,.0f}/s", "40,000/s",
+                rate >= 40_000, f"{floor:,.0f}/s", "floor: the script of a publish, pipelined by a bare client")]
+
+
+def batches_per_second(system, node, body, seconds=3, callers=4):
+    counts = [0] * callers
+    end = time.perf_counter() + seconds
+
+    def call(at):
+        api = Api(system, node)
+        while time.perf_counter() < end:
+            api.call("batch", body)
+            counts[at] += 1
+    threads = [threading.Thread(target=call, args=(at,)) for at in range(callers)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def latency(options):
+    """A publish at one node until its delivery at another, and PUBLISH until SUBSCRIBE."""
+    count = 1000
+    with running(options, nodes=2) as system:
+        node, other = system.nodes
+        listener, api = client(system, node), Api(system, other)
+        listener.subscribe(["kept:l"])
+        api.publish("kept:l")
+        listener.read_until(lambda line: b'"pub"' in line)
+        own, bare = [], []
+        server = system.store.servers[0]
+        reader, writer = Redis(server.host, server.port), Redis(server.host, server.port)
+        reader.ask("SUBSCRIBE", "floor")
+        for _ in range(count):
+            began = time.perf_counter()
+            api.publish("kept:l")
+            listener.read_until(lambda line: b'"pub"' in line)
+            own.append((time.perf_counter() - began) * 1000)
+            began = time.perf_counter()
+            writer.ask("PUBLISH", "floor", "x" * 128)
+            reader.reply()
+            bare.append((time.perf_counter() - began) * 1000)
+    rows = []
+    for share, name, bound in ((0.5, "p50", 0.3), (0.99, "p99", 1.0)):
+        mine, floor = quantile(own, share), quantile(bare, share)
+        rows.append(Row(f"publish to delivery on another node, idle, {name}, beside PUBLISH to SUBSCRIBE",
+                        f"{mine - floor:+.2f} ms", f"+ {bound} ms", mine - floor <= bound, f"{floor:.2f} ms",
+                        f"{mine:.2f} ms, the HTTP request included"))
+    return rows
+
+
+def gap(options):
+    """From the end of the PUB/SUB connections until what was published in the gap is delivered."""
+    times = []
+    with running(options, nodes=2) as system:
+        node, other = system.nodes
+        listener, api, server = client(system, node), Api(system, other), system.store.servers[0]
+        listener.subscribe(["kept:g"])
+        for number in range(10):
+            control = Redis(server.host, server.port)
+            control.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            began = time.perf_counter()
+            api.publish("kept:g", number)
+            listener.read_until(lambda line: b'"pub"' in line)
+            times.append((time.perf_counter() - began) * 1000)
+            control.socket.close()
+            time.sleep(0.5)
+    return [Row("gap after a killed PUB/SUB connection, nothing published later", f"{max(times):.0f} ms", "500 ms",
+                max(times) <= 500, "", f"the longest of {len(times)}; median {median(times):.0f} ms")]
+
+
+def presence(options):
+    """The share of Redis that the refreshes of presence take."""
+    connections, channels = 100, options.presence // 100
+    settings = [*options.set, f"client.channel_limit={channels + 1}"]
+    with running(options, set=settings) as system:
+        node = system.nodes[0]
+        clients = [client(system, node, f"user{number}") for number in range(connections)]
+        names = [f"present:{number}" for number in range(channels)]
+        for made in clients:
+            made.subscribe(names)
+        time.sleep(3)
+        # Without the commands of an idle node.
+        before, began = redis_cpu_seconds(system), time.perf_counter()
+        time.sleep(options.presence_seconds)
+        share = (redis_cpu_seconds(system) - before) / (time.perf_counter() - began) * 100
+        for made in clients:
+            made.close()
+    entries = connections * channels
+    scaled = share * 1e6 / entries
+    return [Row("presence of 1,000,000 entries: share of a Redis core", f"{scaled:.1f} %", "15 %", scaled <= 15, "",
+                f"{entries:,} entries, {connections} a channel: {share:.2f} %, times {1e6 / entries:.0f}")]
+
+
+def storm(options):
+    """All clients drop and come back at once with recovery, while publishes go on."""
+    count, channels = options.connections, 1000
+    with running(options, nodes=2) as system:
+        node, other = system.nodes
+        names = [f"kept:storm-{number}" for number in range(channels)]
+        bodies = [batch_of(names[at:at + BATCH]) for at in range(0, channels, BATCH)]
+        counted = {}
+        stop = threading.Event()
+
+        def publish():
+            api, rounds = Api(system, other), 0
+            until(lambda: system.counters(node).get("roost_clients", 0) >= count or stop.is_set(), "all clients", 60)
+            counted["before"] = redis_calls(system, "evalsha")
+            while not stop.is_set():
+                for body in bodies:
+                    api.call("batch", body)
+                rounds += 1
+                stop.wait(0.3)
+            counted["published"] = rounds * channels
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            result = load(system, node, "storm", "--connections", count, "--channels", channels, "--subscribe",
+                          "kept:storm", "--drop-share", 1, "--recover", "--hold", "2s")
+        finally:
+            stop.set()
+            publisher.join()
+        reads = redis_calls(system, "evalsha") - counted["before"] - counted["published"]
+    back = result["storm"]
+    return [Row(f"{count:,} clients back to {channels:,} channels of one node with recovery: history reads",
+                f"{reads:,}", f"{channels:,}", reads <= channels and back["back"] == back["dropped"], "",
+                f"all scripts that were no publish; all back after {back['back_s']:.2f} s, "
+                f"{result['returns']['unrecovered']} not recovered")]
+
+
+def joining(options):
+    """A new node until all others list it."""
+    times = []
+    with running(options, nodes=2) as system:
+        for number in range(3, 6):
+            began = time.perf_counter()
+            node = system.add_node(number)
+            node.wait()
+            listens = time.perf_counter()
+
+            def known(number=number):
+                return all(len(system.api(each, "info")["result"]["nodes"]) == number for each in system.nodes)
+            until(known, f"{number} nodes in info", 10)
+            times.append((time.perf_counter() - listens, time.perf_counter() - began))
+    most = max(after for after, _ in times)
+    return [Row("a joining node is in everybody's info", f"{most:.2f} s", "1 s", most <= 1, "",
+                f"after it listens, the longest of {len(times)}")]
+
+
+def several_nodes(options):
+    """Processor time of nodes for each delivery: three that share the work, and one alone."""
+    subscribers, seconds = 300, 4
+    costs = {}
+    for nodes in (1, 3):
+        with running(options, nodes=nodes) as system:
+            idle = [subprocess.Popen(
+                [str(word) for word in (
+                    system.load, "idle", "--url", f"ws://{node.address}/connection/websocket", "--secret",
+                    system.secret, "--connections", subscribers, "--subscribe", "kept:load", "--duration", "60s",
+                    "--threads", 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                for node in system.nodes]
+            try:
+                until(lambda: all(system.counters(node).get("roost_clients", 0) == subscribers
+                                  for node in system.nodes), "all clients")
+                before = [(cpu_seconds(node), system.counters(node)["roost_deliveries_total"])
+                          for node in system.nodes]
+                api, end = Api(system, system.nodes[0]), time.monotonic() + seconds
+                published = 0
+                while time.monotonic() < end:
+                    api.call("batch", batch_of(["kept:load"] * 20))
+                    published += 20
+                    time.sleep(0.02)
+                wanted = published * subscribers
+
+                def delivered():
+                    return all(system.counters(node)["roost_deliveries_total"] - was >= wanted
+                               for node, (_, was) in zip(system.nodes, before))
+                until(delivered, "all deliveries")
+                used = sum(cpu_seconds(node) - was for node, (was, _) in zip(system.nodes, before))
+                costs[nodes] = used / (wanted * nodes) * 1e6
+            finally:
+                for process in idle:
+                    process.kill()
+                    process.wait()
+    return [Row("processor time of the nodes for a delivery: three nodes, of one node's", f"{costs[3] / costs[1]:.2f}",
+                "about 1", costs[3] <= 1.25 * costs[1], f"{costs[1]:.2f} us",
+                f"{subscribers} subscribers on each node; {costs[3]:.2f} us with three")]
+
+
+def all_faults(options):
+    """Lost, duplicated and out of order over six kinds of faults."""
+    kinds = ["pubsub_killed", "redis_killed", "redis_emptied", "redis_frozen", "failover", "node_killed"]
+    wrong = delivered = 0
+    settings = argparse.Namespace(**{**vars(options), "nodes": 2, "balancer": "nginx.conf", "config": None})
+    for name in kinds:
+        result, _ = faults.inflict(name, faults.FAULTS[name], settings)
+        messages = result["messages"]
+        wrong += messages["lost"] + messages["duplicated"] + messages["out_of_order"]
+        delivered += messages["received"]
+    return [Row("lost, duplicated, out of order over six kinds of faults", f"{wrong}", "0", wrong == 0, "",
+                f"{delivered:,} deliveries: " + ", ".join(kinds))]
+
+
+ROWS = {
+    "bytes": bytes_of_connections,
+    "channels": channels_of_their_own,
+    "fan_in": fan_in,
+    "deliveries": deliveries,
+    "publishes": publishes,
+    "latency": latency,
+    "gap": gap,
+    "presence": presence,
+    "storm": storm,
+    "join": joining,
+    "nodes": several_nodes,
+    "faults": all_faults,
+}
+
+
+def document(options, rows):
+    """The text of the page."""
+    version = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=False).stdout
+    redis = next((word[2:] for word in version.split() if word.startswith("v=")), "?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines = [
+        "# Several nodes, measured",
+        "",
+        "Written by `tools/cluster bench`. Nodes, Redis, clients and whatever else this machine did shared its",
+        "processors, so rates are low and latencies high; floors are of the same run, by a bare client on the",
+        "same machine.",
+        "",
+        f"- Machine: Linux {platform.release()}, {os.cpu_count()} cores, {memory:.0f} GiB,",
+        f"  {datetime.date.today().isoformat()}; load average {os.getloadavg()[0]:.1f} at the end of the run, so",
+        "  other work ran beside" if os.getloadavg()[0] > 2 * os.cpu_count() else "  mostly that of the run itself",
+        f"- Redis {redis}, one thread; `roost.broker_threads` 1; each node in a network namespace of its own.",
+        f"- Medians of {ROUNDS} rounds for rates.",
+        "",
+        "| what | measured | bound | kept | floor | how |",
+        "| --- | ---: | ---: | --- | ---: | --- |",
+    ]
+    for row in rows:
+        kept = "yes" if row.is_kept else "**no**"
+        lines.append(f"| {row.what} | {row.value} | {row.bound} | {kept} | {row.floor} | {row.how} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options):
+    if options.list:
+        for name, row in ROWS.items():
+            print(f"{name:<12} {(row.__doc__ or 'Memory of connections.').splitlines()[0]}")
+        return 0
+    wanted = options.rows.split(",") if options.rows else list(ROWS)
+    unknown = [name for name in wanted if name not in ROWS]
+    if unknown:
+        raise CannotRun(f"no such row: {', '.join(unknown)} (see --list)")
+    found = []
+    for name in wanted:
+        note(f"bench: {name}")
+        rows = ROWS[name](options)
+        found += rows
+        for row in rows:
+            print(f"{'kept  ' if row.is_kept else 'MISSED'} {row.what}: {row.value} (bound {row.bound}"
+                  + (f", floor {row.floor}" if row.floor else "") + f"; {row.how})", flush=True)
+    text = document(options, found)
+    print()
+    print(text)
+    if not options.no_file and not options.rows:
+        DOCUMENT.write_text(text)
+        note(f"written to {DOCUMENT.relative_to(ROOT)}")
+    return 0 if all(row.is_kept for row in found) else 1
