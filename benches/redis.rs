@@ -17,13 +17,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use roost::base::id::ShardId;
 use roost::cluster::names::{Layout, Names};
 use roost::cluster::operations::Operations;
 use roost::cluster::scripts::Script;
 use roost::cluster::servers::{Access, Address, Server};
 use roost::hub::broker::{BrokerEvent, Command, Publishing, Ticket};
 use roost::hub::history::{Published, Record, StreamOptions};
-use roost::node::redis::{Broker, ControlEvent, Events, Settings};
+use roost::node::redis::{Broker, ControlEvent, Events, Prepared, Settings};
+use roost::shard::mail::{Flushed, Mail, MailLane};
 
 #[global_allocator]
 static ALLOCATOR: roost::sys::memory::Counted = roost::sys::memory::Counted;
@@ -73,11 +75,22 @@ impl Drop for RedisServer {
 }
 
 #[derive(Default)]
-struct Counted {
+struct Figures {
     connected: AtomicBool,
     listening: AtomicU64,
     published: AtomicU64,
     delivered: AtomicU64,
+}
+
+#[derive(Clone, Default)]
+struct Counted(Arc<Figures>);
+
+impl std::ops::Deref for Counted {
+    type Target = Figures;
+
+    fn deref(&self) -> &Figures {
+        &self.0
+    }
 }
 
 impl Events for Counted {
@@ -99,6 +112,28 @@ impl Events for Counted {
     }
 
     fn control(&self, _: Vec<ControlEvent>) {}
+
+    fn flush(&self) -> bool {
+        false
+    }
+
+    fn has_room(&self, _: usize) {}
+}
+
+/// The broker of a node, and its home.
+struct Node {
+    lane: MailLane,
+    counted: Counted,
+    _broker: Broker,
+}
+
+impl Node {
+    fn send(&mut self, commands: impl Iterator<Item = Command>) {
+        commands.for_each(|command| self.lane.push(Mail::Command(Box::new(command))));
+        while self.lane.flush(ShardId(0)) == Flushed::Full {
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
 }
 
 fn until(counter: &AtomicU64, count: u64) {
@@ -107,7 +142,7 @@ fn until(counter: &AtomicU64, count: u64) {
     }
 }
 
-fn node(server: &RedisServer) -> (Broker, Arc<Counted>) {
+fn node(server: &RedisServer) -> Node {
     let address = Address::Unix(server.socket().display().to_string());
     let settings = Settings {
         servers: vec![Server::Single { address, access: Access::default() }],
@@ -119,6 +154,7 @@ fn node(server: &RedisServer) -> (Broker, Arc<Counted>) {
             presence_users: false,
             presence_field_ttl: false,
         },
+        has_channels: true,
         uid: "bench".into(),
         homes: 1,
         threads: 1,
@@ -127,12 +163,15 @@ fn node(server: &RedisServer) -> (Broker, Arc<Counted>) {
         io_timeout: Duration::from_secs(30),
         probe_interval: Duration::from_secs(30),
     };
-    let counted = Arc::new(Counted::default());
-    let broker = Broker::start(settings, counted.clone()).unwrap();
+    let counted = Counted::default();
+    let prepared = Prepared::new(settings).unwrap();
+    let lane = MailLane::new(prepared.letterbox(0));
+    let events = counted.clone();
+    let broker = prepared.start(move |_| events.clone()).unwrap();
     while !counted.connected.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(1));
     }
-    (broker, counted)
+    Node { lane, counted, _broker: broker }
 }
 
 fn encoded(words: &[&[u8]]) -> Vec<u8> {
@@ -176,7 +215,8 @@ fn count_marks(stream: &mut UnixStream, mark: u8, count: u64) {
 }
 
 fn publishes(server: &RedisServer, count: u64) -> [f64; 2] {
-    let (broker, counted) = node(server);
+    let mut node = node(server);
+    let counted = node.counted.clone();
     let channel = |number: u64| format!("c{}", number % 100);
     let publishing = |number: u64| Publishing {
         ticket: Ticket(number),
@@ -192,11 +232,11 @@ fn publishes(server: &RedisServer, count: u64) -> [f64; 2] {
     for call in 0..count / BATCH {
         until(&counted.published, (call * BATCH).saturating_sub(CALLS * BATCH));
         let commands = (0..BATCH).map(|number| publishing(call * BATCH + number));
-        broker.send(0, commands.map(|one| Command::Publish(Box::new(one))).collect());
+        node.send(commands.map(|one| Command::Publish(Box::new(one))));
     }
     until(&counted.published, count / BATCH * BATCH);
     let ours = count as f64 / began.elapsed().as_secs_f64();
-    drop(broker);
+    drop(node);
     let sha = ask(&server.socket(), &[b"SCRIPT", b"LOAD", Script::PublishStream.text().as_bytes()]);
     let sha = std::str::from_utf8(&sha).unwrap().lines().nth(1).unwrap();
     let mut commands = Vec::new();
@@ -239,16 +279,17 @@ fn fan_in(server: &RedisServer, count: u64) -> [f64; 2] {
         let one = |number| encoded(&[b"PUBLISH", name(number).as_bytes(), &payload]);
         (0..count).flat_map(one).collect()
     };
-    let (broker, counted) = node(server);
+    let mut node = node(server);
+    let counted = node.counted.clone();
     let wishes = channels.iter().map(|channel| Command::Listen { channel: channel.into() });
-    broker.send(0, wishes.collect());
+    node.send(wishes);
     until(&counted.listening, 100);
     let (began, socket, prepared) = (Instant::now(), server.socket(), commands());
     let publisher = thread::spawn(move || pump(&socket, prepared, b':', count));
     until(&counted.delivered, count);
     let ours = count as f64 / began.elapsed().as_secs_f64();
     publisher.join().unwrap();
-    drop(broker);
+    drop(node);
     let mut stream = UnixStream::connect(server.socket()).unwrap();
     let names: Vec<String> = (0..100).map(name).collect();
     let mut words: Vec<&[u8]> = vec![b"SUBSCRIBE"];
@@ -266,15 +307,16 @@ fn fan_in(server: &RedisServer, count: u64) -> [f64; 2] {
 /// Seconds until all channels are subscribed again after the connection was killed, and the seconds of a
 /// client that subscribes to as many.
 fn resubscription(server: &RedisServer, count: u64) -> [f64; 2] {
-    let (broker, counted) = node(server);
+    let mut node = node(server);
+    let counted = node.counted.clone();
     let wishes = (0..count).map(|number| Command::Listen { channel: format!("r{number}").into() });
-    broker.send(0, wishes.collect());
+    node.send(wishes);
     until(&counted.listening, count);
     ask(&server.socket(), &[b"CLIENT", b"KILL", b"TYPE", b"pubsub"]);
     let began = Instant::now();
     until(&counted.listening, 2 * count);
     let ours = began.elapsed().as_secs_f64();
-    drop(broker);
+    drop(node);
     let names: Vec<String> = (0..count).map(|number| format!("p.client.s{number}")).collect();
     let mut commands = Vec::new();
     for some in names.chunks(NAMES) {

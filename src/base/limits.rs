@@ -1,7 +1,8 @@
 //! Every bound that is not an option, by name, with what happens when it is met.
 
-/// Shards of one process at most: a shard's number is one byte, 255 means none.
-pub const SHARDS_MAX: usize = 255;
+/// Shards of one process at most: a shard's number is one byte, and the last three numbers are those of the
+/// control thread and of the brokers.
+pub const SHARDS_MAX: usize = 253;
 
 /// Bytes that one shard reads from one connection in one turn; the rest waits for the next turn.
 pub const TURN_READ_BYTES_MAX: usize = 64 * 1024;
@@ -214,7 +215,7 @@ pub const TURN_PATCH_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(2 * DELTA_BYTES_MAX <= TURN_PATCH_BYTES_MAX);
 
 const _: () = assert!(TURN_MAIL_BYTES_MAX + OUTBOX_BYTES_MAX < FANOUT_BYTES_MAX);
-const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
+const _: () = assert!(SHARDS_MAX + 3 == 1 << u8::BITS);
 const _: () = assert!(JOIN_BYTES_MAX <= FANOUT_BYTES_MAX);
 
 /// Bytes of commands that wait for others of their connection at most, where they come in requests of their

@@ -275,7 +275,7 @@ pub enum Shards {
     Cores,
     /// As many, and more when the descriptor limit requires it.
     Auto,
-    /// 1 to 255.
+    /// 1 to 253.
     Count(u8),
 }
 

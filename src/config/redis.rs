@@ -21,6 +21,8 @@ pub struct Brokers {
     pub presence: Option<RedisOptions>,
     /// Threads for that.
     pub threads: usize,
+    /// Time for which positions are kept, where a namespace doesn't say.
+    pub meta_ttl_ms: u64,
 }
 
 /// A use of Redis.
@@ -43,9 +45,6 @@ pub struct RedisOptions {
     /// Users are counted beside clients.
     pub presence_users: bool,
 }
-
-/// No node can use it yet: a system that begins must not be half of one.
-const NOT_YET: &str = "the node can't share channels through Redis yet";
 
 /// Reads what the sections say. Faults of sections that are used go into the report.
 pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
@@ -70,21 +69,19 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
     if broker.is_some() {
         check_lifetimes(settings, report);
     }
-    Brokers { broker, presence, threads: root.size("roost.broker_threads") }
+    let meta_ttl_ms = root.ms("channel.history_meta_ttl");
+    Brokers { broker, presence, threads: root.size("roost.broker_threads"), meta_ttl_ms }
 }
 
 /// Whether a type is `redis`. All others but `memory` are refused.
 fn uses_redis(root: &Scope, switch: Option<&str>, path: &str, report: &mut Report) -> bool {
     match &*root.text(path) {
         "memory" => false,
-        "redis" => {
-            let expected = "expected \"memory\" or no such option";
-            report.errors.push(root.remark(path, &format!("{NOT_YET}; {expected}")));
-            true
-        }
+        "redis" => true,
         _ => {
             let with = switch.map_or(String::new(), |switch| format!(" with {switch} = true"));
-            let fault = format!("only memory and redis are known{with}; expected \"memory\"");
+            let fault =
+                format!("only memory and redis are known{with}; expected \"memory\" or \"redis\"");
             report.errors.push(root.remark(path, &fault));
             false
         }

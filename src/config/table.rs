@@ -595,7 +595,7 @@ fn all_but(rows: &[Opt], paths: &[&str]) -> &'static [Opt] {
 const FORMAT: Kind = Choice(&["", "json", "json_object", "binary"]);
 const BUFFER: Kind = Integer(0, 1 << 30);
 const PATH: Kind = Checked(is_path, "a path that begins with \"/\"");
-const SHARDS: &str = "\"cores\", \"auto\" or a number from 1 to 255";
+const SHARDS: &str = "\"cores\", \"auto\" or a number from 1 to 253";
 const MEMORY: &str = "bytes, a size such as \"12GiB\" (at least 16MiB), or a share such as \"80%\"";
 
 /// The meaning of `text` under `roost.socket_mode`: permissions in octal digits.

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use arc_swap::ArcSwap;
 
 use super::admin::Figures;
+use super::broker::Brokers;
 use super::certificates::{self, Certificates};
 use super::control_mail::ControlMail;
 use super::health::Health;
@@ -52,6 +53,8 @@ impl Signals {
 pub(super) struct Control {
     pub(super) node: Arc<NodeState>,
     pub(super) control_mail: Arc<ControlMail>,
+    /// The ways to other nodes.
+    pub(super) brokers: Arc<Brokers>,
     pub(super) started: Instant,
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
@@ -282,6 +285,7 @@ impl Control {
             counters.each(|name, value| *sums.entry(name).or_insert(0u64) += value);
         }
         sums.extend(self.loop_lag());
+        sums.extend(self.brokers.figures());
         sums.insert("shards", self.node.counters.len() as u64);
         sums.insert("clients", self.node.clients.load(Ordering::Relaxed));
         sums.insert("uptime_ms", self.started.elapsed().as_millis() as u64);

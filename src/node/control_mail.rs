@@ -27,6 +27,13 @@ use crate::shard::proxies::AppCall;
 #[derive(Debug, Default)]
 pub(super) struct Bell(Notify);
 
+impl Bell {
+    /// Waits until mail has come since the last call.
+    pub(super) async fn rung(&self) {
+        self.0.notified().await;
+    }
+}
+
 impl Wake for Bell {
     fn wake(&self) {
         self.0.notify_one();
@@ -151,7 +158,7 @@ impl ControlMail {
                 continue;
             }
             tokio::select! {
-                () = bell.0.notified() => {}
+                () = bell.rung() => {}
                 () = self.pushed.notified() => {}
                 () = tokio::time::sleep(RETRY), if blocked => {}
             }

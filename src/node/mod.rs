@@ -13,6 +13,7 @@ mod address;
 mod admin;
 mod admin_refusals;
 mod api;
+mod broker;
 mod certificates;
 mod control;
 mod control_mail;
@@ -59,6 +60,8 @@ use tokio::runtime::Runtime;
 use self::admin::{Access, Figures};
 use self::admin_refusals::AdminRefusals;
 use self::api::Api;
+pub use self::broker::BrokerSettings;
+use self::broker::{Brokers, PreparedBrokers};
 use self::certificates::Certificates;
 use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
@@ -106,6 +109,8 @@ pub struct Settings {
     pub rules: Rules,
     /// Options of each shard.
     pub options: Options,
+    /// The brokers that keep channels and presence for several nodes.
+    pub brokers: BrokerSettings,
     /// The limits of an address.
     pub address_limits: AddressOptions,
     /// Threads for slow cryptography, such as RSA and EC signatures; at least one.
@@ -232,6 +237,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let (letterboxes, mailboxes) = mailboxes(&switchboard, settings.shards);
     let bell = Arc::new(Bell::default());
     let (control, control_mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
+    let brokers = PreparedBrokers::new(settings.brokers)?;
     let (queues, inlets) = crypto_pool::queues();
     let node = Arc::new(node_state(
         settings.rules,
@@ -254,8 +260,8 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         started,
     };
     let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
-        let (letterboxes, control) = (letterboxes.clone(), control.clone());
-        Seat { shard, mailbox, letterboxes, control, seed: seeds.next_u64() }
+        let (letterboxes, outside) = (letterboxes.clone(), brokers.outside(shard, control.clone()));
+        Seat { shard, mailbox, letterboxes, outside, seed: seeds.next_u64() }
     });
     let (threads, begun) = begin_shards(seats, &beginning, &settings.cpus)?;
     let control_mail = Arc::new(ControlMail::new(&letterboxes));
@@ -265,6 +271,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         // The others end with the process.
         result?;
     }
+    // Behind the shards: their tables would hold copies of its sockets.
+    let (brokers, control_events) = brokers.start(&letterboxes)?;
+    runtime.spawn(broker::drain_control(control_events));
     // Only held, and closed before the shards close theirs: a copy would keep the kernel from moving what
     // waits there to others.
     let shown = switchboard.shown();
@@ -278,7 +287,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let certificates = settings.certificates;
     let front =
         Front { web, thresholds, name, plan, snippets, lines_dropped, started, certificates };
-    let services = front.open(&node, &control_mail, !internal.is_empty())?;
+    let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
     (settings.greeting)(&addresses, &internal);
     let (of, pace) = (Arc::clone(&node), jwks::Pace::NODE);
@@ -377,6 +386,7 @@ struct Front {
 struct Services {
     node: Arc<NodeState>,
     control_mail: Arc<ControlMail>,
+    brokers: Arc<Brokers>,
     health: Arc<Health>,
     proxies: Arc<Proxies>,
     figures: Figures,
@@ -390,6 +400,7 @@ impl Front {
         self,
         node: &Arc<NodeState>,
         control_mail: &Arc<ControlMail>,
+        brokers: Arc<Brokers>,
         has_internal: bool,
     ) -> Result<Services, StartFault> {
         let (node, control_mail) = (Arc::clone(node), Arc::clone(control_mail));
@@ -425,7 +436,17 @@ impl Front {
         let routers =
             web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
         let certificates = self.certificates;
-        Ok(Services { node, control_mail, health, proxies, figures, calls, routers, certificates })
+        Ok(Services {
+            node,
+            control_mail,
+            brokers,
+            health,
+            proxies,
+            figures,
+            calls,
+            routers,
+            certificates,
+        })
     }
 }
 
@@ -467,6 +488,7 @@ impl Services {
         control::Control {
             node: self.node,
             control_mail: self.control_mail,
+            brokers: self.brokers,
             started,
             drain_rate,
             shutdown_timeout,

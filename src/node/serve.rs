@@ -17,7 +17,7 @@ use super::greeting::Greeting;
 use super::log::{self, Log};
 use super::pid_file::PidFile;
 use super::web::public_paths;
-use super::{Ended, Io, Reloaded, Settings, StartFault, Thresholds};
+use super::{BrokerSettings, Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{
@@ -33,7 +33,7 @@ use crate::io::sockets::{Address, ListenOptions};
 use crate::io::uring;
 use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules};
-use crate::shard::{Broker, Endpoint, EndpointKind, Options};
+use crate::shard::{Endpoint, EndpointKind, Options};
 use crate::sys;
 
 /// Connections that may wait at one listener; the kernel's `somaxconn` bounds it further.
@@ -276,6 +276,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
         ("node.name", running.node_name != config.node_name),
         ("pid_file", running.pid_file != config.pid_file),
+        ("engine, broker or presence_manager", running.brokers != config.brokers),
         ("roost", running.roost != config.roost),
     ];
     let needs_start = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name);
@@ -355,7 +356,17 @@ fn settings(
     (memory_limit_bytes, dev, log, certificates): (u64, bool, Log, Arc<Certificates>),
 ) -> std::io::Result<Settings> {
     let Config {
-        client, origins, rpc, roost, websocket, http_server, tokens, channels, web, ..
+        client,
+        origins,
+        rpc,
+        roost,
+        websocket,
+        http_server,
+        tokens,
+        channels,
+        web,
+        brokers,
+        ..
     } = config;
     let Transports { mut endpoints, deflate, inflated_bytes_max, uni_websocket, poll_wait_ms } =
         config.transports;
@@ -399,7 +410,11 @@ fn settings(
     // A sealed number is as good an id as any: of a version 4, and nobody's.
     let nobody = ConnKey { index: 0, generation: NonZeroU32::MIN };
     let node_id = ClientIdSealer::new(&secret()?).seal(ShardId(0), nobody).to_string();
+    let shares_presence = brokers.presence.is_some();
+    let brokers = BrokerSettings::new(&brokers, &node_id, plan.shards);
+    let (broker, presence) = brokers.keepers(shares_presence);
     Ok(Settings {
+        brokers,
         shards: plan.shards,
         tables_apart: facts.tables_apart,
         log,
@@ -451,8 +466,8 @@ fn settings(
             turn_deliveries_max: roost.turn_deliveries,
             turn_ordered_max: TURN_ORDERED_MAX,
             hosts,
-            broker: Broker::Memory,
-            // Nothing keeps a window while the node has no broker.
+            broker,
+            presence,
             broker_window_bytes: 64 << 20,
         },
         address_limits: roost.address_limits,

@@ -10,12 +10,12 @@ use super::context::Cx;
 use super::local::LocalSide;
 use super::mail::mailbox::tests::mailbox;
 use super::mail::post::Post;
-use super::mail::{CONTROL, Mail, MailLane, Mailbox};
+use super::mail::{BROKER, CONTROL, Mail, MailLane, Mailbox, Outside, PRESENCE_BROKER};
 use super::net::Net;
 use super::net::record::{NONE, Phase};
 use super::outlets::Outlets;
 use super::{
-    AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, Seat, Shard,
+    AddressSources, Broker, Memory, NodeParts, NodeState, Notices, Options, Presence, Seat, Shard,
     UniWebSocketOptions,
 };
 use crate::base::form::Form;
@@ -84,6 +84,7 @@ pub(crate) fn options() -> Options {
         turn_ordered_max: 256,
         hosts: HostRules::default(),
         broker: Broker::Memory,
+        presence: Presence::WithChannels,
         broker_window_bytes: 1 << 20,
     }
 }
@@ -169,6 +170,8 @@ pub(crate) struct Posts {
     pub(crate) post: Post,
     mailboxes: Vec<Mailbox>,
     control: Mailbox,
+    broker: Mailbox,
+    presence: Mailbox,
 }
 
 impl Posts {
@@ -180,9 +183,14 @@ impl Posts {
                 (letterbox, mailbox)
             })
             .unzip();
-        let (letterbox, control, _) = mailbox(batches);
+        let (to_control, control, _) = mailbox(batches);
+        let (to_broker, broker, _) = mailbox(batches);
+        let (to_presence, presence, _) = mailbox(batches);
         let own = mailboxes.remove(0);
-        Self { post: Post::new(own, letterboxes, letterbox, 4), mailboxes, control }
+        let (to_broker, to_presence) = (Some(to_broker), Some(to_presence));
+        let outside = Outside { control: to_control, broker: to_broker, presence: to_presence };
+        let post = Post::new(own, letterboxes, outside, 4);
+        Self { post, mailboxes, control, broker, presence }
     }
 
     /// Takes the mail that has left for a shard.
@@ -195,11 +203,11 @@ impl Posts {
                 }
             }
             _ => {
-                let of_control = ShardId(shard) == CONTROL;
-                let mailbox = if of_control {
-                    &self.control
-                } else {
-                    &self.mailboxes[usize::from(shard) - 1]
+                let mailbox = match ShardId(shard) {
+                    CONTROL => &self.control,
+                    BROKER => &self.broker,
+                    PRESENCE_BROKER => &self.presence,
+                    _ => &self.mailboxes[usize::from(shard) - 1],
                 };
                 while let Some(batch) = mailbox.take() {
                     mail.extend(batch.mail);
@@ -214,12 +222,12 @@ impl Posts {
 fn mail_of_a_fixture_is_read_where_it_was_sent() {
     let cx = Plan { shards: 3, ..Plan::default() }.cx();
     let mut posts = Posts::new(3, 1);
-    for to in [ShardId(0), ShardId(2), CONTROL] {
+    for to in [ShardId(0), ShardId(2), CONTROL, BROKER, PRESENCE_BROKER] {
         posts.post.send(&cx, to, Mail::Gap { local: 0 });
     }
     posts.post.flush(&cx);
-    let sent = [0, 1, 2, CONTROL.0].map(|shard| posts.sent_to(shard).len());
-    assert_eq!(sent, [1, 0, 1, 1]);
+    let all = [0, 1, 2, CONTROL.0, BROKER.0, PRESENCE_BROKER.0];
+    assert_eq!(all.map(|shard| posts.sent_to(shard).len()), [1, 0, 1, 1, 1, 1]);
 }
 
 /// A shard alone on simulated sockets, and the way of the control thread's mail to it.
@@ -231,7 +239,8 @@ pub(crate) fn shard(plan: Plan) -> (Shard<SimDriver>, MailLane, SharedWorld) {
     let (control, ..) = mailbox(8);
     let lane = MailLane::new(letterbox.clone());
     let (id, letterboxes) = (ShardId(0), vec![letterbox]);
-    let seat = Seat { shard: id, mailbox: own, letterboxes, control, seed: 1 };
+    let outside = Outside::new(control);
+    let seat = Seat { shard: id, mailbox: own, letterboxes, outside, seed: 1 };
     let driver = SimDriver::new(&world, id);
     (Shard::new(Plan { shards: 1, ..plan }.node(), seat, driver, || ()), lane, world)
 }

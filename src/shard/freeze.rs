@@ -96,7 +96,7 @@ impl<D: Driver> Shard<D> {
         let unanswered_max = cx.node.options.requests_unanswered_max;
         let mut shard = Self {
             home: home.end()?,
-            post: Post::new(seat.mailbox, seat.letterboxes, seat.control, unanswered_max),
+            post: Post::new(seat.mailbox, seat.letterboxes, seat.outside, unanswered_max),
             local,
             clients,
             codec: Codec::new(&cx),
@@ -172,6 +172,7 @@ pub(crate) mod tests {
     use crate::proto::ws;
     use crate::shard::fixture::Plan;
     use crate::shard::http::endpoint::{Endpoint, EndpointKind};
+    use crate::shard::mail::Outside;
     use crate::shard::mail::mailbox::tests::mailbox;
 
     /// One shard on a network without faults, and clients of it.
@@ -213,7 +214,8 @@ pub(crate) mod tests {
     fn seat() -> Seat {
         let (letterbox, own, _) = mailbox(8);
         let (control, ..) = mailbox(8);
-        Seat { shard: ShardId(0), mailbox: own, letterboxes: vec![letterbox], control, seed: 7 }
+        let outside = Outside::new(control);
+        Seat { shard: ShardId(0), mailbox: own, letterboxes: vec![letterbox], outside, seed: 7 }
     }
 
     impl Alone {

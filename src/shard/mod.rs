@@ -46,7 +46,7 @@ pub use self::net::record::CONN_BYTES;
 pub use self::net::timers;
 pub use self::node_state::{NodeParts, NodeState};
 pub use self::notices::{Cut, Fields, Notices};
-pub use self::options::{AddressSources, Broker, Options};
+pub use self::options::{AddressSources, Broker, Options, Presence};
 pub use self::stats::{ShardCounters, SlowCounters};
 
 use std::sync::Arc;
@@ -58,7 +58,7 @@ use self::home::Home;
 use self::life::Life;
 use self::local::LocalSide;
 use self::mail::post::Post;
-use self::mail::{Letterbox, Mailbox};
+use self::mail::{Letterbox, Mailbox, Outside};
 use self::net::Net;
 use self::orders::{Orders, Subjects};
 use self::shedding::Givers;
@@ -77,8 +77,8 @@ pub struct Seat {
     pub mailbox: Mailbox,
     /// Outgoing mail to each shard.
     pub letterboxes: Vec<Letterbox>,
-    /// Outgoing mail to the control thread.
-    pub control: Letterbox,
+    /// Outgoing mail to others than shards.
+    pub outside: Outside,
     /// Seed of its randomness: it spreads pings, and makes epochs.
     pub seed: u64,
 }
@@ -114,7 +114,7 @@ impl<D: Driver> Shard<D> {
         let unanswered_max = cx.node.options.requests_unanswered_max;
         Self {
             home: Home::new(&cx, shards, &mut rng),
-            post: Post::new(seat.mailbox, seat.letterboxes, seat.control, unanswered_max),
+            post: Post::new(seat.mailbox, seat.letterboxes, seat.outside, unanswered_max),
             local: LocalSide::new(&cx),
             clients: Clients::new(&cx),
             codec: Codec::new(&cx),

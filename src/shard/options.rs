@@ -53,23 +53,37 @@ pub struct Options {
     pub turn_ordered_max: usize,
     /// Host names under which the node is reachable.
     pub hosts: HostRules,
-    /// The keeper of histories, positions and presence.
+    /// The keeper of channels: histories and positions.
     pub broker: Broker,
+    /// The keeper of presence.
+    pub presence: Presence,
     /// Bytes of the newest publications of channels that a broker keeps, in all homes together: recoveries are
     /// answered from there. 0: none are kept.
     pub broker_window_bytes: usize,
 }
 
-/// The keeper of histories, positions and presence of channels.
+/// The keeper of histories and positions of channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Broker {
     /// The memory of the channels' homes: this node is alone.
     #[default]
     Memory,
-    /// A broker that several nodes share. Homes send
-    /// [`Mail::Command`](crate::shard::mail::Mail::Command) to the control thread and get
+    /// A broker that several nodes share. Homes send [`Mail::Command`](crate::shard::mail::Mail::Command) to
+    /// [`BROKER`](crate::shard::mail::BROKER) and get
     /// [`Mail::BrokerEvent`](crate::shard::mail::Mail::BrokerEvent).
     Remote,
+}
+
+/// The keeper of presence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// The one of channels.
+    #[default]
+    WithChannels,
+    /// The memory of the channels' homes, though a broker keeps the channels: each node knows its own clients.
+    Memory,
+    /// A broker of its own: [`PRESENCE_BROKER`](crate::shard::mail::PRESENCE_BROKER).
+    Apart,
 }
 
 impl Options {

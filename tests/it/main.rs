@@ -27,6 +27,7 @@ mod presence;
 mod protobuf;
 mod protocol;
 mod proxies;
+mod redis;
 mod reload;
 mod senders;
 mod server_subs;

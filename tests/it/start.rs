@@ -43,7 +43,7 @@ fn wrong_configurations_end_with_2_and_name_the_option() {
         ("nonsense", &[][..], &["error"][..]),
         ("client.ping_interval = \"soon\"", &[], &["client.ping_interval", "soon"]),
         ("client.ping_interval = \"5s\"", &[], &["client.ping_interval", "client.pong_timeout"]),
-        ("engine.type = \"redis\"", &[], &["engine.type", "redis"]),
+        ("engine.type = \"nats\"", &[], &["engine.type", "nats"]),
         ("http_server.tls.enabled = true", &[], &["http_server.tls.enabled"]),
         ("", &["--shards", "0"], &["shards", "0"]),
         ("", &["--io", "kqueue"], &["io", "kqueue"]),
@@ -85,7 +85,7 @@ fn the_driver_is_said_and_chosen() {
 fn a_configuration_is_judged_before_the_port_is_opened() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let ended = refused("engine.type = \"redis\"", &port, &[]);
+    let ended = refused("engine.type = \"nats\"", &port, &[]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
 }
 

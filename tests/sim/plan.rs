@@ -18,7 +18,9 @@ use roost::edge::proxy::{ClientProxies, ProxyOptions};
 use roost::io::sim::{Faults, Sizes};
 use roost::proto::ws::DeflateOptions;
 use roost::session::{ClientOptions, PersonalChannel, Rules};
-use roost::shard::{AddressSources, Broker, Endpoint, EndpointKind, Options, UniWebSocketOptions};
+use roost::shard::{
+    AddressSources, Broker, Endpoint, EndpointKind, Options, Presence, UniWebSocketOptions,
+};
 
 use crate::client::Over;
 
@@ -221,6 +223,7 @@ impl Plan {
             turn_ordered_max: pick(rng, &[1, 1, 3, 256]),
             hosts: HostRules::default(),
             broker: Broker::Memory,
+            presence: Presence::WithChannels,
             broker_window_bytes: 1 << 20,
         };
         let counted = rng.one_in(4);

@@ -22,7 +22,8 @@ use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
 use roost::shard::crypto::Crypto;
 use roost::shard::mail::{
-    AdminCommand, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Publish,
+    AdminCommand, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Outside,
+    Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
 use roost::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Shard};
@@ -225,8 +226,8 @@ impl Run {
             .iter()
             .zip(mailboxes)
             .map(|(id, mailbox)| {
-                let (letterboxes, control) = (letterboxes.clone(), control.clone());
-                let seat = Seat { shard: *id, mailbox, letterboxes, control, seed: rng.next_u64() };
+                let (letterboxes, outside) = (letterboxes.clone(), Outside::new(control.clone()));
+                let seat = Seat { shard: *id, mailbox, letterboxes, outside, seed: rng.next_u64() };
                 let driver = SimDriver::new(&world, *id);
                 let shard = Shard::new(Arc::clone(&node), seat, driver, || {});
                 Runner { shard, waits: None, starved_until: 0, stopped: false }

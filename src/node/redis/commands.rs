@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,9 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::Backoff;
 use super::control::ControlEvent;
+use super::inlet::{cost, failure};
 use super::queue::Queued;
 use super::wire::{Link, Unreachable};
-use super::{Connected, Figures, Shared, cost};
+use super::{Connected, Figures, Shared};
 use crate::base::rng::Rng;
 use crate::cluster::operations::{Awaited, Fresh, Reply, Request, Settled};
 use crate::hub::broker::{BrokerEvent, Command, FailureCause};
@@ -43,7 +45,7 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     if !server.queue.is_open.get() {
         Figures::add(&shared.figures.refused, 1);
         server.queue.settled(left);
-        if let Some(event) = super::failure(&command) {
+        if let Some(event) = failure(&command) {
             shared.events.take(home, vec![event]);
         }
         return;
@@ -88,8 +90,9 @@ fn push(shared: &Shared, server: &Connected, (request, awaited): (Request, Await
     }
 }
 
-/// Keeps a connection to a server until the process ends.
-pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
+/// Keeps a connection to a server until the process ends. `begins` is dropped after the first attempt.
+pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, begins: Sender<()>) {
+    let mut begins = Some(begins);
     let settings = &shared.settings;
     let mut backoff = Backoff::new(seed());
     let mut is_up = false;
@@ -109,6 +112,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
                         shared.tell_all(&BrokerEvent::Connected);
                     }
                 }
+                begins = None;
                 let began = Instant::now();
                 let error = serve(&shared, &server, link).await;
                 tracing::warn!("redis: server {at}: the command connection is lost: {error}");
@@ -121,6 +125,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
             Ok(Err(error)) => lost(&shared, at, &server, &mut is_up, &error),
             Err(_) => lost(&shared, at, &server, &mut is_up, &Unreachable::Timeout),
         }
+        drop(begins.take());
         sleep(backoff.pause()).await;
     }
 }

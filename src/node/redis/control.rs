@@ -4,6 +4,7 @@
 //! away is left out.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -87,8 +88,13 @@ pub(super) fn send(
     let payload = Command { uid: shared.settings.uid.clone(), message }.write();
     let request = Request::Plain { name: "PUBLISH", arguments: vec![name.into(), payload] };
     let (awaited, since) = (Awaited::Done { ticket }, Instant::now());
-    let home = shared.settings.homes;
-    server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+    let (home, cost) = (shared.settings.homes, request.bytes());
+    let waiting = shared.bytes.fetch_add(cost, Ordering::Relaxed);
+    if waiting + cost > shared.settings.queue_bytes_max {
+        server.queue.settled(cost);
+        return shared.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
+    }
+    server.queue.push(Queued { home, request, awaited, since, again: false, cost });
 }
 
 /// Says to a node that its presence entries are removed, in case it is alive. Nobody waits for that.

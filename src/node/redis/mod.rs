@@ -1,9 +1,9 @@
 //! Redis as the broker of this node: threads of their own, between the homes and the servers.
 //!
 //! ```text
-//!  home --Commands--> thread: dispatcher --> queue of a server --> command connection (pipelined)
-//!                                       '--> wishes of a home ---> its PUB/SUB connection
-//!  home <--BrokerEvents------------------------------------------------'
+//!  home --mail: Commands--> thread: inlet --> queue of a server --> command connection (pipelined)
+//!                                        '--> wishes of a home ---> its PUB/SUB connection
+//!  home <--mail: BrokerEvents-------------------------------------------'
 //! ```
 //! A thread serves some homes, with a command connection to each server, and a PUB/SUB connection to each
 //! server for each home, so that no connection carries the messages of all channels. A channel belongs to
@@ -16,6 +16,7 @@
 mod backoff;
 mod commands;
 mod control;
+mod inlet;
 mod pubsub;
 mod queue;
 mod wire;
@@ -26,11 +27,13 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -38,20 +41,29 @@ use self::control::Outgoing;
 pub use self::control::{ControlEvent, Recipient};
 use self::pubsub::Wishes;
 use self::queue::Queue;
-use crate::base::heap::HeapBytes as _;
+use crate::base::limits::MAILBOX_BATCHES;
 use crate::cluster::control::Message;
-use crate::cluster::hash::jump;
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::Server;
-use crate::hub::broker::{BrokerEvent, Command, FailureCause, Ticket};
+use crate::hub::broker::{BrokerEvent, Ticket};
+use crate::io::Alarm;
+use crate::node::control_mail::Bell;
+use crate::shard::mail::{Letterbox, Mailbox};
+use crate::sys;
 
-/// Takes what the broker says to a home.
-pub trait Events: Send + Sync + 'static {
-    /// Takes news, in their order. It must not block.
+/// Where the news of a thread go. Each thread has one of its own. Nothing here blocks.
+pub trait Events: 'static {
+    /// Takes news for a home, in their order.
     fn take(&self, home: usize, events: Vec<BrokerEvent>);
 
-    /// Takes news of the control channel, in their order. It must not block.
+    /// Takes news of the control channel, in their order.
     fn control(&self, events: Vec<ControlEvent>);
+
+    /// Sends news on that found no room before. True if some still wait.
+    fn flush(&self) -> bool;
+
+    /// A home found no room for its commands, and there is room again.
+    fn has_room(&self, home: usize);
 }
 
 /// Where the broker is, and what it keeps to.
@@ -61,6 +73,8 @@ pub struct Settings {
     pub servers: Vec<Server>,
     /// Names and options of all nodes.
     pub operations: Operations,
+    /// Channels and messages between nodes; else presence alone.
+    pub has_channels: bool,
     /// The name of this node.
     pub uid: String,
     /// Homes of this node.
@@ -75,6 +89,15 @@ pub struct Settings {
     pub io_timeout: Duration,
     /// Interval of the probes of a PUB/SUB connection; one that misses two is made anew.
     pub probe_interval: Duration,
+}
+
+impl Settings {
+    /// The same servers are used in the same way: one broker can do for both.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let key = |of: &Self| (of.servers.clone(), of.connect_timeout, of.io_timeout);
+        let (names, other_names) = (&self.operations.names, &other.operations.names);
+        key(self) == key(other) && names.control() == other_names.control()
+    }
 }
 
 /// Figures of all threads.
@@ -100,67 +123,147 @@ pub struct Figures {
     pub resubscribe_ms: AtomicU64,
     /// PUB/SUB connections that missed their probes.
     pub probes_missed: AtomicU64,
+    /// Publications that found no room at their home: their channels are read again.
+    pub deliveries_lost: AtomicU64,
+    /// Joins and leaves that found no room at their home.
+    pub announcements_lost: AtomicU64,
+    /// Messages of other nodes that found no room in this one.
+    pub control_lost: AtomicU64,
 }
 
 impl Figures {
-    fn add(counter: &AtomicU64, count: u64) {
+    /// Calls `each` with every figure, by its name.
+    pub(super) fn each(&self, mut each: impl FnMut(&'static str, u64)) {
+        let all = [
+            ("redis_connects", &self.connects),
+            ("redis_connects_failed", &self.connects_failed),
+            ("redis_pubsub_connects", &self.pubsub_connects),
+            ("redis_replies_lost", &self.replies_lost),
+            ("redis_refused", &self.refused),
+            ("redis_errors", &self.errors),
+            ("redis_messages", &self.messages),
+            ("redis_malformed", &self.malformed),
+            ("redis_resubscribe_ms", &self.resubscribe_ms),
+            ("redis_probes_missed", &self.probes_missed),
+            ("redis_deliveries_lost", &self.deliveries_lost),
+            ("redis_announcements_lost", &self.announcements_lost),
+            ("redis_control_lost", &self.control_lost),
+        ];
+        all.into_iter().for_each(|(name, value)| each(name, value.load(Ordering::Relaxed)));
+    }
+
+    pub(super) fn add(counter: &AtomicU64, count: u64) {
         counter.fetch_add(count, Ordering::Relaxed);
     }
 }
 
-/// The running broker. Ends when it is dropped.
-pub struct Broker {
-    threads: Vec<Worker>,
-    events: Arc<dyn Events>,
+/// Threads that are to run: all that wakes them is there, and they have opened nothing.
+pub struct Prepared {
+    settings: Arc<Settings>,
     figures: Arc<Figures>,
-    queue_bytes_max: usize,
+    threads: Vec<Parts>,
 }
 
-struct Worker {
-    inbox: mpsc::UnboundedSender<Inbound>,
-    bytes: Arc<AtomicUsize>,
-    _thread: JoinHandle<()>,
+/// What a thread begins with.
+struct Parts {
+    runtime: Runtime,
+    mailbox: Mailbox,
+    letterbox: Letterbox,
+    bell: Arc<Bell>,
 }
 
-impl Broker {
-    /// Starts the threads. Descriptors that wake them are made before this returns.
+impl Prepared {
+    /// Makes what the threads are woken with. Other threads have it, too, if their descriptor tables part
+    /// from the process's after this and before [`Self::start`].
     ///
     /// # Errors
-    /// The system has no thread, or no descriptor.
-    #[expect(clippy::disallowed_methods, reason = "they share the descriptor table of the process")]
-    pub fn start(settings: Settings, events: Arc<dyn Events>) -> io::Result<Self> {
-        let figures = Arc::new(Figures::default());
-        let settings = Arc::new(settings);
+    /// The system has no descriptor.
+    pub fn new(settings: Settings) -> io::Result<Self> {
         let mut threads = Vec::new();
-        for at in 0..settings.threads.max(1) {
+        for _ in 0..settings.threads.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (inbox, received) = mpsc::unbounded_channel();
+            let bell = Arc::new(Bell::default());
+            let (letterbox, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
+            threads.push(Parts { runtime, mailbox, letterbox, bell });
+        }
+        Ok(Self { settings: Arc::new(settings), figures: Arc::default(), threads })
+    }
+
+    /// Figures of all threads.
+    pub fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.figures)
+    }
+
+    /// Where a home's commands go: [`crate::shard::mail::Mail::Command`].
+    pub fn letterbox(&self, home: usize) -> Letterbox {
+        self.threads[home % self.threads.len()].letterbox.clone()
+    }
+
+    /// Starts the threads. `events` makes the outlet of each, by its number.
+    ///
+    /// # Errors
+    /// The system has no thread.
+    #[expect(clippy::disallowed_methods, reason = "they share the descriptor table of the process")]
+    pub fn start<E: Events>(
+        self,
+        events: impl Fn(usize) -> E + Clone + Send + 'static,
+    ) -> io::Result<Broker> {
+        let Self { settings, figures, threads: parts } = self;
+        let (begins, begun) = std::sync::mpsc::channel();
+        let mut threads = Vec::new();
+        for (at, Parts { runtime, mailbox, bell, .. }) in parts.into_iter().enumerate() {
+            let (inbox, received) = mpsc::channel(CONTROL_MAX);
             let bytes = Arc::new(AtomicUsize::new(0));
             let (settings, events) = (settings.clone(), events.clone());
-            let (figures, queued) = (figures.clone(), bytes.clone());
+            let (figures, queued, begins) = (figures.clone(), bytes.clone(), begins.clone());
             let begin = move || {
+                // A signal is the main thread's.
+                let _ = sys::tables::block_signals();
                 let shared = Shared {
                     settings,
-                    events,
+                    events: Box::new(events(at)),
                     figures,
                     bytes: queued,
                     up: Cell::new(0),
                     wishes: RefCell::default(),
                     first: at,
                 };
-                LocalSet::new().block_on(&runtime, run(Rc::new(shared), received));
+                let run = run(Rc::new(shared), received, (mailbox, bell), begins);
+                LocalSet::new().block_on(&runtime, run);
             };
             let name = format!("roost-redis-{at}");
             let thread = std::thread::Builder::new().name(name).spawn(begin)?;
             threads.push(Worker { inbox, bytes, _thread: thread });
         }
-        let queue_bytes_max = settings.queue_bytes_max;
-        Ok(Self { threads, events, figures, queue_bytes_max })
+        Ok(Broker { threads, figures, begun: Mutex::new(begun) })
     }
+}
 
+/// The running broker. Ends when it is dropped.
+pub struct Broker {
+    threads: Vec<Worker>,
+    figures: Arc<Figures>,
+    /// Ends when each thread has tried to connect to each server.
+    begun: Mutex<Receiver<()>>,
+}
+
+struct Worker {
+    /// Messages to other nodes: the first thread alone gets them.
+    inbox: mpsc::Sender<Inbound>,
+    bytes: Arc<AtomicUsize>,
+    _thread: JoinHandle<()>,
+}
+
+impl Broker {
     /// Figures of all threads.
     pub fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// Waits until each thread has tried to connect to each server, and homes know what came of it.
+    pub fn wait_for_first_attempts(&self) {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        while begun.recv().is_ok() {}
     }
 
     /// Bytes of commands that wait or are under way.
@@ -168,86 +271,49 @@ impl Broker {
         self.threads.iter().map(|thread| thread.bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// Takes commands of a home. Those for which there is no room fail at once; wishes to listen have room
-    /// always, since a home has one for each channel.
-    pub fn send(&self, home: usize, mut commands: Vec<Command>) {
-        let thread = &self.threads[home % self.threads.len()];
-        let mut failed = Vec::new();
-        commands.retain(|command| {
-            if matches!(command, Command::Listen { .. } | Command::Unlisten { .. }) {
-                return true;
-            }
-            let bytes = cost(command);
-            let waiting = thread.bytes.fetch_add(bytes, Ordering::Relaxed);
-            if waiting + bytes <= self.queue_bytes_max {
-                return true;
-            }
-            thread.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            failed.extend(failure(command));
-            Figures::add(&self.figures.refused, 1);
-            false
-        });
-        if !failed.is_empty() {
-            self.events.take(home, failed);
-        }
+    /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it. False when there is no
+    /// room for it.
+    pub fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool {
         // A thread that is gone ends the process: it panicked.
-        let _ = thread.inbox.send(Inbound::Commands(home, commands));
-    }
-
-    /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it.
-    pub fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) {
         let outgoing = Box::new(Outgoing { to, ticket, message });
-        // As above.
-        let _ = self.threads[0].inbox.send(Inbound::Control(outgoing));
+        self.threads[0].inbox.try_send(Inbound::Control(outgoing)).is_ok()
     }
 
     /// A node was forgotten, since it is silent or has ended: its presence entries are removed, and their
     /// leaves announced ([`BrokerEvent::Orphaned`]). All nodes that are left call this, and share the work.
-    /// If that node is alive, it hears of it, and enters all again ([`BrokerEvent::EntriesRemoved`]).
     pub fn take_entries(&self, uid: &str) {
-        // As above.
-        let _ = self.threads[0].inbox.send(Inbound::TakeEntries(uid.into()));
+        // Without room their time runs out.
+        let _ = self.threads[0].inbox.try_send(Inbound::TakeEntries(uid.into()));
+    }
+
+    /// The entries of that node are removed: if it is alive, it hears of it, and enters all again
+    /// ([`BrokerEvent::EntriesRemoved`]).
+    pub fn notify_removed(&self, uid: &str) {
+        // Without room it writes them when it refreshes them.
+        let _ = self.threads[0].inbox.try_send(Inbound::NotifyRemoved(uid.into()));
     }
 }
 
 /// Interval at which the set of this node's presence entries is kept for another while.
 const KEEP_ENTRIES: Duration = Duration::from_secs(60);
 
-/// What a thread is given.
+/// Messages to other nodes that wait for the thread at most.
+const CONTROL_MAX: usize = 4_096;
+
+/// What the first thread is given beside commands.
 enum Inbound {
-    /// Commands of a home.
-    Commands(usize, Vec<Command>),
-    /// A message to other nodes: the first thread alone gets them.
+    /// A message to other nodes.
     Control(Box<Outgoing>),
-    /// This node is dead: the first thread removes its presence entries.
+    /// This node is dead: its presence entries are removed.
     TakeEntries(String),
-}
-
-/// Bytes that a command counts in the queue.
-fn cost(command: &Command) -> usize {
-    size_of::<Command>() + command.heap_bytes()
-}
-
-/// The event of a command that is not sent; none if no answer is expected.
-fn failure(command: &Command) -> Option<BrokerEvent> {
-    let ticket = match command {
-        Command::Publish(publishing) => publishing.ticket,
-        Command::Read { ticket, .. }
-        | Command::Renew { ticket, .. }
-        | Command::Drop { ticket, .. }
-        | Command::Members { ticket, .. } => *ticket,
-        Command::Listen { .. }
-        | Command::Unlisten { .. }
-        | Command::Presence(_)
-        | Command::Announce { .. } => return None,
-    };
-    Some(BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable })
+    /// If that node is alive, it is to know of this.
+    NotifyRemoved(String),
 }
 
 /// What the tasks of a thread share.
 struct Shared {
     settings: Arc<Settings>,
-    events: Arc<dyn Events>,
+    events: Box<dyn Events>,
     figures: Arc<Figures>,
     bytes: Arc<AtomicUsize>,
     /// Servers with a command connection.
@@ -275,22 +341,31 @@ struct Connected {
     wishes: Vec<Rc<Wishes>>,
 }
 
-async fn run(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Inbound>) {
-    let threads = shared.settings.threads.max(1);
+async fn run(
+    shared: Rc<Shared>,
+    mut inbox: mpsc::Receiver<Inbound>,
+    mail: (Mailbox, Arc<Bell>),
+    begins: Sender<()>,
+) {
+    let has_channels = shared.settings.has_channels;
     let mut servers = Vec::new();
     for at in 0..shared.settings.servers.len() {
         let wishes: Vec<_> = shared.homes().map(|_| Rc::new(Wishes::default())).collect();
         shared.wishes.borrow_mut().extend(wishes.iter().cloned());
         let server = Rc::new(Connected { queue: Queue::new(shared.bytes.clone()), wishes });
-        tokio::task::spawn_local(commands::run(shared.clone(), at, server.clone()));
-        for (place, home) in shared.homes().enumerate() {
+        let (of_server, begins) = (server.clone(), begins.clone());
+        tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
+        for (place, home) in shared.homes().enumerate().filter(|_| has_channels) {
             tokio::task::spawn_local(pubsub::run(shared.clone(), at, server.clone(), place, home));
         }
-        if shared.first == 0 {
+        if shared.first == 0 && has_channels {
             tokio::task::spawn_local(control::run(shared.clone(), at, server.clone()));
         }
         servers.push(server);
     }
+    drop(begins);
+    let servers: Rc<[Rc<Connected>]> = servers.into();
+    tokio::task::spawn_local(inlet::run(shared.clone(), servers.clone(), mail));
     let mut turn = 0;
     let mut keep = tokio::time::interval(KEEP_ENTRIES);
     keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -302,41 +377,17 @@ async fn run(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Inbound>) {
                 continue;
             }
         };
-        let Some(inbound) = inbound else { return };
-        let (home, commands) = match inbound {
-            Inbound::Commands(home, commands) => (home, commands),
-            Inbound::TakeEntries(uid) => {
+        match inbound {
+            None => return,
+            Some(Inbound::NotifyRemoved(uid)) => {
                 control::notify_removed(&shared, &servers, &mut turn, &uid);
+            }
+            Some(Inbound::TakeEntries(uid)) => {
                 servers.iter().for_each(|server| commands::take_entries(&shared, server, &uid));
-                continue;
             }
-            Inbound::Control(outgoing) => {
+            Some(Inbound::Control(outgoing)) => {
                 control::send(&shared, &servers, &mut turn, *outgoing);
-                continue;
-            }
-        };
-        for command in commands {
-            let server = jump(channel(&command), servers.len() as u32) as usize;
-            let server = &servers[server];
-            match command {
-                Command::Listen { channel } => server.wishes[home / threads].listen(channel),
-                Command::Unlisten { channel } => server.wishes[home / threads].unlisten(&channel),
-                command => commands::take(&shared, server, home, command),
             }
         }
-    }
-}
-
-fn channel(command: &Command) -> &str {
-    match command {
-        Command::Publish(publishing) => &publishing.channel,
-        Command::Presence(update) => &update.channel,
-        Command::Listen { channel }
-        | Command::Unlisten { channel }
-        | Command::Read { channel, .. }
-        | Command::Renew { channel, .. }
-        | Command::Drop { channel, .. }
-        | Command::Members { channel, .. }
-        | Command::Announce { channel, .. } => channel,
     }
 }

@@ -14,12 +14,14 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
+use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::cluster::control;
 use crate::cluster::names::{Layout, Names};
 use crate::cluster::servers::{Access, Address, Security};
-use crate::hub::broker::{PresenceChange, PresenceUpdate, Publishing, Ticket};
+use crate::hub::broker::{Command, FailureCause, PresenceChange, PresenceUpdate, Publishing};
 use crate::hub::history::{Page, Position, Published, Record, Since, StreamOptions};
+use crate::shard::mail::{Flushed, Mail, MailLane};
 
 /// So long a test waits for an event before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,6 +108,7 @@ fn run_server(folder: &Path) -> Child {
         .unwrap()
 }
 
+#[derive(Clone)]
 struct Sink(Sender<(usize, BrokerEvent)>, Sender<ControlEvent>);
 
 impl Events for Sink {
@@ -120,10 +123,24 @@ impl Events for Sink {
             let _ = self.1.send(event);
         }
     }
+
+    fn flush(&self) -> bool {
+        false
+    }
+
+    fn has_room(&self, _: usize) {}
+}
+
+/// A broker whose events go to a sink, and the lane of home 0 to it.
+fn started(settings: Settings, sink: Sink) -> (Broker, RefCell<MailLane>) {
+    let prepared = Prepared::new(settings).unwrap();
+    let lane = RefCell::new(MailLane::new(prepared.letterbox(0)));
+    (prepared.start(move |_| sink.clone()).unwrap(), lane)
 }
 
 struct TestNode {
     broker: Broker,
+    lane: RefCell<MailLane>,
     passed: RefCell<Vec<BrokerEvent>>,
     events: Receiver<(usize, BrokerEvent)>,
     control: Receiver<ControlEvent>,
@@ -146,6 +163,7 @@ fn settings_of(server: Server) -> Settings {
             presence_users: false,
             presence_field_ttl: false,
         },
+        has_channels: true,
         uid: "n".into(),
         homes: 1,
         threads: 1,
@@ -162,8 +180,8 @@ impl TestNode {
         let (sender, events) = channel();
         let (control_sender, control) = channel();
         let sink = Sink(sender, control_sender);
-        let broker = Broker::start(settings, Arc::new(sink)).unwrap();
-        let node = Self { broker, passed: RefCell::default(), events, control };
+        let (broker, lane) = started(settings, sink);
+        let node = Self { broker, lane, passed: RefCell::default(), events, control };
         node.wait(|event| matches!(event, BrokerEvent::Connected).then_some(()));
         node
     }
@@ -188,7 +206,14 @@ impl TestNode {
     }
 
     fn send(&self, command: Command) {
-        self.broker.send(0, vec![command]);
+        self.send_all([command]);
+    }
+
+    /// Sends commands of home 0 as one batch.
+    fn send_all(&self, commands: impl IntoIterator<Item = Command>) {
+        let lane = &mut *self.lane.borrow_mut();
+        commands.into_iter().for_each(|of| lane.push(Mail::Command(Box::new(of))));
+        assert_eq!(lane.flush(ShardId(0)), Flushed::Gone);
     }
 
     fn listen(&self, channel: &str) {
@@ -493,7 +518,7 @@ fn a_frozen_server_fails_commands_in_time() {
     let node = TestNode::start(settings);
     server.signal(Signal::STOP);
     // Several writes, and some more that wait.
-    node.broker.send(0, (0..2_600).map(|_| publish("c", b"{}")).collect());
+    node.send_all((0..2_600).map(|_| publish("c", b"{}")));
     (0..2_600).for_each(|_| assert_eq!(node.failed(), FailureCause::Unavailable));
     // The first attempt to connect fails as well.
     node.wait(|event| matches!(event, BrokerEvent::Lost).then_some(()));
@@ -531,7 +556,7 @@ fn forgotten_scripts_and_malformed_payloads_do_no_harm() {
     let node = TestNode::start(settings(&server));
     node.listen("c");
     let _: () = server.run("SCRIPT FLUSH");
-    node.broker.send(0, (0..20).map(|_| publish("c", b"{}")).collect());
+    node.send_all((0..20).map(|_| publish("c", b"{}")));
     let offsets: Vec<u64> = (0..20).map(|_| node.published().offset).collect();
     assert_eq!(offsets, (1..=20).collect::<Vec<_>>());
     for payload in ["__d1:7:ep:3:abc", "__x__", "__d1:7:ep:0:", "\u{1}"] {
@@ -553,7 +578,7 @@ fn a_full_queue_fails_commands_and_keeps_wishes() {
     settings.queue_bytes_max = 2_000;
     let node = TestNode::start(settings);
     server.signal(Signal::STOP);
-    node.broker.send(0, (0..50).map(|_| publish("c", &[b'1'; 100])).collect());
+    node.send_all((0..50).map(|_| publish("c", &[b'1'; 100])));
     assert_eq!(node.failed(), FailureCause::Unavailable);
     let refused = node.broker.figures().refused.load(Ordering::Relaxed);
     assert!(refused > 30, "{refused}");
@@ -786,7 +811,7 @@ fn tls_is_spoken_and_certificates_are_checked() {
     let other = concat!(env!("CARGO_MANIFEST_DIR"), "/src/node/testing/other.pem");
     let (sender, events) = channel();
     let sink = Sink(sender, channel().0);
-    let broker = Broker::start(of(other), Arc::new(sink)).unwrap();
+    let (broker, _lane) = started(of(other), sink);
     let began = Instant::now();
     while broker.figures().connects_failed.load(Ordering::Relaxed) < 2 {
         assert!(began.elapsed() < PATIENCE);
@@ -825,8 +850,10 @@ fn entries_of_a_dead_node_are_removed_and_announced_once() {
     dead.send(Command::Presence(Box::new(update)));
     assert_eq!(members(&dead, "large").len(), 300);
     assert_eq!(members(&b, "large").len(), 300);
-    b.broker.take_entries("dead");
-    c.broker.take_entries("dead");
+    for node in [&b, &c] {
+        node.broker.notify_removed("dead");
+        node.broker.take_entries("dead");
+    }
     // It is alive: it hears of it.
     let removed = |event: &BrokerEvent| matches!(event, BrokerEvent::EntriesRemoved).then_some(());
     dead.wait(removed);

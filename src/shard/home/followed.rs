@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use super::line::{Line, Need};
-use super::ops::{Op, Outcome, Step, Waiting};
+use super::ops::{Op, Outcome, Request, Step, Waiting};
 use super::presence::Changes;
 use super::seam::{Turn, stream_options};
 use crate::base::id::ShardId;
@@ -18,7 +18,8 @@ use crate::hub::broker::Ticket;
 use crate::hub::history::Position;
 use crate::hub::history::StreamOptions;
 use crate::shard::context::Cx;
-use crate::shard::mail::Mail;
+use crate::shard::mail::{BROKER, Mail, PRESENCE_BROKER};
+use crate::shard::{Broker, Options, Presence};
 
 /// One channel that a broker keeps.
 #[derive(Debug)]
@@ -53,15 +54,18 @@ pub(super) struct Pass {
     pub(super) until: Millis,
 }
 
-/// Channels of a home that a broker keeps.
-#[derive(Debug, Default)]
+/// What of a home's channels brokers keep.
+#[derive(Debug)]
 pub(super) struct Remote {
+    /// Channels themselves; else presence alone.
+    pub(super) shares_channels: bool,
     pub(super) numbers: HashMap<CompactString, u32, FixedState>,
     /// By number. A channel is taken out while something is done with it.
     pub(super) channels: Slab<Option<Box<Channel>>>,
     /// The channels of open tickets.
     pub(super) tickets: HashMap<Ticket, u32, FixedState>,
     pub(super) next_ticket: u64,
+    /// The broker of channels can be reached.
     pub(super) is_connected: bool,
     pub(super) waiting: Waiting,
     pub(super) passes: VecDeque<Pass>,
@@ -83,6 +87,47 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// Nothing yet; `None` where a home keeps all itself.
+    pub(super) fn new(options: &Options) -> Option<Box<Self>> {
+        let presence = match (options.broker, options.presence) {
+            (Broker::Memory, Presence::WithChannels | Presence::Memory) => return None,
+            (_, Presence::Apart) => Some(PRESENCE_BROKER),
+            (Broker::Remote, Presence::WithChannels) => Some(BROKER),
+            (Broker::Remote, Presence::Memory) => None,
+        };
+        Some(Box::new(Self {
+            shares_channels: options.broker == Broker::Remote,
+            numbers: HashMap::default(),
+            channels: Slab::new(),
+            tickets: HashMap::default(),
+            next_ticket: 0,
+            is_connected: false,
+            waiting: Waiting::default(),
+            passes: VecDeque::new(),
+            changes: Changes::new(presence),
+            lingering: VecDeque::new(),
+            resting: Vec::new(),
+            window_bytes: 0,
+            window_order: VecDeque::new(),
+            window_len: 0,
+            check_at: 0,
+            ticks: false,
+        }))
+    }
+
+    /// The broker that an operation needs.
+    pub(super) fn broker_of(&self, request: &Request) -> ShardId {
+        if request.reads_presence() { self.changes.broker.unwrap_or(BROKER) } else { BROKER }
+    }
+
+    /// The broker that an operation needs can be reached.
+    pub(super) fn reaches(&self, request: &Request) -> bool {
+        match request.reads_presence() {
+            true => self.changes.is_connected,
+            false => self.is_connected,
+        }
+    }
+
     pub(super) fn ticket(&mut self, channel: u32) -> Ticket {
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
@@ -268,7 +313,8 @@ mod tests {
 
     #[test]
     fn a_channel_keeps_its_number_until_it_is_forgotten() {
-        let mut remote = Remote::default();
+        let options = Options { broker: Broker::Remote, ..crate::shard::fixture::options() };
+        let mut remote = Remote::new(&options).unwrap();
         let news = remote.find_or_insert(&"news".into(), 0);
         assert_eq!((remote.find_or_insert(&"news".into(), 0), remote.len()), (news, 1));
         let channel = remote.channels[news as usize].take();

@@ -32,7 +32,6 @@ use slab::Slab;
 use self::answers::Answers;
 use self::followed::Remote;
 use self::seam::Turn;
-use super::Broker;
 use super::codec::Codec;
 use super::context::Cx;
 use super::mail::post::Post;
@@ -41,6 +40,7 @@ use crate::base::id::ShardId;
 use crate::base::limits::{GOOD_TOKENS_MAX, RESULTS_BYTES_MAX, RESULTS_MAX};
 use crate::base::rng::Rng;
 use crate::edge::good_tokens::{GoodTokens, TokenDigest};
+use crate::hub::broker::PresenceChange;
 use crate::hub::delta::Patcher;
 use crate::hub::home::Homes;
 use crate::hub::results::Results;
@@ -64,8 +64,8 @@ pub(crate) struct Home {
     good_tokens: GoodTokens,
     /// Checks of signatures that the pool carries out.
     checks: Slab<OpenCheck>,
-    /// Channels that a broker beside this node keeps. `None`: this home keeps them itself, and every
-    /// operation is done in the step that requests it.
+    /// Channels, or presence alone, that a broker beside this node keeps. `None`: this home keeps all itself,
+    /// and every operation is done in the step that requests it.
     remote: Option<Box<Remote>>,
 }
 
@@ -115,10 +115,7 @@ impl Home {
             answers: Answers::default(),
             good_tokens: GoodTokens::new(GOOD_TOKENS_MAX.div_ceil(shards)),
             checks: Slab::new(),
-            remote: match cx.node.options.broker {
-                Broker::Memory => None,
-                Broker::Remote => Some(Box::default()),
-            },
+            remote: Remote::new(&cx.node.options),
         }
     }
 
@@ -144,7 +141,10 @@ impl Home {
             Mail::Publish(publish) => self.publish(cx, from, &publish, out, codec),
             Mail::Read(read) => self.read(cx, from, &read, out, codec),
             Mail::Reinform { channel, conn, info } => {
-                self.reinform(cx, from, &channel, conn, &info);
+                if let Some(announces) = self.reinform(cx, from, &channel, conn, &info) {
+                    let entered = PresenceChange::Enter { announces };
+                    self.share_presence(&CompactString::new(channel), entered, &info);
+                }
             }
             Mail::Pass { order } => self.pass(cx, from, order, out),
             Mail::UserEnter(conn) => self.user_enter(cx, from, &conn, out),
@@ -154,8 +154,17 @@ impl Home {
             }
             Mail::Signed { ticket, signed } => self.signed(cx, ticket, signed, out),
             Mail::List(list) => self.list(cx, from, list, out),
-            Mail::BrokerEvent(event) => self.broker_event(&mut Turn { cx, out, codec }, *event),
+            Mail::BrokerEvent(event) => {
+                self.broker_event(&mut Turn { cx, out, codec }, from, *event);
+            }
             other => debug_assert!(false, "not for a home: {other:?}"),
+        }
+    }
+
+    /// Who is present changes in a channel that this home keeps itself, where a broker keeps presence.
+    fn share_presence(&mut self, channel: &CompactString, change: PresenceChange, info: &[u8]) {
+        if let Some(remote) = &mut self.remote {
+            remote.changes.presence(channel, change, info);
         }
     }
 

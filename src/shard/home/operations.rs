@@ -5,7 +5,7 @@ use super::followed::{Channel, Remote};
 use super::line::{Missed, Need};
 use super::ops::{Op, Outcome, Request, Step};
 use super::reading::MissedList;
-use super::seam::{Turn, command};
+use super::seam::{Turn, command, command_to};
 use crate::base::id::ShardId;
 use crate::hub::broker::{Command, FailureCause, PresenceChange, Publishing, Ticket};
 use crate::hub::history::{Position, Published, Record, StreamOptions};
@@ -27,7 +27,9 @@ pub(super) fn begin(
 ) -> Step {
     let Some(op) = channel.ops.get(channel.begun) else { return Step::Queued };
     match &op.request {
-        Request::Unsubscribe(_) | Request::Reinform { .. } => Step::Ready(Outcome::Nothing),
+        Request::Unsubscribe(_) | Request::Reinform { .. } | Request::ReadHere(_) => {
+            Step::Ready(Outcome::Nothing)
+        }
         Request::Publish(publish) => {
             let ticket = remote.ticket(number);
             let publishing = Box::new(publishing(turn.cx, ticket, publish));
@@ -44,7 +46,8 @@ pub(super) fn begin(
             };
             // Who has just entered is to be seen.
             remote.changes.send(turn.cx, turn.out);
-            command(turn.cx, turn.out, of);
+            let broker = remote.broker_of(&op.request);
+            command_to(turn.cx, turn.out, broker, of);
             Step::Waits(ticket)
         }
         Request::Subscribe(subscribe) => {
@@ -131,12 +134,29 @@ impl Home {
                 }
             }
             Request::Publish(publish) => end_publish(turn, from, &publish, outcome),
+            Request::ReadHere(read) => self.read(turn.cx, from, &read, turn.out, turn.codec),
             Request::Read(read) => {
                 if matches!((&read.what, &outcome), (Reading::Drop, Outcome::Nothing)) {
                     channel.line.clear_window();
                 }
                 end_read(turn, from, &read, outcome);
             }
+        }
+    }
+
+    /// An operation that needs a broker can't begin: its requester gets an error that is temporary.
+    pub(super) fn refuse(&mut self, turn: &mut Turn<'_>, from: ShardId, request: Request) {
+        match request {
+            Request::Subscribe(subscribe) => {
+                let Some(mut remote) = self.remote.take() else { return };
+                let none = Position { offset: 0, epoch: None };
+                let failed = (*subscribe, none, Recovery::Unavailable);
+                self.join(turn, &mut remote, from, failed);
+                self.remote = Some(remote);
+            }
+            Request::Publish(of) => end_publish(turn, from, &of, Outcome::UNAVAILABLE),
+            Request::Read(of) => end_read(turn, from, &of, Outcome::UNAVAILABLE),
+            Request::Unsubscribe(_) | Request::Reinform { .. } | Request::ReadHere(_) => {}
         }
     }
 
@@ -301,7 +321,7 @@ mod tests {
     use crate::hub::broker::BrokerEvent;
     use crate::shard::fixture::Plan;
     use crate::shard::home::driven::{Driven, texts, with_history};
-    use crate::shard::mail::CONTROL;
+    use crate::shard::mail::BROKER;
 
     #[test]
     fn errors_of_the_broker_reach_the_publisher() {
@@ -309,9 +329,9 @@ mod tests {
         plan.options.broker = crate::shard::options::Broker::Remote;
         let mut driven = Driven::of(plan);
         let mut news = |event| {
-            driven.handle(CONTROL.0, Mail::BrokerEvent(Box::new(event)));
+            driven.handle(BROKER.0, Mail::BrokerEvent(Box::new(event)));
             driven.publishes("news", "1");
-            let sent = driven.sent_to(CONTROL.0);
+            let sent = driven.sent_to(BROKER.0);
             let ticket = sent.into_iter().find_map(|mail| match mail {
                 Mail::Command(command) => match *command {
                     Command::Publish(publishing) => Some(publishing.ticket),

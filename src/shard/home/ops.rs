@@ -5,7 +5,7 @@
 //! | subscribe | once the channel is delivered | `Presence` | once its position and what it missed are known |
 //! | unsubscribe | at once | - | leaves (`Presence`, `Announce`), answers |
 //! | publish | once earlier subscriptions have ended | `Publish` | acknowledges |
-//! | read | at once | `Read`, `Members`, `Drop` | answers |
+//! | read | at once | `Read`, `Members`, `Drop`; none for what the home keeps | answers |
 
 use std::collections::VecDeque;
 
@@ -32,13 +32,23 @@ pub(super) enum Request {
     Unsubscribe(Box<Unsubscribe>),
     Publish(Box<Publish>),
     Read(Box<Read>),
-    Reinform { conn: ConnKey, info: Box<[u8]> },
+    /// A read of what the home keeps itself: behind the operations before it.
+    ReadHere(Box<Read>),
+    Reinform {
+        conn: ConnKey,
+        info: Box<[u8]>,
+    },
 }
 
 impl Request {
     /// It can't be done without the broker.
     pub(super) fn needs_broker(&self) -> bool {
-        !matches!(self, Self::Unsubscribe(_) | Self::Reinform { .. })
+        !matches!(self, Self::Unsubscribe(_) | Self::Reinform { .. } | Self::ReadHere(_))
+    }
+
+    /// The broker of presence does it.
+    pub(super) fn reads_presence(&self) -> bool {
+        matches!(self, Self::Read(read) if read.what.is_presence())
     }
 
     /// The server makes it: nobody waits for a reply that could carry an error.

@@ -1,16 +1,18 @@
-//! Presence and join and leave events of channels that a broker keeps: the changes of a turn go together, as
-//! one command for each channel, and events behind them.
+//! Presence and join and leave events that a broker keeps: the changes of a turn go together, as one command
+//! for each channel, and events behind them.
 
 use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::seam::command;
+use super::seam::{command, command_to};
+use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::hub::broker::{Command, PresenceChange, PresenceUpdate};
 use crate::hub::home::Homes;
 use crate::hub::members::Members;
 use crate::shard::context::Cx;
+use crate::shard::mail::BROKER;
 use crate::shard::mail::post::Post;
 
 /// A change that the broker doesn't know of yet.
@@ -21,8 +23,14 @@ enum Change {
 }
 
 /// Changes of a turn, and how far the refreshing of all members has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Changes {
+    /// The broker of presence; none: the home keeps it itself.
+    pub(super) broker: Option<ShardId>,
+    /// That broker can be reached.
+    pub(super) is_connected: bool,
+    /// The broker of channels, which carries the events, can be reached.
+    pub(super) carries_events: bool,
     /// By channel, in order, with packed infos.
     list: Vec<(CompactString, Change, Box<[u8]>)>,
     /// The number of the channel that is refreshed next.
@@ -34,9 +42,25 @@ pub(super) struct Changes {
 }
 
 impl Changes {
+    /// No changes. Presence is kept by this broker, or by the home itself.
+    pub(super) fn new(broker: Option<ShardId>) -> Self {
+        let (is_connected, carries_events) = (false, false);
+        Self {
+            broker,
+            is_connected,
+            carries_events,
+            list: Vec::new(),
+            refresh_at: 0,
+            hurry: 0,
+            enter_again: 0,
+        }
+    }
+
     /// Who is present changes.
     pub(super) fn presence(&mut self, channel: &CompactString, of: PresenceChange, info: &[u8]) {
-        self.list.push((channel.clone(), Change::Presence(of), info.into()));
+        if self.broker.is_some() {
+            self.list.push((channel.clone(), Change::Presence(of), info.into()));
+        }
     }
 
     /// Others are to see a client join or leave.
@@ -50,9 +74,12 @@ impl Changes {
         self.list.len()
     }
 
-    /// The connection is lost: entries expire, and events have no meaning any more.
-    pub(super) fn clear(&mut self) {
-        self.list = Vec::new();
+    /// The broker of presence can be reached, or not any more: entries expire, and it may have lost those of
+    /// this node.
+    pub(super) fn connected(&mut self, is_connected: bool) {
+        self.is_connected = is_connected;
+        self.list.retain(|(_, change, _)| matches!(change, Change::Event { .. }));
+        self.hurry = if is_connected { HURRY_SECONDS } else { 0 };
     }
 
     /// All who are present enter again, as if they had just come; others see them join where `joins`.
@@ -74,20 +101,27 @@ impl Changes {
     /// channels all enter again.
     pub(super) fn enter_all_again(&mut self, numbers: usize) {
         self.enter_again = numbers;
-        self.hurry();
-    }
-
-    /// There is a connection: the broker may have lost the entries of this node.
-    pub(super) fn hurry(&mut self) {
         self.hurry = HURRY_SECONDS;
     }
 
-    /// Sends what is there.
+    /// The broker of channels can be reached, or not any more: events of before have no meaning.
+    pub(super) fn carries_events(&mut self, carries_events: bool) {
+        self.carries_events = carries_events;
+        self.list.retain(|(_, change, _)| matches!(change, Change::Presence(_)));
+    }
+
+    /// Sends what is there, and drops that for which there is no connection.
     pub(super) fn send(&mut self, cx: &Cx, out: &mut Post) {
         if self.list.is_empty() {
             return;
         }
         let mut list = std::mem::take(&mut self.list);
+        let (is_connected, carries_events) = (self.is_connected, self.carries_events);
+        list.retain(|(_, change, _)| match change {
+            Change::Presence(_) => is_connected,
+            Change::Event { .. } => carries_events,
+        });
+        let broker = self.broker.unwrap_or(BROKER);
         // Stable: those of one channel stay in order.
         list.sort_by(|a, b| a.0.cmp(&b.0));
         let mut list = list.into_iter().peekable();
@@ -96,12 +130,16 @@ impl Changes {
             while let Some((_, change, info)) = list.next_if(|next| next.0 == channel) {
                 of_channel.push((change, info));
             }
-            send_channel(cx, channel, of_channel, out);
+            send_channel(cx, broker, channel, of_channel, out);
         }
     }
 
     /// Once a second: refreshes a part of all members, so that each is refreshed well before it expires.
     pub(super) fn refresh(&mut self, cx: &Cx, channels: &Homes, out: &mut Post) {
+        let Some(broker) = self.broker.filter(|broker| self.is_connected && !out.is_full(*broker))
+        else {
+            return;
+        };
         let numbers = channels.numbers();
         let seconds = if self.hurry > 0 { HURRY_SECONDS } else { REFRESH_SECONDS };
         self.hurry = self.hurry.saturating_sub(1);
@@ -118,7 +156,7 @@ impl Changes {
                 continue;
             }
             let present = members.present().map(|info| (PresenceChange::Refresh, info.into()));
-            send_update(cx, &channel, present.collect(), out);
+            send_update(cx, broker, &channel, present.collect(), out);
         }
         self.send(cx, out);
     }
@@ -127,6 +165,7 @@ impl Changes {
 /// Sends the changes of one channel: who is present first, since that is read when an event comes.
 fn send_channel(
     cx: &Cx,
+    broker: ShardId,
     channel: CompactString,
     changes: Vec<(Change, Box<[u8]>)>,
     out: &mut Post,
@@ -150,7 +189,7 @@ fn send_channel(
             }
         }
     }
-    send_update(cx, &channel, update, out);
+    send_update(cx, broker, &channel, update, out);
     for (joined, info) in events {
         command(cx, out, Command::Announce { channel: channel.clone(), joined, info });
     }
@@ -158,6 +197,7 @@ fn send_channel(
 
 fn send_update(
     cx: &Cx,
+    broker: ShardId,
     channel: &CompactString,
     mut changes: Vec<(PresenceChange, Box<[u8]>)>,
     out: &mut Post,
@@ -165,7 +205,7 @@ fn send_update(
     while !changes.is_empty() {
         let rest = changes.split_off(changes.len().min(CHANGES_MAX));
         let update = PresenceUpdate { channel: channel.clone(), changes };
-        command(cx, out, Command::Presence(Box::new(update)));
+        command_to(cx, out, broker, Command::Presence(Box::new(update)));
         changes = rest;
     }
 }
@@ -184,13 +224,15 @@ mod tests {
     use super::*;
     use crate::shard::fixture::{Plan, Posts};
     use crate::shard::home::driven::info;
-    use crate::shard::mail::{CONTROL, Mail};
+    use crate::shard::mail::{Mail, PRESENCE_BROKER};
 
     #[test]
     fn the_latest_change_of_a_client_counts_and_events_come_behind() {
         let cx = Plan::default().cx();
         let mut posts = Posts::new(2, 8);
-        let mut changes = Changes::default();
+        let mut changes = Changes::new(Some(BROKER));
+        changes.connected(true);
+        changes.carries_events(true);
         let news: CompactString = "news".into();
         let (ann, bob) = (info("ann", "1"), info("bob", "2"));
         changes.event(&news, true, ann.clone());
@@ -203,7 +245,7 @@ mod tests {
         assert_eq!(changes.len(), 0);
         posts.post.flush(&cx);
         let sent: Vec<String> = posts
-            .sent_to(CONTROL.0)
+            .sent_to(BROKER.0)
             .into_iter()
             .map(|mail| match mail {
                 Mail::Command(command) => match *command {
@@ -225,5 +267,28 @@ mod tests {
                 "other [Enter { announces: true }]"
             ]
         );
+    }
+
+    #[test]
+    fn presence_has_a_broker_of_its_own_or_none() {
+        let cx = Plan::default().cx();
+        let mut posts = Posts::new(2, 8);
+        let (news, ann): (CompactString, _) = ("news".into(), info("ann", "1"));
+        let mut sent = |changes: &mut Changes| {
+            changes.presence(&news, PresenceChange::Enter { announces: true }, &ann);
+            changes.event(&news, true, ann.clone());
+            changes.send(&cx, &mut posts.post);
+            posts.post.flush(&cx);
+            [BROKER, PRESENCE_BROKER].map(|broker| posts.sent_to(broker.0).len())
+        };
+        let mut apart = Changes::new(Some(PRESENCE_BROKER));
+        assert_eq!(sent(&mut apart), [0, 0], "neither can be reached");
+        apart.connected(true);
+        assert_eq!(sent(&mut apart), [0, 1]);
+        apart.carries_events(true);
+        assert_eq!(sent(&mut apart), [1, 1]);
+        let mut here = Changes::new(None);
+        here.carries_events(true);
+        assert_eq!(sent(&mut here), [1, 0]);
     }
 }

@@ -1,4 +1,5 @@
-//! The home of channels that a broker beside this node keeps: operations wait for its answers.
+//! The home of channels that a broker beside this node keeps: operations wait for its answers. Where a broker
+//! keeps presence alone, only reads of presence are such operations.
 //!
 //! Each channel has a [`Line`](super::line::Line), and a queue of operations ([`super::ops`]) that begin and end in order, so that
 //! a client that subscribes and then publishes gets its own publication; between the two as many as there are
@@ -25,8 +26,8 @@ use crate::base::time::Millis;
 use crate::hub::broker::{BrokerEvent, Command, Delivered, FailureCause, Ticket};
 use crate::hub::history::Position;
 use crate::shard::context::Cx;
-use crate::shard::mail::Mail;
 use crate::shard::mail::post::Post;
+use crate::shard::mail::{BROKER, Mail, PRESENCE_BROKER};
 
 impl Home {
     /// Takes an operation of a channel into its queue. Other mail comes back.
@@ -36,7 +37,18 @@ impl Home {
         from: ShardId,
         mail: Mail,
     ) -> Option<Mail> {
+        let (shares_channels, shares_presence) = {
+            let remote = self.remote.as_ref()?;
+            (remote.shares_channels, remote.changes.broker.is_some())
+        };
         let (name, namespace, request) = match mail {
+            Mail::Read(of) if !shares_channels && of.what.is_presence() => {
+                (of.channel.clone(), of.namespace, Request::Read(of))
+            }
+            mail if !shares_channels => return Some(mail),
+            Mail::Read(of) if of.what.is_presence() && !shares_presence => {
+                (of.channel.clone(), of.namespace, Request::ReadHere(of))
+            }
             Mail::Subscribe(of) => (of.channel.clone(), of.namespace, Request::Subscribe(of)),
             Mail::Publish(of) => (of.channel.clone(), of.namespace, Request::Publish(of)),
             Mail::Read(of) => (of.channel.clone(), of.namespace, Request::Read(of)),
@@ -48,16 +60,19 @@ impl Home {
             other => return Some(other),
         };
         let remote = self.remote.as_mut()?;
-        let is_full = remote.waiting.len() >= OPERATIONS_MAX;
+        let broker = remote.broker_of(&request);
+        let is_full = remote.waiting.len() >= OPERATIONS_MAX || turn.out.is_full(broker);
         let may_fail = request.needs_broker() && !request.is_made_by_server();
-        let fails = may_fail && (is_full || !remote.is_connected);
+        let fails = may_fail && (is_full || !remote.reaches(&request));
         turn.cx.counters().broker_refused.add(u64::from(may_fail && is_full));
+        if fails {
+            self.refuse(turn, from, request);
+            return None;
+        }
         let number = remote.find_or_insert(&name, namespace);
         self.with_channel(turn, number, |turn, remote, channel| {
-            let step = if fails { Step::Ready(Outcome::UNAVAILABLE) } else { Step::Queued };
-            channel.has_failed |= fails;
             let number = remote.waiting.add(turn.cx.now, number);
-            channel.ops.push_back(Op { number, from, request, step });
+            channel.ops.push_back(Op { number, from, request, step: Step::Queued });
             Effects::default()
         });
         None
@@ -74,13 +89,21 @@ impl Home {
         out.send(cx, to, Mail::Passed { order });
     }
 
-    /// News from the broker.
-    pub(super) fn broker_event(&mut self, turn: &mut Turn<'_>, event: BrokerEvent) {
+    /// News from a broker.
+    pub(super) fn broker_event(&mut self, turn: &mut Turn<'_>, from: ShardId, event: BrokerEvent) {
+        let connected = match from {
+            PRESENCE_BROKER => Self::presence_connected,
+            _ => Self::broker_connected,
+        };
         match event {
-            BrokerEvent::Connected => self.broker_connected(turn, true),
-            BrokerEvent::Lost => self.broker_connected(turn, false),
+            BrokerEvent::Connected => connected(self, turn, true),
+            BrokerEvent::Lost => connected(self, turn, false),
             BrokerEvent::Listening { channel } => {
                 self.with_named(turn, &channel, |_, _, channel| {
+                    // Once more while it is delivered: some may have been lost in between.
+                    if channel.line.link == Link::On {
+                        channel.line.lose(Link::Begun);
+                    }
                     if channel.line.link == Link::Begun {
                         channel.line.listen();
                         channel.rests = false;
@@ -113,6 +136,9 @@ impl Home {
                 }
             }
             BrokerEvent::Orphaned { channel, info } => {
+                if !self.remote.as_ref().is_some_and(|remote| remote.shares_channels) {
+                    return;
+                }
                 let leave = Command::Announce { channel, joined: false, info };
                 command(turn.cx, turn.out, leave);
             }
@@ -149,9 +175,9 @@ impl Home {
         let Some(remote) = &mut self.remote else { return };
         remote.is_connected = is_connected;
         remote.tickets.clear();
-        remote.changes.clear();
-        if is_connected {
-            remote.changes.hurry();
+        remote.changes.carries_events(is_connected);
+        if remote.changes.broker == Some(BROKER) {
+            remote.changes.connected(is_connected);
         }
         let numbers: Vec<u32> = remote.channels.iter().map(|(number, _)| number as u32).collect();
         for number in numbers {
@@ -160,6 +186,25 @@ impl Home {
                 channel.rests = false;
                 // Whether the operations took effect is not known. Those of the server begin anew.
                 channel.fail(|op| !is_connected || !matches!(op.step, Step::Queued));
+                Effects::default()
+            });
+        }
+    }
+
+    /// The connection to the broker of presence, which is another one, is there, or lost.
+    fn presence_connected(&mut self, turn: &mut Turn<'_>, is_connected: bool) {
+        let Some(remote) = &mut self.remote else { return };
+        remote.changes.connected(is_connected);
+        let numbers: Vec<u32> = remote.channels.iter().map(|(number, _)| number as u32).collect();
+        for number in numbers {
+            self.with_channel(turn, number, |_, remote, channel| {
+                let reads = channel.ops.iter().filter(|op| op.request.reads_presence());
+                for op in reads {
+                    if let Step::Waits(ticket) = &op.step {
+                        remote.tickets.remove(ticket);
+                    }
+                }
+                channel.fail(|op| op.request.reads_presence());
                 Effects::default()
             });
         }
@@ -291,6 +336,9 @@ impl Home {
         number: u32,
         channel: &mut Channel,
     ) -> bool {
+        if !remote.shares_channels {
+            return !channel.ops.is_empty();
+        }
         let hash = turn.cx.node.names.hash(&channel.name);
         let at = self.channels.find(&channel.name, hash);
         let has_interest = at.is_some_and(|at| !self.channels.interests(at).is_empty());
@@ -375,9 +423,7 @@ impl Home {
         if std::mem::take(&mut remote.ticks) {
             self.tick(turn);
         }
-        if let Some(remote) = &mut self.remote
-            && remote.is_connected
-        {
+        if let Some(remote) = &mut self.remote {
             remote.changes.send(turn.cx, turn.out);
         }
     }
@@ -419,9 +465,7 @@ impl Home {
             });
         }
         if let Some(remote) = &mut self.remote {
-            if remote.is_connected {
-                remote.changes.refresh(turn.cx, &self.channels, turn.out);
-            }
+            remote.changes.refresh(turn.cx, &self.channels, turn.out);
             remote.send_passes(turn);
         }
     }
@@ -453,7 +497,7 @@ fn listen(turn: &mut Turn<'_>, channel: &mut Channel) {
 fn begin(turn: &mut Turn<'_>, remote: &mut Remote, number: u32, channel: &mut Channel) {
     while let Some(op) = channel.ops.get(channel.begun) {
         if matches!(op.step, Step::Queued) {
-            if op.request.needs_broker() && !remote.is_connected {
+            if op.request.needs_broker() && !remote.reaches(&op.request) {
                 return;
             }
             if op.request.subscribes() && channel.line.link != Link::On {

@@ -1,12 +1,13 @@
 //! What the operations of a home share: the ways of a step, commands to the broker, options of streams.
 
+use crate::base::id::ShardId;
 use crate::edge::channels::Namespace;
 use crate::hub::broker::Command;
 use crate::hub::history::StreamOptions;
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
-use crate::shard::mail::{CONTROL, Mail};
+use crate::shard::mail::{BROKER, Mail};
 
 /// The ways of a step: what it reads, and where mail goes.
 pub(super) struct Turn<'a> {
@@ -15,12 +16,17 @@ pub(super) struct Turn<'a> {
     pub(super) codec: &'a mut Codec,
 }
 
-/// Sends a command to the broker.
+/// Sends a command to the broker of channels.
 pub(super) fn command(cx: &Cx, out: &mut Post, command: Command) {
+    command_to(cx, out, BROKER, command);
+}
+
+/// Sends a command to a broker.
+pub(super) fn command_to(cx: &Cx, out: &mut Post, broker: ShardId, command: Command) {
     if matches!(command, Command::Read { .. }) {
         cx.counters().broker_reads.add(1);
     }
-    out.send(cx, CONTROL, Mail::Command(Box::new(command)));
+    out.send(cx, broker, Mail::Command(Box::new(command)));
 }
 
 /// The options of a namespace for its channels' streams.
@@ -47,6 +53,6 @@ mod tests {
         let epoch = Epoch::from("a life");
         command(&cx, &mut posts.post, Command::Renew { ticket, channel: "news".into(), epoch });
         posts.post.flush(&cx);
-        assert_eq!((posts.sent_to(CONTROL.0).len(), cx.counters().broker_reads.get()), (2, 1));
+        assert_eq!((posts.sent_to(BROKER.0).len(), cx.counters().broker_reads.get()), (2, 1));
     }
 }

@@ -7,6 +7,7 @@
 use super::seam::stream_options;
 use super::{Event, Home};
 use crate::base::id::{ConnKey, ShardId};
+use crate::hub::broker::PresenceChange;
 use crate::hub::members::Member;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
@@ -39,6 +40,10 @@ impl Home {
             let member = Member { shard: from, conn: asker.conn };
             let (present, announces) = (membership.present, membership.announces);
             self.channels.enter(at, member, &membership.info, present, announces);
+            if present {
+                let entered = PresenceChange::Enter { announces };
+                self.share_presence(&channel, entered, &membership.info);
+            }
             (announces, membership.info)
         });
         let fresh = traits.fresh();
@@ -61,11 +66,12 @@ impl Home {
         let hash = cx.node.names.hash(channel);
         let member = member.map(|conn| Member { shard: from, conn });
         let left = self.channels.unsubscribe(channel, hash, from, *traits, member);
-        if let Some(left) = left
-            && left.announces
-        {
-            let (channel, info) = (channel.clone(), left.info);
-            self.events.push(Event { channel, joined: false, info });
+        if let Some(left) = left {
+            self.share_presence(channel, PresenceChange::Leave, &left.info);
+            if left.announces {
+                let (channel, info) = (channel.clone(), left.info);
+                self.events.push(Event { channel, joined: false, info });
+            }
         }
         out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }

@@ -3,23 +3,41 @@
 use std::ops::{Index, IndexMut};
 
 use super::credits::Credits;
-use super::mailbox::{Batch, CONTROL, Letterbox};
+use super::mailbox::{BROKER, Batch, CONTROL, Letterbox, Outside, PRESENCE_BROKER};
 use super::messages::Mail;
 use crate::base::id::ShardId;
 use crate::base::limits::OUTBOX_BYTES_MAX;
 
-/// The lanes of one sender: one for each shard by number, the control thread's behind them.
+/// The lanes of one sender: one for each shard by number, behind them [`OUTSIDE`].
 pub(crate) struct Lanes(Vec<MailLane>);
+
+/// Receivers that are no shards, in the order of their lanes.
+const OUTSIDE: [ShardId; 3] = [PRESENCE_BROKER, BROKER, CONTROL];
 
 impl Lanes {
     /// Empty lanes to these receivers.
-    pub(crate) fn new(shards: Vec<Letterbox>, control: Letterbox) -> Self {
-        Self(shards.into_iter().chain([control]).map(MailLane::new).collect())
+    pub(crate) fn new(shards: Vec<Letterbox>, outside: Outside) -> Self {
+        let Outside { control, broker, presence } = outside;
+        // Nothing is sent to a broker that isn't there.
+        let broker = broker.unwrap_or_else(|| control.clone());
+        let outside = [presence.unwrap_or_else(|| broker.clone()), broker, control];
+        Self(shards.into_iter().chain(outside).map(MailLane::new).collect())
     }
 
     /// The receivers, in order.
     pub(crate) fn receivers(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..self.0.len() - 1).map(|at| ShardId(at as u8)).chain([CONTROL])
+        self.shards().chain(OUTSIDE)
+    }
+
+    /// Those of them that are shards.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.0.len() - OUTSIDE.len()).map(|at| ShardId(at as u8))
+    }
+
+    fn place(&self, to: ShardId) -> usize {
+        // The numbers of the others are the last ones.
+        let from_end = usize::from(u8::MAX - to.0) + 1;
+        if from_end <= OUTSIDE.len() { self.0.len() - from_end } else { to.index() }
     }
 
     /// All lanes, in the order of [`Self::receivers`].
@@ -32,15 +50,14 @@ impl Index<ShardId> for Lanes {
     type Output = MailLane;
 
     fn index(&self, to: ShardId) -> &MailLane {
-        // The control thread's number is beyond those of all shards.
-        &self.0[to.index().min(self.0.len() - 1)]
+        &self.0[self.place(to)]
     }
 }
 
 impl IndexMut<ShardId> for Lanes {
     fn index_mut(&mut self, to: ShardId) -> &mut MailLane {
-        let last = self.0.len() - 1;
-        &mut self.0[to.index().min(last)]
+        let place = self.place(to);
+        &mut self.0[place]
     }
 }
 

@@ -13,7 +13,7 @@ use crate::io::Alarm;
 /// All that one turn of one shard had for another one.
 #[derive(Debug)]
 pub struct Batch {
-    /// Who sends; [`ShardId`] 255 is the control thread.
+    /// The sender: a shard, [`CONTROL`], or a broker.
     pub from: ShardId,
     /// In order.
     pub mail: Vec<Mail>,
@@ -21,8 +21,32 @@ pub struct Batch {
     pub bytes: usize,
 }
 
-/// The control thread, as a sender of mail.
+/// The control thread, as a sender and a receiver of mail.
 pub const CONTROL: ShardId = ShardId(u8::MAX);
+
+/// The broker of a shard's channels, as a sender and a receiver of mail: the thread that serves this shard.
+pub const BROKER: ShardId = ShardId(u8::MAX - 1);
+
+/// The broker of presence, where it is another one.
+pub const PRESENCE_BROKER: ShardId = ShardId(u8::MAX - 2);
+
+/// Receivers of a shard's mail that are no shards.
+#[derive(Clone)]
+pub struct Outside {
+    /// The control thread.
+    pub control: Letterbox,
+    /// See [`BROKER`]; none in a node that keeps its channels itself.
+    pub broker: Option<Letterbox>,
+    /// See [`PRESENCE_BROKER`].
+    pub presence: Option<Letterbox>,
+}
+
+impl Outside {
+    /// The control thread alone.
+    pub fn new(control: Letterbox) -> Self {
+        Self { control, broker: None, presence: None }
+    }
+}
 
 /// The shards that found a mailbox full, one bit each: they are rung when there is room again.
 #[derive(Default)]

@@ -327,6 +327,13 @@ pub enum Reading {
     Drop,
 }
 
+impl Reading {
+    /// It is about those present.
+    pub(crate) fn is_presence(&self) -> bool {
+        matches!(self, Self::Presence | Self::PresenceStats)
+    }
+}
+
 /// What was read: encoded results, or why there are none.
 #[derive(Debug)]
 pub enum Answer {
@@ -528,7 +535,7 @@ pub enum Mail {
         /// Connections that it was about.
         connections: u32,
     },
-    /// From a home to the broker, by the control thread: see [`crate::hub::broker`].
+    /// From a home to the broker: see [`crate::hub::broker`].
     Command(Box<Command>),
     /// From the broker to a home.
     BrokerEvent(Box<BrokerEvent>),

@@ -26,7 +26,7 @@ pub(crate) mod shard_set;
 
 pub use self::asker::{Asker, Method};
 pub use self::lane::{Flushed, MailLane};
-pub use self::mailbox::{Batch, CONTROL, Letterbox, Mailbox};
+pub use self::mailbox::{BROKER, Batch, CONTROL, Letterbox, Mailbox, Outside, PRESENCE_BROKER};
 pub use self::messages::{
     AdminCommand, Answer, Failure, Inspect, Inspected, List, ListOf, Listed, Mail, Membership,
     Order, Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe, Subscribed,

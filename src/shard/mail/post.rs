@@ -14,7 +14,7 @@ use super::credits::{Allowance, Queue, WaitingList};
 use super::lane::Lanes;
 use super::messages::Mail;
 use super::shard_set::ShardSet;
-use super::{Batch, CONTROL, Flushed, Letterbox, MailLane, Mailbox};
+use super::{Batch, CONTROL, Flushed, Letterbox, MailLane, Mailbox, Outside};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::MAILBOX_BYTES_MAX;
 use crate::shard::context::Cx;
@@ -41,7 +41,7 @@ impl Post {
     pub(crate) fn new(
         mailbox: Mailbox,
         letterboxes: Vec<Letterbox>,
-        control: Letterbox,
+        outside: Outside,
         unanswered_max: u32,
     ) -> Self {
         let shards = letterboxes.len();
@@ -49,7 +49,7 @@ impl Post {
             mailbox,
             loopback: VecDeque::new(),
             loopback_bytes: 0,
-            lanes: Lanes::new(letterboxes, control),
+            lanes: Lanes::new(letterboxes, outside),
             blocked: false,
             acks: Acks::new(shards),
             waiting: WaitingList::new(shards),
@@ -113,7 +113,7 @@ impl Post {
             return;
         }
         let mut held = ShardSet::default();
-        let receivers = self.lanes.receivers().filter(|to| *to != CONTROL);
+        let receivers = self.lanes.shards();
         receivers.filter(|to| !self.lanes[*to].is_empty()).for_each(|to| held.insert(to));
         let mut acked = false;
         let lanes = &mut self.lanes;
@@ -131,7 +131,7 @@ impl Post {
         self.acks.push(ack, waits_for);
     }
 
-    /// All receivers, the control thread too.
+    /// All receivers, those that are no shards too.
     pub(crate) fn receivers(&self) -> impl Iterator<Item = ShardId> + use<> {
         self.lanes.receivers()
     }
@@ -143,7 +143,7 @@ impl Post {
 
     /// Wakes the other shards.
     pub(crate) fn ring_others(&self, cx: &Cx) {
-        let others = self.lanes.receivers().filter(|to| *to != CONTROL && *to != cx.id);
+        let others = self.lanes.shards().filter(|to| *to != cx.id);
         others.for_each(|to| self.lanes[to].ring());
     }
 }

@@ -13,7 +13,7 @@ use roost::base::time::Millis;
 use roost::edge::proxy::ProxyEvent;
 use roost::io::Alarm;
 use roost::io::sim::SimDriver;
-use roost::shard::mail::{MailLane, Mailbox};
+use roost::shard::mail::{MailLane, Mailbox, Outside};
 use roost::shard::settle::CALLS_MS;
 use roost::shard::{Seat, Shard, ShardCounters};
 
@@ -201,7 +201,7 @@ impl Run {
                 shard: id,
                 mailbox,
                 letterboxes: self.letterboxes.clone(),
-                control: control.clone(),
+                outside: Outside::new(control.clone()),
                 seed: replacing.rng.next_u64(),
             };
             let driver = SimDriver::with_clock(&self.world, id, replacing.clock);

@@ -5,7 +5,7 @@ use crate::hub::history::{Position, Published, Record, Since};
 use crate::hub::subscribers::Traits;
 use crate::shard::fixture::Plan;
 use crate::shard::home::driven::{Driven, conn, texts, with_history};
-use crate::shard::mail::CONTROL;
+use crate::shard::mail::BROKER;
 use crate::shard::mail::{Method, Recover, Recovery};
 
 fn driven() -> Driven {
@@ -15,7 +15,7 @@ fn driven() -> Driven {
 }
 
 fn news(driven: &mut Driven, event: BrokerEvent) {
-    driven.handle(CONTROL.0, Mail::BrokerEvent(Box::new(event)));
+    driven.handle(BROKER.0, Mail::BrokerEvent(Box::new(event)));
 }
 
 fn commands(driven: &mut Driven) -> Vec<Command> {
@@ -23,7 +23,7 @@ fn commands(driven: &mut Driven) -> Vec<Command> {
         Mail::Command(command) => *command,
         other => panic!("{other:?}"),
     };
-    driven.sent_to(CONTROL.0).into_iter().map(command).collect()
+    driven.sent_to(BROKER.0).into_iter().map(command).collect()
 }
 
 fn subscribes(driven: &mut Driven, index: u32) {
@@ -161,12 +161,35 @@ fn an_operation_that_the_broker_does_not_answer_ends_with_an_error() {
 #[test]
 fn too_many_operations_that_wait_get_an_error_at_once() {
     let mut driven = at_seven();
-    (0..OPERATIONS_MAX).for_each(|_| driven.publishes("news", "1"));
+    for _ in 0..OPERATIONS_MAX {
+        driven.publishes("news", "1");
+        driven.sent_to(BROKER.0);
+    }
     driven.publishes("news", "2");
     let mail = texts(&driven.sent_to(1));
     assert_eq!(mail, ["error Internal"]);
     assert_eq!(driven.cx.counters().broker_refused.get(), 1);
     assert_eq!(driven.home.left().last().unwrap().1, OPERATIONS_MAX);
+}
+
+#[test]
+fn operations_get_an_error_at_once_while_the_broker_takes_no_mail() {
+    let mut driven = at_seven();
+    let data = format!("\"{}\"", "x".repeat(1 << 20));
+    // The mailbox takes eight batches, and the lane one publication of this size.
+    for _ in 0..8 {
+        driven.publishes("news", "1");
+        assert!(driven.sent_to(1).is_empty());
+    }
+    driven.publishes("news", &data);
+    assert!(driven.sent_to(1).is_empty());
+    driven.publishes("news", "1");
+    assert_eq!(texts(&driven.sent_to(1)), ["error Internal"]);
+    let sent = commands(&mut driven);
+    assert_eq!(sent.len(), 8, "{sent:?}");
+    assert_eq!(commands(&mut driven).len(), 1, "there is room again");
+    driven.publishes("news", "2");
+    assert!(driven.sent_to(1).is_empty());
 }
 
 #[test]

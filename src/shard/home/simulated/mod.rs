@@ -27,7 +27,7 @@ use crate::hub::subscribers::Traits;
 use crate::proto::client::Encoding;
 use crate::shard::fixture::Plan;
 use crate::shard::mail::{
-    Answer, Asker, CONTROL, Mail, Membership, Method, Publish, PublishOptions, Read, Reading,
+    Answer, Asker, BROKER, Mail, Membership, Method, Publish, PublishOptions, Read, Reading,
     Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
 };
 use crate::shard::options::Broker as Kept;
@@ -212,7 +212,7 @@ impl World {
     }
 
     fn event(&mut self, node: usize, event: BrokerEvent) {
-        self.mail_from(node, CONTROL.0, Mail::BrokerEvent(Box::new(event)));
+        self.mail_from(node, BROKER.0, Mail::BrokerEvent(Box::new(event)));
     }
 
     fn mail_from(&mut self, node: usize, from: u8, mail: Mail) {
@@ -224,7 +224,7 @@ impl World {
 
     /// Takes the mail that a home has sent.
     fn after(&mut self, node: usize) {
-        for mail in self.nodes[node].sent_to(CONTROL.0) {
+        for mail in self.nodes[node].sent_to(BROKER.0) {
             let Mail::Command(command) = mail else { panic!("{mail:?}") };
             let is_lost = match &*command {
                 Command::Presence(_) => self.sabotages(Sabotage::DropPresence, 2),

@@ -1,0 +1,424 @@
+//! The brokers of this node: their threads, and the ways between them, the homes and the control thread.
+//!
+//! ```text
+//!  home (shard) --lane--> mailbox of its broker thread          node/redis
+//!  home <--mailbox-- lane of the thread <-- BrokerEvents -----------'
+//!  control thread <-- ControlEvents -------------------------------'
+//! ```
+//! Mail goes between a shard and the thread that serves it: never through the control thread, and without a
+//! lock. A thread sends all events that it has for a home as one batch. A mailbox without room holds up
+//! nothing: reading from Redis goes on. Answers wait in the thread's lane; a publication that finds that lane
+//! full is dropped, and once there is room its channel begins anew, so that the home reads what is missing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use compact_str::CompactString;
+use tokio::sync::mpsc;
+
+use super::StartFault;
+use super::redis::{self, ControlEvent, Events, Figures, Recipient};
+use crate::base::id::ShardId;
+use crate::cluster::control::Message;
+use crate::cluster::names::{Layout, Names};
+use crate::cluster::operations::Operations;
+use crate::cluster::servers::Server;
+use crate::config::{Brokers as BrokerOptions, RedisOptions};
+use crate::hub::broker::{BrokerEvent, Ticket};
+use crate::shard::mail::{BROKER, Flushed, Letterbox, Mail, MailLane, Outside, PRESENCE_BROKER};
+use crate::shard::{Broker, Presence};
+
+/// Events of the control channel that wait for the control thread at most.
+const CONTROL_EVENTS_MAX: usize = 1 << 16;
+
+/// Bytes of commands that wait or are under way in a thread at most.
+pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// The interval of the probes of a PUB/SUB connection.
+pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The brokers that a node has: none, one for both uses, or one for each.
+#[derive(Debug, Default)]
+pub struct BrokerSettings {
+    /// Keeps channels, carries messages between nodes, and keeps presence unless another one does.
+    pub channels: Option<redis::Settings>,
+    /// Keeps presence alone.
+    pub presence: Option<redis::Settings>,
+}
+
+impl BrokerSettings {
+    /// The brokers that the options name, for a node of this name with so many homes.
+    pub(super) fn new(options: &BrokerOptions, uid: &str, homes: usize) -> Self {
+        let BrokerOptions { broker, presence, threads, meta_ttl_ms } = options;
+        let settings = |options: &RedisOptions, has_channels| {
+            let is_cluster = matches!(options.servers.first(), Some(Server::Cluster { .. }));
+            let layout = if is_cluster { Layout::Cluster } else { Layout::Plain };
+            redis::Settings {
+                servers: options.servers.clone(),
+                operations: Operations {
+                    names: Names::new(&options.prefix, layout),
+                    use_lists: options.use_lists,
+                    meta_ttl_s: meta_ttl_ms / 1_000,
+                    presence_ttl_s: options.presence_ttl_s,
+                    presence_users: options.presence_users,
+                    presence_field_ttl: options.presence_field_ttl,
+                },
+                has_channels,
+                uid: uid.to_owned(),
+                homes,
+                threads: (*threads).clamp(1, homes.max(1)),
+                queue_bytes_max: QUEUE_BYTES_MAX,
+                connect_timeout: Duration::from_millis(options.connect_timeout_ms),
+                io_timeout: Duration::from_millis(options.io_timeout_ms),
+                probe_interval: PROBE_INTERVAL,
+            }
+        };
+        let mut channels = broker.as_ref().map(|options| settings(options, true));
+        let mut presence = presence.as_ref().map(|options| settings(options, false));
+        if let (Some(channels), Some(apart)) = (&mut channels, &presence)
+            && channels.is_same_place(apart)
+        {
+            let redis::Settings { operations: Operations { presence_ttl_s, .. }, .. } = apart;
+            channels.operations.presence_ttl_s = *presence_ttl_s;
+            channels.operations.presence_users = apart.operations.presence_users;
+            channels.operations.presence_field_ttl = apart.operations.presence_field_ttl;
+            presence = None;
+        }
+        Self { channels, presence }
+    }
+
+    /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.
+    pub(super) fn keepers(&self, shares_presence: bool) -> (Broker, Presence) {
+        let broker = if self.channels.is_some() { Broker::Remote } else { Broker::Memory };
+        let presence = match (shares_presence, &self.presence) {
+            (_, Some(_)) => Presence::Apart,
+            (true, None) => Presence::WithChannels,
+            (false, None) => Presence::Memory,
+        };
+        (broker, presence)
+    }
+}
+
+/// Brokers whose threads have not started.
+pub(super) struct PreparedBrokers {
+    channels: Option<redis::Prepared>,
+    presence: Option<redis::Prepared>,
+}
+
+impl PreparedBrokers {
+    /// Makes what the threads are woken with, before the descriptor tables of shards part.
+    pub(super) fn new(settings: BrokerSettings) -> Result<Self, StartFault> {
+        let prepare = |settings: Option<redis::Settings>| {
+            let prepared = settings.map(redis::Prepared::new).transpose();
+            prepared.map_err(super::system("a runtime for a broker"))
+        };
+        Ok(Self { channels: prepare(settings.channels)?, presence: prepare(settings.presence)? })
+    }
+
+    /// The receivers of a shard's mail that are no shards.
+    pub(super) fn outside(&self, shard: ShardId, control: Letterbox) -> Outside {
+        let of = |broker: &Option<redis::Prepared>| {
+            broker.as_ref().map(|broker| broker.letterbox(shard.index()))
+        };
+        Outside { control, broker: of(&self.channels), presence: of(&self.presence) }
+    }
+
+    /// Starts the threads, which send to these shards, and waits for their first attempts to connect. The events of the control channel come out of the
+    /// receiver.
+    pub(super) fn start(
+        self,
+        shards: &[Letterbox],
+    ) -> Result<(Arc<Brokers>, mpsc::Receiver<ControlEvent>), StartFault> {
+        let (sender, control_events) = mpsc::channel(CONTROL_EVENTS_MAX);
+        let start = |prepared: Option<redis::Prepared>, from| {
+            let Some(prepared) = prepared else { return Ok(None) };
+            let (shards, sender) = (shards.to_vec(), sender.clone());
+            let figures = prepared.figures();
+            let started = prepared.start(move |_| {
+                let control = ToControl::new(sender.clone(), Arc::clone(&figures));
+                ToHomes::new(from, &shards, control, Arc::clone(&figures))
+            });
+            started.map(Some).map_err(super::system("a thread for a broker"))
+        };
+        let channels = start(self.channels, BROKER)?;
+        let presence = start(self.presence, PRESENCE_BROKER)?;
+        channels.iter().chain(&presence).for_each(redis::Broker::wait_for_first_attempts);
+        Ok((Arc::new(Brokers { channels, presence }), control_events))
+    }
+}
+
+/// The running brokers of a node; none of them where it keeps all itself.
+pub(super) struct Brokers {
+    channels: Option<redis::Broker>,
+    presence: Option<redis::Broker>,
+}
+
+impl Brokers {
+    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
+    /// Other nodes may be there: messages to them have a way.
+    pub(super) fn has_nodes(&self) -> bool {
+        self.channels.is_some()
+    }
+
+    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
+    /// Sends a message to other nodes. [`ControlEvent::Sent`] follows, unless this is false: there is no way to
+    /// other nodes, or no room on it.
+    pub(super) fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool {
+        self.channels.as_ref().is_some_and(|broker| broker.send_control(to, ticket, message))
+    }
+
+    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
+    /// A node was forgotten: its presence entries are removed, and their leaves announced.
+    pub(super) fn take_entries(&self, uid: &str) {
+        if let Some(channels) = &self.channels {
+            channels.notify_removed(uid);
+        }
+        if let Some(keeper) = self.presence.as_ref().or(self.channels.as_ref()) {
+            keeper.take_entries(uid);
+        }
+    }
+
+    /// Figures of all of them together, by name.
+    pub(super) fn figures(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for broker in [&self.channels, &self.presence].into_iter().flatten() {
+            broker.figures().each(|name, value| *sums.entry(name).or_insert(0) += value);
+            *sums.entry("redis_queue_bytes").or_insert(0) += broker.queued_bytes() as u64;
+        }
+        sums
+    }
+}
+
+/// Takes the events of the control channel and does nothing with them.
+pub(super) async fn drain_control(mut events: mpsc::Receiver<ControlEvent>) {
+    while events.recv().await.is_some() {}
+}
+
+/// The way of a thread's events to the control thread.
+struct ToControl {
+    sender: mpsc::Sender<ControlEvent>,
+    /// Some event found no room.
+    missed: Cell<bool>,
+    figures: Arc<Figures>,
+}
+
+impl ToControl {
+    fn new(sender: mpsc::Sender<ControlEvent>, figures: Arc<Figures>) -> Self {
+        Self { sender, missed: Cell::new(false), figures }
+    }
+
+    fn send(&self, event: ControlEvent) {
+        if self.missed.get()
+            && let Ok(room) = self.sender.try_reserve_many(2)
+        {
+            room.zip([ControlEvent::Interrupted, ControlEvent::Listening])
+                .for_each(|(permit, event)| permit.send(event));
+            self.missed.set(false);
+        }
+        if self.sender.try_send(event).is_err() {
+            self.missed.set(true);
+            Figures::add(&self.figures.control_lost, 1);
+        }
+    }
+}
+
+/// The mail of one thread to all homes that it serves, and its events for the control thread.
+struct ToHomes {
+    from: ShardId,
+    lanes: Vec<RefCell<HomeLane>>,
+    control: ToControl,
+    figures: Arc<Figures>,
+}
+
+/// Mail to one home.
+struct HomeLane {
+    lane: MailLane,
+    /// Channels of which a publication found no room.
+    missed: HashSet<CompactString, foldhash::fast::RandomState>,
+}
+
+impl ToHomes {
+    fn new(from: ShardId, shards: &[Letterbox], control: ToControl, figures: Arc<Figures>) -> Self {
+        let lane = |letterbox: &Letterbox| {
+            let (lane, missed) = (MailLane::new(letterbox.clone()), HashSet::default());
+            RefCell::new(HomeLane { lane, missed })
+        };
+        Self { from, lanes: shards.iter().map(lane).collect(), control, figures }
+    }
+}
+
+impl Events for ToHomes {
+    fn take(&self, home: usize, events: Vec<BrokerEvent>) {
+        let Some(lane) = self.lanes.get(home) else { return };
+        let lane = &mut *lane.borrow_mut();
+        events.into_iter().for_each(|event| lane.push(self.from, event, &self.figures));
+        lane.flush(self.from);
+    }
+
+    fn control(&self, events: Vec<ControlEvent>) {
+        events.into_iter().for_each(|event| self.control.send(event));
+    }
+
+    fn flush(&self) -> bool {
+        let flush =
+            |blocked, lane: &RefCell<HomeLane>| lane.borrow_mut().flush(self.from) | blocked;
+        self.lanes.iter().fold(false, flush)
+    }
+
+    fn has_room(&self, home: usize) {
+        if let Some(lane) = self.lanes.get(home) {
+            lane.borrow().lane.ring();
+        }
+    }
+}
+
+impl HomeLane {
+    fn push(&mut self, from: ShardId, event: BrokerEvent, figures: &Figures) {
+        match &event {
+            BrokerEvent::Delivered(delivered) => {
+                let channel = &delivered.channel;
+                if self.lane.is_full() || self.missed.contains(channel) {
+                    Figures::add(&figures.deliveries_lost, 1);
+                    self.missed.insert(channel.clone());
+                    return;
+                }
+            }
+            BrokerEvent::Announced { .. } if self.lane.is_full() => {
+                return Figures::add(&figures.announcements_lost, 1);
+            }
+            // The channel begins anew, or will.
+            BrokerEvent::Listening { channel } | BrokerEvent::Interrupted { channel } => {
+                self.missed.remove(channel);
+            }
+            BrokerEvent::Lost => self.missed.clear(),
+            _ => {}
+        }
+        self.lane.push(Mail::BrokerEvent(Box::new(event)));
+        if self.lane.is_full() {
+            self.lane.flush(from);
+        }
+    }
+
+    /// True if something waits for room.
+    fn flush(&mut self, from: ShardId) -> bool {
+        loop {
+            if self.lane.flush(from) == Flushed::Full {
+                return true;
+            }
+            if self.missed.is_empty() {
+                return false;
+            }
+            let mut missed = std::mem::take(&mut self.missed).into_iter();
+            while !self.lane.is_full()
+                && let Some(channel) = missed.next()
+            {
+                let begins = BrokerEvent::Interrupted { channel: channel.clone() };
+                self.lane.push(Mail::BrokerEvent(Box::new(begins)));
+                self.lane.push(Mail::BrokerEvent(Box::new(BrokerEvent::Listening { channel })));
+            }
+            self.missed = missed.collect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::OUTBOX_BYTES_MAX;
+    use crate::hub::broker::{Delivered, Entry};
+    use crate::hub::history::{Published, Record};
+    use crate::io::Alarm;
+    use crate::node::control_mail::Bell;
+    use crate::shard::mail::Mailbox;
+
+    fn home(batches: usize) -> (ToHomes, Mailbox, mpsc::Receiver<ControlEvent>) {
+        let (letterbox, mailbox) = Mailbox::new(batches, Alarm::new(Arc::new(Bell::default())));
+        let (sender, events) = mpsc::channel(4);
+        let figures = Arc::new(Figures::default());
+        let control = ToControl::new(sender, figures.clone());
+        (ToHomes::new(BROKER, &[letterbox], control, figures), mailbox, events)
+    }
+
+    fn delivered(channel: &str, bytes: usize) -> BrokerEvent {
+        let data = vec![b'1'; bytes];
+        let published = Published { data: &data, is_json: true, ..Published::default() };
+        let record = Record::new(1, &published);
+        let entry = Entry { after: 0, time_ms: 0, delta: false, record };
+        BrokerEvent::Delivered(Box::new(Delivered { channel: channel.into(), epoch: None, entry }))
+    }
+
+    fn received(mailbox: &Mailbox) -> Vec<String> {
+        let mut names = Vec::new();
+        while let Some(batch) = mailbox.take() {
+            assert_eq!(batch.from, BROKER);
+            for mail in batch.mail {
+                let Mail::BrokerEvent(event) = mail else { panic!("{mail:?}") };
+                names.push(match *event {
+                    BrokerEvent::Delivered(of) => of.channel.to_string(),
+                    BrokerEvent::Listening { channel } => format!("on {channel}"),
+                    BrokerEvent::Interrupted { channel } => format!("off {channel}"),
+                    BrokerEvent::Done { ticket } => format!("done {}", ticket.0),
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn events_of_a_call_are_one_batch() {
+        let (homes, mailbox, _events) = home(8);
+        homes.take(0, vec![delivered("a", 1), delivered("b", 1)]);
+        assert_eq!(mailbox.waiting().0, 1);
+        assert_eq!(received(&mailbox), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_publication_without_room_makes_its_channel_begin_anew() {
+        let (homes, mailbox, _events) = home(1);
+        homes.take(0, vec![delivered("first", 1)]);
+        // The mailbox has its batch; the lane fills.
+        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX)]);
+        homes.take(0, vec![delivered("b", 1), BrokerEvent::Done { ticket: Ticket(1) }]);
+        assert!(homes.flush());
+        assert_eq!(homes.figures.deliveries_lost.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert_eq!(received(&mailbox), ["first"]);
+        // An answer waits; a publication of the same channel would come behind what is missing.
+        assert!(homes.flush());
+        assert_eq!(received(&mailbox), ["a", "done 1"]);
+        assert!(!homes.flush());
+        assert_eq!(received(&mailbox), ["off b", "on b"]);
+        homes.take(0, vec![delivered("b", 1)]);
+        assert_eq!(received(&mailbox), ["b"]);
+    }
+
+    #[test]
+    fn a_channel_that_begins_anew_anyway_does_so_once() {
+        let (homes, mailbox, _events) = home(1);
+        homes.take(0, vec![delivered("first", 1)]);
+        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX), delivered("b", 1)]);
+        let off = BrokerEvent::Interrupted { channel: "b".into() };
+        homes.take(0, vec![off]);
+        received(&mailbox);
+        homes.flush();
+        assert_eq!(received(&mailbox), ["a", "off b"]);
+        assert!(!homes.flush() && received(&mailbox).is_empty());
+    }
+
+    #[test]
+    fn control_events_without_room_make_the_channel_begin_anew() {
+        let (homes, _mailbox, mut events) = home(1);
+        let sent = |of| ControlEvent::Sent { ticket: Ticket(of), is_sent: true };
+        homes.control((0..6).map(sent).collect());
+        let mut all = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            all.push(event);
+        }
+        assert_eq!(all, [sent(0), sent(1), sent(2), sent(3)]);
+        homes.control(vec![sent(9)]);
+        let next: Vec<_> = (0..3).map(|_| events.try_recv().unwrap()).collect();
+        assert_eq!(next, [ControlEvent::Interrupted, ControlEvent::Listening, sent(9)]);
+    }
+}

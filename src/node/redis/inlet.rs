@@ -1,0 +1,124 @@
+//! The way in: commands of homes come as mail, and go to the queue of a server or to the wishes of a home.
+//!
+//! The thread empties its mailbox at once, so that no home waits for a server: what a thread keeps for servers
+//! is bounded in bytes, and commands beyond that fail.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Connected, Figures, Shared, commands};
+use crate::base::heap::HeapBytes as _;
+use crate::cluster::hash::jump;
+use crate::hub::broker::{BrokerEvent, Command, FailureCause};
+use crate::node::control_mail::Bell;
+use crate::shard::mail::{Batch, Mail, Mailbox};
+
+/// Batches opened before other tasks have their turn.
+const BATCHES_MAX: usize = 64;
+
+/// News that found no room are sent again after so long, even if no home rings.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// The same for those of which this task doesn't know.
+const LATE_RETRY: Duration = Duration::from_millis(500);
+
+/// Takes mail until the thread ends.
+pub(super) async fn run(
+    shared: Rc<Shared>,
+    servers: Rc<[Rc<Connected>]>,
+    (mailbox, bell): (Mailbox, Arc<Bell>),
+) {
+    loop {
+        for _ in 0..BATCHES_MAX {
+            let Some(batch) = mailbox.take() else { break };
+            open(&shared, &servers, *batch);
+        }
+        let waits = shared.events.flush();
+        mailbox.take_turned(|shard| shared.events.has_room(shard.index()));
+        if !mailbox.sleep() {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        tokio::select! {
+            () = bell.rung() => {}
+            () = tokio::time::sleep(if waits { RETRY } else { LATE_RETRY }) => {}
+        }
+        mailbox.awake();
+    }
+}
+
+fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
+    let home = batch.from.index();
+    let mut failed = Vec::new();
+    for mail in batch.mail {
+        // Homes send nothing else here.
+        let Mail::Command(command) = mail else { continue };
+        if !admit(shared, &command, &mut failed) {
+            continue;
+        }
+        let server = &servers[jump(channel(&command), servers.len() as u32) as usize];
+        let place = home / shared.settings.threads.max(1);
+        match *command {
+            Command::Listen { channel } => server.wishes[place].listen(channel),
+            Command::Unlisten { channel } => server.wishes[place].unlisten(&channel),
+            command => commands::take(shared, server, home, command),
+        }
+    }
+    if !failed.is_empty() {
+        shared.events.take(home, failed);
+    }
+}
+
+/// Counts the bytes of a command. One for which there is no room fails; wishes to listen have room always,
+/// since a home has one for each channel.
+fn admit(shared: &Shared, command: &Command, failed: &mut Vec<BrokerEvent>) -> bool {
+    if matches!(command, Command::Listen { .. } | Command::Unlisten { .. }) {
+        return true;
+    }
+    let bytes = cost(command);
+    let waiting = shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+    if waiting + bytes <= shared.settings.queue_bytes_max {
+        return true;
+    }
+    shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    failed.extend(failure(command));
+    Figures::add(&shared.figures.refused, 1);
+    false
+}
+
+/// Bytes that a command counts in the queue.
+pub(super) fn cost(command: &Command) -> usize {
+    size_of::<Command>() + command.heap_bytes()
+}
+
+/// The event of a command that is not sent; none if no answer is expected.
+pub(super) fn failure(command: &Command) -> Option<BrokerEvent> {
+    let ticket = match command {
+        Command::Publish(publishing) => publishing.ticket,
+        Command::Read { ticket, .. }
+        | Command::Renew { ticket, .. }
+        | Command::Drop { ticket, .. }
+        | Command::Members { ticket, .. } => *ticket,
+        Command::Listen { .. }
+        | Command::Unlisten { .. }
+        | Command::Presence(_)
+        | Command::Announce { .. } => return None,
+    };
+    Some(BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable })
+}
+
+fn channel(command: &Command) -> &str {
+    match command {
+        Command::Publish(publishing) => &publishing.channel,
+        Command::Presence(update) => &update.channel,
+        Command::Listen { channel }
+        | Command::Unlisten { channel }
+        | Command::Read { channel, .. }
+        | Command::Renew { channel, .. }
+        | Command::Drop { channel, .. }
+        | Command::Members { channel, .. }
+        | Command::Announce { channel, .. } => channel,
+    }
+}
