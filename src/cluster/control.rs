@@ -91,6 +91,86 @@ impl Command {
     }
 }
 
+/// Kinds of messages, for counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// See [`Message`].
+    Node,
+    /// See [`Message`].
+    Shutdown,
+    /// See [`Message`].
+    Unsubscribe,
+    /// See [`Message`].
+    Subscribe,
+    /// See [`Message`].
+    Disconnect,
+    /// See [`Message`].
+    SurveyRequest,
+    /// See [`Message`].
+    SurveyResponse,
+    /// See [`Message`].
+    Notification,
+    /// See [`Message`].
+    Refresh,
+    /// See [`Message`].
+    Unknown,
+}
+
+impl Kind {
+    /// All of them, as metrics name them; the place of a kind is its number.
+    pub const NAMES: [&'static str; 10] = [
+        "node",
+        "shutdown",
+        "unsubscribe",
+        "subscribe",
+        "disconnect",
+        "survey_request",
+        "survey_response",
+        "notification",
+        "refresh",
+        "unknown",
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.get(self as usize).copied().unwrap_or_default()
+    }
+}
+
+impl Message {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Node(_) => Kind::Node,
+            Self::Shutdown => Kind::Shutdown,
+            Self::Unsubscribe(_) => Kind::Unsubscribe,
+            Self::Subscribe(_) => Kind::Subscribe,
+            Self::Disconnect(_) => Kind::Disconnect,
+            Self::SurveyRequest(_) => Kind::SurveyRequest,
+            Self::SurveyResponse(_) => Kind::SurveyResponse,
+            Self::Notification(_) => Kind::Notification,
+            Self::Refresh(_) => Kind::Refresh,
+            Self::Unknown => Kind::Unknown,
+        }
+    }
+
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Node(message) => message.encoded_len(),
+                Self::Unsubscribe(message) => message.encoded_len(),
+                Self::Subscribe(message) => message.encoded_len(),
+                Self::Disconnect(message) => message.encoded_len(),
+                Self::SurveyRequest(message) => message.encoded_len(),
+                Self::SurveyResponse(message) => message.encoded_len(),
+                Self::Notification(message) => message.encoded_len(),
+                Self::Refresh(message) => message.encoded_len(),
+                Self::Shutdown | Self::Unknown => 0,
+            }
+    }
+}
+
 /// The connections that a message means.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {
@@ -114,6 +194,31 @@ pub struct Connection<'a> {
 }
 
 impl Selection<'_> {
+    /// The user whose connections it means; empty: the anonymous ones, or those of all users.
+    pub fn user(&self) -> &str {
+        self.user
+    }
+
+    /// It means connections of all users.
+    pub fn is_of_all_users(&self) -> bool {
+        self.all_users
+    }
+
+    /// The client id of the one connection that it means; empty: any.
+    pub fn client(&self) -> &str {
+        self.client
+    }
+
+    /// The session of the one connection that it means; empty: any.
+    pub fn session(&self) -> &str {
+        self.session
+    }
+
+    /// It can't mean a connection of this node: those have no labels, and it selects by some.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_some()
+    }
+
     /// Whether it means a connection. An empty user means the anonymous ones. Connections of this node have
     /// no labels, and a message that asks for some means none of them.
     pub fn contains(&self, connection: Connection<'_>) -> bool {

@@ -21,6 +21,7 @@ pub mod peers;
     missing_docs,
     unreachable_pub,
     unused_qualifications,
+    dead_code,
     reason = "made by a tool of control.proto, which has the words"
 )]
 mod schema;

@@ -6,9 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint,
+    encoded_len_varint, key_len, message, skip_field,
+};
 
 use super::control::{SurveyRequest, SurveyResponse};
-use super::schema::{ChannelInfo, ChannelsRequest, ChannelsResult};
+use super::schema::{ChannelInfo, ChannelsRequest};
 use crate::proto::client::nodes::NotProtobuf;
 use crate::proto::client::schema::EmulationRequest;
 
@@ -27,6 +31,8 @@ pub enum Code {
     Invalid = 2,
     /// The node doesn't know the question.
     UnknownOperation = 3,
+    /// The node has no room for the question now: of this project's nodes only.
+    Busy = 4,
 }
 
 /// A question.
@@ -85,23 +91,70 @@ pub fn response(id: u64, code: Code, data: Vec<u8>) -> SurveyResponse {
     SurveyResponse { id, code: code as u32, data }
 }
 
-/// The data of an answer about channels.
-pub fn put_channels(channels: impl IntoIterator<Item = (String, u32)>) -> Vec<u8> {
-    let info = |(name, num_clients)| (name, ChannelInfo { num_clients });
-    ChannelsResult { channels: channels.into_iter().map(info).collect() }.encode_to_vec()
+/// Appends one channel to the data of an answer about channels: an answer may be long, and is made of them one
+/// by one.
+pub fn put_channel(data: &mut Vec<u8>, name: &str, num_clients: u32) {
+    let info = ChannelInfo { num_clients };
+    let name_length = key_len(1) + encoded_len_varint(name.len() as u64) + name.len();
+    encode_key(CHANNELS_TAG, WireType::LengthDelimited, data);
+    encode_varint((name_length + message::encoded_len(2, &info)) as u64, data);
+    encode_key(1, WireType::LengthDelimited, data);
+    encode_varint(name.len() as u64, data);
+    data.extend_from_slice(name.as_bytes());
+    message::encode(2, &info, data);
 }
 
-/// Adds the data of an answer about channels to those of other nodes.
-///
-/// # Errors
-/// It can't be read.
-pub fn add_channels(all: &mut BTreeMap<String, u32>, data: &[u8]) -> Result<(), NotProtobuf> {
-    let result = ChannelsResult::decode(data).map_err(|_| NotProtobuf)?;
-    for (name, info) in result.channels {
-        let count = all.entry(name).or_default();
-        *count = count.saturating_add(info.num_clients);
+/// The channels in the data of an answer, each with its number of clients, in the order in which they stand.
+/// Nothing follows an error.
+pub fn channels_in(data: &[u8]) -> impl Iterator<Item = Result<(&str, u32), NotProtobuf>> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        let next = next_channel(&mut rest);
+        if matches!(next, Some(Err(_))) {
+            rest = &[];
+        }
+        next
+    })
+}
+
+/// The number of the field that has the channels: a map, which is a list of entries.
+const CHANNELS_TAG: u32 = 1;
+
+fn next_channel<'d>(rest: &mut &'d [u8]) -> Option<Result<(&'d str, u32), NotProtobuf>> {
+    while !rest.is_empty() {
+        match next_field(rest) {
+            Ok((CHANNELS_TAG, Some(entry))) => return Some(entry_of(entry)),
+            Ok(_) => {}
+            Err(error) => return Some(Err(error)),
+        }
     }
-    Ok(())
+    None
+}
+
+/// A field: its number, and its bytes if it has a length.
+fn next_field<'d>(rest: &mut &'d [u8]) -> Result<(u32, Option<&'d [u8]>), NotProtobuf> {
+    let (tag, wire) = decode_key(rest).map_err(|_| NotProtobuf)?;
+    if wire != WireType::LengthDelimited {
+        skip_field(wire, tag, rest, DecodeContext::default()).map_err(|_| NotProtobuf)?;
+        return Ok((tag, None));
+    }
+    let length = decode_varint(rest).map_err(|_| NotProtobuf)?;
+    let length = usize::try_from(length).map_err(|_| NotProtobuf)?;
+    let (bytes, behind) = rest.split_at_checked(length).ok_or(NotProtobuf)?;
+    *rest = behind;
+    Ok((tag, Some(bytes)))
+}
+
+fn entry_of(entry: &[u8]) -> Result<(&str, u32), NotProtobuf> {
+    let (mut rest, mut name, mut info) = (entry, "", ChannelInfo::default());
+    while !rest.is_empty() {
+        match next_field(&mut rest)? {
+            (1, Some(bytes)) => name = std::str::from_utf8(bytes).map_err(|_| NotProtobuf)?,
+            (2, Some(bytes)) => info.merge(bytes).map_err(|_| NotProtobuf)?,
+            _ => {}
+        }
+    }
+    Ok((name, info.num_clients))
 }
 
 /// A survey of this node that is under way.
@@ -137,6 +190,11 @@ impl Survey {
         self.missing.is_empty().then_some(&self.answers)
     }
 
+    /// The answers by node that are there.
+    pub fn into_answers(self) -> BTreeMap<String, SurveyResponse> {
+        self.answers
+    }
+
     /// Those that have not answered.
     pub fn missing(&self) -> impl Iterator<Item = &str> {
         self.missing.iter().map(String::as_str)
@@ -145,6 +203,9 @@ impl Survey {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::schema::ChannelsResult;
     use super::*;
 
     #[test]
@@ -164,15 +225,36 @@ mod tests {
     }
 
     #[test]
-    fn the_channels_of_all_nodes_are_added_up() {
-        let mut all = BTreeMap::new();
-        for answer in
-            [put_channels([("a".into(), 2), ("b".into(), 1)]), put_channels([("a".into(), 3)])]
-        {
-            add_channels(&mut all, &answer).unwrap();
+    fn channels_are_written_and_read_one_by_one() {
+        let mut data = Vec::new();
+        let channels = [("a", 2), ("", 0), ("news:ä", u32::MAX)];
+        channels.iter().for_each(|(name, clients)| put_channel(&mut data, name, *clients));
+        let info = |num_clients| ChannelInfo { num_clients };
+        let all = channels.map(|(name, clients)| (name.to_owned(), info(clients))).into();
+        assert_eq!(ChannelsResult::decode(&*data), Ok(ChannelsResult { channels: all }));
+        let read = channels_in(&data).collect::<Result<Vec<_>, _>>();
+        assert_eq!(read, Ok(channels.to_vec()));
+        assert_eq!(channels_in(b"").count(), 0);
+        // A field that is not known, and one that is cut off: nothing follows.
+        let unknown = [&[0x10, 5][..], &data].concat();
+        assert_eq!(channels_in(&unknown).count(), 3);
+        let cut = channels_in(&data[..data.len() - 1]).collect::<Vec<_>>();
+        assert_eq!(cut, [Ok(("a", 2)), Ok(("", 0)), Err(NotProtobuf)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_as_a_decoder_of_the_whole_reads_them(
+            data in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let read: Result<BTreeMap<_, _>, _> = channels_in(&data).collect();
+            // The other one also checks what stands in fields that are not known.
+            if let Ok(whole) = ChannelsResult::decode(&*data) {
+                let whole = whole.channels.iter();
+                let whole = whole.map(|(name, info)| (name.as_str(), info.num_clients));
+                prop_assert_eq!(read, Ok(whole.collect()));
+            }
         }
-        assert_eq!(all, BTreeMap::from([("a".into(), 5), ("b".into(), 1)]));
-        assert_eq!(add_channels(&mut all, b"\xff"), Err(NotProtobuf));
     }
 
     #[test]
