@@ -18,6 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::API_UNANSWERED_MAX;
 use crate::io::Wake;
+use crate::shard::mail::emulation::EmulateElsewhere;
 use crate::shard::mail::{
     Asker, Batch, CONTROL, Flushed, Letterbox, Mail, MailLane, Mailbox, WebRequest,
 };
@@ -65,6 +66,8 @@ pub(super) enum Visit {
     Request(Box<WebRequest>),
     /// What the application says.
     Question(Box<AppCall>),
+    /// Commands go to a session on another node.
+    Emulation(Box<EmulateElsewhere>),
 }
 
 impl ControlMail {
@@ -174,11 +177,13 @@ impl ControlMail {
                 | Mail::Answer { asker, .. }
                 | Mail::Listed { asker, .. }
                 | Mail::Inspected { asker, .. }
+                | Mail::Emulated { asker, .. }
                 | Mail::Ordered { asker, .. } => *asker,
                 _ => {
                     match mail {
                         Mail::Request(request) => visit(from, Visit::Request(request)),
                         Mail::AppCall(question) => visit(from, Visit::Question(question)),
+                        Mail::EmulateElsewhere(emulate) => visit(from, Visit::Emulation(emulate)),
                         _ => {}
                     }
                     continue;

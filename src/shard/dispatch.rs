@@ -102,6 +102,8 @@ impl<D: Driver> Shard<D> {
                 }
                 // Only the control thread gets these.
                 Mail::Request(_)
+                | Mail::Emulated { .. }
+                | Mail::EmulateElsewhere(_)
                 | Mail::AppCall(_)
                 | Mail::Inspected { .. }
                 | Mail::Listed { .. }

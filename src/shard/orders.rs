@@ -12,6 +12,11 @@
 //! wait in a fan-out: an order waits for the mail to itself that was there when it came
 //! (`Underway::behind`), and fan-outs hand out what they hold for a connection before its subscriptions end
 //! (`Clients::deliver_pending`).
+//!
+//! Orders about one connection are carried out on it in their order of arrival. One that can't go on holds up
+//! later orders for the same user, but not those that end a connection: what comes before them has no effect.
+
+use std::collections::{BTreeSet, VecDeque};
 
 use compact_str::CompactString;
 use slab::Slab;
@@ -57,8 +62,8 @@ enum Step {
 /// What an order needs when the shard has nothing left to do for it.
 #[derive(Debug)]
 enum Next {
-    /// It has connections left, and waits for the next turn.
-    Later,
+    /// It has connections left, and waits for the next turn in this slot.
+    Later(usize),
     /// Homes got mail because of it: each has to pass the order, which has this number.
     Pass { order: u32, homes: ShardSet },
     /// It is carried out: its sender gets the answer.
@@ -69,6 +74,33 @@ enum Next {
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     underway: Slab<Underway>,
+    /// Those that have connections left, in their order of arrival.
+    arrived: VecDeque<usize>,
+}
+
+/// Users whose orders have to wait in this turn, since an earlier one can't go on.
+#[derive(Debug, Default)]
+struct HeldUp {
+    users: BTreeSet<CompactString>,
+    /// One that is about all users can't go on.
+    all: bool,
+}
+
+impl HeldUp {
+    /// Whether an order has to wait for earlier ones.
+    fn holds(&self, order: &Order) -> bool {
+        let is_any = self.all || !self.users.is_empty();
+        is_any
+            && !order.command.ends_connections()
+            && (self.all || order.all_users || self.users.contains(&order.user))
+    }
+
+    fn add(&mut self, order: &Order) {
+        match order.all_users {
+            true => self.all = true,
+            false => _ = self.users.insert(order.user.clone()),
+        }
+    }
 }
 
 impl Orders {
@@ -85,7 +117,8 @@ impl Orders {
     /// Adds an order for the connections `left`, behind so many batches of the shard's mail to itself.
     fn insert(&mut self, from: ShardId, order: Box<Order>, left: Vec<ConnKey>, behind: usize) {
         let (homes, connections, blocked) = (ShardSet::default(), 0, false);
-        self.underway.insert(Underway { order, from, left, connections, homes, blocked, behind });
+        let underway = Underway { order, from, left, connections, homes, blocked, behind };
+        self.arrived.push_back(self.underway.insert(underway));
     }
 
     /// So many batches of the shard's mail to itself were opened.
@@ -96,23 +129,20 @@ impl Orders {
     }
 
     /// Takes the order in a slot out, if it can be carried out now. It goes back by [`Self::end_or_keep`].
-    fn take(&mut self, at: usize) -> Option<Underway> {
-        let underway = self.underway.get(at)?;
-        // An order that waits for homes has no connections left.
-        let waits = underway.left.is_empty() && !underway.homes.is_empty();
-        if waits || underway.behind > 0 {
+    fn take(&mut self, at: usize, held_up: &HeldUp) -> Option<Underway> {
+        let underway = self.underway.get_mut(at)?;
+        if underway.behind > 0 {
             return None;
         }
-        let mut underway = self.underway.try_remove(at)?;
-        underway.blocked = false;
-        Some(underway)
+        // Not something to do until the earlier one goes on.
+        underway.blocked = held_up.holds(&underway.order);
+        if underway.blocked { None } else { self.underway.try_remove(at) }
     }
 
     /// Keeps an order until it has reached all its connections and all homes have passed it.
     fn end_or_keep(&mut self, underway: Underway) -> Next {
         if !underway.left.is_empty() {
-            self.underway.insert(underway);
-            return Next::Later;
+            return Next::Later(self.underway.insert(underway));
         }
         let homes = underway.homes;
         if homes.is_empty() {
@@ -144,15 +174,7 @@ impl Orders {
     ) {
         match mail {
             Mail::Order(order) => {
-                let (user, client, session) = (&order.user, &order.client, &order.session);
-                let left = subjects.clients.connections_of(
-                    out.cx,
-                    out.net,
-                    user,
-                    client,
-                    session,
-                    usize::MAX,
-                );
+                let left = subjects.clients.connections_for(out.cx, out.net, &order);
                 self.insert(from, order, left, out.post.own_batches());
             }
             Mail::Passed { order } => {
@@ -186,8 +208,17 @@ impl Orders {
             return;
         }
         let mut budget = out.cx.node.options.turn_ordered_max;
-        for at in 0..self.underway.capacity() {
-            let Some(mut underway) = self.take(at) else { continue };
+        let mut held_up = HeldUp::default();
+        for _ in 0..self.arrived.len() {
+            // Each goes back to the end: those that stay keep their order.
+            let Some(at) = self.arrived.pop_front() else { break };
+            let Some(mut underway) = self.take(at, &held_up) else {
+                if let Some(underway) = self.underway.get(at) {
+                    held_up.add(&underway.order);
+                    self.arrived.push_back(at);
+                }
+                continue;
+            };
             while budget > 0 && !underway.blocked {
                 let Some(key) = underway.left.pop() else { break };
                 budget -= 1;
@@ -201,7 +232,12 @@ impl Orders {
                 }
             }
             match self.end_or_keep(underway) {
-                Next::Later => {}
+                Next::Later(at) => {
+                    if let Some(underway) = self.underway.get(at) {
+                        held_up.add(&underway.order);
+                    }
+                    self.arrived.push_back(at);
+                }
                 Next::Pass { order, homes } => {
                     homes.iter().for_each(|home| out.post.send(out.cx, home, Mail::Pass { order }))
                 }
@@ -240,7 +276,8 @@ impl Subjects<'_> {
             return Step::Spared;
         }
         let Some(session) = self.clients.session_of(out.net, index) else { return Step::Spared };
-        if session.flags.detached() || session.user != order.user {
+        let is_theirs = order.all_users || session.user == order.user;
+        if session.flags.detached() || !is_theirs {
             return Step::Spared;
         }
         let is_connecting = session.connecting().is_some();
@@ -258,7 +295,9 @@ impl Subjects<'_> {
                 Step::Done
             }
             _ if is_connecting => Step::Blocked,
-            AdminCommand::Unsubscribe { channel } => self.unsubscribe(out, index, channel, homes),
+            AdminCommand::Unsubscribe { channel, why } => {
+                self.unsubscribe(out, index, channel, why.as_ref(), homes)
+            }
             AdminCommand::Subscribe(sub) => self.subscribe(out, key, sub, homes),
             AdminCommand::Refresh { expired: true, .. } => {
                 if !self.make_ready_to_end(out, index, None, homes) {
@@ -281,6 +320,7 @@ impl Subjects<'_> {
         out: &mut Outlets<'_, D>,
         index: u32,
         channel: &str,
+        why: Option<&(u16, CompactString)>,
         homes: &mut ShardSet,
     ) -> Step {
         let only = match channel {
@@ -294,7 +334,9 @@ impl Subjects<'_> {
             return Step::Blocked;
         }
         for channel in self.channels_of(out, index, only) {
-            self.clients.take_away(out, self.side, index, channel, Unsubscribed::Server);
+            let usual = (Unsubscribed::Server.code(), Unsubscribed::Server.reason());
+            let (code, reason) = why.map_or(usual, |(code, reason)| (*code, reason.as_str()));
+            self.clients.take_away_with(out, self.side, index, channel, code, reason);
         }
         Step::Done
     }
@@ -382,7 +424,7 @@ impl Subjects<'_> {
     fn inspect<D: Driver>(&mut self, out: &mut Outlets<'_, D>, user: &str) -> Inspected {
         // A user may have more connections than are named, the anonymous one a million.
         let max = INSPECTED_MAX + 1;
-        let mut keys = self.clients.connections_of(out.cx, out.net, user, "", "", max);
+        let mut keys = self.clients.connections_of(out.cx, out.net, Some(user), "", "", max);
         let more = keys.len() > INSPECTED_MAX;
         keys.truncate(INSPECTED_MAX);
         let connections = keys.into_iter().filter_map(|key| self.inspect_one(out, key)).collect();
@@ -434,10 +476,18 @@ mod tests {
         ConnKey { index, generation: NonZeroU32::MIN }
     }
 
+    fn order_of(user: &str, command: AdminCommand) -> Box<Order> {
+        let (client, session) = Default::default();
+        let (asker, user, all_users) = (Asker::of(key(9)), user.into(), false);
+        Box::new(Order { asker, user, all_users, client, session, command })
+    }
+
+    fn unsubscribe() -> AdminCommand {
+        AdminCommand::Unsubscribe { channel: CompactString::default(), why: None }
+    }
+
     fn order() -> Box<Order> {
-        let (user, client, session) = Default::default();
-        let command = AdminCommand::Unsubscribe { channel: CompactString::default() };
-        Box::new(Order { asker: Asker::of(key(9)), user, client, session, command })
+        order_of("", unsubscribe())
     }
 
     fn orders(connections: u32, behind: usize) -> Orders {
@@ -446,32 +496,61 @@ mod tests {
         orders
     }
 
+    /// The first order, if nothing holds it up.
+    fn take(orders: &mut Orders) -> Option<Underway> {
+        orders.take(0, &HeldUp::default())
+    }
+
     #[test]
     fn an_order_waits_for_the_mail_that_was_there_before_it() {
         let mut orders = orders(1, 2);
         assert!(orders.has_work());
         orders.batches_opened(1);
-        assert!(orders.take(0).is_none());
+        assert!(take(&mut orders).is_none());
         orders.batches_opened(1);
-        assert_eq!(orders.take(0).unwrap().left, [key(0)]);
+        assert_eq!(take(&mut orders).unwrap().left, [key(0)]);
         assert_eq!(orders.len(), 0);
+    }
+
+    #[test]
+    fn an_order_waits_for_earlier_ones_of_its_user_unless_it_ends_connections() {
+        let disconnect = || {
+            let (reason, spare) = (CompactString::default(), Vec::new());
+            AdminCommand::Disconnect { code: 3503, reason, spare }
+        };
+        let mut held_up = HeldUp::default();
+        assert!(!held_up.holds(&order_of("a", unsubscribe())));
+        held_up.add(&order_of("a", disconnect()));
+        for (user, command, holds) in
+            [("a", unsubscribe(), true), ("a", disconnect(), false), ("b", unsubscribe(), false)]
+        {
+            assert_eq!(held_up.holds(&order_of(user, command)), holds, "{user}");
+        }
+        let all = Order { all_users: true, ..*order_of("b", unsubscribe()) };
+        assert!(held_up.holds(&all));
+        held_up.add(&all);
+        assert!(held_up.holds(&order_of("b", unsubscribe())));
+        // A held up order has no work of its own.
+        let mut orders = orders(1, 0);
+        assert!(orders.take(0, &held_up).is_none() && !orders.has_work());
+        assert!(take(&mut orders).is_some());
     }
 
     #[test]
     fn an_order_is_answered_when_all_homes_that_got_mail_have_passed_it() {
         let mut orders = orders(2, 0);
-        let mut underway = orders.take(0).unwrap();
+        let mut underway = take(&mut orders).unwrap();
         underway.homes.insert(ShardId(0));
         underway.homes.insert(ShardId(1));
         let last = underway.left.pop();
-        assert!(matches!(orders.end_or_keep(underway), Next::Later));
+        assert!(matches!(orders.end_or_keep(underway), Next::Later(0)));
         assert_eq!(last, Some(key(1)));
 
-        let mut underway = orders.take(0).unwrap();
+        let mut underway = take(&mut orders).unwrap();
         underway.left.clear();
         let Next::Pass { order, homes } = orders.end_or_keep(underway) else { panic!() };
         assert_eq!(homes.iter().collect::<Vec<_>>(), [ShardId(0), ShardId(1)]);
-        assert!(!orders.has_work() && orders.take(0).is_none());
+        assert!(!orders.has_work());
         assert!(orders.passed(ShardId(1), order).is_none());
         // An answer that nobody waits for changes nothing.
         assert!(orders.passed(ShardId(1), order).is_none());
@@ -483,11 +562,11 @@ mod tests {
     #[test]
     fn an_order_without_mail_is_answered_at_once_and_a_blocked_one_has_no_work() {
         let mut orders = orders(1, 0);
-        let mut underway = orders.take(0).unwrap();
+        let mut underway = take(&mut orders).unwrap();
         underway.blocked = true;
-        assert!(matches!(orders.end_or_keep(underway), Next::Later));
+        assert!(matches!(orders.end_or_keep(underway), Next::Later(0)));
         assert!(!orders.has_work());
-        let mut underway = orders.take(0).unwrap();
+        let mut underway = take(&mut orders).unwrap();
         assert!(!underway.blocked);
         underway.left.clear();
         assert!(matches!(orders.end_or_keep(underway), Next::Answer(_)));

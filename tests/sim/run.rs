@@ -642,8 +642,9 @@ impl Run {
             let command =
                 AdminCommand::Disconnect { code, reason: "again".into(), spare: Vec::new() };
             let (user, client) = (user.as_str().into(), client.as_str().into());
-            let session = CompactString::default();
-            outbox.push(Mail::Order(Box::new(Order { asker, user, client, session, command })));
+            let (session, all_users) = (CompactString::default(), false);
+            let order = Order { asker, user, all_users, client, session, command };
+            outbox.push(Mail::Order(Box::new(order)));
         }
     }
 

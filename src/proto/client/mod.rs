@@ -87,6 +87,17 @@ pub fn emulation_request(
     }
 }
 
+/// The text of a JSON string literal, in which nodes send commands to each other; `None` for anything else.
+pub fn text_of_literal(literal: &[u8]) -> Option<String> {
+    serde_json::from_slice(literal).ok()
+}
+
+/// A text as a JSON string literal.
+pub fn literal_of_text(text: &str) -> Vec<u8> {
+    // Nothing about a text can fail to be written.
+    serde_json::to_vec(text).unwrap_or_default()
+}
+
 /// Appends a push as a connection of that form reads it: in a Reply, bare where nothing else is said
 /// (section 8), or only the publication for the list of an answer.
 pub fn put_push(out: &mut Vec<u8>, form: Form, channel: &str, push: &Push<'_>) {

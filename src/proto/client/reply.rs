@@ -4,7 +4,7 @@
 //! that they are JSON, by [`is_json`](super::is_json) where nothing else says so. An empty one is
 //! absent.
 
-use super::codes::{ErrorCode, Unsubscribed};
+use super::codes::ErrorCode;
 use crate::base::form::{Data, Form};
 use crate::base::info::ClientInfo;
 use crate::base::tags::Tags;
@@ -163,7 +163,12 @@ pub enum Push<'a> {
     /// Somebody left.
     Leave(ClientInfo<'a>),
     /// The server ended the subscription.
-    Unsubscribe(Unsubscribed),
+    Unsubscribe {
+        /// Usually one of [`Unsubscribed`](super::Unsubscribed).
+        code: u16,
+        /// For people.
+        reason: &'a str,
+    },
     /// The server made a subscription.
     Subscribe(SubscribePush<'a>),
     /// A message for this connection alone, without a channel.

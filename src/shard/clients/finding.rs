@@ -2,20 +2,38 @@
 
 use crate::base::id::{ConnKey, ShardId};
 use crate::io::Driver;
+use crate::session::Session;
 use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
-use crate::shard::mail::Listed;
+use crate::shard::mail::{Listed, Order};
 use crate::shard::net::Net;
 use crate::shard::net::record::NONE;
 use crate::shard::orders::TURN_LISTED_MAX;
 
 impl Clients {
-    /// Connections here that an order may be about.
+    /// Connections here that an order is about.
+    pub(crate) fn connections_for<D: Driver>(
+        &self,
+        cx: &Cx,
+        net: &Net<D>,
+        order: &Order,
+    ) -> Vec<ConnKey> {
+        let Order { user, all_users, client, session, .. } = order;
+        if !all_users || !client.is_empty() || !session.is_empty() {
+            let user = (!all_users).then_some(user.as_str());
+            return self.connections_of(cx, net, user, client, session, usize::MAX);
+        }
+        let conn = |session: &Session| Some(net.at(session.conn)?.key(session.conn));
+        let sessions = self.sessions.iter().filter(|(_, session)| !session.flags.hidden());
+        sessions.filter_map(|(_, session)| conn(session)).collect()
+    }
+
+    /// Connections here of a user, or of any user where a client or session names one connection.
     pub(crate) fn connections_of<D: Driver>(
         &self,
         cx: &Cx,
         net: &Net<D>,
-        user: &str,
+        user: Option<&str>,
         client: &str,
         session: &str,
         max: usize,
@@ -34,10 +52,11 @@ impl Clients {
                 let conn = net.at(key.index);
                 let conn = conn.filter(|conn| conn.generation == key.generation);
                 let session = conn.and_then(|conn| self.sessions.get(conn.session as usize));
-                session.is_some_and(|session| session.user == user)
+                session.is_some_and(|session| user.is_none_or(|user| session.user == user))
             };
             return key.filter(is_theirs).into_iter().collect();
         }
+        let Some(user) = user else { return Vec::new() };
         let hash = cx.node.names.hash(user);
         let sessions = &self.sessions;
         let first = self.users.first(hash, |at| sessions[*at as usize].user == user);

@@ -393,24 +393,40 @@ impl Clients {
         channel: u32,
         why: Unsubscribed,
     ) {
-        let Some(session) = self.session_of(out.net, index) else { return };
-        let Some(mut sub) = session.subs.remove(channel) else { return };
-        self.forget_sub(out, side, index, channel);
-        self.leave_list(out, side, &mut sub);
-        let Some(name) = side.locals.get(channel).map(|local| local.name.clone()) else {
+        let (code, reason) = (why.code(), why.reason());
+        let Some(name) = self.take_away_with(out, side, index, channel, code, reason) else {
             return;
         };
-        // Not held back by a full outbox: there are at most as many as subscriptions.
-        side.leave_home(out, index, &sub, None);
         let reason = match why {
             Unsubscribed::Expired => Some(Reason::EndExpired),
             Unsubscribed::InsufficientState => Some(Reason::EndInsufficientState),
             _ => None,
         };
         if let Some(reason) = reason {
-            self.notice(out, index, reason, why.code().into(), &name, format_args!(""));
+            self.notice(out, index, reason, code.into(), &name, format_args!(""));
         }
-        self.push(out, side, index, &name, &Push::Unsubscribe(why));
+    }
+
+    /// The same with a code and a reason that may be those of another node. Yields the channel's name if there
+    /// was a subscription.
+    pub(crate) fn take_away_with<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+        channel: u32,
+        code: u16,
+        reason: &str,
+    ) -> Option<CompactString> {
+        let session = self.session_of(out.net, index)?;
+        let mut sub = session.subs.remove(channel)?;
+        self.forget_sub(out, side, index, channel);
+        self.leave_list(out, side, &mut sub);
+        let name = side.locals.get(channel)?.name.clone();
+        // Not held back by a full outbox: there are at most as many as subscriptions.
+        side.leave_home(out, index, &sub, None);
+        self.push(out, side, index, &name, &Push::Unsubscribe { code, reason });
+        Some(name)
     }
 }
 

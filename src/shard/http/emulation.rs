@@ -4,6 +4,9 @@
 //! ```text
 //!  POST /emulation -> session id: shard and slot -> Mail::Emulate -> as a message of that connection
 //!  204 <- Mail::Response <- when its commands are handled, behind those that came before
+//!
+//!  session of another node -> Mail::EmulateElsewhere -> control thread -> that node; 204 <- Mail::Response
+//!  control thread, for another node -> Mail::Emulate -> as above; Mail::Emulated <- when they are handled
 //! ```
 
 use crate::base::frame::SharedFrame;
@@ -15,17 +18,20 @@ use crate::proto::http::Head;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
 use crate::shard::http::stream::is_binary;
-use crate::shard::mail::emulation::{Emulate, Emulated, Emulating};
+use crate::shard::mail::emulation::{
+    CommandsForm, Emulate, EmulateElsewhere, Emulated, Emulating, Uptake,
+};
 use crate::shard::mail::post::Post;
-use crate::shard::mail::{Asker, Mail};
+use crate::shard::mail::{Asker, CONTROL, Mail};
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
+use crate::shard::options::Broker;
 
 impl<D: Driver> Net<D> {
     /// A request to the up-link is whole.
     ///
     /// # Errors
-    /// The status of its answer: 400 for what is none, 404 for another node's, 503 without room.
+    /// The status of its answer: 400 for what is none, 404 for an unknown node, 503 without room.
     pub(crate) fn emulation(
         &mut self,
         cx: &Cx,
@@ -35,29 +41,39 @@ impl<D: Driver> Net<D> {
         cors: &str,
         body: &[u8],
     ) -> Result<(), u16> {
-        let protobuf = is_binary(head);
-        let encoding = if protobuf { Encoding::Protobuf } else { Encoding::Json };
+        let encoding = if is_binary(head) { Encoding::Protobuf } else { Encoding::Json };
         let request = client::emulation_request(body, encoding).map_err(|_| 400u16)?;
         let EmulationRequest { node, session, data } = request;
-        if node != cx.node.rules.node_id {
-            return Err(404);
-        }
-        let Some((shard, conn)) = cx.node.rules.session_ids.open_secret(&session) else {
-            // Nobody's: taken all the same.
-            return Err(204);
+        let (mut asker, reuse) = (Asker::of(key), head.reuse());
+        let is_here = node == cx.node.rules.node_id;
+        let (to, mail) = if is_here {
+            let Some((shard, conn)) = cx.node.rules.session_ids.open_secret(&session) else {
+                // Nobody's: taken all the same.
+                return Err(204);
+            };
+            if !post.begin_emulation(shard) {
+                return Err(503);
+            }
+            let by = Emulating { from: cx.id, asker, cors: cors.into(), reuse };
+            let emulated = Emulated { data: data.into(), by: Some(by) };
+            let form = CommandsForm::Of(encoding);
+            (shard, Mail::Emulate(Box::new(Emulate { conn, form, emulated })))
+        } else {
+            if cx.node.options.broker == Broker::Memory {
+                return Err(404);
+            }
+            asker.credits = post.spend(CONTROL, 1).ok_or(503u16)?;
+            let by = Emulating { from: cx.id, asker, cors: cors.into(), reuse };
+            let (node, session, data) = ((&*node).into(), (&*session).into(), data.into());
+            let elsewhere = EmulateElsewhere { node, session, encoding, data, by };
+            (CONTROL, Mail::EmulateElsewhere(Box::new(elsewhere)))
         };
-        if !post.begin_emulation(shard) {
-            return Err(503);
-        }
-        let (asker, reuse) = (Asker::of(key), head.reuse());
-        let by = Emulating { from: cx.id, asker, cors: cors.into(), reuse };
         if let Some(conn) = self.conn(key) {
             conn.phase = Phase::Asked;
             conn.flags.set_paused(true);
         }
         self.set_busy(key.index);
-        let emulated = Emulated { data: data.into(), by: Some(by) };
-        post.send(cx, shard, Mail::Emulate(Box::new(Emulate { conn, protobuf, emulated })));
+        post.send(cx, to, mail);
         Ok(())
     }
 
@@ -67,9 +83,13 @@ impl<D: Driver> Net<D> {
         cx: &Cx,
         post: &mut Post,
         by: impl Into<Option<Emulating>>,
-        status: u16,
+        uptake: Uptake,
     ) {
         let Some(Emulating { from, asker, cors, reuse }) = by.into() else { return };
+        if from == CONTROL {
+            return post.send(cx, CONTROL, Mail::Emulated { asker, uptake });
+        }
+        let status = uptake.status();
         let reuse = reuse.unless(self.is_draining());
         let bytes = SharedFrame::new(&self.response(cx, reuse, status, &cors, b"", false));
         post.send(cx, from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });
@@ -82,7 +102,7 @@ impl<D: Driver> Net<D> {
         let queued = rx.emulated.iter_mut().filter_map(|emulated| emulated.by.take());
         let waiting: Vec<_> = rx.waiting.take().into_iter().chain(queued).collect();
         let any = !waiting.is_empty();
-        waiting.into_iter().for_each(|by| self.answer_emulated(cx, post, by, 204));
+        waiting.into_iter().for_each(|by| self.answer_emulated(cx, post, by, Uptake::Taken));
         any
     }
 
@@ -94,10 +114,10 @@ impl<D: Driver> Net<D> {
         post: &mut Post,
         emulate: Emulate,
     ) -> Option<(ConnKey, Emulated)> {
-        let Emulate { conn: key, protobuf, emulated } = emulate;
+        let Emulate { conn: key, form: of, mut emulated } = emulate;
         cx.counters().emulations.add(1);
         let refusal = match self.conn(key) {
-            None => 204,
+            None => Uptake::NoSession,
             Some(conn) => {
                 let form = conn.form;
                 let speaks = matches!(conn.phase, Phase::Client | Phase::Unusable);
@@ -105,12 +125,12 @@ impl<D: Driver> Net<D> {
                     conn.flags.paused() || conn.rx.as_ref().is_some_and(|rx| rx.has_leftover());
                 let bytes = conn.rx.as_ref().map_or(0, |rx| rx.emulated_bytes());
                 match waits {
-                    _ if !speaks || !form.transport().has_up_link() => 204,
-                    _ if form.is_protobuf() != protobuf => 400,
+                    _ if !speaks || !form.transport().has_up_link() => Uptake::NoSession,
+                    _ if !emulated.take_form(of, Encoding::from(form)) => Uptake::Malformed,
                     false => return Some((key, emulated)),
                     true if bytes + emulated.bytes() > EMULATED_BYTES_MAX => {
                         cx.counters().emulations_refused.add(1);
-                        503
+                        Uptake::NoRoom
                     }
                     true => {
                         conn.rx.get_or_insert_default().emulated.push_back(emulated);
@@ -142,7 +162,7 @@ impl<D: Driver> Net<D> {
             rx.waiting = by;
             return;
         }
-        self.answer_emulated(cx, post, by, 204);
+        self.answer_emulated(cx, post, by, Uptake::Taken);
     }
 
     /// A connection takes no commands any more: who waits for some to be handled waits in vain.
@@ -151,7 +171,7 @@ impl<D: Driver> Net<D> {
         let queued =
             std::mem::take(&mut rx.emulated).into_iter().filter_map(|emulated| emulated.by);
         for by in waiting.into_iter().chain(queued) {
-            self.answer_emulated(cx, post, by, 204);
+            self.answer_emulated(cx, post, by, Uptake::NoSession);
         }
     }
 }

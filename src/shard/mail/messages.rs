@@ -9,7 +9,7 @@ use compact_str::CompactString;
 
 use super::app::{AppCall, AppReply};
 use super::asker::Asker;
-use super::emulation::Emulate;
+use super::emulation::{Emulate, EmulateElsewhere, Uptake};
 use crate::base::bytes::SharedBytes;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
@@ -155,6 +155,8 @@ pub struct Order {
     pub asker: Asker,
     /// The user; empty: anonymous clients.
     pub user: CompactString,
+    /// Connections of all users, whatever `user` is.
+    pub all_users: bool,
     /// Only its connection with this client id; empty: all.
     pub client: CompactString,
     /// Only its connection with this session id; empty: all.
@@ -179,6 +181,8 @@ pub enum AdminCommand {
     Unsubscribe {
         /// The channel.
         channel: CompactString,
+        /// Code and reason for the client; `None`: the usual ones.
+        why: Option<(u16, CompactString)>,
     },
     /// Subscribe it to a channel.
     Subscribe(Box<ServerSub>),
@@ -483,6 +487,15 @@ pub enum Mail {
     Request(Box<WebRequest>),
     /// Commands of a connection, from its separate up-link. Answer: [`Mail::Response`].
     Emulate(Box<Emulate>),
+    /// From a shard: what became of commands of the control thread's.
+    Emulated {
+        /// Where the answer goes.
+        asker: Asker,
+        /// What became of them.
+        uptake: Uptake,
+    },
+    /// To the control thread: commands for a session on another node. Answer: [`Mail::Response`].
+    EmulateElsewhere(Box<EmulateElsewhere>),
     /// From the control thread: a whole response.
     Response {
         /// Who asked.
@@ -572,6 +585,7 @@ impl Mail {
                 Self::Verify { token, .. } => token.heap_bytes() + Interest::HEAP_BYTES,
                 Self::Request(request) => request.heap_bytes(),
                 Self::Emulate(emulate) => emulate.heap_bytes(),
+                Self::EmulateElsewhere(emulate) => emulate.heap_bytes(),
                 Self::Response { bytes, .. } => bytes.heap_bytes(),
                 Self::AppCall(call) => call.heap_bytes(),
                 Self::AppReply(reply) => reply.heap_bytes(),
@@ -586,6 +600,7 @@ impl Mail {
                 Self::Unsubscribed { .. }
                 | Self::Published { .. }
                 | Self::Gap { .. }
+                | Self::Emulated { .. }
                 | Self::UserEntered { .. }
                 | Self::Evict { .. }
                 | Self::Verified { .. }
@@ -632,11 +647,21 @@ heap_bytes_in! {
     UserConn: user;
 }
 
+impl AdminCommand {
+    /// Whether it ends the connections that it is about.
+    pub(crate) fn ends_connections(&self) -> bool {
+        matches!(self, Self::Disconnect { .. } | Self::Refresh { expired: true, .. })
+    }
+}
+
 impl HeapBytes for AdminCommand {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Disconnect { reason, spare, .. } => heap_bytes_of!(reason, spare),
-            Self::Unsubscribe { channel } => channel.heap_bytes(),
+            Self::Unsubscribe { channel, why } => {
+                let reason = why.as_ref().map_or(0, |(_, reason)| reason.heap_bytes());
+                channel.heap_bytes() + reason
+            }
             Self::Subscribe(sub) => sub.heap_bytes(),
             Self::Refresh { info, .. } => info.heap_bytes(),
         }
@@ -687,7 +712,7 @@ mod tests {
     use crate::sys::memory::requested_bytes;
 
     /// The kinds of mail: each has an example in [`examples`].
-    const KINDS: [&str; 35] = [
+    const KINDS: [&str; 37] = [
         "Subscribe",
         "Subscribed",
         "Unsubscribe",
@@ -708,6 +733,8 @@ mod tests {
         "Signed",
         "Request",
         "Emulate",
+        "Emulated",
+        "EmulateElsewhere",
         "Response",
         "AppCall",
         "AppReply",
@@ -800,8 +827,8 @@ mod tests {
         let position = || Position { offset: 1, epoch: None };
         let answer = move |answer| Mail::Answer { asker, answer };
         let order = move |command| {
-            let (user, client, session) = (name(), name(), name());
-            Mail::Order(Box::new(Order { asker, user, client, session, command }))
+            let (user, client, session, all_users) = (name(), name(), name(), false);
+            Mail::Order(Box::new(Order { asker, user, all_users, client, session, command }))
         };
         let read = move |what| {
             let (channel, encoding) = (name(), Encoding::Json);
@@ -929,6 +956,14 @@ mod tests {
             Box::new(move || {
                 Mail::Emulate(Box::new(Emulate::holding(data(), text().into(), asker)))
             }),
+            Box::new(move || Mail::Emulated { asker, uptake: Uptake::Taken }),
+            Box::new(move || {
+                Mail::EmulateElsewhere(Box::new(EmulateElsewhere::holding(
+                    data(),
+                    text().into(),
+                    asker,
+                )))
+            }),
             Box::new(move || Mail::Response { asker, bytes: frame(), keep_alive: true }),
             Box::new(move || {
                 let channels = vec![name(), name()];
@@ -992,7 +1027,10 @@ mod tests {
                 let spare = vec![name(), name()];
                 order(AdminCommand::Disconnect { code: 3000, reason: name(), spare })
             }),
-            Box::new(move || order(AdminCommand::Unsubscribe { channel: name() })),
+            Box::new(move || {
+                let why = Some((2000, name()));
+                order(AdminCommand::Unsubscribe { channel: name(), why })
+            }),
             Box::new(move || order(AdminCommand::Subscribe(server_sub()))),
             Box::new(move || {
                 order(AdminCommand::Refresh { expired: false, expire_at: 0, info: data() })

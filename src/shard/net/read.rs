@@ -12,7 +12,7 @@ use crate::proto::ws::{self, Fault, InflateFault, MessageKind, ReadRules, Reader
 use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
-use crate::shard::mail::emulation::Emulated;
+use crate::shard::mail::emulation::{Emulated, Uptake};
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::record::{Phase, Rx};
@@ -156,7 +156,7 @@ impl<D: Driver> Net<D> {
     pub(crate) fn commands_done(&mut self, cx: &Cx, post: &mut Post, key: ConnKey) {
         let rx = self.conn(key).and_then(|conn| conn.rx.as_mut());
         if let Some(by) = rx.and_then(|rx| rx.waiting.take()) {
-            self.answer_emulated(cx, post, by, 204);
+            self.answer_emulated(cx, post, by, Uptake::Taken);
         }
     }
 

@@ -72,9 +72,9 @@ fn push_fields(fields: &mut Fields<'_>, channel: &str, push: &Push<'_>) {
         }
         Push::Join(info) => fields.object("join", |fields| fields.info(&info)),
         Push::Leave(info) => fields.object("leave", |fields| fields.info(&info)),
-        Push::Unsubscribe(why) => fields.object("unsubscribe", |fields| {
-            fields.number("code", why.code());
-            fields.text("reason", why.reason());
+        Push::Unsubscribe { code, reason } => fields.object("unsubscribe", |fields| {
+            fields.number("code", code);
+            fields.text("reason", reason);
         }),
         Push::Subscribe(subscribe) => fields.object("subscribe", |fields| {
             fields.flag("recoverable", subscribe.recoverable);

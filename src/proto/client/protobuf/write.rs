@@ -79,9 +79,9 @@ pub(crate) fn put_push(out: &mut Vec<u8>, channel: &str, push: &Push<'_>) {
         Push::Publication(publication) => message.r#pub = Some(publication_message(&publication)),
         Push::Join(info) => message.join = Some(schema::Join { info: Some(client_info(&info)) }),
         Push::Leave(info) => message.leave = Some(schema::Leave { info: Some(client_info(&info)) }),
-        Push::Unsubscribe(why) => {
+        Push::Unsubscribe { code, reason } => {
             message.unsubscribe =
-                Some(schema::Unsubscribe { code: why.code().into(), reason: why.reason().into() });
+                Some(schema::Unsubscribe { code: code.into(), reason: reason.into() });
         }
         Push::Subscribe(SubscribePush { recoverable, epoch, offset, positioned, data }) => {
             message.subscribe = Some(schema::Subscribe {

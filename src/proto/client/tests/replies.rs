@@ -387,7 +387,7 @@ fn pushes() {
     let ended = schema::Unsubscribe { code: 2500, reason: "insufficient state".into() };
     push(
         "c",
-        Push::Unsubscribe(Unsubscribed::InsufficientState),
+        Push::Unsubscribe { code: 2500, reason: Unsubscribed::InsufficientState.reason() },
         r#"{"push":{"channel":"c","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#,
         schema::Push { unsubscribe: Some(ended), ..none() },
     );
