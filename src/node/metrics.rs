@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 
 use super::admin_refusals::AdminRefusals;
 use super::certificates::{self, Certificates, Expiry};
+use super::cluster::{Cluster, Counters, Labelled};
 use super::control_mail::ControlMail;
 use super::health::Health;
 use super::memory;
@@ -105,6 +106,8 @@ pub(super) struct Metrics {
     pub(super) proxies: Arc<Proxies>,
     pub(super) admin_refusals: Arc<AdminRefusals>,
     pub(super) certificates: Arc<Certificates>,
+    /// The other nodes, where a broker connects them.
+    pub(super) cluster: Option<Arc<Cluster>>,
     /// Dropped lines: of the log, and of SIGUSR1's figures.
     pub(super) lines_dropped: [Arc<AtomicU64>; 2],
     pub(super) started: Instant,
@@ -428,6 +431,10 @@ impl Metrics {
         metrics.extend(self.slow());
         metrics.extend(self.proxies());
         metrics.extend(self.tls());
+        metrics.extend(match &self.cluster {
+            Some(cluster) => nodes(cluster.known(), cluster.counters()),
+            None => nodes(1, &Counters::default()),
+        });
         metrics
     }
 
@@ -525,6 +532,53 @@ impl Metrics {
             }),
         ]
     }
+}
+
+/// Messages between nodes.
+fn nodes(known: usize, counters: &Counters) -> Vec<Metric> {
+    let [sent, failed, received] = counters.messages();
+    let counter = |name: &str, help: &str, label: &'static str, of: Labelled| {
+        let value = |(value, count): (&str, u64)| (vec![(label, value.to_owned())], count as f64);
+        Metric::new(Kind::Counter, name, help, of.into_iter().map(value).collect())
+    };
+    let plain = |name: &str, help: &str, count: &AtomicU64| {
+        let values = vec![(Labels::new(), count.load(Ordering::Relaxed) as f64)];
+        Metric::new(Kind::Counter, name, help, values)
+    };
+    vec![
+        Metric::gauge("cluster_nodes", "Known nodes, this one included", known as f64),
+        counter("cluster_messages_sent", "Messages sent to other nodes, by kind", "kind", sent),
+        counter(
+            "cluster_messages_failed",
+            "Messages to other nodes that were not sent, or perhaps not, by kind",
+            "kind",
+            failed,
+        ),
+        counter("cluster_messages_received", "Messages of other nodes, by kind", "kind", received),
+        plain(
+            "cluster_commands_refused",
+            "Commands of other nodes that this node could not carry out",
+            &counters.orders_refused,
+        ),
+        plain(
+            "cluster_nodes_forgotten",
+            "Nodes forgotten because they were silent",
+            &counters.forgotten,
+        ),
+        counter(
+            "cluster_surveys",
+            "Questions of this node to others, by outcome",
+            "outcome",
+            counters.surveys(),
+        ),
+        counter(
+            "cluster_survey_answers",
+            "Answers of this node to questions of others, by code: 0 answered, 1 failed, 2 invalid or no \
+             such session, 3 unknown question, 4 no room",
+            "code",
+            counters.answers(),
+        ),
+    ]
 }
 
 /// Answers at `path`.

@@ -15,6 +15,8 @@ mod admin_refusals;
 mod api;
 mod broker;
 mod certificates;
+#[allow(dead_code, reason = "no broker connects this node to others yet")]
+mod cluster;
 mod control;
 mod control_mail;
 mod crypto_pool;
@@ -24,12 +26,15 @@ mod documents;
 mod fetch;
 mod greeting;
 mod health;
+mod info;
 mod json;
 mod jwks;
 mod listen;
+mod listing;
 mod log;
 mod memory;
 mod metrics;
+mod orders;
 mod pages;
 mod pid_file;
 mod proxies;
@@ -412,9 +417,9 @@ impl Front {
             self.thresholds,
             Arc::clone(&self.certificates),
         ));
-        let (name, uid) = (self.name, node.rules.node_id.clone());
+        let name = self.name;
         let mail = Arc::clone(&control_mail);
-        let api = Api::new(Arc::clone(&node), mail, name.clone(), uid, self.started);
+        let api = Api::new(Arc::clone(&node), mail, name.clone(), self.started, None);
         let admin_refusals = Arc::new(AdminRefusals::default());
         let metrics = Metrics {
             node: Arc::clone(&node),
@@ -423,6 +428,7 @@ impl Front {
             proxies: Arc::clone(&proxies),
             admin_refusals: Arc::clone(&admin_refusals),
             certificates: Arc::clone(&self.certificates),
+            cluster: None,
             lines_dropped: self.lines_dropped,
             started: self.started,
         };
@@ -463,6 +469,7 @@ impl Services {
             direct: direct.clone(),
             router: public.clone(),
             control_mail: Arc::clone(&self.control_mail),
+            cluster: None,
         };
         let (node, proxies) = (Arc::clone(&self.node), Arc::clone(&self.proxies));
         runtime.spawn(web::serve_public(public, mailbox, bell, node, proxies));

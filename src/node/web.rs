@@ -35,6 +35,7 @@ use tracing::{debug, warn};
 
 use super::admin::{self, Access};
 use super::api::{Answer, Api, Direct};
+use super::cluster::{Cluster, Respond};
 use super::control_mail::{Bell, ControlMail, Visit};
 use super::demo::{self, Snippets};
 use super::health::{self, Health};
@@ -49,6 +50,7 @@ use crate::base::limits::WEB_ANSWER_BYTES_MAX;
 use crate::config::{self, Web};
 use crate::proto::http::{self, HttpDate, Reuse};
 use crate::shard::NodeState;
+use crate::shard::mail::emulation::EmulateElsewhere;
 use crate::shard::mail::{Mail, Mailbox, WebRequest};
 
 /// The endpoints and their ports.
@@ -143,6 +145,8 @@ pub(super) struct Public {
     pub(super) direct: Option<Direct>,
     pub(super) router: Router,
     pub(super) control_mail: Arc<ControlMail>,
+    /// The other nodes, where a broker connects them.
+    pub(super) cluster: Option<Arc<Cluster>>,
 }
 
 /// Takes what shards hand over, until the process ends.
@@ -155,6 +159,7 @@ pub(super) async fn serve_public(
 ) {
     let public = Arc::new(public);
     let control_mail = Arc::clone(&public.control_mail);
+    let (visited, cluster) = (Arc::clone(&control_mail), public.cluster.clone());
     let date = Arc::new(ArcSwap::from_pointee(HttpDate::at(0)));
     tokio::spawn(keep_date(Arc::clone(&date)));
     let visit = move |from, visit| match visit {
@@ -162,6 +167,15 @@ pub(super) async fn serve_public(
             let draining = node.draining.load(Ordering::Relaxed);
             let date = **date.load();
             tokio::spawn(answer(Arc::clone(&public), from, request, draining, date));
+        }
+        Visit::Emulation(emulate) => {
+            let (mail, date) = (Arc::clone(&visited), **date.load());
+            let draining = node.draining.load(Ordering::Relaxed);
+            let respond = respond_to_emulation(&emulate, mail, from, draining, date);
+            match &cluster {
+                Some(cluster) => cluster.emulate(*emulate, respond),
+                None => respond(StatusCode::NOT_FOUND.as_u16()),
+            }
         }
         Visit::Question(question) => {
             let proxies = Arc::clone(&proxies);
@@ -183,6 +197,26 @@ async fn answer(
     let (bytes, keep_alive) = public.respond(*request, draining, date).await;
     let bytes = SharedFrame::part(&bytes);
     public.control_mail.post(from, Mail::Response { asker, bytes, keep_alive });
+}
+
+/// What sends the answer to a request to the up-link, once its status is there.
+fn respond_to_emulation(
+    emulate: &EmulateElsewhere,
+    control_mail: Arc<ControlMail>,
+    from: ShardId,
+    draining: bool,
+    date: HttpDate,
+) -> Respond {
+    let (asker, cors) = (emulate.by.asker, emulate.by.cors.clone());
+    let reuse = emulate.by.reuse.unless(draining);
+    Box::new(move |status| {
+        let (headers, content_type, is_head) = (&*cors, "text/plain", false);
+        let response = http::Response { status, date, headers, content_type, reuse, is_head };
+        let mut bytes = Vec::new();
+        response.put(&mut bytes, b"");
+        let (bytes, keep_alive) = (SharedFrame::part(&bytes), reuse.is_kept());
+        control_mail.post(from, Mail::Response { asker, bytes, keep_alive });
+    })
 }
 
 /// Keeps the `Date` of answers: none of them reads the clock.

@@ -1,7 +1,6 @@
 //! Calls of the server API as values, and their results. A front reads a call from its own encoding and
 //! writes the reply in it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use compact_str::CompactString;
@@ -14,6 +13,8 @@ use crate::base::limits::{API_NESTING_MAX, API_SPARED_MAX, API_TAGS_MAX};
 use crate::base::tags::Tags;
 use crate::edge::jwt::Overrides;
 use crate::hub::history::Since;
+use crate::node::info::NodeInfo;
+use crate::node::orders::Target;
 use crate::proto::client;
 use crate::shard::mail::PublishOptions;
 
@@ -116,17 +117,6 @@ pub(in crate::node) struct Published {
     pub(in crate::node) epoch: CompactString,
 }
 
-/// Connections of a user that a call is about: all of them, or the one of a client id or session.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::node) struct Target {
-    /// Empty are the anonymous ones.
-    pub(in crate::node) user: CompactString,
-    /// Client id; empty: any.
-    pub(in crate::node) client: CompactString,
-    /// Session; empty: any.
-    pub(in crate::node) session: CompactString,
-}
-
 /// Subscribes connections to a channel.
 #[derive(Clone, Debug, Default)]
 pub(in crate::node) struct SubscribeCall {
@@ -191,21 +181,6 @@ pub(in crate::node) struct Keyed {
 pub(in crate::node) struct PresenceStats {
     pub(in crate::node) clients: u32,
     pub(in crate::node) users: u32,
-}
-
-/// A node's identity and figures.
-#[derive(Clone, Debug)]
-pub(in crate::node) struct NodeInfo {
-    pub(in crate::node) uid: String,
-    pub(in crate::node) name: String,
-    pub(in crate::node) clients: u64,
-    pub(in crate::node) users: u64,
-    pub(in crate::node) channels: u64,
-    pub(in crate::node) subscriptions: u64,
-    /// Seconds since the start.
-    pub(in crate::node) uptime: f64,
-    /// Counters since the start, and gauges.
-    pub(in crate::node) figures: BTreeMap<&'static str, u64>,
 }
 
 /// Any call.
@@ -297,7 +272,8 @@ pub(in crate::node) enum Reply {
     Encoded(SharedFrame),
     /// Names and subscribers, in the order of names.
     Channels(Vec<(CompactString, u32)>),
-    Info(Box<NodeInfo>),
+    /// This node's, and those of the others.
+    Info(Vec<NodeInfo>),
     /// It is done, and there is nothing to say.
     Done,
 }

@@ -2,15 +2,15 @@
 
 use compact_str::CompactString;
 
-use super::calls::{DisconnectCall, RefreshCall, SubscribeCall, Target, UnsubscribeCall};
+use super::calls::{DisconnectCall, RefreshCall, SubscribeCall, UnsubscribeCall};
 use super::error::{ApiError, Result};
 use super::{Api, namespace};
 use crate::base::expiry::Expiry;
-use crate::base::id::ShardId;
 use crate::base::limits::API_LARGE_ANSWER_CREDITS;
+use crate::node::orders::{self, Target};
 use crate::proto::client;
 use crate::session::ServerSub;
-use crate::shard::mail::{AdminCommand, Inspect, Inspected, Mail, Order};
+use crate::shard::mail::{AdminCommand, Inspect, Inspected, Mail};
 
 impl Api {
     /// Subscribes connections to a channel.
@@ -48,7 +48,8 @@ impl Api {
             if !channel.is_empty() {
                 namespace(&self.node.rules.channels.load(), &channel)?;
             }
-            self.order(target, AdminCommand::Unsubscribe { channel: channel.into() }).await
+            let (channel, why) = (channel.into(), None);
+            self.order(target, AdminCommand::Unsubscribe { channel, why }).await
         };
         self.logged("unsubscribe", unsubscribed).await
     }
@@ -86,25 +87,17 @@ impl Api {
         self.logged("refresh", self.order(target, command)).await
     }
 
-    /// Orders all shards to do something with a user's connections, and waits until all have done it.
+    /// Orders this node and all others to do something with a user's connections, and waits until all shards
+    /// here have done it and the message to the others is sent. What happens here doesn't depend on that.
     async fn order(&self, target: Target, command: AdminCommand) -> Result<()> {
-        let send = |shard: ShardId| {
-            let Target { user, client, session } = target.clone();
-            let command = command.clone();
-            self.control_mail.ask(shard, 1, |asker| {
-                Mail::Order(Box::new(Order { asker, user, client, session, command }))
-            })
-        };
-        let sent: Vec<_> = self.control_mail.shards().map(send).collect();
-        let mut done = Ok(());
-        for sent in sent {
-            match sent {
-                Ok(sent) => _ = sent.await,
-                // The others carry it out all the same.
-                Err(busy) => done = Err(busy.into()),
-            }
+        let sent = self.cluster.as_ref().map(|cluster| cluster.send_order(&target, &command));
+        let done = orders::carry_out(&self.control_mail, &target, &command).await;
+        if let Some(sent) = sent
+            && !sent.await
+        {
+            return Err(ApiError::OnlyHere);
         }
-        done
+        Ok(done?)
     }
 
     /// Connections of a user, by shard.

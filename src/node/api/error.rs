@@ -1,7 +1,9 @@
 //! Errors of API methods.
 
 use crate::edge::channels::NameFault;
+use crate::node::cluster::SurveyOutcome;
 use crate::node::control_mail::Busy;
+use crate::node::listing::ListFault;
 use crate::proto::client::ErrorCode;
 
 /// Why a method has no result. Fronts send code and message (server API, 1.2).
@@ -15,6 +17,16 @@ pub(in crate::node) enum ApiError {
     ShortOfMemory,
     #[error("internal server error: the stored data is not JSON")]
     NotJson,
+    #[error("internal server error: done on this node, maybe not on the others")]
+    OnlyHere,
+    #[error("internal server error: other nodes can't be reached")]
+    NodesUnreachable,
+    #[error("internal server error: another node has not answered in time")]
+    NodeSilent,
+    #[error("internal server error: another node can't answer")]
+    NodeFailed,
+    #[error("internal server error: the pattern can't be used")]
+    UnusablePattern,
     #[error("unknown channel")]
     UnknownChannel,
     #[error("not found")]
@@ -44,7 +56,15 @@ impl ApiError {
     /// Its number.
     pub(in crate::node) fn code(self) -> u16 {
         match self {
-            Self::Internal | Self::Busy | Self::ShortOfMemory | Self::NotJson => 100,
+            Self::Internal
+            | Self::Busy
+            | Self::ShortOfMemory
+            | Self::NotJson
+            | Self::OnlyHere
+            | Self::NodesUnreachable
+            | Self::NodeSilent
+            | Self::NodeFailed
+            | Self::UnusablePattern => 100,
             Self::UnknownChannel => 102,
             Self::NotFound => 104,
             Self::LimitExceeded | Self::AnswerTooLong => 106,
@@ -67,6 +87,31 @@ impl From<NameFault> for ApiError {
 impl From<Busy> for ApiError {
     fn from(_: Busy) -> Self {
         Self::Busy
+    }
+}
+
+impl From<ListFault> for ApiError {
+    fn from(fault: ListFault) -> Self {
+        match fault {
+            ListFault::Pattern => Self::BadRequest,
+            ListFault::LongPattern => Self::LongPattern,
+            ListFault::TooLong => Self::AnswerTooLong,
+            ListFault::Busy => Self::Busy,
+            ListFault::Internal => Self::Internal,
+        }
+    }
+}
+
+impl From<SurveyOutcome> for ApiError {
+    fn from(outcome: SurveyOutcome) -> Self {
+        match outcome {
+            SurveyOutcome::Complete => Self::Internal,
+            SurveyOutcome::Unsent => Self::NodesUnreachable,
+            SurveyOutcome::Timeout => Self::NodeSilent,
+            SurveyOutcome::Refused => Self::NodeFailed,
+            SurveyOutcome::TooLong => Self::AnswerTooLong,
+            SurveyOutcome::TooMany => Self::Busy,
+        }
     }
 }
 
@@ -93,6 +138,11 @@ mod tests {
             (ApiError::Busy, 100, "internal server error"),
             (ApiError::ShortOfMemory, 100, "internal server error"),
             (ApiError::NotJson, 100, "internal server error"),
+            (ApiError::OnlyHere, 100, "internal server error"),
+            (ApiError::NodesUnreachable, 100, "internal server error"),
+            (ApiError::NodeSilent, 100, "internal server error"),
+            (ApiError::NodeFailed, 100, "internal server error"),
+            (ApiError::UnusablePattern, 100, "internal server error"),
             (ApiError::UnknownChannel, 102, "unknown channel"),
             (ApiError::NotFound, 104, "not found"),
             (ApiError::LimitExceeded, 106, "limit exceeded"),

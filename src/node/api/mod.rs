@@ -19,10 +19,12 @@ mod read;
 mod tests;
 mod work;
 
+#[cfg(test)]
+pub(super) use self::calls::DisconnectCall;
 pub(super) use self::error::ApiError;
 pub(super) use self::http::{Answer, Direct, answer_old_form, router};
+pub(super) use self::work::is_nested_deeper;
 
-use std::collections::BTreeMap;
 use std::fmt::Arguments;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,16 +33,18 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-use self::calls::{Call, Keyed, NodeInfo, Reply};
+use self::calls::{Call, Keyed, Reply};
 use self::error::Result;
 use self::read::Format;
 use self::work::Work;
+use super::cluster::Cluster;
 use super::control_mail::ControlMail;
+use super::info::NodeInfo;
 use super::users;
 use crate::base::limits::API_READS_MAX;
 use crate::base::notices::Reason;
 use crate::edge::channels::{ChannelRules, Namespace};
-use crate::shard::{Fields, NodeState, ShardCounters};
+use crate::shard::{Fields, NodeState};
 
 /// The methods of the API.
 pub(super) struct Api {
@@ -48,9 +52,9 @@ pub(super) struct Api {
     control_mail: Arc<ControlMail>,
     /// Name of this node.
     name: String,
-    /// Its id, made anew at each start.
-    uid: String,
     started: Instant,
+    /// The other nodes, where a broker connects them.
+    cluster: Option<Arc<Cluster>>,
     /// Each answer about a channel holds a place, since it may be long.
     reads: Semaphore,
 }
@@ -61,15 +65,15 @@ tokio::task_local! {
 }
 
 impl Api {
-    /// The API of a node. `uid` differs between its lives.
+    /// The API of a node.
     pub(super) fn new(
         node: Arc<NodeState>,
         control_mail: Arc<ControlMail>,
         name: String,
-        uid: String,
         started: Instant,
+        cluster: Option<Arc<Cluster>>,
     ) -> Self {
-        Self { node, control_mail, name, uid, started, reads: Semaphore::new(API_READS_MAX) }
+        Self { node, control_mail, name, started, cluster, reads: Semaphore::new(API_READS_MAX) }
     }
 
     /// The rules of channels.
@@ -107,7 +111,7 @@ impl Api {
             Call::Channels(pattern) => {
                 self.channels(&pattern, format.bytes_max).await.map(Reply::Channels)
             }
-            Call::Info => self.info().await.map(|info| Reply::Info(Box::new(info))),
+            Call::Info => self.info().await.map(Reply::Info),
             Call::Rpc(procedure) => refuse(rpc(&procedure)),
             Call::MapKey(keyed) => refuse(self.map(&keyed, true)),
             Call::Map(keyed) => refuse(self.map(&keyed, false)),
@@ -115,29 +119,17 @@ impl Api {
         }
     }
 
-    /// This node's identity and figures.
+    /// Identity and figures of this node, and of the others as they have published them.
     ///
     /// # Errors
     /// A shard has no room for the question who its users are.
-    pub(super) async fn info(&self) -> Result<NodeInfo> {
+    pub(super) async fn info(&self) -> Result<Vec<NodeInfo>> {
+        // Kept in the state of the node.
         let users = async { Ok(users::count(&self.node, &self.control_mail).await?) };
-        let users = self.logged("info", users).await?;
-        let counters = &self.node.counters;
-        let sum = |of: fn(&ShardCounters) -> u64| counters.iter().map(of).sum::<u64>();
-        let homes = sum(|shard| shard.channels_home.get());
-        let mut figures = BTreeMap::new();
-        for shard in counters {
-            shard.each(|name, value| *figures.entry(name).or_insert(0u64) += value);
-        }
-        Ok(NodeInfo {
-            uid: self.uid.clone(),
-            name: self.name.clone(),
-            clients: self.node.clients.load(Ordering::Relaxed),
-            users,
-            channels: homes.saturating_sub(sum(|shard| shard.channels_idle.get())),
-            subscriptions: sum(|shard| shard.subscriptions.get()),
-            uptime: self.started.elapsed().as_secs_f64(),
-            figures,
+        self.logged("info", users).await?;
+        Ok(match &self.cluster {
+            Some(cluster) => cluster.nodes(),
+            None => vec![NodeInfo::of(&self.node, &self.name, self.started)],
         })
     }
 

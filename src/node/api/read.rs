@@ -6,13 +6,12 @@ use super::calls::{HistoryCall, PresenceStats};
 use super::error::{ApiError, Result};
 use super::{Api, namespace};
 use crate::base::frame::SharedFrame;
-use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_PATTERN_BYTES_MAX};
-use crate::edge::channels::{Namespace, OWN_CHANNEL};
-use crate::edge::glob::Glob;
+use crate::base::limits::API_LARGE_ANSWER_CREDITS;
+use crate::edge::channels::Namespace;
 use crate::hub::history::Page;
-use crate::node::slices::Slice;
+use crate::node::listing::{self, ListFault};
 use crate::proto::client::Encoding;
-use crate::shard::mail::{Answer, Asker, List, ListOf, Mail, Read, Reading};
+use crate::shard::mail::{Answer, Mail, Read, Reading};
 
 /// How an answer about a channel is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +119,11 @@ impl Api {
         }
     }
 
-    /// The channels with subscribers that match a pattern (all for an empty one), in the order of names.
+    /// The channels with subscribers on any node that match a pattern (all for an empty one), in the order of
+    /// names.
     ///
     /// # Errors
-    /// The pattern can't be used, or the list takes more than `bytes_max`.
+    /// The pattern can't be used, the list takes more than `bytes_max`, or another node has no answer.
     pub(in crate::node) async fn channels(
         &self,
         pattern: &str,
@@ -137,39 +137,22 @@ impl Api {
         pattern: &str,
         bytes_max: usize,
     ) -> Result<Vec<(CompactString, u32)>> {
-        let glob = match pattern {
-            "" => None,
-            pattern if pattern.len() > API_PATTERN_BYTES_MAX => return Err(ApiError::LongPattern),
-            pattern => Some(Glob::new(pattern).map_err(|_| ApiError::BadRequest)?),
+        let Some(cluster) = &self.cluster else {
+            let mut channels = listing::channels(&self.control_mail, pattern, bytes_max).await?;
+            channels.sort_unstable();
+            return Ok(channels);
         };
-        let (mut channels, mut bytes) = (Vec::new(), 0);
-        let mut slice = Slice::default();
-        for shard in self.control_mail.shards() {
-            let mut next = Some(0);
-            while let Some(cursor) = next {
-                let list = |asker: Asker| Mail::List(List { asker, cursor, of: ListOf::Channels });
-                let sent = self.control_mail.ask(shard, API_LARGE_ANSWER_CREDITS, list)?;
-                let Ok(Mail::Listed { listed, .. }) = sent.await else {
-                    return Err(ApiError::Internal);
-                };
-                next = listed.next;
-                for (name, clients) in listed.channels {
-                    // A comparison takes steps for each character of both.
-                    slice.spend(name.len() * (1 + pattern.len() / PATTERN_BYTES_A_STEP)).await;
-                    if name == OWN_CHANNEL || glob.as_ref().is_some_and(|glob| !glob.matches(&name))
-                    {
-                        continue;
-                    }
-                    bytes += name.len() + LISTED_BYTES;
-                    if bytes > bytes_max {
-                        return Err(ApiError::AnswerTooLong);
-                    }
-                    channels.push((name, clients));
-                }
-            }
+        if let Err(fault) = listing::glob(pattern) {
+            // A node that answers a survey has one code for it, and other nodes answer the call with this.
+            return Err(match fault {
+                ListFault::Pattern => ApiError::UnusablePattern,
+                fault => fault.into(),
+            });
         }
-        channels.sort_unstable();
-        Ok(channels)
+        let asked = cluster.ask_for_channels(pattern)?;
+        let own = listing::channels(&self.control_mail, pattern, bytes_max).await?;
+        let all = asked.channels(own, bytes_max).await?;
+        Ok(all.into_iter().collect())
     }
 }
 
@@ -179,9 +162,3 @@ fn encoded(answer: Answer) -> Result<SharedFrame> {
         _ => Err(ApiError::Internal),
     }
 }
-
-/// Bytes of a channel in a list of them at most, beside its name.
-pub(super) const LISTED_BYTES: usize = 32;
-
-/// Bytes of a pattern that are compared with one character about as fast as one byte is copied.
-const PATTERN_BYTES_A_STEP: usize = 4;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::calls::{
-    BroadcastCall, Content, DisconnectCall, HistoryCall, Payload, PublishCall, Published, Target,
+    BroadcastCall, Content, DisconnectCall, HistoryCall, Payload, PublishCall, Published,
 };
 use super::calls::{SubscribeCall, UnsubscribeCall};
 use super::*;
@@ -12,6 +12,7 @@ use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::limits::{API_PATTERN_BYTES_MAX, API_SPARED_MAX};
 use crate::hub::history::Position;
+use crate::node::orders::Target;
 use crate::node::testing::Bench;
 use crate::proto::client::{Encoding, ErrorCode};
 use crate::shard::mail::{AdminCommand, Answer, Listed, Mail, PublishOptions, Reading};
@@ -32,7 +33,7 @@ fn bench(shards: usize) -> (Bench, Api) {
 fn limited(shards: usize, memory_limit: u64) -> (Bench, Api) {
     let bench = Bench::new(shards, memory_limit, OPTIONS);
     let (node, control_mail) = (Arc::clone(&bench.node), Arc::clone(&bench.control_mail));
-    let api = Api::new(node, control_mail, "name".to_owned(), "uid".to_owned(), Instant::now());
+    let api = Api::new(node, control_mail, "name".to_owned(), Instant::now(), None);
     (bench, api)
 }
 
@@ -261,8 +262,9 @@ async fn info_names_and_counts_the_node() {
     let (mut bench, api) = bench(1);
     bench.node.counters[0].subscriptions.add(3);
     bench.node.counters[0].users.add(2);
-    let info = bench.with_shards(api.info(), nothing).await.unwrap();
-    assert_eq!((&*info.uid, &*info.name), ("uid", "name"));
+    let nodes = bench.with_shards(api.info(), nothing).await.unwrap();
+    let [info] = &nodes[..] else { panic!("{nodes:?}") };
+    assert_eq!((&*info.uid, &*info.name), ("node", "name"));
     assert_eq!((info.subscriptions, info.users), (3, 2));
-    assert_eq!(info.figures["subscriptions"], 3);
+    assert_eq!(info.figures.as_ref().unwrap().items["subscriptions"], 3.0);
 }

@@ -25,7 +25,7 @@ fn nesting(json: &str) -> usize {
 }
 
 /// Whether a JSON text is nested deeper than `max`.
-pub(super) fn is_nested_deeper(json: &str, max: usize) -> bool {
+pub(in crate::node) fn is_nested_deeper(json: &str, max: usize) -> bool {
     // Most have fewer brackets than that, and counting those is much faster.
     brackets(json.as_bytes()) > max && nesting(json) > max
 }

@@ -806,7 +806,64 @@ fn logs() -> Vec<Row> {
     ]
 }
 
-fn groups() -> [(&'static str, Vec<Row>); 8] {
+/// Between this node and others.
+fn nodes() -> Vec<Row> {
+    vec![
+        row(
+            "Nodes that one knows; texts, data and metrics of each",
+            [
+                Own("PEERS_MAX", Count),
+                Own("PEER_NAMES_BYTES_MAX", Bytes),
+                Own("PEER_DATA_BYTES_MAX", Bytes),
+                Own("PEER_METRICS_BYTES_MAX", Bytes),
+            ],
+            "Further nodes, and those with longer names, are ignored; longer data or metrics are left out.",
+            &["roost_cluster_nodes"],
+            &[],
+        ),
+        row(
+            "Messages to other nodes that are not sent yet",
+            [Own("MESSAGES_UNSENT_MAX", Count), Own("MESSAGES_UNSENT_BYTES_MAX", Bytes)],
+            "They fail at once: error 100 for calls of the server API, whose part on this node is done.",
+            &["roost_cluster_messages_failed_total"],
+            &[Reason::ApiError],
+        ),
+        row(
+            "Commands of other nodes that wait for shards",
+            [Own("ORDERS_BYTES_MAX", Bytes)],
+            "They are dropped.",
+            &["roost_cluster_commands_refused_total"],
+            &[],
+        ),
+        row(
+            "Questions of this node to others, and all answers to one of them",
+            [Own("SURVEYS_MAX", Count), Own("SURVEY_ANSWERS_BYTES_MAX", Bytes)],
+            "Error 100; 106 for answers that are too long. Requests to the up-link: 500.",
+            &["roost_cluster_surveys_total"],
+            &[Reason::ApiError],
+        ),
+        row(
+            "Questions of other nodes for channels that wait, and bytes of an answer",
+            [
+                Own("SURVEYS_WAITING_MAX", Count),
+                Own("SURVEY_ANSWER_BYTES_MAX", Bytes),
+                Own("SURVEY_ANSWER_TIMEOUT", Ms),
+            ],
+            "Answered with code 4, or 1 for a list that is too long or late: their call fails.",
+            &["roost_cluster_survey_answers_total"],
+            &[],
+        ),
+        row(
+            "Requests to the up-link that wait for earlier ones of a session on another node: of one, of all",
+            [constant!(EMULATED_BYTES_MAX, Bytes), Own("EMULATIONS_BYTES_MAX", Bytes)],
+            "503",
+            &[],
+            &[],
+        ),
+    ]
+}
+
+fn groups() -> [(&'static str, Vec<Row>); 9] {
     [
         ("Connections", connections()),
         ("HTTP requests", requests()),
@@ -815,6 +872,7 @@ fn groups() -> [(&'static str, Vec<Row>); 8] {
         ("Output to clients", output()),
         ("Between shards", shards()),
         ("Server API, admin page and proxies", control()),
+        ("Between nodes", nodes()),
         ("Log and shutdown", logs()),
     ]
 }

@@ -40,13 +40,23 @@ fn config(variables: &[(&str, &str)]) -> Config {
 impl Bench {
     /// A node with so many shards and bytes of memory, and options by environment variables.
     pub(super) fn new(shards: usize, memory_limit: u64, variables: &[(&str, &str)]) -> Self {
+        Self::named("node", shards, memory_limit, variables)
+    }
+
+    /// The same with an id of its own.
+    pub(super) fn named(
+        id: &str,
+        shards: usize,
+        memory_limit: u64,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = (0..shards)
             .map(|_| Mailbox::new(MAILBOX_BATCHES, Alarm::new(Arc::new(Bell::default()))))
             .unzip();
         let bell = Arc::new(Bell::default());
         let (own, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
         Self {
-            node: Arc::new(node(config(variables), shards, memory_limit)),
+            node: Arc::new(node(id, config(variables), shards, memory_limit)),
             control_mail: Arc::new(ControlMail::new(&letterboxes)),
             shards: mailboxes,
             answers: (0..shards).map(|_| MailLane::new(own.clone())).collect(),
@@ -86,9 +96,9 @@ impl Bench {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a zero of time for the log")]
-fn node(config: Config, shards: usize, memory_limit: u64) -> NodeState {
+fn node(id: &str, config: Config, shards: usize, memory_limit: u64) -> NodeState {
     NodeState::new(NodeParts {
-        rules: rules(config),
+        rules: rules(id, config),
         options: fixture::options(),
         names: NameHasher::new(7, shards),
         crypto: Crypto::Inline,
@@ -99,7 +109,7 @@ fn node(config: Config, shards: usize, memory_limit: u64) -> NodeState {
     })
 }
 
-fn rules(config: Config) -> Rules {
+fn rules(id: &str, config: Config) -> Rules {
     Rules {
         client: ArcSwap::from_pointee(config.client),
         keys: TokenKeys::new(&config.tokens.connection).unwrap(),
@@ -110,7 +120,7 @@ fn rules(config: Config) -> Rules {
         origins: ArcSwap::from_pointee(config.origins),
         client_ids: ClientIdSealer::new(&[7; 32]),
         session_ids: ClientIdSealer::new(&[8; 32]),
-        node_id: "node".to_owned(),
+        node_id: id.to_owned(),
         rpc: ArcSwap::from_pointee(config.rpc),
     }
 }

@@ -10,10 +10,11 @@ use crate::edge::jwt::Overrides;
 use crate::hub::history::Since;
 use crate::node::api::calls::{
     BroadcastCall, Call, Content, DisconnectCall, HistoryCall, Keyed, Payload, PublishCall,
-    RefreshCall, SubscribeCall, Target, UnsubscribeCall,
+    RefreshCall, SubscribeCall, UnsubscribeCall,
 };
 use crate::node::api::error::{ApiError, Result};
 use crate::node::json::flaw;
+use crate::node::orders::Target;
 
 /// Parameters can't be read as those of the method: the reason, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +89,8 @@ fn content(content: wire::Content<'_>) -> Result<Content> {
 }
 
 fn target(user: String, client: String, session: String) -> Target {
-    Target { user: user.into(), client: client.into(), session: session.into() }
+    let (user, client, session) = (user.into(), client.into(), session.into());
+    Target { user, client, session, all_users: false }
 }
 
 fn since(wire::Since { offset, epoch }: wire::Since) -> Since {

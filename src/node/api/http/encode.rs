@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::node::api::calls::{NodeInfo, PresenceStats, Published, Reply};
+use crate::node::api::calls::{PresenceStats, Published, Reply};
 use crate::node::api::error::{ApiError, Result};
-use crate::node::api::read::LISTED_BYTES;
 use crate::node::api::work::ENTRY_REPLY_BYTES_MAX;
+use crate::node::info::{NodeFigures, NodeInfo};
+use crate::node::listing::LISTED_BYTES;
 use crate::node::slices::Slice;
 use crate::proto::client::http_status;
 
@@ -87,26 +88,49 @@ pub(super) async fn reply(reply: Reply, bytes_max: usize, slice: &mut Slice) -> 
             result.push_str("}}");
             Ok(result)
         }
-        Reply::Info(info) => {
-            let NodeInfo { uid, name, clients, users, channels, subscriptions, uptime, figures } =
-                *info;
-            let node = json!({
-                "uid": uid,
-                "name": name,
-                "version": env!("CARGO_PKG_VERSION"),
-                "num_clients": clients,
-                "num_users": users,
-                "num_channels": channels,
-                "num_subs": subscriptions,
-                "uptime": uptime as u64,
-                // Counted since the start, which is the interval; gauges as they are.
-                "metrics": { "interval": uptime, "items": figures },
-            });
-            written(&json!({ "nodes": [node] }))
+        Reply::Info(nodes) => {
+            let nodes: Vec<_> = nodes.into_iter().map(node).collect();
+            let result = written(&json!({ "nodes": nodes }))?;
+            if result.len() > bytes_max { Err(ApiError::AnswerTooLong) } else { Ok(result) }
         }
         Reply::Done => Ok("{}".to_owned()),
     }
 }
+
+/// A node in the result of `info`.
+fn node(info: NodeInfo) -> Value {
+    let mut node = json!({
+        "uid": info.uid,
+        "name": info.name,
+        "version": info.version,
+        "num_clients": info.clients,
+        "num_users": info.users,
+        "num_channels": info.channels,
+        "num_subs": info.subscriptions,
+        "uptime": info.uptime as u64,
+    });
+    if let Some(NodeFigures { interval, items }) = info.figures {
+        let items = items.into_iter().map(|(name, value)| (name, number(value)));
+        let items: Map<String, Value> = items.collect();
+        node["metrics"] = json!({ "interval": interval, "items": items });
+    }
+    // Other nodes than those of this project may publish anything there.
+    if let Ok(data @ Value::Object(_)) = serde_json::from_str(&info.data) {
+        node["data"] = data;
+    }
+    node
+}
+
+/// Counters without a point.
+fn number(value: f64) -> Value {
+    match value.fract() == 0.0 && value.abs() < WHOLE_MAX {
+        true => json!(value as i64),
+        false => json!(value),
+    }
+}
+
+/// Numbers below it are exact in both forms.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 fn written<T: Serialize>(result: &T) -> Result<String> {
     serde_json::to_string(result).map_err(|_| ApiError::Internal)
@@ -141,6 +165,27 @@ mod tests {
         ] {
             assert_eq!(json(reply).await, expected);
         }
+    }
+
+    #[test]
+    fn nodes_are_shown_with_what_they_publish() {
+        let items = [("a".to_owned(), 3.0), ("b".to_owned(), 0.5), ("c".to_owned(), f64::NAN)];
+        let info = NodeInfo {
+            uid: "u".into(),
+            name: "n".into(),
+            version: "6.9.1 OSS".into(),
+            clients: 1,
+            users: 2,
+            channels: 3,
+            subscriptions: 4,
+            uptime: 5.9,
+            figures: Some(NodeFigures { interval: 60.0, items: items.into() }),
+            data: r#"{"roost":"1"}"#.into(),
+        };
+        let expected = r#"{"uid":"u","name":"n","version":"6.9.1 OSS","num_clients":1,"num_users":2,"num_channels":3,"num_subs":4,"uptime":5,"metrics":{"interval":60.0,"items":{"a":3,"b":0.5,"c":null}},"data":{"roost":"1"}}"#;
+        assert_eq!(node(info.clone()), serde_json::from_str::<Value>(expected).unwrap());
+        let bare = node(NodeInfo { figures: None, data: "\u{1}".into(), ..info });
+        assert!(bare.get("metrics").is_none() && bare.get("data").is_none());
     }
 
     #[tokio::test]
