@@ -69,6 +69,35 @@ pub struct Security {
     pub insecure: bool,
 }
 
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = |f: &mut fmt::Formatter<'_>, addresses: &[Address]| {
+            let texts: Vec<String> = addresses.iter().map(Address::to_string).collect();
+            f.write_str(&texts.join(", "))
+        };
+        match self {
+            Self::Single { address, .. } => address.fmt(f),
+            Self::Sentinel { sentinels, master, .. } => {
+                write!(f, "master {master} of the Sentinels ")?;
+                all(f, sentinels)
+            }
+            Self::Cluster { seeds, .. } => {
+                f.write_str("Cluster of ")?;
+                all(f, seeds)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => f.write_str(path),
+        }
+    }
+}
+
 // Passwords and keys are in no log.
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,6 +126,17 @@ impl fmt::Debug for Security {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_named_by_their_addresses() {
+        let addresses = || vec![Address::Tcp("a".into(), 1), Address::Unix("/s".into())];
+        let cluster = Server::Cluster { seeds: addresses(), access: Access::default() };
+        assert_eq!(cluster.to_string(), "Cluster of a:1, /s");
+        let (access, sentinel_access) = (Access::default(), Access::default());
+        let (sentinels, master) = (addresses(), "m".into());
+        let sentinel = Server::Sentinel { sentinels, master, sentinel_access, access };
+        assert_eq!(sentinel.to_string(), "master m of the Sentinels a:1, /s");
+    }
 
     #[test]
     fn secrets_are_not_shown() {

@@ -167,6 +167,7 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
         }),
         metrics: path("prometheus"),
         health: path("health"),
+        ready: path("health").map(|_| root.text("roost.ready_prefix")),
         admin: root.flag("admin.enabled").then(|| Admin {
             prefix: root.text("admin.handler_prefix"),
             password: Some(root.text("admin.password")).filter(|password| !password.is_empty()),
@@ -181,6 +182,7 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
         ("http_api.handler_prefix", web.api.as_ref().map(|api| api.prefix.clone())),
         ("prometheus.handler_prefix", web.metrics.clone()),
         ("health.handler_prefix", web.health.clone()),
+        ("roost.ready_prefix", web.ready.clone()),
         ("admin.handler_prefix", web.admin.as_ref().map(|admin| format!("{}/admin", admin.prefix))),
         ("roost.demo", web.demo.as_ref().map(|_| "/demo".to_owned())),
     ];
@@ -876,6 +878,8 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
         close_timeout_ms: root.ms("roost.close_timeout"),
         health_loop_lag_ms: root.ms("roost.health_loop_lag"),
         health_connections: root.count("roost.health_connections") as u8,
+        health_broker: root.flag("roost.health_broker"),
+        start_without_broker: root.flag("roost.start_without_broker"),
         send_buffer_bytes: root.size("roost.send_buffer"),
         notsent_lowat_bytes: root.size("roost.notsent_lowat"),
         addresses: address_sources(root, report),

@@ -122,6 +122,8 @@ pub struct Web {
     pub metrics: Option<String>,
     /// Path of the health check, where there is one.
     pub health: Option<String>,
+    /// Path of the readiness check, where there is one.
+    pub ready: Option<String>,
     /// The admin page, where there is one.
     pub admin: Option<Admin>,
     /// The demo page, where there is one.
@@ -258,6 +260,10 @@ pub struct Roost {
     pub health_loop_lag_ms: u64,
     /// Connections, percent of what may be, from which on it isn't.
     pub health_connections: u8,
+    /// The node isn't healthy either while the broker makes it unready.
+    pub health_broker: bool,
+    /// Start although the broker is unreachable.
+    pub start_without_broker: bool,
     /// `SO_SNDBUF`; 0: leave it.
     pub send_buffer_bytes: usize,
     /// `TCP_NOTSENT_LOWAT`; 0: leave it.

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::StartFault;
 use super::redis::{self, ControlEvent, Events, Figures, Recipient};
 use crate::base::id::ShardId;
+use crate::base::times::Times;
 use crate::cluster::control::Message;
 use crate::cluster::names::{Layout, Names};
 use crate::cluster::operations::Operations;
@@ -89,6 +90,17 @@ impl BrokerSettings {
         Self { channels, presence }
     }
 
+    /// Connects to each server once.
+    ///
+    /// # Errors
+    /// One of them can't be reached.
+    pub(super) fn check(&self) -> Result<(), StartFault> {
+        let all = self.channels.iter().chain(&self.presence);
+        all.map(redis::check)
+            .collect::<Result<(), String>>()
+            .map_err(|why| StartFault::Broker { why })
+    }
+
     /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.
     pub(super) fn keepers(&self, shares_presence: bool) -> (Broker, Presence) {
         let broker = if self.channels.is_some() { Broker::Remote } else { Broker::Memory };
@@ -125,8 +137,8 @@ impl PreparedBrokers {
         Outside { control, broker: of(&self.channels), presence: of(&self.presence) }
     }
 
-    /// Starts the threads, which send to these shards, and waits for their first attempts to connect. The events of the control channel come out of the
-    /// receiver.
+    /// Starts the threads, which send to these shards, and waits for their first attempts to connect. The
+    /// events of the control channel come out of the receiver.
     pub(super) fn start(
         self,
         shards: &[Letterbox],
@@ -180,10 +192,35 @@ impl Brokers {
         }
     }
 
-    /// Figures of all of them together, by name.
+    fn all(&self) -> impl Iterator<Item = &redis::Broker> {
+        self.channels.iter().chain(&self.presence)
+    }
+
+    /// This node keeps all itself.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all().next().is_none()
+    }
+
+    /// Why requests for a broker fail, or publications may be missing until it has recovered.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        self.all().find_map(redis::Broker::fault)
+    }
+
+    /// Time since something came by the PUB/SUB connection that has been silent for longest.
+    pub(super) fn probe_age(&self) -> Duration {
+        self.all().map(|broker| broker.figures().probe_age()).max().unwrap_or_default()
+    }
+
+    /// For each thread: time from a command of a home to its answer.
+    pub(super) fn latency(&self) -> impl Iterator<Item = &Times> {
+        self.all().flat_map(|broker| &broker.figures().latency)
+    }
+
+    /// Figures of all of them together, by name; all zero where there is none.
     pub(super) fn figures(&self) -> BTreeMap<&'static str, u64> {
-        let mut sums = BTreeMap::new();
-        for broker in [&self.channels, &self.presence].into_iter().flatten() {
+        let mut sums: BTreeMap<_, _> = Figures::NAMES.map(|name| (name, 0)).into();
+        sums.insert("redis_queue_bytes", 0);
+        for broker in self.all() {
             broker.figures().each(|name, value| *sums.entry(name).or_insert(0) += value);
             *sums.entry("redis_queue_bytes").or_insert(0) += broker.queued_bytes() as u64;
         }
@@ -336,7 +373,7 @@ mod tests {
     fn home(batches: usize) -> (ToHomes, Mailbox, mpsc::Receiver<ControlEvent>) {
         let (letterbox, mailbox) = Mailbox::new(batches, Alarm::new(Arc::new(Bell::default())));
         let (sender, events) = mpsc::channel(4);
-        let figures = Arc::new(Figures::default());
+        let figures = Arc::new(Figures::sized(1, 1, 1));
         let control = ToControl::new(sender, figures.clone());
         (ToHomes::new(BROKER, &[letterbox], control, figures), mailbox, events)
     }

@@ -1,4 +1,13 @@
-//! Whether a node can serve: the health check of a load balancer.
+//! Whether a node can serve: the health and readiness checks of a load balancer.
+//!
+//! | check | 503 |
+//! | --- | --- |
+//! | `/health` | the node itself can't serve: restarting or relieving it may help |
+//! | `/ready` | the same, or its broker is away: other nodes may be better off |
+//!
+//! A broker that is away is away for all nodes, most often: a balancer that then takes all of them out, or an
+//! orchestrator that restarts them, would close every connection for nothing. So `/health` stays 200 and names
+//! the fault, unless `roost.health_broker` is set.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Map, Value};
 
+use super::broker::Brokers;
 use super::certificates::Certificates;
 use crate::base::times::Counts;
 use crate::shard::NodeState;
@@ -21,10 +31,13 @@ pub struct Thresholds {
     pub loop_lag_us: Option<u64>,
     /// Connections, of those that may be, in percent.
     pub connections_percent: u64,
+    /// A fault of the broker.
+    pub broker: bool,
 }
 
 /// The thresholds, checked once a second.
 pub(super) struct Health {
+    brokers: Arc<Brokers>,
     node: Arc<NodeState>,
     thresholds: Thresholds,
     certificates: Arc<Certificates>,
@@ -38,9 +51,26 @@ impl Health {
         node: Arc<NodeState>,
         thresholds: Thresholds,
         certificates: Arc<Certificates>,
+        brokers: Arc<Brokers>,
     ) -> Self {
         let (counted, loop_lag_p99_us) = (Mutex::default(), AtomicU64::new(0));
-        Self { node, thresholds, certificates, counted, loop_lag_p99_us }
+        Self { node, thresholds, certificates, counted, loop_lag_p99_us, brokers }
+    }
+
+    /// What is wrong with the broker, if anything.
+    pub(super) fn broker_fault(&self) -> Option<&'static str> {
+        self.brokers.fault()
+    }
+
+    /// Why the node is not ready, if it isn't.
+    pub(super) fn unready(&self) -> Option<&'static str> {
+        self.own_fault().or_else(|| self.broker_fault())
+    }
+
+    /// Why the node is not healthy, if it isn't.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        let broker = || self.broker_fault().filter(|_| self.thresholds.broker);
+        self.own_fault().or_else(broker)
     }
 
     /// Looks at what happened since the last time.
@@ -58,8 +88,8 @@ impl Health {
         self.loop_lag_p99_us.load(Ordering::Relaxed)
     }
 
-    /// Why the node can't serve, if it can't.
-    pub(super) fn fault(&self) -> Option<&'static str> {
+    /// Why the node by itself can't serve, if it can't.
+    fn own_fault(&self) -> Option<&'static str> {
         let Self { node, thresholds, .. } = self;
         let open =
             node.open.iter().map(|open| u64::from(open.load(Ordering::Relaxed))).sum::<u64>();
@@ -84,20 +114,37 @@ impl Health {
     }
 }
 
-/// Answers at `path`: 200 `{}`, or 503 with a reason. Certificates that can't be read are listed under
-/// `errors`: the ones before them are in use, so the node can serve.
+/// The health check at a path: 200, or 503 with a reason. Certificates that can't be read are listed under
+/// `errors`: the ones before them are in use, so the node can serve. A fault of the broker stands under `broker`.
 pub(super) fn router(health: Arc<Health>, path: &str) -> Router {
     let answer = move || {
         let (fault, errors) = (health.fault(), health.certificates.faults());
-        async move { response(fault, &errors) }
+        let broker = health.broker_fault();
+        async move { response(fault, &errors, broker) }
     };
     Router::new().route(path, get(answer))
 }
 
-fn response(fault: Option<&'static str>, errors: &[String]) -> Response {
+/// The readiness check at a path: 200 `{}`, or 503 with a reason.
+pub(super) fn ready_router(health: Arc<Health>, path: &str) -> Router {
+    let answer = move || {
+        let unready = health.unready();
+        async move { response(unready, &[], None) }
+    };
+    Router::new().route(path, get(answer))
+}
+
+fn response(
+    fault: Option<&'static str>,
+    errors: &[String],
+    broker: Option<&'static str>,
+) -> Response {
     let mut body = Map::new();
     if let Some(why) = fault {
         body.insert("reason".to_owned(), why.into());
+    }
+    if let Some(why) = broker {
+        body.insert("broker".to_owned(), why.into());
     }
     if !errors.is_empty() {
         body.insert("errors".to_owned(), errors.into());

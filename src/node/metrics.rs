@@ -20,6 +20,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::admin_refusals::AdminRefusals;
+use super::broker::Brokers;
 use super::certificates::{self, Certificates, Expiry};
 use super::cluster::{Cluster, Counters, Labelled};
 use super::control_mail::ControlMail;
@@ -104,6 +105,7 @@ pub(super) struct Metrics {
     pub(super) control_mail: Arc<ControlMail>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
+    pub(super) brokers: Arc<Brokers>,
     pub(super) admin_refusals: Arc<AdminRefusals>,
     pub(super) certificates: Arc<Certificates>,
     /// The other nodes, where a broker connects them.
@@ -168,7 +170,8 @@ fn put_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> Result<(
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        self.counters().iter().chain(&self.others()).try_for_each(|m| m.put(&mut encoder))?;
+        let metrics = self.counters().into_iter().chain(self.others()).chain(self.of_brokers());
+        metrics.into_iter().try_for_each(|metric| metric.put(&mut encoder))?;
         put_durations(
             &mut encoder,
             "roost_loop_lag_seconds",
@@ -192,6 +195,13 @@ impl Collector for Metrics {
                 Histogram::of(&self.node.fan_out_size, BOUNDS_COUNT, 1.0).put(family)
             })?;
         put_command_durations(&mut encoder, &self.node.commands)?;
+        let help = "Time from a command of this node to the broker's answer";
+        Histogram::of(self.brokers.latency(), BOUNDS_US, 1e6).put(encoder.encode_descriptor(
+            "roost_broker_latency_seconds",
+            help,
+            None,
+            MetricType::Histogram,
+        )?)?;
         put_proxy_durations(&mut encoder, &self.proxies.endpoints())
     }
 }
@@ -365,6 +375,91 @@ impl Metrics {
         ]
     }
 
+    /// Metrics of the connections to the brokers: zero on a node that keeps all itself.
+    fn of_brokers(&self) -> Vec<Metric> {
+        let figures = self.brokers.figures();
+        let of = |name: &str| figures.get(name).copied().unwrap_or_default() as f64;
+        let gauge = |name, help, value| Metric::gauge(name, help, value);
+        let counter =
+            |name, help, of| Metric::new(Kind::Counter, name, help, vec![(Labels::new(), of)]);
+        let by = |label: &'static str, values: &[(&str, &str)]| -> Values {
+            let value = |(name, figure): &(&str, &str)| (vec![(label, (*name).into())], of(figure));
+            values.iter().map(value).collect()
+        };
+        let connects = [("command", "redis_connects"), ("pubsub", "redis_pubsub_connects")];
+        let lost = [
+            ("delivery", "redis_deliveries_lost"),
+            ("announcement", "redis_announcements_lost"),
+            ("control", "redis_control_lost"),
+        ];
+        vec![
+            Metric::new(
+                Kind::Counter,
+                "broker_connects",
+                "Connections made to the broker, the first ones too, by kind",
+                by("kind", &connects),
+            ),
+            counter(
+                "broker_connects_failed",
+                "Attempts to connect to the broker that failed",
+                of("redis_connects_failed"),
+            ),
+            gauge(
+                "broker_servers_away",
+                "Servers of the broker without a connection for commands",
+                of("redis_servers_away"),
+            ),
+            gauge(
+                "broker_resubscribing",
+                "PUB/SUB connections that do not deliver all channels yet",
+                of("redis_resubscribing"),
+            ),
+            gauge(
+                "broker_resubscribe_seconds",
+                "Time that the last complete subscription of a PUB/SUB connection took",
+                of("redis_resubscribe_ms") / 1e3,
+            ),
+            gauge(
+                "broker_probe_age_seconds",
+                "Time since the most silent PUB/SUB connection delivered anything, its own probes too",
+                self.brokers.probe_age().as_secs_f64(),
+            ),
+            gauge(
+                "broker_queue_bytes",
+                "Bytes of commands that wait for the broker",
+                of("redis_queue_bytes"),
+            ),
+            counter("broker_messages", "PUB/SUB messages of the broker", of("redis_messages")),
+            counter(
+                "broker_malformed",
+                "PUB/SUB messages of the broker that are malformed",
+                of("redis_malformed"),
+            ),
+            counter(
+                "broker_commands_refused",
+                "Commands that failed without being sent: the broker is away, or too many wait",
+                of("redis_refused"),
+            ),
+            counter(
+                "broker_replies_lost",
+                "Commands whose replies are missing: they may have taken effect",
+                of("redis_replies_lost"),
+            ),
+            counter("broker_errors", "Errors in replies of the broker", of("redis_errors")),
+            counter(
+                "broker_probes_missed",
+                "PUB/SUB connections made anew since their probes did not come",
+                of("redis_probes_missed"),
+            ),
+            Metric::new(
+                Kind::Counter,
+                "broker_lost",
+                "Messages of the broker for which this node had no room, by kind; channels of lost deliveries are read again",
+                by("kind", &lost),
+            ),
+        ]
+    }
+
     /// Metrics of the node as a whole.
     fn others(&self) -> Vec<Metric> {
         let node = &self.node;
@@ -396,6 +491,11 @@ impl Metrics {
                 "healthy",
                 "1 while /health answers 200, else 0",
                 f64::from(self.health.fault().is_none()),
+            ),
+            gauge(
+                "ready",
+                "1 while /ready answers 200, else 0",
+                f64::from(self.health.unready().is_none()),
             ),
             gauge(
                 "api_questions",

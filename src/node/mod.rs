@@ -206,6 +206,14 @@ pub enum StartFault {
         /// The missing feature.
         why: String,
     },
+    /// The broker can't be reached.
+    #[error(
+        "cannot start: the broker is unreachable: {why}; roost.start_without_broker starts anyway"
+    )]
+    Broker {
+        /// Which server, and why not.
+        why: String,
+    },
     /// Something else that the kernel refused.
     #[error("cannot start: {what}: {source}")]
     System {
@@ -416,6 +424,7 @@ impl Front {
             Arc::clone(&node),
             self.thresholds,
             Arc::clone(&self.certificates),
+            Arc::clone(&brokers),
         ));
         let name = self.name;
         let mail = Arc::clone(&control_mail);
@@ -429,6 +438,7 @@ impl Front {
             admin_refusals: Arc::clone(&admin_refusals),
             certificates: Arc::clone(&self.certificates),
             cluster: None,
+            brokers: Arc::clone(&brokers),
             lines_dropped: self.lines_dropped,
             started: self.started,
         };

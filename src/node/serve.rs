@@ -102,6 +102,9 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
     let mut settings = settings(config.clone(), io, &plan, &facts, node)
         .map_err(system("random numbers and keys"))?;
     settings.tls = tls;
+    if !config.roost.start_without_broker {
+        settings.brokers.check()?;
+    }
     settings.plan = limits.clone();
     settings.cpus = cpus;
     // A key is shown where only this machine comes.
@@ -248,8 +251,14 @@ fn changed(before: &Config, now: &Config) -> Vec<&'static str> {
 fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded {
     let (_, all) = running.client.with_limits_of(&config.client);
     let api = |config: &Config| config.web.api.clone().map(|api| (api.prefix, api.external));
-    let web =
-        |config: &Config| (config.web.metrics.clone(), config.web.health.clone(), api(config));
+    let web = |config: &Config| {
+        (
+            config.web.metrics.clone(),
+            config.web.health.clone(),
+            config.web.ready.clone(),
+            api(config),
+        )
+    };
     let tls = |config: &Config| {
         let Tls { public, internal, handshakes_max, tickets } = &config.tls;
         (public.is_some(), internal.is_some(), *handshakes_max, tickets.period_ms)
@@ -481,6 +490,7 @@ fn settings(
         thresholds: Thresholds {
             loop_lag_us: Some(roost.health_loop_lag_ms * 1000).filter(|us| *us > 0),
             connections_percent: roost.health_connections.into(),
+            broker: roost.health_broker,
         },
         name: config.node_name,
         plan: Vec::new(),

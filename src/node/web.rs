@@ -66,7 +66,8 @@ pub(super) struct Routers {
 /// Where paths begin that are served on the public port.
 pub(super) fn public_paths(web: &Web, has_internal: bool) -> Vec<String> {
     let api = web.api.as_ref().filter(|api| api.external || !has_internal);
-    let own = [&web.metrics, &web.health].into_iter().flatten().filter(|_| !has_internal);
+    let own =
+        [&web.metrics, &web.health, &web.ready].into_iter().flatten().filter(|_| !has_internal);
     let admin = web.admin.as_ref().filter(|admin| admin.is_public(has_internal));
     let admin =
         admin.map(|admin| [format!("{}/", admin.prefix), format!("{}/admin", admin.prefix)]);
@@ -122,7 +123,10 @@ pub(super) fn routers(
     }
     let mut own = Router::new();
     if let Some(path) = &web.health {
-        own = own.merge(health::router(health, path));
+        own = own.merge(health::router(Arc::clone(&health), path));
+    }
+    if let Some(path) = &web.ready {
+        own = own.merge(health::ready_router(health, path));
     }
     if let Some(path) = &web.metrics {
         own = own.merge(metrics::router(metrics, path));

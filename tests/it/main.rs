@@ -27,6 +27,7 @@ mod presence;
 mod protobuf;
 mod protocol;
 mod proxies;
+mod ready;
 mod redis;
 mod reload;
 mod senders;

@@ -20,8 +20,13 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// None where there is no such program.
+    /// On a free port. None where there is no such program.
     pub(crate) fn start(flags: &[&str]) -> Option<Self> {
+        Self::start_on(free_port(), flags)
+    }
+
+    /// The same on this port.
+    pub(crate) fn start_on(port: u16, flags: &[&str]) -> Option<Self> {
         if Command::new("redis-server").arg("--version").output().is_err() {
             assert!(std::env::var_os("ROOST_TEST_REDIS").is_none(), "no redis-server");
             eprintln!("skipped: no redis-server");
@@ -30,7 +35,6 @@ impl RedisServer {
         let made = Command::new("mktemp").arg("-d").output().unwrap().stdout;
         let folder = PathBuf::from(String::from_utf8(made).unwrap().trim());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let port = free_port();
         let mut server = Self { child: run(port, &folder, &flags), port, folder, flags };
         server.wait();
         Some(server)

@@ -10,7 +10,6 @@
 
 mod checker;
 mod client;
-mod nodes;
 mod orders;
 mod plan;
 mod presence;

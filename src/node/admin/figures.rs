@@ -178,6 +178,7 @@ impl Figures {
             "refused": self.by_reason("refused_"),
             "errors": self.by_reason("error_"),
             "proxies": self.proxies(),
+            "broker": self.broker(),
             "certificates": self.certificates(),
         });
         *self.before() = Some(now);
@@ -248,6 +249,35 @@ impl Figures {
             json!({ "name": name, "option": option, "not_after": not_after, "days": days })
         });
         json!({ "list": each.collect::<Vec<_>>(), "errors": certificates.faults() })
+    }
+
+    /// The broker; null where this node keeps all itself.
+    fn broker(&self) -> Value {
+        let Metrics { node, brokers, health, .. } = &self.metrics;
+        if brokers.is_empty() {
+            return Value::Null;
+        }
+        let figures = brokers.figures();
+        let of = |name: &str| figures.get(name).copied().unwrap_or_default();
+        let sum = |of: fn(&ShardCounters) -> u64| node.counters.iter().map(of).sum::<u64>();
+        let mut latency = Counts::default();
+        brokers.latency().for_each(|times| times.add_to(&mut latency));
+        json!({
+            "fault": health.broker_fault(),
+            "servers_away": of("redis_servers_away"),
+            "resubscribing": of("redis_resubscribing"),
+            "latency_p50_us": latency.quantile(0.5),
+            "latency_p99_us": latency.quantile(0.99),
+            "probe_age_ms": brokers.probe_age().as_millis() as u64,
+            "queue_bytes": of("redis_queue_bytes"),
+            "replies_lost": of("redis_replies_lost"),
+            "errors": of("redis_errors"),
+            "channels": sum(|shard| shard.broker_channels.get()),
+            "window_bytes": sum(|shard| shard.broker_window_bytes.get()),
+            "repaired": sum(|shard| shard.broker_repaired.get()),
+            "timeouts": sum(|shard| shard.broker_timeouts.get()),
+            "gaps": self.by_reason("broker_gaps_"),
+        })
     }
 
     fn proxies(&self) -> Vec<Value> {

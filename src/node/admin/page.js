@@ -287,6 +287,7 @@ function draw() {
   drawMemory(now.memory ?? {});
   drawReasons();
   drawShards(now.shards ?? []);
+  drawBroker(now.broker);
   drawProxies(now.proxies ?? []);
   drawCertificates(now.certificates ?? { list: [], errors: [] });
 }
@@ -650,6 +651,27 @@ function drawCertificates({ list, errors }) {
     ),
     ...errors.map((fault) => element('p', { class: 'badge bad' }, fault)),
   );
+}
+
+/** The broker that keeps channels for several nodes, where there is one. */
+function drawBroker(broker) {
+  byId('broker-card').hidden = !broker;
+  if (!broker) return;
+  const gaps = Object.entries(broker.gaps).filter(([, count]) => count > 0);
+  const rows = [
+    ['state', broker.fault ?? 'ready'],
+    ['servers without a connection', number(broker.servers_away)],
+    ['connections that subscribe again', number(broker.resubscribing)],
+    ['latency p50, p99', `${micros(broker.latency_p50_us)}, ${micros(broker.latency_p99_us)}`],
+    ['silence of the PUB/SUB connections', `${(broker.probe_age_ms / 1000).toFixed(1)} s`],
+    ['commands that wait', bytes(broker.queue_bytes)],
+    ['channels followed', number(broker.channels)],
+    ['publications for recoveries', bytes(broker.window_bytes)],
+    ['publications repaired', number(broker.repaired)],
+    ['gaps', gaps.map(([cause, count]) => `${cause} ${number(count)}`).join(', ') || '0'],
+    ['timeouts, replies lost, errors', [broker.timeouts, broker.replies_lost, broker.errors].map(number).join(', ')],
+  ];
+  byId('broker').replaceChildren(table([['', ([name]) => name], ['', ([, value]) => value, true]], rows));
 }
 
 function drawProxies(proxies) {

@@ -107,6 +107,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                 if !is_up {
                     is_up = true;
                     server.queue.is_open.set(true);
+                    shared.figures.servers_away.fetch_sub(1, Ordering::Relaxed);
                     shared.up.set(shared.up.get() + 1);
                     if shared.up.get() == 1 {
                         shared.tell_all(&BrokerEvent::Connected);
@@ -164,6 +165,7 @@ fn lost(shared: &Shared, at: usize, server: &Connected, is_up: &mut bool, error:
     events.deliver();
     if std::mem::take(is_up) {
         tracing::error!("redis: server {at} is away: {error}");
+        Figures::add(&shared.figures.servers_away, 1);
         shared.up.set(shared.up.get() - 1);
         if shared.up.get() == 0 {
             // Homes begin anew, with all of their wishes.
@@ -295,6 +297,10 @@ fn settle(
             }
         }
         let Queued { home, awaited, since, cost, .. } = queued;
+        if awaited.ticket().is_some() {
+            let took = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
+            shared.figures.latency[shared.first].record(took);
+        }
         match operations.settle(awaited, reply, fresh(&epoch)) {
             Settled::Nothing => {}
             Settled::Event(event) => events.add(home, event),

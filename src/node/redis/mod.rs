@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -42,6 +42,7 @@ pub use self::control::{ControlEvent, Recipient};
 use self::pubsub::Wishes;
 use self::queue::Queue;
 use crate::base::limits::MAILBOX_BATCHES;
+use crate::base::times::Times;
 use crate::cluster::control::Message;
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::Server;
@@ -101,8 +102,17 @@ impl Settings {
 }
 
 /// Figures of all threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Figures {
+    /// Servers without a command connection, counted for each thread.
+    pub servers_away: AtomicU64,
+    /// PUB/SUB connections of homes that are not made, or don't deliver all wished channels yet.
+    pub resubscribing: AtomicU64,
+    /// For each of these connections the moment at which something came last, in milliseconds since `began`.
+    heard_ms: Box<[AtomicU64]>,
+    began: Instant,
+    /// For each thread: time from a command of a home to its answer.
+    pub latency: Box<[Times]>,
     /// Command connections made, the first ones too.
     pub connects: AtomicU64,
     /// Attempts that failed.
@@ -132,24 +142,96 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// All servers are away, and all connections missing.
+    fn new(settings: &Settings) -> Self {
+        let (servers, threads) = (settings.servers.len(), settings.threads.max(1));
+        let connections = if settings.has_channels { servers * settings.homes } else { 0 };
+        Self::sized(servers * threads, connections, threads)
+    }
+
+    /// With so many missing connections for commands and for PUB/SUB.
+    #[expect(clippy::disallowed_methods, reason = "the zero of the ages of probes")]
+    pub(super) fn sized(servers: usize, connections: usize, threads: usize) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            servers_away: AtomicU64::new(servers as u64),
+            resubscribing: AtomicU64::new(connections as u64),
+            heard_ms: (0..connections).map(|_| zero()).collect(),
+            began: Instant::now(),
+            latency: (0..threads).map(|_| Times::default()).collect(),
+            connects: zero(),
+            connects_failed: zero(),
+            pubsub_connects: zero(),
+            replies_lost: zero(),
+            refused: zero(),
+            errors: zero(),
+            messages: zero(),
+            malformed: zero(),
+            resubscribe_ms: zero(),
+            probes_missed: zero(),
+            deliveries_lost: zero(),
+            announcements_lost: zero(),
+            control_lost: zero(),
+        }
+    }
+
+    /// Something came by the connection of a home to a server: there are `homes`.
+    fn heard(&self, server: usize, home: usize, homes: usize) {
+        let now = self.began.elapsed().as_millis() as u64;
+        if let Some(heard) = self.heard_ms.get(server * homes + home) {
+            heard.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Time since something came by the PUB/SUB connection that has been silent for longest: each sees its own
+    /// probes, one in each interval. Zero without such connections.
+    pub fn probe_age(&self) -> Duration {
+        let heard = self.heard_ms.iter().map(|heard| heard.load(Ordering::Relaxed)).min();
+        let age = |oldest| self.began.elapsed().saturating_sub(Duration::from_millis(oldest));
+        heard.map_or(Duration::ZERO, age)
+    }
+
+    /// The names of all figures that are numbers.
+    pub(super) const NAMES: [&str; 15] = [
+        "redis_servers_away",
+        "redis_resubscribing",
+        "redis_connects",
+        "redis_connects_failed",
+        "redis_pubsub_connects",
+        "redis_replies_lost",
+        "redis_refused",
+        "redis_errors",
+        "redis_messages",
+        "redis_malformed",
+        "redis_resubscribe_ms",
+        "redis_probes_missed",
+        "redis_deliveries_lost",
+        "redis_announcements_lost",
+        "redis_control_lost",
+    ];
+
     /// Calls `each` with every figure, by its name.
     pub(super) fn each(&self, mut each: impl FnMut(&'static str, u64)) {
+        // In the order of the names.
         let all = [
-            ("redis_connects", &self.connects),
-            ("redis_connects_failed", &self.connects_failed),
-            ("redis_pubsub_connects", &self.pubsub_connects),
-            ("redis_replies_lost", &self.replies_lost),
-            ("redis_refused", &self.refused),
-            ("redis_errors", &self.errors),
-            ("redis_messages", &self.messages),
-            ("redis_malformed", &self.malformed),
-            ("redis_resubscribe_ms", &self.resubscribe_ms),
-            ("redis_probes_missed", &self.probes_missed),
-            ("redis_deliveries_lost", &self.deliveries_lost),
-            ("redis_announcements_lost", &self.announcements_lost),
-            ("redis_control_lost", &self.control_lost),
+            &self.servers_away,
+            &self.resubscribing,
+            &self.connects,
+            &self.connects_failed,
+            &self.pubsub_connects,
+            &self.replies_lost,
+            &self.refused,
+            &self.errors,
+            &self.messages,
+            &self.malformed,
+            &self.resubscribe_ms,
+            &self.probes_missed,
+            &self.deliveries_lost,
+            &self.announcements_lost,
+            &self.control_lost,
         ];
-        all.into_iter().for_each(|(name, value)| each(name, value.load(Ordering::Relaxed)));
+        let values = all.map(|value| value.load(Ordering::Relaxed));
+        Self::NAMES.into_iter().zip(values).for_each(|(name, value)| each(name, value));
     }
 
     pub(super) fn add(counter: &AtomicU64, count: u64) {
@@ -186,7 +268,8 @@ impl Prepared {
             let (letterbox, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
             threads.push(Parts { runtime, mailbox, letterbox, bell });
         }
-        Ok(Self { settings: Arc::new(settings), figures: Arc::default(), threads })
+        let figures = Arc::new(Figures::new(&settings));
+        Ok(Self { settings: Arc::new(settings), figures, threads })
     }
 
     /// Figures of all threads.
@@ -235,7 +318,8 @@ impl Prepared {
             let thread = std::thread::Builder::new().name(name).spawn(begin)?;
             threads.push(Worker { inbox, bytes, _thread: thread });
         }
-        Ok(Broker { threads, figures, begun: Mutex::new(begun) })
+        let probe_interval = settings.probe_interval;
+        Ok(Broker { threads, figures, probe_interval, begun: Mutex::new(begun) })
     }
 }
 
@@ -243,6 +327,7 @@ impl Prepared {
 pub struct Broker {
     threads: Vec<Worker>,
     figures: Arc<Figures>,
+    probe_interval: Duration,
     /// Ends when each thread has tried to connect to each server.
     begun: Mutex<Receiver<()>>,
 }
@@ -258,6 +343,19 @@ impl Broker {
     /// Figures of all threads.
     pub fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// Why requests for the broker fail, or publications may be missing until it has recovered.
+    pub fn fault(&self) -> Option<&'static str> {
+        if self.figures.servers_away.load(Ordering::Relaxed) > 0 {
+            Some("the broker is unreachable")
+        } else if self.figures.probe_age() > 2 * self.probe_interval {
+            Some("the broker does not deliver")
+        } else if self.figures.resubscribing.load(Ordering::Relaxed) > 0 {
+            Some("channels are being subscribed again at the broker")
+        } else {
+            None
+        }
     }
 
     /// Waits until each thread has tried to connect to each server, and homes know what came of it.
@@ -292,6 +390,24 @@ impl Broker {
         // Without room it writes them when it refreshes them.
         let _ = self.threads[0].inbox.try_send(Inbound::NotifyRemoved(uid.into()));
     }
+}
+
+/// Connects to each server once, as a node does before it starts.
+///
+/// # Errors
+/// One of them can't be reached, or refuses: which, and why.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    LocalSet::new().block_on(&runtime, async {
+        for (at, server) in settings.servers.iter().enumerate() {
+            let link = wire::Link::connect(server, settings.io_timeout);
+            let made = tokio::time::timeout(settings.connect_timeout, link).await;
+            let made = made.unwrap_or(Err(wire::Unreachable::Timeout));
+            made.map_err(|error| format!("server {at} ({server}): {error}"))?;
+        }
+        Ok(())
+    })
 }
 
 /// Interval at which the set of this node's presence entries is kept for another while.

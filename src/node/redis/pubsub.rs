@@ -200,6 +200,7 @@ pub(super) async fn run(
                 let began = Instant::now();
                 let mut connection = Connection {
                     shared: &shared,
+                    at,
                     server: &server,
                     wishes: &wishes,
                     home,
@@ -207,7 +208,11 @@ pub(super) async fn run(
                     heard: Instant::now(),
                     resubscribing: Some(began),
                 };
+                connection.hear();
                 let error = connection.serve(subscriptions, messages).await;
+                if connection.resubscribing.is_none() {
+                    Figures::add(&shared.figures.resubscribing, 1);
+                }
                 let events = wishes.interrupt();
                 if !events.is_empty() {
                     shared.events.take(home, events);
@@ -227,6 +232,8 @@ pub(super) async fn run(
 
 struct Connection<'a> {
     shared: &'a Shared,
+    /// The number of the server.
+    at: usize,
     server: &'a Connected,
     wishes: &'a Wishes,
     home: usize,
@@ -240,6 +247,12 @@ struct Connection<'a> {
 type Changed = (Vec<CompactString>, bool, Result<(), Unreachable>);
 
 impl Connection<'_> {
+    /// Something came.
+    fn hear(&mut self) {
+        self.heard = Instant::now();
+        self.shared.figures.heard(self.at, self.home, self.shared.settings.homes);
+    }
+
     /// Listens until the connection fails: why.
     async fn serve(&mut self, subscriptions: Subscriptions, messages: Messages) -> Unreachable {
         let probe_interval = self.shared.settings.probe_interval;
@@ -320,13 +333,14 @@ impl Connection<'_> {
         {
             let took = began.elapsed().as_millis() as u64;
             self.shared.figures.resubscribe_ms.store(took, Ordering::Relaxed);
+            self.shared.figures.resubscribing.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Delivers messages. True if the connection has shown that they come.
     fn take(&mut self, messages: Vec<(Vec<u8>, Vec<u8>)>) -> bool {
         let operations = &self.shared.settings.operations;
-        self.heard = Instant::now();
+        self.hear();
         Figures::add(&self.shared.figures.messages, messages.len() as u64);
         let mut events = Vec::with_capacity(messages.len());
         let mut has_probe = false;

@@ -551,6 +551,34 @@ fn a_server_that_comes_back_empty_is_used_again() {
 }
 
 #[test]
+fn the_fault_of_the_broker_is_known() {
+    let Some(mut server) = RedisServer::start() else { return };
+    let probe_interval = Duration::from_millis(200);
+    let settings = Settings { probe_interval, ..settings(&server) };
+    assert_eq!(check(&settings), Ok(()));
+    let node = TestNode::start(settings.clone());
+    node.listen("a");
+    let until = |expected: Option<&str>| {
+        let began = Instant::now();
+        while node.broker.fault() != expected {
+            assert!(began.elapsed() < PATIENCE, "{:?}", node.broker.fault());
+            std::thread::yield_now();
+        }
+    };
+    until(None);
+    server.signal(Signal::STOP);
+    until(Some("the broker does not deliver"));
+    server.signal(Signal::CONT);
+    until(None);
+    server.end();
+    until(Some("the broker is unreachable"));
+    let error = check(&settings).unwrap_err();
+    assert!(error.starts_with("server 0 ("), "{error}");
+    server.restart_empty();
+    until(None);
+}
+
+#[test]
 fn forgotten_scripts_and_malformed_payloads_do_no_harm() {
     let Some(server) = RedisServer::start() else { return };
     let node = TestNode::start(settings(&server));
