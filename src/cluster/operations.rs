@@ -491,8 +491,7 @@ impl Operations {
             _ => &empty,
         };
         let entries = if self.use_lists {
-            let all = listed.iter().filter_map(of_list);
-            selected(all.rev().collect(), page)
+            selected(of_list(listed, top.offset), page)
         } else {
             listed.iter().filter_map(of_stream).collect()
         };
@@ -583,11 +582,22 @@ fn of_stream(reply: &Reply) -> Option<Entry> {
     entry(&envelope, Some(offset)).ok().map(|(_, entry)| entry)
 }
 
-/// An entry of a list: a payload with its position.
-fn of_list(reply: &Reply) -> Option<Entry> {
-    let Reply::Bytes(payload) = reply else { return None };
-    let Ok(Payload::Publication(envelope)) = Payload::parse(payload) else { return None };
-    entry(&envelope, None).ok().map(|(_, entry)| entry)
+/// The entries of a list, the oldest first: payloads with their positions. A list may be older than its
+/// position, when that was evicted: what doesn't follow from the top downwards is of an earlier life.
+fn of_list(listed: &[Reply], top: u64) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for reply in listed {
+        let Reply::Bytes(payload) = reply else { continue };
+        let Ok(Payload::Publication(envelope)) = Payload::parse(payload) else { continue };
+        let Ok((_, entry)) = entry(&envelope, None) else { continue };
+        let most = entries.last().map_or(top, |newer| newer.record.offset().saturating_sub(1));
+        if entry.record.offset() > most {
+            break;
+        }
+        entries.push(entry);
+    }
+    entries.reverse();
+    entries
 }
 
 /// The part of a whole history, oldest first, that a page means.
@@ -815,6 +825,19 @@ mod tests {
         assert_eq!(offsets(Page { since: since(5), limit: 9, reverse: false }), [6, 7]);
         assert_eq!(offsets(Page { since: since(5), limit: 9, reverse: true }), [4, 3]);
         assert_eq!(offsets(Page { since: None, limit: 2, reverse: true }), [7, 6]);
+    }
+
+    #[test]
+    fn a_list_that_is_older_than_its_position_is_not_its_history() {
+        let entry = |offset: u64| Reply::Bytes(format!("__p1:{offset}:ep__").into());
+        let offsets = |listed: &[u64], top: u64| -> Vec<u64> {
+            let listed: Vec<Reply> = listed.iter().map(|offset| entry(*offset)).collect();
+            of_list(&listed, top).iter().map(|entry| entry.record.offset()).collect()
+        };
+        assert_eq!(offsets(&[9, 8, 7], 9), [7, 8, 9]);
+        // The position was evicted, and the list was not.
+        assert_eq!(offsets(&[9, 8, 7], 0), [0; 0]);
+        assert_eq!(offsets(&[2, 1, 9, 8, 7], 2), [1, 2]);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod checker;
 mod client;
+mod nodes;
 mod orders;
 mod plan;
 mod presence;

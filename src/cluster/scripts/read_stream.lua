@@ -11,12 +11,12 @@ end
 if ARGV[5] ~= '0' then redis.call('EXPIRE', KEYS[2], ARGV[5]) end
 if ARGV[1] ~= '1' then return {top, epoch} end
 local arguments
+-- Nothing above the top: that would be of an earlier life.
 if ARGV[4] == '1' then
   local from = ARGV[2]
-  if from == '0' then from = top end
+  if from == '0' or tonumber(from) > tonumber(top) then from = top end
   arguments = {'XREVRANGE', KEYS[1], from, '-'}
 else
-  -- Nothing above the top: that would be of an earlier life.
   arguments = {'XRANGE', KEYS[1], ARGV[2], top}
 end
 if ARGV[3] ~= '0' then

@@ -1,0 +1,526 @@
+//! The broker thread of a node, as `src/node/redis` behaves: it takes commands of homes, and keeps a command
+//! connection and a PUB/SUB connection for each home to the simulated [`Redis`]. The requests and the meaning
+//! of replies are those of `src/cluster/operations.rs` itself.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use compact_str::CompactString;
+use roost::base::rng::Rng;
+use roost::cluster::operations::{Awaited, Fresh, Operations, Reply, Request, Settled};
+use roost::hub::broker::{BrokerEvent, Command, FailureCause, Ticket};
+use roost::hub::history::Epoch;
+
+use super::redis::{ConnId, Push, Redis};
+
+/// Time for a reply, and for a command to wait in the queue.
+const IO_TIMEOUT_MS: u64 = 4_000;
+
+/// Time for a connection to be made.
+const CONNECT_TIMEOUT_MS: u64 = 1_000;
+
+/// Interval of the probes of a PUB/SUB connection.
+const PROBE_MS: u64 = 3_000;
+
+/// An idle connection is tried after so long.
+const IDLE_MS: u64 = 1_000;
+
+/// Requests under way at most.
+const WINDOW: usize = 64;
+
+/// A request that waits, or whose reply is awaited.
+#[derive(Debug)]
+struct Queued {
+    home: usize,
+    request: Request,
+    awaited: Awaited,
+    since: u64,
+}
+
+/// The command connection.
+#[derive(Debug, Default)]
+struct Commands {
+    conn: Option<ConnId>,
+    /// It is being made, until that moment: its first reply is awaited.
+    making_until: Option<u64>,
+    /// Homes have heard that the broker is there.
+    is_up: bool,
+    retry_at: u64,
+    attempts: u32,
+    queue: VecDeque<Queued>,
+    sent: VecDeque<Queued>,
+    idle_since: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Actual {
+    Off,
+    Changing,
+    On,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    wished: bool,
+    actual: Actual,
+}
+
+/// The PUB/SUB connection of a home.
+#[derive(Debug, Default)]
+struct PubSub {
+    conn: Option<ConnId>,
+    retry_at: u64,
+    attempts: u32,
+    wishes: BTreeMap<CompactString, Wish>,
+    /// SUBSCRIBE of the name of the probes is answered.
+    is_ready: bool,
+    probe_at: u64,
+    unanswered: u32,
+    heard: u64,
+}
+
+pub(crate) struct Carrier {
+    node: usize,
+    /// The name of the process.
+    pub(crate) uid: String,
+    operations: Operations,
+    rng: Rng,
+    commands: Commands,
+    pubsub: Vec<PubSub>,
+    /// Events for homes, in their order.
+    pub(crate) events: Vec<VecDeque<BrokerEvent>>,
+    /// Requests that wait at most: beyond it commands fail.
+    pub(crate) queue_max: usize,
+    pub(crate) figures: BTreeMap<&'static str, u64>,
+}
+
+/// The ticket of a command that has an answer.
+fn ticket(command: &Command) -> Option<Ticket> {
+    match command {
+        Command::Publish(publishing) => Some(publishing.ticket),
+        Command::Read { ticket, .. }
+        | Command::Renew { ticket, .. }
+        | Command::Drop { ticket, .. }
+        | Command::Members { ticket, .. } => Some(*ticket),
+        Command::Listen { .. }
+        | Command::Unlisten { .. }
+        | Command::Presence(_)
+        | Command::Announce { .. } => None,
+    }
+}
+
+fn failed(ticket: Ticket) -> BrokerEvent {
+    BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable }
+}
+
+/// Milliseconds before another attempt.
+fn pause(rng: &mut Rng, attempts: &mut u32) -> u64 {
+    let most = (100 << (*attempts).min(6)).min(5_000);
+    *attempts += 1;
+    most / 2 + rng.below(most / 2 + 1)
+}
+
+impl Carrier {
+    pub(crate) fn new(
+        node: usize,
+        uid: String,
+        homes: usize,
+        operations: Operations,
+        queue_max: usize,
+        rng: Rng,
+    ) -> Self {
+        Self {
+            node,
+            uid,
+            operations,
+            rng,
+            commands: Commands::default(),
+            pubsub: (0..homes).map(|_| PubSub::default()).collect(),
+            events: (0..homes).map(|_| VecDeque::new()).collect(),
+            queue_max,
+            figures: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.figures.entry(what).or_default() += 1;
+    }
+
+    fn tell_all(&mut self, event: &BrokerEvent) {
+        self.events.iter_mut().for_each(|events| events.push_back(event.clone()));
+    }
+
+    fn fresh_epoch(&mut self) -> Epoch {
+        Epoch::new(&mut self.rng)
+    }
+
+    /// A command of a home.
+    pub(crate) fn take(&mut self, now: u64, home: usize, command: Command) {
+        match command {
+            Command::Listen { channel } => {
+                self.pubsub[home].listen(channel, &mut self.events[home])
+            }
+            Command::Unlisten { channel } => self.pubsub[home].unlisten(&channel),
+            command => {
+                let is_full = self.commands.queue.len() >= self.queue_max;
+                if is_full {
+                    self.count("queue_full");
+                }
+                if !self.commands.is_up || is_full {
+                    self.events[home].extend(ticket(&command).map(failed));
+                    return;
+                }
+                let entries = match &command {
+                    Command::Presence(of) => self.operations.entries_of_update(&self.uid, of),
+                    _ => Vec::new(),
+                };
+                let epoch = self.fresh_epoch();
+                let fresh = Fresh { now_ms: 1_700_000_000_000 + now, epoch: epoch.as_str() };
+                let queue = &mut self.commands.queue;
+                queue.extend(entries.into_iter().map(|request| Queued {
+                    home,
+                    request,
+                    awaited: Awaited::Nothing,
+                    since: now,
+                }));
+                let made = self.operations.requests(command, fresh, |request, awaited| {
+                    queue.push_back(Queued { home, request, awaited, since: now });
+                });
+                if let Err(Some(event)) = made {
+                    self.events[home].push_back(event);
+                }
+            }
+        }
+    }
+
+    /// A node is taken for dead: its entries of presence are removed.
+    pub(crate) fn take_entries(&mut self, now: u64, uid: &str) {
+        if self.commands.is_up {
+            let (request, awaited) = self.operations.take_entries(uid);
+            self.commands.queue.push_back(Queued { home: 0, request, awaited, since: now });
+        }
+    }
+
+    /// Others have taken this node for dead, and it hears of it.
+    pub(crate) fn entries_removed(&mut self) {
+        self.tell_all(&BrokerEvent::EntriesRemoved);
+    }
+
+    /// When there is something to do without a command.
+    pub(crate) fn next_at(&self, redis: &Redis) -> Option<u64> {
+        let of = &self.commands;
+        let mut all = vec![match (of.conn, of.making_until) {
+            (None, _) => of.retry_at,
+            (Some(conn), Some(until)) => redis.readable_at(conn).unwrap_or(u64::MAX).min(until),
+            (Some(conn), None) => {
+                let late = of
+                    .sent
+                    .front()
+                    .map_or(of.idle_since + IDLE_MS, |first| first.since + IO_TIMEOUT_MS);
+                let room = of.sent.len() < WINDOW && !of.queue.is_empty();
+                let readable = redis.readable_at(conn).unwrap_or(u64::MAX);
+                if room { 0 } else { late.min(readable) }
+            }
+        }];
+        for of in &self.pubsub {
+            all.push(match of.conn {
+                None => of.retry_at,
+                Some(_) if of.is_ready && of.has_changes() => 0,
+                Some(conn) => redis.readable_at(conn).unwrap_or(u64::MAX).min(of.probe_at),
+            });
+        }
+        all.into_iter().min()
+    }
+
+    /// Does what is due.
+    pub(crate) fn step(&mut self, now: u64, redis: &mut Redis) {
+        self.step_commands(now, redis);
+        for home in 0..self.pubsub.len() {
+            self.step_pubsub(now, redis, home);
+        }
+    }
+
+    fn step_commands(&mut self, now: u64, redis: &mut Redis) {
+        let Some(conn) = self.commands.conn else {
+            if now >= self.commands.retry_at {
+                self.connect(now, redis);
+            }
+            return;
+        };
+        if let Some(until) = self.commands.making_until {
+            if redis.reply(now, conn).is_some() {
+                self.connected(now);
+            } else if !redis.is_open(conn) || now >= until {
+                redis.give_up(conn);
+                self.commands.conn = None;
+                self.unreachable(now);
+            }
+            return;
+        }
+        while let Some(reply) = redis.reply(now, conn) {
+            self.commands.idle_since = now;
+            let Some(queued) = self.commands.sent.pop_front() else { continue };
+            if !self.settle(now, queued, reply) {
+                return self.cut(now, redis, conn);
+            }
+        }
+        let is_late =
+            self.commands.sent.front().is_some_and(|first| now >= first.since + IO_TIMEOUT_MS);
+        if is_late {
+            self.count("io_timeouts");
+        }
+        if is_late || !redis.is_open(conn) {
+            return self.cut(now, redis, conn);
+        }
+        if self.commands.sent.is_empty()
+            && self.commands.queue.is_empty()
+            && now >= self.commands.idle_since + IDLE_MS
+        {
+            let request = Request::Plain { name: "PING", arguments: vec![] };
+            let queued = Queued { home: 0, request, awaited: Awaited::Nothing, since: now };
+            self.commands.queue.push_back(queued);
+        }
+        while self.commands.sent.len() < WINDOW
+            && let Some(mut queued) = self.commands.queue.pop_front()
+        {
+            if now >= queued.since + IO_TIMEOUT_MS {
+                self.fail(&queued);
+                continue;
+            }
+            // The time for its reply begins now.
+            queued.since = now;
+            redis.request(now, conn, queued.request.clone());
+            self.commands.sent.push_back(queued);
+        }
+    }
+
+    fn fail(&mut self, queued: &Queued) {
+        self.events[queued.home].extend(queued.awaited.failed(FailureCause::Unavailable));
+    }
+
+    fn connect(&mut self, now: u64, redis: &mut Redis) {
+        let Some(conn) = redis.connect(now, self.node, false) else {
+            return self.unreachable(now);
+        };
+        // As the scripts are loaded.
+        redis.request(now, conn, Request::Plain { name: "PING", arguments: vec![] });
+        self.commands.conn = Some(conn);
+        self.commands.making_until = Some(now + CONNECT_TIMEOUT_MS);
+    }
+
+    fn connected(&mut self, now: u64) {
+        self.commands.making_until = None;
+        self.commands.attempts = 0;
+        self.commands.idle_since = now;
+        if !std::mem::replace(&mut self.commands.is_up, true) {
+            self.tell_all(&BrokerEvent::Connected);
+            self.count("connected");
+        }
+    }
+
+    /// An attempt to connect failed: nothing waits for the next one.
+    fn unreachable(&mut self, now: u64) {
+        self.commands.making_until = None;
+        self.commands.retry_at = now + pause(&mut self.rng, &mut self.commands.attempts);
+        while let Some(queued) = self.commands.queue.pop_front() {
+            self.fail(&queued);
+        }
+        if std::mem::take(&mut self.commands.is_up) {
+            self.count("lost");
+            self.pubsub.iter_mut().for_each(PubSub::forget);
+            self.tell_all(&BrokerEvent::Lost);
+        }
+    }
+
+    /// The connection is lost: what was sent fails, and what waits is sent by the next one.
+    fn cut(&mut self, now: u64, redis: &mut Redis, conn: ConnId) {
+        redis.give_up(conn);
+        self.commands.conn = None;
+        self.commands.retry_at = now;
+        self.count("replies_lost");
+        while let Some(queued) = self.commands.sent.pop_front() {
+            self.fail(&queued);
+        }
+    }
+
+    /// What a reply means. False when the connection is useless.
+    fn settle(&mut self, now: u64, queued: Queued, reply: Reply) -> bool {
+        let epoch = self.fresh_epoch();
+        let fresh = Fresh { now_ms: 1_700_000_000_000 + now, epoch: epoch.as_str() };
+        let Queued { home, awaited, .. } = queued;
+        match self.operations.settle(awaited, reply, fresh) {
+            Settled::Nothing => {}
+            Settled::Event(event) => self.events[home].push_back(event),
+            Settled::Again(request, awaited) => {
+                self.commands.queue.push_front(Queued { home, request, awaited, since: now });
+            }
+            Settled::Several(event, requests) => {
+                self.events[home].extend(event);
+                self.commands.queue.extend(requests.into_iter().map(|(request, awaited)| Queued {
+                    home,
+                    request,
+                    awaited,
+                    since: now,
+                }));
+            }
+            Settled::Faulty(event, text) => {
+                self.count("errors");
+                assert!(!text.contains("attempt to"), "a script is wrong: {text}");
+                self.events[home].extend(event);
+            }
+        }
+        true
+    }
+
+    fn step_pubsub(&mut self, now: u64, redis: &mut Redis, home: usize) {
+        let of = &mut self.pubsub[home];
+        let probe = self.operations.names.probe(&self.uid, home);
+        let Some(conn) = of.conn else {
+            if now < of.retry_at {
+                return;
+            }
+            match redis.connect(now, self.node, true) {
+                None => of.retry_at = now + pause(&mut self.rng, &mut of.attempts),
+                Some(conn) => {
+                    of.conn = Some(conn);
+                    (of.is_ready, of.unanswered, of.heard) = (false, 0, now);
+                    of.probe_at = now + PROBE_MS;
+                    redis.change(now, conn, vec![probe], true);
+                }
+            }
+            return;
+        };
+        while let Some(push) = redis.push(now, conn) {
+            self.pubsub_push(now, home, &probe, push);
+        }
+        let of = &mut self.pubsub[home];
+        let mut ends = !redis.is_open(conn);
+        if now >= of.probe_at {
+            of.probe_at = now + PROBE_MS;
+            ends |= of.unanswered >= 2 && now > of.heard + PROBE_MS;
+            if self.commands.is_up {
+                of.unanswered += 1;
+                let name = self.operations.names.publish_command();
+                let arguments = vec![probe.into_bytes(), b"probe".into()];
+                let request = Request::Plain { name, arguments };
+                let queued = Queued { home, request, awaited: Awaited::Nothing, since: now };
+                self.commands.queue.push_back(queued);
+            }
+        }
+        if ends {
+            redis.give_up(conn);
+            of.conn = None;
+            of.retry_at = now + pause(&mut self.rng, &mut of.attempts);
+            of.interrupt(&mut self.events[home]);
+            return self.count("interrupted");
+        }
+        if of.is_ready {
+            let names = &self.operations.names;
+            for (names, is_on) in of.changes(|channel| names.messages(channel)) {
+                redis.change(now, conn, names, is_on);
+            }
+        }
+    }
+
+    fn pubsub_push(&mut self, now: u64, home: usize, probe: &str, push: Push) {
+        let of = &mut self.pubsub[home];
+        of.heard = now;
+        match push {
+            Push::Changed { names, .. } if names == [probe] => {
+                (of.is_ready, of.attempts) = (true, 0)
+            }
+            Push::Changed { names, is_on } => {
+                for name in &names {
+                    let channel = self.operations.names.channel_of(name.as_bytes()).unwrap();
+                    of.changed(channel, is_on, &mut self.events[home]);
+                }
+            }
+            Push::Message { name, .. } if name == probe => of.unanswered = 0,
+            Push::Message { name, payload } => {
+                let channel = self.operations.names.channel_of(name.as_bytes()).unwrap();
+                match self.operations.message(channel, &payload) {
+                    Ok(event) => self.events[home].push_back(event),
+                    Err(_) => self.count("malformed"),
+                }
+            }
+        }
+    }
+
+    /// Channels that are subscribed or are to be, of a home.
+    pub(crate) fn listened(&self, home: usize) -> impl Iterator<Item = &str> {
+        self.pubsub[home].wishes.keys().map(CompactString::as_str)
+    }
+
+    /// The process ends: connections close.
+    pub(crate) fn end(&mut self, redis: &mut Redis) {
+        let conns = self.pubsub.iter().map(|of| of.conn).chain([self.commands.conn]);
+        conns.flatten().for_each(|conn| redis.give_up(conn));
+    }
+}
+
+impl PubSub {
+    fn listen(&mut self, channel: CompactString, events: &mut VecDeque<BrokerEvent>) {
+        let off = Wish { wished: false, actual: Actual::Off };
+        let wish = self.wishes.entry(channel.clone()).or_insert(off);
+        wish.wished = true;
+        if wish.actual == Actual::On {
+            events.push_back(BrokerEvent::Listening { channel });
+        }
+    }
+
+    fn unlisten(&mut self, channel: &str) {
+        let Some(wish) = self.wishes.get_mut(channel) else { return };
+        wish.wished = false;
+        if wish.actual == Actual::Off {
+            self.wishes.remove(channel);
+        }
+    }
+
+    /// The broker is lost to the home: it begins anew with all of its wishes.
+    fn forget(&mut self) {
+        self.wishes.clear();
+        // The connection is made anew, too: what is on its way is for nobody.
+        (self.probe_at, self.unanswered, self.heard) = (0, 2, 0);
+    }
+
+    fn has_changes(&self) -> bool {
+        self.wishes.values().any(|wish| {
+            matches!((wish.wished, wish.actual), (true, Actual::Off) | (false, Actual::On))
+        })
+    }
+
+    /// The next names to subscribe and to unsubscribe.
+    fn changes(&mut self, name: impl Fn(&str) -> String) -> Vec<(Vec<String>, bool)> {
+        let (mut on, mut off) = (Vec::new(), Vec::new());
+        for (channel, wish) in &mut self.wishes {
+            match (wish.wished, wish.actual) {
+                (true, Actual::Off) => on.push(name(channel)),
+                (false, Actual::On) => off.push(name(channel)),
+                _ => continue,
+            }
+            wish.actual = Actual::Changing;
+        }
+        [(on, true), (off, false)].into_iter().filter(|(names, _)| !names.is_empty()).collect()
+    }
+
+    fn changed(&mut self, channel: &str, is_on: bool, events: &mut VecDeque<BrokerEvent>) {
+        let Some(wish) = self.wishes.get_mut(channel) else { return };
+        wish.actual = if is_on { Actual::On } else { Actual::Off };
+        match (wish.wished, is_on) {
+            (true, true) => {
+                events.push_back(BrokerEvent::Listening { channel: channel.into() });
+            }
+            (false, false) => drop(self.wishes.remove(channel)),
+            _ => {}
+        }
+    }
+
+    /// The connection is lost.
+    fn interrupt(&mut self, events: &mut VecDeque<BrokerEvent>) {
+        self.wishes.retain(|_, wish| wish.wished);
+        for (channel, wish) in &mut self.wishes {
+            if std::mem::replace(&mut wish.actual, Actual::Off) == Actual::On {
+                events.push_back(BrokerEvent::Interrupted { channel: channel.clone() });
+            }
+        }
+    }
+}

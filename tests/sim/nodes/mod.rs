@@ -1,0 +1,95 @@
+//! Several nodes that share a Redis, in one thread and from one seed: whole shards with real client connections,
+//! the requests of `src/cluster`, its scripts, and a Redis that does everything that one can do to a node.
+//!
+//! ```text
+//!  clients --WebSocket--> shards of node 0..3 --commands--> carrier (one a node) --requests--> Redis
+//! ```
+//! [`truth`] has the rules. `ROOST_NODES_SEED=n cargo test --test sim several_nodes` replays one run,
+//! `ROOST_NODES_RUNS=n` makes it n random ones. Seeds that failed once are in `tests/nodes_seeds.txt`.
+
+mod carrier;
+mod client;
+mod keyspace;
+mod node;
+mod plan;
+mod redis;
+mod run;
+mod truth;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Instant, SystemTime};
+
+use self::run::Run;
+use crate::number;
+
+/// Seeds that every test run has.
+const FIXED_SEEDS: u64 = 40;
+
+/// Random ones on top.
+const RANDOM_SEEDS: u64 = 4;
+
+/// No new seed is begun after so many seconds.
+const SECONDS_MAX: u64 = 25;
+
+type Met = BTreeMap<&'static str, u64>;
+
+fn play(seed: u64, log: bool) -> Result<Met, String> {
+    let run = || Run::new(seed, None, log).play();
+    let result = catch_unwind(AssertUnwindSafe(run));
+    match result {
+        Ok(result) => result.map_err(|(rule, text)| format!("{rule:?}: {text}")),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|of| (*of).to_owned()));
+            Err(text.unwrap_or_default())
+        }
+    }
+}
+
+/// The seeds that failed once.
+fn known() -> impl Iterator<Item = u64> {
+    let lines = include_str!("../../nodes_seeds.txt").lines();
+    lines.filter_map(|line| line.split('#').next()?.trim().parse().ok())
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "seeds that no run had before, and an end to all")]
+fn several_nodes() {
+    if let Some(seed) = number("ROOST_NODES_SEED") {
+        let met = play(seed, true).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        println!("{met:#?}");
+        return;
+    }
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    let first = number("ROOST_NODES_FIRST").unwrap_or(nanos as u64 % 1_000_000_000 * 1_000);
+    let runs = number("ROOST_NODES_RUNS");
+    let random = first..first + runs.unwrap_or(RANDOM_SEEDS);
+    let fixed = if runs.is_some() { 0 } else { FIXED_SEEDS };
+    println!("seeds 1 to {fixed} and {random:?}; ROOST_NODES_SEED=n replays one");
+    let begun = Instant::now();
+    let (mut met, mut failed) = (Met::new(), Vec::new());
+    let mut played = 0;
+    for seed in known().chain(random).chain(1..=fixed) {
+        if begun.elapsed().as_secs() > SECONDS_MAX && runs.is_none() {
+            println!("time is over before seed {seed}");
+            break;
+        }
+        played += 1;
+        match play(seed, false) {
+            Ok(figures) => {
+                figures
+                    .into_iter()
+                    .for_each(|(name, value)| *met.entry(name).or_insert(0) += value);
+            }
+            Err(fault) => {
+                let fault: String = fault.chars().take(3_000).collect();
+                println!("seed {seed} failed (ROOST_NODES_SEED={seed}): {fault}");
+                failed.push(seed);
+            }
+        }
+    }
+    met.retain(|_, value| *value > 0);
+    println!("{played} runs in {:?}, which met: {met:?}", begun.elapsed());
+    assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/nodes_seeds.txt");
+}
