@@ -351,7 +351,7 @@ async function balance(folder, port, [first, second]) {
   writeFileSync(file, text.replace(/\b(FIRST|SECOND|PORT)\b/g, (name) => ports[name]));
   const globals = `daemon off; master_process off; pid ${folder}/nginx.pid; error_log stderr notice;`;
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` };
-  return Process.start('nginx', ['-c', file, '-g', globals], { env }, (line) => line.includes('built by'));
+  return Process.start('nginx', ['-c', file, '-g', globals], { env }, (line) => line.includes('RLIMIT_NOFILE'));
 }
 
 /** The sums of numbers in objects of the same form. */
@@ -392,19 +392,20 @@ export class Roost {
       writeFileSync(this.file, CONFIG + config);
       this.flags = ['-c', this.file, ...flags];
     }
-    if (NODES > 1) this.flags = [...this.flags, ...this.#redis()];
+    if (NODES > 1) this.env = { ...this.#redis(), ...env };
     this.clients = [];
     this.sockets = [];
     await this.up();
     if (NODES > 1) this.balancer = await balance(this.folder, this.port, this.ports);
   }
 
-  /** Options for the Redis of these tests, with keys that no other roost has. */
+  /** Variables for the Redis of these tests, with keys that no other roost has. */
   #redis() {
     const { redis } = JSON.parse(readFileSync(process.env.ROOST_CLUSTER, 'utf8'));
     const prefix = `sdk-${process.pid}-${(roosts += 1)}`;
     const options = Object.entries({ ...redis.options, prefix });
-    return ['--engine.type', 'redis', ...options.flatMap(([name, value]) => [`--engine.redis.${name}`, String(value)])];
+    const variables = options.map(([name, value]) => [`ROOST_ENGINE_REDIS_${name.toUpperCase()}`, String(value)]);
+    return { ROOST_ENGINE_TYPE: 'redis', ...Object.fromEntries(variables) };
   }
 
   get url() {

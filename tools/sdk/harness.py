@@ -138,23 +138,22 @@ class Roost:
         self.ports = [free_port(), free_port()] if NODES > 1 else [self.port]
         self.url = f"ws://127.0.0.1:{self.port}/connection/websocket"
         self.flags = list(flags)
-        self.env = clean_environment(env or {})
+        self.env = clean_environment({**(self._redis() if NODES > 1 else {}), **(env or {})})
         self.file = self.balancer = None
         if config is not None:
             self.file = pathlib.Path(self.folder.name) / "roost.toml"
             self.file.write_text(CONFIG + config)
             self.flags += ["-c", str(self.file)]
-        if NODES > 1:
-            self.flags += self._redis()
 
     def _redis(self):
-        """Options for the Redis of these tests, with keys that no other roost has."""
+        """Variables for the Redis of these tests, with keys that no other roost has."""
         options = json.loads(pathlib.Path(os.environ["ROOST_CLUSTER"]).read_text())["redis"]["options"]
         options["prefix"] = f"sdk-{os.getpid()}-{next(roosts)}"
-        flags = ["--engine.type", "redis"]
+        variables = {"ROOST_ENGINE_TYPE": "redis"}
         for name, value in options.items():
-            flags += [f"--engine.redis.{name}", " ".join(value) if isinstance(value, list) else value]
-        return flags
+            text = " ".join(value) if isinstance(value, list) else value
+            variables[f"ROOST_ENGINE_REDIS_{name.upper()}"] = text
+        return variables
 
     async def up(self):
         """Starts each node, on the same port as before, and waits until it listens."""
@@ -185,7 +184,7 @@ class Roost:
         env = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"}
         self.balancer = await Process.start(
             ["nginx", "-c", str(folder / "nginx.conf"), "-g", globals_],
-            lambda line: "built by" in line, env=env,
+            lambda line: "RLIMIT_NOFILE" in line, env=env,
         )
 
     async def down(self, kill=False):

@@ -18,6 +18,8 @@ import {
   message,
   messages,
   next,
+  NODES,
+  ONE_NODE,
   OVER_WEBSOCKET,
   PROTOBUF_ENCODING,
   range,
@@ -540,7 +542,7 @@ test('an application that hangs costs its own client error 100, and nobody else'
   assert.equal(again.data, 'quick');
 });
 
-test('an application that disappears is left alone, and asked again when it is back', async () => {
+test('an application that disappears is left alone, and asked again when it is back', ONE_NODE, async () => {
   const own = await App.start();
   const options = `
 [client.proxy.connect]
@@ -585,7 +587,7 @@ enabled = true
   await own.die();
 });
 
-test('strangers whom the application rejects do not shut out others', async () => {
+test('strangers whom the application rejects do not shut out others', ONE_NODE, async () => {
   const own = await App.start();
   const options = `
 [client.proxy.connect]
@@ -729,8 +731,9 @@ proxy_enabled = true
     const clients = await Promise.all(range(0, 40).map((at) => node.connected(`u${at}`)));
     const calls = clients.flatMap((client) => range(0, 5).map((data) => client.rpc('x', data)));
     assert.equal((await Promise.all(calls)).length, 200);
-    assert.equal(own.inside_max, 4);
-    assert.ok(own.connections <= 8, `${own.connections} connections`);
+    // Each node keeps to it.
+    assert.ok(own.inside_max <= 4 * NODES && own.inside_max >= 4, `${own.inside_max} at once`);
+    assert.ok(own.connections <= 8 * NODES, `${own.connections} connections`);
   });
   await own.die();
 });

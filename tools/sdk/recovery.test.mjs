@@ -11,6 +11,7 @@ import {
   message,
   messages,
   next,
+  NODES,
   payloads,
   publishAll,
   range,
@@ -356,7 +357,7 @@ testEach('auto_cache_recover gives the latest publication to everybody', async (
   assert.deepEqual(await late.inbox.take(2), [2, 3]);
 });
 
-testEach('a server that was started anew has nothing to recover from', async (encoding) => {
+testEach('a server that was started anew recovers what is not in its own memory', async (encoding) => {
   await withRoost({ config: CONFIG }, async (node) => {
     const channel = fresh('stream');
     const reader = await node.connected('ann', { encoding });
@@ -371,9 +372,11 @@ testEach('a server that was started anew has nothing to recover from', async (en
     await Promise.all(lost);
     await node.up();
     const after = await again;
-    assert.deepEqual([after.wasRecovering, after.recovered], [true, false]);
-    assert.equal(after.streamPosition.offset, 0);
-    assert.notEqual(after.streamPosition.epoch, context.streamPosition.epoch);
+    // Of two nodes Redis has the history, and goes on.
+    assert.deepEqual([after.wasRecovering, after.recovered], [true, NODES > 1]);
+    assert.equal(after.streamPosition.offset, NODES > 1 ? 2 : 0);
+    const isSame = after.streamPosition.epoch === context.streamPosition.epoch;
+    assert.equal(isSame, NODES > 1);
     await ready;
     await publishAll(writer, channel, [3]);
     assert.deepEqual(await inbox.take(3), [1, 2, 3]);
