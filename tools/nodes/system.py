@@ -170,10 +170,7 @@ class System:
             "channel": CHANNELS,
         }
         if self.store:
-            engine = {"type": "redis", "redis": self.store.options()}
-            if self.options.redis_acl:
-                engine["redis"] |= {"user": "roost", "password": self.redis_password}
-            options["engine"] = engine
+            options["engine"] = {"type": "redis", "redis": self.store.options() | self.redis_user()}
         if self.options.balancer != "none":
             # The balancer reaches nodes from this machine's end of the network.
             options["roost"] = {"trusted_proxies": [self.network.host]}
@@ -192,6 +189,10 @@ class System:
             except ValueError:
                 place[name] = value
         return options
+
+    def redis_user(self):
+        """Options for the user of Redis, if it has one."""
+        return {"user": "roost", "password": self.redis_password} if self.options.redis_acl else {}
 
     def __exit__(self, *_):
         for process in [self.balancer, *reversed(self.nodes)]:
@@ -221,6 +222,7 @@ class System:
             "redis": None if not self.store else {
                 "kind": self.store.kind,
                 "options": self.store.options(),
+                "user": self.redis_user(),
                 "servers": [{"address": server.address, "pid": server.process.pid,
                              "argv": server.process.argv} for server in self.store.servers],
             },

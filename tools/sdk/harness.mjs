@@ -403,7 +403,7 @@ export class Roost {
   #redis() {
     const { redis } = JSON.parse(readFileSync(process.env.ROOST_CLUSTER, 'utf8'));
     const prefix = `sdk-${process.pid}-${(roosts += 1)}`;
-    const options = Object.entries({ ...redis.options, prefix });
+    const options = Object.entries({ ...redis.options, ...redis.user, prefix });
     const variables = options.map(([name, value]) => [`ROOST_ENGINE_REDIS_${name.toUpperCase()}`, String(value)]);
     return { ROOST_ENGINE_TYPE: 'redis', ...Object.fromEntries(variables) };
   }

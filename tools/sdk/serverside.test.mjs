@@ -12,6 +12,7 @@ import {
   message,
   messages,
   next,
+  ONE_NODE,
   publishAll,
   range,
   refusedSubscribe,
@@ -425,7 +426,7 @@ testEach('a user has so many connections and no more', async (encoding) => {
     first.disconnect();
     await until(() => node.admits({ encoding, token }), 'the place of the one that left');
   });
-});
+}, ONE_NODE);
 
 test('only the connect reply comes before the pushes of server-side subscriptions', async () => {
   const channel = fresh('news');
