@@ -16,12 +16,14 @@ use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Api, Plan};
 use super::publisher::{LOOK_EVERY, Live, Order, Outcome, Schedule};
 use super::speech;
+use super::tls;
 use crate::sys::tables;
 use crossbeam_channel::{Receiver, TryRecvError};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -108,7 +110,7 @@ struct Running {
     api: Api,
     origin: Instant,
     live: Arc<Live>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     alarm: Alarm,
     /// Requests under way: the channel, and what became of it.
     requests: JoinSet<(u32, Result<(), Failure>)>,
@@ -126,6 +128,22 @@ impl Running {
     fn new(plan: Arc<Plan>, api: Api, origin: Instant, live: Arc<Live>) -> io::Result<Self> {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let secured = HttpsConnectorBuilder::new();
+        // Without TLS no server is to be checked.
+        let connector = match &api.tls {
+            Some(tls) => secured
+                .with_tls_config(tls.plain_config())
+                .https_or_http()
+                .with_server_name_resolver(FixedServerNameResolver::new(tls.server()))
+                .enable_http1()
+                .wrap_connector(connector),
+            None => secured
+                .with_tls_config(tls::without_servers().map_err(io::Error::other)?)
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(connector),
+        };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
@@ -282,7 +300,7 @@ impl Running {
 
 /// Sends a request, and reads what became of it.
 async fn ask(
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     request: Request<Full<Bytes>>,
 ) -> Result<(), String> {
     let failed = |cause: String| format!("publish failed: {cause}");

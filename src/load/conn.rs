@@ -2,16 +2,14 @@
 
 use super::http::Side;
 use super::oracle::Sequence;
-use super::output::{mask_key, write_some};
-use crate::base::rng::Rng;
-use crate::proto::ws::{self, Reader};
+use crate::proto::ws::Reader;
 use std::os::fd::OwnedFd;
 
 /// Where a connection is in its life.
 ///
 /// ```text
-///  Unopened -> Dialing -> Upgrading -> (Joining) -> Open -> Dropped
-///     ^  '--------'-----------'------------'---> Failed
+///  Unopened -> Dialing -> (Securing) -> Upgrading -> (Joining) -> Open -> Dropped
+///     ^  '--------'-----------'------------'------------'---> Failed
 ///     '--- Waiting (to try again) <--- the same
 ///     '--- closed on purpose (settling, a storm) <--- Open
 /// ```
@@ -22,6 +20,8 @@ pub(crate) enum State {
     Unopened,
     /// `connect` is under way.
     Dialing,
+    /// The TLS handshake is under way.
+    Securing,
     /// The upgrade was requested.
     Upgrading,
     /// `connect` and `subscribe` of the client protocol were sent.
@@ -39,7 +39,7 @@ pub(crate) enum State {
 impl State {
     /// Whether a handshake is under way.
     pub(crate) fn is_opening(self) -> bool {
-        matches!(self, Self::Dialing | Self::Upgrading | Self::Joining)
+        matches!(self, Self::Dialing | Self::Securing | Self::Upgrading | Self::Joining)
     }
 }
 
@@ -84,17 +84,6 @@ pub(crate) struct Spill {
 }
 
 impl Conn {
-    /// Sends a close frame if the socket takes it, and closes.
-    pub(crate) fn say_goodbye(&mut self, rng: &mut Rng) {
-        if self.state == State::Open && !self.is_blocked() {
-            let mut frame = Vec::with_capacity(8);
-            ws::put_masked(&mut frame, ws::CLOSE, &1000_u16.to_be_bytes(), mask_key(rng));
-            // The socket goes in any case.
-            let _ = write_some(self.fd.as_ref(), &frame);
-        }
-        self.fd = None;
-    }
-
     /// Whether bytes wait for the socket to take more.
     pub(crate) fn is_blocked(&self) -> bool {
         self.output_bytes() > 0

@@ -1,9 +1,11 @@
 //! The command line of `roost-load`: each flag once, with its documentation. Flags never act;
 //! [`super::plan`] says what they come to.
 
+use super::tls::TlsFlags;
 use crate::base::form::Transport;
 use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The use of the connections once they are open.
@@ -86,10 +88,23 @@ pub struct Flags {
     #[arg(value_enum)]
     pub scenario: Scenario,
 
-    /// The server, as ws://host:port/path; http:// is the same. With --transport the path may be that
+    /// The server, as ws://host:port/path, or wss:// for TLS; http:// and https:// are the same. With --transport the path may be that
     /// of its WebSockets all the same: /connection/websocket becomes /connection/sse, for example.
     #[arg(long, value_name = "URL")]
     pub url: String,
+
+    /// TLS: accept any certificate of the server.
+    #[arg(long)]
+    pub insecure: bool,
+
+    /// TLS: certificates (PEM) that sign the server's, instead of those of this machine.
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+
+    /// TLS: connections after the first ones resume sessions. For servers that send a ticket behind the
+    /// handshake, as roost does. [default: each handshake is a full one]
+    #[arg(long)]
+    pub resume: bool,
 
     /// How many connections to open.
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -233,6 +248,14 @@ pub struct Flags {
     /// With --pid: also report the slope of the server's memory from N connections to all.
     #[arg(long, value_name = "N", requires = "pid")]
     pub rss_from: Option<u32>,
+}
+
+impl Flags {
+    /// How servers with TLS are checked.
+    pub(crate) fn tls(&self) -> TlsFlags<'_> {
+        let Self { insecure, resume, .. } = *self;
+        TlsFlags { insecure, resume, cacert: self.cacert.as_deref() }
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

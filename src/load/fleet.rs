@@ -13,6 +13,7 @@ use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Share};
 use super::recovery::Positions;
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
+use super::tls::{Layer, Shaken};
 use super::token::{self, Signer};
 use crate::base::form::Transport;
 use crate::base::rng::Rng;
@@ -38,6 +39,8 @@ pub(crate) struct Fleet {
     pub(crate) out: Vec<u8>,
     /// Writes that go out together, if they do.
     batch: Option<Batch>,
+    /// TLS of the connections, if the server speaks it.
+    pub(crate) tls: Option<Layer>,
     /// Whether messages are being sent and measured.
     pub(crate) measuring: bool,
     /// Closed-loop echo: until when a new message follows one that came back.
@@ -86,6 +89,7 @@ impl Fleet {
             reasons: Reasons::default(),
             out: Vec::new(),
             batch: if plan.scenario == Scenario::Echo { Batch::new() } else { None },
+            tls: plan.target.tls.clone().map(Layer::new),
             measuring: false,
             echo_until_ns: 0,
             text: Vec::new(),
@@ -117,6 +121,7 @@ impl Fleet {
             let generation = conn.generation;
             *conn = Conn { generation, ..Conn::default() };
         }
+        self.tls = self.plan.target.tls.clone().map(Layer::new);
         self.counts = Counts::default();
         self.reasons = Reasons::default();
     }
@@ -128,6 +133,7 @@ impl Fleet {
             if conn.state == State::Open && self.plan.is_dropped(self.share.base + index) {
                 conn.close(State::Unopened);
                 conn.tries = 0;
+                self.tls.iter_mut().for_each(|tls| tls.end(index));
                 self.counts.open -= 1;
                 self.counts.pending += 1;
                 self.dialer.open_again(index);
@@ -167,7 +173,7 @@ impl Fleet {
             Ok(up)
         });
         match dialled {
-            Ok(true) => self.ask_upgrade(index, now_ns),
+            Ok(true) => self.connected(index, now_ns),
             Ok(false) => {}
             Err(error) => self.open_failed(index, &plain(&error), true, now_ns),
         }
@@ -179,7 +185,7 @@ impl Fleet {
         let Some(fd) = &conn.fd else { return };
         if conn.state == State::Dialing {
             match socket2::SockRef::from(fd).take_error() {
-                Ok(None) => self.ask_upgrade(index, now_ns),
+                Ok(None) => self.connected(index, now_ns),
                 Ok(Some(error)) | Err(error) => {
                     self.open_failed(index, &plain(&error), true, now_ns);
                 }
@@ -187,6 +193,55 @@ impl Fleet {
         } else if conn.is_blocked() {
             self.flush(index, now_ns);
         }
+    }
+
+    /// The socket is connected: TLS begins, or the request is sent.
+    fn connected(&mut self, index: u32, now_ns: u64) {
+        let Some(tls) = &mut self.tls else { return self.ask_upgrade(index, now_ns) };
+        self.conns[index as usize].state = State::Securing;
+        match tls.begin(index) {
+            Ok(()) => self.flush(index, now_ns),
+            Err(error) => self.open_failed(index, &error, false, now_ns),
+        }
+    }
+
+    /// Goes on with the TLS handshake of a connection, if one is under way. Returns whether data follows.
+    pub(crate) fn shake(&mut self, index: u32, input: &[u8], at: &mut usize, now_ns: u64) -> bool {
+        let Some(tls) = &mut self.tls else { return true };
+        match tls.shake(index, input, at) {
+            Ok(Shaken::Before) => true,
+            Ok(Shaken::NotYet) => {
+                self.flush(index, now_ns);
+                false
+            }
+            Ok(Shaken::Done) => {
+                self.ask_upgrade(index, now_ns);
+                true
+            }
+            Err(reason) => {
+                // The alert says to the server what is wrong.
+                self.flush(index, now_ns);
+                self.ended_by_tls(index, &reason, now_ns);
+                false
+            }
+        }
+    }
+
+    /// TLS has ended a connection, unless it was closed meanwhile.
+    pub(crate) fn ended_by_tls(&mut self, index: u32, reason: &str, now_ns: u64) {
+        if self.conns[index as usize].fd.is_none() {
+            return;
+        }
+        match self.conns[index as usize].state {
+            State::Securing => self.open_failed(index, reason, false, now_ns),
+            _ => self.ended(index, reason, now_ns),
+        }
+    }
+
+    /// Closes a connection.
+    fn close(&mut self, index: u32, state: State) {
+        self.conns[index as usize].close(state);
+        self.tls.iter_mut().for_each(|tls| tls.end(index));
     }
 
     fn ask_upgrade(&mut self, index: u32, now_ns: u64) {
@@ -377,11 +432,12 @@ impl Fleet {
         self.dialer.ended();
         let comes_back = self.positions.is_on() && conn.was_open;
         if comes_back || may_pass && conn.tries < self.plan.tries {
-            conn.close(State::Waiting);
-            self.dialer.retry(index, conn.tries, now_ns);
+            let tries = conn.tries;
+            self.close(index, State::Waiting);
+            self.dialer.retry(index, tries, now_ns);
             return;
         }
-        conn.close(State::Failed);
+        self.close(index, State::Failed);
         self.counts.failed += 1;
         self.counts.pending -= 1;
         self.reasons.add(reason);
@@ -399,7 +455,7 @@ impl Fleet {
     }
 
     fn dropped(&mut self, index: u32, reason: &str) {
-        self.conns[index as usize].close(State::Dropped);
+        self.close(index, State::Dropped);
         self.counts.open -= 1;
         // Connections that do not read are closed by the server, as expected.
         if !(self.measuring && self.plan.is_slow(self.global(index))) {
@@ -410,9 +466,8 @@ impl Fleet {
 
     /// Connects again, as SDKs do, and recovers what is published meanwhile.
     fn come_back(&mut self, index: u32, reason: &str, now_ns: u64) {
-        let conn = &mut self.conns[index as usize];
-        conn.close(State::Waiting);
-        conn.tries = 1;
+        self.close(index, State::Waiting);
+        self.conns[index as usize].tries = 1;
         self.counts.open -= 1;
         self.counts.pending += 1;
         self.positions.returns.reconnected += 1;
@@ -620,8 +675,11 @@ impl Fleet {
             self.flush_batch(now_ns);
             self.out = out;
         }
-        self.counts.bytes_sent += self.out.len() as u64;
         let conn = &mut self.conns[index as usize];
+        if let Some(tls) = self.tls.as_mut().filter(|_| conn.fd.is_some()) {
+            tls.seal(index, &mut self.out);
+        }
+        self.counts.bytes_sent += self.out.len() as u64;
         if let Some(batch) = &mut self.batch
             && conn.state == State::Open
             && conn.fd.is_some()
@@ -713,9 +771,19 @@ impl Fleet {
     /// Closes what is open, politely.
     pub(crate) fn say_goodbye(&mut self) {
         let frames = self.plan.transport == Transport::WebSocket;
-        for conn in &mut self.conns {
+        for (index, conn) in (0..).zip(&mut self.conns) {
+            let mut out = Vec::with_capacity(64);
             if frames {
-                conn.say_goodbye(&mut self.rng);
+                let code = 1000_u16.to_be_bytes();
+                ws::put_masked(&mut out, ws::CLOSE, &code, mask_key(&mut self.rng));
+            }
+            if conn.state == State::Open && !conn.is_blocked() {
+                if let Some(tls) = &mut self.tls {
+                    tls.seal(index, &mut out);
+                    tls.close_notify(index, &mut out);
+                }
+                // The socket goes in any case.
+                let _ = write_some(conn.fd.as_ref(), &out);
             }
             conn.fd = None;
         }

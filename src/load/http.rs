@@ -11,8 +11,10 @@ use super::dial;
 use super::output::{plain, write_some};
 use super::plan::{Plan, Share};
 use super::speech;
+use super::tls::Layer;
 use crate::base::form::Transport;
 use crate::base::limits::HEAD_BYTES_MAX;
+use crate::proto::tls::Opener;
 use compact_str::CompactString;
 use httparse::{EMPTY_HEADER, Response, Status};
 use mio::unix::SourceFd;
@@ -115,8 +117,11 @@ pub(crate) fn chunk(bytes: &[u8]) -> Result<Option<(std::ops::Range<usize>, usiz
 /// The index of the up-link among the connections of its thread.
 pub(crate) const UP_LINK: u32 = u32::MAX - 1;
 
+/// The index of its TLS among one.
+const ONLY: u32 = 0;
+
 /// The one connection that a thread's pongs go over.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct UpLink {
     fd: Option<OwnedFd>,
     generation: u32,
@@ -124,6 +129,9 @@ pub(crate) struct UpLink {
     up: bool,
     out: Vec<u8>,
     input: Vec<u8>,
+    tls: Option<Layer>,
+    /// Sealed bytes that the socket has not taken.
+    sealed: Vec<u8>,
 }
 
 impl UpLink {
@@ -143,7 +151,7 @@ impl UpLink {
         share: Share,
         registry: &Registry,
     ) -> Result<(), String> {
-        if self.out.is_empty() {
+        if self.out.is_empty() && self.sealed.is_empty() {
             return Ok(());
         }
         if self.fd.is_none() {
@@ -156,13 +164,50 @@ impl UpLink {
                 Ok(OwnedFd::from(socket))
             });
             self.fd = Some(dialled.map_err(|error| self.fail(&plain(&error)))?);
+            self.tls = plan.target.tls.clone().map(Layer::new);
+            if let Some(tls) = &mut self.tls {
+                tls.begin(ONLY).map_err(|error| self.fail(&error))?;
+            }
         }
-        if self.up {
-            let written = write_some(self.fd.as_ref(), &self.out);
-            let count = written.map_err(|error| self.fail(&plain(&error.into())))?;
-            self.out.drain(..count);
+        if self.up { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), String> {
+        let unsent = match &mut self.tls {
+            None => &mut self.out,
+            Some(tls) => {
+                let mut out = Vec::new();
+                if tls.is_done(ONLY) {
+                    std::mem::swap(&mut out, &mut self.out);
+                }
+                tls.seal(ONLY, &mut out);
+                self.sealed.append(&mut out);
+                &mut self.sealed
+            }
+        };
+        let written = write_some(self.fd.as_ref(), unsent).map(|count| drop(unsent.drain(..count)));
+        written.map_err(|error| self.fail(&plain(&error.into())))
+    }
+
+    /// Takes bytes off the socket.
+    fn received(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        let Some(tls) = &mut self.tls else {
+            self.input.extend_from_slice(bytes);
+            return self.answers();
+        };
+        let mut at = 0;
+        let mut opener = Opener::new();
+        let mut result = tls.shake(ONLY, bytes, &mut at).map(|_| ());
+        while result.is_ok() {
+            match tls.open(ONLY, &mut opener, bytes, &mut at) {
+                Ok(Some(data)) => self.input.extend_from_slice(data),
+                Ok(None) => break,
+                Err(fault) => result = Err(fault),
+            }
         }
-        Ok(())
+        self.write()?;
+        result.map_err(|fault| self.fail(&fault))?;
+        self.answers()
     }
 
     /// Whether an event is about this connection.
@@ -182,10 +227,10 @@ impl UpLink {
                     // Kept alive for long enough.
                     self.fd = None;
                     self.input.clear();
+                    (self.tls, self.sealed) = (None, Vec::new());
                 }
                 Ok(count) => {
-                    self.input.extend_from_slice(&buffer[..count]);
-                    self.answers()?;
+                    self.received(&mut buffer[..count])?;
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}

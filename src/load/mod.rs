@@ -36,6 +36,8 @@ mod report;
 mod run;
 mod scenario;
 mod speech;
+mod stream;
+mod tls;
 mod token;
 mod window;
 mod worker;

@@ -2,6 +2,7 @@
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
 use super::payload::{PayloadWriter, Stamp};
+use super::tls::Tls;
 use super::window::{WINDOW_MAX, Window};
 use crate::base::form::Transport;
 use clap::ValueEnum;
@@ -47,6 +48,8 @@ pub(crate) struct Target {
     pub(crate) host: String,
     /// Path and query.
     pub(crate) path: String,
+    /// TLS, if the server speaks it.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// The HTTP API to publish through.
@@ -61,6 +64,8 @@ pub(crate) struct Api {
     pub(crate) in_flight: usize,
     /// How long a publish that fails is tried again.
     pub(crate) retry: Option<Duration>,
+    /// TLS, if the server speaks it.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// All that threads need to know, read-only.
@@ -126,7 +131,7 @@ impl Plan {
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
-        let mut target = target("--url", &flags.url, &["ws", "http"])?;
+        let mut target = target("--url", &flags.url, &["ws", "http"], &flags)?;
         let paths = paths(&flags, &target.path)?;
         target.path = paths.own;
         let centrifugo = centrifugo(&flags, &target)?;
@@ -187,8 +192,9 @@ impl Plan {
     /// The URL that connections are made to: `--url`, with the path of the transport.
     pub(crate) fn used_url(&self) -> String {
         let scheme = if self.transport == Transport::WebSocket { "ws" } else { "http" };
-        let Target { host, path, .. } = &self.target;
-        format!("{scheme}://{host}{path}")
+        let Target { host, path, tls, .. } = &self.target;
+        let secure = if tls.is_some() { "s" } else { "" };
+        format!("{scheme}{secure}://{host}{path}")
     }
 
     /// Bytes of the payload of message number `sequence`: as requested, or as many as the checks need.
@@ -324,23 +330,22 @@ fn paths(flags: &Flags, path: &str) -> Result<Paths, PlanError> {
     })
 }
 
-/// Reads the URL of a flag; `schemes` are the ones without TLS.
-fn target(flag: &str, url: &str, schemes: &[&str]) -> Result<Target, PlanError> {
+/// Reads the URL of a flag; `schemes` are the ones without TLS, and with an `s` behind them those with TLS.
+fn target(flag: &str, url: &str, schemes: &[&str], flags: &Flags) -> Result<Target, PlanError> {
     let uri: Uri = match url.parse() {
         Ok(uri) => uri,
         Err(error) => return wrong(format!("{flag} {url}: {error}")),
     };
-    match uri.scheme_str() {
-        Some(found) if schemes.contains(&found) => {}
-        Some(found) if found.strip_suffix('s').is_some_and(|of| schemes.contains(&of)) => {
-            return wrong(format!("{flag}: {found}:// (TLS) is not built yet"));
-        }
-        _ => return wrong(format!("{flag} {url}: must begin with {}://", schemes[0])),
-    }
+    let is_secure = match uri.scheme_str() {
+        Some(found) if schemes.contains(&found) => false,
+        Some(found) if found.strip_suffix('s').is_some_and(|of| schemes.contains(&of)) => true,
+        _ => return wrong(format!("{flag} {url}: must begin with {0}:// or {0}s://", schemes[0])),
+    };
     let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
         return wrong(format!("{flag} {url}: no host"));
     };
-    let port = uri.port_u16().unwrap_or(80);
+    let usual_port = if is_secure { 443 } else { 80 };
+    let port = uri.port_u16().unwrap_or(usual_port);
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let found: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
         Ok(found) => found.collect(),
@@ -350,8 +355,10 @@ fn target(flag: &str, url: &str, schemes: &[&str]) -> Result<Target, PlanError> 
     let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
     let Some(&address) = address else { return wrong(format!("{flag} {url}: no address")) };
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
-    Ok(Target { address, host, path })
+    let tls = is_secure.then(|| Tls::new(bare, &flags.tls())).transpose();
+    let tls = tls.or_else(|fault| wrong(format!("{flag} {url}: {fault}")))?;
+    let host = if port == usual_port { host.to_owned() } else { format!("{host}:{port}") };
+    Ok(Target { address, host, path, tls })
 }
 
 fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, PlanError> {
@@ -365,12 +372,13 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
     if channels.is_empty() {
         return wrong("--api-url needs the client protocol: --protocol centrifugo");
     }
-    let target = target("--api-url", url, &["http"])?;
+    let target = target("--api-url", url, &["http"], flags)?;
     if target.path.contains('?') {
         return wrong(format!("--api-url {url}: a query has no place in it"));
     }
     let path = format!("{}/publish", target.path.trim_end_matches('/'));
-    let uri = Uri::builder().scheme("http").authority(target.address.to_string());
+    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(target.address.to_string());
     let (Ok(uri), Ok(host)) =
         (uri.path_and_query(path).build(), HeaderValue::from_str(&target.host))
     else {
@@ -381,7 +389,8 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
     };
     key.set_sensitive(true);
     let in_flight = (flags.in_flight as usize).clamp(1, channels.len());
-    Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry }))
+    let tls = target.tls;
+    Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry, tls }))
 }
 
 fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {
@@ -590,7 +599,7 @@ mod tests {
     #[test]
     fn contradictory_flags_are_refused() {
         for (line, expected) in [
-            ("idle --url wss://h/", "TLS"),
+            ("idle --url wss://127.0.0.1:1/ --cacert /missing", "--cacert /missing: "),
             ("idle --url ftp://h/", "ws://"),
             ("idle --url ws://127.0.0.1:1/x --transport sse", "/connection/sse"),
             ("idle --url ws://127.0.0.1:1/connection/sse?x --transport sse", "query"),
@@ -607,7 +616,6 @@ mod tests {
             ("idle --url ws://127.0.0.1:1/ --connections 40000 --threads 2", "need 3 threads"),
             ("echo --url ws://127.0.0.1:1/ --protocol centrifugo", "raw"),
             ("channels --url ws://127.0.0.1:1/ --channels 2", "client protocol"),
-            ("A broadcast --api-url https://127.0.0.1:1/api", "not built yet"),
             ("A broadcast --api-url ftp://127.0.0.1:1/api", "http://"),
             ("A broadcast --api-url http://127.0.0.1:1/api?x=1", "query"),
             ("A broadcast --api-url http://127.0.0.1:1/api --protocol raw", "client protocol"),

@@ -13,6 +13,7 @@ use super::output::{OUTPUT_BYTES_MAX, mask_key, plain};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::Plan;
 use super::speech::{self, CONNECT_ID, Said};
+use super::stream::Stream;
 use super::token::{PUBLISHER_ID, Signer};
 use crate::base::rng::Rng;
 use crate::proto::http;
@@ -74,7 +75,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Publisher {
     plan: Arc<Plan>,
     origin: Instant,
-    stream: TcpStream,
+    stream: Stream,
     reader: Reader,
     input: Vec<u8>,
     /// Frames that the socket has not taken yet: `out[..written]` it has.
@@ -108,6 +109,7 @@ impl Publisher {
         stream.set_nodelay(true).map_err(failed)?;
         stream.set_read_timeout(Some(plan.connect_timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(plan.connect_timeout)).map_err(failed)?;
+        let stream = Stream::new(stream, plan.target.tls.as_ref())?;
         let mut publisher = Self {
             origin,
             stream,
@@ -132,7 +134,7 @@ impl Publisher {
         if publisher.plan.centrifugo {
             publisher.log_in()?;
         }
-        publisher.stream.set_nonblocking(true).map_err(failed)?;
+        publisher.stream.set_nonblocking().map_err(failed)?;
         Ok(publisher)
     }
 
@@ -206,7 +208,7 @@ impl Publisher {
                     busy = Busy::of_this_thread().since(busy_from);
                 }
             }
-            if schedule.is_none() && begun && self.written == self.out.len() {
+            if schedule.is_none() && begun && !self.is_blocked() {
                 self.live.done.store(true, Relaxed);
             }
             self.exchange(schedule.as_ref());
@@ -220,9 +222,9 @@ impl Publisher {
 
     /// Puts what is due into frames, as far as the socket can be expected to take it.
     fn publish_due(&mut self, schedule: &mut Schedule) {
-        let full = self.written < self.out.len();
+        let full = self.is_blocked();
         while self.open && !schedule.is_done() && self.out.len() - self.written < BATCH_BYTES {
-            let blocked = self.written < self.out.len();
+            let blocked = self.is_blocked();
             let now_ns = self.now_ns();
             if let Some(window) = &self.plan.closed_loop {
                 let sequence = schedule.sent + 1;
@@ -249,7 +251,7 @@ impl Publisher {
             }
         }
         self.flush();
-        schedule.was_blocked |= self.written < self.out.len();
+        schedule.was_blocked |= self.is_blocked();
     }
 
     fn put_message(&mut self, channel: u32, intended_ns: u64, actual_ns: u64) {
@@ -270,6 +272,11 @@ impl Publisher {
         self.live.last_ns.store(actual_ns, Relaxed);
     }
 
+    /// Whether the socket has not taken all of it.
+    fn is_blocked(&self) -> bool {
+        self.written < self.out.len() || self.stream.is_blocked()
+    }
+
     fn flush(&mut self) {
         if let Err(error) = self.write() {
             self.ended(&error);
@@ -287,7 +294,10 @@ impl Publisher {
         }
         self.out.clear();
         self.written = 0;
-        Ok(())
+        match self.stream.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(plain(&error)),
+            _ => Ok(()),
+        }
     }
 
     fn ended(&mut self, reason: &str) {
@@ -312,7 +322,7 @@ impl Publisher {
             std::thread::sleep(LOOK_EVERY);
             return;
         }
-        let blocked = self.written < self.out.len();
+        let blocked = self.is_blocked();
         // A due message cannot leave while the socket is full: wait for the socket, not for the time.
         let until = if blocked { LOOK_EVERY } else { until };
         let wait = Timespec { tv_sec: 0, tv_nsec: until.subsec_nanos().into() };
@@ -337,6 +347,9 @@ impl Publisher {
         }
         if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             self.read_once();
+            while self.open && self.stream.has_unread() {
+                self.read_once();
+            }
         }
     }
 

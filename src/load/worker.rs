@@ -12,6 +12,7 @@ use super::output::{OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
 use super::speech::Memo;
 use crate::base::form::Transport;
+use crate::proto::tls::Opener;
 use crate::proto::ws::{self, Event, Inflater, ReadRules};
 use crate::sys::tables;
 use crossbeam_channel::Receiver;
@@ -331,7 +332,7 @@ impl Running {
                 }
                 Ok(count) => {
                     self.fleet.counts.bytes_received += count as u64;
-                    self.take(index, &mut buffer[..count]);
+                    self.received(index, &mut buffer[..count]);
                     turn_bytes += count;
                     if count < BUFFER_BYTES && !closing {
                         break;
@@ -353,6 +354,36 @@ impl Running {
             }
         }
         self.buffer = buffer;
+    }
+
+    /// Takes bytes off a socket: through TLS, where the server speaks it.
+    fn received(&mut self, index: u32, bytes: &mut [u8]) {
+        if self.fleet.tls.is_none() {
+            return self.take(index, bytes);
+        }
+        let now_ns = self.now_ns();
+        let generation = self.fleet.conns[index as usize].generation;
+        let mut at = 0;
+        if !self.fleet.shake(index, bytes, &mut at, now_ns) {
+            return;
+        }
+        let mut opener = Opener::new();
+        while let Some(tls) = &mut self.fleet.tls {
+            match tls.open(index, &mut opener, bytes, &mut at) {
+                Ok(Some(data)) => self.take(index, data),
+                Ok(None) => break,
+                Err(reason) => {
+                    self.fleet.flush(index, now_ns);
+                    self.fleet.ended_by_tls(index, &reason, now_ns);
+                }
+            }
+            let conn = &self.fleet.conns[index as usize];
+            if conn.fd.is_none() || conn.generation != generation {
+                return;
+            }
+        }
+        // A KeyUpdate that was requested.
+        self.fleet.flush(index, now_ns);
     }
 
     /// Takes bytes of a connection, and writes what they led to.

@@ -9,6 +9,7 @@ mod addresses;
 mod admin;
 mod api;
 mod bad_input;
+mod certificates;
 mod compression;
 mod delivery;
 mod harness;

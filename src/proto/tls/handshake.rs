@@ -186,6 +186,16 @@ pub struct Handshake {
     secrets: TrafficSecrets,
     /// Whether nothing more is read: done, or failed.
     ended: Option<bool>,
+    /// One more record is read behind Finished of TLS 1.3: the server's ticket.
+    ticket: Ticket,
+}
+
+/// A client's wish for the ticket that a server of TLS 1.3 sends behind Finished.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ticket {
+    Unwanted,
+    Wanted,
+    Awaited,
 }
 
 /// rustls' end of the connection. Boxed: a handshake is short, and who waits for one needs no room for it.
@@ -286,8 +296,22 @@ impl Handshake {
         Ok(handshake)
     }
 
+    /// The same, which in TLS 1.3 isn't done before the server has sent a ticket: rustls keeps it in the
+    /// configuration's store of sessions. For servers that send one right behind the handshake, as a node
+    /// does; with others the handshake waits for their next record, and fails if that is no ticket.
+    ///
+    /// # Errors
+    /// rustls can't use the configuration.
+    pub fn client_with_ticket(
+        config: &Arc<ClientConfig>,
+        server: ServerName<'static>,
+    ) -> Result<Self, HandshakeFault> {
+        Ok(Self { ticket: Ticket::Wanted, ..Self::client(config, server)? })
+    }
+
     fn new(peer: Peer) -> Self {
         Self {
+            ticket: Ticket::Unwanted,
             peer,
             incoming: Vec::new(),
             record: 0,
@@ -331,14 +355,26 @@ impl Handshake {
                 return Ok(false);
             }
             let header_only = self.record == HEADER_BYTES;
-            if !header_only || self.missing() == 0 {
+            let is_whole = !header_only || self.missing() == 0;
+            if is_whole {
                 self.record = 0;
             }
-            if self.process()? {
+            if self.process()? && !self.awaits_ticket(is_whole) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether a ticket has to come, now that the handshake is done. `is_whole`: rustls has got a whole record.
+    fn awaits_ticket(&mut self, is_whole: bool) -> bool {
+        let is_tls13 = self.peer.state().protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        self.ticket = match self.ticket {
+            Ticket::Wanted if is_tls13 => Ticket::Awaited,
+            Ticket::Awaited if !is_whole => Ticket::Awaited,
+            _ => Ticket::Unwanted,
+        };
+        self.ticket == Ticket::Awaited
     }
 
     /// Bytes that the header or the record still has to get.
