@@ -25,7 +25,7 @@ force_recovery = true
 /** Runs a body with a node, its API's address, and a client of the API. */
 function withApi(body) {
   return withRoost({ config: CONFIG, flags: ['--shards', '2'] }, (roost) => {
-    const url = `http://127.0.0.1:${roost.port}/api`;
+    const url = `${roost.origin}/api`;
     return body(roost, new CentClient({ url, apiKey: KEY }), url);
   });
 }

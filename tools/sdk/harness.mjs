@@ -45,9 +45,15 @@ const WAIT_MS_MAX = 15_000;
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const program = path.resolve(process.env.PROGRAM ?? path.join(root, 'target/release/roost'));
 
+/** A folder with cert.pem and key.pem, if nodes listen with TLS: SECURE. */
+export const SECURE = process.env.SECURE || undefined;
+
+const TLS = SECURE && `tls = { enabled = true, cert_pem = "${SECURE}/cert.pem", key_pem = "${SECURE}/key.pem" }`;
+
 const CONFIG = `
 [http_server]
 address = "127.0.0.1"
+${TLS ?? ''}
 
 [client.token]
 hmac_secret_key = "${SECRET}"
@@ -266,7 +272,7 @@ export class Line {
     // A line must not keep a finished test run alive.
     line.server.unref();
     line.at = `127.0.0.1:${line.server.address().port}`;
-    line.url = `ws://${line.at}/connection/websocket`;
+    line.url = `${SECURE ? 'wss' : 'ws'}://${line.at}/connection/websocket`;
     return line;
   }
 
@@ -408,8 +414,18 @@ export class Roost {
     return { ROOST_ENGINE_TYPE: 'redis', ...Object.fromEntries(variables) };
   }
 
+  /** Whether it listens with TLS: a node without a file of ours has the options of its environment alone. */
+  get secure() {
+    return SECURE !== undefined && this.file !== undefined;
+  }
+
   get url() {
-    return `ws://127.0.0.1:${this.port}/connection/websocket`;
+    return `${this.secure ? 'wss' : 'ws'}://127.0.0.1:${this.port}/connection/websocket`;
+  }
+
+  /** Where its paths begin. */
+  get origin() {
+    return `${this.secure ? 'https' : 'http'}://127.0.0.1:${this.port}`;
   }
 
   /** Starts each node, on the same port as before, and waits until it listens. */

@@ -27,9 +27,14 @@ WAIT_SECONDS_MAX = 15
 # Redis.
 NODES = int(os.environ.get("SDK_NODES", "1"))
 
+# A folder with cert.pem and key.pem, if nodes listen with TLS.
+SECURE = os.environ.get("SECURE")
+TLS = f"""tls = {{ enabled = true, cert_pem = "{SECURE}/cert.pem", key_pem = "{SECURE}/key.pem" }}"""
+
 CONFIG = f"""
 [http_server]
 address = "127.0.0.1"
+{TLS if SECURE else ""}
 
 [client.token]
 hmac_secret_key = "{SECRET}"
@@ -136,7 +141,8 @@ class Roost:
         self.folder = tempfile.TemporaryDirectory(prefix="roost-sdk-")
         self.port = free_port()
         self.ports = [free_port(), free_port()] if NODES > 1 else [self.port]
-        self.url = f"ws://127.0.0.1:{self.port}/connection/websocket"
+        scheme = "wss" if SECURE and config is not None else "ws"
+        self.url = f"{scheme}://127.0.0.1:{self.port}/connection/websocket"
         self.flags = list(flags)
         self.env = clean_environment({**(self._redis() if NODES > 1 else {}), **(env or {})})
         self.file = self.balancer = None
@@ -222,7 +228,8 @@ class Line:
     async def open(self):
         self.server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
         port = self.server.sockets[0].getsockname()[1]
-        self.url = f"ws://127.0.0.1:{port}/connection/websocket"
+        scheme = "wss" if SECURE else "ws"
+        self.url = f"{scheme}://127.0.0.1:{port}/connection/websocket"
 
     async def _pass(self, near_reader, near_writer):
         if self.broken:

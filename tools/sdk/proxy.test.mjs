@@ -558,7 +558,7 @@ enabled = true
     own.on('connect', { result: { user: 'ann' } });
     assert.equal(await node.admits(), true);
     const circuit = async () => {
-      const text = await (await fetch(`http://127.0.0.1:${node.port}/metrics`)).text();
+      const text = await (await fetch(`${node.origin}/metrics`)).text();
       const value = (name) => Number(text.match(new RegExp(`^${name} (.*)$`, 'm'))?.[1]);
       const count = (outcome) =>
         value(`roost_proxy_calls_total\\{proxy="client.proxy.connect",event="connect",outcome="${outcome}"\\}`);
@@ -611,7 +611,7 @@ enabled = true
     // Failures of fewer than half of the calls neither.
     for (const _ of range(0, 8)) assert.equal((await reply('login=odd')).error.code, 100);
     assert.ok((await reply('login=good')).connect);
-    const text = await (await fetch(`http://127.0.0.1:${node.port}/metrics`)).text();
+    const text = await (await fetch(`${node.origin}/metrics`)).text();
     assert.match(text, /outcome="rejected"} 20(\.0)?$/m);
     assert.match(text, /outcome="failed"} 8(\.0)?$/m);
     assert.match(text, /outcome="open"} 0(\.0)?$/m);

@@ -5,7 +5,7 @@ import time
 
 import aiohttp
 import cent
-from harness import Case
+from harness import Case, SECURE
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as metrics
 
@@ -33,7 +33,8 @@ force_recovery = true
 
     async def asyncSetUp(self):
         await super().asyncSetUp()
-        self.url = f"http://127.0.0.1:{self.roost.port}"
+        scheme = "https" if SECURE else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.roost.port}"
         self.api = cent.AsyncClient(f"{self.url}/api", KEY)
         self.addAsyncCleanup(self.api._session.close)
 

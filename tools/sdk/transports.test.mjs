@@ -23,6 +23,7 @@ import {
   ONE_NODE,
   publishAll,
   range,
+  SECURE,
   shared,
   sign,
   TRANSPORT,
@@ -32,6 +33,9 @@ import {
 
 /** These say themselves what they come over. */
 const ONCE = { skip: TRANSPORT !== 'websocket' && 'the same over each transport' };
+
+/** For tests that read or write what goes over a socket. */
+const PLAIN = SECURE ? { skip: 'TLS hides what goes over the socket' } : ONCE;
 
 const roost = shared({
   config: `
@@ -102,7 +106,7 @@ for (const [left, blocked] of [
   ['http_stream', []],
   ['sse', ['/connection/http_stream']],
 ]) {
-  test(`where WebSockets are broken off the SDK falls back by itself, and recovers (${left})`, ONCE, async () => {
+  test(`where WebSockets are broken off the SDK falls back by itself, and recovers (${left})`, PLAIN, async () => {
     for (const encoding of left === 'sse' ? [JSON_ENCODING] : ENCODINGS) {
       const proxy = await Proxy.to(roost, blocked);
       const transports = [
@@ -149,7 +153,7 @@ for (const [left, blocked] of [
 
 /** The URL of a one-way connection with this request. */
 const uni = (at, path, request) =>
-  `http://${at}/connection/${path}?cf_connect=${encodeURIComponent(JSON.stringify(request))}`;
+  `${SECURE ? 'https' : 'http'}://${at}/connection/${path}?cf_connect=${encodeURIComponent(JSON.stringify(request))}`;
 
 test('an EventSource recovers by itself what it missed', ONCE, async () => {
   const proxy = await Proxy.to(roost);
@@ -206,7 +210,7 @@ test('curl is a client', ONCE, async () => {
     ['uni_sse', [uni(`127.0.0.1:${roost.port}`, 'uni_sse', request)], (line) => line.startsWith('data: ') && line.slice(6)],
     [
       'uni_http_stream',
-      ['--data', JSON.stringify(request), `http://127.0.0.1:${roost.port}/connection/uni_http_stream`],
+      ['--data', JSON.stringify(request), `${roost.origin}/connection/uni_http_stream`],
       (line) => line,
     ],
   ]) {
@@ -231,7 +235,7 @@ test('curl is a client', ONCE, async () => {
 async function polled(request) {
   const curl = spawn(
     'curl',
-    ['--silent', '--get', `http://127.0.0.1:${roost.port}/connection/long_poll`, '--data-urlencode', `cf_connect=${JSON.stringify(request)}`],
+    ['--silent', '--get', `${roost.origin}/connection/long_poll`, '--data-urlencode', `cf_connect=${JSON.stringify(request)}`],
     { stdio: ['ignore', 'pipe', 'inherit'] },
   );
   const parts = [];
@@ -268,7 +272,7 @@ test('the client of docs/transports.md polls, and misses nothing', ONCE, async (
   const AsyncFunction = (async () => {}).constructor;
   const run = new AsyncFunction('token', 'fetch', 'console', example)(
     sign({ sub: 'ann' }),
-    (path) => fetch(`http://127.0.0.1:${roost.port}${path}`, { signal: ended.signal }),
+    (path) => fetch(`${roost.origin}${path}`, { signal: ended.signal }),
     { log: (...line) => said.emit('line', line) },
   );
   // The second has the positions of the first.
@@ -280,7 +284,7 @@ test('the client of docs/transports.md polls, and misses nothing', ONCE, async (
   await assert.rejects(run, { name: 'AbortError' });
 });
 
-test('whoever breaks off in the middle of a request leaves nothing behind', NODES > 1 ? ONE_NODE : ONCE, () =>
+test('whoever breaks off in the middle of a request leaves nothing behind', NODES > 1 ? ONE_NODE : PLAIN, () =>
   // Of its own, so that nothing else comes and goes there.
   withRoost({ config: KEPT }, async (own) => {
     for (const text of [
