@@ -4,11 +4,15 @@
 
 use aws_lc_rs::aead::CHACHA20_POLY1305;
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use roost::proto::tls::handshake::{Handshake, prepare_client, prepare_server};
 use roost::proto::tls::{Batch, Opener, Packed, Pool, Received, Suite};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite};
@@ -31,8 +35,10 @@ struct Configs(Arc<ServerConfig>, Arc<ClientConfig>);
 
 impl Configs {
     fn new(suite: SupportedCipherSuite) -> Self {
-        let provider =
-            || Arc::new(CryptoProvider { cipher_suites: vec![suite], ..default_provider() });
+        let provider = || {
+            let kx_groups = vec![kx_group::X25519];
+            Arc::new(CryptoProvider { cipher_suites: vec![suite], kx_groups, ..default_provider() })
+        };
         let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
@@ -83,6 +89,30 @@ fn bare_seal(key: &LessSafeKey, nonce: u64, plain: &[u8], out: &mut [u8]) {
     let (sealed, tail) = out[..plain.len() + 17].split_at_mut(plain.len());
     let nonce = Nonce::assume_unique_for_key(bytes);
     key.seal_out_of_place_scatter(nonce, Aad::from([0; 5]), plain, sealed, &[23], tail).unwrap();
+}
+
+/// Full and resumed handshakes of TLS 1.3, both ends in memory, beside what they can't do without: a signature
+/// of P-256, and a key exchange by X25519 at each end.
+fn handshake(c: &mut Criterion) {
+    let mut group = c.benchmark_group("handshake");
+    let random = SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
+    let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref()).unwrap();
+    group.bench_function("P-256, one signature", |b| {
+        b.iter(|| signer.sign(&random, black_box(b"message")).unwrap());
+    });
+    let peer = EphemeralPrivateKey::generate(&X25519, &random).unwrap();
+    let peer = UnparsedPublicKey::new(&X25519, peer.compute_public_key().unwrap());
+    group.bench_function("X25519, one end", |b| {
+        b.iter(|| {
+            let own = EphemeralPrivateKey::generate(&X25519, &random).unwrap();
+            black_box(own.compute_public_key().unwrap());
+            agree_ephemeral(own, black_box(&peer), Unspecified, |_| Ok(())).unwrap();
+        });
+    });
+    let configs = Configs::new(SUITES[0].1);
+    group.bench_function("AES-128, both ends", |b| b.iter(|| configs.shake_hands()));
+    group.finish();
 }
 
 fn seal(c: &mut Criterion) {
@@ -202,5 +232,5 @@ fn open(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(tls, seal, open);
+criterion_group!(tls, handshake, seal, open);
 criterion_main!(tls);

@@ -885,7 +885,7 @@ fn a_server_that_refuses_is_named() {
 fn command_lines_that_make_no_sense_end_with_2() {
     for (args, expected) in [
         ("idle", "--url"),
-        ("idle --url wss://127.0.0.1/", "not built yet"),
+        ("idle --url wss://127.0.0.1/ --cacert /missing", "/missing"),
         ("nothing --url ws://127.0.0.1/", "nothing"),
         ("idle --url ws://127.0.0.1/ --duration ten", "--duration"),
         ("idle --url ws://127.0.0.1/ --connections 100000 --threads 1", "threads"),
@@ -894,8 +894,8 @@ fn command_lines_that_make_no_sense_end_with_2() {
         ("idle --url ws://127.0.0.1/ --retry 1s", "--api-url"),
         (
             "broadcast --url ws://127.0.0.1/connection/websocket --api-key k \
-             --api-url https://127.0.0.1/api",
-            "not built yet",
+             --api-url https://127.0.0.1/api --cacert /missing",
+            "/missing",
         ),
         (
             "idle --url ws://127.0.0.1/connection/websocket --api-key k \

@@ -9,6 +9,12 @@ pub const KERNEL_BYTES_PER_CONNECTION: u64 = 4_000;
 /// User-space memory of one connection with a token and a subscription, bytes, rounded up.
 pub const USER_BYTES_PER_CONNECTION: u64 = 400;
 
+/// The same for TLS beside that: 137 to 201 in the record layer, by the suite, and its place.
+pub const TLS_BYTES_PER_CONNECTION: u64 = 224;
+
+/// Bytes of a TLS handshake under way at most: with X25519MLKEM768.
+pub const HANDSHAKE_BYTES: u64 = 11_500;
+
 /// Descriptors of its own that each shard keeps free of connections: epoll, listeners, and the
 /// accepted socket that is on its way to another shard.
 pub const SHARD_DESCRIPTORS_RESERVED: u64 = 32;
@@ -213,8 +219,35 @@ impl Capacity {
     }
 }
 
+/// What a connection takes of the memory, in words.
+fn memory_reason(limit_bytes: u64, handshakes: Option<u64>) -> String {
+    let (megabytes, plain) =
+        (grouped(limit_bytes / 1_000_000), KERNEL_BYTES_PER_CONNECTION + USER_BYTES_PER_CONNECTION);
+    let Some(handshakes) = handshakes else {
+        return format!(
+            "{megabytes} MB, {plain} B for each connection (kernel {KERNEL_BYTES_PER_CONNECTION}, here \
+             {USER_BYTES_PER_CONNECTION})"
+        );
+    };
+    format!(
+        "{megabytes} MB, {} B for each connection (kernel {KERNEL_BYTES_PER_CONNECTION}, here \
+         {USER_BYTES_PER_CONNECTION}, TLS {TLS_BYTES_PER_CONNECTION}); up to {} handshakes under way take {} \
+         MB of it",
+        plain + TLS_BYTES_PER_CONNECTION,
+        grouped(handshakes),
+        grouped(handshakes.saturating_mul(HANDSHAKE_BYTES) / 1_000_000)
+    )
+}
+
 /// The capacity by each limit of the machine under this plan.
-pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Capacity {
+///
+/// `handshakes`: TLS handshakes that may be under way, if connections are those of TLS.
+pub fn capacity(
+    facts: &Facts,
+    plan: &ShardPlan,
+    memory_limit_bytes: u64,
+    handshakes: Option<u64>,
+) -> Capacity {
     let mut limits = vec![
         Limit {
             name: "descriptors",
@@ -248,13 +281,16 @@ pub fn capacity(facts: &Facts, plan: &ShardPlan, memory_limit_bytes: u64) -> Cap
         },
         Limit {
             name: "memory",
-            connections: Some(connections_in(memory_limit_bytes)),
-            reason: format!(
-                "{} MB, {} B for each connection (kernel {KERNEL_BYTES_PER_CONNECTION}, here \
-                 {USER_BYTES_PER_CONNECTION})",
-                grouped(memory_limit_bytes / 1_000_000),
-                KERNEL_BYTES_PER_CONNECTION + USER_BYTES_PER_CONNECTION
-            ),
+            connections: Some(match handshakes {
+                None => connections_in(memory_limit_bytes),
+                Some(_) => {
+                    memory_limit_bytes
+                        / (KERNEL_BYTES_PER_CONNECTION
+                            + USER_BYTES_PER_CONNECTION
+                            + TLS_BYTES_PER_CONNECTION)
+                }
+            }),
+            reason: memory_reason(memory_limit_bytes, handshakes),
             advice: "more memory, or a higher roost.memory_limit".to_owned(),
         },
     ];
@@ -368,7 +404,7 @@ mod tests {
         // More shards bring nothing.
         assert_eq!(plan_shards(Shards::Auto, Some(1_000_000), &facts).shards, 2);
         let plan = plan_shards(Shards::Cores, None, &facts);
-        let descriptors = &capacity(&facts, &plan, u64::MAX).limits[0];
+        let descriptors = &capacity(&facts, &plan, u64::MAX, None).limits[0];
         assert!(descriptors.reason.contains("unshare(2) is forbidden"), "{descriptors:?}");
         assert!(descriptors.advice.contains("seccomp"), "{descriptors:?}");
     }
@@ -415,7 +451,7 @@ mod tests {
         facts.conntrack_max = Err(Unreadable("not there".to_owned()));
         let plan = plan_shards(Shards::Cores, None, &facts);
         let first = |facts: &Facts, memory| {
-            let capacity = capacity(facts, &plan, memory);
+            let capacity = capacity(facts, &plan, memory, None);
             capacity.binding().map(|(limit, connections)| (limit.name, connections))
         };
         let table = 2 * (20_000 - 26 - 32);
@@ -429,7 +465,12 @@ mod tests {
         assert_eq!(first(&facts, 44_000_000), Some(("open files", 8_000)));
         facts.conntrack_count = Ok(100);
         assert_eq!(first(&facts, 44_000_000), Some(("conntrack", 400)));
-        let lines = capacity(&facts, &plan, 44_000_000).lines();
+        let secure = capacity(&facts, &plan, 46_240_000, Some(16_384));
+        let memory = secure.limits.iter().find(|limit| limit.name == "memory").unwrap();
+        assert_eq!(memory.connections, Some(10_000));
+        assert!(memory.reason.contains("4624 B for each connection"), "{}", memory.reason);
+        assert!(memory.reason.ends_with("up to 16,384 handshakes under way take 188 MB of it"));
+        let lines = capacity(&facts, &plan, 44_000_000, None).lines();
         assert!(lines[0].starts_with("up to 400 connections; conntrack binds first; for more:"));
         assert!(lines.iter().any(|line| line.contains("ports") && line.contains("no bound")));
     }
@@ -439,7 +480,7 @@ mod tests {
         let facts = machine(20_000);
         let advice = |wanted| {
             let plan = plan_shards(wanted, None, &facts);
-            capacity(&facts, &plan, 19_000_000_000).limits[0].advice.clone()
+            capacity(&facts, &plan, 19_000_000_000, None).limits[0].advice.clone()
         };
         assert!(advice(Shards::Cores).starts_with("--shards auto"));
         assert!(advice(Shards::Auto).starts_with("a number for --shards"));

@@ -106,6 +106,11 @@ pub struct Flags {
     #[arg(long)]
     pub resume: bool,
 
+    /// TLS: offer this suite alone, such as TLS13_CHACHA20_POLY1305_SHA256 or
+    /// TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 (TLS 1.2). [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub suite: Option<String>,
+
     /// How many connections to open.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub connections: u32,
@@ -254,7 +259,7 @@ impl Flags {
     /// How servers with TLS are checked.
     pub(crate) fn tls(&self) -> TlsFlags<'_> {
         let Self { insecure, resume, .. } = *self;
-        TlsFlags { insecure, resume, cacert: self.cacert.as_deref() }
+        TlsFlags { insecure, resume, cacert: self.cacert.as_deref(), suite: self.suite.as_deref() }
     }
 }
 

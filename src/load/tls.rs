@@ -20,8 +20,10 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme,
+    SupportedCipherSuite, SupportedProtocolVersion,
 };
 
 use crate::proto::tls::handshake::{Handshake, prepare_client};
@@ -36,6 +38,8 @@ pub(crate) struct TlsFlags<'a> {
     pub(crate) cacert: Option<&'a Path>,
     /// Sessions are resumed.
     pub(crate) resume: bool,
+    /// The only suite that is offered.
+    pub(crate) suite: Option<&'a str>,
 }
 
 /// TLS towards one server.
@@ -113,9 +117,27 @@ pub(crate) fn without_servers() -> Result<ClientConfig, String> {
 /// # Errors
 /// Text for the user: certificates can't be read.
 fn client_config(flags: &TlsFlags<'_>) -> Result<ClientConfig, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    if let Some(name) = flags.suite {
+        provider.cipher_suites.retain(|suite| format!("{:?}", suite.suite()) == name);
+        if provider.cipher_suites.is_empty() {
+            return Err(format!("--suite {name}: there is no such suite"));
+        }
+    }
+    let is_12 = |suite: &SupportedCipherSuite| suite.version().version == TLS12.version;
+    let versions: &[&SupportedProtocolVersion] = match provider.cipher_suites.first() {
+        Some(suite) if flags.suite.is_some() => {
+            if is_12(suite) {
+                &[&TLS12]
+            } else {
+                &[&TLS13]
+            }
+        }
+        _ => &[&TLS13, &TLS12],
+    };
+    let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(|fault| fault.to_string())?;
     if flags.insecure {
         let verifier = Arc::new(AnyCertificate(provider));

@@ -90,7 +90,8 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
         );
     }
     let memory_limit_bytes = memory_limit(&config, &facts);
-    let capacity = plan::capacity(&facts, &plan, memory_limit_bytes);
+    let handshakes = config.tls.public.is_some().then_some(config.tls.handshakes_max as u64);
+    let capacity = plan::capacity(&facts, &plan, memory_limit_bytes, handshakes);
     let (io, why) = driver(config.roost.io)?;
     fill_in_secrets(&mut config, sources.dev).map_err(system("random numbers"))?;
     let mut limits = capacity.lines();

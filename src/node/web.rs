@@ -424,16 +424,17 @@ async fn accept(
         // More than these wait in the kernel.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         let router = router.clone();
-        let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
+        // Of this moment: a connection may come long after the one before it.
+        let acceptor = || tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
         let accepted = match &listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let _ = stream.set_nodelay(true);
-                serve_accepted(stream, Some(peer.ip().to_canonical()), router, (place, tls));
+                serve_accepted(stream, Some(peer.ip().to_canonical()), router, (place, acceptor()));
             }),
             Listener::Unix(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _)| serve_accepted(stream, None, router, (place, tls))),
+                .map(|(stream, _)| serve_accepted(stream, None, router, (place, acceptor()))),
         };
         if let Err(fault) = accepted {
             warn!(%fault, "cannot accept a connection on the internal port");

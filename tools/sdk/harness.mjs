@@ -272,7 +272,7 @@ export class Line {
     // A line must not keep a finished test run alive.
     line.server.unref();
     line.at = `127.0.0.1:${line.server.address().port}`;
-    line.url = `${SECURE ? 'wss' : 'ws'}://${line.at}/connection/websocket`;
+    line.url = `${roost.secure ? 'wss' : 'ws'}://${line.at}/connection/websocket`;
     return line;
   }
 

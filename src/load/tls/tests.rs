@@ -92,7 +92,8 @@ fn layer(flags: &TlsFlags<'_>) -> Layer {
     Layer::new(Tls::new("localhost", flags).unwrap())
 }
 
-const INSECURE: TlsFlags<'static> = TlsFlags { insecure: true, cacert: None, resume: false };
+const INSECURE: TlsFlags<'static> =
+    TlsFlags { insecure: true, cacert: None, resume: false, suite: None };
 
 #[test]
 fn data_goes_both_ways_in_any_length() {
@@ -163,6 +164,22 @@ fn sessions_are_resumed_where_that_is_requested() {
         }
         assert_eq!(layer.counts, expected);
     }
+}
+
+#[test]
+fn one_suite_alone_is_offered_where_that_is_requested() {
+    let mut server = Server::new();
+    for (suite, bytes) in [
+        ("TLS13_AES_128_GCM_SHA256", 137),
+        ("TLS13_AES_256_GCM_SHA384", 201),
+        ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", 73),
+    ] {
+        let mut layer = layer(&TlsFlags { suite: Some(suite), ..INSECURE });
+        server.accept(&mut layer, 0).unwrap();
+        assert_eq!(layer.pool.slot_bytes() / 256, bytes, "{suite}");
+    }
+    let fault = Tls::new("localhost", &TlsFlags { suite: Some("x"), ..INSECURE }).unwrap_err();
+    assert_eq!(fault, "--suite x: there is no such suite");
 }
 
 #[test]
