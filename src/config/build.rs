@@ -71,6 +71,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
         web: web(root, taken, report),
         shutdown_timeout_ms: root.ms("shutdown.timeout"),
         node_name: root.text("node.name"),
+        metrics_interval_ms: root.ms("node.info_metrics_aggregate_interval"),
         pid_file: root.path("pid_file"),
         brokers: brokers(settings, report),
         roost: roost(root, report),

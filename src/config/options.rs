@@ -47,6 +47,8 @@ pub struct Config {
     pub shutdown_timeout_ms: u64,
     /// Name of the node; empty: make one.
     pub node_name: String,
+    /// Time between two publications of the metrics to other nodes.
+    pub metrics_interval_ms: u64,
     /// File for the process id.
     pub pid_file: Option<PathBuf>,
     /// What is kept outside of this node.

@@ -225,7 +225,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("rpc.ping.method", Text, "\"ping\"", Built, "Name of that method."),
 
     opt("node.name", Text, "\"\"", Built, "Name of this node; empty: host name and port."),
-    other("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Silent("figures are computed on request")),
+    opt("node.info_metrics_aggregate_interval", Duration, "\"60s\"", Built, "Time between two publications of this node's metrics to other nodes, for their `info`."),
 
     opt("roost.shards", Checked(is_shards, SHARDS), "\"cores\"", Built, "Threads that hold connections: \"cores\" (as many as usable cores), \"auto\" (more where the descriptor limit requires it) or a number."),
     opt("roost.io", Choice(&["auto", "epoll", "uring"]), "\"epoll\"", Built, "I/O driver: epoll (a system call for each read and write), uring (batches of them through io_uring), or auto: io_uring where the kernel has it."),

@@ -19,6 +19,7 @@ use compact_str::CompactString;
 use tokio::sync::mpsc;
 
 use super::StartFault;
+use super::cluster::Transmit;
 use super::redis::{self, ControlEvent, Events, Figures, Recipient};
 use crate::base::id::ShardId;
 use crate::base::times::Times;
@@ -101,6 +102,11 @@ impl BrokerSettings {
             .map_err(|why| StartFault::Broker { why })
     }
 
+    /// The servers by which nodes reach each other, in their order; `None` where this node is alone.
+    pub(super) fn servers_of_nodes(&self) -> Option<Vec<Server>> {
+        self.channels.as_ref().map(|channels| channels.servers.clone())
+    }
+
     /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.
     pub(super) fn keepers(&self, shares_presence: bool) -> (Broker, Presence) {
         let broker = if self.channels.is_some() { Broker::Remote } else { Broker::Memory };
@@ -168,30 +174,6 @@ pub(super) struct Brokers {
 }
 
 impl Brokers {
-    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
-    /// Other nodes may be there: messages to them have a way.
-    pub(super) fn has_nodes(&self) -> bool {
-        self.channels.is_some()
-    }
-
-    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
-    /// Sends a message to other nodes. [`ControlEvent::Sent`] follows, unless this is false: there is no way to
-    /// other nodes, or no room on it.
-    pub(super) fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool {
-        self.channels.as_ref().is_some_and(|broker| broker.send_control(to, ticket, message))
-    }
-
-    #[expect(dead_code, reason = "nothing is sent to other nodes yet")]
-    /// A node was forgotten: its presence entries are removed, and their leaves announced.
-    pub(super) fn take_entries(&self, uid: &str) {
-        if let Some(channels) = &self.channels {
-            channels.notify_removed(uid);
-        }
-        if let Some(keeper) = self.presence.as_ref().or(self.channels.as_ref()) {
-            keeper.take_entries(uid);
-        }
-    }
-
     fn all(&self) -> impl Iterator<Item = &redis::Broker> {
         self.channels.iter().chain(&self.presence)
     }
@@ -228,9 +210,19 @@ impl Brokers {
     }
 }
 
-/// Takes the events of the control channel and does nothing with them.
-pub(super) async fn drain_control(mut events: mpsc::Receiver<ControlEvent>) {
-    while events.recv().await.is_some() {}
+impl Transmit for Brokers {
+    fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool {
+        self.channels.as_ref().is_some_and(|broker| broker.send_control(to, ticket, message))
+    }
+
+    fn take_entries(&self, uid: &str) {
+        if let Some(channels) = &self.channels {
+            channels.notify_removed(uid);
+        }
+        if let Some(keeper) = self.presence.as_ref().or(self.channels.as_ref()) {
+            keeper.take_entries(uid);
+        }
+    }
 }
 
 /// The way of a thread's events to the control thread.

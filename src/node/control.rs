@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use super::admin::Figures;
 use super::broker::Brokers;
 use super::certificates::{self, Certificates};
+use super::cluster::Cluster;
 use super::control_mail::ControlMail;
 use super::health::Health;
 use super::log::{Lines, Log};
@@ -55,6 +56,8 @@ pub(super) struct Control {
     pub(super) control_mail: Arc<ControlMail>,
     /// The ways to other nodes.
     pub(super) brokers: Arc<Brokers>,
+    /// The other nodes, where a broker connects them.
+    pub(super) cluster: Option<Arc<Cluster>>,
     pub(super) started: Instant,
     pub(super) drain_rate: u32,
     pub(super) shutdown_timeout: Duration,
@@ -94,7 +97,11 @@ impl Control {
     /// Runs the node's life: serve, drain, end.
     pub(super) async fn run(self, mut signals: Signals) -> Ended {
         self.serve(&mut signals).await;
-        self.drain(&mut signals).await
+        let ended = self.drain(&mut signals).await;
+        if let Some(cluster) = &self.cluster {
+            cluster.end().await;
+        }
+        ended
     }
 
     async fn serve(&self, signals: &mut Signals) {

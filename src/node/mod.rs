@@ -15,7 +15,6 @@ mod admin_refusals;
 mod api;
 mod broker;
 mod certificates;
-#[allow(dead_code, reason = "no broker connects this node to others yet")]
 mod cluster;
 mod control;
 mod control_mail;
@@ -68,6 +67,7 @@ use self::api::Api;
 pub use self::broker::BrokerSettings;
 use self::broker::{Brokers, PreparedBrokers};
 use self::certificates::Certificates;
+use self::cluster::Cluster;
 use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
 use self::health::Health;
@@ -75,11 +75,13 @@ pub use self::health::Thresholds;
 use self::listen::SocketFiles;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
+use self::redis::ControlEvent;
 use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::rng::Rng;
 use crate::base::times::Counts;
+use crate::cluster::servers::Server;
 use crate::config::{self, Tokens, Web};
 use crate::edge::address_limits::{AddressLimits, AddressOptions};
 use crate::edge::channels::ChannelRules;
@@ -134,6 +136,8 @@ pub struct Settings {
     pub thresholds: Thresholds,
     /// Name of the node; empty: host name and port.
     pub name: String,
+    /// How often other nodes get the metrics.
+    pub metrics_interval: Duration,
     /// How it runs and what limits it, lines for people.
     pub plan: Vec<String>,
     /// TLS of the public listeners; `None`: they speak plain text.
@@ -250,6 +254,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let (letterboxes, mailboxes) = mailboxes(&switchboard, settings.shards);
     let bell = Arc::new(Bell::default());
     let (control, control_mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
+    let servers = settings.brokers.servers_of_nodes();
     let brokers = PreparedBrokers::new(settings.brokers)?;
     let (queues, inlets) = crypto_pool::queues();
     let node = Arc::new(node_state(
@@ -258,20 +263,15 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         (settings.shards, settings.memory_limit_bytes),
         settings.address_limits,
         (&mut seeds, started),
-        (Crypto::Pool(queues.jobs), settings.tls),
+        (Crypto::Pool(queues.jobs.clone()), settings.tls),
     ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
 
-    let beginning = Beginning {
-        node: Arc::clone(&node),
-        switchboard: Arc::clone(&switchboard),
-        io: settings.io,
-        tables_apart: settings.tables_apart,
-        listen,
-        cpu: None,
-        started,
-    };
+    let (io, tables_apart, cpu) = (settings.io, settings.tables_apart, None);
+    let (of, board) = (node.clone(), switchboard.clone());
+    let beginning =
+        Beginning { node: of, switchboard: board, io, tables_apart, listen, cpu, started };
     let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
         let (letterboxes, outside) = (letterboxes.clone(), brokers.outside(shard, control.clone()));
         Seat { shard, mailbox, letterboxes, outside, seed: seeds.next_u64() }
@@ -280,13 +280,10 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let control_mail = Arc::new(ControlMail::new(&letterboxes));
     crypto_pool::spawn(settings.crypto_threads.max(1), &node, &inlets, &control_mail)
         .map_err(system("a thread"))?;
-    for result in begun {
-        // The others end with the process.
-        result?;
-    }
+    // The others end with the process.
+    begun.into_iter().collect::<Result<(), _>>()?;
     // Behind the shards: their tables would hold copies of its sockets.
     let (brokers, control_events) = brokers.start(&letterboxes)?;
-    runtime.spawn(broker::drain_control(control_events));
     // Only held, and closed before the shards close theirs: a copy would keep the kernel from moving what
     // waits there to others.
     let shown = switchboard.shown();
@@ -294,18 +291,24 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     files.add(&addresses);
     let (listeners, internal) = listen::listen(&settings.internal)?;
     files.add(&internal);
-    let (web, name) = (settings.web, name_of(settings.name, &addresses));
-    let (thresholds, plan, snippets) = (settings.thresholds, settings.plan, settings.snippets);
-    let lines_dropped = [settings.log.dropped_counter(), output.dropped_counter()];
-    let certificates = settings.certificates;
-    let front =
-        Front { web, thresholds, name, plan, snippets, lines_dropped, started, certificates };
+    let name = name_of(settings.name, &addresses);
+    let way = (servers, settings.metrics_interval, control_events);
+    let cluster = begin_cluster(&runtime, (&node, &control_mail, &brokers), &name, started, way);
+    let front = Front {
+        web: settings.web,
+        thresholds: settings.thresholds,
+        name,
+        plan: settings.plan,
+        snippets: settings.snippets,
+        lines_dropped: [settings.log.dropped_counter(), output.dropped_counter()],
+        started,
+        certificates: settings.certificates,
+        cluster,
+    };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
     (settings.greeting)(&addresses, &internal);
-    let (of, pace) = (Arc::clone(&node), jwks::Pace::NODE);
-    runtime.spawn(jwks::Fetcher::new(of, client, queues.asks, queues.again, pace).run());
-    runtime.spawn(users::keep_counting(Arc::clone(&node), Arc::clone(&control_mail)));
+    services.keep(&runtime, client, queues);
     let pace = (settings.drain_rate, settings.shutdown_timeout, settings.reload);
     let control = services.control(started, pace, (settings.log, output), shown);
     Ok(ended(runtime.block_on(control.run(signals)), threads))
@@ -383,6 +386,31 @@ fn begin_shards(
     Ok((threads, begun))
 }
 
+/// The servers by which nodes reach each other, if they do; how often others get the metrics; what comes by the
+/// control channel.
+type WayToNodes = (Option<Vec<Server>>, Duration, tokio::sync::mpsc::Receiver<ControlEvent>);
+
+/// Begins to take part among other nodes, where a broker connects them.
+fn begin_cluster(
+    runtime: &Runtime,
+    (node, control_mail, brokers): (&Arc<NodeState>, &Arc<ControlMail>, &Arc<Brokers>),
+    name: &str,
+    started: Instant,
+    (servers, metrics_interval, control_events): WayToNodes,
+) -> Option<Arc<Cluster>> {
+    let cluster = Cluster::new(cluster::Parts {
+        node: Arc::clone(node),
+        control_mail: Arc::clone(control_mail),
+        transmit: brokers.clone(),
+        name: name.to_owned(),
+        started,
+        metrics_interval,
+        servers: servers?,
+    });
+    runtime.spawn(Arc::clone(&cluster).run(control_events));
+    Some(cluster)
+}
+
 /// What the control thread's endpoints are made of.
 struct Front {
     web: Web,
@@ -393,6 +421,7 @@ struct Front {
     lines_dropped: [Arc<AtomicU64>; 2],
     started: Instant,
     certificates: Arc<Certificates>,
+    cluster: Option<Arc<Cluster>>,
 }
 
 /// The services of the control thread, and their endpoints.
@@ -400,6 +429,7 @@ struct Services {
     node: Arc<NodeState>,
     control_mail: Arc<ControlMail>,
     brokers: Arc<Brokers>,
+    cluster: Option<Arc<Cluster>>,
     health: Arc<Health>,
     proxies: Arc<Proxies>,
     figures: Figures,
@@ -428,7 +458,8 @@ impl Front {
         ));
         let name = self.name;
         let mail = Arc::clone(&control_mail);
-        let api = Api::new(Arc::clone(&node), mail, name.clone(), self.started, None);
+        let api =
+            Api::new(Arc::clone(&node), mail, name.clone(), self.started, self.cluster.clone());
         let admin_refusals = Arc::new(AdminRefusals::default());
         let metrics = Metrics {
             node: Arc::clone(&node),
@@ -437,7 +468,7 @@ impl Front {
             proxies: Arc::clone(&proxies),
             admin_refusals: Arc::clone(&admin_refusals),
             certificates: Arc::clone(&self.certificates),
-            cluster: None,
+            cluster: self.cluster.clone(),
             brokers: Arc::clone(&brokers),
             lines_dropped: self.lines_dropped,
             started: self.started,
@@ -451,11 +482,12 @@ impl Front {
         let (api, shared) = (Arc::new(api), calls.clone());
         let routers =
             web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
-        let certificates = self.certificates;
+        let (certificates, cluster) = (self.certificates, self.cluster);
         Ok(Services {
             node,
             control_mail,
             brokers,
+            cluster,
             health,
             proxies,
             figures,
@@ -479,7 +511,7 @@ impl Services {
             direct: direct.clone(),
             router: public.clone(),
             control_mail: Arc::clone(&self.control_mail),
-            cluster: None,
+            cluster: self.cluster.clone(),
         };
         let (node, proxies) = (Arc::clone(&self.node), Arc::clone(&self.proxies));
         runtime.spawn(web::serve_public(public, mailbox, bell, node, proxies));
@@ -494,6 +526,15 @@ impl Services {
         Ok(())
     }
 
+    /// Begins to keep key sets and the number of users up to date.
+    fn keep(&self, runtime: &Runtime, client: fetch::Client, queues: crypto_pool::Queues) {
+        let (node, control_mail) = (Arc::clone(&self.node), Arc::clone(&self.control_mail));
+        let crypto_pool::Queues { again, asks, .. } = queues;
+        let fetcher = jwks::Fetcher::new(Arc::clone(&node), client, asks, again, jwks::Pace::NODE);
+        runtime.spawn(fetcher.run());
+        runtime.spawn(users::keep_counting(node, control_mail));
+    }
+
     /// What stays with the control thread.
     fn control(
         self,
@@ -506,6 +547,7 @@ impl Services {
             node: self.node,
             control_mail: self.control_mail,
             brokers: self.brokers,
+            cluster: self.cluster,
             started,
             drain_rate,
             shutdown_timeout,

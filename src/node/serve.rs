@@ -284,7 +284,11 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         ("http_api, prometheus or health (other than the key)", web(running) != web(&config)),
         ("admin, roost.demo or roost.demo_sdk", pages(running) != pages(&config)),
         ("shutdown.timeout", running.shutdown_timeout_ms != config.shutdown_timeout_ms),
-        ("node.name", running.node_name != config.node_name),
+        (
+            "node",
+            (&running.node_name, running.metrics_interval_ms)
+                != (&config.node_name, config.metrics_interval_ms),
+        ),
         ("pid_file", running.pid_file != config.pid_file),
         ("engine, broker or presence_manager", running.brokers != config.brokers),
         ("roost", running.roost != config.roost),
@@ -494,6 +498,7 @@ fn settings(
             broker: roost.health_broker,
         },
         name: config.node_name,
+        metrics_interval: Duration::from_millis(config.metrics_interval_ms),
         plan: Vec::new(),
         tls: None,
         certificates,

@@ -19,6 +19,7 @@ mod lifecycle;
 mod limits;
 mod liveness;
 mod log;
+mod nodes;
 mod options;
 #[path = "../../src/edge/jwt/testing.rs"]
 mod pairs;

@@ -47,6 +47,9 @@ impl Api {
             let UnsubscribeCall { target, channel } = unsubscribe;
             if !channel.is_empty() {
                 namespace(&self.node.rules.channels.load(), &channel)?;
+            } else if self.cluster.is_some() {
+                // Other nodes take it for the name of a channel that nobody has.
+                return Ok(());
             }
             let (channel, why) = (channel.into(), None);
             self.order(target, AdminCommand::Unsubscribe { channel, why }).await

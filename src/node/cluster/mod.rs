@@ -53,7 +53,7 @@ pub(super) trait Transmit: Send + Sync + 'static {
     /// Sends a message. False if that is not possible; else [`ControlEvent::Sent`] follows.
     fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool;
 
-    /// A node has gone: what it has left in the broker is cleaned up.
+    /// A node has gone: its presence entries are removed, and their leaves announced.
     fn take_entries(&self, uid: &str);
 }
 

@@ -1,7 +1,8 @@
 //! The control connection to a server: messages between nodes, in the order in which they come.
 //!
-//! With several servers a node listens at each of them, and sends each message to one, in turn; one that is
-//! away is left out.
+//! With several servers a node listens at each of them, and sends each message to one: those about a user to
+//! the server of that user, so that they arrive in their order, the others in turn. One that is away is left
+//! out.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
 use crate::cluster::control::{Command, Message, Notification};
 use crate::cluster::entries::ENTRIES_REMOVED;
+use crate::cluster::hash::fnv1a64;
 use crate::cluster::operations::{Awaited, Request};
 use crate::hub::broker::{BrokerEvent, Ticket};
 
@@ -67,7 +69,7 @@ impl ControlEvent {
     }
 }
 
-/// Sends a message to the next server in turn that is not away.
+/// Sends a message to a server that is not away.
 pub(super) fn send(
     shared: &Shared,
     servers: &[Rc<Connected>],
@@ -75,8 +77,14 @@ pub(super) fn send(
     outgoing: Outgoing,
 ) {
     let Outgoing { to, ticket, message } = outgoing;
-    *turn = turn.wrapping_add(1);
-    let in_turn = (0..servers.len()).map(|at| &servers[(*turn + at) % servers.len()]);
+    let first = match message.selection() {
+        Some(selection) => fnv1a64(selection.user().as_bytes()) as usize,
+        None => {
+            *turn = turn.wrapping_add(1);
+            *turn
+        }
+    };
+    let in_turn = (0..servers.len()).map(|at| &servers[first.wrapping_add(at) % servers.len()]);
     let Some(server) = in_turn.into_iter().find(|server| server.queue.is_open.get()) else {
         return shared.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
     };
