@@ -47,7 +47,7 @@ after(async () => {
 });
 
 async function api(method, request) {
-  const answer = await fetch(`http://127.0.0.1:${roost.port}/api/${method}`, {
+  const answer = await fetch(`${roost.origin}/api/${method}`, {
     method: 'POST',
     headers: { 'X-API-Key': 'k' },
     body: JSON.stringify(request),
@@ -158,8 +158,7 @@ for (const [transport, encoding] of [
 ]) {
   test(`a tour over ${transport} (${encoding})`, async () => {
     const at = await emptyPage(browser, pages, SDKS[encoding]);
-    const scheme = transport === 'websocket' ? 'ws' : 'http';
-    const host = `127.0.0.1:${roost.port}`;
+    const base = transport === 'websocket' ? roost.origin.replace(/^http/, 'ws') : roost.origin;
     const user = `ann-${transport}-${encoding}`;
     const now = Math.floor(Date.now() / 1000);
     const [channel, own] = [`tour:${transport}-${encoding}`, `tour:own-${transport}-${encoding}`];
@@ -170,8 +169,8 @@ for (const [transport, encoding] of [
     ];
     await at.evaluate(
       prepare,
-      [{ transport, endpoint: `${scheme}://${host}/connection/${transport}` }],
-      `http://${host}/emulation`,
+      [{ transport, endpoint: `${base}/connection/${transport}` }],
+      `${roost.origin}/emulation`,
       tokens,
       channel,
       encoding === 'protobuf',
