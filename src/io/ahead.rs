@@ -60,7 +60,7 @@ impl<L> Ahead<L> {
                 true
             }
             Received::Blocked => false,
-            Received::Ended | Received::Failed => true,
+            Received::Ended | Received::Failed | Received::Refused => true,
         });
     }
 

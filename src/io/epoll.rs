@@ -15,9 +15,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 
 use super::sockets::{self, Switchboard};
-use super::{Accepted, Completion, Driver, Received, Sent};
+use super::{Accepted, Completion, Driver, Piece, Received, Sent};
 use crate::base::address::Peer;
-use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::TURN_READ_BYTES_MAX;
 use crate::base::time::{Millis, UnixSeconds};
@@ -265,11 +264,11 @@ impl Driver for Epoll {
         self.read_buffer = Some(lease.buffer);
     }
 
-    fn send<'f>(
+    fn send<'f, P: Piece + ?Sized + 'f>(
         &mut self,
         _key: ConnKey,
         socket: &OwnedFd,
-        mut frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        mut frames: impl ExactSizeIterator<Item = &'f P>,
         skip: usize,
     ) -> Sent {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;

@@ -92,6 +92,9 @@ pub enum Received<L> {
     Ended,
     /// The connection is broken.
     Failed,
+    /// The driver doesn't accept the input of the peer, and has answered it as far as there is an answer. The
+    /// connection is to be ended: its FIN goes out, and what still comes is thrown away.
+    Refused,
 }
 
 /// The outcome of a write.
@@ -106,6 +109,24 @@ pub enum Sent {
     Pending,
     /// The connection is broken.
     Failed,
+}
+
+/// Bytes that a driver sends: a frame that many connections share, or a part of a buffer.
+pub trait Piece {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+}
+
+impl Piece for SharedFrame {
+    fn bytes(&self) -> &[u8] {
+        SharedFrame::bytes(self)
+    }
+}
+
+impl Piece for [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
 }
 
 /// The frames to write to one connection.
@@ -195,34 +216,82 @@ pub trait Driver {
     /// Takes a lent buffer back.
     fn give_back(&mut self, lease: Self::Lease);
     /// Writes `frames` without the first `skip` bytes, as much as the socket takes in one call.
-    fn send<'f>(
+    fn send<'f, P: Piece + ?Sized + 'f>(
         &mut self,
         key: ConnKey,
         socket: &Self::Socket,
-        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        frames: impl ExactSizeIterator<Item = &'f P>,
         skip: usize,
     ) -> Sent;
     /// The same for many connections, each at most once: appends to `sent` what came of each, in
     /// order.
-    fn send_all<'a, F>(
+    fn send_all<'a, P, F>(
         &mut self,
         writes: impl Iterator<Item = Write<'a, Self::Socket, F>>,
         sent: &mut Vec<Sent>,
     ) where
-        F: ExactSizeIterator<Item = &'a SharedFrame>,
+        P: Piece + ?Sized + 'a,
+        F: ExactSizeIterator<Item = &'a P>,
         Self::Socket: 'a,
     {
         for Write { key, socket, frames, skip } in writes {
             sent.push(self.send(key, socket, frames, skip));
         }
     }
-    /// Ends the sending side of a connection, and goes on reading. A driver for TCP sends a FIN; one for TLS
-    /// has to send a `close_notify` (RFC 8446, 6.1) first, with the state that it keeps for `key`.
+    /// Ends the sending side of a connection, and goes on reading: a FIN, and with TLS a `close_notify`
+    /// (RFC 8446, 6.1) before it.
     fn finish(&mut self, key: ConnKey, socket: &Self::Socket);
     /// Closes a connection; no completion for `key` follows. `reset`: throw away what is unsent.
     fn close(&mut self, key: ConnKey, socket: Self::Socket, reset: bool);
     /// Closes the listener. What waits in its queue was accepted before.
     fn close_listener(&mut self);
+
+    /// Whether the driver has work of its own: the next wait returns at once.
+    fn has_work(&self) -> bool {
+        false
+    }
+    /// A PROXY header comes first on this connection, in plain text, also where TLS follows. `seen` has come of
+    /// it.
+    fn expect_proxy_header(&mut self, key: ConnKey, seen: &[u8]) {
+        let _ = (key, seen);
+    }
+    /// Takes a connection whose keys will soon seal no more: it is to be closed with a reason for which its
+    /// client connects again.
+    fn next_worn(&mut self) -> Option<ConnKey> {
+        None
+    }
+    /// The name in the certificate that the client of a connection has shown.
+    fn client_name(&self, key: ConnKey) -> Option<&str> {
+        let _ = key;
+        None
+    }
+    /// Once a second: gives memory back that a burst has left.
+    fn housekeeping(&mut self) {}
+    /// Whether there is memory to give back although there are no connections.
+    fn has_spare(&self) -> bool {
+        false
+    }
+    /// Sets the gauges that are cheaper to read off than to keep.
+    fn set_gauges(&self) {}
+    /// Everything that has to be empty when all connections have gone, and how much is in it.
+    fn left(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
+    /// Connections whose state can't be packed, since a handshake is under way.
+    fn unpackable(&self) -> Vec<ConnKey> {
+        Vec::new()
+    }
+    /// The state that the driver keeps for a connection, as bytes: it goes on elsewhere, and is gone here.
+    fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {
+        let _ = key;
+        None
+    }
+    /// Takes over what [`Driver::pack`] has returned. False: the bytes are not such a state, or the driver
+    /// keeps none.
+    fn unpack(&mut self, key: ConnKey, packed: &[u8]) -> bool {
+        let _ = (key, packed);
+        false
+    }
 }
 
 /// Wakes a shard that waits in [`Driver::wait`], from any thread.

@@ -23,9 +23,8 @@ use rustix::io::Errno;
 use super::ahead::Ahead;
 use super::epoll::{Epoll, Lease, SEND_PARTS_MAX};
 use super::sockets::Switchboard;
-use super::{Accepted, Completion, Driver, Received, Sent, Write};
+use super::{Accepted, Completion, Driver, Piece, Received, Sent, Write};
 use crate::base::address::Peer;
-use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
 use crate::sys::uring::Ring;
@@ -238,22 +237,23 @@ impl Driver for Uring {
         }
     }
 
-    fn send<'f>(
+    fn send<'f, P: Piece + ?Sized + 'f>(
         &mut self,
         key: ConnKey,
         socket: &OwnedFd,
-        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        frames: impl ExactSizeIterator<Item = &'f P>,
         skip: usize,
     ) -> Sent {
         self.epoll.send(key, socket, frames, skip)
     }
 
-    fn send_all<'a, F>(
+    fn send_all<'a, P, F>(
         &mut self,
         writes: impl Iterator<Item = Write<'a, OwnedFd, F>>,
         sent: &mut Vec<Sent>,
     ) where
-        F: ExactSizeIterator<Item = &'a SharedFrame>,
+        P: Piece + ?Sized + 'a,
+        F: ExactSizeIterator<Item = &'a P>,
     {
         let mut batch = self.ring.batch();
         for Write { socket, frames, mut skip, .. } in writes {

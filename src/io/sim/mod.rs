@@ -11,17 +11,18 @@
 //! same promises as epoll, and no more: an event reports what is true when it is taken, one event may
 //! stand for several edges, and events for connections that are gone do come.
 
+mod ends;
 mod world;
 
+pub use self::ends::{ClientEnd, MakeEnd};
 pub use self::world::{Event, Faults, LinkId, Seen, SharedWorld, Sizes, World};
 
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use super::ahead::Ahead;
-use super::{Accepted, Completion, Driver, Received, Sent};
+use super::{Accepted, Completion, Driver, Piece, Received, Sent};
 use crate::base::address::Peer;
-use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::time::{Millis, UnixSeconds};
 
@@ -209,11 +210,11 @@ impl Driver for SimDriver {
         assert!(std::mem::take(&mut self.lent), "given back twice");
     }
 
-    fn send<'f>(
+    fn send<'f, P: Piece + ?Sized + 'f>(
         &mut self,
         _key: ConnKey,
         socket: &Socket,
-        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        frames: impl ExactSizeIterator<Item = &'f P>,
         skip: usize,
     ) -> Sent {
         assert!(frames.len() > 0, "a write of nothing");
@@ -245,6 +246,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::base::frame::SharedFrame;
 
     const SIZES: Sizes =
         Sizes { shards: 2, pipe_bytes: 10, read_buffer_bytes: 4, passing: 1, events: 8 };

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Lease;
+use super::ends::{ClientEnd, MakeEnd};
 use crate::base::address::Peer;
-use crate::base::frame::SharedFrame;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::rng::Rng;
 use crate::base::time::{Millis, UnixSeconds};
-use crate::io::{Accepted, Completion, Received, Sent, Wake};
+use crate::io::{Accepted, Completion, Piece, Received, Sent, Wake};
 
 /// The faults and their frequency: `one_in` n operations, 0 for never.
 #[derive(Clone, Debug)]
@@ -79,6 +79,12 @@ pub struct Sizes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkId(u32);
 
+impl LinkId {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// The state of its connection that a client can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -94,16 +100,16 @@ pub enum Seen {
 
 /// One direction of a connection.
 #[derive(Debug, Default)]
-struct Pipe {
+pub(super) struct Pipe {
     /// Segments on their way, each with the time of its arrival; in order.
     in_flight: VecDeque<(u64, Vec<u8>)>,
     /// Arrived and not read.
-    arrived: VecDeque<u8>,
+    pub(super) arrived: VecDeque<u8>,
     /// Bytes in both.
-    bytes: usize,
+    pub(super) bytes: usize,
     /// When the FIN arrives, if it was sent.
-    fin_at: Option<u64>,
-    fin_arrived: bool,
+    pub(super) fin_at: Option<u64>,
+    pub(super) fin_arrived: bool,
     last_at: u64,
 }
 
@@ -135,10 +141,14 @@ impl Pipe {
 }
 
 #[derive(Debug, Default)]
-struct Link {
-    up: Pipe,
-    down: Pipe,
-    reset: bool,
+pub(super) struct Link {
+    pub(super) up: Pipe,
+    pub(super) down: Pipe,
+    pub(super) reset: bool,
+    /// What stands between it and its client.
+    pub(super) end: Option<Box<dyn ClientEnd>>,
+    /// The server closed it while its socket was full.
+    pub(super) was_cut: bool,
     /// The watcher on the server's side.
     watched: Option<(usize, ConnKey)>,
     /// On its shard's list of edges.
@@ -151,7 +161,7 @@ struct Link {
     /// Reported as full though there is room, until then.
     full_until: u64,
     server_closed: bool,
-    client_closed: bool,
+    pub(super) client_closed: bool,
     /// It was a fault of the network that broke it.
     injected: bool,
 }
@@ -238,8 +248,10 @@ pub struct World {
     now: u64,
     unix: i64,
     faults: Faults,
-    sizes: Sizes,
-    links: Vec<Link>,
+    pub(super) sizes: Sizes,
+    pub(super) links: Vec<Link>,
+    /// Makes the ends of new connections at their clients.
+    pub(super) make_end: Option<MakeEnd>,
     seats: Vec<Seat>,
     /// When something arrives, and on which link.
     agenda: BTreeMap<(u64, u64), u32>,
@@ -273,6 +285,7 @@ impl World {
             unix: 1_700_000_000,
             faults,
             links: Vec::new(),
+            make_end: None,
             seats: (0..sizes.shards).map(|_| seat()).collect(),
             sizes,
             agenda: BTreeMap::new(),
@@ -357,6 +370,7 @@ impl World {
             if arrived || (waits && link.down.bytes < self.sizes.pipe_bytes) {
                 self.edge(at);
             }
+            self.pump(at);
         }
     }
 
@@ -425,7 +439,7 @@ impl World {
         self.settle();
     }
 
-    fn fin(&mut self, at: u32, down: bool) {
+    pub(super) fn fin(&mut self, at: u32, down: bool) {
         let delay = self.rng.below(self.faults.delay_ms_max + 1);
         let link = &mut self.links[at as usize];
         let pipe = if down { &mut link.down } else { &mut link.up };
@@ -476,11 +490,18 @@ impl World {
         self.seats[shard].waiting.push_back(at);
         self.seats[shard].acceptable = true;
         self.note(Op::Connect, at, shard as u64);
+        if let Some(make) = &mut self.make_end {
+            self.links[at as usize].end = Some(make(at));
+            self.pump(at);
+        }
         LinkId(at)
     }
 
     /// The client's view of its connection.
     pub fn look(&self, link: LinkId) -> Seen {
+        if let Some(end) = &self.links[link.0 as usize].end {
+            return self.look_through(link, &**end);
+        }
         let link = &self.links[link.0 as usize];
         match link.down.arrived.len() {
             _ if link.reset => Seen::Reset,
@@ -492,7 +513,13 @@ impl World {
 
     /// A client reads at most `bytes_max` of what has arrived.
     pub fn read(&mut self, link: LinkId, bytes_max: usize) -> Vec<u8> {
-        let at = link.0;
+        match self.links[link.0 as usize].end {
+            None => self.take_arrived(link.0, bytes_max),
+            Some(_) => self.read_through(link.0, bytes_max),
+        }
+    }
+
+    pub(super) fn take_arrived(&mut self, at: u32, bytes_max: usize) -> Vec<u8> {
         let link = &mut self.links[at as usize];
         let count = link.down.arrived.len().min(bytes_max);
         let bytes = link.down.take(count);
@@ -513,23 +540,37 @@ impl World {
             }
             self.sizes.pipe_bytes.saturating_sub(link.up.bytes)
         };
+        if self.links[at as usize].end.is_some() {
+            return self.write_through(at, bytes);
+        }
         let count = room.min(bytes.len());
-        self.note_bytes(Op::ClientWrite, at, &bytes[..count]);
-        self.travel(at, false, &bytes[..count]);
+        self.write_up(at, &bytes[..count]);
         count
+    }
+
+    pub(super) fn write_up(&mut self, at: u32, bytes: &[u8]) {
+        self.note_bytes(Op::ClientWrite, at, bytes);
+        self.travel(at, false, bytes);
     }
 
     /// Whether a client's socket has room.
     pub fn has_room(&self, link: LinkId) -> bool {
         let link = &self.links[link.0 as usize];
-        link.reset || link.up.bytes < self.sizes.pipe_bytes
+        let is_open = link.end.as_ref().is_none_or(|end| end.is_open());
+        link.reset || (is_open && link.up.bytes < self.sizes.pipe_bytes)
     }
 
     /// A client sends its FIN; it may go on reading.
     pub fn shut(&mut self, link: LinkId) {
         self.note(Op::ClientEnd, link.0, 0);
         self.links[link.0 as usize].client_closed = true;
-        self.fin(link.0, false);
+        match &mut self.links[link.0 as usize].end {
+            None => self.fin(link.0, false),
+            Some(end) => {
+                end.shut();
+                self.pump(link.0);
+            }
+        }
     }
 
     /// A client, or something between, resets the connection.
@@ -659,13 +700,15 @@ impl World {
         }
         let bytes = link.up.take(count);
         self.note(Op::Read, at, count as u64);
+        // Its client may have more to send.
+        self.pump(at);
         Received::Bytes { lease: Lease(bytes), short: count == there && count < want }
     }
 
-    pub(super) fn send<'f>(
+    pub(super) fn send<'f, P: Piece + ?Sized + 'f>(
         &mut self,
         at: u32,
-        frames: impl ExactSizeIterator<Item = &'f SharedFrame>,
+        frames: impl ExactSizeIterator<Item = &'f P>,
         skip: usize,
     ) -> Sent {
         self.maybe_reset(at);
@@ -727,6 +770,7 @@ impl World {
         if std::mem::replace(&mut link.server_closed, true) {
             return;
         }
+        link.was_cut = link.wants_room || link.sending.is_some();
         if let Some((shard, watched)) = link.watched.take() {
             assert!(key.is_none_or(|key| key == watched), "closed under another key");
             self.bury(shard, watched);
