@@ -9,8 +9,8 @@ use super::suite::{IV_BYTES, Suite, TAG_BYTES};
 /// dropped: 63 ns (ChaCha20) to 183 ns (AES-256), 2 to 3 % of a delivery. The library wipes it.
 pub(super) struct Context {
     key: LessSafeKey,
-    /// What a test recognises the key by.
-    #[cfg(test)]
+    /// What tests recognise the key by.
+    #[cfg(any(test, debug_assertions))]
     name: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ impl Context {
         let unbound = UnboundKey::new(suite.aead(), key).map_err(|_| Unspecified)?;
         Ok(Self {
             key: LessSafeKey::new(unbound),
-            #[cfg(test)]
+            #[cfg(any(test, debug_assertions))]
             name: key.to_vec(),
         })
     }
@@ -80,13 +80,13 @@ impl Context {
         opened.map(|plain| plain.len()).map_err(|_| Unspecified)
     }
 
-    #[cfg(not(test))]
+    #[cfg(not(any(test, debug_assertions)))]
     #[inline]
     fn record_use(&self, _nonce: [u8; IV_BYTES]) {}
 
     /// Fails if a key and a nonce seal twice, wherever it happens on a test's thread.
-    #[cfg(test)]
+    #[cfg(any(test, debug_assertions))]
     fn record_use(&self, nonce: [u8; IV_BYTES]) {
-        super::testing::record_use(&self.name, nonce);
+        super::nonces::record_use(&self.name, nonce);
     }
 }

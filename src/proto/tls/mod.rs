@@ -27,11 +27,14 @@ mod batch;
 mod context;
 mod fault;
 pub mod handshake;
+#[cfg(any(test, debug_assertions))]
+pub mod nonces;
 mod open;
 mod packed;
 mod pool;
 mod records;
 mod seal;
+pub mod simulated;
 mod state;
 mod suite;
 #[cfg(test)]
@@ -43,7 +46,7 @@ mod unfinished;
 pub use self::alert::Alert;
 pub use self::batch::{BATCH_BYTES, Batch, Sealed};
 pub use self::fault::Fault;
-pub use self::open::{Opener, Received};
+pub use self::open::{Opener, Place, Received};
 pub use self::packed::{Malformed, Packed, Secrets};
 pub use self::pool::{Key, Pool};
 pub use self::records::Records;

@@ -29,6 +29,17 @@ pub enum Received<'a> {
     Closed,
 }
 
+/// The same, by the place of the data, so that the caller may keep the buffer that it is in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the input.
+    Input(Range<usize>),
+    /// In this buffer: a record that came in pieces.
+    Joined(Vec<u8>, Range<usize>),
+    /// See [`Received::Closed`].
+    Closed,
+}
+
 /// Opens the records of one read of one connection. All of them share one context, which is made with the
 /// first whole record. Made anew for each read, also of the same connection.
 #[derive(Default)]
@@ -73,13 +84,34 @@ impl Opener {
         input: &'a mut [u8],
         at: &mut usize,
     ) -> Result<Option<Received<'a>>, Fault> {
+        Ok(match self.next_place(records, input, at)? {
+            None => None,
+            Some(Place::Closed) => Some(Received::Closed),
+            Some(Place::Input(data)) => Some(Received::Data(&mut input[data])),
+            Some(Place::Joined(joined, data)) => {
+                self.joined = joined;
+                Some(Received::Data(&mut self.joined[data]))
+            }
+        })
+    }
+
+    /// The same as [`Opener::next`], and the data isn't lent.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn next_place(
+        &mut self,
+        records: &mut Records<'_>,
+        input: &mut [u8],
+        at: &mut usize,
+    ) -> Result<Option<Place>, Fault> {
         self.joined = Vec::new();
         if self.connection != records.key {
             *self = Self { connection: records.key, ..Self::new() };
         }
         if let Some(end) = self.end.take() {
             *at = input.len();
-            return end.map(|()| Some(Received::Closed));
+            return end.map(|()| Some(Place::Closed));
         }
         if records.state.has(note::FAILED | note::IN_BATCH) {
             debug_assert!(!records.state.has(note::IN_BATCH), "reading inside a batch");
@@ -90,12 +122,12 @@ impl Opener {
             return Ok(None);
         }
         match self.open_input(records, input, at) {
-            Ok(Opened::Joined(data)) => Ok(Some(Received::Data(&mut self.joined[data]))),
-            Ok(Opened::Input(data)) if !data.is_empty() => {
-                Ok(Some(Received::Data(&mut input[data])))
+            Ok(Opened::Joined(data)) => {
+                Ok(Some(Place::Joined(std::mem::take(&mut self.joined), data)))
             }
+            Ok(Opened::Input(data)) if !data.is_empty() => Ok(Some(Place::Input(data))),
             Ok(Opened::Input(_)) => match self.end.take() {
-                Some(end) => end.map(|()| Some(Received::Closed)),
+                Some(end) => end.map(|()| Some(Place::Closed)),
                 None => {
                     records.answer();
                     Ok(None)

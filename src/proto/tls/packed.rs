@@ -107,7 +107,7 @@ impl Packed {
     }
 
     /// The suite that the first byte names.
-    pub(super) fn suite(&self) -> Option<Suite> {
+    pub fn suite(&self) -> Option<Suite> {
         suite_of(*self.0.first()?)
     }
 

@@ -96,6 +96,11 @@ impl<'p> Records<'p> {
         self.state.has(note::ENDED)
     }
 
+    /// Whether a fault has ended the connection: nothing is opened any more.
+    pub fn has_failed(&self) -> bool {
+        self.state.has(note::FAILED)
+    }
+
     /// Whether the peer's close_notify has come. End of stream without it is a broken connection.
     pub fn peer_has_closed(&self) -> bool {
         self.state.notes(Way::Receive) & note::CLOSED != 0

@@ -1,78 +1,30 @@
 //! For tests: secrets that two ends share, a record of all nonces, records of any content, and ends that talk.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::cell::Cell;
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::digest::{SHA512, digest};
-use aws_lc_rs::hkdf::Prk;
 
 use super::*;
-use crate::proto::tls::state::{State, Way, derive};
+use crate::proto::tls::state::{State, Way};
 
 thread_local! {
-    static USED: RefCell<HashSet<(Vec<u8>, [u8; IV_BYTES])>> = RefCell::default();
     static PAIRS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Notes that a key seals with a nonce.
-///
-/// # Panics
-/// It has done so before, on this thread.
-pub(super) fn record_use(key: &[u8], nonce: [u8; IV_BYTES]) {
-    let first = USED.with(|used| used.borrow_mut().insert((key.to_vec(), nonce)));
-    assert!(first, "a nonce seals twice");
 }
 
 /// For tests that let copies of one state go on, each in a world of its own.
 pub(super) fn forget_uses() {
-    USED.with(|used| used.borrow_mut().clear());
+    nonces::watch();
 }
 
 /// How many records this thread has sealed.
 pub(super) fn records_sealed() -> usize {
-    USED.with(|used| used.borrow().len())
+    nonces::sealed()
 }
 
 /// The states of a server and its client. Each pair of a thread has secrets of its own.
 pub(super) fn pair(suite: Suite) -> (Packed, Packed) {
     let number = PAIRS.with(|pairs| pairs.replace(pairs.get() + 1));
-    let bytes =
-        |name: &str| digest(&SHA512, format!("{name} {number}").as_bytes()).as_ref().to_vec();
-    let direction = |name: &str| {
-        let secret = bytes(name)[..suite.secret_bytes()].to_vec();
-        let mut key_and_iv =
-            bytes(&format!("key of {name}"))[..suite.key_bytes() + IV_BYTES].to_vec();
-        if suite.is_tls13() {
-            derive(&Prk::new_less_safe(suite.hkdf(), &secret), suite, &mut key_and_iv).unwrap();
-        }
-        (secret, key_and_iv)
-    };
-    let (client, server) = (direction("client"), direction("server"));
-    let secrets = |of: &(Vec<u8>, Vec<u8>)| {
-        let (key, iv) = of.1.split_at(suite.key_bytes());
-        Secrets { sequence: 0, key, iv, traffic_secret: &of.0 }.to_owned_parts()
-    };
-    let (client, server) = (secrets(&client), secrets(&server));
-    let new = |role, send: &Parts, receive: &Parts| {
-        Packed::new(role, suite, send.secrets(), receive.secrets()).unwrap()
-    };
-    (new(Role::Server, &server, &client), new(Role::Client, &client, &server))
-}
-
-/// Owned [`Secrets`].
-struct Parts(Vec<u8>, Vec<u8>, Vec<u8>);
-
-impl Secrets<'_> {
-    fn to_owned_parts(self) -> Parts {
-        Parts(self.key.to_vec(), self.iv.to_vec(), self.traffic_secret.to_vec())
-    }
-}
-
-impl Parts {
-    fn secrets(&self) -> Secrets<'_> {
-        Secrets { sequence: 0, key: &self.0, iv: &self.1, traffic_secret: &self.2 }
-    }
+    simulated::pair(suite, number).unwrap()
 }
 
 /// Seals any content as an end would, written from the specifications and apart from `seal.rs`. Begins with
