@@ -82,6 +82,8 @@ pub mod kind {
     pub const POLL: u8 = 19;
     /// The head of a response that waits for the result of a `connect`.
     pub const HEAD: u8 = 20;
+    /// The TLS of a connection: secrets.
+    pub const TLS: u8 = 21;
 }
 
 /// The reason why bytes are no image, or none that this reader understands.

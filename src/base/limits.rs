@@ -112,6 +112,13 @@ pub const TURN_TIMERS_MAX: usize = 1024;
 /// Dead connections cleaned up in one turn.
 pub const TURN_LEAVERS_MAX: usize = 512;
 
+/// Steps of TLS handshakes in one turn at most: each takes about 0.1 ms. Others wait for the next turn.
+pub const TURN_HANDSHAKES_MAX: usize = 8;
+
+/// Plaintext of one connection that is sealed at once at most, bytes. What a full socket doesn't take of it is
+/// kept sealed, once for each connection.
+pub const TLS_SEALED_BYTES_MAX: usize = 64 * 1024;
+
 /// Connections written to with one call of the driver.
 pub const SENDS_MAX: usize = 256;
 

@@ -261,7 +261,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.tls_self_signed", Bool, "false", Built, "Speak TLS at the public port with a certificate that the node makes at its start and that nobody has signed: for trials. Its fingerprint is printed."),
     opt("roost.tls_ticket_keys", Text, "\"\"", Built, "File with keys of TLS session tickets, so that clients resume at any node that has it: a line of base64 of 32 bytes each; the first seals, all open. It is read again when it changes. Empty: keys of the node's own, a new one each tls_ticket_period."),
     opt("roost.tls_ticket_period", Duration, "\"12h\"", Built, "Time for which one key of the node's own seals TLS session tickets; they are accepted for twice as long."),
-    opt("roost.tls_handshakes_max", Integer(16, 1_000_000), "16384", Built, "Maximum number of TLS handshakes under way, of 5 to 11 KB each; a connection beyond that is closed."),
+    opt("roost.tls_handshakes_max", Integer(16, 1_000_000), "16384", Built, "Maximum number of TLS handshakes under way, of 5 to 11 KB each; one more ends the one that has been under way for longest."),
     other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
 
     opt("engine.type", Text, "\"memory\"", Built, "Where channels and presence are kept: memory: in this node; redis: in Redis, for all nodes."),

@@ -78,6 +78,19 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
         "state",
         "Idle connections closed to make room for new ones, by state",
     ),
+    (
+        "tls_handshakes_1_",
+        "tls_handshakes",
+        "kind",
+        "TLS handshakes that have succeeded, by version and whether a ticket was used",
+    ),
+    ("tls_failed_", "tls_handshakes_failed", "reason", "TLS handshakes that failed, by reason"),
+    (
+        "tls_record_faults_",
+        "tls_record_faults",
+        "reason",
+        "TLS connections closed because of an invalid record, by reason",
+    ),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by code"),
 ];

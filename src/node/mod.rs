@@ -96,7 +96,7 @@ use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::crypto::Crypto;
 use crate::shard::mail::{Letterbox, Mailbox};
-use crate::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Shard};
+use crate::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Secured, Shard};
 use crate::sys;
 
 /// All that a node is started with.
@@ -653,7 +653,7 @@ fn begin_shard<D: Driver>(
     beginning: Beginning,
     name: &'static str,
     driver: MakeDriver<D>,
-) -> Result<Shard<D>, StartFault> {
+) -> Result<Shard<Secured<D>>, StartFault> {
     let system = |what| move |source: std::io::Error| StartFault::System { what, source };
     sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
     if beginning.tables_apart {
@@ -687,6 +687,7 @@ fn begin_shard<D: Driver>(
     }
     let driver = driver(seat.shard, beginning.switchboard, listeners, beginning.started)
         .map_err(system(name))?;
+    let driver = Secured::new(driver, &beginning.node, seat.shard);
     Ok(Shard::new(beginning.node, seat, driver, sys::memory::collect))
 }
 

@@ -483,6 +483,7 @@ fn settings(
             broker,
             presence,
             broker_window_bytes: 64 << 20,
+            tls_handshakes_max: config.tls.handshakes_max.div_ceil(plan.shards),
         },
         address_limits: roost.address_limits,
         // As many as can check a burst of new clients' tokens without taking the shards' time.

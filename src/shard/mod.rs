@@ -38,6 +38,7 @@ mod outlets;
 pub mod settle;
 mod shedding;
 mod stats;
+mod tls;
 
 pub use self::clients::{proxies, signatures};
 pub use self::http::endpoint::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
@@ -48,6 +49,7 @@ pub use self::node_state::{NodeParts, NodeState};
 pub use self::notices::{Cut, Fields, Notices};
 pub use self::options::{AddressSources, Broker, Options, Presence};
 pub use self::stats::{ShardCounters, SlowCounters};
+pub use self::tls::Secured;
 
 use std::sync::Arc;
 
@@ -297,6 +299,18 @@ impl<D: Driver> Shard<D> {
             }
         }
         self.net.end_writes(dirty);
+        self.close_worn();
+    }
+
+    /// Closes clients whose TLS keys will soon seal no more: they connect again.
+    fn close_worn(&mut self) {
+        while let Some(key) = self.net.next_worn() {
+            self.cx.counters().tls_worn.add(1);
+            let why = Disconnect::ForceReconnect;
+            let out = &mut outlets!(self);
+            let detail = "the key of TLS 1.2 is worn";
+            self.clients.disconnect_because(out, &mut self.local, key.index, why, detail);
+        }
     }
 
     /// Whether nothing is left of connections that came and went: no slot, no credit, no mail, no

@@ -24,6 +24,8 @@ use crate::proto::http::Refusal;
 pub struct Fields<'a> {
     /// Address of the peer.
     pub address: Option<IpAddr>,
+    /// The subject of the client's certificate.
+    pub certificate: &'a str,
     /// User id.
     pub user: &'a str,
     /// Client id.
@@ -136,6 +138,8 @@ pub(super) fn write_line(reason: Reason, fields: &Fields<'_>) {
     let some = |text| Some(cut(text)).filter(|text| !text.is_empty());
     let (user, client, channel) = (some(fields.user), some(fields.client), some(fields.channel));
     let (user, client, channel) = (user.as_deref(), client.as_deref(), channel.as_deref());
+    let certificate = some(fields.certificate);
+    let certificate = certificate.as_deref();
     let address = fields.address.map(|address| address.to_string());
     let address = address.as_deref();
     let code = Some(fields.code).filter(|code| *code > 0);
@@ -148,7 +152,7 @@ pub(super) fn write_line(reason: Reason, fields: &Fields<'_>) {
     let why = why.as_deref().filter(|why| !why.is_empty());
     macro_rules! line {
         ($message:literal) => {
-            info!(reason = name, code, address, user, client, channel, why, $message)
+            info!(reason = name, code, address, certificate, user, client, channel, why, $message)
         };
     }
     match reason.subject() {
@@ -159,6 +163,12 @@ pub(super) fn write_line(reason: Reason, fields: &Fields<'_>) {
         Subject::Api => line!("API request refused"),
         Subject::Proxy => line!("proxy call failed"),
     }
+}
+
+/// Writes that a connection was ended for a reason of TLS. Not bounded: only for those who debug.
+pub(super) fn tls_refused(address: Option<IpAddr>, reason: &str, why: &dyn fmt::Display) {
+    let address = address.map(|address| address.to_string());
+    debug!(reason, address = address.as_deref(), why = %why, "TLS refused");
 }
 
 fn write_left_out(reason: Reason, count: u64) {
@@ -273,9 +283,11 @@ pub(super) fn write_ordinary(fields: &Fields<'_>, connected: bool) {
     let (user, client) = (&*user, &*client);
     let address = fields.address.map(|address| address.to_string());
     let address = address.as_deref();
+    let certificate = Some(cut(fields.certificate)).filter(|subject| !subject.is_empty());
+    let certificate = certificate.as_deref();
     match connected {
-        true => debug!(address, user, client, "client connected"),
-        false => debug!(address, user, client, "client disconnected"),
+        true => debug!(address, certificate, user, client, "client connected"),
+        false => debug!(address, certificate, user, client, "client disconnected"),
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Options {
     /// Bytes of the newest publications of channels that a broker keeps, in all homes together: recoveries are
     /// answered from there. 0: none are kept.
     pub broker_window_bytes: usize,
+    /// TLS handshakes under way at most: one more ends the one that has been under way for longest.
+    pub tls_handshakes_max: usize,
 }
 
 /// The keeper of histories and positions of channels.

@@ -11,6 +11,7 @@
 //! | calls of the application for `connect` and `subscribe` | the same, behind [`CALLS_MS`] |
 //! | calls for `publish` and `rpc` | error 100 behind [`CALLS_MS`]: a second call might do it twice |
 //! | requests that the control thread has | 503 behind [`CALLS_MS`] |
+//! | TLS handshakes | are given up behind [`CALLS_MS`] |
 //! | sessions for which a home has not answered | are closed behind twice that time |
 //!
 //! A command is not begun while a shard settles, unless the application's reply to it is at hand. What is
@@ -104,6 +105,7 @@ impl<D: Driver> Shard<D> {
             let out = &mut outlets!(self);
             settling.given_up.extend(self.clients.give_up_calls(out, &mut self.local));
             self.net.give_up_requests(&self.cx, &mut self.post);
+            self.net.give_up_handshakes(&self.cx, &mut self.post);
         }
         if settled_ms >= 2 * CALLS_MS {
             self.clients.end_late_sessions(&mut outlets!(self), &mut self.local);
@@ -129,7 +131,7 @@ impl<D: Driver> Shard<D> {
                     }
                     self.net.mark_ready(key);
                 }
-                Received::Blocked => {}
+                Received::Blocked | Received::Refused => {}
             }
         }
     }

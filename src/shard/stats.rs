@@ -218,6 +218,71 @@ counters! {
         /// Connections with queued bytes.
         queues: gauge,
 
+        /// Connections with TLS keys.
+        tls_connections: gauge,
+        /// TLS handshakes that are under way.
+        tls_handshakes_open: gauge,
+        /// Bytes of keys and counters of TLS connections, free places included.
+        tls_state_bytes: gauge,
+        /// Bytes of unfinished TLS records, and of sealed records that wait for their sockets.
+        tls_unfinished_bytes: gauge,
+        /// TLS connections that ended without a close_notify of the client.
+        tls_truncated: counter,
+        /// TLS connections closed because a key of TLS 1.2 can seal no more records (3011).
+        tls_worn: counter,
+        /// TLS handshakes, by version and kind: TLS 1.3 with a certificate.
+        tls_handshakes_1_3_full: counter,
+        /// TLS 1.3 with a ticket.
+        tls_handshakes_1_3_resumed: counter,
+        /// TLS 1.2 with a certificate.
+        tls_handshakes_1_2_full: counter,
+        /// TLS 1.2 with a ticket.
+        tls_handshakes_1_2_resumed: counter,
+        /// TLS handshakes that failed, by reason: a request in plain text.
+        tls_failed_plain_text: counter,
+        /// Bytes that are no TLS.
+        tls_failed_malformed: counter,
+        /// No common version, suite or group.
+        tls_failed_incompatible: counter,
+        /// A message that may not come now, or contradicts another.
+        tls_failed_misbehaved: counter,
+        /// The client has sent an alert, such as one that it doesn't trust the certificate.
+        tls_failed_peer_alert: counter,
+        /// The certificate of the client is missing or not accepted.
+        tls_failed_certificate: counter,
+        /// No common protocol of ALPN.
+        tls_failed_protocol: counter,
+        /// A record that is not authentic.
+        tls_failed_decrypt: counter,
+        /// A message that is too long.
+        tls_failed_too_long: counter,
+        /// The client has closed before the end.
+        tls_failed_closed: counter,
+        /// Keys that don't fit together.
+        tls_failed_inconsistent: counter,
+        /// Others that the TLS library refuses.
+        tls_failed_refused: counter,
+        /// Not done in time, or closed by the node for another reason.
+        tls_failed_unfinished: counter,
+        /// Ended because too many others were under way.
+        tls_failed_crowded: counter,
+        /// TLS connections closed because of an invalid record, by reason: not authentic.
+        tls_record_faults_bad_record_mac: counter,
+        /// Too long.
+        tls_record_faults_record_overflow: counter,
+        /// Of a kind that may not come now.
+        tls_record_faults_unexpected_message: counter,
+        /// A malformed KeyUpdate.
+        tls_record_faults_key_update: counter,
+        /// Too many without data.
+        tls_record_faults_without_data: counter,
+        /// A renegotiation.
+        tls_record_faults_renegotiation: counter,
+        /// An alert of the client.
+        tls_record_faults_peer_alert: counter,
+        /// Others.
+        tls_record_faults_other: counter,
+
         /// Publications accepted by homes.
         publications: counter,
         /// Deliveries queued for subscribers: publications times subscribers.

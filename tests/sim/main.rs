@@ -15,6 +15,7 @@ mod orders;
 mod plan;
 mod presence;
 mod run;
+mod tls;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +37,7 @@ const RANDOM_SEEDS: u64 = 5;
 const SECONDS_MAX: u64 = 60;
 
 /// Events that the fixed seeds together must contain.
-const MET: [&str; 47] = [
+const MET: [&str; 51] = [
     "accept_failed",
     "accepts_put_off",
     "close_timeouts",
@@ -81,6 +82,10 @@ const MET: [&str; 47] = [
     "short_subscribe",
     "stale_events",
     "streams",
+    "tls_failed_closed",
+    "tls_handshakes_1_2_full",
+    "tls_handshakes_1_3_full",
+    "tls_truncated",
     "tokens_checked",
     "tokens_known",
     "writes_blocked",

@@ -113,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) binary: bool,
     /// The control side publishes once in so many steps.
     pub(crate) control_one_in: u64,
+    /// Clients come over TLS: the seed of their ends.
+    pub(crate) tls: Option<u64>,
     /// The node is replaced while it runs.
     pub(crate) is_replaced: bool,
     /// The limits of an address. Clients come from few.
@@ -225,6 +227,7 @@ impl Plan {
             broker: Broker::Memory,
             presence: Presence::WithChannels,
             broker_window_bytes: 1 << 20,
+            tls_handshakes_max: 100,
         };
         let counted = rng.one_in(4);
         let personal_channel = rng.one_in(3).then(|| PersonalChannel {
@@ -333,6 +336,7 @@ impl Plan {
             signed,
             binary,
             control_one_in,
+            tls: None,
             is_replaced: false,
             address_limits,
             standstill_one_in: if still { pick(rng, &[2_000, 10_000]) } else { 0 },
@@ -351,6 +355,16 @@ impl Plan {
         for namespace in self.namespaces.iter_mut().filter(|namespace| namespace.name != "deny") {
             namespace.publish_proxy = Some(proxy());
         }
+    }
+
+    /// Clients come over TLS in some runs. An answer to a connection that gets no slot has no keys, so nobody is
+    /// turned away by its address there.
+    pub(crate) fn with_tls(mut self, seed: u64) -> Self {
+        if crate::tls::is_for(seed) {
+            self.tls = Some(seed);
+            self.address_limits = AddressOptions::default();
+        }
+        self
     }
 
     /// Namespaces whose publications may be dropped, and whether the newest comes all the same.

@@ -20,18 +20,20 @@ use roost::edge::proxy::ProxyEvent;
 use roost::io::sim::{Event, Faults, SharedWorld, SimDriver, Sizes, World};
 use roost::io::{Alarm, Wake};
 use roost::proto::client::ErrorCode;
+use roost::proto::tls::simulated::Simulated;
 use roost::shard::crypto::Crypto;
 use roost::shard::mail::{
     AdminCommand, Answer, Asker, CONTROL, Letterbox, Mail, MailLane, Mailbox, Order, Outside,
     Publish,
 };
 use roost::shard::proxies::{AppAnswer, AppCall, AppReply};
-use roost::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Shard};
+use roost::shard::{Memory, NodeParts, NodeState, Notices, Options, Seat, Secured, Shard};
 
 use crate::checker::History;
 use crate::client::{Client, Phase, Scene, TALKATIVE};
 use crate::orders::{Target, USERS};
 use crate::plan::{Kind, Plan};
+use crate::tls;
 
 mod replace;
 
@@ -47,7 +49,7 @@ const LINES_MAX: usize = 1_000_000;
 const HEAL_MS: u64 = 90_000;
 
 struct Runner {
-    shard: Shard<SimDriver>,
+    shard: Shard<Secured<SimDriver>>,
     /// Until when it waits; `None` while it hasn't been asked.
     waits: Option<Option<Millis>>,
     starved_until: u64,
@@ -141,7 +143,7 @@ fn node_of(plan: &Plan, names: u64, addresses: u64) -> Arc<NodeState> {
         memory: Memory::simulated(plan.memory_limit),
         addresses: AddressLimits::new(plan.address_limits, addresses, 500),
         notices: Notices::new(zero_of_time()),
-        tls: None,
+        tls: plan.tls.map(|_| Simulated::settings()),
     }))
 }
 
@@ -205,12 +207,15 @@ impl Run {
 
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = Plan::draw(&mut rng).with_tls(seed);
         Self::with(plan, rng)
     }
 
     fn with(plan: Plan, mut rng: Rng) -> Self {
         let world = World::new(rng.next_u64(), plan.sizes.clone(), plan.faults.clone());
+        if let Some(seed) = plan.tls {
+            world.borrow_mut().set_ends(tls::ends(seed));
+        }
         let ids: Vec<ShardId> = (0..plan.sizes.shards).map(|at| ShardId(at as u8)).collect();
         let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = ids
             .iter()
@@ -228,7 +233,7 @@ impl Run {
             .map(|(id, mailbox)| {
                 let (letterboxes, outside) = (letterboxes.clone(), Outside::new(control.clone()));
                 let seat = Seat { shard: *id, mailbox, letterboxes, outside, seed: rng.next_u64() };
-                let driver = SimDriver::new(&world, *id);
+                let driver = Secured::new(SimDriver::new(&world, *id), &node, *id);
                 let shard = Shard::new(Arc::clone(&node), seat, driver, || {});
                 Runner { shard, waits: None, starved_until: 0, stopped: false }
             })

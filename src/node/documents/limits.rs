@@ -198,6 +198,32 @@ fn connections() -> Vec<Row> {
             &[],
         ),
         row(
+            "TLS handshakes under way",
+            [
+                option("roost.tls_handshakes_max", Count),
+                constant!(TURN_HANDSHAKES_MAX, "steps in a turn of a shard"),
+                option("roost.handshake_timeout", Ms),
+            ],
+            "One more ends the one that has been under way for longest; further steps wait for the next \
+             turn; one that isn't done in time is closed.",
+            &["roost_tls_handshakes_failed_total", "roost_tls_handshakes_open"],
+            &[],
+        ),
+        row(
+            "Bytes of a TLS connection that are sealed and not sent",
+            [constant!(TLS_SEALED_BYTES_MAX, Bytes)],
+            "More is sealed when these are sent; they are sent first, and no slow policy drops them.",
+            &["roost_tls_unfinished_bytes"],
+            &[],
+        ),
+        row(
+            "An incomplete TLS record",
+            [Text("16 KiB and 261 bytes")],
+            "A fatal alert as soon as a header announces more.",
+            &["roost_tls_record_faults_total", "roost_tls_unfinished_bytes"],
+            &[],
+        ),
+        row(
             "Connections to the internal port",
             [Own("INTERNAL_CONNECTIONS_MAX", Count)],
             "They wait in the kernel.",

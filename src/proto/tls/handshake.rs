@@ -246,7 +246,7 @@ impl HandshakeFault {
             Self::Refused(_) => "refused",
             Self::TooLong => "too_long",
             Self::Closed => "closed",
-            Self::Secrets => "secrets",
+            Self::Secrets => "inconsistent",
         }
     }
 }

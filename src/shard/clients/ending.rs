@@ -190,6 +190,19 @@ impl Clients {
         out.net.release(out.cx, out.post, index, false);
     }
 
+    /// The driver has refused the peer's input, and answered it: the session is over, and the FIN follows.
+    pub(crate) fn peer_refused<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        side: &mut LocalSide,
+        index: u32,
+    ) {
+        self.notice_gone(out, index);
+        self.detach(out, side, index);
+        out.net.take_held(index);
+        out.net.linger(out.cx, out.post, index);
+    }
+
     /// Frees the slots of closed connections, a bounded number in a turn.
     pub(crate) fn clean_up_leavers<D: Driver>(
         &mut self,

@@ -61,7 +61,8 @@ impl Clients {
         let client = client.as_ref().map_or("", |client| client.as_str());
         let user = session.map_or("", |session| session.user.as_str());
         let address = out.net.client_address(index);
-        write(&Fields { address, user, client, ..Fields::default() });
+        let certificate = out.net.client_name(index);
+        write(&Fields { address, user, client, certificate, ..Fields::default() });
     }
 }
 

@@ -158,8 +158,20 @@ impl Clients {
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
         let address = out.net.client_address(asker.conn.index);
-        let question =
-            AppCall { asker, proxy, client, form, user, meta, headers, address, call, ticket };
+        let certificate = out.net.client_name(asker.conn.index).into();
+        let question = AppCall {
+            asker,
+            proxy,
+            client,
+            form,
+            user,
+            meta,
+            headers,
+            address,
+            certificate,
+            call,
+            ticket,
+        };
         out.post.send(out.cx, CONTROL, Mail::AppCall(Box::new(question)));
     }
 

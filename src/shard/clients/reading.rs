@@ -53,6 +53,7 @@ impl Clients {
                     return;
                 }
                 Input::Failed => return self.peer_gone(out, key.index),
+                Input::Refused => return self.peer_refused(out, side, key.index),
             }
         }
     }

@@ -32,6 +32,8 @@ pub struct AppCall {
     pub headers: Option<Arc<Headers>>,
     /// The client's address, if it has one.
     pub address: Option<IpAddr>,
+    /// The subject of the client's certificate; empty for none.
+    pub certificate: CompactString,
     /// What it is about.
     pub call: AppRequest,
     /// The deferred command that it is for, if it is for one; comes back with the answer.
@@ -56,7 +58,14 @@ impl HeapBytes for AppRequest {
 
 impl HeapBytes for AppCall {
     fn heap_bytes(&self) -> usize {
-        heap_bytes_of!(&self.client, &self.user, &self.meta, &self.headers, &self.call)
+        heap_bytes_of!(
+            &self.client,
+            &self.user,
+            &self.meta,
+            &self.headers,
+            &self.certificate,
+            &self.call
+        )
     }
 }
 

@@ -866,6 +866,7 @@ mod tests {
                 meta: data(),
                 headers: Some(Arc::new(headers)),
                 address: None,
+                certificate: name(),
                 call,
                 ticket: None,
             }))

@@ -57,6 +57,12 @@ impl<D: Driver> Net<D> {
 }
 
 impl<D: Driver> Net<D> {
+    /// The subject of the certificate that a connection's client has shown; empty for none.
+    pub(crate) fn client_name(&self, index: u32) -> &str {
+        let key = self.conns.get(index as usize).map(|conn| conn.key(index));
+        key.and_then(|key| self.driver.client_name(key)).unwrap_or_default()
+    }
+
     /// Whether the address of a new connection lets it come. What is counted for it is taken over by
     /// [`Self::arrived`], or given back by [`Self::turned_back`].
     pub(crate) fn arrival(&mut self, cx: &Cx, socket: &D::Socket) -> Result<Arrival, Refusal> {
@@ -85,6 +91,8 @@ impl<D: Driver> Net<D> {
             Arrival::Plain => {}
             Arrival::Unannounced => {
                 self.addresses.unannounced.insert(index, ());
+                let key = self.conns.get(index as usize).map(|conn| conn.key(index));
+                key.into_iter().for_each(|key| self.driver.expect_proxy_header(key, &[]));
             }
             Arrival::Known(peer, is_counted) => {
                 let (peer, client) = (Some(peer), Some(peer));

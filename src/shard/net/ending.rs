@@ -56,6 +56,15 @@ impl<D: Driver> Net<D> {
         self.leaving_count += 1;
     }
 
+    /// Closes connections whose TLS handshakes are under way: those have no byte form.
+    pub(crate) fn give_up_handshakes(&mut self, cx: &Cx, post: &mut Post) {
+        for key in self.driver.unpackable() {
+            if self.conn(key).is_some() {
+                self.release(cx, post, key.index, true);
+            }
+        }
+    }
+
     /// Closed connections whose slots are not free yet.
     pub(crate) fn leavers(&self) -> usize {
         self.leaving_count as usize

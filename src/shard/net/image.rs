@@ -101,6 +101,12 @@ impl<D: Driver> Net<D> {
                 });
             }
             let key = conn.key(index);
+            if let Some(packed) = self.driver.pack(key) {
+                out.record(kind::TLS, |out| {
+                    out.field(&index);
+                    out.field(&packed);
+                });
+            }
             sockets.extend(conn.socket.take().map(|socket| (key, socket)));
         }
         self.addresses.write_image(out);
@@ -120,7 +126,7 @@ impl<D: Driver> Net<D> {
     }
 
     /// What keeps this group from being written. Looks at every connection.
-    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 8] {
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 9] {
         let count = |is: fn(&Conn<D::Socket>) -> bool| {
             self.conns.iter().filter(|(_, conn)| is(conn)).count()
         };
@@ -130,6 +136,7 @@ impl<D: Driver> Net<D> {
             ("connections to write", self.dirty.len()),
             ("requests just answered", self.http.answered.len()),
             ("consequences of requests", self.effects.len()),
+            ("TLS handshakes", self.driver.unpackable().len()),
             ("sends under way", count(|conn| conn.flags.sending())),
             ("requests not answered", count(|conn| conn.phase == Phase::Asked)),
             ("polls", self.http.polls.values().filter(|poll| poll.has_begun()).count()),
@@ -212,6 +219,14 @@ impl<D: Driver> NetReader<D> {
                 }
                 conn.rx = Some(Box::new(rx));
             }
+            (kind::TLS, true) => {
+                let index = u32::read(from)?;
+                let Some((slot, conn)) = self.conns.last() else { return Err(from.misplaced()) };
+                let packed: Vec<u8> = Vec::read(from)?;
+                if *slot != index as usize || !self.net.driver.unpack(conn.key(index), &packed) {
+                    return Err(Broken::Value("the TLS of a connection"));
+                }
+            }
             (kind::ADDRESS, true) => self.net.addresses.read(cx, from)?,
             (kind::POLL, true) => {
                 let (index, poll) = (u32::read(from)?, Poll::read(from)?);
@@ -226,6 +241,7 @@ impl<D: Driver> NetReader<D> {
                 | kind::CONN
                 | kind::QUEUE
                 | kind::INPUT
+                | kind::TLS
                 | kind::ADDRESS
                 | kind::POLL
                 | kind::HEAD,
@@ -285,13 +301,17 @@ impl<D: Driver> NetReader<D> {
             listed.push(conn.key(index as u32));
         }
         for key in listed {
-            let Net { driver, conns, .. } = &mut net;
+            let Net { driver, conns, addresses, .. } = &mut net;
             let conn = conns.get_mut(key.index as usize);
             let Some(conn) = conn else { continue };
             if let Some(socket) = &conn.socket
                 && driver.adopt(key, socket).is_err()
             {
                 return Err(Broken::Value("a socket that can't be watched"));
+            }
+            if addresses.awaits_header(key.index) {
+                let seen = conn.rx.as_ref().map_or(&[][..], |rx| &rx.raw);
+                driver.expect_proxy_header(key, seen);
             }
             if conn.queue != NONE || conn.phase == Phase::Lingering {
                 net.mark_dirty(key);

@@ -147,6 +147,7 @@ impl<D: Driver> Net<D> {
     /// Once a second: gives memory back that a burst of connections took.
     pub(crate) fn housekeeping(&mut self) {
         self.replaceable.give_back();
+        self.driver.housekeeping();
     }
 
     /// Gauges that are cheaper to read off than to keep.
@@ -158,6 +159,7 @@ impl<D: Driver> Net<D> {
         counters.queues.set(self.queues.in_use() as u64);
         self.http.set_gauges(counters);
         counters.timers.set(self.wheel.len() as u64);
+        self.driver.set_gauges();
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
@@ -174,6 +176,7 @@ impl<D: Driver> Net<D> {
             ("connections to write", self.dirty.len()),
         ];
         left.extend(self.http.left());
+        left.extend(self.driver.left());
         left
     }
 }

@@ -64,6 +64,8 @@ pub(crate) enum Input<L> {
     Ended,
     /// The connection is broken.
     Failed,
+    /// The driver has refused the peer's input, and answered it.
+    Refused,
 }
 
 /// Input that was read before and couldn't be handled then.
@@ -116,6 +118,7 @@ impl<D: Driver> Net<D> {
             Received::Blocked => Input::Nothing,
             Received::Ended => Input::Ended,
             Received::Failed => Input::Failed,
+            Received::Refused => Input::Refused,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::io::{Completion, Driver};
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
-use crate::shard::net::record::NONE;
+use crate::shard::net::record::{NONE, Phase};
 
 /// The reads of a turn.
 pub(crate) struct Reads {
@@ -119,11 +119,22 @@ impl<D: Driver> Net<D> {
             || self.passed
             || !self.dirty.is_empty()
             || self.http.has_answered()
+            || self.driver.has_work()
     }
 
-    /// Whether there are no connections, not even closed ones.
+    /// Takes a connected client whose TLS keys will soon seal no more.
+    pub(crate) fn next_worn(&mut self) -> Option<ConnKey> {
+        while let Some(key) = self.driver.next_worn() {
+            if self.conn(key).is_some_and(|conn| conn.phase == Phase::Client) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Whether there are no connections, not even closed ones, and nothing of earlier ones is to be given back.
     pub(crate) fn is_empty(&self) -> bool {
-        self.conns.is_empty()
+        self.conns.is_empty() && !self.driver.has_spare()
     }
 
     /// The next moment at which something is due without a completion.

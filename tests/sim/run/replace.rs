@@ -15,7 +15,7 @@ use roost::io::Alarm;
 use roost::io::sim::SimDriver;
 use roost::shard::mail::{MailLane, Mailbox, Outside};
 use roost::shard::settle::CALLS_MS;
-use roost::shard::{Seat, Shard, ShardCounters};
+use roost::shard::{Seat, Secured, Shard, ShardCounters};
 
 use super::{Awake, Report, Run, Runner, node_of};
 use crate::client::Phase;
@@ -68,7 +68,7 @@ impl Run {
 
     fn with_replacements(seed: u64, forget: Option<String>) -> Self {
         let mut rng = Rng::new(seed);
-        let mut plan = Plan::draw(&mut rng);
+        let mut plan = Plan::draw(&mut rng).with_tls(seed);
         let mut apart = Rng::new(seed ^ 0x7265_706c_6163_6564);
         // Filters, deltas and expiring tokens are in each plan; what only some have is drawn once more.
         plan.proxy_some(&mut apart);
@@ -205,6 +205,7 @@ impl Run {
                 seed: replacing.rng.next_u64(),
             };
             let driver = SimDriver::with_clock(&self.world, id, replacing.clock);
+            let driver = Secured::new(driver, &self.node, id);
             let moment = super::shifted(Millis(now), replacing.clock);
             let image = match &replacing.forget {
                 None => ImageReader::new(&frozen.image, moment),

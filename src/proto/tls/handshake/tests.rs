@@ -554,14 +554,14 @@ fn an_unprepared_configuration_yields_no_keys() {
     let mut client = Other::client(client_config(default_provider(), &[&TLS13]));
     let server = Handshake::server(&config).unwrap();
     let (fault, _) = established(server, &mut client, 100).unwrap_err();
-    assert_eq!(fault.label(), "secrets");
+    assert_eq!(fault.label(), "inconsistent");
     // With keys, but without the secrets of which they come.
     let mut config = server_config(default_provider(), &[&TLS13]);
     config.enable_secret_extraction = true;
     let mut client = Other::client(client_config(default_provider(), &[&TLS13]));
     let server = Handshake::server(&Arc::new(config)).unwrap();
     let (fault, _) = established(server, &mut client, 100).unwrap_err();
-    assert_eq!(fault.label(), "secrets");
+    assert_eq!(fault.label(), "inconsistent");
 }
 
 #[test]

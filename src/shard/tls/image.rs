@@ -1,0 +1,80 @@
+//! The byte form of a connection's TLS state: flags, the name in its certificate, the state of the record
+//! layer. A handshake has none.
+
+use super::conns::{Early, Notes, Refused, Tls};
+use crate::base::id::ConnKey;
+use crate::proto::tls::Packed;
+
+const WITHHELD: u8 = 1;
+const FINISHING: u8 = 2;
+/// Refused: its input is thrown away, nothing more is sent.
+const REFUSED: u8 = 0x80;
+
+impl Tls {
+    /// The state of a connection as bytes: it goes on elsewhere, and is gone here. `None`: nothing is kept for
+    /// it, or its handshake is under way.
+    pub(super) fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {
+        let index = key.index;
+        if let Some(Early::Refused(_)) = self.early.get(&index) {
+            self.early.remove(&index);
+            return Some(vec![REFUSED]);
+        }
+        let Notes { withheld, finishing, .. } = self.notes(index);
+        let of = self.take_key(index)?;
+        let packed = match self.pool.take(of) {
+            Ok(packed) => packed,
+            Err(of) => {
+                debug_assert!(false, "sealed bytes in a batch");
+                self.pool.remove(of);
+                return None;
+            }
+        };
+        let name = self.names.remove(&index).unwrap_or_default();
+        let name = name.get(..usize::from(u16::MAX)).unwrap_or(&name);
+        let state = packed.as_bytes();
+        // As long as it will be: a vector that grows leaves secrets behind.
+        let mut bytes = Vec::with_capacity(3 + name.len() + state.len());
+        bytes.push(u8::from(withheld) * WITHHELD | u8::from(finishing) * FINISHING);
+        bytes.extend_from_slice(&(name.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.extend_from_slice(state);
+        Some(bytes)
+    }
+
+    /// Takes over what [`Self::pack`] has returned. False: it is no such state.
+    pub(super) fn unpack(&mut self, key: ConnKey, packed: &[u8]) -> bool {
+        let index = key.index;
+        if self.is_open(index) || self.early.contains_key(&index) {
+            return false;
+        }
+        if packed == [REFUSED] {
+            let refused = Refused { is_announced: true, ..Refused::default() };
+            self.early.insert(index, Early::Refused(refused));
+            return true;
+        }
+        let Some((flags, length, rest)) = packed.split_first().and_then(|(flags, rest)| {
+            let (length, rest) = rest.split_first_chunk::<2>()?;
+            Some((*flags, usize::from(u16::from_be_bytes(*length)), rest))
+        }) else {
+            return false;
+        };
+        let Some((name, state)) = rest.split_at_checked(length) else { return false };
+        let (Ok(name), Ok(state)) = (std::str::from_utf8(name), Packed::from_bytes(state)) else {
+            return false;
+        };
+        if flags & !(WITHHELD | FINISHING) != 0 {
+            return false;
+        }
+        let Ok(of) = self.pool.insert(state) else { return false };
+        self.set_key(index, of);
+        if !name.is_empty() {
+            self.names.insert(index, name.into());
+        }
+        let (withheld, finishing) = (flags & WITHHELD != 0, flags & FINISHING != 0);
+        self.set_notes(index, Notes { withheld, finishing, in_flight: false });
+        if self.notes.contains_key(&index) {
+            self.again.push(key);
+        }
+        true
+    }
+}

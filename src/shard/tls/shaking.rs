@@ -1,0 +1,286 @@
+//! Handshakes: a step for each read, a bounded number of steps in a turn, and the reasons why they fail.
+
+use std::iter;
+
+use super::conns::{Early, Refused, Tls};
+use crate::base::id::ConnKey;
+use crate::io::{Driver, Sent};
+use crate::proto::tls::handshake::{Established, HandshakeFault};
+use crate::proto::tls::{Fault, Suite};
+use crate::shard::notices;
+use crate::shard::stats::ShardCounters;
+
+/// The result of a step.
+pub(super) enum Step {
+    /// More has to come.
+    More,
+    /// The connection has keys. Behind this offset records follow.
+    Done(usize),
+    /// The connection is refused.
+    Refused,
+}
+
+/// The answer to a request in plain text.
+const PLAIN_TEXT_REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    Content-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 59\r\n\
+    Connection: close\r\n\
+    \r\n\
+    This port speaks TLS: use https:// or wss:// in the address";
+
+impl Tls {
+    /// Takes bytes that were read before and aren't handled.
+    pub(super) fn take_unread(&mut self, index: u32) -> Option<Vec<u8>> {
+        match self.early.get_mut(&index) {
+            Some(Early::Shaking(shaking)) if !shaking.unread.is_empty() => {
+                Some(std::mem::take(&mut shaking.unread))
+            }
+            _ => None,
+        }
+    }
+
+    /// Handles bytes of a handshake.
+    pub(super) fn step<D: Driver>(
+        &mut self,
+        inner: &mut D,
+        key: ConnKey,
+        socket: &D::Socket,
+        input: &[u8],
+    ) -> Step {
+        self.steps = self.steps.saturating_sub(1);
+        if !matches!(self.early.get(&key.index), Some(Early::Shaking(_))) {
+            self.begin_shaking(key, Vec::new());
+        }
+        if let Err(answer) = self.begin(key.index, input) {
+            return self.refuse_shaking(inner, key, socket, &answer);
+        }
+        let Some(Early::Shaking(shaking)) = self.early.get_mut(&key.index) else {
+            return Step::Refused;
+        };
+        let Some(handshake) = &mut shaking.handshake else { return Step::Refused };
+        let mut at = 0;
+        let result = handshake.read(input, &mut at);
+        // The read that follows finds out whether the connection is broken.
+        self.flush_handshake(inner, key, socket);
+        match result {
+            Ok(false) => Step::More,
+            Ok(true) => match self.established(key.index) {
+                Ok(()) => Step::Done(at),
+                Err(fault) => {
+                    let answer = Answer { label: fault.label(), fault: Some(fault), plain: false };
+                    self.refuse_shaking(inner, key, socket, &answer)
+                }
+            },
+            Err(fault) => {
+                let answer = Answer { label: fault.label(), fault: Some(fault), plain: false };
+                self.refuse_shaking(inner, key, socket, &answer)
+            }
+        }
+    }
+
+    /// Makes the handshake with its first bytes.
+    fn begin(&mut self, index: u32, input: &[u8]) -> Result<(), Answer> {
+        let Some(Early::Shaking(shaking)) = self.early.get_mut(&index) else { return Ok(()) };
+        if shaking.handshake.is_some() {
+            return Ok(());
+        }
+        // A record begins with a number below 32, an HTTP request with a letter.
+        if input.first().is_some_and(u8::is_ascii_alphabetic) {
+            return Err(Answer { label: "plain_text", fault: None, plain: true });
+        }
+        let settings = self.node.tls.as_ref().map(|tls| tls.load());
+        let begun = settings.map_or(Err(HandshakeFault::Secrets), |settings| settings.begin());
+        match begun {
+            Ok(handshake) => {
+                shaking.handshake = Some(handshake);
+                Ok(())
+            }
+            Err(fault) => Err(Answer { label: fault.label(), fault: Some(fault), plain: false }),
+        }
+    }
+
+    /// Sends what the handshake has to say. False: the connection is broken.
+    pub(super) fn flush_handshake<D: Driver>(
+        &mut self,
+        inner: &mut D,
+        key: ConnKey,
+        socket: &D::Socket,
+    ) -> bool {
+        let Some(Early::Shaking(shaking)) = self.early.get_mut(&key.index) else { return true };
+        let Some(handshake) = &mut shaking.handshake else { return true };
+        while !shaking.in_flight && !handshake.to_send().is_empty() {
+            match inner.send(key, socket, iter::once(handshake.to_send()), 0) {
+                Sent::Bytes(bytes) => handshake.sent(bytes),
+                Sent::Blocked => break,
+                Sent::Pending => shaking.in_flight = true,
+                Sent::Failed => return false,
+            }
+        }
+        true
+    }
+
+    /// The handshake is done: rustls goes, the keys stay.
+    fn established(&mut self, index: u32) -> Result<(), HandshakeFault> {
+        let Some(Early::Shaking(shaking)) = self.early.get_mut(&index) else {
+            return Err(HandshakeFault::Closed);
+        };
+        let in_flight = shaking.in_flight;
+        let Some(handshake) = shaking.handshake.take() else { return Err(HandshakeFault::Closed) };
+        let Established { packed, certificate, resumed, .. } = handshake.finish()?;
+        let suite = packed.suite().ok_or(HandshakeFault::Secrets)?;
+        let key = self.pool.insert(packed).map_err(|_| HandshakeFault::Secrets)?;
+        self.early.remove(&index);
+        self.shaking -= 1;
+        self.set_key(index, key);
+        if let Some(certificate) = certificate
+            && let Some(settings) = &self.node.tls
+            && let Some(name) = settings.load().subject(&certificate)
+        {
+            self.names.insert(index, name.into_boxed_str());
+        }
+        self.set_notes(index, super::conns::Notes { in_flight, ..Default::default() });
+        self.count_handshake(suite, resumed);
+        Ok(())
+    }
+
+    fn count_handshake(&self, suite: Suite, resumed: bool) {
+        let counters = self.counters();
+        let counter = match (suite.is_tls13(), resumed) {
+            (true, false) => &counters.tls_handshakes_1_3_full,
+            (true, true) => &counters.tls_handshakes_1_3_resumed,
+            (false, false) => &counters.tls_handshakes_1_2_full,
+            (false, true) => &counters.tls_handshakes_1_2_resumed,
+        };
+        counter.add(1);
+    }
+
+    /// Ends a handshake that has failed. The peer gets the alert of rustls, or an answer in plain text.
+    fn refuse_shaking<D: Driver>(
+        &mut self,
+        inner: &mut D,
+        key: ConnKey,
+        socket: &D::Socket,
+        answer: &Answer,
+    ) -> Step {
+        failed_counter(self.counters(), answer.label).add(1);
+        let address = inner.peer(socket).and_then(crate::base::address::Peer::ip);
+        match &answer.fault {
+            Some(fault) => notices::tls_refused(address, answer.label, fault),
+            None => notices::tls_refused(address, answer.label, &"a request in plain text"),
+        }
+        self.end_shaking(key);
+        if let Some(Early::Refused(refused)) = self.early.get_mut(&key.index) {
+            refused.is_announced = false;
+            if answer.plain {
+                refused.unsent = PLAIN_TEXT_REFUSED.to_vec();
+            }
+        }
+        Step::Refused
+    }
+
+    /// What a handshake has still to say goes out, and all that comes is thrown away. Not counted: the caller
+    /// knows why.
+    pub(super) fn end_shaking(&mut self, key: ConnKey) {
+        if let Some(Early::Shaking(shaking)) = self.early.remove(&key.index) {
+            self.shaking -= 1;
+            let handshake = shaking.handshake.as_ref();
+            let unsent = handshake.map_or_else(Vec::new, |handshake| handshake.to_send().to_vec());
+            let refused = Refused {
+                is_announced: true,
+                unsent,
+                in_flight: shaking.in_flight,
+                finishing: false,
+            };
+            self.early.insert(key.index, Early::Refused(refused));
+        }
+    }
+
+    /// The peer has closed in the middle of its handshake.
+    pub(super) fn shaking_ended(&mut self, index: u32) {
+        if let Some(Early::Shaking(_)) = self.early.get(&index) {
+            self.counters().tls_failed_closed.add(1);
+            self.early.remove(&index);
+            self.shaking -= 1;
+        }
+    }
+
+    /// A connection without keys is closed. One whose handshake is under way has run out of time, or made room.
+    pub(super) fn forget_early(&mut self, index: u32) {
+        if self.early.is_empty() {
+            return;
+        }
+        if let Some(Early::Shaking(_)) = self.early.remove(&index) {
+            self.counters().tls_failed_unfinished.add(1);
+            self.shaking -= 1;
+        }
+    }
+
+    /// A record that ends the connection.
+    pub(super) fn record_fault<D: Driver>(
+        &mut self,
+        inner: &mut D,
+        key: ConnKey,
+        socket: &D::Socket,
+        fault: Fault,
+    ) {
+        let address = inner.peer(socket).and_then(crate::base::address::Peer::ip);
+        notices::tls_refused(address, fault.label(), &fault);
+        self.take_fault(key, fault);
+        self.flush_refused(inner, key, socket);
+    }
+
+    /// The keys go; the alert, and the sealed bytes before it, are still to be sent.
+    pub(super) fn take_fault(&mut self, key: ConnKey, fault: Fault) {
+        fault_counter(self.counters(), fault).add(1);
+        let in_flight = self.notes(key.index).in_flight;
+        let unsent =
+            self.records(key.index).map_or_else(Vec::new, |records| records.tail().to_vec());
+        if let Some(of) = self.take_key(key.index) {
+            self.pool.remove(of);
+        }
+        let refused = Refused { is_announced: false, unsent, in_flight, finishing: false };
+        self.early.insert(key.index, Early::Refused(refused));
+    }
+}
+
+/// Why a handshake ends, and how its peer is answered.
+struct Answer {
+    label: &'static str,
+    fault: Option<HandshakeFault>,
+    plain: bool,
+}
+
+/// The counter of handshakes that failed for a reason.
+fn failed_counter<'c>(
+    counters: &'c ShardCounters,
+    label: &str,
+) -> &'c crate::base::counters::Counter {
+    match label {
+        "plain_text" => &counters.tls_failed_plain_text,
+        "malformed" => &counters.tls_failed_malformed,
+        "incompatible" => &counters.tls_failed_incompatible,
+        "misbehaved" => &counters.tls_failed_misbehaved,
+        "peer_alert" => &counters.tls_failed_peer_alert,
+        "certificate" => &counters.tls_failed_certificate,
+        "protocol" => &counters.tls_failed_protocol,
+        "decrypt" => &counters.tls_failed_decrypt,
+        "too_long" => &counters.tls_failed_too_long,
+        "closed" => &counters.tls_failed_closed,
+        "inconsistent" => &counters.tls_failed_inconsistent,
+        _ => &counters.tls_failed_refused,
+    }
+}
+
+/// The counter of connections that ended with a record.
+fn fault_counter(counters: &ShardCounters, fault: Fault) -> &crate::base::counters::Counter {
+    match fault.label() {
+        "bad_record_mac" => &counters.tls_record_faults_bad_record_mac,
+        "record_overflow" => &counters.tls_record_faults_record_overflow,
+        "unexpected_message" => &counters.tls_record_faults_unexpected_message,
+        "key_update" => &counters.tls_record_faults_key_update,
+        "without_data" => &counters.tls_record_faults_without_data,
+        "renegotiation" => &counters.tls_record_faults_renegotiation,
+        "peer_alert" => &counters.tls_record_faults_peer_alert,
+        _ => &counters.tls_record_faults_other,
+    }
+}
