@@ -18,7 +18,7 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
-use crate::protobuf;
+use crate::{protobuf, tunnel};
 
 /// Nothing that is awaited may take longer.
 pub(crate) const BOUND: Duration = Duration::from_secs(20);
@@ -74,6 +74,8 @@ pub(crate) type Figures = BTreeMap<String, u64>;
 pub(crate) struct Node {
     child: Child,
     address: SocketAddr,
+    /// The same without a tunnel.
+    listens_at: SocketAddr,
     figures: Mutex<Receiver<String>>,
     errors: Arc<Mutex<String>>,
     file: PathBuf,
@@ -136,6 +138,9 @@ impl Node {
         command.args(&words[1..]).env_clear();
         // The whole suite passes with either driver: ROOST_IO=uring cargo test --test it
         command.envs(std::env::var_os("ROOST_IO").map(|io| ("ROOST_IO", io)));
+        // And over TLS: ROOST_IT_TLS=1 cargo test --test it
+        let over_tls = std::env::var_os("ROOST_IT_TLS").is_some();
+        command.envs(over_tls.then_some(("ROOST_TLS_SELF_SIGNED", "true")));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
 
@@ -160,6 +165,7 @@ impl Node {
         let mut node = Self {
             child,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listens_at: SocketAddr::from(([127, 0, 0, 1], 0)),
             figures: Mutex::new(figures),
             errors,
             file: path,
@@ -171,6 +177,10 @@ impl Node {
                         let address = rest.split(' ').next().unwrap();
                         if !address.starts_with("unix:") {
                             node.address = address.parse().unwrap();
+                            node.listens_at = node.address;
+                            if over_tls {
+                                node.through_tls();
+                            }
                         }
                         return Ok(node);
                     }
@@ -181,7 +191,17 @@ impl Node {
         }
     }
 
-    /// Where it listens.
+    /// From here on its clients come through a tunnel over TLS.
+    pub(crate) fn through_tls(&mut self) {
+        self.address = tunnel::open(self.listens_at, tunnel::accepting_all());
+    }
+
+    /// Where it listens, whatever its clients come through.
+    pub(crate) fn listens_at(&self) -> SocketAddr {
+        self.listens_at
+    }
+
+    /// Where clients find it.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }

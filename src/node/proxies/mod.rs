@@ -492,6 +492,12 @@ fn headers(question: &AppCall) -> HeaderMap {
             headers.entry(name).or_insert_with(|| value.clone());
         }
     }
+    // The node has checked it: what a client's request says doesn't take its place.
+    if !question.certificate.is_empty()
+        && let Ok(value) = HeaderValue::from_bytes(question.certificate.as_bytes())
+    {
+        headers.insert(X_CLIENT_CERT_SUBJECT, value);
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers
 }
@@ -499,6 +505,9 @@ fn headers(question: &AppCall) -> HeaderMap {
 /// Where applications look for the client's address.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// The subject of the client's certificate, where the node requires one.
+const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
 
 /// Idle connections that are kept for one endpoint at most.
 const IDLE_MAX: usize = 255;
