@@ -156,6 +156,9 @@ pub(super) struct Line {
     /// Bytes of them.
     held: usize,
     read: Option<Box<OpenRead>>,
+    /// Reads that were sent, and which of them was answered last. They count around.
+    sent: u32,
+    shown: u32,
     /// The position is to be read though nobody waits for it: the subscribers there are get a gap.
     begins: bool,
     /// The position is to be compared with the broker's.
@@ -188,6 +191,8 @@ impl Line {
             ahead: Vec::new(),
             held: 0,
             read: None,
+            sent: 0,
+            shown: 0,
             begins: false,
             checks: false,
             is_unsure: false,
@@ -220,6 +225,21 @@ impl Line {
     /// Whether the answer with this ticket is for the line.
     pub(super) fn reads(&self, ticket: Ticket) -> bool {
         self.read.as_ref().is_some_and(|read| read.ticket == ticket)
+    }
+
+    /// Reads that were sent so far, for [`Self::may_lag`].
+    pub(super) fn reads_sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// A client has seen more of this stream than the line, as one that comes from another node to which
+    /// publications come sooner. Only the answer to a read behind the first `sent` ones shows whether the
+    /// line lags, or the stream went back.
+    pub(super) fn may_lag(&self, since: &Since, sent: u32) -> bool {
+        let is_ahead = self
+            .place()
+            .is_some_and(|(at, epoch)| since.offset > at.offset && since.epoch == epoch.as_str());
+        is_ahead && self.shown.wrapping_sub(sent).cast_signed() <= 0
     }
 
     /// Subscribers may join at the position: it is known, and nothing about it is in doubt.
@@ -325,6 +345,7 @@ impl Line {
         };
         self.ahead.iter_mut().for_each(|held| held.before_read = true);
         (self.checks, self.is_stale) = (false, false);
+        self.sent = self.sent.wrapping_add(1);
         let (at, reverse) = (self.at.clone(), page.reverse);
         let renews = self.renews.is_some();
         let marked = at.as_ref().filter(|_| self.mark.is_some()).map(|at| at.offset);
@@ -358,6 +379,7 @@ impl Line {
     ) -> Effects {
         let mut effects = Effects::default();
         let Some(read) = self.read.take() else { return effects };
+        self.shown = self.sent;
         self.checks |= std::mem::take(&mut self.is_stale);
         self.confirmed = now;
         if self.renews.is_some() && !read.renews {

@@ -66,7 +66,7 @@ pub(super) fn begin(
             if channel.history(turn.cx).kept() {
                 channel.need = channel.need.max(need);
             }
-            Step::Joining
+            Step::Joining(channel.line.reads_sent())
         }
     }
 }
@@ -167,7 +167,7 @@ impl Home {
         turn: &mut Turn<'_>,
         remote: &mut Remote,
         channel: &mut Channel,
-        op: Op,
+        (op, sent): (Op, u32),
     ) -> Result<(), Op> {
         let Request::Subscribe(subscribe) = &op.request else { return Err(op) };
         let history = channel.history(turn.cx);
@@ -178,6 +178,12 @@ impl Home {
                 return Err(op);
             }
             channel.line.expire(turn.cx.now, history.ttl_ms);
+            if let Some(recover) = &subscribe.recover
+                && channel.line.may_lag(&recover.since, sent)
+            {
+                channel.line.check();
+                return Err(op);
+            }
             if let Some(at) = channel.line.at() {
                 position = at.clone();
             }

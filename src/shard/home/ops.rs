@@ -66,8 +66,8 @@ impl Request {
 pub(super) enum Step {
     /// It has not begun.
     Queued,
-    /// A subscription: the client is present, and waits for the line.
-    Joining,
+    /// A subscription: the client is present, and waits for the line, which had sent so many reads.
+    Joining(u32),
     /// It waits for the answer to a command.
     Waits(Ticket),
     /// It can end.
@@ -103,7 +103,7 @@ impl Op {
     pub(super) fn fail(&mut self) {
         let is_present = match &self.step {
             Step::Queued => false,
-            Step::Joining => true,
+            Step::Joining(_) => true,
             Step::Waits(_) => false,
             Step::Ready(_) => return,
         };

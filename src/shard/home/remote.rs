@@ -229,7 +229,7 @@ impl Home {
                     }
                     _ => {
                         channel.line.query_failed(false);
-                        channel.fail(|op| matches!(op.step, Step::Joining));
+                        channel.fail(|op| matches!(op.step, Step::Joining(_)));
                         channel.rests = true;
                         remote.resting.push(number);
                         Effects::default()
@@ -302,9 +302,9 @@ impl Home {
             let Some(op) = channel.ops.pop_front() else { break };
             let op = match op.step {
                 Step::Ready(_) => op,
-                Step::Joining => {
+                Step::Joining(sent) => {
                     let number = op.number;
-                    if let Err(op) = self.try_join(turn, remote, channel, op) {
+                    if let Err(op) = self.try_join(turn, remote, channel, (op, sent)) {
                         channel.ops.push_front(op);
                         break;
                     }

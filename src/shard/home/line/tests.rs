@@ -331,6 +331,27 @@ fn the_latest_publication_is_enough_for_some() {
 }
 
 #[test]
+fn a_line_behind_a_client_is_held_against_the_broker_once() {
+    let mut line = at(3);
+    let sent = line.reads_sent();
+    let lags = |line: &Line, offset, sent| line.may_lag(&since(offset), sent);
+    assert_eq!([lags(&line, 3, sent), lags(&line, 5, sent)], [false, true]);
+    assert!(!line.may_lag(&Since { epoch: "another".into(), ..since(5) }, sent));
+    line.check();
+    // Publications that are late are read. A client that has come before the read was sent needs no other one.
+    let effects = checked(&mut line, top(4), vec![entry(3), entry(4)]);
+    assert_eq!((offsets(&effects), effects.gap), (vec![4], None));
+    assert_eq!([lags(&line, 5, sent), lags(&line, 5, line.reads_sent())], [false, true]);
+    assert_eq!(missed(&line, since(5)), None);
+    // A read without an answer shows nothing.
+    let sent = line.reads_sent();
+    line.check();
+    assert!(query(&mut line, Need::Nothing, false).is_some());
+    line.query_failed(false);
+    assert!(lags(&line, 5, sent));
+}
+
+#[test]
 fn held_publications_are_bounded() {
     let mut line = at(3);
     let large = "x".repeat(HELD_BYTES_MAX / 2);
