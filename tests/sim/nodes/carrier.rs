@@ -2,15 +2,17 @@
 //! connection and a PUB/SUB connection for each home to the simulated [`Redis`]. The requests and the meaning
 //! of replies are those of `src/cluster/operations.rs` itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use compact_str::CompactString;
 use roost::base::rng::Rng;
 use roost::cluster::operations::{Awaited, Fresh, Operations, Reply, Request, Settled};
 use roost::hub::broker::{BrokerEvent, Command, FailureCause, Ticket};
-use roost::hub::history::Epoch;
+use roost::hub::history::{Epoch, Position};
 
+use super::plan::Sabotage;
 use super::redis::{ConnId, Push, Redis};
+use super::truth::{Broken, Rule};
 
 /// Time for a reply, and for a command to wait in the queue.
 const IO_TIMEOUT_MS: u64 = 4_000;
@@ -90,6 +92,15 @@ pub(crate) struct Carrier {
     pub(crate) events: Vec<VecDeque<BrokerEvent>>,
     /// Requests that wait at most: beyond it commands fail.
     pub(crate) queue_max: usize,
+    /// Reads of lines that are open, by ticket: the channel, and since when.
+    reads: BTreeMap<Ticket, (CompactString, u64)>,
+    sabotage: Option<Sabotage>,
+    /// A rule that the home has broken.
+    pub(crate) broken: Option<Broken>,
+    /// Publications for homes are dropped until then.
+    pub(crate) full_until: u64,
+    /// Channels of homes of which one was dropped.
+    missed: BTreeSet<(usize, CompactString)>,
     pub(crate) figures: BTreeMap<&'static str, u64>,
 }
 
@@ -125,7 +136,7 @@ impl Carrier {
         uid: String,
         homes: usize,
         operations: Operations,
-        queue_max: usize,
+        (queue_max, sabotage): (usize, Option<Sabotage>),
         rng: Rng,
     ) -> Self {
         Self {
@@ -137,6 +148,11 @@ impl Carrier {
             pubsub: (0..homes).map(|_| PubSub::default()).collect(),
             events: (0..homes).map(|_| VecDeque::new()).collect(),
             queue_max,
+            reads: BTreeMap::new(),
+            sabotage,
+            broken: None,
+            full_until: 0,
+            missed: BTreeSet::new(),
             figures: BTreeMap::new(),
         }
     }
@@ -153,8 +169,91 @@ impl Carrier {
         Epoch::new(&mut self.rng)
     }
 
-    /// A command of a home.
+    /// A command of a home, as a run with a sabotage passes it on.
     pub(crate) fn take(&mut self, now: u64, home: usize, command: Command) {
+        let (sabotage, one) = (self.sabotage, self.rng.one_in(10));
+        match command {
+            Command::Presence(_) if sabotage == Some(Sabotage::DropPresence) && one => {}
+            Command::Unlisten { .. } if sabotage == Some(Sabotage::DropUnlisten) => {}
+            Command::Publish(of) if sabotage == Some(Sabotage::ForgetPublication) && one => {
+                let (ticket, position) = (of.ticket, Position { offset: 0, epoch: None });
+                self.events[home].push_back(BrokerEvent::Published { ticket, position });
+            }
+            Command::Publish(of)
+                if sabotage == Some(Sabotage::StoreTwice)
+                    && of.options.kept()
+                    && !of.idempotency_key.is_empty() =>
+            {
+                let mut without = of.clone();
+                without.idempotency_key = CompactString::default();
+                self.command(now, home, Command::Publish(without));
+                self.command(now, home, Command::Publish(of));
+            }
+            command => {
+                if sabotage == Some(Sabotage::ReadTwice) {
+                    self.check_read(now, &command);
+                }
+                self.check_read(now, &command);
+                self.command(now, home, command);
+            }
+        }
+    }
+
+    /// A line has one read open at most; one that it has given up may be there beside it. Clients read
+    /// backwards from an offset, or forwards from the beginning, and lines don't.
+    fn check_read(&mut self, now: u64, command: &Command) {
+        let (ticket, channel) = match command {
+            Command::Read { ticket, channel, page, .. } if page.reverse != page.since.is_some() => {
+                (ticket, channel)
+            }
+            Command::Renew { ticket, channel, .. } => (ticket, channel),
+            _ => return,
+        };
+        self.count("reads_of_lines");
+        self.reads.retain(|_, (_, since)| now < *since + 5_000);
+        if self.reads.values().any(|(of, _)| of == channel) {
+            let text = format!("{channel} has two reads open");
+            self.broken.get_or_insert((Rule::Reads, text));
+        }
+        self.reads.insert(*ticket, (channel.clone(), now));
+    }
+
+    /// Takes the events for a home. Publications that find no room are dropped, and their channels begin anew.
+    pub(crate) fn events_of(&mut self, now: u64, home: usize) -> Vec<BrokerEvent> {
+        let mut events = Vec::new();
+        for event in self.events[home].drain(..) {
+            match &event {
+                BrokerEvent::Delivered(of) => {
+                    let key = (home, of.channel.clone());
+                    if now < self.full_until || self.missed.contains(&key) {
+                        self.missed.insert(key);
+                        continue;
+                    }
+                }
+                BrokerEvent::Listening { channel } | BrokerEvent::Interrupted { channel } => {
+                    self.missed.remove(&(home, channel.clone()));
+                }
+                BrokerEvent::History { ticket, .. } | BrokerEvent::Failed { ticket, .. } => {
+                    self.reads.remove(ticket);
+                }
+                BrokerEvent::Connected | BrokerEvent::Lost => {
+                    self.missed.retain(|(of, _)| *of != home);
+                    self.reads.clear();
+                }
+                _ => {}
+            }
+            events.push(event);
+        }
+        if now >= self.full_until {
+            for (_, channel) in self.missed.extract_if(.., |(of, _)| *of == home) {
+                events.push(BrokerEvent::Interrupted { channel: channel.clone() });
+                events.push(BrokerEvent::Listening { channel });
+            }
+        }
+        events
+    }
+
+    fn command(&mut self, now: u64, home: usize, command: Command) {
         match command {
             Command::Listen { channel } => {
                 self.pubsub[home].listen(channel, &mut self.events[home])
@@ -208,7 +307,9 @@ impl Carrier {
     /// When there is something to do without a command.
     pub(crate) fn next_at(&self, redis: &Redis) -> Option<u64> {
         let of = &self.commands;
-        let mut all = vec![match (of.conn, of.making_until) {
+        let full = if self.missed.is_empty() { u64::MAX } else { self.full_until };
+        let mut all = vec![full];
+        all.push(match (of.conn, of.making_until) {
             (None, _) => of.retry_at,
             (Some(conn), Some(until)) => redis.readable_at(conn).unwrap_or(u64::MAX).min(until),
             (Some(conn), None) => {
@@ -220,7 +321,7 @@ impl Carrier {
                 let readable = redis.readable_at(conn).unwrap_or(u64::MAX);
                 if room { 0 } else { late.min(readable) }
             }
-        }];
+        });
         for of in &self.pubsub {
             all.push(match of.conn {
                 None => of.retry_at,

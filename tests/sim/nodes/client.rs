@@ -9,7 +9,7 @@ use roost::io::sim::{LinkId, Seen, SharedWorld};
 use roost::proto::http;
 use roost::proto::ws::{self, Event, ReadRules, Reader};
 
-use super::plan::{CHANNELS, NodesPlan, Sabotage};
+use super::plan::{BY_TOKEN, CHANNELS, NodesPlan, Sabotage};
 use super::redis::number_in;
 use super::truth::{Broken, Place, Rule, Truth, broken};
 use crate::plan::SECRET;
@@ -83,6 +83,9 @@ struct Sub {
     place: Option<Place>,
     /// Numbers that came in this subscription.
     seen: BTreeSet<u64>,
+    /// Publications are patches or texts: with the latest text.
+    base: Option<Vec<u8>>,
+    is_delta: bool,
     /// Other clients: whether their latest event was a join.
     others: BTreeMap<String, bool>,
     retry_at: u64,
@@ -103,6 +106,8 @@ pub(crate) struct Client {
     user: String,
     protobuf: bool,
     is_slow: bool,
+    /// Its token names [`BY_TOKEN`].
+    is_by_token: bool,
     connection: Connection,
     since: u64,
     pub(crate) node: usize,
@@ -134,6 +139,7 @@ impl Client {
             user: format!("user{}", rng.below(4)),
             protobuf: rng.one_in(2),
             is_slow: index < plan.slow_clients,
+            is_by_token: rng.one_in(4),
             connection: Connection::Offline { until: now + rng.below(500) },
             since: now,
             node: 0,
@@ -335,6 +341,23 @@ impl Client {
         self.message(&message);
     }
 
+    fn send_connect(&mut self, scene: &Scene<'_>) {
+        let signer = Signer::new(SECRET);
+        let mut connect = ConnectRequest::default();
+        if self.is_by_token {
+            let claims = serde_json::json!({"sub": self.user, "channels": [BY_TOKEN]});
+            connect.token = signer.sign(&claims).unwrap();
+            let request = self.request(BY_TOKEN);
+            if request.recover {
+                connect.subs.insert(BY_TOKEN.into(), request);
+            }
+        } else {
+            connect.token = signer.connection_token(&self.user, None);
+        }
+        let connect = Some(connect);
+        self.send(scene, What::Connect, Command { connect, ..Default::default() });
+    }
+
     fn message(&mut self, message: &[u8]) {
         let opcode = if self.protobuf { ws::BINARY } else { ws::TEXT };
         let mut frame = Vec::new();
@@ -377,26 +400,43 @@ impl Client {
         self.gone(now);
     }
 
-    fn subscribe(&mut self, scene: &mut Scene<'_>, channel: &'static str) {
-        let Some(sub) = self.subs.get_mut(channel) else { return };
-        if sub.state != State::Off || scene.now < sub.retry_at {
-            return;
-        }
+    /// The request for a channel, from the place that it has there.
+    fn request(&mut self, channel: &'static str) -> SubscribeRequest {
         let mut request = SubscribeRequest { channel: channel.into(), ..Default::default() };
+        if channel.starts_with("delta") && self.rng.one_in(2) {
+            request.delta = "fossil".into();
+        }
+        let Some(sub) = self.subs.get_mut(channel) else { return request };
         if let (true, Some(place)) = (NodesPlan::recovers(channel), &sub.place) {
             request.recover = true;
             (request.epoch, request.offset) = (place.epoch.clone(), place.offset);
         }
         sub.state = State::Asked { recovers: request.recover };
+        sub.base = None;
         sub.seen.clear();
         sub.others.clear();
+        request
+    }
+
+    fn is_of_token(&self, channel: &str) -> bool {
+        self.is_by_token && channel == BY_TOKEN
+    }
+
+    fn subscribe(&mut self, scene: &mut Scene<'_>, channel: &'static str) {
+        let is_of_token = self.is_of_token(channel);
+        let Some(sub) = self.subs.get_mut(channel) else { return };
+        if sub.state != State::Off || scene.now < sub.retry_at || is_of_token {
+            return;
+        }
+        let request = self.request(channel);
         let command = Command { subscribe: Some(request), ..Default::default() };
         self.send(scene, What::Subscribe(channel), command);
     }
 
     fn unsubscribe(&mut self, scene: &mut Scene<'_>, channel: &'static str) {
+        let is_of_token = self.is_of_token(channel);
         let Some(sub) = self.subs.get_mut(channel) else { return };
-        if sub.state != State::On {
+        if sub.state != State::On || is_of_token {
             return;
         }
         sub.state = State::Leaving;
@@ -445,9 +485,7 @@ impl Client {
                 Ok(Some(len)) => {
                     bytes = self.head.split_off(len);
                     self.connection = Connection::Connecting;
-                    let token = Signer::new(SECRET).connection_token(&self.user, None);
-                    let connect = Some(ConnectRequest { token, ..Default::default() });
-                    self.send(scene, What::Connect, Command { connect, ..Default::default() });
+                    self.send_connect(scene);
                 }
                 // A node that is drained, or about to end.
                 Err(http::UpgradeRefused::Status(503)) if scene.drains => {
@@ -492,6 +530,14 @@ impl Client {
             3001 => scene.drains,
             // Too slow, or no pong in time.
             3008 | 3012 => self.is_slow || scene.is_troubled,
+            // A gap in a subscription that the server made.
+            3010 if self.is_by_token => {
+                scene.truth.count("told");
+                if scene.plan.keeps_all() {
+                    scene.truth.needless.get_or_insert_with(|| format!("closed with {code}"));
+                }
+                true
+            }
             code => scene.orders.get(&code) == Some(&self.user),
         };
         if !may {
@@ -507,7 +553,11 @@ impl Client {
             self.message(&pong);
             return Ok(());
         }
-        self.say(scene.now, || format!("< {}", serde_json::to_string(&reply).unwrap()));
+        self.say(scene.now, || {
+            // Patches in Protobuf are no JSON.
+            let json = serde_json::to_string(&reply).unwrap_or_else(|_| format!("{reply:?}"));
+            format!("< {json}")
+        });
         if let Some(push) = reply.push {
             return self.push(scene, push);
         }
@@ -526,6 +576,9 @@ impl Client {
                 return broken(Rule::Temporary, format!("{pending:?} failed without a reason"));
             }
             scene.truth.count("temporary_errors");
+            if scene.plan.sabotage == Some(Sabotage::CloseConnection) {
+                return self.closed(scene, 3004);
+            }
             return self.failed(scene, pending.what);
         }
         match pending.what {
@@ -533,7 +586,12 @@ impl Client {
                 let result = reply.connect.unwrap_or_default();
                 self.id = result.client;
                 (self.connection, self.act_at) = (Connection::Online, scene.now);
-                Ok(())
+                let mut subs = result.subs;
+                match (subs.remove(BY_TOKEN), self.is_by_token) {
+                    (Some(result), true) => self.subscribed(scene, BY_TOKEN, result),
+                    (None, false) => Ok(()),
+                    (sub, _) => broken(Rule::Answer, format!("by its token: {sub:?}")),
+                }
             }
             What::Subscribe(channel) => {
                 self.subscribed(scene, channel, reply.subscribe.unwrap_or_default())
@@ -601,6 +659,7 @@ impl Client {
         let Some(sub) = self.subs.get_mut(channel) else { return Ok(()) };
         let recovers = sub.state == State::Asked { recovers: true };
         (sub.state, sub.attempts) = (State::On, 0);
+        sub.is_delta = result.delta;
         if !NodesPlan::has_history(channel) {
             return Ok(());
         }
@@ -613,8 +672,13 @@ impl Client {
                 scene.truth.count("unrecovered");
                 let missing =
                     sub.place.as_ref().map_or(0, |place| begin.offset.saturating_sub(place.offset));
-                if scene.plan.is_calm() && missing <= scene.plan.recovered_max(channel) {
-                    return broken(Rule::Needless, format!("{channel}: {result:?}"));
+                let may_miss = channel.starts_with("small") || !scene.plan.keeps_all();
+                if !may_miss && missing <= scene.plan.recovered_max(channel) {
+                    let text = || {
+                        let now = scene.now;
+                        format!("{now} client {} {channel} {:?}: {result:?}", self.index, sub.place)
+                    };
+                    scene.truth.needless.get_or_insert_with(text);
                 }
             }
             sub.place = Some(begin);
@@ -637,7 +701,8 @@ impl Client {
             return broken(Rule::Recovery, text);
         }
         for publication in &result.publications {
-            let number = number_of(publication)?;
+            let data = text_of(&mut sub.base, sub.is_delta, self.protobuf, publication)?;
+            let number = number_of(&data)?;
             scene.truth.check(place, publication.offset, number, excused)?;
             sub.seen.insert(number);
             excused = false;
@@ -665,8 +730,9 @@ impl Client {
             if unsubscribe.code != 2500 {
                 return broken(Rule::Connection, format!("{channel}: {unsubscribe:?}"));
             }
-            if scene.plan.is_calm() && !self.is_slow {
-                return broken(Rule::Needless, format!("{channel}: {unsubscribe:?}"));
+            if scene.plan.keeps_all() && !channel.starts_with("small") {
+                let text = || format!("{channel} at {:?} got {unsubscribe:?}", sub.place);
+                scene.truth.needless.get_or_insert_with(text);
             }
             (sub.state, sub.retry_at) = (State::Off, 0);
             return Ok(());
@@ -677,8 +743,7 @@ impl Client {
             let repeats = scene.plan.sabotage == Some(Sabotage::RepeatJoin);
             for _ in 0..=u32::from(repeats) {
                 let before = sub.others.insert(info.client.clone(), joined);
-                // Events may be lost where connections to Redis are.
-                if before == Some(joined) && scene.plan.is_calm() {
+                if before == Some(joined) && scene.plan.keeps_events() {
                     let text = format!("{channel}: {} joined or left twice: {joined}", info.client);
                     return broken(Rule::Events, text);
                 }
@@ -701,7 +766,8 @@ impl Client {
                 format!("{channel}: {publication:?} without a subscription"),
             );
         }
-        let number = number_of(publication)?;
+        let data = text_of(&mut sub.base, sub.is_delta, self.protobuf, publication)?;
+        let number = number_of(&data)?;
         let drops = match sabotage {
             Some(Sabotage::DropPublication) => self.rng.one_in(20),
             Some(Sabotage::DropLastPublications) => scene.phase == Phase::Quiet,
@@ -727,6 +793,30 @@ impl Client {
     }
 }
 
-fn number_of(publication: &Publication) -> Result<u64, Broken> {
-    number_in(&publication.data).ok_or_else(|| (Rule::Chain, format!("{publication:?}")))
+/// The data of a publication, which may be a patch. In JSON, texts and patches are strings.
+fn text_of(
+    base: &mut Option<Vec<u8>>,
+    is_delta: bool,
+    protobuf: bool,
+    publication: &Publication,
+) -> Result<Vec<u8>, Broken> {
+    let mut data = publication.data.clone();
+    if !is_delta {
+        return Ok(data);
+    }
+    if !protobuf {
+        let text: Result<String, _> = serde_json::from_slice(&data);
+        data = text.map_err(|_| (Rule::Chain, format!("no string: {publication:?}")))?.into_bytes();
+    }
+    if publication.delta {
+        let patched = base.as_ref().and_then(|base| fossil_delta::apply(base, &data).ok());
+        data =
+            patched.ok_or_else(|| (Rule::Chain, format!("no patch of that: {publication:?}")))?;
+    }
+    *base = Some(data.clone());
+    Ok(data)
+}
+
+fn number_of(data: &[u8]) -> Result<u64, Broken> {
+    number_in(data).ok_or_else(|| (Rule::Chain, format!("{:?}", String::from_utf8_lossy(data))))
 }

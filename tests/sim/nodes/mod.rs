@@ -20,7 +20,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Instant, SystemTime};
 
+use self::plan::Sabotage;
 use self::run::Run;
+use self::truth::Rule;
 use crate::number;
 
 /// Seeds that every test run has.
@@ -51,6 +53,54 @@ fn play(seed: u64, log: bool) -> Result<Met, String> {
 fn known() -> impl Iterator<Item = u64> {
     let lines = include_str!("../../nodes_seeds.txt").lines();
     lines.filter_map(|line| line.split('#').next()?.trim().parse().ok())
+}
+
+/// The first rule that a run with a sabotage breaks.
+fn broken_by(sabotage: Sabotage, seed: u64) -> Option<Rule> {
+    let play = || Run::new(seed, Some(sabotage), false).play().err().map(|(rule, _)| rule);
+    catch_unwind(AssertUnwindSafe(play)).unwrap_or_default()
+}
+
+#[test]
+fn each_rule_of_several_nodes_can_fail() {
+    let pairs = [
+        (Sabotage::DropPublication, Rule::Chain),
+        (Sabotage::RepeatPublication, Rule::Twice),
+        (Sabotage::FalseRecovery, Rule::Recovery),
+        (Sabotage::DropLastPublications, Rule::End),
+        (Sabotage::ForgetPublication, Rule::Stored),
+        (Sabotage::StoreTwice, Rule::Stored),
+        (Sabotage::CloseConnection, Rule::Connection),
+        (Sabotage::PermanentError, Rule::Temporary),
+        (Sabotage::DropReply, Rule::Answer),
+        (Sabotage::DropPresence, Rule::Presence),
+        (Sabotage::RepeatJoin, Rule::Events),
+        (Sabotage::ReadTwice, Rule::Reads),
+        (Sabotage::DropUnlisten, Rule::Rest),
+        (Sabotage::ForgetPosition, Rule::Needless),
+    ];
+    for (sabotage, rule) in pairs {
+        // The first of them is a run without faults.
+        let broken: Vec<_> = [8, 1, 3, 4, 6, 7, 16, 24]
+            .into_iter()
+            .map_while({
+                let mut is_found = false;
+                move |seed| {
+                    let broken = (!is_found).then(|| broken_by(sabotage, seed))?;
+                    is_found = broken == Some(rule);
+                    Some(broken)
+                }
+            })
+            .collect();
+        assert_eq!(broken.last(), Some(&Some(rule)), "{sabotage:?} breaks {broken:?}");
+    }
+}
+
+#[test]
+fn a_seed_of_several_nodes_is_one_run() {
+    for seed in [1, 8] {
+        assert_eq!(play(seed, false), play(seed, true), "seed {seed}");
+    }
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Node {
         let (lanes, to_homes) = (lanes(), lanes());
         let of_carrier = Rng::new(rng.next_u64());
         let uid = format!("node{at}.{process}");
-        let (operations, queue_max) = (plan.operations.clone(), plan.queue_max);
+        let (operations, bounds) = (plan.operations.clone(), (plan.queue_max, plan.sabotage));
         Self {
             at,
             world,
@@ -125,7 +125,7 @@ impl Node {
             lanes,
             of_broker,
             to_homes,
-            carrier: Carrier::new(at, uid, ids.len(), operations, queue_max, of_carrier),
+            carrier: Carrier::new(at, uid, ids.len(), operations, bounds, of_carrier),
             rng: Rng::new(rng.next_u64()),
             next_asker: 1,
             asked: BTreeMap::new(),
@@ -191,10 +191,13 @@ impl Node {
         if self.carrier.next_at(redis).is_some_and(|at| at <= now) {
             self.carrier.step(now, redis);
         }
-        for (home, events) in self.carrier.events.iter_mut().enumerate() {
-            for event in events.drain(..) {
-                self.to_homes[home].push(Mail::BrokerEvent(Box::new(event)));
+        for (home, lane) in self.to_homes.iter_mut().enumerate() {
+            for event in self.carrier.events_of(now, home) {
+                lane.push(Mail::BrokerEvent(Box::new(event)));
             }
+        }
+        if let Some(broken) = self.carrier.broken.take() {
+            return Err(broken);
         }
         for (_, asked) in self.again.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
             self.send(now, asked);

@@ -45,10 +45,13 @@ pub(crate) enum Fault {
     Pause,
     /// A node is drained: its clients go to others.
     Drain,
+    /// A home has no room for publications for a while: its broker thread drops them, and lets the channels
+    /// begin anew.
+    HomeFull,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::PubSubCut,
         Self::PubSubDeaf,
         Self::CommandsCut,
@@ -63,7 +66,18 @@ impl Fault {
         Self::Kill,
         Self::Pause,
         Self::Drain,
+        Self::HomeFull,
     ];
+
+    /// Redis may lose something that it had.
+    fn loses_data(self) -> bool {
+        matches!(self, Self::FailOver | Self::Empty | Self::Evict)
+    }
+
+    /// Join and leave events may be lost.
+    fn loses_events(self) -> bool {
+        !matches!(self, Self::Slow | Self::Lag | Self::Double | Self::HomeFull)
+    }
 }
 
 /// Something wrong between a node and its clients or Redis: each breaks a rule of the checker.
@@ -82,11 +96,14 @@ pub(crate) enum Sabotage {
     RepeatJoin,
     ReadTwice,
     DropUnlisten,
-    NeedlessNotice,
+    ForgetPosition,
 }
 
 /// Channels, each of another kind. All but `plain` have history.
-pub(crate) const CHANNELS: [&str; 5] = ["rec:a", "rec:b", "pos:a", "small:a", "plain"];
+pub(crate) const CHANNELS: [&str; 6] = ["rec:a", "rec:b", "pos:a", "small:a", "delta:a", "plain"];
+
+/// The channel of clients whose tokens name one.
+pub(crate) const BY_TOKEN: &str = "rec:b";
 
 pub(crate) struct NodesPlan {
     pub(crate) nodes: usize,
@@ -126,7 +143,7 @@ impl NodesPlan {
         // One run in eight has no faults at all: nobody misses anything there.
         let is_calm = seed.is_multiple_of(8);
         let count = if is_calm { 0 } else { 1 + rng.below(4) as usize };
-        let faults = (0..count).map(|_| pick(rng, &Fault::ALL)).collect();
+        let faults: Vec<Fault> = (0..count).map(|_| pick(rng, &Fault::ALL)).collect();
         let net = Faults {
             delay_ms_max: pick(rng, &[0, 2, 15]),
             segment_bytes_max: pick(rng, &[40, 1_400, 65_536]),
@@ -243,6 +260,17 @@ impl NodesPlan {
         }
     }
 
+    /// Whether histories of channels but `small` lack nothing, so that nobody may be told of a gap.
+    pub(crate) fn keeps_all(&self) -> bool {
+        !self.faults.iter().any(|fault| fault.loses_data())
+            && self.namespaces.iter().all(|of| of.name == "small" || of.history_size >= 300)
+    }
+
+    /// Whether no event is lost, so that joins and leaves of a client alternate.
+    pub(crate) fn keeps_events(&self) -> bool {
+        !self.faults.iter().any(|fault| fault.loses_events()) && self.queue_max > 1_000
+    }
+
     /// Whether a channel has positions.
     pub(crate) fn has_history(channel: &str) -> bool {
         channel != "plain"
@@ -258,7 +286,7 @@ impl NodesPlan {
 
     /// Whether a client recovers in a channel.
     pub(crate) fn recovers(channel: &str) -> bool {
-        channel.starts_with("rec") || channel.starts_with("small")
+        ["rec", "small", "delta"].iter().any(|name| channel.starts_with(name))
     }
 }
 
@@ -289,6 +317,13 @@ fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
     vec![
         Namespace { name: "rec".into(), force_recovery: true, ..history.clone() },
         Namespace { name: "pos".into(), force_positioning: true, ..history.clone() },
+        Namespace {
+            name: "delta".into(),
+            force_recovery: true,
+            delta_allowed: true,
+            delta_publish: true,
+            ..history.clone()
+        },
         Namespace {
             name: "small".into(),
             history_size: 1 + rng.below(4) as u32,

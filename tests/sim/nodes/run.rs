@@ -54,6 +54,8 @@ pub(crate) struct Run {
     standstill: u64,
     steps: u64,
     figures: BTreeMap<&'static str, u64>,
+    /// Figures of processes that have ended.
+    past: BTreeMap<&'static str, u64>,
 }
 
 impl Run {
@@ -90,6 +92,7 @@ impl Run {
             standstill: 0,
             steps: 0,
             figures: BTreeMap::new(),
+            past: BTreeMap::new(),
             rng,
             plan,
         };
@@ -226,14 +229,21 @@ impl Run {
                 return broken(Rule::Presence, format!("{channel}: {:?}", present.keys()));
             }
         }
+        let met = self.met();
+        let is_lossy = met["gaps_mail"] + met["gaps_fanout"] > 0;
+        if let (false, Some(text)) = (is_lossy, &self.truth.needless) {
+            let logs: Vec<_> = self.clients.iter().map(Client::show).collect();
+            return broken(Rule::Needless, format!("{text}\n{}", logs.join("\n")));
+        }
         self.truth.check_stored(|channel| self.redis.log(channel).all)
     }
 
-    fn met(&mut self) -> BTreeMap<&'static str, u64> {
+    fn met(&self) -> BTreeMap<&'static str, u64> {
         let mut met = self.figures.clone();
         let mut add = |of: &BTreeMap<&'static str, u64>| {
             of.iter().for_each(|(name, value)| *met.entry(name).or_insert(0) += value);
         };
+        add(&self.past);
         add(&self.truth.figures);
         for node in self.nodes.iter().flatten() {
             add(&node.carrier.figures);
@@ -395,6 +405,9 @@ impl Run {
             self.api_at = self.now + 1 + self.rng.below(2 * self.plan.api_every_ms);
             self.call_api();
         }
+        if self.plan.sabotage == Some(Sabotage::ForgetPosition) && self.rng.one_in(300) {
+            self.evict();
+        }
         if self.now >= self.copy_at {
             self.copy_at = self.now + 200 + self.rng.below(3_000);
             self.redis.copy();
@@ -429,6 +442,9 @@ impl Run {
     fn kill(&mut self, at: usize) {
         if let Some(mut node) = self.nodes[at].take() {
             node.carrier.end(&mut self.redis);
+            for name in ["gaps_mail", "gaps_fanout"] {
+                *self.past.entry(name).or_default() += node.figures()[name];
+            }
             let forgotten_at = self.now + 7_000 + self.rng.below(9_000);
             self.undo.push((forgotten_at, Undo::Forget(node.carrier.uid.clone())));
             for client in self.clients.iter_mut().filter(|client| client.node == at) {
@@ -498,6 +514,10 @@ impl Run {
                 let waits = |node: &&mut Node| !node.is_draining;
                 self.nodes[node].iter_mut().filter(waits).for_each(Node::drain);
             }
+            Fault::HomeFull => {
+                let until = now + below(&mut self.rng, 1_000);
+                self.nodes[node].iter_mut().for_each(|node| node.carrier.full_until = until);
+            }
             Fault::Kill | Fault::Drain => return,
         }
         self.count(fault_name(fault));
@@ -505,7 +525,7 @@ impl Run {
     }
 
     fn evict(&mut self) {
-        let channel = CHANNELS[self.rng.below(4) as usize];
+        let channel = CHANNELS[self.rng.below(5) as usize];
         let names = &self.plan.operations.names;
         let position = self.rng.one_in(2);
         let key = match (self.plan.operations.use_lists, position) {
@@ -542,5 +562,6 @@ fn fault_name(fault: Fault) -> &'static str {
         Fault::Kill => "fault_kill",
         Fault::Pause => "fault_pause",
         Fault::Drain => "fault_drain",
+        Fault::HomeFull => "fault_home_full",
     }
 }

@@ -33,7 +33,7 @@ pub(crate) enum Rule {
     Reads,
     /// In the end nothing is left: no subscription at Redis, no operation, no memory.
     Rest,
-    /// In a run without faults nobody is told that publications are missing.
+    /// Where histories lack nothing, nobody is told that publications are missing.
     Needless,
 }
 
@@ -80,6 +80,8 @@ pub(crate) struct Truth {
     sent: BTreeMap<u64, u32>,
     /// Channels that lost their results of keys.
     forgotten: BTreeSet<String>,
+    /// Somebody was told of a gap, though histories lack nothing.
+    pub(crate) needless: Option<String>,
     /// Facts of each kind, for the figures.
     pub(crate) figures: BTreeMap<&'static str, u64>,
 }
