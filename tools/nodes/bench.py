@@ -367,7 +367,8 @@ def gap(options):
             listener.read_until(lambda line: b'"pub"' in line)
             times.append((time.perf_counter() - began) * 1000)
             control.socket.close()
-            time.sleep(0.5)
+            # Connections that end again at once are made anew with growing pauses.
+            time.sleep(1.5)
     return [Row("gap after a killed PUB/SUB connection, nothing published later", f"{max(times):.0f} ms", "500 ms",
                 max(times) <= 500, "", f"the longest of {len(times)}; median {median(times):.0f} ms")]
 

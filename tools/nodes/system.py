@@ -9,7 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from parts import (ROOT, Balancer, CannotRun, Network, Node, OneHost, Store, clean_environment, note)
+from parts import (ROOT, Balancer, CannotRun, Network, Node, OneHost, Store, clean_environment, note,
+                   until)
 
 # A namespace of which everything is recovered, one with presence, and channels without either.
 CHANNELS = {
@@ -143,6 +144,9 @@ class System:
             self.add_node(number)
         for node in self.nodes:
             node.wait()
+        if self.store and not options.config:
+            for node in self.nodes:
+                until(lambda node=node: self.is_ready(node), f"{node.name} to be ready")
         if self.nodes and options.balancer != "none":
             file = SHORT_NAMES.get(options.balancer, options.balancer)
             self.balancer = Balancer(file, self.folder / "balancer", self.nodes, options.listen)
@@ -265,6 +269,12 @@ class System:
             if answer.status != 200:
                 raise CannotRun(f"{path} of {node.name} answers {answer.status}: {text}")
             return text
+
+    def is_ready(self, node):
+        """Whether a node delivers: it has Redis and is subscribed to its channels."""
+        with contextlib.suppress(OSError, CannotRun):
+            return self.call(node, "GET", "/ready") is not None
+        return False
 
     def api(self, node, method, **request):
         """The answer to a call of the server API at a node."""

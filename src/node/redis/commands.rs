@@ -104,6 +104,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                     warn_of_settings(shared.settings.operations.use_lists, at, &mut link).await;
                 }
                 Figures::add(&shared.figures.connects, 1);
+                server.is_back.notify_waiters();
                 if !is_up {
                     is_up = true;
                     server.queue.is_open.set(true);

@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
 use self::control::Outgoing;
@@ -455,6 +455,8 @@ struct Connected {
     queue: Queue,
     /// For each home of the thread.
     wishes: Vec<Rc<Wishes>>,
+    /// Wakes PUB/SUB connections that pause between attempts: the command connection is made.
+    is_back: Notify,
 }
 
 async fn run(
@@ -468,7 +470,8 @@ async fn run(
     for at in 0..shared.settings.servers.len() {
         let wishes: Vec<_> = shared.homes().map(|_| Rc::new(Wishes::default())).collect();
         shared.wishes.borrow_mut().extend(wishes.iter().cloned());
-        let server = Rc::new(Connected { queue: Queue::new(shared.bytes.clone()), wishes });
+        let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
+        let server = Rc::new(Connected { queue, wishes, is_back });
         let (of_server, begins) = (server.clone(), begins.clone());
         tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
         for (place, home) in shared.homes().enumerate().filter(|_| has_channels) {

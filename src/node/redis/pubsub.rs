@@ -226,7 +226,11 @@ pub(super) async fn run(
             Err(_) => Unreachable::Timeout,
         };
         tracing::warn!("redis: server {at}: PUB/SUB connection of home {home}: {error}");
-        sleep(backoff.pause()).await;
+        tokio::select! {
+            () = sleep(backoff.pause()) => {}
+            // Whatever is published from now on passes by until the channels are subscribed again.
+            () = server.is_back.notified() => backoff.reset(),
+        }
     }
 }
 
