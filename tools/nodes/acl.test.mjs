@@ -1,4 +1,4 @@
-// The user of Redis that the documentation shows, after everything else was done with it.
+// The user of Redis that the documentation shows, after other tests have used it.
 
 import assert from 'node:assert/strict';
 import { connect } from 'node:net';
