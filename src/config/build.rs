@@ -865,6 +865,7 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
             _ => Pin::Auto,
         },
         turn_deliveries: root.integer("roost.turn_deliveries") as u32,
+        broker_window_bytes: root.size("roost.broker_window"),
         allowed_hosts: allowed_hosts(root, report),
         echo: root.flag("roost.echo"),
         drain_rate: root.count("roost.drain_rate"),

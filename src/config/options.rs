@@ -242,6 +242,8 @@ pub struct Roost {
     pub pin: Pin,
     /// Deliveries in one turn.
     pub turn_deliveries: u32,
+    /// Bytes of the newest publications of channels that a broker keeps.
+    pub broker_window_bytes: usize,
     /// Host names of a node that checks them, lower case.
     pub allowed_hosts: Vec<String>,
     /// Serve `/echo`.

@@ -21,8 +21,6 @@ pub struct Brokers {
     pub presence: Option<RedisOptions>,
     /// Threads for that.
     pub threads: usize,
-    /// Time for which positions are kept, where a namespace doesn't say.
-    pub meta_ttl_ms: u64,
 }
 
 /// A use of Redis.
@@ -69,8 +67,7 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
     if broker.is_some() {
         check_lifetimes(settings, report);
     }
-    let meta_ttl_ms = root.ms("channel.history_meta_ttl");
-    Brokers { broker, presence, threads: root.size("roost.broker_threads"), meta_ttl_ms }
+    Brokers { broker, presence, threads: root.size("roost.broker_threads") }
 }
 
 /// Whether a type is `redis`. All others but `memory` are refused.

@@ -258,6 +258,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.unfinished_bytes_per_address", Integer(0, 1 << 39), "0", Built, "Maximum bytes of incomplete requests of one address; more are answered with 429. 0: no limit."),
     opt("roost.signature_checks_per_address", Integer(0, 1 << 31), "0", Built, "Unanswered checks of RSA, EC or Ed25519 token signatures of one address, or of one IPv6 network of 64 bits; above it error 111, which is temporary. 0: no limit."),
     opt("roost.broker_threads", Integer(1, 64), "1", Built, "Threads for the connections to Redis."),
+    opt("roost.broker_window", Integer(0, 1 << 40), "67108864", Built, "Bytes of the newest publications of channels in Redis that the node keeps: clients that come back are answered from there, without a read. 0: none."),
     opt("roost.tls_self_signed", Bool, "false", Built, "Speak TLS at the public port with a certificate that the node makes at its start and that nobody has signed: for trials. Its fingerprint is printed."),
     opt("roost.tls_ticket_keys", Text, "\"\"", Built, "File with keys of TLS session tickets, so that clients resume at any node that has it: a line of base64 of 32 bytes each; the first seals, all open. It is read again when it changes. Empty: keys of the node's own, a new one each tls_ticket_period."),
     opt("roost.tls_ticket_period", Duration, "\"12h\"", Built, "Time for which one key of the node's own seals TLS session tickets; they are accepted for twice as long."),

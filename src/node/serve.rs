@@ -482,7 +482,7 @@ fn settings(
             hosts,
             broker,
             presence,
-            broker_window_bytes: 64 << 20,
+            broker_window_bytes: roost.broker_window_bytes,
             tls_handshakes_max: config.tls.handshakes_max.div_ceil(plan.shards),
         },
         address_limits: roost.address_limits,

@@ -889,7 +889,62 @@ fn nodes() -> Vec<Row> {
     ]
 }
 
-fn groups() -> [(&'static str, Vec<Row>); 9] {
+/// Between homes and Redis.
+fn redis() -> Vec<Row> {
+    vec![
+        row(
+            "Operations of a shard's channels that wait for Redis; time for its answer",
+            [
+                Own("OPERATIONS_MAX", Count),
+                Own("SERVER_OPERATIONS_MAX", Count),
+                Own("ANSWER_MS", Ms),
+            ],
+            "Error 100, which is temporary. Beyond the second bound subscriptions that the server makes end their \
+             connections: 3004.",
+            &["roost_broker_refused_total", "roost_broker_timeouts_total", "roost_broker_waiting"],
+            &[Reason::ErrorInternal],
+        ),
+        row(
+            "Commands of a thread for Redis that wait or are under way",
+            [Own("QUEUE_BYTES_MAX", Bytes)],
+            "They fail at once: error 100, which is temporary. Wishes to listen to a channel have room always.",
+            &["roost_broker_waiting"],
+            &[Reason::ErrorInternal],
+        ),
+        row(
+            "Publications from Redis for a shard that find its mailbox full",
+            [constant!(OUTBOX_BYTES_MAX, Bytes)],
+            "They are dropped, and the shard reads them from the history once there is room.",
+            &["roost_broker_repaired_total", "roost_mailbox_bytes"],
+            &[],
+        ),
+        row(
+            "Publications of a channel that wait for a gap before them to be read",
+            [Own("HELD_BYTES_MAX", Bytes)],
+            "A gap, of cause `lag`.",
+            &["roost_broker_gaps_total"],
+            &[],
+        ),
+        row(
+            "Newest publications of channels in Redis that the node keeps",
+            [option("roost.broker_window", Bytes)],
+            "The oldest ones are dropped: recoveries that need them cost a read.",
+            &["roost_broker_window_bytes", "roost_broker_reads_total"],
+            &[],
+        ),
+        row(
+            "Events of the control channel that wait for the control thread, and messages to other nodes \
+             that wait for the thread",
+            [Own("CONTROL_EVENTS_MAX", Count), Own("CONTROL_MESSAGES_MAX", Count)],
+            "Events are dropped, and the node behaves as if that channel had been interrupted; messages \
+             fail at once.",
+            &[],
+            &[],
+        ),
+    ]
+}
+
+fn groups() -> [(&'static str, Vec<Row>); 10] {
     [
         ("Connections", connections()),
         ("HTTP requests", requests()),
@@ -898,6 +953,7 @@ fn groups() -> [(&'static str, Vec<Row>); 9] {
         ("Output to clients", output()),
         ("Between shards", shards()),
         ("Server API, admin page and proxies", control()),
+        ("Between homes and Redis", redis()),
         ("Between nodes", nodes()),
         ("Log and shutdown", logs()),
     ]
