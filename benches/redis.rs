@@ -149,7 +149,6 @@ fn node(server: &RedisServer) -> Node {
         operations: Operations {
             names: Names::new("p", Layout::Plain),
             use_lists: false,
-            meta_ttl_s: 2_592_000,
             presence_ttl_s: 60,
             presence_users: false,
             presence_field_ttl: false,

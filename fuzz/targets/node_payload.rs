@@ -11,7 +11,6 @@ use roost::cluster::payload::Payload;
 static OPERATIONS: LazyLock<Operations> = LazyLock::new(|| Operations {
     names: Names::new("p", Layout::Plain),
     use_lists: false,
-    meta_ttl_s: 1,
     presence_ttl_s: 60,
     presence_users: false,
     presence_field_ttl: false,

@@ -125,7 +125,6 @@ mod tests {
         Operations {
             names: Names::new("p", Layout::Cluster),
             use_lists: false,
-            meta_ttl_s: 0,
             presence_ttl_s: 60,
             presence_users: false,
             presence_field_ttl: false,

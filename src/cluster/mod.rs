@@ -10,6 +10,7 @@
 //! Nodes of Centrifugo v6 use the same Redis at the same time, so each byte here is given. Nothing in this
 //! module knows a connection, a clock or a thread: that is `node/redis`.
 
+pub mod check;
 pub mod control;
 pub mod entries;
 pub mod hash;

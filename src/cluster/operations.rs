@@ -8,6 +8,7 @@
 
 use compact_str::CompactString;
 
+use super::check::{Check, Top};
 use super::names::Names;
 use super::payload::{Envelope, Payload};
 use super::scripts::Script;
@@ -32,8 +33,6 @@ pub struct Operations {
     pub names: Names,
     /// Histories are lists, not streams.
     pub use_lists: bool,
-    /// Time for which positions are kept, in seconds; 0: for ever.
-    pub meta_ttl_s: u64,
     /// Time for which an entry of presence is kept, in seconds.
     pub presence_ttl_s: u64,
     /// Users are counted beside clients.
@@ -78,6 +77,21 @@ impl Request {
         match self {
             Self::Script { keys, .. } => keys.first().map_or(b"", |key| key.as_bytes()),
             Self::Plain { arguments, .. } => arguments.first().map_or(b"", |first| first),
+        }
+    }
+
+    /// Carried out twice, one behind the other, it has the effect and the reply of once. A publication has
+    /// that property by its idempotency key.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Script { script, arguments, .. } => match script {
+                // The time for which the result is kept.
+                Script::PublishStream | Script::PublishList => {
+                    arguments.get(7).is_some_and(|ttl| !ttl.is_empty())
+                }
+                _ => true,
+            },
+            Self::Plain { name, .. } => !name.ends_with("PUBLISH"),
         }
     }
 
@@ -135,7 +149,13 @@ pub enum Awaited {
         ticket: Ticket,
         /// The channel.
         channel: CompactString,
+        /// Time for which the position is kept.
+        meta_ttl_ms: u64,
     },
+    /// The first reply of a check.
+    CheckTop(Top),
+    /// The second one.
+    Check(Box<Check>),
     /// Done.
     Done {
         /// Of the command.
@@ -154,9 +174,12 @@ impl Awaited {
     /// The command that waits.
     pub fn ticket(&self) -> Option<Ticket> {
         match self {
-            Self::Nothing | Self::Prolonged { .. } | Self::Taken { .. } | Self::Orphan { .. } => {
-                None
-            }
+            Self::Nothing
+            | Self::CheckTop(_)
+            | Self::Prolonged { .. }
+            | Self::Taken { .. }
+            | Self::Orphan { .. } => None,
+            Self::Check(check) => Some(check.ticket),
             Self::Published { ticket, .. }
             | Self::History { ticket, .. }
             | Self::Top { ticket, .. }
@@ -221,17 +244,20 @@ impl Operations {
                 let awaited = Awaited::Published { ticket: *ticket, has_history };
                 each(self.publish(&publishing, fresh), awaited);
             }
-            Command::Read { ticket, channel, page } => {
+            Command::Read { ticket, channel, page, meta_ttl_ms } => {
                 self.check(&channel, true, Some(ticket))?;
-                if page.limit == 0 {
-                    self.top(ticket, channel, each);
+                if self.is_check(&page) {
+                    self.check_commands((ticket, channel), page, meta_ttl_ms, each);
+                } else if page.limit == 0 {
+                    self.top(ticket, channel, meta_ttl_ms, each);
                 } else {
-                    each(self.read(&channel, &page, fresh), Awaited::History { ticket, page });
+                    let request = self.read(&channel, &page, meta_ttl_ms, fresh.epoch);
+                    each(request, Awaited::History { ticket, page });
                 }
             }
-            Command::Renew { ticket, channel, epoch } => {
+            Command::Renew { ticket, channel, epoch, meta_ttl_ms } => {
                 self.check(&channel, true, Some(ticket))?;
-                let request = self.renew(&channel, &epoch, fresh);
+                let request = self.renew(&channel, &epoch, meta_ttl_ms, fresh);
                 let page = Page { since: None, limit: 1, reverse: true };
                 each(request, Awaited::History { ticket, page });
             }
@@ -254,27 +280,32 @@ impl Operations {
             }
             Command::Members { ticket, channel, counts } => {
                 self.check(&channel, false, Some(ticket))?;
-                let request = Request::Script {
-                    script: Script::PresenceRead,
-                    keys: self.presence_keys(&channel),
-                    arguments: vec![
-                        digit(self.presence_field_ttl),
-                        digit(counts && self.presence_users),
-                    ],
-                };
-                each(request, Awaited::Members { ticket, counts });
+                each(self.members(&channel, counts), Awaited::Members { ticket, counts });
             }
             Command::Announce { channel, joined, info } => {
                 self.check(&channel, false, None)?;
-                let mut message = Vec::new();
-                put_client_info(&mut message, &info);
-                let mut payload = Vec::with_capacity(message.len() + 8);
-                let event = if joined { Payload::Join(&message) } else { Payload::Leave(&message) };
-                event.put(&mut payload);
-                each(self.send(&channel, payload), Awaited::Nothing);
+                each(self.announce(&channel, joined, &info), Awaited::Nothing);
             }
         }
         Ok(())
+    }
+
+    fn members(&self, channel: &str, counts: bool) -> Request {
+        let counts_users = counts && self.presence_users;
+        Request::Script {
+            script: Script::PresenceRead,
+            keys: self.presence_keys(channel),
+            arguments: vec![digit(self.presence_field_ttl), digit(counts_users)],
+        }
+    }
+
+    fn announce(&self, channel: &str, joined: bool, info: &[u8]) -> Request {
+        let mut message = Vec::new();
+        put_client_info(&mut message, info);
+        let mut payload = Vec::with_capacity(message.len() + 8);
+        let event = if joined { Payload::Join(&message) } else { Payload::Leave(&message) };
+        event.put(&mut payload);
+        self.send(channel, payload)
     }
 
     /// What a reply means.
@@ -284,6 +315,11 @@ impl Operations {
         }
         let event = match &awaited {
             Awaited::Nothing => return Settled::Nothing,
+            Awaited::CheckTop(top) => {
+                *top.borrow_mut() = Some(reply);
+                return Settled::Nothing;
+            }
+            Awaited::Check(check) => return self.settle_check(check, &reply, fresh.epoch),
             Awaited::Prolonged { channel } => match reply {
                 Reply::Int(0) => return Settled::Nothing,
                 Reply::Int(_) => Some(BrokerEvent::EntriesMissing { channel: channel.clone() }),
@@ -311,7 +347,7 @@ impl Operations {
                 let position = published(&reply);
                 position.map(|position| BrokerEvent::Published { ticket: *ticket, position })
             }
-            Awaited::Top { ticket, channel } => {
+            Awaited::Top { ticket, channel, meta_ttl_ms } => {
                 let Reply::List(values) = &reply else {
                     return shapeless(&awaited, &reply);
                 };
@@ -321,7 +357,7 @@ impl Operations {
                     }
                     None => {
                         let page = Page::default();
-                        let request = self.read(channel, &page, fresh);
+                        let request = self.read(channel, &page, *meta_ttl_ms, fresh.epoch);
                         return Settled::Again(request, Awaited::History { ticket: *ticket, page });
                     }
                 }
@@ -409,7 +445,6 @@ impl Operations {
         }
         let (history, position) = self.history_keys(channel);
         let result_ttl = if idempotency_key.is_empty() { "" } else { RESULT_TTL_S };
-        let seconds = |ms: u64| Vec::from((ms / 1_000).to_string());
         let mut arguments = vec![
             payload,
             options.size.to_string().into(),
@@ -431,38 +466,55 @@ impl Operations {
         Request::Script { script, keys: vec![history, position, result], arguments }
     }
 
-    fn renew(&self, channel: &str, epoch: &Epoch, fresh: Fresh<'_>) -> Request {
+    fn renew(&self, channel: &str, epoch: &Epoch, meta_ttl_ms: u64, fresh: Fresh<'_>) -> Request {
         let (history, position) = self.history_keys(channel);
         Request::Script {
             script: Script::Renew,
             keys: vec![history, position],
-            arguments: vec![epoch.as_str().into(), fresh.epoch.into(), digit(self.use_lists)],
+            arguments: vec![
+                epoch.as_str().into(),
+                fresh.epoch.into(),
+                digit(self.use_lists),
+                seconds(meta_ttl_ms),
+            ],
         }
     }
 
     /// A read of the position alone: a script costs Redis several times as much.
-    fn top(&self, ticket: Ticket, channel: CompactString, mut each: impl FnMut(Request, Awaited)) {
+    fn top(
+        &self,
+        ticket: Ticket,
+        channel: CompactString,
+        meta_ttl_ms: u64,
+        mut each: impl FnMut(Request, Awaited),
+    ) {
         let (_, position) = self.history_keys(&channel);
-        if self.meta_ttl_s > 0 {
-            let arguments = vec![position.clone().into(), self.meta_ttl_s.to_string().into()];
+        if meta_ttl_ms > 0 {
+            let arguments = vec![position.clone().into(), seconds(meta_ttl_ms)];
             each(Request::Plain { name: "EXPIRE", arguments }, Awaited::Nothing);
         }
         let arguments = vec![position.into(), b"e".into(), b"s".into()];
         let request = Request::Plain { name: "HMGET", arguments };
-        each(request, Awaited::Top { ticket, channel });
+        each(request, Awaited::Top { ticket, channel, meta_ttl_ms });
     }
 
     /// A read. Lists are read as a whole.
-    fn read(&self, channel: &str, page: &Page, fresh: Fresh<'_>) -> Request {
+    pub(super) fn read(
+        &self,
+        channel: &str,
+        page: &Page,
+        meta_ttl_ms: u64,
+        epoch: &str,
+    ) -> Request {
         let (history, position) = self.history_keys(channel);
         let keys = vec![history, position];
-        let meta_ttl = Vec::from(self.meta_ttl_s.to_string());
+        let meta_ttl = seconds(meta_ttl_ms);
         let since = page.since.as_ref().map(|since| since.offset);
         // Before the first one there is none.
         let nothing = page.limit == 0 || (page.reverse && since.is_some_and(|since| since <= 1));
         let include = digit(!nothing);
         if self.use_lists {
-            let arguments = vec![include, meta_ttl, fresh.epoch.into()];
+            let arguments = vec![include, meta_ttl, epoch.into()];
             return Request::Script { script: Script::ReadList, keys, arguments };
         }
         let first = match (since, page.reverse) {
@@ -477,12 +529,17 @@ impl Operations {
             limit.to_string().into(),
             digit(page.reverse),
             meta_ttl,
-            fresh.epoch.into(),
+            epoch.into(),
         ];
         Request::Script { script: Script::ReadStream, keys, arguments }
     }
 
-    fn history(&self, ticket: Ticket, page: &Page, reply: &Reply) -> Option<BrokerEvent> {
+    pub(super) fn history(
+        &self,
+        ticket: Ticket,
+        page: &Page,
+        reply: &Reply,
+    ) -> Option<BrokerEvent> {
         let Reply::List(values) = reply else { return None };
         let top = position(values.first(), values.get(1))?;
         let empty = Vec::new();
@@ -524,6 +581,11 @@ impl Operations {
         let keys = self.presence_keys(channel);
         Request::Script { script: Script::PresenceUpdate, keys, arguments }
     }
+}
+
+/// Whole seconds, as Redis takes them.
+pub(super) fn seconds(ms: u64) -> Vec<u8> {
+    (ms / 1_000).to_string().into()
 }
 
 fn digit(is_on: bool) -> Vec<u8> {
@@ -679,7 +741,6 @@ mod tests {
         Operations {
             names: Names::new("centrifugo", layout),
             use_lists: false,
-            meta_ttl_s: 2_592_000,
             presence_ttl_s: 60,
             presence_users: false,
             presence_field_ttl: false,
@@ -744,7 +805,7 @@ mod tests {
     #[test]
     fn pages_are_reads_of_streams() {
         let operations = operations(Layout::Plain);
-        let since = |offset| Some(Since { offset, epoch: "".into() });
+        let since = |offset| Some(Since { offset, epoch: "a life".into() });
         for (page, expected) in [
             (Page { since: None, limit: usize::MAX, reverse: false }, ["1", "0", "0", "0"]),
             (Page { since: None, limit: 5, reverse: false }, ["1", "0", "5", "0"]),
@@ -753,7 +814,12 @@ mod tests {
             (Page { since: since(4), limit: 5, reverse: true }, ["1", "3", "5", "1"]),
             (Page { since: since(1), limit: 5, reverse: true }, ["0", "0", "5", "1"]),
         ] {
-            let read = Command::Read { ticket: Ticket(1), channel: "c".into(), page: page.clone() };
+            let read = Command::Read {
+                ticket: Ticket(1),
+                channel: "c".into(),
+                page: page.clone(),
+                meta_ttl_ms: 2_592_000_000,
+            };
             let (Request::Script { arguments, .. }, _) = only(&operations, read) else {
                 panic!("no script")
             };
@@ -764,7 +830,8 @@ mod tests {
     #[test]
     fn a_top_without_epoch_becomes_a_read_that_makes_one() {
         let operations = operations(Layout::Plain);
-        let awaited = || Awaited::Top { ticket: Ticket(3), channel: "c".into() };
+        let (ticket, meta_ttl_ms) = (Ticket(3), 1_000);
+        let awaited = || Awaited::Top { ticket, channel: "c".into(), meta_ttl_ms };
         let nothing = Reply::List(vec![Reply::Nil, Reply::Nil]);
         let settled = operations.settle(awaited(), nothing, FRESH);
         assert!(matches!(settled, Settled::Again(Request::Script { .. }, Awaited::History { .. })));
@@ -781,7 +848,8 @@ mod tests {
     #[test]
     fn channels_that_a_layout_cannot_carry_are_unsupported() {
         let cluster = operations(Layout::Cluster);
-        let read = Command::Read { ticket: Ticket(1), channel: "}x".into(), page: Page::default() };
+        let (ticket, page, meta_ttl_ms) = (Ticket(1), Page::default(), 0);
+        let read = Command::Read { ticket, channel: "}x".into(), page, meta_ttl_ms };
         let refused = cluster.requests(read, FRESH, |_, _| panic!("sent")).unwrap_err();
         let Some(BrokerEvent::Failed { cause, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(cause, FailureCause::Unsupported);

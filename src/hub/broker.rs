@@ -52,6 +52,8 @@ pub enum Command {
         channel: CompactString,
         /// Which publications; a limit of 0 reads the position only. The epoch of `since` is not compared.
         page: Page,
+        /// Time for which the position is kept from now on; 0: for ever.
+        meta_ttl_ms: u64,
     },
     /// The stream of this epoch went back, as after a failover to a copy that lacked its end, and its offsets
     /// are given out again: give it another epoch, unless it has another one already. Its publications, its
@@ -64,6 +66,8 @@ pub enum Command {
         channel: CompactString,
         /// The epoch that the stream had.
         epoch: Epoch,
+        /// Time for which the position is kept from now on; 0: for ever.
+        meta_ttl_ms: u64,
     },
     /// Drop the publications of a channel; position and epoch stay. Answer: [`BrokerEvent::Done`].
     Drop {

@@ -53,7 +53,7 @@ pub struct BrokerSettings {
 impl BrokerSettings {
     /// The brokers that the options name, for a node of this name with so many homes.
     pub(super) fn new(options: &BrokerOptions, uid: &str, homes: usize) -> Self {
-        let BrokerOptions { broker, presence, threads, meta_ttl_ms } = options;
+        let BrokerOptions { broker, presence, threads } = options;
         let settings = |options: &RedisOptions, has_channels| {
             let is_cluster = matches!(options.servers.first(), Some(Server::Cluster { .. }));
             let layout = if is_cluster { Layout::Cluster } else { Layout::Plain };
@@ -62,7 +62,6 @@ impl BrokerSettings {
                 operations: Operations {
                     names: Names::new(&options.prefix, layout),
                     use_lists: options.use_lists,
-                    meta_ttl_s: meta_ttl_ms / 1_000,
                     presence_ttl_s: options.presence_ttl_s,
                     presence_users: options.presence_users,
                     presence_field_ttl: options.presence_field_ttl,

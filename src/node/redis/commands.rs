@@ -34,6 +34,9 @@ const WINDOW: usize = 4;
 /// Bytes of a stream's node above which memory is wasted on short histories.
 const STREAM_NODE_BYTES_GOOD: u64 = 1_024;
 
+/// Commands wait so long for a connection after the one before them has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// An idle connection is tried after so long.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -57,13 +60,29 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
         let requests = shared.settings.operations.entries_of_update(&shared.settings.uid, update);
         for request in requests {
             let awaited = Awaited::Nothing;
-            server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+            server.queue.push(Queued {
+                home,
+                request,
+                awaited,
+                since,
+                again: false,
+                resent: false,
+                cost: 0,
+            });
         }
     }
     let made = shared.settings.operations.requests(command, fresh(&epoch), |request, awaited| {
         // The first one carries all of the command's bytes.
         let cost = std::mem::take(&mut left);
-        server.queue.push(Queued { home, request, awaited, since, again: false, cost });
+        server.queue.push(Queued {
+            home,
+            request,
+            awaited,
+            since,
+            again: false,
+            resent: false,
+            cost,
+        });
     });
     server.queue.settled(left);
     if let Err(Some(event)) = made {
@@ -86,7 +105,15 @@ pub(super) fn keep_entries(shared: &Shared, server: &Connected) {
 fn push(shared: &Shared, server: &Connected, (request, awaited): (Request, Awaited)) {
     if server.queue.is_open.get() {
         let (home, since) = (shared.first, Instant::now());
-        server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+        server.queue.push(Queued {
+            home,
+            request,
+            awaited,
+            since,
+            again: false,
+            resent: false,
+            cost: 0,
+        });
     }
 }
 
@@ -96,6 +123,8 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
     let settings = &shared.settings;
     let mut backoff = Backoff::new(seed());
     let mut is_up = false;
+    // Since the last connection ended.
+    let mut without = Instant::now();
     loop {
         let link = Link::connect(&settings.servers[at], settings.io_timeout);
         match timeout(settings.connect_timeout, link).await {
@@ -104,6 +133,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                     warn_of_settings(shared.settings.operations.use_lists, at, &mut link).await;
                 }
                 Figures::add(&shared.figures.connects, 1);
+                server.made.set(server.made.get() + 1);
                 server.is_back.notify_waiters();
                 if !is_up {
                     is_up = true;
@@ -117,6 +147,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                 begins = None;
                 let began = Instant::now();
                 let error = serve(&shared, &server, link).await;
+                without = Instant::now();
                 tracing::warn!("redis: server {at}: the command connection is lost: {error}");
                 if began.elapsed() > IDLE {
                     backoff.reset();
@@ -124,8 +155,10 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                     continue;
                 }
             }
-            Ok(Err(error)) => lost(&shared, at, &server, &mut is_up, &error),
-            Err(_) => lost(&shared, at, &server, &mut is_up, &Unreachable::Timeout),
+            Ok(Err(error)) => failed(&shared, at, &server, (&mut is_up, without), &error),
+            Err(_) => {
+                failed(&shared, at, &server, (&mut is_up, without), &Unreachable::Timeout);
+            }
         }
         drop(begins.take());
         sleep(backoff.pause()).await;
@@ -154,9 +187,24 @@ async fn warn_of_settings(use_lists: bool, at: usize, link: &mut Link) {
     }
 }
 
-/// An attempt to connect failed: nothing waits for the next one.
-fn lost(shared: &Shared, at: usize, server: &Connected, is_up: &mut bool, error: &Unreachable) {
+/// An attempt to connect failed. What was not sent waits for the next one, for a while.
+fn failed(
+    shared: &Shared,
+    at: usize,
+    server: &Connected,
+    (is_up, without): (&mut bool, Instant),
+    error: &Unreachable,
+) {
     Figures::add(&shared.figures.connects_failed, 1);
+    if *is_up && without.elapsed() < PATIENCE {
+        tracing::warn!("redis: server {at}: {error}: what is not sent waits");
+        return;
+    }
+    lost(shared, at, server, is_up, error);
+}
+
+/// There has been no connection for too long: nothing waits for one.
+fn lost(shared: &Shared, at: usize, server: &Connected, is_up: &mut bool, error: &Unreachable) {
     server.queue.is_open.set(false);
     let mut events = Outcome::new(shared);
     for queued in server.queue.drain() {
@@ -244,14 +292,14 @@ async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachab
             () = sleep(IDLE) => {
                 let request = Request::Plain { name: "PING", arguments: vec![] };
                 let (awaited, since) = (Awaited::Nothing, Instant::now());
-                let ping = Queued { home: 0, request, awaited, since, again: false, cost: 0 };
+                let ping = Queued { home: 0, request, awaited, since, again: false, resent: false, cost: 0 };
                 in_flight.send(&link, vec![ping]).await;
             }
         }
     };
     // Refused for their scripts: they had no effect, and wait like those that were never sent.
     server.queue.put_back(unknown_scripts);
-    in_flight.batches.into_values().for_each(|batch| fail(shared, server, &batch));
+    resend(shared, server, in_flight.batches);
     error
 }
 
@@ -306,7 +354,15 @@ fn settle(
             Settled::Nothing => {}
             Settled::Event(event) => events.add(home, event),
             Settled::Again(request, awaited) => {
-                server.queue.push(Queued { home, request, awaited, since, again: false, cost });
+                server.queue.push(Queued {
+                    home,
+                    request,
+                    awaited,
+                    since,
+                    again: false,
+                    resent: false,
+                    cost,
+                });
                 continue;
             }
             Settled::Several(event, requests) => {
@@ -314,7 +370,8 @@ fn settle(
                 let since = Instant::now();
                 for (request, awaited) in requests {
                     let cost = 0;
-                    let queued = Queued { home, request, awaited, since, again: false, cost };
+                    let queued =
+                        Queued { home, request, awaited, since, again: false, resent: false, cost };
                     server.queue.push(queued);
                 }
             }
@@ -328,6 +385,23 @@ fn settle(
     }
     events.deliver();
     useless
+}
+
+/// The replies to these are lost. Those that may be carried out twice are sent again, before all others and in
+/// their order; once, since one of them may be what ends the connection.
+fn resend(
+    shared: &Shared,
+    server: &Connected,
+    batches: HashMap<u64, Vec<Queued>, foldhash::fast::RandomState>,
+) {
+    let mut batches: Vec<(u64, Vec<Queued>)> = batches.into_iter().collect();
+    batches.sort_unstable_by_key(|(number, _)| *number);
+    let all = batches.into_iter().flat_map(|(_, batch)| batch);
+    let (mut again, lost): (Vec<Queued>, Vec<Queued>) =
+        all.partition(|queued| !queued.resent && queued.request.is_repeatable());
+    again.iter_mut().for_each(|queued| queued.resent = true);
+    server.queue.put_back(again);
+    fail(shared, server, &lost);
 }
 
 /// The replies to these are lost.
@@ -403,7 +477,15 @@ pub(super) fn probe(server: &Connected, home: usize, name: &str) -> bool {
     let (awaited, since) = (Awaited::Nothing, Instant::now());
     let is_open = server.queue.is_open.get();
     if is_open {
-        server.queue.push(Queued { home, request, awaited, since, again: false, cost: 0 });
+        server.queue.push(Queued {
+            home,
+            request,
+            awaited,
+            since,
+            again: false,
+            resent: false,
+            cost: 0,
+        });
     }
     is_open
 }

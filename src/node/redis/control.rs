@@ -8,11 +8,11 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt as _;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::backoff::Backoff;
-use super::commands::{probe, seed};
+use super::commands::probe;
 use super::queue::Queued;
+use super::reconnect::stay_connected;
 use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
 use crate::cluster::control::{Command, Message, Notification};
@@ -102,7 +102,7 @@ pub(super) fn send(
         server.queue.settled(cost);
         return shared.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
     }
-    server.queue.push(Queued { home, request, awaited, since, again: false, cost });
+    server.queue.push(Queued { home, request, awaited, since, again: false, resent: false, cost });
 }
 
 /// Says to a node that its presence entries are removed, in case it is alive. Nobody waits for that.
@@ -122,28 +122,15 @@ const UNHEARD: Ticket = Ticket(u64::MAX);
 
 /// Keeps a connection until the process ends.
 pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
-    let settings = shared.settings.clone();
-    let mut backoff = Backoff::new(seed());
-    let mut attempt = 0;
-    loop {
-        let made = Subscriptions::connect(&settings.servers[at], attempt);
-        attempt += 1;
-        let error = match timeout(settings.connect_timeout, made).await {
-            Ok(Ok((subscriptions, messages))) => {
-                let began = Instant::now();
-                let error = serve(&shared, &server, subscriptions, messages).await;
-                shared.events.control(vec![ControlEvent::Interrupted]);
-                if began.elapsed() > settings.connect_timeout {
-                    backoff.reset();
-                }
-                error
-            }
-            Ok(Err(error)) => error,
-            Err(_) => Unreachable::Timeout,
-        };
-        tracing::warn!("redis: server {at}: control connection: {error}");
-        sleep(backoff.pause()).await;
-    }
+    let serve = async |subscriptions, messages| {
+        let mut is_listening = false;
+        let error = serve(&shared, &server, subscriptions, messages, &mut is_listening).await;
+        if is_listening {
+            shared.events.control(vec![ControlEvent::Interrupted]);
+        }
+        error
+    };
+    stay_connected(&shared, (at, &server), "control connection", serve).await;
 }
 
 /// Listens until the connection fails: why.
@@ -152,6 +139,7 @@ async fn serve(
     server: &Connected,
     subscriptions: Subscriptions,
     mut messages: Messages,
+    is_listening: &mut bool,
 ) -> Unreachable {
     let settings = &shared.settings;
     let names = &settings.operations.names;
@@ -161,6 +149,7 @@ async fn serve(
     if let Err(error) = subscriptions.subscribe(own).await {
         return error;
     }
+    *is_listening = true;
     shared.events.control(vec![ControlEvent::Listening]);
     let mut probes = interval(settings.probe_interval);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);

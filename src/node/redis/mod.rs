@@ -9,9 +9,10 @@
 //! server for each home, so that no connection carries the messages of all channels. A channel belongs to
 //! one server, by the jump hash of its name.
 //!
-//! A command whose reply is lost fails: it may have taken effect. One that is still in the queue was not
-//! sent, and waits for another connection. When the first attempt to connect again fails, the broker is
-//! lost: commands fail at once until it is back.
+//! A command whose reply is lost fails, since it may have taken effect, unless it does no harm to carry it out
+//! twice: then it is sent again, once. One that is still in the queue was not sent, and waits for another
+//! connection. When attempts to connect have failed for [`commands`]' patience, the server is lost: commands
+//! fail at once until it is back.
 
 mod backoff;
 mod commands;
@@ -19,6 +20,7 @@ mod control;
 mod inlet;
 mod pubsub;
 mod queue;
+mod reconnect;
 mod wire;
 
 #[cfg(test)]
@@ -295,7 +297,7 @@ impl Prepared {
         let (begins, begun) = std::sync::mpsc::channel();
         let mut threads = Vec::new();
         for (at, Parts { runtime, mailbox, bell, .. }) in parts.into_iter().enumerate() {
-            let (inbox, received) = mpsc::channel(CONTROL_MAX);
+            let (inbox, received) = mpsc::channel(CONTROL_MESSAGES_MAX);
             let bytes = Arc::new(AtomicUsize::new(0));
             let (settings, events) = (settings.clone(), events.clone());
             let (figures, queued, begins) = (figures.clone(), bytes.clone(), begins.clone());
@@ -404,17 +406,35 @@ pub fn check(settings: &Settings) -> Result<(), String> {
             let link = wire::Link::connect(server, settings.io_timeout);
             let made = tokio::time::timeout(settings.connect_timeout, link).await;
             let made = made.unwrap_or(Err(wire::Unreachable::Timeout));
-            made.map_err(|error| format!("server {at} ({server}): {error}"))?;
+            let link = made.map_err(|error| format!("server {at} ({server}): {error}"))?;
+            if let Some(fault) = misuse(settings, server, link).await {
+                return Err(format!("server {at} ({server}): {fault}"));
+            }
         }
         Ok(())
     })
+}
+
+/// Why a server that can be reached can't be used as the options say.
+async fn misuse(
+    settings: &Settings,
+    server: &Server,
+    mut link: wire::Link,
+) -> Option<&'static str> {
+    if !matches!(server, Server::Cluster { .. }) && link.is_cluster().await {
+        return Some("it is part of a Redis Cluster, whose nodes belong into cluster_address");
+    }
+    if settings.operations.presence_field_ttl && !link.has_field_ttl().await {
+        return Some("it has no HEXPIRE, which presence_hash_field_ttl needs (Redis 7.4)");
+    }
+    None
 }
 
 /// Interval at which the set of this node's presence entries is kept for another while.
 const KEEP_ENTRIES: Duration = Duration::from_secs(60);
 
 /// Messages to other nodes that wait for the thread at most.
-const CONTROL_MAX: usize = 4_096;
+const CONTROL_MESSAGES_MAX: usize = 4_096;
 
 /// What the first thread is given beside commands.
 enum Inbound {
@@ -453,6 +473,8 @@ impl Shared {
 /// A server, as the tasks of a thread see it.
 struct Connected {
     queue: Queue,
+    /// Command connections made so far.
+    made: Cell<u64>,
     /// For each home of the thread.
     wishes: Vec<Rc<Wishes>>,
     /// Wakes PUB/SUB connections that pause between attempts: the command connection is made.
@@ -471,7 +493,7 @@ async fn run(
         let wishes: Vec<_> = shared.homes().map(|_| Rc::new(Wishes::default())).collect();
         shared.wishes.borrow_mut().extend(wishes.iter().cloned());
         let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
-        let server = Rc::new(Connected { queue, wishes, is_back });
+        let server = Rc::new(Connected { queue, wishes, made: Cell::new(0), is_back });
         let (of_server, begins) = (server.clone(), begins.clone());
         tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
         for (place, home) in shared.homes().enumerate().filter(|_| has_channels) {

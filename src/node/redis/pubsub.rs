@@ -15,10 +15,10 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::backoff::Backoff;
-use super::commands::{probe, seed};
+use super::commands::probe;
+use super::reconnect::stay_connected;
 use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
 use crate::hub::broker::BrokerEvent;
@@ -189,49 +189,31 @@ pub(super) async fn run(
     let settings = shared.settings.clone();
     let wishes = server.wishes[place].clone();
     let probe_name = settings.operations.names.probe(&settings.uid, home);
-    let mut backoff = Backoff::new(seed());
-    let mut attempt = 0;
-    loop {
-        let made = Subscriptions::connect(&settings.servers[at], attempt);
-        attempt += 1;
-        let error = match timeout(settings.connect_timeout, made).await {
-            Ok(Ok((subscriptions, messages))) => {
-                Figures::add(&shared.figures.pubsub_connects, 1);
-                let began = Instant::now();
-                let mut connection = Connection {
-                    shared: &shared,
-                    at,
-                    server: &server,
-                    wishes: &wishes,
-                    home,
-                    probe_name: &probe_name,
-                    heard: Instant::now(),
-                    resubscribing: Some(began),
-                };
-                connection.hear();
-                let error = connection.serve(subscriptions, messages).await;
-                if connection.resubscribing.is_none() {
-                    Figures::add(&shared.figures.resubscribing, 1);
-                }
-                let events = wishes.interrupt();
-                if !events.is_empty() {
-                    shared.events.take(home, events);
-                }
-                if began.elapsed() > settings.connect_timeout {
-                    backoff.reset();
-                }
-                error
-            }
-            Ok(Err(error)) => error,
-            Err(_) => Unreachable::Timeout,
+    let name = format!("PUB/SUB connection of home {home}");
+    let serve = async |subscriptions, messages| {
+        Figures::add(&shared.figures.pubsub_connects, 1);
+        let mut connection = Connection {
+            shared: &shared,
+            at,
+            server: &server,
+            wishes: &wishes,
+            home,
+            probe_name: &probe_name,
+            heard: Instant::now(),
+            resubscribing: Some(Instant::now()),
         };
-        tracing::warn!("redis: server {at}: PUB/SUB connection of home {home}: {error}");
-        tokio::select! {
-            () = sleep(backoff.pause()) => {}
-            // Whatever is published from now on passes by until the channels are subscribed again.
-            () = server.is_back.notified() => backoff.reset(),
+        connection.hear();
+        let error = connection.serve(subscriptions, messages).await;
+        if connection.resubscribing.is_none() {
+            Figures::add(&shared.figures.resubscribing, 1);
         }
-    }
+        let events = wishes.interrupt();
+        if !events.is_empty() {
+            shared.events.take(home, events);
+        }
+        error
+    };
+    stay_connected(&shared, (at, &server), &name, serve).await;
 }
 
 struct Connection<'a> {

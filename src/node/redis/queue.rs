@@ -23,6 +23,8 @@ pub(super) struct Queued {
     pub since: Instant,
     /// It was refused since its script was not known.
     pub again: bool,
+    /// It was sent on an earlier connection, whose reply is lost.
+    pub resent: bool,
     /// Bytes that leave the thread's account with it.
     pub cost: usize,
 }
@@ -87,7 +89,15 @@ mod tests {
     fn queued(home: usize, bytes: usize) -> Queued {
         let request = Request::Plain { name: "PING", arguments: vec![vec![0; bytes]] };
         let awaited = Awaited::Nothing;
-        Queued { home, request, awaited, since: Instant::now(), again: false, cost: 1 }
+        Queued {
+            home,
+            request,
+            awaited,
+            since: Instant::now(),
+            again: false,
+            resent: false,
+            cost: 1,
+        }
     }
 
     #[test]

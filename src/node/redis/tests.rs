@@ -158,7 +158,6 @@ fn settings_of(server: Server) -> Settings {
         operations: Operations {
             names: Names::new("p", Layout::Plain),
             use_lists: false,
-            meta_ttl_s: 1_000,
             presence_ttl_s: 60,
             presence_users: false,
             presence_field_ttl: false,
@@ -255,7 +254,8 @@ impl TestNode {
     }
 
     fn read(&self, channel: &str, page: Page) -> (Position, Vec<u64>) {
-        self.send(Command::Read { ticket: Ticket(2), channel: channel.into(), page });
+        let (ticket, channel, meta_ttl_ms) = (Ticket(2), channel.into(), 1_000_000);
+        self.send(Command::Read { ticket, channel, page, meta_ttl_ms });
         self.history()
     }
 
@@ -354,7 +354,12 @@ fn histories(use_lists: bool) {
     assert_eq!(a.publish("c").offset, 7);
     // A stream that went back has another epoch afterwards, once.
     let epoch = empty.epoch.unwrap();
-    let renew = || Command::Renew { ticket: Ticket(4), channel: "c".into(), epoch: epoch.clone() };
+    let renew = || Command::Renew {
+        ticket: Ticket(4),
+        channel: "c".into(),
+        epoch: epoch.clone(),
+        meta_ttl_ms: 1_000_000,
+    };
     a.send(renew());
     let (renewed, newest) = a.history();
     assert_eq!((renewed.offset, newest), (7, vec![7]));

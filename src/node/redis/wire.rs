@@ -235,6 +235,27 @@ impl Link {
         pair.into_values().next()
     }
 
+    /// The server is a node of a Cluster, and does not say that where it may not be asked.
+    pub(super) async fn is_cluster(&mut self) -> bool {
+        let mut command = redis::cmd("INFO");
+        command.arg("cluster");
+        self.text(&command).await.is_some_and(|info| info.contains("cluster_enabled:1"))
+    }
+
+    /// Fields of hashes can expire.
+    pub(super) async fn has_field_ttl(&mut self) -> bool {
+        let mut command = redis::cmd("COMMAND");
+        command.arg("INFO").arg("HEXPIRE");
+        let Kind::One(connection) = &mut self.kind else { return true };
+        let found: Result<Vec<Value>, _> = command.query_async(connection).await;
+        !matches!(found.as_deref(), Ok([Value::Nil]))
+    }
+
+    async fn text(&mut self, command: &Cmd) -> Option<String> {
+        let Kind::One(connection) = &mut self.kind else { return None };
+        command.query_async(connection).await.ok()
+    }
+
     /// Sends requests: their replies, in their order. It is sent when the future is polled first.
     pub(super) fn send<'r>(
         &self,

@@ -41,7 +41,12 @@ pub(super) fn begin(
             let of = match &read.what {
                 Reading::Presence => Command::Members { ticket, channel, counts: false },
                 Reading::PresenceStats => Command::Members { ticket, channel, counts: true },
-                Reading::History(page) => Command::Read { ticket, channel, page: page.clone() },
+                Reading::History(page) => {
+                    let rules = turn.cx.channels_with(read.namespace);
+                    let options = super::seam::stream_options(rules.namespace(read.namespace));
+                    let (page, meta_ttl_ms) = (page.clone(), options.meta_ttl_ms);
+                    Command::Read { ticket, channel, page, meta_ttl_ms }
+                }
                 Reading::Drop => Command::Drop { ticket, channel },
             };
             // Who has just entered is to be seen.

@@ -7,7 +7,8 @@
 //!
 //! While there is no connection, publishing, reading and subscribing fail with an error that is temporary, and
 //! so they do when no answer comes in [`ANSWER_MS`] or when too many wait. A subscription that the server makes
-//! waits as long as it takes, since its connection could do nothing else about it.
+//! waits as long as it takes, since its connection could do nothing else about it; when far too many wait, its
+//! connection ends.
 //!
 //! A channel without subscribers is listened to for another second ([`LINGER_MS`]): clients that come back at
 //! once find position and window as they were.
@@ -61,10 +62,15 @@ impl Home {
         };
         let remote = self.remote.as_mut()?;
         let broker = remote.broker_of(&request);
-        let is_full = remote.waiting.len() >= OPERATIONS_MAX || turn.out.is_full(broker);
-        let may_fail = request.needs_broker() && !request.is_made_by_server();
-        let fails = may_fail && (is_full || !remote.reaches(&request));
-        turn.cx.counters().broker_refused.add(u64::from(may_fail && is_full));
+        let waiting = remote.waiting.len();
+        let (is_full, is_away) = match request.is_made_by_server() {
+            true => (waiting >= SERVER_OPERATIONS_MAX, false),
+            false => {
+                (waiting >= OPERATIONS_MAX || turn.out.is_full(broker), !remote.reaches(&request))
+            }
+        };
+        let fails = request.needs_broker() && (is_full || is_away);
+        turn.cx.counters().broker_refused.add(u64::from(fails && is_full));
         if fails {
             self.refuse(turn, from, request);
             return None;
@@ -364,9 +370,10 @@ impl Home {
         let query = channel.line.query(ticket, channel.need, channel.unmet, limit);
         if let Some(query) = query {
             let (ticket, name) = (remote.ticket(number), channel.name.clone());
+            let meta_ttl_ms = channel.history(turn.cx).meta_ttl_ms;
             let of = match query {
-                Query::Read(page) => Command::Read { ticket, channel: name, page },
-                Query::Renew(epoch) => Command::Renew { ticket, channel: name, epoch },
+                Query::Read(page) => Command::Read { ticket, channel: name, page, meta_ttl_ms },
+                Query::Renew(epoch) => Command::Renew { ticket, channel: name, epoch, meta_ttl_ms },
             };
             command(turn.cx, turn.out, of);
         }
@@ -525,6 +532,9 @@ const LINGER_MS: u64 = 1_000;
 
 /// Operations that wait at one home; more get an error that is temporary.
 const OPERATIONS_MAX: usize = 1 << 16;
+
+/// The same with subscriptions that the server makes: more end their connections, which come again later.
+const SERVER_OPERATIONS_MAX: usize = 1 << 17;
 
 #[cfg(test)]
 mod tests;

@@ -1054,7 +1054,12 @@ mod tests {
             }),
             Box::new(|| {
                 let page = Page { since: Some(since()), ..Page::default() };
-                Mail::Command(Box::new(Command::Read { ticket: Ticket(1), channel: name(), page }))
+                Mail::Command(Box::new(Command::Read {
+                    ticket: Ticket(1),
+                    channel: name(),
+                    page,
+                    meta_ttl_ms: 0,
+                }))
             }),
             Box::new(|| {
                 let changes = vec![
@@ -1066,7 +1071,8 @@ mod tests {
             }),
             Box::new(|| {
                 let epoch = text().as_str().into();
-                let renew = Command::Renew { ticket: Ticket(1), channel: name(), epoch };
+                let (ticket, channel, meta_ttl_ms) = (Ticket(1), name(), 0);
+                let renew = Command::Renew { ticket, channel, epoch, meta_ttl_ms };
                 Mail::Command(Box::new(renew))
             }),
             Box::new(|| {

@@ -195,7 +195,6 @@ impl NodesPlan {
         let operations = Operations {
             names: Names::new("centrifugo", layout),
             use_lists,
-            meta_ttl_s: pick(rng, &[0, 3_600]),
             presence_ttl_s: 60,
             presence_users: rng.one_in(2),
             presence_field_ttl: rng.one_in(3),
@@ -311,7 +310,7 @@ fn namespaces(rng: &mut Rng) -> Vec<Namespace> {
     let history = Namespace {
         history_size: pick(rng, &[20, 300]),
         history_ttl_ms: 300_000,
-        history_meta_ttl_ms: 3_600_000,
+        history_meta_ttl_ms: pick(rng, &[0, 3_600_000]),
         ..open()
     };
     vec![

@@ -175,13 +175,13 @@ impl Broker {
                 wire.interrupted.remove(&channel);
             }
             Command::Publish(publishing) => return self.publish(node, *publishing, rng),
-            Command::Read { ticket, channel, page } => {
+            Command::Read { ticket, channel, page, .. } => {
                 let stream = &self.streams[&channel];
                 let (top, entries) = (stream.position(), stream.page(&page));
                 wire.answers.push_back(BrokerEvent::History { ticket, top, entries });
                 self.reads += 1;
             }
-            Command::Renew { ticket, channel, epoch } => {
+            Command::Renew { ticket, channel, epoch, .. } => {
                 if self.streams[&channel].epoch == epoch {
                     let next = self.next_epoch();
                     let stream = self.streams.get_mut(&channel).unwrap();

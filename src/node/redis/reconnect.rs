@@ -1,0 +1,46 @@
+//! A PUB/SUB connection that is made again whenever it ends.
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::commands::seed;
+use super::wire::{Messages, Subscriptions, Unreachable};
+use super::{Connected, Shared};
+
+/// Keeps a connection to a server until the process ends: `serve` has it as long as it works, and returns why
+/// it doesn't any more. `name` is the connection's in the log. Pauses between attempts end when the server has
+/// taken a command connection: what is published from then on is to be received.
+pub(super) async fn stay_connected(
+    shared: &Shared,
+    (at, server): (usize, &Connected),
+    name: &str,
+    mut serve: impl AsyncFnMut(Subscriptions, Messages) -> Unreachable,
+) {
+    let settings = &shared.settings;
+    let mut backoff = Backoff::new(seed());
+    for attempt in 0.. {
+        let made_before = server.made.get();
+        let made = Subscriptions::connect(&settings.servers[at], attempt);
+        let error = match timeout(settings.connect_timeout, made).await {
+            Ok(Ok((subscriptions, messages))) => {
+                let began = Instant::now();
+                let error = serve(subscriptions, messages).await;
+                if began.elapsed() > settings.connect_timeout {
+                    backoff.reset();
+                }
+                error
+            }
+            Ok(Err(error)) => error,
+            Err(_) => Unreachable::Timeout,
+        };
+        tracing::warn!("redis: server {at}: {name}: {error}");
+        if server.made.get() != made_before {
+            // The server is there again, and has been since that attempt began.
+            backoff.reset();
+        }
+        tokio::select! {
+            () = sleep(backoff.pause()) => {}
+            () = server.is_back.notified() => backoff.reset(),
+        }
+    }
+}
