@@ -31,6 +31,8 @@ mod protocol;
 mod proxies;
 mod ready;
 mod redis;
+mod redis_faults;
+mod redis_layouts;
 mod reload;
 mod senders;
 mod server_subs;
