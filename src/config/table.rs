@@ -151,7 +151,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("client.queue_max_size", SIZE, "1048576", Built, "Maximum bytes queued for a client; above it the client is closed as slow."),
     opt("client.connection_limit", COUNT, "0", Built, "Maximum number of connected clients of this node; 0: as many as the machine holds. Open connections that have not sent connect do not count."),
     opt("client.connection_rate_limit", COUNT, "0", Built, "Maximum number of new connections per second; 0: no limit."),
-    opt("client.user_connection_limit", LIMIT, "0", Built, "Maximum number of connections of one user to this node; 0: no limit."),
+    opt("client.user_connection_limit", LIMIT, "0", Built, "Maximum number of connections of one user to this node, whatever it has to others; 0: no limit."),
     opt("client.concurrency", Integer(0, 64), "0", Built, "Proxy calls that one client may have in flight. 0 or 1: one, which keeps its commands in order."),
     opt("client.history_max_publication_limit", LIMIT, "300", Built, "Maximum number of publications in one answer to a history call; 0: no limit."),
     opt("client.recovery_max_publication_limit", LIMIT, "300", Built, "Maximum number of publications that one subscription recovers; 0: no limit."),
@@ -168,7 +168,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
 
     opt("client.subscribe_to_user_personal_channel.enabled", Bool, "false", Built, "Subscribe each user with an id to its personal channel, #user, when it connects."),
     opt("client.subscribe_to_user_personal_channel.personal_channel_namespace", Text, "\"\"", Built, "Namespace of personal channels; empty: none."),
-    opt("client.subscribe_to_user_personal_channel.single_connection", Bool, "false", Built, "A new connection of a user closes the older ones; needs presence in that namespace."),
+    opt("client.subscribe_to_user_personal_channel.single_connection", Bool, "false", Built, "A new connection of a user closes the older ones to the same node; needs presence in that namespace."),
 
     opt("client.token.hmac_secret_key", Text, "\"\"", Built, "Secret that signs client tokens (HS256, HS384, HS512)."),
     opt("client.token.hmac_previous_secret_key", Text, "\"\"", Built, "Previous secret, still accepted after a rotation."),

@@ -40,6 +40,7 @@ use super::info::NodeInfo;
 use super::memory;
 use super::orders::Target;
 use super::redis::{ControlEvent, Recipient};
+use super::users;
 use crate::base::time::Millis;
 use crate::cluster::control::{Command, Message, Node};
 use crate::cluster::peers::Heard;
@@ -103,6 +104,9 @@ struct State {
 
 /// How often is looked whether something is due.
 const TICK: Duration = Duration::from_millis(250);
+
+/// So long a state waits for the number of users.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// So long the fate of a message is waited for; the broker's own time limits are shorter.
 const SENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -257,7 +261,7 @@ impl Cluster {
     }
 
     /// Does what is due.
-    fn look(&self, now: Millis) {
+    fn look(self: &Arc<Self>, now: Millis) {
         let due = {
             let mut state = self.state();
             state.outbox.expire(now, &self.counters);
@@ -269,7 +273,13 @@ impl Cluster {
             self.has_gone(&uid);
         }
         if due.ping {
-            self.publish_state(Recipient::All, due.with_metrics);
+            let cluster = Arc::clone(self);
+            tokio::spawn(async move {
+                let count = users::count(&cluster.node, &cluster.control_mail);
+                // A busy shard may not keep the others from hearing of this node.
+                let _ = tokio::time::timeout(COUNT_TIMEOUT, count).await;
+                cluster.publish_state(Recipient::All, due.with_metrics);
+            });
         }
     }
 
