@@ -122,7 +122,6 @@ fn run(port: u16, folder: &PathBuf, flags: &[String]) -> Child {
 /// What all nodes of these tests allow.
 const OPTIONS: &str = r#"
 http_api.key = "k"
-health.enabled = true
 [channel.without_namespace]
 allow_subscribe_for_client = true
 allow_subscribe_for_anonymous = true

@@ -92,7 +92,9 @@ fn a_killed_command_connection_costs_an_error_at_most() {
 #[test]
 fn redis_that_is_gone_and_back_empty_closes_nothing() {
     let Some(mut server) = RedisServer::start(&[]) else { return };
-    let (a, b) = (node(&server), node(&server));
+    let engine =
+        format!("engine.redis.address = \"127.0.0.1:{}\"\nhealth.enabled = true", server.port);
+    let (a, b) = (node_with(&engine), node(&server));
     let mut follower_of_plain = follower(&a, "plain");
     let mut follower_of_stream = follower(&a, "stream:x");
     publish_until_taken(&b, "stream:x", 1);
