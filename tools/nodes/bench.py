@@ -560,7 +560,11 @@ def main(options):
     found = []
     for name in wanted:
         note(f"bench: {name}")
-        rows = ROWS[name](options)
+        try:
+            rows = ROWS[name](options)
+        except (CannotRun, OSError, KeyError) as error:
+            note(f"bench: {name}: {error}")
+            rows = [Row(f"row `{name}`", "not measured", "", False, "", str(error).splitlines()[0][:100])]
         found += rows
         for row in rows:
             print(f"{'kept  ' if row.is_kept else 'MISSED'} {row.what}: {row.value} (bound {row.bound}"
