@@ -529,9 +529,9 @@ def document(options, rows):
     lines = [
         "# Several nodes, measured",
         "",
-        "Written by `tools/cluster bench`. Nodes, Redis, clients and whatever else this machine did shared its",
-        "processors, so rates are low and latencies high; floors are of the same run, by a bare client on the",
-        "same machine.",
+        f"Written by `tools/cluster bench{f' --rows {options.rows}' if options.rows else ''}`. Nodes, Redis,",
+        "clients and whatever else this machine did shared its processors, so rates are low and latencies",
+        "high; floors are of the same run, by a bare client on the same machine.",
         "",
         f"- Machine: Linux {platform.release()}, {os.cpu_count()} cores, {memory:.0f} GiB,",
         f"  {datetime.date.today().isoformat()}; load average {os.getloadavg()[0]:.1f} at the end of the run, so",
@@ -572,7 +572,7 @@ def main(options):
     text = document(options, found)
     print()
     print(text)
-    if not options.no_file and not options.rows:
+    if not options.no_file:
         DOCUMENT.write_text(text)
         note(f"written to {DOCUMENT.relative_to(ROOT)}")
     return 0 if all(row.is_kept for row in found) else 1
