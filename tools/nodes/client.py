@@ -122,16 +122,22 @@ class Client:
         return None
 
     def subscribe(self, channels):
-        """Subscribes to channels and waits for the replies."""
+        """Subscribes to channels and waits for the replies; what fails for a while is tried again."""
         some = 500
-        for at in range(0, len(channels), some):
-            self.send({"subscribe": {"channel": channel}} for channel in channels[at:at + some])
-            left = len(channels[at:at + some])
+        left = list(channels)
+        while left:
+            now, left = left[:some], left[some:]
+            first = self.last_id + 1
+            self.send({"subscribe": {"channel": channel}} for channel in now)
+            answered = 0
             for line in self.lines():
                 if b'"error"' in line:
-                    raise ConnectionError(line.decode())
-                left -= b'"subscribe"' in line
-                if left == 0:
+                    if b'"temporary":true' not in line:
+                        raise ConnectionError(line.decode())
+                    left.append(now[json.loads(line)["id"] - first])
+                    answered += 1
+                answered += b'"subscribe"' in line
+                if answered == len(now):
                     break
 
     def count(self, mark, number, seconds):

@@ -159,8 +159,12 @@ class Network:
     Addresses are of 198.18.0.0/15, which is for tests of networks.
     """
 
+    # How many this process has made.
+    made = 0
+
     def __init__(self):
-        self.id = str(os.getpid())
+        Network.made += 1
+        self.id = f"{os.getpid()}-{Network.made}"
         self.bridge = f"rb{self.id}"
         self.count = 0
         remove_leftovers()
@@ -220,9 +224,10 @@ def can_make_namespaces():
 def remove_leftovers():
     """Removes networks of processes that ended by force."""
     text = ip("netns", "list", check=False) + ip("-o", "link", check=False)
-    owners = set(re.findall(r"\broost-(\d+)-\d+\b", text)) | set(re.findall(r"\brb(\d+)\b", text))
+    owners = set(re.findall(r"\broost-(\d+-\d+)-\d+\b", text))
+    owners |= set(re.findall(r"\brb(\d+-\d+)\b", text))
     for owner in owners:
-        if not Path(f"/proc/{owner}").exists():
+        if not Path(f"/proc/{owner.split('-')[0]}").exists():
             remove_network(owner)
 
 

@@ -405,7 +405,7 @@ testEach('with single_connection the older connection is closed with 3504', asyn
     assert.equal(current.state, 'connected');
     assert.equal(bob.state, 'connected');
   });
-});
+}, ONE_NODE);
 
 testEach('a user has so many connections and no more', async (encoding) => {
   const config = `${CONFIG}\n[client]\nuser_connection_limit = 2\n`;
