@@ -162,7 +162,7 @@ mod tests {
             (PresenceChange::Refresh, info("3")),
             (PresenceChange::Leave, info("4")),
         ];
-        let update = PresenceUpdate { channel: "news".into(), changes };
+        let update = PresenceUpdate { channel: "news".into(), ticket: None, changes };
         let requests = operations().entries_of_update("n", &update);
         let words: Vec<_> = requests.iter().map(words).collect();
         let key = "p.roost.node.n";
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(words[1], ["EXPIRE", key, "600"]);
         assert_eq!(words[2], ["SREM", key, "+4\0news", "-4\0news"]);
         let changes = vec![(PresenceChange::Refresh, info("3"))];
-        let update = PresenceUpdate { channel: "news".into(), changes };
+        let update = PresenceUpdate { channel: "news".into(), ticket: None, changes };
         assert!(operations().entries_of_update("n", &update).is_empty());
     }
 

@@ -14,7 +14,8 @@ use super::payload::{Envelope, Payload};
 use super::scripts::Script;
 use crate::base::info::ClientInfo;
 use crate::hub::broker::{
-    BrokerEvent, Command, Delivered, Entry, FailureCause, PresenceChange, Publishing, Ticket,
+    BrokerEvent, Command, Delivered, Entry, FailureCause, PresenceChange, PresenceUpdate,
+    Publishing, Ticket,
 };
 use crate::hub::history::{Epoch, Page, Position, Published, Record};
 use crate::proto::client::nodes::{NodePublication, put_client_info, read_client_info};
@@ -268,15 +269,8 @@ impl Operations {
                 each(request, Awaited::Done { ticket });
             }
             Command::Presence(update) => {
-                self.check(&update.channel, false, None)?;
-                for changes in update.changes.chunks(PRESENCE_CHANGES_MAX) {
-                    let prolongs = |(of, _): &(PresenceChange, _)| *of == PresenceChange::Refresh;
-                    let awaited = match changes.iter().any(prolongs) {
-                        true => Awaited::Prolonged { channel: update.channel.clone() },
-                        false => Awaited::Nothing,
-                    };
-                    each(self.presence_update(&update.channel, changes), awaited);
-                }
+                self.check(&update.channel, false, update.ticket)?;
+                self.change_presence(&update, each);
             }
             Command::Members { ticket, channel, counts } => {
                 self.check(&channel, false, Some(ticket))?;
@@ -288,6 +282,24 @@ impl Operations {
             }
         }
         Ok(())
+    }
+
+    /// The requests of an update of presence: the last one has the answer, if one is awaited.
+    fn change_presence(&self, update: &PresenceUpdate, mut each: impl FnMut(Request, Awaited)) {
+        let PresenceUpdate { channel, ticket, changes } = update;
+        let chunks = changes.chunks(PRESENCE_CHANGES_MAX);
+        let last = chunks.len().saturating_sub(1);
+        for (at, changes) in chunks.enumerate() {
+            let prolongs = |(of, _): &(PresenceChange, _)| *of == PresenceChange::Refresh;
+            let awaited = match ticket {
+                Some(ticket) if at == last => Awaited::Done { ticket: *ticket },
+                _ if changes.iter().any(prolongs) => {
+                    Awaited::Prolonged { channel: channel.clone() }
+                }
+                _ => Awaited::Nothing,
+            };
+            each(self.presence_update(channel, changes), awaited);
+        }
     }
 
     fn members(&self, channel: &str, counts: bool) -> Request {

@@ -76,7 +76,7 @@ pub enum Command {
         /// The channel.
         channel: CompactString,
     },
-    /// Change who is present. Not answered.
+    /// Change who is present. Answer, if it has a ticket: [`BrokerEvent::Done`].
     Presence(Box<PresenceUpdate>),
     /// Read who is present. Answer: [`BrokerEvent::Members`], or [`BrokerEvent::MemberCounts`].
     Members {
@@ -103,6 +103,8 @@ pub enum Command {
 pub struct PresenceUpdate {
     /// The channel.
     pub channel: CompactString,
+    /// Names the answer, if one is awaited.
+    pub ticket: Option<Ticket>,
     /// What changes, and the packed `ClientInfo` of the client. Its client id is the key: presence of several
     /// nodes knows neither shards nor connections.
     pub changes: Vec<(PresenceChange, Box<[u8]>)>,
@@ -287,7 +289,7 @@ impl HeapBytes for Command {
             Self::Read { channel, page, .. } => heap_bytes_of!(channel, &page.since),
             Self::Renew { channel, epoch, .. } => heap_bytes_of!(channel, epoch),
             Self::Presence(update) => {
-                let PresenceUpdate { channel, changes } = &**update;
+                let PresenceUpdate { channel, changes, ticket: _ } = &**update;
                 let infos: usize = changes.iter().map(|(_, info)| info.heap_bytes()).sum();
                 let list = changes.capacity() * size_of::<(PresenceChange, Box<[u8]>)>();
                 size_of::<PresenceUpdate>() + channel.heap_bytes() + list + infos

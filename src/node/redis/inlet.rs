@@ -101,10 +101,10 @@ pub(super) fn failure(command: &Command) -> Option<BrokerEvent> {
         | Command::Renew { ticket, .. }
         | Command::Drop { ticket, .. }
         | Command::Members { ticket, .. } => *ticket,
-        Command::Listen { .. }
-        | Command::Unlisten { .. }
-        | Command::Presence(_)
-        | Command::Announce { .. } => return None,
+        Command::Presence(update) => update.ticket?,
+        Command::Listen { .. } | Command::Unlisten { .. } | Command::Announce { .. } => {
+            return None;
+        }
     };
     Some(BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable })
 }

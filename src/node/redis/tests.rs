@@ -446,7 +446,11 @@ fn presence_is_kept_by_client_and_user() {
         };
         let update = |changes| {
             let channel = channel.as_str().into();
-            node.send(Command::Presence(Box::new(PresenceUpdate { channel, changes })));
+            node.send(Command::Presence(Box::new(PresenceUpdate {
+                channel,
+                ticket: None,
+                changes,
+            })));
         };
         let counts = || {
             let channel = channel.as_str().into();
@@ -864,7 +868,7 @@ fn entries_of_a_dead_node_are_removed_and_announced_once() {
     let enter = |node: &TestNode, channel: &str, clients: &[String], announces| {
         let changes = clients.iter().map(|of| (PresenceChange::Enter { announces }, info(of)));
         let (channel, changes) = (channel.into(), changes.collect());
-        node.send(Command::Presence(Box::new(PresenceUpdate { channel, changes })));
+        node.send(Command::Presence(Box::new(PresenceUpdate { channel, ticket: None, changes })));
     };
     let members = |node: &TestNode, channel: &str| {
         node.send(Command::Members { ticket: Ticket(1), channel: channel.into(), counts: false });
@@ -879,7 +883,7 @@ fn entries_of_a_dead_node_are_removed_and_announced_once() {
     enter(&dead, "large", &clients[..1], true);
     enter(&b, "large", &["of b".to_owned()], true);
     let changes = vec![(PresenceChange::Leave, info("c7"))];
-    let update = PresenceUpdate { channel: "large".into(), changes };
+    let update = PresenceUpdate { channel: "large".into(), ticket: None, changes };
     dead.send(Command::Presence(Box::new(update)));
     assert_eq!(members(&dead, "large").len(), 300);
     assert_eq!(members(&b, "large").len(), 300);

@@ -13,7 +13,7 @@ use super::presence::Changes;
 use super::seam::{Turn, stream_options};
 use crate::base::id::ShardId;
 use crate::base::time::Millis;
-use crate::hub::broker::Ticket;
+use crate::hub::broker::{PresenceChange, Ticket};
 #[cfg(test)]
 use crate::hub::history::Position;
 use crate::hub::history::StreamOptions;
@@ -126,6 +126,22 @@ impl Remote {
             true => self.changes.is_connected,
             false => self.is_connected,
         }
+    }
+
+    /// A client is present from now on, or no more. The ticket that is answered when the broker knows.
+    pub(super) fn presence(
+        &mut self,
+        (number, channel): (u32, &CompactString),
+        change: PresenceChange,
+        info: &[u8],
+    ) -> Option<Ticket> {
+        self.changes.presence(channel, change, info);
+        let (next, tickets) = (&mut self.next_ticket, &mut self.tickets);
+        self.changes.ticket(channel, || {
+            *next += 1;
+            tickets.insert(Ticket(*next), number);
+            Ticket(*next)
+        })
     }
 
     pub(super) fn ticket(&mut self, channel: u32) -> Ticket {
@@ -285,6 +301,21 @@ impl Channel {
         self.has_failed |= failed > 0;
         self.recount();
         failed
+    }
+
+    /// Operations wait no longer for the broker to know who is present. Whether one did.
+    pub(super) fn release(&mut self, which: impl Fn(&Op, Ticket) -> bool) -> bool {
+        let mut has_released = false;
+        for op in &mut self.ops {
+            if op.presence.is_some_and(|ticket| which(op, ticket)) {
+                has_released = true;
+                op.presence = None;
+                if matches!(op.request, Request::Unsubscribe(_)) {
+                    op.step = Step::Ready(Outcome::Nothing);
+                }
+            }
+        }
+        has_released
     }
 
     /// Takes out the operations that have failed, wherever they stand.

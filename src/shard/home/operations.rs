@@ -9,26 +9,34 @@ use super::seam::{Turn, command, command_to};
 use crate::base::id::ShardId;
 use crate::hub::broker::{Command, FailureCause, PresenceChange, Publishing, Ticket};
 use crate::hub::history::{Position, Published, Record, StreamOptions};
+use crate::hub::home::Homes;
 use crate::hub::members::Member;
 use crate::proto::client::ErrorCode;
 use crate::shard::context::Cx;
 use crate::shard::mail::acks::Ack;
 use crate::shard::mail::shard_set::ShardSet;
 use crate::shard::mail::{
-    Answer, Mail, Publish, Read, Reading, Recover, Recovery, Subscribe, Subscribed, Unsubscribe,
+    Answer, Mail, Membership, Publish, Read, Reading, Recover, Recovery, Subscribe, Subscribed,
+    Unsubscribe,
 };
 
-/// Begins the next operation of a channel.
+/// Begins the next operation of a channel: its step, and the ticket of its change of presence.
 pub(super) fn begin(
     turn: &mut Turn<'_>,
+    homes: &mut Homes,
     remote: &mut Remote,
     number: u32,
     channel: &mut Channel,
-) -> Step {
-    let Some(op) = channel.ops.get(channel.begun) else { return Step::Queued };
-    match &op.request {
-        Request::Unsubscribe(_) | Request::Reinform { .. } | Request::ReadHere(_) => {
-            Step::Ready(Outcome::Nothing)
+) -> (Step, Option<Ticket>) {
+    let Some(op) = channel.ops.get(channel.begun) else { return (Step::Queued, None) };
+    let step = match &op.request {
+        Request::Reinform { .. } | Request::ReadHere(_) => Step::Ready(Outcome::Nothing),
+        Request::Unsubscribe(unsubscribe) => {
+            let presence = leave(turn.cx, homes, remote, (number, op.from), unsubscribe);
+            return match presence {
+                Some(ticket) => (Step::Waits(ticket), presence),
+                None => (Step::Ready(Outcome::Nothing), None),
+            };
         }
         Request::Publish(publish) => {
             let ticket = remote.ticket(number);
@@ -56,13 +64,12 @@ pub(super) fn begin(
             Step::Waits(ticket)
         }
         Request::Subscribe(subscribe) => {
-            if let Some(membership) = &subscribe.membership
-                && membership.present
-            {
-                let (info, announces) = (&membership.info, membership.announces);
-                let enter = PresenceChange::Enter { announces };
-                remote.changes.presence(&channel.name, enter, info);
-            }
+            let membership = subscribe.membership.as_ref().filter(|of| of.present);
+            let presence = membership.and_then(|membership| {
+                let Membership { announces, info, .. } = &**membership;
+                let change = PresenceChange::Enter { announces: *announces };
+                remote.presence((number, &channel.name), change, info)
+            });
             channel.line.namespace = subscribe.namespace;
             let need = match &subscribe.recover {
                 Some(recover) if !recover.latest => Need::Missed,
@@ -71,9 +78,29 @@ pub(super) fn begin(
             if channel.history(turn.cx).kept() {
                 channel.need = channel.need.max(need);
             }
-            Step::Joining(channel.line.reads_sent())
+            return (Step::Joining(channel.line.reads_sent()), presence);
         }
+    };
+    (step, None)
+}
+
+/// A subscriber leaves. The ticket of its change of presence.
+fn leave(
+    cx: &Cx,
+    homes: &mut Homes,
+    remote: &mut Remote,
+    (number, from): (u32, ShardId),
+    unsubscribe: &Unsubscribe,
+) -> Option<Ticket> {
+    let Unsubscribe { channel, traits, member, .. } = unsubscribe;
+    let hash = cx.node.names.hash(channel);
+    let member = member.map(|conn| Member { shard: from, conn });
+    let left = homes.unsubscribe(channel, hash, from, *traits, member)?;
+    let ticket = remote.presence((number, channel), PresenceChange::Leave, &left.info);
+    if left.announces {
+        remote.changes.event(channel, false, left.info);
     }
+    ticket
 }
 
 /// A publication as the broker takes it.
@@ -130,7 +157,8 @@ impl Home {
                 self.join(turn, remote, from, (*subscribe, none, Recovery::Unavailable));
             }
             Request::Unsubscribe(unsubscribe) => {
-                self.end_unsubscribe(turn, remote, from, &unsubscribe);
+                let Unsubscribe { local, asker, .. } = *unsubscribe;
+                turn.out.send(turn.cx, from, Mail::Unsubscribed { local, asker });
             }
             Request::Reinform { conn, info } => {
                 if let Some(announces) = self.reinform(turn.cx, from, &channel.name, conn, &info) {
@@ -175,6 +203,9 @@ impl Home {
         (op, sent): (Op, u32),
     ) -> Result<(), Op> {
         let Request::Subscribe(subscribe) = &op.request else { return Err(op) };
+        if op.presence.is_some() {
+            return Err(op);
+        }
         let history = channel.history(turn.cx);
         let mut recovery = Recovery::None;
         let mut position = Position { offset: 0, epoch: None };
@@ -274,27 +305,6 @@ impl Home {
         if let Some((true, info)) = announced {
             remote.changes.event(&channel, true, info);
         }
-    }
-
-    /// A subscriber leaves.
-    fn end_unsubscribe(
-        &mut self,
-        turn: &mut Turn<'_>,
-        remote: &mut Remote,
-        from: ShardId,
-        unsubscribe: &Unsubscribe,
-    ) {
-        let Turn { cx, out, .. } = turn;
-        let Unsubscribe { local, channel, asker, traits, member } = unsubscribe;
-        let hash = cx.node.names.hash(channel);
-        let member = member.map(|conn| Member { shard: from, conn });
-        if let Some(left) = self.channels.unsubscribe(channel, hash, from, *traits, member) {
-            remote.changes.presence(channel, PresenceChange::Leave, &left.info);
-            if left.announces {
-                remote.changes.event(channel, false, left.info);
-            }
-        }
-        out.send(cx, from, Mail::Unsubscribed { local: *local, asker: *asker });
     }
 }
 

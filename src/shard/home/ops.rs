@@ -3,7 +3,7 @@
 //! | operation | begins | commands | ends |
 //! | --- | --- | --- | --- |
 //! | subscribe | once the channel is delivered | `Presence` | once its position and what it missed are known |
-//! | unsubscribe | at once | - | leaves (`Presence`, `Announce`), answers |
+//! | unsubscribe | once earlier subscriptions have ended | `Presence`, `Announce` | answers |
 //! | publish | once earlier subscriptions have ended | `Publish` | acknowledges |
 //! | read | at once | `Read`, `Members`, `Drop`; none for what the home keeps | answers |
 
@@ -23,6 +23,9 @@ pub(super) struct Op {
     pub(super) from: ShardId,
     pub(super) request: Request,
     pub(super) step: Step,
+    /// It changes who is present, and the broker has not answered that yet: it ends behind the answer, so that
+    /// the change is found on each node from then on.
+    pub(super) presence: Option<Ticket>,
 }
 
 /// The request of an operation.
@@ -107,6 +110,7 @@ impl Op {
             Step::Waits(_) => false,
             Step::Ready(_) => return,
         };
+        self.presence = None;
         self.step = match self.request.is_made_by_server() {
             true => Step::Queued,
             false => Step::Ready(Outcome::Failed { cause: FailureCause::Unavailable, is_present }),

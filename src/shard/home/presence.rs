@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use super::seam::{command, command_to};
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
-use crate::hub::broker::{Command, PresenceChange, PresenceUpdate};
+use crate::hub::broker::{Command, PresenceChange, PresenceUpdate, Ticket};
 use crate::hub::home::Homes;
 use crate::hub::members::Members;
 use crate::shard::context::Cx;
@@ -31,6 +31,8 @@ pub(super) struct Changes {
     pub(super) is_connected: bool,
     /// The broker of channels, which carries the events, can be reached.
     pub(super) carries_events: bool,
+    /// Of channels whose changes of this turn are to be answered.
+    tickets: HashMap<CompactString, Ticket, FixedState>,
     /// By channel, in order, with packed infos.
     list: Vec<(CompactString, Change, Box<[u8]>)>,
     /// The number of the channel that is refreshed next.
@@ -49,6 +51,7 @@ impl Changes {
             broker,
             is_connected,
             carries_events,
+            tickets: HashMap::default(),
             list: Vec::new(),
             refresh_at: 0,
             hurry: 0,
@@ -61,6 +64,19 @@ impl Changes {
         if self.broker.is_some() {
             self.list.push((channel.clone(), Change::Presence(of), info.into()));
         }
+    }
+
+    /// The ticket that is answered when the broker has the changes of this turn of a channel, made by `new`;
+    /// none where there is no such broker, or it can't be reached.
+    pub(super) fn ticket(
+        &mut self,
+        channel: &CompactString,
+        new: impl FnOnce() -> Ticket,
+    ) -> Option<Ticket> {
+        if self.broker.is_none() || !self.is_connected {
+            return None;
+        }
+        Some(*self.tickets.entry(channel.clone()).or_insert_with(new))
     }
 
     /// Others are to see a client join or leave.
@@ -78,6 +94,7 @@ impl Changes {
     /// this node.
     pub(super) fn connected(&mut self, is_connected: bool) {
         self.is_connected = is_connected;
+        self.tickets.clear();
         self.list.retain(|(_, change, _)| matches!(change, Change::Event { .. }));
         self.hurry = if is_connected { HURRY_SECONDS } else { 0 };
     }
@@ -116,6 +133,7 @@ impl Changes {
             return;
         }
         let mut list = std::mem::take(&mut self.list);
+        let mut tickets = std::mem::take(&mut self.tickets);
         let (is_connected, carries_events) = (self.is_connected, self.carries_events);
         list.retain(|(_, change, _)| match change {
             Change::Presence(_) => is_connected,
@@ -130,7 +148,8 @@ impl Changes {
             while let Some((_, change, info)) = list.next_if(|next| next.0 == channel) {
                 of_channel.push((change, info));
             }
-            send_channel(cx, broker, channel, of_channel, out);
+            let ticket = tickets.remove(&channel);
+            send_channel(cx, broker, (channel, ticket), of_channel, out);
         }
     }
 
@@ -156,7 +175,7 @@ impl Changes {
                 continue;
             }
             let present = members.present().map(|info| (PresenceChange::Refresh, info.into()));
-            send_update(cx, broker, &channel, present.collect(), out);
+            send_update(cx, broker, (&channel, None), present.collect(), out);
         }
         self.send(cx, out);
     }
@@ -166,7 +185,7 @@ impl Changes {
 fn send_channel(
     cx: &Cx,
     broker: ShardId,
-    channel: CompactString,
+    (channel, ticket): (CompactString, Option<Ticket>),
     changes: Vec<(Change, Box<[u8]>)>,
     out: &mut Post,
 ) {
@@ -189,7 +208,7 @@ fn send_channel(
             }
         }
     }
-    send_update(cx, broker, &channel, update, out);
+    send_update(cx, broker, (&channel, ticket), update, out);
     for (joined, info) in events {
         command(cx, out, Command::Announce { channel: channel.clone(), joined, info });
     }
@@ -198,13 +217,15 @@ fn send_channel(
 fn send_update(
     cx: &Cx,
     broker: ShardId,
-    channel: &CompactString,
+    (channel, ticket): (&CompactString, Option<Ticket>),
     mut changes: Vec<(PresenceChange, Box<[u8]>)>,
     out: &mut Post,
 ) {
     while !changes.is_empty() {
         let rest = changes.split_off(changes.len().min(CHANGES_MAX));
-        let update = PresenceUpdate { channel: channel.clone(), changes };
+        // The last one is answered: it comes behind the others.
+        let ticket = ticket.filter(|_| rest.is_empty());
+        let update = PresenceUpdate { channel: channel.clone(), ticket, changes };
         command_to(cx, out, broker, Command::Presence(Box::new(update)));
         changes = rest;
     }

@@ -26,6 +26,7 @@ use crate::base::id::ShardId;
 use crate::base::time::Millis;
 use crate::hub::broker::{BrokerEvent, Command, Delivered, FailureCause, Ticket};
 use crate::hub::history::Position;
+use crate::hub::home::Homes;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 use crate::shard::mail::{BROKER, Mail, PRESENCE_BROKER};
@@ -78,7 +79,7 @@ impl Home {
         let number = remote.find_or_insert(&name, namespace);
         self.with_channel(turn, number, |turn, remote, channel| {
             let number = remote.waiting.add(turn.cx.now, number);
-            channel.ops.push_back(Op { number, from, request, step: Step::Queued });
+            channel.ops.push_back(Op { number, from, request, step: Step::Queued, presence: None });
             Effects::default()
         });
         None
@@ -190,6 +191,7 @@ impl Home {
             self.with_channel(turn, number, |_, _, channel| {
                 channel.line.lose(Link::Off);
                 channel.rests = false;
+                channel.release(|_, _| true);
                 // Whether the operations took effect is not known. Those of the server begin anew.
                 channel.fail(|op| !is_connected || !matches!(op.step, Step::Queued));
                 Effects::default()
@@ -210,7 +212,11 @@ impl Home {
                         remote.tickets.remove(ticket);
                     }
                 }
+                for ticket in channel.ops.iter().filter_map(|op| op.presence) {
+                    remote.tickets.remove(&ticket);
+                }
                 channel.fail(|op| op.request.reads_presence());
+                channel.release(|_, _| true);
                 Effects::default()
             });
         }
@@ -241,6 +247,9 @@ impl Home {
                         Effects::default()
                     }
                 };
+            }
+            if channel.release(|_, of| of == ticket) {
+                return Effects::default();
             }
             let waits = |op: &&mut Op| matches!(op.step, Step::Waits(of) if of == ticket);
             if let Some(op) = channel.ops.iter_mut().find(waits) {
@@ -304,7 +313,7 @@ impl Home {
             }
         }
         loop {
-            begin(turn, remote, number, channel);
+            begin(turn, &mut self.channels, remote, number, channel);
             let Some(op) = channel.ops.pop_front() else { break };
             let op = match op.step {
                 Step::Ready(_) => op,
@@ -488,6 +497,7 @@ impl Home {
             self.with_channel(turn, number, |turn, _, channel| {
                 let is_late = |op: &Op| op.number < before && !op.request.is_made_by_server();
                 turn.cx.counters().broker_timeouts.add(channel.fail(is_late));
+                channel.release(|op, _| op.number < before);
                 Effects::default()
             });
         }
@@ -501,7 +511,13 @@ fn listen(turn: &mut Turn<'_>, channel: &mut Channel) {
 }
 
 /// Begins operations, each behind those before it, up to one that has to wait.
-fn begin(turn: &mut Turn<'_>, remote: &mut Remote, number: u32, channel: &mut Channel) {
+fn begin(
+    turn: &mut Turn<'_>,
+    homes: &mut Homes,
+    remote: &mut Remote,
+    number: u32,
+    channel: &mut Channel,
+) {
     while let Some(op) = channel.ops.get(channel.begun) {
         if matches!(op.step, Step::Queued) {
             if op.request.needs_broker() && !remote.reaches(&op.request) {
@@ -513,11 +529,14 @@ fn begin(turn: &mut Turn<'_>, remote: &mut Remote, number: u32, channel: &mut Ch
                 }
                 return;
             }
-            if matches!(op.request, Request::Publish(_)) && channel.joins > 0 {
+            let is_behind_joins =
+                matches!(op.request, Request::Publish(_) | Request::Unsubscribe(_));
+            if is_behind_joins && channel.joins > 0 {
                 return;
             }
-            let step = super::operations::begin(turn, remote, number, channel);
-            channel.ops[channel.begun].step = step;
+            let begun = super::operations::begin(turn, homes, remote, number, channel);
+            let op = &mut channel.ops[channel.begun];
+            (op.step, op.presence) = begun;
         }
         channel.joins += usize::from(channel.ops[channel.begun].request.subscribes());
         channel.begun += 1;

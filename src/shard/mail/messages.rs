@@ -1066,7 +1066,7 @@ mod tests {
                     (PresenceChange::Enter { announces: true }, data()),
                     (PresenceChange::Leave, data()),
                 ];
-                let update = PresenceUpdate { channel: name(), changes };
+                let update = PresenceUpdate { channel: name(), ticket: None, changes };
                 Mail::Command(Box::new(Command::Presence(Box::new(update))))
             }),
             Box::new(|| {

@@ -108,14 +108,12 @@ pub(crate) struct Carrier {
 fn ticket(command: &Command) -> Option<Ticket> {
     match command {
         Command::Publish(publishing) => Some(publishing.ticket),
+        Command::Presence(update) => update.ticket,
         Command::Read { ticket, .. }
         | Command::Renew { ticket, .. }
         | Command::Drop { ticket, .. }
         | Command::Members { ticket, .. } => Some(*ticket),
-        Command::Listen { .. }
-        | Command::Unlisten { .. }
-        | Command::Presence(_)
-        | Command::Announce { .. } => None,
+        Command::Listen { .. } | Command::Unlisten { .. } | Command::Announce { .. } => None,
     }
 }
 

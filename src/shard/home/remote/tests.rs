@@ -305,6 +305,10 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
     assert!(sent.iter().any(|of| enters(of, ENTER)), "{sent:?}");
     let ticket = ticket.unwrap();
     news(&mut driven, BrokerEvent::History { ticket, top: top(0), entries: Vec::new() });
+    // The reply comes when other nodes see the client.
+    assert!(driven.sent_to(1).is_empty() && commands(&mut driven).is_empty());
+    presence_is_taken(&mut driven, &sent);
+    assert_eq!(texts(&driven.sent_to(1)), ["subscribed 0"]);
     let sent = commands(&mut driven);
     assert!(matches!(&sent[..], [Command::Announce { joined: true, .. }]), "{sent:?}");
     let info = crate::shard::home::driven::info("ann", "renamed");
@@ -338,6 +342,43 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
     let sent = commands(&mut driven);
     assert!(enters(&sent[0], PresenceChange::Leave), "{sent:?}");
     assert!(matches!(sent[1], Command::Announce { joined: false, .. }));
+    assert!(driven.sent_to(1).is_empty());
+    presence_is_taken(&mut driven, &sent);
+    assert_eq!(texts(&driven.sent_to(1)), ["unsubscribed 7"]);
+}
+
+/// The broker answers the changes of presence among these commands.
+fn presence_is_taken(driven: &mut Driven, sent: &[Command]) {
+    for command in sent {
+        if let Command::Presence(update) = command
+            && let Some(ticket) = update.ticket
+        {
+            news(driven, BrokerEvent::Done { ticket });
+        }
+    }
+}
+
+#[test]
+fn a_reply_does_not_wait_for_presence_that_no_broker_takes() {
+    let mut driven = driven();
+    news(&mut driven, BrokerEvent::Connected);
+    driven.joins("news", 1, "ann");
+    news(&mut driven, BrokerEvent::Listening { channel: "news".into() });
+    let sent = commands(&mut driven);
+    presence_is_taken(&mut driven, &sent);
+    let ticket = sent.iter().find_map(|of| match of {
+        Command::Read { ticket, .. } => Some(*ticket),
+        _ => None,
+    });
+    let (ticket, entries) = (ticket.unwrap(), Vec::new());
+    news(&mut driven, BrokerEvent::History { ticket, top: top(0), entries });
+    assert_eq!(texts(&driven.sent_to(1)), ["subscribed 0"]);
+    driven.leaves("news", 1);
+    assert!(driven.sent_to(1).is_empty());
+    news(&mut driven, BrokerEvent::Lost);
+    assert_eq!(texts(&driven.sent_to(1)), ["unsubscribed 7"]);
+    // The answer would come too late.
+    assert!(driven.home.left().iter().all(|(_, count)| *count == 0));
 }
 
 #[test]
@@ -346,7 +387,9 @@ fn members_enter_again_when_their_entries_are_gone() {
     news(&mut driven, BrokerEvent::Connected);
     driven.joins("news", 1, "ann");
     news(&mut driven, BrokerEvent::Listening { channel: "news".into() });
-    let ticket = commands(&mut driven).iter().find_map(|of| match of {
+    let sent = commands(&mut driven);
+    presence_is_taken(&mut driven, &sent);
+    let ticket = sent.iter().find_map(|of| match of {
         Command::Read { ticket, .. } => Some(*ticket),
         _ => None,
     });

@@ -195,6 +195,8 @@ impl Broker {
             }
             Command::Drop { ticket, .. } => wire.answers.push_back(BrokerEvent::Done { ticket }),
             Command::Presence(update) => {
+                let answer = update.ticket.map(|ticket| BrokerEvent::Done { ticket });
+                wire.answers.extend(answer);
                 let present = self.present.entry(update.channel).or_default();
                 for (change, info) in update.changes {
                     let client = CompactString::new(ClientInfo::unpack(&info).unwrap().client);

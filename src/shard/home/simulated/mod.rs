@@ -225,9 +225,15 @@ impl World {
     /// Takes the mail that a home has sent.
     fn after(&mut self, node: usize) {
         for mail in self.nodes[node].sent_to(BROKER.0) {
-            let Mail::Command(command) = mail else { panic!("{mail:?}") };
-            let is_lost = match &*command {
-                Command::Presence(_) => self.sabotages(Sabotage::DropPresence, 2),
+            let Mail::Command(mut command) = mail else { panic!("{mail:?}") };
+            let is_lost = match &mut *command {
+                Command::Presence(update) => {
+                    // It is answered, and not carried out.
+                    if self.sabotages(Sabotage::DropPresence, 2) {
+                        update.changes.clear();
+                    }
+                    false
+                }
                 Command::Unlisten { .. } => self.sabotages(Sabotage::DropUnlisten, 1),
                 _ => false,
             };
