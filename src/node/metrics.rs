@@ -183,7 +183,8 @@ fn put_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> Result<(
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let metrics = self.counters().into_iter().chain(self.others()).chain(self.of_brokers());
+        let brokers = self.of_brokers().into_iter().chain(self.of_broker_commands());
+        let metrics = self.counters().into_iter().chain(self.others()).chain(brokers);
         metrics.into_iter().try_for_each(|metric| metric.put(&mut encoder))?;
         put_durations(
             &mut encoder,
@@ -442,6 +443,22 @@ impl Metrics {
                 "Bytes of commands that wait for the broker",
                 of("redis_queue_bytes"),
             ),
+            Metric::new(
+                Kind::Counter,
+                "broker_lost",
+                "Messages of the broker for which this node had no room, by kind; channels of lost deliveries are read again",
+                by("kind", &lost),
+            ),
+        ]
+    }
+
+    /// What the brokers have sent and refused.
+    fn of_broker_commands(&self) -> Vec<Metric> {
+        let figures = self.brokers.figures();
+        let of = |name: &str| figures.get(name).copied().unwrap_or_default() as f64;
+        let counter =
+            |name, help, of| Metric::new(Kind::Counter, name, help, vec![(Labels::new(), of)]);
+        vec![
             counter("broker_messages", "PUB/SUB messages of the broker", of("redis_messages")),
             counter(
                 "broker_malformed",
@@ -464,29 +481,14 @@ impl Metrics {
                 "PUB/SUB connections made anew since their probes did not come",
                 of("redis_probes_missed"),
             ),
-            Metric::new(
-                Kind::Counter,
-                "broker_lost",
-                "Messages of the broker for which this node had no room, by kind; channels of lost deliveries are read again",
-                by("kind", &lost),
-            ),
         ]
     }
 
-    /// Metrics of the node as a whole.
-    fn others(&self) -> Vec<Metric> {
-        let node = &self.node;
-        let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
-        let limit = |(limit, of): (&str, u64)| (vec![("limit", limit.to_owned())], of as f64);
-        let dropped = |(of, count): (&&str, &Arc<AtomicU64>)| {
-            (vec![("of", (*of).to_owned())], count.load(Ordering::Relaxed) as f64)
-        };
-        let refused = |(why, count): (&str, u64)| (vec![("reason", why.to_owned())], count as f64);
-        let memory = self.memory_classes();
-        let limits = self.limits();
-        let gauge = Metric::gauge;
+    /// The node's size, age and health.
+    fn of_the_process(&self) -> Vec<Metric> {
+        let (node, gauge) = (&self.node, Metric::gauge);
         let bytes_each = self.bytes_per_connection() as f64;
-        let mut metrics = vec![
+        vec![
             gauge("bytes_per_connection", "Resident memory over open connections", bytes_each),
             gauge("clients", "Connected clients", node.clients.load(Ordering::Relaxed) as f64),
             gauge("shards", "Threads that hold connections", node.counters.len() as f64),
@@ -515,6 +517,21 @@ impl Metrics {
                 "Unanswered questions of the control thread to shards",
                 self.control_mail.unanswered() as f64,
             ),
+        ]
+    }
+
+    /// Metrics of the node as a whole.
+    fn others(&self) -> Vec<Metric> {
+        let class = |(class, bytes): (&str, u64)| (vec![("class", class.to_owned())], bytes as f64);
+        let limit = |(limit, of): (&str, u64)| (vec![("limit", limit.to_owned())], of as f64);
+        let dropped = |(of, count): (&&str, &Arc<AtomicU64>)| {
+            (vec![("of", (*of).to_owned())], count.load(Ordering::Relaxed) as f64)
+        };
+        let refused = |(why, count): (&str, u64)| (vec![("reason", why.to_owned())], count as f64);
+        let memory = self.memory_classes();
+        let limits = self.limits();
+        let mut metrics = self.of_the_process();
+        metrics.extend([
             Metric::new(
                 Kind::Gauge,
                 "memory_bytes",
@@ -540,7 +557,7 @@ impl Metrics {
                 "Lines of the log or of SIGUSR1 dropped because their output accepted nothing",
                 ["log", "figures"].iter().zip(&self.lines_dropped).map(dropped).collect(),
             ),
-        ];
+        ]);
         metrics.extend(self.slow());
         metrics.extend(self.proxies());
         metrics.extend(self.tls());
