@@ -39,7 +39,7 @@ impl ClientEnd for End {
     }
 
     fn write(&mut self, plain: &[u8]) {
-        if self.rng.one_in(16) {
+        if self.rng.one_in(64) {
             self.client.update_keys(self.rng.one_in(2));
         }
         self.client.write(plain);

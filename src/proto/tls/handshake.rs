@@ -29,14 +29,14 @@ use rustls::{
 };
 use zeroize::Zeroize as _;
 
+use super::HEADER_BYTES;
 use super::packed::{Packed, Secrets};
 use super::state::Role;
 use super::suite::Suite;
-use super::{HEADER_BYTES, SEALED_BYTES_MAX};
 
-/// Bytes of a peer's unfinished handshake message at most, with the record that brings the rest of it. A
-/// hello has 300 to 2,000 bytes, a client's certificates some thousand.
-pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that are kept of a peer's handshake at most: an unfinished message, with the record that brings the rest of
+/// it. A hello has 300 to 2,000 bytes, a client's certificates some thousand.
+pub const HANDSHAKE_BYTES_MAX: usize = 32 * 1024;
 
 /// Fits a server's configuration for [`Handshake::server`]: secrets are handed out, and what the record
 /// layer doesn't know is off. The server's order of suites counts, so that clients which prefer AES-256 don't
@@ -49,6 +49,7 @@ pub fn prepare_server(config: &mut ServerConfig) {
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     config.send_half_rtt_data = false;
+    config.require_ems = true;
 }
 
 /// Fits a client's configuration for [`Handshake::client`].
@@ -344,9 +345,11 @@ impl Handshake {
         while *at < input.len() {
             let missing = self.missing();
             let came = &input[*at..input.len().min(*at + missing)];
-            if self.incoming.len() + came.len() > HANDSHAKE_BYTES_MAX + SEALED_BYTES_MAX {
+            if self.incoming.len() + came.len() > HANDSHAKE_BYTES_MAX {
                 return Err(HandshakeFault::TooLong);
             }
+            // No more than has come: many handshakes may be unfinished.
+            self.incoming.reserve_exact(came.len());
             self.incoming.extend_from_slice(came);
             self.record += came.len();
             *at += came.len();

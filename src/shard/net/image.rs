@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 use slab::Slab;
+use zeroize::Zeroize as _;
 
 use super::Net;
 use super::queue::SendQueue;
@@ -101,11 +102,12 @@ impl<D: Driver> Net<D> {
                 });
             }
             let key = conn.key(index);
-            if let Some(packed) = self.driver.pack(key) {
+            if let Some(mut packed) = self.driver.pack(key) {
                 out.record(kind::TLS, |out| {
                     out.field(&index);
                     out.field(&packed);
                 });
+                packed.zeroize();
             }
             sockets.extend(conn.socket.take().map(|socket| (key, socket)));
         }
@@ -222,8 +224,11 @@ impl<D: Driver> NetReader<D> {
             (kind::TLS, true) => {
                 let index = u32::read(from)?;
                 let Some((slot, conn)) = self.conns.last() else { return Err(from.misplaced()) };
-                let packed: Vec<u8> = Vec::read(from)?;
-                if *slot != index as usize || !self.net.driver.unpack(conn.key(index), &packed) {
+                let mut packed: Vec<u8> = Vec::read(from)?;
+                let is_sound =
+                    *slot == index as usize && self.net.driver.unpack(conn.key(index), &packed);
+                packed.zeroize();
+                if !is_sound {
                     return Err(Broken::Value("the TLS of a connection"));
                 }
             }

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::TURN_HANDSHAKES_MAX;
+use crate::base::limits::{TURN_HANDSHAKES_MAX, TURN_READ_BYTES_MAX};
 use crate::io::{Completion, Sent};
 use crate::proto::tls::handshake::Handshaking;
 use crate::proto::tls::{Batch, Key, Pool, Records};
@@ -43,6 +43,10 @@ pub(super) struct Tls {
     serial: u64,
     /// Steps of handshakes that this turn may still make.
     pub(super) steps: usize,
+    /// The connection that is read, and how much this turn has read of it.
+    pub(super) reading: (u32, usize),
+    /// Bytes of unfinished records, tails and handshakes at the last housekeeping.
+    unfinished_bytes: usize,
     /// Connections that are reported as readable by the next wait.
     pub(super) again: Vec<ConnKey>,
     /// Connections whose keys will soon seal no more.
@@ -116,6 +120,8 @@ impl Tls {
             shaking: 0,
             serial: 0,
             steps: TURN_HANDSHAKES_MAX,
+            reading: (NOBODY, 0),
+            unfinished_bytes: 0,
             again: Vec::new(),
             worn: Vec::new(),
             batch: Batch::new(),
@@ -254,9 +260,14 @@ impl Tls {
     /// Begins a turn with what the driver has reported from `from` on.
     pub(super) fn begin_turn(&mut self, completions: &mut Vec<Completion>, from: usize) {
         self.steps = TURN_HANDSHAKES_MAX;
-        self.take_completions(completions, from);
+        self.reading = (NOBODY, 0);
+        // Those that wait since an earlier turn come before new ones.
+        let new = completions.split_off(from);
         let again = self.again.drain(..);
         completions.extend(again.map(|key| Completion::Readable { key, ended: false }));
+        let from = completions.len();
+        completions.extend(new);
+        self.take_completions(completions, from);
     }
 
     /// Takes sends of its own that have ended. Where sealed bytes wait for a socket that has room, the
@@ -318,6 +329,7 @@ impl Tls {
 
     /// Gives back what a burst has left.
     pub(super) fn housekeeping(&mut self) {
+        self.unfinished_bytes = self.pool.unfinished_bytes() + self.handshake_bytes();
         if !std::mem::take(&mut self.batch_used) {
             self.batch.release();
         }
@@ -333,6 +345,32 @@ impl Tls {
         }
     }
 
+    /// Bytes of handshakes that are under way, without the library's own.
+    fn handshake_bytes(&self) -> usize {
+        let bytes = self.early.values().map(|early| match early {
+            Early::Header(seen) => seen.capacity(),
+            Early::Shaking(shaking) => {
+                let handshake = shaking.handshake.as_ref();
+                shaking.unread.capacity() + handshake.map_or(0, |one| one.heap_bytes())
+            }
+            Early::Refused(refused) => refused.unsent.capacity(),
+        });
+        bytes.sum()
+    }
+
+    /// Counts bytes that were read of a connection, as they came.
+    pub(super) fn count_read(&mut self, index: u32, bytes: usize) {
+        if self.reading.0 != index {
+            self.reading = (index, 0);
+        }
+        self.reading.1 += bytes;
+    }
+
+    /// Whether a connection has had its share of the turn, by the bytes as they came.
+    pub(super) fn has_read_enough(&self, index: u32) -> bool {
+        self.reading.0 == index && self.reading.1 >= TURN_READ_BYTES_MAX
+    }
+
     /// Whether memory is kept although there are no connections.
     pub(super) fn has_spare(&self) -> bool {
         let owned = self.pool.slot_bytes() + self.batch.heap_bytes() + self.order.capacity();
@@ -344,7 +382,9 @@ impl Tls {
         counters.tls_connections.set(self.pool.len() as u64);
         counters.tls_handshakes_open.set(self.shaking as u64);
         counters.tls_state_bytes.set(self.pool.slot_bytes() as u64);
-        counters.tls_unfinished_bytes.set(self.pool.unfinished_bytes() as u64);
+        let has_some = self.pool.unfinished() + self.early.len() > 0;
+        let unfinished = if has_some { self.unfinished_bytes } else { 0 };
+        counters.tls_unfinished_bytes.set(unfinished as u64);
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
@@ -356,5 +396,49 @@ impl Tls {
             ("TLS connections in the middle of a send", self.notes.len()),
             ("names of certificates", self.names.len()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Rig, SUITE};
+    use super::*;
+    use crate::io::Driver as _;
+
+    #[test]
+    fn an_idle_connection_owns_nothing_but_its_keys() {
+        let mut rig = Rig::new(9000);
+        let mut conn = rig.open(SUITE);
+        conn.client.write(&[b'x'; 20_000]);
+        for _ in 0..5 {
+            rig.up(&mut conn);
+            rig.turn();
+            rig.read(&conn);
+        }
+        let blocked = rig.send_and_read(&mut conn, &[&[b'y'; 50_000]]);
+        assert!(blocked > 0 && conn.client.plain_bytes() == 50_000);
+        rig.driver.housekeeping();
+        rig.driver.housekeeping();
+        let tls = rig.driver.tls.as_ref().unwrap();
+        let owned = (tls.early.capacity(), tls.notes.capacity(), tls.batch.heap_bytes());
+        assert_eq!((owned, tls.pool.unfinished_bytes()), ((0, 0, 0), 0));
+    }
+
+    #[test]
+    fn one_handshake_too_many_ends_the_oldest() {
+        let mut rig = Rig::new(1 << 10);
+        let handshakes_max = 30;
+        let mut conns: Vec<_> = (0..=handshakes_max).map(|_| rig.connect(SUITE)).collect();
+        for conn in &mut conns {
+            rig.up(conn);
+            rig.turn();
+            assert_eq!(rig.recv(conn), Err("blocked"));
+        }
+        assert_eq!(rig.driver.unpackable().len(), handshakes_max);
+        assert_eq!(rig.counters().tls_failed_crowded.get(), 1);
+        let readable = Completion::Readable { key: conns[0].key, ended: false };
+        assert!(rig.turn().contains(&readable));
+        assert_eq!(rig.recv(&conns[0]), Err("refused"));
+        assert_eq!(rig.recv(&conns[0]), Err("blocked"));
     }
 }

@@ -34,7 +34,8 @@ impl Tls {
         let state = packed.as_bytes();
         // As long as it will be: a vector that grows leaves secrets behind.
         let mut bytes = Vec::with_capacity(3 + name.len() + state.len());
-        bytes.push(u8::from(withheld) * WITHHELD | u8::from(finishing) * FINISHING);
+        let flags = [(withheld, WITHHELD), (finishing, FINISHING)];
+        bytes.push(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag).sum());
         bytes.extend_from_slice(&(name.len() as u16).to_be_bytes());
         bytes.extend_from_slice(name.as_bytes());
         bytes.extend_from_slice(state);
@@ -76,5 +77,45 @@ impl Tls {
             self.again.push(key);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Rig, SUITE};
+    use crate::io::{Driver as _, Sent};
+
+    #[test]
+    fn states_are_packed_with_their_tails_and_go_on_elsewhere() {
+        let mut rig = Rig::new(1000);
+        let mut conn = rig.open(SUITE);
+        assert_eq!(rig.send(&conn, &[&[b'x'; 3000]], 0), Sent::Bytes(2999));
+        conn.client.write(b"a record in pieces");
+        let half = conn.client.out().len() / 2;
+        let rest = conn.client.out().split_off(half);
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.read(&conn), b"");
+        let packed = rig.driver.pack(conn.key).unwrap();
+        assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
+        assert!(rig.driver.pack(conn.key).is_none());
+        for end in 0..packed.len() {
+            assert!(!rig.driver.unpack(conn.key, &packed[..end]));
+        }
+        assert!(rig.driver.unpack(conn.key, &packed));
+        assert!(!rig.driver.unpack(conn.key, &packed), "once");
+        *conn.client.out() = rest;
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.read(&conn), b"a record in pieces");
+        let mut sent = 2999;
+        while sent < 3000 {
+            rig.down(&mut conn);
+            if let Sent::Bytes(bytes) = rig.send(&conn, &[&[b'x'; 3000]], sent) {
+                sent += bytes;
+            }
+        }
+        rig.down(&mut conn);
+        assert_eq!(conn.client.plain().len(), 3000);
     }
 }

@@ -7,12 +7,10 @@ use super::conns::{Early, NOBODY, Refused, Tls};
 use super::sending::Flushed;
 use super::shaking::Step;
 use crate::base::id::ConnKey;
+use crate::base::limits::TURN_HANDSHAKES_MAX;
 use crate::io::{Driver, Received};
 use crate::proto::proxy_header;
 use crate::proto::tls::{Fault, Opener, Place};
-
-/// Reads of a connection that is refused in one turn; more in the next.
-const DISCARDS_MAX: usize = 16;
 
 /// The plain text of one read, and what follows it.
 struct Opened {
@@ -104,7 +102,9 @@ impl Tls {
         bytes_max: usize,
     ) -> Received<Lease<D::Lease>> {
         loop {
-            if self.steps == 0 {
+            // New ones leave half of the steps to those that have begun.
+            let has_begun = self.early.contains_key(&key.index);
+            if self.steps <= if has_begun { 0 } else { TURN_HANDSHAKES_MAX / 2 } {
                 self.again.push(key);
                 return Received::Blocked;
             }
@@ -186,6 +186,10 @@ impl Tls {
                 Some(_) => {}
                 None => return self.discard(inner, key, socket, bytes_max),
             }
+            if self.has_read_enough(key.index) {
+                self.again.push(key);
+                return Received::Blocked;
+            }
             let (mut lease, short) = match inner.recv(key, socket, bytes_max) {
                 Received::Bytes { lease, short } => (lease, short),
                 Received::Ended => {
@@ -233,6 +237,12 @@ impl Tls {
         Opened { data, end }: Opened,
         short: bool,
     ) -> Option<Received<Lease<D::Lease>>> {
+        // Both shares of a turn are counted in bytes as they came: the rest is the plain text's, and the shard counts
+        // that itself.
+        let plain_bytes = data.len();
+        self.count_read(key.index, lease.len());
+        let beside = lease.len().saturating_sub(plain_bytes);
+        self.counters().bytes_received.add(beside as u64);
         // Behind the data comes an end: the next read has it.
         let short = short && end.is_none();
         self.end_with(inner, key, socket, end);
@@ -285,14 +295,16 @@ impl Tls {
         {
             return Received::Refused;
         }
-        for _ in 0..DISCARDS_MAX {
-            match inner.recv(key, socket, bytes_max) {
-                Received::Bytes { lease, .. } => inner.give_back(lease),
-                other => return super::plain(other),
+        // One read a turn.
+        match inner.recv(key, socket, bytes_max) {
+            Received::Bytes { lease, .. } => {
+                self.counters().bytes_received.add(lease.len() as u64);
+                inner.give_back(lease);
+                self.again.push(key);
+                Received::Blocked
             }
+            other => super::plain(other),
         }
-        self.again.push(key);
-        Received::Blocked
     }
 
     /// Takes a read out that the driver has made and nobody has requested.
@@ -367,6 +379,13 @@ impl Tls {
 }
 
 impl Data {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Input(data) | Self::Joined(_, data) => data.len(),
+        }
+    }
+
     /// Adds what lies in the input behind what is there already.
     fn append(&mut self, input: &[u8], found: Range<usize>) {
         match self {
@@ -387,3 +406,92 @@ const _: fn() = || {
     fn is_writable<L: DerefMut<Target = [u8]>>() {}
     is_writable::<Lease<Vec<u8>>>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Rig, SUITE};
+    use super::*;
+    use crate::io::Sent;
+
+    #[test]
+    fn what_is_read_in_pieces_is_returned_once_and_in_order() {
+        let mut rig = Rig::new(100_000);
+        let mut conn = rig.open(SUITE);
+        let sent: Vec<u8> = (0..30_000u32).map(|number| number as u8).collect();
+        conn.client.write(&sent);
+        let out = std::mem::take(conn.client.out());
+        let mut read = Vec::new();
+        for piece in out.chunks(7001) {
+            rig.world.borrow_mut().write(conn.link, piece);
+            rig.turn();
+            read.extend(rig.read(&conn));
+        }
+        assert!(read == sent);
+    }
+
+    #[test]
+    fn a_close_notify_of_the_client_is_the_end_and_a_fin_alone_is_counted() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conn = rig.open(SUITE);
+        conn.client.write(b"last");
+        conn.client.close();
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.recv(&conn), Ok(b"last".to_vec()));
+        assert_eq!(rig.recv(&conn), Err("ended"));
+        assert_eq!(rig.counters().tls_truncated.get(), 0);
+        let other = rig.open(SUITE);
+        rig.world.borrow_mut().shut(other.link);
+        rig.turn();
+        assert_eq!(rig.recv(&other), Err("ended"));
+        assert_eq!(rig.counters().tls_truncated.get(), 1);
+    }
+
+    #[test]
+    fn a_proxy_header_comes_first_in_plain_text() {
+        let mut rig = Rig::new(1 << 20);
+        for cut in [4, 40, 60] {
+            let mut conn = rig.connect(SUITE);
+            rig.driver.expect_proxy_header(conn.key, &[]);
+            let header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n";
+            let first = [&header[..], conn.client.out()].concat();
+            conn.client.out().clear();
+            let mut read = Vec::new();
+            for piece in [&first[..cut], &first[cut..]] {
+                rig.world.borrow_mut().write(conn.link, piece);
+                rig.turn();
+                read.extend(rig.read(&conn));
+            }
+            assert_eq!(read, header);
+            for _ in 0..2 {
+                rig.down(&mut conn);
+                rig.up(&mut conn);
+                rig.turn();
+                assert_eq!(rig.read(&conn), b"");
+            }
+            assert!(conn.client.is_open() && rig.driver.unpackable().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_key_update_that_was_requested_is_answered_and_sealing_goes_on() {
+        let mut rig = Rig::new(1000);
+        let mut conn = rig.open(SUITE);
+        assert!(matches!(rig.send(&conn, &[&[b'x'; 2000]], 0), Sent::Bytes(1999)));
+        conn.client.update_keys(true);
+        conn.client.write(b"under the new keys");
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.read(&conn), b"under the new keys");
+        let all = [b'x'; 2000];
+        let mut sent = 1999;
+        while sent < 2000 {
+            rig.down(&mut conn);
+            if let Sent::Bytes(bytes) = rig.send(&conn, &[&all], sent) {
+                sent += bytes;
+            }
+        }
+        rig.send_and_read(&mut conn, &[&[b'y'; 3000]]);
+        assert_eq!((conn.client.plain().len(), conn.client.fault), (5000, None));
+    }
+}

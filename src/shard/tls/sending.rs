@@ -351,3 +351,107 @@ impl Tls {
         self.forget_early(key.index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Rig, SUITE};
+    use super::*;
+    use crate::base::frame::SharedFrame;
+    use crate::io::Completion;
+    use crate::io::sim::Seen;
+    use crate::proto::tls::Suite;
+
+    #[test]
+    fn one_byte_is_withheld_until_the_tail_has_gone() {
+        let mut rig = Rig::new(1000);
+        let mut conn = rig.open(SUITE);
+        // Both frames are sealed, and the last byte of the second isn't counted.
+        assert_eq!(rig.send(&conn, &[&[b'x'; 3000], &[b'y'; 500]], 0), Sent::Bytes(3499));
+        let left = &[b'y'; 500];
+        assert_eq!(rig.send(&conn, &[left], 499), Sent::Blocked);
+        rig.down(&mut conn);
+        assert_eq!(
+            rig.send(&conn, &[left], 499),
+            Sent::Bytes(0),
+            "it goes on, and isn't at its end"
+        );
+        while rig.send(&conn, &[left, b"more"], 499) == Sent::Blocked
+            || rig.driver.left().iter().any(|(what, count)| what.contains("middle") && *count > 0)
+        {
+            rig.down(&mut conn);
+        }
+        rig.down(&mut conn);
+        assert_eq!(conn.client.plain().len(), 3504);
+        assert!(conn.client.plain().ends_with(b"ymore"));
+    }
+
+    #[test]
+    fn a_last_byte_alone_is_not_withheld_since_its_frame_has_not_begun() {
+        let mut rig = Rig::new(1000);
+        let mut conn = rig.open(SUITE);
+        assert_eq!(rig.send(&conn, &[&[b'x'; 3000], b"]"], 0), Sent::Bytes(3001));
+        // The shard has nothing to send any more: the tail goes with reads.
+        for _ in 0..5 {
+            rig.down(&mut conn);
+            let readable = Completion::Readable { key: conn.key, ended: false };
+            if rig.turn().contains(&readable) {
+                assert!(rig.read(&conn).is_empty());
+            }
+        }
+        assert_eq!(conn.client.plain().len(), 3001);
+    }
+
+    #[test]
+    fn a_batch_goes_to_many_connections() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conns: Vec<_> = (0..300).map(|_| rig.open(SUITE)).collect();
+        let frame = SharedFrame::new(&[b'x'; 1000]);
+        let mut sent = Vec::new();
+        let writes = conns.iter().map(|conn| Write {
+            key: conn.key,
+            socket: &conn.socket,
+            frames: iter::once(&frame),
+            skip: 0,
+        });
+        rig.driver.send_all(writes, &mut sent);
+        assert_eq!(sent, vec![Sent::Bytes(1000); 300]);
+        for conn in &mut conns {
+            rig.down(conn);
+            assert_eq!(conn.client.plain().len(), 1000);
+        }
+    }
+
+    #[test]
+    fn the_fin_comes_behind_the_tail_and_a_close_notify() {
+        let mut rig = Rig::new(1000);
+        let mut conn = rig.open(SUITE);
+        assert_eq!(rig.send(&conn, &[&[b'x'; 3000], b"]"], 0), Sent::Bytes(3001));
+        rig.driver.finish(conn.key, &conn.socket);
+        for _ in 0..9 {
+            rig.down(&mut conn);
+            rig.turn();
+            let _ = rig.recv(&conn);
+        }
+        assert_eq!((conn.client.plain().len(), conn.client.is_closed), (3001, true));
+        assert_eq!(rig.world.borrow().look(conn.link), Seen::Ended);
+        rig.driver.close(conn.key, conn.socket, false);
+        assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
+    }
+
+    #[test]
+    fn a_worn_key_is_reported() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conn = rig.open(Suite::Tls12Aes128Gcm);
+        let mut packed = rig.driver.pack(conn.key).unwrap();
+        // The number of the next record, behind flags, name, head, key and IV.
+        packed[3 + 1 + 16 + 12..][..7].copy_from_slice(&((1u64 << 24) - 65_537).to_be_bytes()[1..]);
+        assert!(rig.driver.unpack(conn.key, &packed));
+        rig.send(&conn, &[b"one more"], 0);
+        assert_eq!(rig.driver.next_worn(), Some(conn.key));
+        rig.send(&conn, &[b"and another"], 0);
+        assert_eq!((rig.driver.next_worn(), rig.driver.next_worn()), (Some(conn.key), None));
+        rig.down(&mut conn);
+        // The numbers of TLS 1.2 are in the records' authenticated data: the client has others.
+        assert!(conn.client.fault.is_some());
+    }
+}

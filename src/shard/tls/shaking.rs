@@ -284,3 +284,86 @@ fn fault_counter(counters: &ShardCounters, fault: Fault) -> &crate::base::counte
         _ => &counters.tls_record_faults_other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Rig, SUITE};
+    use super::*;
+    use crate::base::limits::TURN_HANDSHAKES_MAX;
+    use crate::io::Completion;
+    use crate::io::sim::Seen;
+
+    #[test]
+    fn a_turn_makes_a_bounded_number_of_steps() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conns: Vec<_> = (0..20).map(|_| rig.connect(SUITE)).collect();
+        conns.iter_mut().for_each(|conn| rig.up(conn));
+        rig.turn();
+        for conn in &conns {
+            assert_eq!(rig.recv(conn), Err("blocked"));
+        }
+        // The other half is for those that have begun.
+        let begun = TURN_HANDSHAKES_MAX / 2;
+        assert_eq!(rig.driver.unpackable().len(), begun);
+        assert!(rig.driver.has_work());
+        let readable = rig.turn();
+        for conn in &conns[begun..] {
+            assert!(readable.contains(&Completion::Readable { key: conn.key, ended: false }));
+        }
+        assert!(!rig.driver.has_work());
+    }
+
+    #[test]
+    fn a_request_in_plain_text_gets_an_answer_in_plain_text() {
+        let mut rig = Rig::new(1 << 20);
+        let conn = rig.connect(SUITE);
+        rig.world.borrow_mut().write(conn.link, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        rig.turn();
+        assert_eq!(rig.recv(&conn), Err("refused"));
+        rig.driver.finish(conn.key, &conn.socket);
+        let answer = rig.world.borrow_mut().read(conn.link, 1000);
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+        assert_eq!(rig.world.borrow().look(conn.link), Seen::Ended);
+        assert_eq!(rig.counters().tls_failed_plain_text.get(), 1);
+        // What the shard has to say in spite of it is thrown away.
+        assert_eq!(rig.send(&conn, &[b"HTTP/1.1 408"], 2), Sent::Bytes(10));
+    }
+
+    #[test]
+    fn bytes_that_are_no_hello_get_an_alert() {
+        let mut rig = Rig::new(1 << 20);
+        let conn = rig.connect(SUITE);
+        rig.world.borrow_mut().write(conn.link, &[22, 3, 1, 0, 2, 1, 1]);
+        rig.world.borrow_mut().write(conn.link, &[1, 2, 3, 4, 5, 6]);
+        rig.turn();
+        assert_eq!(rig.recv(&conn), Err("refused"));
+        assert_eq!(rig.recv(&conn), Err("blocked"));
+        assert_eq!(rig.counters().tls_failed_inconsistent.get(), 1);
+    }
+
+    #[test]
+    fn an_invalid_record_ends_the_connection_behind_what_was_good() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conn = rig.open(SUITE);
+        conn.client.write(b"good");
+        let good = conn.client.out().len();
+        conn.client.write(b"bad");
+        conn.client.out()[good + 9] ^= 1;
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.recv(&conn), Ok(b"good".to_vec()));
+        assert_eq!(rig.recv(&conn), Err("refused"));
+        assert_eq!(rig.recv(&conn), Err("blocked"));
+        rig.driver.finish(conn.key, &conn.socket);
+        rig.down(&mut conn);
+        let alert = crate::proto::tls::Alert::BAD_RECORD_MAC;
+        assert_eq!(conn.client.fault, Some(Fault::PeerAlert(alert)));
+        assert_eq!(rig.world.borrow().look(conn.link), Seen::Ended);
+        assert_eq!(rig.counters().tls_record_faults_bad_record_mac.get(), 1);
+        rig.driver.close(conn.key, conn.socket, false);
+        assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
+    }
+}

@@ -12,6 +12,9 @@ use crate::proto::tls::simulated::{Client, Simulated};
 use crate::shard::fixture::Plan;
 use crate::shard::stats::ShardCounters;
 
+/// The suite of tests that need no other.
+pub(super) const SUITE: Suite = Suite::Tls13Aes128Gcm;
+
 /// The driver, and the world that it is in.
 pub(super) struct Rig {
     pub(super) driver: Secured<SimDriver>,

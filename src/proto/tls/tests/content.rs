@@ -206,6 +206,35 @@ fn records_without_data_are_bounded_between_data() {
 }
 
 #[test]
+fn key_updates_with_a_byte_of_data_behind_each_are_bounded() {
+    for suite in TLS13 {
+        let (mut end, mut forger) = forged(suite, Role::Server);
+        let mut input = Vec::new();
+        for _ in 0..60 {
+            input.extend(forger.record(HANDSHAKE, &[24, 0, 0, 1, 0], 0));
+            forger.update_keys();
+            input.extend(forger.record(DATA, b"x", 0));
+        }
+        end.read(&input);
+        assert_eq!(end.fault, Some(Fault::TooManyWithoutData));
+        assert!((32..40).contains(&end.read.len()), "{}", end.read.len());
+        // As many in reads of their own are fine, and so are some between much data.
+        let (mut end, mut forger) = forged(suite, Role::Server);
+        let mut long = Vec::new();
+        for _ in 0..10 {
+            let update = forger.record(HANDSHAKE, &[24, 0, 0, 1, 0], 0);
+            forger.update_keys();
+            end.read(&[update, forger.record(DATA, b"x", 0)].concat());
+            long.extend(forger.record(HANDSHAKE, &[24, 0, 0, 1, 0], 0));
+            forger.update_keys();
+            long.extend(forger.record(DATA, &[b'y'; 2000], 0));
+            end.read(&std::mem::take(&mut long));
+        }
+        assert_eq!((end.read.len(), end.fault), (20_010, None));
+    }
+}
+
+#[test]
 fn key_updates_are_checked() {
     for suite in TLS13 {
         let of = |records: &[&[u8]]| {
