@@ -91,6 +91,9 @@ pub trait BeginHandshake: Send + Sync {
     fn subject(&self, certificate: &CertificateDer<'_>) -> Option<String>;
 }
 
+/// A certificate, as rustls has it.
+pub type Certificate<'c> = CertificateDer<'c>;
+
 /// Reads the subject of a certificate.
 pub type ReadSubject = fn(&CertificateDer<'_>) -> Option<String>;
 

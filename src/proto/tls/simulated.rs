@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA512, digest};
 use aws_lc_rs::hkdf::Prk;
-use rustls::pki_types::CertificateDer;
 
-use super::handshake::{BeginHandshake, Established, HandshakeFault, Handshaking, ServerSettings};
+use super::handshake::{
+    BeginHandshake, Certificate, Established, HandshakeFault, Handshaking, ServerSettings,
+};
 use super::state::{Role, derive};
 use super::suite::{IV_BYTES, Suite};
 use super::{Batch, Fault, HEADER_BYTES, Key, Opener, Packed, Pool, Received, Secrets};
@@ -122,7 +123,7 @@ impl BeginHandshake for SimulatedServer {
         Ok(Box::new(Simulated { role: Role::Server, of: None, incoming, outgoing, is_done: false }))
     }
 
-    fn subject(&self, _certificate: &CertificateDer<'_>) -> Option<String> {
+    fn subject(&self, _certificate: &Certificate<'_>) -> Option<String> {
         None
     }
 }
