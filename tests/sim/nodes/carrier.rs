@@ -94,7 +94,12 @@ pub(crate) struct Carrier {
     pub(crate) queue_max: usize,
     /// Reads of lines that are open, by ticket: the channel, and since when.
     reads: BTreeMap<Ticket, (CompactString, u64)>,
+    /// When deliveries of a channel began or ended last, and the connection itself.
+    interrupted: BTreeMap<CompactString, u64>,
+    begun: u64,
     sabotage: Option<Sabotage>,
+    /// Unix milliseconds at the zero of the simulation's time: clocks of nodes are not those of Redis.
+    clock: u64,
     /// A rule that the home has broken.
     pub(crate) broken: Option<Broken>,
     /// Publications for homes are dropped until then.
@@ -135,9 +140,10 @@ impl Carrier {
         homes: usize,
         operations: Operations,
         (queue_max, sabotage): (usize, Option<Sabotage>),
-        rng: Rng,
+        mut rng: Rng,
     ) -> Self {
         Self {
+            clock: 1_700_000_000_000 + rng.below(180_000) - 90_000,
             node,
             uid,
             operations,
@@ -147,6 +153,8 @@ impl Carrier {
             events: (0..homes).map(|_| VecDeque::new()).collect(),
             queue_max,
             reads: BTreeMap::new(),
+            interrupted: BTreeMap::new(),
+            begun: 0,
             sabotage,
             broken: None,
             full_until: 0,
@@ -205,11 +213,18 @@ impl Carrier {
                 (ticket, channel)
             }
             Command::Renew { ticket, channel, .. } => (ticket, channel),
+            // The line that had it is forgotten.
+            Command::Unlisten { channel } => {
+                return self.reads.retain(|_, (of, _)| of != channel);
+            }
             _ => return,
         };
         self.count("reads_of_lines");
         self.reads.retain(|_, (_, since)| now < *since + 5_000);
-        if self.reads.values().any(|(of, _)| of == channel) {
+        // One that the line sent before it knew of an interruption, or of a lost broker, is of no use to it.
+        let of_channel = self.interrupted.get(channel).copied().unwrap_or_default();
+        let useless_until = of_channel.max(self.begun) + 1_000;
+        if self.reads.values().any(|(of, since)| of == channel && *since > useless_until) {
             let text = format!("{channel} has two reads open");
             self.broken.get_or_insert((Rule::Reads, text));
         }
@@ -230,6 +245,9 @@ impl Carrier {
                 }
                 BrokerEvent::Listening { channel } | BrokerEvent::Interrupted { channel } => {
                     self.missed.remove(&(home, channel.clone()));
+                    // The answer to a read from before that is of no use to the line.
+                    self.reads.retain(|_, (of, _)| of != channel);
+                    self.interrupted.insert(channel.clone(), now);
                 }
                 BrokerEvent::History { ticket, .. } | BrokerEvent::Failed { ticket, .. } => {
                     self.reads.remove(ticket);
@@ -237,6 +255,7 @@ impl Carrier {
                 BrokerEvent::Connected | BrokerEvent::Lost => {
                     self.missed.retain(|(of, _)| *of != home);
                     self.reads.clear();
+                    self.begun = now;
                 }
                 _ => {}
             }
@@ -244,6 +263,8 @@ impl Carrier {
         }
         if now >= self.full_until {
             for (_, channel) in self.missed.extract_if(.., |(of, _)| *of == home) {
+                self.reads.retain(|_, (of, _)| *of != channel);
+                self.interrupted.insert(channel.clone(), now);
                 events.push(BrokerEvent::Interrupted { channel: channel.clone() });
                 events.push(BrokerEvent::Listening { channel });
             }
@@ -271,7 +292,7 @@ impl Carrier {
                     _ => Vec::new(),
                 };
                 let epoch = self.fresh_epoch();
-                let fresh = Fresh { now_ms: 1_700_000_000_000 + now, epoch: epoch.as_str() };
+                let fresh = Fresh { now_ms: self.clock + now, epoch: epoch.as_str() };
                 let queue = &mut self.commands.queue;
                 queue.extend(entries.into_iter().map(|request| Queued {
                     home,
@@ -444,7 +465,7 @@ impl Carrier {
     /// What a reply means. False when the connection is useless.
     fn settle(&mut self, now: u64, queued: Queued, reply: Reply) -> bool {
         let epoch = self.fresh_epoch();
-        let fresh = Fresh { now_ms: 1_700_000_000_000 + now, epoch: epoch.as_str() };
+        let fresh = Fresh { now_ms: self.clock + now, epoch: epoch.as_str() };
         let Queued { home, awaited, .. } = queued;
         match self.operations.settle(awaited, reply, fresh) {
             Settled::Nothing => {}

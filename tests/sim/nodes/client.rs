@@ -219,6 +219,13 @@ impl Client {
         }
     }
 
+    /// It comes back.
+    pub(crate) fn return_at(&mut self, at: u64) {
+        if self.link.is_none() {
+            self.connection = Connection::Offline { until: at };
+        }
+    }
+
     /// Its node has died.
     pub(crate) fn lose_node(&mut self, now: u64) {
         if self.link.is_some() {

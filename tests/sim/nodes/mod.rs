@@ -20,10 +20,11 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Instant, SystemTime};
 
-use self::plan::Sabotage;
-use self::run::Run;
+use self::plan::{CHANNELS, Fault, NodesPlan, Sabotage};
+use self::run::{Run, fault_name};
 use self::truth::Rule;
 use crate::number;
+use roost::base::rng::Rng;
 
 /// Seeds that every test run has.
 const FIXED_SEEDS: u64 = 40;
@@ -33,6 +34,29 @@ const RANDOM_SEEDS: u64 = 4;
 
 /// No new seed is begun after so many seconds.
 const SECONDS_MAX: u64 = 25;
+
+/// Events that the fixed seeds together must contain, beside each fault.
+const MET: [&str; 19] = [
+    "api_failed",
+    "broker_duplicates",
+    "broker_gaps_epoch",
+    "broker_gaps_rewind",
+    "broker_gaps_trimmed",
+    "broker_repaired",
+    "closed_by_api",
+    "commands_paused",
+    "connected",
+    "cut",
+    "failovers",
+    "interrupted",
+    "io_timeouts",
+    "lost",
+    "queue_full",
+    "recovered",
+    "temporary_errors",
+    "told",
+    "unrecovered",
+];
 
 type Met = BTreeMap<&'static str, u64>;
 
@@ -96,6 +120,23 @@ fn each_rule_of_several_nodes_can_fail() {
     }
 }
 
+/// Channels with history, of two nodes.
+const LINES: u64 = 2 * (CHANNELS.len() as u64 - 1);
+
+#[test]
+fn a_lost_connection_costs_one_read_of_each_channel_and_no_client_notices() {
+    let mut run = Run::with(1, NodesPlan::calm(30), Rng::new(1), false);
+    let (reads, told) = run.cost_of_cut().unwrap();
+    assert!(reads > 0 && reads <= LINES && told == 0, "{reads} reads, {told} were told");
+}
+
+#[test]
+fn clients_that_return_at_once_cost_one_read_of_each_channel() {
+    let mut run = Run::with(1, NodesPlan::calm(60), Rng::new(1), false);
+    let (reads, told) = run.cost_of_return().unwrap();
+    assert!(reads > 0 && reads <= LINES && told == 0, "{reads} reads, {told} were told");
+}
+
 #[test]
 fn a_seed_of_several_nodes_is_one_run() {
     for seed in [1, 8] {
@@ -140,6 +181,11 @@ fn several_nodes() {
         }
     }
     met.retain(|_, value| *value > 0);
+    let faults = Fault::ALL.map(fault_name);
+    let unmet = MET.iter().chain(&faults).filter(|name| !met.contains_key(*name));
+    let unmet: Vec<_> = if played < FIXED_SEEDS { vec![] } else { unmet.collect() };
+    // A simulation in which nothing happens finds nothing.
+    println!("not met: {unmet:?}");
     println!("{played} runs in {:?}, which met: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/nodes_seeds.txt");
 }

@@ -76,7 +76,7 @@ impl Fault {
 
     /// Join and leave events may be lost.
     fn loses_events(self) -> bool {
-        !matches!(self, Self::Slow | Self::Lag | Self::Double | Self::HomeFull)
+        !matches!(self, Self::Slow | Self::Double | Self::HomeFull)
     }
 }
 
@@ -221,6 +221,17 @@ impl NodesPlan {
             slow_clients,
             sabotage: None,
         }
+    }
+
+    /// A quiet system of two nodes with so many clients.
+    pub(crate) fn calm(clients: usize) -> Self {
+        let mut plan = Self::draw(0, &mut Rng::new(0));
+        (plan.nodes, plan.shards, plan.clients) = (2, vec![2, 2], clients);
+        (plan.slow_clients, plan.net) = (0, Faults::NONE);
+        plan.options.broker_window_bytes = 1 << 20;
+        plan.client.recovery_publications_max = 300;
+        plan.namespaces.iter_mut().for_each(|of| of.history_size = 300);
+        plan
     }
 
     pub(crate) fn is_calm(&self) -> bool {

@@ -17,7 +17,7 @@ use roost::cluster::scripts::Script;
 use super::keyspace::Keyspace;
 
 /// Bytes that wait for a PUB/SUB connection at most: Redis has 32 MB, a run has less to say.
-const OUTPUT_BYTES_MAX: usize = 30_000;
+const OUTPUT_BYTES_MAX: usize = 5_000;
 
 /// The publications of a channel that Redis still knows of, by their numbers: those that it has forgotten, too,
 /// but for those that a failover lost.

@@ -128,6 +128,83 @@ impl Run {
         Ok(self.met())
     }
 
+    /// All clients of a quiet system have all of their channels.
+    fn settle(&mut self) -> Result<(), Broken> {
+        self.phase = Phase::Heal;
+        match self.run_for(20_000, |run| run.clients.iter().all(Client::is_settled))? {
+            true => Ok(()),
+            false => broken(Rule::Answer, "not all are subscribed"),
+        }
+    }
+
+    fn publish_some(&mut self) -> Result<(), Broken> {
+        for _ in 0..60 {
+            let at = self.any_node();
+            if let Some(node) = &mut self.nodes[at] {
+                node.publish(self.now, &mut self.truth);
+            }
+        }
+        self.run_for(40, |_| false).map(|_| ())
+    }
+
+    fn has_newest(&self) -> bool {
+        let histories = CHANNELS.iter().filter(|channel| NodesPlan::has_history(channel));
+        let newest: Vec<_> =
+            histories.map(|of| (of, self.redis.log(of).all.last().copied())).collect();
+        self.clients.iter().all(|client| {
+            let has = |(of, newest): &(&&str, Option<u64>)| {
+                newest.is_none_or(|newest| client.has_newest(of, newest))
+            };
+            newest.iter().all(has)
+        })
+    }
+
+    /// Reads of lines while something happens to a quiet system, and how many clients were told of a gap.
+    fn cost_of(
+        &mut self,
+        happens: impl FnOnce(&mut Self) -> Result<(), Broken>,
+    ) -> Result<(u64, u64), Broken> {
+        self.settle()?;
+        self.publish_some()?;
+        self.run_for(5_000, Self::has_newest)?;
+        let figures = |run: &Self| {
+            let met = run.met();
+            let of = |name| met.get(name).copied().unwrap_or_default();
+            (of("reads_of_lines"), of("told") + of("unrecovered"))
+        };
+        let before = figures(self);
+        happens(self)?;
+        self.settle()?;
+        if !self.run_for(5_000, Self::has_newest)? {
+            return broken(Rule::End, "not all have the newest publications");
+        }
+        let after = figures(self);
+        Ok((after.0 - before.0, after.1 - before.1))
+    }
+
+    /// All clients go, miss publications, and come back at once.
+    pub(crate) fn cost_of_return(&mut self) -> Result<(u64, u64), Broken> {
+        self.cost_of(|run| {
+            run.phase = Phase::Leave;
+            run.clients.iter_mut().for_each(|client| client.leave(run.now));
+            // Until the nodes don't follow the channels any more.
+            run.run_for(3_000, |_| false)?;
+            run.publish_some()?;
+            run.phase = Phase::Heal;
+            run.clients.iter_mut().for_each(|client| client.return_at(run.now));
+            Ok(())
+        })
+    }
+
+    /// The PUB/SUB connections of all nodes end, and publications are missed.
+    pub(crate) fn cost_of_cut(&mut self) -> Result<(u64, u64), Broken> {
+        self.cost_of(|run| {
+            run.redis.disconnect(true, None, false);
+            run.publish_some()?;
+            run.run_for(1_000, |_| false).map(|_| ())
+        })
+    }
+
     /// Nothing goes wrong any more.
     fn heal(&mut self) -> Result<(), Broken> {
         self.phase = Phase::Heal;
@@ -334,7 +411,11 @@ impl Run {
 
     fn step_beside(&mut self) -> Result<(), Broken> {
         for node in self.nodes.iter_mut().flatten() {
-            node.step_beside(self.now, &mut self.redis, &mut self.truth)?;
+            match node.step_beside(self.now, &mut self.redis, &mut self.truth) {
+                // Behind an interruption, an older read of no use may be open beside the new one.
+                Err((Rule::Reads, _)) if !self.plan.is_calm() => self.truth.count("reads_beside"),
+                result => result?,
+            }
         }
         Ok(())
     }
@@ -546,7 +627,7 @@ enum Next {
     Redis,
 }
 
-fn fault_name(fault: Fault) -> &'static str {
+pub(crate) fn fault_name(fault: Fault) -> &'static str {
     match fault {
         Fault::PubSubCut => "fault_pubsub_cut",
         Fault::PubSubDeaf => "fault_pubsub_deaf",
