@@ -709,7 +709,7 @@ impl Stream {
     fn reply(&self, subscribe: &Value) -> Value {
         let mut reply = json!({ "epoch": self.epoch.to_string(), "offset": self.kept.len() });
         if subscribe["recover"] == true {
-            let is_known = subscribe["epoch"] == self.epoch.to_string();
+            let is_known = subscribe["epoch"] == reply["epoch"];
             let from = subscribe["offset"].as_u64().unwrap() as usize;
             reply["was_recovering"] = true.into();
             reply["recovered"] = is_known.into();

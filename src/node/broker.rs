@@ -95,10 +95,8 @@ impl BrokerSettings {
     /// # Errors
     /// One of them can't be reached.
     pub(super) fn check(&self) -> Result<(), StartFault> {
-        let all = self.channels.iter().chain(&self.presence);
-        all.map(redis::check)
-            .collect::<Result<(), String>>()
-            .map_err(|why| StartFault::Broker { why })
+        let mut all = self.channels.iter().chain(&self.presence);
+        all.try_for_each(redis::check).map_err(|why| StartFault::Broker { why })
     }
 
     /// The servers by which nodes reach each other, in their order; `None` where this node is alone.

@@ -71,9 +71,9 @@ impl Tunnel {
     fn run(mut self) -> std::io::Result<()> {
         while !(self.client_ended && self.node_ended && self.plain.is_empty()) {
             self.wait();
-            self.to_node()?;
-            self.from_node()?;
-            self.to_client()?;
+            self.carry_to_node()?;
+            self.carry_from_node()?;
+            self.carry_to_client()?;
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Tunnel {
         poll(&mut sockets, None).unwrap();
     }
 
-    fn to_node(&mut self) -> std::io::Result<()> {
+    fn carry_to_node(&mut self) -> std::io::Result<()> {
         let mut piece = [0; PIECE_BYTES];
         if !self.client_ended && !self.tls.wants_write() && !self.tls.is_handshaking() {
             match self.client.read(&mut piece) {
@@ -128,7 +128,7 @@ impl Tunnel {
         Ok(())
     }
 
-    fn from_node(&mut self) -> std::io::Result<()> {
+    fn carry_from_node(&mut self) -> std::io::Result<()> {
         if self.node_ended || !self.plain.is_empty() {
             return Ok(());
         }
@@ -151,7 +151,7 @@ impl Tunnel {
         Ok(())
     }
 
-    fn to_client(&mut self) -> std::io::Result<()> {
+    fn carry_to_client(&mut self) -> std::io::Result<()> {
         while !self.plain.is_empty() {
             match self.client.write(&self.plain) {
                 Ok(count) => _ = self.plain.drain(..count),

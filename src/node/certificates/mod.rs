@@ -211,9 +211,8 @@ impl Certificates {
     pub(super) fn reload(&self, options: Tls, now: i64) -> Option<ServerSettings> {
         let mut state = self.state();
         // Whether a listener speaks TLS stays until a restart.
-        let keep = |new: Option<ListenerTls>, old: &Option<ListenerTls>| match old {
-            Some(old) => Some(new.unwrap_or_else(|| old.clone())),
-            None => None,
+        let keep = |new: Option<ListenerTls>, old: &Option<ListenerTls>| {
+            old.as_ref().map(|old| new.unwrap_or_else(|| old.clone()))
         };
         state.options = Tls {
             public: keep(options.public, &state.options.public),

@@ -197,6 +197,9 @@ fn argument(value: Value) -> Vec<u8> {
     }
 }
 
+/// A PUB/SUB message: its name and its payload.
+type Message = (Vec<u8>, Vec<u8>);
+
 impl Redis {
     pub(crate) fn new(seed: u64, nodes: usize, operations: &Operations, channels: &[&str]) -> Self {
         let data = Rc::new(RefCell::new(Data::default()));
@@ -408,7 +411,7 @@ impl Redis {
     }
 
     /// Carries out a request: its reply, and the messages that it sent.
-    fn carry_out(&mut self, request: &Request) -> (Reply, Vec<(Vec<u8>, Vec<u8>)>) {
+    fn carry_out(&mut self, request: &Request) -> (Reply, Vec<Message>) {
         let reply = match request {
             Request::Plain { name, arguments } => {
                 let name = name.as_bytes().to_vec();

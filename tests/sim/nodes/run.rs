@@ -336,7 +336,8 @@ impl Run {
         at: usize,
         act: impl FnOnce(&mut Client, &mut Scene<'_>) -> T,
     ) -> T {
-        let takes = |of: &(usize, &Node)| of.1.paused_until <= self.now || self.seed % 2 == 0;
+        let takes =
+            |of: &(usize, &Node)| of.1.paused_until <= self.now || self.seed.is_multiple_of(2);
         let live = self.nodes.iter().enumerate();
         let live = live.filter_map(|(at, node)| Some((at, node.as_ref()?))).filter(takes);
         let nodes: Vec<_> = live.map(|(at, node)| (at, node.world.clone())).collect();
