@@ -117,7 +117,8 @@ class Api:
 
 def batch_of(channels):
     """The body of a batch of publishes, one to each channel."""
-    return json.dumps({"commands": [{"publish": {"channel": channel, "data": DATA}} for channel in channels]})
+    commands = [{"publish": {"channel": channel, "data": DATA}} for channel in channels]
+    return json.dumps({"parallel": True, "commands": commands})
 
 
 def bytes_of_connections(options):
