@@ -28,9 +28,6 @@ use crate::hub::history::Epoch;
 const BATCH_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
-/// Writes whose replies are missing at most.
-const WINDOW: usize = 4;
-
 /// Bytes of a stream's node above which memory is wasted on short histories.
 const STREAM_NODE_BYTES_GOOD: u64 = 1_024;
 
@@ -272,7 +269,10 @@ async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachab
                 break error;
             }
         }
-        while unknown_scripts.is_empty() && in_flight.len() < WINDOW && !server.queue.is_empty() {
+        while unknown_scripts.is_empty()
+            && in_flight.len() < link.window()
+            && !server.queue.is_empty()
+        {
             let batch = unexpired(shared, server, server.queue.batch(BATCH_MAX, BATCH_BYTES_MAX));
             in_flight.send(&link, batch).await;
         }

@@ -753,6 +753,20 @@ fn a_cluster_gets_each_command_at_the_owner_of_its_slot() {
     assert!(keys[0] > 0 && keys[1] > 0 && keys[0] + keys[1] == 16, "{keys:?}");
     node.send(publish("}x", b"{}"));
     assert_eq!(node.failed(), FailureCause::Unsupported);
+    // Many at once: those of a channel stay in their order.
+    node.listen("order");
+    for batch in 0..3 {
+        let numbers = batch * 1_000..(batch + 1) * 1_000;
+        node.send_all(numbers.flat_map(|number| {
+            let other = format!("other{}", number % 7);
+            [publish("order", format!("{number}").as_bytes()), publish(&other, b"{}")]
+        }));
+    }
+    for number in 0..3_000 {
+        let delivered = node.delivered();
+        let text = String::from_utf8(delivered.entry.record.published().data.to_vec()).unwrap();
+        assert_eq!(text, number.to_string());
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The `redis` crate: the only file that names it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
@@ -256,7 +256,17 @@ impl Link {
         command.query_async(connection).await.ok()
     }
 
-    /// Sends requests: their replies, in their order. It is sent when the future is polled first.
+    /// Batches whose replies may be missing at the same time. In a Cluster the next batch waits: two of them
+    /// have no order between each other.
+    pub(super) fn window(&self) -> usize {
+        match &self.kind {
+            Kind::One(_) => 4,
+            Kind::Cluster(_) => 1,
+        }
+    }
+
+    /// Sends requests: their replies, in their order. It is sent when the future is polled first. Requests for
+    /// one key take effect in their order.
     pub(super) fn send<'r>(
         &self,
         requests: impl Iterator<Item = &'r Request>,
@@ -274,25 +284,41 @@ impl Link {
                 })
             }
             Kind::Cluster(connection) => {
-                let all = requests.map(|request| {
-                    let route = Route::new(slot(request.key()), SlotAddr::Master);
+                // One by one they would overtake each other on their way through the crate.
+                let mut slots: BTreeMap<u16, (redis::Pipeline, Vec<usize>)> = BTreeMap::new();
+                let mut count = 0;
+                for request in requests {
+                    let (pipeline, places) = slots.entry(slot(request.key())).or_default();
+                    pipeline.add_command(self.command(request));
+                    places.push(count);
+                    count += 1;
+                }
+                let all = slots.into_iter().map(|(slot, (pipeline, places))| {
+                    let route = Route::new(slot, SlotAddr::Master);
                     let route = SingleNodeRoutingInfo::SpecificNode(route);
-                    let command = self.command(request);
                     let mut connection = connection.clone();
                     async move {
-                        connection.route_command(command, RoutingInfo::SingleNode(route)).await
+                        let count = places.len();
+                        (places, connection.route_pipeline(pipeline, 0, count, route).await)
                     }
                 });
                 let all = join_all(all.collect::<Vec<_>>());
                 Box::pin(async move {
-                    let values = all.await.into_iter().map(|value| match value {
-                        Ok(value) => Ok(reply(value)),
-                        Err(error) => match error.code() {
-                            Some(code) => Ok(Reply::Error(format!("{code} {error}"))),
-                            None => Err(error.into()),
-                        },
-                    });
-                    values.collect()
+                    let mut replies = vec![Reply::Nil; count];
+                    for (places, values) in all.await {
+                        match values {
+                            Ok(values) => places
+                                .into_iter()
+                                .zip(values)
+                                .for_each(|(place, value)| replies[place] = reply(value)),
+                            Err(error) => {
+                                let Some(code) = error.code() else { return Err(error.into()) };
+                                let error = Reply::Error(format!("{code} {error}"));
+                                places.iter().for_each(|place| replies[*place] = error.clone());
+                            }
+                        }
+                    }
+                    Ok(replies)
                 })
             }
         }
