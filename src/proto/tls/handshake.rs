@@ -49,7 +49,6 @@ pub fn prepare_server(config: &mut ServerConfig) {
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     config.send_half_rtt_data = false;
-    config.require_ems = true;
 }
 
 /// Fits a client's configuration for [`Handshake::client`].
