@@ -61,7 +61,14 @@ const MET: [&str; 19] = [
 type Met = BTreeMap<&'static str, u64>;
 
 fn play(seed: u64, log: bool) -> Result<Met, String> {
-    let run = || Run::new(seed, None, log).play();
+    let run = || {
+        let mut run = Run::new(seed, None, log);
+        run.play().inspect_err(|_| {
+            if log {
+                run.show()
+            }
+        })
+    };
     let result = catch_unwind(AssertUnwindSafe(run));
     match result {
         Ok(result) => result.map_err(|(rule, text)| format!("{rule:?}: {text}")),

@@ -533,6 +533,14 @@ impl Redis {
             }
         }
         *data = copy;
+        drop(data);
+        self.forget_results();
+    }
+
+    /// Each channel may have lost results of keys, those without history too.
+    fn forget_results(&mut self) {
+        let channels: BTreeSet<String> = self.channels.values().cloned().collect();
+        self.facts.extend(channels.into_iter().map(|channel| Fact::Forgotten { channel }));
     }
 
     /// A restart without data.
@@ -540,9 +548,9 @@ impl Redis {
         self.disconnect_all();
         let old = std::mem::take(&mut *self.data.borrow_mut());
         for (channel, log) in old.logs {
-            self.facts.push(Fact::Lost { channel: channel.clone(), numbers: log.all });
-            self.facts.push(Fact::Forgotten { channel });
+            self.facts.push(Fact::Lost { channel, numbers: log.all });
         }
+        self.forget_results();
         self.copy();
     }
 

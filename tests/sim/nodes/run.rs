@@ -128,6 +128,12 @@ impl Run {
         Ok(self.met())
     }
 
+    /// What each client sent and got last.
+    pub(crate) fn show(&self) {
+        println!("faults: {:?}", self.plan.faults);
+        self.clients.iter().for_each(|client| println!("{}", client.show()));
+    }
+
     /// All clients of a quiet system have all of their channels.
     fn settle(&mut self) -> Result<(), Broken> {
         self.phase = Phase::Heal;
@@ -233,17 +239,24 @@ impl Run {
         self.run_for(20_000, |_| false).map(|_| ())
     }
 
+    /// A client publishes to each channel: the numbers of the publications.
+    fn publish_to_each(&mut self) -> Vec<(&'static str, u64)> {
+        let publish = |channel: &&'static str| {
+            let at = self.rng.below(self.clients.len() as u64) as usize;
+            (*channel, self.with_client(at, |client, scene| client.publish(scene, channel)))
+        };
+        CHANNELS.iter().map(publish).collect()
+    }
+
     /// A publication to each channel reaches all, and all are present.
     fn quiet(&mut self) -> Result<(), Broken> {
         self.phase = Phase::Quiet;
         self.troubled_until = self.now;
-        let numbers: Vec<(&str, u64)> = CHANNELS
-            .iter()
-            .map(|channel| {
-                let at = self.rng.below(self.clients.len() as u64) as usize;
-                (*channel, self.with_client(at, |client, scene| client.publish(scene, channel)))
-            })
-            .collect();
+        // The first ones show where a stream went back: who learns it may have to connect again.
+        self.publish_to_each();
+        self.run_for(2_000, |_| false)?;
+        self.run_for(10_000, |run| run.clients.iter().all(Client::is_settled))?;
+        let numbers = self.publish_to_each();
         // One whose channel turns out to have gone back subscribes anew, and has it by that.
         let has_all = |run: &Self| {
             let has = |client: &Client| {
@@ -311,6 +324,10 @@ impl Run {
         if let (false, Some(text)) = (is_lossy, &self.truth.needless) {
             let logs: Vec<_> = self.clients.iter().map(Client::show).collect();
             return broken(Rule::Needless, format!("{text}\n{}", logs.join("\n")));
+        }
+        // A mailbox without room loses events, and counts them.
+        if let (0, Some(text)) = (met["events_lost"] + met["cut"], &self.truth.repeated_event) {
+            return broken(Rule::Events, text.clone());
         }
         self.truth.check_stored(|channel| self.redis.log(channel).all)
     }
@@ -524,7 +541,7 @@ impl Run {
     fn kill(&mut self, at: usize) {
         if let Some(mut node) = self.nodes[at].take() {
             node.carrier.end(&mut self.redis);
-            for name in ["gaps_mail", "gaps_fanout"] {
+            for name in ["gaps_mail", "gaps_fanout", "events_lost"] {
                 *self.past.entry(name).or_default() += node.figures()[name];
             }
             let forgotten_at = self.now + 7_000 + self.rng.below(9_000);

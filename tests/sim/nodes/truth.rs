@@ -82,6 +82,8 @@ pub(crate) struct Truth {
     forgotten: BTreeSet<String>,
     /// Somebody was told of a gap, though histories lack nothing.
     pub(crate) needless: Option<String>,
+    /// A client joined twice, or left twice, though no fault loses events.
+    pub(crate) repeated_event: Option<String>,
     /// Facts of each kind, for the figures.
     pub(crate) figures: BTreeMap<&'static str, u64>,
 }
