@@ -44,7 +44,7 @@ fn wrong_configurations_end_with_2_and_name_the_option() {
         ("client.ping_interval = \"soon\"", &[], &["client.ping_interval", "soon"]),
         ("client.ping_interval = \"5s\"", &[], &["client.ping_interval", "client.pong_timeout"]),
         ("engine.type = \"nats\"", &[], &["engine.type", "nats"]),
-        ("http_server.tls.enabled = true", &[], &["http_server.tls.enabled"]),
+        ("http_server.tls.enabled = true", &[], &["http_server.tls.cert_pem"]),
         ("", &["--shards", "0"], &["shards", "0"]),
         ("", &["--io", "kqueue"], &["io", "kqueue"]),
         ("", &["--client.channel_limit", "many"], &["client.channel_limit", "many"]),

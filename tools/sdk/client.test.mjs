@@ -7,6 +7,7 @@ import {
   collect,
   FRAMES_ARE_MESSAGES,
   next,
+  NODES,
   OVER_WEBSOCKET,
   refusedSubscribe,
   seconds,
@@ -239,7 +240,8 @@ test('unsubscribing and subscribing in a loop', async () => {
     subscription.unsubscribe();
     // Refused, and so the server is past the unsubscribe, which the SDK doesn't wait for.
     await assert.rejects(client.publish('loop', {}), { code: 103 });
-    await other.publish('loop', { turn, missed: true });
+    // Between nodes, a publication without history may arrive when the client has come back already.
+    if (NODES === 1) await other.publish('loop', { turn, missed: true });
   }
   // The SDK sends subscribe right behind an unsubscribe that is not yet answered.
   for (let turn = 0; turn < 50; turn += 1) {
