@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ::aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -30,8 +29,6 @@ pub(super) struct Listener {
 #[derive(Clone, Debug)]
 struct Authorities {
     verifier: Arc<dyn ClientCertVerifier>,
-    /// SHA-256 of all of them.
-    digest: [u8; 32],
 }
 
 /// What reading needs, and what it finds wrong.
@@ -150,8 +147,11 @@ impl Listener {
         };
         let by_name = ByName::new(&self.default, &self.by_name);
         let mut config = builder.with_cert_resolver(Arc::new(by_name));
-        let binding = self.authorities.as_ref().map_or([0; 32], |authorities| authorities.digest);
-        config.ticketer = Arc::new(Tickets { keys: Arc::clone(keys), binding });
+        // A resumed session has the client's certificate from its ticket, and nothing checks that again: one that
+        // has expired would count for as long as its owner resumes. So these have full handshakes only.
+        if self.authorities.is_none() {
+            config.ticketer = Arc::new(Tickets { keys: Arc::clone(keys), binding: [0; 32] });
+        }
         config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
         config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -165,16 +165,12 @@ impl Authorities {
     fn read(pem: &Pem, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let text = pair::read_pem(pem)?;
         let mut roots = RootCertStore::empty();
-        let mut hash = Context::new(&SHA256);
         for certificate in pair::certificates(&text)? {
-            hash.update(&certificate);
             roots.add(certificate).map_err(|fault| fault.to_string())?;
         }
         let builder =
             WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
         let verifier = builder.build().map_err(|fault| fault.to_string())?;
-        let mut digest = [0; 32];
-        digest.copy_from_slice(hash.finish().as_ref());
-        Ok(Self { verifier, digest })
+        Ok(Self { verifier })
     }
 }

@@ -233,6 +233,8 @@ fn clients_need_a_certificate_of_the_authorities() {
         settings.subject(&server.certificate.unwrap()).as_deref(),
         Some("CN=client 1,O=Acme\\, Inc.,C=DE")
     );
+    // Each handshake is a full one: a ticket would outlive the certificate.
+    assert!(!shake(&settings, &own, "a.example").unwrap().0.resumed);
     assert!(shake(&settings, &any_client(), "a.example").is_err());
     assert!(shake(&settings, &client(&stranger, &strange_key), "a.example").is_err());
     // Without readable authorities nobody else gets in.
