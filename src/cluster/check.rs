@@ -86,7 +86,7 @@ impl Operations {
         (top.offset <= first && agrees).then_some(event)
     }
 
-    /// What follows of the second reply.
+    /// The event, or the next request, behind the second reply.
     pub(super) fn settle_check(&self, check: &Check, reply: &Reply, epoch: &str) -> Settled {
         if let Some(event) = self.unchanged(check, reply) {
             return Settled::Event(event);
@@ -149,7 +149,7 @@ mod tests {
         let top = |offset: &str| Reply::List(vec![bytes("a life"), bytes(offset)]);
         for (of, entries) in [
             (top("7"), vec![entry(7)]),
-            // What was at the position is removed, or the stream went back.
+            // The publication at the position is removed, or the stream went back.
             (top("7"), vec![]),
             (top("5"), vec![]),
         ] {

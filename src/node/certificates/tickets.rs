@@ -139,12 +139,12 @@ fn parse(text: &str) -> Result<Vec<Key>, String> {
     }
 }
 
-/// Tickets of one listener. They are bound to the authorities of its client certificates: a ticket stands
-/// for a certificate that was checked against them.
+/// Tickets of one listener, which open only with the binding that they were sealed with. A listener that
+/// demands client certificates has none.
 #[derive(Debug)]
 pub(super) struct Tickets {
     pub(super) keys: Arc<TicketKeys>,
-    /// Digest of the authorities.
+    /// Zero where no client shows a certificate.
     pub(super) binding: [u8; 32],
 }
 

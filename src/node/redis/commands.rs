@@ -51,35 +51,17 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
         return;
     }
     let epoch = epoch();
-    let since = Instant::now();
     if let Command::Presence(update) = &command {
         // Before the entries: none is without its member of the set.
         let requests = shared.settings.operations.entries_of_update(&shared.settings.uid, update);
         for request in requests {
-            let awaited = Awaited::Nothing;
-            server.queue.push(Queued {
-                home,
-                request,
-                awaited,
-                since,
-                again: false,
-                resent: false,
-                cost: 0,
-            });
+            server.queue.push(Queued::new(home, request, Awaited::Nothing, 0));
         }
     }
     let made = shared.settings.operations.requests(command, fresh(&epoch), |request, awaited| {
         // The first one carries all of the command's bytes.
         let cost = std::mem::take(&mut left);
-        server.queue.push(Queued {
-            home,
-            request,
-            awaited,
-            since,
-            again: false,
-            resent: false,
-            cost,
-        });
+        server.queue.push(Queued::new(home, request, awaited, cost));
     });
     server.queue.settled(left);
     if let Err(Some(event)) = made {
@@ -101,16 +83,7 @@ pub(super) fn keep_entries(shared: &Shared, server: &Connected) {
 /// Queues a request of the first home, where the server can be reached.
 fn push(shared: &Shared, server: &Connected, (request, awaited): (Request, Awaited)) {
     if server.queue.is_open.get() {
-        let (home, since) = (shared.first, Instant::now());
-        server.queue.push(Queued {
-            home,
-            request,
-            awaited,
-            since,
-            again: false,
-            resent: false,
-            cost: 0,
-        });
+        server.queue.push(Queued::new(shared.first, request, awaited, 0));
     }
 }
 
@@ -291,8 +264,7 @@ async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachab
             () = server.queue.pushed.notified() => {}
             () = sleep(IDLE) => {
                 let request = Request::Plain { name: "PING", arguments: vec![] };
-                let (awaited, since) = (Awaited::Nothing, Instant::now());
-                let ping = Queued { home: 0, request, awaited, since, again: false, resent: false, cost: 0 };
+                let ping = Queued::new(0, request, Awaited::Nothing, 0);
                 in_flight.send(&link, vec![ping]).await;
             }
         }
@@ -354,25 +326,13 @@ fn settle(
             Settled::Nothing => {}
             Settled::Event(event) => events.add(home, event),
             Settled::Again(request, awaited) => {
-                server.queue.push(Queued {
-                    home,
-                    request,
-                    awaited,
-                    since,
-                    again: false,
-                    resent: false,
-                    cost,
-                });
+                server.queue.push(Queued { since, ..Queued::new(home, request, awaited, cost) });
                 continue;
             }
             Settled::Several(event, requests) => {
                 event.into_iter().for_each(|event| events.add(home, event));
-                let since = Instant::now();
                 for (request, awaited) in requests {
-                    let cost = 0;
-                    let queued =
-                        Queued { home, request, awaited, since, again: false, resent: false, cost };
-                    server.queue.push(queued);
+                    server.queue.push(Queued::new(home, request, awaited, 0));
                 }
             }
             Settled::Faulty(event, text) => {
@@ -474,18 +434,9 @@ fn epoch() -> Epoch {
 pub(super) fn probe(server: &Connected, home: usize, name: &str) -> bool {
     let arguments = vec![name.into(), b"probe".into()];
     let request = Request::Plain { name: "PUBLISH", arguments };
-    let (awaited, since) = (Awaited::Nothing, Instant::now());
     let is_open = server.queue.is_open.get();
     if is_open {
-        server.queue.push(Queued {
-            home,
-            request,
-            awaited,
-            since,
-            again: false,
-            resent: false,
-            cost: 0,
-        });
+        server.queue.push(Queued::new(home, request, Awaited::Nothing, 0));
     }
     is_open
 }

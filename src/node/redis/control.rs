@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt as _;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::commands::probe;
 use super::queue::Queued;
@@ -95,14 +95,14 @@ pub(super) fn send(
     };
     let payload = Command { uid: shared.settings.uid.clone(), message }.write();
     let request = Request::Plain { name: "PUBLISH", arguments: vec![name.into(), payload] };
-    let (awaited, since) = (Awaited::Done { ticket }, Instant::now());
+    let awaited = Awaited::Done { ticket };
     let (home, cost) = (shared.settings.homes, request.bytes());
     let waiting = shared.bytes.fetch_add(cost, Ordering::Relaxed);
     if waiting + cost > shared.settings.queue_bytes_max {
         server.queue.settled(cost);
         return shared.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
     }
-    server.queue.push(Queued { home, request, awaited, since, again: false, resent: false, cost });
+    server.queue.push(Queued::new(home, request, awaited, cost));
 }
 
 /// Says to a node that its presence entries are removed, in case it is alive. Nobody waits for that.

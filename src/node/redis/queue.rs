@@ -29,6 +29,13 @@ pub(super) struct Queued {
     pub cost: usize,
 }
 
+impl Queued {
+    /// A request that has just come. `cost`: its bytes in the account of the thread.
+    pub(super) fn new(home: usize, request: Request, awaited: Awaited, cost: usize) -> Self {
+        Self { home, request, awaited, since: Instant::now(), again: false, resent: false, cost }
+    }
+}
+
 /// The queue.
 pub(super) struct Queue {
     waiting: RefCell<VecDeque<Queued>>,
