@@ -99,6 +99,22 @@ const DEV_PRESET: &[(&str, &str)] = &[
     ("channel.without_namespace.allow_subscribe_for_anonymous", "true"),
     ("channel.without_namespace.allow_publish_for_client", "true"),
     ("channel.without_namespace.allow_publish_for_anonymous", "true"),
+    // Everything that a channel can have, so that a first program sees it without a file of options.
+    ("channel.without_namespace.allow_history_for_client", "true"),
+    ("channel.without_namespace.allow_history_for_anonymous", "true"),
+    ("channel.without_namespace.allow_presence_for_client", "true"),
+    ("channel.without_namespace.allow_presence_for_anonymous", "true"),
+    ("channel.without_namespace.presence", "true"),
+    ("channel.without_namespace.join_leave", "true"),
+    ("channel.without_namespace.force_push_join_leave", "true"),
+    ("channel.without_namespace.history_size", "100"),
+    ("channel.without_namespace.history_ttl", "10m"),
+    ("channel.without_namespace.force_recovery", "true"),
+    ("channel.without_namespace.force_positioning", "true"),
+    ("channel.without_namespace.allowed_delta_types", "fossil"),
+    ("channel.without_namespace.allow_tags_filter", "true"),
+    ("prometheus.enabled", "true"),
+    ("health.enabled", "true"),
 ];
 
 /// A configuration that may be used.

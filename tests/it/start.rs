@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use serde_json::json;
+
 use crate::harness::*;
 
 fn refused(file: &str, port: &str, flags: &[&str]) -> Ended {
@@ -99,7 +101,6 @@ fn defaults_are_safe_and_development_is_open() {
     let body = r#"{"channel":"news","data":1}"#;
     assert_eq!(node.raw().post("/api/publish", &[], body).status, 401);
     let node = Node::start("", &["--dev"]);
-    node.is_healthy();
     // Its API asks for a key that is printed, and is another one each time.
     let key = |node: &Node| {
         let errors = node.errors();
@@ -110,8 +111,44 @@ fn defaults_are_safe_and_development_is_open() {
     let mut client = node.connected();
     client.subscribe("news");
     assert_eq!(node.raw().post("/api/publish", &[&key(&node)], body).status, 200);
+    assert!(client.push()["join"].is_object(), "its own");
     assert_eq!(client.push()["pub"]["data"], 1);
     assert_ne!(key(&Node::start("", &["--dev"])), key(&node));
+}
+
+#[test]
+fn a_development_node_keeps_history_and_presence_of_names_without_a_namespace() {
+    let node = Node::start("", &["--dev"]);
+    let get = |path: &str| {
+        let mut raw = node.raw();
+        raw.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
+        raw.response()
+    };
+    assert_eq!(get("/health").status, 200);
+    let metrics = get("/metrics");
+    assert!(metrics.status == 200 && metrics.body.contains("\nroost_"), "{metrics:?}");
+
+    let mut first = node.connected();
+    let reply = first.ask("subscribe", json!({"channel": "news"}));
+    let subscribed = &reply["subscribe"];
+    assert_eq!([&subscribed["recoverable"], &subscribed["positioned"]], [true, true], "{reply}");
+    let epoch = subscribed["epoch"].clone();
+    assert!(first.push()["join"].is_object(), "its own");
+    let mut second = node.connected();
+    second.publish("news", json!(1));
+    assert_eq!(first.push()["pub"]["data"], 1);
+    let history = first.ask("history", json!({"channel": "news", "limit": 10}));
+    assert_eq!(history["history"]["publications"][0]["data"], 1, "{history}");
+    let presence = first.ask("presence", json!({"channel": "news"}));
+    assert_eq!(presence["presence"]["presence"].as_object().unwrap().len(), 1, "{presence}");
+
+    let lost = json!({"channel": "news", "recover": true, "offset": 0, "epoch": epoch});
+    let reply = second.ask("subscribe", lost);
+    assert_eq!(reply["subscribe"]["recovered"], true, "{reply}");
+    assert_eq!(reply["subscribe"]["publications"][0]["data"], 1, "{reply}");
+    assert!(first.push()["join"].is_object());
+    drop(second);
+    assert!(first.push()["leave"].is_object());
 }
 
 #[test]
