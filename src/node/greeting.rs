@@ -108,7 +108,9 @@ impl Greeting {
         };
         lines.push(admin_line(self.admin.as_ref(), &page));
         if self.demo {
-            lines.push(format!("demo: {http}://{first}/demo, two clients that talk"));
+            lines.push(format!(
+                "demo: {http}://{first}/demo, clients that talk, with presence and recovery"
+            ));
         }
         if self.dev && url.is_some() {
             lines.push(format!(
@@ -170,7 +172,7 @@ mod tests {
             demo: false,
             dev: false,
             dev_secret: true,
-            snippets: Snippets { websocket_path: String::new(), publish: None, is_secure: false },
+            snippets: Snippets::default(),
             internal_tls: false,
             fingerprint: None,
         }

@@ -108,10 +108,7 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
     }
     settings.plan = limits.clone();
     settings.cpus = cpus;
-    // A key is shown where only this machine comes.
-    let api = config.web.api.as_ref().filter(|_| sources.dev);
-    settings.snippets.publish =
-        api.and_then(|api| Some((format!("{}/publish", api.prefix), api.key.clone()?)));
+    settings.snippets = Snippets::new(&config, sources.dev);
     let pid_file = config.pid_file.clone().map(PidFile::write).transpose();
     let pid_file = pid_file.map_err(system("the pid file"))?;
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
@@ -503,11 +500,7 @@ fn settings(
         plan: Vec::new(),
         tls: None,
         certificates,
-        snippets: Snippets {
-            websocket_path: websocket.handler_prefix,
-            publish: None,
-            is_secure: config.tls.public.is_some(),
-        },
+        snippets: Snippets::default(),
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })

@@ -28,13 +28,22 @@ use tracing::{info, warn};
 use super::fetch::{Client, FetchFault};
 use super::pages;
 use super::tls::Trust;
-use crate::config;
+use crate::config::{self, Config, DEV_SECRET};
+use crate::shard::EndpointKind;
 
-/// The snippets of the page.
-#[derive(Clone, Debug)]
+/// The parts of the page that depend on options: snippets, endpoints and the link to the admin page.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Snippets {
     /// Path of the clients' WebSocket.
     pub(super) websocket_path: String,
+    /// Transports that the page offers beside it, by the SDK's name, with their paths.
+    pub(super) streams: Vec<(&'static str, String)>,
+    /// Path of the requests in which clients of those send commands.
+    pub(super) emulation_path: String,
+    /// Path of the admin page, with the link that opens it.
+    pub(super) admin: Option<String>,
+    /// Tokens are signed with the secret of development nodes, so the page may make some of its own.
+    pub(super) has_dev_secret: bool,
     /// Path of the method that publishes, and the key for it, where there is one.
     pub(super) publish: Option<(String, String)>,
     /// The public port speaks TLS.
@@ -42,6 +51,33 @@ pub(super) struct Snippets {
 }
 
 impl Snippets {
+    /// Those of a node with these options. Keys and links are shown by development nodes alone: only this
+    /// machine reaches one.
+    pub(super) fn new(config: &Config, dev: bool) -> Self {
+        let endpoints = &config.transports.endpoints;
+        let path = |kind: EndpointKind| {
+            endpoints.iter().find(|endpoint| endpoint.kind == kind).map(|found| found.path.clone())
+        };
+        let streams = [("http_stream", EndpointKind::HttpStream), ("sse", EndpointKind::Sse)];
+        let streams = streams.into_iter().filter_map(|(name, kind)| Some((name, path(kind)?)));
+        let api = config.web.api.as_ref().filter(|_| dev);
+        let has_internal = config.http_server.internal.is_some();
+        let admin = config.web.admin.as_ref().filter(|admin| dev && admin.is_public(has_internal));
+        Self {
+            websocket_path: config.websocket.handler_prefix.clone(),
+            streams: streams.collect(),
+            emulation_path: path(EndpointKind::Emulation).unwrap_or_default(),
+            admin: admin.map(|admin| match &admin.link {
+                Some(link) => format!("{}/#link={link}", admin.prefix),
+                None => format!("{}/", admin.prefix),
+            }),
+            has_dev_secret: dev && config.tokens.connection.hmac_secret_key == DEV_SECRET,
+            publish: api
+                .and_then(|api| Some((format!("{}/publish", api.prefix), api.key.clone()?))),
+            is_secure: config.tls.public.is_some(),
+        }
+    }
+
     /// A page that does what the demo does; `host` has the port in it.
     pub(super) fn html(&self, host: &str) -> String {
         format!(
@@ -111,16 +147,27 @@ pub(super) fn router(demo: &config::Demo, snippets: Snippets) -> Router {
         .with_state(shared)
 }
 
-/// The snippets hold the key of the server API: a page of another host gets none of them, since its
-/// requests name that host or say where they are from.
+/// The key of the server API and the link to the admin page are for pages of this machine: a page of another
+/// host gets neither, since its requests name that host or say where they are from.
 async fn snippet(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let is_here = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
     let curl = shared.snippets.curl(host).filter(|_| is_here);
-    let websocket = &shared.snippets.websocket_path;
-    let html = shared.snippets.html(host);
-    axum::Json(json!({ "html": html, "curl": curl, "websocket": websocket })).into_response()
+    let Snippets { websocket_path, streams, emulation_path, admin, has_dev_secret, .. } =
+        &shared.snippets;
+    let streams =
+        streams.iter().map(|(transport, path)| json!({ "transport": transport, "path": path }));
+    axum::Json(json!({
+        "html": shared.snippets.html(host),
+        "curl": curl,
+        "websocket": websocket_path,
+        "streams": streams.collect::<Vec<_>>(),
+        "emulation": emulation_path,
+        "admin": admin.as_ref().filter(|_| is_here),
+        "secret": has_dev_secret.then_some(DEV_SECRET),
+    }))
+    .into_response()
 }
 
 async fn sdk(State(shared): State<Shared>) -> Response {
