@@ -1,6 +1,7 @@
-//! The command line of `roost`.
+//! The command line of `roost`: commands and their flags.
 //!
-//! Flags are generated from the option table, so every option has a flag with its text and default.
+//! Flags of a node are generated from the option table, so every option has a flag with its text and default.
+//! They are understood before a command, too, as in `roost --config F serve`; what stands behind it wins.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -8,6 +9,7 @@ use std::sync::LazyLock;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as ClapCommand, FromArgMatches, Parser};
 
+use super::health::HealthArgs;
 use crate::config::PrintFormat;
 use crate::config::table::{OPTIONS, Opt};
 use crate::config::value::Kind;
@@ -17,7 +19,6 @@ use crate::config::value::Kind;
 #[command(
     name = "roost",
     version,
-    args_conflicts_with_subcommands = true,
     after_help = "Without a command, a configuration file and keys: a development node, the same as \
                   `roost serve --dev`. It listens on 127.0.0.1 only, and every local client may connect, \
                   subscribe and publish. With a file (-c, ROOST_CONFIG) or a key (of tokens, the API or \
@@ -40,6 +41,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Run a node.
     Serve(ServeArgs),
+    /// Check whether a running node can serve: exit code 0 or 1.
+    Health(Box<HealthArgs>),
     /// Print a token (JWT, HS256), signed with the configured key.
     Token(Box<TokenArgs>),
     /// Check configuration files, or print the defaults.
@@ -160,6 +163,66 @@ pub(super) struct OptionArgs {
     pub set: Vec<(&'static str, String)>,
 }
 
+impl OptionArgs {
+    /// These, and those in front of the command where it has no others.
+    pub(super) fn after(self, mut first: Self) -> Self {
+        first.set.extend(self.set);
+        Self { config: self.config.or(first.config), set: first.set }
+    }
+
+    /// No option, and no file.
+    pub(super) fn is_empty(&self) -> bool {
+        self.config.is_none() && self.set.is_empty()
+    }
+
+    /// The first of them, as it may have been written.
+    pub(super) fn first(&self) -> String {
+        let flag = |path: &str| FLAGS.iter().find(|flag| flag.option.path == path);
+        match self.set.first() {
+            _ if self.config.is_some() => "--config".to_owned(),
+            Some((path, _)) => {
+                flag(path).map_or_else(String::new, |flag| format!("--{}", flag.name))
+            }
+            None => String::new(),
+        }
+    }
+}
+
+/// The same options for a command that only looks a node up: the help of most of them is left out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ShortOptionArgs(pub OptionArgs);
+
+impl Args for ShortOptionArgs {
+    fn augment_args(command: ClapCommand) -> ClapCommand {
+        let shown = ["config", "http_server.address", "http_server.port"];
+        OptionArgs::augment_args(command).mut_args(|argument| {
+            let id = argument.get_id().as_str();
+            match shown.contains(&id) {
+                true => argument.help_heading("The node"),
+                // Flags of the command itself have no dot in their names, nor a path of an option.
+                false => {
+                    let of_node = FLAGS.iter().any(|flag| flag.option.path == id);
+                    argument.hide(of_node)
+                }
+            }
+        })
+    }
+
+    fn augment_args_for_update(command: ClapCommand) -> ClapCommand {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ShortOptionArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        OptionArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
 /// A flag of an option. In a static list, since the parser needs names with a static lifetime.
 struct Flag {
     option: &'static Opt,
@@ -226,8 +289,9 @@ fn argument(flag: &'static Flag) -> Arg {
         .allow_hyphen_values(true)
         .hide(!option.is_built());
     let argument = match option.path {
-        "http_server.address" => argument.short('a'),
-        "http_server.port" => argument.short('p'),
+        "http_server.address" => argument.short('a').visible_alias("address"),
+        "http_server.port" => argument.short('p').visible_alias("port"),
+        "log.level" => argument.visible_alias("log-level").alias("log_level"),
         _ => argument,
     };
     match option.kind {

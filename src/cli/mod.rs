@@ -5,17 +5,25 @@
 
 mod check;
 mod flags;
+mod health;
+mod http;
+mod short_help;
+mod target;
 mod token;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::config::{self, ConfigError, Loaded, Sources};
-use flags::{Cli, Command, ConfigCommand};
+use flags::{Cli, Command, ConfigCommand, OptionArgs};
+use target::TargetFault;
+
+/// The exit code when a command could not do its work, or a node is not healthy.
+const EXIT_FAILED: u8 = 1;
 
 /// The exit code of a mistake in options, files or arguments.
 const EXIT_USAGE: u8 = 2;
@@ -30,12 +38,20 @@ pub struct Commands {
     pub tune: fn(Option<u64>, bool, Option<PathBuf>) -> ExitCode,
 }
 
+/// The whole command line, for whatever is generated from it: completions, man pages, documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs what the process's arguments and environment say.
 pub fn run(commands: Commands) -> ExitCode {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    match Cli::try_parse() {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let command = short_help::in_place(command(), &arguments);
+    let parsed = command.try_get_matches_from(&arguments);
+    match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => dispatch(cli, environment, commands),
         Err(fault) => {
             // Help and version are no mistakes. Printing fails only where nobody listens.
@@ -49,19 +65,11 @@ pub fn run(commands: Commands) -> ExitCode {
 }
 
 fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) -> ExitCode {
-    let (options, dev) = match cli.command {
-        None => (cli.options, cli.dev.then_some(true)),
-        Some(Command::Serve(serve)) => (serve.options, Some(serve.dev)),
-        Some(Command::Token(arguments)) => return token::run(&arguments, environment),
-        Some(Command::Config(ConfigCommand::Check(arguments))) => return check::check(&arguments),
-        Some(Command::Config(ConfigCommand::Default { format })) => return check::defaults(format),
-        Some(Command::Tune { connections, apply, write }) => {
-            return (commands.tune)(connections, apply, write);
-        }
-        Some(Command::Version) => {
-            say(concat!("roost ", env!("CARGO_PKG_VERSION"), "\n"));
-            return ExitCode::SUCCESS;
-        }
+    let Cli { dev, options: first, command } = cli;
+    let (options, dev) = match command {
+        None => (first, dev.then_some(true)),
+        Some(Command::Serve(serve)) => (serve.options.after(first), Some(serve.dev || dev)),
+        Some(command) => return other(command, first, environment, commands),
     };
     let sources = Sources { file: options.config, environment, flags: options.set, dev: false };
     // A line such as `roost -c production.json` means that file, and nobody who wrote it wants a node that
@@ -73,6 +81,67 @@ fn dispatch(cli: Cli, environment: Vec<(String, String)>, commands: Commands) ->
         Ok(loaded) => (commands.serve)(loaded, sources),
         Err(fault) if fault.json_log => refuse_in_json(&fault),
         Err(fault) => refuse(&fault),
+    }
+}
+
+/// Commands that run no node. `first` are the options in front of the command.
+fn other(
+    command: Command,
+    first: OptionArgs,
+    environment: Vec<(String, String)>,
+    commands: Commands,
+) -> ExitCode {
+    match command {
+        Command::Health(mut arguments) => {
+            precede(&mut arguments.target.options.0, first);
+            return health::run(&arguments, environment);
+        }
+        Command::Token(mut arguments) if first.set.is_empty() => {
+            arguments.config = arguments.config.or(first.config);
+            return token::run(&arguments, environment);
+        }
+        _ => {}
+    }
+    if !first.is_empty() {
+        return mistaken(&format!("{} has no effect on this command", first.first()));
+    }
+    match command {
+        Command::Config(ConfigCommand::Check(arguments)) => check::check(&arguments),
+        Command::Config(ConfigCommand::Default { format }) => check::defaults(format),
+        Command::Tune { connections, apply, write } => (commands.tune)(connections, apply, write),
+        Command::Version => {
+            say(concat!("roost ", env!("CARGO_PKG_VERSION"), "\n"));
+            ExitCode::SUCCESS
+        }
+        // They are above, with their options in front of them, or run a node.
+        Command::Serve(_) | Command::Health(_) | Command::Token(_) => {
+            mistaken(&format!("{} has no effect on this command", first.first()))
+        }
+    }
+}
+
+/// Puts options that stood in front of a command below its own.
+fn precede(options: &mut OptionArgs, first: OptionArgs) {
+    *options = std::mem::take(options).after(first);
+}
+
+/// Reports a mistake of the command line.
+fn mistaken(text: &str) -> ExitCode {
+    eprintln!("error: {text}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Reports that a command could not do its work.
+fn fail(text: &str) -> ExitCode {
+    eprintln!("error: {text}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// Reports that a command has no node to turn to.
+fn unfound(fault: TargetFault) -> ExitCode {
+    match fault {
+        TargetFault::Config(fault) => refuse(&fault),
+        TargetFault::Usage(text) => mistaken(&text),
     }
 }
 

@@ -43,7 +43,7 @@ mod serve;
 mod slices;
 #[cfg(test)]
 mod testing;
-mod tls;
+pub mod tls;
 mod users;
 mod web;
 

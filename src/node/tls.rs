@@ -1,4 +1,4 @@
-//! TLS towards servers that the node calls: endpoints of proxies and of token keys.
+//! TLS towards servers that the node or a command of `roost` calls: proxies, token keys, running nodes.
 //!
 //! All of them have one rule: a certificate is accepted that a trusted one has signed, and a trusted one
 //! itself. `openssl req -x509` marks its certificates as authorities, which elsewhere can't be a server's.
@@ -17,7 +17,7 @@ use rustls::{
 };
 
 /// The certificates that servers may have.
-pub(super) enum Trust {
+pub enum Trust {
     /// Servers with certificates signed by the machine's authorities.
     Machine,
     /// Servers with certificates signed by these.
@@ -32,9 +32,7 @@ pub(super) enum Trust {
 ///
 /// # Errors
 /// No certificate to check servers with can be used.
-pub(super) fn client_config(
-    trust: Trust,
-) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
+pub fn client_config(trust: Trust) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

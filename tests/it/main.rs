@@ -10,6 +10,7 @@ mod admin;
 mod api;
 mod bad_input;
 mod certificates;
+mod command_line;
 mod compression;
 mod delivery;
 mod harness;

@@ -1,0 +1,107 @@
+//! `roost -h`: one screen, where `--help` has each of some hundred options.
+
+use std::ffi::OsString;
+
+use clap::Command;
+
+/// Commands, the options that most people need, and where the rest is: 24 lines of 80 columns.
+const SCREEN: &str = "\
+roost pushes messages to browsers, phones and devices.
+
+Usage: roost [COMMAND] [OPTIONS]     without a command and a configuration: a
+                                     development node on http://localhost:8000
+Commands:
+  serve                      run a node
+  config check, default      check a configuration, or print all defaults
+  token, tune                print a token; prepare this host
+  health                     whether a running node can serve: exit code 0 or 1
+Options of a node:
+  -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
+  -a, --address ADDRESS      address to listen on  [all]
+  -p, --port PORT            port to listen on  [8000]
+      --dev                  a development node, open to this machine
+      --log-level LEVEL      none, trace, debug, info, warn or error  [info]
+      --shards N             threads that hold connections  [cores]
+      --memory-limit SIZE    memory that the node may use  [80%]
+      --tls-self-signed      speak TLS, for trials
+Examples: roost serve -c roost.toml
+          roost token --user 42 -c roost.toml
+All options: roost --help; a command: roost COMMAND -h
+";
+
+/// Options of the node are 250, so `roost serve -h` is a screen, too.
+const OF_SERVE: &str = "\
+Run a node.
+
+Usage: roost serve [OPTIONS]
+
+  -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
+  -a, --address ADDRESS      address to listen on  [all]
+  -p, --port PORT            port to listen on  [8000]
+      --dev                  a development node, open to this machine
+      --log-level LEVEL      none, trace, debug, info, warn or error  [info]
+      --shards N             threads that hold connections  [cores]
+      --memory-limit SIZE    memory that the node may use  [80%]
+      --tls-self-signed      speak TLS, for trials
+
+All options: roost serve --help
+";
+
+/// The command line whose help is short where `-h` is among the arguments. `--help` has it all.
+pub(super) fn in_place(command: Command, arguments: &[OsString]) -> Command {
+    let has = |flag: &str| arguments.iter().skip(1).any(|argument| argument == flag);
+    if !has("-h") || has("--help") {
+        return command;
+    }
+    command.override_help(SCREEN).mut_subcommand("serve", |serve| serve.override_help(OF_SERVE))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::cli::command;
+
+    fn help(line: &str) -> String {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let fault = in_place(command(), &words).try_get_matches_from(&words).unwrap_err();
+        assert_eq!(fault.kind(), ErrorKind::DisplayHelp, "{line}");
+        fault.to_string()
+    }
+
+    #[test]
+    fn the_short_help_is_a_screen() {
+        for text in [SCREEN, OF_SERVE] {
+            assert!(text.lines().count() <= 24, "{} lines", text.lines().count());
+            for line in text.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+        assert_eq!(help("roost -h"), SCREEN);
+        assert_eq!(help("roost serve -h"), OF_SERVE);
+        assert!(help("roost --help").lines().count() > 200);
+        assert!(help("roost health -h").contains("--timeout"));
+    }
+
+    #[test]
+    fn the_short_help_names_what_is_there() {
+        let root = command();
+        let words = SCREEN.split(|c: char| c.is_whitespace() || "[]|,;".contains(c));
+        let has = |word: &str| root.find_subcommand(word).is_some();
+        for name in ["serve", "config", "token", "tune", "health"] {
+            assert!(words.clone().any(|word| word == name) && has(name), "{name}");
+        }
+        let flag = |word: &str| {
+            let named = |argument: &clap::Arg| {
+                let long = argument.get_long_and_visible_aliases().unwrap_or_default();
+                long.contains(&word.trim_start_matches("--"))
+            };
+            root.get_arguments().any(named)
+        };
+        let flags: Vec<&str> = words.filter(|word| word.starts_with("--")).collect();
+        for word in flags {
+            assert!(matches!(word, "--help" | "--user") || flag(word), "{word}");
+        }
+    }
+}
