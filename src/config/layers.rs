@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 
+use super::explain;
 use super::file_value::{Entry, FileValue, Form};
 use super::names;
+use super::renamed::{self, Fate};
 use super::table::{Class, OPTIONS, Opt, Place, places};
 use super::tree;
 use super::value::{Kind, Value};
@@ -203,7 +205,7 @@ impl Scope {
             }
             if row.is_none() && !section {
                 if !self.is_covered(&at) {
-                    let hint = names::nearest(&at, self.rows.iter().map(|row| row.path), ".");
+                    let hint = self.hint(&at);
                     let full = self.full(&at);
                     report
                         .unknown
@@ -229,6 +231,19 @@ impl Scope {
                     ));
                 }
             }
+        }
+    }
+
+    /// The option that was meant by an unknown one, as a part of a message.
+    fn hint(&self, path: &str) -> String {
+        if self.prefix.is_empty() {
+            return explain::suggestion(path);
+        }
+        match renamed::in_namespace(path) {
+            Some(Fate::Moved(today)) if self.row(&today).is_some() => {
+                format!("; did you mean {today}?")
+            }
+            _ => names::nearest(path, self.rows.iter().map(|row| row.path), "."),
         }
     }
 
@@ -424,11 +439,7 @@ impl Settings {
             }
             for (name, text, variable) in options {
                 if !self.variable(prefix, name, text, variable, report) {
-                    let known: Vec<String> = OPTIONS
-                        .iter()
-                        .filter_map(|row| names::prefixed(prefix, row.path))
-                        .collect();
-                    let hint = names::nearest(variable, known.iter().map(String::as_str), "_");
+                    let hint = hint_of_variable(prefix, name, variable);
                     report.unknown.push(format!("{variable}: unknown option{hint}"));
                 }
             }
@@ -545,6 +556,21 @@ impl Settings {
             Err(fault) => report.errors.push(format!("{variable}:{fault}")),
         }
     }
+}
+
+/// The variable that was meant by an unknown one, as a part of a message.
+fn hint_of_variable(prefix: &str, name: &str, variable: &str) -> String {
+    match renamed::at_top(&name.to_lowercase(), &explain::is_known) {
+        Some(Fate::Moved(path)) => {
+            let today = names::prefixed(prefix, &path).unwrap_or(path);
+            return format!("; did you mean {today}?");
+        }
+        Some(Fate::Gone(why)) => return format!("; it has no place today: {why}"),
+        None => {}
+    }
+    let known: Vec<String> =
+        OPTIONS.iter().filter_map(|row| names::prefixed(prefix, row.path)).collect();
+    names::nearest(variable, known.iter().map(String::as_str), "_")
 }
 
 /// The default of an option, `None` for those that are whole sections.

@@ -14,14 +14,17 @@
 
 mod advice;
 mod build;
+pub(crate) mod explain;
 mod file_value;
 mod files;
 mod json;
 mod layers;
+mod migrate;
 mod names;
 mod options;
 mod print;
 mod redis;
+mod renamed;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
@@ -63,6 +66,8 @@ pub use self::options::{
 
 use std::path::{Path, PathBuf};
 
+pub use self::explain::explain;
+pub use self::migrate::{Migrated, Version, migrate, migrate_variables, print_options};
 pub use self::redis::{Brokers, RedisOptions};
 pub use self::tls::{ListenerTls, PairSource, Pem, TicketOptions, Tls};
 use layers::{Report, Settings};

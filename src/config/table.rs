@@ -47,10 +47,6 @@ pub(crate) enum Class {
     Built,
     /// Nothing, since it has a meaning only beside an option that is refused, or none here. The text is the
     /// argument for that.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for readers, and the test that wants an argument")
-    )]
     Silent(&'static str),
     /// Warns: neither safety nor delivery change without it. The text is the argument for that, and the
     /// warning.

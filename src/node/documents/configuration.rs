@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::{cell, grouped, hold};
 use crate::config::documented::{self, OPTIONS, Opt, Place, places, variable};
+use crate::config::explain::is_reloaded;
 use crate::config::value::Kind;
 use crate::config::{self, Loaded, Sources};
 use crate::node::serve;
@@ -61,50 +62,6 @@ fn kind(kind: Kind) -> String {
         Kind::Checked(_, expected) | Kind::Json(_, expected) => expected.into(),
         Kind::Any => "any".into(),
     }
-}
-
-/// Whether a SIGHUP puts an option into effect. Held against the node's own comparison of
-/// configurations by `reload_is_what_the_node_does`.
-fn is_reloaded(path: &str) -> bool {
-    const SECTIONS: [&str; 11] = [
-        "channel.",
-        "client.connect_code_to_unidirectional_disconnect.",
-        "client.proxy.",
-        "client.subscription_token.",
-        "client.token.",
-        "http_api.error_mode",
-        "http_api.insecure",
-        "http_api.key",
-        "proxies.",
-        "roost.tls.",
-        "rpc.",
-    ];
-    const OPTIONS: [&str; 21] = [
-        "client.allowed_origins",
-        "client.channel_limit",
-        "client.concurrency",
-        "client.connect_include_server_time",
-        "client.connection_limit",
-        "client.connection_rate_limit",
-        "client.expired_close_delay",
-        "client.expired_sub_close_delay",
-        "client.history_max_publication_limit",
-        "client.insecure_skip_token_signature_verify",
-        "client.queue_max_size",
-        "client.recovery_max_publication_limit",
-        "client.stale_close_delay",
-        "http_server.internal_tls.cert_pem",
-        "http_server.internal_tls.client_ca_pem",
-        "http_server.internal_tls.key_pem",
-        "http_server.tls.cert_pem",
-        "http_server.tls.client_ca_pem",
-        "http_server.tls.key_pem",
-        "log.level",
-        "roost.tls_ticket_keys",
-    ];
-    let is_switch = path == "client.subscription_token.enabled";
-    let in_section = SECTIONS.iter().any(|section| path.starts_with(section));
-    !is_switch && (in_section || OPTIONS.contains(&path))
 }
 
 /// The heading's anchor, as GitHub makes it.
