@@ -17,6 +17,8 @@ pub mod limits;
 pub mod notices;
 pub mod rate;
 pub mod rng;
+pub mod software;
+pub mod statuses;
 pub mod steps;
 pub mod tags;
 pub mod time;

@@ -25,7 +25,7 @@ impl Default for Times {
 impl Times {
     /// Counts one. Only the owner may call it.
     pub fn record(&self, us: u32) {
-        self.buckets[bucket(us)].inc();
+        self.buckets[usize::from(bucket(us))].inc();
         self.total_us.add(us.into());
     }
 
@@ -82,7 +82,7 @@ impl Counts {
 
     /// How many took at most so long, but for those in the bucket that it falls into.
     pub fn up_to(&self, us: u64) -> u64 {
-        let within = (0..BUCKETS).take_while(|at| upper(*at) <= us);
+        let within = (0..BUCKETS).take_while(|at| upper(*at as u8) <= us);
         within.map(|at| self.buckets[at]).sum()
     }
 
@@ -92,7 +92,7 @@ impl Counts {
         let total = self.count();
         let rank = ((total as f64 * share).ceil() as u64).clamp(1, total.max(1));
         let mut seen = 0;
-        for (at, count) in self.buckets.iter().enumerate() {
+        for (at, count) in (0u8..).zip(&self.buckets) {
             seen += count;
             if seen >= rank {
                 return upper(at);
@@ -102,17 +102,19 @@ impl Counts {
     }
 }
 
-fn bucket(us: u32) -> usize {
+/// The bucket of a duration.
+pub fn bucket(us: u32) -> u8 {
     if us < 4 {
-        return us as usize;
+        return us as u8;
     }
     let power = us.ilog2();
     let quarter = (us >> (power - 2)) & 3;
-    ((4 * (power - 1) + quarter) as usize).min(BUCKETS - 1)
+    ((4 * (power - 1) + quarter) as u8).min(BUCKETS as u8 - 1)
 }
 
-/// The longest duration of a bucket.
-fn upper(bucket: usize) -> u64 {
+/// The longest duration of a bucket, microseconds.
+pub fn upper(bucket: u8) -> u64 {
+    let bucket = usize::from(bucket);
     if bucket < 4 {
         return bucket as u64;
     }
@@ -133,7 +135,7 @@ mod tests {
             assert!(before.is_none_or(|before| at >= before), "{us}");
             before = Some(at);
         }
-        assert_eq!(bucket(u32::MAX), BUCKETS - 1);
+        assert_eq!(usize::from(bucket(u32::MAX)), BUCKETS - 1);
     }
 
     #[test]

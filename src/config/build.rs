@@ -167,6 +167,7 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
             external: root.flag("http_api.external"),
         }),
         metrics: path("prometheus"),
+        centrifugo_names: root.flag("prometheus.centrifugo_names"),
         health: path("health"),
         ready: path("health").map(|_| root.text("roost.ready_prefix")),
         admin: root.flag("admin.enabled").then(|| Admin {

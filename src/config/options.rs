@@ -122,6 +122,8 @@ pub struct Web {
     pub api: Option<Api>,
     /// Path of the metrics, where there are some.
     pub metrics: Option<String>,
+    /// Metrics have Centrifugo's names, too.
+    pub centrifugo_names: bool,
     /// Path of the health check, where there is one.
     pub health: Option<String>,
     /// Path of the readiness check, where there is one.

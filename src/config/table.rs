@@ -338,6 +338,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("admin.web_proxy_address", Text, "\"\"", Harmless("the page is part of the program")),
     opt("prometheus.enabled", Bool, "false", Built, "Serve metrics in Prometheus's text format."),
     opt("prometheus.handler_prefix", PATH, "\"/metrics\"", Built, "Path of the metrics."),
+    opt("prometheus.centrifugo_names", Bool, "false", Built, "Serve metrics under Centrifugo's names too, for boards and alerts that were made for it."),
     other("prometheus", Any, "", Silent("selects further metrics; none affects access or delivery")),
     opt("health.enabled", Bool, "false", Built, "Report by status 200 or 503 whether this node can serve."),
     opt("health.handler_prefix", PATH, "\"/health\"", Built, "Path of the health check."),

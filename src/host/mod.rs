@@ -9,6 +9,7 @@
 
 pub mod facts;
 pub mod plan;
+pub mod process;
 pub mod sysctls;
 pub mod table;
 pub mod tune;

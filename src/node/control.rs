@@ -27,7 +27,7 @@ use crate::base::times::Counts;
 use crate::config;
 use crate::proto::tls::handshake::ServerSettings;
 use crate::shard::mail::Mail;
-use crate::shard::{NodeState, SlowCounters};
+use crate::shard::{NamespaceCounters, NodeState};
 use crate::sys;
 
 /// The signals that mean something to a node.
@@ -326,8 +326,10 @@ impl Control {
         let channels = self.node.rules.channels.load();
         let namespaces = channels.namespaces();
         let mut slow = BTreeMap::new();
-        for counters in &self.node.slow {
-            for (at, SlowCounters { closed, dropped, conflated }) in counters.iter().enumerate() {
+        for counters in &self.node.namespaces {
+            for (at, NamespaceCounters { closed, dropped, conflated, .. }) in
+                counters.iter().enumerate()
+            {
                 let later = at + 1 == counters.len();
                 let namespace = if later { "(later)" } else { namespaces[at].name.as_str() };
                 for (what, counter) in

@@ -38,6 +38,7 @@ mod pages;
 mod pid_file;
 mod proxies;
 pub mod redis;
+mod responses;
 mod sender;
 mod serve;
 mod slices;
@@ -76,6 +77,7 @@ use self::listen::SocketFiles;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
 use self::redis::ControlEvent;
+use self::responses::Responses;
 use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
@@ -304,6 +306,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         started,
         certificates: settings.certificates,
         cluster,
+        tables_apart,
     };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
@@ -422,6 +425,7 @@ struct Front {
     started: Instant,
     certificates: Arc<Certificates>,
     cluster: Option<Arc<Cluster>>,
+    tables_apart: bool,
 }
 
 /// The services of the control thread, and their endpoints.
@@ -436,6 +440,7 @@ struct Services {
     calls: Option<Arc<ArcSwap<config::Api>>>,
     routers: Routers,
     certificates: Arc<Certificates>,
+    responses: Arc<Responses>,
 }
 
 impl Front {
@@ -461,6 +466,7 @@ impl Front {
         let api =
             Api::new(Arc::clone(&node), mail, name.clone(), self.started, self.cluster.clone());
         let admin_refusals = Arc::new(AdminRefusals::default());
+        let responses = Arc::new(Responses::default());
         let metrics = Metrics {
             node: Arc::clone(&node),
             control_mail: Arc::clone(&control_mail),
@@ -472,6 +478,11 @@ impl Front {
             brokers: Arc::clone(&brokers),
             lines_dropped: self.lines_dropped,
             started: self.started,
+            started_unix: certificates::unix_now() - self.started.elapsed().as_secs() as i64,
+            api: api.figures(),
+            responses: Arc::clone(&responses),
+            tables_apart: self.tables_apart,
+            centrifugo_names: self.web.centrifugo_names,
         };
         let figures = Figures::new(metrics.clone(), name, self.plan);
         let admin = self.web.admin.as_ref();
@@ -494,6 +505,7 @@ impl Front {
             calls,
             routers,
             certificates,
+            responses,
         })
     }
 }
@@ -512,6 +524,7 @@ impl Services {
             router: public.clone(),
             control_mail: Arc::clone(&self.control_mail),
             cluster: self.cluster.clone(),
+            responses: Arc::clone(&self.responses),
         };
         let (node, proxies) = (Arc::clone(&self.node), Arc::clone(&self.proxies));
         runtime.spawn(web::serve_public(public, mailbox, bell, node, proxies));

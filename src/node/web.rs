@@ -42,6 +42,7 @@ use super::health::{self, Health};
 use super::listen;
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
+use super::responses::{self, Responses};
 use super::sender::{self, ClientAddress};
 use super::slices::in_slices;
 use crate::base::frame::SharedFrame;
@@ -96,7 +97,7 @@ pub(super) fn routers(
     calls: Option<Arc<ArcSwap<config::Api>>>,
     pages: Pages,
 ) -> Routers {
-    let node = Arc::clone(&metrics.node);
+    let (node, counted) = (Arc::clone(&metrics.node), Arc::clone(&metrics.responses));
     let mut routers = Routers { direct: None, public: Router::new(), internal: Router::new() };
     if let (Some(options), Some(shared)) = (&web.api, calls) {
         let calls = super::api::router(Arc::clone(&api), &options.prefix, Arc::clone(&shared));
@@ -138,7 +139,9 @@ pub(super) fn routers(
     // A short answer isn't worth it.
     let gzip = || CompressionLayer::new().compress_when(SizeAbove::new(GZIP_BYTES_MIN));
     let check = from_fn_with_state(node, sender::check);
-    let finished = |router: Router| router.layer(map_response(in_slices)).layer(gzip());
+    let count = || from_fn_with_state(Arc::clone(&counted), responses::count);
+    let finished =
+        |router: Router| router.layer(count()).layer(map_response(in_slices)).layer(gzip());
     routers.public = finished(routers.public);
     routers.internal = finished(routers.internal).layer(check);
     routers
@@ -151,6 +154,8 @@ pub(super) struct Public {
     pub(super) control_mail: Arc<ControlMail>,
     /// The other nodes, where a broker connects them.
     pub(super) cluster: Option<Arc<Cluster>>,
+    /// Its responses.
+    pub(super) responses: Arc<Responses>,
 }
 
 /// Takes what shards hand over, until the process ends.
@@ -253,7 +258,10 @@ impl Public {
             Some((direct, method)) => {
                 let answered = direct.answer(method, &head, &body, address);
                 match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
-                    Ok(answer) => short(&answer, reuse, date),
+                    Ok(answer) => {
+                        self.responses.count(direct.route(method), answer.status);
+                        short(&answer, reuse, date)
+                    }
                     Err(_) => {
                         let late = StatusCode::GATEWAY_TIMEOUT.into_response();
                         written(late, false, reuse, date).await

@@ -42,6 +42,7 @@ mod facts;
 mod publish;
 mod read;
 mod refresh;
+mod round_trip;
 mod rpc;
 mod rules;
 mod stop;
@@ -58,6 +59,7 @@ pub use self::connect::{Arrival, NewSession, Opening, connect};
 pub use self::connecting::{Connecting, Made, ServerSub, Step};
 pub use self::effects::{Effect, NewSub, Publication, Reading};
 pub use self::facts::Facts;
+pub use self::round_trip::RoundTrip;
 pub use self::rules::{AdminRules, ClientOptions, PersonalChannel, Rules};
 pub use self::stop::{NO_MEMORY, Stop};
 pub use self::subs::{Sub, SubFlags, SubState, Subs};
@@ -71,6 +73,7 @@ use compact_str::CompactString;
 use crate::base::expiry::Expiry;
 use crate::base::flags::flags;
 use crate::base::image::{durable, durable_enum};
+use crate::base::software::SoftwareId;
 use crate::hub::filter::FilterId;
 use crate::hub::users::UserLinks;
 
@@ -173,14 +176,21 @@ pub struct Session {
     pub unanswered: u8,
     /// What is on and off.
     pub flags: SessionFlags,
+    /// The client's software, by its own words.
+    pub software: SoftwareId,
+    /// How long the last ping took.
+    pub round_trip: RoundTrip,
 }
 
 const _: () = assert!(size_of::<Session>() == 72);
 
-// Homes have answered everything, and users are indexed anew.
+// Homes have answered everything, and users are indexed anew. The number of a software is of its node's table, and
+// the beginning of a ping is of the clock of its process.
 durable!(Session { user, subs, extra, conn, expires, flags } ticks { due_tick } anew {
     user_links: UserLinks::default(),
     unanswered: 0,
+    software: SoftwareId::UNNAMED,
+    round_trip: RoundTrip::UNKNOWN,
 });
 // The slab adds nothing.
 const _: () = assert!(size_of::<Option<Session>>() == 72);
@@ -263,6 +273,8 @@ impl Session {
             expires,
             unanswered: 0,
             flags,
+            software: SoftwareId::UNNAMED,
+            round_trip: RoundTrip::UNKNOWN,
         };
         (session, at_once)
     }

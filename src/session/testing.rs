@@ -133,6 +133,8 @@ pub(crate) fn session(user: &str) -> Session {
         expires: None,
         unanswered: 0,
         flags: SessionFlags::default(),
+        software: Default::default(),
+        round_trip: Default::default(),
     }
 }
 

@@ -5,15 +5,18 @@
 
 use std::sync::Arc;
 
+use crate::base::counters::Gauge;
 use crate::base::id::{ConnKey, ShardId};
+use crate::base::software::SoftwareId;
 use crate::base::time::{Millis, UnixSeconds};
 use crate::edge::channels::ChannelRules;
 use crate::edge::client_id::ClientId;
 use crate::session::ClientOptions;
+use crate::shard::http::endpoint::EndpointKind;
 use crate::shard::mail::Method;
 use crate::shard::net::timers::tick_of;
 use crate::shard::node_state::NodeState;
-use crate::shard::stats::ShardCounters;
+use crate::shard::stats::{NamespaceCounters, ShardCounters};
 
 /// Facts of the node and rules of this turn.
 pub(crate) struct Cx {
@@ -81,6 +84,34 @@ impl Cx {
     /// Counters of this shard.
     pub(crate) fn counters(&self) -> &ShardCounters {
         &self.node.counters[self.id.index()]
+    }
+
+    /// Counters of a namespace on this shard. Those of namespaces that a reload has added are together.
+    pub(crate) fn of_namespace(&self, namespace: u16) -> &NamespaceCounters {
+        let counters = &self.node.namespaces[self.id.index()];
+        &counters[usize::from(namespace).min(counters.len() - 1)]
+    }
+
+    /// Clients of this shard with a software.
+    pub(crate) fn software_clients(&self, software: SoftwareId) -> &Gauge {
+        self.node.software_clients[self.id.index()].of(software)
+    }
+
+    /// Counts a response to a request for the endpoint at this place of the options; `None`: for a path without one.
+    pub(crate) fn count_response(&self, endpoint: Option<usize>, status: u16) {
+        let of_shard = &self.node.responses[self.id.index()];
+        let at = endpoint.unwrap_or(usize::MAX).min(of_shard.len() - 1);
+        of_shard[at].count(status);
+    }
+
+    /// The place of an endpoint in the options, by its path.
+    pub(crate) fn endpoint_at(&self, path: &str) -> Option<usize> {
+        self.node.options.endpoints.iter().position(|endpoint| endpoint.path == path)
+    }
+
+    /// The same by its kind.
+    pub(crate) fn endpoint_of(&self, kind: EndpointKind) -> Option<usize> {
+        self.node.options.endpoints.iter().position(|endpoint| endpoint.kind == kind)
     }
 
     /// The low bits of the clock: a command that takes longer than they count is a wrong figure, no more.

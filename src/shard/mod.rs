@@ -48,7 +48,7 @@ pub use self::net::timers;
 pub use self::node_state::{NodeParts, NodeState};
 pub use self::notices::{Cut, Fields, Notices};
 pub use self::options::{AddressSources, Broker, Options, Presence};
-pub use self::stats::{ShardCounters, SlowCounters};
+pub use self::stats::{NamespaceCounters, ShardCounters};
 pub use self::tls::Secured;
 
 use std::sync::Arc;

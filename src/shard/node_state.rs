@@ -9,8 +9,10 @@ use super::mail::Method;
 use super::memory::Memory;
 use super::notices::Notices;
 use super::options::Options;
-use super::stats::{ShardCounters, SlowCounters};
+use super::stats::{NamespaceCounters, ShardCounters};
 use crate::base::rate::SharedRate;
+use crate::base::software::{SoftwareClients, SoftwareTable};
+use crate::base::statuses::Statuses;
 use crate::base::times::Times;
 use crate::edge::address_limits::AddressLimits;
 use crate::hub::names::NameHasher;
@@ -27,9 +29,9 @@ pub struct NodeState {
     pub names: NameHasher,
     /// Counters of each shard.
     pub counters: Vec<ShardCounters>,
-    /// Counters of slow clients, for each shard by namespace; the last entry of a shard is for
+    /// Counters of namespaces, for each shard by namespace; the last entry of a shard is for
     /// namespaces that a reload has added.
-    pub slow: Vec<Vec<SlowCounters>>,
+    pub namespaces: Vec<Vec<NamespaceCounters>>,
     /// Working time of turns, for each shard.
     pub loop_lag: Vec<Times>,
     /// Time from a publication at its home to the write for its last subscriber on a shard, for each
@@ -40,6 +42,15 @@ pub struct NodeState {
     /// Time from a command to its answer, for each shard by [`Method`]; precise to a turn and a
     /// millisecond.
     pub commands: Vec<[Times; Method::NAMES.len()]>,
+    /// Time from a ping to its pong, for each shard; precise to a turn and a millisecond.
+    pub round_trips: Vec<Times>,
+    /// Responses to requests that shards answer, for each shard by endpoint; the last entry of a shard is for paths
+    /// without an endpoint.
+    pub responses: Vec<Vec<Statuses>>,
+    /// Names and versions of clients.
+    pub software: SoftwareTable,
+    /// Clients by name and version, for each shard.
+    pub software_clients: Vec<SoftwareClients>,
     /// Executor of cryptography that takes too long for a shard.
     pub crypto: Crypto,
     /// Open connections of each shard: a full shard passes new ones to the least loaded.
@@ -92,7 +103,10 @@ impl NodeState {
     pub fn new(parts: NodeParts) -> Self {
         let NodeParts { rules, options, names, crypto, memory, addresses, notices, tls } = parts;
         let namespaces = rules.channels.load().namespaces().len();
-        let slow = || (0..=namespaces).map(|_| SlowCounters::default()).collect();
+        let of_namespaces = || (0..=namespaces).map(|_| NamespaceCounters::default()).collect();
+        // One more for paths without an endpoint.
+        let endpoints = options.endpoints.len() + 1;
+        let responses = || (0..endpoints).map(|_| Statuses::default()).collect();
         let shards = names.shards();
         let times = || (0..shards).map(|_| Times::default()).collect();
         Self {
@@ -100,11 +114,15 @@ impl NodeState {
             options,
             names,
             counters: (0..shards).map(|_| ShardCounters::default()).collect(),
-            slow: (0..shards).map(|_| slow()).collect(),
+            namespaces: (0..shards).map(|_| of_namespaces()).collect(),
             loop_lag: times(),
             fan_out: times(),
             fan_out_size: times(),
             commands: (0..shards).map(|_| Default::default()).collect(),
+            round_trips: times(),
+            responses: (0..shards).map(|_| responses()).collect(),
+            software: SoftwareTable::default(),
+            software_clients: (0..shards).map(|_| SoftwareClients::default()).collect(),
             crypto,
             open: (0..shards).map(|_| AtomicU32::new(0)).collect(),
             clients: AtomicU64::new(0),
@@ -129,9 +147,9 @@ mod tests {
     fn each_shard_has_its_counters() {
         let node = Plan { shards: 3, ..Plan::default() }.node();
         let lengths =
-            [node.counters.len(), node.slow.len(), node.loop_lag.len(), node.commands.len()];
+            [node.counters.len(), node.namespaces.len(), node.loop_lag.len(), node.commands.len()];
         assert_eq!((lengths, node.open.len()), ([3; 4], 3));
         // One namespace, and the place for those that a reload adds.
-        assert_eq!(node.slow[0].len(), node.rules.channels.load().namespaces().len() + 1);
+        assert_eq!(node.namespaces[0].len(), node.rules.channels.load().namespaces().len() + 1);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::base::counters::{Counter, Gauge, counters};
 use crate::base::form::Transport;
-use crate::proto::client::{ErrorCode, Request};
+use crate::proto::client::{Disconnect, ErrorCode, Request, Unsubscribed};
 
 counters! {
     /// The counters of one shard. A gauge is a present amount, a counter only grows.
@@ -207,6 +207,70 @@ counters! {
         closed_by_api: counter,
         /// Closes to release memory while the node was over its limit.
         closed_memory: counter,
+        /// Sessions that the node ended, by code: protocol error of WebSocket.
+        disconnect_1002: counter,
+        /// Text that is not UTF-8.
+        disconnect_1007: counter,
+        /// A message that is too long.
+        disconnect_1009: counter,
+        /// Code 3000, connection closed.
+        disconnect_3000: counter,
+        /// Code 3001, shutdown.
+        disconnect_3001: counter,
+        /// Code 3004, internal server error.
+        disconnect_3004: counter,
+        /// Code 3005, connection expired.
+        disconnect_3005: counter,
+        /// Code 3006, subscription expired.
+        disconnect_3006: counter,
+        /// Code 3008, slow.
+        disconnect_3008: counter,
+        /// Code 3009, write error.
+        disconnect_3009: counter,
+        /// Code 3010, insufficient state.
+        disconnect_3010: counter,
+        /// Code 3011, force reconnect.
+        disconnect_3011: counter,
+        /// Code 3012, no pong.
+        disconnect_3012: counter,
+        /// Code 3013, too many requests.
+        disconnect_3013: counter,
+        /// Code 3014, state invalidated.
+        disconnect_3014: counter,
+        /// Code 3500, invalid token.
+        disconnect_3500: counter,
+        /// Code 3501, bad request.
+        disconnect_3501: counter,
+        /// Code 3502, stale.
+        disconnect_3502: counter,
+        /// Code 3503, force disconnect.
+        disconnect_3503: counter,
+        /// Code 3504, connection limit.
+        disconnect_3504: counter,
+        /// Code 3505, channel limit.
+        disconnect_3505: counter,
+        /// Code 3506, inappropriate protocol.
+        disconnect_3506: counter,
+        /// Code 3507, permission denied.
+        disconnect_3507: counter,
+        /// Code 3508, not available.
+        disconnect_3508: counter,
+        /// Code 3509, too many errors.
+        disconnect_3509: counter,
+        /// Codes of the application.
+        disconnect_application: counter,
+        /// Subscriptions that ended before their connections, by code: the client has unsubscribed.
+        unsubscribe_client: counter,
+        /// Code 2000, server unsubscribe.
+        unsubscribe_2000: counter,
+        /// Code 2500, insufficient state.
+        unsubscribe_2500: counter,
+        /// Code 2501, subscription expired.
+        unsubscribe_2501: counter,
+        /// Code 2502, state invalidated.
+        unsubscribe_2502: counter,
+        /// Codes of the application.
+        unsubscribe_application: counter,
         /// Connections whose peer did not answer a close frame in time.
         close_timeouts: counter,
         /// Pings sent.
@@ -463,6 +527,57 @@ impl ShardCounters {
         }
     }
 
+    /// The node ends a session with a code.
+    pub(super) fn count_disconnect(&self, code: u16) {
+        let known = Disconnect::ALL.iter().find(|disconnect| disconnect.code() == code);
+        let of_code = match known {
+            Some(disconnect) => match disconnect {
+                Disconnect::ConnectionClosed => &self.disconnect_3000,
+                Disconnect::Shutdown => &self.disconnect_3001,
+                Disconnect::InternalError => &self.disconnect_3004,
+                Disconnect::ConnectionExpired => &self.disconnect_3005,
+                Disconnect::SubscriptionExpired => &self.disconnect_3006,
+                Disconnect::Slow => &self.disconnect_3008,
+                Disconnect::WriteError => &self.disconnect_3009,
+                Disconnect::InsufficientState => &self.disconnect_3010,
+                Disconnect::ForceReconnect => &self.disconnect_3011,
+                Disconnect::NoPong => &self.disconnect_3012,
+                Disconnect::TooManyRequests => &self.disconnect_3013,
+                Disconnect::StateInvalidated => &self.disconnect_3014,
+                Disconnect::InvalidToken => &self.disconnect_3500,
+                Disconnect::BadRequest => &self.disconnect_3501,
+                Disconnect::Stale => &self.disconnect_3502,
+                Disconnect::ForceDisconnect => &self.disconnect_3503,
+                Disconnect::ConnectionLimit => &self.disconnect_3504,
+                Disconnect::ChannelLimit => &self.disconnect_3505,
+                Disconnect::InappropriateProtocol => &self.disconnect_3506,
+                Disconnect::PermissionDenied => &self.disconnect_3507,
+                Disconnect::NotAvailable => &self.disconnect_3508,
+                Disconnect::TooManyErrors => &self.disconnect_3509,
+            },
+            None => match code {
+                1007 => &self.disconnect_1007,
+                1009 => &self.disconnect_1009,
+                ..3000 => &self.disconnect_1002,
+                _ => &self.disconnect_application,
+            },
+        };
+        of_code.inc();
+    }
+
+    /// The node ends a subscription of a connection that goes on.
+    pub(super) fn count_unsubscribe(&self, code: u16) {
+        let known = Unsubscribed::ALL.iter().find(|unsubscribed| unsubscribed.code() == code);
+        let of_code = match known {
+            Some(Unsubscribed::Server) => &self.unsubscribe_2000,
+            Some(Unsubscribed::InsufficientState) => &self.unsubscribe_2500,
+            Some(Unsubscribed::Expired) => &self.unsubscribe_2501,
+            Some(Unsubscribed::StateInvalidated) => &self.unsubscribe_2502,
+            None => &self.unsubscribe_application,
+        };
+        of_code.inc();
+    }
+
     /// A command is answered with an error.
     pub(super) fn count_error(&self, code: ErrorCode) {
         self.command_errors.inc();
@@ -486,20 +601,43 @@ impl ShardCounters {
     }
 }
 
-/// Counters of slow clients of one namespace on one shard.
+/// Counters of one namespace on one shard.
 #[derive(Debug, Default)]
-pub struct SlowCounters {
+pub struct NamespaceCounters {
     /// Clients closed because its publications were too much for them.
     pub closed: Counter,
     /// Publications dropped to make room (`drop_oldest`).
     pub dropped: Counter,
     /// Publications replaced by a newer one (`latest`).
     pub conflated: Counter,
+    /// Publications accepted by homes.
+    pub publications: Counter,
+    /// Deliveries queued for subscribers.
+    pub deliveries: Counter,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_code_of_an_ending_has_a_counter_of_its_own() {
+        let counters = ShardCounters::default();
+        Disconnect::ALL.iter().for_each(|why| counters.count_disconnect(why.code()));
+        Unsubscribed::ALL.iter().for_each(|why| counters.count_unsubscribe(why.code()));
+        [1002, 1007, 1009, 4000].map(|code| counters.count_disconnect(code));
+        counters.count_unsubscribe(2001);
+        let mut counted = (0, 0);
+        counters.each(|name, value| {
+            let of = name.strip_prefix("disconnect_").map(|code| (&mut counted.0, code));
+            let of = of.or_else(|| Some((&mut counted.1, name.strip_prefix("unsubscribe_")?)));
+            if let Some((count, code)) = of.filter(|(_, code)| *code != "client") {
+                assert_eq!(value, 1, "{name}: {code}");
+                *count += 1;
+            }
+        });
+        assert_eq!(counted, (Disconnect::ALL.len() + 4, Unsubscribed::ALL.len() + 1));
+    }
 
     #[test]
     fn each_error_has_a_counter_of_its_own() {

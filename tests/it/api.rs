@@ -929,6 +929,19 @@ fn metrics() {
     assert_eq!(value(r#"roost_command_seconds_count{method="connect"}"#), 1.0);
     assert_eq!(value(r#"roost_command_seconds_count{method="subscribe"}"#), 2.0);
     assert_eq!(value(r#"roost_command_seconds_count{method="publish"}"#), 0.0);
+    assert_eq!(value(r#"roost_api_call_seconds_count{method="publish"}"#), 1.0);
+    assert_eq!(
+        value(r#"roost_http_requests_total{path="/connection/websocket",status="101"}"#),
+        1.0
+    );
+    assert_eq!(value(r#"roost_http_requests_total{path="/api/{method}",status="200"}"#), 1.0);
+    assert_eq!(value(r#"roost_http_requests_total{path="other",status="404"}"#), 1.0);
+    assert_eq!(value(r#"roost_namespace_publications_total{namespace=""}"#), 1.0);
+    assert_eq!(value(r#"roost_namespace_deliveries_total{namespace=""}"#), 1.0);
+    assert_eq!(value(r#"roost_clients_by_software{name="",version=""}"#), 1.0);
+    assert_eq!(value(r#"roost_build_info{version="VERSION"}"#.replace("VERSION", env!("CARGO_PKG_VERSION")).as_str()), 1.0);
+    assert!(value("process_cpu_seconds_total") > 0.0 && value("process_open_fds") > 8.0);
+    assert!(value("process_start_time_seconds") > 1e9);
     let by_shard = |transport: &str| -> f64 {
         let name = |at| format!(r#"roost_connections{{transport="{transport}",shard="{at}"}}"#);
         (0..2).map(|at| value(&name(at))).sum()
@@ -944,7 +957,8 @@ fn metrics() {
         let histogram =
             ["_bucket", "_sum", "_count"].into_iter().find_map(|e| name.strip_suffix(e));
         let known = described.contains(name) || histogram.is_some_and(|n| described.contains(n));
-        assert!(known && name.starts_with("roost_"), "{line}");
+        let is_named = name.starts_with("roost_") || name.starts_with("process_");
+        assert!(known && is_named, "{line}");
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
     }
     // The document names each of them, and nothing else, with the help text that scrapers get.
@@ -957,11 +971,10 @@ fn metrics() {
     }
     let named: BTreeSet<&str> = document
         .lines()
-        .filter_map(|line| line.strip_prefix("| `roost_")?.split('`').next())
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|name| name.starts_with("roost_") || name.starts_with("process_"))
         .collect();
-    let there: BTreeSet<&str> =
-        described.iter().filter_map(|name| name.strip_prefix("roost_")).collect();
-    assert_eq!(named, there);
+    assert_eq!(named, described);
     // And the dashboard shows nothing else.
     let dashboard = include_str!("../../tools/grafana/roost.json");
     let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -976,6 +989,49 @@ fn metrics() {
     assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     assert!(open.ends_with("# EOF\n") && open.contains("# TYPE roost_publications counter"));
     assert!(!text.contains("secret") && !text.contains("\"k\""));
+}
+
+/// The same figures under the names that boards of Centrifugo use, only where they are wanted.
+#[test]
+fn metrics_under_the_names_of_centrifugo() {
+    let more = format!("{OPTIONS}\n[prometheus]\nenabled = true\ncentrifugo_names = true");
+    let node = Node::open_with(&more, &[]);
+    let mut client = node.connected();
+    client.subscribe("a");
+    node.result("publish", json!({"channel": "a", "data": 1}));
+    client.push();
+    client.ask("subscribe", json!({"channel": "nope:x"}));
+    let scrape = |accept: &str| {
+        let mut raw = node.raw();
+        raw.send(format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n").as_bytes());
+        raw.response().body
+    };
+    let text = scrape("");
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    };
+    assert_eq!(value("centrifugo_node_num_clients"), 1.0);
+    assert_eq!(value("centrifugo_node_num_channels"), 1.0);
+    let publications = r#"{type="publication",channel_namespace=""}"#;
+    assert_eq!(value(&format!("centrifugo_node_messages_sent_count{publications}")), 1.0);
+    let connections = r#"{transport="websocket",client_name="",client_version=""}"#;
+    assert_eq!(value(&format!("centrifugo_client_connections_inflight{connections}")), 1.0);
+    assert_eq!(value(&format!("centrifugo_client_connections_accepted{connections}")), 1.0);
+    let error = r#"{method="",code="102",channel_namespace=""}"#;
+    assert_eq!(value(&format!("centrifugo_client_num_reply_errors{error}")), 1.0);
+    assert_eq!(value(r#"centrifugo_client_num_server_disconnects{code="3012"}"#), 0.0);
+    let call = r#"{protocol="http",method="publish"}"#;
+    let histogram = "centrifugo_api_command_duration_seconds_histogram";
+    assert_eq!(value(&format!("{histogram}_count{call}")), 1.0);
+    assert!(text.contains("# TYPE centrifugo_client_num_reply_errors counter\n"));
+    let open = scrape("Accept: application/openmetrics-text;version=1.0.0\r\n");
+    assert!(open.contains("# TYPE centrifugo_client_num_reply_errors unknown\n"));
+    assert!(open.ends_with("\n# EOF\n") && open.matches("# EOF").count() == 1);
+    let plain = Node::open_with(&format!("{OPTIONS}\n[prometheus]\nenabled = true"), &[]);
+    let mut raw = plain.raw();
+    raw.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(!raw.response().body.contains("centrifugo"));
 }
 
 /// Requests that ask for too much are refused as a whole: nothing of them is carried out.

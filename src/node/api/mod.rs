@@ -12,6 +12,7 @@
 mod calls;
 mod connections;
 mod error;
+mod figures;
 mod http;
 mod publish;
 mod read;
@@ -22,6 +23,7 @@ mod work;
 #[cfg(test)]
 pub(super) use self::calls::DisconnectCall;
 pub(super) use self::error::ApiError;
+pub(super) use self::figures::ApiFigures;
 pub(super) use self::http::{Answer, Direct, answer_old_form, router};
 pub(super) use self::work::is_nested_deeper;
 
@@ -57,6 +59,7 @@ pub(super) struct Api {
     cluster: Option<Arc<Cluster>>,
     /// Each answer about a channel holds a place, since it may be long.
     reads: Semaphore,
+    figures: Arc<ApiFigures>,
 }
 
 tokio::task_local! {
@@ -73,7 +76,13 @@ impl Api {
         started: Instant,
         cluster: Option<Arc<Cluster>>,
     ) -> Self {
-        Self { node, control_mail, name, started, cluster, reads: Semaphore::new(API_READS_MAX) }
+        let (reads, figures) = (Semaphore::new(API_READS_MAX), Arc::default());
+        Self { node, control_mail, name, started, cluster, reads, figures }
+    }
+
+    /// Counted calls and errors.
+    pub(super) fn figures(&self) -> Arc<ApiFigures> {
+        Arc::clone(&self.figures)
     }
 
     /// The rules of channels.
@@ -86,7 +95,13 @@ impl Api {
     /// # Errors
     /// The errors of the method; [`ApiError::TooMuch`] when it alone is more than one request may carry out.
     pub(super) async fn call(&self, call: Call, format: Format) -> Result<Reply> {
-        let method = call.method();
+        let (method, began) = (call.method(), tokio::time::Instant::now());
+        let result = self.carry_out(call, method, format).await;
+        self.figures.took(method, began.elapsed());
+        result
+    }
+
+    async fn carry_out(&self, call: Call, method: &str, format: Format) -> Result<Reply> {
         if Work::default().with(call.work()).is_none() {
             self.refused_call(method, ApiError::TooMuch);
             return Err(ApiError::TooMuch);
@@ -158,8 +173,9 @@ impl Api {
         result.await.inspect_err(|error| self.refused_call(method, *error))
     }
 
-    /// Logs the error of a method.
+    /// Logs and counts the error of a method.
     fn refused_call(&self, method: &str, error: ApiError) {
+        self.figures.failed(method, error);
         self.refused(Reason::ApiError, error.code().into(), format_args!("{method}: {error}"));
     }
 

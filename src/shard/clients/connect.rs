@@ -15,6 +15,7 @@ use slab::Slab;
 
 use crate::base::form::Transport;
 use crate::base::id::ConnKey;
+use crate::base::software::SoftwareId;
 use crate::hub::names::NameHasher;
 use crate::hub::users::{Sessions, UserLinks};
 use crate::io::Driver;
@@ -86,7 +87,10 @@ impl Clients {
             self.asides.take(index, |aside| aside.check.take());
         }
         let stop = match decided {
-            Ok(Opening::Session(new)) => return Ok(self.begin_session(out, side, index, id, new)),
+            Ok(Opening::Session(new)) => {
+                let software = out.cx.node.software.id(&request.name, &request.version);
+                return Ok(self.begin_session(out, side, index, (id, software), new));
+            }
             Ok(Opening::Unfit) => {
                 self.inappropriate(out, side, index);
                 return Ok(Flow::End);
@@ -118,7 +122,7 @@ impl Clients {
         out: &mut Outlets<'_, D>,
         side: &mut LocalSide,
         index: u32,
-        id: u32,
+        (id, software): (u32, SoftwareId),
         mut new: NewSession,
     ) -> Flow {
         if !new.is_admin && out.net.take_client_place(out.cx, index).is_err() {
@@ -137,7 +141,8 @@ impl Clients {
             out.cx.node.admins.fetch_add(1, Ordering::Relaxed);
         }
         let due_tick = first_ping(out, index);
-        let (session, at_once) = Session::begin(new, headers, index, due_tick);
+        let (mut session, at_once) = Session::begin(new, headers, index, due_tick);
+        session.software = software;
         let at = self.sessions.insert(session) as u32;
         out.net[index].session = at;
         out.net.set_busy(index);
@@ -146,6 +151,7 @@ impl Clients {
             let names = &out.cx.node.names;
             let mut table = SessionTable { sessions: &mut self.sessions, names };
             self.users.insert(at, &mut table);
+            out.cx.software_clients(software).add(1);
         }
         self.schedule(out, index);
         match at_once {
@@ -160,9 +166,11 @@ impl Clients {
 
     /// Takes a session out of the user index.
     pub(crate) fn forget_user(&mut self, cx: &Cx, session: u32) {
-        if self.sessions.get(session as usize).is_some_and(|session| session.flags.hidden()) {
+        let Some(ended) = self.sessions.get(session as usize) else { return };
+        if ended.flags.hidden() {
             return;
         }
+        cx.software_clients(ended.software).sub(1);
         let mut table = SessionTable { sessions: &mut self.sessions, names: &cx.node.names };
         self.users.remove(session, &mut table);
     }

@@ -2,7 +2,7 @@
 
 use crate::base::form::Form;
 use crate::io::Driver;
-use crate::session::Session;
+use crate::session::{RoundTrip, Session};
 use crate::shard::clients::Clients;
 use crate::shard::context::Cx;
 use crate::shard::net::timers::ticks;
@@ -56,6 +56,8 @@ impl Clients {
         if session.flags.pong_window() {
             if session.flags.pong_due() && peer.is_unread {
                 next(pong_timeout.unwrap_or(interval));
+                // The time of the ping was counted from the deadline that is moved.
+                session.round_trip = RoundTrip::UNKNOWN;
                 return Beat::Rest;
             }
             if session.flags.pong_due() {
@@ -69,6 +71,9 @@ impl Clients {
         next(pong_timeout.unwrap_or(interval));
         session.flags.set_pong_window(pong_timeout.is_some());
         session.flags.set_pong_due(pong_timeout.is_some());
+        if pong_timeout.is_some() {
+            session.round_trip = RoundTrip::begin(cx.now);
+        }
         match peer.frame_ping || pings {
             true => Beat::Ping,
             false => Beat::Rest,
@@ -89,6 +94,7 @@ impl Clients {
         let is_over = awaits && session.due_tick <= cx.tick();
         if is_over {
             session.due_tick = ends;
+            session.round_trip = RoundTrip::UNKNOWN;
         }
         is_over
     }
@@ -97,6 +103,17 @@ impl Clients {
     pub(crate) fn due(&self, cx: &Cx, session: u32) -> Option<u32> {
         let session = self.sessions.get(session as usize)?;
         Some(expiry(cx, session).map_or(session.due_tick, |at| at.min(session.due_tick)))
+    }
+}
+
+/// The pong to the last ping has come. The deadline of the pong gives the tick of the ping.
+pub(crate) fn take_pong(cx: &Cx, session: &mut Session, form: Form, frame_ping: bool) {
+    cx.counters().pongs.add(1);
+    let was_due = session.flags.pong_due();
+    session.flags.set_pong_due(false);
+    if let (true, (_, Some(timeout))) = (was_due, ping_times(cx, form, frame_ping)) {
+        let sent_tick = session.due_tick.saturating_sub(ticks(timeout));
+        session.round_trip.end(sent_tick, cx.now, &cx.node.round_trips[cx.id.index()]);
     }
 }
 
@@ -175,6 +192,8 @@ mod tests {
             expires: None,
             unanswered: 0,
             flags: Default::default(),
+            software: Default::default(),
+            round_trip: Default::default(),
         });
         (clients, at as u32)
     }

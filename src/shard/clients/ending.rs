@@ -90,6 +90,7 @@ impl Clients {
         if !matches!(conn.phase, Phase::Echo | Phase::Client | Phase::Unusable) {
             return;
         }
+        out.cx.counters().count_disconnect(code);
         self.notice(
             out,
             index,

@@ -8,6 +8,7 @@ use super::Clients;
 use super::aside::{Admin, Aside};
 use super::connect::SessionTable;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, durable_enum, kind};
+use crate::base::software::SoftwareId;
 use crate::hub::local::Locals;
 use crate::hub::subscribers::Subscriber;
 use crate::session::{Renewal, Session, SubState};
@@ -149,6 +150,7 @@ impl ClientsReader {
             .collect();
         for at in indexed {
             users.insert(at, &mut SessionTable { sessions: &mut *sessions, names: &cx.node.names });
+            cx.software_clients(SoftwareId::UNNAMED).add(1);
         }
         Ok(self.clients)
     }

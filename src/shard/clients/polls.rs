@@ -11,6 +11,7 @@ use crate::proto::client::{
 use crate::session::{Connecting, Made, SubState};
 use crate::shard::clients::Clients;
 use crate::shard::http::Begun;
+use crate::shard::http::endpoint::EndpointKind;
 use crate::shard::http::polls::{join, status_of};
 use crate::shard::http::route::Answer;
 use crate::shard::local::LocalSide;
@@ -183,6 +184,7 @@ impl Clients {
         //= client protocol, 1: what one user was told is nobody else's, and is not told again
         let more = [&poll.cors, "Cache-Control: private, no-store\r\n"].concat();
         let answer = Answer { reuse, status, headers: &more, body };
+        out.cx.count_response(out.cx.endpoint_of(EndpointKind::LongPoll), status);
         out.net.answer(out.cx, out.post, key, answer, &[]);
     }
 }

@@ -13,6 +13,7 @@ use crate::io::Driver;
 use crate::proto::client::{self, Encoding};
 use crate::proto::ws::{Event, MessageKind};
 use crate::shard::clients::Clients;
+use crate::shard::clients::due::take_pong;
 use crate::shard::flow::Flow;
 use crate::shard::http::polls::as_poll;
 use crate::shard::http::stream::BEFORE_LAST_EVENT_ID;
@@ -213,8 +214,7 @@ impl Clients {
                 if conn.flags.frame_ping()
                     && let Some(session) = self.sessions.get_mut(conn.session as usize)
                 {
-                    session.flags.set_pong_due(false);
-                    out.cx.counters().pongs.add(1);
+                    take_pong(out.cx, session, conn.form, true);
                 }
                 Flow::On
             }

@@ -298,6 +298,7 @@ impl Clients {
         session.unanswered += 1;
         self.forget_sub(out, side, index, local);
         self.leave_list(out, side, &mut sub);
+        out.cx.counters().unsubscribe_client.inc();
         side.leave_home(out, index, &sub, Some(Asker { credits, ..asker }));
         Ok(())
     }
@@ -420,6 +421,7 @@ impl Clients {
     ) -> Option<CompactString> {
         let session = self.session_of(out.net, index)?;
         let mut sub = session.subs.remove(channel)?;
+        out.cx.counters().count_unsubscribe(code);
         self.forget_sub(out, side, index, channel);
         self.leave_list(out, side, &mut sub);
         let name = side.locals.get(channel)?.name.clone();

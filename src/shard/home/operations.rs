@@ -313,6 +313,7 @@ fn end_publish(turn: &mut Turn<'_>, to: ShardId, publish: &Publish, outcome: Out
     let cause = match outcome {
         Outcome::Position(position) => {
             turn.cx.counters().publications.add(1);
+            turn.cx.of_namespace(publish.namespace).publications.add(1);
             return turn.out.acknowledge(Ack { to, asker, position }, ShardSet::default());
         }
         Outcome::Failed { cause, .. } => cause,

@@ -56,6 +56,7 @@ impl Home {
         let patched = patched.and_then(|at| self.patch(cx, at, data));
         let taken = self.channels.publish(cx.now, channel, *hash, options, &published);
         cx.counters().publications.add(1);
+        cx.of_namespace(publish.namespace).publications.add(1);
         if let Some(extra) = extra {
             self.remember(cx, publish, extra, &taken.position);
         }

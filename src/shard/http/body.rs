@@ -88,6 +88,7 @@ impl<D: Driver> Net<D> {
                 let why = format_args!("{}", Refusal::ApiKey.label());
                 self.log_refusal(cx, key.index, Reason::ApiUnauthorized, 401, why);
                 let answer = Answer { reuse: head.reuse(), status: 401, headers: "", body: b"" };
+                cx.count_response(None, 401);
                 self.answer(cx, post, key, answer, rest);
             }
             None => self.refuse_request(cx, post, key.index, head, Refusal::ApiKey),
@@ -200,6 +201,7 @@ impl<D: Driver> Net<D> {
         for key in keys {
             let reuse = http::Reuse::Close;
             let answer = Answer { reuse, status: 503, headers: "", body: b"" };
+            cx.count_response(None, 503);
             self.answer(cx, post, key, answer, b"");
         }
     }

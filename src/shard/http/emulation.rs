@@ -17,6 +17,7 @@ use crate::proto::client::{self, EmulationRequest, Encoding};
 use crate::proto::http::Head;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
+use crate::shard::http::endpoint::EndpointKind;
 use crate::shard::http::stream::is_binary;
 use crate::shard::mail::emulation::{
     CommandsForm, Emulate, EmulateElsewhere, Emulated, Emulating, Uptake,
@@ -90,6 +91,7 @@ impl<D: Driver> Net<D> {
             return post.send(cx, CONTROL, Mail::Emulated { asker, uptake });
         }
         let status = uptake.status();
+        cx.count_response(cx.endpoint_of(EndpointKind::Emulation), status);
         let reuse = reuse.unless(self.is_draining());
         let bytes = SharedFrame::new(&self.response(cx, reuse, status, &cors, b"", false));
         post.send(cx, from, Mail::Response { asker, bytes, keep_alive: reuse.is_kept() });

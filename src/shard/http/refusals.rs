@@ -18,6 +18,8 @@ use crate::shard::notices::reason_of_refusal;
 /// The form of a refusal, as the request determines it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Manner<'a> {
+    /// The path of the request; empty: unknown.
+    pub(crate) path: &'a str,
     /// More header lines of the answer.
     pub(crate) headers: &'a str,
     /// It was a HEAD: the answer has no body.
@@ -26,10 +28,10 @@ pub(crate) struct Manner<'a> {
     pub(crate) is_event_source: bool,
 }
 
-impl Manner<'_> {
+impl<'a> Manner<'a> {
     /// That of a request which is not for events.
-    pub(crate) fn of(head: &Head<'_>) -> Self {
-        Self { is_head: head.method == "HEAD", ..Self::default() }
+    pub(crate) fn of(head: &'a Head<'_>) -> Self {
+        Self { path: head.path, is_head: head.method == "HEAD", ..Self::default() }
     }
 }
 
@@ -136,12 +138,18 @@ impl<D: Driver> Net<D> {
             Refusal::Unavailable => self.count_busy(cx, reason),
             _ => self.count_refusal(cx, refusal),
         }
-        let Manner { headers, is_head, is_event_source } = manner;
+        let Manner { path, headers, is_head, is_event_source } = manner;
         let mut answer = Vec::new();
         let date = self.date(cx);
         match is_event_source && refusal == Refusal::Unavailable {
-            true => http::put_event_source_retry(&mut answer, self.retry_ms(), headers, date),
-            false => http::put_refusal(&mut answer, refusal, headers, date, is_head),
+            true => {
+                cx.count_response(cx.endpoint_at(path), 200);
+                http::put_event_source_retry(&mut answer, self.retry_ms(), headers, date);
+            }
+            false => {
+                cx.count_response(cx.endpoint_at(path), refusal.status());
+                http::put_refusal(&mut answer, refusal, headers, date, is_head);
+            }
         }
         self.enqueue(cx, index, SharedFrame::new(&answer));
         self.linger(cx, post, index);

@@ -244,6 +244,7 @@ impl<D: Driver> Net<D> {
             let more =
                 self.cors(cx, head) + &http::preflight_headers(&format!("{methods}, OPTIONS"));
             let answer = Answer { reuse: head.reuse(), status: 204, headers: &more, body: b"" };
+            cx.count_response(cx.endpoint_at(head.path), 204);
             self.answer(cx, post, key, answer, rest);
             return false;
         }
@@ -252,6 +253,7 @@ impl<D: Driver> Net<D> {
             cx.counters().refused_upgrade.add(1);
             let why = format_args!("{} is not among {methods}", Cut(head.method));
             self.log_refusal(cx, key.index, Reason::HttpUpgrade, 405, why);
+            cx.count_response(cx.endpoint_at(head.path), 405);
             let is_head = head.method == "HEAD";
             let body = b"method not allowed\n";
             let out = self.response(cx, Reuse::Close, 405, &more, body, is_head);
@@ -267,6 +269,7 @@ impl<D: Driver> Net<D> {
         if endpoint.kind == EndpointKind::Init && !has_body {
             let more = self.cors(cx, head);
             let answer = Answer { reuse: head.reuse(), status: 200, headers: &more, body: b"{}" };
+            cx.count_response(cx.endpoint_at(head.path), 200);
             self.answer(cx, post, key, answer, rest);
             return false;
         }
@@ -330,6 +333,7 @@ impl<D: Driver> Net<D> {
         let reuse = head.reuse().unless(head.body != http::Body::Length(0));
         let headers = "Allow: GET, HEAD, POST, OPTIONS\r\n";
         let answer = Answer { reuse, status: 200, headers, body: b"" };
+        cx.count_response(None, 200);
         self.answer(cx, post, key, answer, rest);
     }
 }

@@ -57,6 +57,7 @@ impl<D: Driver> Net<D> {
                 let more = self.cors(cx, &head);
                 let body = why.as_bytes();
                 let answer = Answer { reuse: head.reuse(), status: 400, headers: &more, body };
+                cx.count_response(Some(at), 400);
                 return self.answer(cx, post, key, answer, &[]);
             }
         };
@@ -97,6 +98,7 @@ impl<D: Driver> Net<D> {
             };
             self.log_refusal(cx, key.index, reason, status.into(), format_args!("{why}"));
         }
+        cx.count_response(cx.endpoint_of(EndpointKind::Emulation), status);
         let answer = Answer { reuse: head.reuse(), status, headers: &cors, body: b"" };
         self.answer(cx, post, key, answer, &[]);
     }
@@ -152,6 +154,7 @@ impl<D: Driver> Net<D> {
         // A part, so that it goes out even when what stands behind it is too much and is dropped.
         let frame = SharedFrame::part(&out);
         cx.counters().streams.add(1);
+        cx.count_response(Some(at), 200);
         self.begin_client(cx, key, form, head);
         if let Some(conn) = self.conn(key) {
             conn.rx = None;
@@ -209,6 +212,7 @@ impl<D: Driver> Net<D> {
         // The answer takes the place of the reply to `connect`: nothing is held for that any more.
         self.take_held(index);
         let CodeResponse { status, body, .. } = response;
+        cx.count_response(Some(unsent.endpoint), *status);
         let kind = if client::is_json(body.as_bytes()) { "application/json" } else { "text/plain" };
         let answer = http::Response {
             status: *status,

@@ -39,6 +39,7 @@ impl<D: Driver> Net<D> {
             return;
         }
         cx.counters().upgrades.add(1);
+        cx.count_response(cx.endpoint_of(kind), 101);
         let form = agreed_form(&cx.node.options, kind, head, &mut upgrade);
         let frame_ping = !echo
             && !one_way

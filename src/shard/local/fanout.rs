@@ -64,6 +64,7 @@ impl Pending {
         self.frames.find_map(|outgoing| {
             let (_, consequence) = queue_outgoing(out, conn, to, &outgoing);
             out.cx.counters().deliveries.add(outgoing.messages.into());
+            out.cx.of_namespace(to.namespace).deliveries.add(outgoing.messages.into());
             out.cx.counters().messages_sent.add(outgoing.messages.into());
             consequence.is_any().then_some(consequence)
         })
@@ -149,6 +150,7 @@ impl LocalSide {
             consequence
         });
         out.cx.counters().deliveries.add(messages);
+        out.cx.of_namespace(to.namespace).deliveries.add(messages);
         out.cx.counters().messages_sent.add(messages);
         consequence
     }

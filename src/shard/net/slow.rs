@@ -15,7 +15,6 @@ use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
 use crate::shard::net::queue::{Droppable, Dropped, Kind};
 use crate::shard::net::record::Conn;
-use crate::shard::stats::SlowCounters;
 
 impl<D: Driver> Net<D> {
     /// Queues publications of a channel of which only the newest waits. Returns the bytes that wait then.
@@ -37,7 +36,7 @@ impl<D: Driver> Net<D> {
         let (frame, messages) = if stalled { (last, 1) } else { (all, outgoing.messages) };
         if stalled {
             let conflated = self.queues.drop_channel(queue, channel) + outgoing.messages - 1;
-            slow_in(cx, namespace).conflated.add(u64::from(conflated));
+            cx.of_namespace(namespace).conflated.add(u64::from(conflated));
         }
         self.push_droppable(index, frame, Droppable { channel, messages, kind: Kind::Kept })
     }
@@ -151,7 +150,7 @@ impl LocalSide {
     pub(crate) fn lost(&mut self, cx: &Cx, subs: Option<&Subs>, dropped: &[Dropped]) {
         for Dropped { channel, messages, baseless } in dropped {
             let namespace = self.locals.get(*channel).map_or(u16::MAX, |local| local.namespace);
-            slow_in(cx, namespace).dropped.add(u64::from(*messages));
+            cx.of_namespace(namespace).dropped.add(u64::from(*messages));
             if *baseless {
                 self.set_fresh(subs, *channel, true);
             }
@@ -166,12 +165,6 @@ impl LocalSide {
             local.subscribers.set_fresh(sub.place, fresh);
         }
     }
-}
-
-/// The figures of a namespace. The last ones are of those that came later.
-pub(crate) fn slow_in(cx: &Cx, namespace: u16) -> &SlowCounters {
-    let counters = &cx.node.slow[cx.id.index()];
-    &counters[usize::from(namespace).min(counters.len() - 1)]
 }
 
 #[cfg(test)]
@@ -201,7 +194,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(of.net.enqueue_latest(&of.cx, key.index, 5, 0, &outgoing(100)), 100);
         }
-        assert_eq!(slow_in(&of.cx, 0).conflated.get(), 2);
+        assert_eq!(of.cx.of_namespace(0).conflated.get(), 2);
         assert_eq!(of.end(), []);
     }
 
@@ -220,7 +213,7 @@ mod tests {
         assert_eq!(of.net.queues.bytes(), 200);
         let mut local = LocalSide::new(&of.cx);
         local.lost(&of.cx, None, &dropped);
-        assert_eq!(slow_in(&of.cx, u16::MAX).dropped.get(), 1);
+        assert_eq!(of.cx.of_namespace(u16::MAX).dropped.get(), 1);
         assert_eq!(of.end(), []);
     }
 }

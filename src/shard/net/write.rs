@@ -10,7 +10,6 @@ use crate::shard::mail::post::Post;
 use crate::shard::net::Net;
 use crate::shard::net::effects::Effect;
 use crate::shard::net::record::{Flags, Phase};
-use crate::shard::net::slow::slow_in;
 
 impl<D: Driver> Net<D> {
     /// Begins to write what the turn has queued by taking the list of connections.
@@ -165,7 +164,7 @@ impl<D: Driver> Net<D> {
         cx.counters().closed_slow.add(1);
         let over = self.over.iter().find(|(conn, _)| *conn == key.index);
         if let Some((_, namespace)) = over {
-            slow_in(cx, *namespace).closed.add(1);
+            cx.of_namespace(*namespace).closed.add(1);
         }
         self.queues.drop_unsent(at);
         self.effects.push_back(Effect::Slow(key.index));

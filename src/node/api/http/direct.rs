@@ -24,6 +24,8 @@ pub(in crate::node) struct Direct {
     shared: Shared,
     /// Where paths of the API begin, with a slash at the end.
     prefix: Arc<str>,
+    /// The routes of these calls, as the router has them: of a method, and of a batch.
+    routes: [Arc<str>; 2],
 }
 
 impl Direct {
@@ -33,7 +35,8 @@ impl Direct {
         prefix: &str,
         options: Arc<ArcSwap<config::Api>>,
     ) -> Self {
-        Self { shared: Shared { api, options }, prefix: format!("{prefix}/").into() }
+        let routes = ["{method}", "batch"].map(|last| format!("{prefix}/{last}").into());
+        Self { shared: Shared { api, options }, prefix: format!("{prefix}/").into(), routes }
     }
 
     /// Whether this answers a request, and by which method; `None`: the router does.
@@ -52,6 +55,11 @@ impl Direct {
             query: head.query,
         };
         has_key(&self.shared.options.load(), given).then_some(method)
+    }
+
+    /// The route of a method, for counters.
+    pub(in crate::node) fn route(&self, method: &str) -> &str {
+        &self.routes[usize::from(method == "batch")]
     }
 
     /// Carries out a call of a method that [`Self::method`] has named.

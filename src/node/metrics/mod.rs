@@ -3,6 +3,9 @@
 //! Counters whose names begin alike (`closed_X`, `error_X`) are one metric with a label; what says more for
 //! each shard has the label `shard`; the others are summed.
 
+mod centrifugo;
+mod more;
+
 use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::admin_refusals::AdminRefusals;
+use super::api::ApiFigures;
 use super::broker::Brokers;
 use super::certificates::{self, Certificates, Expiry};
 use super::cluster::{Cluster, Counters, Labelled};
@@ -27,6 +31,7 @@ use super::control_mail::ControlMail;
 use super::health::Health;
 use super::memory;
 use super::proxies::{Endpoint, Outcome, Proxies, State};
+use super::responses::Responses;
 use crate::base::counters::Kind;
 use crate::base::form::Transport;
 use crate::base::times::{Counts, Times};
@@ -35,7 +40,7 @@ use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::hub::subscribers::Subscriber;
 use crate::session::Session;
 use crate::shard::mail::Method;
-use crate::shard::{CONN_BYTES, NodeState, ShardCounters, SlowCounters};
+use crate::shard::{CONN_BYTES, NodeState, ShardCounters};
 
 /// Groups of counters that are one metric with a label: beginning of the counters' names, the metric,
 /// the label, the help text.
@@ -93,6 +98,18 @@ const BY_LABEL: &[(&str, &str, &str, &str)] = &[
     ),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by code"),
+    (
+        "disconnect_",
+        "disconnects",
+        "code",
+        "Sessions that the node ended, by code of the disconnect",
+    ),
+    (
+        "unsubscribe_",
+        "unsubscribes",
+        "code",
+        "Subscriptions that ended before their connections, by code; client: the client has unsubscribed",
+    ),
 ];
 
 /// Counters with a label for each shard.
@@ -126,6 +143,16 @@ pub(super) struct Metrics {
     /// Dropped lines: of the log, and of SIGUSR1's figures.
     pub(super) lines_dropped: [Arc<AtomicU64>; 2],
     pub(super) started: Instant,
+    /// The same in seconds since 1970.
+    pub(super) started_unix: i64,
+    /// What the server API counts.
+    pub(super) api: Arc<ApiFigures>,
+    /// Responses of the control thread.
+    pub(super) responses: Arc<Responses>,
+    /// Each shard has a descriptor table of its own.
+    pub(super) tables_apart: bool,
+    /// Metrics have Centrifugo's names, too.
+    pub(super) centrifugo_names: bool,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -184,7 +211,8 @@ fn put_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> Result<(
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let brokers = self.of_brokers().into_iter().chain(self.of_broker_commands());
-        let metrics = self.counters().into_iter().chain(self.others()).chain(brokers);
+        let metrics =
+            self.counters().into_iter().chain(self.others()).chain(self.more()).chain(brokers);
         metrics.into_iter().try_for_each(|metric| metric.put(&mut encoder))?;
         put_durations(
             &mut encoder,
@@ -209,6 +237,7 @@ impl Collector for Metrics {
                 Histogram::of(&self.node.fan_out_size, BOUNDS_COUNT, 1.0).put(family)
             })?;
         put_command_durations(&mut encoder, &self.node.commands)?;
+        self.put_more(&mut encoder)?;
         let help = "Time from a command of this node to the broker's answer";
         Histogram::of(self.brokers.latency(), BOUNDS_US, 1e6).put(encoder.encode_descriptor(
             "roost_broker_latency_seconds",
@@ -558,7 +587,6 @@ impl Metrics {
                 ["log", "figures"].iter().zip(&self.lines_dropped).map(dropped).collect(),
             ),
         ]);
-        metrics.extend(self.slow());
         metrics.extend(self.proxies());
         metrics.extend(self.tls());
         metrics.extend(match &self.cluster {
@@ -635,33 +663,6 @@ impl Metrics {
             ),
         ]
     }
-
-    /// Counters of slow clients, by namespace.
-    fn slow(&self) -> Vec<Metric> {
-        let channels = self.node.rules.channels.load();
-        let namespaces = channels.namespaces();
-        let of = |name: &str, help: &str, count: fn(&SlowCounters) -> u64| {
-            let values = (0..self.node.slow.first().map_or(0, Vec::len)).map(|at| {
-                let sum = self.node.slow.iter().map(|of_shard| count(&of_shard[at])).sum::<u64>();
-                // The last are of namespaces that came later.
-                let last = at + 1 == self.node.slow[0].len();
-                let namespace = if last { "(later)" } else { namespaces[at].name.as_str() };
-                (vec![("namespace", namespace.to_owned())], sum as f64)
-            });
-            Metric::new(Kind::Counter, name, help, values.collect())
-        };
-        vec![
-            of("slow_clients_closed", "Clients closed as too slow", |slow| slow.closed.get()),
-            of(
-                "publications_dropped",
-                "Publications dropped for slow clients, oldest first",
-                |slow| slow.dropped.get(),
-            ),
-            of("publications_conflated", "Queued publications replaced by a newer one", |slow| {
-                slow.conflated.get()
-            }),
-        ]
-    }
 }
 
 /// Messages between nodes.
@@ -714,8 +715,8 @@ fn nodes(known: usize, counters: &Counters) -> Vec<Metric> {
 /// Answers at `path`.
 pub(super) fn router(metrics: Metrics, path: &str) -> Router {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(metrics));
-    let registry = Arc::new(registry);
+    registry.register_collector(Box::new(metrics.clone()));
+    let registry = Arc::new((registry, metrics));
     let answer = move |headers: HeaderMap| {
         let registry = Arc::clone(&registry);
         async move { response(&registry, &headers) }
@@ -724,18 +725,28 @@ pub(super) fn router(metrics: Metrics, path: &str) -> Router {
 }
 
 /// In the format of OpenMetrics for those who ask for it, else in the older one.
-fn response(registry: &Registry, headers: &HeaderMap) -> Response {
+fn response((registry, metrics): &(Registry, Metrics), headers: &HeaderMap) -> Response {
     let mut out = String::new();
     if text::encode(&mut out, registry).is_err() {
         return axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let wanted = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("");
-    if wanted.contains("application/openmetrics-text") {
+    let is_open = wanted.contains("application/openmetrics-text");
+    let more = match metrics.centrifugo_names {
+        true => centrifugo::text(metrics, is_open),
+        false => String::new(),
+    };
+    if is_open {
+        out.insert_str(out.len() - END.len(), &more);
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         return ([(CONTENT_TYPE, kind)], out).into_response();
     }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], older(&out)).into_response()
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], older(&out) + &more)
+        .into_response()
 }
+
+/// The last line of OpenMetrics.
+const END: &str = "# EOF\n";
 
 /// In the older format a counter's description carries the name that its values have.
 fn older(text: &str) -> String {
