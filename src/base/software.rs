@@ -10,7 +10,7 @@ use compact_str::CompactString;
 use super::counters::Gauge;
 
 /// Pairs of name and version that are told apart.
-const PAIRS: usize = 62;
+const SOFTWARE_PAIRS_MAX: usize = 62;
 
 /// Bytes of a name or a version at most. Longer ones count as other.
 const TEXT_BYTES_MAX: usize = 48;
@@ -38,12 +38,12 @@ struct Pair {
 #[derive(Debug)]
 pub struct SoftwareTable {
     /// Filled from the beginning.
-    pairs: [OnceLock<Pair>; PAIRS],
+    pairs: [OnceLock<Pair>; SOFTWARE_PAIRS_MAX],
 }
 
 impl Default for SoftwareTable {
     fn default() -> Self {
-        Self { pairs: [const { OnceLock::new() }; PAIRS] }
+        Self { pairs: [const { OnceLock::new() }; SOFTWARE_PAIRS_MAX] }
     }
 }
 
@@ -99,7 +99,7 @@ fn is_plain(text: &str) -> bool {
 ///
 /// Shape: 512 bytes.
 #[derive(Debug)]
-pub struct SoftwareClients([Gauge; PAIRS + 2]);
+pub struct SoftwareClients([Gauge; SOFTWARE_PAIRS_MAX + 2]);
 
 impl Default for SoftwareClients {
     fn default() -> Self {
@@ -110,7 +110,7 @@ impl Default for SoftwareClients {
 impl SoftwareClients {
     /// Those of one.
     pub fn of(&self, id: SoftwareId) -> &Gauge {
-        &self.0[usize::from(id.0).min(PAIRS + 1)]
+        &self.0[usize::from(id.0).min(SOFTWARE_PAIRS_MAX + 1)]
     }
 }
 
@@ -135,11 +135,11 @@ mod tests {
     #[test]
     fn a_full_table_counts_the_rest_as_other() {
         let table = SoftwareTable::default();
-        for version in 0..2 * PAIRS {
+        for version in 0..2 * SOFTWARE_PAIRS_MAX {
             table.id("js", &version.to_string());
         }
-        assert_eq!(table.ids().count(), PAIRS + 2);
-        assert_eq!(table.id("js", &PAIRS.to_string()), SoftwareId::OTHER);
+        assert_eq!(table.ids().count(), SOFTWARE_PAIRS_MAX + 2);
+        assert_eq!(table.id("js", &SOFTWARE_PAIRS_MAX.to_string()), SoftwareId::OTHER);
         assert_eq!(table.name(table.id("js", "0")), ("js", "0"));
         let clients = SoftwareClients::default();
         table.ids().for_each(|id| clients.of(id).add(1));

@@ -26,6 +26,7 @@ mod fetch;
 mod greeting;
 mod health;
 mod info;
+mod inspecting;
 mod json;
 mod jwks;
 mod listen;
@@ -286,8 +287,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     begun.into_iter().collect::<Result<(), _>>()?;
     // Behind the shards: their tables would hold copies of its sockets.
     let (brokers, control_events) = brokers.start(&letterboxes)?;
-    // Only held, and closed before the shards close theirs: a copy would keep the kernel from moving what
-    // waits there to others.
+    // Held, and closed before those of the shards: a copy keeps what waits there from moving to others.
     let shown = switchboard.shown();
     // In the process's own table, and in no other.
     files.add(&addresses);
@@ -484,11 +484,15 @@ impl Front {
             tables_apart: self.tables_apart,
             centrifugo_names: self.web.centrifugo_names,
         };
-        let figures = Figures::new(metrics.clone(), name, self.plan);
         let admin = self.web.admin.as_ref();
+        let figures = Figures::new(metrics.clone(), name, self.plan, admin.is_some());
         let access = |admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals));
-        let pages =
-            Pages { access: admin.map(access), figures: figures.feed(), snippets: self.snippets };
+        let pages = Pages {
+            access: admin.map(access),
+            figures: figures.feed(),
+            series: figures.series(),
+            snippets: self.snippets,
+        };
         let calls = self.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
         let (api, shared) = (Arc::new(api), calls.clone());
         let routers =

@@ -8,8 +8,8 @@
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -83,6 +83,8 @@ pub(super) struct Pages {
     pub(super) access: Option<Arc<Access>>,
     /// Its figures of each second.
     pub(super) figures: watch::Sender<Bytes>,
+    /// Its figures of the last minutes.
+    pub(super) series: Option<Arc<Mutex<admin::Series>>>,
     /// The snippets of the demo page.
     pub(super) snippets: Snippets,
 }
@@ -107,10 +109,15 @@ pub(super) fn routers(
         }
         routers.internal = routers.internal.merge(calls);
     }
-    let Pages { access, figures, snippets } = pages;
+    let Pages { access, figures, series, snippets } = pages;
     if let (Some(options), Some(access)) = (&web.admin, access) {
         let check = || from_fn_with_state(Arc::clone(&node), sender::check_admin);
-        let page = admin::router(&options.prefix, Arc::clone(&access), Arc::clone(&api));
+        let page = admin::router(
+            &options.prefix,
+            Arc::clone(&access),
+            Arc::clone(&api),
+            series.unwrap_or_default(),
+        );
         let page = page.layer(check());
         if options.is_public(has_internal) {
             // Shards serve its WebSocket.

@@ -25,6 +25,7 @@ mod flow;
 pub mod freeze;
 mod home;
 mod http;
+mod inspecting;
 mod life;
 mod local;
 pub mod mail;

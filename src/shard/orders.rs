@@ -22,12 +22,12 @@ use compact_str::CompactString;
 use slab::Slab;
 
 use super::mail::shard_set::ShardSet;
-use super::mail::{AdminCommand, Asker, Inspected, ListOf, Listed, Mail, Order, Seen, SeenSub};
+use super::mail::{AdminCommand, Asker, ListOf, Listed, Mail, Order};
 use crate::base::expiry::Expiry;
 use crate::base::id::{ConnKey, ShardId};
 use crate::io::Driver;
 use crate::proto::client::{Disconnect, Push, Unsubscribed};
-use crate::session::{ServerSub, Stop, SubState};
+use crate::session::{ServerSub, Stop};
 use crate::shard::clients::Clients;
 use crate::shard::local::LocalSide;
 use crate::shard::outlets::Outlets;
@@ -183,7 +183,7 @@ impl Orders {
                 }
             }
             Mail::Inspect(inspect) => {
-                let inspected = Box::new(subjects.inspect(out, &inspect.user));
+                let inspected = Box::new(subjects.inspect(out, &inspect));
                 let asker = inspect.asker;
                 out.post.send(out.cx, from, Mail::Inspected { asker, inspected });
             }
@@ -419,49 +419,7 @@ impl Subjects<'_> {
         self.clients.deliver_pending(out, self.side, index, only);
         true
     }
-
-    /// Connections of a user here, as they are now.
-    fn inspect<D: Driver>(&mut self, out: &mut Outlets<'_, D>, user: &str) -> Inspected {
-        // A user may have more connections than are named, the anonymous one a million.
-        let max = INSPECTED_MAX + 1;
-        let mut keys = self.clients.connections_of(out.cx, out.net, Some(user), "", "", max);
-        let more = keys.len() > INSPECTED_MAX;
-        keys.truncate(INSPECTED_MAX);
-        let connections = keys.into_iter().filter_map(|key| self.inspect_one(out, key)).collect();
-        Inspected { connections, more }
-    }
-
-    fn inspect_one<D: Driver>(&mut self, out: &mut Outlets<'_, D>, key: ConnKey) -> Option<Seen> {
-        let client = CompactString::new(out.cx.client_id(key).text().as_str());
-        let conn = out.net.conn(key)?;
-        let (form, paused) = (conn.form, conn.flags.paused());
-        let queued_bytes = out.net.queued_for(key.index);
-        let session = self.clients.session_of(out.net, key.index)?;
-        let (unanswered, expires) =
-            (session.unanswered, session.expires.map_or(0, Expiry::seconds));
-        let subs = session.subs.as_slice().iter().take(INSPECTED_MAX);
-        let named = subs.filter_map(|sub| {
-            let channel = self.side.locals.get(sub.channel)?.name.clone();
-            let (server, positioned) = (sub.flags.server(), sub.flags.positioned());
-            Some(SeenSub { channel, live: sub.state == SubState::Live, server, positioned })
-        });
-        let named = named.collect();
-        Some(Seen {
-            client,
-            address: out.net.client_address(key.index),
-            form,
-            paused,
-            queued_bytes,
-            unanswered,
-            expires,
-            subscriptions: session.subs.len(),
-            named,
-        })
-    }
 }
-
-/// Connections in one answer, and subscriptions of each.
-const INSPECTED_MAX: usize = 100;
 
 /// Channels or users that one list looks at.
 pub(crate) const TURN_LISTED_MAX: usize = 4096;

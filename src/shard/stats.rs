@@ -457,6 +457,8 @@ counters! {
         mailbox_bytes: gauge,
         /// Connections that do nothing for a client and may give way to new ones.
         connections_replaceable: gauge,
+        /// Bytes of the remembered closes of connections.
+        closes_bytes: gauge,
         /// Bytes of incomplete request bodies.
         unfinished_bytes: gauge,
         /// Connections with a timer.
@@ -625,7 +627,7 @@ mod tests {
         let counters = ShardCounters::default();
         Disconnect::ALL.iter().for_each(|why| counters.count_disconnect(why.code()));
         Unsubscribed::ALL.iter().for_each(|why| counters.count_unsubscribe(why.code()));
-        [1002, 1007, 1009, 4000].map(|code| counters.count_disconnect(code));
+        [1002, 1007, 1009, 4000].into_iter().for_each(|code| counters.count_disconnect(code));
         counters.count_unsubscribe(2001);
         let mut counted = (0, 0);
         counters.each(|name, value| {

@@ -269,7 +269,8 @@ fn connections_of_a_user_and_namespaces() {
     let found = ask(&mut raw, &token, "connections", json!({"user": "ann"}));
     assert_eq!(found["result"]["connections"].as_array().unwrap().len(), 2);
     let none = ask(&mut raw, &token, "connections", json!({"user": "nobody"}));
-    assert_eq!(none["result"], json!({"connections": [], "more": false}));
+    let nothing = json!({"connections": [], "found": 0, "more": false, "partial": false});
+    assert_eq!(none["result"], nothing);
     let namespaces = ask(&mut raw, &token, "namespaces", json!({}));
     let names: Vec<&str> = namespaces["result"]["namespaces"]
         .as_array()
@@ -279,6 +280,81 @@ fn connections_of_a_user_and_namespaces() {
         .collect();
     assert_eq!(names, ["", "stream", "seen"]);
     assert_eq!(namespaces["result"]["namespaces"][2]["options"]["history_size"], 10);
+}
+
+/// Users of the connections that are found.
+fn found(raw: &mut Raw, token: &str, params: Value) -> Vec<String> {
+    let found = ask(raw, token, "connections", params);
+    let all = found["result"]["connections"].as_array().unwrap_or_else(|| panic!("{found}"));
+    all.iter().map(|connection| connection["user"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn connections_are_found_by_channel_client_address_and_age() {
+    let node = Node::open_with(OPTIONS, &["--shards", "2"]);
+    let mut raw = node.raw();
+    let token = enter(&mut raw, "password=open+sesame").unwrap();
+    let mut ann = node.connected_as("ann");
+    ann.ask("subscribe", json!({"channel": "seen:a"}));
+    let _bob = node.connected_as("bob");
+    let by = |raw: &mut Raw, by: &str, value: &str| {
+        let mut users = found(raw, &token, json!({"by": by, "value": value}));
+        users.sort();
+        users
+    };
+    assert_eq!(by(&mut raw, "channel", "seen:a"), ["ann"]);
+    assert_eq!(by(&mut raw, "channel", "seen:b"), [""; 0]);
+    assert_eq!(by(&mut raw, "address", "127.0.0.1"), ["ann", "bob"]);
+    assert_eq!(by(&mut raw, "address", "192.0.2.1"), [""; 0]);
+    assert_eq!(by(&mut raw, "newest", ""), ["ann", "bob"]);
+    assert_eq!(by(&mut raw, "queues", ""), [""; 0]);
+    let all = ask(&mut raw, &token, "connections", json!({"user": "ann"}));
+    let seen = &all["result"]["connections"][0];
+    assert_eq!(seen["transport"], "websocket");
+    assert!(seen["age_s"].is_number() && seen["round_trip_ms"].is_null(), "{seen}");
+    assert_eq!(by(&mut raw, "client", seen["client"].as_str().unwrap()), ["ann"]);
+    let wrong = ask(&mut raw, &token, "connections", json!({"by": "address", "value": "host"}));
+    assert_eq!(wrong["error"]["code"], 107);
+    // More than are wanted: the newest of them, and how many there are.
+    let one = ask(&mut raw, &token, "connections", json!({"by": "newest", "limit": 1}));
+    assert_eq!((&one["result"]["found"], &one["result"]["more"]), (&json!(2), &json!(true)));
+}
+
+#[test]
+fn closes_are_remembered_with_their_reason() {
+    let node = Node::open_with(OPTIONS, &["--shards", "2"]);
+    let mut raw = node.raw();
+    let token = enter(&mut raw, "password=open+sesame").unwrap();
+    let mut ann = node.connected_as("ann");
+    ask(&mut raw, &token, "disconnect", json!({"user": "ann"}));
+    let Got::Close(3503, _) = ann.next() else { panic!("not closed by the API") };
+    let closes =
+        |raw: &mut Raw, params: Value| ask(raw, &token, "closes", params)["result"].clone();
+    let of_ann = closes(&mut raw, json!({"user": "ann"}));
+    assert_eq!(of_ann["found"], 1);
+    let close = &of_ann["closes"][0];
+    assert_eq!((&close["code"], &close["reason"]), (&json!(3503), &json!("force disconnect")));
+    assert_eq!((&close["by_client"], &close["address"]), (&json!(false), &json!("127.0.0.1")));
+    assert!(close["client"].as_str().is_some_and(|client| client.len() == 36), "{close}");
+    assert_eq!(closes(&mut raw, json!({"user": "bob"}))["found"], 0);
+    assert_eq!(closes(&mut raw, json!({"address": "127.0.0.1", "code": 3503}))["found"], 1);
+    assert_eq!(closes(&mut raw, json!({"code": 3000}))["found"], 0);
+}
+
+#[test]
+fn the_last_minutes_are_there_before_anybody_looks() {
+    let node = Node::open_with(OPTIONS, &[]);
+    let mut raw = node.raw();
+    let token = enter(&mut raw, "password=open+sesame").unwrap();
+    let _ann = node.connected_as("ann");
+    let mut series = Value::Null;
+    node.until("a second with the client", |_| {
+        series = ask(&mut raw, &token, "series", json!({}))["result"].clone();
+        let clients = series["series"]["clients"].as_array();
+        clients.and_then(|all| all.last()).and_then(Value::as_f64) == Some(1.0)
+    });
+    assert_eq!(series["step_s"], 1);
+    assert_eq!(series["seconds"], series["series"]["loop_lag_p99"].as_array().unwrap().len());
 }
 
 #[test]

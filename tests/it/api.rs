@@ -985,6 +985,18 @@ fn metrics() {
         let name = name.strip_suffix("_bucket").unwrap_or(name);
         assert!(described.contains(name), "the dashboard shows {name}");
     }
+    // Rules for alerts are about nothing else either.
+    let rules = include_str!("../../tools/grafana/alerts.yml");
+    let exprs = rules.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
+    let about: BTreeSet<&str> = exprs
+        .flat_map(|expr| expr.split(|c| !is_letter(c)))
+        .filter(|word| word.starts_with("roost_") || word.starts_with("process_"))
+        .collect();
+    assert!(about.len() > 15, "{about:?}");
+    for name in about {
+        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        assert!(described.contains(name), "an alert is about {name}");
+    }
     let (kind, open) = scrape("Accept: application/openmetrics-text;version=1.0.0\r\n");
     assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     assert!(open.ends_with("# EOF\n") && open.contains("# TYPE roost_publications counter"));

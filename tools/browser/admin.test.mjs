@@ -52,6 +52,10 @@ const count = (shown) => Number(shown.replaceAll(',', ''));
 test('signs in with the password, and with no other', async () => {
   const page = await open(browser);
   await page.goto(url());
+  await hook(page, 'password');
+  // Nothing is said of the node and of the connection before somebody has signed in.
+  const badges = () => page.$$eval('.badge', (all) => all.filter((badge) => badge.checkVisibility()).length);
+  assert.equal(await badges(), 0);
   await write(page, 'password', 'wrong');
   await click(page, 'sign-in');
   await page.waitForFunction(() => document.getElementById('login-result').textContent === 'Wrong password.');
@@ -100,7 +104,10 @@ test('a channel: who is there, what was published, and a test message', async ()
   await click(page, 'nav-channels');
   await write(page, 'channel-pattern', 'kept:insp*');
   await click(page, 'channel-find');
-  await page.waitForFunction(() => document.querySelectorAll('[data-test="channel-open"]').length === 1);
+  await page.waitForFunction(() => {
+    const found = [...document.querySelectorAll('[data-test="channel-open"]')];
+    return found.length === 1 && found[0].textContent === 'kept:inspected';
+  });
   await click(page, 'channel-open');
   await page.waitForFunction(() => document.getElementById('presence').textContent.includes('ann'));
   await write(page, 'publish-data', '{"hello": ');
@@ -114,6 +121,14 @@ test('a channel: who is there, what was published, and a test message', async ()
   await ann.publish('kept:inspected', 'from ann');
   await page.click('#channel-again');
   await text(page, 'history-list', (shown) => shown.includes('from ann'));
+  for (let at = 3; at <= 14; at += 1) await ann.publish('kept:inspected', at);
+  await page.click('#channel-again');
+  // A page of ten, and the rest.
+  await text(page, 'history-list', (shown) => shown.includes('shown 5 to 14'));
+  await click(page, 'history-older');
+  await text(page, 'history-list', (shown) => shown.includes('shown 1 to 4'));
+  await click(page, 'history-newer');
+  await text(page, 'history-list', (shown) => shown.includes('shown 5 to 14'));
   await shot(page, 'admin-channel');
   await page.click('#history-remove');
   await page.click('#history-remove');
@@ -128,10 +143,12 @@ test('a connection is found by its user, and closed', async () => {
   const ended = new Promise((resolve) => eve.once('disconnected', resolve));
   const page = await signedIn();
   await click(page, 'nav-connections');
-  await write(page, 'connection-user', 'eve');
+  await write(page, 'connection-value', 'eve');
   await click(page, 'connection-find');
   const shown = await text(page, 'connection-list', (list) => list.includes(eve.id));
   assert.match(shown, /kept:of-eve/);
+  assert.match(shown, /127\.0\.0\.1.*since .*websocket, json.*js/s);
+  await shot(page, 'admin-connections');
   await click(page, 'connection-close');
   await click(page, 'connection-close');
   assert.equal((await ended).code, 3503);
@@ -139,9 +156,97 @@ test('a connection is found by its user, and closed', async () => {
   await text(page, 'connection-list', (list) => list.includes('no connection'));
   await click(page, 'nav-overview');
   await text(page, 'closes', (list) => list.includes('by api'));
+  // Why it has ended is found by its user.
+  await click(page, 'nav-closes');
+  await write(page, 'close-user', 'eve');
+  await click(page, 'close-find');
+  await text(page, 'close-list', (list) => list.includes('3503 force disconnect') && list.includes(eve.id));
   assert.deepEqual(page.faults, []);
   await page.close();
 });
+
+test('connections by address, channel, age and queue; links and Back', async () => {
+  const ann = await roost.connected('ann-linked');
+  await follow(ann, 'kept:linked');
+  const page = await signedIn();
+  const found = (user) => text(page, 'connection-list', (list) => list.includes(user));
+  for (const [by, value] of [['address', '127.0.0.1'], ['channel', 'kept:linked'], ['newest', '']]) {
+    await page.goto(`${url()}#/connections?by=${by}&value=${value}`);
+    await found('ann-linked');
+  }
+  await page.goto(`${url()}#/connections?by=queues`);
+  await found('no connection');
+  // A link of the page, and Back.
+  await page.goto(`${url()}#/connections?by=channel&value=kept:linked`);
+  await found('ann-linked');
+  await page.evaluate(() => document.querySelector('[data-test="connection"] details').setAttribute('open', ''));
+  await page.click('[data-test="connection"] details a');
+  await page.waitForFunction(() => document.getElementById('channel-name').textContent === 'kept:linked');
+  assert.match(page.url(), /#\/channels\?channel=kept%3Alinked$/);
+  await page.goBack();
+  await page.waitForSelector('#connections', { visible: true });
+  await found('ann-linked');
+  // The address is enough for a page that is loaded anew.
+  await page.reload();
+  await found('ann-linked');
+  await click(page, 'nav-nodes');
+  await text(page, 'node-list', (list) => list.includes('(this one)'));
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('charts begin with the seconds that the node has kept', async () => {
+  const page = await signedIn();
+  const counted = await page.evaluate(async () => {
+    const headers = { 'Content-Type': 'application/json', Authorization: `token ${sessionStorage.getItem('roost-token')}` };
+    const body = JSON.stringify({ method: 'series' });
+    const response = await fetch('admin/api', { method: 'POST', headers, body });
+    return (await response.json()).result.seconds;
+  });
+  assert.ok(counted > 1, `${counted} seconds`);
+  await page.close();
+});
+
+for (const [name, options] of Object.entries({
+  'desktop-light': {},
+  'desktop-dark': { dark: true },
+  'phone-light': { width: 390, height: 844 },
+  'phone-dark': { width: 390, height: 844, dark: true },
+})) {
+  test(`each section as ${name}: nothing is cut off, and a finger can hit it`, async () => {
+    const client = await roost.connected(`of-${name}`);
+    await follow(client, 'kept:shown');
+    const page = await signedIn(options);
+    await text(page, 'tile-clients', (shown) => /^\d/.test(shown));
+    for (const [section, query] of [
+      ['overview', ''],
+      ['channels', '?channel=kept:shown'],
+      ['connections', '?by=newest'],
+      ['closes', ''],
+      ['nodes', ''],
+      ['namespaces', ''],
+    ]) {
+      await page.goto(`${url()}#/${section}${query}`);
+      await page.waitForSelector(`#${section}`, { visible: true });
+      await page.waitForFunction(
+        (id) => document.getElementById(id).textContent.trim().length > 40,
+        {},
+        section,
+      );
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      assert.ok(wide <= 0, `${section} is ${wide} px too wide`);
+      const small = await page.evaluate(() =>
+        [...document.querySelectorAll('button, input, select, .tabs a, summary')]
+          .filter((target) => target.checkVisibility() && target.getBoundingClientRect().height < 44)
+          .map((target) => target.id || target.textContent.trim()),
+      );
+      if (name.startsWith('phone')) assert.deepEqual(small, [], `${section}: targets below 44 px`);
+      await shot(page, `admin-${name}-${section}`);
+    }
+    assert.deepEqual(page.faults, []);
+    await page.close();
+  });
+}
 
 test('it goes on when the node is started again, with the same secret or with the password', async () => {
   const page = await signedIn();
@@ -172,7 +277,7 @@ test('keyboard, phone, dark', async () => {
     return seen.map((element) => [element.id || element.textContent, Boolean(named(element)), element.tabIndex]);
   });
   for (const [id, named, tabIndex] of names) assert.ok(named && tabIndex >= 0, `${id}: ${named} ${tabIndex}`);
-  for (const section of ['channels', 'connections', 'namespaces', 'overview']) {
+  for (const section of ['channels', 'connections', 'closes', 'nodes', 'namespaces', 'overview']) {
     await page.focus(`[data-view="${section}"]`);
     await page.keyboard.press('Enter');
     await page.waitForSelector(`#${section}`, { visible: true });

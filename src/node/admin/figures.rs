@@ -2,17 +2,19 @@
 //! counted or sent while nobody looks.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::series::{FIGURES, Series};
 use crate::base::bytes::SharedBytes;
 use crate::base::times::{Counts, Times};
 use crate::edge::channels::OWN_CHANNEL;
 use crate::node::certificates::{self, Expiry};
+use crate::node::memory;
 use crate::node::metrics::Metrics;
 use crate::shard::ShardCounters;
 use crate::shard::mail::{Mail, Publish};
@@ -24,6 +26,8 @@ pub(in crate::node) struct Figures {
     /// How the node runs, and what limits it: lines for people.
     plan: Vec<String>,
     before: Mutex<Option<Before>>,
+    /// The last minutes, where there is a page to show them.
+    series: Option<Arc<Mutex<Series>>>,
     /// The last ones, for those whose WebSocket the control thread serves.
     feed: watch::Sender<Bytes>,
 }
@@ -90,9 +94,20 @@ impl Counted {
 
 impl Figures {
     /// Of a node of this name.
-    pub(in crate::node) fn new(metrics: Metrics, name: String, plan: Vec<String>) -> Self {
+    pub(in crate::node) fn new(
+        metrics: Metrics,
+        name: String,
+        plan: Vec<String>,
+        has_page: bool,
+    ) -> Self {
         let feed = watch::Sender::new(Bytes::new());
-        Self { metrics, name, plan, before: Mutex::default(), feed }
+        let series = has_page.then(Arc::default);
+        Self { metrics, name, plan, before: Mutex::default(), series, feed }
+    }
+
+    /// The last minutes, where there is a page to show them.
+    pub(in crate::node) fn series(&self) -> Option<Arc<Mutex<Series>>> {
+        self.series.clone()
     }
 
     /// Where viewers follow them that no shard serves.
@@ -100,16 +115,20 @@ impl Figures {
         self.feed.clone()
     }
 
-    /// Publishes them, if somebody looks. To be called once a second.
+    /// Keeps the main ones, and publishes all of them if somebody looks. To be called once a second.
     pub(in crate::node) fn publish(&self) {
         let node = &self.metrics.node;
         let (at_shards, here) =
             (node.admins.load(Ordering::Relaxed) > 0, self.feed.receiver_count() > 0);
+        let Some(second) = self.second() else { return };
+        if let Some(series) = &self.series {
+            let values = self.values(&second);
+            series.lock().unwrap_or_else(PoisonError::into_inner).push(values);
+        }
         if !at_shards && !here {
-            *self.before() = None;
             return;
         }
-        let data = self.figures().to_string().into_bytes();
+        let data = self.figures(second).to_string().into_bytes();
         if here {
             self.feed.send_replace(Bytes::copy_from_slice(&data));
         }
@@ -137,8 +156,10 @@ impl Figures {
         self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn figures(&self) -> Value {
-        let Metrics { node, health, started, .. } = &self.metrics;
+    /// What was counted since the last call; `None` without a page.
+    fn second(&self) -> Option<Second> {
+        self.series.as_ref()?;
+        let node = &self.metrics.node;
         let counters = &node.counters;
         let at = Instant::now();
         let now = Before {
@@ -152,13 +173,45 @@ impl Figures {
         let seconds = seconds.max(0.001);
         // The first time nothing is known of the second before.
         let then = before.as_ref().unwrap_or(&now);
-        let Second { rates, shards, lag, fan_out } = Second::of(counters, then, &now, seconds);
-        let figures = json!({
+        let second = Second::of(counters, then, &now, seconds);
+        *self.before() = Some(now);
+        Some(second)
+    }
+
+    /// The values of a second that are kept.
+    fn values(&self, second: &Second) -> [f64; FIGURES] {
+        let node = &self.metrics.node;
+        let rate = |name: &str| second.rates.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+        let sum = |of: fn(&ShardCounters) -> u64| node.counters.iter().map(of).sum::<u64>() as f64;
+        [
+            sum(|shard| shard.connections_open.get()),
+            node.clients.load(Ordering::Relaxed) as f64,
+            rate("messages_in"),
+            rate("messages_out"),
+            rate("deliveries"),
+            rate("publications"),
+            rate("bytes_in"),
+            rate("bytes_out"),
+            rate("accepted"),
+            rate("closed"),
+            second.fan_out.quantile(0.5) as f64,
+            second.fan_out.quantile(0.99) as f64,
+            second.lag.quantile(0.5) as f64,
+            second.lag.quantile(0.99) as f64,
+            memory::rss_bytes().unwrap_or(0) as f64,
+            sum(|shard| shard.queued_bytes.get()),
+        ]
+    }
+
+    fn figures(&self, second: Second) -> Value {
+        let Metrics { node, health, started, .. } = &self.metrics;
+        let Second { rates, shards, lag, fan_out } = second;
+        json!({
             "node": {
                 "name": self.name,
                 "version": env!("CARGO_PKG_VERSION"),
                 "uptime_s": started.elapsed().as_secs(),
-                "shards": counters.len(),
+                "shards": node.counters.len(),
                 "plan": self.plan,
                 "fault": health.fault(),
             },
@@ -180,9 +233,30 @@ impl Figures {
             "proxies": self.proxies(),
             "broker": self.broker(),
             "certificates": self.certificates(),
+            "software": self.software(),
+            "disconnects": self.by_reason("disconnect_"),
+            "round_trip_us": self.round_trips(),
+        })
+    }
+
+    /// Connected clients by name and version of their software, the most frequent ones first.
+    fn software(&self) -> Vec<Value> {
+        let node = &self.metrics.node;
+        let clients = node.software.ids().map(|id| {
+            let sum: u64 = node.software_clients.iter().map(|shard| shard.of(id).get()).sum();
+            (sum, node.software.name(id))
         });
-        *self.before() = Some(now);
-        figures
+        let mut clients: Vec<_> = clients.filter(|(sum, _)| *sum > 0).collect();
+        clients.sort_by_key(|(sum, _)| std::cmp::Reverse(*sum));
+        let json = |(clients, (name, version))| json!({ "name": name, "version": version, "clients": clients });
+        clients.into_iter().map(json).collect()
+    }
+
+    /// Quantiles of the round trips of pings since the start.
+    fn round_trips(&self) -> Value {
+        let mut all = Counts::default();
+        self.metrics.node.round_trips.iter().for_each(|times| times.add_to(&mut all));
+        json!({ "count": all.count(), "p50": all.quantile(0.5), "p99": all.quantile(0.99) })
     }
 
     fn totals(&self) -> Value {

@@ -1,36 +1,136 @@
-//! Methods of the admin page beyond the server API: namespaces, and the connections of a user.
+//! Methods of the admin page beyond the server API: namespaces, connections, closes, and the last minutes.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::series::Series;
+use crate::base::id::ShardId;
+
 use crate::edge::channels::{ChannelRules, Namespace, OWN_CHANNEL, RecoveryMode, SlowPolicy};
-use crate::node::api::Api;
-use crate::shard::mail::{Inspected, Seen, SeenSub};
+use crate::node::api::{Api, ApiError};
+use crate::node::inspecting::Found;
+use crate::proto::client::Disconnect;
+use crate::shard::NodeState;
+use crate::shard::mail::{Close, ClosesOf, Inspecting, Seen, SeenSub};
+
+/// Parameters of all these methods.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Params {
+    /// What connections are looked for by.
+    by: By,
+    /// The user, client id, channel or address.
+    value: CompactString,
+    user: CompactString,
+    address: String,
+    code: u16,
+    limit: u16,
+}
+
+/// What connections are looked for by.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    #[default]
+    User,
+    Client,
+    Channel,
+    Address,
+    Queues,
+    Newest,
+}
+
+/// Connections or closes in an answer, where the page doesn't say how many.
+const LIMIT: u16 = 50;
+
+/// The same at most.
+const LIMIT_MAX: u16 = 100;
 
 /// Answers a command that is one of these; `None` for others.
-pub(super) async fn call(api: &Api, body: &[u8]) -> Option<Response> {
+pub(super) async fn call(api: &Api, series: &Mutex<Series>, body: &[u8]) -> Option<Response> {
     #[derive(Deserialize)]
     struct Command {
         method: String,
         #[serde(default)]
         params: Params,
     }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Params {
-        user: String,
-    }
-    let command: Command = serde_json::from_slice(body).ok()?;
-    let result = match command.method.as_str() {
+    let Command { method, params } = serde_json::from_slice(body).ok()?;
+    let result = match method.as_str() {
         "namespaces" => Ok(namespaces(&api.rules())),
-        "connections" => api.connections(&command.params.user).await.map(connections),
+        "connections" => connections(api, params).await,
+        "closes" => closes(api, params).await,
+        "series" => Ok(series.lock().unwrap_or_else(PoisonError::into_inner).to_json()),
         _ => return None,
     };
     Some(match result {
         Ok(result) => Json(json!({ "result": result })).into_response(),
         Err(error) => Json(json!({ "error": error })).into_response(),
+    })
+}
+
+fn limit(given: u16) -> u16 {
+    if given == 0 { LIMIT } else { given.min(LIMIT_MAX) }
+}
+
+async fn connections(api: &Api, params: Params) -> Result<Value, ApiError> {
+    let Params { by, value, user, limit: max, .. } = params;
+    // A user may be named by itself, too.
+    let value = if value.is_empty() { user } else { value };
+    let of = match by {
+        By::User => Inspecting::User(value),
+        By::Client => Inspecting::Client(value),
+        By::Channel => Inspecting::Channel(value),
+        By::Address => Inspecting::Address(address(&value)?),
+        By::Queues => Inspecting::Queues,
+        By::Newest => Inspecting::Newest,
+    };
+    let Found { connections, found, is_partial } = api.connections(&of, limit(max)).await?;
+    let more = is_partial || found > connections.len() as u64;
+    let node = api.node();
+    let connections = connections.iter().map(|(shard, seen)| connection(node, *shard, seen));
+    let connections: Vec<Value> = connections.collect();
+    Ok(json!({ "connections": connections, "found": found, "more": more, "partial": is_partial }))
+}
+
+/// An address as the node has it.
+fn address(text: &str) -> Result<IpAddr, ApiError> {
+    let text = text.trim().trim_matches(['[', ']']);
+    text.parse().map(|address: IpAddr| address.to_canonical()).map_err(|_| ApiError::BadRequest)
+}
+
+async fn closes(api: &Api, params: Params) -> Result<Value, ApiError> {
+    let Params { user, address: text, code, limit: max, .. } = params;
+    let address = Some(text).filter(|text| !text.is_empty());
+    let address = address.map(|text| self::address(&text)).transpose()?;
+    let (closes, found) = api.closes(ClosesOf { user, address, code }, limit(max)).await?;
+    let node = api.node();
+    let closes: Vec<Value> = closes.iter().map(|(shard, of)| close(node, *shard, of)).collect();
+    Ok(json!({ "closes": closes, "found": found }))
+}
+
+fn close(node: &NodeState, shard: ShardId, close: &Close) -> Value {
+    let client = close.was_connected.then(|| node.rules.client_ids.seal(shard, close.conn).text());
+    let reason = Disconnect::ALL.iter().find(|of| of.code() == close.code);
+    let (name, version) = node.software.name(close.software);
+    json!({
+        "at": close.at,
+        "user": close.user.as_str(),
+        "client": client.as_ref().map_or("", |client| client.as_str()),
+        "address": close.address,
+        "transport": close.transport.name(),
+        "name": name,
+        "version": version,
+        "lasted_s": close.lasted_s,
+        "code": close.code,
+        "reason": reason.map_or("", |of| of.reason()),
+        "by_client": close.by_client,
+        "detail": close.detail.as_str(),
     })
 }
 
@@ -106,18 +206,7 @@ fn options(namespace: &Namespace) -> Map<String, Value> {
     options
 }
 
-fn connections(of_shards: Vec<Inspected>) -> Value {
-    let more = of_shards.iter().any(|inspected| inspected.more);
-    let each = (0u16..).zip(of_shards);
-    let all: Vec<Value> = each
-        .flat_map(|(shard, inspected)| {
-            inspected.connections.into_iter().map(move |seen| connection(shard, &seen))
-        })
-        .collect();
-    json!({ "connections": all, "more": more })
-}
-
-fn connection(shard: u16, seen: &Seen) -> Value {
+fn connection(node: &NodeState, shard: ShardId, seen: &Seen) -> Value {
     let subscription = |sub: &SeenSub| {
         json!({
             "channel": sub.channel.as_str(),
@@ -126,12 +215,18 @@ fn connection(shard: u16, seen: &Seen) -> Value {
             "positioned": sub.positioned,
         })
     };
+    let (name, version) = node.software.name(seen.software);
     json!({
         "client": seen.client.as_str(),
+        "user": seen.user.as_str(),
         "address": seen.address,
-        "shard": shard,
+        "shard": shard.0,
         "transport": seen.form.transport().name(),
         "protocol": if seen.form.is_protobuf() { "protobuf" } else { "json" },
+        "name": name,
+        "version": version,
+        "age_s": seen.age_s,
+        "round_trip_ms": seen.round_trip_ms,
         "paused": seen.paused,
         "queued_bytes": seen.queued_bytes,
         "unanswered": seen.unanswered,
@@ -139,4 +234,23 @@ fn connection(shard: u16, seen: &Seen) -> Value {
         "num_subscriptions": seen.subscriptions,
         "subscriptions": seen.named.iter().map(subscription).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_any_form() {
+        let v4 = IpAddr::from([192, 0, 2, 1]);
+        for text in ["192.0.2.1", " 192.0.2.1 ", "::ffff:192.0.2.1", "[::ffff:192.0.2.1]"] {
+            assert_eq!(address(text), Ok(v4), "{text}");
+        }
+        assert_eq!(address("host"), Err(ApiError::BadRequest));
+    }
+
+    #[test]
+    fn an_answer_is_bounded() {
+        assert_eq!([0, 7, 65_535].map(limit), [LIMIT, 7, LIMIT_MAX]);
+    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  browser -- GET / ------------------> page (embedded, nothing comes from another origin)
 //!          -- POST /admin/auth -------> a token for a password
-//!          -- POST /admin/api --------> the server API's methods, and two more
+//!          -- POST /admin/api --------> the server API's methods, and some more
 //!          -- WebSocket /admin/websocket --> figures once a second (figures.rs): on the public port from a
 //!             shard, on the internal one from the control thread (feed.rs)
 //! ```
@@ -13,8 +13,9 @@ mod access;
 mod feed;
 mod figures;
 mod methods;
+mod series;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Form, State};
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 pub(super) use self::access::{Access, admin_rules};
 use self::feed::Feed;
 pub(super) use self::figures::Figures;
+pub(super) use self::series::Series;
 use super::admin_refusals::Refused;
 use super::api::{Api, answer_old_form};
 use super::pages;
@@ -40,11 +42,17 @@ use super::sender::ClientAddress;
 struct Shared {
     access: Arc<Access>,
     api: Arc<Api>,
+    series: Arc<Mutex<Series>>,
 }
 
 /// Routes of the page below `prefix`, but for the WebSocket.
-pub(super) fn router(prefix: &str, access: Arc<Access>, api: Arc<Api>) -> Router {
-    let shared = Shared { access, api };
+pub(super) fn router(
+    prefix: &str,
+    access: Arc<Access>,
+    api: Arc<Api>,
+    series: Arc<Mutex<Series>>,
+) -> Router {
+    let shared = Shared { access, api, series };
     let asset = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(CONTENT_TYPE, kind)], text) })
     };
@@ -121,7 +129,7 @@ async fn auth(
     }
 }
 
-/// The old form of the server API (server API, 1.4 and 4), with two methods more.
+/// The old form of the server API (server API, 1.4 and 4), with methods more.
 async fn api_call(
     State(shared): State<Shared>,
     client: Option<Extension<ClientAddress>>,
@@ -138,7 +146,7 @@ async fn api_call(
         shared.access.refused(address, Refused::Token);
         return StatusCode::UNAUTHORIZED.into_response();
     }
-    if let Some(called) = methods::call(&shared.api, &body).await {
+    if let Some(called) = methods::call(&shared.api, &shared.series, &body).await {
         return called;
     }
     answer_old_form(&shared.api, &body).await.into_response()

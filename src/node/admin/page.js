@@ -1,4 +1,5 @@
-// The admin page: signs in, follows the node's figures over its own WebSocket, and asks its API.
+// The admin page: signs in, follows the node's figures over its own WebSocket, and calls its API. The part behind
+// # in the address is the view and what it shows, so that links and Back work.
 
 const byId = (id) => document.getElementById(id);
 
@@ -18,13 +19,13 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** A table. A column is `[head, cell, isNumber]`; `cell` gives text or a node of a row. */
+/** A table. A column is `[head, cell, isNumber]`; `cell` gives text or a node of a row, `kind` its class. */
 function table(columns, rows, nothing = 'None.') {
   if (rows.length === 0) return element('p', { class: 'quiet' }, nothing);
   const kind = (isNumber) => (isNumber ? { class: 'number' } : {});
   const head = columns.map(([name, , isNumber]) => element('th', { scope: 'col', ...kind(isNumber) }, name));
   const body = rows.map((row) =>
-    element('tr', {}, ...columns.map(([, cell, isNumber]) => element('td', kind(isNumber), cell(row)))),
+    element('tr', { class: row.kind }, ...columns.map(([, cell, isNumber]) => element('td', kind(isNumber), cell(row)))),
   );
   return element('table', {}, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...body));
 }
@@ -79,6 +80,9 @@ function span(seconds = 0) {
     })
     .join(' ');
 }
+
+/** A number with its noun: 1 client, 2 clients. */
+const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? '' : 's'}`;
 
 const words = (name) => name.replaceAll('_', ' ');
 
@@ -137,7 +141,7 @@ async function enter(credentials) {
 }
 
 async function begin() {
-  const link = new URLSearchParams(location.hash.slice(1)).get('link');
+  const link = location.hash.startsWith('#/') ? null : new URLSearchParams(location.hash.slice(1)).get('link');
   if (link) {
     history.replaceState(null, '', location.pathname + location.search);
     const token = await enter({ link }).catch(() => undefined);
@@ -155,6 +159,8 @@ async function begin() {
   byId('inside').hidden = false;
   byId('sign-out').hidden = init.insecure;
   feed.open();
+  await readSeries().catch(() => {});
+  show_view();
 }
 
 /** Back to the form. */
@@ -163,6 +169,8 @@ function leave() {
   feed.close();
   byId('inside').hidden = true;
   byId('sign-out').hidden = true;
+  for (const id of ['health', 'feed-state']) byId(id).hidden = true;
+  byId('uptime').textContent = '';
   byId('login').hidden = false;
   byId('password').focus();
 }
@@ -237,6 +245,7 @@ const feed = {
     const badge = byId('feed-state');
     badge.textContent = text;
     badge.className = `badge ${kind}`;
+    badge.hidden = byId('inside').hidden && kind !== 'bad';
   },
 
   close() {
@@ -256,8 +265,8 @@ function begin_again() {
   });
 }
 
-/** Figures of the last two minutes. */
-const KEPT = 120;
+/** Figures of the last 15 minutes, one of each second. */
+const KEPT = 900;
 const past = [];
 let drawing = false;
 
@@ -270,15 +279,45 @@ function show(figures) {
   requestAnimationFrame(draw);
 }
 
+/** Fills the charts with the seconds that the node has kept. What the page has seen itself stays behind them. */
+async function readSeries() {
+  const { seconds, series } = await call('series');
+  const own = past.filter(({ rates }) => rates?.commands !== undefined).slice(-1);
+  const at = (name, second) => series[name][second];
+  past.length = 0;
+  for (let second = 0; second < seconds; second += 1) {
+    past.push({
+      totals: {
+        connections: at('connections', second),
+        clients: at('clients', second),
+        queued_bytes: at('queued_bytes', second),
+      },
+      rates: Object.fromEntries(
+        ['messages_in', 'messages_out', 'deliveries', 'publications', 'bytes_in', 'bytes_out', 'accepted', 'closed'].map(
+          (name) => [name, at(name, second)],
+        ),
+      ),
+      latency_us: Object.fromEntries(
+        ['fan_out_p50', 'fan_out_p99', 'loop_lag_p50', 'loop_lag_p99'].map((name) => [name, at(name, second)]),
+      ),
+      memory: { classes: { resident: at('resident', second) } },
+      isKept: true,
+    });
+  }
+  past.push(...own);
+  while (past.length > KEPT + 1) past.shift();
+}
+
 document.addEventListener('visibilitychange', () => {
   if (!document.hidden && past.length > 0) requestAnimationFrame(draw);
 });
 
-const latest = () => past[past.length - 1] ?? {};
+const latest = () => past.findLast(({ isKept }) => !isKept) ?? {};
 
 function draw() {
   drawing = false;
   const now = latest();
+  if (!now.node || byId('inside').hidden) return;
   drawHead(now.node ?? {});
   if (byId('overview').hidden) return;
   drawTiles(now);
@@ -286,6 +325,7 @@ function draw() {
   drawLimits(now);
   drawMemory(now.memory ?? {});
   drawReasons();
+  drawSoftware(now);
   drawShards(now.shards ?? []);
   drawBroker(now.broker);
   drawProxies(now.proxies ?? []);
@@ -299,6 +339,7 @@ function drawHead({ name = '', version = '', uptime_s, fault }) {
   const health = byId('health');
   health.textContent = fault ?? 'healthy';
   health.className = `badge ${fault ? 'bad' : 'good'}`;
+  health.hidden = false;
 }
 
 const TILES = [
@@ -310,7 +351,7 @@ const TILES = [
   ['messages-out', 'Messages out /s', ({ rates }) => short(rates.messages_out)],
   ['deliveries', 'Deliveries /s', ({ rates }) => short(rates.deliveries)],
   ['bytes-out', 'Bytes out /s', ({ rates }) => bytes(rates.bytes_out)],
-  ['queued', 'Waiting for clients', ({ totals }) => bytes(totals.queued_bytes)],
+  ['queued', 'Queued for clients', ({ totals }) => bytes(totals.queued_bytes)],
   ['loop-lag', 'Loop lag p99', ({ latency_us }) => micros(latency_us.loop_lag_p99)],
 ];
 
@@ -336,22 +377,29 @@ function colour(name) {
   return getComputedStyle(probe).color;
 }
 
-/** The next round number for the top of an axis: 1, 2 or 5 times a power of ten. */
-function roundUp(value) {
-  if (value <= 2) return 2;
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
+/**
+ * The values that an axis names, from 0 to above the largest: a step of 1, 2 or 5 times a power of ten, or of two
+ * where bytes are counted, so that each label is exact.
+ */
+function ticks(value, isBinary) {
+  const base = isBinary ? 1024 ** Math.max(0, Math.floor(Math.log(Math.max(value, 1)) / Math.log(1024))) : 1;
+  const scaled = Math.max(value / base, 1);
+  const power = 10 ** Math.floor(Math.log10(scaled));
+  const steps = [power / 5, power / 2, power, power * 2, power * 5].filter((step) => step >= 1 || isBinary);
+  const step = steps.find((step) => scaled / step <= 4) ?? power;
+  const count = Math.max(1, Math.ceil(scaled / step));
+  return Array.from({ length: count + 1 }, (_, at) => at * step * base);
 }
 
 const SERIES_COLOURS = 8;
 
 /**
- * A chart of the last two minutes. `series` are `[label, read]` of the node's figures; `shard` reads one
+ * A chart of the last minutes. `series` are `[label, read]` of the node's figures; `shard` reads one
  * shard's figure, where there is one.
  */
 class Chart {
   constructor({ id, title, format, series, shard, shardName = 'shard' }) {
-    Object.assign(this, { title, format, series, shard, shardName });
+    Object.assign(this, { title, format, series, shard, shardName, left: 40 });
     this.canvas = element('canvas', { tabindex: '0', role: 'img' });
     this.legend = element('p', { class: 'legend' });
     this.readout = element('span', { class: 'quiet', role: 'status' });
@@ -362,7 +410,7 @@ class Chart {
     this.back = undefined;
     this.canvas.addEventListener('pointermove', ({ offsetX }) => {
       const { left, width } = this.box;
-      this.point(Math.round((1 - (offsetX - left) / width) * KEPT));
+      this.point(Math.round((1 - (offsetX - left) / width) * range_s));
     });
     this.canvas.addEventListener('pointerleave', () => this.point(undefined));
     this.canvas.addEventListener('blur', () => this.point(undefined));
@@ -377,7 +425,8 @@ class Chart {
 
   get box() {
     const { clientWidth, clientHeight } = this.canvas;
-    return { left: 52, top: 8, width: Math.max(10, clientWidth - 60), height: Math.max(10, clientHeight - 28) };
+    const { left } = this;
+    return { left, top: 8, width: Math.max(10, clientWidth - left - 8), height: Math.max(10, clientHeight - 28) };
   }
 
   point(back) {
@@ -388,17 +437,18 @@ class Chart {
   /** Label and values of each line. */
   lines() {
     const { shards } = latest();
+    const shown = past.slice(-range_s - 1);
     if (byShard && this.shard && shards) {
       return shards.map((_, at) => [
         `${this.shardName} ${at}`,
-        past.map(({ shards = [] }) => (shards[at] ? this.shard(shards[at]) : undefined)),
+        shown.map(({ shards = [] }) => (shards[at] ? this.shard(shards[at]) : undefined)),
       ]);
     }
-    return this.series.map(([label, read]) => [label, past.map((now) => (now.totals ? read(now) : undefined))]);
+    return this.series.map(([label, read]) => [label, shown.map((now) => (now.totals ? read(now) : undefined))]);
   }
 
   draw() {
-    const { canvas, format, box } = this;
+    const { canvas, format } = this;
     const lines = this.lines();
     const ratio = devicePixelRatio || 1;
     canvas.width = Math.round(canvas.clientWidth * ratio);
@@ -407,10 +457,14 @@ class Chart {
     context.scale(ratio, ratio);
     context.font = '11px system-ui, sans-serif';
     const values = lines.flatMap(([, values]) => values).filter((value) => value !== undefined);
-    const top = roundUp(Math.max(0, ...values));
-    const x = (back) => box.left + box.width * (1 - back / KEPT);
+    const named = ticks(Math.max(0, ...values), format === bytes);
+    const top = named[named.length - 1];
+    // Room for the longest label.
+    this.left = 12 + Math.ceil(Math.max(...named.map((value) => context.measureText(this.tick(value)).width)));
+    const { box } = this;
+    const x = (back) => box.left + box.width * (1 - back / range_s);
     const y = (value) => box.top + box.height * (1 - value / top);
-    this.axes(context, x, y, top);
+    this.axes(context, x, y, named);
     lines.forEach(([, values], at) => {
       context.strokeStyle = colour(`--series-${at % SERIES_COLOURS}`);
       context.lineWidth = 1.5;
@@ -436,35 +490,41 @@ class Chart {
       context.lineTo(x(this.back), box.top + box.height);
       context.stroke();
     }
-    const at = past.length - 1 - (this.back ?? 0);
+    const at = (lines[0]?.[1].length ?? 0) - 1 - (this.back ?? 0);
     const told = lines.map(([label, values]) => [label, values[at] === undefined ? '–' : format(values[at])]);
-    this.readout.textContent = this.back === undefined ? '' : `${this.back} s ago`;
+    this.readout.textContent = this.back === undefined ? '' : `${span(this.back)} ago`;
     this.tell(told);
     canvas.setAttribute('aria-label', `${this.title}: ${told.map((pair) => pair.join(' ')).join(', ')}`);
   }
 
-  axes(context, x, y, top) {
-    const { box, format } = this;
+  /** A label of the axis: without the digits that say nothing. */
+  tick(value) {
+    return this.format(value).replace(/\.0+(?= |$)/, '');
+  }
+
+  axes(context, x, y, named) {
+    const { box } = this;
     context.strokeStyle = colour('--line');
     context.fillStyle = colour('--quiet');
     context.lineWidth = 1;
     context.textAlign = 'right';
     context.textBaseline = 'middle';
-    for (const share of [0, 0.5, 1]) {
-      const at = Math.round(y(top * share)) + 0.5;
+    for (const value of named) {
+      const at = Math.round(y(value)) + 0.5;
       context.beginPath();
       context.moveTo(box.left, at);
       context.lineTo(box.left + box.width, at);
       context.stroke();
-      context.fillText(format(top * share), box.left - 6, at);
+      context.fillText(this.tick(value), box.left - 6, at);
     }
     context.textBaseline = 'top';
-    for (const [back, text, align] of [
-      [KEPT, '2 min ago', 'left'],
-      [KEPT / 2, '1 min', 'center'],
-      [0, 'now', 'right'],
+    for (const [back, align] of [
+      [range_s, 'left'],
+      [range_s / 2, 'center'],
+      [0, 'right'],
     ]) {
       context.textAlign = align;
+      const text = back === 0 ? 'now' : back % 60 === 0 ? `${back / 60} min ago` : `${(back / 60).toFixed(1)} min ago`;
       context.fillText(text, x(back), box.top + box.height + 6);
     }
   }
@@ -482,6 +542,9 @@ class Chart {
 }
 
 let byShard = false;
+
+/** Seconds that charts show. */
+let range_s = KEPT;
 
 const charts = [
   new Chart({
@@ -528,44 +591,72 @@ const charts = [
     shard: ({ loop_lag_p99_us }) => loop_lag_p99_us,
     shardName: 'p99 of shard',
   }),
+  new Chart({
+    id: 'changes',
+    title: 'Connections begun and ended per second',
+    format: short,
+    series: [
+      ['begun', ({ rates }) => rates.accepted],
+      ['ended', ({ rates }) => rates.closed],
+    ],
+    shard: ({ closed }) => closed,
+    shardName: 'ended on shard',
+  }),
+  new Chart({
+    id: 'memory',
+    title: 'Memory',
+    format: bytes,
+    series: [
+      ['resident', ({ memory }) => memory?.classes.resident],
+      ['queued for clients', ({ totals }) => totals.queued_bytes],
+    ],
+    shard: ({ queued_bytes }) => queued_bytes,
+    shardName: 'queued on shard',
+  }),
 ];
 
-for (const [id, value] of [
-  ['by-node', false],
-  ['by-shard', true],
-]) {
-  byId(id).addEventListener('click', () => {
-    byShard = value;
-    byId('by-node').setAttribute('aria-pressed', String(!value));
-    byId('by-shard').setAttribute('aria-pressed', String(value));
-    charts.forEach((chart) => chart.draw());
-  });
+/** A choice between two buttons, which `set` carries out. */
+function choice(ids, set) {
+  for (const id of ids) {
+    byId(id).addEventListener('click', () => {
+      for (const other of ids) byId(other).setAttribute('aria-pressed', String(other === id));
+      set(id);
+      charts.forEach((chart) => chart.draw());
+    });
+  }
 }
+
+choice(['by-node', 'by-shard'], (id) => (byShard = id === 'by-shard'));
+choice(['range-15', 'range-2'], (id) => (range_s = id === 'range-15' ? KEPT : 120));
 
 // --- The rest of the overview -------------------------------------------------------------------
 
 function drawLimits({ limits = [], node = {} }) {
-  const bars = limits
-    .filter(({ limit }) => limit > 0)
-    .map(({ name, used, limit }) => {
-      const share = Math.min(1, used / limit);
-      const told = name === 'memory_bytes' ? bytes : number;
-      const bar = element('div');
-      bar.style.width = `${share * 100}%`;
-      const near = share >= 0.95 ? 'full' : share >= 0.8 ? 'near' : '';
-      return element(
-        'div',
-        { class: `meter ${near}` },
-        element(
-          'p',
-          {},
-          element('span', {}, words(name.replace('_bytes', ''))),
-          element('span', {}, `${told(used)} of ${told(limit)}, ${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`),
-        ),
-        element('div', { 'aria-hidden': 'true' }, bar),
-      );
-    });
-  byId('limits').replaceChildren(...bars);
+  const names = {
+    connections: 'connections',
+    clients: 'clients',
+    memory_bytes: 'memory',
+  };
+  const text = ({ name }, value) => (name === 'memory_bytes' ? bytes(value) : number(value));
+  const share = ({ used, limit }) => (limit > 0 ? Math.min(1, used / limit) : 0);
+  const meter = (row) => {
+    if (row.limit === 0) return undefined;
+    const bar = element('div');
+    bar.style.width = `${share(row) * 100}%`;
+    const near = share(row) >= 0.95 ? 'full' : share(row) >= 0.8 ? 'near' : '';
+    return element('div', { class: `meter ${near}`, 'aria-hidden': 'true' }, bar);
+  };
+  byId('limits').replaceChildren(
+    table(
+      [
+        ['limit', (row) => element('div', {}, names[row.name] ?? words(row.name), meter(row))],
+        ['in use', (row) => text(row, row.used), true],
+        ['at most', (row) => (row.limit > 0 ? text(row, row.limit) : 'no limit'), true],
+        ['share', (row) => (row.limit > 0 ? `${(share(row) * 100).toFixed(share(row) < 0.1 ? 1 : 0)} %` : ''), true],
+      ],
+      limits,
+    ),
+  );
   const plan = byId('plan');
   if (plan.childElementCount === 0) plan.append(...(node.plan ?? []).map(planLine));
 }
@@ -573,27 +664,78 @@ function drawLimits({ limits = [], node = {} }) {
 /** A line of the plan stands in columns, as it does in a terminal. */
 const planLine = (line) => element('li', {}, line.trim().split(/\s{2,}/).join(' · '));
 
+/** Parts of what the allocator has handed out, by class. */
+const MEMORY_PARTS = {
+  connections: 'connections',
+  sessions: 'sessions',
+  subscriptions: 'subscriptions',
+  history: 'history',
+  filters: 'tag filters',
+  queues: 'queues of clients',
+  mailboxes: 'mail between shards',
+  closes: 'remembered closes',
+};
+
+/** Beyond so many connections the memory for each says something; below, the program itself is most of it. */
+const CONNECTIONS_MANY = 1_000;
+
 function drawMemory({ classes = {}, limit = 0, bytes_per_connection = 0 }) {
-  const whole = classes.resident || 1;
-  const rows = Object.entries(classes).map(([name, value]) => ({ name, value }));
-  const share = ({ name, value }) =>
-    name === 'resident' || name === 'kernel_sockets' ? '' : `${((value / whole) * 100).toFixed(1)} %`;
+  const { resident = 0, allocated = 0, kernel_sockets = 0 } = classes;
+  const parts = Object.entries(MEMORY_PARTS).map(([name, text]) => ({
+    text,
+    value: classes[name] ?? 0,
+    kind: 'part',
+  }));
+  const named = parts.reduce((sum, { value }) => sum + value, 0);
+  const rows = [
+    ...parts,
+    { text: 'other allocations (tables, channels, buffers)', value: Math.max(0, allocated - named), kind: 'part' },
+    { text: 'program, stacks, free memory of the allocator', value: Math.max(0, resident - allocated), kind: 'part' },
+    { text: 'resident', value: resident, kind: 'sum' },
+    { text: 'beside it: sockets in the kernel, estimated', value: kernel_sockets },
+  ];
+  const share = ({ value, kind }) => (kind && resident > 0 ? `${((value / resident) * 100).toFixed(1)} %` : '');
+  const connections = latest().totals?.connections ?? 0;
+  const each =
+    connections >= CONNECTIONS_MANY ? ` ${bytes(bytes_per_connection)} resident for each connection.` : '';
   byId('memory').replaceChildren(
     table(
       [
-        ['class', ({ name }) => words(name)],
+        ['part', ({ text }) => text],
         ['bytes', ({ value }) => bytes(value), true],
         ['of resident', share, true],
       ],
       rows,
     ),
-    element('p', { class: 'quiet' }, `Limit ${bytes(limit)}; ${bytes(bytes_per_connection)} resident per connection.`),
+    element('p', { class: 'quiet' }, `${limit > 0 ? `Limit ${bytes(limit)}.` : 'No limit.'}${each}`),
+  );
+}
+
+/** Names and versions of connected clients. */
+function drawSoftware({ software = [], round_trip_us: trips = {} }) {
+  const name = ({ name, version }) => (name || version ? `${name} ${version}`.trim() : 'not given');
+  byId('software').replaceChildren(
+    table(
+      [
+        ['name and version', name],
+        ['clients', ({ clients }) => number(clients), true],
+      ],
+      software,
+      'No client is connected.',
+    ),
+    element(
+      'p',
+      { class: 'quiet' },
+      trips.count > 0
+        ? `Round trip of pings since the start: p50 ${micros(trips.p50)}, p99 ${micros(trips.p99)}.`
+        : 'No ping was answered yet.',
+    ),
   );
 }
 
 /** How much was added to a total in the last minute. */
 function added(kind, reason) {
-  const minute = past[Math.max(0, past.length - 61)];
+  const minute = past.slice(-61).find((figures) => !figures.isKept) ?? {};
   return (latest()[kind]?.[reason] ?? 0) - (minute[kind]?.[reason] ?? 0);
 }
 
@@ -607,7 +749,7 @@ function drawReasons() {
     ['last minute', ({ kind, reason }) => number(added(kind, reason)), true],
     ['since the start', ({ total }) => number(total), true],
   ];
-  byId('closes').replaceChildren(
+  byId('closes-by-reason').replaceChildren(
     table(columns('reason'), rows(['closes', 'faults', 'refused']), 'No connection was closed by the node.'),
   );
   byId('errors').replaceChildren(table(columns('code'), rows(['errors']), 'No command was answered with an error.'));
@@ -623,8 +765,8 @@ function drawShards(shards) {
         ['subscriptions', ({ subscriptions }) => number(subscriptions), true],
         ['messages in /s', ({ messages_in }) => number(messages_in), true],
         ['messages out /s', ({ messages_out }) => number(messages_out), true],
-        ['waiting', ({ queued_bytes }) => bytes(queued_bytes), true],
-        ['mailbox', ({ mailbox_batches }) => number(mailbox_batches), true],
+        ['queued for clients', ({ queued_bytes }) => bytes(queued_bytes), true],
+        ['batches of mail', ({ mailbox_batches }) => number(mailbox_batches), true],
         ['loop lag p99', ({ loop_lag_p99_us }) => micros(loop_lag_p99_us), true],
       ],
       rows,
@@ -676,7 +818,7 @@ function drawBroker(broker) {
 
 function drawProxies(proxies) {
   byId('proxies-card').hidden = proxies.length === 0;
-  const states = { closed: 'asked', open: 'left alone', half_open: 'being tried' };
+  const states = { closed: 'called', open: 'not called: calls failed', half_open: 'some calls probe it' };
   byId('proxies').replaceChildren(
     table(
       [
@@ -684,7 +826,7 @@ function drawProxies(proxies) {
         ['state', ({ state }) => states[state] ?? state],
         ['calls', ({ calls }) => number(calls), true],
         ['failures', ({ failures }) => number(failures), true],
-        ['on their way', ({ in_flight }) => number(in_flight), true],
+        ['in flight', ({ in_flight }) => number(in_flight), true],
       ],
       proxies,
     ),
@@ -693,7 +835,7 @@ function drawProxies(proxies) {
 
 // --- Channels -----------------------------------------------------------------------------------
 
-/** What each place waits for: an answer that comes late doesn't cover a newer one. */
+/** The answer that each place waits for: an answer that comes late doesn't cover a newer one. */
 const awaited = new Map();
 
 /** Puts what a call gives into a place, or why it gives nothing. */
@@ -717,7 +859,7 @@ function findChannels() {
       .map(([name, { num_clients }]) => ({ name, clients: num_clients ?? 0 }))
       .sort((a, b) => b.clients - a.clients || a.name.localeCompare(b.name));
     const open = ({ name }) =>
-      element('button', { type: 'button', 'data-test': 'channel-open', on: { click: () => openChannel(name) } }, name);
+      element('a', { href: address('channels', { pattern: given, channel: name }), 'data-test': 'channel-open' }, name);
     const shown = table(
       [
         ['channel', open],
@@ -738,11 +880,28 @@ function findChannels() {
 async function openChannel(name) {
   byId('channel').hidden = false;
   byId('channel-name').textContent = name;
+  byId('channel-connections').href = address('connections', { by: 'channel', value: name });
   byId('publish-channel').value = name;
   byId('publish-result').textContent = '';
+  historyPage.newest();
   await readChannel();
   byId('channel').scrollIntoView({ block: 'nearest' });
 }
+
+/** Publications on one page of a history. */
+const HISTORY_PAGE = 10;
+
+/** The page of the history that is shown: the position behind its newest publication; undefined: the end. */
+const historyPage = {
+  before: [],
+  since: undefined,
+  last: undefined,
+
+  newest() {
+    historyPage.before = [];
+    historyPage.since = undefined;
+  },
+};
 
 async function readChannel() {
   const channel = byId('channel-name').textContent;
@@ -751,11 +910,11 @@ async function readChannel() {
       const { presence } = await call('presence', { channel });
       const rows = Object.values(presence);
       return [
-        element('p', { class: 'quiet' }, `${number(rows.length)} clients`),
+        element('p', { class: 'quiet' }, counted(rows.length, 'client')),
         table(
           [
-            ['user', ({ user }) => user || '(anonymous)'],
-            ['client', ({ client }) => element('code', {}, client)],
+            ['user', ({ user }) => userLink(user ?? '')],
+            ['client', ({ client }) => clientLink(client)],
             ['info', ({ conn_info, chan_info }) => json(conn_info ?? chan_info)],
           ],
           rows.slice(0, SHOWN_MAX),
@@ -763,32 +922,65 @@ async function readChannel() {
         ),
       ];
     }),
-    fill(byId('history'), async () => {
-      const { publications = [], offset = 0, epoch = '' } = await call('history', { channel, limit: 50, reverse: true });
-      return [
-        element('p', { class: 'quiet' }, `offset ${number(offset)}, epoch ${epoch || '–'}`),
-        table(
-          [
-            ['offset', ({ offset }) => number(offset), true],
-            ['data', ({ data }) => json(data)],
-            ['from', ({ info }) => info?.user ?? ''],
-          ],
-          publications,
-          'Nothing is kept.',
-        ),
-      ];
-    }),
+    fill(byId('history'), () => readHistory(channel)),
   ]);
+}
+
+async function readHistory(channel) {
+  const { since } = historyPage;
+  const { publications = [], offset = 0, epoch = '' } = await call('history', {
+    channel,
+    limit: HISTORY_PAGE + 1,
+    reverse: true,
+    ...(since && { since }),
+  });
+  const shown = publications.slice(0, HISTORY_PAGE);
+  const last = shown[shown.length - 1];
+  historyPage.last = publications.length > HISTORY_PAGE && last ? { offset: last.offset, epoch } : undefined;
+  byId('history-older').disabled = !historyPage.last;
+  byId('history-newer').disabled = historyPage.before.length === 0;
+  const range = shown.length > 0 ? `, shown ${number(last.offset)} to ${number(shown[0].offset)}` : '';
+  return [
+    element('p', { class: 'quiet' }, `latest offset ${number(offset)}, epoch ${epoch || '–'}${range}`),
+    table(
+      [
+        ['offset', ({ offset }) => number(offset), true],
+        ['data', ({ data }) => json(data)],
+        ['from', ({ info }) => (info?.user ? userLink(info.user) : '')],
+      ],
+      shown,
+      'Nothing is kept.',
+    ),
+  ];
+}
+
+const userLink = (user) =>
+  element('a', { href: address('connections', { by: 'user', value: user }) }, user || '(anonymous)');
+
+for (const [id, turn] of [
+  ['history-older', () => {
+    historyPage.before.push(historyPage.since);
+    historyPage.since = historyPage.last;
+  }],
+  ['history-newer', () => (historyPage.since = historyPage.before.pop())],
+]) {
+  byId(id).addEventListener('click', () => {
+    turn();
+    fill(byId('history'), () => readHistory(byId('channel-name').textContent));
+  });
 }
 
 const json = (value) => (value === undefined ? '' : element('pre', {}, JSON.stringify(value)));
 
 byId('channel-find').addEventListener('submit', (event) => {
   event.preventDefault();
-  findChannels();
+  visit('channels', { pattern: byId('pattern').value.trim() });
 });
 
-byId('channel-again').addEventListener('click', readChannel);
+byId('channel-again').addEventListener('click', () => {
+  historyPage.newest();
+  readChannel();
+});
 
 byId('history-remove').addEventListener('click', ({ currentTarget }) => {
   confirmed(currentTarget, 'Remove it? Click again', async () => {
@@ -824,65 +1016,193 @@ byId('publish').addEventListener('submit', async (event) => {
 
 // --- Connections --------------------------------------------------------------------------------
 
-function findConnections() {
-  const user = byId('user').value;
+const clientLink = (client) =>
+  element('a', { href: address('connections', { by: 'client', value: client }) }, element('code', {}, client));
+
+/** The label of the value that connections are found by; those without one need none. */
+const VALUE_LABELS = {
+  user: 'User id, empty for anonymous ones',
+  client: 'Client id',
+  channel: 'Channel',
+  address: 'IP address',
+};
+
+function showValueField() {
+  const label = VALUE_LABELS[byId('connection-by').value];
+  byId('connection-value-field').hidden = !label;
+  byId('connection-value-label').textContent = label ?? '';
+}
+
+byId('connection-by').addEventListener('change', showValueField);
+
+function findConnections(by, value) {
   return fill(byId('connection-list'), async () => {
-    const { connections, more } = await call('connections', { user });
-    if (connections.length === 0) return element('p', { class: 'quiet' }, 'This user has no connection here.');
+    const { connections, found, more, partial } = await call('connections', { by, value });
+    if (connections.length === 0) {
+      return element('p', { class: 'quiet' }, 'There is no connection of that kind on this node.');
+    }
+    const all = partial ? 'The search was cut short.' : `There are ${number(found)}.`;
     return [
-      ...connections.map((connection) => connectionCard(user, connection)),
-      more && element('p', { class: 'quiet' }, 'There are more.'),
+      more && element('p', { class: 'quiet' }, `${number(connections.length)} are shown. ${all}`),
+      ...connections.map(connectionCard),
     ].filter(Boolean);
   });
 }
 
-function connectionCard(user, connection) {
-  const { client, address, shard, protocol, paused, queued_bytes, unanswered, expires, num_subscriptions } = connection;
+/** Name and version of a client's software. */
+const software = ({ name, version }) => `${name} ${version}`.trim();
+
+function connectionCard(connection) {
+  const { client, user, address: at, shard, transport, protocol, age_s, round_trip_ms, paused } = connection;
+  const { queued_bytes, unanswered, expires, num_subscriptions } = connection;
   const facts = [
-    address,
+    `since ${when(Date.now() / 1000 - age_s)} (${span(age_s)})`,
+    `${words(transport)}, ${protocol}`,
+    software(connection) || 'software not given',
+    round_trip_ms !== null && `round trip ${number(round_trip_ms)} ms`,
+    counted(num_subscriptions, 'subscription'),
+    `${bytes(queued_bytes)} queued`,
+    unanswered > 0 && `${counted(unanswered, 'command')} in progress`,
+    expires && `expires ${when(expires)}`,
+    paused && 'reading is paused',
     `shard ${shard}`,
-    protocol,
-    `${number(num_subscriptions)} subscriptions`,
-    `${bytes(queued_bytes)} waiting`,
-    `${number(unanswered)} commands unanswered`,
-    expires && `expires ${new Date(expires * 1000).toLocaleString()}`,
-    paused && 'not read now',
   ].filter(Boolean);
-  const said = element('span', { role: 'status' });
+  const result = element('span', { role: 'status' });
   const close = element('button', { type: 'button', class: 'danger', 'data-test': 'connection-close' }, 'Close it');
   close.addEventListener('click', () =>
     confirmed(close, 'Close it? Click again', async () => {
       try {
         await call('disconnect', { user, client });
-        said.textContent = 'closed';
+        result.textContent = 'closed';
         close.disabled = true;
       } catch (error) {
-        said.textContent = error.message;
+        result.textContent = error.message;
       }
     }),
   );
+  const channelLink = ({ channel }) => element('a', { href: address('channels', { channel }) }, channel);
   const subscriptions = table(
     [
-      ['channel', ({ channel }) => channel],
-      ['state', ({ state }) => state],
-      ['made by', ({ server }) => (server ? 'the server' : 'the client')],
-      ['position', ({ positioned }) => (positioned ? 'checked' : '–')],
+      ['channel', channelLink],
+      ['state', ({ state }) => (state === 'live' ? 'subscribed' : 'in progress')],
+      ['subscribed by', ({ server }) => (server ? 'the server' : 'the client')],
+      ['position', ({ positioned }) => (positioned ? 'checked' : 'not checked')],
     ],
     connection.subscriptions,
   );
   return element(
     'div',
-    { class: 'card' },
-    element('p', { class: 'line' }, element('code', {}, client), close, said),
+    { class: 'card', 'data-test': 'connection' },
+    element(
+      'p',
+      { class: 'line' },
+      element('strong', {}, 'User ', userLink(user)),
+      at ? element('a', { href: address('connections', { by: 'address', value: at }) }, at) : 'no address',
+      clientLink(client),
+      close,
+      result,
+    ),
     element('p', {}, ...facts.map((fact) => element('span', { class: 'chip' }, fact))),
+    element('p', {}, element('a', { href: address('closes', { user }) }, 'Earlier connections of this user')),
     element('details', {}, element('summary', {}, 'Subscriptions'), element('div', { class: 'scroll' }, subscriptions)),
   );
 }
 
 byId('connection-find').addEventListener('submit', (event) => {
   event.preventDefault();
-  findConnections();
+  visit('connections', { by: byId('connection-by').value, value: byId('connection-value').value, find: '1' });
 });
+
+function showConnections({ by = 'user', value = '', find = '' }) {
+  byId('connection-by').value = by;
+  byId('connection-value').value = value;
+  showValueField();
+  if (find || value || !VALUE_LABELS[by]) return findConnections(by, value);
+  byId('connection-list').replaceChildren();
+}
+
+// --- Closes -------------------------------------------------------------------------------------
+
+/** A time as this browser's place has it, with the day when it is another one. */
+function when(seconds) {
+  const date = new Date(seconds * 1000);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
+function showCloses({ user = '', address: from = '', code = '' }) {
+  byId('close-user').value = user;
+  byId('close-address').value = from;
+  byId('close-code').value = code;
+  return fill(byId('close-list'), async () => {
+    const { closes, found } = await call('closes', { user, address: from, code: Number(code) || 0, limit: 100 });
+    const reason = ({ code, reason, detail, by_client }) => {
+      const text = [code > 0 && code, reason].filter(Boolean).join(' ');
+      const more = detail && detail !== reason ? element('div', { class: 'quiet' }, detail) : undefined;
+      return element('div', {}, text || (by_client ? 'no code' : '–'), more);
+    };
+    return [
+      element('p', { class: 'quiet' }, `${number(closes.length)} of ${number(found)} that the node remembers.`),
+      table(
+        [
+          ['time', ({ at }) => when(at)],
+          ['user', ({ user }) => element('a', { href: address('closes', { user }) }, user || '(none)')],
+          [
+            'address',
+            ({ address: at }) => (at ? element('a', { href: address('closes', { address: at }) }, at) : '–'),
+          ],
+          ['closed by', ({ by_client }) => (by_client ? 'the client' : 'the node')],
+          ['why', reason],
+          ['open for', ({ lasted_s }) => span(lasted_s)],
+          ['transport', ({ transport }) => words(transport)],
+          ['software', (close) => software(close) || '–'],
+          ['client', ({ client }) => (client ? element('code', {}, client) : 'not connected')],
+        ],
+        closes,
+        'No connection has ended.',
+      ),
+    ];
+  });
+}
+
+byId('close-find').addEventListener('submit', (event) => {
+  event.preventDefault();
+  visit('closes', {
+    user: byId('close-user').value,
+    address: byId('close-address').value.trim(),
+    code: byId('close-code').value.trim(),
+  });
+});
+
+// --- Nodes --------------------------------------------------------------------------------------
+
+const readNodes = () =>
+  fill(byId('node-list'), async () => {
+    const { nodes } = await call('info');
+    const own = latest().node?.name;
+    return [
+      element(
+        'p',
+        { class: 'quiet' },
+        nodes.length > 1
+          ? `${number(nodes.length)} nodes share a broker. The other sections of this page show the node ${own ?? ''} alone.`
+          : 'This node is on its own.',
+      ),
+      table(
+        [
+          ['name', ({ name }) => `${name}${name === own ? ' (this one)' : ''}`],
+          ['version', ({ version }) => version],
+          ['clients', ({ num_clients }) => number(num_clients), true],
+          ['users', ({ num_users }) => number(num_users), true],
+          ['subscriptions', ({ num_subs }) => number(num_subs), true],
+          ['channels', ({ num_channels }) => number(num_channels), true],
+          ['up', ({ uptime }) => span(uptime), true],
+          ['id', ({ uid }) => element('code', {}, uid)],
+        ],
+        nodes,
+      ),
+    ];
+  });
 
 // --- Namespaces ---------------------------------------------------------------------------------
 
@@ -906,20 +1226,49 @@ const readNamespaces = () =>
 
 // --- Views and colours --------------------------------------------------------------------------
 
-const VIEWS = { overview: draw, channels: findChannels, connections: () => {}, namespaces: readNamespaces };
+/** How each section shows itself with the parameters of the address. */
+const VIEWS = {
+  overview: () => draw(),
+  channels: showChannels,
+  connections: showConnections,
+  closes: showCloses,
+  nodes: readNodes,
+  namespaces: readNamespaces,
+};
 
-function view(name) {
+function showChannels({ pattern = '', channel = '' }) {
+  byId('pattern').value = pattern;
+  byId('channel').hidden = channel === '';
+  return Promise.all([findChannels(), channel && openChannel(channel)]);
+}
+
+/** The address of a section with parameters; empty ones are left out. */
+function address(view, parameters = {}) {
+  const given = Object.entries(parameters).filter(([, value]) => value);
+  const query = new URLSearchParams(given).toString();
+  return `#/${view}${query && `?${query}`}`;
+}
+
+/** Goes to a section. The same address shows it again. */
+function visit(view, parameters) {
+  const to = address(view, parameters);
+  if (location.hash === to) show_view();
+  else location.hash = to;
+}
+
+/** Shows what the address names. */
+function show_view() {
+  const [path, query = ''] = location.hash.replace(/^#\/?/, '').split('?', 2);
+  const name = path in VIEWS ? path : 'overview';
   for (const other of Object.keys(VIEWS)) byId(other).hidden = other !== name;
-  for (const button of document.querySelectorAll('[data-view]')) {
-    if (button.dataset.view === name) button.setAttribute('aria-current', 'page');
-    else button.removeAttribute('aria-current');
+  for (const link of document.querySelectorAll('[data-view]')) {
+    if (link.dataset.view === name) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
   }
-  if (!byId('inside').hidden) VIEWS[name]();
+  if (!byId('inside').hidden) VIEWS[name](Object.fromEntries(new URLSearchParams(query)));
 }
 
-for (const button of document.querySelectorAll('[data-view]')) {
-  button.addEventListener('click', () => view(button.dataset.view));
-}
+addEventListener('hashchange', show_view);
 
 const theme = byId('theme');
 theme.value = localStorage.getItem('roost-theme') ?? 'auto';
@@ -935,5 +1284,5 @@ theme.addEventListener('change', () => {
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', paint);
 
 paint();
-view('overview');
+show_view();
 begin().catch(() => feed.say('the node does not answer', 'bad'));

@@ -6,11 +6,13 @@ use super::calls::{DisconnectCall, RefreshCall, SubscribeCall, UnsubscribeCall};
 use super::error::{ApiError, Result};
 use super::{Api, namespace};
 use crate::base::expiry::Expiry;
-use crate::base::limits::API_LARGE_ANSWER_CREDITS;
+use crate::base::id::ShardId;
+use crate::node::inspecting::{self, Found};
 use crate::node::orders::{self, Target};
 use crate::proto::client;
 use crate::session::ServerSub;
-use crate::shard::mail::{AdminCommand, Inspect, Inspected, Mail};
+use crate::shard::NodeState;
+use crate::shard::mail::{AdminCommand, Close, ClosesOf, Inspecting};
 
 impl Api {
     /// Subscribes connections to a channel.
@@ -103,21 +105,29 @@ impl Api {
         Ok(done?)
     }
 
-    /// Connections of a user, by shard.
+    /// Connections of this node.
     ///
     /// # Errors
     /// A shard has no room for the question.
-    pub(in crate::node) async fn connections(&self, user: &str) -> Result<Vec<Inspected>> {
-        let mut all = Vec::new();
-        for shard in self.control_mail.shards() {
-            let inspect = |asker| Mail::Inspect(Box::new(Inspect { asker, user: user.into() }));
-            let sent = self.control_mail.ask(shard, API_LARGE_ANSWER_CREDITS, inspect)?;
-            let Ok(Mail::Inspected { inspected, .. }) = sent.await else {
-                return Err(ApiError::Internal);
-            };
-            all.push(*inspected);
-        }
-        Ok(all)
+    pub(in crate::node) async fn connections(&self, of: &Inspecting, max: u16) -> Result<Found> {
+        Ok(inspecting::connections(&self.control_mail, of, max).await?)
+    }
+
+    /// The latest closes of this node, and how many are remembered.
+    ///
+    /// # Errors
+    /// A shard has no room for the question.
+    pub(in crate::node) async fn closes(
+        &self,
+        of: ClosesOf,
+        max: u16,
+    ) -> Result<(Vec<(ShardId, Close)>, u64)> {
+        Ok(inspecting::closes(&self.control_mail, of, max).await?)
+    }
+
+    /// The state of the node.
+    pub(in crate::node) fn node(&self) -> &NodeState {
+        &self.node
     }
 }
 

@@ -742,6 +742,27 @@ fn control() -> Vec<Row> {
         ),
         row("WebSockets of the admin page", [Own("VIEWERS_MAX", Count)], "503", &[], &[]),
         row(
+            "Search for connections on the admin page",
+            [Own("SEARCH_TIME_MAX", Ms)],
+            "The answer has what was found by then, and says so.",
+            &[],
+            &[],
+        ),
+        row(
+            "Closes of connections that a node remembers for the admin page",
+            [Own("CLOSES_MAX", Count)],
+            "The oldest one is forgotten.",
+            &["roost_closes_bytes"],
+            &[],
+        ),
+        row(
+            "Names and versions of clients that are told apart",
+            [Own("SOFTWARE_PAIRS_MAX", Count)],
+            "Further ones count as other.",
+            &["roost_clients_by_software"],
+            &[],
+        ),
+        row(
             "Unanswered proxy calls of a shard",
             [constant!(PROXY_QUESTIONS_MAX, Count)],
             "The connections that wait for a call are paused.",

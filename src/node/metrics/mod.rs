@@ -392,7 +392,7 @@ impl Metrics {
     }
 
     /// Where memory goes, bytes: `resident` is all of the process, `kernel_sockets` beside it.
-    pub(super) fn memory_classes(&self) -> [(&'static str, u64); 10] {
+    pub(super) fn memory_classes(&self) -> [(&'static str, u64); 11] {
         let sum = |of: fn(&ShardCounters) -> u64| self.node.counters.iter().map(of).sum::<u64>();
         [
             ("resident", memory::rss_bytes().unwrap_or(0)),
@@ -405,6 +405,7 @@ impl Metrics {
             ("filters", sum(|shard| shard.filters_bytes.get())),
             ("queues", sum(|shard| shard.queued_bytes.get())),
             ("mailboxes", sum(|shard| shard.mailbox_bytes.get())),
+            ("closes", sum(|shard| shard.closes_bytes.get())),
         ]
     }
 

@@ -99,6 +99,9 @@ impl Clients {
             channel,
             format_args!("{detail}"),
         );
+        let about = if detail.is_empty() { channel } else { detail };
+        self.remember_close(out, index, (code, false), about);
+        let Some(conn) = out.net.at(index) else { return };
         let form = conn.form;
         if code == Disconnect::ConnectionClosed.code() {
             // The connection is to end, and nothing is to be said about it.
@@ -175,7 +178,7 @@ impl Clients {
     ) {
         let Some(conn) = out.net.at(index) else { return };
         if conn.phase != Phase::Closing {
-            self.notice_gone(out, index);
+            self.notice_gone(out, index, code.unwrap_or(0), "");
             self.detach(out, side, index);
             let mut frame = Vec::new();
             ws::close_frame(&mut frame, code, "");
@@ -187,7 +190,7 @@ impl Clients {
 
     /// The peer has gone, or its connection is broken.
     pub(crate) fn peer_gone<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
-        self.notice_gone(out, index);
+        self.notice_gone(out, index, 0, "the connection ended without a close frame");
         out.net.release(out.cx, out.post, index, false);
     }
 
@@ -198,7 +201,7 @@ impl Clients {
         side: &mut LocalSide,
         index: u32,
     ) {
-        self.notice_gone(out, index);
+        self.notice_gone(out, index, 0, "invalid input below the WebSocket");
         self.detach(out, side, index);
         out.net.take_held(index);
         out.net.linger(out.cx, out.post, index);

@@ -20,7 +20,16 @@ impl Clients {
     /// Writes the records of this group.
     pub(crate) fn write_image(&self, out: &mut ImageWriter) {
         // Users are indexed anew; calls of the application that are under way are forgotten.
-        let Self { sessions, users: _, asides, delayed: _, deferred: _, calls: _, ids: _ } = self;
+        let Self {
+            sessions,
+            users: _,
+            asides,
+            delayed: _,
+            deferred: _,
+            calls: _,
+            ids: _,
+            closes: _,
+        } = self;
         out.record(kind::CLIENTS, |out| {
             out.field(&Slots::of(sessions.iter().map(|(at, _)| at)));
         });

@@ -12,6 +12,7 @@ use crate::shard::clients::due::{Beat, Peer, seconds};
 use crate::shard::local::LocalSide;
 use crate::shard::net::Net;
 use crate::shard::net::liveness::{Passed, grace_ends};
+use crate::shard::net::record::Phase;
 use crate::shard::outlets::Outlets;
 
 impl Clients {
@@ -69,6 +70,11 @@ impl Clients {
             Passed::Next => self.schedule(out, index),
             Passed::Close(reason, code, why) => {
                 self.notice(out, index, reason, code, "", format_args!("{why}"));
+                let is_client = out.net.at(index).is_some_and(|conn| conn.phase == Phase::Client);
+                if let Some(code) = u16::try_from(code).ok().filter(|code| is_client && *code > 0) {
+                    out.cx.counters().count_disconnect(code);
+                    self.remember_close(out, index, (code, false), why);
+                }
                 let reset = reason == Reason::CloseWriteTimeout;
                 out.net.release(out.cx, out.post, index, reset);
             }

@@ -1,6 +1,7 @@
 //! Clients: their sessions, their commands, and what these wait for.
 
 pub(crate) mod aside;
+pub(crate) mod closes;
 pub(crate) mod commands;
 pub(crate) mod connect;
 pub(crate) mod delivery;
@@ -31,6 +32,7 @@ use compact_str::CompactString;
 use slab::Slab;
 
 use self::aside::Asides;
+use self::closes::Closes;
 use self::ids::SealedIds;
 use super::context::Cx;
 use crate::base::id::ConnKey;
@@ -54,6 +56,8 @@ pub(crate) struct Clients {
     pub(crate) deferred: Slab<DeferredCommand>,
     /// Calls of the application that are not answered.
     pub(crate) calls: usize,
+    /// The last closes, for the admin page.
+    pub(crate) closes: Closes,
 }
 
 /// A command that waits for the application while others of its connection go on.
@@ -96,6 +100,7 @@ impl Clients {
             delayed: VecDeque::new(),
             deferred: Slab::new(),
             calls: 0,
+            closes: Closes::default(),
         }
     }
 

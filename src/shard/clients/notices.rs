@@ -2,16 +2,56 @@
 
 use std::fmt;
 
+use compact_str::CompactString;
 use tracing::Level;
 
 use crate::base::notices::Reason;
+use crate::base::software::SoftwareId;
 use crate::io::Driver;
 use crate::shard::clients::Clients;
-use crate::shard::net::record::{Conn, Phase};
+use crate::shard::clients::closes::{CLOSES_MAX, cut};
+use crate::shard::mail::Close;
+use crate::shard::net::record::Phase;
+use crate::shard::net::timers::seconds_of;
 use crate::shard::notices::{Fields, write_line, write_ordinary};
 use crate::shard::outlets::Outlets;
 
 impl Clients {
+    /// Remembers that a connection ends.
+    pub(crate) fn remember_close<D: Driver>(
+        &mut self,
+        out: &Outlets<'_, D>,
+        index: u32,
+        (code, by_client): (u16, bool),
+        detail: &str,
+    ) {
+        if out.cx.node.rules.admin.is_none() {
+            return;
+        }
+        let Some(conn) = out.net.at(index) else { return };
+        let session = self.sessions.get(conn.session as usize);
+        if session.is_some_and(|session| session.flags.hidden()) {
+            return;
+        }
+        let ticks = out.cx.tick().saturating_sub(conn.since_tick);
+        let close = Close {
+            at: out.cx.unix.0,
+            conn: conn.key(index),
+            was_connected: session.is_some(),
+            user: session.map_or_else(CompactString::default, |session| cut(&session.user)),
+            address: out.net.client_address(index),
+            transport: conn.form.transport(),
+            software: session.map_or(SoftwareId::UNNAMED, |session| session.software),
+            lasted_s: seconds_of(ticks),
+            code,
+            by_client,
+            detail: cut(detail),
+        };
+        let max = CLOSES_MAX.div_ceil(out.cx.node.counters.len());
+        self.closes.push(max, close);
+        out.cx.counters().closes_bytes.set(self.closes.bytes() as u64);
+    }
+
     /// Writes a line about a connection, with its address, user and client id.
     ///
     /// Costs a few atomics where the line is left out: `why` isn't formatted then.
@@ -38,10 +78,19 @@ impl Clients {
         }
     }
 
-    /// A client has gone by itself: a line at level debug.
-    pub(crate) fn notice_gone<D: Driver>(&self, out: &Outlets<'_, D>, index: u32) {
-        let is_client = |conn: &Conn<D::Socket>| conn.phase == Phase::Client;
-        if tracing::enabled!(Level::DEBUG) && out.net.at(index).is_some_and(is_client) {
+    /// A client has gone by itself, with a code or without (0): it is remembered, and a line at level debug.
+    pub(crate) fn notice_gone<D: Driver>(
+        &mut self,
+        out: &Outlets<'_, D>,
+        index: u32,
+        code: u16,
+        detail: &str,
+    ) {
+        if !out.net.at(index).is_some_and(|conn| conn.phase == Phase::Client) {
+            return;
+        }
+        self.remember_close(out, index, (code, true), detail);
+        if tracing::enabled!(Level::DEBUG) {
             self.with_fields_of(out, index, |fields| write_ordinary(fields, false));
         }
     }

@@ -9,12 +9,14 @@ use compact_str::CompactString;
 
 use super::app::{AppCall, AppReply};
 use super::asker::Asker;
+use super::closes::{Close, ClosesOf};
 use super::emulation::{Emulate, EmulateElsewhere, Uptake};
 use crate::base::bytes::SharedBytes;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
 use crate::base::heap::{HeapBytes, heap_bytes_of};
 use crate::base::id::ConnKey;
+use crate::base::software::SoftwareId;
 use crate::hub::broker::{BrokerEvent, Command};
 use crate::hub::filter::Filter;
 use crate::hub::history::{Page, Position, Since};
@@ -94,22 +96,51 @@ pub struct Listed {
     pub next: Option<u32>,
 }
 
-/// Connections of a user are to be looked at.
+/// Connections, or closes of them, are to be looked at.
 #[derive(Debug)]
 pub struct Inspect {
-    /// Who asks.
+    /// The sender of the question.
     pub asker: Asker,
-    /// The user; empty are the anonymous ones.
-    pub user: CompactString,
+    /// The wanted ones.
+    pub of: Inspecting,
+    /// Where the answer before has stopped; 0: the beginning.
+    pub cursor: u32,
+    /// Connections that rank below are too little: there are enough that rank higher.
+    pub floor: u64,
+    /// Connections or closes in the answer at most.
+    pub max: u16,
 }
 
-/// Connections of a user on one shard.
+/// Connections that are looked at.
+#[derive(Clone, Debug)]
+pub enum Inspecting {
+    /// Those of a user; empty are the anonymous ones.
+    User(CompactString),
+    /// The one with a client id.
+    Client(CompactString),
+    /// Subscribers of a channel.
+    Channel(CompactString),
+    /// Those of an address, the newest first.
+    Address(IpAddr),
+    /// Those with queued bytes, the largest queues first.
+    Queues,
+    /// All, the newest first.
+    Newest,
+    /// Those that were closed lately.
+    Closes(ClosesOf),
+}
+
+/// Connections on one shard.
 #[derive(Debug, Default)]
 pub struct Inspected {
     /// Some of them.
     pub connections: Vec<Seen>,
-    /// There are more.
-    pub more: bool,
+    /// Some of the closes.
+    pub closes: Vec<Close>,
+    /// How many there are, of those that were looked at.
+    pub found: u64,
+    /// Where the next question goes on; `None`: all were looked at.
+    pub next: Option<u32>,
 }
 
 /// A connection, as it was looked at.
@@ -117,10 +148,20 @@ pub struct Inspected {
 pub struct Seen {
     /// Client id.
     pub client: CompactString,
+    /// The user; empty for an anonymous one.
+    pub user: CompactString,
     /// Its address, if it has one.
     pub address: Option<IpAddr>,
     /// Transport and encoding.
     pub form: Form,
+    /// The client's software.
+    pub software: SoftwareId,
+    /// When it began, in ticks of the node.
+    pub since_tick: u32,
+    /// The same as seconds that have passed.
+    pub age_s: u32,
+    /// How long the last ping took, milliseconds.
+    pub round_trip_ms: Option<u32>,
     /// It is not read now.
     pub paused: bool,
     /// Bytes that wait for it.
@@ -631,9 +672,9 @@ heap_bytes_in! {
     PublishOptions: idempotency_key, version_epoch;
     WebRequest: head, body;
     Listed: channels;
-    Inspect: user;
-    Inspected: connections;
-    Seen: client, named;
+    Inspect: of;
+    Inspected: connections, closes;
+    Seen: client, user, named;
     SeenSub: channel;
     Order: user, client, session, command;
     ServerSub: channel, info, data, since;
@@ -645,6 +686,16 @@ heap_bytes_in! {
     Read: channel, what;
     Failure: channel;
     UserConn: user;
+}
+
+impl HeapBytes for Inspecting {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::User(text) | Self::Client(text) | Self::Channel(text) => text.heap_bytes(),
+            Self::Closes(of) => of.user.heap_bytes(),
+            Self::Address(_) | Self::Queues | Self::Newest => 0,
+        }
+    }
 }
 
 impl AdminCommand {
@@ -1006,14 +1057,22 @@ mod tests {
                 let listed = Listed { channels, users: vec![1, 2], next: None };
                 Mail::Listed { asker, listed: Box::new(listed) }
             }),
-            Box::new(move || Mail::Inspect(Box::new(Inspect { asker, user: name() }))),
+            Box::new(move || {
+                let of = Inspecting::User(name());
+                Mail::Inspect(Box::new(Inspect { asker, of, cursor: 0, floor: 0, max: 1 }))
+            }),
             Box::new(move || {
                 let named =
                     || SeenSub { channel: name(), live: true, server: false, positioned: false };
                 let seen = || Seen {
                     client: name(),
+                    user: name(),
                     address: None,
                     form: Form::JSON,
+                    software: SoftwareId::UNNAMED,
+                    since_tick: 0,
+                    age_s: 0,
+                    round_trip_ms: None,
                     paused: false,
                     queued_bytes: 0,
                     unanswered: 0,
@@ -1021,7 +1080,8 @@ mod tests {
                     subscriptions: 2,
                     named: vec![named(), named()],
                 };
-                let inspected = Inspected { connections: vec![seen(), seen()], more: false };
+                let connections = vec![seen(), seen()];
+                let inspected = Inspected { connections, ..Inspected::default() };
                 Mail::Inspected { asker, inspected: Box::new(inspected) }
             }),
             Box::new(move || {

@@ -16,6 +16,7 @@
 pub(crate) mod acks;
 pub(crate) mod app;
 mod asker;
+mod closes;
 pub(crate) mod credits;
 pub(crate) mod emulation;
 mod lane;
@@ -25,11 +26,12 @@ pub(crate) mod post;
 pub(crate) mod shard_set;
 
 pub use self::asker::{Asker, Method};
+pub use self::closes::{Close, ClosesOf};
 pub use self::lane::{Flushed, MailLane};
 pub use self::mailbox::{BROKER, Batch, CONTROL, Letterbox, Mailbox, Outside, PRESENCE_BROKER};
 pub use self::messages::{
-    AdminCommand, Answer, Failure, Inspect, Inspected, List, ListOf, Listed, Mail, Membership,
-    Order, Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe, Subscribed,
-    Unsubscribe, UserConn, WebRequest,
+    AdminCommand, Answer, Failure, Inspect, Inspected, Inspecting, List, ListOf, Listed, Mail,
+    Membership, Order, Publish, Read, Reading, Recover, Recovery, Seen, SeenSub, Subscribe,
+    Subscribed, Unsubscribe, UserConn, WebRequest,
 };
 pub use crate::session::PublishOptions;

@@ -218,6 +218,11 @@ impl<D: Driver> Net<D> {
         self.conns.get(index as usize)
     }
 
+    /// The end of the table of connections: no slot in use is beyond.
+    pub(crate) fn slots_end(&self) -> u32 {
+        u32::try_from(self.conns.capacity()).unwrap_or(u32::MAX)
+    }
+
     /// The connection in a slot, to change it.
     pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut Conn<D::Socket>> {
         self.conns.get_mut(index as usize)

@@ -28,6 +28,11 @@ pub(crate) fn ticks(ms: u64) -> u32 {
     u32::try_from(ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX / 4).clamp(1, u32::MAX / 4)
 }
 
+/// Ticks as whole seconds.
+pub(crate) fn seconds_of(ticks: u32) -> u32 {
+    (u64::from(ticks) * TICK_MS / 1000) as u32
+}
+
 /// Slots of the wheel, 4 bytes each. A lap is longer than every deadline that an idle connection has
 /// (pings every 25 s), so that later laps are the exception.
 pub const SLOTS: usize = 512;
