@@ -153,6 +153,116 @@ fn links_and_sources_are_found_in_a_line() {
     assert_eq!(prose("a\n```\nb\n```\nc").map(|(_, line)| line).collect::<Vec<_>>(), ["a", "c"]);
 }
 
+/// The targets of a line's links, whole.
+fn targets(line: &str) -> impl Iterator<Item = &str> {
+    line.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+}
+
+/// The anchors of a document: those of its headings, as forges make them, and its own.
+fn anchors(document: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for (_, line) in prose(document) {
+        let own = line.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        found.extend(own.map(str::to_owned));
+        let heading = line.trim_start_matches('#');
+        if heading.len() == line.len() || !heading.starts_with(' ') {
+            continue;
+        }
+        // The text of a link stands for it.
+        let text = heading.trim().split("](").enumerate().map(|(at, part)| match at {
+            0 => part,
+            _ => part.split_once(')').map_or(part, |(_, rest)| rest),
+        });
+        let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+        let text: String = text.collect::<String>().to_lowercase().chars().filter(kept).collect();
+        let slug = text.replace(' ', "-");
+        let same = |other: &&String| {
+            other.strip_prefix(&slug).is_some_and(|end| {
+                end.is_empty() || end.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok())
+            })
+        };
+        match found.iter().filter(same).count() {
+            0 => found.push(slug),
+            count => found.push(format!("{slug}-{count}")),
+        }
+    }
+    found
+}
+
+#[test]
+fn links_lead_to_headings_that_exist() {
+    let mut wrong = Vec::new();
+    for (path, _, content) in texts().iter().filter(|(path, ..)| path.ends_with(".md")) {
+        let folder = root().join(path).parent().unwrap().to_owned();
+        for (number, line) in prose(content) {
+            for target in targets(line).filter(|target| !target.contains("://")) {
+                let Some((file, anchor)) = target.split_once('#') else { continue };
+                let there = match file {
+                    "" => content.clone(),
+                    file => fs::read_to_string(folder.join(file)).unwrap_or_default(),
+                };
+                let is_document = file.is_empty() || file.ends_with(".md");
+                if is_document && !anchors(&there).iter().any(|other| other == anchor) {
+                    wrong.push(format!("{path}:{}: {target}: no such heading", number + 1));
+                }
+            }
+        }
+    }
+    none(&wrong);
+}
+
+/// What is wrong with the form of a link to another site.
+fn fault_of_outside_link(target: &str) -> Option<&'static str> {
+    let (scheme, rest) = target.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next().unwrap_or("");
+    let name = host.split(':').next().unwrap_or("");
+    match scheme {
+        "http" if ["127.0.0.1", "localhost"].contains(&name) => None,
+        "https" if target.contains(|c: char| c.is_whitespace()) => Some("has a space"),
+        "https" if !name.contains('.') || name.starts_with('.') || name.ends_with('.') => {
+            Some("has no host")
+        }
+        "https" if rest.ends_with(['.', ',']) => Some("ends with the sentence's punctuation"),
+        "https" => None,
+        _ => Some("is not https"),
+    }
+}
+
+#[test]
+fn links_to_other_sites_are_well_formed() {
+    let mut wrong = Vec::new();
+    for (path, _, content) in texts().iter().filter(|(path, ..)| path.ends_with(".md")) {
+        for (number, line) in prose(content) {
+            let bare = line.split('<').skip(1).filter_map(|rest| rest.split('>').next());
+            let bare = bare.filter(|text| text.starts_with("http"));
+            for target in targets(line).chain(bare) {
+                if let Some(fault) = fault_of_outside_link(target) {
+                    wrong.push(format!("{path}:{}: {target} {fault}", number + 1));
+                }
+            }
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
+fn anchors_are_those_of_forges() {
+    let document = "# A b\n## `engine.redis`: it's\n```\n# c\n```\n## A b\n<a id=\"own\"></a>x\n\
+                    ## [Link](x.md) here";
+    assert_eq!(anchors(document), ["a-b", "engineredis-its", "a-b-1", "own", "link-here"]);
+    for (target, is_good) in [
+        ("https://example.com/a?b#c", true),
+        ("http://127.0.0.1:8000/demo", true),
+        ("http://example.com", false),
+        ("https://example", false),
+        ("https://example.com/a b", false),
+        ("https://example.com/.", false),
+        ("guides/a.md", true),
+    ] {
+        assert_eq!(fault_of_outside_link(target).is_none(), is_good, "{target}");
+    }
+}
+
 #[test]
 fn scripts_are_executable_and_only_scripts() {
     let mut wrong = Vec::new();
