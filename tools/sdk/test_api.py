@@ -5,7 +5,7 @@ import time
 
 import aiohttp
 import cent
-from harness import Case, SECURE
+from harness import Case, NODES, SECURE, WAIT_SECONDS_MAX
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as metrics
 
@@ -73,8 +73,33 @@ force_recovery = true
         self.assertEqual((history.publications, history.offset), ([], 3))
         channels = await self.api.channels(cent.ChannelsRequest(pattern="room:*"))
         self.assertEqual(channels.channels["room:a"].num_clients, 1)
-        info = await self.api.info(cent.InfoRequest())
-        self.assertEqual(info.nodes[0].num_clients, 1)
+
+    async def test_info(self):
+        await self.connected("ann")
+
+        async def clients():
+            info = await self.api.info(cent.InfoRequest())
+            self.assertEqual(len({node.uid for node in info.nodes}), NODES)
+            return sum(node.num_clients for node in info.nodes)
+
+        # A node knows of the clients of another one by its messages, which come every 3 s.
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            while await clients() != 1:
+                await asyncio.sleep(0.05)
+
+    async def metrics_of(self, port):
+        """The metrics of a node in both formats."""
+        scheme = "https" if SECURE else "http"
+        url = f"{scheme}://127.0.0.1:{port}"
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{url}/health") as response:
+                self.assertEqual((response.status, await response.json()), (200, {}))
+            async with session.get(f"{url}/metrics") as response:
+                older = {f.name: f for f in metrics(await response.text())}
+            async with session.get(f"{url}/metrics", headers=accept) as response:
+                newer = {f.name: f for f in open_metrics(await response.text())}
+        return older, newer
 
     async def test_users(self):
         client, events = await self.connected("ann")
@@ -127,22 +152,18 @@ force_recovery = true
     async def test_health_and_metrics(self):
         await self.connected("ann")
         await self.api.publish(cent.PublishRequest(channel="room:a", data=1))
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"{self.url}/health") as response:
-                self.assertEqual((response.status, await response.json()), (200, {}))
-            async with session.get(f"{self.url}/metrics") as response:
-                older = {f.name: f for f in metrics(await response.text())}
-            accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-            async with session.get(f"{self.url}/metrics", headers=accept) as response:
-                newer = {f.name: f for f in open_metrics(await response.text())}
-        self.assertEqual(older.keys(), newer.keys())
-        self.assertGreater(len(older), 60)
-        for name, family in older.items():
-            self.assertEqual(family.type, newer[name].type, name)
-            self.assertIn(family.type, ("counter", "gauge", "histogram"), name)
-            self.assertTrue(family.documentation, name)
-            self.assertTrue(name.startswith("roost_"), name)
-        self.assertEqual(older["roost_clients"].samples[0].value, 1)
-        self.assertEqual(older["roost_publications"].samples[0].value, 1)
-        shards = {s.labels["shard"] for s in older["roost_connections_open"].samples}
-        self.assertEqual(shards, {"0", "1"})
+        sums = {"roost_clients": 0, "roost_publications": 0}
+        for port in self.roost.ports:
+            older, newer = await self.metrics_of(port)
+            self.assertEqual(older.keys(), newer.keys())
+            self.assertGreater(len(older), 60)
+            for name, family in older.items():
+                self.assertEqual(family.type, newer[name].type, name)
+                self.assertIn(family.type, ("counter", "gauge", "histogram"), name)
+                self.assertTrue(family.documentation, name)
+                self.assertTrue(name.startswith("roost_"), name)
+            for name in sums:
+                sums[name] += older[name].samples[0].value
+            shards = {s.labels["shard"] for s in older["roost_connections_open"].samples}
+            self.assertEqual(shards, {"0", "1"})
+        self.assertEqual(sums, {"roost_clients": 1, "roost_publications": 1})

@@ -18,10 +18,32 @@ use crate::shard::codec::Codec;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
 
+/// Events that a publication searches for those of its channel. Among more all leave, so that the search has a
+/// bound for each event.
+pub(super) const EVENTS_SEARCHED: usize = 64;
+
 impl Home {
     /// Sends the join and leave events of this turn: each channel's in one message or a few.
     pub(crate) fn send_events(&mut self, cx: &Cx, out: &mut Post, codec: &mut Codec) {
         self.end_remote_turn(&mut Turn { cx, out, codec });
+        self.hand_out_events(cx, out, codec);
+    }
+
+    /// Events of a channel leave before a publication that came behind them.
+    pub(super) fn send_events_before(
+        &mut self,
+        cx: &Cx,
+        channel: &str,
+        out: &mut Post,
+        codec: &mut Codec,
+    ) {
+        let is_of_channel = |event: &Event| event.channel == channel;
+        if self.events.len() > EVENTS_SEARCHED || self.events.iter().any(is_of_channel) {
+            self.hand_out_events(cx, out, codec);
+        }
+    }
+
+    fn hand_out_events(&mut self, cx: &Cx, out: &mut Post, codec: &mut Codec) {
         let mut events = std::mem::take(&mut self.events);
         // Stable: in a channel they stay in order, a client's join before its leave.
         events.sort_by(|a, b| a.channel.cmp(&b.channel));

@@ -163,6 +163,9 @@ pub(super) struct Line {
     begins: bool,
     /// The position is to be compared with the broker's.
     checks: bool,
+    /// The same, though nothing is in doubt: subscribers who begin there are to see all that was published
+    /// before they came.
+    looks: bool,
     /// Deliveries were interrupted since it was: the stream may have gone back meanwhile.
     is_unsure: bool,
     /// Held publications were dropped since the read was sent, so that its answer may be older than these.
@@ -195,6 +198,7 @@ impl Line {
             shown: 0,
             begins: false,
             checks: false,
+            looks: false,
             is_unsure: false,
             is_stale: false,
             is_plain: false,
@@ -239,7 +243,13 @@ impl Line {
         let is_ahead = self
             .place()
             .is_some_and(|(at, epoch)| since.offset > at.offset && since.epoch == epoch.as_str());
-        is_ahead && self.shown.wrapping_sub(sent).cast_signed() <= 0
+        is_ahead && !self.has_shown(sent)
+    }
+
+    /// A read behind the first `sent` ones is answered: the position is not older than it. True as well where
+    /// the broker has no positions.
+    pub(super) fn has_shown(&self, sent: u32) -> bool {
+        self.is_plain || self.shown.wrapping_sub(sent).cast_signed() > 0
     }
 
     /// Subscribers may join at the position: it is known, and nothing about it is in doubt.
@@ -265,6 +275,12 @@ impl Line {
     /// The position is to be held against the broker's.
     pub(super) fn check(&mut self) {
         self.checks |= self.at.is_some();
+    }
+
+    /// The position is to be read again for a subscriber who begins there. Others join meanwhile: a stream of
+    /// subscribers would otherwise keep each other waiting.
+    pub(super) fn look(&mut self) {
+        self.looks |= self.at.is_some();
     }
 
     /// No deliveries, and no answer to the open read. Position and window stay: they are checked later.
@@ -334,7 +350,7 @@ impl Line {
             None if need == Need::Missed => newest(limit),
             None if need == Need::Position || self.begins => newest(1),
             None => return None,
-            Some(at) if self.checks || !self.ahead.is_empty() => {
+            Some(at) if self.checks || self.looks || !self.ahead.is_empty() => {
                 // With the publication that the line stands at, to see that it is still the same.
                 let offset = at.offset.saturating_sub(1);
                 let since = Some(Since { offset, epoch: CompactString::default() });
@@ -344,7 +360,7 @@ impl Line {
             Some(_) => return None,
         };
         self.ahead.iter_mut().for_each(|held| held.before_read = true);
-        (self.checks, self.is_stale) = (false, false);
+        (self.checks, self.looks, self.is_stale) = (false, false, false);
         self.sent = self.sent.wrapping_add(1);
         let (at, reverse) = (self.at.clone(), page.reverse);
         let renews = self.renews.is_some();
@@ -474,6 +490,7 @@ impl Line {
     fn forget_place(&mut self) {
         (self.at, self.mark) = (None, None);
         (self.begins, self.checks, self.is_base) = (false, false, false);
+        self.looks = false;
         self.is_unsure = false;
         self.clear_window();
     }

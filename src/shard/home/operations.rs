@@ -41,6 +41,7 @@ pub(super) fn begin(
         Request::Publish(publish) => {
             let ticket = remote.ticket(number);
             let publishing = Box::new(publishing(turn.cx, ticket, publish));
+            remote.changes.send_before(turn.cx, &channel.name, turn.out);
             command(turn.cx, turn.out, Command::Publish(publishing));
             Step::Waits(ticket)
         }
@@ -78,7 +79,12 @@ pub(super) fn begin(
             if channel.history(turn.cx).kept() {
                 channel.need = channel.need.max(need);
             }
-            return (Step::Joining(channel.line.reads_sent()), presence);
+            let sent = channel.line.reads_sent();
+            if subscribe.recover.is_none() {
+                // At once, so that the read and the change of presence are under way together.
+                channel.line.look();
+            }
+            return (Step::Joining(sent), presence);
         }
     };
     (step, None)
@@ -214,10 +220,14 @@ impl Home {
                 return Err(op);
             }
             channel.line.expire(turn.cx.now, history.ttl_ms);
-            if let Some(recover) = &subscribe.recover
-                && channel.line.may_lag(&recover.since, sent)
-            {
-                channel.line.check();
+            let is_in_doubt = match &subscribe.recover {
+                Some(recover) => channel.line.may_lag(&recover.since, sent),
+                // Deliveries may come later than the reply to the publisher: without a position of its own
+                // the client would get publications that were taken before it subscribed.
+                None => !channel.line.has_shown(sent),
+            };
+            if is_in_doubt {
+                channel.line.look();
                 return Err(op);
             }
             if let Some(at) = channel.line.at() {

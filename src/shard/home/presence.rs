@@ -5,6 +5,7 @@ use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use super::events::EVENTS_SEARCHED;
 use super::seam::{command, command_to};
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
@@ -125,6 +126,17 @@ impl Changes {
     pub(super) fn carries_events(&mut self, carries_events: bool) {
         self.carries_events = carries_events;
         self.list.retain(|(_, change, _)| matches!(change, Change::Presence(_)));
+    }
+
+    /// Sends what is there if events of a channel may be among it: a publication of the channel comes behind
+    /// them.
+    pub(super) fn send_before(&mut self, cx: &Cx, channel: &str, out: &mut Post) {
+        let is_event = |(of, change, _): &(CompactString, Change, _)| {
+            matches!(change, Change::Event { .. }) && of == channel
+        };
+        if self.list.len() > EVENTS_SEARCHED || self.list.iter().any(is_event) {
+            self.send(cx, out);
+        }
     }
 
     /// Sends what is there, and drops that for which there is no connection.

@@ -116,6 +116,9 @@ impl Home {
         codec: &mut Codec,
     ) -> ShardSet {
         let Delivery { at, channel, namespace, published, position, after, patched } = delivery;
+        if !self.events.is_empty() {
+            self.send_events_before(cx, channel, out, codec);
+        }
         let patch = match &patched {
             Some(Patched::Patch(patch)) => Some(&**patch),
             _ => None,

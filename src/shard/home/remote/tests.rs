@@ -4,7 +4,7 @@ use crate::hub::broker::{Entry, PresenceChange, Ticket};
 use crate::hub::history::{Position, Published, Record, Since};
 use crate::hub::subscribers::Traits;
 use crate::shard::fixture::Plan;
-use crate::shard::home::driven::{Driven, conn, texts, with_history};
+use crate::shard::home::driven::{Driven, conn, info, texts, with_history};
 use crate::shard::mail::BROKER;
 use crate::shard::mail::{Method, Recover, Recovery};
 
@@ -74,6 +74,14 @@ fn at_seven() -> Driven {
     driven
 }
 
+/// The answer to the read for a second subscriber: nothing has come.
+fn still_at_seven(driven: &mut Driven) {
+    let sent = commands(driven);
+    let [Command::Read { ticket, .. }] = sent[..] else { panic!("{sent:?}") };
+    let entries = vec![entry(7, "\"a text that is long enough for a patch: 7\"")];
+    news(driven, BrokerEvent::History { ticket, top: top(7), entries });
+}
+
 fn second(driven: &mut Driven) {
     driven.cx.now = driven.cx.now.after(1_000);
     driven.home.housekeeping(&driven.cx);
@@ -103,10 +111,68 @@ fn a_subscription_waits_for_delivery_and_position_and_a_publish_for_the_subscrip
     assert!(mail.iter().any(|mail| mail == "published 8"));
     assert!(mail.iter().any(|mail| mail.contains(r#""offset":8"#)));
     assert_eq!(driven.cx.counters().broker_duplicates.get(), 1);
-    // The position is known now: the next one needs no read.
-    subscribes(&mut driven, 2);
-    assert_eq!(texts(&driven.sent_to(1)), ["subscribed 8"]);
+    // The position is known now: one that recovers needs no read.
+    let since = Since { offset: 7, epoch: "a life".into() };
+    assert_eq!(driven.recovers("news", since).position, top(8));
     assert!(commands(&mut driven).is_empty());
+}
+
+#[test]
+fn a_subscription_begins_behind_publications_that_are_not_delivered_yet() {
+    let mut driven = at_seven();
+    subscribes(&mut driven, 2);
+    // The read may see less than these have to.
+    subscribes(&mut driven, 3);
+    subscribes(&mut driven, 4);
+    assert!(driven.sent_to(1).is_empty());
+    let sent = commands(&mut driven);
+    let [Command::Read { ticket, .. }] = sent[..] else { panic!("{sent:?}") };
+    let entries = vec![entry(7, "\"a text that is long enough for a patch: 7\""), entry(8, "1")];
+    news(&mut driven, BrokerEvent::History { ticket, top: top(8), entries });
+    let mail = texts(&driven.sent_to(1));
+    assert!(mail[0].contains(r#""offset":8"#), "for the first subscriber: {mail:?}");
+    assert_eq!(mail[1..], ["subscribed 8"]);
+    let sent = commands(&mut driven);
+    let [Command::Read { ticket, .. }] = sent[..] else { panic!("{sent:?}") };
+    news(&mut driven, BrokerEvent::History { ticket, top: top(8), entries: vec![entry(8, "1")] });
+    assert_eq!(texts(&driven.sent_to(1)), ["subscribed 8", "subscribed 8"]);
+    news(&mut driven, delivered(8, "1"));
+    assert!(driven.sent_to(1).is_empty() && commands(&mut driven).is_empty());
+}
+
+#[test]
+fn events_and_publications_of_a_turn_keep_their_order() {
+    let mut driven = at_seven();
+    let mut subscribe = driven.subscribe("news", 2);
+    subscribe.traits = Traits::JSON.with_joins(true).with_positioned(true);
+    driven.handle(1, Mail::Subscribe(Box::new(subscribe)));
+    still_at_seven(&mut driven);
+    driven.sent_to(1);
+    // As they come from the broker.
+    let event =
+        |joined| BrokerEvent::Announced { channel: "news".into(), joined, info: info("ann", "1") };
+    news(&mut driven, event(true));
+    news(&mut driven, delivered(8, "1"));
+    news(&mut driven, event(false));
+    let mail = texts(&driven.sent_to(1));
+    let place = |what: &str| mail.iter().position(|of| of.contains(what)).unwrap();
+    assert!(place(r#""join""#) < place(r#""offset":8"#), "{mail:?}");
+    assert!(place(r#""offset":8"#) < place(r#""leave""#), "{mail:?}");
+    // As they leave for it.
+    driven.joins("news", 3, "bob");
+    driven.publishes("news", "2");
+    let mut sent = commands(&mut driven);
+    presence_is_taken(&mut driven, &sent);
+    let read = sent.iter().find_map(|of| match of {
+        Command::Read { ticket, .. } => Some(*ticket),
+        _ => None,
+    });
+    let (ticket, entries) = (read.unwrap(), vec![entry(8, "1")]);
+    news(&mut driven, BrokerEvent::History { ticket, top: top(8), entries });
+    sent = commands(&mut driven);
+    let is_in_order =
+        matches!(sent[..], [Command::Announce { joined: true, .. }, Command::Publish(_)]);
+    assert!(is_in_order, "{sent:?}");
 }
 
 #[test]
@@ -199,8 +265,8 @@ fn a_channel_is_listened_to_for_a_second_behind_its_last_subscriber() {
     assert_eq!(texts(&driven.sent_to(1)), ["unsubscribed 7"]);
     news(&mut driven, delivered(8, "1"));
     // It comes back where it was, and the position has gone on.
-    subscribes(&mut driven, 1);
-    assert_eq!(texts(&driven.sent_to(1)), ["subscribed 8"]);
+    let since = Since { offset: 7, epoch: "a life".into() };
+    assert_eq!(driven.recovers("news", since).position, top(8));
     assert!(commands(&mut driven).is_empty());
     unsubscribes(&mut driven);
     second(&mut driven);
@@ -260,6 +326,7 @@ fn publications_go_as_patches_to_those_who_take_them() {
     let traits = Traits::new(delta).with_positioned(true);
     let subscribe = crate::shard::mail::Subscribe { traits, ..subscribe };
     driven.handle(1, Mail::Subscribe(Box::new(subscribe)));
+    still_at_seven(&mut driven);
     driven.sent_to(1);
     let text = |offset: u64| format!("\"a text that is long enough for a patch: {offset}\"");
     let patches = |driven: &mut Driven| -> Vec<(u64, bool, bool)> {
@@ -311,7 +378,7 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
     assert_eq!(texts(&driven.sent_to(1)), ["subscribed 0"]);
     let sent = commands(&mut driven);
     assert!(matches!(&sent[..], [Command::Announce { joined: true, .. }]), "{sent:?}");
-    let info = crate::shard::home::driven::info("ann", "renamed");
+    let info = info("ann", "renamed");
     driven.handle(1, Mail::Reinform { channel: "news".into(), conn: conn(1), info });
     let read = crate::shard::mail::Read {
         channel: "news".into(),
@@ -413,7 +480,7 @@ fn members_enter_again_when_their_entries_are_gone() {
     assert_eq!(sent.iter().filter(|of| is_entered(of)).count(), 1, "{sent:?}");
     assert_eq!(sent.iter().filter(joins).count(), 1, "{sent:?}");
     // Of another node: it goes on as a leave.
-    let info = crate::shard::home::driven::info("bob", "x");
+    let info = info("bob", "x");
     news(&mut driven, BrokerEvent::Orphaned { channel: "elsewhere".into(), info });
     let sent = commands(&mut driven);
     assert!(matches!(&sent[..], [Command::Announce { joined: false, .. }]), "{sent:?}");
