@@ -52,6 +52,10 @@ pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// reserved. Beyond it the connections that ask are not read further.
 pub const REQUESTS_UNANSWERED_MAX: u32 = 4096;
 
+/// Subscriptions of a shard that are out of position for good and end at once; more end over some seconds, so
+/// that their clients don't come back at the same time.
+pub const LAPSED_BATCH: usize = 100;
+
 /// Credits that a request spends whose answer may be large (presence, history, recovery), or that
 /// keeps others busy (a signature): so that at most [`REQUESTS_UNANSWERED_MAX`] divided by this many
 /// of them are on their way from one shard to another.
@@ -210,7 +214,7 @@ pub const CONNECTION_FILTERS_BYTES_MAX: usize = 128 * 1024;
 
 /// Different tag filters in use on one shard at most: their numbers have 21 bits, and 0 means none.
 /// Beyond it a subscription with another filter is refused.
-pub const FILTERS_MAX: u32 = (1 << 21) - 1;
+pub const FILTERS_MAX: u32 = (1 << 21) - 2;
 
 /// Payloads longer than this are never patched, and never patched from: they are sent full.
 pub const DELTA_BYTES_MAX: usize = 256 * 1024;

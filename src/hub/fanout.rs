@@ -257,7 +257,10 @@ impl Group {
 
     /// Where in `joined` the bytes for such a subscriber are.
     fn kind(&mut self, traits: Traits, filters: &Filters, to: (Join, &mut Vec<u8>)) -> u32 {
-        let mut taken = self.publications & self.passing(traits.filter(), filters);
+        let mut taken = match traits.has_lapsed() {
+            true => 0,
+            false => self.publications & self.passing(traits.filter(), filters),
+        };
         if traits.takes_joins() {
             taken |= !self.publications & u64::MAX >> (64 - self.parcels.len());
         }

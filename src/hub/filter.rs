@@ -798,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_filters_have_24_bits() {
+    fn numbers_of_filters_leave_one_for_no_filter() {
         for number in [0, FILTERS_MAX + 1, u32::MAX] {
             assert_eq!(FilterId::from_u32(number), None);
         }

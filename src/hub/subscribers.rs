@@ -6,7 +6,11 @@ use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::limits::FILTERS_MAX;
 
 /// Bits of the number of a filter.
-const FILTER_BITS: u32 = FILTERS_MAX.count_ones();
+const FILTER_BITS: u32 = u32::BITS - FILTERS_MAX.leading_zeros();
+
+/// The number of a filter that nothing passes: no filter has it.
+const NOTHING: u32 = (1 << FILTER_BITS) - 1;
+const _: () = assert!(FILTERS_MAX < NOTHING);
 
 /// A place in the array that nobody has.
 const TOMBSTONE: u32 = u32::MAX;
@@ -62,6 +66,16 @@ impl Traits {
     pub fn with_filter(self, filter: u32) -> Self {
         debug_assert!(filter < 1 << FILTER_BITS);
         Self(self.0 & ((1 << Self::FILTER_SHIFT) - 1) | filter << Self::FILTER_SHIFT)
+    }
+
+    /// It gets no publications any more: it is out of position, and its subscription is about to end.
+    pub fn lapse(self) -> Self {
+        self.with_filter(NOTHING)
+    }
+
+    /// See [`Self::lapse`].
+    pub fn has_lapsed(self) -> bool {
+        self.filter() == NOTHING
     }
 
     /// See [`Form`].
@@ -175,6 +189,13 @@ impl Subscribers {
     pub fn set_fresh(&mut self, place: u32, fresh: bool) {
         if let Some(subscriber) = self.list.get_mut(place as usize) {
             subscriber.traits = subscriber.traits.with_fresh(fresh);
+        }
+    }
+
+    /// The one at a place gets no publications any more.
+    pub fn lapse(&mut self, place: u32) {
+        if let Some(subscriber) = self.list.get_mut(place as usize) {
+            subscriber.traits = subscriber.traits.lapse();
         }
     }
 
@@ -317,6 +338,8 @@ mod tests {
                 assert_eq!(read, (on(1), on(2), on(4)));
                 assert_eq!((traits.form(), traits.filter()), (form, (1 << FILTER_BITS) - 1));
                 assert_eq!(traits.with_filter(0).filter(), 0);
+                assert!(traits.with_filter(0).lapse().has_lapsed());
+                assert!(!traits.with_filter(FILTERS_MAX).has_lapsed());
             }
         }
     }

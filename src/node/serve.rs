@@ -19,7 +19,7 @@ use super::pid_file::PidFile;
 use super::web::public_paths;
 use super::{BrokerSettings, Ended, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::id::{ConnKey, ShardId};
-use crate::base::limits::{REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
+use crate::base::limits::{LAPSED_BATCH, REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{
     self, Config, DEV_SECRET, ListenAt, Loaded, MemoryLimit, Shards, Sources, Tls, Transports,
 };
@@ -480,6 +480,7 @@ fn settings(
             broker,
             presence,
             broker_window_bytes: roost.broker_window_bytes,
+            lapsed_batch: LAPSED_BATCH,
             tls_handshakes_max: config.tls.handshakes_max.div_ceil(plan.shards),
         },
         address_limits: roost.address_limits,

@@ -74,6 +74,7 @@ impl<D: Driver> Shard<D> {
                 }
                 Mail::Deliver { .. }
                 | Mail::Gap { .. }
+                | Mail::Lapse { .. }
                 | Mail::Subscribed(_)
                 | Mail::Unsubscribed { .. }
                 | Mail::Published { .. }

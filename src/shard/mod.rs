@@ -166,6 +166,7 @@ impl<D: Driver> Shard<D> {
         if self.life.settling.is_none() {
             self.clients.fire_timers(&mut outlets!(self), &mut self.local);
         }
+        self.clients.end_lapsed(&mut outlets!(self), &mut self.local, self.cx.settles);
         self.drain_some();
         self.clients.clean_up_leavers(&mut outlets!(self), &mut self.local);
         self.clients.fan_out(&mut outlets!(self), &mut self.local);
@@ -204,7 +205,8 @@ impl<D: Driver> Shard<D> {
         let retry = self.post.is_blocked().then(|| now.after(MAIL_RETRY_MS));
         let is_idle = self.net.is_empty() && self.home.is_empty();
         let housekeeping = self.life.next_housekeeping(now, is_idle);
-        let dues = [retry, self.local.next_due(), self.net.next_due(now), housekeeping];
+        let lapses = self.clients.lapses.next_due();
+        let dues = [retry, self.local.next_due(), self.net.next_due(now), lapses, housekeeping];
         dues.into_iter().flatten().min()
     }
 

@@ -60,6 +60,8 @@ pub struct Options {
     /// Bytes of the newest publications of channels that a broker keeps, in all homes together: recoveries are
     /// answered from there. 0: none are kept.
     pub broker_window_bytes: usize,
+    /// Subscriptions out of position for good that end at once; more are spread over some seconds.
+    pub lapsed_batch: usize,
     /// TLS handshakes under way at most: one more ends the one that has been under way for longest.
     pub tls_handshakes_max: usize,
 }

@@ -355,8 +355,11 @@ counters! {
         gaps_mail: counter,
         /// Deliveries lost because too much of a channel's fan-out was pending.
         gaps_fanout: counter,
-        /// Subscriptions ended because of a gap (2500): their clients recover.
+        /// Subscriptions out of position because of a gap (2500): their clients recover.
         gaps_told: counter,
+        /// Subscriptions that are out of position (2500, 3010) and get nothing more: they end within seconds,
+        /// spread so that their clients don't come back all at once.
+        subscriptions_lapsed: gauge,
         /// Subscribers without a position that lost publications.
         gaps_untold: counter,
         /// Join and leave events lost because a shard or a channel was too far behind.

@@ -227,6 +227,7 @@ impl Plan {
             broker: Broker::Memory,
             presence: Presence::WithChannels,
             broker_window_bytes: 1 << 20,
+            lapsed_batch: pick(rng, &[1, 100]),
             tls_handshakes_max: 100,
         };
         let counted = rng.one_in(4);

@@ -635,6 +635,13 @@ fn shards() -> Vec<Row> {
             &[Reason::EndInsufficientState, Reason::CloseInsufficientState],
         ),
         row(
+            "Subscriptions of a shard that end at once when publications of their channels can't be had",
+            [constant!(LAPSED_BATCH, "subscriptions")],
+            "More end over five seconds, and get nothing meanwhile.",
+            &["roost_subscriptions_lapsed"],
+            &[Reason::EndInsufficientState, Reason::CloseInsufficientState],
+        ),
+        row(
             "Accepts, reads, bytes read, timers and closed connections in a turn",
             [
                 constant!(TURN_ACCEPTS_MAX, "accepts"),

@@ -20,6 +20,7 @@ impl Clients {
     /// Writes the records of this group.
     pub(crate) fn write_image(&self, out: &mut ImageWriter) {
         // Users are indexed anew; calls of the application that are under way are forgotten.
+        // Lapses have ended.
         let Self {
             sessions,
             users: _,
@@ -29,6 +30,7 @@ impl Clients {
             calls: _,
             ids: _,
             closes: _,
+            lapses: _,
         } = self;
         out.record(kind::CLIENTS, |out| {
             out.field(&Slots::of(sessions.iter().map(|(at, _)| at)));
@@ -54,7 +56,7 @@ impl Clients {
     }
 
     /// What keeps this group from being written. Looks at every session.
-    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 4] {
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 5] {
         let count = |is: fn(&Session) -> bool| {
             self.sessions.iter().filter(|(_, session)| is(session)).count()
         };
@@ -66,6 +68,7 @@ impl Clients {
             ("commands that are not answered", count(|session| session.unanswered > 0)),
             ("subscriptions on their way", count(moves)),
             ("sessions that have ended", count(|session| session.flags.detached())),
+            ("subscriptions that are to end", self.lapses.len()),
         ]
     }
 

@@ -21,6 +21,7 @@ impl Clients {
         match mail {
             Mail::Deliver { local, parcel } => self.deliver(out, side, local, &parcel),
             Mail::Gap { local } => self.gap(out, side, local),
+            Mail::Lapse { local } => self.lapse(out, side, local),
             Mail::Subscribed(subscribed) => {
                 out.post.earn(from, subscribed.asker.credits);
                 self.subscribed(out, side, &subscribed);

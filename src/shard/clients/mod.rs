@@ -11,6 +11,7 @@ pub(crate) mod ending;
 pub(crate) mod finding;
 pub(crate) mod ids;
 pub(crate) mod image;
+pub(crate) mod lapses;
 pub(crate) mod leave;
 pub(crate) mod liveness;
 pub(crate) mod mail;
@@ -34,6 +35,7 @@ use slab::Slab;
 use self::aside::Asides;
 use self::closes::Closes;
 use self::ids::SealedIds;
+use self::lapses::Lapses;
 use super::context::Cx;
 use crate::base::id::ConnKey;
 use crate::edge::proxy::ProxyOptions;
@@ -58,6 +60,8 @@ pub(crate) struct Clients {
     pub(crate) calls: usize,
     /// The last closes, for the admin page.
     pub(crate) closes: Closes,
+    /// Subscriptions that are out of position, and end soon.
+    pub(crate) lapses: Lapses,
 }
 
 /// A command that waits for the application while others of its connection go on.
@@ -101,6 +105,7 @@ impl Clients {
             deferred: Slab::new(),
             calls: 0,
             closes: Closes::default(),
+            lapses: Lapses::default(),
         }
     }
 
@@ -108,6 +113,7 @@ impl Clients {
     pub(crate) fn set_gauges(&self, counters: &ShardCounters) {
         counters.sessions_open.set(self.sessions.len() as u64);
         counters.users.set(self.users.len() as u64);
+        counters.subscriptions_lapsed.set(self.lapses.len() as u64);
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.

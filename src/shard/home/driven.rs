@@ -202,6 +202,7 @@ pub(crate) fn texts(mail: &[Mail]) -> Vec<String> {
         Mail::Subscribed(subscribed) => format!("subscribed {}", subscribed.position.offset),
         Mail::Unsubscribed { local, .. } => format!("unsubscribed {local}"),
         Mail::Gap { local } => format!("gap {local}"),
+        Mail::Lapse { local } => format!("lapse {local}"),
         Mail::Answer { answer: Answer::Error(failure), .. } => format!("error {:?}", failure.code),
         other => format!("{other:?}"),
     };

@@ -406,7 +406,7 @@ impl Home {
             };
             counter.add(1);
             for interest in at.iter().flat_map(|at| self.channels.interests(*at)) {
-                out.send(cx, interest.shard, Mail::Gap { local: interest.local });
+                out.send(cx, interest.shard, Mail::Lapse { local: interest.local });
             }
         }
         let Some(at) = at else { return };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::LocalSide;
 use crate::hub::local::{Delivery, Sending};
 use crate::hub::parcel::{Parcel, ParcelKind};
+use crate::hub::subscribers::Subscriber;
 use crate::shard::context::Cx;
 
 /// Result of a delivery.
@@ -47,8 +48,36 @@ impl LocalSide {
     /// Connections whose subscriptions to a channel have a position.
     pub(crate) fn with_position(&mut self, local: u32) -> Vec<u32> {
         let Some(record) = self.locals.get(local) else { return Vec::new() };
-        let positioned = record.subscribers.iter().filter(|s| s.traits.positioned());
-        positioned.map(|s| s.conn).collect()
+        let is_told = |s: &Subscriber| s.traits.positioned() && !s.traits.has_lapsed();
+        record.subscribers.iter().filter(is_told).map(|s| s.conn).collect()
+    }
+
+    /// Subscriptions to a channel that have a position get nothing any more. Their connections.
+    pub(crate) fn lapse_all(&mut self, local: u32) -> Vec<u32> {
+        let Some(record) = self.locals.get(local) else { return Vec::new() };
+        let mut conns = Vec::new();
+        for subscriber in record.subscribers.at_mut(0..u32::MAX) {
+            let traits = subscriber.traits;
+            if traits.positioned() && !traits.has_lapsed() {
+                subscriber.traits = traits.lapse();
+                conns.push(subscriber.conn);
+            }
+        }
+        conns
+    }
+
+    /// The same with one subscription, if it has a position.
+    pub(crate) fn lapse(&mut self, local: u32, place: u32) {
+        let Some(record) = self.locals.get(local) else { return };
+        if record.subscribers.get(place).is_some_and(|s| s.traits.positioned()) {
+            record.subscribers.lapse(place);
+        }
+    }
+
+    /// A subscription gets nothing any more.
+    pub(crate) fn is_lapsed(&mut self, local: u32, place: u32) -> bool {
+        let subscriber = self.locals.get(local).and_then(|record| record.subscribers.get(place));
+        subscriber.is_some_and(|s| s.traits.has_lapsed())
     }
 
     /// How many subscriptions to a channel have none.

@@ -476,6 +476,11 @@ pub enum Mail {
         /// Where the receiving shard keeps the channel.
         local: u32,
     },
+    /// From the home: publications of the channel can't be had any more.
+    Lapse {
+        /// Where the receiving shard keeps the channel.
+        local: u32,
+    },
     /// To a user's home: one more connection. Answer: [`Mail::UserEntered`].
     UserEnter(Box<UserConn>),
     /// From a user's home: the connection may stay, or not.
@@ -641,6 +646,7 @@ impl Mail {
                 Self::Unsubscribed { .. }
                 | Self::Published { .. }
                 | Self::Gap { .. }
+                | Self::Lapse { .. }
                 | Self::Emulated { .. }
                 | Self::UserEntered { .. }
                 | Self::Evict { .. }
@@ -763,7 +769,7 @@ mod tests {
     use crate::sys::memory::requested_bytes;
 
     /// The kinds of mail: each has an example in [`examples`].
-    const KINDS: [&str; 37] = [
+    const KINDS: [&str; 38] = [
         "Subscribe",
         "Subscribed",
         "Unsubscribe",
@@ -775,6 +781,7 @@ mod tests {
         "Reinform",
         "Deliver",
         "Gap",
+        "Lapse",
         "UserEnter",
         "UserEntered",
         "UserLeave",
@@ -987,6 +994,7 @@ mod tests {
                 Mail::Deliver { local: 0, parcel: Arc::new(parcel) }
             }),
             Box::new(|| Mail::Gap { local: 0 }),
+            Box::new(|| Mail::Lapse { local: 0 }),
             Box::new(move || Mail::UserEnter(Box::new(UserConn { user: name(), asker }))),
             Box::new(move || Mail::UserEntered { asker, admitted: true }),
             Box::new(move || Mail::UserLeave { user: text().into(), conn }),

@@ -141,7 +141,8 @@ fn a_lost_connection_costs_one_read_of_each_channel_and_no_client_notices() {
 fn clients_that_return_at_once_cost_one_read_of_each_channel() {
     let mut run = Run::with(1, NodesPlan::calm(60), Rng::new(1), false);
     let (reads, told) = run.cost_of_return().unwrap();
-    assert!(reads > 0 && reads <= LINES && told == 0, "{reads} reads, {told} were told");
+    // And one more for those who have no position yet, and begin at the newest one.
+    assert!(reads > 0 && reads <= 2 * LINES && told == 0, "{reads} reads, {told} were told");
 }
 
 #[test]

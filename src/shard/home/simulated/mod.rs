@@ -274,7 +274,7 @@ impl World {
                     self.take(node, copy);
                 }
             }
-            Mail::Gap { .. } if self.sabotages(Sabotage::DropGap, 2) => return,
+            Mail::Lapse { .. } if self.sabotages(Sabotage::DropGap, 2) => return,
             Mail::Published { .. } if self.sabotages(Sabotage::DropAnswer, 50) => return,
             Mail::Published { asker, position } if self.sabotages(Sabotage::RepeatAnswer, 50) => {
                 let copy = Mail::Published { asker: *asker, position: position.clone() };
@@ -287,7 +287,7 @@ impl World {
         if let Mail::Deliver { local, .. } = mail
             && self.sabotages(Sabotage::NeedlessGap, 50)
         {
-            self.take(node, Mail::Gap { local });
+            self.take(node, Mail::Lapse { local });
         }
         self.take(node, mail);
         if is_delivery && let Some((node, mail)) = self.swapped.take() {
@@ -405,7 +405,7 @@ impl World {
                 }
                 self.count("delivered");
             }
-            Mail::Gap { local } => self.gap(node, local as usize),
+            Mail::Lapse { local } => self.gap(node, local as usize),
             Mail::Unsubscribed { local, asker } => {
                 let index = asker.unwrap().conn.index;
                 let client = self.clients.get_mut(&(node, local as usize, index)).unwrap();
