@@ -49,6 +49,11 @@ impl Partitions {
         jump(channel, self.0.len() as u32) as u16
     }
 
+    /// Their tags divide the slots evenly; else they are numbers.
+    pub fn is_balanced(&self) -> bool {
+        self.tag(0) != "0"
+    }
+
     fn tag(&self, partition: u16) -> &str {
         self.0.get(usize::from(partition)).map_or("", |tag| tag)
     }
@@ -89,6 +94,20 @@ impl Names {
             Layout::Sharded(partitions) => partitions.of(channel),
             Layout::Plain | Layout::Cluster => 0,
         }
+    }
+
+    /// Parts into which the messages of channels are divided: all of one part are in one slot. One without
+    /// partitions.
+    pub fn partitions(&self) -> u16 {
+        match &self.layout {
+            Layout::Sharded(partitions) => partitions.count(),
+            Layout::Plain | Layout::Cluster => 1,
+        }
+    }
+
+    /// Messages of channels go to the owner of their slot only.
+    pub fn is_sharded(&self) -> bool {
+        matches!(self.layout, Layout::Sharded(_))
     }
 
     /// # Errors
@@ -203,6 +222,17 @@ impl Names {
     /// Centrifugo would parse each message on [`Self::service`].
     pub fn probe(&self, uid: &str, connection: usize) -> String {
         format!("{}.roost.probe.{uid}.{connection}", self.prefix)
+    }
+
+    /// The same for the messages of a partition: in its slot.
+    pub fn probe_of(&self, uid: &str, connection: usize, partition: u16) -> String {
+        match &self.layout {
+            Layout::Sharded(partitions) => {
+                let (prefix, tag) = (&self.prefix, partitions.tag(partition));
+                format!("{prefix}.roost.probe.{{{tag}}}.{uid}.{connection}")
+            }
+            Layout::Plain | Layout::Cluster => self.probe(uid, connection),
+        }
     }
 
     /// A set of roost alone: the presence entries that a node has made.

@@ -10,6 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use super::build::pem;
 use super::layers::{Report, Scope, Settings};
+use crate::cluster::names::Partitions;
 use crate::cluster::servers::{Access, Address, Security, Server};
 
 /// What is kept in Redis.
@@ -42,6 +43,8 @@ pub struct RedisOptions {
     pub presence_field_ttl: bool,
     /// Users are counted beside clients.
     pub presence_users: bool,
+    /// Messages of channels go by sharded PUB/SUB, in these partitions.
+    pub partitions: Option<Partitions>,
 }
 
 /// Reads what the sections say. Faults of sections that are used go into the report.
@@ -54,7 +57,10 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
         let section = if own { section } else { "engine.redis" };
         is_redis.then(|| redis(settings.section(section), section != "broker.redis", report))
     };
-    let broker = of("broker.enabled", "broker.type", "broker.redis", report);
+    let mut broker = of("broker.enabled", "broker.type", "broker.redis", report);
+    if let Some(broker) = &mut broker {
+        broker.partitions = partitions(root, &broker.servers, report);
+    }
     let presence =
         of("presence_manager.enabled", "presence_manager.type", "presence_manager.redis", report);
     if broker.is_some() && presence.is_none() {
@@ -68,6 +74,33 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
         check_lifetimes(settings, report);
     }
     Brokers { broker, presence, threads: root.size("roost.broker_threads") }
+}
+
+/// The partitions of sharded PUB/SUB; none without it.
+fn partitions(root: &Scope, servers: &[Server], report: &mut Report) -> Option<Partitions> {
+    const COUNT: &str = "roost.broker_partitions";
+    let count = u16::try_from(root.size(COUNT)).ok().filter(|count| *count > 0)?;
+    for server in servers {
+        match server {
+            Server::Cluster { access, .. } if access.force_resp2 => {
+                let fault = "0 with force_resp2: sharded PUB/SUB needs version 3 of the protocol";
+                report.errors.push(root.complaint(COUNT, fault));
+            }
+            Server::Cluster { .. } => {}
+            Server::Single { .. } | Server::Sentinel { .. } => {
+                let fault = "0 unless channels are in a Redis Cluster (cluster_address)";
+                report.errors.push(root.complaint(COUNT, fault));
+            }
+        }
+    }
+    if root.text("roost.broker_partition_tags") == "numbers" {
+        return Some(Partitions::numbered(count));
+    }
+    let balanced = Partitions::balanced(count);
+    if balanced.is_none() {
+        report.errors.push(root.complaint(COUNT, "16, 32, 64, 128 or 256 with balanced tags"));
+    }
+    balanced
 }
 
 /// Whether a type is `redis`. All others but `memory` are refused.
@@ -117,6 +150,7 @@ fn redis(scope: &Scope, has_presence: bool, report: &mut Report) -> RedisOptions
         presence_ttl_s: 60,
         presence_field_ttl: false,
         presence_users: false,
+        partitions: None,
     };
     if has_presence {
         let ttl = scope.ms("presence_ttl");
@@ -367,6 +401,7 @@ mod tests {
 
     fn options() -> RedisOptions {
         RedisOptions {
+            partitions: None,
             prefix: "p".into(),
             servers: vec![],
             connect_timeout_ms: 1,

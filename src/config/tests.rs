@@ -1473,6 +1473,8 @@ fn options_of_redis_are_read_from_files_and_the_environment() {
         enabled = true
         type = "redis"
         redis = { cluster_address = ["c:1,d:2"], history_use_lists = true }
+        [roost]
+        broker_partitions = 32
     "#;
     let (config, report) = of_toml(text);
     assert_eq!(report.errors, [""; 0]);
@@ -1485,6 +1487,8 @@ fn options_of_redis_are_read_from_files_and_the_environment() {
     assert_eq!((address, access.db), (&Address::Tcp("a".into(), 7_000), 2));
     assert!(access.security.as_ref().unwrap().insecure);
     let broker = config.brokers.broker.unwrap();
+    let partitions = broker.partitions.as_ref().map(|of| (of.count(), of.is_balanced()));
+    assert_eq!((partitions, presence.partitions), (Some((32, true)), None));
     assert!(broker.use_lists && matches!(broker.servers[..], [Server::Cluster { .. }]));
     assert!(report.warnings.iter().any(|warning| warning.contains("insecure_skip_verify")));
 
@@ -1521,6 +1525,16 @@ fn options_of_redis_that_cannot_work_together_are_faults() {
         (
             "engine.redis.address = ['redis+cluster://h', 'h']",
             "expected either each of them a Cluster",
+        ),
+        ("roost.broker_partitions = 16", "expected 0 unless channels are in a Redis Cluster"),
+        (
+            "engine.redis.cluster_address = ['h:1']\nroost.broker_partitions = 17",
+            "expected 16, 32, 64, 128 or 256 with balanced tags",
+        ),
+        (
+            "engine.redis = {cluster_address = ['h:1'], force_resp2 = true}\n\
+             roost.broker_partitions = 16",
+            "expected 0 with force_resp2",
         ),
         (
             "engine.redis.tls = {enabled = true, cert_pem = '-----BEGIN X'}",

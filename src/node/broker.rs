@@ -56,7 +56,11 @@ impl BrokerSettings {
         let BrokerOptions { broker, presence, threads } = options;
         let settings = |options: &RedisOptions, has_channels| {
             let is_cluster = matches!(options.servers.first(), Some(Server::Cluster { .. }));
-            let layout = if is_cluster { Layout::Cluster } else { Layout::Plain };
+            let layout = match &options.partitions {
+                Some(partitions) if is_cluster => Layout::Sharded(partitions.clone()),
+                _ if is_cluster => Layout::Cluster,
+                _ => Layout::Plain,
+            };
             redis::Settings {
                 servers: options.servers.clone(),
                 operations: Operations {
@@ -99,9 +103,18 @@ impl BrokerSettings {
         all.try_for_each(redis::check).map_err(|why| StartFault::Broker { why })
     }
 
-    /// The servers by which nodes reach each other, in their order; `None` where this node is alone.
-    pub(super) fn servers_of_nodes(&self) -> Option<Vec<Server>> {
-        self.channels.as_ref().map(|channels| channels.servers.clone())
+    /// The servers by which nodes reach each other, in their order, and how channels are divided beside that;
+    /// `None` where this node is alone. Nodes where either differs don't hear each other.
+    pub(super) fn servers_of_nodes(&self) -> Option<(Vec<Server>, String)> {
+        let channels = self.channels.as_ref()?;
+        let partitions = match channels.operations.names.layout() {
+            Layout::Sharded(partitions) => {
+                let tags = if partitions.is_balanced() { "balanced" } else { "numbers" };
+                format!(" in {} partitions, {tags}", partitions.count())
+            }
+            Layout::Plain | Layout::Cluster => String::new(),
+        };
+        Some((channels.servers.clone(), partitions))
     }
 
     /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.

@@ -32,6 +32,7 @@ mod jwks;
 mod listen;
 mod listing;
 mod log;
+mod log_limit;
 mod memory;
 mod metrics;
 mod orders;
@@ -391,7 +392,8 @@ fn begin_shards(
 
 /// The servers by which nodes reach each other, if they do; how often others get the metrics; what comes by the
 /// control channel.
-type WayToNodes = (Option<Vec<Server>>, Duration, tokio::sync::mpsc::Receiver<ControlEvent>);
+type WayToNodes =
+    (Option<(Vec<Server>, String)>, Duration, tokio::sync::mpsc::Receiver<ControlEvent>);
 
 /// Begins to take part among other nodes, where a broker connects them.
 fn begin_cluster(

@@ -36,6 +36,31 @@ fn names(node: &Node) -> Vec<String> {
     info(node).iter().map(|node| node["name"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Calls at `far` for a client of `near`: messages between the two go by whichever server.
+pub(crate) fn reach_each_other(near: &Node, far: &Node) {
+    until("nodes know each other", || [near, far].iter().all(|node| info(node).len() == 2));
+    let done = |method, params| {
+        assert_eq!(far.call(method, params), json!({"result": {}}), "{method}");
+    };
+    for number in 0..8 {
+        let user = format!("user{number}");
+        let (mut client, _) = connected_as(near, &user);
+        for n in 0..5 {
+            let channel = format!("stream:of{n}");
+            done("subscribe", json!({"user": user, "channel": channel}));
+            done("unsubscribe", json!({"user": user, "channel": channel}));
+            while client.push()["unsubscribe"]["code"] != 2000 {}
+        }
+        let channel = format!("stream:stays{number}");
+        done("subscribe", json!({"user": user, "channel": channel}));
+        assert!(!client.push()["subscribe"].is_null());
+        let found = far.call("channels", json!({"pattern": channel}));
+        assert_eq!(found["result"]["channels"][&channel]["num_clients"], 1, "{found}");
+        done("disconnect", json!({"user": user}));
+        client.is_closed(3503, "force disconnect");
+    }
+}
+
 fn until(what: &str, mut reached: impl FnMut() -> bool) {
     let began = Instant::now();
     while !reached() {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::harness::{BOUND, Node};
+use crate::nodes::reach_each_other;
 use crate::protobuf::unhex;
 use crate::redis::{RedisServer, data, free_port, node, node_with, subscribe};
 
@@ -33,6 +34,8 @@ fn works(engine: &str) {
         (0..20).for_each(|n| drop(b.call("publish", json!({"channel": plain, "data": n}))));
         assert_eq!(data(&mut client, &plain, 20), (0..20).collect::<Vec<_>>());
     }
+    reach_each_other(&a, &b);
+    reach_each_other(&b, &a);
 }
 
 #[test]
@@ -51,13 +54,15 @@ fn channels_of_several_servers_are_divided_among_them() {
     }
 }
 
-/// Three masters that have each a third of the slots.
-fn cluster() -> Option<Vec<RedisServer>> {
+/// Three masters that have each a third of the slots, and a replica of the first one if that is wished.
+fn cluster(has_replica: bool) -> Option<Vec<RedisServer>> {
     let mut servers = Vec::new();
     let mut buses = Vec::new();
-    for _ in 0..3 {
-        let bus = free_port();
-        let flags = ["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()];
+    let count = if has_replica { 4 } else { 3 };
+    for _ in 0..count {
+        let bus = free_port().to_string();
+        let flags =
+            ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
         servers.push(RedisServer::start(&flags)?);
         buses.push(bus);
     }
@@ -72,18 +77,90 @@ fn cluster() -> Option<Vec<RedisServer>> {
     for server in &servers {
         let is_ready = || {
             let info: String = server.query("CLUSTER INFO");
-            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+            info.contains("cluster_state:ok")
+                && info.contains(&format!("cluster_known_nodes:{count}"))
         };
         while !is_ready() {
             assert!(since.elapsed() < BOUND, "the Cluster does not come up");
+        }
+    }
+    if has_replica {
+        let id: String = servers[0].query("CLUSTER MYID");
+        let _: String = servers[3].query(&format!("CLUSTER REPLICATE {id}"));
+        let is_linked = || {
+            let info: String = servers[3].query("INFO replication");
+            info.contains("master_link_status:up")
+        };
+        while !is_linked() {
+            assert!(since.elapsed() < BOUND, "the replica does not follow");
         }
     }
     Some(servers)
 }
 
 #[test]
+fn messages_of_a_cluster_are_sharded_and_a_failover_loses_none() {
+    let Some(mut servers) = cluster(true) else { return };
+    let engine = format!(
+        "engine.redis = {{ cluster_address = \"127.0.0.1:{}\", io_timeout = \"1s\" }}\n\
+         roost.broker_partitions = 16",
+        servers[1].port
+    );
+    works(&engine);
+    let (a, b) = (node_with(&engine), node_with(&engine));
+    // A channel of the master that ends, and one of another.
+    let of_first = |server: &RedisServer, channel: &str| {
+        let carried: Vec<String> = server.query("PUBSUB SHARDCHANNELS *.client.*");
+        carried.iter().any(|name| name.ends_with(channel))
+    };
+    let mut client = a.connected();
+    let names: Vec<String> = (0..12).map(|number| format!("stream:failover{number}")).collect();
+    for (id, channel) in (2..).zip(&names) {
+        subscribe(&mut client, id, json!({"channel": channel}));
+    }
+    let moves = names.iter().find(|channel| of_first(&servers[0], channel)).unwrap();
+    let stays = names.iter().find(|channel| !of_first(&servers[0], channel)).unwrap();
+    let publish = |channel: &str, n: u64| {
+        let since = Instant::now();
+        while !b.call("publish", json!({"channel": channel, "data": n}))["error"].is_null() {
+            assert!(since.elapsed() < BOUND, "never taken");
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+    };
+    let mut clients = [moves, stays].map(|channel| {
+        let mut client = a.connected();
+        subscribe(&mut client, 2, json!({"channel": channel}));
+        publish(channel, 1);
+        assert_eq!(data(&mut client, channel, 1), [1]);
+        client
+    });
+    let since = Instant::now();
+    let copied = |server: &RedisServer| {
+        let info: String = server.query("INFO replication");
+        info.lines().find_map(|line| line.strip_prefix("master_repl_offset:").map(str::to_owned))
+    };
+    while copied(&servers[0]) != copied(&servers[3]) {
+        assert!(since.elapsed() < BOUND, "it is not copied");
+    }
+    servers[0].end();
+    (2..=5).for_each(|n| publish(moves, n));
+    publish(stays, 2);
+    let mut follow = |at: usize, channel: &str, end: u64| {
+        let mut last = 1;
+        while last != end {
+            // A publication whose reply was lost may be there twice.
+            let next = data(&mut clients[at], channel, 1)[0].as_u64().unwrap();
+            assert!(next == last || next == last + 1, "{last} {next}");
+            last = next;
+        }
+    };
+    follow(0, moves, 5);
+    follow(1, stays, 2);
+}
+
+#[test]
 fn a_cluster_of_three_keeps_the_channels() {
-    let Some(servers) = cluster() else { return };
+    let Some(servers) = cluster(false) else { return };
     let engine = format!("engine.redis.cluster_address = \"127.0.0.1:{}\"", servers[1].port);
     works(&engine);
     let keys: Vec<String> = servers[0].query("KEYS centrifugo.stream.{stream:*}");

@@ -17,6 +17,7 @@ use super::Cluster;
 use super::commands::command_of;
 use crate::base::limits::API_UNANSWERED_MAX;
 use crate::cluster::control::Message;
+use crate::node::log_limit::LogLimit;
 use crate::node::orders::{self, Target};
 use crate::shard::mail::{AdminCommand, Mail};
 
@@ -28,6 +29,9 @@ const ORDERS_UNANSWERED_MAX: usize = API_UNANSWERED_MAX as usize / 2;
 
 /// A shard without room is tried again after so long, if no other command is under way.
 const ORDERS_RETRY: Duration = Duration::from_millis(10);
+
+/// Lines about commands that are refused: any node can send any number of them.
+static REFUSALS: LogLimit = LogLimit::new();
 
 /// Commands that wait.
 #[derive(Default)]
@@ -73,7 +77,14 @@ impl Cluster {
         let (kind, bytes) = (message.kind().name(), message.bytes());
         let refused = |why: &dyn std::fmt::Display| {
             self.counters.orders_refused.fetch_add(1, Ordering::Relaxed);
-            warn!(node = from, command = kind, "command of another node refused: {why}");
+            if let Some(left_out) = REFUSALS.admit() {
+                warn!(
+                    node = from,
+                    command = kind,
+                    left_out,
+                    "command of another node refused: {why}"
+                );
+            }
         };
         let (target, command) = match command_of(message, &self.node.rules.channels.load()) {
             Ok(Some(command)) => command,

@@ -67,8 +67,8 @@ pub(super) struct Parts {
     pub(super) started: Instant,
     /// `node.info_metrics_aggregate_interval`.
     pub(super) metrics_interval: Duration,
-    /// The servers of the broker, in their order.
-    pub(super) servers: Vec<Server>,
+    /// The servers of the broker, in their order, and how channels are divided beside that.
+    pub(super) servers: (Vec<Server>, String),
 }
 
 /// See the module.
@@ -125,6 +125,7 @@ impl Cluster {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let Parts { node, control_mail, transmit, name, started, metrics_interval, servers } =
             parts;
+        let (servers, partitions) = servers;
         let state = State {
             membership: Membership::new(metrics_interval),
             outbox: Outbox::default(),
@@ -138,7 +139,7 @@ impl Cluster {
             transmit,
             name,
             started,
-            servers: hash_of_servers(&servers),
+            servers: hash_of_servers(&servers) + &partitions,
             has_several_servers: servers.len() > 1,
             is_redis_cluster: servers.iter().any(|at| matches!(at, Server::Cluster { .. })),
             state: Mutex::new(state),

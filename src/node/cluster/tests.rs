@@ -83,7 +83,7 @@ fn node(bus: &Arc<Bus>, uid: &str) -> (Bench, Arc<Cluster>) {
         name: format!("{uid}'s name"),
         started: Instant::now(),
         metrics_interval: Duration::from_secs(60),
-        servers: Vec::new(),
+        servers: (Vec::new(), String::new()),
     });
     tokio::spawn(Arc::clone(&cluster).run(bus.join(uid)));
     (bench, cluster)

@@ -18,11 +18,12 @@ use super::control::ControlEvent;
 use super::inlet::{cost, failure};
 use super::queue::Queued;
 use super::wire::{Link, Unreachable};
-use super::{Connected, Figures, Shared};
+use super::{Connected, Figures, Settings, Shared};
 use crate::base::rng::Rng;
 use crate::cluster::operations::{Awaited, Fresh, Reply, Request, Settled};
 use crate::hub::broker::{BrokerEvent, Command, FailureCause};
 use crate::hub::history::Epoch;
+use crate::node::log_limit::LogLimit;
 
 /// Requests in one write at most, and their bytes.
 const BATCH_MAX: usize = 512;
@@ -36,6 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An idle connection is tried after so long.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Lines about replies that are errors: a server in trouble has one for each command.
+static ERRORS: LogLimit = LogLimit::new();
+
+/// Errors of a server that can't be used now: a replica, one whose master is lost, one that loads its data, one
+/// that does not own a slot any more.
+const USELESS: [&str; 4] = ["READONLY", "MASTERDOWN", "LOADING", "MOVED"];
 
 type Sent = Pin<Box<dyn Future<Output = (u64, Result<Vec<Reply>, Unreachable>)>>>;
 
@@ -96,7 +104,11 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
     // Since the last connection ended.
     let mut without = Instant::now();
     loop {
-        let link = Link::connect(&settings.servers[at], settings.io_timeout);
+        let link = async {
+            let link = Link::connect(&settings.servers[at], settings.io_timeout).await?;
+            takes_writes(settings, &link).await?;
+            Ok(link)
+        };
         match timeout(settings.connect_timeout, link).await {
             Ok(Ok(mut link)) => {
                 if shared.figures.connects.load(Ordering::Relaxed) == 0 {
@@ -132,6 +144,22 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
         }
         drop(begins.take());
         sleep(backoff.pause()).await;
+    }
+}
+
+/// A connection counts when the server takes writes: one that refuses them would otherwise be connected to again
+/// and again, while commands fail one by one and the node says that all is well.
+pub(super) async fn takes_writes(settings: &Settings, link: &Link) -> Result<(), Unreachable> {
+    if link.is_of_cluster() {
+        // It shows the state of one of its masters only.
+        return Ok(());
+    }
+    let write = settings.operations.keep_entries(&settings.uid);
+    match link.send(std::iter::once(&write)).await?.first() {
+        Some(Reply::Error(text)) if USELESS.iter().any(|of| text.starts_with(of)) => {
+            Err(Unreachable::Useless(text.clone()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -312,8 +340,7 @@ fn settle(
                 unknown_scripts.push(queued);
                 continue;
             }
-            if ["READONLY", "MASTERDOWN", "LOADING", "MOVED"].iter().any(|of| text.starts_with(of))
-            {
+            if USELESS.iter().any(|of| text.starts_with(of)) {
                 useless = Some(Unreachable::Useless(text.clone()));
             }
         }
@@ -337,7 +364,9 @@ fn settle(
             }
             Settled::Faulty(event, text) => {
                 Figures::add(&shared.figures.errors, 1);
-                tracing::warn!("redis: {text}");
+                if let Some(left_out) = ERRORS.admit() {
+                    tracing::warn!(left_out, "redis: {text}");
+                }
                 event.into_iter().for_each(|event| events.add(home, event));
             }
         }
@@ -430,10 +459,14 @@ fn epoch() -> Epoch {
     RNG.with_borrow_mut(Epoch::new)
 }
 
-/// Asks for a probe of a PUB/SUB connection, where the server can be reached.
-pub(super) fn probe(server: &Connected, home: usize, name: &str) -> bool {
+/// Sends a probe of a PUB/SUB connection, where the server can be reached.
+pub(super) fn probe(
+    server: &Connected,
+    home: usize,
+    (command, name): (&'static str, &str),
+) -> bool {
     let arguments = vec![name.into(), b"probe".into()];
-    let request = Request::Plain { name: "PUBLISH", arguments };
+    let request = Request::Plain { name: command, arguments };
     let is_open = server.queue.is_open.get();
     if is_open {
         server.queue.push(Queued::new(home, request, Awaited::Nothing, 0));

@@ -20,6 +20,10 @@ use crate::cluster::entries::ENTRIES_REMOVED;
 use crate::cluster::hash::fnv1a64;
 use crate::cluster::operations::{Awaited, Request};
 use crate::hub::broker::{BrokerEvent, Ticket};
+use crate::node::log_limit::LogLimit;
+
+/// Lines about messages that can't be read: anybody on that Redis can send any number of them.
+static MALFORMED: LogLimit = LogLimit::new();
 
 /// News of the control channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,7 +134,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
         }
         error
     };
-    stay_connected(&shared, (at, &server), "control connection", serve).await;
+    stay_connected(&shared, (at, &server), None, "control connection", serve).await;
 }
 
 /// Listens until the connection fails: why.
@@ -168,7 +172,7 @@ async fn serve(
                     Figures::add(&shared.figures.probes_missed, 1);
                     return Unreachable::Silent;
                 }
-                unanswered += usize::from(probe(server, settings.homes, &probe_name));
+                unanswered += usize::from(probe(server, settings.homes, ("PUBLISH", &probe_name)));
             }
         }
     }
@@ -189,7 +193,9 @@ fn take(shared: &Shared, payload: &[u8]) {
         Ok(command) => shared.events.control(vec![ControlEvent::Message(Box::new(command))]),
         Err(error) => {
             Figures::add(&shared.figures.malformed, 1);
-            tracing::warn!("redis: a message between nodes is malformed: {error}");
+            if let Some(left_out) = MALFORMED.admit() {
+                tracing::warn!(left_out, "redis: a message between nodes is malformed: {error}");
+            }
         }
     }
 }

@@ -59,10 +59,14 @@ fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
             continue;
         }
         let server = &servers[jump(channel(&command), servers.len() as u32) as usize];
-        let place = home / shared.settings.threads.max(1);
+        let wishes = |channel: &str| {
+            let partition = usize::from(shared.settings.operations.names.partition(channel));
+            let place = home / shared.settings.threads.max(1);
+            &server.wishes[partition * shared.homes().count() + place]
+        };
         match *command {
-            Command::Listen { channel } => server.wishes[place].listen(channel),
-            Command::Unlisten { channel } => server.wishes[place].unlisten(&channel),
+            Command::Listen { channel } => wishes(&channel).listen(channel),
+            Command::Unlisten { channel } => wishes(&channel).unlisten(&channel),
             command => commands::take(shared, server, home, command),
         }
     }

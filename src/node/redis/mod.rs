@@ -9,6 +9,10 @@
 //! server for each home, so that no connection carries the messages of all channels. A channel belongs to
 //! one server, by the jump hash of its name.
 //!
+//! With sharded PUB/SUB the channels of a server are in partitions, and a home has a PUB/SUB connection for each
+//! of them, to the node of the Cluster that owns its slot. When the slot moves, or its owner is another one
+//! after a failover, the connection ends and is made anew to the owner of then.
+//!
 //! A command whose reply is lost fails, since it may have taken effect, unless it does no harm to carry it out
 //! twice: then it is sent again, once. One that is still in the queue was not sent, and waits for another
 //! connection. When attempts to connect have failed for [`commands`]' patience, the server is lost: commands
@@ -21,6 +25,7 @@ mod inlet;
 mod pubsub;
 mod queue;
 mod reconnect;
+mod slots;
 mod wire;
 
 #[cfg(test)]
@@ -47,7 +52,7 @@ use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::times::Times;
 use crate::cluster::control::Message;
 use crate::cluster::operations::Operations;
-use crate::cluster::servers::Server;
+use crate::cluster::servers::{Address, Server};
 use crate::hub::broker::{BrokerEvent, Ticket};
 use crate::io::Alarm;
 use crate::node::control_mail::Bell;
@@ -147,7 +152,9 @@ impl Figures {
     /// All servers are away, and all connections missing.
     fn new(settings: &Settings) -> Self {
         let (servers, threads) = (settings.servers.len(), settings.threads.max(1));
-        let connections = if settings.has_channels { servers * settings.homes } else { 0 };
+        let partitions = usize::from(settings.operations.names.partitions());
+        let connections = servers * partitions * settings.homes;
+        let connections = if settings.has_channels { connections } else { 0 };
         Self::sized(servers * threads, connections, threads)
     }
 
@@ -177,7 +184,7 @@ impl Figures {
         }
     }
 
-    /// Something came by the connection of a home to a server: there are `homes`.
+    /// Something came by the connection of a home to a server, or for a partition of one: there are `homes`.
     fn heard(&self, server: usize, home: usize, homes: usize) {
         let now = self.began.elapsed().as_millis() as u64;
         if let Some(heard) = self.heard_ms.get(server * homes + home) {
@@ -407,6 +414,8 @@ pub fn check(settings: &Settings) -> Result<(), String> {
             let made = tokio::time::timeout(settings.connect_timeout, link).await;
             let made = made.unwrap_or(Err(wire::Unreachable::Timeout));
             let link = made.map_err(|error| format!("server {at} ({server}): {error}"))?;
+            let written = commands::takes_writes(settings, &link).await;
+            written.map_err(|error| format!("server {at} ({server}): {error}"))?;
             if let Some(fault) = misuse(settings, server, link).await {
                 return Err(format!("server {at} ({server}): {fault}"));
             }
@@ -426,6 +435,10 @@ async fn misuse(
     }
     if settings.operations.presence_field_ttl && !link.has_field_ttl().await {
         return Some("it has no HEXPIRE, which presence_hash_field_ttl needs (Redis 7.4)");
+    }
+    let names = &settings.operations.names;
+    if names.is_sharded() && !link.takes_sharded(names.service(0)).await {
+        return Some("it has no SPUBLISH, which roost.broker_partitions needs (Redis 7)");
     }
     None
 }
@@ -475,8 +488,10 @@ struct Connected {
     queue: Queue,
     /// Command connections made so far.
     made: Cell<u64>,
-    /// For each home of the thread.
+    /// For each partition, those of each home of the thread.
     wishes: Vec<Rc<Wishes>>,
+    /// Nodes of a Cluster that others have named: they are tried when those of the options don't answer.
+    known: RefCell<Vec<Address>>,
     /// Wakes PUB/SUB connections that pause between attempts: the command connection is made.
     is_back: Notify,
 }
@@ -490,14 +505,21 @@ async fn run(
     let has_channels = shared.settings.has_channels;
     let mut servers = Vec::new();
     for at in 0..shared.settings.servers.len() {
-        let wishes: Vec<_> = shared.homes().map(|_| Rc::new(Wishes::default())).collect();
+        let partitions = shared.settings.operations.names.partitions();
+        let places = (0..partitions).flat_map(|partition| {
+            shared.homes().map(move |home| pubsub::Place { server: at, partition, home })
+        });
+        let places: Vec<_> = places.collect();
+        let wishes: Vec<_> = places.iter().map(|_| Rc::new(Wishes::default())).collect();
         shared.wishes.borrow_mut().extend(wishes.iter().cloned());
         let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
-        let server = Rc::new(Connected { queue, wishes, made: Cell::new(0), is_back });
+        let (made, known) = (Cell::new(0), RefCell::default());
+        let server = Rc::new(Connected { queue, wishes, known, made, is_back });
         let (of_server, begins) = (server.clone(), begins.clone());
         tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
-        for (place, home) in shared.homes().enumerate().filter(|_| has_channels) {
-            tokio::task::spawn_local(pubsub::run(shared.clone(), at, server.clone(), place, home));
+        for (place, wishes) in places.into_iter().zip(&server.wishes).filter(|_| has_channels) {
+            let wishes = wishes.clone();
+            tokio::task::spawn_local(pubsub::run(shared.clone(), server.clone(), place, wishes));
         }
         if shared.first == 0 && has_channels {
             tokio::task::spawn_local(control::run(shared.clone(), at, server.clone()));

@@ -22,6 +22,7 @@ use super::reconnect::stay_connected;
 use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
 use crate::hub::broker::BrokerEvent;
+use crate::node::log_limit::LogLimit;
 
 /// Names in one command.
 const NAMES_MAX: usize = 512;
@@ -31,6 +32,9 @@ const WINDOW: usize = 16;
 
 /// Messages handled before commands have their turn.
 const MESSAGES_MAX: usize = 1_024;
+
+/// Lines about messages that can't be read: anybody on that Redis can send any number of them.
+static MALFORMED: LogLimit = LogLimit::new();
 
 /// The channels that a home wishes to listen to at a server.
 #[derive(Default)]
@@ -178,23 +182,39 @@ impl Wishes {
     }
 }
 
+/// The use of a PUB/SUB connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The number of the server.
+    pub server: usize,
+    /// The partition of its channels; 0 where they have none.
+    pub partition: u16,
+    /// Whose wishes it carries out.
+    pub home: usize,
+}
+
 /// Keeps a connection until the process ends.
 pub(super) async fn run(
     shared: Rc<Shared>,
-    at: usize,
     server: Rc<Connected>,
-    place: usize,
-    home: usize,
+    place: Place,
+    wishes: Rc<Wishes>,
 ) {
     let settings = shared.settings.clone();
-    let wishes = server.wishes[place].clone();
-    let probe_name = settings.operations.names.probe(&settings.uid, home);
-    let name = format!("PUB/SUB connection of home {home}");
+    let Place { server: at, partition, home } = place;
+    let names = &settings.operations.names;
+    let probe_name = names.probe_of(&settings.uid, home, partition);
+    let name = match names.is_sharded() {
+        true => format!("PUB/SUB connection of home {home} for partition {partition}"),
+        false => format!("PUB/SUB connection of home {home}"),
+    };
+    let owned = names.is_sharded().then_some(&*probe_name);
+    let number = at * usize::from(names.partitions()) + usize::from(partition);
     let serve = async |subscriptions, messages| {
         Figures::add(&shared.figures.pubsub_connects, 1);
         let mut connection = Connection {
             shared: &shared,
-            at,
+            number,
             server: &server,
             wishes: &wishes,
             home,
@@ -213,13 +233,13 @@ pub(super) async fn run(
         }
         error
     };
-    stay_connected(&shared, (at, &server), &name, serve).await;
+    stay_connected(&shared, (at, &server), owned, &name, serve).await;
 }
 
 struct Connection<'a> {
     shared: &'a Shared,
-    /// The number of the server.
-    at: usize,
+    /// The number of its server and partition.
+    number: usize,
     server: &'a Connected,
     wishes: &'a Wishes,
     home: usize,
@@ -236,7 +256,7 @@ impl Connection<'_> {
     /// Something came.
     fn hear(&mut self) {
         self.heard = Instant::now();
-        self.shared.figures.heard(self.at, self.home, self.shared.settings.homes);
+        self.shared.figures.heard(self.number, self.home, self.shared.settings.homes);
     }
 
     /// Listens until the connection fails: why.
@@ -254,7 +274,7 @@ impl Connection<'_> {
             self.change(&subscriptions, &changes);
             tokio::select! {
                 some = messages.next() => {
-                    let Some(some) = some else { return Unreachable::Closed };
+                    let Some(some) = some else { return messages.get_ref().end() };
                     if self.take(some) {
                         unanswered = 0;
                     }
@@ -277,7 +297,9 @@ impl Connection<'_> {
                         Figures::add(&self.shared.figures.probes_missed, 1);
                         return Unreachable::Silent;
                     }
-                    unanswered += usize::from(probe(self.server, self.home, self.probe_name));
+                    let command = self.shared.settings.operations.names.publish_command();
+                    let probe = probe(self.server, self.home, (command, self.probe_name));
+                    unanswered += usize::from(probe);
                 }
             }
         }
@@ -340,7 +362,12 @@ impl Connection<'_> {
                 Ok(event) => events.push(event),
                 Err(error) => {
                     Figures::add(&self.shared.figures.malformed, 1);
-                    tracing::warn!("redis: a message of channel {channel:?} is malformed: {error}");
+                    if let Some(left_out) = MALFORMED.admit() {
+                        tracing::warn!(
+                            left_out,
+                            "redis: a message of channel {channel:?} is malformed: {error}"
+                        );
+                    }
                 }
             }
         }

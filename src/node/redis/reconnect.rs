@@ -8,11 +8,13 @@ use super::wire::{Messages, Subscriptions, Unreachable};
 use super::{Connected, Shared};
 
 /// Keeps a connection to a server until the process ends: `serve` has it as long as it works, and returns why
-/// it doesn't any more. `name` is the connection's in the log. Pauses between attempts end when the server has
+/// it doesn't any more. It goes to the owner of the slot of `owned`, if there is such a name. `name` is the
+/// connection's in the log. Pauses between attempts end when the server has
 /// taken a command connection: what is published from then on is to be received.
 pub(super) async fn stay_connected(
     shared: &Shared,
     (at, server): (usize, &Connected),
+    owned: Option<&str>,
     name: &str,
     mut serve: impl AsyncFnMut(Subscriptions, Messages) -> Unreachable,
 ) {
@@ -20,7 +22,16 @@ pub(super) async fn stay_connected(
     let mut backoff = Backoff::new(seed());
     for attempt in 0.. {
         let made_before = server.made.get();
-        let made = Subscriptions::connect(&settings.servers[at], attempt);
+        let made = async {
+            let to = &settings.servers[at];
+            match owned {
+                Some(name) => {
+                    let (known, io_timeout) = (&server.known, settings.io_timeout);
+                    Subscriptions::connect_to_owner((to, known), name, attempt, io_timeout).await
+                }
+                None => Subscriptions::connect(to, attempt).await,
+            }
+        };
         let error = match timeout(settings.connect_timeout, made).await {
             Ok(Ok((subscriptions, messages))) => {
                 let began = Instant::now();

@@ -17,7 +17,8 @@ use super::*;
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::cluster::control;
-use crate::cluster::names::{Layout, Names};
+use crate::cluster::hash;
+use crate::cluster::names::{Layout, Names, Partitions};
 use crate::cluster::servers::{Access, Address, Security};
 use crate::hub::broker::{Command, FailureCause, PresenceChange, PresenceUpdate, Publishing};
 use crate::hub::history::{Page, Position, Published, Record, Since, StreamOptions};
@@ -728,10 +729,10 @@ fn works(node: &TestNode) {
     }
 }
 
-#[test]
-fn a_cluster_gets_each_command_at_the_owner_of_its_slot() {
+/// A Cluster of two, each with half of the slots, and the settings of a node that uses it.
+fn cluster(layout: Layout) -> Option<(TcpServers, Settings)> {
     let cluster: &[&str] = &["--cluster-enabled", "yes"];
-    let Some(servers) = TcpServers::start(&[cluster, cluster]) else { return };
+    let servers = TcpServers::start(&[cluster, cluster])?;
     for (at, range) in [(0, ["0", "8191"]), (1, ["8192", "16383"])] {
         let _: String = servers.run(at, &["CLUSTER", "ADDSLOTSRANGE", range[0], range[1]]);
     }
@@ -746,14 +747,12 @@ fn a_cluster_gets_each_command_at_the_owner_of_its_slot() {
     }
     let seeds = vec![servers.address(0), servers.address(1)];
     let mut settings = settings_of(Server::Cluster { seeds, access: Access::default() });
-    settings.operations.names = Names::new("p", Layout::Cluster);
-    let node = TestNode::start(settings);
-    works(&node);
-    let keys = [0, 1].map(|at| servers.run::<i64>(at, &["DBSIZE"]));
-    assert!(keys[0] > 0 && keys[1] > 0 && keys[0] + keys[1] == 16, "{keys:?}");
-    node.send(publish("}x", b"{}"));
-    assert_eq!(node.failed(), FailureCause::Unsupported);
-    // Many at once: those of a channel stay in their order.
+    settings.operations.names = Names::new("p", layout);
+    Some((servers, settings))
+}
+
+/// Many publications at once, while a node listens: those of a channel stay in their order.
+fn keeps_the_order(node: &TestNode) {
     node.listen("order");
     for batch in 0..3 {
         let numbers = batch * 1_000..(batch + 1) * 1_000;
@@ -767,6 +766,104 @@ fn a_cluster_gets_each_command_at_the_owner_of_its_slot() {
         let text = String::from_utf8(delivered.entry.record.published().data.to_vec()).unwrap();
         assert_eq!(text, number.to_string());
     }
+}
+
+#[test]
+fn a_cluster_gets_each_command_at_the_owner_of_its_slot() {
+    let Some((servers, settings)) = cluster(Layout::Cluster) else { return };
+    let node = TestNode::start(settings);
+    works(&node);
+    let keys = [0, 1].map(|at| servers.run::<i64>(at, &["DBSIZE"]));
+    assert!(keys[0] > 0 && keys[1] > 0 && keys[0] + keys[1] == 16, "{keys:?}");
+    node.send(publish("}x", b"{}"));
+    assert_eq!(node.failed(), FailureCause::Unsupported);
+    keeps_the_order(&node);
+}
+
+#[test]
+fn sharded_messages_go_by_the_owner_of_their_slot_and_follow_it() {
+    let layout = Layout::Sharded(Partitions::balanced(16).unwrap());
+    let Some((servers, settings)) = cluster(layout) else { return };
+    let names = settings.operations.names.clone();
+    check(&settings).unwrap();
+    let node = TestNode::start(Settings { homes: 2, ..settings });
+    works(&node);
+    keeps_the_order(&node);
+    // Each server carries the channels of its slots alone, and none by ordinary PUB/SUB.
+    let carried =
+        |at: usize| servers.run::<Vec<String>>(at, &["PUBSUB", "SHARDCHANNELS", "p.client.*"]);
+    for (at, half) in [(0, 0..8_192), (1, 8_192..16_384)] {
+        let carried = carried(at);
+        assert!(
+            carried.iter().all(|name| half.contains(&hash::slot(name.as_bytes()))),
+            "{carried:?}"
+        );
+    }
+    assert_eq!(carried(0).len() + carried(1).len(), 9);
+    for at in [0, 1] {
+        let ordinary: Vec<String> = servers.run(at, &["PUBSUB", "CHANNELS", "p.client.*"]);
+        assert_eq!(ordinary, [""; 0]);
+    }
+    // The slot of a channel moves, with its keys.
+    let channel = (0..)
+        .map(|number| format!("moves {number}"))
+        .find(|channel| hash::slot(names.messages(channel).as_bytes()) < 8_192);
+    let channel = channel.unwrap();
+    node.listen(&channel);
+    assert_eq!(node.publish(&channel).offset, 1);
+    node.delivered();
+    move_slot(&servers, hash::slot(names.messages(&channel).as_bytes()));
+    node.wait(|event| match event {
+        BrokerEvent::Interrupted { channel: of } => (*of == channel).then_some(()),
+        _ => None,
+    });
+    node.wait(|event| match event {
+        BrokerEvent::Listening { channel: of } => (*of == channel).then_some(()),
+        _ => None,
+    });
+    node.publish_until_taken(&channel);
+    let delivered = node.delivered();
+    assert_eq!((&delivered.channel, delivered.entry.record.offset()), (&channel.into(), 2));
+    assert!(carried(1).len() > 1);
+}
+
+/// Moves a slot and its keys from the first server to the second one.
+fn move_slot(servers: &TcpServers, slot: u16) {
+    let slot = slot.to_string();
+    let ids = [0, 1].map(|at| servers.run::<String>(at, &["CLUSTER", "MYID"]));
+    let _: String = servers.run(1, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]]);
+    let _: String = servers.run(0, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
+    let port = servers.ports[1].to_string();
+    let keys: Vec<String> = servers.run(0, &["CLUSTER", "GETKEYSINSLOT", &slot, "1000"]);
+    for key in keys {
+        let _: String = servers.run(0, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+    }
+    for at in [1, 0] {
+        let _: String = servers.run(at, &["CLUSTER", "SETSLOT", &slot, "NODE", &ids[1]]);
+    }
+}
+
+#[test]
+fn a_server_that_takes_no_writes_is_away() {
+    let Some(server) = RedisServer::start() else { return };
+    let settings = Settings { homes: 1, ..settings(&server) };
+    let node = TestNode::start(settings.clone());
+    node.publish("c");
+    let _: String = server.run("REPLICAOF 127.0.0.1 1");
+    let began = Instant::now();
+    // The first command shows it.
+    node.send(publish("c", b"{}"));
+    node.failed();
+    node.wait(|event| matches!(event, BrokerEvent::Lost).then_some(()));
+    assert_eq!(node.broker.fault(), Some("the broker is unreachable"));
+    node.send(publish("c", b"{}"));
+    assert_eq!(node.failed(), FailureCause::Unavailable);
+    let fault = check(&settings).unwrap_err();
+    assert!(fault.contains("READONLY"), "{fault}");
+    let _: String = server.run("REPLICAOF NO ONE");
+    node.wait(|event| matches!(event, BrokerEvent::Connected).then_some(()));
+    assert_eq!(node.publish("c").offset, 2);
+    assert!(began.elapsed() < PATIENCE);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The `redis` crate: the only file that names it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,10 +17,13 @@ use redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError, TlsCertificates,
-    TlsMode, Value,
+    IntoConnectionInfo as _, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError,
+    TlsCertificates, TlsMode, Value,
 };
 
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::slots::owners;
 use crate::cluster::hash::slot;
 use crate::cluster::operations::{Reply, Request};
 use crate::cluster::scripts::Script;
@@ -251,9 +256,21 @@ impl Link {
         !matches!(found.as_deref(), Ok([Value::Nil]))
     }
 
+    /// Messages of sharded PUB/SUB can be sent.
+    pub(super) async fn takes_sharded(&mut self, name: String) -> bool {
+        let request = Request::Plain { name: "SPUBLISH", arguments: vec![name.into(), Vec::new()] };
+        let replies = self.send(std::iter::once(&request)).await;
+        !matches!(replies.as_deref(), Err(_) | Ok([] | [Reply::Error(_), ..]))
+    }
+
     async fn text(&mut self, command: &Cmd) -> Option<String> {
         let Kind::One(connection) = &mut self.kind else { return None };
         command.query_async(connection).await.ok()
+    }
+
+    /// It leads to a Cluster.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        matches!(self.kind, Kind::Cluster(_))
     }
 
     /// Batches whose replies may be missing at the same time. In a Cluster the next batch waits: two of them
@@ -371,10 +388,71 @@ fn reply(value: Value) -> Reply {
 }
 
 /// Subscribes and unsubscribes on a PUB/SUB connection.
-pub(super) struct Subscriptions(PubSubSink);
+pub(super) enum Subscriptions {
+    /// To any node: SUBSCRIBE.
+    Ordinary(PubSubSink),
+    /// To the owner of a slot of a Cluster, for names in that slot: SSUBSCRIBE.
+    Sharded(MultiplexedConnection),
+}
 
 /// Its messages: name and payload.
-pub(super) struct Messages(PubSubStream);
+pub(super) enum Messages {
+    Ordinary(PubSubStream),
+    Sharded(UnboundedReceiver<Message>, Arc<Incoming>),
+}
+
+type Message = (Vec<u8>, Vec<u8>);
+
+/// Messages of a connection to the owner of a slot on their way from the crate's task.
+pub(super) struct Incoming {
+    /// None: the connection is over.
+    sender: Mutex<Option<UnboundedSender<Message>>>,
+    /// Bytes of those that wait.
+    waiting: AtomicUsize,
+    /// Why it is over.
+    end: OnceLock<&'static str>,
+    /// A name in the slot that is always subscribed.
+    own: Box<[u8]>,
+}
+
+/// Bytes of messages that may wait on their way from the crate. Beyond that the connection ends, and what was
+/// missed is read.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
+impl Incoming {
+    /// The crate has read this: it does not block.
+    fn push(&self, push: PushInfo) {
+        let PushInfo { kind, data } = push;
+        let mut data = data.into_iter();
+        let name = match data.next() {
+            Some(Value::BulkString(name)) => name,
+            _ => Vec::new(),
+        };
+        match kind {
+            PushKind::SMessage => {
+                let Some(Value::BulkString(payload)) = data.next() else { return };
+                let bytes = name.len() + payload.len();
+                if self.waiting.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX {
+                    return self.end("messages come faster than they are handled");
+                }
+                if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+                    let _ = sender.send((name, payload));
+                }
+            }
+            // It was not requested: the node owns the slot no longer.
+            PushKind::SUnsubscribe if *name == *self.own => {
+                self.end("the slot of its channels has moved to another node");
+            }
+            PushKind::Disconnection => self.end("closed by the server"),
+            _ => {}
+        }
+    }
+
+    fn end(&self, why: &'static str) {
+        let _ = self.end.set(why);
+        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
 
 impl Subscriptions {
     /// Connects. An `attempt` of its own goes to another node of a Cluster.
@@ -384,37 +462,139 @@ impl Subscriptions {
     ) -> Result<(Self, Messages), Unreachable> {
         let client = server.client(attempt).await?;
         let (sink, stream) = client.get_async_pubsub().await?.split();
-        Ok((Self(sink), Messages(stream)))
+        Ok((Self::Ordinary(sink), Messages::Ordinary(stream)))
+    }
+
+    /// Connects to the node of a Cluster that owns the slot of a name, and learns which nodes are `known`. An
+    /// `attempt` of its own asks another node for the owner.
+    pub(super) async fn connect_to_owner(
+        (server, known): (&Server, &RefCell<Vec<Address>>),
+        name: &str,
+        attempt: usize,
+        io_timeout: Duration,
+    ) -> Result<(Self, Messages), Unreachable> {
+        let Server::Cluster { seeds, access } = server else {
+            return Err(Unreachable::Useless("it is no Redis Cluster".into()));
+        };
+        let asked = {
+            let known = known.borrow();
+            let all: Vec<&Address> = seeds.iter().chain(&*known).collect();
+            (*all[attempt % all.len()]).clone()
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(Some(io_timeout));
+        let mut connection =
+            access.client(&asked)?.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("SLOTS");
+        let owners = owners(&reply(command.query_async(&mut connection).await?), &asked);
+        let slot = slot(name.as_bytes());
+        let owner = owners.iter().find(|owned| owned.slots.contains(&slot));
+        let Some(owner) = owner.map(|owned| owned.master.clone()) else {
+            return Err(Unreachable::Useless(format!("no node of the Cluster owns slot {slot}")));
+        };
+        let mut masters: Vec<Address> = owners.into_iter().map(|owned| owned.master).collect();
+        masters.sort();
+        masters.dedup();
+        known.replace(masters);
+
+        let (sender, receiver) = unbounded_channel();
+        let incoming = Arc::new(Incoming {
+            sender: Mutex::new(Some(sender)),
+            waiting: AtomicUsize::new(0),
+            end: OnceLock::new(),
+            own: name.as_bytes().into(),
+        });
+        let pushes = incoming.clone();
+        let take = move |push: PushInfo| -> Result<(), ()> {
+            pushes.push(push);
+            Ok(())
+        };
+        let config = config.set_push_sender(take);
+        let connection =
+            access.client(&owner)?.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok((Self::Sharded(connection), Messages::Sharded(receiver, incoming)))
     }
 
     /// Subscribes to all of these names.
     pub(super) fn subscribe(
         &self,
         names: Vec<String>,
-    ) -> impl Future<Output = Result<(), Unreachable>> + use<> {
-        let mut sink = self.0.clone();
-        async move { Ok(sink.subscribe(names).await?) }
+    ) -> LocalBoxFuture<'static, Result<(), Unreachable>> {
+        match self {
+            Self::Ordinary(sink) => {
+                let mut sink = sink.clone();
+                Box::pin(async move { Ok(sink.subscribe(names).await?) })
+            }
+            Self::Sharded(connection) => {
+                Box::pin(change_sharded(connection.clone(), "SSUBSCRIBE", names))
+            }
+        }
     }
 
     /// Unsubscribes from all of these names.
     pub(super) fn unsubscribe(
         &self,
         names: Vec<String>,
-    ) -> impl Future<Output = Result<(), Unreachable>> + use<> {
-        let mut sink = self.0.clone();
-        async move { Ok(sink.unsubscribe(names).await?) }
+    ) -> LocalBoxFuture<'static, Result<(), Unreachable>> {
+        match self {
+            Self::Ordinary(sink) => {
+                let mut sink = sink.clone();
+                Box::pin(async move { Ok(sink.unsubscribe(names).await?) })
+            }
+            Self::Sharded(connection) => {
+                Box::pin(change_sharded(connection.clone(), "SUNSUBSCRIBE", names))
+            }
+        }
+    }
+}
+
+/// A command for each name, since an error takes the place of all confirmations of a command: with several names
+/// in one the others would be waited for.
+async fn change_sharded(
+    mut connection: MultiplexedConnection,
+    command: &'static str,
+    names: Vec<String>,
+) -> Result<(), Unreachable> {
+    let mut pipeline = redis::Pipeline::with_capacity(names.len());
+    for name in &names {
+        pipeline.cmd(command).arg(name);
+    }
+    let values = connection.send_packed_commands(&pipeline, 0, names.len()).await?;
+    let mut errors = values.into_iter().map(reply).filter_map(|reply| match reply {
+        Reply::Error(text) => Some(Unreachable::Useless(text)),
+        _ => None,
+    });
+    errors.next().map_or(Ok(()), Err)
+}
+
+impl Messages {
+    /// Why there are no more.
+    pub(super) fn end(&self) -> Unreachable {
+        let why = match self {
+            Self::Ordinary(_) => None,
+            Self::Sharded(_, incoming) => incoming.end.get(),
+        };
+        why.map_or(Unreachable::Closed, |why| Unreachable::Useless((*why).into()))
     }
 }
 
 impl Stream for Messages {
-    type Item = (Vec<u8>, Vec<u8>);
+    type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = Pin::new(&mut self.0).poll_next(context);
-        next.map(|message| {
-            let message = message?;
-            let name = message.get_channel_name().as_bytes().to_vec();
-            Some((name, message.get_payload_bytes().to_vec()))
-        })
+        match &mut *self {
+            Self::Ordinary(stream) => Pin::new(stream).poll_next(context).map(|message| {
+                let message = message?;
+                let name = message.get_channel_name().as_bytes().to_vec();
+                Some((name, message.get_payload_bytes().to_vec()))
+            }),
+            Self::Sharded(receiver, incoming) => receiver.poll_recv(context).map(|message| {
+                let (name, payload) = message?;
+                incoming.waiting.fetch_sub(name.len() + payload.len(), Ordering::Relaxed);
+                Some((name, payload))
+            }),
+        }
     }
 }
