@@ -11,10 +11,13 @@ const SDK = new URL('../sdk/node_modules/centrifuge/dist/centrifuge.js', import.
 
 let browser;
 const roost = new Roost();
+/** A node that has no SDK to serve. */
+const bare = new Roost();
 
 before(async () => {
   browser = await launch();
   await roost.begin({ config: null, flags: ['--dev'], env: { ROOST_DEMO_SDK: SDK } });
+  await bare.begin({ config: null, flags: ['--dev'], env: { ROOST_DEMO_SDK: '/nowhere.js' } });
 });
 // A client of a test that failed would stay in the channel.
 afterEach(async () => {
@@ -22,13 +25,13 @@ afterEach(async () => {
 });
 after(async () => {
   await browser?.close();
-  if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+  for (const node of [roost, bare]) if (node.nodes) assert.equal(await node.stop(), 0, 'exit code after SIGTERM');
 });
 
 /** The page, both of whose clients are subscribed. */
-async function demo(options) {
+async function demo(options, { port } = roost) {
   const page = await open(browser, options);
-  await page.goto(`http://127.0.0.1:${roost.port}/demo`);
+  await page.goto(`http://127.0.0.1:${port}/demo`);
   for (const pane of ['ada', 'grace']) await isConnected(page, pane);
   return page;
 }
@@ -57,8 +60,11 @@ test('clients talk, and see who is here, who said what and when', async () => {
   await page.close();
 });
 
-test('a connection that was cut recovers the messages that it missed', async () => {
-  const page = await demo();
+/** What the console complains of, but for the SDK that a bare node doesn't have. */
+const faults = (page, node) => page.faults.filter((fault) => node === roost || !/503|centrifuge\.js/.test(fault));
+
+async function recovers(node) {
+  const page = await demo({}, node);
   await click(page, 'cut-grace');
   await text(page, 'state-grace', (state) => state === 'disconnected');
   await text(page, 'here-ada', (here) => here === 'Here: Ada');
@@ -77,12 +83,12 @@ test('a connection that was cut recovers the messages that it missed', async () 
   assert.match(shown, /Ada: onerecovered.*Ada: tworecovered.*Ada: threerecovered/);
   await text(page, 'here-ada', (here) => here === 'Here: Ada, Grace');
   await shot(page, 'demo-recovered');
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(faults(page, node), []);
   await page.close();
-});
+}
 
-test('each transport carries messages both ways', async () => {
-  const page = await demo();
+async function talksOverEachTransport(node) {
+  const page = await demo({}, node);
   const offered = await page.$$eval('[data-test="transport-ada"] option', (options) => options.map(({ value }) => value));
   assert.deepEqual(offered, ['websocket', 'http_stream', 'sse']);
   for (const transport of ['http_stream', 'sse', 'websocket']) {
@@ -94,8 +100,21 @@ test('each transport carries messages both ways', async () => {
     await say(page, 'grace', `back by ${transport}`);
     await shows(page, 'ada', `Grace: back by ${transport}`);
   }
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(faults(page, node), []);
   await page.close();
+}
+
+test('a connection that was cut recovers the messages that it missed', () => recovers(roost));
+
+test('each transport carries messages both ways', () => talksOverEachTransport(roost));
+
+test('a page without the SDK says so, and its own client recovers over each transport', async () => {
+  const page = await demo({}, bare);
+  await text(page, 'missing', (note) => note.includes('a small client of its own'));
+  await shot(page, 'demo-without-sdk');
+  await page.close();
+  await recovers(bare);
+  await talksOverEachTransport(bare);
 });
 
 test('the page fits a phone: nothing scrolls sideways, and targets have 44 pixels', async () => {

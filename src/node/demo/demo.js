@@ -6,6 +6,10 @@ const CHANNEL = 'demo';
 const SHOWN_MAX = 100;
 const TOKEN_SECONDS = 3600;
 
+/** Without a way to the registry the node has no SDK to serve. */
+const HAS_SDK = typeof Centrifuge !== 'undefined';
+const Client = HAS_SDK ? Centrifuge : SmallClient;
+
 const isSecure = location.protocol === 'https:';
 const http = (path) => `${location.origin}${path}`;
 const socket = (path) => `${isSecure ? 'wss' : 'ws'}://${location.host}${path}`;
@@ -107,7 +111,7 @@ class Pane {
     const stream = this.options.streams.find((other) => other.transport === transport);
     const endpoint = stream ? http(stream.path) : socket(this.options.websocket);
     const sockets = watched();
-    const client = new Centrifuge([{ transport, endpoint }], {
+    const client = new Client([{ transport, endpoint }], {
       emulationEndpoint: http(this.options.emulation),
       websocket: sockets,
       token: this.options.token,
@@ -242,10 +246,7 @@ async function begin() {
     byId('admin').href = options.admin;
     byId('admin').hidden = false;
   }
-  if (typeof Centrifuge === 'undefined') {
-    byId('missing').hidden = false;
-    return;
-  }
+  byId('missing').hidden = HAS_SDK;
   for (const name of ['Ada', 'Grace']) new Pane(name, { ...options, token: await token(name, options.secret) });
 }
 

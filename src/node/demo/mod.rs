@@ -1,7 +1,8 @@
 //! `/demo`: a page on which two clients talk, with the SDK that applications use.
 //!
 //! The SDK is not part of this program: it comes from a file, or once from the npm registry, whose copy has
-//! to have the digest that is written here.
+//! to have the digest that is written here. Where neither is there, on a machine without a way to the
+//! registry, the page uses a small client of its own (`client.js`) and says so.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -136,6 +137,7 @@ pub(super) fn router(demo: &config::Demo, snippets: Snippets) -> Router {
     };
     Router::new()
         .route("/demo", asset(pages::HTML, include_str!("demo.html")))
+        .route("/demo/client.js", asset(pages::JS, include_str!("client.js")))
         .route("/demo/demo.js", asset(pages::JS, include_str!("demo.js")))
         .route(
             "/demo/demo.css",
