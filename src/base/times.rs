@@ -29,6 +29,11 @@ impl Times {
         self.total_us.add(us.into());
     }
 
+    /// How many were counted so far.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Counter::get).sum()
+    }
+
     /// Adds what was counted so far.
     pub fn add_to(&self, counts: &mut Counts) {
         for (sum, bucket) in counts.buckets.iter_mut().zip(&self.buckets) {

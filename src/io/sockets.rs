@@ -22,6 +22,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use socket2::{SockRef, TcpKeepalive};
+
 use super::Wake;
 use crate::base::address::Peer;
 use crate::base::id::ShardId;
@@ -230,7 +232,7 @@ pub fn listen_unix(address: &UnixAddress, backlog: i32) -> io::Result<OwnedFd> {
 }
 
 fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {
-    use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+    use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking().cloexec(),
@@ -242,6 +244,24 @@ fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedF
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    set_inherited(SockRef::from(&socket), options)?;
+    socket.bind(&address.into())?;
+    socket.listen(options.backlog)?;
+    Ok(socket.into())
+}
+
+/// Gives a listener that another process has opened the options of an own one.
+pub fn adopt(listener: &OwnedFd, options: &ListenOptions) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_nonblocking(true)?;
+    if socket.local_addr()?.as_socket().is_some() {
+        set_inherited(SockRef::from(listener), options)?;
+    }
+    socket.listen(options.backlog)
+}
+
+/// Sets what accepted connections inherit from their listener.
+fn set_inherited(socket: SockRef<'_>, options: &ListenOptions) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     // Finds peers that vanished where no application ping would.
     let keepalive = TcpKeepalive::new()
@@ -255,9 +275,7 @@ fn listen_one(address: SocketAddr, options: &ListenOptions) -> io::Result<OwnedF
     if let Some(bytes) = options.notsent_lowat_bytes {
         socket.set_tcp_notsent_lowat(bytes)?;
     }
-    socket.bind(&address.into())?;
-    socket.listen(options.backlog)?;
-    Ok(socket.into())
+    Ok(())
 }
 
 /// The other end of a connected socket; `None` once it was reset.

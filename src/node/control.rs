@@ -22,6 +22,7 @@ use super::health::Health;
 use super::log::{Lines, Log};
 use super::memory::Watch;
 use super::proxies::Proxies;
+use super::service_manager::ServiceManager;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
@@ -70,6 +71,8 @@ pub(super) struct Control {
     pub(super) log: Log,
     /// Copies of one shard's listeners, so that tools that look into this thread's table name the process.
     pub(super) shown: RefCell<Vec<OwnedFd>>,
+    /// Supervises the node, perhaps.
+    pub(super) manager: Arc<ServiceManager>,
     /// Standard output, for figures.
     pub(super) output: Lines,
     /// The figures for viewers, once a second.
@@ -116,7 +119,11 @@ impl Control {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
                 _ = signals.figures.recv() => self.print_figures(),
-                _ = signals.reload.recv() => self.reload(),
+                _ = signals.reload.recv() => {
+                    self.manager.reloading();
+                    self.reload();
+                    self.manager.reloaded();
+                }
                 _ = soon.tick(), if is_scarce => self.watch_memory(),
                 _ = every.tick() => {
                     self.watch_memory();
@@ -212,6 +219,7 @@ impl Control {
         let open = self.open();
         let rate = self.pace(open);
         info!(connections = open, per_second = rate, "draining");
+        self.manager.stopping(open, self.shutdown_timeout);
         for (shard, here) in self.control_mail.shards().zip(&self.node.open) {
             // By what is there: the kernel doesn't spread connections evenly, and a fuller shard at
             // the pace of the others would not be done in time.

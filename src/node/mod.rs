@@ -9,6 +9,7 @@
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
+mod activation;
 mod address;
 mod admin;
 mod admin_refusals;
@@ -43,6 +44,7 @@ pub mod redis;
 mod responses;
 mod sender;
 mod serve;
+mod service_manager;
 mod slices;
 #[cfg(test)]
 mod testing;
@@ -64,6 +66,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
+use self::activation::{Activated, PassedListeners};
 use self::admin::{Access, Figures};
 use self::admin_refusals::AdminRefusals;
 use self::api::Api;
@@ -80,6 +83,7 @@ use self::metrics::Metrics;
 use self::proxies::Proxies;
 use self::redis::ControlEvent;
 use self::responses::Responses;
+use self::service_manager::ServiceManager;
 use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
@@ -116,6 +120,8 @@ pub struct Settings {
     pub io: Io,
     /// Where to listen; port 0 takes a free one.
     pub listen: ListenOptions,
+    /// Listeners of a service manager, in place of the addresses.
+    activated: Activated,
     /// The rules of sessions.
     pub rules: Rules,
     /// Options of each shard.
@@ -249,10 +255,9 @@ pub enum Ended {
 /// When it can't begin to listen.
 pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     sys::memory::disable_huge_pages();
-    let addresses = listen::probe(&settings.listen.addresses)?;
-    // Removed whatever comes of it.
-    let mut files = SocketFiles::default();
-    let listen = ListenOptions { addresses: addresses.clone(), ..settings.listen };
+    let Activated { public: passed, internal: passed_internal } = settings.activated;
+    let listen = public_listeners(settings.listen, &passed)?;
+    let addresses = listen.addresses.clone();
     let Ground { runtime, signals, output, switchboard, started, mut seeds } =
         Ground::new(settings.shards)?;
     let (letterboxes, mailboxes) = mailboxes(&switchboard, settings.shards);
@@ -271,11 +276,10 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
-
-    let (io, tables_apart, cpu) = (settings.io, settings.tables_apart, None);
-    let (of, board) = (node.clone(), switchboard.clone());
+    let (io, tables_apart, passed) = (settings.io, settings.tables_apart, Arc::new(passed));
+    let of = node.clone();
     let beginning =
-        Beginning { node: of, switchboard: board, io, tables_apart, listen, cpu, started };
+        Beginning { node: of, switchboard, io, tables_apart, listen, passed, cpu: None, started };
     let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
         let (letterboxes, outside) = (letterboxes.clone(), brokers.outside(shard, control.clone()));
         Seat { shard, mailbox, letterboxes, outside, seed: seeds.next_u64() }
@@ -289,11 +293,12 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     // Behind the shards: their tables would hold copies of its sockets.
     let (brokers, control_events) = brokers.start(&letterboxes)?;
     // Held, and closed before those of the shards: a copy keeps what waits there from moving to others.
-    let shown = switchboard.shown();
+    let shown = beginning.switchboard.shown();
+    // Removed whatever comes of it.
+    let mut files = beginning.socket_files();
     // In the process's own table, and in no other.
-    files.add(&addresses);
-    let (listeners, internal) = listen::listen(&settings.internal)?;
-    files.add(&internal);
+    let internal = (passed_internal, &settings.internal[..]);
+    let (listeners, internal) = internal_listeners(internal, &beginning.listen, &mut files)?;
     let name = name_of(settings.name, &addresses);
     let way = (servers, settings.metrics_interval, control_events);
     let cluster = begin_cluster(&runtime, (&node, &control_mail, &brokers), &name, started, way);
@@ -313,8 +318,9 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
     (settings.greeting)(&addresses, &internal);
     services.keep(&runtime, client, queues);
+    let manager = services.report(&runtime, &status(&addresses, settings.shards));
     let pace = (settings.drain_rate, settings.shutdown_timeout, settings.reload);
-    let control = services.control(started, pace, (settings.log, output), shown);
+    let control = services.control(started, pace, (settings.log, output), (shown, manager));
     Ok(ended(runtime.block_on(control.run(signals)), threads))
 }
 
@@ -554,13 +560,22 @@ impl Services {
         runtime.spawn(users::keep_counting(node, control_mail));
     }
 
+    /// Reports to the service manager that the node listens, and begins to ping its watchdog.
+    fn report(&self, runtime: &Runtime, status: &str) -> Arc<ServiceManager> {
+        let manager = Arc::new(ServiceManager::connect());
+        let (node, control_mail) = (Arc::clone(&self.node), Arc::clone(&self.control_mail));
+        runtime.spawn(service_manager::watch(Arc::clone(&manager), node, control_mail));
+        manager.ready(status);
+        manager
+    }
+
     /// What stays with the control thread.
     fn control(
         self,
         started: Instant,
         (drain_rate, shutdown_timeout, reload): (u32, Duration, Reload),
         (log, output): (log::Log, log::Lines),
-        shown: Vec<OwnedFd>,
+        (shown, manager): (Vec<OwnedFd>, Arc<ServiceManager>),
     ) -> control::Control {
         control::Control {
             node: self.node,
@@ -579,6 +594,7 @@ impl Services {
             log,
             output,
             shown: RefCell::new(shown),
+            manager,
             proxies: self.proxies,
             figures: self.figures,
         }
@@ -600,6 +616,12 @@ fn node_state(
     let memory = Memory::new(memory_limit_bytes, sys::memory::allocated_bytes);
     let notices = Notices::new(started);
     NodeState::new(NodeParts { rules, options, names, crypto, memory, addresses, notices, tls })
+}
+
+/// A line for the service manager.
+fn status(addresses: &[Address], shards: usize) -> String {
+    let addresses: Vec<_> = addresses.iter().map(Address::to_string).collect();
+    format!("Listening on {} with {shards} shards", addresses.join(" and "))
 }
 
 /// The name of a node: without one its host and port.
@@ -628,8 +650,20 @@ struct Beginning {
     io: Io,
     tables_apart: bool,
     listen: ListenOptions,
+    passed: Arc<PassedListeners>,
     cpu: Option<usize>,
     started: Instant,
+}
+
+impl Beginning {
+    /// Files of public Unix sockets that this process has made. Passed ones are the manager's.
+    fn socket_files(&self) -> SocketFiles {
+        let mut files = SocketFiles::default();
+        if self.passed.is_empty() {
+            files.add(&self.listen.addresses);
+        }
+        files
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where shard threads are made")]
@@ -689,17 +723,18 @@ fn begin_shard<D: Driver>(
         // A container may forbid it; the shard runs all the same.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
-    let mut listen = beginning.listen;
-    if seat.shard.index() > 0 {
-        // One shard accepts for all from a Unix socket.
-        listen.addresses.retain(|address| address.ip().is_some());
+    let passed = &beginning.passed;
+    let listeners = match passed.is_empty() {
+        true => own_listeners(beginning.listen, seat.shard)?,
+        false => passed
+            .of_shard(seat.shard, beginning.node.open.len())
+            .map_err(system("a copy of a passed listener"))?,
+    };
+    if beginning.tables_apart {
+        // The main thread has them in its table for as long as it lives.
+        sys::tables::close_copies(&passed.numbers());
     }
-    let listeners = sockets::listen(&listen).map_err(|source| {
-        // All were had before.
-        let address = listen.addresses.swap_remove(0);
-        StartFault::Listen { address, source }
-    })?;
-    if beginning.tables_apart && seat.shard == ShardId(0) {
+    if beginning.tables_apart && passed.is_empty() && seat.shard == ShardId(0) {
         // Tools such as ss, lsof and fuser look into the main thread's table alone.
         let shown = beginning.switchboard.show(&listeners);
         shown.map_err(system("a copy of a listener for the main thread"))?;
@@ -708,6 +743,52 @@ fn begin_shard<D: Driver>(
         .map_err(system(name))?;
     let driver = Secured::new(driver, &beginning.node, seat.shard);
     Ok(Shard::new(beginning.node, seat, driver, sys::memory::collect))
+}
+
+/// Opens the listeners of a shard.
+fn own_listeners(mut listen: ListenOptions, shard: ShardId) -> Result<Vec<OwnedFd>, StartFault> {
+    if shard.index() > 0 {
+        // One shard accepts for all from a Unix socket.
+        listen.addresses.retain(|address| address.ip().is_some());
+    }
+    sockets::listen(&listen).map_err(|source| {
+        // All were had before.
+        let address = listen.addresses.swap_remove(0);
+        StartFault::Listen { address, source }
+    })
+}
+
+/// Where the shards listen: at the addresses of passed listeners, or at own ones that can be had.
+fn public_listeners(
+    listen: ListenOptions,
+    passed: &PassedListeners,
+) -> Result<ListenOptions, StartFault> {
+    if passed.is_empty() {
+        return Ok(ListenOptions { addresses: listen::probe(&listen.addresses)?, ..listen });
+    }
+    passed.prepare(&listen).map_err(system("a passed listener"))?;
+    Ok(ListenOptions { addresses: passed.addresses(), ..listen })
+}
+
+/// The listeners of the internal port: those that were passed, or own ones at these addresses.
+fn internal_listeners(
+    (passed, addresses): (PassedListeners, &[Address]),
+    options: &ListenOptions,
+    files: &mut SocketFiles,
+) -> Result<(Vec<listen::Listener>, Vec<Address>), StartFault> {
+    if passed.is_empty() {
+        let (listeners, addresses) = listen::listen(addresses)?;
+        files.add(&addresses);
+        return Ok((listeners, addresses));
+    }
+    if addresses.is_empty() {
+        let why = "the descriptor \"internal\" needs http_server.internal_port";
+        return Err(system("LISTEN_FDS")(std::io::Error::other(why)));
+    }
+    let options = ListenOptions { send_buffer_bytes: None, ..options.clone() };
+    passed.prepare(&options).map_err(system("a passed listener"))?;
+    let addresses = passed.addresses();
+    Ok((passed.into_listeners(), addresses))
 }
 
 /// Stack of a shard's thread, bytes: what is touched of it counts, not what is reserved.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use super::activation::Activated;
 use super::admin::{admin_rules, websocket_path};
 use super::certificates::{self, Certificates};
 use super::demo::Snippets;
@@ -42,6 +43,8 @@ const BACKLOG: i32 = 65_535;
 /// Runs a node until a signal ends it. Returns 0 at a regular end, 1 when it could not start or
 /// was cut short by a second signal.
 pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
+    // Before anything else opens a file.
+    let activated = Activated::take();
     let options = &loaded.config.log;
     let log = match log::init(options.level, options.file.as_deref(), options.json) {
         Ok(log) => log,
@@ -51,7 +54,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = start(loaded, sources, log.clone());
+    let ended = activated.and_then(|activated| start(loaded, sources, activated, log.clone()));
     match &ended {
         Ok(ended) => info!(?ended, "node ended"),
         Err(fault) => log.fatal(fault),
@@ -63,7 +66,12 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
     }
 }
 
-fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault> {
+fn start(
+    loaded: Loaded,
+    sources: Sources,
+    activated: Activated,
+    log: Log,
+) -> Result<Ended, StartFault> {
     let Loaded { mut config, origin, warnings } = loaded;
     // A file that was read once is required at a reload, also one that was found by its default name.
     let sources = Sources { file: sources.file.clone().or_else(|| origin.clone()), ..sources };
@@ -103,6 +111,7 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
     let mut settings = settings(config.clone(), io, &plan, &facts, node)
         .map_err(system("random numbers and keys"))?;
     settings.tls = tls;
+    settings.activate(activated);
     if !config.roost.start_without_broker {
         settings.brokers.check()?;
     }
@@ -122,6 +131,17 @@ fn start(loaded: Loaded, sources: Sources, log: Log) -> Result<Ended, StartFault
         pid_file.remove();
     }
     ended
+}
+
+impl Settings {
+    /// Takes listeners of a service manager, if there are some.
+    fn activate(&mut self, activated: Activated) {
+        if !activated.public.is_empty() {
+            self.options.one_accepts = !activated.public.suffice(self.shards);
+            self.options.listeners_stay = true;
+        }
+        self.activated = activated;
+    }
 }
 
 /// Reads the certificates of all listeners.
@@ -431,6 +451,7 @@ fn settings(
         log,
         cpus: Vec::new(),
         io,
+        activated: Activated::default(),
         listen: ListenOptions {
             addresses: http_server.at.addresses(http_server.port, mode),
             backlog: BACKLOG,
@@ -470,6 +491,7 @@ fn settings(
             uni_websocket,
             poll_wait_ms,
             one_accepts: matches!(http_server.at, ListenAt::Unix(_)),
+            listeners_stay: false,
             addresses: roost.addresses,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),

@@ -76,6 +76,7 @@ pub(crate) fn options() -> Options {
         uni_websocket: UniWebSocketOptions::default(),
         poll_wait_ms: 1_000,
         one_accepts: false,
+        listeners_stay: false,
         addresses: AddressSources::default(),
         web: Vec::new(),
         channels_idle_max: 100,

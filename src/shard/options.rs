@@ -38,6 +38,9 @@ pub struct Options {
     pub poll_wait_ms: u64,
     /// One shard accepts for all and passes each connection to the least loaded one.
     pub one_accepts: bool,
+    /// The listeners are a service manager's and outlive the node: one that drains leaves what waits
+    /// there to the next process.
+    pub listeners_stay: bool,
     /// Sources of clients' addresses.
     pub addresses: AddressSources,
     /// Path prefixes that the control thread serves on the public port. A prefix covers itself and the

@@ -37,6 +37,7 @@ mod redis_layouts;
 mod reload;
 mod senders;
 mod server_subs;
+mod service_manager;
 mod shutdown;
 mod signatures;
 mod slow;

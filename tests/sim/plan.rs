@@ -213,6 +213,7 @@ impl Plan {
             },
             poll_wait_ms: pick(rng, &[2_000, 20_000]),
             one_accepts: false,
+            listeners_stay: false,
             addresses: AddressSources::default(),
             web: Vec::new(),
             channels_idle_max: pick(rng, &[0, 1, 100]),

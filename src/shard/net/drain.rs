@@ -83,6 +83,9 @@ impl<D: Driver> Net<D> {
     /// Begins to drain.
     pub(crate) fn drain(&mut self, cx: &Cx, per_second: u32) {
         let since = cx.now;
+        if cx.node.options.listeners_stay {
+            self.driver.close_listener();
+        }
         self.draining.get_or_insert(Draining {
             per_second,
             since,
