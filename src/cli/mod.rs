@@ -4,6 +4,7 @@
 //! needs neither; everything that can be wrong with options is said, with exit code 2, before.
 
 mod check;
+mod documents;
 mod flags;
 mod health;
 mod http;
@@ -108,6 +109,8 @@ fn other(
     match command {
         Command::Config(ConfigCommand::Check(arguments)) => check::check(&arguments),
         Command::Config(ConfigCommand::Default { format }) => check::defaults(format),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { folder } => documents::man(&folder),
         Command::Tune { connections, apply, write } => (commands.tune)(connections, apply, write),
         Command::Version => {
             say(concat!("roost ", env!("CARGO_PKG_VERSION"), "\n"));
