@@ -112,7 +112,6 @@ fn a_manager_hears_of_start_reload_health_and_end() {
     let expected = "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=Draining 1 connections\n";
     assert_eq!(stopping, expected);
     client.is_closed(3001, "shutdown");
-    client.close();
     assert_eq!(node.ended().code, Some(0));
 }
 
