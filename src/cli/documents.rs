@@ -30,10 +30,10 @@ pub(super) fn man(folder: &Path) -> ExitCode {
 
 fn write_all(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let mut command = super::command().disable_help_subcommand(true);
+    let mut root = command().disable_help_subcommand(true);
     // Names the commands below: `roost-config-check`.
-    command.build();
-    write_pages(&command, folder)
+    root.build();
+    write_pages(&root, folder)
 }
 
 /// The pages of a command and of those below it.
