@@ -102,7 +102,9 @@ def forbidden():
 
 def limited():
     """With a limit of memory and half a core."""
-    name = f"roost-test-{os.getpid()}"
+    # The process id is the namespace's own, 1 most often.
+    name = f"roost-test-{time.time_ns()}"
+    node = None
     limit = 512 << 20
     v1 = "/sys/fs/cgroup/memory"
     if os.path.exists(f"{v1}/memory.limit_in_bytes"):
@@ -122,18 +124,21 @@ def limited():
         except OSError as fault:
             return f"LEFT OUT: limits of a cgroup: {fault}"
         node = Node(cgroups=folders)
-        check(field(node, "memory_limit_bytes") == limit // 10 * 8, node.start)
+        check(field(node, "memory_limit_bytes") == limit // 100 * 80, node.start)
         check(field(node, "shards") == 1, node.start)
         node.end()
         return "80 % of the cgroup's memory, and as many shards as it grants cores"
     finally:
+        if node and node.process.poll() is None:
+            node.process.kill()
+            node.process.wait()
         for folder in folders:
             if os.path.isdir(folder):
                 os.rmdir(folder)
 
 
-def resolves():
-    """Names are looked up in the network: redis.example.test is 127.0.0.1."""
+def name_server():
+    """A server for names, which are listed when they are looked up: redis.example.test is 127.0.0.1."""
     asked = []
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
@@ -150,6 +155,27 @@ def resolves():
             server.sendto(head + question[12:end + 5] + record, peer)
 
     threading.Thread(target=answer, daemon=True).start()
+    return asked
+
+
+def resolver():
+    """That of a static program needs no file of the image: without nsswitch.conf, and with one that
+    names modules which are not there."""
+    for sources in [None, "files dns", "files mdns4_minimal [NOTFOUND=return] resolve [!UNAVAIL=return] dns"]:
+        path = f"{ROOT}/etc/nsswitch.conf"
+        if os.path.exists(path):
+            os.remove(path)
+        if sources:
+            with open(path, "w") as file:
+                file.write(f"hosts: {sources}\n")
+        for name, right in [("redis.example.test", "127.0.0.1\n"), ("nobody.example.test", None)]:
+            done = subprocess.run(["/resolve", name], env={}, capture_output=True, text=True, preexec_fn=enter)
+            check((done.stdout == right) if right else done.returncode == 1, f"{sources}: {name}: {done}")
+    return "a static program resolves names over DNS"
+
+
+def broker():
+    """The node looks the name of its broker up."""
     redis = subprocess.Popen(["redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", ""],
                              stdout=subprocess.DEVNULL)
     try:
@@ -164,7 +190,7 @@ def resolves():
         node.end()
     finally:
         redis.kill()
-    return "names are resolved over DNS"
+    return "the node finds its broker by name"
 
 
 run("mount", "--make-rprivate", "/")
@@ -175,5 +201,6 @@ for folder, command in [("proc", ["mount", "-t", "proc", "proc"]), ("sys", ["mou
     run(*command, f"{ROOT}/{folder}")
 with open(f"{ROOT}/etc/resolv.conf", "w") as file:
     file.write("nameserver 127.0.0.1\n")
-for scenario in [plain, forbidden, limited, resolves]:
+asked = name_server()
+for scenario in [resolver, plain, forbidden, limited, broker]:
     print(f"  {scenario()}")

@@ -31,13 +31,16 @@ mount --bind "$SHARED" mnt
 mount -t tmpfs tmpfs dev
 for node in null zero full random urandom tty; do touch "dev/$node"; mount --bind "/dev/$node" "dev/$node"; done
 mkdir -p dev/pts dev/shm
-touch dev/console
+touch dev/console dev/ptmx
 mount --bind /dev/null dev/console
 mount -t tmpfs tmpfs sys/fs/cgroup
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 ip link set lo up
 export container=roost
-exec chroot . /lib/systemd/systemd --system --unit=basic.target --log-target=journal --show-status=false
+mkdir old
+pivot_root . old
+umount -l /old
+exec /lib/systemd/systemd --system --unit=basic.target --log-target=journal --show-status=false
 """
 
 
