@@ -48,6 +48,10 @@ pub const MAILBOX_BYTES_MAX: usize = 32 << 20;
 /// clean-up and requests wait where they come from.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 
+/// Events for the application that a shard keeps while the control thread has no room, bytes. An event beyond
+/// it is lost, and counted.
+pub const APP_EVENTS_WAITING_BYTES_MAX: usize = 1 << 20;
+
 /// Requests of one shard to one home that may be unanswered; each has room for its answer
 /// reserved. Beyond it the connections that ask are not read further.
 pub const REQUESTS_UNANSWERED_MAX: u32 = 4096;

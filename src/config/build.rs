@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use regex_lite::Regex;
 use tracing::level_filters::LevelFilter;
 
+use super::hooks;
 use super::layers::{Report, Scope, Settings, default};
 use super::options::{
     Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,
@@ -48,6 +49,8 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let mut taken = Vec::new();
     let transports = transports(root, &mut taken, report);
     let http_server = http_server(root, report);
+    let disconnect_events = settings.section(hooks::SECTION).flag("disconnect");
+    let channels = channels(settings, &proxies, report);
     let config = Config {
         tls: tls(settings, http_server.internal.is_some(), report),
         http_server,
@@ -57,10 +60,11 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
             json: root.text("roost.log_format") == "json",
         },
         origins: origins(root, report),
-        client: client(root, proxies.of_clients(report), report),
+        client: client(root, (proxies.of_clients(report), disconnect_events), report),
         rpc: rpc(settings, &proxies, report),
         tokens: tokens(root, report),
-        channels: channels(settings, &proxies, report),
+        hooks: hooks::hooks(settings, &channels, report),
+        channels,
         websocket: WebSocket {
             enabled: !root.flag("websocket.disabled"),
             handler_prefix: root.text("websocket.handler_prefix"),
@@ -201,7 +205,11 @@ fn web(root: &Scope, mut taken: Vec<(&str, String)>, report: &mut Report) -> Web
     web
 }
 
-fn client(root: &Scope, proxies: ClientProxies, report: &mut Report) -> ClientOptions {
+fn client(
+    root: &Scope,
+    (proxies, disconnect_events): (ClientProxies, bool),
+    report: &mut Report,
+) -> ClientOptions {
     let (interval, timeout) =
         (root.duration("client.ping_interval"), root.duration("client.pong_timeout"));
     if let (Some(interval), Some(timeout)) = (interval, timeout)
@@ -240,6 +248,7 @@ fn client(root: &Scope, proxies: ClientProxies, report: &mut Report) -> ClientOp
         user_id_http_header: root.text("client.user_id_http_header").to_ascii_lowercase(),
         insecure: root.flag("client.insecure"),
         concurrency: root.size("client.concurrency") as u32,
+        disconnect_events,
         version: format!("{} roost", env!("CARGO_PKG_VERSION")),
     }
 }
@@ -425,6 +434,7 @@ fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Re
     if scope.ms("roost.write_delay") > WRITE_DELAY_MS_MAX {
         report.errors.push(scope.complaint("roost.write_delay", "at most 1s"));
     }
+    let state_events = scope.list("roost.state_events");
     let namespace = Namespace {
         name: scope.name().into(),
         index: 0,
@@ -446,6 +456,8 @@ fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Re
         presence: scope.flag("presence"),
         join_leave: scope.flag("join_leave"),
         force_push_join_leave: scope.flag("force_push_join_leave"),
+        occupied_events: state_events.iter().any(|event| event == "occupied"),
+        vacated_events: state_events.iter().any(|event| event == "vacated"),
         allow_presence_for_client: scope.flag("allow_presence_for_client"),
         allow_presence_for_subscriber: scope.flag("allow_presence_for_subscriber"),
         allow_presence_for_anonymous: scope.flag("allow_presence_for_anonymous"),
@@ -619,6 +631,30 @@ fn proxy(settings: &Settings, scope: &Scope, name: &str, report: &mut Report) ->
         names
     };
     let (http_headers, emulated_headers) = (names("http_headers"), names("emulated_headers"));
+    let timeout_ms = scope.ms("timeout");
+    if timeout_ms == 0 {
+        report.errors.push(scope.complaint("timeout", "more than 0"));
+    }
+    ProxyOptions {
+        name: name.to_owned(),
+        endpoint: scope.text("endpoint"),
+        timeout_ms,
+        http_headers,
+        emulated_headers,
+        static_headers: static_headers(settings, scope, report),
+        binary_encoding: scope.flag("binary_encoding"),
+        include_connection_meta: scope.flag("include_connection_meta"),
+        transforms: serde_json::from_value(scope.json("http.status_to_code_transforms"))
+            .unwrap_or_default(),
+        tls: endpoint_tls(scope, report),
+        concurrency: scope.size("roost.concurrency") as u32,
+        breaker_failures: u32::try_from(scope.count("roost.breaker_failures")).unwrap_or(0),
+        breaker_pause_ms: scope.ms("roost.breaker_pause"),
+    }
+}
+
+/// The certificates of an endpoint, where they are not the machine's.
+pub(super) fn endpoint_tls(scope: &Scope, report: &mut Report) -> Option<ProxyTls> {
     let tls = scope.flag("http.tls.enabled").then(|| {
         let mut pem = |name: &str| {
             let path = format!("http.tls.{name}");
@@ -643,26 +679,7 @@ fn proxy(settings: &Settings, scope: &Scope, name: &str, report: &mut Report) ->
         let danger = "anybody between here and the application can read and answer its calls";
         report.warnings.push(scope.remark("http.tls.insecure_skip_verify", danger));
     }
-    let timeout_ms = scope.ms("timeout");
-    if timeout_ms == 0 {
-        report.errors.push(scope.complaint("timeout", "more than 0"));
-    }
-    ProxyOptions {
-        name: name.to_owned(),
-        endpoint: scope.text("endpoint"),
-        timeout_ms,
-        http_headers,
-        emulated_headers,
-        static_headers: static_headers(settings, scope, report),
-        binary_encoding: scope.flag("binary_encoding"),
-        include_connection_meta: scope.flag("include_connection_meta"),
-        transforms: serde_json::from_value(scope.json("http.status_to_code_transforms"))
-            .unwrap_or_default(),
-        tls,
-        concurrency: scope.size("roost.concurrency") as u32,
-        breaker_failures: u32::try_from(scope.count("roost.breaker_failures")).unwrap_or(0),
-        breaker_pause_ms: scope.ms("roost.breaker_pause"),
-    }
+    tls
 }
 
 fn may_be_sent(name: &str) -> bool {
@@ -670,7 +687,8 @@ fn may_be_sent(name: &str) -> bool {
         && !HEADERS_OF_CALLS.contains(&name)
 }
 
-fn static_headers(
+/// The headers of each call.
+pub(super) fn static_headers(
     settings: &Settings,
     scope: &Scope,
     report: &mut Report,

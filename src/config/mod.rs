@@ -17,6 +17,7 @@ mod build;
 pub(crate) mod explain;
 mod file_value;
 mod files;
+mod hooks;
 mod json;
 mod layers;
 mod migrate;
@@ -58,6 +59,7 @@ pub(crate) mod documented {
     }
 }
 
+pub use self::hooks::Hooks;
 pub use self::layers::ConfigError;
 pub use self::options::{
     Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
+use super::hooks::Hooks;
 use super::redis::Brokers;
 use super::tls::Tls;
 use super::transports::Transports;
@@ -43,6 +44,8 @@ pub struct Config {
     pub web: Web,
     /// The answering side of RPC calls.
     pub rpc: RpcRules,
+    /// Where events go that the application gets notice of, if they do.
+    pub hooks: Option<Hooks>,
     /// How long closing all connections may take.
     pub shutdown_timeout_ms: u64,
     /// Name of the node; empty: make one.

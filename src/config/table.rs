@@ -407,6 +407,7 @@ static NAMESPACE: &[Opt] = &[
     other("map_users_presence_channel_prefix", Text, "\"\"", Refused(MAP)),
     opt("roost.write_delay", Duration, "\"0s\"", Built, "Time that a publication waits for others to leave with it, at most 1s."),
     opt("roost.slow_policy", Choice(&["disconnect", "drop_oldest", "latest"]), "\"disconnect\"", Built, "Policy for slow clients. disconnect: close with 3008; drop_oldest: drop the oldest queued publications; latest: keep only the newest publication of a channel queued. The last two only where no client has a position, or with force_recovery_mode = \"cache\"."),
+    opt("roost.state_events", Choices(&["occupied", "vacated"]), "[]", Built, "Events posted to client.hooks.endpoint: occupied: the channel got its first subscriber on this node; vacated: it lost the last one."),
     opt("roost.compression", Bool, "true", Built, "Compress publications for clients that negotiated compression (websocket.compression)."),
 ];
 
@@ -435,6 +436,24 @@ static PROXY: &[Opt] = &[
     opt("roost.breaker_pause", Duration, "\"2s\"", Built, "Time for which the circuit stays open before some calls probe the endpoint."),
     other("grpc_metadata", List, "[]", Silent(GRPC)),
     other("grpc", Any, "", Harmless(GRPC)),
+];
+
+/// Options of the hooks, by which the application gets events (server API, section 6).
+#[rustfmt::skip]
+static HOOKS: &[Opt] = &[
+    opt("endpoint", Checked(is_endpoint, "an http:// or https:// URL"), "\"\"", Built, "URL that events are posted to; `user:password@` in it is sent as Basic authorization. A status of 2xx acknowledges a batch, any other answer has it sent again."),
+    opt("timeout", Duration, "\"5s\"", Built, "Timeout of a post; the batch is sent again after it."),
+    opt("disconnect", Bool, "false", Built, "Send an event for each connected client that ends, with its code and reason."),
+    opt("batch_size", Integer(1, 10_000), "500", Built, "Maximum number of events in one post."),
+    opt("queue_max_size", Integer(65_536, 1 << 32), "16777216", Built, "Maximum bytes of events that wait to be acknowledged; above it new events are lost and counted."),
+    opt("http.static_headers", Json(is_text_map, "a map of texts"), "{}", Built, "Headers of each post; ${CENTRIFUGO_VAR_X} and ${ROOST_VAR_X} are replaced by environment variables."),
+    opt("http.tls.enabled", Bool, "false", Built, "Use the options of this section; an https:// URL alone needs none of them."),
+    opt("http.tls.server_ca_pem", Text, "\"\"", Built, "Certificates that sign the application's, or are it, instead of those of the machine: PEM, a file with them, or their base64."),
+    opt("http.tls.server_name", Text, "\"\"", Built, "Name in the application's certificate, if it differs from the URL."),
+    opt("http.tls.cert_pem", Text, "\"\"", Built, "Client certificate for the application."),
+    opt("http.tls.key_pem", Text, "\"\"", Built, "Private key of that certificate."),
+    opt("http.tls.insecure_skip_verify", Bool, "false", Built, "Accept any certificate of the application. For tests only."),
+    other("http.tls.client_ca_pem", Text, "\"\"", Silent("servers verify clients with it, and roost is a client of the application")),
 ];
 
 /// Options of an RPC namespace and of `rpc.without_namespace`.
@@ -554,6 +573,8 @@ pub(crate) fn places() -> &'static [Place] {
                 all_but(PROXY, &["enabled"]),
             ),
         ];
+        let about = "Events that the application gets notice of, posted at least once.";
+        all.push(place("client.hooks", about, "", HOOKS));
         all.push(list("roost.tls", "Certificates of further hosts, by name.", "", CERTIFICATE));
         all.extend(redis_places());
         all

@@ -364,6 +364,34 @@ fn all_ways_to_set_a_namespace_are_one() {
 }
 
 #[test]
+fn hooks_have_an_endpoint() {
+    let unused = of_toml("").0;
+    assert!(unused.hooks.is_none() && !unused.client.disconnect_events);
+    let (config, report) = of_toml(
+        "[client.hooks]\nendpoint = 'https://a/b'\ndisconnect = true\ntimeout = '2s'\nbatch_size = 7\n\
+         queue_max_size = 100000\n[client.hooks.http]\nstatic_headers = {X-Key = 'k'}\n\
+         [client.hooks.http.tls]\nenabled = true\nserver_name = 'c'\n\
+         [channel.without_namespace]\nroost.state_events = ['vacated']\n",
+    );
+    assert_eq!(report.errors, Vec::<String>::new());
+    let hooks = config.hooks.unwrap();
+    assert_eq!((hooks.batch_max, hooks.queue_bytes_max), (7, 100_000));
+    assert_eq!((hooks.to.endpoint.as_str(), hooks.to.timeout_ms), ("https://a/b", 2000));
+    assert_eq!(hooks.to.static_headers, [("x-key".to_owned(), "k".to_owned())]);
+    assert_eq!(hooks.to.tls.unwrap().server_name, "c");
+    assert!(config.client.disconnect_events && config.channels.has_state_events());
+    let namespace = config.channels.namespace(0);
+    assert!(namespace.vacated_events && !namespace.occupied_events);
+    for used in [
+        "[client.hooks]\ndisconnect = true",
+        "[channel.without_namespace]\nroost.state_events = ['occupied']",
+    ] {
+        let errors = toml(used).errors.join("\n");
+        assert!(errors.contains("client.hooks.endpoint: expected a URL"), "{errors}");
+    }
+}
+
+#[test]
 fn limits_personal_channels_and_pings() {
     let text = "[client]\nuser_connection_limit = 3\nhistory_max_publication_limit = 20\n\
                 recovery_max_publication_limit = 0\n\

@@ -52,6 +52,10 @@ pub struct Namespace {
     pub join_leave: bool,
     /// Send them to all subscribers, not only to those that request them.
     pub force_push_join_leave: bool,
+    /// The application gets an event when a channel has its first subscriber.
+    pub occupied_events: bool,
+    /// ... and when the last subscriber has left.
+    pub vacated_events: bool,
     /// Read who is here.
     pub allow_presence_for_client: bool,
     /// Read who is here when subscribed.
@@ -170,9 +174,14 @@ pub struct Granted {
 pub struct ChannelRules {
     /// The channels without a namespace first, the others as configured.
     namespaces: Vec<Namespace>,
-    index_by_name: HashMap<CompactString, u16, foldhash::fast::RandomState>,
+    index_by_name: Indices,
     syntax: ChannelSyntax,
+    /// Some namespace has events about the first and the last subscriber.
+    has_state_events: bool,
 }
+
+/// Namespaces by name.
+type Indices = HashMap<CompactString, u16, foldhash::fast::RandomState>;
 
 /// How names are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -290,7 +299,7 @@ impl ChannelRules {
                 index_by_name.insert(namespace.name.clone(), index);
             }
         }
-        Self { namespaces: all, index_by_name, syntax }
+        Self::of(all, index_by_name, syntax)
     }
 
     /// These rules, to be shared and replaced.
@@ -322,7 +331,12 @@ impl ChannelRules {
                 index_by_name.insert(namespace.name.clone(), index);
             }
         }
-        Self { namespaces: all, index_by_name, syntax: self.syntax }
+        Self::of(all, index_by_name, self.syntax)
+    }
+
+    fn of(namespaces: Vec<Namespace>, index_by_name: Indices, syntax: ChannelSyntax) -> Self {
+        let has_state_events = namespaces.iter().any(|of| of.occupied_events || of.vacated_events);
+        Self { namespaces, index_by_name, syntax, has_state_events }
     }
 
     /// The namespace of a channel whose name is good.
@@ -356,6 +370,11 @@ impl ChannelRules {
     /// [`NameFault::TooLong`].
     pub fn check_length(&self, channel: &str) -> Result<(), NameFault> {
         if channel.len() > self.syntax.length_max { Err(NameFault::TooLong) } else { Ok(()) }
+    }
+
+    /// Some namespace has events about the first and the last subscriber.
+    pub fn has_state_events(&self) -> bool {
+        self.has_state_events
     }
 
     /// The namespace with this [`Namespace::index`].

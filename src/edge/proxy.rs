@@ -42,7 +42,7 @@ impl ProxyEvent {
 }
 
 /// An endpoint, and how it is called.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ProxyOptions {
     /// Its name in `proxies`, or the path of its section.
     pub name: String,

@@ -364,6 +364,16 @@ impl Homes {
         self.channels.get(channel as usize).map_or(&[], |c| c.interests.as_slice())
     }
 
+    /// Subscribers of a channel, on all shards.
+    pub fn subscribers(&self, channel: u32) -> u32 {
+        self.interests(channel).iter().map(Interest::count).sum()
+    }
+
+    /// Whether a channel has a subscriber.
+    pub fn has_subscribers(&self, name: &str, hash: u64) -> bool {
+        self.find(name, hash).is_some_and(|at| !self.interests(at).is_empty())
+    }
+
     /// The same, to set and clear flags.
     pub fn interests_mut(&mut self, channel: u32) -> &mut [Interest] {
         self.channels.get_mut(channel as usize).map_or(&mut [], |c| c.interests.as_mut_slice())

@@ -19,6 +19,7 @@ use super::certificates::{self, Certificates};
 use super::cluster::Cluster;
 use super::control_mail::ControlMail;
 use super::health::Health;
+use super::hooks::Hooks;
 use super::log::{Lines, Log};
 use super::memory::Watch;
 use super::proxies::Proxies;
@@ -79,6 +80,8 @@ pub(super) struct Control {
     pub(super) figures: Figures,
     /// Follow the rules.
     pub(super) proxies: Arc<Proxies>,
+    /// Posts its last events before the node ends.
+    pub(super) hooks: Option<Arc<Hooks>>,
     /// Looked at once a second, and read again with the options.
     pub(super) certificates: Arc<Certificates>,
     /// Looked at once a second.
@@ -101,6 +104,11 @@ impl Control {
     pub(super) async fn run(self, mut signals: Signals) -> Ended {
         self.serve(&mut signals).await;
         let ended = self.drain(&mut signals).await;
+        if let Some(hooks) = &self.hooks
+            && ended != Ended::Cut
+        {
+            hooks.finish().await;
+        }
         if let Some(cluster) = &self.cluster {
             cluster.end().await;
         }

@@ -20,7 +20,7 @@ use crate::base::limits::API_UNANSWERED_MAX;
 use crate::io::Wake;
 use crate::shard::mail::emulation::EmulateElsewhere;
 use crate::shard::mail::{
-    Asker, Batch, CONTROL, Flushed, Letterbox, Mail, MailLane, Mailbox, WebRequest,
+    AppEvents, Asker, Batch, CONTROL, Flushed, Letterbox, Mail, MailLane, Mailbox, WebRequest,
 };
 use crate::shard::proxies::AppCall;
 
@@ -66,6 +66,8 @@ pub(super) enum Visit {
     Request(Box<WebRequest>),
     /// What the application says.
     Question(Box<AppCall>),
+    /// Events for the application.
+    Events(Box<AppEvents>),
     /// Commands go to a session on another node.
     Emulation(Box<EmulateElsewhere>),
 }
@@ -183,6 +185,7 @@ impl ControlMail {
                     match mail {
                         Mail::Request(request) => visit(from, Visit::Request(request)),
                         Mail::AppCall(question) => visit(from, Visit::Question(question)),
+                        Mail::AppEvents(events) => visit(from, Visit::Events(events)),
                         Mail::EmulateElsewhere(emulate) => visit(from, Visit::Emulation(emulate)),
                         _ => {}
                     }

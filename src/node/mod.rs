@@ -26,6 +26,7 @@ mod documents;
 mod fetch;
 mod greeting;
 mod health;
+mod hooks;
 mod info;
 mod inspecting;
 mod json;
@@ -78,6 +79,7 @@ use self::control_mail::{Bell, ControlMail};
 use self::demo::Snippets;
 use self::health::Health;
 pub use self::health::Thresholds;
+use self::hooks::Hooks;
 use self::listen::SocketFiles;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
@@ -140,6 +142,8 @@ pub struct Settings {
     pub memory_limit_bytes: u64,
     /// The endpoints of the control thread.
     pub web: Web,
+    /// Where events for the application go, if they do.
+    pub hooks: Option<config::Hooks>,
     /// Where it listens by itself; empty: all is on the public port.
     pub internal: Vec<Address>,
     /// Beyond what the node is not healthy.
@@ -304,6 +308,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let cluster = begin_cluster(&runtime, (&node, &control_mail, &brokers), &name, started, way);
     let front = Front {
         web: settings.web,
+        hooks: settings.hooks,
         thresholds: settings.thresholds,
         name,
         plan: settings.plan,
@@ -425,6 +430,7 @@ fn begin_cluster(
 /// What the control thread's endpoints are made of.
 struct Front {
     web: Web,
+    hooks: Option<config::Hooks>,
     thresholds: Thresholds,
     name: String,
     plan: Vec<String>,
@@ -444,6 +450,7 @@ struct Services {
     cluster: Option<Arc<Cluster>>,
     health: Arc<Health>,
     proxies: Arc<Proxies>,
+    hooks: Option<Arc<Hooks>>,
     figures: Figures,
     calls: Option<Arc<ArcSwap<config::Api>>>,
     routers: Routers,
@@ -470,6 +477,9 @@ impl Front {
             Arc::clone(&brokers),
         ));
         let name = self.name;
+        let of = |options| Hooks::new(options, name.clone(), node.rules.node_id.clone());
+        let hooks = self.hooks.map(of).transpose();
+        let hooks = hooks.map_err(std::io::Error::other).map_err(system("hooks"))?.map(Arc::new);
         let mail = Arc::clone(&control_mail);
         let api =
             Api::new(Arc::clone(&node), mail, name.clone(), self.started, self.cluster.clone());
@@ -480,6 +490,7 @@ impl Front {
             control_mail: Arc::clone(&control_mail),
             health: Arc::clone(&health),
             proxies: Arc::clone(&proxies),
+            hooks: hooks.clone(),
             admin_refusals: Arc::clone(&admin_refusals),
             certificates: Arc::clone(&self.certificates),
             cluster: self.cluster.clone(),
@@ -513,6 +524,7 @@ impl Front {
             cluster,
             health,
             proxies,
+            hooks,
             figures,
             calls,
             routers,
@@ -539,7 +551,12 @@ impl Services {
             responses: Arc::clone(&self.responses),
         };
         let (node, proxies) = (Arc::clone(&self.node), Arc::clone(&self.proxies));
-        runtime.spawn(web::serve_public(public, mailbox, bell, node, proxies));
+        let called = (proxies, self.hooks.clone());
+        runtime.spawn(web::serve_public(public, mailbox, bell, node, called));
+        if let Some(hooks) = &self.hooks {
+            let seed = random_u64().map_err(system("random numbers"))?;
+            runtime.spawn(Arc::clone(hooks).run(seed));
+        }
         if !listeners.is_empty() {
             let _guard = runtime.enter();
             let listeners = listeners.into_iter().map(web::Listener::new);
@@ -596,6 +613,7 @@ impl Services {
             shown: RefCell::new(shown),
             manager,
             proxies: self.proxies,
+            hooks: self.hooks,
             figures: self.figures,
         }
     }

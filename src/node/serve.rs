@@ -293,6 +293,7 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
             (&running.log.file, running.log.json) != (&config.log.file, config.log.json),
         ),
         ("client (other than limits, delays, origins and tokens)", !all),
+        ("client.hooks", running.hooks != config.hooks),
         ("websocket", running.websocket != config.websocket),
         (
             "websocket.compression, http_stream, sse, emulation, uni_*, long_poll or init",
@@ -396,6 +397,7 @@ fn settings(
         tokens,
         channels,
         web,
+        hooks,
         brokers,
         ..
     } = config;
@@ -512,6 +514,7 @@ fn settings(
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,
         web,
+        hooks,
         internal,
         thresholds: Thresholds {
             loop_lag_us: Some(roost.health_loop_lag_ms * 1000).filter(|us| *us > 0),

@@ -39,6 +39,7 @@ use super::cluster::{Cluster, Respond};
 use super::control_mail::{Bell, ControlMail, Visit};
 use super::demo::{self, Snippets};
 use super::health::{self, Health};
+use super::hooks::Hooks;
 use super::listen;
 use super::metrics::{self, Metrics};
 use super::proxies::Proxies;
@@ -171,7 +172,7 @@ pub(super) async fn serve_public(
     mailbox: Mailbox,
     bell: Arc<Bell>,
     node: Arc<NodeState>,
-    proxies: Arc<Proxies>,
+    (proxies, hooks): (Arc<Proxies>, Option<Arc<Hooks>>),
 ) {
     let public = Arc::new(public);
     let control_mail = Arc::clone(&public.control_mail);
@@ -191,6 +192,11 @@ pub(super) async fn serve_public(
             match &cluster {
                 Some(cluster) => cluster.emulate(*emulate, respond),
                 None => respond(StatusCode::NOT_FOUND.as_u16()),
+            }
+        }
+        Visit::Events(events) => {
+            if let Some(hooks) = &hooks {
+                hooks.take(*events);
             }
         }
         Visit::Question(question) => {

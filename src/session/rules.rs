@@ -89,6 +89,8 @@ client_options! {
         live one_way_disconnects: Vec<(u32, AppDisconnect)>,
         /// Proxy calls that one client may have in flight; 0 and 1: one, which keeps its commands in order.
         live concurrency: u32,
+        /// The application gets an event for each connection that ends, `client.hooks.disconnect`.
+        fixed disconnect_events: bool,
     }
 }
 

@@ -118,6 +118,7 @@ pub(crate) fn client() -> ClientOptions {
         proxies: Default::default(),
         one_way_disconnects: Vec::new(),
         concurrency: 0,
+        disconnect_events: false,
     }
 }
 

@@ -106,6 +106,7 @@ impl<D: Driver> Shard<D> {
                 | Mail::Emulated { .. }
                 | Mail::EmulateElsewhere(_)
                 | Mail::AppCall(_)
+                | Mail::AppEvents(_)
                 | Mail::Inspected { .. }
                 | Mail::Listed { .. }
                 | Mail::Ordered { .. }

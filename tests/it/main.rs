@@ -15,6 +15,7 @@ mod compression;
 mod delivery;
 mod harness;
 mod history;
+mod hooks;
 mod http;
 mod lifecycle;
 mod limits;

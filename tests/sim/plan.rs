@@ -241,6 +241,7 @@ impl Plan {
             proxies: Default::default(),
             concurrency: pick(rng, &[0, 0, 2, 8]),
             one_way_disconnects: Vec::new(),
+            disconnect_events: false,
             insecure: false,
             allow_anonymous: true,
             disallow_anonymous_tokens: false,

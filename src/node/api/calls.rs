@@ -101,6 +101,8 @@ impl Content {
 pub(in crate::node) struct PublishCall {
     pub(in crate::node) channel: String,
     pub(in crate::node) content: Content,
+    /// The result has the number of subscribers.
+    pub(in crate::node) counts: bool,
 }
 
 /// Publishes the same into many channels.
@@ -115,6 +117,8 @@ pub(in crate::node) struct BroadcastCall {
 pub(in crate::node) struct Published {
     pub(in crate::node) offset: u64,
     pub(in crate::node) epoch: CompactString,
+    /// Subscribers on this node, where the call requested their number.
+    pub(in crate::node) subscribers: Option<u32>,
 }
 
 /// Subscribes connections to a channel.

@@ -15,7 +15,16 @@ impl Api {
     /// The channel can't have such a publication, or there is no room for it.
     pub(in crate::node) async fn publish(&self, publish: PublishCall) -> Result<Published> {
         let sent = self.begin_publish(&publish.channel, &publish.content);
-        self.logged("publish", async { published(sent?).await }).await
+        // Behind the publication in the mail of the home: the number of those that it went to.
+        let counted = publish.counts.then(|| self.subscribers(&publish.channel));
+        self.logged("publish", async {
+            let mut published = published(sent?).await?;
+            if let Some(counted) = counted {
+                published.subscribers = Some(counted.await?);
+            }
+            Ok(published)
+        })
+        .await
     }
 
     /// Publishes the same into many channels: an answer for each, in their order. The payload is in memory
@@ -86,7 +95,8 @@ async fn published(sent: Receiver<Mail>) -> Result<Published> {
     match sent.await {
         Ok(Mail::Published { position, .. }) => {
             let epoch = position.epoch.map(|epoch| epoch.as_str().into());
-            Ok(Published { offset: position.offset, epoch: epoch.unwrap_or_default() })
+            let epoch = epoch.unwrap_or_default();
+            Ok(Published { offset: position.offset, epoch, subscribers: None })
         }
         // History has no room for it.
         Ok(Mail::Answer { .. }) => Err(ApiError::ShortOfMemory),

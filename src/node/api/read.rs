@@ -78,6 +78,18 @@ impl Api {
         self.logged("history_remove", async { answer.await.map(|_| ()) }).await
     }
 
+    /// The number of subscribers that a channel has on this node.
+    ///
+    /// # Errors
+    /// There is no such namespace.
+    pub(super) async fn subscribers(&self, channel: &str) -> Result<u32> {
+        let format = Format { encoding: Encoding::Json, bytes_max: 0 };
+        match self.read(channel, Reading::Subscribers, format, |_| true).await? {
+            Answer::Subscribers(count) => Ok(count),
+            _ => Err(ApiError::Internal),
+        }
+    }
+
     /// Sends a question to a channel's home, where its namespace has such a thing.
     async fn read(
         &self,

@@ -43,7 +43,7 @@ fn content(json: &str) -> Content {
 }
 
 fn publish(channel: &str) -> PublishCall {
-    PublishCall { channel: channel.to_owned(), content: content("{}") }
+    PublishCall { channel: channel.to_owned(), content: content("{}"), counts: false }
 }
 
 /// In the place of a home that takes every publication.
@@ -68,7 +68,7 @@ async fn a_publication_goes_to_the_home_of_its_channel() {
         assert_eq!(shard, node.names.home(node.names.hash("news")));
         taken(shard, mail)
     });
-    assert_eq!(published.await, Ok(Published { offset: 4, epoch: "".into() }));
+    assert_eq!(published.await, Ok(Published { offset: 4, ..<_>::default() }));
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_publication_that_may_not_be_reaches_no_shard() {
         ("none:a", content("{}"), ApiError::UnknownChannel),
         ("a", binary.unwrap(), ApiError::BadRequest),
     ] {
-        let publish = PublishCall { channel: channel.to_owned(), content };
+        let publish = PublishCall { channel: channel.to_owned(), content, counts: false };
         let refused = bench.with_shards(api.publish(publish), nothing).await;
         assert_eq!(refused, Err(expected), "{channel}");
     }
@@ -105,7 +105,7 @@ async fn a_broadcast_shares_its_payload_and_answers_in_the_order_of_channels() {
         *seen.borrow_mut() += 1;
         taken(shard, mail)
     });
-    let at = |offset| Ok(Published { offset, epoch: "".into() });
+    let at = |offset| Ok(Published { offset, ..<_>::default() });
     let expected = vec![at(1), Err(ApiError::UnknownChannel), at(3), at(2)];
     assert_eq!(answers.await, Ok(expected));
     assert_eq!(*seen.borrow(), 3);

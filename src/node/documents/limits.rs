@@ -621,6 +621,16 @@ fn shards() -> Vec<Row> {
             &[Reason::EndInsufficientState, Reason::CloseInsufficientState],
         ),
         row(
+            "Events for the application that wait on a shard, and in the node",
+            [
+                constant!(APP_EVENTS_WAITING_BYTES_MAX, Bytes),
+                option("client.hooks.queue_max_size", Bytes),
+            ],
+            "New events are lost; the next batch reports how many.",
+            &["roost_hook_events_lost_total", "roost_hook_bytes_waiting"],
+            &[],
+        ),
+        row(
             "Mailbox, and a shard's mail to itself",
             [constant!(MAILBOX_BATCHES, "batches"), constant!(MAILBOX_BYTES_MAX, Bytes)],
             "The sender keeps its mail and is woken when there is room. The last batch may exceed it.",

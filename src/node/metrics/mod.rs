@@ -29,6 +29,7 @@ use super::certificates::{self, Certificates, Expiry};
 use super::cluster::{Cluster, Counters, Labelled};
 use super::control_mail::ControlMail;
 use super::health::Health;
+use super::hooks::{self, Hooks};
 use super::memory;
 use super::proxies::{Endpoint, Outcome, Proxies, State};
 use super::responses::Responses;
@@ -135,6 +136,8 @@ pub(super) struct Metrics {
     pub(super) control_mail: Arc<ControlMail>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
+    /// Events for the application, where there is an endpoint.
+    pub(super) hooks: Option<Arc<Hooks>>,
     pub(super) brokers: Arc<Brokers>,
     pub(super) admin_refusals: Arc<AdminRefusals>,
     pub(super) certificates: Arc<Certificates>,
@@ -589,6 +592,7 @@ impl Metrics {
             ),
         ]);
         metrics.extend(self.proxies());
+        metrics.extend(of_hooks(self.hooks.as_deref()));
         metrics.extend(self.tls());
         metrics.extend(match &self.cluster {
             Some(cluster) => nodes(cluster.known(), cluster.counters()),
@@ -773,4 +777,43 @@ fn older(text: &str) -> String {
         }
     }
     out
+}
+
+/// Events for the application; zeros where there is no endpoint.
+fn of_hooks(of: Option<&Hooks>) -> [Metric; 5] {
+    let none = hooks::Figures::default();
+    let figures = of.map_or(&none, |hooks| &hooks.figures);
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let events = hooks::KINDS.iter().zip(&figures.delivered);
+    let events = events.map(|(kind, of)| (vec![("event", (*kind).to_owned())], count(of)));
+    let posts = ["acknowledged", "failed"].iter().zip(&figures.posts);
+    let posts = posts.map(|(outcome, of)| (vec![("outcome", (*outcome).to_owned())], count(of)));
+    let lost = vec![(Labels::new(), count(&figures.lost))];
+    let (waiting, bytes) = of.map_or((0, 0), Hooks::waiting);
+    [
+        Metric::new(
+            Kind::Counter,
+            "hook_events",
+            "Events acknowledged by client.hooks.endpoint, by kind",
+            events.collect(),
+        ),
+        Metric::new(
+            Kind::Counter,
+            "hook_events_lost",
+            "Events for client.hooks.endpoint that were lost, since its queue was full",
+            lost,
+        ),
+        Metric::new(
+            Kind::Counter,
+            "hook_posts",
+            "Posts to client.hooks.endpoint; a failed one is repeated",
+            posts.collect(),
+        ),
+        Metric::gauge(
+            "hook_events_waiting",
+            "Events that client.hooks.endpoint has not acknowledged",
+            waiting as f64,
+        ),
+        Metric::gauge("hook_bytes_waiting", "Bytes of these events", bytes as f64),
+    ]
 }

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use crate::edge::proxy::{ProxyOptions, ProxyTls};
 use crate::node::tls::{self, Trust};
 
-pub(super) type Connector = HttpsConnector<HttpConnector>;
+pub(in crate::node) type Connector = HttpsConnector<HttpConnector>;
 
 /// Certificates of a proxy can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,8 +19,15 @@ pub(in crate::node) struct TlsFault {
     pub(super) why: String,
 }
 
+impl TlsFault {
+    /// The endpoint with this name can't be used.
+    pub(in crate::node) fn of(name: &str, why: &dyn std::fmt::Display) -> Self {
+        Self { name: name.to_owned(), why: why.to_string() }
+    }
+}
+
 /// For one endpoint.
-pub(super) fn connector(options: &ProxyOptions) -> Result<Connector, TlsFault> {
+pub(in crate::node) fn connector(options: &ProxyOptions) -> Result<Connector, TlsFault> {
     let fault = |why: String| TlsFault { name: options.name.clone(), why };
     let mut http = HttpConnector::new();
     http.set_nodelay(true);

@@ -32,8 +32,7 @@ use tracing::{info, warn};
 
 pub(super) use self::breaker::State;
 use self::breaker::{Breaker, Came, Change, Source};
-use self::connector::Connector;
-pub(super) use self::connector::TlsFault;
+pub(super) use self::connector::{Connector, TlsFault, connector};
 use super::address::{Address, REDIRECTS_MAX, RedirectFault, redirected};
 use super::control_mail::ControlMail;
 use crate::base::id::ShardId;
@@ -262,10 +261,10 @@ impl Endpoint {
             .pool_max_idle_per_host(concurrency.min(IDLE_MAX))
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
-            .build(connector::connector(&options)?);
+            .build(connector(&options)?);
         let pause = Duration::from_millis(options.breaker_pause_ms);
         let address = Address::parse(&options.endpoint)
-            .map_err(|fault| TlsFault { name: options.name.clone(), why: fault.to_string() })?;
+            .map_err(|fault| TlsFault::of(&options.name, &fault))?;
         Ok(Self {
             client,
             address,
@@ -420,7 +419,7 @@ impl Endpoint {
                 (None, None) => return Err(Fault::Status(status)),
             });
         }
-        let body = whole(response).await?;
+        let body = response_body(response).await.map_err(Fault::Body)?;
         wire::answer(event, &body).map_err(Fault::Answer)
     }
 
@@ -433,8 +432,10 @@ impl Endpoint {
     }
 }
 
-/// The body of a response.
-async fn whole(response: Response<Incoming>) -> Result<Vec<u8>, Fault> {
+/// The body of a response, of [`PROXY_ANSWER_BYTES_MAX`] at most.
+pub(super) async fn response_body(
+    response: Response<Incoming>,
+) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let (head, body) = response.into_parts();
     let has_end =
         head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING);
@@ -446,7 +447,7 @@ async fn whole(response: Response<Incoming>) -> Result<Vec<u8>, Fault> {
             // A server that ends its answer with the connection may do so without TLS's word of it (RFC 8446
             // 6.1). What was cut off is no JSON, so nothing is taken for an answer that isn't one.
             Err(fault) if !has_end && is_end_of_stream(&*fault) => break,
-            Err(fault) => return Err(Fault::Body(fault)),
+            Err(fault) => return Err(fault),
         }
     }
     Ok(bytes)
@@ -459,23 +460,31 @@ fn is_end_of_stream(fault: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
+/// A header; `None` for one whose name or value is not valid.
+fn header(name: &str, value: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    Some((name, HeaderValue::from_bytes(value).ok()?))
+}
+
+/// The headers of each call of an endpoint.
+pub(super) fn static_headers(
+    options: &ProxyOptions,
+) -> impl Iterator<Item = (HeaderName, HeaderValue)> + '_ {
+    options.static_headers.iter().filter_map(|(name, value)| header(name, value.as_bytes()))
+}
+
 /// Headers of a call: the static ones, then those of the client, those of its request last.
 fn headers(question: &AppCall) -> HeaderMap {
     let options = &question.proxy;
     let mut headers = HeaderMap::new();
-    // A value that is not valid in a header is not taken over.
-    let pair = |name: &str, value: &[u8]| {
-        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        Some((name, HeaderValue::from_bytes(value).ok()?))
-    };
-    let fixed = options.static_headers.iter();
-    let fixed = fixed.filter_map(|(name, value)| pair(name, value.as_bytes()));
     let kept = |of: fn(&Headers) -> &NamedValues, wanted: &[String]| {
         let kept = question.headers.as_deref().map(of).into_iter().flatten();
         let wanted = kept.filter(|(name, _)| wanted.iter().any(|wanted| wanted == name));
-        wanted.filter_map(|(name, value)| pair(name, value)).collect::<Vec<_>>()
+        wanted.filter_map(|(name, value)| header(name, value)).collect::<Vec<_>>()
     };
-    for (name, value) in fixed.chain(kept(|of| &of.emulated, &options.emulated_headers)) {
+    for (name, value) in
+        static_headers(options).chain(kept(|of| &of.emulated, &options.emulated_headers))
+    {
         headers.insert(name, value);
     }
     // A request may have several of a name: together they take the place of what was there.

@@ -539,8 +539,8 @@ impl Clients {
                 let reply = Reply::PresenceStats { clients: *clients, users: *users };
                 out.net.reply(out.cx, out.codec, index, id, &reply);
             }
-            // Only requests of the control thread have this answer.
-            Answer::Done => {}
+            // Only requests of the control thread have these answers.
+            Answer::Done | Answer::Subscribers(_) => {}
             Answer::Error(failure) => {
                 let Failure { code, channel } = &**failure;
                 let why = asker.method.name();

@@ -9,6 +9,7 @@ use crate::io::Driver;
 use crate::proto::client::{Disconnect, ErrorCode, Push};
 use crate::proto::ws::{self, Fault};
 use crate::shard::clients::Clients;
+use crate::shard::clients::leave::End;
 use crate::shard::http::endpoint::UniWebSocketOptions;
 use crate::shard::local::LocalSide;
 use crate::shard::net::record::Phase;
@@ -105,7 +106,7 @@ impl Clients {
         let form = conn.form;
         if code == Disconnect::ConnectionClosed.code() {
             // The connection is to end, and nothing is to be said about it.
-            self.detach(out, side, index);
+            self.detach(out, side, index, End { code, reason });
             out.net.take_held(index);
             return out.net.linger(out.cx, out.post, index);
         }
@@ -115,7 +116,7 @@ impl Clients {
         if !form.framing().is_websocket() {
             return self.end_stream(out, side, index, code, reason);
         }
-        self.detach(out, side, index);
+        self.detach(out, side, index, End { code, reason });
         // Frames held for the reply to `connect` go with the session.
         out.net.take_held(index);
         if form.is_one_way() {
@@ -179,7 +180,7 @@ impl Clients {
         let Some(conn) = out.net.at(index) else { return };
         if conn.phase != Phase::Closing {
             self.notice_gone(out, index, code.unwrap_or(0), "");
-            self.detach(out, side, index);
+            self.detach(out, side, index, End::closed());
             let mut frame = Vec::new();
             ws::close_frame(&mut frame, code, "");
             out.net.take_held(index);
@@ -202,7 +203,7 @@ impl Clients {
         index: u32,
     ) {
         self.notice_gone(out, index, 0, "invalid input below the WebSocket");
-        self.detach(out, side, index);
+        self.detach(out, side, index, End::closed());
         out.net.take_held(index);
         out.net.linger(out.cx, out.post, index);
     }
@@ -216,7 +217,7 @@ impl Clients {
         for _ in 0..out.net.leavers().min(TURN_LEAVERS_MAX) {
             let Some(index) = out.net.next_leaver() else { break };
             self.forget_client(out, index);
-            self.detach(out, side, index);
+            self.detach(out, side, index, End::closed());
             if !out.net.free_slot(index) {
                 // Some home has no room for the mail: behind all others, once more.
                 break;
@@ -234,7 +235,7 @@ impl Clients {
         code: u32,
     ) {
         if out.net.answer_code(out.cx, out.post, index, code) {
-            return self.detach(out, side, index);
+            return self.detach(out, side, index, End::closed());
         }
         let client = Arc::clone(&out.cx.client);
         let special = client.one_way_disconnects.iter().find(|(of, _)| *of == code);
@@ -263,12 +264,12 @@ impl Clients {
         reason: &str,
     ) {
         if out.net.answer_code(out.cx, out.post, index, code.into()) {
-            return self.detach(out, side, index);
+            return self.detach(out, side, index, End { code, reason });
         }
         // Before the head, which would be held, and dropped with the session.
         out.net.take_held(index);
         out.net.send_head(out.cx, index);
-        self.detach(out, side, index);
+        self.detach(out, side, index, End { code, reason });
         self.push(out, side, index, "", &Push::Disconnect { code, reason });
         out.net.finish_response(out.cx, out.post, index);
     }

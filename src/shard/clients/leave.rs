@@ -1,18 +1,64 @@
 //! The session's half of every ending: out of the lists of subscribers and of the index of users. Homes are
 //! informed as far as there is room for mail; the rest stays owed in the session, and its slot in use.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
+use compact_str::CompactString;
+
 use crate::base::id::ConnKey;
+use crate::edge::client_id::ClientId;
 use crate::io::Driver;
-use crate::session::{Session, Sub, SubState};
+use crate::proto::client::Disconnect;
+use crate::session::{Session, State, Sub, SubState};
 use crate::shard::clients::Clients;
 use crate::shard::clients::aside::{Admin, Check};
 use crate::shard::local::LocalSide;
-use crate::shard::mail::Mail;
+use crate::shard::mail::{AppEvent, Mail};
 use crate::shard::net::Net;
 use crate::shard::net::record::NONE;
 use crate::shard::outlets::Outlets;
+
+/// How a session ended, as the application gets to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    /// Code of the client protocol.
+    pub(crate) code: u16,
+    /// The reason that belongs to it.
+    pub(crate) reason: &'a str,
+}
+
+impl End<'static> {
+    /// The client or the network ended it, or nobody is to be informed.
+    pub(crate) fn closed() -> Self {
+        let why = Disconnect::ConnectionClosed;
+        Self { code: why.code(), reason: why.reason() }
+    }
+}
+
+impl End<'static> {
+    /// A poll has its answer: its client comes back with the next one, so that nothing has ended.
+    pub(crate) fn of_poll() -> Self {
+        Self { code: 0, reason: "" }
+    }
+}
+
+impl End<'_> {
+    /// The application gets an event about it.
+    fn is_reported(self) -> bool {
+        self.code > 0
+    }
+
+    fn event(self, session: &Session, client: ClientId, address: Option<IpAddr>) -> AppEvent {
+        AppEvent::Disconnect {
+            client: CompactString::new(client.text().as_str()),
+            user: session.user.clone(),
+            address,
+            code: self.code,
+            reason: CompactString::new(self.reason),
+        }
+    }
+}
 
 impl Clients {
     /// A connection is no client's any more: the parts beside its session go.
@@ -30,12 +76,14 @@ impl Clients {
     }
 
     /// Takes a session out of the subscriber lists and the user index. Homes are informed as far as
-    /// there is room for mail, the rest stays owed: a later call goes on with it.
+    /// there is room for mail, the rest stays owed: a later call goes on with it, and its `end` is of no
+    /// account.
     pub(crate) fn detach<D: Driver>(
         &mut self,
         out: &mut Outlets<'_, D>,
         side: &mut LocalSide,
         index: u32,
+        end: End<'_>,
     ) {
         out.net.leave_client_place(out.cx, index);
         let Some(conn) = out.net.at(index) else { return };
@@ -43,6 +91,15 @@ impl Clients {
         let Some(session) = self.sessions.get_mut(at as usize) else { return };
         let subs = std::mem::take(&mut session.subs);
         if !session.flags.detached() {
+            let is_reported = out.cx.client.disconnect_events && end.is_reported();
+            if is_reported
+                && !session.flags.hidden()
+                && State::of(Some(session)) == State::Connected
+            {
+                let event =
+                    end.event(session, out.cx.client_id(key), out.net.client_address(index));
+                out.post.report(event);
+            }
             session.flags.set_detached(true);
             let extra = session.extra.take();
             for sub in extra.iter().flat_map(|extra| &extra.subs) {
@@ -135,7 +192,7 @@ mod tests {
         let (_, key, channel) = scene.subscriber("alice", "news");
         let (_, last, _) = scene.subscriber("bob", "news");
         assert_eq!(scene.sub(last, channel).map(|sub| sub.place), Some(1));
-        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        scene.with(|clients, out, side| clients.detach(out, side, key.index, End::closed()));
         assert!(scene.session(key).is_none());
         assert_eq!(scene.clients.users.len(), 1);
         // The last subscriber of the list has taken the place.
@@ -154,13 +211,13 @@ mod tests {
         while !post.is_full(home) {
             post.send(&scene.wired.cx, home, Mail::Gap { local: 0 });
         }
-        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        scene.with(|clients, out, side| clients.detach(out, side, key.index, End::closed()));
         assert_eq!(scene.sub(key, channel).map(|sub| sub.state), Some(SubState::Owed));
         // Nobody finds the session any more, and it is counted once.
         assert_eq!(scene.clients.users.len(), 0);
         assert_eq!(scene.wired.cx.counters().subscriptions.get(), 0);
         scene.carry_mail();
-        scene.with(|clients, out, side| clients.detach(out, side, key.index));
+        scene.with(|clients, out, side| clients.detach(out, side, key.index, End::closed()));
         assert!(scene.session(key).is_none());
         assert_eq!(scene.end(), []);
     }

@@ -10,6 +10,7 @@ use crate::proto::client::{
 };
 use crate::session::{Connecting, Made, SubState};
 use crate::shard::clients::Clients;
+use crate::shard::clients::leave::End;
 use crate::shard::http::Begun;
 use crate::shard::http::endpoint::EndpointKind;
 use crate::shard::http::polls::{join, status_of};
@@ -111,7 +112,7 @@ impl Clients {
         };
         let mut body = Vec::new();
         client::put_connect_result(&mut body, &result);
-        self.end_poll(out, side, index, 200, &body);
+        self.end_poll(out, side, index, End::of_poll(), 200, &body);
     }
 
     /// The `connect` of a poll is an error.
@@ -125,7 +126,7 @@ impl Clients {
     ) {
         let mut body = Vec::new();
         Encoding::Json.put_reply(&mut body, 0, reply);
-        self.end_poll(out, side, index, client::http_status(code), &body);
+        self.end_poll(out, side, index, End::of_poll(), client::http_status(code), &body);
     }
 
     /// The session of a poll ends before the answer. A client that should come back gets an answer
@@ -149,7 +150,7 @@ impl Clients {
             "",
             &Push::Disconnect { code, reason },
         );
-        self.end_poll(out, side, index, status_of(code), &body);
+        self.end_poll(out, side, index, End { code, reason }, status_of(code), &body);
     }
 
     /// Sends the answer to a poll, and ends its session. The connection may have another one, of another user,
@@ -159,11 +160,12 @@ impl Clients {
         out: &mut Outlets<'_, D>,
         side: &mut LocalSide,
         index: u32,
+        end: End<'_>,
         status: u16,
         body: &[u8],
     ) {
         let Some(poll) = out.net.http.take_poll(index) else { return };
-        self.detach(out, side, index);
+        self.detach(out, side, index, end);
         self.forget_client(out, index);
         let draining = out.net.is_draining();
         out.net.take_held(index);

@@ -10,6 +10,7 @@ mod events;
 mod followed;
 pub(crate) mod image;
 mod line;
+mod occupancy;
 mod operations;
 mod ops;
 mod presence;

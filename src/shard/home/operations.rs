@@ -3,6 +3,7 @@
 use super::Home;
 use super::followed::{Channel, Remote};
 use super::line::{Missed, Need};
+use super::occupancy::{report_joined, report_left};
 use super::ops::{Op, Outcome, Request, Step};
 use super::reading::MissedList;
 use super::seam::{Turn, command, command_to};
@@ -33,6 +34,8 @@ pub(super) fn begin(
         Request::Reinform { .. } | Request::ReadHere(_) => Step::Ready(Outcome::Nothing),
         Request::Unsubscribe(unsubscribe) => {
             let presence = leave(turn.cx, homes, remote, (number, op.from), unsubscribe);
+            let name = &unsubscribe.channel;
+            report_left(turn.cx, turn.out, homes, name, turn.cx.node.names.hash(name));
             return match presence {
                 Some(ticket) => (Step::Waits(ticket), presence),
                 None => (Step::Ready(Outcome::Nothing), None),
@@ -45,11 +48,17 @@ pub(super) fn begin(
             command(turn.cx, turn.out, Command::Publish(publishing));
             Step::Waits(ticket)
         }
+        // This node's own: no operation.
+        Request::Read(read) if matches!(read.what, Reading::Subscribers) => {
+            Step::Ready(Outcome::Nothing)
+        }
         Request::Read(read) => {
             let (ticket, channel) = (remote.ticket(number), channel.name.clone());
             let of = match &read.what {
                 Reading::Presence => Command::Members { ticket, channel, counts: false },
-                Reading::PresenceStats => Command::Members { ticket, channel, counts: true },
+                Reading::PresenceStats | Reading::Subscribers => {
+                    Command::Members { ticket, channel, counts: true }
+                }
                 Reading::History(page) => {
                     let rules = turn.cx.channels_with(read.namespace);
                     let options = super::seam::stream_options(rules.namespace(read.namespace));
@@ -309,6 +318,7 @@ impl Home {
             self.channels.enter(at, member, &of.info, of.present, of.announces);
             (of.announces, of.info)
         });
+        report_joined(cx, out, &self.channels, at, subscribe.namespace);
         let fresh = traits.fresh();
         let subscribed = Subscribed { local, asker, serial, position, recovery, fresh };
         out.send(cx, from, Mail::Subscribed(Box::new(subscribed)));

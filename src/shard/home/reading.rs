@@ -134,6 +134,10 @@ impl Home {
                     Answer::PresenceStats(members.clients(), members.users())
                 })
             }
+            Reading::Subscribers => {
+                let at = self.channels.find(&read.channel, read.hash);
+                Answer::Subscribers(at.map_or(0, |at| self.channels.subscribers(at)))
+            }
             Reading::History(page) => self.read_history(cx, read, page, codec),
             Reading::Drop => {
                 if let Some(at) = self.channels.find(&read.channel, read.hash) {

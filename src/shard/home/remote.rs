@@ -29,7 +29,7 @@ use crate::hub::history::Position;
 use crate::hub::home::Homes;
 use crate::shard::context::Cx;
 use crate::shard::mail::post::Post;
-use crate::shard::mail::{BROKER, Mail, PRESENCE_BROKER};
+use crate::shard::mail::{BROKER, Mail, PRESENCE_BROKER, Reading};
 
 impl Home {
     /// Takes an operation of a channel into its queue. Other mail comes back.
@@ -44,6 +44,10 @@ impl Home {
             (remote.shares_channels, remote.changes.broker.is_some())
         };
         let (name, namespace, request) = match mail {
+            // This node's own.
+            Mail::Read(of) if matches!(of.what, Reading::Subscribers) => {
+                return Some(Mail::Read(of));
+            }
             Mail::Read(of) if !shares_channels && of.what.is_presence() => {
                 (of.channel.clone(), of.namespace, Request::Read(of))
             }

@@ -4,6 +4,7 @@
 //! between: mail to a shard stays in order, and the answer stands exactly between the publications before
 //! it and those after it.
 
+use super::occupancy::{report_joined, report_left};
 use super::seam::stream_options;
 use super::{Event, Home};
 use crate::base::id::{ConnKey, ShardId};
@@ -46,6 +47,7 @@ impl Home {
             }
             (announces, membership.info)
         });
+        report_joined(cx, out, &self.channels, at, namespace);
         let fresh = traits.fresh();
         let subscribed = Subscribed { local, asker, serial, position, recovery, fresh };
         out.send(cx, from, Mail::Subscribed(Box::new(subscribed)));
@@ -66,6 +68,7 @@ impl Home {
         let hash = cx.node.names.hash(channel);
         let member = member.map(|conn| Member { shard: from, conn });
         let left = self.channels.unsubscribe(channel, hash, from, *traits, member);
+        report_left(cx, out, &self.channels, channel, hash);
         if let Some(left) = left {
             self.share_presence(channel, PresenceChange::Leave, &left.info);
             if left.announces {

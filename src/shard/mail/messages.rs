@@ -8,6 +8,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::app::{AppCall, AppReply};
+use super::app_events::AppEvents;
 use super::asker::Asker;
 use super::closes::{Close, ClosesOf};
 use super::emulation::{Emulate, EmulateElsewhere, Uptake};
@@ -366,6 +367,8 @@ pub enum Reading {
     Presence,
     /// How many are there.
     PresenceStats,
+    /// How many subscribe on this node, whether presence shows them or not.
+    Subscribers,
     /// What was published.
     History(Page),
     /// Nothing: what was published is dropped, position and epoch stay.
@@ -386,6 +389,8 @@ pub enum Answer {
     Presence(SharedFrame),
     /// Clients and users.
     PresenceStats(u32, u32),
+    /// Subscribers on this node.
+    Subscribers(u32),
     /// A whole history result.
     History(SharedFrame),
     /// It is done.
@@ -555,6 +560,8 @@ pub enum Mail {
     AppCall(Box<AppCall>),
     /// From the control thread: the answer of the application.
     AppReply(Box<AppReply>),
+    /// To the control thread: events for the application. Not answered.
+    AppEvents(Box<AppEvents>),
     /// From the control thread to a home: name some channels. Answer: [`Mail::Listed`].
     List(List),
     /// From a home.
@@ -622,7 +629,10 @@ impl Mail {
                 Self::Answer { answer, .. } => match answer {
                     Answer::Presence(body) | Answer::History(body) => body.heap_bytes(),
                     Answer::Error(failure) => failure.heap_bytes(),
-                    Answer::PresenceStats(..) | Answer::Done | Answer::Unfit => 0,
+                    Answer::PresenceStats(..)
+                    | Answer::Subscribers(_)
+                    | Answer::Done
+                    | Answer::Unfit => 0,
                 },
                 Self::Reinform { channel, info, .. } => heap_bytes_of!(channel, info),
                 Self::Deliver { parcel, .. } => parcel.bytes(),
@@ -635,6 +645,7 @@ impl Mail {
                 Self::Response { bytes, .. } => bytes.heap_bytes(),
                 Self::AppCall(call) => call.heap_bytes(),
                 Self::AppReply(reply) => reply.heap_bytes(),
+                Self::AppEvents(events) => size_of::<AppEvents>() + events.heap_bytes(),
                 Self::Listed { listed, .. } => {
                     listed.heap_bytes() + listed.users.capacity() * size_of::<u64>()
                 }
@@ -738,7 +749,7 @@ impl HeapBytes for Reading {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::History(page) => page.since.heap_bytes(),
-            Self::Presence | Self::PresenceStats | Self::Drop => 0,
+            Self::Presence | Self::PresenceStats | Self::Subscribers | Self::Drop => 0,
         }
     }
 }
@@ -765,6 +776,7 @@ mod tests {
     use crate::hub::history::{Published, Record, StreamOptions};
     use crate::hub::parcel::{self, Frames};
     use crate::session::{Headers, NamedValues};
+    use crate::shard::mail::AppEvent;
     use crate::shard::proxies::{AppAnswer, AppRequest, AppResult};
     use crate::sys::memory::requested_bytes;
 
@@ -796,6 +808,7 @@ mod tests {
         "Response",
         "AppCall",
         "AppReply",
+        "AppEvents",
         "List",
         "Listed",
         "Inspect",
@@ -1059,6 +1072,15 @@ mod tests {
             }),
             Box::new(|| told(AppAnswer::Disconnect(AppDisconnect { code: 4000, reason: text() }))),
             Box::new(|| told(AppAnswer::Failed)),
+            Box::new(|| {
+                let mut events = AppEvents::default();
+                events.push(AppEvent::Occupied(name()));
+                let (client, user, reason) = (name(), name(), name());
+                let disconnect =
+                    AppEvent::Disconnect { client, user, address: None, code: 3000, reason };
+                events.push(disconnect);
+                Mail::AppEvents(Box::new(events))
+            }),
             Box::new(move || Mail::List(List { asker, cursor: 0, of: ListOf::Channels })),
             Box::new(move || {
                 let channels = vec![(name(), 1), (name(), 2)];

@@ -15,6 +15,7 @@
 
 pub(crate) mod acks;
 pub(crate) mod app;
+pub(crate) mod app_events;
 mod asker;
 mod closes;
 pub(crate) mod credits;
@@ -25,6 +26,7 @@ mod messages;
 pub(crate) mod post;
 pub(crate) mod shard_set;
 
+pub use self::app_events::{AppEvent, AppEvents};
 pub use self::asker::{Asker, Method};
 pub use self::closes::{Close, ClosesOf};
 pub use self::lane::{Flushed, MailLane};

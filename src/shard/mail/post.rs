@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use super::acks::{Ack, Acks};
+use super::app_events::{AppEvent, AppEvents};
 use super::credits::{Allowance, Queue, WaitingList};
 use super::lane::Lanes;
 use super::messages::Mail;
@@ -30,6 +31,8 @@ pub(crate) struct Post {
     /// Some receiver had no room in this turn.
     blocked: bool,
     acks: Acks,
+    /// Events for the application that have not left.
+    app_events: AppEvents,
     /// Connections that wait for credit.
     waiting: WaitingList,
     /// Credits that this shard has at each other one.
@@ -52,6 +55,7 @@ impl Post {
             lanes: Lanes::new(letterboxes, outside),
             blocked: false,
             acks: Acks::new(shards),
+            app_events: AppEvents::default(),
             waiting: WaitingList::new(shards),
             unanswered_max,
         }
@@ -104,10 +108,19 @@ impl Post {
         }
     }
 
+    /// Takes an event for the application; it leaves at the end of the turn.
+    pub(crate) fn report(&mut self, event: AppEvent) {
+        self.app_events.push(event);
+    }
+
     /// The end of a turn: sends the mail for all receivers, then acknowledges the publishes whose
     /// deliveries are in their receivers' mailboxes.
     pub(crate) fn flush(&mut self, cx: &Cx) {
         self.blocked = self.lanes.iter().any(MailLane::has_gaps);
+        if !self.app_events.is_empty() && !self.lanes[CONTROL].is_full() {
+            let events = std::mem::take(&mut self.app_events);
+            self.lanes[CONTROL].push(Mail::AppEvents(Box::new(events)));
+        }
         self.lanes.receivers().for_each(|to| _ = self.flush_to(cx, to));
         if self.acks.is_empty() {
             return;
@@ -203,7 +216,7 @@ impl Post {
 
     /// What keeps this shard from being written: mail that has not left or is not opened. Credits that are
     /// spent begin anew.
-    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 5] {
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 6] {
         let waits = |lane: &&MailLane| !lane.is_empty() || lane.has_gaps();
         [
             ("batches in the mailbox", self.mailbox.waiting().0),
@@ -211,17 +224,19 @@ impl Post {
             ("lanes with mail", self.lanes.iter().filter(waits).count()),
             ("receivers without room", usize::from(self.blocked)),
             ("acknowledgements", self.acks.len()),
+            ("events for the application", self.app_events.events.len()),
         ]
     }
 
     /// Everything that has to be empty when all connections have gone, and how much is in it.
-    pub(crate) fn left(&self) -> [(&'static str, usize); 5] {
+    pub(crate) fn left(&self) -> [(&'static str, usize); 6] {
         [
             ("connections that wait for credit", self.waiting.len()),
             ("batches to itself", self.loopback.len()),
             ("lanes with mail", self.lanes.iter().filter(|lane| !lane.is_empty()).count()),
             ("credits spent", self.lanes.iter().map(|lane| lane.spent() as usize).sum()),
             ("acknowledgements", self.acks.len()),
+            ("events for the application", self.app_events.events.len()),
         ]
     }
 }

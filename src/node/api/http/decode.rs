@@ -39,7 +39,8 @@ pub(super) fn call(method: &str, params: &str) -> Option<std::result::Result<Dec
     Some(match method {
         "publish" => parse(params).map(|params: wire::Publish<'_>| {
             let (channel, of) = params.parts();
-            content(of).map(|content| Call::Publish(PublishCall { channel, content }))
+            let counts = of.counts;
+            content(of).map(|content| Call::Publish(PublishCall { channel, content, counts }))
         }),
         "broadcast" => parse(params).map(|params: wire::Broadcast<'_>| {
             let (channels, of) = params.parts();
@@ -118,10 +119,10 @@ fn subscribe(params: wire::Subscribe<'_>) -> Decoded {
 }
 
 fn disconnect(params: wire::Disconnect) -> Call {
-    let wire::Disconnect { user, disconnect, client, whitelist, session } = params;
+    let wire::Disconnect { user, disconnect, client, whitelist, session, all_users } = params;
     let wire::Reason { code, reason } = disconnect.unwrap_or_default();
     Call::Disconnect(DisconnectCall {
-        target: target(user, client, session),
+        target: Target { all_users, ..target(user, client, session) },
         code,
         reason,
         spare: whitelist.0.into_iter().map(Into::into).collect(),

@@ -26,12 +26,15 @@ impl Serialize for ApiError {
 impl Serialize for Published {
     /// Nothing for a channel without history.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut published = serializer.serialize_struct("Published", 2)?;
+        let mut published = serializer.serialize_struct("Published", 3)?;
         if self.offset > 0 {
             published.serialize_field("offset", &self.offset)?;
         }
         if !self.epoch.is_empty() {
             published.serialize_field("epoch", &self.epoch)?;
+        }
+        if let Some(subscribers) = &self.subscribers {
+            published.serialize_field("subscribers", subscribers)?;
         }
         published.end()
     }
@@ -146,13 +149,15 @@ mod tests {
 
     #[tokio::test]
     async fn replies_are_objects() {
-        let published = Published { offset: 3, epoch: "e".into() };
+        let published = Published { offset: 3, epoch: "e".into(), subscribers: None };
+        let counted = Published { subscribers: Some(0), ..published.clone() };
         let nothing = Published::default();
         let stats = PresenceStats { clients: 2, users: 1 };
         for (reply, expected) in [
             (Reply::Done, "{}"),
             (Reply::Published(published.clone()), r#"{"offset":3,"epoch":"e"}"#),
             (Reply::Published(nothing), "{}"),
+            (Reply::Published(counted), r#"{"offset":3,"epoch":"e","subscribers":0}"#),
             (
                 Reply::Broadcast(vec![Ok(published), Err(ApiError::UnknownChannel)]),
                 r#"{"responses":[{"result":{"offset":3,"epoch":"e"}},{"error":{"code":102,"message":"unknown channel"}}]}"#,

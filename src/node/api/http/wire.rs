@@ -27,6 +27,7 @@ macro_rules! publications {
                 delta: bool,
                 version: u64,
                 version_epoch: CompactString,
+                count_subscribers: bool,
                 ;
                 data,
             })*
@@ -38,8 +39,8 @@ macro_rules! publications {
                 let Self { skip_history, delta, idempotency_key, version, version_epoch, .. } = self;
                 let options =
                     PublishOptions { skip_history, delta, idempotency_key, version, version_epoch };
-                let Self { $to, b64data, tags, data, .. } = self;
-                ($to, Content { data, b64data, tags, options })
+                let Self { $to, b64data, tags, data, count_subscribers: counts, .. } = self;
+                ($to, Content { data, b64data, tags, options, counts })
             }
         })*
     };
@@ -59,6 +60,8 @@ pub(super) struct Content<'a> {
     pub(super) b64data: String,
     pub(super) tags: Texts<API_TAGS_MAX>,
     pub(super) options: PublishOptions,
+    /// The result has the number of subscribers; for one channel only.
+    pub(super) counts: bool,
 }
 
 objects! {
@@ -101,6 +104,7 @@ objects! {
         client: String,
         whitelist: List<String, API_SPARED_MAX>,
         session: String,
+        all_users: bool,
     }
     struct Reason {
         code: u32,

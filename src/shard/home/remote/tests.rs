@@ -387,7 +387,7 @@ fn members_are_refreshed_and_seen_before_they_are_read() {
         asker: crate::shard::mail::Asker::of(conn(98)),
         encoding: crate::proto::client::Encoding::Json,
         bytes_max: 1 << 20,
-        what: crate::shard::mail::Reading::PresenceStats,
+        what: Reading::PresenceStats,
     };
     driven.handle(1, Mail::Read(Box::new(read)));
     let sent = commands(&mut driven);
