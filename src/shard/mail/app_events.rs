@@ -86,7 +86,8 @@ impl AppEvents {
 
 impl HeapBytes for AppEvents {
     fn heap_bytes(&self) -> usize {
-        self.bytes
+        let unused = self.events.capacity() - self.events.len();
+        self.bytes + unused * size_of::<AppEvent>()
     }
 }
 
@@ -103,6 +104,6 @@ mod tests {
         large.into_iter().for_each(|event| events.push(event(name.clone())));
         events.push(AppEvent::Occupied("small".into()));
         assert_eq!((events.events.len(), events.lost), (3, 1));
-        assert!(events.heap_bytes() <= APP_EVENTS_WAITING_BYTES_MAX);
+        assert!(events.bytes <= APP_EVENTS_WAITING_BYTES_MAX);
     }
 }
