@@ -29,10 +29,20 @@ mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
 mount --bind "$SHARED" mnt
 mount -t tmpfs tmpfs dev
-for node in null zero full random urandom tty; do touch "dev/$node"; mount --bind "/dev/$node" "dev/$node"; done
+while read -r name major minor; do
+  mknod -m 666 "dev/$name" c "$major" "$minor"
+done <<'NODES'
+null 1 3
+zero 1 5
+full 1 7
+random 1 8
+urandom 1 9
+tty 5 0
+console 1 3
+NODES
 mkdir -p dev/pts dev/shm
-touch dev/console dev/ptmx
-mount --bind /dev/null dev/console
+mount -t devpts devpts dev/pts -o newinstance,ptmxmode=0666,mode=620
+ln -s pts/ptmx dev/ptmx
 mount -t tmpfs tmpfs sys/fs/cgroup
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 ip link set lo up
