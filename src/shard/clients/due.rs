@@ -178,6 +178,7 @@ impl Clients {
 mod tests {
     use super::*;
     use crate::base::time::Millis;
+    use crate::base::times::Counts;
     use crate::shard::fixture::Plan;
 
     fn clients(cx: &Cx, due_tick: u32) -> (Clients, u32) {
@@ -209,6 +210,33 @@ mod tests {
 
     const PEER: Peer =
         Peer { form: Form::JSON, frame_ping: false, is_unread: false, awaits_reply: false };
+
+    #[test]
+    fn the_round_trip_of_a_ping_is_measured_to_a_millisecond() {
+        let mut cx = cx_at(10_130);
+        let (mut clients, at) = clients(&cx, 101);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
+        cx.now = Millis(10_172);
+        let session = &mut clients.sessions[at as usize];
+        take_pong(&cx, session, Form::JSON, false);
+        assert!((42..=53).contains(&session.round_trip.millis().unwrap()));
+        // A second pong is no answer to a ping.
+        take_pong(&cx, session, Form::JSON, false);
+        // One whose deadline was moved isn't measured: the time of its ping is lost.
+        session.due_tick = 200;
+        session.flags.set_pong_window(false);
+        cx.now = Millis(20_000);
+        assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
+        cx.now = Millis(24_100);
+        let unread = Peer { is_unread: true, ..PEER };
+        assert_eq!(clients.beat(&cx, at, unread), Beat::Rest);
+        let session = &mut clients.sessions[at as usize];
+        take_pong(&cx, session, Form::JSON, false);
+        assert_eq!(session.round_trip.millis(), None);
+        let mut counts = Counts::default();
+        cx.node.round_trips[0].add_to(&mut counts);
+        assert_eq!((counts.count(), counts.total_us()), (1, 42_000));
+    }
 
     #[test]
     fn a_ping_goes_when_it_is_due_and_its_pong_is_awaited() {
