@@ -615,19 +615,32 @@ const charts = [
   }),
 ];
 
-/** A choice between two buttons, which `set` carries out. */
-function choice(ids, set) {
-  for (const id of ids) {
-    byId(id).addEventListener('click', () => {
-      for (const other of ids) byId(other).setAttribute('aria-pressed', String(other === id));
-      set(id);
-      charts.forEach((chart) => chart.draw());
-    });
-  }
+/** What the charts show is part of the address. */
+for (const [id, choose] of [
+  ['by-node', (shown) => ({ ...shown, charts: '' })],
+  ['by-shard', (shown) => ({ ...shown, charts: 'shards' })],
+  ['range-15', (shown) => ({ ...shown, range: '' })],
+  ['range-2', (shown) => ({ ...shown, range: '2' })],
+]) {
+  byId(id).addEventListener('click', () => {
+    const shown = { charts: byShard ? 'shards' : '', range: range_s === KEPT ? '' : '2' };
+    visit('overview', choose(shown));
+  });
 }
 
-choice(['by-node', 'by-shard'], (id) => (byShard = id === 'by-shard'));
-choice(['range-15', 'range-2'], (id) => (range_s = id === 'range-15' ? KEPT : 120));
+function showOverview({ charts: by = '', range = '' }) {
+  byShard = by === 'shards';
+  range_s = range === '2' ? 120 : KEPT;
+  for (const [id, isPressed] of [
+    ['by-node', !byShard],
+    ['by-shard', byShard],
+    ['range-15', range_s === KEPT],
+    ['range-2', range_s !== KEPT],
+  ]) {
+    byId(id).setAttribute('aria-pressed', String(isPressed));
+  }
+  draw();
+}
 
 // --- The rest of the overview -------------------------------------------------------------------
 
@@ -1228,7 +1241,7 @@ const readNamespaces = () =>
 
 /** How each section shows itself with the parameters of the address. */
 const VIEWS = {
-  overview: () => draw(),
+  overview: showOverview,
   channels: showChannels,
   connections: showConnections,
   closes: showCloses,
@@ -1252,8 +1265,9 @@ function address(view, parameters = {}) {
 /** Goes to a section. The same address shows it again. */
 function visit(view, parameters) {
   const to = address(view, parameters);
-  if (location.hash === to) show_view();
-  else location.hash = to;
+  // Nothing fires for it, so that what is shown follows at once.
+  if (location.hash !== to) history.pushState(null, '', to);
+  show_view();
 }
 
 /** Shows what the address names. */
