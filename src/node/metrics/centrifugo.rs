@@ -36,6 +36,9 @@ pub(super) fn text(metrics: &Metrics, is_open: bool) -> String {
     page.out
 }
 
+/// Durations with their labels.
+type Timed<'l, 't> = (Vec<(&'l str, &'l str)>, Vec<&'t Times>);
+
 /// Counters of all shards, summed.
 struct Sums(BTreeMap<&'static str, u64>);
 
@@ -105,7 +108,7 @@ impl Page {
         &mut self,
         (name, summary): (&str, Option<&str>),
         help: &str,
-        values: Vec<(Vec<(&'l str, &'l str)>, Vec<&'t Times>)>,
+        values: Vec<Timed<'l, 't>>,
     ) {
         self.begin(name, "histogram", help);
         for (labels, times) in &values {
