@@ -1192,7 +1192,8 @@ byId('close-find').addEventListener('submit', (event) => {
 const readNodes = () =>
   fill(byId('node-list'), async () => {
     const { nodes } = await call('info');
-    const own = latest().node?.name;
+    // Right after a reload no figures have come yet.
+    const own = latest().node?.name ?? (nodes.length === 1 ? nodes[0].name : undefined);
     return [
       element(
         'p',
