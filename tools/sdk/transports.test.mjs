@@ -5,9 +5,11 @@ import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
-import { connect } from 'node:net';
+import https from 'node:https';
+import { connect as connectTcp } from 'node:net';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
+import { connect as connectTls } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
 import { EventSource } from 'eventsource';
 import WebSocket from 'ws';
@@ -34,8 +36,7 @@ import {
 /** These say themselves what they come over. */
 const ONCE = { skip: TRANSPORT !== 'websocket' && 'the same over each transport' };
 
-/** For tests that read or write what goes over a socket. */
-const PLAIN = SECURE ? { skip: 'TLS hides what goes over the socket' } : ONCE;
+const SCHEME = SECURE ? 'https' : 'http';
 
 const roost = shared({
   config: `
@@ -50,9 +51,16 @@ key = "k"
 ${KEPT}`,
 });
 
+/** A server of HTTP, over TLS where nodes have it: with their certificate. */
+function createServer(handle) {
+  if (!SECURE) return http.createServer(handle);
+  const [cert, key] = ['cert', 'key'].map((name) => readFileSync(`${SECURE}/${name}.pem`));
+  return https.createServer({ cert, key }, handle);
+}
+
 /**
- * An HTTP proxy of the kind that stands in the way: it knows no upgrades, and answers 502 for the paths that
- * it is told to block.
+ * An HTTP proxy that supports no upgrades, and answers 502 for the paths in `blocked`. Over TLS it has both
+ * sides' plain text, as a proxy of a company's network does.
  */
 class Proxy {
   static async to(node, blocked = []) {
@@ -60,14 +68,14 @@ class Proxy {
     proxy.sockets = new Set();
     proxy.broken = false;
     proxy.seen = [];
-    proxy.server = http.createServer((request, response) => {
+    proxy.server = createServer((request, response) => {
       proxy.seen.push(request.url.split('?')[0]);
       if (proxy.broken || blocked.some((path) => request.url.startsWith(path))) {
         response.writeHead(502).end();
         return;
       }
       const { method, url: path, headers } = request;
-      const onward = http.request({ host: '127.0.0.1', port: node.port, method, path, headers });
+      const onward = (SECURE ? https : http).request({ host: '127.0.0.1', port: node.port, method, path, headers });
       onward.on('response', (answer) => {
         response.writeHead(answer.statusCode, answer.headers);
         answer.pipe(response);
@@ -89,6 +97,7 @@ class Proxy {
     await once(proxy.server, 'listening');
     proxy.server.unref();
     proxy.at = `127.0.0.1:${proxy.server.address().port}`;
+    proxy.origin = `${SCHEME}://${proxy.at}`;
     return proxy;
   }
 
@@ -106,13 +115,13 @@ for (const [left, blocked] of [
   ['http_stream', []],
   ['sse', ['/connection/http_stream']],
 ]) {
-  test(`where WebSockets are broken off the SDK falls back by itself, and recovers (${left})`, PLAIN, async () => {
+  test(`where WebSockets are broken off the SDK falls back by itself, and recovers (${left})`, ONCE, async () => {
     for (const encoding of left === 'sse' ? [JSON_ENCODING] : ENCODINGS) {
       const proxy = await Proxy.to(roost, blocked);
       const transports = [
-        { transport: 'websocket', endpoint: `ws://${proxy.at}/connection/websocket` },
-        { transport: 'http_stream', endpoint: `http://${proxy.at}/connection/http_stream` },
-        { transport: 'sse', endpoint: `http://${proxy.at}/connection/sse` },
+        { transport: 'websocket', endpoint: `${SECURE ? 'wss' : 'ws'}://${proxy.at}/connection/websocket` },
+        { transport: 'http_stream', endpoint: `${proxy.origin}/connection/http_stream` },
+        { transport: 'sse', endpoint: `${proxy.origin}/connection/sse` },
       ];
       const usable = encoding === JSON_ENCODING ? transports : transports.slice(0, 2);
       const client = new encoding.Client(usable, {
@@ -120,7 +129,7 @@ for (const [left, blocked] of [
         eventsource: EventSource,
         fetch,
         readableStream: ReadableStream,
-        emulationEndpoint: `http://${proxy.at}/emulation`,
+        emulationEndpoint: `${proxy.origin}/emulation`,
         token: sign({ sub: 'ann' }),
         minReconnectDelay: 50,
         maxReconnectDelay: 200,
@@ -153,13 +162,15 @@ for (const [left, blocked] of [
 
 /** The URL of a one-way connection with this request. */
 const uni = (at, path, request) =>
-  `${SECURE ? 'https' : 'http'}://${at}/connection/${path}?cf_connect=${encodeURIComponent(JSON.stringify(request))}`;
+  `${SCHEME}://${at}/connection/${path}?cf_connect=${encodeURIComponent(JSON.stringify(request))}`;
 
-test('an EventSource recovers by itself what it missed', ONCE, async () => {
+test('an EventSource recovers by itself what it missed', ONCE, async (t) => {
   const proxy = await Proxy.to(roost);
   const channels = [fresh('kept'), fresh('kept')];
   const subs = Object.fromEntries(channels.map((channel) => [channel, {}]));
   const source = new EventSource(uni(proxy.at, 'uni_sse', { token: sign({ sub: 'ann' }), subs }));
+  // One that stays open connects again without end, and keeps the process of the tests.
+  t.after(() => source.close());
   // Publications, live or recovered, by channel.
   const got = Object.fromEntries(channels.map((channel) => [channel, []]));
   const messages = collect(
@@ -199,7 +210,6 @@ test('an EventSource recovers by itself what it missed', ONCE, async () => {
     }
     for (const channel of channels) assert.deepEqual(got[channel], expected);
   }
-  source.close();
 });
 
 test('curl is a client', ONCE, async () => {
@@ -230,6 +240,16 @@ test('curl is a client', ONCE, async () => {
     await ended;
   }
 });
+
+/** A connection to this port that is ready for an HTTP request, and the TCP socket below it. */
+async function opened(port) {
+  const tcp = connectTcp(port, '127.0.0.1');
+  await within(once(tcp, 'connect'), 'a connection');
+  if (!SECURE) return [tcp, tcp];
+  const socket = connectTls({ socket: tcp, host: '127.0.0.1' });
+  await within(once(socket, 'secureConnect'), 'a TLS handshake');
+  return [socket, tcp];
+}
 
 /** An answer to a poll, as curl gets it. */
 async function polled(request) {
@@ -284,7 +304,7 @@ test('the client of docs/transports.md polls, and misses nothing', ONCE, async (
   await assert.rejects(run, { name: 'AbortError' });
 });
 
-test('whoever breaks off in the middle of a request leaves nothing behind', NODES > 1 ? ONE_NODE : PLAIN, () =>
+test('a client that ends in the middle of a request leaves nothing behind', NODES > 1 ? ONE_NODE : ONCE, () =>
   // Of its own, so that nothing else comes and goes there.
   withRoost({ config: KEPT }, async (own) => {
     for (const text of [
@@ -293,10 +313,9 @@ test('whoever breaks off in the middle of a request leaves nothing behind', NODE
       'GET /connection/sse?cf_connect=%7B%22id%22%3A1%2C%22connect%22%3A%7B%7D%7D HTTP/1.1\r\nHost: a\r\n\r\n',
     ]) {
       for (let times = 0; times < 20; times += 1) {
-        const socket = connect(own.port, '127.0.0.1');
-        await once(socket, 'connect');
+        const [socket, tcp] = await opened(own.port);
         socket.write(text);
-        if (times % 2) socket.resetAndDestroy();
+        if (times % 2) tcp.resetAndDestroy();
         else socket.destroy();
       }
     }
