@@ -260,13 +260,21 @@ pub trait Driver {
     fn next_worn(&mut self) -> Option<ConnKey> {
         None
     }
-    /// The name in the certificate that the client of a connection has shown.
+    /// Takes the slot of a connection that housekeeping has ended. It is to be read: that says so.
+    fn next_late(&mut self) -> Option<u32> {
+        None
+    }
+    /// The name in the certificate that the client of a connection has shown; empty where the certificate has
+    /// none.
     fn client_name(&self, key: ConnKey) -> Option<&str> {
         let _ = key;
         None
     }
-    /// Once a second: gives memory back that a burst has left.
-    fn housekeeping(&mut self) {}
+    /// Once a second: ends connections whose input is incomplete for too long, and gives memory back that a burst
+    /// has left. `is_awaited`: whether all has been read of a connection, by its slot, and more would be.
+    fn housekeeping(&mut self, is_awaited: &dyn Fn(u32) -> bool) {
+        let _ = is_awaited;
+    }
     /// Whether there is memory to give back although there are no connections.
     fn has_spare(&self) -> bool {
         false

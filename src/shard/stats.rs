@@ -340,6 +340,8 @@ counters! {
         tls_record_faults_key_update: counter,
         /// Too many without data.
         tls_record_faults_without_data: counter,
+        /// Incomplete for longer than the time of a request head.
+        tls_record_faults_late: counter,
         /// A renegotiation.
         tls_record_faults_renegotiation: counter,
         /// An alert of the client.

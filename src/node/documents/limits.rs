@@ -218,8 +218,8 @@ fn connections() -> Vec<Row> {
         ),
         row(
             "An incomplete TLS record",
-            [Text("16 KiB and 261 bytes")],
-            "A fatal alert as soon as a header announces more.",
+            [Text("16 KiB and 261 bytes"), option("roost.handshake_timeout", Ms)],
+            "A fatal alert as soon as a header announces more; the end when the rest comes too late.",
             &["roost_tls_record_faults_total", "roost_tls_unfinished_bytes"],
             &[],
         ),

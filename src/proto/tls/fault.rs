@@ -31,6 +31,8 @@ pub enum Fault {
     KeyUpdateNotLast,
     /// More than [`RECORDS_WITHOUT_DATA_MAX`](super::RECORDS_WITHOUT_DATA_MAX) in a row.
     TooManyWithoutData,
+    /// A record or message that hasn't come whole in its time.
+    Late,
     /// TLS 1.2: the client begins another handshake.
     Renegotiation,
     /// The peer ends the connection with this alert.
@@ -58,6 +60,8 @@ impl Fault {
             | Self::TooManyWithoutData => Some(Alert::UNEXPECTED_MESSAGE),
             Self::AlertLength | Self::KeyUpdateLength => Some(Alert::DECODE_ERROR),
             Self::KeyUpdateValue => Some(Alert::ILLEGAL_PARAMETER),
+            // There is no alert for it.
+            Self::Late => Some(Alert::CLOSE_NOTIFY),
             Self::Renegotiation => Some(Alert::NO_RENEGOTIATION),
             Self::Internal => Some(Alert::INTERNAL_ERROR),
             Self::PeerAlert(_) | Self::Ended => None,
@@ -77,6 +81,7 @@ impl Fault {
             Self::AlertLength => "alert",
             Self::KeyUpdateLength | Self::KeyUpdateValue | Self::KeyUpdateNotLast => "key_update",
             Self::TooManyWithoutData => "without_data",
+            Self::Late => "late",
             Self::Renegotiation => "renegotiation",
             Self::PeerAlert(_) => "peer_alert",
             Self::Internal => "internal",
@@ -100,6 +105,7 @@ impl std::fmt::Display for Fault {
             Self::KeyUpdateValue => f.write_str("KeyUpdate with a wrong value"),
             Self::KeyUpdateNotLast => f.write_str("KeyUpdate doesn't end its record"),
             Self::TooManyWithoutData => f.write_str("too many records without data"),
+            Self::Late => f.write_str("record incomplete for too long"),
             Self::Renegotiation => f.write_str("renegotiation refused"),
             Self::PeerAlert(alert) => write!(f, "peer sent alert {alert:?}"),
             Self::Internal => f.write_str("internal fault"),
@@ -130,6 +136,7 @@ mod tests {
             (Fault::KeyUpdateValue, Some("illegal_parameter")),
             (Fault::KeyUpdateNotLast, Some("unexpected_message")),
             (Fault::TooManyWithoutData, Some("unexpected_message")),
+            (Fault::Late, Some("close_notify")),
             (Fault::Renegotiation, Some("no_renegotiation")),
             (Fault::PeerAlert(Alert(40)), None),
             (Fault::Internal, Some("internal_error")),

@@ -162,7 +162,7 @@ impl Opener {
         input: &mut [u8],
         at: &mut usize,
     ) -> Result<Opened, Fault> {
-        if records.pieces().is_some_and(|pieces| !pieces.piece.is_empty()) {
+        if records.pieces().is_some_and(|pieces| !pieces.piece().is_empty()) {
             if !self.join(records, input, at)? {
                 return Ok(Opened::Input(0..0));
             }
@@ -182,7 +182,7 @@ impl Opener {
             let bytes = match whole {
                 Ok(Some(bytes)) if bytes <= rest.len() => bytes,
                 Ok(_) => {
-                    records.pieces_begun().piece = rest.to_vec();
+                    records.pieces_begun().begin_piece(rest.to_vec());
                     *at = input.len();
                     break;
                 }
@@ -230,10 +230,10 @@ impl Opener {
         let suite = records.suite();
         let Some(pieces) = records.pieces_mut() else { return Ok(false) };
         loop {
-            let have = pieces.piece.len();
-            let bytes = record_bytes(suite, &pieces.piece)?;
+            let have = pieces.piece().len();
+            let bytes = record_bytes(suite, pieces.piece())?;
             if bytes == Some(have) {
-                self.joined = std::mem::take(&mut pieces.piece);
+                self.joined = pieces.take_piece();
                 records.settle();
                 return Ok(true);
             }
@@ -243,7 +243,7 @@ impl Opener {
             if came.is_empty() {
                 return Ok(false);
             }
-            append(&mut pieces.piece, came, bytes.unwrap_or(HEADER_BYTES));
+            append(pieces.piece_mut(), came, bytes.unwrap_or(HEADER_BYTES));
             *at += came.len();
         }
     }

@@ -35,9 +35,25 @@ impl Key {
         Self(NonZeroU32::MIN.saturating_add(slot) | (suite as u32) << 29)
     }
 
+    /// Whether its connection is among these.
+    pub fn is_one_of(&self, late: &Late) -> bool {
+        late.0.binary_search(&self.0.get()).is_ok()
+    }
+
     fn suite_and_slot(&self) -> (usize, usize) {
         let bits = self.0.get();
         ((bits >> 29) as usize, (bits & ((1 << 29) - 1)) as usize - 1)
+    }
+}
+
+/// Connections whose records are late: see [`Pool::late`].
+#[derive(Debug)]
+pub struct Late(Vec<u32>);
+
+impl Late {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -145,6 +161,19 @@ impl Pool {
     /// Bytes of slots, free ones too.
     pub fn slot_bytes(&self) -> usize {
         self.slots.iter().flat_map(|slots| &slots.chunks).map(|chunk| chunk.len()).sum()
+    }
+
+    /// Connections with a record or message that has been incomplete for more than `ms_max`, by their keys:
+    /// see [`Key::is_one_of`]. To be called again and again, with a clock of the caller's: what is first seen by a
+    /// call has its time from then on. Price: a look at each connection that has something unfinished.
+    pub fn late(&mut self, now: u64, ms_max: u64) -> Late {
+        let late = self
+            .unfinished
+            .iter_mut()
+            .filter_map(|(key, pieces)| pieces.is_late(now, ms_max).then_some(*key));
+        let mut keys: Vec<u32> = late.collect();
+        keys.sort_unstable();
+        Late(keys)
     }
 
     /// Bytes of pieces and tails. Price: a look at each that has some.

@@ -155,15 +155,22 @@ impl<'p> Records<'p> {
         }
     }
 
+    /// The time of an incomplete record begins anew: see [`Pool::late`](super::Pool::late).
+    pub fn restart(&mut self) {
+        if let Some(pieces) = self.pieces_mut() {
+            pieces.restart();
+        }
+    }
+
     /// A fault ends the connection: the peer gets its alert, if it hasn't got one.
-    pub(super) fn fail(&mut self, fault: Fault) {
+    pub fn fail(&mut self, fault: Fault) {
         if let (Some(alert), false) = (fault.alert(), self.state.has(note::IN_BATCH)) {
             self.alert(alert);
         }
         self.state.note(note::FAILED | note::ENDED);
         self.state.clear(note::ANSWER_DUE);
         if let Some(pieces) = self.pieces_mut() {
-            pieces.piece = Vec::new();
+            pieces.take_piece();
             pieces.fragment = Fragment::default();
             self.settle();
         }

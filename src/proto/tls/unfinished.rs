@@ -11,7 +11,9 @@ const TAIL_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
     /// The first bytes of a record: its ciphertext, as it came.
-    pub(super) piece: Vec<u8>,
+    piece: Vec<u8>,
+    /// When [`Unfinished::is_late`] has first seen what hasn't come whole, by the caller's clock.
+    seen_at: Option<u64>,
     /// Sealed bytes; those before `sent` are sent.
     tail: Vec<u8>,
     sent: usize,
@@ -36,6 +38,45 @@ impl Fragment {
 impl Unfinished {
     pub(super) fn is_empty(&self) -> bool {
         self.piece.is_empty() && self.tail.is_empty() && self.fragment.is_empty()
+    }
+
+    pub(super) fn piece(&self) -> &[u8] {
+        &self.piece
+    }
+
+    /// The begin of a record. Its time begins, unless it goes on with a message whose time has begun.
+    pub(super) fn begin_piece(&mut self, piece: Vec<u8>) {
+        if self.fragment.is_empty() {
+            self.restart();
+        }
+        self.piece = piece;
+    }
+
+    pub(super) fn piece_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.piece
+    }
+
+    /// A record that has come whole.
+    pub(super) fn take_piece(&mut self) -> Vec<u8> {
+        if self.fragment.is_empty() {
+            self.restart();
+        }
+        std::mem::take(&mut self.piece)
+    }
+
+    /// The time of what is incomplete begins anew.
+    pub(super) fn restart(&mut self) {
+        self.seen_at = None;
+    }
+
+    /// Whether a record or message has been incomplete for more than `ms_max` since this was first called for
+    /// it. Price: none for those who don't call it; so a deadline is late by up to the time between two calls.
+    pub(super) fn is_late(&mut self, now: u64, ms_max: u64) -> bool {
+        if self.piece.is_empty() && self.fragment.is_empty() {
+            self.seen_at = None;
+            return false;
+        }
+        now.saturating_sub(*self.seen_at.get_or_insert(now)) > ms_max
     }
 
     /// Sealed bytes that are still to be sent.
@@ -98,7 +139,7 @@ impl Unfinished {
         }
         let tail = take(tail_bytes)?.to_vec();
         let client = state.role() == Role::Client;
-        let unfinished = Self { piece, tail, sent: 0, fragment };
+        let unfinished = Self { piece, seen_at: None, tail, sent: 0, fragment };
         let valid = rest.is_empty()
             && !unfinished.is_empty()
             && (state.suite().is_tls13() || fragment.is_empty())
@@ -144,6 +185,27 @@ mod tests {
         assert_eq!(unpacked.tail(), b"ed");
         unfinished.tail_sent(2);
         assert_eq!((unfinished.is_empty(), unfinished.heap_bytes()), (true, 0));
+    }
+
+    #[test]
+    fn a_record_is_late_by_its_own_time() {
+        let mut unfinished = Unfinished::default();
+        unfinished.append_tail(b"sealed");
+        assert!(!unfinished.is_late(1_000_000, 0), "nothing is incomplete");
+        unfinished.begin_piece(vec![23]);
+        assert!(!unfinished.is_late(5_000, 10_000));
+        assert!(!unfinished.is_late(15_000, 10_000));
+        assert!(unfinished.is_late(15_001, 10_000));
+        // The next one has a time of its own, also where nobody looked between the two.
+        assert_eq!(unfinished.take_piece(), [23]);
+        unfinished.begin_piece(vec![23, 3]);
+        assert!(!unfinished.is_late(15_002, 10_000));
+        // The begin of a message goes on in the next record, and so does its time.
+        unfinished.take_piece();
+        unfinished.fragment = Fragment { len: 1, ..Fragment::default() };
+        assert!(!unfinished.is_late(20_000, 10_000));
+        unfinished.begin_piece(vec![23]);
+        assert!(unfinished.is_late(30_001, 10_000));
     }
 
     #[test]

@@ -144,10 +144,20 @@ impl<D: Driver> Net<D> {
         }
     }
 
-    /// Once a second: gives memory back that a burst of connections took.
+    /// Once a second: ends connections whose TLS records are late, and gives memory back that a burst took.
     pub(crate) fn housekeeping(&mut self) {
         self.replaceable.give_back();
-        self.driver.housekeeping();
+        let conns = &self.conns;
+        self.driver.housekeeping(&|index| {
+            let conn = conns.get(index as usize);
+            conn.is_some_and(|conn| !conn.flags.paused() && !conn.flags.ready())
+        });
+        while let Some(index) = self.driver.next_late() {
+            if let Some(conn) = self.conns.get(index as usize) {
+                let key = conn.key(index);
+                self.mark_ready(key);
+            }
+        }
     }
 
     /// Gauges that are cheaper to read off than to keep.

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{TURN_HANDSHAKES_MAX, TURN_READ_BYTES_MAX};
+use crate::base::time::Millis;
 use crate::io::{Completion, Sent};
 use crate::proto::tls::handshake::Handshaking;
-use crate::proto::tls::{Batch, Key, Pool, Records};
+use crate::proto::tls::{Batch, Fault, Key, Pool, Records};
 use crate::shard::by_slot::BySlot;
 use crate::shard::node_state::NodeState;
 use crate::shard::stats::ShardCounters;
@@ -34,7 +35,7 @@ pub(super) struct Tls {
     pub(super) early: BySlot<Early>,
     /// Connections with keys that are in the middle of something.
     pub(super) notes: BySlot<Notes>,
-    /// Names in the certificates of clients.
+    /// Names in the certificates of clients, of all that have shown one.
     pub(super) names: BySlot<Box<str>>,
     /// Handshakes in the order in which they began, those that have ended among them.
     order: VecDeque<(u32, u64)>,
@@ -51,6 +52,8 @@ pub(super) struct Tls {
     pub(super) again: Vec<ConnKey>,
     /// Connections whose keys will soon seal no more.
     pub(super) worn: Vec<ConnKey>,
+    /// Slots of connections that were ended since a record was late.
+    pub(super) late: Vec<u32>,
     pub(super) batch: Batch,
     /// The batch was used since the last housekeeping.
     pub(super) batch_used: bool,
@@ -124,6 +127,7 @@ impl Tls {
             unfinished_bytes: 0,
             again: Vec::new(),
             worn: Vec::new(),
+            late: Vec::new(),
             batch: Batch::new(),
             batch_used: false,
             results: Vec::new(),
@@ -327,8 +331,34 @@ impl Tls {
         }
     }
 
-    /// Gives back what a burst has left.
-    pub(super) fn housekeeping(&mut self) {
+    /// Ends connections whose records are late: an incomplete one keeps everything behind it from its
+    /// connection, pongs and ends as well, and 16 KiB at most. The time is that of a request head.
+    fn end_late(&mut self, now: Millis, is_awaited: &dyn Fn(u32) -> bool) {
+        let late = self.pool.late(now.0, self.node.options.handshake_timeout_ms);
+        if late.is_empty() {
+            return;
+        }
+        // Slots aren't kept by key: a pass over 4 bytes for each, when there are any late ones.
+        let found = (0..)
+            .zip(&self.keys)
+            .filter(|(_, key)| key.as_ref().is_some_and(|key| key.is_one_of(&late)));
+        let slots: Vec<u32> = found.map(|(index, _)| index).collect();
+        for index in slots {
+            let Some(mut records) = self.records(index) else { continue };
+            if !is_awaited(index) {
+                // The rest of the record may be here, and the shard doesn't read it yet.
+                records.restart();
+                continue;
+            }
+            records.fail(Fault::Late);
+            self.take_fault(index, Fault::Late);
+            self.late.push(index);
+        }
+    }
+
+    /// Ends what is late, and gives back what a burst has left.
+    pub(super) fn housekeeping(&mut self, now: Millis, is_awaited: &dyn Fn(u32) -> bool) {
+        self.end_late(now, is_awaited);
         self.unfinished_bytes = self.pool.unfinished_bytes() + self.handshake_bytes();
         if !std::mem::take(&mut self.batch_used) {
             self.batch.release();
@@ -417,11 +447,53 @@ mod tests {
         }
         let blocked = rig.send_and_read(&mut conn, &[&[b'y'; 50_000]]);
         assert!(blocked > 0 && conn.client.plain_bytes() == 50_000);
-        rig.driver.housekeeping();
-        rig.driver.housekeeping();
+        rig.driver.housekeeping(&|_| true);
+        rig.driver.housekeeping(&|_| true);
         let tls = rig.driver.tls.as_ref().unwrap();
         let owned = (tls.early.capacity(), tls.notes.capacity(), tls.batch.heap_bytes());
         assert_eq!((owned, tls.pool.unfinished_bytes()), ((0, 0, 0), 0));
+    }
+
+    #[test]
+    fn a_record_that_is_late_ends_its_connection() {
+        let mut rig = Rig::new(9000);
+        let [mut slow, mut idle] = [(); 2].map(|()| rig.open(SUITE));
+        let timeout_ms = rig.driver.tls.as_ref().unwrap().node.options.handshake_timeout_ms;
+        slow.client.write(b"a record in pieces");
+        let rest = slow.client.out().split_off(10);
+        rig.up(&mut slow);
+        rig.turn();
+        assert_eq!(rig.read(&slow), b"");
+        rig.driver.housekeeping(&|_| true);
+        rig.advance(timeout_ms + 1);
+        // The shard doesn't read: the time begins anew.
+        rig.driver.housekeeping(&|_| false);
+        rig.driver.housekeeping(&|_| true);
+        rig.advance(timeout_ms);
+        rig.driver.housekeeping(&|_| true);
+        assert_eq!(rig.driver.next_late(), None);
+        rig.advance(1);
+        rig.driver.housekeeping(&|_| true);
+        assert_eq!(rig.driver.next_late(), Some(slow.key.index));
+        assert_eq!(rig.driver.next_late(), None);
+        assert_eq!(rig.counters().tls_record_faults_late.get(), 1);
+        assert_eq!(rig.recv(&slow), Err("refused"));
+        rig.driver.finish(slow.key, &slow.socket);
+        rig.down(&mut slow);
+        assert!(slow.client.is_closed && slow.client.fault.is_none());
+        // Others go on, and what still comes of that one is thrown away.
+        *slow.client.out() = rest;
+        rig.up(&mut slow);
+        rig.turn();
+        assert_eq!(rig.recv(&slow), Err("blocked"));
+        idle.client.write(b"still here");
+        rig.up(&mut idle);
+        rig.turn();
+        assert_eq!(rig.recv(&idle), Ok(b"still here".to_vec()));
+        for conn in [slow, idle] {
+            rig.driver.close(conn.key, conn.socket, false);
+        }
+        assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::proto::tls::Packed;
 
 const WITHHELD: u8 = 1;
 const FINISHING: u8 = 2;
+/// Its client has shown a certificate.
+const NAMED: u8 = 4;
 /// Refused: its input is thrown away, nothing more is sent.
 const REFUSED: u8 = 0x80;
 
@@ -29,12 +31,14 @@ impl Tls {
                 return None;
             }
         };
-        let name = self.names.remove(&index).unwrap_or_default();
+        let name = self.names.remove(&index);
+        let named = name.is_some();
+        let name = name.unwrap_or_default();
         let name = name.get(..usize::from(u16::MAX)).unwrap_or(&name);
         let state = packed.as_bytes();
         // As long as it will be: a vector that grows leaves secrets behind.
         let mut bytes = Vec::with_capacity(3 + name.len() + state.len());
-        let flags = [(withheld, WITHHELD), (finishing, FINISHING)];
+        let flags = [(withheld, WITHHELD), (finishing, FINISHING), (named, NAMED)];
         bytes.push(flags.iter().filter(|(is, _)| *is).map(|(_, flag)| flag).sum());
         bytes.extend_from_slice(&(name.len() as u16).to_be_bytes());
         bytes.extend_from_slice(name.as_bytes());
@@ -63,12 +67,12 @@ impl Tls {
         let (Ok(name), Ok(state)) = (std::str::from_utf8(name), Packed::from_bytes(state)) else {
             return false;
         };
-        if flags & !(WITHHELD | FINISHING) != 0 {
+        if flags & !(WITHHELD | FINISHING | NAMED) != 0 || flags & NAMED == 0 && !name.is_empty() {
             return false;
         }
         let Ok(of) = self.pool.insert(state) else { return false };
         self.set_key(index, of);
-        if !name.is_empty() {
+        if flags & NAMED != 0 {
             self.names.insert(index, name.into());
         }
         let (withheld, finishing) = (flags & WITHHELD != 0, flags & FINISHING != 0);

@@ -269,13 +269,17 @@ impl<D: Driver> Driver for Secured<D> {
         self.tls.as_mut().and_then(|tls| tls.worn.pop())
     }
 
+    fn next_late(&mut self) -> Option<u32> {
+        self.tls.as_mut().and_then(|tls| tls.late.pop())
+    }
+
     fn client_name(&self, key: ConnKey) -> Option<&str> {
         self.tls.as_ref()?.names.get(&key.index).map(|name| &**name)
     }
 
-    fn housekeeping(&mut self) {
+    fn housekeeping(&mut self, is_awaited: &dyn Fn(u32) -> bool) {
         if let Some(tls) = &mut self.tls {
-            tls.housekeeping();
+            tls.housekeeping(self.inner.now(), is_awaited);
         }
     }
 

@@ -358,7 +358,7 @@ impl Tls {
         short: bool,
     ) -> Option<Received<Lease<D::Lease>>> {
         if let Some(End::Fault(fault)) = end {
-            self.take_fault(key, fault);
+            self.take_fault(key.index, fault);
         }
         let notes = self.notes(key.index);
         self.set_notes(key.index, notes);

@@ -134,8 +134,9 @@ impl Tls {
         self.set_key(index, key);
         if let Some(certificate) = certificate
             && let Some(settings) = &self.node.tls
-            && let Some(name) = settings.load().subject(&certificate)
         {
+            // One without a name is a certificate, too.
+            let name = settings.load().subject(&certificate).unwrap_or_default();
             self.names.insert(index, name.into_boxed_str());
         }
         self.set_notes(index, super::conns::Notes { in_flight, ..Default::default() });
@@ -225,21 +226,20 @@ impl Tls {
     ) {
         let address = inner.peer(socket).and_then(crate::base::address::Peer::ip);
         notices::tls_refused(address, fault.label(), &fault);
-        self.take_fault(key, fault);
+        self.take_fault(key.index, fault);
         self.flush_refused(inner, key, socket);
     }
 
     /// The keys go; the alert, and the sealed bytes before it, are still to be sent.
-    pub(super) fn take_fault(&mut self, key: ConnKey, fault: Fault) {
+    pub(super) fn take_fault(&mut self, index: u32, fault: Fault) {
         fault_counter(self.counters(), fault).add(1);
-        let in_flight = self.notes(key.index).in_flight;
-        let unsent =
-            self.records(key.index).map_or_else(Vec::new, |records| records.tail().to_vec());
-        if let Some(of) = self.take_key(key.index) {
+        let in_flight = self.notes(index).in_flight;
+        let unsent = self.records(index).map_or_else(Vec::new, |records| records.tail().to_vec());
+        if let Some(of) = self.take_key(index) {
             self.pool.remove(of);
         }
         let refused = Refused { is_announced: false, unsent, in_flight, finishing: false };
-        self.early.insert(key.index, Early::Refused(refused));
+        self.early.insert(index, Early::Refused(refused));
     }
 }
 
@@ -279,6 +279,7 @@ fn fault_counter(counters: &ShardCounters, fault: Fault) -> &crate::base::counte
         "unexpected_message" => &counters.tls_record_faults_unexpected_message,
         "key_update" => &counters.tls_record_faults_key_update,
         "without_data" => &counters.tls_record_faults_without_data,
+        "late" => &counters.tls_record_faults_late,
         "renegotiation" => &counters.tls_record_faults_renegotiation,
         "peer_alert" => &counters.tls_record_faults_peer_alert,
         _ => &counters.tls_record_faults_other,

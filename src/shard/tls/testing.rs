@@ -82,6 +82,13 @@ impl Rig {
         conn.client.feed(&bytes);
     }
 
+    /// Time passes.
+    pub(super) fn advance(&mut self, ms: u64) {
+        let now = self.driver.now();
+        self.world.borrow_mut().advance_to(now.after(ms));
+        self.turn();
+    }
+
     /// A wait of the shard's.
     pub(super) fn turn(&mut self) -> Vec<Completion> {
         let mut completions = Vec::new();
