@@ -22,7 +22,7 @@ mod tests;
 mod tickets;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -31,6 +31,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::pki_types::CertificateDer;
 use tracing::{error, info, warn};
+use x509_parser::asn1_rs::{Any, ToDer as _};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -38,7 +39,7 @@ use self::listener::{Listener, Reading};
 use self::pair::Pair;
 use self::stamp::Stamp;
 use self::tickets::TicketKeys;
-use crate::config::{ListenerTls, Pem, Tls};
+use crate::config::{ListenerTls, PairSource, Pem, Tls};
 use crate::proto::tls::handshake::ServerSettings;
 
 /// Seconds between two looks at the files.
@@ -75,30 +76,40 @@ pub(super) fn provider() -> CryptoProvider {
 pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let attributes = parsed.subject().iter().map(|set| {
-        let each = set.iter().filter_map(|attribute| {
+        let each = set.iter().map(|attribute| {
             let name = x509_parser::objects::oid2abbrev(
                 attribute.attr_type(),
                 x509_parser::objects::oid_registry(),
             );
             let name = name.map_or_else(|_| attribute.attr_type().to_id_string(), str::to_owned);
-            Some(format!("{name}={}", escaped(attribute.as_str().ok()?)))
+            let value = attribute.as_str().map(escaped);
+            // A value in another encoding than those of text is its bytes, so that it isn't left out.
+            let value = value.unwrap_or_else(|_| hex(attribute.attr_value()));
+            format!("{name}={value}")
         });
         each.collect::<Vec<_>>().join("+")
     });
-    let mut attributes: Vec<String> = attributes.filter(|text| !text.is_empty()).collect();
+    let mut attributes: Vec<String> = attributes.collect();
     attributes.reverse();
     let mut subject = attributes.join(",");
-    subject.truncate(subject.floor_char_boundary(SUBJECT_BYTES_MAX));
+    if subject.len() > SUBJECT_BYTES_MAX {
+        subject.truncate(subject.floor_char_boundary(SUBJECT_BYTES_MAX - CUT.len()));
+        subject += CUT;
+    }
     Some(subject).filter(|subject| !subject.is_empty())
 }
+
+/// The end of a subject that is too long.
+const CUT: &str = "...";
 
 /// Bytes of a subject at most, for logs and headers.
 const SUBJECT_BYTES_MAX: usize = 512;
 
 /// A value as RFC 4514 2.4 writes it; what no header may have is left out.
 fn escaped(value: &str) -> String {
+    let value: String = value.chars().filter(|c| !c.is_control()).collect();
     let mut out = String::with_capacity(value.len());
-    for (at, c) in value.char_indices().filter(|(_, c)| !c.is_control()) {
+    for (at, c) in value.char_indices() {
         let at_end = at == 0 && matches!(c, ' ' | '#') || at + 1 == value.len() && c == ' ';
         if at_end || matches!(c, '"' | '+' | ',' | ';' | '<' | '>' | '\\') {
             out.push('\\');
@@ -106,6 +117,13 @@ fn escaped(value: &str) -> String {
         out.push(c);
     }
     out
+}
+
+/// A value that is no text: `#`, then its BER encoding (RFC 4514 2.4).
+fn hex(value: &Any<'_>) -> String {
+    let bytes = value.to_der_vec().unwrap_or_default();
+    let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+    std::iter::once("#".to_owned()).chain(digits).collect()
 }
 
 /// The certificates of a node.
@@ -176,7 +194,7 @@ impl Certificates {
         if !faults.is_empty() {
             return Err(faults.join("\n"));
         }
-        state.log_slow_keys();
+        state.warn_of_keys();
         let (public, internal) = configs;
         let internal = internal.map(|config| Arc::new(ArcSwap::from_pointee(config)));
         let state = Mutex::new(state);
@@ -219,6 +237,7 @@ impl Certificates {
             internal: keep(options.internal, &state.options.internal),
             ..options
         };
+        self.tickets.set_period(state.options.tickets.period_ms);
         state.stamps = stamps(&state.options);
         self.read_again(&mut state, now, true)
     }
@@ -240,7 +259,7 @@ impl Certificates {
                 info!("TLS: certificates and keys were read again");
             }
             state.faults = faults;
-            state.log_slow_keys();
+            state.warn_of_keys();
         }
         if let (Some(running), Some(config)) = (&self.internal, internal) {
             running.store(Arc::new(config));
@@ -347,6 +366,19 @@ impl State {
         (config(&self.public), config(&self.private))
     }
 
+    /// Files of private keys and of ticket keys that other users may read, with their modes.
+    fn exposed(&self) -> Vec<(&Path, u32)> {
+        let listeners = [&self.options.public, &self.options.internal];
+        let keys = listeners.into_iter().flatten().flat_map(pairs);
+        let mut files: Vec<&Path> = keys.filter_map(|pair| pair.key.path()).collect();
+        files.extend(self.options.tickets.keys.as_deref());
+        files.sort_unstable();
+        files.dedup();
+        let exposed =
+            files.into_iter().filter_map(|path| Some((path, stamp::open_to_others(path)?)));
+        exposed.collect()
+    }
+
     fn is_on(&self) -> bool {
         self.options.public.is_some() || self.options.internal.is_some()
     }
@@ -378,26 +410,36 @@ impl State {
         }
     }
 
-    fn log_slow_keys(&self) {
+    /// Warns of keys that cost much time, and of those that others may read.
+    fn warn_of_keys(&self) {
+        for (path, mode) in self.exposed() {
+            let (path, mode) = (path.display().to_string(), format!("{mode:04o}"));
+            warn!(path, mode, "TLS: other users may read this file of private or ticket keys");
+        }
         for pair in self.pairs() {
             if let Some(bits) = pair.slow_rsa_bits {
                 let option = &pair.option;
                 warn!(
                     option,
                     bits,
-                    "TLS: signatures of such an RSA key take a shard's time; one of P-256 is many times faster"
+                    "TLS: each handshake signs with this RSA key for milliseconds, in which its shard \
+                     does nothing else; an ECDSA key (P-256) signs a hundred times faster"
                 );
             }
         }
     }
 }
 
+/// The certificates that a listener's options name.
+fn pairs(listener: &ListenerTls) -> impl Iterator<Item = &PairSource> {
+    listener.default.iter().chain(listener.by_name.iter().map(|(_, pair)| pair))
+}
+
 /// The files that the options name, as they are now.
 fn stamps(options: &Tls) -> Vec<(PathBuf, Stamp)> {
     let mut paths = Vec::new();
     for listener in [&options.public, &options.internal].into_iter().flatten() {
-        let pairs = listener.default.iter().chain(listener.by_name.iter().map(|(_, pair)| pair));
-        for pair in pairs {
+        for pair in pairs(listener) {
             paths.extend([&pair.certificate, &pair.key].into_iter().filter_map(Pem::path));
         }
         paths.extend(listener.client_ca.as_ref().and_then(Pem::path));

@@ -1,4 +1,4 @@
-//! Whether a file has changed, without reading it.
+//! Facts of a file without reading it: whether it has changed, and who may read it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -12,6 +12,12 @@ impl Stamp {
         let file = std::fs::metadata(path).ok();
         Self(file.map(|file| (file.len(), file.mtime(), file.mtime_nsec(), file.ino())))
     }
+}
+
+/// The mode of a file that its group or all users may read; `None` for others.
+pub(super) fn open_to_others(path: &Path) -> Option<u32> {
+    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+    (mode & 0o044 != 0).then_some(mode)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Certificates that tests make.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, DnValue, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::pair::Pair;
@@ -23,18 +23,20 @@ pub(super) fn pair(names: &[&str]) -> Pair {
 }
 
 /// An authority as PEM, and what it has signed: a certificate with this subject, and its key.
-pub(super) fn signed(subject: &[(rcgen::DnType, &str)]) -> (String, String, String) {
+pub(super) fn signed<V: Clone + Into<DnValue>>(
+    subject: &[(DnType, V)],
+) -> (String, String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "authority");
+    params.distinguished_name.push(DnType::CommonName, "authority");
     let authority = params.self_signed(&key).unwrap();
     let issuer = Issuer::new(params, key);
     let own = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
     for (kind, value) in subject {
-        params.distinguished_name.push(kind.clone(), *value);
+        params.distinguished_name.push(kind.clone(), value.clone());
     }
     let signed = params.signed_by(&own, &issuer).unwrap();
     (authority.pem(), signed.pem(), own.serialize_pem())

@@ -1,13 +1,16 @@
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
 
-use rcgen::DnType;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::string::BmpString;
+use rcgen::{DnType, DnValue};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
 use super::testing::{pem, signed};
 use super::*;
-use crate::config::{PairSource, TicketOptions};
+use crate::config::TicketOptions;
 use crate::node::tls::{Trust, client_config};
 use crate::proto::tls::handshake::{Established, Handshake, prepare_client};
 
@@ -243,6 +246,56 @@ fn clients_need_a_certificate_of_the_authorities() {
     assert!(shake(&settings, &any_client(), "a.example").is_err());
     assert!(shake(&settings, &own, "a.example").is_ok());
     assert_eq!(certificates.faults().len(), 1);
+}
+
+#[test]
+fn a_subject_is_text_that_headers_can_have() {
+    let subject_of = |attributes: &[(DnType, DnValue)]| {
+        let (_, certificate, _) = signed(attributes);
+        super::subject(&CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap())
+    };
+    let common = |value: &str| subject_of(&[(DnType::CommonName, value.into())]);
+    for (value, expected) in [
+        ("a,b+c\"d\\e<f>g;h", "CN=a\\,b\\+c\\\"d\\\\e\\<f\\>g\\;h"),
+        (" a ", "CN=\\ a\\ "),
+        ("#a", "CN=\\#a"),
+        // What a header can't have is left out, and doesn't hide what is escaped behind it.
+        ("\u{1}#a\r\nX: y", "CN=\\#aX: y"),
+        ("\u{e9}", "CN=\u{e9}"),
+    ] {
+        assert_eq!(common(value).as_deref(), Some(expected), "{value:?}");
+    }
+    // None, and one that is no text in UTF-8, with its BER encoding.
+    assert_eq!(subject_of(&[]), None);
+    let bmp = BmpString::try_from("a").unwrap();
+    let found = subject_of(&[(DnType::CommonName, DnValue::BmpString(bmp))]);
+    assert_eq!(found.as_deref(), Some("CN=#1e020061"));
+    let long = common(&"\u{e9}".repeat(400)).unwrap();
+    assert!(long.len() <= 512 && long.len() > 506 && long.ends_with("\u{e9}..."), "{long}");
+}
+
+#[test]
+fn keys_that_other_users_may_read_are_warned_of() {
+    let folder = Folder::new("modes");
+    folder.pair("a", &["a.example"]);
+    folder.write("tickets", &STANDARD.encode([7; 32]));
+    let set = |name: &str, mode| {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(folder.path(name), permissions).unwrap();
+    };
+    set("a.key", 0o640);
+    set("tickets", 0o604);
+    let mut options = options(listener(folder.source("a")));
+    options.tickets.keys = Some(folder.path("tickets"));
+    let (certificates, _) = open(options);
+    let exposed = || -> Vec<(PathBuf, u32)> {
+        let state = certificates.state();
+        state.exposed().into_iter().map(|(path, mode)| (path.to_path_buf(), mode)).collect()
+    };
+    assert_eq!(exposed(), [(folder.path("a.key"), 0o640), (folder.path("tickets"), 0o604)]);
+    set("a.key", 0o600);
+    set("tickets", 0o400);
+    assert_eq!(exposed(), []);
 }
 
 #[test]

@@ -501,11 +501,13 @@ fn headers(question: &AppCall) -> HeaderMap {
             headers.entry(name).or_insert_with(|| value.clone());
         }
     }
-    // The node has checked it: what a client's request says doesn't take its place.
-    if !question.certificate.is_empty()
-        && let Ok(value) = HeaderValue::from_bytes(question.certificate.as_bytes())
-    {
-        headers.insert(X_CLIENT_CERT_SUBJECT, value);
+    // The node has checked it: nothing that a client says takes its place, also where the subject is empty.
+    if let Some(subject) = &question.certificate {
+        headers.remove(X_CLIENT_CERT_SUBJECT);
+        let value = HeaderValue::from_bytes(subject.as_bytes()).ok();
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            headers.insert(X_CLIENT_CERT_SUBJECT, value);
+        }
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers

@@ -110,7 +110,7 @@ impl Clients {
         let client = client.as_ref().map_or("", |client| client.as_str());
         let user = session.map_or("", |session| session.user.as_str());
         let address = out.net.client_address(index);
-        let certificate = out.net.client_name(index);
+        let certificate = out.net.client_name(index).unwrap_or_default();
         write(&Fields { address, user, client, certificate, ..Fields::default() });
     }
 }

@@ -158,7 +158,7 @@ impl Clients {
         let proxy = Arc::clone(proxy);
         let meta = if proxy.include_connection_meta { meta } else { Box::default() };
         let address = out.net.client_address(asker.conn.index);
-        let certificate = out.net.client_name(asker.conn.index).into();
+        let certificate = out.net.client_name(asker.conn.index).map(Into::into);
         let question = AppCall {
             asker,
             proxy,

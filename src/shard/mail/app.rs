@@ -32,8 +32,8 @@ pub struct AppCall {
     pub headers: Option<Arc<Headers>>,
     /// The client's address, if it has one.
     pub address: Option<IpAddr>,
-    /// The subject of the client's certificate; empty for none.
-    pub certificate: CompactString,
+    /// The subject of the client's certificate, where the node requires one. It may be empty.
+    pub certificate: Option<CompactString>,
     /// What it is about.
     pub call: AppRequest,
     /// The deferred command that it is for, if it is for one; comes back with the answer.

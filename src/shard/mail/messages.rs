@@ -937,7 +937,7 @@ mod tests {
                 meta: data(),
                 headers: Some(Arc::new(headers)),
                 address: None,
-                certificate: name(),
+                certificate: Some(name()),
                 call,
                 ticket: None,
             }))

@@ -57,10 +57,10 @@ impl<D: Driver> Net<D> {
 }
 
 impl<D: Driver> Net<D> {
-    /// The subject of the certificate that a connection's client has shown; empty for none.
-    pub(crate) fn client_name(&self, index: u32) -> &str {
+    /// The subject of the certificate that a connection's client has shown, which may be empty.
+    pub(crate) fn client_name(&self, index: u32) -> Option<&str> {
         let key = self.conns.get(index as usize).map(|conn| conn.key(index));
-        key.and_then(|key| self.driver.client_name(key)).unwrap_or_default()
+        self.driver.client_name(key?)
     }
 
     /// Whether the address of a new connection lets it come. What is counted for it is taken over by
