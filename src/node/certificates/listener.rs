@@ -150,7 +150,7 @@ impl Listener {
         // A resumed session has the client's certificate from its ticket, and nothing checks that again: one that
         // has expired would count for as long as its owner resumes. So these have full handshakes only.
         if self.authorities.is_none() {
-            config.ticketer = Arc::new(Tickets { keys: Arc::clone(keys), binding: [0; 32] });
+            config.ticketer = Arc::new(Tickets::new(Arc::clone(keys)));
         }
         config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
         config.ignore_client_order = true;

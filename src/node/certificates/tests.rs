@@ -252,7 +252,7 @@ fn clients_need_a_certificate_of_the_authorities() {
 fn a_subject_is_text_that_headers_can_have() {
     let subject_of = |attributes: &[(DnType, DnValue)]| {
         let (_, certificate, _) = signed(attributes);
-        super::subject(&CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap())
+        subject(&CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap())
     };
     let common = |value: &str| subject_of(&[(DnType::CommonName, value.into())]);
     for (value, expected) in [
@@ -350,7 +350,7 @@ fn the_nodes_own_ticket_key_is_replaced_each_period() {
     assert!(!resumed(&client));
     look(now + 59);
     let first = Arc::clone(&certificates.tickets);
-    let sealed = tickets::Tickets { keys: first, binding: [0; 32] };
+    let sealed = tickets::Tickets::new(first);
     let ticket = rustls::server::ProducesTickets::encrypt(&sealed, b"x").unwrap();
     let opens = || rustls::server::ProducesTickets::decrypt(&sealed, &ticket).is_some();
     look(now + 61);

@@ -4,14 +4,18 @@
 //! key is the node's own and replaced each period, or comes from a file that several nodes share.
 //!
 //! ```text
-//!  ticket: name of the key (8) | salt (16) | nonce (12) | sealed state | tag (16)
-//!          HKDF-SHA256(key, salt) -> AES-256-GCM
+//!  ticket: format (1) | name of the key (8) | salt (16) | nonce (12) | sealed: issue time (8), state | tag (16)
+//!          HKDF-SHA256(key, salt) -> AES-256-GCM, format and name authenticated with it
 //! ```
 //! Each ticket has a key of its own, derived with a random salt. So the number of tickets that a shared key
 //! seals has no bound that nodes would have to count together.
+//!
+//! The issue time bounds the age of a ticket, whatever becomes of the key: a shared one may stay for years. A
+//! node of another format doesn't open it, and the client gets a full handshake.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -21,12 +25,25 @@ use aws_lc_rs::rand;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::server::ProducesTickets;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 const KEY_BYTES: usize = 32;
 const NAME_BYTES: usize = 8;
 const SALT_BYTES: usize = 16;
-const HEAD_BYTES: usize = NAME_BYTES + SALT_BYTES + NONCE_LEN;
+const ISSUED_BYTES: usize = size_of::<i64>();
+
+/// Format and name: what is authenticated beside the sealed part. Salt and nonce are, by what they lead to.
+const LABEL_BYTES: usize = 1 + NAME_BYTES;
+const HEAD_BYTES: usize = LABEL_BYTES + SALT_BYTES + NONCE_LEN;
+
+/// The format of tickets. The first had neither this byte nor a time.
+const FORMAT: u8 = 2;
+
+/// Seconds that a ticket is accepted at most (RFC 8446, 4.6.1).
+const AGE_MAX: u32 = 7 * 24 * 60 * 60;
+
+/// Seconds by which the clocks of nodes that share keys may differ.
+const CLOCKS_APART_MAX: i64 = 5 * 60;
 
 /// Bytes of a ticket at most: with a client's chain of certificates it has some thousand.
 const TICKET_BYTES_MAX: usize = 64 * 1024;
@@ -65,7 +82,7 @@ impl Key {
         }
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         let extracted = Salt::new(HKDF_SHA256, salt).extract(&*self.bytes);
-        extracted.expand(&[b"roost ticket"], Length).ok()?.fill(&mut *bytes).ok()?;
+        extracted.expand(&[b"roost ticket 2"], Length).ok()?.fill(&mut *bytes).ok()?;
         UnboundKey::new(&AES_256_GCM, &*bytes).ok().map(LessSafeKey::new)
     }
 }
@@ -80,8 +97,8 @@ impl std::fmt::Debug for Key {
 #[derive(Debug)]
 pub(super) struct TicketKeys {
     keys: ArcSwap<Vec<Arc<Key>>>,
-    /// How long clients may keep a ticket, seconds.
-    lifetime: u32,
+    /// How long a key of the node's own seals, seconds.
+    period: AtomicU32,
 }
 
 impl TicketKeys {
@@ -91,8 +108,33 @@ impl TicketKeys {
     /// The library has no random numbers.
     pub(super) fn random(period_ms: u64) -> std::io::Result<Self> {
         let key = Key::random().ok_or_else(|| std::io::Error::other("no entropy"))?;
-        let lifetime = u32::try_from(period_ms / 1000).unwrap_or(u32::MAX);
-        Ok(Self { keys: ArcSwap::from_pointee(vec![Arc::new(key)]), lifetime })
+        let keys = ArcSwap::from_pointee(vec![Arc::new(key)]);
+        let tickets = Self { keys, period: AtomicU32::new(0) };
+        tickets.set_period(period_ms);
+        Ok(tickets)
+    }
+
+    /// Another period, after a reload. It holds for tickets that exist, too.
+    pub(super) fn set_period(&self, period_ms: u64) {
+        let seconds = u32::try_from(period_ms / 1000).unwrap_or(u32::MAX);
+        self.period.store(seconds.min(AGE_MAX), Ordering::Relaxed);
+    }
+
+    /// How long clients may keep a ticket, seconds: as long as each is sure to be accepted.
+    fn lifetime(&self) -> u32 {
+        self.period.load(Ordering::Relaxed)
+    }
+
+    /// The age from which on a ticket is refused, seconds.
+    fn age_max(&self) -> u32 {
+        self.lifetime().saturating_mul(2).min(AGE_MAX)
+    }
+
+    /// Whether a ticket that was issued then is accepted now, Unix times.
+    fn accepts(&self, issued: i64, now: i64) -> bool {
+        // The clock of the node that has issued it may be ahead, not by as much as one that was set back.
+        let age = now.saturating_sub(issued);
+        (-CLOCKS_APART_MAX..=i64::from(self.age_max())).contains(&age)
     }
 
     /// A new key seals from now on. The one before it still opens tickets, those before that don't.
@@ -139,13 +181,18 @@ fn parse(text: &str) -> Result<Vec<Key>, String> {
     }
 }
 
-/// Tickets of one listener, which open only with the binding that they were sealed with. A listener that
-/// demands client certificates has none.
+/// Makes and opens the tickets of all listeners. One that demands client certificates has none.
 #[derive(Debug)]
 pub(super) struct Tickets {
-    pub(super) keys: Arc<TicketKeys>,
-    /// Zero where no client shows a certificate.
-    pub(super) binding: [u8; 32],
+    keys: Arc<TicketKeys>,
+    /// The wall clock, Unix time.
+    now: fn() -> i64,
+}
+
+impl Tickets {
+    pub(super) fn new(keys: Arc<TicketKeys>) -> Self {
+        Self { keys, now: super::unix_now }
+    }
 }
 
 impl ProducesTickets for Tickets {
@@ -154,40 +201,56 @@ impl ProducesTickets for Tickets {
     }
 
     fn lifetime(&self) -> u32 {
-        self.keys.lifetime
+        self.keys.lifetime()
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         let keys = self.keys.keys.load();
         let key = keys.first()?;
-        let mut ticket = vec![0; HEAD_BYTES];
-        ticket[..NAME_BYTES].copy_from_slice(&key.name);
-        rand::fill(&mut ticket[NAME_BYTES..]).ok()?;
-        let salt = &ticket[NAME_BYTES..NAME_BYTES + SALT_BYTES];
+        let bytes = HEAD_BYTES + ISSUED_BYTES + plain.len() + AES_256_GCM.tag_len();
+        if bytes > TICKET_BYTES_MAX {
+            return None;
+        }
+        // As long as it will be: a vector that grows leaves the session's secret behind.
+        let mut ticket = Vec::with_capacity(bytes);
+        ticket.push(FORMAT);
+        ticket.extend_from_slice(&key.name);
+        ticket.resize(HEAD_BYTES, 0);
+        rand::fill(&mut ticket[LABEL_BYTES..]).ok()?;
+        let (salt, nonce) = ticket[LABEL_BYTES..].split_at(SALT_BYTES);
         let sealing = key.of_ticket(salt)?;
-        let nonce =
-            Nonce::try_assume_unique_for_key(&ticket[NAME_BYTES + SALT_BYTES..HEAD_BYTES]).ok()?;
-        let mut sealed = plain.to_vec();
-        sealing.seal_in_place_append_tag(nonce, Aad::from(self.binding), &mut sealed).ok()?;
-        ticket.extend_from_slice(&sealed);
-        (ticket.len() <= TICKET_BYTES_MAX).then_some(ticket)
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        ticket.extend_from_slice(&(self.now)().to_be_bytes());
+        ticket.extend_from_slice(plain);
+        let (head, state) = ticket.split_at_mut(HEAD_BYTES);
+        let aad = Aad::from(&head[..LABEL_BYTES]);
+        match sealing.seal_in_place_separate_tag(nonce, aad, state) {
+            Ok(tag) => ticket.extend_from_slice(tag.as_ref()),
+            Err(_) => {
+                ticket.zeroize();
+                return None;
+            }
+        }
+        debug_assert_eq!(ticket.len(), bytes);
+        Some(ticket)
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        if ticket.len() > TICKET_BYTES_MAX {
+        if ticket.len() > TICKET_BYTES_MAX || ticket.first() != Some(&FORMAT) {
             return None;
         }
         let (head, sealed) = ticket.split_at_checked(HEAD_BYTES)?;
-        let (name, head) = head.split_at(NAME_BYTES);
+        let (label, head) = head.split_at(LABEL_BYTES);
         let (salt, nonce) = head.split_at(SALT_BYTES);
         let keys = self.keys.keys.load();
-        let key = keys.iter().find(|key| key.name == name)?;
+        let key = keys.iter().find(|key| key.name == label[1..])?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut bytes = sealed.to_vec();
         let opening = key.of_ticket(salt)?;
-        let plain = opening.open_in_place(nonce, Aad::from(self.binding), &mut bytes).ok()?.len();
-        bytes.truncate(plain);
-        Some(bytes)
+        let mut bytes = Zeroizing::new(sealed.to_vec());
+        let plain = opening.open_in_place(nonce, Aad::from(label), &mut bytes).ok()?;
+        let (issued, state) = plain.split_first_chunk::<ISSUED_BYTES>()?;
+        let accepted = self.keys.accepts(i64::from_be_bytes(*issued), (self.now)());
+        accepted.then(|| state.to_vec())
     }
 }
 
@@ -195,15 +258,23 @@ impl ProducesTickets for Tickets {
 mod tests {
     use super::*;
 
-    fn tickets(keys: &Arc<TicketKeys>, binding: u8) -> Tickets {
-        Tickets { keys: Arc::clone(keys), binding: [binding; 32] }
+    const NOW: i64 = 1_800_000_000;
+
+    /// Tickets of a node whose clock shows this time.
+    fn tickets(keys: &Arc<TicketKeys>, now: fn() -> i64) -> Tickets {
+        Tickets { keys: Arc::clone(keys), now }
+    }
+
+    fn keys(period_ms: u64) -> Arc<TicketKeys> {
+        Arc::new(TicketKeys::random(period_ms).unwrap())
     }
 
     #[test]
     fn a_ticket_opens_for_two_periods_and_unchanged_only() {
-        let keys = Arc::new(TicketKeys::random(60_000).unwrap());
-        let tickets = tickets(&keys, 0);
+        let keys = keys(60_000);
+        let tickets = tickets(&keys, || NOW);
         let ticket = tickets.encrypt(b"state").unwrap();
+        assert_eq!(ticket.capacity(), ticket.len());
         assert_eq!(tickets.lifetime(), 60);
         assert_ne!(tickets.encrypt(b"state").unwrap(), ticket);
         for bit in 0..ticket.len() * 8 {
@@ -221,11 +292,33 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_bound_to_the_authorities_of_client_certificates() {
-        let keys = Arc::new(TicketKeys::random(60_000).unwrap());
-        let ticket = tickets(&keys, 1).encrypt(b"state").unwrap();
-        assert!(tickets(&keys, 1).decrypt(&ticket).is_some());
-        assert_eq!(tickets(&keys, 2).decrypt(&ticket), None);
+    fn a_ticket_has_an_age_whatever_becomes_of_the_key() {
+        let keys = keys(60_000);
+        let ticket = tickets(&keys, || NOW).encrypt(b"state").unwrap();
+        let opens = |now| tickets(&keys, now).decrypt(&ticket).is_some();
+        assert!(opens(|| NOW + 120));
+        assert!(!opens(|| NOW + 121));
+        // The clock of the node that has issued it may be ahead by so much.
+        assert!(opens(|| NOW - CLOCKS_APART_MAX));
+        assert!(!opens(|| NOW - CLOCKS_APART_MAX - 1));
+        // Another period after a reload, for clients and for tickets that exist.
+        keys.set_period(3_600_000);
+        assert_eq!(tickets(&keys, || NOW).lifetime(), 3600);
+        assert!(opens(|| NOW + 7200));
+        assert!(!opens(|| NOW + 7201));
+        // Seven days, whatever the period.
+        keys.set_period(u64::MAX);
+        assert!(opens(|| NOW + 604_800));
+        assert!(!opens(|| NOW + 604_801));
+    }
+
+    #[test]
+    fn a_state_that_is_too_long_gets_no_ticket() {
+        let tickets = tickets(&keys(60_000), || NOW);
+        let room = TICKET_BYTES_MAX - HEAD_BYTES - ISSUED_BYTES - AES_256_GCM.tag_len();
+        let ticket = tickets.encrypt(&vec![7; room]).unwrap();
+        assert_eq!(tickets.decrypt(&ticket), Some(vec![7; room]));
+        assert_eq!(tickets.encrypt(&vec![7; room + 1]), None);
     }
 
     #[test]
@@ -238,14 +331,14 @@ mod tests {
         let (one, other) = (Arc::new(one), Arc::new(other));
         one.read(&path).unwrap();
         other.read(&path).unwrap();
-        let ticket = tickets(&one, 0).encrypt(b"state").unwrap();
-        assert!(tickets(&other, 0).decrypt(&ticket).is_some());
+        let ticket = tickets(&one, || NOW).encrypt(b"state").unwrap();
+        assert!(tickets(&other, || NOW).decrypt(&ticket).is_some());
         // A new key in front: the older one still opens.
         std::fs::write(&path, format!("{}\n{}\n", line(3), line(1))).unwrap();
         other.read(&path).unwrap();
-        assert!(tickets(&other, 0).decrypt(&ticket).is_some());
-        let newer = tickets(&other, 0).encrypt(b"state").unwrap();
-        assert_eq!(tickets(&one, 0).decrypt(&newer), None);
+        assert!(tickets(&other, || NOW).decrypt(&ticket).is_some());
+        let newer = tickets(&other, || NOW).encrypt(b"state").unwrap();
+        assert_eq!(tickets(&one, || NOW).decrypt(&newer), None);
         for (text, expected) in [
             ("", "no key in it"),
             ("x", "line 1: expected base64 of 32 bytes"),
@@ -256,7 +349,7 @@ mod tests {
             assert!(fault.ends_with(expected), "{fault}");
         }
         // What was read before a fault stays.
-        assert!(tickets(&other, 0).decrypt(&newer).is_some());
+        assert!(tickets(&other, || NOW).decrypt(&newer).is_some());
         std::fs::remove_file(path).unwrap();
     }
 }
