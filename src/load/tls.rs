@@ -11,21 +11,19 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
     ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls12Resumption,
-    Tls13ClientSessionValue, WebPkiServerVerifier, verify_server_name,
+    Tls13ClientSessionValue,
 };
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme,
-    SupportedCipherSuite, SupportedProtocolVersion,
+    ClientConfig, NamedGroup, RootCertStore, SupportedCipherSuite, SupportedProtocolVersion,
 };
 
+use crate::proto::tls::handshake::trust::ServerVerifier;
 use crate::proto::tls::handshake::{Handshake, prepare_client};
 use crate::proto::tls::{Batch, Key, Opener, Pool, Received, Records};
 
@@ -139,128 +137,23 @@ fn client_config(flags: &TlsFlags<'_>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
         .map_err(|fault| fault.to_string())?;
-    if flags.insecure {
-        let verifier = Arc::new(AnyCertificate(provider));
-        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-        return Ok(builder.with_no_client_auth());
-    }
-    let (mut roots, mut trusted) = (RootCertStore::empty(), Vec::new());
-    match flags.cacert {
-        Some(path) => {
+    let verifier = match (flags.insecure, flags.cacert) {
+        (true, _) => ServerVerifier::accepting_all(&provider),
+        (false, Some(path)) => {
             let fault = |fault: &dyn fmt::Display| format!("--cacert {}: {fault}", path.display());
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(&error))? {
-                let certificate = certificate.map_err(|error| fault(&error))?;
-                roots.add(certificate.clone()).map_err(|error| fault(&error))?;
-                trusted.push(certificate);
-            }
+            let certificates =
+                CertificateDer::pem_file_iter(path).map_err(|error| fault(&error))?;
+            let certificates: Result<Vec<_>, _> = certificates.collect();
+            let certificates = certificates.map_err(|error| fault(&error))?;
+            ServerVerifier::trusting(&certificates, &provider).map_err(|error| fault(&error))?
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        (false, None) => {
+            let found = rustls_native_certs::load_native_certs();
+            ServerVerifier::trusting_fit(&found.certs, &provider)
+                .map_err(|fault| format!("the machine's certificates: {fault}"))?
         }
-    }
-    let usual = WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider));
-    let usual = usual.build().map_err(|fault| fault.to_string())?;
-    let verifier = Arc::new(Trusted { usual, trusted, provider });
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-}
-
-/// Accepts certificates that a trusted one has signed, and trusted ones themselves: `openssl req -x509`
-/// marks its certificates as authorities, which elsewhere can't be a server's.
-#[derive(Debug)]
-struct Trusted {
-    usual: Arc<WebPkiServerVerifier>,
-    trusted: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Trusted {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.usual.verify_server_cert(certificate, intermediates, server, ocsp, now);
-        match &verified {
-            // Whether it is an authority's is looked at behind its times.
-            Err(fault) if is_authority(fault) && self.trusted.contains(certificate) => {
-                verify_server_name(&ParsedCertificate::try_from(certificate)?, server)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            _ => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn is_authority(fault: &Error) -> bool {
-    let Error::InvalidCertificate(rustls::CertificateError::Other(fault)) = fault else {
-        return false;
     };
-    let fault = fault.0.downcast_ref::<webpki::Error>();
-    fault.is_some_and(|fault| matches!(fault, webpki::Error::CaUsedAsEndEntity))
-}
-
-/// Accepts any certificate, if the server has its key.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
 /// Tickets that are kept at most: each resumption uses one and brings one.

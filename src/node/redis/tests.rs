@@ -916,8 +916,10 @@ fn users_and_both_versions_of_the_protocol_work() {
 
 #[test]
 fn tls_is_spoken_and_certificates_are_checked() {
-    let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/src/node/testing/authority.pem");
-    let authority_key = concat!(env!("CARGO_MANIFEST_DIR"), "/src/node/testing/authority_key.pem");
+    let authority =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/src/proto/tls/handshake/trust/authority.pem");
+    let authority_key =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/src/proto/tls/handshake/trust/authority_key.pem");
     let made = Process::new("mktemp").arg("-d").output().unwrap().stdout;
     let folder = PathBuf::from(String::from_utf8(made).unwrap().trim());
     let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
@@ -956,7 +958,7 @@ fn tls_is_spoken_and_certificates_are_checked() {
         settings_of(Server::Single { address, access })
     };
     works(&TestNode::start(of(authority)));
-    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/src/node/testing/other.pem");
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/src/proto/tls/handshake/trust/other.pem");
     let (sender, events) = channel();
     let sink = Sink(sender, channel().0);
     let (broker, _lane) = started(of(other), sink);

@@ -1,4 +1,4 @@
-//! The handshake, by rustls: the only file of the record layer that knows it.
+//! The handshake, by rustls: with [`trust`] the only file of the record layer that knows it.
 //!
 //! ```text
 //!  bytes read --> Handshake::read --> false: more has to come
@@ -15,6 +15,8 @@
 //! by its key log, in the thread that processes the record. [`Packed::new`] compares both.
 //!
 //! rustls reads the clock (tickets, certificates) and draws random numbers. Nothing else here does.
+
+pub mod trust;
 
 use std::cell::RefCell;
 use std::sync::Arc;

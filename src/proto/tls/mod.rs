@@ -20,7 +20,7 @@
 //! - Secrets are in slots, in [`Packed`] and in the library's contexts. All three are wiped.
 //!
 //! What it must not know: sockets, clocks, rustls. AEADs and the KDF are aws-lc-rs'. `handshake.rs` is the
-//! seam: the one file that knows rustls, and nothing of the record layer but [`Packed`].
+//! seam: the one file, with `handshake/trust.rs`, that knows rustls, and nothing of the record layer but [`Packed`].
 
 mod alert;
 mod batch;
@@ -34,6 +34,8 @@ mod packed;
 mod pool;
 mod records;
 mod seal;
+/// Compiled for tests alone, of the simulation as well: debug builds.
+#[cfg(any(test, debug_assertions))]
 pub mod simulated;
 mod state;
 mod suite;
@@ -48,7 +50,7 @@ pub use self::batch::{BATCH_BYTES, Batch, Sealed};
 pub use self::fault::Fault;
 pub use self::open::{Opener, Place, Received};
 pub use self::packed::{Malformed, Packed, Secrets};
-pub use self::pool::{Key, Pool};
+pub use self::pool::{Key, Late, Pool};
 pub use self::records::Records;
 pub use self::seal::Unsealed;
 pub use self::state::Role;

@@ -383,7 +383,7 @@ impl Conversation {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn conversations_with_rustls_record_layer_arrive_whole(
@@ -407,6 +407,10 @@ proptest! {
         steps.into_iter().for_each(|step| conversation.step(step));
         conversation.finish();
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn any_bytes_end_in_a_fault_or_wait_for_more(
