@@ -1,16 +1,22 @@
-//! Certificates of the internal port, which the control thread serves: read at the start and again at SIGHUP.
+//! Certificates of the internal port, which the control thread serves: read at the start and again at SIGHUP. And
+//! those of clients.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::json;
 
-use crate::harness::Node;
+use crate::addresses::application;
+use crate::harness::{BOUND, CLIENTS, Node, Raw, TEXT, frame, over_tls, upgrade};
+use crate::tunnel;
 
 struct Folder(PathBuf);
 
@@ -151,4 +157,56 @@ fn a_key_of_another_certificate_stops_the_start() {
     assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     folder.new_pair();
     assert_eq!(checked(&file).status.code(), Some(0));
+}
+
+/// The node alone says which certificate a client has shown, also where that has no subject.
+#[test]
+fn a_client_cannot_name_the_subject_of_its_certificate() {
+    // This node has certificates of its own.
+    if over_tls() {
+        return;
+    }
+    let folder = Folder::new("client-subjects");
+    folder.new_pair();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(folder.path("clients.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(params, key);
+    let (port, calls) = application();
+    let file = |name: &str| folder.path(name).display().to_string();
+    let options = format!(
+        "[http_server.tls]\nenabled = true\ncert_pem = \"{}\"\nkey_pem = \"{}\"\nclient_ca_pem = \"{}\"\n\
+         [client.proxy.connect]\nenabled = true\nendpoint = \"http://127.0.0.1:{port}/\"\n\
+         http_headers = [\"X-Client-Cert-Subject\", \"X-Other\"]\n\
+         emulated_headers = [\"X-Client-Cert-Subject\"]\n",
+        file("cert.pem"),
+        file("key.pem"),
+        file("clients.pem"),
+    );
+    let node = Node::open_with(&options, &[]);
+    for (common_name, expected) in [(Some("client 1"), Some("cn=client 1")), (None, None)] {
+        let own = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        if let Some(name) = common_name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        let certificate = params.signed_by(&own, &issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
+        let config = tunnel::showing(certificate.der().clone(), key);
+        let tunnel = tunnel::open(node.listens_at(), config);
+        let mut raw = Raw::new(TcpStream::connect(tunnel).unwrap());
+        let forged = ["X-Client-Cert-Subject: CN=admin", "X-Other: passes"];
+        raw.send(upgrade(CLIENTS, &forged).as_bytes());
+        assert_eq!(raw.response().status, 101);
+        let headers = json!({"X-Client-Cert-Subject": "CN=admin"});
+        let connect = json!({"id": 1, "connect": {"headers": headers}}).to_string();
+        raw.send(&frame(TEXT, connect.as_bytes()));
+        assert!(raw.frame().is_some());
+        let head = calls.recv_timeout(BOUND).unwrap();
+        let of = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        assert_eq!(of("x-client-cert-subject:"), expected, "{head}");
+        assert_eq!(of("x-other:"), Some("passes"), "{head}");
+    }
 }

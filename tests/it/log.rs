@@ -229,7 +229,7 @@ fn a_json_log_is_json_from_the_first_line_to_the_last() {
     node.until_logged(&["client.insecure"]);
     let start = node.until_logged(&["listening on"]);
     let start: serde_json::Value = serde_json::from_str(&start).unwrap();
-    assert_eq!(start["addresses"], node.address().to_string());
+    assert_eq!(start["addresses"], node.listens_at().to_string());
     assert_eq!((&start["shards"], &start["insecure"]), (&json!(2), &json!(true)));
     node.signal(rustix::process::Signal::TERM);
     let ended = node.ended();

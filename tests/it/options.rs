@@ -30,7 +30,8 @@ fn the_endpoint_may_be_elsewhere() {
     let mut client = Client::open(&node, "/a/socket");
     client.talk("> {\"id\":1,\"connect\":{}}\n< {\"id\":1,\"connect\":{*}}");
     let said = node.errors();
-    assert!(said.contains(&format!("ws://{}/a/socket\n", node.address())), "{said}");
+    let scheme = if over_tls() { "wss" } else { "ws" };
+    assert!(said.contains(&format!("{scheme}://{}/a/socket\n", node.listens_at())), "{said}");
 }
 
 #[test]

@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme,
+};
+use socket2::{Domain, Socket, Type};
 
 /// Bytes that are read at once.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -23,7 +27,7 @@ pub(crate) fn open(node: SocketAddr, config: Arc<ClientConfig>) -> SocketAddr {
         for client in listener.incoming() {
             let (Ok(client), config) = (client, Arc::clone(&config)) else { return };
             std::thread::spawn(move || {
-                let Ok(socket) = TcpStream::connect(node) else { return };
+                let Ok(socket) = connect(&client, node) else { return };
                 // An end without order is one for the client, too.
                 if Tunnel::new(client, socket, config).run().is_err() {}
             });
@@ -32,15 +36,36 @@ pub(crate) fn open(node: SocketAddr, config: Arc<ClientConfig>) -> SocketAddr {
     address
 }
 
+/// A connection from the client's own address, which the node limits and logs.
+fn connect(client: &TcpStream, node: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(node), Type::STREAM, None)?;
+    let from = client.peer_addr()?.ip();
+    if from.is_ipv4() == node.is_ipv4() {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    socket.connect(&node.into())?;
+    Ok(socket.into())
+}
+
 /// A client's configuration that accepts any certificate.
 pub(crate) fn accepting_all() -> Arc<ClientConfig> {
-    let config = ClientConfig::builder_with_provider(default_provider().into())
+    Arc::new(builder().with_no_client_auth())
+}
+
+/// The same of a client that shows a certificate.
+pub(crate) fn showing(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+) -> Arc<ClientConfig> {
+    Arc::new(builder().with_client_auth_cert(vec![certificate], key).unwrap())
+}
+
+fn builder() -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    ClientConfig::builder_with_provider(default_provider().into())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AcceptAll))
-        .with_no_client_auth();
-    Arc::new(config)
 }
 
 struct Tunnel {
