@@ -7,11 +7,11 @@
 //! ```
 //! Mail goes between a shard and the thread that serves it: never through the control thread, and without a
 //! lock. A thread sends all events that it has for a home as one batch. A mailbox without room holds up
-//! nothing: reading from Redis goes on. Answers wait in the thread's lane; a publication that finds that lane
-//! full is dropped, and once there is room its channel begins anew, so that the home reads what is missing.
+//! nothing: reading from Redis goes on, and what comes waits here ([`WAITING_BYTES_MAX`]). A publication beyond
+//! that is dropped, and once there is room its channel begins anew, so that the home reads what is missing.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,11 @@ const CONTROL_EVENTS_MAX: usize = 1 << 16;
 
 /// Bytes of commands that wait or are under way in a thread at most.
 pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of events that wait for room at a home before publications and joins are dropped: Redis keeps as much
+/// for a connection that isn't read. A home that publications reach faster than their subscribers is behind by a
+/// second or two of them then.
+pub(super) const WAITING_BYTES_MAX: usize = 32 << 20;
 
 /// The interval of the probes of a PUB/SUB connection.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -115,6 +120,13 @@ impl BrokerSettings {
             Layout::Plain | Layout::Cluster => String::new(),
         };
         Some((channels.servers.clone(), partitions))
+    }
+
+    /// Seconds for which entries of presence are kept; of no meaning where no broker keeps them.
+    pub(super) fn presence_ttl_s(&self) -> u32 {
+        let keeper = self.presence.as_ref().or(self.channels.as_ref());
+        let ttl = keeper.map_or(0, |keeper| keeper.operations.presence_ttl_s);
+        u32::try_from(ttl).unwrap_or(u32::MAX)
     }
 
     /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.
@@ -273,17 +285,18 @@ struct ToHomes {
 
 /// Mail to one home.
 struct HomeLane {
+    /// What leaves next, as one batch.
     lane: MailLane,
+    /// What doesn't go into that batch, and its bytes.
+    waiting: VecDeque<Mail>,
+    waiting_bytes: usize,
     /// Channels of which a publication found no room.
     missed: HashSet<CompactString, foldhash::fast::RandomState>,
 }
 
 impl ToHomes {
     fn new(from: ShardId, shards: &[Letterbox], control: ToControl, figures: Arc<Figures>) -> Self {
-        let lane = |letterbox: &Letterbox| {
-            let (lane, missed) = (MailLane::new(letterbox.clone()), HashSet::default());
-            RefCell::new(HomeLane { lane, missed })
-        };
+        let lane = |letterbox: &Letterbox| RefCell::new(HomeLane::new(letterbox.clone()));
         Self { from, lanes: shards.iter().map(lane).collect(), control, figures }
     }
 }
@@ -292,7 +305,7 @@ impl Events for ToHomes {
     fn take(&self, home: usize, events: Vec<BrokerEvent>) {
         let Some(lane) = self.lanes.get(home) else { return };
         let lane = &mut *lane.borrow_mut();
-        events.into_iter().for_each(|event| lane.push(self.from, event, &self.figures));
+        events.into_iter().for_each(|event| lane.push(event, &self.figures));
         lane.flush(self.from);
     }
 
@@ -314,17 +327,27 @@ impl Events for ToHomes {
 }
 
 impl HomeLane {
-    fn push(&mut self, from: ShardId, event: BrokerEvent, figures: &Figures) {
+    fn new(letterbox: Letterbox) -> Self {
+        Self {
+            lane: MailLane::new(letterbox),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            missed: HashSet::default(),
+        }
+    }
+
+    fn push(&mut self, event: BrokerEvent, figures: &Figures) {
+        let is_full = self.waiting_bytes >= WAITING_BYTES_MAX;
         match &event {
             BrokerEvent::Delivered(delivered) => {
                 let channel = &delivered.channel;
-                if self.lane.is_full() || self.missed.contains(channel) {
+                if is_full || self.missed.contains(channel) {
                     Figures::add(&figures.deliveries_lost, 1);
                     self.missed.insert(channel.clone());
                     return;
                 }
             }
-            BrokerEvent::Announced { .. } if self.lane.is_full() => {
+            BrokerEvent::Announced { .. } if is_full => {
                 return Figures::add(&figures.announcements_lost, 1);
             }
             // The channel begins anew, or will.
@@ -334,33 +357,45 @@ impl HomeLane {
             BrokerEvent::Lost => self.missed.clear(),
             _ => {}
         }
-        self.lane.push(Mail::BrokerEvent(Box::new(event)));
-        if self.lane.is_full() {
-            self.lane.flush(from);
-        }
+        self.wait(Mail::BrokerEvent(Box::new(event)));
+    }
+
+    /// Puts mail behind all other.
+    fn wait(&mut self, mail: Mail) {
+        self.waiting_bytes += mail.bytes();
+        self.waiting.push_back(mail);
     }
 
     /// True if something waits for room.
     fn flush(&mut self, from: ShardId) -> bool {
         loop {
-            if self.lane.flush(from) == Flushed::Full {
-                return true;
-            }
-            if self.missed.is_empty() {
-                return false;
-            }
-            let mut missed = std::mem::take(&mut self.missed).into_iter();
             while !self.lane.is_full()
-                && let Some(channel) = missed.next()
+                && let Some(mail) = self.waiting.pop_front()
             {
-                let begins = BrokerEvent::Interrupted { channel: channel.clone() };
-                self.lane.push(Mail::BrokerEvent(Box::new(begins)));
-                self.lane.push(Mail::BrokerEvent(Box::new(BrokerEvent::Listening { channel })));
+                self.waiting_bytes -= mail.bytes();
+                self.lane.push(mail);
             }
-            self.missed = missed.collect();
+            match self.lane.flush(from) {
+                Flushed::Full => return true,
+                Flushed::Gone => {}
+                Flushed::Nothing if self.missed.is_empty() => {
+                    self.waiting.shrink_to(WAITING_KEPT);
+                    return false;
+                }
+                Flushed::Nothing => {
+                    for channel in std::mem::take(&mut self.missed) {
+                        let begins = BrokerEvent::Interrupted { channel: channel.clone() };
+                        self.wait(Mail::BrokerEvent(Box::new(begins)));
+                        self.wait(Mail::BrokerEvent(Box::new(BrokerEvent::Listening { channel })));
+                    }
+                }
+            }
         }
     }
 }
+
+/// Places for waiting mail that are kept.
+const WAITING_KEPT: usize = 4_096;
 
 #[cfg(test)]
 mod tests {
@@ -415,20 +450,36 @@ mod tests {
     }
 
     #[test]
+    fn what_finds_no_room_waits_and_leaves_in_order_in_batches() {
+        let (homes, mailbox, _events) = home(1);
+        homes.take(0, vec![delivered("first", 1)]);
+        let large = |name| delivered(name, OUTBOX_BYTES_MAX);
+        homes.take(0, vec![large("a"), large("b"), BrokerEvent::Done { ticket: Ticket(1) }]);
+        homes.take(0, vec![delivered("c", 1)]);
+        assert!(homes.flush());
+        for batch in [&["first"][..], &["a"], &["b"], &["done 1", "c"]] {
+            assert_eq!(received(&mailbox), batch);
+            homes.flush();
+        }
+        assert_eq!(homes.figures.deliveries_lost.load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert!(!homes.flush() && received(&mailbox).is_empty());
+    }
+
+    #[test]
     fn a_publication_without_room_makes_its_channel_begin_anew() {
         let (homes, mailbox, _events) = home(1);
         homes.take(0, vec![delivered("first", 1)]);
-        // The mailbox has its batch; the lane fills.
-        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX)]);
+        // The first one leaves with the next batch, so that all others wait for it.
+        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX), delivered("a", WAITING_BYTES_MAX)]);
         homes.take(0, vec![delivered("b", 1), BrokerEvent::Done { ticket: Ticket(1) }]);
-        assert!(homes.flush());
         assert_eq!(homes.figures.deliveries_lost.load(std::sync::atomic::Ordering::Relaxed), 1);
-        assert_eq!(received(&mailbox), ["first"]);
-        // An answer waits; a publication of the same channel would come behind what is missing.
-        assert!(homes.flush());
-        assert_eq!(received(&mailbox), ["a", "done 1"]);
-        assert!(!homes.flush());
-        assert_eq!(received(&mailbox), ["off b", "on b"]);
+        // A publication of the same channel would come behind what is missing.
+        homes.take(0, vec![delivered("b", 1)]);
+        assert_eq!(homes.figures.deliveries_lost.load(std::sync::atomic::Ordering::Relaxed), 2);
+        for batch in [&["first"][..], &["a"], &["a"], &["done 1"], &["off b", "on b"]] {
+            assert_eq!(received(&mailbox), batch);
+            homes.flush();
+        }
         homes.take(0, vec![delivered("b", 1)]);
         assert_eq!(received(&mailbox), ["b"]);
     }
@@ -437,12 +488,15 @@ mod tests {
     fn a_channel_that_begins_anew_anyway_does_so_once() {
         let (homes, mailbox, _events) = home(1);
         homes.take(0, vec![delivered("first", 1)]);
-        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX), delivered("b", 1)]);
+        homes
+            .take(0, vec![delivered("a", 2 * OUTBOX_BYTES_MAX), delivered("a", WAITING_BYTES_MAX)]);
+        homes.take(0, vec![delivered("b", 1)]);
         let off = BrokerEvent::Interrupted { channel: "b".into() };
         homes.take(0, vec![off]);
-        received(&mailbox);
-        homes.flush();
-        assert_eq!(received(&mailbox), ["a", "off b"]);
+        for batch in [&["first"][..], &["a"], &["a"], &["off b"]] {
+            assert_eq!(received(&mailbox), batch);
+            homes.flush();
+        }
         assert!(!homes.flush() && received(&mailbox).is_empty());
     }
 

@@ -618,7 +618,7 @@ const _: () = assert!(size_of::<Mail>() <= 56);
 
 impl Mail {
     /// What it counts towards the bound on bytes: all that it holds.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
                 Self::Subscribe(subscribe) => subscribe.heap_bytes(),
