@@ -106,7 +106,7 @@ impl Operations {
 
     /// Removes an entry of a dead node, whose packed info this is.
     pub(super) fn orphan(&self, channel: &str, announces: bool, info: Box<[u8]>) -> Settled {
-        let removal = self.presence_update(channel, &[(PresenceChange::Leave, info.clone())]);
+        let removal = self.presence_update(channel, &[&(PresenceChange::Leave, info.clone())]);
         let channel = CompactString::from(channel);
         let event = announces.then_some(BrokerEvent::Orphaned { channel, info });
         Settled::Several(event, vec![(removal, Awaited::Nothing)])

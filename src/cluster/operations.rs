@@ -287,19 +287,20 @@ impl Operations {
     /// The requests of an update of presence: the last one has the answer, if one is awaited.
     fn change_presence(&self, update: &PresenceUpdate, mut each: impl FnMut(Request, Awaited)) {
         let PresenceUpdate { channel, ticket, changes } = update;
-        let chunks = changes.chunks(PRESENCE_CHANGES_MAX);
-        let last = chunks.len().saturating_sub(1);
-        for (at, changes) in chunks.enumerate() {
-            let prolongs = |(of, _): &(PresenceChange, _)| *of == PresenceChange::Refresh;
-            let awaited = match ticket {
-                Some(ticket) if at == last => Awaited::Done { ticket: *ticket },
-                _ if changes.iter().any(prolongs) => {
-                    Awaited::Prolonged { channel: channel.clone() }
-                }
-                _ => Awaited::Nothing,
-            };
-            each(self.presence_update(channel, changes), awaited);
+        let (prolonged, changed): (Vec<_>, Vec<_>) =
+            changes.iter().partition(|(of, _)| *of == PresenceChange::Refresh);
+        let mut requests = Vec::new();
+        for some in prolonged.chunks(PRESENCE_CHANGES_MAX) {
+            let awaited = Awaited::Prolonged { channel: channel.clone() };
+            requests.push((self.presence_prolong(channel, some), awaited));
         }
+        for some in changed.chunks(PRESENCE_CHANGES_MAX) {
+            requests.push((self.presence_update(channel, some), Awaited::Nothing));
+        }
+        if let (Some(ticket), Some((_, awaited))) = (ticket, requests.last_mut()) {
+            *awaited = Awaited::Done { ticket: *ticket };
+        }
+        requests.into_iter().for_each(|(request, awaited)| each(request, awaited));
     }
 
     fn members(&self, channel: &str, counts: bool) -> Request {
@@ -570,28 +571,39 @@ impl Operations {
     pub(super) fn presence_update(
         &self,
         channel: &str,
-        changes: &[(PresenceChange, Box<[u8]>)],
+        changes: &[&(PresenceChange, Box<[u8]>)],
     ) -> Request {
-        let mut arguments = vec![
-            self.presence_ttl_s.to_string().into(),
-            digit(self.presence_users),
-            digit(self.presence_field_ttl),
-        ];
+        let mut arguments = self.presence_options();
         for (change, packed) in changes {
             let Some(info) = ClientInfo::unpack(packed) else { continue };
             let mut message = Vec::new();
-            let kind: &[u8] = match change {
-                PresenceChange::Enter { .. } => b"+",
-                PresenceChange::Refresh => b"=",
-                PresenceChange::Leave => b"-",
-            };
-            if *change != PresenceChange::Leave {
+            let is_leave = *change == PresenceChange::Leave;
+            if !is_leave {
                 put_client_info(&mut message, packed);
             }
+            let kind: &[u8] = if is_leave { b"-" } else { b"+" };
             arguments.extend([kind.into(), info.client.into(), message, info.user.into()]);
         }
         let keys = self.presence_keys(channel);
         Request::Script { script: Script::PresenceUpdate, keys, arguments }
+    }
+
+    /// What the entries contain isn't sent again: that would cost Redis as much as writing them.
+    fn presence_prolong(&self, channel: &str, entries: &[&(PresenceChange, Box<[u8]>)]) -> Request {
+        let infos = || entries.iter().filter_map(|(_, packed)| ClientInfo::unpack(packed));
+        let mut arguments = self.presence_options();
+        arguments.push(infos().count().to_string().into());
+        arguments.extend(infos().map(|info| Vec::from(info.client)));
+        if self.presence_users {
+            arguments.extend(infos().map(|info| Vec::from(info.user)));
+        }
+        let keys = self.presence_keys(channel);
+        Request::Script { script: Script::PresenceProlong, keys, arguments }
+    }
+
+    fn presence_options(&self) -> Vec<Vec<u8>> {
+        let ttl = self.presence_ttl_s.to_string();
+        vec![ttl.into(), digit(self.presence_users), digit(self.presence_field_ttl)]
     }
 }
 
@@ -794,6 +806,29 @@ mod tests {
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn refreshes_are_a_script_of_their_own_without_what_entries_contain() {
+        let info =
+            |user, client| ClientInfo { user, client, conn_info: b"{}", chan_info: b"" }.pack();
+        let (enter, refresh) = (PresenceChange::Enter { announces: true }, PresenceChange::Refresh);
+        let changes =
+            vec![(refresh, info("u", "1")), (enter, info("v", "2")), (refresh, info("w", "3"))];
+        let mut operations = operations(Layout::Plain);
+        operations.presence_users = true;
+        let update = PresenceUpdate { channel: "news".into(), ticket: Some(Ticket(7)), changes };
+        let mut requests = Vec::new();
+        operations.change_presence(&update, |request, awaited| requests.push((request, awaited)));
+        let [(prolong, counted), (enter, done)] = &requests[..] else { panic!("{requests:?}") };
+        let Request::Script { script: Script::PresenceProlong, arguments, .. } = prolong else {
+            panic!("{prolong:?}")
+        };
+        let words = ["60", "1", "0", "2", "1", "3", "u", "w"].map(Vec::<u8>::from);
+        assert_eq!(arguments[..], words);
+        assert_eq!(*counted, Awaited::Prolonged { channel: "news".into() });
+        assert!(matches!(enter, Request::Script { script: Script::PresenceUpdate, .. }));
+        assert_eq!(*done, Awaited::Done { ticket: Ticket(7) });
     }
 
     #[test]

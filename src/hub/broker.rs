@@ -118,8 +118,7 @@ pub enum PresenceChange {
         /// Its leave is announced: also by another node, if this one dies.
         announces: bool,
     },
-    /// Its time is prolonged. Written anew if the broker has lost it: then [`BrokerEvent::EntriesMissing`]
-    /// follows.
+    /// Its time is prolonged; [`BrokerEvent::EntriesMissing`] follows if the broker has lost it.
     Refresh,
     /// It is removed.
     Leave,

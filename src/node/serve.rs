@@ -446,6 +446,7 @@ fn settings(
     let shares_presence = brokers.presence.is_some();
     let brokers = BrokerSettings::new(&brokers, &node_id, plan.shards);
     let (broker, presence) = brokers.keepers(shares_presence);
+    let presence_ttl_s = brokers.presence_ttl_s();
     Ok(Settings {
         brokers,
         shards: plan.shards,
@@ -503,6 +504,7 @@ fn settings(
             hosts,
             broker,
             presence,
+            presence_ttl_s,
             broker_window_bytes: roost.broker_window_bytes,
             lapsed_batch: LAPSED_BATCH,
             tls_handshakes_max: config.tls.handshakes_max.div_ceil(plan.shards),

@@ -86,6 +86,7 @@ pub(crate) fn options() -> Options {
         hosts: HostRules::default(),
         broker: Broker::Memory,
         presence: Presence::WithChannels,
+        presence_ttl_s: 60,
         broker_window_bytes: 1 << 20,
         lapsed_batch: 100,
         tls_handshakes_max: 30,

@@ -60,6 +60,8 @@ pub struct Options {
     pub broker: Broker,
     /// The keeper of presence.
     pub presence: Presence,
+    /// Seconds for which a broker keeps an entry of presence that is not refreshed.
+    pub presence_ttl_s: u32,
     /// Bytes of the newest publications of channels that a broker keeps, in all homes together: recoveries are
     /// answered from there. 0: none are kept.
     pub broker_window_bytes: usize,

@@ -227,6 +227,7 @@ impl Plan {
             hosts: HostRules::default(),
             broker: Broker::Memory,
             presence: Presence::WithChannels,
+            presence_ttl_s: 60,
             broker_window_bytes: 1 << 20,
             lapsed_batch: pick(rng, &[1, 100]),
             tls_handshakes_max: 100,

@@ -19,13 +19,15 @@ pub enum Script {
     Renew,
     /// Changes of those present.
     PresenceUpdate,
+    /// More time for those present.
+    PresenceProlong,
     /// Those present, or their number.
     PresenceRead,
 }
 
 impl Script {
     /// Each of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PublishStream,
         Self::PublishList,
         Self::PublishOnce,
@@ -33,6 +35,7 @@ impl Script {
         Self::ReadList,
         Self::Renew,
         Self::PresenceUpdate,
+        Self::PresenceProlong,
         Self::PresenceRead,
     ];
 
@@ -46,6 +49,7 @@ impl Script {
             Self::ReadList => include_str!("read_list.lua"),
             Self::Renew => include_str!("renew.lua"),
             Self::PresenceUpdate => include_str!("presence_update.lua"),
+            Self::PresenceProlong => include_str!("presence_prolong.lua"),
             Self::PresenceRead => include_str!("presence_read.lua"),
         }
     }

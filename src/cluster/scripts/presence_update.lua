@@ -1,12 +1,11 @@
 -- Changes entries of a channel.
 -- KEYS: expiry, entries, expiry of users, users. ARGV: TTL, "1" with users, "1" with field TTLs, then for
--- each change "+" (write), "=" (prolong) or "-" (remove), client, info, user.
--- Answers how many entries to prolong were not there. The time is that of Redis: clocks of nodes may differ.
+-- each change "+" (write) or "-" (remove), client, info, user.
+-- The time is that of Redis: clocks of nodes may differ.
 local expiry, entries, users_expiry, users = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ttl, with_users, with_fields = ARGV[1], ARGV[2] == '1', ARGV[3] == '1'
 local at = redis.call('TIME')[1] + ttl
-local is_there = redis.call('EXISTS', entries) == 1
-local kept, kept_users, missing = {}, {}, 0
+local kept, kept_users = {}, {}
 for index = 4, #ARGV, 4 do
   local kind, client, info, user = ARGV[index], ARGV[index + 1], ARGV[index + 2], ARGV[index + 3]
   if kind == '-' then
@@ -17,13 +16,7 @@ for index = 4, #ARGV, 4 do
       redis.call('ZREM', users_expiry, user)
     end
   else
-    local is_new
-    if kind == '=' and is_there then
-      is_new = redis.call('HSETNX', entries, client, info) == 1
-    else
-      is_new = redis.call('HSET', entries, client, info) == 1
-    end
-    if kind == '=' and is_new then missing = missing + 1 end
+    local is_new = redis.call('HSET', entries, client, info) == 1
     kept[#kept + 1] = client
     if with_users then
       if is_new then redis.call('HINCRBY', users, user, 1) end
@@ -48,4 +41,4 @@ local function prolong(names, set, hash)
 end
 prolong(kept, expiry, entries)
 prolong(kept_users, users_expiry, users)
-return missing
+return 0

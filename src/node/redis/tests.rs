@@ -469,7 +469,7 @@ fn presence_is_kept_by_client_and_user() {
         let key = format!("p.presence.data.{channel}");
         let ttl: i64 = server.run(&format!("TTL {key}"));
         assert!((50..=60).contains(&ttl), "{ttl}");
-        // Another node removed an entry: it is written anew.
+        // Another node removed an entry: the home hears of it, and writes it anew.
         let removed: i64 = server.run(&format!("HDEL {key} 2"));
         assert_eq!(removed, 1);
         update(vec![(PresenceChange::Refresh, info("u", "2"))]);
@@ -478,6 +478,9 @@ fn presence_is_kept_by_client_and_user() {
             _ => None,
         });
         assert_eq!(missing, channel.as_str());
+        let refresh = PresenceChange::Refresh;
+        update(vec![(enter, info("u", "2"))]);
+        update(vec![(refresh, info("u", "1")), (refresh, info("u", "2"))]);
         node.send(Command::Members {
             ticket: Ticket(1),
             channel: channel.as_str().into(),

@@ -104,7 +104,7 @@ impl Remote {
             is_connected: false,
             waiting: Waiting::default(),
             passes: VecDeque::new(),
-            changes: Changes::new(presence),
+            changes: Changes::new(presence, options.presence_ttl_s),
             lingering: VecDeque::new(),
             resting: Vec::new(),
             window_bytes: 0,

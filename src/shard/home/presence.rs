@@ -40,13 +40,15 @@ pub(super) struct Changes {
     refresh_at: usize,
     /// Seconds in which all members are to be refreshed now, as after a connection was lost.
     hurry: u32,
+    /// Seconds in which all members are refreshed usually.
+    refresh_s: u32,
     /// So many channels from `refresh_at` on are entered and announced again instead.
     enter_again: usize,
 }
 
 impl Changes {
-    /// No changes. Presence is kept by this broker, or by the home itself.
-    pub(super) fn new(broker: Option<ShardId>) -> Self {
+    /// No changes. Presence is kept by this broker, for so many seconds without a refresh, or by the home itself.
+    pub(super) fn new(broker: Option<ShardId>, ttl_s: u32) -> Self {
         let (is_connected, carries_events) = (false, false);
         Self {
             broker,
@@ -56,6 +58,7 @@ impl Changes {
             list: Vec::new(),
             refresh_at: 0,
             hurry: 0,
+            refresh_s: (ttl_s / REFRESHES).max(1),
             enter_again: 0,
         }
     }
@@ -172,7 +175,8 @@ impl Changes {
             return;
         };
         let numbers = channels.numbers();
-        let seconds = if self.hurry > 0 { HURRY_SECONDS } else { REFRESH_SECONDS };
+        let usual = self.refresh_s;
+        let seconds = if self.hurry > 0 { HURRY_SECONDS.min(usual) } else { usual };
         self.hurry = self.hurry.saturating_sub(1);
         for _ in 0..numbers.div_ceil(seconds as usize) {
             self.refresh_at = if self.refresh_at < numbers { self.refresh_at } else { 0 };
@@ -243,10 +247,11 @@ fn send_update(
     }
 }
 
-/// All members are refreshed within so many seconds: entries expire after 60.
-const REFRESH_SECONDS: u32 = 25;
+/// Refreshes within the time for which an entry is kept: one that comes late, or not at all while a connection is
+/// made anew, loses nothing.
+const REFRESHES: u32 = 2;
 
-/// The same after a connection was lost.
+/// All members are refreshed within so many seconds after a connection was lost.
 const HURRY_SECONDS: u32 = 5;
 
 /// Changes of one command.
@@ -263,7 +268,7 @@ mod tests {
     fn the_latest_change_of_a_client_counts_and_events_come_behind() {
         let cx = Plan::default().cx();
         let mut posts = Posts::new(2, 8);
-        let mut changes = Changes::new(Some(BROKER));
+        let mut changes = Changes::new(Some(BROKER), 60);
         changes.connected(true);
         changes.carries_events(true);
         let news: CompactString = "news".into();
@@ -314,13 +319,13 @@ mod tests {
             posts.post.flush(&cx);
             [BROKER, PRESENCE_BROKER].map(|broker| posts.sent_to(broker.0).len())
         };
-        let mut apart = Changes::new(Some(PRESENCE_BROKER));
+        let mut apart = Changes::new(Some(PRESENCE_BROKER), 60);
         assert_eq!(sent(&mut apart), [0, 0], "neither can be reached");
         apart.connected(true);
         assert_eq!(sent(&mut apart), [0, 1]);
         apart.carries_events(true);
         assert_eq!(sent(&mut apart), [1, 1]);
-        let mut here = Changes::new(None);
+        let mut here = Changes::new(None, 60);
         here.carries_events(true);
         assert_eq!(sent(&mut here), [1, 0]);
     }

@@ -210,11 +210,6 @@ impl Keyspace {
                 };
                 Reply::Int(rest.chunks(2).map(set).filter(|is_new| *is_new).count() as i64)
             }
-            "HSETNX" => {
-                let is_new = !hash.contains_key(&rest[0]);
-                hash.entry(rest[0].clone()).or_insert_with(|| (rest[1].clone(), None));
-                Reply::Int(i64::from(is_new))
-            }
             "HDEL" => {
                 let removed = rest.iter().filter(|field| hash.remove(*field).is_some());
                 Reply::Int(removed.count() as i64)
@@ -235,12 +230,14 @@ impl Keyspace {
             "HEXPIRE" => {
                 // Key, seconds, FIELDS, count, fields.
                 let expires = Some(now + number(&rest[0]) as u64 * 1_000);
-                for field in &rest[3..] {
-                    if let Some(value) = hash.get_mut(field) {
+                let set = |field| match hash.get_mut(field) {
+                    Some(value) => {
                         value.1 = expires;
+                        Reply::Int(1)
                     }
-                }
-                Reply::List(rest[3..].iter().map(|_| Reply::Int(1)).collect())
+                    None => Reply::Int(-2),
+                };
+                Reply::List(rest[3..].iter().map(set).collect())
             }
             other => panic!("the simulated Redis has no {other}"),
         })
@@ -329,6 +326,7 @@ impl Keyspace {
                 };
                 Reply::Int(rest.chunks(2).map(add).filter(|is_new| *is_new).count() as i64)
             }
+            "ZCARD" => Reply::Int(sorted.len() as i64),
             "ZREM" => {
                 let removed = rest.iter().filter(|member| sorted.remove(*member).is_some());
                 Reply::Int(removed.count() as i64)
