@@ -3,11 +3,12 @@ beside what Redis does for a bare client in the same run. Writes docs/cluster-be
 
 import argparse
 import contextlib
-import datetime
 import http.client
 import json
+import multiprocessing
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -23,7 +24,13 @@ from system import System
 DATA = {"text": "x" * 110}
 BATCH = 100
 ROUNDS = 3
+# Requests of the server API that are under way at the same time.
+CALLERS = 16
 DOCUMENT = ROOT / "docs" / "cluster-benchmarks.md"
+# What each row found last, so that a run of some rows leaves the others on the page.
+FOUND = ROOT / "target" / "cluster-bench.json"
+# The small client answers no pings while it counts.
+NO_PINGS = "client.ping_interval=-1"
 
 
 class Row:
@@ -52,7 +59,10 @@ def load(system, node, *words, seconds=120):
     """The result of a roost-load against a node."""
     argv = [system.load, *words, "--url", f"ws://{node.address}/connection/websocket",
             "--secret", system.secret, "--json"]
-    done = subprocess.run([str(word) for word in argv], capture_output=True, timeout=seconds, check=False)
+    try:
+        done = subprocess.run([str(word) for word in argv], capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise CannotRun(f"roost-load took more than {seconds} s") from None
     try:
         return json.loads(done.stdout.decode().splitlines()[-1])
     except (IndexError, ValueError):
@@ -115,6 +125,26 @@ class Api:
         self.call("publish", {"channel": channel, "data": DATA if data is None else data})
 
 
+class Publisher:
+    """Publishes the same to one channel, by prepared bytes: the time of Python's HTTP client is not the node's."""
+
+    def __init__(self, system, node, channel):
+        self.socket = socket.create_connection((node.host, node.port), timeout=30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        body = json.dumps({"channel": channel, "data": DATA})
+        self.request = (f"POST /api/publish HTTP/1.1\r\nHost: {node.address}\r\nX-API-Key: {system.api_key}\r\n"
+                        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}").encode()
+
+    def send(self):
+        self.socket.sendall(self.request)
+
+    def wait(self):
+        """Waits for the answer, which comes in one piece."""
+        answer = self.socket.recv(1 << 16)
+        if b'"offset"' not in answer:
+            raise CannotRun(f"publish: {answer!r}")
+
+
 def batch_of(channels):
     """The body of a batch of publishes, one to each channel."""
     commands = [{"publish": {"channel": channel, "data": DATA}} for channel in channels]
@@ -141,7 +171,7 @@ def channels_of_their_own(options):
     """Memory of channels with one subscriber, and how long they are subscribed again."""
     count, connections = options.channels, max(options.channels // 10_000, 1)
     each = count // connections
-    settings = [*options.set, f"client.channel_limit={each + 1}"]
+    settings = [*options.set, NO_PINGS, f"client.channel_limit={each + 1}"]
     with running(options, nodes=2, set=settings) as system:
         node, other = system.nodes
         names = [[f"kept:c{at}-{number}" for number in range(each)] for at in range(connections)]
@@ -160,19 +190,20 @@ def channels_of_their_own(options):
         if spread:
             rows.append(Row("a channel of its own with one subscriber, broker on", f"{size:.0f} B", "900 B",
                             size <= 900, "", f"{count:,} channels with history of {connections} connections"))
-        # The last channels of each connection: they arrive when everything before them is checked, too.
-        last = [(at, names[at][-1 - number]) for number in range(5) for at in range(connections)]
+        # Some channels of each connection, in no order of the node's: the last of them is one of the last of all.
+        some = [(at, names[at][number * each // 5]) for number in range(5) for at in range(connections)]
         api = Api(system, other)
         system.store.servers[0].ask("CLIENT", "KILL", "TYPE", "pubsub")
         began = time.perf_counter()
-        for at in range(0, len(last), BATCH):
-            api.call("batch", batch_of(channel for _, channel in last[at:at + BATCH]))
+        for at in range(0, len(some), BATCH):
+            api.call("batch", batch_of(channel for _, channel in some[at:at + BATCH]))
         ends = [made.count(b'"pub":', 5, 120) for made in clients]
-        took = max(ends) - began
+        until(lambda: system.is_ready(node), "the node to be ready", 120)
+        took = max(*ends, time.perf_counter()) - began
         floor = subscribing(system, count)
         rows.append(Row(f"{count:,} channels subscribed again and checked after the connection was killed",
                         f"{took:.2f} s", f"{8 * count / 1e6:.1f} s (8 s for a million)", took <= 8 * count / 1e6,
-                        f"{floor:.2f} s", "until publications of the gap are delivered; floor: SUBSCRIBE alone"))
+                        f"{floor:.2f} s", f"until {len(some)} publications of the gap are delivered and /ready is 200; floor: SUBSCRIBE alone"))
         for made in clients:
             made.close()
     return rows
@@ -210,59 +241,92 @@ def read_marks(sock, mark, count):
 
 
 def fan_in(options):
-    """Publications of Redis to one client of a node, and to a bare client."""
-    count, channels = 400_000, 100
-    rates, floors, most = [], [], 0
+    """Publications of Redis through one PUB/SUB connection of a node to a client, and to a bare client."""
+    count, channels, paced = 400_000, 100, 300_000
+    rates, floors = [], []
     # The client must not be closed for being slow: the way from Redis to the node is measured.
-    settings = [*options.set, f"client.queue_max_size={1 << 30}"]
+    settings = [*options.set, NO_PINGS, f"client.queue_max_size={1 << 30}", "roost.shards=1"]
     with running(options, set=settings) as system:
         node, server = system.nodes[0], system.store.servers[0]
         # A publication without history: its data alone.
         data = json.dumps(DATA).encode()
         payload = b"\x22" + bytes([len(data)]) + data
         names = [f"centrifugo.client.in{number}" for number in range(channels)]
-        commands = b"".join(encoded("PUBLISH", names[number % channels], payload) for number in range(count))
+        commands = [encoded("PUBLISH", names[number % channels], payload) for number in range(count)]
         listener = client(system, node)
         listener.subscribe([f"in{number}" for number in range(channels)])
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            publisher = threading.Thread(target=pump, args=(
-                Redis(server.host, server.port, 60).socket, commands, b":", count))
-            publisher.start()
-            grown = threading.Thread(target=lambda: marks.append(output_bytes(server, publisher)))
-            marks = []
-            grown.start()
+
+        def received(rate):
+            """Publications a second, and the most that waited in Redis."""
+            began, publisher = time.perf_counter(), published(server, commands, rate)
+            sampler = Sampler(server)
             ended = listener.count(b'"pub":', count, 60)
             publisher.join()
-            grown.join()
-            most = max(most, *marks)
-            rates.append(count / (ended - began))
+            return count / (ended - began), sampler.stop()
+        rates = [received(None)[0] for _ in range(ROUNDS)]
+        at, waited = received(paced)
         listener.close()
         time.sleep(1.5)
         bare = Redis(server.host, server.port, 60)
         bare.send("SUBSCRIBE", *names)
         read_marks(bare.socket, b"*3\r\n", channels)
         for _ in range(ROUNDS):
-            began = time.perf_counter()
-            publisher = threading.Thread(target=pump, args=(
-                Redis(server.host, server.port, 60).socket, commands, b":", count))
-            publisher.start()
+            began, publisher = time.perf_counter(), published(server, commands, None)
             read_marks(bare.socket, b"*3\r\n", count)
             floors.append(count / (time.perf_counter() - began))
             publisher.join()
     rate, floor = median(rates), median(floors)
-    return [Row("publications of Redis to a subscriber of a node", f"{rate:,.0f}/s", "300,000/s", rate >= 300_000,
-                f"{floor:,.0f}/s", f"{channels} channels, one client; at most {most:,} B waited in Redis")]
+    return [Row("publications through one PUB/SUB connection to a subscriber", f"{rate:,.0f}/s", "300,000/s",
+                rate >= 300_000 and waited < OUTPUT_BYTES_MAX, f"{floor:,.0f}/s",
+                f"{channels} channels, one client, as fast as it goes; published at {paced:,}/s, {at:,.0f}/s came and "
+                f"at most {waited / 1024:,.0f} KiB waited in Redis")]
 
 
-def output_bytes(server, publisher):
-    """The largest output buffer of PUB/SUB connections while a thread runs."""
-    most = 0
-    while publisher.is_alive():
-        for line in server.ask("CLIENT", "LIST", "TYPE", "pubsub").decode().splitlines():
-            most = max(most, int(line.split("omem=")[1].split(" ")[0]))
-        time.sleep(0.05)
-    return most
+# Output that Redis may have for a connection between two of its turns.
+OUTPUT_BYTES_MAX = 1 << 20
+
+
+def published(server, commands, rate):
+    """A running process that sends commands to Redis, so many a second, and reads the replies."""
+    process = multiprocessing.get_context("fork").Process(target=publish_all, args=(server, commands, rate))
+    process.start()
+    return process
+
+
+def publish_all(server, commands, rate):
+    sock = Redis(server.host, server.port, 60).socket
+    if rate is None:
+        pump(sock, b"".join(commands), b":", len(commands))
+        return
+    reader = threading.Thread(target=read_marks, args=(sock, b":", len(commands)))
+    reader.start()
+    began, slices = time.perf_counter(), rate // 200
+    for at in range(0, len(commands), slices):
+        time.sleep(max(0, began + at / rate - time.perf_counter()))
+        sock.sendall(b"".join(commands[at:at + slices]))
+    reader.join()
+
+
+class Sampler:
+    """Looks at the output of Redis for PUB/SUB connections until it is stopped."""
+
+    def __init__(self, server):
+        self.server, self.most, self.ends = server, 0, threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        while not self.ends.wait(0.05):
+            # A server that is busy for so long has its figure later.
+            with contextlib.suppress(TimeoutError):
+                for line in self.server.ask("CLIENT", "LIST", "TYPE", "pubsub").decode().splitlines():
+                    self.most = max(self.most, int(line.split("omem=")[1].split(" ")[0]))
+
+    def stop(self):
+        """The most bytes that waited."""
+        self.ends.set()
+        self.thread.join()
+        return self.most
 
 
 def deliveries(options):
@@ -287,7 +351,7 @@ def publishes(options):
     with running(options) as system:
         node, server, body = system.nodes[0], system.store.servers[0], batch_of(channels)
         for _ in range(ROUNDS):
-            rates.append(batches_per_second(system, node, body) * BATCH)
+            rates.append(batches_per_second(system, node, body, CALLERS) * BATCH)
         script = (ROOT / "src/cluster/scripts/publish_stream.lua").read_text()
         sha = Redis(server.host, server.port).once("SCRIPT", "LOAD", script)
         count, data = 100_000, json.dumps(DATA)
@@ -304,10 +368,10 @@ def publishes(options):
             line.socket.close()
     rate, floor = median(rates), median(floors)
     return [Row("publishes with history from one node's API, batches of 100", f"{rate:,.0f}/s", "40,000/s",
-                rate >= 40_000, f"{floor:,.0f}/s", "floor: the script of a publish, pipelined by a bare client")]
+                rate >= 40_000, f"{floor:,.0f}/s", f"{CALLERS} requests under way; floor: the script of a publish, pipelined by a bare client")]
 
 
-def batches_per_second(system, node, body, seconds=3, callers=4):
+def batches_per_second(system, node, body, callers, seconds=3):
     counts = [0] * callers
     end = time.perf_counter() + seconds
 
@@ -330,19 +394,21 @@ def latency(options):
     count = 1000
     with running(options, nodes=2) as system:
         node, other = system.nodes
-        listener, api = client(system, node), Api(system, other)
+        listener, publisher = client(system, node), Publisher(system, other, "kept:l")
         listener.subscribe(["kept:l"])
-        api.publish("kept:l")
+        publisher.send()
         listener.read_until(lambda line: b'"pub"' in line)
+        publisher.wait()
         own, bare = [], []
         server = system.store.servers[0]
         reader, writer = Redis(server.host, server.port), Redis(server.host, server.port)
         reader.ask("SUBSCRIBE", "floor")
         for _ in range(count):
             began = time.perf_counter()
-            api.publish("kept:l")
+            publisher.send()
             listener.read_until(lambda line: b'"pub"' in line)
             own.append((time.perf_counter() - began) * 1000)
+            publisher.wait()
             began = time.perf_counter()
             writer.ask("PUBLISH", "floor", "x" * 128)
             reader.reply()
@@ -352,7 +418,7 @@ def latency(options):
         mine, floor = quantile(own, share), quantile(bare, share)
         rows.append(Row(f"publish to delivery on another node, idle, {name}, beside PUBLISH to SUBSCRIBE",
                         f"{mine - floor:+.2f} ms", f"+ {bound} ms", mine - floor <= bound, f"{floor:.2f} ms",
-                        f"{mine:.2f} ms, the HTTP request included"))
+                        f"{mine:.2f} ms, from the HTTP request on"))
     return rows
 
 
@@ -380,7 +446,7 @@ def gap(options):
 def presence(options):
     """The share of Redis that the refreshes of presence take."""
     connections, channels = 100, options.presence // 100
-    settings = [*options.set, f"client.channel_limit={channels + 1}"]
+    settings = [*options.set, NO_PINGS, f"client.channel_limit={channels + 1}"]
     with running(options, set=settings) as system:
         node = system.nodes[0]
         clients = [client(system, node, f"user{number}") for number in range(connections)]
@@ -392,18 +458,45 @@ def presence(options):
         before, began = redis_cpu_seconds(system), time.perf_counter()
         time.sleep(options.presence_seconds)
         share = (redis_cpu_seconds(system) - before) / (time.perf_counter() - began) * 100
+        floor = prolonging(system, connections) * 1e6 / REFRESH_SECONDS * 100
         for made in clients:
             made.close()
     entries = connections * channels
     scaled = share * 1e6 / entries
-    return [Row("presence of 1,000,000 entries: share of a Redis core", f"{scaled:.1f} %", "15 %", scaled <= 15, "",
-                f"{entries:,} entries, {connections} a channel: {share:.2f} %, times {1e6 / entries:.0f}")]
+    return [Row("presence of 1,000,000 entries: share of a Redis core", f"{scaled:.1f} %", "15 %", scaled <= 15,
+                f"{floor:.1f} %", f"{entries:,} entries, {connections} a channel: {share:.2f} %; floor: the script "
+                f"of a refresh by a bare client, once in {REFRESH_SECONDS} s")]
+
+
+# Interval of the refreshes: half of the time for which an entry is kept.
+REFRESH_SECONDS = 30
+
+
+def prolonging(system, clients, channels=1000):
+    """Processor seconds of Redis for each entry that the script of a refresh prolongs, by a bare client."""
+    server = system.store.servers[0]
+    line = Redis(server.host, server.port, 60)
+    sha = line.ask("SCRIPT", "LOAD", (ROOT / "src/cluster/scripts/presence_prolong.lua").read_text())
+    ids = [f"00000000-0000-4000-8000-{number:012}" for number in range(clients)]
+    for number in range(channels):
+        line.ask("HSET", f"floor.data.{number}", *[word for one in ids for word in (one, "x" * 90)])
+    commands = b"".join(
+        encoded("EVALSHA", sha, 4, f"floor.expire.{number}", f"floor.data.{number}", f"floor.users.expire.{number}",
+                f"floor.users.{number}", 60, 0, 0, clients, *ids) for number in range(channels))
+    # The first round makes the sorted sets.
+    pump(line.socket, commands, b":", channels)
+    before = redis_cpu_seconds(system)
+    pump(line.socket, commands, b":", channels)
+    return (redis_cpu_seconds(system) - before) / (channels * clients)
 
 
 def storm(options):
     """All clients drop and come back at once with recovery, while publishes go on."""
-    count, channels = options.connections, 1000
-    with running(options, nodes=2) as system:
+    count, channels = options.returning, 1000
+    # Each shard has a table of descriptors, and each address of the loopback device ports of its own.
+    shards = max(2, -(-count // 18_000))
+    settings = [*options.set, f"roost.shards={shards}"]
+    with running(options, nodes=2, set=settings, no_namespaces=True) as system:
         node, other = system.nodes
         names = [f"kept:storm-{number}" for number in range(channels)]
         bodies = [batch_of(names[at:at + BATCH]) for at in range(0, channels, BATCH)]
@@ -412,7 +505,7 @@ def storm(options):
 
         def publish():
             api, rounds = Api(system, other), 0
-            until(lambda: system.counters(node).get("roost_clients", 0) >= count or stop.is_set(), "all clients", 60)
+            until(lambda: system.counters(node).get("roost_clients", 0) >= count or stop.is_set(), "all clients", 120)
             counted["before"] = redis_calls(system, "evalsha")
             while not stop.is_set():
                 for body in bodies:
@@ -424,7 +517,7 @@ def storm(options):
         publisher.start()
         try:
             result = load(system, node, "storm", "--connections", count, "--channels", channels, "--subscribe",
-                          "kept:storm", "--drop-share", 1, "--recover", "--hold", "2s")
+                          "kept:storm", "--drop-share", 1, "--recover", "--hold", "2s", "--connect-timeout", "60s", seconds=200)
         finally:
             stop.set()
             publisher.join()
@@ -525,7 +618,14 @@ ROWS = {
 }
 
 
-def document(options, rows):
+def remembered():
+    """What earlier runs have found, by row."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(FOUND.read_text())
+    return {}
+
+
+def document(found):
     """The text of the page."""
     version = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=False).stdout
     redis = next((word[2:] for word in version.split() if word.startswith("v=")), "?")
@@ -533,25 +633,27 @@ def document(options, rows):
     lines = [
         "# Several nodes, measured",
         "",
-        "Written by this command:",
-        "",
-        f"    tools/cluster bench{f' --rows {options.rows}' if options.rows else ''}",
+        "`tools/cluster bench` measures all rows, prints this table and writes this page;",
+        "`tools/cluster bench --only ROW` measures one of them and keeps the others.",
         "",
         "Nodes, Redis, clients and whatever else this machine did shared its processors, so rates are low",
         "and latencies high. Floors are of the same run, by a bare client on the same machine.",
         "",
-        f"- Machine: Linux {platform.release()}, {os.cpu_count()} cores, {memory:.0f} GiB,",
-        f"  {datetime.date.today().isoformat()}; load average {os.getloadavg()[0]:.1f} at the end of the run, so",
-        "  other work ran beside" if os.getloadavg()[0] > 2 * os.cpu_count() else "  mostly that of the run itself",
-        f"- Redis {redis}, one thread; `roost.broker_threads` 1; each node in a network namespace of its own.",
-        f"- Medians of {ROUNDS} rounds for rates.",
+        f"- Machine: Linux {platform.release()}, {os.cpu_count()} cores, {memory:.0f} GiB.",
+        f"- Redis {redis}, one thread; `roost.broker_threads` 1; each node in a network namespace of its own,",
+        "  where the row doesn't need more connections than one address has ports.",
+        f"- Medians of {ROUNDS} rounds for rates. The load is that of the last minute at the end of a row, its",
+        "  own included.",
         "",
-        "| what | measured | bound | kept | floor | how |",
-        "| --- | ---: | ---: | --- | ---: | --- |",
+        "| row | what | measured | bound | kept | floor | how | load |",
+        "| --- | --- | ---: | ---: | --- | ---: | --- | ---: |",
     ]
-    for row in rows:
-        kept = "yes" if row.is_kept else "**no**"
-        lines.append(f"| {row.what} | {row.value} | {row.bound} | {kept} | {row.floor} | {row.how} |")
+    missing = {"what": "", "value": "not measured", "bound": "", "is_kept": False, "floor": "", "how": "", "load": 0}
+    for name in ROWS:
+        for row in found.get(name, [missing]):
+            kept = "yes" if row["is_kept"] else "**no**"
+            lines.append(f"| `{name}` | {row['what']} | {row['value']} | {row['bound']} | {kept} | {row['floor']} | "
+                         f"{row['how']} | {row['load']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -560,26 +662,30 @@ def main(options):
         for name, row in ROWS.items():
             print(f"{name:<12} {(row.__doc__ or 'Memory of connections.').splitlines()[0]}")
         return 0
-    wanted = options.rows.split(",") if options.rows else list(ROWS)
+    wanted = options.only.split(",") if options.only else list(ROWS)
     unknown = [name for name in wanted if name not in ROWS]
     if unknown:
         raise CannotRun(f"no such row: {', '.join(unknown)} (see --list)")
-    found = []
+    found, is_good = remembered(), True
     for name in wanted:
         note(f"bench: {name}")
         try:
             rows = ROWS[name](options)
         except (CannotRun, OSError, KeyError) as error:
             note(f"bench: {name}: {error}")
-            rows = [Row(f"row `{name}`", "not measured", "", False, "", str(error).splitlines()[0][:100])]
-        found += rows
+            rows = [Row("", "not measured", "", False, "", str(error).splitlines()[0][:100])]
+        found[name] = [{**vars(row), "load": os.getloadavg()[0]} for row in rows]
         for row in rows:
+            is_good &= row.is_kept
             print(f"{'kept  ' if row.is_kept else 'MISSED'} {row.what}: {row.value} (bound {row.bound}"
                   + (f", floor {row.floor}" if row.floor else "") + f"; {row.how})", flush=True)
-    text = document(options, found)
+        if not options.no_file:
+            FOUND.parent.mkdir(exist_ok=True)
+            FOUND.write_text(json.dumps(found, indent=1))
+    text = document(found)
     print()
     print(text)
     if not options.no_file:
         DOCUMENT.write_text(text)
         note(f"written to {DOCUMENT.relative_to(ROOT)}")
-    return 0 if all(row.is_kept for row in found) else 1
+    return 0 if is_good else 1
