@@ -176,7 +176,10 @@ class Network:
         # The first address is that of servers and the balancer, the other one that of calls past the balancer.
         self.host, self.aside = f"{self.net}.1", f"{self.net}.2"
         try:
-            ip("link", "add", self.bridge, "type", "bridge")
+            # An address of its own: else it takes another one when a node is added, and nodes that know the old
+            # one don't reach the servers for half a minute.
+            own = ":".join(["02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))])
+            ip("link", "add", self.bridge, "address", own, "type", "bridge")
             for address in (self.host, self.aside):
                 ip("address", "add", f"{address}/24", "dev", self.bridge)
             ip("link", "set", self.bridge, "up")
