@@ -178,7 +178,6 @@ const OF_CHANNELS: &[(&str, Fate)] = &[
 const PREFIXES: &[(&str, &str)] = &[
     ("proxy_subscribe_stream_", "channel.proxy.subscribe_stream."),
     ("redis_sentinel_tls_", "engine.redis.sentinel_tls."),
-    ("tls_autocert_", "http_server.tls_autocert."),
     ("subscription_token_", "client.subscription_token."),
     ("proxy_sub_refresh_", "channel.proxy.sub_refresh."),
     ("uni_http_stream_", "uni_http_stream."),
@@ -188,6 +187,7 @@ const PREFIXES: &[(&str, &str)] = &[
     ("proxy_publish_", "channel.proxy.publish."),
     ("opentelemetry_", "opentelemetry."),
     ("uni_websocket_", "uni_websocket."),
+    ("tls_autocert_", "http_server.tls_autocert."),
     ("webtransport_", "webtransport."),
     ("grpc_api_tls_", "grpc_api.tls."),
     ("uni_grpc_tls_", "uni_grpc.tls."),

@@ -502,7 +502,8 @@ fn unknown_options_are_named_with_line_and_suggestion() {
             "c.toml:5: unknown option client.token.hmac_key",
             "c.toml:8: unknown option channel.namespaces[news].history_sizes; did you mean \
              history_size?",
-            "c.toml:10: unknown option sockjs",
+            "c.toml:10: unknown option sockjs; it has no place today: SockJS isn't served; http_stream and \
+             sse are for clients without WebSocket",
         ]
     );
     let yaml = "client:\n  tokens:\n    x: 1\ntoken_hmac_secret_key: a\n";

@@ -78,7 +78,7 @@ impl Application {
 
     fn options(&self) -> String {
         format!(
-            "[client.hooks]\nendpoint = \"{}\"\ndisconnect = true\n\
+            "[http_api]\nkey = \"k\"\n[client.hooks]\nendpoint = \"{}\"\ndisconnect = true\n\
              [[channel.namespaces]]\nname = \"room\"\nroost.state_events = [\"occupied\", \"vacated\"]\n\
              allow_subscribe_for_client = true\nallow_subscribe_for_anonymous = true\n",
             self.url
@@ -153,7 +153,7 @@ fn the_last_events_of_a_drain_are_delivered() {
 
 #[test]
 fn everybody_is_disconnected_but_those_who_are_spared() {
-    let node = Node::open(&[]);
+    let node = Node::open_with("[http_api]\nkey = \"k\"\n", &[]);
     let (mut alice, mut bob) = (node.connected_as("alice"), node.connected());
     let (mut spared, reply) = node.connected_by(Speech::Json, json!({}));
     let command = json!({"all_users": true, "whitelist": [reply["client"]]});
@@ -165,7 +165,7 @@ fn everybody_is_disconnected_but_those_who_are_spared() {
 
 #[test]
 fn a_publish_returns_the_number_of_subscribers_when_it_is_requested() {
-    let node = Node::open(&[]);
+    let node = Node::open_with("[http_api]\nkey = \"k\"\n", &[]);
     let (mut first, mut second) = (node.connected(), node.connected());
     let publish = |channel: &str| {
         let params = json!({"channel": channel, "data": 1, "count_subscribers": true});
