@@ -9,7 +9,14 @@ use std::sync::LazyLock;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as ClapCommand, FromArgMatches, Parser};
 
+use super::centrifugo::Theirs;
 use super::health::HealthArgs;
+use super::init::InitArgs;
+use super::migrate::MigrateArgs;
+use super::plan::PlanArgs;
+use super::reload::ReloadArgs;
+use super::status::StatusArgs;
+use super::top::TopArgs;
 use crate::config::PrintFormat;
 use crate::config::table::{OPTIONS, Opt};
 use crate::config::value::Kind;
@@ -43,6 +50,14 @@ pub(super) enum Command {
     Serve(ServeArgs),
     /// Check whether a running node can serve: exit code 0 or 1.
     Health(Box<HealthArgs>),
+    /// Show the figures of a running node, and of those that share its broker.
+    Status(Box<StatusArgs>),
+    /// Show what the admin page of a running node shows, in the terminal.
+    Top(Box<TopArgs>),
+    /// Have a running node read its options again, and say whether it did.
+    Reload(Box<ReloadArgs>),
+    /// Size a system: memory, descriptors, bandwidth, cores.
+    Plan(PlanArgs),
     /// Print a token (JWT, HS256), signed with the configured key.
     Token(Box<TokenArgs>),
     /// Check configuration files, or print the defaults.
@@ -73,6 +88,8 @@ pub(super) enum Command {
     },
     /// Print the version.
     Version,
+    #[command(flatten)]
+    Theirs(Theirs),
 }
 
 /// Arguments of `roost serve`.
@@ -145,6 +162,15 @@ pub(super) type Object = serde_json::Map<String, serde_json::Value>;
 /// Commands about files.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum ConfigCommand {
+    /// Write a commented configuration with keys of its own, which works.
+    Init(InitArgs),
+    /// Explain an option: type, default, variable, flag, reload.
+    Explain {
+        /// Path, variable, flag, or a name before version 6 of Centrifugo; a section for all of its options.
+        name: String,
+    },
+    /// Translate a configuration of Centrifugo 3 to 5, and list what has no place.
+    Migrate(MigrateArgs),
     /// List each unknown, wrong or unsupported option of a file, by line.
     Check(CheckArgs),
     /// Print all options with their defaults and explanations.
@@ -318,7 +344,7 @@ fn argument(flag: &'static Flag) -> Arg {
     }
 }
 
-fn print_format() -> impl clap::builder::TypedValueParser<Value = PrintFormat> {
+pub(super) fn print_format() -> impl clap::builder::TypedValueParser<Value = PrintFormat> {
     use clap::builder::TypedValueParser;
     PossibleValuesParser::new(["toml", "yaml", "json"]).map(|name| match name.as_str() {
         "yaml" => PrintFormat::Yaml,

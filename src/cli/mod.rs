@@ -3,14 +3,22 @@
 //! Flags never act. A command that serves or tunes is handed in by the program, so that this module
 //! needs neither; everything that can be wrong with options is said, with exit code 2, before.
 
+mod admin;
+mod centrifugo;
 mod check;
 mod documents;
 mod flags;
 mod health;
 mod http;
+mod init;
+mod migrate;
+mod plan;
+mod reload;
 mod short_help;
+mod status;
 mod target;
 mod token;
+mod top;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -95,31 +103,64 @@ fn other(
     match command {
         Command::Health(mut arguments) => {
             precede(&mut arguments.target.options.0, first);
-            return health::run(&arguments, environment);
+            health::run(&arguments, environment)
+        }
+        Command::Status(mut arguments) => {
+            precede(&mut arguments.target.options.0, first);
+            status::run(&arguments, environment)
+        }
+        Command::Top(mut arguments) => {
+            precede(&mut arguments.target.options.0, first);
+            top::run(&arguments, environment)
+        }
+        Command::Reload(mut arguments) => {
+            precede(&mut arguments.target.options.0, first);
+            reload::run(&arguments, environment)
         }
         Command::Token(mut arguments) if first.set.is_empty() => {
             arguments.config = arguments.config.or(first.config);
-            return token::run(&arguments, environment);
+            token::run(&arguments, environment)
         }
-        _ => {}
+        _ if !first.is_empty() => {
+            mistaken(&format!("{} has no effect on this command", first.first()))
+        }
+        command => without_node(command, environment, commands),
     }
-    if !first.is_empty() {
-        return mistaken(&format!("{} has no effect on this command", first.first()));
-    }
+}
+
+/// Commands that have no options of a node in front of them.
+fn without_node(
+    command: Command,
+    environment: Vec<(String, String)>,
+    commands: Commands,
+) -> ExitCode {
     match command {
         Command::Config(ConfigCommand::Check(arguments)) => check::check(&arguments),
         Command::Config(ConfigCommand::Default { format }) => check::defaults(format),
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { folder } => documents::man(&folder),
+        Command::Config(ConfigCommand::Init(arguments)) => init::run(&arguments),
+        Command::Config(ConfigCommand::Migrate(arguments)) => migrate::run(&arguments),
+        Command::Config(ConfigCommand::Explain { name }) => match config::explain(&name) {
+            Ok(text) => {
+                say(&text);
+                ExitCode::SUCCESS
+            }
+            Err(fault) => mistaken(&fault),
+        },
+        Command::Theirs(command) => centrifugo::run(command, environment),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Tune { connections, apply, write } => (commands.tune)(connections, apply, write),
         Command::Version => {
             say(concat!("roost ", env!("CARGO_PKG_VERSION"), "\n"));
             ExitCode::SUCCESS
         }
-        // They are above, with their options in front of them, or run a node.
-        Command::Serve(_) | Command::Health(_) | Command::Token(_) => {
-            mistaken(&format!("{} has no effect on this command", first.first()))
-        }
+        Command::Serve(_)
+        | Command::Health(_)
+        | Command::Status(_)
+        | Command::Top(_)
+        | Command::Reload(_)
+        | Command::Token(_) => unreachable!("they take options of a node, and went another way"),
     }
 }
 

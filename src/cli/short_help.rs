@@ -12,9 +12,11 @@ Usage: roost [COMMAND] [OPTIONS]     without a command and a configuration: a
                                      development node on http://localhost:8000
 Commands:
   serve                      run a node
-  config check, default      check a configuration, or print all defaults
-  token, tune                print a token; prepare this host
-  health                     whether a running node can serve: exit code 0 or 1
+  config init|check|explain  write a configuration, check one, explain an option
+  config migrate FILE        translate a configuration of Centrifugo 3 to 5
+  token, plan, tune          print a token; size a system; prepare this host
+  health, status, top        whether a node can serve; its figures; a live view
+  reload                     read the configuration of a running node again
 Options of a node:
   -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
   -a, --address ADDRESS      address to listen on  [all]
@@ -24,9 +26,9 @@ Options of a node:
       --shards N             threads that hold connections  [cores]
       --memory-limit SIZE    memory that the node may use  [80%]
       --tls-self-signed      speak TLS, for trials
-Examples: roost serve -c roost.toml
+Examples: roost config init && roost serve -c roost.toml
           roost token --user 42 -c roost.toml
-All options: roost --help; a command: roost COMMAND -h
+All options: roost --help, roost config explain NAME; more: roost COMMAND -h
 ";
 
 /// Options of the node are 250, so `roost serve -h` is a screen, too.
@@ -44,7 +46,7 @@ Usage: roost serve [OPTIONS]
       --memory-limit SIZE    memory that the node may use  [80%]
       --tls-self-signed      speak TLS, for trials
 
-All options: roost serve --help
+All options: roost serve --help, roost config explain NAME
 ";
 
 /// The command line whose help is short where `-h` is among the arguments. `--help` has it all.
@@ -89,7 +91,9 @@ mod tests {
         let root = command();
         let words = SCREEN.split(|c: char| c.is_whitespace() || "[]|,;".contains(c));
         let has = |word: &str| root.find_subcommand(word).is_some();
-        for name in ["serve", "config", "token", "tune", "health"] {
+        for name in
+            ["serve", "config", "token", "plan", "tune", "health", "status", "top", "reload"]
+        {
             assert!(words.clone().any(|word| word == name) && has(name), "{name}");
         }
         let flag = |word: &str| {

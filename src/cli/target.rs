@@ -70,8 +70,8 @@ impl From<String> for TargetFault {
 /// The node, by configuration or URL.
 pub(super) struct Target {
     pub config: Config,
-    /// The configuration is that of a development node.
-    pub is_dev: bool,
+    /// What it was read from, to be read once more.
+    pub sources: Sources,
     url: Option<Given>,
     timeout: Duration,
 }
@@ -80,6 +80,8 @@ pub(super) struct Target {
 struct Given {
     at: At,
     tls: Option<Arc<ClientConfig>>,
+    /// The secret in the link to the admin page of a development node.
+    link: Option<String>,
 }
 
 impl Target {
@@ -94,10 +96,20 @@ impl Target {
         let options = arguments.options.0.clone();
         let sources = Sources { file: options.config, environment, flags: options.set, dev: false };
         let is_dev = !config::is_configured(&sources);
-        let loaded =
-            config::load(&Sources { dev: is_dev, ..sources }).map_err(TargetFault::Config)?;
+        let sources = Sources { dev: is_dev, ..sources };
+        let loaded = config::load(&sources).map_err(TargetFault::Config)?;
         let url = arguments.url.as_deref().map(|url| given(url, arguments)).transpose()?;
-        Ok(Self { config: loaded.config, is_dev, url, timeout: arguments.timeout })
+        Ok(Self { config: loaded.config, sources, url, timeout: arguments.timeout })
+    }
+
+    /// Its address was given as a URL.
+    pub(super) fn has_url(&self) -> bool {
+        self.url.is_some()
+    }
+
+    /// The secret of a link to the admin page, where one was given.
+    pub(super) fn link(&self) -> Option<String> {
+        self.url.as_ref()?.link.clone()
     }
 
     /// Ways to a port, to be tried in this order.
@@ -105,7 +117,7 @@ impl Target {
     /// # Errors
     /// Text for the user: the port isn't known, or TLS can't be used.
     pub(super) fn endpoints(&self, port: Port) -> Result<Vec<Endpoint>, String> {
-        if let Some(Given { at, tls }) = &self.url {
+        if let Some(Given { at, tls, .. }) = &self.url {
             let (at, tls, timeout) = (at.clone(), tls.clone(), self.timeout);
             return Ok(vec![Endpoint { at, tls, proxy_header: false, timeout }]);
         }
@@ -189,7 +201,11 @@ fn given(url: &str, arguments: &TargetArgs) -> Result<Given, String> {
     };
     if let Some(path) = url.strip_prefix("unix:") {
         let at = At::Unix(path.into());
-        return if path.is_empty() { Err(expected()) } else { Ok(Given { at, tls: None }) };
+        return if path.is_empty() {
+            Err(expected())
+        } else {
+            Ok(Given { at, tls: None, link: None })
+        };
     }
     let without_fragment = url.split('#').next().unwrap_or_default();
     let uri: hyper::Uri = without_fragment.parse().map_err(|_| expected())?;
@@ -210,7 +226,8 @@ fn given(url: &str, arguments: &TargetArgs) -> Result<Given, String> {
         }
     };
     let tls = is_secure.then(|| tls(trust)).transpose().map_err(|fault| format!("TLS: {fault}"))?;
-    Ok(Given { at: At::Tcp(host, port), tls })
+    let link = url.split_once("#link=").map(|(_, link)| link.to_owned());
+    Ok(Given { at: At::Tcp(host, port), tls, link })
 }
 
 #[cfg(test)]

@@ -12,31 +12,41 @@ use crate::config::{self, Config, DEV_SECRET, Sources};
 use crate::edge::jwt::{TokenOptions, sign_hs256};
 
 pub(super) fn run(arguments: &TokenArgs, environment: Vec<(String, String)>) -> ExitCode {
+    match make(arguments, environment) {
+        Ok(token) => {
+            say(&format!("{token}\n"));
+            ExitCode::SUCCESS
+        }
+        Err(exit) => exit,
+    }
+}
+
+/// A token by the key of a configuration; notes and faults are printed.
+///
+/// # Errors
+/// The exit code.
+pub(super) fn make(
+    arguments: &TokenArgs,
+    environment: Vec<(String, String)>,
+) -> Result<String, ExitCode> {
     let sources = Sources { file: arguments.config.clone(), environment, ..Default::default() };
-    let loaded = match config::load(&sources) {
-        Ok(loaded) => loaded,
-        Err(fault) => return refuse(&fault),
-    };
+    let loaded = config::load(&sources).map_err(|fault| refuse(&fault))?;
     warn(&loaded.warnings);
     // A wall clock before 1970 would make a token that expired; nothing worse.
     #[expect(clippy::disallowed_methods, reason = "a command is run at the time that it is run")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // Somebody who names a file means the key in it.
     let named = arguments.config.is_some() || loaded.origin.is_some();
-    match token(arguments, &loaded.config, named, now) {
-        Ok((token, notes)) => {
-            for note in notes {
-                eprintln!("note: {note}");
-            }
-            say(&format!("{token}\n"));
-            ExitCode::SUCCESS
-        }
-        Err(problem) => {
-            let origin = loaded.origin.as_deref().map_or_else(String::new, shown);
-            eprintln!("error: {origin}{problem}");
-            ExitCode::from(EXIT_USAGE)
-        }
+    let made = token(arguments, &loaded.config, named, now);
+    let (token, notes) = made.map_err(|problem| {
+        let origin = loaded.origin.as_deref().map_or_else(String::new, shown);
+        eprintln!("error: {origin}{problem}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    for note in notes {
+        eprintln!("note: {note}");
     }
+    Ok(token)
 }
 
 fn shown(path: &Path) -> String {

@@ -634,6 +634,18 @@ fn insert(map: &mut Map<String, Value>, path: &str, value: Value) {
     }
 }
 
+/// The options as variables, one a line.
+pub fn print_variables(options: &Value) -> String {
+    let mut leaves = Vec::new();
+    lines(options, String::new(), &mut leaves);
+    let line = |(path, value): (String, String)| {
+        let name = super::names::prefixed("CENTRIFUGO_", &path)
+            .or_else(|| super::names::prefixed("ROOST_", &path))?;
+        Some(format!("{name}={value:?}\n"))
+    };
+    leaves.into_iter().filter_map(line).collect()
+}
+
 /// The options as a file.
 ///
 /// # Errors

@@ -69,7 +69,9 @@ pub use self::options::{
 use std::path::{Path, PathBuf};
 
 pub use self::explain::explain;
-pub use self::migrate::{Migrated, Version, migrate, migrate_variables, print_options};
+pub use self::migrate::{
+    Migrated, Version, migrate, migrate_variables, print_options, print_variables,
+};
 pub use self::redis::{Brokers, RedisOptions};
 pub use self::tls::{ListenerTls, PairSource, Pem, TicketOptions, Tls};
 use layers::{Report, Settings};

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
@@ -23,6 +24,7 @@ use super::hooks::Hooks;
 use super::log::{Lines, Log};
 use super::memory::Watch;
 use super::proxies::Proxies;
+use super::reload_requests::{Outcome, ReloadRequests, Reply};
 use super::service_manager::ServiceManager;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
@@ -38,17 +40,27 @@ pub(super) struct Signals {
     interrupt: Signal,
     figures: Signal,
     reload: Signal,
+    requests: ReloadRequests,
+    requested: mpsc::Receiver<Reply>,
 }
 
 impl Signals {
     /// Must be made in the runtime, before the descriptor tables part: a handler writes into a pipe.
     pub(super) fn new() -> std::io::Result<Self> {
+        let (requests, requested) = ReloadRequests::new();
         Ok(Self {
+            requests,
+            requested,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             figures: signal(SignalKind::user_defined1())?,
             reload: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// For requests to reload that are no signals.
+    pub(super) fn reload_requests(&self) -> ReloadRequests {
+        self.requests.clone()
     }
 }
 
@@ -132,6 +144,10 @@ impl Control {
                     self.reload();
                     self.manager.reloaded();
                 }
+                Some(reply) = signals.requested.recv() => {
+                    // A client that is gone needs no answer.
+                    let _ = reply.send(self.reload());
+                }
                 _ = soon.tick(), if is_scarce => self.watch_memory(),
                 _ = every.tick() => {
                     self.watch_memory();
@@ -145,16 +161,17 @@ impl Control {
     }
 
     /// Reads the options again, and takes what may change. When something is wrong all stays as it is.
-    fn reload(&self) {
+    fn reload(&self) -> Outcome {
         // Whatever the options are by now: its owner may have renamed the file.
         self.log.reopen();
         let reloaded = match (self.reload)() {
             Ok(reloaded) => reloaded,
             Err(problems) => {
-                for problem in problems.lines() {
+                let problems: Vec<String> = problems.lines().map(str::to_owned).collect();
+                for problem in &problems {
                     error!(problem, "reload failed: nothing is changed");
                 }
-                return;
+                return Outcome { problems, ..Outcome::default() };
             }
         };
         let Reloaded {
@@ -169,7 +186,7 @@ impl Control {
             needs_start,
             warnings,
         } = reloaded;
-        for warning in warnings {
+        for warning in &warnings {
             warn!(warning, "warning about the reloaded options");
         }
         let rules = &self.node.rules;
@@ -206,12 +223,13 @@ impl Control {
         }
         self.follow(self.certificates.reload(tls, certificates::unix_now()));
         info!("options reloaded");
-        for option in changed {
+        for option in &changed {
             info!(option, "changed option is in effect");
         }
-        for section in needs_start {
+        for section in &needs_start {
             warn!(section, "changed section needs a restart");
         }
+        Outcome { problems: Vec::new(), changed, needs_restart: needs_start, warnings }
     }
 
     /// Handshakes from now on have other settings, if there are some.

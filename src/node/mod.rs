@@ -42,6 +42,7 @@ mod pages;
 mod pid_file;
 mod proxies;
 pub mod redis;
+mod reload_requests;
 mod responses;
 mod sender;
 mod serve;
@@ -84,6 +85,7 @@ use self::listen::SocketFiles;
 use self::metrics::Metrics;
 use self::proxies::Proxies;
 use self::redis::ControlEvent;
+use self::reload_requests::ReloadRequests;
 use self::responses::Responses;
 use self::service_manager::ServiceManager;
 use self::web::{Pages, Routers};
@@ -318,6 +320,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         certificates: settings.certificates,
         cluster,
         tables_apart,
+        reload: signals.reload_requests(),
     };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
@@ -440,6 +443,7 @@ struct Front {
     certificates: Arc<Certificates>,
     cluster: Option<Arc<Cluster>>,
     tables_apart: bool,
+    reload: ReloadRequests,
 }
 
 /// The services of the control thread, and their endpoints.
@@ -504,8 +508,10 @@ impl Front {
             centrifugo_names: self.web.centrifugo_names,
         };
         let admin = self.web.admin.as_ref();
+        let reload = self.reload;
         let figures = Figures::new(metrics.clone(), name, self.plan, admin.is_some());
-        let access = |admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals));
+        let access =
+            |admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals, reload));
         let pages = Pages {
             access: admin.map(access),
             figures: figures.feed(),

@@ -22,6 +22,7 @@ mod limits;
 mod liveness;
 mod log;
 mod nodes;
+mod operations;
 mod options;
 #[path = "../../src/edge/jwt/testing.rs"]
 mod pairs;

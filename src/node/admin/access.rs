@@ -13,6 +13,7 @@ use crate::base::time::UnixSeconds;
 use crate::config;
 use crate::edge::jwt::{TokenKeys, TokenOptions, sign_hs256};
 use crate::node::admin_refusals::{AdminRefusals, Refused};
+use crate::node::reload_requests::ReloadRequests;
 use crate::session::AdminRules;
 use crate::shard::{Fields, NodeState};
 
@@ -25,6 +26,7 @@ pub(in crate::node) struct Access {
     link: Option<String>,
     delayed: Mutex<Delayed>,
     refusals: Arc<AdminRefusals>,
+    reload: ReloadRequests,
 }
 
 /// Wrong passwords whose answers wait, by the address that they came from; unknown ones are one.
@@ -89,10 +91,12 @@ impl Access {
         node: Arc<NodeState>,
         admin: &config::Admin,
         refusals: Arc<AdminRefusals>,
+        reload: ReloadRequests,
     ) -> Self {
         Self {
             node,
             refusals,
+            reload,
             password: admin.password.clone(),
             secret: admin.secret.clone(),
             link: admin.link.clone(),
@@ -139,6 +143,11 @@ impl Access {
         tokio::time::sleep(WRONG_DELAY).await;
         drop(place);
         Err(Refused::Wrong)
+    }
+
+    /// For those who are in: has the options read again.
+    pub(super) fn reload_requests(&self) -> &ReloadRequests {
+        &self.reload
     }
 
     /// Counts and logs a refusal.

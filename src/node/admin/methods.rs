@@ -134,6 +134,16 @@ fn close(node: &NodeState, shard: ShardId, close: &Close) -> Value {
     })
 }
 
+/// Whether a command is `reload`, which is for the control thread: `roost reload` sends it.
+pub(super) fn is_reload(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Command<'a> {
+        #[serde(borrow)]
+        method: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice(body).is_ok_and(|Command { method }| method == "reload")
+}
+
 fn namespaces(rules: &ChannelRules) -> Value {
     let all = rules.namespaces().iter().filter(|namespace| namespace.name != OWN_CHANNEL);
     let all: Vec<Value> = all

@@ -146,6 +146,12 @@ async fn api_call(
         shared.access.refused(address, Refused::Token);
         return StatusCode::UNAUTHORIZED.into_response();
     }
+    if methods::is_reload(&body) {
+        return match shared.access.reload_requests().reload().await {
+            Some(outcome) => Json(json!({ "result": outcome })).into_response(),
+            None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        };
+    }
     if let Some(called) = methods::call(&shared.api, &shared.series, &body).await {
         return called;
     }
