@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::waiting::Waiting;
 use crate::base::id::{ConnKey, ShardId};
 use crate::base::limits::{TURN_HANDSHAKES_MAX, TURN_READ_BYTES_MAX};
 use crate::base::time::Millis;
@@ -50,6 +51,8 @@ pub(super) struct Tls {
     unfinished_bytes: usize,
     /// Connections that are reported as readable by the next wait.
     pub(super) again: Vec<ConnKey>,
+    /// Handshakes that are reported as readable when a turn has steps for them.
+    pub(super) waiting: Waiting,
     /// Connections whose keys will soon seal no more.
     pub(super) worn: Vec<ConnKey>,
     /// Slots of connections that were ended since a record was late.
@@ -126,6 +129,7 @@ impl Tls {
             reading: (NOBODY, 0),
             unfinished_bytes: 0,
             again: Vec::new(),
+            waiting: Waiting::default(),
             worn: Vec::new(),
             late: Vec::new(),
             batch: Batch::new(),
@@ -251,6 +255,7 @@ impl Tls {
     pub(super) fn rename(&mut self, old: ConnKey, new: ConnKey) {
         let lists = self.again.iter_mut().chain(&mut self.worn);
         lists.filter(|key| **key == old).for_each(|key| *key = new);
+        self.waiting.rename(old, new);
         if let Some(Early::Shaking(shaking)) = self.early.get_mut(&old.index) {
             shaking.key = new;
         }
@@ -258,7 +263,7 @@ impl Tls {
 
     /// Whether the next wait has something to report at once.
     pub(super) fn has_work(&self) -> bool {
-        !self.again.is_empty()
+        !self.again.is_empty() || !self.waiting.is_empty()
     }
 
     /// Begins a turn with what the driver has reported from `from` on.
@@ -269,6 +274,7 @@ impl Tls {
         let new = completions.split_off(from);
         let again = self.again.drain(..);
         completions.extend(again.map(|key| Completion::Readable { key, ended: false }));
+        self.waiting.take(|key| completions.push(Completion::Readable { key, ended: false }));
         let from = completions.len();
         completions.extend(new);
         self.take_completions(completions, from);
@@ -364,6 +370,7 @@ impl Tls {
             self.batch.release();
         }
         self.pool.shrink();
+        self.waiting.shrink();
         if self.shaking == 0 {
             self.order = VecDeque::new();
         }
@@ -423,6 +430,7 @@ impl Tls {
             ("TLS connections", self.pool.len()),
             ("TLS handshakes", self.shaking),
             ("TLS connections before their keys", self.early.len()),
+            ("TLS handshakes that wait for a step", self.waiting.len()),
             ("TLS connections in the middle of a send", self.notes.len()),
             ("names of certificates", self.names.len()),
         ]

@@ -4,6 +4,7 @@
 //!   Net <--plain text-- Secured<D> <--records-- D: epoll, io_uring, simulation
 //!                          | receiving.rs   PROXY header, handshake, records
 //!                          | shaking.rs     handshakes, from their first bytes to the keys
+//!                          | waiting.rs     handshakes that wait for a turn with a step to spare
 //!                          | sending.rs     frames of a turn in one batch; tails; close_notify
 //!                          '-- conns.rs     what is kept for a connection, by its slot
 //! ```
@@ -26,6 +27,7 @@ mod shaking;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;

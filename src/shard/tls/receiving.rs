@@ -6,6 +6,7 @@ use super::Lease;
 use super::conns::{Early, NOBODY, Refused, Tls};
 use super::sending::Flushed;
 use super::shaking::Step;
+use super::waiting::TURN_BEGINNINGS_MAX;
 use crate::base::id::ConnKey;
 use crate::base::limits::TURN_HANDSHAKES_MAX;
 use crate::io::{Driver, Received};
@@ -102,10 +103,11 @@ impl Tls {
         bytes_max: usize,
     ) -> Received<Lease<D::Lease>> {
         loop {
-            // New ones leave half of the steps to those that have begun.
+            // New ones leave steps to those that have begun.
             let has_begun = self.early.contains_key(&key.index);
-            if self.steps <= if has_begun { 0 } else { TURN_HANDSHAKES_MAX / 2 } {
-                self.again.push(key);
+            let reserved = TURN_HANDSHAKES_MAX - TURN_BEGINNINGS_MAX;
+            if self.steps <= if has_begun { 0 } else { reserved } {
+                self.waiting.push(key, has_begun);
                 return Received::Blocked;
             }
             if !self.flush_handshake(inner, key, socket) {

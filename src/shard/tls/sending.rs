@@ -349,6 +349,7 @@ impl Tls {
         }
         self.names.remove(&key.index);
         self.forget_early(key.index);
+        self.waiting.remove(key.index);
     }
 }
 

@@ -289,8 +289,8 @@ fn fault_counter(counters: &ShardCounters, fault: Fault) -> &crate::base::counte
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Rig, SUITE};
+    use super::super::waiting::TURN_BEGINNINGS_MAX;
     use super::*;
-    use crate::base::limits::TURN_HANDSHAKES_MAX;
     use crate::io::Completion;
     use crate::io::sim::Seen;
 
@@ -303,13 +303,25 @@ mod tests {
         for conn in &conns {
             assert_eq!(rig.recv(conn), Err("blocked"));
         }
-        // The other half is for those that have begun.
-        let begun = TURN_HANDSHAKES_MAX / 2;
+        // The rest is for those that have begun.
+        let mut begun = TURN_BEGINNINGS_MAX;
         assert_eq!(rig.driver.unpackable().len(), begun);
-        assert!(rig.driver.has_work());
-        let readable = rig.turn();
-        for conn in &conns[begun..] {
-            assert!(readable.contains(&Completion::Readable { key: conn.key, ended: false }));
+        while begun < conns.len() {
+            // A turn reports as many as it can make steps, in their order.
+            assert!(rig.driver.has_work());
+            let reported = rig.turn();
+            let more = TURN_BEGINNINGS_MAX.min(conns.len() - begun);
+            let readable = |conn: &super::super::testing::Conn| Completion::Readable {
+                key: conn.key,
+                ended: false,
+            };
+            let expected: Vec<_> = conns[begun..begun + more].iter().map(readable).collect();
+            assert_eq!(reported, expected);
+            for conn in &conns[begun..begun + more] {
+                assert_eq!(rig.recv(conn), Err("blocked"));
+            }
+            begun += more;
+            assert_eq!(rig.driver.unpackable().len(), begun);
         }
         assert!(!rig.driver.has_work());
     }
