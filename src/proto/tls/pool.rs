@@ -11,8 +11,14 @@ use super::state::{State, state_bytes};
 use super::suite::Suite;
 use super::unfinished::Unfinished;
 
-/// Slots of one allocation: 19 to 51 KiB. Slots never move, so no copy of a secret is left behind.
-const CHUNK_SLOTS: usize = 256;
+/// Bytes of one allocation at most: a size class of the allocator, which rounds others up by as much as a fifth.
+/// Slots never move, so no copy of a secret is left behind.
+const CHUNK_BYTES: usize = 32 * 1024;
+
+/// Slots of one allocation, by the bytes of each: 163 to 448.
+fn chunk_slots(bytes: usize) -> usize {
+    CHUNK_BYTES / bytes
+}
 
 /// Connections of one suite at most: what the bits of a key can number.
 const SLOTS_MAX: usize = 1 << 28;
@@ -196,13 +202,14 @@ impl Slots {
     }
 
     fn grow(&mut self, bytes: usize) -> Option<()> {
-        let first = self.chunks.len() * CHUNK_SLOTS;
-        if first + CHUNK_SLOTS > SLOTS_MAX {
+        let slots = chunk_slots(bytes);
+        let first = self.chunks.len() * slots;
+        if first + slots > SLOTS_MAX {
             return None;
         }
-        self.chunks.push(vec![0; CHUNK_SLOTS * bytes].into_boxed_slice());
+        self.chunks.push(vec![0; slots * bytes].into_boxed_slice());
         // The first of them is taken first.
-        for slot in (first..first + CHUNK_SLOTS).rev() {
+        for slot in (first..first + slots).rev() {
             self.link(slot, bytes);
         }
         Some(())
@@ -229,13 +236,13 @@ impl Slots {
 
     /// A slot that exists.
     fn bytes(&mut self, slot: usize, bytes: usize) -> &mut [u8] {
-        let start = slot % CHUNK_SLOTS * bytes;
-        &mut self.chunks[slot / CHUNK_SLOTS][start..start + bytes]
+        let start = slot % chunk_slots(bytes) * bytes;
+        &mut self.chunks[slot / chunk_slots(bytes)][start..start + bytes]
     }
 
     fn get(&mut self, slot: usize, bytes: usize) -> Option<&mut [u8]> {
-        let start = slot % CHUNK_SLOTS * bytes;
-        self.chunks.get_mut(slot / CHUNK_SLOTS)?.get_mut(start..start + bytes)
+        let start = slot % chunk_slots(bytes) * bytes;
+        self.chunks.get_mut(slot / chunk_slots(bytes))?.get_mut(start..start + bytes)
     }
 }
 
@@ -276,18 +283,22 @@ mod tests {
             assert_eq!(packed.as_bytes().len(), state_bytes(suite));
         }
         assert!(pool.is_empty());
-        assert_eq!(pool.slot_bytes(), CHUNK_SLOTS * (137 + 201 + 169 + 73 + 105 + 105));
+        // One chunk of each, which fills its size class but for a part of a slot.
+        let chunks = Suite::ALL.map(|suite| chunk_slots(state_bytes(suite)) * state_bytes(suite));
+        assert!(chunks.iter().all(|bytes| (CHUNK_BYTES - 201..=CHUNK_BYTES).contains(bytes)));
+        assert_eq!(pool.slot_bytes(), chunks.iter().sum::<usize>());
     }
 
     #[test]
     fn many_connections_have_slots_of_their_own() {
         let mut pool = Pool::default();
         let suite = Suite::Tls12ChaCha20;
-        let count = 2 * CHUNK_SLOTS + 1;
+        let chunk = chunk_slots(105);
+        let count = 2 * chunk + 1;
         let packed: Vec<Packed> = (0..count).map(|_| pair(suite).0).collect();
         let bytes: Vec<Vec<u8>> = packed.iter().map(|packed| packed.as_bytes().to_vec()).collect();
         let keys: Vec<Key> = packed.into_iter().map(|one| pool.insert(one).unwrap()).collect();
-        assert_eq!((pool.len(), pool.slot_bytes()), (count, 3 * CHUNK_SLOTS * 105));
+        assert_eq!((pool.len(), pool.slot_bytes()), (count, 3 * chunk * 105));
         for (key, bytes) in keys.into_iter().zip(bytes) {
             assert_eq!(pool.take(key).unwrap().as_bytes(), bytes);
         }
@@ -304,7 +315,7 @@ mod tests {
             pool.remove(key);
         }
         pool.shrink();
-        assert_eq!((pool.slot_bytes(), pool.unfinished.capacity()), (CHUNK_SLOTS * 137, 0));
+        assert_eq!((pool.slot_bytes(), pool.unfinished.capacity()), (chunk_slots(137) * 137, 0));
         assert!(pool.records(&first).is_some());
         pool.remove(first);
         pool.shrink();
