@@ -29,12 +29,19 @@ pub fn allocated_bytes() -> u64 {
 #[cfg(test)]
 thread_local! {
     static REQUESTED: Cell<i64> = const { Cell::new(0) };
+    static PEAK: Cell<i64> = const { Cell::new(0) };
 }
 
 /// Bytes that this thread has allocated and not freed, for tests of what something holds.
 #[cfg(test)]
 pub fn requested_bytes() -> i64 {
     REQUESTED.get()
+}
+
+/// The largest [`requested_bytes`] since the last call, for tests of what a step needs meanwhile.
+#[cfg(test)]
+pub fn take_peak_bytes() -> i64 {
+    PEAK.replace(REQUESTED.get())
 }
 
 /// The size class of an allocation: mimalloc has four of them between two powers of two, and steps of
@@ -55,7 +62,10 @@ fn class_bytes(size: usize) -> i64 {
 #[inline(always)]
 fn count(bytes: i64, requested: i64) -> bool {
     #[cfg(test)]
-    let _ = REQUESTED.try_with(|sum| sum.set(sum.get() + requested));
+    let _ = REQUESTED.try_with(|sum| {
+        sum.set(sum.get() + requested);
+        PEAK.try_with(|peak| peak.set(peak.get().max(sum.get())))
+    });
     #[cfg(not(test))]
     let _ = requested;
     // Fails only in a thread that has ended: what it frees then is small.

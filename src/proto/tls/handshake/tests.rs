@@ -15,6 +15,7 @@ use rustls::{
 use super::super::testing::End;
 use super::super::*;
 use super::*;
+use crate::sys::memory::{requested_bytes, take_peak_bytes};
 
 const CERTIFICATE: &[u8] = include_bytes!("certificate.pem");
 const KEY: &[u8] = include_bytes!("key.pem");
@@ -612,6 +613,52 @@ fn secrets_are_taken_out_of_the_key_log_at_once() {
         assert_eq!((captured.client, captured.server), ([0; 48], [0; 48]));
     });
     talk_and_close(end, other);
+}
+
+/// Bytes of Rust's heap that a server's handshake has in the end: at most, while it waits for Finished, behind it.
+fn heap_of_a_handshake(group: &'static dyn SupportedKxGroup) -> [i64; 3] {
+    let provider = || CryptoProvider { kx_groups: vec![group], ..default_provider() };
+    let mut config = server_config(provider(), &[&TLS13]);
+    config.ticketer = Ticketer::new().unwrap();
+    let config = prepared(config);
+    let mut of = [0; 3];
+    // The first one makes what all share.
+    for _ in 0..2 {
+        let mut client = Other::client(client_config(provider(), &[&TLS13]));
+        let (hello, begin) = (client.flush(), requested_bytes());
+        take_peak_bytes();
+        let mut server = Box::new(Handshake::server(&config).unwrap());
+        assert!(!server.read(&hello, &mut 0).unwrap());
+        let mut peak = take_peak_bytes() - begin;
+        let answer = server.to_send().to_vec();
+        server.sent(usize::MAX);
+        let waiting = requested_bytes() - begin - answer.capacity() as i64;
+        client.read(&answer).unwrap();
+        let finished = client.flush();
+        let before = requested_bytes();
+        take_peak_bytes();
+        assert!(server.read(&finished, &mut 0).unwrap());
+        server.sent(usize::MAX);
+        let established = server.finish().unwrap();
+        peak = peak.max(take_peak_bytes() - before + waiting);
+        let mut pool = Pool::default();
+        pool.insert(established.packed).unwrap();
+        drop((established.protocol, established.certificate));
+        // What is left is the pool's, but for the server's own part of the conversation.
+        let left = requested_bytes() - before + waiting - pool.slot_bytes() as i64;
+        of = [peak, waiting, left - size_of::<Box<[u8]>>() as i64 * 4];
+    }
+    of
+}
+
+#[test]
+fn the_heap_of_a_handshake_is_bounded_and_given_back() {
+    for (group, peak_max) in [(kx_group::X25519, 7500), (kx_group::X25519MLKEM768, 11_500)] {
+        let [peak, waiting, left] = heap_of_a_handshake(group);
+        assert!(peak <= peak_max, "{:?}: {peak} bytes at most", group.name());
+        assert!(waiting <= 4800, "{:?}: {waiting} bytes while it waits", group.name());
+        assert_eq!(left, 0, "{:?}: bytes behind it", group.name());
+    }
 }
 
 #[test]
