@@ -73,7 +73,7 @@ pub use self::migrate::{
     Migrated, Version, migrate, migrate_variables, print_options, print_variables,
 };
 pub use self::redis::{Brokers, RedisOptions};
-pub use self::tls::{ListenerTls, PairSource, Pem, TicketOptions, Tls};
+pub use self::tls::{Acme, ListenerTls, PairSource, Pem, TicketOptions, Tls};
 use layers::{Report, Settings};
 pub use print::{PrintFormat, print_defaults};
 pub use transports::Transports;

@@ -70,8 +70,6 @@ const RESPONSES: &str = "a list of {code, to = {status_code, body}}";
 const DISCONNECTS: &str = "a list of {code, to = {code, reason}}";
 const PORT: Kind = Integer(0, 65_535);
 
-const AUTOCERT: &str = "roost fetches no certificates: an ACME client (certbot, lego, acme.sh) renews the files of \
-                        http_server.tls, and they are read again when they change";
 const HTTP3: &str = "HTTP/3 isn't built yet; clients use HTTP/1.1 over TLS";
 const SERVER_SIDE: &str = "clients verify servers with it, and a listener is a server";
 const STREAM: &str = "stream proxies need gRPC, which isn't built yet";
@@ -111,8 +109,13 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("http_server.internal_address", Text, "\"\"", Built, "IP address of the internal port, or \"unix:\" and the path of a socket; empty: http_server.address."),
     opt("http_server.internal_port", Text, "\"\"", Built, "Port for the server API, metrics, health and the admin page with its WebSocket, instead of the public port; empty: they are on the public port."),
     opt("http_server.tls_external", Bool, "false", Built, "Use http_server.tls at the public port only: the internal port then speaks TLS with internal_tls, or none."),
-    other("http_server.tls_autocert.enabled", Bool, "false", Refused(AUTOCERT)),
-    other("http_server.tls_autocert", Any, "", Silent(SWITCHED_OFF)),
+    opt("http_server.tls_autocert.enabled", Bool, "false", Built, "Obtain certificates of the public port from an ACME server (Let's Encrypt and others), and renew them."),
+    opt("http_server.tls_autocert.host_whitelist", List, "[]", Built, "Names of the hosts that certificates are obtained for, one each; there has to be one at least."),
+    opt("http_server.tls_autocert.cache_dir", Text, "\"\"", Built, "Directory for the account's key, certificates and their keys; several nodes may share it. Required."),
+    opt("http_server.tls_autocert.email", Text, "\"\"", Built, "Address that the ACME server may write to."),
+    opt("http_server.tls_autocert.server_name", Text, "\"\"", Built, "Host whose certificate clients get that name none; empty: the first of host_whitelist."),
+    opt("http_server.tls_autocert.http", Bool, "false", Built, "Answer HTTP-01 challenges at http_addr, and send other requests there to https. Without it, TLS-ALPN-01 challenges at the public port are used, which has to be reached at port 443."),
+    opt("http_server.tls_autocert.http_addr", Text, "\":80\"", Built, "Address and port of that listener, such as \":80\" or \"192.0.2.1:80\"."),
     other("http_server.http3.enabled", Bool, "false", Refused(HTTP3)),
     other("http_server.h2c_external", Bool, "false", Harmless("clients use HTTP/1.1, over which every transport works")),
 
@@ -257,6 +260,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.broker_partitions", Integer(0, 4096), "0", Built, "Partitions of the channels in a Redis Cluster of version 7: the messages of each go by sharded PUB/SUB, which only the owner of its slot carries, so that more masters carry more messages. A node has a connection for each partition and shard. The same on all nodes. 0: ordinary PUB/SUB, which every node of the Cluster carries."),
     opt("roost.broker_partition_tags", Choice(&["balanced", "numbers"]), "\"balanced\"", Built, "Hash tags of these partitions: balanced ones divide the slots evenly (16, 32, 64, 128 or 256 partitions); with numbers some masters may have none. The same on all nodes."),
     opt("roost.broker_window", Integer(0, 1 << 40), "67108864", Built, "Bytes of the newest publications of channels in Redis that the node keeps: clients that come back are answered from there, without a read. 0: none."),
+    opt("roost.acme_directory", Text, "\"https://acme-v02.api.letsencrypt.org/directory\"", Built, "Directory of the ACME server of http_server.tls_autocert."),
+    opt("roost.acme_ca_pem", Text, "\"\"", Built, "Authorities of that server's own certificate: PEM, a file with it, or its base64; empty: those of this machine."),
     opt("roost.tls_self_signed", Bool, "false", Built, "Speak TLS at the public port with a certificate that the node makes at its start and that nobody has signed: for trials. Its fingerprint is printed."),
     opt("roost.tls_ticket_keys", Text, "\"\"", Built, "File with keys of TLS session tickets, so that clients resume at any node that has it: a line of base64 of 32 bytes each; the first seals, all open. It is read again when it changes. Empty: keys of the node's own, a new one each tls_ticket_period."),
     opt("roost.tls_ticket_period", Duration, "\"12h\"", Built, "Time for which one key of the node's own seals TLS session tickets; they are accepted for twice as long."),

@@ -859,10 +859,6 @@ fn options_that_are_not_built_stop_the_start() {
             "presence_manager = {enabled = true, type = 'nats'}",
             "presence_manager = {enabled = true, type = 'redis'}",
         ),
-        (
-            "http_server = {tls_autocert = {enabled = true}}",
-            "http_server = {tls_autocert = {enabled = false}}",
-        ),
         ("client = {token = {jwks = 'x'}}", "client = {token = {jwks = {keys = []}}}"),
         (
             "client = {subscription_token = {enabled = true, hmac_secret_key = 'x', jwks = 'x'}}",
@@ -1455,8 +1451,26 @@ fn faults_of_tls_name_their_options() {
             "c.toml:2: roost.tls_ticket_period = \"1s\": expected 1m",
         ),
         (
-            "[http_server.tls_autocert]\nenabled = true",
-            "c.toml:2: http_server.tls_autocert.enabled = true: roost fetches no certificates: an ACME client",
+            "[http_server.tls_autocert]\nenabled = true\nhost_whitelist = ['a.example']",
+            "http_server.tls_autocert.cache_dir: expected a directory",
+        ),
+        (
+            "[http_server.tls_autocert]\nenabled = true\ncache_dir = 'x'",
+            "http_server.tls_autocert.host_whitelist: expected names of hosts",
+        ),
+        (
+            "[http_server.tls_autocert]\nenabled = true\ncache_dir = 'x'\nhost_whitelist = ['*.a.example']",
+            "c.toml:4: http_server.tls_autocert.host_whitelist = a list of 1: expected names of hosts",
+        ),
+        (
+            "[http_server.tls_autocert]\nenabled = true\ncache_dir = 'x'\nhost_whitelist = ['a.example']\n\
+             server_name = 'b.example'",
+            "c.toml:5: http_server.tls_autocert.server_name = \"b.example\": expected a host of host_whitelist",
+        ),
+        (
+            "[http_server.tls_autocert]\nenabled = true\ncache_dir = 'x'\nhost_whitelist = ['a.example']\n\
+             http = true\nhttp_addr = '80'",
+            "c.toml:6: http_server.tls_autocert.http_addr = \"80\": expected an IP address and a port",
         ),
     ] {
         let report = toml(text);

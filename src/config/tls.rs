@@ -4,6 +4,7 @@
 //! they change while it runs.
 
 use std::collections::HashSet;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -22,6 +23,49 @@ pub struct Tls {
     pub tickets: TicketOptions,
     /// Handshakes of the public port that may be under way at a time.
     pub handshakes_max: usize,
+    /// How certificates of the public port are obtained, if they are.
+    pub acme: Option<Acme>,
+}
+
+/// Certificates from an ACME server (RFC 8555): section `http_server.tls_autocert`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// One certificate each.
+    pub hosts: Vec<String>,
+    /// Where keys and certificates are kept.
+    pub cache: PathBuf,
+    /// For messages of the server's operators.
+    pub email: Option<String>,
+    /// The listener of HTTP-01 challenges, if they are answered.
+    pub http: Option<SocketAddr>,
+    /// The public port may answer TLS-ALPN-01 challenges: its clients need no certificates.
+    pub tls_alpn: bool,
+    /// The URL of the server's directory.
+    pub directory: String,
+    /// Authorities of the server's own certificate; `None`: the machine's.
+    pub authorities: Option<Pem>,
+}
+
+impl Acme {
+    /// The file with the certificate of a host, its chain and its key.
+    pub fn file(&self, host: &str) -> PathBuf {
+        self.cache.join(host)
+    }
+
+    /// The name of a host's certificate, for messages and metrics.
+    pub fn option(host: &str) -> String {
+        format!("{AUTOCERT}[{host}]")
+    }
+
+    fn pair(&self, host: &str) -> PairSource {
+        let file = Pem::File(self.file(host));
+        PairSource {
+            option: Self::option(host),
+            certificate: file.clone(),
+            key: file,
+            is_obtained: true,
+        }
+    }
 }
 
 /// TLS of one listener.
@@ -47,6 +91,8 @@ pub struct PairSource {
     pub certificate: Pem,
     /// Its key.
     pub key: Pem,
+    /// The node obtains it: until it has, there is none.
+    pub is_obtained: bool,
 }
 
 /// A PEM text, or where it is.
@@ -109,6 +155,9 @@ const PERIOD: &str = "roost.tls_ticket_period";
 /// Whether the self-signed certificate is used.
 const SELF_SIGNED: &str = "roost.tls_self_signed";
 
+/// Certificates from an ACME server.
+const AUTOCERT: &str = "http_server.tls_autocert";
+
 const EXTERNAL: &str = "http_server.tls_external";
 
 pub(super) fn tls(settings: &Settings, has_internal: bool, report: &mut Report) -> Tls {
@@ -120,6 +169,13 @@ pub(super) fn tls(settings: &Settings, has_internal: bool, report: &mut Report) 
     };
     let public = section("http_server.tls", self_signed);
     let own = section("http_server.internal_tls", false);
+    let (acme, public) = match acme(root, public.as_ref(), report) {
+        Some((acme, name)) => {
+            let public = obtained(&acme, &name, public, &by_name);
+            (Some(acme), Some(public))
+        }
+        None => (None, public),
+    };
     let shared = public.clone().filter(|_| !root.flag(EXTERNAL));
     let internal = own.or(shared).filter(|_| has_internal);
     if public.is_none() && internal.is_none() && !by_name.is_empty() {
@@ -137,6 +193,94 @@ pub(super) fn tls(settings: &Settings, has_internal: bool, report: &mut Report) 
         internal,
         tickets: TicketOptions { keys: root.path("roost.tls_ticket_keys"), period_ms },
         handshakes_max: root.size("roost.tls_handshakes_max"),
+        acme,
+    }
+}
+
+/// The section of the ACME client, and the host of clients that name none. `None`: it is off.
+fn acme(root: &Scope, public: Option<&ListenerTls>, report: &mut Report) -> Option<(Acme, String)> {
+    let path = |name: &str| format!("{AUTOCERT}.{name}");
+    if !root.flag(&path("enabled")) {
+        return None;
+    }
+    let mut wrong =
+        |option: &str, expected: &str| report.errors.push(root.complaint(option, expected));
+    let lower = |host: &String| host.to_ascii_lowercase();
+    let mut hosts: Vec<String> = root.list(&path("host_whitelist")).iter().map(lower).collect();
+    let server_name = lower(&root.text(&path("server_name")));
+    if hosts.is_empty() && !server_name.is_empty() {
+        hosts.push(server_name.clone());
+    }
+    let mut seen = HashSet::new();
+    hosts.retain(|host| seen.insert(host.clone()));
+    if hosts.is_empty() || !hosts.iter().all(|host| is_host_pattern(host) && !host.contains('*')) {
+        let expected = "names of hosts, one at least, such as [\"chat.example.com\"]: each has a certificate of its \
+                        own, and none is obtained for other names or for wildcards";
+        wrong(&path("host_whitelist"), expected);
+    }
+    if !server_name.is_empty() && !hosts.contains(&server_name) {
+        wrong(&path("server_name"), "a host of host_whitelist");
+    }
+    let cache = root.path(&path("cache_dir"));
+    if cache.is_none() {
+        let expected = "a directory: without one each start would request all certificates again, and servers \
+                        refuse that soon";
+        wrong(&path("cache_dir"), expected);
+    }
+    let address = root.text(&path("http_addr"));
+    let http = root.flag(&path("http")).then(|| listener_address(&address));
+    if http == Some(None) {
+        wrong(&path("http_addr"), "an IP address and a port, or \":\" and a port");
+    }
+    let tls_alpn = public.is_none_or(|public| public.client_ca.is_none());
+    if http.is_none() && !tls_alpn {
+        let expected = "true: the public port needs certificates of its clients, so it can't answer challenges";
+        wrong(&path("http"), expected);
+    }
+    let directory = root.text("roost.acme_directory");
+    if !directory.starts_with("https://") {
+        wrong("roost.acme_directory", "an https:// URL");
+    }
+    let text = |path: &str| Some(root.text(path)).filter(|text| !text.is_empty());
+    let acme = Acme {
+        cache: cache.unwrap_or_default(),
+        email: text(&path("email")),
+        http: http.flatten(),
+        tls_alpn,
+        directory,
+        authorities: text("roost.acme_ca_pem").map(|pem| Pem::of(&pem)),
+        hosts,
+    };
+    let name = if server_name.is_empty() { acme.hosts.first().cloned() } else { Some(server_name) };
+    Some((acme, name.unwrap_or_default()))
+}
+
+/// TLS of the public port with certificates that are obtained. One that is configured beside them is for
+/// clients that name no host or another one.
+fn obtained(
+    acme: &Acme,
+    server_name: &str,
+    public: Option<ListenerTls>,
+    by_name: &[(String, PairSource)],
+) -> ListenerTls {
+    let mut public = public.unwrap_or_else(|| ListenerTls {
+        section: "http_server.tls",
+        default: Some(acme.pair(server_name)),
+        by_name: by_name.to_vec(),
+        client_ca: None,
+    });
+    // Configured names come first: they are there at the start.
+    let taken: HashSet<String> = public.by_name.iter().map(|(name, _)| name.clone()).collect();
+    let free = acme.hosts.iter().filter(|host| !taken.contains(*host));
+    public.by_name.extend(free.map(|host| (host.clone(), acme.pair(host))));
+    public
+}
+
+/// An address to listen on; without an IP address, all of them.
+fn listener_address(text: &str) -> Option<SocketAddr> {
+    match text.strip_prefix(':') {
+        Some(port) => Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse().ok()?))),
+        None => text.parse().ok(),
     }
 }
 
@@ -158,6 +302,7 @@ fn listener(
         option,
         certificate: Pem::of(&certificate),
         key: Pem::of(&key),
+        is_obtained: false,
     };
     let default = match (certificate.is_empty(), key.is_empty()) {
         (false, false) if self_signed => {
@@ -209,8 +354,15 @@ fn by_name(settings: &Settings, report: &mut Report) -> Vec<(String, PairSource)
         }
         let pem = |option: &str| Pem::of(&scope.text(option));
         let option = format!("roost.tls[{name}].cert_pem");
-        pairs
-            .push((name, PairSource { option, certificate: pem("cert_pem"), key: pem("key_pem") }));
+        pairs.push((
+            name,
+            PairSource {
+                option,
+                certificate: pem("cert_pem"),
+                key: pem("key_pem"),
+                is_obtained: false,
+            },
+        ));
     }
     pairs
 }
@@ -240,6 +392,15 @@ mod tests {
         }
         for wrong in ["", "*", "*.com", "a..b", "a.*.b", "*a.b", "bücher.example", "a b"] {
             assert!(!is_host_pattern(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_an_ip_is_all_of_them() {
+        assert_eq!(listener_address(":80"), "[::]:80".parse().ok());
+        assert_eq!(listener_address("127.0.0.1:8080"), "127.0.0.1:8080".parse().ok());
+        for wrong in ["", "80", ":", "localhost:80", ":99999"] {
+            assert_eq!(listener_address(wrong), None, "{wrong}");
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) enum Client {
 impl Client {
     /// One for `http://` only.
     pub(super) fn plain() -> Self {
-        Self::Plain(Self::builder().build(HttpConnector::new()))
+        Self::Plain(builder().build(HttpConnector::new()))
     }
 
     /// One for `https://`, too, of servers with these certificates.
@@ -54,19 +54,7 @@ impl Client {
     /// # Errors
     /// There are no certificates to check servers with.
     pub(super) fn secure(trust: Trust) -> std::io::Result<Self> {
-        let config = tls::client_config(trust).map_err(std::io::Error::other)?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config.with_no_client_auth())
-            .https_or_http()
-            .enable_http1()
-            .build();
-        Ok(Self::Tls(Self::builder().build(connector)))
-    }
-
-    fn builder() -> legacy::Builder {
-        let mut builder = legacy::Client::builder(TokioExecutor::new());
-        builder.pool_max_idle_per_host(0);
-        builder
+        Ok(Self::Tls(builder().build(connector(trust)?)))
     }
 
     /// The body that stands at the address, of so many bytes at most. Redirects of the same origin are
@@ -98,6 +86,23 @@ impl Client {
         }
         Err(RedirectFault::TooMany.into())
     }
+}
+
+/// The connector of a client for `https://`, too.
+///
+/// # Errors
+/// There are no certificates to check servers with.
+pub(super) fn connector(trust: Trust) -> std::io::Result<HttpsConnector<HttpConnector>> {
+    let config = tls::client_config(trust).map_err(std::io::Error::other)?;
+    let builder = HttpsConnectorBuilder::new().with_tls_config(config.with_no_client_auth());
+    Ok(builder.https_or_http().enable_http1().build())
+}
+
+/// A client that keeps no connections.
+pub(super) fn builder() -> legacy::Builder {
+    let mut builder = legacy::Client::builder(TokioExecutor::new());
+    builder.pool_max_idle_per_host(0);
+    builder
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! parts from the process's; what is made later belongs to one table alone, and its number means
 //! another file, or none, in every other one.
 
+mod acme;
 mod activation;
 mod address;
 mod admin;
@@ -324,6 +325,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
     services.serve(&runtime, listeners, (control_mailbox, bell))?;
+    services.obtain_certificates(&runtime, seeds.next_u64())?;
     (settings.greeting)(&addresses, &internal);
     services.keep(&runtime, client, queues);
     let manager = services.report(&runtime, &status(&addresses, settings.shards));
@@ -571,6 +573,22 @@ impl Services {
             let tls = self.certificates.internal();
             runtime.spawn(web::listen(listeners, internal.clone(), tls));
         }
+        Ok(())
+    }
+
+    /// Begins to obtain certificates, if they are obtained.
+    fn obtain_certificates(&self, runtime: &Runtime, seed: u64) -> Result<(), StartFault> {
+        let (node, certificates) = (Arc::clone(&self.node), Arc::clone(&self.certificates));
+        let opened = acme::Keeper::open(node, certificates, seed);
+        let opened = opened.map_err(system("http_server.tls_autocert"))?;
+        let Some((keeper, listener, answers)) = opened else { return Ok(()) };
+        if let Some(listener) = listener {
+            let _guard = runtime.enter();
+            let listener = web::Listener::new(listen::Listener::Tcp(listener));
+            let listener = listener.map_err(system("http_server.tls_autocert.http_addr"))?;
+            runtime.spawn(web::listen(vec![listener], acme::router(answers), None));
+        }
+        runtime.spawn(keeper.run());
         Ok(())
     }
 

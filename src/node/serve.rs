@@ -278,14 +278,16 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
         )
     };
     let tls = |config: &Config| {
-        let Tls { public, internal, handshakes_max, tickets } = &config.tls;
-        (public.is_some(), internal.is_some(), *handshakes_max, tickets.period_ms)
+        let Tls { public, internal, handshakes_max, tickets, acme } = &config.tls;
+        let acme = acme.as_ref().map(|acme| (acme.http, &acme.directory, &acme.authorities));
+        let acme = format!("{acme:?}");
+        (public.is_some(), internal.is_some(), *handshakes_max, tickets.period_ms, acme)
     };
     let pages = |config: &Config| (config.web.admin.clone(), config.web.demo.clone());
     let differs = [
         ("http_server", running.http_server != config.http_server),
         (
-            "http_server.tls.enabled, internal_tls.enabled or tls_external",
+            "http_server.tls.enabled, internal_tls.enabled, tls_external or the ACME server",
             tls(running) != tls(&config),
         ),
         (

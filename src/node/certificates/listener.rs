@@ -8,6 +8,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use super::by_name::ByName;
+use super::challenges::{self, Challenges};
 use super::pair::{self, Pair};
 use super::self_signed;
 use super::tickets::{TicketKeys, Tickets};
@@ -20,7 +21,8 @@ const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 /// The certificates that a listener uses.
 #[derive(Debug)]
 pub(super) struct Listener {
-    pub(super) default: Arc<Pair>,
+    /// `None`: it is still to be obtained.
+    pub(super) default: Option<Arc<Pair>>,
     pub(super) by_name: Vec<(String, Arc<Pair>)>,
     authorities: Option<Authorities>,
 }
@@ -60,6 +62,8 @@ impl Reading<'_> {
                 before.cloned()
             }
             Ok(pair) => Some(Arc::new(pair)),
+            // It is obtained, or obtained again: that has faults of its own.
+            Err(_) if source.is_obtained => before.cloned(),
             Err(fault) => {
                 self.fault(&source.option, &fault);
                 before.cloned()
@@ -109,12 +113,16 @@ impl Listener {
                 }
             },
         };
-        Some(Self { default: default?, by_name, authorities })
+        let may_be_missing = options.default.as_ref().is_some_and(|source| source.is_obtained);
+        if default.is_none() && !may_be_missing {
+            return None;
+        }
+        Some(Self { default, by_name, authorities })
     }
 
     /// All certificates, each once.
     pub(super) fn pairs(&self) -> Vec<&Arc<Pair>> {
-        let mut pairs: Vec<&Arc<Pair>> = vec![&self.default];
+        let mut pairs: Vec<&Arc<Pair>> = self.default.iter().collect();
         for (_, pair) in &self.by_name {
             if !pairs.iter().any(|other| other.option == pair.option) {
                 pairs.push(pair);
@@ -123,7 +131,7 @@ impl Listener {
         pairs
     }
 
-    fn pair(&self, option: &str) -> Option<&Arc<Pair>> {
+    pub(super) fn pair(&self, option: &str) -> Option<&Arc<Pair>> {
         self.pairs().into_iter().find(|pair| pair.option == option)
     }
 
@@ -135,6 +143,7 @@ impl Listener {
         &self,
         keys: &Arc<TicketKeys>,
         provider: &Arc<CryptoProvider>,
+        challenges: Option<&Arc<Challenges>>,
     ) -> Result<ServerConfig, String> {
         let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()
@@ -145,7 +154,8 @@ impl Listener {
                 builder.with_client_cert_verifier(Arc::clone(&authorities.verifier))
             }
         };
-        let by_name = ByName::new(&self.default, &self.by_name);
+        let challenges = challenges.filter(|_| self.authorities.is_none());
+        let by_name = ByName::new(self.default.as_deref(), &self.by_name, challenges.cloned());
         let mut config = builder.with_cert_resolver(Arc::new(by_name));
         // A resumed session has the client's certificate from its ticket, and nothing checks that again: one that
         // has expired would count for as long as its owner resumes. So these have full handshakes only.
@@ -153,6 +163,7 @@ impl Listener {
             config.ticketer = Arc::new(Tickets::new(Arc::clone(keys)));
         }
         config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
+        config.alpn_protocols.extend(challenges.map(|_| challenges::PROTOCOL.to_vec()));
         config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 1;

@@ -11,6 +11,7 @@
 //! a certificate before its key: what is wrong at a look is read once more a second later before it counts.
 
 mod by_name;
+mod challenges;
 mod listener;
 mod pair;
 mod self_signed;
@@ -21,8 +22,9 @@ mod testing;
 mod tests;
 mod tickets;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -35,11 +37,12 @@ use x509_parser::asn1_rs::{Any, ToDer as _};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+pub(super) use self::challenges::Challenges;
 use self::listener::{Listener, Reading};
 use self::pair::Pair;
 use self::stamp::Stamp;
 use self::tickets::TicketKeys;
-use crate::config::{ListenerTls, PairSource, Pem, Tls};
+use crate::config::{Acme, ListenerTls, PairSource, Pem, Tls};
 use crate::proto::tls::handshake::ServerSettings;
 
 /// Seconds between two looks at the files.
@@ -130,9 +133,14 @@ fn hex(value: &Any<'_>) -> String {
 pub(super) struct Certificates {
     provider: Arc<CryptoProvider>,
     tickets: Arc<TicketKeys>,
+    /// Of the ACME server, if certificates are obtained.
+    challenges: Option<Arc<Challenges>>,
     /// Of the internal port, if it speaks TLS.
     internal: Option<Arc<ArcSwap<ServerConfig>>>,
     state: Mutex<State>,
+    /// Attempts to obtain one that succeeded, and that failed.
+    obtained: AtomicU64,
+    not_obtained: AtomicU64,
 }
 
 struct State {
@@ -144,6 +152,8 @@ struct State {
     /// The files as they were when they were read.
     stamps: Vec<(PathBuf, Stamp)>,
     faults: Vec<String>,
+    /// Why a certificate could not be obtained, by option.
+    not_obtained: BTreeMap<String, String>,
     /// A look found faults, which the next one has to confirm.
     unconfirmed: bool,
     looks: u64,
@@ -183,14 +193,16 @@ impl Certificates {
             public: None,
             private: None,
             faults: Vec::new(),
+            not_obtained: BTreeMap::new(),
             unconfirmed: false,
             looks: 0,
             rotated: now,
             warned: HashMap::new(),
         };
         let tickets = Arc::new(tickets);
+        let challenges = state.options.acme.as_ref().map(|_| Arc::default());
         let mut faults = state.read(&provider, &tickets, now);
-        let configs = state.configs(&provider, &tickets, &mut faults);
+        let configs = state.configs(&provider, &tickets, challenges.as_ref(), &mut faults);
         if !faults.is_empty() {
             return Err(faults.join("\n"));
         }
@@ -198,7 +210,10 @@ impl Certificates {
         let (public, internal) = configs;
         let internal = internal.map(|config| Arc::new(ArcSwap::from_pointee(config)));
         let state = Mutex::new(state);
-        Ok((Self { provider, tickets, internal, state }, public.map(settings)))
+        let (obtained, not_obtained) = Default::default();
+        let certificates =
+            Self { provider, tickets, challenges, internal, state, obtained, not_obtained };
+        Ok((certificates, public.map(settings)))
     }
 
     /// The settings of the internal port's handshakes.
@@ -232,7 +247,9 @@ impl Certificates {
         let keep = |new: Option<ListenerTls>, old: &Option<ListenerTls>| {
             old.as_ref().map(|old| new.unwrap_or_else(|| old.clone()))
         };
+        let acme = state.options.acme.as_ref().and(options.acme.clone());
         state.options = Tls {
+            acme,
             public: keep(options.public, &state.options.public),
             internal: keep(options.internal, &state.options.internal),
             ..options
@@ -250,7 +267,9 @@ impl Certificates {
     ) -> Option<ServerSettings> {
         let mut faults = state.read(&self.provider, &self.tickets, now);
         state.unconfirmed = !faults.is_empty() && !faults_count;
-        let (public, internal) = state.configs(&self.provider, &self.tickets, &mut faults);
+        let challenges = self.challenges.as_ref();
+        let (public, internal) =
+            state.configs(&self.provider, &self.tickets, challenges, &mut faults);
         if !state.unconfirmed {
             for fault in &faults {
                 error!(fault, "TLS: what was read before stays in use");
@@ -277,9 +296,81 @@ impl Certificates {
         }
     }
 
-    /// What can't be used: the ones before are in use.
+    /// What can't be used: the ones before are in use. Then what could not be obtained.
     pub(super) fn faults(&self) -> Vec<String> {
-        self.state().faults.clone()
+        let state = self.state();
+        let not_obtained = state.not_obtained.iter();
+        let not_obtained = not_obtained.map(|(option, fault)| format!("{option}: {fault}"));
+        state.faults.iter().cloned().chain(not_obtained).collect()
+    }
+
+    /// Attempts to obtain certificates, by their outcome.
+    pub(super) fn attempts(&self) -> [(&'static str, u64); 2] {
+        [("obtained", &self.obtained), ("failed", &self.not_obtained)]
+            .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
+    }
+
+    /// How certificates are obtained, if they are, by the options of this moment.
+    pub(super) fn acme(&self) -> Option<(Acme, Arc<Challenges>)> {
+        Some((self.state().options.acme.clone()?, self.challenges.clone()?))
+    }
+
+    /// The first and the last second of a certificate that is in use, Unix time.
+    pub(super) fn validity(&self, option: &str) -> Option<(i64, i64)> {
+        let state = self.state();
+        let pair = state.public.as_ref()?.pair(option)?;
+        Some((pair.not_before, pair.not_after))
+    }
+
+    /// Reads the files that have changed, without waiting for the next look. Returns the public listeners'
+    /// settings where they have changed.
+    pub(super) fn read_now(&self, now: i64) -> Option<ServerSettings> {
+        let mut state = self.state();
+        let stamps = stamps(&state.options);
+        if stamps == state.stamps {
+            return None;
+        }
+        state.stamps = stamps;
+        self.read_again(&mut state, now, false)
+    }
+
+    /// The result of an attempt to obtain a certificate: it lies in its file, or there is a fault. Returns the
+    /// public listeners' settings where they have changed.
+    pub(super) fn obtained(
+        &self,
+        option: &str,
+        result: Result<(), String>,
+        now: i64,
+    ) -> Option<ServerSettings> {
+        let mut state = self.state();
+        match result {
+            Ok(()) => {
+                self.obtained.fetch_add(1, Ordering::Relaxed);
+                state.not_obtained.remove(option);
+                state.stamps = stamps(&state.options);
+                self.read_again(&mut state, now, true)
+            }
+            Err(fault) => {
+                self.not_obtained.fetch_add(1, Ordering::Relaxed);
+                state.not_obtained.insert(option.to_owned(), fault);
+                None
+            }
+        }
+    }
+
+    /// Reads a certificate and its key as text, whoever they are from.
+    ///
+    /// # Errors
+    /// They can't be used.
+    pub(super) fn check_pair(&self, host: &str, pem: &str) -> Result<(), String> {
+        let text = || Pem::Text(pem.to_owned());
+        let option = Acme::option(host);
+        let source = PairSource { option, certificate: text(), key: text(), is_obtained: true };
+        let pair = Pair::read(&source, &self.provider)?;
+        match pair.names.iter().any(|name| name == host) {
+            true => Ok(()),
+            false => Err("the certificate is for other hosts".to_owned()),
+        }
     }
 
     /// The ends of all certificates in use.
@@ -357,13 +448,14 @@ impl State {
         &self,
         provider: &Arc<CryptoProvider>,
         tickets: &Arc<TicketKeys>,
+        challenges: Option<&Arc<Challenges>>,
         faults: &mut Vec<String>,
     ) -> (Option<ServerConfig>, Option<ServerConfig>) {
-        let mut config = |listener: &Option<Listener>| {
-            let config = listener.as_ref()?.config(tickets, provider);
+        let mut config = |listener: &Option<Listener>, challenges| {
+            let config = listener.as_ref()?.config(tickets, provider, challenges);
             config.map_err(|fault| faults.push(fault)).ok()
         };
-        (config(&self.public), config(&self.private))
+        (config(&self.public, challenges), config(&self.private, None))
     }
 
     /// Files of private keys and of ticket keys that other users may read, with their modes.

@@ -33,6 +33,8 @@ pub(super) struct Pair {
     pub(super) names: Vec<String>,
     /// The name for people: the first of them, else the subject.
     pub(super) name: String,
+    /// Its first second, Unix time.
+    pub(super) not_before: i64,
     /// Its last second, Unix time.
     pub(super) not_after: i64,
     /// Bits of its key, if that is an RSA key that costs much time.
@@ -74,12 +76,14 @@ impl Pair {
         check_chain(&parsed, &certified.cert[1..])?;
         let names = names(&parsed);
         let name = names.first().cloned().unwrap_or_else(|| parsed.subject().to_string());
+        let not_before = parsed.validity().not_before.timestamp();
         let not_after = parsed.validity().not_after.timestamp();
         let slow_rsa_bits = match parsed.public_key().parsed() {
             Ok(PublicKey::RSA(key)) => Some(key.key_size()).filter(|bits| *bits > RSA_BITS_CHEAP),
             _ => None,
         };
-        Ok(Self { option, names, name, not_after, slow_rsa_bits, certified: Arc::new(certified) })
+        let certified = Arc::new(certified);
+        Ok(Self { option, names, name, not_before, not_after, slow_rsa_bits, certified })
     }
 
     /// SHA-256 of the certificate, as browsers and `openssl x509 -fingerprint` show it.

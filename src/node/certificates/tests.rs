@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::string::BmpString;
 use rcgen::{DnType, DnValue};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
@@ -41,7 +42,12 @@ impl Folder {
 
     fn source(&self, name: &str) -> PairSource {
         let file = |end: &str| Pem::File(self.path(&format!("{name}.{end}")));
-        PairSource { option: name.to_owned(), certificate: file("pem"), key: file("key") }
+        PairSource {
+            option: name.to_owned(),
+            certificate: file("pem"),
+            key: file("key"),
+            is_obtained: false,
+        }
     }
 }
 
@@ -66,6 +72,7 @@ fn options(public: ListenerTls) -> Tls {
         internal: None,
         tickets: TicketOptions { keys: None, period_ms: 60_000 },
         handshakes_max: 100,
+        acme: None,
     }
 }
 
@@ -161,8 +168,12 @@ fn a_pair_that_does_not_belong_together_stops_the_start() {
     folder.pair("b", &["b.example"]);
     let read = |certificate: &str, key: &str| {
         let file = |name: &str| Pem::File(folder.path(name));
-        let source =
-            PairSource { option: "o".to_owned(), certificate: file(certificate), key: file(key) };
+        let source = PairSource {
+            option: "o".to_owned(),
+            certificate: file(certificate),
+            key: file(key),
+            is_obtained: false,
+        };
         Certificates::open(options(listener(source)), Vec::new(), unix_now()).err()
     };
     assert_eq!(read("a.pem", "a.key"), None);
@@ -325,6 +336,7 @@ fn a_self_signed_certificate_stays_for_the_life_of_a_node() {
             option: String::new(),
             certificate: Pem::Text(String::new()),
             key: Pem::Text(String::new()),
+            is_obtained: false,
         })
     };
     let (certificates, settings) = open(options(public.clone()));
@@ -357,4 +369,66 @@ fn the_nodes_own_ticket_key_is_replaced_each_period() {
     assert!(opens(), "for two periods");
     look(now + 200);
     assert!(!opens(), "and not for three");
+}
+
+#[test]
+fn a_certificate_that_is_obtained_may_be_missing_at_first() {
+    let folder = Folder::new("obtained");
+    let acme = Acme {
+        hosts: vec!["chat.example.com".to_owned()],
+        cache: folder.0.clone(),
+        email: None,
+        http: None,
+        tls_alpn: true,
+        directory: "https://acme.example/directory".to_owned(),
+        authorities: None,
+    };
+    let file = Pem::File(acme.file("chat.example.com"));
+    let option = Acme::option("chat.example.com");
+    let source = PairSource {
+        option: option.clone(),
+        certificate: file.clone(),
+        key: file,
+        is_obtained: true,
+    };
+    // What was left behind by an accident counts as nothing.
+    folder.write("chat.example.com", "-----BEGIN");
+    let options = Tls { acme: Some(acme), ..options(listener(source)) };
+    let (certificates, settings) = open(options);
+    assert!(certificates.faults().is_empty() && certificates.expiries().is_empty());
+    assert_eq!(certificates.validity(&option), None);
+    let refused = shake(&settings, &any_client(), "chat.example.com").unwrap_err();
+    assert!(refused.contains("no server certificate"), "{refused}");
+    // A challenge can be answered all the same, and only by its protocol.
+    let mut server = ClientConfig::clone(&any_client());
+    server.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    let server = Arc::new(server);
+    let challenges = certificates.acme().unwrap().1;
+    assert!(shake(&settings, &server, "chat.example.com").is_err(), "there is no challenge");
+    challenges.insert("chat.example.com", &[7; 32]).unwrap();
+    let (_, client) = shake(&settings, &server, "chat.example.com").unwrap();
+    assert_eq!(client.protocol.as_deref(), Some(&b"acme-tls/1"[..]));
+    assert!(shake(&settings, &server, "other.example.com").is_err());
+    assert!(shake(&settings, &any_client(), "chat.example.com").is_err());
+    challenges.remove("chat.example.com");
+    assert!(shake(&settings, &server, "chat.example.com").is_err());
+
+    assert!(certificates.obtained(&option, Err("no way".to_owned()), unix_now()).is_none());
+    assert_eq!(certificates.faults(), ["http_server.tls_autocert[chat.example.com]: no way"]);
+    let (certificate, key) = pem(&["chat.example.com"]);
+    let both = format!("{key}{certificate}");
+    assert!(certificates.check_pair("other.example.com", &both).is_err());
+    assert!(certificates.check_pair("chat.example.com", &certificate).is_err());
+    certificates.check_pair("chat.example.com", &both).unwrap();
+    folder.write("chat.example.com", &both);
+    let settings = certificates.obtained(&option, Ok(()), unix_now()).unwrap();
+    assert!(certificates.faults().is_empty() && certificates.validity(&option).is_some());
+    assert_eq!(certificates.attempts(), [("obtained", 1), ("failed", 1)]);
+    let first = served(&settings, "chat.example.com");
+    // Another node has renewed it.
+    let (certificate, key) = pem(&["chat.example.com"]);
+    folder.write("chat.example.com", &format!("{key}{certificate}"));
+    let settings = certificates.read_now(unix_now()).unwrap();
+    assert_ne!(served(&settings, "chat.example.com"), first);
+    assert!(certificates.read_now(unix_now()).is_none());
 }

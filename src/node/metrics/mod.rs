@@ -622,6 +622,14 @@ impl Metrics {
                  them are in use",
                 self.certificates.faults().len() as f64,
             ),
+            Metric::new(
+                Kind::Counter,
+                "tls_acme_attempts",
+                "Attempts to obtain a certificate from the ACME server, by outcome",
+                (self.certificates.attempts().into_iter())
+                    .map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count as f64))
+                    .collect(),
+            ),
         ]
     }
 
