@@ -55,13 +55,13 @@ class Authority:
 class Roost:
     """A node under test. Standard error is kept as lines."""
 
-    def __init__(self, config, flags=()):
+    def __init__(self, config, flags=(), port=0):
         self.folder = tempfile.mkdtemp(prefix="roost-secure-")
         self.file = pathlib.Path(self.folder) / "roost.toml"
         self.file.write_text(config)
         clean = {k: v for k, v in os.environ.items() if not re.match("ROOST_(?!IO$)|CENTRIFUGO_", k)}
         self.process = subprocess.Popen(
-            [PROGRAM, "serve", "-c", self.file, "-a", "127.0.0.1", "-p", "0", "--shards", "2", *flags],
+            [PROGRAM, "serve", "-c", self.file, "-a", "127.0.0.1", "-p", str(port), "--shards", "2", *flags],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean)
         self.lines, self.news = [], queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

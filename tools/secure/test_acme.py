@@ -29,6 +29,7 @@ email = "operator@example.com"
 [roost]
 acme_directory = "https://localhost:{directory}/dir"
 acme_ca_pem = "{authority}"
+handshake_timeout = "2m"
 """
 
 
@@ -65,10 +66,10 @@ class Pebble:
     def start(self):
         # A share of good nonces is refused, as servers may do at any time.
         env = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "20"}
-        self.out = open(self.folder / "pebble.log", "ab")
-        self.server = subprocess.Popen(
-            ["pebble", "-strict", "-config", str(self.config), "-dnsserver", f"127.0.0.1:{self.dns}"],
-            stdout=self.out, stderr=self.out, env=env)
+        with open(self.folder / "pebble.log", "ab") as out:
+            self.server = subprocess.Popen(
+                ["pebble", "-strict", "-config", str(self.config), "-dnsserver", f"127.0.0.1:{self.dns}"],
+                stdout=out, stderr=out, env=env)
         deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -83,7 +84,6 @@ class Pebble:
                 process.kill()
             if process:
                 process.wait()
-        self.out.close()
 
 
 @unittest.skipUnless(shutil.which("pebble"), "there is no pebble: Debian has it")
@@ -100,7 +100,7 @@ class Acme(unittest.TestCase):
     def node(self, more="", port=None, hosts=None):
         roost = Roost(CONFIG.format(hosts=json.dumps(hosts or HOSTS), cache=self.cache, more=more,
                                     directory=self.pebble.directory, authority=self.authority.file),
-                      ["-p", str(port or 0)])
+                      port=port or 0)
         self.addCleanup(roost.stop)
         return roost
 
