@@ -324,8 +324,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         reload: signals.reload_requests(),
     };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
-    services.serve(&runtime, listeners, (control_mailbox, bell))?;
-    services.obtain_certificates(&runtime, seeds.next_u64())?;
+    services.serve(&runtime, listeners, (control_mailbox, bell), seeds.next_u64())?;
     (settings.greeting)(&addresses, &internal);
     services.keep(&runtime, client, queues);
     let manager = services.report(&runtime, &status(&addresses, settings.shards));
@@ -549,6 +548,7 @@ impl Services {
         runtime: &Runtime,
         listeners: Vec<listen::Listener>,
         (mailbox, bell): (Mailbox, Arc<Bell>),
+        seed: u64,
     ) -> Result<(), StartFault> {
         let Routers { direct, public, internal } = &self.routers;
         let public = web::Public {
@@ -573,7 +573,7 @@ impl Services {
             let tls = self.certificates.internal();
             runtime.spawn(web::listen(listeners, internal.clone(), tls));
         }
-        Ok(())
+        self.obtain_certificates(runtime, seed)
     }
 
     /// Begins to obtain certificates, if they are obtained.

@@ -46,7 +46,7 @@ use crate::proto::tls::handshake::ServerSettings;
 use crate::shard::NodeState;
 
 /// How often it is looked whether a certificate is due.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const DUE_EVERY: Duration = Duration::from_secs(5);
 
 /// An attempt ends so late.
 const ATTEMPT_MAX: Duration = Duration::from_secs(300);
@@ -110,7 +110,7 @@ impl Keeper {
                     self.look(host, &options, &challenges).await;
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(DUE_EVERY).await;
         }
     }
 

@@ -17,10 +17,10 @@ use crate::node::fetch;
 use crate::node::tls::Trust;
 
 /// Bytes of an answer at most: chains have some thousand.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// An answer begins so soon.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const ACME_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An HTTP client for servers with these certificates. Connections are not kept.
 #[derive(Clone)]
@@ -43,10 +43,10 @@ impl HttpClient for Transport {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let answer = self.client.request(request);
         Box::pin(async move {
-            let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+            let answer = tokio::time::timeout(ACME_ANSWER_TIMEOUT, answer).await;
             let answer = answer.map_err(|_| Error::Str("an answer in time"))?;
             let answer = answer.map_err(|fault| Error::Other(Box::new(fault)))?;
-            Ok(BytesResponse::from(answer.map(|body| Limited::new(body, ANSWER_BYTES_MAX))))
+            Ok(BytesResponse::from(answer.map(|body| Limited::new(body, ACME_ANSWER_BYTES_MAX))))
         })
     }
 }
