@@ -292,9 +292,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         Seat { shard, mailbox, letterboxes, outside, seed: seeds.next_u64() }
     });
     let (threads, begun) = begin_shards(seats, &beginning, &settings.cpus)?;
-    let control_mail = Arc::new(ControlMail::new(&letterboxes));
-    crypto_pool::spawn(settings.crypto_threads.max(1), &node, &inlets, &control_mail)
-        .map_err(system("a thread"))?;
+    let control_mail = begin_crypto(settings.crypto_threads, &node, &inlets, &letterboxes)?;
     // The others end with the process.
     begun.into_iter().collect::<Result<(), _>>()?;
     // Behind the shards: their tables would hold copies of its sockets.
@@ -331,6 +329,18 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let pace = (settings.drain_rate, settings.shutdown_timeout, settings.reload);
     let control = services.control(started, pace, (settings.log, output), (shown, manager));
     Ok(ended(runtime.block_on(control.run(signals)), threads))
+}
+
+/// Begins the threads of the crypto pool; they answer by the control thread's mail.
+fn begin_crypto(
+    threads: usize,
+    node: &Arc<NodeState>,
+    inlets: &crypto_pool::Inlets,
+    letterboxes: &[Letterbox],
+) -> Result<Arc<ControlMail>, StartFault> {
+    let control_mail = Arc::new(ControlMail::new(letterboxes));
+    crypto_pool::spawn(threads.max(1), node, inlets, &control_mail).map_err(system("a thread"))?;
+    Ok(control_mail)
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartFault {
@@ -482,9 +492,7 @@ impl Front {
             Arc::clone(&brokers),
         ));
         let name = self.name;
-        let of = |options| Hooks::new(options, name.clone(), node.rules.node_id.clone());
-        let hooks = self.hooks.map(of).transpose();
-        let hooks = hooks.map_err(std::io::Error::other).map_err(system("hooks"))?.map(Arc::new);
+        let hooks = open_hooks(self.hooks, &name, &node)?;
         let mail = Arc::clone(&control_mail);
         let api =
             Api::new(Arc::clone(&node), mail, name.clone(), self.started, self.cluster.clone());
@@ -539,6 +547,17 @@ impl Front {
             responses,
         })
     }
+}
+
+/// The way of events to the application, where there is an endpoint.
+fn open_hooks(
+    options: Option<config::Hooks>,
+    name: &str,
+    node: &NodeState,
+) -> Result<Option<Arc<Hooks>>, StartFault> {
+    let of = |options| Hooks::new(options, name.to_owned(), node.rules.node_id.clone());
+    let hooks = options.map(of).transpose();
+    Ok(hooks.map_err(std::io::Error::other).map_err(system("hooks"))?.map(Arc::new))
 }
 
 impl Services {

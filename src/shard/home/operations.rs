@@ -1,5 +1,7 @@
 //! How operations of channels that a broker keeps begin and end: see [`super::ops`].
 
+use compact_str::CompactString;
+
 use super::Home;
 use super::followed::{Channel, Remote};
 use super::line::{Missed, Need};
@@ -53,20 +55,8 @@ pub(super) fn begin(
             Step::Ready(Outcome::Nothing)
         }
         Request::Read(read) => {
-            let (ticket, channel) = (remote.ticket(number), channel.name.clone());
-            let of = match &read.what {
-                Reading::Presence => Command::Members { ticket, channel, counts: false },
-                Reading::PresenceStats | Reading::Subscribers => {
-                    Command::Members { ticket, channel, counts: true }
-                }
-                Reading::History(page) => {
-                    let rules = turn.cx.channels_with(read.namespace);
-                    let options = super::seam::stream_options(rules.namespace(read.namespace));
-                    let (page, meta_ttl_ms) = (page.clone(), options.meta_ttl_ms);
-                    Command::Read { ticket, channel, page, meta_ttl_ms }
-                }
-                Reading::Drop => Command::Drop { ticket, channel },
-            };
+            let ticket = remote.ticket(number);
+            let of = reading(turn.cx, ticket, channel.name.clone(), read);
             // Who has just entered is to be seen.
             remote.changes.send(turn.cx, turn.out);
             let broker = remote.broker_of(&op.request);
@@ -325,6 +315,23 @@ impl Home {
         if let Some((true, info)) = announced {
             remote.changes.event(&channel, true, info);
         }
+    }
+}
+
+/// The command that reads at the broker.
+fn reading(cx: &Cx, ticket: Ticket, channel: CompactString, read: &Read) -> Command {
+    match &read.what {
+        Reading::Presence => Command::Members { ticket, channel, counts: false },
+        Reading::PresenceStats | Reading::Subscribers => {
+            Command::Members { ticket, channel, counts: true }
+        }
+        Reading::History(page) => {
+            let rules = cx.channels_with(read.namespace);
+            let options = super::seam::stream_options(rules.namespace(read.namespace));
+            let (page, meta_ttl_ms) = (page.clone(), options.meta_ttl_ms);
+            Command::Read { ticket, channel, page, meta_ttl_ms }
+        }
+        Reading::Drop => Command::Drop { ticket, channel },
     }
 }
 
