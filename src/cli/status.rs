@@ -100,9 +100,9 @@ fn screen(address: &str, info: &Value) -> String {
 }
 
 fn row([name, version, uptime, clients, users, subs, channels]: [String; 7]) -> String {
-    let name: String = name.chars().take(22).collect();
+    let name: String = name.chars().take(20).collect();
     let line = format!(
-        "{name:<22} {version:<9} {uptime:<9} {clients:>9} {users:>9} {subs:>9} {channels:>9}"
+        "{name:<20} {version:<9} {uptime:<9} {clients:>9} {users:>9} {subs:>9} {channels:>9}"
     );
     format!("{}\n", line.trim_end())
 }
@@ -122,7 +122,7 @@ mod tests {
         let text = screen("http://a:1", &json!({"nodes": [node, node]}));
         assert!(text.starts_with("http://a:1: 2 nodes\n"), "{text}");
         assert!(text.contains("1,000,000") && text.contains("1day 2h"), "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= 82), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         let many = json!({"nodes": vec![node; 40]});
         assert!(screen("a", &many).lines().count() <= 24);
     }

@@ -253,7 +253,7 @@ mod tests {
         let mut view = seen();
         let first = |view: &View| {
             let text = frame(view, 100, 40);
-            let line = text.lines().find(|line| line.contains("00,000 ")).unwrap_or_default();
+            let line = text.lines().find(|line| line.starts_with("shard ")).unwrap_or_default();
             line.contains("600,000")
         };
         // By number of shard at first, then by connections, the most in front.

@@ -13,7 +13,7 @@ use crate::host::plan::grouped;
 
 /// Columns of the table of shards: title, name in the figures, and whether it is a time.
 const COLUMNS: &[(&str, &str, bool)] = &[
-    ("connections", "connections", false),
+    ("open", "connections", false),
     ("in/s", "messages_in", false),
     ("out/s", "messages_out", false),
     ("bytes out/s", "bytes_out", false),
