@@ -13,6 +13,8 @@ mod http;
 mod init;
 mod migrate;
 mod plan;
+#[cfg(test)]
+mod reference;
 mod reload;
 mod short_help;
 mod status;
