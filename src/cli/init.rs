@@ -15,7 +15,7 @@ pub(super) struct InitArgs {
     /// File to write.
     #[arg(default_value = "roost.toml")]
     pub file: PathBuf,
-    /// Web pages that may connect, such as https://example.com; several by commas or several flags. Without it
+    /// Web pages that may connect, such as `https://example.com`; several by commas or several flags. Without it
     /// a terminal is asked, and else pages of this machine may.
     #[arg(long = "origin", value_name = "ORIGIN", value_delimiter = ',')]
     pub origins: Vec<String>,

@@ -73,7 +73,7 @@ fn address_of(listener: &OwnedFd, name: &str) -> Result<Address> {
         return Ok(Address::Ip(address));
     }
     // One without a file is in the abstract name space.
-    let path = local.as_pathname().unwrap_or(std::path::Path::new("@")).to_owned();
+    let path = local.as_pathname().unwrap_or_else(|| std::path::Path::new("@")).to_owned();
     // The manager has set the mode.
     Ok(Address::Unix(UnixAddress { path, mode: 0 }))
 }

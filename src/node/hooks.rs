@@ -163,6 +163,7 @@ impl Hooks {
 
     /// Takes events of a shard.
     pub(super) fn take(&self, events: AppEvents) {
+        #[expect(clippy::disallowed_methods, reason = "the time of events, for the application")]
         let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ms = u64::try_from(time_ms.as_millis()).unwrap_or(u64::MAX);
         let mut queue = self.lock();

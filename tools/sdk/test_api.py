@@ -161,7 +161,7 @@ force_recovery = true
                 self.assertEqual(family.type, newer[name].type, name)
                 self.assertIn(family.type, ("counter", "gauge", "histogram"), name)
                 self.assertTrue(family.documentation, name)
-                self.assertTrue(name.startswith("roost_"), name)
+                self.assertTrue(name.startswith(("roost_", "process_")), name)
             for name in sums:
                 sums[name] += older[name].samples[0].value
             shards = {s.labels["shard"] for s in older["roost_connections_open"].samples}

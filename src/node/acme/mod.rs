@@ -72,6 +72,9 @@ pub(super) struct Keeper {
     rng: Rng,
 }
 
+/// The keeper, the listener of HTTP-01 challenges, if they are answered, and its answers.
+type Opened = (Keeper, Option<std::net::TcpListener>, Arc<Answers>);
+
 impl Keeper {
     /// The keeper, and the listener of HTTP-01 challenges, if they are answered. `None`: no certificates are
     /// obtained.
@@ -82,7 +85,7 @@ impl Keeper {
         node: Arc<NodeState>,
         certificates: Arc<Certificates>,
         seed: u64,
-    ) -> io::Result<Option<(Self, Option<std::net::TcpListener>, Arc<Answers>)>> {
+    ) -> io::Result<Option<Opened>> {
         let Some((options, _)) = certificates.acme() else { return Ok(None) };
         let cache = Cache::open(options.cache.clone())?;
         let transport = Transport::new(trust(options.authorities.as_ref())?)?;

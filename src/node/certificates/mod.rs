@@ -247,7 +247,7 @@ impl Certificates {
         let keep = |new: Option<ListenerTls>, old: &Option<ListenerTls>| {
             old.as_ref().map(|old| new.unwrap_or_else(|| old.clone()))
         };
-        let acme = state.options.acme.as_ref().and(options.acme.clone());
+        let acme = options.acme.clone().filter(|_| state.options.acme.is_some());
         state.options = Tls {
             acme,
             public: keep(options.public, &state.options.public),

@@ -84,7 +84,7 @@ fn open(options: Tls) -> (Certificates, ServerSettings) {
 /// A handshake with a client that accepts any certificate. Both ends' results.
 fn shake(
     settings: &ServerSettings,
-    client: &Arc<rustls::ClientConfig>,
+    client: &Arc<ClientConfig>,
     name: &str,
 ) -> Result<(Established, Established), String> {
     let mut server = settings.begin().map_err(|fault| fault.to_string())?;
@@ -110,7 +110,7 @@ fn shake(
     Ok((server, client.finish().map_err(|fault| fault.to_string())?))
 }
 
-fn any_client() -> Arc<rustls::ClientConfig> {
+fn any_client() -> Arc<ClientConfig> {
     let mut config = client_config(Trust::Anybody).unwrap().with_no_client_auth();
     prepare_client(&mut config);
     Arc::new(config)
@@ -354,7 +354,7 @@ fn the_nodes_own_ticket_key_is_replaced_each_period() {
     folder.pair("a", &["a.example"]);
     let (certificates, settings) = open(options(listener(folder.source("a"))));
     let client = any_client();
-    let resumed = |client: &Arc<rustls::ClientConfig>| {
+    let resumed = |client: &Arc<ClientConfig>| {
         shake(&settings, client, "a.example").unwrap().0.resumed
     };
     let now = unix_now();

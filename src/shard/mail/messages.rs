@@ -781,7 +781,7 @@ mod tests {
     use crate::sys::memory::requested_bytes;
 
     /// The kinds of mail: each has an example in [`examples`].
-    const KINDS: [&str; 38] = [
+    const KINDS: [&str; 39] = [
         "Subscribe",
         "Subscribed",
         "Unsubscribe",
