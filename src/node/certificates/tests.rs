@@ -354,9 +354,8 @@ fn the_nodes_own_ticket_key_is_replaced_each_period() {
     folder.pair("a", &["a.example"]);
     let (certificates, settings) = open(options(listener(folder.source("a"))));
     let client = any_client();
-    let resumed = |client: &Arc<ClientConfig>| {
-        shake(&settings, client, "a.example").unwrap().0.resumed
-    };
+    let resumed =
+        |client: &Arc<ClientConfig>| shake(&settings, client, "a.example").unwrap().0.resumed;
     let now = unix_now();
     let look = |now: i64| (0..LOOK_EVERY).for_each(|_| drop(certificates.look(now)));
     assert!(!resumed(&client));
