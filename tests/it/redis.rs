@@ -21,23 +21,29 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     /// On a free port. None where there is no such program.
+    ///
+    /// Another process may take the port before the server does: then another port is tried.
     pub(crate) fn start(flags: &[&str]) -> Option<Self> {
-        Self::start_on(free_port(), flags)
+        (0..5).find_map(|_| Self::launch(free_port(), flags)).expect("no free port")
     }
 
     /// The same on this port.
     pub(crate) fn start_on(port: u16, flags: &[&str]) -> Option<Self> {
+        Self::launch(port, flags).expect("redis-server has ended")
+    }
+
+    /// `None`: the server has ended before it listened; `Some(None)`: there is no such program.
+    fn launch(port: u16, flags: &[&str]) -> Option<Option<Self>> {
         if Command::new("redis-server").arg("--version").output().is_err() {
             assert!(std::env::var_os("ROOST_TEST_REDIS").is_none(), "no redis-server");
             eprintln!("skipped: no redis-server");
-            return None;
+            return Some(None);
         }
         let made = Command::new("mktemp").arg("-d").output().unwrap().stdout;
         let folder = PathBuf::from(String::from_utf8(made).unwrap().trim());
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut server = Self { child: run(port, &folder, &flags), port, folder, flags };
-        server.wait();
-        Some(server)
+        server.listens().then_some(Some(server))
     }
 
     /// A Sentinel with this configuration.
@@ -47,12 +53,20 @@ impl RedisServer {
     }
 
     fn wait(&mut self) {
+        assert!(self.listens(), "redis-server has ended");
+    }
+
+    /// Waits until it listens; false when it has ended before.
+    fn listens(&mut self) -> bool {
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(self.child.try_wait().unwrap().is_none(), "redis-server has ended");
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
             assert!(began.elapsed() < BOUND, "redis-server does not listen");
             std::thread::park_timeout(Duration::from_millis(5));
         }
+        true
     }
 
     pub(crate) fn connection(&self) -> redis::Connection {

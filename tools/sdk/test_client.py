@@ -129,7 +129,9 @@ class Everyday(Case):
             await subscription.unsubscribe()
             # Refused, and so the server is past the unsubscribe.
             await self.raises(103, client.publish("loop", self.pack({})))
-            await other.publish("loop", self.pack({"missed": turn}))
+            if NODES == 1:
+                # Between nodes, one without history may arrive when the client has come back already.
+                await other.publish("loop", self.pack({"missed": turn}))
             await subscription.subscribe()
             await events.next("subscribed")
         for _ in range(50):
