@@ -482,9 +482,7 @@ impl Front {
         has_internal: bool,
     ) -> Result<Services, StartFault> {
         let (node, control_mail) = (Arc::clone(node), Arc::clone(control_mail));
-        let proxies = Proxies::new(Arc::clone(&control_mail), Arc::clone(&node));
-        let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
-        let proxies = Arc::new(proxies);
+        let proxies = open_proxies(&control_mail, &node)?;
         let health = Arc::new(Health::new(
             Arc::clone(&node),
             self.thresholds,
@@ -531,22 +529,31 @@ impl Front {
         let (api, shared) = (Arc::new(api), calls.clone());
         let routers =
             web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
-        let (certificates, cluster) = (self.certificates, self.cluster);
         Ok(Services {
             node,
             control_mail,
             brokers,
-            cluster,
+            cluster: self.cluster,
             health,
             proxies,
             hooks,
             figures,
             calls,
             routers,
-            certificates,
+            certificates: self.certificates,
             responses,
         })
     }
+}
+
+/// The endpoints of the application.
+fn open_proxies(
+    control_mail: &Arc<ControlMail>,
+    node: &Arc<NodeState>,
+) -> Result<Arc<Proxies>, StartFault> {
+    let proxies = Proxies::new(Arc::clone(control_mail), Arc::clone(node));
+    let proxies = proxies.map_err(std::io::Error::other).map_err(system("proxies"))?;
+    Ok(Arc::new(proxies))
 }
 
 /// The way of events to the application, where there is an endpoint.
