@@ -1,6 +1,7 @@
 //! Two nodes on one Redis: what one takes the other delivers. Each test starts a server for itself; without
 //! `redis-server` in the path they do nothing, unless `ROOST_TEST_REDIS` is set.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -59,7 +60,14 @@ impl RedisServer {
     /// Waits until it listens; false when it has ended before.
     fn listens(&mut self) -> bool {
         let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        // A server of a Cluster listens before it knows whether it can have its second port: it has begun when it
+        // answers, whatever that is.
+        let answers = |port: u16| {
+            let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            stream.write_all(b"PING\r\n").is_ok() && stream.read(&mut [0; 64]).is_ok_and(|n| n > 0)
+        };
+        while !answers(self.port) {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
