@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{BOUND, Client, KEY, Node, Raw, post, token};
-use crate::redis::{RedisServer, node_with, subscribe};
+use crate::redis::{RedisServer, node_with};
 
 /// A node on this server with the transports that have an up-link, of this name.
 fn named(server: &RedisServer, name: &str) -> Node {
