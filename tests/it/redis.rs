@@ -30,7 +30,8 @@ impl RedisServer {
 
     /// The same on this port.
     pub(crate) fn start_on(port: u16, flags: &[&str]) -> Option<Self> {
-        Self::launch(port, flags).expect("redis-server has ended")
+        // Another process may have the port for a moment.
+        (0..10).find_map(|_| Self::launch(port, flags)).expect("redis-server has ended")
     }
 
     /// `None`: the server has ended before it listened; `Some(None)`: there is no such program.

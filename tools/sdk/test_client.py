@@ -10,7 +10,7 @@ import unittest
 
 from centrifuge import CentrifugeError, ClientState
 
-from harness import WAIT_SECONDS_MAX, Case, over_protobuf, sign
+from harness import NODES, WAIT_SECONDS_MAX, Case, over_protobuf, sign
 
 
 class Everyday(Case):

@@ -1001,8 +1001,10 @@ fn entries_of_a_dead_node_are_removed_and_announced_once() {
     let changes = vec![(PresenceChange::Leave, info("c7"))];
     let update = PresenceUpdate { channel: "large".into(), ticket: None, changes };
     dead.send(Command::Presence(Box::new(update)));
-    assert_eq!(members(&dead, "large").len(), 300);
-    assert_eq!(members(&b, "large").len(), 300);
+    // What the other node entered comes over a connection of its own.
+    for node in [&dead, &b] {
+        assert!((0..1000).any(|_| members(node, "large").len() == 300));
+    }
     for node in [&b, &c] {
         node.broker.notify_removed("dead");
         node.broker.take_entries("dead");
