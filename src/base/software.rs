@@ -108,7 +108,7 @@ impl Default for SoftwareClients {
 }
 
 impl SoftwareClients {
-    /// Those of one.
+    /// Clients of this name and version.
     pub fn of(&self, id: SoftwareId) -> &Gauge {
         &self.0[usize::from(id.0).min(SOFTWARE_PAIRS_MAX + 1)]
     }

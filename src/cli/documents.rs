@@ -1,4 +1,4 @@
-//! What packages ship beside the program: completions of shells, and manual pages.
+//! Documents that packages ship beside the program: completions of shells, and manual pages.
 
 use std::path::Path;
 use std::process::ExitCode;
