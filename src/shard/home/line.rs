@@ -428,7 +428,9 @@ impl Line {
             Some(at) if at.epoch != top.epoch => self.restart(Cause::Epoch, &mut effects),
             Some(_) => {
                 self.catch_up(now, &read, &top, &entries, kept_max, &mut effects);
-                if is_whole {
+                // An answer that ends before the window begins doesn't show what lies between: newer
+                // publications came while it was under way, and gave up their room.
+                if is_whole && self.floor().is_some_and(|floor| floor <= top.offset) {
                     self.fill(now, entries);
                 }
             }
@@ -687,8 +689,7 @@ impl Line {
         if since.offset == at.offset {
             return Missed::All(Vec::new());
         }
-        let floor = self.window.front().map_or(at.offset, |first| first.after);
-        if since.offset < floor {
+        if self.floor().is_some_and(|floor| since.offset < floor) {
             let is_whole = self.is_whole || self.window.len() >= limit;
             return if is_whole { Missed::Gone } else { Missed::Unread };
         }
@@ -712,6 +713,12 @@ impl Line {
             None if self.is_whole || at.offset == 0 => Missed::Gone,
             None => Missed::Unread,
         }
+    }
+
+    /// The offset that the window's publications follow; that of the position if it has none.
+    fn floor(&self) -> Option<u64> {
+        let at = self.at.as_ref()?;
+        Some(self.window.front().map_or(at.offset, |first| first.after))
     }
 
     fn place(&self) -> Option<(&Position, &Epoch)> {

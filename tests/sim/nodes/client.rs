@@ -476,6 +476,8 @@ impl Client {
         let since = place
             .filter(|_| reverse && self.rng.one_in(2))
             .map(|place| StreamPosition { offset: place.offset, epoch: String::new() });
+        // Backwards from the newest one is how nodes read, see `Carrier::check_read`.
+        let reverse = since.is_some();
         let request = HistoryRequest { channel: channel.into(), limit, since, reverse };
         self.send(
             scene,

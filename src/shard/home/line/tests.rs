@@ -316,6 +316,23 @@ fn what_the_broker_still_keeps_is_read_once() {
 }
 
 #[test]
+fn an_answer_from_before_the_window_does_not_make_it_whole() {
+    let mut line = at(4);
+    line.clear_window();
+    let Some(Query::Read(page)) = query(&mut line, Need::Missed, true) else { panic!() };
+    assert!(page.reverse);
+    // Two more come meanwhile, and the first of them gives up its room.
+    assert_eq!((arrive(&mut line, 5), arrive(&mut line, 6)), (vec![5], vec![6]));
+    assert!(line.shed_oldest());
+    let whole = |newest: u64| (1..=newest).rev().map(entry).collect::<Vec<_>>();
+    assert!(answered(&mut line, top(4), whole(4)).gap.is_none());
+    assert!(matches!(line.missed(&since(3), LIMIT), Missed::Unread));
+    let Some(Query::Read(_)) = query(&mut line, Need::Missed, true) else { panic!() };
+    assert!(answered(&mut line, top(6), whole(6)).gap.is_none());
+    assert_eq!(missed(&line, since(3)), Some(vec![4, 5, 6]));
+}
+
+#[test]
 fn the_latest_publication_is_enough_for_some() {
     let mut line = at(3);
     let latest = |line: &Line, since: Since| match line.latest(&since) {
