@@ -260,7 +260,7 @@ pub(crate) fn is_reloaded(path: &str) -> bool {
         "roost.tls.",
         "rpc.",
     ];
-    const OPTIONS: [&str; 21] = [
+    const OPTIONS: [&str; 24] = [
         "client.allowed_origins",
         "client.channel_limit",
         "client.concurrency",
@@ -280,6 +280,9 @@ pub(crate) fn is_reloaded(path: &str) -> bool {
         "http_server.tls.cert_pem",
         "http_server.tls.client_ca_pem",
         "http_server.tls.key_pem",
+        "http_server.tls_autocert.email",
+        "http_server.tls_autocert.host_whitelist",
+        "http_server.tls_autocert.server_name",
         "log.level",
         "roost.tls_ticket_keys",
     ];

@@ -46,6 +46,28 @@ pub struct Acme {
     pub authorities: Option<Pem>,
 }
 
+impl Tls {
+    /// These options for a node that runs with others: what needs a restart stays. That is whether a listener
+    /// speaks TLS, whether certificates are obtained, and how, other than for which hosts.
+    #[must_use]
+    pub fn in_place_of(self, running: &Self) -> Self {
+        let acme = self.acme.zip(running.acme.as_ref()).map(|(acme, running)| Acme {
+            hosts: acme.hosts,
+            email: acme.email,
+            tls_alpn: acme.tls_alpn,
+            ..running.clone()
+        });
+        let listener = |tls: Option<ListenerTls>, running: &Option<ListenerTls>| {
+            let running = running.as_ref()?;
+            let tls = tls.and_then(|tls| tls.obtained_by(acme.as_ref()));
+            Some(tls.unwrap_or_else(|| running.clone()))
+        };
+        let public = listener(self.public, &running.public);
+        let internal = listener(self.internal, &running.internal);
+        Self { public, internal, acme, ..self }
+    }
+}
+
 impl Acme {
     /// The file with the certificate of a host, its chain and its key.
     pub fn file(&self, host: &str) -> PathBuf {
@@ -80,6 +102,23 @@ pub struct ListenerTls {
     pub by_name: Vec<(String, PairSource)>,
     /// Authorities of the certificates that clients need; `None`: clients need none.
     pub client_ca: Option<Pem>,
+}
+
+impl ListenerTls {
+    /// The same with files of this ACME client. Without one, there are no pairs to be obtained; `None`: not even
+    /// one for clients that name no host.
+    fn obtained_by(mut self, acme: Option<&Acme>) -> Option<Self> {
+        let pairs = self.default.iter_mut().chain(self.by_name.iter_mut().map(|(_, pair)| pair));
+        for pair in pairs.filter(|pair| pair.is_obtained) {
+            if let (Some(acme), Some(host)) = (acme, pair.certificate.file_name()) {
+                *pair = acme.pair(&host);
+            }
+        }
+        let is_there = |pair: &PairSource| !pair.is_obtained || acme.is_some();
+        self.by_name.retain(|(_, pair)| is_there(pair));
+        let has_default = self.default.as_ref().is_none_or(is_there);
+        has_default.then_some(self)
+    }
 }
 
 /// A certificate with its chain, and its private key.
@@ -117,6 +156,11 @@ impl Pem {
             Some(text) => Self::Text(text),
             None => Self::File(given.into()),
         }
+    }
+
+    /// The last part of the file's path, if it is one.
+    fn file_name(&self) -> Option<String> {
+        Some(self.path()?.file_name()?.to_str()?.to_owned())
     }
 
     /// The file, if it is one.
@@ -413,5 +457,57 @@ mod tests {
         assert_eq!(Pem::of("cert.pem").path(), Some(Path::new("cert.pem")));
         // Not the text, which may be a key.
         assert!(!format!("{:?}", Pem::of(text)).contains("BEGIN"));
+    }
+
+    fn acme(cache: &str, hosts: &[&str]) -> Acme {
+        Acme {
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            cache: cache.into(),
+            email: None,
+            http: None,
+            tls_alpn: true,
+            directory: format!("https://{cache}.example/"),
+            authorities: None,
+        }
+    }
+
+    fn options(acme: Option<Acme>, public: Option<ListenerTls>) -> Tls {
+        let public = match &acme {
+            Some(acme) => Some(obtained(acme, &acme.hosts[0], public, &[])),
+            None => public,
+        };
+        let tickets = TicketOptions { keys: None, period_ms: *PERIOD_MS.start() };
+        Tls { internal: public.clone(), public, tickets, handshakes_max: 1, acme }
+    }
+
+    fn of_files() -> ListenerTls {
+        let file = Pem::File("cert.pem".into());
+        let (certificate, key, is_obtained) = (file.clone(), file, false);
+        let default = PairSource { option: String::new(), certificate, key, is_obtained };
+        let (default, by_name) = (Some(default), Vec::new());
+        ListenerTls { section: "http_server.tls", default, by_name, client_ca: None }
+    }
+
+    #[test]
+    fn hosts_of_the_acme_client_change_and_its_directories_stay() {
+        let running = options(Some(acme("old", &["a.example"])), None);
+        let new = options(Some(acme("new", &["b.example", "a.example"])), None);
+        let mut expected = options(Some(acme("old", &["b.example", "a.example"])), None);
+        assert_eq!(new.clone().in_place_of(&running), expected);
+        // The internal port has no TLS until a restart, or no port.
+        expected.internal = None;
+        assert_eq!(new.in_place_of(&Tls { internal: None, ..running }), expected);
+    }
+
+    #[test]
+    fn an_acme_client_begins_with_a_restart() {
+        let running = options(None, Some(of_files()));
+        let new = options(Some(acme("new", &["a.example"])), Some(of_files()));
+        assert_eq!(new.in_place_of(&running), running);
+        let new = options(Some(acme("new", &["a.example"])), None);
+        assert_eq!(new.in_place_of(&running), running);
+        let obtained = options(Some(acme("old", &["a.example"])), None);
+        let stopped = options(None, None).in_place_of(&obtained);
+        assert_eq!((&stopped.public, &stopped.acme), (&obtained.public, &None));
     }
 }

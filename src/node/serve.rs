@@ -279,7 +279,8 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     };
     let tls = |config: &Config| {
         let Tls { public, internal, handshakes_max, tickets, acme } = &config.tls;
-        let acme = acme.as_ref().map(|acme| (acme.http, &acme.directory, &acme.authorities));
+        let acme =
+            acme.as_ref().map(|acme| (&acme.cache, acme.http, &acme.directory, &acme.authorities));
         let acme = format!("{acme:?}");
         (public.is_some(), internal.is_some(), *handshakes_max, tickets.period_ms, acme)
     };
@@ -287,7 +288,8 @@ fn reloaded(running: &Config, config: Config, warnings: Vec<String>) -> Reloaded
     let differs = [
         ("http_server", running.http_server != config.http_server),
         (
-            "http_server.tls.enabled, internal_tls.enabled, tls_external or the ACME server",
+            "http_server.tls.enabled, internal_tls.enabled, tls_external, tls_autocert (other than hosts), \
+             roost.acme_directory or roost.acme_ca_pem",
             tls(running) != tls(&config),
         ),
         (

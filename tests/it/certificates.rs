@@ -64,7 +64,10 @@ type Stream = StreamOwned<ClientConnection, TcpStream>;
 fn connect(node: &Node, certificate: &CertificateDer<'static>) -> Stream {
     let errors = node.errors();
     let line = errors.lines().find(|line| line.contains("internal endpoints are at")).unwrap();
-    let address: SocketAddr = line.rsplit("https://").next().unwrap().parse().unwrap();
+    connect_to(line.rsplit("https://").next().unwrap().parse().unwrap(), certificate)
+}
+
+fn connect_to(address: SocketAddr, certificate: &CertificateDer<'static>) -> Stream {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -132,6 +135,47 @@ fn a_changed_certificate_is_read_without_a_signal() {
     let second = folder.new_pair();
     node.until_logged(&["TLS: certificates and keys were read again"]);
     assert!(get(&mut connect(&node, &second), "/health", "}").unwrap().ends_with("{}"));
+}
+
+/// Certificates of an ACME server stay in the directory of the start: the files of another one count with a
+/// restart, as the log says.
+#[test]
+fn another_directory_of_the_acme_client_needs_a_restart() {
+    // This node has certificates of its own.
+    if over_tls() {
+        return;
+    }
+    let folder = Folder::new("acme-directory");
+    let write = |directory: &str| {
+        let certificate = folder.new_pair();
+        let read = |name: &str| std::fs::read_to_string(folder.path(name)).unwrap();
+        std::fs::create_dir_all(folder.path(directory)).unwrap();
+        let file = folder.path(directory).join("localhost");
+        std::fs::write(file, read("key.pem") + &read("cert.pem")).unwrap();
+        certificate
+    };
+    let options = |directory: &str| {
+        format!(
+            "[http_server.tls_autocert]\nenabled = true\nhost_whitelist = [\"localhost\"]\n\
+             cache_dir = \"{}\"\n[roost]\nacme_directory = \"https://127.0.0.1:1/\"\n\
+             acme_ca_pem = \"{}\"\n[health]\nenabled = true\n",
+            folder.path(directory).display(),
+            folder.path("cert.pem").display(),
+        )
+    };
+    let (first, second) = (write("first"), write("second"));
+    let node = Node::open_with(&options("first"), &[]);
+    let health = |certificate| {
+        get(&mut connect_to(node.listens_at(), certificate), "/health", "}").map(|_| ())
+    };
+    assert!(health(&first).is_ok());
+    node.reload(&options("second"), "options reloaded");
+    node.until_logged(&["changed section needs a restart", "tls_autocert"]);
+    assert!(health(&first).is_ok() && health(&second).is_err());
+    // A renewal is read where the node writes them.
+    let renewed = write("first");
+    node.reload(&options("second"), "TLS: certificates and keys were read again");
+    assert!(health(&renewed).is_ok() && health(&first).is_err());
 }
 
 /// A start with a pair that doesn't belong together ends, and so does the check of the file.

@@ -243,17 +243,7 @@ impl Certificates {
     /// Reads everything again, with these options. Returns the public listeners' settings.
     pub(super) fn reload(&self, options: Tls, now: i64) -> Option<ServerSettings> {
         let mut state = self.state();
-        // Whether a listener speaks TLS stays until a restart.
-        let keep = |new: Option<ListenerTls>, old: &Option<ListenerTls>| {
-            old.as_ref().map(|old| new.unwrap_or_else(|| old.clone()))
-        };
-        let acme = options.acme.clone().filter(|_| state.options.acme.is_some());
-        state.options = Tls {
-            acme,
-            public: keep(options.public, &state.options.public),
-            internal: keep(options.internal, &state.options.internal),
-            ..options
-        };
+        state.options = options.in_place_of(&state.options);
         self.tickets.set_period(state.options.tickets.period_ms);
         state.stamps = stamps(&state.options);
         self.read_again(&mut state, now, true)
