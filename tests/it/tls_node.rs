@@ -89,8 +89,16 @@ fn all_transports_and_the_api_work_over_tls() {
 
 #[test]
 fn large_messages_and_many_publications_come_whole_and_in_order() {
-    let node =
-        node(&["--websocket.message_size_limit", "2000000", "--client.queue_max_size", "50000000"]);
+    let flags = [
+        "--websocket.message_size_limit",
+        "2000000",
+        "--client.queue_max_size",
+        "50000000",
+        // The subscriber reads when all are published: its socket is full for as long as that takes.
+        "--websocket.write_timeout",
+        "60s",
+    ];
+    let node = node(&flags);
     let mut subscriber = node.connected();
     subscriber.subscribe("stream:a");
     let mut publisher = node.connected();
