@@ -185,6 +185,33 @@ class Python(Node):
                 self.assertEqual(self.get(stream), (200, "{}"))
             self.assertEqual(stream.unwrap().recv(1), b"")
 
+    def test_a_request_before_the_end_of_the_stream_is_answered(self):
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            for with_notify in (True, False):
+                with self.subTest(version=version, with_notify=with_notify):
+                    context = self.context(minimum_version=version, maximum_version=version)
+                    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+                    raw = socket.create_connection(("127.0.0.1", self.roost.port), timeout=WAIT)
+                    while True:
+                        try:
+                            tls.do_handshake()
+                            break
+                        except ssl.SSLWantReadError:
+                            raw.sendall(outgoing.read())
+                            incoming.write(raw.recv(65536))
+                    tls.write(REQUEST.encode())
+                    if with_notify:
+                        with self.assertRaises(ssl.SSLWantReadError):
+                            tls.unwrap()
+                    raw.sendall(outgoing.read())
+                    raw.shutdown(socket.SHUT_WR)
+                    while part := raw.recv(65536):
+                        incoming.write(part)
+                    incoming.write_eof()
+                    self.assertIn(b"HTTP/1.1 200", tls.read(65536))
+                    raw.close()
+
     def websocket(self, stream):
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         stream.sendall((f"GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -1,7 +1,10 @@
 """What no client should send, and clients that stop in the middle: each ends, and others go on."""
 
+import contextlib
+import re
 import secrets
 import socket
+import ssl
 import struct
 import time
 
@@ -10,8 +13,18 @@ from tlslite.constants import ContentType
 from tlslite.errors import TLSError, TLSRemoteAlert
 from tlslite.messages import Message
 
-from harness import WAIT
+from harness import WAIT, Case
 from test_clients import REQUEST, Node
+
+
+def hello():
+    """The bytes of a whole ClientHello."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
 
 
 class Bytes(Node):
@@ -60,6 +73,73 @@ class Bytes(Node):
             self.answer(begin)
             self.assertLess(time.monotonic() - since, WAIT)
         self.alive()
+
+    def test_a_hello_that_comes_slowly_ends_with_its_time(self):
+        raw = socket.create_connection(("127.0.0.1", self.roost.port), timeout=WAIT)
+        begin = time.monotonic()
+        # Bytes that keep coming don't prolong it.
+        with self.assertRaises(OSError), raw:
+            for byte in hello()[:-1]:
+                raw.sendall(bytes([byte]))
+                time.sleep(0.05)
+                self.assertLess(time.monotonic() - begin, WAIT)
+        self.alive()
+
+    def test_a_client_that_says_nothing_behind_the_nodes_hello_is_not_awaited(self):
+        # The node's messages, and then the end.
+        got = self.answer(hello())
+        self.assertEqual(got[:1], b"\x16")
+        self.alive()
+
+
+class Flood(Case):
+    """More handshakes than the node keeps under way."""
+
+    config = """
+[http_server.tls]
+enabled = true
+cert_pem = "FOLDER/server.pem"
+key_pem = "FOLDER/server.key"
+[health]
+enabled = true
+[prometheus]
+enabled = true
+[roost]
+handshake_timeout = "10m"
+tls_handshakes_max = 32
+"""
+
+    def test_the_oldest_make_room_and_clients_get_in(self):
+        count, first = 200, hello()
+        with contextlib.ExitStack() as stack:
+            flood = []
+            for _ in range(count):
+                raw = socket.create_connection(("127.0.0.1", self.roost.port), timeout=WAIT)
+                flood.append(stack.enter_context(raw))
+                raw.sendall(first)
+                self.assertEqual(raw.recv(1), b"\x16")
+            # Each shard has half of the bound; the kernel deals connections out to them.
+            ended = [raw for raw in flood if self.ends(raw)]
+            self.assertGreaterEqual(len(ended), count - 32)
+            self.assertLess(len(ended), count)
+            stream = self.connect()
+            self.assertEqual(self.get(stream), (200, "{}"))
+            metrics = self.get(stream, "/metrics")[1]
+            crowded = re.search(r'roost_tls_handshakes_failed_total\{[^}]*"crowded"[^}]*\} (\d+)', metrics)
+            # The client made room for itself.
+            self.assertIn(int(crowded[1]) - len(ended), (0, 1))
+
+    def ends(self, raw):
+        """Whether the node has ended this one: its messages, then the end."""
+        raw.settimeout(0.3)
+        try:
+            while raw.recv(65536):
+                pass
+            return True
+        except TimeoutError:
+            return False
+        except ConnectionResetError:
+            return True
 
 
 class Stack(Node):
