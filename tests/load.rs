@@ -221,6 +221,34 @@ fn broadcast_over_raw_websocket_is_counted_exactly() {
 }
 
 #[test]
+fn a_server_that_is_replaced_shows_the_pause_of_each_client() {
+    // The server stands still from the moment that the command has made a file.
+    let directory = std::env::temp_dir().join(format!("roost-load-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("replaced");
+    let (seen, paused) = (file.clone(), AtomicUsize::new(0));
+    let server = broadcast_server(move |_, _, text| {
+        if seen.exists() && paused.swap(1, SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        vec![text.to_owned()]
+    });
+    let url = server.url("/");
+    let args = format!("upgrade --url {url} --connections 10 --publish 400 --rate 400");
+    let run = |command: String| result(&start(&args).args(["--run", &command]).output().unwrap());
+    let (code, fine) = run(format!("touch {}", file.display()));
+    assert_eq!(code, 0);
+    assert_messages(&fine, all_fine(400, 4000));
+    assert_eq!(fine["upgrade"]["exit_code"], 0);
+    let p50 = fine["upgrade"]["pause_us"]["p50"].as_u64().unwrap();
+    assert!(p50 >= 290_000, "{p50}");
+    std::fs::remove_dir_all(&directory).unwrap();
+    let (code, failed) = run("exit 7".to_owned());
+    assert_eq!((code, &failed["upgrade"]["exit_code"]), (1, &json!(7)));
+    assert_messages(&failed, all_fine(400, 4000));
+}
+
+#[test]
 fn lost_messages_are_counted_and_fail_the_run() {
     // The last one is lost as well: nothing after it shows the gap.
     let server = broadcast_server(|_, number, text| match number % 7 {

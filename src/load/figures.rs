@@ -168,6 +168,8 @@ pub(crate) struct Outcome {
     pub(crate) latency: Latency,
     /// From the actual send time.
     pub(crate) latency_raw: Latency,
+    /// The longest latency of each connection while the server was replaced.
+    pub(crate) pauses: Option<Latency>,
     /// How late messages left for reasons of our own.
     pub(crate) lag: Latency,
     /// Messages that never came to a connection that should have had them.

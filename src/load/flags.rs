@@ -21,6 +21,9 @@ pub enum Scenario {
     Channels,
     /// Drop a share of them at once, and time how long it takes until all are back.
     Storm,
+    /// As channels; after half of the messages --run replaces the server. No client may notice it: none
+    /// is closed, no message is lost, and the longest pause of each is shown.
+    Upgrade,
 }
 
 impl Scenario {
@@ -32,6 +35,7 @@ impl Scenario {
             Self::Broadcast => "broadcast",
             Self::Channels => "channels",
             Self::Storm => "storm",
+            Self::Upgrade => "upgrade",
         }
     }
 }
@@ -147,12 +151,17 @@ pub struct Flags {
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub drop_share: f64,
 
+    /// upgrade: the command that replaces the server, for a shell. It fails the run when its exit code is not 0;
+    /// one that is still running at the end, as the new server itself, is left alone.
+    #[arg(long, value_name = "COMMAND")]
+    pub run: Option<String>,
+
     /// Which share of the connections reads nothing while messages are sent, 0 to 1. What they
     /// miss is not counted as lost.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub slow_share: f64,
 
-    /// broadcast, channels, storm: publish through the HTTP API at http://host:port/api instead of
+    /// broadcast, channels, storm, upgrade: publish through the HTTP API at http://host:port/api instead of
     /// over one more connection. A channel has one request under way at a time, so that its order
     /// is kept: what is due meanwhile waits, and its latency shows that. Several channels have up
     /// to --in-flight requests under way. One that takes longer than --connect-timeout ends

@@ -15,6 +15,7 @@ use super::recovery::Positions;
 use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
 use super::tls::{Layer, Shaken};
 use super::token::{self, Signer};
+use super::upgrade::Pauses;
 use crate::base::form::Transport;
 use crate::base::rng::Rng;
 use crate::proto::http;
@@ -34,6 +35,8 @@ pub(crate) struct Fleet {
     pub(crate) counts: Counts,
     pub(crate) latency: Latency,
     pub(crate) latency_raw: Latency,
+    /// Only once the server is being replaced.
+    pub(crate) pauses: Option<Pauses>,
     pub(crate) reasons: Reasons,
     /// Frames to be written when what was read is dealt with.
     pub(crate) out: Vec<u8>,
@@ -86,6 +89,7 @@ impl Fleet {
             counts: Counts::default(),
             latency: figures::latency(),
             latency_raw: figures::latency(),
+            pauses: None,
             reasons: Reasons::default(),
             out: Vec::new(),
             batch: if plan.scenario == Scenario::Echo { Batch::new() } else { None },
@@ -627,7 +631,11 @@ impl Fleet {
         }
         // Rounded up, so that nothing takes no time.
         let us = |since_ns: u64| now_ns.saturating_sub(since_ns).div_ceil(1000);
-        self.latency.saturating_record(us(stamp.intended_ns));
+        let latency_us = us(stamp.intended_ns);
+        self.latency.saturating_record(latency_us);
+        if let Some(pauses) = &mut self.pauses {
+            pauses.record(index, latency_us);
+        }
         self.latency_raw.saturating_record(us(stamp.actual_ns));
         if echo && now_ns < self.echo_until_ns {
             self.put_echo(index, now_ns, now_ns);

@@ -39,6 +39,7 @@ mod speech;
 mod stream;
 mod tls;
 mod token;
+mod upgrade;
 mod window;
 mod worker;
 

@@ -91,6 +91,8 @@ pub(crate) struct Plan {
     pub(crate) recover: bool,
     pub(crate) drop_share: f64,
     pub(crate) slow_share: f64,
+    /// The command that replaces the server when half of the messages are published.
+    pub(crate) replace: Option<String>,
     /// Messages to publish, over all channels; 0 for none.
     pub(crate) publish: u32,
     /// Of publishing, or of echo when it is open-loop.
@@ -131,6 +133,11 @@ impl Plan {
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
+        match (flags.scenario, &flags.run) {
+            (Scenario::Upgrade, None) => return wrong("upgrade needs --run COMMAND"),
+            (Scenario::Upgrade, Some(_)) | (_, None) => {}
+            (other, Some(_)) => return wrong(format!("--run: not for {}", other.name())),
+        }
         let mut target = target("--url", &flags.url, &["ws", "http"], &flags)?;
         let paths = paths(&flags, &target.path)?;
         target.path = paths.own;
@@ -166,6 +173,7 @@ impl Plan {
             recover: flags.recover,
             drop_share: flags.drop_share,
             slow_share: flags.slow_share,
+            replace: flags.run,
             publish,
             rate,
             payload_bytes: flags.size,
@@ -364,7 +372,7 @@ fn target(flag: &str, url: &str, schemes: &[&str], flags: &Flags) -> Result<Targ
 fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, PlanError> {
     let (Some(url), Some(key)) = (&flags.api_url, &flags.api_key) else { return Ok(None) };
     match flags.scenario {
-        Scenario::Broadcast | Scenario::Channels => {}
+        Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade => {}
         Scenario::Storm if publish > 0 => {}
         Scenario::Storm => return wrong("--api-url: a storm publishes only with --publish"),
         other => return wrong(format!("--api-url: not for {}", other.name())),
@@ -467,7 +475,7 @@ fn publish(flags: &Flags) -> Result<u32, PlanError> {
         (Scenario::Broadcast, None) if flags.window.is_some() && flags.rate.is_none() => {
             Ok(u32::MAX / 2)
         }
-        (Scenario::Broadcast | Scenario::Channels, None) => {
+        (Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade, None) => {
             let count = flags.rate.unwrap_or(10.0) * flags.duration.as_secs_f64();
             if count > f64::from(u32::MAX / 2) {
                 return wrong("--rate times --duration: more than two billion messages");

@@ -41,6 +41,9 @@ pub(crate) struct Report {
     /// Only in a storm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) storm: Option<Storm>,
+    /// Only where the server was replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) upgrade: Option<Upgrade>,
     /// Only with --recover.
     pub(crate) returns: Option<Returns>,
     /// Why connections or messages failed, with counts.
@@ -158,6 +161,17 @@ pub(crate) struct Storm {
     pub(crate) back: u64,
     /// From the drop until the last one was back.
     pub(crate) back_s: f64,
+}
+
+/// The replacement of the server.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Upgrade {
+    /// Of the command; null while it goes on, or when a signal ended it.
+    pub(crate) exit_code: Option<i32>,
+    /// How long the command ran; null while it goes on.
+    pub(crate) command_s: Option<f64>,
+    /// The longest latency of each connection since the command began: percentiles over connections.
+    pub(crate) pause_us: Summary,
 }
 
 impl Server {
@@ -279,6 +293,19 @@ impl fmt::Display for Report {
                 "  storm        {dropped} dropped, {back} back after {}",
                 Time::s(*back_s)
             )?;
+        }
+        if let Some(Upgrade { exit_code, command_s, pause_us }) = &self.upgrade {
+            let ended = match (exit_code, command_s) {
+                (Some(code), Some(s)) => format!("command ended with {code} after {}", Time::s(*s)),
+                (None, Some(s)) => format!("a signal ended the command after {}", Time::s(*s)),
+                (_, None) => "command goes on".to_owned(),
+            };
+            write!(f, "  upgrade      {ended}")?;
+            if let Summary { p50: Some(p50), p99: Some(p99), max: Some(max), .. } = pause_us {
+                let [p50, p99, max] = [*p50, *p99, *max].map(Time::us);
+                write!(f, "; pause of a client p50 {p50}, p99 {p99}, max {max}")?;
+            }
+            writeln!(f)?;
         }
         if let Some(returns) = &self.returns {
             let Returns { reconnected, resubscribed, unrecovered, announced } = returns;

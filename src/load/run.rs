@@ -170,7 +170,7 @@ impl Coordinator {
         match plan.scenario {
             Scenario::Echo => self.echo()?,
             Scenario::Storm => self.storm()?,
-            Scenario::Idle | Scenario::Broadcast | Scenario::Channels => {}
+            Scenario::Idle | Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade => {}
         }
         if plan.publish > 0 && !self.is_interrupted() {
             self.publish()?;
@@ -208,10 +208,12 @@ impl Coordinator {
             let _ = worker.waker.wake();
         }
         let (mut latency, mut latency_raw) = (figures::latency(), figures::latency());
+        let mut pauses = figures::latency();
         for worker in self.workers.drain(..) {
             let outcome = worker.thread.join().map_err(|_| "a thread panicked".to_owned())??;
             merge(&mut latency, &outcome.latency);
             merge(&mut latency_raw, &outcome.latency_raw);
+            outcome.pauses.iter().for_each(|of| merge(&mut pauses, of));
             merge(&mut lag, &outcome.lag);
             reasons.merge(&outcome.reasons);
             busy.push(outcome.busy);
@@ -237,6 +239,9 @@ impl Coordinator {
         report.bytes.per_message = (sum.received > 0).then(|| round(each));
         report.latency_us = Summary::of(&latency);
         report.latency_raw_us = Summary::of(&latency_raw);
+        if let Some(upgrade) = &mut report.upgrade {
+            upgrade.pause_us = Summary::of(&pauses);
+        }
         report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
         report.client = report::Client { rss_bytes: own.rss_bytes, cpu_s: round(own.cpu_s) };
         if let (Some(server), Some(usage)) = (&mut report.server, usage) {

@@ -5,8 +5,9 @@ use super::figures::Sum;
 use super::flags::Scenario;
 use super::host;
 use super::publisher::{self, Publisher};
-use super::report::{self, Slope, Storm, round};
+use super::report::{self, Slope, Storm, Upgrade, round};
 use super::run::{Coordinator, PublisherHandle};
+use super::upgrade::Replacement;
 use super::worker::Order;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -184,12 +185,14 @@ impl Coordinator {
         let began = self.origin.elapsed() + LEAD;
         // The publisher lives until it gets the order to finish, so the orders arrive.
         let _ = orders.send(publisher::Order::Start(began.as_nanos() as u64));
+        let replacement = self.replace_server(&live)?;
         if !self.wait("publishing", None, |_| live.done.load(Relaxed))? {
             let _ = orders.send(publisher::Order::Stop);
         }
         let sent = live.sent.load(Relaxed);
         let expected = self.deliveries(sent);
         self.drain(|sum| sum.received.saturating_sub(sum.duplicated) >= expected)?;
+        self.end_replacement(replacement)?;
         self.order(|_| Order::Quiet)?;
         let sending = Duration::from_nanos(live.last_ns.load(Relaxed)).saturating_sub(began);
         let interval = Duration::from_secs_f64(1.0 / plan.rate.unwrap_or(1.0));
@@ -197,6 +200,44 @@ impl Coordinator {
         self.note_server_cpu(cpu_s);
         let sum = self.sum();
         self.note_rates(began, sending + interval, sent, sum.last_ns);
+        Ok(())
+    }
+
+    /// Begins to replace the server once half of the messages are published.
+    fn replace_server(&mut self, live: &publisher::Live) -> Result<Option<Replacement>, String> {
+        let plan = Arc::clone(&self.plan);
+        let Some(command) = &plan.replace else { return Ok(None) };
+        let half = u64::from(plan.publish / 2);
+        self.wait("publishing", None, |_| {
+            live.sent.load(Relaxed) >= half || live.done.load(Relaxed)
+        })?;
+        if self.is_interrupted() {
+            return Ok(None);
+        }
+        self.order(|_| Order::WatchPauses)?;
+        Replacement::begin(command).map(Some)
+    }
+
+    /// Notes how the command ended. It has as long as the last messages have.
+    fn end_replacement(&mut self, replacement: Option<Replacement>) -> Result<(), String> {
+        let Some(replacement) = replacement else { return Ok(()) };
+        let mut ended = None;
+        let until = self.origin.elapsed() + self.plan.drain;
+        self.wait("waiting for the command", Some(until), |_| {
+            ended = replacement.ended();
+            ended.is_some()
+        })?;
+        if let Some(code) = ended.map(|ended| ended.code).filter(|code| *code != Some(0)) {
+            let how = code.map_or("was ended by a signal".to_owned(), |code| {
+                format!("ended with exit code {code}")
+            });
+            self.trouble(&format!("the command of --run {how}"));
+        }
+        self.report.upgrade = Some(Upgrade {
+            exit_code: ended.and_then(|ended| ended.code),
+            command_s: ended.map(|ended| round(ended.after.as_secs_f64())),
+            ..Upgrade::default()
+        });
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use super::http::{self, UP_LINK};
 use super::output::{OUTPUT_BYTES_MAX, plain};
 use super::plan::{Plan, Share};
 use super::speech::Memo;
+use super::upgrade::Pauses;
 use crate::base::form::Transport;
 use crate::proto::tls::Opener;
 use crate::proto::ws::{self, Event, Inflater, ReadRules};
@@ -65,6 +66,8 @@ pub(crate) enum Order {
     Quiet,
     /// Drop the share of a storm.
     DropShare,
+    /// The server is replaced from now on: note the longest pause of each connection.
+    WatchPauses,
     /// Judge what came, given how many messages each channel had, and end.
     Finish(Arc<[u32]>),
 }
@@ -187,6 +190,9 @@ impl Running {
                     self.busy = Busy::of_this_thread().since(self.busy_from);
                 }
                 Order::DropShare => self.fleet.drop_share(),
+                Order::WatchPauses => {
+                    self.fleet.pauses = Some(Pauses::new(self.fleet.conns.len()));
+                }
                 Order::Finish(sent) => return Some(sent),
             }
             self.show();
@@ -569,6 +575,7 @@ impl Running {
         Outcome {
             latency: self.fleet.latency,
             latency_raw: self.fleet.latency_raw,
+            pauses: self.fleet.pauses.as_ref().map(Pauses::histogram),
             lag: self.lag,
             lost,
             out_of_order: self.fleet.counts.out_of_order,
