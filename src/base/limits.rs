@@ -48,6 +48,12 @@ pub const MAILBOX_BYTES_MAX: usize = 32 << 20;
 /// clean-up and requests wait where they come from.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 
+/// Publications, joins and leaves from Redis that a broker thread keeps for a shard whose mailbox is full, bytes:
+/// Redis keeps as much for a connection that isn't read. A shard that publications reach faster than their
+/// subscribers is behind by a second or two of them then. Beyond it they are dropped, and the shard reads the
+/// publications from the history once there is room.
+pub const BROKER_WAITING_BYTES_MAX: usize = 32 << 20;
+
 /// Events for the application that a shard keeps while the control thread has no room, bytes. An event beyond
 /// it is lost, and counted.
 pub const APP_EVENTS_WAITING_BYTES_MAX: usize = 1 << 20;

@@ -7,7 +7,7 @@
 //! ```
 //! Mail goes between a shard and the thread that serves it: never through the control thread, and without a
 //! lock. A thread sends all events that it has for a home as one batch. A mailbox without room holds up
-//! nothing: reading from Redis goes on, and what comes waits here ([`WAITING_BYTES_MAX`]). A publication beyond
+//! nothing: reading from Redis goes on, and what comes waits here ([`BROKER_WAITING_BYTES_MAX`]). A publication beyond
 //! that is dropped, and once there is room its channel begins anew, so that the home reads what is missing.
 
 use std::cell::{Cell, RefCell};
@@ -20,8 +20,10 @@ use tokio::sync::mpsc;
 
 use super::StartFault;
 use super::cluster::Transmit;
+use super::log_limit::LogLimit;
 use super::redis::{self, ControlEvent, Events, Figures, Recipient};
 use crate::base::id::ShardId;
+use crate::base::limits::BROKER_WAITING_BYTES_MAX;
 use crate::base::times::Times;
 use crate::cluster::control::Message;
 use crate::cluster::names::{Layout, Names};
@@ -38,10 +40,8 @@ const CONTROL_EVENTS_MAX: usize = 1 << 16;
 /// Bytes of commands that wait or are under way in a thread at most.
 pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes of events that wait for room at a home before publications and joins are dropped: Redis keeps as much
-/// for a connection that isn't read. A home that publications reach faster than their subscribers is behind by a
-/// second or two of them then.
-pub(super) const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Lines about messages without room: each one more is dropped.
+static LOST: LogLimit = LogLimit::new();
 
 /// The interval of the probes of a PUB/SUB connection.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -337,17 +337,19 @@ impl HomeLane {
     }
 
     fn push(&mut self, event: BrokerEvent, figures: &Figures) {
-        let is_full = self.waiting_bytes >= WAITING_BYTES_MAX;
+        let is_full = self.waiting_bytes >= BROKER_WAITING_BYTES_MAX;
         match &event {
             BrokerEvent::Delivered(delivered) => {
                 let channel = &delivered.channel;
                 if is_full || self.missed.contains(channel) {
                     Figures::add(&figures.deliveries_lost, 1);
+                    warn_of_loss("publication", channel);
                     self.missed.insert(channel.clone());
                     return;
                 }
             }
-            BrokerEvent::Announced { .. } if is_full => {
+            BrokerEvent::Announced { channel, .. } if is_full => {
+                warn_of_loss("join or leave", channel);
                 return Figures::add(&figures.announcements_lost, 1);
             }
             // The channel begins anew, or will.
@@ -362,6 +364,9 @@ impl HomeLane {
 
     /// Puts mail behind all other.
     fn wait(&mut self, mail: Mail) {
+        if self.waiting.is_empty() && !self.lane.is_full() {
+            return self.lane.push(mail);
+        }
         self.waiting_bytes += mail.bytes();
         self.waiting.push_back(mail);
     }
@@ -391,6 +396,17 @@ impl HomeLane {
                 }
             }
         }
+    }
+}
+
+/// A message finds no room.
+fn warn_of_loss(kind: &'static str, channel: &str) {
+    if let Some(left_out) = LOST.admit() {
+        tracing::warn!(
+            left_out,
+            "messages of the broker come faster than a shard takes them: a {kind} of channel {channel:?} is \
+             dropped; publications are read from the history once there is room"
+        );
     }
 }
 
@@ -470,7 +486,10 @@ mod tests {
         let (homes, mailbox, _events) = home(1);
         homes.take(0, vec![delivered("first", 1)]);
         // The first one leaves with the next batch, so that all others wait for it.
-        homes.take(0, vec![delivered("a", OUTBOX_BYTES_MAX), delivered("a", WAITING_BYTES_MAX)]);
+        homes.take(
+            0,
+            vec![delivered("a", OUTBOX_BYTES_MAX), delivered("a", BROKER_WAITING_BYTES_MAX)],
+        );
         homes.take(0, vec![delivered("b", 1), BrokerEvent::Done { ticket: Ticket(1) }]);
         assert_eq!(homes.figures.deliveries_lost.load(std::sync::atomic::Ordering::Relaxed), 1);
         // A publication of the same channel would come behind what is missing.
@@ -488,8 +507,10 @@ mod tests {
     fn a_channel_that_begins_anew_anyway_does_so_once() {
         let (homes, mailbox, _events) = home(1);
         homes.take(0, vec![delivered("first", 1)]);
-        homes
-            .take(0, vec![delivered("a", 2 * OUTBOX_BYTES_MAX), delivered("a", WAITING_BYTES_MAX)]);
+        homes.take(
+            0,
+            vec![delivered("a", 2 * OUTBOX_BYTES_MAX), delivered("a", BROKER_WAITING_BYTES_MAX)],
+        );
         homes.take(0, vec![delivered("b", 1)]);
         let off = BrokerEvent::Interrupted { channel: "b".into() };
         homes.take(0, vec![off]);

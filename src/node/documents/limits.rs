@@ -950,10 +950,11 @@ fn redis() -> Vec<Row> {
             &[Reason::ErrorInternal],
         ),
         row(
-            "Publications from Redis for a shard that find its mailbox full",
-            [constant!(OUTBOX_BYTES_MAX, Bytes)],
-            "They are dropped, and the shard reads them from the history once there is room.",
-            &["roost_broker_repaired_total", "roost_mailbox_bytes"],
+            "Publications, joins and leaves from Redis for a shard whose mailbox is full",
+            [constant!(BROKER_WAITING_BYTES_MAX, Bytes)],
+            "They wait in the thread, and beyond the bound they are dropped: a warning once a second, and the shard \
+             reads them from the history once there is room. Joins and leaves are lost.",
+            &["roost_broker_lost_total", "roost_broker_repaired_total", "roost_mailbox_bytes"],
             &[],
         ),
         row(
