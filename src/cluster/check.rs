@@ -13,6 +13,7 @@ use std::rc::Rc;
 use compact_str::CompactString;
 
 use super::operations::{Awaited, Operations, Reply, Request, Settled, seconds};
+use super::tops::PROLONGING;
 use crate::hub::broker::{BrokerEvent, Ticket};
 use crate::hub::history::Page;
 
@@ -30,16 +31,7 @@ pub struct Check {
     top: Top,
 }
 
-/// One check in so many prolongs the life of the position.
-const PROLONGING: u64 = 16;
-
 impl Operations {
-    /// Whether a read is most often answered by two plain commands.
-    pub(super) fn is_check(&self, page: &Page) -> bool {
-        let from_position = page.since.as_ref().is_some_and(|since| since.epoch.is_empty());
-        from_position && !page.reverse && page.limit > 1 && !self.use_lists
-    }
-
     /// The commands of a check.
     pub(super) fn check_commands(
         &self,
@@ -130,7 +122,8 @@ mod tests {
         let since = Some(Since { offset: 6, epoch: "".into() });
         let page = Page { since, limit: 1024, reverse: false };
         let (ticket, channel) = (Ticket(1), "c".into());
-        let read = Command::Read { ticket, channel, page, meta_ttl_ms: 1_000 };
+        let expects = Some(7);
+        let read = Command::Read { ticket, channel, page, meta_ttl_ms: 1_000, expects };
         let mut awaited = Vec::new();
         operations
             .requests(read, fresh, |request, of| {

@@ -101,7 +101,7 @@ impl Operations {
             requests.push((Request::Plain { name: "HGET", arguments }, awaited));
         }
         requests.push(self.take_entries(uid));
-        Settled::Several(None, requests)
+        Settled::Several(vec![], requests)
     }
 
     /// Removes an entry of a dead node, whose packed info this is.
@@ -109,7 +109,7 @@ impl Operations {
         let removal = self.presence_update(channel, &[&(PresenceChange::Leave, info.clone())]);
         let channel = CompactString::from(channel);
         let event = announces.then_some(BrokerEvent::Orphaned { channel, info });
-        Settled::Several(event, vec![(removal, Awaited::Nothing)])
+        Settled::Several(event.into_iter().collect(), vec![(removal, Awaited::Nothing)])
     }
 }
 
@@ -184,7 +184,8 @@ mod tests {
         assert!(matches!(none, Settled::Nothing));
         let members = ["+1\0news", "malformed"].map(|of| Reply::Bytes(of.into()));
         let settled = operations.settle(taken, Reply::List(members.into()), fresh);
-        let Settled::Several(None, mut requests) = settled else { panic!("{settled:?}") };
+        let Settled::Several(events, mut requests) = settled else { panic!("{settled:?}") };
+        assert!(events.is_empty());
         assert_eq!(words(&requests.pop().unwrap().0)[0], "SPOP");
         let (request, orphan) = requests.pop().unwrap();
         assert_eq!(words(&request), ["HGET", "p.presence.data.{news}", "1"]);
@@ -195,11 +196,11 @@ mod tests {
         let mut message = Vec::new();
         put_client_info(&mut message, &info("1"));
         let settled = operations.settle(orphan, Reply::Bytes(message), fresh);
-        let Settled::Several(Some(BrokerEvent::Orphaned { channel, info: of }), requests) = settled
-        else {
-            panic!("{settled:?}")
+        let Settled::Several(events, requests) = settled else { panic!("{settled:?}") };
+        let [BrokerEvent::Orphaned { channel, info: of }] = &events[..] else {
+            panic!("{events:?}")
         };
-        assert_eq!((channel.as_str(), of), ("news", info("1")));
+        assert_eq!((channel.as_str(), of), ("news", &info("1")));
         assert!(matches!(requests[0].0, Request::Script { .. }));
     }
 }

@@ -4,6 +4,7 @@
 //!  names::Names ----> keys and PUB/SUB names of a channel        hash: address, partition, slot
 //!  payload::Payload <--> bytes of a PUB/SUB message or a history entry
 //!  operations: commands of homes <--> requests and replies of Redis, with scripts
+//!  check, tops: reads that most often find nothing new, without a script for each
 //!  entries: the presence entries of each node, for when it dies
 //!  control::Command <--> bytes of a message between nodes;  peers, survey: what nodes do with them
 //! ```
@@ -30,3 +31,4 @@ pub mod scripts;
 pub mod servers;
 pub mod survey;
 mod tags;
+pub mod tops;

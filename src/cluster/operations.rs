@@ -12,6 +12,7 @@ use super::check::{Check, Top};
 use super::names::Names;
 use super::payload::{Envelope, Payload};
 use super::scripts::Script;
+use super::tops::TopRead;
 use crate::base::info::ClientInfo;
 use crate::hub::broker::{
     BrokerEvent, Command, Delivered, Entry, FailureCause, PresenceChange, PresenceUpdate,
@@ -145,14 +146,9 @@ pub enum Awaited {
         page: Page,
     },
     /// The position alone, by `HMGET`. A stream without one gets it by a read.
-    Top {
-        /// Of the command.
-        ticket: Ticket,
-        /// The channel.
-        channel: CompactString,
-        /// Time for which the position is kept.
-        meta_ttl_ms: u64,
-    },
+    Top(Box<TopRead>),
+    /// The positions of several channels.
+    Tops(Vec<TopRead>),
     /// The first reply of a check.
     CheckTop(Top),
     /// The second one.
@@ -172,7 +168,7 @@ pub enum Awaited {
 }
 
 impl Awaited {
-    /// The command that waits.
+    /// The command that waits; of several the first.
     pub fn ticket(&self) -> Option<Ticket> {
         match self {
             Self::Nothing
@@ -181,17 +177,22 @@ impl Awaited {
             | Self::Taken { .. }
             | Self::Orphan { .. } => None,
             Self::Check(check) => Some(check.ticket),
+            Self::Top(read) => Some(read.ticket),
+            Self::Tops(reads) => reads.first().map(|read| read.ticket),
             Self::Published { ticket, .. }
             | Self::History { ticket, .. }
-            | Self::Top { ticket, .. }
             | Self::Done { ticket }
             | Self::Members { ticket, .. } => Some(*ticket),
         }
     }
 
-    /// The event when there is no reply, or an error.
-    pub fn failed(&self, cause: FailureCause) -> Option<BrokerEvent> {
-        self.ticket().map(|ticket| BrokerEvent::Failed { ticket, cause })
+    /// The events when there is no reply, or an error.
+    pub fn failed(&self, cause: FailureCause) -> Vec<BrokerEvent> {
+        let event = |ticket| BrokerEvent::Failed { ticket, cause };
+        match self {
+            Self::Tops(reads) => reads.iter().map(|read| event(read.ticket)).collect(),
+            other => other.ticket().map(event).into_iter().collect(),
+        }
     }
 }
 
@@ -219,10 +220,10 @@ pub enum Settled {
     Event(BrokerEvent),
     /// Another request.
     Again(Request, Awaited),
-    /// News for the home, if any, and other requests.
-    Several(Option<BrokerEvent>, Vec<(Request, Awaited)>),
+    /// News for the home, and other requests.
+    Several(Vec<BrokerEvent>, Vec<(Request, Awaited)>),
     /// The reply has another shape than all replies of this kind, or is an error.
-    Faulty(Option<BrokerEvent>, String),
+    Faulty(Vec<BrokerEvent>, String),
 }
 
 impl Operations {
@@ -245,12 +246,12 @@ impl Operations {
                 let awaited = Awaited::Published { ticket: *ticket, has_history };
                 each(self.publish(&publishing, fresh), awaited);
             }
-            Command::Read { ticket, channel, page, meta_ttl_ms } => {
+            Command::Read { ticket, channel, page, meta_ttl_ms, expects } => {
                 self.check(&channel, true, Some(ticket))?;
-                if self.is_check(&page) {
+                if page.limit == 0 || expects == Some(0) {
+                    self.top(TopRead { ticket, channel, page, meta_ttl_ms }, each);
+                } else if expects.is_some() && !self.use_lists {
                     self.check_commands((ticket, channel), page, meta_ttl_ms, each);
-                } else if page.limit == 0 {
-                    self.top(ticket, channel, meta_ttl_ms, each);
                 } else {
                     let request = self.read(&channel, &page, meta_ttl_ms, fresh.epoch);
                     each(request, Awaited::History { ticket, page });
@@ -326,6 +327,10 @@ impl Operations {
         if let Reply::Error(text) = reply {
             return Settled::Faulty(awaited.failed(FailureCause::Unavailable), text);
         }
+        let awaited = match awaited {
+            Awaited::Tops(reads) => return self.settle_tops(reads, &reply, fresh.epoch),
+            other => other,
+        };
         let event = match &awaited {
             Awaited::Nothing => return Settled::Nothing,
             Awaited::CheckTop(top) => {
@@ -360,21 +365,14 @@ impl Operations {
                 let position = published(&reply);
                 position.map(|position| BrokerEvent::Published { ticket: *ticket, position })
             }
-            Awaited::Top { ticket, channel, meta_ttl_ms } => {
-                let Reply::List(values) = &reply else {
-                    return shapeless(&awaited, &reply);
-                };
-                match position(values.get(1), values.first()) {
-                    Some(top) => {
-                        Some(BrokerEvent::History { ticket: *ticket, top, entries: vec![] })
-                    }
-                    None => {
-                        let page = Page::default();
-                        let request = self.read(channel, &page, *meta_ttl_ms, fresh.epoch);
-                        return Settled::Again(request, Awaited::History { ticket: *ticket, page });
-                    }
+            Awaited::Top(read) => match reply {
+                Reply::List(values) => {
+                    return self.settle_top((**read).clone(), &values, fresh.epoch);
                 }
-            }
+                _ => None,
+            },
+            // Above.
+            Awaited::Tops(_) => None,
             Awaited::History { ticket, page } => self.history(*ticket, page, &reply),
             Awaited::Members { ticket, counts } => members(*ticket, *counts, &reply),
         };
@@ -403,7 +401,7 @@ impl Operations {
         }
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         channel: &str,
         has_history: bool,
@@ -414,7 +412,7 @@ impl Operations {
         self.names.check(channel, has_history).map_err(failed)
     }
 
-    fn history_keys(&self, channel: &str) -> (String, String) {
+    pub(super) fn history_keys(&self, channel: &str) -> (String, String) {
         if self.use_lists {
             (self.names.list(channel), self.names.list_meta(channel))
         } else {
@@ -491,24 +489,6 @@ impl Operations {
                 seconds(meta_ttl_ms),
             ],
         }
-    }
-
-    /// A read of the position alone: a script costs Redis several times as much.
-    fn top(
-        &self,
-        ticket: Ticket,
-        channel: CompactString,
-        meta_ttl_ms: u64,
-        mut each: impl FnMut(Request, Awaited),
-    ) {
-        let (_, position) = self.history_keys(&channel);
-        if meta_ttl_ms > 0 {
-            let arguments = vec![position.clone().into(), seconds(meta_ttl_ms)];
-            each(Request::Plain { name: "EXPIRE", arguments }, Awaited::Nothing);
-        }
-        let arguments = vec![position.into(), b"e".into(), b"s".into()];
-        let request = Request::Plain { name: "HMGET", arguments };
-        each(request, Awaited::Top { ticket, channel, meta_ttl_ms });
     }
 
     /// A read. Lists are read as a whole.
@@ -708,7 +688,7 @@ fn published(reply: &Reply) -> Option<Position> {
     position(values.first(), values.get(1))
 }
 
-fn position(offset: Option<&Reply>, epoch: Option<&Reply>) -> Option<Position> {
+pub(super) fn position(offset: Option<&Reply>, epoch: Option<&Reply>) -> Option<Position> {
     let Some(Reply::Bytes(epoch)) = epoch else { return None };
     let epoch = Epoch::from(std::str::from_utf8(epoch).ok()?);
     let offset = match offset {
@@ -866,6 +846,7 @@ mod tests {
                 channel: "c".into(),
                 page: page.clone(),
                 meta_ttl_ms: 2_592_000_000,
+                expects: None,
             };
             let (Request::Script { arguments, .. }, _) = only(&operations, read) else {
                 panic!("no script")
@@ -878,7 +859,10 @@ mod tests {
     fn a_top_without_epoch_becomes_a_read_that_makes_one() {
         let operations = operations(Layout::Plain);
         let (ticket, meta_ttl_ms) = (Ticket(3), 1_000);
-        let awaited = || Awaited::Top { ticket, channel: "c".into(), meta_ttl_ms };
+        let channel = || "c".into();
+        let page = Page::default;
+        let read = || TopRead { ticket, channel: channel(), page: page(), meta_ttl_ms };
+        let awaited = || Awaited::Top(Box::new(read()));
         let nothing = Reply::List(vec![Reply::Nil, Reply::Nil]);
         let settled = operations.settle(awaited(), nothing, FRESH);
         assert!(matches!(settled, Settled::Again(Request::Script { .. }, Awaited::History { .. })));
@@ -896,7 +880,8 @@ mod tests {
     fn channels_that_a_layout_cannot_carry_are_unsupported() {
         let cluster = operations(Layout::Cluster);
         let (ticket, page, meta_ttl_ms) = (Ticket(1), Page::default(), 0);
-        let read = Command::Read { ticket, channel: "}x".into(), page, meta_ttl_ms };
+        let channel = "}x".into();
+        let read = Command::Read { ticket, channel, page, meta_ttl_ms, expects: None };
         let refused = cluster.requests(read, FRESH, |_, _| panic!("sent")).unwrap_err();
         let Some(BrokerEvent::Failed { cause, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(cause, FailureCause::Unsupported);
@@ -966,10 +951,12 @@ mod tests {
         ] {
             let error = Reply::Error("WRONGTYPE".into());
             let settled = operations.settle(awaited.clone(), error, FRESH);
-            assert!(matches!(settled, Settled::Faulty(Some(BrokerEvent::Failed { .. }), _)));
+            let Settled::Faulty(failed, _) = settled else { panic!("{settled:?}") };
+            assert!(matches!(failed[..], [BrokerEvent::Failed { .. }]));
             if !matches!(awaited, Awaited::Done { .. }) {
                 let settled = operations.settle(awaited, Reply::Int(3), FRESH);
-                assert!(matches!(settled, Settled::Faulty(Some(BrokerEvent::Failed { .. }), _)));
+                let Settled::Faulty(failed, _) = settled else { panic!("{settled:?}") };
+                assert!(matches!(failed[..], [BrokerEvent::Failed { .. }]));
             }
         }
     }

@@ -54,6 +54,8 @@ pub enum Command {
         page: Page,
         /// Time for which the position is kept from now on; 0: for ever.
         meta_ttl_ms: u64,
+        /// The offset that the position most likely has: the home stands there, and looks whether it still does.
+        expects: Option<u64>,
     },
     /// The stream of this epoch went back, as after a failover to a copy that lacked its end, and its offsets
     /// are given out again: give it another epoch, unless it has another one already. Its publications, its

@@ -23,11 +23,13 @@ pub enum Script {
     PresenceProlong,
     /// Those present, or their number.
     PresenceRead,
+    /// Positions of many channels.
+    Tops,
 }
 
 impl Script {
     /// Each of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::PublishStream,
         Self::PublishList,
         Self::PublishOnce,
@@ -37,6 +39,7 @@ impl Script {
         Self::PresenceUpdate,
         Self::PresenceProlong,
         Self::PresenceRead,
+        Self::Tops,
     ];
 
     /// Its text.
@@ -51,6 +54,7 @@ impl Script {
             Self::PresenceUpdate => include_str!("presence_update.lua"),
             Self::PresenceProlong => include_str!("presence_prolong.lua"),
             Self::PresenceRead => include_str!("presence_read.lua"),
+            Self::Tops => include_str!("tops.lua"),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::wire::{Link, Unreachable};
 use super::{Connected, Figures, Settings, Shared};
 use crate::base::rng::Rng;
 use crate::cluster::operations::{Awaited, Fresh, Reply, Request, Settled};
+use crate::cluster::tops::TopRead;
 use crate::hub::broker::{BrokerEvent, Command, FailureCause};
 use crate::hub::history::Epoch;
 use crate::node::log_limit::LogLimit;
@@ -74,6 +75,33 @@ pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Co
     server.queue.settled(left);
     if let Err(Some(event)) = made {
         shared.events.take(home, vec![event]);
+    }
+}
+
+/// Puts reads that positions most often answer into the queue, or fails them. `cost`: their bytes in the account of
+/// the thread.
+pub(super) fn take_tops(
+    shared: &Shared,
+    server: &Connected,
+    home: usize,
+    (reads, mut cost): (Vec<TopRead>, usize),
+) {
+    let mut failed = Vec::new();
+    if server.queue.is_open.get() {
+        shared.settings.operations.tops(reads, &mut failed, |request, awaited| {
+            let cost = std::mem::take(&mut cost);
+            server.queue.push(Queued::new(home, request, awaited, cost));
+        });
+    } else {
+        Figures::add(&shared.figures.refused, reads.len() as u64);
+        failed.extend(reads.into_iter().map(|read| {
+            let cause = FailureCause::Unavailable;
+            BrokerEvent::Failed { ticket: read.ticket, cause }
+        }));
+    }
+    server.queue.settled(cost);
+    if !failed.is_empty() {
+        shared.events.take(home, failed);
     }
 }
 
@@ -357,18 +385,18 @@ fn settle(
                 server.queue.push(Queued { since, ..Queued::new(home, request, awaited, cost) });
                 continue;
             }
-            Settled::Several(event, requests) => {
-                event.into_iter().for_each(|event| events.add(home, event));
+            Settled::Several(several, requests) => {
+                several.into_iter().for_each(|event| events.add(home, event));
                 for (request, awaited) in requests {
                     server.queue.push(Queued::new(home, request, awaited, 0));
                 }
             }
-            Settled::Faulty(event, text) => {
+            Settled::Faulty(failed, text) => {
                 Figures::add(&shared.figures.errors, 1);
                 if let Some(left_out) = ERRORS.admit() {
                     tracing::warn!(left_out, "redis: {text}");
                 }
-                event.into_iter().for_each(|event| events.add(home, event));
+                failed.into_iter().for_each(|event| events.add(home, event));
             }
         }
         server.queue.settled(cost);
@@ -421,8 +449,8 @@ impl<'a> Outcome<'a> {
 
     fn fail(&mut self, server: &Connected, queued: &Queued) {
         server.queue.settled(queued.cost);
-        let event = queued.awaited.failed(FailureCause::Unavailable);
-        event.into_iter().for_each(|event| self.add(queued.home, event));
+        let failed = queued.awaited.failed(FailureCause::Unavailable);
+        failed.into_iter().for_each(|event| self.add(queued.home, event));
     }
 
     fn deliver(self) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::{Connected, Figures, Shared, commands};
 use crate::base::heap::HeapBytes as _;
 use crate::cluster::hash::jump;
+use crate::cluster::tops::TopRead;
 use crate::hub::broker::{BrokerEvent, Command, FailureCause};
 use crate::node::control_mail::Bell;
 use crate::shard::mail::{Batch, Mail, Mailbox};
@@ -52,13 +53,15 @@ pub(super) async fn run(
 fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
     let home = batch.from.index();
     let mut failed = Vec::new();
+    let mut tops = Tops::new(shared, servers, home);
     for mail in batch.mail {
         // Homes send nothing else here.
         let Mail::Command(command) = mail else { continue };
         if !admit(shared, &command, &mut failed) {
             continue;
         }
-        let server = &servers[jump(channel(&command), servers.len() as u32) as usize];
+        let at = jump(channel(&command), servers.len() as u32) as usize;
+        let server = &servers[at];
         let wishes = |channel: &str| {
             let partition = usize::from(shared.settings.operations.names.partition(channel));
             let place = home / shared.settings.threads.max(1);
@@ -67,11 +70,62 @@ fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
         match *command {
             Command::Listen { channel } => wishes(&channel).listen(channel),
             Command::Unlisten { channel } => wishes(&channel).unlisten(&channel),
-            command => commands::take(shared, server, home, command),
+            command => {
+                if let Some(command) = tops.add(at, command) {
+                    tops.send(at);
+                    commands::take(shared, server, home, command);
+                }
+            }
         }
     }
+    (0..servers.len()).for_each(|at| tops.send(at));
     if !failed.is_empty() {
         shared.events.take(home, failed);
+    }
+}
+
+/// Reads of a batch that positions most often answer, by server: those that come behind each other go together. The
+/// order of a home's commands is kept.
+struct Tops<'a> {
+    shared: &'a Shared,
+    servers: &'a [Rc<Connected>],
+    home: usize,
+    /// The reads for each server, and their bytes in the account of the thread; empty before the first.
+    waiting: Vec<(Vec<TopRead>, usize)>,
+}
+
+impl<'a> Tops<'a> {
+    fn new(shared: &'a Shared, servers: &'a [Rc<Connected>], home: usize) -> Self {
+        Self { shared, servers, home, waiting: Vec::new() }
+    }
+
+    /// Takes a read of that kind. Another command comes back.
+    fn add(&mut self, server: usize, command: Command) -> Option<Command> {
+        let cost = match &command {
+            Command::Read { expects: Some(0), .. }
+                if self.shared.settings.operations.reads_tops_together() =>
+            {
+                cost(&command)
+            }
+            _ => return Some(command),
+        };
+        if let Command::Read { ticket, channel, page, meta_ttl_ms, .. } = command {
+            self.waiting.resize_with(self.servers.len(), Default::default);
+            let (reads, costs) = &mut self.waiting[server];
+            reads.push(TopRead { ticket, channel, page, meta_ttl_ms });
+            *costs += cost;
+        }
+        None
+    }
+
+    /// Sends the reads for a server, before another command does.
+    fn send(&mut self, server: usize) {
+        if let Some(waiting) = self.waiting.get_mut(server)
+            && !waiting.0.is_empty()
+        {
+            let waiting = std::mem::take(waiting);
+            commands::take_tops(self.shared, &self.servers[server], self.home, waiting);
+        }
     }
 }
 

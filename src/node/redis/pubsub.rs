@@ -120,7 +120,11 @@ impl Wishes {
         let state = &mut *state;
         let mut turn = Turn::default();
         while turn.subscribe.len() < NAMES_MAX && turn.unsubscribe.len() < NAMES_MAX {
-            let Some(channel) = state.different.pop_front() else { break };
+            let Some(channel) = state.different.pop_front() else {
+                // After a lost connection all channels were here.
+                state.different.shrink_to(NAMES_MAX);
+                break;
+            };
             let Some(known) = state.channels.get_mut(&channel) else { continue };
             match (known.wished, known.actual) {
                 (true, Actual::Off) => {

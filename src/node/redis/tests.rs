@@ -256,7 +256,7 @@ impl TestNode {
 
     fn read(&self, channel: &str, page: Page) -> (Position, Vec<u64>) {
         let (ticket, channel, meta_ttl_ms) = (Ticket(2), channel.into(), 1_000_000);
-        self.send(Command::Read { ticket, channel, page, meta_ttl_ms });
+        self.send(Command::Read { ticket, channel, page, meta_ttl_ms, expects: None });
         self.history()
     }
 

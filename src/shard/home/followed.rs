@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use compact_str::CompactString;
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use super::line::{Line, Need};
@@ -25,8 +25,10 @@ use crate::shard::{Broker, Options, Presence};
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) name: CompactString,
+    /// The hash of its name.
+    pub(super) hash: u64,
     pub(super) line: Line,
-    /// Operations that are not done, in order.
+    /// Operations that are not done, in order; without an allocation while there are none.
     pub(super) ops: VecDeque<Op>,
     /// So many of the first have begun.
     pub(super) begun: usize,
@@ -59,7 +61,8 @@ pub(super) struct Pass {
 pub(super) struct Remote {
     /// Channels themselves; else presence alone.
     pub(super) shares_channels: bool,
-    pub(super) numbers: HashMap<CompactString, u32, FixedState>,
+    /// The numbers of channels, by their names. None is taken out while one is looked up or added.
+    numbers: HashTable<u32>,
     /// By number. A channel is taken out while something is done with it.
     pub(super) channels: Slab<Option<Box<Channel>>>,
     /// The channels of open tickets.
@@ -97,7 +100,7 @@ impl Remote {
         };
         Some(Box::new(Self {
             shares_channels: options.broker == Broker::Remote,
-            numbers: HashMap::default(),
+            numbers: HashTable::new(),
             channels: Slab::new(),
             tickets: HashMap::default(),
             next_ticket: 0,
@@ -164,17 +167,24 @@ impl Remote {
     /// Where the line of a channel stands, if there is one.
     #[cfg(test)]
     pub(super) fn place(&self, name: &str) -> Option<Option<Position>> {
-        let channel = self.channels[*self.numbers.get(name)? as usize].as_ref()?;
+        let mut channels = self.channels.iter().filter_map(|(_, channel)| channel.as_ref());
+        let channel = channels.find(|channel| channel.name == name)?;
         Some(channel.line.at().cloned())
     }
 
     /// The number of a channel, made when it isn't there.
-    pub(super) fn find_or_insert(&mut self, name: &CompactString, namespace: u16) -> u32 {
-        if let Some(number) = self.numbers.get(name) {
-            return *number;
+    pub(super) fn find_or_insert(
+        &mut self,
+        hash: u64,
+        name: &CompactString,
+        namespace: u16,
+    ) -> u32 {
+        if let Some(number) = self.find(hash, name) {
+            return number;
         }
         let channel = Channel {
             name: name.clone(),
+            hash,
             line: Line::new(namespace),
             ops: VecDeque::new(),
             begun: 0,
@@ -186,30 +196,51 @@ impl Remote {
             idle_since: None,
         };
         let number = self.channels.insert(Some(Box::new(channel))) as u32;
-        self.numbers.insert(name.clone(), number);
+        let channels = &self.channels;
+        self.numbers.insert_unique(hash, number, |number| {
+            channels.get(*number as usize).and_then(Option::as_ref).map_or(0, |of| of.hash)
+        });
         number
+    }
+
+    /// The number of a channel.
+    pub(super) fn find(&self, hash: u64, name: &str) -> Option<u32> {
+        let is_named = |number: &u32| {
+            let channel = self.channels.get(*number as usize).and_then(Option::as_ref);
+            channel.is_some_and(|channel| channel.name == name)
+        };
+        self.numbers.find(hash, is_named).copied()
+    }
+
+    /// A channel that is taken out does not come back.
+    pub(super) fn forget(&mut self, number: u32, hash: u64) {
+        if let Ok(found) = self.numbers.find_entry(hash, |of| *of == number) {
+            found.remove();
+        }
+        self.channels.remove(number as usize);
     }
 
     /// Puts a channel back, or forgets it.
     pub(super) fn put_back(
         &mut self,
         number: u32,
-        channel: Option<Box<Channel>>,
+        mut channel: Box<Channel>,
         before: (usize, usize),
+        stays: bool,
     ) {
-        let window = channel.as_ref().map_or((0, 0), |channel| window_of(channel));
+        let window = if stays { window_of(&channel) } else { (0, 0) };
         self.window_bytes = self.window_bytes - before.0 + window.0;
         self.window_len = self.window_len - before.1 + window.1;
-        match channel {
-            Some(mut channel) => {
-                let unfiled = channel.line.take_unfiled();
-                self.window_order.extend(std::iter::repeat_n(number, unfiled));
-                self.channels[number as usize] = Some(channel);
-            }
-            None => {
-                self.channels.remove(number as usize);
-            }
+        if !stays {
+            return self.forget(number, channel.hash);
         }
+        if channel.ops.is_empty() {
+            // Most channels have none for most of the time, and room for some is as much as all else of a channel.
+            channel.ops = VecDeque::new();
+        }
+        let unfiled = channel.line.take_unfiled();
+        self.window_order.extend(std::iter::repeat_n(number, unfiled));
+        self.channels[number as usize] = Some(channel);
     }
 
     /// Gives up the oldest publications of windows until the rest has room.
@@ -346,16 +377,24 @@ mod tests {
     fn a_channel_keeps_its_number_until_it_is_forgotten() {
         let options = Options { broker: Broker::Remote, ..crate::shard::fixture::options() };
         let mut remote = Remote::new(&options).unwrap();
-        let news = remote.find_or_insert(&"news".into(), 0);
-        assert_eq!((remote.find_or_insert(&"news".into(), 0), remote.len()), (news, 1));
-        let channel = remote.channels[news as usize].take();
-        assert!(channel.is_some() && remote.place("news").is_none());
-        remote.put_back(news, channel, (0, 0));
+        // Two of them have the same hash.
+        let news = remote.find_or_insert(7, &"news".into(), 0);
+        let other = remote.find_or_insert(7, &"other".into(), 0);
+        assert_eq!((remote.find_or_insert(7, &"news".into(), 0), remote.len()), (news, 2));
+        assert_eq!((remote.find(7, "other"), remote.find(7, "none")), (Some(other), None));
+        let mut channel = remote.channels[news as usize].take().unwrap();
+        assert!(remote.place("news").is_none());
+        channel.ops.reserve(1);
+        remote.put_back(news, channel, (0, 0), true);
         assert_eq!(remote.place("news"), Some(None));
         let mut channel = remote.channels[news as usize].take().unwrap();
+        assert_eq!(channel.ops.capacity(), 0);
         channel.line.link = Link::On;
         assert!(remote.quiet(Millis(1 << 40)).is_empty());
-        remote.put_back(news, None, (0, 0));
-        assert_eq!(remote.len(), 0);
+        remote.put_back(news, channel, (0, 0), false);
+        assert_eq!(
+            (remote.len(), remote.find(7, "news"), remote.find(7, "other")),
+            (1, None, Some(other))
+        );
     }
 }

@@ -329,7 +329,7 @@ fn reading(cx: &Cx, ticket: Ticket, channel: CompactString, read: &Read) -> Comm
             let rules = cx.channels_with(read.namespace);
             let options = super::seam::stream_options(rules.namespace(read.namespace));
             let (page, meta_ttl_ms) = (page.clone(), options.meta_ttl_ms);
-            Command::Read { ticket, channel, page, meta_ttl_ms }
+            Command::Read { ticket, channel, page, meta_ttl_ms, expects: None }
         }
         Reading::Drop => Command::Drop { ticket, channel },
     }

@@ -80,7 +80,8 @@ impl Home {
             self.refuse(turn, from, request);
             return None;
         }
-        let number = remote.find_or_insert(&name, namespace);
+        let hash = turn.cx.node.names.hash(&name);
+        let number = remote.find_or_insert(hash, &name, namespace);
         self.with_channel(turn, number, |turn, remote, channel| {
             let number = remote.waiting.add(turn.cx.now, number);
             channel.ops.push_back(Op { number, from, request, step: Step::Queued, presence: None });
@@ -269,7 +270,8 @@ impl Home {
         channel: &str,
         change: impl FnOnce(&mut Turn<'_>, &mut Remote, &mut Channel) -> Effects,
     ) {
-        let number = self.remote.as_ref().and_then(|of| of.numbers.get(channel)).copied();
+        let hash = turn.cx.node.names.hash(channel);
+        let number = self.remote.as_ref().and_then(|of| of.find(hash, channel));
         if let Some(number) = number {
             self.with_channel(turn, number, change);
         }
@@ -289,10 +291,7 @@ impl Home {
             let effects = change(turn, &mut remote, &mut channel);
             self.carry_out(turn, &channel, effects);
             let stays = self.advance(turn, &mut remote, number, &mut channel);
-            if !stays {
-                remote.numbers.remove(&channel.name);
-            }
-            remote.put_back(number, stays.then_some(channel), before);
+            remote.put_back(number, channel, before, stays);
             let shards = turn.cx.node.counters.len();
             remote.trim_windows(turn.cx.node.options.broker_window_bytes / shards.max(1));
             remote.send_passes(turn);
@@ -358,8 +357,7 @@ impl Home {
         if !remote.shares_channels {
             return !channel.ops.is_empty();
         }
-        let hash = turn.cx.node.names.hash(&channel.name);
-        let at = self.channels.find(&channel.name, hash);
+        let at = self.channels.find(&channel.name, channel.hash);
         let has_interest = at.is_some_and(|at| !self.channels.interests(at).is_empty());
         if !has_interest && channel.ops.is_empty() {
             if channel.line.link == Link::Off {
@@ -385,7 +383,11 @@ impl Home {
             let (ticket, name) = (remote.ticket(number), channel.name.clone());
             let meta_ttl_ms = channel.history(turn.cx).meta_ttl_ms;
             let of = match query {
-                Query::Read(page) => Command::Read { ticket, channel: name, page, meta_ttl_ms },
+                Query::Read(page) => {
+                    let at = channel.line.at().filter(|_| !page.reverse);
+                    let expects = at.map(|at| at.offset);
+                    Command::Read { ticket, channel: name, page, meta_ttl_ms, expects }
+                }
                 Query::Renew(epoch) => Command::Renew { ticket, channel: name, epoch, meta_ttl_ms },
             };
             command(turn.cx, turn.out, of);
@@ -399,8 +401,11 @@ impl Home {
         let counters = cx.counters();
         counters.broker_duplicates.add(effects.duplicates);
         counters.broker_repaired.add(effects.repaired);
+        if effects.gap.is_none() && effects.deliver.is_empty() {
+            return;
+        }
         let name = &*channel.name;
-        let at = self.channels.find(name, cx.node.names.hash(name));
+        let at = self.channels.find(name, channel.hash);
         if let Some(cause) = effects.gap {
             let counter = match cause {
                 Cause::Epoch => &counters.broker_gaps_epoch,

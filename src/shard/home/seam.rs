@@ -49,17 +49,13 @@ mod tests {
     fn reads_are_counted() {
         let (cx, mut posts) = (Plan::default().cx(), Posts::new(2, 8));
         let (ticket, page) = (Ticket(1), Page::default());
-        command(
-            &cx,
-            &mut posts.post,
-            Command::Read { ticket, channel: "news".into(), page, meta_ttl_ms: 0 },
-        );
+        let channel = || "news".into();
+        let read =
+            Command::Read { ticket, channel: channel(), page, meta_ttl_ms: 0, expects: None };
+        command(&cx, &mut posts.post, read);
         let epoch = Epoch::from("a life");
-        command(
-            &cx,
-            &mut posts.post,
-            Command::Renew { ticket, channel: "news".into(), epoch, meta_ttl_ms: 0 },
-        );
+        let renew = Command::Renew { ticket, channel: channel(), epoch, meta_ttl_ms: 0 };
+        command(&cx, &mut posts.post, renew);
         posts.post.flush(&cx);
         assert_eq!((posts.sent_to(BROKER.0).len(), cx.counters().broker_reads.get()), (2, 1));
     }

@@ -1149,6 +1149,7 @@ mod tests {
                     channel: name(),
                     page,
                     meta_ttl_ms: 0,
+                    expects: None,
                 }))
             }),
             Box::new(|| {
