@@ -13,7 +13,7 @@
 //! | layer | modules | what it is |
 //! | --- | --- | --- |
 //! | 0 | [`base`], [`sys`] | shared words and bounds; the only unsafe code |
-//! | 1 | [`proto`], [`hub`], [`edge`], [`io`] | pure protocol; channels as data; policy; drivers |
+//! | 1 | [`proto`], [`hub`], [`edge`], [`handover`], [`io`] | pure protocol; channels as data; policy; messages of a live upgrade; drivers |
 //! | 2 | [`session`], [`cluster`] | one client's protocol life; what nodes that share a Redis agree on |
 //! | 3 | [`shard`] | the loop |
 //! | 4 | [`config`], [`host`] | options of every layer; what the machine allows |
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod edge;
+pub mod handover;
 pub mod host;
 pub mod hub;
 pub mod io;

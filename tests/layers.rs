@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that are bytes and facts in, bytes and verdicts out: time is an argument there.
-const PURE: [&str; 5] = ["proto", "hub", "edge", "session", "cluster"];
+const PURE: [&str; 6] = ["proto", "hub", "edge", "handover", "session", "cluster"];
 
 /// Names that a pure module never uses.
 const IMPURE: [&str; 14] = [

@@ -32,7 +32,7 @@ use super::time::{Millis, TICK_MS};
 const MAGIC: &[u8; 8] = b"roostimg";
 
 /// The number of the format: of what is around the records.
-const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 1;
 
 /// From this kind on a record that the reader doesn't know is passed over.
 pub const SKIPPABLE: u8 = 0x80;

@@ -17,6 +17,7 @@ use super::plan::PlanArgs;
 use super::reload::ReloadArgs;
 use super::status::StatusArgs;
 use super::top::TopArgs;
+use super::upgrade::UpgradeArgs;
 use crate::config::PrintFormat;
 use crate::config::table::{OPTIONS, Opt};
 use crate::config::value::Kind;
@@ -56,6 +57,8 @@ pub(super) enum Command {
     Top(Box<TopArgs>),
     /// Have a running node read its options again, and say whether it did.
     Reload(Box<ReloadArgs>),
+    /// Start a new process that takes over all connections of a running node.
+    Upgrade(Box<UpgradeArgs>),
     /// Size a system: memory, descriptors, bandwidth, cores.
     Plan(PlanArgs),
     /// Print a token (JWT, HS256), signed with the configured key.
@@ -274,6 +277,12 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
     };
     OPTIONS.iter().filter_map(flag).collect()
 });
+
+/// The flag of an option, without its dashes.
+pub(super) fn flag_of(option: &str) -> Option<&'static str> {
+    let flag = FLAGS.iter().find(|flag| flag.option.path == option);
+    flag.map(|flag| flag.name.as_str())
+}
 
 impl Args for OptionArgs {
     fn augment_args(command: ClapCommand) -> ClapCommand {

@@ -21,6 +21,7 @@ mod status;
 mod target;
 mod token;
 mod top;
+mod upgrade;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -119,6 +120,10 @@ fn other(
             precede(&mut arguments.target.options.0, first);
             reload::run(&arguments, environment)
         }
+        Command::Upgrade(mut arguments) => {
+            precede(&mut arguments.options, first);
+            upgrade::run(&arguments, environment)
+        }
         Command::Token(mut arguments) if first.set.is_empty() => {
             arguments.config = arguments.config.or(first.config);
             token::run(&arguments, environment)
@@ -162,6 +167,7 @@ fn without_node(
         | Command::Status(_)
         | Command::Top(_)
         | Command::Reload(_)
+        | Command::Upgrade(_)
         | Command::Token(_) => unreachable!("they take options of a node, and went another way"),
     }
 }

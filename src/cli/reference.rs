@@ -24,7 +24,7 @@ same file and the same variables as the node does.
 | code | meaning |
 | --- | --- |
 | 0 | done; for `health`: the node can serve; for `config check`: the file can be used |
-| 1 | the command could not do its work: the node is away or not healthy, a reload failed, a file exists, `tune` found something too low, `config migrate --strict` found an option without a place |
+| 1 | the command could not do its work: the node is away or not healthy, a reload or an upgrade failed, a file exists, `tune` found something too low, `config migrate --strict` found an option without a place |
 | 2 | a mistake in the command line, in a variable or in a file; the message names the option, and the file and line where there is one |
 
 Results go to standard output, everything else to standard error.
@@ -41,6 +41,10 @@ link that it printed.
 `reload` goes over the admin API, whose answer has the outcome. Without it the options are checked
 first, and then `SIGHUP` is sent to the process that holds `pid_file` (or `--pid`); a fault that
 only the running node finds is in its log. `--systemd UNIT` leaves it to systemd.
+
+`upgrade` starts `serve` with the same options, waits until that process has taken over at
+`roost.takeover`, and names connections, bytes and pause; see
+[guides/upgrade.md](guides/upgrade.md).
 
 In `top`, `s` or the right arrow sorts by the next column, the left arrow by the last one, `r`
 reverses, `p` or space pauses, `q` ends. It is one viewer of the figures that the node publishes

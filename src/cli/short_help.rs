@@ -16,7 +16,7 @@ Commands:
   config migrate FILE        translate a configuration of Centrifugo 3 to 5
   token, plan, tune          print a token; size a system; prepare this host
   health, status, top        whether a node can serve; its figures; a live view
-  reload                     read the configuration of a running node again
+  reload, upgrade            new configuration; new process, connections stay
 Options of a node:
   -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
   -a, --address ADDRESS      address to listen on  [all]
@@ -91,9 +91,10 @@ mod tests {
         let root = command();
         let words = SCREEN.split(|c: char| c.is_whitespace() || "[]|,;".contains(c));
         let has = |word: &str| root.find_subcommand(word).is_some();
-        for name in
-            ["serve", "config", "token", "plan", "tune", "health", "status", "top", "reload"]
-        {
+        for name in [
+            "serve", "config", "token", "plan", "tune", "health", "status", "top", "reload",
+            "upgrade",
+        ] {
             assert!(words.clone().any(|word| word == name) && has(name), "{name}");
         }
         let flag = |word: &str| {

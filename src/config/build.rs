@@ -910,7 +910,18 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
             unfinished_bytes: root.count("roost.unfinished_bytes_per_address"),
             signature_checks: root.count("roost.signature_checks_per_address") as u32,
         },
+        takeover: takeover(root, report),
     }
+}
+
+/// The path of the takeover socket.
+fn takeover(root: &Scope, report: &mut Report) -> Option<PathBuf> {
+    let path = root.path("roost.takeover")?;
+    if path.as_os_str().len() > UNIX_PATH_BYTES_MAX {
+        let expected = format!("a path of at most {UNIX_PATH_BYTES_MAX} bytes");
+        report.errors.push(root.complaint("roost.takeover", &expected));
+    }
+    Some(path)
 }
 
 fn level(text: &str) -> LevelFilter {

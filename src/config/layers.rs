@@ -346,6 +346,24 @@ impl Settings {
         places().iter().zip(&self.sections)
     }
 
+    /// The options that are set to something else than their defaults and that a reload doesn't change, with
+    /// their values as texts. The takeover socket is not among them: a process that takes over has found it.
+    pub(super) fn fixed(&self) -> Vec<(String, String)> {
+        let mut fixed = Vec::new();
+        for scope in self.scopes() {
+            for row in scope.rows.iter().filter(|row| row.is_built()) {
+                let (name, setting) = (scope.full(row.path), scope.settings.get(row.path));
+                let Some(Setting { value, .. }) = setting else { continue };
+                let counts = !explain::is_reloaded(&name) && name != "roost.takeover";
+                if counts && default(row).as_ref() != Some(value) {
+                    fixed.push((name, format!("{value:?}")));
+                }
+            }
+        }
+        fixed.sort();
+        fixed
+    }
+
     fn scopes(&self) -> impl Iterator<Item = &Scope> {
         let of_places = self.sections.iter().flat_map(|section| {
             let (one, list): (_, &[_]) = match section {

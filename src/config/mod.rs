@@ -131,6 +131,9 @@ const DEV_PRESET: &[(&str, &str)] = &[
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
+    /// The options that hold from the start of a node to its end and differ from their defaults: name, and
+    /// value as text. Two processes whose lists are equal may follow each other with the same connections.
+    pub fixed: Vec<(String, String)>,
     /// The warnings for its owner, a line each.
     pub warnings: Vec<String>,
     /// The file that it came from, if one was read.
@@ -169,13 +172,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     });
     let name = text.as_ref().map(|(path, _)| path.display().to_string());
     let text = name.as_deref().zip(text.as_ref().map(|(_, text)| text.as_str()));
-    let config = resolve(text, sources, &mut report);
+    let (config, fixed) = resolve_all(text, sources, &mut report);
     if sources.dev {
         report.advice.extend(warn_of_development(sources, name.as_deref()));
     }
     let closed = report.close(false);
     let warnings = closed.map_err(|f| ConfigError { json_log: config.log.json, ..f })?;
-    Ok(Loaded { config, warnings, origin: name.map(PathBuf::from) })
+    Ok(Loaded { config, fixed, warnings, origin: name.map(PathBuf::from) })
 }
 
 /// A development node is what nobody means who has written a configuration.
@@ -254,6 +257,15 @@ pub fn check(file: &Path, strict: bool) -> Result<(Config, Vec<String>), ConfigE
 
 /// All layers over each other, checked and built. Only to be used when the report has no errors.
 fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -> Config {
+    resolve_all(file, sources, report).0
+}
+
+/// The same, and the options that a reload doesn't change ([`Loaded::fixed`]).
+fn resolve_all(
+    file: Option<(&str, &str)>,
+    sources: &Sources,
+    report: &mut Report,
+) -> (Config, Vec<(String, String)>) {
     let mut settings = Settings::new();
     if sources.dev {
         settings.preset(DEV_PRESET, report);
@@ -279,7 +291,7 @@ fn resolve(file: Option<(&str, &str)>, sources: &Sources, report: &mut Report) -
              `roost serve` for others",
         ));
     }
-    config
+    (config, settings.fixed())
 }
 
 /// The file to read, and whether somebody named it.

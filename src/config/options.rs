@@ -281,6 +281,8 @@ pub struct Roost {
     pub addresses: AddressSources,
     /// The limits of an address.
     pub address_limits: AddressOptions,
+    /// Socket at which another process takes over.
+    pub takeover: Option<PathBuf>,
 }
 
 /// `roost.shards`.

@@ -266,7 +266,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.tls_ticket_keys", Text, "\"\"", Built, "File with keys of TLS session tickets, so that clients resume at any node that has it: a line of base64 of 32 bytes each; the first seals, all open. It is read again when it changes. Empty: keys of the node's own, a new one each tls_ticket_period."),
     opt("roost.tls_ticket_period", Duration, "\"12h\"", Built, "Time for which one key of the node's own seals TLS session tickets; they are accepted for twice as long."),
     opt("roost.tls_handshakes_max", Integer(16, 1_000_000), "16384", Built, "Maximum number of TLS handshakes under way, of 5 to 11 KB each; one more ends the one that has been under way for longest."),
-    other("roost.takeover", Text, "\"\"", Refused("live upgrade isn't built yet")),
+    opt("roost.takeover", Text, "\"\"", Built, "Path of a Unix socket at which a new process takes over all connections of the running node, such as one of a new version: the same user starts `roost serve` with the same path. If no node listens there, it is an ordinary start. Empty: none."),
 
     opt("engine.type", Text, "\"memory\"", Built, "Where channels and presence are kept: memory: in this node; redis: in Redis, for all nodes."),
     other("engine.nats", Any, "", Silent("no engine has these options")),
@@ -749,7 +749,6 @@ mod tests {
         "http_server.http3",
         "map_clients_presence_channel_prefix",
         "map_users_presence_channel_prefix",
-        "roost.takeover",
         "subscribe_stream_proxy_enabled",
         "subscription_type",
         "uni_grpc",

@@ -867,7 +867,6 @@ fn options_that_are_not_built_stop_the_start() {
         ("webtransport = {enabled = true}", "webtransport = {enabled = false}"),
         ("uni_grpc = {enabled = true}", "uni_grpc = {port = 1}"),
         ("consumers = [{name = 'a'}]", "consumers = []"),
-        ("roost = {takeover = '/run/x'}", "roost = {takeover = ''}"),
         (
             "channel = {without_namespace = {map_clients_presence_channel_prefix = 'pre:'}}",
             "channel = {without_namespace = {map_clients_presence_channel_prefix = ''}}",

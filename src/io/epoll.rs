@@ -61,6 +61,8 @@ pub struct Epoll {
     /// The listener that accepts next, so that none starves.
     listener_turn: usize,
     passed: Vec<OwnedFd>,
+    /// The way to the shard of another process.
+    link: Option<OwnedFd>,
     read_buffer: Option<Box<[u8]>>,
     started: Instant,
     /// When the last wait ended, and how long the shard had worked before it.
@@ -93,6 +95,7 @@ impl Epoll {
             listeners,
             listener_turn: 0,
             passed: Vec::new(),
+            link: None,
             read_buffer: Some(vec![0; TURN_READ_BYTES_MAX].into_boxed_slice()),
             started,
             woken: started,
@@ -205,9 +208,19 @@ impl Driver for Epoll {
 
     fn take_passed(&mut self) -> Option<OwnedFd> {
         if self.passed.is_empty() {
-            self.switchboard.take(self.shard, &mut self.passed);
+            self.switchboard.take(self.shard, &mut self.passed, &mut self.link);
         }
         self.passed.pop()
+    }
+
+    fn take_link(&mut self) -> Option<OwnedFd> {
+        let mut before = usize::MAX;
+        // Connections may be in front of it, and one that nobody has taken: the last one counts.
+        while before != self.passed.len() {
+            before = self.passed.len();
+            self.switchboard.take(self.shard, &mut self.passed, &mut self.link);
+        }
+        self.link.take()
     }
 
     fn pass(&mut self, to: ShardId, socket: OwnedFd) -> Result<(), OwnedFd> {
@@ -308,6 +321,10 @@ impl Driver for Epoll {
 
     fn close_listener(&mut self) {
         self.listeners.clear();
+    }
+
+    fn listeners(&self) -> Vec<&OwnedFd> {
+        self.listeners.iter().collect()
     }
 }
 

@@ -16,6 +16,7 @@
 //! The shard owns each connection's socket; the driver keeps nothing for an idle connection.
 
 mod ahead;
+pub mod descriptors;
 pub mod epoll;
 pub mod sim;
 pub mod sockets;
@@ -245,6 +246,19 @@ pub trait Driver {
     fn close(&mut self, key: ConnKey, socket: Self::Socket, reset: bool);
     /// Closes the listener. What waits in its queue was accepted before.
     fn close_listener(&mut self);
+    /// The listeners, for a process that goes on accepting from them.
+    fn listeners(&self) -> Vec<&Self::Socket> {
+        Vec::new()
+    }
+    /// Takes one connection that was accepted and not taken yet, and accepts no more until the next
+    /// [`Driver::accept`].
+    fn take_accepted(&mut self) -> Option<Self::Socket> {
+        None
+    }
+    /// Takes the way to the shard of another process that was passed here ([`sockets::Switchboard::pass_link`]).
+    fn take_link(&mut self) -> Option<Self::Socket> {
+        None
+    }
 
     /// Whether the driver has work of its own: the next wait returns at once.
     fn has_work(&self) -> bool {

@@ -84,12 +84,22 @@ impl Switchboard {
 
     /// Passes a socket to a shard, which then has a descriptor of its own for it.
     pub(super) fn pass(&self, to: ShardId, socket: BorrowedFd<'_>) -> Result<(), Errno> {
-        give(&self.passing[to.index()].0, socket)
+        give(&self.passing[to.index()].0, CONNECTION, socket)
+    }
+
+    /// Passes a shard the way to its counterpart in another process.
+    ///
+    /// # Errors
+    /// Too many connections wait there.
+    pub fn pass_link(&self, to: ShardId, link: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(give(&self.passing[to.index()].0, LINK, link)?)
     }
 
     /// Gives the main thread copies of a shard's listeners.
     pub fn show(&self, listeners: &[OwnedFd]) -> io::Result<()> {
-        listeners.iter().try_for_each(|listener| Ok(give(&self.showing.0, listener.as_fd())?))
+        listeners
+            .iter()
+            .try_for_each(|listener| Ok(give(&self.showing.0, CONNECTION, listener.as_fd())?))
     }
 
     /// The copies that shards have given, in the main thread's table.
@@ -97,7 +107,7 @@ impl Switchboard {
         let mut shown = Vec::new();
         loop {
             let before = shown.len();
-            take(&self.showing.1, &mut shown);
+            take(&self.showing.1, &mut shown, &mut None);
             if shown.len() == before {
                 return shown;
             }
@@ -105,8 +115,13 @@ impl Switchboard {
     }
 
     /// Takes what was passed to a shard, about one socket; none when nothing is left.
-    pub(super) fn take(&self, shard: ShardId, sockets: &mut Vec<OwnedFd>) {
-        take(&self.passing[shard.index()].1, sockets);
+    pub(super) fn take(
+        &self,
+        shard: ShardId,
+        sockets: &mut Vec<OwnedFd>,
+        link: &mut Option<OwnedFd>,
+    ) {
+        take(&self.passing[shard.index()].1, sockets, link);
     }
 
     /// Descriptors that every table holds because of this.
@@ -120,19 +135,24 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
+/// The descriptor that comes with this byte is a client's connection.
+const CONNECTION: u8 = 0;
+/// It is the way to the shard of another process.
+const LINK: u8 = 1;
+
 /// Sends a descriptor: the receiver gets one of its own.
-fn give(into: &OwnedFd, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+fn give(into: &OwnedFd, kind: u8, socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let sockets = [socket];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let pushed = control.push(SendAncillaryMessage::ScmRights(&sockets));
     debug_assert!(pushed, "the space is made for one descriptor");
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::net::sendmsg(into, &[IoSlice::new(&[0])], &mut control, flags).map(drop)
+    rustix::net::sendmsg(into, &[IoSlice::new(&[kind])], &mut control, flags).map(drop)
 }
 
-/// Takes about one descriptor that was sent; none when nothing is left.
-fn take(from: &OwnedFd, sockets: &mut Vec<OwnedFd>) {
+/// Takes about one connection that was sent, and the link if it is in front of it; none when nothing is left.
+fn take(from: &OwnedFd, sockets: &mut Vec<OwnedFd>, link: &mut Option<OwnedFd>) {
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -142,9 +162,11 @@ fn take(from: &OwnedFd, sockets: &mut Vec<OwnedFd>) {
         let Ok(message) = rustix::net::recvmsg(from, &mut data, &mut control, flags) else {
             return;
         };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(passed) = message {
-                sockets.extend(passed);
+        for ancillary in control.drain() {
+            match ancillary {
+                RecvAncillaryMessage::ScmRights(passed) if byte == [LINK] => *link = passed.last(),
+                RecvAncillaryMessage::ScmRights(passed) => sockets.extend(passed),
+                _ => {}
             }
         }
         // A message without its socket: this table was full, and the kernel closed it. Others
@@ -309,7 +331,7 @@ mod tests {
         switchboard.pass(shard, socket.as_fd()).unwrap();
         for passed in [1, 0] {
             let mut sockets = Vec::new();
-            switchboard.take(shard, &mut sockets);
+            switchboard.take(shard, &mut sockets, &mut None);
             assert_eq!(sockets.len(), passed);
         }
     }

@@ -92,7 +92,7 @@ impl Uring {
     }
 
     /// The outcome of accepting, if there is one.
-    fn take_accepted(&mut self) -> Option<Accepted<OwnedFd>> {
+    fn accepted(&mut self) -> Option<Accepted<OwnedFd>> {
         let accepted = self.ring.take_accepted()?;
         if !accepted.more
             && let Some((_, accepting)) = self.listeners.get_mut(accepted.listener as usize)
@@ -137,7 +137,7 @@ impl Driver for Uring {
     }
 
     fn accept(&mut self) -> Accepted<OwnedFd> {
-        if let Some(accepted) = self.take_accepted() {
+        if let Some(accepted) = self.accepted() {
             return accepted;
         }
         for (number, (listener, accepting)) in (0..).zip(&mut self.listeners) {
@@ -146,7 +146,7 @@ impl Driver for Uring {
             }
         }
         self.ring.poll();
-        self.take_accepted().unwrap_or(Accepted::Blocked)
+        self.accepted().unwrap_or(Accepted::Blocked)
     }
 
     fn take_passed(&mut self) -> Option<OwnedFd> {
@@ -293,5 +293,27 @@ impl Driver for Uring {
         // Connections accepted meanwhile are closed, like those that wait at a listener that closes.
         while self.ring.take_accepted().is_some() {}
         self.listeners.clear();
+    }
+
+    fn listeners(&self) -> Vec<&OwnedFd> {
+        self.listeners.iter().map(|(listener, _)| listener).collect()
+    }
+
+    fn take_accepted(&mut self) -> Option<OwnedFd> {
+        for (number, (_, accepting)) in (0..).zip(&mut self.listeners) {
+            if std::mem::replace(accepting, false) {
+                self.ring.stop_accepting(number);
+            }
+        }
+        loop {
+            // The end of accepting is among them.
+            if let Accepted::Socket(socket) = self.accepted()? {
+                return Some(socket);
+            }
+        }
+    }
+
+    fn take_link(&mut self) -> Option<OwnedFd> {
+        self.epoll.take_link()
     }
 }

@@ -26,6 +26,7 @@ use super::memory::Watch;
 use super::proxies::Proxies;
 use super::reload_requests::{Outcome, ReloadRequests, Reply};
 use super::service_manager::ServiceManager;
+use super::takeover::Outgoing;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
@@ -98,8 +99,18 @@ pub(super) struct Control {
     pub(super) certificates: Arc<Certificates>,
     /// Looked at once a second.
     pub(super) health: Arc<Health>,
+    /// Hands over to another process, if that may be.
+    pub(super) takeover: Option<Outgoing>,
     /// Loop lag at the last report.
     pub(super) lag_told: RefCell<Counts>,
+}
+
+/// Why a node serves no longer.
+enum Served {
+    /// A signal ends it.
+    Signalled,
+    /// Another process has its connections.
+    HandedOver,
 }
 
 /// How often figures are looked at, and memory where there is plenty.
@@ -114,8 +125,13 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 impl Control {
     /// Runs the node's life: serve, drain, end.
     pub(super) async fn run(self, mut signals: Signals) -> Ended {
-        self.serve(&mut signals).await;
-        let ended = self.drain(&mut signals).await;
+        let ended = match self.serve(&mut signals).await {
+            Served::Signalled => self.drain(&mut signals).await,
+            Served::HandedOver => {
+                self.end_behind_handover().await;
+                Ended::HandedOver
+            }
+        };
         if let Some(hooks) = &self.hooks
             && ended != Ended::Cut
         {
@@ -127,7 +143,7 @@ impl Control {
         ended
     }
 
-    async fn serve(&self, signals: &mut Signals) {
+    async fn serve(&self, signals: &mut Signals) -> Served {
         let mut every = tokio::time::interval(INTERVAL);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut soon = tokio::time::interval(MEMORY_INTERVAL);
@@ -136,8 +152,13 @@ impl Control {
             let memory = &self.node.memory;
             let is_scarce = memory.used() > memory.limit() / 2;
             tokio::select! {
-                _ = signals.terminate.recv() => return,
-                _ = signals.interrupt.recv() => return,
+                _ = signals.terminate.recv() => return Served::Signalled,
+                _ = signals.interrupt.recv() => return Served::Signalled,
+                stream = self.takeover_requested() => {
+                    if self.hand_over(stream).await {
+                        return Served::HandedOver;
+                    }
+                }
                 _ = signals.figures.recv() => self.print_figures(),
                 _ = signals.reload.recv() => {
                     self.manager.reloading();

@@ -143,6 +143,12 @@ impl ControlMail {
         self.lock().waiting.len()
     }
 
+    /// Nothing waits to be sent, and no question is unanswered.
+    pub(super) fn is_quiet(&self) -> bool {
+        let outgoing = self.lock();
+        outgoing.waiting.is_empty() && outgoing.boxes.iter().all(MailLane::is_empty)
+    }
+
     /// Sends and receives until the process ends; `visit` takes what shards want.
     pub(super) async fn run(
         self: Arc<Self>,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,11 @@ impl SocketFiles {
         });
         self.0.extend(unix.filter_map(|path| Some((path.clone(), identity(path)?))));
     }
+
+    /// Another process has the sockets, and their files stay.
+    pub(super) fn release(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl Drop for SocketFiles {
@@ -108,6 +114,25 @@ pub(super) enum Listener {
     Tcp(TcpListener),
     /// Of a Unix socket.
     Unix(UnixListener),
+}
+
+impl Listener {
+    /// One that another process has opened.
+    pub(super) fn of(descriptor: OwnedFd, address: &Address) -> Self {
+        match address {
+            Address::Ip(_) => Self::Tcp(descriptor.into()),
+            Address::Unix(_) => Self::Unix(descriptor.into()),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
 }
 
 /// Listens at these addresses, for the control thread, and says which they are. Port 0 becomes a free

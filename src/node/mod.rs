@@ -49,6 +49,7 @@ mod sender;
 mod serve;
 mod service_manager;
 mod slices;
+mod takeover;
 #[cfg(test)]
 mod testing;
 pub mod tls;
@@ -57,10 +58,11 @@ mod web;
 
 pub use self::certificates::check as check_certificates;
 pub use self::serve::serve;
+pub use self::takeover::status as takeover_status;
 
 use arc_swap::ArcSwap;
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -68,6 +70,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::UnboundedSender;
 
 use self::activation::{Activated, PassedListeners};
 use self::admin::{Access, Figures};
@@ -89,6 +92,9 @@ use self::redis::ControlEvent;
 use self::reload_requests::ReloadRequests;
 use self::responses::Responses;
 use self::service_manager::ServiceManager;
+use self::takeover::{
+    Arrival, Gate, Opened, Outgoing, Report, Takeover, TakeoverFigures, TakeoverSettings,
+};
 use self::web::{Pages, Routers};
 use crate::base::id::ShardId;
 use crate::base::limits::MAILBOX_BATCHES;
@@ -127,6 +133,8 @@ pub struct Settings {
     pub listen: ListenOptions,
     /// Listeners of a service manager, in place of the addresses.
     activated: Activated,
+    /// From which process it takes over, and how another one may.
+    takeover: TakeoverSettings,
     /// The rules of sessions.
     pub rules: Rules,
     /// Options of each shard.
@@ -143,32 +151,38 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Bytes of memory, kernel's included, beyond which new connections are refused.
     pub memory_limit_bytes: u64,
-    /// The endpoints of the control thread.
-    pub web: Web,
-    /// Where events for the application go, if they do.
-    pub hooks: Option<config::Hooks>,
+    /// The services of the control thread.
+    front: FrontSettings,
     /// Where it listens by itself; empty: all is on the public port.
     pub internal: Vec<Address>,
-    /// Beyond what the node is not healthy.
-    pub thresholds: Thresholds,
     /// Name of the node; empty: host name and port.
     pub name: String,
     /// How often other nodes get the metrics.
     pub metrics_interval: Duration,
-    /// How it runs and what limits it, lines for people.
-    pub plan: Vec<String>,
     /// TLS of the public listeners; `None`: they speak plain text.
     pub tls: Option<ServerSettings>,
-    /// Certificates of all listeners.
-    certificates: Arc<Certificates>,
-    /// The snippets of the demo page.
-    snippets: Snippets,
     /// The text to print once the node listens.
     pub greeting: Greeting,
     /// The running log.
     log: log::Log,
     /// Reads the options again, for what may change while a node runs.
     pub reload: Reload,
+}
+
+/// Options of the services of the control thread.
+struct FrontSettings {
+    /// Its endpoints.
+    web: Web,
+    /// Where events for the application go, if they do.
+    hooks: Option<config::Hooks>,
+    /// Beyond what the node is not healthy.
+    thresholds: Thresholds,
+    /// How it runs and what limits it, lines for people.
+    plan: Vec<String>,
+    /// Certificates of all listeners.
+    certificates: Arc<Certificates>,
+    /// The snippets of the demo page.
+    snippets: Snippets,
 }
 
 /// Which driver runs the shards.
@@ -235,6 +249,12 @@ pub enum StartFault {
         /// Which server, and why not.
         why: String,
     },
+    /// No process hands over to this one.
+    #[error("cannot take over: {why}")]
+    Takeover {
+        /// The reason, or that of the other process.
+        why: String,
+    },
     /// Something else that the kernel refused.
     #[error("cannot start: {what}: {source}")]
     System {
@@ -254,16 +274,19 @@ pub enum Ended {
     TimedOut,
     /// A second signal came while some were open.
     Cut,
+    /// Another process has taken all connections over.
+    HandedOver,
 }
 
 /// Runs a node until a signal ends it. Call it in the main thread.
 ///
 /// # Errors
-/// When it can't begin to listen.
+/// When it can't begin to listen, or another process doesn't hand over to it.
 pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     sys::memory::disable_huge_pages();
     let Activated { public: passed, internal: passed_internal } = settings.activated;
-    let listen = public_listeners(settings.listen, &passed)?;
+    let mut takeover = Takeover::begin(settings.takeover, settings.shards)?;
+    let listen = public_listeners(&takeover, settings.listen, &passed)?;
     let addresses = listen.addresses.clone();
     let Ground { runtime, signals, output, switchboard, started, mut seeds } =
         Ground::new(settings.shards)?;
@@ -276,59 +299,58 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let node = Arc::new(node_state(
         settings.rules,
         settings.options,
-        (settings.shards, settings.memory_limit_bytes),
+        (NameHasher::new(takeover.names(), settings.shards), settings.memory_limit_bytes),
         settings.address_limits,
         (&mut seeds, started),
         (Crypto::Pool(queues.jobs.clone()), settings.tls),
     ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
-    let (io, tables_apart, passed) = (settings.io, settings.tables_apart, Arc::new(passed));
-    let of = node.clone();
-    let beginning =
-        Beginning { node: of, switchboard, io, tables_apart, listen, passed, cpu: None, started };
+    let with = (switchboard, settings.io, settings.tables_apart);
+    let at = (listen, Arc::new(passed), started);
+    let beginning = Beginning::new((node.clone(), takeover.reports()), with, at);
     let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
         let (letterboxes, outside) = (letterboxes.clone(), brokers.outside(shard, control.clone()));
         Seat { shard, mailbox, letterboxes, outside, seed: seeds.next_u64() }
     });
-    let (threads, begun) = begin_shards(seats, &beginning, &settings.cpus)?;
+    let (threads, begun) = begin_shards(seats, &mut takeover, &beginning, &settings.cpus)?;
     let control_mail = begin_crypto(settings.crypto_threads, &node, &inlets, &letterboxes)?;
     // The others end with the process.
     begun.into_iter().collect::<Result<(), _>>()?;
     // Behind the shards: their tables would hold copies of its sockets.
     let (brokers, control_events) = brokers.start(&letterboxes)?;
-    // Held, and closed before those of the shards: a copy keeps what waits there from moving to others.
-    let shown = beginning.switchboard.shown();
-    // Removed whatever comes of it.
-    let mut files = beginning.socket_files();
     // In the process's own table, and in no other.
+    let mut files = beginning.socket_files(&takeover);
     let internal = (passed_internal, &settings.internal[..]);
-    let (listeners, internal) = internal_listeners(internal, &beginning.listen, &mut files)?;
+    let (listeners, internal) =
+        internal_listeners(&takeover, internal, &beginning.listen, &mut files)?;
     let name = name_of(settings.name, &addresses);
     let way = (servers, settings.metrics_interval, control_events);
     let cluster = begin_cluster(&runtime, (&node, &control_mail, &brokers), &name, started, way);
     let front = Front {
-        web: settings.web,
-        hooks: settings.hooks,
-        thresholds: settings.thresholds,
+        settings: settings.front,
         name,
-        plan: settings.plan,
-        snippets: settings.snippets,
         lines_dropped: [settings.log.dropped_counter(), output.dropped_counter()],
         started,
-        certificates: settings.certificates,
         cluster,
-        tables_apart,
+        tables_apart: settings.tables_apart,
         reload: signals.reload_requests(),
+        takeover: takeover.figures(),
     };
     let services = front.open(&node, &control_mail, brokers, !internal.is_empty())?;
-    services.serve(&runtime, listeners, (control_mailbox, bell), seeds.next_u64())?;
+    let mail = (control_mailbox, bell);
+    let begin = (&runtime, &beginning, seeds.next_u64());
+    let opened = services.open(begin, mail, listeners, &mut takeover)?;
+    let outgoing = takeover.finish(&runtime, opened, [&addresses, &internal], &mut files)?;
+    // From here on nothing may fail: another process has perhaps ended for this one. Held, and closed before those of the shards: a copy keeps what waits there from moving to others.
+    let shown = beginning.switchboard.shown();
     (settings.greeting)(&addresses, &internal);
     services.keep(&runtime, client, queues);
     let manager = services.report(&runtime, &status(&addresses, settings.shards));
     let pace = (settings.drain_rate, settings.shutdown_timeout, settings.reload);
-    let control = services.control(started, pace, (settings.log, output), (shown, manager));
-    Ok(ended(runtime.block_on(control.run(signals)), threads))
+    let kept = (shown, manager, outgoing);
+    let control = services.control(started, pace, (settings.log, output), kept);
+    Ok(ended(runtime.block_on(control.run(signals)), threads, files))
 }
 
 /// Begins the threads of the crypto pool; they answer by the control thread's mail.
@@ -347,8 +369,12 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartFault {
     move |source| StartFault::System { what, source }
 }
 
-/// Waits for the shards where all connections were closed in order.
-fn ended(ended: Ended, threads: Vec<JoinHandle<()>>) -> Ended {
+/// Waits for the shards where all connections were closed in order. The files of sockets that another process has
+/// by now stay.
+fn ended(ended: Ended, threads: Vec<JoinHandle<()>>, mut files: SocketFiles) -> Ended {
+    if ended == Ended::HandedOver {
+        files.release();
+    }
     if ended == Ended::Drained {
         for thread in threads {
             // A shard that panicked has aborted the process.
@@ -402,15 +428,18 @@ type BegunShards = (Vec<JoinHandle<()>>, mpsc::Receiver<Result<(), StartFault>>)
 /// Begins the threads of the shards. Each says whether it could.
 fn begin_shards(
     seats: impl Iterator<Item = Seat>,
+    takeover: &mut Takeover,
     beginning: &Beginning,
     cpus: &[usize],
 ) -> Result<BegunShards, StartFault> {
     let (ready, begun) = mpsc::channel();
     let mut threads = Vec::new();
+    let mut arrivals = takeover.take_arrivals().into_iter();
     for seat in seats {
         let cpu = cpus.get(seat.shard.index() % cpus.len().max(1)).copied();
         let beginning = Beginning { cpu, ..beginning.clone() };
-        threads.push(spawn_shard(seat, beginning, ready.clone()).map_err(system("a thread"))?);
+        let spawned = spawn_shard(seat, beginning, arrivals.next(), ready.clone());
+        threads.push(spawned.map_err(system("a thread"))?);
     }
     Ok((threads, begun))
 }
@@ -443,18 +472,14 @@ fn begin_cluster(
 
 /// What the control thread's endpoints are made of.
 struct Front {
-    web: Web,
-    hooks: Option<config::Hooks>,
-    thresholds: Thresholds,
+    settings: FrontSettings,
     name: String,
-    plan: Vec<String>,
-    snippets: Snippets,
     lines_dropped: [Arc<AtomicU64>; 2],
     started: Instant,
-    certificates: Arc<Certificates>,
     cluster: Option<Arc<Cluster>>,
     tables_apart: bool,
     reload: ReloadRequests,
+    takeover: Arc<TakeoverFigures>,
 }
 
 /// The services of the control thread, and their endpoints.
@@ -481,16 +506,17 @@ impl Front {
         brokers: Arc<Brokers>,
         has_internal: bool,
     ) -> Result<Services, StartFault> {
+        let FrontSettings { web, hooks, thresholds, plan, certificates, snippets } = self.settings;
         let (node, control_mail) = (Arc::clone(node), Arc::clone(control_mail));
         let proxies = open_proxies(&control_mail, &node)?;
         let health = Arc::new(Health::new(
             Arc::clone(&node),
-            self.thresholds,
-            Arc::clone(&self.certificates),
+            thresholds,
+            Arc::clone(&certificates),
             Arc::clone(&brokers),
         ));
         let name = self.name;
-        let hooks = open_hooks(self.hooks, &name, &node)?;
+        let hooks = open_hooks(hooks, &name, &node)?;
         let mail = Arc::clone(&control_mail);
         let api =
             Api::new(Arc::clone(&node), mail, name.clone(), self.started, self.cluster.clone());
@@ -503,32 +529,33 @@ impl Front {
             proxies: Arc::clone(&proxies),
             hooks: hooks.clone(),
             admin_refusals: Arc::clone(&admin_refusals),
-            certificates: Arc::clone(&self.certificates),
+            certificates: Arc::clone(&certificates),
             cluster: self.cluster.clone(),
             brokers: Arc::clone(&brokers),
             lines_dropped: self.lines_dropped,
             started: self.started,
             started_unix: certificates::unix_now() - self.started.elapsed().as_secs() as i64,
             api: api.figures(),
+            takeover: self.takeover,
             responses: Arc::clone(&responses),
             tables_apart: self.tables_apart,
-            centrifugo_names: self.web.centrifugo_names,
+            centrifugo_names: web.centrifugo_names,
         };
-        let admin = self.web.admin.as_ref();
+        let admin = web.admin.as_ref();
         let reload = self.reload;
-        let figures = Figures::new(metrics.clone(), name, self.plan, admin.is_some());
+        let figures = Figures::new(metrics.clone(), name, plan, admin.is_some());
         let access =
             |admin| Arc::new(Access::new(Arc::clone(&node), admin, admin_refusals, reload));
         let pages = Pages {
             access: admin.map(access),
             figures: figures.feed(),
             series: figures.series(),
-            snippets: self.snippets,
+            snippets,
         };
-        let calls = self.web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
+        let calls = web.api.clone().map(|api| Arc::new(ArcSwap::from_pointee(api)));
         let (api, shared) = (Arc::new(api), calls.clone());
         let routers =
-            web::routers(&self.web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
+            web::routers(&web, has_internal, api, Arc::clone(&health), metrics, shared, pages);
         Ok(Services {
             node,
             control_mail,
@@ -540,7 +567,7 @@ impl Front {
             figures,
             calls,
             routers,
-            certificates: self.certificates,
+            certificates,
             responses,
         })
     }
@@ -568,14 +595,31 @@ fn open_hooks(
 }
 
 impl Services {
+    /// Gets the listeners of the internal port that come from another process, or takes these, and serves them.
+    fn open(
+        &self,
+        (runtime, beginning, seed): (&Runtime, &Beginning, u64),
+        (mailbox, bell): (Mailbox, Arc<Bell>),
+        listeners: Vec<listen::Listener>,
+        takeover: &mut Takeover,
+    ) -> Result<Opened, StartFault> {
+        let listeners = takeover.receive(listeners)?;
+        let serving = (mailbox, bell, takeover.gate());
+        Ok(Opened {
+            switchboard: Arc::clone(&beginning.switchboard),
+            internal: self.serve(runtime, listeners, serving, seed)?,
+            obstacle: self.obstacle(),
+        })
+    }
+
     /// Serves the public port and the listeners of the internal one, until the process ends.
     fn serve(
         &self,
         runtime: &Runtime,
         listeners: Vec<listen::Listener>,
-        (mailbox, bell): (Mailbox, Arc<Bell>),
+        (mailbox, bell, gate): (Mailbox, Arc<Bell>, Arc<Gate>),
         seed: u64,
-    ) -> Result<(), StartFault> {
+    ) -> Result<Vec<OwnedFd>, StartFault> {
         let Routers { direct, public, internal } = &self.routers;
         let public = web::Public {
             direct: direct.clone(),
@@ -591,15 +635,25 @@ impl Services {
             let seed = random_u64().map_err(system("random numbers"))?;
             runtime.spawn(Arc::clone(hooks).run(seed));
         }
+        let copies = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
+        let copies: Vec<OwnedFd> =
+            copies.collect::<Result<_, _>>().map_err(system("copies of the internal port"))?;
         if !listeners.is_empty() {
             let _guard = runtime.enter();
             let listeners = listeners.into_iter().map(web::Listener::new);
             let listeners =
                 listeners.collect::<Result<_, _>>().map_err(system("the internal port"))?;
             let tls = self.certificates.internal();
-            runtime.spawn(web::listen(listeners, internal.clone(), tls));
+            runtime.spawn(web::listen(listeners, internal.clone(), tls, gate));
         }
-        self.obtain_certificates(runtime, seed)
+        self.obtain_certificates(runtime, seed)?;
+        Ok(copies)
+    }
+
+    /// The reason why no other process can take over from this one, if there is one.
+    fn obstacle(&self) -> Option<&'static str> {
+        let acme = self.certificates.acme().is_some_and(|(acme, _)| acme.http.is_some());
+        acme.then_some("http_server.tls_autocert.http is on, and its port isn't handed over yet")
     }
 
     /// Begins to obtain certificates, if they are obtained.
@@ -612,7 +666,8 @@ impl Services {
             let _guard = runtime.enter();
             let listener = web::Listener::new(listen::Listener::Tcp(listener));
             let listener = listener.map_err(system("http_server.tls_autocert.http_addr"))?;
-            runtime.spawn(web::listen(vec![listener], acme::router(answers), None));
+            let gate = Arc::default();
+            runtime.spawn(web::listen(vec![listener], acme::router(answers), None, gate));
         }
         runtime.spawn(keeper.run());
         Ok(())
@@ -642,7 +697,7 @@ impl Services {
         started: Instant,
         (drain_rate, shutdown_timeout, reload): (u32, Duration, Reload),
         (log, output): (log::Log, log::Lines),
-        (shown, manager): (Vec<OwnedFd>, Arc<ServiceManager>),
+        (shown, manager, takeover): (Vec<OwnedFd>, Arc<ServiceManager>, Option<Outgoing>),
     ) -> control::Control {
         control::Control {
             node: self.node,
@@ -662,6 +717,7 @@ impl Services {
             output,
             shown: RefCell::new(shown),
             manager,
+            takeover,
             proxies: self.proxies,
             hooks: self.hooks,
             figures: self.figures,
@@ -673,14 +729,13 @@ impl Services {
 fn node_state(
     rules: Rules,
     options: Options,
-    (shards, memory_limit_bytes): (usize, u64),
+    (names, memory_limit_bytes): (NameHasher, u64),
     address_limits: AddressOptions,
     (seeds, started): (&mut Rng, Instant),
     (crypto, tls): (Crypto, Option<ServerSettings>),
 ) -> NodeState {
-    let connections_max = shards as u64 * u64::from(options.conns_max);
+    let connections_max = names.shards() as u64 * u64::from(options.conns_max);
     let addresses = AddressLimits::new(address_limits, seeds.next_u64(), connections_max);
-    let names = NameHasher::new(seeds.next_u64(), shards);
     let memory = Memory::new(memory_limit_bytes, sys::memory::allocated_bytes);
     let notices = Notices::new(started);
     NodeState::new(NodeParts { rules, options, names, crypto, memory, addresses, notices, tls })
@@ -721,16 +776,57 @@ struct Beginning {
     passed: Arc<PassedListeners>,
     cpu: Option<usize>,
     started: Instant,
+    /// Where shards report the steps of a takeover.
+    reports: UnboundedSender<Report>,
 }
 
 impl Beginning {
-    /// Files of public Unix sockets that this process has made. Passed ones are the manager's.
-    fn socket_files(&self) -> SocketFiles {
+    fn new(
+        (node, reports): (Arc<NodeState>, UnboundedSender<Report>),
+        (switchboard, io, tables_apart): (Arc<Switchboard>, Io, bool),
+        (listen, passed, started): (ListenOptions, Arc<PassedListeners>, Instant),
+    ) -> Self {
+        let cpu = None;
+        Self { node, switchboard, io, tables_apart, listen, passed, cpu, started, reports }
+    }
+
+    /// Files of public Unix sockets that this process has made. Passed ones are the manager's, and those of a
+    /// running node its own until it has handed over.
+    fn socket_files(&self, takeover: &Takeover) -> SocketFiles {
         let mut files = SocketFiles::default();
-        if self.passed.is_empty() {
+        if self.passed.is_empty() && takeover.public().is_none() {
             files.add(&self.listen.addresses);
         }
         files
+    }
+
+    /// Gives the calling thread, a shard's, its descriptor table and its CPU.
+    fn settle_thread(&self, shard: ShardId) -> Result<(), StartFault> {
+        sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
+        if self.tables_apart {
+            sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
+            let unneeded: Vec<_> = sockets::unneeded(&self.switchboard, shard)
+                .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
+                .collect();
+            // Copies of this table's own. In a shared one they would be the others'.
+            sys::tables::close_copies(&unneeded);
+        }
+        if let Some(cpu) = self.cpu {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            // A container may forbid it; the shard runs all the same.
+            let _ = rustix::thread::sched_setaffinity(None, &set);
+        }
+        Ok(())
+    }
+
+    /// Gives the main thread copies of one shard's listeners: tools such as ss, lsof and fuser look into its
+    /// table alone.
+    fn show(&self, shard: ShardId, listeners: &[OwnedFd]) -> std::io::Result<()> {
+        match self.tables_apart && shard == ShardId(0) {
+            true => self.switchboard.show(listeners),
+            false => Ok(()),
+        }
     }
 }
 
@@ -738,26 +834,39 @@ impl Beginning {
 fn spawn_shard(
     seat: Seat,
     beginning: Beginning,
+    arrival: Option<Arrival>,
     ready: mpsc::Sender<Result<(), StartFault>>,
 ) -> std::io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", seat.shard.0);
     std::thread::Builder::new().name(name).stack_size(SHARD_STACK_BYTES).spawn(move || {
-        match beginning.io {
-            Io::Epoll => run_shard(begin_shard(seat, beginning, "epoll", Epoll::new), ready),
-            Io::Uring => run_shard(begin_shard(seat, beginning, "io_uring", Uring::new), ready),
+        match (beginning.io, arrival) {
+            (Io::Epoll, None) => run_shard(seat, beginning, ("epoll", Epoll::new), ready),
+            (Io::Uring, None) => run_shard(seat, beginning, ("io_uring", Uring::new), ready),
+            (Io::Epoll, Some(of)) => {
+                takeover::inherit_shard(seat, beginning, of, Epoll::new, ready)
+            }
+            (Io::Uring, Some(of)) => {
+                takeover::inherit_shard(seat, beginning, of, Uring::new, ready)
+            }
         }
     })
 }
 
-fn run_shard<D: Driver>(
-    begun: Result<Shard<D>, StartFault>,
-    ready: mpsc::Sender<Result<(), StartFault>>,
+/// The end of a channel on which a shard's thread says whether it could begin.
+type Ready = mpsc::Sender<Result<(), StartFault>>;
+
+fn run_shard<D: Driver<Socket = OwnedFd>>(
+    seat: Seat,
+    beginning: Beginning,
+    (name, driver): (&'static str, MakeDriver<D>),
+    ready: Ready,
 ) {
-    match begun {
+    let (id, reports) = (seat.shard, beginning.reports.clone());
+    match begin_shard(seat, beginning, name, driver) {
         Ok(shard) => {
             let _ = ready.send(Ok(()));
             drop(ready);
-            shard.run();
+            takeover::run(shard, id, &reports);
         }
         Err(fault) => {
             let _ = ready.send(Err(fault));
@@ -775,25 +884,10 @@ fn begin_shard<D: Driver>(
     name: &'static str,
     driver: MakeDriver<D>,
 ) -> Result<Shard<Secured<D>>, StartFault> {
-    let system = |what| move |source: std::io::Error| StartFault::System { what, source };
-    sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
-    if beginning.tables_apart {
-        sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
-        let unneeded: Vec<_> = sockets::unneeded(&beginning.switchboard, seat.shard)
-            .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
-            .collect();
-        // Copies of this table's own. In a shared one they would be the others'.
-        sys::tables::close_copies(&unneeded);
-    }
-    if let Some(cpu) = beginning.cpu {
-        let mut set = rustix::thread::CpuSet::new();
-        set.set(cpu);
-        // A container may forbid it; the shard runs all the same.
-        let _ = rustix::thread::sched_setaffinity(None, &set);
-    }
+    beginning.settle_thread(seat.shard)?;
     let passed = &beginning.passed;
     let listeners = match passed.is_empty() {
-        true => own_listeners(beginning.listen, seat.shard)?,
+        true => own_listeners(beginning.listen.clone(), seat.shard)?,
         false => passed
             .of_shard(seat.shard, beginning.node.open.len())
             .map_err(system("a copy of a passed listener"))?,
@@ -802,9 +896,8 @@ fn begin_shard<D: Driver>(
         // The main thread has them in its table for as long as it lives.
         sys::tables::close_copies(&passed.numbers());
     }
-    if beginning.tables_apart && passed.is_empty() && seat.shard == ShardId(0) {
-        // Tools such as ss, lsof and fuser look into the main thread's table alone.
-        let shown = beginning.switchboard.show(&listeners);
+    if passed.is_empty() {
+        let shown = beginning.show(seat.shard, &listeners);
         shown.map_err(system("a copy of a listener for the main thread"))?;
     }
     let driver = driver(seat.shard, beginning.switchboard, listeners, beginning.started)
@@ -826,11 +919,16 @@ fn own_listeners(mut listen: ListenOptions, shard: ShardId) -> Result<Vec<OwnedF
     })
 }
 
-/// Where the shards listen: at the addresses of passed listeners, or at own ones that can be had.
+/// Where the shards listen: at the addresses of a running node or of passed listeners, or at own ones that can be
+/// had.
 fn public_listeners(
+    takeover: &Takeover,
     listen: ListenOptions,
     passed: &PassedListeners,
 ) -> Result<ListenOptions, StartFault> {
+    if let Some(addresses) = takeover.public() {
+        return Ok(ListenOptions { addresses: addresses?, ..listen });
+    }
     if passed.is_empty() {
         return Ok(ListenOptions { addresses: listen::probe(&listen.addresses)?, ..listen });
     }
@@ -838,12 +936,17 @@ fn public_listeners(
     Ok(ListenOptions { addresses: passed.addresses(), ..listen })
 }
 
-/// The listeners of the internal port: those that were passed, or own ones at these addresses.
+/// The listeners of the internal port: those that were passed, or own ones at these addresses. Those of a running
+/// node come later; then these are its addresses.
 fn internal_listeners(
+    takeover: &Takeover,
     (passed, addresses): (PassedListeners, &[Address]),
     options: &ListenOptions,
     files: &mut SocketFiles,
 ) -> Result<(Vec<listen::Listener>, Vec<Address>), StartFault> {
+    if let Some(addresses) = takeover.internal() {
+        return Ok((Vec::new(), addresses?));
+    }
     if passed.is_empty() {
         let (listeners, addresses) = listen::listen(addresses)?;
         files.add(&addresses);

@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -64,6 +66,26 @@ impl PidFile {
         Ok(file)
     }
 
+    /// Makes the file as soon as the process gives it up that hands over to this one.
+    pub(super) async fn write_when_free(path: PathBuf, slot: Arc<Mutex<Option<Self>>>) {
+        for _ in 0..ATTEMPTS {
+            match Self::open(&path) {
+                Ok(file) => {
+                    let written = Self { path, file };
+                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+                    return;
+                }
+                Err(_) => tokio::time::sleep(ATTEMPT_AGAIN).await,
+            }
+        }
+        if let Err(fault) = Self::write(path) {
+            warn!(%fault, "cannot write the pid file");
+        }
+    }
+
+    /// Another process takes its place, and writes its own id into it.
+    pub(super) fn release(self) {}
+
     /// Removes it, unless another file has taken its place.
     pub(super) fn remove(self) {
         let same = |metadata: &std::fs::Metadata| {
@@ -82,6 +104,10 @@ impl PidFile {
         }
     }
 }
+
+/// Attempts to take a file that another process gives up, and the time between two.
+const ATTEMPTS: u32 = 600;
+const ATTEMPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Bytes of a process id in a file at most.
 const PID_BYTES_MAX: u64 = 16;

@@ -2,9 +2,8 @@
 //! allows, and greets.
 
 use std::cell::RefCell;
-use std::num::NonZeroU32;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,9 +16,9 @@ use super::demo::Snippets;
 use super::greeting::Greeting;
 use super::log::{self, Log};
 use super::pid_file::PidFile;
+use super::takeover::{Incoming, LaterPidFile, TakeoverSettings, digests, new_identity};
 use super::web::public_paths;
-use super::{BrokerSettings, Ended, Io, Reloaded, Settings, StartFault, Thresholds};
-use crate::base::id::{ConnKey, ShardId};
+use super::{BrokerSettings, Ended, FrontSettings, Io, Reloaded, Settings, StartFault, Thresholds};
 use crate::base::limits::{LAPSED_BATCH, REQUESTS_UNANSWERED_MAX, TURN_ORDERED_MAX};
 use crate::config::{
     self, Config, DEV_SECRET, ListenAt, Loaded, MemoryLimit, Shards, Sources, Tls, Transports,
@@ -28,6 +27,7 @@ use crate::edge::client_id::ClientIdSealer;
 use crate::edge::host::{HostRules, HostScope};
 use crate::edge::jwt::TokenKeys;
 use crate::edge::proxy::ClientProxies;
+use crate::handover::{Hello, Identity, Purpose};
 use crate::host::facts::Facts;
 use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::{Address, ListenOptions};
@@ -61,7 +61,7 @@ pub fn serve(loaded: Loaded, sources: Sources) -> ExitCode {
     }
     log.flush();
     match ended {
-        Ok(Ended::Drained | Ended::TimedOut) => ExitCode::SUCCESS,
+        Ok(Ended::Drained | Ended::TimedOut | Ended::HandedOver) => ExitCode::SUCCESS,
         Ok(Ended::Cut) | Err(_) => ExitCode::FAILURE,
     }
 }
@@ -72,19 +72,12 @@ fn start(
     activated: Activated,
     log: Log,
 ) -> Result<Ended, StartFault> {
-    let Loaded { mut config, origin, warnings } = loaded;
+    let Loaded { mut config, origin, warnings, fixed } = loaded;
     // A file that was read once is required at a reload, also one that was found by its default name.
     let sources = Sources { file: sources.file.clone().or_else(|| origin.clone()), ..sources };
     let system = |what| move |source| StartFault::System { what, source };
     for warning in warnings {
         warn!("{warning}");
-    }
-    if sources.dev
-        && let Some(api) = &mut config.web.api
-        && api.key.is_none()
-    {
-        // Made anew each time: any page in the developer's browser can send requests to this machine.
-        api.key = Some(random_text().map_err(system("random numbers"))?);
     }
     sys::tables::raise_nofile();
     let facts = Facts::read();
@@ -101,36 +94,88 @@ fn start(
     let handshakes = config.tls.public.is_some().then_some(config.tls.handshakes_max as u64);
     let capacity = plan::capacity(&facts, &plan, memory_limit_bytes, handshakes);
     let (io, why) = driver(config.roost.io)?;
-    fill_in_secrets(&mut config, sources.dev).map_err(system("random numbers"))?;
+    let mut takeover = takeover_settings(&config, digests(&fixed), &plan, &facts)?;
+    fill_in_secrets(&mut config, sources.dev, &mut takeover.identity)
+        .map_err(system("random numbers"))?;
+    let activated = match takeover.incoming {
+        // Its listeners come from there.
+        Some(_) => Activated::default(),
+        None => activated,
+    };
     let mut limits = capacity.lines();
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);
     limits.push(why);
     let (certificates, tls) = open_certificates(&config)?;
+    let Identity { ticket_keys, ticket_keys_since, .. } = &takeover.identity;
+    certificates.inherit_ticket_keys(ticket_keys, *ticket_keys_since);
     let node = (memory_limit_bytes, sources.dev, log.clone(), Arc::new(certificates));
-    let mut settings = settings(config.clone(), io, &plan, &facts, node)
-        .map_err(system("random numbers and keys"))?;
+    let (pid_file, later) = pid_file(&config, &mut takeover)?;
+    let mut settings =
+        settings(config.clone(), io, &plan, &facts, node, takeover).map_err(system("keys"))?;
     settings.tls = tls;
     settings.activate(activated);
     if !config.roost.start_without_broker {
         settings.brokers.check()?;
     }
-    settings.plan = limits.clone();
+    settings.front.plan = limits.clone();
     settings.cpus = cpus;
-    settings.snippets = Snippets::new(&config, sources.dev);
-    let pid_file = config.pid_file.clone().map(PidFile::write).transpose();
-    let pid_file = pid_file.map_err(system("the pid file"))?;
+    settings.front.snippets = Snippets::new(&config, sources.dev);
     let from = origin.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
-    let snippets = settings.snippets.clone();
-    let own = (sources.dev, settings.certificates.self_signed());
+    let snippets = settings.front.snippets.clone();
+    let own = (sources.dev, settings.front.certificates.self_signed());
     let greeting = Greeting::new(&config, &from, (plan.shards, &limits), snippets, own);
     settings.greeting = Box::new(listening(greeting, from, &settings, &config, &plan, log.clone()));
     settings.reload = Box::new(reloading(config, sources, log));
     let ended = super::run(settings);
-    if let Some(pid_file) = pid_file {
-        pid_file.remove();
+    let later = later.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(pid_file) = pid_file.or(later) {
+        match ended {
+            Ok(Ended::HandedOver) => pid_file.release(),
+            _ => pid_file.remove(),
+        }
     }
     ended
+}
+
+/// Looks for a running node to take over from, and takes its identity or makes one.
+fn takeover_settings(
+    config: &Config,
+    options: Vec<(String, [u8; 16])>,
+    plan: &ShardPlan,
+    facts: &Facts,
+) -> Result<TakeoverSettings, StartFault> {
+    let path = config.roost.takeover.clone();
+    let mut hello = Hello::new(Purpose::Takeover, env!("CARGO_PKG_VERSION"));
+    hello.shards = u32::try_from(plan.shards).unwrap_or(u32::MAX);
+    hello.options.clone_from(&options);
+    let incoming = path.as_deref().map(|path| Incoming::connect(path, hello)).transpose()?;
+    let incoming = incoming.flatten();
+    let identity = match &incoming {
+        Some(incoming) => {
+            let available = facts.memory_available_bytes.as_ref().ok().copied();
+            incoming.check_room(plan.conns_per_shard_hard, available)?;
+            incoming.identity().clone()
+        }
+        None => new_identity().map_err(|source| StartFault::System { what: "keys", source })?,
+    };
+    Ok(TakeoverSettings { path, incoming, identity, options, pid_file: None })
+}
+
+/// The pid file, and the place for that of a node which takes over: the process before still holds it.
+fn pid_file(
+    config: &Config,
+    takeover: &mut TakeoverSettings,
+) -> Result<(Option<PidFile>, LaterPidFile), StartFault> {
+    let later = LaterPidFile::default();
+    let Some(path) = config.pid_file.clone() else { return Ok((None, later)) };
+    if takeover.incoming.is_some() {
+        takeover.pid_file = Some((path, Arc::clone(&later)));
+        return Ok((None, later));
+    }
+    let file = PidFile::write(path);
+    let file = file.map_err(|source| StartFault::System { what: "the pid file", source })?;
+    Ok((Some(file), later))
 }
 
 impl Settings {
@@ -165,7 +210,7 @@ fn listening(
     log: Log,
 ) -> impl FnOnce(&[Address], &[Address]) + 'static {
     let (insecure, memory_limit_bytes) = (config.client.insecure, settings.memory_limit_bytes);
-    let (limits, shards) = (settings.plan.join("; "), plan.shards);
+    let (limits, shards) = (settings.front.plan.join("; "), plan.shards);
     let connections_max = plan.connections_max();
     move |addresses, internal| {
         let list =
@@ -208,15 +253,26 @@ fn reloading(
     }
 }
 
-/// Secrets that nobody has set: they hold for one life of the node.
-fn fill_in_secrets(config: &mut Config, dev: bool) -> std::io::Result<()> {
+/// Secrets that nobody has set: they hold for one life of the node, over all its processes.
+fn fill_in_secrets(config: &mut Config, dev: bool, identity: &mut Identity) -> std::io::Result<()> {
+    let kept = |secret: &mut Option<String>| match secret {
+        Some(secret) => Ok::<_, std::io::Error>(secret.clone()),
+        None => Ok(secret.insert(random_text()?).clone()),
+    };
     if let Some(admin) = &mut config.web.admin {
         if admin.secret.is_empty() {
-            admin.secret = random_text()?;
+            admin.secret = kept(&mut identity.admin_secret)?;
         }
         if dev && admin.password.is_none() {
-            admin.link = Some(random_text()?);
+            admin.link = Some(kept(&mut identity.admin_link)?);
         }
+    }
+    if dev
+        && let Some(api) = &mut config.web.api
+        && api.key.is_none()
+    {
+        // Made anew at each start: any page in the developer's browser can send requests to this machine.
+        api.key = Some(kept(&mut identity.api_key)?);
     }
     Ok(())
 }
@@ -390,6 +446,7 @@ fn settings(
     plan: &ShardPlan,
     facts: &Facts,
     (memory_limit_bytes, dev, log, certificates): (u64, bool, Log, Arc<Certificates>),
+    takeover: TakeoverSettings,
 ) -> std::io::Result<Settings> {
     let Config {
         client,
@@ -438,15 +495,14 @@ fn settings(
             .collect(),
         names: roost.allowed_hosts,
     };
-    let secret = || {
-        let mut key = [0; 32];
-        let filled = aws_lc_rs::rand::fill(&mut key);
-        filled.map(|()| key).map_err(|_| std::io::Error::other("no entropy"))
-    };
-    let client_ids = ClientIdSealer::new(&secret()?);
-    // A sealed number is as good an id as any: of a version 4, and nobody's.
-    let nobody = ConnKey { index: 0, generation: NonZeroU32::MIN };
-    let node_id = ClientIdSealer::new(&secret()?).seal(ShardId(0), nobody).to_string();
+    let identity = &takeover.identity;
+    let client_ids = ClientIdSealer::new(&identity.client_ids);
+    let session_ids = ClientIdSealer::new(&identity.session_ids);
+    let node_id = identity.node_id.clone();
+    let welcome = takeover.incoming.as_ref().map(Incoming::welcome);
+    let one_accepts =
+        welcome.map_or(matches!(http_server.at, ListenAt::Unix(_)), |welcome| welcome.one_accepts);
+    let listeners_stay = welcome.is_some_and(|welcome| welcome.listeners_stay);
     let shares_presence = brokers.presence.is_some();
     let brokers = BrokerSettings::new(&brokers, &node_id, plan.shards);
     let (broker, presence) = brokers.keepers(shares_presence);
@@ -459,6 +515,7 @@ fn settings(
         cpus: Vec::new(),
         io,
         activated: Activated::default(),
+        takeover,
         listen: ListenOptions {
             addresses: http_server.at.addresses(http_server.port, mode),
             backlog: BACKLOG,
@@ -480,7 +537,7 @@ fn settings(
             api: ArcSwap::from_pointee(web.api.as_ref().map(config::Api::access)),
             origins: ArcSwap::from_pointee(origins),
             client_ids,
-            session_ids: ClientIdSealer::new(&secret()?),
+            session_ids,
             node_id,
             rpc: ArcSwap::from_pointee(rpc),
         },
@@ -497,8 +554,8 @@ fn settings(
             deflate,
             uni_websocket,
             poll_wait_ms,
-            one_accepts: matches!(http_server.at, ListenAt::Unix(_)),
-            listeners_stay: false,
+            one_accepts,
+            listeners_stay,
             addresses: roost.addresses,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
@@ -519,20 +576,22 @@ fn settings(
         drain_rate: u32::try_from(roost.drain_rate).unwrap_or(u32::MAX),
         shutdown_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         memory_limit_bytes,
-        web,
-        hooks,
-        internal,
-        thresholds: Thresholds {
-            loop_lag_us: Some(roost.health_loop_lag_ms * 1000).filter(|us| *us > 0),
-            connections_percent: roost.health_connections.into(),
-            broker: roost.health_broker,
+        front: FrontSettings {
+            web,
+            hooks,
+            thresholds: Thresholds {
+                loop_lag_us: Some(roost.health_loop_lag_ms * 1000).filter(|us| *us > 0),
+                connections_percent: roost.health_connections.into(),
+                broker: roost.health_broker,
+            },
+            plan: Vec::new(),
+            certificates,
+            snippets: Snippets::default(),
         },
+        internal,
         name: config.node_name,
         metrics_interval: Duration::from_millis(config.metrics_interval_ms),
-        plan: Vec::new(),
         tls: None,
-        certificates,
-        snippets: Snippets::default(),
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })

@@ -66,6 +66,13 @@ impl ServiceManager {
         self.send(&[NotifyState::Stopping, extend, NotifyState::Status(&status)]);
     }
 
+    /// Another process is the main one of the unit from now on.
+    pub(super) fn main_process(&self, pid: i32) {
+        if let Ok(pid) = u32::try_from(pid) {
+            self.send(&[NotifyState::MainPid(pid)]);
+        }
+    }
+
     fn ping(&self) {
         self.send(&[NotifyState::Watchdog]);
     }
@@ -160,6 +167,8 @@ mod tests {
         assert!(micros.trim_end().parse::<u64>().unwrap() > 0);
         manager.reloaded();
         assert_eq!(next(), "READY=1\n");
+        manager.main_process(17);
+        assert_eq!(next(), "MAINPID=17\n");
         manager.ping();
         assert_eq!(next(), "WATCHDOG=1\n");
         manager.stopping(7, Duration::from_secs(30));

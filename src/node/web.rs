@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::Extension;
+use axum::extract::{Extension, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, DATE, HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderName, Method, Request, Response, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
@@ -46,6 +46,7 @@ use super::proxies::Proxies;
 use super::responses::{self, Responses};
 use super::sender::{self, ClientAddress};
 use super::slices::in_slices;
+use super::takeover::Gate;
 use crate::base::frame::SharedFrame;
 use crate::base::id::ShardId;
 use crate::base::limits::WEB_ANSWER_BYTES_MAX;
@@ -387,12 +388,28 @@ pub(super) async fn listen(
     listeners: Vec<Listener>,
     router: Router,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    gate: Arc<Gate>,
 ) {
+    let router = router.layer(from_fn_with_state(Arc::clone(&gate), through_gate));
     let room = Arc::new(Semaphore::new(INTERNAL_CONNECTIONS_MAX));
     let each = listeners
         .into_iter()
-        .map(|listener| accept(listener, router.clone(), Arc::clone(&room), tls.clone()));
+        .map(|listener| (listener, router.clone(), Arc::clone(&room), tls.clone()))
+        .map(|(listener, router, room, tls)| accept(listener, router, room, tls, &gate));
     futures_util::future::join_all(each).await;
+}
+
+/// Requests wait while the shards of this process can't carry them out. Where another process does by now, the
+/// client is to send its request again.
+async fn through_gate(
+    State(gate): State<Arc<Gate>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response<Body> {
+    match gate.enter().await {
+        Some(_inside) => next.run(request).await,
+        None => (StatusCode::SERVICE_UNAVAILABLE, [(CONNECTION, "close")]).into_response(),
+    }
 }
 
 /// A request to the internal port has as long as one to the public port, its body included.
@@ -440,6 +457,7 @@ async fn accept(
     router: Router,
     room: Arc<Semaphore>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    gate: &Gate,
 ) {
     loop {
         // More than these wait in the kernel.
@@ -447,15 +465,25 @@ async fn accept(
         let router = router.clone();
         // Of this moment: a connection may come long after the one before it.
         let acceptor = || tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
-        let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
-                let _ = stream.set_nodelay(true);
-                serve_accepted(stream, Some(peer.ip().to_canonical()), router, (place, acceptor()));
-            }),
-            Listener::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| serve_accepted(stream, None, router, (place, acceptor()))),
+        // Connections that come while the gate is held wait in the kernel, for this process or the next.
+        gate.accepting().await;
+        let accepted = async {
+            match &listener {
+                Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                    let _ = stream.set_nodelay(true);
+                    let (peer, rest) = (peer.ip().to_canonical(), (place, acceptor()));
+                    serve_accepted(stream, Some(peer), router, rest);
+                }),
+                Listener::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| serve_accepted(stream, None, router, (place, acceptor()))),
+            }
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = gate.held() => continue,
+            accepted = accepted => accepted,
         };
         if let Err(fault) = accepted {
             warn!(%fault, "cannot accept a connection on the internal port");

@@ -111,6 +111,7 @@ impl<D: Driver> Shard<D> {
                 | Mail::Listed { .. }
                 | Mail::Ordered { .. }
                 | Mail::Command(_) => {}
+                Mail::Handover(step) => self.life.steps.push_back(*step),
                 Mail::Drain { per_second } => self.net.drain(&self.cx, per_second),
                 Mail::Stop => self.life.stop(),
             }

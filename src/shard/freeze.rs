@@ -24,6 +24,7 @@ use crate::base::rng::Rng;
 use crate::io::Driver;
 use crate::session::{Session, SubState};
 use crate::shard::clients::aside::Admin;
+use crate::shard::mail::HandoverStep;
 use crate::shard::net::record::{NONE, Phase};
 
 /// A shard as bytes, and its sockets.
@@ -41,9 +42,21 @@ impl<D: Driver> Shard<D> {
     /// The shard, and what [`Self::unsettled`] names.
     #[expect(clippy::type_complexity, reason = "the shard comes back")]
     pub fn freeze(mut self) -> Result<Frozen<D::Socket>, (Box<Self>, Vec<(&'static str, usize)>)> {
+        match self.image() {
+            Ok(image) => Ok(Frozen { image, sockets: self.net.into_sockets() }),
+            Err(left) => Err((Box::new(self), left)),
+        }
+    }
+
+    /// Writes the shard, which has settled, and keeps it. Either it or a shard that is made of the image
+    /// goes on ([`Self::go_on`], [`Self::thaw`]), never both: they would seal records under one nonce.
+    ///
+    /// # Errors
+    /// All that [`Self::unsettled`] names.
+    pub fn image(&mut self) -> Result<Vec<u8>, Vec<(&'static str, usize)>> {
         let left = self.unsettled();
         if !left.is_empty() {
-            return Err((Box::new(self), left));
+            return Err(left);
         }
         let mut out = ImageWriter::new(self.cx.now);
         out.record(kind::SHARD, |out| {
@@ -53,8 +66,33 @@ impl<D: Driver> Shard<D> {
         self.home.write_image(&mut out);
         self.local.write_image(&mut out);
         self.clients.write_image(&mut out);
-        let sockets = self.net.write_image(&mut out);
-        Ok(Frozen { image: out.finish(), sockets })
+        self.net.write_image(&mut out);
+        Ok(out.finish())
+    }
+
+    /// The sockets of all connections, by their keys.
+    pub fn sockets(&self) -> impl Iterator<Item = (ConnKey, &D::Socket)> {
+        self.net.sockets()
+    }
+
+    /// The listeners of this shard.
+    pub fn listeners(&self) -> Vec<&D::Socket> {
+        self.net.driver.listeners()
+    }
+
+    /// Takes the way to the shard of another process, if one was passed to this shard.
+    pub fn take_link(&mut self) -> Option<D::Socket> {
+        self.net.driver.take_link()
+    }
+
+    /// Mail that was opened so far.
+    pub fn mail_opened(&self) -> u64 {
+        self.cx.counters().mail.get()
+    }
+
+    /// Takes the next step of a handover that the control thread has ordered.
+    pub fn take_step(&mut self) -> Option<HandoverStep> {
+        self.life.steps.pop_front()
     }
 
     /// A shard of an image and the sockets that belong to it. What the node counts is counted for its

@@ -1,5 +1,8 @@
 //! Whether a shard goes on or has stopped, and its work of once a second.
 
+use std::collections::VecDeque;
+
+use super::mail::HandoverStep;
 use super::shedding::Shedding;
 use crate::base::id::ConnKey;
 use crate::base::time::Millis;
@@ -9,6 +12,8 @@ pub(crate) struct Life {
     stopped: bool,
     /// Nothing new is taken, until what lives for a turn is nothing.
     pub(crate) settling: Option<Settling>,
+    /// Steps of a handover to another process, in the order in which they came.
+    pub(crate) steps: VecDeque<HandoverStep>,
     housekeeping_at: Millis,
     pub(crate) shedding: Shedding,
     /// Most bytes in send queues since memory was last given back to the system.
@@ -32,6 +37,7 @@ impl Life {
         Self {
             stopped: false,
             settling: None,
+            steps: VecDeque::new(),
             housekeeping_at: now,
             shedding: Shedding::new(now),
             queued_peak: 0,

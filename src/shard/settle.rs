@@ -5,6 +5,7 @@
 //! | mail, acknowledgements, gaps, fan-outs, leavers, orders | turns go on, without accepting and reading |
 //! | commands and `connect`s that homes have to answer | the same |
 //! | sends under way, bytes read ahead | the driver ends and hands over what it has |
+//! | connections accepted by the driver, or passed by other shards | get their slots; they are not read |
 //! | requests of the up-link | are answered; their commands stay with the connection |
 //! | polls | are answered as if nothing had come |
 //! | commands that wait for credit, for the check of a token | are handled once more from their bytes |
@@ -91,6 +92,7 @@ impl<D: Driver> Shard<D> {
 
     /// In place of accepting and reading: brings to an end what turns alone don't.
     pub(crate) fn settle_some(&mut self) {
+        self.net.seat_accepted(&self.cx, &mut self.post);
         self.take_from_driver();
         self.clients.continue_answered(&mut outlets!(self), &mut self.local);
         self.local.locals.wake_due(Millis(u64::MAX));

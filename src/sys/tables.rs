@@ -59,6 +59,16 @@ pub fn close_copies(copies: &[std::os::fd::RawFd]) {
     }
 }
 
+/// A copy of a descriptor by its number, for a thread whose table has come with the process's.
+///
+/// # Errors
+/// The number is no open descriptor of this table, or no other number is free.
+pub fn copy_of(number: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: the number is borrowed for this call only, in which the kernel checks that it is open.
+    let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    descriptor.try_clone_to_owned()
+}
+
 /// Raises the soft limit of descriptors to the hard one. Returns (soft, hard) as they are now;
 /// `u64::MAX` stands for no limit. A limit that can't be raised stays as it was.
 pub fn raise_nofile() -> (u64, u64) {

@@ -107,6 +107,17 @@ impl Node {
         Self::start(&format!("{OPEN}\n{more}"), flags)
     }
 
+    /// The same behind a wrapper; an error when it ended before it listened.
+    pub(crate) fn launch_open(wrapper: &[&str], more: &str, flags: &[&str]) -> Result<Self, Ended> {
+        Self::launch(wrapper, &format!("{OPEN}\n{more}"), "0", flags)
+    }
+
+    /// Clients find it where they found the process before, whose connections it has taken over.
+    pub(crate) fn in_place_of(self, before: &Self) -> Self {
+        assert_eq!(self.listens_at, before.listens_at);
+        self
+    }
+
     /// A node with this file alone.
     pub(crate) fn start(file: &str, flags: &[&str]) -> Self {
         match Self::launch(&[], file, "0", flags) {

@@ -44,6 +44,7 @@ mod shutdown;
 mod signatures;
 mod slow;
 mod start;
+mod takeover;
 mod tls;
 mod tls_node;
 mod tokens;

@@ -216,6 +216,25 @@ impl Certificates {
         Ok((certificates, public.map(settings)))
     }
 
+    /// The node's own ticket keys, and since when the first of them seals, Unix time. None where they come
+    /// from a file.
+    pub(super) fn ticket_keys(&self) -> (Vec<[u8; 32]>, i64) {
+        let state = self.state();
+        match TicketPeriod::of(&state.options).own {
+            true => (self.tickets.secrets(), state.rotated),
+            false => (Vec::new(), state.rotated),
+        }
+    }
+
+    /// Goes on with the ticket keys of the process before, unless they come from a file.
+    pub(super) fn inherit_ticket_keys(&self, keys: &[[u8; 32]], since: i64) {
+        let mut state = self.state();
+        if TicketPeriod::of(&state.options).own && !keys.is_empty() {
+            self.tickets.inherit(keys);
+            state.rotated = since;
+        }
+    }
+
     /// The settings of the internal port's handshakes.
     pub(super) fn internal(&self) -> Option<Arc<ArcSwap<ServerConfig>>> {
         self.internal.clone()

@@ -114,6 +114,20 @@ impl TicketKeys {
         Ok(tickets)
     }
 
+    /// The keys, for the next process of this node: the first seals.
+    pub(super) fn secrets(&self) -> Vec<[u8; KEY_BYTES]> {
+        self.keys.load().iter().map(|key| *key.bytes).collect()
+    }
+
+    /// Goes on with the keys of the process before.
+    pub(super) fn inherit(&self, keys: &[[u8; KEY_BYTES]]) {
+        let keys = keys.iter().map(|bytes| Arc::new(Key::new(Zeroizing::new(*bytes))));
+        let keys: Vec<_> = keys.collect();
+        if !keys.is_empty() {
+            self.keys.store(Arc::new(keys));
+        }
+    }
+
     /// Another period, after a reload. It holds for tickets that exist, too.
     pub(super) fn set_period(&self, period_ms: u64) {
         let seconds = u32::try_from(period_ms / 1000).unwrap_or(u32::MAX);

@@ -33,6 +33,7 @@ use super::hooks::{self, Hooks};
 use super::memory;
 use super::proxies::{Endpoint, Outcome, Proxies, State};
 use super::responses::Responses;
+use super::takeover::TakeoverFigures;
 use crate::base::counters::Kind;
 use crate::base::form::Transport;
 use crate::base::times::{Counts, Times};
@@ -136,6 +137,8 @@ pub(super) struct Metrics {
     pub(super) control_mail: Arc<ControlMail>,
     pub(super) health: Arc<Health>,
     pub(super) proxies: Arc<Proxies>,
+    /// Figures of takeovers.
+    pub(super) takeover: Arc<TakeoverFigures>,
     /// Events for the application, where there is an endpoint.
     pub(super) hooks: Option<Arc<Hooks>>,
     pub(super) brokers: Arc<Brokers>,

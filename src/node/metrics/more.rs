@@ -2,6 +2,7 @@
 //! clients, namespaces.
 
 use std::fmt::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
@@ -17,6 +18,7 @@ impl Metrics {
     pub(super) fn more(&self) -> Vec<Metric> {
         let mut metrics = vec![self.build(), self.responses(), self.software(), self.api_errors()];
         metrics.extend(self.process());
+        metrics.extend(self.takeovers());
         metrics.extend(self.by_namespace());
         metrics
     }
@@ -43,6 +45,46 @@ impl Metrics {
         let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         let help = "1, with the version of the program";
         Metric::new(Kind::Gauge, "build_info", help, vec![(labels, 1.0)])
+    }
+
+    /// Takeovers by new processes. Their counters go on from one process to the next.
+    fn takeovers(&self) -> [Metric; 5] {
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed) as f64;
+        let of = &self.takeover;
+        let metric =
+            |kind, name, help, value| Metric::new(kind, name, help, vec![(Labels::new(), value)]);
+        [
+            metric(
+                Kind::Counter,
+                "takeovers",
+                "Processes that have taken over all connections of the one before, since the first start",
+                load(&of.takeovers),
+            ),
+            metric(
+                Kind::Counter,
+                "takeovers_failed",
+                "Attempts of other processes to take over from this one that failed or were refused",
+                load(&of.failed),
+            ),
+            metric(
+                Kind::Gauge,
+                "takeover_pause_seconds",
+                "Time for which no shard served at the last takeover",
+                load(&of.pause_us) / 1e6,
+            ),
+            metric(
+                Kind::Gauge,
+                "takeover_connections",
+                "Connections that came with the last takeover",
+                load(&of.connections),
+            ),
+            metric(
+                Kind::Gauge,
+                "takeover_bytes",
+                "Bytes of state that came with the last takeover",
+                load(&of.bytes),
+            ),
+        ]
     }
 
     /// Figures of the process by the names that all exporters give them.

@@ -12,6 +12,7 @@ use super::app_events::AppEvents;
 use super::asker::Asker;
 use super::closes::{Close, ClosesOf};
 use super::emulation::{Emulate, EmulateElsewhere, Uptake};
+use super::handover::HandoverStep;
 use crate::base::bytes::SharedBytes;
 use crate::base::form::Form;
 use crate::base::frame::SharedFrame;
@@ -610,6 +611,8 @@ pub enum Mail {
         /// Connections closed per second on this shard.
         per_second: u32,
     },
+    /// From the control thread: a step of the handover to another process.
+    Handover(Box<HandoverStep>),
     /// From the control thread: end the loop.
     Stop,
 }
@@ -654,6 +657,7 @@ impl Mail {
                 Self::Order(order) => order.heap_bytes(),
                 Self::Command(command) => command.heap_bytes(),
                 Self::BrokerEvent(event) => event.heap_bytes(),
+                Self::Handover(_) => size_of::<HandoverStep>(),
                 Self::Unsubscribed { .. }
                 | Self::Published { .. }
                 | Self::Gap { .. }
@@ -776,12 +780,12 @@ mod tests {
     use crate::hub::history::{Published, Record, StreamOptions};
     use crate::hub::parcel::{self, Frames};
     use crate::session::{Headers, NamedValues};
-    use crate::shard::mail::AppEvent;
+    use crate::shard::mail::{AppEvent, HandoverAction};
     use crate::shard::proxies::{AppAnswer, AppRequest, AppResult};
     use crate::sys::memory::requested_bytes;
 
     /// The kinds of mail: each has an example in [`examples`].
-    const KINDS: [&str; 39] = [
+    const KINDS: [&str; 40] = [
         "Subscribe",
         "Subscribed",
         "Unsubscribe",
@@ -820,6 +824,7 @@ mod tests {
         "Command",
         "BrokerEvent",
         "Drain",
+        "Handover",
         "Stop",
     ];
 
@@ -1184,6 +1189,10 @@ mod tests {
                 Mail::BrokerEvent(Box::new(event))
             }),
             Box::new(|| Mail::Drain { per_second: 1 }),
+            Box::new(|| {
+                let action = HandoverAction::Probe;
+                Mail::Handover(Box::new(HandoverStep { attempt: 1, action }))
+            }),
             Box::new(|| Mail::Stop),
         ]
     }

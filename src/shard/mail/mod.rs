@@ -20,6 +20,7 @@ mod asker;
 mod closes;
 pub(crate) mod credits;
 pub(crate) mod emulation;
+mod handover;
 mod lane;
 pub(crate) mod mailbox;
 mod messages;
@@ -29,6 +30,7 @@ pub(crate) mod shard_set;
 pub use self::app_events::{AppEvent, AppEvents};
 pub use self::asker::{Asker, Method};
 pub use self::closes::{Close, ClosesOf};
+pub use self::handover::{HandoverAction, HandoverStep, Outcome};
 pub use self::lane::{Flushed, MailLane};
 pub use self::mailbox::{BROKER, Batch, CONTROL, Letterbox, Mailbox, Outside, PRESENCE_BROKER};
 pub use self::messages::{

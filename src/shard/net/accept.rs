@@ -60,6 +60,19 @@ impl<D: Driver> Net<D> {
         }
     }
 
+    /// While the shard settles: gives slots to the connections that its driver has accepted before, and to
+    /// those that other shards have passed. None is accepted.
+    pub(crate) fn seat_accepted(&mut self, cx: &Cx, post: &mut Post) {
+        while self.conns.len() < cx.node.options.slots_max() {
+            let (accepted, may_pass) = match self.driver.take_passed() {
+                Some(socket) => (Some(socket), false),
+                None => (self.driver.take_accepted(), true),
+            };
+            let Some(socket) = accepted else { return };
+            self.seat(cx, post, socket, may_pass);
+        }
+    }
+
     /// Leaves what waits at the listener there for a moment.
     fn accept_later(&mut self, cx: &Cx) {
         cx.counters().accepts_put_off.add(1);

@@ -73,14 +73,13 @@ impl From<RxImage> for Rx {
 }
 
 impl<D: Driver> Net<D> {
-    /// Writes the records of this group, and takes the sockets out.
-    pub(crate) fn write_image(&mut self, out: &mut ImageWriter) -> Vec<(ConnKey, D::Socket)> {
+    /// Writes the records of this group, and keeps what they are written from.
+    pub(crate) fn write_image(&mut self, out: &mut ImageWriter) {
         out.record(kind::NET, |out| {
             out.field(&self.next_generation);
             out.field(&Slots::of(self.conns.iter().map(|(at, _)| at)));
             out.field(&self.replaceable.order());
         });
-        let mut sockets = Vec::with_capacity(self.conns.len());
         for (index, conn) in &mut self.conns {
             let index = index as u32;
             out.record(kind::CONN, |out| {
@@ -96,10 +95,12 @@ impl<D: Driver> Net<D> {
                 });
             }
             if let Some(rx) = conn.rx.take() {
+                let image = RxImage::from(rx);
                 out.record(kind::INPUT, |out| {
                     out.field(&index);
-                    out.field(&RxImage::from(rx));
+                    out.field(&image);
                 });
+                conn.rx = Some(Box::new(Rx::from(image)));
             }
             let key = conn.key(index);
             if let Some(mut packed) = self.driver.pack(key) {
@@ -107,9 +108,10 @@ impl<D: Driver> Net<D> {
                     out.field(&index);
                     out.field(&packed);
                 });
+                let is_back = self.driver.unpack(key, &packed);
+                debug_assert!(is_back, "a state that was packed just now");
                 packed.zeroize();
             }
-            sockets.extend(conn.socket.take().map(|socket| (key, socket)));
         }
         self.addresses.write_image(out);
         for (index, poll) in &self.http.polls {
@@ -124,7 +126,20 @@ impl<D: Driver> Net<D> {
                 out.field(head);
             });
         }
-        sockets
+    }
+
+    /// The sockets of all connections, by their keys.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (ConnKey, &D::Socket)> {
+        let each = self.conns.iter();
+        each.filter_map(|(index, conn)| Some((conn.key(index as u32), conn.socket.as_ref()?)))
+    }
+
+    /// The same, and the connections end without them.
+    pub(crate) fn into_sockets(self) -> Vec<(ConnKey, D::Socket)> {
+        let Self { mut conns, .. } = self;
+        let each = conns.iter_mut();
+        each.filter_map(|(index, conn)| Some((conn.key(index as u32), conn.socket.take()?)))
+            .collect()
     }
 
     /// What keeps this group from being written. Looks at every connection.
@@ -352,7 +367,13 @@ mod tests {
     /// Writes the connections and reads them again, by a clock that is ahead.
     fn replace(of: &mut Wired, ahead: u64) -> (Vec<u8>, Result<(), Broken>) {
         let mut out = ImageWriter::new(of.cx.now);
-        let sockets = of.net.write_image(&mut out);
+        of.net.write_image(&mut out);
+        let sockets: Vec<ConnKey> = of.net.sockets().map(|(key, _)| key).collect();
+        let sockets = sockets.into_iter().filter_map(|key| {
+            let conn = of.net.conns.get_mut(key.index as usize)?;
+            Some((key, conn.socket.take()?))
+        });
+        let sockets: Vec<_> = sockets.collect();
         let image = out.finish();
         of.cx.node.open[0].store(0, Ordering::Relaxed);
         of.cx.now = of.cx.now.after(ahead);

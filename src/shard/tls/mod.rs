@@ -257,6 +257,18 @@ impl<D: Driver> Driver for Secured<D> {
         self.inner.close_listener();
     }
 
+    fn listeners(&self) -> Vec<&D::Socket> {
+        self.inner.listeners()
+    }
+
+    fn take_accepted(&mut self) -> Option<D::Socket> {
+        self.inner.take_accepted()
+    }
+
+    fn take_link(&mut self) -> Option<D::Socket> {
+        self.inner.take_link()
+    }
+
     fn has_work(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.has_work())
     }
