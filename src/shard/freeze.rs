@@ -358,6 +358,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_shard_that_was_written_goes_on_as_before() {
+        let mut of = Alone::new();
+        let link = of.connect();
+        of.says(link, r#"{"id":1,"connect":{}}"#);
+        of.says(link, r#"{"id":2,"subscribe":{"channel":"news"}}"#);
+        of.hears(link);
+        let frame = masked(r#"{"id":3,"publish":{"channel":"news","data":{"n":1}}}"#);
+        of.world.borrow_mut().write(link, &frame[..11]);
+        of.turns();
+        of.shard.settle().unwrap();
+        of.turns();
+        let image = of.shard.image().unwrap();
+        assert_eq!(of.shard.image().unwrap(), image, "writing changes nothing");
+        assert_eq!(of.shard.sockets().count(), 1);
+        of.shard.go_on();
+        of.world.borrow_mut().write(link, &frame[11..]);
+        let heard = of.hears(link);
+        assert!(heard.contains(r#""offset":1"#) && heard.contains(r#""id":3"#), "{heard}");
+    }
+
+    #[test]
     fn changed_images_are_refused() {
         let mut of = Alone::new();
         let link = of.connect();
