@@ -118,8 +118,10 @@ impl Tunnel {
         if self.tls.wants_write() {
             of_node |= PollFlags::OUT;
         }
-        let mut sockets =
-            [PollFd::new(&self.client, of_client), PollFd::new(&self.socket, of_node)];
+        // One that nothing is wanted of isn't waited for: a socket that has ended reports that each time.
+        let sockets = [(&self.client, of_client), (&self.socket, of_node)];
+        let wanted = sockets.into_iter().filter(|(_, events)| !events.is_empty());
+        let mut sockets: Vec<_> = wanted.map(|(socket, of)| PollFd::new(socket, of)).collect();
         poll(&mut sockets, None).unwrap();
     }
 
