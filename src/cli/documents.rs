@@ -3,21 +3,52 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::{command, say};
+use crate::load;
 
-/// `roost completions SHELL`: prints a script that completes the command line.
-pub(super) fn completions(shell: Shell) -> ExitCode {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command(), "roost", &mut script);
-    say(&String::from_utf8_lossy(&script));
+/// A program of the package. One of them has the documents of both, so that the other one, whose command line
+/// begins with a scenario, needs no commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Program {
+    /// The node.
+    Roost,
+    /// The load client.
+    RoostLoad,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Roost => "roost",
+            Self::RoostLoad => "roost-load",
+        }
+    }
+
+    fn command(self) -> Command {
+        match self {
+            Self::Roost => command(),
+            Self::RoostLoad => load::Flags::command(),
+        }
+    }
+
+    fn completions(self, shell: Shell) -> String {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut self.command(), self.name(), &mut script);
+        String::from_utf8_lossy(&script).into_owned()
+    }
+}
+
+/// `roost completions SHELL [PROGRAM]`: prints a script that completes a command line.
+pub(super) fn completions(shell: Shell, program: Program) -> ExitCode {
+    say(&program.completions(shell));
     ExitCode::SUCCESS
 }
 
-/// `roost man DIR`: writes a page for the program and for each command.
+/// `roost man DIR`: writes a page for each program and for each command.
 pub(super) fn man(folder: &Path) -> ExitCode {
     match write_all(folder) {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,10 +61,12 @@ pub(super) fn man(folder: &Path) -> ExitCode {
 
 fn write_all(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let mut root = command().disable_help_subcommand(true);
-    // Names the commands below: `roost-config-check`.
-    root.build();
-    write_pages(&root, folder)
+    Program::value_variants().iter().try_for_each(|program| {
+        let mut root = program.command().disable_help_subcommand(true);
+        // Names the commands below: `roost-config-check`.
+        root.build();
+        write_pages(&root, folder)
+    })
 }
 
 /// The pages of a command and of those below it.
@@ -57,6 +90,7 @@ mod tests {
         assert!(page("roost.1").contains("development node"));
         assert!(page("roost-serve.1").contains("http_server"));
         assert!(page("roost-config-check.1").contains("strict"));
+        assert!(page("roost-load.1").contains("connect\\-rate"));
         assert!(!folder.join("roost-help.1").exists());
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -64,10 +98,10 @@ mod tests {
     #[test]
     fn each_shell_has_a_script_with_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command(), "roost", &mut script);
-            let script = String::from_utf8(script).unwrap();
+            let script = Program::Roost.completions(shell);
             assert!(script.contains("serve") && script.contains("token"), "{shell}");
+            let script = Program::RoostLoad.completions(shell);
+            assert!(script.contains("broadcast") && script.contains("roost-load"), "{shell}");
         }
     }
 }

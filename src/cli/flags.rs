@@ -10,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as ClapCommand, FromArgMatches, Parser};
 
 use super::centrifugo::Theirs;
+use super::documents::Program;
 use super::health::HealthArgs;
 use super::init::InitArgs;
 use super::migrate::MigrateArgs;
@@ -78,12 +79,15 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
     },
-    /// Print a script that completes this command line in a shell.
+    /// Print a script that completes a command line in a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+        /// The program whose command line is completed.
+        #[arg(value_enum, default_value_t = Program::Roost)]
+        program: Program,
     },
-    /// Write the manual pages of all commands into a folder.
+    /// Write the manual pages of both programs and of all commands into a folder.
     Man {
         /// The folder; made if it is not there.
         #[arg(value_name = "DIR")]

@@ -144,7 +144,7 @@ fn without_node(
     match command {
         Command::Config(ConfigCommand::Check(arguments)) => check::check(&arguments),
         Command::Config(ConfigCommand::Default { format }) => check::defaults(format),
-        Command::Completions { shell } => documents::completions(shell),
+        Command::Completions { shell, program } => documents::completions(shell, program),
         Command::Man { folder } => documents::man(&folder),
         Command::Config(ConfigCommand::Init(arguments)) => init::run(&arguments),
         Command::Config(ConfigCommand::Migrate(arguments)) => migrate::run(&arguments),
