@@ -160,11 +160,7 @@ impl Control {
                     }
                 }
                 _ = signals.figures.recv() => self.print_figures(),
-                _ = signals.reload.recv() => {
-                    self.manager.reloading();
-                    self.reload();
-                    self.manager.reloaded();
-                }
+                _ = signals.reload.recv() => drop(self.reload()),
                 Some(reply) = signals.requested.recv() => {
                     // A client that is gone needs no answer.
                     let _ = reply.send(self.reload());
@@ -181,8 +177,16 @@ impl Control {
         }
     }
 
-    /// Reads the options again, and takes what may change. When something is wrong all stays as it is.
+    /// Reads the options again, between two messages to the service manager.
     fn reload(&self) -> Outcome {
+        self.manager.reloading();
+        let outcome = self.read_again();
+        self.manager.reloaded();
+        outcome
+    }
+
+    /// Takes what may change of the options. When something is wrong all stays as it is.
+    fn read_again(&self) -> Outcome {
         // Whatever the options are by now: its owner may have renamed the file.
         self.log.reopen();
         let reloaded = match (self.reload)() {

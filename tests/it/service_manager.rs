@@ -9,6 +9,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::command_line::roost;
 use crate::harness::*;
 
 /// The socket of a manager, in a file that is removed when it is dropped.
@@ -91,7 +92,8 @@ const OPEN_TO_ALL: &str = "client.insecure = true\nshutdown.timeout = '5s'\n";
 fn a_manager_hears_of_start_reload_health_and_end() {
     let manager = Manager::new("states");
     let variables = format!("NOTIFY_SOCKET={} WATCHDOG_USEC=300000", manager.1.display());
-    let node = start(&variables, &[], OPEN_TO_ALL, &[]).unwrap();
+    let options = format!("{OPEN_TO_ALL}admin = {{enabled = true, password = 'open sesame'}}\n");
+    let node = start(&variables, &[], &options, &[]).unwrap();
     let ready = manager.next_state();
     let address = node.listens_at();
     assert_eq!(ready, format!("READY=1\nSTATUS=Listening on {address} with 2 shards\n"));
@@ -105,6 +107,12 @@ fn a_manager_hears_of_start_reload_health_and_end() {
     // A file that is wrong changes nothing.
     node.reload("nonsense = 1\n[client", "nothing is changed");
     assert!(manager.next_state().starts_with("RELOADING=1\n"));
+    assert_eq!(manager.next_state(), "READY=1\n");
+    // So it is when the admin API requests it.
+    let url = format!("http://{address}");
+    let reloaded = roost(&["reload", "--url", &url, "--password", "open sesame"]);
+    assert_eq!(reloaded.code, Some(1), "{reloaded:?}");
+    assert!(manager.next_state().starts_with("RELOADING=1\nMONOTONIC_USEC="));
     assert_eq!(manager.next_state(), "READY=1\n");
     let mut client = node.connected();
     node.signal(Signal::TERM);
