@@ -4,8 +4,25 @@ use std::ffi::OsString;
 
 use clap::Command;
 
+/// Options of a node that most people need.
+macro_rules! usual_options {
+    () => {
+        "\
+  -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
+  -a, --address ADDRESS      address to listen on  [all]
+  -p, --port PORT            port to listen on  [8000]
+      --dev                  a development node, open to this machine
+      --log-level LEVEL      none, trace, debug, info, warn or error  [info]
+      --shards N             threads that hold connections  [cores]
+      --memory-limit SIZE    memory that the node may use  [80%]
+      --tls-self-signed      speak TLS, for trials
+"
+    };
+}
+
 /// Commands, the options that most people need, and where the rest is: 24 lines of 80 columns.
-const SCREEN: &str = "\
+const SCREEN: &str = concat!(
+    "\
 roost pushes messages to browsers, phones and devices.
 
 Usage: roost [COMMAND] [OPTIONS]     without a command and a configuration: a
@@ -18,36 +35,28 @@ Commands:
   health, status, top        whether a node can serve; its figures; a live view
   reload, upgrade            new configuration; new process, connections stay
 Options of a node:
-  -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
-  -a, --address ADDRESS      address to listen on  [all]
-  -p, --port PORT            port to listen on  [8000]
-      --dev                  a development node, open to this machine
-      --log-level LEVEL      none, trace, debug, info, warn or error  [info]
-      --shards N             threads that hold connections  [cores]
-      --memory-limit SIZE    memory that the node may use  [80%]
-      --tls-self-signed      speak TLS, for trials
+",
+    usual_options!(),
+    "\
 Examples: roost config init && roost serve -c roost.toml
           roost token --user 42 -c roost.toml
 All options: roost --help, roost config explain NAME; more: roost COMMAND -h
-";
+"
+);
 
 /// Options of the node are 250, so `roost serve -h` is a screen, too.
-const OF_SERVE: &str = "\
+const OF_SERVE: &str = concat!(
+    "\
 Run a node.
 
 Usage: roost serve [OPTIONS]
 
-  -c, --config FILE          configuration (TOML, YAML, JSON)  [ROOST_CONFIG]
-  -a, --address ADDRESS      address to listen on  [all]
-  -p, --port PORT            port to listen on  [8000]
-      --dev                  a development node, open to this machine
-      --log-level LEVEL      none, trace, debug, info, warn or error  [info]
-      --shards N             threads that hold connections  [cores]
-      --memory-limit SIZE    memory that the node may use  [80%]
-      --tls-self-signed      speak TLS, for trials
-
+",
+    usual_options!(),
+    "
 All options: roost serve --help, roost config explain NAME
-";
+"
+);
 
 /// The command line whose help is short where `-h` is among the arguments. `--help` has it all.
 pub(super) fn in_place(command: Command, arguments: &[OsString]) -> Command {

@@ -46,72 +46,23 @@ use crate::shard::{CONN_BYTES, NodeState, ShardCounters};
 
 /// Groups of counters that are one metric with a label: beginning of the counters' names, the metric,
 /// the label, the help text.
+#[rustfmt::skip]
 const BY_LABEL: &[(&str, &str, &str, &str)] = &[
-    (
-        "closed_",
-        "connections_closed_by_node",
-        "reason",
-        "Connections that the node closed, by reason",
-    ),
-    (
-        "faults_",
-        "client_faults",
-        "reason",
-        "Connections closed because of invalid input of the client, by reason",
-    ),
-    (
-        "broker_gaps_",
-        "broker_gaps",
-        "cause",
-        "Gaps that the history of the broker could not close, by cause",
-    ),
+    ("closed_", "connections_closed_by_node", "reason", "Connections that the node closed, by reason"),
+    ("faults_", "client_faults", "reason", "Connections closed because of invalid input of the client, by reason"),
+    ("broker_gaps_", "broker_gaps", "cause", "Gaps that the history of the broker could not close, by cause"),
     ("refused_", "requests_refused", "reason", "Requests refused by shards, by reason"),
-    (
-        "shed_",
-        "memory_given_up",
-        "what",
-        "Released because the node was over its memory limit, or history over its share of it",
-    ),
+    ("shed_", "memory_given_up", "what", "Released because the node was over its memory limit, or history over its share of it"),
     ("short_", "memory_refused", "what", "Refused because memory was short, by kind"),
-    (
-        "busy_",
-        "requests_unavailable",
-        "reason",
-        "Requests refused as temporarily unavailable (503), by reason",
-    ),
-    (
-        "replaced_",
-        "connections_replaced",
-        "state",
-        "Idle connections closed to make room for new ones, by state",
-    ),
-    (
-        "tls_handshakes_1_",
-        "tls_handshakes",
-        "kind",
-        "TLS handshakes that have succeeded, by version and whether a ticket was used",
-    ),
+    ("busy_", "requests_unavailable", "reason", "Requests refused as temporarily unavailable (503), by reason"),
+    ("replaced_", "connections_replaced", "state", "Idle connections closed to make room for new ones, by state"),
+    ("tls_handshakes_1_", "tls_handshakes", "kind", "TLS handshakes that have succeeded, by version and whether a ticket was used"),
     ("tls_failed_", "tls_handshakes_failed", "reason", "TLS handshakes that failed, by reason"),
-    (
-        "tls_record_faults_",
-        "tls_record_faults",
-        "reason",
-        "TLS connections closed because of an invalid record, by reason",
-    ),
+    ("tls_record_faults_", "tls_record_faults", "reason", "TLS connections closed because of an invalid record, by reason"),
     ("method_", "client_commands", "method", "Commands of clients, by method"),
     ("error_", "client_errors", "code", "Commands of clients answered with an error, by code"),
-    (
-        "disconnect_",
-        "disconnects",
-        "code",
-        "Sessions that the node ended, by code of the disconnect",
-    ),
-    (
-        "unsubscribe_",
-        "unsubscribes",
-        "code",
-        "Subscriptions that ended before their connections, by code; client: the client has unsubscribed",
-    ),
+    ("disconnect_", "disconnects", "code", "Sessions that the node ended, by code of the disconnect"),
+    ("unsubscribe_", "unsubscribes", "code", "Subscriptions that ended before their connections, by code; client: the client has unsubscribed"),
 ];
 
 /// Counters with a label for each shard.
