@@ -209,11 +209,12 @@ fn redis_of(wanted: &Wanted, costs: &Costs) -> u64 {
     if !wanted.redis {
         return 0;
     }
-    let kept = wanted.channels * wanted.history;
+    // Redis allocates the first block of a stream as a whole.
     let record = wanted.payload as f64 + costs.of("redis_record_bytes");
+    let stream = (wanted.history as f64 * record).max(costs.of("redis_block_bytes"));
     let entries = if wanted.presence { wanted.connections * wanted.subscriptions } else { 0 };
-    bytes(if wanted.history > 0 { wanted.channels } else { 0 }, costs.of("redis_channel_bytes"))
-        + bytes(kept, record)
+    let streams = if wanted.history > 0 { wanted.channels } else { 0 };
+    bytes(streams, costs.of("redis_channel_bytes") + stream)
         + bytes(entries, costs.of("redis_presence_bytes"))
 }
 
