@@ -37,7 +37,7 @@ pub(super) enum Theirs {
     /// Print a subscription token (Centrifugo's name of `token --channel`).
     Gensubtoken {
         /// Channel.
-        #[arg(short = 's', long, value_name = "C", default_value = "")]
+        #[arg(short = 's', long, value_name = "C")]
         channel: String,
         /// The same as for a connection token.
         #[command(flatten)]
@@ -162,8 +162,7 @@ fn gentoken(
         user: user.clone(),
         channel: channel.clone(),
         ttl: validity,
-        // A file that isn't there leaves the variables, as it does with Centrifugo.
-        config: config.exists().then(|| config.clone()),
+        config: chosen(config),
         ..TokenArgs::default()
     };
     let made = match token::make(&given, environment) {
@@ -185,12 +184,18 @@ fn gentoken(
     ExitCode::SUCCESS
 }
 
+/// The file with the keys. The default one may be missing, which leaves the variables, as it does with
+/// Centrifugo; a token by the key of a development node is nobody's intention who has named a file.
+fn chosen(file: &Path) -> Option<PathBuf> {
+    (file.exists() || file != Path::new(config::DEFAULT_FILE)).then(|| file.to_owned())
+}
+
 fn checktoken(
     arguments: &CheckTokenArgs,
     is_subscription: bool,
     environment: Vec<(String, String)>,
 ) -> ExitCode {
-    let file = arguments.config.exists().then(|| arguments.config.clone());
+    let file = chosen(&arguments.config);
     let loaded = match config::load(&Sources { file, environment, ..Sources::default() }) {
         Ok(loaded) => loaded,
         Err(fault) => return refuse(&fault),

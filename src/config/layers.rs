@@ -98,12 +98,12 @@ impl Report {
         let mut warnings = Vec::new();
         if strict { &mut problems } else { &mut warnings }.extend(unknown);
         warnings.extend(others);
-        warnings.extend(advice);
-        if problems.is_empty() {
-            Ok(warnings)
-        } else {
-            Err(ConfigError { problems, warnings, json_log: false })
+        if !problems.is_empty() {
+            // Advice would be about the defaults in the place of options that are wrong or unread.
+            return Err(ConfigError { problems, warnings, json_log: false });
         }
+        warnings.extend(advice);
+        Ok(warnings)
     }
 }
 

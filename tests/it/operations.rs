@@ -1,8 +1,10 @@
 //! Commands that write configurations, size systems and look at running nodes, with what they leave behind.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
 
 use serde_json::{Value, json};
 
@@ -74,6 +76,106 @@ fn a_written_configuration_works_end_to_end() {
     assert_eq!(wrong.code, Some(1));
     assert!(wrong.errors.contains("the password is wrong"), "{wrong:?}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// `roost top` in a terminal of its own, which `script` makes, and the name of that terminal.
+struct TopInTerminal {
+    process: Child,
+    output: Receiver<u8>,
+    seen: Vec<u8>,
+    terminal: String,
+}
+
+impl TopInTerminal {
+    fn start(node: &Node) -> Self {
+        let program = env!("CARGO_BIN_EXE_roost");
+        // A terminal of `script` without one behind it has no size.
+        let line = format!(
+            "stty rows 30 cols 100; tty; {program} top --url http://{} --password 'open sesame'; \
+             echo code $?; stty -a",
+            node.address()
+        );
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env("TERM", "xterm").env("SHELL", "/bin/sh").stderr(Stdio::null());
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, output) = std::sync::mpsc::channel();
+        let mut stdout = process.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = stdout.read(&mut bytes) {
+                bytes[..count].iter().for_each(|byte| drop(sender.send(*byte)));
+            }
+        });
+        let mut top = Self { process, output, seen: Vec::new(), terminal: String::new() };
+        let text = top.until("\n");
+        top.terminal = text.trim().to_owned();
+        assert!(top.terminal.starts_with("/dev/pts/"), "{text:?}");
+        top
+    }
+
+    /// What is written until some text, which is part of it.
+    fn until(&mut self, text: &str) -> String {
+        let from = self.seen.len();
+        while !self.seen[from..].ends_with(text.as_bytes()) {
+            let Ok(byte) = self.output.recv_timeout(BOUND) else {
+                panic!("no {text:?} in {:?}", String::from_utf8_lossy(&self.seen[from..]));
+            };
+            self.seen.push(byte);
+        }
+        String::from_utf8_lossy(&self.seen[from..]).into_owned()
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.process.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn resize(&self, rows: u16, columns: u16) {
+        let (rows, columns) = (rows.to_string(), columns.to_string());
+        let words = ["-F", &self.terminal, "rows", &rows, "cols", &columns];
+        assert!(Command::new("stty").args(words).status().unwrap().success());
+    }
+
+    /// The terminal is as it was: no other screen, a cursor, lines and echo.
+    fn is_restored(mut self, code: &str) {
+        self.until("\u{1b}[?1049l");
+        self.until("\u{1b}[?25h");
+        self.until(code);
+        let state = self.until(" iexten");
+        assert!(state.contains(" icanon") && !state.contains("-icanon"), "{state}");
+        let state = state + &self.until("echoke");
+        assert!(state.contains(" echo ") && !state.contains("-echo "), "{state}");
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+    }
+}
+
+#[test]
+fn top_in_a_terminal() {
+    let node = Node::start(&format!("{ADMIN}[client]\ninsecure = true\n"), &[]);
+    let mut top = TopInTerminal::start(&node);
+    // Another screen, without a cursor; then figures.
+    top.until("\u{1b}[?1049h");
+    top.until("\u{1b}[?25l");
+    top.until("healthy");
+    top.press("?");
+    top.until("next column");
+    top.press("?p");
+    top.until("paused");
+    // A smaller terminal is drawn anew, in its size.
+    top.resize(20, 60);
+    top.until("paused");
+    top.press("q");
+    top.is_restored("code 0");
+    // A signal restores the terminal as well, and so does the end of the node.
+    let mut top = TopInTerminal::start(&node);
+    top.until("healthy");
+    top.press("\u{3}");
+    top.is_restored("code 0");
+    let mut top = TopInTerminal::start(&node);
+    top.until("healthy");
+    drop(node);
+    top.is_restored("code 1");
 }
 
 const ADMIN: &str = "[admin]\nenabled = true\npassword = \"open sesame\"\n";
@@ -168,6 +270,16 @@ fn commands_by_centrifugos_names() {
         "{said}"
     );
     let (_, sub, _) = run(&["gensubtoken", "-u", "42", "-s", "chat:a", "-q"]);
+    assert_eq!(run(&["gensubtoken", "-u", "42"]).0, Some(2), "a token for no channel");
+    // A file that is named has to be there: without it the key would be another one.
+    for command in
+        [&["gentoken", "-c", "missing.toml"][..], &["checktoken", &sub, "-c", "missing.toml"]]
+    {
+        let missing = roost(command);
+        assert_eq!(missing.code, Some(2), "{missing:?}");
+        // ... and nothing is said about options that nobody has set.
+        assert_eq!(missing.errors, "error: missing.toml: no such file\n");
+    }
     let (code, said, _) = run(&["checksubtoken", &sub]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("channel \"chat:a\""), "{said}");
