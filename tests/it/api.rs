@@ -1030,6 +1030,29 @@ fn metrics_under_the_names_of_centrifugo() {
     };
     assert_eq!(value("centrifugo_node_num_clients"), 1.0);
     assert_eq!(value("centrifugo_node_num_channels"), 1.0);
+    for name in [
+        "node_num_users",
+        "node_num_subscriptions",
+        "node_num_nodes",
+        "node_messages_received_count",
+        "node_broadcast_duration_seconds",
+        "client_subscriptions_inflight",
+        "client_command_duration_seconds",
+        "client_num_server_unsubscribes",
+        "client_recover",
+        "client_ping_pong_duration_seconds",
+        "transport_messages_sent",
+        "transport_messages_sent_size",
+        "transport_messages_received",
+        "transport_messages_received_size",
+        "api_command_duration_seconds",
+        "api_command_errors_total",
+        "proxy_duration_seconds",
+        "proxy_errors",
+        "proxy_inflight_requests",
+    ] {
+        assert!(text.contains(&format!("# TYPE centrifugo_{name} ")), "{name}: {text}");
+    }
     let publications = r#"{type="publication",channel_namespace=""}"#;
     assert_eq!(value(&format!("centrifugo_node_messages_sent_count{publications}")), 1.0);
     let connections = r#"{transport="websocket",client_name="",client_version=""}"#;
