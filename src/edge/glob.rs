@@ -23,6 +23,32 @@ impl Glob {
     }
 }
 
+/// A pattern that matches this text alone.
+pub fn escape(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for char in text.chars() {
+        if matches!(char, '\\' | '*' | '?' | '[' | ']' | '{' | '}' | ',') {
+            pattern.push('\\');
+        }
+        pattern.push(char);
+    }
+    pattern
+}
+
+/// The only text that a pattern matches, where it has no wildcard.
+pub fn literal_of(pattern: &str) -> Option<String> {
+    let mut text = String::with_capacity(pattern.len());
+    let mut chars = pattern.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '*' | '?' | '[' | '{' => return None,
+            '\\' => text.push(chars.next()?),
+            other => text.push(other),
+        }
+    }
+    Some(text)
+}
+
 /// Bytes of a prepared pattern at most, about.
 const SIZE_MAX: usize = 1 << 20;
 
@@ -84,7 +110,29 @@ fn literal(regex: &mut String, char: char) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn an_escaped_text_is_matched_alone(text in "[a*?\\[\\]{},!:\\\\ä-]{0,12}", other in "[a*?\\[{,ä]{0,4}") {
+            let pattern = escape(&text);
+            let glob = Glob::new(&pattern).unwrap();
+            prop_assert!(glob.matches(&text));
+            prop_assert_eq!(glob.matches(&other), other == text);
+            prop_assert_eq!(literal_of(&pattern), Some(text));
+        }
+    }
+
+    #[test]
+    fn patterns_with_wildcards_have_no_literal() {
+        for pattern in ["a*", "?", "[ab]", "{a,b}", "a\\"] {
+            assert_eq!(literal_of(pattern), None, "{pattern}");
+        }
+        assert_eq!(literal_of("a:b,c}").as_deref(), Some("a:b,c}"));
+        assert_eq!(literal_of("a\\*").as_deref(), Some("a*"));
+    }
 
     #[test]
     fn a_pattern_has_a_bound_when_it_is_prepared() {

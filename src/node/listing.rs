@@ -6,8 +6,10 @@ use super::control_mail::{Busy, ControlMail};
 use super::slices::Slice;
 use crate::base::limits::{API_LARGE_ANSWER_CREDITS, API_PATTERN_BYTES_MAX};
 use crate::edge::channels::OWN_CHANNEL;
-use crate::edge::glob::Glob;
-use crate::shard::mail::{Asker, List, ListOf, Mail};
+use crate::edge::glob::{Glob, literal_of};
+use crate::hub::names::NameHasher;
+use crate::proto::client::Encoding;
+use crate::shard::mail::{Answer, Asker, List, ListOf, Mail, Read, Reading};
 
 /// Why there is no list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +44,26 @@ pub(super) fn glob(pattern: &str) -> Result<Option<Glob>, ListFault> {
     }
 }
 
-/// The channels with subscribers here that match a pattern (all for an empty one), in any order.
+/// The channels with subscribers here that match a pattern (all for an empty one), in any order. One without a
+/// wildcard is looked up at its home, whatever the number of channels.
 ///
 /// # Errors
 /// The pattern can't be used, the list takes more than `bytes_max`, or a shard has no room for the question.
 pub(super) async fn channels(
+    names: &NameHasher,
     control_mail: &ControlMail,
     pattern: &str,
     bytes_max: usize,
 ) -> Result<Vec<(CompactString, u32)>, ListFault> {
     let glob = glob(pattern)?;
+    if let Some(name) = literal_of(pattern).filter(|name| !name.is_empty()) {
+        return match subscribers(names, control_mail, &name).await? {
+            0 => Ok(Vec::new()),
+            _ if name == OWN_CHANNEL => Ok(Vec::new()),
+            _ if name.len() + LISTED_BYTES > bytes_max => Err(ListFault::TooLong),
+            count => Ok(vec![(name.into(), count)]),
+        };
+    }
     let (mut channels, mut bytes) = (Vec::new(), 0);
     let mut slice = Slice::default();
     for shard in control_mail.shards() {
@@ -78,6 +90,34 @@ pub(super) async fn channels(
         }
     }
     Ok(channels)
+}
+
+/// The number of subscribers that a channel has here.
+///
+/// # Errors
+/// The channel's home has no room for the question.
+pub(super) async fn subscribers(
+    names: &NameHasher,
+    control_mail: &ControlMail,
+    channel: &str,
+) -> Result<u32, ListFault> {
+    let hash = names.hash(channel);
+    let sent = control_mail.ask(names.home(hash), API_LARGE_ANSWER_CREDITS, |asker| {
+        Mail::Read(Box::new(Read {
+            channel: channel.into(),
+            hash,
+            // Its options don't matter.
+            namespace: 0,
+            asker,
+            encoding: Encoding::Json,
+            bytes_max: 0,
+            what: Reading::Subscribers,
+        }))
+    });
+    match sent?.await {
+        Ok(Mail::Answer { answer: Answer::Subscribers(count), .. }) => Ok(count),
+        _ => Err(ListFault::Internal),
+    }
 }
 
 /// Bytes of a channel in a list of them at most, beside its name.

@@ -175,6 +175,14 @@ fn a_publish_returns_the_number_of_subscribers_when_it_is_requested() {
     first.subscribe("news");
     second.subscribe("news");
     assert_eq!(publish("news")["subscribers"], 2);
+    // A pattern without a wildcard is looked up, and its escapes are none of the name.
+    let listed = |pattern: &str| {
+        let answer = node.call("channels", json!({"pattern": pattern}));
+        answer["result"]["channels"].clone()
+    };
+    assert_eq!(listed("news"), json!({"news": {"num_clients": 2}}));
+    assert_eq!(listed(r"ne\ws"), listed("new?"));
+    assert_eq!(listed("new"), json!({}));
     let plain = node.call("publish", json!({"channel": "news", "data": 1}));
     assert!(plain["result"].get("subscribers").is_none(), "{plain}");
 }

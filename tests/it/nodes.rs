@@ -328,6 +328,25 @@ fn messages_of_a_node_of_another_kind_are_carried_out() {
     assert_eq!(stranger.ask(3, "channels", b"\x0a\x01[").0, 2);
     assert_eq!(stranger.ask(4, "other", b"").0, 3);
     assert_eq!(stranger.ask(5, "centrifuge_emulation", b"\x12\x01s\x1a\x02{}").0, 2);
+    // The number of subscribers is that of all nodes; a node that fails to answer takes only the number away.
+    let mut counted = |code: Code| {
+        std::thread::scope(|scope| {
+            let params = json!({"channel": "news", "data": 2, "count_subscribers": true});
+            let published = scope.spawn(|| a.call("publish", params));
+            let (id, data) = stranger.hear(|_, message| match message {
+                Message::SurveyRequest(request) => Some((request.id, request.data)),
+                _ => None,
+            });
+            assert_eq!(data, b"\x0a\x04news");
+            let mut data = Vec::new();
+            put_channel(&mut data, "news", 4);
+            stranger.say(Message::SurveyResponse(response(id, code, data)));
+            published.join().unwrap()["result"].take()
+        })
+    };
+    assert_eq!(counted(Code::Ok)["subscribers"], 5);
+    let without = counted(Code::Internal);
+    assert!(without.is_object() && without.get("subscribers").is_none(), "{without}");
     // Questions of roost are answered by it.
     let asked = std::thread::scope(|scope| {
         let asked = scope.spawn(|| a.call("channels", json!({"pattern": "n*"})));

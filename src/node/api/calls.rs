@@ -117,7 +117,7 @@ pub(in crate::node) struct BroadcastCall {
 pub(in crate::node) struct Published {
     pub(in crate::node) offset: u64,
     pub(in crate::node) epoch: CompactString,
-    /// Subscribers on this node, where the call requested their number.
+    /// Subscribers on all nodes, where the call requested their number and all nodes have answered.
     pub(in crate::node) subscribers: Option<u32>,
 }
 

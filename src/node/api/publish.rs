@@ -15,12 +15,12 @@ impl Api {
     /// The channel can't have such a publication, or there is no room for it.
     pub(in crate::node) async fn publish(&self, publish: PublishCall) -> Result<Published> {
         let sent = self.begin_publish(&publish.channel, &publish.content);
-        // Behind the publication in the mail of the home: the number of those that it went to.
+        // Begun behind the publication: the number of those that it went to.
         let counted = publish.counts.then(|| self.subscribers(&publish.channel));
         self.logged("publish", async {
             let mut published = published(sent?).await?;
             if let Some(counted) = counted {
-                published.subscribers = Some(counted.await?);
+                published.subscribers = counted.await.unwrap_or(None);
             }
             Ok(published)
         })

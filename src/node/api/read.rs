@@ -8,6 +8,7 @@ use super::{Api, namespace};
 use crate::base::frame::SharedFrame;
 use crate::base::limits::API_LARGE_ANSWER_CREDITS;
 use crate::edge::channels::Namespace;
+use crate::edge::glob;
 use crate::hub::history::Page;
 use crate::node::listing::{self, ListFault};
 use crate::proto::client::Encoding;
@@ -78,16 +79,22 @@ impl Api {
         self.logged("history_remove", async { answer.await.map(|_| ()) }).await
     }
 
-    /// The number of subscribers that a channel has on this node.
+    /// The number of subscribers that a channel has on all nodes; none if another node has no answer. Each
+    /// node looks the channel up at its home, but a question and an answer for each node go over the broker.
     ///
     /// # Errors
-    /// There is no such namespace.
-    pub(super) async fn subscribers(&self, channel: &str) -> Result<u32> {
-        let format = Format { encoding: Encoding::Json, bytes_max: 0 };
-        match self.read(channel, Reading::Subscribers, format, |_| true).await? {
-            Answer::Subscribers(count) => Ok(count),
-            _ => Err(ApiError::Internal),
-        }
+    /// This node's own number is not to be had.
+    pub(super) async fn subscribers(&self, channel: &str) -> Result<Option<u32>> {
+        let asked = self.cluster.as_ref();
+        let asked = asked.map(|cluster| cluster.ask_for_channels(&glob::escape(channel)));
+        let own = listing::subscribers(&self.node.names, &self.control_mail, channel).await?;
+        let others = match asked {
+            None => return Ok(Some(own)),
+            Some(Err(_)) => return Ok(None),
+            Some(Ok(asked)) => asked.channels(Vec::new(), SUBSCRIBERS_BYTES_MAX).await,
+        };
+        let of = others.ok().map(|others| others.get(channel).copied().unwrap_or(0));
+        Ok(of.map(|others| own.saturating_add(others)))
     }
 
     /// Sends a question to a channel's home, where its namespace has such a thing.
@@ -149,8 +156,10 @@ impl Api {
         pattern: &str,
         bytes_max: usize,
     ) -> Result<Vec<(CompactString, u32)>> {
+        let names = &self.node.names;
         let Some(cluster) = &self.cluster else {
-            let mut channels = listing::channels(&self.control_mail, pattern, bytes_max).await?;
+            let mut channels =
+                listing::channels(names, &self.control_mail, pattern, bytes_max).await?;
             channels.sort_unstable();
             return Ok(channels);
         };
@@ -162,11 +171,14 @@ impl Api {
             });
         }
         let asked = cluster.ask_for_channels(pattern)?;
-        let own = listing::channels(&self.control_mail, pattern, bytes_max).await?;
+        let own = listing::channels(names, &self.control_mail, pattern, bytes_max).await?;
         let all = asked.channels(own, bytes_max).await?;
         Ok(all.into_iter().collect())
     }
 }
+
+/// Bytes of the names of one channel, from all nodes.
+const SUBSCRIBERS_BYTES_MAX: usize = 64 << 10;
 
 fn encoded(answer: Answer) -> Result<SharedFrame> {
     match answer {

@@ -123,7 +123,8 @@ impl Cluster {
 
     /// The channels here, for another node.
     async fn list(&self, pattern: &str) -> Result<Vec<u8>, Code> {
-        let listed = listing::channels(&self.control_mail, pattern, SURVEY_ANSWER_BYTES_MAX).await;
+        let (names, mail) = (&self.node.names, &self.control_mail);
+        let listed = listing::channels(names, mail, pattern, SURVEY_ANSWER_BYTES_MAX).await;
         let listed = listed.map_err(|fault| match fault {
             ListFault::Pattern | ListFault::LongPattern => Code::Invalid,
             ListFault::Busy => Code::Busy,
