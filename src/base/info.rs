@@ -13,21 +13,32 @@ pub struct ClientInfo<'a> {
     pub conn_info: &'a [u8],
     /// From the subscription; empty is none.
     pub chan_info: &'a [u8],
+    /// When the client subscribed, in seconds since 1970; 0 where the namespace keeps no times.
+    pub subscribed_at: u32,
 }
 
 /// Bytes of the three lengths that stand first; what is left is `chan_info`.
 const HEAD_BYTES: usize = 12;
 
+/// In the first length: a time of 4 bytes follows the lengths. Clients without one don't pay for it.
+const HAS_TIME: u32 = 1 << 31;
+
 impl<'a> ClientInfo<'a> {
-    /// The packed form: three lengths of 4 bytes, then user, client, `conn_info`, `chan_info`.
+    /// The packed form: three lengths of 4 bytes, the time if there is one, then user, client, `conn_info`,
+    /// `chan_info`.
     pub fn pack(&self) -> Box<[u8]> {
         let parts = [self.user.as_bytes(), self.client.as_bytes(), self.conn_info, self.chan_info];
-        let bytes = HEAD_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
+        let time = self.subscribed_at.to_le_bytes();
+        let time = if self.subscribed_at == 0 { &time[..0] } else { &time[..] };
+        let bytes = HEAD_BYTES + time.len() + parts.iter().map(|part| part.len()).sum::<usize>();
         let mut packed = Vec::with_capacity(bytes);
+        let mut mark = if time.is_empty() { 0 } else { HAS_TIME };
         for part in &parts[..3] {
-            // Each came in one message, whose length has a bound far below 4 GiB.
-            packed.extend_from_slice(&(part.len() as u32).to_le_bytes());
+            // Each came in one message, whose length has a bound far below 2 GiB.
+            packed.extend_from_slice(&(part.len() as u32 | mark).to_le_bytes());
+            mark = 0;
         }
+        packed.extend_from_slice(time);
         parts.iter().for_each(|part| packed.extend_from_slice(part));
         packed.into_boxed_slice()
     }
@@ -35,8 +46,15 @@ impl<'a> ClientInfo<'a> {
     /// The packed value; `None` for any other bytes, and for none.
     pub fn unpack(packed: &'a [u8]) -> Option<Self> {
         let (head, mut rest) = packed.split_at_checked(HEAD_BYTES)?;
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_le_bytes);
+        let has_time = number(&head[..4])? & HAS_TIME != 0;
+        let mut subscribed_at = 0;
+        if has_time {
+            let (time, behind) = rest.split_at_checked(4)?;
+            (subscribed_at, rest) = (number(time)?, behind);
+        }
         let mut part = |at: usize| {
-            let len = u32::from_le_bytes(head[at * 4..][..4].try_into().ok()?);
+            let len = number(&head[at * 4..][..4])? & !HAS_TIME;
             let (part, behind) = rest.split_at_checked(len as usize)?;
             rest = behind;
             Some(part)
@@ -47,6 +65,7 @@ impl<'a> ClientInfo<'a> {
             client: std::str::from_utf8(client).ok()?,
             conn_info,
             chan_info: rest,
+            subscribed_at,
         })
     }
 }
@@ -64,11 +83,16 @@ mod tests {
             client in "[0-9a-f-]{0,36}",
             conn_info in proptest::collection::vec(any::<u8>(), 0..40),
             chan_info in proptest::collection::vec(any::<u8>(), 0..40),
+            subscribed_at in prop_oneof![Just(0), any::<u32>()],
         ) {
             let info = ClientInfo {
                 user: &user, client: &client, conn_info: &conn_info, chan_info: &chan_info,
+                subscribed_at,
             };
             let packed = info.pack();
+            let time_bytes = if subscribed_at == 0 { 0 } else { 4 };
+            let parts = user.len() + client.len() + conn_info.len() + chan_info.len();
+            prop_assert_eq!(packed.len(), HEAD_BYTES + time_bytes + parts);
             prop_assert_eq!(ClientInfo::unpack(&packed), Some(info));
         }
 

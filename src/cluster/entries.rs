@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn info(client: &str) -> Box<[u8]> {
-        ClientInfo { user: "u", client, conn_info: b"{}", chan_info: b"" }.pack()
+        ClientInfo { user: "u", client, conn_info: b"{}", ..<_>::default() }.pack()
     }
 
     fn words(request: &Request) -> Vec<String> {

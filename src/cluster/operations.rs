@@ -627,6 +627,8 @@ fn entry(envelope: &Envelope<'_>, offset: Option<u64>) -> Result<(Option<Epoch>,
         info: &read.info,
         tags: &read.tags,
         is_json: is_json(&read.data) && infos.is_none_or(|info| info_is_json(&info)),
+        // That of the entry is in milliseconds.
+        time: 0,
     };
     let entry = Entry {
         after: offset.saturating_sub(1),
@@ -791,7 +793,7 @@ mod tests {
     #[test]
     fn refreshes_are_a_script_of_their_own_without_what_entries_contain() {
         let info =
-            |user, client| ClientInfo { user, client, conn_info: b"{}", chan_info: b"" }.pack();
+            |user, client| ClientInfo { user, client, conn_info: b"{}", ..<_>::default() }.pack();
         let (enter, refresh) = (PresenceChange::Enter { announces: true }, PresenceChange::Refresh);
         let changes =
             vec![(refresh, info("u", "1")), (enter, info("v", "2")), (refresh, info("w", "3"))];
@@ -975,7 +977,8 @@ mod tests {
         let text = |name: &str| info[name].as_str().unwrap_or_default();
         let (conn_info, chan_info) = (packed(&info["conn_info"]), packed(&info["chan_info"]));
         let (user, client) = (text("user"), text("client"));
-        ClientInfo { user, client, conn_info: &conn_info, chan_info: &chan_info }.pack()
+        ClientInfo { user, client, conn_info: &conn_info, chan_info: &chan_info, ..<_>::default() }
+            .pack()
     }
 
     fn check_publication(delivered: &Delivered, decoded: &Value) {

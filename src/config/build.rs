@@ -478,6 +478,8 @@ fn namespace(root: &Scope, scope: &Scope, proxies: &Proxies<'_>, report: &mut Re
         slow_policy,
         write_delay_ms: scope.ms("roost.write_delay"),
         uncompressed: !scope.flag("roost.compression"),
+        history_time: scope.flag("roost.history_time"),
+        subscribed_at: scope.flag("roost.subscribed_at"),
         subscribe_proxy: proxies.of_namespace(scope, "subscribe", report),
         publish_proxy: proxies.of_namespace(scope, "publish", report),
         sub_refresh_proxy: proxies.of_namespace(scope, "sub_refresh", report),

@@ -273,12 +273,13 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("broker.enabled", Bool, "false", Built, "Keep channels elsewhere than the engine does."),
     opt("broker.type", Text, "\"memory\"", Built, "Where: memory or redis."),
     other("broker.nats", Any, "", Silent("has an effect only with broker.type = \"nats\", which is refused")),
+    other("broker.redisnats", Any, "", Silent("has an effect only with broker.type = \"redisnats\", which is refused")),
     other("broker.postgres", Any, "", Silent("has an effect only with broker.type = \"postgres\", which is refused")),
     opt("presence_manager.enabled", Bool, "false", Built, "Keep presence elsewhere than the engine does."),
     opt("presence_manager.type", Text, "\"memory\"", Built, "Where: memory or redis."),
     other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions alone use it, and a namespace with some is refused")),
     other("map_broker", Any, "", Silent(TYPED)),
-    other("controller.enabled", Bool, "false", Refused("several nodes aren't built yet")),
+    other("controller.enabled", Bool, "false", Refused("messages among nodes go over the Redis of the engine or the broker")),
     other("controller", Any, "", Silent(SWITCHED_OFF)),
 
 
@@ -349,6 +350,8 @@ pub(crate) static OPTIONS: &[Opt] = &[
     other("prometheus", Any, "", Silent("selects further metrics; none affects access or delivery")),
     opt("health.enabled", Bool, "false", Built, "Report by status 200 or 503 whether this node can serve."),
     opt("health.handler_prefix", PATH, "\"/health\"", Built, "Path of the health check."),
+    other("dev.enabled", Bool, "false", Harmless("roost serve --dev runs a development node")),
+    other("enable_unreleased_features", Bool, "false", Harmless("each feature that is built is on, or has an option of its own")),
     other("swagger.enabled", Bool, "false", Harmless(GONE)),
     other("swagger", Any, "", Silent("has an effect only with swagger.enabled, which warns")),
     other("debug.enabled", Bool, "false", Harmless(GONE)),
@@ -413,6 +416,8 @@ static NAMESPACE: &[Opt] = &[
     opt("roost.write_delay", Duration, "\"0s\"", Built, "Time that a publication waits for others to leave with it, at most 1s."),
     opt("roost.slow_policy", Choice(&["disconnect", "drop_oldest", "latest"]), "\"disconnect\"", Built, "Policy for slow clients. disconnect: close with 3008; drop_oldest: drop the oldest queued publications; latest: keep only the newest publication of a channel queued. The last two only where no client has a position, or with force_recovery_mode = \"cache\"."),
     opt("roost.state_events", Choices(&["occupied", "vacated"]), "[]", Built, "Events posted to client.hooks.endpoint: occupied: the channel got its first subscriber on this node; vacated: it lost the last one."),
+    opt("roost.history_time", Bool, "false", Built, "Keep the time of each publication (4 bytes; with Redis none, its payloads have it): history results have `time`, in milliseconds, and the admin page shows it."),
+    opt("roost.subscribed_at", Bool, "false", Built, "Keep the time of each subscription (4 bytes for each client in the channel's presence): presence results, join and leave events have `subscribed_at`, in seconds since 1970, and the admin page shows it."),
     opt("roost.compression", Bool, "true", Built, "Compress publications for clients that negotiated compression (websocket.compression)."),
 ];
 

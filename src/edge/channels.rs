@@ -90,6 +90,10 @@ pub struct Namespace {
     pub write_delay_ms: u64,
     /// They go plain also to clients that have agreed on compression.
     pub uncompressed: bool,
+    /// Kept publications have the time of their publishing: 4 bytes each.
+    pub history_time: bool,
+    /// Entries of presence have the time of the subscription: 4 bytes each.
+    pub subscribed_at: bool,
     /// The proxy that decides whether a client may subscribe.
     pub subscribe_proxy: Option<Arc<ProxyOptions>>,
     /// The proxy that decides about a client's publications.

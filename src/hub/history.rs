@@ -156,6 +156,8 @@ pub struct Published<'a> {
     pub tags: &'a [u8],
     /// All of it can be shown to JSON connections.
     pub is_json: bool,
+    /// When it was published, in seconds since 1970; 0 where the namespace keeps no times.
+    pub time: u32,
 }
 
 /// The fixed part of a kept publication.
@@ -165,35 +167,45 @@ pub struct RecordHead {
     offset: u64,
     /// How many bytes of the record are the payload.
     data_bytes: u32,
-    /// How many bytes behind them are the publisher's info; what follows are tags. The top bit is
-    /// [`Published::is_json`].
+    /// How many bytes behind them are the publisher's info; what follows are tags, and behind them the time
+    /// where there is one. The top bit is [`Published::is_json`], the next one says that there is a time.
     info_bytes: u32,
 }
 
 const IS_JSON: u32 = 1 << 31;
+const HAS_TIME: u32 = 1 << 30;
+const TIME_BYTES: usize = size_of::<u32>();
 
-/// A kept publication: one allocation of 32 bytes, payload, publisher info and tags; 8 bytes in the
-/// ring.
+/// A kept publication: one allocation of 32 bytes, payload, publisher info, tags, and 4 bytes of a time where
+/// the namespace keeps times; 8 bytes in the ring.
 #[derive(Clone)]
 pub struct Record(ThinArc<RecordHead, u8>);
 
 impl Published<'_> {
+    /// When it was published, in milliseconds since 1970; 0: not known.
+    pub fn time_ms(&self) -> u64 {
+        u64::from(self.time) * 1_000
+    }
+
     /// Its bytes when it is kept.
     pub fn record_bytes(&self) -> usize {
-        RECORD_BYTES + self.data.len() + self.info.len() + self.tags.len()
+        let time = if self.time == 0 { 0 } else { TIME_BYTES };
+        RECORD_BYTES + self.data.len() + self.info.len() + self.tags.len() + time
     }
 }
 
 impl Record {
     /// A publication with its offset; 0 while it has none.
     pub fn new(offset: u64, published: &Published<'_>) -> Self {
-        let Published { data, info, tags, is_json } = *published;
+        let Published { data, info, tags, is_json, time } = *published;
+        let (time, has_time) = (time.to_le_bytes(), time != 0);
+        let flags = if is_json { IS_JSON } else { 0 } | if has_time { HAS_TIME } else { 0 };
         let head = RecordHead {
             offset,
             data_bytes: data.len() as u32,
-            info_bytes: info.len() as u32 | if is_json { IS_JSON } else { 0 },
+            info_bytes: info.len() as u32 | flags,
         };
-        let bytes = Chained([data, info, tags]);
+        let bytes = Chained([data, info, tags, if has_time { &time } else { &[] }]);
         Self(ThinArc::from_header_and_iter(head, bytes))
     }
 
@@ -210,8 +222,14 @@ impl Record {
     pub fn published(&self) -> Published<'_> {
         let RecordHead { data_bytes, info_bytes, .. } = *self.head();
         let (data, rest) = self.0.slice.split_at(data_bytes as usize);
-        let (info, tags) = rest.split_at((info_bytes & !IS_JSON) as usize);
-        Published { data, info, tags, is_json: info_bytes & IS_JSON != 0 }
+        let (info, mut tags) = rest.split_at((info_bytes & !(IS_JSON | HAS_TIME)) as usize);
+        let mut time = 0;
+        if info_bytes & HAS_TIME != 0
+            && let Some((before, bytes)) = tags.split_last_chunk()
+        {
+            (tags, time) = (before, u32::from_le_bytes(*bytes));
+        }
+        Published { data, info, tags, is_json: info_bytes & IS_JSON != 0, time }
     }
 
     /// The payload.
@@ -227,16 +245,18 @@ impl Record {
 
 impl Durable for Record {
     fn write(&self, out: &mut ImageWriter) {
-        let Published { data, info, tags, is_json } = self.published();
+        let Published { data, info, tags, is_json, time } = self.published();
         out.field(&self.offset());
         out.field(&is_json);
+        out.field(&time);
         [data, info, tags].into_iter().for_each(|part| out.bytes(part));
     }
 
     fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
         let (offset, is_json) = (from.field("Record.offset")?, from.field("Record.is_json")?);
+        let time = from.field("Record.time")?;
         let (data, info, tags) = (from.bytes()?, from.bytes()?, from.bytes()?);
-        Ok(Self::new(offset, &Published { data, info, tags, is_json }))
+        Ok(Self::new(offset, &Published { data, info, tags, is_json, time }))
     }
 }
 
@@ -247,7 +267,7 @@ const RECORD_BYTES: usize =
 const _: () = assert!(RECORD_BYTES == 48);
 
 /// The bytes of slices, one after the other, with their exact count.
-struct Chained<'a>([&'a [u8]; 3]);
+struct Chained<'a>([&'a [u8]; 4]);
 
 impl Iterator for Chained<'_> {
     type Item = u8;
@@ -648,7 +668,27 @@ mod tests {
     }
 
     fn published(data: &[u8]) -> Published<'_> {
-        Published { data, info: b"info", tags: b"tags", is_json: true }
+        Published { data, info: b"info", tags: b"tags", is_json: true, time: 0 }
+    }
+
+    #[test]
+    fn a_record_has_a_time_where_there_is_one() {
+        let plain = Record::new(7, &published(b"data"));
+        let timed = Published { time: u32::MAX, ..published(b"data") };
+        let record = Record::new(7, &timed);
+        assert_eq!((record.bytes(), record.bytes()), (plain.bytes() + 4, timed.record_bytes()));
+        let read = record.published();
+        assert_eq!((read.data, read.info, read.tags), (timed.data, timed.info, timed.tags));
+        assert_eq!((read.is_json, read.time), (true, u32::MAX));
+        assert_eq!(plain.published().time, 0);
+        // The image of a node has it.
+        let mut writer = ImageWriter::new(Millis(0));
+        writer.record(1, |out| out.field(&record));
+        let image = writer.finish();
+        let mut reader = ImageReader::new(&image, Millis(0)).unwrap();
+        reader.next_record().unwrap();
+        let again: Record = reader.field("record").unwrap();
+        assert_eq!((again.published().time, again.offset()), (u32::MAX, 7));
     }
 
     proptest! {

@@ -480,8 +480,14 @@ impl Homes {
     }
 
     /// The visible part of a member has changed; its user hasn't. Where presence shows the member: whether it
-    /// makes join and leave events.
-    pub fn reinform(&mut self, name: &str, hash: u64, member: Member, info: &[u8]) -> Option<bool> {
+    /// makes join and leave events, and the info that presence shows.
+    pub fn reinform(
+        &mut self,
+        name: &str,
+        hash: u64,
+        member: Member,
+        info: &[u8],
+    ) -> Option<(bool, &[u8])> {
         let at = self.find(name, hash)?;
         let members = self.channels[at as usize].members.as_mut()?;
         members.replace_info(&self.hasher, member, info)
@@ -820,7 +826,7 @@ mod tests {
     const SHARD: ShardId = ShardId(0);
     const PLAIN: Traits = Traits::JSON;
     const PUBLISHED: Published<'static> =
-        Published { data: b"{}", info: b"", tags: b"", is_json: true };
+        Published { data: b"{}", info: b"", tags: b"", is_json: true, time: 0 };
 
     fn homes(idle_max: usize) -> Homes {
         Homes::new(NameHasher::new(1, 1), Rng::new(1), idle_max)

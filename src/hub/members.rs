@@ -150,21 +150,23 @@ impl Members {
         }
     }
 
-    /// A member's info is another one now; nothing happens when the member isn't there. Where presence shows
-    /// the member: whether it makes join and leave events.
+    /// A member's info is another one now, which keeps the time of the subscription; nothing happens when the
+    /// member isn't there. Where presence shows the member: whether it makes join and leave events, and its
+    /// info.
     pub fn replace_info(
         &mut self,
         names: &NameHasher,
         member: Member,
         info: &[u8],
-    ) -> Option<bool> {
+    ) -> Option<(bool, &[u8])> {
         let place = self.find(member)?;
         match &mut self.0 {
             Held::One(entry) => entry.replace_info(info),
             Held::Several(Some(several)) => several.replace_info(names, place, info),
             Held::Several(None) => {}
         }
-        self.entries().get(place).filter(|entry| entry.is_present()).map(Entry::announces)
+        let replaced = self.entries().get(place).filter(|entry| entry.is_present());
+        replaced.map(|entry| (entry.announces(), entry.info()))
     }
 
     /// Members, present or not.
@@ -295,8 +297,11 @@ impl Entry {
     }
 
     fn replace_info(&mut self, info: &[u8]) {
-        let (_, shard, flags) = self.parts();
-        self.record = record(info, ShardId(shard), flags);
+        let (before, shard, flags) = self.parts();
+        let subscribed_at = ClientInfo::unpack(before).map_or(0, |before| before.subscribed_at);
+        let timed = ClientInfo::unpack(info).filter(|_| subscribed_at != 0);
+        let timed = timed.map(|info| ClientInfo { subscribed_at, ..info }.pack());
+        self.record = record(timed.as_deref().unwrap_or(info), ShardId(shard), flags);
     }
 
     fn left(self) -> Left {
@@ -449,7 +454,7 @@ mod tests {
     fn info(user: u8, note: u8) -> Box<[u8]> {
         // User 0 is the anonymous one.
         let user = if user == 0 { String::new() } else { user.to_string() };
-        ClientInfo { user: &user, client: "c", conn_info: &[note], chan_info: b"" }.pack()
+        ClientInfo { user: &user, client: "c", conn_info: &[note], ..<_>::default() }.pack()
     }
 
     #[derive(Clone, Debug)]
@@ -572,6 +577,25 @@ mod tests {
         let left = members.remove(&names, member(0, 1, 1)).unwrap();
         assert_eq!(left, Left { info: info(1, 0), announces: true });
         assert!(members.is_empty());
+    }
+
+    #[test]
+    fn another_info_keeps_the_time_of_the_subscription() {
+        let names = NameHasher::new(1, 1);
+        let at = |note: u8, subscribed_at| {
+            let conn_info = &[note];
+            ClientInfo { user: "u", conn_info, subscribed_at, ..<_>::default() }.pack()
+        };
+        for others in [0, 1, 20] {
+            let mut members = Members::default();
+            for other in 0..others {
+                members.insert(&names, member(1, other, 1), &info(1, 0), true, false);
+            }
+            members.insert(&names, member(0, 0, 1), &at(1, 70), true, true);
+            let replaced = members.replace_info(&names, member(0, 0, 1), &at(2, 0));
+            assert_eq!(replaced, Some((true, &*at(2, 70))));
+            assert!(members.present().any(|info| *info == *at(2, 70)));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! History, and getting back what was missed (sections 15 and 18 of the protocol), in both encodings.
 
 use std::sync::Barrier;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -125,6 +126,30 @@ fn offsets(list: &Value) -> Vec<u64> {
 
 fn epoch(answer: &Value) -> String {
     answer["epoch"].as_str().unwrap().to_owned()
+}
+
+/// Where the namespace asks for it, results of history requests have times; pushes and recoveries don't.
+#[test]
+fn a_namespace_may_keep_times() {
+    let file = FILE.replacen("name = \"log\"\n", "name = \"log\"\nroost.history_time = true\n", 1);
+    assert_ne!(file, FILE);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let node = Node::start(&file, &[]);
+    let before = now();
+    publish(&node, "log:a", 1..=2);
+    let mut client = node.connected();
+    let answer = client.ask("history", json!({"channel": "log:a", "limit": 5}));
+    let publications = answer["history"]["publications"].as_array().unwrap().clone();
+    assert_eq!(publications.len(), 2, "{answer}");
+    for publication in &publications {
+        let time = publication["time"].as_u64().unwrap();
+        assert!((before..=now()).contains(&(time / 1_000)), "{publication}");
+        assert_eq!(time % 1_000, 0);
+    }
+    // Publications that are recovered are as those that are pushed.
+    let (offset, epoch) = (0, epoch(&answer["history"]));
+    let recovered = recover(&mut client, "log:a", offset, &epoch);
+    assert_eq!(offsets(&recovered["publications"]), [1, 2]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Presence, join and leave events (section 17 of the protocol), in both encodings.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -226,6 +226,49 @@ fn presence_events_need_permission() {
         client.ask("unsubscribe", json!({"channel": channel}));
         assert_eq!(client.ask("rpc", json!({}))["error"]["code"], 108);
     }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Where the namespace asks for it, entries have the time of the subscription, which another info of the same
+/// subscription doesn't change.
+#[test]
+fn a_namespace_may_keep_the_time_of_subscriptions() {
+    let namespace = r#"
+[http_api]
+key = "k"
+[[channel.namespaces]]
+name = "timed"
+presence = true
+join_leave = true
+allow_subscribe_for_client = true
+allow_presence_for_subscriber = true
+roost.subscribed_at = true
+"#;
+    let node = Node::open_with(namespace, &[]);
+    let (mut watching, _) = client(&node, Speech::Json, "1");
+    let before = unix_seconds();
+    watching.ask("subscribe", json!({"channel": "timed:a", "join_leave": true}));
+    watching.push();
+    let (mut second, id) = client(&node, Speech::Protobuf, "2");
+    second.ask("subscribe", json!({"channel": "timed:a"}));
+    let joined = watching.push()["join"]["info"].clone();
+    let at = joined["subscribed_at"].as_u64().unwrap();
+    assert!((before..=unix_seconds()).contains(&at), "{joined}");
+    let entry = |node: &Node| {
+        let answer = node.call("presence", json!({"channel": "timed:a"}));
+        answer["result"]["presence"][&id].clone()
+    };
+    assert_eq!(entry(&node), joined);
+    // Another `conn_info` of the same connection.
+    let renewed = token(json!({"sub": "2", "info": {"name": "new"}, "exp": 4_000_000_000_u64}));
+    second.ask("refresh", json!({"token": renewed}));
+    node.until("another info", |_| entry(&node)["conn_info"] == json!({"name": "new"}));
+    assert_eq!(entry(&node)["subscribed_at"], at);
+    let in_channel = watching.ask("presence", json!({"channel": "timed:a"}));
+    assert_eq!(in_channel["presence"]["presence"][&id]["subscribed_at"], at);
 }
 
 /// Infos of a client and its subscription in tokens.

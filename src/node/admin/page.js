@@ -929,6 +929,10 @@ async function readChannel() {
             ['user', ({ user }) => userLink(user ?? '')],
             ['client', ({ client }) => clientLink(client)],
             ['info', ({ conn_info, chan_info }) => json(conn_info ?? chan_info)],
+            // Where the namespace keeps times (roost.subscribed_at).
+            ...(rows.some(({ subscribed_at: at }) => at)
+              ? [['since', ({ subscribed_at: at }) => (at ? when(at) : '')]]
+              : []),
           ],
           rows.slice(0, SHOWN_MAX),
           'Nobody is here.',
@@ -958,6 +962,8 @@ async function readHistory(channel) {
     table(
       [
         ['offset', ({ offset }) => number(offset), true],
+        // Where the namespace keeps times (roost.history_time).
+        ...(shown.some(({ time }) => time) ? [['time', ({ time }) => (time ? when(time / 1000) : '')]] : []),
         ['data', ({ data }) => json(data)],
         ['from', ({ info }) => (info?.user ? userLink(info.user) : '')],
       ],

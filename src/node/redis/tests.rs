@@ -443,7 +443,7 @@ fn presence_is_kept_by_client_and_user() {
         let node = TestNode::start(settings);
         let channel = format!("c{presence_users}");
         let info = |user: &str, client: &str| {
-            ClientInfo { user, client, conn_info: b"{}", chan_info: b"" }.pack()
+            ClientInfo { user, client, conn_info: b"{}", ..<_>::default() }.pack()
         };
         let update = |changes| {
             let channel = channel.as_str().into();
@@ -980,7 +980,7 @@ fn entries_of_a_dead_node_are_removed_and_announced_once() {
     let [dead, b, c] = ["dead", "b", "c"]
         .map(|uid| TestNode::start(Settings { uid: uid.into(), ..settings(&server) }));
     let info =
-        |client: &str| ClientInfo { user: "u", client, conn_info: b"{}", chan_info: b"" }.pack();
+        |client: &str| ClientInfo { user: "u", client, conn_info: b"{}", ..<_>::default() }.pack();
     let enter = |node: &TestNode, channel: &str, clients: &[String], announces| {
         let changes = clients.iter().map(|of| (PresenceChange::Enter { announces }, info(of)));
         let (channel, changes) = (channel.into(), changes.collect());

@@ -95,8 +95,9 @@ pub fn put_client_info(out: &mut Vec<u8>, packed: &[u8]) {
 }
 
 fn pack(info: &schema::ClientInfo) -> Box<[u8]> {
-    let schema::ClientInfo { user, client, conn_info, chan_info } = info;
-    ClientInfo { user, client, conn_info, chan_info }.pack()
+    let schema::ClientInfo { user, client, conn_info, chan_info, subscribed_at } = info;
+    let subscribed_at = *subscribed_at;
+    ClientInfo { user, client, conn_info, chan_info, subscribed_at }.pack()
 }
 
 fn message_of(info: &ClientInfo<'_>) -> schema::ClientInfo {
@@ -105,6 +106,7 @@ fn message_of(info: &ClientInfo<'_>) -> schema::ClientInfo {
         client: info.client.into(),
         conn_info: info.conn_info.into(),
         chan_info: info.chan_info.into(),
+        subscribed_at: info.subscribed_at,
     }
 }
 
@@ -122,15 +124,16 @@ mod tests {
         #[test]
         fn what_is_written_is_read(
             data in bytes(),
-            client in proptest::option::of(("[a-z]{0,5}", "[0-9a-f-]{1,9}", bytes(), bytes())),
+            client in proptest::option::of(("[a-z]{0,5}", "[0-9a-f-]{1,9}", bytes(), bytes(), any::<u32>())),
             tags in proptest::collection::btree_map("[a-z]{0,4}", ".{0,4}", 0..4),
             delta in any::<bool>(),
             numbers in (0_u64..=i64::MAX as u64, any::<u64>(), any::<u64>()),
             epoch in ".{0,9}",
         ) {
-            let info = client.map_or_else(Vec::new, |(user, client, conn_info, chan_info)| {
+            let info = client.map_or_else(Vec::new, |(user, client, conn_info, chan_info, subscribed_at)| {
                 let (conn_info, chan_info) = (&conn_info[..], &chan_info[..]);
-                ClientInfo { user: &user, client: &client, conn_info, chan_info }.pack().into_vec()
+                let (user, client) = (&*user, &*client);
+                ClientInfo { user, client, conn_info, chan_info, subscribed_at }.pack().into_vec()
             });
             let tags = Tags::pack(tags.iter().map(|(name, value)| (&**name, &**value)));
             let publication = NodePublication {
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_client_comes_back() {
-        let info = ClientInfo { user: "u", client: "c", conn_info: b"{}", chan_info: b"" }.pack();
+        let info = ClientInfo { user: "u", client: "c", conn_info: b"{}", ..<_>::default() }.pack();
         let mut out = Vec::new();
         put_client_info(&mut out, &info);
         assert_eq!(out, b"\x0a\x01u\x12\x01c\x1a\x02{}");

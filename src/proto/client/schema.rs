@@ -119,6 +119,9 @@ pub struct ClientInfo {
     pub conn_info: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     pub chan_info: ::prost::alloc::vec::Vec<u8>,
+    /// Seconds since 1970, where the namespace keeps them; an extension of this project.
+    #[prost(uint32, tag = "1001")]
+    pub subscribed_at: u32,
 }
 /// One message of a channel.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -431,11 +431,22 @@ impl Clients {
         key: ConnKey,
         chan_info: &[u8],
     ) -> Box<[u8]> {
+        self.client_info_since(out, key, chan_info, 0)
+    }
+
+    /// The same with the time of a subscription; 0: none.
+    pub(crate) fn client_info_since<D: Driver>(
+        &mut self,
+        out: &mut Outlets<'_, D>,
+        key: ConnKey,
+        chan_info: &[u8],
+        subscribed_at: u32,
+    ) -> Box<[u8]> {
         let ids = &out.cx.node.rules.client_ids;
         let client = self.ids.get(ids, out.cx.id, key).text();
         let Some(session) = self.session_of(out.net, key.index) else { return Box::default() };
         let (user, conn_info) = (session.user.as_str(), session.info());
-        ClientInfo { user, client: client.as_str(), conn_info, chan_info }.pack()
+        ClientInfo { user, client: client.as_str(), conn_info, chan_info, subscribed_at }.pack()
     }
 
     /// Requests a publish of the channel's home.

@@ -73,7 +73,10 @@ impl Clients {
             }
         };
         let membership = flags.member().then(|| {
-            let info = self.client_info(out, asker.conn, &info);
+            let has_time = out.cx.channels_with(namespace).namespace(namespace).subscribed_at;
+            // Seconds of 32 bits last until 2106.
+            let since = if has_time { out.cx.unix.0 as u32 } else { 0 };
+            let info = self.client_info_since(out, asker.conn, &info, since);
             let Granted { presence: present, announces, .. } = granted;
             Box::new(Membership { info, present, announces })
         });

@@ -45,7 +45,7 @@ pub(crate) fn conn(index: u32) -> ConnKey {
 
 /// The packed info of a user's client.
 pub(crate) fn info(user: &str, client: &str) -> Box<[u8]> {
-    ClientInfo { user, client, conn_info: b"", chan_info: b"" }.pack()
+    ClientInfo { user, client, ..<_>::default() }.pack()
 }
 
 impl Driven {

@@ -142,7 +142,7 @@ impl Home {
             Mail::Publish(publish) => self.publish(cx, from, &publish, out, codec),
             Mail::Read(read) => self.read(cx, from, &read, out, codec),
             Mail::Reinform { channel, conn, info } => {
-                if let Some(announces) = self.reinform(cx, from, &channel, conn, &info) {
+                if let Some((announces, info)) = self.reinform(cx, from, &channel, conn, &info) {
                     let entered = PresenceChange::Enter { announces };
                     self.share_presence(&CompactString::new(channel), entered, &info);
                 }

@@ -118,7 +118,8 @@ fn publishing(cx: &Cx, ticket: Ticket, publish: &Publish) -> Publishing {
         false => super::seam::stream_options(namespace),
     };
     let Publish { data, info, tags, is_json, .. } = publish;
-    let published = Published { data, info, tags, is_json: *is_json };
+    // Other nodes read the time in the payload.
+    let published = Published { data, info, tags, is_json: *is_json, time: 0 };
     Publishing {
         ticket,
         channel: publish.channel.clone(),
@@ -166,7 +167,8 @@ impl Home {
                 turn.out.send(turn.cx, from, Mail::Unsubscribed { local, asker });
             }
             Request::Reinform { conn, info } => {
-                if let Some(announces) = self.reinform(turn.cx, from, &channel.name, conn, &info) {
+                let shown = self.reinform(turn.cx, from, &channel.name, conn, &info);
+                if let Some((announces, info)) = shown {
                     let enter = PresenceChange::Enter { announces };
                     remote.changes.presence(&channel.name, enter, &info);
                 }
@@ -322,6 +324,7 @@ impl Home {
 fn reading(cx: &Cx, ticket: Ticket, channel: CompactString, read: &Read) -> Command {
     match &read.what {
         Reading::Presence => Command::Members { ticket, channel, counts: false },
+        // The number of subscribers is never read there.
         Reading::PresenceStats | Reading::Subscribers => {
             Command::Members { ticket, channel, counts: true }
         }
@@ -356,7 +359,11 @@ fn end_read(turn: &mut Turn<'_>, to: ShardId, read: &Read, outcome: Outcome) {
         Outcome::Nothing => Answer::Done,
         Outcome::Members(infos) => super::reading::presence(read, &infos, codec),
         Outcome::Counts(clients, users) => Answer::PresenceStats(clients, users),
-        Outcome::History(top, entries) => super::reading::history(read, &top, &entries, codec),
+        Outcome::History(top, entries) => {
+            let rules = cx.channels_with(read.namespace);
+            let shows_times = rules.namespace(read.namespace).history_time;
+            super::reading::history(read, &top, &entries, shows_times, codec)
+        }
         Outcome::Position(_) => Answer::failed(ErrorCode::Internal, &read.channel),
         Outcome::Failed { cause, .. } => Answer::failed(code_of(cause), &read.channel),
     };

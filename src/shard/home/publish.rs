@@ -46,7 +46,9 @@ impl Home {
         if let Some(position) = extra.and_then(|extra| self.is_old(cx, publish, extra, options)) {
             return acknowledge(out, from, publish.asker, position, ShardSet::default());
         }
-        let published = Published { data, info, tags, is_json: *is_json };
+        // Seconds of 32 bits last until 2106.
+        let time = if namespace.history_time { cx.unix.0 as u32 } else { 0 };
+        let published = Published { data, info, tags, is_json: *is_json, time };
         let known = self.channels.find(channel, *hash);
         if options.kept() && !self.has_room(cx, known, options, &published, out) {
             return refuse(cx, out, from, publish);

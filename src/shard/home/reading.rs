@@ -181,7 +181,8 @@ impl Home {
         let Ok(records) = records else {
             return Answer::failed(ErrorCode::UnrecoverablePosition, &read.channel);
         };
-        encode_history(read, &position, &records, codec)
+        let timed = records.into_iter().map(|record| (record, record.published().time_ms()));
+        encode_history(read, &position, timed.collect(), codec)
     }
 }
 
@@ -215,24 +216,25 @@ fn encode_presence<'a, I: Iterator<Item = &'a [u8]>>(
     Answer::Presence(SharedFrame::part(&codec.scratch))
 }
 
-/// A page of history, cut to the room that the client has.
+/// A page of history with the time of each publication (0: none), cut to the room that the client has.
 fn encode_history(
     read: &Read,
     position: &Position,
-    records: &[&Record],
+    records: Vec<(&Record, u64)>,
     codec: &mut Codec,
 ) -> Answer {
     let epoch = position.epoch.as_ref().map_or("", |epoch| epoch.as_str());
-    if read.encoding == Encoding::Json && records.iter().any(|r| !r.published().is_json) {
+    if read.encoding == Encoding::Json && records.iter().any(|(r, _)| !r.published().is_json) {
         return Answer::Unfit;
     }
     // A page that doesn't fit is cut: the next request begins where this one ends.
     let mut bytes = 0;
-    let fitting = records.iter().take_while(|record| {
+    let fitting = records.into_iter().take_while(|(record, _)| {
         bytes += encoded_bytes(record);
         bytes <= read.bytes_max
     });
-    let publications = fitting.map(|record| publication_of(record));
+    let publications =
+        fitting.map(|(record, time_ms)| Publication { time_ms, ..publication_of(record) });
     codec.scratch.clear();
     read.encoding.put_history(&mut codec.scratch, publications, epoch, position.offset);
     Answer::History(SharedFrame::part(&codec.scratch))
@@ -248,8 +250,14 @@ pub(super) fn presence(read: &Read, infos: &[Box<[u8]>], codec: &mut Codec) -> A
     Answer::PresenceStats(infos.len() as u32, users.len() as u32)
 }
 
-/// A page of history that a broker has read.
-pub(super) fn history(read: &Read, top: &Position, entries: &[Entry], codec: &mut Codec) -> Answer {
+/// A page of history that a broker has read. Payloads have times in any case.
+pub(super) fn history(
+    read: &Read,
+    top: &Position,
+    entries: &[Entry],
+    shows_times: bool,
+    codec: &mut Codec,
+) -> Answer {
     let Reading::History(page) = &read.what else { return Answer::Done };
     let Some(epoch) = &top.epoch else {
         return Answer::failed(ErrorCode::NotAvailable, &read.channel);
@@ -258,8 +266,9 @@ pub(super) fn history(read: &Read, top: &Position, entries: &[Entry], codec: &mu
     if page.since.as_ref().is_some_and(is_other) {
         return Answer::failed(ErrorCode::UnrecoverablePosition, &read.channel);
     }
-    let records: Vec<&Record> = entries.iter().map(|entry| &entry.record).collect();
-    encode_history(read, top, &records, codec)
+    let time_of = |entry: &Entry| if shows_times { entry.time_ms } else { 0 };
+    let records = entries.iter().map(|entry| (&entry.record, time_of(entry)));
+    encode_history(read, top, records.collect(), codec)
 }
 
 /// Publications that a subscriber missed, to be encoded for it.

@@ -80,7 +80,7 @@ impl Home {
     }
 
     /// The info of a subscriber has changed. Where presence shows the subscriber: whether it makes join and
-    /// leave events.
+    /// leave events, and the info that presence shows.
     pub(super) fn reinform(
         &mut self,
         cx: &Cx,
@@ -88,9 +88,11 @@ impl Home {
         channel: &str,
         conn: ConnKey,
         info: &[u8],
-    ) -> Option<bool> {
+    ) -> Option<(bool, Box<[u8]>)> {
         let hash = cx.node.names.hash(channel);
-        self.channels.reinform(channel, hash, Member { shard: from, conn }, info)
+        let member = Member { shard: from, conn };
+        let shown = self.channels.reinform(channel, hash, member, info)?;
+        Some((shown.0, shown.1.into()))
     }
 }
 

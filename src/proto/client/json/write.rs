@@ -247,6 +247,7 @@ fn publication_fields(fields: &mut Fields<'_>, publication: &Publication<'_>) {
     }
     fields.flag("delta", publication.form == DataForm::Patch);
     fields.text("epoch", publication.epoch.unwrap_or_default());
+    fields.number("time", publication.time_ms);
 }
 
 fn info_fields(fields: &mut Fields<'_>, info: &ClientInfo<'_>) {
@@ -255,6 +256,7 @@ fn info_fields(fields: &mut Fields<'_>, info: &ClientInfo<'_>) {
     fields.string("client", info.client);
     fields.payload("conn_info", info.conn_info);
     fields.payload("chan_info", info.chan_info);
+    fields.number("subscribed_at", info.subscribed_at);
 }
 
 fn expiry_fields(fields: &mut Fields<'_>, ttl: Option<u32>) {

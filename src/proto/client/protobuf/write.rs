@@ -282,6 +282,7 @@ fn publication_message(publication: &Publication<'_>) -> schema::Publication {
         tags: tags.collect(),
         delta: publication.form == DataForm::Patch,
         epoch: publication.epoch.unwrap_or_default().into(),
+        time: i64::try_from(publication.time_ms).unwrap_or(i64::MAX),
         ..<_>::default()
     }
 }
@@ -292,6 +293,7 @@ fn client_info(info: &ClientInfo<'_>) -> schema::ClientInfo {
         client: info.client.into(),
         conn_info: info.conn_info.into(),
         chan_info: info.chan_info.into(),
+        subscribed_at: info.subscribed_at,
     }
 }
 

@@ -37,7 +37,13 @@ fn push(channel: &str, push: Push<'_>, text: &str, message: schema::Push) {
 
 /// A publication with all that it can have, and what it is in Protobuf.
 fn full_publication(tags: &[u8]) -> (Publication<'_>, schema::Publication) {
-    let info = ClientInfo { user: "u", client: "c", conn_info: b"{\"n\":\n1}", chan_info: b"[]" };
+    let info = ClientInfo {
+        user: "u",
+        client: "c",
+        conn_info: b"{\"n\":\n1}",
+        chan_info: b"[]",
+        subscribed_at: 7,
+    };
     let publication = Publication {
         data: b"{\n\"x\": 2\n}",
         form: DataForm::Plain,
@@ -45,6 +51,7 @@ fn full_publication(tags: &[u8]) -> (Publication<'_>, schema::Publication) {
         offset: 9,
         tags: Tags::packed(tags),
         epoch: Some("e"),
+        time_ms: 0,
     };
     let message = schema::Publication {
         data: b"{\n\"x\": 2\n}".into(),
@@ -63,10 +70,12 @@ fn full_info() -> schema::ClientInfo {
         client: "c".into(),
         conn_info: b"{\"n\":\n1}".into(),
         chan_info: b"[]".into(),
+        subscribed_at: 7,
     }
 }
 
-const FULL_INFO: &str = r#"{"user":"u","client":"c","conn_info":{"n":1},"chan_info":[]}"#;
+const FULL_INFO: &str =
+    r#"{"user":"u","client":"c","conn_info":{"n":1},"chan_info":[],"subscribed_at":7}"#;
 
 fn full_publication_text() -> String {
     format!(
@@ -550,11 +559,12 @@ proptest! {
                 user: &user,
                 client: "client",
                 conn_info: conn_info_text.as_bytes(),
-                chan_info: b"",
+                ..<_>::default()
             }),
             offset,
             tags: Tags::packed(&packed),
             epoch: epoch.as_deref(),
+            time_ms: 0,
         };
         let push = Push::Publication(publication);
 
@@ -590,7 +600,7 @@ proptest! {
                 user,
                 client: "client".into(),
                 conn_info: conn_info_text.into(),
-                chan_info: vec![],
+                ..<_>::default()
             }),
             offset,
             tags,

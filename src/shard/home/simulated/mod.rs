@@ -447,7 +447,7 @@ impl World {
         }
         let user = format!("user-{node}-{index}");
         let client = format!("client-{node}-{index}");
-        let info = ClientInfo { user: &user, client: &client, conn_info: b"", chan_info: b"" };
+        let info = ClientInfo { user: &user, client: &client, ..<_>::default() };
         let membership = Membership { info: info.pack(), present: true, announces: false };
         let (now, serial) = (self.now, self.serials);
         let state = self.clients.get_mut(&key).unwrap();
