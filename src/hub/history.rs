@@ -635,6 +635,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::image::kind;
     use crate::base::rng::Rng;
 
     proptest! {
@@ -683,7 +684,7 @@ mod tests {
         assert_eq!(plain.published().time, 0);
         // The image of a node has it.
         let mut writer = ImageWriter::new(Millis(0));
-        writer.record(1, |out| out.field(&record));
+        writer.record(kind::CHANNEL, |out| out.field(&record));
         let image = writer.finish();
         let mut reader = ImageReader::new(&image, Millis(0)).unwrap();
         reader.next_record().unwrap();
