@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 use tungstenite::Message;
 use tungstenite::handshake::derive_accept_key;
+use tungstenite::handshake::server::{Request, Response};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -92,7 +93,16 @@ fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
         all.push(Arc::clone(&peer));
         peer
     };
-    let Ok(mut socket) = tungstenite::accept(stream) else { return };
+    let request = |request: &Request, mut response: Response| {
+        peer.set_note("request", request_of(request));
+        // The last one that was requested.
+        let requested = request.headers().get("sec-websocket-protocol");
+        if let Some(last) = requested.and_then(|all| all.to_str().ok()?.split(", ").last()) {
+            response.headers_mut().insert("sec-websocket-protocol", last.parse().unwrap());
+        }
+        Ok(response)
+    };
+    let Ok(mut socket) = tungstenite::accept_hdr(stream, request) else { return };
     while let Ok(message) = socket.read() {
         match message {
             Message::Text(text) => {
@@ -106,6 +116,14 @@ fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
             _ => {}
         }
     }
+}
+
+/// Path and headers of a request.
+fn request_of(request: &Request) -> Value {
+    let headers = request.headers().iter();
+    let headers: HashMap<&str, &str> =
+        headers.map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    json!({ "path": request.uri().to_string(), "headers": headers })
 }
 
 fn echo_server() -> Server {
@@ -246,6 +264,53 @@ fn a_server_that_is_replaced_shows_the_pause_of_each_client() {
     let (code, failed) = run("exit 7".to_owned());
     assert_eq!((code, &failed["upgrade"]["exit_code"]), (1, &json!(7)));
     assert_messages(&failed, all_fine(400, 4000));
+}
+
+#[test]
+fn requests_have_headers_credentials_and_a_query_of_their_own() {
+    let server = echo_server();
+    let mut command = start(&format!(
+        "echo --url {} --connections 3 --duration 100ms --cookie session={{n}} --origin https://a.example \
+         --user me:secret --subprotocol first --subprotocol second",
+        server.url("/feed?user={n}")
+    ));
+    let (code, _) = result(&command.args(["--header", "X-Tenant: t {n}"]).output().unwrap());
+    assert_eq!(code, 0);
+    let peers = server.peers.lock().unwrap();
+    let mut paths: Vec<String> = Vec::new();
+    for peer in peers.iter() {
+        let request = peer.note("request");
+        let path = request["path"].as_str().unwrap().to_owned();
+        let number = path.strip_prefix("/feed?user=").unwrap();
+        let headers = &request["headers"];
+        assert_eq!(headers["cookie"], format!("session={number}"));
+        assert_eq!(headers["x-tenant"], format!("t {number}"));
+        assert_eq!(headers["origin"], "https://a.example");
+        assert_eq!(headers["authorization"], "Basic bWU6c2VjcmV0");
+        assert_eq!(headers["sec-websocket-protocol"], "first, second");
+        paths.push(path);
+    }
+    paths.sort_unstable();
+    assert_eq!(paths, ["/feed?user=0", "/feed?user=1", "/feed?user=2"]);
+}
+
+#[test]
+fn a_condition_that_holds_is_an_exit_code_of_its_own() {
+    let server = echo_server();
+    let url = server.url("/");
+    let run = |conditions: &[&str]| {
+        let mut command = start(&format!("echo --url {url} --connections 2 --duration 100ms"));
+        let flags = conditions.iter().flat_map(|of| ["--fail-if", of]);
+        result(&command.args(flags).output().unwrap())
+    };
+    let (code, fine) = run(&["lost>0", "p99>1m"]);
+    assert_eq!(code, 0);
+    assert_eq!(fine["thresholds"][0], json!({"condition": "lost>0", "value": 0.0, "holds": false}));
+    let (code, failed) = run(&["lost>0", "received < 1000000000"]);
+    assert_eq!((code, &failed["thresholds"][1]["holds"]), (99, &json!(true)));
+    let wrong = start(&format!("echo --url {url} --fail-if p98>1ms")).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no figure \"p98\""));
 }
 
 #[test]

@@ -83,7 +83,7 @@ pub enum Threads {
 /// and latency is measured from the intended send time, so a server that stalls can't hide it.
 ///
 /// Exits with 0 when all went well, 1 when a connection or a message that should have arrived was
-/// lost, 2 for a command line that makes no sense, and 130 when a signal (Ctrl-C) ended it early: the
+/// lost, 2 for a command line that makes no sense, 99 when a condition of --fail-if holds, and 130 when a signal (Ctrl-C) ended it early: the
 /// figures so far are printed all the same.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "roost-load", version)]
@@ -96,6 +96,31 @@ pub struct Flags {
     /// of its WebSockets all the same: /connection/websocket becomes /connection/sse, for example.
     #[arg(long, value_name = "URL")]
     pub url: String,
+
+    /// A header of the requests that open connections, as 'Name: value'; repeat it for more. `{n}` in a value,
+    /// and in the path and query of --url, is the number of the connection, from 0. Host is possible too.
+    #[arg(long, value_name = "HEADER")]
+    pub header: Vec<String>,
+
+    /// The Origin header, as browsers send it.
+    #[arg(long, value_name = "ORIGIN")]
+    pub origin: Option<String>,
+
+    /// The Cookie header.
+    #[arg(long, value_name = "COOKIES")]
+    pub cookie: Option<String>,
+
+    /// A WebSocket subprotocol to request; repeat it for more.
+    #[arg(long, value_name = "NAME")]
+    pub subprotocol: Vec<String>,
+
+    /// Credentials of basic authentication.
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub user: Option<String>,
+
+    /// A token for `Authorization: Bearer`.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "user")]
+    pub bearer: Option<String>,
 
     /// TLS: accept any certificate of the server.
     #[arg(long)]
@@ -220,6 +245,13 @@ pub struct Flags {
     /// The server's process on this machine, for its memory and processor time.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
+
+    /// The run has failed, with exit code 99, if this holds, as 'p99>50ms' or 'lost>0'; repeat it for more.
+    /// Figures: p50, p90, p99, p99.9, max, mean, raw.p99, raw.max (latency), pause.p99, pause.max (upgrade), failed,
+    /// dropped, opened (connections), sent, received, lost, duplicated, out_of_order (messages), connect_rate,
+    /// sent_rate, received_rate (per second), back (storm). One that was not measured fails as well.
+    #[arg(long, value_name = "CONDITION")]
+    pub fail_if: Vec<String>,
 
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]

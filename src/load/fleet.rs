@@ -258,7 +258,11 @@ impl Fleet {
         }
         let offer = [("Sec-WebSocket-Extensions", OFFER)];
         let offer = if *compression { &offer[..] } else { &[] };
-        http::put_upgrade_request(&mut self.out, &target.host, &target.path, &key, None, offer);
+        let number = self.global(index);
+        let (path, own) = (plan.path_of(number), plan.headers.of(number));
+        let own = own.iter().map(|(name, value)| (*name, value.as_str()));
+        let headers: Vec<(&str, &str)> = offer.iter().copied().chain(own).collect();
+        http::put_upgrade_request(&mut self.out, &target.host, &path, &key, None, &headers);
         self.flush(index, now_ns);
     }
 
@@ -266,7 +270,8 @@ impl Fleet {
     pub(crate) fn ask(&mut self, index: u32, now_ns: u64) {
         match self.write_connect(index) {
             Ok(()) => {
-                requests::put_request(&self.plan, &self.text, &mut self.out);
+                let number = self.global(index);
+                requests::put_request(&self.plan, number, &self.text, &mut self.out);
                 self.flush(index, now_ns);
             }
             Err(error) => self.open_failed(index, &error, false, now_ns),
@@ -382,7 +387,7 @@ impl Fleet {
         let key = self.key(index);
         match http::parse_upgrade_response(bytes, &key) {
             Ok(Some(head)) => {
-                if let Err(reason) = agreed(&bytes[..head], self.plan.compression) {
+                if let Err(reason) = agreed(&bytes[..head], &self.plan) {
                     self.open_failed(index, reason, false, now_ns);
                     return None;
                 }
@@ -801,11 +806,19 @@ impl Fleet {
 /// The requested compression: each message for itself, so that one that many get is inflated once.
 const OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
 
-/// Whether the answer to an upgrade accepts the requested compression.
-fn agreed(head: &[u8], compression: bool) -> Result<(), &'static str> {
-    let text = String::from_utf8_lossy(head).to_ascii_lowercase();
+/// Whether the answer to an upgrade accepts the requested compression, and no other subprotocol than requested.
+fn agreed(head: &[u8], plan: &Plan) -> Result<(), &'static str> {
+    let text = String::from_utf8_lossy(head);
+    let subprotocol = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-protocol").then(|| value.trim())
+    });
+    if subprotocol.is_some_and(|name| !plan.headers.agree(name)) {
+        return Err("the server answers with a subprotocol that was not requested");
+    }
+    let text = text.to_ascii_lowercase();
     let extensions = text.lines().find_map(|line| line.strip_prefix("sec-websocket-extensions:"));
-    match (compression, extensions) {
+    match (plan.compression, extensions) {
         (false, _) => Ok(()),
         (true, Some(of)) if !of.contains("permessage-deflate") => {
             Err("the server doesn't compress")

@@ -37,21 +37,35 @@ pub(crate) struct Side {
 }
 
 /// Appends the request that a connection begins with: `message` is a frame of commands, or a connect request.
-pub(crate) fn put_request(plan: &Plan, message: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn put_request(plan: &Plan, number: u32, message: &[u8], out: &mut Vec<u8>) {
     let (host, path) = (&plan.target.host, &plan.target.path);
+    let headers = headers(plan, number);
     if plan.transport == Transport::HttpStream {
-        return put_post(host, path, message, out);
+        return put_post(host, path, &headers, message, out);
     }
     let asked: String = form_urlencoded::byte_serialize(message).collect();
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let _ = write!(out, "GET {path}?cf_connect={asked} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
+}
+
+/// The headers of the flags, each on its line.
+fn headers(plan: &Plan, number: u32) -> String {
+    plan.headers.of(number).into_iter().fold(String::new(), |mut text, (name, value)| {
+        for part in [name, ": ", &value, "\r\n"] {
+            text.push_str(part);
+        }
+        text
+    })
 }
 
 /// Appends a request with a body.
-fn put_post(host: &str, path: &str, body: &[u8], out: &mut Vec<u8>) {
+fn put_post(host: &str, path: &str, headers: &str, body: &[u8], out: &mut Vec<u8>) {
     let length = body.len();
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+    let _ = write!(
+        out,
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n"
+    );
     out.extend_from_slice(body);
 }
 
@@ -138,7 +152,9 @@ impl UpLink {
     /// Sends commands for a connection, behind those of others.
     pub(crate) fn push(&mut self, plan: &Plan, side: &Side, commands: &str) {
         let body = speech::emulation(&side.session, &side.node, commands);
-        put_post(&plan.target.host, &plan.up_path, body.as_bytes(), &mut self.out);
+        // The connection of all that a thread has: its headers are those of the first one.
+        let headers = headers(plan, 0);
+        put_post(&plan.target.host, &plan.up_path, &headers, body.as_bytes(), &mut self.out);
     }
 
     /// Opens it if it is needed, and writes.

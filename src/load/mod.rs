@@ -23,6 +23,7 @@ mod dial;
 mod figures;
 mod flags;
 mod fleet;
+mod headers;
 mod host;
 mod http;
 mod oracle;
@@ -37,6 +38,7 @@ mod run;
 mod scenario;
 mod speech;
 mod stream;
+mod threshold;
 mod tls;
 mod token;
 mod upgrade;
@@ -59,6 +61,9 @@ pub const EXIT_GOOD: u8 = 0;
 pub const EXIT_LOST: u8 = 1;
 /// The exit code for a command line that makes no sense.
 pub const EXIT_USAGE: u8 = 2;
+
+/// The exit code when a condition of `--fail-if` holds.
+pub const EXIT_FAILED: u8 = 99;
 
 /// The exit code when a signal ended the run early: that of a shell for Ctrl-C.
 pub const EXIT_INTERRUPTED: u8 = 130;
@@ -96,6 +101,7 @@ pub fn main(flags: Flags, stop: Arc<AtomicBool>) -> u8 {
     };
     match printed.is_err() || !report.problems().is_empty() {
         _ if report.interrupted => EXIT_INTERRUPTED,
+        _ if report.fails() => EXIT_FAILED,
         true => EXIT_LOST,
         false => EXIT_GOOD,
     }

@@ -1,7 +1,9 @@
 //! The plan made of the flags: checked, with defaults filled in, spread over threads.
 
 use super::flags::{Flags, Protocol, Scenario, Threads};
+use super::headers::{Headers, numbered};
 use super::payload::{PayloadWriter, Stamp};
+use super::threshold::Threshold;
 use super::tls::Tls;
 use super::window::{WINDOW_MAX, Window};
 use crate::base::form::Transport;
@@ -73,6 +75,10 @@ pub(crate) struct Api {
 pub(crate) struct Plan {
     pub(crate) scenario: Scenario,
     pub(crate) target: Target,
+    /// Request headers of the connections.
+    pub(super) headers: Headers,
+    /// Conditions under which the run has failed.
+    pub(super) thresholds: Vec<Threshold>,
     pub(crate) transport: Transport,
     /// WebSockets request compression.
     pub(crate) compression: bool,
@@ -138,7 +144,12 @@ impl Plan {
             (Scenario::Upgrade, Some(_)) | (_, None) => {}
             (other, Some(_)) => return wrong(format!("--run: not for {}", other.name())),
         }
+        let headers = Headers::new(&flags).map_err(PlanError)?;
+        let thresholds = thresholds(&flags)?;
         let mut target = target("--url", &flags.url, &["ws", "http"], &flags)?;
+        if let Some(host) = &headers.host {
+            target.host.clone_from(host);
+        }
         let paths = paths(&flags, &target.path)?;
         target.path = paths.own;
         let centrifugo = centrifugo(&flags, &target)?;
@@ -161,6 +172,8 @@ impl Plan {
         Ok(Self {
             scenario: flags.scenario,
             target,
+            headers,
+            thresholds,
             transport: flags.transport,
             compression: flags.compression,
             websocket_path: paths.websocket,
@@ -218,6 +231,11 @@ impl Plan {
         let mut payload = Vec::new();
         PayloadWriter::new(self.payload_bytes).write(&stamp, &mut payload);
         payload.len()
+    }
+
+    /// Path and query for connection `number`.
+    pub(crate) fn path_of(&self, number: u32) -> String {
+        numbered(&self.target.path, number)
     }
 
     /// The share of thread `index`, as even as it goes; they follow each other without a gap.
@@ -399,6 +417,13 @@ fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, 
     let in_flight = (flags.in_flight as usize).clamp(1, channels.len());
     let tls = target.tls;
     Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry, tls }))
+}
+
+fn thresholds(flags: &Flags) -> Result<Vec<Threshold>, PlanError> {
+    let parse = |text: &String| {
+        Threshold::parse(text).or_else(|error| wrong(format!("--fail-if {text}: {error}")))
+    };
+    flags.fail_if.iter().map(parse).collect()
 }
 
 fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {

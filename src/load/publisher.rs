@@ -9,6 +9,7 @@
 //! ```
 
 use super::figures::{self, Busy, Latency, Reasons};
+use super::headers::numbered;
 use super::output::{OUTPUT_BYTES_MAX, mask_key, plain};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::Plan;
@@ -144,8 +145,13 @@ impl Publisher {
         key[8..].copy_from_slice(&self.rng.next_u64().to_ne_bytes());
         let target = &self.plan.target;
         let mut request = Vec::new();
-        let path = &self.plan.websocket_path;
-        http::put_upgrade_request(&mut request, &target.host, path, &key, None, &[]);
+        // The number behind those of the connections.
+        let number = self.plan.connections;
+        let path = numbered(&self.plan.websocket_path, number);
+        let own = self.plan.headers.of(number);
+        let headers: Vec<(&str, &str)> =
+            own.iter().map(|(name, of)| (*name, of.as_str())).collect();
+        http::put_upgrade_request(&mut request, &target.host, &path, &key, None, &headers);
         self.stream.write_all(&request).map_err(|error| plain(&error))?;
         let mut answer = Vec::new();
         loop {

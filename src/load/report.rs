@@ -2,6 +2,7 @@
 
 use super::figures::{Latency, Reasons};
 use super::recovery::Returns;
+use super::threshold::Judged;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +49,9 @@ pub(crate) struct Report {
     pub(crate) returns: Option<Returns>,
     /// Why connections or messages failed, with counts.
     pub(crate) reasons: BTreeMap<String, u64>,
+    /// Conditions of --fail-if.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) thresholds: Vec<Judged>,
     /// Problems besides connections and messages; each makes the exit code 1.
     #[serde(skip)]
     pub(crate) troubles: Vec<String>,
@@ -261,6 +265,11 @@ impl Report {
         problems
     }
 
+    /// Whether a condition of --fail-if holds.
+    pub(crate) fn fails(&self) -> bool {
+        self.thresholds.iter().any(|of| of.holds)
+    }
+
     /// The one line for programs.
     pub(crate) fn json(&self) -> String {
         // Numbers, strings and a map with string keys: nothing that JSON can't say.
@@ -366,6 +375,12 @@ impl fmt::Display for Report {
                 _ => "this client sent later than its schedule",
             };
             writeln!(f, "  WARNING: {why}; the figures are not the server's limit")?;
+        }
+        for Judged { condition, value, .. } in self.thresholds.iter().filter(|of| of.holds) {
+            match value {
+                Some(value) => writeln!(f, "  FAILED: {condition}, and it is {value}")?,
+                None => writeln!(f, "  FAILED: {condition}, and it was not measured")?,
+            }
         }
         for problem in self.problems() {
             writeln!(f, "  FAILED: {problem}")?;

@@ -249,6 +249,8 @@ impl Coordinator {
             let before = self.baseline.server.unwrap_or_default().cpu_s;
             server.cpu_s = Some(round(usage.cpu_s - before));
         }
+        let judged = self.plan.thresholds.iter().map(|of| of.judge(&self.report)).collect();
+        self.report.thresholds = judged;
         Ok(self.report)
     }
 
