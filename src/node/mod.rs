@@ -509,12 +509,8 @@ impl Front {
         let FrontSettings { web, hooks, thresholds, plan, certificates, snippets } = self.settings;
         let (node, control_mail) = (Arc::clone(node), Arc::clone(control_mail));
         let proxies = open_proxies(&control_mail, &node)?;
-        let health = Arc::new(Health::new(
-            Arc::clone(&node),
-            thresholds,
-            Arc::clone(&certificates),
-            Arc::clone(&brokers),
-        ));
+        let (of, read, ways) = (Arc::clone(&node), Arc::clone(&certificates), Arc::clone(&brokers));
+        let health = Arc::new(Health::new(of, thresholds, read, ways));
         let name = self.name;
         let hooks = open_hooks(hooks, &name, &node)?;
         let mail = Arc::clone(&control_mail);

@@ -97,11 +97,8 @@ fn start(
     let mut takeover = takeover_settings(&config, digests(&fixed), &plan, &facts)?;
     fill_in_secrets(&mut config, sources.dev, &mut takeover.identity)
         .map_err(system("random numbers"))?;
-    let activated = match takeover.incoming {
-        // Its listeners come from there.
-        Some(_) => Activated::default(),
-        None => activated,
-    };
+    // Listeners of a node that hands over come from there.
+    let activated = if takeover.incoming.is_some() { Activated::default() } else { activated };
     let mut limits = capacity.lines();
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);

@@ -19,12 +19,11 @@ use super::orders::Orders;
 use super::outlets::outlets;
 use super::{NodeState, Seat, Shard};
 use crate::base::id::ConnKey;
-use crate::base::image::{Broken, ImageReader, ImageWriter, kind};
+use crate::base::image::{Broken, ImageReader, kind};
 use crate::base::rng::Rng;
 use crate::io::Driver;
 use crate::session::{Session, SubState};
 use crate::shard::clients::aside::Admin;
-use crate::shard::mail::HandoverStep;
 use crate::shard::net::record::{NONE, Phase};
 
 /// A shard as bytes, and its sockets.
@@ -42,57 +41,10 @@ impl<D: Driver> Shard<D> {
     /// The shard, and what [`Self::unsettled`] names.
     #[expect(clippy::type_complexity, reason = "the shard comes back")]
     pub fn freeze(mut self) -> Result<Frozen<D::Socket>, (Box<Self>, Vec<(&'static str, usize)>)> {
-        match self.image() {
+        match self.handing_over().image() {
             Ok(image) => Ok(Frozen { image, sockets: self.net.into_sockets() }),
             Err(left) => Err((Box::new(self), left)),
         }
-    }
-
-    /// Writes the shard, which has settled, and keeps it. Either it or a shard that is made of the image
-    /// goes on ([`Self::go_on`], [`Self::thaw`]), never both: they would seal records under one nonce.
-    ///
-    /// # Errors
-    /// All that [`Self::unsettled`] names.
-    pub fn image(&mut self) -> Result<Vec<u8>, Vec<(&'static str, usize)>> {
-        let left = self.unsettled();
-        if !left.is_empty() {
-            return Err(left);
-        }
-        let mut out = ImageWriter::new(self.cx.now);
-        out.record(kind::SHARD, |out| {
-            out.field(&self.cx.id);
-            out.field(&self.cx.node.open.len());
-        });
-        self.home.write_image(&mut out);
-        self.local.write_image(&mut out);
-        self.clients.write_image(&mut out);
-        self.net.write_image(&mut out);
-        Ok(out.finish())
-    }
-
-    /// The sockets of all connections, by their keys.
-    pub fn sockets(&self) -> impl Iterator<Item = (ConnKey, &D::Socket)> {
-        self.net.sockets()
-    }
-
-    /// The listeners of this shard.
-    pub fn listeners(&self) -> Vec<&D::Socket> {
-        self.net.driver.listeners()
-    }
-
-    /// Takes the way to the shard of another process, if one was passed to this shard.
-    pub fn take_link(&mut self) -> Option<D::Socket> {
-        self.net.driver.take_link()
-    }
-
-    /// Mail that was opened so far.
-    pub fn mail_opened(&self) -> u64 {
-        self.cx.counters().mail.get()
-    }
-
-    /// Takes the next step of a handover that the control thread has ordered.
-    pub fn take_step(&mut self) -> Option<HandoverStep> {
-        self.life.steps.pop_front()
     }
 
     /// A shard of an image and the sockets that belong to it. What the node counts is counted for its
@@ -369,9 +321,9 @@ pub(crate) mod tests {
         of.turns();
         of.shard.settle().unwrap();
         of.turns();
-        let image = of.shard.image().unwrap();
-        assert_eq!(of.shard.image().unwrap(), image, "writing changes nothing");
-        assert_eq!(of.shard.sockets().count(), 1);
+        let image = of.shard.handing_over().image().unwrap();
+        assert_eq!(of.shard.handing_over().image().unwrap(), image, "writing changes nothing");
+        assert_eq!(of.shard.handing_over().sockets().count(), 1);
         of.shard.go_on();
         of.world.borrow_mut().write(link, &frame[11..]);
         let heard = of.hears(link);

@@ -23,6 +23,7 @@ mod dispatch;
 pub(crate) mod fixture;
 mod flow;
 pub mod freeze;
+pub mod handover;
 mod home;
 mod http;
 mod inspecting;
@@ -126,11 +127,6 @@ impl<D: Driver> Shard<D> {
             net: Net::new(&cx, driver, rng),
             cx,
         }
-    }
-
-    /// Runs until it is told to stop.
-    pub fn run(mut self) {
-        while self.turn() {}
     }
 
     /// One turn of the loop: waits for something to do, and does it. False when the shard has

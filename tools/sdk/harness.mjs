@@ -39,6 +39,12 @@ export const ONE_NODE = { skip: NODES > 1 && 'about a node on its own' };
 /** For tests of the size of a message as it comes in a frame. */
 export const FRAMES_ARE_MESSAGES = { skip: TRANSPORT !== 'websocket' && 'a message is no plain frame here' };
 
+/**
+ * With TAKEOVER_EVERY_MS a new process takes over all connections of the node under test, again and again: clients
+ * notice nothing. Counters begin anew with each process.
+ */
+export const TAKEOVER_EVERY_MS = NODES > 1 ? 0 : Number(process.env.TAKEOVER_EVERY_MS ?? 0);
+
 /** Every wait is bounded: what has not come by then is a failure. */
 const WAIT_MS_MAX = 15_000;
 
@@ -430,15 +436,44 @@ export class Roost {
 
   /** Starts each node, on the same port as before, and waits until it listens. */
   async up() {
-    const starts = this.ports.map((port) => {
+    this.nodes = [];
+    for (const start of this.#starts()) this.nodes.push(await start);
+    if (TAKEOVER_EVERY_MS > 0) this.takeovers = this.#replaceAgainAndAgain((this.stays = {}));
+  }
+
+  /** The processes of the nodes, which begin. With takeovers a process takes over from one that runs. */
+  #starts() {
+    return this.ports.map((port) => {
       // Without a file the port is in the environment, too: all options can be.
       const flags = this.file ? [...this.flags, '--http_server.port', String(port)] : this.flags;
-      const env = this.file ? this.env : { CENTRIFUGO_HTTP_SERVER_PORT: String(port), ...this.env };
+      const takeover = TAKEOVER_EVERY_MS > 0 ? { ROOST_TAKEOVER: path.join(this.folder, 'takeover') } : {};
+      const own = { ...takeover, ...this.env };
+      const env = this.file ? own : { CENTRIFUGO_HTTP_SERVER_PORT: String(port), ...own };
       const options = { cwd: this.folder, env: cleanEnvironment(env) };
       return Process.start(program, ['serve', ...flags], options, (line) => line.includes(`listening on 127.0.0.1:${port}`));
     });
-    this.nodes = [];
-    for (const start of starts) this.nodes.push(await start);
+  }
+
+  /** Replaces the process of the node until `until.now` says that it stays. */
+  async #replaceAgainAndAgain(until) {
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, TAKEOVER_EVERY_MS));
+      if (until.now) return;
+      const [before] = this.nodes;
+      const [start] = this.#starts();
+      const node = await start;
+      assert.equal(await before.end(), 0, 'the process before ends by itself');
+      node.log.unshift(...before.log);
+      this.nodes = [node];
+    }
+  }
+
+  /** No process takes over from here on. */
+  async #stay() {
+    if (!this.takeovers) return;
+    this.stays.now = true;
+    await this.takeovers;
+    this.takeovers = undefined;
   }
 
   /** Lines of the nodes' standard error. */
@@ -453,6 +488,7 @@ export class Roost {
 
   /** Ends each node and waits for it: the exit code, or the signal that ended it. */
   async down(signal = 'SIGTERM') {
+    await this.#stay();
     this.signal(signal);
     const codes = await Promise.all(this.nodes.map((node) => node.end()));
     return codes.find((code) => code !== 0) ?? 0;
@@ -467,6 +503,7 @@ export class Roost {
   /** Disconnects the clients that were made here, ends the process and removes its files. */
   async stop() {
     this.leave();
+    await this.#stay();
     const [{ child }] = this.nodes;
     const code = child.exitCode ?? child.signalCode ?? (await this.down());
     if (this.balancer) {

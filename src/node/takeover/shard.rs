@@ -77,7 +77,7 @@ pub(in crate::node) fn run<D: Driver<Socket = OwnedFd>>(
     reports: &UnboundedSender<Report>,
 ) {
     while shard.turn() {
-        while let Some(HandoverStep { attempt, action }) = shard.take_step() {
+        while let Some(HandoverStep { attempt, action }) = shard.handing_over().take_step() {
             let report = |news| {
                 // Without its receiver the process ends.
                 let _ = reports.send(Report { shard: id, attempt, news });
@@ -85,15 +85,14 @@ pub(in crate::node) fn run<D: Driver<Socket = OwnedFd>>(
             match action {
                 HandoverAction::Settle => report(News::Settles(shard.settle())),
                 HandoverAction::Probe => {
-                    let (left, mail) = (shard.unsettled(), shard.mail_opened());
+                    let (left, mail) = (shard.unsettled(), shard.handing_over().mail_opened());
                     report(News::Probed { left, mail });
                 }
                 HandoverAction::Freeze(outcome) => {
                     report(News::Sent(send_state(&mut shard)));
                     if outcome.recv() == Ok(Outcome::Gone) {
-                        // Its sockets are the other process's by now: they stay open until this one ends, and
-                        // nothing of the shard runs any more.
-                        std::mem::forget(shard);
+                        // Nothing of the shard runs any more. Its copies of the sockets are closed now: as long
+                        // as they are open, a connection that the other process closes doesn't end.
                         return;
                     }
                     shard.go_on();
@@ -157,6 +156,7 @@ fn run_released<D: Driver<Socket = OwnedFd>>(
 
 /// Sends listeners, sockets and image to the shard of the other process.
 fn send_state<D: Driver<Socket = OwnedFd>>(shard: &mut Shard<D>) -> Result<ShardCounts, String> {
+    let mut shard = shard.handing_over();
     let link = shard.take_link().ok_or("there is no way to the other process")?;
     let image = shard.image().map_err(|left| format!("the shard has not settled: {left:?}"))?;
     points::pass("send");
