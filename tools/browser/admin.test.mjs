@@ -20,6 +20,7 @@ name = "kept"
 history_size = 20
 history_ttl = "300s"
 presence = true
+roost = { history_time = true, subscribed_at = true }
 allow_subscribe_for_client = true
 allow_publish_for_client = true
 `;
@@ -121,6 +122,15 @@ test('a channel: who is there, what was published, and a test message', async ()
   await ann.publish('kept:inspected', 'from ann');
   await page.click('#channel-again');
   await text(page, 'history-list', (shown) => shown.includes('from ann'));
+  // When it was published, and since when somebody is there.
+  const cells = (id) => page.$$eval(`#${id} th, #${id} td`, (all) => all.map((cell) => cell.textContent));
+  const has = async (id, title) => {
+    const shown = await cells(id);
+    assert.ok(shown.includes(title), `${title} in ${shown}`);
+    assert.ok(shown.some((cell) => /\d:\d\d/.test(cell)), `a time in ${shown}`);
+  };
+  await has('presence', 'since');
+  await has('history', 'time');
   for (let at = 3; at <= 14; at += 1) await ann.publish('kept:inspected', at);
   await page.click('#channel-again');
   // A page of ten, and the rest.
