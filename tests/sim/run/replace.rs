@@ -107,7 +107,7 @@ impl Run {
         // Later on calls have failed, and their connections are closed by those that go on.
         let is_early = self.world.borrow().now().0 < begun + CALLS_MS;
         match has_settled {
-            true if is_early && self.is_given_up() => self.go_on(),
+            true if is_early && !slow && self.is_given_up() => self.go_on(),
             true => self.freeze_and_thaw(),
             false => Err(format!(
                 "the node doesn't settle: {:?}",
