@@ -160,6 +160,7 @@ fn node(server: &RedisServer) -> Node {
         queue_bytes_max: 64 << 20,
         connect_timeout: Duration::from_secs(5),
         io_timeout: Duration::from_secs(30),
+        late_after: Duration::from_secs(30),
         probe_interval: Duration::from_secs(30),
     };
     let counted = Counted::default();

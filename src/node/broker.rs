@@ -82,6 +82,7 @@ impl BrokerSettings {
                 queue_bytes_max: QUEUE_BYTES_MAX,
                 connect_timeout: Duration::from_millis(options.connect_timeout_ms),
                 io_timeout: Duration::from_millis(options.io_timeout_ms),
+                late_after: Duration::from_millis(options.io_timeout_ms) / 2,
                 probe_interval: PROBE_INTERVAL,
             }
         };

@@ -11,11 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::Backoff;
 use super::control::ControlEvent;
 use super::inlet::{cost, failure};
+use super::lateness::Lateness;
 use super::queue::Queued;
 use super::wire::{Link, Unreachable};
 use super::{Connected, Figures, Settings, Shared};
@@ -51,7 +52,7 @@ type Sent = Pin<Box<dyn Future<Output = (u64, Result<Vec<Reply>, Unreachable>)>>
 /// Puts a command into the queue of a server, or fails it.
 pub(super) fn take(shared: &Shared, server: &Connected, home: usize, command: Command) {
     let mut left = cost(&command);
-    if !server.queue.is_open.get() {
+    if !server.queue.takes_commands() {
         Figures::add(&shared.figures.refused, 1);
         server.queue.settled(left);
         if let Some(event) = failure(&command) {
@@ -87,7 +88,7 @@ pub(super) fn take_tops(
     (reads, mut cost): (Vec<TopRead>, usize),
 ) {
     let mut failed = Vec::new();
-    if server.queue.is_open.get() {
+    if server.queue.takes_commands() {
         shared.settings.operations.tops(reads, &mut failed, |request, awaited| {
             let cost = std::mem::take(&mut cost);
             server.queue.push(Queued::new(home, request, awaited, cost));
@@ -156,7 +157,7 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>, be
                 }
                 begins = None;
                 let began = Instant::now();
-                let error = serve(&shared, &server, link).await;
+                let error = serve(&shared, at, &server, link).await;
                 without = Instant::now();
                 tracing::warn!("redis: server {at}: the command connection is lost: {error}");
                 if began.elapsed() > IDLE {
@@ -258,7 +259,8 @@ fn lost(shared: &Shared, at: usize, server: &Connected, is_up: &mut bool, error:
 #[derive(Default)]
 struct InFlight {
     replies: FuturesUnordered<Sent>,
-    batches: HashMap<u64, Vec<Queued>, foldhash::fast::RandomState>,
+    /// With the moments at which they were sent.
+    batches: HashMap<u64, (Instant, Vec<Queued>), foldhash::fast::RandomState>,
     next: u64,
 }
 
@@ -271,7 +273,7 @@ impl InFlight {
         let number = self.next;
         self.next += 1;
         let replies = link.send(batch.iter().map(|queued| &queued.request));
-        self.batches.insert(number, batch);
+        self.batches.insert(number, (Instant::now(), batch));
         let mut sent: Sent = Box::pin(async move { (number, replies.await) });
         match poll_fn(|context| Poll::Ready(sent.as_mut().poll(context))).await {
             Poll::Ready(done) => self.replies.push(Box::pin(std::future::ready(done))),
@@ -279,8 +281,15 @@ impl InFlight {
         }
     }
 
-    fn take(&mut self, number: u64) -> Vec<Queued> {
-        self.batches.remove(&number).unwrap_or_default()
+    /// A batch whose replies have come, and how long that took.
+    fn take(&mut self, number: u64) -> (Duration, Vec<Queued>) {
+        let taken = self.batches.remove(&number);
+        taken.map_or_else(Default::default, |(sent, batch)| (sent.elapsed(), batch))
+    }
+
+    /// When the oldest one was sent.
+    fn oldest(&self) -> Option<Instant> {
+        self.batches.values().map(|(sent, _)| *sent).min()
     }
 
     fn len(&self) -> usize {
@@ -289,8 +298,9 @@ impl InFlight {
 }
 
 /// Sends and receives until the connection fails: why.
-async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachable {
+async fn serve(shared: &Shared, at: usize, server: &Connected, mut link: Link) -> Unreachable {
     let mut in_flight = InFlight::default();
+    let lateness = Lateness::new(shared, at, server);
     let mut unknown_scripts = Vec::new();
     let error = loop {
         if !unknown_scripts.is_empty() && in_flight.len() == 0 {
@@ -306,11 +316,13 @@ async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachab
             let batch = unexpired(shared, server, server.queue.batch(BATCH_MAX, BATCH_BYTES_MAX));
             in_flight.send(&link, batch).await;
         }
+        let due = lateness.due(in_flight.oldest());
         tokio::select! {
             biased;
             Some((number, replies)) = in_flight.replies.next() => match replies {
                 Ok(replies) => {
-                    let batch = in_flight.take(number);
+                    let (took, batch) = in_flight.take(number);
+                    lateness.answered(took);
                     let useless = settle(shared, server, batch, replies, &mut unknown_scripts);
                     if let Some(error) = useless {
                         break error;
@@ -318,6 +330,7 @@ async fn serve(shared: &Shared, server: &Connected, mut link: Link) -> Unreachab
                 }
                 Err(error) => break error,
             },
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => lateness.begin(),
             () = server.queue.pushed.notified() => {}
             () = sleep(IDLE) => {
                 let request = Request::Plain { name: "PING", arguments: vec![] };
@@ -410,11 +423,11 @@ fn settle(
 fn resend(
     shared: &Shared,
     server: &Connected,
-    batches: HashMap<u64, Vec<Queued>, foldhash::fast::RandomState>,
+    batches: HashMap<u64, (Instant, Vec<Queued>), foldhash::fast::RandomState>,
 ) {
-    let mut batches: Vec<(u64, Vec<Queued>)> = batches.into_iter().collect();
+    let mut batches: Vec<_> = batches.into_iter().collect();
     batches.sort_unstable_by_key(|(number, _)| *number);
-    let all = batches.into_iter().flat_map(|(_, batch)| batch);
+    let all = batches.into_iter().flat_map(|(_, (_, batch))| batch);
     let (mut again, lost): (Vec<Queued>, Vec<Queued>) =
         all.partition(|queued| !queued.resent && queued.request.is_repeatable());
     again.iter_mut().for_each(|queued| queued.resent = true);

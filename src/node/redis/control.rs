@@ -161,10 +161,10 @@ async fn serve(
     loop {
         tokio::select! {
             message = messages.next() => {
-                let Some((name, payload)) = message else { return Unreachable::Closed };
+                let Some(message) = message else { return Unreachable::Closed };
                 unanswered = 0;
-                if name != probe_name.as_bytes() {
-                    take(shared, &payload);
+                if message.name() != probe_name.as_bytes() {
+                    take(shared, message.payload());
                 }
             }
             _ = probes.tick() => {

@@ -52,6 +52,7 @@ pub(super) async fn run(
 
 fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
     let home = batch.from.index();
+    shared.handle(batch.mail.len());
     let mut failed = Vec::new();
     let mut tops = Tops::new(shared, servers, home);
     for mail in batch.mail {

@@ -16,12 +16,14 @@
 //! A command whose reply is lost fails, since it may have taken effect, unless it does no harm to carry it out
 //! twice: then it is sent again, once. One that is still in the queue was not sent, and waits for another
 //! connection. When attempts to connect have failed for [`commands`]' patience, the server is lost: commands
-//! fail at once until it is back.
+//! fail at once until it is back. So they do while it answers late ([`lateness`]).
 
 mod backoff;
+mod burst;
 mod commands;
 mod control;
 mod inlet;
+mod lateness;
 mod pubsub;
 mod queue;
 mod reconnect;
@@ -95,6 +97,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Time for a reply, and for a command to wait in the queue.
     pub io_timeout: Duration,
+    /// A server whose replies take longer counts as away.
+    pub late_after: Duration,
     /// Interval of the probes of a PUB/SUB connection; one that misses two is made anew.
     pub probe_interval: Duration,
 }
@@ -317,6 +321,7 @@ impl Prepared {
                     figures,
                     bytes: queued,
                     up: Cell::new(0),
+                    handled: Cell::new(0),
                     wishes: RefCell::default(),
                     first: at,
                 };
@@ -467,6 +472,8 @@ struct Shared {
     bytes: Arc<AtomicUsize>,
     /// Servers with a command connection.
     up: Cell<usize>,
+    /// Commands and messages so far.
+    handled: Cell<u64>,
     /// The wishes at all servers.
     wishes: RefCell<Vec<Rc<Wishes>>>,
     /// The first home of this thread; its others follow in steps of the number of threads.
@@ -476,6 +483,11 @@ struct Shared {
 impl Shared {
     fn homes(&self) -> impl Iterator<Item = usize> + use<> {
         (self.first..self.settings.homes).step_by(self.settings.threads.max(1))
+    }
+
+    /// So many commands or messages more.
+    fn handle(&self, count: usize) {
+        self.handled.set(self.handled.get() + count as u64);
     }
 
     fn tell_all(&self, event: &BrokerEvent) {
@@ -532,11 +544,20 @@ async fn run(
     let mut turn = 0;
     let mut keep = tokio::time::interval(KEEP_ENTRIES);
     keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut burst = burst::Burst::default();
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let inbound = tokio::select! {
             inbound = inbox.recv() => inbound,
             _ = keep.tick(), if shared.first == 0 => {
                 servers.iter().for_each(|server| commands::keep_entries(&shared, server));
+                continue;
+            }
+            _ = second.tick() => {
+                if burst.is_over(shared.handled.get()) {
+                    sys::memory::collect();
+                }
                 continue;
             }
         };

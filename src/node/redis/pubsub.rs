@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::commands::probe;
 use super::reconnect::stay_connected;
-use super::wire::{Messages, Subscriptions, Unreachable};
+use super::wire::{Message, Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
 use crate::hub::broker::BrokerEvent;
 use crate::node::log_limit::LogLimit;
@@ -350,19 +350,20 @@ impl Connection<'_> {
     }
 
     /// Delivers messages. True if the connection has shown that they come.
-    fn take(&mut self, messages: Vec<(Vec<u8>, Vec<u8>)>) -> bool {
+    fn take(&mut self, messages: Vec<Message>) -> bool {
         let operations = &self.shared.settings.operations;
         self.hear();
+        self.shared.handle(messages.len());
         Figures::add(&self.shared.figures.messages, messages.len() as u64);
         let mut events = Vec::with_capacity(messages.len());
         let mut has_probe = false;
-        for (name, payload) in messages {
-            if name == self.probe_name.as_bytes() {
+        for message in messages {
+            if message.name() == self.probe_name.as_bytes() {
                 has_probe = true;
                 continue;
             }
-            let Some(channel) = operations.names.channel_of(&name) else { continue };
-            match operations.message(channel, &payload) {
+            let Some(channel) = operations.names.channel_of(message.name()) else { continue };
+            match operations.message(channel, message.payload()) {
                 Ok(event) => events.push(event),
                 Err(error) => {
                     Figures::add(&self.shared.figures.malformed, 1);

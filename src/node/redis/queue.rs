@@ -41,6 +41,8 @@ pub(super) struct Queue {
     waiting: RefCell<VecDeque<Queued>>,
     /// Requests may come: there is a connection, or there soon is.
     pub is_open: Cell<bool>,
+    /// The server answers late.
+    pub is_late: Cell<bool>,
     pub pushed: Notify,
     bytes: Arc<AtomicUsize>,
 }
@@ -49,7 +51,12 @@ impl Queue {
     /// An open one, whose bytes are in an account.
     pub(super) fn new(bytes: Arc<AtomicUsize>) -> Self {
         let (waiting, pushed) = (RefCell::default(), Notify::new());
-        Self { waiting, is_open: Cell::new(true), pushed, bytes }
+        Self { waiting, is_open: Cell::new(true), is_late: Cell::new(false), pushed, bytes }
+    }
+
+    /// Commands of homes are taken; else they fail at once.
+    pub(super) fn takes_commands(&self) -> bool {
+        self.is_open.get() && !self.is_late.get()
     }
 
     pub(super) fn push(&self, queued: Queued) {
@@ -121,5 +128,8 @@ mod tests {
         assert!(queue.is_empty() && queue.batch(9, 9).is_empty());
         queue.settled(2);
         assert_eq!(bytes.load(Ordering::Relaxed), 3);
+        assert!(queue.takes_commands());
+        queue.is_late.set(true);
+        assert!(!queue.takes_commands());
     }
 }

@@ -170,6 +170,7 @@ fn settings_of(server: Server) -> Settings {
         queue_bytes_max: 16 << 20,
         connect_timeout: Duration::from_secs(5),
         io_timeout: Duration::from_secs(10),
+        late_after: Duration::from_secs(5),
         probe_interval: Duration::from_secs(5),
     }
 }
@@ -564,6 +565,35 @@ fn a_server_that_comes_back_empty_is_used_again() {
 }
 
 #[test]
+fn a_server_that_answers_late_counts_as_away_until_it_answers_soon() {
+    let Some(server) = RedisServer::start() else { return };
+    let late_after = Duration::from_millis(100);
+    let node = TestNode::start(Settings { late_after, ..settings(&server) });
+    assert_eq!(node.publish("c").offset, 1);
+    let away = |count| {
+        let began = Instant::now();
+        while node.broker.figures().servers_away.load(Ordering::Relaxed) != count {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+    };
+    // Shorter than the time after which the connection would be given up.
+    let _: () = server.run("CLIENT PAUSE 8000 ALL");
+    node.send(publish("c", b"{}"));
+    away(1);
+    assert_eq!(node.broker.fault(), Some("the broker is unreachable"));
+    node.send(publish("c", b"{}"));
+    assert_eq!(node.failed(), FailureCause::Unavailable);
+    let connects = node.broker.figures().connects.load(Ordering::Relaxed);
+    let _: () = server.run("CLIENT UNPAUSE");
+    // What was under way is answered, and nothing is sent before the server answers soon.
+    assert_eq!(node.published().offset, 2);
+    away(0);
+    assert_eq!(node.publish("c").offset, 3);
+    assert_eq!(node.broker.figures().connects.load(Ordering::Relaxed), connects);
+}
+
+#[test]
 fn the_fault_of_the_broker_is_known() {
     let Some(mut server) = RedisServer::start() else { return };
     let probe_interval = Duration::from_millis(200);
@@ -953,18 +983,28 @@ fn tls_is_spoken_and_certificates_are_checked() {
         "no",
     ];
     let Some(servers) = TcpServers::start(&[&arguments]) else { return };
-    let of = |authorities: &str| {
-        let authorities = Some(std::fs::read(authorities).unwrap());
-        let security = Some(Security { authorities, ..Security::default() });
+    let of = |prefix: &str, host: &str, authorities: Option<&str>, insecure| {
+        let authorities = authorities.map(|file| std::fs::read(file).unwrap());
+        let security = Some(Security { authorities, insecure, ..Security::default() });
         let access = Access { security, ..Access::default() };
-        let address = Address::Tcp("localhost".into(), servers.ports[0]);
-        settings_of(Server::Single { address, access })
+        let address = Address::Tcp(host.into(), servers.ports[0]);
+        let mut settings = settings_of(Server::Single { address, access });
+        settings.operations.names = Names::new(prefix, Layout::Plain);
+        settings
     };
-    works(&TestNode::start(of(authority)));
+    works(&TestNode::start(of("p", "localhost", Some(authority), false)));
     let other = concat!(env!("CARGO_MANIFEST_DIR"), "/src/proto/tls/handshake/trust/other.pem");
+    // Without checks: another name, another authority, and those of the machine.
+    for (prefix, host, authorities) in [
+        ("a", "127.0.0.1", Some(authority)),
+        ("b", "localhost", Some(other)),
+        ("c", "localhost", None),
+    ] {
+        works(&TestNode::start(of(prefix, host, authorities, true)));
+    }
     let (sender, events) = channel();
     let sink = Sink(sender, channel().0);
-    let (broker, _lane) = started(of(other), sink);
+    let (broker, _lane) = started(of("p", "localhost", Some(other), false), sink);
     let began = Instant::now();
     while broker.figures().connects_failed.load(Ordering::Relaxed) < 2 {
         assert!(began.elapsed() < PATIENCE);

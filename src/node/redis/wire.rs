@@ -17,8 +17,8 @@ use redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo as _, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError,
-    TlsCertificates, TlsMode, Value,
+    IntoConnectionInfo as _, Msg, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo,
+    RedisError, TlsCertificates, TlsMode, Value,
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -401,7 +401,27 @@ pub(super) enum Messages {
     Sharded(UnboundedReceiver<Message>, Arc<Incoming>),
 }
 
-type Message = (Vec<u8>, Vec<u8>);
+/// A PUB/SUB message. That of the crate keeps its bytes: they would be copied for each of them.
+pub(super) enum Message {
+    Ordinary(Msg),
+    Sharded { name: Vec<u8>, payload: Vec<u8> },
+}
+
+impl Message {
+    pub(super) fn name(&self) -> &[u8] {
+        match self {
+            Self::Ordinary(message) => message.get_channel_name().as_bytes(),
+            Self::Sharded { name, .. } => name,
+        }
+    }
+
+    pub(super) fn payload(&self) -> &[u8] {
+        match self {
+            Self::Ordinary(message) => message.get_payload_bytes(),
+            Self::Sharded { payload, .. } => payload,
+        }
+    }
+}
 
 /// Messages of a connection to the owner of a slot on their way from the crate's task.
 pub(super) struct Incoming {
@@ -436,7 +456,7 @@ impl Incoming {
                     return self.end("messages come faster than they are handled");
                 }
                 if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
-                    let _ = sender.send((name, payload));
+                    let _ = sender.send(Message::Sharded { name, payload });
                 }
             }
             // It was not requested: the node owns the slot no longer.
@@ -585,15 +605,14 @@ impl Stream for Messages {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut *self {
-            Self::Ordinary(stream) => Pin::new(stream).poll_next(context).map(|message| {
-                let message = message?;
-                let name = message.get_channel_name().as_bytes().to_vec();
-                Some((name, message.get_payload_bytes().to_vec()))
-            }),
+            Self::Ordinary(stream) => {
+                Pin::new(stream).poll_next(context).map(|message| message.map(Message::Ordinary))
+            }
             Self::Sharded(receiver, incoming) => receiver.poll_recv(context).map(|message| {
-                let (name, payload) = message?;
-                incoming.waiting.fetch_sub(name.len() + payload.len(), Ordering::Relaxed);
-                Some((name, payload))
+                let message = message?;
+                let bytes = message.name().len() + message.payload().len();
+                incoming.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                Some(message)
             }),
         }
     }
