@@ -35,12 +35,38 @@ pub struct NodePublication<'a> {
     pub epoch: Cow<'a, str>,
 }
 
-impl NodePublication<'static> {
-    /// Reads a `Publication`.
+impl<'a> NodePublication<'a> {
+    /// Reads a `Publication`. Where it has neither publisher nor tags, as most have, nothing is copied.
     ///
     /// # Errors
     /// It is none.
-    pub fn read(bytes: &[u8]) -> Result<Self, NotProtobuf> {
+    pub fn read(bytes: &'a [u8]) -> Result<Self, NotProtobuf> {
+        Self::read_plain(bytes).map_or_else(|| Self::read_all(bytes), Ok)
+    }
+
+    /// Reads one of payload, numbers and epoch alone; `None` for any other, and for one that is malformed.
+    fn read_plain(mut bytes: &'a [u8]) -> Option<Self> {
+        let mut publication = Self::default();
+        while !bytes.is_empty() {
+            match varint(&mut bytes)? {
+                DATA => publication.data = measured(&mut bytes)?.into(),
+                OFFSET => publication.offset = varint(&mut bytes)?,
+                DELTA => publication.delta = varint(&mut bytes)? != 0,
+                TIME => {
+                    let time = varint(&mut bytes)?.cast_signed();
+                    publication.time_ms = u64::try_from(time).unwrap_or(0);
+                }
+                EPOCH => {
+                    publication.epoch = std::str::from_utf8(measured(&mut bytes)?).ok()?.into();
+                }
+                VERSION => publication.version = varint(&mut bytes)?,
+                _ => return None,
+            }
+        }
+        Some(publication)
+    }
+
+    fn read_all(bytes: &[u8]) -> Result<Self, NotProtobuf> {
         let message = schema::Publication::decode(bytes).map_err(|_| NotProtobuf)?;
         let info = message.info.map_or_else(Vec::new, |info| pack(&info).into_vec());
         let tags = message.tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -55,6 +81,38 @@ impl NodePublication<'static> {
             epoch: message.epoch.into(),
         })
     }
+}
+
+// Fields of a `Publication` with their wire types.
+const DATA: u64 = 4 << 3 | 2;
+const OFFSET: u64 = 6 << 3;
+const DELTA: u64 = 8 << 3;
+const TIME: u64 = 9 << 3;
+const EPOCH: u64 = 14 << 3 | 2;
+const VERSION: u64 = 16 << 3;
+
+/// Takes a number off the front; `None` where it has no end, or no room in 64 bits.
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..63).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    let (byte, rest) = bytes.split_first()?;
+    *bytes = rest;
+    (*byte <= 1).then_some(number | u64::from(*byte) << 63)
+}
+
+/// Takes bytes with their length before them off the front.
+fn measured<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(varint(bytes)?).ok()?;
+    let (measured, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(measured)
 }
 
 impl NodePublication<'_> {
@@ -150,6 +208,21 @@ mod tests {
             publication.put(&mut out);
             prop_assert!(!out.starts_with(b"_"));
             prop_assert_eq!(NodePublication::read(&out), Ok(publication));
+        }
+
+        #[test]
+        fn plain_publications_are_read_alike(
+            bytes in proptest::collection::vec(
+                prop_oneof![
+                    proptest::sample::select(&b"\x22\x30\x40\x48\x72\x80\x01\x02\x00\xffa"[..]),
+                    any::<u8>(),
+                ],
+                0..14,
+            ),
+        ) {
+            if let Some(publication) = NodePublication::read_plain(&bytes) {
+                prop_assert_eq!(NodePublication::read_all(&bytes), Ok(publication));
+            }
         }
 
         #[test]

@@ -312,6 +312,7 @@ fn pack(
         let mut frame = |which: Which, data, written| {
             let of = Publication { data, form: written, ..*publication };
             let message = encoded.get(form, which, |out| {
+                out.reserve(channel.len() + data.len() + PUSH_BYTES);
                 client::put_push(out, form, channel, &Push::Publication(of));
             });
             frame_of(&mut codec.deflaters, &mut codec.replies, form, message)
@@ -331,6 +332,9 @@ fn pack(
         ..Parcel::new(ParcelKind::Publication, publication.offset, publication.tags)
     }
 }
+
+/// Bytes of a push beside its texts, about: the buffer grows once.
+const PUSH_BYTES: usize = 96;
 
 /// Which of the messages for one kind of content.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -308,6 +308,10 @@ impl Home {
         number: u32,
         channel: &mut Channel,
     ) -> bool {
+        // Interest begins and ends with operations: without one it is as it was.
+        let is_followed = channel.ops.is_empty()
+            && channel.idle_since.is_none()
+            && channel.line.link != Link::Off;
         channel.unmet = false;
         if channel.has_failed {
             for op in channel.take_failed() {
@@ -343,22 +347,28 @@ impl Home {
         if channel.joins == 0 {
             channel.need = Need::Nothing;
         }
-        self.follow(turn, remote, number, channel)
+        self.follow(turn, remote, (number, channel), is_followed)
     }
 
-    /// Sends what the line needs of the broker. False when the channel can be forgotten.
+    /// Some shard has subscribers.
+    fn has_interest(&self, channel: &Channel) -> bool {
+        let at = self.channels.find(&channel.name, channel.hash);
+        at.is_some_and(|at| !self.channels.interests(at).is_empty())
+    }
+
+    /// Sends what the line needs of the broker. `is_followed`: it certainly has subscribers, and a look into the
+    /// table of all channels is spared. False when the channel can be forgotten.
     fn follow(
         &mut self,
         turn: &mut Turn<'_>,
         remote: &mut Remote,
-        number: u32,
-        channel: &mut Channel,
+        (number, channel): (u32, &mut Channel),
+        is_followed: bool,
     ) -> bool {
         if !remote.shares_channels {
             return !channel.ops.is_empty();
         }
-        let at = self.channels.find(&channel.name, channel.hash);
-        let has_interest = at.is_some_and(|at| !self.channels.interests(at).is_empty());
+        let has_interest = is_followed || self.has_interest(channel);
         if !has_interest && channel.ops.is_empty() {
             if channel.line.link == Link::Off {
                 return false;
