@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Centrifuge } from 'centrifuge';
 import { Centrifuge as CentrifugeProtobuf } from 'centrifuge/build/protobuf';
@@ -241,10 +242,18 @@ export function signWith(key, alg, claims, header = {}) {
 /** Now, in the seconds of a JWT. */
 export const seconds = () => Math.floor(Date.now() / 1000);
 
-/** A port that nothing listens on, below the usual range of outgoing connections. */
+/** Ports that `freePort` has given out. */
+const ports = new Set();
+
+/**
+ * A port that nothing listens on, below the usual range of outgoing connections. Another process may take it
+ * before it is used: what listens on it has to begin anew then (`isPortTaken`).
+ */
 export async function freePort() {
   for (let tries = 0; tries < 200; tries += 1) {
     const port = 10_000 + Math.floor(Math.random() * 20_000);
+    if (ports.has(port)) continue;
+    ports.add(port);
     const probe = createServer();
     const free = await new Promise((resolve) => {
       probe.once('error', () => resolve(false));
@@ -254,6 +263,9 @@ export async function freePort() {
   }
   throw new Error('found no free port');
 }
+
+/** Whether a process could not start since another one listens on its port. */
+const isPortTaken = (error) => /in use/i.test(error.message);
 
 /** The environment less what would configure roost, but for the driver: all tests pass with each. */
 function cleanEnvironment(extra) {
@@ -343,7 +355,14 @@ class Process {
       child.once('error', reject);
       child.once('exit', (code) => reject(new Error(`${command} ended with ${code}:\n${started.log.join('\n')}`)));
     });
-    await within(ready, `${path.basename(command)} to listen`);
+    try {
+      await within(ready, `${path.basename(command)} to listen`);
+    } catch (error) {
+      // A process that is left behind would keep the tests from ending.
+      started.kill();
+      await started.end();
+      throw error;
+    }
     return started;
   }
 
@@ -377,6 +396,9 @@ function added(all) {
 
 let roosts = 0;
 
+/** Attempts to start with a port that another process takes meanwhile. */
+const STARTS_MAX = 5;
+
 /**
  * A roost under test: a node, or two behind a balancer. It is ended by its process ids, at the latest when this
  * process ends.
@@ -395,8 +417,6 @@ export class Roost {
    */
   async begin({ config = '', flags = [], env = {} } = {}) {
     this.folder = mkdtempSync(path.join(tmpdir(), 'roost-sdk-'));
-    this.port = await freePort();
-    this.ports = NODES > 1 ? await Promise.all([freePort(), freePort()]) : [this.port];
     this.flags = flags;
     this.env = env;
     if (config !== null) {
@@ -407,8 +427,27 @@ export class Roost {
     if (NODES > 1) this.env = { ...this.#redis(), ...env };
     this.clients = [];
     this.sockets = [];
-    await this.up();
-    if (NODES > 1) this.balancer = await balance(this.folder, this.port, this.ports);
+    for (let tries = 1; ; tries += 1) {
+      this.port = await freePort();
+      this.ports = NODES > 1 ? await Promise.all([freePort(), freePort()]) : [this.port];
+      try {
+        return await this.#listen();
+      } catch (error) {
+        if (tries === STARTS_MAX || !isPortTaken(error)) throw error;
+      }
+    }
+  }
+
+  /** Starts each node, and the balancer of two. */
+  async #listen() {
+    await this.#start();
+    if (NODES === 1) return;
+    try {
+      this.balancer = await balance(this.folder, this.port, this.ports);
+    } catch (error) {
+      await this.down('SIGKILL');
+      throw error;
+    }
   }
 
   /** Variables for the Redis of these tests, with keys that no other roost has. */
@@ -434,10 +473,28 @@ export class Roost {
     return `${this.secure ? 'https' : 'http'}://127.0.0.1:${this.port}`;
   }
 
-  /** Starts each node, on the same port as before, and waits until it listens. */
+  /** Starts each node anew, on the same port as before, and waits until it listens. */
   async up() {
-    this.nodes = [];
-    for (const start of this.#starts()) this.nodes.push(await start);
+    for (let tries = 1; ; tries += 1) {
+      try {
+        return await this.#start();
+      } catch (error) {
+        // Another process looks whether the port is free, or had it for a moment.
+        if (tries === STARTS_MAX || !isPortTaken(error)) throw error;
+        await sleep(200);
+      }
+    }
+  }
+
+  /** Starts each node and waits until it listens. Where one can't, the others end. */
+  async #start() {
+    const results = await Promise.allSettled(this.#starts());
+    this.nodes = results.flatMap(({ value }) => value ?? []);
+    const failed = results.find(({ status }) => status === 'rejected');
+    if (failed) {
+      await this.down('SIGKILL');
+      throw failed.reason;
+    }
     if (TAKEOVER_EVERY_MS > 0) this.takeovers = this.#replaceAgainAndAgain((this.stays = {}));
   }
 
@@ -610,7 +667,7 @@ export function shared(options) {
   const roost = new Roost();
   before(() => roost.begin(options));
   after(async () => {
-    if (roost.nodes) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
+    if (roost.nodes?.length) assert.equal(await roost.stop(), 0, 'exit code after SIGTERM');
   });
   return roost;
 }

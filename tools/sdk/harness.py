@@ -70,10 +70,21 @@ def sign(secret=SECRET, **claims):
     return body + "." + base64url(digest)
 
 
+# Ports that were given out.
+_ports = set()
+
+# Attempts to start with a port that another process takes meanwhile.
+STARTS_MAX = 5
+
+
 def free_port():
-    """A port that nothing listens on, below the usual range of outgoing connections."""
+    """A port that nothing listens on, below the usual range of outgoing connections. Another process may take it
+    before it is used."""
     while True:
         port = random.randrange(10000, 30000)
+        if port in _ports:
+            continue
+        _ports.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -106,8 +117,13 @@ class Process:
             ready.set()
 
         self.reader = asyncio.ensure_future(read())
-        await asyncio.wait_for(ready.wait(), WAIT_SECONDS_MAX)
-        if self.reader.done():
+        try:
+            await asyncio.wait_for(ready.wait(), WAIT_SECONDS_MAX)
+        except asyncio.TimeoutError:
+            await self.end(kill=True)
+            raise AssertionError(f"{words[0]} did not listen in time:\n" + "".join(self.log)) from None
+        if not any(map(is_ready, self.log)):
+            await self.end(kill=True)
             raise AssertionError(f"{words[0]} did not start:\n" + "".join(self.log))
         return self
 
@@ -139,10 +155,9 @@ class Roost:
 
     def __init__(self, config="", flags=(), env=None):
         self.folder = tempfile.TemporaryDirectory(prefix="roost-sdk-")
-        self.port = free_port()
-        self.ports = [free_port(), free_port()] if NODES > 1 else [self.port]
-        scheme = "wss" if SECURE and config is not None else "ws"
-        self.url = f"{scheme}://127.0.0.1:{self.port}/connection/websocket"
+        self.scheme = "wss" if SECURE and config is not None else "ws"
+        self._choose_ports()
+        self.nodes = []
         self.flags = list(flags)
         self.env = clean_environment({**(self._redis() if NODES > 1 else {}), **(env or {})})
         self.file = self.balancer = None
@@ -161,8 +176,28 @@ class Roost:
             variables[f"ROOST_ENGINE_REDIS_{name.upper()}"] = text
         return variables
 
+    def _choose_ports(self):
+        self.port = free_port()
+        self.ports = [free_port(), free_port()] if NODES > 1 else [self.port]
+        self.url = f"{self.scheme}://127.0.0.1:{self.port}/connection/websocket"
+
     async def up(self):
-        """Starts each node, on the same port as before, and waits until it listens."""
+        """Starts each node, on the same port as before, and waits until it listens. The first time the ports are
+        others where another process has taken one meanwhile."""
+        is_first = not self.nodes
+        for number in range(STARTS_MAX):
+            try:
+                return await self._start()
+            except AssertionError as error:
+                if "in use" not in str(error).lower() or number + 1 == STARTS_MAX:
+                    raise
+                await self.down(kill=True)
+            if is_first:
+                self._choose_ports()
+            else:
+                await asyncio.sleep(0.2)
+
+    async def _start(self):
         self.nodes = []
         for port in self.ports:
             flags, env = list(self.flags), dict(self.env)
