@@ -578,7 +578,7 @@ fn a_server_that_answers_late_counts_as_away_until_it_answers_soon() {
         }
     };
     // Shorter than the time after which the connection would be given up.
-    let _: () = server.run("CLIENT PAUSE 8000 ALL");
+    let _: () = server.run("CLIENT PAUSE 8000 WRITE");
     node.send(publish("c", b"{}"));
     away(1);
     assert_eq!(node.broker.fault(), Some("the broker is unreachable"));
