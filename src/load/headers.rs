@@ -124,9 +124,10 @@ mod tests {
 
     #[test]
     fn credentials_and_subprotocols() {
-        let all = |flags: &[&str]| of(flags).unwrap().of(0);
-        assert_eq!(all(&["--user", "me:secret"]), [("Authorization", "Basic bWU6c2VjcmV0".into())]);
-        assert_eq!(all(&["--bearer", "abc"]), [("Authorization", "Bearer abc".to_owned())]);
+        let (user, bearer) = (of(&["--user", "me:secret"]), of(&["--bearer", "abc"]));
+        let (user, bearer) = (user.unwrap(), bearer.unwrap());
+        assert_eq!(user.of(0), [("Authorization", "Basic bWU6c2VjcmV0".to_owned())]);
+        assert_eq!(bearer.of(0), [("Authorization", "Bearer abc".to_owned())]);
         let two = of(&["--subprotocol", "mqtt", "--subprotocol", "wamp.2.json"]).unwrap();
         assert_eq!(two.of(0), [("Sec-WebSocket-Protocol", "mqtt, wamp.2.json".to_owned())]);
         assert!(two.agree("mqtt") && !two.agree("stomp"));
