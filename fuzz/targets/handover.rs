@@ -19,9 +19,9 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(message) = Message::from_bytes(&image) {
         let mut unframer = Unframer::default();
         framed(&message).chunks(7).for_each(|chunk| unframer.push(chunk));
-        assert_eq!(unframer.next(), Ok(Some(message)));
+        assert_eq!(unframer.next_message(), Ok(Some(message)));
     }
     let mut unframer = Unframer::default();
     unframer.push(bytes);
-    while let Ok(Some(_)) = unframer.next() {}
+    while let Ok(Some(_)) = unframer.next_message() {}
 });

@@ -32,7 +32,7 @@ impl Unframer {
     ///
     /// # Errors
     /// What is there can't become a message: the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Message>, Broken> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, Broken> {
         let Some((length, rest)) = self.bytes.split_first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
         };
@@ -65,7 +65,7 @@ mod tests {
             let mut found = Vec::new();
             for bytes in stream.chunks(step) {
                 unframer.push(bytes);
-                while let Some(message) = unframer.next().unwrap() {
+                while let Some(message) = unframer.next_message().unwrap() {
                     found.push(message);
                 }
             }
@@ -78,12 +78,12 @@ mod tests {
     fn a_length_is_bounded_before_its_bytes_have_come() {
         let mut unframer = Unframer::default();
         unframer.push(&(MESSAGE_BYTES_MAX as u32 + 1).to_le_bytes());
-        assert!(unframer.next().is_err());
+        assert!(unframer.next_message().is_err());
         let mut unframer = Unframer::default();
         unframer.push(&(MESSAGE_BYTES_MAX as u32).to_le_bytes());
-        assert_eq!(unframer.next(), Ok(None));
+        assert_eq!(unframer.next_message(), Ok(None));
         let mut unframer = Unframer::default();
         unframer.push(&[3, 0, 0, 0, b'a', b'b', b'c']);
-        assert!(unframer.next().is_err());
+        assert!(unframer.next_message().is_err());
     }
 }

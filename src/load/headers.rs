@@ -40,9 +40,9 @@ impl Headers {
     pub(super) fn new(flags: &Flags) -> Result<Self, String> {
         let mut headers = Self { subprotocols: flags.subprotocol.clone(), ..Self::default() };
         for text in &flags.header {
-            let (name, value) = text.split_once(':').ok_or(format!(
-                "--header {text}: a name and a value, as in 'Authorization: Bearer abc'"
-            ))?;
+            let (name, value) = text.split_once(':').ok_or_else(|| {
+                format!("--header {text}: a name and a value, as in 'Authorization: Bearer abc'")
+            })?;
             headers.put("--header", name.trim(), value.trim())?;
         }
         for (flag, name, value) in [

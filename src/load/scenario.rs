@@ -228,9 +228,10 @@ impl Coordinator {
             ended.is_some()
         })?;
         if let Some(code) = ended.map(|ended| ended.code).filter(|code| *code != Some(0)) {
-            let how = code.map_or("was ended by a signal".to_owned(), |code| {
-                format!("ended with exit code {code}")
-            });
+            let how = code.map_or_else(
+                || "was ended by a signal".to_owned(),
+                |code| format!("ended with exit code {code}"),
+            );
             self.trouble(&format!("the command of --run {how}"));
         }
         self.report.upgrade = Some(Upgrade {

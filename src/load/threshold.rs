@@ -122,7 +122,7 @@ impl Threshold {
         })?;
         let value = match figure.unit {
             Unit::Number => value.parse().ok().filter(|of: &f64| of.is_finite()),
-            Unit::Microseconds => humantime::parse_duration(value).ok().map(|of| us(of)),
+            Unit::Microseconds => humantime::parse_duration(value).ok().map(us),
             Unit::Seconds => humantime::parse_duration(value).ok().map(|of| us(of) / 1e6),
         };
         let value = value.ok_or(match figure.unit {

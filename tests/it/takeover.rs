@@ -111,7 +111,7 @@ impl Peer {
     fn next(&mut self) -> Option<Message> {
         let mut bytes = [0; 4096];
         loop {
-            if let Some(message) = self.unframer.next().unwrap() {
+            if let Some(message) = self.unframer.next_message().unwrap() {
                 return Some(message);
             }
             match self.stream.read(&mut bytes).unwrap() {

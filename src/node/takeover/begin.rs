@@ -41,7 +41,7 @@ enum Stage {
     /// An ordinary start.
     None,
     /// Its shards wait for state.
-    Prepared(Incoming, Links),
+    Prepared(Box<(Incoming, Links)>),
     /// All of it is here.
     Arrived(Box<Arrived>),
     /// The shards run.
@@ -84,7 +84,7 @@ impl Takeover {
             Some(incoming) => {
                 let links = incoming.links(shards);
                 let (links, arrivals) = links.map_err(system("links to the running node"))?;
-                (Stage::Prepared(incoming, links), arrivals)
+                (Stage::Prepared(Box::new((incoming, links))), arrivals)
             }
         };
         Ok(Self {
@@ -112,7 +112,7 @@ impl Takeover {
 
     fn incoming(&self) -> Option<&Incoming> {
         match &self.stage {
-            Stage::Prepared(incoming, _) => Some(incoming),
+            Stage::Prepared(prepared) => Some(&prepared.0),
             Stage::None | Stage::Arrived(_) | Stage::Done => None,
         }
     }
@@ -147,7 +147,7 @@ impl Takeover {
         own: Vec<Listener>,
     ) -> Result<Vec<Listener>, StartFault> {
         let (incoming, links) = match std::mem::replace(&mut self.stage, Stage::None) {
-            Stage::Prepared(incoming, links) => (incoming, links),
+            Stage::Prepared(prepared) => *prepared,
             other => {
                 self.stage = other;
                 return Ok(own);

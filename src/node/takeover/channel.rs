@@ -47,7 +47,7 @@ impl Inbox {
     fn next(&mut self, from: BorrowedFd<'_>) -> Result<Option<Message>, Fault> {
         let mut bytes = [0; RECEIVE_BYTES];
         loop {
-            if let Some(message) = self.unframer.next()? {
+            if let Some(message) = self.unframer.next_message()? {
                 return Ok(Some(message));
             }
             match descriptors::receive(from, &mut bytes, &mut self.descriptors) {
