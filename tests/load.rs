@@ -84,6 +84,7 @@ impl Server {
 /// The reaction of a server to a text: its sender, the text, and all connections.
 type OnText = dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]);
 
+#[expect(clippy::result_large_err, reason = "tungstenite's callback has this error")]
 fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
     let writer = stream.try_clone().unwrap();
     let peer = {
@@ -247,7 +248,7 @@ fn a_server_that_is_replaced_shows_the_pause_of_each_client() {
     let (seen, paused) = (file.clone(), AtomicUsize::new(0));
     let server = broadcast_server(move |_, _, text| {
         if seen.exists() && paused.swap(1, SeqCst) == 0 {
-            std::thread::sleep(Duration::from_millis(300));
+            thread::sleep(Duration::from_millis(300));
         }
         vec![text.to_owned()]
     });

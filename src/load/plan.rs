@@ -139,11 +139,6 @@ impl Plan {
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
-        match (flags.scenario, &flags.run) {
-            (Scenario::Upgrade, None) => return wrong("upgrade needs --run COMMAND"),
-            (Scenario::Upgrade, Some(_)) | (_, None) => {}
-            (other, Some(_)) => return wrong(format!("--run: not for {}", other.name())),
-        }
         let headers = Headers::new(&flags).map_err(PlanError)?;
         let thresholds = thresholds(&flags)?;
         let mut target = target("--url", &flags.url, &["ws", "http"], &flags)?;
@@ -306,6 +301,11 @@ fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
         if count == 0 {
             return wrong(format!("{name}: at least 1"));
         }
+    }
+    match (flags.scenario, &flags.run) {
+        (Scenario::Upgrade, None) => return wrong("upgrade needs --run COMMAND"),
+        (Scenario::Upgrade, Some(_)) | (_, None) => {}
+        (other, Some(_)) => return wrong(format!("--run: not for {}", other.name())),
     }
     if flags.window.is_some_and(|window| window == 0 || window > 10_000) {
         return wrong("--window: from 1 to 10000");

@@ -180,6 +180,18 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Ends the publisher, if there is one, and notes what went wrong there.
+    fn end_publisher(&mut self) -> Result<Option<publisher::Outcome>, String> {
+        let Some(publisher) = self.publisher.take() else { return Ok(None) };
+        let _ = publisher.orders.send(publisher::Order::Finish);
+        let outcome = publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
+        let count: u64 = outcome.reasons.iter().map(|(_, count)| count).sum();
+        if count > 0 {
+            self.report.troubles.push(format!("publishing went wrong ({count} times)"));
+        }
+        Ok(Some(outcome))
+    }
+
     /// Ends all threads and sums up.
     fn finish(mut self) -> Result<Report, String> {
         let sum = self.sum();
@@ -189,16 +201,9 @@ impl Coordinator {
         let mut lag = figures::latency();
         let mut busy = Vec::new();
         let mut sent = vec![0; self.plan.channels.len().max(1)];
-        if let Some(publisher) = self.publisher.take() {
-            let _ = publisher.orders.send(publisher::Order::Finish);
-            let outcome =
-                publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
+        if let Some(outcome) = self.end_publisher()? {
             sent = outcome.sent;
             merge(&mut lag, &outcome.lag);
-            let count: u64 = outcome.reasons.iter().map(|(_, count)| count).sum();
-            if count > 0 {
-                self.report.troubles.push(format!("publishing went wrong ({count} times)"));
-            }
             reasons.merge(&outcome.reasons);
             busy.push(outcome.busy);
         }

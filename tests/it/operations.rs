@@ -138,7 +138,7 @@ impl TopInTerminal {
     }
 
     /// The terminal is as it was: no other screen, a cursor, lines and echo.
-    fn is_restored(mut self, code: &str) {
+    fn until_restored(mut self, code: &str) {
         self.until("\u{1b}[?1049l");
         self.until("\u{1b}[?25h");
         self.until(code);
@@ -167,16 +167,16 @@ fn top_in_a_terminal() {
     top.resize(20, 60);
     top.until("paused");
     top.press("q");
-    top.is_restored("code 0");
+    top.until_restored("code 0");
     // A signal restores the terminal as well, and so does the end of the node.
     let mut top = TopInTerminal::start(&node);
     top.until("healthy");
     top.press("\u{3}");
-    top.is_restored("code 0");
+    top.until_restored("code 0");
     let mut top = TopInTerminal::start(&node);
     top.until("healthy");
     drop(node);
-    top.is_restored("code 1");
+    top.until_restored("code 1");
 }
 
 const ADMIN: &str = "[admin]\nenabled = true\npassword = \"open sesame\"\n";

@@ -305,11 +305,11 @@ fn a_check_counts_its_findings_in_its_last_line() {
     assert!(last.ends_with(": good: 0 errors, 0 warnings"), "{last}");
     let (code, last, said) = check(r#"{"http_api": {"key": "k", "none": 1, "external": "x"}}"#);
     assert_eq!(code, Some(2));
-    assert!(last.ends_with(": not usable: 1 error, 3 warnings"), "{last} {said}");
-    assert_eq!(said.matches("warning: ").count(), 3, "{said}");
+    assert!(last.ends_with(": not usable: 1 error, 1 warning"), "{last} {said}");
+    assert_eq!(said.matches("warning: ").count(), 1, "{said}");
     let (code, last, said) = check("{\n  \"http_api\": {},\n}");
     assert_eq!(code, Some(2));
-    assert!(last.ends_with(": not usable: 1 error, 2 warnings"), "{last} {said}");
+    assert!(last.ends_with(": not usable: 1 error, 0 warnings"), "{last} {said}");
     assert!(said.contains(".json:3:1: a comma with nothing behind it"), "{said}");
     std::fs::remove_file(&path).unwrap();
 }

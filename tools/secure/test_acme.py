@@ -65,7 +65,7 @@ class Pebble:
 
     def start(self):
         # A share of good nonces is refused, as servers may do at any time.
-        env = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "20"}
+        env = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5"}
         with open(self.folder / "pebble.log", "ab") as out:
             self.server = subprocess.Popen(
                 ["pebble", "-strict", "-config", str(self.config), "-dnsserver", f"127.0.0.1:{self.dns}"],

@@ -14,6 +14,7 @@ use crate::proto::client::{
 use crate::session::{Made, NewSub, Renewal, ServerSub, Stop, Sub, SubFlags, SubState};
 use crate::shard::clients::Clients;
 use crate::shard::clients::commands::ErrorReply;
+use crate::shard::context::Cx;
 use crate::shard::local::LocalSide;
 use crate::shard::local::traits::traits_of;
 use crate::shard::mail::{
@@ -73,10 +74,12 @@ impl Clients {
             }
         };
         let membership = flags.member().then(|| {
-            let has_time = out.cx.channels_with(namespace).namespace(namespace).subscribed_at;
-            // Seconds of 32 bits last until 2106.
-            let since = if has_time { out.cx.unix.0 as u32 } else { 0 };
-            let info = self.client_info_since(out, asker.conn, &info, since);
+            let info = self.client_info_since(
+                out,
+                asker.conn,
+                &info,
+                subscription_time(out.cx, namespace),
+            );
             let Granted { presence: present, announces, .. } = granted;
             Box::new(Membership { info, present, announces })
         });
@@ -433,6 +436,13 @@ impl Clients {
         self.push(out, side, index, &name, &Push::Unsubscribe { code, reason });
         Some(name)
     }
+}
+
+/// The time of a subscription where the namespace keeps it, in Unix seconds; 0: none. Seconds of 32 bits last
+/// until 2106.
+fn subscription_time(cx: &Cx, namespace: u16) -> u32 {
+    let keeps = cx.channels_with(namespace).namespace(namespace).subscribed_at;
+    if keeps { cx.unix.0 as u32 } else { 0 }
 }
 
 #[cfg(test)]
