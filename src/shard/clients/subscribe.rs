@@ -74,12 +74,8 @@ impl Clients {
             }
         };
         let membership = flags.member().then(|| {
-            let info = self.client_info_since(
-                out,
-                asker.conn,
-                &info,
-                subscription_time(out.cx, namespace),
-            );
+            let since = subscription_time(out.cx, namespace);
+            let info = self.client_info_since(out, asker.conn, &info, since);
             let Granted { presence: present, announces, .. } = granted;
             Box::new(Membership { info, present, announces })
         });
