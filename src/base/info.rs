@@ -52,9 +52,13 @@ impl<'a> ClientInfo<'a> {
         if has_time {
             let (time, behind) = rest.split_at_checked(4)?;
             (subscribed_at, rest) = (number(time)?, behind);
+            if subscribed_at == 0 {
+                return None;
+            }
         }
         let mut part = |at: usize| {
-            let len = number(&head[at * 4..][..4])? & !HAS_TIME;
+            let len = number(&head[at * 4..][..4])?;
+            let len = if at == 0 { len & !HAS_TIME } else { len };
             let (part, behind) = rest.split_at_checked(len as usize)?;
             rest = behind;
             Some(part)
@@ -98,8 +102,21 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let _ = ClientInfo::unpack(&bytes);
+            if let Some(info) = ClientInfo::unpack(&bytes) {
+                prop_assert_eq!(&*info.pack(), &*bytes);
+            }
         }
+    }
+
+    #[test]
+    fn a_mark_without_a_time_or_at_another_part_is_none() {
+        let mut packed = vec![0; HEAD_BYTES + 4];
+        packed[3] = 0x80;
+        assert_eq!(ClientInfo::unpack(&packed), None);
+        packed[HEAD_BYTES] = 1;
+        assert!(ClientInfo::unpack(&packed).is_some_and(|info| info.subscribed_at == 1));
+        packed[7] = 0x80;
+        assert_eq!(ClientInfo::unpack(&packed), None);
     }
 
     #[test]
