@@ -25,13 +25,20 @@ impl RedisServer {
     ///
     /// Another process may take the port before the server does: then another port is tried.
     pub(crate) fn start(flags: &[&str]) -> Option<Self> {
-        (0..5).find_map(|_| Self::launch(free_port(), flags)).expect("no free port")
+        (0..50).find_map(|_| Self::launch(free_port(), flags)).expect("no free port")
     }
 
     /// The same on this port.
     pub(crate) fn start_on(port: u16, flags: &[&str]) -> Option<Self> {
         // Another process may have the port for a moment.
-        (0..10).find_map(|_| Self::launch(port, flags)).expect("redis-server has ended")
+        let launched = (0..100).find_map(|_| {
+            let launched = Self::launch(port, flags);
+            if launched.is_none() {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            launched
+        });
+        launched.expect("redis-server has ended")
     }
 
     /// `None`: the server has ended before it listened; `Some(None)`: there is no such program.
