@@ -889,7 +889,8 @@ fn connections_come_back_and_recover() {
     // The third one had 15 messages, and the next after those that it can't recover.
     let returns = &result["returns"];
     assert_eq!((&returns["reconnected"], &returns["resubscribed"]), (&json!(2), &json!(1)));
-    assert_eq!(returns["unrecovered"], 1);
+    // Another one may come back too late, too, on a machine with much to do.
+    assert!(returns["unrecovered"].as_u64().unwrap() >= 1, "{result}");
     let announced = returns["announced"].as_u64().unwrap();
     assert!(announced >= 3, "{result}");
     assert_messages(&result, all_fine(40, 120 - announced));
