@@ -570,6 +570,8 @@ fn the_upgrade_command_reports_the_takeover_and_metrics_count_it() {
     subscribed(&mut client);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_roost"));
     command.env_clear().arg("upgrade").arg("-c").arg(node.file()).args(socket.flags());
+    // The driver of this run, which the running node has too.
+    command.envs(std::env::var_os("ROOST_IO").map(|io| ("ROOST_IO", io)));
     command.args(["-a", "127.0.0.1", "-p", "0", "--shards", "2"]);
     let output = command.stderr(std::process::Stdio::null()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
