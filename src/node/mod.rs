@@ -801,6 +801,9 @@ impl Beginning {
         sys::tables::block_signals().map_err(system("blocking signals in a shard"))?;
         if self.tables_apart {
             sys::tables::unshare_files().map_err(system("a descriptor table for a shard"))?;
+            // Its descriptors are the main thread's. Were this thread the last to drop it, as one of a start that
+            // fails may be, it would close numbers that its own table has no more. They end with the process.
+            std::mem::forget(Arc::clone(&self.switchboard));
             let unneeded: Vec<_> = sockets::unneeded(&self.switchboard, shard)
                 .map(|fd: BorrowedFd<'_>| fd.as_raw_fd())
                 .collect();

@@ -470,11 +470,8 @@ fn a_running_node_that_dies_before_it_has_sent_everything_ends_the_new_process()
     let node = socket.node(&wrapper.each_ref().map(String::as_str), MORE, &[]);
     let node = node.expect("the first node starts");
     let ended = socket.node(&[], MORE, &[]).err().expect("it ends");
-    // Once in some dozens of runs a signal ends it, when a thread of it is at work while it exits.
-    assert_ne!(ended.code, Some(0), "{}", ended.errors);
-    if ended.code.is_some() {
-        assert!(ended.errors.contains("cannot take over"), "{}", ended.errors);
-    }
+    assert_eq!(ended.code, Some(1), "{}", ended.errors);
+    assert!(ended.errors.contains("cannot take over"), "{}", ended.errors);
     assert_eq!(node.ended().code, None);
 }
 
