@@ -31,7 +31,7 @@ impl Unframer {
     /// The next message, if all of it is there.
     ///
     /// # Errors
-    /// What is there can't become a message: the stream is of no use any more.
+    /// The bytes can't become a message: the stream has to be closed.
     pub fn next_message(&mut self) -> Result<Option<Message>, Broken> {
         let Some((length, rest)) = self.bytes.split_first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);

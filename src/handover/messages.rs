@@ -178,7 +178,7 @@ pub struct Welcome {
     pub identity: Identity,
     /// Addresses of the public listeners, as [`crate::io::sockets::Address`] shows them.
     pub public: Vec<String>,
-    /// Those of the internal port.
+    /// Addresses of the internal port's listeners.
     pub internal: Vec<String>,
     /// One shard accepts for all.
     pub one_accepts: bool,

@@ -7,7 +7,7 @@ const LARGE: u64 = 1_000;
 /// Of these in a second the thread is idle.
 const IDLE: u64 = 100;
 
-/// What a thread has handled, as it was in the last second.
+/// Messages and commands of a thread, as counted a second ago.
 #[derive(Debug, Default)]
 pub(super) struct Burst {
     seen: u64,

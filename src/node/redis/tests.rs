@@ -586,7 +586,7 @@ fn a_server_that_answers_late_counts_as_away_until_it_answers_soon() {
     assert_eq!(node.failed(), FailureCause::Unavailable);
     let connects = node.broker.figures().connects.load(Ordering::Relaxed);
     let _: () = server.run("CLIENT UNPAUSE");
-    // What was under way is answered, and nothing is sent before the server answers soon.
+    // The command under way gets its reply; new ones fail until the server replies in time.
     assert_eq!(node.published().offset, 2);
     away(0);
     assert_eq!(node.publish("c").offset, 3);
