@@ -234,13 +234,14 @@ def pump(sock, commands, mark, count):
     writer.join()
 
 
-def read_marks(sock, mark, count):
+def read_marks(sock, mark, count, seen_by=lambda seen: None):
     seen, tail = 0, b""
     while seen < count:
         data = sock.recv(1 << 18)
         if not data:
             raise CannotRun(f"Redis ended the connection after {seen} of {count}")
         seen += (tail + data).count(mark)
+        seen_by(seen)
         tail = data[-(len(mark) - 1):] if len(mark) > 1 else b""
 
 
@@ -262,11 +263,17 @@ def fan_in(options):
 
         def received(rate):
             """Publications a second, and the most that waited in Redis."""
-            began, publisher = time.perf_counter(), published(server, commands, rate)
-            sampler = Sampler(server)
-            ended = listener.count(b'"pub":', count, 60)
-            publisher.join()
-            return count / (ended - began), sampler.stop()
+            publisher = Publisher(server, commands, rate)
+            began, sampler = time.perf_counter(), Sampler(server)
+            try:
+                ended = listener.count(b'"pub":', count, 10, publisher.arrived)
+            except TimeoutError:
+                raise CannotRun(f"{count - publisher.seen.value:,} of {count:,} publications didn't arrive, "
+                                f"published at {rate or 'the rate of the reader'}") from None
+            finally:
+                publisher.join()
+                waited = sampler.stop()
+            return count / (ended - began), waited
         rates = [received(None)[0] for _ in range(ROUNDS)]
         at, waited = received(paced)
         listener.close()
@@ -275,8 +282,9 @@ def fan_in(options):
         bare.send("SUBSCRIBE", *names)
         read_marks(bare.socket, b"*3\r\n", channels)
         for _ in range(ROUNDS):
-            began, publisher = time.perf_counter(), published(server, commands, None)
-            read_marks(bare.socket, b"*3\r\n", count)
+            publisher = Publisher(server, commands, None)
+            began = time.perf_counter()
+            read_marks(bare.socket, b"*3\r\n", count, publisher.arrived)
             floors.append(count / (time.perf_counter() - began))
             publisher.join()
     rate, floor = median(rates), median(floors)
@@ -290,23 +298,38 @@ def fan_in(options):
 OUTPUT_BYTES_MAX = 1 << 20
 
 
-def published(server, commands, rate):
-    """A running process that sends commands to Redis, so many a second, and reads the replies."""
-    process = multiprocessing.get_context("fork").Process(target=publish_all, args=(server, commands, rate))
-    process.start()
-    return process
+# Publications by which a publisher is ahead of the reader: without an end the reader's connection would be closed,
+# or its node would drop what it has no room for.
+LEAD_MAX = 50_000
 
 
-def publish_all(server, commands, rate):
+class Publisher:
+    """A process that sends commands to Redis, so many a second or as fast as they arrive, and reads the replies."""
+
+    def __init__(self, server, commands, rate):
+        context = multiprocessing.get_context("fork")
+        self.seen = context.Value("Q", 0, lock=False)
+        self.process = context.Process(target=publish_all, args=(server, commands, rate, self.seen))
+        self.process.start()
+
+    def arrived(self, seen):
+        self.seen.value = seen
+
+    def join(self):
+        self.process.join()
+
+
+def publish_all(server, commands, rate, seen):
     sock = Redis(server.host, server.port, 60).socket
-    if rate is None:
-        pump(sock, b"".join(commands), b":", len(commands))
-        return
     reader = threading.Thread(target=read_marks, args=(sock, b":", len(commands)))
     reader.start()
-    began, slices = time.perf_counter(), rate // 200
+    began, slices = time.perf_counter(), rate // 200 if rate else 2_000
     for at in range(0, len(commands), slices):
-        time.sleep(max(0, began + at / rate - time.perf_counter()))
+        if rate:
+            time.sleep(max(0, began + at / rate - time.perf_counter()))
+        deadline = time.perf_counter() + 60
+        while not rate and at - seen.value > LEAD_MAX and time.perf_counter() < deadline:
+            time.sleep(0.0005)
         sock.sendall(b"".join(commands[at:at + slices]))
     reader.join()
 

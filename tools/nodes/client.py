@@ -140,7 +140,7 @@ class Client:
                 if answered == len(now):
                     break
 
-    def count(self, mark, number, seconds):
+    def count(self, mark, number, seconds, seen_by=lambda seen: None):
         """Reads until a mark was seen so often; the time of the last, on time.perf_counter."""
         self.socket.settimeout(seconds)
         seen = self.buffer.count(mark)
@@ -151,6 +151,7 @@ class Client:
             if not data:
                 raise ConnectionError(f"the node ended the connection after {seen} of {number}")
             seen += (tail + data).count(mark)
+            seen_by(seen)
             # A mark that is cut by the end of a read is in the next one; a whole one must not count again.
             tail = data[-(len(mark) - 1):]
         return time.perf_counter()
