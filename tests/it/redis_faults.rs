@@ -29,6 +29,8 @@ fn until_away(node: &Node) {
     loop {
         let answer = node.call("publish", json!({"channel": "elsewhere", "data": 1}));
         if answer["error"]["code"] == 100 {
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.ends_with("the broker can't be reached, try again"), "{message}");
             return;
         }
         assert!(since.elapsed() < BOUND, "it is not away");

@@ -15,6 +15,8 @@ pub(in crate::node) enum ApiError {
     Busy,
     #[error("internal server error: the node is short of memory, try again")]
     ShortOfMemory,
+    #[error("internal server error: the broker can't be reached, try again")]
+    BrokerUnavailable,
     #[error("internal server error: the stored data is not JSON")]
     NotJson,
     #[error("internal server error: done on this node, maybe not on the others")]
@@ -59,6 +61,7 @@ impl ApiError {
             Self::Internal
             | Self::Busy
             | Self::ShortOfMemory
+            | Self::BrokerUnavailable
             | Self::NotJson
             | Self::OnlyHere
             | Self::NodesUnreachable
@@ -137,6 +140,7 @@ mod tests {
             (ApiError::Internal, 100, "internal server error"),
             (ApiError::Busy, 100, "internal server error"),
             (ApiError::ShortOfMemory, 100, "internal server error"),
+            (ApiError::BrokerUnavailable, 100, "internal server error"),
             (ApiError::NotJson, 100, "internal server error"),
             (ApiError::OnlyHere, 100, "internal server error"),
             (ApiError::NodesUnreachable, 100, "internal server error"),

@@ -6,7 +6,9 @@ use super::calls::{BroadcastCall, Content, PublishCall, Published};
 use super::error::{ApiError, Result};
 use super::work::Work;
 use super::{Api, namespace};
-use crate::shard::mail::{self, Mail};
+use crate::proto::client::ErrorCode;
+use crate::shard::Broker;
+use crate::shard::mail::{self, Answer, Mail};
 
 impl Api {
     /// Publishes into a channel.
@@ -18,7 +20,7 @@ impl Api {
         // Begun behind the publication: the number of those that it went to.
         let counted = publish.counts.then(|| self.subscribers(&publish.channel));
         self.logged("publish", async {
-            let mut published = published(sent?).await?;
+            let mut published = published(sent?, self.node.options.broker).await?;
             if let Some(counted) = counted {
                 published.subscribers = counted.await.unwrap_or(None);
             }
@@ -53,7 +55,7 @@ impl Api {
                 channels.iter().map(|channel| self.begin_publish(channel, content)).collect();
             for sent in sent {
                 all.push(match sent {
-                    Ok(sent) => published(sent).await,
+                    Ok(sent) => published(sent, self.node.options.broker).await,
                     Err(error) => Err(error),
                 });
             }
@@ -91,15 +93,23 @@ impl Api {
 }
 
 /// Waits until the home has taken a publication.
-async fn published(sent: Receiver<Mail>) -> Result<Published> {
+async fn published(sent: Receiver<Mail>, broker: Broker) -> Result<Published> {
     match sent.await {
         Ok(Mail::Published { position, .. }) => {
             let epoch = position.epoch.map(|epoch| epoch.as_str().into());
             let epoch = epoch.unwrap_or_default();
             Ok(Published { offset: position.offset, epoch, subscribers: None })
         }
-        // History has no room for it.
-        Ok(Mail::Answer { .. }) => Err(ApiError::ShortOfMemory),
+        Ok(Mail::Answer { answer: Answer::Error(failure), .. })
+            if failure.code != ErrorCode::Internal =>
+        {
+            Err(failure.code.into())
+        }
+        Ok(Mail::Answer { .. }) => Err(match broker {
+            // History has no room for it.
+            Broker::Memory => ApiError::ShortOfMemory,
+            Broker::Remote => ApiError::BrokerUnavailable,
+        }),
         _ => Err(ApiError::Internal),
     }
 }
