@@ -743,6 +743,26 @@ export async function unsubscribed(subscription) {
   await within(subscription._unsubPromise, 'the reply to an unsubscribe');
 }
 
+/**
+ * Returns when each node has a channel's publication with that offset. Another node may have it a little later than
+ * the publisher its acknowledgement: until then a recovery there ends with the one before, and the last one follows.
+ */
+export async function everywhere(roost, channel, offset) {
+  // The balancer gives connections to the nodes in turn; others connect meanwhile.
+  for (let turn = 0; NODES > 1 && turn < 2 * NODES; turn += 1) {
+    const client = await roost.connected('watcher');
+    const begun = Date.now();
+    for (let last = -1; last < offset; ) {
+      if (Date.now() - begun > WAIT_MS_MAX) throw new Error(`no offset ${offset} of ${channel}`);
+      const { subscription, context } = await follow(client, channel, { positioned: true });
+      await unsubscribed(subscription);
+      client.removeSubscription(subscription);
+      last = context.streamPosition.offset;
+    }
+    client.disconnect();
+  }
+}
+
 /** Subscribes and returns the context of the refusal. */
 export async function refusedSubscribe(client, channel, options) {
   const subscription = client.newSubscription(channel, options);

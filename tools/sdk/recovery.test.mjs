@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import {
   ask,
   collect,
+  everywhere,
   follow,
   fresh,
   Line,
@@ -184,6 +185,7 @@ testEach('a subscription may begin at a place that is known', async (encoding) =
   const channel = fresh('stream');
   const { writer, context } = await pair(encoding, channel);
   await publishAll(writer, channel, [1, 2, 3, 4]);
+  await everywhere(roost, channel, 4);
   const late = await roost.connected('carol', { encoding });
   const { epoch } = context.streamPosition;
   const from = await follow(late, channel, { since: { offset: 2, epoch } });
@@ -203,7 +205,10 @@ testEach('a history that is too short says so, and goes on from its end', async 
   const both = await pair(encoding, channel);
   await publishAll(both.writer, channel, [1, 2]);
   await both.inbox.take(2);
-  const context = await away(both, () => publishAll(both.writer, channel, range(3, 9)));
+  const context = await away(both, async () => {
+    await publishAll(both.writer, channel, range(3, 9));
+    await everywhere(roost, channel, 8);
+  });
   assert.deepEqual([context.wasRecovering, context.recovered], [true, false]);
   assert.equal(context.hasRecoveredPublications, false);
   assert.equal(context.streamPosition.offset, 8);
@@ -224,6 +229,7 @@ testEach('more than a recovery may bring is not recovered', async (encoding) => 
     const first = await follow(writer, channel);
     const { epoch } = first.context.streamPosition;
     await publishAll(writer, channel, range(2, 12));
+    await everywhere(node, channel, 11);
     for (const [offset, recovered] of [[1, true], [0, false]]) {
       const reader = await node.connected('ann', { encoding });
       const { context } = await follow(reader, channel, { since: { offset, epoch } });
@@ -258,6 +264,7 @@ testEach('a state that is loaded again takes the place of a recovery that fails'
   await publishAll(writer, channel, range(1, 9));
   const { epoch } = context.streamPosition;
   const client = await roost.connected('carol', { encoding });
+  await everywhere(roost, channel, 8);
   const positions = [
     { offset: 1, epoch },
     { offset: 5, epoch: 'other' },
@@ -326,7 +333,10 @@ testEach('in cache mode the latest publication is what is recovered', async (enc
   const both = await pair(encoding, channel);
   await publishAll(both.writer, channel, [1, 2]);
   await both.inbox.take(2);
-  const missed = await away(both, () => publishAll(both.writer, channel, [3, 4, 5]));
+  const missed = await away(both, async () => {
+    await publishAll(both.writer, channel, [3, 4, 5]);
+    await everywhere(roost, channel, 5);
+  });
   assert.deepEqual([missed.wasRecovering, missed.recovered], [true, true]);
   await publishAll(both.writer, channel, [6]);
   assert.deepEqual(await both.inbox.take(4), [1, 2, 5, 6]);

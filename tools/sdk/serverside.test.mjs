@@ -6,6 +6,7 @@ import {
   ask,
   closedBy,
   collect,
+  everywhere,
   follow,
   fresh,
   Line,
@@ -37,6 +38,7 @@ name = "short"
 history_size = 5
 history_ttl = "300s"
 force_recovery = true
+allow_subscribe_for_client = true
 allow_publish_for_client = true
 
 [[channel.namespaces]]
@@ -208,6 +210,7 @@ testEach('a server-side subscription whose history is too short says so', async 
   line.cut();
   await lost;
   await publishAll(bob, channel, range(3, 9));
+  await everywhere(roost, channel, 8);
   line.heal();
   const [, { wasRecovering, recovered, streamPosition }] = await ann.subscribed.take(2);
   assert.deepEqual([wasRecovering, recovered, streamPosition.offset], [true, false, 8]);
