@@ -1226,3 +1226,6 @@ fn a_server_that_does_not_compress_or_has_no_such_transport_is_named() {
     assert_eq!(code, 1);
     assert_eq!(result["reasons"], json!({"connect refused: 102 unknown channel": 2}));
 }
+
+#[path = "load/scenarios.rs"]
+mod scenarios;

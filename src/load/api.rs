@@ -13,9 +13,10 @@
 use super::figures::{self, Busy, Latency, Reasons};
 use super::output::plain;
 use super::payload::{PayloadWriter, Stamp};
-use super::plan::{Api, Plan};
-use super::publisher::{LOOK_EVERY, Live, Order, Outcome, Schedule};
+use super::plan::Plan;
+use super::publisher::{LOOK_EVERY, Live, Order, Outcome, Schedule, Schedules};
 use super::speech;
+use super::target::Api;
 use super::tls;
 use crate::sys::tables;
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -79,8 +80,11 @@ pub(crate) fn run(
     begun.unwrap_or_else(|error| {
         let mut reasons = Reasons::default();
         reasons.add(&format!("publisher: {error}"));
-        live.done.store(true, Relaxed);
-        while matches!(orders.recv(), Ok(Order::Start(_) | Order::Stop)) {}
+        let mut finished = 0;
+        while let Ok(Order::Start { .. } | Order::Stop) = orders.recv() {
+            finished += 1;
+            live.finished.store(finished, Relaxed);
+        }
         let sent = vec![0; channels];
         Outcome { sent, lag: figures::latency(), reasons, busy: Busy::default() }
     })
@@ -168,31 +172,29 @@ impl Running {
     }
 
     async fn drive(mut self, orders: &Receiver<Order>) -> Outcome {
-        let mut schedule: Option<Schedule> = None;
-        let (mut busy, mut busy_from) = (Busy::default(), Busy::default());
-        let mut begun = false;
+        let mut schedules = Schedules::new(&self.plan, 0);
+        let (mut busy, mut busy_from) = (Busy::default(), None);
         loop {
             match orders.try_recv() {
-                Ok(Order::Start(start_ns)) => {
-                    begun = true;
-                    busy_from = Busy::of_this_thread();
-                    schedule = Some(Schedule::new(&self.plan, start_ns));
+                Ok(Order::Start { segment, first }) => {
+                    busy_from.get_or_insert_with(Busy::of_this_thread);
+                    schedules.push(segment, first);
                 }
-                Ok(Order::Stop) => schedule = None,
+                Ok(Order::Stop) => schedules.stop(),
                 Ok(Order::Finish) | Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {}
             }
-            if let Some(plan) = &mut schedule {
-                self.publish_due(plan);
-                if !self.open || (plan.is_done() && self.turns.due == 0) {
-                    schedule = None;
-                    busy = Busy::of_this_thread().since(busy_from);
+            if let Some(schedule) = &mut schedules.current {
+                self.publish_due(schedule);
+                if !self.open || (schedule.is_done() && self.turns.due == 0) {
+                    schedules.next();
+                    busy = Busy::of_this_thread().since(busy_from.unwrap_or_default());
                 }
             }
-            if begun && schedule.is_none() && self.requests.is_empty() {
-                self.live.done.store(true, Relaxed);
+            if schedules.current.is_some() || self.requests.is_empty() {
+                self.live.finished.store(schedules.finished, Relaxed);
             }
-            self.exchange(schedule.as_ref()).await;
+            self.exchange(schedules.current.as_ref()).await;
         }
         Outcome { sent: self.sent, lag: self.lag, reasons: self.reasons, busy }
     }
@@ -210,21 +212,20 @@ impl Running {
                 break;
             }
             // Its lateness is ours only if no answer is waited for.
-            if self.turns.add_due(schedule.channel()) {
+            if self.turns.add_due(schedule.channel(), intended_ns) {
                 self.lag.saturating_record(((now_ns - intended_ns) / 1000).max(1));
             }
-            schedule.sent += 1;
+            schedule.advance();
         }
         while self.open
-            && let Some(channel) = self.turns.begin()
+            && let Some((channel, intended_ns)) = self.turns.begin()
         {
-            self.begin_request(channel, schedule);
+            self.begin_request(channel, intended_ns);
         }
     }
 
-    fn begin_request(&mut self, channel: u32, schedule: &Schedule) {
+    fn begin_request(&mut self, channel: u32, intended_ns: u64) {
         let count = &mut self.sent[channel as usize];
-        let intended_ns = schedule.time_of(*count, channel);
         *count += 1;
         let sequence = *count;
         let (run, actual_ns) = (self.plan.run, self.now_ns());
@@ -257,8 +258,8 @@ impl Running {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         });
-        self.live.sent.fetch_add(1, Relaxed);
-        self.live.last_ns.store(actual_ns, Relaxed);
+        self.plan.published.set(channel, sequence);
+        self.live.note(&self.plan, channel, actual_ns);
     }
 
     /// Waits for the next message's time, an order, or answers.
@@ -357,11 +358,11 @@ fn judge(status: StatusCode, body: &[u8]) -> Result<(), String> {
 }
 
 /// Whose turn it is: in the order in which messages fell due, one request for each channel.
-/// Price: 5 bytes and, while it is ready, 4 for each channel; a message that is due is a count.
+/// Price: 33 bytes and, while it is ready, 4 for each channel; 8 for each message that is due.
 #[derive(Debug)]
 struct Turns {
-    /// Messages that are due and not under way, for each channel.
-    waiting: Vec<u32>,
+    /// The intended times of messages that are due and not under way, for each channel.
+    waiting: Vec<VecDeque<u64>>,
     /// Whether a request is under way, for each channel.
     busy: Vec<bool>,
     /// Channels with messages due and no request under way: each once.
@@ -375,7 +376,7 @@ struct Turns {
 impl Turns {
     fn new(channels: usize, in_flight_max: usize) -> Self {
         Self {
-            waiting: vec![0; channels],
+            waiting: vec![VecDeque::new(); channels],
             busy: vec![false; channels],
             ready: VecDeque::new(),
             in_flight: 0,
@@ -385,35 +386,36 @@ impl Turns {
     }
 
     /// One more message is due. Returns whether it can leave at once.
-    fn add_due(&mut self, channel: u32) -> bool {
+    fn add_due(&mut self, channel: u32, intended_ns: u64) -> bool {
         let index = channel as usize;
         self.due += 1;
-        self.waiting[index] += 1;
-        let free = !self.busy[index] && self.waiting[index] == 1;
+        self.waiting[index].push_back(intended_ns);
+        let free = !self.busy[index] && self.waiting[index].len() == 1;
         if free {
             self.ready.push_back(channel);
         }
         free && self.in_flight + self.ready.len() <= self.in_flight_max
     }
 
-    /// The channel whose next message is to leave now; its request is then under way.
-    fn begin(&mut self) -> Option<u32> {
+    /// The channel whose next message is to leave now, and when it was due; its request is then under way.
+    fn begin(&mut self) -> Option<(u32, u64)> {
         if self.in_flight >= self.in_flight_max {
             return None;
         }
         let channel = self.ready.pop_front()?;
         self.busy[channel as usize] = true;
-        self.waiting[channel as usize] -= 1;
+        // A channel is ready only while something waits.
+        let intended_ns = self.waiting[channel as usize].pop_front().unwrap_or_default();
         self.due -= 1;
         self.in_flight += 1;
-        Some(channel)
+        Some((channel, intended_ns))
     }
 
     /// A channel's request was answered, or is not going to be.
     fn end(&mut self, channel: u32) {
         self.busy[channel as usize] = false;
         self.in_flight -= 1;
-        if self.waiting[channel as usize] > 0 {
+        if !self.waiting[channel as usize].is_empty() {
             self.ready.push_back(channel);
         }
     }
@@ -463,21 +465,24 @@ mod tests {
     #[test]
     fn a_channel_has_one_request_and_all_together_a_bounded_number() {
         let mut turns = Turns::new(3, 2);
-        assert!(turns.add_due(0));
-        assert!(turns.add_due(1));
-        assert!(!turns.add_due(2), "two are all that may be under way");
-        assert!(!turns.add_due(0));
-        assert_eq!([turns.begin(), turns.begin(), turns.begin()], [Some(0), Some(1), None]);
+        let begin = |turns: &mut Turns| turns.begin().map(|(channel, _)| channel);
+        assert!(turns.add_due(0, 10));
+        assert!(turns.add_due(1, 11));
+        assert!(!turns.add_due(2, 12), "two are all that may be under way");
+        assert!(!turns.add_due(0, 13));
+        assert_eq!([begin(&mut turns), begin(&mut turns)], [Some(0), Some(1)]);
+        assert_eq!(begin(&mut turns), None);
         turns.end(0);
-        assert_eq!([turns.begin(), turns.begin()], [Some(2), None], "2 waited longer than 0");
+        assert_eq!(turns.begin(), Some((2, 12)), "2 waited longer than 0");
+        assert_eq!(begin(&mut turns), None);
         turns.end(1);
-        assert_eq!([turns.begin(), turns.begin()], [Some(0), None]);
+        assert_eq!([turns.begin(), turns.begin()], [Some((0, 13)), None]);
         assert_eq!(turns.due, 0);
         turns.end(0);
-        assert!(!turns.add_due(2), "its request is still under way");
+        assert!(!turns.add_due(2, 14), "its request is still under way");
         assert_eq!(turns.begin(), None);
         turns.end(2);
-        assert_eq!(turns.begin(), Some(2));
+        assert_eq!(turns.begin(), Some((2, 14)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Opening sockets: when, how many at once, and from which address.
 
-use super::flags::Scenario;
+use super::file::Role;
 use super::plan::{Plan, Share};
 use crate::sys::source_port::bind_address_no_port;
 use rustix::io::Errno;
@@ -31,6 +31,9 @@ pub(crate) struct Dialer {
     timeout_ns: u64,
     /// Nanoseconds between two dials, and when the next is due; 0 for no limit.
     interval_ns: u64,
+    /// The same of connections that are dialled for the first time, on a ramp.
+    ramp_interval_ns: u64,
+    ramp_due_ns: u64,
     due_ns: u64,
 }
 
@@ -49,6 +52,8 @@ impl Dialer {
             in_flight_max: plan.in_flight,
             timeout_ns: plan.connect_timeout.as_nanos() as u64,
             interval_ns,
+            ramp_interval_ns: 0,
+            ramp_due_ns: 0,
             due_ns: 0,
         }
     }
@@ -57,7 +62,26 @@ impl Dialer {
     pub(crate) fn open_to(&mut self, target: u32) -> u32 {
         let more = target.saturating_sub(self.target);
         self.target = self.target.max(target);
+        self.ramp_interval_ns = 0;
+        self.ramp_due_ns = 0;
         more
+    }
+
+    /// Spreads the next `count` dials evenly over a time from now on.
+    pub(crate) fn spread(&mut self, count: u32, over_ns: u64, now_ns: u64) {
+        self.ramp_interval_ns = over_ns / u64::from(count.max(1));
+        self.ramp_due_ns = now_ns;
+    }
+
+    /// Wants only the first `target` connections open; the others have been closed, or will be.
+    pub(crate) fn lower(&mut self, target: u32) {
+        self.target = self.target.min(target);
+        self.next = self.next.min(target);
+    }
+
+    /// Whether connection `index` is to be open.
+    pub(crate) fn wants(&self, index: u32) -> bool {
+        index < self.target
     }
 
     /// Wants none open any more.
@@ -105,7 +129,8 @@ impl Dialer {
             self.later.pop();
             return Some(index);
         }
-        (self.next < self.target).then(|| {
+        (self.next < self.target && now_ns >= self.ramp_due_ns).then(|| {
+            self.ramp_due_ns += self.ramp_interval_ns;
             self.next += 1;
             self.next - 1
         })
@@ -146,15 +171,17 @@ impl Dialer {
         let late = self.deadlines.front().map(|&(due_ns, ..)| due_ns);
         let free = self.in_flight < self.in_flight_max;
         let later = self.later.peek().filter(|_| free).map(|Reverse((due_ns, _))| *due_ns);
-        let waits = free && (self.next < self.target || !self.again.is_empty());
-        let dial = waits.then_some(self.due_ns);
-        [late, later, dial].into_iter().flatten().min()
+        let again = (free && !self.again.is_empty()).then_some(self.due_ns);
+        let first = free && self.next < self.target;
+        let first = first.then_some(self.due_ns.max(self.ramp_due_ns));
+        [late, later, again, first].into_iter().flatten().min()
     }
 }
 
 /// A non-blocking socket on its way to the target: connected already, or not yet.
 pub(crate) fn dial(plan: &Plan, global: u32) -> io::Result<(Socket, bool)> {
-    let address = plan.target.address;
+    let population = plan.population(global);
+    let address = population.target.address;
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     // A server that is started on a port which one of ours has, or had in the last minute, may bind
@@ -164,7 +191,7 @@ pub(crate) fn dial(plan: &Plan, global: u32) -> io::Result<(Socket, bool)> {
         bind_address_no_port(&socket)?;
         socket.bind(&SockAddr::from(SocketAddr::new(IpAddr::V4(source), 0)))?;
     }
-    if plan.scenario == Scenario::Echo {
+    if population.role == Role::Echoes {
         // Small messages may follow each other: don't hold one back until another is acknowledged.
         socket.set_tcp_nodelay(true)?;
     }
@@ -216,6 +243,22 @@ mod tests {
             }
         }
         assert!((10..=11).contains(&begun), "{begun}");
+    }
+
+    #[test]
+    fn a_ramp_spreads_dials_and_goes_down_again() {
+        let mut dialer = dialer("--connections 100");
+        let more = dialer.open_to(100);
+        dialer.spread(more, 1_000_000_000, 0);
+        let mut begun = 0;
+        for now_ms in 0..500 {
+            begun += std::iter::from_fn(|| dialer.poll_dial(now_ms * 1_000_000)).count();
+        }
+        assert_eq!(begun, 50);
+        dialer.lower(20);
+        assert!(dialer.wants(19) && !dialer.wants(20));
+        assert_eq!(dialer.poll_dial(u64::MAX / 2), None);
+        assert_eq!((dialer.open_to(30), dialer.poll_dial(u64::MAX / 2)), (10, Some(20)));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Counts: what a thread shows while it runs, and what it hands over at the end.
 
+use super::connects::Steps;
 use super::recovery::Returns;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The figures of one worker for the coordinator. Written by the worker once a turn, read by anyone;
 /// figures of one moment need not fit together.
@@ -25,6 +26,8 @@ pub(crate) struct Live {
     pub(crate) received: AtomicU64,
     /// The duplicates among them.
     pub(crate) duplicated: AtomicU64,
+    /// Messages that were published while their receiver was away on purpose, or not there yet.
+    pub(crate) absent: AtomicU64,
     /// Connections that have answered all requested pings.
     pub(crate) pinged: AtomicU64,
     /// Bytes that were handed to sockets, since messages began.
@@ -50,6 +53,7 @@ pub(crate) struct Sum {
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) duplicated: u64,
+    pub(crate) absent: u64,
     pub(crate) pinged: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
@@ -74,6 +78,7 @@ impl Sum {
             sum.sent += live.sent.load(Relaxed);
             sum.received += live.received.load(Relaxed);
             sum.duplicated += live.duplicated.load(Relaxed);
+            sum.absent += live.absent.load(Relaxed);
             sum.pinged += live.pinged.load(Relaxed);
             sum.bytes_sent += live.bytes_sent.load(Relaxed);
             sum.bytes_received += live.bytes_received.load(Relaxed);
@@ -82,6 +87,27 @@ impl Sum {
             sum.order = sum.order.min(live.order.load(Relaxed));
         }
         sum
+    }
+}
+
+/// Messages of each channel that were handed to the server so far. Written by publishers, read by workers when
+/// a connection joins while messages are sent: it gets those that follow.
+#[derive(Debug)]
+pub(crate) struct Published(Box<[AtomicU32]>);
+
+impl Published {
+    pub(crate) fn new(channels: usize) -> Self {
+        Self((0..channels).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// Message `sequence` of a channel leaves.
+    pub(crate) fn set(&self, channel: u32, sequence: u32) {
+        self.0[channel as usize].store(sequence, Relaxed);
+    }
+
+    /// Messages of a channel so far.
+    pub(crate) fn of(&self, channel: u32) -> u32 {
+        self.0.get(channel as usize).map_or(0, |count| count.load(Relaxed))
     }
 }
 
@@ -125,12 +151,14 @@ impl Reasons {
 /// address space, of which what was never counted is never touched.
 pub(crate) type Latency = Histogram<u32>;
 
-const LATENCY_US_MAX: u64 = 60_000_000;
+pub(crate) const LATENCY_US_MAX: u64 = 60_000_000;
+pub(crate) const LATENCY_DIGITS: u8 = 3;
 
 /// An empty histogram.
 pub(crate) fn latency() -> Latency {
     // Fails only for bounds that make no sense (low 0, high below twice low, over 5 digits).
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds are valid")
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS)
+        .expect("constant bounds are valid")
 }
 
 /// How busy a thread was between two moments, from the kernel's scheduler.
@@ -164,10 +192,13 @@ impl Busy {
 /// The results that a worker hands over at its end.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// From the intended send time.
-    pub(crate) latency: Latency,
-    /// From the actual send time.
+    /// From the actual send time; those from the intended one went second by second.
     pub(crate) latency_raw: Latency,
+    /// By population and by channel, where there are several of them.
+    pub(crate) by_population: Vec<Latency>,
+    pub(crate) by_channel: Vec<Latency>,
+    /// On the way to open connections, and of pings.
+    pub(crate) steps: Steps,
     /// The longest latency of each connection while the server was replaced.
     pub(crate) pauses: Option<Latency>,
     /// How late messages left for reasons of our own.
@@ -176,6 +207,12 @@ pub(crate) struct Outcome {
     pub(crate) lost: u64,
     /// Messages that came after a later one.
     pub(crate) out_of_order: u64,
+    /// Messages that were published while their receiver was away on purpose, or not there yet.
+    pub(crate) absent: u64,
+    /// Tokens that were replaced before they expired.
+    pub(crate) refreshed: u64,
+    /// Connections that left on purpose.
+    pub(crate) left: u64,
     /// Of connections that came back.
     pub(crate) returns: Returns,
     /// Why connections failed or ended.

@@ -1,6 +1,7 @@
 //! The command line of `roost-load`: each flag once, with its documentation. Flags never act;
 //! [`super::plan`] says what they come to.
 
+use super::search::Goal;
 use super::tls::TlsFlags;
 use crate::base::form::Transport;
 use clap::builder::PossibleValue;
@@ -24,6 +25,14 @@ pub enum Scenario {
     /// As channels; after half of the messages --run replaces the server. No client may notice it: none
     /// is closed, no message is lost, and the longest pause of each is shown.
     Upgrade,
+    /// Run a scenario file: `run FILE`.
+    Run,
+    /// Print the file of a command, or of an example: `show storm`. Without a name: list them.
+    Show,
+    /// Compare two reports of --json FILE: `compare A.json B.json`. Exits with 99 when the second run is worse.
+    Compare,
+    /// Print the JSON schema of scenario files or of reports: `schema scenario`, `schema report`.
+    Schema,
 }
 
 impl Scenario {
@@ -36,6 +45,10 @@ impl Scenario {
             Self::Channels => "channels",
             Self::Storm => "storm",
             Self::Upgrade => "upgrade",
+            Self::Run => "run",
+            Self::Show => "show",
+            Self::Compare => "compare",
+            Self::Schema => "schema",
         }
     }
 }
@@ -78,7 +91,7 @@ pub enum Threads {
 
 /// Load client for roost and for any other WebSocket server.
 ///
-/// Opens connections, uses them as the scenario says, and checks that every message that should
+/// Opens connections, uses them as the scenario says (a command, or a file: `run FILE`), and checks that every message that should
 /// have arrived did: once, and in order. Publishing is open-loop: the schedule is fixed beforehand,
 /// and latency is measured from the intended send time, so a server that stalls can't hide it.
 ///
@@ -88,14 +101,18 @@ pub enum Threads {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "roost-load", version)]
 pub struct Flags {
-    /// The scenario.
-    #[arg(value_enum)]
+    /// The scenario, or another command.
+    #[arg(value_enum, value_name = "COMMAND")]
     pub scenario: Scenario,
+
+    /// The file of `run`, the name for `show` and `schema`, the reports for `compare`.
+    #[arg(value_name = "OPERAND")]
+    pub operands: Vec<String>,
 
     /// The server, as ws://host:port/path, or wss:// for TLS; http:// and https:// are the same. With --transport the path may be that
     /// of its WebSockets all the same: /connection/websocket becomes /connection/sse, for example.
     #[arg(long, value_name = "URL")]
-    pub url: String,
+    pub url: Option<String>,
 
     /// A header of the requests that open connections, as 'Name: value'; repeat it for more. `{n}` in a value,
     /// and in the path and query of --url, is the number of the connection, from 0. Host is possible too.
@@ -140,18 +157,18 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     pub suite: Option<String>,
 
-    /// How many connections to open.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub connections: u32,
+    /// How many connections to open; those of several populations in proportion. [default: 100]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<u32>,
 
-    /// The protocol.
-    #[arg(long, value_enum, default_value_t = Protocol::Auto)]
-    pub protocol: Protocol,
+    /// The protocol. [default: auto]
+    #[arg(long, value_enum)]
+    pub protocol: Option<Protocol>,
 
     /// The transport of the connections; others than WebSockets need the client protocol. They are pinged as
-    /// those of SDKs are: pongs go over one connection of each thread.
-    #[arg(long, value_enum, default_value_t = Transport::WebSocket)]
-    pub transport: Transport,
+    /// those of SDKs are: pongs go over one connection of each thread. [default: websocket]
+    #[arg(long, value_enum)]
+    pub transport: Option<Transport>,
 
     /// WebSockets: ask for permessage-deflate without context takeover; a server that doesn't agree is
     /// an error.
@@ -168,13 +185,13 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     pub subscribe: Option<String>,
 
-    /// How many channels the connections are spread over (one each).
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub channels: u32,
+    /// How many channels the connections are spread over (one each). [default: 1]
+    #[arg(long, value_name = "N")]
+    pub channels: Option<u32>,
 
-    /// storm: which share of the connections to drop, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
-    pub drop_share: f64,
+    /// storm: which share of the connections to drop, 0 to 1. [default: 0.5]
+    #[arg(long, value_name = "SHARE")]
+    pub drop_share: Option<f64>,
 
     /// upgrade: the command that replaces the server, for a shell. It fails the run when its exit code is not 0;
     /// one that is still running at the end, as the new server itself, is left alone.
@@ -182,9 +199,9 @@ pub struct Flags {
     pub run: Option<String>,
 
     /// Which share of the connections reads nothing while messages are sent, 0 to 1. What they
-    /// miss is not counted as lost.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    pub slow_share: f64,
+    /// miss is not counted as lost. [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub slow_share: Option<f64>,
 
     /// broadcast, channels, storm, upgrade: publish through the HTTP API at http://host:port/api instead of
     /// over one more connection. A channel has one request under way at a time, so that its order
@@ -209,8 +226,8 @@ pub struct Flags {
     #[arg(long)]
     pub recover: bool,
 
-    /// Messages published per second, over all channels; for echo over all connections.
-    /// [default: 10; echo: as fast as they come back]
+    /// Messages published per second, over all channels; for echo over all connections. Of a scenario file: its
+    /// highest rate, and all others in proportion. [default: 10; echo: as fast as they come back]
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<f64>,
 
@@ -220,8 +237,9 @@ pub struct Flags {
     pub publish: Option<u32>,
 
     /// Bytes of a message's payload; it is never shorter than what the checks need (about 80).
-    #[arg(long, value_name = "BYTES", default_value_t = 128)]
-    pub size: usize,
+    /// [default: 128]
+    #[arg(long, value_name = "BYTES")]
+    pub size: Option<usize>,
 
     /// Without --rate: messages in flight, for echo those of each connection; for broadcast at most
     /// 1024, and the next one leaves when the one so many before it has reached all. [default: 1 for
@@ -234,9 +252,10 @@ pub struct Flags {
     #[arg(long)]
     pub spin: bool,
 
-    /// How long to send; for idle how long to hold.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub duration: Duration,
+    /// How long to send; for idle how long to hold. Of a scenario file: all phases with a duration together,
+    /// each in proportion. [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
 
     /// Threads, or auto. Each has its own descriptor table.
     #[arg(long, value_name = "N", default_value = "auto", value_parser = threads)]
@@ -253,43 +272,69 @@ pub struct Flags {
     #[arg(long, value_name = "CONDITION")]
     pub fail_if: Vec<String>,
 
-    /// Print one JSON object as the last line of standard output.
-    #[arg(long)]
-    pub json: bool,
+    /// Search for the highest rate, or the most connections, at which no condition of --until holds and nothing is
+    /// lost: run after run, from --rate or --connections on, first doubled, then halved down to 5 percent.
+    #[arg(long, value_enum, value_name = "WHAT", requires = "until")]
+    pub search: Option<Goal>,
+
+    /// The condition that ends a search, as of --fail-if; repeat it for more.
+    #[arg(long, value_name = "CONDITION", requires = "search")]
+    pub until: Vec<String>,
+
+    /// Print the report as one JSON object in the last line of standard output, or write it to a file, with what
+    /// happened second by second. `schema report` prints its schema.
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    pub json: Option<Option<PathBuf>>,
+
+    /// Write what happened second by second: one line each, of comma-separated values.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+
+    /// Write the latencies of each second as an HDR histogram log (V2), in microseconds.
+    #[arg(long, value_name = "FILE")]
+    pub hdr: Option<PathBuf>,
+
+    /// Write the report as a page that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 
     /// Connections opened per second at most. [default: as fast as it goes]
     #[arg(long, value_name = "PER_SECOND")]
     pub connect_rate: Option<f64>,
 
     /// Handshakes under way at once, over all threads (at least 4 each); and requests to --api-url,
-    /// of which each channel has one at most.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub in_flight: u32,
+    /// of which each channel has one at most. [default: 512]
+    #[arg(long, value_name = "N")]
+    pub in_flight: Option<u32>,
 
-    /// How long one connection may take to open.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub connect_timeout: Duration,
+    /// How long one connection may take to open. [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub connect_timeout: Option<Duration>,
 
-    /// How often to try to open a connection before it counts as failed.
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub tries: u8,
+    /// How often to try to open a connection before it counts as failed. [default: 4]
+    #[arg(long, value_name = "N")]
+    pub tries: Option<u8>,
 
-    /// After the last message was sent: give up when none has arrived for so long.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub drain: Duration,
+    /// After the last message was sent: give up when none has arrived for so long. [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub drain: Option<Duration>,
 
     /// Hold the connections for so long after they are open, and again after the last message.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
     pub hold: Duration,
 
     /// Before messages are sent: hold until each connection has answered N pings of the server, at
-    /// most 60 seconds for each.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub pings: u16,
+    /// most 60 seconds for each. [default: 0]
+    #[arg(long, value_name = "N")]
+    pub pings: Option<u16>,
 
-    /// Open and close N connections before anything is measured.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub settle: u32,
+    /// Ping each WebSocket so often, and measure how long its pong takes.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub ping_every: Option<Duration>,
+
+    /// Open and close N connections before anything is measured. [default: 0]
+    #[arg(long, value_name = "N")]
+    pub settle: Option<u32>,
 
     /// With --pid: also report the slope of the server's memory from N connections to all.
     #[arg(long, value_name = "N", requires = "pid")]
@@ -332,7 +377,8 @@ mod tests {
             let base = ["roost-load", "idle", "--url", "ws://h/"];
             Flags::try_parse_from(base.iter().chain(extra))
         };
-        assert_eq!(parse(&["--duration", "1m30s"]).unwrap().duration, Duration::from_secs(90));
+        let minutes = parse(&["--duration", "1m30s"]).unwrap().duration;
+        assert_eq!(minutes, Some(Duration::from_secs(90)));
         assert!(parse(&["--duration", "-1s"]).is_err());
         assert_eq!(parse(&[]).unwrap().threads, Threads::Auto);
         assert_eq!(parse(&["--threads", "3"]).unwrap().threads, Threads::Exactly(3));

@@ -1,18 +1,20 @@
 //! One thread's connections: their lives from dialling to the end, what they are told, and the
 //! verdict on it.
 
+use super::agenda::{Act, Agenda};
 use super::batch::{Batch, Written};
 use super::conn::{Conn, Spill, State};
+use super::connects::{Connects, Step};
 use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
-use super::flags::Scenario;
+use super::file::Role;
 use super::http::{self as requests, Side, UpLink};
 use super::oracle::Verdict;
 use super::output::{mask_key, plain, write_some};
 use super::payload::{PayloadWriter, Stamp};
-use super::plan::{Plan, Share};
+use super::plan::{Plan, Population, Share, picked};
 use super::recovery::Positions;
-use super::speech::{self, CONNECT_ID, SUBSCRIBE_ID, Said};
+use super::speech::{self, CONNECT_ID, REFRESH_ID, SUBSCRIBE_ID, Said};
 use super::tls::{Layer, Shaken};
 use super::token::{self, Signer};
 use super::upgrade::Pauses;
@@ -23,8 +25,10 @@ use crate::proto::ws;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The connections of one thread, and what was counted about them.
 pub(crate) struct Fleet {
@@ -33,8 +37,13 @@ pub(crate) struct Fleet {
     pub(crate) conns: Vec<Conn>,
     pub(crate) dialer: Dialer,
     pub(crate) counts: Counts,
+    /// From the intended send time, in the current second.
     pub(crate) latency: Latency,
     pub(crate) latency_raw: Latency,
+    /// By population and by channel, where there are several; empty else.
+    pub(crate) by_population: Vec<Latency>,
+    pub(crate) by_channel: Vec<Latency>,
+    pub(crate) connects: Connects,
     /// Only once the server is being replaced.
     pub(crate) pauses: Option<Pauses>,
     pub(crate) reasons: Reasons,
@@ -55,7 +64,18 @@ pub(crate) struct Fleet {
     rng: Rng,
     up: UpLink,
     pub(crate) positions: Positions,
+    /// Acts of connections at times of their own.
+    pub(crate) agenda: Agenda,
+    /// Connections that are away on purpose ([`AWAY`]), or have joined while messages are sent and got none yet:
+    /// messages of their channel by then. Nothing for others.
+    joins: HashMap<u32, u32>,
 }
+
+/// The mark of a connection that is away.
+const AWAY: u32 = u32::MAX;
+
+/// The part of a token's time after which a new one is sent.
+const REFRESH_AFTER: f64 = 0.6;
 
 /// Plain numbers of one thread; [`figures::Live`] says what they mean.
 #[derive(Debug, Default)]
@@ -69,6 +89,9 @@ pub(crate) struct Counts {
     pub(crate) received: u64,
     pub(crate) duplicated: u64,
     pub(crate) out_of_order: u64,
+    pub(crate) absent: u64,
+    pub(crate) refreshed: u64,
+    pub(crate) left: u64,
     pub(crate) pinged: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
@@ -89,11 +112,14 @@ impl Fleet {
             counts: Counts::default(),
             latency: figures::latency(),
             latency_raw: figures::latency(),
+            by_population: several(plan.populations.len()),
+            by_channel: several(plan.channels.len()),
+            connects: Connects::default(),
             pauses: None,
             reasons: Reasons::default(),
             out: Vec::new(),
-            batch: if plan.scenario == Scenario::Echo { Batch::new() } else { None },
-            tls: plan.target.tls.clone().map(Layer::new),
+            batch: if plan.has_echoes() { Batch::new() } else { None },
+            tls: plan.tls.clone().map(Layer::new),
             measuring: false,
             echo_until_ns: 0,
             text: Vec::new(),
@@ -101,7 +127,9 @@ impl Fleet {
             signer: plan.secret.as_deref().map(Signer::new),
             rng: Rng::new(seed),
             up: UpLink::default(),
-            positions: Positions::new(plan.recover),
+            positions: Positions::new(plan.populations.iter().any(|of| of.recovers)),
+            agenda: Agenda::default(),
+            joins: HashMap::new(),
             plan,
         }
     }
@@ -111,10 +139,35 @@ impl Fleet {
         self.share.base + index
     }
 
-    /// Wants the first `target` connections of the share open.
-    pub(crate) fn open_to(&mut self, target: u32, now_ns: u64) {
-        self.counts.pending += u64::from(self.dialer.open_to(target));
+    /// The population of connection `index`.
+    pub(crate) fn population(&self, index: u32) -> &Population {
+        self.plan.population(self.share.base + index)
+    }
+
+    /// Whether the connection comes back when it ends, and recovers.
+    fn recovers(&self, index: u32) -> bool {
+        self.positions.is_on() && self.population(index).recovers
+    }
+
+    /// Wants the first `target` connections of the share open: as soon as it goes, or evenly over a time.
+    pub(crate) fn open_to(&mut self, target: u32, over_ns: u64, now_ns: u64) {
+        let more = self.dialer.open_to(target);
+        if over_ns > 0 {
+            self.dialer.spread(more, over_ns, now_ns);
+        }
+        self.counts.pending += u64::from(more);
         self.note_ready(now_ns);
+    }
+
+    /// Wants only the first `target` connections of the share open: closes the others evenly over a time.
+    pub(crate) fn close_to(&mut self, target: u32, over_ns: u64, now_ns: u64) {
+        self.dialer.lower(target);
+        let count = (self.conns.len() as u32).saturating_sub(target);
+        for (nth, index) in (target..self.conns.len() as u32).rev().enumerate() {
+            let after_ns = over_ns * nth as u64 / u64::from(count.max(1));
+            let generation = self.conns[index as usize].generation;
+            self.agenda.push(now_ns + after_ns, index, generation, Act::Leave);
+        }
     }
 
     /// Closes everything on purpose and forgets it, failures too.
@@ -125,24 +178,182 @@ impl Fleet {
             let generation = conn.generation;
             *conn = Conn { generation, ..Conn::default() };
         }
-        self.tls = self.plan.target.tls.clone().map(Layer::new);
+        self.tls = self.plan.tls.clone().map(Layer::new);
+        self.agenda.clear();
+        self.joins.clear();
         self.counts = Counts::default();
         self.reasons = Reasons::default();
     }
 
     /// Ends the connections that the storm drops, without a word, and dials them again.
-    pub(crate) fn drop_share(&mut self) {
+    pub(crate) fn drop_share(&mut self, share: f64) {
         for index in 0..self.conns.len() as u32 {
-            let conn = &mut self.conns[index as usize];
-            if conn.state == State::Open && self.plan.is_dropped(self.share.base + index) {
-                conn.close(State::Unopened);
-                conn.tries = 0;
-                self.tls.iter_mut().for_each(|tls| tls.end(index));
-                self.counts.open -= 1;
+            let is_open = self.conns[index as usize].state == State::Open;
+            if is_open && picked(self.global(index), share) {
+                self.depart(index);
                 self.counts.pending += 1;
                 self.dialer.open_again(index);
             }
         }
+    }
+
+    /// Closes an open connection on purpose. What is published until it is back is not lost.
+    fn depart(&mut self, index: u32) {
+        self.close(index, State::Unopened);
+        let is_echo = self.population(index).role == Role::Echoes;
+        let conn = &mut self.conns[index as usize];
+        conn.tries = 0;
+        self.counts.open -= 1;
+        if is_echo {
+            let next = conn.sent.saturating_add(1);
+            self.counts.absent += u64::from(conn.seen.skip_to(next));
+        } else if self.measuring {
+            self.joins.insert(index, AWAY);
+        }
+    }
+
+    /// Closes an open connection politely; it comes back after a while, if it is to be open then.
+    pub(crate) fn leave(&mut self, index: u32, away: Duration, now_ns: u64) {
+        if self.conns[index as usize].state != State::Open {
+            return;
+        }
+        if self.population(index).transport == Transport::WebSocket {
+            self.put_control(ws::CLOSE, &1000_u16.to_be_bytes());
+            self.flush(index, now_ns);
+            self.flush_batch(now_ns);
+        }
+        let generation = self.conns[index as usize].generation;
+        if self.conns[index as usize].state != State::Open {
+            return;
+        }
+        self.depart(index);
+        self.counts.left += 1;
+        if self.dialer.wants(index) {
+            let due_ns = now_ns + away.as_nanos() as u64;
+            self.agenda.push(due_ns, index, generation, Act::Return);
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn act(&mut self, now_ns: u64) {
+        while let Some((due_ns, index, generation, act)) = self.agenda.pop_due(now_ns) {
+            let conn = &self.conns[index as usize];
+            if conn.generation != generation {
+                continue;
+            }
+            match act {
+                Act::Leave => {
+                    let away = self.population(index).away;
+                    let away = away.draw(self.rng.next_u64());
+                    self.leave(index, away, now_ns);
+                }
+                Act::Return if conn.state == State::Unopened && self.dialer.wants(index) => {
+                    self.counts.pending += 1;
+                    self.dialer.open_again(index);
+                }
+                Act::Send if conn.state == State::Open && now_ns < self.echo_until_ns => {
+                    self.put_echo(index, due_ns, now_ns);
+                    self.flush(index, now_ns);
+                }
+                Act::Refresh if conn.state == State::Open => self.refresh(index, now_ns),
+                Act::Return | Act::Send | Act::Refresh => {}
+            }
+        }
+    }
+
+    /// Sends a new token.
+    fn refresh(&mut self, index: u32, now_ns: u64) {
+        match self.token(index) {
+            Ok(Some(token)) => {
+                self.text.clear();
+                speech::put_refresh(&token, &mut self.text);
+                self.put_text();
+                self.flush(index, now_ns);
+                self.schedule_refresh(index, now_ns);
+            }
+            Ok(None) => {}
+            Err(error) => self.reject(index, &error, now_ns),
+        }
+    }
+
+    fn schedule_refresh(&mut self, index: u32, now_ns: u64) {
+        let Population { token_ttl, refreshes, transport, .. } = *self.population(index);
+        if let Some(ttl) = token_ttl.filter(|_| refreshes && transport == Transport::WebSocket) {
+            let due_ns = now_ns + ttl.mul_f64(REFRESH_AFTER).as_nanos() as u64;
+            self.agenda.push(due_ns, index, self.conns[index as usize].generation, Act::Refresh);
+        }
+    }
+
+    /// Pings a connection, if it is an open WebSocket. Its pong brings the time back.
+    pub(crate) fn ping(&mut self, index: u32, now_ns: u64) {
+        let is_open = self.conns.get(index as usize).is_some_and(|of| of.state == State::Open);
+        if is_open && self.population(index).transport == Transport::WebSocket {
+            let mut payload = [0; 12];
+            payload[..4].copy_from_slice(&self.plan.run.to_be_bytes());
+            payload[4..].copy_from_slice(&now_ns.to_be_bytes());
+            self.put_control(ws::PING, &payload);
+            self.flush(index, now_ns);
+        }
+    }
+
+    /// A pong came: the answer to a ping of ours, or nothing of interest.
+    pub(crate) fn ponged(&mut self, payload: &[u8], now_ns: u64) {
+        if let Some((run, sent)) = payload.split_first_chunk::<4>()
+            && u32::from_be_bytes(*run) == self.plan.run
+            && let Ok(sent) = sent.try_into()
+        {
+            self.connects.ponged(u64::from_be_bytes(sent), now_ns);
+        }
+    }
+
+    /// Closes any connection of this thread that is open.
+    pub(crate) fn leave_any(&mut self, now_ns: u64) {
+        let count = self.conns.len() as u64;
+        for _ in 0..16 {
+            let index = self.rng.below(count) as u32;
+            let is_open = count > 0 && self.conns[index as usize].state == State::Open;
+            if is_open && !self.population(index).is_slow {
+                return self.leave(index, Duration::ZERO, now_ns);
+            }
+        }
+    }
+
+    /// A connection is open while messages are sent: it gets those that follow, unless it recovers the others.
+    fn note_join(&mut self, index: u32, is_back: bool) {
+        if !self.measuring || self.population(index).role == Role::Echoes {
+            return;
+        }
+        if is_back && self.recovers(index) && self.positions.of(index).is_some() {
+            self.joins.remove(&index);
+            return;
+        }
+        if is_back && !self.joins.contains_key(&index) {
+            return;
+        }
+        match self.plan.published.of(self.channel_number(index)) {
+            0 => drop(self.joins.remove(&index)),
+            count => drop(self.joins.insert(index, count)),
+        }
+    }
+
+    /// A connection without a schedule of its own begins to echo.
+    pub(crate) fn begin_echo(&mut self, index: u32, window: u32, now_ns: u64) {
+        let Population { role, think, .. } = *self.population(index);
+        let conn = &self.conns[index as usize];
+        if conn.state != State::Open || role != Role::Echoes {
+            return;
+        }
+        for _ in 0..window {
+            match think {
+                Some(think) => {
+                    let due_ns = now_ns + think.draw(self.rng.next_u64()).as_nanos() as u64;
+                    let generation = self.conns[index as usize].generation;
+                    self.agenda.push(due_ns, index, generation, Act::Send);
+                }
+                None => self.put_echo(index, now_ns, now_ns),
+            }
+        }
+        self.flush(index, now_ns);
     }
 
     /// Dials what is due. Returns whether there may be more at once.
@@ -169,6 +380,7 @@ impl Fleet {
         conn.state = State::Dialing;
         conn.generation = conn.generation.wrapping_add(1);
         self.dialer.began(index, conn.generation, now_ns);
+        self.connects.begin(index, now_ns);
         let dialled = dial::dial(&self.plan, self.share.base + index).and_then(|(socket, up)| {
             let token = Token((conn.generation as usize) << 32 | index as usize);
             let both = Interest::READABLE | Interest::WRITABLE;
@@ -201,7 +413,11 @@ impl Fleet {
 
     /// The socket is connected: TLS begins, or the request is sent.
     fn connected(&mut self, index: u32, now_ns: u64) {
-        let Some(tls) = &mut self.tls else { return self.ask_upgrade(index, now_ns) };
+        self.connects.lap(index, Step::Tcp, now_ns);
+        let is_secure = self.population(index).target.tls.is_some();
+        let Some(tls) = self.tls.as_mut().filter(|_| is_secure) else {
+            return self.ask_upgrade(index, now_ns);
+        };
         self.conns[index as usize].state = State::Securing;
         match tls.begin(index) {
             Ok(()) => self.flush(index, now_ns),
@@ -219,6 +435,7 @@ impl Fleet {
                 false
             }
             Ok(Shaken::Done) => {
+                self.connects.lap(index, Step::Tls, now_ns);
                 self.ask_upgrade(index, now_ns);
                 true
             }
@@ -252,7 +469,8 @@ impl Fleet {
         let key = self.key(index);
         self.conns[index as usize].state = State::Upgrading;
         let plan = Arc::clone(&self.plan);
-        let Plan { target, compression, transport, .. } = &*plan;
+        let population = plan.population(self.global(index));
+        let Population { target, compression, transport, .. } = population;
         if *transport != Transport::WebSocket {
             return self.ask(index, now_ns);
         }
@@ -284,12 +502,12 @@ impl Fleet {
     /// Its token can't be signed: text for the user.
     fn write_connect(&mut self, index: u32) -> Result<(), String> {
         let global = self.global(index);
-        let token = self.signer.as_ref().map(|signer| signer.sign(&token::user_id(global)));
-        let token = token.transpose()?;
+        let token = self.token(index)?;
+        let Population { transport, receives, .. } = *self.population(index);
         let channel = self.plan.channels.get(self.plan.channel_of(global) as usize);
-        let channel = channel.map(String::as_str);
+        let channel = channel.filter(|_| receives).map(String::as_str);
         self.text.clear();
-        if self.plan.transport == Transport::LongPoll {
+        if transport == Transport::LongPoll {
             let side = self.conns[index as usize].side.as_ref();
             let position = side.and_then(|side| side.position.as_ref());
             let channel = channel.unwrap_or_default();
@@ -301,9 +519,17 @@ impl Fleet {
         Ok(())
     }
 
+    /// A new token for a connection, if it has one.
+    fn token(&self, index: u32) -> Result<Option<String>, String> {
+        let ttl = self.population(index).token_ttl;
+        let user = token::user_id(self.global(index));
+        self.signer.as_ref().map(|signer| signer.sign(&user, ttl)).transpose()
+    }
+
     /// The response that a connection goes on with has begun.
     pub(crate) fn begun(&mut self, index: u32, status: u16, now_ns: u64) {
         if status == 200 {
+            self.connects.lap(index, Step::Upgrade, now_ns);
             self.conns[index as usize].state = State::Joining;
             return;
         }
@@ -336,7 +562,7 @@ impl Fleet {
 
     /// Sends pongs over the up-link.
     pub(crate) fn drive_up(&mut self, registry: &Registry) {
-        if let Err(reason) = self.up.drive(&self.plan, self.share, registry) {
+        if let Err(reason) = self.up.drive(&self.plan, registry) {
             self.reasons.add(&reason);
         }
     }
@@ -351,8 +577,9 @@ impl Fleet {
     }
 
     /// How what comes is read.
-    pub(crate) fn reading(&self) -> impl Fn(&[u8], &mut Vec<Said>) + use<> {
-        let Plan { run, centrifugo, transport, .. } = *self.plan;
+    pub(crate) fn reading(&self, index: u32) -> impl Fn(&[u8], &mut Vec<Said>) + use<> {
+        let run = self.plan.run;
+        let Population { centrifugo, transport, .. } = *self.population(index);
         move |bytes, said| {
             speech::as_text(bytes, said, |text, said| match transport {
                 Transport::Sse => speech::read_events(text, run, said),
@@ -387,7 +614,7 @@ impl Fleet {
         let key = self.key(index);
         match http::parse_upgrade_response(bytes, &key) {
             Ok(Some(head)) => {
-                if let Err(reason) = agreed(&bytes[..head], &self.plan) {
+                if let Err(reason) = agreed(&bytes[..head], &self.plan, self.population(index)) {
                     self.open_failed(index, reason, false, now_ns);
                     return None;
                 }
@@ -409,7 +636,8 @@ impl Fleet {
     }
 
     fn upgraded(&mut self, index: u32, now_ns: u64) {
-        if !self.plan.centrifugo {
+        self.connects.lap(index, Step::Upgrade, now_ns);
+        if !self.population(index).centrifugo {
             self.opened(index, now_ns);
             return;
         }
@@ -426,20 +654,34 @@ impl Fleet {
         conn.tries = 0;
         self.counts.open += 1;
         self.counts.pending -= 1;
-        if !conn.was_open {
-            conn.was_open = true;
-            self.counts.opened += 1;
+        let is_back = std::mem::replace(&mut conn.was_open, true);
+        let generation = conn.generation;
+        if self.population(index).centrifugo {
+            self.connects.lap(index, Step::Protocol, now_ns);
         }
+        self.connects.end(index, now_ns);
+        self.counts.opened += u64::from(!is_back);
         self.dialer.ended();
+        self.note_join(index, is_back);
+        if let Some(stay) = self.population(index).stay {
+            let due_ns = now_ns + stay.draw(self.rng.next_u64()).as_nanos() as u64;
+            self.agenda.push(due_ns, index, generation, Act::Leave);
+        }
+        self.schedule_refresh(index, now_ns);
+        if is_back && self.echo_until_ns > now_ns {
+            self.begin_echo(index, self.plan.window, now_ns);
+        }
         self.note_ready(now_ns);
     }
 
     /// A connection could not be opened this time.
     pub(crate) fn open_failed(&mut self, index: u32, reason: &str, may_pass: bool, now_ns: u64) {
+        let recovers = self.recovers(index);
+        self.connects.forget(index);
         let conn = &mut self.conns[index as usize];
         conn.tries = conn.tries.saturating_add(1);
         self.dialer.ended();
-        let comes_back = self.positions.is_on() && conn.was_open;
+        let comes_back = recovers && conn.was_open;
         if comes_back || may_pass && conn.tries < self.plan.tries {
             let tries = conn.tries;
             self.close(index, State::Waiting);
@@ -456,7 +698,7 @@ impl Fleet {
     /// The connection was ended, not by us.
     pub(crate) fn ended(&mut self, index: u32, reason: &str, now_ns: u64) {
         match self.conns[index as usize].state {
-            State::Open if self.positions.is_on() => self.come_back(index, reason, now_ns),
+            State::Open if self.recovers(index) => self.come_back(index, reason, now_ns),
             State::Open => self.dropped(index, reason),
             state if state.is_opening() => self.open_failed(index, reason, true, now_ns),
             _ => {}
@@ -488,7 +730,7 @@ impl Fleet {
     fn unsubscribed(&mut self, index: u32, code: u32, reason: &str, now_ns: u64) {
         let conn = &self.conns[index as usize];
         // With these codes a client subscribes again.
-        if !(self.positions.is_on() && conn.state == State::Open && code >= 2500) {
+        if !(self.recovers(index) && conn.state == State::Open && code >= 2500) {
             return self.reject(index, reason, now_ns);
         }
         self.reasons.add(reason);
@@ -523,19 +765,24 @@ impl Fleet {
     pub(crate) fn handle_said(&mut self, index: u32, said: &Said, now_ns: u64) {
         match said {
             Said::Message(stamp, offset) => {
-                self.positions.moved(index, *offset);
+                if self.recovers(index) {
+                    self.positions.moved(index, *offset);
+                }
                 self.judge(index, stamp, now_ns);
             }
             Said::Ping => self.answer_ping(index),
+            Said::Done(REFRESH_ID) => self.counts.refreshed += 1,
             Said::Done(id) => self.joined(index, *id, now_ns),
             Said::Subscribed(joined) => {
-                self.positions.joined(index, joined);
+                if self.recovers(index) {
+                    self.positions.joined(index, joined);
+                }
                 self.joined(index, SUBSCRIBE_ID, now_ns);
             }
             Said::Unsubscribed(code, reason) => self.unsubscribed(index, *code, reason, now_ns),
             Said::Session(session, node) => {
                 let (session, node) = (session.clone(), node.clone());
-                if self.plan.transport.has_up_link() {
+                if self.population(index).transport.has_up_link() {
                     let position = None;
                     let side = Side { session, node, position };
                     self.conns[index as usize].side = Some(Box::new(side));
@@ -546,6 +793,7 @@ impl Fleet {
                 let what = match *id {
                     CONNECT_ID => "connect",
                     SUBSCRIBE_ID => "subscribe",
+                    REFRESH_ID => "refresh",
                     _ => "command",
                 };
                 self.reject(index, &format!("{what} refused: {reason}"), now_ns);
@@ -566,6 +814,7 @@ impl Fleet {
     }
 
     fn joined(&mut self, index: u32, id: u32, now_ns: u64) {
+        let subscribes = self.population(index).receives;
         let conn = &mut self.conns[index as usize];
         if conn.state != State::Joining {
             return;
@@ -575,19 +824,21 @@ impl Fleet {
             SUBSCRIBE_ID => 2,
             _ => 0,
         };
-        let wanted = if self.plan.channels.is_empty() { 1 } else { 3 };
+        let wanted = if subscribes { 3 } else { 1 };
         if conn.joined == wanted {
             self.opened(index, now_ns);
         }
     }
 
     fn answer_ping(&mut self, index: u32) {
-        if !self.plan.centrifugo {
+        let Population { centrifugo, transport, .. } = *self.population(index);
+        if !centrifugo {
             return;
         }
-        if self.plan.transport.has_up_link() {
+        if transport.has_up_link() {
+            let number = self.global(index);
             if let Some(side) = &self.conns[index as usize].side {
-                self.up.push(&self.plan, side, speech::PONG);
+                self.up.push(&self.plan, number, side, speech::PONG);
             }
         } else {
             self.text.clear();
@@ -608,7 +859,8 @@ impl Fleet {
 
     /// A message of ours arrived: counts it, and its latencies if it came as it should.
     fn judge(&mut self, index: u32, stamp: &Stamp, now_ns: u64) {
-        let echo = self.echoes();
+        let Population { role, is_slow, think, .. } = *self.population(index);
+        let echo = role == Role::Echoes;
         let expected = if echo { self.global(index) } else { self.channel_number(index) };
         self.counts.received += 1;
         self.counts.last_ns = now_ns;
@@ -618,6 +870,18 @@ impl Fleet {
             return;
         }
         let seen = &mut self.conns[index as usize].seen;
+        // Recovered with the reply to subscribe, after the connection has left on purpose: its latency is ours.
+        let mut is_recovered = false;
+        if !self.joins.is_empty()
+            && let Some(before) = self.joins.get(&index).copied()
+        {
+            is_recovered = before == AWAY;
+            if !is_recovered {
+                self.joins.remove(&index);
+                let first = stamp.sequence.min(before.saturating_add(1));
+                self.counts.absent += u64::from(seen.skip_to(first));
+            }
+        }
         if self.positions.take_announced_gap(index) {
             self.positions.returns.announced += u64::from(seen.skip_to(stamp.sequence));
         }
@@ -630,20 +894,37 @@ impl Fleet {
             Verdict::New => {}
         }
         if let Some(window) = &self.plan.closed_loop
-            && !self.plan.is_slow(self.global(index))
+            && !is_slow
         {
             window.arrived(stamp.sequence);
+        }
+        if is_recovered {
+            return;
         }
         // Rounded up, so that nothing takes no time.
         let us = |since_ns: u64| now_ns.saturating_sub(since_ns).div_ceil(1000);
         let latency_us = us(stamp.intended_ns);
         self.latency.saturating_record(latency_us);
+        if let Some(of) = self.by_channel.get_mut(expected as usize).filter(|_| !echo) {
+            of.saturating_record(latency_us);
+        }
+        if !self.by_population.is_empty() {
+            let of = self.plan.population_number(self.share.base + index);
+            self.by_population[of].saturating_record(latency_us);
+        }
         if let Some(pauses) = &mut self.pauses {
             pauses.record(index, latency_us);
         }
         self.latency_raw.saturating_record(us(stamp.actual_ns));
         if echo && now_ns < self.echo_until_ns {
-            self.put_echo(index, now_ns, now_ns);
+            match think {
+                None => self.put_echo(index, now_ns, now_ns),
+                Some(think) => {
+                    let due_ns = now_ns + think.draw(self.rng.next_u64()).as_nanos() as u64;
+                    let generation = self.conns[index as usize].generation;
+                    self.agenda.push(due_ns, index, generation, Act::Send);
+                }
+            }
         }
     }
 
@@ -651,9 +932,9 @@ impl Fleet {
         self.plan.channel_of(self.global(index))
     }
 
-    /// Whether the connections send to themselves.
-    pub(crate) fn echoes(&self) -> bool {
-        self.plan.scenario == Scenario::Echo
+    /// Whether a connection sends to itself.
+    pub(crate) fn echoes(&self, index: u32) -> bool {
+        self.population(index).role == Role::Echoes
     }
 
     /// Appends the next message of an echoing connection to what is to be written.
@@ -765,17 +1046,24 @@ impl Fleet {
     }
 
     /// Messages that never came, when `sent` is how many went out on each channel.
-    pub(crate) fn lost(&self, sent: &[u32]) -> u64 {
-        let echo = self.echoes();
+    pub(crate) fn lost(&mut self, sent: &[u32]) -> u64 {
         let mut lost = 0;
-        for (index, conn) in (0..).zip(&self.conns) {
-            let last = if echo {
+        for index in 0..self.conns.len() as u32 {
+            let Population { role, is_slow, receives, .. } = *self.population(index);
+            let of_channel = sent.get(self.channel_number(index) as usize).copied();
+            let conn = &mut self.conns[index as usize];
+            let last = if role == Role::Echoes {
                 conn.sent
-            } else if self.plan.is_slow(self.global(index)) || !conn.was_open {
+            } else if is_slow || !receives || !conn.was_open {
                 0
             } else {
-                sent.get(self.channel_number(index) as usize).copied().unwrap_or_default()
+                of_channel.unwrap_or_default()
             };
+            if let Some(before) = self.joins.get(&index) {
+                // It got nothing since it joined, or is away: what was published before is not lost.
+                let next = last.min(*before).saturating_add(1);
+                self.counts.absent += u64::from(conn.seen.skip_to(next));
+            }
             lost += conn.seen.lost(last);
         }
         lost
@@ -783,8 +1071,9 @@ impl Fleet {
 
     /// Closes what is open, politely.
     pub(crate) fn say_goodbye(&mut self) {
-        let frames = self.plan.transport == Transport::WebSocket;
         for (index, conn) in (0..).zip(&mut self.conns) {
+            let population = self.plan.population(self.share.base + index);
+            let frames = population.transport == Transport::WebSocket;
             let mut out = Vec::with_capacity(64);
             if frames {
                 let code = 1000_u16.to_be_bytes();
@@ -803,11 +1092,21 @@ impl Fleet {
     }
 }
 
+/// Channels, or populations, that have a histogram of their own: the first ones, which are the largest where they
+/// differ. Price: 68 KiB each of address space, in each thread.
+const HISTOGRAMS_MAX: usize = 32;
+
+/// A histogram for each of several.
+fn several(count: usize) -> Vec<Latency> {
+    let count = if count > 1 { count.min(HISTOGRAMS_MAX) } else { 0 };
+    (0..count).map(|_| figures::latency()).collect()
+}
+
 /// The requested compression: each message for itself, so that one that many get is inflated once.
 const OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
 
 /// Whether the answer to an upgrade accepts the requested compression, and no other subprotocol than requested.
-fn agreed(head: &[u8], plan: &Plan) -> Result<(), &'static str> {
+fn agreed(head: &[u8], plan: &Plan, population: &Population) -> Result<(), &'static str> {
     let text = String::from_utf8_lossy(head);
     let subprotocol = text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -818,7 +1117,7 @@ fn agreed(head: &[u8], plan: &Plan) -> Result<(), &'static str> {
     }
     let text = text.to_ascii_lowercase();
     let extensions = text.lines().find_map(|line| line.strip_prefix("sec-websocket-extensions:"));
-    match (plan.compression, extensions) {
+    match (population.compression, extensions) {
         (false, _) => Ok(()),
         (true, Some(of)) if !of.contains("permessage-deflate") => {
             Err("the server doesn't compress")

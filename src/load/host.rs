@@ -1,5 +1,6 @@
 //! Figures of the kernel about processes and memory of this machine.
 
+use serde::Serialize;
 use std::fs;
 use std::net::IpAddr;
 
@@ -25,6 +26,34 @@ impl Usage {
     /// Of this process.
     pub(crate) fn own() -> Self {
         Self::of(std::process::id()).unwrap_or_default()
+    }
+}
+
+/// The machine that this process runs on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    /// Version of the kernel.
+    pub(crate) kernel: String,
+    /// Model of the processors, and how many this process may use.
+    pub(crate) processor: String,
+    pub(crate) processors: usize,
+    pub(crate) memory_bytes: u64,
+}
+
+impl Machine {
+    pub(crate) fn this() -> Self {
+        let system = rustix::system::uname();
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        Self {
+            name: system.nodename().to_string_lossy().into_owned(),
+            kernel: system.release().to_string_lossy().into_owned(),
+            processor: model.map_or_else(String::new, |(_, name)| name.trim().to_owned()),
+            processors: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            memory_bytes: kilobytes(&memory, "MemTotal:").unwrap_or_default() * 1024,
+        }
     }
 }
 
@@ -78,6 +107,13 @@ mod tests {
         assert!(usage.rss_bytes > 100_000);
         assert_eq!(Usage::of(u32::MAX), None);
         assert!(slab_bytes().is_some_and(|bytes| bytes > 0));
+    }
+
+    #[test]
+    fn the_machine_has_a_kernel_and_memory() {
+        let machine = Machine::this();
+        assert!(machine.kernel.contains('.') && machine.memory_bytes > 1 << 20);
+        assert!(machine.processors >= 1);
     }
 
     #[test]

@@ -9,9 +9,9 @@
 
 use super::dial;
 use super::output::{plain, write_some};
-use super::plan::{Plan, Share};
+use super::plan::{Plan, Population};
 use super::speech;
-use super::tls::Layer;
+use super::tls::{Layer, Tls};
 use crate::base::form::Transport;
 use crate::base::limits::HEAD_BYTES_MAX;
 use crate::proto::tls::Opener;
@@ -38,9 +38,10 @@ pub(crate) struct Side {
 
 /// Appends the request that a connection begins with: `message` is a frame of commands, or a connect request.
 pub(crate) fn put_request(plan: &Plan, number: u32, message: &[u8], out: &mut Vec<u8>) {
-    let (host, path) = (&plan.target.host, &plan.target.path);
+    let population = plan.population(number);
+    let (host, path) = (&population.target.host, &population.target.path);
     let headers = headers(plan, number);
-    if plan.transport == Transport::HttpStream {
+    if population.transport == Transport::HttpStream {
         return put_post(host, path, &headers, message, out);
     }
     let asked: String = form_urlencoded::byte_serialize(message).collect();
@@ -144,29 +145,31 @@ pub(crate) struct UpLink {
     out: Vec<u8>,
     input: Vec<u8>,
     tls: Option<Layer>,
+    /// The connection whose server it goes to: that of the newest push.
+    number: u32,
+    tls_of: Option<Tls>,
     /// Sealed bytes that the socket has not taken.
     sealed: Vec<u8>,
 }
 
 impl UpLink {
     /// Sends commands for a connection, behind those of others.
-    pub(crate) fn push(&mut self, plan: &Plan, side: &Side, commands: &str) {
+    pub(crate) fn push(&mut self, plan: &Plan, number: u32, side: &Side, commands: &str) {
+        let population = plan.population(number);
+        self.tls_of = population.target.tls.clone();
+        self.number = number;
         let body = speech::emulation(&side.session, &side.node, commands);
         // The connection of all that a thread has: its headers are those of the first one.
         let headers = headers(plan, 0);
-        put_post(&plan.target.host, &plan.up_path, &headers, body.as_bytes(), &mut self.out);
+        let Population { target, up_path, .. } = population;
+        put_post(&target.host, up_path, &headers, body.as_bytes(), &mut self.out);
     }
 
     /// Opens it if it is needed, and writes.
     ///
     /// # Errors
     /// Text for the user: it can't be used. What was to be sent is forgotten.
-    pub(crate) fn drive(
-        &mut self,
-        plan: &Plan,
-        share: Share,
-        registry: &Registry,
-    ) -> Result<(), String> {
+    pub(crate) fn drive(&mut self, plan: &Plan, registry: &Registry) -> Result<(), String> {
         if self.out.is_empty() && self.sealed.is_empty() {
             return Ok(());
         }
@@ -174,13 +177,13 @@ impl UpLink {
             self.generation = self.generation.wrapping_add(1);
             let token = Token((self.generation as usize) << 32 | UP_LINK as usize);
             let both = Interest::READABLE | Interest::WRITABLE;
-            let dialled = dial::dial(plan, share.base).and_then(|(socket, up)| {
+            let dialled = dial::dial(plan, self.number).and_then(|(socket, up)| {
                 registry.register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
                 self.up = up;
                 Ok(OwnedFd::from(socket))
             });
             self.fd = Some(dialled.map_err(|error| self.fail(&plain(&error)))?);
-            self.tls = plan.target.tls.clone().map(Layer::new);
+            self.tls = self.tls_of.clone().map(Layer::new);
             if let Some(tls) = &mut self.tls {
                 tls.begin(ONLY).map_err(|error| self.fail(&error))?;
             }

@@ -2,7 +2,7 @@
 //! scenario says, and checks that every message that should have arrived did.
 //!
 //! ```text
-//!  flags -> plan -> run (coordinator, main thread) --orders--> worker: fleet, dialer, epoll
+//!  flags, scenario file -> plan -> run (coordinator, main thread) --orders--> worker: fleet, dialer, epoll
 //!                     |   '--------------------------orders--> publisher | api: schedule
 //!                     '-- report <-- figures, oracle -----------'
 //! ```
@@ -16,18 +16,26 @@
     reason = "a load client has clocks and threads of its own, outside the node's layers"
 )]
 
+mod agenda;
 mod api;
 mod batch;
+mod compare;
 mod conn;
+mod connects;
 mod dial;
 mod figures;
+mod file;
 mod flags;
 mod fleet;
+mod hdr;
 mod headers;
 mod host;
+mod html;
 mod http;
+mod mix;
 mod oracle;
 mod output;
+mod pace;
 mod payload;
 mod plan;
 mod progress;
@@ -36,21 +44,31 @@ mod recovery;
 mod report;
 mod run;
 mod scenario;
+mod schema;
+mod search;
+mod series;
 mod speech;
 mod stream;
+mod svg;
+mod target;
 mod threshold;
 mod tls;
 mod token;
 mod upgrade;
+mod view;
 mod window;
 mod worker;
 
 pub use self::flags::{Flags, Protocol, Scenario, Threads};
+pub use self::search::Goal;
 
 use self::plan::Plan;
+use self::run::Run;
+use self::search::Search;
 use crate::sys::tables;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -68,38 +86,193 @@ pub const EXIT_FAILED: u8 = 99;
 /// The exit code when a signal ended the run early: that of a shell for Ctrl-C.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// Runs what the flags say, and prints the result: with `--json` one JSON object as the last line
+/// `roost-load compare A B`.
+fn compare_reports(flags: &Flags) -> u8 {
+    let [a, b] = &flags.operands[..] else {
+        eprintln!("roost-load: compare needs two files");
+        return EXIT_USAGE;
+    };
+    match compare::compare(Path::new(a), Path::new(b)) {
+        Ok((text, is_worse)) => match write!(std::io::stdout(), "{text}") {
+            Err(_) => EXIT_LOST,
+            Ok(()) if is_worse => EXIT_FAILED,
+            Ok(()) => EXIT_GOOD,
+        },
+        Err(error) => {
+            eprintln!("roost-load: {error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+/// `--search`: run after run. The report is that of the best one, else of the last.
+fn search(mut flags: Flags, descriptors: u64, files: &Files, stop: &Arc<AtomicBool>) -> u8 {
+    let goal = flags.search.unwrap_or(Goal::Rate);
+    if flags.hdr.take().is_some() {
+        eprintln!("roost-load: --hdr: not with --search");
+        return EXIT_USAGE;
+    }
+    flags.fail_if.append(&mut flags.until);
+    let first = match goal {
+        Goal::Rate => flags.rate.map_or(1000, |rate| rate as u32),
+        Goal::Connections => flags.connections.unwrap_or(100),
+    };
+    let mut search = Search::new(goal, first);
+    let mut shown = None;
+    while let Some(value) = search.next() {
+        match goal {
+            Goal::Rate => flags.rate = Some(value.into()),
+            Goal::Connections => flags.connections = Some(value),
+        }
+        let plan = match Plan::new(flags.clone(), descriptors, run_number()) {
+            Ok(plan) => plan,
+            Err(error) => {
+                eprintln!("roost-load: {error}");
+                return EXIT_USAGE;
+            }
+        };
+        let run = match run::run(plan, Arc::clone(stop)) {
+            Ok(run) => run,
+            Err(error) => {
+                eprintln!("roost-load: {error}");
+                return EXIT_LOST;
+            }
+        };
+        let is_interrupted = run.report.interrupted;
+        let is_best = !is_interrupted && search.note(&run.report);
+        if shown.is_none() || is_best {
+            shown = Some(run);
+        }
+        if is_interrupted {
+            break;
+        }
+    }
+    let Some(mut run) = shown else { return EXIT_LOST };
+    run.report.search = Some(search.found());
+    let written = files.write(&run);
+    if let Err(error) = &written {
+        eprintln!("roost-load: {error}");
+    }
+    exit_code(&run.report, written.is_err())
+}
+
+/// Where the report goes.
+struct Files {
+    json: Option<Option<PathBuf>>,
+    csv: Option<PathBuf>,
+    html: Option<PathBuf>,
+}
+
+impl Files {
+    fn new(flags: &Flags) -> Self {
+        let Flags { json, csv, html, .. } = flags.clone();
+        // A dash is standard output, as without a file.
+        let json = json.map(|file| file.filter(|file| file.as_os_str() != "-"));
+        Self { json, csv, html }
+    }
+
+    /// Writes the report wherever it is wanted: for people at least.
+    fn write(&self, run: &Run) -> Result<(), String> {
+        let Run { report, seconds, latency } = run;
+        let failed = |flag: &str, path: &Path, error: &std::io::Error| {
+            format!("{flag} {}: {error}", path.display())
+        };
+        if let Some(path) = &self.csv {
+            let written = std::fs::File::create(path).and_then(|file| {
+                let mut out = std::io::BufWriter::new(file);
+                series::write_csv(&mut out, seconds)?;
+                out.flush()
+            });
+            written.map_err(|error| failed("--csv", path, &error))?;
+        }
+        if let Some(path) = &self.html {
+            let page = html::page(report, seconds, latency);
+            std::fs::write(path, page).map_err(|error| failed("--html", path, &error))?;
+        }
+        let printed = match &self.json {
+            Some(Some(path)) => {
+                let text = report.json_with(seconds, latency);
+                std::fs::write(path, text).map_err(|error| failed("--json", path, &error))?;
+                write!(std::io::stdout(), "{report}")
+            }
+            Some(None) => {
+                eprint!("{report}");
+                writeln!(std::io::stdout(), "{}", report.json())
+            }
+            None => write!(std::io::stdout(), "{report}"),
+        };
+        printed.map_err(|error| format!("standard output: {error}"))
+    }
+}
+
+/// The text that `show` and `schema` print; nothing for other commands.
+fn documents(flags: &Flags) -> Option<Result<String, String>> {
+    let operand = flags.operands.first().map(String::as_str);
+    let (found, known) = match flags.scenario {
+        Scenario::Show => (file::built_in(operand.unwrap_or_default()), file::built_in_names()),
+        Scenario::Schema => (schema::of(operand.unwrap_or_default()), schema::NAMES.to_vec()),
+        _ => return None,
+    };
+    match (operand, found) {
+        (None, _) => Some(Ok(known.iter().map(|name| format!("{name}\n")).collect())),
+        (Some(_), Some(text)) => Some(Ok(text.to_owned())),
+        (Some(name), None) => Some(Err(format!("{name}: one of {}", known.join(", ")))),
+    }
+}
+
+/// Runs what the flags say, and prints the result: with `--json` alone one JSON object as the last line
 /// of standard output and the summary on standard error, else the summary on standard output.
 /// Setting `stop` ends it early with what there is. Returns the exit code.
 ///
 /// Raises the process's soft descriptor limit to the hard one. Call it once in a process, from its
 /// main thread: it starts threads that leave the process's descriptor table.
 pub fn main(flags: Flags, stop: Arc<AtomicBool>) -> u8 {
+    if let Some(answer) = documents(&flags) {
+        return match answer {
+            Ok(text) if write!(std::io::stdout(), "{text}").is_ok() => EXIT_GOOD,
+            Ok(_) => EXIT_LOST,
+            Err(error) => {
+                eprintln!("roost-load: {error}");
+                EXIT_USAGE
+            }
+        };
+    }
+    if flags.scenario == Scenario::Compare {
+        return compare_reports(&flags);
+    }
     let (descriptors, _) = tables::raise_nofile();
-    // 31 bits: every JSON reader on the way takes it for the same number.
-    let run = RandomState::new().hash_one(std::process::id()) as u32 >> 1;
-    let plan = match Plan::new(flags, descriptors, run) {
+    let files = Files::new(&flags);
+    if flags.search.is_some() {
+        return search(flags, descriptors, &files, &stop);
+    }
+    let plan = match Plan::new(flags, descriptors, run_number()) {
         Ok(plan) => plan,
         Err(error) => {
             eprintln!("roost-load: {error}");
             return EXIT_USAGE;
         }
     };
-    let json = plan.json;
-    let report = match run::run(plan, stop) {
-        Ok(report) => report,
+    let run = match run::run(plan, stop) {
+        Ok(run) => run,
         Err(error) => {
             eprintln!("roost-load: {error}");
             return EXIT_LOST;
         }
     };
-    let printed = if json {
-        eprint!("{report}");
-        writeln!(std::io::stdout(), "{}", report.json())
-    } else {
-        write!(std::io::stdout(), "{report}")
-    };
-    match printed.is_err() || !report.problems().is_empty() {
+    let written = files.write(&run);
+    if let Err(error) = &written {
+        eprintln!("roost-load: {error}");
+    }
+    exit_code(&run.report, written.is_err())
+}
+
+/// A number that other runs don't have. 31 bits: every JSON reader on the way takes it for the same number.
+fn run_number() -> u32 {
+    RandomState::new().hash_one(std::process::id()) as u32 >> 1
+}
+
+fn exit_code(report: &report::Report, is_unwritten: bool) -> u8 {
+    match is_unwritten || !report.problems().is_empty() {
         _ if report.interrupted => EXIT_INTERRUPTED,
         _ if report.fails() => EXIT_FAILED,
         true => EXIT_LOST,

@@ -1,21 +1,26 @@
-//! The plan made of the flags: checked, with defaults filled in, spread over threads.
+//! The plan made of a scenario file and the flags: checked, with defaults filled in, spread over threads.
 
+use super::figures::Published;
+use super::file::{self, Echo, File, Population as FilePopulation, Range, Rate, Role, Source};
 use super::flags::{Flags, Protocol, Scenario, Threads};
 use super::headers::{Headers, numbered};
+use super::mix::{Distribution, Mix, Zipf};
+use super::pace::Segment;
 use super::payload::{PayloadWriter, Stamp};
+use super::report::Requested;
+use super::target::{self, Api, Target};
 use super::threshold::Threshold;
 use super::tls::Tls;
 use super::window::{WINDOW_MAX, Window};
 use crate::base::form::Transport;
-use clap::ValueEnum;
-use hyper::header::HeaderValue;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tungstenite::http::Uri;
+use toml::Spanned;
 
 /// Descriptors that a thread's table holds beside its connections: the standard three, the
-/// publisher, files of /proc, and two for each thread (its epoll and its waker), which all tables
+/// publishers, files of /proc, and two for each thread (its epoll and its waker), which all tables
 /// have because they are made before tables part.
 const SPARE_DESCRIPTORS: u64 = 32;
 const SPARE_DESCRIPTORS_PER_THREAD: u64 = 2;
@@ -33,75 +38,149 @@ const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 /// Threads at most.
 const THREADS_MAX: usize = 1024;
 
-/// A command line that makes no sense: what it says, what was wrong with it.
+/// Messages of one phase at most.
+const MESSAGES_MAX: f64 = (u32::MAX / 2) as f64;
+
+/// Messages per second, where nothing says how many.
+const RATE: f64 = 10.0;
+
+/// How long messages are published, where nothing says so.
+const DURATION: Duration = Duration::from_secs(10);
+
+/// Handshakes under way, where nothing says how many.
+pub(super) const IN_FLIGHT: u32 = 512;
+
+/// A command line or a scenario that makes no sense: where it says what, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct PlanError(String);
 
-fn wrong<T>(text: impl Into<String>) -> Result<T, PlanError> {
+pub(super) fn wrong<T>(text: impl Into<String>) -> Result<T, PlanError> {
     Err(PlanError(text.into()))
 }
 
-/// Where the connections go.
+/// Connections of one kind.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
-    pub(crate) address: SocketAddr,
-    /// For the `Host` header.
-    pub(crate) host: String,
-    /// Path and query.
-    pub(crate) path: String,
-    /// TLS, if the server speaks it.
-    pub(crate) tls: Option<Tls>,
+pub(crate) struct Population {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) connections: u32,
+    pub(crate) target: Target,
+    pub(crate) transport: Transport,
+    /// WebSockets request compression.
+    pub(crate) compression: bool,
+    /// They speak the client protocol.
+    pub(crate) centrifugo: bool,
+    /// Path of the up-link.
+    pub(crate) up_path: String,
+    /// Messages are published to them.
+    pub(crate) receives: bool,
+    /// They read nothing while messages are sent.
+    pub(crate) is_slow: bool,
+    /// Connections and subscriptions that end are taken up again.
+    pub(crate) recovers: bool,
+    /// How long each stays, and how long it is away.
+    pub(crate) stay: Option<Range>,
+    pub(crate) away: Range,
+    /// Echoes: the pause before the next message.
+    pub(crate) think: Option<Range>,
+    pub(crate) token_ttl: Option<Duration>,
+    /// A new token is sent before the old one expires.
+    pub(crate) refreshes: bool,
 }
 
-/// The HTTP API to publish through.
+/// A stretch of the run.
 #[derive(Clone, Debug)]
-pub(crate) struct Api {
-    /// Of `publish`; the host in it is an address.
-    pub(crate) uri: Uri,
-    /// The host as the user named it.
-    pub(crate) host: HeaderValue,
-    pub(crate) key: HeaderValue,
-    /// Requests under way at most.
-    pub(crate) in_flight: usize,
-    /// How long a publish that fails is tried again.
-    pub(crate) retry: Option<Duration>,
-    /// TLS, if the server speaks it.
-    pub(crate) tls: Option<Tls>,
+pub(crate) struct Phase {
+    pub(crate) name: String,
+    pub(crate) duration: Option<Duration>,
+    /// Connections that are to be open at its end.
+    pub(crate) open: Option<u32>,
+    /// Which part of the connections breaks off.
+    pub(crate) drop: Option<f64>,
+    /// Connections that leave per second.
+    pub(crate) churn: Option<f64>,
+    /// Messages that are published.
+    pub(crate) messages: Option<Segment>,
+    /// Messages that are echoed.
+    pub(crate) echo: Option<EchoPace>,
+    /// The command that replaces the server when half of the messages are published.
+    pub(crate) run: Option<String>,
+}
+
+/// When echoes are sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum EchoPace {
+    /// When the message before has come back.
+    Closed,
+    /// By a schedule over all connections.
+    Open(Segment),
+}
+
+impl Phase {
+    /// Whether messages are sent.
+    pub(crate) fn sends(&self) -> bool {
+        self.messages.is_some() || self.echo.is_some()
+    }
+
+    /// What the scenario has for it.
+    pub(crate) fn requested(&self) -> Requested {
+        let Self { duration, open, messages, echo, .. } = *self;
+        let is_open = |of: &Segment| of.from + of.to > 0.0;
+        let echoed = match echo {
+            Some(EchoPace::Open(segment)) => Some(segment),
+            _ => None,
+        };
+        let sent = messages.or(echoed).filter(is_open);
+        Requested {
+            duration_s: duration.map(|of| of.as_secs_f64()),
+            open,
+            messages: sent.map(|of| of.count),
+            rate: sent.map(|of| [of.from, of.to]),
+        }
+    }
+
+    /// Whether it only waits.
+    pub(crate) fn only_holds(&self) -> bool {
+        !self.sends() && self.open.is_none() && self.drop.is_none() && self.churn.is_none()
+    }
 }
 
 /// All that threads need to know, read-only.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) scenario: Scenario,
+    /// The name of the scenario.
+    pub(crate) name: String,
+    /// Where publishers go.
     pub(crate) target: Target,
+    /// TLS of the connections that have it.
+    pub(crate) tls: Option<Tls>,
     /// Request headers of the connections.
     pub(super) headers: Headers,
     /// Conditions under which the run has failed.
     pub(super) thresholds: Vec<Threshold>,
-    pub(crate) transport: Transport,
-    /// WebSockets request compression.
-    pub(crate) compression: bool,
     /// Path of WebSockets, which is where a connection of ours publishes.
     pub(crate) websocket_path: String,
-    /// Path of the up-link.
-    pub(crate) up_path: String,
-    /// The endpoint to publish through; nothing for one more connection.
+    /// The endpoint to publish through; nothing for connections.
     pub(crate) api: Option<Api>,
     pub(crate) connections: u32,
+    pub(crate) populations: Vec<Population>,
+    mix: Option<Arc<Mix>>,
+    pub(crate) phases: Vec<Phase>,
+    /// Connections that publish.
+    pub(crate) publishers: u32,
+    /// Publishers speak the client protocol.
     pub(crate) centrifugo: bool,
     pub(crate) secret: Option<String>,
     /// Names by number; empty when nobody subscribes.
     pub(crate) channels: Vec<String>,
-    /// Connections and subscriptions that end are taken up again.
-    pub(crate) recover: bool,
-    pub(crate) drop_share: f64,
-    pub(crate) slow_share: f64,
-    /// The command that replaces the server when half of the messages are published.
-    pub(crate) replace: Option<String>,
-    /// Messages to publish, over all channels; 0 for none.
-    pub(crate) publish: u32,
-    /// Of publishing, or of echo when it is open-loop.
+    /// The channels of messages, where they are not published to by turns.
+    messages: Option<Arc<Zipf>>,
+    /// How many get the messages of each channel.
+    pub(crate) receivers: Arc<[u32]>,
+    /// Messages of each channel so far.
+    pub(crate) published: Arc<Published>,
+    /// The highest rate of all phases; nothing where a message waits for others to come back.
     pub(crate) rate: Option<f64>,
     pub(crate) payload_bytes: usize,
     /// Messages of a connection in flight, for echo.
@@ -109,10 +188,8 @@ pub(crate) struct Plan {
     /// The window by which a broadcast without a rate publishes.
     pub(crate) closed_loop: Option<Arc<Window>>,
     pub(crate) spin: bool,
-    pub(crate) duration: Duration,
     pub(crate) threads: usize,
     pub(crate) pid: Option<u32>,
-    pub(crate) json: bool,
     pub(crate) connect_rate: Option<f64>,
     /// Of one thread.
     pub(crate) in_flight: u32,
@@ -121,6 +198,12 @@ pub(crate) struct Plan {
     pub(crate) drain: Duration,
     pub(crate) hold: Duration,
     pub(crate) pings: u16,
+    /// How often each connection is pinged.
+    pub(crate) ping_every: Option<Duration>,
+    /// Standard output is for the result alone.
+    pub(crate) is_quiet: bool,
+    /// Where the histograms of each second go.
+    pub(crate) hdr: Option<PathBuf>,
     pub(crate) settle: u32,
     pub(crate) rss_from: Option<u32>,
     /// Marks the messages of this process.
@@ -135,87 +218,121 @@ pub(crate) struct Share {
 }
 
 impl Plan {
-    /// Checks the flags and fills in what they leave open. `descriptors` is the limit of one table,
+    /// Checks scenario and flags, and fills in what they leave open. `descriptors` is the limit of one table,
     /// `run` any number that other runs don't have. Looks the host's name up.
-    pub(crate) fn new(flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
+    pub(crate) fn new(mut flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
         check_numbers(&flags)?;
-        let headers = Headers::new(&flags).map_err(PlanError)?;
-        let thresholds = thresholds(&flags)?;
-        let mut target = target("--url", &flags.url, &["ws", "http"], &flags)?;
-        if let Some(host) = &headers.host {
-            target.host.clone_from(host);
-        }
-        let paths = paths(&flags, &target.path)?;
-        target.path = paths.own;
-        let centrifugo = centrifugo(&flags, &target)?;
-        let channels = channels(&flags, centrifugo);
-        let publish = publish(&flags)?;
-        if publish > 0 && centrifugo && channels.is_empty() {
-            return wrong("--publish needs a channel: --subscribe NAME");
-        }
-        if flags.recover && (channels.is_empty() || flags.transport != Transport::WebSocket) {
-            return wrong("--recover needs a channel, and WebSockets");
-        }
-        let api = api(&flags, &channels, publish)?;
-        let threads = threads(&flags, descriptors)?;
-        let closed_loop = closed_loop(&flags, api.is_some())?;
-        let rate = match flags.scenario {
-            Scenario::Echo => flags.rate,
-            _ if closed_loop.is_some() => None,
-            _ => flags.rate.or(Some(10.0)),
-        };
-        Ok(Self {
-            scenario: flags.scenario,
-            target,
+        let mut file = file_of(&flags)?;
+        file.fill(&mut flags);
+        file.apply(&flags);
+        check_numbers(&flags)?;
+        let Parts {
             headers,
             thresholds,
-            transport: flags.transport,
-            compression: flags.compression,
-            websocket_path: paths.websocket,
-            up_path: paths.up,
+            main,
+            populations,
+            websocket_path,
+            centrifugo,
+            channels,
+            closed_loop,
+            phases,
+        } = Parts::new(&file, &flags)?;
+        let connections = populations.iter().map(|of| of.connections).sum();
+        let publishes = phases.iter().any(|of| of.messages.is_some());
+        let zipf = |of: Distribution| {
+            let exponent = file.channels.exponent.unwrap_or(1.0);
+            let is_zipf = of == Distribution::Zipf && channels.len() > 1;
+            is_zipf.then(|| Arc::new(Zipf::new(channels.len() as u32, exponent)))
+        };
+        let mix = mix(&populations, channels.len() as u32, zipf(file.channels.subscribers));
+        let messages = zipf(file.channels.messages);
+        let api = target::api(&flags, &channels, publishes)?;
+        let publishers = publishers(&file, channels.len() as u32, api.is_some())?;
+        let threads = threads(&flags, connections, descriptors)?;
+        let rate = rate(&phases, closed_loop.is_some());
+        let tls = populations.iter().find_map(|of| of.target.tls.clone());
+        let mut plan = Self {
+            name: file.name,
+            target: main,
+            tls,
+            headers,
+            thresholds,
+            websocket_path,
             api,
-            connections: flags.connections,
+            connections,
+            populations,
+            mix,
+            phases,
+            publishers,
             centrifugo,
             secret: flags.secret,
+            published: Arc::new(Published::new(channels.len().max(1))),
+            receivers: Arc::new([]),
             channels,
-            recover: flags.recover,
-            drop_share: flags.drop_share,
-            slow_share: flags.slow_share,
-            replace: flags.run,
-            publish,
+            messages,
             rate,
-            payload_bytes: flags.size,
+            payload_bytes: flags.size.unwrap_or(128),
             window: flags.window.unwrap_or(1),
             closed_loop,
             spin: flags.spin,
-            duration: flags.duration,
             threads,
             pid: flags.pid,
-            json: flags.json,
             connect_rate: flags.connect_rate,
-            in_flight: (flags.in_flight / threads as u32).max(4),
-            connect_timeout: flags.connect_timeout,
-            tries: flags.tries.max(1),
-            drain: flags.drain,
+            in_flight: (flags.in_flight.unwrap_or(IN_FLIGHT) / threads as u32).max(4),
+            connect_timeout: flags.connect_timeout.unwrap_or(DURATION),
+            tries: flags.tries.unwrap_or(4).max(1),
+            drain: flags.drain.unwrap_or(DURATION),
             hold: flags.hold,
-            pings: flags.pings,
-            settle: flags.settle.min(flags.connections),
+            pings: flags.pings.unwrap_or_default(),
+            ping_every: flags.ping_every.filter(|every| !every.is_zero()),
+            is_quiet: matches!(flags.json, Some(None)),
+            hdr: flags.hdr.clone(),
+            settle: flags.settle.unwrap_or_default().min(connections),
             rss_from: flags.rss_from,
             run,
-        })
+        };
+        plan.receivers = plan.count_receivers();
+        Ok(plan)
+    }
+
+    /// How many connections get the messages of each channel, if nobody drops.
+    fn count_receivers(&self) -> Arc<[u32]> {
+        let mut receivers = vec![0; self.channels.len().max(1)];
+        for global in 0..self.connections {
+            let of = self.population(global);
+            if of.receives && !of.is_slow {
+                receivers[self.channel_of(global) as usize] += 1;
+            }
+        }
+        receivers.into()
     }
 
     /// The URL that connections are made to: `--url`, with the path of the transport.
     pub(crate) fn used_url(&self) -> String {
-        let scheme = if self.transport == Transport::WebSocket { "ws" } else { "http" };
-        let Target { host, path, tls, .. } = &self.target;
+        let Population { transport, target, .. } = &self.populations[0];
+        let scheme = if *transport == Transport::WebSocket { "ws" } else { "http" };
+        let Target { host, path, tls, .. } = target;
         let secure = if tls.is_some() { "s" } else { "" };
         format!("{scheme}{secure}://{host}{path}")
     }
 
+    /// The number of the population of connection `global`.
+    pub(crate) fn population_number(&self, global: u32) -> usize {
+        self.mix.as_ref().map_or(0, |mix| mix.population(global))
+    }
+
+    /// The population of connection `global`.
+    pub(crate) fn population(&self, global: u32) -> &Population {
+        match &self.mix {
+            None => &self.populations[0],
+            Some(mix) => &self.populations[mix.population(global)],
+        }
+    }
+
     /// Bytes of the payload of message number `sequence`: as requested, or as many as the checks need.
     pub(crate) fn written_bytes(&self, sequence: u64) -> usize {
-        let now_ns = u64::try_from(self.duration.as_nanos()).unwrap_or(u64::MAX);
+        let duration: Duration = self.phases.iter().filter_map(|of| of.duration).sum();
+        let now_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let stamp = Stamp {
             run: self.run,
             channel: 0,
@@ -230,7 +347,7 @@ impl Plan {
 
     /// Path and query for connection `number`.
     pub(crate) fn path_of(&self, number: u32) -> String {
-        numbered(&self.target.path, number)
+        numbered(&self.population(number).target.path, number)
     }
 
     /// The share of thread `index`, as even as it goes; they follow each other without a gap.
@@ -247,25 +364,48 @@ impl Plan {
         part(total, index + 1, self.threads) - part(total, index, self.threads)
     }
 
+    /// The part of all connections that thread `index` has.
+    pub(crate) fn weight(&self, index: usize) -> f64 {
+        f64::from(self.share(index).count) / f64::from(self.connections)
+    }
+
     /// The number of the channel that connection `global` is subscribed to; 0 without channels.
     pub(crate) fn channel_of(&self, global: u32) -> u32 {
-        global.checked_rem(self.channels.len() as u32).unwrap_or_default()
+        match &self.mix {
+            None => global.checked_rem(self.channels.len() as u32).unwrap_or_default(),
+            Some(mix) => mix.channel(global),
+        }
+    }
+
+    /// The number of the channel that message `n` of the run is published to.
+    pub(crate) fn channel_of_message(&self, n: u32) -> u32 {
+        match &self.messages {
+            None => n.checked_rem(self.channels.len() as u32).unwrap_or_default(),
+            Some(zipf) => zipf.rank_of(n),
+        }
     }
 
     /// Whether connection `global` is one of those that stop reading.
     pub(crate) fn is_slow(&self, global: u32) -> bool {
-        picked(global, self.slow_share)
+        self.population(global).is_slow
     }
 
-    /// Whether connection `global` is one of those that are dropped in a storm.
-    pub(crate) fn is_dropped(&self, global: u32) -> bool {
-        picked(global, self.drop_share)
+    /// Whether connections leave on purpose while messages are sent.
+    pub(crate) fn is_restless(&self) -> bool {
+        let leave = self.phases.iter().any(|of| of.churn.is_some() || of.drop.is_some());
+        leave || self.populations.iter().any(|of| of.stay.is_some())
+    }
+
+    /// Whether some population echoes.
+    pub(crate) fn has_echoes(&self) -> bool {
+        self.populations.iter().any(|of| of.role == Role::Echoes)
     }
 
     /// The address that connection `global` comes from: on loopback one for every few thousand, so
     /// that ports don't run out; anywhere else, the kernel's choice.
     pub(crate) fn source(&self, global: u32) -> Option<Ipv4Addr> {
-        if !matches!(self.target.address.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
+        let address = self.population(global).target.address.ip();
+        if !matches!(address, IpAddr::V4(ip) if ip.is_loopback()) {
             return None;
         }
         // Runs that follow each other begin elsewhere, away from ports in TIME_WAIT.
@@ -275,148 +415,132 @@ impl Plan {
     }
 }
 
+/// What a plan is made of.
+struct Parts {
+    headers: Headers,
+    thresholds: Vec<Threshold>,
+    main: Target,
+    populations: Vec<Population>,
+    websocket_path: String,
+    centrifugo: bool,
+    channels: Vec<String>,
+    closed_loop: Option<Arc<Window>>,
+    phases: Vec<Phase>,
+}
+
+impl Parts {
+    fn new(file: &File, flags: &Flags) -> Result<Self, PlanError> {
+        let headers = Headers::new(flags).map_err(PlanError)?;
+        let thresholds = thresholds(flags)?;
+        let Some(url) = flags.url.clone() else {
+            return wrong("--url: where the server is, as ws://host:port/path");
+        };
+        let mut main = target::target("--url", &url, &["ws", "http"], flags)?;
+        let tls_url = file.tls_url.as_ref().map(|of| of.get_ref().as_str());
+        let mut secure = match tls_url {
+            Some(url) => Some(target::target("tls_url", url, &["ws", "http"], flags)?),
+            None => None,
+        };
+        if let Some(host) = &headers.host {
+            main.host.clone_from(host);
+            secure.iter_mut().for_each(|of| of.host.clone_from(host));
+        }
+        let mut populations = Vec::new();
+        for of in file.clients() {
+            populations.extend(split(of, &main, secure.as_ref(), flags)?);
+        }
+        let (websocket_path, centrifugo) = publisher_paths(flags, file, &main, &populations)?;
+        let channels = channels(file, centrifugo);
+        for of in &mut populations {
+            of.receives = of.receives && !(of.centrifugo && channels.is_empty());
+        }
+        let connections = populations.iter().map(|of| of.connections).sum();
+        let closed_loop = closed_loop(flags, file)?;
+        let unpaced = closed_loop.as_ref().map(|_| flags.scenario == Scenario::Broadcast);
+        let phases = phases(file, connections, unpaced)?;
+        let publishes = phases.iter().any(|of| of.messages.is_some());
+        check_channels(flags, file, &channels, &populations, publishes, centrifugo)?;
+        Ok(Self {
+            headers,
+            thresholds,
+            main,
+            populations,
+            websocket_path,
+            centrifugo,
+            channels,
+            closed_loop,
+            phases,
+        })
+    }
+}
+
+/// The scenario file that a command means.
+fn file_of(flags: &Flags) -> Result<File, PlanError> {
+    let (path, text) = match (flags.scenario, &flags.operands[..]) {
+        (Scenario::Run, [path]) => match std::fs::read_to_string(path) {
+            Ok(text) => (path.clone(), text),
+            Err(error) => match file::built_in(path) {
+                Some(text) => (path.clone(), text.to_owned()),
+                None => return wrong(format!("{path}: {}", super::output::plain(&error))),
+            },
+        },
+        (Scenario::Run, _) => return wrong("run needs one FILE"),
+        (_, [operand, ..]) => return wrong(format!("{operand}: only `run` has a file")),
+        (scenario, []) => {
+            let name = scenario.name();
+            (name.to_owned(), file::built_in(name).unwrap_or_default().to_owned())
+        }
+    };
+    let source = Source { path: Path::new(&path), text: &text };
+    let mut file = File::parse(source).map_err(|error| PlanError(error.to_string()))?;
+    if file.name.is_empty() {
+        let stem = Path::new(&path).file_stem().unwrap_or_default();
+        file.name = stem.to_string_lossy().into_owned();
+    }
+    Ok(file)
+}
+
 fn part(total: u32, index: usize, threads: usize) -> u32 {
     (u64::from(total) * index as u64 / threads as u64) as u32
 }
 
 /// Picks `share` of all numbers, evenly spread.
-fn picked(n: u32, share: f64) -> bool {
+pub(crate) fn picked(n: u32, share: f64) -> bool {
     let at = |n: f64| (n * share).floor();
     at(f64::from(n) + 1.0) > at(f64::from(n))
 }
 
 fn check_numbers(flags: &Flags) -> Result<(), PlanError> {
-    let share = |name: &str, share: f64| match share {
-        0.0..=1.0 => Ok(()),
-        _ => wrong(format!("{name}: a share is from 0 to 1, not {share}")),
-    };
-    share("--drop-share", flags.drop_share)?;
-    share("--slow-share", flags.slow_share)?;
+    for (name, share) in [("--drop-share", flags.drop_share), ("--slow-share", flags.slow_share)] {
+        if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
+            return wrong(format!("{name}: a share is from 0 to 1, not {share}"));
+        }
+    }
     for (name, rate) in [("--rate", flags.rate), ("--connect-rate", flags.connect_rate)] {
         if rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0 && rate <= 1e9)) {
             return wrong(format!("{name}: a rate is above 0 and at most a billion a second"));
         }
     }
     for (name, count) in [("--connections", flags.connections), ("--channels", flags.channels)] {
-        if count == 0 {
+        if count == Some(0) {
             return wrong(format!("{name}: at least 1"));
         }
     }
     match (flags.scenario, &flags.run) {
         (Scenario::Upgrade, None) => return wrong("upgrade needs --run COMMAND"),
-        (Scenario::Upgrade, Some(_)) | (_, None) => {}
+        (Scenario::Upgrade | Scenario::Run, Some(_)) | (_, None) => {}
         (other, Some(_)) => return wrong(format!("--run: not for {}", other.name())),
     }
     if flags.window.is_some_and(|window| window == 0 || window > 10_000) {
         return wrong("--window: from 1 to 10000");
     }
-    if flags.channels > flags.connections {
-        return wrong("--channels: more channels than connections");
-    }
-    if flags.size > PAYLOAD_BYTES_MAX {
+    if flags.size.is_some_and(|size| size > PAYLOAD_BYTES_MAX) {
         return wrong(format!("--size: at most {PAYLOAD_BYTES_MAX}"));
     }
+    if (flags.scenario, flags.publish.is_some()) == (Scenario::Echo, true) {
+        return wrong("--publish: echo publishes nothing; use --duration");
+    }
     Ok(())
-}
-
-/// Where connections of a transport, publishers and up-links go.
-struct Paths {
-    own: String,
-    websocket: String,
-    up: String,
-}
-
-/// Paths of the transport, from the one that the URL has.
-fn paths(flags: &Flags, path: &str) -> Result<Paths, PlanError> {
-    let transport = flags.transport;
-    if transport == Transport::WebSocket {
-        let path = path.to_owned();
-        return Ok(Paths { own: path.clone(), websocket: path, up: String::new() });
-    }
-    if flags.compression {
-        return wrong("--compression: only WebSockets can be compressed");
-    }
-    if path.contains('?') {
-        return wrong(format!("--url {}: a query has no place in it", flags.url));
-    }
-    let (base, last) = path.rsplit_once('/').unwrap_or(("", path));
-    if !Transport::value_variants().iter().any(|of| of.name() == last) {
-        return wrong(format!(
-            "--url {}: --transport {} needs a path like /connection/{}",
-            flags.url,
-            transport.name(),
-            transport.name()
-        ));
-    }
-    let prefix = base.strip_suffix("/connection").unwrap_or(base);
-    Ok(Paths {
-        own: format!("{base}/{}", transport.name()),
-        websocket: format!("{base}/websocket"),
-        up: format!("{prefix}/emulation"),
-    })
-}
-
-/// Reads the URL of a flag; `schemes` are the ones without TLS, and with an `s` behind them those with TLS.
-fn target(flag: &str, url: &str, schemes: &[&str], flags: &Flags) -> Result<Target, PlanError> {
-    let uri: Uri = match url.parse() {
-        Ok(uri) => uri,
-        Err(error) => return wrong(format!("{flag} {url}: {error}")),
-    };
-    let is_secure = match uri.scheme_str() {
-        Some(found) if schemes.contains(&found) => false,
-        Some(found) if found.strip_suffix('s').is_some_and(|of| schemes.contains(&of)) => true,
-        _ => return wrong(format!("{flag} {url}: must begin with {0}:// or {0}s://", schemes[0])),
-    };
-    let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
-        return wrong(format!("{flag} {url}: no host"));
-    };
-    let usual_port = if is_secure { 443 } else { 80 };
-    let port = uri.port_u16().unwrap_or(usual_port);
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let found: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
-        Ok(found) => found.collect(),
-        Err(error) => return wrong(format!("{flag} {url}: {error}")),
-    };
-    // IPv4 first: only there loopback has more than one source address.
-    let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
-    let Some(&address) = address else { return wrong(format!("{flag} {url}: no address")) };
-    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let tls = is_secure.then(|| Tls::new(bare, &flags.tls())).transpose();
-    let tls = tls.or_else(|fault| wrong(format!("{flag} {url}: {fault}")))?;
-    let host = if port == usual_port { host.to_owned() } else { format!("{host}:{port}") };
-    Ok(Target { address, host, path, tls })
-}
-
-fn api(flags: &Flags, channels: &[String], publish: u32) -> Result<Option<Api>, PlanError> {
-    let (Some(url), Some(key)) = (&flags.api_url, &flags.api_key) else { return Ok(None) };
-    match flags.scenario {
-        Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade => {}
-        Scenario::Storm if publish > 0 => {}
-        Scenario::Storm => return wrong("--api-url: a storm publishes only with --publish"),
-        other => return wrong(format!("--api-url: not for {}", other.name())),
-    }
-    if channels.is_empty() {
-        return wrong("--api-url needs the client protocol: --protocol centrifugo");
-    }
-    let target = target("--api-url", url, &["http"], flags)?;
-    if target.path.contains('?') {
-        return wrong(format!("--api-url {url}: a query has no place in it"));
-    }
-    let path = format!("{}/publish", target.path.trim_end_matches('/'));
-    let scheme = if target.tls.is_some() { "https" } else { "http" };
-    let uri = Uri::builder().scheme(scheme).authority(target.address.to_string());
-    let (Ok(uri), Ok(host)) =
-        (uri.path_and_query(path).build(), HeaderValue::from_str(&target.host))
-    else {
-        return wrong(format!("--api-url {url}: not a URL"));
-    };
-    let Ok(mut key) = HeaderValue::from_str(key) else {
-        return wrong("--api-key: has characters that no header can have");
-    };
-    key.set_sensitive(true);
-    let in_flight = (flags.in_flight as usize).clamp(1, channels.len());
-    let tls = target.tls;
-    Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry, tls }))
 }
 
 fn thresholds(flags: &Flags) -> Result<Vec<Threshold>, PlanError> {
@@ -426,64 +550,191 @@ fn thresholds(flags: &Flags) -> Result<Vec<Threshold>, PlanError> {
     flags.fail_if.iter().map(parse).collect()
 }
 
-fn centrifugo(flags: &Flags, target: &Target) -> Result<bool, PlanError> {
+/// The populations that one of a file comes to: its parts are slow, speak TLS and compress, or don't.
+fn split(
+    of: &FilePopulation,
+    main: &Target,
+    secure: Option<&Target>,
+    flags: &Flags,
+) -> Result<Vec<Population>, PlanError> {
+    let polls = of.role == Role::Polls;
+    let usual = if polls { Transport::LongPoll } else { Transport::WebSocket };
+    let transport = of.transport.map_or(usual, |of| of.0);
+    if of.compression.0 > 0.0 && transport != Transport::WebSocket {
+        return wrong("--compression: only WebSockets can be compressed");
+    }
+    let mut parts = vec![(of.connections(), false, false, false)];
+    for (at, share) in [of.slow.0, of.tls.0, of.compression.0].into_iter().enumerate() {
+        parts = parts
+            .into_iter()
+            .flat_map(|part| {
+                let with = (f64::from(part.0) * share).round() as u32;
+                let (mut yes, mut no) = (part, part);
+                (yes.0, no.0) = (with, part.0 - with);
+                *[&mut yes.1, &mut yes.2, &mut yes.3][at] = true;
+                [no, yes]
+            })
+            .filter(|part| part.0 > 0)
+            .collect();
+    }
+    let several = parts.len() > 1;
+    let of_part = |(connections, slow, tls, compression): (u32, bool, bool, bool)| {
+        let mut target = match secure {
+            Some(secure) if tls => secure.clone(),
+            _ => main.clone(),
+        };
+        if tls && target.tls.is_none() {
+            return wrong("tls: wss:// in url or tls_url");
+        }
+        let url = flags.url.as_deref().unwrap_or_default();
+        let centrifugo = centrifugo(flags, of.role, transport, &target)?;
+        let paths = target::paths(url, transport, &target.path)?;
+        target.path = paths.own;
+        let marks = [(slow, "slow"), (tls, "TLS"), (compression, "compressed")];
+        let marks = marks.iter().filter(|(has, _)| *has && several).map(|(_, mark)| *mark);
+        let name: Vec<&str> = std::iter::once(of.name.as_str()).chain(marks).collect();
+        let now = Range { from: Duration::ZERO, to: Duration::ZERO };
+        Ok(Population {
+            name: name.join(", "),
+            role: of.role,
+            connections,
+            target,
+            transport,
+            compression,
+            centrifugo,
+            up_path: paths.up,
+            receives: of.role != Role::Echoes && (of.role != Role::Idle || !centrifugo),
+            is_slow: slow || of.role == Role::SlowReaders,
+            recovers: of.recover || of.role == Role::Reconnectors,
+            stay: of.stay,
+            away: of.away.unwrap_or(now),
+            think: of.think,
+            token_ttl: of.token_ttl.map(|of| of.0),
+            refreshes: of.refresh.unwrap_or(true),
+        })
+    };
+    parts.into_iter().map(of_part).collect()
+}
+
+/// Whether a population speaks the client protocol.
+fn centrifugo(
+    flags: &Flags,
+    role: Role,
+    transport: Transport,
+    target: &Target,
+) -> Result<bool, PlanError> {
+    let protocol = flags.protocol.unwrap_or(Protocol::Auto);
     let path = target.path.split('?').next().unwrap_or_default();
-    let centrifugo = match (flags.protocol, flags.scenario) {
-        _ if flags.transport != Transport::WebSocket => {
-            if flags.protocol == Protocol::Raw || flags.scenario == Scenario::Echo {
+    match (protocol, role) {
+        _ if transport != Transport::WebSocket => {
+            if protocol == Protocol::Raw || role == Role::Echoes {
                 return wrong("raw messages go over WebSockets only: --transport websocket");
             }
-            if flags.transport == Transport::LongPoll && flags.subscribe.is_none() {
-                return wrong("--transport long_poll needs a channel: --subscribe NAME");
+            Ok(true)
+        }
+        (Protocol::Centrifugo, Role::Echoes) if flags.scenario == Scenario::Echo => {
+            wrong("echo speaks raw WebSocket only: --protocol raw")
+        }
+        (Protocol::Raw, _) | (_, Role::Echoes) => Ok(false),
+        (Protocol::Centrifugo, _) => Ok(true),
+        (Protocol::Auto, _) => Ok(path.trim_end_matches('/').ends_with("/connection/websocket")),
+    }
+}
+
+/// Where publishers connect to, and whether they speak the client protocol.
+fn publisher_paths(
+    flags: &Flags,
+    file: &File,
+    main: &Target,
+    populations: &[Population],
+) -> Result<(String, bool), PlanError> {
+    let Some(first) = populations.iter().find(|of| of.role != Role::Echoes) else {
+        let has_channels = file.channels.count.unwrap_or(1) > 1 || flags.subscribe.is_some();
+        for (name, used) in [
+            ("--subscribe and --channels", has_channels),
+            ("--secret", flags.secret.is_some()),
+            ("--pings", flags.pings.unwrap_or_default() > 0),
+        ] {
+            if used {
+                return wrong(format!("{name} needs the client protocol: --protocol centrifugo"));
             }
-            true
         }
-        (Protocol::Centrifugo, Scenario::Echo) => {
-            return wrong("echo speaks raw WebSocket only: --protocol raw");
-        }
-        (Protocol::Centrifugo, _) => true,
-        (Protocol::Raw, _) | (_, Scenario::Echo) => false,
-        (Protocol::Auto, _) => path.trim_end_matches('/').ends_with("/connection/websocket"),
+        return Ok((main.path.clone(), false));
     };
-    if !centrifugo {
+    let url = flags.url.as_deref().unwrap_or_default();
+    let paths = target::paths(url, first.transport, &main.path)?;
+    if !first.centrifugo {
         for (name, used) in [
             ("channels", flags.scenario == Scenario::Channels),
             ("--subscribe", flags.subscribe.is_some()),
-            ("--channels", flags.channels > 1),
+            ("--channels", file.channels.count.unwrap_or(1) > 1),
             ("--secret", flags.secret.is_some()),
-            ("--pings", flags.pings > 0 && flags.scenario == Scenario::Echo),
         ] {
             if used {
                 return wrong(format!("{name} needs the client protocol: --protocol centrifugo"));
             }
         }
     }
-    Ok(centrifugo)
+    Ok((paths.websocket, first.centrifugo))
 }
 
-fn channels(flags: &Flags, centrifugo: bool) -> Vec<String> {
-    let quiet = matches!(flags.scenario, Scenario::Idle | Scenario::Storm);
-    let name = match &flags.subscribe {
-        _ if !centrifugo => return Vec::new(),
-        Some(name) => name,
-        None if quiet && flags.channels == 1 => return Vec::new(),
-        None => "load",
-    };
-    match flags.channels {
+fn channels(file: &File, centrifugo: bool) -> Vec<String> {
+    let Some(name) = file.channels.name.as_ref().filter(|_| centrifugo) else { return Vec::new() };
+    match file.channels.count.unwrap_or(1) {
         1 => vec![name.to_owned()],
         count => (0..count).map(|n| format!("{name}-{n}")).collect(),
     }
 }
 
+/// Contradictions of channels with the rest.
+fn check_channels(
+    flags: &Flags,
+    file: &File,
+    channels: &[String],
+    populations: &[Population],
+    publishes: bool,
+    centrifugo: bool,
+) -> Result<(), PlanError> {
+    let connections: u32 = populations.iter().map(|of| of.connections).sum();
+    if file.channels.count.unwrap_or(1) > connections {
+        return wrong("--channels: more channels than connections");
+    }
+    if publishes && centrifugo && channels.is_empty() {
+        return wrong("--publish needs a channel: --subscribe NAME");
+    }
+    let polls = populations.iter().any(|of| of.transport == Transport::LongPoll);
+    let is_named = flags.subscribe.is_some()
+        || flags.scenario == Scenario::Run && file.channels.name.is_some();
+    if polls && !is_named {
+        return wrong("--transport long_poll needs a channel: --subscribe NAME");
+    }
+    let recover = |of: &Population| of.transport != Transport::WebSocket || channels.is_empty();
+    if populations.iter().any(|of| of.recovers && recover(of)) {
+        return wrong("--recover needs a channel, and WebSockets");
+    }
+    if populations.iter().any(|of| of.token_ttl.is_some()) && flags.secret.is_none() {
+        return wrong("token_ttl needs the key that tokens are signed with: secret");
+    }
+    Ok(())
+}
+
 /// The window by which a broadcast without a rate publishes.
-fn closed_loop(flags: &Flags, by_api: bool) -> Result<Option<Arc<Window>>, PlanError> {
-    let (Some(window), None) = (flags.window, flags.rate) else { return Ok(None) };
+fn closed_loop(flags: &Flags, file: &File) -> Result<Option<Arc<Window>>, PlanError> {
+    let publishes = |of: &Spanned<file::Phase>| of.get_ref().publishes();
+    let has_rate = file.phases.iter().any(|of| of.get_ref().rate.is_some());
+    let (Some(window), false) = (flags.window, has_rate) else {
+        return match (flags.window, flags.scenario) {
+            (None, _) | (_, Scenario::Echo | Scenario::Broadcast | Scenario::Run) => Ok(None),
+            (Some(_), _) if flags.rate.is_some() => Ok(None),
+            (Some(_), other) => wrong(format!("--window: not for {}", other.name())),
+        };
+    };
     match flags.scenario {
         Scenario::Echo => return Ok(None),
-        Scenario::Broadcast if by_api => return wrong("--window: not with --api-url"),
-        Scenario::Broadcast if window <= WINDOW_MAX => {}
-        Scenario::Broadcast => return wrong(format!("--window: at most {WINDOW_MAX}")),
-        other => return wrong(format!("--window: not for {}", other.name())),
+        Scenario::Run if !file.phases.iter().any(publishes) => return Ok(None),
+        _ if flags.api_url.is_some() => return wrong("--window: not with --api-url"),
+        _ if window > WINDOW_MAX => return wrong(format!("--window: at most {WINDOW_MAX}")),
+        _ => {}
     }
     match Window::new(window) {
         Ok(window) => Ok(Some(Arc::new(window))),
@@ -491,27 +742,116 @@ fn closed_loop(flags: &Flags, by_api: bool) -> Result<Option<Arc<Window>>, PlanE
     }
 }
 
-fn publish(flags: &Flags) -> Result<u32, PlanError> {
-    match (flags.scenario, flags.publish) {
-        (Scenario::Echo, Some(_)) => wrong("--publish: echo publishes nothing; use --duration"),
-        (Scenario::Echo, None) | (Scenario::Idle | Scenario::Storm, None) => Ok(0),
-        (_, Some(count)) => Ok(count),
-        // Until the time is over.
-        (Scenario::Broadcast, None) if flags.window.is_some() && flags.rate.is_none() => {
-            Ok(u32::MAX / 2)
+/// The phases that do something. `unpaced`: messages leave by a window, in phases that publish so many, or
+/// (true) in the last one as well.
+fn phases(file: &File, connections: u32, unpaced: Option<bool>) -> Result<Vec<Phase>, PlanError> {
+    let mut phases = Vec::new();
+    for (at, of) in file.phases.iter().map(Spanned::get_ref).enumerate() {
+        if of.publish == Some(0) {
+            continue;
         }
-        (Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade, None) => {
-            let count = flags.rate.unwrap_or(10.0) * flags.duration.as_secs_f64();
-            if count > f64::from(u32::MAX / 2) {
-                return wrong("--rate times --duration: more than two billion messages");
-            }
-            Ok((count.ceil() as u32).max(1))
-        }
+        let duration = of.duration.map(|of| of.0);
+        let empty = || wrong("run needs a command: --run");
+        let run = match &of.run {
+            Some(command) if command.is_empty() => return empty(),
+            run => run.clone(),
+        };
+        let echo = match of.echo {
+            Some(Echo::Open(rate)) => Some(EchoPace::Open(segment(Some(rate), None, duration)?)),
+            Some(Echo::Closed(_)) => Some(EchoPace::Closed),
+            None => None,
+        };
+        let is_unpaced =
+            unpaced.is_some_and(|last| of.publish.is_some() || last && at + 1 == file.phases.len());
+        let messages = if is_unpaced {
+            let span_s = duration.unwrap_or(DURATION).as_secs_f64();
+            let count = of.publish.unwrap_or(u32::MAX / 2);
+            Some(Segment { start_ns: 0, from: 0.0, to: 0.0, span_s, count })
+        } else if of.publishes() {
+            Some(segment(of.rate, of.publish, duration)?)
+        } else {
+            None
+        };
+        let name = if of.name.is_empty() { format!("{}", at + 1) } else { of.name.clone() };
+        phases.push(Phase {
+            name,
+            duration,
+            open: of.open.map(|of| (f64::from(connections) * of.0).round() as u32),
+            drop: of.drop.map(|of| of.0),
+            churn: of.churn,
+            messages,
+            echo,
+            run,
+        });
+    }
+    Ok(phases)
+}
+
+/// The messages of a phase.
+fn segment(
+    rate: Option<Rate>,
+    count: Option<u32>,
+    duration: Option<Duration>,
+) -> Result<Segment, PlanError> {
+    let Rate { from, to } = rate.unwrap_or(Rate { from: RATE, to: RATE });
+    if let Some(count) = count {
+        return Ok(Segment::constant(to, count));
+    }
+    let span_s = duration.unwrap_or(DURATION).as_secs_f64();
+    if (from + to) / 2.0 * span_s > MESSAGES_MAX {
+        return wrong("--rate times --duration: more than two billion messages");
+    }
+    if from != to {
+        return Ok(Segment::ramp(from, to, span_s));
+    }
+    Ok(Segment::constant(to, ((to * span_s).ceil() as u32).max(1)))
+}
+
+/// The highest rate of all phases.
+fn rate(phases: &[Phase], is_closed: bool) -> Option<f64> {
+    let of = phases.iter().flat_map(|of| {
+        let echo = match of.echo {
+            Some(EchoPace::Open(segment)) => Some(segment),
+            _ => None,
+        };
+        of.messages.into_iter().chain(echo)
+    });
+    let most = of.map(|of| of.from.max(of.to)).fold(0.0, f64::max);
+    let sends_echoes = phases.iter().any(|of| of.echo.is_some());
+    let fallback = if sends_echoes { None } else { Some(RATE) };
+    if most > 0.0 {
+        Some(most)
+    } else if is_closed {
+        None
+    } else {
+        fallback
     }
 }
 
-fn threads(flags: &Flags, descriptors: u64) -> Result<usize, PlanError> {
-    let connections = u64::from(flags.connections);
+fn publishers(file: &File, channels: u32, by_api: bool) -> Result<u32, PlanError> {
+    let of = file.populations.iter().map(Spanned::get_ref);
+    let count: u32 =
+        of.filter(|of| of.role == Role::Publishers).map(FilePopulation::connections).sum();
+    match count {
+        0 => Ok(1),
+        count if by_api && count > 1 => wrong("publishers: one, with --api-url"),
+        // The order of a channel's messages is that of one connection.
+        count if count > channels.max(1) => wrong("publishers: more publishers than channels"),
+        count => Ok(count),
+    }
+}
+
+/// Populations and channels by connection, where they are not all the same or by turns.
+fn mix(populations: &[Population], channels: u32, zipf: Option<Arc<Zipf>>) -> Option<Arc<Mix>> {
+    if populations.len() == 1 && zipf.is_none() {
+        return None;
+    }
+    let sizes: Vec<u32> = populations.iter().map(|of| of.connections).collect();
+    Some(Arc::new(Mix::new(&sizes, channels, zipf.as_deref())))
+}
+
+fn threads(flags: &Flags, connections: u32, descriptors: u64) -> Result<usize, PlanError> {
+    let (count, connections) = (connections, u64::from(connections));
     let fits = |threads: u64| {
         let spare = SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_THREAD * threads;
         descriptors.saturating_sub(spare).saturating_mul(threads) >= connections
@@ -523,7 +863,7 @@ fn threads(flags: &Flags, descriptors: u64) -> Result<usize, PlanError> {
         ));
     };
     match flags.threads {
-        Threads::Exactly(threads) if threads > THREADS_MAX.min(flags.connections as usize) => {
+        Threads::Exactly(threads) if threads > THREADS_MAX.min(count as usize) => {
             wrong(format!("--threads {threads}: more than connections, or than {THREADS_MAX}"))
         }
         Threads::Exactly(threads) if threads < least => wrong(format!(
@@ -533,7 +873,7 @@ fn threads(flags: &Flags, descriptors: u64) -> Result<usize, PlanError> {
         Threads::Exactly(threads) => Ok(threads),
         Threads::Auto => {
             let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-            let worth = flags.connections.div_ceil(CONNECTIONS_PER_THREAD) as usize;
+            let worth = count.div_ceil(CONNECTIONS_PER_THREAD) as usize;
             Ok(least.max(worth.min(processors)))
         }
     }
@@ -575,25 +915,28 @@ mod tests {
     #[test]
     fn protocol_channels_and_counts_by_default() {
         let idle = plan("idle --url ws://127.0.0.1:1/connection/websocket").unwrap();
-        assert!(idle.centrifugo && idle.channels.is_empty() && idle.publish == 0);
+        assert!(idle.centrifugo && idle.channels.is_empty());
+        assert!(idle.phases.iter().all(|of| of.messages.is_none()));
         let raw = plan("broadcast --url ws://127.0.0.1:1/ --rate 3 --duration 2500ms").unwrap();
         assert!(!raw.centrifugo && raw.channels.is_empty());
-        assert_eq!(raw.publish, 8);
+        assert_eq!(raw.phases[2].messages.map(|of| of.count), Some(8));
         let many = plan(
             "channels --url ws://127.0.0.1:1/connection/websocket?x=1 --channels 3 --subscribe n",
         )
         .unwrap();
         assert_eq!(many.channels, ["n-0", "n-1", "n-2"]);
         assert_eq!(many.channel_of(7), 1);
-        assert_eq!(many.target.path, "/connection/websocket?x=1");
+        assert_eq!(many.populations[0].target.path, "/connection/websocket?x=1");
         assert_eq!(many.target.host, "127.0.0.1:1");
     }
 
     #[test]
     fn shares_are_exact_and_spread() {
-        let plan = plan("idle --url ws://127.0.0.1:1/ --slow-share 0.25 --drop-share 0.1").unwrap();
+        let line = "idle --url ws://127.0.0.1:1/ --connections 1000 --slow-share 0.25";
+        let plan = plan(line).unwrap();
         assert_eq!((0..1000).filter(|&n| plan.is_slow(n)).count(), 250);
-        assert_eq!((0..10).filter(|&n| plan.is_dropped(n)).count(), 1);
+        assert_eq!((0..100).filter(|&n| plan.is_slow(n)).count(), 25);
+        assert_eq!((0..10).filter(|&n| picked(n, 0.1)).count(), 1);
     }
 
     #[test]
@@ -619,14 +962,96 @@ mod tests {
             let line = format!("idle --url ws://127.0.0.1:1{path} --transport http_stream");
             let plan = plan(&line).unwrap();
             let own = "/connection/http_stream";
-            assert_eq!((plan.target.path.as_str(), plan.up_path.as_str()), (own, "/emulation"));
+            let of = &plan.populations[0];
+            assert_eq!((of.target.path.as_str(), of.up_path.as_str()), (own, "/emulation"));
             assert_eq!(
                 (plan.websocket_path.as_str(), plan.centrifugo),
                 ("/connection/websocket", true)
             );
         }
         let line = "idle --url http://127.0.0.1:1/a/connection/sse --transport sse";
-        assert_eq!(plan(line).unwrap().up_path, "/a/emulation");
+        assert_eq!(plan(line).unwrap().populations[0].up_path, "/a/emulation");
+    }
+
+    /// The plan of a file with this text.
+    fn plan_of(text: &str, more: &str) -> Result<Plan, String> {
+        let path = std::env::temp_dir().join(format!("roost-load-plan-{}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        let plan = plan(&format!("run {} {more}", path.display()));
+        std::fs::remove_file(&path).unwrap();
+        plan
+    }
+
+    const MIXED: &str = r#"
+        url = "ws://127.0.0.1:1/connection/websocket"
+        tls_url = "wss://127.0.0.1:2/connection/websocket"
+        tls = { insecure = true }
+        channels = { name = "c", count = 4, subscribers = "zipf" }
+        populations = [
+            { name = "a", connections = 80, tls = 0.25, compression = 0.5 },
+            { name = "b", connections = 20, role = "slow_readers" },
+            { name = "c", connections = 2, role = "publishers" },
+        ]
+        phases = [
+            { open = 0.5, duration = "2s", rate = [0, 10] },
+            { rate = 10, duration = "3s" },
+            { drop = 0.1 },
+        ]
+    "#;
+
+    #[test]
+    fn populations_are_split_by_shares() {
+        let plan = plan_of(MIXED, "").unwrap();
+        let sizes: Vec<(&str, u32, bool, bool)> = plan
+            .populations
+            .iter()
+            .map(|of| (of.name.as_str(), of.connections, of.target.tls.is_some(), of.compression))
+            .collect();
+        let expected = [
+            ("a", 30, false, false),
+            ("a, compressed", 30, false, true),
+            ("a, TLS", 10, true, false),
+            ("a, TLS, compressed", 10, true, true),
+            ("b", 20, false, false),
+        ];
+        assert_eq!(sizes, expected);
+        assert_eq!((plan.connections, plan.publishers), (100, 2));
+        // The slow ones don't count, and the first channel has the most.
+        assert_eq!(plan.receivers.iter().sum::<u32>(), 80);
+        assert!(plan.receivers[0] > plan.receivers[3], "{:?}", plan.receivers);
+        let messages: Vec<u32> =
+            plan.phases.iter().filter_map(|of| of.messages).map(|of| of.count).collect();
+        assert_eq!((plan.phases[0].open, messages), (Some(50), vec![10, 30]));
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file() {
+        let more = "--connections 200 --rate 20 --duration 10s --size 500 --drop-share 0.5";
+        let plan = plan_of(MIXED, more).unwrap();
+        assert_eq!((plan.connections, plan.payload_bytes), (200, 500));
+        let times: Vec<_> = plan.phases.iter().map(|of| of.duration.map(|d| d.as_secs())).collect();
+        assert_eq!(times, [Some(4), Some(6), None]);
+        assert_eq!((plan.rate, plan.phases[2].drop), (Some(20.0), Some(0.5)));
+        assert_eq!(plan.phases[0].messages.map(|of| of.count), Some(40));
+    }
+
+    #[test]
+    fn contradictions_in_files_are_refused() {
+        for (from, to, expected) in [
+            ("connections = 2, role", "connections = 5, role", "more publishers than channels"),
+            ("count = 4", "count = 101", "more channels than connections"),
+            ("tls_url = \"wss", "tls_url = \"ws", "tls: wss:// in url or tls_url"),
+            ("connections = 20,", "token_ttl = \"9s\",", "token_ttl needs the key"),
+            ("connections = 20,", "tls = 2,", ":8:33: a share is from 0 to 1, not 2"),
+        ] {
+            assert!(MIXED.contains(from), "{from}");
+            let error = plan_of(&MIXED.replace(from, to), "").unwrap_err();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+        let error = plan("run /missing/file").unwrap_err();
+        assert_eq!(error, "/missing/file: no such file or directory");
+        assert!(plan("run").unwrap_err().contains("FILE"));
+        assert!(plan("idle x --url ws://127.0.0.1:1/").unwrap_err().contains("only `run`"));
     }
 
     #[test]

@@ -1,6 +1,10 @@
-//! Progress on standard error: a line that changes on a terminal, else one now and then.
+//! Progress: the live view where standard output is a terminal; else on standard error a line that changes, or
+//! one now and then.
 
 use super::figures::Sum;
+use super::report::Summary;
+use super::series::Second;
+use super::view::View;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -12,29 +16,43 @@ const PRINT_EVERY: Duration = Duration::from_secs(5);
 const STYLE: &str = "{spinner} {elapsed} {wide_msg}";
 
 pub(crate) struct Progress {
+    view: Option<View>,
     bar: Option<ProgressBar>,
     printed: Instant,
     shown: String,
 }
 
 /// How things stand, as the line shows them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Standing<'s> {
+    /// The scenario and its server.
+    pub(crate) title: &'s str,
     /// The current step.
     pub(crate) phase: &'s str,
     /// Time left of it, where that is known.
     pub(crate) left: Option<Duration>,
+    /// Since the start of the run.
+    pub(crate) elapsed: Duration,
     /// Connections to open in all.
     pub(crate) asked: u32,
     /// The counters of the workers.
     pub(crate) sum: &'s Sum,
     /// Messages that the publisher has sent.
     pub(crate) published: u64,
+    /// Messages that have not arrived so far: on their way, or lost.
+    pub(crate) missing: u64,
+    /// The run second by second.
+    pub(crate) seconds: &'s [Second],
+    /// Latencies so far.
+    pub(crate) latency: Summary,
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    /// `quiet`: standard output is for the result alone.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let is_terminal = std::io::stdout().is_terminal() && !quiet;
+        let view = if is_terminal { View::begin() } else { None };
+        let bar = (view.is_none() && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             // A constant that a test parses.
             let style = ProgressStyle::with_template(STYLE);
@@ -42,11 +60,14 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar, printed: Instant::now(), shown: String::new() }
+        Self { view, bar, printed: Instant::now(), shown: String::new() }
     }
 
     /// Shows how things stand, if it is time to.
     pub(crate) fn show(&mut self, standing: Standing<'_>) {
+        if let Some(view) = &mut self.view {
+            return view.show(standing);
+        }
         if self.bar.is_none() && self.printed.elapsed() < PRINT_EVERY {
             return;
         }
@@ -68,7 +89,8 @@ impl Progress {
     }
 
     /// Takes the changing line away.
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&mut self) {
+        self.view = None;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -77,7 +99,7 @@ impl Progress {
 
 /// One line for people.
 fn line(standing: Standing<'_>) -> String {
-    let Standing { phase, left, asked, sum, published } = standing;
+    let Standing { phase, left, asked, sum, published, .. } = standing;
     let mut text = format!("{phase}: {} of {asked} open", sum.open);
     for (count, what) in [
         (sum.pending, "to open"),
@@ -105,7 +127,18 @@ mod tests {
     fn the_progress_line_shows_the_phase() {
         let sum = Sum { open: 7, pending: 3, sent: 1, received: 40, ..Sum::default() };
         let left = Some(Duration::from_millis(2_100));
-        let standing = Standing { phase: "publishing", left, asked: 10, sum: &sum, published: 4 };
+        let standing = Standing {
+            title: "",
+            phase: "publishing",
+            left,
+            elapsed: Duration::ZERO,
+            asked: 10,
+            sum: &sum,
+            published: 4,
+            missing: 0,
+            seconds: &[],
+            latency: Summary::default(),
+        };
         let expected = "publishing: 7 of 10 open, 3 to open, 5 sent, 40 received, 3 s left";
         assert_eq!(line(standing), expected);
     }

@@ -11,11 +11,12 @@
 use super::figures::{self, Busy, Latency, Reasons};
 use super::headers::numbered;
 use super::output::{OUTPUT_BYTES_MAX, mask_key, plain};
+use super::pace::Segment;
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::Plan;
 use super::speech::{self, CONNECT_ID, Said};
 use super::stream::Stream;
-use super::token::{PUBLISHER_ID, Signer};
+use super::token::{Signer, publisher_id};
 use crate::base::rng::Rng;
 use crate::proto::http;
 use crate::proto::ws::{self, Event, ReadRules, Reader};
@@ -23,10 +24,11 @@ use crate::sys::tables;
 use crossbeam_channel::{Receiver, TryRecvError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Bytes written at once, about; what is due beyond that goes with the next write.
@@ -37,11 +39,11 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 const RULES: ReadRules = ReadRules { masked: false, deflate: false, message_bytes_max: 32 << 20 };
 
-/// The orders of the coordinator for the publisher.
+/// The orders of the coordinator for a publisher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
-    /// Publish everything, the first message at this moment (nanoseconds since the origin).
-    Start(u64),
+    /// Publish these messages, behind those of earlier orders. `first`: messages of all publishers before them.
+    Start { segment: Segment, first: u32 },
     /// Publish nothing more.
     Stop,
     /// End.
@@ -53,8 +55,10 @@ pub(crate) enum Order {
 pub(crate) struct Live {
     /// Messages given to the socket.
     pub(crate) sent: AtomicU64,
-    /// Nothing more will be sent.
-    pub(crate) done: AtomicBool,
+    /// Arrivals of those messages, if nobody drops.
+    pub(crate) expected: AtomicU64,
+    /// Orders to publish that are carried out.
+    pub(crate) finished: AtomicU32,
     /// When the last message was written, nanoseconds since the origin.
     pub(crate) last_ns: AtomicU64,
 }
@@ -86,6 +90,8 @@ pub(crate) struct Publisher {
     payloads: PayloadWriter,
     payload: Vec<u8>,
     command: Vec<u8>,
+    /// Its number among the publishers.
+    number: u32,
     /// Id of the next publish command.
     id: u32,
     sent: Vec<u32>,
@@ -103,7 +109,12 @@ impl Publisher {
     ///
     /// # Errors
     /// Text for the user: what of it went wrong.
-    pub(crate) fn open(plan: Arc<Plan>, origin: Instant, live: Arc<Live>) -> Result<Self, String> {
+    pub(crate) fn open(
+        plan: Arc<Plan>,
+        number: u32,
+        origin: Instant,
+        live: Arc<Live>,
+    ) -> Result<Self, String> {
         let failed = |error: std::io::Error| plain(&error);
         let stream = TcpStream::connect_timeout(&plan.target.address, plan.connect_timeout)
             .map_err(failed)?;
@@ -118,7 +129,8 @@ impl Publisher {
             input: vec![0; 64 * 1024],
             out: Vec::new(),
             written: 0,
-            rng: Rng::new(!u64::from(plan.run)),
+            rng: Rng::new(!(u64::from(plan.run) << 8 | u64::from(number))),
+            number,
             payloads: PayloadWriter::new(plan.payload_bytes),
             payload: Vec::new(),
             command: Vec::new(),
@@ -146,7 +158,7 @@ impl Publisher {
         let target = &self.plan.target;
         let mut request = Vec::new();
         // The number behind those of the connections.
-        let number = self.plan.connections;
+        let number = self.plan.connections + self.number;
         let path = numbered(&self.plan.websocket_path, number);
         let own = self.plan.headers.of(number);
         let headers: Vec<(&str, &str)> =
@@ -170,7 +182,8 @@ impl Publisher {
 
     fn log_in(&mut self) -> Result<(), String> {
         let signer = self.plan.secret.as_deref().map(Signer::new);
-        let token = signer.map(|signer| signer.sign(PUBLISHER_ID)).transpose()?;
+        let user = publisher_id(self.number);
+        let token = signer.map(|signer| signer.sign(&user, None)).transpose()?;
         self.command.clear();
         speech::put_connect(token.as_deref(), None, None, &mut self.command);
         ws::put_masked(&mut self.out, ws::TEXT, &self.command, mask_key(&mut self.rng));
@@ -192,32 +205,31 @@ impl Publisher {
     pub(crate) fn run(mut self, orders: &Receiver<Order>) -> Outcome {
         // Signals are for the main thread, which waits for them.
         let _ = tables::block_signals();
-        let mut schedule: Option<Schedule> = None;
-        let (mut busy, mut busy_from) = (Busy::default(), Busy::default());
-        let mut begun = false;
+        let mut schedules = Schedules::new(&self.plan, self.number);
+        let (mut busy, mut busy_from) = (Busy::default(), None);
         loop {
             match orders.try_recv() {
-                Ok(Order::Start(start_ns)) => {
-                    begun = true;
-                    busy_from = Busy::of_this_thread();
-                    schedule = Some(Schedule::new(&self.plan, start_ns));
+                Ok(Order::Start { segment, first }) => {
+                    busy_from.get_or_insert_with(Busy::of_this_thread);
+                    schedules.push(segment, first);
                 }
-                Ok(Order::Stop) => schedule = None,
+                Ok(Order::Stop) => schedules.stop(),
                 Ok(Order::Finish) | Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {}
             }
-            if let Some(plan) = &mut schedule {
-                self.publish_due(plan);
-                let over = plan.until_ns.is_some_and(|until_ns| self.now_ns() >= until_ns);
-                if plan.is_done() || over || !self.open {
-                    schedule = None;
-                    busy = Busy::of_this_thread().since(busy_from);
+            if let Some(schedule) = &mut schedules.current {
+                self.publish_due(schedule);
+                let over = schedule.until_ns.is_some_and(|until_ns| self.now_ns() >= until_ns);
+                if schedule.is_done() || over || !self.open {
+                    schedules.next();
+                    let since = busy_from.unwrap_or_default();
+                    busy = Busy::of_this_thread().since(since);
                 }
             }
-            if schedule.is_none() && begun && !self.is_blocked() {
-                self.live.done.store(true, Relaxed);
+            if !self.is_blocked() {
+                self.live.finished.store(schedules.finished, Relaxed);
             }
-            self.exchange(schedule.as_ref());
+            self.exchange(schedules.current.as_ref());
         }
         Outcome { sent: self.sent, lag: self.lag, reasons: self.reasons, busy }
     }
@@ -238,7 +250,7 @@ impl Publisher {
                     break;
                 }
                 self.put_message(schedule.channel(), now_ns, now_ns);
-                schedule.sent = sequence;
+                schedule.advance();
                 continue;
             }
             let intended_ns = schedule.next_ns();
@@ -250,9 +262,9 @@ impl Publisher {
             }
             schedule.was_blocked = false;
             self.put_message(schedule.channel(), intended_ns, now_ns);
-            schedule.sent += 1;
+            schedule.advance();
             // Its own write for each message, unless several are due already.
-            if schedule.next_ns() > now_ns {
+            if schedule.is_done() || schedule.next_ns() > now_ns {
                 break;
             }
         }
@@ -263,8 +275,8 @@ impl Publisher {
     fn put_message(&mut self, channel: u32, intended_ns: u64, actual_ns: u64) {
         let count = &mut self.sent[channel as usize];
         *count += 1;
-        let run = self.plan.run;
-        let stamp = Stamp { run, channel, sequence: *count, intended_ns, actual_ns };
+        let (run, sequence) = (self.plan.run, *count);
+        let stamp = Stamp { run, channel, sequence, intended_ns, actual_ns };
         self.payloads.write(&stamp, &mut self.payload);
         let mut text = &self.payload;
         if let Some(name) = self.plan.channels.get(channel as usize) {
@@ -274,8 +286,8 @@ impl Publisher {
             text = &self.command;
         }
         ws::put_masked(&mut self.out, ws::TEXT, text, mask_key(&mut self.rng));
-        self.live.sent.fetch_add(1, Relaxed);
-        self.live.last_ns.store(actual_ns, Relaxed);
+        self.plan.published.set(channel, sequence);
+        self.live.note(&self.plan, channel, actual_ns);
     }
 
     /// Whether the socket has not taken all of it.
@@ -318,7 +330,7 @@ impl Publisher {
     fn exchange(&mut self, schedule: Option<&Schedule>) {
         let window = self.plan.closed_loop.clone();
         let until = match schedule {
-            Some(schedule) if window.is_none() => {
+            Some(schedule) if window.is_none() && !schedule.is_done() => {
                 let left_ns = schedule.next_ns().saturating_sub(self.now_ns());
                 Duration::from_nanos(left_ns).min(LOOK_EVERY)
             }
@@ -428,15 +440,32 @@ impl Publisher {
     }
 }
 
-/// When which message leaves.
+impl Live {
+    /// A message was handed over.
+    pub(super) fn note(&self, plan: &Plan, channel: u32, actual_ns: u64) {
+        self.sent.fetch_add(1, Relaxed);
+        let receivers = plan.receivers.get(channel as usize).copied().unwrap_or_default();
+        self.expected.fetch_add(receivers.into(), Relaxed);
+        self.last_ns.store(actual_ns, Relaxed);
+    }
+}
+
+/// When which message leaves, in one phase. Each publisher knows the messages of all, and sends those of its
+/// own channels: the channel of a message doesn't depend on their number.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    start_ns: u64,
-    interval_ns: f64,
-    total: u32,
-    channels: u32,
+    plan: Arc<Plan>,
+    segment: Segment,
+    /// Messages of the run before this phase.
+    first: u32,
+    /// The publisher.
+    number: u32,
+    /// The next message of the phase, its channel with it.
+    at: u32,
+    channel: u32,
     /// Messages whose turn has come.
     pub(super) sent: u32,
+    start_ns: u64,
     /// When publishing ends, if it isn't for the number of messages.
     until_ns: Option<u64>,
     /// Whether the socket was full since the last message: its lateness is then not ours.
@@ -444,68 +473,155 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn new(plan: &Plan, start_ns: u64) -> Self {
-        Self {
-            start_ns,
-            interval_ns: plan.rate.map_or(0.0, |rate| 1e9 / rate),
-            total: plan.publish,
-            channels: plan.channels.len().max(1) as u32,
-            until_ns: plan.closed_loop.is_some().then(|| {
-                start_ns + u64::try_from(plan.duration.as_nanos()).unwrap_or(u64::MAX / 2)
-            }),
+    pub(super) fn new(plan: &Arc<Plan>, number: u32, segment: Segment, first: u32) -> Self {
+        let until_ns = plan.closed_loop.is_some().then(|| segment.end_ns());
+        let mut schedule = Self {
+            plan: Arc::clone(plan),
+            segment,
+            first,
+            number,
+            at: 0,
+            channel: 0,
             sent: 0,
+            start_ns: segment.start_ns,
+            until_ns,
             was_blocked: false,
-        }
+        };
+        schedule.find();
+        schedule
     }
 
     /// The next message's time.
     pub(super) fn next_ns(&self) -> u64 {
-        self.at_ns(self.sent)
+        self.segment.at_ns(f64::from(self.at))
     }
 
-    /// The time of a channel's message that has so many before it in that channel.
-    pub(super) fn time_of(&self, before: u32, channel: u32) -> u64 {
-        self.at_ns(before * self.channels + channel)
-    }
-
-    /// A product, not a sum: no rounding piles up.
-    fn at_ns(&self, message: u32) -> u64 {
-        self.start_ns + (f64::from(message) * self.interval_ns) as u64
-    }
-
-    /// The next message's channel: each in turn.
+    /// The next message's channel.
     pub(super) fn channel(&self) -> u32 {
-        self.sent % self.channels
+        self.channel
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.sent >= self.total
+        self.at >= self.segment.count
+    }
+
+    /// The next message has left.
+    pub(super) fn advance(&mut self) {
+        self.at += 1;
+        self.sent += 1;
+        self.find();
+    }
+
+    /// Goes to the next message of this publisher's channels.
+    fn find(&mut self) {
+        while !self.is_done() {
+            self.channel = self.plan.channel_of_message(self.first.wrapping_add(self.at));
+            if self.channel % self.plan.publishers == self.number {
+                return;
+            }
+            self.at += 1;
+        }
+    }
+}
+
+/// The schedules of a run, phase by phase.
+#[derive(Debug)]
+pub(super) struct Schedules {
+    plan: Arc<Plan>,
+    number: u32,
+    pub(super) current: Option<Schedule>,
+    waiting: VecDeque<(Segment, u32)>,
+    /// How many are over.
+    pub(super) finished: u32,
+}
+
+impl Schedules {
+    pub(super) fn new(plan: &Arc<Plan>, number: u32) -> Self {
+        let plan = Arc::clone(plan);
+        Self { plan, number, current: None, waiting: VecDeque::new(), finished: 0 }
+    }
+
+    /// A phase begins, or will when the one before it is over.
+    pub(super) fn push(&mut self, segment: Segment, first: u32) {
+        self.waiting.push_back((segment, first));
+        if self.current.is_none() {
+            self.begin();
+        }
+    }
+
+    /// The current one is over.
+    pub(super) fn next(&mut self) {
+        self.finished += 1;
+        self.begin();
+    }
+
+    fn begin(&mut self) {
+        let next = self.waiting.pop_front();
+        self.current =
+            next.map(|(segment, first)| Schedule::new(&self.plan, self.number, segment, first));
+    }
+
+    /// All of them are over.
+    pub(super) fn stop(&mut self) {
+        self.finished += u32::from(self.current.take().is_some()) + self.waiting.len() as u32;
+        self.waiting.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::flags::Flags;
+    use clap::Parser;
+
+    fn plan(more: &str) -> Arc<Plan> {
+        let url = "ws://127.0.0.1:1/connection/websocket";
+        let line = format!("roost-load channels --url {url} --connections 8 {more}");
+        let flags = Flags::try_parse_from(line.split_whitespace()).unwrap();
+        Arc::new(Plan::new(flags, 20_000, 1).unwrap())
+    }
 
     #[test]
     fn the_schedule_is_fixed_beforehand() {
-        let mut schedule = Schedule {
-            start_ns: 1000,
-            interval_ns: 1e9 / 3.0,
-            total: 3_000_000,
-            channels: 4,
-            until_ns: None,
-            sent: 0,
-            was_blocked: false,
-        };
+        let plan = plan("--channels 4");
+        let segment = Segment::constant(3.0, 3_000_000).starting(1000);
+        let mut schedule = Schedule::new(&plan, 0, segment, 0);
         assert_eq!(schedule.next_ns(), 1000);
-        schedule.sent = 5;
-        assert_eq!(schedule.channel(), 1);
-        assert_eq!(schedule.next_ns(), schedule.time_of(1, 1));
-        schedule.sent = 2_999_999;
-        assert!(!schedule.is_done());
-        schedule.sent = 3_000_000;
-        assert_eq!(schedule.next_ns(), 1000 + 1_000_000 * 1_000_000_000);
-        assert!(schedule.is_done());
+        (0..5).for_each(|_| schedule.advance());
+        assert_eq!((schedule.channel(), schedule.sent), (1, 5));
+        assert_eq!(schedule.next_ns(), segment.at_ns(5.0));
+        // A later phase goes on with the channels where the one before it ended.
+        assert_eq!(Schedule::new(&plan, 0, segment, 7).channel(), 3);
+    }
+
+    #[test]
+    fn publishers_share_the_messages_by_channel() {
+        let mut plan = Arc::unwrap_or_clone(plan("--channels 4"));
+        plan.publishers = 3;
+        let plan = Arc::new(plan);
+        let segment = Segment::constant(1000.0, 100);
+        let mut times = Vec::new();
+        for number in 0..3 {
+            let mut schedule = Schedule::new(&plan, number, segment, 0);
+            while !schedule.is_done() {
+                assert_eq!(schedule.channel() % 3, number);
+                times.push(schedule.next_ns());
+                schedule.advance();
+            }
+        }
+        times.sort_unstable();
+        let expected: Vec<u64> = (0..100).map(|n| segment.at_ns(f64::from(n))).collect();
+        assert_eq!(times, expected);
+    }
+
+    #[test]
+    fn phases_follow_each_other() {
+        let mut schedules = Schedules::new(&plan(""), 0);
+        schedules.push(Segment::constant(1.0, 2), 0);
+        schedules.push(Segment::constant(1.0, 3), 2);
+        schedules.next();
+        assert_eq!(schedules.current.as_ref().unwrap().segment.count, 3);
+        schedules.stop();
+        assert_eq!((schedules.finished, schedules.current.is_none()), (2, true));
     }
 }

@@ -1,7 +1,13 @@
 //! The result: one JSON object for programs, a few lines for people, and the verdict.
 
+use super::connects::ConnectReport;
 use super::figures::{Latency, Reasons};
+use super::file::Role;
+use super::host::Machine;
+use super::plan::Population;
 use super::recovery::Returns;
+use super::search::Found;
+use super::series::Second;
 use super::threshold::Judged;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,7 +17,7 @@ use std::fmt;
 /// have are null or 0.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
-    pub(crate) scenario: &'static str,
+    pub(crate) scenario: String,
     /// Where the connections were made to.
     pub(crate) url: String,
     /// A signal ended the run early: the figures are those so far.
@@ -47,11 +53,31 @@ pub(crate) struct Report {
     pub(crate) upgrade: Option<Upgrade>,
     /// Only with --recover.
     pub(crate) returns: Option<Returns>,
+    /// How long connections took to open, step by step; microseconds.
+    pub(crate) connect_us: ConnectReport,
+    /// Round trips of pings, with --ping-every.
+    pub(crate) ping_us: Summary,
+    /// Latency by transport.
+    pub(crate) transports: BTreeMap<&'static str, Summary>,
+    /// Of several channels the first ones.
+    pub(crate) channels: Vec<ChannelReport>,
+    /// When the run began, and where.
+    pub(crate) started: String,
+    pub(crate) machine: Machine,
+    /// Connections that left on purpose.
+    pub(crate) churn: Churn,
+    /// Who connected.
+    pub(crate) populations: Vec<PopulationReport>,
+    /// What happened, phase by phase.
+    pub(crate) phases: Vec<PhaseReport>,
     /// Why connections or messages failed, with counts.
     pub(crate) reasons: BTreeMap<String, u64>,
     /// Conditions of --fail-if.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) thresholds: Vec<Judged>,
+    /// Only with --search.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) search: Option<Found>,
     /// Problems besides connections and messages; each makes the exit code 1.
     #[serde(skip)]
     pub(crate) troubles: Vec<String>,
@@ -97,7 +123,7 @@ pub(crate) struct Bytes {
 }
 
 /// Microseconds; nulls when nothing was measured.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Summary {
     pub(crate) p50: Option<u64>,
     pub(crate) p90: Option<u64>,
@@ -167,6 +193,79 @@ pub(crate) struct Storm {
     pub(crate) back_s: f64,
 }
 
+/// Connections that left and came back as the scenario has it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Churn {
+    /// How often one left.
+    pub(crate) left: u64,
+    /// Messages that were published while their receiver was away on purpose, or not there yet: they don't
+    /// count as lost.
+    pub(crate) absent: u64,
+    /// Tokens that were replaced before they expired.
+    pub(crate) refreshed: u64,
+}
+
+/// Connections of one kind, as the scenario has them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct PopulationReport {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) connections: u32,
+    pub(crate) transport: &'static str,
+    pub(crate) tls: bool,
+    pub(crate) compression: bool,
+    pub(crate) latency_us: Summary,
+}
+
+/// One of several channels.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct ChannelReport {
+    pub(crate) name: String,
+    pub(crate) received: u64,
+    pub(crate) latency_us: Summary,
+}
+
+impl PopulationReport {
+    pub(crate) fn of(population: &Population) -> Self {
+        let Population { name, role, connections, transport, compression, target, .. } = population;
+        Self {
+            name: name.clone(),
+            role: *role,
+            connections: *connections,
+            transport: transport.name(),
+            tls: target.tls.is_some(),
+            compression: *compression,
+            latency_us: Summary::default(),
+        }
+    }
+}
+
+/// One phase as it ran.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct PhaseReport {
+    pub(crate) name: String,
+    /// Since the start of the run.
+    pub(crate) began_s: f64,
+    pub(crate) duration_s: f64,
+    /// Connections that were open at its end.
+    pub(crate) open: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) requested: Requested,
+}
+
+/// What the scenario has for a phase; nulls where nothing.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Requested {
+    pub(crate) duration_s: Option<f64>,
+    /// Connections to be open at its end.
+    pub(crate) open: Option<u32>,
+    /// Messages to be published.
+    pub(crate) messages: Option<u32>,
+    /// Messages per second at its beginning and at its end.
+    pub(crate) rate: Option<[f64; 2]>,
+}
+
 /// The replacement of the server.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Upgrade {
@@ -204,16 +303,16 @@ impl Server {
 
 /// A time for people: in the unit that leaves one to three digits before the point.
 #[derive(Clone, Copy, Debug)]
-struct Time {
+pub(super) struct Time {
     us: f64,
 }
 
 impl Time {
-    fn us(us: u64) -> Self {
+    pub(super) fn us(us: u64) -> Self {
         Self { us: us as f64 }
     }
 
-    fn s(s: f64) -> Self {
+    pub(super) fn s(s: f64) -> Self {
         Self { us: s * 1e6 }
     }
 }
@@ -270,6 +369,35 @@ impl Report {
         self.thresholds.iter().any(|of| of.holds)
     }
 
+    /// Why the figures say more about this client than about the server.
+    pub(super) fn bottleneck_text(&self) -> Option<&'static str> {
+        self.bottleneck.map(|bottleneck| match bottleneck {
+            CLIENT_CPU => "this client was out of processor time",
+            SHARED_CPU => "this client waited for processors that others used",
+            _ => "this client sent later than its schedule",
+        })
+    }
+
+    /// For programs, with what happened second by second and the histogram of all latencies.
+    pub(crate) fn json_with(&self, seconds: &[Second], latency: &Latency) -> String {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            report: &'a Report,
+            seconds: &'a [Second],
+            latency_hdr: String,
+        }
+        let latency_hdr = super::hdr::encode(latency);
+        // As below.
+        let whole = Whole { report: self, seconds, latency_hdr };
+        serde_json::to_string_pretty(&whole).unwrap_or_default() + "\n"
+    }
+
+    /// Whether this client itself was out of time, whatever the server did.
+    pub(super) fn bottleneck_is_own(&self) -> bool {
+        matches!(self.bottleneck, Some(CLIENT_CPU | SHARED_CPU))
+    }
+
     /// The one line for programs.
     pub(crate) fn json(&self) -> String {
         // Numbers, strings and a map with string keys: nothing that JSON can't say.
@@ -324,6 +452,14 @@ impl fmt::Display for Report {
                  recovered, {announced} messages missing that were announced"
             )?;
         }
+        let Churn { left, absent, refreshed } = self.churn;
+        if left + absent + refreshed > 0 {
+            writeln!(
+                f,
+                "  churn        {left} left on purpose, {absent} messages published while away, \
+                 {refreshed} tokens refreshed"
+            )?;
+        }
         if messages.sent > 0 {
             writeln!(
                 f,
@@ -357,6 +493,12 @@ impl fmt::Display for Report {
                 writeln!(f, "  {name:<12} p50 {p50}, p99 {p99}, max {max}")?;
             }
         }
+        for (name, summary) in [("connect", &self.connect_us.total), ("ping", &self.ping_us)] {
+            if let Summary { p50: Some(p50), p99: Some(p99), max: Some(max), .. } = summary {
+                let [p50, p99, max] = [*p50, *p99, *max].map(Time::us);
+                writeln!(f, "  {name:<12} p50 {p50}, p99 {p99}, max {max}")?;
+            }
+        }
         if self.duration_s > 0.0 {
             writeln!(f, "  duration     {}", Time::s(self.duration_s))?;
         }
@@ -368,12 +510,7 @@ impl fmt::Display for Report {
         for (reason, count) in &self.reasons {
             writeln!(f, "  {count} x {reason}")?;
         }
-        if let Some(bottleneck) = self.bottleneck {
-            let why = match bottleneck {
-                CLIENT_CPU => "this client was out of processor time",
-                SHARED_CPU => "this client waited for processors that others used",
-                _ => "this client sent later than its schedule",
-            };
+        if let Some(why) = self.bottleneck_text() {
             writeln!(f, "  WARNING: {why}; the figures are not the server's limit")?;
         }
         for Judged { condition, value, .. } in self.thresholds.iter().filter(|of| of.holds) {
@@ -381,6 +518,9 @@ impl fmt::Display for Report {
                 Some(value) => writeln!(f, "  FAILED: {condition}, and it is {value}")?,
                 None => writeln!(f, "  FAILED: {condition}, and it was not measured")?,
             }
+        }
+        if let Some(found) = &self.search {
+            write!(f, "{found}")?;
         }
         for problem in self.problems() {
             writeln!(f, "  FAILED: {problem}")?;
@@ -476,7 +616,7 @@ mod tests {
     #[test]
     fn the_report_names_settings_and_measured_figures_only() {
         let mut report = Report {
-            scenario: "broadcast",
+            scenario: "broadcast".to_owned(),
             url: "http://h:1/connection/sse".to_owned(),
             transport: "sse",
             server: Some(Server::default()),

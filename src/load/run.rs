@@ -1,23 +1,25 @@
 //! The coordinator: starts the threads, leads them through a scenario, and sums up.
 //!
 //! ```text
-//!  settle -> baseline -> open -> pings, hold -> measure memory -> messages | storm -> hold -> judge
+//!  settle -> baseline -> phase after phase: open, pings, hold, memory, messages, storm -> hold -> judge
 //! ```
 
+use super::connects::{ConnectReport, Steps};
 use super::figures::{self, Busy, Latency, Live, Reasons, Sum};
-use super::flags::Scenario;
-use super::host::{self, Usage};
-use super::plan::Plan;
+use super::host::{self, Machine, Usage};
+use super::plan::{Phase, Plan};
 use super::progress::{Progress, Standing};
 use super::publisher;
-use super::report::{self, Report, Summary, round};
+use super::report::{self, ChannelReport, PopulationReport, Report, Summary, round};
+use super::series::{Moment, Recorder, Second};
 use super::worker::{Order, WAKER, Worker};
 use crossbeam_channel::Sender;
 use mio::{Poll, Waker};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often figures are looked at. Nothing that is measured depends on it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -47,16 +49,42 @@ pub(super) struct Coordinator {
     pub(super) plan: Arc<Plan>,
     pub(super) origin: Instant,
     workers: Vec<Handle>,
-    pub(super) publisher: Option<PublisherHandle>,
+    pub(super) publishers: Vec<PublisherHandle>,
+    /// Messages while phases send some.
+    pub(super) sending: Option<Sending>,
     /// Orders given so far.
     pub(super) ordered: u64,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) progress: Progress,
+    recorder: Recorder,
+    /// The scenario and its server.
+    title: String,
     /// The state of the server's host before the first connection.
     pub(super) baseline: Baseline,
     pub(super) report: Report,
     /// When and with how much processor time of the server holding began.
     pub(super) held: (Duration, f64),
+    /// Connections that the newest phase has wanted open.
+    pub(super) opened_to: u32,
+    /// Seconds in which connections were opened.
+    pub(super) open_s: f64,
+    /// The memory of the server when the first of two measurements was taken, and connections by then.
+    pub(super) slope_from: Option<(u64, u64)>,
+}
+
+/// The messages of a run, from the first phase that sends some on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sending {
+    pub(super) began: Duration,
+    /// Processor time of the server by then.
+    pub(super) server_cpu_s: Option<f64>,
+    /// When the schedule of the newest phase ends.
+    pub(super) until: Duration,
+    /// Phases with published messages, and their messages.
+    pub(super) phases: u32,
+    pub(super) messages: u32,
+    /// Echoes are sent.
+    pub(super) echoes: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,37 +93,58 @@ pub(super) struct Baseline {
     pub(super) slab_bytes: Option<u64>,
 }
 
+/// A run that is over.
+pub(crate) struct Run {
+    pub(crate) report: Report,
+    pub(crate) seconds: Vec<Second>,
+    /// All latencies, from the intended send time.
+    pub(crate) latency: Latency,
+}
+
 /// Runs a scenario. `stop` ends it early with what there is.
 ///
 /// # Errors
 /// When it can't even begin, or a thread fails: text for the user. A server that can't be reached
 /// is not an error but a report with failed connections.
-pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Report, String> {
+pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Run, String> {
     let plan = Arc::new(plan);
+    let now = SystemTime::now();
+    let start_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let plan_is_quiet = plan.is_quiet;
+    let recorder = Recorder::new(plan.hdr.as_deref(), start_s)?;
     let origin = Instant::now();
-    let workers = start_workers(&plan, origin)?;
+    let workers = start_workers(&plan, origin, &recorder)?;
     let mut coordinator = Coordinator {
         report: Report {
-            scenario: plan.scenario.name(),
+            scenario: plan.name.clone(),
             url: plan.used_url(),
-            transport: plan.transport.name(),
-            compression: plan.compression,
+            transport: plan.populations[0].transport.name(),
+            compression: plan.populations[0].compression,
+            populations: plan.populations.iter().map(PopulationReport::of).collect(),
             rate: report::Rate { asked: plan.rate, ..report::Rate::default() },
             connections: report::Connections {
                 asked: plan.connections,
                 ..report::Connections::default()
             },
+            started: humantime::format_rfc3339_seconds(now).to_string(),
+            machine: Machine::this(),
             ..Report::default()
         },
+        recorder,
+        title: format!("{} {}", plan.name, plan.used_url()),
         plan,
         origin,
         workers,
-        publisher: None,
+        publishers: Vec::new(),
+        sending: None,
         ordered: 0,
         stop,
-        progress: Progress::new(),
+        progress: Progress::new(plan_is_quiet),
         baseline: Baseline::default(),
         held: (Duration::ZERO, 0.0),
+        opened_to: 0,
+        open_s: 0.0,
+        slope_from: None,
     };
     let led = coordinator.lead();
     coordinator.progress.finish();
@@ -106,7 +155,11 @@ pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Report, String> {
 
 /// Makes every epoll descriptor and waker, and then the threads: a descriptor made after tables
 /// part is none in the other tables.
-fn start_workers(plan: &Arc<Plan>, origin: Instant) -> Result<Vec<Handle>, String> {
+fn start_workers(
+    plan: &Arc<Plan>,
+    origin: Instant,
+    recorder: &Recorder,
+) -> Result<Vec<Handle>, String> {
     let failed = |error: std::io::Error| format!("starting threads: {error}");
     let mut polls = Vec::with_capacity(plan.threads);
     for _ in 0..plan.threads {
@@ -125,6 +178,7 @@ fn start_workers(plan: &Arc<Plan>, origin: Instant) -> Result<Vec<Handle>, Strin
             poll,
             orders,
             live: Arc::clone(&live),
+            slices: recorder.sender(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("load-{index}"))
@@ -140,7 +194,7 @@ impl Coordinator {
     fn lead(&mut self) -> Result<(), String> {
         // Once this is carried out every thread has its own table, and the publisher's socket will
         // be in none of them.
-        self.order(|_| Order::OpenTo(0))?;
+        self.order(|_| Order::OpenTo { target: 0, over: Duration::ZERO })?;
         self.settle()?;
         self.baseline =
             Baseline { server: self.plan.pid.and_then(Usage::of), slab_bytes: host::slab_bytes() };
@@ -153,56 +207,55 @@ impl Coordinator {
                 "--pid {pid}: the server at {address} is no process of this machine"
             ));
         }
-        self.open()?;
-        if self.is_interrupted() {
-            return Ok(());
-        }
-        if self.sum().open == 0 {
-            self.trouble("no connection was opened");
-            return Ok(());
-        }
-        self.hold_open()?;
-        if self.is_interrupted() {
-            return Ok(());
-        }
-        self.measure_memory();
         let plan = Arc::clone(&self.plan);
-        match plan.scenario {
-            Scenario::Echo => self.echo()?,
-            Scenario::Storm => self.storm()?,
-            Scenario::Idle | Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade => {}
+        let last = plan.phases.iter().rposition(Phase::sends);
+        for (index, phase) in plan.phases.iter().enumerate() {
+            if self.is_interrupted() {
+                break;
+            }
+            self.phase(phase, last.is_some_and(|last| index < last))?;
+            if self.sum().open == 0 && phase.open.is_some_and(|count| count > 0) {
+                if !self.is_interrupted() {
+                    self.trouble("no connection was opened");
+                }
+                break;
+            }
+            if Some(index) == last {
+                self.end_messages()?;
+            }
         }
-        if plan.publish > 0 && !self.is_interrupted() {
-            self.publish()?;
-            let until = self.origin.elapsed() + plan.hold;
-            self.wait_until("holding", until)?;
-        }
-        Ok(())
+        // The phases were interrupted.
+        self.end_messages()
     }
 
-    /// Ends the publisher, if there is one, and notes what went wrong there.
-    fn end_publisher(&mut self) -> Result<Option<publisher::Outcome>, String> {
-        let Some(publisher) = self.publisher.take() else { return Ok(None) };
-        let _ = publisher.orders.send(publisher::Order::Finish);
-        let outcome = publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
-        let count: u64 = outcome.reasons.iter().map(|(_, count)| count).sum();
+    /// Ends the publishers, and notes what went wrong there: what they have sent, by channel, and the rest.
+    fn end_publishers(&mut self) -> Result<(Vec<u32>, Vec<publisher::Outcome>), String> {
+        let mut sent = vec![0; self.plan.channels.len().max(1)];
+        let mut outcomes = Vec::new();
+        for publisher in self.publishers.drain(..) {
+            let _ = publisher.orders.send(publisher::Order::Finish);
+            let outcome =
+                publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
+            sent.iter_mut().zip(&outcome.sent).for_each(|(all, one)| *all += one);
+            outcomes.push(outcome);
+        }
+        let reasons = outcomes.iter().flat_map(|of| of.reasons.iter());
+        let count: u64 = reasons.map(|(_, count)| count).sum();
         if count > 0 {
             self.report.troubles.push(format!("publishing went wrong ({count} times)"));
         }
-        Ok(Some(outcome))
+        Ok((sent, outcomes))
     }
 
     /// Ends all threads and sums up.
-    fn finish(mut self) -> Result<Report, String> {
-        let sum = self.sum();
+    fn finish(mut self) -> Result<Run, String> {
         let usage = self.usage();
         let own = Usage::own();
         let mut reasons = Reasons::default();
         let mut lag = figures::latency();
         let mut busy = Vec::new();
-        let mut sent = vec![0; self.plan.channels.len().max(1)];
-        if let Some(outcome) = self.end_publisher()? {
-            sent = outcome.sent;
+        let (sent, outcomes) = self.end_publishers()?;
+        for outcome in outcomes {
             merge(&mut lag, &outcome.lag);
             reasons.merge(&outcome.reasons);
             busy.push(outcome.busy);
@@ -212,11 +265,13 @@ impl Coordinator {
             let _ = worker.orders.send(Order::Finish(Arc::clone(&sent)));
             let _ = worker.waker.wake();
         }
-        let (mut latency, mut latency_raw) = (figures::latency(), figures::latency());
+        let mut latency_raw = figures::latency();
         let mut pauses = figures::latency();
+        let lives: Vec<_> = self.workers.iter().map(|worker| Arc::clone(&worker.live)).collect();
+        let mut split = Split::default();
         for worker in self.workers.drain(..) {
             let outcome = worker.thread.join().map_err(|_| "a thread panicked".to_owned())??;
-            merge(&mut latency, &outcome.latency);
+            split.add(&outcome);
             merge(&mut latency_raw, &outcome.latency_raw);
             outcome.pauses.iter().for_each(|of| merge(&mut pauses, of));
             merge(&mut lag, &outcome.lag);
@@ -224,12 +279,45 @@ impl Coordinator {
             busy.push(outcome.busy);
             self.report.messages.lost += outcome.lost;
             self.report.messages.out_of_order += outcome.out_of_order;
-            if self.plan.recover {
+            self.report.churn.left += outcome.left;
+            self.report.churn.absent += outcome.absent;
+            self.report.churn.refreshed += outcome.refreshed;
+            if self.plan.populations.iter().any(|of| of.recovers) {
                 self.report.returns.get_or_insert_default().merge(&outcome.returns);
             }
         }
+        let sum = Sum::of(lives.iter().map(|live| &**live));
+        let published = self.report.messages.sent.saturating_sub(sum.sent);
+        let now = Moment { sum, published, server: usage, client: own };
+        self.recorder.finish(self.origin.elapsed(), now);
+        self.report.troubles.extend(self.recorder.fault.take());
+        let latency = std::mem::replace(&mut self.recorder.total, figures::latency());
+        self.note_counts(&sum);
+        self.note_usage(own, usage);
         let report = &mut self.report;
+        split.note(&self.plan, report);
         report.explain(&reasons);
+        report.latency_us = Summary::of(&latency);
+        if let [only] = &mut report.populations[..] {
+            only.latency_us = Summary::of(&latency);
+            report.transports = [(only.transport, Summary::of(&latency))].into();
+        }
+        report.latency_raw_us = Summary::of(&latency_raw);
+        if let Some(upgrade) = &mut report.upgrade {
+            upgrade.pause_us = Summary::of(&pauses);
+        }
+        report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
+        let judged = self.plan.thresholds.iter().map(|of| of.judge(&self.report)).collect();
+        self.report.thresholds = judged;
+        let seconds = std::mem::take(&mut self.recorder.seconds);
+        Ok(Run { report: self.report, seconds, latency })
+    }
+
+    fn note_counts(&mut self, sum: &Sum) {
+        let report = &mut self.report;
+        if self.open_s > 0.0 {
+            report.connect_rate = round(sum.opened as f64 / self.open_s);
+        }
         report.connections.opened = sum.opened;
         report.connections.failed = sum.failed;
         report.connections.dropped = sum.dropped;
@@ -242,21 +330,17 @@ impl Coordinator {
         report.bytes.received = sum.bytes_received;
         let each = sum.bytes_received as f64 / sum.received as f64;
         report.bytes.per_message = (sum.received > 0).then(|| round(each));
-        report.latency_us = Summary::of(&latency);
-        report.latency_raw_us = Summary::of(&latency_raw);
-        if let Some(upgrade) = &mut report.upgrade {
-            upgrade.pause_us = Summary::of(&pauses);
-        }
-        report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
+    }
+
+    /// Memory and processor time of this client and of the server.
+    fn note_usage(&mut self, own: Usage, usage: Option<Usage>) {
+        let report = &mut self.report;
         report.client = report::Client { rss_bytes: own.rss_bytes, cpu_s: round(own.cpu_s) };
         if let (Some(server), Some(usage)) = (&mut report.server, usage) {
             server.rss_bytes = Some(usage.rss_bytes);
             let before = self.baseline.server.unwrap_or_default().cpu_s;
             server.cpu_s = Some(round(usage.cpu_s - before));
         }
-        let judged = self.plan.thresholds.iter().map(|of| of.judge(&self.report)).collect();
-        self.report.thresholds = judged;
-        Ok(self.report)
     }
 
     /// The user wants it to end.
@@ -274,6 +358,11 @@ impl Coordinator {
 
     pub(super) fn sum(&self) -> Sum {
         Sum::of(self.workers.iter().map(|worker| &*worker.live))
+    }
+
+    /// Messages that the publishers have sent.
+    pub(super) fn published(&self) -> u64 {
+        self.publishers.iter().map(|publisher| publisher.live.sent.load(Relaxed)).sum()
     }
 
     /// Gives each worker an order, and waits until all have carried it out.
@@ -297,7 +386,7 @@ impl Coordinator {
     /// A worker that ended before its time takes its reason along.
     fn check_workers(&mut self) -> Result<(), String> {
         // It waits for the order to finish: before that, only a panic ends it.
-        if self.publisher.as_ref().is_some_and(|publisher| publisher.thread.is_finished()) {
+        if self.publishers.iter().any(|publisher| publisher.thread.is_finished()) {
             return Err("the publisher panicked".to_owned());
         }
         let Some(index) = self.workers.iter().position(|worker| worker.thread.is_finished()) else {
@@ -324,20 +413,80 @@ impl Coordinator {
     ) -> Result<bool, String> {
         loop {
             let sum = self.sum();
-            let publisher = self.publisher.as_ref();
-            let published = publisher.map_or(0, |publisher| publisher.live.sent.load(Relaxed));
+            let published = self.published();
+            if self.recorder.is_due(self.origin.elapsed()) {
+                let (server, client) = (self.usage(), Usage::own());
+                let now = Moment { sum, published, server, client };
+                self.recorder.note(self.origin.elapsed(), now);
+            }
             if done(&sum) {
                 return Ok(true);
             }
             let left = until.map(|until| until.saturating_sub(self.origin.elapsed()));
             let asked = self.plan.connections;
-            self.progress.show(Standing { phase, left, asked, sum: &sum, published });
+            let expected: u64 =
+                self.publishers.iter().map(|of| of.live.expected.load(Relaxed)).sum();
+            let arrived = sum.received.saturating_sub(sum.duplicated) + sum.absent;
+            self.progress.show(Standing {
+                title: &self.title,
+                phase,
+                left,
+                elapsed: self.origin.elapsed(),
+                asked,
+                sum: &sum,
+                published,
+                missing: (expected + sum.sent).saturating_sub(arrived),
+                seconds: &self.recorder.seconds,
+                latency: self.recorder.summary.clone(),
+            });
             if left.is_some_and(|left| left.is_zero()) || self.stop.load(Relaxed) {
                 return Ok(false);
             }
             self.check_workers()?;
             std::thread::sleep(left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY));
         }
+    }
+}
+
+/// What threads measured of connections, populations and channels.
+#[derive(Default)]
+struct Split {
+    steps: Steps,
+    by_population: Vec<Latency>,
+    by_channel: Vec<Latency>,
+}
+
+impl Split {
+    fn add(&mut self, outcome: &figures::Outcome) {
+        self.steps.merge(&outcome.steps);
+        for (all, one) in [
+            (&mut self.by_population, &outcome.by_population),
+            (&mut self.by_channel, &outcome.by_channel),
+        ] {
+            all.resize_with(one.len(), figures::latency);
+            all.iter_mut().zip(one).for_each(|(all, one)| merge(all, one));
+        }
+    }
+
+    /// Into the report; the only population has all latencies.
+    fn note(&self, plan: &Plan, report: &mut Report) {
+        report.connect_us = ConnectReport::of(&self.steps);
+        report.ping_us = Summary::of(&self.steps.ping);
+        let mut by_transport: BTreeMap<&str, Latency> = BTreeMap::new();
+        for (of, latency) in report.populations.iter_mut().zip(&self.by_population) {
+            of.latency_us = Summary::of(latency);
+            merge(by_transport.entry(of.transport).or_insert_with(figures::latency), latency);
+        }
+        report.transports =
+            by_transport.iter().map(|(name, of)| (*name, Summary::of(of))).collect();
+        let channels = plan.channels.iter().zip(&self.by_channel);
+        report.channels = channels
+            .map(|(name, of)| ChannelReport {
+                name: name.clone(),
+                received: of.len(),
+                latency_us: Summary::of(of),
+            })
+            .collect();
     }
 }
 

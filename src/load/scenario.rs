@@ -1,12 +1,13 @@
-//! The steps of the coordinator in each scenario.
+//! The steps of the coordinator: what it does in each phase of a scenario.
 
 use super::api;
 use super::figures::Sum;
-use super::flags::Scenario;
 use super::host;
+use super::pace::Segment;
+use super::plan::{Phase, picked};
 use super::publisher::{self, Publisher};
-use super::report::{self, Slope, Storm, Upgrade, round};
-use super::run::{Coordinator, PublisherHandle};
+use super::report::{self, PhaseReport, Slope, Upgrade, round};
+use super::run::{Coordinator, PublisherHandle, Sending};
 use super::upgrade::Replacement;
 use super::worker::Order;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ const PING_ROUND_MAX: Duration = Duration::from_secs(60);
 /// How long arrivals may pause at the end of a run that was interrupted.
 const DRAIN_INTERRUPTED: Duration = Duration::from_secs(1);
 
+/// How long arrivals may pause at the end of a run whose connections leave: how many are to come is not known.
+const DRAIN_RESTLESS: Duration = Duration::from_secs(2);
+
 impl Coordinator {
     /// Opens and closes connections that nobody counts.
     pub(super) fn settle(&mut self) -> Result<(), String> {
@@ -32,33 +36,114 @@ impl Coordinator {
             return Ok(());
         }
         let plan = Arc::clone(&self.plan);
-        self.order(|index| Order::OpenTo(plan.part_of(plan.settle, index)))?;
+        let over = Duration::ZERO;
+        self.order(|index| Order::OpenTo { target: plan.part_of(plan.settle, index), over })?;
         self.wait("settling", None, |sum| sum.pending == 0)?;
         self.order(|_| Order::CloseAll)?;
         self.wait_until("settling", self.origin.elapsed() + SETTLE)
     }
 
-    pub(super) fn open(&mut self) -> Result<(), String> {
-        let plan = Arc::clone(&self.plan);
-        let mut open_s = 0.0;
-        let mut from = None;
-        let first = plan.rss_from.filter(|&count| count < plan.connections);
-        for total in first.into_iter().chain([plan.connections]) {
-            let began = self.origin.elapsed();
-            self.order(|index| Order::OpenTo(plan.part_of(total, index)))?;
-            self.wait("opening", None, |sum| sum.pending == 0)?;
-            let sum = self.sum();
-            let ready = Duration::from_nanos(sum.ready_ns).max(began);
-            open_s += (ready - began).as_secs_f64();
-            if total < plan.connections {
-                self.wait_until("settling", self.origin.elapsed() + SETTLE)?;
-                from = self.usage().map(|usage| (sum.open, usage.rss_bytes));
+    /// Runs a phase. `more`: messages follow in a later one.
+    pub(super) fn phase(&mut self, phase: &Phase, more: bool) -> Result<(), String> {
+        let began = self.origin.elapsed();
+        let before = (self.sum(), self.published());
+        if phase.only_holds() {
+            self.hold_open(phase)?;
+        }
+        if let Some(share) = phase.drop.filter(|_| !phase.sends()) {
+            self.storm(share)?;
+        }
+        if let Some(share) = phase.drop.filter(|_| phase.sends()) {
+            self.order(|_| Order::DropShare(share))?;
+        }
+        if let Some(rate) = phase.churn {
+            let plan = Arc::clone(&self.plan);
+            let until = began + phase.duration.unwrap_or_default();
+            let until_ns = until.as_nanos() as u64;
+            self.order(|index| Order::Churn { rate: rate * plan.weight(index), until_ns })?;
+        }
+        if let Some(count) = phase.open {
+            match phase.duration {
+                None => self.open(count)?,
+                Some(over) => self.ramp(count, over)?,
             }
         }
+        if phase.sends() && !self.is_interrupted() {
+            self.send(phase, more)?;
+        } else if phase.churn.is_some() || (phase.open.is_some() && phase.duration.is_some()) {
+            self.wait_until(&phase.name, began + phase.duration.unwrap_or_default())?;
+        }
+        if let Some(count) = phase.open.filter(|_| phase.duration.is_some() && !more) {
+            self.wait_for_all(count)?;
+        }
+        let after = self.sum();
+        self.report.phases.push(PhaseReport {
+            name: phase.name.clone(),
+            began_s: round(began.as_secs_f64()),
+            duration_s: round((self.origin.elapsed() - began).as_secs_f64()),
+            open: after.open,
+            sent: after.sent - before.0.sent + self.published() - before.1,
+            received: after.received - before.0.received,
+            requested: phase.requested(),
+        });
+        Ok(())
+    }
+
+    /// Opens connections up to this number as soon as it goes, or closes those behind it.
+    fn open(&mut self, count: u32) -> Result<(), String> {
+        let plan = Arc::clone(&self.plan);
+        if u64::from(count) < self.sum().open {
+            return self.ramp(count, Duration::ZERO);
+        }
+        self.opened_to = count;
+        let over = Duration::ZERO;
+        let first = plan.rss_from.filter(|&first| first < count);
+        for total in first.into_iter().chain([count]) {
+            let began = self.origin.elapsed();
+            self.order(|index| Order::OpenTo { target: plan.part_of(total, index), over })?;
+            self.wait_for_all(total)?;
+            let sum = self.sum();
+            let ready = Duration::from_nanos(sum.ready_ns).max(began);
+            self.open_s += (ready - began).as_secs_f64();
+            if total < count {
+                self.wait_until("settling", self.origin.elapsed() + SETTLE)?;
+                self.slope_from = self.usage().map(|usage| (sum.open, usage.rss_bytes));
+            }
+        }
+        self.note_opened();
+        Ok(())
+    }
+
+    /// Waits until the first `count` connections are open, or have failed. Where connections come and go all the
+    /// time, it is enough that each was open once.
+    fn wait_for_all(&mut self, count: u32) -> Result<(), String> {
+        let is_restless = self.plan.populations.iter().any(|of| of.stay.is_some());
+        self.wait("opening", None, |sum| {
+            sum.pending == 0 || is_restless && sum.opened + sum.failed >= u64::from(count)
+        })?;
+        Ok(())
+    }
+
+    /// Begins to open or to close connections, evenly over a time.
+    fn ramp(&mut self, count: u32, over: Duration) -> Result<(), String> {
+        let plan = Arc::clone(&self.plan);
+        let before = std::mem::replace(&mut self.opened_to, count);
+        let target = |index| plan.part_of(count, index);
+        if u64::from(count) < self.sum().open {
+            // Those that are under way would stay open.
+            self.wait_for_all(before)?;
+            return self.order(|index| Order::CloseTo { target: target(index), over });
+        }
+        self.order(|index| Order::OpenTo { target: target(index), over })?;
+        self.open_s += over.as_secs_f64();
+        self.note_opened();
+        Ok(())
+    }
+
+    fn note_opened(&mut self) {
         let sum = self.sum();
-        self.report.connect_rate = round(sum.opened as f64 / open_s.max(1e-9));
         if self.usage().is_some() {
-            let slope = from.map(|(from, rss_bytes)| Slope {
+            let slope = self.slope_from.map(|(from, rss_bytes)| Slope {
                 from,
                 to: sum.open,
                 // Until the second measurement, what the first was.
@@ -66,15 +151,16 @@ impl Coordinator {
             });
             self.report.server = Some(report::Server { slope, ..report::Server::default() });
         }
-        Ok(())
     }
 
-    /// Holds what is open: for the pings, for --hold, and for the whole duration of `idle`.
-    pub(super) fn hold_open(&mut self) -> Result<(), String> {
+    /// Holds what is open: for the pings, for --hold, and for the duration of the phase. The first time, the
+    /// server's memory is measured at the end of it.
+    fn hold_open(&mut self, phase: &Phase) -> Result<(), String> {
         let plan = Arc::clone(&self.plan);
         let began = self.origin.elapsed();
         let cpu_s = self.usage().map(|usage| usage.cpu_s);
-        if plan.pings > 0 {
+        let is_first = self.held.0.is_zero();
+        if plan.pings > 0 && is_first {
             let until = began + PING_ROUND_MAX * u32::from(plan.pings);
             let all = |sum: &Sum| sum.pinged >= sum.open;
             if !self.wait("waiting for pings", Some(until), all)? && !self.is_interrupted() {
@@ -86,24 +172,29 @@ impl Coordinator {
                 ));
             }
         }
-        let mut hold = plan.hold;
-        if plan.scenario == Scenario::Idle {
-            hold = hold.max(plan.duration);
-        } else if self.report.server.is_some() {
-            hold = hold.max(SETTLE);
-        }
+        let hold = match phase.duration {
+            Some(duration) => plan.hold.max(duration),
+            None if self.report.server.is_some() => plan.hold.max(SETTLE),
+            None => plan.hold,
+        };
         self.wait_until("holding", self.origin.elapsed() + hold)?;
+        if !is_first {
+            return Ok(());
+        }
         let held = self.origin.elapsed() - began;
         self.held = (held, 0.0);
         if let (Some(before), Some(after)) = (cpu_s, self.usage()) {
             self.held.1 = after.cpu_s - before;
         }
         self.report.duration_s = round(held.as_secs_f64());
+        if !self.is_interrupted() && self.sending.is_none() {
+            self.measure_memory();
+        }
         Ok(())
     }
 
     /// Memory of the server while all connections are open and idle, against the baseline.
-    pub(super) fn measure_memory(&mut self) {
+    fn measure_memory(&mut self) {
         let (open, usage) = (self.sum().open, self.usage());
         let (Some(server), Some(usage)) = (&mut self.report.server, usage) else { return };
         let grown = |now: u64, then: u64| now as f64 - then as f64;
@@ -111,7 +202,7 @@ impl Coordinator {
         let growth = grown(usage.rss_bytes, baseline.rss_bytes);
         server.rss_bytes_per_connection = Some(round(growth / open as f64));
         if let (Some(before), Some(now)) = (self.baseline.slab_bytes, host::slab_bytes())
-            && host::is_local(self.plan.target.address.ip())
+            && host::is_local(self.plan.populations[0].target.address.ip())
         {
             // Both ends of each connection are in this kernel.
             let bytes = grown(now, before) / (2 * open) as f64;
@@ -129,93 +220,146 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn echo(&mut self) -> Result<(), String> {
-        let plan = Arc::clone(&self.plan);
-        self.order(|_| Order::Measure)?;
-        let cpu_s = self.usage().map(|usage| usage.cpu_s);
-        let began = self.origin.elapsed();
-        let until = began + plan.duration;
-        self.order(|_| Order::Echo(until.as_nanos() as u64))?;
-        self.wait_until("echo", until)?;
-        let sending = self.origin.elapsed() - began;
-        if self.stop.load(Relaxed) {
-            // Quiet also stops the clock of processor time; here that is no matter.
-            self.order(|_| Order::Quiet)?;
-        }
-        self.drain(|sum| sum.received.saturating_sub(sum.duplicated) >= sum.sent)?;
-        if !self.stop.load(Relaxed) {
-            self.order(|_| Order::Quiet)?;
-        }
-        self.note_server_cpu(cpu_s);
-        let sum = self.sum();
-        self.note_rates(began, sending, sum.sent, sum.last_ns);
-        Ok(())
-    }
-
-    pub(super) fn storm(&mut self) -> Result<(), String> {
+    fn storm(&mut self, share: f64) -> Result<(), String> {
         let before = self.sum();
         let began = self.origin.elapsed();
-        self.order(|_| Order::DropShare)?;
+        self.order(|_| Order::DropShare(share))?;
+        let restless = self.plan.populations.iter().any(|of| of.stay.is_some());
+        // Where connections come and go by themselves, some are always under way.
+        let until = restless.then(|| began + self.plan.connect_timeout);
         // Some may be back already: counted from what is to be open.
-        let plan = Arc::clone(&self.plan);
-        let dropped = (0..plan.connections).filter(|&global| plan.is_dropped(global)).count();
-        self.wait("storm", None, |sum| sum.pending == 0)?;
+        let dropped = (0..self.plan.connections).filter(|&global| picked(global, share)).count();
+        self.wait("storm", until, |sum| sum.pending == 0)?;
         let after = self.sum();
         let ready = Duration::from_nanos(after.ready_ns).max(began);
         let back_s = (ready - began).as_secs_f64();
         let lost = before.open.saturating_sub(after.open);
         let dropped = (dropped as u64).min(before.open);
         let back = dropped.saturating_sub(lost);
-        self.report.storm = Some(Storm { dropped, back, back_s: round(back_s) });
+        let storm = self.report.storm.get_or_insert_default();
+        storm.dropped += dropped;
+        storm.back += back;
+        storm.back_s = round(storm.back_s.max(back_s));
         self.report.duration_s = round(back_s);
         Ok(())
     }
 
-    pub(super) fn publish(&mut self) -> Result<(), String> {
-        self.open_publisher()?;
+    /// Sends the messages of a phase.
+    fn send(&mut self, phase: &Phase, more: bool) -> Result<(), String> {
         let plan = Arc::clone(&self.plan);
-        let Some(publisher) = &self.publisher else { return Ok(()) };
-        let (orders, live) = (publisher.orders.clone(), Arc::clone(&publisher.live));
-        if let Some(window) = &plan.closed_loop {
-            let missing = u64::from(plan.connections) - self.sum().open;
-            window.set_receivers(self.deliveries(1).saturating_sub(missing) as u32);
+        if phase.messages.is_some() && self.publishers.is_empty() {
+            self.open_publishers()?;
+            if self.publishers.is_empty() {
+                return Ok(());
+            }
         }
-        self.order(|_| Order::Measure)?;
-        let cpu_s = self.usage().map(|usage| usage.cpu_s);
-        let began = self.origin.elapsed() + LEAD;
-        // The publisher lives until it gets the order to finish, so the orders arrive.
-        let _ = orders.send(publisher::Order::Start(began.as_nanos() as u64));
-        let replacement = self.replace_server(&live)?;
-        if !self.wait("publishing", None, |_| live.done.load(Relaxed))? {
-            let _ = orders.send(publisher::Order::Stop);
+        let is_first = self.sending.is_none();
+        if is_first {
+            if let Some(window) = &plan.closed_loop {
+                let missing = u64::from(plan.connections) - self.sum().open;
+                let receivers: u64 = plan.receivers.iter().map(|of| u64::from(*of)).sum();
+                window.set_receivers(receivers.saturating_sub(missing) as u32);
+            }
+            self.order(|_| Order::Measure)?;
         }
-        let sent = live.sent.load(Relaxed);
-        let expected = self.deliveries(sent);
-        self.drain(|sum| sum.received.saturating_sub(sum.duplicated) >= expected)?;
-        self.end_replacement(replacement)?;
-        self.order(|_| Order::Quiet)?;
-        let sending = Duration::from_nanos(live.last_ns.load(Relaxed)).saturating_sub(began);
-        let interval = Duration::from_secs_f64(1.0 / plan.rate.unwrap_or(1.0));
-        let interval = if plan.closed_loop.is_some() { Duration::ZERO } else { interval };
-        self.note_server_cpu(cpu_s);
-        let sum = self.sum();
-        self.note_rates(began, sending + interval, sent, sum.last_ns);
+        let server_cpu_s = self.usage().map(|usage| usage.cpu_s);
+        let mut began = self.origin.elapsed();
+        if phase.messages.is_some() && is_first {
+            began += LEAD;
+        }
+        let first = Sending { began, server_cpu_s, until: began, ..Sending::default() };
+        let mut sending = self.sending.unwrap_or(first);
+        // A phase begins when the one before it ends, to the microsecond.
+        let start =
+            if self.origin.elapsed() < sending.until + LEAD { sending.until } else { began };
+        let start = if is_first { began } else { start };
+        if let Some(pace) = phase.echo {
+            sending.echoes = true;
+            sending.until = start + phase.duration.unwrap_or_default();
+            let until_ns = sending.until.as_nanos() as u64;
+            self.order(|_| Order::Echo { pace, until_ns })?;
+        }
+        self.sending = Some(sending);
+        if let Some(segment) = phase.messages {
+            return self.publish(phase, segment.starting(start.as_nanos() as u64), more);
+        }
+        let until = sending.until;
+        self.wait_until(&phase.name, until)?;
         Ok(())
     }
 
-    /// Begins to replace the server once half of the messages are published.
-    fn replace_server(&mut self, live: &publisher::Live) -> Result<Option<Replacement>, String> {
-        let plan = Arc::clone(&self.plan);
-        let Some(command) = &plan.replace else { return Ok(None) };
-        let half = u64::from(plan.publish / 2);
-        self.wait("publishing", None, |_| {
-            live.sent.load(Relaxed) >= half || live.done.load(Relaxed)
-        })?;
-        if self.is_interrupted() {
-            return Ok(None);
+    /// Publishes the messages of a phase.
+    fn publish(&mut self, phase: &Phase, segment: Segment, more: bool) -> Result<(), String> {
+        let Some(sending) = &mut self.sending else { return Ok(()) };
+        let first = sending.messages;
+        sending.phases += 1;
+        sending.messages = first.wrapping_add(segment.count);
+        let end = Duration::from_nanos(segment.end_ns());
+        sending.until = sending.until.max(end);
+        let (phases, until) = (sending.phases, sending.until);
+        let before = self.published();
+        for publisher in &self.publishers {
+            // A publisher lives until it gets the order to finish, so the orders arrive.
+            let _ = publisher.orders.send(publisher::Order::Start { segment, first });
         }
-        self.order(|_| Order::WatchPauses)?;
-        Replacement::begin(command).map(Some)
+        let is_done = |all: &[Arc<publisher::Live>]| {
+            all.iter().all(|live| live.finished.load(Relaxed) >= phases)
+        };
+        let all: Vec<_> = self.publishers.iter().map(|of| Arc::clone(&of.live)).collect();
+        let sent = || all.iter().map(|live| live.sent.load(Relaxed)).sum::<u64>();
+        let mut replacement = None;
+        if let Some(command) = &phase.run {
+            let half = before + u64::from(segment.count / 2);
+            self.wait("publishing", None, |_| sent() >= half || is_done(&all))?;
+            if !self.is_interrupted() {
+                self.order(|_| Order::WatchPauses)?;
+                replacement = Some(Replacement::begin(command)?);
+            }
+        }
+        if more && phase.run.is_none() {
+            // What is late leaves in the phases that follow.
+            self.wait_until(&phase.name, until)?;
+        } else {
+            self.wait("publishing", None, |_| is_done(&all))?;
+        }
+        self.end_replacement(replacement)
+    }
+
+    /// Waits for the last messages, if some were sent, and notes rates.
+    pub(super) fn end_messages(&mut self) -> Result<(), String> {
+        let Some(sending) = self.sending.take() else { return Ok(()) };
+        for publisher in self.publishers.iter().filter(|_| self.is_interrupted()) {
+            let _ = publisher.orders.send(publisher::Order::Stop);
+        }
+        let now = self.origin.elapsed();
+        if self.stop.load(Relaxed) && sending.echoes {
+            // Quiet also stops the clock of processor time; here that is no matter.
+            self.order(|_| Order::Quiet)?;
+        }
+        let lives: Vec<_> = self.publishers.iter().map(|of| Arc::clone(&of.live)).collect();
+        let expected = move || lives.iter().map(|of| of.expected.load(Relaxed)).sum::<u64>();
+        self.drain(|sum| {
+            let arrived = sum.received.saturating_sub(sum.duplicated) + sum.absent;
+            arrived >= expected() + sum.sent
+        })?;
+        if !(self.stop.load(Relaxed) && sending.echoes) {
+            self.order(|_| Order::Quiet)?;
+        }
+        let lasts = self.publishers.iter().map(|of| of.live.last_ns.load(Relaxed));
+        let published = Duration::from_nanos(lasts.max().unwrap_or_default());
+        let interval = match self.plan.rate.filter(|_| self.plan.closed_loop.is_none()) {
+            Some(rate) if sending.phases > 0 => Duration::from_secs_f64(1.0 / rate),
+            _ => Duration::ZERO,
+        };
+        let echoed = if sending.echoes { now.min(sending.until.max(sending.began)) } else { now };
+        let end = if sending.echoes { published.max(echoed) } else { published };
+        self.note_server_cpu(sending.server_cpu_s);
+        let sum = self.sum();
+        let sent = self.published() + sum.sent;
+        let span = end.saturating_sub(sending.began);
+        self.note_rates(sending.began, span + interval, sent, sum.last_ns);
+        let hold = if sending.phases > 0 { self.plan.hold } else { Duration::ZERO };
+        self.wait_until("holding", self.origin.elapsed() + hold)
     }
 
     /// Notes how the command ended. It has as long as the last messages have.
@@ -251,45 +395,38 @@ impl Coordinator {
         }
     }
 
-    /// How often `sent` messages, in turn to each channel, should arrive if nobody drops.
-    fn deliveries(&self, sent: u64) -> u64 {
-        let plan = &self.plan;
-        let channels = plan.channels.len().max(1) as u64;
-        let subscribers = (0..plan.connections).filter(|&global| !plan.is_slow(global));
-        subscribers
-            .map(|global| {
-                let channel = u64::from(plan.channel_of(global));
-                sent / channels + u64::from(channel < sent % channels)
-            })
-            .sum()
-    }
-
-    fn open_publisher(&mut self) -> Result<(), String> {
-        let live = Arc::new(publisher::Live::default());
-        let (plan, origin, shown) = (Arc::clone(&self.plan), self.origin, Arc::clone(&live));
-        let (orders, receiver) = crossbeam_channel::bounded(4);
-        let thread = std::thread::Builder::new().name("load-publisher".to_owned());
-        let thread = if let Some(api) = plan.api.clone() {
-            thread.spawn(move || api::run(plan, api, origin, shown, &receiver))
-        } else {
-            match Publisher::open(plan, origin, shown) {
-                Ok(publisher) => thread.spawn(move || publisher.run(&receiver)),
-                Err(error) => {
-                    self.trouble(&format!("the publisher could not connect: {error}"));
-                    return Ok(());
+    fn open_publishers(&mut self) -> Result<(), String> {
+        for number in 0..self.plan.publishers {
+            let live = Arc::new(publisher::Live::default());
+            let (plan, origin, shown) = (Arc::clone(&self.plan), self.origin, Arc::clone(&live));
+            let (orders, receiver) = crossbeam_channel::bounded(64);
+            let thread = std::thread::Builder::new().name(format!("load-publisher-{number}"));
+            let thread = if let Some(api) = plan.api.clone() {
+                thread.spawn(move || api::run(plan, api, origin, shown, &receiver))
+            } else {
+                match Publisher::open(plan, number, origin, shown) {
+                    Ok(publisher) => thread.spawn(move || publisher.run(&receiver)),
+                    Err(error) => {
+                        self.trouble(&format!("the publisher could not connect: {error}"));
+                        self.publishers.clear();
+                        return Ok(());
+                    }
                 }
-            }
-        };
-        let thread = thread.map_err(|error| format!("starting threads: {error}"))?;
-        self.publisher = Some(PublisherHandle { orders, live, thread });
+            };
+            let thread = thread.map_err(|error| format!("starting threads: {error}"))?;
+            self.publishers.push(PublisherHandle { orders, live, thread });
+        }
         Ok(())
     }
 
     /// Waits until what was sent has arrived, or nothing has for the time of --drain.
     fn drain(&mut self, arrived: impl Fn(&Sum) -> bool) -> Result<(), String> {
         let stopped = self.stop.swap(false, Relaxed);
-        let patience =
-            if stopped { DRAIN_INTERRUPTED.min(self.plan.drain) } else { self.plan.drain };
+        let patience = match stopped {
+            true => DRAIN_INTERRUPTED.min(self.plan.drain),
+            false if self.plan.is_restless() => DRAIN_RESTLESS.min(self.plan.drain),
+            false => self.plan.drain,
+        };
         let mut last = (self.sum().received, Instant::now());
         self.wait("waiting for the last messages", None, |sum| {
             if sum.received != last.0 {

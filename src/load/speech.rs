@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub(crate) const CONNECT_ID: u32 = 1;
 /// Id of its `subscribe` command.
 pub(crate) const SUBSCRIBE_ID: u32 = 2;
+/// Id of its `refresh` commands.
+pub(crate) const REFRESH_ID: u32 = 3;
 /// The answer to a ping: an empty command.
 pub(crate) const PONG: &str = "{}";
 
@@ -87,6 +89,22 @@ pub(crate) fn put_connect(
 pub(crate) fn put_subscribe(channel: &str, position: Option<(u64, &str)>, out: &mut Vec<u8>) {
     let from = position.map(|(offset, epoch)| RecoverFrom { recover: true, offset, epoch });
     put(&SubscribeCommand { id: SUBSCRIBE_ID, subscribe: Subscribe { channel, from } }, out);
+}
+
+#[derive(Serialize)]
+struct RefreshCommand<'a> {
+    id: u32,
+    refresh: Refresh<'a>,
+}
+
+#[derive(Serialize)]
+struct Refresh<'a> {
+    token: &'a str,
+}
+
+/// Appends a `refresh` with a new token.
+pub(crate) fn put_refresh(token: &str, out: &mut Vec<u8>) {
+    put(&RefreshCommand { id: REFRESH_ID, refresh: Refresh { token } }, out);
 }
 
 #[derive(Serialize)]

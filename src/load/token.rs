@@ -2,6 +2,7 @@
 
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Signs tokens with HS256.
 pub(crate) struct Signer {
@@ -12,6 +13,8 @@ pub(crate) struct Signer {
 #[derive(Serialize)]
 struct Claims<'a> {
     sub: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exp: Option<u64>,
 }
 
 impl Signer {
@@ -20,12 +23,14 @@ impl Signer {
         Self { header: Header::default(), key: EncodingKey::from_secret(secret.as_bytes()) }
     }
 
-    /// A token without expiry for `user`.
+    /// A token for `user`, good for `ttl`, or without an end.
     ///
     /// # Errors
     /// The fault of the signing library, as text; no input can cause it.
-    pub(crate) fn sign(&self, user: &str) -> Result<String, String> {
-        jsonwebtoken::encode(&self.header, &Claims { sub: user }, &self.key)
+    pub(crate) fn sign(&self, user: &str, ttl: Option<Duration>) -> Result<String, String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let exp = ttl.map(|ttl| (now + ttl).as_secs());
+        jsonwebtoken::encode(&self.header, &Claims { sub: user, exp }, &self.key)
             .map_err(|error| format!("signing a token: {error}"))
     }
 }
@@ -35,8 +40,10 @@ pub(crate) fn user_id(global: u32) -> String {
     format!("user-{global:011}")
 }
 
-/// The user id of the connection that publishes: 16 bytes as well.
-pub(crate) const PUBLISHER_ID: &str = "user-publisher-0";
+/// The user id of a connection that publishes: 16 bytes as well, for the first ten.
+pub(crate) fn publisher_id(number: u32) -> String {
+    format!("user-publisher-{number}")
+}
 
 #[cfg(test)]
 mod tests {
@@ -47,12 +54,12 @@ mod tests {
     fn user_ids_have_sixteen_bytes() {
         assert_eq!(user_id(42), "user-00000000042");
         assert_eq!(user_id(u32::MAX).len(), 16);
-        assert_eq!(PUBLISHER_ID.len(), 16);
+        assert_eq!(publisher_id(0).len(), 16);
     }
 
     #[test]
     fn a_token_names_its_user_and_is_good_for_the_key() {
-        let token = Signer::new("secret").sign(&user_id(42)).unwrap();
+        let token = Signer::new("secret").sign(&user_id(42), None).unwrap();
         let mut rules = Validation::new(Algorithm::HS256);
         rules.required_spec_claims.clear();
         let decode = |secret: &[u8]| {

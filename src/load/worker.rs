@@ -6,17 +6,20 @@
 
 use super::conn::State;
 use super::figures::{self, Busy, Live, Outcome};
+use super::file::Role;
 use super::fleet::Fleet;
 use super::http::{self, UP_LINK};
 use super::output::{OUTPUT_BYTES_MAX, plain};
-use super::plan::{Plan, Share};
+use super::pace::Segment;
+use super::plan::{EchoPace, Plan, Population, Share};
+use super::series::Slice;
 use super::speech::Memo;
 use super::upgrade::Pauses;
 use crate::base::form::Transport;
 use crate::proto::tls::Opener;
 use crate::proto::ws::{self, Event, Inflater, ReadRules};
 use crate::sys::tables;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -44,6 +47,8 @@ const TURN_SENDS_MAX: u32 = 1024;
 /// A wait that is shorter is done to the microsecond: epoll itself only knows milliseconds.
 const PRECISE_WAIT: Duration = Duration::from_millis(20);
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// How long to wait when nothing is due.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
@@ -54,18 +59,22 @@ const RULES: ReadRules =
 /// The orders of the coordinator for a worker.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Open the connections of the share up to this number.
-    OpenTo(u32),
+    /// Open the connections of the share up to this number, as soon as it goes or evenly over a time.
+    OpenTo { target: u32, over: Duration },
+    /// Close those behind this number, evenly over a time.
+    CloseTo { target: u32, over: Duration },
     /// Close all of them and begin anew.
     CloseAll,
     /// Messages will be sent now: count processor time, and let the slow ones stop reading.
     Measure,
     /// Echo: send from now on, until that moment (nanoseconds since the origin).
-    Echo(u64),
+    Echo { pace: EchoPace, until_ns: u64 },
+    /// Connections leave and come back at this rate until that moment.
+    Churn { rate: f64, until_ns: u64 },
     /// Nothing more is sent: the end of what [`Order::Measure`] began.
     Quiet,
     /// Drop the share of a storm.
-    DropShare,
+    DropShare(f64),
     /// The server is replaced from now on: note the longest pause of each connection.
     WatchPauses,
     /// Judge what came, given how many messages each channel had, and end.
@@ -80,6 +89,8 @@ pub(crate) struct Worker {
     pub(crate) poll: Poll,
     pub(crate) orders: Receiver<Order>,
     pub(crate) live: Arc<Live>,
+    /// Where the latencies of each second go.
+    pub(crate) slices: Sender<Slice>,
 }
 
 impl Worker {
@@ -96,11 +107,15 @@ impl Worker {
             poll: self.poll,
             orders: self.orders,
             live: self.live,
+            slices: self.slices,
+            tick_ns: SECOND_NS,
+            pinging: None,
             memo: Memo::new(),
             inflater: Inflater::default(),
             buffer: vec![0; BUFFER_BYTES],
             unread: VecDeque::new(),
             pace: None,
+            churn: None,
             busy_from: Busy::default(),
             busy: Busy::default(),
             lag: figures::latency(),
@@ -115,12 +130,18 @@ struct Running {
     poll: Poll,
     orders: Receiver<Order>,
     live: Arc<Live>,
+    slices: Sender<Slice>,
+    /// When the current second ends.
+    tick_ns: u64,
+    /// The connection to be pinged next, and when.
+    pinging: Option<(u32, f64)>,
     memo: Memo,
     inflater: Inflater,
     buffer: Vec<u8>,
     /// Connections that were not read to the end in their turn: no edge will tell of them again.
     unread: VecDeque<u32>,
     pace: Option<Pace>,
+    churn: Option<Churn>,
     busy_from: Busy,
     busy: Busy,
     lag: figures::Latency,
@@ -129,11 +150,40 @@ struct Running {
 /// The schedule of open-loop echo in one thread.
 #[derive(Debug)]
 struct Pace {
-    next_ns: f64,
-    interval_ns: f64,
+    segment: Segment,
+    /// The next message; threads begin at different parts of one, so that they don't send at once.
+    n: f64,
     until_ns: u64,
-    /// The connection whose turn it is.
-    index: u32,
+    /// The connections that echo, where not all do.
+    indexes: Option<Vec<u32>>,
+    /// The one whose turn it is.
+    turn: u32,
+}
+
+impl Pace {
+    fn next_ns(&self) -> u64 {
+        self.segment.at_ns(self.n)
+    }
+
+    /// The connection whose turn it is, of `count`; the next message is another one's.
+    fn take(&mut self, count: u32) -> Option<u32> {
+        self.n += 1.0;
+        let count = self.indexes.as_ref().map_or(count, |of| of.len() as u32);
+        let turn = self.turn;
+        self.turn = (turn + 1) % count.max(1);
+        match &self.indexes {
+            Some(indexes) => indexes.get(turn as usize).copied(),
+            None => Some(turn),
+        }
+    }
+}
+
+/// Connections of one thread that leave and come back.
+#[derive(Debug)]
+struct Churn {
+    interval_ns: f64,
+    next_ns: f64,
+    until_ns: u64,
 }
 
 impl Running {
@@ -146,6 +196,12 @@ impl Running {
             let now_ns = self.now_ns();
             self.fleet.dial_due(self.poll.registry(), now_ns);
             self.fleet.drive_up(self.poll.registry());
+            if now_ns >= self.tick_ns {
+                self.tick(now_ns);
+            }
+            self.fleet.act(now_ns);
+            self.churn_due(now_ns);
+            self.ping_due(now_ns);
             self.send_due(now_ns);
             self.read_unread();
             self.fleet.flush_batch(now_ns);
@@ -176,20 +232,30 @@ impl Running {
             };
             let now_ns = self.now_ns();
             match order {
-                Order::OpenTo(target) => self.fleet.open_to(target, now_ns),
+                Order::OpenTo { target, over } => {
+                    self.fleet.open_to(target, over.as_nanos() as u64, now_ns);
+                }
+                Order::CloseTo { target, over } => {
+                    self.fleet.close_to(target, over.as_nanos() as u64, now_ns);
+                }
                 Order::CloseAll => self.fleet.close_all(),
                 Order::Measure => {
                     self.fleet.measuring = true;
                     (self.fleet.counts.bytes_sent, self.fleet.counts.bytes_received) = (0, 0);
                     self.busy_from = Busy::of_this_thread();
                 }
-                Order::Echo(until_ns) => self.start_echo(until_ns),
+                Order::Echo { pace, until_ns } => self.start_echo(pace, until_ns),
+                Order::Churn { rate, until_ns } => {
+                    let interval_ns = 1e9 / rate;
+                    let next_ns = now_ns as f64 + interval_ns;
+                    self.churn = (rate > 0.0).then_some(Churn { interval_ns, next_ns, until_ns });
+                }
                 Order::Quiet => {
                     self.fleet.echo_until_ns = 0;
                     self.pace = None;
                     self.busy = Busy::of_this_thread().since(self.busy_from);
                 }
-                Order::DropShare => self.fleet.drop_share(),
+                Order::DropShare(share) => self.fleet.drop_share(share),
                 Order::WatchPauses => {
                     self.fleet.pauses = Some(Pauses::new(self.fleet.conns.len()));
                 }
@@ -200,45 +266,84 @@ impl Running {
         }
     }
 
-    fn start_echo(&mut self, until_ns: u64) {
+    fn start_echo(&mut self, pace: EchoPace, until_ns: u64) {
         let plan = Arc::clone(&self.fleet.plan);
         let share = self.fleet.share;
         let now_ns = self.now_ns();
-        if let Some(rate) = plan.rate {
+        let all = 0..self.fleet.conns.len() as u32;
+        if let EchoPace::Open(segment) = pace {
+            let is_mixed = plan.populations.iter().any(|of| of.role != Role::Echoes);
+            let indexes =
+                is_mixed.then(|| all.filter(|index| self.fleet.echoes(*index)).collect::<Vec<_>>());
+            if indexes.as_ref().is_some_and(Vec::is_empty) {
+                return;
+            }
             let part = f64::from(share.count) / f64::from(plan.connections);
-            let interval_ns = 1e9 / (rate * part);
-            // Threads begin at different places of the interval, so that they don't send at once.
-            let phase = f64::from(share.base) / f64::from(plan.connections);
-            let next_ns = now_ns as f64 + interval_ns * phase;
-            self.pace = Some(Pace { next_ns, interval_ns, until_ns, index: 0 });
+            let segment = segment.part(part).starting(now_ns);
+            let n = f64::from(share.base) / f64::from(plan.connections);
+            self.pace = Some(Pace { segment, n, until_ns, indexes, turn: 0 });
             return;
         }
         self.fleet.echo_until_ns = until_ns;
-        for index in 0..self.fleet.conns.len() as u32 {
-            if self.fleet.conns[index as usize].state == State::Open {
-                for _ in 0..plan.window {
-                    let now_ns = self.now_ns();
-                    self.fleet.put_echo(index, now_ns, now_ns);
-                }
-                self.fleet.flush(index, now_ns);
-            }
+        for index in all {
+            let now_ns = self.now_ns();
+            self.fleet.begin_echo(index, plan.window, now_ns);
         }
+    }
+
+    /// A second is over: its latencies are handed over.
+    fn tick(&mut self, now_ns: u64) {
+        let second = (self.tick_ns / SECOND_NS - 1) as u32;
+        self.tick_ns = (now_ns / SECOND_NS + 1) * SECOND_NS;
+        if !self.fleet.latency.is_empty() {
+            let latency = std::mem::replace(&mut self.fleet.latency, figures::latency());
+            // Without a coordinator nobody needs it.
+            let _ = self.slices.send((second, latency));
+        }
+    }
+
+    /// Pings the connections whose turn it is: all of them evenly within the time.
+    fn ping_due(&mut self, now_ns: u64) {
+        let Some(every) = self.fleet.plan.ping_every else { return };
+        let interval_ns = every.as_nanos() as f64 / f64::from(self.fleet.share.count.max(1));
+        let (mut index, mut next_ns) = self.pinging.unwrap_or((0, now_ns as f64 + interval_ns));
+        // A thread that was kept busy leaves out what it missed.
+        next_ns = next_ns.max(now_ns as f64 - SECOND_NS as f64);
+        while next_ns <= now_ns as f64 {
+            self.fleet.ping(index, now_ns);
+            index = (index + 1) % self.fleet.share.count.max(1);
+            next_ns += interval_ns;
+        }
+        self.pinging = Some((index, next_ns));
+    }
+
+    /// Lets connections leave whose turn it is.
+    fn churn_due(&mut self, now_ns: u64) {
+        let Some(churn) = &mut self.churn else { return };
+        if now_ns >= churn.until_ns {
+            self.churn = None;
+            return;
+        }
+        let mut due = 0;
+        while churn.next_ns <= now_ns as f64 && due < TURN_SENDS_MAX {
+            churn.next_ns += churn.interval_ns;
+            due += 1;
+        }
+        (0..due).for_each(|_| self.fleet.leave_any(now_ns));
     }
 
     /// Open-loop echo: sends what the schedule has for now.
     fn send_due(&mut self, now_ns: u64) {
         let Some(mut pace) = self.pace.take() else { return };
         for _ in 0..TURN_SENDS_MAX {
-            let intended_ns = pace.next_ns as u64;
+            let intended_ns = pace.next_ns();
             if intended_ns > now_ns {
                 break;
             }
             if intended_ns >= pace.until_ns {
                 return;
             }
-            pace.next_ns += pace.interval_ns;
-            let index = pace.index;
-            pace.index = (index + 1) % self.fleet.share.count;
+            let Some(index) = pace.take(self.fleet.share.count) else { continue };
             let Some(conn) = self.fleet.conns.get(index as usize) else { continue };
             if conn.state != State::Open {
                 continue;
@@ -296,8 +401,12 @@ impl Running {
         if !self.unread.is_empty() || self.spins() {
             return Duration::ZERO;
         }
-        let send = self.pace.as_ref().map(|pace| pace.next_ns as u64);
-        let Some(due_ns) = self.fleet.dialer.next_deadline().into_iter().chain(send).min() else {
+        let send = self.pace.as_ref().map(Pace::next_ns);
+        let churn = self.churn.as_ref().map(|churn| churn.next_ns as u64);
+        let dial = self.fleet.dialer.next_deadline();
+        let ping = self.pinging.map(|(_, next_ns)| next_ns as u64);
+        let due = [dial, self.fleet.agenda.next_ns(), send, churn, ping];
+        let Some(due_ns) = due.into_iter().flatten().min() else {
             return IDLE_WAIT;
         };
         Duration::from_nanos(due_ns.saturating_sub(self.now_ns())).min(IDLE_WAIT)
@@ -364,7 +473,7 @@ impl Running {
 
     /// Takes bytes off a socket: through TLS, where the server speaks it.
     fn received(&mut self, index: u32, bytes: &mut [u8]) {
-        if self.fleet.tls.is_none() {
+        if self.fleet.tls.is_none() || self.fleet.population(index).target.tls.is_none() {
             return self.take(index, bytes);
         }
         let now_ns = self.now_ns();
@@ -395,7 +504,7 @@ impl Running {
     /// Takes bytes of a connection, and writes what they led to.
     fn take(&mut self, index: u32, bytes: &mut [u8]) {
         let now_ns = self.now_ns();
-        if self.fleet.plan.transport != Transport::WebSocket {
+        if self.fleet.population(index).transport != Transport::WebSocket {
             self.take_response(index, bytes, now_ns);
         } else if self.fleet.conns[index as usize].state != State::Upgrading {
             self.take_frames(index, bytes, now_ns);
@@ -415,6 +524,7 @@ impl Running {
 
     /// Bytes of responses: answers to polls, or heads and chunks of what goes on.
     fn take_response(&mut self, index: u32, bytes: &[u8], now_ns: u64) {
+        let polls = self.fleet.population(index).transport == Transport::LongPoll;
         let conn = &mut self.fleet.conns[index as usize];
         let generation = conn.generation;
         let mut whole =
@@ -426,7 +536,6 @@ impl Running {
                 &whole[..]
             }
         };
-        let polls = self.fleet.plan.transport == Transport::LongPoll;
         let mut at = 0;
         loop {
             let rest = &input[at..];
@@ -479,10 +588,11 @@ impl Running {
     }
 
     fn take_frames(&mut self, index: u32, input: &mut [u8], now_ns: u64) {
+        let Population { compression, centrifugo, .. } = *self.fleet.population(index);
         let conn = &mut self.fleet.conns[index as usize];
         let generation = conn.generation;
         let mut reader = std::mem::take(&mut conn.reader);
-        let rules = ReadRules { deflate: self.fleet.plan.compression, ..RULES };
+        let rules = ReadRules { deflate: compression, ..RULES };
         let mut at = 0;
         loop {
             match reader.next(&rules, input, &mut at) {
@@ -493,11 +603,11 @@ impl Running {
                 Ok(Some(Event::Message { data, .. })) => self.take_text(index, data, now_ns),
                 Ok(Some(Event::Ping(payload))) => {
                     self.fleet.put_control(ws::PONG, payload);
-                    if !self.fleet.plan.centrifugo {
+                    if !centrifugo {
                         self.fleet.count_ping(index);
                     }
                 }
-                Ok(Some(Event::Pong(_))) => {}
+                Ok(Some(Event::Pong(payload))) => self.fleet.ponged(payload, now_ns),
                 Ok(Some(Event::Close { code, reason })) => {
                     let code = code.unwrap_or(1005);
                     let reason = format!("closed by the server: {code} {reason}");
@@ -518,8 +628,8 @@ impl Running {
     }
 
     fn take_text(&mut self, index: u32, text: &[u8], now_ns: u64) {
-        let read = self.fleet.reading();
-        let said = if self.fleet.echoes() {
+        let read = self.fleet.reading(index);
+        let said = if self.fleet.echoes(index) {
             self.memo.read_afresh(text, read)
         } else {
             self.memo.read(text, read)
@@ -531,7 +641,7 @@ impl Running {
 
     /// A message that came deflated: one that many got is inflated once.
     fn take_deflated(&mut self, index: u32, deflated: &[u8], now_ns: u64) {
-        let (read, inflater) = (self.fleet.reading(), &mut self.inflater);
+        let (read, inflater) = (self.fleet.reading(index), &mut self.inflater);
         let mut fault = false;
         let said = self.memo.read(deflated, |deflated, said| {
             let mut text = Vec::new();
@@ -558,6 +668,7 @@ impl Running {
             (&self.live.sent, counts.sent),
             (&self.live.received, counts.received),
             (&self.live.duplicated, counts.duplicated),
+            (&self.live.absent, counts.absent),
             (&self.live.pinged, counts.pinged),
             (&self.live.bytes_sent, counts.bytes_sent),
             (&self.live.bytes_received, counts.bytes_received),
@@ -569,16 +680,23 @@ impl Running {
     }
 
     fn finish(mut self, sent: &[u32]) -> Outcome {
-        self.show();
         let lost = self.fleet.lost(sent);
+        self.show();
+        let now_ns = self.now_ns();
+        self.tick(now_ns);
         self.fleet.say_goodbye();
         Outcome {
-            latency: self.fleet.latency,
             latency_raw: self.fleet.latency_raw,
+            by_population: self.fleet.by_population,
+            by_channel: self.fleet.by_channel,
+            steps: self.fleet.connects.steps,
             pauses: self.fleet.pauses.as_ref().map(Pauses::histogram),
             lag: self.lag,
             lost,
             out_of_order: self.fleet.counts.out_of_order,
+            absent: self.fleet.counts.absent,
+            refreshed: self.fleet.counts.refreshed,
+            left: self.fleet.counts.left,
             returns: self.fleet.positions.returns,
             reasons: self.fleet.reasons,
             busy: self.busy,
