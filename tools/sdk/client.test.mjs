@@ -8,6 +8,7 @@ import {
   FRAMES_ARE_MESSAGES,
   next,
   NODES,
+  ONE_PROCESS,
   OVER_WEBSOCKET,
   refusedSubscribe,
   seconds,
@@ -414,7 +415,7 @@ test('an origin that is not listed is refused before the upgrade', async () => {
   refused.terminate();
 });
 
-test('the counters tell what went on, and return to their baseline', async () => {
+test('the counters tell what went on, and return to their baseline', ONE_PROCESS, async () => {
   roost.leave();
   const gauges = [
     'channels_home',

@@ -41,10 +41,16 @@ export const ONE_NODE = { skip: NODES > 1 && 'about a node on its own' };
 export const FRAMES_ARE_MESSAGES = { skip: TRANSPORT !== 'websocket' && 'a message is no plain frame here' };
 
 /**
- * With TAKEOVER_EVERY_MS a new process takes over all connections of the node under test, again and again: clients
- * notice nothing. Counters begin anew with each process.
+ * With TAKEOVER_EVERY_MS a new process takes over all connections of a node under test, again and again, of two nodes
+ * in turn: clients notice nothing. Counters begin anew with each process.
  */
-export const TAKEOVER_EVERY_MS = NODES > 1 ? 0 : Number(process.env.TAKEOVER_EVERY_MS ?? 0);
+export const TAKEOVER_EVERY_MS = Number(process.env.TAKEOVER_EVERY_MS ?? 0);
+
+/** For tests of one process: its counters, the signals to it. */
+export const ONE_PROCESS = { skip: TAKEOVER_EVERY_MS > 0 && 'about a process, which is replaced all the time' };
+
+/** For tests of both: what one process counts and remembers. */
+export const ALONE = { skip: ONE_NODE.skip || ONE_PROCESS.skip };
 
 /** Every wait is bounded: what has not come by then is a failure. */
 const WAIT_MS_MAX = 15_000;
@@ -500,28 +506,30 @@ export class Roost {
 
   /** The processes of the nodes, which begin. With takeovers a process takes over from one that runs. */
   #starts() {
-    return this.ports.map((port) => {
-      // Without a file the port is in the environment, too: all options can be.
-      const flags = this.file ? [...this.flags, '--http_server.port', String(port)] : this.flags;
-      const takeover = TAKEOVER_EVERY_MS > 0 ? { ROOST_TAKEOVER: path.join(this.folder, 'takeover') } : {};
-      const own = { ...takeover, ...this.env };
-      const env = this.file ? own : { CENTRIFUGO_HTTP_SERVER_PORT: String(port), ...own };
-      const options = { cwd: this.folder, env: cleanEnvironment(env) };
-      return Process.start(program, ['serve', ...flags], options, (line) => line.includes(`listening on 127.0.0.1:${port}`));
-    });
+    return this.ports.map((port) => this.#launch(port));
   }
 
-  /** Replaces the process of the node until `until.now` says that it stays. */
+  /** A process of the node at a port. */
+  #launch(port) {
+    // Without a file the port is in the environment, too: all options can be.
+    const flags = this.file ? [...this.flags, '--http_server.port', String(port)] : this.flags;
+    const takeover = TAKEOVER_EVERY_MS > 0 ? { ROOST_TAKEOVER: path.join(this.folder, `takeover-${port}`) } : {};
+    const own = { ...takeover, ...this.env };
+    const env = this.file ? own : { CENTRIFUGO_HTTP_SERVER_PORT: String(port), ...own };
+    const options = { cwd: this.folder, env: cleanEnvironment(env) };
+    return Process.start(program, ['serve', ...flags], options, (line) => line.includes(`listening on 127.0.0.1:${port}`));
+  }
+
+  /** Replaces the processes of the nodes in turn until `until.now` says that they stay. */
   async #replaceAgainAndAgain(until) {
-    for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, TAKEOVER_EVERY_MS));
+    for (let at = 0; ; at = (at + 1) % this.ports.length) {
+      await sleep(TAKEOVER_EVERY_MS);
       if (until.now) return;
-      const [before] = this.nodes;
-      const [start] = this.#starts();
-      const node = await start;
+      const before = this.nodes[at];
+      const node = await this.#launch(this.ports[at]);
       assert.equal(await before.end(), 0, 'the process before ends by itself');
       node.log.unshift(...before.log);
-      this.nodes = [node];
+      this.nodes[at] = node;
     }
   }
 

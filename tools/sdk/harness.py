@@ -27,6 +27,10 @@ WAIT_SECONDS_MAX = 15
 # Redis.
 NODES = int(os.environ.get("SDK_NODES", "1"))
 
+# A new process takes over all connections of a node again and again, so many milliseconds after the one before: clients
+# notice nothing.
+TAKEOVER_EVERY_MS = int(os.environ.get("TAKEOVER_EVERY_MS", "0"))
+
 # A folder with cert.pem and key.pem, if nodes listen with TLS.
 SECURE = os.environ.get("SECURE")
 TLS = f"""tls = {{ enabled = true, cert_pem = "{SECURE}/cert.pem", key_pem = "{SECURE}/key.pem" }}"""
@@ -158,6 +162,7 @@ class Roost:
         self.scheme = "wss" if SECURE and config is not None else "ws"
         self._choose_ports()
         self.nodes = []
+        self.takeovers = None
         self.flags = list(flags)
         self.env = clean_environment({**(self._redis() if NODES > 1 else {}), **(env or {})})
         self.file = self.balancer = None
@@ -200,19 +205,46 @@ class Roost:
     async def _start(self):
         self.nodes = []
         for port in self.ports:
-            flags, env = list(self.flags), dict(self.env)
-            # Without a file the port is in the environment, too: all options can be.
-            if self.file:
-                flags += ["--http_server.port", str(port)]
-            else:
-                env["CENTRIFUGO_HTTP_SERVER_PORT"] = str(port)
-            self.nodes.append(await Process.start(
-                [PROGRAM, "serve", *flags],
-                lambda line, port=port: f"listening on 127.0.0.1:{port}" in line,
-                cwd=self.folder.name, env=env,
-            ))
+            self.nodes.append(await self._launch(port))
         if NODES > 1 and not self.balancer:
             await self._balance()
+        if TAKEOVER_EVERY_MS:
+            self.stays = asyncio.Event()
+            self.takeovers = asyncio.ensure_future(self._replace_again_and_again())
+
+    async def _launch(self, port):
+        """A process of the node at a port. With takeovers it takes over from one that runs."""
+        flags, env = list(self.flags), dict(self.env)
+        # Without a file the port is in the environment, too: all options can be.
+        if self.file:
+            flags += ["--http_server.port", str(port)]
+        else:
+            env["CENTRIFUGO_HTTP_SERVER_PORT"] = str(port)
+        if TAKEOVER_EVERY_MS:
+            env["ROOST_TAKEOVER"] = str(pathlib.Path(self.folder.name) / f"takeover-{port}")
+        return await Process.start(
+            [PROGRAM, "serve", *flags],
+            lambda line, port=port: f"listening on 127.0.0.1:{port}" in line,
+            cwd=self.folder.name, env=env,
+        )
+
+    async def _replace_again_and_again(self):
+        for at in itertools.cycle(range(len(self.ports))):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.stays.wait(), TAKEOVER_EVERY_MS / 1000)
+                return
+            before = self.nodes[at]
+            node = await self._launch(self.ports[at])
+            code = await asyncio.wait_for(before.child.wait(), WAIT_SECONDS_MAX)
+            assert code == 0, "the process before ends by itself"
+            self.nodes[at] = node
+
+    async def _stay(self):
+        """No process takes over from here on."""
+        takeovers, self.takeovers = self.takeovers, None
+        if takeovers:
+            self.stays.set()
+            await takeovers
 
     async def _balance(self):
         """nginx in front of two nodes."""
@@ -230,6 +262,7 @@ class Roost:
 
     async def down(self, kill=False):
         """Ends each node and returns the exit code."""
+        await self._stay()
         codes = await asyncio.gather(*(node.end(kill) for node in self.nodes))
         return next((code for code in codes if code != 0), 0)
 

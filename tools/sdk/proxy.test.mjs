@@ -8,6 +8,7 @@ import { createServer as createTlsServer } from 'node:tls';
 import { after, before, test } from 'node:test';
 import { App, HANG } from './app.mjs';
 import {
+  ALONE,
   ask,
   closedBy,
   collect,
@@ -20,6 +21,7 @@ import {
   next,
   NODES,
   ONE_NODE,
+  ONE_PROCESS,
   OVER_WEBSOCKET,
   PROTOBUF_ENCODING,
   range,
@@ -467,7 +469,7 @@ test('refresh: a call that fails gives the connection one more minute', async ()
   assert.equal(app.at('refresh').length, before + 1);
 });
 
-test('refresh: more connections may expire at once than may be asked about', async () => {
+test('refresh: more connections may expire at once than may be asked about', ONE_PROCESS, async () => {
   const count = 1500;
   // They have to be connected before they expire: on a busy machine they get more time for that.
   for (const delay of [5, 20, 60]) {
@@ -548,7 +550,7 @@ test('an application that hangs costs its own client error 100, and nobody else'
   assert.equal(again.data, 'quick');
 });
 
-test('an application that disappears is left alone, and asked again when it is back', ONE_NODE, async () => {
+test('an application that disappears is left alone, and asked again when it is back', ALONE, async () => {
   const own = await App.start();
   const options = `
 [client.proxy.connect]
