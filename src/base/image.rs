@@ -84,6 +84,10 @@ pub mod kind {
     pub const HEAD: u8 = 20;
     /// The TLS of a connection: secrets.
     pub const TLS: u8 = 21;
+    /// The part of a home's channels at a broker that is not a channel.
+    pub const REMOTE: u8 = 26;
+    /// A channel that a broker keeps: how far its publications have come.
+    pub const LINE: u8 = 27;
 }
 
 /// The reason why bytes are no image, or none that this reader understands.
@@ -596,7 +600,7 @@ impl Durable for Millis {
 
     fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
         let distance = i64::read(from)?;
-        // What is older than this process was at its beginning.
+        // A new process goes on with the clock of the one before, so that nothing is older than its zero.
         Ok(Self(from.now.0.saturating_add_signed(distance)))
     }
 }

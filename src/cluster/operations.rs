@@ -238,7 +238,11 @@ impl Operations {
         mut each: impl FnMut(Request, Awaited),
     ) -> Result<(), Option<BrokerEvent>> {
         match command {
-            Command::Listen { .. } | Command::Unlisten { .. } => {}
+            Command::Listen { .. }
+            | Command::Unlisten { .. }
+            | Command::Hold
+            | Command::Fence { .. }
+            | Command::Resume => {}
             Command::Publish(publishing) => {
                 let Publishing { ticket, channel, options, .. } = &*publishing;
                 let has_history = options.kept();

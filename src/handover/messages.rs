@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use compact_str::CompactString;
+
 use crate::base::image::{
     Broken, FORMAT, ImageReader, ImageWriter, SKIPPABLE, durable, durable_enum,
 };
@@ -22,9 +24,13 @@ mod kind {
     pub(super) const ABORT: u8 = 71;
     pub(super) const FAILED: u8 = 72;
     pub(super) const STATUS: u8 = 73;
+    pub(super) const CHANNELS: u8 = 74;
+    pub(super) const ALL_CHANNELS: u8 = 75;
+    pub(super) const LISTENING: u8 = 76;
+    pub(super) const OTHERS: u8 = 77;
 }
 
-const _: () = assert!(kind::STATUS < SKIPPABLE);
+const _: () = assert!(kind::OTHERS < SKIPPABLE);
 
 /// A message between the two processes.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +55,17 @@ pub enum Message {
     Failed(String),
     /// From the running node, to a process that has only asked for it.
     Status(Status),
+    /// From the running node: channels that a broker delivers to it.
+    Channels(Channels),
+    /// From the running node: these were all channels so far of this attempt. [`Message::Listening`] is the answer.
+    AllChannels {
+        /// Names the attempt to the brokers of both processes.
+        key: u64,
+    },
+    /// From the new process: the broker delivers these channels to it.
+    Listening,
+    /// From the running node: the nodes beside it.
+    Others(Others),
 }
 
 /// The purpose of a connection to the takeover socket.
@@ -188,6 +205,8 @@ pub struct Welcome {
     pub open: Vec<u32>,
     /// Resident memory of the process, bytes.
     pub memory: u64,
+    /// The zero of the shards' clock, nanoseconds of the machine's monotonic one: ages go on.
+    pub zero_ns: u64,
 }
 
 durable!(Welcome {
@@ -198,7 +217,8 @@ durable!(Welcome {
     one_accepts,
     listeners_stay,
     open,
-    memory
+    memory,
+    zero_ns
 });
 
 /// The content of a shard in numbers.
@@ -219,9 +239,11 @@ pub struct Counts {
     pub shards: Vec<ShardCounts>,
     /// Listeners of the internal port.
     pub internal: u32,
+    /// Behind them comes the listener of HTTP-01 challenges.
+    pub challenges: bool,
 }
 
-durable!(Counts { shards, internal });
+durable!(Counts { shards, internal, challenges });
 
 /// The last message of a node that has handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +255,32 @@ pub struct Go {
 }
 
 durable!(Go { settled_since, takeovers });
+
+/// Changes of the channels that a broker delivers to one shard of the running node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Channels {
+    /// Names the attempt to the brokers of both processes.
+    pub key: u64,
+    /// The number of the shard.
+    pub shard: u8,
+    /// They are delivered from now on.
+    pub begun: Vec<CompactString>,
+    /// They are not needed any more.
+    pub ended: Vec<CompactString>,
+}
+
+durable!(Channels { key, shard, begun, ended });
+
+/// What a node knows of those that share its broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Their states, as they publish them.
+    pub nodes: Vec<Vec<u8>>,
+    /// The number of the latest survey: answers to earlier ones may still come.
+    pub surveys: u64,
+}
+
+durable!(Others { nodes, surveys });
 
 /// A node in brief.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -268,6 +316,10 @@ impl Message {
             Self::Abort(why) => out.record(kind::ABORT, |out| out.field(why)),
             Self::Failed(why) => out.record(kind::FAILED, |out| out.field(why)),
             Self::Status(status) => out.record(kind::STATUS, |out| out.field(status)),
+            Self::Channels(channels) => out.record(kind::CHANNELS, |out| out.field(channels)),
+            Self::AllChannels { key } => out.record(kind::ALL_CHANNELS, |out| out.field(key)),
+            Self::Listening => out.record(kind::LISTENING, |_| ()),
+            Self::Others(others) => out.record(kind::OTHERS, |out| out.field(others)),
         }
         out.finish()
     }
@@ -290,6 +342,10 @@ impl Message {
             kind::ABORT => Self::Abort(from.field("Message.abort")?),
             kind::FAILED => Self::Failed(from.field("Message.failed")?),
             kind::STATUS => Self::Status(from.field("Message.status")?),
+            kind::CHANNELS => Self::Channels(from.field("Message.channels")?),
+            kind::ALL_CHANNELS => Self::AllChannels { key: from.field("Message.key")? },
+            kind::LISTENING => Self::Listening,
+            kind::OTHERS => Self::Others(from.field("Message.others")?),
             other => return Err(Broken::UnknownRecord(other)),
         };
         match from.next_record()? {
@@ -311,6 +367,10 @@ impl Message {
             Self::Abort(_) => "Abort",
             Self::Failed(_) => "Failed",
             Self::Status(_) => "Status",
+            Self::Channels(_) => "Channels",
+            Self::AllChannels { .. } => "AllChannels",
+            Self::Listening => "Listening",
+            Self::Others(_) => "Others",
         }
     }
 }
@@ -338,7 +398,7 @@ pub(super) mod tests {
     /// A message of each kind.
     pub(crate) fn examples() -> Vec<Message> {
         let shards = vec![ShardCounts { connections: 1, bytes: 1 << 40 }, ShardCounts::default()];
-        let counts = Counts { shards, internal: 2 };
+        let counts = Counts { shards, internal: 2, challenges: true };
         let hello = Hello {
             shards: 2,
             options: vec![("http_server.port".into(), [7; 16])],
@@ -353,6 +413,7 @@ pub(super) mod tests {
             listeners_stay: false,
             open: vec![10, 20],
             memory: 1 << 30,
+            zero_ns: 1 << 50,
         };
         vec![
             Message::Hello(hello),
@@ -365,6 +426,15 @@ pub(super) mod tests {
             Message::Abort(String::new()),
             Message::Failed("é".into()),
             Message::Status(Status { pid: 7, version: "1".into(), ..Status::default() }),
+            Message::Channels(Channels {
+                key: 7,
+                shard: 1,
+                begun: vec!["news".into()],
+                ended: vec!["old".into(), "é".into()],
+            }),
+            Message::AllChannels { key: u64::MAX },
+            Message::Listening,
+            Message::Others(Others { nodes: vec![vec![1, 2], Vec::new()], surveys: 3 }),
         ]
     }
 

@@ -6,6 +6,9 @@
 //!    Hello (formats, shards, options)   -->
 //!                                       <--  Welcome (identity, addresses) | Refused (why)
 //!    Prepared  + one link for each shard -->
+//!                                       <--  Channels, AllChannels   (twice, of a node with a broker)
+//!    Listening                          -->
+//!                                       <--  Others (nodes beside this one)
 //!                                       <--  Frozen (counts)  + listeners of the control thread
 //!    Ready (counts)                     -->
 //!                                       <--  Go
@@ -23,5 +26,6 @@ pub mod link;
 mod messages;
 
 pub use self::messages::{
-    Counts, Go, Hello, Identity, Message, PROTOCOL, Purpose, ShardCounts, Status, Welcome,
+    Channels, Counts, Go, Hello, Identity, Message, Others, PROTOCOL, Purpose, ShardCounts, Status,
+    Welcome,
 };

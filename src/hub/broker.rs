@@ -98,6 +98,17 @@ pub enum Command {
         /// Its packed `ClientInfo`.
         info: Box<[u8]>,
     },
+    /// Hold what is to be delivered to this home: another process is to take this node's place. Answers are not held.
+    /// Not answered.
+    Hold,
+    /// Divide what is delivered to this home into a part before and a part behind this command, for both processes.
+    /// Answer: [`BrokerEvent::Fenced`], behind the first part; the second one is held.
+    Fence {
+        /// Names the attempt: the other process gets the second part by it.
+        key: u64,
+    },
+    /// The process goes on: deliver what is held. Not answered.
+    Resume,
 }
 
 /// Changes of those who are present in a channel: of one turn, in any order, at most one for each client.
@@ -241,6 +252,11 @@ pub enum BrokerEvent {
         /// The packed `ClientInfo`.
         info: Box<[u8]>,
     },
+    /// All that is delivered before the fence has been, and nothing follows until [`Command::Resume`].
+    Fenced {
+        /// Names the attempt.
+        key: u64,
+    },
     /// A client of some node joined or left a channel that this node listens to.
     Announced {
         /// The channel.
@@ -296,6 +312,7 @@ impl HeapBytes for Command {
                 size_of::<PresenceUpdate>() + channel.heap_bytes() + list + infos
             }
             Self::Announce { channel, info, .. } => heap_bytes_of!(channel, info),
+            Self::Hold | Self::Fence { .. } | Self::Resume => 0,
         }
     }
 }
@@ -308,6 +325,7 @@ impl HeapBytes for BrokerEvent {
             | Self::Done { .. }
             | Self::Failed { .. }
             | Self::EntriesRemoved
+            | Self::Fenced { .. }
             | Self::MemberCounts { .. } => 0,
             Self::Listening { channel }
             | Self::Interrupted { channel }

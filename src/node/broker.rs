@@ -12,7 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use compact_str::CompactString;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::StartFault;
 use super::cluster::Transmit;
 use super::log_limit::LogLimit;
-use super::redis::{self, ControlEvent, Events, Figures, Recipient};
+use super::redis::{self, ControlEvent, Events, Figures, Joining, Recipient};
 use crate::base::id::ShardId;
 use crate::base::limits::BROKER_WAITING_BYTES_MAX;
 use crate::base::times::Times;
@@ -30,7 +30,7 @@ use crate::cluster::names::{Layout, Names};
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::Server;
 use crate::config::{Brokers as BrokerOptions, RedisOptions};
-use crate::hub::broker::{BrokerEvent, Ticket};
+use crate::hub::broker::{BrokerEvent, Command, Ticket};
 use crate::shard::mail::{BROKER, Flushed, Letterbox, Mail, MailLane, Outside, PRESENCE_BROKER};
 use crate::shard::{Broker, Presence};
 
@@ -167,26 +167,37 @@ impl PreparedBrokers {
     }
 
     /// Starts the threads, which send to these shards, and waits for their first attempts to connect. The
-    /// events of the control channel come out of the receiver.
+    /// events of the control channel come out of the receiver. `takes_over`: the shards are another process's until
+    /// that has handed them over.
     pub(super) fn start(
         self,
         shards: &[Letterbox],
+        takes_over: bool,
     ) -> Result<(Arc<Brokers>, mpsc::Receiver<ControlEvent>), StartFault> {
         let (sender, control_events) = mpsc::channel(CONTROL_EVENTS_MAX);
-        let start = |prepared: Option<redis::Prepared>, from| {
-            let Some(prepared) = prepared else { return Ok(None) };
+        let listens = self.channels.as_ref().filter(|_| takes_over).map(|channels| {
+            let lanes = (0..shards.len()).map(|home| MailLane::new(channels.letterbox(home)));
+            Mutex::new(Listens { lanes: lanes.collect(), ended: HashSet::default(), count: 0 })
+        });
+        let mut joinings = Vec::new();
+        let mut start = |prepared: Option<redis::Prepared>, from| {
+            let Some(mut prepared) = prepared else { return Ok(None) };
             let (shards, sender) = (shards.to_vec(), sender.clone());
             let figures = prepared.figures();
+            let joining = takes_over.then(|| prepared.join());
+            joinings.extend(joining.clone());
             let started = prepared.start(move |_| {
                 let control = ToControl::new(sender.clone(), Arc::clone(&figures));
-                ToHomes::new(from, &shards, control, Arc::clone(&figures))
+                let homes = ToHomes::new(from, &shards, control, Arc::clone(&figures));
+                homes.joining.replace(joining.clone());
+                homes
             });
             started.map(Some).map_err(super::system("a thread for a broker"))
         };
         let channels = start(self.channels, BROKER)?;
         let presence = start(self.presence, PRESENCE_BROKER)?;
         channels.iter().chain(&presence).for_each(redis::Broker::wait_for_first_attempts);
-        Ok((Arc::new(Brokers { channels, presence }), control_events))
+        Ok((Arc::new(Brokers { channels, presence, joinings, listens }), control_events))
     }
 }
 
@@ -194,7 +205,140 @@ impl PreparedBrokers {
 pub(super) struct Brokers {
     channels: Option<redis::Broker>,
     presence: Option<redis::Broker>,
+    /// Where this process takes over from another one: how far the connections are.
+    joinings: Vec<Arc<Joining>>,
+    /// And the channels that it is to listen to.
+    listens: Option<Mutex<Listens>>,
 }
+
+/// Wishes to listen in the name of homes that are another process's.
+struct Listens {
+    /// To the thread of each home.
+    lanes: Vec<MailLane>,
+    /// Channels that homes need no more.
+    ended: HashSet<(usize, CompactString), foldhash::fast::RandomState>,
+    /// Channels so far.
+    count: usize,
+}
+
+impl Listens {
+    fn send(&mut self, home: usize, command: Command) {
+        let Some(lane) = self.lanes.get_mut(home) else { return };
+        while lane.is_full() && lane.flush(ShardId(home as u8)) == Flushed::Full {
+            // Its thread takes all mail at once.
+            std::thread::park_timeout(LISTENS_AGAIN);
+        }
+        lane.push(Mail::Command(Box::new(command)));
+    }
+
+    fn flush(&mut self) {
+        for (home, lane) in self.lanes.iter_mut().enumerate() {
+            while lane.flush(ShardId(home as u8)) == Flushed::Full {
+                std::thread::park_timeout(LISTENS_AGAIN);
+            }
+        }
+    }
+}
+
+/// A takeover, as brokers take part in it. In the new process the main thread calls these, and waits.
+impl Brokers {
+    /// This process belongs to this attempt of the running node.
+    pub(super) fn join(&self, key: u64) {
+        self.joinings.iter().for_each(|joining| joining.begin(key));
+    }
+
+    /// A home of the running node listens to some channels, and to others no more.
+    pub(super) fn listen(&self, home: usize, begun: Vec<CompactString>, ended: Vec<CompactString>) {
+        let Some(listens) = &self.listens else { return };
+        let mut listens = listens.lock().unwrap_or_else(PoisonError::into_inner);
+        listens.ended.extend(ended.into_iter().map(|channel| (home, channel)));
+        for channel in begun {
+            // One that is there again is still listened to.
+            if !listens.ended.remove(&(home, channel.clone())) {
+                listens.count += 1;
+                listens.send(home, Command::Listen { channel });
+            }
+        }
+        listens.flush();
+    }
+
+    /// Waits until all channels are listened to.
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub(super) fn wait_for_channels(&self) -> Result<(), String> {
+        let count = match &self.listens {
+            Some(listens) => listens.lock().unwrap_or_else(PoisonError::into_inner).count,
+            None => 0,
+        };
+        for (at, joining) in self.joinings.iter().enumerate() {
+            // The first one has channels, if one has.
+            let count = if at == 0 { count } else { 0 };
+            joining.wait_for_channels(count, CHANNELS_WITHIN)?;
+        }
+        self.fault().map_or(Ok(()), |why| Err(why.to_owned()))
+    }
+
+    /// Waits until what comes is this process's by each connection.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(super) fn wait_for_fences(&self) -> Result<(), String> {
+        if let Some(listens) = &self.listens {
+            let mut listens = listens.lock().unwrap_or_else(PoisonError::into_inner);
+            for (home, channel) in std::mem::take(&mut listens.ended) {
+                listens.send(home, Command::Unlisten { channel });
+            }
+            listens.flush();
+        }
+        self.joinings.iter().try_for_each(|joining| joining.wait_for_fences(FENCES_WITHIN))
+    }
+
+    /// Commands that wait or are under way, in bytes.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.all().map(redis::Broker::queued_bytes).sum()
+    }
+
+    /// Messages on the control connections are held.
+    pub(super) async fn hold_control(&self) {
+        if let Some(channels) = &self.channels {
+            channels.hold_control().await;
+        }
+    }
+
+    /// Has a fence come on the control connections: messages before it are handled, and those behind it held.
+    pub(super) async fn fence_control(&self, key: u64) {
+        if let Some(channels) = &self.channels {
+            channels.fence_control(key).await;
+        }
+    }
+
+    /// This process goes on: what was held on the control connections is handled.
+    pub(super) async fn resume_control(&self) {
+        if let Some(channels) = &self.channels {
+            channels.resume_control().await;
+        }
+    }
+
+    /// Servers by which nodes reach each other.
+    pub(super) fn servers(&self) -> usize {
+        self.channels.as_ref().map_or(0, redis::Broker::servers)
+    }
+
+    /// A broker keeps channels.
+    pub(super) fn keep_channels(&self) -> bool {
+        self.channels.is_some()
+    }
+}
+
+/// The running node's channels are listened to so soon.
+const CHANNELS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Fences come so soon behind the one of the running node.
+const FENCES_WITHIN: Duration = Duration::from_secs(1);
+
+/// A thread without room for wishes is tried again after so long.
+const LISTENS_AGAIN: Duration = Duration::from_millis(1);
 
 impl Brokers {
     fn all(&self) -> impl Iterator<Item = &redis::Broker> {
@@ -278,6 +422,8 @@ impl ToControl {
 
 /// The mail of one thread to all homes that it serves, and its events for the control thread.
 struct ToHomes {
+    /// The homes are another process's until this is over.
+    joining: RefCell<Option<Arc<Joining>>>,
     from: ShardId,
     lanes: Vec<RefCell<HomeLane>>,
     control: ToControl,
@@ -298,7 +444,20 @@ struct HomeLane {
 impl ToHomes {
     fn new(from: ShardId, shards: &[Letterbox], control: ToControl, figures: Arc<Figures>) -> Self {
         let lane = |letterbox: &Letterbox| RefCell::new(HomeLane::new(letterbox.clone()));
-        Self { from, lanes: shards.iter().map(lane).collect(), control, figures }
+        let (joining, lanes) = (RefCell::default(), shards.iter().map(lane).collect());
+        Self { joining, from, lanes, control, figures }
+    }
+
+    /// The events that a home is to get: while it is another process's, none of before that is settled.
+    fn admitted(&self, mut events: Vec<BrokerEvent>) -> Vec<BrokerEvent> {
+        let mut joining = self.joining.borrow_mut();
+        if let Some(of) = &*joining {
+            events.retain(|event| of.admits(event));
+            if of.is_over() {
+                *joining = None;
+            }
+        }
+        events
     }
 }
 
@@ -306,6 +465,7 @@ impl Events for ToHomes {
     fn take(&self, home: usize, events: Vec<BrokerEvent>) {
         let Some(lane) = self.lanes.get(home) else { return };
         let lane = &mut *lane.borrow_mut();
+        let events = self.admitted(events);
         events.into_iter().for_each(|event| lane.push(event, &self.figures));
         lane.flush(self.from);
     }

@@ -137,7 +137,8 @@ impl Control {
         {
             hooks.finish().await;
         }
-        if let Some(cluster) = &self.cluster {
+        // One that has handed over lives on in another process.
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| ended != Ended::HandedOver) {
             cluster.end().await;
         }
         ended

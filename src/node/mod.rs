@@ -307,7 +307,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
     let with = (switchboard, settings.io, settings.tables_apart);
-    let at = (listen, Arc::new(passed), started);
+    let at = (listen, Arc::new(passed), takeover.zero(started));
     let beginning = Beginning::new((node.clone(), takeover.reports()), with, at);
     let seats = (0..).map(ShardId).zip(mailboxes).map(|(shard, mailbox)| {
         let (letterboxes, outside) = (letterboxes.clone(), brokers.outside(shard, control.clone()));
@@ -318,7 +318,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
     // The others end with the process.
     begun.into_iter().collect::<Result<(), _>>()?;
     // Behind the shards: their tables would hold copies of its sockets.
-    let (brokers, control_events) = brokers.start(&letterboxes)?;
+    let (brokers, control_events) = brokers.start(&letterboxes, takeover.public().is_some())?;
     // In the process's own table, and in no other.
     let mut files = beginning.socket_files(&takeover);
     let internal = (passed_internal, &settings.internal[..]);
@@ -599,12 +599,14 @@ impl Services {
         listeners: Vec<listen::Listener>,
         takeover: &mut Takeover,
     ) -> Result<Opened, StartFault> {
-        let listeners = takeover.receive(listeners)?;
+        let others = (&*self.brokers, self.cluster.as_deref());
+        let listeners = takeover.receive(listeners, others)?;
         let serving = (mailbox, bell, takeover.gate());
+        let challenges = takeover.take_challenges();
         Ok(Opened {
             switchboard: Arc::clone(&beginning.switchboard),
-            internal: self.serve(runtime, listeners, serving, seed)?,
-            obstacle: self.obstacle(),
+            internal: self.serve(runtime, listeners, serving)?,
+            challenges: self.obtain_certificates(runtime, seed, challenges)?,
         })
     }
 
@@ -614,7 +616,6 @@ impl Services {
         runtime: &Runtime,
         listeners: Vec<listen::Listener>,
         (mailbox, bell, gate): (Mailbox, Arc<Bell>, Arc<Gate>),
-        seed: u64,
     ) -> Result<Vec<OwnedFd>, StartFault> {
         let Routers { direct, public, internal } = &self.routers;
         let public = web::Public {
@@ -642,23 +643,25 @@ impl Services {
             let tls = self.certificates.internal();
             runtime.spawn(web::listen(listeners, internal.clone(), tls, gate));
         }
-        self.obtain_certificates(runtime, seed)?;
         Ok(copies)
     }
 
-    /// The reason why no other process can take over from this one, if there is one.
-    fn obstacle(&self) -> Option<&'static str> {
-        let acme = self.certificates.acme().is_some_and(|(acme, _)| acme.http.is_some());
-        acme.then_some("http_server.tls_autocert.http is on, and its port isn't handed over yet")
-    }
-
-    /// Begins to obtain certificates, if they are obtained.
-    fn obtain_certificates(&self, runtime: &Runtime, seed: u64) -> Result<(), StartFault> {
+    /// Begins to obtain certificates, if they are obtained. A copy of the listener of HTTP-01 challenges, which is that
+    /// of the process before if there was one.
+    fn obtain_certificates(
+        &self,
+        runtime: &Runtime,
+        seed: u64,
+        before: Option<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, StartFault> {
         let (node, certificates) = (Arc::clone(&self.node), Arc::clone(&self.certificates));
-        let opened = acme::Keeper::open(node, certificates, seed);
+        let opened = acme::Keeper::open(node, certificates, seed, before);
         let opened = opened.map_err(system("http_server.tls_autocert"))?;
-        let Some((keeper, listener, answers)) = opened else { return Ok(()) };
+        let Some((keeper, listener, answers)) = opened else { return Ok(None) };
+        let mut copy = None;
         if let Some(listener) = listener {
+            let copied = listener.as_fd().try_clone_to_owned();
+            copy = Some(copied.map_err(system("a copy of the listener of challenges"))?);
             let _guard = runtime.enter();
             let listener = web::Listener::new(listen::Listener::Tcp(listener));
             let listener = listener.map_err(system("http_server.tls_autocert.http_addr"))?;
@@ -666,7 +669,7 @@ impl Services {
             runtime.spawn(web::listen(vec![listener], acme::router(answers), None, gate));
         }
         runtime.spawn(keeper.run());
-        Ok(())
+        Ok(copy)
     }
 
     /// Begins to keep key sets and the number of users up to date.

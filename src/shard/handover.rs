@@ -5,6 +5,7 @@ use crate::base::id::ConnKey;
 use crate::base::image::{ImageWriter, kind};
 use crate::io::Driver;
 use crate::shard::Shard;
+use crate::shard::home::handover::ChannelNames;
 use crate::shard::mail::HandoverStep;
 
 /// A shard, as the process sees it that hands it over.
@@ -43,6 +44,17 @@ impl<D: Driver> HandingOver<'_, D> {
     /// The sockets of all connections, by their keys.
     pub fn sockets(&self) -> impl Iterator<Item = (ConnKey, &D::Socket)> {
         self.0.net.sockets()
+    }
+
+    /// The channels at a broker that the other process has to listen to: what has changed since the last call.
+    pub fn channel_names(&mut self) -> ChannelNames {
+        self.0.home.channel_names()
+    }
+
+    /// Has the broker divide what it delivers between this process and the other one.
+    pub fn fence(&mut self, key: u64) {
+        self.0.home.fence(&self.0.cx, key, &mut self.0.post);
+        self.0.post.flush(&self.0.cx);
     }
 
     /// The listeners of this shard.

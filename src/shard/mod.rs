@@ -43,6 +43,7 @@ mod stats;
 mod tls;
 
 pub use self::clients::{proxies, signatures};
+pub use self::home::handover::ChannelNames;
 pub use self::http::endpoint::{CodeResponse, Endpoint, EndpointKind, UniWebSocketOptions};
 pub use self::memory::Memory;
 pub use self::net::record::CONN_BYTES;

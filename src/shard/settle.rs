@@ -49,7 +49,9 @@ impl<D: Driver> Shard<D> {
             return Err("the node closes its connections");
         }
         let since = self.cx.now;
-        self.cx.settles = true;
+        if !std::mem::replace(&mut self.cx.settles, true) {
+            self.home.settle(&self.cx, &mut self.post);
+        }
         self.life.settling.get_or_insert(Settling { since, given_up: Vec::new() });
         Ok(())
     }
@@ -59,6 +61,7 @@ impl<D: Driver> Shard<D> {
     pub fn go_on(&mut self) {
         let Some(settling) = self.life.settling.take() else { return };
         self.cx.settles = false;
+        self.home.go_on(&self.cx, &mut self.post);
         for key in settling.given_up {
             if self.net.conn(key).is_some() {
                 self.clients.end_for_good(&mut outlets!(self), &mut self.local, key.index);

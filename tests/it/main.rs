@@ -45,6 +45,8 @@ mod signatures;
 mod slow;
 mod start;
 mod takeover;
+mod takeover_calls;
+mod takeover_redis;
 mod tls;
 mod tls_node;
 mod tokens;

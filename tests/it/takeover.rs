@@ -16,6 +16,7 @@ use crate::harness::*;
 const MORE: &str = r#"
 [websocket]
 compression = true
+write_timeout = "60s"
 [http_stream]
 enabled = true
 [sse]
@@ -46,22 +47,22 @@ history_ttl = "10m"
 "#;
 
 /// The takeover socket of one test, removed with it.
-struct Socket(PathBuf);
+pub(crate) struct Socket(pub(crate) PathBuf);
 
 impl Socket {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let name = format!("roost-it-{}-{name}.takeover", std::process::id());
         let path = std::env::temp_dir().join(name);
         let _ = std::fs::remove_file(&path);
         Self(path)
     }
 
-    fn flags(&self) -> [String; 2] {
+    pub(crate) fn flags(&self) -> [String; 2] {
         ["--takeover".to_owned(), self.0.display().to_string()]
     }
 
     /// Starts a node that takes over, if one listens at the socket.
-    fn node(&self, wrapper: &[&str], more: &str, flags: &[&str]) -> Result<Node, Ended> {
+    pub(crate) fn node(&self, wrapper: &[&str], more: &str, flags: &[&str]) -> Result<Node, Ended> {
         let own = self.flags();
         let own = own.iter().map(String::as_str).chain(flags.iter().copied());
         Node::launch_open(wrapper, more, &own.collect::<Vec<_>>())
@@ -378,7 +379,7 @@ fn what_does_not_fit_is_refused_before_anything_moves() {
 }
 
 /// The environment that ends or stops a process at a point.
-fn at(point: &str) -> [String; 2] {
+pub(crate) fn at(point: &str) -> [String; 2] {
     ["env".to_owned(), format!("TAKEOVER_TEST_POINT={point}")]
 }
 
@@ -450,7 +451,7 @@ fn the_new_process_runs_when_the_one_before_dies_or_hangs_behind_its_decision() 
 }
 
 /// Waits until a process is stopped.
-fn until_stopped(pid: u32) {
+pub(crate) fn until_stopped(pid: u32) {
     let since = Instant::now();
     loop {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

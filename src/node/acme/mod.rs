@@ -19,6 +19,7 @@ mod transport;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,8 +77,8 @@ pub(super) struct Keeper {
 type Opened = (Keeper, Option<std::net::TcpListener>, Arc<Answers>);
 
 impl Keeper {
-    /// The keeper, and the listener of HTTP-01 challenges, if they are answered. `None`: no certificates are
-    /// obtained.
+    /// The keeper, and the listener of HTTP-01 challenges, if they are answered: that of a process before, or a new
+    /// one. `None`: no certificates are obtained.
     ///
     /// # Errors
     /// The cache can't be used, the port is taken, or there is nothing to check the server with.
@@ -85,11 +86,15 @@ impl Keeper {
         node: Arc<NodeState>,
         certificates: Arc<Certificates>,
         seed: u64,
+        before: Option<OwnedFd>,
     ) -> io::Result<Option<Opened>> {
         let Some((options, _)) = certificates.acme() else { return Ok(None) };
         let cache = Cache::open(options.cache.clone())?;
         let transport = Transport::new(trust(options.authorities.as_ref())?)?;
-        let listener = options.http.map(bind).transpose()?;
+        let listener = match (options.http, before) {
+            (Some(_), Some(before)) => Some(std::net::TcpListener::from(before)),
+            (http, _) => http.map(bind).transpose()?,
+        };
         let answers = Arc::new(Answers::new(cache.clone()));
         let keeper = Self {
             node,

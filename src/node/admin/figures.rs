@@ -1,7 +1,7 @@
 //! The figures of the admin page, once a second, as a publication in the node's own channel. Nothing is
 //! counted or sent while nobody looks.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -231,6 +231,7 @@ impl Figures {
             "refused": self.by_reason("refused_"),
             "errors": self.by_reason("error_"),
             "proxies": self.proxies(),
+            "takeover": self.takeover(),
             "broker": self.broker(),
             "certificates": self.certificates(),
             "software": self.software(),
@@ -323,6 +324,24 @@ impl Figures {
             json!({ "name": name, "option": option, "not_after": not_after, "days": days })
         });
         json!({ "list": each.collect::<Vec<_>>(), "errors": certificates.faults() })
+    }
+
+    /// The last takeover, and attempts that failed; null where there was neither.
+    fn takeover(&self) -> Value {
+        let of = &self.metrics.takeover;
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (count, failed) = (load(&of.takeovers), load(&of.failed));
+        if count == 0 && failed == 0 {
+            return Value::Null;
+        }
+        json!({
+            "count": count,
+            "failed": failed,
+            "at": of.at.load(Ordering::Relaxed),
+            "connections": load(&of.connections),
+            "bytes": load(&of.bytes),
+            "pause_us": load(&of.pause_us),
+        })
     }
 
     /// The broker; null where this node keeps all itself.

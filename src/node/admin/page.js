@@ -327,6 +327,7 @@ function draw() {
   drawReasons();
   drawSoftware(now);
   drawShards(now.shards ?? []);
+  drawTakeover(now.takeover);
   drawBroker(now.broker);
   drawProxies(now.proxies ?? []);
   drawCertificates(now.certificates ?? { list: [], errors: [] });
@@ -806,6 +807,22 @@ function drawCertificates({ list, errors }) {
     ),
     ...errors.map((fault) => element('p', { class: 'badge bad' }, fault)),
   );
+}
+
+/** The last takeover of all connections by a new process, where there was one or an attempt failed. */
+function drawTakeover(takeover) {
+  byId('takeover-card').hidden = !takeover;
+  if (!takeover) return;
+  const when = takeover.at ? new Date(takeover.at * 1000).toISOString().slice(0, 19).replace('T', ' ') : 'never';
+  const rows = [
+    ['when', when],
+    ['connections', number(takeover.connections)],
+    ['pause', micros(takeover.pause_us)],
+    ['state', bytes(takeover.bytes)],
+    ['takeovers since the first start', number(takeover.count)],
+    ['attempts that failed', number(takeover.failed)],
+  ];
+  byId('takeover').replaceChildren(table([['', ([name]) => name], ['', ([, value]) => value, true]], rows));
 }
 
 /** The broker that keeps channels for several nodes, where there is one. */

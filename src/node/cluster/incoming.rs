@@ -64,6 +64,11 @@ impl Incoming {
         Added::Yes
     }
 
+    /// Commands that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn next(&mut self) -> Option<(Target, AdminCommand)> {
         let (target, command, bytes) = self.waiting.pop_front()?;
         self.bytes -= bytes;

@@ -12,6 +12,7 @@
 mod commands;
 mod counters;
 mod emulation;
+mod handover;
 mod heartbeat;
 mod incoming;
 mod membership;
@@ -100,6 +101,7 @@ struct State {
     surveys: Surveys,
     lines: emulation::Lines,
     incoming: Incoming,
+    fence: handover::Fence,
 }
 
 /// How often is looked whether something is due.
@@ -132,6 +134,7 @@ impl Cluster {
             surveys: Surveys::default(),
             lines: emulation::Lines::default(),
             incoming: Incoming::default(),
+            fence: handover::Fence::default(),
         };
         Arc::new(Self {
             node,
@@ -296,6 +299,7 @@ impl Cluster {
                 let again = self.state().outbox.sent(now, &self.counters, ticket, is_sent);
                 self.transmit(again);
             }
+            ControlEvent::Fenced { key } => self.state().fence.arrive(key),
             // This node has done by itself what it has sent to all.
             ControlEvent::Message(command) if command.uid == self.uid() => {}
             ControlEvent::Message(command) => self.take_message(now, *command),

@@ -66,6 +66,11 @@ impl Outbox {
         Some((to, Ticket(self.last), message))
     }
 
+    /// Messages whose fate is not known.
+    pub(super) fn len(&self) -> usize {
+        self.unsent.len()
+    }
+
     /// The fate of a message. Yields it when it is to be sent again.
     pub(super) fn sent(
         &mut self,

@@ -46,6 +46,16 @@ impl Surveys {
         Some((self.last, answers))
     }
 
+    /// The number of the latest one.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Numbers follow those of another process, whose answers may still come.
+    pub(super) fn follow(&mut self, last: u64) {
+        self.last = self.last.max(last);
+    }
+
     /// Takes the answer of a node. One to a survey that has ended changes nothing.
     pub(super) fn take(&mut self, from: &str, response: SurveyResponse) {
         let id = response.id;

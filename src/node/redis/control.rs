@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::commands::probe;
+use super::fence::{self, Part};
 use super::queue::Queued;
 use super::reconnect::stay_connected;
 use super::wire::{Messages, Subscriptions, Unreachable};
@@ -34,6 +35,11 @@ pub enum ControlEvent {
     Interrupted,
     /// Another node says something.
     Message(Box<Command>),
+    /// Messages of one server that come behind this are another process's: they are held.
+    Fenced {
+        /// Names the attempt.
+        key: u64,
+    },
     /// A message of this node was sent, or not: then other nodes may have got it.
     Sent {
         /// Names the message.
@@ -129,6 +135,11 @@ pub(super) async fn run(shared: Rc<Shared>, at: usize, server: Rc<Connected>) {
     let serve = async |subscriptions, messages| {
         let mut is_listening = false;
         let error = serve(&shared, &server, subscriptions, messages, &mut is_listening).await;
+        if matches!(*server.control_part.borrow(), Part::Behind)
+            && let Some(joining) = &shared.joining
+        {
+            joining.lose();
+        }
         if is_listening {
             shared.events.control(vec![ControlEvent::Interrupted]);
         }
@@ -164,7 +175,9 @@ async fn serve(
                 let Some(message) = message else { return Unreachable::Closed };
                 unanswered = 0;
                 if message.name() != probe_name.as_bytes() {
-                    take(shared, message.payload());
+                    take(shared, server, message.payload());
+                } else if let Some(key) = fence::key_of(message.payload()) {
+                    fence_arrives(shared, server, key);
                 }
             }
             _ = probes.tick() => {
@@ -178,11 +191,69 @@ async fn serve(
     }
 }
 
+/// A fence has come: messages behind it are the other process's.
+fn fence_arrives(shared: &Shared, server: &Connected, key: u64) {
+    let mut part = server.control_part.borrow_mut();
+    if matches!(*part, Part::Behind) {
+        if shared.joining.as_ref().is_some_and(|joining| joining.passes(key)) {
+            *part = Part::All;
+        }
+    } else if shared.control_fence.get() == Some(key) && part.awaits_fence() {
+        hand_out(shared, part.divide());
+        shared.events.control(vec![ControlEvent::Fenced { key }]);
+    }
+}
+
+/// From now on messages of other nodes are held.
+pub(super) fn hold(servers: &[Rc<Connected>]) {
+    servers.iter().for_each(|server| server.control_part.borrow_mut().hold());
+}
+
+/// Handles what was held.
+fn hand_out(shared: &Shared, held: Option<Vec<Command>>) {
+    match held {
+        Some(commands) => commands.into_iter().for_each(|command| handle(shared, command)),
+        None => {
+            // Some are missing, as behind a connection that was lost.
+            shared.events.control(vec![ControlEvent::Interrupted, ControlEvent::Listening]);
+        }
+    }
+}
+
+/// The process goes on: what was held is handled.
+pub(super) fn resume(shared: &Shared, servers: &[Rc<Connected>]) {
+    shared.control_fence.set(None);
+    for server in servers {
+        let held = server.control_part.borrow_mut().resume();
+        hand_out(shared, held);
+    }
+}
+
 /// A node's own messages are dropped: it has carried them out.
-fn take(shared: &Shared, payload: &[u8]) {
-    match Command::read(payload) {
-        Ok(command) if command.uid == shared.settings.uid => {}
-        Ok(Command { message: Message::Notification(of), .. }) if of.op == ENTRIES_REMOVED => {
+fn take(shared: &Shared, server: &Connected, payload: &[u8]) {
+    let command = match Command::read(payload) {
+        Ok(command) if command.uid == shared.settings.uid => return,
+        Ok(command) => command,
+        Err(error) => {
+            Figures::add(&shared.figures.malformed, 1);
+            if let Some(left_out) = MALFORMED.admit() {
+                tracing::warn!(left_out, "redis: a message between nodes is malformed: {error}");
+            }
+            return;
+        }
+    };
+    let part = &mut *server.control_part.borrow_mut();
+    // States of nodes hold in both processes.
+    let some = match (&part, &command.message) {
+        (Part::Behind, Message::Node(_)) => vec![command],
+        _ => part.admit(vec![command], |of| size_of::<Command>() + of.message.bytes()),
+    };
+    some.into_iter().for_each(|command| handle(shared, command));
+}
+
+fn handle(shared: &Shared, command: Command) {
+    match command {
+        Command { message: Message::Notification(of), .. } if of.op == ENTRIES_REMOVED => {
             tracing::warn!(
                 "redis: other nodes took this one for dead and removed its presence entries; they are \
                  written again"
@@ -190,12 +261,6 @@ fn take(shared: &Shared, payload: &[u8]) {
             let homes = 0..shared.settings.homes;
             homes.for_each(|home| shared.events.take(home, vec![BrokerEvent::EntriesRemoved]));
         }
-        Ok(command) => shared.events.control(vec![ControlEvent::Message(Box::new(command))]),
-        Err(error) => {
-            Figures::add(&shared.figures.malformed, 1);
-            if let Some(left_out) = MALFORMED.admit() {
-                tracing::warn!(left_out, "redis: a message between nodes is malformed: {error}");
-            }
-        }
+        command => shared.events.control(vec![ControlEvent::Message(Box::new(command))]),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Connected, Figures, Shared, commands};
+use super::{Connected, Figures, Shared, commands, fence};
 use crate::base::heap::HeapBytes as _;
 use crate::cluster::hash::jump;
 use crate::cluster::tops::TopRead;
@@ -61,12 +61,25 @@ fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
         if !admit(shared, &command, &mut failed) {
             continue;
         }
+        match *command {
+            Command::Hold => {
+                fence::hold(shared, servers, home);
+                continue;
+            }
+            Command::Fence { key } => {
+                fence::publish(shared, servers, home, key);
+                continue;
+            }
+            Command::Resume => {
+                fence::resume(shared, servers, home);
+                continue;
+            }
+            _ => {}
+        }
         let at = jump(channel(&command), servers.len() as u32) as usize;
         let server = &servers[at];
         let wishes = |channel: &str| {
-            let partition = usize::from(shared.settings.operations.names.partition(channel));
-            let place = home / shared.settings.threads.max(1);
-            &server.wishes[partition * shared.homes().count() + place]
+            server.wishes_of(shared, home, shared.settings.operations.names.partition(channel))
         };
         match *command {
             Command::Listen { channel } => wishes(&channel).listen(channel),
@@ -133,7 +146,14 @@ impl<'a> Tops<'a> {
 /// Counts the bytes of a command. One for which there is no room fails; wishes to listen have room always,
 /// since a home has one for each channel.
 fn admit(shared: &Shared, command: &Command, failed: &mut Vec<BrokerEvent>) -> bool {
-    if matches!(command, Command::Listen { .. } | Command::Unlisten { .. }) {
+    if matches!(
+        command,
+        Command::Listen { .. }
+            | Command::Unlisten { .. }
+            | Command::Hold
+            | Command::Fence { .. }
+            | Command::Resume
+    ) {
         return true;
     }
     let bytes = cost(command);
@@ -161,9 +181,12 @@ pub(super) fn failure(command: &Command) -> Option<BrokerEvent> {
         | Command::Drop { ticket, .. }
         | Command::Members { ticket, .. } => *ticket,
         Command::Presence(update) => update.ticket?,
-        Command::Listen { .. } | Command::Unlisten { .. } | Command::Announce { .. } => {
-            return None;
-        }
+        Command::Listen { .. }
+        | Command::Unlisten { .. }
+        | Command::Announce { .. }
+        | Command::Hold
+        | Command::Fence { .. }
+        | Command::Resume => return None,
     };
     Some(BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable })
 }
@@ -179,5 +202,7 @@ fn channel(command: &Command) -> &str {
         | Command::Drop { channel, .. }
         | Command::Members { channel, .. }
         | Command::Announce { channel, .. } => channel,
+        // These are for all channels.
+        Command::Hold | Command::Fence { .. } | Command::Resume => "",
     }
 }

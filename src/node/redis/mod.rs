@@ -22,6 +22,7 @@ mod backoff;
 mod burst;
 mod commands;
 mod control;
+mod fence;
 mod inlet;
 mod lateness;
 mod pubsub;
@@ -34,6 +35,7 @@ mod wire;
 mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -48,11 +50,13 @@ use tokio::task::LocalSet;
 
 use self::control::Outgoing;
 pub use self::control::{ControlEvent, Recipient};
+pub use self::fence::Joining;
+use self::fence::{Awaits, Part};
 use self::pubsub::Wishes;
 use self::queue::Queue;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::times::Times;
-use crate::cluster::control::Message;
+use crate::cluster::control::{Command as ControlCommand, Message};
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::{Address, Server};
 use crate::hub::broker::{BrokerEvent, Ticket};
@@ -257,6 +261,7 @@ pub struct Prepared {
     settings: Arc<Settings>,
     figures: Arc<Figures>,
     threads: Vec<Parts>,
+    joining: Option<Arc<Joining>>,
 }
 
 /// What a thread begins with.
@@ -282,12 +287,20 @@ impl Prepared {
             threads.push(Parts { runtime, mailbox, letterbox, bell });
         }
         let figures = Arc::new(Figures::new(&settings));
-        Ok(Self { settings: Arc::new(settings), figures, threads })
+        Ok(Self { settings: Arc::new(settings), figures, threads, joining: None })
     }
 
     /// Figures of all threads.
     pub fn figures(&self) -> Arc<Figures> {
         Arc::clone(&self.figures)
+    }
+
+    /// The process takes over from another one: connections deliver from the fence of that one on.
+    pub fn join(&mut self) -> Arc<Joining> {
+        let Settings { has_channels, servers, operations, homes, .. } = &*self.settings;
+        let each = servers.len() * (usize::from(operations.names.partitions()) * homes + 1);
+        let joining = Arc::new(Joining::new(if *has_channels { each } else { 0 }));
+        Arc::clone(self.joining.insert(joining))
     }
 
     /// Where a home's commands go: [`crate::shard::mail::Mail::Command`].
@@ -304,13 +317,14 @@ impl Prepared {
         self,
         events: impl Fn(usize) -> E + Clone + Send + 'static,
     ) -> io::Result<Broker> {
-        let Self { settings, figures, threads: parts } = self;
+        let Self { settings, figures, threads: parts, joining } = self;
         let (begins, begun) = std::sync::mpsc::channel();
         let mut threads = Vec::new();
         for (at, Parts { runtime, mailbox, bell, .. }) in parts.into_iter().enumerate() {
             let (inbox, received) = mpsc::channel(CONTROL_MESSAGES_MAX);
             let bytes = Arc::new(AtomicUsize::new(0));
             let (settings, events) = (settings.clone(), events.clone());
+            let joining = joining.clone();
             let (figures, queued, begins) = (figures.clone(), bytes.clone(), begins.clone());
             let begin = move || {
                 // A signal is the main thread's.
@@ -323,6 +337,9 @@ impl Prepared {
                     up: Cell::new(0),
                     handled: Cell::new(0),
                     wishes: RefCell::default(),
+                    fences: RefCell::default(),
+                    control_fence: Cell::new(None),
+                    joining,
                     first: at,
                 };
                 let run = run(Rc::new(shared), received, (mailbox, bell), begins);
@@ -332,8 +349,8 @@ impl Prepared {
             let thread = std::thread::Builder::new().name(name).spawn(begin)?;
             threads.push(Worker { inbox, bytes, _thread: thread });
         }
-        let probe_interval = settings.probe_interval;
-        Ok(Broker { threads, figures, probe_interval, begun: Mutex::new(begun) })
+        let (servers, probe_interval) = (settings.servers.len(), settings.probe_interval);
+        Ok(Broker { threads, figures, servers, probe_interval, begun: Mutex::new(begun) })
     }
 }
 
@@ -341,6 +358,7 @@ impl Prepared {
 pub struct Broker {
     threads: Vec<Worker>,
     figures: Arc<Figures>,
+    servers: usize,
     probe_interval: Duration,
     /// Ends when each thread has tried to connect to each server.
     begun: Mutex<Receiver<()>>,
@@ -381,6 +399,28 @@ impl Broker {
     /// Bytes of commands that wait or are under way.
     pub fn queued_bytes(&self) -> usize {
         self.threads.iter().map(|thread| thread.bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Servers.
+    pub fn servers(&self) -> usize {
+        self.servers
+    }
+
+    /// Another process is to take this node's place: messages of other nodes are held.
+    pub async fn hold_control(&self) {
+        // A thread that is gone ends the process: it panicked.
+        let _ = self.threads[0].inbox.send(Inbound::Hold).await;
+    }
+
+    /// Messages of other nodes before this are handled ([`ControlEvent::Fenced`] for each server), and those behind it
+    /// held.
+    pub async fn fence_control(&self, key: u64) {
+        let _ = self.threads[0].inbox.send(Inbound::Fence(key)).await;
+    }
+
+    /// The process goes on: what was held is handled.
+    pub async fn resume_control(&self) {
+        let _ = self.threads[0].inbox.send(Inbound::Resume).await;
     }
 
     /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it. False when there is no
@@ -462,6 +502,12 @@ enum Inbound {
     TakeEntries(String),
     /// If that node is alive, it is to know of this.
     NotifyRemoved(String),
+    /// Messages are held.
+    Hold,
+    /// Those behind this are another process's.
+    Fence(u64),
+    /// They are not.
+    Resume,
 }
 
 /// What the tasks of a thread share.
@@ -476,6 +522,12 @@ struct Shared {
     handled: Cell<u64>,
     /// The wishes at all servers.
     wishes: RefCell<Vec<Rc<Wishes>>>,
+    /// Fences that have not come by each connection, by home.
+    fences: RefCell<BTreeMap<usize, Awaits>>,
+    /// The fence of the control connections.
+    control_fence: Cell<Option<u64>>,
+    /// The process has taken over from another one.
+    joining: Option<Arc<Joining>>,
     /// The first home of this thread; its others follow in steps of the number of threads.
     first: usize,
 }
@@ -506,6 +558,16 @@ struct Connected {
     known: RefCell<Vec<Address>>,
     /// Wakes PUB/SUB connections that pause between attempts: the command connection is made.
     is_back: Notify,
+    /// The part of messages between nodes that is this process's.
+    control_part: RefCell<Part<ControlCommand>>,
+}
+
+impl Connected {
+    /// The wishes of a home for a partition.
+    fn wishes_of(&self, shared: &Shared, home: usize, partition: u16) -> &Rc<Wishes> {
+        let place = home / shared.settings.threads.max(1);
+        &self.wishes[usize::from(partition) * shared.homes().count() + place]
+    }
 }
 
 async fn run(
@@ -522,11 +584,14 @@ async fn run(
             shared.homes().map(move |home| pubsub::Place { server: at, partition, home })
         });
         let places: Vec<_> = places.collect();
-        let wishes: Vec<_> = places.iter().map(|_| Rc::new(Wishes::default())).collect();
+        let joining = shared.joining.as_ref();
+        let wishes = |_| Rc::new(Wishes::with(fence::first_part(joining)));
+        let wishes: Vec<_> = places.iter().map(wishes).collect();
         shared.wishes.borrow_mut().extend(wishes.iter().cloned());
         let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
         let (made, known) = (Cell::new(0), RefCell::default());
-        let server = Rc::new(Connected { queue, wishes, known, made, is_back });
+        let control_part = RefCell::new(fence::first_part(joining));
+        let server = Rc::new(Connected { queue, wishes, known, made, is_back, control_part });
         let (of_server, begins) = (server.clone(), begins.clone());
         tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
         for (place, wishes) in places.into_iter().zip(&server.wishes).filter(|_| has_channels) {
@@ -563,15 +628,21 @@ async fn run(
         };
         match inbound {
             None => return,
-            Some(Inbound::NotifyRemoved(uid)) => {
-                control::notify_removed(&shared, &servers, &mut turn, &uid);
-            }
-            Some(Inbound::TakeEntries(uid)) => {
-                servers.iter().for_each(|server| commands::take_entries(&shared, server, &uid));
-            }
-            Some(Inbound::Control(outgoing)) => {
-                control::send(&shared, &servers, &mut turn, *outgoing);
-            }
+            Some(inbound) => take(&shared, &servers, &mut turn, inbound),
         }
+    }
+}
+
+/// Does what the node has ordered beside commands of homes.
+fn take(shared: &Shared, servers: &[Rc<Connected>], turn: &mut usize, inbound: Inbound) {
+    match inbound {
+        Inbound::NotifyRemoved(uid) => control::notify_removed(shared, servers, turn, &uid),
+        Inbound::TakeEntries(uid) => {
+            servers.iter().for_each(|server| commands::take_entries(shared, server, &uid));
+        }
+        Inbound::Hold => control::hold(servers),
+        Inbound::Fence(key) => fence::publish_control(shared, servers, key),
+        Inbound::Resume => control::resume(shared, servers),
+        Inbound::Control(outgoing) => control::send(shared, servers, turn, *outgoing),
     }
 }

@@ -18,9 +18,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::commands::probe;
+use super::fence::{self, Part};
 use super::reconnect::stay_connected;
 use super::wire::{Message, Messages, Subscriptions, Unreachable};
 use super::{Connected, Figures, Shared};
+use crate::base::heap::HeapBytes as _;
 use crate::hub::broker::BrokerEvent;
 use crate::node::log_limit::LogLimit;
 
@@ -41,6 +43,8 @@ static MALFORMED: LogLimit = LogLimit::new();
 pub(super) struct Wishes {
     state: RefCell<State>,
     changed: Notify,
+    /// The part of the messages that is this process's.
+    pub(super) part: RefCell<Part<BrokerEvent>>,
 }
 
 #[derive(Default)]
@@ -75,6 +79,22 @@ struct Turn {
 }
 
 impl Wishes {
+    /// No wishes of a connection whose messages are this process's in part.
+    pub(super) fn with(part: Part<BrokerEvent>) -> Self {
+        Self { part: RefCell::new(part), ..Self::default() }
+    }
+
+    /// Messages are missing: the channels that are delivered begin anew.
+    pub(super) fn begin_anew(&self) -> Vec<BrokerEvent> {
+        let state = self.state.borrow();
+        let delivered = state.channels.iter().filter(|(_, known)| known.actual == Actual::On);
+        let both = delivered.flat_map(|(channel, _)| {
+            let interrupted = BrokerEvent::Interrupted { channel: channel.clone() };
+            [interrupted, BrokerEvent::Listening { channel: channel.clone() }]
+        });
+        both.collect()
+    }
+
     /// A home wishes to listen. Where it does already, it hears so again.
     pub(super) fn listen(&self, channel: CompactString) {
         let mut state = self.state.borrow_mut();
@@ -232,6 +252,12 @@ pub(super) async fn run(
             Figures::add(&shared.figures.resubscribing, 1);
         }
         let events = wishes.interrupt();
+        if matches!(*wishes.part.borrow(), Part::Behind)
+            && let Some(joining) = &shared.joining
+        {
+            // Its fence may be lost with it.
+            joining.lose();
+        }
         if !events.is_empty() {
             shared.events.take(home, events);
         }
@@ -289,7 +315,7 @@ impl Connection<'_> {
                     }
                     let mut events = Vec::new();
                     self.wishes.done(channels, is_on, &mut events);
-                    self.deliver(events);
+                    self.report(events);
                 }
                 () = self.wishes.changed.notified() => {
                     if self.wishes.take_forgotten() {
@@ -323,7 +349,7 @@ impl Connection<'_> {
             let mut events = Vec::new();
             let Turn { subscribe, unsubscribe } = self.wishes.turn(&mut events);
             let is_done = events.is_empty() && subscribe.is_empty() && unsubscribe.is_empty();
-            self.deliver(events);
+            self.report(events);
             if is_done {
                 break;
             }
@@ -360,6 +386,10 @@ impl Connection<'_> {
         for message in messages {
             if message.name() == self.probe_name.as_bytes() {
                 has_probe = true;
+                if let Some(key) = fence::key_of(message.payload()) {
+                    self.deliver(std::mem::take(&mut events));
+                    fence::arrive(self.shared, self.home, key, self.wishes);
+                }
                 continue;
             }
             let Some(channel) = operations.names.channel_of(message.name()) else { continue };
@@ -380,7 +410,14 @@ impl Connection<'_> {
         has_probe
     }
 
+    /// Hands out what has come, as far as it is this process's.
     fn deliver(&self, events: Vec<BrokerEvent>) {
+        let size = |event: &BrokerEvent| size_of::<BrokerEvent>() + event.heap_bytes();
+        let events = self.wishes.part.borrow_mut().admit(events, size);
+        self.report(events);
+    }
+
+    fn report(&self, events: Vec<BrokerEvent>) {
         if !events.is_empty() {
             self.shared.events.take(self.home, events);
         }

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as StdMutex};
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -12,9 +13,11 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::incoming::{Arrived, Links};
-use super::{Arrival, Figures, Gate, Incoming, Outgoing, Report};
+use super::{Arrival, Figures, Gate, Incoming, Outgoing, Report, monotonic_ns};
 use crate::handover::Identity;
 use crate::io::sockets::{Address, Switchboard, UnixAddress};
+use crate::node::broker::Brokers;
+use crate::node::cluster::Cluster;
 use crate::node::listen::{self, Listener, SocketFiles};
 use crate::node::pid_file::PidFile;
 use crate::node::{StartFault, system};
@@ -60,6 +63,10 @@ pub(in crate::node) struct Takeover {
     figures: Arc<Figures>,
     /// The takeover socket of the process before.
     listener: Option<OwnedFd>,
+    /// Its listener of HTTP-01 challenges.
+    challenges: Option<OwnedFd>,
+    /// The zero of the shards' clock, by the machine's monotonic one.
+    zero_ns: u64,
 }
 
 /// What a process that takes over from this one needs of its services.
@@ -68,8 +75,8 @@ pub(in crate::node) struct Opened {
     pub(in crate::node) switchboard: Arc<Switchboard>,
     /// Copies of the internal port's listeners.
     pub(in crate::node) internal: Vec<OwnedFd>,
-    /// Why no process can take over, if so.
-    pub(in crate::node) obstacle: Option<&'static str>,
+    /// A copy of the listener of HTTP-01 challenges, if there is one.
+    pub(in crate::node) challenges: Option<OwnedFd>,
 }
 
 impl Takeover {
@@ -97,6 +104,8 @@ impl Takeover {
             gate: Arc::default(),
             figures: Arc::default(),
             listener: None,
+            challenges: None,
+            zero_ns: monotonic_ns(),
         })
     }
 
@@ -117,6 +126,15 @@ impl Takeover {
         }
     }
 
+    /// The zero of the shards' clock: that of the process before, so that ages go on; at an ordinary start this moment.
+    pub(in crate::node) fn zero(&mut self, started: Instant) -> Instant {
+        let now = monotonic_ns();
+        let before = self.incoming().map_or(now, |incoming| incoming.welcome().zero_ns.min(now));
+        self.zero_ns = before.max(now.saturating_sub(CLOCK_NS_MAX));
+        // A moment that the clock can't show is before any other one.
+        started.checked_sub(Duration::from_nanos(now - self.zero_ns)).unwrap_or(started)
+    }
+
     /// Seed of the hasher of names.
     pub(in crate::node) fn names(&self) -> u64 {
         self.settings.identity.names
@@ -132,6 +150,11 @@ impl Takeover {
         std::mem::take(&mut self.arrivals)
     }
 
+    /// The listener of HTTP-01 challenges that came from the process before.
+    pub(in crate::node) fn take_challenges(&mut self) -> Option<OwnedFd> {
+        self.challenges.take()
+    }
+
     pub(in crate::node) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
     }
@@ -145,6 +168,7 @@ impl Takeover {
     pub(in crate::node) fn receive(
         &mut self,
         own: Vec<Listener>,
+        (brokers, cluster): (&Brokers, Option<&Cluster>),
     ) -> Result<Vec<Listener>, StartFault> {
         let (incoming, links) = match std::mem::replace(&mut self.stage, Stage::None) {
             Stage::Prepared(prepared) => *prepared,
@@ -155,10 +179,14 @@ impl Takeover {
         };
         let [_, addresses] = incoming.addresses()?;
         let Some(reports) = &mut self.reports else { return Ok(own) };
-        let mut arrived = incoming.receive(links, reports)?;
+        let mut arrived = incoming.receive(links, reports, brokers)?;
+        if let Some(cluster) = cluster {
+            cluster.inherit(&arrived.others);
+        }
         let descriptors = std::mem::take(&mut arrived.internal).into_iter();
         let listeners = descriptors.zip(&addresses).map(|(of, at)| Listener::of(of, at)).collect();
         self.listener = arrived.listener.take();
+        self.challenges = arrived.challenges.take();
         self.stage = Stage::Arrived(Box::new(arrived));
         Ok(listeners)
     }
@@ -207,13 +235,14 @@ impl Takeover {
             reports: Mutex::new(reports),
             attempt: Cell::new(0),
             identity: self.settings.identity.clone(),
+            zero_ns: self.zero_ns,
             options: self.settings.options.clone(),
             public: public.to_vec(),
             internal: internal.to_vec(),
             internal_listeners: opened.internal,
             gate: self.gate(),
             figures: self.figures(),
-            obstacle: opened.obstacle,
+            challenges: opened.challenges,
         }))
     }
 
@@ -249,6 +278,10 @@ impl Takeover {
         Ok(())
     }
 }
+
+/// The clock of shards is not further from its zero at a start: ticks of timers are 32 bits. Older ages become
+/// this one: 180 days.
+const CLOCK_NS_MAX: u64 = 180 * 24 * 60 * 60 * 1_000_000_000;
 
 /// Mode of the takeover socket's file: who connects gets all secrets of the node.
 const SOCKET_MODE: u32 = 0o600;

@@ -15,14 +15,17 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{info, warn};
 
+use super::brokers::{self, Taken};
 use super::channel::{Blocking, Fault, check_peer};
 use super::shard::News;
 use super::{Arrival, Figures, Report, monotonic_ns, points};
 use crate::handover::{
-    Counts, Go, Hello, Identity, Message, Purpose, ShardCounts, Status, Welcome,
+    Counts, Go, Hello, Identity, Message, Others, Purpose, ShardCounts, Status, Welcome,
 };
 use crate::io::sockets::{Address, UnixAddress};
 use crate::node::StartFault;
+use crate::node::broker::Brokers;
+use crate::node::certificates::unix_now;
 
 /// The running node answers this soon.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
@@ -52,6 +55,10 @@ pub(in crate::node) struct Arrived {
     pub(in crate::node) internal: Vec<OwnedFd>,
     /// The takeover socket.
     pub(in crate::node) listener: Option<OwnedFd>,
+    /// The listener of HTTP-01 challenges.
+    pub(in crate::node) challenges: Option<OwnedFd>,
+    /// The nodes beside the running one.
+    pub(in crate::node) others: Others,
 }
 
 /// The node that listens at a path, in brief; `None` when none does.
@@ -188,11 +195,14 @@ impl Incoming {
         mut self,
         mut links: Links,
         reports: &mut UnboundedReceiver<Report>,
+        brokers: &Brokers,
     ) -> Result<Arrived, StartFault> {
-        match self.receive_all(&mut links, reports) {
-            Ok((counts, internal, listener)) => {
+        let mut others = Others::default();
+        match self.receive_all(&mut links, reports, (brokers, &mut others)) {
+            Ok((counts, Descriptors { internal, challenges, listener })) => {
                 let listener = Some(listener);
-                Ok(Arrived { incoming: self, links, counts, internal, listener })
+                let incoming = self;
+                Ok(Arrived { incoming, links, counts, internal, listener, challenges, others })
             }
             Err(why) => {
                 self.fail(&why);
@@ -205,7 +215,8 @@ impl Incoming {
         &mut self,
         links: &mut Links,
         reports: &mut UnboundedReceiver<Report>,
-    ) -> Result<(Counts, Vec<OwnedFd>, OwnedFd), String> {
+        (brokers, known): (&Brokers, &mut Others),
+    ) -> Result<(Counts, Descriptors), String> {
         points::pass("prepared");
         let text = |fault: Fault| fault.to_string();
         let others: Vec<BorrowedFd<'_>> = links.others.iter().map(AsFd::as_fd).collect();
@@ -213,10 +224,22 @@ impl Incoming {
         // The shards have copies of their own, and the other ends are the running node's now.
         links.own.clear();
         links.others.clear();
-        let expected = match self.channel.receive(Some(FROZEN_WITHIN)).map_err(text)? {
-            Message::Frozen(counts) => counts,
-            Message::Abort(why) => return Err(format!("the running node goes on: {why}")),
-            other => return Err(format!("unexpected message {}", other.name())),
+        let expected = loop {
+            let message = self.channel.receive(Some(FROZEN_WITHIN)).map_err(text)?;
+            match brokers::take(brokers, known, message)? {
+                Taken::Done => {}
+                Taken::Answered(answer) => {
+                    points::pass("listening");
+                    self.channel.send(&answer, &[]).map_err(text)?;
+                }
+                Taken::Other(Message::Frozen(counts)) => break counts,
+                Taken::Other(Message::Abort(why)) => {
+                    return Err(format!("the running node goes on: {why}"));
+                }
+                Taken::Other(other) => {
+                    return Err(format!("unexpected message {}", other.name()));
+                }
+            }
         };
         points::pass("frozen");
         let mut shards = vec![ShardCounts::default(); expected.shards.len()];
@@ -228,14 +251,24 @@ impl Incoming {
             let counts = thawed.map_err(|why| format!("shard {}: {why}", shard.0))?;
             *shards.get_mut(shard.index()).ok_or("a shard too many")? = counts;
         }
+        brokers.wait_for_fences()?;
         let mut internal = self.channel.take_descriptors();
         let listener = internal.pop().ok_or("the takeover socket didn't come")?;
-        let counts = Counts { shards, internal: internal.len() as u32 };
+        let challenges = expected.challenges.then(|| internal.pop()).flatten();
+        let counts =
+            Counts { shards, internal: internal.len() as u32, challenges: challenges.is_some() };
         match counts == expected {
-            true => Ok((counts, internal, listener)),
+            true => Ok((counts, Descriptors { internal, challenges, listener })),
             false => Err(format!("{counts:?} have come in place of {expected:?}")),
         }
     }
+}
+
+/// The listeners of the running node's control thread.
+struct Descriptors {
+    internal: Vec<OwnedFd>,
+    challenges: Option<OwnedFd>,
+    listener: OwnedFd,
 }
 
 impl Arrived {
@@ -308,6 +341,7 @@ impl Running {
             longest = longest.max(pause_us);
         }
         figures.pause_us.store(longest, Ordering::Relaxed);
+        figures.at.store(unix_now(), Ordering::Relaxed);
         info!(
             from = self.version,
             connections = self.connections,

@@ -4,6 +4,7 @@
 //!  begin.rs      the start of every node: from another process or not, and offered to the next one
 //!  incoming.rs   the new process: connects, prepares, waits for the state, runs at Go
 //!  outgoing.rs   the running node: settles, freezes, sends, ends or goes on
+//!  brokers.rs    channels that a broker delivers to both processes
 //!  shard.rs      the threads of shards on both sides
 //!  channel.rs    messages of the two control threads
 //!  gate.rs       requests at the internal port wait while shards are frozen
@@ -12,6 +13,7 @@
 //! process never runs by a time-out, so that no record is sealed by both.
 
 mod begin;
+mod brokers;
 mod channel;
 mod gate;
 mod incoming;
@@ -27,7 +29,7 @@ pub use self::incoming::status;
 pub(super) use self::outgoing::Outgoing;
 pub(super) use self::shard::{Arrival, Report, inherit_shard, run};
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustix::time::{ClockId, clock_gettime};
@@ -49,6 +51,8 @@ pub(super) struct Figures {
     pub(super) bytes: AtomicU64,
     /// How long no shard read, microseconds.
     pub(super) pause_us: AtomicU64,
+    /// When it was, in Unix seconds; 0: this process is the first.
+    pub(super) at: AtomicI64,
 }
 
 impl Figures {

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{info, warn};
 
+use super::brokers::Sharing;
 use super::channel::{Async, Fault, check_peer};
 use super::shard::News;
 use super::{Figures, Gate, Report, monotonic_ns, points};
@@ -28,7 +29,6 @@ use crate::node::control::Control;
 use crate::node::memory;
 use crate::shard::mail::{HandoverAction, HandoverStep, Mail, Outcome};
 use crate::shard::settle::CALLS_MS;
-use crate::shard::{Broker, Presence};
 
 /// The first message comes this soon: the control thread does nothing else meanwhile.
 const HELLO_WITHIN: Duration = Duration::from_secs(1);
@@ -67,6 +67,8 @@ pub(in crate::node) struct Outgoing {
     /// Number of the last attempt.
     pub(in crate::node) attempt: Cell<u32>,
     pub(in crate::node) identity: Identity,
+    /// The zero of the shards' clock, by the machine's monotonic one.
+    pub(in crate::node) zero_ns: u64,
     /// The options that hold until the node ends, with digests of their values.
     pub(in crate::node) options: Vec<(String, [u8; 16])>,
     pub(in crate::node) public: Vec<Address>,
@@ -75,8 +77,8 @@ pub(in crate::node) struct Outgoing {
     pub(in crate::node) internal_listeners: Vec<OwnedFd>,
     pub(in crate::node) gate: Arc<Gate>,
     pub(in crate::node) figures: Arc<Figures>,
-    /// Why this node can't be taken over, whatever the new process is like.
-    pub(in crate::node) obstacle: Option<&'static str>,
+    /// A copy of the listener of HTTP-01 challenges, if there is one.
+    pub(in crate::node) challenges: Option<OwnedFd>,
 }
 
 /// An attempt that has frozen shards.
@@ -170,6 +172,7 @@ impl Control {
             listeners_stay: options.listeners_stay,
             open: self.node.open.iter().map(|open| open.load(Ordering::Relaxed)).collect(),
             memory: memory::rss_bytes().unwrap_or(0),
+            zero_ns: outgoing.zero_ns,
         };
         let sent = channel.send(&Message::Welcome(Box::new(welcome)), &[]).await;
         sent.map(|()| true).map_err(|fault| fault.to_string())
@@ -177,14 +180,7 @@ impl Control {
 
     /// The reason why this node doesn't hand over to that process.
     fn obstacle(&self, outgoing: &Outgoing, hello: &Hello) -> Option<String> {
-        let options = &self.node.options;
-        if options.broker != Broker::Memory || options.presence == Presence::Apart {
-            return Some(
-                "a broker keeps channels of this node, which isn't handed over yet".into(),
-            );
-        }
-        let own = outgoing.obstacle.map(str::to_owned);
-        own.or_else(|| hello.objection(self.node.open.len(), &outgoing.options))
+        self.brokers_obstacle().or_else(|| hello.objection(self.node.open.len(), &outgoing.options))
     }
 
     /// From Prepared to Go. An error: the shards go on.
@@ -212,12 +208,20 @@ impl Control {
         // Late ones of an attempt before this.
         while reports.try_recv().is_ok() {}
         outgoing.attempt.set(outgoing.attempt.get().wrapping_add(1).max(1));
+        let mut sharing = Sharing::new();
+        let both = (&mut *channel, &mut *reports);
+        if let Err(why) = self.share_channels(outgoing, &mut sharing, both).await {
+            self.go_on(outgoing).await;
+            return Err(why);
+        }
+        points::pass("old-shared");
         outgoing.gate.hold();
         let settled_since = monotonic_ns();
-        let frozen = match self.freeze(outgoing, &mut reports).await {
+        let both = (&mut *channel, &mut *reports);
+        let frozen = match self.freeze(outgoing, &mut sharing, both).await {
             Ok(frozen) => frozen,
             Err(why) => {
-                self.go_on(outgoing);
+                self.go_on(outgoing).await;
                 return Err(why);
             }
         };
@@ -232,7 +236,7 @@ impl Control {
             Err(why) => {
                 // Their senders are gone: the shards go on.
                 drop(frozen);
-                self.go_on(outgoing);
+                self.go_on(outgoing).await;
                 Err(why)
             }
         }
@@ -242,9 +246,17 @@ impl Control {
     async fn freeze(
         &self,
         outgoing: &Outgoing,
-        reports: &mut UnboundedReceiver<Report>,
+        sharing: &mut Sharing,
+        (channel, reports): (&mut Async, &mut UnboundedReceiver<Report>),
     ) -> Result<Frozen, String> {
+        self.brokers.hold_control().await;
         self.settle(outgoing, reports).await?;
+        self.share_channels(outgoing, sharing, (channel, reports)).await?;
+        if self.brokers.keep_channels() {
+            self.fence(outgoing, sharing).await;
+            self.until_settled(outgoing, reports).await?;
+            self.introduce_others(channel).await?;
+        }
         let (mut outcomes, mut actions) = (Vec::new(), Vec::new());
         for _ in self.control_mail.shards() {
             let (sender, receiver) = mpsc::channel();
@@ -268,7 +280,8 @@ impl Control {
             shards.push(counts);
         }
         let internal = outgoing.internal_listeners.len() as u32;
-        Ok(Frozen { outcomes, counts: Counts { shards, internal } })
+        let challenges = outgoing.challenges.is_some();
+        Ok(Frozen { outcomes, counts: Counts { shards, internal, challenges } })
     }
 
     /// Waits until nothing is under way, in any shard or between two of them.
@@ -277,19 +290,28 @@ impl Control {
         outgoing: &Outgoing,
         reports: &mut UnboundedReceiver<Report>,
     ) -> Result<(), String> {
-        let each = |action: fn() -> HandoverAction| {
-            self.order(outgoing, self.control_mail.shards().map(|_| action()).collect());
-        };
-        each(|| HandoverAction::Settle);
+        self.order(outgoing, self.control_mail.shards().map(|_| HandoverAction::Settle).collect());
         let settles = self.collect(outgoing, reports, ANSWER_WITHIN, |news| match news {
             News::Settles(settles) => Some(settles),
             _ => None,
         });
         settles.await?.into_iter().collect::<Result<Vec<()>, _>>()?;
+        self.until_settled(outgoing, reports).await
+    }
+
+    /// Probes the shards until nothing is under way.
+    async fn until_settled(
+        &self,
+        outgoing: &Outgoing,
+        reports: &mut UnboundedReceiver<Report>,
+    ) -> Result<(), String> {
         let begun = tokio::time::Instant::now();
         let mut before: Option<Vec<u64>> = None;
         loop {
-            each(|| HandoverAction::Probe);
+            self.order(
+                outgoing,
+                self.control_mail.shards().map(|_| HandoverAction::Probe).collect(),
+            );
             let probed = self.collect(outgoing, reports, ANSWER_WITHIN, |news| match news {
                 News::Probed { left, mail } => Some((left, mail)),
                 _ => None,
@@ -308,6 +330,7 @@ impl Control {
             if !self.control_mail.is_quiet() {
                 left.push(("questions of the control thread", self.control_mail.unanswered()));
             }
+            left.extend(self.brokers_unsettled());
             if left.is_empty() {
                 // Mail is first in, first out: a shard that has opened the second probe and nothing else since
                 // the first had none on its way to it, and has sent none.
@@ -337,7 +360,9 @@ impl Control {
     ) -> Result<(), String> {
         let text = |fault: Fault| fault.to_string();
         let listeners = outgoing.internal_listeners.iter().map(AsFd::as_fd);
-        let listeners: Vec<BorrowedFd<'_>> = listeners.chain([outgoing.listener.as_fd()]).collect();
+        let challenges = outgoing.challenges.iter().map(AsFd::as_fd);
+        let listeners = listeners.chain(challenges).chain([outgoing.listener.as_fd()]);
+        let listeners: Vec<BorrowedFd<'_>> = listeners.collect();
         let counts = &frozen.counts;
         channel.send(&Message::Frozen(counts.clone()), &listeners).await.map_err(text)?;
         match channel.receive(READY_WITHIN).await.map_err(text)? {
@@ -359,7 +384,7 @@ impl Control {
     }
 
     /// Orders a step of each shard.
-    fn order(&self, outgoing: &Outgoing, actions: Vec<HandoverAction>) {
+    pub(super) fn order(&self, outgoing: &Outgoing, actions: Vec<HandoverAction>) {
         let attempt = outgoing.attempt.get();
         let steps = self.control_mail.shards().zip(actions).map(|(shard, action)| {
             (shard, Mail::Handover(Box::new(HandoverStep { attempt, action })))
@@ -368,7 +393,7 @@ impl Control {
     }
 
     /// One report of each shard.
-    async fn collect<T>(
+    pub(super) async fn collect<T>(
         &self,
         outgoing: &Outgoing,
         reports: &mut UnboundedReceiver<Report>,
@@ -392,9 +417,10 @@ impl Control {
     }
 
     /// All shards go on, and so do requests.
-    fn go_on(&self, outgoing: &Outgoing) {
+    async fn go_on(&self, outgoing: &Outgoing) {
         self.order(outgoing, self.control_mail.shards().map(|_| HandoverAction::GoOn).collect());
         outgoing.gate.open();
+        self.resume_brokers().await;
     }
 
     /// The last work of a process that has handed over.

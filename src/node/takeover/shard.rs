@@ -20,7 +20,7 @@ use crate::handover::link::{DESCRIPTORS_MAX, LinkMessage, MESSAGE_BYTES_MAX};
 use crate::io::{Driver, descriptors};
 use crate::node::{Beginning, MakeDriver, Ready, StartFault};
 use crate::shard::mail::{HandoverAction, HandoverStep, Outcome};
-use crate::shard::{Seat, Secured, Shard};
+use crate::shard::{ChannelNames, Seat, Secured, Shard};
 use crate::sys;
 
 /// The part of the control thread's news that comes from a shard.
@@ -39,6 +39,8 @@ pub(in crate::node) struct Report {
 pub(super) enum News {
     /// It settles, or can't.
     Settles(Result<(), &'static str>),
+    /// The channels at a broker that the other process doesn't know yet.
+    Channels(ChannelNames),
     /// What has not settled, and how much mail was opened so far.
     Probed { left: Vec<(&'static str, usize)>, mail: u64 },
     /// It has sent its state, or goes on.
@@ -88,6 +90,10 @@ pub(in crate::node) fn run<D: Driver<Socket = OwnedFd>>(
                     let (left, mail) = (shard.unsettled(), shard.handing_over().mail_opened());
                     report(News::Probed { left, mail });
                 }
+                HandoverAction::Channels => {
+                    report(News::Channels(shard.handing_over().channel_names()));
+                }
+                HandoverAction::Fence(key) => shard.handing_over().fence(key),
                 HandoverAction::Freeze(outcome) => {
                     report(News::Sent(send_state(&mut shard)));
                     if outcome.recv() == Ok(Outcome::Gone) {

@@ -7,11 +7,13 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
-use super::line::{Line, Need};
+use super::handover::Leaving;
+use super::line::{Line, Link, Need};
 use super::ops::{Op, Outcome, Request, Step, Waiting};
 use super::presence::Changes;
 use super::seam::{Turn, stream_options};
 use crate::base::id::ShardId;
+use crate::base::image::{Broken, ImageReader, ImageWriter, kind};
 use crate::base::time::Millis;
 use crate::hub::broker::{PresenceChange, Ticket};
 #[cfg(test)]
@@ -44,6 +46,8 @@ pub(super) struct Channel {
     pub(super) rests: bool,
     /// Without subscribers and operations since then.
     pub(super) idle_since: Option<Millis>,
+    /// A process that takes over has its name.
+    pub(super) is_named: bool,
 }
 
 /// An order that waits until all operations before it are done.
@@ -87,6 +91,8 @@ pub(super) struct Remote {
     pub(super) check_at: u32,
     /// A second has passed.
     pub(super) ticks: bool,
+    /// Another process takes over.
+    pub(super) leaving: Leaving,
 }
 
 impl Remote {
@@ -115,6 +121,7 @@ impl Remote {
             window_len: 0,
             check_at: 0,
             ticks: false,
+            leaving: Leaving::default(),
         }))
     }
 
@@ -194,6 +201,7 @@ impl Remote {
             has_failed: false,
             rests: false,
             idle_since: None,
+            is_named: false,
         };
         let number = self.channels.insert(Some(Box::new(channel))) as u32;
         let channels = &self.channels;
@@ -201,6 +209,50 @@ impl Remote {
             channels.get(*number as usize).and_then(Option::as_ref).map_or(0, |of| of.hash)
         });
         number
+    }
+
+    /// Writes the channels, and how far the refreshing of presence is.
+    pub(super) fn write_image(&self, out: &mut ImageWriter) {
+        out.record(kind::REMOTE, |out| out.field(&self.changes.refreshed()));
+        let channels = self.channels.iter().filter_map(|(_, channel)| channel.as_ref());
+        for channel in channels.filter(|channel| channel.line.link != Link::Off) {
+            out.record(kind::LINE, |out| {
+                out.field(&channel.name);
+                out.field(&channel.idle_since.is_some());
+                out.field(&channel.line);
+            });
+        }
+    }
+
+    /// Goes on from another process: its brokers can be reached, and deliver its channels.
+    pub(super) fn inherit(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        self.is_connected = self.shares_channels;
+        self.changes.inherit(self.shares_channels, from.field("Remote.refreshed")?);
+        Ok(())
+    }
+
+    /// Reads a channel.
+    pub(super) fn read_line(&mut self, cx: &Cx, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let name: CompactString = from.field("Line.name")?;
+        let is_idle: bool = from.field("Line.is_idle")?;
+        let line: Line = from.field("Line")?;
+        let hash = cx.node.names.hash(&name);
+        if !self.shares_channels || self.find(hash, &name).is_some() {
+            return Err(Broken::Value("a channel at a broker"));
+        }
+        let number = self.find_or_insert(hash, &name, line.namespace);
+        let Some(mut channel) = self.channels[number as usize].take() else { return Ok(()) };
+        if is_idle {
+            channel.idle_since = Some(cx.now);
+            self.lingering.push_back((cx.now, number));
+        }
+        if line.is_in_doubt() {
+            // It is looked at within a second.
+            self.resting.push(number);
+        }
+        channel.line = line;
+        self.put_back(number, channel, (0, 0), true);
+        Ok(())
     }
 
     /// The number of a channel.
@@ -371,7 +423,6 @@ const SPARE_NUMBERS: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::home::line::Link;
 
     #[test]
     fn a_channel_keeps_its_number_until_it_is_forgotten() {

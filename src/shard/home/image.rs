@@ -1,8 +1,9 @@
-//! The byte form of a home: its channels, users, and results of publishes. What it knows of tokens and
+//! The byte form of a home: its channels, users, results of publishes, and how far channels at a broker are. What it knows of tokens and
 //! encoded answers begins anew.
 
 use super::Home;
 use super::answers::Answers;
+use super::followed::Remote;
 use crate::base::image::{Broken, ImageReader, ImageWriter, kind};
 use crate::base::rng::Rng;
 use crate::hub::home::image::HomesReader;
@@ -13,18 +14,14 @@ use crate::shard::context::Cx;
 impl Home {
     /// Writes the records of this group.
     pub(crate) fn write_image(&self, out: &mut ImageWriter) {
-        let Self { channels, user_conns, results, .. } = self;
+        let Self { channels, user_conns, results, remote, .. } = self;
         out.record(kind::HOME, |out| channels.write_head(out));
         channels.write_channels(out);
         user_conns.write(out);
         results.write(out);
-    }
-
-    /// What keeps this group from being written: joins and leaves whose events are not sent, and channels
-    /// that a broker keeps.
-    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 2] {
-        let at_a_broker = usize::from(self.remote.is_some());
-        [("joins and leaves", self.events.len()), ("channels at a broker", at_a_broker)]
+        if let Some(remote) = remote {
+            remote.write_image(out);
+        }
     }
 }
 
@@ -56,12 +53,21 @@ impl HomeReader {
             (kind::CHANNEL, Some(channels)) => channels.channel(from)?,
             (kind::USER, Some(_)) => self.home.user_conns.read(from)?,
             (kind::RESULT, Some(_)) => self.home.results.read(from)?,
-            (kind::HOME | kind::CHANNEL | kind::USER | kind::RESULT, _) => {
-                return Err(from.misplaced());
-            }
+            (kind::REMOTE, Some(_)) => self.remote()?.inherit(from)?,
+            (kind::LINE, Some(_)) => self.remote()?.read_line(cx, from)?,
+            (
+                kind::HOME | kind::CHANNEL | kind::USER | kind::RESULT | kind::REMOTE | kind::LINE,
+                _,
+            ) => return Err(from.misplaced()),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The channels at a broker: another process has none without one.
+    fn remote(&mut self) -> Result<&mut Remote, Broken> {
+        let remote = self.home.remote.as_deref_mut();
+        remote.ok_or(Broken::Value("channels at a broker, which this node has none of"))
     }
 
     /// The whole home.
@@ -120,7 +126,7 @@ mod tests {
         }
         driven.home = reader.end().unwrap();
         assert_eq!(image_of(&driven.home, now), image);
-        assert_eq!(driven.home.unsettled(), [("joins and leaves", 0), ("channels at a broker", 0)]);
+        assert!(driven.home.unsettled().iter().all(|(_, count)| *count == 0));
         // The next offset; and a publish that is sent once more changes nothing.
         driven.publishes("news", "2");
         let deliveries = driven.sent_to(1).len();

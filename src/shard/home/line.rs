@@ -16,6 +16,8 @@
 //! The newest publications are kept (`window`): a chain that ends at the position. Recoveries are answered
 //! from there. A window that lacks older ones is filled by one read for all that wait.
 
+mod image;
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 

@@ -8,6 +8,7 @@ pub(crate) mod answers;
 mod driven;
 mod events;
 mod followed;
+pub(crate) mod handover;
 pub(crate) mod image;
 mod line;
 mod occupancy;

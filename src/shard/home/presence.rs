@@ -88,9 +88,19 @@ impl Changes {
         self.list.push((channel.clone(), Change::Event { joined }, info));
     }
 
+    /// The number of the channel that is refreshed next.
+    pub(super) fn refreshed(&self) -> usize {
+        self.refresh_at
+    }
+
+    /// Goes on from another process, whose brokers can be reached. `carries_events`: that of channels is one.
+    pub(super) fn inherit(&mut self, carries_events: bool, refreshed: usize) {
+        (self.is_connected, self.carries_events) = (self.broker.is_some(), carries_events);
+        self.refresh_at = refreshed;
+    }
+
     /// Changes that have not been sent.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.list.len()
     }
 

@@ -110,19 +110,7 @@ impl Home {
         match event {
             BrokerEvent::Connected => connected(self, turn, true),
             BrokerEvent::Lost => connected(self, turn, false),
-            BrokerEvent::Listening { channel } => {
-                self.with_named(turn, &channel, |_, _, channel| {
-                    // Once more while it is delivered: some may have been lost in between.
-                    if channel.line.link == Link::On {
-                        channel.line.lose(Link::Begun);
-                    }
-                    if channel.line.link == Link::Begun {
-                        channel.line.listen();
-                        channel.rests = false;
-                    }
-                    Effects::default()
-                });
-            }
+            BrokerEvent::Listening { channel } => self.listening(turn, &channel),
             BrokerEvent::Interrupted { channel } => {
                 self.with_named(turn, &channel, |_, _, channel| {
                     if channel.line.link == Link::On {
@@ -140,6 +128,11 @@ impl Home {
             }
             BrokerEvent::Announced { channel, joined, info } => {
                 self.events.push(Event { channel, joined, info });
+            }
+            BrokerEvent::Fenced { key } => {
+                if let Some(remote) = &mut self.remote {
+                    remote.leaving.fenced(key);
+                }
             }
             BrokerEvent::EntriesMissing { channel } => self.enter_again(turn.cx, &channel),
             BrokerEvent::EntriesRemoved => {
@@ -171,6 +164,21 @@ impl Home {
                 self.answered(turn, ticket, Outcome::Failed { cause, is_present: false });
             }
         }
+    }
+
+    /// The broker delivers a channel from now on.
+    fn listening(&mut self, turn: &mut Turn<'_>, channel: &str) {
+        self.with_named(turn, channel, |_, _, channel| {
+            // Once more while it is delivered: some may have been lost in between.
+            if channel.line.link == Link::On {
+                channel.line.lose(Link::Begun);
+            }
+            if channel.line.link == Link::Begun {
+                channel.line.listen();
+                channel.rests = false;
+            }
+            Effects::default()
+        });
     }
 
     /// The broker has lost entries of a channel.
@@ -456,7 +464,11 @@ impl Home {
     pub(super) fn end_remote_turn(&mut self, turn: &mut Turn<'_>) {
         let Some(remote) = &mut self.remote else { return };
         if std::mem::take(&mut remote.ticks) {
-            self.tick(turn);
+            match turn.cx.settles {
+                // Nothing is begun: another process goes on from here.
+                true => self.end_late_operations(turn),
+                false => self.tick(turn),
+            }
         }
         if let Some(remote) = &mut self.remote {
             remote.changes.send(turn.cx, turn.out);
@@ -477,11 +489,13 @@ impl Home {
         let resting = std::mem::take(&mut remote.resting);
         let quiet = remote.quiet(now);
         for (since, number) in idle {
-            self.with_channel(turn, number, |turn, _, channel| {
+            self.with_channel(turn, number, |turn, remote, channel| {
                 // It may have become busy again, and idle again later.
                 if channel.idle_since == Some(since) {
                     let name = channel.name.clone();
                     command(turn.cx, turn.out, Command::Unlisten { channel: name });
+                    remote.leaving.ends(&channel.name, channel.is_named);
+                    channel.is_named = false;
                     channel.line.lose(Link::Off);
                 }
                 Effects::default()

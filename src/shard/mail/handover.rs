@@ -17,6 +17,10 @@ pub struct HandoverStep {
 pub enum HandoverAction {
     /// Take nothing new, and bring to an end what lives for a turn.
     Settle,
+    /// Report the channels at a broker that the other process does not know yet.
+    Channels,
+    /// Have the broker divide what it delivers between both processes: names the attempt.
+    Fence(u64),
     /// Report whether the shard has settled, and how much mail it has opened.
     Probe,
     /// Write the shard, send it to the other process, and wait for the outcome.

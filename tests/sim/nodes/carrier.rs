@@ -118,7 +118,12 @@ fn ticket(command: &Command) -> Option<Ticket> {
         | Command::Renew { ticket, .. }
         | Command::Drop { ticket, .. }
         | Command::Members { ticket, .. } => Some(*ticket),
-        Command::Listen { .. } | Command::Unlisten { .. } | Command::Announce { .. } => None,
+        Command::Listen { .. }
+        | Command::Unlisten { .. }
+        | Command::Announce { .. }
+        | Command::Hold
+        | Command::Fence { .. }
+        | Command::Resume => None,
     }
 }
 

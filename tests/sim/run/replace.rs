@@ -97,13 +97,18 @@ impl Run {
         for runner in &mut self.shards {
             runner.shard.settle()?;
         }
+        if let Some(turns) = self.fails_early() {
+            self.settle(turns)?;
+            self.shards.iter_mut().for_each(|runner| runner.shard.go_on());
+            return Ok(());
+        }
         let slow = self.replacing.as_mut().is_some_and(|replacing| replacing.rng.one_in(3));
         if slow {
             // The application doesn't answer in time.
             self.control.telling.iter_mut().for_each(|(due, _, _)| *due += 60_000);
         }
         let begun = self.world.borrow().now().0;
-        let has_settled = self.settle()?;
+        let has_settled = self.settle(u64::MAX)?;
         // Later on calls have failed, and their connections are closed by those that go on.
         let is_early = self.world.borrow().now().0 < begun + CALLS_MS;
         match has_settled {
@@ -114,6 +119,16 @@ impl Run {
                 self.shards.iter().map(|runner| runner.shard.unsettled()).collect::<Vec<_>>()
             )),
         }
+    }
+
+    /// The new process fails before the node has settled: after so many turns, if it does.
+    fn fails_early(&mut self) -> Option<u64> {
+        let replacing = self.replacing.as_mut()?;
+        if replacing.forget.is_some() || !replacing.rng.one_in(6) {
+            return None;
+        }
+        *replacing.past.entry("given_up_early").or_insert(0) += 1;
+        Some(replacing.rng.below(6))
     }
 
     /// Whether the new process fails before it has taken over.
@@ -147,12 +162,14 @@ impl Run {
         Ok(())
     }
 
-    /// Gives the shards turns until they have settled. Clients go on meanwhile.
-    fn settle(&mut self) -> Result<bool, String> {
+    /// Gives the shards turns until they have settled, so many at most. Clients go on meanwhile.
+    fn settle(&mut self, turns_max: u64) -> Result<bool, String> {
         let begun = self.world.borrow().now().0;
+        let mut turns = 0;
         loop {
             let now = self.world.borrow().now().0;
-            if now >= begun + SETTLE_MS {
+            turns += 1;
+            if now >= begun + SETTLE_MS || turns > turns_max {
                 return Ok(false);
             }
             let clock = self.replacing.as_ref().map_or(0, |replacing| replacing.clock);

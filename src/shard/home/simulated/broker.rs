@@ -219,7 +219,9 @@ impl Broker {
                     false => BrokerEvent::Members { ticket, infos },
                 });
             }
-            Command::Announce { .. } => panic!("nobody announces"),
+            Command::Announce { .. } | Command::Hold | Command::Fence { .. } | Command::Resume => {
+                panic!("nobody does")
+            }
         }
         None
     }
