@@ -56,6 +56,8 @@ pub(super) struct ControlMail {
 
 struct Outgoing {
     boxes: Vec<MailLane>,
+    /// Shards are handed over: no question is sent.
+    is_held: bool,
     /// Who waits for an answer, by the number that the question has in place of a connection.
     waiting: Slab<oneshot::Sender<Mail>>,
 }
@@ -77,7 +79,7 @@ impl ControlMail {
     pub(super) fn new(letterboxes: &[Letterbox]) -> Self {
         let boxes: Vec<MailLane> = letterboxes.iter().cloned().map(MailLane::new).collect();
         let shards = boxes.len();
-        let outgoing = Mutex::new(Outgoing { boxes, waiting: Slab::new() });
+        let outgoing = Mutex::new(Outgoing { boxes, is_held: false, waiting: Slab::new() });
         Self { outgoing, pushed: Notify::new(), shards }
     }
 
@@ -97,7 +99,10 @@ impl ControlMail {
         mail: impl FnOnce(Asker) -> Mail,
     ) -> Result<oneshot::Receiver<Mail>, Busy> {
         let mut outgoing = self.lock();
-        let Outgoing { boxes, waiting } = &mut *outgoing;
+        let Outgoing { boxes, is_held, waiting } = &mut *outgoing;
+        if *is_held {
+            return Err(Busy);
+        }
         let lane = &mut boxes[to.index()];
         let credits = lane.spend(credits, API_UNANSWERED_MAX).ok_or(Busy)?;
         let (sender, receiver) = oneshot::channel();
@@ -136,6 +141,11 @@ impl ControlMail {
     /// Wakes all shards.
     pub(super) fn ring(&self) {
         self.lock().boxes.iter().for_each(MailLane::ring);
+    }
+
+    /// Shards have settled, and are handed over: questions are refused until they go on.
+    pub(super) fn hold_questions(&self, is_held: bool) {
+        self.lock().is_held = is_held;
     }
 
     /// Questions that are not answered.
@@ -264,6 +274,18 @@ mod tests {
         assert_eq!(control_mail.ask(ShardId(0), 1, list).err(), Some(Busy));
         assert!(shard.take().is_some());
         control_mail.flush();
+        assert!(control_mail.ask(ShardId(0), 1, list).is_ok());
+    }
+
+    #[test]
+    fn shards_that_are_handed_over_get_no_questions() {
+        let (letterbox, shard) = Mailbox::new(2, Alarm::new(Arc::new(Bell::default())));
+        let control_mail = ControlMail::new(&[letterbox]);
+        control_mail.hold_questions(true);
+        assert_eq!(control_mail.ask(ShardId(0), 1, list).err(), Some(Busy));
+        control_mail.flush();
+        assert!(shard.take().is_none() && control_mail.is_quiet());
+        control_mail.hold_questions(false);
         assert!(control_mail.ask(ShardId(0), 1, list).is_ok());
     }
 

@@ -254,9 +254,13 @@ impl Control {
         self.share_channels(outgoing, sharing, (channel, reports)).await?;
         if self.brokers.keep_channels() {
             self.fence(outgoing, sharing).await;
-            self.until_settled(outgoing, reports).await?;
             self.introduce_others(channel).await?;
         }
+        if !self.brokers.is_empty() {
+            self.until_settled(outgoing, reports).await?;
+        }
+        // In the same moment: a question in the mailbox of a shard would keep it from being written.
+        self.control_mail.hold_questions(true);
         let (mut outcomes, mut actions) = (Vec::new(), Vec::new());
         for _ in self.control_mail.shards() {
             let (sender, receiver) = mpsc::channel();
@@ -420,6 +424,7 @@ impl Control {
     async fn go_on(&self, outgoing: &Outgoing) {
         self.order(outgoing, self.control_mail.shards().map(|_| HandoverAction::GoOn).collect());
         outgoing.gate.open();
+        self.control_mail.hold_questions(false);
         self.resume_brokers().await;
     }
 
