@@ -361,7 +361,8 @@ test('rpc: calls of one connection are answered in their order', async () => {
   assert.deepEqual(replies, range(0, 20));
 });
 
-test('with client.concurrency calls of one connection run beside each other', async () => {
+// Calls that take longer than a second fail with a takeover, and circuits begin anew.
+test('with client.concurrency calls of one connection run beside each other', ONE_PROCESS, async () => {
   const own = await App.start();
   const options = `
 [client]
@@ -720,7 +721,7 @@ proxy_enabled = true
   await newer.die();
 });
 
-test('calls are bounded, and share connections', async () => {
+test('calls are bounded, and share connections', ONE_PROCESS, async () => {
   const own = await App.start();
   const options = `
 [rpc.proxy]
