@@ -158,7 +158,7 @@ impl Running {
             alarm: Alarm::new()?,
             requests: JoinSet::new(),
             turns: Turns::new(plan.channels.len(), api.in_flight),
-            payloads: PayloadWriter::new(plan.payload_bytes),
+            payloads: PayloadWriter::of(plan.payload_bytes, plan.template.as_ref()),
             payload: Vec::new(),
             sent: vec![0; plan.channels.len()],
             lag: figures::latency(),

@@ -50,6 +50,8 @@ pub(super) struct File {
     protocol: Option<Named<Protocol>>,
     secret: Option<String>,
     size: Option<usize>,
+    payload: Option<String>,
+    binary: bool,
     window: Option<u32>,
     spin: bool,
     connect_rate: Option<f64>,
@@ -407,6 +409,8 @@ impl File {
         or(&mut flags.protocol, &self.protocol.map(|of| of.0));
         or(&mut flags.secret, &self.secret);
         or(&mut flags.size, &self.size);
+        or(&mut flags.payload, &self.payload);
+        flags.binary |= self.binary;
         or(&mut flags.window, &self.window);
         flags.spin |= self.spin;
         or(&mut flags.connect_rate, &self.connect_rate);

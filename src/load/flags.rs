@@ -63,6 +63,12 @@ pub enum Protocol {
     Centrifugo,
     /// Plain WebSocket messages, for any server that echoes or broadcasts them.
     Raw,
+    /// Socket.IO 4 over a WebSocket: the events `subscribe` (acknowledged) and `publish`, each with a channel.
+    SocketIo,
+    /// Pusher's protocol; publishing is by client events.
+    Pusher,
+    /// NATS over a WebSocket.
+    Nats,
 }
 
 impl ValueEnum for Transport {
@@ -251,6 +257,16 @@ pub struct Flags {
     /// is measured beside them the cost of waking this client.
     #[arg(long)]
     pub spin: bool,
+
+    /// The payload of messages, in place of --size: a text, or @FILE. `{stamp}`, once, is what the checks need (a JSON
+    /// object); `{counter}` the number of the message in its channel, `{n}` that of the channel or the echoing
+    /// connection, `{random:N}` N letters and digits, `{timestamp}` milliseconds since 1970.
+    #[arg(long, value_name = "TEXT")]
+    pub payload: Option<String>,
+
+    /// Send raw messages in binary frames.
+    #[arg(long)]
+    pub binary: bool,
 
     /// How long to send; for idle how long to hold. Of a scenario file: all phases with a duration together,
     /// each in proportion. [default: 10s]

@@ -123,7 +123,7 @@ impl Fleet {
             measuring: false,
             echo_until_ns: 0,
             text: Vec::new(),
-            payloads: PayloadWriter::new(plan.payload_bytes),
+            payloads: PayloadWriter::of(plan.payload_bytes, plan.template.as_ref()),
             signer: plan.secret.as_deref().map(Signer::new),
             rng: Rng::new(seed),
             up: UpLink::default(),
@@ -579,7 +579,7 @@ impl Fleet {
     /// How what comes is read.
     pub(crate) fn reading(&self, index: u32) -> impl Fn(&[u8], &mut Vec<Said>) + use<> {
         let run = self.plan.run;
-        let Population { centrifugo, transport, .. } = *self.population(index);
+        let Population { centrifugo, transport, profile, .. } = *self.population(index);
         move |bytes, said| {
             speech::as_text(bytes, said, |text, said| match transport {
                 Transport::Sse => speech::read_events(text, run, said),
@@ -587,7 +587,10 @@ impl Fleet {
                     // In a response a line feed ends each, in a frame it stands between two.
                     speech::read_replies(text.strip_suffix('\n').unwrap_or(text), run, said);
                 }
-                _ => speech::read_raw(text, run, said),
+                _ => match profile {
+                    Some(profile) => profile.read(text, run, said),
+                    None => speech::read_raw(text, run, said),
+                },
             });
         }
     }
@@ -637,7 +640,12 @@ impl Fleet {
 
     fn upgraded(&mut self, index: u32, now_ns: u64) {
         self.connects.lap(index, Step::Upgrade, now_ns);
-        if !self.population(index).centrifugo {
+        let Population { centrifugo, profile, .. } = *self.population(index);
+        if profile.is_some() {
+            self.conns[index as usize].state = State::Joining;
+            return;
+        }
+        if !centrifugo {
             self.opened(index, now_ns);
             return;
         }
@@ -656,7 +664,8 @@ impl Fleet {
         self.counts.pending -= 1;
         let is_back = std::mem::replace(&mut conn.was_open, true);
         let generation = conn.generation;
-        if self.population(index).centrifugo {
+        let Population { centrifugo, profile, .. } = *self.population(index);
+        if centrifugo || profile.is_some() {
             self.connects.lap(index, Step::Protocol, now_ns);
         }
         self.connects.end(index, now_ns);
@@ -800,8 +809,40 @@ impl Fleet {
             }
             Said::Ended(reason) => self.reject(index, reason, now_ns),
             Said::Malformed => self.reject(index, "a reply that is no JSON object", now_ns),
+            Said::Text(text) => self.step(index, text, now_ns),
             Said::Other => {}
         }
+    }
+
+    /// A text came while a connection opens by a profile.
+    fn step(&mut self, index: u32, text: &str, now_ns: u64) {
+        let Population { profile, receives, .. } = *self.population(index);
+        let channel = self.plan.channels.get(self.channel_number(index) as usize);
+        let channel = channel.filter(|_| receives).map(String::as_str);
+        let conn = &mut self.conns[index as usize];
+        if conn.state != State::Joining {
+            return;
+        }
+        let step = profile.and_then(|of| of.step(conn.joined, text, channel));
+        let Some((answer, is_open)) = step else { return };
+        conn.joined += 1;
+        if !answer.is_empty() {
+            self.text.clear();
+            self.text.extend_from_slice(answer.as_bytes());
+            self.put_text_of(index);
+        }
+        if is_open {
+            self.opened(index, now_ns);
+        }
+    }
+
+    /// Puts a text of a profile, or a raw message, into a frame of its kind.
+    fn put_text_of(&mut self, index: u32) {
+        let profile = self.population(index).profile;
+        let is_binary = profile.map_or(self.plan.is_binary, |of| of.is_binary);
+        let opcode = if is_binary { ws::BINARY } else { ws::TEXT };
+        let key = mask_key(&mut self.rng);
+        ws::put_masked(&mut self.out, opcode, &self.text, key);
     }
 
     /// Ends a connection whose server said something that leaves it useless.
@@ -831,7 +872,13 @@ impl Fleet {
     }
 
     fn answer_ping(&mut self, index: u32) {
-        let Population { centrifugo, transport, .. } = *self.population(index);
+        let Population { centrifugo, transport, profile, .. } = *self.population(index);
+        if let Some(profile) = profile {
+            self.text.clear();
+            self.text.extend_from_slice(profile.pong().as_bytes());
+            self.put_text_of(index);
+            return self.count_ping(index);
+        }
         if !centrifugo {
             return;
         }
@@ -947,7 +994,7 @@ impl Fleet {
         let run = self.plan.run;
         let stamp = Stamp { run, channel, sequence, intended_ns, actual_ns: now_ns };
         self.payloads.write(&stamp, &mut self.text);
-        self.put_text();
+        self.put_text_of(index);
     }
 
     fn put_text(&mut self) {

@@ -38,6 +38,7 @@ mod output;
 mod pace;
 mod payload;
 mod plan;
+mod profile;
 mod progress;
 mod publisher;
 mod recovery;

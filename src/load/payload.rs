@@ -3,6 +3,8 @@
 use crate::base::rng::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The part of a payload that is read again. JSON, so that both protocols can carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -44,16 +46,30 @@ pub(crate) struct PayloadWriter {
     bytes: usize,
     records: Option<Box<RawValue>>,
     padding: String,
+    template: Option<Arc<Template>>,
+    rng: Rng,
 }
 
 impl PayloadWriter {
+    /// Payloads by a template, or else of `bytes` bytes.
+    pub(crate) fn of(bytes: usize, template: Option<&Arc<Template>>) -> Self {
+        match template {
+            Some(_) => Self { template: template.cloned(), ..Self::new(0) },
+            None => Self::new(bytes),
+        }
+    }
+
     /// Payloads of `bytes` bytes, or as short as they can be when that is less.
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { bytes, records: records(bytes), padding: "x".repeat(bytes) }
+        let (template, rng) = (None, Rng::new(1));
+        Self { bytes, records: records(bytes), padding: "x".repeat(bytes), template, rng }
     }
 
     /// Replaces what is in `out` by the payload: one line of JSON.
-    pub(crate) fn write(&self, stamp: &Stamp, out: &mut Vec<u8>) {
+    pub(crate) fn write(&mut self, stamp: &Stamp, out: &mut Vec<u8>) {
+        if let Some(template) = &self.template {
+            return template.write(stamp, &mut self.rng, out);
+        }
         let records = self.records.as_deref();
         encode(stamp, records, "", out);
         let missing = self.bytes.saturating_sub(out.len());
@@ -114,9 +130,129 @@ fn encode(stamp: &Stamp, records: Option<&RawValue>, padding: &str, out: &mut Ve
     let _ = serde_json::to_writer(out, &padded);
 }
 
-/// The stamp of a payload, when `run` wrote it.
+/// The stamp of a payload, when `run` wrote it: it is the payload, or somewhere in it.
 pub(crate) fn read(payload: &str, run: u32) -> Option<Stamp> {
-    serde_json::from_str::<Stamp>(payload).ok().filter(|stamp| stamp.run == run)
+    if let Ok(stamp) = serde_json::from_str::<Stamp>(payload) {
+        return (stamp.run == run).then_some(stamp);
+    }
+    let mut found = None;
+    read_all(payload, run, |stamp| found = found.or(Some(stamp)));
+    found
+}
+
+/// The beginning of each stamp, and of one in a JSON string.
+const BEGIN: &str = "{\"roost_load\":";
+const BEGIN_IN_STRING: &str = "{\\\"roost_load\\\":";
+
+/// Each stamp of `run` in a text, one after the other.
+pub(crate) fn read_all(text: &str, run: u32, mut each: impl FnMut(Stamp)) {
+    let mut rest = text;
+    while let Some(at) = rest.find(BEGIN) {
+        rest = &rest[at..];
+        let stamp = serde_json::Deserializer::from_str(rest).into_iter::<Stamp>().next();
+        if let Some(Ok(stamp)) = stamp
+            && stamp.run == run
+        {
+            each(stamp);
+        }
+        rest = &rest[BEGIN.len()..];
+    }
+    if let Some(at) = text.find(BEGIN_IN_STRING) {
+        // Text until the end of the string, with its escapes taken away.
+        let string = format!("\"{}", &text[at..]);
+        let string = serde_json::Deserializer::from_str(&string).into_iter::<String>().next();
+        if let Some(Ok(string)) = string {
+            read_all(&string, run, each);
+        }
+    }
+}
+
+/// The template of a payload.
+///
+/// ```text
+///  {"type":"chat","no":{counter},"text":"{random:40}","meta":{stamp}}
+/// ```
+#[derive(Clone, Debug)]
+pub(crate) struct Template(Vec<Piece>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    /// What the checks need.
+    Stamp,
+    /// Number of the message in its channel, or of its connection.
+    Counter,
+    /// So many letters and digits.
+    Random(usize),
+    /// Number of the channel, for echoes of the connection.
+    Number,
+    /// Milliseconds since 1970.
+    Timestamp,
+}
+
+impl Template {
+    /// Reads a template.
+    ///
+    /// # Errors
+    /// It has no stamp, or several: text for the user.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let end = after.find('}').unwrap_or(0);
+            let piece = match &after[..end] {
+                "stamp" => Some(Piece::Stamp),
+                "counter" => Some(Piece::Counter),
+                "n" => Some(Piece::Number),
+                "timestamp" => Some(Piece::Timestamp),
+                name => name
+                    .strip_prefix("random:")
+                    .and_then(|count| count.parse().ok())
+                    .filter(|count| *count <= 1 << 20)
+                    .map(Piece::Random),
+            };
+            pieces.push(Piece::Text(before.to_owned()));
+            match piece {
+                Some(piece) => {
+                    pieces.push(piece);
+                    rest = &after[end + 1..];
+                }
+                None => {
+                    pieces.push(Piece::Text("{".to_owned()));
+                    rest = after;
+                }
+            }
+        }
+        pieces.push(Piece::Text(rest.to_owned()));
+        match pieces.iter().filter(|of| **of == Piece::Stamp).count() {
+            1 => Ok(Self(pieces)),
+            _ => Err("a payload has {stamp} once: the checks need it".to_owned()),
+        }
+    }
+
+    fn write(&self, stamp: &Stamp, rng: &mut Rng, out: &mut Vec<u8>) {
+        out.clear();
+        let mut short = Vec::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Piece::Stamp => {
+                    encode(stamp, None, "", &mut short);
+                    out.extend_from_slice(&short);
+                }
+                Piece::Counter => out.extend_from_slice(stamp.sequence.to_string().as_bytes()),
+                Piece::Number => out.extend_from_slice(stamp.channel.to_string().as_bytes()),
+                Piece::Random(count) => {
+                    const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+                    out.extend((0..*count).map(|_| LETTERS[rng.below(36) as usize]));
+                }
+                Piece::Timestamp => {
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    out.extend_from_slice(now.as_millis().to_string().as_bytes());
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +272,26 @@ mod tests {
         PayloadWriter::new(1).write(&stamp, &mut out);
         assert!(out.len() < 100);
         assert_eq!(read(std::str::from_utf8(&out).unwrap(), 7), Some(stamp));
+    }
+
+    #[test]
+    fn a_template_has_counter_random_text_and_a_stamp() {
+        let text = r#"{"no":{counter},"of":{n},"text":"{random:9}","at":{timestamp},"m":{stamp}}"#;
+        let template = Arc::new(Template::parse(text).unwrap());
+        let stamp = Stamp { run: 7, channel: 3, sequence: 12, intended_ns: 1, actual_ns: 5 };
+        let mut out = Vec::new();
+        PayloadWriter::of(0, Some(&template)).write(&stamp, &mut out);
+        let text = std::str::from_utf8(&out).unwrap();
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!((&value["no"], &value["of"]), (&12.into(), &3.into()));
+        assert_eq!(value["text"].as_str().unwrap().len(), 9);
+        assert!(value["at"].as_u64().unwrap() > 1_700_000_000_000);
+        assert_eq!(read(text, 7), Some(stamp));
+        let in_string = format!("[{}]", serde_json::to_string(text).unwrap());
+        assert_eq!(read(&in_string, 7), Some(stamp));
+        for wrong in ["", "{counter}", "{stamp}{stamp}"] {
+            assert!(Template::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

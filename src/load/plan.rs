@@ -6,7 +6,8 @@ use super::flags::{Flags, Protocol, Scenario, Threads};
 use super::headers::{Headers, numbered};
 use super::mix::{Distribution, Mix, Zipf};
 use super::pace::Segment;
-use super::payload::{PayloadWriter, Stamp};
+use super::payload::{PayloadWriter, Stamp, Template};
+use super::profile::Profile;
 use super::report::Requested;
 use super::target::{self, Api, Target};
 use super::threshold::Threshold;
@@ -71,6 +72,8 @@ pub(crate) struct Population {
     pub(crate) compression: bool,
     /// They speak the client protocol.
     pub(crate) centrifugo: bool,
+    /// They speak one of texts.
+    pub(crate) profile: Option<&'static Profile>,
     /// Path of the up-link.
     pub(crate) up_path: String,
     /// Messages are published to them.
@@ -171,6 +174,11 @@ pub(crate) struct Plan {
     pub(crate) publishers: u32,
     /// Publishers speak the client protocol.
     pub(crate) centrifugo: bool,
+    /// Publishers speak one of texts.
+    pub(crate) profile: Option<&'static Profile>,
+    /// Raw messages go in binary frames.
+    pub(crate) is_binary: bool,
+    pub(super) template: Option<Arc<Template>>,
     pub(crate) secret: Option<String>,
     /// Names by number; empty when nobody subscribes.
     pub(crate) channels: Vec<String>,
@@ -221,24 +229,11 @@ impl Plan {
     /// Checks scenario and flags, and fills in what they leave open. `descriptors` is the limit of one table,
     /// `run` any number that other runs don't have. Looks the host's name up.
     pub(crate) fn new(mut flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
-        check_numbers(&flags)?;
-        let mut file = file_of(&flags)?;
-        file.fill(&mut flags);
-        file.apply(&flags);
-        check_numbers(&flags)?;
-        let Parts {
-            headers,
-            thresholds,
-            main,
-            populations,
-            websocket_path,
-            centrifugo,
-            channels,
-            closed_loop,
-            phases,
-        } = Parts::new(&file, &flags)?;
+        let file = read_file(&mut flags)?;
+        let parts = Parts::new(&file, &flags)?;
+        let (channels, populations) = (parts.channels, parts.populations);
         let connections = populations.iter().map(|of| of.connections).sum();
-        let publishes = phases.iter().any(|of| of.messages.is_some());
+        let publishes = parts.phases.iter().any(|of| of.messages.is_some());
         let zipf = |of: Distribution| {
             let exponent = file.channels.exponent.unwrap_or(1.0);
             let is_zipf = of == Distribution::Zipf && channels.len() > 1;
@@ -249,22 +244,26 @@ impl Plan {
         let api = target::api(&flags, &channels, publishes)?;
         let publishers = publishers(&file, channels.len() as u32, api.is_some())?;
         let threads = threads(&flags, connections, descriptors)?;
-        let rate = rate(&phases, closed_loop.is_some());
+        let (template, profile) = (template(&flags, !channels.is_empty())?, profile(&flags));
+        let rate = rate(&parts.phases, parts.closed_loop.is_some());
         let tls = populations.iter().find_map(|of| of.target.tls.clone());
         let mut plan = Self {
             name: file.name,
-            target: main,
+            target: parts.main,
             tls,
-            headers,
-            thresholds,
-            websocket_path,
+            headers: parts.headers,
+            thresholds: parts.thresholds,
+            websocket_path: parts.websocket_path,
             api,
             connections,
             populations,
             mix,
-            phases,
+            phases: parts.phases,
             publishers,
-            centrifugo,
+            centrifugo: parts.centrifugo,
+            profile,
+            is_binary: flags.binary,
+            template,
             secret: flags.secret,
             published: Arc::new(Published::new(channels.len().max(1))),
             receivers: Arc::new([]),
@@ -273,7 +272,7 @@ impl Plan {
             rate,
             payload_bytes: flags.size.unwrap_or(128),
             window: flags.window.unwrap_or(1),
-            closed_loop,
+            closed_loop: parts.closed_loop,
             spin: flags.spin,
             threads,
             pid: flags.pid,
@@ -341,7 +340,7 @@ impl Plan {
             actual_ns: now_ns,
         };
         let mut payload = Vec::new();
-        PayloadWriter::new(self.payload_bytes).write(&stamp, &mut payload);
+        PayloadWriter::of(self.payload_bytes, self.template.as_ref()).write(&stamp, &mut payload);
         payload.len()
     }
 
@@ -415,6 +414,16 @@ impl Plan {
     }
 }
 
+/// The scenario with what the flags say, and the flags with what it says.
+fn read_file(flags: &mut Flags) -> Result<File, PlanError> {
+    check_numbers(flags)?;
+    let mut file = file_of(flags)?;
+    file.fill(flags);
+    file.apply(flags);
+    check_numbers(flags)?;
+    Ok(file)
+}
+
 /// What a plan is made of.
 struct Parts {
     headers: Headers,
@@ -450,7 +459,7 @@ impl Parts {
             populations.extend(split(of, &main, secure.as_ref(), flags)?);
         }
         let (websocket_path, centrifugo) = publisher_paths(flags, file, &main, &populations)?;
-        let channels = channels(file, centrifugo);
+        let channels = channels(file, centrifugo || profile(flags).is_some());
         for of in &mut populations {
             of.receives = of.receives && !(of.centrifugo && channels.is_empty());
         }
@@ -602,6 +611,7 @@ fn split(
             transport,
             compression,
             centrifugo,
+            profile: profile(flags).filter(|_| of.role != Role::Echoes),
             up_path: paths.up,
             receives: of.role != Role::Echoes && (of.role != Role::Idle || !centrifugo),
             is_slow: slow || of.role == Role::SlowReaders,
@@ -627,7 +637,7 @@ fn centrifugo(
     let path = target.path.split('?').next().unwrap_or_default();
     match (protocol, role) {
         _ if transport != Transport::WebSocket => {
-            if protocol == Protocol::Raw || role == Role::Echoes {
+            if !matches!(protocol, Protocol::Auto | Protocol::Centrifugo) || role == Role::Echoes {
                 return wrong("raw messages go over WebSockets only: --transport websocket");
             }
             Ok(true)
@@ -635,10 +645,35 @@ fn centrifugo(
         (Protocol::Centrifugo, Role::Echoes) if flags.scenario == Scenario::Echo => {
             wrong("echo speaks raw WebSocket only: --protocol raw")
         }
-        (Protocol::Raw, _) | (_, Role::Echoes) => Ok(false),
+        (Protocol::Raw | Protocol::SocketIo | Protocol::Pusher | Protocol::Nats, _) => Ok(false),
+        (_, Role::Echoes) => Ok(false),
         (Protocol::Centrifugo, _) => Ok(true),
         (Protocol::Auto, _) => Ok(path.trim_end_matches('/').ends_with("/connection/websocket")),
     }
+}
+
+fn profile(flags: &Flags) -> Option<&'static Profile> {
+    Profile::of(flags.protocol.unwrap_or(Protocol::Auto))
+}
+
+/// The payload's template, if there is one. What the client protocol carries has to be JSON.
+fn template(flags: &Flags, has_channels: bool) -> Result<Option<Arc<Template>>, PlanError> {
+    let Some(text) = &flags.payload else { return Ok(None) };
+    let text = match text.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).or_else(|error| {
+            wrong(format!("--payload {text}: {}", super::output::plain(&error)))
+        })?,
+        None => text.clone(),
+    };
+    let template = Template::parse(&text).or_else(|fault| wrong(format!("--payload: {fault}")))?;
+    let template = Arc::new(template);
+    let stamp = Stamp { run: 1, channel: 1, sequence: 1, intended_ns: 1, actual_ns: 1 };
+    let mut written = Vec::new();
+    PayloadWriter::of(0, Some(&template)).write(&stamp, &mut written);
+    if has_channels && serde_json::from_slice::<serde_json::Value>(&written).is_err() {
+        return wrong("--payload: the protocol carries JSON, and this is none");
+    }
+    Ok(Some(template))
 }
 
 /// Where publishers connect to, and whether they speak the client protocol.
@@ -663,7 +698,7 @@ fn publisher_paths(
     };
     let url = flags.url.as_deref().unwrap_or_default();
     let paths = target::paths(url, first.transport, &main.path)?;
-    if !first.centrifugo {
+    if !first.centrifugo && first.profile.is_none() {
         for (name, used) in [
             ("channels", flags.scenario == Scenario::Channels),
             ("--subscribe", flags.subscribe.is_some()),

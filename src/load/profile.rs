@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn socket_io() {
-        let says = [r#"0{"sid":"a","upgrades":[],"pingInterval":25000}"#, r#"40{"sid":"b"}"#, "430[]"];
+        let says =
+            [r#"0{"sid":"a","upgrades":[],"pingInterval":25000}"#, r#"40{"sid":"b"}"#, "430[]"];
         let answers = open(&SOCKET_IO, Some("c"), &says);
         assert_eq!(answers, ["40", r#"420["subscribe","c"]"#, ""]);
         assert_eq!(open(&SOCKET_IO, None, &says[..2]), ["40", ""]);

@@ -92,6 +92,8 @@ pub(crate) struct Publisher {
     command: Vec<u8>,
     /// Its number among the publishers.
     number: u32,
+    /// Steps of a profile that are done.
+    steps: u8,
     /// Id of the next publish command.
     id: u32,
     sent: Vec<u32>,
@@ -131,7 +133,8 @@ impl Publisher {
             written: 0,
             rng: Rng::new(!(u64::from(plan.run) << 8 | u64::from(number))),
             number,
-            payloads: PayloadWriter::new(plan.payload_bytes),
+            steps: 0,
+            payloads: PayloadWriter::of(plan.payload_bytes, plan.template.as_ref()),
             payload: Vec::new(),
             command: Vec::new(),
             id: CONNECT_ID + 1,
@@ -146,6 +149,8 @@ impl Publisher {
         publisher.upgrade()?;
         if publisher.plan.centrifugo {
             publisher.log_in()?;
+        } else if publisher.plan.profile.is_some() {
+            publisher.wait_until_connected()?;
         }
         publisher.stream.set_nonblocking().map_err(failed)?;
         Ok(publisher)
@@ -187,6 +192,16 @@ impl Publisher {
         self.command.clear();
         speech::put_connect(token.as_deref(), None, None, &mut self.command);
         ws::put_masked(&mut self.out, ws::TEXT, &self.command, mask_key(&mut self.rng));
+        self.wait_until_connected()
+    }
+
+    /// The kind of frames that messages go in.
+    fn opcode(&self) -> ws::OpCode {
+        let is_binary = self.plan.profile.map_or(self.plan.is_binary, |of| of.is_binary);
+        if is_binary { ws::BINARY } else { ws::TEXT }
+    }
+
+    fn wait_until_connected(&mut self) -> Result<(), String> {
         while self.connected.is_none() {
             self.write()?;
             let count = self.stream.read(&mut self.input).map_err(|error| plain(&error))?;
@@ -278,14 +293,19 @@ impl Publisher {
         let (run, sequence) = (self.plan.run, *count);
         let stamp = Stamp { run, channel, sequence, intended_ns, actual_ns };
         self.payloads.write(&stamp, &mut self.payload);
+        let opcode = self.opcode();
         let mut text = &self.payload;
-        if let Some(name) = self.plan.channels.get(channel as usize) {
+        if let Some(profile) = self.plan.profile {
+            let name = self.plan.channels.get(channel as usize).map_or("", String::as_str);
+            profile.put_publish(name, &self.payload, &mut self.command);
+            text = &self.command;
+        } else if let Some(name) = self.plan.channels.get(channel as usize) {
             self.command.clear();
             speech::put_publish(self.id, name, &self.payload, &mut self.command);
             self.id = self.id.wrapping_add(1).max(CONNECT_ID + 1);
             text = &self.command;
         }
-        ws::put_masked(&mut self.out, ws::TEXT, text, mask_key(&mut self.rng));
+        ws::put_masked(&mut self.out, opcode, text, mask_key(&mut self.rng));
         self.plan.published.set(channel, sequence);
         self.live.note(&self.plan, channel, actual_ns);
     }
@@ -397,10 +417,13 @@ impl Publisher {
             match reader.next(&RULES, input, &mut at) {
                 Ok(None) => break,
                 Ok(Some(Event::Message { data, .. })) => {
-                    if self.plan.centrifugo
-                        && let Ok(text) = simdutf8::basic::from_utf8(data)
-                    {
-                        speech::read_replies(text, self.plan.run, &mut said);
+                    let Ok(text) = simdutf8::basic::from_utf8(data) else { continue };
+                    match self.plan.profile {
+                        Some(profile) => profile.read(text, self.plan.run, &mut said),
+                        None if self.plan.centrifugo => {
+                            speech::read_replies(text, self.plan.run, &mut said);
+                        }
+                        None => {}
                     }
                 }
                 Ok(Some(Event::Ping(payload))) => {
@@ -423,9 +446,23 @@ impl Publisher {
 
     fn handle_said(&mut self, said: Said) -> Result<(), String> {
         match said {
+            Said::Text(text) => {
+                let step = self.plan.profile.and_then(|of| of.step(self.steps, &text, None));
+                if let Some((answer, is_open)) = step.filter(|_| self.connected.is_none()) {
+                    self.steps += 1;
+                    if is_open {
+                        self.connected = Some(Ok(()));
+                    }
+                    if !answer.is_empty() {
+                        let (opcode, key) = (self.opcode(), mask_key(&mut self.rng));
+                        ws::put_masked(&mut self.out, opcode, answer.as_bytes(), key);
+                    }
+                }
+            }
             Said::Ping => {
-                let key = mask_key(&mut self.rng);
-                ws::put_masked(&mut self.out, ws::TEXT, speech::PONG.as_bytes(), key);
+                let (opcode, key) = (self.opcode(), mask_key(&mut self.rng));
+                let pong = self.plan.profile.map_or(speech::PONG, |of| of.pong());
+                ws::put_masked(&mut self.out, opcode, pong.as_bytes(), key);
             }
             Said::Done(CONNECT_ID) | Said::Session(..) => self.connected = Some(Ok(())),
             Said::Refused(CONNECT_ID, reason) => {

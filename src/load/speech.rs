@@ -256,6 +256,8 @@ pub(crate) enum Said {
     Unsubscribed(u32, Arc<str>),
     /// The server ended the connection, for this reason.
     Ended(Arc<str>),
+    /// A text of a protocol that is none of JSON replies: a step of opening, perhaps.
+    Text(Arc<str>),
     /// Anything else that is lawful: messages of others, joins and leaves.
     Other,
     /// Not a reply.

@@ -588,7 +588,7 @@ impl Running {
     }
 
     fn take_frames(&mut self, index: u32, input: &mut [u8], now_ns: u64) {
-        let Population { compression, centrifugo, .. } = *self.fleet.population(index);
+        let Population { compression, centrifugo, profile, .. } = *self.fleet.population(index);
         let conn = &mut self.fleet.conns[index as usize];
         let generation = conn.generation;
         let mut reader = std::mem::take(&mut conn.reader);
@@ -603,7 +603,7 @@ impl Running {
                 Ok(Some(Event::Message { data, .. })) => self.take_text(index, data, now_ns),
                 Ok(Some(Event::Ping(payload))) => {
                     self.fleet.put_control(ws::PONG, payload);
-                    if !centrifugo {
+                    if !centrifugo && profile.is_none() {
                         self.fleet.count_ping(index);
                     }
                 }

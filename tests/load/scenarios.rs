@@ -349,3 +349,73 @@ fn a_terminal_shows_the_run_while_it_goes_on() {
     }
     assert!(rest.contains("messages     300 sent"), "{rest:?}");
 }
+
+#[test]
+fn socket_io_is_spoken_with_the_oracle() {
+    let server = Server::start(|peer, text, all| match text {
+        "40" => peer.send(r#"40{"sid":"x"}"#),
+        "3" => peer.set_note("ponged", true),
+        text => {
+            let event = text.trim_start_matches(|c: char| c.is_ascii_digit());
+            let event: Value = serde_json::from_str(event).unwrap();
+            if event[0] == "subscribe" {
+                peer.set_note("channel", event[1].clone());
+                peer.send("430[]");
+                peer.send("2");
+            } else {
+                for peer in all.iter().filter(|peer| peer.note("channel") == event[1]) {
+                    peer.send(&format!("42{}", json!(["message", event[2]])));
+                }
+            }
+        }
+    });
+    // The server speaks first, which the one above does when something has come.
+    let greeting = Server::start(|_, _, _| {});
+    drop(greeting);
+    let url = server.url("/socket.io/?EIO=4&transport=websocket");
+    let peers = Arc::clone(&server.peers);
+    let ended = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&ended);
+    let greeter = thread::spawn(move || {
+        let mut greeted = 0;
+        while seen.load(SeqCst) == 0 {
+            let all = peers.lock().unwrap().clone();
+            for peer in all.iter().filter(|peer| peer.note("request").is_object()) {
+                if peer.note("greeted").is_null() {
+                    // Behind the answer to the upgrade.
+                    thread::sleep(Duration::from_millis(20));
+                    peer.set_note("greeted", true);
+                    peer.send(r#"0{"sid":"y","pingInterval":25000}"#);
+                    greeted += 1;
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        greeted
+    });
+    let (code, result) = load(&format!(
+        "channels --protocol socket-io --url {url} --connections 4 --channels 2 --publish 30 --rate 300"
+    ));
+    ended.store(1, SeqCst);
+    assert_eq!(greeter.join().unwrap(), 5, "four connections and the publisher");
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(30, 60));
+}
+
+#[test]
+fn payloads_follow_a_template() {
+    let server = Server::start(|peer, text, _| {
+        let value: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(value["no"], value["meta"]["s"]);
+        assert_eq!(value["text"].as_str().unwrap().len(), 12);
+        peer.send(&json!({ "wrapped": value }).to_string());
+    });
+    let mut command =
+        start(&format!("echo --url {} --connections 3 --duration 100ms", server.url("/")));
+    let template = r#"{"no":{counter},"text":"{random:12}","meta":{stamp}}"#;
+    let (code, result) = result(&command.args(["--payload", template]).output().unwrap());
+    assert_eq!(code, 0);
+    let sent = result["messages"]["sent"].as_u64().unwrap();
+    assert!(sent >= 3);
+    assert_messages(&result, all_fine(sent, sent));
+}
