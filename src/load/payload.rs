@@ -2,7 +2,7 @@
 
 use crate::base::rng::Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, Value};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -140,12 +140,18 @@ pub(crate) fn read(payload: &str, run: u32) -> Option<Stamp> {
     found
 }
 
-/// The beginning of each stamp, and of one in a JSON string.
+/// The beginning of a stamp as it was written.
 const BEGIN: &str = "{\"roost_load\":";
-const BEGIN_IN_STRING: &str = "{\\\"roost_load\\\":";
+
+/// Its first key, which stands elsewhere when a server has written the object anew.
+const KEY: &str = "roost_load";
 
 /// Each stamp of `run` in a text, one after the other.
 pub(crate) fn read_all(text: &str, run: u32, mut each: impl FnMut(Stamp)) {
+    find_all(text, run, &mut each);
+}
+
+fn find_all(text: &str, run: u32, each: &mut dyn FnMut(Stamp)) {
     let mut rest = text;
     while let Some(at) = rest.find(BEGIN) {
         rest = &rest[at..];
@@ -157,13 +163,28 @@ pub(crate) fn read_all(text: &str, run: u32, mut each: impl FnMut(Stamp)) {
         }
         rest = &rest[BEGIN.len()..];
     }
-    if let Some(at) = text.find(BEGIN_IN_STRING) {
-        // Text until the end of the string, with its escapes taken away.
-        let string = format!("\"{}", &text[at..]);
-        let string = serde_json::Deserializer::from_str(&string).into_iter::<String>().next();
-        if let Some(Ok(string)) = string {
-            read_all(&string, run, each);
+    // Written anew, or in a string: the text is JSON, perhaps behind a few characters of its protocol.
+    if !text.contains(BEGIN) && text.contains(KEY) {
+        let json = text.find(['{', '[', '"']).map_or("", |at| &text[at..]);
+        if let Some(Ok(value)) = serde_json::Deserializer::from_str(json).into_iter().next() {
+            walk(&value, run, each);
         }
+    }
+}
+
+fn walk(value: &Value, run: u32, each: &mut dyn FnMut(Stamp)) {
+    match value {
+        Value::Object(map) if map.contains_key(KEY) => {
+            if let Ok(stamp) = Stamp::deserialize(value)
+                && stamp.run == run
+            {
+                each(stamp);
+            }
+        }
+        Value::Object(map) => map.values().for_each(|value| walk(value, run, each)),
+        Value::Array(all) => all.iter().for_each(|value| walk(value, run, each)),
+        Value::String(text) if text.contains(KEY) => find_all(text, run, each),
+        _ => {}
     }
 }
 
@@ -282,13 +303,17 @@ mod tests {
         let mut out = Vec::new();
         PayloadWriter::of(0, Some(&template)).write(&stamp, &mut out);
         let text = std::str::from_utf8(&out).unwrap();
-        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let value: Value = serde_json::from_str(text).unwrap();
         assert_eq!((&value["no"], &value["of"]), (&12.into(), &3.into()));
         assert_eq!(value["text"].as_str().unwrap().len(), 9);
         assert!(value["at"].as_u64().unwrap() > 1_700_000_000_000);
         assert_eq!(read(text, 7), Some(stamp));
         let in_string = format!("[{}]", serde_json::to_string(text).unwrap());
         assert_eq!(read(&in_string, 7), Some(stamp));
+        // Written anew by a server that sorts keys.
+        let anew = format!("42{}", serde_json::json!(["message", { "data": value }]));
+        assert!(!anew.contains(BEGIN));
+        assert_eq!(read(&anew, 7), Some(stamp));
         for wrong in ["", "{counter}", "{stamp}{stamp}"] {
             assert!(Template::parse(wrong).is_err(), "{wrong}");
         }
