@@ -345,10 +345,10 @@ fn resources(out: &mut String, report: &Report, seconds: &[Second]) {
 
 fn machine(out: &mut String, report: &Report) {
     let of = &report.machine;
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<section><h2>This client</h2><p>{} processors ({}), {} of memory, Linux {}</p>\
-         <p class=\"soft\">roost-load {}, {}; {:.1} MB, {:.2} CPU s; began {}</p></section>\n",
+         <p class=\"soft\">roost-load {}, {}; {:.1} MB, {:.2} CPU s; began {}</p></section>",
         of.processors,
         escape(&of.processor),
         mb(of.memory_bytes as f64),
