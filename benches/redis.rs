@@ -24,7 +24,8 @@ use roost::cluster::scripts::Script;
 use roost::cluster::servers::{Access, Address, Server};
 use roost::hub::broker::{BrokerEvent, Command, Publishing, Ticket};
 use roost::hub::history::{Published, Record, StreamOptions};
-use roost::node::redis::{Broker, ControlEvent, Events, Prepared, Settings};
+use roost::node::broker_threads::{Broker, ControlEvent, Events, Prepared};
+use roost::node::redis::Settings;
 use roost::shard::mail::{Flushed, Mail, MailLane};
 
 #[global_allocator]

@@ -14,7 +14,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`base`], [`sys`] | shared words and bounds; the only unsafe code |
 //! | 1 | [`proto`], [`hub`], [`edge`], [`handover`], [`io`] | pure protocol; channels as data; policy; messages of a live upgrade; drivers |
-//! | 2 | [`session`], [`cluster`] | one client's protocol life; what nodes that share a Redis agree on |
+//! | 2 | [`session`], [`cluster`] | one client's protocol life; what nodes that share a broker agree on |
 //! | 3 | [`shard`] | the loop |
 //! | 4 | [`config`], [`host`] | options of every layer; what the machine allows |
 //! | 5 | [`node`], [`load`] | threads, wiring, draining; the load client |

@@ -16,9 +16,11 @@ pub mod control;
 pub mod entries;
 pub mod hash;
 pub mod names;
+pub mod nats;
 pub mod operations;
 pub mod payload;
 pub mod peers;
+pub mod presence;
 #[allow(
     missing_docs,
     unreachable_pub,

@@ -638,6 +638,7 @@ fn entry(envelope: &Envelope<'_>, offset: Option<u64>) -> Result<(Option<Epoch>,
         after: offset.saturating_sub(1),
         time_ms: read.time_ms,
         delta: read.delta || envelope.previous.is_some(),
+        source: None,
         record: Record::new(offset, &published),
     };
     Ok((has_position.then(|| Epoch::from(epoch)), entry))
@@ -921,7 +922,13 @@ mod tests {
         let entries = |range: std::ops::RangeInclusive<u64>| -> Vec<Entry> {
             let of = |offset| Record::new(offset, &Published::default());
             range
-                .map(|offset| Entry { after: 0, time_ms: 0, delta: false, record: of(offset) })
+                .map(|offset| Entry {
+                    after: 0,
+                    time_ms: 0,
+                    delta: false,
+                    source: None,
+                    record: of(offset),
+                })
                 .collect()
         };
         let offsets = |page: Page| -> Vec<u64> {

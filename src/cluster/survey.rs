@@ -50,10 +50,19 @@ pub enum Question {
         /// A JSON string literal, or Protobuf.
         data: Vec<u8>,
     },
+    /// Clients of a channel on the node: of this project's nodes only.
+    Presence {
+        /// The channel.
+        channel: String,
+        /// Their numbers are enough.
+        counts: bool,
+    },
 }
 
 const CHANNELS: &str = "channels";
 const EMULATION: &str = "centrifuge_emulation";
+const PRESENCE: &str = "roost_presence";
+const PRESENCE_COUNTS: &str = "roost_presence_stats";
 
 impl Question {
     /// Reads a question.
@@ -70,6 +79,10 @@ impl Question {
                 let read = EmulationRequest::decode(&*request.data).map_err(|_| Code::Internal)?;
                 Ok(Self::Emulation { session: read.session, data: read.data })
             }
+            op @ (PRESENCE | PRESENCE_COUNTS) => {
+                let channel = std::str::from_utf8(&request.data).map_err(|_| Code::Invalid)?;
+                Ok(Self::Presence { channel: channel.to_owned(), counts: op == PRESENCE_COUNTS })
+            }
             _ => Err(Code::UnknownOperation),
         }
     }
@@ -80,6 +93,9 @@ impl Question {
             Self::Channels { pattern } => (CHANNELS, ChannelsRequest { pattern }.encode_to_vec()),
             Self::Emulation { session, data } => {
                 (EMULATION, EmulationRequest { node: node.into(), session, data }.encode_to_vec())
+            }
+            Self::Presence { channel, counts } => {
+                (if counts { PRESENCE_COUNTS } else { PRESENCE }, channel.into_bytes())
             }
         };
         SurveyRequest { id, op: op.into(), data }

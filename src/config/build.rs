@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::hooks;
 use super::layers::{Report, Scope, Settings, default};
+use super::nats::NatsOptions;
 use super::options::{
     Admin, Api, Config, Demo, HttpServer, Internal, Io, ListenAt, Log, MemoryLimit, Pin, Roost,
     Shards, Tokens, Web, WebSocket,
@@ -51,6 +52,8 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
     let http_server = http_server(root, report);
     let disconnect_events = settings.section(hooks::SECTION).flag("disconnect");
     let channels = channels(settings, &proxies, report);
+    let brokers = brokers(settings, report);
+    let channels = channels.with_subjects(brokers.nats.as_ref().map(NatsOptions::rules));
     let config = Config {
         tls: tls(settings, http_server.internal.is_some(), report),
         http_server,
@@ -77,7 +80,7 @@ pub(super) fn build(settings: &Settings, report: &mut Report) -> Config {
         node_name: root.text("node.name"),
         metrics_interval_ms: root.ms("node.info_metrics_aggregate_interval"),
         pid_file: root.path("pid_file"),
-        brokers: brokers(settings, report),
+        brokers,
         roost: roost(root, report),
     };
     if let Some(personal) = &config.client.personal_channel {

@@ -22,6 +22,7 @@ mod json;
 mod layers;
 mod migrate;
 mod names;
+mod nats;
 mod options;
 mod print;
 mod redis;
@@ -72,6 +73,7 @@ pub use self::explain::explain;
 pub use self::migrate::{
     Migrated, Version, migrate, migrate_variables, print_options, print_variables,
 };
+pub use self::nats::NatsOptions;
 pub use self::redis::{Brokers, RedisOptions};
 pub use self::tls::{Acme, ListenerTls, PairSource, Pem, TicketOptions, Tls};
 use layers::{Report, Settings};

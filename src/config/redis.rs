@@ -1,8 +1,9 @@
-//! The options of a broker and of a presence manager in Redis.
+//! The options of a broker and of a presence manager in Redis, and which of the brokers there is.
 //!
 //! ```text
 //!  engine.type = redis            broker and presence in engine.redis
 //!  broker.enabled, .type = redis  the broker in broker.redis instead
+//!  broker.enabled, .type = nats   the broker in broker.nats instead
 //!  presence_manager.enabled, ...  presence in presence_manager.redis instead
 //! ```
 
@@ -10,16 +11,21 @@ use percent_encoding::percent_decode_str;
 
 use super::build::pem;
 use super::layers::{Report, Scope, Settings};
+use super::nats::{NatsOptions, nats};
 use crate::cluster::names::Partitions;
 use crate::cluster::servers::{Access, Address, Security, Server};
 
-/// What is kept in Redis.
+/// What is kept elsewhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Brokers {
-    /// Publications, histories and messages between nodes; none: in this node.
+    /// Publications, histories and messages between nodes, in Redis.
     pub broker: Option<RedisOptions>,
+    /// The same in NATS. With neither they are in this node.
+    pub nats: Option<NatsOptions>,
     /// Those present; none: in this node.
     pub presence: Option<RedisOptions>,
+    /// Each node keeps those present on it, and others ask it.
+    pub presence_by_nodes: bool,
     /// Threads for that.
     pub threads: usize,
 }
@@ -50,20 +56,36 @@ pub struct RedisOptions {
 /// Reads what the sections say. Faults of sections that are used go into the report.
 pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
     let root = &settings.root;
-    let engine = uses_redis(root, None, "engine.type", report);
-    let of = |switch: &str, kind: &str, section: &str, report: &mut Report| {
-        let own = root.flag(switch);
-        let is_redis = if own { uses_redis(root, Some(switch), kind, report) } else { engine };
-        let section = if own { section } else { "engine.redis" };
-        is_redis.then(|| redis(settings.section(section), section != "broker.redis", report))
+    let engine = keeper(root, None, ("engine.type", &["redis"]), report) == "redis";
+    let of = |switch: &str, kind: (&str, &'static [&'static str]), report: &mut Report| match root
+        .flag(switch)
+    {
+        true => keeper(root, Some(switch), kind, report),
+        false if engine => "engine",
+        false => "memory",
     };
-    let mut broker = of("broker.enabled", "broker.type", "broker.redis", report);
+    let section = |keeper: &str, own: &str, report: &mut Report| match keeper {
+        "redis" => Some(redis(settings.section(own), own != "broker.redis", report)),
+        "engine" => Some(redis(settings.section("engine.redis"), true, report)),
+        _ => None,
+    };
+    let keeper = of("broker.enabled", ("broker.type", &["redis", "nats"]), report);
+    let mut broker = section(keeper, "broker.redis", report);
     if let Some(broker) = &mut broker {
         broker.partitions = partitions(root, &broker.servers, report);
     }
-    let presence =
-        of("presence_manager.enabled", "presence_manager.type", "presence_manager.redis", report);
-    if broker.is_some() && presence.is_none() {
+    let nats = (keeper == "nats").then(|| nats(settings.section("broker.nats"), report));
+    let of_presence =
+        of("presence_manager.enabled", ("presence_manager.type", &["redis", "nodes"]), report);
+    let presence = section(of_presence, "presence_manager.redis", report);
+    let presence_by_nodes = of_presence == "nodes";
+    let is_shared = broker.is_some() || nats.is_some();
+    if presence_by_nodes && !is_shared {
+        let fault =
+            "it needs a broker, by which nodes ask each other; expected \"memory\" without one";
+        report.errors.push(root.remark("presence_manager.type", fault));
+    }
+    if is_shared && presence.is_none() && !presence_by_nodes {
         report.warnings.push(
             "presence_manager: presence is kept by each node for itself, though channels are shared: \
              every node shows its own clients only"
@@ -73,7 +95,11 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
     if broker.is_some() {
         check_lifetimes(settings, report);
     }
-    Brokers { broker, presence, threads: root.size("roost.broker_threads") }
+    if nats.as_ref().is_some_and(|nats| nats.history.is_none()) {
+        warn_of_history(settings, report);
+    }
+    let threads = root.size("roost.broker_threads");
+    Brokers { broker, nats, presence, presence_by_nodes, threads }
 }
 
 /// The partitions of sharded PUB/SUB; none without it.
@@ -103,18 +129,39 @@ fn partitions(root: &Scope, servers: &[Server], report: &mut Report) -> Option<P
     balanced
 }
 
-/// Whether a type is `redis`. All others but `memory` are refused.
-fn uses_redis(root: &Scope, switch: Option<&str>, path: &str, report: &mut Report) -> bool {
-    match &*root.text(path) {
-        "memory" => false,
-        "redis" => true,
-        _ => {
-            let with = switch.map_or(String::new(), |switch| format!(" with {switch} = true"));
-            let fault =
-                format!("only memory and redis are known{with}; expected \"memory\" or \"redis\"");
-            report.errors.push(root.remark(path, &fault));
-            false
+/// The type that an option names: `memory`, or one of the known ones. All others are refused.
+fn keeper(
+    root: &Scope,
+    switch: Option<&str>,
+    (path, known): (&str, &'static [&'static str]),
+    report: &mut Report,
+) -> &'static str {
+    let named = root.text(path);
+    if named == "memory" {
+        return "memory";
+    }
+    if let Some(known) = known.iter().find(|known| **known == named) {
+        return known;
+    }
+    let with = switch.map_or(String::new(), |switch| format!(" with {switch} = true"));
+    let (all, or) = match known {
+        [first, second] => {
+            let all = format!("memory, {first} and {second}");
+            (all, format!("\"memory\", \"{first}\" or \"{second}\""))
         }
+        _ => ("memory and redis".to_owned(), "\"memory\" or \"redis\"".to_owned()),
+    };
+    report.errors.push(root.remark(path, &format!("only {all} are known{with}; expected {or}")));
+    "memory"
+}
+
+/// Nothing keeps histories.
+fn warn_of_history(settings: &Settings, report: &mut Report) {
+    let named = settings.list("channel.namespaces").iter().map(|(_, scope)| scope);
+    let all = named.chain([settings.section("channel.without_namespace")]);
+    for scope in all.filter(|scope| scope.size("history_size") > 0) {
+        let why = "NATS keeps no history without broker.nats.jetstream.enabled: requests for it get error 108";
+        report.warnings.push(scope.remark("history_size", why));
     }
 }
 
@@ -242,7 +289,7 @@ fn check(scope: &Scope, options: &RedisOptions, report: &mut Report) {
     }
 }
 
-fn security(scope: &Scope, section: &str, report: &mut Report) -> Option<Security> {
+pub(super) fn security(scope: &Scope, section: &str, report: &mut Report) -> Option<Security> {
     let path = |name: &str| format!("{section}.{name}");
     if !scope.flag(&path("enabled")) {
         return None;

@@ -271,15 +271,14 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("engine.type", Text, "\"memory\"", Built, "Where channels and presence are kept: memory: in this node; redis: in Redis, for all nodes."),
     other("engine.nats", Any, "", Silent("no engine has these options")),
     opt("broker.enabled", Bool, "false", Built, "Keep channels elsewhere than the engine does."),
-    opt("broker.type", Text, "\"memory\"", Built, "Where: memory or redis."),
-    other("broker.nats", Any, "", Silent("has an effect only with broker.type = \"nats\", which is refused")),
+    opt("broker.type", Text, "\"memory\"", Built, "Where: memory, redis or nats."),
     other("broker.redisnats", Any, "", Silent("has an effect only with broker.type = \"redisnats\", which is refused")),
     other("broker.postgres", Any, "", Silent("has an effect only with broker.type = \"postgres\", which is refused")),
     opt("presence_manager.enabled", Bool, "false", Built, "Keep presence elsewhere than the engine does."),
-    opt("presence_manager.type", Text, "\"memory\"", Built, "Where: memory or redis."),
+    opt("presence_manager.type", Text, "\"memory\"", Built, "Where: memory; redis; or nodes: each node keeps its own clients, and presence is a question to all nodes, without a store."),
     other("map_broker.type", Text, "\"memory\"", Harmless("map subscriptions alone use it, and a namespace with some is refused")),
     other("map_broker", Any, "", Silent(TYPED)),
-    other("controller.enabled", Bool, "false", Refused("messages among nodes go over the Redis of the engine or the broker")),
+    other("controller.enabled", Bool, "false", Refused("messages among nodes go over the engine or the broker")),
     other("controller", Any, "", Silent(SWITCHED_OFF)),
 
 
@@ -513,6 +512,31 @@ static REDIS: &[Opt] = &[
     other("replica_client", Any, "", Harmless("commands go to masters alone")),
 ];
 
+/// Options of NATS.
+#[rustfmt::skip]
+static NATS: &[Opt] = &[
+    opt("url", Text, "\"nats://localhost:4222\"", Built, "Servers of one cluster, with commas between them: host and port, or URLs (nats, tls) with user and password or a token. Other servers of the cluster are learned from them."),
+    opt("prefix", Text, "\"centrifugo\"", Built, "Prefix of all subjects; the same for all nodes of a system."),
+    opt("dial_timeout", Duration, "\"1s\"", Built, "Timeout of a new connection."),
+    opt("write_timeout", Duration, "\"1s\"", Built, "Timeout of the server to take what is sent; then the connection is made anew."),
+    opt("allow_wildcards", Bool, "false", Built, "Clients may subscribe to patterns: * stands for a token of a name (between dots), > for all that follow. Else such names are refused."),
+    opt("raw_mode.enabled", Bool, "false", Built, "Messages of channels are the data of publications alone, for other programs on NATS: no tags, publishers, joins, leaves and deltas."),
+    opt("raw_mode.prefix", Text, "\"\"", Built, "Prefix of the subjects of channels in raw mode."),
+    opt("raw_mode.channel_replacements", Json(is_text_map, "a map of texts"), "{}", Built, "Parts of names that are replaced in subjects in raw mode: {\":\": \".\"} makes news.a of news:a."),
+    opt("jetstream.enabled", Bool, "false", Built, "Keep histories in JetStream, in a stream for each namespace with history: recovery, cache mode, deltas, idempotency keys and versions. Needs nats-server 2.11 or newer."),
+    opt("jetstream.storage", Choice(&["file", "memory"]), "\"file\"", Built, "Where new streams are kept."),
+    opt("jetstream.replicas", Integer(1, 5), "1", Built, "Servers that keep each stream."),
+    opt("jetstream.max_bytes", Integer(0, 1 << 50), "0", Built, "Bytes of each stream at most: publications that have no room get errors that are temporary. 0: no bound."),
+    opt("jetstream.manage_streams", Bool, "true", Built, "Make streams, and change them as namespaces say. Else they have to be there: the node doesn't use one that does not fit."),
+    opt("tls.enabled", Bool, "false", Built, "Use TLS, whatever the server wants."),
+    opt("tls.server_ca_pem", Text, "\"\"", Built, "Certificates that sign the server's, instead of those of the machine: PEM, a file with them, or their base64."),
+    opt("tls.cert_pem", Text, "\"\"", Built, "Client certificate."),
+    opt("tls.key_pem", Text, "\"\"", Built, "Private key of that certificate."),
+    opt("tls.insecure_skip_verify", Bool, "false", Built, "Accept any certificate of the server. For tests only."),
+    other("tls.server_name", Text, "\"\"", Refused("the name in the server's certificate has to be that of its address")),
+    other("tls", Any, "", Silent("servers verify clients with the rest of it, and roost is a client")),
+];
+
 /// Options of a certificate for a host.
 #[rustfmt::skip]
 static CERTIFICATE: &[Opt] = &[
@@ -587,6 +611,8 @@ pub(crate) fn places() -> &'static [Place] {
         all.push(place("client.hooks", about, "", HOOKS));
         all.push(list("roost.tls", "Certificates of further hosts, by name.", "", CERTIFICATE));
         all.extend(redis_places());
+        let about = "NATS for channels, with broker.enabled and broker.type = \"nats\".";
+        all.push(place("broker.nats", about, "", NATS));
         all
     });
     &PLACES

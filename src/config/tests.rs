@@ -849,11 +849,57 @@ fn proxies_with_impossible_endpoints_are_refused() {
 }
 
 #[test]
+fn a_broker_in_nats_has_its_section() {
+    let with = |more: &str| toml(&format!("[broker]\nenabled = true\ntype = 'nats'\n{more}"));
+    let report = with("[broker.nats]\nurl = 'nats://u:p@a:1,b'\nprefix = 'x'");
+    assert_eq!(report.errors, Vec::<String>::new());
+    assert!(
+        report.warnings.iter().any(|warning| warning.contains("every node shows its own clients"))
+    );
+    for (more, path) in [
+        ("nats.url = 'ws://a'", "broker.nats.url"),
+        ("nats.prefix = 'a b'", "broker.nats.prefix"),
+        ("nats.dial_timeout = '0s'", "broker.nats.dial_timeout"),
+        ("nats.raw_mode = {enabled = true, prefix = 'a..'}", "broker.nats.raw_mode.prefix"),
+        (
+            "nats = {raw_mode = {enabled = true}, jetstream = {enabled = true}}",
+            "broker.nats.jetstream.enabled",
+        ),
+    ] {
+        let report = with(more);
+        assert_eq!(report.errors.len(), 1, "{more}: {:?}", report.errors);
+        assert!(report.errors[0].contains(path), "{more}: {:?}", report.errors);
+    }
+    let history = "[channel.without_namespace]\nhistory_size = 1\nhistory_ttl = '1s'";
+    let warns = |more: &str| {
+        let report = with(&format!("{more}\n{history}"));
+        report.warnings.iter().any(|warning| warning.contains("jetstream"))
+    };
+    assert!(warns("") && !warns("nats.jetstream.enabled = true"));
+    let pairs = [("CENTRIFUGO_BROKER_ENABLED", "true"), ("CENTRIFUGO_BROKER_TYPE", "nats")];
+    let more = [("CENTRIFUGO_BROKER_NATS_URL", "a:1"), ("CENTRIFUGO_BROKER_NATS_PREFIX", "y")];
+    let all: Vec<_> = pairs.into_iter().chain(more).collect();
+    let (config, report) = full(None, &sources(&all, &[]));
+    assert_eq!(report.errors, Vec::<String>::new());
+    assert_eq!(config.brokers.nats.unwrap().prefix, "y");
+}
+
+#[test]
+fn presence_by_nodes_needs_a_broker() {
+    let presence = "presence_manager = {enabled = true, type = 'nodes'}";
+    let (config, report) = of_toml(&format!("engine = {{type = 'redis'}}\n{presence}"));
+    assert_eq!((report.errors, report.warnings), (vec![], vec![]));
+    assert!(config.brokers.presence_by_nodes && config.brokers.presence.is_none());
+    let alone = toml(presence).errors;
+    assert!(alone.len() == 1 && alone[0].contains("it needs a broker"), "{alone:?}");
+}
+
+#[test]
 fn options_that_are_not_built_stop_the_start() {
     for (asks, does_not) in [
         ("engine = {type = 'nats'}", "engine = {type = 'redis'}"),
         ("engine = {type = 'x'}", "engine = {type = 'memory', redis = {prefix = 'x'}}"),
-        ("broker = {enabled = true, type = 'nats'}", "broker = {enabled = false, type = 'nats'}"),
+        ("broker = {enabled = true, type = 'x'}", "broker = {enabled = true, type = 'nats'}"),
         ("broker = {enabled = true, type = 'postgres'}", "broker = {enabled = true}"),
         (
             "presence_manager = {enabled = true, type = 'nats'}",

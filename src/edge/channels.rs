@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::jwt::{Overrides, SubscriptionClaims, TokenFault};
 use super::proxy::ProxyOptions;
+use super::subjects::SubjectRules;
 use crate::base::time::UnixSeconds;
 
 /// Options of a namespace, or of the channels without one.
@@ -180,6 +181,8 @@ pub struct ChannelRules {
     namespaces: Vec<Namespace>,
     index_by_name: Indices,
     syntax: ChannelSyntax,
+    /// Names are subjects of NATS, which can't be any text.
+    subjects: Option<Arc<SubjectRules>>,
     /// Some namespace has events about the first and the last subscriber.
     has_state_events: bool,
 }
@@ -335,12 +338,18 @@ impl ChannelRules {
                 index_by_name.insert(namespace.name.clone(), index);
             }
         }
-        Self::of(all, index_by_name, self.syntax)
+        Self { subjects: self.subjects, ..Self::of(all, index_by_name, self.syntax) }
+    }
+
+    /// Channels are subjects of NATS: names that are none are bad names.
+    #[must_use]
+    pub fn with_subjects(self, rules: Option<SubjectRules>) -> Self {
+        Self { subjects: rules.map(Arc::new), ..self }
     }
 
     fn of(namespaces: Vec<Namespace>, index_by_name: Indices, syntax: ChannelSyntax) -> Self {
         let has_state_events = namespaces.iter().any(|of| of.occupied_events || of.vacated_events);
-        Self { namespaces, index_by_name, syntax, has_state_events }
+        Self { namespaces, index_by_name, syntax, subjects: None, has_state_events }
     }
 
     /// The namespace of a channel whose name is good.
@@ -355,16 +364,41 @@ impl ChannelRules {
             Some(regex) => regex.is_match(rest),
             None => channel.is_ascii(),
         };
-        if good { Ok(namespace) } else { Err(NameFault::BadName) }
+        if !good {
+            return Err(NameFault::BadName);
+        }
+        self.check_carried(namespace, channel)?;
+        Ok(namespace)
+    }
+
+    /// The broker can carry a channel. One that stands for several has no history of its own.
+    fn check_carried(&self, namespace: &Namespace, channel: &str) -> Result<(), NameFault> {
+        let Some(rules) = &self.subjects else { return Ok(()) };
+        let is_carried =
+            rules.carries(channel) && (namespace.history_size == 0 || !rules.is_pattern(channel));
+        if is_carried { Ok(()) } else { Err(NameFault::BadName) }
+    }
+
+    /// Something can be published to a channel whose name is good: it doesn't stand for several.
+    ///
+    /// # Errors
+    /// [`NameFault::BadName`].
+    pub fn check_publishable(&self, channel: &str) -> Result<(), NameFault> {
+        match &self.subjects {
+            Some(rules) if rules.is_pattern(channel) => Err(NameFault::BadName),
+            _ => Ok(()),
+        }
     }
 
     /// The namespace of a channel that the server chose (a token's, the personal one): neither
     /// length nor characters are checked. Section 11.
     ///
     /// # Errors
-    /// [`NameFault::Unknown`].
+    /// [`NameFault::Unknown`], and [`NameFault::BadName`] for a name that the broker can't carry.
     pub fn resolve_trusted(&self, channel: &str) -> Result<&Namespace, NameFault> {
-        self.find(channel).map(|(namespace, _)| namespace)
+        let (namespace, _) = self.find(channel)?;
+        self.check_carried(namespace, channel)?;
+        Ok(namespace)
     }
 
     /// The first check alone: between it and the rest of [`Self::resolve`] a subscribe looks
@@ -702,6 +736,24 @@ mod tests {
 
     fn named(name: &str) -> Namespace {
         Namespace { name: name.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn names_that_nats_cannot_carry_are_bad_names() {
+        let kept = Namespace { name: "kept".into(), history_size: 1, ..Namespace::default() };
+        let subjects = |wildcards| Some(SubjectRules::new(wildcards, "p.client.", Vec::new()));
+        let plain = rules(Namespace::default(), vec![kept]).with_subjects(subjects(false));
+        let patterns = plain.clone().with_subjects(subjects(true));
+        for name in ["with space", "a..b", ".a", "a.", "news.*", "kept:>"] {
+            assert_eq!(plain.resolve(name).unwrap_err(), NameFault::BadName, "{name}");
+            assert_eq!(plain.resolve_trusted(name).unwrap_err(), NameFault::BadName, "{name}");
+        }
+        assert!(plain.resolve("news.a").is_ok() && patterns.resolve("news.*").is_ok());
+        assert_eq!(patterns.resolve("kept:a.*").unwrap_err(), NameFault::BadName);
+        assert!(patterns.check_publishable("news.a").is_ok());
+        assert!(patterns.check_publishable("news.*").is_err());
+        let newer = patterns.clone().in_place_of(&plain);
+        assert!(newer.resolve("news.*").is_ok(), "they stay when rules are replaced");
     }
 
     fn rules(without: Namespace, namespaces: Vec<Namespace>) -> ChannelRules {

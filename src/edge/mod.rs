@@ -15,4 +15,5 @@ pub mod host;
 pub mod jwt;
 pub mod origin;
 pub mod proxy;
+pub mod subjects;
 pub mod trusted;

@@ -168,6 +168,8 @@ pub struct Entry {
     pub time_ms: u64,
     /// Its publisher wants it to go as a patch where a subscriber takes patches.
     pub delta: bool,
+    /// The channel that it was published to, where the subscribers have a pattern instead.
+    pub source: Option<Box<str>>,
     /// The publication. Its offset is 0 without history.
     pub record: Record,
 }

@@ -19,17 +19,22 @@ use compact_str::CompactString;
 use tokio::sync::mpsc;
 
 use super::StartFault;
+use super::broker_threads::{self, Begin, ControlEvent, Events, Figures, Recipient, Service};
 use super::cluster::Transmit;
 use super::log_limit::LogLimit;
-use super::redis::{self, ControlEvent, Events, Figures, Joining, Recipient};
+use super::redis::Joining;
+use super::{nats, presence_nodes, redis};
 use crate::base::id::ShardId;
 use crate::base::limits::BROKER_WAITING_BYTES_MAX;
 use crate::base::times::Times;
 use crate::cluster::control::Message;
 use crate::cluster::names::{Layout, Names};
+use crate::cluster::nats::streams::Streams;
+use crate::cluster::nats::subjects::Subjects;
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::Server;
-use crate::config::{Brokers as BrokerOptions, RedisOptions};
+use crate::config::{Brokers as BrokerOptions, NatsOptions, RedisOptions};
+use crate::edge::channels::ChannelRules;
 use crate::hub::broker::{BrokerEvent, Command, Ticket};
 use crate::shard::mail::{BROKER, Flushed, Letterbox, Mail, MailLane, Outside, PRESENCE_BROKER};
 use crate::shard::{Broker, Presence};
@@ -46,19 +51,114 @@ static LOST: LogLimit = LogLimit::new();
 /// The interval of the probes of a PUB/SUB connection.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// A broker by its kind.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Redis.
+    Redis(Arc<redis::Settings>),
+    /// NATS.
+    Nats(Arc<nats::Settings>),
+    /// Each node keeps its own clients, and others ask it: presence alone.
+    Nodes(Arc<presence_nodes::Settings>),
+}
+
+impl Kind {
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Redis(settings) => redis::check(settings),
+            Self::Nats(settings) => nats::check(settings),
+            Self::Nodes(_) => Ok(()),
+        }
+    }
+}
+
+impl Kind {
+    /// What comes by it can be divided between two processes of a node.
+    fn can_be_handed_over(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+}
+
+impl Service for Kind {
+    fn servers(&self) -> usize {
+        match self {
+            Self::Redis(settings) => settings.servers(),
+            Self::Nats(settings) => settings.servers(),
+            Self::Nodes(settings) => settings.servers(),
+        }
+    }
+
+    fn divided(&self) -> usize {
+        match self {
+            Self::Redis(settings) => settings.divided(),
+            Self::Nats(settings) => settings.divided(),
+            Self::Nodes(settings) => settings.divided(),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Redis(settings) => settings.name(),
+            Self::Nats(settings) => settings.name(),
+            Self::Nodes(settings) => settings.name(),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        match self {
+            Self::Redis(settings) => settings.threads(),
+            Self::Nats(settings) => settings.threads(),
+            Self::Nodes(settings) => settings.threads(),
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        match self {
+            Self::Redis(settings) => settings.figures(),
+            Self::Nats(settings) => settings.figures(),
+            Self::Nodes(settings) => settings.figures(),
+        }
+    }
+
+    fn probe_interval(&self) -> Duration {
+        match self {
+            Self::Redis(settings) => settings.probe_interval(),
+            Self::Nats(settings) => settings.probe_interval(),
+            Self::Nodes(settings) => settings.probe_interval(),
+        }
+    }
+
+    async fn run(self: Arc<Self>, begin: Begin) {
+        match &*self {
+            Self::Redis(settings) => Arc::clone(settings).run(begin).await,
+            Self::Nats(settings) => Arc::clone(settings).run(begin).await,
+            Self::Nodes(settings) => Arc::clone(settings).run(begin).await,
+        }
+    }
+}
+
 /// The brokers that a node has: none, one for both uses, or one for each.
 #[derive(Debug, Default)]
 pub struct BrokerSettings {
     /// Keeps channels, carries messages between nodes, and keeps presence unless another one does.
-    pub channels: Option<redis::Settings>,
+    pub channels: Option<Kind>,
     /// Keeps presence alone.
-    pub presence: Option<redis::Settings>,
+    pub presence: Option<Kind>,
+    /// Seconds for which entries of presence are kept; of no meaning where no broker keeps them.
+    presence_ttl_s: u64,
 }
 
 impl BrokerSettings {
     /// The brokers that the options name, for a node of this name with so many homes.
-    pub(super) fn new(options: &BrokerOptions, uid: &str, homes: usize) -> Self {
-        let BrokerOptions { broker, presence, threads } = options;
+    pub(super) fn new(
+        options: &BrokerOptions,
+        channels: &ChannelRules,
+        uid: &str,
+        homes: usize,
+    ) -> Self {
+        let rules = channels;
+        let BrokerOptions { broker, nats, presence, presence_by_nodes, threads } = options;
+        let threads = (*threads).clamp(1, homes.max(1));
         let settings = |options: &RedisOptions, has_channels| {
             let is_cluster = matches!(options.servers.first(), Some(Server::Cluster { .. }));
             let layout = match &options.partitions {
@@ -78,7 +178,7 @@ impl BrokerSettings {
                 has_channels,
                 uid: uid.to_owned(),
                 homes,
-                threads: (*threads).clamp(1, homes.max(1)),
+                threads,
                 queue_bytes_max: QUEUE_BYTES_MAX,
                 connect_timeout: Duration::from_millis(options.connect_timeout_ms),
                 io_timeout: Duration::from_millis(options.io_timeout_ms),
@@ -97,7 +197,18 @@ impl BrokerSettings {
             channels.operations.presence_field_ttl = apart.operations.presence_field_ttl;
             presence = None;
         }
-        Self { channels, presence }
+        let keeper = presence.as_ref().or(channels.as_ref());
+        let presence_ttl_s = keeper.map_or(0, |keeper| keeper.operations.presence_ttl_s);
+        let redis = |settings: redis::Settings| Kind::Redis(Arc::new(settings));
+        let nats =
+            nats.as_ref().map(|options| nats_settings(options, rules, uid, (homes, threads)));
+        let channels = nats.map(|settings| Kind::Nats(Arc::new(settings))).or(channels.map(redis));
+        if *presence_by_nodes {
+            // Nothing expires.
+            let presence = Some(Kind::Nodes(Arc::new(presence_nodes::Settings { homes })));
+            return Self { channels, presence, presence_ttl_s: u64::from(u32::MAX) };
+        }
+        Self { channels, presence: presence.map(redis), presence_ttl_s }
     }
 
     /// Connects to each server once.
@@ -106,13 +217,20 @@ impl BrokerSettings {
     /// One of them can't be reached.
     pub(super) fn check(&self) -> Result<(), StartFault> {
         let mut all = self.channels.iter().chain(&self.presence);
-        all.try_for_each(redis::check).map_err(|why| StartFault::Broker { why })
+        all.try_for_each(Kind::check).map_err(|why| StartFault::Broker { why })
     }
 
     /// The servers by which nodes reach each other, in their order, and how channels are divided beside that;
-    /// `None` where this node is alone. Nodes where either differs don't hear each other.
+    /// `None` where this node is alone. Nodes where either differs don't hear each other. Servers of NATS are one
+    /// cluster, whichever of them a node names.
     pub(super) fn servers_of_nodes(&self) -> Option<(Vec<Server>, String)> {
-        let channels = self.channels.as_ref()?;
+        let channels = match self.channels.as_ref()? {
+            Kind::Redis(settings) => settings,
+            Kind::Nats(settings) => {
+                return Some((Vec::new(), format!(" in NATS, {}", settings.subjects.prefix())));
+            }
+            Kind::Nodes(_) => return None,
+        };
         let partitions = match channels.operations.names.layout() {
             Layout::Sharded(partitions) => {
                 let tags = if partitions.is_balanced() { "balanced" } else { "numbers" };
@@ -125,9 +243,13 @@ impl BrokerSettings {
 
     /// Seconds for which entries of presence are kept; of no meaning where no broker keeps them.
     pub(super) fn presence_ttl_s(&self) -> u32 {
+        u32::try_from(self.presence_ttl_s).unwrap_or(u32::MAX)
+    }
+
+    /// A broker keeps entries of presence, which outlive their node.
+    fn keeps_entries(&self) -> bool {
         let keeper = self.presence.as_ref().or(self.channels.as_ref());
-        let ttl = keeper.map_or(0, |keeper| keeper.operations.presence_ttl_s);
-        u32::try_from(ttl).unwrap_or(u32::MAX)
+        matches!(keeper, Some(Kind::Redis(_)))
     }
 
     /// The keepers of channels and presence, as homes see them. `shares_presence`: a broker keeps it.
@@ -142,25 +264,66 @@ impl BrokerSettings {
     }
 }
 
+/// NATS as the options say.
+fn nats_settings(
+    options: &NatsOptions,
+    rules: &ChannelRules,
+    uid: &str,
+    (homes, threads): (usize, usize),
+) -> nats::Settings {
+    let NatsOptions { prefix, wildcards, raw, .. } = options;
+    let subjects = match raw {
+        Some((raw_prefix, replacements)) => {
+            Subjects::raw(prefix, *wildcards, raw_prefix, replacements.clone())
+        }
+        None => Subjects::new(prefix, *wildcards),
+    };
+    let streams = options.history.clone().map(|keeping| {
+        // As they are at the start: streams are made then.
+        Streams::new(prefix, keeping, Arc::new(rules.clone()))
+    });
+    nats::Settings {
+        servers: options.servers.clone(),
+        streams,
+        security: options.security.clone(),
+        subjects,
+        uid: uid.to_owned(),
+        homes,
+        threads,
+        queue_bytes_max: QUEUE_BYTES_MAX,
+        dial_timeout: Duration::from_millis(options.dial_timeout_ms),
+        write_timeout: Duration::from_millis(options.write_timeout_ms),
+        probe_interval: PROBE_INTERVAL,
+    }
+}
+
 /// Brokers whose threads have not started.
 pub(super) struct PreparedBrokers {
-    channels: Option<redis::Prepared>,
-    presence: Option<redis::Prepared>,
+    channels: Option<Prepared>,
+    presence: Option<Prepared>,
+    keeps_entries: bool,
+    can_be_handed_over: bool,
 }
+
+type Prepared = broker_threads::Prepared<Kind>;
 
 impl PreparedBrokers {
     /// Makes what the threads are woken with, before the descriptor tables of shards part.
     pub(super) fn new(settings: BrokerSettings) -> Result<Self, StartFault> {
-        let prepare = |settings: Option<redis::Settings>| {
-            let prepared = settings.map(redis::Prepared::new).transpose();
+        let prepare = |settings: Option<Kind>| {
+            let prepared = settings.map(Prepared::new).transpose();
             prepared.map_err(super::system("a runtime for a broker"))
         };
-        Ok(Self { channels: prepare(settings.channels)?, presence: prepare(settings.presence)? })
+        let keeps_entries = settings.keeps_entries();
+        let mut all = settings.channels.iter().chain(&settings.presence);
+        let can_be_handed_over = all.all(Kind::can_be_handed_over);
+        let (channels, presence) = (prepare(settings.channels)?, prepare(settings.presence)?);
+        Ok(Self { channels, presence, keeps_entries, can_be_handed_over })
     }
 
     /// The receivers of a shard's mail that are no shards.
     pub(super) fn outside(&self, shard: ShardId, control: Letterbox) -> Outside {
-        let of = |broker: &Option<redis::Prepared>| {
+        let of = |broker: &Option<Prepared>| {
             broker.as_ref().map(|broker| broker.letterbox(shard.index()))
         };
         Outside { control, broker: of(&self.channels), presence: of(&self.presence) }
@@ -180,7 +343,7 @@ impl PreparedBrokers {
             Mutex::new(Listens { lanes: lanes.collect(), ended: HashSet::default(), count: 0 })
         });
         let mut joinings = Vec::new();
-        let mut start = |prepared: Option<redis::Prepared>, from| {
+        let mut start = |prepared: Option<Prepared>, from| {
             let Some(mut prepared) = prepared else { return Ok(None) };
             let (shards, sender) = (shards.to_vec(), sender.clone());
             let figures = prepared.figures();
@@ -196,15 +359,22 @@ impl PreparedBrokers {
         };
         let channels = start(self.channels, BROKER)?;
         let presence = start(self.presence, PRESENCE_BROKER)?;
-        channels.iter().chain(&presence).for_each(redis::Broker::wait_for_first_attempts);
-        Ok((Arc::new(Brokers { channels, presence, joinings, listens }), control_events))
+        channels.iter().chain(&presence).for_each(broker_threads::Broker::wait_for_first_attempts);
+        let Self { keeps_entries, can_be_handed_over, .. } = self;
+        let brokers =
+            Brokers { channels, presence, keeps_entries, can_be_handed_over, joinings, listens };
+        Ok((Arc::new(brokers), control_events))
     }
 }
 
 /// The running brokers of a node; none of them where it keeps all itself.
 pub(super) struct Brokers {
-    channels: Option<redis::Broker>,
-    presence: Option<redis::Broker>,
+    channels: Option<broker_threads::Broker>,
+    presence: Option<broker_threads::Broker>,
+    /// One of them keeps entries of presence, which outlive their node.
+    keeps_entries: bool,
+    /// What comes by them can be divided between two processes.
+    can_be_handed_over: bool,
     /// Where this process takes over from another one: how far the connections are.
     joinings: Vec<Arc<Joining>>,
     /// And the channels that it is to listen to.
@@ -294,9 +464,15 @@ impl Brokers {
         self.joinings.iter().try_for_each(|joining| joining.wait_for_fences(FENCES_WITHIN))
     }
 
+    /// Why another process can't take over.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        let why = "a node with NATS, or with presence by nodes, can't be taken over";
+        (!self.can_be_handed_over).then_some(why)
+    }
+
     /// Commands that wait or are under way, in bytes.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.all().map(redis::Broker::queued_bytes).sum()
+        self.all().map(broker_threads::Broker::queued_bytes).sum()
     }
 
     /// Messages on the control connections are held.
@@ -322,7 +498,7 @@ impl Brokers {
 
     /// Servers by which nodes reach each other.
     pub(super) fn servers(&self) -> usize {
-        self.channels.as_ref().map_or(0, redis::Broker::servers)
+        self.channels.as_ref().map_or(0, broker_threads::Broker::servers)
     }
 
     /// A broker keeps channels.
@@ -341,7 +517,7 @@ const FENCES_WITHIN: Duration = Duration::from_secs(1);
 const LISTENS_AGAIN: Duration = Duration::from_millis(1);
 
 impl Brokers {
-    fn all(&self) -> impl Iterator<Item = &redis::Broker> {
+    fn all(&self) -> impl Iterator<Item = &broker_threads::Broker> {
         self.channels.iter().chain(&self.presence)
     }
 
@@ -352,7 +528,7 @@ impl Brokers {
 
     /// Why requests for a broker fail, or publications may be missing until it has recovered.
     pub(super) fn fault(&self) -> Option<&'static str> {
-        self.all().find_map(redis::Broker::fault)
+        self.all().find_map(broker_threads::Broker::fault)
     }
 
     /// Time since something came by the PUB/SUB connection that has been silent for longest.
@@ -383,11 +559,20 @@ impl Transmit for Brokers {
     }
 
     fn take_entries(&self, uid: &str) {
+        if !self.keeps_entries {
+            return;
+        }
         if let Some(channels) = &self.channels {
             channels.notify_removed(uid);
         }
         if let Some(keeper) = self.presence.as_ref().or(self.channels.as_ref()) {
             keeper.take_entries(uid);
+        }
+    }
+
+    fn answer_presence(&self, home: usize, event: BrokerEvent) {
+        if let Some(presence) = &self.presence {
+            presence.answer_presence(home, event);
         }
     }
 }
@@ -596,7 +781,7 @@ mod tests {
         let data = vec![b'1'; bytes];
         let published = Published { data: &data, is_json: true, ..Published::default() };
         let record = Record::new(1, &published);
-        let entry = Entry { after: 0, time_ms: 0, delta: false, record };
+        let entry = Entry { after: 0, time_ms: 0, delta: false, source: None, record };
         BrokerEvent::Delivered(Box::new(Delivered { channel: channel.into(), epoch: None, entry }))
     }
 

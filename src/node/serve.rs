@@ -500,8 +500,8 @@ fn settings(
     let one_accepts =
         welcome.map_or(matches!(http_server.at, ListenAt::Unix(_)), |welcome| welcome.one_accepts);
     let listeners_stay = welcome.is_some_and(|welcome| welcome.listeners_stay);
-    let shares_presence = brokers.presence.is_some();
-    let brokers = BrokerSettings::new(&brokers, &node_id, plan.shards);
+    let shares_presence = brokers.presence.is_some() || brokers.presence_by_nodes;
+    let brokers = BrokerSettings::new(&brokers, &channels, &node_id, plan.shards);
     let (broker, presence) = brokers.keepers(shares_presence);
     let presence_ttl_s = brokers.presence_ttl_s();
     Ok(Settings {

@@ -201,9 +201,13 @@ fn granted_subs(
     let channels = facts.channels;
     let mut to_request = Vec::new();
     for (channel, options) in subs {
-        let Ok(namespace) = channels.resolve_trusted(&channel) else {
-            let why = "a channel of the token or the proxy: no such namespace";
-            return Err(Stop::Error(ErrorCode::UnknownChannel, why));
+        let namespace = match channels.resolve_trusted(&channel) {
+            Ok(namespace) => namespace,
+            Err(NameFault::Unknown) => {
+                let why = "a channel of the token or the proxy: no such namespace";
+                return Err(Stop::Error(ErrorCode::UnknownChannel, why));
+            }
+            Err(fault) => return Err(fault.into()),
         };
         to_request.push(ServerSub {
             channel,

@@ -18,6 +18,7 @@ impl Session {
     ) -> Result<Effect<'a>, Stop> {
         let channel: &'a str = &request.channel;
         let namespace = facts.namespace(channel)?;
+        facts.channels.check_publishable(channel)?;
         if request.kind != 0 {
             return Err(Stop::Error(ErrorCode::NotAvailable, "publications of that type"));
         }

@@ -72,9 +72,10 @@ impl From<NameFault> for Stop {
             NameFault::TooLong => {
                 Self::Error(ErrorCode::BadRequest, "the name is longer than channel.max_length")
             }
-            NameFault::BadName => {
-                Self::Error(ErrorCode::BadRequest, "the name is not ASCII, or not as channel_regex")
-            }
+            NameFault::BadName => Self::Error(
+                ErrorCode::BadRequest,
+                "the name is not ASCII, not as channel_regex, or no subject of NATS",
+            ),
         }
     }
 }

@@ -69,6 +69,7 @@ impl Api {
     fn begin_publish(&self, channel: &str, content: &Content) -> Result<Receiver<Mail>> {
         let rules = self.node.rules.channels.load();
         let namespace = namespace(&rules, channel)?;
+        rules.check_publishable(channel)?;
         self.has_memory()?;
         if !namespace.data_format.accepts(&content.data) {
             return Err(ApiError::BadRequest);

@@ -19,6 +19,8 @@ pub(in crate::node) struct Counters {
     pub(in crate::node) orders_refused: AtomicU64,
     /// Nodes that were forgotten because they were silent.
     pub(in crate::node) forgotten: AtomicU64,
+    /// Answers about presence that lack some node's clients.
+    pub(in crate::node) presence_partial: AtomicU64,
     /// Surveys of this node, by outcome.
     surveys: [AtomicU64; SurveyOutcome::NAMES.len()],
     /// Questions of other nodes, by the code of the answer; unusual codes are the last.

@@ -17,6 +17,7 @@ mod heartbeat;
 mod incoming;
 mod membership;
 mod outbox;
+mod presence;
 mod questions;
 mod surveys;
 #[cfg(test)]
@@ -36,17 +37,17 @@ use self::incoming::Incoming;
 use self::membership::Membership;
 use self::outbox::Outbox;
 use self::surveys::Surveys;
+use super::broker_threads::{ControlEvent, Recipient};
 use super::control_mail::ControlMail;
 use super::info::NodeInfo;
 use super::memory;
 use super::orders::Target;
-use super::redis::{ControlEvent, Recipient};
 use super::users;
 use crate::base::time::Millis;
 use crate::cluster::control::{Command, Message, Node};
 use crate::cluster::peers::Heard;
 use crate::cluster::servers::Server;
-use crate::hub::broker::Ticket;
+use crate::hub::broker::{BrokerEvent, Ticket};
 use crate::shard::NodeState;
 use crate::shard::mail::AdminCommand;
 
@@ -57,6 +58,9 @@ pub(super) trait Transmit: Send + Sync + 'static {
 
     /// A node has gone: its presence entries are removed, and their leaves announced.
     fn take_entries(&self, uid: &str);
+
+    /// A read of presence by survey is answered.
+    fn answer_presence(&self, home: usize, event: BrokerEvent);
 }
 
 /// What the group is made of.
@@ -303,6 +307,7 @@ impl Cluster {
             // This node has done by itself what it has sent to all.
             ControlEvent::Message(command) if command.uid == self.uid() => {}
             ControlEvent::Message(command) => self.take_message(now, *command),
+            ControlEvent::Presence(read) => self.read_presence(read),
         }
     }
 

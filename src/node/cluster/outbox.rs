@@ -8,7 +8,7 @@ use super::counters::Counters;
 use crate::base::time::Millis;
 use crate::cluster::control::{Kind, Message};
 use crate::hub::broker::Ticket;
-use crate::node::redis::Recipient;
+use crate::node::broker_threads::Recipient;
 
 /// Messages that are not sent yet at most; more fail at once.
 const MESSAGES_UNSENT_MAX: usize = 16_384;

@@ -13,8 +13,8 @@ use super::counters::SurveyOutcome;
 use super::surveys::Answers;
 use crate::cluster::control::{Message, SurveyRequest, SurveyResponse};
 use crate::cluster::survey::{ANSWERS_MS, Code, Question, channels_in, put_channel, response};
+use crate::node::broker_threads::Recipient;
 use crate::node::listing::{self, LISTED_BYTES, ListFault};
-use crate::node::redis::Recipient;
 use crate::node::slices::Slice;
 
 /// Questions of other nodes that wait for a list at most; more are answered with [`Code::Busy`].
@@ -110,6 +110,9 @@ impl Cluster {
                     cluster.answer(from, request.id, code, data);
                 });
             }
+            Ok(Question::Presence { channel, counts }) => {
+                self.answer_presence(from, request.id, (channel, counts));
+            }
             Err(code) => self.answer(from, request.id, code, Vec::new()),
         }
     }
@@ -151,6 +154,31 @@ impl Asked {
         let outcome = answers.as_ref().err().copied().unwrap_or(SurveyOutcome::Complete);
         self.cluster.counters.surveyed(outcome);
         answers
+    }
+
+    /// Waits for the answers of those that answer in time: and who has not.
+    ///
+    /// # Errors
+    /// The question was not sent.
+    pub(super) async fn answers_within(
+        mut self,
+        time: Duration,
+    ) -> Result<(BTreeMap<String, SurveyResponse>, Vec<String>), SurveyOutcome> {
+        let answered = match tokio::time::timeout(time, self.wait()).await {
+            Ok(answers) => answers.map(|answers| (answers, Vec::new())),
+            Err(_) => {
+                let open = self.open.take();
+                let closed = open.map(|(id, _)| self.cluster.state().surveys.close_partial(id));
+                Ok(closed.unwrap_or_default())
+            }
+        };
+        let outcome = match &answered {
+            Ok((_, silent)) if silent.is_empty() => SurveyOutcome::Complete,
+            Ok(_) => SurveyOutcome::Timeout,
+            Err(outcome) => *outcome,
+        };
+        self.cluster.counters.surveyed(outcome);
+        answered
     }
 
     async fn wait(&mut self) -> Answers {

@@ -88,6 +88,16 @@ impl Surveys {
         open.map_or_else(Vec::new, |open| open.survey.missing().map(str::to_owned).collect())
     }
 
+    /// The same with the answers that have come.
+    pub(super) fn close_partial(
+        &mut self,
+        id: u64,
+    ) -> (BTreeMap<String, SurveyResponse>, Vec<String>) {
+        let Some(open) = self.open.remove(&id) else { return Default::default() };
+        let silent = open.survey.missing().map(str::to_owned).collect();
+        (open.survey.into_answers(), silent)
+    }
+
     fn answer(&mut self, id: u64, failed: Option<SurveyOutcome>) {
         if let Some(open) = self.open.remove(&id) {
             // Nobody may wait any more.

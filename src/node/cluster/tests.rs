@@ -70,6 +70,8 @@ impl Transmit for Way {
     fn take_entries(&self, uid: &str) {
         self.bus.taken.lock().unwrap().push(uid.to_owned());
     }
+
+    fn answer_presence(&self, _: usize, _: BrokerEvent) {}
 }
 
 /// A node on the bus: its state without shards, and the group.

@@ -464,6 +464,11 @@ impl Metrics {
             ),
             counter("broker_errors", "Errors in replies of the broker", of("redis_errors")),
             counter(
+                "broker_slow_consumers",
+                "Times that a server of NATS dropped messages since this node took them too slowly",
+                of("nats_slow_consumers"),
+            ),
+            counter(
                 "broker_probes_missed",
                 "PUB/SUB connections made anew since their probes did not come",
                 of("redis_probes_missed"),
@@ -662,6 +667,11 @@ fn nodes(known: usize, counters: &Counters) -> Vec<Metric> {
             "cluster_nodes_forgotten",
             "Nodes forgotten because they were silent",
             &counters.forgotten,
+        ),
+        plain(
+            "cluster_presence_partial",
+            "Answers about presence that lack clients of some node, with presence_manager.type = nodes",
+            &counters.presence_partial,
         ),
         counter(
             "cluster_surveys",

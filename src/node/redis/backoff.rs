@@ -8,24 +8,24 @@ const FIRST_MS: u64 = 100;
 const LAST_MS: u64 = 5_000;
 
 /// The pauses of a connection.
-pub(super) struct Backoff {
+pub(in crate::node) struct Backoff {
     rng: Rng,
     next_ms: u64,
 }
 
 impl Backoff {
     /// None so far.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::node) fn new(seed: u64) -> Self {
         Self { rng: Rng::new(seed), next_ms: FIRST_MS }
     }
 
     /// The connection works.
-    pub(super) fn reset(&mut self) {
+    pub(in crate::node) fn reset(&mut self) {
         self.next_ms = FIRST_MS;
     }
 
     /// The pause before the next attempt: between half of it and all of it.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(in crate::node) fn pause(&mut self) -> Duration {
         let half = self.next_ms / 2;
         let pause = half + self.rng.below(half + 1);
         self.next_ms = (self.next_ms * 2).min(LAST_MS);

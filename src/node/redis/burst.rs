@@ -9,14 +9,14 @@ const IDLE: u64 = 100;
 
 /// Messages and commands of a thread, as counted a second ago.
 #[derive(Debug, Default)]
-pub(super) struct Burst {
+pub(in crate::node) struct Burst {
     seen: u64,
     given_back: u64,
 }
 
 impl Burst {
     /// Once a second, with the number of messages and commands so far. True if a burst is over.
-    pub(super) fn is_over(&mut self, handled: u64) -> bool {
+    pub(in crate::node) fn is_over(&mut self, handled: u64) -> bool {
         let is_idle = handled - std::mem::replace(&mut self.seen, handled) <= IDLE;
         let is_over = is_idle && handled - self.given_back > LARGE;
         if is_over {

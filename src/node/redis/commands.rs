@@ -14,17 +14,18 @@ use hashbrown::HashMap;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::Backoff;
-use super::control::ControlEvent;
-use super::inlet::{cost, failure};
 use super::lateness::Lateness;
 use super::queue::Queued;
 use super::wire::{Link, Unreachable};
-use super::{Connected, Figures, Settings, Shared};
+use super::{Connected, Settings, Shared};
 use crate::base::rng::Rng;
 use crate::cluster::operations::{Awaited, Fresh, Reply, Request, Settled};
 use crate::cluster::tops::TopRead;
 use crate::hub::broker::{BrokerEvent, Command, FailureCause};
 use crate::hub::history::Epoch;
+use crate::node::broker_mail::{cost, failure};
+use crate::node::broker_threads::ControlEvent;
+use crate::node::broker_threads::Figures;
 use crate::node::log_limit::LogLimit;
 
 /// Requests in one write at most, and their bytes.
@@ -488,7 +489,7 @@ fn fresh(epoch: &Epoch) -> Fresh<'_> {
 }
 
 /// A number that no other connection of this machine begins with.
-pub(super) fn seed() -> u64 {
+pub(in crate::node) fn seed() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(std::thread::current().id())
 }

@@ -15,69 +15,17 @@ use super::fence::{self, Part};
 use super::queue::Queued;
 use super::reconnect::stay_connected;
 use super::wire::{Messages, Subscriptions, Unreachable};
-use super::{Connected, Figures, Shared};
+use super::{Connected, Shared};
 use crate::cluster::control::{Command, Message, Notification};
 use crate::cluster::entries::ENTRIES_REMOVED;
 use crate::cluster::hash::fnv1a64;
 use crate::cluster::operations::{Awaited, Request};
 use crate::hub::broker::{BrokerEvent, Ticket};
+use crate::node::broker_threads::{ControlEvent, Figures, Outgoing, Recipient};
 use crate::node::log_limit::LogLimit;
 
 /// Lines about messages that can't be read: anybody on that Redis can send any number of them.
 static MALFORMED: LogLimit = LogLimit::new();
-
-/// News of the control channel.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ControlEvent {
-    /// Messages come from now on, from one server more.
-    Listening,
-    /// Messages of one server don't come any more.
-    Interrupted,
-    /// Another node says something.
-    Message(Box<Command>),
-    /// Messages of one server that come behind this are another process's: they are held.
-    Fenced {
-        /// Names the attempt.
-        key: u64,
-    },
-    /// A message of this node was sent, or not: then other nodes may have got it.
-    Sent {
-        /// Names the message.
-        ticket: Ticket,
-        /// It was.
-        is_sent: bool,
-    },
-}
-
-/// To whom a message goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recipient {
-    /// All nodes.
-    All,
-    /// The node of this uid.
-    Node(String),
-}
-
-/// A message on its way.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub to: Recipient,
-    pub ticket: Ticket,
-    pub message: Message,
-}
-
-impl ControlEvent {
-    /// What became of a message.
-    pub(super) fn of(event: &BrokerEvent) -> Option<Self> {
-        match event {
-            BrokerEvent::Done { ticket } => Some(Self::Sent { ticket: *ticket, is_sent: true }),
-            BrokerEvent::Failed { ticket, .. } => {
-                Some(Self::Sent { ticket: *ticket, is_sent: false })
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Sends a message to a server that is not away.
 pub(super) fn send(

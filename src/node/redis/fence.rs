@@ -232,7 +232,7 @@ struct JoiningState {
 
 impl Joining {
     /// Connections whose fences are to come.
-    pub(super) fn new(connections: usize) -> Self {
+    pub(in crate::node) fn new(connections: usize) -> Self {
         let state = JoiningState { unfenced: connections, ..JoiningState::default() };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }

@@ -6,48 +6,23 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use super::{Connected, Figures, Shared, commands, fence};
-use crate::base::heap::HeapBytes as _;
+use super::{Connected, Shared, commands, fence};
 use crate::cluster::hash::jump;
 use crate::cluster::tops::TopRead;
-use crate::hub::broker::{BrokerEvent, Command, FailureCause};
+use crate::hub::broker::{BrokerEvent, Command};
+use crate::node::broker_mail::{self, channel, cost, failure};
+use crate::node::broker_threads::Figures;
 use crate::node::control_mail::Bell;
 use crate::shard::mail::{Batch, Mail, Mailbox};
-
-/// Batches opened before other tasks have their turn.
-const BATCHES_MAX: usize = 64;
-
-/// News that found no room are sent again after so long, even if no home rings.
-const RETRY: Duration = Duration::from_millis(20);
-
-/// The same for those of which this task doesn't know.
-const LATE_RETRY: Duration = Duration::from_millis(500);
 
 /// Takes mail until the thread ends.
 pub(super) async fn run(
     shared: Rc<Shared>,
     servers: Rc<[Rc<Connected>]>,
-    (mailbox, bell): (Mailbox, Arc<Bell>),
+    mail: (Mailbox, Arc<Bell>),
 ) {
-    loop {
-        for _ in 0..BATCHES_MAX {
-            let Some(batch) = mailbox.take() else { break };
-            open(&shared, &servers, *batch);
-        }
-        let waits = shared.events.flush();
-        mailbox.take_turned(|shard| shared.events.has_room(shard.index()));
-        if !mailbox.sleep() {
-            tokio::task::yield_now().await;
-            continue;
-        }
-        tokio::select! {
-            () = bell.rung() => {}
-            () = tokio::time::sleep(if waits { RETRY } else { LATE_RETRY }) => {}
-        }
-        mailbox.awake();
-    }
+    broker_mail::take(mail, &*shared.events, |batch| open(&shared, &servers, batch)).await;
 }
 
 fn open(shared: &Shared, servers: &[Rc<Connected>], batch: Batch) {
@@ -165,44 +140,4 @@ fn admit(shared: &Shared, command: &Command, failed: &mut Vec<BrokerEvent>) -> b
     failed.extend(failure(command));
     Figures::add(&shared.figures.refused, 1);
     false
-}
-
-/// Bytes that a command counts in the queue.
-pub(super) fn cost(command: &Command) -> usize {
-    size_of::<Command>() + command.heap_bytes()
-}
-
-/// The event of a command that is not sent; none if no answer is expected.
-pub(super) fn failure(command: &Command) -> Option<BrokerEvent> {
-    let ticket = match command {
-        Command::Publish(publishing) => publishing.ticket,
-        Command::Read { ticket, .. }
-        | Command::Renew { ticket, .. }
-        | Command::Drop { ticket, .. }
-        | Command::Members { ticket, .. } => *ticket,
-        Command::Presence(update) => update.ticket?,
-        Command::Listen { .. }
-        | Command::Unlisten { .. }
-        | Command::Announce { .. }
-        | Command::Hold
-        | Command::Fence { .. }
-        | Command::Resume => return None,
-    };
-    Some(BrokerEvent::Failed { ticket, cause: FailureCause::Unavailable })
-}
-
-fn channel(command: &Command) -> &str {
-    match command {
-        Command::Publish(publishing) => &publishing.channel,
-        Command::Presence(update) => &update.channel,
-        Command::Listen { channel }
-        | Command::Unlisten { channel }
-        | Command::Read { channel, .. }
-        | Command::Renew { channel, .. }
-        | Command::Drop { channel, .. }
-        | Command::Members { channel, .. }
-        | Command::Announce { channel, .. } => channel,
-        // These are for all channels.
-        Command::Hold | Command::Fence { .. } | Command::Resume => "",
-    }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Connected, Figures, Shared};
+use super::{Connected, Shared};
+use crate::node::broker_threads::Figures;
 
 /// Whether the server of a connection answers late. Ends with the connection.
 pub(super) struct Lateness<'a> {

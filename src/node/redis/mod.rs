@@ -36,49 +36,27 @@ mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
-use tokio::runtime::Runtime;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-use self::control::Outgoing;
-pub use self::control::{ControlEvent, Recipient};
+pub(super) use self::backoff::Backoff;
+pub(super) use self::burst::Burst;
+pub(super) use self::commands::seed;
 pub use self::fence::Joining;
 use self::fence::{Awaits, Part};
 use self::pubsub::Wishes;
 use self::queue::Queue;
-use crate::base::limits::MAILBOX_BATCHES;
-use crate::base::times::Times;
-use crate::cluster::control::{Command as ControlCommand, Message};
+use crate::cluster::control::Command as ControlCommand;
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::{Address, Server};
-use crate::hub::broker::{BrokerEvent, Ticket};
-use crate::io::Alarm;
-use crate::node::control_mail::Bell;
-use crate::shard::mail::{Letterbox, Mailbox};
+use crate::hub::broker::BrokerEvent;
+use crate::node::broker_threads::{Begin, Events, Figures, Inbound, Service};
 use crate::sys;
-
-/// Where the news of a thread go. Each thread has one of its own. Nothing here blocks.
-pub trait Events: 'static {
-    /// Takes news for a home, in their order.
-    fn take(&self, home: usize, events: Vec<BrokerEvent>);
-
-    /// Takes news of the control channel, in their order.
-    fn control(&self, events: Vec<ControlEvent>);
-
-    /// Sends news on that found no room before. True if some still wait.
-    fn flush(&self) -> bool;
-
-    /// A home found no room for its commands, and there is room again.
-    fn has_room(&self, home: usize);
-}
 
 /// Where the broker is, and what it keeps to.
 #[derive(Clone, Debug)]
@@ -116,333 +94,40 @@ impl Settings {
     }
 }
 
-/// Figures of all threads.
-#[derive(Debug)]
-pub struct Figures {
-    /// Servers without a command connection, counted for each thread.
-    pub servers_away: AtomicU64,
-    /// PUB/SUB connections of homes that are not made, or don't deliver all wished channels yet.
-    pub resubscribing: AtomicU64,
-    /// For each of these connections the moment at which something came last, in milliseconds since `began`.
-    heard_ms: Box<[AtomicU64]>,
-    began: Instant,
-    /// For each thread: time from a command of a home to its answer.
-    pub latency: Box<[Times]>,
-    /// Command connections made, the first ones too.
-    pub connects: AtomicU64,
-    /// Attempts that failed.
-    pub connects_failed: AtomicU64,
-    /// PUB/SUB connections made, the first ones too.
-    pub pubsub_connects: AtomicU64,
-    /// Commands that failed since their reply is missing.
-    pub replies_lost: AtomicU64,
-    /// Commands that failed without being sent.
-    pub refused: AtomicU64,
-    /// Errors in replies.
-    pub errors: AtomicU64,
-    /// PUB/SUB messages.
-    pub messages: AtomicU64,
-    /// PUB/SUB messages that are malformed.
-    pub malformed: AtomicU64,
-    /// Milliseconds that the last complete subscription of a connection took.
-    pub resubscribe_ms: AtomicU64,
-    /// PUB/SUB connections that missed their probes.
-    pub probes_missed: AtomicU64,
-    /// Publications that found no room at their home: their channels are read again.
-    pub deliveries_lost: AtomicU64,
-    /// Joins and leaves that found no room at their home.
-    pub announcements_lost: AtomicU64,
-    /// Messages of other nodes that found no room in this one.
-    pub control_lost: AtomicU64,
-}
+impl Service for Settings {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
 
-impl Figures {
+    fn threads(&self) -> usize {
+        self.threads.max(1)
+    }
+
     /// All servers are away, and all connections missing.
-    fn new(settings: &Settings) -> Self {
-        let (servers, threads) = (settings.servers.len(), settings.threads.max(1));
-        let partitions = usize::from(settings.operations.names.partitions());
-        let connections = servers * partitions * settings.homes;
-        let connections = if settings.has_channels { connections } else { 0 };
-        Self::sized(servers * threads, connections, threads)
+    fn figures(&self) -> Figures {
+        let (servers, threads) = (self.servers.len(), self.threads.max(1));
+        let partitions = usize::from(self.operations.names.partitions());
+        let connections = servers * partitions * self.homes;
+        let connections = if self.has_channels { connections } else { 0 };
+        Figures::sized(servers * threads, connections, threads)
     }
 
-    /// With so many missing connections for commands and for PUB/SUB.
-    #[expect(clippy::disallowed_methods, reason = "the zero of the ages of probes")]
-    pub(super) fn sized(servers: usize, connections: usize, threads: usize) -> Self {
-        let zero = || AtomicU64::new(0);
-        Self {
-            servers_away: AtomicU64::new(servers as u64),
-            resubscribing: AtomicU64::new(connections as u64),
-            heard_ms: (0..connections).map(|_| zero()).collect(),
-            began: Instant::now(),
-            latency: (0..threads).map(|_| Times::default()).collect(),
-            connects: zero(),
-            connects_failed: zero(),
-            pubsub_connects: zero(),
-            replies_lost: zero(),
-            refused: zero(),
-            errors: zero(),
-            messages: zero(),
-            malformed: zero(),
-            resubscribe_ms: zero(),
-            probes_missed: zero(),
-            deliveries_lost: zero(),
-            announcements_lost: zero(),
-            control_lost: zero(),
-        }
+    fn probe_interval(&self) -> Duration {
+        self.probe_interval
     }
 
-    /// Something came by the connection of a home to a server, or for a partition of one: there are `homes`.
-    fn heard(&self, server: usize, home: usize, homes: usize) {
-        let now = self.began.elapsed().as_millis() as u64;
-        if let Some(heard) = self.heard_ms.get(server * homes + home) {
-            heard.store(now, Ordering::Relaxed);
-        }
+    fn servers(&self) -> usize {
+        self.servers.len()
     }
 
-    /// Time since something came by the PUB/SUB connection that has been silent for longest: each sees its own
-    /// probes, one in each interval. Zero without such connections.
-    pub fn probe_age(&self) -> Duration {
-        let heard = self.heard_ms.iter().map(|heard| heard.load(Ordering::Relaxed)).min();
-        let age = |oldest| self.began.elapsed().saturating_sub(Duration::from_millis(oldest));
-        heard.map_or(Duration::ZERO, age)
+    fn divided(&self) -> usize {
+        let partitions = usize::from(self.operations.names.partitions());
+        let each = self.servers.len() * (partitions * self.homes + 1);
+        if self.has_channels { each } else { 0 }
     }
 
-    /// The names of all figures that are numbers.
-    pub(super) const NAMES: [&str; 15] = [
-        "redis_servers_away",
-        "redis_resubscribing",
-        "redis_connects",
-        "redis_connects_failed",
-        "redis_pubsub_connects",
-        "redis_replies_lost",
-        "redis_refused",
-        "redis_errors",
-        "redis_messages",
-        "redis_malformed",
-        "redis_resubscribe_ms",
-        "redis_probes_missed",
-        "redis_deliveries_lost",
-        "redis_announcements_lost",
-        "redis_control_lost",
-    ];
-
-    /// Calls `each` with every figure, by its name.
-    pub(super) fn each(&self, mut each: impl FnMut(&'static str, u64)) {
-        // In the order of the names.
-        let all = [
-            &self.servers_away,
-            &self.resubscribing,
-            &self.connects,
-            &self.connects_failed,
-            &self.pubsub_connects,
-            &self.replies_lost,
-            &self.refused,
-            &self.errors,
-            &self.messages,
-            &self.malformed,
-            &self.resubscribe_ms,
-            &self.probes_missed,
-            &self.deliveries_lost,
-            &self.announcements_lost,
-            &self.control_lost,
-        ];
-        let values = all.map(|value| value.load(Ordering::Relaxed));
-        Self::NAMES.into_iter().zip(values).for_each(|(name, value)| each(name, value));
-    }
-
-    pub(super) fn add(counter: &AtomicU64, count: u64) {
-        counter.fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-/// Threads that are to run: all that wakes them is there, and they have opened nothing.
-pub struct Prepared {
-    settings: Arc<Settings>,
-    figures: Arc<Figures>,
-    threads: Vec<Parts>,
-    joining: Option<Arc<Joining>>,
-}
-
-/// What a thread begins with.
-struct Parts {
-    runtime: Runtime,
-    mailbox: Mailbox,
-    letterbox: Letterbox,
-    bell: Arc<Bell>,
-}
-
-impl Prepared {
-    /// Makes what the threads are woken with. Other threads have it, too, if their descriptor tables part
-    /// from the process's after this and before [`Self::start`].
-    ///
-    /// # Errors
-    /// The system has no descriptor.
-    pub fn new(settings: Settings) -> io::Result<Self> {
-        let mut threads = Vec::new();
-        for _ in 0..settings.threads.max(1) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let bell = Arc::new(Bell::default());
-            let (letterbox, mailbox) = Mailbox::new(MAILBOX_BATCHES, Alarm::new(bell.clone()));
-            threads.push(Parts { runtime, mailbox, letterbox, bell });
-        }
-        let figures = Arc::new(Figures::new(&settings));
-        Ok(Self { settings: Arc::new(settings), figures, threads, joining: None })
-    }
-
-    /// Figures of all threads.
-    pub fn figures(&self) -> Arc<Figures> {
-        Arc::clone(&self.figures)
-    }
-
-    /// The process takes over from another one: connections deliver from the fence of that one on.
-    pub fn join(&mut self) -> Arc<Joining> {
-        let Settings { has_channels, servers, operations, homes, .. } = &*self.settings;
-        let each = servers.len() * (usize::from(operations.names.partitions()) * homes + 1);
-        let joining = Arc::new(Joining::new(if *has_channels { each } else { 0 }));
-        Arc::clone(self.joining.insert(joining))
-    }
-
-    /// Where a home's commands go: [`crate::shard::mail::Mail::Command`].
-    pub fn letterbox(&self, home: usize) -> Letterbox {
-        self.threads[home % self.threads.len()].letterbox.clone()
-    }
-
-    /// Starts the threads. `events` makes the outlet of each, by its number.
-    ///
-    /// # Errors
-    /// The system has no thread.
-    #[expect(clippy::disallowed_methods, reason = "they share the descriptor table of the process")]
-    pub fn start<E: Events>(
-        self,
-        events: impl Fn(usize) -> E + Clone + Send + 'static,
-    ) -> io::Result<Broker> {
-        let Self { settings, figures, threads: parts, joining } = self;
-        let (begins, begun) = std::sync::mpsc::channel();
-        let mut threads = Vec::new();
-        for (at, Parts { runtime, mailbox, bell, .. }) in parts.into_iter().enumerate() {
-            let (inbox, received) = mpsc::channel(CONTROL_MESSAGES_MAX);
-            let bytes = Arc::new(AtomicUsize::new(0));
-            let (settings, events) = (settings.clone(), events.clone());
-            let joining = joining.clone();
-            let (figures, queued, begins) = (figures.clone(), bytes.clone(), begins.clone());
-            let begin = move || {
-                // A signal is the main thread's.
-                let _ = sys::tables::block_signals();
-                let shared = Shared {
-                    settings,
-                    events: Box::new(events(at)),
-                    figures,
-                    bytes: queued,
-                    up: Cell::new(0),
-                    handled: Cell::new(0),
-                    wishes: RefCell::default(),
-                    fences: RefCell::default(),
-                    control_fence: Cell::new(None),
-                    joining,
-                    first: at,
-                };
-                let run = run(Rc::new(shared), received, (mailbox, bell), begins);
-                LocalSet::new().block_on(&runtime, run);
-            };
-            let name = format!("roost-redis-{at}");
-            let thread = std::thread::Builder::new().name(name).spawn(begin)?;
-            threads.push(Worker { inbox, bytes, _thread: thread });
-        }
-        let (servers, probe_interval) = (settings.servers.len(), settings.probe_interval);
-        Ok(Broker { threads, figures, servers, probe_interval, begun: Mutex::new(begun) })
-    }
-}
-
-/// The running broker. Ends when it is dropped.
-pub struct Broker {
-    threads: Vec<Worker>,
-    figures: Arc<Figures>,
-    servers: usize,
-    probe_interval: Duration,
-    /// Ends when each thread has tried to connect to each server.
-    begun: Mutex<Receiver<()>>,
-}
-
-struct Worker {
-    /// Messages to other nodes: the first thread alone gets them.
-    inbox: mpsc::Sender<Inbound>,
-    bytes: Arc<AtomicUsize>,
-    _thread: JoinHandle<()>,
-}
-
-impl Broker {
-    /// Figures of all threads.
-    pub fn figures(&self) -> &Figures {
-        &self.figures
-    }
-
-    /// Why requests for the broker fail, or publications may be missing until it has recovered.
-    pub fn fault(&self) -> Option<&'static str> {
-        if self.figures.servers_away.load(Ordering::Relaxed) > 0 {
-            Some("the broker is unreachable")
-        } else if self.figures.probe_age() > 2 * self.probe_interval {
-            Some("the broker does not deliver")
-        } else if self.figures.resubscribing.load(Ordering::Relaxed) > 0 {
-            Some("channels are being subscribed again at the broker")
-        } else {
-            None
-        }
-    }
-
-    /// Waits until each thread has tried to connect to each server, and homes know what came of it.
-    pub fn wait_for_first_attempts(&self) {
-        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        while begun.recv().is_ok() {}
-    }
-
-    /// Bytes of commands that wait or are under way.
-    pub fn queued_bytes(&self) -> usize {
-        self.threads.iter().map(|thread| thread.bytes.load(Ordering::Relaxed)).sum()
-    }
-
-    /// Servers.
-    pub fn servers(&self) -> usize {
-        self.servers
-    }
-
-    /// Another process is to take this node's place: messages of other nodes are held.
-    pub async fn hold_control(&self) {
-        // A thread that is gone ends the process: it panicked.
-        let _ = self.threads[0].inbox.send(Inbound::Hold).await;
-    }
-
-    /// Messages of other nodes before this are handled ([`ControlEvent::Fenced`] for each server), and those behind it
-    /// held.
-    pub async fn fence_control(&self, key: u64) {
-        let _ = self.threads[0].inbox.send(Inbound::Fence(key)).await;
-    }
-
-    /// The process goes on: what was held is handled.
-    pub async fn resume_control(&self) {
-        let _ = self.threads[0].inbox.send(Inbound::Resume).await;
-    }
-
-    /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it. False when there is no
-    /// room for it.
-    pub fn send_control(&self, to: Recipient, ticket: Ticket, message: Message) -> bool {
-        // A thread that is gone ends the process: it panicked.
-        let outgoing = Box::new(Outgoing { to, ticket, message });
-        self.threads[0].inbox.try_send(Inbound::Control(outgoing)).is_ok()
-    }
-
-    /// A node was forgotten, since it is silent or has ended: its presence entries are removed, and their
-    /// leaves announced ([`BrokerEvent::Orphaned`]). All nodes that are left call this, and share the work.
-    pub fn take_entries(&self, uid: &str) {
-        // Without room their time runs out.
-        let _ = self.threads[0].inbox.try_send(Inbound::TakeEntries(uid.into()));
-    }
-
-    /// The entries of that node are removed: if it is alive, it hears of it, and enters all again
-    /// ([`BrokerEvent::EntriesRemoved`]).
-    pub fn notify_removed(&self, uid: &str) {
-        // Without room it writes them when it refreshes them.
-        let _ = self.threads[0].inbox.try_send(Inbound::NotifyRemoved(uid.into()));
+    async fn run(self: Arc<Self>, begin: Begin) {
+        run(self, begin).await;
     }
 }
 
@@ -490,25 +175,6 @@ async fn misuse(
 
 /// Interval at which the set of this node's presence entries is kept for another while.
 const KEEP_ENTRIES: Duration = Duration::from_secs(60);
-
-/// Messages to other nodes that wait for the thread at most.
-const CONTROL_MESSAGES_MAX: usize = 4_096;
-
-/// What the first thread is given beside commands.
-enum Inbound {
-    /// A message to other nodes.
-    Control(Box<Outgoing>),
-    /// This node is dead: its presence entries are removed.
-    TakeEntries(String),
-    /// If that node is alive, it is to know of this.
-    NotifyRemoved(String),
-    /// Messages are held.
-    Hold,
-    /// Those behind this are another process's.
-    Fence(u64),
-    /// They are not.
-    Resume,
-}
 
 /// What the tasks of a thread share.
 struct Shared {
@@ -570,12 +236,21 @@ impl Connected {
     }
 }
 
-async fn run(
-    shared: Rc<Shared>,
-    mut inbox: mpsc::Receiver<Inbound>,
-    mail: (Mailbox, Arc<Bell>),
-    begins: Sender<()>,
-) {
+async fn run(settings: Arc<Settings>, begin: Begin) {
+    let Begin { at, events, figures, bytes, mut inbox, mail, joining, begins } = begin;
+    let shared = Rc::new(Shared {
+        settings,
+        events,
+        figures,
+        bytes,
+        up: Cell::new(0),
+        handled: Cell::new(0),
+        wishes: RefCell::default(),
+        fences: RefCell::default(),
+        control_fence: Cell::new(None),
+        joining,
+        first: at,
+    });
     let has_channels = shared.settings.has_channels;
     let mut servers = Vec::new();
     for at in 0..shared.settings.servers.len() {
@@ -609,7 +284,7 @@ async fn run(
     let mut turn = 0;
     let mut keep = tokio::time::interval(KEEP_ENTRIES);
     keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut burst = burst::Burst::default();
+    let mut burst = Burst::default();
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -644,5 +319,6 @@ fn take(shared: &Shared, servers: &[Rc<Connected>], turn: &mut usize, inbound: I
         Inbound::Fence(key) => fence::publish_control(shared, servers, key),
         Inbound::Resume => control::resume(shared, servers),
         Inbound::Control(outgoing) => control::send(shared, servers, turn, *outgoing),
+        Inbound::Answer(..) => {}
     }
 }

@@ -21,9 +21,10 @@ use super::commands::probe;
 use super::fence::{self, Part};
 use super::reconnect::stay_connected;
 use super::wire::{Message, Messages, Subscriptions, Unreachable};
-use super::{Connected, Figures, Shared};
+use super::{Connected, Shared};
 use crate::base::heap::HeapBytes as _;
 use crate::hub::broker::BrokerEvent;
+use crate::node::broker_threads::Figures;
 use crate::node::log_limit::LogLimit;
 
 /// Names in one command.

@@ -13,15 +13,20 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::base::id::ShardId;
 use crate::base::info::ClientInfo;
 use crate::cluster::control;
+use crate::cluster::control::Message;
 use crate::cluster::hash;
 use crate::cluster::names::{Layout, Names, Partitions};
 use crate::cluster::servers::{Access, Address, Security};
+use crate::hub::broker::Ticket;
 use crate::hub::broker::{Command, FailureCause, PresenceChange, PresenceUpdate, Publishing};
 use crate::hub::history::{Page, Position, Published, Record, Since, StreamOptions};
+use crate::node::broker_threads::{Broker, ControlEvent, Prepared, Recipient};
 use crate::shard::mail::{Flushed, Mail, MailLane};
 
 /// So long a test waits for an event before it fails.

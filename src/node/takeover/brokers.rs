@@ -53,6 +53,9 @@ impl Sharing {
 impl Control {
     /// The reason for which the brokers of this node keep it from handing over.
     pub(super) fn brokers_obstacle(&self) -> Option<String> {
+        if let Some(why) = self.brokers.refusal() {
+            return Some(why.to_owned());
+        }
         let why = self.brokers.fault()?;
         Some(format!("{why}, so that another process could not go on from here"))
     }

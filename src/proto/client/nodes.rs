@@ -144,6 +144,15 @@ pub fn read_client_info(bytes: &[u8]) -> Result<Box<[u8]>, NotProtobuf> {
     schema::ClientInfo::decode(bytes).map(|info| pack(&info)).map_err(|_| NotProtobuf)
 }
 
+/// The packed clients of a whole presence result.
+///
+/// # Errors
+/// It is none.
+pub fn read_presence(bytes: &[u8]) -> Result<Vec<Box<[u8]>>, NotProtobuf> {
+    let result = schema::PresenceResult::decode(bytes).map_err(|_| NotProtobuf)?;
+    Ok(result.presence.values().map(pack).collect())
+}
+
 /// Appends a packed client as a `ClientInfo`; nothing for bytes that are no packed client.
 pub fn put_client_info(out: &mut Vec<u8>, packed: &[u8]) {
     if let Some(info) = ClientInfo::unpack(packed) {

@@ -219,6 +219,8 @@ pub struct Publication<'a> {
     pub tags: Tags<'a>,
     /// The stream's life: only on the live push with offset 1, never in a list.
     pub epoch: Option<&'a str>,
+    /// The channel that it was published to, where the subscription is to a pattern; else empty.
+    pub channel: &'a str,
     /// When it was published, in milliseconds since 1970: only in the result of a history request, where the
     /// namespace keeps times; else 0.
     pub time_ms: u64,
@@ -233,6 +235,7 @@ impl Publication<'_> {
         offset: 0,
         tags: Tags::NONE,
         epoch: None,
+        channel: "",
         time_ms: 0,
     };
 }

@@ -51,7 +51,7 @@ pub(super) fn begin(
             Step::Waits(ticket)
         }
         // This node's own: no operation.
-        Request::Read(read) if matches!(read.what, Reading::Subscribers) => {
+        Request::Read(read) if matches!(read.what, Reading::Subscribers | Reading::Here) => {
             Step::Ready(Outcome::Nothing)
         }
         Request::Read(read) => {
@@ -323,8 +323,8 @@ impl Home {
 /// The command that reads at the broker.
 fn reading(cx: &Cx, ticket: Ticket, channel: CompactString, read: &Read) -> Command {
     match &read.what {
-        Reading::Presence => Command::Members { ticket, channel, counts: false },
-        // The number of subscribers is never read there.
+        // What is here is never read there.
+        Reading::Presence | Reading::Here => Command::Members { ticket, channel, counts: false },
         Reading::PresenceStats | Reading::Subscribers => {
             Command::Members { ticket, channel, counts: true }
         }

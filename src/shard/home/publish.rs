@@ -69,7 +69,9 @@ impl Home {
             }
             let position = taken.position.clone();
             let after = position.offset.saturating_sub(1);
-            let delivery = Delivery { at, channel, namespace, published, position, after, patched };
+            let source = "";
+            let delivery =
+                Delivery { at, channel, namespace, published, position, after, patched, source };
             waits_for = self.deliver(cx, delivery, out, codec);
         }
         acknowledge(out, from, publish.asker, taken.position, waits_for);
@@ -117,7 +119,8 @@ impl Home {
         out: &mut Post,
         codec: &mut Codec,
     ) -> ShardSet {
-        let Delivery { at, channel, namespace, published, position, after, patched } = delivery;
+        let Delivery { at, channel, namespace, published, position, after, patched, source } =
+            delivery;
         if !self.events.is_empty() {
             self.send_events_before(cx, channel, out, codec);
         }
@@ -133,6 +136,7 @@ impl Home {
             offset,
             tags: Tags::packed(published.tags),
             epoch: epoch.map(|epoch| epoch.as_str()),
+            channel: source,
             ..Publication::default()
         };
         let mut wanted = self.channels.wanted(at);
@@ -264,6 +268,8 @@ pub(super) struct Delivery<'a> {
     /// The offset before it in the stream.
     pub(super) after: u64,
     pub(super) patched: Option<Patched>,
+    /// The channel that it was published to, where the subscription is to a pattern; else empty.
+    pub(super) source: &'a str,
 }
 
 /// There is no room for a publication: the publisher may try again.

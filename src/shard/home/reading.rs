@@ -126,7 +126,7 @@ impl Home {
         codec: &mut Codec,
     ) {
         let answer = match &read.what {
-            Reading::Presence => self.read_presence(read, codec),
+            Reading::Presence | Reading::Here => self.read_presence(read, codec),
             Reading::PresenceStats => {
                 let members = self.channels.find(&read.channel, read.hash);
                 let members = members.and_then(|at| self.channels.members(at));

@@ -45,7 +45,7 @@ impl Home {
         };
         let (name, namespace, request) = match mail {
             // This node's own.
-            Mail::Read(of) if matches!(of.what, Reading::Subscribers) => {
+            Mail::Read(of) if matches!(of.what, Reading::Subscribers | Reading::Here) => {
                 return Some(Mail::Read(of));
             }
             Mail::Read(of) if !shares_channels && of.what.is_presence() => {
@@ -448,7 +448,9 @@ impl Home {
             let offset = next.entry.record.offset();
             let position = Position { offset, epoch: epoch.clone().filter(|_| offset > 0) };
             let (channel, after) = (name, next.after);
-            let delivery = Delivery { at, channel, namespace, published, position, after, patched };
+            let source = next.entry.source.as_deref().unwrap_or_default();
+            let delivery =
+                Delivery { at, channel, namespace, published, position, after, patched, source };
             self.deliver(cx, delivery, out, codec);
         }
     }

@@ -368,6 +368,8 @@ pub enum Reading {
     Presence,
     /// How many are there.
     PresenceStats,
+    /// Who is there on this node, whatever other nodes have.
+    Here,
     /// How many subscribe on this node, whether presence shows them or not.
     Subscribers,
     /// What was published.
@@ -753,7 +755,7 @@ impl HeapBytes for Reading {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::History(page) => page.since.heap_bytes(),
-            Self::Presence | Self::PresenceStats | Self::Subscribers | Self::Drop => 0,
+            Self::Presence | Self::PresenceStats | Self::Here | Self::Subscribers | Self::Drop => 0,
         }
     }
 }
@@ -862,7 +864,7 @@ mod tests {
     }
 
     fn entry() -> Entry {
-        Entry { after: 0, time_ms: 0, delta: false, record: record() }
+        Entry { after: 0, time_ms: 0, delta: false, source: None, record: record() }
     }
 
     fn since() -> Since {

@@ -246,6 +246,7 @@ fn publication_fields(fields: &mut Fields<'_>, publication: &Publication<'_>) {
         });
     }
     fields.flag("delta", publication.form == DataForm::Patch);
+    fields.text("channel", publication.channel);
     fields.text("epoch", publication.epoch.unwrap_or_default());
     fields.number("time", publication.time_ms);
 }

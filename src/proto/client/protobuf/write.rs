@@ -281,6 +281,7 @@ fn publication_message(publication: &Publication<'_>) -> schema::Publication {
         offset: publication.offset,
         tags: tags.collect(),
         delta: publication.form == DataForm::Patch,
+        channel: publication.channel.into(),
         epoch: publication.epoch.unwrap_or_default().into(),
         time: i64::try_from(publication.time_ms).unwrap_or(i64::MAX),
         ..<_>::default()

@@ -45,6 +45,7 @@ fn full_publication(tags: &[u8]) -> (Publication<'_>, schema::Publication) {
         subscribed_at: 7,
     };
     let publication = Publication {
+        channel: "",
         data: b"{\n\"x\": 2\n}",
         form: DataForm::Plain,
         info: Some(info),
@@ -553,6 +554,7 @@ proptest! {
         let conn_info_text = conn_info.as_ref().map(text).unwrap_or_default();
         let packed = Tags::pack(tags.iter().map(|(name, value)| (&**name, &**value)));
         let publication = Publication {
+            channel: "",
             data: payload.as_bytes(),
             form,
             info: Some(ClientInfo {

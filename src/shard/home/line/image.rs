@@ -7,7 +7,7 @@ use super::{Line, Link, bytes_of};
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::hub::broker::Entry;
 
-durable!(Entry { after, time_ms, delta, record });
+durable!(Entry { after, time_ms, delta, record } anew { source: None });
 
 impl Durable for Line {
     fn write(&self, out: &mut ImageWriter) {
@@ -112,6 +112,7 @@ mod tests {
         Entry {
             after: offset - 1,
             time_ms: 7,
+            source: None,
             delta: false,
             record: Record::new(offset, &published),
         }

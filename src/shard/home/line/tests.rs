@@ -6,7 +6,7 @@ const LIMIT: usize = 50;
 
 fn entry_of(after: u64, offset: u64, text: &str) -> Entry {
     let published = Published { data: text.as_bytes(), ..Published::default() };
-    Entry { after, time_ms: 0, delta: false, record: Record::new(offset, &published) }
+    Entry { after, time_ms: 0, delta: false, source: None, record: Record::new(offset, &published) }
 }
 
 fn entry(offset: u64) -> Entry {

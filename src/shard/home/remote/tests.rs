@@ -50,7 +50,7 @@ fn top(offset: u64) -> Position {
 fn entry(offset: u64, text: &str) -> Entry {
     let published = Published { data: text.as_bytes(), is_json: true, ..Published::default() };
     let record = Record::new(offset, &published);
-    Entry { after: offset.saturating_sub(1), time_ms: 0, delta: false, record }
+    Entry { after: offset.saturating_sub(1), time_ms: 0, delta: false, source: None, record }
 }
 
 fn delivered(offset: u64, text: &str) -> BrokerEvent {

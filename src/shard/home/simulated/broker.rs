@@ -264,7 +264,7 @@ impl Broker {
         stream.newest = number(&record);
         let newest = stream.newest;
         stream.all.push(newest);
-        let entry = Entry { after, time_ms: 0, delta: false, record };
+        let entry = Entry { after, time_ms: 0, delta: false, source: None, record };
         stream.entries.push_back(entry.clone());
         if stream.entries.len() > self.kept {
             stream.entries.pop_front();

@@ -1,0 +1,615 @@
+//! NATS as the broker of this node: threads of their own, each with one connection that carries all.
+//!
+//! ```text
+//!  home --mail: Commands--> thread: inlet --> output of the connection --> server
+//!  home <--mail: BrokerEvents-- subscriptions, replies, PONGs <-- input <-----'
+//! ```
+//! A thread serves some homes. A channel that is listened to is one subscription. A server carries out what a
+//! connection sends in its order, so a `PING` behind some commands is answered when these have taken effect: that
+//! answers publications without history, and makes a subscription complete before its subscriber joins.
+//!
+//! Nothing is kept for a server that is away: commands fail at once. When a connection ends, its channels are
+//! interrupted, and the thread connects to another server of the cluster at once; only when none has answered for
+//! [`PATIENCE`] do homes begin anew.
+
+mod connection;
+mod history;
+mod interest;
+mod pending;
+mod requests;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use self::connection::Output;
+use self::history::Lives;
+use self::interest::{Begun, Interests};
+use self::pending::Pending;
+use self::requests::Requests;
+use self::wire::{Dialer, Link, Unreachable};
+use super::broker_mail::{self, cost, failure, failure_for};
+use super::broker_threads::{
+    Begin, ControlEvent, Events, Figures, Inbound, Outgoing, Recipient, Service,
+};
+use super::redis::{Backoff, Burst};
+use crate::cluster::control::{Command as ControlCommand, Message, Notification};
+use crate::cluster::entries::ENTRIES_REMOVED;
+use crate::cluster::nats::protocol::Credentials;
+use crate::cluster::nats::streams::Streams;
+use crate::cluster::nats::subjects::Subjects;
+use crate::cluster::nats::{Place, payload};
+use crate::cluster::servers::Security;
+use crate::hub::broker::{BrokerEvent, Command, FailureCause, Publishing, Ticket};
+use crate::shard::mail::{Batch, Mail};
+use crate::sys;
+
+/// Homes keep their wishes for so long while there is no connection.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where the broker is, and what it keeps to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Servers of one cluster: each of them does.
+    pub servers: Vec<(Place, Credentials)>,
+    /// TLS, where it is wanted; else only if the server needs it.
+    pub security: Option<Security>,
+    /// Names.
+    pub subjects: Subjects,
+    /// Streams of JetStream for histories; none: nothing is kept.
+    pub streams: Option<Streams>,
+    /// The name of this node.
+    pub uid: String,
+    /// Homes of this node.
+    pub homes: usize,
+    /// Threads, at least one.
+    pub threads: usize,
+    /// Bytes of commands that are under way in a thread at most; beyond it they fail.
+    pub queue_bytes_max: usize,
+    /// Time for a connection to be made.
+    pub dial_timeout: Duration,
+    /// Time for the server to take what is sent.
+    pub write_timeout: Duration,
+    /// Interval of the probes; a server that answers none for two of them is left.
+    pub probe_interval: Duration,
+}
+
+impl Service for Settings {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.max(1)
+    }
+
+    fn figures(&self) -> Figures {
+        let threads = self.threads.max(1);
+        Figures::sized(threads, threads, threads)
+    }
+
+    fn probe_interval(&self) -> Duration {
+        self.probe_interval
+    }
+
+    async fn run(self: Arc<Self>, begin: Begin) {
+        run(self, begin).await;
+    }
+}
+
+/// Connects once, as a node does before it starts.
+///
+/// # Errors
+/// No server can be reached, or it refuses: why.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    LocalSet::new().block_on(&runtime, async {
+        let dialer = settings.dialer().map_err(|error| error.to_string())?;
+        let mut faults = Vec::new();
+        for (place, credentials) in &settings.servers {
+            match dialer.dial(place, credentials).await {
+                Ok(link) => return link.check(settings).map_err(|error| error.to_string()),
+                Err(error) => faults.push(format!("{place}: {error}")),
+            }
+        }
+        Err(faults.join("; "))
+    })
+}
+
+impl Settings {
+    fn dialer(&self) -> Result<Dialer, Unreachable> {
+        Dialer::new(self.security.as_ref(), self.dial_timeout, &format!("roost-{}", self.uid))
+    }
+}
+
+/// What the tasks of a thread share.
+struct Shared {
+    settings: Arc<Settings>,
+    events: Box<dyn Events>,
+    figures: Arc<Figures>,
+    bytes: Arc<AtomicUsize>,
+    /// The number of the thread, which is its first home's; its others follow in steps of the number of threads.
+    at: usize,
+    interests: RefCell<Interests>,
+    /// The connection's, while there is one.
+    output: RefCell<Option<Output>>,
+    /// Requests that wait for replies.
+    requests: RefCell<Requests>,
+    /// What is known of the streams.
+    lives: Lives,
+    /// The subjects of replies begin with it.
+    inbox: String,
+    /// The streams are known, so that commands are taken.
+    is_ready: Cell<bool>,
+    /// Wakes the writer.
+    written: Notify,
+    /// The server answers late: commands fail at once.
+    is_late: Cell<bool>,
+    /// Homes know of a connection.
+    is_known: Cell<bool>,
+    /// Commands and messages so far.
+    handled: Cell<u64>,
+    /// Dropped when it is known what came of the first attempts.
+    begins: Cell<Option<Sender<()>>>,
+}
+
+impl Shared {
+    fn homes(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.at..self.settings.homes).step_by(self.settings.threads.max(1))
+    }
+
+    /// So many commands or messages more.
+    fn handle(&self, count: u64) {
+        self.handled.set(self.handled.get() + count);
+    }
+
+    fn to_all(&self, event: &BrokerEvent) {
+        self.homes().for_each(|home| self.events.take(home, vec![event.clone()]));
+    }
+
+    /// Uses the connection, if there is one.
+    fn with_output<T>(&self, use_it: impl FnOnce(&mut Output) -> T) -> Option<T> {
+        let used = self.output.borrow_mut().as_mut().map(use_it);
+        self.written.notify_one();
+        used
+    }
+
+    /// Counts bytes of the thread. False, and nothing is counted, where there is no room for them.
+    fn admit(&self, bytes: usize) -> bool {
+        let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_admitted = waiting + bytes <= self.settings.queue_bytes_max;
+        if !is_admitted {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_admitted
+    }
+
+    /// Commands are taken; else they fail at once.
+    fn is_open(&self) -> bool {
+        self.is_ready.get() && !self.is_late.get() && self.output.borrow().is_some()
+    }
+
+    /// The subject of the replies to a request.
+    fn inbox(&self, number: u64) -> String {
+        format!("{}.{number}", self.inbox)
+    }
+
+    /// A command is carried out.
+    fn settle(&self, home: usize, cost: usize, event: BrokerEvent) {
+        self.bytes.fetch_sub(cost, Ordering::Relaxed);
+        self.events.take(home, vec![event]);
+    }
+
+    fn open(self: &Rc<Self>, batch: Batch) {
+        let home = batch.from.index();
+        self.handle(batch.mail.len() as u64);
+        let mut events = Vec::new();
+        for mail in batch.mail {
+            // Homes send nothing else here.
+            let Mail::Command(command) = mail else { continue };
+            match *command {
+                Command::Listen { channel } => {
+                    let begun = self.interests.borrow_mut().listen(home, &channel);
+                    match begun {
+                        Begun::New(sid) => {
+                            let subject = self.settings.subjects.messages(&channel);
+                            if self.is_ready.get() {
+                                self.with_output(|output| output.subscribe(&subject, sid));
+                            }
+                        }
+                        Begun::On => events.push(BrokerEvent::Listening { channel }),
+                        Begun::UnderWay => {}
+                    }
+                }
+                Command::Unlisten { channel } => {
+                    let ended = self.interests.borrow_mut().unlisten(&channel);
+                    if let Some(sid) = ended {
+                        self.with_output(|output| output.unsubscribe(sid));
+                    }
+                }
+                // A node with NATS is not handed over.
+                Command::Hold | Command::Fence { .. } | Command::Resume => {}
+                command => events.extend(self.carry_out(home, command)),
+            }
+        }
+        if !events.is_empty() {
+            self.events.take(home, events);
+        }
+    }
+
+    /// Sends a command. The event, if its fate is known at once.
+    fn carry_out(self: &Rc<Self>, home: usize, command: Command) -> Option<BrokerEvent> {
+        let refused = |command: &Command| {
+            Figures::add(&self.figures.refused, 1);
+            failure(command)
+        };
+        let bytes = cost(&command);
+        if !self.is_open() || !self.admit(bytes) {
+            return refused(&command);
+        }
+        let stream = self.stream_of(&command);
+        let sent = match (&command, stream) {
+            (Command::Publish(publishing), Some(stream)) => {
+                match history::publish(self, (home, publishing, bytes), stream) {
+                    Ok(()) => return None,
+                    Err(cause) => Err(cause),
+                }
+            }
+            (Command::Read { .. } | Command::Renew { .. } | Command::Drop { .. }, Some(stream)) => {
+                history::carry_out(self, (home, command, bytes), stream);
+                return None;
+            }
+            (Command::Publish(publishing), None) if !self.keeps(publishing) => {
+                self.publish(home, publishing)
+            }
+            (Command::Announce { channel, joined, info }, _) => {
+                self.announce(channel, *joined, info)
+            }
+            // Where nothing is kept, nothing can be read.
+            _ => Err(FailureCause::Unsupported),
+        };
+        match sent {
+            Ok(()) => self.with_output(|output| output.groups.count(bytes))?,
+            Err(cause) => {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                return failure_for(&command, cause);
+            }
+        }
+        None
+    }
+
+    /// The stream that a command is about; none without one.
+    fn stream_of(&self, command: &Command) -> Option<usize> {
+        let streams = self.settings.streams.as_ref()?;
+        let is_of_stream = match command {
+            Command::Publish(publishing) => publishing.options.kept(),
+            Command::Read { .. } | Command::Renew { .. } | Command::Drop { .. } => true,
+            _ => false,
+        };
+        is_of_stream.then(|| streams.of(broker_mail::channel(command))).flatten()
+    }
+
+    /// A publication is to get a place in a stream.
+    fn keeps(&self, publishing: &Publishing) -> bool {
+        self.settings.streams.is_some() && publishing.options.kept()
+    }
+
+    fn publish(&self, home: usize, publishing: &Publishing) -> Result<(), FailureCause> {
+        let Publishing { ticket, channel, record, .. } = publishing;
+        let subjects = &self.settings.subjects;
+        if !subjects.rules().carries(channel) || subjects.rules().is_pattern(channel) {
+            return Err(FailureCause::Unsupported);
+        }
+        let payload = match subjects.is_raw() {
+            true => record.data().to_vec(),
+            false => payload::publication(publishing, now_ms()),
+        };
+        let (subject, since) = (subjects.messages(channel), Instant::now());
+        let pending = Pending::Published { home, ticket: *ticket, channel: channel.clone(), since };
+        let sent = self.with_output(|output| output.publish(&subject, &payload, Some(pending)));
+        match sent {
+            Some(true) => Ok(()),
+            Some(false) => Err(FailureCause::Unsupported),
+            None => Err(FailureCause::Unavailable),
+        }
+    }
+
+    fn announce(&self, channel: &str, joined: bool, info: &[u8]) -> Result<(), FailureCause> {
+        let subjects = &self.settings.subjects;
+        // Raw messages are data of publications.
+        if !subjects.is_raw()
+            && subjects.rules().carries(channel)
+            && !subjects.rules().is_pattern(channel)
+        {
+            let payload = payload::presence(channel, joined, info);
+            let subject = subjects.messages(channel);
+            self.with_output(|output| output.publish(&subject, &payload, None));
+        }
+        Ok(())
+    }
+
+    /// Sends a message to other nodes.
+    fn send_control(&self, outgoing: Outgoing) {
+        let Outgoing { to, ticket, message } = outgoing;
+        let settings = &self.settings;
+        let subject = match to {
+            Recipient::All => settings.subjects.control(),
+            Recipient::Node(uid) => settings.subjects.node(&uid),
+        };
+        let payload = ControlCommand { uid: settings.uid.clone(), message }.write();
+        let is_sent = self.is_open() && self.admit(payload.len()) && {
+            let pending = Pending::Control { ticket };
+            let sent = self.with_output(|output| {
+                output.groups.count(payload.len());
+                output.publish(&subject, &payload, Some(pending))
+            });
+            sent == Some(true)
+        };
+        if !is_sent {
+            self.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
+        }
+    }
+
+    /// The connection is there.
+    fn begin(&self, link: &Link) {
+        let settings = &self.settings;
+        let mut output = Output::new(link.info.max_payload);
+        if self.at == 0 {
+            output.subscribe_own(&settings.subjects.control(), connection::CONTROL);
+            output.subscribe_own(&settings.subjects.node(&settings.uid), connection::NODE);
+            output.groups.add(Pending::ControlListening);
+        }
+        output.subscribe_own(&format!("{}.*", self.inbox), connection::INBOX);
+        // Its answer shows that all is subscribed, also where nothing is.
+        output.groups.probe();
+        *self.output.borrow_mut() = Some(output);
+        self.is_late.set(false);
+        Figures::add(&self.figures.connects, 1);
+        Figures::add(&self.figures.pubsub_connects, 1);
+        if settings.streams.is_none() {
+            self.ready();
+        }
+    }
+
+    /// All is known that commands need: channels are subscribed, and homes know of the connection.
+    fn ready(&self) {
+        self.is_ready.set(true);
+        let subjects = &self.settings.subjects;
+        self.with_output(|output| {
+            for (sid, channel) in self.interests.borrow().all() {
+                output.subscribe(&subjects.messages(channel), sid);
+            }
+        });
+        if !self.is_known.replace(true) {
+            self.figures.servers_away.fetch_sub(1, Ordering::Relaxed);
+            self.to_all(&BrokerEvent::Connected);
+        }
+        self.begins.take();
+    }
+
+    /// The connection has ended: what was under way fails, and channels are interrupted.
+    fn end(&self) {
+        let Some(mut output) = self.output.borrow_mut().take() else { return };
+        self.is_ready.set(false);
+        let mut events = vec![Vec::new(); self.settings.homes];
+        let mut control = Vec::new();
+        let (bytes, all) = output.groups.take_all();
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        for pending in all {
+            match pending {
+                Pending::Published { home, ticket, .. } => {
+                    Figures::add(&self.figures.replies_lost, 1);
+                    let cause = FailureCause::Unavailable;
+                    events[home].push(BrokerEvent::Failed { ticket, cause });
+                }
+                Pending::Control { ticket } => {
+                    control.push(ControlEvent::Sent { ticket, is_sent: false });
+                }
+                Pending::Listening { .. } | Pending::ControlListening => {}
+            }
+        }
+        let publications = self.requests.borrow_mut().expire(true);
+        self.fail(publications, |home, event| events[home].push(event));
+        if output.is_control_on {
+            control.push(ControlEvent::Interrupted);
+        }
+        self.interests.borrow_mut().interrupt(|home, event| events[home].push(event));
+        for (home, events) in events.into_iter().enumerate().filter(|(_, all)| !all.is_empty()) {
+            self.events.take(home, events);
+        }
+        if !control.is_empty() {
+            self.events.control(control);
+        }
+    }
+
+    /// Publications whose answers are missing: they may have been taken.
+    fn fail(
+        &self,
+        publications: Vec<requests::Publication>,
+        mut each: impl FnMut(usize, BrokerEvent),
+    ) {
+        for publication in publications {
+            Figures::add(&self.figures.replies_lost, 1);
+            self.bytes.fetch_sub(publication.cost, Ordering::Relaxed);
+            let (ticket, cause) = (publication.ticket, FailureCause::Unavailable);
+            each(publication.home, BrokerEvent::Failed { ticket, cause });
+        }
+    }
+
+    /// There has been no connection for too long.
+    fn lose(&self) {
+        if self.is_known.replace(false) {
+            tracing::error!("nats: no server can be reached");
+            Figures::add(&self.figures.servers_away, 1);
+            self.interests.borrow_mut().forget();
+            self.to_all(&BrokerEvent::Lost);
+        }
+    }
+}
+
+/// Servers in the order in which they are tried: those of the options, and those that they have named.
+struct Servers {
+    all: Vec<(Place, Credentials)>,
+    at: usize,
+}
+
+impl Servers {
+    fn new(settings: &Settings) -> Self {
+        Self { all: settings.servers.clone(), at: 0 }
+    }
+
+    /// Other servers of the cluster are those that this one names and those of the options.
+    fn learn(&mut self, settings: &Settings, link: &Link) {
+        let Some((current, credentials)) = self.all.get(self.at).cloned() else { return };
+        let named = link.info.connect_urls.iter().filter_map(|url| Place::read(url));
+        let mut all = settings.servers.clone();
+        for place in named.chain([current.clone()]) {
+            if all.len() < SERVERS_MAX && !all.iter().any(|(known, _)| *known == place) {
+                all.push((place, credentials.clone()));
+            }
+        }
+        self.at = all.iter().position(|(place, _)| *place == current).unwrap_or(0);
+        self.all = all;
+    }
+
+    fn next(&mut self) {
+        self.at = (self.at + 1) % self.all.len().max(1);
+    }
+}
+
+/// Servers that are known at most.
+const SERVERS_MAX: usize = 256;
+
+async fn run(settings: Arc<Settings>, begin: Begin) {
+    let Begin { at, events, figures, bytes, mut inbox, mail, begins, .. } = begin;
+    let of_replies = format!("_INBOX.{}.{at}", settings.uid);
+    let shared = Rc::new(Shared {
+        settings,
+        events,
+        figures,
+        bytes,
+        at,
+        interests: RefCell::default(),
+        output: RefCell::default(),
+        requests: RefCell::default(),
+        lives: Lives::default(),
+        inbox: of_replies,
+        is_ready: Cell::new(false),
+        begins: Cell::new(Some(begins)),
+        written: Notify::new(),
+        is_late: Cell::new(false),
+        is_known: Cell::new(false),
+        handled: Cell::new(0),
+    });
+    let of_mail = shared.clone();
+    tokio::task::spawn_local(async move {
+        broker_mail::take(mail, &*of_mail.events, |batch| of_mail.open(batch)).await;
+    });
+    tokio::task::spawn_local(stay_connected(shared.clone()));
+    let mut burst = Burst::default();
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let inbound = tokio::select! {
+            inbound = inbox.recv() => inbound,
+            _ = second.tick() => {
+                if burst.is_over(shared.handled.get()) {
+                    sys::memory::collect();
+                }
+                continue;
+            }
+        };
+        let Some(inbound) = inbound else { return };
+        match inbound {
+            Inbound::Control(outgoing) => shared.send_control(*outgoing),
+            Inbound::NotifyRemoved(uid) => {
+                let notification = Notification { op: ENTRIES_REMOVED.into(), ..<_>::default() };
+                let (to, message) = (Recipient::Node(uid), Message::Notification(notification));
+                shared.send_control(Outgoing { to, ticket: UNHEARD, message });
+            }
+            // It keeps none.
+            Inbound::TakeEntries(_) | Inbound::Answer(..) => {}
+            // A node with NATS is not handed over.
+            Inbound::Hold | Inbound::Fence(_) | Inbound::Resume => {}
+        }
+    }
+}
+
+/// Nobody waits for what becomes of a message with this ticket.
+const UNHEARD: Ticket = Ticket(u64::MAX);
+
+/// Keeps a connection until the process ends.
+async fn stay_connected(shared: Rc<Shared>) {
+    let settings = shared.settings.clone();
+    let dialer = match settings.dialer() {
+        Ok(dialer) => dialer,
+        Err(error) => return tracing::error!("nats: {error}"),
+    };
+    let mut servers = Servers::new(&settings);
+    let mut backoff = Backoff::new(super::redis::seed());
+    let mut failed = 0;
+    let mut without = Instant::now();
+    loop {
+        let Some((place, credentials)) = servers.all.get(servers.at).cloned() else { return };
+        let error = match dialer.dial(&place, &credentials).await {
+            Ok(link) => {
+                servers.learn(&settings, &link);
+                let began = Instant::now();
+                let error = match link.check(&settings) {
+                    Ok(()) => {
+                        shared.begin(&link);
+                        connection::serve(&shared, link).await
+                    }
+                    Err(error) => error,
+                };
+                // One that was never of use is no end of a wait.
+                if shared.is_ready.get() {
+                    (without, failed) = (Instant::now(), 0);
+                } else {
+                    failed += 1;
+                }
+                shared.end();
+                if began.elapsed() > PATIENCE {
+                    backoff.reset();
+                }
+                error
+            }
+            Err(error) => {
+                Figures::add(&shared.figures.connects_failed, 1);
+                failed += 1;
+                error
+            }
+        };
+        tracing::warn!("nats: server {place}: {error}");
+        if without.elapsed() >= PATIENCE {
+            shared.lose();
+        }
+        servers.next();
+        if failed > 0 && failed % servers.all.len() == 0 {
+            shared.begins.take();
+            sleep(backoff.pause()).await;
+            if without.elapsed() >= PATIENCE {
+                shared.lose();
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "publications carry the wall clock of their node")]
+fn now_ms() -> u64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_millis() as u64
+}
