@@ -12,7 +12,7 @@
 //! | calls of the application for `connect` and `subscribe` | the same, behind [`CALLS_MS`] |
 //! | calls for `publish` and `rpc` | error 100 behind [`CALLS_MS`]: a second call might do it twice |
 //! | requests that the control thread has | 503 behind [`CALLS_MS`] |
-//! | TLS handshakes | are given up behind [`CALLS_MS`] |
+//! | TLS handshakes | are read to their end; those that need longer are given up behind [`CALLS_MS`] |
 //! | sessions for which a home has not answered | are closed behind twice that time |
 //!
 //! A command is not begun while a shard settles, unless the application's reply to it is at hand. What is
@@ -20,7 +20,7 @@
 //! ([`Shard::go_on`]), and nothing is lost.
 
 use crate::base::id::ConnKey;
-use crate::base::limits::TURN_FRAMES_MAX;
+use crate::base::limits::{TURN_FRAMES_MAX, TURN_READS_MAX};
 use crate::base::time::Millis;
 use crate::io::{Driver, Received};
 use crate::proto::client::{self, Disconnect, Encoding, ErrorCode, Request};
@@ -122,23 +122,38 @@ impl<D: Driver> Shard<D> {
         self.net.end_sends();
         self.take_completions();
         while let Some((key, received)) = self.net.driver.take_ahead() {
-            match received {
-                Received::Bytes { mut lease, .. } => {
-                    self.cx.counters().bytes_received.add(lease.len() as u64);
-                    let out = &mut outlets!(self);
-                    self.clients.keep_bytes(out, &mut self.local, key, &mut lease);
-                    self.net.driver.give_back(lease);
-                    self.net.mark_ready(key);
-                }
-                Received::Ended | Received::Failed => {
-                    if let Some(conn) = self.net.conn(key) {
-                        conn.flags.set_ended(true);
-                    }
-                    self.net.mark_ready(key);
-                }
-                Received::Blocked | Received::Refused => {}
+            keep_received(self, key, received);
+        }
+        // Keys can be handed over, and a handshake can't: it is read, so that it comes to its end.
+        for key in self.net.driver.unpackable().into_iter().take(TURN_READS_MAX) {
+            if let Some(received) = self.net.receive(key) {
+                keep_received(self, key, received);
             }
         }
+    }
+}
+
+/// Keeps what was read of a connection: nothing of it is handled.
+fn keep_received<D: Driver>(shard: &mut Shard<D>, key: ConnKey, received: Received<D::Lease>) {
+    match received {
+        Received::Bytes { mut lease, .. } => {
+            shard.cx.counters().bytes_received.add(lease.len() as u64);
+            let out = &mut outlets!(shard);
+            shard.clients.keep_bytes(out, &mut shard.local, key, &mut lease);
+            shard.net.driver.give_back(lease);
+            shard.net.mark_ready(key);
+        }
+        Received::Ended | Received::Failed => {
+            if let Some(conn) = shard.net.conn(key) {
+                conn.flags.set_ended(true);
+            }
+            shard.net.mark_ready(key);
+        }
+        Received::Refused => {
+            let out = &mut outlets!(shard);
+            shard.clients.peer_refused(out, &mut shard.local, key.index);
+        }
+        Received::Blocked => {}
     }
 }
 

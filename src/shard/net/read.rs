@@ -122,6 +122,13 @@ impl<D: Driver> Net<D> {
         }
     }
 
+    /// Reads the socket of a connection once, whatever its place in a turn.
+    pub(crate) fn receive(&mut self, key: ConnKey) -> Option<Received<D::Lease>> {
+        let conn = self.conns.get(key.index as usize)?;
+        let socket = conn.socket.as_ref().filter(|_| conn.generation == key.generation)?;
+        Some(self.driver.recv(key, socket, TURN_READ_BYTES_MAX))
+    }
+
     /// Gives bytes of [`Self::next_input`] back to the driver.
     pub(crate) fn give_back(&mut self, lease: D::Lease) {
         self.driver.give_back(lease);
