@@ -30,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
     while let Ok(Some(kind)) = from.next_record() {
         let from = &mut from;
         let _ = match kind % 12 {
-            0 => Stream::read(from).map(|stream| drop(stream.is_whole())),
+            0 => Stream::read_head(from).map(|(stream, _)| drop(stream.is_whole())),
             1 => Session::read(from).map(|_| ()),
             2 => Members::read(from, &NAMES).map(|_| ()),
             3 => Reader::read(from).map(|_| ()),

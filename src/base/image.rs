@@ -15,11 +15,16 @@
 //! written before the first record that points at it, and pointed at by number: a frame that waits for
 //! ten thousand connections is in the image once.
 //!
+//! An image may come in parts, while what it is written from goes on changing: each part is an image by
+//! itself, but frames keep their numbers over all of them. Records that belong together are a *unit*; one that
+//! is written again is left out where its bytes would be those of before, and replaces them otherwise.
+//!
 //! The reader trusts nothing: each count and length is compared with the bytes that are left before
 //! memory is taken for it, and a body has to be used up to its last byte.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _};
 
 use compact_str::CompactString;
 use hashbrown::HashMap;
@@ -84,6 +89,8 @@ pub mod kind {
     pub const HEAD: u8 = 20;
     /// The TLS of a connection: secrets.
     pub const TLS: u8 = 21;
+    /// Publications that a channel keeps.
+    pub const PUBLICATIONS: u8 = 22;
     /// The part of a home's channels at a broker that is not a channel.
     pub const REMOTE: u8 = 26;
     /// A channel that a broker keeps: how far its publications have come.
@@ -217,6 +224,32 @@ macro_rules! durable_enum {
 }
 pub(crate) use durable_enum;
 
+/// Hashes of the units that were written, by slot; 0 for none.
+///
+/// A unit that has changed is taken for the one of before with a probability of 2^-64, and the hashes have a
+/// seed of their own: nobody can look for two states of a connection that have the same.
+#[derive(Debug, Default)]
+pub struct Written(Vec<u64>);
+
+impl Written {
+    /// The hash of a slot's unit.
+    pub fn at(&mut self, slot: usize) -> &mut u64 {
+        if self.0.len() <= slot {
+            self.0.resize(slot + 1, 0);
+        }
+        &mut self.0[slot]
+    }
+
+    /// Takes room for so many slots, so that growing doesn't copy.
+    pub fn reserve(&mut self, slots: usize) {
+        self.0.reserve_exact(slots.saturating_sub(self.0.len()));
+    }
+}
+
+/// Frames that an image has had so far, for the parts that follow.
+#[derive(Debug, Default)]
+pub struct Frames(Vec<SharedFrame>);
+
 /// Writes an image.
 pub struct ImageWriter {
     /// Records that are whole.
@@ -229,21 +262,48 @@ pub struct ImageWriter {
     numbers: HashMap<usize, u32, foldhash::fast::FixedState>,
     /// These frames: as long as one is here, no other has its address.
     frames: Vec<SharedFrame>,
+    /// Hash of the unit that is being written.
+    unit: Option<u64>,
+    hasher: foldhash::quality::RandomState,
 }
 
 impl ImageWriter {
     /// An image of this moment.
     pub fn new(now: Millis) -> Self {
-        let mut done = MAGIC.to_vec();
-        done.extend_from_slice(&FORMAT.to_le_bytes());
         Self {
-            done,
+            done: head(),
             body: Vec::new(),
             records: 0,
             now,
             numbers: HashMap::default(),
             frames: Vec::new(),
+            unit: None,
+            hasher: foldhash::quality::RandomState::default(),
         }
+    }
+
+    /// Writes records that belong together, unless they are the same as those of before. `before` is their hash.
+    pub fn unit(&mut self, before: &mut u64, write: impl FnOnce(&mut Self)) {
+        let (end, records) = (self.done.len(), self.records);
+        self.unit = Some(0);
+        write(self);
+        // 0 is no unit.
+        let hash = self.unit.take().unwrap_or_default().max(1);
+        if hash == *before {
+            // No frame is new, or its number would be.
+            self.done.truncate(end);
+            self.records = records;
+        }
+        *before = hash;
+    }
+
+    /// Takes the records so far as a part of the image.
+    pub fn take_part(&mut self) -> Vec<u8> {
+        let mut part = std::mem::replace(&mut self.done, head());
+        part.push(END);
+        put_varint(&mut part, std::mem::take(&mut self.records));
+        seal(&mut part);
+        part
     }
 
     /// Writes one record.
@@ -251,6 +311,13 @@ impl ImageWriter {
         debug_assert!(self.body.is_empty() && kind > FRAME, "a record within another");
         write(self);
         let body = std::mem::take(&mut self.body);
+        if let Some(before) = self.unit {
+            let mut hasher = self.hasher.build_hasher();
+            hasher.write_u64(before);
+            hasher.write_u8(kind);
+            hasher.write(&body);
+            self.unit = Some(hasher.finish());
+        }
         self.append(kind, &body);
         self.body = body;
         self.body.clear();
@@ -284,10 +351,7 @@ impl ImageWriter {
 
     /// The image.
     pub fn finish(mut self) -> Vec<u8> {
-        self.done.push(END);
-        put_varint(&mut self.done, self.records);
-        seal(&mut self.done);
-        self.done
+        self.take_part()
     }
 
     fn append(&mut self, kind: u8, body: &[u8]) {
@@ -309,6 +373,13 @@ impl ImageWriter {
         self.frames.push(frame.clone());
         number
     }
+}
+
+/// The beginning of an image.
+fn head() -> Vec<u8> {
+    let mut head = MAGIC.to_vec();
+    head.extend_from_slice(&FORMAT.to_le_bytes());
+    head
 }
 
 /// Appends the checksum of an image that lacks it.
@@ -390,6 +461,16 @@ impl<'a> ImageReader<'a> {
         Ok(Self { experiment: Some(Box::new(experiment)), ..Self::new(image, now)? })
     }
 
+    /// The same for a part that follows others, which had these frames.
+    pub fn with_frames(self, Frames(frames): Frames) -> Self {
+        Self { frames, ..self }
+    }
+
+    /// The frames so far, for the next part.
+    pub fn into_frames(self) -> Frames {
+        Frames(self.frames)
+    }
+
     /// The fields that an experiment has met.
     pub fn fields_met(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.experiment.iter().flat_map(|experiment| experiment.met.iter().copied())
@@ -438,6 +519,12 @@ impl<'a> ImageReader<'a> {
         Ok(())
     }
 
+    /// Passes over the record, whatever it is.
+    #[cfg(test)]
+    pub(crate) fn skip(&mut self) {
+        self.rest = &[];
+    }
+
     /// The record stands where it can't, or is there twice.
     pub fn misplaced(&self) -> Broken {
         Broken::Misplaced(self.kind)
@@ -449,6 +536,11 @@ impl<'a> ImageReader<'a> {
     /// Bytes are left.
     pub fn end_record(&self) -> Result<(), Broken> {
         if self.rest.is_empty() { Ok(()) } else { Err(Broken::Leftover(self.kind)) }
+    }
+
+    /// Whether all of the record is read.
+    pub fn is_read(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// Reads a field of the record. The name is the type's and the field's.
@@ -800,6 +892,26 @@ impl Slots {
         Ok(slot)
     }
 
+    /// Whether a slot is in use; one that was taken is not.
+    pub fn has(&self, slot: usize) -> bool {
+        self.bits.get(slot / 8).is_some_and(|bits| bits & 1 << (slot % 8) != 0)
+    }
+
+    /// No slot in use is at this number or beyond.
+    pub fn bound(&self) -> usize {
+        8 * self.bits.len()
+    }
+
+    /// Slots in use that were not taken.
+    pub fn len(&self) -> usize {
+        self.missing
+    }
+
+    /// No slot is in use.
+    pub fn is_empty(&self) -> bool {
+        self.missing == 0
+    }
+
     /// All entries have come.
     ///
     /// # Errors
@@ -854,6 +966,34 @@ mod tests {
         let again: T = read(&image, NOW).unwrap();
         assert_eq!(again, *value);
         assert_eq!(image_of(&again), image);
+    }
+
+    #[test]
+    fn a_unit_is_written_again_when_it_has_changed_and_frames_keep_their_numbers() {
+        let frame = SharedFrame::new(b"a frame");
+        let mut out = ImageWriter::new(NOW);
+        let mut written = Written::default();
+        let mut unit = |out: &mut ImageWriter, value: u32| {
+            out.unit(written.at(3), |out| {
+                out.record(9, |out| out.field(&value));
+                out.record(10, |out| out.field(&frame));
+            });
+            out.take_part()
+        };
+        let (first, same, other) = (unit(&mut out, 5), unit(&mut out, 5), unit(&mut out, 6));
+        assert_eq!(unit(&mut out, 6), same);
+        let mut frames = Frames::default();
+        for (part, value) in [(first, Some(5)), (same, None), (other, Some(6))] {
+            let mut from = ImageReader::new(&part, NOW).unwrap().with_frames(frames);
+            if let Some(value) = value {
+                assert_eq!(from.next_record(), Ok(Some(9)));
+                assert_eq!(u32::read(&mut from), Ok(value));
+                assert_eq!(from.next_record(), Ok(Some(10)));
+                assert_eq!(SharedFrame::read(&mut from).unwrap().bytes(), b"a frame");
+            }
+            assert_eq!(from.next_record(), Ok(None));
+            frames = from.into_frames();
+        }
     }
 
     #[test]

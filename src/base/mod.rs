@@ -5,6 +5,7 @@ pub mod address;
 pub mod bytes;
 pub mod counters;
 pub mod expiry;
+pub mod filling;
 pub mod filter;
 pub mod flags;
 pub mod form;

@@ -361,11 +361,70 @@ pub struct Stream {
     is_base: bool,
 }
 
-// Patches are computed again when somebody needs them.
-durable!(Stream { offset, epoch, ring, last_publish, options, is_base } anew {
-    patches: None,
-    bytes: ring_bytes(&ring),
-});
+/// The byte form, without the publications: those are written apart, since they don't change. Patches are
+/// computed again when somebody needs them.
+impl Stream {
+    /// Writes the stream without its publications, and how many it keeps.
+    pub fn write_head(&self, out: &mut ImageWriter) {
+        let Self { offset, epoch, ring, patches: _, bytes: _, last_publish, options, is_base } =
+            self;
+        out.field(offset);
+        out.field(epoch);
+        out.field(&ring.len());
+        out.field(last_publish);
+        out.field(options);
+        out.field(is_base);
+    }
+
+    /// Reads what [`Self::write_head`] writes: the stream, and how many publications it lacks.
+    ///
+    /// # Errors
+    /// It is no such head.
+    pub fn read_head(from: &mut ImageReader<'_>) -> Result<(Self, usize), Broken> {
+        let (offset, epoch) = (from.field("Stream.offset")?, from.field("Stream.epoch")?);
+        let kept = from.field("Stream.kept")?;
+        let stream = Self {
+            offset,
+            epoch,
+            ring: VecDeque::new(),
+            patches: None,
+            bytes: 0,
+            last_publish: from.field("Stream.last_publish")?,
+            options: from.field("Stream.options")?,
+            is_base: from.field("Stream.is_base")?,
+        };
+        Ok((stream, kept))
+    }
+
+    /// Gives a stream that was read its publications: the last `kept` of these.
+    ///
+    /// # Errors
+    /// There are too few, or they are not those before its offset.
+    pub fn fill(&mut self, mut ring: VecDeque<Record>, kept: usize) -> Result<(), Broken> {
+        let over = ring.len().checked_sub(kept).ok_or(Broken::Value("a stream"))?;
+        ring.drain(..over);
+        self.bytes = ring_bytes(&ring);
+        self.ring = ring;
+        if self.is_whole() { Ok(()) } else { Err(Broken::Value("a stream")) }
+    }
+
+    /// Its life.
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    /// The kept publications behind an offset, the oldest first.
+    pub(crate) fn behind(&self, offset: u64) -> std::collections::vec_deque::Iter<'_, Record> {
+        let first = self.ring.front().map_or(0, Record::offset);
+        let passed = usize::try_from((offset + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        self.ring.range(passed.min(self.ring.len())..)
+    }
+
+    /// Offset of the oldest kept publication.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.ring.front().map(Record::offset)
+    }
+}
 
 fn ring_bytes(ring: &VecDeque<Record>) -> usize {
     ring.iter().map(Record::bytes).sum()

@@ -198,6 +198,17 @@ struct Channel {
 const _: () = assert!(size_of::<Channel>() == 72);
 
 impl Channel {
+    /// No channel, in a table that is filled.
+    fn placeholder() -> Self {
+        Self {
+            name: CompactString::default(),
+            interests: Interests::None,
+            stream: None,
+            members: None,
+            seat: Seat::default(),
+        }
+    }
+
     fn is_idle(&self) -> bool {
         matches!(self.interests, Interests::None)
     }

@@ -49,6 +49,24 @@ pub struct Local {
 
 const _: () = assert!(size_of::<Local>() <= 96);
 
+impl Local {
+    /// No channel, in a table that is filled.
+    fn placeholder() -> Self {
+        Self {
+            name: CompactString::default(),
+            subscribers: Subscribers::default(),
+            fan_out: None,
+            epoch: LocalEpoch::None,
+            offset: 0,
+            claims: 0,
+            asked: 0,
+            namespace: 0,
+            home: ShardId(0),
+            delayed: false,
+        }
+    }
+}
+
 /// An epoch in 9 bytes: a record has no room for the 16 of [`Epoch`], and nearly all have eight letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LocalEpoch {

@@ -63,6 +63,12 @@ pub struct Epoll {
     passed: Vec<OwnedFd>,
     /// The way to the shard of another process.
     link: Option<OwnedFd>,
+    /// Other processes may have copies of the sockets.
+    shared: bool,
+    /// Keys that have ended, where they are listed.
+    closed: Option<Vec<ConnKey>>,
+    /// What was reported before the first wait.
+    drained: Vec<Completion>,
     read_buffer: Option<Box<[u8]>>,
     started: Instant,
     /// When the last wait ended, and how long the shard had worked before it.
@@ -96,6 +102,9 @@ impl Epoll {
             listener_turn: 0,
             passed: Vec::new(),
             link: None,
+            shared: false,
+            closed: None,
+            drained: Vec::new(),
             read_buffer: Some(vec![0; TURN_READ_BYTES_MAX].into_boxed_slice()),
             started,
             woken: started,
@@ -117,6 +126,40 @@ impl Epoll {
         registry.register(&mut SourceFd(&fd), Token(TOKEN_LISTENER), Interest::READABLE)
     }
 
+    fn poll_events(&mut self, timeout: Option<Duration>) {
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => self.events.clear(),
+            // Only a broken epoll descriptor gives anything else: the shard could never go on.
+            Err(e) => panic!("epoll_wait: {e}"),
+        }
+    }
+
+    /// What the last poll has brought.
+    fn take_events(&self, completions: &mut Vec<Completion>) {
+        for event in &self.events {
+            match event.token().0 {
+                TOKEN_LISTENER => completions.push(Completion::Acceptable),
+                TOKEN_WAKER => {
+                    self.switchboard.heard(self.shard);
+                    completions.push(Completion::Woken);
+                }
+                TOKEN_PASSED => completions.push(Completion::Passed),
+                token => {
+                    let Some(key) = ConnKey::unpack(token as u64) else { continue };
+                    let ended = event.is_read_closed() || event.is_error();
+                    // Writable first: what waits goes out before an answer is added to it.
+                    if event.is_writable() {
+                        completions.push(Completion::Writable { key });
+                    }
+                    if event.is_readable() || ended {
+                        completions.push(Completion::Readable { key, ended });
+                    }
+                }
+            }
+        }
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the one place where a shard reads the clock")]
     fn look_at_clock(&self) -> Instant {
         Instant::now()
@@ -131,6 +174,14 @@ impl Epoll {
         self.now = Millis(self.woken.duration_since(self.started).as_millis() as u64);
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.unix = UnixSeconds(unix.map_or(0, |d| d.as_secs() as i64));
+    }
+}
+
+/// Ends a connection of whose socket there may be copies: closing one copy of several does nothing.
+fn end_connection(socket: &OwnedFd, reset: bool) {
+    // Without a peer it resets a connection over TCP; one over a Unix socket has none to reset.
+    if !reset || rustix::net::connect_unspec(socket).is_err() {
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
     }
 }
 
@@ -159,35 +210,14 @@ impl Driver for Epoll {
         let now = self.look_at_clock();
         let worked = now.saturating_duration_since(self.woken);
         self.worked_us = u32::try_from(worked.as_micros()).unwrap_or(u32::MAX);
+        let until = if self.drained.is_empty() { until } else { Some(self.now) };
         let timeout = until.map(|until| timeout(self.started, until, now));
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            // Only a broken epoll descriptor gives anything else: the shard could never go on.
-            Err(e) => panic!("epoll_wait: {e}"),
-        }
+        self.poll_events(timeout);
         self.read_clock();
-        for event in &self.events {
-            match event.token().0 {
-                TOKEN_LISTENER => completions.push(Completion::Acceptable),
-                TOKEN_WAKER => {
-                    self.switchboard.heard(self.shard);
-                    completions.push(Completion::Woken);
-                }
-                TOKEN_PASSED => completions.push(Completion::Passed),
-                token => {
-                    let Some(key) = ConnKey::unpack(token as u64) else { continue };
-                    let ended = event.is_read_closed() || event.is_error();
-                    // Writable first: what waits goes out before an answer is added to it.
-                    if event.is_writable() {
-                        completions.push(Completion::Writable { key });
-                    }
-                    if event.is_readable() || ended {
-                        completions.push(Completion::Readable { key, ended });
-                    }
-                }
-            }
+        if !self.drained.is_empty() {
+            completions.append(&mut std::mem::take(&mut self.drained));
         }
+        self.take_events(completions);
     }
 
     fn accept(&mut self) -> Accepted<OwnedFd> {
@@ -243,7 +273,43 @@ impl Driver for Epoll {
         )
     }
 
-    fn rename(&mut self, _old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
+    fn forget(&mut self, key: ConnKey, socket: Option<OwnedFd>) {
+        if let Some(socket) = socket {
+            // Other copies keep the file open, and a registration lasts as long as the file.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&socket.as_raw_fd()));
+            self.drained.retain(|completion| {
+                !matches!(completion, Completion::Readable { key: of, .. } if *of == key)
+            });
+        }
+    }
+
+    fn drain_adopted(&mut self) {
+        let mut drained = std::mem::take(&mut self.drained);
+        loop {
+            let from = drained.len();
+            self.poll_events(Some(Duration::ZERO));
+            let is_full = self.events.iter().count() >= EVENTS_MAX;
+            self.take_events(&mut drained);
+            let kept = drained.split_off(from).into_iter();
+            drained.extend(kept.filter(|of| !matches!(of, Completion::Writable { .. })));
+            if !is_full {
+                break;
+            }
+        }
+        self.drained = drained;
+    }
+
+    fn share(&mut self, lists_closed: bool) {
+        self.shared = true;
+        self.closed = lists_closed.then(Vec::new);
+    }
+
+    fn take_closed(&mut self) -> Vec<ConnKey> {
+        self.closed.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
+        self.closed.iter_mut().for_each(|closed| closed.push(old));
         // Both edges are reported anew, so that none is lost with the old token.
         let fd = socket.as_raw_fd();
         self.poll.registry().reregister(
@@ -311,8 +377,11 @@ impl Driver for Epoll {
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
     }
 
-    fn close(&mut self, _key: ConnKey, socket: OwnedFd, reset: bool) {
-        if reset {
+    fn close(&mut self, key: ConnKey, socket: OwnedFd, reset: bool) {
+        if self.shared {
+            self.closed.iter_mut().for_each(|closed| closed.push(key));
+            end_connection(&socket, reset);
+        } else if reset {
             let _ = rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
         }
         // The last descriptor of a file takes its epoll registration with it.

@@ -179,6 +179,24 @@ pub trait Driver {
     fn adopt(&mut self, key: ConnKey, socket: &Self::Socket) -> std::io::Result<()> {
         self.watch(key, socket)
     }
+    /// Forgets a connection, and closes this process's copy of its socket: it goes on in another process, or came
+    /// from one that has closed it. Its peer notices nothing.
+    fn forget(&mut self, key: ConnKey, socket: Option<Self::Socket>) {
+        let _ = (key, socket);
+    }
+    /// Takes what the kernel has reported of adopted sockets so far. That they are writable is of no use, since each
+    /// with something to send is tried; all else comes with the next [`Driver::wait`].
+    fn drain_adopted(&mut self) {}
+    /// From here on another process may have copies of the sockets: [`Driver::close`] ends the connection itself,
+    /// which the last copy would do otherwise. `lists_closed`: keys that end are listed for
+    /// [`Driver::take_closed`].
+    fn share(&mut self, lists_closed: bool) {
+        let _ = lists_closed;
+    }
+    /// Takes the keys that have ended, by a close or by another key, while they are listed.
+    fn take_closed(&mut self) -> Vec<ConnKey> {
+        Vec::new()
+    }
     /// Ends each send that is [`Sent::Pending`]: its completion is appended, with the bytes that have left.
     fn end_sends(&mut self, completions: &mut Vec<Completion>) {
         let _ = completions;
@@ -303,7 +321,8 @@ pub trait Driver {
     fn unpackable(&self) -> Vec<ConnKey> {
         Vec::new()
     }
-    /// The state that the driver keeps for a connection, as bytes: it goes on elsewhere, and is gone here.
+    /// The state that the driver keeps for a connection, as bytes. Either these or the connection go on, never
+    /// both: bytes that are not the state of the last moment must never be used.
     fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {
         let _ = key;
         None

@@ -165,6 +165,22 @@ impl Driver for Uring {
         self.epoll.watch(key, socket)
     }
 
+    fn forget(&mut self, key: ConnKey, socket: Option<OwnedFd>) {
+        self.epoll.forget(key, socket);
+    }
+
+    fn drain_adopted(&mut self) {
+        self.epoll.drain_adopted();
+    }
+
+    fn share(&mut self, lists_closed: bool) {
+        self.epoll.share(lists_closed);
+    }
+
+    fn take_closed(&mut self) -> Vec<ConnKey> {
+        self.epoll.take_closed()
+    }
+
     fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &OwnedFd) -> io::Result<()> {
         self.epoll.rename(old, new, socket)?;
         self.ahead.rename(old, new);

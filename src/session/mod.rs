@@ -184,6 +184,25 @@ pub struct Session {
 
 const _: () = assert!(size_of::<Session>() == 72);
 
+impl Session {
+    /// No session, in a table that is filled.
+    pub(crate) fn placeholder() -> Self {
+        Self {
+            user: CompactString::default(),
+            user_links: UserLinks::default(),
+            subs: Subs::default(),
+            extra: None,
+            conn: u32::MAX,
+            due_tick: 0,
+            expires: None,
+            unanswered: 0,
+            flags: SessionFlags::default(),
+            software: SoftwareId::UNNAMED,
+            round_trip: RoundTrip::UNKNOWN,
+        }
+    }
+}
+
 // Homes have answered everything, and users are indexed anew. The number of a software is of its node's table, and
 // the beginning of a ping is of the clock of its process.
 durable!(Session { user, subs, extra, conn, expires, flags } ticks { due_tick } anew {

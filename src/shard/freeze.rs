@@ -21,6 +21,7 @@ use super::{NodeState, Seat, Shard};
 use crate::base::id::ConnKey;
 use crate::base::image::{Broken, ImageReader, kind};
 use crate::base::rng::Rng;
+use crate::base::time::Millis;
 use crate::io::Driver;
 use crate::session::{Session, SubState};
 use crate::shard::clients::aside::Admin;
@@ -60,49 +61,12 @@ impl<D: Driver> Shard<D> {
         from: &mut ImageReader<'_>,
         sockets: impl IntoIterator<Item = (ConnKey, D::Socket)>,
     ) -> Result<Self, Broken> {
-        let mut rng = Rng::new(seat.seed);
-        let cx = Cx::new(node, seat.shard, driver.now(), driver.unix());
-        let shards = seat.letterboxes.len();
-        let of = (seat.shard, shards);
-        if from.next_record()? != Some(kind::SHARD)
-            || of != (from.field("Shard.id")?, from.field("Shard.count")?)
-        {
-            return Err(Broken::Value("the number of the shard"));
+        let mut thawing = Thawing::new(node, seat, driver, collect);
+        for (key, socket) in sockets {
+            thawing.socket(key, socket)?;
         }
-        let mut home = HomeReader::new(&cx, shards, &mut rng);
-        let (mut local, mut clients) = (LocalReader::default(), ClientsReader::new(&cx));
-        let mut net = NetReader::new(&cx, driver, rng, sockets);
-        while let Some(found) = from.next_record()? {
-            let taken = home.record(&cx, found, from)?
-                || local.record(&cx, found, from)?
-                || clients.record(found, from)?
-                || net.record(&cx, found, from)?;
-            if !taken {
-                from.pass_over()?;
-            }
-        }
-        let mut local = local.end()?;
-        let clients = clients.end(&cx, &mut local.locals)?;
-        let unanswered_max = cx.node.options.requests_unanswered_max;
-        let mut shard = Self {
-            home: home.end()?,
-            post: Post::new(seat.mailbox, seat.letterboxes, seat.outside, unanswered_max),
-            local,
-            clients,
-            codec: Codec::new(&cx),
-            orders: Orders::default(),
-            life: Life::new(cx.now, collect),
-            net: net.end(&cx)?,
-            cx,
-        };
-        shard.check_sessions()?;
-        shard.count_what_is_there();
-        let indexes: Vec<u32> = shard.net.conns.iter().map(|(index, _)| index as u32).collect();
-        for index in indexes {
-            shard.clients.schedule(&mut outlets!(shard), index);
-        }
-        shard.set_gauges();
-        Ok(shard)
+        thawing.part(from)?;
+        thawing.end()
     }
 
     /// Each session has a connection, and each connection that names one has that one.
@@ -150,13 +114,128 @@ impl<D: Driver> Shard<D> {
     }
 }
 
+/// A shard that is made of an image in parts, while the one that it is written from runs. It does nothing before it
+/// is whole.
+pub struct Thawing<D: Driver> {
+    cx: Cx,
+    seat: Seat,
+    collect: fn(),
+    /// The image says of which shard it is.
+    is_named: bool,
+    home: HomeReader,
+    local: LocalReader,
+    clients: ClientsReader,
+    net: NetReader<D>,
+}
+
+impl<D: Driver> Thawing<D> {
+    /// A shard of which nothing has come.
+    pub fn new(node: Arc<NodeState>, seat: Seat, mut driver: D, collect: fn()) -> Self {
+        let mut rng = Rng::new(seat.seed);
+        let cx = Cx::new(node, seat.shard, driver.now(), driver.unix());
+        // The other process has its copies until it has ended.
+        driver.share(false);
+        Self {
+            home: HomeReader::new(&cx, seat.letterboxes.len(), &mut rng),
+            local: LocalReader::default(),
+            clients: ClientsReader::new(&cx),
+            net: NetReader::new(&cx, driver, rng),
+            is_named: false,
+            collect,
+            seat,
+            cx,
+        }
+    }
+
+    /// The time of its driver.
+    pub fn now(&self) -> Millis {
+        self.cx.now
+    }
+
+    /// Takes the socket of a connection.
+    ///
+    /// # Errors
+    /// It can't be watched, or came before.
+    pub fn socket(&mut self, key: ConnKey, socket: D::Socket) -> Result<(), Broken> {
+        self.net.socket(&self.cx, key, socket)
+    }
+
+    /// A connection whose socket has come has ended.
+    pub fn gone(&mut self, key: ConnKey) {
+        self.net.gone(key);
+    }
+
+    /// Takes what the kernel has reported of the sockets so far, so that the shard begins without it.
+    pub fn drain_driver(&mut self) {
+        self.net.drain_driver();
+    }
+
+    /// Reads the next part of the image.
+    ///
+    /// # Errors
+    /// It is none of this shard.
+    pub fn part(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let Self { cx, home, local, clients, net, .. } = self;
+        while let Some(found) = from.next_record()? {
+            if found == kind::SHARD {
+                let of = (self.seat.shard, self.seat.letterboxes.len());
+                if of != (from.field("Shard.id")?, from.field("Shard.count")?) {
+                    return Err(Broken::Value("the number of the shard"));
+                }
+                self.is_named = true;
+                continue;
+            }
+            let taken = home.record(cx, found, from)?
+                || local.record(cx, found, from)?
+                || clients.record(&cx.node.names, found, from)?
+                || net.record(cx, found, from)?;
+            if !taken {
+                from.pass_over()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The shard, when all of it has come. What the node counts is counted for its connections.
+    ///
+    /// # Errors
+    /// Something is missing, or doesn't fit.
+    pub fn end(self) -> Result<Shard<D>, Broken> {
+        let Self { cx, seat, collect, is_named, home, local, clients, net } = self;
+        if !is_named {
+            return Err(Broken::Value("the number of the shard"));
+        }
+        let mut local = local.end()?;
+        let clients = clients.end(&cx, &mut local.locals)?;
+        let unanswered_max = cx.node.options.requests_unanswered_max;
+        let mut shard = Shard {
+            home: home.end()?,
+            post: Post::new(seat.mailbox, seat.letterboxes, seat.outside, unanswered_max),
+            local,
+            clients,
+            codec: Codec::new(&cx),
+            orders: Orders::default(),
+            life: Life::new(cx.now, collect),
+            net: net.end(&cx)?,
+            cx,
+        };
+        shard.check_sessions()?;
+        shard.count_what_is_there();
+        let indexes: Vec<u32> = shard.net.conns.iter().map(|(index, _)| index as u32).collect();
+        for index in indexes {
+            shard.clients.schedule(&mut outlets!(shard), index);
+        }
+        shard.set_gauges();
+        Ok(shard)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
     use crate::base::id::ShardId;
-    use crate::base::time::Millis;
     use crate::edge::channels::Namespace;
     use crate::io::sim::{Faults, LinkId, SharedWorld, SimDriver, Sizes, World};
     use crate::proto::ws;

@@ -2,9 +2,11 @@
 //! until the other process has it.
 
 use crate::base::id::ConnKey;
-use crate::base::image::{ImageWriter, kind};
+use crate::base::time::Millis;
 use crate::io::Driver;
 use crate::shard::Shard;
+use crate::shard::copying::Copying;
+pub use crate::shard::copying::{Slice, SliceMax};
 use crate::shard::home::handover::ChannelNames;
 use crate::shard::mail::HandoverStep;
 
@@ -25,20 +27,66 @@ impl<D: Driver> HandingOver<'_, D> {
     /// # Errors
     /// All that [`Shard::unsettled`] names.
     pub fn image(&mut self) -> Result<Vec<u8>, Vec<(&'static str, usize)>> {
+        self.begin_copy();
+        self.begin_last()?;
+        let slice = self.next_slice(SliceMax::NONE);
+        self.0.life.copying = None;
+        Ok(slice.map(|slice| slice.part).unwrap_or_default())
+    }
+
+    /// Begins to write the shard in slices, while it runs. Returns the moment from which times in them are
+    /// distances.
+    pub fn begin_copy(&mut self) -> Millis {
+        let now = self.0.cx.now;
+        self.0.life.copying = Some(Box::new(Copying::new(now)));
+        self.0.net.driver.share(true);
+        now
+    }
+
+    /// Writes the next slice; `None` behind the last one.
+    pub fn next_slice(&mut self, max: SliceMax) -> Option<Slice> {
+        let mut copying = self.0.life.copying.take()?;
+        let slice = copying.next(self.0, max);
+        self.0.life.copying = Some(copying);
+        slice
+    }
+
+    /// Begins once more, while the shard runs: the slices that follow have what has changed.
+    pub fn begin_again(&mut self) {
+        if let Some(copying) = &mut self.0.life.copying {
+            copying.begin_again(false);
+        }
+    }
+
+    /// The same for the last time, of a shard that has settled. The slices that follow make the ones before them
+    /// whole. The shard has no turn until it goes on ([`Shard::go_on`]), or ends.
+    ///
+    /// # Errors
+    /// All that [`Shard::unsettled`] names.
+    pub fn begin_last(&mut self) -> Result<(), Vec<(&'static str, usize)>> {
         let left = self.0.unsettled();
         if !left.is_empty() {
             return Err(left);
         }
-        let mut out = ImageWriter::new(self.0.cx.now);
-        out.record(kind::SHARD, |out| {
-            out.field(&self.0.cx.id);
-            out.field(&self.0.cx.node.open.len());
-        });
-        self.0.home.write_image(&mut out);
-        self.0.local.write_image(&mut out);
-        self.0.clients.write_image(&mut out);
-        self.0.net.write_image(&mut out);
-        Ok(out.finish())
+        if let Some(copying) = &mut self.0.life.copying {
+            copying.begin_again(true);
+        }
+        Ok(())
+    }
+
+    /// The socket of a connection.
+    pub fn socket(&self, key: ConnKey) -> Option<&D::Socket> {
+        self.0.net.socket(key)
+    }
+
+    /// The time of the last turn.
+    pub fn now(&self) -> Millis {
+        self.0.cx.now
+    }
+
+    /// Connections of the shard.
+    pub fn connections(&self) -> usize {
+        self.0.net.conns.len()
     }
 
     /// The sockets of all connections, by their keys.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::copying::Copying;
 use super::mail::HandoverStep;
 use super::shedding::Shedding;
 use crate::base::id::ConnKey;
@@ -12,6 +13,8 @@ pub(crate) struct Life {
     stopped: bool,
     /// Nothing new is taken, until what lives for a turn is nothing.
     pub(crate) settling: Option<Settling>,
+    /// What of the shard is written for another process.
+    pub(crate) copying: Option<Box<Copying>>,
     /// Steps of a handover to another process, in the order in which they came.
     pub(crate) steps: VecDeque<HandoverStep>,
     housekeeping_at: Millis,
@@ -37,6 +40,7 @@ impl Life {
         Self {
             stopped: false,
             settling: None,
+            copying: None,
             steps: VecDeque::new(),
             housekeeping_at: now,
             shedding: Shedding::new(now),

@@ -17,6 +17,7 @@ mod by_slot;
 mod clients;
 mod codec;
 mod context;
+mod copying;
 pub mod crypto;
 mod dispatch;
 #[cfg(test)]

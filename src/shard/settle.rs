@@ -59,6 +59,10 @@ impl<D: Driver> Shard<D> {
     /// Takes everything again: nothing was lost. Connections whose calls of the application were given up
     /// are closed: a late reply must not be taken for that to their next command.
     pub fn go_on(&mut self) {
+        if self.life.copying.take().is_some() {
+            // Copies of sockets may be there until the other process has ended.
+            self.net.driver.share(false);
+        }
         let Some(settling) = self.life.settling.take() else { return };
         self.cx.settles = false;
         self.home.go_on(&self.cx, &mut self.post);

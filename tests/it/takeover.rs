@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::harness::*;
+use crate::tunnel;
 
 const MORE: &str = r#"
 [websocket]
@@ -242,6 +243,51 @@ fn every_transport_goes_on_and_halves_become_wholes() {
     until_chunk(&mut one_way, &data);
 }
 
+/// A handshake whose last message comes while the shards settle is finished, and its connection goes on.
+#[test]
+fn tls_handshakes_under_way_come_to_their_end() {
+    let socket = Socket::new("handshakes");
+    let file = socket.0.with_extension("held");
+    let more = format!("[roost]\ntls_self_signed = true\n{MORE}");
+    let held = format!("TAKEOVER_TEST_FILE={}", file.display());
+    let [env, point] = at("hold:old-settling");
+    let node = socket.node(&[&env, &held, &point], &more, &[]).expect("the first node starts");
+    let name = "localhost".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(tunnel::accepting_all(), name).unwrap();
+    let mut stream = std::net::TcpStream::connect(node.listens_at()).unwrap();
+    stream.set_read_timeout(Some(BOUND)).unwrap();
+    client.write_tls(&mut stream).unwrap();
+    // The node's part comes whole, and the client's last message stays here.
+    while client.is_handshaking() {
+        client.read_tls(&mut stream).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    let new = std::thread::scope(|scope| {
+        let new = scope.spawn(|| socket.node(&[], &more, &[]).expect("it takes over"));
+        until_held(&file);
+        while client.wants_write() {
+            client.write_tls(&mut stream).unwrap();
+        }
+        std::fs::remove_file(&file).unwrap();
+        new.join().unwrap()
+    });
+    assert_eq!(node.ended().code, Some(0));
+    client.writer().write_all(upgrade(CLIENTS, &[]).as_bytes()).unwrap();
+    let mut head = [0; 12];
+    rustls::Stream::new(&mut client, &mut stream).read_exact(&mut head).unwrap();
+    assert_eq!(head, *b"HTTP/1.1 101");
+    drop(new);
+}
+
+/// Waits until a process holds at its point.
+fn until_held(file: &std::path::Path) {
+    let since = Instant::now();
+    while !file.exists() {
+        assert!(since.elapsed() < BOUND, "it doesn't come to the point");
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    }
+}
+
 /// Reads chunks of a response up to one with this text.
 fn until_chunk(raw: &mut Raw, text: &str) {
     while !String::from_utf8(raw.chunk().expect("the response goes on")).unwrap().contains(text) {}
@@ -389,7 +435,8 @@ fn a_new_process_that_dies_before_the_last_message_changes_nothing() {
     let node = socket.first();
     let mut clients: Vec<Client> = (0..10).map(|_| node.connected()).collect();
     clients.iter_mut().for_each(|client| _ = subscribed(client));
-    let points = ["hello", "welcome", "prepared", "listeners", "image", "frozen", "ready"];
+    let points =
+        ["hello", "welcome", "prepared", "listeners", "part", "copied", "image", "frozen", "ready"];
     for (round, point) in (1..).zip(points) {
         let wrapper = at(&format!("kill:{point}"));
         let ended = socket.node(&wrapper.each_ref().map(String::as_str), MORE, &[]);
@@ -413,7 +460,7 @@ fn a_new_process_that_hangs_is_killed_and_changes_nothing() {
     let node = socket.first();
     let mut client = node.connected();
     subscribed(&mut client);
-    for (round, point) in (1..).zip(["listeners", "image", "ready"]) {
+    for (round, point) in (1..).zip(["listeners", "part", "copied", "image", "ready"]) {
         let wrapper = at(&format!("stop:{point}"));
         let began = Instant::now();
         let ended = socket.node(&wrapper.each_ref().map(String::as_str), MORE, &[]);
@@ -466,14 +513,78 @@ pub(crate) fn until_stopped(pid: u32) {
 
 #[test]
 fn a_running_node_that_dies_before_it_has_sent_everything_ends_the_new_process() {
-    let socket = Socket::new("old-dies");
-    let wrapper = at("kill:sockets");
-    let node = socket.node(&wrapper.each_ref().map(String::as_str), MORE, &[]);
-    let node = node.expect("the first node starts");
-    let ended = socket.node(&[], MORE, &[]).err().expect("it ends");
-    assert_eq!(ended.code, Some(1), "{}", ended.errors);
-    assert!(ended.errors.contains("cannot take over"), "{}", ended.errors);
-    assert_eq!(node.ended().code, None);
+    for point in ["send", "old-copied", "old-all-copied", "sockets"] {
+        let socket = Socket::new(&format!("old-dies-{point}"));
+        let wrapper = at(&format!("kill:{point}"));
+        let node = socket.node(&wrapper.each_ref().map(String::as_str), MORE, &[]);
+        let node = node.expect("the first node starts");
+        let ended = socket.node(&[], MORE, &[]).err().expect("it ends");
+        assert_eq!(ended.code, Some(1), "{point} {}", ended.errors);
+        assert!(ended.errors.contains("cannot take over"), "{point} {}", ended.errors);
+        assert_eq!(node.ended().code, None, "{point}");
+    }
+}
+
+/// Behind the first copy, and before the node is frozen: connections that close, on either side, and others that take
+/// their slots; messages, half a message, subscriptions that begin and end.
+#[test]
+fn what_changes_behind_the_first_copy_is_handed_over() {
+    let socket = Socket::new("meanwhile");
+    let file = socket.0.with_extension("held");
+    let held = format!("TAKEOVER_TEST_FILE={}", file.display());
+    let [env, point] = at("hold:old-all-copied");
+    let node = socket.node(&[&env, &held, &point], MORE, &[]).expect("the first node starts");
+    let mut clients: Vec<Client> = (0..20).map(|_| node.connected()).collect();
+    clients.iter_mut().for_each(|client| _ = subscribed(client));
+    let (mut publisher, mut half) = (node.connected(), node.upgraded(CLIENTS));
+    let command = |text: &str| frame(0x81, text.as_bytes());
+    half.send(&command(r#"{"id":1,"connect":{}}"#));
+    assert!(half.frame().is_some());
+    let (publish, later) = (
+        command(r#"{"id":2,"publish":{"channel":"kept:room","data":"half"}}"#),
+        command(r#"{"id":3,"publish":{"channel":"kept:room","data":"whole"}}"#),
+    );
+    let new = std::thread::scope(|scope| {
+        let new = scope.spawn(|| socket.node(&[], MORE, &[]).expect("it takes over"));
+        until_held(&file);
+        // The shards go on, and the other process has copies of all sockets.
+        for (round, data) in (1..).zip(["one", "two", "three"]) {
+            publisher.publish("kept:room", json!(data));
+            for client in &mut clients {
+                assert_eq!(publication(client), (round, json!(data)));
+            }
+        }
+        // These end: by themselves, and by the node, which their peers notice.
+        drop(clients.drain(15..));
+        let mut refused = clients.remove(0);
+        refused.send("nonsense");
+        refused.is_closed(3501, "bad request");
+        clients[1].ask("unsubscribe", json!({"channel": "kept:room"}));
+        // These come, into the slots of others.
+        clients.extend((0..8).map(|_| node.connected()));
+        clients.iter_mut().skip(14).for_each(|client| assert_eq!(subscribed(client), 3));
+        half.send(&publish[..11]);
+        std::fs::remove_file(&file).unwrap();
+        new.join().unwrap()
+    });
+    let new = new.in_place_of(&node);
+    let ended = node.ended();
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    new.until_is("connections_open", 24);
+    half.send(&publish[11..]);
+    half.send(&later);
+    let mut unsubscribed = clients.remove(1);
+    for client in &mut clients {
+        assert_eq!(publication(client), (4, json!("half")));
+        assert_eq!(publication(client), (5, json!("whole")));
+    }
+    assert_eq!(subscribed(&mut unsubscribed), 5);
+    let history = new.call("history", json!({"channel": "kept:room", "limit": 10}));
+    assert_eq!(history["result"]["publications"].as_array().unwrap().len(), 5);
+    // A close that the new process makes reaches the client.
+    new.call("disconnect", json!({"user": ""}));
+    let mut last = clients.pop().unwrap();
+    assert!(matches!(last.next(), Got::Close(..)));
 }
 
 /// The test stands between both processes, and cuts the stream behind each of its bytes, in either direction.

@@ -252,6 +252,8 @@ fn a_node_that_is_replaced_loses_nothing() {
     }
     println!("{:?}: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}");
+    let [all, copied] = ["replacements", "copied"].map(|name| met.get(name).copied().unwrap_or(0));
+    assert!(0 < copied && copied < all, "{copied} of {all} were copied while they ran");
 }
 
 /// Reads one field of the image after the other as if it had been forgotten, and prints which of them `n` runs

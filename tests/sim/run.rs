@@ -556,7 +556,7 @@ impl Run {
             self.stand_still(one, ms);
             return Ok(());
         }
-        if self.is_to_be_replaced() {
+        if self.is_to_be_replaced()? {
             return self.replace();
         }
         let next = ready[self.rng.below(ready.len() as u64) as usize];

@@ -1,13 +1,18 @@
 //! The byte form of a home's channels: how lives of streams go on, and each channel with its stream, its
-//! interested shards and its members.
+//! interested shards and its members. Publications are records of their own: they never change, so that each is
+//! written once, and those that a stream has dropped meanwhile are dropped by the reader at the end.
+
+use std::collections::VecDeque;
+use std::ops::Range;
 
 use compact_str::CompactString;
-use hashbrown::{HashMap, HashTable};
-use slab::Slab;
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashSet, HashTable};
 
 use super::{Channel, Homes, Interests, Lives};
-use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, kind};
-use crate::hub::history::{Kept, Stream};
+use crate::base::filling::Filling;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
+use crate::hub::history::{Epoch, Kept, Record, Stream};
 use crate::hub::idle::{Idle, Place, Seat, Seats};
 use crate::hub::members::Members;
 use crate::hub::names::NameHasher;
@@ -61,14 +66,106 @@ impl Homes {
         out.field(&self.idle.order(Place::Holding, next));
     }
 
-    /// Writes a record for each channel.
-    pub(crate) fn write_channels(&self, out: &mut ImageWriter) {
-        for (at, channel) in &self.channels {
+    /// The end of the table of channels.
+    pub(crate) fn slots_end(&self) -> usize {
+        self.channels.iter().next_back().map_or(0, |(at, _)| at + 1)
+    }
+
+    /// Writes the channels of these slots, as far as they have changed since they were written. Stops behind
+    /// `bytes_max` bytes, and returns the slot to go on with.
+    pub(crate) fn write_channels(
+        &self,
+        out: &mut ImageWriter,
+        slots: Range<usize>,
+        written: &mut ChannelsWritten,
+        bytes_max: usize,
+    ) -> usize {
+        for at in slots.clone() {
+            let Some(channel) = self.channels.get(at) else { continue };
+            if !written.publications(out, at as u32, channel, bytes_max) {
+                return at;
+            }
             let version = self.versions.get(&(at as u32));
-            out.record(kind::CHANNEL, |out| write_channel(out, at as u32, channel, version));
+            out.unit(written.channels.at(at), |out| {
+                out.record(kind::CHANNEL, |out| write_channel(out, at as u32, channel, version));
+            });
+            if out.len() >= bytes_max {
+                return at + 1;
+            }
         }
+        slots.end
     }
 }
+
+/// What was written of a home's channels.
+#[derive(Default)]
+pub(crate) struct ChannelsWritten {
+    channels: Written,
+    /// Where the publications of channels end that were written.
+    ends: HashMap<u32, End, FixedState>,
+}
+
+/// The last publication of a channel that was written: of which life, and its offset.
+struct End {
+    name: CompactString,
+    epoch: Epoch,
+    offset: u64,
+}
+
+impl ChannelsWritten {
+    /// Writes the publications of a channel that were not written. False: some are left, `bytes_max` is reached.
+    fn publications(
+        &mut self,
+        out: &mut ImageWriter,
+        at: u32,
+        channel: &Channel,
+        bytes_max: usize,
+    ) -> bool {
+        let Some((stream, oldest)) =
+            channel.stream.as_ref().and_then(|stream| Some((stream, stream.oldest()?)))
+        else {
+            return true;
+        };
+        let end = self.ends.get(&at).filter(|end| {
+            end.name == channel.name && end.epoch == *stream.epoch() && end.offset + 1 >= oldest
+        });
+        let mut begins = end.is_none();
+        let mut offset = end.map_or(oldest.saturating_sub(1), |end| end.offset);
+        let mut left = stream.behind(offset).peekable();
+        if left.peek().is_none() {
+            return true;
+        }
+        while left.peek().is_some() && out.len() < bytes_max {
+            let (mut bytes, mut count) = (0, 0);
+            let some = left.clone().take_while(|record| {
+                let goes_on = bytes < RECORD_BYTES_MAX;
+                bytes += record.bytes();
+                goes_on
+            });
+            let some = some.inspect(|record| {
+                count += 1;
+                offset = record.offset();
+            });
+            out.record(kind::PUBLICATIONS, |out| {
+                out.field(&at);
+                out.field(&begins);
+                // To the end of the record.
+                some.for_each(|record| out.field(record));
+            });
+            begins = false;
+            left.by_ref().take(count).for_each(drop);
+        }
+        let is_done = left.peek().is_none();
+        let end = End { name: channel.name.clone(), epoch: stream.epoch().clone(), offset };
+        if !begins {
+            self.ends.insert(at, end);
+        }
+        is_done
+    }
+}
+
+/// Bytes of publications after which a record ends.
+const RECORD_BYTES_MAX: usize = 32 * 1024;
 
 fn write_channel(
     out: &mut ImageWriter,
@@ -80,7 +177,10 @@ fn write_channel(
     out.field(&at);
     out.field(name);
     out.field(interests);
-    out.field(stream);
+    out.field(&stream.is_some());
+    if let Some(stream) = stream {
+        stream.write_head(out);
+    }
     match members {
         Some(members) => members.write(out),
         None => out.count(0),
@@ -97,9 +197,12 @@ pub(crate) struct HomesReader {
     slots: Slots,
     bare: Vec<u32>,
     holding: Vec<u32>,
-    used: Vec<u32>,
-    channels: Vec<(usize, Channel)>,
-    versions: HashMap<u32, (u64, CompactString), foldhash::fast::FixedState>,
+    used: HashSet<u32, FixedState>,
+    channels: Filling<Channel>,
+    versions: HashMap<u32, (u64, CompactString), FixedState>,
+    /// Publications, and how many of them each stream keeps.
+    rings: HashMap<u32, VecDeque<Record>, FixedState>,
+    kept: HashMap<u32, usize, FixedState>,
 }
 
 impl HomesReader {
@@ -109,47 +212,93 @@ impl HomesReader {
         hasher: NameHasher,
         idle_max: usize,
     ) -> Result<Self, Broken> {
+        let (lives, slots) = (Lives::read(from)?, Slots::read(from)?);
         Ok(Self {
             hasher,
             idle_max: idle_max.max(1),
-            lives: Lives::read(from)?,
-            slots: Slots::read(from)?,
+            lives,
             bare: from.field("Idle.bare")?,
             holding: from.field("Idle.holding")?,
-            used: Vec::new(),
-            channels: Vec::new(),
+            used: HashSet::default(),
+            channels: Filling::new(slots.bound(), Channel::placeholder),
+            slots,
             versions: HashMap::default(),
+            rings: HashMap::default(),
+            kept: HashMap::default(),
         })
+    }
+
+    /// Reads it once more: this is what holds.
+    pub(crate) fn head(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        self.lives = Lives::read(from)?;
+        self.slots = Slots::read(from)?;
+        (self.bare, self.holding) = (from.field("Idle.bare")?, from.field("Idle.holding")?);
+        Ok(())
+    }
+
+    /// Reads publications of a channel.
+    pub(crate) fn publications(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let at = u32::read(from)?;
+        if at as usize >= self.slots.bound() {
+            return Err(Broken::Value("a slot"));
+        }
+        let ring = self.rings.entry(at).or_default();
+        if bool::read(from)? {
+            ring.clear();
+        }
+        while !from.is_read() {
+            ring.push_back(Record::read(from)?);
+        }
+        Ok(())
     }
 
     /// Reads the record of a channel.
     pub(crate) fn channel(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
         let at = u32::read(from)?;
-        let slot = self.slots.take(at)?;
+        if at as usize >= self.slots.bound() {
+            return Err(Broken::Value("a slot"));
+        }
         let name = from.field("Channel.name")?;
         let interests = from.field("Channel.interests")?;
-        let stream: Option<Box<Stream>> = from.field("Channel.stream")?;
-        if stream.as_ref().is_some_and(|stream| !stream.is_whole()) {
-            return Err(Broken::Value("a stream"));
+        self.kept.remove(&at);
+        let mut stream = None;
+        if bool::read(from)? {
+            let (head, kept) = Stream::read_head(from)?;
+            stream = Some(Box::new(head)).filter(|_| !from.forgets("Channel.stream"));
+            if kept > 0 && stream.is_some() {
+                self.kept.insert(at, kept);
+            }
         }
         let members = Members::read(from, &self.hasher)?;
         let members = Some(Box::new(members)).filter(|members| !members.is_empty());
         let members = if from.forgets("Channel.members") { None } else { members };
-        if from.field("Channel.used")? {
-            self.used.push(at);
+        match from.field("Channel.used")? {
+            true => _ = self.used.insert(at),
+            false => _ = self.used.remove(&at),
         }
-        if let Some(version) = from.field("Channel.version")? {
-            self.versions.insert(at, version);
+        match from.field("Channel.version")? {
+            Some(version) => _ = self.versions.insert(at, version),
+            None => _ = self.versions.remove(&at),
         }
         let seat = Seat::default();
-        self.channels.push((slot, Channel { name, interests, stream, members, seat }));
+        self.channels.put(at as usize, Channel { name, interests, stream, members, seat });
         Ok(())
     }
 
     /// All of them, with their tables and lists.
-    pub(crate) fn end(self) -> Result<Homes, Broken> {
-        self.slots.end()?;
-        let mut channels: Slab<Channel> = self.channels.into_iter().collect();
+    pub(crate) fn end(mut self) -> Result<Homes, Broken> {
+        let gone: Vec<usize> = self.channels.beside(&self.slots).collect();
+        for at in gone.iter().map(|at| *at as u32) {
+            self.versions.remove(&at);
+            self.used.remove(&at);
+            self.kept.remove(&at);
+        }
+        let mut channels = self.channels.end(&self.slots)?;
+        for (at, kept) in self.kept {
+            let stream = channels.get_mut(at as usize).and_then(|channel| channel.stream.as_mut());
+            let ring = self.rings.remove(&at).unwrap_or_default();
+            stream.ok_or(Broken::Value("a stream"))?.fill(ring, kept)?;
+        }
         let (mut table, mut kept) = (HashTable::with_capacity(channels.len()), Kept::default());
         for (at, channel) in &channels {
             let hash = self.hasher.hash(&channel.name);
@@ -214,7 +363,8 @@ mod tests {
     fn image_of(homes: &Homes, now: Millis) -> Vec<u8> {
         let mut out = ImageWriter::new(now);
         out.record(kind::HOME, |out| homes.write_head(out));
-        homes.write_channels(&mut out);
+        let end = homes.slots_end();
+        homes.write_channels(&mut out, 0..end, &mut ChannelsWritten::default(), usize::MAX);
         out.finish()
     }
 
@@ -227,6 +377,7 @@ mod tests {
         while let Some(found) = from.next_record()? {
             match found {
                 kind::CHANNEL => reader.channel(&mut from)?,
+                kind::PUBLICATIONS => reader.publications(&mut from)?,
                 _ => return Err(from.misplaced()),
             }
         }

@@ -1,10 +1,13 @@
 //! The byte form of the channels on their subscribers' side.
 
+use std::ops::Range;
+
+use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
-use slab::Slab;
 
 use super::{Local, LocalEpoch, Locals};
-use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, kind};
+use crate::base::filling::Filling;
+use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
 use crate::hub::filter::Filters;
 use crate::hub::history::{Epoch, Position};
 use crate::hub::names::NameHasher;
@@ -15,22 +18,45 @@ impl Locals {
         Slots::of(self.channels.iter().map(|(at, _)| at))
     }
 
-    /// Writes a record for each channel. Fan-outs are over, and homes have answered.
-    pub(crate) fn write(&self, out: &mut ImageWriter) {
-        for (at, local) in &self.channels {
-            let at = at as u32;
-            let Local { name, subscribers, epoch, offset, claims, namespace, .. } = local;
-            let Local { fan_out: _, asked: _, home: _, delayed: _, .. } = local;
-            out.record(kind::LOCAL, |out| {
-                out.field(&at);
-                out.field(name);
-                out.field(subscribers);
-                out.field(&self.epoch(at, *epoch));
-                out.field(offset);
-                out.field(claims);
-                out.field(namespace);
-            });
+    /// The end of the table of channels.
+    pub(crate) fn slots_end(&self) -> usize {
+        self.channels.iter().next_back().map_or(0, |(at, _)| at + 1)
+    }
+
+    /// Writes the channels of these slots, as far as they have changed since they were written; those that are
+    /// in the middle of something are left out. Stops behind `bytes_max` bytes, and returns the slot to go on
+    /// with.
+    pub(crate) fn write(
+        &self,
+        out: &mut ImageWriter,
+        slots: Range<usize>,
+        written: &mut Written,
+        bytes_max: usize,
+    ) -> usize {
+        for at in slots.clone() {
+            let Some(local) = self.channels.get(at) else { continue };
+            if local.fan_out.is_none() && local.asked == 0 {
+                out.unit(written.at(at), |out| self.write_one(out, at as u32, local));
+            }
+            if out.len() >= bytes_max {
+                return at + 1;
+            }
         }
+        slots.end
+    }
+
+    fn write_one(&self, out: &mut ImageWriter, at: u32, local: &Local) {
+        let Local { name, subscribers, epoch, offset, claims, namespace, .. } = local;
+        let Local { fan_out: _, asked: _, home: _, delayed: _, .. } = local;
+        out.record(kind::LOCAL, |out| {
+            out.field(&at);
+            out.field(name);
+            out.field(subscribers);
+            out.field(&self.epoch(at, *epoch));
+            out.field(offset);
+            out.field(claims);
+            out.field(namespace);
+        });
     }
 
     /// Subscribers of all channels.
@@ -53,20 +79,28 @@ impl Locals {
 pub(crate) struct LocalsReader {
     hasher: NameHasher,
     slots: Slots,
-    channels: Vec<(usize, Local)>,
-    positions: Vec<(u32, Position)>,
+    channels: Filling<Local>,
+    positions: HashMap<u32, Position, FixedState>,
 }
 
 impl LocalsReader {
     /// Channels at these places.
     pub(crate) fn new(slots: Slots, hasher: NameHasher) -> Self {
-        Self { hasher, slots, channels: Vec::new(), positions: Vec::new() }
+        let channels = Filling::new(slots.bound(), Local::placeholder);
+        Self { hasher, slots, channels, positions: HashMap::default() }
+    }
+
+    /// Channels are at these places in the end.
+    pub(crate) fn set_slots(&mut self, slots: Slots) {
+        self.slots = slots;
     }
 
     /// Reads the next record of these.
     pub(crate) fn channel(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
         let at = u32::read(from)?;
-        let slot = self.slots.take(at)?;
+        if at as usize >= self.slots.bound() {
+            return Err(Broken::Value("a slot"));
+        }
         let name: compact_str::CompactString = from.field("Local.name")?;
         let subscribers = from.field("Local.subscribers")?;
         let epoch: Option<Epoch> = from.field("Local.epoch")?;
@@ -74,7 +108,7 @@ impl LocalsReader {
         let claims = from.field("Local.claims")?;
         let namespace = from.field("Local.namespace")?;
         let home = self.hasher.home(self.hasher.hash(&name));
-        self.positions.push((at, Position { offset, epoch }));
+        self.positions.insert(at, Position { offset, epoch });
         let local = Local {
             name,
             subscribers,
@@ -87,14 +121,13 @@ impl LocalsReader {
             home,
             delayed: false,
         };
-        self.channels.push((slot, local));
+        self.channels.put(at as usize, local);
         Ok(())
     }
 
     /// All of them, with their table.
     pub(crate) fn end(self, filters: &Filters) -> Result<Locals, Broken> {
-        self.slots.end()?;
-        let channels: Slab<Local> = self.channels.into_iter().collect();
+        let channels = self.channels.end(&self.slots)?;
         let mut table = HashTable::with_capacity(channels.len());
         for (at, local) in &channels {
             let hash = self.hasher.hash(&local.name);
@@ -132,7 +165,8 @@ mod tests {
     fn image_of(locals: &Locals) -> Vec<u8> {
         let mut out = ImageWriter::new(Millis(5));
         out.record(kind::LOCAL_SIDE, |out| out.field(&locals.slots()));
-        locals.write(&mut out);
+        let end = locals.slots_end();
+        locals.write(&mut out, 0..end, &mut Written::default(), usize::MAX);
         out.finish()
     }
 

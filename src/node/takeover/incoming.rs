@@ -234,7 +234,8 @@ impl Incoming {
                 }
                 Taken::Other(Message::Frozen(counts)) => break counts,
                 Taken::Other(Message::Abort(why)) => {
-                    return Err(format!("the running node goes on: {why}"));
+                    return Err(reason_of_shard(reports)
+                        .unwrap_or_else(|| format!("the running node goes on: {why}")));
                 }
                 Taken::Other(other) => {
                     return Err(format!("unexpected message {}", other.name()));
@@ -350,6 +351,14 @@ impl Running {
             "took over the connections of the process before"
         );
     }
+}
+
+/// Why a shard has failed, which is also why the running node goes on.
+fn reason_of_shard(reports: &mut UnboundedReceiver<Report>) -> Option<String> {
+    std::iter::from_fn(|| reports.try_recv().ok()).find_map(|report| match report.news {
+        News::Thawed(Err(why)) => Some(format!("shard {}: {why}", report.shard.0)),
+        _ => None,
+    })
 }
 
 /// An address, as [`Address`] shows it.

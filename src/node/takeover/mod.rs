@@ -6,6 +6,7 @@
 //!  outgoing.rs   the running node: settles, freezes, sends, ends or goes on
 //!  brokers.rs    channels that a broker delivers to both processes
 //!  shard.rs      the threads of shards on both sides
+//!  sending.rs    a shard that is sent in slices, while it runs
 //!  channel.rs    messages of the two control threads
 //!  gate.rs       requests at the internal port wait while shards are frozen
 //! ```
@@ -19,6 +20,7 @@ mod gate;
 mod incoming;
 mod outgoing;
 mod points;
+mod sending;
 mod shard;
 
 pub(super) use self::Figures as TakeoverFigures;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  Hello -> checks -> Welcome -> Prepared -> links to the shards
+//!    copy:   one shard after the other sends its state between its turns; then all of them what has changed
 //!    settle: no accept, no read; probes until nothing is on its way between two of them
-//!    freeze: each shard sends its state and waits
+//!    freeze: each shard sends what has changed since, and waits
 //!    Frozen -> Ready -> Go          any fault before Go: Abort, and all shards go on
 //! ```
 
@@ -23,6 +24,7 @@ use super::brokers::Sharing;
 use super::channel::{Async, Fault, check_peer};
 use super::shard::News;
 use super::{Figures, Gate, Report, monotonic_ns, points};
+use crate::base::id::ShardId;
 use crate::handover::{Counts, Go, Hello, Identity, Message, Purpose, ShardCounts, Welcome};
 use crate::io::sockets::{Address, Switchboard};
 use crate::node::control::Control;
@@ -35,6 +37,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(1);
 
 /// The new process has prepared this soon.
 const PREPARED_WITHIN: Duration = Duration::from_secs(30);
+
+/// A shard has sent its state this soon, between its turns. It gives up earlier if the new process takes nothing.
+const COPIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Shards answer this soon: a turn may be long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -215,6 +220,16 @@ impl Control {
             return Err(why);
         }
         points::pass("old-shared");
+        let begun = tokio::time::Instant::now();
+        // The second time, each has little to send, and less changes meanwhile.
+        for round in 0..2 {
+            if let Err(why) = self.copy(outgoing, &mut reports, round == 0).await {
+                self.go_on(outgoing).await;
+                return Err(why);
+            }
+        }
+        info!(copied_us = begun.elapsed().as_micros() as u64, "all shards have sent a first copy");
+        points::pass("old-all-copied");
         outgoing.gate.hold();
         let settled_since = monotonic_ns();
         let both = (&mut *channel, &mut *reports);
@@ -240,6 +255,31 @@ impl Control {
                 Err(why)
             }
         }
+    }
+
+    /// Each shard sends what has changed since it was sent, while it runs. `one_by_one`: only one at a time, so
+    /// that serving clients has room beside it.
+    async fn copy(
+        &self,
+        outgoing: &Outgoing,
+        reports: &mut UnboundedReceiver<Report>,
+        one_by_one: bool,
+    ) -> Result<(), String> {
+        let shards: Vec<ShardId> = self.control_mail.shards().collect();
+        let at_once = if one_by_one { 1 } else { shards.len() };
+        for some in shards.chunks(at_once) {
+            let actions = some.iter().map(|shard| (*shard, HandoverAction::Copy)).collect();
+            self.order_some(outgoing, actions);
+            let copied =
+                self.collect_from(outgoing, reports, some, COPIED_WITHIN, |news| match news {
+                    News::Copied(copied) => Some(copied),
+                    _ => None,
+                });
+            for (shard, copied) in some.iter().zip(copied.await?) {
+                copied.map_err(|why| format!("shard {}: {why}", shard.0))?;
+            }
+        }
+        Ok(())
     }
 
     /// All shards settle and send their state.
@@ -300,6 +340,7 @@ impl Control {
             _ => None,
         });
         settles.await?.into_iter().collect::<Result<Vec<()>, _>>()?;
+        points::pass("old-settling");
         self.until_settled(outgoing, reports).await
     }
 
@@ -389,8 +430,13 @@ impl Control {
 
     /// Orders a step of each shard.
     pub(super) fn order(&self, outgoing: &Outgoing, actions: Vec<HandoverAction>) {
+        self.order_some(outgoing, self.control_mail.shards().zip(actions).collect());
+    }
+
+    /// Orders steps of some shards.
+    fn order_some(&self, outgoing: &Outgoing, actions: Vec<(ShardId, HandoverAction)>) {
         let attempt = outgoing.attempt.get();
-        let steps = self.control_mail.shards().zip(actions).map(|(shard, action)| {
+        let steps = actions.into_iter().map(|(shard, action)| {
             (shard, Mail::Handover(Box::new(HandoverStep { attempt, action })))
         });
         self.control_mail.post_all(steps);
@@ -404,12 +450,26 @@ impl Control {
         within: Duration,
         pick: impl Fn(News) -> Option<T>,
     ) -> Result<Vec<T>, String> {
-        let mut found: Vec<Option<T>> = self.control_mail.shards().map(|_| None).collect();
+        let shards: Vec<ShardId> = self.control_mail.shards().collect();
+        self.collect_from(outgoing, reports, &shards, within, pick).await
+    }
+
+    /// One report of each of these shards.
+    async fn collect_from<T>(
+        &self,
+        outgoing: &Outgoing,
+        reports: &mut UnboundedReceiver<Report>,
+        shards: &[ShardId],
+        within: Duration,
+        pick: impl Fn(News) -> Option<T>,
+    ) -> Result<Vec<T>, String> {
+        let mut found: Vec<Option<T>> = shards.iter().map(|_| None).collect();
         let collecting = async {
             while found.iter().any(Option::is_none) {
                 let Some(Report { shard, attempt, news }) = reports.recv().await else { return };
+                let place = shards.iter().position(|of| *of == shard);
                 if attempt == outgoing.attempt.get()
-                    && let Some(place) = found.get_mut(shard.index())
+                    && let Some(place) = place.and_then(|place| found.get_mut(place))
                 {
                     *place = pick(news);
                 }

@@ -1,24 +1,26 @@
-//! The threads of shards in a takeover: one sends its state to its counterpart and waits for the outcome, the
-//! other makes a shard of it and waits until it may run.
+//! The threads of shards in a takeover: one sends its state to its counterpart ([`super::sending`]) and waits for
+//! the outcome, the other makes a shard of it and waits until it may run.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::sending::{Sending, send};
 use super::{monotonic_ns, points};
-use crate::base::id::{ConnKey, ShardId};
-use crate::base::image::ImageReader;
+use crate::base::id::ShardId;
+use crate::base::image::{Broken, Frames, ImageReader};
+use crate::base::time::Millis;
 use crate::handover::ShardCounts;
-use crate::handover::link::{DESCRIPTORS_MAX, LinkMessage, MESSAGE_BYTES_MAX};
+use crate::handover::link::{LinkMessage, MESSAGE_BYTES_MAX};
 use crate::io::{Driver, descriptors};
 use crate::node::{Beginning, MakeDriver, Ready, StartFault};
+use crate::shard::freeze::Thawing;
 use crate::shard::mail::{HandoverAction, HandoverStep, Outcome};
 use crate::shard::{ChannelNames, Seat, Secured, Shard};
 use crate::sys;
@@ -37,6 +39,8 @@ pub(in crate::node) struct Report {
 /// What has happened at a shard.
 #[derive(Debug)]
 pub(super) enum News {
+    /// What there was is sent and taken, and the shard runs on; or not.
+    Copied(Result<(), String>),
     /// It settles, or can't.
     Settles(Result<(), &'static str>),
     /// The channels at a broker that the other process doesn't know yet.
@@ -78,35 +82,78 @@ pub(in crate::node) fn run<D: Driver<Socket = OwnedFd>>(
     id: ShardId,
     reports: &UnboundedSender<Report>,
 ) {
-    while shard.turn() {
-        while let Some(HandoverStep { attempt, action }) = shard.handing_over().take_step() {
-            let report = |news| {
-                // Without its receiver the process ends.
-                let _ = reports.send(Report { shard: id, attempt, news });
-            };
-            match action {
-                HandoverAction::Settle => report(News::Settles(shard.settle())),
-                HandoverAction::Probe => {
-                    let (left, mail) = (shard.unsettled(), shard.handing_over().mail_opened());
-                    report(News::Probed { left, mail });
-                }
-                HandoverAction::Channels => {
-                    report(News::Channels(shard.handing_over().channel_names()));
-                }
-                HandoverAction::Fence(key) => shard.handing_over().fence(key),
-                HandoverAction::Freeze(outcome) => {
-                    report(News::Sent(send_state(&mut shard)));
-                    if outcome.recv() == Ok(Outcome::Gone) {
-                        // Nothing of the shard runs any more. Its copies of the sockets are closed now: as long
-                        // as they are open, a connection that the other process closes doesn't end.
-                        return;
-                    }
-                    shard.go_on();
-                }
-                HandoverAction::GoOn => shard.go_on(),
+    let mut sending: Option<Sending> = None;
+    loop {
+        let until = shard.wait_until();
+        let until = match &sending {
+            Some(sending) => sending.wait_until(until, shard.handing_over().now()),
+            None => until,
+        };
+        if !shard.turn_after(until) {
+            return;
+        }
+        if let Some(of) = &mut sending
+            && let Some(copied) = of.turn(&mut shard)
+        {
+            let attempt = of.attempt();
+            // A link that has failed is closed: the other process notices.
+            sending = sending.filter(|_| copied.is_ok());
+            let _ = reports.send(Report { shard: id, attempt, news: News::Copied(copied) });
+        }
+        while let Some(step) = shard.handing_over().take_step() {
+            if carry_out(&mut shard, id, reports, &mut sending, step).is_break() {
+                return;
             }
         }
     }
+}
+
+/// Carries out a step of a handover. Break: the shard has ended here.
+fn carry_out<D: Driver<Socket = OwnedFd>>(
+    shard: &mut Shard<D>,
+    id: ShardId,
+    reports: &UnboundedSender<Report>,
+    sending: &mut Option<Sending>,
+    HandoverStep { attempt, action }: HandoverStep,
+) -> ControlFlow<()> {
+    let report = |news| {
+        // Without its receiver the process ends.
+        let _ = reports.send(Report { shard: id, attempt, news });
+    };
+    match action {
+        HandoverAction::Copy => match Sending::begin(shard, sending.take(), attempt) {
+            Ok(begun) => *sending = Some(begun),
+            Err(why) => report(News::Copied(Err(why))),
+        },
+        HandoverAction::Settle => report(News::Settles(shard.settle())),
+        HandoverAction::Probe => {
+            let (left, mail) = (shard.unsettled(), shard.handing_over().mail_opened());
+            report(News::Probed { left, mail });
+        }
+        HandoverAction::Channels => {
+            report(News::Channels(shard.handing_over().channel_names()));
+        }
+        HandoverAction::Fence(key) => shard.handing_over().fence(key),
+        HandoverAction::Freeze(outcome) => {
+            let sent = match sending.take() {
+                Some(sending) => sending.send_rest(shard),
+                None => Err("nothing was sent before".to_owned()),
+            };
+            report(News::Sent(sent));
+            if outcome.recv() == Ok(Outcome::Gone) {
+                // Nothing of the shard runs any more. Its copies of the sockets are closed now: as long as they
+                // are open, a connection whose process ends stays. The other process goes first.
+                let _ = rustix::process::setpriority_process(None, 19);
+                return ControlFlow::Break(());
+            }
+            shard.go_on();
+        }
+        HandoverAction::GoOn => {
+            *sending = None;
+            shard.go_on();
+        }
+    }
+    ControlFlow::Continue(())
 }
 
 /// The thread of a shard that another process hands over: says on `ready` when it has its descriptor table, and
@@ -160,72 +207,6 @@ fn run_released<D: Driver<Socket = OwnedFd>>(
     run(shard, id, reports);
 }
 
-/// Sends listeners, sockets and image to the shard of the other process.
-fn send_state<D: Driver<Socket = OwnedFd>>(shard: &mut Shard<D>) -> Result<ShardCounts, String> {
-    let mut shard = shard.handing_over();
-    let link = shard.take_link().ok_or("there is no way to the other process")?;
-    let image = shard.image().map_err(|left| format!("the shard has not settled: {left:?}"))?;
-    points::pass("send");
-    let listeners: Vec<BorrowedFd<'_>> = shard.listeners().into_iter().map(AsFd::as_fd).collect();
-    let count = u8::try_from(listeners.len()).map_err(|_| "too many listeners")?;
-    send(&link, &LinkMessage::Listeners(count), &listeners)?;
-    let (mut keys, mut sockets) = (Vec::new(), Vec::new());
-    let mut connections = 0;
-    let mut send_sockets = |keys: &mut Vec<ConnKey>, sockets: &mut Vec<BorrowedFd<'_>>| {
-        connections += keys.len() as u64;
-        let message = LinkMessage::Sockets(std::mem::take(keys));
-        let sent = send(&link, &message, sockets);
-        sockets.clear();
-        sent
-    };
-    for (key, socket) in shard.sockets() {
-        keys.push(key);
-        sockets.push(socket.as_fd());
-        if keys.len() == DESCRIPTORS_MAX {
-            send_sockets(&mut keys, &mut sockets)?;
-        }
-    }
-    if !keys.is_empty() {
-        send_sockets(&mut keys, &mut sockets)?;
-    }
-    points::pass("sockets");
-    let failed = |fault| format!("the file for an image: {fault}");
-    let file = memfd_create("roost-shard", MemfdFlags::CLOEXEC).map_err(|f| failed(f.into()))?;
-    let mut file = File::from(file);
-    file.write_all(&image).map_err(failed)?;
-    let bytes = image.len() as u64;
-    send(&link, &LinkMessage::Image { bytes, connections }, &[file.as_fd()])?;
-    Ok(ShardCounts { connections, bytes })
-}
-
-/// Sends a message; an error when the other process takes nothing for too long.
-fn send(link: &OwnedFd, message: &LinkMessage, with: &[BorrowedFd<'_>]) -> Result<(), String> {
-    let bytes = message.to_bytes();
-    for _ in 0..STALLS_MAX {
-        match descriptors::send(link.as_fd(), &bytes, with) {
-            Ok(_) => return Ok(()),
-            Err(fault) if fault.kind() == ErrorKind::Interrupted => {}
-            Err(fault) if fault.kind() == ErrorKind::WouldBlock => stall(link),
-            Err(fault) => return Err(format!("the link to the other process: {fault}")),
-        }
-    }
-    Err("the other process takes nothing".to_owned())
-}
-
-/// Waits until there may be room.
-fn stall(link: &OwnedFd) {
-    let timeout = Timespec { tv_sec: 0, tv_nsec: STALL_NS };
-    let mut polled = [PollFd::new(link, PollFlags::OUT)];
-    if poll(&mut polled, Some(&timeout)).is_ok_and(|ready| ready > 0) {
-        // There is room for bytes, but too many descriptors are on their way: no event reports their end.
-        let _ = poll(&mut [], Some(&timeout));
-    }
-}
-
-/// A wait for room, nanoseconds, and the number of waits without any.
-const STALL_NS: i64 = 2_000_000;
-const STALLS_MAX: usize = 500;
-
 /// Makes a shard of the state that comes on a link.
 ///
 /// # Errors
@@ -237,34 +218,111 @@ fn thaw<D: Driver<Socket = OwnedFd>>(
     make: MakeDriver<D>,
 ) -> Result<(Shard<Secured<D>>, ShardCounts), String> {
     let (message, listeners) = receive(link)?;
-    let LinkMessage::Listeners(_) = message else { return Err(unexpected(&message)) };
+    let LinkMessage::Listeners { moment, .. } = message else { return Err(unexpected(&message)) };
     points::pass("listeners");
     let shown = beginning.show(seat.shard, &listeners);
     shown.map_err(|fault| format!("a copy of a listener: {fault}"))?;
     let Beginning { node, switchboard, started, .. } = beginning;
     let driver = make(seat.shard, switchboard, listeners, started);
     let driver = driver.map_err(|fault| format!("the driver: {fault}"))?;
-    let mut sockets: Vec<(ConnKey, OwnedFd)> = Vec::new();
-    let (file, bytes, connections) = loop {
-        match receive(link)? {
-            (LinkMessage::Sockets(keys), passed) => sockets.extend(keys.into_iter().zip(passed)),
-            (LinkMessage::Image { bytes, connections }, mut passed) => {
-                break (passed.pop(), bytes, connections);
-            }
-            (message @ LinkMessage::Listeners(_), _) => return Err(unexpected(&message)),
-        }
-    };
-    points::pass("image");
-    if sockets.len() as u64 != connections {
-        return Err(format!("{} of {connections} sockets have come", sockets.len()));
-    }
-    let image = read(file, bytes).map_err(|fault| format!("the file of an image: {fault}"))?;
     let driver = Secured::new(driver, &node, seat.shard);
-    let broken = |fault| format!("the image of the shard: {fault}");
-    let mut from = ImageReader::new(&image, driver.now()).map_err(broken)?;
-    let shard = Shard::thaw(node, seat, driver, sys::memory::collect, &mut from, sockets);
-    Ok((shard.map_err(broken)?, ShardCounts { connections, bytes }))
+    let passed_ms = monotonic_ns().saturating_sub(moment) / 1_000_000;
+    let moment = Millis(driver.now().0.saturating_sub(passed_ms));
+    let mut arriving = Arriving {
+        thawing: Thawing::new(node, seat, driver, sys::memory::collect),
+        moment,
+        frames: Frames::default(),
+        buffer: Vec::new(),
+        bytes: 0,
+    };
+    loop {
+        let (message, passed) = receive(link)?;
+        if let LinkMessage::End { bytes, connections } = message {
+            points::pass("image");
+            if bytes != arriving.bytes {
+                return Err(format!("{} of {bytes} bytes have come", arriving.bytes));
+            }
+            let shard = arriving.thawing.end().map_err(broken)?;
+            return Ok((shard, ShardCounts { connections, bytes }));
+        }
+        arriving.take(link, message, passed)?;
+    }
 }
+
+fn broken(fault: Broken) -> String {
+    format!("the image of the shard: {fault}")
+}
+
+/// A shard whose state comes.
+struct Arriving<D: Driver> {
+    thawing: Thawing<D>,
+    /// The moment from which times are distances, by the clock of this process.
+    moment: Millis,
+    frames: Frames,
+    /// Room for a part.
+    buffer: Vec<u8>,
+    /// Bytes of the parts so far.
+    bytes: u64,
+}
+
+impl<D: Driver<Socket = OwnedFd>> Arriving<D> {
+    /// Takes a message that is neither the first nor the last.
+    fn take(
+        &mut self,
+        link: &OwnedFd,
+        message: LinkMessage,
+        mut passed: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        match message {
+            LinkMessage::Gone(keys) => keys.into_iter().for_each(|key| self.thawing.gone(key)),
+            LinkMessage::Sockets(keys) => {
+                for (key, socket) in keys.into_iter().zip(passed) {
+                    self.thawing.socket(key, socket).map_err(broken)?;
+                }
+            }
+            LinkMessage::Part(bytes) => {
+                points::pass("part");
+                self.read(passed.pop(), bytes)
+                    .map_err(|fault| format!("the file of an image: {fault}"))?;
+                let from = ImageReader::new(&self.buffer, self.moment).map_err(broken)?;
+                let mut from = from.with_frames(std::mem::take(&mut self.frames));
+                self.thawing.part(&mut from).map_err(broken)?;
+                self.frames = from.into_frames();
+                self.bytes += bytes;
+                if self.buffer.len() > BUFFER_KEPT {
+                    self.buffer = Vec::new();
+                }
+            }
+            LinkMessage::Copied => {
+                points::pass("copied");
+                self.thawing.drain_driver();
+                send(link, &LinkMessage::CaughtUp, &[])?;
+            }
+            LinkMessage::Listeners { .. } | LinkMessage::CaughtUp | LinkMessage::End { .. } => {
+                return Err(unexpected(&message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a file that another process has written: no more than is in it.
+    fn read(&mut self, file: Option<OwnedFd>, bytes: u64) -> std::io::Result<()> {
+        let file = File::from(file.ok_or(ErrorKind::NotFound)?);
+        let length = file.metadata()?.len();
+        if length != bytes {
+            let why = format!("it has {length} bytes in place of {bytes}");
+            return Err(std::io::Error::other(why));
+        }
+        let length = usize::try_from(bytes).map_err(std::io::Error::other)?;
+        self.buffer.clear();
+        self.buffer.reserve_exact(length);
+        self.buffer.resize(length, 0);
+        file.read_exact_at(&mut self.buffer, 0)
+    }
+}
+
+/// Room for a part that stays until the next one comes.
+const BUFFER_KEPT: usize = 1 << 20;
 
 /// The next message of a link, with its descriptors.
 fn receive(link: &OwnedFd) -> Result<(LinkMessage, Vec<OwnedFd>), String> {
@@ -287,19 +345,7 @@ fn receive(link: &OwnedFd) -> Result<(LinkMessage, Vec<OwnedFd>), String> {
 
 fn unexpected(message: &LinkMessage) -> String {
     match message {
-        LinkMessage::Listeners(_) => "listeners came twice".to_owned(),
-        _ => "the link doesn't begin with listeners".to_owned(),
+        LinkMessage::Listeners { .. } => "listeners came twice".to_owned(),
+        _ => "a message of the link comes where it can't".to_owned(),
     }
-}
-
-/// The bytes of a file that another process has written: no more than are in it.
-fn read(file: Option<OwnedFd>, bytes: u64) -> std::io::Result<Vec<u8>> {
-    let file = File::from(file.ok_or(ErrorKind::NotFound)?);
-    let length = file.metadata()?.len();
-    if length != bytes {
-        return Err(std::io::Error::other(format!("it has {length} bytes in place of {bytes}")));
-    }
-    let mut image = vec![0; usize::try_from(bytes).map_err(std::io::Error::other)?];
-    file.read_exact_at(&mut image, 0)?;
-    Ok(image)
 }

@@ -1,15 +1,20 @@
 //! The byte form of clients: sessions, and what a few connections have beside theirs. Answers that are
 //! awaited, or at hand, are none of it: the commands that wait for them are handled once more.
 
+use std::ops::Range;
+
 use compact_str::CompactString;
-use slab::Slab;
 
 use super::Clients;
 use super::aside::{Admin, Aside};
 use super::connect::SessionTable;
-use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, durable_enum, kind};
+use crate::base::filling::Filling;
+use crate::base::image::{
+    Broken, Durable, ImageReader, ImageWriter, Slots, Written, durable_enum, kind,
+};
 use crate::base::software::SoftwareId;
 use crate::hub::local::Locals;
+use crate::hub::names::NameHasher;
 use crate::hub::subscribers::Subscriber;
 use crate::session::{Renewal, Session, SubState};
 use crate::shard::context::Cx;
@@ -17,12 +22,46 @@ use crate::shard::context::Cx;
 durable_enum!(Admin { Upgraded = 0, Connected = 1 });
 
 impl Clients {
-    /// Writes the records of this group.
-    pub(crate) fn write_image(&self, out: &mut ImageWriter) {
+    /// Writes which sessions there are. The end of their table.
+    pub(crate) fn write_head(&self, out: &mut ImageWriter) -> usize {
+        out.record(kind::CLIENTS, |out| {
+            out.field(&Slots::of(self.sessions.iter().map(|(at, _)| at)));
+        });
+        self.sessions.iter().next_back().map_or(0, |(at, _)| at + 1)
+    }
+
+    /// Writes the sessions of these slots, as far as they have changed since they were written; those that are in
+    /// the middle of something are left out. Stops behind `bytes_max` bytes, and returns the slot to go on with.
+    pub(crate) fn write_sessions(
+        &self,
+        out: &mut ImageWriter,
+        slots: Range<usize>,
+        written: &mut Written,
+        bytes_max: usize,
+    ) -> usize {
+        for at in slots.clone() {
+            let Some(session) = self.sessions.get(at) else { continue };
+            if is_settled(session) {
+                out.unit(written.at(at), |out| {
+                    out.record(kind::SESSION, |out| {
+                        out.field(&(at as u32));
+                        out.field(session);
+                    });
+                });
+            }
+            if out.len() >= bytes_max {
+                return at + 1;
+            }
+        }
+        slots.end
+    }
+
+    /// Writes what is small, once all sessions are written.
+    pub(crate) fn write_rest(&self, out: &mut ImageWriter) {
         // Users are indexed anew; calls of the application that are under way are forgotten.
         // Lapses have ended.
         let Self {
-            sessions,
+            sessions: _,
             users: _,
             asides,
             delayed: _,
@@ -32,15 +71,6 @@ impl Clients {
             closes: _,
             lapses: _,
         } = self;
-        out.record(kind::CLIENTS, |out| {
-            out.field(&Slots::of(sessions.iter().map(|(at, _)| at)));
-        });
-        for (at, session) in sessions {
-            out.record(kind::SESSION, |out| {
-                out.field(&(at as u32));
-                out.field(session);
-            });
-        }
         for (index, aside) in asides.iter() {
             let Aside { header_user, headers, admin, .. } = aside;
             let Aside { check: _, call: _, replies: _, deferred: _, .. } = aside;
@@ -59,9 +89,6 @@ impl Clients {
     pub(crate) fn unsettled(&self) -> [(&'static str, usize); 5] {
         let count = |is: fn(&Session) -> bool| {
             self.sessions.iter().filter(|(_, session)| is(session)).count()
-        };
-        let moves = |session: &Session| {
-            session.subs.as_slice().iter().any(|sub| sub.state != SubState::Live)
         };
         [
             ("connects that are not answered", count(Session::is_connecting)),
@@ -85,25 +112,52 @@ impl Clients {
     }
 }
 
-/// Clients that are read from an image.
+/// A subscription is on its way.
+fn moves(session: &Session) -> bool {
+    session.subs.as_slice().iter().any(|sub| sub.state != SubState::Live)
+}
+
+/// Homes have answered everything of a session.
+fn is_settled(session: &Session) -> bool {
+    !(session.is_connecting()
+        || session.unanswered > 0
+        || session.flags.detached()
+        || moves(session))
+}
+
+/// A session whose user is in the index.
+fn is_indexed(session: &Session) -> bool {
+    !session.flags.hidden() && !session.flags.detached()
+}
+
+/// Clients that are read from an image. Users are indexed as their sessions come.
 pub(crate) struct ClientsReader {
     slots: Option<Slots>,
-    sessions: Vec<(usize, Session)>,
+    sessions: Filling<Session>,
     clients: Clients,
 }
 
 impl ClientsReader {
     /// No clients.
     pub(crate) fn new(cx: &Cx) -> Self {
-        Self { slots: None, sessions: Vec::new(), clients: Clients::new(cx) }
+        let sessions = Filling::new(cx.node.options.slots_max(), Session::placeholder);
+        Self { slots: None, sessions, clients: Clients::new(cx) }
     }
 
     /// Reads a record, if it is of this group.
-    pub(crate) fn record(&mut self, found: u8, from: &mut ImageReader<'_>) -> Result<bool, Broken> {
+    pub(crate) fn record(
+        &mut self,
+        names: &NameHasher,
+        found: u8,
+        from: &mut ImageReader<'_>,
+    ) -> Result<bool, Broken> {
         match (found, &mut self.slots) {
-            (kind::CLIENTS, None) => self.slots = Some(from.field("Clients.slots")?),
+            (kind::CLIENTS, _) => self.slots = Some(from.field("Clients.slots")?),
             (kind::SESSION, Some(slots)) => {
-                let at = slots.take(u32::read(from)?)?;
+                let at = u32::read(from)? as usize;
+                if at >= slots.bound() {
+                    return Err(Broken::Value("a slot"));
+                }
                 let mut session = Session::read(from)?;
                 // The application is asked once more.
                 session.flags.set_refreshing(false);
@@ -111,7 +165,7 @@ impl ClientsReader {
                 for extra in extras.filter(|extra| extra.renewal == Renewal::Requested) {
                     extra.renewal = Renewal::Server;
                 }
-                self.sessions.push((at, session));
+                self.put(names, at, session);
             }
             (kind::ASIDE, Some(_)) => {
                 let index = u32::read(from)?;
@@ -124,18 +178,40 @@ impl ClientsReader {
                 let aside = self.clients.asides.entry(index);
                 (aside.header_user, aside.headers, aside.admin) = (header_user, headers, admin);
             }
-            (kind::CLIENTS | kind::SESSION | kind::ASIDE, _) => return Err(from.misplaced()),
+            (kind::SESSION | kind::ASIDE, None) => return Err(from.misplaced()),
             _ => return Ok(false),
         }
         Ok(true)
     }
 
+    /// Sets the session of a slot, and indexes its user.
+    fn put(&mut self, names: &NameHasher, at: usize, session: Session) {
+        self.forget_user(names, at);
+        let is_indexed = is_indexed(&session);
+        self.sessions.put(at, session);
+        if is_indexed {
+            let sessions = self.sessions.table();
+            self.clients.users.insert(at as u32, &mut SessionTable { sessions, names });
+        }
+    }
+
+    /// Takes the user of a session that has come out of the index.
+    fn forget_user(&mut self, names: &NameHasher, at: usize) {
+        if self.sessions.get_mut(at).is_some_and(|before| is_indexed(before)) {
+            let sessions = self.sessions.table();
+            self.clients.users.remove(at as u32, &mut SessionTable { sessions, names });
+        }
+    }
+
     /// All of them. Their subscriptions have to be those that the channels have.
     pub(crate) fn end(mut self, cx: &Cx, locals: &mut Locals) -> Result<Clients, Broken> {
-        self.slots.ok_or(Broken::Value("a shard without clients"))?.end()?;
+        let slots = self.slots.take().ok_or(Broken::Value("a shard without clients"))?;
+        let gone: Vec<usize> = self.sessions.beside(&slots).collect();
+        gone.into_iter().for_each(|at| self.forget_user(&cx.node.names, at));
+        let sessions = self.sessions.end(&slots)?;
         let subscribers = locals.subscribers();
         let mut subscriptions = 0;
-        for (_, session) in &self.sessions {
+        for (_, session) in &sessions {
             for sub in session.subs.as_slice() {
                 let local = locals.get(sub.channel);
                 let subscriber: Option<Subscriber> =
@@ -151,19 +227,9 @@ impl ClientsReader {
         if subscriptions != subscribers {
             return Err(Broken::Value("a subscriber"));
         }
-        let mut sessions: Slab<Session> = self.sessions.into_iter().collect();
-        sessions.reserve(cx.node.options.slots_max().saturating_sub(sessions.len()));
+        let indexed = sessions.iter().filter(|(_, session)| is_indexed(session)).count();
+        cx.software_clients(SoftwareId::UNNAMED).add(indexed as u64);
         self.clients.sessions = sessions;
-        let Clients { sessions, users, .. } = &mut self.clients;
-        let indexed: Vec<u32> = sessions
-            .iter()
-            .filter(|(_, session)| !session.flags.hidden() && !session.flags.detached())
-            .map(|(at, _)| at as u32)
-            .collect();
-        for at in indexed {
-            users.insert(at, &mut SessionTable { sessions: &mut *sessions, names: &cx.node.names });
-            cx.software_clients(SoftwareId::UNNAMED).add(1);
-        }
         Ok(self.clients)
     }
 }
@@ -172,7 +238,6 @@ impl ClientsReader {
 mod tests {
     use super::*;
     use crate::base::time::Millis;
-    use crate::hub::names::NameHasher;
     use crate::hub::subscribers::Traits;
     use crate::session::{Connecting, NewSession, Sub, SubFlags};
     use crate::shard::fixture::Plan;
@@ -191,7 +256,9 @@ mod tests {
 
     fn write(clients: &Clients, now: Millis) -> Vec<u8> {
         let mut out = ImageWriter::new(now);
-        clients.write_image(&mut out);
+        let end = clients.write_head(&mut out);
+        clients.write_sessions(&mut out, 0..end, &mut Written::default(), usize::MAX);
+        clients.write_rest(&mut out);
         out.finish()
     }
 
@@ -199,7 +266,7 @@ mod tests {
         let mut from = ImageReader::new(image, now)?;
         let mut reader = ClientsReader::new(cx);
         while let Some(found) = from.next_record()? {
-            assert!(reader.record(found, &mut from)?);
+            assert!(reader.record(&cx.node.names, found, &mut from)?);
         }
         reader.end(cx, locals)
     }

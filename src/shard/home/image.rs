@@ -12,11 +12,15 @@ use crate::hub::user_conns::UserConns;
 use crate::shard::context::Cx;
 
 impl Home {
-    /// Writes the records of this group.
-    pub(crate) fn write_image(&self, out: &mut ImageWriter) {
-        let Self { channels, user_conns, results, remote, .. } = self;
-        out.record(kind::HOME, |out| channels.write_head(out));
-        channels.write_channels(out);
+    /// Writes what there is beside the channels, and which there are. The end of their table.
+    pub(crate) fn write_head(&self, out: &mut ImageWriter) -> usize {
+        out.record(kind::HOME, |out| self.channels.write_head(out));
+        self.channels.slots_end()
+    }
+
+    /// Writes what is small, once all channels are written.
+    pub(crate) fn write_rest(&self, out: &mut ImageWriter) {
+        let Self { user_conns, results, remote, .. } = self;
         user_conns.write(out);
         results.write(out);
         if let Some(remote) = remote {
@@ -50,14 +54,21 @@ impl HomeReader {
                 let (names, max) = (cx.node.names.clone(), cx.node.options.channels_idle_max);
                 self.channels = Some(HomesReader::new(from, names, max)?);
             }
+            (kind::HOME, Some(channels)) => channels.head(from)?,
             (kind::CHANNEL, Some(channels)) => channels.channel(from)?,
+            (kind::PUBLICATIONS, Some(channels)) => channels.publications(from)?,
             (kind::USER, Some(_)) => self.home.user_conns.read(from)?,
             (kind::RESULT, Some(_)) => self.home.results.read(from)?,
             (kind::REMOTE, Some(_)) => self.remote()?.inherit(from)?,
             (kind::LINE, Some(_)) => self.remote()?.read_line(cx, from)?,
             (
-                kind::HOME | kind::CHANNEL | kind::USER | kind::RESULT | kind::REMOTE | kind::LINE,
-                _,
+                kind::CHANNEL
+                | kind::PUBLICATIONS
+                | kind::USER
+                | kind::RESULT
+                | kind::REMOTE
+                | kind::LINE,
+                None,
             ) => return Err(from.misplaced()),
             _ => return Ok(false),
         }
@@ -99,12 +110,16 @@ fn every_field(home: Home) -> (UserConns, Results, Answers) {
 mod tests {
     use super::*;
     use crate::base::time::Millis;
+    use crate::hub::home::image::ChannelsWritten;
     use crate::shard::home::driven::{Driven, with_history};
     use crate::shard::mail::PublishOptions;
 
     fn image_of(home: &Home, now: Millis) -> Vec<u8> {
         let mut out = ImageWriter::new(now);
-        home.write_image(&mut out);
+        let end = home.write_head(&mut out);
+        let written = &mut ChannelsWritten::default();
+        home.channels.write_channels(&mut out, 0..end, written, usize::MAX);
+        home.write_rest(&mut out);
         out.finish()
     }
 

@@ -52,7 +52,7 @@ use crate::shard::stats::ShardCounters;
 
 /// Channels, users and tokens whose home is this shard.
 pub(crate) struct Home {
-    channels: Homes,
+    pub(crate) channels: Homes,
     patcher: Patcher,
     /// Connections of users.
     user_conns: UserConns,

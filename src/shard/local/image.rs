@@ -7,8 +7,8 @@ use crate::hub::local::image::LocalsReader;
 use crate::shard::context::Cx;
 
 impl LocalSide {
-    /// Writes the records of this group.
-    pub(crate) fn write_image(&self, out: &mut ImageWriter) {
+    /// Writes what there is beside the channels, and which there are. The end of their table.
+    pub(crate) fn write_head(&self, out: &mut ImageWriter) -> usize {
         // The buffers of a fan-out live for a turn.
         let Self { locals, next_serial, filters, fan_outs: _ } = self;
         out.record(kind::LOCAL_SIDE, |out| {
@@ -16,8 +16,12 @@ impl LocalSide {
             out.field(&locals.slots());
             out.field(&filters.slots());
         });
-        filters.write(out);
-        locals.write(out);
+        locals.slots_end()
+    }
+
+    /// Writes what is small, once all channels are written.
+    pub(crate) fn write_rest(&self, out: &mut ImageWriter) {
+        self.filters.write(out);
     }
 
     /// What keeps this group from being written.
@@ -51,9 +55,14 @@ impl LocalReader {
                 let filters = FiltersReader::new(from.field("LocalSide.filters")?);
                 self.0 = Some((next_serial, locals, filters));
             }
+            (kind::LOCAL_SIDE, Some((next_serial, locals, filters))) => {
+                *next_serial = from.field("LocalSide.next_serial")?;
+                locals.set_slots(from.field::<Slots>("LocalSide.locals")?);
+                *filters = FiltersReader::new(from.field("LocalSide.filters")?);
+            }
             (kind::FILTER, Some((_, _, filters))) => filters.filter(from)?,
             (kind::LOCAL, Some((_, locals, _))) => locals.channel(from)?,
-            (kind::LOCAL_SIDE | kind::FILTER | kind::LOCAL, _) => return Err(from.misplaced()),
+            (kind::FILTER | kind::LOCAL, None) => return Err(from.misplaced()),
             _ => return Ok(false),
         }
         Ok(true)
@@ -77,6 +86,7 @@ impl LocalReader {
 mod tests {
     use super::*;
     use crate::base::filter::FilterNode;
+    use crate::base::image::Written;
     use crate::base::time::Millis;
     use crate::hub::filter::Filter;
     use crate::hub::subscribers::{Subscriber, Traits};
@@ -103,7 +113,9 @@ mod tests {
         assert_eq!(side.unsettled().iter().map(|(_, count)| count).sum::<usize>(), 0);
         let write = |side: &LocalSide| {
             let mut out = ImageWriter::new(Millis(0));
-            side.write_image(&mut out);
+            let end = side.write_head(&mut out);
+            side.locals.write(&mut out, 0..end, &mut Written::default(), usize::MAX);
+            side.write_rest(&mut out);
             out.finish()
         };
         let image = write(&side);

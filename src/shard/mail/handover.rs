@@ -15,6 +15,8 @@ pub struct HandoverStep {
 /// What a shard does in a step.
 #[derive(Debug)]
 pub enum HandoverAction {
+    /// Send what has changed since it was sent, in slices between turns: the first time all there is.
+    Copy,
     /// Take nothing new, and bring to an end what lives for a turn.
     Settle,
     /// Report the channels at a broker that the other process does not know yet.
@@ -23,7 +25,7 @@ pub enum HandoverAction {
     Fence(u64),
     /// Report whether the shard has settled, and how much mail it has opened.
     Probe,
-    /// Write the shard, send it to the other process, and wait for the outcome.
+    /// Send what has changed for the last time, and wait for the outcome.
     Freeze(Receiver<Outcome>),
     /// Go on as before: the handover has failed.
     GoOn,

@@ -4,13 +4,13 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
-use hashbrown::HashMap;
-use slab::Slab;
 use zeroize::Zeroize as _;
 
 use super::Net;
+use super::places::Replaceable;
 use super::queue::SendQueue;
 use super::record::{Conn, Flags, NONE, Phase, Rx};
+use crate::base::filling::Filling;
 use crate::base::form::Form;
 use crate::base::id::ConnKey;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, durable, kind};
@@ -73,20 +73,26 @@ impl From<RxImage> for Rx {
 }
 
 impl<D: Driver> Net<D> {
-    /// Writes the records of this group, and keeps what they are written from.
-    pub(crate) fn write_image(&mut self, out: &mut ImageWriter) {
+    /// Writes which connections there are. The end of their table.
+    pub(crate) fn write_head(&self, out: &mut ImageWriter) -> usize {
         out.record(kind::NET, |out| {
             out.field(&self.next_generation);
             out.field(&Slots::of(self.conns.iter().map(|(at, _)| at)));
             out.field(&self.replaceable.order());
         });
-        for (index, conn) in &mut self.conns {
-            let index = index as u32;
+        if self.conns.is_empty() { 0 } else { self.slots_last() + 1 }
+    }
+
+    /// Writes the connection of a slot, if it has changed since it was written, and keeps what it is written from.
+    pub(crate) fn write_conn(&mut self, out: &mut ImageWriter, index: u32, before: &mut u64) {
+        let Self { conns, queues, driver, .. } = self;
+        let Some(conn) = conns.get_mut(index as usize) else { return };
+        out.unit(before, |out| {
             out.record(kind::CONN, |out| {
                 out.field(&index);
                 out.field(&image_of(conn));
             });
-            if let Some(queue) = self.queues.get(conn.queue)
+            if let Some(queue) = queues.get(conn.queue)
                 && !queue.is_empty()
             {
                 out.record(kind::QUEUE, |out| {
@@ -102,17 +108,29 @@ impl<D: Driver> Net<D> {
                 });
                 conn.rx = Some(Box::new(Rx::from(image)));
             }
-            let key = conn.key(index);
-            if let Some(mut packed) = self.driver.pack(key) {
+            if let Some(mut packed) = driver.pack(conn.key(index)) {
                 out.record(kind::TLS, |out| {
                     out.field(&index);
                     out.field(&packed);
                 });
-                let is_back = self.driver.unpack(key, &packed);
-                debug_assert!(is_back, "a state that was packed just now");
                 packed.zeroize();
             }
-        }
+        });
+    }
+
+    /// Whether the connection of a slot can be written while its shard runs: it is in the middle of nothing. What
+    /// was read of one and isn't handled changes when it is written.
+    pub(crate) fn is_writable(&self, index: u32) -> bool {
+        self.conns.get(index as usize).is_some_and(|conn| {
+            conn.rx.is_none()
+                && !matches!(conn.phase, Phase::Leaving | Phase::Asked)
+                && !conn.flags.sending()
+                && !conn.flags.held()
+        })
+    }
+
+    /// Writes what is small, once all connections are written.
+    pub(crate) fn write_rest(&self, out: &mut ImageWriter) {
         self.addresses.write_image(out);
         for (index, poll) in &self.http.polls {
             out.record(kind::POLL, |out| {
@@ -126,6 +144,18 @@ impl<D: Driver> Net<D> {
                 out.field(head);
             });
         }
+    }
+
+    /// The connection of a slot, if it has a socket.
+    pub(crate) fn key_at(&self, index: u32) -> Option<ConnKey> {
+        let conn = self.conns.get(index as usize).filter(|conn| conn.socket.is_some())?;
+        Some(conn.key(index))
+    }
+
+    /// The socket of a connection.
+    pub(crate) fn socket(&self, key: ConnKey) -> Option<&D::Socket> {
+        let conn = self.conns.get(key.index as usize)?;
+        conn.socket.as_ref().filter(|_| conn.generation == key.generation)
     }
 
     /// The sockets of all connections, by their keys.
@@ -178,26 +208,79 @@ fn image_of<S>(conn: &Conn<S>) -> ConnImage {
     }
 }
 
-/// Connections that are read from an image.
+/// Connections that are read from an image. Sockets and records come in any order; a connection of which only
+/// one of both has come is [`Phase::Leaving`].
 pub(crate) struct NetReader<D: Driver> {
     slots: Option<Slots>,
-    conns: Vec<(usize, Conn<D::Socket>)>,
-    sockets: HashMap<ConnKey, D::Socket, foldhash::fast::FixedState>,
-    /// Connections to read, in the order of their slots.
-    ready: Vec<ConnKey>,
+    conns: Filling<Conn<D::Socket>>,
+    /// The connection whose record came last: those of its parts follow.
+    last: Option<ConnKey>,
     net: Net<D>,
 }
 
+/// No connection, in a table that is filled.
+fn placeholder<S>() -> Conn<S> {
+    let conn = Conn::new(None, NonZeroU32::MIN, 0);
+    Conn { phase: Phase::Leaving, ..conn }
+}
+
 impl<D: Driver> NetReader<D> {
-    /// No connections; these are their sockets.
-    pub(crate) fn new(
+    /// No connections.
+    pub(crate) fn new(cx: &Cx, driver: D, rng: Rng) -> Self {
+        let mut net = Net::new(cx, driver, rng);
+        let conns = Filling::new(cx.node.options.slots_max(), placeholder);
+        // It gets that table in the end.
+        net.conns = slab::Slab::new();
+        Self { slots: None, conns, last: None, net }
+    }
+
+    /// Takes the socket of a connection, and has the driver watch it.
+    pub(crate) fn socket(
+        &mut self,
         cx: &Cx,
-        driver: D,
-        rng: Rng,
-        sockets: impl IntoIterator<Item = (ConnKey, D::Socket)>,
-    ) -> Self {
-        let (sockets, net) = (sockets.into_iter().collect(), Net::new(cx, driver, rng));
-        Self { slots: None, conns: Vec::new(), sockets, ready: Vec::new(), net }
+        key: ConnKey,
+        socket: D::Socket,
+    ) -> Result<(), Broken> {
+        let at = key.index as usize;
+        if at >= cx.node.options.slots_max() {
+            return Err(Broken::Value("more connections than the options allow"));
+        }
+        if self.net.driver.adopt(key, &socket).is_err() {
+            return Err(Broken::Value("a socket that can't be watched"));
+        }
+        match self.conns.get_mut(at) {
+            Some(conn) if conn.generation == key.generation => match conn.socket {
+                Some(_) => return Err(Broken::Value("a second socket")),
+                None => conn.socket = Some(socket),
+            },
+            _ => {
+                self.remove(at);
+                let conn = Conn::new(Some(socket), key.generation, 0);
+                self.conns.put(at, Conn { phase: Phase::Leaving, ..conn });
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection has ended meanwhile.
+    pub(crate) fn gone(&mut self, key: ConnKey) {
+        let at = key.index as usize;
+        if self.conns.get_mut(at).is_some_and(|conn| conn.generation == key.generation) {
+            self.remove(at);
+        }
+    }
+
+    /// What was reported of sockets so far.
+    pub(crate) fn drain_driver(&mut self) {
+        self.net.driver.drain_adopted();
+    }
+
+    /// Removes what has come for a slot.
+    fn remove(&mut self, at: usize) {
+        if let Some(mut conn) = self.conns.take(at) {
+            self.net.queues.release(&mut conn.queue);
+            self.net.driver.forget(conn.key(at as u32), conn.socket.take());
+        }
     }
 
     /// Reads a record, if it is of this group. Those of a connection follow its own.
@@ -208,15 +291,16 @@ impl<D: Driver> NetReader<D> {
         from: &mut ImageReader<'_>,
     ) -> Result<bool, Broken> {
         match (found, self.slots.is_some()) {
-            (kind::NET, false) => {
+            (kind::NET, _) => {
                 self.net.next_generation = from.field("Net.next_generation")?;
                 self.slots = Some(from.field("Net.slots")?);
                 let replaceable: Vec<u32> = from.field("Net.replaceable")?;
+                self.net.replaceable = Replaceable::default();
                 replaceable.into_iter().for_each(|index| self.net.replaceable.insert(index));
             }
             (kind::CONN, true) => self.conn(from)?,
             (kind::QUEUE, true) => {
-                let conn = last_conn(&mut self.conns, from)?;
+                let conn = last_conn(&mut self.conns, self.last, from)?;
                 let queue: SendQueue = SendQueue::read(from)?;
                 if conn.queue != NONE || queue.is_empty() {
                     return Err(from.misplaced());
@@ -224,7 +308,7 @@ impl<D: Driver> NetReader<D> {
                 conn.queue = self.net.queues.put(queue);
             }
             (kind::INPUT, true) => {
-                let conn = last_conn(&mut self.conns, from)?;
+                let conn = last_conn(&mut self.conns, self.last, from)?;
                 let rx = Rx::from(RxImage::read(from)?);
                 let endpoints = cx.node.options.endpoints.len();
                 let endpoint = rx.incoming.as_ref().and_then(|incoming| incoming.endpoint());
@@ -236,17 +320,7 @@ impl<D: Driver> NetReader<D> {
                 }
                 conn.rx = Some(Box::new(rx));
             }
-            (kind::TLS, true) => {
-                let index = u32::read(from)?;
-                let Some((slot, conn)) = self.conns.last() else { return Err(from.misplaced()) };
-                let mut packed: Vec<u8> = Vec::read(from)?;
-                let is_sound =
-                    *slot == index as usize && self.net.driver.unpack(conn.key(index), &packed);
-                packed.zeroize();
-                if !is_sound {
-                    return Err(Broken::Value("the TLS of a connection"));
-                }
-            }
+            (kind::TLS, true) => self.tls(from)?,
             (kind::ADDRESS, true) => self.net.addresses.read(cx, from)?,
             (kind::POLL, true) => {
                 let (index, poll) = (u32::read(from)?, Poll::read(from)?);
@@ -257,8 +331,7 @@ impl<D: Driver> NetReader<D> {
                 self.net.http.heads.insert(index, head);
             }
             (
-                kind::NET
-                | kind::CONN
+                kind::CONN
                 | kind::QUEUE
                 | kind::INPUT
                 | kind::TLS
@@ -272,68 +345,99 @@ impl<D: Driver> NetReader<D> {
         Ok(true)
     }
 
+    fn tls(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
+        let index = u32::read(from)?;
+        let key = self.last.filter(|key| key.index == index).ok_or_else(|| from.misplaced())?;
+        let mut packed: Vec<u8> = Vec::read(from)?;
+        let is_sound = self.net.driver.unpack(key, &packed);
+        packed.zeroize();
+        if is_sound { Ok(()) } else { Err(Broken::Value("the TLS of a connection")) }
+    }
+
+    /// Reads the record of a connection: what has come for its slot before counts no more, but for the socket of
+    /// the same connection.
     fn conn(&mut self, from: &mut ImageReader<'_>) -> Result<(), Broken> {
         let index = u32::read(from)?;
-        let slot = self.slots.as_mut().ok_or(Broken::Short)?.take(index)?;
+        let slots = self.slots.as_ref().ok_or(Broken::Short)?;
+        if index as usize >= slots.bound() {
+            return Err(Broken::Value("a slot"));
+        }
         let image = ConnImage::read(from)?;
         let ConnImage { generation, since_tick, session, phase, form, mut flags, waits } = image;
         let key = ConnKey { index, generation };
-        let socket = self.sockets.remove(&key).ok_or(Broken::Value("a connection's socket"))?;
         if phase == Phase::Leaving || flags.sending() || flags.held() {
             return Err(Broken::Value("a connection"));
         }
         if waits {
             flags.set_paused(false);
+            flags.set_ready(true);
         }
-        if flags.ready() || waits {
-            self.ready.push(key);
+        let before = self.conns.get_mut(index as usize);
+        let mut socket = None;
+        match before {
+            Some(conn) if conn.generation == generation => {
+                if conn.rx.is_some() {
+                    return Err(from.misplaced());
+                }
+                socket = conn.socket.take();
+                self.net.queues.release(&mut conn.queue);
+                self.net.driver.forget(key, None);
+            }
+            _ => self.remove(index as usize),
         }
-        flags.set_ready(false);
         let conn = Conn::new(socket, generation, since_tick);
         let session = session.unwrap_or(NONE);
-        self.conns.push((slot, Conn { session, phase, form, flags, ..conn }));
+        self.conns.put(index as usize, Conn { session, phase, form, flags, ..conn });
+        self.last = Some(key);
         Ok(())
     }
 
-    /// All of them. The driver watches their sockets, and what waits for them is tried to be written.
-    pub(crate) fn end(self, cx: &Cx) -> Result<Net<D>, Broken> {
-        let Self { slots, conns, sockets, ready, mut net } = self;
-        slots.ok_or(Broken::Value("a shard without connections"))?.end()?;
-        if !sockets.is_empty() {
-            return Err(Broken::Value("a socket without a connection"));
-        }
-        if let Some((last, _)) = conns.last()
-            && *last >= cx.node.options.slots_max()
-        {
+    /// All of them. What waits for them is tried to be written.
+    pub(crate) fn end(mut self, cx: &Cx) -> Result<Net<D>, Broken> {
+        let slots = self.slots.take().ok_or(Broken::Value("a shard without connections"))?;
+        let gone: Vec<usize> = self.conns.beside(&slots).collect();
+        gone.into_iter().for_each(|at| self.remove(at));
+        let Self { conns, mut net, .. } = self;
+        net.conns = conns.end(&slots)?;
+        let open = net.conns.len();
+        if net.slots_last() >= cx.node.options.slots_max() {
             return Err(Broken::Value("more connections than the options allow"));
         }
-        let (open, counters) = (conns.len(), cx.counters());
-        net.conns = conns.into_iter().collect::<Slab<_>>();
-        net.conns.reserve(cx.node.options.slots_max().saturating_sub(open));
+        let counters = cx.counters();
         counters.connections_open.add(open as u64);
         cx.node.open[cx.id.index()].fetch_add(open as u32, Ordering::Relaxed);
-        let mut listed = Vec::new();
-        for (index, conn) in &net.conns {
+        let (mut listed, mut ready, mut clients) = (Vec::new(), Vec::new(), 0);
+        let awaits_header = |index: u32| net.addresses.awaits_header(index);
+        for (index, conn) in &mut net.conns {
+            let key = conn.key(index as u32);
+            if conn.phase == Phase::Leaving {
+                return Err(Broken::Value("a socket without a connection"));
+            }
+            if conn.socket.is_none() {
+                return Err(Broken::Value("a connection's socket"));
+            }
             if conn.flags.counted() {
                 counters.clients(conn.form.transport()).add(1);
-                cx.node.clients.fetch_add(1, Ordering::Relaxed);
+                clients += 1;
             }
-            listed.push(conn.key(index as u32));
+            if conn.flags.ready() {
+                conn.flags.set_ready(false);
+                ready.push(key);
+            }
+            let waits = conn.queue != NONE || conn.phase == Phase::Lingering;
+            if waits || awaits_header(key.index) {
+                listed.push((key, waits));
+            }
         }
-        for key in listed {
+        cx.node.clients.fetch_add(clients, Ordering::Relaxed);
+        for (key, waits) in listed {
             let Net { driver, conns, addresses, .. } = &mut net;
-            let conn = conns.get_mut(key.index as usize);
-            let Some(conn) = conn else { continue };
-            if let Some(socket) = &conn.socket
-                && driver.adopt(key, socket).is_err()
-            {
-                return Err(Broken::Value("a socket that can't be watched"));
-            }
             if addresses.awaits_header(key.index) {
-                let seen = conn.rx.as_ref().map_or(&[][..], |rx| &rx.raw);
+                let conn = conns.get(key.index as usize);
+                let seen = conn.and_then(|conn| conn.rx.as_ref()).map_or(&[][..], |rx| &rx.raw);
                 driver.expect_proxy_header(key, seen);
             }
-            if conn.queue != NONE || conn.phase == Phase::Lingering {
+            if waits {
                 net.mark_dirty(key);
             }
         }
@@ -345,14 +449,13 @@ impl<D: Driver> NetReader<D> {
 
 /// The connection whose record came last: the one that a record of its parts names.
 fn last_conn<'a, S>(
-    conns: &'a mut [(usize, Conn<S>)],
+    conns: &'a mut Filling<Conn<S>>,
+    last: Option<ConnKey>,
     from: &mut ImageReader<'_>,
 ) -> Result<&'a mut Conn<S>, Broken> {
     let index = u32::read(from)?;
-    match conns.last_mut() {
-        Some((slot, conn)) if *slot == index as usize => Ok(conn),
-        _ => Err(from.misplaced()),
-    }
+    let last = last.filter(|key| key.index == index).ok_or_else(|| from.misplaced())?;
+    conns.get_mut(last.index as usize).ok_or_else(|| from.misplaced())
 }
 
 #[cfg(test)]
@@ -367,7 +470,10 @@ mod tests {
     /// Writes the connections and reads them again, by a clock that is ahead.
     fn replace(of: &mut Wired, ahead: u64) -> (Vec<u8>, Result<(), Broken>) {
         let mut out = ImageWriter::new(of.cx.now);
-        of.net.write_image(&mut out);
+        for index in 0..of.net.write_head(&mut out) as u32 {
+            of.net.write_conn(&mut out, index, &mut 0);
+        }
+        of.net.write_rest(&mut out);
         let sockets: Vec<ConnKey> = of.net.sockets().map(|(key, _)| key).collect();
         let sockets = sockets.into_iter().filter_map(|key| {
             let conn = of.net.conns.get_mut(key.index as usize)?;
@@ -379,7 +485,10 @@ mod tests {
         of.cx.now = of.cx.now.after(ahead);
         let clock = of.cx.now.0 as i64 - of.world.borrow().now().0 as i64;
         let driver = SimDriver::with_clock(&of.world, ShardId(0), clock);
-        let mut reader = NetReader::new(&of.cx, driver, Rng::new(3), sockets);
+        let mut reader = NetReader::new(&of.cx, driver, Rng::new(3));
+        for (key, socket) in sockets {
+            reader.socket(&of.cx, key, socket).unwrap();
+        }
         let mut from = ImageReader::new(&image, of.cx.now).unwrap();
         while let Some(found) = from.next_record().unwrap() {
             match reader.record(&of.cx, found, &mut from) {

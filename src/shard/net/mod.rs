@@ -233,6 +233,11 @@ impl<D: Driver> Net<D> {
         u32::try_from(self.conns.capacity()).unwrap_or(u32::MAX)
     }
 
+    /// The last slot in use; 0 where none is.
+    fn slots_last(&self) -> usize {
+        self.conns.iter().next_back().map_or(0, |(at, _)| at)
+    }
+
     /// The connection in a slot, to change it.
     pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut Conn<D::Socket>> {
         self.conns.get_mut(index as usize)

@@ -118,9 +118,9 @@ const _: () = assert!(size_of::<Option<Conn<std::os::fd::OwnedFd>>>() == CONN_BY
 
 impl<S> Conn<S> {
     /// A new tenant of slot `index`.
-    pub(crate) fn new(socket: S, generation: NonZeroU32, tick: u32) -> Self {
+    pub(crate) fn new(socket: impl Into<Option<S>>, generation: NonZeroU32, tick: u32) -> Self {
         Self {
-            socket: Some(socket),
+            socket: socket.into(),
             generation,
             links: Links::default(),
             deadline_tick: 0,
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_goes_on_waits_for_nothing() {
-        let mut conn = Conn::new((), NonZeroU32::MIN, 0);
+        let mut conn = Conn::<()>::new(Some(()), NonZeroU32::MIN, 0);
         conn.flags.set_paused(true);
         conn.waits = Some(WaitsFor::TokenCheck);
         conn.go_on();

@@ -13,28 +13,20 @@ const NAMED: u8 = 4;
 const REFUSED: u8 = 0x80;
 
 impl Tls {
-    /// The state of a connection as bytes: it goes on elsewhere, and is gone here. `None`: nothing is kept for
-    /// it, or its handshake is under way.
+    /// The state of a connection as bytes. Either these or the connection go on, never both. `None`: nothing is
+    /// kept for it, or its handshake is under way.
     pub(super) fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {
         let index = key.index;
         if let Some(Early::Refused(_)) = self.early.get(&index) {
-            self.early.remove(&index);
             return Some(vec![REFUSED]);
         }
         let Notes { withheld, finishing, .. } = self.notes(index);
-        let of = self.take_key(index)?;
-        let packed = match self.pool.take(of) {
-            Ok(packed) => packed,
-            Err(of) => {
-                debug_assert!(false, "sealed bytes in a batch");
-                self.pool.remove(of);
-                return None;
-            }
-        };
-        let name = self.names.remove(&index);
+        // Sealed bytes are in a batch within a turn only.
+        let packed = self.records(index)?.pack()?;
+        let name = self.names.get(&index);
         let named = name.is_some();
-        let name = name.unwrap_or_default();
-        let name = name.get(..usize::from(u16::MAX)).unwrap_or(&name);
+        let name = name.map_or("", |name| name);
+        let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
         let state = packed.as_bytes();
         // As long as it will be: a vector that grows leaves secrets behind.
         let mut bytes = Vec::with_capacity(3 + name.len() + state.len());
@@ -44,6 +36,17 @@ impl Tls {
         bytes.extend_from_slice(name.as_bytes());
         bytes.extend_from_slice(state);
         Some(bytes)
+    }
+
+    /// Forgets a connection that goes on elsewhere: its peer gets nothing.
+    pub(super) fn forget(&mut self, key: ConnKey) {
+        if let Some(of) = self.take_key(key.index) {
+            self.pool.remove(of);
+        }
+        self.names.remove(&key.index);
+        self.forget_early(key.index);
+        self.waiting.remove(key.index);
+        self.again.retain(|of| of.index != key.index);
     }
 
     /// Takes over what [`Self::pack`] has returned. False: it is no such state.
@@ -101,6 +104,9 @@ mod tests {
         rig.turn();
         assert_eq!(rig.read(&conn), b"");
         let packed = rig.driver.pack(conn.key).unwrap();
+        assert_eq!(rig.driver.pack(conn.key).as_ref(), Some(&packed), "nothing has changed");
+        assert!(!rig.driver.unpack(conn.key, &packed), "it is here");
+        rig.driver.forget(conn.key, None);
         assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
         assert!(rig.driver.pack(conn.key).is_none());
         for end in 0..packed.len() {

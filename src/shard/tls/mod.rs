@@ -159,6 +159,25 @@ impl<D: Driver> Driver for Secured<D> {
         self.inner.adopt(key, socket)
     }
 
+    fn forget(&mut self, key: ConnKey, socket: Option<D::Socket>) {
+        if let Some(tls) = &mut self.tls {
+            tls.forget(key);
+        }
+        self.inner.forget(key, socket);
+    }
+
+    fn drain_adopted(&mut self) {
+        self.inner.drain_adopted();
+    }
+
+    fn share(&mut self, lists_closed: bool) {
+        self.inner.share(lists_closed);
+    }
+
+    fn take_closed(&mut self) -> Vec<ConnKey> {
+        self.inner.take_closed()
+    }
+
     fn end_sends(&mut self, completions: &mut Vec<Completion>) {
         let from = completions.len();
         self.inner.end_sends(completions);

@@ -446,6 +446,7 @@ mod tests {
         let mut packed = rig.driver.pack(conn.key).unwrap();
         // The number of the next record, behind flags, name, head, key and IV.
         packed[3 + 1 + 16 + 12..][..7].copy_from_slice(&((1u64 << 24) - 65_537).to_be_bytes()[1..]);
+        rig.driver.forget(conn.key, None);
         assert!(rig.driver.unpack(conn.key, &packed));
         rig.send(&conn, &[b"one more"], 0);
         assert_eq!(rig.driver.next_worn(), Some(conn.key));

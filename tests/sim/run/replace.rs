@@ -1,5 +1,6 @@
 //! The node is replaced while it runs: all shards settle, are written to bytes, and go on as shards that
-//! were made of these bytes, of a new node, and of the same sockets. Its clock begins anew.
+//! were made of these bytes, of a new node, and of the same sockets. Its clock begins anew. In some runs most of
+//! the bytes are written and read before, in slices between turns, and only what has changed since follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,15 +8,17 @@ use std::sync::atomic::Ordering;
 
 use roost::base::counters::Kind;
 use roost::base::id::ShardId;
-use roost::base::image::ImageReader;
+use roost::base::image::{Frames, ImageReader};
 use roost::base::rng::Rng;
 use roost::base::time::Millis;
 use roost::edge::proxy::ProxyEvent;
 use roost::io::Alarm;
 use roost::io::sim::SimDriver;
-use roost::shard::mail::{MailLane, Mailbox, Outside};
+use roost::shard::freeze::Thawing;
+use roost::shard::handover::SliceMax;
+use roost::shard::mail::{Letterbox, MailLane, Mailbox, Outside};
 use roost::shard::settle::CALLS_MS;
-use roost::shard::{Seat, Secured, Shard, ShardCounters};
+use roost::shard::{NodeState, Seat, Secured, ShardCounters};
 
 use super::{Awake, Report, Run, Runner, node_of};
 use crate::client::Phase;
@@ -41,6 +44,48 @@ pub(super) struct Replacing {
     forget: Option<String>,
     /// The fields that images had.
     fields: BTreeSet<&'static str>,
+    /// The next node, while its shards are made of slices.
+    next: Option<Box<Next>>,
+}
+
+/// A node that is being made.
+struct Next {
+    node: Arc<NodeState>,
+    clock: i64,
+    letterboxes: Vec<Letterbox>,
+    control: Mailbox,
+    shards: Vec<Arriving>,
+    /// Steps until it takes over, whatever has been copied.
+    steps: u64,
+}
+
+/// A shard that is made of slices.
+struct Arriving {
+    thawing: Thawing<Secured<SimDriver>>,
+    /// The moment from which times in the image are distances, by its own clock.
+    moment: Millis,
+    frames: Frames,
+}
+
+impl Arriving {
+    /// Reads slices of a shard until there are no more, or `count`.
+    fn take(&mut self, runner: &mut Runner, max: SliceMax, count: u64) -> Result<u64, String> {
+        let mut bytes = 0;
+        for _ in 0..count {
+            let Some(slice) = runner.shard.handing_over().next_slice(max) else { break };
+            // Sockets of a simulation have no copies: they come at the end.
+            if slice.part.is_empty() {
+                continue;
+            }
+            bytes += slice.part.len() as u64;
+            let text = |broken: roost::base::image::Broken| format!("a slice: {broken}");
+            let from = ImageReader::new(&slice.part, self.moment).map_err(text)?;
+            let mut from = from.with_frames(std::mem::take(&mut self.frames));
+            self.thawing.part(&mut from).map_err(text)?;
+            self.frames = from.into_frames();
+        }
+        Ok(bytes)
+    }
 }
 
 /// The result of a run in which a field of each image was forgotten.
@@ -81,15 +126,98 @@ impl Run {
             past: BTreeMap::new(),
             forget,
             fields: BTreeSet::new(),
+            next: None,
         });
         run
     }
 
-    /// Whether it is time for another node.
-    pub(super) fn is_to_be_replaced(&mut self) -> bool {
+    /// Whether it is time for another node. One whose shards are made of slices gets a few in each step before.
+    pub(super) fn is_to_be_replaced(&mut self) -> Result<bool, String> {
         let may = self.phase <= Phase::Quiet && !self.draining;
-        let Some(replacing) = &mut self.replacing else { return false };
-        may && replacing.rng.one_in(replacing.one_in)
+        let Some(replacing) = &mut self.replacing else { return Ok(false) };
+        if !may {
+            self.drop_next();
+            return Ok(false);
+        }
+        if let Some(next) = &mut replacing.next {
+            let rng = &mut replacing.rng;
+            let at = rng.below(self.shards.len() as u64) as usize;
+            let bytes = [1, 500, 10_000][rng.below(3) as usize];
+            let max = SliceMax { entries: 1 + rng.below(20) as usize, sockets: 5, bytes };
+            let copied = next.shards[at].take(&mut self.shards[at], max, rng.below(4))?;
+            *replacing.past.entry("copied_bytes").or_insert(0) += copied;
+            if rng.one_in(50) {
+                self.shards[at].shard.handing_over().begin_again();
+            }
+            next.steps = next.steps.saturating_sub(1);
+            return Ok(next.steps == 0);
+        }
+        if !replacing.rng.one_in(replacing.one_in) {
+            return Ok(false);
+        }
+        // An experiment forgets a field of one image.
+        if replacing.forget.is_some() || replacing.rng.one_in(3) {
+            return Ok(true);
+        }
+        self.begin_next();
+        Ok(false)
+    }
+
+    /// A new process begins, and shards begin to be written for it.
+    fn begin_next(&mut self) {
+        let Some(mut replacing) = self.replacing.take() else { return };
+        let now = self.world.borrow().now().0;
+        let clock = 1 + replacing.rng.below(CLOCKS_APART_MS) as i64 - now as i64;
+        let steps = 1 + replacing.rng.below(400);
+        let mut next = self.next_node(&mut replacing, clock, steps);
+        for (runner, arriving) in self.shards.iter_mut().zip(&mut next.shards) {
+            let moment = runner.shard.handing_over().begin_copy();
+            // By the clock of the simulation, and by its own.
+            let moment = moment.0 as i64 - replacing.clock + clock;
+            arriving.moment = Millis(moment.max(0) as u64);
+        }
+        replacing.next = Some(Box::new(next));
+        self.replacing = Some(replacing);
+    }
+
+    /// The new process fails while its shards are made.
+    fn drop_next(&mut self) {
+        if let Some(replacing) = &mut self.replacing
+            && replacing.next.take().is_some()
+        {
+            self.shards.iter_mut().for_each(|runner| runner.shard.go_on());
+        }
+    }
+
+    /// A node of which nothing has come.
+    fn next_node(&self, replacing: &mut Replacing, clock: i64, steps: u64) -> Next {
+        let now = self.world.borrow().now().0;
+        let node = node_of(&self.plan, self.names, replacing.rng.next_u64());
+        let ids: Vec<ShardId> = (0..self.plan.sizes.shards).map(|at| ShardId(at as u8)).collect();
+        let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = ids
+            .iter()
+            .map(|id| {
+                let alarm = Alarm::new(self.world.borrow().waker(*id));
+                Mailbox::new(self.plan.mailbox_batches[id.index()], alarm)
+            })
+            .unzip();
+        let (outside, control) =
+            Mailbox::new(self.plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
+        let shards = ids.into_iter().zip(mailboxes).map(|(id, mailbox)| {
+            let seat = Seat {
+                shard: id,
+                mailbox,
+                letterboxes: letterboxes.clone(),
+                outside: Outside::new(outside.clone()),
+                seed: replacing.rng.next_u64(),
+            };
+            let driver = Secured::new(SimDriver::with_clock(&self.world, id, clock), &node, id);
+            let thawing = Thawing::new(Arc::clone(&node), seat, driver, || {});
+            let moment = super::shifted(Millis(now), clock);
+            Arriving { thawing, moment, frames: Frames::default() }
+        });
+        let shards = shards.collect();
+        Next { node, clock, letterboxes, control, shards, steps }
     }
 
     /// Settles all shards, freezes them, and goes on with others.
@@ -99,6 +227,7 @@ impl Run {
         }
         if let Some(turns) = self.fails_early() {
             self.settle(turns)?;
+            self.replacing.iter_mut().for_each(|replacing| replacing.next = None);
             self.shards.iter_mut().for_each(|runner| runner.shard.go_on());
             return Ok(());
         }
@@ -140,6 +269,8 @@ impl Run {
 
     /// All shards are written, and go on themselves.
     fn go_on(&mut self) -> Result<(), String> {
+        // What was made of slices is dropped.
+        self.replacing.iter_mut().for_each(|replacing| replacing.next = None);
         for runner in &mut self.shards {
             let image = runner
                 .shard
@@ -206,8 +337,27 @@ impl Run {
             });
         }
         *replacing.past.entry("replacements").or_insert(0) += 1;
+        let is_copied = replacing.next.is_some();
+        let mut next = match replacing.next.take() {
+            Some(next) => *next,
+            None => {
+                let now = self.world.borrow().now().0;
+                let clock = 1 + replacing.rng.below(CLOCKS_APART_MS) as i64 - now as i64;
+                self.next_node(&mut replacing, clock, 0)
+            }
+        };
+        if is_copied {
+            *replacing.past.entry("copied").or_insert(0) += 1;
+        }
         let mut frozen = Vec::new();
-        for runner in std::mem::take(&mut self.shards) {
+        for (mut runner, arriving) in
+            std::mem::take(&mut self.shards).into_iter().zip(&mut next.shards)
+        {
+            if is_copied {
+                let begun = runner.shard.handing_over().begin_last();
+                begun.map_err(|left| format!("not frozen: {left:?}"))?;
+                arriving.take(&mut runner, SliceMax::NONE, u64::MAX)?;
+            }
             let shard =
                 runner.shard.freeze().map_err(|(_, left)| format!("not frozen: {left:?}"))?;
             *replacing.past.entry("replaced_bytes").or_insert(0) += shard.image.len() as u64;
@@ -226,59 +376,44 @@ impl Run {
                     | ProxyEvent::SubRefresh
             )
         });
-        let now = self.world.borrow().now().0;
-        replacing.clock = 1 + replacing.rng.below(CLOCKS_APART_MS) as i64 - now as i64;
         let (beside, draining) =
             (self.node.memory.used(), self.node.draining.load(Ordering::Relaxed));
         debug_assert!(!draining);
-        let names = self.names;
-        self.node = node_of(&self.plan, names, replacing.rng.next_u64());
+        let Next { node, clock, letterboxes, control, shards, .. } = next;
+        (replacing.clock, self.node, self.letterboxes) = (clock, node, letterboxes);
         if self.plan.short_of_memory && beside > self.node.memory.limit() {
             self.node.memory.set_beside(i64::MAX / 2);
         }
-        let ids: Vec<ShardId> = (0..self.plan.sizes.shards).map(|at| ShardId(at as u8)).collect();
-        let mut mailboxes = Vec::new();
-        self.letterboxes.clear();
-        for id in &ids {
-            let alarm = Alarm::new(self.world.borrow().waker(*id));
-            let (letterbox, mailbox) = Mailbox::new(self.plan.mailbox_batches[id.index()], alarm);
-            self.letterboxes.push(letterbox);
-            mailboxes.push(mailbox);
-        }
-        let (control, mailbox) =
-            Mailbox::new(self.plan.mailbox_batches[0], Alarm::new(Arc::new(Awake)));
-        self.control.mailbox = mailbox;
+        self.control.mailbox = control;
         self.control.outboxes = self.letterboxes.iter().cloned().map(MailLane::new).collect();
-        for ((id, mailbox), frozen) in ids.into_iter().zip(mailboxes).zip(frozen) {
-            let seat = Seat {
-                shard: id,
-                mailbox,
-                letterboxes: self.letterboxes.clone(),
-                outside: Outside::new(control.clone()),
-                seed: replacing.rng.next_u64(),
-            };
-            let driver = SimDriver::with_clock(&self.world, id, replacing.clock);
-            let driver = Secured::new(driver, &self.node, id);
-            let moment = super::shifted(Millis(now), replacing.clock);
-            let image = match &replacing.forget {
-                None => ImageReader::new(&frozen.image, moment),
-                Some(field) => ImageReader::forgetting(&frozen.image, moment, field),
-            };
-            let mut image = image.map_err(|broken| broken.to_string())?;
-            let node = Arc::clone(&self.node);
-            let shard = Shard::thaw(node, seat, driver, || {}, &mut image, frozen.sockets);
-            replacing.fields.extend(image.fields_met());
-            let shard = shard.map_err(|broken| format!("not thawed: {broken}"));
-            match shard {
+        for (mut arriving, frozen) in shards.into_iter().zip(frozen) {
+            let made = (|| {
+                for (key, socket) in frozen.sockets {
+                    arriving.thawing.socket(key, socket)?;
+                }
+                if !is_copied {
+                    let mut image = match &replacing.forget {
+                        None => ImageReader::new(&frozen.image, arriving.moment),
+                        Some(field) => {
+                            ImageReader::forgetting(&frozen.image, arriving.moment, field)
+                        }
+                    }?;
+                    let read = arriving.thawing.part(&mut image);
+                    replacing.fields.extend(image.fields_met());
+                    read?;
+                }
+                arriving.thawing.end()
+            })();
+            match made {
                 Ok(shard) => self.shards.push(Runner {
                     shard,
                     waits: None,
                     starved_until: 0,
                     stopped: false,
                 }),
-                Err(fault) => {
+                Err(broken) => {
                     self.replacing = Some(replacing);
-                    return Err(fault);
+                    return Err(format!("not thawed: {broken}"));
                 }
             }
         }
