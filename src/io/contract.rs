@@ -358,6 +358,61 @@ fn connections_over_a_unix_socket_are_accepted<D: Driver<Socket = OwnedFd>>(make
     std::fs::remove_file(path).unwrap();
 }
 
+fn a_close_ends_a_connection_of_which_others_have_copies<D: Driver<Socket = OwnedFd>>(
+    make: Make<D>,
+) {
+    let mut rig = Rig::new(make);
+    rig.driver.share(true);
+    let conns = [0, 1].map(|index| rig.connect(index));
+    let copies: Vec<_> = conns.iter().map(|(_, _, socket)| socket.try_clone().unwrap()).collect();
+    let [(mut gentle, zero, socket), (mut abrupt, one, other)] = conns;
+    rig.driver.close(zero, socket, false);
+    assert_eq!(gentle.read(&mut [0; 9]).unwrap(), 0);
+    rig.driver.close(one, other, true);
+    let fault = abrupt.read(&mut [0; 9]).unwrap_err();
+    assert_eq!(fault.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!((rig.driver.take_closed(), rig.driver.take_closed()), (vec![zero, one], vec![]));
+    drop(copies);
+    rig.driver.share(false);
+    let (mut client, key, socket) = rig.connect(2);
+    rig.driver.close(key, socket, false);
+    assert_eq!(client.read(&mut [0; 9]).unwrap(), 0);
+    assert_eq!(rig.driver.take_closed(), []);
+}
+
+fn an_adopted_connection_reports_what_it_may_read_and_is_forgotten_with_a_copy_open<
+    D: Driver<Socket = OwnedFd>,
+>(
+    make: Make<D>,
+) {
+    let mut rig = Rig::new(make);
+    let conns = [0, 1].map(|index| {
+        let (client, server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let server: OwnedFd = server.into();
+        rig.driver.adopt(key(index), &server).unwrap();
+        (client, server)
+    });
+    let [(mut client, server), (mut other, gone)] = conns;
+    client.write_all(b"early").unwrap();
+    rig.driver.drain_adopted();
+    other.write_all(b"early").unwrap();
+    rig.driver.drain_adopted();
+    let copy = gone.try_clone().unwrap();
+    rig.driver.forget(key(1), Some(gone));
+    other.write_all(b"late").unwrap();
+    rig.switchboard.waker(ShardId(0)).wake();
+    assert!(!rig.until_readable(key(0)));
+    rig.until(|told| *told == Completion::Woken);
+    // That they are writable was thrown away, and the other is unknown.
+    let of_conns = |told: &Completion| {
+        matches!(told, Completion::Writable { .. } | Completion::Readable { .. })
+    };
+    assert!(!rig.told.iter().any(of_conns), "{:?}", rig.told);
+    assert_eq!(rig.recv(key(0), &server), Some((b"early".to_vec(), true)));
+    drop(copy);
+}
+
 macro_rules! contract {
     ($($rule:ident)*) => {
         mod epoll {
@@ -385,4 +440,6 @@ contract! {
     shards_are_woken_and_pass_sockets
     the_other_end_is_known_until_it_is_reset
     connections_over_a_unix_socket_are_accepted
+    a_close_ends_a_connection_of_which_others_have_copies
+    an_adopted_connection_reports_what_it_may_read_and_is_forgotten_with_a_copy_open
 }
