@@ -454,6 +454,28 @@ pub(super) mod tests {
         }
     }
 
+    /// Each message as a released version has written it, in hexadecimal digits: the release behind that one has to
+    /// understand it. `ROOST_WRITE_SAMPLES=1` writes them by the program as it is.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a switch of this test")]
+    fn messages_of_a_released_version_are_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/handover/samples/0.2.0.txt");
+        if std::env::var_os("ROOST_WRITE_SAMPLES").is_some() {
+            let hex = |message: &Message| -> String {
+                message.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+            };
+            let lines: Vec<String> = examples().iter().map(hex).collect();
+            std::fs::write(path, lines.join("\n") + "\n").unwrap();
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut known = examples().into_iter();
+        for line in text.lines() {
+            let digits = line.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).unwrap());
+            let bytes: Vec<u8> = digits.map(|two| u8::from_str_radix(two, 16).unwrap()).collect();
+            assert_eq!(Message::from_bytes(&bytes).ok(), known.next());
+        }
+    }
+
     #[test]
     fn secrets_are_not_shown() {
         let shown = format!("{:?}", identity());

@@ -251,7 +251,7 @@ pub(crate) mod tests {
         clock: i64,
     }
 
-    fn node() -> Arc<NodeState> {
+    pub(crate) fn node() -> Arc<NodeState> {
         let channels = Namespace {
             allow_subscribe_for_client: true,
             allow_subscribe_for_anonymous: true,
@@ -273,14 +273,14 @@ pub(crate) mod tests {
     }
 
     /// A message of a client, masked with zeros.
-    fn masked(message: &str) -> Vec<u8> {
+    pub(crate) fn masked(message: &str) -> Vec<u8> {
         let mut frame = ws::frame(ws::TEXT, message.as_bytes()).bytes().to_vec();
         frame[1] |= 0x80;
         frame.splice(2..2, [0; 4]);
         frame
     }
 
-    fn seat() -> Seat {
+    pub(crate) fn seat() -> Seat {
         let (letterbox, own, _) = mailbox(8);
         let (control, ..) = mailbox(8);
         let outside = Outside::new(control);
@@ -316,7 +316,7 @@ pub(crate) mod tests {
             self.world.borrow_mut().write(link, &masked(message));
         }
 
-        fn turns(&mut self) {
+        pub(crate) fn turns(&mut self) {
             for _ in 0..10 {
                 let now = self.world.borrow().now();
                 let now = Millis(now.0.saturating_add_signed(self.clock));

@@ -38,6 +38,8 @@ mod notices;
 mod options;
 mod orders;
 mod outlets;
+#[cfg(test)]
+mod samples;
 pub mod settle;
 mod shedding;
 mod stats;

@@ -105,6 +105,7 @@ mod tests {
     use crate::hub::broker::Ticket;
     use crate::hub::history::{Position, Published, Record};
     use crate::shard::home::line::{Need, Query, fingerprint};
+    use crate::shard::samples::{decoded, encoded, sample};
 
     fn entry(offset: u64) -> Entry {
         let text = offset.to_string();
@@ -122,13 +123,20 @@ mod tests {
         Position { offset, epoch: Some("a life".into()) }
     }
 
-    fn thawed(line: &Line, now: Millis) -> Result<Line, Broken> {
+    fn frozen(line: &Line, now: Millis) -> Vec<u8> {
         let mut out = ImageWriter::new(now);
         out.record(kind::LINE, |out| out.field(line));
-        let image = out.finish();
-        let mut from = ImageReader::new(&image, Millis(now.0 + 1_000_000))?;
+        out.finish()
+    }
+
+    fn read(image: &[u8]) -> Result<Line, Broken> {
+        let mut from = ImageReader::new(image, Millis(2_000_000))?;
         from.next_record()?;
         from.field("line")
+    }
+
+    fn thawed(line: &Line, now: Millis) -> Result<Line, Broken> {
+        read(&frozen(line, now))
     }
 
     /// A line that stands at offset 3, with a whole window.
@@ -178,6 +186,15 @@ mod tests {
         let mut line = at_three();
         line.window.remove(1);
         assert!(thawed(&line, Millis(0)).is_err(), "it has a hole");
+    }
+
+    #[test]
+    fn a_line_of_a_released_version_goes_on() {
+        let text = sample("line-0.2.0.txt", || encoded(&frozen(&at_three(), Millis(1_000))));
+        let mut line = read(&decoded(&text)).unwrap();
+        assert_eq!((line.at().cloned(), line.window_len()), (Some(top(3)), 3));
+        let effects = line.arrive(Millis(2_000_001), top(4).epoch, entry(4), 10);
+        assert_eq!((effects.deliver.len(), effects.deliver[0].after), (1, 3));
     }
 
     /// Fingerprints go to the next version: another way to make them would be another format.
