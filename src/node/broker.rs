@@ -202,7 +202,8 @@ impl BrokerSettings {
         let redis = |settings: redis::Settings| Kind::Redis(Arc::new(settings));
         let nats =
             nats.as_ref().map(|options| nats_settings(options, rules, uid, (homes, threads)));
-        let channels = nats.map(|settings| Kind::Nats(Arc::new(settings))).or(channels.map(redis));
+        let channels =
+            nats.map(|settings| Kind::Nats(Arc::new(settings))).or_else(|| channels.map(redis));
         if *presence_by_nodes {
             // Nothing expires.
             let presence = Some(Kind::Nodes(Arc::new(presence_nodes::Settings { homes })));

@@ -95,7 +95,7 @@ pub fn read_at(bytes: &[u8], place: Option<(u64, u64)>) -> Result<Message, Malfo
         return entry(inner, place).map(|(epoch, entry)| Message::Publication(epoch, entry));
     }
     let mut info = None;
-    fields(inner, |key, value| info = info.or((key == INFO).then_some(value)))?;
+    fields(inner, |key, value| info = info.or_else(|| (key == INFO).then_some(value)))?;
     let info = read_client_info(info.ok_or(Malformed::Empty)?).map_err(|_| Malformed::Protobuf)?;
     Ok(if key == JOIN { Message::Join(info) } else { Message::Leave(info) })
 }
@@ -141,7 +141,7 @@ fn entry(bytes: &[u8], place: Option<(u64, u64)>) -> Result<(Option<Epoch>, Entr
         time: 0,
     };
     let own = (read.offset, read.offset.saturating_sub(1));
-    let (offset, after) = place.or(epoch.is_some().then_some(own)).unwrap_or_default();
+    let (offset, after) = place.or_else(|| epoch.is_some().then_some(own)).unwrap_or_default();
     let entry = Entry {
         after,
         time_ms: read.time_ms,
