@@ -5,7 +5,7 @@
 //!  heads -> channels -> local channels -> sessions -> connections with their sockets -> (settled: the rest)
 //! ```
 //! What has changed is found by its bytes: each unit is written again and its hash compared with the one of before
-//! ([`ImageWriter::unit`]). That costs a look at each connection in the freeze, a tenth of a microsecond, and nothing
+//! ([`ImageWriter::unit`]). That costs a look at each connection in the freeze, and nothing
 //! can be forgotten that a mark at each change could forget. So what is in the other process from the first time is
 //! used only where its bytes are those of the last moment; TLS with its record numbers is a part of them.
 

@@ -17,7 +17,7 @@ use crate::io::{Driver, descriptors};
 use crate::shard::Shard;
 use crate::shard::handover::{Slice, SliceMax};
 
-/// A slice between two turns: about 200 microseconds.
+/// A slice between two turns: short beside what a client notices.
 const RUNNING_MAX: SliceMax = SliceMax { entries: 512, sockets: DESCRIPTORS_MAX, bytes: 64 * 1024 };
 
 /// A slice while the shard is frozen.
