@@ -164,7 +164,7 @@ mod tests {
         assert_eq!((&*all[0].1.user, &*all[0].1.password), ("u@x", "p:w"));
         assert_eq!(all[1].1, all[0].1);
         assert_eq!((&*all[2].1.token, &*all[2].1.user), ("token", ""));
-        assert_eq!(servers("localhost:4222").unwrap().1, false);
+        assert!(!servers("localhost:4222").unwrap().1);
     }
 
     #[test]

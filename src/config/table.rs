@@ -610,16 +610,14 @@ pub(crate) fn places() -> &'static [Place] {
         let about = "Events that the application gets notice of, posted at least once.";
         all.push(place("client.hooks", about, "", HOOKS));
         all.push(list("roost.tls", "Certificates of further hosts, by name.", "", CERTIFICATE));
-        all.extend(redis_places());
-        let about = "NATS for channels, with broker.enabled and broker.type = \"nats\".";
-        all.push(place("broker.nats", about, "", NATS));
+        all.extend(broker_places());
         all
     });
     &PLACES
 }
 
-/// Uses of Redis.
-fn redis_places() -> [Place; 3] {
+/// Uses of Redis and NATS.
+fn broker_places() -> [Place; 4] {
     let place = |path, about, like, rows| Place { path, about, like, rows, is_list: false };
     [
         place(
@@ -639,6 +637,12 @@ fn redis_places() -> [Place; 3] {
             "Redis for presence, with presence_manager.enabled and its type = \"redis\".",
             "engine.redis",
             all_but(REDIS, &["history_use_lists"]),
+        ),
+        place(
+            "broker.nats",
+            "NATS for channels, with broker.enabled and broker.type = \"nats\".",
+            "",
+            NATS,
         ),
     ]
 }

@@ -130,7 +130,7 @@ impl ChannelsWritten {
             end.name == channel.name && end.epoch == *stream.epoch() && end.offset + 1 >= oldest
         });
         let mut begins = end.is_none();
-        let mut offset = end.map_or(oldest.saturating_sub(1), |end| end.offset);
+        let mut offset = end.map_or_else(|| oldest.saturating_sub(1), |end| end.offset);
         let mut left = stream.behind(offset).peekable();
         if left.peek().is_none() {
             return true;

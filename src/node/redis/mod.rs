@@ -39,6 +39,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -251,35 +252,9 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
         joining,
         first: at,
     });
-    let has_channels = shared.settings.has_channels;
-    let mut servers = Vec::new();
-    for at in 0..shared.settings.servers.len() {
-        let partitions = shared.settings.operations.names.partitions();
-        let places = (0..partitions).flat_map(|partition| {
-            shared.homes().map(move |home| pubsub::Place { server: at, partition, home })
-        });
-        let places: Vec<_> = places.collect();
-        let joining = shared.joining.as_ref();
-        let wishes = |_| Rc::new(Wishes::with(fence::first_part(joining)));
-        let wishes: Vec<_> = places.iter().map(wishes).collect();
-        shared.wishes.borrow_mut().extend(wishes.iter().cloned());
-        let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
-        let (made, known) = (Cell::new(0), RefCell::default());
-        let control_part = RefCell::new(fence::first_part(joining));
-        let server = Rc::new(Connected { queue, wishes, known, made, is_back, control_part });
-        let (of_server, begins) = (server.clone(), begins.clone());
-        tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
-        for (place, wishes) in places.into_iter().zip(&server.wishes).filter(|_| has_channels) {
-            let wishes = wishes.clone();
-            tokio::task::spawn_local(pubsub::run(shared.clone(), server.clone(), place, wishes));
-        }
-        if shared.first == 0 && has_channels {
-            tokio::task::spawn_local(control::run(shared.clone(), at, server.clone()));
-        }
-        servers.push(server);
-    }
+    let servers = 0..shared.settings.servers.len();
+    let servers: Rc<[_]> = servers.map(|at| connected(&shared, at, &begins)).collect();
     drop(begins);
-    let servers: Rc<[Rc<Connected>]> = servers.into();
     tokio::task::spawn_local(inlet::run(shared.clone(), servers.clone(), mail));
     let mut turn = 0;
     let mut keep = tokio::time::interval(KEEP_ENTRIES);
@@ -306,6 +281,34 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
             Some(inbound) => take(&shared, &servers, &mut turn, inbound),
         }
     }
+}
+
+/// Begins the connections to a server.
+fn connected(shared: &Rc<Shared>, at: usize, begins: &Sender<()>) -> Rc<Connected> {
+    let has_channels = shared.settings.has_channels;
+    let partitions = shared.settings.operations.names.partitions();
+    let places = (0..partitions).flat_map(|partition| {
+        shared.homes().map(move |home| pubsub::Place { server: at, partition, home })
+    });
+    let places: Vec<_> = places.collect();
+    let joining = shared.joining.as_ref();
+    let wishes = |_| Rc::new(Wishes::with(fence::first_part(joining)));
+    let wishes: Vec<_> = places.iter().map(wishes).collect();
+    shared.wishes.borrow_mut().extend(wishes.iter().cloned());
+    let (queue, is_back) = (Queue::new(shared.bytes.clone()), Notify::new());
+    let (made, known) = (Cell::new(0), RefCell::default());
+    let control_part = RefCell::new(fence::first_part(joining));
+    let server = Rc::new(Connected { queue, wishes, known, made, is_back, control_part });
+    let (of_server, begins) = (server.clone(), begins.clone());
+    tokio::task::spawn_local(commands::run(shared.clone(), at, of_server, begins));
+    for (place, wishes) in places.into_iter().zip(&server.wishes).filter(|_| has_channels) {
+        let wishes = wishes.clone();
+        tokio::task::spawn_local(pubsub::run(shared.clone(), server.clone(), place, wishes));
+    }
+    if shared.first == 0 && has_channels {
+        tokio::task::spawn_local(control::run(shared.clone(), at, server.clone()));
+    }
+    server
 }
 
 /// Does what the node has ordered beside commands of homes.
