@@ -321,6 +321,11 @@ pub trait Driver {
     fn unpackable(&self) -> Vec<ConnKey> {
         Vec::new()
     }
+    /// Sends under way of which the connection doesn't know: it counts their bytes as sent. Each ends with
+    /// [`Driver::end_sends`].
+    fn own_sends(&self) -> usize {
+        0
+    }
     /// The state that the driver keeps for a connection, as bytes. Either these or the connection go on, never
     /// both: bytes that are not the state of the last moment must never be used.
     fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {

@@ -173,7 +173,7 @@ impl<D: Driver> Net<D> {
     }
 
     /// What keeps this group from being written. Looks at every connection.
-    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 9] {
+    pub(crate) fn unsettled(&self) -> [(&'static str, usize); 10] {
         let count = |is: fn(&Conn<D::Socket>) -> bool| {
             self.conns.iter().filter(|(_, conn)| is(conn)).count()
         };
@@ -185,6 +185,7 @@ impl<D: Driver> Net<D> {
             ("consequences of requests", self.effects.len()),
             ("TLS handshakes", self.driver.unpackable().len()),
             ("sends under way", count(|conn| conn.flags.sending())),
+            ("TLS sends under way", self.driver.own_sends()),
             ("requests not answered", count(|conn| conn.phase == Phase::Asked)),
             ("polls", self.http.polls.values().filter(|poll| poll.has_begun()).count()),
         ]

@@ -237,6 +237,16 @@ impl Tls {
         true
     }
 
+    /// Sealed bytes, and answers to refused connections, that the driver is sending.
+    pub(super) fn own_sends(&self) -> usize {
+        let early = self.early.values().filter(|early| match early {
+            Early::Shaking(shaking) => shaking.in_flight,
+            Early::Refused(refused) => refused.in_flight,
+            Early::Header(_) => false,
+        });
+        self.notes.values().filter(|notes| notes.in_flight).count() + early.count()
+    }
+
     /// Connections whose handshakes are under way.
     pub(super) fn handshakes(&self) -> Vec<ConnKey> {
         let shaking = self.early.values().filter_map(|early| match early {

@@ -334,6 +334,10 @@ impl<D: Driver> Driver for Secured<D> {
         self.tls.as_ref().map_or_else(Vec::new, |tls| tls.handshakes())
     }
 
+    fn own_sends(&self) -> usize {
+        self.tls.as_ref().map_or(0, |tls| tls.own_sends())
+    }
+
     fn pack(&mut self, key: ConnKey) -> Option<Vec<u8>> {
         self.tls.as_mut()?.pack(key)
     }
