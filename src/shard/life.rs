@@ -28,8 +28,8 @@ pub(crate) struct Life {
 /// The state of a shard that settles.
 #[derive(Debug)]
 pub(crate) struct Settling {
-    /// When it began.
-    pub(super) since: Millis,
+    /// The first turn of it: the time of the turn before may be long ago.
+    pub(super) since: Option<Millis>,
     /// Connections whose calls of the application were given up.
     pub(super) given_up: Vec<ConnKey>,
 }

@@ -48,11 +48,10 @@ impl<D: Driver> Shard<D> {
         if self.net.draining.is_some() || self.life.is_stopped() {
             return Err("the node closes its connections");
         }
-        let since = self.cx.now;
         if !std::mem::replace(&mut self.cx.settles, true) {
             self.home.settle(&self.cx, &mut self.post);
         }
-        self.life.settling.get_or_insert(Settling { since, given_up: Vec::new() });
+        self.life.settling.get_or_insert(Settling { since: None, given_up: Vec::new() });
         Ok(())
     }
 
@@ -108,7 +107,7 @@ impl<D: Driver> Shard<D> {
         let now = self.cx.now;
         // Again in each turn: a request that was on its way may have begun another call.
         let Some(settling) = &mut self.life.settling else { return };
-        let settled_ms = now.since(settling.since);
+        let settled_ms = now.since(*settling.since.get_or_insert(now));
         if settled_ms >= CALLS_MS {
             // The bound: calls that may not be made twice have failed, and requests get 503.
             let out = &mut outlets!(self);
@@ -314,6 +313,19 @@ fn first_of(mut commands: client::Commands<'_>) -> Option<(u32, usize)> {
 mod tests {
     use super::*;
     use crate::shard::freeze::tests::Alone;
+
+    #[test]
+    fn the_bound_begins_with_the_first_turn_of_a_shard_that_was_idle() {
+        let mut of = Alone::new();
+        let link = of.connect();
+        of.says(link, r#"{"id":1,"connect":{}}"#);
+        assert!(of.hears(link).contains("connect"), "it is connected");
+        let before = of.shard.cx.now;
+        of.shard.settle().unwrap();
+        of.shard.turn_after(Some(Millis(before.0 + 60_000)));
+        let settling = of.shard.life.settling.as_ref().unwrap();
+        assert_eq!(settling.since, Some(of.shard.cx.now), "not that of the turn before");
+    }
 
     #[test]
     fn no_command_is_begun_until_the_shard_goes_on() {
