@@ -173,10 +173,11 @@ const REDIS: [(&str, &str); 3] = [
 ];
 
 /// The options that rows are about, by their whole paths; those of a namespace stand in 13.1, those that
-/// all proxies have in 26.1, those of a Redis in 26.2.
+/// all proxies have in 26.1, those of a Redis in 26.2, those of NATS in 26.3.
 fn documented<'r>(rows: impl Iterator<Item = &'r Row<'r>>) -> BTreeSet<String> {
     let whole = |row: &Row<'_>, name: &str| match row.heading.split(' ').next() {
         Some("13.1") => vec![format!("channel.without_namespace.{name}")],
+        Some("26.3") => vec![format!("broker.nats.{name}")],
         Some("26.1") => PROXIES.iter().map(|section| format!("{section}.{name}")).collect(),
         Some("26.2") => {
             let sections = REDIS.iter().filter(|(_, without)| !name.starts_with(without));

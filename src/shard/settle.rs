@@ -320,11 +320,12 @@ mod tests {
         let link = of.connect();
         of.says(link, r#"{"id":1,"connect":{}}"#);
         assert!(of.hears(link).contains("connect"), "it is connected");
-        let before = of.shard.cx.now;
+        let now = Millis(of.shard.cx.now.0 + 60_000);
+        of.world.borrow_mut().advance_to(now);
         of.shard.settle().unwrap();
-        of.shard.turn_after(Some(Millis(before.0 + 60_000)));
+        of.shard.turn_after(Some(now));
         let settling = of.shard.life.settling.as_ref().unwrap();
-        assert_eq!(settling.since, Some(of.shard.cx.now), "not that of the turn before");
+        assert_eq!(settling.since, Some(now), "not that of the turn before");
     }
 
     #[test]
