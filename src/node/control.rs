@@ -133,7 +133,7 @@ impl Control {
             }
         };
         if let Some(hooks) = &self.hooks
-            && ended != Ended::Cut
+            && !matches!(ended, Ended::Cut | Ended::Drained)
         {
             hooks.finish().await;
         }
@@ -298,6 +298,10 @@ impl Control {
         }
         // A listener is closed when the last of its copies is.
         self.shown.take();
+        if let Some(hooks) = &self.hooks {
+            // Shards that have stopped report nothing.
+            hooks.finish().await;
+        }
         self.control_mail.shards().for_each(|shard| self.control_mail.post(shard, Mail::Stop));
         self.control_mail.sent().await;
         info!("drained");

@@ -212,11 +212,16 @@ impl Hooks {
         }
     }
 
-    /// Waits, when the node ends, until all events are posted, at most [`FINISH`].
+    /// Waits, when the node ends, until all events are posted, at most [`FINISH`]. The last ones may still come: a
+    /// channel is vacated by mail to its home, behind the end of the last connection.
     pub(super) async fn finish(&self) {
         let until = Instant::now() + FINISH;
-        while self.lock().has_some() && Instant::now() < until {
+        let mut empty_since = Instant::now();
+        while empty_since.elapsed() < FINISH_QUIET && Instant::now() < until {
             sleep(FINISH_LOOK).await;
+            if self.lock().has_some() {
+                empty_since = Instant::now();
+            }
         }
         let (waiting, _) = self.waiting();
         if waiting > 0 {
@@ -326,6 +331,9 @@ const RETRY_MAX: Duration = Duration::from_secs(20);
 
 /// Time that a node which ends gives its last events.
 const FINISH: Duration = Duration::from_secs(5);
+
+/// So long no event has to come before there are no more.
+const FINISH_QUIET: Duration = Duration::from_millis(100);
 const FINISH_LOOK: Duration = Duration::from_millis(20);
 
 /// Less than the five seconds after which Node's servers close idle connections.
