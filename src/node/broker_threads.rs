@@ -72,6 +72,15 @@ pub trait Service: Send + Sync + 'static {
     fn run(self: Arc<Self>, begin: Begin) -> impl Future<Output = ()>;
 }
 
+/// Runs what a broker does before its threads begin.
+///
+/// # Errors
+/// There is no runtime for it, or it fails: why.
+pub(super) fn run_once(future: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.map_err(|error| error.to_string())?, future)
+}
+
 /// What a thread begins with.
 pub struct Begin {
     /// The number of the thread.

@@ -41,6 +41,7 @@ mod redis_faults;
 mod redis_layouts;
 mod reload;
 mod senders;
+mod server_process;
 mod server_subs;
 mod service_manager;
 mod shutdown;

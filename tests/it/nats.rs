@@ -8,18 +8,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{BOUND, Client, Node, token};
 use crate::redis::{data, free_port, subscribe};
+use crate::server_process::ServerProcess;
 
 /// A `nats-server` on a free port.
 pub(crate) struct NatsServer {
-    child: Child,
+    process: ServerProcess,
     program: String,
     pub(crate) port: u16,
-    pub(crate) folder: PathBuf,
     flags: Vec<String>,
 }
 
@@ -44,11 +44,9 @@ impl NatsServer {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // Another process may take the port before the server does.
         let started = (0..50).find_map(|_| {
-            let made = Command::new("mktemp").arg("-d").output().unwrap().stdout;
-            let folder = PathBuf::from(String::from_utf8(made).unwrap().trim());
             let (port, flags) = (free_port(), flags.clone());
-            let child = run(program, port, &folder, &flags);
-            let mut server = Self { child, program: program.to_owned(), port, folder, flags };
+            let process = ServerProcess::run(|folder| run(program, port, folder, &flags));
+            let mut server = Self { process, program: program.to_owned(), port, flags };
             server.listens().then_some(server)
         });
         Some(started.expect("no free port"))
@@ -56,40 +54,31 @@ impl NatsServer {
 
     /// Waits until it greets; false when it has ended before.
     fn listens(&mut self) -> bool {
-        let began = Instant::now();
-        let greets = |port: u16| {
+        let port = self.port;
+        self.process.listens(|| {
             let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
             stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let mut line = String::new();
             BufReader::new(stream).read_line(&mut line).is_ok() && line.starts_with("INFO")
-        };
-        while !greets(self.port) {
-            if self.child.try_wait().unwrap().is_some() {
-                return false;
-            }
-            assert!(began.elapsed() < BOUND, "nats-server does not listen");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        true
+        })
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+        self.process.signal(signal);
     }
 
     pub(crate) fn end(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.end();
     }
 
     /// Waits until it has ended.
     pub(crate) fn wait(&mut self) {
-        self.child.wait().unwrap();
+        self.process.child.wait().unwrap();
     }
 
     /// Starts it again on the same port.
     pub(crate) fn restart(&mut self) {
-        self.child = run(&self.program, self.port, &self.folder, &self.flags);
+        self.process.child = run(&self.program, self.port, &self.process.folder, &self.flags);
         assert!(self.listens(), "nats-server has ended");
     }
 
@@ -102,14 +91,6 @@ impl NatsServer {
         lines.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n");
         lines.flush();
         lines
-    }
-}
-
-impl Drop for NatsServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

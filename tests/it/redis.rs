@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{BOTH, BOUND, Client, Node};
+use crate::server_process::ServerProcess;
 
 /// A `redis-server` on a free port.
 pub(crate) struct RedisServer {
-    child: Child,
+    process: ServerProcess,
     pub(crate) port: u16,
-    folder: PathBuf,
     flags: Vec<String>,
 }
 
@@ -48,10 +48,9 @@ impl RedisServer {
             eprintln!("skipped: no redis-server");
             return Some(None);
         }
-        let made = Command::new("mktemp").arg("-d").output().unwrap().stdout;
-        let folder = PathBuf::from(String::from_utf8(made).unwrap().trim());
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut server = Self { child: run(port, &folder, &flags), port, folder, flags };
+        let process = ServerProcess::run(|folder| run(port, folder, &flags));
+        let mut server = Self { process, port, flags };
         server.listens().then_some(Some(server))
     }
 
@@ -67,22 +66,14 @@ impl RedisServer {
 
     /// Waits until it listens; false when it has ended before.
     fn listens(&mut self) -> bool {
-        let began = Instant::now();
+        let port = self.port;
         // A server of a Cluster listens before it knows whether it can have its second port: it has begun when it
         // answers, whatever that is.
-        let answers = |port: u16| {
+        self.process.listens(|| {
             let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
             stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             stream.write_all(b"PING\r\n").is_ok() && stream.read(&mut [0; 64]).is_ok_and(|n| n > 0)
-        };
-        while !answers(self.port) {
-            if self.child.try_wait().unwrap().is_some() {
-                return false;
-            }
-            assert!(began.elapsed() < BOUND, "redis-server does not listen");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        true
+        })
     }
 
     pub(crate) fn connection(&self) -> redis::Connection {
@@ -103,26 +94,17 @@ impl RedisServer {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+        self.process.signal(signal);
     }
 
     pub(crate) fn end(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.end();
     }
 
     /// Starts it again on the same port, with nothing in it.
     pub(crate) fn restart(&mut self) {
-        self.child = run(self.port, &self.folder, &self.flags);
+        self.process.child = run(self.port, &self.process.folder, &self.flags);
         self.wait();
-    }
-}
-
-impl Drop for RedisServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -17,7 +17,7 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a message at most: what a server can be configured to carry.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// What the server sends.
+/// A message of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
     /// The server and what it can do, in JSON.
@@ -216,7 +216,7 @@ impl Info {
     }
 }
 
-/// Who connects.
+/// Credentials of a connection.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// User; empty: none.

@@ -381,7 +381,7 @@ mod tests {
             changed("allow_direct", false.into()) && changed("max_msgs_per_subject", 10.into())
         );
         assert!(changed("republish", Value::Null) && !changed("max_msgs_per_subject", (-1).into()));
-        // What others have set stays.
+        // Settings made by others stay.
         let existing = json!({"placement": {"cluster": "c"}, "storage": "memory", "max_age": 1});
         let merged = streams.config(stream, Some(&existing));
         assert_eq!(merged["placement"], existing["placement"]);

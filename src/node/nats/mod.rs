@@ -19,9 +19,6 @@ mod pending;
 mod requests;
 mod wire;
 
-#[cfg(test)]
-mod tests;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +27,6 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use self::connection::Output;
@@ -41,7 +37,7 @@ use self::requests::Requests;
 use self::wire::{Dialer, Link, Unreachable};
 use super::broker_mail::{self, cost, failure, failure_for};
 use super::broker_threads::{
-    Begin, ControlEvent, Events, Figures, Inbound, Outgoing, Recipient, Service,
+    Begin, ControlEvent, Events, Figures, Inbound, Outgoing, Recipient, Service, run_once,
 };
 use super::redis::{Backoff, Burst};
 use crate::cluster::control::{Command as ControlCommand, Message, Notification};
@@ -113,9 +109,7 @@ impl Service for Settings {
 /// # Errors
 /// No server can be reached, or it refuses: why.
 pub fn check(settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
-    LocalSet::new().block_on(&runtime, async {
+    run_once(async {
         let dialer = settings.dialer().map_err(|error| error.to_string())?;
         let mut faults = Vec::new();
         for (place, credentials) in &settings.servers {

@@ -43,7 +43,6 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
 
 pub(super) use self::backoff::Backoff;
 pub(super) use self::burst::Burst;
@@ -56,7 +55,7 @@ use crate::cluster::control::Command as ControlCommand;
 use crate::cluster::operations::Operations;
 use crate::cluster::servers::{Address, Server};
 use crate::hub::broker::BrokerEvent;
-use crate::node::broker_threads::{Begin, Events, Figures, Inbound, Service};
+use crate::node::broker_threads::{Begin, Events, Figures, Inbound, Service, run_once};
 use crate::sys;
 
 /// Where the broker is, and what it keeps to.
@@ -137,9 +136,7 @@ impl Service for Settings {
 /// # Errors
 /// One of them can't be reached, or refuses: which, and why.
 pub fn check(settings: &Settings) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
-    LocalSet::new().block_on(&runtime, async {
+    run_once(async {
         for (at, server) in settings.servers.iter().enumerate() {
             let link = wire::Link::connect(server, settings.io_timeout);
             let made = tokio::time::timeout(settings.connect_timeout, link).await;
