@@ -30,7 +30,6 @@ use super::takeover::Outgoing;
 use super::{Ended, Reload, Reloaded, memory};
 use crate::base::times::Counts;
 use crate::config;
-use crate::proto::tls::handshake::ServerSettings;
 use crate::shard::mail::Mail;
 use crate::shard::{NamespaceCounters, NodeState};
 use crate::sys;
@@ -171,7 +170,7 @@ impl Control {
                     self.watch_memory();
                     self.node.notices.report_left_out();
                     self.health.look();
-                    self.follow(self.certificates.look(certificates::unix_now()));
+                    self.certificates.look(certificates::unix_now());
                     self.figures.publish();
                 }
             }
@@ -247,7 +246,7 @@ impl Control {
         if let Err(fault) = self.proxies.follow(rules) {
             warn!(%fault, "reload: calls of this proxy fail");
         }
-        self.follow(self.certificates.reload(tls, certificates::unix_now()));
+        self.certificates.reload(tls, certificates::unix_now());
         info!("options reloaded");
         for option in &changed {
             info!(option, "changed option is in effect");
@@ -256,13 +255,6 @@ impl Control {
             warn!(section, "changed section needs a restart");
         }
         Outcome { problems: Vec::new(), changed, needs_restart: needs_start, warnings }
-    }
-
-    /// Handshakes from now on have other settings, if there are some.
-    fn follow(&self, settings: Option<ServerSettings>) {
-        if let (Some(tls), Some(settings)) = (&self.node.tls, settings) {
-            tls.store(Arc::new(settings));
-        }
     }
 
     /// Orders every shard to close its connections at the set pace, and waits.

@@ -163,8 +163,6 @@ pub struct Settings {
     pub name: String,
     /// How often other nodes get the metrics.
     pub metrics_interval: Duration,
-    /// TLS of the public listeners; `None`: they speak plain text.
-    pub tls: Option<ServerSettings>,
     /// The text to print once the node listens.
     pub greeting: Greeting,
     /// The running log.
@@ -306,7 +304,7 @@ pub fn run(settings: Settings) -> Result<Ended, StartFault> {
         (NameHasher::new(takeover.names(), settings.shards), settings.memory_limit_bytes),
         settings.address_limits,
         (&mut seeds, started),
-        (Crypto::Pool(queues.jobs.clone()), settings.tls),
+        (Crypto::Pool(queues.jobs.clone()), settings.front.certificates.public()),
     ));
     let client = jwks::client(&node.rules)
         .map_err(system("the certificates that key servers are checked with"))?;
@@ -658,8 +656,8 @@ impl Services {
         seed: u64,
         before: Option<OwnedFd>,
     ) -> Result<Option<OwnedFd>, StartFault> {
-        let (node, certificates) = (Arc::clone(&self.node), Arc::clone(&self.certificates));
-        let opened = acme::Keeper::open(node, certificates, seed, before);
+        let certificates = Arc::clone(&self.certificates);
+        let opened = acme::Keeper::open(certificates, seed, before);
         let opened = opened.map_err(system("http_server.tls_autocert"))?;
         let Some((keeper, listener, answers)) = opened else { return Ok(None) };
         let mut copy = None;
@@ -735,7 +733,7 @@ fn node_state(
     (names, memory_limit_bytes): (NameHasher, u64),
     address_limits: AddressOptions,
     (seeds, started): (&mut Rng, Instant),
-    (crypto, tls): (Crypto, Option<ServerSettings>),
+    (crypto, tls): (Crypto, Option<Arc<ArcSwap<ServerSettings>>>),
 ) -> NodeState {
     let connections_max = names.shards() as u64 * u64::from(options.conns_max);
     let addresses = AddressLimits::new(address_limits, seeds.next_u64(), connections_max);

@@ -32,7 +32,6 @@ use crate::host::facts::Facts;
 use crate::host::plan::{self, ShardPlan};
 use crate::io::sockets::{Address, ListenOptions};
 use crate::io::uring;
-use crate::proto::tls::handshake::ServerSettings;
 use crate::session::{ClientOptions, Rules};
 use crate::shard::{Endpoint, EndpointKind, Options};
 use crate::sys;
@@ -103,14 +102,13 @@ fn start(
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);
     limits.push(why);
-    let (certificates, tls) = open_certificates(&config)?;
+    let certificates = open_certificates(&config)?;
     let Identity { ticket_keys, ticket_keys_since, .. } = &takeover.identity;
     certificates.inherit_ticket_keys(ticket_keys, *ticket_keys_since);
     let node = (memory_limit_bytes, sources.dev, log.clone(), Arc::new(certificates));
     let (pid_file, later) = pid_file(&config, &mut takeover)?;
     let mut settings =
         settings(config.clone(), io, &plan, &facts, node, takeover).map_err(system("keys"))?;
-    settings.tls = tls;
     settings.activate(activated);
     if !config.roost.start_without_broker {
         settings.brokers.check()?;
@@ -187,9 +185,7 @@ impl Settings {
 }
 
 /// Reads the certificates of all listeners.
-fn open_certificates(
-    config: &Config,
-) -> Result<(Certificates, Option<ServerSettings>), StartFault> {
+fn open_certificates(config: &Config) -> Result<Certificates, StartFault> {
     let listens = config.http_server.at.ips().iter().filter(|address| !address.is_unspecified());
     let addresses = listens.map(ToString::to_string).collect();
     let opened = Certificates::open(config.tls.clone(), addresses, certificates::unix_now());
@@ -588,7 +584,6 @@ fn settings(
         internal,
         name: config.node_name,
         metrics_interval: Duration::from_millis(config.metrics_interval_ms),
-        tls: None,
         greeting: Box::new(|_, _| ()),
         reload: Box::new(|| Err("nothing to read".into())),
     })

@@ -159,7 +159,7 @@ impl Plan {
             memory: self.memory,
             addresses: AddressLimits::new(AddressOptions::default(), 1, 100),
             notices: Notices::new(std::time::Instant::now()),
-            tls: self.tls,
+            tls: self.tls.map(|tls| Arc::new(ArcSwap::from_pointee(tls))),
         }))
     }
 

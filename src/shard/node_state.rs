@@ -1,5 +1,6 @@
 //! The state that all shards of a node share: facts that don't change, and a few atomics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use arc_swap::ArcSwap;
@@ -75,7 +76,7 @@ pub struct NodeState {
     pub notices: Notices,
     /// TLS of the public listeners; `None`: they speak plain text. A reload stores other settings, and the
     /// next handshake begins with them.
-    pub tls: Option<ArcSwap<ServerSettings>>,
+    pub tls: Option<Arc<ArcSwap<ServerSettings>>>,
 }
 
 /// The parts of a node that are made for it.
@@ -95,7 +96,7 @@ pub struct NodeParts {
     /// Log lines about refusals and closed connections.
     pub notices: Notices,
     /// TLS of the public listeners.
-    pub tls: Option<ServerSettings>,
+    pub tls: Option<Arc<ArcSwap<ServerSettings>>>,
 }
 
 impl NodeState {
@@ -134,7 +135,7 @@ impl NodeState {
             draining: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             notices,
-            tls: tls.map(ArcSwap::from_pointee),
+            tls,
         }
     }
 }

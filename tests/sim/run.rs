@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use roost::base::id::{ConnKey, ShardId};
 use roost::base::limits::{TURN_INPUT_BYTES_MAX, TURN_READ_BYTES_MAX};
@@ -143,7 +144,7 @@ fn node_of(plan: &Plan, names: u64, addresses: u64) -> Arc<NodeState> {
         memory: Memory::simulated(plan.memory_limit),
         addresses: AddressLimits::new(plan.address_limits, addresses, 500),
         notices: Notices::new(zero_of_time()),
-        tls: plan.tls.map(|_| Simulated::settings()),
+        tls: plan.tls.map(|_| Arc::new(ArcSwap::from_pointee(Simulated::settings()))),
     }))
 }
 

@@ -43,8 +43,6 @@ use super::certificates::{Certificates, Challenges, unix_now};
 use super::tls::Trust;
 use crate::base::rng::Rng;
 use crate::config::{Acme, Pem};
-use crate::proto::tls::handshake::ServerSettings;
-use crate::shard::NodeState;
 
 /// How often it is looked whether a certificate is due.
 const DUE_EVERY: Duration = Duration::from_secs(5);
@@ -63,7 +61,6 @@ type Fault = String;
 
 /// Keeps the certificates of all hosts.
 pub(super) struct Keeper {
-    node: Arc<NodeState>,
     certificates: Arc<Certificates>,
     cache: Cache,
     answers: Arc<Answers>,
@@ -83,7 +80,6 @@ impl Keeper {
     /// # Errors
     /// The cache can't be used, the port is taken, or there is nothing to check the server with.
     pub(super) fn open(
-        node: Arc<NodeState>,
         certificates: Arc<Certificates>,
         seed: u64,
         before: Option<OwnedFd>,
@@ -97,7 +93,6 @@ impl Keeper {
         };
         let answers = Arc::new(Answers::new(cache.clone()));
         let keeper = Self {
-            node,
             certificates,
             cache,
             answers: Arc::clone(&answers),
@@ -140,7 +135,7 @@ impl Keeper {
             Err(fault) => return self.failed(host, &format!("cannot lock the cache: {fault}")),
         };
         // Another node may have obtained it since the last look at the files.
-        self.follow(self.certificates.read_now(unix_now()));
+        self.certificates.read_now(unix_now());
         if !self.hosts.get(host).is_some_and(|schedule| is_due(schedule, &self.certificates)) {
             return;
         }
@@ -148,9 +143,9 @@ impl Keeper {
         let attempt = tokio::time::timeout(ATTEMPT_MAX, self.obtain(host, options, challenges));
         match attempt.await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
             Ok(()) => {
-                info!(host, "ACME: the certificate is in use");
                 self.hosts.remove(host);
-                self.follow(self.certificates.obtained(&option, Ok(()), unix_now()));
+                self.certificates.obtained(&option, Ok(()), unix_now());
+                info!(host, "ACME: the certificate is in use");
             }
             Err(fault) => self.failed(host, &fault),
         }
@@ -167,13 +162,6 @@ impl Keeper {
         warn!(host, fault, seconds = wait, "ACME: no certificate; the next attempt follows");
         let result = Err(fault.to_owned());
         self.certificates.obtained(&Acme::option(host), result, unix_now());
-    }
-
-    /// Handshakes from now on have other settings, if there are some.
-    fn follow(&self, settings: Option<ServerSettings>) {
-        if let (Some(tls), Some(settings)) = (&self.node.tls, settings) {
-            tls.store(Arc::new(settings));
-        }
     }
 
     async fn obtain(

@@ -135,6 +135,8 @@ pub(super) struct Certificates {
     tickets: Arc<TicketKeys>,
     /// Of the ACME server, if certificates are obtained.
     challenges: Option<Arc<Challenges>>,
+    /// Of the public listeners, if they speak TLS.
+    public: Option<Arc<ArcSwap<ServerSettings>>>,
     /// Of the internal port, if it speaks TLS.
     internal: Option<Arc<ArcSwap<ServerConfig>>>,
     state: Mutex<State>,
@@ -179,11 +181,7 @@ impl Certificates {
     ///
     /// # Errors
     /// Each that can't be used, a line each.
-    pub(super) fn open(
-        options: Tls,
-        addresses: Vec<String>,
-        now: i64,
-    ) -> Result<(Self, Option<ServerSettings>), String> {
+    pub(super) fn open(options: Tls, addresses: Vec<String>, now: i64) -> Result<Self, String> {
         let provider = Arc::new(provider());
         let tickets = TicketKeys::random(options.tickets.period_ms).map_err(|f| f.to_string())?;
         let mut state = State {
@@ -208,12 +206,11 @@ impl Certificates {
         }
         state.warn_of_keys();
         let (public, internal) = configs;
+        let public = public.map(|config| Arc::new(ArcSwap::from_pointee(settings(config))));
         let internal = internal.map(|config| Arc::new(ArcSwap::from_pointee(config)));
         let state = Mutex::new(state);
         let (obtained, not_obtained) = Default::default();
-        let certificates =
-            Self { provider, tickets, challenges, internal, state, obtained, not_obtained };
-        Ok((certificates, public.map(settings)))
+        Ok(Self { provider, tickets, challenges, public, internal, state, obtained, not_obtained })
     }
 
     /// The node's own ticket keys, and since when the first of them seals, Unix time. None where they come
@@ -235,64 +232,67 @@ impl Certificates {
         }
     }
 
+    /// The settings of the public listeners' handshakes.
+    pub(super) fn public(&self) -> Option<Arc<ArcSwap<ServerSettings>>> {
+        self.public.clone()
+    }
+
     /// The settings of the internal port's handshakes.
     pub(super) fn internal(&self) -> Option<Arc<ArcSwap<ServerConfig>>> {
         self.internal.clone()
     }
 
-    /// To be called once a second: reads what has changed, changes ticket keys, warns of ends. Returns the
-    /// public listeners' settings where they have changed.
-    pub(super) fn look(&self, now: i64) -> Option<ServerSettings> {
+    /// To be called once a second: reads what has changed, changes ticket keys, warns of ends.
+    pub(super) fn look(&self, now: i64) {
         let mut state = self.state();
         state.looks += 1;
         let is_confirming = state.unconfirmed;
         if !is_confirming && !state.looks.is_multiple_of(LOOK_EVERY) {
-            return None;
+            return;
         }
         self.rotate(&mut state, now);
         state.warn_of_ends(now);
         let stamps = stamps(&state.options);
         if !is_confirming && stamps == state.stamps {
-            return None;
+            return;
         }
         state.stamps = stamps;
-        self.read_again(&mut state, now, is_confirming)
+        self.read_again(&mut state, now, is_confirming);
     }
 
-    /// Reads everything again, with these options. Returns the public listeners' settings.
-    pub(super) fn reload(&self, options: Tls, now: i64) -> Option<ServerSettings> {
+    /// Reads everything again, with these options.
+    pub(super) fn reload(&self, options: Tls, now: i64) {
         let mut state = self.state();
         state.options = options.in_place_of(&state.options);
         self.tickets.set_period(state.options.tickets.period_ms);
         state.stamps = stamps(&state.options);
-        self.read_again(&mut state, now, true)
+        self.read_again(&mut state, now, true);
     }
 
-    fn read_again(
-        &self,
-        state: &mut State,
-        now: i64,
-        faults_count: bool,
-    ) -> Option<ServerSettings> {
+    /// Handshakes that begin after the return, and after a line in the log, have what was read.
+    fn read_again(&self, state: &mut State, now: i64, faults_count: bool) {
         let mut faults = state.read(&self.provider, &self.tickets, now);
         state.unconfirmed = !faults.is_empty() && !faults_count;
         let challenges = self.challenges.as_ref();
         let (public, internal) =
             state.configs(&self.provider, &self.tickets, challenges, &mut faults);
+        let is_new = public.is_some() || internal.is_some();
+        if let (Some(running), Some(config)) = (&self.internal, internal) {
+            running.store(Arc::new(config));
+        }
+        if let (Some(running), Some(config)) = (&self.public, public) {
+            running.store(Arc::new(settings(config)));
+        }
         if !state.unconfirmed {
             for fault in &faults {
                 error!(fault, "TLS: what was read before stays in use");
             }
-            if faults.is_empty() && (public.is_some() || internal.is_some()) {
+            if faults.is_empty() && is_new {
                 info!("TLS: certificates and keys were read again");
             }
             state.faults = faults;
             state.warn_of_keys();
         }
-        if let (Some(running), Some(config)) = (&self.internal, internal) {
-            running.store(Arc::new(config));
-        }
-        public.map(settings)
     }
 
     fn rotate(&self, state: &mut State, now: i64) {
@@ -331,38 +331,29 @@ impl Certificates {
         Some((pair.not_before, pair.not_after))
     }
 
-    /// Reads the files that have changed, without waiting for the next look. Returns the public listeners'
-    /// settings where they have changed.
-    pub(super) fn read_now(&self, now: i64) -> Option<ServerSettings> {
+    /// Reads the files that have changed, without waiting for the next look.
+    pub(super) fn read_now(&self, now: i64) {
         let mut state = self.state();
         let stamps = stamps(&state.options);
-        if stamps == state.stamps {
-            return None;
+        if stamps != state.stamps {
+            state.stamps = stamps;
+            self.read_again(&mut state, now, false);
         }
-        state.stamps = stamps;
-        self.read_again(&mut state, now, false)
     }
 
-    /// The result of an attempt to obtain a certificate: it lies in its file, or there is a fault. Returns the
-    /// public listeners' settings where they have changed.
-    pub(super) fn obtained(
-        &self,
-        option: &str,
-        result: Result<(), String>,
-        now: i64,
-    ) -> Option<ServerSettings> {
+    /// The result of an attempt to obtain a certificate: it lies in its file, or there is a fault.
+    pub(super) fn obtained(&self, option: &str, result: Result<(), String>, now: i64) {
         let mut state = self.state();
         match result {
             Ok(()) => {
                 self.obtained.fetch_add(1, Ordering::Relaxed);
                 state.not_obtained.remove(option);
                 state.stamps = stamps(&state.options);
-                self.read_again(&mut state, now, true)
+                self.read_again(&mut state, now, true);
             }
             Err(fault) => {
                 self.not_obtained.fetch_add(1, Ordering::Relaxed);
                 state.not_obtained.insert(option.to_owned(), fault);
-                None
             }
         }
     }

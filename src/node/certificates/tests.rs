@@ -76,9 +76,26 @@ fn options(public: ListenerTls) -> Tls {
     }
 }
 
-fn open(options: Tls) -> (Certificates, ServerSettings) {
-    let (certificates, settings) = Certificates::open(options, Vec::new(), unix_now()).unwrap();
-    (certificates, settings.unwrap())
+fn open(options: Tls) -> (Certificates, Arc<ServerSettings>) {
+    let certificates = Certificates::open(options, Vec::new(), unix_now()).unwrap();
+    let settings = certificates.public().unwrap().load_full();
+    (certificates, settings)
+}
+
+/// The settings of the public listeners, if this has changed them.
+fn changed(certificates: &Certificates, by: impl FnOnce()) -> Option<Arc<ServerSettings>> {
+    let public = certificates.public().unwrap();
+    let before = public.load_full();
+    by();
+    Some(public.load_full()).filter(|after| !Arc::ptr_eq(&before, after))
+}
+
+fn looked(certificates: &Certificates, now: i64) -> Option<Arc<ServerSettings>> {
+    changed(certificates, || certificates.look(now))
+}
+
+fn reloaded(certificates: &Certificates, options: Tls, now: i64) -> Arc<ServerSettings> {
+    changed(certificates, || certificates.reload(options, now)).unwrap()
 }
 
 /// A handshake with a client that accepts any certificate. Both ends' results.
@@ -134,7 +151,7 @@ fn a_changed_pair_is_read_and_a_bad_one_keeps_the_one_before() {
     let first = der(&folder.path("a.pem"));
     assert_eq!(served(&settings, "a.example"), first);
     let now = unix_now();
-    let look = || (0..LOOK_EVERY).find_map(|_| certificates.look(now));
+    let look = || (0..LOOK_EVERY).find_map(|_| looked(&certificates, now));
     assert!(look().is_none(), "nothing has changed");
     // The key isn't there yet: the next look has to confirm that it is missing.
     folder.pair("b", &["a.example"]);
@@ -143,20 +160,20 @@ fn a_changed_pair_is_read_and_a_bad_one_keeps_the_one_before() {
     assert_eq!(served(&settings, "a.example"), first);
     assert!(certificates.faults().is_empty());
     fs::copy(folder.path("b.key"), folder.path("a.key")).unwrap();
-    let settings = certificates.look(now).unwrap();
+    let settings = looked(&certificates, now).unwrap();
     let second = der(&folder.path("b.pem"));
     assert_eq!(served(&settings, "a.example"), second);
     assert!(certificates.faults().is_empty());
     // It stays wrong.
     folder.write("a.key", "nonsense");
     assert_eq!(served(&look().unwrap(), "a.example"), second);
-    assert_eq!(served(&certificates.look(now).unwrap(), "a.example"), second);
+    assert_eq!(served(&looked(&certificates, now).unwrap(), "a.example"), second);
     let faults = certificates.faults();
     assert!(faults.len() == 1 && faults[0].starts_with("a: its key: "), "{faults:?}");
     // A signal reads it at once.
     folder.pair("a", &["a.example"]);
     let state = options(listener(folder.source("a")));
-    let settings = certificates.reload(state, now).unwrap();
+    let settings = reloaded(&certificates, state, now);
     assert_eq!(served(&settings, "a.example"), der(&folder.path("a.pem")));
     assert!(certificates.faults().is_empty());
 }
@@ -212,7 +229,7 @@ fn a_client_gets_the_certificate_of_the_host_that_it_names() {
     // One of them is broken: the other one is read all the same.
     folder.pair("default", &["default.example"]);
     folder.write("other.pem", "nonsense");
-    let settings = certificates.reload(options(public), unix_now()).unwrap();
+    let settings = reloaded(&certificates, options(public), unix_now());
     assert_eq!(served(&settings, "nobody.example"), der(&folder.path("default.pem")));
     assert!(!certificates.faults().is_empty());
     let (_, client) = shake(&settings, &any_client(), "a.example.com").unwrap();
@@ -253,7 +270,7 @@ fn clients_need_a_certificate_of_the_authorities() {
     assert!(shake(&settings, &client(&stranger, &strange_key), "a.example").is_err());
     // Without readable authorities nobody else gets in.
     let broken = ListenerTls { client_ca: Some(Pem::Text("-----BEGIN x".into())), ..public };
-    let settings = certificates.reload(options(broken), unix_now()).unwrap();
+    let settings = reloaded(&certificates, options(broken), unix_now());
     assert!(shake(&settings, &any_client(), "a.example").is_err());
     assert!(shake(&settings, &own, "a.example").is_ok());
     assert_eq!(certificates.faults().len(), 1);
@@ -343,7 +360,7 @@ fn a_self_signed_certificate_stays_for_the_life_of_a_node() {
     let first = served(&settings, "localhost");
     let fingerprint = certificates.self_signed().unwrap();
     assert_eq!(fingerprint.len(), 32 * 3 - 1);
-    let settings = certificates.reload(options(public), unix_now()).unwrap();
+    let settings = reloaded(&certificates, options(public), unix_now());
     assert_eq!(served(&settings, "localhost"), first);
     assert_eq!(certificates.self_signed(), Some(fingerprint));
 }
@@ -357,7 +374,7 @@ fn the_nodes_own_ticket_key_is_replaced_each_period() {
     let resumed =
         |client: &Arc<ClientConfig>| shake(&settings, client, "a.example").unwrap().0.resumed;
     let now = unix_now();
-    let look = |now: i64| (0..LOOK_EVERY).for_each(|_| drop(certificates.look(now)));
+    let look = |now: i64| (0..LOOK_EVERY).for_each(|_| drop(looked(&certificates, now)));
     assert!(!resumed(&client));
     look(now + 59);
     let first = Arc::clone(&certificates.tickets);
@@ -414,7 +431,7 @@ fn a_certificate_that_is_obtained_may_be_missing_at_first() {
     let refused = shake(&settings, &server, "chat.example.com").unwrap_err();
     assert!(refused.contains("no server certificate"), "{refused}");
 
-    assert!(certificates.obtained(&option, Err("no way".to_owned()), unix_now()).is_none());
+    certificates.obtained(&option, Err("no way".to_owned()), unix_now());
     assert_eq!(certificates.faults(), ["http_server.tls_autocert[chat.example.com]: no way"]);
     let (certificate, key) = pem(&["chat.example.com"]);
     let both = format!("{key}{certificate}");
@@ -422,14 +439,15 @@ fn a_certificate_that_is_obtained_may_be_missing_at_first() {
     assert!(certificates.check_pair("chat.example.com", &certificate).is_err());
     certificates.check_pair("chat.example.com", &both).unwrap();
     folder.write("chat.example.com", &both);
-    let settings = certificates.obtained(&option, Ok(()), unix_now()).unwrap();
+    let settings =
+        changed(&certificates, || certificates.obtained(&option, Ok(()), unix_now())).unwrap();
     assert!(certificates.faults().is_empty() && certificates.validity(&option).is_some());
     assert_eq!(certificates.attempts(), [("obtained", 1), ("failed", 1)]);
     let first = served(&settings, "chat.example.com");
     // Another node has renewed it.
     let (certificate, key) = pem(&["chat.example.com"]);
     folder.write("chat.example.com", &format!("{key}{certificate}"));
-    let settings = certificates.read_now(unix_now()).unwrap();
+    let settings = changed(&certificates, || certificates.read_now(unix_now())).unwrap();
     assert_ne!(served(&settings, "chat.example.com"), first);
-    assert!(certificates.read_now(unix_now()).is_none());
+    assert!(changed(&certificates, || certificates.read_now(unix_now())).is_none());
 }
