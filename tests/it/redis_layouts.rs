@@ -58,11 +58,13 @@ fn channels_of_several_servers_are_divided_among_them() {
 fn cluster(has_replica: bool) -> Option<Vec<RedisServer>> {
     let mut servers = Vec::new();
     let mut buses = Vec::new();
-    let count = if has_replica { 4 } else { 3 };
+    // A master that is silent for so long has failed for the others: no pause of a busy machine may look so,
+    // and a failover waits for it.
+    let (count, timeout_ms) = if has_replica { (4, "4000") } else { (3, "15000") };
     for _ in 0..count {
         let bus = free_port().to_string();
-        let flags =
-            ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+        let timeout = ["--cluster-node-timeout", timeout_ms];
+        let flags = ["--cluster-enabled", "yes", "--cluster-port", &bus, timeout[0], timeout[1]];
         servers.push(RedisServer::start(&flags)?);
         buses.push(bus);
     }
@@ -77,8 +79,13 @@ fn cluster(has_replica: bool) -> Option<Vec<RedisServer>> {
     for server in &servers {
         let is_ready = || {
             let info: String = server.query("CLUSTER INFO");
+            // A link that isn't there yet loses what is published.
+            let nodes: String = server.query("CLUSTER NODES");
             info.contains("cluster_state:ok")
                 && info.contains(&format!("cluster_known_nodes:{count}"))
+                && nodes
+                    .lines()
+                    .all(|node| !node.contains("handshake") && node.contains(" connected"))
         };
         while !is_ready() {
             assert!(since.elapsed() < BOUND, "the Cluster does not come up");
