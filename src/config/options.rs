@@ -277,6 +277,8 @@ pub struct Roost {
     pub send_buffer_bytes: usize,
     /// `TCP_NOTSENT_LOWAT`; 0: leave it.
     pub notsent_lowat_bytes: usize,
+    /// How long a shard polls before it sleeps, microseconds.
+    pub spin_us: u64,
     /// How clients' addresses become known.
     pub addresses: AddressSources,
     /// The limits of an address.

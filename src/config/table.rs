@@ -248,6 +248,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.start_without_broker", Bool, "false", Built, "Start although the broker is unreachable: clients connect, and requests that need it get errors that are temporary. Otherwise the node ends."),
     opt("roost.send_buffer", BUFFER, "65536", Built, "Bytes of a connection's send buffer in the kernel (SO_SNDBUF); 0: the kernel's default."),
     opt("roost.notsent_lowat", BUFFER, "16384", Built, "Unsent bytes in that buffer at which a connection counts as blocked (TCP_NOTSENT_LOWAT); 0: the kernel's default."),
+    opt("roost.spin", Integer(0, 1_000_000), "0", Built, "Microseconds that a shard polls before it sleeps (busy polling): a message that comes meanwhile is answered some microseconds earlier, and a shard with little to do takes a whole core. 0: it sleeps at once."),
     opt("roost.socket_mode", Checked(is_socket_mode, SOCKET_MODE), "\"0660\"", Built, "Mode of the file of a Unix socket: processes that may write to it may connect."),
     opt("roost.proxy_protocol", Bool, "false", Built, "Connections of trusted_proxies begin with a PROXY header (version 1 or 2) with the client's address; connections without one are closed."),
     opt("roost.trusted_proxies", List, r#"["127.0.0.0/8", "::1", "unix"]"#, Built, "Peers that may report client addresses: addresses and networks; \"unix\": peers of a Unix socket. Only effective with proxy_protocol or client_address_header."),

@@ -74,6 +74,9 @@ pub struct Epoll {
     /// When the last wait ended, and how long the shard had worked before it.
     woken: Instant,
     worked_us: u32,
+    /// How long a wait polls before it sleeps, and polls that found nothing.
+    spin: Duration,
+    empty_polls: u64,
     now: Millis,
     unix: UnixSeconds,
 }
@@ -109,6 +112,8 @@ impl Epoll {
             started,
             woken: started,
             worked_us: 0,
+            spin: Duration::ZERO,
+            empty_polls: 0,
             now: Millis(0),
             unix: UnixSeconds(0),
         };
@@ -133,6 +138,22 @@ impl Epoll {
             // Only a broken epoll descriptor gives anything else: the shard could never go on.
             Err(e) => panic!("epoll_wait: {e}"),
         }
+    }
+
+    /// Polls from `now` on without sleeping, until something has happened or the time to spin is over, which
+    /// is at most `timeout`. Returns when that was, or `None` when something has happened.
+    fn spin(&mut self, mut now: Instant, timeout: Option<Duration>) -> Option<Instant> {
+        let began = now;
+        let most = timeout.map_or(self.spin, |timeout| timeout.min(self.spin));
+        while now.saturating_duration_since(began) < most {
+            self.poll_events(Some(Duration::ZERO));
+            if !self.events.is_empty() {
+                return None;
+            }
+            self.empty_polls += 1;
+            now = self.look_at_clock();
+        }
+        Some(now)
     }
 
     /// What the last poll has brought.
@@ -211,13 +232,20 @@ impl Driver for Epoll {
         let worked = now.saturating_duration_since(self.woken);
         self.worked_us = u32::try_from(worked.as_micros()).unwrap_or(u32::MAX);
         let until = if self.drained.is_empty() { until } else { Some(self.now) };
-        let timeout = until.map(|until| timeout(self.started, until, now));
-        self.poll_events(timeout);
+        let started = self.started;
+        let left = |now| until.map(|until| timeout(started, until, now));
+        if let Some(now) = self.spin(now, left(now)) {
+            self.poll_events(left(now));
+        }
         self.read_clock();
         if !self.drained.is_empty() {
             completions.append(&mut std::mem::take(&mut self.drained));
         }
         self.take_events(completions);
+    }
+
+    fn spin_for(&mut self, time: Duration) {
+        self.spin = time;
     }
 
     fn accept(&mut self) -> Accepted<OwnedFd> {
@@ -417,5 +445,29 @@ mod tests {
             let timeout = timeout(started, Millis(until), at(now_us));
             assert_eq!(timeout, Duration::from_micros(expected_us), "{until} {now_us}");
         }
+    }
+
+    /// A wait that spins sees what comes meanwhile, and sleeps for the rest of its time when nothing does.
+    #[test]
+    fn a_wait_polls_before_it_sleeps() {
+        let switchboard = Switchboard::new(1).unwrap();
+        let of = Arc::clone(&switchboard);
+        #[expect(clippy::disallowed_methods, reason = "a zero of time")]
+        let mut driver = Epoll::new(ShardId(0), of, Vec::new(), Instant::now()).unwrap();
+        let mut told = Vec::new();
+        let soon = |driver: &Epoll| Some(driver.now().after(20));
+        driver.wait(soon(&driver), &mut told);
+        assert_eq!((driver.empty_polls, told.len()), (0, 0));
+        driver.spin_for(Duration::from_millis(5));
+        driver.wait(soon(&driver), &mut told);
+        let polls = driver.empty_polls;
+        assert!(polls > 0 && told.is_empty(), "{polls} {told:?}");
+        // What is there is found at once, and by one poll.
+        switchboard.waker(ShardId(0)).wake();
+        driver.wait(soon(&driver), &mut told);
+        assert_eq!((driver.empty_polls, &*told), (polls, &[Completion::Woken][..]));
+        // A turn that goes on doesn't spin, and is told nothing twice.
+        driver.wait(Some(driver.now()), &mut told);
+        assert_eq!((driver.empty_polls, told.len()), (polls, 1));
     }
 }

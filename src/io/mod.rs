@@ -28,6 +28,7 @@ mod contract;
 use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::base::address::Peer;
 use crate::base::frame::SharedFrame;
@@ -161,6 +162,9 @@ pub trait Driver {
     /// Waits for something to happen, at most until `until` (`None`: as long as it takes), and
     /// appends what happened to `completions`.
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>);
+    /// How long each wait polls before it sleeps: processor time for the microseconds of a wake-up. Nothing
+    /// for a driver that doesn't sleep.
+    fn spin_for(&mut self, _time: Duration) {}
     /// Takes one waiting connection from the listener.
     fn accept(&mut self) -> Accepted<Self::Socket>;
     /// Takes one connection that another shard has passed.

@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -134,6 +134,10 @@ impl Driver for Uring {
         if accepted {
             completions.push(Completion::Acceptable);
         }
+    }
+
+    fn spin_for(&mut self, time: Duration) {
+        self.epoll.spin_for(time);
     }
 
     fn accept(&mut self) -> Accepted<OwnedFd> {

@@ -552,6 +552,7 @@ fn settings(
             addresses: roost.addresses,
             web: public_paths(&web, !internal.is_empty()),
             channels_idle_max: roost.channels_max.div_ceil(plan.shards),
+            spin_us: roost.spin_us,
             requests_unanswered_max: REQUESTS_UNANSWERED_MAX,
             turn_deliveries_max: roost.turn_deliveries,
             turn_ordered_max: TURN_ORDERED_MAX,

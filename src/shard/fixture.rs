@@ -75,6 +75,7 @@ pub(crate) fn options() -> Options {
         deflate: None,
         uni_websocket: UniWebSocketOptions::default(),
         poll_wait_ms: 1_000,
+        spin_us: 0,
         one_accepts: false,
         listeners_stay: false,
         addresses: AddressSources::default(),

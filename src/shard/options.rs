@@ -36,6 +36,8 @@ pub struct Options {
     /// Longest wait of a poll without publications. The real one is up to an eighth shorter, so that
     /// clients spread.
     pub poll_wait_ms: u64,
+    /// How long a shard polls before it sleeps, microseconds.
+    pub spin_us: u64,
     /// One shard accepts for all and passes each connection to the least loaded one.
     pub one_accepts: bool,
     /// The listeners are a service manager's and outlive the node: one that drains leaves what waits

@@ -212,6 +212,7 @@ impl Plan {
                 ..UniWebSocketOptions::default()
             },
             poll_wait_ms: pick(rng, &[2_000, 20_000]),
+            spin_us: 0,
             one_accepts: false,
             listeners_stay: false,
             addresses: AddressSources::default(),

@@ -23,6 +23,7 @@ pub(crate) mod write;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
+use std::time::Duration;
 
 use slab::Slab;
 
@@ -111,7 +112,8 @@ pub(crate) struct Held {
 
 impl<D: Driver> Net<D> {
     /// No connections.
-    pub(crate) fn new(cx: &Cx, driver: D, rng: Rng) -> Self {
+    pub(crate) fn new(cx: &Cx, mut driver: D, rng: Rng) -> Self {
+        driver.spin_for(Duration::from_micros(cx.node.options.spin_us));
         Self {
             // Untouched pages cost nothing, and growing would copy.
             conns: Slab::with_capacity(cx.node.options.slots_max()),
