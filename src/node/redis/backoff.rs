@@ -24,11 +24,17 @@ impl Backoff {
         self.next_ms = FIRST_MS;
     }
 
+    /// The connection has worked for a while and has ended: most often the server is there, so the next attempt
+    /// follows at once. When it fails, pauses begin.
+    pub(in crate::node) fn begin_at_once(&mut self) {
+        self.next_ms = 0;
+    }
+
     /// The pause before the next attempt: between half of it and all of it.
     pub(in crate::node) fn pause(&mut self) -> Duration {
         let half = self.next_ms / 2;
         let pause = half + self.rng.below(half + 1);
-        self.next_ms = (self.next_ms * 2).min(LAST_MS);
+        self.next_ms = (self.next_ms * 2).clamp(FIRST_MS, LAST_MS);
         Duration::from_millis(pause)
     }
 }
@@ -46,5 +52,15 @@ mod tests {
         assert!(pauses[11] >= u128::from(LAST_MS / 2), "{pauses:?}");
         backoff.reset();
         assert!(backoff.pause().as_millis() <= 100);
+    }
+
+    #[test]
+    fn one_attempt_follows_at_once_and_then_pauses_begin() {
+        let mut backoff = Backoff::new(1);
+        (0..5).for_each(|_| drop(backoff.pause()));
+        backoff.begin_at_once();
+        assert_eq!(backoff.pause(), Duration::ZERO);
+        let pauses: Vec<u128> = (0..2).map(|_| backoff.pause().as_millis()).collect();
+        assert!((50..=100).contains(&pauses[0]) && (100..=200).contains(&pauses[1]), "{pauses:?}");
     }
 }

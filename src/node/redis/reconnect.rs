@@ -9,8 +9,9 @@ use super::{Connected, Shared};
 
 /// Keeps a connection to a server until the process ends: `serve` has it as long as it works, and returns why
 /// it doesn't any more. It goes to the owner of the slot of `owned`, if there is such a name. `name` is the
-/// connection's in the log. Pauses between attempts end when the server has
-/// taken a command connection: what is published from then on is to be received.
+/// connection's in the log. After a connection that has worked, the first attempt follows at once: all that is
+/// published meanwhile is late. Pauses between later ones end when the server has taken a command connection: what is
+/// published from then on is to be received.
 pub(super) async fn stay_connected(
     shared: &Shared,
     (at, server): (usize, &Connected),
@@ -32,20 +33,19 @@ pub(super) async fn stay_connected(
                 None => Subscriptions::connect(to, attempt).await,
             }
         };
-        let error = match timeout(settings.connect_timeout, made).await {
+        let (error, has_worked) = match timeout(settings.connect_timeout, made).await {
             Ok(Ok((subscriptions, messages))) => {
                 let began = Instant::now();
                 let error = serve(subscriptions, messages).await;
-                if began.elapsed() > settings.connect_timeout {
-                    backoff.reset();
-                }
-                error
+                (error, began.elapsed() > settings.connect_timeout)
             }
-            Ok(Err(error)) => error,
-            Err(_) => Unreachable::Timeout,
+            Ok(Err(error)) => (error, false),
+            Err(_) => (Unreachable::Timeout, false),
         };
         tracing::warn!("redis: server {at}: {name}: {error}");
-        if server.made.get() != made_before {
+        if has_worked {
+            backoff.begin_at_once();
+        } else if server.made.get() != made_before {
             // The server is there again, and has been since that attempt began.
             backoff.reset();
         }
