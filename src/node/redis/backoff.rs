@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn one_attempt_follows_at_once_and_then_pauses_begin() {
         let mut backoff = Backoff::new(1);
-        (0..5).for_each(|_| drop(backoff.pause()));
+        let _: Vec<Duration> = (0..5).map(|_| backoff.pause()).collect();
         backoff.begin_at_once();
         assert_eq!(backoff.pause(), Duration::ZERO);
         let pauses: Vec<u128> = (0..2).map(|_| backoff.pause().as_millis()).collect();

@@ -348,7 +348,8 @@ async fn serve(shared: &Shared, at: usize, server: &Connected, mut link: Link) -
 
 /// Without those that have waited for too long: they fail.
 fn unexpired(shared: &Shared, server: &Connected, batch: Vec<Queued>) -> Vec<Queued> {
-    let expired = |queued: &Queued| queued.since.elapsed() > shared.settings.io_timeout;
+    let now = Instant::now();
+    let expired = |queued: &Queued| now.duration_since(queued.since) > shared.settings.io_timeout;
     if !batch.iter().any(expired) {
         return batch;
     }
@@ -374,6 +375,8 @@ fn settle(
     let mut events = Outcome::new(shared);
     let mut useless = None;
     let epoch = epoch();
+    // The clocks are asked once for all of them.
+    let (fresh, now) = (fresh(&epoch), Instant::now());
     let mut replies = replies.into_iter();
     for mut queued in batch {
         let reply = replies.next().unwrap_or_else(|| Reply::Error("no reply".into()));
@@ -389,10 +392,10 @@ fn settle(
         }
         let Queued { home, awaited, since, cost, .. } = queued;
         if awaited.ticket().is_some() {
-            let took = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
+            let took = u32::try_from(now.duration_since(since).as_micros()).unwrap_or(u32::MAX);
             shared.figures.latency[shared.first].record(took);
         }
-        match operations.settle(awaited, reply, fresh(&epoch)) {
+        match operations.settle(awaited, reply, fresh) {
             Settled::Nothing => {}
             Settled::Event(event) => events.add(home, event),
             Settled::Again(request, awaited) => {

@@ -290,7 +290,7 @@ impl Link {
     ) -> LocalBoxFuture<'static, Result<Vec<Reply>, Unreachable>> {
         match self.kind.clone() {
             Kind::One(mut connection) => {
-                let mut pipeline = redis::Pipeline::new();
+                let mut pipeline = redis::Pipeline::with_capacity(requests.size_hint().0);
                 for request in requests {
                     pipeline.add_command(self.command(request));
                 }
@@ -341,18 +341,21 @@ impl Link {
         }
     }
 
+    /// One allocation for its bytes and one for its words: it would grow several times for each publication.
     fn command(&self, request: &Request) -> Cmd {
         match request {
             Request::Plain { name, arguments } => {
-                let mut command = redis::cmd(name);
+                let mut command = Cmd::with_capacity(1 + arguments.len(), request.bytes());
+                command.arg(name);
                 for argument in arguments {
                     command.arg(&argument[..]);
                 }
                 command
             }
             Request::Script { script, keys, arguments } => {
-                let mut command = redis::cmd("EVALSHA");
-                command.arg(&self.names[*script as usize]).arg(keys.len());
+                let words = 3 + keys.len() + arguments.len();
+                let mut command = Cmd::with_capacity(words, request.bytes());
+                command.arg("EVALSHA").arg(&self.names[*script as usize]).arg(keys.len());
                 for key in keys {
                     command.arg(key);
                 }
