@@ -62,9 +62,11 @@ impl<D: Driver> Shard<D> {
             // Copies of sockets may be there until the other process has ended.
             self.net.driver.share(false);
         }
-        let Some(settling) = self.life.settling.take() else { return };
+        let settling = self.life.settling.take();
         self.cx.settles = false;
+        // Also where the other process has failed before this shard settled: another one knows no channel.
         self.home.go_on(&self.cx, &mut self.post);
+        let Some(settling) = settling else { return };
         for key in settling.given_up {
             if self.net.conn(key).is_some() {
                 self.clients.end_for_good(&mut outlets!(self), &mut self.local, key.index);
@@ -197,6 +199,11 @@ impl Clients {
         let replied = self.asides.iter().filter(|(_, aside)| !aside.replies.is_empty());
         let replied: Vec<u32> = replied.map(|(index, _)| index).collect();
         for index in replied {
+            if out.net.at(index).is_none_or(|conn| conn.phase != Phase::Client) {
+                // The command ended with its session.
+                self.asides.take(index, |aside| aside.replies.clear());
+                continue;
+            }
             for _ in 0..TURN_FRAMES_MAX {
                 let Some(conn) = out.net.at(index) else { break };
                 let (key, paused) = (conn.key(index), conn.flags.paused());
@@ -242,7 +249,8 @@ impl Clients {
     ) -> Vec<ConnKey> {
         let mut given_up = Vec::new();
         for command in self.take_deferred() {
-            if out.net.conn(command.conn()).is_some() {
+            // Nothing follows a close.
+            if out.net.conn(command.conn()).is_some_and(|conn| conn.phase == Phase::Client) {
                 given_up.extend(self.give_up_command(
                     out,
                     side,
@@ -255,9 +263,8 @@ impl Clients {
         let called: Vec<u32> = called.map(|(index, _)| index).collect();
         for index in called {
             self.asides.take(index, |aside| aside.call = false);
-            let Some(rx) = out.net.at_mut(index).and_then(|conn| conn.rx.as_mut()) else {
-                continue;
-            };
+            let conn = out.net.at_mut(index).filter(|conn| conn.phase == Phase::Client);
+            let Some(rx) = conn.and_then(|conn| conn.rx.as_mut()) else { continue };
             let commands = std::mem::take(&mut rx.commands);
             let at = std::mem::take(&mut rx.commands_at);
             given_up.extend(self.give_up_command(

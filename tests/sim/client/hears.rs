@@ -50,7 +50,7 @@ impl Client {
             match reader.next(&rules, &mut bytes, &mut at) {
                 Ok(Some(event)) => {
                     if self.closed.is_some() {
-                        return Err("something came behind the close frame".into());
+                        return Err(format!("this came behind the close frame: {event:?}"));
                     }
                     self.handle_event(scene, event)?;
                 }

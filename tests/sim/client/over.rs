@@ -516,6 +516,12 @@ impl Client {
             self.turned_away = true;
             return self.refused_by(scene, 503);
         }
+        if answer.status == 500 && result.error.as_ref().is_some_and(|error| error.code == 100) {
+            // The node is short of memory, which an application that is slow in a takeover can bring about: the
+            // `connect` of a poll is handled once more, and history may have grown meanwhile.
+            self.turned_away = true;
+            return self.refused_by(scene, 500);
+        }
         if let Some(disconnect) = result.disconnect {
             self.disconnected(scene, disconnect.code)?;
         } else if answer.status != 200 || result.error.is_some() {
