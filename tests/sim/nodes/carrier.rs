@@ -9,6 +9,7 @@ use roost::base::rng::Rng;
 use roost::cluster::operations::{Awaited, Fresh, Operations, Reply, Request, Settled};
 use roost::hub::broker::{BrokerEvent, Command, FailureCause, Ticket};
 use roost::hub::history::{Epoch, Position};
+use roost::shard::ChannelNames;
 
 use super::plan::Sabotage;
 use super::redis::{ConnId, Push, Redis};
@@ -80,6 +81,32 @@ struct PubSub {
     heard: u64,
 }
 
+/// The part of a PUB/SUB connection's messages that is this process's, as in `src/node/redis/fence.rs`.
+#[derive(Debug, Default)]
+enum Part {
+    #[default]
+    All,
+    /// Those behind a fence that has not come.
+    Behind,
+    /// Those before a fence are held until it comes, and later ones until it is clear whose they are.
+    Before { held: Vec<BrokerEvent>, is_fenced: bool },
+}
+
+/// The payload of a fence, before its key.
+const FENCE: &str = "fence ";
+
+/// The broker thread of a process that takes over from another one.
+#[derive(Debug, Default)]
+struct Joining {
+    key: u64,
+    /// Homes get events from now on.
+    is_open: bool,
+    /// A connection was lost before its fence.
+    is_lost: bool,
+    /// Channels that the process before has given up meanwhile, by home.
+    ended: BTreeSet<(usize, CompactString)>,
+}
+
 pub(crate) struct Carrier {
     node: usize,
     /// The name of the process.
@@ -106,6 +133,10 @@ pub(crate) struct Carrier {
     pub(crate) full_until: u64,
     /// Channels of homes of which one was dropped.
     missed: BTreeSet<(usize, CompactString)>,
+    /// What is this process's of each home's connection, and the fence that the home awaits.
+    parts: Vec<(Part, Option<u64>)>,
+    /// Another process still runs in its place.
+    joining: Option<Joining>,
     pub(crate) figures: BTreeMap<&'static str, u64>,
 }
 
@@ -164,7 +195,124 @@ impl Carrier {
             broken: None,
             full_until: 0,
             missed: BTreeSet::new(),
+            parts: (0..homes).map(|_| Default::default()).collect(),
+            joining: None,
             figures: BTreeMap::new(),
+        }
+    }
+
+    /// The same of a process that is to take over from another one, in the attempt of this key.
+    pub(crate) fn join(mut self, key: u64) -> Self {
+        self.joining = Some(Joining { key, ..Joining::default() });
+        self.parts.iter_mut().for_each(|(part, _)| *part = Part::Behind);
+        self
+    }
+
+    /// A home of the process before listens to some channels, and to others no more.
+    pub(crate) fn share(&mut self, home: usize, names: ChannelNames) {
+        let Some(joining) = &mut self.joining else { return };
+        joining.ended.extend(names.ended.into_iter().map(|name| (home, name)));
+        for channel in names.begun {
+            if !joining.ended.remove(&(home, channel.clone())) {
+                self.pubsub[home].listen(channel, &mut self.events[home]);
+            }
+        }
+    }
+
+    /// Whether it listens to all channels that it is to listen to.
+    pub(crate) fn listens(&mut self) -> bool {
+        let has_all = |of: &PubSub| {
+            let is_on = |wish: &Wish| !wish.wished || wish.actual == Actual::On;
+            of.conn.is_some() && of.is_ready && of.wishes.values().all(is_on)
+        };
+        let is_done = self.commands.is_up && self.pubsub.iter().all(has_all);
+        self.joining.iter_mut().for_each(|joining| joining.is_open |= is_done);
+        is_done
+    }
+
+    /// Whether all fences have come to a process that takes over.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.parts.iter().all(|(part, _)| matches!(part, Part::All))
+    }
+
+    /// Whether it can't take over any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.joining.as_ref().is_some_and(|joining| joining.is_lost)
+    }
+
+    /// Homes don't get what came before they were this process's.
+    pub(crate) fn drop_early(&mut self) {
+        if self.joining.as_ref().is_some_and(|joining| !joining.is_open) {
+            self.events.iter_mut().for_each(VecDeque::clear);
+        }
+    }
+
+    /// It has taken over.
+    pub(crate) fn joined(&mut self) {
+        let Some(joining) = self.joining.take() else { return };
+        joining.ended.iter().for_each(|(home, channel)| self.pubsub[*home].unlisten(channel));
+    }
+
+    /// What it listens to, and which part of that is this process's.
+    pub(crate) fn show(&self) -> String {
+        format!("{} {:?} {:?} {:?}", self.uid, self.commands.is_up, self.parts, self.pubsub)
+    }
+
+    /// Whether it can be replaced.
+    pub(crate) fn is_up(&self) -> bool {
+        self.commands.is_up
+    }
+
+    /// Whether nothing is on its way to Redis or to a home.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.commands.queue.is_empty()
+            && self.commands.sent.is_empty()
+            && self.events.iter().all(VecDeque::is_empty)
+    }
+
+    /// Has a fence published on the name of a home's connection.
+    fn publish_fence(&mut self, now: u64, home: usize, key: u64) {
+        self.parts[home].1 = Some(key);
+        let probe = self.operations.names.probe(&self.uid, home);
+        let arguments = vec![probe.into_bytes(), format!("{FENCE}{key:016x}").into_bytes()];
+        let request = Request::Plain { name: self.operations.names.publish_command(), arguments };
+        let queued = Queued { home, request, awaited: Awaited::Nothing, since: now };
+        self.commands.queue.push_back(queued);
+    }
+
+    /// A fence has come by the connection of a home.
+    fn fence_arrives(&mut self, home: usize, key: u64) {
+        let (part, awaited) = &mut self.parts[home];
+        match part {
+            Part::Behind => {
+                if self.joining.as_ref().is_some_and(|joining| joining.key == key) {
+                    *part = Part::All;
+                }
+            }
+            Part::All | Part::Before { is_fenced: false, .. } if *awaited == Some(key) => {
+                let fenced = Part::Before { held: Vec::new(), is_fenced: true };
+                if let Part::Before { held, .. } = std::mem::replace(part, fenced) {
+                    self.events[home].extend(held);
+                }
+                self.events[home].push_back(BrokerEvent::Fenced { key });
+            }
+            Part::All | Part::Before { .. } => {}
+        }
+    }
+
+    /// A message for a home, as far as it is this process's.
+    fn admit(&mut self, home: usize, event: BrokerEvent) {
+        match &mut self.parts[home].0 {
+            Part::All => self.events[home].push_back(event),
+            Part::Behind => {}
+            Part::Before { held, .. } => held.push(event),
+        }
+    }
+
+    /// The connection of a home is lost: its fence may be lost with it.
+    fn lose_fence(&mut self, home: usize) {
+        if let (Part::Behind, Some(joining)) = (&self.parts[home].0, &mut self.joining) {
+            joining.is_lost = true;
         }
     }
 
@@ -283,6 +431,18 @@ impl Carrier {
                 self.pubsub[home].listen(channel, &mut self.events[home])
             }
             Command::Unlisten { channel } => self.pubsub[home].unlisten(&channel),
+            Command::Hold => {
+                let part = &mut self.parts[home].0;
+                if matches!(part, Part::All) {
+                    *part = Part::Before { held: Vec::new(), is_fenced: false };
+                }
+            }
+            Command::Fence { key } => self.publish_fence(now, home, key),
+            Command::Resume => {
+                if let (Part::Before { held, .. }, _) = std::mem::take(&mut self.parts[home]) {
+                    self.events[home].extend(held);
+                }
+            }
             command => {
                 let is_full = self.commands.queue.len() >= self.queue_max;
                 if is_full {
@@ -452,6 +612,7 @@ impl Carrier {
         if std::mem::take(&mut self.commands.is_up) {
             self.count("lost");
             self.pubsub.iter_mut().for_each(PubSub::forget);
+            (0..self.pubsub.len()).for_each(|home| self.lose_fence(home));
             self.tell_all(&BrokerEvent::Lost);
         }
     }
@@ -536,6 +697,7 @@ impl Carrier {
             of.conn = None;
             of.retry_at = now + pause(&mut self.rng, &mut of.attempts);
             of.interrupt(&mut self.events[home]);
+            self.lose_fence(home);
             return self.count("interrupted");
         }
         if of.is_ready {
@@ -559,11 +721,19 @@ impl Carrier {
                     of.changed(channel, is_on, &mut self.events[home]);
                 }
             }
-            Push::Message { name, .. } if name == probe => of.unanswered = 0,
+            Push::Message { name, payload } if name == probe => {
+                of.unanswered = 0;
+                let text = std::str::from_utf8(&payload).unwrap_or_default();
+                let key =
+                    text.strip_prefix(FENCE).and_then(|key| u64::from_str_radix(key, 16).ok());
+                if let Some(key) = key {
+                    self.fence_arrives(home, key);
+                }
+            }
             Push::Message { name, payload } => {
                 let channel = self.operations.names.channel_of(name.as_bytes()).unwrap();
                 match self.operations.message(channel, &payload) {
-                    Ok(event) => self.events[home].push_back(event),
+                    Ok(event) => self.admit(home, event),
                     Err(_) => self.count("malformed"),
                 }
             }

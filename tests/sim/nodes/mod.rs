@@ -13,6 +13,7 @@ mod keyspace;
 mod node;
 mod plan;
 mod redis;
+mod replace;
 mod run;
 mod truth;
 
@@ -61,8 +62,16 @@ const MET: [&str; 19] = [
 type Met = BTreeMap<&'static str, u64>;
 
 fn play(seed: u64, log: bool) -> Result<Met, String> {
+    play_by(Run::new, seed, log)
+}
+
+fn play_by(
+    make: fn(u64, Option<Sabotage>, bool) -> Run,
+    seed: u64,
+    log: bool,
+) -> Result<Met, String> {
     let run = || {
-        let mut run = Run::new(seed, None, log);
+        let mut run = make(seed, None, log);
         run.play().inspect_err(|_| {
             if log {
                 run.show()
@@ -150,6 +159,44 @@ fn a_seed_of_several_nodes_is_one_run() {
     for seed in [1, 8] {
         assert_eq!(play(seed, false), play(seed, true), "seed {seed}");
     }
+}
+
+/// Seeds of runs in which nodes are replaced.
+const REPLACED_SEEDS: u64 = 16;
+
+/// Nodes are replaced by other processes all the time, also while something else goes wrong: nothing is lost, comes
+/// twice or is out of order. `ROOST_NODES_REPLACED=n` replays one seed, `ROOST_NODES_REPLACED_RUNS=n` plays so many.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an end to all")]
+fn nodes_that_are_replaced_lose_nothing() {
+    if let Some(seed) = number("ROOST_NODES_REPLACED") {
+        let met = play_by(Run::replaced, seed, true);
+        println!("{:#?}", met.unwrap_or_else(|fault| panic!("seed {seed}: {fault}")));
+        return;
+    }
+    let begun = Instant::now();
+    let runs = number("ROOST_NODES_REPLACED_RUNS");
+    let (mut met, mut failed) = (Met::new(), Vec::new());
+    for seed in 1..=runs.unwrap_or(REPLACED_SEEDS) {
+        if begun.elapsed().as_secs() > SECONDS_MAX && runs.is_none() {
+            println!("time is over before seed {seed}");
+            break;
+        }
+        match play_by(Run::replaced, seed, false) {
+            Ok(figures) => {
+                figures.into_iter().for_each(|(name, value)| *met.entry(name).or_insert(0) += value)
+            }
+            Err(fault) => {
+                let fault: String = fault.chars().take(3_000).collect();
+                println!("seed {seed} failed (ROOST_NODES_REPLACED={seed}): {fault}");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{:?}: {met:?}", begun.elapsed());
+    assert!(failed.is_empty(), "seeds {failed:?}");
+    let [replaced, not] = ["replaced", "not_replaced"].map(|name| met.get(name).copied());
+    assert!(replaced > Some(0) && not > Some(0), "{replaced:?} were replaced, {not:?} not");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use roost::shard::{Memory, NodeParts, NodeState, Notices, Seat, Shard};
 use super::carrier::Carrier;
 use super::plan::{CHANNELS, NodesPlan};
 use super::redis::Redis;
+use super::replace::Next;
 use super::truth::{Broken, Rule, Truth, broken};
 
 /// Nobody sleeps beside the shards.
@@ -34,10 +35,22 @@ impl Wake for Awake {
     fn wake(&self) {}
 }
 
-struct Runner {
-    shard: Shard<SimDriver>,
-    waits: Option<Option<Millis>>,
-    stopped: bool,
+pub(super) struct Runner {
+    pub(super) shard: Shard<SimDriver>,
+    pub(super) waits: Option<Option<Millis>>,
+    pub(super) stopped: bool,
+}
+
+/// What a process begins with beside its shards.
+pub(super) struct Begun {
+    pub(super) state: Arc<NodeState>,
+    pub(super) seats: Vec<Seat>,
+    mailbox: Mailbox,
+    lanes: Vec<MailLane>,
+    of_broker: Mailbox,
+    to_homes: Vec<MailLane>,
+    pub(super) carrier: Carrier,
+    rng: Rng,
 }
 
 /// A publication of the server API that waits for its answer.
@@ -52,10 +65,13 @@ struct Asked {
 
 /// A process of a node, from its start to its end.
 pub(crate) struct Node {
-    at: usize,
+    pub(super) at: usize,
+    pub(super) process: u8,
+    /// Seed of the hashes of names.
+    pub(super) names: u64,
     pub(crate) world: SharedWorld,
     state: Arc<NodeState>,
-    shards: Vec<Runner>,
+    pub(super) shards: Vec<Runner>,
     mailbox: Mailbox,
     lanes: Vec<MailLane>,
     /// Mail from and to homes of the broker thread.
@@ -70,6 +86,10 @@ pub(crate) struct Node {
     orders: BTreeMap<u32, u64>,
     pub(crate) paused_until: u64,
     pub(crate) is_draining: bool,
+    /// The process that is to take this one's place.
+    pub(super) next: Option<Box<Next>>,
+    /// Orders that wait until it has, or has failed.
+    gated: Option<Vec<(String, u16)>>,
 }
 
 #[expect(clippy::disallowed_methods, reason = "no shard reads it")]
@@ -77,11 +97,15 @@ fn zero_of_time() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-impl Node {
-    /// A new process.
-    pub(crate) fn start(plan: &NodesPlan, at: usize, process: u8, now: u64, rng: &mut Rng) -> Self {
-        let world = World::new(rng.next_u64(), plan.sizes(at), plan.net.clone());
-        world.borrow_mut().advance_to(Millis(now));
+impl Begun {
+    /// A process of a node; its names are hashed with that seed.
+    pub(super) fn new(
+        plan: &NodesPlan,
+        (at, process): (usize, u8),
+        world: &SharedWorld,
+        names: u64,
+        rng: &mut Rng,
+    ) -> Self {
         let ids: Vec<ShardId> = (0..plan.shards[at]).map(|at| ShardId(at as u8)).collect();
         let (letterboxes, mailboxes): (Vec<_>, Vec<_>) = ids
             .iter()
@@ -96,43 +120,63 @@ impl Node {
         let state = Arc::new(NodeState::new(NodeParts {
             rules: plan.rules(at, process),
             options: plan.options.clone(),
-            names: NameHasher::new(rng.next_u64(), ids.len()),
+            names: NameHasher::new(names, ids.len()),
             crypto: Crypto::Inline,
             memory: Memory::simulated(1 << 40),
             addresses: AddressLimits::new(AddressOptions::default(), rng.next_u64(), 500),
             notices: Notices::new(zero_of_time()),
             tls: None,
         }));
-        let seat = |(id, mailbox): (&ShardId, Mailbox), seed| {
+        let seat = |(id, mailbox): (&ShardId, Mailbox)| {
             let (letterboxes, outside) = (letterboxes.clone(), outside.clone());
-            let seat = Seat { shard: *id, mailbox, letterboxes, outside, seed };
-            let driver = SimDriver::new(&world, *id);
-            let shard = Shard::new(Arc::clone(&state), seat, driver, || {});
-            Runner { shard, waits: None, stopped: false }
+            Seat { shard: *id, mailbox, letterboxes, outside, seed: rng.next_u64() }
         };
-        let shards = ids.iter().zip(mailboxes).map(|of| seat(of, rng.next_u64())).collect();
+        let seats = ids.iter().zip(mailboxes).map(seat).collect();
         let lanes = || letterboxes.iter().cloned().map(MailLane::new).collect();
         let (lanes, to_homes) = (lanes(), lanes());
         let of_carrier = Rng::new(rng.next_u64());
         let uid = format!("node{at}.{process}");
         let (operations, bounds) = (plan.operations.clone(), (plan.queue_max, plan.sabotage));
+        let carrier = Carrier::new(at, uid, ids.len(), operations, bounds, of_carrier);
+        let rng = Rng::new(rng.next_u64());
+        Self { state, seats, mailbox, lanes, of_broker, to_homes, carrier, rng }
+    }
+}
+
+impl Node {
+    /// A new process.
+    pub(crate) fn start(plan: &NodesPlan, at: usize, process: u8, now: u64, rng: &mut Rng) -> Self {
+        let world = World::new(rng.next_u64(), plan.sizes(at), plan.net.clone());
+        world.borrow_mut().advance_to(Millis(now));
+        let names = rng.next_u64();
+        let begun = Begun::new(plan, (at, process), &world, names, rng);
+        let Begun { state, seats, mailbox, lanes, of_broker, to_homes, carrier, rng } = begun;
+        let shards = seats.into_iter().map(|seat| {
+            let driver = SimDriver::new(&world, seat.shard);
+            let shard = Shard::new(Arc::clone(&state), seat, driver, || {});
+            Runner { shard, waits: None, stopped: false }
+        });
         Self {
             at,
+            process,
+            names,
+            shards: shards.collect(),
             world,
             state,
-            shards,
             mailbox,
             lanes,
             of_broker,
             to_homes,
-            carrier: Carrier::new(at, uid, ids.len(), operations, bounds, of_carrier),
-            rng: Rng::new(rng.next_u64()),
+            carrier,
+            rng,
             next_asker: 1,
             asked: BTreeMap::new(),
             again: Vec::new(),
             orders: BTreeMap::new(),
             paused_until: 0,
             is_draining: false,
+            next: None,
+            gated: None,
         }
     }
 
@@ -166,6 +210,9 @@ impl Node {
         }
         next = next.min(self.carrier.next_at(redis).unwrap_or(u64::MAX));
         next = self.again.iter().map(|(at, _)| *at).fold(next, u64::min);
+        if self.next.is_some() {
+            next = 0;
+        }
         next.max(self.paused_until)
     }
 
@@ -199,8 +246,10 @@ impl Node {
         if let Some(broken) = self.carrier.broken.take() {
             return Err(broken);
         }
-        for (_, asked) in self.again.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
-            self.send(now, asked);
+        if self.gated.is_none() {
+            for (_, asked) in self.again.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
+                self.send(now, asked);
+            }
         }
         self.lanes.iter_mut().for_each(|lane| _ = lane.flush(CONTROL));
         self.to_homes.iter_mut().for_each(|lane| _ = lane.flush(BROKER));
@@ -251,7 +300,40 @@ impl Node {
             if self.rng.one_in(2) { format!("k{}", self.rng.next_u64()) } else { String::new() };
         let number = truth.make(channel, &key);
         let data = format!(r#"{{"n":{number},"by":"the API of node {}"}}"#, self.at).into_bytes();
-        self.send(now, Asked { number, key, channel, data, since: now });
+        let asked = Asked { number, key, channel, data, since: now };
+        match self.gated {
+            None => self.send(now, asked),
+            Some(_) => self.again.push((now, asked)),
+        }
+    }
+
+    /// From now on what is requested waits until another process has taken over, or has failed.
+    pub(super) fn hold_requests(&mut self) {
+        self.gated.get_or_insert_default();
+    }
+
+    /// It has: what has waited is done.
+    pub(super) fn release_requests(&mut self, now: u64) {
+        for (user, code) in self.gated.take().unwrap_or_default() {
+            self.disconnect(now, &user, code);
+        }
+    }
+
+    /// Whether nothing is on its way to shards, brokers or the control side.
+    pub(super) fn is_quiet(&self) -> bool {
+        let lanes = self.lanes.iter().chain(&self.to_homes).all(MailLane::is_empty);
+        let mail = self.mailbox.waiting().0 + self.of_broker.waiting().0;
+        let shards = self.shards.iter().all(|runner| runner.shard.unsettled().is_empty());
+        let control = self.asked.is_empty() && self.orders.is_empty();
+        lanes && mail == 0 && control && self.carrier.is_quiet() && shards
+    }
+
+    /// Another process is in the place of this one: its shards, and what is beside them.
+    pub(super) fn become_next(&mut self, begun: Begun, shards: Vec<Runner>) -> Carrier {
+        let Begun { state, mailbox, lanes, of_broker, to_homes, carrier, .. } = begun;
+        (self.state, self.shards, self.mailbox, self.lanes) = (state, shards, mailbox, lanes);
+        (self.of_broker, self.to_homes) = (of_broker, to_homes);
+        std::mem::replace(&mut self.carrier, carrier)
     }
 
     fn send(&mut self, now: u64, asked: Asked) {
@@ -277,6 +359,9 @@ impl Node {
 
     /// Closes the connections of a user, as an order of the server API that reached this node.
     pub(crate) fn disconnect(&mut self, now: u64, user: &str, code: u16) {
+        if let Some(gated) = &mut self.gated {
+            return gated.push((user.to_owned(), code));
+        }
         for at in 0..self.lanes.len() {
             let asker = self.asker();
             self.orders.insert(asker.conn.index, now);
@@ -323,7 +408,8 @@ impl Node {
 
     /// Whether the control side waits for nothing.
     pub(crate) fn is_settled(&self) -> bool {
-        self.asked.is_empty() && self.again.is_empty() && self.orders.is_empty()
+        let is_open = self.gated.is_none();
+        is_open && self.asked.is_empty() && self.again.is_empty() && self.orders.is_empty()
     }
 
     /// In the end: nothing is open, counted or listened to.

@@ -10,6 +10,7 @@ use super::client::{Client, PATIENCE_MS, Phase, Scene};
 use super::node::Node;
 use super::plan::{CHANNELS, Fault, NodesPlan, Sabotage};
 use super::redis::Redis;
+use super::replace::Outcome;
 use super::truth::{Broken, Rule, Truth, broken};
 
 /// Steps in a row in which no time passes, at most: beyond it something spins.
@@ -20,6 +21,9 @@ const HEAL_MS: u64 = 90_000;
 
 /// Entries of presence expire after so long, and nodes refresh theirs before.
 const PRESENCE_MS: u64 = 65_000;
+
+/// Attempts to replace a node in a system without faults, at most: one in some fails by itself.
+const REPLACEMENTS_MAX: u32 = 20;
 
 /// A failure that ends by itself.
 #[derive(Clone, Debug)]
@@ -51,6 +55,9 @@ pub(crate) struct Run {
     fault_at: u64,
     api_at: u64,
     copy_at: u64,
+    /// Nodes are replaced by other processes: drawn apart, so that the rest is as it would be without.
+    replacing: Option<Rng>,
+    replace_at: u64,
     standstill: u64,
     steps: u64,
     figures: BTreeMap<&'static str, u64>,
@@ -89,6 +96,8 @@ impl Run {
             fault_at: now + plan.fault_every_ms,
             api_at: now,
             copy_at: now,
+            replacing: None,
+            replace_at: now,
             standstill: 0,
             steps: 0,
             figures: BTreeMap::new(),
@@ -97,6 +106,13 @@ impl Run {
             plan,
         };
         (0..run.plan.nodes).for_each(|at| run.start(at));
+        run
+    }
+
+    /// The same, in which nodes are replaced by other processes all the time.
+    pub(crate) fn replaced(seed: u64, sabotage: Option<Sabotage>, log: bool) -> Self {
+        let mut run = Self::new(seed, sabotage, log);
+        run.replacing = Some(Rng::new(seed ^ 0x7265_706c_6163_6564));
         run
     }
 
@@ -123,6 +139,7 @@ impl Run {
             let text = lost.map_or_else(|| "the control side waits".to_owned(), Client::show);
             return broken(Rule::Answer, format!("not all are subscribed again: {text}"));
         }
+        self.replace_each()?;
         self.quiet()?;
         self.leave()?;
         Ok(self.met())
@@ -132,6 +149,9 @@ impl Run {
     pub(crate) fn show(&self) {
         println!("faults: {:?}", self.plan.faults);
         self.clients.iter().for_each(|client| println!("{}", client.show()));
+        for node in self.nodes.iter().flatten() {
+            println!("{}", node.carrier.show());
+        }
     }
 
     /// All clients of a quiet system have all of their channels.
@@ -237,6 +257,59 @@ impl Run {
         self.troubled_until = self.now + 30_000;
         // What comes late has come, too: a PUB/SUB connection that carries nothing is noticed.
         self.run_for(20_000, |_| false).map(|_| ())
+    }
+
+    /// Each node is replaced while clients publish: where nothing goes wrong, that succeeds.
+    fn replace_each(&mut self) -> Result<(), Broken> {
+        if self.replacing.is_none() {
+            return Ok(());
+        }
+        let replaced = |run: &Self| run.figures.get("replaced").copied().unwrap_or_default();
+        for at in 0..self.nodes.len() {
+            let (before, mut tries) = (replaced(self), 0);
+            while replaced(self) == before {
+                tries += 1;
+                if tries > REPLACEMENTS_MAX {
+                    return broken(Rule::Answer, format!("node {at} is never replaced"));
+                }
+                self.begin_next(at);
+                while self.nodes[at].as_ref().is_some_and(|node| node.next.is_some()) {
+                    // A publication may show that a stream went back: some connect again then.
+                    if self.clients.iter().all(Client::is_settled) {
+                        self.publish_to_each();
+                    }
+                    self.run_for(20, |_| false)?;
+                }
+            }
+        }
+        self.run_for(10_000, |run| run.clients.iter().all(Client::is_settled)).map(|_| ())
+    }
+
+    /// Another process is to take the place of a node.
+    fn begin_next(&mut self, at: usize) {
+        if let (Some(rng), Some(node)) = (&mut self.replacing, &mut self.nodes[at])
+            && node.paused_until <= self.now
+        {
+            node.begin_next(&self.plan, self.now, rng);
+        }
+    }
+
+    /// Those that are replaced go on with it.
+    fn step_next(&mut self) -> Result<(), Broken> {
+        for at in 0..self.nodes.len() {
+            let Some(node) = &mut self.nodes[at] else { continue };
+            match node.step_next(self.now, &mut self.redis)? {
+                None => {}
+                Some(Outcome::GoesOn) => self.count("not_replaced"),
+                Some(Outcome::Replaced(past)) => {
+                    self.count("replaced");
+                    past.into_iter().for_each(|(name, value)| {
+                        *self.past.entry(name).or_default() += value;
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A client publishes to each channel: the numbers of the publications.
@@ -428,6 +501,7 @@ impl Run {
     }
 
     fn step_beside(&mut self) -> Result<(), Broken> {
+        self.step_next()?;
         for node in self.nodes.iter_mut().flatten() {
             match node.step_beside(self.now, &mut self.redis, &mut self.truth) {
                 // Behind an interruption, an older read of no use may be open beside the new one.
@@ -464,6 +538,9 @@ impl Run {
         let mut next = end;
         if self.phase == Phase::Faults {
             next = next.min(self.fault_at).min(self.api_at).min(self.copy_at);
+            if self.replacing.is_some() {
+                next = next.min(self.replace_at);
+            }
         }
         next = self.undo.iter().map(|(at, _)| *at).fold(next, u64::min);
         next = next.min(self.redis.next_at().unwrap_or(u64::MAX));
@@ -511,6 +588,13 @@ impl Run {
             self.copy_at = self.now + 200 + self.rng.below(3_000);
             self.redis.copy();
         }
+        if let Some(rng) = &mut self.replacing
+            && self.now >= self.replace_at
+        {
+            self.replace_at = self.now + 1 + rng.below(2_000);
+            let at = rng.below(self.plan.nodes as u64) as usize;
+            self.begin_next(at);
+        }
         if self.now >= self.fault_at && !self.plan.faults.is_empty() {
             self.fault_at = self.now + 1 + self.rng.below(2 * self.plan.fault_every_ms);
             let at = self.rng.below(self.plan.faults.len() as u64) as usize;
@@ -540,6 +624,7 @@ impl Run {
 
     fn kill(&mut self, at: usize) {
         if let Some(mut node) = self.nodes[at].take() {
+            node.drop_next(self.now, &mut self.redis);
             node.carrier.end(&mut self.redis);
             for name in ["gaps_mail", "gaps_fanout", "events_lost"] {
                 *self.past.entry(name).or_default() += node.figures()[name];
@@ -610,7 +695,7 @@ impl Run {
             }
             Fault::Drain if live > 1 => {
                 self.drains = true;
-                let waits = |node: &&mut Node| !node.is_draining;
+                let waits = |node: &&mut Node| !node.is_draining && node.next.is_none();
                 self.nodes[node].iter_mut().filter(waits).for_each(Node::drain);
             }
             Fault::HomeFull => {
