@@ -1,6 +1,7 @@
 //! A new process takes over the connections of a running node, and everything that can fail on the way.
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -616,9 +617,45 @@ fn a_stream_that_is_cut_at_any_byte_changes_nothing() {
     panic!("the stream is longer than {whole} bytes: the cuts are too few");
 }
 
+/// The same of the link on which a shard is copied while it runs, and then made whole: it keeps the borders of
+/// messages, so that the last one before the cut comes short.
+#[test]
+fn a_link_that_is_cut_at_any_byte_changes_nothing() {
+    let socket = Socket::new("link");
+    let shards = ["--shards", "1"];
+    let node = socket.node(&[], MORE, &shards).expect("the first node starts");
+    let mut client = node.connected();
+    subscribed(&mut client);
+    let between = Socket::new("between-link");
+    let whole = 400;
+    for cut in 0..whole {
+        let (relayed, new) = std::thread::scope(|scope| {
+            let relay = scope.spawn(|| relay_with(&between, &socket, usize::MAX, Some(cut)));
+            let own = between.flags();
+            let flags = own.iter().map(String::as_str).chain(shards);
+            let new = Node::launch_open(&[], MORE, &flags.collect::<Vec<_>>());
+            (relay.join().unwrap(), new)
+        });
+        assert!(relayed, "the stream was not cut");
+        node.call("publish", json!({"channel": "kept:room", "data": cut}));
+        if new.is_ok() {
+            // Listeners, sockets, three rounds with a part each, and the end.
+            assert!(cut > 60, "it has taken over although its link was cut at {cut}");
+            assert_eq!(node.ended().code, Some(0));
+            return;
+        }
+        assert_eq!(publication(&mut client), (cut as u64 + 1, json!(cut)));
+    }
+    panic!("the link carries more than {whole} bytes: the cuts are too few");
+}
+
 /// Passes bytes and descriptors between both processes, `cut` bytes in all. Whether it was all of them.
 fn relay(between: &Socket, socket: &Socket, cut: usize) -> bool {
-    use std::os::fd::AsFd as _;
+    relay_with(between, socket, cut, None)
+}
+
+/// The same. `cut_links`: messages of links are passed on, too, so many bytes of each.
+fn relay_with(between: &Socket, socket: &Socket, cut: usize, cut_links: Option<usize>) -> bool {
     let _ = std::fs::remove_file(&between.0);
     let listener = std::os::unix::net::UnixListener::bind(&between.0).unwrap();
     let (new, _) = listener.accept().unwrap();
@@ -627,19 +664,21 @@ fn relay(between: &Socket, socket: &Socket, cut: usize) -> bool {
     let ends = [&new, &old];
     let mut left = cut;
     loop {
-        let mut polled =
-            ends.map(|end| rustix::event::PollFd::new(end, rustix::event::PollFlags::IN));
-        rustix::event::poll(&mut polled, None).unwrap();
-        let ready = polled.each_ref().map(|end| !end.revents().is_empty());
-        for (at, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+        for at in ready(ends) {
             let (mut bytes, mut passed) = (vec![0; left.clamp(1, 1024)], Vec::new());
-            let count =
-                roost::io::descriptors::receive(ends[at].as_fd(), &mut bytes, &mut passed).unwrap();
+            let from = ends[at].as_fd();
+            let received = roost::io::descriptors::receive(from, &mut bytes, &mut passed);
+            // A process that ends with bytes unread resets the stream.
+            let count = received.unwrap_or(0);
             if count == 0 {
                 return true;
             }
             if left == 0 {
                 return false;
+            }
+            // Only the new process passes descriptors by here that are links.
+            if let (0, Some(cut)) = (at, cut_links) {
+                passed = passed.into_iter().map(|link| relayed_link(link, cut)).collect();
             }
             let passed: Vec<_> = passed.iter().map(|passed| passed.as_fd()).collect();
             let other = ends[1 - at].as_fd();
@@ -649,6 +688,41 @@ fn relay(between: &Socket, socket: &Socket, cut: usize) -> bool {
             left -= count;
         }
     }
+}
+
+/// Which of both ends have something to read.
+fn ready<F: AsFd>(ends: [&F; 2]) -> Vec<usize> {
+    let mut polled = ends.map(|end| rustix::event::PollFd::new(end, rustix::event::PollFlags::IN));
+    rustix::event::poll(&mut polled, None).unwrap();
+    (0..2).filter(|at| !polled[*at].revents().is_empty()).collect()
+}
+
+/// Another link in the place of this one, whose messages go on to it up to `cut` bytes.
+fn relayed_link(link: OwnedFd, cut: usize) -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
+    let (given, own) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    // It ends with the links: at the cut, or when a process has closed one.
+    std::thread::spawn(move || {
+        let ends = [&link, &own];
+        let mut left = cut;
+        while left > 0 {
+            for at in ready(ends) {
+                let (mut bytes, mut passed) = (vec![0; 4096], Vec::new());
+                let from = ends[at].as_fd();
+                let received = roost::io::descriptors::receive(from, &mut bytes, &mut passed);
+                let count = received.unwrap_or(0).min(left);
+                let passed: Vec<_> = passed.iter().map(|passed| passed.as_fd()).collect();
+                let to = ends[1 - at].as_fd();
+                if count == 0 || roost::io::descriptors::send(to, &bytes[..count], &passed).is_err()
+                {
+                    return;
+                }
+                left -= count;
+            }
+        }
+    });
+    given
 }
 
 #[test]
