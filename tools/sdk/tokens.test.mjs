@@ -161,15 +161,19 @@ testEach('a connection is refreshed and lives on', async (encoding) => {
 
 testEach('a connection that is not refreshed in time comes back with a new token', async (encoding) => {
   let asked = 0;
+  let begun = false;
   const client = await roost.connected('', {
     encoding,
     token: sign(ending(1, { sub: 'ann' })),
     getToken: async () => {
+      // On a busy machine a second is over before the connection begins.
+      if (!begun) return sign(ending(1, { sub: 'ann' }));
       asked += 1;
       // The first one is still being fetched when the server's patience ends.
       return asked === 1 ? new Promise(() => {}) : sign(ending(3600, { sub: 'ann' }));
     },
   });
+  begun = true;
   const lost = next(client, 'connecting');
   const again = next(client, 'connected');
   assert.equal((await lost).code, 3005);
