@@ -4,9 +4,8 @@ use percent_encoding::percent_decode_str;
 
 use super::layers::{Report, Scope};
 use super::redis::security;
-use crate::cluster::nats::Place;
-use crate::cluster::nats::protocol::Credentials;
 use crate::cluster::nats::streams::Keeping;
+use crate::cluster::nats::{Credentials, Place};
 use crate::cluster::servers::Security;
 use crate::edge::subjects::SubjectRules;
 
@@ -25,6 +24,8 @@ pub struct NatsOptions {
     pub wildcards: bool,
     /// In raw mode: the prefix of the subjects of channels, and what is replaced in names.
     pub raw: Option<(String, Vec<(String, String)>)>,
+    /// One subscription takes all channels.
+    pub takes_all: bool,
     /// TLS, whatever the server wants.
     pub security: Option<Security>,
     /// Histories are in JetStream.
@@ -46,7 +47,7 @@ impl NatsOptions {
 }
 
 /// Reads the section.
-pub(super) fn nats(scope: &Scope, report: &mut Report) -> NatsOptions {
+pub(super) fn nats(scope: &Scope, takes_all: bool, report: &mut Report) -> NatsOptions {
     let mut timeout = |path: &str| {
         if scope.ms(path) == 0 {
             report.errors.push(scope.complaint(path, "more than 0"));
@@ -95,6 +96,7 @@ pub(super) fn nats(scope: &Scope, report: &mut Report) -> NatsOptions {
         write_timeout_ms,
         wildcards: scope.flag("allow_wildcards"),
         raw,
+        takes_all,
         security,
         history,
     };

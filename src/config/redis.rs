@@ -74,7 +74,12 @@ pub(super) fn brokers(settings: &Settings, report: &mut Report) -> Brokers {
     if let Some(broker) = &mut broker {
         broker.partitions = partitions(root, &broker.servers, report);
     }
-    let nats = (keeper == "nats").then(|| nats(settings.section("broker.nats"), report));
+    let takes_all = root.text("roost.nats_interest") == "all";
+    let nats = (keeper == "nats").then(|| nats(settings.section("broker.nats"), takes_all, report));
+    if takes_all && nats.as_ref().is_some_and(|nats| nats.raw.is_some()) {
+        let expected = "\"channels\" with raw_mode: subjects don't show which channel they are of";
+        report.errors.push(root.complaint("roost.nats_interest", expected));
+    }
     let of_presence =
         of("presence_manager.enabled", ("presence_manager.type", &["redis", "nodes"]), report);
     let presence = section(of_presence, "presence_manager.redis", report);

@@ -865,6 +865,7 @@ fn a_broker_in_nats_has_its_section() {
             "nats = {raw_mode = {enabled = true}, jetstream = {enabled = true}}",
             "broker.nats.jetstream.enabled",
         ),
+        ("nats.raw_mode = {enabled = true}\n[roost]\nnats_interest = 'all'", "roost.nats_interest"),
     ] {
         let report = with(more);
         assert_eq!(report.errors.len(), 1, "{more}: {:?}", report.errors);
@@ -878,10 +879,12 @@ fn a_broker_in_nats_has_its_section() {
     assert!(warns("") && !warns("nats.jetstream.enabled = true"));
     let pairs = [("CENTRIFUGO_BROKER_ENABLED", "true"), ("CENTRIFUGO_BROKER_TYPE", "nats")];
     let more = [("CENTRIFUGO_BROKER_NATS_URL", "a:1"), ("CENTRIFUGO_BROKER_NATS_PREFIX", "y")];
+    let more = more.into_iter().chain([("ROOST_NATS_INTEREST", "all")]);
     let all: Vec<_> = pairs.into_iter().chain(more).collect();
     let (config, report) = full(None, &sources(&all, &[]));
     assert_eq!(report.errors, Vec::<String>::new());
-    assert_eq!(config.brokers.nats.unwrap().prefix, "y");
+    let nats = config.brokers.nats.unwrap();
+    assert_eq!((&*nats.prefix, nats.takes_all), ("y", true));
 }
 
 #[test]

@@ -288,6 +288,7 @@ fn nats_settings(
         streams,
         security: options.security.clone(),
         subjects,
+        takes_all: options.takes_all,
         uid: uid.to_owned(),
         homes,
         threads,

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, error};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -272,8 +273,14 @@ pub(super) fn init(level: LevelFilter, file: Option<&Path>, json: bool) -> io::R
         true => layer.json().flatten_event(true).boxed(),
         false => layer.boxed(),
     };
-    tracing_subscriber::registry().with(level).with(layer).init();
+    tracing_subscriber::registry().with(level).with(filter_fn(is_roosts)).with(layer).init();
     Ok(Log { level: handle, lines, console, json, has_file: file.is_some() })
+}
+
+/// The client of NATS logs each of its connections, and as an error that it makes no second one. The broker says what
+/// operators need of that.
+fn is_roosts(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with("async_nats")
 }
 
 #[cfg(test)]

@@ -34,8 +34,23 @@ impl ServerProcess {
         true
     }
 
+    /// A server that is to stop has stopped behind this, with all of its threads.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+        let began = Instant::now();
+        while signal == Signal::STOP && !self.has_stopped() {
+            assert!(began.elapsed() < BOUND, "the server does not stop");
+            std::thread::yield_now();
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // Behind the name, which is in brackets.
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     pub(crate) fn end(&mut self) {

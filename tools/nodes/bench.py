@@ -11,12 +11,14 @@ import platform
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 import faults
+import nats
 from client import Client
 from parts import ROOT, CannotRun, Redis, encoded, note, until
 from system import System
@@ -642,6 +644,7 @@ ROWS = {
     "join": joining,
     "nodes": several_nodes,
     "faults": all_faults,
+    **nats.rows(sys.modules[__name__]),
 }
 
 
@@ -668,7 +671,8 @@ def document(found):
         "and latencies high. Floors are of the same run, by a bare client on the same machine.",
         "",
         f"- Machine: Linux {platform.release()}, {os.cpu_count()} cores, {memory:.0f} GiB.",
-        f"- Redis {redis}, one thread; `roost.broker_threads` 1; each node in a network namespace of its own,",
+        f"- Redis {redis}, one thread; in rows `nats_...` NATS {nats.version()} in its place, histories in files",
+        "  unless said; `roost.broker_threads` 1; each node in a network namespace of its own,",
         "  where the row doesn't need more connections than one address has ports.",
         f"- Medians of {ROUNDS} rounds for rates. The load is that of the last minute at the end of a row, its",
         "  own included.",

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import nats
 from parts import CannotRun, note, until
 from system import System
 
@@ -106,6 +107,10 @@ FAULTS = {
     "redis_frozen": Fault(freeze_redis),
     "failover": Fault(fail_over, redis="sentinel", loses_history=True),
     "cluster_killed": Fault(kill_master_of_cluster, redis="cluster", persist=True),
+    "nats_connections": Fault(nats.kick_nodes, redis="nats"),
+    "nats_killed": Fault(nats.kill, redis="nats"),
+    "nats_emptied": Fault(nats.empty, redis="nats", loses_history=True),
+    "nats_frozen": Fault(nats.freeze, redis="nats"),
     "node_killed": Fault(kill_node, moves_clients=True),
     "node_drained": Fault(drain_node, moves_clients=True),
 }

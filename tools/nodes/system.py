@@ -11,6 +11,7 @@ from pathlib import Path
 
 from parts import (ROOT, Balancer, CannotRun, Network, Node, OneHost, Store, clean_environment, note,
                    until)
+from nats import NatsStore
 
 # A namespace of which everything is recovered, one with presence, and channels without either.
 CHANNELS = {
@@ -54,9 +55,10 @@ class Options:
     def add_to(parser):
         parser.add_argument("--nodes", type=int, default=2, metavar="N", help="nodes (default 2)")
         parser.add_argument("--redis", default="single",
-                            choices=["single", "cluster", "sentinel", "none"],
+                            choices=["single", "cluster", "sentinel", "nats", "none"],
                             help="one server, a Cluster of three, a master and a replica with three "
-                                 "Sentinels, or none: then nodes know nothing of each other")
+                                 "Sentinels, a server of NATS in its place, or none: then nodes know "
+                                 "nothing of each other")
         parser.add_argument("--cluster", dest="redis", action="store_const", const="cluster",
                             help="the same as --redis cluster")
         parser.add_argument("--sentinel", dest="redis", action="store_const", const="sentinel",
@@ -134,7 +136,10 @@ class System:
     def _start(self):
         options = self.options
         self.network = OneHost() if options.no_namespaces else Network()
-        if options.redis != "none":
+        if options.redis.startswith("nats"):
+            storage = options.redis.partition("-")[2] or "file"
+            self.store = NatsStore(self.folder, self.network.host, storage)
+        elif options.redis != "none":
             lines = []
             if options.redis_acl:
                 self.redis_password = secrets.token_hex(8)
@@ -173,7 +178,9 @@ class System:
             "uni_http_stream": {"enabled": True},
             "channel": CHANNELS,
         }
-        if self.store:
+        if self.store and self.store.kind == "nats":
+            options |= self.store.node_options()
+        elif self.store:
             options["engine"] = {"type": "redis", "redis": self.store.options() | self.redis_user()}
         if self.options.balancer != "none":
             # The balancer reaches nodes from this machine's end of the network.
@@ -244,7 +251,7 @@ class System:
             print(f"{node.name:<10} http://{node.address}{where}")
         if self.store:
             addresses = " ".join(server.address for server in self.store.servers)
-            print(f"redis      {addresses}   ({self.store.kind})")
+            print(f"broker     {addresses}   ({self.store.kind})")
             for sentinel in self.store.sentinels:
                 print(f"sentinel   {sentinel.address}")
         if not self.options.config:

@@ -1,16 +1,14 @@
-//! NATS as the broker of several nodes: subjects, payloads, its protocol and JetStream, as values.
+//! NATS as the broker of several nodes: subjects, payloads and JetStream, as values.
 //!
 //! ```text
 //!  subjects::Subjects ----> subjects of channels and of messages between nodes
 //!  payload ----> bytes of a message of a channel
-//!  protocol::Op <---- bytes of the connection;   protocol::put_* ----> bytes
 //!  streams ----> requests to JetStream, and its answers
 //! ```
 //! Nodes of Centrifugo v6 use the same subjects and payloads, but for JetStream. Nothing here knows a connection, a
-//! clock or a thread: that is `node/nats`.
+//! clock or a thread: that is `node/nats`, and the protocol is the crate `async-nats`.
 
 pub mod payload;
-pub mod protocol;
 pub mod streams;
 pub mod subjects;
 
@@ -45,9 +43,34 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// Credentials of a connection.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User; empty: none.
+    pub user: String,
+    /// Password.
+    pub password: String,
+    /// A token instead of both; empty: none.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_part_of_no_log() {
+        let (password, token) = ("secret".to_owned(), "secret".to_owned());
+        let credentials = Credentials { user: "u".to_owned(), password, token };
+        let text = format!("{credentials:?}");
+        assert!(text.contains("\"u\"") && !text.contains("secret"), "{text}");
+    }
 
     #[test]
     fn places_are_hosts_with_ports() {

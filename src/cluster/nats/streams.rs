@@ -16,12 +16,13 @@
 
 use std::sync::Arc;
 
+use async_nats::HeaderMap;
+use async_nats::header::{IntoHeaderName, NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_TIME_STAMP};
 use hashbrown::HashMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::protocol::Headers;
 use crate::edge::channels::{ChannelRules, Namespace};
 use crate::hub::history::Epoch;
 
@@ -33,6 +34,9 @@ const EPOCH_KEY: &str = "roost.epoch";
 
 /// The header with the life of a version.
 pub const VERSION_EPOCH: &str = "Roost-Version-Epoch";
+
+/// The header with the number of messages behind this one that an answer could have, too.
+pub const PENDING: &str = "Nats-Num-Pending";
 
 /// Nothing is published if another message has come meanwhile.
 pub const WRONG_SEQUENCE: u64 = 10_071;
@@ -309,15 +313,22 @@ pub struct Stored {
 
 impl Stored {
     /// Reads it from the headers of a message; `None` for one that is in no stream.
-    pub fn read(headers: &Headers<'_>) -> Option<Self> {
-        if headers.is_empty() {
-            return None;
-        }
-        let sequence = headers.number("Nats-Sequence").filter(|sequence| *sequence > 0)?;
-        let last = headers.number("Nats-Last-Sequence").unwrap_or(0);
-        let time_ms = headers.get("Nats-Time-Stamp").and_then(unix_ms).unwrap_or(0);
+    pub fn read(headers: &HeaderMap) -> Option<Self> {
+        let sequence = number(headers, NATS_SEQUENCE).filter(|sequence| *sequence > 0)?;
+        let last = number(headers, NATS_LAST_SEQUENCE).unwrap_or(0);
+        let time_ms = text(headers, NATS_TIME_STAMP).and_then(unix_ms).unwrap_or(0);
         Some(Self { sequence, last, time_ms })
     }
+}
+
+/// The value of a header.
+pub fn text(headers: &HeaderMap, name: impl IntoHeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.as_str())
+}
+
+/// The number in a header.
+pub fn number(headers: &HeaderMap, name: impl IntoHeaderName) -> Option<u64> {
+    text(headers, name)?.parse().ok()
 }
 
 /// Unix milliseconds of a time such as `2026-11-30T14:03:59.464325925Z`.
@@ -419,6 +430,20 @@ mod tests {
     fn keys_of_channels_are_apart_and_headers_have_no_line_feeds() {
         assert_ne!(message_id("a.b", "c"), message_id("a", "b.c"));
         assert!(!message_id("a\r\nb", "ü").contains(['\r', '\n', 'ü']));
+    }
+
+    #[test]
+    fn the_place_of_a_message_is_in_its_headers() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(Stored::read(&headers), None);
+        headers.insert("Nats-Sequence", "7");
+        headers.insert("Nats-Last-Sequence", "5");
+        headers.insert("Nats-Time-Stamp", "2026-11-30T14:03:59.464325925Z");
+        headers.insert("Nats-Num-Pending", "x");
+        let stored = Stored { sequence: 7, last: 5, time_ms: 1_796_047_439_464 };
+        assert_eq!((Stored::read(&headers), number(&headers, PENDING)), (Some(stored), None));
+        headers.insert("Nats-Sequence", "0");
+        assert_eq!(Stored::read(&headers), None);
     }
 
     #[test]

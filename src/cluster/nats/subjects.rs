@@ -5,6 +5,7 @@
 //! | `P.client.CH` | messages of a channel |
 //! | `R` + `CH` with parts replaced | the same in raw mode: the data of publications alone |
 //! | `P.control`, `P.node.N` | messages between nodes |
+//! | `P.roost.probe.N.T` | messages of a part of a node to itself |
 
 use crate::edge::subjects::SubjectRules;
 
@@ -60,6 +61,16 @@ impl Subjects {
         subject.strip_prefix(self.rules.prefix.as_str())
     }
 
+    /// Messages of all channels.
+    pub fn all(&self) -> String {
+        format!("{}>", self.rules.prefix)
+    }
+
+    /// Messages of one part of a node to itself.
+    pub fn probes(&self, uid: &str, at: usize) -> String {
+        format!("{}.roost.probe.{uid}.{at}", self.prefix)
+    }
+
     /// Messages to all nodes.
     pub fn control(&self) -> String {
         format!("{}.control", self.prefix)
@@ -81,6 +92,8 @@ mod tests {
         assert_eq!(subjects.messages("pres:x"), "centrifugo.client.pres:x");
         assert_eq!(subjects.control(), "centrifugo.control");
         assert_eq!(subjects.node("u"), "centrifugo.node.u");
+        assert_eq!(subjects.all(), "centrifugo.client.>");
+        assert_eq!(subjects.probes("u", 1), "centrifugo.roost.probe.u.1");
         assert_eq!(subjects.channel_of("centrifugo.client.news.a"), Some("news.a"));
         assert_eq!(subjects.channel_of("centrifugo.control"), None);
     }

@@ -10,12 +10,14 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::client::Unreachable;
 use super::requests::{Publication, Replies, Reply, request};
-use super::wire::Unreachable;
 use super::{Shared, now_ms, payload};
 use crate::cluster::nats::payload::Message as Payload;
 use crate::cluster::nats::streams::{
@@ -115,7 +117,9 @@ pub(super) async fn look_after(shared: &Rc<Shared>) -> Unreachable {
         }
     }
     adopt(shared, lives);
-    shared.ready();
+    if let Err(error) = shared.ready().await {
+        return error;
+    }
     loop {
         // As long as nothing is in doubt.
         let _ = timeout(LOOK, shared.lives.doubt.notified()).await;
@@ -232,7 +236,8 @@ async fn info_reply(
     what: &str,
     body: &[u8],
 ) -> Result<StreamInfo, Failure> {
-    let reply = one(request(shared, &stream.request(what), &[], body)).await?;
+    let reply =
+        one(request(shared, &stream.request(what), HeaderMap::new(), body.to_vec())).await?;
     Ok(serde_json::from_slice(&reply.payload)?)
 }
 
@@ -274,22 +279,22 @@ pub(super) fn publish(
     let since = tokio::time::Instant::now();
     let publication = Publication { home, ticket: publishing.ticket, stream, since, cost };
     let number = shared.requests.borrow_mut().publication(publication);
-    let inbox = shared.inbox(number);
-    let key = &publishing.idempotency_key;
-    let id = (!key.is_empty()).then(|| streams::message_id(&publishing.channel, key));
-    let headers = id.as_ref().map(|id| ("Nats-Msg-Id", id.as_str()));
     let subject = streams.all[stream].publications(&publishing.channel);
-    let sent =
-        shared.with_output(|output| output.request(&subject, &inbox, headers.as_slice(), &bytes));
-    if sent != Some(true) {
-        // Too long for the server, or no connection: nothing was sent.
+    let sent = shared.send_request(&subject, number, key_of(publishing), bytes);
+    if sent.is_err() {
         shared.requests.borrow_mut().forget(number);
-        return Err(match sent {
-            Some(_) => FailureCause::Unsupported,
-            None => FailureCause::Unavailable,
-        });
     }
-    Ok(())
+    sent
+}
+
+/// The headers of a publication: its idempotency key, if it has one.
+fn key_of(publishing: &Publishing) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let key = &publishing.idempotency_key;
+    if !key.is_empty() {
+        headers.insert(NATS_MESSAGE_ID, streams::message_id(&publishing.channel, key));
+    }
+    headers
 }
 
 /// The event that the answer to a publication means.
@@ -338,8 +343,6 @@ async fn publish_version(
     let stream = &streams.all[at];
     let subject = stream.publications(channel);
     let version_epoch = streams::header_value(version_epoch);
-    let key = &publishing.idempotency_key;
-    let id = (!key.is_empty()).then(|| streams::message_id(channel, key));
     let position = |offset| BrokerEvent::Published {
         ticket: *ticket,
         position: Position { offset, epoch: Some(epoch.clone()) },
@@ -360,11 +363,10 @@ async fn publish_version(
         {
             return position(last);
         }
-        let last = last.to_string();
-        let mut headers = vec![("Nats-Expected-Last-Subject-Sequence", last.as_str())];
-        headers.extend(id.as_ref().map(|id| ("Nats-Msg-Id", id.as_str())));
-        headers.push((VERSION_EPOCH, &version_epoch));
-        let Ok(reply) = one(request(shared, &subject, &headers, bytes)).await else {
+        let mut headers = key_of(publishing);
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
+        headers.insert(VERSION_EPOCH, version_epoch.as_str());
+        let Ok(reply) = one(request(shared, &subject, headers, bytes.to_vec())).await else {
             return failed;
         };
         match serde_json::from_slice::<Ack>(&reply.payload) {
@@ -455,13 +457,14 @@ async fn remove(shared: &Rc<Shared>, at: usize, channel: &str) -> Result<(), Fai
         return Ok(());
     }
     let removal = top.to_string();
-    let reply = one(request(shared, &stream.removals(channel), &[], removal.as_bytes())).await?;
+    let reply =
+        one(request(shared, &stream.removals(channel), HeaderMap::new(), removal.into())).await?;
     if let Some(fault) = serde_json::from_slice::<Ack>(&reply.payload)?.error {
         return Err(fault.into());
     }
     // What came behind the mark stays; what is hidden needs no room.
     let purge = streams::purge_before(&subject, top);
-    let reply = one(request(shared, &stream.request("PURGE"), &[], &purge)).await?;
+    let reply = one(request(shared, &stream.request("PURGE"), HeaderMap::new(), purge)).await?;
     match serde_json::from_slice::<Ack>(&reply.payload)?.error {
         Some(fault) => Err(fault.into()),
         None => Ok(()),
@@ -486,14 +489,16 @@ impl Reading<'_> {
         let last = streams::last_of(&subject);
         if self.has_replicas() {
             let reply =
-                one(request(self.shared, &self.stream.request("MSG.GET"), &[], &last)).await?;
+                one(request(self.shared, &self.stream.request("MSG.GET"), HeaderMap::new(), last))
+                    .await?;
             return match serde_json::from_slice::<Kept>(&reply.payload)? {
                 Kept { error: Some(fault), .. } if fault.err_code == NO_MESSAGE => Ok(0),
                 Kept { error: Some(fault), .. } => Err(fault.into()),
                 Kept { message, .. } => Ok(message.seq),
             };
         }
-        let reply = one(request(self.shared, &self.stream.direct(), &[], &last)).await?;
+        let reply =
+            one(request(self.shared, &self.stream.direct(), HeaderMap::new(), last)).await?;
         Ok(reply.stored.map_or(0, |stored| stored.sequence))
     }
 
@@ -565,7 +570,7 @@ impl Reading<'_> {
         let removals = self.stream.removals(self.channel);
         for _ in 0..REPLICA_READS {
             let both = streams::last_of_each(&[subject, &removals]);
-            let mut replies = request(self.shared, &self.stream.direct(), &[], &both);
+            let mut replies = request(self.shared, &self.stream.direct(), HeaderMap::new(), both);
             let (mut top, mut removed) = (0, 0);
             loop {
                 let reply = replies.next().await.ok_or(Failure::Timeout)?;
@@ -624,7 +629,7 @@ async fn read_from(
     while found.len() < limit {
         let wanted = (limit - found.len()).min(BATCH_MAX);
         let body = streams::from(subject, next, wanted);
-        let mut replies = request(shared, &stream.direct(), &[], &body);
+        let mut replies = request(shared, &stream.direct(), HeaderMap::new(), body);
         let pending = loop {
             let reply = replies.next().await.ok_or(Failure::Timeout)?;
             match (reply.status, reply.stored) {

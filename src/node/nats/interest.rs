@@ -1,14 +1,15 @@
-//! The channels that homes listen to: one subscription for each, whose number is never used again, so that a message
-//! that comes late belongs to no other channel.
+//! The channels that homes listen to. Each has a number that is never used again, so that a message that comes late
+//! belongs to no other channel.
+//!
+//! Either each channel has a subscription, or one subscription takes all channels ([`Interests::new`]) and a message
+//! finds its channel by name; patterns have one of their own in any case.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use compact_str::CompactString;
+use futures_util::future::AbortHandle;
 
 use crate::hub::broker::BrokerEvent;
-
-/// The first number of a channel; those before it are the thread's own.
-const FIRST: u64 = 16;
 
 /// A channel that is listened to.
 #[derive(Debug)]
@@ -16,25 +17,41 @@ pub(super) struct Interest {
     /// Its home.
     pub(super) home: u16,
     /// The server has confirmed it on this connection.
-    pub(super) is_on: bool,
+    is_on: bool,
+    /// It is a pattern.
+    pub(super) is_pattern: bool,
     pub(super) channel: CompactString,
+    /// Ends its subscription.
+    subscription: Option<AbortHandle>,
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if let Some(subscription) = self.subscription.take() {
+            subscription.abort();
+        }
+    }
 }
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Interests {
-    by_sid: HashMap<u64, Interest, foldhash::fast::RandomState>,
+    by_number: HashMap<u64, Interest, foldhash::fast::RandomState>,
     by_channel: HashMap<CompactString, u64, foldhash::fast::RandomState>,
     last: u64,
+    /// Those that are to be subscribed, in their order. Some may have ended.
+    waiting: VecDeque<u64>,
     /// Those that are not confirmed.
     missing: usize,
+    /// Whether the subscription that takes all channels is confirmed, where there is one.
+    all: Option<bool>,
 }
 
 /// What follows when a home begins to listen.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// This subscription is to be made.
-    New(u64),
+    /// A subscription is to be made.
+    New,
     /// It is under way.
     UnderWay,
     /// It is there.
@@ -42,68 +59,142 @@ pub(super) enum Begun {
 }
 
 impl Interests {
-    pub(super) fn listen(&mut self, home: usize, channel: &CompactString) -> Begun {
-        if let Some(sid) = self.by_channel.get(channel) {
-            let is_on = self.by_sid.get(sid).is_some_and(|of| of.is_on);
-            return if is_on { Begun::On } else { Begun::UnderWay };
-        }
-        self.last = self.last.max(FIRST - 1) + 1;
-        let (sid, channel) = (self.last, channel.clone());
-        self.by_channel.insert(channel.clone(), sid);
-        self.by_sid.insert(sid, Interest { home: home as u16, is_on: false, channel });
-        self.missing += 1;
-        Begun::New(sid)
+    /// `takes_all`: one subscription takes all channels.
+    pub(super) fn new(takes_all: bool) -> Self {
+        Self { all: takes_all.then_some(false), ..Self::default() }
     }
 
-    /// The subscription that is to end.
-    pub(super) fn unlisten(&mut self, channel: &str) -> Option<u64> {
-        let sid = self.by_channel.remove(channel)?;
-        let removed = self.by_sid.remove(&sid);
+    /// One subscription takes all channels.
+    pub(super) fn takes_all(&self) -> bool {
+        self.all.is_some()
+    }
+
+    pub(super) fn listen(
+        &mut self,
+        home: usize,
+        channel: &CompactString,
+        is_pattern: bool,
+    ) -> Begun {
+        if let Some(number) = self.by_channel.get(channel) {
+            let is_on = self.by_number.get(number).is_some_and(|of| of.is_on);
+            return if is_on { Begun::On } else { Begun::UnderWay };
+        }
+        self.last += 1;
+        let (number, channel, home) = (self.last, channel.clone(), home as u16);
+        let covered = self.all.filter(|_| !is_pattern);
+        let is_on = covered == Some(true);
+        self.by_channel.insert(channel.clone(), number);
+        let interest = Interest { home, is_on, is_pattern, channel, subscription: None };
+        self.by_number.insert(number, interest);
+        self.missing += usize::from(!is_on);
+        match covered {
+            Some(true) => Begun::On,
+            Some(false) => Begun::UnderWay,
+            None => {
+                self.waiting.push_back(number);
+                Begun::New
+            }
+        }
+    }
+
+    /// A home listens no more. Its subscription ends.
+    pub(super) fn unlisten(&mut self, channel: &str) {
+        let removed =
+            self.by_channel.remove(channel).and_then(|number| self.by_number.remove(&number));
         self.missing -= usize::from(removed.is_some_and(|of| !of.is_on));
-        Some(sid)
+    }
+
+    /// Up to so many channels that are to be subscribed.
+    pub(super) fn next(&mut self, count: usize) -> Vec<(u64, CompactString)> {
+        let numbers = std::iter::from_fn(|| self.waiting.pop_front());
+        let wanted = numbers
+            .filter_map(|number| Some((number, self.by_number.get(&number)?.channel.clone())));
+        wanted.take(count).collect()
+    }
+
+    /// This ends the subscription of a channel. True if it is still listened to.
+    pub(super) fn subscribed(&mut self, number: u64, subscription: AbortHandle) -> bool {
+        match self.by_number.get_mut(&number) {
+            Some(interest) => {
+                interest.subscription = Some(subscription);
+                true
+            }
+            None => {
+                subscription.abort();
+                false
+            }
+        }
+    }
+
+    /// It is not known whether this one is subscribed: it is once more.
+    pub(super) fn again(&mut self, number: u64) {
+        if let Some(interest) = self.by_number.get_mut(&number) {
+            if let Some(subscription) = interest.subscription.take() {
+                subscription.abort();
+            }
+            self.waiting.push_back(number);
+        }
     }
 
     /// The channel of a message.
-    pub(super) fn get(&self, sid: u64) -> Option<&Interest> {
-        self.by_sid.get(&sid)
+    pub(super) fn get(&self, number: u64) -> Option<&Interest> {
+        self.by_number.get(&number)
+    }
+
+    /// The same by its name.
+    pub(super) fn named(&self, channel: &str) -> Option<&Interest> {
+        self.by_channel.get(channel).and_then(|number| self.by_number.get(number))
     }
 
     /// The server has confirmed a subscription: the channel, if it is still listened to.
-    pub(super) fn confirm(&mut self, sid: u64) -> Option<&Interest> {
-        let interest = self.by_sid.get_mut(&sid)?;
+    pub(super) fn confirm(&mut self, number: u64) -> Option<&Interest> {
+        let interest = self.by_number.get_mut(&number)?;
         if !std::mem::replace(&mut interest.is_on, true) {
             self.missing -= 1;
         }
         Some(interest)
     }
 
-    /// The connection has ended: what was delivered is interrupted.
-    pub(super) fn interrupt(&mut self, mut each: impl FnMut(usize, BrokerEvent)) {
-        for interest in self.by_sid.values_mut().filter(|of| of.is_on) {
-            interest.is_on = false;
+    /// The server has confirmed the subscription that takes all channels.
+    pub(super) fn confirm_all(&mut self, mut each: impl FnMut(usize, BrokerEvent)) {
+        self.all = Some(true);
+        for interest in self.by_number.values_mut().filter(|of| !of.is_on && !of.is_pattern) {
+            interest.is_on = true;
+            self.missing -= 1;
             let channel = interest.channel.clone();
-            each(usize::from(interest.home), BrokerEvent::Interrupted { channel });
+            each(usize::from(interest.home), BrokerEvent::Listening { channel });
         }
-        self.missing = self.by_sid.len();
     }
 
-    /// The subscriptions to make on a new connection.
-    pub(super) fn all(&self) -> impl Iterator<Item = (u64, &CompactString)> {
-        self.by_sid.iter().map(|(sid, of)| (*sid, &of.channel))
+    /// The connection has ended: what was delivered is interrupted, and subscribed again on the next one.
+    pub(super) fn interrupt(&mut self, mut each: impl FnMut(usize, BrokerEvent)) {
+        self.all = self.all.map(|_| false);
+        self.waiting.clear();
+        for (number, interest) in &mut self.by_number {
+            interest.subscription = None;
+            if std::mem::take(&mut interest.is_on) {
+                let channel = interest.channel.clone();
+                each(usize::from(interest.home), BrokerEvent::Interrupted { channel });
+            }
+            if self.all.is_none() || interest.is_pattern {
+                self.waiting.push_back(*number);
+            }
+        }
+        self.missing = self.by_number.len();
     }
 
     /// Calls `each` with every channel that is delivered, and its home.
     pub(super) fn on(&self, mut each: impl FnMut(usize, &CompactString)) {
-        let on = self.by_sid.values().filter(|of| of.is_on);
+        let on = self.by_number.values().filter(|of| of.is_on);
         on.for_each(|of| each(usize::from(of.home), &of.channel));
     }
 
     /// Homes begin anew, with all of their wishes.
     pub(super) fn forget(&mut self) {
-        *self = Self { last: self.last, ..Self::default() };
+        *self = Self { last: self.last, ..Self::new(self.takes_all()) };
     }
 
-    /// Subscriptions that are not confirmed.
+    /// Channels that are not confirmed.
     pub(super) fn missing(&self) -> usize {
         self.missing
     }
@@ -113,36 +204,94 @@ impl Interests {
 mod tests {
     use super::*;
 
+    fn handle() -> AbortHandle {
+        AbortHandle::new_pair().0
+    }
+
     #[test]
     fn a_number_is_never_used_again() {
-        let mut interests = Interests::default();
+        let mut interests = Interests::new(false);
         let news: CompactString = "news".into();
-        let Begun::New(first) = interests.listen(1, &news) else { panic!() };
-        assert_eq!(interests.listen(1, &news), Begun::UnderWay);
+        assert_eq!(interests.listen(1, &news, false), Begun::New);
+        assert_eq!(interests.listen(1, &news, false), Begun::UnderWay);
+        let (first, _) = interests.next(10).remove(0);
+        let subscription = handle();
+        assert!(interests.subscribed(first, subscription.clone()));
         assert_eq!(interests.missing(), 1);
         assert_eq!(interests.confirm(first).map(|of| of.home), Some(1));
-        assert_eq!(interests.listen(1, &news), Begun::On);
-        assert_eq!(interests.unlisten("news"), Some(first));
+        assert_eq!(interests.listen(1, &news, false), Begun::On);
+        interests.unlisten("news");
+        assert!(subscription.is_aborted());
         assert!(interests.get(first).is_none() && interests.confirm(first).is_none());
-        assert!(interests.listen(1, &news) != Begun::New(first));
+        assert_eq!(interests.listen(1, &news, false), Begun::New);
+        assert_ne!(interests.next(10)[0].0, first);
         interests.forget();
         assert_eq!(interests.missing(), 0);
-        assert!(interests.listen(1, &news) != Begun::New(first));
+        assert_eq!(interests.listen(1, &news, false), Begun::New);
+        assert_eq!(interests.next(10)[0].0, 3);
+    }
+
+    #[test]
+    fn a_subscription_that_came_too_late_ends() {
+        let mut interests = Interests::new(false);
+        interests.listen(0, &"a".into(), false);
+        let (number, _) = interests.next(1).remove(0);
+        interests.unlisten("a");
+        let subscription = handle();
+        assert!(!interests.subscribed(number, subscription.clone()) && subscription.is_aborted());
     }
 
     #[test]
     fn a_lost_connection_interrupts_and_keeps_the_wishes() {
-        let mut interests = Interests::default();
+        let mut interests = Interests::new(false);
         for channel in ["a", "b"] {
-            interests.listen(0, &channel.into());
+            interests.listen(0, &channel.into(), false);
         }
-        let (sid, _) = interests.all().find(|(_, channel)| *channel == "a").unwrap();
-        interests.confirm(sid);
+        let wanted = interests.next(1);
+        assert_eq!(wanted[0].1, "a");
+        interests.confirm(wanted[0].0);
         let mut interrupted = Vec::new();
         interests.interrupt(|home, event| interrupted.push((home, event)));
         assert!(
             matches!(&interrupted[..], [(0, BrokerEvent::Interrupted { channel })] if channel == "a")
         );
-        assert_eq!((interests.all().count(), interests.missing()), (2, 2));
+        assert_eq!((interests.next(10).len(), interests.missing()), (2, 2));
+    }
+
+    #[test]
+    fn one_in_doubt_is_subscribed_once_more() {
+        let mut interests = Interests::new(false);
+        interests.listen(0, &"a".into(), false);
+        let (number, _) = interests.next(1).remove(0);
+        let subscription = handle();
+        interests.subscribed(number, subscription.clone());
+        interests.again(number);
+        assert!(subscription.is_aborted());
+        assert_eq!(interests.next(1), [(number, "a".into())]);
+    }
+
+    #[test]
+    fn one_subscription_takes_all_channels_but_patterns() {
+        let mut interests = Interests::new(true);
+        assert_eq!(interests.listen(0, &"a".into(), false), Begun::UnderWay);
+        assert_eq!(interests.listen(1, &"a.*".into(), true), Begun::New);
+        let patterns = interests.next(10);
+        assert_eq!(patterns.len(), 1);
+        let mut confirmed = Vec::new();
+        interests.confirm_all(|home, event| confirmed.push((home, event)));
+        assert!(
+            matches!(&confirmed[..], [(0, BrokerEvent::Listening { channel })] if channel == "a")
+        );
+        assert_eq!(interests.listen(0, &"b".into(), false), Begun::On);
+        assert_eq!((interests.missing(), interests.named("b").map(|of| of.home)), (1, Some(0)));
+        interests.confirm(patterns[0].0);
+        interests.unlisten("b");
+        assert!(interests.named("b").is_none());
+        let mut interrupted = 0;
+        interests.interrupt(|_, _| interrupted += 1);
+        assert_eq!((interrupted, interests.missing(), interests.next(10).len()), (2, 2, 1));
+        interests.forget();
+        assert!(interests.takes_all());
+        assert_eq!(interests.listen(0, &"b".into(), false), Begun::UnderWay);
     }
 }

@@ -4,20 +4,24 @@
 //!  home --mail: Commands--> thread: inlet --> output of the connection --> server
 //!  home <--mail: BrokerEvents-- subscriptions, replies, PONGs <-- input <-----'
 //! ```
-//! A thread serves some homes. A channel that is listened to is one subscription. A server carries out what a
-//! connection sends in its order, so a `PING` behind some commands is answered when these have taken effect: that
-//! answers publications without history, and makes a subscription complete before its subscriber joins.
+//! A thread serves some homes. A channel that is listened to is one subscription, or one takes them all. A server
+//! carries out what a connection sends in its order, so a message of the thread to itself comes back when all before it
+//! has taken effect: that answers publications without history, and makes a subscription complete before its subscriber
+//! joins.
 //!
 //! Nothing is kept for a server that is away: commands fail at once. When a connection ends, its channels are
 //! interrupted, and the thread connects to another server of the cluster at once; only when none has answered for
 //! [`PATIENCE`] do homes begin anew.
 
+mod client;
 mod connection;
 mod history;
 mod interest;
+mod news;
 mod pending;
+mod receive;
+mod refusals;
 mod requests;
-mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -26,15 +30,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use async_nats::{Client, HeaderMap, PublishError};
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use self::connection::Output;
+use self::client::{Dialer, Link, Unreachable, at_once, is_impossible};
 use self::history::Lives;
 use self::interest::{Begun, Interests};
-use self::pending::Pending;
+use self::news::News;
+use self::pending::{Groups, Pending};
+use self::receive::{Source, Subscriptions};
+use self::refusals::Refusals;
 use self::requests::Requests;
-use self::wire::{Dialer, Link, Unreachable};
 use super::broker_mail::{self, cost, failure, failure_for};
 use super::broker_threads::{
     Begin, ControlEvent, Events, Figures, Inbound, Outgoing, Recipient, Service, run_once,
@@ -42,10 +49,9 @@ use super::broker_threads::{
 use super::redis::{Backoff, Burst};
 use crate::cluster::control::{Command as ControlCommand, Message, Notification};
 use crate::cluster::entries::ENTRIES_REMOVED;
-use crate::cluster::nats::protocol::Credentials;
 use crate::cluster::nats::streams::Streams;
 use crate::cluster::nats::subjects::Subjects;
-use crate::cluster::nats::{Place, payload};
+use crate::cluster::nats::{Credentials, Place, payload};
 use crate::cluster::servers::Security;
 use crate::hub::broker::{BrokerEvent, Command, FailureCause, Publishing, Ticket};
 use crate::shard::mail::{Batch, Mail};
@@ -63,6 +69,8 @@ pub struct Settings {
     pub security: Option<Security>,
     /// Names.
     pub subjects: Subjects,
+    /// One subscription takes all channels; else each that is listened to has one.
+    pub takes_all: bool,
     /// Streams of JetStream for histories; none: nothing is kept.
     pub streams: Option<Streams>,
     /// The name of this node.
@@ -124,7 +132,8 @@ pub fn check(settings: &Settings) -> Result<(), String> {
 
 impl Settings {
     fn dialer(&self) -> Result<Dialer, Unreachable> {
-        Dialer::new(self.security.as_ref(), self.dial_timeout, &format!("roost-{}", self.uid))
+        let name = format!("roost-{}", self.uid);
+        Dialer::new(self.security.as_ref(), self.dial_timeout, self.probe_interval, &name)
     }
 }
 
@@ -137,18 +146,22 @@ struct Shared {
     /// The number of the thread, which is its first home's; its others follow in steps of the number of threads.
     at: usize,
     interests: RefCell<Interests>,
+    /// Wakes what subscribes channels.
+    wanted: Notify,
     /// The connection's, while there is one.
     output: RefCell<Option<Output>>,
+    subscriptions: Subscriptions,
+    news: RefCell<News>,
     /// Requests that wait for replies.
     requests: RefCell<Requests>,
     /// What is known of the streams.
     lives: Lives,
     /// The subjects of replies begin with it.
     inbox: String,
+    /// The subject of messages to itself.
+    probes: String,
     /// The streams are known, so that commands are taken.
     is_ready: Cell<bool>,
-    /// Wakes the writer.
-    written: Notify,
     /// The server answers late: commands fail at once.
     is_late: Cell<bool>,
     /// Homes know of a connection.
@@ -157,6 +170,15 @@ struct Shared {
     handled: Cell<u64>,
     /// Dropped when it is known what came of the first attempts.
     begins: Cell<Option<Sender<()>>>,
+}
+
+/// What is sent, and what is to be answered.
+struct Output {
+    client: Client,
+    groups: Groups,
+    refusals: Refusals,
+    /// Messages of other nodes come.
+    is_control_on: bool,
 }
 
 impl Shared {
@@ -175,9 +197,24 @@ impl Shared {
 
     /// Uses the connection, if there is one.
     fn with_output<T>(&self, use_it: impl FnOnce(&mut Output) -> T) -> Option<T> {
-        let used = self.output.borrow_mut().as_mut().map(use_it);
-        self.written.notify_one();
-        used
+        self.output.borrow_mut().as_mut().map(use_it)
+    }
+
+    fn client(&self) -> Option<Client> {
+        self.with_output(|output| output.client.clone())
+    }
+
+    /// Sends a message, without a wait. An error: nothing was sent.
+    fn send(
+        &self,
+        send: impl AsyncFnOnce(&Client) -> Result<(), PublishError>,
+    ) -> Result<(), FailureCause> {
+        let sent = self.with_output(|output| at_once(send(&output.client)));
+        match sent.flatten() {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) if is_impossible(error.kind()) => Err(FailureCause::Unsupported),
+            Some(Err(_)) | None => Err(FailureCause::Unavailable),
+        }
     }
 
     /// Counts bytes of the thread. False, and nothing is counted, where there is no room for them.
@@ -195,9 +232,37 @@ impl Shared {
         self.is_ready.get() && !self.is_late.get() && self.output.borrow().is_some()
     }
 
-    /// The subject of the replies to a request.
-    fn inbox(&self, number: u64) -> String {
-        format!("{}.{number}", self.inbox)
+    /// Sends a request; its number is the end of the subject of its replies. An error: nothing was sent.
+    fn send_request(
+        &self,
+        subject: &str,
+        number: u64,
+        headers: HeaderMap,
+        payload: Vec<u8>,
+    ) -> Result<(), FailureCause> {
+        let (subject, inbox) = (subject.to_owned(), format!("{}.{number}", self.inbox));
+        self.send(async |client| {
+            client.publish_with_reply_and_headers(subject, inbox, headers, payload.into()).await
+        })
+    }
+
+    /// Sends a probe behind what was sent, if it is time for one.
+    fn probe(&self) {
+        let next = self.with_output(|output| output.groups.next()).flatten();
+        if let Some(number) = next {
+            let (subject, payload) = (self.probes.clone(), number.to_string());
+            let sent = self.send(async |client| client.publish(subject, payload.into()).await);
+            // Else a later one answers.
+            if sent.is_ok() {
+                self.with_output(|output| output.groups.end(Instant::now()));
+            }
+        }
+    }
+
+    /// A command took so long.
+    fn took(&self, since: Instant) {
+        let took = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.figures.latency[self.at].record(took);
     }
 
     /// A command is carried out.
@@ -215,29 +280,24 @@ impl Shared {
             let Mail::Command(command) = mail else { continue };
             match *command {
                 Command::Listen { channel } => {
-                    let begun = self.interests.borrow_mut().listen(home, &channel);
+                    let rules = self.settings.subjects.rules();
+                    let is_pattern = rules.wildcards && rules.is_pattern(&channel);
+                    let begun = self.interests.borrow_mut().listen(home, &channel, is_pattern);
                     match begun {
-                        Begun::New(sid) => {
-                            let subject = self.settings.subjects.messages(&channel);
-                            if self.is_ready.get() {
-                                self.with_output(|output| output.subscribe(&subject, sid));
-                            }
-                        }
+                        Begun::New => self.wanted.notify_one(),
                         Begun::On => events.push(BrokerEvent::Listening { channel }),
                         Begun::UnderWay => {}
                     }
                 }
                 Command::Unlisten { channel } => {
-                    let ended = self.interests.borrow_mut().unlisten(&channel);
-                    if let Some(sid) = ended {
-                        self.with_output(|output| output.unsubscribe(sid));
-                    }
+                    self.interests.borrow_mut().unlisten(&channel);
                 }
                 // A node with NATS is not handed over.
                 Command::Hold | Command::Fence { .. } | Command::Resume => {}
                 command => events.extend(self.carry_out(home, command)),
             }
         }
+        self.probe();
         if !events.is_empty() {
             self.events.take(home, events);
         }
@@ -312,12 +372,9 @@ impl Shared {
         };
         let (subject, since) = (subjects.messages(channel), Instant::now());
         let pending = Pending::Published { home, ticket: *ticket, channel: channel.clone(), since };
-        let sent = self.with_output(|output| output.publish(&subject, &payload, Some(pending)));
-        match sent {
-            Some(true) => Ok(()),
-            Some(false) => Err(FailureCause::Unsupported),
-            None => Err(FailureCause::Unavailable),
-        }
+        self.send(async |client| client.publish(subject, payload.into()).await)?;
+        self.with_output(|output| output.groups.add(pending));
+        Ok(())
     }
 
     fn announce(&self, channel: &str, joined: bool, info: &[u8]) -> Result<(), FailureCause> {
@@ -329,7 +386,8 @@ impl Shared {
         {
             let payload = payload::presence(channel, joined, info);
             let subject = subjects.messages(channel);
-            self.with_output(|output| output.publish(&subject, &payload, None));
+            // Nobody waits for it.
+            let _ = self.send(async |client| client.publish(subject, payload.into()).await);
         }
         Ok(())
     }
@@ -343,63 +401,82 @@ impl Shared {
             Recipient::Node(uid) => settings.subjects.node(&uid),
         };
         let payload = ControlCommand { uid: settings.uid.clone(), message }.write();
-        let is_sent = self.is_open() && self.admit(payload.len()) && {
-            let pending = Pending::Control { ticket };
-            let sent = self.with_output(|output| {
-                output.groups.count(payload.len());
-                output.publish(&subject, &payload, Some(pending))
-            });
-            sent == Some(true)
-        };
-        if !is_sent {
-            self.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
+        let bytes = payload.len();
+        if self.is_open() && self.admit(bytes) {
+            let sent = self.send(async |client| client.publish(subject, payload.into()).await);
+            if sent.is_ok() {
+                self.with_output(|output| {
+                    output.groups.count(bytes);
+                    output.groups.add(Pending::Control { ticket });
+                });
+                return self.probe();
+            }
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+        self.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
     }
 
     /// The connection is there.
-    fn begin(&self, link: &Link) {
+    async fn begin(self: &Rc<Self>, link: &Link) -> Result<(), Unreachable> {
         let settings = &self.settings;
-        let mut output = Output::new(link.info.max_payload);
+        let mut own = vec![(self.probes.clone(), Source::Probes)];
         if self.at == 0 {
-            output.subscribe_own(&settings.subjects.control(), connection::CONTROL);
-            output.subscribe_own(&settings.subjects.node(&settings.uid), connection::NODE);
-            output.groups.add(Pending::ControlListening);
+            own.push((settings.subjects.control(), Source::Control));
+            own.push((settings.subjects.node(&settings.uid), Source::Control));
         }
-        output.subscribe_own(&format!("{}.*", self.inbox), connection::INBOX);
+        if settings.streams.is_some() {
+            own.push((format!("{}.*", self.inbox), Source::Replies));
+        }
+        for (subject, source) in own {
+            let subscriber = link.client.subscribe(subject).await?;
+            self.subscriptions.add(self, source, subscriber);
+        }
+        let mut groups = Groups::default();
         // Its answer shows that all is subscribed, also where nothing is.
-        output.groups.probe();
-        *self.output.borrow_mut() = Some(output);
+        groups.probe();
+        if self.at == 0 {
+            groups.add(Pending::ControlListening);
+        }
+        let (client, refusals) = (link.client.clone(), Refusals::default());
+        *self.output.borrow_mut() = Some(Output { client, groups, refusals, is_control_on: false });
         self.is_late.set(false);
         Figures::add(&self.figures.connects, 1);
         Figures::add(&self.figures.pubsub_connects, 1);
         if settings.streams.is_none() {
-            self.ready();
+            self.ready().await?;
         }
+        self.probe();
+        Ok(())
     }
 
     /// All is known that commands need: channels are subscribed, and homes know of the connection.
-    fn ready(&self) {
+    async fn ready(self: &Rc<Self>) -> Result<(), Unreachable> {
+        if self.settings.takes_all {
+            let Some(client) = self.client() else { return Err(Unreachable::Closed) };
+            let subscriber = client.subscribe(self.settings.subjects.all()).await?;
+            self.subscriptions.add(self, Source::All, subscriber);
+            self.with_output(|output| output.groups.add(Pending::ListeningToAll));
+        }
         self.is_ready.set(true);
-        let subjects = &self.settings.subjects;
-        self.with_output(|output| {
-            for (sid, channel) in self.interests.borrow().all() {
-                output.subscribe(&subjects.messages(channel), sid);
-            }
-        });
+        self.wanted.notify_one();
         if !self.is_known.replace(true) {
             self.figures.servers_away.fetch_sub(1, Ordering::Relaxed);
             self.to_all(&BrokerEvent::Connected);
         }
+        // Its answer shows whether all is subscribed.
+        self.with_output(|output| output.groups.probe());
+        self.probe();
         self.begins.take();
+        Ok(())
     }
 
     /// The connection has ended: what was under way fails, and channels are interrupted.
     fn end(&self) {
         let Some(mut output) = self.output.borrow_mut().take() else { return };
-        self.is_ready.set(false);
         let mut events = vec![Vec::new(); self.settings.homes];
         let mut control = Vec::new();
         let (bytes, all) = output.groups.take_all();
+        self.news.replace(News::new(self.settings.homes));
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         for pending in all {
             match pending {
@@ -411,7 +488,8 @@ impl Shared {
                 Pending::Control { ticket } => {
                     control.push(ControlEvent::Sent { ticket, is_sent: false });
                 }
-                Pending::Listening { .. } | Pending::ControlListening => {}
+                Pending::Listening { .. } | Pending::ListeningToAll | Pending::ControlListening => {
+                }
             }
         }
         let publications = self.requests.borrow_mut().expire(true);
@@ -489,20 +567,26 @@ const SERVERS_MAX: usize = 256;
 async fn run(settings: Arc<Settings>, begin: Begin) {
     let Begin { at, events, figures, bytes, mut inbox, mail, begins, .. } = begin;
     let of_replies = format!("_INBOX.{}.{at}", settings.uid);
+    let probes = settings.subjects.probes(&settings.uid, at);
+    let interests = RefCell::new(Interests::new(settings.takes_all));
+    let news = RefCell::new(News::new(settings.homes));
     let shared = Rc::new(Shared {
         settings,
         events,
         figures,
         bytes,
         at,
-        interests: RefCell::default(),
+        interests,
+        wanted: Notify::new(),
         output: RefCell::default(),
+        subscriptions: Subscriptions::default(),
+        news,
         requests: RefCell::default(),
         lives: Lives::default(),
         inbox: of_replies,
+        probes,
         is_ready: Cell::new(false),
         begins: Cell::new(Some(begins)),
-        written: Notify::new(),
         is_late: Cell::new(false),
         is_known: Cell::new(false),
         handled: Cell::new(0),
@@ -561,20 +645,13 @@ async fn stay_connected(shared: Rc<Shared>) {
             Ok(link) => {
                 servers.learn(&settings, &link);
                 let began = Instant::now();
-                let error = match link.check(&settings) {
-                    Ok(()) => {
-                        shared.begin(&link);
-                        connection::serve(&shared, link).await
-                    }
-                    Err(error) => error,
-                };
+                let error = use_link(&shared, link).await;
                 // One that was never of use is no end of a wait.
-                if shared.is_ready.get() {
+                if shared.is_ready.take() {
                     (without, failed) = (Instant::now(), 0);
                 } else {
                     failed += 1;
                 }
-                shared.end();
                 if began.elapsed() > PATIENCE {
                     backoff.reset();
                 }
@@ -600,6 +677,28 @@ async fn stay_connected(shared: Rc<Shared>) {
         }
     }
 }
+
+/// Serves a connection until it ends: why. All of it has ended then.
+async fn use_link(shared: &Rc<Shared>, mut link: Link) -> Unreachable {
+    if let Err(error) = link.check(&shared.settings) {
+        return error;
+    }
+    let error = match shared.begin(&link).await {
+        Ok(()) => connection::serve(shared, &mut link.events).await,
+        Err(error) => error,
+    };
+    let Link { client, mut events, .. } = link;
+    drop(client);
+    shared.end();
+    // A client that is gone takes no more commands: else each subscription would send one.
+    let gone = async { while events.recv().await.is_some() {} };
+    let _ = timeout(CLIENT_ENDS, gone).await;
+    shared.subscriptions.end();
+    error
+}
+
+/// Time for a client to end.
+const CLIENT_ENDS: Duration = Duration::from_millis(100);
 
 #[expect(clippy::disallowed_methods, reason = "publications carry the wall clock of their node")]
 fn now_ms() -> u64 {

@@ -1,21 +1,32 @@
-//! Commands that are on their way: the server answers a `PING` once it has carried out all that came before it, so
-//! one `PONG` answers a group of them.
+//! Commands that are on their way: the server carries out what a connection sends in its order, so a message of the
+//! thread to itself, a probe, comes back once all before it has taken effect. One probe answers a group of commands.
+//!
+//! The next group ends when fewer than [`PROBES_MAX`] probes are under way: a thread with little to do sends one behind
+//! each command, a busy one few of them, whatever the distance of the server.
 
 use std::collections::VecDeque;
 
 use compact_str::CompactString;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::hub::broker::Ticket;
 
-/// What a `PONG` answers.
+/// Probes that are under way at most.
+const PROBES_MAX: usize = 4;
+
+/// What a probe answers.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// A subscription is made.
+    /// Subscriptions of channels are made.
     Listening {
-        /// Its number.
-        sid: u64,
+        /// Their numbers.
+        numbers: Vec<u64>,
+        /// Dropped when the next ones may be made.
+        done: oneshot::Sender<()>,
     },
+    /// The subscription that takes all channels is made.
+    ListeningToAll,
     /// A publication without history is taken.
     Published {
         /// Of this home.
@@ -30,24 +41,28 @@ pub(super) enum Pending {
     ControlListening,
 }
 
-/// What one `PONG` answers.
+/// What one probe answers.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// When its `PING` was sent.
-    pub(super) since: Instant,
+    /// The number of its probe.
+    pub(super) number: u64,
+    /// When it was sent.
+    since: Instant,
     pub(super) all: Vec<Pending>,
     /// Bytes that leave the account of the thread with it.
     pub(super) cost: usize,
 }
 
-/// Groups in their order, the last one without its `PING`.
+/// Groups in their order, the last one without its probe.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     sent: VecDeque<Group>,
     all: Vec<Pending>,
     cost: usize,
-    /// The last one wants a `PING` though nothing in it is answered.
+    /// The last one wants a probe though nothing in it is answered.
     probes: bool,
+    /// The number of the newest probe.
+    last: u64,
 }
 
 impl Groups {
@@ -55,7 +70,7 @@ impl Groups {
         self.all.push(pending);
     }
 
-    /// Bytes that are in the account of the thread until the next `PONG`.
+    /// Bytes that are in the account of the thread until the next probe is back.
     pub(super) fn count(&mut self, cost: usize) {
         self.cost += cost;
     }
@@ -65,23 +80,31 @@ impl Groups {
         self.probes |= self.sent.is_empty();
     }
 
-    /// The last group ends: whether a `PING` is to be sent.
-    pub(super) fn end(&mut self, since: Instant) -> bool {
-        let probes = std::mem::take(&mut self.probes);
-        if self.all.is_empty() && self.cost == 0 && !probes {
-            return false;
-        }
+    /// The number of the probe to send behind the last group, if it is time for one.
+    pub(super) fn next(&self) -> Option<u64> {
+        let waits = !self.all.is_empty() || self.cost > 0 || self.probes;
+        (waits && self.sent.len() < PROBES_MAX).then_some(self.last + 1)
+    }
+
+    /// That probe is sent.
+    pub(super) fn end(&mut self, since: Instant) {
+        self.last += 1;
+        self.probes = false;
         let (all, cost) = (std::mem::take(&mut self.all), std::mem::take(&mut self.cost));
-        self.sent.push_back(Group { since, all, cost });
-        true
+        self.sent.push_back(Group { number: self.last, since, all, cost });
     }
 
-    /// A `PONG` has come.
-    pub(super) fn pong(&mut self) -> Option<Group> {
-        self.sent.pop_front()
+    /// The next group that a probe with this number answers.
+    pub(super) fn answered(&mut self, number: u64) -> Option<Group> {
+        self.sent.pop_front_if(|group| group.number <= number)
     }
 
-    /// When the oldest `PING` was sent that has no answer.
+    /// The number of the last group: its probe may be on its way, or not sent yet.
+    pub(super) fn last(&self) -> u64 {
+        self.last + 1
+    }
+
+    /// When the oldest probe was sent that is not back.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.sent.front().map(|group| group.since)
     }
@@ -109,26 +132,56 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_pong_answers_what_came_before_its_ping() {
+    async fn a_probe_answers_what_came_before_it() {
         let now = Instant::now();
         let mut groups = Groups::default();
-        assert!(!groups.end(now), "nothing waits");
+        assert_eq!(groups.next(), None, "nothing waits");
         groups.add(control(1));
         groups.count(10);
-        assert!(groups.end(now));
+        assert_eq!(groups.next(), Some(1));
+        groups.end(now);
         groups.add(control(2));
         groups.count(5);
-        let first = groups.pong().unwrap();
+        groups.end(now);
+        let first = groups.answered(1).unwrap();
         assert_eq!((first.all.len(), first.cost), (1, 10));
-        assert!(groups.pong().is_none() && groups.oldest().is_none());
+        assert!(groups.answered(1).is_none() && groups.oldest().is_some());
+        assert!(groups.answered(2).is_some() && groups.oldest().is_none());
         groups.probe();
-        assert!(groups.end(now) && groups.oldest().is_some());
+        assert_eq!(groups.next(), Some(3));
+        groups.end(now);
         groups.probe();
-        assert!(!groups.end(now), "a PING is under way");
+        assert_eq!(groups.next(), None, "a probe is under way");
         groups.add(control(3));
         groups.count(1);
         let (cost, all) = groups.take_all();
-        assert_eq!((cost, all.len()), (6, 2));
+        assert_eq!((cost, all.len()), (1, 1));
         assert!(groups.oldest().is_none());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_late_probe_answers_all_before_it() {
+        let mut groups = Groups::default();
+        for number in 1..=3 {
+            groups.add(control(number));
+            groups.end(Instant::now());
+        }
+        let answered = std::iter::from_fn(|| groups.answered(2)).count();
+        assert_eq!(answered, 2);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn few_probes_are_under_way() {
+        let mut groups = Groups::default();
+        for number in 1..=10 {
+            groups.add(control(number));
+            if groups.next().is_some() {
+                groups.end(Instant::now());
+            }
+        }
+        assert_eq!(groups.sent.len(), PROBES_MAX);
+        assert_eq!(groups.all.len(), 10 - PROBES_MAX);
+        groups.answered(1);
+        assert_eq!(groups.next(), Some(PROBES_MAX as u64 + 1));
     }
 }

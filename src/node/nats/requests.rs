@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use async_nats::header::NATS_SUBJECT;
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
-use crate::cluster::nats::protocol::Message;
-use crate::cluster::nats::streams::Stored;
+use crate::cluster::nats::streams::{PENDING, Stored, VERSION_EPOCH, number, text};
 use crate::hub::broker::Ticket;
 
 /// A server has so long for a reply.
@@ -27,20 +29,20 @@ pub(super) struct Reply {
     /// Messages behind it that were found, too.
     pub(super) pending: u64,
     pub(super) version_epoch: String,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Bytes,
 }
 
 impl Reply {
-    fn new(message: &Message<'_>) -> Self {
-        use crate::cluster::nats::streams::VERSION_EPOCH;
-        let headers = &message.headers;
+    fn new(message: Message) -> Self {
+        let none = HeaderMap::new();
+        let headers = message.headers.as_ref().unwrap_or(&none);
         Self {
-            status: headers.status(),
+            status: message.status.map(u16::from),
             stored: Stored::read(headers),
-            subject: headers.get("Nats-Subject").unwrap_or_default().to_owned(),
-            pending: headers.number("Nats-Num-Pending").unwrap_or(0),
-            version_epoch: headers.get(VERSION_EPOCH).unwrap_or_default().to_owned(),
-            payload: message.payload.to_vec(),
+            subject: text(headers, NATS_SUBJECT).unwrap_or_default().to_owned(),
+            pending: number(headers, PENDING).unwrap_or(0),
+            version_epoch: text(headers, VERSION_EPOCH).unwrap_or_default().to_owned(),
+            payload: message.payload,
         }
     }
 }
@@ -66,7 +68,8 @@ enum Waiting {
 
 /// What a message answers.
 pub(super) enum Answered {
-    Publication(Publication),
+    /// A publication: its status and its content.
+    Publication(Publication, Option<u16>, Bytes),
     /// A task, which has it, or nobody.
     Else,
 }
@@ -99,7 +102,7 @@ impl Requests {
     }
 
     /// A reply has come.
-    pub(super) fn take(&mut self, message: &Message<'_>) -> Answered {
+    pub(super) fn take(&mut self, message: Message) -> Answered {
         let number = message.subject.rsplit('.').next().and_then(|text| text.parse().ok());
         let Some(number) = number else { return Answered::Else };
         match self.waiting.get(&number) {
@@ -109,7 +112,10 @@ impl Requests {
                 Answered::Else
             }
             Some(Waiting::Publication(_)) => match self.waiting.remove(&number) {
-                Some(Waiting::Publication(publication)) => Answered::Publication(publication),
+                Some(Waiting::Publication(publication)) => {
+                    let status = message.status.map(u16::from);
+                    Answered::Publication(publication, status, message.payload)
+                }
                 _ => Answered::Else,
             },
             None => Answered::Else,
@@ -155,19 +161,24 @@ impl Drop for Replies {
 pub(super) fn request(
     shared: &Rc<Shared>,
     subject: &str,
-    headers: &[(&str, &str)],
-    payload: &[u8],
+    headers: HeaderMap,
+    payload: Vec<u8>,
 ) -> Replies {
     let (number, replies) = shared.requests.borrow_mut().task();
-    let inbox = shared.inbox(number);
-    shared.with_output(|output| output.request(subject, &inbox, headers, payload));
+    // One that is not sent has no replies.
+    let _ = shared.send_request(subject, number, headers, payload);
     Replies { shared: shared.clone(), number, replies }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::nats::protocol::Headers;
+
+    fn message(subject: &str) -> Message {
+        let (subject, payload) = (subject.to_owned().into(), Bytes::from_static(b"{}"));
+        let (reply, headers, status, description) = (None, None, None, None);
+        Message { subject, reply, payload, headers, status, description, length: 2 }
+    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_reply_goes_to_its_request() {
@@ -181,18 +192,16 @@ mod tests {
         };
         let number = requests.publication(publication(1));
         let (task, mut replies) = requests.task();
-        let reply = |requests: &mut Requests, subject: &str| {
-            let headers = Headers::default();
-            requests.take(&Message { subject, sid: 3, headers, payload: b"{}" })
-        };
-        let Answered::Publication(found) = reply(&mut requests, &format!("_INBOX.x.{number}"))
+        let reply = |requests: &mut Requests, subject: &str| requests.take(message(subject));
+        let Answered::Publication(found, None, _) =
+            reply(&mut requests, &format!("_INBOX.x.{number}"))
         else {
             panic!()
         };
         assert_eq!((found.ticket, found.cost), (Ticket(1), 7));
         assert!(matches!(reply(&mut requests, &format!("_INBOX.x.{number}")), Answered::Else));
         reply(&mut requests, &format!("_INBOX.x.{task}"));
-        assert_eq!(replies.recv().await.unwrap().payload, b"{}");
+        assert_eq!(replies.recv().await.unwrap().payload, "{}");
         assert!(matches!(reply(&mut requests, "_INBOX.x.none"), Answered::Else));
         requests.publication(publication(2));
         assert!(requests.expire(false).is_empty());

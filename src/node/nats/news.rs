@@ -1,0 +1,232 @@
+//! Messages that came, as news for homes and for the control thread, until they are delivered together.
+
+use std::sync::atomic::Ordering;
+
+use async_nats::Message;
+use async_nats::header::NATS_STREAM;
+
+use super::history;
+use super::pending::{Group, Pending};
+use super::receive::Source;
+use super::refusals::{Fate, Refusals};
+use super::requests::Answered;
+use super::{ControlCommand, ControlEvent, Figures, Shared, payload};
+use crate::cluster::control::Message as ControlMessage;
+use crate::cluster::entries::ENTRIES_REMOVED;
+use crate::cluster::nats::payload::Message as Payload;
+use crate::cluster::nats::streams::{Stored, text};
+use crate::hub::broker::{BrokerEvent, Delivered, FailureCause};
+use crate::hub::history::{Epoch, Position};
+use crate::node::log_limit::LogLimit;
+
+/// Lines about messages that can't be read: anybody at that server can send any number of them.
+static MALFORMED: LogLimit = LogLimit::new();
+
+/// What came since the last delivery.
+pub(super) struct News {
+    homes: Vec<Vec<BrokerEvent>>,
+    control: Vec<ControlEvent>,
+    messages: u64,
+    /// The number of the newest probe that is back; 0: none.
+    pub(super) probe: u64,
+    /// A subscription has ended without being ended: the connection has.
+    pub(super) has_ended: bool,
+}
+
+impl News {
+    pub(super) fn new(homes: usize) -> Self {
+        let homes = vec![Vec::new(); homes];
+        Self { homes, control: Vec::new(), messages: 0, probe: 0, has_ended: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages == 0 && !self.has_ended
+    }
+
+    fn push(&mut self, home: impl Into<usize>, event: BrokerEvent) {
+        self.homes[home.into()].push(event);
+    }
+}
+
+/// A message has come.
+pub(super) fn take(shared: &Shared, source: Source, message: Message) {
+    let mut news = shared.news.borrow_mut();
+    news.messages += 1;
+    match source {
+        Source::Channel(number) => news.take_message(shared, Some(number), &message),
+        Source::All => news.take_message(shared, None, &message),
+        Source::Control => news.take_control(shared, &message.payload),
+        Source::Replies => news.take_reply(shared, message),
+        Source::Probes => {
+            let number = std::str::from_utf8(&message.payload).ok().and_then(|of| of.parse().ok());
+            news.probe = news.probe.max(number.unwrap_or(0));
+        }
+    }
+}
+
+impl News {
+    fn take_reply(&mut self, shared: &Shared, message: Message) {
+        let answered = shared.requests.borrow_mut().take(message);
+        if let Answered::Publication(publication, status, payload) = answered {
+            let event = history::acknowledged(shared, &publication, (status, &payload));
+            shared.bytes.fetch_sub(publication.cost, Ordering::Relaxed);
+            shared.took(publication.since);
+            self.push(publication.home, event);
+        }
+    }
+
+    fn take_message(&mut self, shared: &Shared, number: Option<u64>, message: &Message) {
+        let interests = shared.interests.borrow();
+        let subjects = &shared.settings.subjects;
+        let interest = match number {
+            Some(number) => interests.get(number),
+            None => subjects.channel_of(&message.subject).and_then(|name| interests.named(name)),
+        };
+        // One that nobody wishes, or not any more.
+        let Some(interest) = interest else { return };
+        let source = match interest.is_pattern {
+            true => subjects.channel_of(&message.subject).map(Box::from),
+            false => None,
+        };
+        let kept = place(shared, &interest.channel, message);
+        let place = kept.as_ref().map(|(_, stored)| (stored.sequence, stored.last));
+        let read = match subjects.is_raw() {
+            true => Ok(Payload::Publication(None, payload::raw(&message.payload))),
+            false => payload::read_at(&message.payload, place),
+        };
+        let channel = interest.channel.clone();
+        let event = match read {
+            Ok(Payload::Publication(epoch, mut entry)) => {
+                entry.source = source;
+                let epoch = kept.map(|(epoch, _)| epoch).or(epoch);
+                BrokerEvent::Delivered(Box::new(Delivered { channel, epoch, entry }))
+            }
+            // Those of a channel are no news of a pattern.
+            Ok(_) if interest.is_pattern => return,
+            Ok(Payload::Join(info)) => BrokerEvent::Announced { channel, joined: true, info },
+            Ok(Payload::Leave(info)) => BrokerEvent::Announced { channel, joined: false, info },
+            Err(error) => {
+                return malformed(shared, &format!("of channel {channel:?}"), &error.to_string());
+            }
+        };
+        self.push(interest.home, event);
+    }
+
+    /// A node's own messages are dropped: it has carried them out.
+    fn take_control(&mut self, shared: &Shared, payload: &[u8]) {
+        match ControlCommand::read(payload) {
+            Ok(command) if command.uid == shared.settings.uid => {}
+            Ok(ControlCommand { message: ControlMessage::Notification(of), .. })
+                if of.op == ENTRIES_REMOVED =>
+            {
+                tracing::warn!(
+                    "nats: other nodes took this one for dead and removed its presence entries; they \
+                     are written again"
+                );
+                self.homes.iter_mut().for_each(|home| home.push(BrokerEvent::EntriesRemoved));
+            }
+            Ok(command) => self.control.push(ControlEvent::Message(Box::new(command))),
+            Err(error) => malformed(shared, "between nodes", &error.to_string()),
+        }
+    }
+
+    /// The server has carried out a group of commands.
+    fn settle(&mut self, shared: &Shared, group: Group, refusals: &Refusals) {
+        shared.bytes.fetch_sub(group.cost, Ordering::Relaxed);
+        let subjects = &shared.settings.subjects;
+        let fate = |channel: &str| refusals.fate(group.number, || subjects.messages(channel));
+        for pending in group.all {
+            match pending {
+                // Dropped here: the next channels are subscribed.
+                Pending::Listening { numbers, done: _done } => {
+                    numbers.into_iter().for_each(|number| self.listening(shared, number, fate));
+                }
+                Pending::ListeningToAll => {
+                    let mut interests = shared.interests.borrow_mut();
+                    interests.confirm_all(|home, event| self.push(home, event));
+                }
+                Pending::Published { home, ticket, channel, since } => {
+                    shared.took(since);
+                    let position = Position { offset: 0, epoch: None };
+                    let failed = |cause| BrokerEvent::Failed { ticket, cause };
+                    let event = match fate(&channel) {
+                        Fate::Done => BrokerEvent::Published { ticket, position },
+                        Fate::Refused => failed(FailureCause::Unsupported),
+                        Fate::InDoubt => failed(FailureCause::Unavailable),
+                    };
+                    self.push(home, event);
+                }
+                Pending::Control { ticket } => {
+                    self.control.push(ControlEvent::Sent { ticket, is_sent: true });
+                }
+                Pending::ControlListening => {
+                    shared.with_output(|output| output.is_control_on = true);
+                    self.control.push(ControlEvent::Listening);
+                }
+            }
+        }
+    }
+
+    fn listening(&mut self, shared: &Shared, number: u64, fate: impl Fn(&str) -> Fate) {
+        let mut interests = shared.interests.borrow_mut();
+        match interests.get(number).map(|interest| fate(&interest.channel)) {
+            // A channel that is refused stays without an answer, and its subscribers get an error.
+            None | Some(Fate::Refused) => {}
+            Some(Fate::InDoubt) => {
+                interests.again(number);
+                shared.wanted.notify_one();
+            }
+            Some(Fate::Done) => {
+                if let Some(interest) = interests.confirm(number) {
+                    let channel = interest.channel.clone();
+                    self.push(interest.home, BrokerEvent::Listening { channel });
+                }
+            }
+        }
+    }
+}
+
+/// Answers what the server has carried out, as the newest probe shows, and delivers all that came.
+pub(super) fn deliver(shared: &Shared) {
+    let mut news = shared.news.borrow_mut();
+    let probe = news.probe;
+    let refusals = shared.with_output(|output| std::mem::take(&mut output.refusals));
+    let mut refusals = refusals.unwrap_or_default();
+    while let Some(group) = shared.with_output(|output| output.groups.answered(probe)).flatten() {
+        shared.is_late.set(false);
+        news.settle(shared, group, &refusals);
+    }
+    refusals.forget(probe);
+    shared.with_output(|output| output.refusals = refusals);
+    let messages = std::mem::take(&mut news.messages);
+    shared.handle(messages);
+    Figures::add(&shared.figures.messages, messages);
+    for (home, events) in news.homes.iter_mut().enumerate() {
+        if !events.is_empty() {
+            shared.events.take(home, std::mem::take(events));
+        }
+    }
+    if !news.control.is_empty() {
+        shared.events.control(std::mem::take(&mut news.control));
+    }
+}
+
+/// The place of a republished message in the stream of its channel.
+fn place(shared: &Shared, channel: &str, message: &Message) -> Option<(Epoch, Stored)> {
+    let streams = shared.settings.streams.as_ref()?;
+    let headers = message.headers.as_ref()?;
+    let stored = Stored::read(headers)?;
+    let stream = streams.of(channel)?;
+    if text(headers, NATS_STREAM) != Some(&streams.all[stream].name) {
+        return None;
+    }
+    shared.lives.seen(stream, stored.sequence);
+    Some((shared.lives.epoch(stream)?, stored))
+}
+
+fn malformed(shared: &Shared, which: &str, error: &str) {
+    Figures::add(&shared.figures.malformed, 1);
+    if let Some(left_out) = MALFORMED.admit() {
+        tracing::warn!(left_out, "nats: a message {which} is malformed: {error}");
+    }
+}
