@@ -62,7 +62,15 @@ struct Server {
 impl Server {
     /// Starts one that does `on_text` with each text that a peer sends; the list has all peers.
     fn start(on_text: impl Fn(&Arc<Peer>, &str, &[Arc<Peer>]) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on("127.0.0.1", on_text)
+    }
+
+    /// The same at another address of this machine.
+    fn start_on(
+        ip: &str,
+        on_text: impl Fn(&Arc<Peer>, &str, &[Arc<Peer>]) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((ip, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let peers: Arc<Mutex<Vec<Arc<Peer>>>> = Arc::default();
         let on_text = Arc::new(on_text);
@@ -1227,5 +1235,7 @@ fn a_server_that_does_not_compress_or_has_no_such_transport_is_named() {
     assert_eq!(result["reasons"], json!({"connect refused: 102 unknown channel": 2}));
 }
 
+#[path = "load/agents.rs"]
+mod agents;
 #[path = "load/scenarios.rs"]
 mod scenarios;

@@ -231,7 +231,7 @@ impl std::fmt::Debug for Form {
 }
 
 /// The transports of clients (client protocol, 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum Transport {
     /// Two-way.

@@ -8,7 +8,7 @@
 
 use super::figures::{self, Latency};
 use super::report::Summary;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// A step on the way to an open connection.
@@ -21,14 +21,20 @@ pub(crate) enum Step {
 }
 
 /// The durations of each step.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Steps {
+    #[serde(with = "figures::sparse")]
     pub(crate) tcp: Latency,
+    #[serde(with = "figures::sparse")]
     pub(crate) tls: Latency,
+    #[serde(with = "figures::sparse")]
     pub(crate) upgrade: Latency,
+    #[serde(with = "figures::sparse")]
     pub(crate) protocol: Latency,
+    #[serde(with = "figures::sparse")]
     pub(crate) total: Latency,
     /// From a ping of ours to its pong.
+    #[serde(with = "figures::sparse")]
     pub(crate) ping: Latency,
 }
 

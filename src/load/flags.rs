@@ -6,11 +6,13 @@ use super::tls::TlsFlags;
 use crate::base::form::Transport;
 use clap::builder::PossibleValue;
 use clap::{Parser, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The use of the connections once they are open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Scenario {
     /// Hold them and answer pings; count those that drop.
     Idle,
@@ -33,6 +35,8 @@ pub enum Scenario {
     Compare,
     /// Print the JSON schema of scenario files or of reports: `schema scenario`, `schema report`.
     Schema,
+    /// Wait at --listen for runs with --agents, and do a part of each, one at a time.
+    Agent,
 }
 
 impl Scenario {
@@ -49,12 +53,13 @@ impl Scenario {
             Self::Show => "show",
             Self::Compare => "compare",
             Self::Schema => "schema",
+            Self::Agent => "agent",
         }
     }
 }
 
 /// The protocol on the connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Protocol {
     /// `centrifugo` when the URL's path ends in /connection/websocket, else `raw`; always `raw` for
     /// `echo`.
@@ -87,7 +92,7 @@ impl ValueEnum for Transport {
 }
 
 /// How many threads to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Threads {
     /// As many as there are processors and, with the descriptor limit of each, as it takes.
     Auto,
@@ -104,7 +109,7 @@ pub enum Threads {
 /// Exits with 0 when all went well, 1 when a connection or a message that should have arrived was
 /// lost, 2 for a command line that makes no sense, 99 when a condition of --fail-if holds, and 130 when a signal (Ctrl-C) ended it early: the
 /// figures so far are printed all the same.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, Parser, Serialize, Deserialize)]
 #[command(name = "roost-load", version)]
 pub struct Flags {
     /// The scenario, or another command.
@@ -114,6 +119,23 @@ pub struct Flags {
     /// The file of `run`, the name for `show` and `schema`, the reports for `compare`.
     #[arg(value_name = "OPERAND")]
     pub operands: Vec<String>,
+
+    /// Run on these machines instead of this one, each with a `roost-load agent`: connections and rates are divided
+    /// among them, and there is one report. They need the --token of the agents.
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', requires = "token")]
+    #[serde(skip)]
+    pub agents: Vec<String>,
+
+    /// agent: the address to wait at.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7400")]
+    #[serde(skip, default = "listen")]
+    pub listen: SocketAddr,
+
+    /// A secret that agents and those who use them share; an agent without one makes one and prints it. It is
+    /// proved and not sent, but what follows is not encrypted: use a private network, or SSH.
+    #[arg(long, value_name = "SECRET", env = "ROOST_LOAD_TOKEN", hide_env_values = true)]
+    #[serde(skip)]
+    pub token: Option<String>,
 
     /// The server, as ws://host:port/path, or wss:// for TLS; http:// and https:// are the same. With --transport the path may be that
     /// of its WebSockets all the same: /connection/websocket becomes /connection/sse, for example.
@@ -300,18 +322,22 @@ pub struct Flags {
     /// Print the report as one JSON object in the last line of standard output, or write it to a file, with what
     /// happened second by second. `schema report` prints its schema.
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[serde(skip)]
     pub json: Option<Option<PathBuf>>,
 
     /// Write what happened second by second: one line each, of comma-separated values.
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub csv: Option<PathBuf>,
 
     /// Write the latencies of each second as an HDR histogram log (V2), in microseconds.
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub hdr: Option<PathBuf>,
 
     /// Write the report as a page that needs no other file.
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub html: Option<PathBuf>,
 
     /// Connections opened per second at most. [default: as fast as it goes]
@@ -355,13 +381,34 @@ pub struct Flags {
     /// With --pid: also report the slope of the server's memory from N connections to all.
     #[arg(long, value_name = "N", requires = "pid")]
     pub rss_from: Option<u32>,
+
+    /// The text of files, for a machine that has none of them.
+    #[arg(skip)]
+    pub(crate) packed: Option<Packed>,
+}
+
+/// The files of a scenario on their way to an agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Packed {
+    /// The scenario: its name, and its text.
+    pub(crate) scenario: (String, String),
+    /// The template of --payload.
+    pub(crate) payload: Option<String>,
+    /// The certificates of --cacert.
+    pub(crate) cacert: Option<String>,
+}
+
+fn listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7400))
 }
 
 impl Flags {
     /// How servers with TLS are checked.
     pub(crate) fn tls(&self) -> TlsFlags<'_> {
         let Self { insecure, resume, .. } = *self;
-        TlsFlags { insecure, resume, cacert: self.cacert.as_deref(), suite: self.suite.as_deref() }
+        let pem = self.packed.as_ref().and_then(|of| of.cacert.as_deref());
+        let cacert = self.cacert.as_deref();
+        TlsFlags { insecure, resume, cacert, pem, suite: self.suite.as_deref() }
     }
 }
 

@@ -66,13 +66,23 @@ pub(crate) struct Fleet {
     pub(crate) positions: Positions,
     /// Acts of connections at times of their own.
     pub(crate) agenda: Agenda,
-    /// Connections that are away on purpose ([`AWAY`]), or have joined while messages are sent and got none yet:
-    /// messages of their channel by then. Nothing for others.
-    joins: HashMap<u32, u32>,
+    /// Connections that are away on purpose, or have joined while messages are sent and got none yet. Nothing for
+    /// others.
+    joins: HashMap<u32, Join>,
+    /// Those of them whose first message is not known.
+    joining: u64,
 }
 
-/// The mark of a connection that is away.
-const AWAY: u32 = u32::MAX;
+/// A connection that is away, or came while messages are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Join {
+    /// It is away on purpose.
+    Away,
+    /// It joined when its channel had so many messages.
+    Behind(u32),
+    /// It joined at that moment; how many messages its channel had then is known to the machine that publishes.
+    At(u64),
+}
 
 /// The part of a token's time after which a new one is sent.
 const REFRESH_AFTER: f64 = 0.6;
@@ -130,6 +140,7 @@ impl Fleet {
             positions: Positions::new(plan.populations.iter().any(|of| of.recovers)),
             agenda: Agenda::default(),
             joins: HashMap::new(),
+            joining: 0,
             plan,
         }
     }
@@ -181,6 +192,7 @@ impl Fleet {
         self.tls = self.plan.tls.clone().map(Layer::new);
         self.agenda.clear();
         self.joins.clear();
+        self.joining = 0;
         self.counts = Counts::default();
         self.reasons = Reasons::default();
     }
@@ -208,7 +220,7 @@ impl Fleet {
             let next = conn.sent.saturating_add(1);
             self.counts.absent += u64::from(conn.seen.skip_to(next));
         } else if self.measuring {
-            self.joins.insert(index, AWAY);
+            self.set_join(index, Some(Join::Away));
         }
     }
 
@@ -319,20 +331,52 @@ impl Fleet {
     }
 
     /// A connection is open while messages are sent: it gets those that follow, unless it recovers the others.
-    fn note_join(&mut self, index: u32, is_back: bool) {
+    fn note_join(&mut self, index: u32, is_back: bool, now_ns: u64) {
         if !self.measuring || self.population(index).role == Role::Echoes {
             return;
         }
         if is_back && self.recovers(index) && self.positions.of(index).is_some() {
-            self.joins.remove(&index);
-            return;
+            return self.set_join(index, None);
         }
         if is_back && !self.joins.contains_key(&index) {
             return;
         }
-        match self.plan.published.of(self.channel_number(index)) {
-            0 => drop(self.joins.remove(&index)),
-            count => drop(self.joins.insert(index, count)),
+        let channel = self.channel_number(index);
+        let join = match self.plan.published.of(channel) {
+            _ if self.plan.is_published_elsewhere(channel) => Some(Join::At(now_ns)),
+            0 => None,
+            count => Some(Join::Behind(count)),
+        };
+        self.set_join(index, join);
+    }
+
+    fn set_join(&mut self, index: u32, join: Option<Join>) {
+        let is_open = |of: Option<Join>| u64::from(matches!(of, Some(Join::At(_))));
+        self.joining += is_open(join);
+        let before = match join {
+            Some(join) => self.joins.insert(index, join),
+            None => self.joins.remove(&index),
+        };
+        self.joining -= is_open(before);
+    }
+
+    /// Connections that wait for [`Self::note_published`].
+    pub(crate) fn joining(&self) -> u64 {
+        self.joining
+    }
+
+    /// So many messages, or more, had left at a moment: those who joined before it get what follows. What left in
+    /// between may have come or not.
+    pub(crate) fn note_published(&mut self, at_ns: u64, counts: &[u32]) {
+        let known: Vec<u32> = self
+            .joins
+            .iter()
+            .filter(|(_, join)| matches!(join, Join::At(since_ns) if *since_ns <= at_ns))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in known {
+            let count = counts.get(self.channel_number(index) as usize).copied();
+            self.set_join(index, count.filter(|count| *count > 0).map(Join::Behind));
         }
     }
 
@@ -671,7 +715,7 @@ impl Fleet {
         self.connects.end(index, now_ns);
         self.counts.opened += u64::from(!is_back);
         self.dialer.ended();
-        self.note_join(index, is_back);
+        self.note_join(index, is_back, now_ns);
         if let Some(stay) = self.population(index).stay {
             let due_ns = now_ns + stay.draw(self.rng.next_u64()).as_nanos() as u64;
             self.agenda.push(due_ns, index, generation, Act::Leave);
@@ -916,19 +960,9 @@ impl Fleet {
             self.reasons.add("a message of another channel or connection");
             return;
         }
-        let seen = &mut self.conns[index as usize].seen;
         // Recovered with the reply to subscribe, after the connection has left on purpose: its latency is ours.
-        let mut is_recovered = false;
-        if !self.joins.is_empty()
-            && let Some(before) = self.joins.get(&index).copied()
-        {
-            is_recovered = before == AWAY;
-            if !is_recovered {
-                self.joins.remove(&index);
-                let first = stamp.sequence.min(before.saturating_add(1));
-                self.counts.absent += u64::from(seen.skip_to(first));
-            }
-        }
+        let is_recovered = !self.joins.is_empty() && self.skip_absent(index, stamp.sequence);
+        let seen = &mut self.conns[index as usize].seen;
         if self.positions.take_announced_gap(index) {
             self.positions.returns.announced += u64::from(seen.skip_to(stamp.sequence));
         }
@@ -973,6 +1007,21 @@ impl Fleet {
                 }
             }
         }
+    }
+
+    /// Leaves out what was published before a connection joined, now that message `sequence` is its first one.
+    /// Returns whether it is away: then the message was recovered.
+    fn skip_absent(&mut self, index: u32, sequence: u32) -> bool {
+        let first = match self.joins.get(&index) {
+            None => return false,
+            Some(Join::Away) => return true,
+            Some(Join::Behind(before)) => sequence.min(before.saturating_add(1)),
+            Some(Join::At(_)) => sequence,
+        };
+        let skipped = self.conns[index as usize].seen.skip_to(first);
+        self.counts.absent += u64::from(skipped);
+        self.set_join(index, None);
+        false
     }
 
     fn channel_number(&self, index: u32) -> u32 {
@@ -1106,9 +1155,10 @@ impl Fleet {
             } else {
                 of_channel.unwrap_or_default()
             };
-            if let Some(before) = self.joins.get(&index) {
+            if let Some(join) = self.joins.get(&index) {
                 // It got nothing since it joined, or is away: what was published before is not lost.
-                let next = last.min(*before).saturating_add(1);
+                let before = if let Join::Behind(before) = join { *before } else { last };
+                let next = last.min(before).saturating_add(1);
                 self.counts.absent += u64::from(conn.seen.skip_to(next));
             }
             lost += conn.seen.lost(last);

@@ -1,11 +1,11 @@
 //! Figures of the kernel about processes and memory of this machine.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::net::IpAddr;
 
 /// Memory and processor time of one process.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Usage {
     /// Resident bytes.
     pub(crate) rss_bytes: u64,
@@ -30,7 +30,7 @@ impl Usage {
 }
 
 /// The machine that this process runs on.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) name: String,
     /// Version of the kernel.

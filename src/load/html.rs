@@ -46,6 +46,7 @@ pub(super) fn page(report: &Report, seconds: &[Second], latency: &Latency) -> St
     connects(&mut out, report);
     faults(&mut out, report);
     resources(&mut out, report, seconds);
+    agents(&mut out, report);
     machine(&mut out, report);
     out += "</body></html>\n";
     out
@@ -341,6 +342,67 @@ fn resources(out: &mut String, report: &Report, seconds: &[Second]) {
     {
         let _ = write!(out, "<p>Server: {bytes:.0} bytes of memory for each connection.</p>");
     }
+}
+
+fn agents(out: &mut String, report: &Report) {
+    if report.agents.is_empty() {
+        return;
+    }
+    *out += "<section><h2>Agents</h2><div class=\"wide\"><table><tr><th>agent</th><th>connections</th>\
+             <th>opened</th><th>dropped</th><th>publishers</th><th>sent</th><th>received</th><th>lost</th>\
+             <th>latency p50</th><th>p99</th><th>max</th><th>clock</th><th>CPU s</th></tr>";
+    for of in &report.agents {
+        let share = of.share * 100.0;
+        let corrected = if of.is_latency_corrected { "*" } else { "" };
+        let lost = of.lost.map_or_else(|| "-".to_owned(), |lost| lost.to_string());
+        let _ = write!(
+            out,
+            "<tr><td>{}{corrected}</td><td>{} ({share:.0} %)</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td><td>{lost}</td>{}<td>{} within {}</td><td>{:.1}</td></tr>",
+            escape(&of.name),
+            of.connections,
+            of.opened,
+            of.dropped,
+            of.publishers,
+            of.sent,
+            of.received,
+            cells(&of.latency_us),
+            signed(of.clock.offset_us),
+            us(of.clock.uncertainty_us),
+            of.client.cpu_s
+        );
+    }
+    *out += "</table></div>";
+    if let Some(uncertainty) = report.latency_uncertainty_us {
+        let _ = write!(
+            out,
+            "<p class=\"soft\">* Messages come from other agents too: their latency is corrected by the offsets \
+             of the clocks, to within {}.</p>",
+            us(uncertainty)
+        );
+    }
+    for of in &report.agents {
+        let fault =
+            of.fault.as_ref().map(|fault| format!("<p class=\"bad\">gone: {}</p>", escape(fault)));
+        let _ = write!(
+            out,
+            "<p class=\"soft\">{}: {}, {} processors ({}), {} of memory, Linux {}</p>{}",
+            escape(&of.name),
+            escape(&of.machine.name),
+            of.machine.processors,
+            escape(&of.machine.processor),
+            mb(of.machine.memory_bytes as f64),
+            escape(&of.machine.kernel),
+            fault.unwrap_or_default()
+        );
+    }
+    *out += "</section>\n";
+}
+
+/// A difference of clocks, microseconds.
+fn signed(value: f64) -> String {
+    let sign = if value < 0.0 { "-" } else { "+" };
+    format!("{sign}{}", us(value.abs()))
 }
 
 fn machine(out: &mut String, report: &Report) {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  flags, scenario file -> plan -> run (coordinator, main thread) --orders--> worker: fleet, dialer, epoll
-//!                     |   '--------------------------orders--> publisher | api: schedule
+//!                     |   |--------------------------orders--> publisher | api: schedule
+//!                     |   '--orders over TCP--> agents, each with workers and publishers of its own
 //!                     '-- report <-- figures, oracle -----------'
 //! ```
 //!
@@ -17,16 +18,21 @@
 )]
 
 mod agenda;
+mod agent;
+mod agents;
 mod api;
 mod batch;
+mod clock;
 mod compare;
 mod conn;
 mod connects;
+mod crew;
 mod dial;
 mod figures;
 mod file;
 mod flags;
 mod fleet;
+mod hands;
 mod hdr;
 mod headers;
 mod host;
@@ -58,12 +64,14 @@ mod token;
 mod upgrade;
 mod view;
 mod window;
+mod wire;
 mod worker;
 
 pub use self::flags::{Flags, Protocol, Scenario, Threads};
 pub use self::search::Goal;
 
-use self::plan::Plan;
+use self::agents::Party;
+use self::plan::{Plan, Room};
 use self::run::Run;
 use self::search::Search;
 use crate::sys::tables;
@@ -125,19 +133,9 @@ fn search(mut flags: Flags, descriptors: u64, files: &Files, stop: &Arc<AtomicBo
             Goal::Rate => flags.rate = Some(value.into()),
             Goal::Connections => flags.connections = Some(value),
         }
-        let plan = match Plan::new(flags.clone(), descriptors, run_number()) {
-            Ok(plan) => plan,
-            Err(error) => {
-                eprintln!("roost-load: {error}");
-                return EXIT_USAGE;
-            }
-        };
-        let run = match run::run(plan, Arc::clone(stop)) {
+        let run = match run_once(flags.clone(), descriptors, stop) {
             Ok(run) => run,
-            Err(error) => {
-                eprintln!("roost-load: {error}");
-                return EXIT_LOST;
-            }
+            Err(code) => return code,
         };
         let is_interrupted = run.report.interrupted;
         let is_best = !is_interrupted && search.note(&run.report);
@@ -181,7 +179,8 @@ impl Files {
         if let Some(path) = &self.csv {
             let written = std::fs::File::create(path).and_then(|file| {
                 let mut out = std::io::BufWriter::new(file);
-                series::write_csv(&mut out, seconds)?;
+                let names: Vec<&str> = report.agents.iter().map(|of| of.name.as_str()).collect();
+                series::write_csv(&mut out, seconds, &names)?;
                 out.flush()
             });
             written.map_err(|error| failed("--csv", path, &error))?;
@@ -242,29 +241,44 @@ pub fn main(flags: Flags, stop: Arc<AtomicBool>) -> u8 {
         return compare_reports(&flags);
     }
     let (descriptors, _) = tables::raise_nofile();
+    if flags.scenario == Scenario::Agent {
+        return agent::serve(&flags, descriptors, &stop);
+    }
     let files = Files::new(&flags);
     if flags.search.is_some() {
         return search(flags, descriptors, &files, &stop);
     }
-    let plan = match Plan::new(flags, descriptors, run_number()) {
-        Ok(plan) => plan,
-        Err(error) => {
-            eprintln!("roost-load: {error}");
-            return EXIT_USAGE;
-        }
-    };
-    let run = match run::run(plan, stop) {
+    let run = match run_once(flags, descriptors, &stop) {
         Ok(run) => run,
-        Err(error) => {
-            eprintln!("roost-load: {error}");
-            return EXIT_LOST;
-        }
+        Err(code) => return code,
     };
     let written = files.write(&run);
     if let Err(error) = &written {
         eprintln!("roost-load: {error}");
     }
     exit_code(&run.report, written.is_err())
+}
+
+/// One run, here or by agents.
+///
+/// # Errors
+/// The exit code; standard error has the reason.
+fn run_once(flags: Flags, descriptors: u64, stop: &Arc<AtomicBool>) -> Result<Run, u8> {
+    let failed = |error: String, code: u8| {
+        eprintln!("roost-load: {error}");
+        code
+    };
+    // Before agents are asked: a command line that makes no sense is one for this machine too.
+    let room = Room { machines: flags.agents.len().max(1), ..Room::from(descriptors) };
+    let plan = Plan::new(flags.clone(), room, run_number());
+    let plan = plan.map_err(|error| failed(error.to_string(), EXIT_USAGE))?;
+    let party = Party::gather(&flags).map_err(|error| failed(error, EXIT_LOST))?;
+    let plan = match &party {
+        None => plan,
+        Some(party) => Plan::new(flags, party.room, plan.run)
+            .map_err(|error| failed(error.to_string(), EXIT_USAGE))?,
+    };
+    run::run(plan, party, Arc::clone(stop)).map_err(|error| failed(error, EXIT_LOST))
 }
 
 /// A number that other runs don't have. 31 bits: every JSON reader on the way takes it for the same number.

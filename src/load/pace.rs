@@ -6,8 +6,10 @@
 //!  message n:      t = 2 n / (from + sqrt(from^2 + 2 k n))
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 /// The messages of one phase.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Segment {
     /// When it begins, nanoseconds since the origin.
     pub(crate) start_ns: u64,

@@ -2,7 +2,7 @@
 
 use super::figures::Published;
 use super::file::{self, Echo, File, Population as FilePopulation, Range, Rate, Role, Source};
-use super::flags::{Flags, Protocol, Scenario, Threads};
+use super::flags::{Flags, Packed, Protocol, Scenario, Threads};
 use super::headers::{Headers, numbered};
 use super::mix::{Distribution, Mix, Zipf};
 use super::pace::Segment;
@@ -14,6 +14,7 @@ use super::threshold::Threshold;
 use super::tls::Tls;
 use super::window::{WINDOW_MAX, Window};
 use crate::base::form::Transport;
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +113,7 @@ pub(crate) struct Phase {
 }
 
 /// When echoes are sent.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum EchoPace {
     /// When the message before has come back.
     Closed,
@@ -214,8 +215,36 @@ pub(crate) struct Plan {
     pub(crate) hdr: Option<PathBuf>,
     pub(crate) settle: u32,
     pub(crate) rss_from: Option<u32>,
-    /// Marks the messages of this process.
+    /// Marks the messages of this run.
     pub(crate) run: u32,
+    /// The part of this machine.
+    pub(crate) place: Place,
+}
+
+/// The machines of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Room {
+    /// Descriptors of one table, at least.
+    pub(crate) descriptors: u64,
+    /// Processors of one machine, at most.
+    pub(crate) processors: usize,
+    pub(crate) machines: usize,
+}
+
+impl From<u64> for Room {
+    /// This machine alone.
+    fn from(descriptors: u64) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { descriptors, processors, machines: 1 }
+    }
+}
+
+/// One machine of those of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// Its number, from 0.
+    pub(crate) machine: usize,
+    pub(crate) machines: usize,
 }
 
 /// The connections of one thread: `base..base + count` of all.
@@ -226,24 +255,25 @@ pub(crate) struct Share {
 }
 
 impl Plan {
-    /// Checks scenario and flags, and fills in what they leave open. `descriptors` is the limit of one table,
-    /// `run` any number that other runs don't have. Looks the host's name up.
-    pub(crate) fn new(mut flags: Flags, descriptors: u64, run: u32) -> Result<Self, PlanError> {
+    /// Checks scenario and flags, and fills in what they leave open. `room` are the machines, or the limit of
+    /// descriptors of this one, `run` any number that other runs don't have. Looks the host's name up.
+    pub(crate) fn new(
+        mut flags: Flags,
+        room: impl Into<Room>,
+        run: u32,
+    ) -> Result<Self, PlanError> {
+        let room = room.into();
         let file = read_file(&mut flags)?;
         let parts = Parts::new(&file, &flags)?;
         let (channels, populations) = (parts.channels, parts.populations);
         let connections = populations.iter().map(|of| of.connections).sum();
         let publishes = parts.phases.iter().any(|of| of.messages.is_some());
-        let zipf = |of: Distribution| {
-            let exponent = file.channels.exponent.unwrap_or(1.0);
-            let is_zipf = of == Distribution::Zipf && channels.len() > 1;
-            is_zipf.then(|| Arc::new(Zipf::new(channels.len() as u32, exponent)))
-        };
-        let mix = mix(&populations, channels.len() as u32, zipf(file.channels.subscribers));
-        let messages = zipf(file.channels.messages);
+        let count = channels.len() as u32;
+        let mix = mix(&populations, count, zipf(&file, file.channels.subscribers, count));
+        let messages = zipf(&file, file.channels.messages, count);
         let api = target::api(&flags, &channels, publishes)?;
-        let publishers = publishers(&file, channels.len() as u32, api.is_some())?;
-        let threads = threads(&flags, connections, descriptors)?;
+        let publishers = publishers(&file, count, api.is_some(), room.machines)?;
+        let threads = threads(&flags, connections, parts.closed_loop.is_some(), room)?;
         let (template, profile) = (template(&flags, !channels.is_empty())?, profile(&flags));
         let rate = rate(&parts.phases, parts.closed_loop.is_some());
         let tls = populations.iter().find_map(|of| of.target.tls.clone());
@@ -289,6 +319,7 @@ impl Plan {
             settle: flags.settle.unwrap_or_default().min(connections),
             rss_from: flags.rss_from,
             run,
+            place: Place { machine: 0, machines: room.machines },
         };
         plan.receivers = plan.count_receivers();
         Ok(plan)
@@ -361,6 +392,44 @@ impl Plan {
             return self.share(index).count;
         }
         part(total, index + 1, self.threads) - part(total, index, self.threads)
+    }
+
+    /// The threads of this machine, by their numbers among those of all machines.
+    pub(crate) fn own_threads(&self) -> std::ops::Range<usize> {
+        let each = self.threads / self.place.machines;
+        self.place.machine * each..(self.place.machine + 1) * each
+    }
+
+    /// The threads of machine `machine`.
+    pub(crate) fn threads_of(&self, machine: usize) -> std::ops::Range<usize> {
+        let each = self.threads / self.place.machines;
+        machine * each..(machine + 1) * each
+    }
+
+    /// The connections of machine `machine`.
+    pub(crate) fn connections_of(&self, machine: usize) -> u32 {
+        self.threads_of(machine).map(|index| self.share(index).count).sum()
+    }
+
+    /// The publishers of machine `machine`.
+    pub(crate) fn publishers_of(&self, machine: usize) -> impl Iterator<Item = u32> + use<> {
+        let machines = self.place.machines;
+        (0..self.publishers).filter(move |number| *number as usize % machines == machine)
+    }
+
+    /// The publishers of this machine.
+    pub(crate) fn own_publishers(&self) -> impl Iterator<Item = u32> + use<> {
+        self.publishers_of(self.place.machine)
+    }
+
+    /// The machine that publishes to channel `channel`.
+    pub(crate) fn publishing_machine(&self, channel: u32) -> usize {
+        (channel % self.publishers.max(1)) as usize % self.place.machines
+    }
+
+    /// Whether another machine publishes to channel `channel`.
+    pub(crate) fn is_published_elsewhere(&self, channel: u32) -> bool {
+        self.publishing_machine(channel) != self.place.machine
     }
 
     /// The part of all connections that thread `index` has.
@@ -483,9 +552,30 @@ impl Parts {
     }
 }
 
-/// The scenario file that a command means.
-fn file_of(flags: &Flags) -> Result<File, PlanError> {
-    let (path, text) = match (flags.scenario, &flags.operands[..]) {
+/// The flags for another machine, with the text of the files in them.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub(crate) fn pack(flags: &Flags) -> Result<Flags, PlanError> {
+    let mut packed = flags.clone();
+    let scenario = text_of(flags)?;
+    read_file(&mut packed)?;
+    let read = |flag: &str, path: &Path| {
+        std::fs::read_to_string(path).or_else(|error| {
+            wrong(format!("{flag} {}: {}", path.display(), super::output::plain(&error)))
+        })
+    };
+    let payload = packed.payload.as_deref().map(template_text).transpose()?;
+    let cacert = packed.cacert.as_deref().map(|path| read("--cacert", path)).transpose()?;
+    Ok(Flags { packed: Some(Packed { scenario, payload, cacert }), ..flags.clone() })
+}
+
+/// The scenario file that a command means: its path, and its text.
+fn text_of(flags: &Flags) -> Result<(String, String), PlanError> {
+    if let Some(packed) = &flags.packed {
+        return Ok(packed.scenario.clone());
+    }
+    Ok(match (flags.scenario, &flags.operands[..]) {
         (Scenario::Run, [path]) => match std::fs::read_to_string(path) {
             Ok(text) => (path.clone(), text),
             Err(error) => match file::built_in(path) {
@@ -499,7 +589,12 @@ fn file_of(flags: &Flags) -> Result<File, PlanError> {
             let name = scenario.name();
             (name.to_owned(), file::built_in(name).unwrap_or_default().to_owned())
         }
-    };
+    })
+}
+
+/// The scenario that a command means.
+fn file_of(flags: &Flags) -> Result<File, PlanError> {
+    let (path, text) = text_of(flags)?;
     let source = Source { path: Path::new(&path), text: &text };
     let mut file = File::parse(source).map_err(|error| PlanError(error.to_string()))?;
     if file.name.is_empty() {
@@ -656,14 +751,19 @@ fn profile(flags: &Flags) -> Option<&'static Profile> {
     Profile::of(flags.protocol.unwrap_or(Protocol::Auto))
 }
 
+/// The text of a template, which may be in a file.
+fn template_text(text: &str) -> Result<String, PlanError> {
+    let Some(path) = text.strip_prefix('@') else { return Ok(text.to_owned()) };
+    std::fs::read_to_string(path)
+        .or_else(|error| wrong(format!("--payload {text}: {}", super::output::plain(&error))))
+}
+
 /// The payload's template, if there is one. What the client protocol carries has to be JSON.
 fn template(flags: &Flags, has_channels: bool) -> Result<Option<Arc<Template>>, PlanError> {
-    let Some(text) = &flags.payload else { return Ok(None) };
-    let text = match text.strip_prefix('@') {
-        Some(path) => std::fs::read_to_string(path).or_else(|error| {
-            wrong(format!("--payload {text}: {}", super::output::plain(&error)))
-        })?,
-        None => text.clone(),
+    let text = match (&flags.packed, &flags.payload) {
+        (Some(Packed { payload: Some(text), .. }), _) => text.clone(),
+        (None, Some(text)) => template_text(text)?,
+        (_, None) | (Some(_), Some(_)) => return Ok(None),
     };
     let template = Template::parse(&text).or_else(|fault| wrong(format!("--payload: {fault}")))?;
     let template = Arc::new(template);
@@ -863,17 +963,26 @@ fn rate(phases: &[Phase], is_closed: bool) -> Option<f64> {
     }
 }
 
-fn publishers(file: &File, channels: u32, by_api: bool) -> Result<u32, PlanError> {
+/// Publishers of channels. Several machines have one each, where there are channels enough.
+fn publishers(file: &File, channels: u32, by_api: bool, machines: usize) -> Result<u32, PlanError> {
     let of = file.populations.iter().map(Spanned::get_ref);
     let count: u32 =
         of.filter(|of| of.role == Role::Publishers).map(FilePopulation::connections).sum();
     match count {
-        0 => Ok(1),
+        0 if by_api => Ok(1),
+        0 => Ok((machines as u32).min(channels.max(1))),
         count if by_api && count > 1 => wrong("publishers: one, with --api-url"),
         // The order of a channel's messages is that of one connection.
         count if count > channels.max(1) => wrong("publishers: more publishers than channels"),
         count => Ok(count),
     }
+}
+
+/// The law by which subscribers or messages are spread, if it is one.
+fn zipf(file: &File, of: Distribution, channels: u32) -> Option<Arc<Zipf>> {
+    let exponent = file.channels.exponent.unwrap_or(1.0);
+    let is_zipf = of == Distribution::Zipf && channels > 1;
+    is_zipf.then(|| Arc::new(Zipf::new(channels, exponent)))
 }
 
 /// Populations and channels by connection, where they are not all the same or by turns.
@@ -885,8 +994,22 @@ fn mix(populations: &[Population], channels: u32, zipf: Option<Arc<Zipf>>) -> Op
     Some(Arc::new(Mix::new(&sizes, channels, zipf.as_deref())))
 }
 
-fn threads(flags: &Flags, connections: u32, descriptors: u64) -> Result<usize, PlanError> {
-    let (count, connections) = (connections, u64::from(connections));
+/// The threads of all machines: each has as many as the others.
+fn threads(
+    flags: &Flags,
+    connections: u32,
+    is_closed: bool,
+    room: Room,
+) -> Result<usize, PlanError> {
+    let Room { descriptors, processors, machines } = room;
+    if is_closed && machines > 1 {
+        return wrong("--window: not with --agents, unless each connection has its own (echo)");
+    }
+    if machines > connections as usize {
+        return wrong(format!("--agents: more than the {connections} connections"));
+    }
+    let (count, even) = (connections.div_ceil(machines as u32), connections as usize / machines);
+    let connections = u64::from(count);
     let fits = |threads: u64| {
         let spare = SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_THREAD * threads;
         descriptors.saturating_sub(spare).saturating_mul(threads) >= connections
@@ -898,18 +1021,17 @@ fn threads(flags: &Flags, connections: u32, descriptors: u64) -> Result<usize, P
         ));
     };
     match flags.threads {
-        Threads::Exactly(threads) if threads > THREADS_MAX.min(count as usize) => {
+        Threads::Exactly(threads) if threads > THREADS_MAX.min(even) => {
             wrong(format!("--threads {threads}: more than connections, or than {THREADS_MAX}"))
         }
         Threads::Exactly(threads) if threads < least => wrong(format!(
             "--threads {threads}: {connections} connections need {least} threads, because the \
              descriptor limit of each is {descriptors}"
         )),
-        Threads::Exactly(threads) => Ok(threads),
+        Threads::Exactly(threads) => Ok(threads * machines),
         Threads::Auto => {
-            let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
             let worth = count.div_ceil(CONNECTIONS_PER_THREAD) as usize;
-            Ok(least.max(worth.min(processors)))
+            Ok(least.max(worth.min(processors)) * machines)
         }
     }
 }
@@ -945,6 +1067,32 @@ mod tests {
         let parts: u32 = (0..plan.threads).map(|index| plan.part_of(100_000, index)).sum();
         assert_eq!(parts, 100_000);
         assert!((0..51).all(|index| plan.part_of(100_000, index) <= plan.share(index).count));
+    }
+
+    #[test]
+    fn machines_have_even_parts_of_connections_threads_and_channels() {
+        let line = "channels --url ws://127.0.0.1:1/connection/websocket --connections 60001 \
+                    --channels 7 --threads 2";
+        let flags = |line: &str| {
+            Flags::try_parse_from(format!("roost-load {line}").split_whitespace()).unwrap()
+        };
+        let room = Room { descriptors: 20_000, processors: 8, machines: 3 };
+        let mut plan = Plan::new(flags(line), room, 5).unwrap();
+        assert_eq!((plan.threads, plan.publishers), (6, 3));
+        let parts = [0, 1, 2].map(|machine| plan.connections_of(machine));
+        assert_eq!((parts.iter().sum::<u32>(), parts), (60_001, [20_000, 20_000, 20_001]));
+        for machine in 0..3 {
+            plan.place.machine = machine;
+            assert_eq!(plan.own_publishers().collect::<Vec<_>>(), [machine as u32]);
+            let own = (0..7).filter(|of| !plan.is_published_elsewhere(*of));
+            assert_eq!(own.count(), if machine == 0 { 3 } else { 2 });
+        }
+        let few = line.replace("60001", "2").replace("--channels 7", "");
+        assert!(Plan::new(flags(&few), room, 5).unwrap_err().to_string().contains("--agents"));
+        let packed = pack(&flags("idle --url ws://127.0.0.1:1/ --payload {stamp}!")).unwrap();
+        let files = packed.packed.unwrap();
+        assert_eq!(files.payload.as_deref(), Some("{stamp}!"));
+        assert!(files.scenario.1.contains("[[phases]]"));
     }
 
     #[test]

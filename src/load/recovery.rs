@@ -9,7 +9,7 @@
 //! ```
 
 use compact_str::CompactString;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The position that a reply to a subscribe brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct Joined {
 }
 
 /// What coming back brought, of all connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Returns {
     /// Connections that were made again after the server or an error ended them.
     pub(crate) reconnected: u64,

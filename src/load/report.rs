@@ -1,5 +1,6 @@
 //! The result: one JSON object for programs, a few lines for people, and the verdict.
 
+use super::clock::ClockReport;
 use super::connects::ConnectReport;
 use super::figures::{Latency, Reasons};
 use super::file::Role;
@@ -72,6 +73,12 @@ pub(crate) struct Report {
     pub(crate) phases: Vec<PhaseReport>,
     /// Why connections or messages failed, with counts.
     pub(crate) reasons: BTreeMap<String, u64>,
+    /// The machines that the load came from, where it was not this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) agents: Vec<AgentReport>,
+    /// How far latencies between agents may be off, since two clocks are in them; null where none are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency_uncertainty_us: Option<f64>,
     /// Conditions of --fail-if.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) thresholds: Vec<Judged>,
@@ -151,7 +158,7 @@ impl Summary {
     }
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Client {
     pub(crate) rss_bytes: u64,
     pub(crate) cpu_s: f64,
@@ -236,6 +243,62 @@ impl PopulationReport {
             tls: target.tls.is_some(),
             compression: *compression,
             latency_us: Summary::default(),
+        }
+    }
+}
+
+/// One agent, and its part.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct AgentReport {
+    pub(crate) name: String,
+    pub(crate) machine: Machine,
+    /// Connections that it was to open, and which part of all they are.
+    pub(crate) connections: u32,
+    pub(crate) share: f64,
+    /// Connections of it that publish.
+    pub(crate) publishers: u32,
+    pub(crate) opened: u64,
+    pub(crate) failed: u64,
+    pub(crate) dropped: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// Null when it was gone before it could judge.
+    pub(crate) lost: Option<u64>,
+    pub(crate) latency_us: Summary,
+    /// Messages come from other agents too: their latency is corrected by the offsets of both clocks.
+    pub(crate) is_latency_corrected: bool,
+    pub(crate) client: Client,
+    pub(crate) bottleneck: Option<&'static str>,
+    pub(crate) clock: ClockReport,
+    /// Why it was gone before the end.
+    pub(crate) fault: Option<String>,
+}
+
+impl fmt::Display for AgentReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, connections, share, publishers, opened, sent, received, .. } = self;
+        write!(f, "{name}: {connections} connections ({:.0} %), ", share * 100.0)?;
+        if *publishers > 0 {
+            write!(f, "{publishers} publishers, ")?;
+        }
+        write!(f, "{opened} opened, {sent} sent, {received} received")?;
+        match self.lost {
+            Some(lost) => write!(f, ", {lost} lost")?,
+            None => write!(f, ", not judged")?,
+        }
+        if let Some(p99) = self.latency_us.p99 {
+            write!(f, ", p99 {}", Time::us(p99))?;
+            if self.is_latency_corrected {
+                write!(f, " (corrected)")?;
+            }
+        }
+        let ClockReport { offset_us, uncertainty_us, .. } = self.clock;
+        let sign = if offset_us < 0.0 { '-' } else { '+' };
+        let offset = Time { us: offset_us.abs() };
+        write!(f, "; clock {sign}{offset} within {}", Time { us: uncertainty_us })?;
+        match &self.fault {
+            Some(fault) => write!(f, "; GONE: {fault}"),
+            None => Ok(()),
         }
     }
 }
@@ -503,7 +566,18 @@ impl fmt::Display for Report {
             writeln!(f, "  duration     {}", Time::s(self.duration_s))?;
         }
         let mb = |bytes: u64| bytes as f64 / 1e6;
-        writeln!(f, "  this client  {:.1} MB, {:.2} CPU s", mb(client.rss_bytes), client.cpu_s)?;
+        let clients = if self.agents.is_empty() { "this client" } else { "all agents" };
+        writeln!(f, "  {clients:<12} {:.1} MB, {:.2} CPU s", mb(client.rss_bytes), client.cpu_s)?;
+        for agent in &self.agents {
+            writeln!(f, "  agent        {agent}")?;
+        }
+        if let Some(us) = self.latency_uncertainty_us {
+            let us = Time { us };
+            writeln!(
+                f,
+                "  clocks       latencies between agents are corrected by the offsets, to within {us}"
+            )?;
+        }
         if let Some(server) = &self.server {
             server.write(f)?;
         }

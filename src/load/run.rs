@@ -4,21 +4,20 @@
 //!  settle -> baseline -> phase after phase: open, pings, hold, memory, messages, storm -> hold -> judge
 //! ```
 
-use super::connects::{ConnectReport, Steps};
-use super::figures::{self, Busy, Latency, Live, Reasons, Sum};
+use super::agents::{Agents, Party};
+use super::connects::ConnectReport;
+use super::crew::Crew;
+use super::figures::{self, Busy, Latency, Sum, Tally, merge};
+use super::hands::{Finished, Hands};
 use super::host::{self, Machine, Usage};
 use super::plan::{Phase, Plan};
 use super::progress::{Progress, Standing};
-use super::publisher;
 use super::report::{self, ChannelReport, PopulationReport, Report, Summary, round};
 use super::series::{Moment, Recorder, Second};
-use super::worker::{Order, WAKER, Worker};
-use crossbeam_channel::Sender;
-use mio::{Poll, Waker};
+use super::worker::Order;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often figures are looked at. Nothing that is measured depends on it.
@@ -30,26 +29,13 @@ const LAG_US_MAX: u64 = 5_000;
 /// A thread that ran for this part of the time had no time left.
 const BUSY_MAX: f64 = 0.9;
 
-/// One worker, seen from outside.
-struct Handle {
-    orders: Sender<Order>,
-    waker: Waker,
-    live: Arc<Live>,
-    thread: JoinHandle<Result<figures::Outcome, String>>,
-}
-
-/// The publisher, seen from outside.
-pub(super) struct PublisherHandle {
-    pub(super) orders: Sender<publisher::Order>,
-    pub(super) live: Arc<publisher::Live>,
-    pub(super) thread: JoinHandle<publisher::Outcome>,
-}
-
 pub(super) struct Coordinator {
     pub(super) plan: Arc<Plan>,
     pub(super) origin: Instant,
-    workers: Vec<Handle>,
-    pub(super) publishers: Vec<PublisherHandle>,
+    /// The threads that do the work.
+    pub(super) hands: Hands,
+    /// Publishers are open.
+    pub(super) has_publishers: bool,
     /// Messages while phases send some.
     pub(super) sending: Option<Sending>,
     /// Orders given so far.
@@ -106,14 +92,21 @@ pub(crate) struct Run {
 /// # Errors
 /// When it can't even begin, or a thread fails: text for the user. A server that can't be reached
 /// is not an error but a report with failed connections.
-pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Run, String> {
+pub(crate) fn run(plan: Plan, party: Option<Party>, stop: Arc<AtomicBool>) -> Result<Run, String> {
     let plan = Arc::new(plan);
     let now = SystemTime::now();
     let start_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let plan_is_quiet = plan.is_quiet;
-    let recorder = Recorder::new(plan.hdr.as_deref(), start_s)?;
+    let mut recorder = Recorder::new(plan.hdr.as_deref(), start_s)?;
     let origin = Instant::now();
-    let workers = start_workers(&plan, origin, &recorder)?;
+    let hands = match party {
+        None => Hands::Here(Box::new(Crew::start(&plan, origin, &recorder.sender())?)),
+        Some(party) => {
+            let agents = Agents::start(&plan, party, origin, &recorder.sender());
+            Hands::Agents(Box::new(agents))
+        }
+    };
+    recorder.begin(hands.usage());
     let mut coordinator = Coordinator {
         report: Report {
             scenario: plan.name.clone(),
@@ -134,8 +127,8 @@ pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Run, String> {
         title: format!("{} {}", plan.name, plan.used_url()),
         plan,
         origin,
-        workers,
-        publishers: Vec::new(),
+        hands,
+        has_publishers: false,
         sending: None,
         ordered: 0,
         stop,
@@ -149,45 +142,8 @@ pub(crate) fn run(plan: Plan, stop: Arc<AtomicBool>) -> Result<Run, String> {
     let led = coordinator.lead();
     coordinator.progress.finish();
     led?;
-    coordinator.report.interrupted = coordinator.is_interrupted();
+    coordinator.report.interrupted = coordinator.stop.load(Relaxed);
     coordinator.finish()
-}
-
-/// Makes every epoll descriptor and waker, and then the threads: a descriptor made after tables
-/// part is none in the other tables.
-fn start_workers(
-    plan: &Arc<Plan>,
-    origin: Instant,
-    recorder: &Recorder,
-) -> Result<Vec<Handle>, String> {
-    let failed = |error: std::io::Error| format!("starting threads: {error}");
-    let mut polls = Vec::with_capacity(plan.threads);
-    for _ in 0..plan.threads {
-        let poll = Poll::new().map_err(failed)?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(failed)?;
-        polls.push((poll, waker));
-    }
-    let mut handles = Vec::with_capacity(plan.threads);
-    for (index, (poll, waker)) in polls.into_iter().enumerate() {
-        let (sender, orders) = crossbeam_channel::bounded(16);
-        let live = Arc::new(Live::default());
-        let worker = Worker {
-            plan: Arc::clone(plan),
-            share: plan.share(index),
-            origin,
-            poll,
-            orders,
-            live: Arc::clone(&live),
-            slices: recorder.sender(),
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("load-{index}"))
-            .stack_size(256 * 1024)
-            .spawn(move || worker.run())
-            .map_err(failed)?;
-        handles.push(Handle { orders: sender, waker, live, thread });
-    }
-    Ok(handles)
 }
 
 impl Coordinator {
@@ -228,85 +184,47 @@ impl Coordinator {
         self.end_messages()
     }
 
-    /// Ends the publishers, and notes what went wrong there: what they have sent, by channel, and the rest.
-    fn end_publishers(&mut self) -> Result<(Vec<u32>, Vec<publisher::Outcome>), String> {
-        let mut sent = vec![0; self.plan.channels.len().max(1)];
-        let mut outcomes = Vec::new();
-        for publisher in self.publishers.drain(..) {
-            let _ = publisher.orders.send(publisher::Order::Finish);
-            let outcome =
-                publisher.thread.join().map_err(|_| "the publisher panicked".to_owned())?;
-            sent.iter_mut().zip(&outcome.sent).for_each(|(all, one)| *all += one);
-            outcomes.push(outcome);
-        }
-        let reasons = outcomes.iter().flat_map(|of| of.reasons.iter());
-        let count: u64 = reasons.map(|(_, count)| count).sum();
-        if count > 0 {
-            self.report.troubles.push(format!("publishing went wrong ({count} times)"));
-        }
-        Ok((sent, outcomes))
-    }
-
     /// Ends all threads and sums up.
     fn finish(mut self) -> Result<Run, String> {
         let usage = self.usage();
-        let own = Usage::own();
-        let mut reasons = Reasons::default();
-        let mut lag = figures::latency();
-        let mut busy = Vec::new();
-        let (sent, outcomes) = self.end_publishers()?;
-        for outcome in outcomes {
-            merge(&mut lag, &outcome.lag);
-            reasons.merge(&outcome.reasons);
-            busy.push(outcome.busy);
+        let own = self.hands.usage();
+        let Finished { tally, bottleneck, agents, troubles } =
+            self.hands.finish(self.report.duration_s)?;
+        if tally.publish_faults > 0 {
+            let faults = tally.publish_faults;
+            self.report.troubles.push(format!("publishing went wrong ({faults} times)"));
         }
-        let sent: Arc<[u32]> = sent.into();
-        for worker in &self.workers {
-            let _ = worker.orders.send(Order::Finish(Arc::clone(&sent)));
-            let _ = worker.waker.wake();
-        }
-        let mut latency_raw = figures::latency();
-        let mut pauses = figures::latency();
-        let lives: Vec<_> = self.workers.iter().map(|worker| Arc::clone(&worker.live)).collect();
-        let mut split = Split::default();
-        for worker in self.workers.drain(..) {
-            let outcome = worker.thread.join().map_err(|_| "a thread panicked".to_owned())??;
-            split.add(&outcome);
-            merge(&mut latency_raw, &outcome.latency_raw);
-            outcome.pauses.iter().for_each(|of| merge(&mut pauses, of));
-            merge(&mut lag, &outcome.lag);
-            reasons.merge(&outcome.reasons);
-            busy.push(outcome.busy);
-            self.report.messages.lost += outcome.lost;
-            self.report.messages.out_of_order += outcome.out_of_order;
-            self.report.churn.left += outcome.left;
-            self.report.churn.absent += outcome.absent;
-            self.report.churn.refreshed += outcome.refreshed;
-            if self.plan.populations.iter().any(|of| of.recovers) {
-                self.report.returns.get_or_insert_default().merge(&outcome.returns);
-            }
-        }
-        let sum = Sum::of(lives.iter().map(|live| &**live));
-        let published = self.report.messages.sent.saturating_sub(sum.sent);
-        let now = Moment { sum, published, server: usage, client: own };
-        self.recorder.finish(self.origin.elapsed(), now);
+        self.report.troubles.extend(troubles);
+        let sum = self.hands.sum();
+        let agent_seconds = self.hands.seconds();
+        let now = Moment { sum, server: usage, client: own, agents: agent_seconds };
+        self.recorder.finish(self.origin.elapsed(), &now);
         self.report.troubles.extend(self.recorder.fault.take());
         let latency = std::mem::replace(&mut self.recorder.total, figures::latency());
         self.note_counts(&sum);
         self.note_usage(own, usage);
         let report = &mut self.report;
-        split.note(&self.plan, report);
-        report.explain(&reasons);
+        report.messages.lost = tally.lost;
+        report.messages.out_of_order = tally.out_of_order;
+        let Tally { left, absent, refreshed, .. } = tally;
+        report.churn = report::Churn { left, absent, refreshed };
+        if self.plan.populations.iter().any(|of| of.recovers) {
+            report.returns = Some(tally.returns);
+        }
+        note_split(&tally, &self.plan, report);
+        report.explain(&tally.reasons);
         report.latency_us = Summary::of(&latency);
         if let [only] = &mut report.populations[..] {
             only.latency_us = Summary::of(&latency);
             report.transports = [(only.transport, Summary::of(&latency))].into();
         }
-        report.latency_raw_us = Summary::of(&latency_raw);
+        report.latency_raw_us = Summary::of(&tally.latency_raw);
         if let Some(upgrade) = &mut report.upgrade {
-            upgrade.pause_us = Summary::of(&pauses);
+            upgrade.pause_us = Summary::of(&tally.pauses);
         }
-        report.bottleneck = bottleneck(&busy, &lag, report.duration_s);
+        report.bottleneck = bottleneck;
+        report.latency_uncertainty_us = super::agents::uncertainty_us(&agents);
+        report.agents = agents;
         let judged = self.plan.thresholds.iter().map(|of| of.judge(&self.report)).collect();
         self.report.thresholds = judged;
         let seconds = std::mem::take(&mut self.recorder.seconds);
@@ -343,9 +261,9 @@ impl Coordinator {
         }
     }
 
-    /// The user wants it to end.
+    /// The user wants it to end, or nobody is left to go on.
     pub(super) fn is_interrupted(&self) -> bool {
-        self.stop.load(Relaxed)
+        self.stop.load(Relaxed) || self.hands.is_gone()
     }
 
     pub(super) fn trouble(&mut self, text: &str) {
@@ -357,45 +275,29 @@ impl Coordinator {
     }
 
     pub(super) fn sum(&self) -> Sum {
-        Sum::of(self.workers.iter().map(|worker| &*worker.live))
-    }
-
-    /// Messages that the publishers have sent.
-    pub(super) fn published(&self) -> u64 {
-        self.publishers.iter().map(|publisher| publisher.live.sent.load(Relaxed)).sum()
+        self.hands.sum()
     }
 
     /// Gives each worker an order, and waits until all have carried it out.
     pub(super) fn order(&mut self, order: impl Fn(usize) -> Order) -> Result<(), String> {
-        for (index, worker) in self.workers.iter().enumerate() {
-            // A worker that is gone is noticed below.
-            let _ = worker.orders.send(order(index));
-            let _ = worker.waker.wake();
-        }
+        self.order_at(Duration::ZERO, order)
+    }
+
+    /// The same, where the order is to be carried out by agents at a moment.
+    pub(super) fn order_at(
+        &mut self,
+        at: Duration,
+        order: impl Fn(usize) -> Order,
+    ) -> Result<(), String> {
+        self.hands.order(at, order);
         self.ordered += 1;
         loop {
             let sum = self.sum();
             if sum.order >= self.ordered {
                 return Ok(());
             }
-            self.check_workers()?;
+            self.hands.check()?;
             std::thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    /// A worker that ended before its time takes its reason along.
-    fn check_workers(&mut self) -> Result<(), String> {
-        // It waits for the order to finish: before that, only a panic ends it.
-        if self.publishers.iter().any(|publisher| publisher.thread.is_finished()) {
-            return Err("the publisher panicked".to_owned());
-        }
-        let Some(index) = self.workers.iter().position(|worker| worker.thread.is_finished()) else {
-            return Ok(());
-        };
-        match self.workers.swap_remove(index).thread.join() {
-            Ok(Ok(_)) => Err("a thread ended early".to_owned()),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err("a thread panicked".to_owned()),
         }
     }
 
@@ -413,19 +315,16 @@ impl Coordinator {
     ) -> Result<bool, String> {
         loop {
             let sum = self.sum();
-            let published = self.published();
             if self.recorder.is_due(self.origin.elapsed()) {
-                let (server, client) = (self.usage(), Usage::own());
-                let now = Moment { sum, published, server, client };
-                self.recorder.note(self.origin.elapsed(), now);
+                let (server, client) = (self.usage(), self.hands.usage());
+                let now = Moment { sum, server, client, agents: self.hands.seconds() };
+                self.recorder.note(self.origin.elapsed(), &now);
             }
             if done(&sum) {
                 return Ok(true);
             }
             let left = until.map(|until| until.saturating_sub(self.origin.elapsed()));
             let asked = self.plan.connections;
-            let expected: u64 =
-                self.publishers.iter().map(|of| of.live.expected.load(Relaxed)).sum();
             let arrived = sum.received.saturating_sub(sum.duplicated) + sum.absent;
             self.progress.show(Standing {
                 title: &self.title,
@@ -434,72 +333,45 @@ impl Coordinator {
                 elapsed: self.origin.elapsed(),
                 asked,
                 sum: &sum,
-                published,
-                missing: (expected + sum.sent).saturating_sub(arrived),
+                published: sum.published,
+                missing: (sum.expected + sum.sent).saturating_sub(arrived),
                 seconds: &self.recorder.seconds,
                 latency: self.recorder.summary.clone(),
             });
-            if left.is_some_and(|left| left.is_zero()) || self.stop.load(Relaxed) {
+            if left.is_some_and(|left| left.is_zero()) || self.is_interrupted() {
                 return Ok(false);
             }
-            self.check_workers()?;
+            self.hands.check()?;
             std::thread::sleep(left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY));
         }
     }
 }
 
-/// What threads measured of connections, populations and channels.
-#[derive(Default)]
-struct Split {
-    steps: Steps,
-    by_population: Vec<Latency>,
-    by_channel: Vec<Latency>,
-}
-
-impl Split {
-    fn add(&mut self, outcome: &figures::Outcome) {
-        self.steps.merge(&outcome.steps);
-        for (all, one) in [
-            (&mut self.by_population, &outcome.by_population),
-            (&mut self.by_channel, &outcome.by_channel),
-        ] {
-            all.resize_with(one.len(), figures::latency);
-            all.iter_mut().zip(one).for_each(|(all, one)| merge(all, one));
-        }
+/// Connections, populations and channels into the report; the only population has all latencies.
+fn note_split(tally: &Tally, plan: &Plan, report: &mut Report) {
+    report.connect_us = ConnectReport::of(&tally.steps);
+    report.ping_us = Summary::of(&tally.steps.ping);
+    let mut by_transport: BTreeMap<&str, Latency> = BTreeMap::new();
+    for (of, latency) in report.populations.iter_mut().zip(&tally.by_population) {
+        of.latency_us = Summary::of(latency);
+        merge(by_transport.entry(of.transport).or_insert_with(figures::latency), latency);
     }
-
-    /// Into the report; the only population has all latencies.
-    fn note(&self, plan: &Plan, report: &mut Report) {
-        report.connect_us = ConnectReport::of(&self.steps);
-        report.ping_us = Summary::of(&self.steps.ping);
-        let mut by_transport: BTreeMap<&str, Latency> = BTreeMap::new();
-        for (of, latency) in report.populations.iter_mut().zip(&self.by_population) {
-            of.latency_us = Summary::of(latency);
-            merge(by_transport.entry(of.transport).or_insert_with(figures::latency), latency);
-        }
-        report.transports =
-            by_transport.iter().map(|(name, of)| (*name, Summary::of(of))).collect();
-        let channels = plan.channels.iter().zip(&self.by_channel);
-        report.channels = channels
-            .map(|(name, of)| ChannelReport {
-                name: name.clone(),
-                received: of.len(),
-                latency_us: Summary::of(of),
-            })
-            .collect();
-    }
+    report.transports = by_transport.iter().map(|(name, of)| (*name, Summary::of(of))).collect();
+    let channels = plan.channels.iter().zip(&tally.by_channel);
+    report.channels = channels
+        .map(|(name, of)| ChannelReport {
+            name: name.clone(),
+            received: of.len(),
+            latency_us: Summary::of(of),
+        })
+        .collect();
 }
 
-fn merge(all: &mut Latency, one: &Latency) {
-    // Histograms of equal bounds always fit into each other.
-    let _ = all.add(one);
-}
-
-/// Whether the client itself limited what was measured, over `span_s` seconds.
-fn bottleneck(busy: &[Busy], lag: &Latency, span_s: f64) -> Option<&'static str> {
+/// Whether a client limited what was measured, over `span_s` seconds.
+pub(super) fn bottleneck(tally: &Tally, span_s: f64, processors: usize) -> Option<&'static str> {
+    let Tally { busy, lag, .. } = tally;
     let span_ns = span_s * 1e9;
     if span_ns > 0.0 {
-        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         let total: f64 = busy.iter().map(|busy| busy.run_ns as f64).sum();
         let ran = |busy: &Busy| busy.run_ns as f64 / span_ns;
         let wanted = |busy: &Busy| (busy.run_ns + busy.wait_ns) as f64 / span_ns;
@@ -527,6 +399,10 @@ mod tests {
         let half = Busy { run_ns: 500_000_000, wait_ns: 0 };
         let full = Busy { run_ns: 950_000_000, wait_ns: 0 };
         let waits = Busy { run_ns: 500_000_000, wait_ns: 450_000_000 };
+        let bottleneck = |busy: &[Busy], lag: &Latency, span_s| {
+            let tally = Tally { busy: busy.to_vec(), lag: lag.clone(), ..Tally::default() };
+            bottleneck(&tally, span_s, 2)
+        };
         assert_eq!(bottleneck(&[half], &calm, 1.0), None);
         assert_eq!(bottleneck(&[half, full], &calm, 1.0), Some("client_cpu"));
         assert_eq!(bottleneck(&[half, waits], &calm, 1.0), Some("shared_cpu"));

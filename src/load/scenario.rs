@@ -1,13 +1,11 @@
 //! The steps of the coordinator: what it does in each phase of a scenario.
 
-use super::api;
 use super::figures::Sum;
 use super::host;
 use super::pace::Segment;
 use super::plan::{Phase, picked};
-use super::publisher::{self, Publisher};
 use super::report::{self, PhaseReport, Slope, Upgrade, round};
-use super::run::{Coordinator, PublisherHandle, Sending};
+use super::run::{Coordinator, Sending};
 use super::upgrade::Replacement;
 use super::worker::Order;
 use std::sync::Arc;
@@ -46,7 +44,7 @@ impl Coordinator {
     /// Runs a phase. `more`: messages follow in a later one.
     pub(super) fn phase(&mut self, phase: &Phase, more: bool) -> Result<(), String> {
         let began = self.origin.elapsed();
-        let before = (self.sum(), self.published());
+        let before = self.sum();
         if phase.only_holds() {
             self.hold_open(phase)?;
         }
@@ -82,8 +80,8 @@ impl Coordinator {
             began_s: round(began.as_secs_f64()),
             duration_s: round((self.origin.elapsed() - began).as_secs_f64()),
             open: after.open,
-            sent: after.sent - before.0.sent + self.published() - before.1,
-            received: after.received - before.0.received,
+            sent: (after.sent + after.published).saturating_sub(before.sent + before.published),
+            received: after.received.saturating_sub(before.received),
             requested: phase.requested(),
         });
         Ok(())
@@ -202,6 +200,7 @@ impl Coordinator {
         let growth = grown(usage.rss_bytes, baseline.rss_bytes);
         server.rss_bytes_per_connection = Some(round(growth / open as f64));
         if let (Some(before), Some(now)) = (self.baseline.slab_bytes, host::slab_bytes())
+            && self.hands.is_here()
             && host::is_local(self.plan.populations[0].target.address.ip())
         {
             // Both ends of each connection are in this kernel.
@@ -247,11 +246,12 @@ impl Coordinator {
     /// Sends the messages of a phase.
     fn send(&mut self, phase: &Phase, more: bool) -> Result<(), String> {
         let plan = Arc::clone(&self.plan);
-        if phase.messages.is_some() && self.publishers.is_empty() {
-            self.open_publishers()?;
-            if self.publishers.is_empty() {
+        if phase.messages.is_some() && !self.has_publishers {
+            if let Some(fault) = self.hands.open_publishers()? {
+                self.trouble(&fault);
                 return Ok(());
             }
+            self.has_publishers = true;
         }
         let is_first = self.sending.is_none();
         if is_first {
@@ -263,21 +263,21 @@ impl Coordinator {
             self.order(|_| Order::Measure)?;
         }
         let server_cpu_s = self.usage().map(|usage| usage.cpu_s);
-        let mut began = self.origin.elapsed();
+        let mut began = self.origin.elapsed() + self.hands.lead();
         if phase.messages.is_some() && is_first {
             began += LEAD;
         }
         let first = Sending { began, server_cpu_s, until: began, ..Sending::default() };
         let mut sending = self.sending.unwrap_or(first);
         // A phase begins when the one before it ends, to the microsecond.
-        let start =
-            if self.origin.elapsed() < sending.until + LEAD { sending.until } else { began };
+        let is_late = !self.hands.is_here() || self.origin.elapsed() >= sending.until + LEAD;
+        let start = if is_late { began } else { sending.until };
         let start = if is_first { began } else { start };
         if let Some(pace) = phase.echo {
             sending.echoes = true;
             sending.until = start + phase.duration.unwrap_or_default();
             let until_ns = sending.until.as_nanos() as u64;
-            self.order(|_| Order::Echo { pace, until_ns })?;
+            self.order_at(start, |_| Order::Echo { pace, until_ns })?;
         }
         self.sending = Some(sending);
         if let Some(segment) = phase.messages {
@@ -297,20 +297,13 @@ impl Coordinator {
         let end = Duration::from_nanos(segment.end_ns());
         sending.until = sending.until.max(end);
         let (phases, until) = (sending.phases, sending.until);
-        let before = self.published();
-        for publisher in &self.publishers {
-            // A publisher lives until it gets the order to finish, so the orders arrive.
-            let _ = publisher.orders.send(publisher::Order::Start { segment, first });
-        }
-        let is_done = |all: &[Arc<publisher::Live>]| {
-            all.iter().all(|live| live.finished.load(Relaxed) >= phases)
-        };
-        let all: Vec<_> = self.publishers.iter().map(|of| Arc::clone(&of.live)).collect();
-        let sent = || all.iter().map(|live| live.sent.load(Relaxed)).sum::<u64>();
+        let before = self.sum().published;
+        self.hands.start_publishing(segment, first);
+        let is_done = |sum: &Sum| sum.finished >= phases;
         let mut replacement = None;
         if let Some(command) = &phase.run {
             let half = before + u64::from(segment.count / 2);
-            self.wait("publishing", None, |_| sent() >= half || is_done(&all))?;
+            self.wait("publishing", None, |sum| sum.published >= half || is_done(sum))?;
             if !self.is_interrupted() {
                 self.order(|_| Order::WatchPauses)?;
                 replacement = Some(Replacement::begin(command)?);
@@ -320,7 +313,7 @@ impl Coordinator {
             // What is late leaves in the phases that follow.
             self.wait_until(&phase.name, until)?;
         } else {
-            self.wait("publishing", None, |_| is_done(&all))?;
+            self.wait("publishing", None, is_done)?;
         }
         self.end_replacement(replacement)
     }
@@ -328,25 +321,22 @@ impl Coordinator {
     /// Waits for the last messages, if some were sent, and notes rates.
     pub(super) fn end_messages(&mut self) -> Result<(), String> {
         let Some(sending) = self.sending.take() else { return Ok(()) };
-        for publisher in self.publishers.iter().filter(|_| self.is_interrupted()) {
-            let _ = publisher.orders.send(publisher::Order::Stop);
+        if self.is_interrupted() {
+            self.hands.stop_publishing();
         }
         let now = self.origin.elapsed();
         if self.stop.load(Relaxed) && sending.echoes {
             // Quiet also stops the clock of processor time; here that is no matter.
             self.order(|_| Order::Quiet)?;
         }
-        let lives: Vec<_> = self.publishers.iter().map(|of| Arc::clone(&of.live)).collect();
-        let expected = move || lives.iter().map(|of| of.expected.load(Relaxed)).sum::<u64>();
         self.drain(|sum| {
             let arrived = sum.received.saturating_sub(sum.duplicated) + sum.absent;
-            arrived >= expected() + sum.sent
+            arrived >= sum.expected + sum.sent
         })?;
         if !(self.stop.load(Relaxed) && sending.echoes) {
             self.order(|_| Order::Quiet)?;
         }
-        let lasts = self.publishers.iter().map(|of| of.live.last_ns.load(Relaxed));
-        let published = Duration::from_nanos(lasts.max().unwrap_or_default());
+        let published = Duration::from_nanos(self.sum().published_ns);
         let interval = match self.plan.rate.filter(|_| self.plan.closed_loop.is_none()) {
             Some(rate) if sending.phases > 0 => Duration::from_secs_f64(1.0 / rate),
             _ => Duration::ZERO,
@@ -355,7 +345,7 @@ impl Coordinator {
         let end = if sending.echoes { published.max(echoed) } else { published };
         self.note_server_cpu(sending.server_cpu_s);
         let sum = self.sum();
-        let sent = self.published() + sum.sent;
+        let sent = sum.published + sum.sent;
         let span = end.saturating_sub(sending.began);
         self.note_rates(sending.began, span + interval, sent, sum.last_ns);
         let hold = if sending.phases > 0 { self.plan.hold } else { Duration::ZERO };
@@ -393,30 +383,6 @@ impl Coordinator {
         {
             server.messages_cpu_s = Some(round(usage.cpu_s - before));
         }
-    }
-
-    fn open_publishers(&mut self) -> Result<(), String> {
-        for number in 0..self.plan.publishers {
-            let live = Arc::new(publisher::Live::default());
-            let (plan, origin, shown) = (Arc::clone(&self.plan), self.origin, Arc::clone(&live));
-            let (orders, receiver) = crossbeam_channel::bounded(64);
-            let thread = std::thread::Builder::new().name(format!("load-publisher-{number}"));
-            let thread = if let Some(api) = plan.api.clone() {
-                thread.spawn(move || api::run(plan, api, origin, shown, &receiver))
-            } else {
-                match Publisher::open(plan, number, origin, shown) {
-                    Ok(publisher) => thread.spawn(move || publisher.run(&receiver)),
-                    Err(error) => {
-                        self.trouble(&format!("the publisher could not connect: {error}"));
-                        self.publishers.clear();
-                        return Ok(());
-                    }
-                }
-            };
-            let thread = thread.map_err(|error| format!("starting threads: {error}"))?;
-            self.publishers.push(PublisherHandle { orders, live, thread });
-        }
-        Ok(())
     }
 
     /// Waits until what was sent has arrived, or nothing has for the time of --drain.

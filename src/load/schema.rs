@@ -147,16 +147,16 @@ mod tests {
             populations: vec![Default::default()],
             phases: vec![Default::default()],
             reasons: [("refused".to_owned(), 1)].into(),
+            agents: vec![Default::default()],
+            latency_uncertainty_us: Some(12.5),
             search: Some(search.found()),
             ..Report::default()
         };
         report.thresholds = vec![Threshold::parse("lost>0").unwrap().judge(&report)];
+        let second = Second { agents: vec![Default::default()], ..Second::default() };
         let schema: Value = serde_json::from_str(of("report").unwrap()).unwrap();
-        for text in [
-            report.json_with(&[Second::default()], &latency),
-            report.json(),
-            Report::default().json(),
-        ] {
+        for text in [report.json_with(&[second], &latency), report.json(), Report::default().json()]
+        {
             let value: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(faults(&schema, &schema, &value, ""), [""; 0]);
         }

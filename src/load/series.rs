@@ -47,17 +47,30 @@ pub(crate) struct Second {
     /// Resident bytes of the server, and its processors in use; null where they are not known.
     pub(crate) server_rss_bytes: Option<u64>,
     pub(crate) server_cpu: Option<f64>,
-    /// Processors that this client used.
+    /// Processors that this client used, or all agents.
     pub(crate) client_cpu: Option<f64>,
+    /// Of each agent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) agents: Vec<AgentSecond>,
+}
+
+/// A second of one agent; in a [`Moment`] what it has counted so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct AgentSecond {
+    /// Connections that are open at its end.
+    pub(crate) open: u64,
+    /// Messages within it.
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
 }
 
 /// The counters of a moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Moment {
     pub(crate) sum: Sum,
-    pub(crate) published: u64,
     pub(crate) server: Option<Usage>,
     pub(crate) client: Usage,
+    pub(crate) agents: Vec<AgentSecond>,
 }
 
 /// See the module.
@@ -93,11 +106,16 @@ impl Recorder {
             waiting: BTreeMap::new(),
             seconds: Vec::new(),
             log: log.map(open).transpose()?,
-            before: Moment { client: Usage::own(), ..Moment::default() },
+            before: Moment::default(),
             total: figures::latency(),
             summary: Summary::default(),
             fault: None,
         })
+    }
+
+    /// The run begins, with what the client has used so far.
+    pub(crate) fn begin(&mut self, client: Usage) {
+        self.before.client = client;
     }
 
     /// Where workers send their histograms.
@@ -111,7 +129,7 @@ impl Recorder {
     }
 
     /// Notes the seconds that are over; several, if nobody looked meanwhile: the last one has it all.
-    pub(crate) fn note(&mut self, elapsed: Duration, now: Moment) {
+    pub(crate) fn note(&mut self, elapsed: Duration, now: &Moment) {
         let until = elapsed.as_secs() as u32;
         while (self.seconds.len() as u32) < until {
             let second = self.seconds.len() as u32;
@@ -126,21 +144,28 @@ impl Recorder {
     }
 
     /// Adds what was counted since the last time to the newest second.
-    fn count(&mut self, now: Moment) {
+    fn count(&mut self, now: &Moment) {
         let Some(second) = self.seconds.last_mut() else { return };
-        let before = std::mem::replace(&mut self.before, now);
+        let before = std::mem::take(&mut self.before);
         let since = |of: fn(&Sum) -> u64| of(&now.sum).saturating_sub(of(&before.sum));
         second.open = now.sum.open;
         second.opened += since(|sum| sum.opened);
         second.failed += since(|sum| sum.failed);
         second.dropped += since(|sum| sum.dropped);
-        second.sent += since(|sum| sum.sent) + now.published.saturating_sub(before.published);
+        second.sent += since(|sum| sum.sent) + since(|sum| sum.published);
         second.received += since(|sum| sum.received);
         second.server_rss_bytes = now.server.map(|of| of.rss_bytes);
         let cpu =
             |now: &Usage, before: &Usage| super::report::round((now.cpu_s - before.cpu_s).max(0.0));
         second.server_cpu = now.server.zip(before.server).map(|(now, before)| cpu(&now, &before));
         second.client_cpu = Some(cpu(&now.client, &before.client));
+        let agents = now.agents.iter().enumerate().map(|(at, of)| {
+            let before = before.agents.get(at).copied().unwrap_or_default();
+            let (sent, received) = (of.sent.saturating_sub(before.sent), of.received);
+            AgentSecond { sent, received: received.saturating_sub(before.received), ..*of }
+        });
+        second.agents = agents.collect();
+        self.before = now.clone();
     }
 
     /// Takes histograms in, and is done with the seconds before `until`.
@@ -172,7 +197,7 @@ impl Recorder {
     }
 
     /// The last, unfinished second; all threads have ended.
-    pub(crate) fn finish(&mut self, elapsed: Duration, now: Moment) {
+    pub(crate) fn finish(&mut self, elapsed: Duration, now: &Moment) {
         self.note(elapsed, now);
         let second = self.seconds.len() as u32;
         self.seconds.push(Second { second, ..Second::default() });
@@ -184,17 +209,27 @@ impl Recorder {
     }
 }
 
-/// Writes one line for each second.
-pub(super) fn write_csv(out: &mut impl Write, seconds: &[Second]) -> std::io::Result<()> {
-    writeln!(
+/// Writes one line for each second; of each agent three columns at the end.
+pub(super) fn write_csv(
+    out: &mut impl Write,
+    seconds: &[Second],
+    agents: &[&str],
+) -> std::io::Result<()> {
+    write!(
         out,
         "second,open,opened,failed,dropped,sent,received,p50_us,p90_us,p99_us,p999_us,max_us,\
          server_rss_bytes,server_cpu,client_cpu"
     )?;
+    for name in agents {
+        // A quote is two in a quoted field.
+        let name = name.replace('"', "\"\"");
+        write!(out, ",\"open {name}\",\"sent {name}\",\"received {name}\"")?;
+    }
+    writeln!(out)?;
     for of in seconds {
         let or = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
         let or_cpu = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-        writeln!(
+        write!(
             out,
             "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
             of.second,
@@ -213,6 +248,12 @@ pub(super) fn write_csv(out: &mut impl Write, seconds: &[Second]) -> std::io::Re
             or_cpu(of.server_cpu),
             or_cpu(of.client_cpu)
         )?;
+        for at in 0..agents.len() {
+            let AgentSecond { open, sent, received } =
+                of.agents.get(at).copied().unwrap_or_default();
+            write!(out, ",{open},{sent},{received}")?;
+        }
+        writeln!(out)?;
     }
     Ok(())
 }
@@ -222,8 +263,8 @@ mod tests {
     use super::*;
 
     fn moment(received: u64, open: u64) -> Moment {
-        let sum = Sum { received, open, ..Sum::default() };
-        Moment { sum, published: received / 10, ..Moment::default() }
+        let sum = Sum { received, open, published: received / 10, ..Sum::default() };
+        Moment { sum, ..Moment::default() }
     }
 
     #[test]
@@ -237,10 +278,10 @@ mod tests {
         }
         let at = Duration::from_millis;
         assert!(!recorder.is_due(at(900)) && recorder.is_due(at(1000)));
-        recorder.note(at(1000), moment(50, 3));
+        recorder.note(at(1000), &moment(50, 3));
         // Nobody looked for two seconds.
-        recorder.note(at(3100), moment(90, 4));
-        recorder.finish(at(3500), moment(100, 4));
+        recorder.note(at(3100), &moment(90, 4));
+        recorder.finish(at(3500), &moment(100, 4));
         let counts: Vec<_> =
             recorder.seconds.iter().map(|of| (of.sent, of.received, of.open)).collect();
         assert_eq!(counts, [(5, 50, 3), (0, 0, 4), (4, 40, 4), (1, 10, 4)]);
@@ -248,7 +289,7 @@ mod tests {
         assert_eq!((of[0].p50_us, of[0].max_us, of[1].p50_us), (Some(100), Some(200), None));
         assert_eq!((of[2].p99_us, recorder.total.len()), (Some(300), 3));
         let mut csv = Vec::new();
-        write_csv(&mut csv, &recorder.seconds).unwrap();
+        write_csv(&mut csv, &recorder.seconds, &[]).unwrap();
         let csv = String::from_utf8(csv).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
         assert_eq!((lines.len(), lines[1]), (5, "0,3,0,0,0,5,50,100,200,200,200,200,,,0"));

@@ -34,6 +34,8 @@ pub(crate) struct TlsFlags<'a> {
     pub(crate) insecure: bool,
     /// A file with certificates that sign the server's.
     pub(crate) cacert: Option<&'a Path>,
+    /// The text of that file, where it is on another machine.
+    pub(crate) pem: Option<&'a str>,
     /// Sessions are resumed.
     pub(crate) resume: bool,
     /// The only suite that is offered.
@@ -141,9 +143,12 @@ fn client_config(flags: &TlsFlags<'_>) -> Result<ClientConfig, String> {
         (true, _) => ServerVerifier::accepting_all(&provider),
         (false, Some(path)) => {
             let fault = |fault: &dyn fmt::Display| format!("--cacert {}: {fault}", path.display());
-            let certificates =
-                CertificateDer::pem_file_iter(path).map_err(|error| fault(&error))?;
-            let certificates: Result<Vec<_>, _> = certificates.collect();
+            let certificates: Result<Vec<_>, _> = match flags.pem {
+                Some(pem) => CertificateDer::pem_slice_iter(pem.as_bytes()).collect(),
+                None => {
+                    CertificateDer::pem_file_iter(path).map_err(|error| fault(&error))?.collect()
+                }
+            };
             let certificates = certificates.map_err(|error| fault(&error))?;
             ServerVerifier::trusting(&certificates, &provider).map_err(|error| fault(&error))?
         }

@@ -24,6 +24,7 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -57,7 +58,7 @@ const RULES: ReadRules =
     ReadRules { masked: false, deflate: false, message_bytes_max: http::BODY_BYTES_MAX };
 
 /// The orders of the coordinator for a worker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Open the connections of the share up to this number, as soon as it goes or evenly over a time.
     OpenTo { target: u32, over: Duration },
@@ -77,7 +78,11 @@ pub(crate) enum Order {
     DropShare(f64),
     /// The server is replaced from now on: note the longest pause of each connection.
     WatchPauses,
+    /// So many messages of each channel, or more, had left at that moment, by publishers of all machines.
+    #[serde(skip)]
+    Published { at_ns: u64, counts: Arc<[u32]> },
     /// Judge what came, given how many messages each channel had, and end.
+    #[serde(skip)]
     Finish(Arc<[u32]>),
 }
 
@@ -259,6 +264,7 @@ impl Running {
                 Order::WatchPauses => {
                     self.fleet.pauses = Some(Pauses::new(self.fleet.conns.len()));
                 }
+                Order::Published { at_ns, counts } => self.fleet.note_published(at_ns, &counts),
                 Order::Finish(sent) => return Some(sent),
             }
             self.show();
@@ -672,6 +678,7 @@ impl Running {
             (&self.live.pinged, counts.pinged),
             (&self.live.bytes_sent, counts.bytes_sent),
             (&self.live.bytes_received, counts.bytes_received),
+            (&self.live.joining, self.fleet.joining()),
             (&self.live.last_ns, counts.last_ns),
             (&self.live.ready_ns, counts.ready_ns),
         ] {

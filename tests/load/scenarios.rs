@@ -4,14 +4,18 @@ use super::*;
 use std::path::PathBuf;
 
 /// A scenario file that is removed again.
-struct Scenario(PathBuf);
+pub(super) struct Scenario(PathBuf);
 
 impl Scenario {
-    fn new(name: &str, text: &str) -> Self {
+    pub(super) fn new(name: &str, text: &str) -> Self {
         let file = format!("roost-load-{}-{name}.toml", std::process::id());
         let path = std::env::temp_dir().join(file);
         std::fs::write(&path, text).unwrap();
         Self(path)
+    }
+
+    pub(super) fn path(&self) -> String {
+        self.0.display().to_string()
     }
 
     fn run(&self, more: &str) -> (i32, Value) {
@@ -27,9 +31,19 @@ impl Drop for Scenario {
 
 /// A server of the client protocol that sends a publication to the subscribers of its channel, once it has
 /// passed through `pass`.
-fn pub_sub_server(pass: impl Fn(&Peer, &Value) -> bool + Send + Sync + 'static) -> Server {
+pub(super) fn pub_sub_server(
+    pass: impl Fn(&Peer, &Value) -> bool + Send + Sync + 'static,
+) -> Server {
+    pub_sub_server_on("127.0.0.1", pass)
+}
+
+/// The same at another address of this machine.
+pub(super) fn pub_sub_server_on(
+    ip: &str,
+    pass: impl Fn(&Peer, &Value) -> bool + Send + Sync + 'static,
+) -> Server {
     let order = Mutex::new(());
-    Server::start(move |peer, text, all| {
+    Server::start_on(ip, move |peer, text, all| {
         // One after the other: the order of a channel is the same for all.
         let _order = order.lock().unwrap();
         for line in text.split('\n') {

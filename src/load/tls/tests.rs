@@ -93,7 +93,7 @@ fn layer(flags: &TlsFlags<'_>) -> Layer {
 }
 
 const INSECURE: TlsFlags<'static> =
-    TlsFlags { insecure: true, cacert: None, resume: false, suite: None };
+    TlsFlags { insecure: true, cacert: None, pem: None, resume: false, suite: None };
 
 #[test]
 fn data_goes_both_ways_in_any_length() {
