@@ -34,7 +34,7 @@ const FIXED_SEEDS: u64 = 150;
 const RANDOM_SEEDS: u64 = 5;
 
 /// No new seed is begun after so many seconds.
-const SECONDS_MAX: u64 = 60;
+const SECONDS_MAX: u64 = 100;
 
 /// Events that the fixed seeds together must contain.
 const MET: [&str; 51] = [
@@ -169,10 +169,12 @@ fn seeds() {
     let begun = Instant::now();
     let mut failed = Vec::new();
     let mut runs = 0;
+    let mut is_whole = fixed > 0;
     let mut met = BTreeMap::new();
     for seed in known().chain(first..first + random).chain(1..=fixed) {
         if begun.elapsed().as_secs() > SECONDS_MAX && number("ROOST_SIM_RUNS").is_none() {
             println!("time is over before seed {seed}");
+            is_whole = false;
             break;
         }
         runs += 1;
@@ -192,7 +194,7 @@ fn seeds() {
     }
     // A simulation in which nothing happens finds nothing.
     let unmet: Vec<_> = MET.iter().filter(|name| met.get(*name).is_none_or(|n| *n == 0)).collect();
-    assert!(runs < FIXED_SEEDS || unmet.is_empty(), "the fixed seeds never met {unmet:?}");
+    assert!(!is_whole || unmet.is_empty(), "the fixed seeds never met {unmet:?}");
     println!("{runs} runs in {:?}, which met: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/seeds.txt");
 }
