@@ -462,7 +462,7 @@ mod tests {
         driver.wait(soon(&driver), &mut told);
         let polls = driver.empty_polls;
         assert!(polls > 0 && told.is_empty(), "{polls} {told:?}");
-        // What is there is found at once, and by one poll.
+        // An event that is there is found at once, and by one poll.
         switchboard.waker(ShardId(0)).wake();
         driver.wait(soon(&driver), &mut told);
         assert_eq!((driver.empty_polls, &*told), (polls, &[Completion::Woken][..]));

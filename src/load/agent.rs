@@ -47,7 +47,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(20);
 /// How often threads look whether the agent is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What all connections share.
+/// State that all connections share.
 struct Agent {
     token: Token,
     descriptors: u64,

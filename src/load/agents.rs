@@ -201,7 +201,7 @@ impl Party {
     }
 }
 
-/// What is known of an agent while it runs.
+/// State of an agent while it runs.
 struct Seen {
     sum: Sum,
     usage: Usage,
@@ -434,7 +434,8 @@ impl Agents {
         self.send(&ToAgent::StopPublishing);
     }
 
-    /// What all have sent, by channel. What an agent sent that is gone is not known: of its channels only gaps count.
+    /// Messages that all have sent, by channel. The count of an agent that is gone is not known: of its channels only
+    /// gaps count.
     fn end_publishers(&self) -> Vec<u32> {
         self.send(&ToAgent::EndPublishers);
         let mut sent = vec![0; self.plan.channels.len().max(1)];

@@ -22,7 +22,7 @@ pub(super) struct Reading {
     pub(super) day_ns: u64,
 }
 
-/// What one exchange says.
+/// The outcome of one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Estimate {
     /// The agent's clock when ours was 0.
