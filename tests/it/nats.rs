@@ -368,6 +368,11 @@ fn subscriptions(monitor: u16) -> u64 {
     all.iter().map(|of| of["subscriptions"].as_u64().unwrap()).sum()
 }
 
+/// How many nodes this one knows, itself included.
+fn nodes(node: &Node) -> usize {
+    node.call("info", json!({}))["result"]["nodes"].as_array().unwrap().len()
+}
+
 #[test]
 fn one_subscription_takes_all_channels() {
     let monitor = free_port().to_string();
@@ -375,9 +380,17 @@ fn one_subscription_takes_all_channels() {
     let monitor: u16 = monitor.parse().unwrap();
     let more = "allow_wildcards = true\n[roost]\nnats_interest = \"all\"";
     let (a, b) = (node_with(&server, more), node(&server));
-    let before = subscriptions(monitor);
     let mut client = a.connected();
-    for n in 0..20 {
+    // All that nodes subscribe to from the start is there.
+    let since = Instant::now();
+    while [&a, &b].iter().any(|node| nodes(node) != 2) {
+        assert!(since.elapsed() < BOUND, "they don't know each other");
+    }
+    subscribe(&mut client, 2, json!({"channel": "c0"}));
+    publish_until_taken(&b, "c0", 0);
+    assert_eq!(data(&mut client, "c0", 1), [0]);
+    let before = subscriptions(monitor);
+    for n in 1..20 {
         subscribe(&mut client, n + 2, json!({"channel": format!("c{n}")}));
     }
     assert_eq!(subscriptions(monitor), before);

@@ -20,7 +20,7 @@ use async_nats::HeaderMap;
 use async_nats::header::{IntoHeaderName, NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_TIME_STAMP};
 use hashbrown::HashMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::edge::channels::{ChannelRules, Namespace};
@@ -256,7 +256,8 @@ pub struct Ack {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct StreamInfo {
-    /// Its configuration.
+    /// Its configuration, an object.
+    #[serde(deserialize_with = "object")]
     pub config: Value,
     /// When it was made.
     pub created: String,
@@ -264,6 +265,11 @@ pub struct StreamInfo {
     pub ts: String,
     /// There is none, or no answer.
     pub error: Option<Fault>,
+}
+
+/// An object: parts of it are read and replaced, and an answer with anything else is none.
+fn object<'de, D: Deserializer<'de>>(from: D) -> Result<Value, D::Error> {
+    serde_json::Map::deserialize(from).map(Value::Object)
 }
 
 impl StreamInfo {
@@ -424,6 +430,21 @@ mod tests {
         let again = StreamInfo { config: renewed.renewed(), ..first.clone() };
         assert_ne!(again.epoch(), renewed.epoch());
         assert_eq!(again.config["name"], "n");
+    }
+
+    #[test]
+    fn a_stream_has_an_object_as_its_configuration() {
+        for config in ["\"text\"", "7", "[]", "null"] {
+            let answer = format!("{{\"config\":{config},\"created\":\"\"}}");
+            assert!(serde_json::from_str::<StreamInfo>(&answer).is_err(), "{answer}");
+        }
+        for config in ["{}", "{\"metadata\":\"text\"}"] {
+            let answer = format!("{{\"config\":{config},\"created\":\"\"}}");
+            let info: StreamInfo = serde_json::from_str(&answer).unwrap();
+            assert!(info.renewed()["metadata"][EPOCH_KEY].is_string());
+        }
+        // An answer with a fault has none.
+        assert!(serde_json::from_str::<StreamInfo>("{\"error\":{}}").is_ok());
     }
 
     #[test]
