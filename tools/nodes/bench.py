@@ -265,7 +265,7 @@ def fan_in(options):
 
         def received(rate):
             """Publications a second, and the most that waited in Redis."""
-            publisher = Publisher(server, commands, rate)
+            publisher = PublishingProcess(server, commands, rate)
             began, sampler = time.perf_counter(), Sampler(server)
             try:
                 ended = listener.count(b'"pub":', count, 10, publisher.arrived)
@@ -284,7 +284,7 @@ def fan_in(options):
         bare.send("SUBSCRIBE", *names)
         read_marks(bare.socket, b"*3\r\n", channels)
         for _ in range(ROUNDS):
-            publisher = Publisher(server, commands, None)
+            publisher = PublishingProcess(server, commands, None)
             began = time.perf_counter()
             read_marks(bare.socket, b"*3\r\n", count, publisher.arrived)
             floors.append(count / (time.perf_counter() - began))
@@ -305,7 +305,7 @@ OUTPUT_BYTES_MAX = 1 << 20
 LEAD_MAX = 50_000
 
 
-class Publisher:
+class PublishingProcess:
     """A process that sends commands to Redis, so many a second or as fast as they arrive, and reads the replies."""
 
     def __init__(self, server, commands, rate):
