@@ -41,7 +41,7 @@ pub(super) struct Lives {
 }
 
 impl Lives {
-    /// What they come to now.
+    /// Their values now.
     pub(super) fn sum(&self) -> Sum {
         let mut sum = Sum::of(self.workers.iter().map(|live| &**live));
         let publishers = self.publishers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +62,7 @@ pub(super) struct Crew {
     workers: Vec<Handle>,
     publishers: Vec<PublisherHandle>,
     pub(super) lives: Lives,
-    /// What ended publishers measured.
+    /// Measurements of publishers that have ended.
     tally: Tally,
 }
 

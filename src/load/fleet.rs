@@ -69,7 +69,7 @@ pub(crate) struct Fleet {
     /// Connections that are away on purpose, or have joined while messages are sent and got none yet. Nothing for
     /// others.
     joins: HashMap<u32, Join>,
-    /// Those of them whose first message is not known.
+    /// The channels among them whose first message is not known.
     joining: u64,
 }
 

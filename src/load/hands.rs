@@ -17,14 +17,14 @@ pub(super) enum Hands {
     Agents(Box<Agents>),
 }
 
-/// What a run came to.
+/// The result of a run.
 pub(super) struct Finished {
     /// Of all machines.
     pub(super) tally: Tally,
     /// Why the figures say more about a client than about the server.
     pub(super) bottleneck: Option<&'static str>,
     pub(super) agents: Vec<AgentReport>,
-    /// What went wrong with agents.
+    /// Faults of agents.
     pub(super) troubles: Vec<String>,
 }
 
