@@ -1,4 +1,4 @@
-//! What passes between `roost-load` and an agent: frames over TCP, each a length and a JSON text.
+//! The protocol between `roost-load` and an agent: frames over TCP, each a length and a JSON text.
 //!
 //! ```text
 //!  agent      -> Greeting: version, nonce
@@ -61,7 +61,7 @@ pub(super) enum Welcome {
     Accepted(Box<Offer>),
 }
 
-/// What an agent has.
+/// The machine of an agent, and its proof.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
     pub(super) proof: Vec<u8>,

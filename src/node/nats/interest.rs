@@ -39,7 +39,7 @@ pub(super) struct Interests {
     by_number: HashMap<u64, Interest, foldhash::fast::RandomState>,
     by_channel: HashMap<CompactString, u64, foldhash::fast::RandomState>,
     last: u64,
-    /// Those that are to be subscribed, in their order. Some may have ended.
+    /// Channels that are to be subscribed, in their order. Some may have ended.
     waiting: VecDeque<u64>,
     /// Those that are not confirmed.
     missing: usize,

@@ -172,7 +172,7 @@ struct Shared {
     begins: Cell<Option<Sender<()>>>,
 }
 
-/// What is sent, and what is to be answered.
+/// Commands that are sent, and those that wait for an answer.
 struct Output {
     client: Client,
     groups: Groups,

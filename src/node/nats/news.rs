@@ -22,7 +22,7 @@ use crate::node::log_limit::LogLimit;
 /// Lines about messages that can't be read: anybody at that server can send any number of them.
 static MALFORMED: LogLimit = LogLimit::new();
 
-/// What came since the last delivery.
+/// Messages since the last delivery.
 pub(super) struct News {
     homes: Vec<Vec<BrokerEvent>>,
     control: Vec<ControlEvent>,
