@@ -62,12 +62,13 @@ struct Server {
 impl Server {
     /// Starts one that does `on_text` with each text that a peer sends; the list has all peers.
     fn start(on_text: impl Fn(&Arc<Peer>, &str, &[Arc<Peer>]) + Send + Sync + 'static) -> Self {
-        Self::start_on("127.0.0.1", on_text)
+        Self::start_on("127.0.0.1", "", on_text)
     }
 
-    /// The same at another address of this machine.
+    /// The same at another address of this machine; it speaks first, unless the greeting is empty.
     fn start_on(
         ip: &str,
+        greeting: &'static str,
         on_text: impl Fn(&Arc<Peer>, &str, &[Arc<Peer>]) + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind((ip, 0)).unwrap();
@@ -78,7 +79,7 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (all, on_text) = (Arc::clone(&all), Arc::clone(&on_text));
-                thread::spawn(move || serve(stream.unwrap(), &all, &*on_text));
+                thread::spawn(move || serve(stream.unwrap(), greeting, &all, &*on_text));
             }
         });
         Self { port, peers }
@@ -93,7 +94,7 @@ impl Server {
 type OnText = dyn Fn(&Arc<Peer>, &str, &[Arc<Peer>]);
 
 #[expect(clippy::result_large_err, reason = "tungstenite's callback has this error")]
-fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
+fn serve(stream: TcpStream, greeting: &str, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
     let writer = stream.try_clone().unwrap();
     let peer = {
         let mut all = all.lock().unwrap();
@@ -112,6 +113,9 @@ fn serve(stream: TcpStream, all: &Mutex<Vec<Arc<Peer>>>, on_text: &OnText) {
         Ok(response)
     };
     let Ok(mut socket) = tungstenite::accept_hdr(stream, request) else { return };
+    if !greeting.is_empty() {
+        peer.send(greeting);
+    }
     while let Ok(message) = socket.read() {
         match message {
             Message::Text(text) => {
@@ -375,6 +379,38 @@ fn late_messages_are_out_of_order_and_not_lost() {
         &result,
         json!({ "sent": 20, "received": 100, "lost": 0, "duplicated": 0, "out_of_order": 1 }),
     );
+}
+
+#[test]
+fn faults_of_all_kinds_in_one_run_are_told_apart() {
+    // Each receiver loses 5 and the last one, gets 8 twice, and 12 behind 13.
+    let server = broadcast_server(|peer, number, text| match number {
+        5 | 30 => vec![],
+        8 => vec![text.to_owned(); 2],
+        12 => {
+            peer.set_note("kept", text);
+            vec![]
+        }
+        13 => vec![text.to_owned(), peer.note("kept").as_str().unwrap().to_owned()],
+        _ => vec![text.to_owned()],
+    });
+    let url = server.url("/");
+    let conditions = ["lost>8", "lost>7", "duplicated>3", "out_of_order>4", "out_of_order>3"];
+    let mut command = start(&format!(
+        "broadcast --url {url} --connections 4 --publish 30 --rate 1000 --drain 300ms"
+    ));
+    let flags = conditions.iter().flat_map(|of| ["--fail-if", of]);
+    let (code, result) = result(&command.args(flags).output().unwrap());
+    assert_eq!(code, 99);
+    assert_messages(
+        &result,
+        json!({ "sent": 30, "received": 116, "lost": 8, "duplicated": 4, "out_of_order": 4 }),
+    );
+    let holds = conditions.map(|of| {
+        let all = result["thresholds"].as_array().unwrap();
+        all.iter().find(|row| row["condition"] == of).unwrap()["holds"].as_bool().unwrap()
+    });
+    assert_eq!(holds, [false, true, true, false, true]);
 }
 
 #[test]
@@ -1237,5 +1273,7 @@ fn a_server_that_does_not_compress_or_has_no_such_transport_is_named() {
 
 #[path = "load/agents.rs"]
 mod agents;
+#[path = "load/hubs.rs"]
+mod hubs;
 #[path = "load/scenarios.rs"]
 mod scenarios;

@@ -11,6 +11,7 @@
 //! is due meanwhile waits, with its intended time: that the server was slow is in the latency.
 
 use super::figures::{self, Busy, Latency, Reasons};
+use super::hub::Hub;
 use super::output::plain;
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::Plan;
@@ -234,20 +235,27 @@ impl Running {
         let key = self.api.retry.map(|_| format!("{run}-{channel}-{sequence}"));
         let mut body = Vec::with_capacity(self.payload.len() + 128);
         let name = &self.plan.channels[channel as usize];
-        speech::put_api_publish(name, &self.payload, key.as_deref(), &mut body);
+        let hub = self.api.hub;
+        match hub {
+            None => speech::put_api_publish(name, &self.payload, key.as_deref(), &mut body),
+            Some(hub) => body = hub.body(name, &self.payload),
+        }
         let mut request = Request::new(Full::from(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.api.uri.clone();
+        *request.uri_mut() = self.api.uri(channel).clone();
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.api.host.clone());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(API_KEY, self.api.key.clone());
+        let content_type = hub.map_or("application/json", Hub::content_type);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(key) = self.api.key.clone() {
+            headers.insert(if hub.is_some() { header::AUTHORIZATION } else { API_KEY }, key);
+        }
         let (client, patience) = (self.client.clone(), self.plan.connect_timeout);
         let retry = self.api.retry;
         self.requests.spawn(async move {
             let began = Instant::now();
             loop {
-                let asked = ask(client.clone(), request.clone());
+                let asked = ask(client.clone(), request.clone(), hub);
                 let result = match tokio::time::timeout(patience, asked).await {
                     Err(_) => Err(Failure::Late),
                     Ok(answer) => answer.map_err(Failure::Known),
@@ -303,12 +311,16 @@ impl Running {
 async fn ask(
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     request: Request<Full<Bytes>>,
+    hub: Option<Hub>,
 ) -> Result<(), String> {
     let failed = |cause: String| format!("publish failed: {cause}");
     let response = client.request(request).await.map_err(|error| failed(cause(&error)))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(|error| failed(cause(&*error)))?.to_bytes();
+    if hub.is_some() && status.is_success() {
+        return Ok(());
+    }
     judge(status, &body).map_err(|reason| format!("publish refused: {reason}"))
 }
 

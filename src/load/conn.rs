@@ -108,6 +108,7 @@ impl Conn {
         self.spill = None;
         if let Some(side) = &mut self.side {
             side.session = Default::default();
+            side.line.clear();
         }
         self.joined = 0;
         self.deferred = false;

@@ -96,7 +96,7 @@ struct TlsFile {
 #[serde(deny_unknown_fields)]
 struct ApiFile {
     url: String,
-    key: String,
+    key: Option<String>,
     retry: Option<Time>,
 }
 
@@ -438,7 +438,7 @@ impl File {
         or(&mut flags.suite, suite);
         if let Some(ApiFile { url, key, retry }) = &self.api {
             or(&mut flags.api_url, &Some(url.clone()));
-            or(&mut flags.api_key, &Some(key.clone()));
+            or(&mut flags.api_key, key);
             or(&mut flags.retry, &time(*retry));
         }
     }

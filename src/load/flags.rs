@@ -74,6 +74,10 @@ pub enum Protocol {
     Pusher,
     /// NATS over a WebSocket.
     Nats,
+    /// Mercure: server-sent events, published to the path of --url (or of --api-url), with the JWT of --api-key.
+    Mercure,
+    /// nchan of nginx: server-sent events, published to --api-url. {channel} in both URLs is the channel.
+    Nchan,
 }
 
 impl ValueEnum for Transport {
@@ -236,11 +240,11 @@ pub struct Flags {
     /// is kept: what is due meanwhile waits, and its latency shows that. Several channels have up
     /// to --in-flight requests under way. One that takes longer than --connect-timeout ends
     /// publishing.
-    #[arg(long, value_name = "URL", requires = "api_key")]
+    #[arg(long, value_name = "URL")]
     pub api_url: Option<String>,
 
-    /// Key for --api-url.
-    #[arg(long, value_name = "KEY", requires = "api_url")]
+    /// Key for --api-url; for Mercure a JWT that may publish.
+    #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
 
     /// With --api-url: a publish that fails is tried again for so long, with an idempotency key, before the

@@ -9,6 +9,7 @@ use super::dial::{self, Dialer};
 use super::figures::{self, Latency, Reasons};
 use super::file::Role;
 use super::http::{self as requests, Side, UpLink};
+use super::hub;
 use super::oracle::Verdict;
 use super::output::{mask_key, plain, write_some};
 use super::payload::{PayloadWriter, Stamp};
@@ -83,6 +84,9 @@ enum Join {
     /// It joined at that moment; how many messages its channel had then is known to the machine that publishes.
     At(u64),
 }
+
+/// [`Conn::joined`] of a response without chunks: it ends with the connection.
+const ENDLESS: u8 = 0x80;
 
 /// The part of a token's time after which a new one is sent.
 const REFRESH_AFTER: f64 = 0.6;
@@ -571,14 +575,29 @@ impl Fleet {
     }
 
     /// The response that a connection goes on with has begun.
-    pub(crate) fn begun(&mut self, index: u32, status: u16, now_ns: u64) {
-        if status == 200 {
+    pub(crate) fn begun(&mut self, index: u32, head: requests::Head, now_ns: u64) {
+        let status = head.status;
+        let is_hub = self.population(index).hub.is_some();
+        if status == 200 && (is_hub || head.is_chunked) {
             self.connects.lap(index, Step::Upgrade, now_ns);
-            self.conns[index as usize].state = State::Joining;
+            let conn = &mut self.conns[index as usize];
+            conn.state = State::Joining;
+            if is_hub {
+                conn.joined = if head.is_chunked { 0 } else { ENDLESS };
+                self.opened(index, now_ns);
+            }
             return;
+        }
+        if status == 200 {
+            return self.open_failed(index, "an answer that is not in chunks", false, now_ns);
         }
         let may_pass = matches!(status, 429 | 500..=599);
         self.open_failed(index, &format!("request: status {status}"), may_pass, now_ns);
+    }
+
+    /// Whether the response of a connection has no chunks.
+    pub(crate) fn is_endless(&self, index: u32) -> bool {
+        self.conns[index as usize].joined == ENDLESS
     }
 
     /// The answer to a poll: what came with it, and the next poll.
@@ -623,9 +642,10 @@ impl Fleet {
     /// How what comes is read.
     pub(crate) fn reading(&self, index: u32) -> impl Fn(&[u8], &mut Vec<Said>) + use<> {
         let run = self.plan.run;
-        let Population { centrifugo, transport, profile, .. } = *self.population(index);
+        let Population { centrifugo, transport, profile, hub, .. } = *self.population(index);
         move |bytes, said| {
             speech::as_text(bytes, said, |text, said| match transport {
+                _ if hub.is_some() => hub::read_lines(text, run, said),
                 Transport::Sse => speech::read_events(text, run, said),
                 _ if centrifugo => {
                     // In a response a line feed ends each, in a frame it stands between two.
@@ -836,8 +856,7 @@ impl Fleet {
             Said::Session(session, node) => {
                 let (session, node) = (session.clone(), node.clone());
                 if self.population(index).transport.has_up_link() {
-                    let position = None;
-                    let side = Side { session, node, position };
+                    let side = Side { session, node, ..Side::default() };
                     self.conns[index as usize].side = Some(Box::new(side));
                 }
                 self.joined(index, CONNECT_ID, now_ns);
@@ -916,7 +935,10 @@ impl Fleet {
     }
 
     fn answer_ping(&mut self, index: u32) {
-        let Population { centrifugo, transport, profile, .. } = *self.population(index);
+        let Population { centrifugo, transport, profile, hub, .. } = *self.population(index);
+        if hub.is_some() {
+            return self.count_ping(index);
+        }
         if let Some(profile) = profile {
             self.text.clear();
             self.text.extend_from_slice(profile.pong().as_bytes());

@@ -8,6 +8,7 @@
 //! ```
 
 use super::dial;
+use super::hub;
 use super::output::{plain, write_some};
 use super::plan::{Plan, Population};
 use super::speech;
@@ -34,6 +35,8 @@ pub(crate) struct Side {
     pub(crate) node: CompactString,
     /// Where it stands in its channel, if it polls.
     pub(crate) position: Option<(u64, CompactString)>,
+    /// A line of a stream of events that is not whole.
+    pub(crate) line: Vec<u8>,
 }
 
 /// Appends the request that a connection begins with: `message` is a frame of commands, or a connect request.
@@ -41,6 +44,16 @@ pub(crate) fn put_request(plan: &Plan, number: u32, message: &[u8], out: &mut Ve
     let population = plan.population(number);
     let (host, path) = (&population.target.host, &population.target.path);
     let headers = headers(plan, number);
+    if population.hub.is_some() {
+        let channel = plan.channels.get(plan.channel_of(number) as usize);
+        let path = hub::placed(&plan.path_of(number), channel.map_or("", String::as_str));
+        // Writing to a Vec cannot fail.
+        let _ = write!(
+            out,
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{headers}\r\n"
+        );
+        return;
+    }
     if population.transport == Transport::HttpStream {
         return put_post(host, path, &headers, message, out);
     }
@@ -76,8 +89,9 @@ pub(crate) struct Head {
     /// Its bytes.
     pub(crate) bytes: usize,
     pub(crate) status: u16,
-    /// Bytes of the body; `None` when it comes in chunks.
+    /// Bytes of the body; `None` when it comes in chunks, or ends with the connection.
     pub(crate) length: Option<usize>,
+    pub(crate) is_chunked: bool,
 }
 
 /// Reads the head that `bytes` begin with; `None` when its end hasn't come.
@@ -103,13 +117,11 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
             let length: Option<usize> = length.filter(|length| *length <= BODY_BYTES_MAX);
             Some(length.ok_or("an answer that is too long, or of unknown length")?)
         }
-        None if get("transfer-encoding").is_some_and(|of| of.eq_ignore_ascii_case(b"chunked")) => {
-            None
-        }
         None if status == 204 => Some(0),
-        None => return Err("an answer without a length, and not in chunks"),
+        None => None,
     };
-    Ok(Some(Head { bytes: len, status, length }))
+    let chunked = get("transfer-encoding").is_some_and(|of| of.eq_ignore_ascii_case(b"chunked"));
+    Ok(Some(Head { bytes: len, status, length, is_chunked: chunked && length.is_none() }))
 }
 
 /// The chunk that `bytes` begin with: where its content is, and where the next one begins. `None` when it isn't
@@ -262,7 +274,7 @@ impl UpLink {
     fn answers(&mut self) -> Result<(), String> {
         loop {
             let found = head(&self.input).map_err(|fault| self.fail(fault))?;
-            let Some(Head { bytes, status, length }) = found else { return Ok(()) };
+            let Some(Head { bytes, status, length, .. }) = found else { return Ok(()) };
             let end = bytes + length.unwrap_or_default();
             if self.input.len() < end {
                 return Ok(());
@@ -287,13 +299,15 @@ mod tests {
     #[test]
     fn heads_and_chunks() {
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-        let expected = Head { bytes: whole.len() - 2, status: 200, length: Some(2) };
+        let bytes = whole.len() - 2;
+        let expected = Head { bytes, status: 200, length: Some(2), is_chunked: false };
         assert_eq!(head(whole), Ok(Some(expected)));
         assert_eq!(head(&whole[..20]), Ok(None));
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         let found = head(chunked).unwrap().unwrap();
         assert_eq!((found.bytes, found.length), (chunked.len(), None));
-        assert!(head(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        let endless = head(b"HTTP/1.1 200 OK\r\n\r\n").unwrap().unwrap();
+        assert_eq!((found.is_chunked, endless.is_chunked), (true, false));
         assert!(head(b"nonsense\r\n\r\n").is_err());
         assert_eq!(chunk(b"3\r\nabc\r\n0\r\n"), Ok(Some((3..6, 8))));
         for part in [&b"3\r\nab"[..], b"3\r\nabc\r", b"3", b""] {

@@ -38,6 +38,7 @@ mod headers;
 mod host;
 mod html;
 mod http;
+mod hub;
 mod mix;
 mod oracle;
 mod output;

@@ -4,6 +4,7 @@ use super::figures::Published;
 use super::file::{self, Echo, File, Population as FilePopulation, Range, Rate, Role, Source};
 use super::flags::{Flags, Packed, Protocol, Scenario, Threads};
 use super::headers::{Headers, numbered};
+use super::hub::Hub;
 use super::mix::{Distribution, Mix, Zipf};
 use super::pace::Segment;
 use super::payload::{PayloadWriter, Stamp, Template};
@@ -75,6 +76,8 @@ pub(crate) struct Population {
     pub(crate) centrifugo: bool,
     /// They speak one of texts.
     pub(crate) profile: Option<&'static Profile>,
+    /// They subscribe by a request for events.
+    pub(crate) hub: Option<Hub>,
     /// Path of the up-link.
     pub(crate) up_path: String,
     /// Messages are published to them.
@@ -528,7 +531,8 @@ impl Parts {
             populations.extend(split(of, &main, secure.as_ref(), flags)?);
         }
         let (websocket_path, centrifugo) = publisher_paths(flags, file, &main, &populations)?;
-        let channels = channels(file, centrifugo || profile(flags).is_some());
+        let hub = Hub::of(flags.protocol);
+        let channels = channels(file, centrifugo || profile(flags).is_some() || hub.is_some());
         for of in &mut populations {
             of.receives = of.receives && !(of.centrifugo && channels.is_empty());
         }
@@ -661,9 +665,16 @@ fn split(
     secure: Option<&Target>,
     flags: &Flags,
 ) -> Result<Vec<Population>, PlanError> {
-    let polls = of.role == Role::Polls;
-    let usual = if polls { Transport::LongPoll } else { Transport::WebSocket };
+    let hub = Hub::of(flags.protocol);
+    let usual = match of.role {
+        Role::Polls => Transport::LongPoll,
+        _ if hub.is_some() => Transport::Sse,
+        _ => Transport::WebSocket,
+    };
     let transport = of.transport.map_or(usual, |of| of.0);
+    if hub.is_some() && (transport != Transport::Sse || of.role == Role::Echoes) {
+        return wrong("--protocol mercure, nchan: subscribers of server-sent events only");
+    }
     if of.compression.0 > 0.0 && transport != Transport::WebSocket {
         return wrong("--compression: only WebSockets can be compressed");
     }
@@ -692,7 +703,7 @@ fn split(
         }
         let url = flags.url.as_deref().unwrap_or_default();
         let centrifugo = centrifugo(flags, of.role, transport, &target)?;
-        let paths = target::paths(url, transport, &target.path)?;
+        let paths = target::paths(url, transport, hub, &target.path)?;
         target.path = paths.own;
         let marks = [(slow, "slow"), (tls, "TLS"), (compression, "compressed")];
         let marks = marks.iter().filter(|(has, _)| *has && several).map(|(_, mark)| *mark);
@@ -707,6 +718,7 @@ fn split(
             compression,
             centrifugo,
             profile: profile(flags).filter(|_| of.role != Role::Echoes),
+            hub,
             up_path: paths.up,
             receives: of.role != Role::Echoes && (of.role != Role::Idle || !centrifugo),
             is_slow: slow || of.role == Role::SlowReaders,
@@ -731,6 +743,7 @@ fn centrifugo(
     let protocol = flags.protocol.unwrap_or(Protocol::Auto);
     let path = target.path.split('?').next().unwrap_or_default();
     match (protocol, role) {
+        (Protocol::Mercure | Protocol::Nchan, _) => Ok(false),
         _ if transport != Transport::WebSocket => {
             if !matches!(protocol, Protocol::Auto | Protocol::Centrifugo) || role == Role::Echoes {
                 return wrong("raw messages go over WebSockets only: --transport websocket");
@@ -770,7 +783,8 @@ fn template(flags: &Flags, has_channels: bool) -> Result<Option<Arc<Template>>, 
     let stamp = Stamp { run: 1, channel: 1, sequence: 1, intended_ns: 1, actual_ns: 1 };
     let mut written = Vec::new();
     PayloadWriter::of(0, Some(&template)).write(&stamp, &mut written);
-    if has_channels && serde_json::from_slice::<serde_json::Value>(&written).is_err() {
+    let is_json = has_channels && Hub::of(flags.protocol).is_none();
+    if is_json && serde_json::from_slice::<serde_json::Value>(&written).is_err() {
         return wrong("--payload: the protocol carries JSON, and this is none");
     }
     Ok(Some(template))
@@ -797,8 +811,11 @@ fn publisher_paths(
         return Ok((main.path.clone(), false));
     };
     let url = flags.url.as_deref().unwrap_or_default();
-    let paths = target::paths(url, first.transport, &main.path)?;
-    if !first.centrifugo && first.profile.is_none() {
+    let paths = target::paths(url, first.transport, first.hub, &main.path)?;
+    if first.hub.is_some() && flags.secret.is_some() {
+        return wrong("--secret needs the client protocol; hubs take --bearer and --api-key");
+    }
+    if !first.centrifugo && first.profile.is_none() && first.hub.is_none() {
         for (name, used) in [
             ("channels", flags.scenario == Scenario::Channels),
             ("--subscribe", flags.subscribe.is_some()),
@@ -833,6 +850,9 @@ fn check_channels(
     let connections: u32 = populations.iter().map(|of| of.connections).sum();
     if file.channels.count.unwrap_or(1) > connections {
         return wrong("--channels: more channels than connections");
+    }
+    if Hub::of(flags.protocol).is_some() && channels.is_empty() {
+        return wrong("--protocol mercure, nchan: a channel is needed: --subscribe NAME");
     }
     if publishes && centrifugo && channels.is_empty() {
         return wrong("--publish needs a channel: --subscribe NAME");
@@ -1132,7 +1152,7 @@ mod tests {
             ("http://[::1]/api", "http://[::1]:80/api/publish"),
         ] {
             let api = plan(&format!("{line} {url}")).unwrap().api.unwrap();
-            assert_eq!(api.uri, uri);
+            assert_eq!(api.uri(2), uri);
             assert_eq!(api.in_flight, 3);
         }
         let bounded = plan(&format!("{line} http://127.0.0.1:8000/api --in-flight 2")).unwrap();

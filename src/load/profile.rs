@@ -26,6 +26,8 @@ pub(crate) struct Profile {
     /// What begins a text that ends the connection.
     errors: &'static [&'static str],
     publish: &'static str,
+    /// A server takes messages of a channel only from its members.
+    is_for_members: bool,
     /// Frames are binary.
     pub(crate) is_binary: bool,
 }
@@ -41,6 +43,7 @@ static SOCKET_IO: Profile = Profile {
     ping: ("2", "3"),
     errors: &["1", "41", "44"],
     publish: "42[\"publish\",\"{channel}\",{payload}]",
+    is_for_members: false,
     is_binary: false,
 };
 
@@ -56,6 +59,7 @@ static PUSHER: Profile = Profile {
     ping: ("\"pusher:ping\"", "{\"event\":\"pusher:pong\",\"data\":{}}"),
     errors: &["{\"event\":\"pusher:error\""],
     publish: "{\"event\":\"client-load\",\"channel\":\"{channel}\",\"data\":{payload}}",
+    is_for_members: true,
     is_binary: false,
 };
 
@@ -65,6 +69,7 @@ static NATS: Profile = Profile {
     ping: ("PING\r\n", "PONG\r\n"),
     errors: &["-ERR"],
     publish: "PUB {channel} {bytes}\r\n{payload}\r\n",
+    is_for_members: false,
     is_binary: true,
 };
 
@@ -75,7 +80,11 @@ impl Profile {
             Protocol::SocketIo => Some(&SOCKET_IO),
             Protocol::Pusher => Some(&PUSHER),
             Protocol::Nats => Some(&NATS),
-            Protocol::Auto | Protocol::Centrifugo | Protocol::Raw => None,
+            Protocol::Auto
+            | Protocol::Centrifugo
+            | Protocol::Raw
+            | Protocol::Mercure
+            | Protocol::Nchan => None,
         }
     }
 
@@ -88,6 +97,18 @@ impl Profile {
         let answer = answer.replace("{connect}", CONNECT_NATS);
         let answer = answer.replace("{channel}", channel.unwrap_or_default());
         text.contains(expected).then_some((answer, is_last))
+    }
+
+    /// The text by which a publisher becomes a member of its channel, if it has to be one.
+    pub(crate) fn join(&self, channel: &str) -> Option<String> {
+        let (_, subscribe) = self.steps[0];
+        self.is_for_members.then(|| subscribe.replace("{channel}", channel))
+    }
+
+    /// Whether a text says that a publisher has become a member.
+    pub(crate) fn has_joined(&self, text: &str) -> bool {
+        self.is_for_members
+            && self.steps.last().is_some_and(|(expected, _)| text.contains(expected))
     }
 
     /// The answer to a ping.
@@ -189,6 +210,8 @@ mod tests {
         ];
         let answers = open(&PUSHER, Some("c"), &says);
         assert_eq!(answers[0], r#"{"event":"pusher:subscribe","data":{"channel":"c"}}"#);
+        assert_eq!(PUSHER.join("c").as_ref(), Some(&answers[0]));
+        assert_eq!((PUSHER.has_joined(says[0]), PUSHER.has_joined(says[1])), (false, true));
         let data = serde_json::to_string(STAMP).unwrap();
         let text = format!("{{\"event\":\"client-load\",\"channel\":\"c\",\"data\":{data}}}");
         assert_eq!(read(&PUSHER, &text), [message()]);

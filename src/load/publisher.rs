@@ -94,6 +94,8 @@ pub(crate) struct Publisher {
     number: u32,
     /// Steps of a profile that are done.
     steps: u8,
+    /// Channels that it is not yet a member of and has to be.
+    joining: usize,
     /// Id of the next publish command.
     id: u32,
     sent: Vec<u32>,
@@ -134,6 +136,7 @@ impl Publisher {
             rng: Rng::new(!(u64::from(plan.run) << 8 | u64::from(number))),
             number,
             steps: 0,
+            joining: 0,
             payloads: PayloadWriter::of(plan.payload_bytes, plan.template.as_ref()),
             payload: Vec::new(),
             command: Vec::new(),
@@ -446,23 +449,10 @@ impl Publisher {
 
     fn handle_said(&mut self, said: Said) -> Result<(), String> {
         match said {
-            Said::Text(text) => {
-                let step = self.plan.profile.and_then(|of| of.step(self.steps, &text, None));
-                if let Some((answer, is_open)) = step.filter(|_| self.connected.is_none()) {
-                    self.steps += 1;
-                    if is_open {
-                        self.connected = Some(Ok(()));
-                    }
-                    if !answer.is_empty() {
-                        let (opcode, key) = (self.opcode(), mask_key(&mut self.rng));
-                        ws::put_masked(&mut self.out, opcode, answer.as_bytes(), key);
-                    }
-                }
-            }
+            Said::Text(text) if self.connected.is_none() => self.step(&text),
             Said::Ping => {
-                let (opcode, key) = (self.opcode(), mask_key(&mut self.rng));
                 let pong = self.plan.profile.map_or(speech::PONG, |of| of.pong());
-                ws::put_masked(&mut self.out, opcode, pong.as_bytes(), key);
+                self.put_text(pong);
             }
             Said::Done(CONNECT_ID) | Said::Session(..) => self.connected = Some(Ok(())),
             Said::Refused(CONNECT_ID, reason) => {
@@ -471,9 +461,46 @@ impl Publisher {
             Said::Refused(_, reason) => self.reasons.add(&format!("publish refused: {reason}")),
             Said::Ended(reason) | Said::Unsubscribed(_, reason) => return Err(reason.to_string()),
             Said::Malformed => return Err("a reply that is no JSON object".to_owned()),
-            Said::Done(_) | Said::Subscribed(_) | Said::Message(..) | Said::Other => {}
+            Said::Done(_) | Said::Subscribed(_) | Said::Message(..) => {}
+            Said::Text(_) | Said::Other => {}
         }
         Ok(())
+    }
+
+    /// A text came while the connection opens by a profile.
+    fn step(&mut self, text: &str) {
+        let Some(profile) = self.plan.profile else { return };
+        if self.joining > 0 {
+            self.joining -= usize::from(profile.has_joined(text));
+            if self.joining == 0 {
+                self.connected = Some(Ok(()));
+            }
+            return;
+        }
+        let Some((answer, is_open)) = profile.step(self.steps, text, None) else { return };
+        self.steps += 1;
+        if !answer.is_empty() {
+            self.put_text(&answer);
+        }
+        if !is_open {
+            return;
+        }
+        let plan = Arc::clone(&self.plan);
+        let own = plan.channels.iter().skip(self.number as usize);
+        for channel in own.step_by(plan.publishers.max(1) as usize) {
+            if let Some(join) = profile.join(channel) {
+                self.put_text(&join);
+                self.joining += 1;
+            }
+        }
+        if self.joining == 0 {
+            self.connected = Some(Ok(()));
+        }
+    }
+
+    fn put_text(&mut self, text: &str) {
+        let (opcode, key) = (self.opcode(), mask_key(&mut self.rng));
+        ws::put_masked(&mut self.out, opcode, text.as_bytes(), key);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where connections and publishers go: the server's address, its paths by transport, its HTTP API.
 
 use super::flags::{Flags, Scenario};
+use super::hub::{self, Hub};
 use super::plan::{IN_FLIGHT, PlanError, wrong};
 use super::tls::Tls;
 use crate::base::form::Transport;
@@ -25,17 +26,25 @@ pub(crate) struct Target {
 /// The HTTP API to publish through.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    /// Of `publish`; the host in it is an address.
-    pub(crate) uri: Uri,
+    /// Of `publish`, or of each channel of a hub; the host in it is an address.
+    uris: Vec<Uri>,
+    pub(crate) hub: Option<Hub>,
     /// The host as the user named it.
     pub(crate) host: HeaderValue,
-    pub(crate) key: HeaderValue,
+    pub(crate) key: Option<HeaderValue>,
     /// Requests under way at most.
     pub(crate) in_flight: usize,
     /// How long a publish that fails is tried again.
     pub(crate) retry: Option<Duration>,
     /// TLS, if the server speaks it.
     pub(crate) tls: Option<Tls>,
+}
+
+impl Api {
+    /// Where messages of channel `channel` are published.
+    pub(crate) fn uri(&self, channel: u32) -> &Uri {
+        self.uris.get(channel as usize).unwrap_or(&self.uris[0])
+    }
 }
 
 /// Where connections of a transport, publishers and up-links go.
@@ -46,7 +55,16 @@ pub(super) struct Paths {
 }
 
 /// Paths of the transport, from the one that the URL has.
-pub(super) fn paths(url: &str, transport: Transport, path: &str) -> Result<Paths, PlanError> {
+pub(super) fn paths(
+    url: &str,
+    transport: Transport,
+    hub: Option<Hub>,
+    path: &str,
+) -> Result<Paths, PlanError> {
+    if let Some(hub) = hub {
+        let own = hub.subscribe_path(path).or_else(wrong)?;
+        return Ok(Paths { own, websocket: String::new(), up: String::new() });
+    }
     if transport == Transport::WebSocket {
         let path = path.to_owned();
         return Ok(Paths { own: path.clone(), websocket: path, up: String::new() });
@@ -112,8 +130,21 @@ pub(super) fn api(
     channels: &[String],
     publishes: bool,
 ) -> Result<Option<Api>, PlanError> {
-    let (Some(url), Some(key)) = (&flags.api_url, &flags.api_key) else { return Ok(None) };
+    let hub = Hub::of(flags.protocol);
+    let url = match (&flags.api_url, hub) {
+        (Some(url), _) => url.as_str(),
+        (None, Some(Hub::Mercure)) if publishes => flags.url.as_deref().unwrap_or_default(),
+        (None, Some(Hub::Nchan)) if publishes => {
+            return wrong("--protocol nchan: --api-url http://host:port/path/{channel}");
+        }
+        (None, None) if flags.api_key.is_some() => return wrong("--api-key needs --api-url"),
+        (None, _) => return Ok(None),
+    };
+    if hub.is_none() && flags.api_key.is_none() {
+        return wrong("--api-url needs --api-key");
+    }
     match flags.scenario {
+        _ if hub.is_some() => {}
         Scenario::Broadcast | Scenario::Channels | Scenario::Upgrade | Scenario::Run => {}
         Scenario::Storm if publishes => {}
         Scenario::Storm => return wrong("--api-url: a storm publishes only with --publish"),
@@ -122,23 +153,48 @@ pub(super) fn api(
     if channels.is_empty() {
         return wrong("--api-url needs the client protocol: --protocol centrifugo");
     }
-    let target = target("--api-url", url, &["http"], flags)?;
-    if target.path.contains('?') {
-        return wrong(format!("--api-url {url}: a query has no place in it"));
-    }
-    let path = format!("{}/publish", target.path.trim_end_matches('/'));
-    let scheme = if target.tls.is_some() { "https" } else { "http" };
-    let uri = Uri::builder().scheme(scheme).authority(target.address.to_string());
-    let (Ok(uri), Ok(host)) =
-        (uri.path_and_query(path).build(), HeaderValue::from_str(&target.host))
+    let schemes: &[&str] = if hub.is_some() { &["http", "ws"] } else { &["http"] };
+    let target = target("--api-url", url, schemes, flags)?;
+    let (uris, Ok(host)) =
+        (uris(url, &target, hub, channels)?, HeaderValue::from_str(&target.host))
     else {
         return wrong(format!("--api-url {url}: not a URL"));
     };
-    let Ok(mut key) = HeaderValue::from_str(key) else {
+    let key = flags.api_key.as_ref().map(|key| match hub {
+        Some(_) => HeaderValue::from_str(&format!("Bearer {key}")),
+        None => HeaderValue::from_str(key),
+    });
+    let Ok(mut key) = key.transpose() else {
         return wrong("--api-key: has characters that no header can have");
     };
-    key.set_sensitive(true);
+    key.iter_mut().for_each(|key| key.set_sensitive(true));
     let in_flight = (flags.in_flight.unwrap_or(IN_FLIGHT) as usize).clamp(1, channels.len());
     let tls = target.tls;
-    Ok(Some(Api { uri, host, key, in_flight, retry: flags.retry, tls }))
+    Ok(Some(Api { uris, hub, host, key, in_flight, retry: flags.retry, tls }))
+}
+
+/// Where messages are published: one for all channels, or with a hub one for each.
+fn uris(
+    url: &str,
+    target: &Target,
+    hub: Option<Hub>,
+    channels: &[String],
+) -> Result<Vec<Uri>, PlanError> {
+    let paths: Vec<String> = match hub {
+        None if target.path.contains('?') => {
+            return wrong(format!("--api-url {url}: a query has no place in it"));
+        }
+        None => vec![format!("{}/publish", target.path.trim_end_matches('/'))],
+        Some(hub) => {
+            let path = hub.publish_path(&target.path).or_else(wrong)?;
+            channels.iter().map(|channel| hub::placed(&path, channel)).collect()
+        }
+    };
+    let scheme = if target.tls.is_some() { "https" } else { "http" };
+    let build = |path: &String| {
+        let uri = Uri::builder().scheme(scheme).authority(target.address.to_string());
+        let uri = uri.path_and_query(path.as_str()).build();
+        uri.or_else(|_| wrong(format!("--api-url {url}: not a URL")))
+    };
+    paths.iter().map(build).collect()
 }

@@ -550,15 +550,14 @@ impl Running {
             } else if self.fleet.conns[index as usize].state == State::Upgrading {
                 http::head(rest).map(|head| {
                     let head = head?;
-                    self.fleet.begun(index, head.status, now_ns);
+                    self.fleet.begun(index, head, now_ns);
                     Some(head.bytes)
                 })
+            } else if self.fleet.is_endless(index) {
+                let taken = self.take_lines(index, rest, now_ns);
+                taken.map(|()| Some(rest.len()).filter(|count| *count > 0))
             } else {
-                http::chunk(rest).map(|chunk| {
-                    let (content, end) = chunk?;
-                    self.take_text(index, &rest[content], now_ns);
-                    Some(end)
-                })
+                self.take_chunk(index, rest, now_ns)
             };
             let conn = &mut self.fleet.conns[index as usize];
             if conn.fd.is_none() || conn.generation != generation {
@@ -577,6 +576,49 @@ impl Running {
         }
     }
 
+    /// The chunk that a response goes on with, if it is all here.
+    fn take_chunk(
+        &mut self,
+        index: u32,
+        bytes: &[u8],
+        now_ns: u64,
+    ) -> Result<Option<usize>, &'static str> {
+        let Some((content, end)) = http::chunk(bytes)? else { return Ok(None) };
+        if self.fleet.population(index).hub.is_none() {
+            self.take_text(index, &bytes[content], now_ns);
+        } else if content.is_empty() {
+            return Err("the server ended the response");
+        } else {
+            self.take_lines(index, &bytes[content], now_ns)?;
+        }
+        Ok(Some(end))
+    }
+
+    /// A part of a stream of events: its whole lines, behind what is left of the part before it.
+    fn take_lines(&mut self, index: u32, part: &[u8], now_ns: u64) -> Result<(), &'static str> {
+        let side = self.fleet.conns[index as usize].side.as_mut();
+        let mut line = side.map(|side| std::mem::take(&mut side.line)).unwrap_or_default();
+        let text = match line.is_empty() {
+            true => part,
+            false => {
+                line.extend_from_slice(part);
+                &line[..]
+            }
+        };
+        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if text.len() - end > http::BODY_BYTES_MAX {
+            return Err("a line that is too long");
+        }
+        if end > 0 {
+            self.take_text(index, &text[..end], now_ns);
+        }
+        let conn = &mut self.fleet.conns[index as usize];
+        if end < text.len() && conn.fd.is_some() {
+            conn.side.get_or_insert_default().line = text[end..].to_vec();
+        }
+        Ok(())
+    }
+
     /// The answer to a poll, if it is all here.
     fn take_answer(
         &mut self,
@@ -584,7 +626,7 @@ impl Running {
         bytes: &[u8],
         now_ns: u64,
     ) -> Result<Option<usize>, &'static str> {
-        let Some(http::Head { bytes: head, status, length }) = http::head(bytes)? else {
+        let Some(http::Head { bytes: head, status, length, .. }) = http::head(bytes)? else {
             return Ok(None);
         };
         let end = head + length.ok_or("an answer in chunks")?;

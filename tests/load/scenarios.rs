@@ -43,7 +43,7 @@ pub(super) fn pub_sub_server_on(
     pass: impl Fn(&Peer, &Value) -> bool + Send + Sync + 'static,
 ) -> Server {
     let order = Mutex::new(());
-    Server::start_on(ip, move |peer, text, all| {
+    Server::start_on(ip, "", move |peer, text, all| {
         // One after the other: the order of a channel is the same for all.
         let _order = order.lock().unwrap();
         for line in text.split('\n') {
@@ -367,7 +367,8 @@ fn a_terminal_shows_the_run_while_it_goes_on() {
 
 #[test]
 fn socket_io_is_spoken_with_the_oracle() {
-    let server = Server::start(|peer, text, all| match text {
+    const GREETING: &str = r#"0{"sid":"y","pingInterval":25000}"#;
+    let server = Server::start_on("127.0.0.1", GREETING, |peer, text, all| match text {
         "40" => peer.send(r#"40{"sid":"x"}"#),
         "3" => peer.set_note("ponged", true),
         text => {
@@ -384,33 +385,42 @@ fn socket_io_is_spoken_with_the_oracle() {
             }
         }
     });
-    // The server speaks first, so something has to watch for those who come.
     let url = server.url("/socket.io/?EIO=4&transport=websocket");
-    let peers = Arc::clone(&server.peers);
-    let ended = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&ended);
-    let greeter = thread::spawn(move || {
-        let mut greeted = 0;
-        while seen.load(SeqCst) == 0 {
-            let all = peers.lock().unwrap().clone();
-            for peer in all.iter().filter(|peer| peer.note("request").is_object()) {
-                if peer.note("greeted").is_null() {
-                    // Behind the answer to the upgrade.
-                    thread::sleep(Duration::from_millis(20));
-                    peer.set_note("greeted", true);
-                    peer.send(r#"0{"sid":"y","pingInterval":25000}"#);
-                    greeted += 1;
-                }
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        greeted
-    });
     let (code, result) = load(&format!(
         "channels --protocol socket-io --url {url} --connections 4 --channels 2 --publish 30 --rate 300"
     ));
-    ended.store(1, SeqCst);
-    assert_eq!(greeter.join().unwrap(), 5, "four connections and the publisher");
+    assert_eq!(code, 0);
+    assert_messages(&result, all_fine(30, 60));
+    assert_eq!(server.peers.lock().unwrap().len(), 5, "four connections and the publisher");
+}
+
+/// As soketi: it takes an event from members of the channel, and sends it to the others.
+#[test]
+fn a_publisher_of_pusher_is_a_member_of_its_channels() {
+    const GREETING: &str =
+        r#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"1.2\"}"}"#;
+    let server = Server::start_on("127.0.0.1", GREETING, |peer, text, all| {
+        let event: Value = serde_json::from_str(text).unwrap();
+        let name = event["event"].as_str().unwrap();
+        let channel = if name == "pusher:subscribe" { &event["data"] } else { &event };
+        let channel = channel["channel"].as_str().unwrap();
+        let is_member = |peer: &Peer| peer.note("channels").get(channel).is_some();
+        if name == "pusher:subscribe" {
+            let mut channels = peer.note("channels");
+            channels[channel] = json!(true);
+            peer.set_note("channels", channels);
+            let name = "pusher_internal:subscription_succeeded";
+            peer.send(&json!({ "event": name, "channel": channel, "data": "{}" }).to_string());
+        } else if is_member(peer) {
+            for other in all.iter().filter(|of| of.number != peer.number && is_member(of)) {
+                other.send(text);
+            }
+        }
+    });
+    let url = server.url("/app/key?protocol=7");
+    let (code, result) = load(&format!(
+        "channels --protocol pusher --url {url} --connections 6 --channels 3 --publish 30 --rate 300"
+    ));
     assert_eq!(code, 0);
     assert_messages(&result, all_fine(30, 60));
 }
