@@ -678,22 +678,9 @@ fn split(
     if of.compression.0 > 0.0 && transport != Transport::WebSocket {
         return wrong("--compression: only WebSockets can be compressed");
     }
-    let mut parts = vec![(of.connections(), false, false, false)];
-    for (at, share) in [of.slow.0, of.tls.0, of.compression.0].into_iter().enumerate() {
-        parts = parts
-            .into_iter()
-            .flat_map(|part| {
-                let with = (f64::from(part.0) * share).round() as u32;
-                let (mut yes, mut no) = (part, part);
-                (yes.0, no.0) = (with, part.0 - with);
-                *[&mut yes.1, &mut yes.2, &mut yes.3][at] = true;
-                [no, yes]
-            })
-            .filter(|part| part.0 > 0)
-            .collect();
-    }
+    let parts = parts(of);
     let several = parts.len() > 1;
-    let of_part = |(connections, slow, tls, compression): (u32, bool, bool, bool)| {
+    let of_part = |(connections, slow, tls, compression): Part| {
         let mut target = match secure {
             Some(secure) if tls => secure.clone(),
             _ => main.clone(),
@@ -731,6 +718,28 @@ fn split(
         })
     };
     parts.into_iter().map(of_part).collect()
+}
+
+/// Connections of a part of a population, and whether they are slow, speak TLS and compress.
+type Part = (u32, bool, bool, bool);
+
+/// The parts of a population that have connections.
+fn parts(of: &FilePopulation) -> Vec<Part> {
+    let mut parts: Vec<Part> = vec![(of.connections(), false, false, false)];
+    for (at, share) in [of.slow.0, of.tls.0, of.compression.0].into_iter().enumerate() {
+        parts = parts
+            .into_iter()
+            .flat_map(|part| {
+                let with = (f64::from(part.0) * share).round() as u32;
+                let (mut yes, mut no) = (part, part);
+                (yes.0, no.0) = (with, part.0 - with);
+                *[&mut yes.1, &mut yes.2, &mut yes.3][at] = true;
+                [no, yes]
+            })
+            .filter(|part| part.0 > 0)
+            .collect();
+    }
+    parts
 }
 
 /// Whether a population speaks the client protocol.
