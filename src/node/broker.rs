@@ -72,13 +72,6 @@ impl Kind {
     }
 }
 
-impl Kind {
-    /// What comes by it can be divided between two processes of a node.
-    fn can_be_handed_over(&self) -> bool {
-        matches!(self, Self::Redis(_))
-    }
-}
-
 impl Service for Kind {
     fn servers(&self) -> usize {
         match self {
@@ -304,7 +297,7 @@ pub(super) struct PreparedBrokers {
     channels: Option<Prepared>,
     presence: Option<Prepared>,
     keeps_entries: bool,
-    can_be_handed_over: bool,
+    counts: bool,
 }
 
 type Prepared = broker_threads::Prepared<Kind>;
@@ -317,10 +310,9 @@ impl PreparedBrokers {
             prepared.map_err(super::system("a runtime for a broker"))
         };
         let keeps_entries = settings.keeps_entries();
-        let mut all = settings.channels.iter().chain(&settings.presence);
-        let can_be_handed_over = all.all(Kind::can_be_handed_over);
+        let counts = matches!(settings.channels, Some(Kind::Nats(_)));
         let (channels, presence) = (prepare(settings.channels)?, prepare(settings.presence)?);
-        Ok(Self { channels, presence, keeps_entries, can_be_handed_over })
+        Ok(Self { channels, presence, keeps_entries, counts })
     }
 
     /// The receivers of a shard's mail that are no shards.
@@ -362,9 +354,8 @@ impl PreparedBrokers {
         let channels = start(self.channels, BROKER)?;
         let presence = start(self.presence, PRESENCE_BROKER)?;
         channels.iter().chain(&presence).for_each(broker_threads::Broker::wait_for_first_attempts);
-        let Self { keeps_entries, can_be_handed_over, .. } = self;
-        let brokers =
-            Brokers { channels, presence, keeps_entries, can_be_handed_over, joinings, listens };
+        let Self { keeps_entries, counts, .. } = self;
+        let brokers = Brokers { channels, presence, keeps_entries, counts, joinings, listens };
         Ok((Arc::new(brokers), control_events))
     }
 }
@@ -375,8 +366,8 @@ pub(super) struct Brokers {
     presence: Option<broker_threads::Broker>,
     /// One of them keeps entries of presence, which outlive their node.
     keeps_entries: bool,
-    /// What comes by them can be divided between two processes.
-    can_be_handed_over: bool,
+    /// In a takeover what is delivered is counted: a fence alone divides nothing.
+    counts: bool,
     /// Where this process takes over from another one: how far the connections are.
     joinings: Vec<Arc<Joining>>,
     /// And the channels that it is to listen to.
@@ -448,6 +439,12 @@ impl Brokers {
             let count = if at == 0 { count } else { 0 };
             joining.wait_for_channels(count, CHANNELS_WITHIN)?;
         }
+        // Figures follow the first messages of a connection.
+        let tries = CHANNELS_WITHIN.as_millis() / LISTENS_AGAIN.as_millis();
+        let mut faults = (0..tries).map_while(|_| self.fault());
+        while faults.by_ref().next().is_some() && !self.is_lost() {
+            std::thread::park_timeout(LISTENS_AGAIN);
+        }
         self.fault().map_or(Ok(()), |why| Err(why.to_owned()))
     }
 
@@ -466,10 +463,17 @@ impl Brokers {
         self.joinings.iter().try_for_each(|joining| joining.wait_for_fences(FENCES_WITHIN))
     }
 
-    /// Why another process can't take over.
-    pub(super) fn refusal(&self) -> Option<&'static str> {
-        let why = "a node with NATS, or with presence by nodes, can't be taken over";
-        (!self.can_be_handed_over).then_some(why)
+    /// A connection was lost before its fence.
+    fn is_lost(&self) -> bool {
+        self.joinings.iter().any(|joining| joining.is_lost())
+    }
+
+    /// Has brokers count what they deliver. They get so much time for it.
+    pub(super) async fn mark(&self, key: u64) -> Duration {
+        for broker in self.all() {
+            broker.mark(key).await;
+        }
+        if self.counts { nats::MARK_AHEAD } else { Duration::ZERO }
     }
 
     /// Commands that wait or are under way, in bytes.

@@ -441,6 +441,14 @@ impl Broker {
         self.servers
     }
 
+    /// Another process is to take this node's place in the end: threads that need it begin to count what they deliver.
+    pub async fn mark(&self, key: u64) {
+        for thread in &self.threads {
+            // A thread that is gone ends the process: it panicked.
+            let _ = thread.inbox.send(Inbound::Mark(key)).await;
+        }
+    }
+
     /// Another process is to take this node's place: messages of other nodes are held.
     pub async fn hold_control(&self) {
         // A thread that is gone ends the process: it panicked.
@@ -498,6 +506,8 @@ pub enum Inbound {
     TakeEntries(String),
     /// If that node is alive, it is to know of this.
     NotifyRemoved(String),
+    /// Another process is to take over soon: to all threads.
+    Mark(u64),
     /// Messages are held.
     Hold,
     /// Those behind this are another process's.

@@ -50,6 +50,7 @@ mod slow;
 mod start;
 mod takeover;
 mod takeover_calls;
+mod takeover_nats;
 mod takeover_redis;
 mod tls;
 mod tls_node;

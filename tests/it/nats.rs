@@ -161,7 +161,7 @@ impl Lines {
 }
 
 /// What all nodes of these tests allow.
-const OPTIONS: &str = r#"
+pub(crate) const OPTIONS: &str = r#"
 http_api.key = "k"
 [channel.without_namespace]
 allow_subscribe_for_client = true

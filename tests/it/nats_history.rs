@@ -12,7 +12,7 @@ use crate::nats::{NatsServer, node_with};
 use crate::redis::{data, subscribe};
 
 /// Namespaces with history.
-const NAMESPACES: &str = r#"
+pub(crate) const NAMESPACES: &str = r#"
 [broker.nats.jetstream]
 enabled = true
 STORAGE
@@ -45,7 +45,7 @@ history_ttl = "1s"
 "#;
 
 /// A server with JetStream.
-fn server() -> Option<NatsServer> {
+pub(crate) fn server() -> Option<NatsServer> {
     let program = std::env::var("ROOST_NATS_SERVER").unwrap_or_else(|_| "nats-server".to_owned());
     let version = Command::new(&program).arg("--version").output().ok()?.stdout;
     let version = String::from_utf8_lossy(&version).into_owned();

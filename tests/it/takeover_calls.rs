@@ -11,7 +11,6 @@ use std::sync::mpsc::{Receiver, channel};
 use serde_json::{Value, json};
 
 use crate::harness::*;
-use crate::nats::NatsServer;
 use crate::redis::free_port;
 use crate::takeover::Socket;
 
@@ -347,36 +346,6 @@ fn a_process_without_room_does_not_take_over() {
     assert_eq!(node.ended().code, Some(0));
     clients.iter_mut().for_each(Client::subscribes_once);
     new.is_healthy();
-}
-
-/// What a node with NATS listens to can't be divided between two processes: it refuses before anything moves, says
-/// why in both logs, and its clients notice nothing.
-#[test]
-fn a_node_with_nats_refuses_and_goes_on() {
-    let Some(server) = NatsServer::start(&[]) else { return };
-    let socket = Socket::new("nats");
-    let more = format!(
-        "[http_api]\nkey = \"k\"\n[broker]\nenabled = true\ntype = \"nats\"\n\
-         [broker.nats]\nurl = \"nats://127.0.0.1:{}\"\n",
-        server.port
-    );
-    let node = socket.node(&[], &more, &[]).expect("the first node starts");
-    let mut client = node.connected();
-    client.subscribes_once();
-    for round in 1..=2 {
-        let refused = socket.node(&[], &more, &[]).err().expect("it is refused");
-        let why = "a node with NATS, or with presence by nodes, can't be taken over";
-        assert_eq!(refused.code, Some(1), "{}", refused.errors);
-        assert!(refused.errors.contains(why), "{}", refused.errors);
-        node.until_logged(&["takeover refused", why]);
-        let log = node.errors();
-        for moved in ["first copy", "all shards have settled", "takeover failed"] {
-            assert!(!log.contains(moved), "{moved}: {log}");
-        }
-        let answer = node.call("publish", json!({"channel": "alive", "data": round}));
-        assert!(answer["error"].is_null(), "{answer}");
-        assert_eq!(client.push()["pub"]["data"], round);
-    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::redis::{OPTIONS, RedisServer, node, subscribe};
 use crate::takeover::{Socket, at, until_stopped};
 
 /// With history, without, and without but with presence.
-const CHANNELS: [&str; 3] = ["stream:s", "plain", "room:r"];
+pub(crate) const CHANNELS: [&str; 3] = ["stream:s", "plain", "room:r"];
 
 /// A node on this server that can be taken over.
 fn start(
@@ -39,7 +39,7 @@ fn replaced(server: &RedisServer, socket: &Socket, old: Node, flags: &[&str]) ->
     new
 }
 
-fn reader(node: &Node) -> Client {
+pub(crate) fn reader(node: &Node) -> Client {
     let mut client = node.connected();
     for (id, channel) in (10..).zip(CHANNELS) {
         client.send(&json!({"id": id, "subscribe": {"channel": channel}}).to_string());
@@ -49,7 +49,7 @@ fn reader(node: &Node) -> Client {
 }
 
 /// Publishes numbers to all channels until `ends`, and then a text. How many each has got.
-fn publish_until(node: &Node, ends: &AtomicBool) -> u64 {
+pub(crate) fn publish_until(node: &Node, ends: &AtomicBool) -> u64 {
     let mut count = 0;
     while !ends.load(Ordering::Relaxed) {
         count += 1;
@@ -65,7 +65,7 @@ fn publish_until(node: &Node, ends: &AtomicBool) -> u64 {
 }
 
 /// Reads all channels to their ends: each number once, in order.
-fn gets_all(client: &mut Client, count: u64) {
+pub(crate) fn gets_all(client: &mut Client, count: u64) {
     let mut next = CHANNELS.map(|_| 1);
     let mut ended = 0;
     while ended < CHANNELS.len() {
@@ -210,7 +210,7 @@ fn commands_of_another_node_are_carried_out() {
     own.until_is("connections_open", 0);
 }
 
-fn user(node: &Node, number: usize) -> Client {
+pub(crate) fn user(node: &Node, number: usize) -> Client {
     let mut client = node.client();
     let token = token(json!({"sub": format!("user{number}")}));
     client.send(&json!({"id": 1, "connect": {"token": token}}).to_string());
@@ -274,7 +274,7 @@ fn without_its_redis_a_node_is_not_taken_over() {
     assert_eq!(client.push()["pub"]["data"], "again");
 }
 
-fn until(what: &str, mut reached: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
     let began = Instant::now();
     while !reached() {
         assert!(began.elapsed() < BOUND, "{what}");

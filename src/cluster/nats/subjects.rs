@@ -5,7 +5,8 @@
 //! | `P.client.CH` | messages of a channel |
 //! | `R` + `CH` with parts replaced | the same in raw mode: the data of publications alone |
 //! | `P.control`, `P.node.N` | messages between nodes |
-//! | `P.roost.probe.N.T` | messages of a part of a node to itself |
+//! | `P.roost.probe.N.T.X` | messages of a part of a node to itself; `X` is the process |
+//! | `P.roost.probe.N.fence` | messages between two processes of a node |
 
 use crate::edge::subjects::SubjectRules;
 
@@ -66,9 +67,14 @@ impl Subjects {
         format!("{}>", self.rules.prefix)
     }
 
-    /// Messages of one part of a node to itself.
-    pub fn probes(&self, uid: &str, at: usize) -> String {
-        format!("{}.roost.probe.{uid}.{at}", self.prefix)
+    /// Messages of one part of a node to itself. `process`: names the process, of which there are two in a takeover.
+    pub fn probes(&self, uid: &str, at: usize, process: &str) -> String {
+        format!("{}.roost.probe.{uid}.{at}.{process}", self.prefix)
+    }
+
+    /// Messages between two processes of a node.
+    pub fn fences(&self, uid: &str) -> String {
+        format!("{}.roost.probe.{uid}.fence", self.prefix)
     }
 
     /// Messages to all nodes.
@@ -93,7 +99,8 @@ mod tests {
         assert_eq!(subjects.control(), "centrifugo.control");
         assert_eq!(subjects.node("u"), "centrifugo.node.u");
         assert_eq!(subjects.all(), "centrifugo.client.>");
-        assert_eq!(subjects.probes("u", 1), "centrifugo.roost.probe.u.1");
+        assert_eq!(subjects.probes("u", 1, "x"), "centrifugo.roost.probe.u.1.x");
+        assert_eq!(subjects.fences("u"), "centrifugo.roost.probe.u.fence");
         assert_eq!(subjects.channel_of("centrifugo.client.news.a"), Some("news.a"));
         assert_eq!(subjects.channel_of("centrifugo.control"), None);
     }

@@ -108,10 +108,9 @@ async fn receive(
         if let Some(end) = end {
             return end;
         }
-        news::deliver(shared);
         shared.figures.heard(shared.at, 0, 1);
+        news::deliver(shared, || resubscribing.look());
         shared.probe();
-        resubscribing.look();
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod client;
 mod connection;
+mod fence;
 mod history;
 mod interest;
 mod news;
@@ -35,6 +36,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::client::{Dialer, Link, Unreachable, at_once, is_impossible};
+pub(super) use self::fence::MARK_AHEAD;
+use self::fence::{Kind, Seam, Sign};
 use self::history::Lives;
 use self::interest::{Begun, Interests};
 use self::news::News;
@@ -46,7 +49,7 @@ use super::broker_mail::{self, cost, failure, failure_for};
 use super::broker_threads::{
     Begin, ControlEvent, Events, Figures, Inbound, Outgoing, Recipient, Service, run_once,
 };
-use super::redis::{Backoff, Burst};
+use super::redis::{Backoff, Burst, Joining};
 use crate::cluster::control::{Command as ControlCommand, Message, Notification};
 use crate::cluster::entries::ENTRIES_REMOVED;
 use crate::cluster::nats::streams::Streams;
@@ -107,6 +110,11 @@ impl Service for Settings {
         self.probe_interval
     }
 
+    /// Homes, and the messages between nodes.
+    fn divided(&self) -> usize {
+        self.homes + 1
+    }
+
     async fn run(self: Arc<Self>, begin: Begin) {
         run(self, begin).await;
     }
@@ -152,6 +160,12 @@ struct Shared {
     output: RefCell<Option<Output>>,
     subscriptions: Subscriptions,
     news: RefCell<News>,
+    /// By home: which messages are this process's.
+    seams: RefCell<Vec<Seam<BrokerEvent>>>,
+    /// The same of those between nodes.
+    control_seam: RefCell<Seam<ControlCommand>>,
+    /// The process takes over from another one.
+    joining: Option<Arc<Joining>>,
     /// Requests that wait for replies.
     requests: RefCell<Requests>,
     /// What is known of the streams.
@@ -292,8 +306,18 @@ impl Shared {
                 Command::Unlisten { channel } => {
                     self.interests.borrow_mut().unlisten(&channel);
                 }
-                // A node with NATS is not handed over.
-                Command::Hold | Command::Fence { .. } | Command::Resume => {}
+                Command::Hold => {
+                    let key = self.seams.borrow_mut()[home].hold();
+                    self.send_sign(&Sign::new(Kind::Hold, key, home));
+                }
+                Command::Fence { key } => self.send_sign(&Sign::new(Kind::Fence, key, home)),
+                Command::Resume => {
+                    let (held, is_over) = self.seams.borrow_mut()[home].resume();
+                    events.extend(held);
+                    if is_over {
+                        self.begin_anew(home, &mut events);
+                    }
+                }
                 command => events.extend(self.carry_out(home, command)),
             }
         }
@@ -416,10 +440,40 @@ impl Shared {
         self.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
     }
 
+    /// Another process is to take over.
+    fn mark(&self, key: u64) {
+        for home in self.homes() {
+            self.seams.borrow_mut()[home].mark(key);
+            self.send_sign(&Sign::new(Kind::Mark, key, home));
+        }
+        if self.at == 0 {
+            self.control_seam.borrow_mut().mark(key);
+            self.send_sign(&Sign::new(Kind::Mark, key, self.settings.homes));
+        }
+    }
+
+    /// Says something to the other process of a takeover, which fails without it.
+    fn send_sign(&self, sign: &Sign) {
+        let (subject, payload) = (self.settings.subjects.fences(&self.settings.uid), sign.write());
+        let _ = self.send(async |client| client.publish(subject, payload.into()).await);
+    }
+
+    /// Publications of a home are missing: its channels are read again.
+    fn begin_anew(&self, of: usize, events: &mut Vec<BrokerEvent>) {
+        self.interests.borrow().on(|home, channel| {
+            if home == of {
+                let channel = channel.clone();
+                events.push(BrokerEvent::Interrupted { channel: channel.clone() });
+                events.push(BrokerEvent::Listening { channel });
+            }
+        });
+    }
+
     /// The connection is there.
     async fn begin(self: &Rc<Self>, link: &Link) -> Result<(), Unreachable> {
         let settings = &self.settings;
-        let mut own = vec![(self.probes.clone(), Source::Probes)];
+        let fences = settings.subjects.fences(&settings.uid);
+        let mut own = vec![(self.probes.clone(), Source::Probes), (fences, Source::Fences)];
         if self.at == 0 {
             own.push((settings.subjects.control(), Source::Control));
             own.push((settings.subjects.node(&settings.uid), Source::Control));
@@ -497,6 +551,15 @@ impl Shared {
         if output.is_control_on {
             control.push(ControlEvent::Interrupted);
         }
+        for (home, seam) in self.seams.borrow_mut().iter_mut().enumerate() {
+            let (held, is_lost) = seam.cut();
+            events[home].extend(held);
+            if is_lost && let Some(joining) = &self.joining {
+                joining.lose();
+            }
+        }
+        let (held, _) = self.control_seam.borrow_mut().cut();
+        control.splice(0..0, held.into_iter().map(news::between_nodes));
         self.interests.borrow_mut().interrupt(|home, event| events[home].push(event));
         for (home, events) in events.into_iter().enumerate().filter(|(_, all)| !all.is_empty()) {
             self.events.take(home, events);
@@ -565,9 +628,17 @@ impl Servers {
 const SERVERS_MAX: usize = 256;
 
 async fn run(settings: Arc<Settings>, begin: Begin) {
-    let Begin { at, events, figures, bytes, mut inbox, mail, begins, .. } = begin;
-    let of_replies = format!("_INBOX.{}.{at}", settings.uid);
-    let probes = settings.subjects.probes(&settings.uid, at);
+    let Begin { at, events, figures, bytes, mut inbox, mail, joining, begins } = begin;
+    // In a takeover there are two processes of one name.
+    let process = format!("{:016x}", super::redis::seed());
+    let of_replies = format!("_INBOX.{}.{at}.{process}", settings.uid);
+    let probes = settings.subjects.probes(&settings.uid, at, &process);
+    let seams = (0..settings.homes).map(|home| {
+        let is_own = home % settings.threads.max(1) == at;
+        Seam::new(joining.is_some() && is_own)
+    });
+    let seams = RefCell::new(seams.collect());
+    let control_seam = RefCell::new(Seam::new(joining.is_some() && at == 0));
     let interests = RefCell::new(Interests::new(settings.takes_all));
     let news = RefCell::new(News::new(settings.homes));
     let shared = Rc::new(Shared {
@@ -581,6 +652,9 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
         output: RefCell::default(),
         subscriptions: Subscriptions::default(),
         news,
+        seams,
+        control_seam,
+        joining,
         requests: RefCell::default(),
         lives: Lives::default(),
         inbox: of_replies,
@@ -619,8 +693,18 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
             }
             // It keeps none.
             Inbound::TakeEntries(_) | Inbound::Answer(..) => {}
-            // A node with NATS is not handed over.
-            Inbound::Hold | Inbound::Fence(_) | Inbound::Resume => {}
+            Inbound::Mark(key) => shared.mark(key),
+            Inbound::Hold => {
+                let key = shared.control_seam.borrow_mut().hold();
+                shared.send_sign(&Sign::new(Kind::Hold, key, shared.settings.homes));
+            }
+            Inbound::Fence(key) => {
+                shared.send_sign(&Sign::new(Kind::Fence, key, shared.settings.homes));
+            }
+            Inbound::Resume => {
+                let (held, is_over) = shared.control_seam.borrow_mut().resume();
+                news::hand_out(&shared, held, is_over);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use async_nats::Message;
 use async_nats::header::NATS_STREAM;
 
+use super::fence::{Sign, Turn, digest};
 use super::history;
 use super::pending::{Group, Pending};
 use super::receive::Source;
@@ -14,6 +15,7 @@ use super::{ControlCommand, ControlEvent, Figures, Shared, payload};
 use crate::cluster::control::Message as ControlMessage;
 use crate::cluster::entries::ENTRIES_REMOVED;
 use crate::cluster::nats::payload::Message as Payload;
+use crate::base::heap::HeapBytes;
 use crate::cluster::nats::streams::{Stored, text};
 use crate::hub::broker::{BrokerEvent, Delivered, FailureCause};
 use crate::hub::history::{Epoch, Position};
@@ -26,6 +28,8 @@ static MALFORMED: LogLimit = LogLimit::new();
 pub(super) struct News {
     homes: Vec<Vec<BrokerEvent>>,
     control: Vec<ControlEvent>,
+    /// Signs of a takeover.
+    signs: Vec<Sign>,
     messages: u64,
     /// The number of the newest probe that is back; 0: none.
     pub(super) probe: u64,
@@ -36,7 +40,8 @@ pub(super) struct News {
 impl News {
     pub(super) fn new(homes: usize) -> Self {
         let homes = vec![Vec::new(); homes];
-        Self { homes, control: Vec::new(), messages: 0, probe: 0, has_ended: false }
+        let (control, signs) = (Vec::new(), Vec::new());
+        Self { homes, control, signs, messages: 0, probe: 0, has_ended: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -56,6 +61,7 @@ pub(super) fn take(shared: &Shared, source: Source, message: Message) {
         Source::Channel(number) => news.take_message(shared, Some(number), &message),
         Source::All => news.take_message(shared, None, &message),
         Source::Control => news.take_control(shared, &message.payload),
+        Source::Fences => news.signs.extend(Sign::read(&message.payload)),
         Source::Replies => news.take_reply(shared, message),
         Source::Probes => {
             let number = std::str::from_utf8(&message.payload).ok().and_then(|of| of.parse().ok());
@@ -109,14 +115,49 @@ impl News {
                 return malformed(shared, &format!("of channel {channel:?}"), &error.to_string());
             }
         };
-        self.push(interest.home, event);
+        let seam = &mut shared.seams.borrow_mut()[usize::from(interest.home)];
+        if seam.is_open() {
+            self.push(interest.home, event);
+        } else {
+            let place = place.map_or(0, |(sequence, _)| sequence);
+            let known = digest(&interest.channel, &message.subject, place, &message.payload);
+            seam.add(known, event);
+        }
     }
 
     /// A node's own messages are dropped: it has carried them out.
     fn take_control(&mut self, shared: &Shared, payload: &[u8]) {
         match ControlCommand::read(payload) {
             Ok(command) if command.uid == shared.settings.uid => {}
-            Ok(ControlCommand { message: ControlMessage::Notification(of), .. })
+            Ok(command) => {
+                let mut seam = shared.control_seam.borrow_mut();
+                // States of nodes hold in both processes.
+                if seam.is_open() || matches!(command.message, ControlMessage::Node(_)) {
+                    self.hear(command);
+                } else {
+                    seam.add(digest("", "", 0, payload), command);
+                }
+            }
+            Err(error) => malformed(shared, "between nodes", &error.to_string()),
+        }
+    }
+
+    /// Sends all on.
+    fn send(&mut self, shared: &Shared) {
+        for (home, events) in self.homes.iter_mut().enumerate() {
+            if !events.is_empty() {
+                shared.events.take(home, std::mem::take(events));
+            }
+        }
+        if !self.control.is_empty() {
+            shared.events.control(std::mem::take(&mut self.control));
+        }
+    }
+
+    /// Another node says something.
+    fn hear(&mut self, command: ControlCommand) {
+        match command {
+            ControlCommand { message: ControlMessage::Notification(of), .. }
                 if of.op == ENTRIES_REMOVED =>
             {
                 tracing::warn!(
@@ -125,8 +166,43 @@ impl News {
                 );
                 self.homes.iter_mut().for_each(|home| home.push(BrokerEvent::EntriesRemoved));
             }
-            Ok(command) => self.control.push(ControlEvent::Message(Box::new(command))),
-            Err(error) => malformed(shared, "between nodes", &error.to_string()),
+            command => self.control.push(between_nodes(command)),
+        }
+    }
+
+    /// Messages of this turn that are this process's, in a takeover.
+    fn divide(&mut self, shared: &Shared) {
+        let signs = std::mem::take(&mut self.signs);
+        let of = |home: usize| -> Vec<Sign> {
+            let signs = signs.iter().filter(|sign| usize::from(sign.home) == home);
+            signs.cloned().collect()
+        };
+        for home in shared.homes() {
+            let size = |event: &BrokerEvent| size_of::<BrokerEvent>() + event.heap_bytes();
+            let seam = &mut shared.seams.borrow_mut()[home];
+            if seam.is_open() {
+                continue;
+            }
+            let mut turn = seam.end_turn(home, &of(home), size);
+            self.homes[home].append(&mut turn.own);
+            if turn.is_over {
+                shared.begin_anew(home, &mut self.homes[home]);
+            }
+            if let Some(key) = follow(shared, turn) {
+                self.homes[home].push(BrokerEvent::Fenced { key });
+            }
+        }
+        let behind = shared.settings.homes;
+        let mut seam = shared.control_seam.borrow_mut();
+        if !seam.is_open() {
+            let mut turn = seam.end_turn(behind, &of(behind), |of| of.message.bytes());
+            std::mem::take(&mut turn.own).into_iter().for_each(|command| self.hear(command));
+            if turn.is_over {
+                self.control.extend([ControlEvent::Interrupted, ControlEvent::Listening]);
+            }
+            if let Some(key) = follow(shared, turn) {
+                self.control.push(ControlEvent::Fenced { key });
+            }
         }
     }
 
@@ -186,8 +262,37 @@ impl News {
     }
 }
 
-/// Answers what the server has carried out, as the newest probe shows, and delivers all that came.
-pub(super) fn deliver(shared: &Shared) {
+/// What follows from a turn beside messages. The key of a fence that has come.
+fn follow<T>(shared: &Shared, turn: Turn<T>) -> Option<u64> {
+    if let Some(joining) = &shared.joining {
+        if turn.is_lost {
+            joining.lose();
+        }
+        turn.passed.map(|key| joining.passes(key));
+    }
+    let (key, signs) = turn.fenced?;
+    signs.iter().for_each(|sign| shared.send_sign(sign));
+    Some(key)
+}
+
+/// News of another node.
+pub(super) fn between_nodes(command: ControlCommand) -> ControlEvent {
+    ControlEvent::Message(Box::new(command))
+}
+
+/// The process goes on: messages between nodes that were held.
+pub(super) fn hand_out(shared: &Shared, held: Vec<ControlCommand>, is_over: bool) {
+    let mut news = shared.news.borrow_mut();
+    held.into_iter().for_each(|command| news.hear(command));
+    if is_over {
+        news.control.extend([ControlEvent::Interrupted, ControlEvent::Listening]);
+    }
+    news.send(shared);
+}
+
+/// Answers what the server has carried out, as the newest probe shows, and delivers all that came. `looks` is called
+/// before, when it is known which channels are subscribed.
+pub(super) fn deliver(shared: &Shared, looks: impl FnOnce()) {
     let mut news = shared.news.borrow_mut();
     let probe = news.probe;
     let refusals = shared.with_output(|output| std::mem::take(&mut output.refusals));
@@ -198,17 +303,12 @@ pub(super) fn deliver(shared: &Shared) {
     }
     refusals.forget(probe);
     shared.with_output(|output| output.refusals = refusals);
+    news.divide(shared);
+    looks();
     let messages = std::mem::take(&mut news.messages);
     shared.handle(messages);
     Figures::add(&shared.figures.messages, messages);
-    for (home, events) in news.homes.iter_mut().enumerate() {
-        if !events.is_empty() {
-            shared.events.take(home, std::mem::take(events));
-        }
-    }
-    if !news.control.is_empty() {
-        shared.events.control(std::mem::take(&mut news.control));
-    }
+    news.send(shared);
 }
 
 /// The place of a republished message in the stream of its channel.

@@ -29,6 +29,8 @@ pub(super) enum Source {
     Replies,
     /// The thread itself.
     Probes,
+    /// The running process of a takeover.
+    Fences,
 }
 
 /// All subscriptions.

@@ -263,13 +263,13 @@ impl Joining {
     }
 
     /// A connection without a fence is lost.
-    pub(super) fn lose(&self) {
+    pub(in crate::node) fn lose(&self) {
         self.state().is_lost = true;
         self.changed.notify_all();
     }
 
     /// A fence has come by a connection. False: it is another attempt's.
-    pub(super) fn passes(&self, key: u64) -> bool {
+    pub(in crate::node) fn passes(&self, key: u64) -> bool {
         let mut state = self.state();
         if state.key != key {
             return false;
@@ -277,6 +277,11 @@ impl Joining {
         state.unfenced = state.unfenced.saturating_sub(1);
         self.changed.notify_all();
         true
+    }
+
+    /// A connection was lost before its fence.
+    pub(in crate::node) fn is_lost(&self) -> bool {
+        self.state().is_lost
     }
 
     /// All fences have come, and nothing is different from now on.

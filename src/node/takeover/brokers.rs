@@ -1,5 +1,5 @@
 //! The brokers of a node in a takeover. The new process listens to all channels before the running node stops; then
-//! a fence divides what the broker delivers to both (`src/node/redis/fence.rs`).
+//! a fence divides what the broker delivers to both (`src/node/redis/fence.rs`, `src/node/nats/fence.rs`).
 //!
 //! ```text
 //!  Channels* AllChannels ->   while the running node serves: what it listens to
@@ -53,9 +53,6 @@ impl Sharing {
 impl Control {
     /// The reason for which the brokers of this node keep it from handing over.
     pub(super) fn brokers_obstacle(&self) -> Option<String> {
-        if let Some(why) = self.brokers.refusal() {
-            return Some(why.to_owned());
-        }
         let why = self.brokers.fault()?;
         Some(format!("{why}, so that another process could not go on from here"))
     }
@@ -92,6 +89,12 @@ impl Control {
             Message::Failed(why) => Err(why),
             other => Err(format!("unexpected message {}", other.name())),
         }
+    }
+
+    /// Has the brokers prepare for the fence, while shards still serve.
+    pub(super) async fn mark(&self, sharing: &Sharing) {
+        let ahead = self.brokers.mark(sharing.key).await;
+        tokio::time::sleep(ahead).await;
     }
 
     /// Has the brokers divide what they deliver, behind all commands of the shards, which have settled. They settle

@@ -223,6 +223,9 @@ impl Control {
         let begun = tokio::time::Instant::now();
         // The second time, each has little to send, and less changes meanwhile.
         for round in 0..2 {
+            if round == 1 {
+                self.mark(&sharing).await;
+            }
             if let Err(why) = self.copy(outgoing, &mut reports, round == 0).await {
                 self.go_on(outgoing).await;
                 return Err(why);

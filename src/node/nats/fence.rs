@@ -1,0 +1,421 @@
+//! The seam between two processes of one node in what NATS delivers to both.
+//!
+//! A server has no order in common for two of its clients: publications of two others may reach them in different
+//! orders. So a fence alone divides nothing. The running node says what it has delivered, and the new process delivers
+//! all else. Both learn from *signs*, which the running node publishes to a subject of its own, what that is about:
+//!
+//! ```text
+//!             running node                        new process
+//!  mark       counts what comes from now on       counts what comes from now on
+//!  hold       (holds what comes already)          keeps what comes from now on
+//!  fence      hands out what it holds; later
+//!             messages are not its own
+//!  delivered  digests of all that it counted      delivers what it kept, less what was counted there and not here
+//! ```
+//! A message that the new process has before the hold reaches the running node before the fence: between these are two
+//! ways to the server and back. One that the new process keeps, and that the running node got long before, was counted
+//! there if it came behind the mark, which is [`MARK_AHEAD`] before the hold. Messages are equal if channel, place in
+//! the stream and bytes are.
+//!
+//! Signs come beside messages, not among them: each subscription has a channel of its own in the crate. So they divide
+//! turns of the thread, and a turn takes all that has come ([`super::receive`]).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use tokio::time::Instant;
+
+use crate::base::limits::BROKER_WAITING_BYTES_MAX;
+
+/// Messages that are counted at most; with more the attempt fails.
+const COUNTED_MAX: usize = 1 << 21;
+
+/// Digests in one message.
+const DIGESTS_AT_ONCE: usize = 4_096;
+
+/// Behind the fence, messages that the running node has delivered come this late at most.
+const LATE: Duration = Duration::from_secs(2);
+
+/// The mark is so long before the hold at least.
+pub(in crate::node) const MARK_AHEAD: Duration = Duration::from_millis(50);
+
+/// What a message is known by in both processes.
+pub(super) type Digest = u64;
+
+/// The digest of a message: of its parts, which can't be confused.
+pub(super) fn digest(channel: &str, subject: &str, place: u64, payload: &[u8]) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for part in [channel.as_bytes(), subject.as_bytes()] {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    context.update(&place.to_be_bytes());
+    context.update(payload);
+    let mut first = [0; 8];
+    first.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    u64::from_be_bytes(first)
+}
+
+/// What a sign says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Mark = 1,
+    Hold = 2,
+    Fence = 3,
+    /// Digests that the running node has delivered.
+    Delivered = 4,
+    /// The last of them.
+    DeliveredAll = 5,
+}
+
+/// A message of the running node to both processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sign {
+    pub(super) kind: Kind,
+    /// Names the attempt.
+    pub(super) key: u64,
+    /// The home that it is about; the one behind the last: messages between nodes.
+    pub(super) home: u16,
+    pub(super) digests: Vec<Digest>,
+}
+
+impl Sign {
+    pub(super) fn new(kind: Kind, key: u64, home: usize) -> Self {
+        Self { kind, key, home: home as u16, digests: Vec::new() }
+    }
+
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut bytes = vec![self.kind as u8];
+        bytes.extend(self.key.to_be_bytes());
+        bytes.extend(self.home.to_be_bytes());
+        self.digests.iter().for_each(|digest| bytes.extend(digest.to_be_bytes()));
+        bytes
+    }
+
+    /// `None` for anything else.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let kind = match kind {
+            1 => Kind::Mark,
+            2 => Kind::Hold,
+            3 => Kind::Fence,
+            4 => Kind::Delivered,
+            5 => Kind::DeliveredAll,
+            _ => return None,
+        };
+        let (key, rest) = rest.split_first_chunk()?;
+        let (home, rest) = rest.split_first_chunk()?;
+        let (digests, rest) = rest.as_chunks();
+        let digests = digests.iter().map(|digest| u64::from_be_bytes(*digest)).collect();
+        let (key, home) = (u64::from_be_bytes(*key), u16::from_be_bytes(*home));
+        rest.is_empty().then_some(Self { kind, key, home, digests })
+    }
+
+    /// Signs that say what was delivered.
+    fn delivered(key: u64, home: usize, counts: Counts) -> Vec<Self> {
+        let digests: Vec<Digest> = counts
+            .into_iter()
+            .flat_map(|(digest, count)| std::iter::repeat_n(digest, count as usize))
+            .collect();
+        let mut signs: Vec<Self> = digests
+            .chunks(DIGESTS_AT_ONCE)
+            .map(|some| Self { digests: some.to_vec(), ..Self::new(Kind::Delivered, key, home) })
+            .collect();
+        signs.push(Self::new(Kind::DeliveredAll, key, home));
+        signs
+    }
+}
+
+type Counts = HashMap<Digest, u32, foldhash::fast::RandomState>;
+
+/// Takes one of these messages from the counts. False: there is none.
+fn take(counts: &mut Counts, digest: Digest) -> bool {
+    let Some(count) = counts.get_mut(&digest) else { return false };
+    *count -= 1;
+    if *count == 0 {
+        counts.remove(&digest);
+    }
+    true
+}
+
+/// Messages with their digests.
+type Items<T> = Vec<(Digest, T)>;
+
+/// Messages that are kept.
+#[derive(Debug)]
+struct Kept<T> {
+    items: Items<T>,
+    bytes: usize,
+    /// There was no room for all of them.
+    is_over: bool,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), bytes: 0, is_over: false }
+    }
+}
+
+impl<T> Kept<T> {
+    fn extend(&mut self, items: Items<T>, size: impl Fn(&T) -> usize) {
+        for item in items {
+            self.bytes += size(&item.1);
+            self.is_over |= self.bytes > BROKER_WAITING_BYTES_MAX;
+            if !self.is_over {
+                self.items.push(item);
+            }
+        }
+    }
+}
+
+/// Which messages of a home are this process's.
+#[derive(Debug)]
+pub(super) struct Seam<T> {
+    side: Side<T>,
+    /// Messages of this turn.
+    turn: Items<T>,
+}
+
+#[derive(Debug)]
+enum Side<T> {
+    /// All of them.
+    All,
+    /// The running node's.
+    Leaving(Leaving<T>),
+    /// The new process's.
+    Joining(Joining<T>),
+    /// All but those that the process before has delivered.
+    Late { owed: Counts, until: Instant },
+}
+
+#[derive(Debug)]
+struct Leaving<T> {
+    /// Names the attempt; 0: it has failed.
+    key: u64,
+    /// What came since the mark.
+    counts: Option<Counts>,
+    counted: usize,
+    is_holding: bool,
+    is_fenced: bool,
+    kept: Kept<T>,
+}
+
+#[derive(Debug)]
+struct Joining<T> {
+    key: u64,
+    /// What came between the mark and the hold.
+    counts: Option<Counts>,
+    /// What came since the hold.
+    kept: Option<Kept<T>>,
+    /// What the running node has delivered.
+    delivered: Counts,
+}
+
+/// What follows from a turn.
+#[derive(Debug)]
+pub(super) struct Turn<T> {
+    /// Messages that are this process's.
+    pub(super) own: Vec<T>,
+    /// Some of them found no room: channels begin anew.
+    pub(super) is_over: bool,
+    /// The fence of this attempt has come, and these signs follow.
+    pub(super) fenced: Option<(u64, Vec<Sign>)>,
+    /// What comes is this process's from now on, in this attempt.
+    pub(super) passed: Option<u64>,
+    /// The attempt can't come to its end.
+    pub(super) is_lost: bool,
+}
+
+impl<T> Default for Turn<T> {
+    fn default() -> Self {
+        Self { own: Vec::new(), is_over: false, fenced: None, passed: None, is_lost: false }
+    }
+}
+
+impl<T> Seam<T> {
+    /// `joins`: the process takes over from another one.
+    pub(super) fn new(joins: bool) -> Self {
+        let joining = Joining { key: 0, counts: None, kept: None, delivered: Counts::default() };
+        let side = if joins { Side::Joining(joining) } else { Side::All };
+        Self { side, turn: Vec::new() }
+    }
+
+    /// All messages are this process's, and no digests are needed.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.side, Side::All)
+    }
+
+    /// A message has come.
+    pub(super) fn add(&mut self, digest: Digest, item: T) {
+        self.turn.push((digest, item));
+    }
+
+    /// Another process is to take over.
+    pub(super) fn mark(&mut self, key: u64) {
+        self.side = Side::Leaving(Leaving {
+            key,
+            counts: None,
+            counted: 0,
+            is_holding: false,
+            is_fenced: false,
+            kept: Kept::default(),
+        });
+    }
+
+    /// From now on messages are held. The key of the attempt.
+    pub(super) fn hold(&mut self) -> u64 {
+        if !matches!(self.side, Side::Leaving(_)) {
+            self.mark(0);
+        }
+        let Side::Leaving(leaving) = &mut self.side else { return 0 };
+        leaving.is_holding = true;
+        leaving.key
+    }
+
+    /// The process goes on: what was held, and whether some of it is missing.
+    pub(super) fn resume(&mut self) -> (Vec<T>, bool) {
+        match std::mem::replace(&mut self.side, Side::All) {
+            Side::Leaving(leaving) => (items(leaving.kept.items), leaving.kept.is_over),
+            other => {
+                self.side = other;
+                (Vec::new(), false)
+            }
+        }
+    }
+
+    /// The connection has ended: what was held, and whether a new process can't go on.
+    pub(super) fn cut(&mut self) -> (Vec<T>, bool) {
+        self.turn.clear();
+        match &mut self.side {
+            Side::Leaving(leaving) if !leaving.is_fenced => {
+                leaving.key = 0;
+                (items(std::mem::take(&mut leaving.kept).items), false)
+            }
+            Side::All | Side::Late { .. } | Side::Leaving(_) => (Vec::new(), false),
+            Side::Joining(_) => (Vec::new(), true),
+        }
+    }
+
+    /// All that has come in this turn is here, signs too.
+    pub(super) fn end_turn(
+        &mut self,
+        home: usize,
+        signs: &[Sign],
+        size: impl Fn(&T) -> usize,
+    ) -> Turn<T> {
+        let came = std::mem::take(&mut self.turn);
+        match &mut self.side {
+            Side::All => Turn { own: items(came), ..Turn::default() },
+            Side::Leaving(leaving) => leaving.end_turn(home, came, signs, size),
+            Side::Joining(joining) => {
+                let (turn, owed) = joining.end_turn(came, signs, size);
+                if let Some(owed) = owed {
+                    self.side = Side::Late { owed, until: Instant::now() + LATE };
+                }
+                turn
+            }
+            Side::Late { owed, until } => {
+                let own = came.into_iter().filter(|(digest, _)| !take(owed, *digest)).collect();
+                if Instant::now() > *until {
+                    self.side = Side::All;
+                }
+                Turn { own: items(own), ..Turn::default() }
+            }
+        }
+    }
+}
+
+fn items<T>(all: Items<T>) -> Vec<T> {
+    all.into_iter().map(|(_, item)| item).collect()
+}
+
+impl<T> Leaving<T> {
+    fn end_turn(
+        &mut self,
+        home: usize,
+        came: Items<T>,
+        signs: &[Sign],
+        size: impl Fn(&T) -> usize,
+    ) -> Turn<T> {
+        let has = |kind| signs.iter().any(|sign| (sign.kind, sign.key) == (kind, self.key));
+        let (is_marked, is_fence) = (has(Kind::Mark), has(Kind::Fence) && !self.is_fenced);
+        if is_marked {
+            self.counts = Some(Counts::default());
+        }
+        if let Some(counts) = self.counts.as_mut().filter(|_| !self.is_fenced) {
+            self.counted += came.len();
+            came.iter().for_each(|(digest, _)| *counts.entry(*digest).or_default() += 1);
+        }
+        let mut turn = Turn::default();
+        if self.is_holding {
+            self.kept.extend(came, size);
+        } else {
+            turn.own = items(came);
+        }
+        if is_fence && let Some(counts) = self.counts.take().filter(|_| self.counted < COUNTED_MAX)
+        {
+            let kept = std::mem::take(&mut self.kept);
+            turn.is_over = kept.is_over;
+            turn.own.extend(items(kept.items));
+            self.is_fenced = true;
+            turn.fenced = Some((self.key, Sign::delivered(self.key, home, counts)));
+        }
+        turn
+    }
+}
+
+impl<T> Joining<T> {
+    /// What follows, and behind the last sign the messages that are still to come twice.
+    fn end_turn(
+        &mut self,
+        came: Items<T>,
+        signs: &[Sign],
+        size: impl Fn(&T) -> usize,
+    ) -> (Turn<T>, Option<Counts>) {
+        let (mut turn, mut is_new, mut is_over) = (Turn::default(), false, false);
+        for Sign { kind, key, digests, .. } in signs {
+            match kind {
+                Kind::Mark => {
+                    let (counts, delivered) = (Some(Counts::default()), Counts::default());
+                    *self = Self { key: *key, counts, kept: None, delivered };
+                    is_new = true;
+                }
+                _ if *key != self.key => {}
+                Kind::Hold => {
+                    // A turn with the mark has messages that came before it.
+                    turn.is_lost |= is_new || self.counts.is_none();
+                    self.kept = Some(Kept::default());
+                }
+                Kind::Fence => {}
+                Kind::Delivered => {
+                    digests.iter().for_each(|of| *self.delivered.entry(*of).or_default() += 1);
+                }
+                Kind::DeliveredAll => is_over = true,
+            }
+        }
+        match (&mut self.kept, &mut self.counts) {
+            (Some(kept), _) => kept.extend(came, size),
+            (None, Some(counts)) if !is_new => {
+                came.iter().for_each(|(digest, _)| *counts.entry(*digest).or_default() += 1);
+            }
+            _ => {}
+        }
+        if !is_over || turn.is_lost {
+            return (turn, None);
+        }
+        let (Some(kept), Some(counts)) = (self.kept.take(), self.counts.take()) else {
+            turn.is_lost = true;
+            return (turn, None);
+        };
+        let mut owed = std::mem::take(&mut self.delivered);
+        for (digest, count) in counts {
+            (0..count).for_each(|_| _ = take(&mut owed, digest));
+        }
+        turn.is_over = kept.is_over;
+        let own = kept.items.into_iter().filter(|(digest, _)| !take(&mut owed, *digest));
+        turn.own = items(own.collect());
+        turn.passed = Some(self.key);
+        (turn, Some(owed))
+    }
+}
