@@ -103,7 +103,7 @@ fn the_same_with_several_broker_threads() {
 
 #[test]
 fn the_same_with_one_subscription_of_all_channels() {
-    replaces_under_load(&["--roost.nats_interest", "all"], "nats-all");
+    replaces_under_load(&["--nats-interest", "all"], "nats-all");
 }
 
 #[test]

@@ -419,3 +419,192 @@ impl<T> Joining<T> {
         (turn, Some(owed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::base::rng::Rng;
+
+    const KEY: u64 = 7;
+
+    fn sign(kind: Kind) -> Sign {
+        Sign::new(kind, KEY, 0)
+    }
+
+    #[test]
+    fn signs_are_read_as_they_are_written() {
+        let digests = vec![1, u64::MAX];
+        for kind in [Kind::Mark, Kind::Hold, Kind::Fence, Kind::Delivered, Kind::DeliveredAll] {
+            let sign = Sign { digests: digests.clone(), ..Sign::new(kind, KEY, 300) };
+            assert_eq!(Sign::read(&sign.write()), Some(sign.clone()));
+            assert_eq!(Sign::read(&sign.write()[..20]), None, "half a digest");
+        }
+        for other in [&b""[..], b"\x01", b"\x06aaaaaaaahh", b"\x00aaaaaaaahh"] {
+            assert_eq!(Sign::read(other), None, "{other:?}");
+        }
+        let counts: Counts = (0..2 * DIGESTS_AT_ONCE as u64).map(|digest| (digest, 2)).collect();
+        let signs = Sign::delivered(KEY, 1, counts);
+        let kinds: Vec<_> = signs.iter().map(|sign| sign.kind).collect();
+        assert_eq!(kinds[..4], [Kind::Delivered; 4]);
+        assert_eq!((kinds.len(), kinds[4]), (5, Kind::DeliveredAll));
+    }
+
+    #[test]
+    fn digests_are_those_of_all_parts() {
+        let all = [
+            digest("a", "b", 0, b"c"),
+            digest("ab", "", 0, b"c"),
+            digest("", "ab", 0, b"c"),
+            digest("a", "b", 1, b"c"),
+            digest("a", "b", 0, b"d"),
+        ];
+        let different: std::collections::HashSet<_> = all.into_iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(digest("a", "b", 0, b"c"), 0x7023_05fe_1a39_16c3, "of all versions");
+    }
+
+    /// What comes to one process, in the order in which it comes.
+    #[derive(Clone, Copy, Debug)]
+    enum Came {
+        Message(u64),
+        Sign(Kind),
+    }
+
+    /// One process, with what is on its way to it.
+    struct Process {
+        seam: Seam<u64>,
+        coming: VecDeque<Came>,
+        own: Vec<u64>,
+    }
+
+    impl Process {
+        fn new(joins: bool) -> Self {
+            Self { seam: Seam::new(joins), coming: VecDeque::new(), own: Vec::new() }
+        }
+
+        /// Takes up to so much in one turn.
+        fn turn(&mut self, count: usize, said: &mut VecDeque<Sign>) -> Turn<u64> {
+            let mut signs = Vec::new();
+            for _ in 0..count {
+                match self.coming.pop_front() {
+                    Some(Came::Message(number)) => self.seam.add(number, number),
+                    Some(Came::Sign(Kind::DeliveredAll)) => signs.extend(said.drain(..)),
+                    Some(Came::Sign(kind)) => signs.push(sign(kind)),
+                    None => break,
+                }
+            }
+            let mut turn = self.seam.end_turn(0, &signs, |_| 1);
+            self.own.append(&mut turn.own);
+            turn
+        }
+    }
+
+    /// Puts a message on the way to one process before or behind what came last: a server has no common order.
+    fn put(rng: &mut Rng, process: &mut Process, number: u64) {
+        let back = usize::from(rng.below(3) == 0 && !process.coming.is_empty());
+        let is_message = matches!(process.coming.back(), Some(Came::Message(_)));
+        let at = process.coming.len() - if is_message { 0 } else { back };
+        process.coming.insert(at, Came::Message(number));
+    }
+
+    /// All turns of one attempt. `goes_on`: the running node does, without the other one.
+    fn attempt(seed: u64, goes_on: bool) -> (Process, Process, u64) {
+        let rng = &mut Rng::new(seed);
+        let (mut old, mut new) = (Process::new(false), Process::new(true));
+        let (mut said, mut number) = (VecDeque::new(), 0);
+        for stage in [Kind::Mark, Kind::Hold, Kind::Fence] {
+            match stage {
+                Kind::Mark => old.seam.mark(KEY),
+                Kind::Hold => assert_eq!(old.seam.hold(), KEY),
+                _ => {}
+            }
+            old.coming.push_back(Came::Sign(stage));
+            new.coming.push_back(Came::Sign(stage));
+            let mut fenced = None;
+            for _ in 0..rng.below(8) + 1 {
+                number += 1;
+                put(rng, &mut old, number);
+                put(rng, &mut new, number);
+            }
+            // Both have the sign before the next one is sent.
+            while !old.coming.is_empty() {
+                fenced = old.turn(rng.below(4) as usize + 1, &mut said).fenced.or(fenced);
+            }
+            if stage == Kind::Fence {
+                let (key, signs) = fenced.expect("its fence came");
+                assert_eq!(key, KEY);
+                said.extend(signs);
+                new.coming.push_back(Came::Sign(Kind::DeliveredAll));
+            }
+            let mut passed = None;
+            while !new.coming.is_empty() {
+                let turn = new.turn(rng.below(4) as usize + 1, &mut said);
+                assert!(!turn.is_lost, "seed {seed}");
+                passed = turn.passed.or(passed);
+            }
+            assert_eq!(passed, (stage == Kind::Fence).then_some(KEY));
+        }
+        if goes_on {
+            let (held, is_over) = old.seam.resume();
+            assert!(!is_over && old.seam.is_open());
+            old.own.extend(held);
+        }
+        (old, new, number)
+    }
+
+    #[test]
+    fn each_message_is_delivered_once_in_whatever_order_it_comes() {
+        for seed in 0..2_000 {
+            let (old, new, count) = attempt(seed, false);
+            let mut all = [old.own.clone(), new.own.clone()].concat();
+            all.sort_unstable();
+            assert_eq!(all, (1..=count).collect::<Vec<_>>(), "seed {seed}: {:?}", new.own);
+            let (old, _, count) = attempt(seed, true);
+            let mut all = old.own;
+            all.sort_unstable();
+            assert_eq!(all, (1..=count).collect::<Vec<_>>(), "seed {seed}, alone");
+        }
+    }
+
+    #[test]
+    fn an_attempt_without_its_mark_comes_to_no_end() {
+        let mut old = Seam::new(false);
+        assert_eq!(old.hold(), 0);
+        old.add(1, 1);
+        let turn = old.end_turn(0, &[sign(Kind::Fence)], |_| 1);
+        assert!(turn.fenced.is_none() && turn.own.is_empty());
+        assert_eq!(old.resume(), (vec![1], false));
+        let mut new: Seam<u8> = Seam::new(true);
+        let turn = new.end_turn(0, &[sign(Kind::Mark), sign(Kind::Hold)], |_| 1);
+        assert!(turn.is_lost, "nothing was counted between them");
+        let mut new: Seam<u8> = Seam::new(true);
+        assert!(new.end_turn(0, &[sign(Kind::DeliveredAll)], |_| 1).passed.is_none());
+        assert!(new.cut().1, "its connection is lost");
+    }
+
+    #[test]
+    fn a_connection_that_ends_hands_out_what_was_held() {
+        let mut old = Seam::new(false);
+        old.mark(KEY);
+        old.end_turn(0, &[sign(Kind::Mark)], |_| 1);
+        old.hold();
+        old.add(1, 1);
+        assert!(old.end_turn(0, &[], |_| 1).own.is_empty());
+        assert_eq!(old.cut(), (vec![1], false));
+        assert!(old.end_turn(0, &[sign(Kind::Fence)], |_| 1).fenced.is_none());
+    }
+
+    #[test]
+    fn without_room_channels_begin_anew() {
+        let mut old = Seam::new(false);
+        old.mark(KEY);
+        old.end_turn(0, &[sign(Kind::Mark)], |_| 1);
+        old.hold();
+        old.add(1, 1);
+        old.end_turn(0, &[], |_| BROKER_WAITING_BYTES_MAX + 1);
+        let turn = old.end_turn(0, &[sign(Kind::Fence)], |_| 1);
+        assert!(turn.is_over && turn.fenced.is_some());
+    }
+}
