@@ -468,12 +468,13 @@ impl Brokers {
         self.joinings.iter().any(|joining| joining.is_lost())
     }
 
-    /// Has brokers count what they deliver. They get so much time for it.
-    pub(super) async fn mark(&self, key: u64) -> Duration {
-        for broker in self.all() {
-            broker.mark(key).await;
-        }
-        if self.counts { nats::MARK_AHEAD } else { Duration::ZERO }
+    /// Where a fence alone divides nothing: has brokers count what they deliver, and keep it in the other process.
+    pub(super) async fn mark(&self, key: u64) {
+        let Some(channels) = self.channels.as_ref().filter(|_| self.counts) else { return };
+        channels.mark(key).await;
+        tokio::time::sleep(nats::SIGNS_APART).await;
+        channels.keep(key).await;
+        tokio::time::sleep(nats::SIGNS_APART).await;
     }
 
     /// Commands that wait or are under way, in bytes.

@@ -443,9 +443,18 @@ impl Broker {
 
     /// Another process is to take this node's place in the end: threads that need it begin to count what they deliver.
     pub async fn mark(&self, key: u64) {
+        self.send_to_all(|| Inbound::Mark(key)).await;
+    }
+
+    /// The other process is to keep what comes.
+    pub async fn keep(&self, key: u64) {
+        self.send_to_all(|| Inbound::Keep(key)).await;
+    }
+
+    async fn send_to_all(&self, inbound: impl Fn() -> Inbound) {
         for thread in &self.threads {
             // A thread that is gone ends the process: it panicked.
-            let _ = thread.inbox.send(Inbound::Mark(key)).await;
+            let _ = thread.inbox.send(inbound()).await;
         }
     }
 
@@ -463,7 +472,7 @@ impl Broker {
 
     /// The process goes on: what was held is handled.
     pub async fn resume_control(&self) {
-        let _ = self.threads[0].inbox.send(Inbound::Resume).await;
+        self.send_to_all(|| Inbound::Resume).await;
     }
 
     /// Sends a message to other nodes; [`ControlEvent::Sent`] says what became of it. False when there is no
@@ -508,6 +517,8 @@ pub enum Inbound {
     NotifyRemoved(String),
     /// Another process is to take over soon: to all threads.
     Mark(u64),
+    /// The other process is to keep what comes: to all threads.
+    Keep(u64),
     /// Messages are held.
     Hold,
     /// Those behind this are another process's.

@@ -22,6 +22,8 @@ mod limits;
 mod liveness;
 mod log;
 mod nats;
+mod nats_access;
+mod nats_cluster;
 mod nats_history;
 mod nodes;
 mod operations;

@@ -84,13 +84,22 @@ impl NatsServer {
 
     /// A client that speaks the protocol line by line.
     pub(crate) fn client(&self) -> Lines {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(BOUND)).unwrap();
-        let mut lines = Lines(BufReader::new(stream));
-        assert!(lines.line().starts_with("INFO"));
-        lines.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n");
+        let mut lines = self.try_client().expect("it greets");
+        lines.0.get_ref().set_read_timeout(Some(BOUND)).unwrap();
         lines.flush();
         lines
+    }
+
+    /// The same, if the server is there.
+    pub(crate) fn try_client(&self) -> Option<Lines> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut lines = Lines(BufReader::new(stream));
+        let mut greeting = String::new();
+        lines.0.read_line(&mut greeting).ok().filter(|count| *count > 0)?;
+        assert!(greeting.starts_with("INFO"), "{greeting}");
+        lines.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n");
+        Some(lines)
     }
 }
 
@@ -134,6 +143,25 @@ impl Lines {
     pub(crate) fn subscribe(&mut self, subject: &str) {
         self.send(format!("SUB {subject} 1\r\n").as_bytes());
         self.flush();
+    }
+
+    /// The same, if one comes.
+    pub(crate) fn try_request(&mut self, subject: &str) -> Option<Vec<u8>> {
+        self.0.get_ref().set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        self.send(format!("SUB _INBOX.test 1\r\nPUB {subject} _INBOX.test 0\r\n\r\n").as_bytes());
+        let mut line = String::new();
+        loop {
+            line.clear();
+            self.0.read_line(&mut line).ok().filter(|count| *count > 0)?;
+            let size = line.strip_prefix("MSG ").and_then(|of| of.trim_end().rsplit(' ').next());
+            if let Some(size) = size.and_then(|size| size.parse::<usize>().ok()) {
+                let mut payload = vec![0; size];
+                return self.0.read_exact(&mut payload).ok().map(|()| payload);
+            }
+            if line.starts_with("HMSG") {
+                return None;
+            }
+        }
     }
 
     /// The reply to a request.
@@ -460,6 +488,46 @@ fn refused_subjects_are_errors_however_many_there_are() {
     subscribe(&mut client, 5_000, json!({"channel": "yes"}));
     node.call("publish", json!({"channel": "yes", "data": 1}));
     assert_eq!(data(&mut client, "yes", 1), [1]);
+}
+
+/// The server's error names no subscription: those that are made deliver, and all others are errors.
+#[test]
+fn more_subscriptions_than_the_server_takes_are_errors() {
+    let file = std::env::temp_dir().join(format!("roost-it-nats-subs-{}", std::process::id()));
+    std::fs::write(&file, "max_subs: 30").unwrap();
+    let server = NatsServer::start(&["-c", &file.display().to_string()]);
+    std::fs::remove_file(&file).unwrap();
+    let Some(server) = server else { return };
+    let node = node(&server);
+    let mut client = node.connected();
+    let many = 60;
+    for n in 0..many {
+        let request = json!({"id": n + 2, "subscribe": {"channel": format!("c{n}")}});
+        client.send(&request.to_string());
+    }
+    let mut made = Vec::new();
+    for _ in 0..many {
+        let reply: Value = serde_json::from_str(&client.line()).unwrap();
+        match reply["error"]["code"].as_u64() {
+            None => made.push(reply["id"].as_u64().unwrap() - 2),
+            Some(code) => assert_eq!(code, 100, "{reply}"),
+        }
+    }
+    assert!((15..30).contains(&made.len()), "{made:?}");
+    for n in &made {
+        node.call("publish", json!({"channel": format!("c{n}"), "data": n}));
+        assert_eq!(data(&mut client, &format!("c{n}"), 1), [*n]);
+    }
+    // One that is left makes room for another one.
+    assert!(
+        client.ask("unsubscribe", json!({"channel": format!("c{}", made[0])}))["error"].is_null()
+    );
+    let since = Instant::now();
+    while client.ask("subscribe", json!({"channel": "other"}))["subscribe"].is_null() {
+        assert!(since.elapsed() < BOUND, "no room");
+    }
+    node.call("publish", json!({"channel": "other", "data": 1}));
+    assert_eq!(data(&mut client, "other", 1), [1]);
 }
 
 #[test]

@@ -44,8 +44,8 @@ history_size = 10
 history_ttl = "1s"
 "#;
 
-/// A server with JetStream.
-pub(crate) fn server() -> Option<NatsServer> {
+/// The version that histories need is there.
+pub(crate) fn newest() -> Option<()> {
     let program = std::env::var("ROOST_NATS_SERVER").unwrap_or_else(|_| "nats-server".to_owned());
     let version = Command::new(&program).arg("--version").output().ok()?.stdout;
     let version = String::from_utf8_lossy(&version).into_owned();
@@ -55,6 +55,12 @@ pub(crate) fn server() -> Option<NatsServer> {
         eprintln!("skipped: no nats-server of 2.11");
         return None;
     }
+    Some(())
+}
+
+/// A server with JetStream.
+pub(crate) fn server() -> Option<NatsServer> {
+    newest()?;
     NatsServer::start(&["-js"])
 }
 
@@ -267,6 +273,41 @@ fn a_server_that_is_restarted_loses_nothing_that_was_taken() {
             last = next;
         }
     }
+}
+
+/// The server ends the connection of a node that does not read: what it has missed is read from the history, and the
+/// log says that the connection has ended.
+#[test]
+fn a_node_that_stood_still_reads_what_the_server_has_dropped() {
+    if newest().is_none() {
+        return;
+    }
+    let file = std::env::temp_dir().join(format!("roost-it-nats-slow-{}", std::process::id()));
+    std::fs::write(&file, "max_pending: 1000000\nmax_payload: 1000000").unwrap();
+    let server = NatsServer::start(&["-js", "-c", &file.display().to_string()]);
+    std::fs::remove_file(&file).unwrap();
+    let Some(server) = server else { return };
+    let (a, b) = (node_of(&server, "memory"), node_of(&server, "memory"));
+    let mut client = a.connected();
+    for (id, channel) in [(2, "stream:x"), (3, "plain")] {
+        subscribe(&mut client, id, json!({"channel": channel}));
+    }
+    a.signal(Signal::STOP);
+    let mut foreign = server.client();
+    // More than sockets have room for.
+    for _ in 0..40 {
+        foreign.publish("centrifugo.client.plain", &[0xff; 900_000]);
+    }
+    for n in 0..5 {
+        publish(&b, "stream:x", n);
+    }
+    a.signal(Signal::CONT);
+    assert_eq!(data(&mut client, "stream:x", 5), [0, 1, 2, 3, 4]);
+    a.until_logged(&["nats: server"]);
+    let connects = a.figures()["redis_pubsub_connects"];
+    assert!(connects >= 2, "{connects}");
+    publish(&b, "stream:x", 5);
+    assert_eq!(data(&mut client, "stream:x", 1), [5]);
 }
 
 #[test]

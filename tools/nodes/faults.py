@@ -111,6 +111,8 @@ FAULTS = {
     "nats_killed": Fault(nats.kill, redis="nats"),
     "nats_emptied": Fault(nats.empty, redis="nats", loses_history=True),
     "nats_frozen": Fault(nats.freeze, redis="nats"),
+    "nats_leader_killed": Fault(nats.kill_leader, redis="nats-cluster"),
+    "nats_leader_frozen": Fault(nats.freeze_leader, redis="nats-cluster"),
     "node_killed": Fault(kill_node, moves_clients=True),
     "node_drained": Fault(drain_node, moves_clients=True),
 }

@@ -41,16 +41,23 @@ accounts {{
 system_account: SYS
 """
 
+# Beside that for each server of a cluster.
+CLUSTER = """
+server_name: "s{number}"
+cluster {{ name: roost, listen: "{host}:{route}", routes: [{routes}] }}
+"""
+
 
 class NatsServer:
     """One server of NATS with JetStream."""
 
-    def __init__(self, directory, host):
+    def __init__(self, directory, host, more=""):
         directory.mkdir()
         self.host, self.port, self.monitor = host, free_port(host), free_port()
         self.directory = directory
         config = directory / "nats.conf"
-        config.write_text(CONFIG.format(host=host, port=self.port, monitor=self.monitor, folder=directory / "js"))
+        text = CONFIG.format(host=host, port=self.port, monitor=self.monitor, folder=directory / "js")
+        config.write_text(text + more)
         self.process = Process([program(), "-c", config], directory / "log")
         self.wait()
 
@@ -128,12 +135,33 @@ class NatsStore:
     def __init__(self, directory, host, storage):
         self.storage = storage
         (directory / "nats").mkdir()
-        self.servers = [NatsServer(directory / "nats" / "0", host)]
+        self.is_cluster = storage == "cluster"
+        routes = [free_port(host) for _ in range(3)] if self.is_cluster else [None]
+        names = ", ".join(f'"nats://{host}:{route}"' for route in routes)
+        more = [CLUSTER.format(number=number, host=host, route=route, routes=names) if route else ""
+                for number, route in enumerate(routes)]
+        self.servers = [NatsServer(directory / "nats" / str(number), host, text) for number, text in enumerate(more)]
 
     def options(self):
         """Options of broker.nats."""
-        url = f"nats://app:app@{self.servers[0].address}"
-        return {"url": url, "jetstream": {"enabled": True, "storage": self.storage}}
+        url = ",".join(f"nats://app:app@{server.address}" for server in self.servers)
+        jetstream = {"enabled": True, "storage": "file" if self.is_cluster else self.storage}
+        if self.is_cluster:
+            jetstream["replicas"] = 3
+        return {"url": url, "jetstream": jetstream}
+
+    def leader(self):
+        """The server that leads the stream with the channels of the load."""
+        for server in self.servers:
+            with contextlib.suppress(subprocess.SubprocessError, ValueError, KeyError):
+                url = f"http://127.0.0.1:{server.monitor}/jsz?accounts=true&streams=true"
+                found = subprocess.run(["curl", "-s", "-m", "2", url], capture_output=True, check=True, timeout=10)
+                streams = [stream for account in json.loads(found.stdout)["account_details"]
+                           for stream in account["stream_detail"] if stream["name"].endswith("-kept")]
+                for leader in (stream["cluster"].get("leader") for stream in streams):
+                    if leader:
+                        return self.servers[int(leader.removeprefix("s"))]
+        return None
 
     def node_options(self):
         """Options of each node."""
@@ -309,6 +337,28 @@ def empty(system):
     server.process.kill()
     time.sleep(2)
     server.restart(empty=True)
+
+
+def kill_leader(system):
+    """The leader of a stream with three replicas is killed, and starts again 4 s later."""
+    leader = until_led(system)
+    leader.process.kill()
+    time.sleep(4)
+    leader.restart()
+
+
+def freeze_leader(system):
+    """The leader of a stream with three replicas stands still for 8 s."""
+    leader = until_led(system)
+    leader.process.signal(signal.SIGSTOP)
+    time.sleep(8)
+    leader.process.signal(signal.SIGCONT)
+
+
+def until_led(system):
+    """The leader, once there is one."""
+    until(lambda: system.store.leader() is not None, "a leader", 30)
+    return system.store.leader()
 
 
 def freeze(system):

@@ -29,10 +29,28 @@ export const TRANSPORT = process.env.TRANSPORT ?? 'websocket';
 export const OVER_WEBSOCKET = TRANSPORT === 'websocket' || TRANSPORT === 'compressed';
 
 /**
- * How many nodes a roost under test has: one, or two on one Redis and behind nginx. tools/sdk/run starts that
- * Redis.
+ * How many nodes a roost under test has: one, or two on one Redis or NATS and behind nginx. tools/sdk/run starts
+ * that server.
  */
 export const NODES = Number(process.env.SDK_NODES ?? 1);
+
+/** What keeps channels: memory, a kind of Redis, or nats. */
+export const BROKER =
+  NODES > 1 ? JSON.parse(readFileSync(process.env.ROOST_CLUSTER, 'utf8')).redis.kind : 'memory';
+
+/** Variables for NATS, with histories on JetStream and presence by nodes. */
+function natsVariables({ url, jetstream }, prefix) {
+  return {
+    ROOST_BROKER_ENABLED: 'true',
+    ROOST_BROKER_TYPE: 'nats',
+    ROOST_BROKER_NATS_URL: url,
+    ROOST_BROKER_NATS_PREFIX: prefix,
+    ROOST_BROKER_NATS_JETSTREAM_ENABLED: 'true',
+    ROOST_BROKER_NATS_JETSTREAM_STORAGE: jetstream.storage,
+    ROOST_PRESENCE_MANAGER_ENABLED: 'true',
+    ROOST_PRESENCE_MANAGER_TYPE: 'nodes',
+  };
+}
 
 /** For tests of what a node does by itself. */
 export const ONE_NODE = { skip: NODES > 1 && 'about a node on its own' };
@@ -430,7 +448,7 @@ export class Roost {
       writeFileSync(this.file, CONFIG + config);
       this.flags = ['-c', this.file, ...flags];
     }
-    if (NODES > 1) this.env = { ...this.#redis(), ...env };
+    if (NODES > 1) this.env = { ...this.#broker(), ...env };
     this.clients = [];
     this.sockets = [];
     for (let tries = 1; ; tries += 1) {
@@ -456,10 +474,11 @@ export class Roost {
     }
   }
 
-  /** Variables for the Redis of these tests, with keys that no other roost has. */
-  #redis() {
+  /** Variables for the Redis or NATS of these tests, with names that no other roost has. */
+  #broker() {
     const { redis } = JSON.parse(readFileSync(process.env.ROOST_CLUSTER, 'utf8'));
     const prefix = `sdk-${process.pid}-${(roosts += 1)}`;
+    if (redis.kind === 'nats') return natsVariables(redis.options, prefix);
     const options = Object.entries({ ...redis.options, ...redis.user, prefix });
     const variables = options.map(([name, value]) => [`ROOST_ENGINE_REDIS_${name.toUpperCase()}`, String(value)]);
     return { ROOST_ENGINE_TYPE: 'redis', ...Object.fromEntries(variables) };

@@ -23,8 +23,8 @@ PROGRAM = os.path.abspath(os.environ.get("PROGRAM", str(ROOT / "target/release/r
 SECRET = "a secret of the tests, 32 bytes+"
 # Every wait is bounded: what has not come by then is a failure.
 WAIT_SECONDS_MAX = 15
-# How many nodes a roost under test has: one, or two on one Redis and behind nginx. tools/sdk/run starts that
-# Redis.
+# How many nodes a roost under test has: one, or two on one Redis or NATS and behind nginx. tools/sdk/run starts
+# that server.
 NODES = int(os.environ.get("SDK_NODES", "1"))
 
 # A new process takes over all connections of a node again and again, so many milliseconds after the one before: clients
@@ -164,17 +164,29 @@ class Roost:
         self.nodes = []
         self.takeovers = None
         self.flags = list(flags)
-        self.env = clean_environment({**(self._redis() if NODES > 1 else {}), **(env or {})})
+        self.env = clean_environment({**(self._broker() if NODES > 1 else {}), **(env or {})})
         self.file = self.balancer = None
         if config is not None:
             self.file = pathlib.Path(self.folder.name) / "roost.toml"
             self.file.write_text(CONFIG + config)
             self.flags += ["-c", str(self.file)]
 
-    def _redis(self):
-        """Variables for the Redis of these tests, with keys that no other roost has."""
-        options = json.loads(pathlib.Path(os.environ["ROOST_CLUSTER"]).read_text())["redis"]["options"]
+    def _broker(self):
+        """Variables for the Redis or NATS of these tests, with names that no other roost has."""
+        store = json.loads(pathlib.Path(os.environ["ROOST_CLUSTER"]).read_text())["redis"]
+        options = store["options"]
         options["prefix"] = f"sdk-{os.getpid()}-{next(roosts)}"
+        if store["kind"] == "nats":
+            return {
+                "ROOST_BROKER_ENABLED": "true",
+                "ROOST_BROKER_TYPE": "nats",
+                "ROOST_BROKER_NATS_URL": options["url"],
+                "ROOST_BROKER_NATS_PREFIX": options["prefix"],
+                "ROOST_BROKER_NATS_JETSTREAM_ENABLED": "true",
+                "ROOST_BROKER_NATS_JETSTREAM_STORAGE": options["jetstream"]["storage"],
+                "ROOST_PRESENCE_MANAGER_ENABLED": "true",
+                "ROOST_PRESENCE_MANAGER_TYPE": "nodes",
+            }
         variables = {"ROOST_ENGINE_TYPE": "redis"}
         for name, value in options.items():
             text = " ".join(value) if isinstance(value, list) else value

@@ -91,10 +91,10 @@ for (const signal of ['SIGTERM', 'SIGKILL']) {
 test('what was published before SIGTERM still goes out', async () => {
   await withRoost({}, async (roost) => {
     const socket = await roost.session('ann');
-    socket.send('{"id":2,"subscribe":{"channel":"last words"}}');
+    socket.send('{"id":2,"subscribe":{"channel":"last-words"}}');
     await socket.frames.take(2);
     const commands = Array.from({ length: 50 }, (_, number) =>
-      JSON.stringify({ id: number + 3, publish: { channel: 'last words', data: number } }),
+      JSON.stringify({ id: number + 3, publish: { channel: 'last-words', data: number } }),
     );
     socket.send(commands.join('\n'));
     const count = () => socket.frames.items.join('\n').split('\n').filter((line) => line.includes('"pub"'));

@@ -382,7 +382,7 @@ testEach('a server that was started anew recovers what is not in its own memory'
     await Promise.all(lost);
     await node.up();
     const after = await again;
-    // Of two nodes Redis has the history, and goes on.
+    // Of two nodes the broker has the history, and goes on.
     assert.deepEqual([after.wasRecovering, after.recovered], [true, NODES > 1]);
     assert.equal(after.streamPosition.offset, NODES > 1 ? 2 : 0);
     const isSame = after.streamPosition.epoch === context.streamPosition.epoch;

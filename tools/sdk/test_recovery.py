@@ -167,7 +167,7 @@ class NewStart(Case):
         await client_events.next("connecting")
         await self.roost.up()
         after = await events.next("subscribed", 60)
-        # Of two nodes Redis has the history, and goes on.
+        # Of two nodes the broker has the history, and goes on.
         self.assertEqual((after.was_recovering, after.recovered), (True, NODES > 1))
         is_same = after.stream_position.epoch == before.stream_position.epoch
         self.assertEqual(is_same, NODES > 1)

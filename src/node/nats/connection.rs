@@ -21,6 +21,10 @@ use crate::node::log_limit::LogLimit;
 /// Channels that are subscribed at once: the server may refuse all of them, and the crate keeps as many errors.
 const SUBSCRIBED_AT_ONCE: usize = EVENTS_MAX / 2;
 
+/// Subscriptions that were refused are tried again so often, and so many of them.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+const REFUSED_AT_ONCE: usize = SUBSCRIBED_AT_ONCE;
+
 /// How often the age of the oldest probe is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -142,7 +146,16 @@ fn hear(shared: &Shared, event: Event) -> Option<Unreachable> {
         );
         return Some(Unreachable::Slow);
     }
+    if lowercase.starts_with("maximum subscriptions exceeded") {
+        if shared.settings.takes_all && !shared.interests.borrow().has_all() {
+            return Some(Unreachable::Refused(text));
+        }
+        shared.with_output(|output| output.refusals.limit(output.groups.last()));
+    }
     if let Some(subject) = refused(&text) {
+        if shared.settings.takes_all && subject == shared.settings.subjects.all() {
+            return Some(Unreachable::Refused(text));
+        }
         if subject == shared.probes {
             return Some(Unreachable::Refused(text));
         }
@@ -165,10 +178,12 @@ fn refused(text: &str) -> Option<&str> {
 async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
     loop {
         let wanted = match shared.is_ready.get() {
+            true if shared.is_at_limit.get() => shared.interests.borrow_mut().next(1),
             true => shared.interests.borrow_mut().next(SUBSCRIBED_AT_ONCE),
             false => Vec::new(),
         };
         if wanted.is_empty() {
+            shared.is_at_limit.set(false);
             shared.wanted.notified().await;
             continue;
         }
@@ -193,7 +208,19 @@ async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
         shared.with_output(|output| output.groups.add(Pending::Listening { numbers, done }));
         shared.probe();
         // Its end answers.
+        let was_at_limit = shared.is_at_limit.get();
         let _ = all.await;
+        if shared.is_at_limit.get() && !was_at_limit {
+            // Those that were made have ended before they are made once more, one by one.
+            for _ in 0..2 {
+                let (done, ended) = oneshot::channel();
+                let numbers = Vec::new();
+                shared
+                    .with_output(|output| output.groups.add(Pending::Listening { numbers, done }));
+                shared.probe();
+                let _ = ended.await;
+            }
+        }
     }
 }
 
@@ -203,12 +230,18 @@ async fn watch(shared: &Rc<Shared>) -> Unreachable {
     let probe_interval = settings.probe_interval;
     let mut looks = interval(LOOK.min(probe_interval / 2));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut probed = Instant::now();
+    let (mut probed, mut retried) = (Instant::now(), Instant::now());
     loop {
         looks.tick().await;
         if probed.elapsed() >= probe_interval {
             probed = Instant::now();
             shared.with_output(|output| output.groups.probe());
+        }
+        if retried.elapsed() >= REFUSED_AGAIN {
+            retried = Instant::now();
+            if shared.interests.borrow_mut().retry(REFUSED_AT_ONCE) {
+                shared.wanted.notify_one();
+            }
         }
         shared.probe();
         let oldest = shared.with_output(|output| output.groups.oldest()).flatten();

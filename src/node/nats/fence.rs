@@ -7,15 +7,15 @@
 //! ```text
 //!             running node                        new process
 //!  mark       counts what comes from now on       counts what comes from now on
-//!  hold       (holds what comes already)          keeps what comes from now on
+//!  keep                                           keeps what comes from now on
+//!             (shards settle: holds what comes)
 //!  fence      hands out what it holds; later
 //!             messages are not its own
 //!  delivered  digests of all that it counted      delivers what it kept, less what was counted there and not here
 //! ```
-//! A message that the new process has before the hold reaches the running node before the fence: between these are two
-//! ways to the server and back. One that the new process keeps, and that the running node got long before, was counted
-//! there if it came behind the mark, which is [`MARK_AHEAD`] before the hold. Messages are equal if channel, place in
-//! the stream and bytes are.
+//! A message that the new process has before the second sign reaches the running node before the fence, and one that
+//! it keeps, and that the running node had before, reached that one behind the mark: [`SIGNS_APART`] is longer than a
+//! server needs to hand a message to two clients. Messages are equal if channel, place in the stream and bytes are.
 //!
 //! Signs come beside messages, not among them: each subscription has a channel of its own in the crate. So they divide
 //! turns of the thread, and a turn takes all that has come ([`super::receive`]).
@@ -37,14 +37,14 @@ const DIGESTS_AT_ONCE: usize = 4_096;
 /// Behind the fence, messages that the running node has delivered come this late at most.
 const LATE: Duration = Duration::from_secs(2);
 
-/// The mark is so long before the hold at least.
-pub(in crate::node) const MARK_AHEAD: Duration = Duration::from_millis(50);
+/// Signs are so far apart at least.
+pub(in crate::node) const SIGNS_APART: Duration = Duration::from_millis(50);
 
 /// What a message is known by in both processes.
-pub(super) type Digest = u64;
+pub type Digest = u64;
 
 /// The digest of a message: of its parts, which can't be confused.
-pub(super) fn digest(channel: &str, subject: &str, place: u64, payload: &[u8]) -> Digest {
+pub fn digest(channel: &str, subject: &str, place: u64, payload: &[u8]) -> Digest {
     let mut context = Context::new(&SHA256);
     for part in [channel.as_bytes(), subject.as_bytes()] {
         context.update(&(part.len() as u64).to_be_bytes());
@@ -59,9 +59,12 @@ pub(super) fn digest(channel: &str, subject: &str, place: u64, payload: &[u8]) -
 
 /// What a sign says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// Messages are counted from now on.
     Mark = 1,
-    Hold = 2,
+    /// The new process keeps them from now on.
+    Keep = 2,
+    /// Later ones are the new process's.
     Fence = 3,
     /// Digests that the running node has delivered.
     Delivered = 4,
@@ -71,21 +74,25 @@ pub(super) enum Kind {
 
 /// A message of the running node to both processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Sign {
-    pub(super) kind: Kind,
+pub struct Sign {
+    /// What it says.
+    pub kind: Kind,
     /// Names the attempt.
-    pub(super) key: u64,
+    pub key: u64,
     /// The home that it is about; the one behind the last: messages between nodes.
-    pub(super) home: u16,
-    pub(super) digests: Vec<Digest>,
+    pub home: u16,
+    /// Of messages that were delivered.
+    pub digests: Vec<Digest>,
 }
 
 impl Sign {
-    pub(super) fn new(kind: Kind, key: u64, home: usize) -> Self {
+    /// One without digests.
+    pub fn new(kind: Kind, key: u64, home: usize) -> Self {
         Self { kind, key, home: home as u16, digests: Vec::new() }
     }
 
-    pub(super) fn write(&self) -> Vec<u8> {
+    /// The bytes of its message.
+    pub fn write(&self) -> Vec<u8> {
         let mut bytes = vec![self.kind as u8];
         bytes.extend(self.key.to_be_bytes());
         bytes.extend(self.home.to_be_bytes());
@@ -94,11 +101,11 @@ impl Sign {
     }
 
     /// `None` for anything else.
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub fn read(bytes: &[u8]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
         let kind = match kind {
             1 => Kind::Mark,
-            2 => Kind::Hold,
+            2 => Kind::Keep,
             3 => Kind::Fence,
             4 => Kind::Delivered,
             5 => Kind::DeliveredAll,
@@ -171,7 +178,7 @@ impl<T> Kept<T> {
 
 /// Which messages of a home are this process's.
 #[derive(Debug)]
-pub(super) struct Seam<T> {
+pub struct Seam<T> {
     side: Side<T>,
     /// Messages of this turn.
     turn: Items<T>,
@@ -204,9 +211,9 @@ struct Leaving<T> {
 #[derive(Debug)]
 struct Joining<T> {
     key: u64,
-    /// What came between the mark and the hold.
+    /// What came between the first two signs.
     counts: Option<Counts>,
-    /// What came since the hold.
+    /// What came since the second one.
     kept: Option<Kept<T>>,
     /// What the running node has delivered.
     delivered: Counts,
@@ -214,17 +221,17 @@ struct Joining<T> {
 
 /// What follows from a turn.
 #[derive(Debug)]
-pub(super) struct Turn<T> {
+pub struct Turn<T> {
     /// Messages that are this process's.
-    pub(super) own: Vec<T>,
+    pub own: Vec<T>,
     /// Some of them found no room: channels begin anew.
-    pub(super) is_over: bool,
+    pub is_over: bool,
     /// The fence of this attempt has come, and these signs follow.
-    pub(super) fenced: Option<(u64, Vec<Sign>)>,
+    pub fenced: Option<(u64, Vec<Sign>)>,
     /// What comes is this process's from now on, in this attempt.
-    pub(super) passed: Option<u64>,
+    pub passed: Option<u64>,
     /// The attempt can't come to its end.
-    pub(super) is_lost: bool,
+    pub is_lost: bool,
 }
 
 impl<T> Default for Turn<T> {
@@ -235,24 +242,24 @@ impl<T> Default for Turn<T> {
 
 impl<T> Seam<T> {
     /// `joins`: the process takes over from another one.
-    pub(super) fn new(joins: bool) -> Self {
+    pub fn new(joins: bool) -> Self {
         let joining = Joining { key: 0, counts: None, kept: None, delivered: Counts::default() };
         let side = if joins { Side::Joining(joining) } else { Side::All };
         Self { side, turn: Vec::new() }
     }
 
     /// All messages are this process's, and no digests are needed.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         matches!(self.side, Side::All)
     }
 
     /// A message has come.
-    pub(super) fn add(&mut self, digest: Digest, item: T) {
+    pub fn add(&mut self, digest: Digest, item: T) {
         self.turn.push((digest, item));
     }
 
     /// Another process is to take over.
-    pub(super) fn mark(&mut self, key: u64) {
+    pub fn mark(&mut self, key: u64) {
         self.side = Side::Leaving(Leaving {
             key,
             counts: None,
@@ -263,18 +270,25 @@ impl<T> Seam<T> {
         });
     }
 
-    /// From now on messages are held. The key of the attempt.
-    pub(super) fn hold(&mut self) -> u64 {
+    /// From now on messages are held.
+    pub fn hold(&mut self) {
         if !matches!(self.side, Side::Leaving(_)) {
             self.mark(0);
         }
-        let Side::Leaving(leaving) = &mut self.side else { return 0 };
-        leaving.is_holding = true;
-        leaving.key
+        if let Side::Leaving(leaving) = &mut self.side {
+            leaving.is_holding = true;
+        }
+    }
+
+    /// The attempt has failed before messages were held: nothing is counted any more.
+    pub fn forget(&mut self) {
+        if let Side::Leaving(Leaving { is_holding: false, .. }) = self.side {
+            self.side = Side::All;
+        }
     }
 
     /// The process goes on: what was held, and whether some of it is missing.
-    pub(super) fn resume(&mut self) -> (Vec<T>, bool) {
+    pub fn resume(&mut self) -> (Vec<T>, bool) {
         match std::mem::replace(&mut self.side, Side::All) {
             Side::Leaving(leaving) => (items(leaving.kept.items), leaving.kept.is_over),
             other => {
@@ -285,7 +299,7 @@ impl<T> Seam<T> {
     }
 
     /// The connection has ended: what was held, and whether a new process can't go on.
-    pub(super) fn cut(&mut self) -> (Vec<T>, bool) {
+    pub fn cut(&mut self) -> (Vec<T>, bool) {
         self.turn.clear();
         match &mut self.side {
             Side::Leaving(leaving) if !leaving.is_fenced => {
@@ -298,12 +312,7 @@ impl<T> Seam<T> {
     }
 
     /// All that has come in this turn is here, signs too.
-    pub(super) fn end_turn(
-        &mut self,
-        home: usize,
-        signs: &[Sign],
-        size: impl Fn(&T) -> usize,
-    ) -> Turn<T> {
+    pub fn end_turn(&mut self, home: usize, signs: &[Sign], size: impl Fn(&T) -> usize) -> Turn<T> {
         let came = std::mem::take(&mut self.turn);
         match &mut self.side {
             Side::All => Turn { own: items(came), ..Turn::default() },
@@ -347,14 +356,16 @@ impl<T> Leaving<T> {
             self.counted += came.len();
             came.iter().for_each(|(digest, _)| *counts.entry(*digest).or_default() += 1);
         }
+        if self.counted > COUNTED_MAX {
+            self.counts = None;
+        }
         let mut turn = Turn::default();
         if self.is_holding {
             self.kept.extend(came, size);
         } else {
             turn.own = items(came);
         }
-        if is_fence && let Some(counts) = self.counts.take().filter(|_| self.counted < COUNTED_MAX)
-        {
+        if is_fence && let Some(counts) = self.counts.take() {
             let kept = std::mem::take(&mut self.kept);
             turn.is_over = kept.is_over;
             turn.own.extend(items(kept.items));
@@ -382,7 +393,7 @@ impl<T> Joining<T> {
                     is_new = true;
                 }
                 _ if *key != self.key => {}
-                Kind::Hold => {
+                Kind::Keep => {
                     // A turn with the mark has messages that came before it.
                     turn.is_lost |= is_new || self.counts.is_none();
                     self.kept = Some(Kept::default());
@@ -436,7 +447,7 @@ mod tests {
     #[test]
     fn signs_are_read_as_they_are_written() {
         let digests = vec![1, u64::MAX];
-        for kind in [Kind::Mark, Kind::Hold, Kind::Fence, Kind::Delivered, Kind::DeliveredAll] {
+        for kind in [Kind::Mark, Kind::Keep, Kind::Fence, Kind::Delivered, Kind::DeliveredAll] {
             let sign = Sign { digests: digests.clone(), ..Sign::new(kind, KEY, 300) };
             assert_eq!(Sign::read(&sign.write()), Some(sign.clone()));
             assert_eq!(Sign::read(&sign.write()[..20]), None, "half a digest");
@@ -514,10 +525,10 @@ mod tests {
         let rng = &mut Rng::new(seed);
         let (mut old, mut new) = (Process::new(false), Process::new(true));
         let (mut said, mut number) = (VecDeque::new(), 0);
-        for stage in [Kind::Mark, Kind::Hold, Kind::Fence] {
+        for stage in [Kind::Mark, Kind::Keep, Kind::Fence] {
             match stage {
                 Kind::Mark => old.seam.mark(KEY),
-                Kind::Hold => assert_eq!(old.seam.hold(), KEY),
+                Kind::Fence => old.seam.hold(),
                 _ => {}
             }
             old.coming.push_back(Came::Sign(stage));
@@ -571,17 +582,34 @@ mod tests {
     #[test]
     fn an_attempt_without_its_mark_comes_to_no_end() {
         let mut old = Seam::new(false);
-        assert_eq!(old.hold(), 0);
+        old.hold();
         old.add(1, 1);
         let turn = old.end_turn(0, &[sign(Kind::Fence)], |_| 1);
         assert!(turn.fenced.is_none() && turn.own.is_empty());
         assert_eq!(old.resume(), (vec![1], false));
         let mut new: Seam<u8> = Seam::new(true);
-        let turn = new.end_turn(0, &[sign(Kind::Mark), sign(Kind::Hold)], |_| 1);
+        let turn = new.end_turn(0, &[sign(Kind::Mark), sign(Kind::Keep)], |_| 1);
         assert!(turn.is_lost, "nothing was counted between them");
         let mut new: Seam<u8> = Seam::new(true);
         assert!(new.end_turn(0, &[sign(Kind::DeliveredAll)], |_| 1).passed.is_none());
         assert!(new.cut().1, "its connection is lost");
+    }
+
+    #[test]
+    fn an_attempt_that_fails_early_is_forgotten() {
+        let mut old = Seam::new(false);
+        old.mark(KEY);
+        old.add(1, 1);
+        assert_eq!(old.end_turn(0, &[sign(Kind::Mark)], |_| 1).own, [1]);
+        old.forget();
+        assert!(old.is_open());
+        old.mark(KEY);
+        old.hold();
+        old.forget();
+        assert!(!old.is_open(), "it is resumed by what it holds for");
+        let mut new: Seam<u8> = Seam::new(true);
+        new.forget();
+        assert!(!new.is_open());
     }
 
     #[test]

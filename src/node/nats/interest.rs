@@ -41,6 +41,8 @@ pub(super) struct Interests {
     last: u64,
     /// Channels that are to be subscribed, in their order. Some may have ended.
     waiting: VecDeque<u64>,
+    /// Those that the server has refused, in their order.
+    refused: VecDeque<u64>,
     /// Those that are not confirmed.
     missing: usize,
     /// Whether the subscription that takes all channels is confirmed, where there is one.
@@ -62,6 +64,11 @@ impl Interests {
     /// `takes_all`: one subscription takes all channels.
     pub(super) fn new(takes_all: bool) -> Self {
         Self { all: takes_all.then_some(false), ..Self::default() }
+    }
+
+    /// One subscription takes all channels, and is confirmed.
+    pub(super) fn has_all(&self) -> bool {
+        self.all == Some(true)
     }
 
     /// One subscription takes all channels.
@@ -136,6 +143,23 @@ impl Interests {
         }
     }
 
+    /// The server has refused a subscription.
+    pub(super) fn refuse(&mut self, number: u64) {
+        if let Some(interest) = self.by_number.get_mut(&number) {
+            if let Some(subscription) = interest.subscription.take() {
+                subscription.abort();
+            }
+            self.refused.push_back(number);
+        }
+    }
+
+    /// Tries up to so many of those that were refused once more. Whether there are any.
+    pub(super) fn retry(&mut self, count: usize) -> bool {
+        let count = count.min(self.refused.len());
+        self.waiting.extend(self.refused.drain(..count));
+        count > 0
+    }
+
     /// The channel of a message.
     pub(super) fn get(&self, number: u64) -> Option<&Interest> {
         self.by_number.get(&number)
@@ -170,6 +194,7 @@ impl Interests {
     pub(super) fn interrupt(&mut self, mut each: impl FnMut(usize, BrokerEvent)) {
         self.all = self.all.map(|_| false);
         self.waiting.clear();
+        self.refused.clear();
         for (number, interest) in &mut self.by_number {
             interest.subscription = None;
             if std::mem::take(&mut interest.is_on) {
@@ -268,6 +293,23 @@ mod tests {
         interests.again(number);
         assert!(subscription.is_aborted());
         assert_eq!(interests.next(1), [(number, "a".into())]);
+    }
+
+    #[test]
+    fn one_that_is_refused_is_tried_again_later() {
+        let mut interests = Interests::new(false);
+        for channel in ["a", "b"] {
+            interests.listen(0, &channel.into(), false);
+        }
+        let wanted = interests.next(2);
+        let subscription = handle();
+        interests.subscribed(wanted[0].0, subscription.clone());
+        wanted.iter().for_each(|(number, _)| interests.refuse(*number));
+        assert!(subscription.is_aborted() && interests.next(2).is_empty());
+        interests.unlisten("a");
+        assert!(interests.retry(1) && interests.next(2).is_empty(), "it is not wished any more");
+        assert!(interests.retry(1) && !interests.retry(1));
+        assert_eq!(interests.next(2), [(wanted[1].0, "b".into())]);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 
 mod client;
 mod connection;
-mod fence;
+pub mod fence;
 mod history;
 mod interest;
 mod news;
@@ -36,7 +36,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::client::{Dialer, Link, Unreachable, at_once, is_impossible};
-pub(super) use self::fence::MARK_AHEAD;
+pub(super) use self::fence::SIGNS_APART;
 use self::fence::{Kind, Seam, Sign};
 use self::history::Lives;
 use self::interest::{Begun, Interests};
@@ -178,6 +178,8 @@ struct Shared {
     is_ready: Cell<bool>,
     /// The server answers late: commands fail at once.
     is_late: Cell<bool>,
+    /// The server takes no more subscriptions: they are made one by one, so that its errors name them.
+    is_at_limit: Cell<bool>,
     /// Homes know of a connection.
     is_known: Cell<bool>,
     /// Commands and messages so far.
@@ -306,10 +308,7 @@ impl Shared {
                 Command::Unlisten { channel } => {
                     self.interests.borrow_mut().unlisten(&channel);
                 }
-                Command::Hold => {
-                    let key = self.seams.borrow_mut()[home].hold();
-                    self.send_sign(&Sign::new(Kind::Hold, key, home));
-                }
+                Command::Hold => self.seams.borrow_mut()[home].hold(),
                 Command::Fence { key } => self.send_sign(&Sign::new(Kind::Fence, key, home)),
                 Command::Resume => {
                     let (held, is_over) = self.seams.borrow_mut()[home].resume();
@@ -442,13 +441,18 @@ impl Shared {
 
     /// Another process is to take over.
     fn mark(&self, key: u64) {
-        for home in self.homes() {
-            self.seams.borrow_mut()[home].mark(key);
-            self.send_sign(&Sign::new(Kind::Mark, key, home));
-        }
+        self.homes().for_each(|home| self.seams.borrow_mut()[home].mark(key));
         if self.at == 0 {
             self.control_seam.borrow_mut().mark(key);
-            self.send_sign(&Sign::new(Kind::Mark, key, self.settings.homes));
+        }
+        self.sign(Kind::Mark, key);
+    }
+
+    /// Sends a sign for each home, and one for the messages between nodes.
+    fn sign(&self, kind: Kind, key: u64) {
+        let between_nodes = (self.at == 0).then_some(self.settings.homes);
+        for home in self.homes().chain(between_nodes) {
+            self.send_sign(&Sign::new(kind, key, home));
         }
     }
 
@@ -662,6 +666,7 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
         is_ready: Cell::new(false),
         begins: Cell::new(Some(begins)),
         is_late: Cell::new(false),
+        is_at_limit: Cell::new(false),
         is_known: Cell::new(false),
         handled: Cell::new(0),
     });
@@ -684,27 +689,32 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
             }
         };
         let Some(inbound) = inbound else { return };
-        match inbound {
-            Inbound::Control(outgoing) => shared.send_control(*outgoing),
-            Inbound::NotifyRemoved(uid) => {
-                let notification = Notification { op: ENTRIES_REMOVED.into(), ..<_>::default() };
-                let (to, message) = (Recipient::Node(uid), Message::Notification(notification));
-                shared.send_control(Outgoing { to, ticket: UNHEARD, message });
-            }
-            // It keeps none.
-            Inbound::TakeEntries(_) | Inbound::Answer(..) => {}
-            Inbound::Mark(key) => shared.mark(key),
-            Inbound::Hold => {
-                let key = shared.control_seam.borrow_mut().hold();
-                shared.send_sign(&Sign::new(Kind::Hold, key, shared.settings.homes));
-            }
-            Inbound::Fence(key) => {
-                shared.send_sign(&Sign::new(Kind::Fence, key, shared.settings.homes));
-            }
-            Inbound::Resume => {
-                let (held, is_over) = shared.control_seam.borrow_mut().resume();
-                news::hand_out(&shared, held, is_over);
-            }
+        carry_out(&shared, inbound);
+    }
+}
+
+/// Does what the node has ordered beside commands of homes.
+fn carry_out(shared: &Shared, inbound: Inbound) {
+    match inbound {
+        Inbound::Control(outgoing) => shared.send_control(*outgoing),
+        Inbound::NotifyRemoved(uid) => {
+            let notification = Notification { op: ENTRIES_REMOVED.into(), ..<_>::default() };
+            let (to, message) = (Recipient::Node(uid), Message::Notification(notification));
+            shared.send_control(Outgoing { to, ticket: UNHEARD, message });
+        }
+        // It keeps none.
+        Inbound::TakeEntries(_) | Inbound::Answer(..) => {}
+        Inbound::Mark(key) => shared.mark(key),
+        Inbound::Keep(key) => shared.sign(Kind::Keep, key),
+        Inbound::Hold => shared.control_seam.borrow_mut().hold(),
+        Inbound::Fence(key) => {
+            shared.send_sign(&Sign::new(Kind::Fence, key, shared.settings.homes));
+        }
+        Inbound::Resume => {
+            // Homes that hold messages say so themselves.
+            shared.seams.borrow_mut().iter_mut().for_each(Seam::forget);
+            let (held, is_over) = shared.control_seam.borrow_mut().resume();
+            news::hand_out(shared, held, is_over);
         }
     }
 }

@@ -215,6 +215,14 @@ impl News {
             match pending {
                 // Dropped here: the next channels are subscribed.
                 Pending::Listening { numbers, done: _done } => {
+                    let is_alone = numbers.len() == 1;
+                    if refusals.is_at_limit(group.number) && !is_alone {
+                        shared.is_at_limit.set(true);
+                    }
+                    let fate = |channel: &str| {
+                        let subject = || subjects.messages(channel);
+                        refusals.fate_of_subscription(group.number, is_alone, subject)
+                    };
                     numbers.into_iter().for_each(|number| self.listening(shared, number, fate));
                 }
                 Pending::ListeningToAll => {
@@ -246,8 +254,9 @@ impl News {
     fn listening(&mut self, shared: &Shared, number: u64, fate: impl Fn(&str) -> Fate) {
         let mut interests = shared.interests.borrow_mut();
         match interests.get(number).map(|interest| fate(&interest.channel)) {
-            // A channel that is refused stays without an answer, and its subscribers get an error.
-            None | Some(Fate::Refused) => {}
+            None => {}
+            // It stays without an answer until it is made, and its subscribers get an error.
+            Some(Fate::Refused) => interests.refuse(number),
             Some(Fate::InDoubt) => {
                 interests.again(number);
                 shared.wanted.notify_one();

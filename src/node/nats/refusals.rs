@@ -22,6 +22,8 @@ pub(super) struct Refusals {
     subjects: HashMap<String, u64>,
     /// Of groups up to this one errors may be missing.
     doubt: u64,
+    /// Of groups up to this one some subscriptions are not made: the server takes no more of them.
+    limit: u64,
 }
 
 impl Refusals {
@@ -39,6 +41,30 @@ impl Refusals {
         self.doubt = last;
     }
 
+    /// The server takes no more subscriptions; the error doesn't say which one that is about.
+    pub(super) fn limit(&mut self, last: u64) {
+        self.limit = last;
+    }
+
+    /// The fate of a subscription. `is_alone`: no other one is in its group.
+    pub(super) fn fate_of_subscription(
+        &self,
+        group: u64,
+        is_alone: bool,
+        subject: impl Fn() -> String,
+    ) -> Fate {
+        match self.fate(group, subject) {
+            Fate::Done if group <= self.limit && is_alone => Fate::Refused,
+            Fate::Done if group <= self.limit => Fate::InDoubt,
+            fate => fate,
+        }
+    }
+
+    /// Subscriptions of that group may not be made, for want of room.
+    pub(super) fn is_at_limit(&self, group: u64) -> bool {
+        group <= self.limit
+    }
+
     /// The fate of a command in a group.
     pub(super) fn fate(&self, group: u64, subject: impl Fn() -> String) -> Fate {
         if !self.subjects.is_empty() && self.subjects.contains_key(&subject()) {
@@ -52,6 +78,9 @@ impl Refusals {
 
     /// Groups up to this one are answered.
     pub(super) fn forget(&mut self, group: u64) {
+        if self.limit <= group {
+            self.limit = 0;
+        }
         if !self.subjects.is_empty() {
             self.subjects.retain(|_, last| *last > group);
         }
@@ -74,6 +103,22 @@ mod tests {
         assert_eq!(fate(&refusals, 2, "a"), Fate::Refused, "it may be about this one");
         refusals.forget(2);
         assert_eq!(fate(&refusals, 3, "a"), Fate::Done);
+    }
+
+    #[test]
+    fn at_the_limit_a_subscription_is_refused_if_it_is_alone() {
+        let mut refusals = Refusals::default();
+        let fate = |refusals: &Refusals, group, is_alone| {
+            refusals.fate_of_subscription(group, is_alone, || "a".to_owned())
+        };
+        assert_eq!(fate(&refusals, 1, true), Fate::Done);
+        refusals.limit(2);
+        assert_eq!(fate(&refusals, 2, true), Fate::Refused);
+        assert_eq!(fate(&refusals, 2, false), Fate::InDoubt);
+        assert_eq!(fate(&refusals, 3, false), Fate::Done);
+        assert_eq!(refusals.fate(2, || "a".to_owned()), Fate::Done, "a publication");
+        refusals.forget(2);
+        assert_eq!(fate(&refusals, 2, true), Fate::Done);
     }
 
     #[test]

@@ -93,8 +93,7 @@ impl Control {
 
     /// Has the brokers prepare for the fence, while shards still serve.
     pub(super) async fn mark(&self, sharing: &Sharing) {
-        let ahead = self.brokers.mark(sharing.key).await;
-        tokio::time::sleep(ahead).await;
+        self.brokers.mark(sharing.key).await;
     }
 
     /// Has the brokers divide what they deliver, behind all commands of the shards, which have settled. They settle

@@ -9,8 +9,10 @@ use roost::base::rng::Rng;
 use roost::cluster::operations::{Awaited, Fresh, Operations, Reply, Request, Settled};
 use roost::hub::broker::{BrokerEvent, Command, FailureCause, Ticket};
 use roost::hub::history::{Epoch, Position};
+use roost::node::nats::fence::{Kind, Seam, Sign, digest};
 use roost::shard::ChannelNames;
 
+use super::broker::{Broker, REDIS};
 use super::plan::Sabotage;
 use super::redis::{ConnId, Push, Redis};
 use super::truth::{Broken, Rule};
@@ -81,7 +83,8 @@ struct PubSub {
     heard: u64,
 }
 
-/// The part of a PUB/SUB connection's messages that is this process's, as in `src/node/redis/fence.rs`.
+/// The part of a PUB/SUB connection's messages that is this process's, as in `src/node/redis/fence.rs`; with NATS it is
+/// that of `src/node/nats/fence.rs`.
 #[derive(Debug, Default)]
 enum Part {
     #[default]
@@ -90,10 +93,15 @@ enum Part {
     Behind,
     /// Those before a fence are held until it comes, and later ones until it is clear whose they are.
     Before { held: Vec<BrokerEvent>, is_fenced: bool },
+    /// What a seam says, and the signs of this turn.
+    Divided(Box<Seam<BrokerEvent>>, Vec<Sign>),
 }
 
 /// The payload of a fence, before its key.
 const FENCE: &str = "fence ";
+
+/// Of a sign, before its bytes.
+const SIGN: &[u8] = b"sign ";
 
 /// The broker thread of a process that takes over from another one.
 #[derive(Debug, Default)]
@@ -125,6 +133,8 @@ pub(crate) struct Carrier {
     interrupted: BTreeMap<CompactString, u64>,
     begun: u64,
     sabotage: Option<Sabotage>,
+    /// What the broker is like.
+    pub(crate) kind: &'static Broker,
     /// Unix milliseconds at the zero of the simulation's time: clocks of nodes are not those of Redis.
     clock: u64,
     /// A rule that the home has broken.
@@ -135,6 +145,8 @@ pub(crate) struct Carrier {
     missed: BTreeSet<(usize, CompactString)>,
     /// What is this process's of each home's connection, and the fence that the home awaits.
     parts: Vec<(Part, Option<u64>)>,
+    /// Homes whose messages are this process's from now on, where seams divide them.
+    passed: BTreeSet<usize>,
     /// Another process still runs in its place.
     joining: Option<Joining>,
     pub(crate) figures: BTreeMap<&'static str, u64>,
@@ -192,10 +204,12 @@ impl Carrier {
             interrupted: BTreeMap::new(),
             begun: 0,
             sabotage,
+            kind: &REDIS,
             broken: None,
             full_until: 0,
             missed: BTreeSet::new(),
             parts: (0..homes).map(|_| Default::default()).collect(),
+            passed: BTreeSet::new(),
             joining: None,
             figures: BTreeMap::new(),
         }
@@ -204,7 +218,12 @@ impl Carrier {
     /// The same of a process that is to take over from another one, in the attempt of this key.
     pub(crate) fn join(mut self, key: u64) -> Self {
         self.joining = Some(Joining { key, ..Joining::default() });
-        self.parts.iter_mut().for_each(|(part, _)| *part = Part::Behind);
+        for (part, _) in &mut self.parts {
+            *part = match self.kind.has_order {
+                true => Part::Behind,
+                false => Part::Divided(Box::new(Seam::new(true)), Vec::new()),
+            };
+        }
         self
     }
 
@@ -232,7 +251,10 @@ impl Carrier {
 
     /// Whether all fences have come to a process that takes over.
     pub(crate) fn is_fenced(&self) -> bool {
-        self.parts.iter().all(|(part, _)| matches!(part, Part::All))
+        self.parts.iter().enumerate().all(|(home, (part, _))| match part {
+            Part::Divided(..) => self.passed.contains(&home),
+            part => matches!(part, Part::All),
+        })
     }
 
     /// Whether it can't take over any more.
@@ -270,11 +292,62 @@ impl Carrier {
             && self.events.iter().all(VecDeque::is_empty)
     }
 
+    /// Another process is to take over soon. False where a fence is enough.
+    pub(crate) fn mark(&mut self, now: u64, key: u64) -> bool {
+        if self.kind.has_order {
+            return false;
+        }
+        for home in 0..self.parts.len() {
+            let mut seam = Box::new(Seam::new(false));
+            seam.mark(key);
+            self.parts[home].0 = Part::Divided(seam, Vec::new());
+            self.publish_sign(now, &Sign::new(Kind::Mark, key, home));
+        }
+        true
+    }
+
+    /// The other process is to keep what comes.
+    pub(crate) fn keep(&mut self, now: u64, key: u64) {
+        for home in 0..self.parts.len() {
+            self.publish_sign(now, &Sign::new(Kind::Keep, key, home));
+        }
+    }
+
+    /// Publishes a sign on the name of the connection of its home.
+    fn publish_sign(&mut self, now: u64, sign: &Sign) {
+        let home = usize::from(sign.home);
+        self.publish_probe(now, home, [SIGN, &sign.write()].concat());
+    }
+
+    /// All that came by the connection of a home in this turn is there.
+    fn end_turn(&mut self, now: u64, home: usize) {
+        let Part::Divided(seam, signs) = &mut self.parts[home].0 else { return };
+        let turn = seam.end_turn(home, &std::mem::take(signs), |_| 1);
+        self.events[home].extend(turn.own);
+        if let (true, Some(joining)) = (turn.is_lost, &mut self.joining) {
+            joining.is_lost = true;
+        }
+        if let Some((key, signs)) = turn.fenced {
+            self.events[home].push_back(BrokerEvent::Fenced { key });
+            signs.iter().for_each(|sign| self.publish_sign(now, sign));
+        }
+        if turn.passed.is_some() {
+            self.passed.insert(home);
+        }
+    }
+
     /// Has a fence published on the name of a home's connection.
     fn publish_fence(&mut self, now: u64, home: usize, key: u64) {
+        if !self.kind.has_order {
+            return self.publish_sign(now, &Sign::new(Kind::Fence, key, home));
+        }
         self.parts[home].1 = Some(key);
+        self.publish_probe(now, home, format!("{FENCE}{key:016x}").into_bytes());
+    }
+
+    fn publish_probe(&mut self, now: u64, home: usize, payload: Vec<u8>) {
         let probe = self.operations.names.probe(&self.uid, home);
-        let arguments = vec![probe.into_bytes(), format!("{FENCE}{key:016x}").into_bytes()];
+        let arguments = vec![probe.into_bytes(), payload];
         let request = Request::Plain { name: self.operations.names.publish_command(), arguments };
         let queued = Queued { home, request, awaited: Awaited::Nothing, since: now };
         self.commands.queue.push_back(queued);
@@ -296,22 +369,32 @@ impl Carrier {
                 }
                 self.events[home].push_back(BrokerEvent::Fenced { key });
             }
-            Part::All | Part::Before { .. } => {}
+            Part::All | Part::Before { .. } | Part::Divided(..) => {}
         }
     }
 
     /// A message for a home, as far as it is this process's.
-    fn admit(&mut self, home: usize, event: BrokerEvent) {
+    fn admit(&mut self, home: usize, (channel, payload): (&str, &[u8]), event: BrokerEvent) {
         match &mut self.parts[home].0 {
             Part::All => self.events[home].push_back(event),
             Part::Behind => {}
             Part::Before { held, .. } => held.push(event),
+            Part::Divided(seam, _) => seam.add(digest(channel, "", 0, payload), event),
         }
     }
 
     /// The connection of a home is lost: its fence may be lost with it.
     fn lose_fence(&mut self, home: usize) {
-        if let (Part::Behind, Some(joining)) = (&self.parts[home].0, &mut self.joining) {
+        let is_lost = match &mut self.parts[home].0 {
+            Part::Behind => true,
+            Part::Divided(seam, _) => {
+                let (held, is_lost) = seam.cut();
+                self.events[home].extend(held);
+                is_lost
+            }
+            Part::All | Part::Before { .. } => false,
+        };
+        if let (true, Some(joining)) = (is_lost, &mut self.joining) {
             joining.is_lost = true;
         }
     }
@@ -431,27 +514,32 @@ impl Carrier {
                 self.pubsub[home].listen(channel, &mut self.events[home])
             }
             Command::Unlisten { channel } => self.pubsub[home].unlisten(&channel),
-            Command::Hold => {
-                let part = &mut self.parts[home].0;
-                if matches!(part, Part::All) {
-                    *part = Part::Before { held: Vec::new(), is_fenced: false };
-                }
-            }
+            Command::Hold => match &mut self.parts[home].0 {
+                part @ Part::All => *part = Part::Before { held: Vec::new(), is_fenced: false },
+                Part::Divided(seam, _) => seam.hold(),
+                Part::Behind | Part::Before { .. } => {}
+            },
             Command::Fence { key } => self.publish_fence(now, home, key),
             Command::Resume => {
-                if let (Part::Before { held, .. }, _) = std::mem::take(&mut self.parts[home]) {
-                    self.events[home].extend(held);
-                }
+                let held = match std::mem::take(&mut self.parts[home]).0 {
+                    Part::Before { held, .. } => held,
+                    Part::Divided(mut seam, _) => seam.resume().0,
+                    Part::All | Part::Behind => Vec::new(),
+                };
+                self.events[home].extend(held);
             }
             command => {
                 let is_full = self.commands.queue.len() >= self.queue_max;
                 if is_full {
                     self.count("queue_full");
                 }
-                if !self.commands.is_up || is_full {
+                let is_away = self.commands.conn.is_none() || self.commands.making_until.is_some();
+                let is_refused = is_away && !self.kind.keeps_commands;
+                if !self.commands.is_up || is_full || is_refused {
                     self.events[home].extend(ticket(&command).map(failed));
                     return;
                 }
+                let command = self.kind.command(command);
                 let entries = match &command {
                     Command::Presence(of) => self.operations.entries_of_update(&self.uid, of),
                     _ => Vec::new(),
@@ -626,6 +714,15 @@ impl Carrier {
         while let Some(queued) = self.commands.sent.pop_front() {
             self.fail(&queued);
         }
+        if !self.kind.keeps_commands {
+            while let Some(queued) = self.commands.queue.pop_front() {
+                self.fail(&queued);
+            }
+        }
+        if !self.kind.has_apart {
+            // They are one connection.
+            self.pubsub.iter().filter_map(|of| of.conn).for_each(|conn| redis.give_up(conn));
+        }
     }
 
     /// What a reply means. False when the connection is useless.
@@ -635,12 +732,13 @@ impl Carrier {
         let Queued { home, awaited, .. } = queued;
         match self.operations.settle(awaited, reply, fresh) {
             Settled::Nothing => {}
-            Settled::Event(event) => self.events[home].push_back(event),
+            Settled::Event(event) => self.events[home].push_back(self.kind.event(event)),
             Settled::Again(request, awaited) => {
                 self.commands.queue.push_front(Queued { home, request, awaited, since: now });
             }
             Settled::Several(event, requests) => {
-                self.events[home].extend(event);
+                let kind = self.kind;
+                self.events[home].extend(event.into_iter().map(|event| kind.event(event)));
                 self.commands.queue.extend(requests.into_iter().map(|(request, awaited)| Queued {
                     home,
                     request,
@@ -678,6 +776,7 @@ impl Carrier {
         while let Some(push) = redis.push(now, conn) {
             self.pubsub_push(now, home, &probe, push);
         }
+        self.end_turn(now, home);
         let of = &mut self.pubsub[home];
         let mut ends = !redis.is_open(conn);
         if now >= of.probe_at {
@@ -698,7 +797,13 @@ impl Carrier {
             of.retry_at = now + pause(&mut self.rng, &mut of.attempts);
             of.interrupt(&mut self.events[home]);
             self.lose_fence(home);
-            return self.count("interrupted");
+            self.count("interrupted");
+            if let Some(conn) = self.commands.conn.filter(|_| !self.kind.has_apart)
+                && self.commands.making_until.is_none()
+            {
+                self.cut(now, redis, conn);
+            }
+            return;
         }
         if of.is_ready {
             let names = &self.operations.names;
@@ -721,8 +826,13 @@ impl Carrier {
                     of.changed(channel, is_on, &mut self.events[home]);
                 }
             }
-            Push::Message { name, payload } if name == probe => {
+            Push::Message { name, payload, .. } if name == probe => {
                 of.unanswered = 0;
+                if let (Part::Divided(_, signs), Some(sign)) =
+                    (&mut self.parts[home].0, payload.strip_prefix(SIGN))
+                {
+                    return signs.extend(Sign::read(sign));
+                }
                 let text = std::str::from_utf8(&payload).unwrap_or_default();
                 let key =
                     text.strip_prefix(FENCE).and_then(|key| u64::from_str_radix(key, 16).ok());
@@ -730,10 +840,13 @@ impl Carrier {
                     self.fence_arrives(home, key);
                 }
             }
-            Push::Message { name, payload } => {
+            Push::Message { name, payload, .. } => {
                 let channel = self.operations.names.channel_of(name.as_bytes()).unwrap();
                 match self.operations.message(channel, &payload) {
-                    Ok(event) => self.admit(home, event),
+                    Ok(event) => {
+                        let (channel, event) = (channel.to_owned(), self.kind.event(event));
+                        self.admit(home, (&channel, &payload), event);
+                    }
                     Err(_) => self.count("malformed"),
                 }
             }

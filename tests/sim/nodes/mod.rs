@@ -7,6 +7,7 @@
 //! [`truth`] has the rules. `ROOST_NODES_SEED=n cargo test --test sim several_nodes` replays one run,
 //! `ROOST_NODES_RUNS=n` makes it n random ones. Seeds that failed once are in `tests/nodes_seeds.txt`.
 
+mod broker;
 mod carrier;
 mod client;
 mod keyspace;
@@ -243,4 +244,45 @@ fn several_nodes() {
     println!("not met: {unmet:?}");
     println!("{played} runs in {:?}, which met: {met:?}", begun.elapsed());
     assert!(failed.is_empty(), "seeds {failed:?}: add them to tests/nodes_seeds.txt");
+}
+
+/// Seeds of runs with NATS.
+const NATS_SEEDS: u64 = 24;
+
+/// Nodes share a NATS with JetStream, and in every second run they are replaced all the time. `ROOST_NODES_NATS=n`
+/// replays one seed, `ROOST_NODES_NATS_RUNS=n` plays so many.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an end to all")]
+fn several_nodes_on_nats() {
+    if let Some(seed) = number("ROOST_NODES_NATS") {
+        let met = play_by(Run::on_nats, seed, true);
+        println!("{:#?}", met.unwrap_or_else(|fault| panic!("seed {seed}: {fault}")));
+        return;
+    }
+    let begun = Instant::now();
+    let runs = number("ROOST_NODES_NATS_RUNS");
+    let (mut met, mut failed) = (Met::new(), Vec::new());
+    let mut played = 0;
+    for seed in 1..=runs.unwrap_or(NATS_SEEDS) {
+        if begun.elapsed().as_secs() > SECONDS_MAX && runs.is_none() {
+            println!("time is over before seed {seed}");
+            break;
+        }
+        played = seed;
+        match play_by(Run::on_nats, seed, false) {
+            Ok(figures) => {
+                figures.into_iter().for_each(|(name, value)| *met.entry(name).or_insert(0) += value)
+            }
+            Err(fault) => {
+                let fault: String = fault.chars().take(3_000).collect();
+                println!("seed {seed} failed (ROOST_NODES_NATS={seed}): {fault}");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{played} runs in {:?}: {met:?}", begun.elapsed());
+    assert!(failed.is_empty(), "seeds {failed:?}");
+    let missed = ["replaced", "recovered", "broker_repaired", "interrupted", "acknowledged"];
+    let missed: Vec<_> = missed.iter().filter(|name| !met.contains_key(*name)).collect();
+    assert!(played < NATS_SEEDS || missed.is_empty(), "not met: {missed:?}");
 }

@@ -137,7 +137,8 @@ impl Begun {
         let of_carrier = Rng::new(rng.next_u64());
         let uid = format!("node{at}.{process}");
         let (operations, bounds) = (plan.operations.clone(), (plan.queue_max, plan.sabotage));
-        let carrier = Carrier::new(at, uid, ids.len(), operations, bounds, of_carrier);
+        let mut carrier = Carrier::new(at, uid, ids.len(), operations, bounds, of_carrier);
+        carrier.kind = plan.kind;
         let rng = Rng::new(rng.next_u64());
         Self { state, seats, mailbox, lanes, of_broker, to_homes, carrier, rng }
     }

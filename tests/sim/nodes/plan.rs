@@ -132,6 +132,7 @@ pub(crate) struct NodesPlan {
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) slow_clients: usize,
     pub(crate) sabotage: Option<Sabotage>,
+    pub(crate) kind: &'static super::broker::Broker,
 }
 
 fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
@@ -224,6 +225,7 @@ impl NodesPlan {
             namespaces: namespaces(rng),
             slow_clients,
             sabotage: None,
+            kind: &super::broker::REDIS,
         }
     }
 

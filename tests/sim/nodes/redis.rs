@@ -14,6 +14,7 @@ use roost::base::rng::Rng;
 use roost::cluster::operations::{Operations, Reply, Request};
 use roost::cluster::scripts::Script;
 
+use super::broker::{Broker, REDIS};
 use super::keyspace::Keyspace;
 
 /// Bytes that wait for a PUB/SUB connection at most: Redis has 32 MB, a run has less to say.
@@ -76,13 +77,32 @@ impl<T> Lane<T> {
     }
 }
 
+/// In the place of the node that a message is from.
+const EXCHANGED: usize = usize::MAX;
+
+impl Lane<Push> {
+    /// The last message comes before the one before it, if that is another node's and as new. Once for each.
+    fn exchange(&mut self, now: u64) {
+        let [.., (before, first), (_, second)] = self.items.make_contiguous() else { return };
+        let (Push::Message { from: one, .. }, Push::Message { from: other, .. }) =
+            (&mut *first, &mut *second)
+        else {
+            return;
+        };
+        if one != other && *one != EXCHANGED && *before >= now {
+            (*one, *other) = (EXCHANGED, EXCHANGED);
+            std::mem::swap(first, second);
+        }
+    }
+}
+
 /// What a PUB/SUB connection carries to a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Push {
     /// These names are subscribed, or no more.
     Changed { names: Vec<String>, is_on: bool },
     /// A message.
-    Message { name: String, payload: Vec<u8> },
+    Message { name: String, payload: Vec<u8>, from: usize },
 }
 
 /// A connection: requests of a node, and what goes to it.
@@ -143,6 +163,8 @@ pub(crate) struct Redis {
     pub(crate) lag: Vec<u64>,
     /// Unix milliseconds at the zero of the simulation's time.
     clock: u64,
+    /// What it is like.
+    pub(crate) kind: &'static Broker,
 }
 
 /// The number in a payload.
@@ -243,6 +265,7 @@ impl Redis {
             doubles: 0,
             lag: vec![0; nodes],
             clock: 1_700_000_000_000,
+            kind: &REDIS,
         }
     }
 
@@ -357,6 +380,7 @@ impl Redis {
         match &mut ends.conn {
             Conn::Commands { requests, .. } => {
                 let Some(request) = requests.pop(now) else { return };
+                let from = ends.node;
                 let (reply, messages) = self.carry_out(&request);
                 let Some(ends) = self.conns.get_mut(&id) else { return };
                 if let Conn::Commands { requests, replies } = &mut ends.conn {
@@ -366,7 +390,7 @@ impl Redis {
                     }
                 }
                 for (name, payload) in messages {
-                    self.deliver(now, name, payload);
+                    self.deliver(now, from, (name, payload));
                 }
             }
             Conn::PubSub { changes, names, pushes, .. } => {
@@ -380,7 +404,7 @@ impl Redis {
     }
 
     /// A message for all that have subscribed to its name.
-    fn deliver(&mut self, now: u64, name: Vec<u8>, payload: Vec<u8>) {
+    fn deliver(&mut self, now: u64, from: usize, (name, payload): Message) {
         let name = String::from_utf8(name).unwrap();
         let has_position = payload.starts_with(b"__p") || payload.starts_with(b"__d");
         let mut times = 1;
@@ -389,7 +413,7 @@ impl Redis {
             times = 2;
         }
         let mut cut = Vec::new();
-        let delay = self.delay;
+        let (delay, has_order) = (self.delay, self.kind.has_order);
         for (id, ends) in &mut self.conns {
             let Conn::PubSub { names, pushes, bytes, is_deaf, .. } = &mut ends.conn else {
                 continue;
@@ -400,7 +424,11 @@ impl Redis {
             for _ in 0..times {
                 let at = now + self.lag[ends.node] + self.rng.below(delay + 1);
                 *bytes += payload.len();
-                pushes.push(at, Push::Message { name: name.clone(), payload: payload.clone() });
+                let message = Push::Message { name: name.clone(), payload: payload.clone(), from };
+                pushes.push(at, message);
+                if !has_order && self.lag[ends.node] == 0 && self.rng.one_in(4) {
+                    pushes.exchange(now);
+                }
             }
             if *bytes > OUTPUT_BYTES_MAX {
                 cut.push(*id);
@@ -468,6 +496,7 @@ impl Redis {
             return;
         }
         let newest = if offset == 0 { 0 } else { log.newest };
+        let offset = self.kind.offset(offset);
         self.facts.push(Fact::Stands { channel: channel.clone(), epoch, offset, newest });
     }
 

@@ -23,6 +23,9 @@ const LISTENING_MS: u64 = 30_000;
 const SETTLED_MS: u64 = 3 * CALLS_MS;
 const CHANGES_MS: u64 = 2_000;
 
+/// Signs are so far apart.
+const SIGNS_APART_MS: u64 = 50;
+
 /// How far an attempt has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -30,6 +33,10 @@ enum Stage {
     Listens,
     /// Shards are written while they run: so many slices are left.
     Copies(u64),
+    /// Messages are counted from now on: where a fence alone divides nothing.
+    Marks,
+    /// The next process keeps them.
+    Keeps,
     Settles,
     /// The next process listens to channels that came since.
     ListensAgain,
@@ -50,6 +57,7 @@ pub(crate) struct Next {
     shards: Vec<Arriving>,
     stage: Stage,
     until: u64,
+    signed_until: u64,
     key: u64,
     /// Shards are written while they run.
     is_copied: bool,
@@ -81,7 +89,8 @@ impl Node {
         });
         let (shards, is_copied) = (shards.collect(), rng.below(3) > 0);
         let (stage, until, rng) = (Stage::Listens, now + LISTENING_MS, Rng::new(rng.next_u64()));
-        let next = Next { begun, shards, stage, until, key, is_copied, rng };
+        let signed_until = 0;
+        let next = Next { begun, shards, stage, until, signed_until, key, is_copied, rng };
         self.next = Some(Box::new(next));
         self.share_names();
     }
@@ -119,7 +128,20 @@ impl Node {
         match stage {
             Stage::Listens if !is_ready => {}
             Stage::Listens if is_copied => self.begin_copies(),
-            Stage::Listens | Stage::Copies(0) => return self.settle_for_next(now, redis),
+            Stage::Listens | Stage::Copies(0) => {
+                let key = self.go_to(Stage::Marks, now + LISTENING_MS);
+                if !self.carrier.mark(now, key) {
+                    return self.settle_for_next(now, redis);
+                }
+                self.wait_for_next(now);
+            }
+            Stage::Marks | Stage::Keeps if now < next.signed_until => {}
+            Stage::Marks => {
+                let key = self.go_to(Stage::Keeps, now + LISTENING_MS);
+                self.carrier.keep(now, key);
+                self.wait_for_next(now);
+            }
+            Stage::Keeps => return self.settle_for_next(now, redis),
             Stage::Copies(left) => self.copy_some(left)?,
             // The shards have turns in any stage from here on: they are probed.
             Stage::Settles => {
@@ -142,6 +164,13 @@ impl Node {
             }
         }
         Ok(None)
+    }
+
+    /// The next sign comes some time behind the last one.
+    fn wait_for_next(&mut self, now: u64) {
+        if let Some(next) = &mut self.next {
+            next.signed_until = now + SIGNS_APART_MS;
+        }
     }
 
     /// Goes to a stage that ends in time. Returns the key of the attempt.

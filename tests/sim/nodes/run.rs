@@ -6,6 +6,9 @@ use roost::base::rng::Rng;
 use roost::base::time::Millis;
 use roost::io::sim::Faults;
 
+use roost::cluster::names::{Layout, Names};
+
+use super::broker::NATS;
 use super::client::{Client, PATIENCE_MS, Phase, Scene};
 use super::node::Node;
 use super::plan::{CHANNELS, Fault, NodesPlan, Sabotage};
@@ -73,10 +76,21 @@ impl Run {
         Self::with(seed, plan, rng, log)
     }
 
+    /// The same with NATS as the broker. Every second run replaces nodes all the time.
+    pub(crate) fn on_nats(seed: u64, sabotage: Option<Sabotage>, log: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut plan = NodesPlan::draw(seed, &mut rng);
+        (plan.sabotage, plan.kind) = (sabotage, &NATS);
+        plan.operations.names = Names::new("centrifugo", Layout::Plain);
+        let mut run = Self::with(seed, plan, rng, log);
+        run.replacing = seed.is_multiple_of(2).then(|| Rng::new(seed ^ 0x6e61_7473));
+        run
+    }
+
     pub(crate) fn with(seed: u64, plan: NodesPlan, mut rng: Rng, log: bool) -> Self {
         let now = 10_000;
         let mut redis = Redis::new(rng.next_u64(), plan.nodes, &plan.operations, &CHANNELS);
-        redis.delay = plan.redis_delay;
+        (redis.delay, redis.kind) = (plan.redis_delay, plan.kind);
         let clients = (0..plan.clients)
             .map(|at| Client::new(at, Rng::new(rng.next_u64()), &plan, now, log))
             .collect();
