@@ -174,9 +174,10 @@ pub const ROWS: &[Row] = &[
     Row {
         concern: Concern::Descriptors,
         key: "fs.epoll.max_user_watches",
-        need: |n| Need::AtLeast(vec![2 * n + 65_536]),
-        reason: "Sockets that one user may have registered with epoll, on both ends together. The \
-                 default follows the memory, and is too small for 1,000,000 below 10 GB.",
+        need: |n| Need::AtLeast(vec![3 * n + 65_536]),
+        reason: "Sockets that one user may have registered with epoll: those of a node, the same \
+                 in a process that takes it over, and clients on the same host. The default \
+                 follows the memory, and is too small for 1,000,000 below 14 GB.",
     },
     Row {
         concern: Concern::Ports,
