@@ -30,8 +30,8 @@ use crate::node::certificates::unix_now;
 /// The running node answers this soon.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
 
-/// It has settled and sent everything this soon.
-const FROZEN_WITHIN: Duration = Duration::from_secs(60);
+/// It has settled and sent everything this soon: longer than it takes to give up by itself.
+const FROZEN_WITHIN: Duration = Duration::from_secs(180);
 
 /// A takeover that has begun.
 pub(in crate::node) struct Incoming {

@@ -38,8 +38,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(1);
 /// The new process has prepared this soon.
 const PREPARED_WITHIN: Duration = Duration::from_secs(30);
 
-/// A shard has sent its state this soon, between its turns. It gives up earlier if the new process takes nothing.
-const COPIED_WITHIN: Duration = Duration::from_secs(60);
+/// All shards have sent their state this soon, between their turns. Each gives up earlier if the new process takes
+/// nothing.
+const COPIED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Shards answer this soon: a turn may be long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -226,7 +227,8 @@ impl Control {
             if round == 1 {
                 self.mark(&sharing).await;
             }
-            if let Err(why) = self.copy(outgoing, &mut reports, round == 0).await {
+            let left = COPIED_WITHIN.saturating_sub(begun.elapsed());
+            if let Err(why) = self.copy(outgoing, &mut reports, left, round == 0).await {
                 self.go_on(outgoing).await;
                 return Err(why);
             }
@@ -266,18 +268,20 @@ impl Control {
         &self,
         outgoing: &Outgoing,
         reports: &mut UnboundedReceiver<Report>,
+        within: Duration,
         one_by_one: bool,
     ) -> Result<(), String> {
+        let begun = tokio::time::Instant::now();
         let shards: Vec<ShardId> = self.control_mail.shards().collect();
         let at_once = if one_by_one { 1 } else { shards.len() };
         for some in shards.chunks(at_once) {
             let actions = some.iter().map(|shard| (*shard, HandoverAction::Copy)).collect();
             self.order_some(outgoing, actions);
-            let copied =
-                self.collect_from(outgoing, reports, some, COPIED_WITHIN, |news| match news {
-                    News::Copied(copied) => Some(copied),
-                    _ => None,
-                });
+            let left = within.saturating_sub(begun.elapsed());
+            let copied = self.collect_from(outgoing, reports, some, left, |news| match news {
+                News::Copied(copied) => Some(copied),
+                _ => None,
+            });
             for (shard, copied) in some.iter().zip(copied.await?) {
                 copied.map_err(|why| format!("shard {}: {why}", shard.0))?;
             }

@@ -27,8 +27,9 @@ const FROZEN_MAX: SliceMax =
 /// A link that takes nothing is tried again so soon.
 const AGAIN_MS: u64 = 1;
 
-/// So long the other process may take nothing.
-const STALLED_NS_MAX: u64 = 2_000_000_000;
+/// So long the other process may take nothing while this shard serves its clients: nobody waits for it, and on a
+/// machine that is full a thread may have to wait for seconds. In the freeze, [`STALLS_MAX`] is the bound.
+const STALLED_NS_MAX: u64 = 5_000_000_000;
 
 /// How far a round has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
