@@ -273,7 +273,7 @@ pub struct Roost {
     pub health_broker: bool,
     /// Start although the broker is unreachable.
     pub start_without_broker: bool,
-    /// `SO_SNDBUF`; 0: leave it.
+    /// `SO_SNDBUF`; 0: the kernel adjusts it to the congestion window.
     pub send_buffer_bytes: usize,
     /// `TCP_NOTSENT_LOWAT`; 0: leave it.
     pub notsent_lowat_bytes: usize,

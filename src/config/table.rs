@@ -246,7 +246,7 @@ pub(crate) static OPTIONS: &[Opt] = &[
     opt("roost.health_broker", Bool, "false", Built, "/health answers 503 while /ready does for the broker's sake: for a load balancer that knows one check only."),
     opt("roost.ready_prefix", PATH, "\"/ready\"", Built, "Path of the readiness check, which is there with health.enabled: like /health, and 503 while the broker is unreachable, doesn't deliver, or is being subscribed again."),
     opt("roost.start_without_broker", Bool, "false", Built, "Start although the broker is unreachable: clients connect, and requests that need it get errors that are temporary. Otherwise the node ends."),
-    opt("roost.send_buffer", BUFFER, "65536", Built, "Bytes of a connection's send buffer in the kernel (SO_SNDBUF); 0: the kernel's default."),
+    opt("roost.send_buffer", BUFFER, "0", Built, "Bytes of a connection's send buffer in the kernel (SO_SNDBUF), which bound the bytes on their way to a client; 0: as many as the congestion window of the connection needs."),
     opt("roost.notsent_lowat", BUFFER, "16384", Built, "Unsent bytes in that buffer at which a connection counts as blocked (TCP_NOTSENT_LOWAT); 0: the kernel's default."),
     opt("roost.spin", Integer(0, 1_000_000), "0", Built, "Microseconds that a shard polls before it sleeps (busy polling): a message that comes meanwhile is answered some microseconds earlier, and a shard with little to do takes a whole core. 0: it sleeps at once."),
     opt("roost.socket_mode", Checked(is_socket_mode, SOCKET_MODE), "\"0660\"", Built, "Mode of the file of a Unix socket: processes that may write to it may connect."),
