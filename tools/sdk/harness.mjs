@@ -803,5 +803,5 @@ export async function refusedSubscribe(client, channel, options) {
 /** Publishes values in their order, all at once, and waits until the server took them. */
 export async function publishAll(client, channel, values) {
   const replies = values.map((value) => client.publish(channel, client.encoding.pack(value)));
-  await within(Promise.all(replies), `replies to ${values.length} publishes`);
+  await within(Promise.all(replies), `replies to ${values.length} publishes`, 60_000);
 }
