@@ -221,19 +221,10 @@ impl Control {
             return Err(why);
         }
         points::pass("old-shared");
-        let begun = tokio::time::Instant::now();
-        // The second time, each has little to send, and less changes meanwhile.
-        for round in 0..2 {
-            if round == 1 {
-                self.mark(&sharing).await;
-            }
-            let left = COPIED_WITHIN.saturating_sub(begun.elapsed());
-            if let Err(why) = self.copy(outgoing, &mut reports, left, round == 0).await {
-                self.go_on(outgoing).await;
-                return Err(why);
-            }
+        if let Err(why) = self.copy_twice(outgoing, &mut reports, &sharing).await {
+            self.go_on(outgoing).await;
+            return Err(why);
         }
-        info!(copied_us = begun.elapsed().as_micros() as u64, "all shards have sent a first copy");
         points::pass("old-all-copied");
         outgoing.gate.hold();
         let settled_since = monotonic_ns();
@@ -260,6 +251,21 @@ impl Control {
                 Err(why)
             }
         }
+    }
+
+    /// A first copy of all shards. The second time, each has little to send, and less changes meanwhile.
+    async fn copy_twice(
+        &self,
+        outgoing: &Outgoing,
+        reports: &mut UnboundedReceiver<Report>,
+        sharing: &Sharing,
+    ) -> Result<(), String> {
+        let begun = tokio::time::Instant::now();
+        self.copy(outgoing, reports, COPIED_WITHIN, true).await?;
+        self.mark(sharing).await;
+        self.copy(outgoing, reports, COPIED_WITHIN.saturating_sub(begun.elapsed()), false).await?;
+        info!(copied_us = begun.elapsed().as_micros() as u64, "all shards have sent a first copy");
+        Ok(())
     }
 
     /// Each shard sends what has changed since it was sent, while it runs. `one_by_one`: only one at a time, so
