@@ -6,6 +6,10 @@ use crate::base::limits::SHARDS_MAX;
 /// Kernel memory of one idle TCP connection registered with epoll, bytes (measured on Linux 6.18).
 pub const KERNEL_BYTES_PER_CONNECTION: u64 = 4_000;
 
+/// Kernel memory of what waits there for a client that takes nothing, beside that, bytes (`tools/net/run --only
+/// slow`, with the default of `roost.notsent_lowat`).
+pub const KERNEL_BYTES_PER_QUEUE: u64 = 21_000;
+
 /// User-space memory of one connection with a token and a subscription, bytes, rounded up.
 pub const USER_BYTES_PER_CONNECTION: u64 = 400;
 

@@ -319,7 +319,9 @@ impl Control {
 
     fn watch_memory(&self) {
         let memory = &self.node.memory;
-        let looked = self.watch.borrow_mut().look(memory, memory::rss_bytes(), self.open());
+        let queues = self.node.counters.iter().map(|shard| shard.queues.get()).sum();
+        let sockets = memory::kernel_bytes(self.open(), queues);
+        let looked = self.watch.borrow_mut().look(memory, memory::rss_bytes(), sockets);
         if looked.collect {
             memory.collect();
             sys::memory::collect();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
+use crate::host::plan::{KERNEL_BYTES_PER_CONNECTION, KERNEL_BYTES_PER_QUEUE};
 use crate::shard::Memory;
 
 /// Resident bytes of this process.
@@ -10,6 +10,12 @@ pub(super) fn rss_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
+}
+
+/// What so many open connections cost the kernel, an estimate: `queues` of them have bytes that wait, in the kernel as
+/// well as here.
+pub(super) fn kernel_bytes(connections: u64, queues: u64) -> u64 {
+    connections * KERNEL_BYTES_PER_CONNECTION + queues * KERNEL_BYTES_PER_QUEUE
 }
 
 /// Looks up what memory costs beside what the allocator has handed out, for [`Memory`].
@@ -41,8 +47,8 @@ pub(super) struct Looked {
 }
 
 impl Watch {
-    /// The process has so many resident bytes and open connections.
-    pub(super) fn look(&mut self, memory: &Memory, rss: Option<u64>, connections: u64) -> Looked {
+    /// The process has so many resident bytes, and its sockets cost the kernel so many.
+    pub(super) fn look(&mut self, memory: &Memory, rss: Option<u64>, sockets: u64) -> Looked {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let allocated = memory.allocated();
         let difference = rss.map_or(0, |rss| signed(rss) - signed(allocated));
@@ -51,7 +57,6 @@ impl Watch {
             self.seen.pop_front();
         }
         let least = self.seen.iter().copied().min().unwrap_or(0);
-        let sockets = connections * KERNEL_BYTES_PER_CONNECTION;
         let base = *self.base.get_or_insert(difference);
         let grown = (least - base).min(signed(memory.limit() / 2));
         memory.set_beside(base.saturating_add(grown).saturating_add(signed(sockets)));
@@ -134,8 +139,8 @@ mod tests {
     fn memory_that_was_never_touched_does_not_count() {
         let memory = Memory::simulated(160 * MIB);
         memory.set_allocated(500 * MIB);
-        let _ = Watch::default().look(&memory, Some(20 * MIB), 1000);
-        assert_eq!(memory.used(), 20 * MIB + 1000 * KERNEL_BYTES_PER_CONNECTION);
+        let _ = Watch::default().look(&memory, Some(20 * MIB), kernel_bytes(1000, 10));
+        assert_eq!(memory.used(), 20 * MIB + 1000 * 4_000 + 10 * 21_000);
     }
 
     #[test]

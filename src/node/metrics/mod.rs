@@ -38,7 +38,6 @@ use crate::base::counters::Kind;
 use crate::base::form::Transport;
 use crate::base::times::{Counts, Times};
 use crate::edge::proxy::ProxyEvent;
-use crate::host::plan::KERNEL_BYTES_PER_CONNECTION;
 use crate::hub::subscribers::Subscriber;
 use crate::session::Session;
 use crate::shard::mail::Method;
@@ -354,7 +353,7 @@ impl Metrics {
         [
             ("resident", memory::rss_bytes().unwrap_or(0)),
             ("allocated", self.node.memory.allocated()),
-            ("kernel_sockets", self.open() * KERNEL_BYTES_PER_CONNECTION),
+            ("kernel_sockets", memory::kernel_bytes(self.open(), sum(|shard| shard.queues.get()))),
             ("connections", sum(|shard| shard.slots_in_use.get()) * CONN_BYTES as u64),
             ("sessions", sum(|shard| shard.sessions_open.get()) * size_of::<Session>() as u64),
             ("subscriptions", sum(|shard| shard.subscriptions.get()) * SUBSCRIPTION_BYTES),
