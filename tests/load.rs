@@ -1074,6 +1074,48 @@ fn a_signal_ends_it_early_with_a_partial_report() {
 }
 
 #[test]
+fn a_signal_ends_threads_that_have_more_to_do_than_they_can() {
+    let tokens = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&tokens);
+    let server = Server::start(move |peer, text, _| {
+        // An echo, or the client protocol.
+        for line in text.split('\n') {
+            seen.fetch_add(1, SeqCst);
+            let command: Value = serde_json::from_str(line).unwrap();
+            let id = &command["id"];
+            match command.get("connect").or(command.get("refresh")) {
+                Some(_) => {
+                    peer.send(&json!({ "id": id, "connect": { "client": "x" } }).to_string())
+                }
+                None => peer.send(text),
+            }
+        }
+    });
+    let file = scenarios::Scenario::new(
+        "refreshes",
+        &format!(
+            "url = \"{}\"\nsecret = \"{}\"\n[[populations]]\nname = \"all\"\nrole = \"idle\"\n\
+             connections = 2\ntoken_ttl = \"1ns\"\n[[phases]]\nopen = 1.0\nduration = \"10m\"\n",
+            server.url("/connection/websocket"),
+            "s".repeat(32),
+        ),
+    );
+    let echo =
+        format!("echo --url {} --connections 2 --duration 10m --ping-every 1ns", server.url("/"));
+    for args in [echo, format!("run {}", file.path())] {
+        tokens.store(0, SeqCst);
+        let child = start(&args).spawn().unwrap();
+        while tokens.load(SeqCst) < 2 {
+            thread::yield_now();
+        }
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let (code, result) = result(&child.wait_with_output().unwrap());
+        assert_eq!((code, &result["interrupted"]), (130, &json!(true)), "{args}");
+    }
+}
+
+#[test]
 fn a_signal_before_all_are_open_ends_it_with_the_figures_so_far() {
     let server = echo_server();
     let args = format!("echo --url {} --connections 1000 --connect-rate 20", server.url("/echo"));

@@ -37,6 +37,10 @@ impl Agenda {
         self.0.pop().map(|Reverse(entry)| entry)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// When something is due next.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         self.0.peek().map(|Reverse((due_ns, ..))| *due_ns)

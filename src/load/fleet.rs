@@ -11,7 +11,7 @@ use super::file::Role;
 use super::http::{self as requests, Side, UpLink};
 use super::hub;
 use super::oracle::Verdict;
-use super::output::{mask_key, plain, write_some};
+use super::output::{OUTPUT_BYTES_MAX, mask_key, plain, write_some};
 use super::payload::{PayloadWriter, Stamp};
 use super::plan::{Plan, Population, Share, picked};
 use super::recovery::Positions;
@@ -252,7 +252,11 @@ impl Fleet {
 
     /// Does what is due.
     pub(crate) fn act(&mut self, now_ns: u64) {
-        while let Some((due_ns, index, generation, act)) = self.agenda.pop_due(now_ns) {
+        // What an act puts on the agenda is for a later turn, even if it is due at once.
+        for _ in 0..self.agenda.len() {
+            let Some((due_ns, index, generation, act)) = self.agenda.pop_due(now_ns) else {
+                return;
+            };
             let conn = &self.conns[index as usize];
             if conn.generation != generation {
                 continue;
@@ -302,7 +306,9 @@ impl Fleet {
 
     /// Pings a connection, if it is an open WebSocket. Its pong brings the time back.
     pub(crate) fn ping(&mut self, index: u32, now_ns: u64) {
-        let is_open = self.conns.get(index as usize).is_some_and(|of| of.state == State::Open);
+        let conn = self.conns.get(index as usize);
+        let is_open =
+            conn.is_some_and(|of| of.state == State::Open && of.output_bytes() <= OUTPUT_BYTES_MAX);
         if is_open && self.population(index).transport == Transport::WebSocket {
             let mut payload = [0; 12];
             payload[..4].copy_from_slice(&self.plan.run.to_be_bytes());

@@ -426,41 +426,63 @@ fn machine(out: &mut String, report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::super::figures;
+    use super::super::host::Usage;
+    use super::super::report::AgentReport;
+    use super::super::series::{AgentSecond, Moment, Recorder, write_csv};
     use super::*;
     use crate::base::rng::Rng;
+    use std::time::Duration;
 
-    fn hour() -> Vec<Second> {
+    /// Seconds of a run with so many agents, as the recorder has them by a clock that the test moves.
+    fn recorded(count: u32, agents: usize) -> (Vec<Second>, Latency) {
         let mut rng = Rng::new(1);
-        let mut value = |below| Some(rng.below(below));
-        (0..3600)
-            .map(|second| Second {
-                second,
-                open: 100_000,
-                opened: value(100).unwrap_or_default(),
-                sent: value(2000).unwrap_or_default(),
-                received: value(2_000_000).unwrap_or_default(),
-                p50_us: value(1000),
-                p90_us: value(5000),
-                p99_us: value(50_000),
-                p999_us: value(500_000),
-                max_us: value(5_000_000),
-                server_rss_bytes: value(5_000_000_000),
-                server_cpu: Some(1.5),
-                client_cpu: Some(0.7),
-                ..Second::default()
-            })
-            .collect()
+        let mut recorder = Recorder::new(None, 0.0).unwrap();
+        let (sender, mut now) = (recorder.sender(), Moment::default());
+        now.agents = vec![AgentSecond::default(); agents];
+        for second in 0..count {
+            let mut latency = figures::latency();
+            for _ in 0..50 {
+                let most = 1 << rng.below(23);
+                latency.saturating_record(1 + rng.below(most));
+            }
+            sender.send((second, latency)).unwrap();
+            now.sum.open = 100_000 + rng.below(1000);
+            now.sum.opened += rng.below(100);
+            now.sum.published += rng.below(2000);
+            now.sum.received += rng.below(2_000_000);
+            let rss_bytes = 4_000_000_000 + rng.below(1_000_000_000);
+            let cpu_s = f64::from(second) * 1.517;
+            now.server = Some(Usage { rss_bytes, cpu_s });
+            now.client.cpu_s += 0.7;
+            for of in &mut now.agents {
+                (of.open, of.received) = (25_000, of.received + rng.below(500_000));
+            }
+            recorder.note(Duration::from_secs(u64::from(second) + 1), &now);
+        }
+        recorder.finish(Duration::from_secs(u64::from(count)) + Duration::from_millis(500), &now);
+        (recorder.seconds, recorder.total)
     }
 
     #[test]
-    fn an_hour_by_seconds_is_below_a_megabyte_and_needs_no_other_file() {
-        let mut latency = figures::latency();
-        (1..200_000).for_each(|n| latency.saturating_record(n));
+    fn a_page_of_an_hour_by_seconds_is_below_a_megabyte() {
+        let (seconds, latency) = recorded(3600, 4);
+        assert_eq!((seconds.len(), latency.len()), (3601, 180_000));
+        let mut report = Report { latency_us: Summary::of(&latency), ..Report::default() };
+        report.agents.resize_with(4, AgentReport::default);
+        let bytes = page(&report, &seconds, &latency).len();
+        assert!(bytes < 1_000_000, "html: {bytes}");
+        let mut csv = Vec::new();
+        write_csv(&mut csv, &seconds, &["10.0.0.1:7400"; 4]).unwrap();
+        assert!(csv.len() < 1_000_000, "csv: {}", csv.len());
+    }
+
+    #[test]
+    fn a_page_needs_no_other_file() {
+        let (seconds, latency) = recorded(60, 0);
         let mut report = Report { scenario: "a<b".to_owned(), ..Report::default() };
         report.reasons.insert("<script>".to_owned(), 3);
         report.latency_us = Summary::of(&latency);
-        let page = page(&report, &hour(), &latency);
-        assert!(page.len() < 1_000_000, "{}", page.len());
+        let page = page(&report, &seconds, &latency);
         for absent in ["<script", "http://", "https://", "src=", "@import", "url("] {
             assert!(!page.contains(absent), "{absent}");
         }

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How often figures are looked at. Nothing that is measured depends on it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How long a thread may take over an order, once a signal has come.
+const ORDER_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Sent later than this at the 99th percentile, the schedule was not kept.
 const LAG_US_MAX: u64 = 5_000;
 
@@ -291,12 +294,17 @@ impl Coordinator {
     ) -> Result<(), String> {
         self.hands.order(at, order);
         self.ordered += 1;
+        let mut ends_since = None;
         loop {
             let sum = self.sum();
             if sum.order >= self.ordered {
                 return Ok(());
             }
             self.hands.check()?;
+            let is_ending = self.stop.load(Relaxed);
+            if is_ending && ends_since.get_or_insert_with(Instant::now).elapsed() > ORDER_PATIENCE {
+                return Err("a signal came, and a thread of this client does not react".to_owned());
+            }
             std::thread::sleep(Duration::from_micros(200));
         }
     }

@@ -315,7 +315,11 @@ impl Running {
         let (mut index, mut next_ns) = self.pinging.unwrap_or((0, now_ns as f64 + interval_ns));
         // A thread that was kept busy leaves out what it missed.
         next_ns = next_ns.max(now_ns as f64 - SECOND_NS as f64);
-        while next_ns <= now_ns as f64 {
+        // More pings than a thread can send must not keep it from its orders.
+        for _ in 0..TURN_SENDS_MAX {
+            if next_ns > now_ns as f64 {
+                break;
+            }
             self.fleet.ping(index, now_ns);
             index = (index + 1) % self.fleet.share.count.max(1);
             next_ns += interval_ns;
