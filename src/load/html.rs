@@ -12,7 +12,7 @@ const STYLE: &str = "
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#99a;--rule:#334;--paper:#15171a;--bad:#ff8a80;
 --good:#6fdc8c;--c0:#6ea8fe;--c1:#ffb067;--c2:#c7a4ff;--c3:#ff8a80;--c4:#6fdc8c}}
 @media print{:root{--ink:#000;--soft:#444;--rule:#bbb;--paper:#fff;--bad:#900;--good:#050;--c0:#1f6feb;--c1:#c60;
---c2:#8250df;--c3:#b00;--c4:#060}section{break-inside:avoid}}
+--c2:#8250df;--c3:#b00;--c4:#060}section{break-inside:avoid}.wide td,.wide th{white-space:normal!important}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}h1{font-size:1.5rem;margin:.5rem 0;overflow-wrap:anywhere}
 h2{font-size:1.1rem;margin:2rem 0 .5rem}p{margin:.3rem 0}.soft{color:var(--soft)}.bad{color:var(--bad);font-weight:600}
@@ -27,7 +27,7 @@ th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:5
 span.c2:before{color:var(--c2)}span.c3:before{color:var(--c3)}span.c4:before{color:var(--c4)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.5rem}
 .tiles div{border:1px solid var(--rule);border-radius:.4rem;padding:.5rem .7rem}.tiles b{display:block;font-size:1.15rem}
-@media (max-width:40rem){.chart{overflow-x:auto}.chart svg{width:40rem}body{padding:.6rem;font-size:15px}th,td{padding:.2rem .3rem;font-size:.85rem}}
+@media (max-width:40rem){.axes text{font-size:18px}.line{stroke-width:3}body{padding:.6rem;font-size:15px}th,td{padding:.2rem .3rem;font-size:.85rem}}
 ";
 
 /// The page.
@@ -75,7 +75,7 @@ fn mb(value: f64) -> String {
 }
 
 fn processors(value: f64) -> String {
-    format!("{value:.1}")
+    format!("{value:.2}")
 }
 
 // Writing to a String cannot fail, here and below.
@@ -349,23 +349,32 @@ fn agents(out: &mut String, report: &Report) {
         return;
     }
     *out += "<section><h2>Agents</h2><div class=\"wide\"><table><tr><th>agent</th><th>connections</th>\
-             <th>opened</th><th>dropped</th><th>publishers</th><th>sent</th><th>received</th><th>lost</th>\
-             <th>latency p50</th><th>p99</th><th>max</th><th>clock</th><th>CPU s</th></tr>";
+             <th>opened</th><th>dropped</th><th>publishers</th><th>sent</th><th>received</th><th>lost</th></tr>";
     for of in &report.agents {
         let share = of.share * 100.0;
-        let corrected = if of.is_latency_corrected { "*" } else { "" };
         let lost = of.lost.map_or_else(|| "-".to_owned(), |lost| lost.to_string());
         let _ = write!(
             out,
-            "<tr><td>{}{corrected}</td><td>{} ({share:.0} %)</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-             <td>{}</td><td>{lost}</td>{}<td>{} within {}</td><td>{:.1}</td></tr>",
+            "<tr><td>{}</td><td>{} ({share:.0} %)</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td><td>{lost}</td></tr>",
             escape(&of.name),
             of.connections,
             of.opened,
             of.dropped,
             of.publishers,
             of.sent,
-            of.received,
+            of.received
+        );
+    }
+    // A table of its own: one of all columns is wider than paper.
+    *out += "</table></div><div class=\"wide\"><table><tr><th>agent</th><th>latency p50</th><th>p99</th>\
+             <th>max</th><th>clock</th><th>CPU s</th></tr>";
+    for of in &report.agents {
+        let corrected = if of.is_latency_corrected { "*" } else { "" };
+        let _ = write!(
+            out,
+            "<tr><td>{}{corrected}</td>{}<td>{} within {}</td><td>{:.1}</td></tr>",
+            escape(&of.name),
             cells(&of.latency_us),
             signed(of.clock.offset_us),
             us(of.clock.uncertainty_us),

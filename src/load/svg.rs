@@ -5,8 +5,8 @@ use std::fmt::Write;
 /// The picture, in its own units; the page scales it.
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 240.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 28.0;
+const LEFT: f64 = 84.0;
+const RIGHT: f64 = 36.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 30.0;
 
@@ -120,7 +120,8 @@ pub(super) fn lines(title: &str, lines: &[Line], is_log: bool, label: Label) -> 
         let _ = write!(out, "<path class=\"line c{at}\" d=\"{}\"/>", path(line, x, y));
     }
     out += "</svg><p class=\"legend\">";
-    for (at, line) in lines.iter().enumerate() {
+    let is_measured = |line: &Line| line.points.iter().any(|(_, y)| y.is_some());
+    for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_measured(line)) {
         let _ = write!(out, "<span class=\"c{at}\">{}</span> ", line.name);
     }
     out += "</p>";
