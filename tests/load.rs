@@ -1083,7 +1083,7 @@ fn a_signal_ends_threads_that_have_more_to_do_than_they_can() {
             seen.fetch_add(1, SeqCst);
             let command: Value = serde_json::from_str(line).unwrap();
             let id = &command["id"];
-            match command.get("connect").or(command.get("refresh")) {
+            match command.get("connect").or_else(|| command.get("refresh")) {
                 Some(_) => {
                     peer.send(&json!({ "id": id, "connect": { "client": "x" } }).to_string())
                 }
