@@ -528,6 +528,13 @@ impl Brokers {
         self.channels.iter().chain(&self.presence)
     }
 
+    /// Namespaces are others by now.
+    pub(super) fn follow(&self, rules: &Arc<ChannelRules>) {
+        if self.channels.as_ref().is_some_and(|channels| !channels.follow(rules)) {
+            tracing::warn!("reload: the broker is busy: histories follow at the next reload");
+        }
+    }
+
     /// This node keeps all itself.
     pub(super) fn is_empty(&self) -> bool {
         self.all().next().is_none()

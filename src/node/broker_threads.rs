@@ -24,6 +24,7 @@ use super::redis::Joining;
 use crate::base::limits::MAILBOX_BATCHES;
 use crate::base::times::Times;
 use crate::cluster::control::{Command, Message};
+use crate::edge::channels::ChannelRules;
 use crate::hub::broker::{BrokerEvent, Ticket};
 use crate::io::Alarm;
 use crate::shard::mail::{Letterbox, Mailbox};
@@ -441,6 +442,12 @@ impl Broker {
         self.servers
     }
 
+    /// Namespaces are others by now. False when a thread has no room for that.
+    pub fn follow(&self, rules: &Arc<ChannelRules>) -> bool {
+        let follow = |thread: &Worker| thread.inbox.try_send(Inbound::Follow(rules.clone()));
+        self.threads.iter().all(|thread| follow(thread).is_ok())
+    }
+
     /// Another process is to take this node's place in the end: threads that need it begin to count what they deliver.
     pub async fn mark(&self, key: u64) {
         self.send_to_all(|| Inbound::Mark(key)).await;
@@ -515,6 +522,8 @@ pub enum Inbound {
     TakeEntries(String),
     /// If that node is alive, it is to know of this.
     NotifyRemoved(String),
+    /// Namespaces are others by now: to all threads.
+    Follow(Arc<ChannelRules>),
     /// Another process is to take over soon: to all threads.
     Mark(u64),
     /// The other process is to keep what comes: to all threads.

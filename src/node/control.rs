@@ -215,8 +215,7 @@ impl Control {
             warn!(warning, "warning about the reloaded options");
         }
         let rules = &self.node.rules;
-        let (client, _) = rules.client.load().with_limits_of(&client);
-        rules.client.store(Arc::new(client));
+        rules.client.store(Arc::new(rules.client.load().with_limits_of(&client).0));
         rules.origins.store(Arc::new(origins));
         rules.rpc.store(Arc::new(rpc));
         if let (Some(calls), Some(config::Api { key, insecure, transport_errors, .. })) =
@@ -243,6 +242,7 @@ impl Control {
         }
         let older = rules.channels.load();
         rules.channels.store(Arc::new(channels.in_place_of(&older)));
+        self.brokers.follow(&rules.channels.load_full());
         if let Err(fault) = self.proxies.follow(rules) {
             warn!(%fault, "reload: calls of this proxy fail");
         }

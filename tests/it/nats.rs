@@ -226,10 +226,15 @@ pub(crate) fn node(server: &NatsServer) -> Node {
 
 /// The same, with these options of the section, and others behind them.
 pub(crate) fn node_with(server: &NatsServer, more: &str) -> Node {
+    Node::start(&file_with(server, more), &[])
+}
+
+/// Its file.
+pub(crate) fn file_with(server: &NatsServer, more: &str) -> String {
     let url = format!("nats://127.0.0.1:{}", server.port);
     let broker = "broker.enabled = true\nbroker.type = \"nats\"";
     let section = format!("[broker.nats]\nurl = \"{url}\"");
-    Node::start(&format!("{broker}\n{OPTIONS}\n{section}\n{more}"), &[])
+    format!("{broker}\n{OPTIONS}\n{section}\n{more}")
 }
 
 fn pair() -> Option<(NatsServer, Node, Node)> {

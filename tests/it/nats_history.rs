@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{BOUND, Client, Node};
-use crate::nats::{NatsServer, node_with};
+use crate::nats::{NatsServer, file_with, node_with};
 use crate::redis::{data, subscribe};
 
 /// Namespaces with history.
@@ -308,6 +308,34 @@ fn a_node_that_stood_still_reads_what_the_server_has_dropped() {
     assert!(connects >= 2, "{connects}");
     publish(&b, "stream:x", 5);
     assert_eq!(data(&mut client, "stream:x", 1), [5]);
+}
+
+#[test]
+fn a_namespace_gets_its_history_by_a_reload() {
+    let Some(server) = server() else { return };
+    let options = |late: &str| {
+        let namespaces = NAMESPACES.replace("STORAGE", "storage = \"memory\"");
+        format!("{namespaces}\n[[channel.namespaces]]\nname = \"late\"\n{late}")
+    };
+    let nodes = [(); 2].map(|()| node_with(&server, &options("")));
+    let history =
+        |node: &Node, channel: &str| node.call("history", json!({"channel": channel, "limit": -1}));
+    publish(&nodes[0], "late:x", 0);
+    publish(&nodes[0], "stream:x", 0);
+    assert_eq!(history(&nodes[0], "late:x")["error"]["code"], 108);
+    let kept = options("history_size = 5\nhistory_ttl = \"10m\"");
+    for node in &nodes {
+        node.reload(&file_with(&server, &kept), "options reloaded");
+    }
+    publish_until_taken(&nodes[1], "late:x", 1);
+    let since = Instant::now();
+    for node in &nodes {
+        while history(node, "late:x")["result"]["publications"][0]["data"] != 1 {
+            assert!(since.elapsed() < BOUND, "{}", history(node, "late:x"));
+        }
+        // The others are what they were.
+        assert_eq!(history(node, "stream:x")["result"]["publications"][0]["data"], 0);
+    }
 }
 
 #[test]

@@ -99,6 +99,23 @@ impl Streams {
         Self { keeping, all, by_namespace, rules, messages: format!("{prefix}.client.") }
     }
 
+    /// The same for other namespaces. Streams that are known keep their numbers.
+    pub fn following(&self, prefix: &str, rules: Arc<ChannelRules>) -> Self {
+        let (mut all, mut by_namespace) = (self.all.clone(), HashMap::default());
+        for namespace in rules.namespaces().iter().filter(|of| of.history_size > 0) {
+            let stream = Stream::new(prefix, namespace);
+            let at = all.iter().position(|of| of.name == stream.name).unwrap_or(all.len());
+            by_namespace.insert(namespace.index, at);
+            if at < all.len() {
+                all[at] = stream;
+            } else {
+                all.push(stream);
+            }
+        }
+        let (keeping, messages) = (self.keeping.clone(), self.messages.clone());
+        Self { keeping, all, by_namespace, rules, messages }
+    }
+
     /// The number of a channel's stream in [`Self::all`]; `None` without history.
     pub fn of(&self, channel: &str) -> Option<usize> {
         let namespace = self.rules.resolve_trusted(channel).ok()?;

@@ -48,11 +48,13 @@ static ERRORS: LogLimit = LogLimit::new();
 #[derive(Default)]
 pub(super) struct Lives {
     /// By the number of the stream.
-    all: RefCell<Vec<Life>>,
+    all: RefCell<Vec<Option<Life>>>,
     /// Milliseconds by which the server's clock is ahead.
     ahead_ms: Cell<i64>,
     /// A stream may have begun anew.
     doubt: Notify,
+    /// Streams are to be as namespaces say by now.
+    is_changed: Cell<bool>,
 }
 
 #[derive(Clone)]
@@ -65,17 +67,23 @@ struct Life {
 impl Lives {
     /// The life of a stream; `None` before it is known.
     pub(super) fn epoch(&self, stream: usize) -> Option<Epoch> {
-        self.all.borrow().get(stream).map(|life| life.epoch.clone())
+        self.all.borrow().get(stream)?.as_ref().map(|life| life.epoch.clone())
     }
 
     /// A publication of a stream has come. Sequences grow.
     pub(super) fn seen(&self, stream: usize, sequence: u64) {
-        if let Some(life) = self.all.borrow_mut().get_mut(stream) {
+        if let Some(Some(life)) = self.all.borrow_mut().get_mut(stream) {
             if sequence <= life.last {
                 self.doubt.notify_one();
             }
             life.last = sequence;
         }
+    }
+
+    /// The streams are to be made and changed once more.
+    pub(super) fn change(&self) {
+        self.is_changed.set(true);
+        self.doubt.notify_one();
     }
 
     fn is_over(&self, stored: Stored, ttl_ms: u64) -> bool {
@@ -105,11 +113,11 @@ impl From<Fault> for Failure {
 
 /// Makes or changes all streams, and then looks after them until the connection ends: why.
 pub(super) async fn look_after(shared: &Rc<Shared>) -> Unreachable {
-    let Some(streams) = &shared.settings.streams else { return std::future::pending().await };
+    let Some(streams) = shared.streams() else { return std::future::pending().await };
     let mut lives = Vec::new();
     for stream in &streams.all {
-        match prepare(shared, streams, stream).await {
-            Ok(info) => lives.push(Life { epoch: info.epoch(), last: 0 }),
+        match prepare(shared, &streams, stream).await {
+            Ok(info) => lives.push(Some(Life { epoch: info.epoch(), last: 0 })),
             Err(error) => {
                 let name = &stream.name;
                 return Unreachable::Refused(format!("the stream {name} can't be used: {error}"));
@@ -123,16 +131,20 @@ pub(super) async fn look_after(shared: &Rc<Shared>) -> Unreachable {
     loop {
         // As long as nothing is in doubt.
         let _ = timeout(LOOK, shared.lives.doubt.notified()).await;
+        let Some(streams) = shared.streams() else { continue };
+        let is_changed = shared.lives.is_changed.take();
         for (at, stream) in streams.all.iter().enumerate() {
-            match info_of(shared, stream, "INFO", b"").await {
+            let is_known = !is_changed && shared.lives.epoch(at).is_some();
+            let mut info = match is_known {
+                true => info_of(shared, stream, "INFO", b"").await,
+                false => prepare(shared, &streams, stream).await,
+            };
+            if is_known && matches!(info, Err(Failure::Fault(_))) {
+                // It is gone: publications would fail until it is there again.
+                info = prepare(shared, &streams, stream).await;
+            }
+            match info {
                 Ok(info) => look(shared, at, &info),
-                Err(Failure::Fault(_)) => {
-                    // It is gone: publications would fail until it is there again.
-                    match prepare(shared, streams, stream).await {
-                        Ok(info) => look(shared, at, &info),
-                        Err(error) => warn(&stream.name, &error),
-                    }
-                }
                 Err(error) => warn(&stream.name, &error),
             }
         }
@@ -140,10 +152,12 @@ pub(super) async fn look_after(shared: &Rc<Shared>) -> Unreachable {
 }
 
 /// The streams as they are at the beginning of a connection.
-fn adopt(shared: &Shared, mut lives: Vec<Life>) {
+fn adopt(shared: &Shared, mut lives: Vec<Option<Life>>) {
     let known = shared.lives.all.borrow().clone();
     for (life, known) in lives.iter_mut().zip(known) {
-        if life.epoch == known.epoch {
+        if let (Some(life), Some(known)) = (life, known)
+            && life.epoch == known.epoch
+        {
             life.last = known.last;
         }
     }
@@ -156,14 +170,19 @@ fn look(shared: &Shared, at: usize, info: &StreamInfo) {
         shared.lives.ahead_ms.set(now.cast_signed().wrapping_sub(now_ms().cast_signed()));
     }
     let epoch = info.epoch();
-    let is_new = shared.lives.epoch(at).is_some_and(|known| known != epoch);
-    if !is_new {
+    let known = shared.lives.epoch(at);
+    if known.as_ref() == Some(&epoch) {
         return;
     }
-    if let Some(life) = shared.lives.all.borrow_mut().get_mut(at) {
-        *life = Life { epoch, last: 0 };
+    let mut all = shared.lives.all.borrow_mut();
+    let count = all.len().max(at + 1);
+    all.resize(count, None);
+    all[at] = Some(Life { epoch, last: 0 });
+    drop(all);
+    if known.is_none() {
+        return;
     }
-    let Some(streams) = &shared.settings.streams else { return };
+    let Some(streams) = shared.streams() else { return };
     tracing::warn!(
         "nats: the stream {} has begun anew: its channels do, too",
         streams.all[at].name
@@ -266,7 +285,7 @@ pub(super) fn publish(
     (home, publishing, cost): (usize, &Publishing, usize),
     stream: usize,
 ) -> Result<(), FailureCause> {
-    let Some(streams) = &shared.settings.streams else { return Err(FailureCause::Unsupported) };
+    let Some(streams) = shared.streams() else { return Err(FailureCause::Unsupported) };
     let bytes = payload::publication(publishing, now_ms());
     if publishing.version > 0 {
         let (shared, publishing) = (shared.clone(), publishing.clone());
@@ -337,7 +356,7 @@ async fn publish_version(
 ) -> BrokerEvent {
     let Publishing { ticket, channel, version, version_epoch, .. } = publishing;
     let failed = BrokerEvent::Failed { ticket: *ticket, cause: FailureCause::Unavailable };
-    let (Some(streams), Some(epoch)) = (&shared.settings.streams, shared.lives.epoch(at)) else {
+    let (Some(streams), Some(epoch)) = (shared.streams(), shared.lives.epoch(at)) else {
         return failed;
     };
     let stream = &streams.all[at];
@@ -419,7 +438,7 @@ async fn read(
     page: &Page,
     expects: Option<u64>,
 ) -> Result<Found, Failure> {
-    let (Some(streams), Some(epoch)) = (&shared.settings.streams, shared.lives.epoch(at)) else {
+    let (Some(streams), Some(epoch)) = (shared.streams(), shared.lives.epoch(at)) else {
         return Err(Failure::Nobody);
     };
     let reading = Reading { shared, stream: &streams.all[at], channel };
@@ -434,7 +453,7 @@ async fn renew(
     channel: &str,
     epoch: &Epoch,
 ) -> Result<Found, Failure> {
-    let Some(streams) = &shared.settings.streams else { return Err(Failure::Nobody) };
+    let Some(streams) = shared.streams() else { return Err(Failure::Nobody) };
     let stream = &streams.all[at];
     let mut info = info_of(shared, stream, "INFO", b"").await?;
     if info.epoch() == *epoch {
@@ -448,7 +467,7 @@ async fn renew(
 
 /// Hides the publications of a channel: the newest one stays for its place.
 async fn remove(shared: &Rc<Shared>, at: usize, channel: &str) -> Result<(), Failure> {
-    let Some(streams) = &shared.settings.streams else { return Err(Failure::Nobody) };
+    let Some(streams) = shared.streams() else { return Err(Failure::Nobody) };
     let stream = &streams.all[at];
     let subject = stream.publications(channel);
     let reading = Reading { shared, stream, channel };

@@ -56,6 +56,7 @@ use crate::cluster::nats::streams::Streams;
 use crate::cluster::nats::subjects::Subjects;
 use crate::cluster::nats::{Credentials, Place, payload};
 use crate::cluster::servers::Security;
+use crate::edge::channels::ChannelRules;
 use crate::hub::broker::{BrokerEvent, Command, FailureCause, Publishing, Ticket};
 use crate::shard::mail::{Batch, Mail};
 use crate::sys;
@@ -168,7 +169,9 @@ struct Shared {
     joining: Option<Arc<Joining>>,
     /// Requests that wait for replies.
     requests: RefCell<Requests>,
-    /// What is known of the streams.
+    /// Streams as namespaces say by now.
+    streams: RefCell<Option<Rc<Streams>>>,
+    /// What is known of them.
     lives: Lives,
     /// The subjects of replies begin with it.
     inbox: String,
@@ -369,7 +372,7 @@ impl Shared {
 
     /// The stream that a command is about; none without one.
     fn stream_of(&self, command: &Command) -> Option<usize> {
-        let streams = self.settings.streams.as_ref()?;
+        let streams = self.streams()?;
         let is_of_stream = match command {
             Command::Publish(publishing) => publishing.options.kept(),
             Command::Read { .. } | Command::Renew { .. } | Command::Drop { .. } => true,
@@ -437,6 +440,19 @@ impl Shared {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         self.events.control(vec![ControlEvent::Sent { ticket, is_sent: false }]);
+    }
+
+    /// The streams, if there are any.
+    fn streams(&self) -> Option<Rc<Streams>> {
+        self.streams.borrow().clone()
+    }
+
+    /// Namespaces have changed: streams follow.
+    fn follow(&self, rules: Arc<ChannelRules>) {
+        let Some(streams) = self.streams() else { return };
+        let streams = streams.following(self.settings.subjects.prefix(), rules);
+        self.streams.replace(Some(Rc::new(streams)));
+        self.lives.change();
     }
 
     /// Another process is to take over.
@@ -642,6 +658,7 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
         Seam::new(joining.is_some() && is_own)
     });
     let seams = RefCell::new(seams.collect());
+    let streams = RefCell::new(settings.streams.clone().map(Rc::new));
     let control_seam = RefCell::new(Seam::new(joining.is_some() && at == 0));
     let interests = RefCell::new(Interests::new(settings.takes_all));
     let news = RefCell::new(News::new(settings.homes));
@@ -660,6 +677,7 @@ async fn run(settings: Arc<Settings>, begin: Begin) {
         control_seam,
         joining,
         requests: RefCell::default(),
+        streams,
         lives: Lives::default(),
         inbox: of_replies,
         probes,
@@ -704,6 +722,7 @@ fn carry_out(shared: &Shared, inbound: Inbound) {
         }
         // It keeps none.
         Inbound::TakeEntries(_) | Inbound::Answer(..) => {}
+        Inbound::Follow(rules) => shared.follow(rules),
         Inbound::Mark(key) => shared.mark(key),
         Inbound::Keep(key) => shared.sign(Kind::Keep, key),
         Inbound::Hold => shared.control_seam.borrow_mut().hold(),

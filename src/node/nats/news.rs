@@ -322,7 +322,7 @@ pub(super) fn deliver(shared: &Shared, looks: impl FnOnce()) {
 
 /// The place of a republished message in the stream of its channel.
 fn place(shared: &Shared, channel: &str, message: &Message) -> Option<(Epoch, Stored)> {
-    let streams = shared.settings.streams.as_ref()?;
+    let streams = shared.streams()?;
     let headers = message.headers.as_ref()?;
     let stored = Stored::read(headers)?;
     let stream = streams.of(channel)?;

@@ -320,6 +320,6 @@ fn take(shared: &Shared, servers: &[Rc<Connected>], turn: &mut usize, inbound: I
         Inbound::Resume => control::resume(shared, servers),
         Inbound::Control(outgoing) => control::send(shared, servers, turn, *outgoing),
         // A fence is in the same order in both processes.
-        Inbound::Answer(..) | Inbound::Mark(_) | Inbound::Keep(_) => {}
+        Inbound::Answer(..) | Inbound::Mark(_) | Inbound::Keep(_) | Inbound::Follow(_) => {}
     }
 }
