@@ -36,6 +36,10 @@ pub(crate) struct Cx {
     pub(crate) unix: UnixSeconds,
     /// No command is begun: the shard is to be written to bytes.
     pub(crate) settles: bool,
+    /// The next turn is the first one behind a time in which the shard settled or was handed over.
+    pub(crate) resumes: bool,
+    /// When it went on last.
+    pub(crate) resumed_tick: Option<u32>,
 }
 
 impl Cx {
@@ -49,6 +53,8 @@ impl Cx {
             now,
             unix,
             settles: false,
+            resumes: false,
+            resumed_tick: None,
             node,
         }
     }
@@ -56,6 +62,9 @@ impl Cx {
     /// Begins a turn: its moment, and the rules that a reload may have replaced.
     pub(crate) fn begin_turn(&mut self, now: Millis, unix: UnixSeconds) {
         (self.now, self.unix) = (now, unix);
+        if std::mem::take(&mut self.resumes) {
+            self.resumed_tick = Some(self.tick());
+        }
         self.look_at_rules();
     }
 

@@ -219,6 +219,7 @@ impl<D: Driver> Thawing<D> {
             net: net.end(&cx)?,
             cx,
         };
+        shard.cx.resumes = true;
         shard.check_sessions()?;
         shard.count_what_is_there();
         let indexes: Vec<u32> = shard.net.conns.iter().map(|(index, _)| index as u32).collect();

@@ -67,6 +67,7 @@ impl<D: Driver> Shard<D> {
         // Also where the other process has failed before this shard settled: another one knows no channel.
         self.home.go_on(&self.cx, &mut self.post);
         let Some(settling) = settling else { return };
+        self.cx.resumes = true;
         for key in settling.given_up {
             if self.net.conn(key).is_some() {
                 self.clients.end_for_good(&mut outlets!(self), &mut self.local, key.index);

@@ -62,9 +62,12 @@ impl<D: Driver> Net<D> {
         }
     }
 
-    /// Whether a deadline is found so late that the shard, which was not there, can't know what the peer did.
+    /// Whether a deadline is found so late that the shard, which was not there, can't know what the peer did. A shard
+    /// that settled read nothing: what passed meanwhile, or soon after, it has missed as well. A pong over HTTP may
+    /// still wait in a request of its own.
     pub(crate) fn was_away(cx: &Cx, deadline: u32) -> bool {
-        cx.tick() - deadline >= LATE_TICKS
+        let missed = |at: u32| deadline <= at.saturating_add(LATE_TICKS);
+        cx.tick() - deadline >= LATE_TICKS || cx.resumed_tick.is_some_and(missed)
     }
 
     /// Moves deadlines of a connection that the shard has missed: the peer has a little longer, and the turns
@@ -272,6 +275,22 @@ mod tests {
         );
         assert_eq!(passed(&mut of, key.index), Passed::Nothing);
         assert_eq!(of.cx.counters().closed_unused.get(), 1);
+        assert_eq!(of.end(), []);
+    }
+
+    #[test]
+    fn what_passes_while_a_shard_settles_is_missed_by_it() {
+        type Here = Net<crate::io::sim::SimDriver>;
+        let mut of = Wired::new(Plan::default());
+        of.after(10_000);
+        let tick = of.cx.tick();
+        assert!(!Here::was_away(&of.cx, tick));
+        of.cx.resumes = true;
+        of.cx.begin_turn(of.cx.now, of.cx.unix);
+        assert!(Here::was_away(&of.cx, tick), "it was not there");
+        let later = Millis(of.cx.now.0 + 2 * GRACE_MS);
+        of.cx.begin_turn(later, of.cx.unix);
+        assert!(!Here::was_away(&of.cx, of.cx.tick()), "it is there again");
         assert_eq!(of.end(), []);
     }
 
