@@ -59,7 +59,7 @@ impl<L> Ahead<L> {
                 *short = false;
                 true
             }
-            Received::Blocked => false,
+            Received::Blocked | Received::Taken => false,
             Received::Ended | Received::Failed | Received::Refused => true,
         });
     }

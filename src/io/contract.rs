@@ -93,7 +93,7 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
             }
             Received::Blocked => Some((Vec::new(), true)),
             Received::Ended => None,
-            Received::Failed | Received::Refused => panic!("failed"),
+            Received::Failed | Received::Refused | Received::Taken => panic!("failed"),
         }
     }
 

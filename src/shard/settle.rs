@@ -159,7 +159,7 @@ fn keep_received<D: Driver>(shard: &mut Shard<D>, key: ConnKey, received: Receiv
             let out = &mut outlets!(shard);
             shard.clients.peer_refused(out, &mut shard.local, key.index);
         }
-        Received::Blocked => {}
+        Received::Blocked | Received::Taken => {}
     }
 }
 

@@ -259,6 +259,7 @@ pub struct World {
     trace: u64,
     /// The events since they were last taken, if somebody takes them.
     events: Option<Vec<Event>>,
+    failed_sends: usize,
 }
 
 /// A world that its shards share.
@@ -292,6 +293,7 @@ impl World {
             sequence: 0,
             trace: seed,
             events: None,
+            failed_sends: 0,
         }))
     }
 
@@ -578,6 +580,11 @@ impl World {
         self.break_link(link.0);
     }
 
+    /// Sends on connections that were reset.
+    pub fn failed_sends(&self) -> usize {
+        self.failed_sends
+    }
+
     /// Whether it was a fault of the network that broke this connection.
     pub fn is_injected(&self, link: LinkId) -> bool {
         self.links[link.0 as usize].injected
@@ -717,6 +724,7 @@ impl World {
         assert!(link.down.fin_at.is_none(), "sent behind the FIN");
         assert!(link.sending.is_none(), "two sends at a time");
         if link.reset {
+            self.failed_sends += 1;
             return Sent::Failed;
         }
         let mut room = self.sizes.pipe_bytes.saturating_sub(link.down.bytes);

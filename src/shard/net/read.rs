@@ -108,14 +108,18 @@ impl<D: Driver> Net<D> {
         let Some(socket) = &conn.socket else { return Input::Nothing };
         // Behind a FIN no further edge comes: read until the end itself is read.
         let ended = conn.flags.ended();
-        match self.driver.recv(key, socket, budget.bytes) {
+        let mut received = self.driver.recv(key, socket, budget.bytes);
+        while ended && matches!(received, Received::Taken) {
+            received = self.driver.recv(key, socket, budget.bytes);
+        }
+        match received {
             Received::Bytes { lease, short } => {
                 // The driver may have read ahead more than is left.
                 budget.bytes = budget.bytes.saturating_sub(lease.len());
                 cx.counters().bytes_received.add(lease.len() as u64);
                 Input::Bytes { lease, is_last: short && !ended }
             }
-            Received::Blocked => Input::Nothing,
+            Received::Blocked | Received::Taken => Input::Nothing,
             Received::Ended => Input::Ended,
             Received::Failed => Input::Failed,
             Received::Refused => Input::Refused,

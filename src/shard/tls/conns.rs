@@ -522,7 +522,7 @@ mod tests {
         for conn in &mut conns {
             rig.up(conn);
             rig.turn();
-            assert_eq!(rig.recv(conn), Err("blocked"));
+            assert_eq!(rig.recv(conn), Err("taken"));
         }
         assert_eq!(rig.driver.unpackable().len(), handshakes_max);
         assert_eq!(rig.counters().tls_failed_crowded.get(), 1);

@@ -104,6 +104,7 @@ fn plain<L: DerefMut<Target = [u8]>>(received: Received<L>) -> Received<Lease<L>
     match received {
         Received::Bytes { lease, short } => Received::Bytes { lease: Lease::all(lease), short },
         Received::Blocked => Received::Blocked,
+        Received::Taken => Received::Taken,
         Received::Ended => Received::Ended,
         Received::Failed => Received::Failed,
         Received::Refused => Received::Refused,

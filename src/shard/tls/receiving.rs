@@ -45,6 +45,20 @@ impl Tls {
             // There is no state for a handshake, so nothing that it has sent can be read.
             return Received::Blocked;
         }
+        let received = self.recv_by_state(inner, key, socket, bytes_max);
+        if matches!(received, Received::Failed) {
+            self.break_off(key.index);
+        }
+        received
+    }
+
+    fn recv_by_state<D: Driver>(
+        &mut self,
+        inner: &mut D,
+        key: ConnKey,
+        socket: &D::Socket,
+        bytes_max: usize,
+    ) -> Received<Lease<D::Lease>> {
         if self.is_open(key.index) {
             return self.recv_records(inner, key, socket, bytes_max);
         }
@@ -116,6 +130,7 @@ impl Tls {
             if let Some(unread) = self.take_unread(key.index) {
                 match self.step(inner, key, socket, &unread) {
                     Step::More => continue,
+                    Step::Broken => return Received::Failed,
                     Step::Refused => return self.discard(inner, key, socket, bytes_max),
                     Step::Done(at) => {
                         let end = unread.len();
@@ -132,7 +147,16 @@ impl Tls {
                 other => return super::plain(other),
             };
             match self.step(inner, key, socket, &lease) {
-                Step::More => inner.give_back(lease),
+                Step::More => {
+                    inner.give_back(lease);
+                    if short {
+                        return Received::Taken;
+                    }
+                }
+                Step::Broken => {
+                    inner.give_back(lease);
+                    return Received::Failed;
+                }
                 Step::Refused => {
                     inner.give_back(lease);
                     return self.discard(inner, key, socket, bytes_max);
@@ -229,7 +253,7 @@ impl Tls {
         }
     }
 
-    /// Returns what was opened. `None`: nothing, and the connection goes on.
+    /// Returns what was opened. `None`: nothing, and there may be more to read.
     fn deliver<D: Driver>(
         &mut self,
         inner: &mut D,
@@ -251,7 +275,7 @@ impl Tls {
         match data {
             Data::None => {
                 inner.give_back(lease);
-                None
+                short.then_some(Received::Taken)
             }
             Data::Input(data) => {
                 Some(Received::Bytes { lease: Lease::Lent { lease, data }, short })

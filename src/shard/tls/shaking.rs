@@ -18,6 +18,8 @@ pub(super) enum Step {
     Done(usize),
     /// The connection is refused.
     Refused,
+    /// The socket is broken.
+    Broken,
 }
 
 /// The answer to a request in plain text.
@@ -60,11 +62,12 @@ impl Tls {
         let Some(handshake) = &mut shaking.handshake else { return Step::Refused };
         let mut at = 0;
         let result = handshake.read(input, &mut at);
-        // The read that follows finds out whether the connection is broken.
-        self.flush_handshake(inner, key, socket);
+        let is_broken = !self.flush_handshake(inner, key, socket);
         match result {
+            Ok(false) if is_broken => Step::Broken,
             Ok(false) => Step::More,
             Ok(true) => match self.established(key.index) {
+                Ok(()) if is_broken => Step::Broken,
                 Ok(()) => Step::Done(at),
                 Err(fault) => {
                     let answer = Answer { label: fault.label(), fault: Some(fault), plain: false };
@@ -196,6 +199,15 @@ impl Tls {
         }
     }
 
+    /// The socket is broken: the keys go, so that a close sends nothing.
+    pub(super) fn break_off(&mut self, index: u32) {
+        if let Some(of) = self.take_key(index) {
+            self.pool.remove(of);
+            let refused = Refused { is_announced: true, ..Refused::default() };
+            self.early.insert(index, Early::Refused(refused));
+        }
+    }
+
     /// The peer has closed in the middle of its handshake.
     pub(super) fn shaking_ended(&mut self, index: u32) {
         if let Some(Early::Shaking(_)) = self.early.get(&index) {
@@ -300,8 +312,9 @@ mod tests {
         let mut conns: Vec<_> = (0..20).map(|_| rig.connect(SUITE)).collect();
         conns.iter_mut().for_each(|conn| rig.up(conn));
         rig.turn();
-        for conn in &conns {
-            assert_eq!(rig.recv(conn), Err("blocked"));
+        for (at, conn) in conns.iter().enumerate() {
+            let expected = if at < TURN_BEGINNINGS_MAX { "taken" } else { "blocked" };
+            assert_eq!(rig.recv(conn), Err(expected));
         }
         // The rest is for those that have begun.
         let mut begun = TURN_BEGINNINGS_MAX;
@@ -318,12 +331,56 @@ mod tests {
             let expected: Vec<_> = conns[begun..begun + more].iter().map(readable).collect();
             assert_eq!(reported, expected);
             for conn in &conns[begun..begun + more] {
-                assert_eq!(rig.recv(conn), Err("blocked"));
+                assert_eq!(rig.recv(conn), Err("taken"));
             }
             begun += more;
             assert_eq!(rig.driver.unpackable().len(), begun);
         }
         assert!(!rig.driver.has_work());
+    }
+
+    #[test]
+    fn a_flight_takes_one_read() {
+        let mut rig = Rig::new(1 << 20);
+        let mut conn = rig.connect(SUITE);
+        while rig.counters().tls_handshakes_1_3_full.get() == 0 {
+            rig.up(&mut conn);
+            rig.turn();
+            assert_eq!(rig.recv(&conn), Err("taken"));
+            rig.down(&mut conn);
+        }
+        conn.client.write(b"first");
+        rig.up(&mut conn);
+        rig.turn();
+        assert_eq!(rig.recv(&conn), Ok(b"first".to_vec()));
+    }
+
+    #[test]
+    fn a_broken_socket_gets_one_send() {
+        let mut rig = Rig::new(1 << 20);
+        let mut sends = Vec::new();
+        for number in 0..40 {
+            // Each second one is open already.
+            let is_open = number % 2 == 0;
+            let mut conn = if is_open { rig.open(SUITE) } else { rig.connect(SUITE) };
+            conn.client.write(b"last");
+            rig.up(&mut conn);
+            rig.world.borrow_mut().reset(conn.link);
+            rig.turn();
+            let before = rig.world.borrow().failed_sends();
+            let mut result = rig.recv(&conn);
+            if is_open && result == Ok(b"last".to_vec()) {
+                result = rig.recv(&conn);
+            }
+            assert_eq!(result, Err("failed"));
+            rig.driver.close(conn.key, conn.socket, false);
+            sends.push((is_open, rig.world.borrow().failed_sends() - before));
+            assert!(rig.driver.left().iter().all(|(_, count)| *count == 0));
+        }
+        // A reset may destroy the hello before it is read.
+        assert!(sends.contains(&(false, 1)), "{sends:?}");
+        let is_allowed = |&(is_open, count): &(bool, usize)| count <= usize::from(!is_open);
+        assert!(sends.iter().all(is_allowed), "{sends:?}");
     }
 
     #[test]

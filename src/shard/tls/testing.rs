@@ -106,6 +106,7 @@ impl Rig {
                 Ok(bytes)
             }
             Received::Blocked => Err("blocked"),
+            Received::Taken => Err("taken"),
             Received::Ended => Err("ended"),
             Received::Failed => Err("failed"),
             Received::Refused => Err("refused"),
@@ -118,6 +119,7 @@ impl Rig {
         loop {
             match self.recv(conn) {
                 Ok(bytes) => all.extend(bytes),
+                Err("taken") => {}
                 Err(end) => {
                     assert_eq!(end, "blocked");
                     return all;
