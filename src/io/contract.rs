@@ -155,7 +155,9 @@ fn what_is_read_ahead_is_read<D: Driver<Socket = OwnedFd>>(make: Make<D>) {
     #[expect(clippy::disallowed_methods, reason = "writes more than the socket takes")]
     let writer = std::thread::spawn(move || client.write_all(&long).unwrap());
     rig.until_readable(key(3));
+    let at_once = rig.driver.fetch_max();
     rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
+    assert_eq!(rig.driver.fetch_max(), at_once, "buffers are lent");
     // Bytes that were fetched and not read stay; they are not fetched twice.
     rig.driver.fetch(conns.iter().map(|(_, key, socket)| (*key, socket)));
 

@@ -219,7 +219,7 @@ pub trait Driver {
     /// # Errors
     /// The connection can't be watched under that key: it is to be closed, and the old key counts.
     fn rename(&mut self, old: ConnKey, new: ConnKey, socket: &Self::Socket) -> std::io::Result<()>;
-    /// Connections that [`Driver::fetch`] can take at once; 0 for a driver that doesn't read ahead.
+    /// Connections that [`Driver::fetch`] can take at once, always as many; 0 for a driver that doesn't read ahead.
     fn fetch_max(&self) -> usize {
         0
     }

@@ -192,7 +192,7 @@ impl Driver for Uring {
     }
 
     fn fetch_max(&self) -> usize {
-        self.buffers.len()
+        FETCH_MAX
     }
 
     fn fetch<'a>(&mut self, next: impl Iterator<Item = (ConnKey, &'a OwnedFd)>) {
