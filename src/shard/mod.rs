@@ -375,6 +375,35 @@ mod tests {
         assert_eq!(shard.is_quiescent(), Ok(()));
     }
 
+    /// The operations of a connection's life, each of which is a system call of the driver for epoll:
+    /// `docs/design/connections.md` has them with their reasons.
+    #[test]
+    fn the_life_of_a_connection_takes_these_operations() {
+        let mut alone = freeze::tests::Alone::new();
+        alone.turns();
+        alone.world.borrow_mut().keep_events();
+        let link = alone.connect();
+        assert!(alone.hears(link).starts_with("HTTP/1.1 101 "));
+        alone.says(link, "{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{\"channel\":\"a\"}}");
+        assert!(alone.hears(link).contains(r#""id":2,"subscribe""#));
+        // A close frame without a code, then the FIN.
+        alone.world.borrow_mut().write(link, &[0x88, 0x80, 0, 0, 0, 0]);
+        alone.turns();
+        alone.world.borrow_mut().shut(link);
+        alone.turns();
+        assert_eq!(alone.shard.is_quiescent(), Ok(()));
+        let events = alone.world.borrow_mut().take_events();
+        let ops = events.iter().map(ToString::to_string).filter_map(|event| {
+            let op = event.split_whitespace().nth(2)?.to_owned();
+            (!op.starts_with("Client") && op != "Wait" && op != "Connect").then_some(op)
+        });
+        let expected = [
+            "Accept", "Read", "Send", "Read", "Send", // subscribed
+            "Read", "Send", "Finish", "Close",
+        ];
+        assert_eq!(ops.collect::<Vec<_>>(), expected);
+    }
+
     #[test]
     fn an_idle_shard_sleeps_until_something_comes() {
         let (mut shard, _, _) = shard(Plan::default());

@@ -310,6 +310,24 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_has_closed_gets_its_answer_and_one_fin() {
+        let mut scene = Scene::new(Plan::default());
+        let (link, key) = scene.client("alice");
+        scene.wired.world.borrow_mut().keep_events();
+        // A close frame without a code, and the FIN behind it.
+        scene.wired.world.borrow_mut().write(link, &[0x88, 0x80, 1, 2, 3, 4]);
+        scene.wired.world.borrow_mut().shut(link);
+        scene.wired.after(1);
+        scene.wired.net.conn(key).unwrap().flags.set_ended(true);
+        scene.with(|clients, out, side| clients.read(out, side, key));
+        let events = scene.wired.world.borrow_mut().take_events();
+        let ops: Vec<String> = events.iter().map(ToString::to_string).collect();
+        let count = |op: &str| ops.iter().filter(|event| event.contains(op)).count();
+        assert_eq!((count("Send"), count("Finish"), count("Close")), (1, 0, 1), "{ops:#?}");
+        assert_eq!(scene.end(), []);
+    }
+
+    #[test]
     fn a_broken_rule_of_websockets_is_counted_and_nothing_more_is_read() {
         let mut scene = Scene::new(Plan::default());
         let (link, key) = scene.client("alice");

@@ -46,7 +46,7 @@ impl Clients {
                 }
                 Input::Ended => {
                     // The peer may have closed one way only: the frames of this turn go out first.
-                    out.net.write(out.cx, out.codec, out.post, key);
+                    out.net.write_last(out.cx, out.post, key);
                     self.after_net(out, side);
                     if out.net.conn(key).is_some() {
                         self.peer_gone(out, key.index);

@@ -82,6 +82,11 @@ impl<D: Driver> Net<D> {
         }
     }
 
+    /// The same before the socket is closed: that sends the FIN.
+    pub(crate) fn write_last(&mut self, cx: &Cx, post: &mut Post, key: ConnKey) {
+        self.write_on(cx, post, key);
+    }
+
     /// Draws the consequences of how much still waits for a connection.
     pub(crate) fn after_write(
         &mut self,
