@@ -5,6 +5,11 @@
 //! `uring` writes (and an echo's reads) go through an io_uring in batches. Paths: `/echo` sends each
 //! message back; `/connection/websocket` speaks as much of the client protocol as a load client needs,
 //! and gives every subscriber a frame as long as roost's; any other is upgraded and left alone.
+//!
+//! `floor PORT tls CERTIFICATE KEY` shakes hands by rustls; `floor 0 cryptography` prints the nanoseconds
+//! of a signature with a key exchange.
+
+mod handshakes;
 
 use std::collections::HashMap;
 use std::io;
@@ -79,8 +84,12 @@ struct Floor {
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let port: u16 = arguments.next().and_then(|port| port.parse().ok()).expect("a port");
-    let ring = match arguments.next().as_deref() {
-        Some("uring") => Some(
+    let mode = arguments.next().unwrap_or_default();
+    if mode == "cryptography" {
+        return handshakes::cryptography().map_err(io::Error::other);
+    }
+    let ring = match &*mode {
+        "uring" => Some(
             IoUring::builder()
                 .setup_cqsize(4 * BATCH as u32)
                 .setup_single_issuer()
@@ -102,6 +111,11 @@ fn main() -> io::Result<()> {
     let listening = epoll::EventData::new_u64(u64::MAX);
     epoll::add(&epoll, &listener, listening, epoll::EventFlags::IN)?;
     println!("listening on {address}");
+    if mode == "tls" {
+        let mut path = || arguments.next().unwrap_or_default();
+        return handshakes::serve(&epoll, &listener, &path(), &path())
+            .map_err(|fault| io::Error::other(fault.to_string()));
+    }
     let mut floor = Floor {
         epoll,
         listener,
