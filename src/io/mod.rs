@@ -90,7 +90,7 @@ pub enum Received<L> {
     },
     /// Nothing to read now.
     Blocked,
-    /// What came was for the driver itself, and the socket had no more at that moment: it is drained unless the
+    /// The driver took the bytes for itself, and the socket had no more at that moment: it is drained unless the
     /// stream has ended behind it.
     Taken,
     /// The peer has closed its side.

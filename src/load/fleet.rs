@@ -252,7 +252,7 @@ impl Fleet {
 
     /// Does what is due.
     pub(crate) fn act(&mut self, now_ns: u64) {
-        // What an act puts on the agenda is for a later turn, even if it is due at once.
+        // An act that another one puts on the agenda is for a later turn, even if it is due at once.
         for _ in 0..self.agenda.len() {
             let Some((due_ns, index, generation, act)) = self.agenda.pop_due(now_ns) else {
                 return;

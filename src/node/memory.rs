@@ -12,8 +12,8 @@ pub(super) fn rss_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// What so many open connections cost the kernel, an estimate: `queues` of them have bytes that wait, in the kernel as
-/// well as here.
+/// An estimate of the kernel's memory for open connections, bytes: `queues` of them have bytes that wait, in the kernel
+/// as well as here.
 pub(super) fn kernel_bytes(connections: u64, queues: u64) -> u64 {
     connections * KERNEL_BYTES_PER_CONNECTION + queues * KERNEL_BYTES_PER_QUEUE
 }

@@ -211,7 +211,7 @@ async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
         let was_at_limit = shared.is_at_limit.get();
         let _ = all.await;
         if shared.is_at_limit.get() && !was_at_limit {
-            // Those that were made have ended before they are made once more, one by one.
+            // Subscriptions that were made have ended before they are made once more, one by one.
             for _ in 0..2 {
                 let (done, ended) = oneshot::channel();
                 let numbers = Vec::new();
