@@ -104,9 +104,13 @@ fn limits_origins_and_the_key_of_the_api_change() {
     assert_eq!((upgraded("https://a.example"), upgraded("https://b.example")), (403, 101));
     client.subscribe("b");
     // Changed options are named, and those that need a restart.
+    let named = ["client.allowed_origins", "client (limits and delays)", "http_api.key"];
+    for name in named {
+        node.until_logged(&["is in effect", name]);
+    }
+    node.until_logged(&["needs a restart"]);
     let errors = node.errors();
     let held: Vec<&str> = errors.lines().filter(|line| line.contains("is in effect")).collect();
-    let named = ["client.allowed_origins", "client (limits and delays)", "http_api.key"];
     assert_eq!(held.len(), named.len(), "{held:?}");
     assert!(named.iter().all(|name| held.iter().any(|line| line.contains(name))), "{held:?}");
     let line = errors.lines().find(|line| line.contains("needs a restart")).unwrap();
