@@ -63,10 +63,10 @@ impl<D: Driver> Net<D> {
     }
 
     /// Whether a deadline is found so late that the shard, which was not there, can't know what the peer did. A shard
-    /// that settled read nothing: what passed meanwhile, or soon after, it has missed as well. A pong over HTTP may
-    /// still wait in a request of its own.
+    /// that settled read nothing: what passed meanwhile it has missed as well, and no more than that, since a process
+    /// may be replaced again and again. A pong over HTTP may still wait in a request of its own.
     pub(crate) fn was_away(cx: &Cx, deadline: u32) -> bool {
-        let missed = |at: u32| deadline <= at.saturating_add(LATE_TICKS);
+        let missed = |at: u32| deadline <= at.saturating_add(1);
         cx.tick() - deadline >= LATE_TICKS || cx.resumed_tick.is_some_and(missed)
     }
 
