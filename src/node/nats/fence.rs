@@ -40,7 +40,7 @@ const LATE: Duration = Duration::from_secs(2);
 /// Signs are so far apart at least.
 pub(in crate::node) const SIGNS_APART: Duration = Duration::from_millis(50);
 
-/// What a message is known by in both processes.
+/// A number by which both processes know a message.
 pub type Digest = u64;
 
 /// The digest of a message: of its parts, which can't be confused.
@@ -57,7 +57,7 @@ pub fn digest(channel: &str, subject: &str, place: u64, payload: &[u8]) -> Diges
     u64::from_be_bytes(first)
 }
 
-/// What a sign says.
+/// The meaning of a sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Messages are counted from now on.
@@ -75,7 +75,7 @@ pub enum Kind {
 /// A message of the running node to both processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sign {
-    /// What it says.
+    /// Its meaning.
     pub kind: Kind,
     /// Names the attempt.
     pub key: u64,
@@ -200,7 +200,7 @@ enum Side<T> {
 struct Leaving<T> {
     /// Names the attempt; 0: it has failed.
     key: u64,
-    /// What came since the mark.
+    /// Messages since the mark.
     counts: Option<Counts>,
     counted: usize,
     is_holding: bool,
@@ -211,11 +211,11 @@ struct Leaving<T> {
 #[derive(Debug)]
 struct Joining<T> {
     key: u64,
-    /// What came between the first two signs.
+    /// Messages between the first two signs.
     counts: Option<Counts>,
-    /// What came since the second one.
+    /// Messages since the second one.
     kept: Option<Kept<T>>,
-    /// What the running node has delivered.
+    /// Messages that the running node has delivered.
     delivered: Counts,
 }
 

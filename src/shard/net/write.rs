@@ -82,7 +82,7 @@ impl<D: Driver> Net<D> {
         }
     }
 
-    /// The same before the socket is closed: that sends the FIN.
+    /// Writes what waits for a connection whose socket is closed next: the close sends the FIN, so nothing here does.
     pub(crate) fn write_last(&mut self, cx: &Cx, post: &mut Post, key: ConnKey) {
         self.write_on(cx, post, key);
     }
