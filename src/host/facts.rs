@@ -150,6 +150,11 @@ fn cpus_allowed() -> Vec<usize> {
 fn cpu_list(files: &Sysctls, name: &str) -> Reading<Vec<usize>> {
     let path = format!("sys/devices/system/cpu/{name}");
     let text = files.text(&path)?;
+    cpus_of_list(&text).ok_or_else(|| Unreadable(format!("/{path} is no list of CPUs")))
+}
+
+/// The CPUs of such a list; `None` where it is none.
+pub(super) fn cpus_of_list(text: &str) -> Option<Vec<usize>> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
@@ -157,8 +162,7 @@ fn cpu_list(files: &Sysctls, name: &str) -> Reading<Vec<usize>> {
     };
     let ranges = text.split(',').filter(|part| !part.is_empty()).map(range);
     let ranges: Option<Vec<_>> = ranges.collect();
-    let ranges = ranges.ok_or_else(|| Unreadable(format!("/{path} is no list of CPUs")))?;
-    Ok(ranges.into_iter().flatten().collect())
+    Some(ranges?.into_iter().flatten().collect())
 }
 
 /// Only the cgroup itself says it: what is below a partition shares its CPUs.

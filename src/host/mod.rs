@@ -7,6 +7,7 @@
 //! One table, [`table::ROWS`], says which sysctl keys matter, how much of each N connections need,
 //! and why. `roost tune` compares the host with it, and the files in `sysctl/` are printed from it.
 
+pub mod cards;
 pub mod costs;
 pub mod facts;
 pub mod plan;

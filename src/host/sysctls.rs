@@ -60,14 +60,29 @@ impl Sysctls {
 
     /// Sets one sysctl. The kernel may round or refuse: read it back.
     pub fn set(&self, key: &str, numbers: &[u64]) -> Result<(), Unreadable> {
-        let path = file_of(key);
+        self.write(&file_of(key), &spaced(numbers))
+    }
+
+    /// Writes a file that is there; `path` is relative to the root.
+    pub fn write(&self, path: &str, text: &str) -> Result<(), Unreadable> {
         // Not `fs::write`: that would create the file where there is none.
         fs::File::options()
             .write(true)
             .truncate(true)
-            .open(self.root.join(&path))
-            .and_then(|mut file| io::Write::write_all(&mut file, spaced(numbers).as_bytes()))
-            .map_err(|error| Unreadable(in_words(&path, &error)))
+            .open(self.root.join(path))
+            .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+            .map_err(|error| Unreadable(in_words(path, &error)))
+    }
+
+    /// Names of a directory's entries, sorted, at most `max` of them; `path` is relative to the root.
+    pub fn list(&self, path: &str, max: usize) -> Reading<Vec<String>> {
+        let entries = fs::read_dir(self.root.join(path))
+            .map_err(|error| Unreadable(in_words(path, &error)))?;
+        let names =
+            entries.take(max).filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// True when there is such a file or directory; `path` is relative to the root.

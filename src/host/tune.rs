@@ -1,9 +1,11 @@
 //! `roost tune`: this host against what N connections need, line by line.
 
+use super::cards::{self, Card, Interrupt, Queue};
 use super::facts::Facts;
 use super::plan::{self, Shards, grouped, plan_shards};
 use super::sysctls::{Sysctls, Unreadable, spaced};
 use super::table::{Concern, Row, file_text, rows_of, wrapped};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -119,6 +121,7 @@ impl Tune {
         for concern in Concern::ALL {
             section(out, concern.title(), rows_of(concern).map(|row| self.compare(row)).collect())?;
         }
+        section(out, "Network cards", self.cards())?;
         writeln!(out, "\n{low} low, {unread} can't be read")?;
         if low > 0 && !self.apply {
             writeln!(out, "`roost tune --connections {} --apply` sets them.", self.connections)?;
@@ -179,6 +182,147 @@ impl Tune {
     /// Limits that are no sysctl: descriptors of each shard, memory.
     fn machine(&self) -> Vec<Line> {
         vec![self.descriptors(), self.memory()]
+    }
+
+    /// Cards: on which CPUs their packets arrive, and which queue each CPU sends by.
+    fn cards(&self) -> Vec<Line> {
+        let cards = match cards::read(&self.files) {
+            Ok(cards) if !cards.is_empty() => cards,
+            other => {
+                let none = "no interface has a device of its own (a container: look at its host)";
+                return vec![Line {
+                    verdict: Verdict::Unread,
+                    what: "network cards".to_owned(),
+                    reason: "Queues of a card decide which CPU does the work of a packet."
+                        .to_owned(),
+                    command: String::new(),
+                    refused: other.map_or_else(|Unreadable(why)| why, |_| none.to_owned()),
+                }];
+            }
+        };
+        let lines_of =
+            |card: &Card| [self.interrupts(card), Some(self.receive(card)), self.transmit(card)];
+        cards.iter().flat_map(lines_of).flatten().collect()
+    }
+
+    /// The CPUs that take the interrupts of a card with several queues. They are not set: a daemon such as
+    /// irqbalance may own them, and drivers refuse where the kernel manages them.
+    fn interrupts(&self, card: &Card) -> Option<Line> {
+        let wanted = card.interrupts.len().min(self.facts.cpus.len());
+        if wanted < 2 {
+            return None;
+        }
+        let taking: BTreeSet<usize> =
+            card.interrupts.iter().flat_map(|interrupt| interrupt.cpus.iter().copied()).collect();
+        let low = taking.len() < wanted;
+        let spread = card.interrupts.iter().zip(self.facts.cpus.iter().cycle());
+        let command = |(interrupt, cpu): (&Interrupt, &usize)| {
+            format!("echo {cpu} > /proc/irq/{}/smp_affinity_list", interrupt.number)
+        };
+        Some(Line {
+            verdict: if low { Verdict::Low } else { Verdict::Ok },
+            what: format!(
+                "{}: CPUs that take its {} receive interrupts = {}, needs {wanted}",
+                card.name,
+                card.interrupts.len(),
+                taking.len()
+            ),
+            reason: "A CPU that takes the interrupts of several queues is full while others wait."
+                .to_owned(),
+            command: if low {
+                spread.map(command).collect::<Vec<_>>().join("; ")
+            } else {
+                String::new()
+            },
+            refused: match self.apply && low {
+                true => "a daemon such as irqbalance may own the interrupts".to_owned(),
+                false => String::new(),
+            },
+        })
+    }
+
+    /// The CPUs that packets of each receive queue come to.
+    fn receive(&self, card: &Card) -> Line {
+        let queues = card.receive.len();
+        let line = |verdict| Line {
+            verdict,
+            what: format!(
+                "{}: receive queues = {queues}, CPUs = {}",
+                card.name,
+                self.facts.cpus.len()
+            ),
+            reason: "Packets of a queue are worked on by the CPU of its interrupt, or by those of \
+                     its rps_cpus. With fewer queues than CPUs one is full while others wait; more \
+                     queues (ethtool -L) are better than rps_cpus where the card has them."
+                .to_owned(),
+            command: String::new(),
+            refused: String::new(),
+        };
+        if queues >= self.facts.cpus.len() {
+            return line(Verdict::Ok);
+        }
+        let all = cards::mask(self.facts.cpus.iter().copied());
+        let masks = card.receive.iter().map(|queue| (queue, all.clone())).collect();
+        self.masks(line(Verdict::Low), masks)
+    }
+
+    /// The queue that each CPU sends by, where there are several.
+    fn transmit(&self, card: &Card) -> Option<Line> {
+        let queues = card.transmit.len();
+        if queues < 2 {
+            return None;
+        }
+        let line = Line {
+            verdict: Verdict::Low,
+            what: format!(
+                "{}: transmit queues = {queues}, CPUs = {}",
+                card.name,
+                self.facts.cpus.len()
+            ),
+            reason: "CPUs that send by one queue wait for its lock; xps_cpus gives each its own."
+                .to_owned(),
+            command: String::new(),
+            refused: String::new(),
+        };
+        let cpus = |at: usize| self.facts.cpus.iter().copied().skip(at).step_by(queues);
+        let masks = card.transmit.iter().enumerate();
+        // A queue beyond the CPUs has none to itself, and any mask is as good.
+        let masks = masks.map(|(at, queue)| (queue, cards::mask(cpus(at % self.facts.cpus.len()))));
+        Some(self.masks(line, masks.collect()))
+    }
+
+    /// Compares masks of queues with what they should have, and sets those that have none on request. A mask that
+    /// somebody chose stays.
+    fn masks(&self, mut line: Line, wanted: Vec<(&Queue, String)>) -> Line {
+        let (mut commands, mut set) = (Vec::new(), 0);
+        for (queue, mask) in wanted {
+            match &queue.cpus {
+                Ok(cpus) if !cpus.is_empty() => continue,
+                Ok(_) => {}
+                Err(Unreadable(why)) => {
+                    line.verdict = Verdict::Unread;
+                    line.refused.clone_from(why);
+                    return line;
+                }
+            }
+            if self.apply {
+                match self.files.write(&queue.file, &mask) {
+                    Ok(()) => {
+                        set += 1;
+                        continue;
+                    }
+                    Err(Unreadable(why)) => line.refused = why,
+                }
+            }
+            commands.push(format!("echo {mask} > /{}", queue.file));
+        }
+        line.verdict = match (commands.is_empty(), set) {
+            (false, _) => Verdict::Low,
+            (true, 0) => Verdict::Ok,
+            (true, _) => Verdict::Set,
+        };
+        line.command = commands.join("; ");
+        line
     }
 
     fn descriptors(&self) -> Line {
@@ -279,6 +423,7 @@ fn assignment(key: &str, value: &[u64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::cards::tests::put_card;
     use crate::host::facts::tests::{FakeHost, machine};
     use crate::host::table::ROWS;
 
@@ -314,7 +459,7 @@ mod tests {
         assert!(text.contains("-> sysctl -w net.ipv4.tcp_mem=\"1000000 1500000 2000000\"\n"));
         assert!(text.contains("  can't be read  net.netfilter.nf_conntrack_max, needs"));
         assert!(text.contains("RLIMIT_NOFILE, hard = 20000: 53 shards"), "{text}");
-        assert!(text.contains("12 low, 2 can't be read"), "{text}");
+        assert!(text.contains("12 low, 3 can't be read"), "{text}");
     }
 
     #[test]
@@ -346,6 +491,51 @@ mod tests {
         assert!(text.contains("hold only"), "{text}");
         assert!(text.contains("could not be set: the limit of a running process"), "{text}");
         assert!(text.contains("memory = 800 MB (80 % of the machine's memory), needs 4,400 MB"));
+    }
+
+    #[test]
+    fn packets_of_a_card_go_to_all_cpus() {
+        let host = poor_host("card");
+        put_card(&host, 1);
+        let (_, text) = tune(&host, 1_000_000, false);
+        assert!(text.contains("  low            eth0: receive queues = 1, CPUs = 2\n"), "{text}");
+        assert!(text.contains("-> echo 3 > /sys/class/net/eth0/queues/rx-0/rps_cpus\n"), "{text}");
+        assert!(!text.contains("transmit"), "{text}");
+        let (low, text) = tune(&host, 1_000_000, true);
+        assert!(text.contains("  set            eth0: receive queues = 1"), "{text}");
+        assert_eq!((low, rps(&host)), (0, Ok("3".to_owned())));
+        // A mask that somebody chose stays.
+        host.put("sys/class/net/eth0/queues/rx-0/rps_cpus", "2");
+        let (_, text) = tune(&host, 1_000_000, true);
+        assert!(text.contains("  ok             eth0: receive queues = 1"), "{text}");
+        assert_eq!(rps(&host), Ok("2".to_owned()));
+    }
+
+    fn rps(host: &FakeHost) -> Result<String, Unreadable> {
+        host.files().text("sys/class/net/eth0/queues/rx-0/rps_cpus")
+    }
+
+    #[test]
+    fn a_card_with_a_queue_for_each_cpu_spreads_by_itself() {
+        let host = poor_host("queues");
+        put_card(&host, 4);
+        let (low, text) = tune(&host, 1_000_000, true);
+        assert!(text.contains("  ok             eth0: receive queues = 4, CPUs = 2\n"), "{text}");
+        assert!(text.contains(
+            "  low            eth0: CPUs that take its 4 receive interrupts = 1, needs 2\n"
+        ));
+        assert!(
+            text.contains("-> echo 0 > /proc/irq/31/smp_affinity_list; echo 1 > /proc/irq/32/")
+        );
+        assert!(text.contains("could not be set: a daemon such as irqbalance"), "{text}");
+        assert!(text.contains("  set            eth0: transmit queues = 4"), "{text}");
+        let xps = |queue: usize| {
+            host.files().text(&format!("sys/class/net/eth0/queues/tx-{queue}/xps_cpus")).unwrap()
+        };
+        assert_eq!([0, 1, 2, 3].map(xps), ["1", "2", "1", "2"]);
+        assert_eq!((low, rps(&host)), (1, Ok("0".to_owned())));
+        host.put("proc/irq/32/smp_affinity_list", "1");
+        assert_eq!(tune(&host, 1_000_000, true).0, 0);
     }
 
     #[test]
