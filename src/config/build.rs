@@ -909,6 +909,7 @@ fn roost(root: &Scope, report: &mut Report) -> Roost {
         send_buffer_bytes: root.size("roost.send_buffer"),
         notsent_lowat_bytes: root.size("roost.notsent_lowat"),
         spin_us: root.count("roost.spin"),
+        incoming_cpu: root.flag("roost.incoming_cpu"),
         addresses: address_sources(root, report),
         address_limits: AddressOptions {
             connections: root.count("roost.connections_per_address") as u32,

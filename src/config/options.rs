@@ -279,6 +279,8 @@ pub struct Roost {
     pub notsent_lowat_bytes: usize,
     /// How long a shard polls before it sleeps, microseconds.
     pub spin_us: u64,
+    /// Connections come to the shard on whose CPU their packets arrive.
+    pub incoming_cpu: bool,
     /// How clients' addresses become known.
     pub addresses: AddressSources,
     /// The limits of an address.

@@ -35,6 +35,7 @@ impl<D: Driver<Socket = OwnedFd>> Rig<D> {
             // Little, so that it is full soon.
             send_buffer_bytes: Some(4096),
             notsent_lowat_bytes: None,
+            incoming_cpu: false,
         };
         let listeners = listen(&options).unwrap();
         let address = rustix::net::getsockname(&listeners[0]).unwrap().try_into().unwrap();
@@ -330,6 +331,7 @@ fn connections_over_a_unix_socket_are_accepted<D: Driver<Socket = OwnedFd>>(make
         backlog: 64,
         send_buffer_bytes: Some(4096),
         notsent_lowat_bytes: Some(4096),
+        incoming_cpu: false,
     };
     let switchboard = Switchboard::new(2).unwrap();
     #[expect(clippy::disallowed_methods, reason = "the driver's zero of time")]

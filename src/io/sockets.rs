@@ -228,6 +228,9 @@ pub struct ListenOptions {
     pub send_buffer_bytes: Option<usize>,
     /// TCP_NOTSENT_LOWAT in bytes: unsent bytes beyond it wait with us, where they are counted.
     pub notsent_lowat_bytes: Option<u32>,
+    /// A shard's listeners prefer connections whose packets arrive on its CPU (SO_INCOMING_CPU). Only where
+    /// shards are pinned.
+    pub incoming_cpu: bool,
 }
 
 /// Opens the listeners of one shard (SO_REUSEPORT: the kernel spreads connections over all).
@@ -237,6 +240,21 @@ pub fn listen(options: &ListenOptions) -> io::Result<Vec<OwnedFd>> {
         Address::Unix(address) => listen_unix(address, options.backlog),
     };
     options.addresses.iter().map(listen).collect()
+}
+
+/// Has the kernel choose these listeners of their SO_REUSEPORT groups for connections whose packets arrive on `cpu`;
+/// `None` leaves the choice to the hash of both addresses again.
+///
+/// Where no listener of a group has the CPU, the hash decides. Where several have it, each gets its share.
+pub fn prefer_cpu(listeners: &[OwnedFd], cpu: Option<usize>) -> io::Result<()> {
+    // The kernel's word for none is -1.
+    let wanted = cpu.unwrap_or(usize::MAX);
+    for listener in listeners.iter().map(SockRef::from) {
+        if listener.cpu_affinity()? != wanted {
+            listener.set_cpu_affinity(wanted)?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens a Unix listener. There is no SO_REUSEPORT for these: one shard opens it for all.
@@ -282,15 +300,28 @@ pub fn adopt(listener: &OwnedFd, options: &ListenOptions) -> io::Result<()> {
     socket.listen(options.backlog)
 }
 
+/// Silence of a peer after which the kernel sends probes.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(120);
+/// Time between two probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Unanswered probes after which the connection is closed.
+const KEEPALIVE_RETRIES: u32 = 4;
+/// Time after which a connection is closed whose peer acknowledges nothing of what was sent to it. As long as
+/// all probes: with a shorter one a single lost probe would close an idle connection (tcp(7)).
+const USER_TIMEOUT: Duration = Duration::from_secs(120 + 4 * 30);
+
 /// Sets what accepted connections inherit from their listener.
 fn set_inherited(socket: SockRef<'_>, options: &ListenOptions) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    // Finds peers that vanished where no application ping would.
+    // Finds peers that vanished where no application ping would: those of one-way transports.
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(120))
-        .with_interval(Duration::from_secs(30))
-        .with_retries(4);
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
     socket.set_tcp_keepalive(&keepalive)?;
+    // There are no probes while something was sent and not acknowledged. The kernel itself gives up after a
+    // quarter of an hour (net.ipv4.tcp_retries2); the same time as for a peer that got nothing is enough.
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     if let Some(bytes) = options.send_buffer_bytes {
         socket.set_send_buffer_size(bytes)?;
     }
@@ -319,6 +350,72 @@ pub fn unneeded(switchboard: &Switchboard, shard: ShardId) -> impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_accepted_connection_has_the_timeouts_of_its_listener() {
+        let options = ListenOptions {
+            addresses: vec![Address::Ip(SocketAddr::from(([127, 0, 0, 1], 0)))],
+            backlog: 64,
+            send_buffer_bytes: None,
+            notsent_lowat_bytes: None,
+            incoming_cpu: false,
+        };
+        let listeners = listen(&options).unwrap();
+        let address = SockRef::from(&listeners[0]).local_addr().unwrap().as_socket().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let accepted = rustix::net::accept(&listeners[0]).unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(240)));
+        let probes =
+            KEEPALIVE_TIME + KEEPALIVE_INTERVAL * accepted.tcp_keepalive_retries().unwrap();
+        assert_eq!(probes, USER_TIMEOUT);
+    }
+
+    /// Connections of loopback arrive on the CPU that has sent them.
+    #[test]
+    fn a_connection_comes_to_the_listener_of_the_cpu_on_which_it_arrives() {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpus: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|&cpu| allowed.is_set(cpu))
+            .take(2)
+            .collect();
+        let [first, second] = cpus[..] else { return };
+        let mut options = ListenOptions {
+            addresses: vec![Address::Ip(SocketAddr::from(([127, 0, 0, 1], 0)))],
+            backlog: 64,
+            send_buffer_bytes: None,
+            notsent_lowat_bytes: None,
+            incoming_cpu: true,
+        };
+        let one = listen(&options).unwrap();
+        let address = SockRef::from(&one[0]).local_addr().unwrap().as_socket().unwrap();
+        options.addresses = vec![Address::Ip(address)];
+        let two = listen(&options).unwrap();
+        let accepted = |listeners: &[OwnedFd]| {
+            std::iter::from_fn(|| rustix::net::accept(&listeners[0]).ok()).count()
+        };
+        let connect_from = |cpu: usize| {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            rustix::thread::sched_setaffinity(None, &set).unwrap();
+            let clients: Vec<_> =
+                (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            drop(clients);
+            (accepted(&one), accepted(&two))
+        };
+        prefer_cpu(&one, Some(first)).unwrap();
+        prefer_cpu(&two, Some(second)).unwrap();
+        assert_eq!(connect_from(first), (20, 0));
+        assert_eq!(connect_from(second), (0, 20));
+        // The other way round, as by a process that takes over.
+        prefer_cpu(&one, Some(second)).unwrap();
+        prefer_cpu(&two, Some(first)).unwrap();
+        assert_eq!(connect_from(second), (20, 0));
+        prefer_cpu(&one, None).unwrap();
+        prefer_cpu(&two, None).unwrap();
+        let (to_one, to_two) = connect_from(first);
+        assert!(to_one > 0 && to_two > 0, "{to_one} {to_two}");
+    }
 
     #[test]
     fn a_socket_that_got_lost_doesn_t_hide_the_next_one() {

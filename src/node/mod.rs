@@ -824,6 +824,11 @@ impl Beginning {
         Ok(())
     }
 
+    /// Sets for which connections the kernel chooses these listeners of the shard.
+    fn prefer_cpu(&self, listeners: &[OwnedFd]) -> std::io::Result<()> {
+        sockets::prefer_cpu(listeners, self.cpu.filter(|_| self.listen.incoming_cpu))
+    }
+
     /// Gives the main thread copies of one shard's listeners: tools such as ss, lsof and fuser look into its
     /// table alone.
     fn show(&self, shard: ShardId, listeners: &[OwnedFd]) -> std::io::Result<()> {
@@ -896,6 +901,7 @@ fn begin_shard<D: Driver>(
             .of_shard(seat.shard, beginning.node.open.len())
             .map_err(system("a copy of a passed listener"))?,
     };
+    beginning.prefer_cpu(&listeners).map_err(system("SO_INCOMING_CPU"))?;
     if beginning.tables_apart {
         // The main thread has them in its table for as long as it lives.
         sys::tables::close_copies(&passed.numbers());

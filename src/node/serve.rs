@@ -102,6 +102,9 @@ fn start(
     limits.push(why);
     let (cpus, why) = pinning(&config, &plan, &facts);
     limits.push(why);
+    if config.roost.incoming_cpu && cpus.is_empty() {
+        limits.push("roost.incoming_cpu has no effect, since shards are not pinned".to_owned());
+    }
     let certificates = open_certificates(&config)?;
     let Identity { ticket_keys, ticket_keys_since, .. } = &takeover.identity;
     certificates.inherit_ticket_keys(ticket_keys, *ticket_keys_since);
@@ -515,6 +518,7 @@ fn settings(
             send_buffer_bytes: positive(roost.send_buffer_bytes),
             notsent_lowat_bytes: positive(roost.notsent_lowat_bytes)
                 .and_then(|bytes| u32::try_from(bytes).ok()),
+            incoming_cpu: roost.incoming_cpu,
         },
         rules: Rules {
             client: ArcSwap::from_pointee(client),

@@ -220,6 +220,8 @@ fn thaw<D: Driver<Socket = OwnedFd>>(
     let (message, listeners) = receive(link)?;
     let LinkMessage::Listeners { moment, .. } = message else { return Err(unexpected(&message)) };
     points::pass("listeners");
+    let preferred = beginning.prefer_cpu(&listeners);
+    preferred.map_err(|fault| format!("SO_INCOMING_CPU: {fault}"))?;
     let shown = beginning.show(seat.shard, &listeners);
     shown.map_err(|fault| format!("a copy of a listener: {fault}"))?;
     let Beginning { node, switchboard, started, .. } = beginning;
