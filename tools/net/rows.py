@@ -24,6 +24,13 @@ class Rows:
 
     def __init__(self, paths, binary, directory, options):
         self.paths, self.binary, self.directory, self.options = paths, binary, directory, options
+        # Promises that were not kept, whatever the path was.
+        self.faults = []
+
+    def promised(self, what, count, path):
+        """Something that no path may cause."""
+        if count:
+            self.faults.append(f"{what}: {count}, at a round trip and a loss of {path}")
 
     def folder(self):
         return tempfile.TemporaryDirectory(dir=self.directory)
@@ -114,6 +121,9 @@ class Rows:
             back = self.loaded(["storm", "--connections", 1000, "--drop-share", 1])["storm"]["back_s"]
             report = self.loaded(["run", TRAINS, "--recover", "--size", 1024])
             messages = report["messages"]
+            for what in ("lost", "duplicated", "out_of_order"):
+                self.promised(f"messages {what}", messages[what], f"{delay} ms, {loss} %")
+            self.promised("not recovered", report["returns"]["unrecovered"], f"{delay} ms, {loss} %")
             lines.append([f"{delay} ms", f"{loss} %", f"{back:.2f} s", f"{report['churn']['left']:,}",
                           f"{report['returns']['unrecovered']}", f"{messages['lost']}", f"{messages['duplicated']}"])
             note(" | ".join(lines[-1]))
@@ -135,6 +145,7 @@ class Rows:
                 finally:
                     clients.kill()
                     node.stop()
+            self.promised("clients without a close frame", cut, f"{delay} ms, {loss} %")
             lines.append([f"{delay} ms", f"{loss} %", f"{took:.2f} s", f"{told:,}", f"{cut}"])
             note(" | ".join(lines[-1]))
         return lines
