@@ -4,7 +4,8 @@
 //! taken, with the interval in which it lies in 95 % of the resamplings (bootstrap). Two runs differ in a figure
 //! when their intervals don't touch and their medians are further apart than the tolerance.
 
-use super::report::Time;
+use super::report::{Time, VERSION};
+use super::series::Columns;
 use crate::base::rng::Rng;
 use serde::Deserialize;
 use std::fmt;
@@ -26,7 +27,26 @@ struct Run {
     url: String,
     connections: Connections,
     messages: Messages,
+    #[serde(skip)]
     seconds: Vec<Second>,
+}
+
+/// The version of a report's format; the first one names none.
+#[derive(Debug, Deserialize)]
+struct Format {
+    version: Option<u64>,
+}
+
+/// The seconds of version 1.
+#[derive(Debug, Deserialize)]
+struct InRows {
+    seconds: Vec<Second>,
+}
+
+/// The seconds since version 2.
+#[derive(Debug, Deserialize)]
+struct InColumns {
+    seconds: Columns,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,7 +62,7 @@ struct Messages {
     out_of_order: u64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct Second {
     received: u64,
     p50_us: Option<u64>,
@@ -217,11 +237,46 @@ pub(super) fn compare(a: &Path, b: &Path) -> Result<(String, bool), String> {
     Ok((format!("{out}\n{verdict}\n"), is_worse))
 }
 
+/// A report of this version or of one before.
+fn parse(text: &[u8]) -> Result<Run, String> {
+    fn of<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, String> {
+        let parsed = serde_json::from_slice(text);
+        parsed.map_err(|error| format!("not a report of --json FILE: {error}"))
+    }
+    let Format { version } = of(text)?;
+    let mut run: Run = of(text)?;
+    run.seconds = match version {
+        None => of::<InRows>(text)?.seconds,
+        Some(VERSION) => rows(&of::<InColumns>(text)?.seconds)?,
+        Some(other) => {
+            return Err(format!(
+                "a report of version {other}: this release compares those of version {VERSION}, \
+                 and those before that name none"
+            ));
+        }
+    };
+    Ok(run)
+}
+
+/// The columns as the seconds that they are of.
+fn rows(columns: &Columns) -> Result<Vec<Second>, String> {
+    let row = |at: usize| {
+        Some(Second {
+            received: *columns.received.get(at)?,
+            p50_us: *columns.p50_us.get(at)?,
+            p99_us: *columns.p99_us.get(at)?,
+            server_cpu: *columns.server_cpu.get(at)?,
+            server_rss_bytes: *columns.server_rss_bytes.get(at)?,
+        })
+    };
+    let rows = (0..columns.received.len()).map(row).collect::<Option<_>>();
+    rows.ok_or_else(|| "not a report of --json FILE: columns of unequal length".to_owned())
+}
+
 fn read(path: &Path) -> Result<Run, String> {
     let shown = path.display();
     let text = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
-    let run: Run = serde_json::from_slice(&text)
-        .map_err(|error| format!("{shown}: not a report of --json FILE: {error}"))?;
+    let run = parse(&text).map_err(|error| format!("{shown}: {error}"))?;
     match samples(&run, &FIGURES[0]).len() {
         SECONDS_MIN.. => Ok(run),
         count => Err(format!("{shown}: {count} whole seconds with messages are too few")),
@@ -245,6 +300,45 @@ mod tests {
         }
         assert!(many.high - many.low < few.high - few.low);
         assert_eq!(estimate(&[3.0; 8]), Estimate { median: 3.0, low: 3.0, high: 3.0 });
+    }
+
+    #[test]
+    fn reports_with_rows_and_with_columns_are_read_and_newer_ones_refused() {
+        let of = |rest: &str| {
+            let text = format!(
+                r#"{{"scenario":"echo","url":"u","connections":{{"failed":0,"dropped":0}},
+                "messages":{{"lost":0,"duplicated":0,"out_of_order":0}},{rest}}}"#
+            );
+            parse(text.as_bytes())
+        };
+        let rows = of(r#""seconds":[{"second":0,"received":7,"p50_us":3,"p99_us":null,
+            "server_cpu":0.5,"server_rss_bytes":9}]"#);
+        let seconds = [Second { received: 7, p50_us: Some(3), server_cpu: Some(0.5), ..zero() }];
+        let seconds = seconds.map(|of| Second { server_rss_bytes: Some(9), ..of });
+        assert_eq!(rows.unwrap().seconds, seconds);
+        let row = super::super::series::Second {
+            received: 7,
+            p50_us: Some(3),
+            server_cpu: Some(0.5),
+            server_rss_bytes: Some(9),
+            ..Default::default()
+        };
+        let mut columns = Columns::of(&[row]);
+        let with = |columns: &Columns, version: u64| {
+            let columns = serde_json::to_string(columns).unwrap();
+            of(&format!(r#""version":{version},"seconds":{columns}"#))
+        };
+        assert_eq!(with(&columns, VERSION).unwrap().seconds, seconds);
+        let newer = with(&columns, VERSION + 1).unwrap_err();
+        assert!(newer.starts_with("a report of version 3: this release compares"), "{newer}");
+        columns.p99_us.clear();
+        let torn = with(&columns, VERSION).unwrap_err();
+        assert!(torn.ends_with("columns of unequal length"), "{torn}");
+    }
+
+    fn zero() -> Second {
+        let (p50_us, p99_us, server_cpu, server_rss_bytes) = (None, None, None, None);
+        Second { received: 0, p50_us, p99_us, server_cpu, server_rss_bytes }
     }
 
     #[test]

@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_an_hour_by_seconds_is_below_a_megabyte() {
+    fn reports_of_an_hour_by_seconds_are_below_a_megabyte() {
         let (seconds, latency) = recorded(3600, 4);
         assert_eq!((seconds.len(), latency.len()), (3601, 180_000));
         let mut report = Report { latency_us: Summary::of(&latency), ..Report::default() };
@@ -483,6 +483,10 @@ mod tests {
         let mut csv = Vec::new();
         write_csv(&mut csv, &seconds, &["10.0.0.1:7400"; 4]).unwrap();
         assert!(csv.len() < 1_000_000, "csv: {}", csv.len());
+        let json = report.json_with(&seconds, &latency);
+        assert!(json.len() < 1_000_000, "json: {}", json.len());
+        // A column is a line.
+        assert!(json.lines().any(|line| line.starts_with("    \"received\": [")), "{json:.3000}");
     }
 
     #[test]

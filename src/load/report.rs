@@ -8,11 +8,69 @@ use super::host::Machine;
 use super::plan::Population;
 use super::recovery::Returns;
 use super::search::Found;
-use super::series::Second;
+use super::series::{AgentColumns, Columns, Second};
 use super::threshold::Judged;
 use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::collections::BTreeMap;
-use std::fmt;
+use std::{fmt, io};
+
+/// The version of the object that `--json` writes. It grows when a reader of the one before would
+/// misread it: 2 has the seconds in columns, 1 (which names no version) in rows.
+pub(super) const VERSION: u64 = 2;
+
+/// What `--json` writes; only files have the seconds and the histogram.
+#[derive(Serialize)]
+struct Whole<'a> {
+    version: u64,
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<Columns>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    agent_seconds: Vec<AgentColumns>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_hdr: Option<String>,
+}
+
+impl<'a> Whole<'a> {
+    fn of(report: &'a Report) -> Self {
+        let (seconds, agent_seconds, latency_hdr) = (None, Vec::new(), None);
+        Self { version: VERSION, report, seconds, agent_seconds, latency_hdr }
+    }
+}
+
+/// One line for each key, and for each array: a column of an hour is not 3600 lines.
+#[derive(Default)]
+struct Lines<'a> {
+    pretty: PrettyFormatter<'a>,
+}
+
+impl Formatter for Lines<'_> {
+    fn begin_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.pretty.begin_object(out)
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.pretty.end_object(out)
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.pretty.begin_object_key(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.pretty.begin_object_value(out)
+    }
+
+    fn end_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.pretty.end_object_value(out)
+    }
+}
 
 /// The result of a run. The keys are those that the JSON line has; figures that a scenario doesn't
 /// have are null or 0.
@@ -443,17 +501,17 @@ impl Report {
 
     /// For programs, with what happened second by second and the histogram of all latencies.
     pub(crate) fn json_with(&self, seconds: &[Second], latency: &Latency) -> String {
-        #[derive(Serialize)]
-        struct Whole<'a> {
-            #[serde(flatten)]
-            report: &'a Report,
-            seconds: &'a [Second],
-            latency_hdr: String,
-        }
-        let latency_hdr = super::hdr::encode(latency);
+        let whole = Whole {
+            seconds: Some(Columns::of(seconds)),
+            agent_seconds: AgentColumns::of_all(seconds),
+            latency_hdr: Some(super::hdr::encode(latency)),
+            ..Whole::of(self)
+        };
+        let mut out = Vec::new();
         // As below.
-        let whole = Whole { report: self, seconds, latency_hdr };
-        serde_json::to_string_pretty(&whole).unwrap_or_default() + "\n"
+        let _ = whole.serialize(&mut Serializer::with_formatter(&mut out, Lines::default()));
+        out.push(b'\n');
+        String::from_utf8(out).unwrap_or_default()
     }
 
     /// Whether this client itself was out of time, whatever the server did.
@@ -464,7 +522,7 @@ impl Report {
     /// The one line for programs.
     pub(crate) fn json(&self) -> String {
         // Numbers, strings and a map with string keys: nothing that JSON can't say.
-        serde_json::to_string(self).unwrap_or_default()
+        serde_json::to_string(&Whole::of(self)).unwrap_or_default()
     }
 }
 

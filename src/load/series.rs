@@ -11,7 +11,7 @@ use super::hdr::Log;
 use super::host::Usage;
 use super::report::Summary;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -25,7 +25,7 @@ pub(crate) type Slice = (u32, Latency);
 const LATE_S: u32 = 3;
 
 /// One second of a run.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Second {
     /// Since the start of the run, from 0.
     pub(crate) second: u32,
@@ -50,12 +50,11 @@ pub(crate) struct Second {
     /// Processors that this client used, or all agents.
     pub(crate) client_cpu: Option<f64>,
     /// Of each agent.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) agents: Vec<AgentSecond>,
 }
 
 /// A second of one agent; in a [`Moment`] what it has counted so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AgentSecond {
     /// Connections that are open at its end.
     pub(crate) open: u64,
@@ -206,6 +205,72 @@ impl Recorder {
         if let Some(Err(error)) = self.log.take().map(Log::finish) {
             self.fault = Some(format!("--hdr: {error}"));
         }
+    }
+}
+
+/// The seconds of a run as `--json FILE` has them: a column for each figure, value n for second n.
+/// Rows would repeat each name for each second: three times the bytes.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Columns {
+    pub(super) open: Vec<u64>,
+    pub(super) opened: Vec<u64>,
+    pub(super) failed: Vec<u64>,
+    pub(super) dropped: Vec<u64>,
+    pub(super) sent: Vec<u64>,
+    pub(super) received: Vec<u64>,
+    pub(super) p50_us: Vec<Option<u64>>,
+    pub(super) p90_us: Vec<Option<u64>>,
+    pub(super) p99_us: Vec<Option<u64>>,
+    pub(super) p999_us: Vec<Option<u64>>,
+    pub(super) max_us: Vec<Option<u64>>,
+    pub(super) server_rss_bytes: Vec<Option<u64>>,
+    pub(super) server_cpu: Vec<Option<f64>>,
+    pub(super) client_cpu: Vec<Option<f64>>,
+}
+
+impl Columns {
+    pub(super) fn of(seconds: &[Second]) -> Self {
+        fn column<T>(seconds: &[Second], of: fn(&Second) -> T) -> Vec<T> {
+            seconds.iter().map(of).collect()
+        }
+        Self {
+            open: column(seconds, |of| of.open),
+            opened: column(seconds, |of| of.opened),
+            failed: column(seconds, |of| of.failed),
+            dropped: column(seconds, |of| of.dropped),
+            sent: column(seconds, |of| of.sent),
+            received: column(seconds, |of| of.received),
+            p50_us: column(seconds, |of| of.p50_us),
+            p90_us: column(seconds, |of| of.p90_us),
+            p99_us: column(seconds, |of| of.p99_us),
+            p999_us: column(seconds, |of| of.p999_us),
+            max_us: column(seconds, |of| of.max_us),
+            server_rss_bytes: column(seconds, |of| of.server_rss_bytes),
+            server_cpu: column(seconds, |of| of.server_cpu),
+            client_cpu: column(seconds, |of| of.client_cpu),
+        }
+    }
+}
+
+/// The same of one agent.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct AgentColumns {
+    open: Vec<u64>,
+    sent: Vec<u64>,
+    received: Vec<u64>,
+}
+
+impl AgentColumns {
+    /// Of each agent that takes part.
+    pub(super) fn of_all(seconds: &[Second]) -> Vec<Self> {
+        let count = seconds.iter().map(|of| of.agents.len()).max().unwrap_or(0);
+        let of_one = |at: usize| {
+            let of = |figure: fn(&AgentSecond) -> u64| {
+                seconds.iter().map(|of| of.agents.get(at).map_or(0, figure)).collect()
+            };
+            Self { open: of(|of| of.open), sent: of(|of| of.sent), received: of(|of| of.received) }
+        };
+        (0..count).map(of_one).collect()
     }
 }
 
