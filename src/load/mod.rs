@@ -164,18 +164,35 @@ struct Files {
 }
 
 impl Files {
-    fn new(flags: &Flags) -> Self {
-        let Flags { json, csv, html, .. } = flags.clone();
+    /// # Errors
+    /// A file can't be written: an hour's report would be lost at its end.
+    fn new(flags: &Flags) -> Result<Self, String> {
+        let Flags { json, csv, html, hdr, .. } = flags.clone();
         // A dash is standard output, as without a file.
         let json = json.map(|file| file.filter(|file| file.as_os_str() != "-"));
-        Self { json, csv, html }
+        let wanted = [
+            ("--json", json.as_ref().and_then(|file| file.as_ref())),
+            ("--csv", csv.as_ref()),
+            ("--html", html.as_ref()),
+            ("--hdr", hdr.as_ref()),
+        ];
+        for (flag, path) in wanted {
+            let Some(path) = path else { continue };
+            check_writable(path).map_err(|error| format!("{flag} {}: {error}", path.display()))?;
+        }
+        Ok(Self { json, csv, html })
     }
 
     /// Writes the report wherever it is wanted: for people at least.
+    ///
+    /// # Errors
+    /// What could not be written, a line each; the others are written all the same.
     fn write(&self, run: &Run) -> Result<(), String> {
         let Run { report, seconds, latency } = run;
-        let failed = |flag: &str, path: &Path, error: &std::io::Error| {
-            format!("{flag} {}: {error}", path.display())
+        let mut faults = Vec::new();
+        let mut note = |flag: &str, path: &Path, written: std::io::Result<()>| {
+            let error = written.map_err(|error| format!("{flag} {}: {error}", path.display()));
+            faults.extend(error.err());
         };
         if let Some(path) = &self.csv {
             let written = std::fs::File::create(path).and_then(|file| {
@@ -184,16 +201,14 @@ impl Files {
                 series::write_csv(&mut out, seconds, &names)?;
                 out.flush()
             });
-            written.map_err(|error| failed("--csv", path, &error))?;
+            note("--csv", path, written);
         }
         if let Some(path) = &self.html {
-            let page = html::page(report, seconds, latency);
-            std::fs::write(path, page).map_err(|error| failed("--html", path, &error))?;
+            note("--html", path, std::fs::write(path, html::page(report, seconds, latency)));
         }
         let printed = match &self.json {
             Some(Some(path)) => {
-                let text = report.json_with(seconds, latency);
-                std::fs::write(path, text).map_err(|error| failed("--json", path, &error))?;
+                note("--json", path, std::fs::write(path, report.json_with(seconds, latency)));
                 write!(std::io::stdout(), "{report}")
             }
             Some(None) => {
@@ -202,8 +217,20 @@ impl Files {
             }
             None => write!(std::io::stdout(), "{report}"),
         };
-        printed.map_err(|error| format!("standard output: {error}"))
+        faults.extend(printed.err().map(|error| format!("standard output: {error}")));
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("\nroost-load: ")) }
     }
+}
+
+/// Whether a file can be written, or made. Its contents stay, and one that is not there isn't made.
+fn check_writable(path: &Path) -> std::io::Result<()> {
+    let is_there = match std::fs::metadata(path) {
+        // A reader of a pipe would take a look for the end.
+        Ok(found) if !found.is_file() && !found.is_dir() => return Ok(()),
+        found => found.is_ok(),
+    };
+    std::fs::File::options().append(true).create(true).open(path)?;
+    if is_there { Ok(()) } else { std::fs::remove_file(path) }
 }
 
 /// The text that `show` and `schema` print; nothing for other commands.
@@ -245,7 +272,13 @@ pub fn main(flags: Flags, stop: Arc<AtomicBool>) -> u8 {
     if flags.scenario == Scenario::Agent {
         return agent::serve(&flags, descriptors, &stop);
     }
-    let files = Files::new(&flags);
+    let files = match Files::new(&flags) {
+        Ok(files) => files,
+        Err(error) => {
+            eprintln!("roost-load: {error}");
+            return EXIT_USAGE;
+        }
+    };
     if flags.search.is_some() {
         return search(flags, descriptors, &files, &stop);
     }

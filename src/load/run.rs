@@ -59,6 +59,17 @@ pub(super) struct Coordinator {
     pub(super) open_s: f64,
     /// The memory of the server when the first of two measurements was taken, and connections by then.
     pub(super) slope_from: Option<(u64, u64)>,
+    /// Connections that were dropped and are not all back yet.
+    pub(super) fallen: Option<Fallen>,
+}
+
+/// Connections that were dropped at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fallen {
+    pub(super) began: Duration,
+    /// Connections that were open by then.
+    pub(super) open: u64,
+    pub(super) dropped: u64,
 }
 
 /// The messages of a run, from the first phase that sends some on.
@@ -141,6 +152,7 @@ pub(crate) fn run(plan: Plan, party: Option<Party>, stop: Arc<AtomicBool>) -> Re
         opened_to: 0,
         open_s: 0.0,
         slope_from: None,
+        fallen: None,
     };
     let led = coordinator.lead();
     coordinator.progress.finish();
@@ -327,6 +339,9 @@ impl Coordinator {
                 let (server, client) = (self.usage(), self.hands.usage());
                 let now = Moment { sum, server, client, agents: self.hands.seconds() };
                 self.recorder.note(self.origin.elapsed(), &now);
+            }
+            if sum.pending == 0 {
+                self.note_back();
             }
             if done(&sum) {
                 return Ok(true);

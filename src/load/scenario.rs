@@ -5,7 +5,7 @@ use super::host;
 use super::pace::Segment;
 use super::plan::{Phase, picked};
 use super::report::{self, PhaseReport, Slope, Upgrade, round};
-use super::run::{Coordinator, Sending};
+use super::run::{Coordinator, Fallen, Sending};
 use super::upgrade::Replacement;
 use super::worker::Order;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Coordinator {
             self.storm(share)?;
         }
         if let Some(share) = phase.drop.filter(|_| phase.sends()) {
-            self.order(|_| Order::DropShare(share))?;
+            self.drop_share(share)?;
         }
         if let Some(rate) = phase.churn {
             let plan = Arc::clone(&self.plan);
@@ -74,6 +74,8 @@ impl Coordinator {
         if let Some(count) = phase.open.filter(|_| phase.duration.is_some() && !more) {
             self.wait_for_all(count)?;
         }
+        // It may take longer than the messages.
+        self.wait_for_fallen()?;
         let after = self.sum();
         self.report.phases.push(PhaseReport {
             name: phase.name.clone(),
@@ -220,27 +222,42 @@ impl Coordinator {
     }
 
     fn storm(&mut self, share: f64) -> Result<(), String> {
-        let before = self.sum();
-        let began = self.origin.elapsed();
+        self.drop_share(share)?;
+        self.wait_for_fallen()?;
+        self.report.duration_s = self.report.storm.map_or(0.0, |storm| storm.back_s);
+        Ok(())
+    }
+
+    /// Has connections dropped, which are dialled again at once.
+    fn drop_share(&mut self, share: f64) -> Result<(), String> {
+        let (open, began) = (self.sum().open, self.origin.elapsed());
         self.order(|_| Order::DropShare(share))?;
-        let restless = self.plan.populations.iter().any(|of| of.stay.is_some());
-        // Where connections come and go by themselves, some are always under way.
-        let until = restless.then(|| began + self.plan.connect_timeout);
         // Some may be back already: counted from what is to be open.
         let dropped = (0..self.plan.connections).filter(|&global| picked(global, share)).count();
-        self.wait("storm", until, |sum| sum.pending == 0)?;
-        let after = self.sum();
-        let ready = Duration::from_nanos(after.ready_ns).max(began);
-        let back_s = (ready - began).as_secs_f64();
-        let lost = before.open.saturating_sub(after.open);
-        let dropped = (dropped as u64).min(before.open);
-        let back = dropped.saturating_sub(lost);
-        let storm = self.report.storm.get_or_insert_default();
-        storm.dropped += dropped;
-        storm.back += back;
-        storm.back_s = round(storm.back_s.max(back_s));
-        self.report.duration_s = round(back_s);
+        self.fallen = Some(Fallen { began, open, dropped: (dropped as u64).min(open) });
         Ok(())
+    }
+
+    /// Waits until those that were dropped are back, if any were, and notes it.
+    fn wait_for_fallen(&mut self) -> Result<(), String> {
+        let Some(fallen) = self.fallen else { return Ok(()) };
+        let restless = self.plan.populations.iter().any(|of| of.stay.is_some());
+        // Where connections come and go by themselves, some are always under way.
+        let until = restless.then(|| fallen.began + self.plan.connect_timeout);
+        self.wait("storm", until, |sum| sum.pending == 0)?;
+        self.note_back();
+        Ok(())
+    }
+
+    /// Notes that those that were dropped are back, or given up.
+    pub(super) fn note_back(&mut self) {
+        let Some(fallen) = self.fallen.take() else { return };
+        let after = self.sum();
+        let ready = Duration::from_nanos(after.ready_ns).max(fallen.began);
+        let storm = self.report.storm.get_or_insert_default();
+        storm.dropped += fallen.dropped;
+        storm.back += fallen.dropped.saturating_sub(fallen.open.saturating_sub(after.open));
+        storm.back_s = round(storm.back_s.max((ready - fallen.began).as_secs_f64()));
     }
 
     /// Sends the messages of a phase.

@@ -169,6 +169,51 @@ fn messages_for_those_who_are_away_are_not_lost() {
 }
 
 #[test]
+fn a_storm_while_messages_are_published_is_timed_until_all_are_back() {
+    let server = pub_sub_server(|_, _| true);
+    let scenario = Scenario::new(
+        "storm-under-load",
+        r#"
+        channels = { name = "c" }
+        populations = [{ connections = 20 }]
+        phases = [{ open = 1.0 }, { drop = 1.0, rate = 100, publish = 30 }, { rate = 100, publish = 5 }]
+        "#,
+    );
+    let (code, result) = scenario.run(&format!("--url {}", server.url("/connection/websocket")));
+    assert_eq!(code, 0, "{result}");
+    assert_eq!((&result["storm"]["dropped"], &result["storm"]["back"]), (&json!(20), &json!(20)));
+    let back_s = result["storm"]["back_s"].as_f64().unwrap();
+    assert!(back_s > 0.0 && back_s <= result["phases"][1]["duration_s"].as_f64().unwrap());
+    // The time of all messages, and not that of the storm.
+    assert!(result["duration_s"].as_f64().unwrap() > 0.3, "{result}");
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_refused_before_the_run() {
+    let server = pub_sub_server(|_, _| true);
+    let files = std::env::temp_dir().join(format!("roost-load-{}-files", std::process::id()));
+    std::fs::create_dir_all(&files).unwrap();
+    let (good, bad) = (files.join("kept"), files.join("absent/run"));
+    std::fs::write(&good, "of an earlier run").unwrap();
+    let pairs = [("--csv", "--html"), ("--html", "--csv"), ("--json", "--csv"), ("--hdr", "--csv")];
+    for (bad_flag, good_flag) in pairs {
+        let done = Command::new(env!("CARGO_BIN_EXE_roost-load"))
+            .args(["idle", "--url", &server.url("/"), "--connections", "2"])
+            .args([good_flag.as_ref(), good.as_os_str(), bad_flag.as_ref(), bad.as_os_str()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(2), "{said}");
+        assert!(said.contains("absent/run: No such file or directory"), "{said}");
+    }
+    assert!(server.peers.lock().unwrap().is_empty());
+    // Neither does a run that doesn't begin take away what is there, nor leave an empty file.
+    assert_eq!(std::fs::read_to_string(&good).unwrap(), "of an earlier run");
+    assert_eq!(std::fs::read_dir(&files).unwrap().count(), 1);
+    std::fs::remove_dir_all(&files).unwrap();
+}
+
+#[test]
 fn messages_that_are_lost_beside_those_for_the_absent_are_counted() {
     // Two messages reach nobody: those who are there miss them.
     let server = pub_sub_server(|_, data| {
