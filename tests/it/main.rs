@@ -54,6 +54,7 @@ mod takeover;
 mod takeover_calls;
 mod takeover_nats;
 mod takeover_redis;
+mod takeover_shared;
 mod tls;
 mod tls_node;
 mod tokens;

@@ -93,3 +93,19 @@ fn clients_of_a_node_that_is_silent_are_missing_and_counted() {
         }
     }
 }
+
+/// Its clients are known to it alone, so it is the one that says who leaves.
+#[test]
+fn a_node_that_ends_in_good_order_publishes_the_leaves_of_its_clients() {
+    for (_server, a, b) in pairs() {
+        let mut watcher = a.connected_as("ann");
+        subscribe(&mut watcher, 2, json!({"channel": "room:x"}));
+        assert_eq!(watcher.push()["join"]["info"]["user"], "ann");
+        let mut member = b.connected_as("bob");
+        subscribe(&mut member, 2, json!({"channel": "room:x"}));
+        assert_eq!(watcher.push()["join"]["info"]["user"], "bob");
+        b.signal(rustix::process::Signal::TERM);
+        assert_eq!(watcher.push()["leave"]["info"]["user"], "bob");
+        assert_eq!(stats(&a), json!({"num_clients": 1, "num_users": 1}));
+    }
+}

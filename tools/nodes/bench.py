@@ -619,7 +619,11 @@ def several_nodes(options):
 
 def all_faults(options):
     """Lost, duplicated and out of order over six kinds of faults."""
-    kinds = ["pubsub_killed", "redis_killed", "redis_emptied", "redis_frozen", "failover", "node_killed"]
+    return losses(options, ["pubsub_killed", "redis_killed", "redis_emptied", "redis_frozen", "failover", "node_killed"])
+
+
+def losses(options, kinds):
+    """The same over these."""
     wrong = delivered = 0
     settings = argparse.Namespace(**{**vars(options), "nodes": 2, "balancer": "nginx.conf", "config": None})
     for name in kinds:
@@ -627,7 +631,7 @@ def all_faults(options):
         messages = result["messages"]
         wrong += messages["lost"] + messages["duplicated"] + messages["out_of_order"]
         delivered += messages["received"]
-    return [Row("lost, duplicated, out of order over six kinds of faults", f"{wrong}", "0", wrong == 0, "",
+    return [Row(f"lost, duplicated, out of order over {len(kinds)} kinds of faults", f"{wrong}", "0", wrong == 0, "",
                 f"{delivered:,} deliveries: " + ", ".join(kinds))]
 
 

@@ -249,34 +249,48 @@ def rows(bench):
                           "publishes are tried again until they are taken")]
 
     def presence(options):
-        """A call of presence over three nodes."""
-        times = []
-        with bench.running(options, redis="nats", nodes=3) as system:
-            clients = [bench.client(system, node, f"user{at}") for at, node in enumerate(system.nodes)]
-            for made in clients:
-                made.subscribe(["present:p"])
-            api = bench.Api(system, system.nodes[0])
-            until(lambda: len(json.loads(api.call("presence", {"channel": "present:p"}))["result"]["presence"]) == 3,
-                  "presence of three nodes")
-            for _ in range(500):
-                began = time.perf_counter()
-                api.call("presence", {"channel": "present:p"})
-                times.append((time.perf_counter() - began) * 1000)
-        mine = bench.quantile(times, 0.5)
-        return [bench.Row("a presence call over three nodes, idle, p50", f"{mine:.2f} ms", "5 ms", mine <= 5, "",
-                          f"500 calls one after the other; p99 {bench.quantile(times, 0.99):.2f} ms")]
+        """A call of presence over three nodes with the channel, and over ten of which one has it."""
+        found, calls = [], 500
+        for nodes, members in ((3, 3), (10, 1)):
+            times = []
+            with bench.running(options, redis="nats", nodes=nodes) as system:
+                clients = [bench.client(system, node, f"user{at}") for at, node in enumerate(system.nodes[:members])]
+                for made in clients:
+                    made.subscribe(["present:p"])
+                api = bench.Api(system, system.nodes[0])
+                until(lambda nodes=nodes: len(json.loads(api.call("info", {}))["result"]["nodes"]) == nodes, "all nodes")
+                until(lambda members=members:
+                      len(json.loads(api.call("presence", {"channel": "present:p"}))["result"]["presence"]) == members,
+                      "presence of all nodes")
+                asked = system.nodes[-1]
+                idle = bench.cpu_seconds(asked)
+                time.sleep(5)
+                used = bench.cpu_seconds(asked)
+                idle, began = (used - idle) / 5, time.perf_counter()
+                for _ in range(calls):
+                    start = time.perf_counter()
+                    api.call("presence", {"channel": "present:p"})
+                    times.append((time.perf_counter() - start) * 1000)
+                cost = bench.cpu_seconds(asked) - used - idle * (time.perf_counter() - began)
+            mine = bench.quantile(times, 0.5)
+            which = f"{nodes} nodes, {members} with the channel"
+            found.append(bench.Row(f"a presence call over {which}, idle, p50", f"{mine:.2f} ms", "5 ms", mine <= 5, "",
+                                   f"{calls} calls one after the other; p99 {bench.quantile(times, 0.99):.2f} ms; "
+                                   f"processor time of the last node for a call {cost / calls * 1e6:.0f} us"))
+        return found
 
     def channels(options):
         """Memory of channels with one subscriber, and how long they are subscribed again."""
-        count = min(options.channels, 100_000)
+        count, connections = options.channels, max(options.channels // 10_000, 1)
+        each = count // connections
+        bound = 8 * count / 1e6
         found = []
         for interest in ("channels", "all"):
-            connections = 10
-            each = count // connections
             settings = [*options.set, bench.NO_PINGS, f"client.channel_limit={each + 1}",
                         f"roost.nats_interest={interest}"]
             with bench.running(options, redis="nats", set=settings) as system:
-                [node] = system.nodes
+                [node], server = system.nodes, system.store.servers[0]
+                floor = f"{subscribing(server, count):.2f} s" if interest == "channels" else ""
                 clients = [bench.client(system, node) for _ in range(connections)]
                 before = bench.rss_bytes(node)
                 began = time.perf_counter()
@@ -286,27 +300,45 @@ def rows(bench):
                 time.sleep(2)
                 size = (bench.rss_bytes(node) - before) / count
                 made = connections_made(system, node)
+                used = bench.cpu_seconds(node), bench.cpu_seconds(server)
                 began = time.perf_counter()
-                if system.store.servers[0].kick() < 1:
+                if server.kick() < 1:
                     raise CannotRun("the server closed no connection")
-                until(lambda made=made: connections_made(system, node) > made, "another connection", 10, 0.005)
+                until(lambda made=made: connections_made(system, node) > made, "another connection", 30, 0.005)
                 until(lambda: system.is_ready(node), "the node to be ready", 120)
                 took = time.perf_counter() - began
-                bound = 8 * count / 1e6
+                mine, theirs = bench.cpu_seconds(node) - used[0], bench.cpu_seconds(server) - used[1]
                 found += [
                     bench.Row(f"a channel of its own with one subscriber, interest {interest}", f"{size:,.0f} B", "",
                               True, "", f"{count:,} channels without history of {connections} connections, "
                               f"subscribed in {first:.2f} s"),
                     bench.Row(f"{count:,} channels subscribed again after the connection was killed, interest "
-                              f"{interest}", f"{took:.2f} s", f"{bound:.1f} s (8 s for a million)", took <= bound, "",
-                              "until /ready is 200"),
+                              f"{interest}", f"{took:.2f} s", f"{bound:.1f} s (8 s for a million)", took <= bound,
+                              floor, f"until /ready is 200; processor time of the node {mine:.1f} s, of the server "
+                              f"{theirs:.1f} s" + ("; floor: SUB alone, by a bare client" if floor else "")),
                 ]
                 for one in clients:
                     one.close()
         return found
 
+    def all_faults(options):
+        """Lost, duplicated and out of order over faults of NATS, the leader of three servers included."""
+        return bench.losses(options, [name for name in bench.faults.FAULTS if name.startswith("nats_")])
+
     return {"nats_fan_in": fan_in, "nats_publishes": publishes, "nats_gap": gap, "nats_presence": presence,
-            "nats_channels": channels}
+            "nats_channels": channels, "nats_faults": all_faults}
+
+
+def subscribing(server, count):
+    """Seconds of a bare client that subscribes to as many channels."""
+    lines = b"".join(b"SUB centrifugo.client.floor%d %d\r\n" % (number, number + 1) for number in range(count))
+    line = Nats(server, "app", 60)
+    began = time.perf_counter()
+    line.socket.sendall(lines)
+    line.flush()
+    took = time.perf_counter() - began
+    line.socket.close()
+    return took
 
 
 def connections_made(system, node):

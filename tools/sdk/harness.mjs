@@ -241,6 +241,37 @@ export function fresh(namespace = '') {
 /** The numbers from `from` up to, but without, `to`. */
 export const range = (from, to) => Array.from({ length: to - from }, (_, index) => from + index);
 
+/** Reads of a history of the numbers 1 to 10 with what they return. `at` is the position of a number. */
+export const readsOfTen = (at) => [
+  [{ limit: 3 }, [1, 2, 3]],
+  [{ limit: 30 }, range(1, 11)],
+  [{ limit: -1 }, range(1, 11)],
+  [{ limit: 3, since: at(0) }, [1, 2, 3]],
+  [{ limit: 3, since: at(5) }, [6, 7, 8]],
+  [{ limit: 30, since: at(8) }, [9, 10]],
+  [{ limit: 3, since: at(10) }, []],
+  [{ limit: 3, since: { offset: at(5).offset } }, [6, 7, 8]],
+  [{ limit: 3, reverse: true }, [10, 9, 8]],
+  [{ limit: 30, reverse: true }, range(1, 11).reverse()],
+  [{ limit: -1, reverse: true }, range(1, 11).reverse()],
+  [{ limit: 3, reverse: true, since: at(5) }, [4, 3, 2]],
+  [{ limit: 30, reverse: true, since: at(3) }, [2, 1]],
+  [{ limit: 3, reverse: true, since: at(1) }, []],
+  [{ limit: 0, since: at(5) }, []],
+];
+
+/** All publications of a history, read page by page. */
+export async function pages(subscription, { limit, reverse }) {
+  const seen = [];
+  let since;
+  for (;;) {
+    const { publications, epoch } = await subscription.history({ limit, reverse, since });
+    if (publications.length === 0) return seen;
+    seen.push(...publications);
+    since = { offset: publications.at(-1).offset, epoch };
+  }
+}
+
 const base64url = (value) => Buffer.from(value).toString('base64url');
 
 /** The part of a JWT that is signed. */

@@ -6,8 +6,10 @@ import {
   ask,
   follow,
   fresh,
+  pages,
   publishAll,
   range,
+  readsOfTen,
   refusedSubscribe,
   shared,
   subscribed,
@@ -95,24 +97,7 @@ testEach('history is read forwards and backwards', async (encoding) => {
   const top = await subscription.history();
   const { epoch } = top;
   const at = (offset) => ({ offset, epoch });
-  const cases = [
-    [{ limit: 3 }, [1, 2, 3]],
-    [{ limit: 30 }, range(1, 11)],
-    [{ limit: -1 }, range(1, 11)],
-    [{ limit: 3, since: at(0) }, [1, 2, 3]],
-    [{ limit: 3, since: at(5) }, [6, 7, 8]],
-    [{ limit: 30, since: at(8) }, [9, 10]],
-    [{ limit: 3, since: at(10) }, []],
-    [{ limit: 3, since: { offset: 5 } }, [6, 7, 8]],
-    [{ limit: 3, reverse: true }, [10, 9, 8]],
-    [{ limit: 30, reverse: true }, range(1, 11).reverse()],
-    [{ limit: -1, reverse: true }, range(1, 11).reverse()],
-    [{ limit: 3, reverse: true, since: at(5) }, [4, 3, 2]],
-    [{ limit: 30, reverse: true, since: at(3) }, [2, 1]],
-    [{ limit: 3, reverse: true, since: at(1) }, []],
-    [{ limit: 0, since: at(5) }, []],
-  ];
-  for (const [request, expected] of cases) {
+  for (const [request, expected] of readsOfTen(at)) {
     const history = await subscription.history(request);
     assert.deepEqual(offsets(history, encoding), expected, JSON.stringify(request));
     assert.deepEqual([history.offset, history.epoch], [10, epoch], JSON.stringify(request));
@@ -125,15 +110,8 @@ testEach('history is read forwards and backwards', async (encoding) => {
 testEach('page by page everything is seen once', async (encoding) => {
   const { subscription } = await filled(encoding, 47);
   for (const reverse of [false, true]) {
-    const seen = [];
-    let since;
-    for (;;) {
-      const history = await subscription.history({ limit: 10, reverse, since });
-      const page = offsets(history, encoding);
-      if (page.length === 0) break;
-      seen.push(...page);
-      since = { offset: page.at(-1), epoch: history.epoch };
-    }
+    const publications = await pages(subscription, { limit: 10, reverse });
+    const seen = offsets({ publications }, encoding);
     assert.deepEqual(seen, reverse ? range(1, 48).reverse() : range(1, 48));
   }
 });

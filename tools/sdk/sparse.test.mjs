@@ -10,8 +10,10 @@ import {
   fresh,
   JSON_ENCODING,
   next,
+  pages,
   publishAll,
   range,
+  readsOfTen,
   shared,
   testEach,
   unsubscribed,
@@ -52,21 +54,7 @@ const numbers = ({ publications }, { unpack }) => publications.map(({ data }) =>
 testEach('a sparse history is read from any place, forwards and backwards', async (encoding) => {
   const { subscription, offsets, epoch } = await filled(encoding, 10);
   const at = (number) => ({ offset: offsets[number], epoch });
-  const cases = [
-    [{ limit: 3 }, [1, 2, 3]],
-    [{ limit: -1 }, range(1, 11)],
-    [{ limit: 3, since: at(0) }, [1, 2, 3]],
-    [{ limit: 3, since: at(5) }, [6, 7, 8]],
-    [{ limit: 30, since: at(8) }, [9, 10]],
-    [{ limit: 3, since: at(10) }, []],
-    [{ limit: 3, reverse: true }, [10, 9, 8]],
-    [{ limit: -1, reverse: true }, range(1, 11).reverse()],
-    [{ limit: 3, reverse: true, since: at(5) }, [4, 3, 2]],
-    [{ limit: 30, reverse: true, since: at(3) }, [2, 1]],
-    [{ limit: 3, reverse: true, since: at(1) }, []],
-    [{ limit: 0, since: at(5) }, []],
-  ];
-  for (const [request, expected] of cases) {
+  for (const [request, expected] of readsOfTen(at)) {
     const history = await subscription.history(request);
     assert.deepEqual(numbers(history, encoding), expected, JSON.stringify(request));
     assert.deepEqual([history.offset, history.epoch], [offsets[10], epoch], JSON.stringify(request));
@@ -79,14 +67,8 @@ testEach('a sparse history is read from any place, forwards and backwards', asyn
 testEach('sparse pages show everything once', async (encoding) => {
   const { subscription } = await filled(encoding, 27);
   for (const reverse of [false, true]) {
-    const seen = [];
-    let since;
-    for (;;) {
-      const history = await subscription.history({ limit: 10, reverse, since });
-      if (history.publications.length === 0) break;
-      seen.push(...numbers(history, encoding));
-      since = { offset: history.publications.at(-1).offset, epoch: history.epoch };
-    }
+    const publications = await pages(subscription, { limit: 10, reverse });
+    const seen = numbers({ publications }, encoding);
     assert.deepEqual(seen, reverse ? range(1, 28).reverse() : range(1, 28));
   }
 });

@@ -1,5 +1,6 @@
 //! A connection at work: what comes, channels that are to be subscribed, and errors.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -7,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::{Event, ServerError, SubscribeErrorKind};
+use compact_str::CompactString;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
@@ -18,8 +20,12 @@ use super::receive::Source;
 use super::{Figures, Shared, history, news};
 use crate::node::log_limit::LogLimit;
 
-/// Channels that are subscribed at once: the server may refuse all of them, and the crate keeps as many errors.
+/// Channels that are subscribed at once where the server may refuse them: all of them, and the crate keeps as many
+/// errors.
 const SUBSCRIBED_AT_ONCE: usize = EVENTS_MAX / 2;
+
+/// The same while the server refuses none: groups grow until then.
+const SUBSCRIBED_AT_ONCE_MAX: usize = 2_048;
 
 /// Subscriptions that were refused are tried again so often, and so many of them.
 const REFUSED_AGAIN: Duration = Duration::from_secs(1);
@@ -174,54 +180,103 @@ fn refused(text: &str) -> Option<&str> {
     Some(subject.trim_end_matches('"'))
 }
 
-/// Subscribes channels, some at a time: the next ones when the server has confirmed these.
-async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
-    loop {
-        let wanted = match shared.is_ready.get() {
-            true if shared.is_at_limit.get() => shared.interests.borrow_mut().next(1),
-            true => shared.interests.borrow_mut().next(SUBSCRIBED_AT_ONCE),
-            false => Vec::new(),
-        };
-        if wanted.is_empty() {
-            shared.is_at_limit.set(false);
-            shared.wanted.notified().await;
-            continue;
-        }
-        let Some(client) = shared.client() else { return Unreachable::Closed };
-        let mut numbers = Vec::with_capacity(wanted.len());
-        for (number, channel) in wanted {
-            let subject = shared.settings.subjects.messages(&channel);
-            match client.subscribe(subject).await {
-                Ok(subscriber) => {
-                    let source = Source::Channel(number);
-                    let handle = shared.subscriptions.add(shared, source, subscriber);
-                    if shared.interests.borrow_mut().subscribed(number, handle) {
-                        numbers.push(number);
-                    }
-                }
-                // It stays without an answer, and its subscribers get an error.
-                Err(error) if error.kind() == SubscribeErrorKind::InvalidSubject => {}
-                Err(error) => return error.into(),
-            }
-        }
-        let (done, all) = oneshot::channel();
-        shared.with_output(|output| output.groups.add(Pending::Listening { numbers, done }));
-        shared.probe();
-        // Its end answers.
-        let was_at_limit = shared.is_at_limit.get();
-        let _ = all.await;
-        if shared.is_at_limit.get() && !was_at_limit {
-            // Subscriptions that were made have ended before they are made once more, one by one.
-            for _ in 0..2 {
-                let (done, ended) = oneshot::channel();
-                let numbers = Vec::new();
-                shared
-                    .with_output(|output| output.groups.add(Pending::Listening { numbers, done }));
-                shared.probe();
-                let _ = ended.await;
+/// How many channels are subscribed at once.
+struct Pace {
+    count: usize,
+    /// Groups that the server has not confirmed.
+    under_way: VecDeque<oneshot::Receiver<bool>>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { count: SUBSCRIBED_AT_ONCE, under_way: VecDeque::new() }
+    }
+
+    /// Waits until so many groups are under way at most.
+    async fn settle(&mut self, mut left: usize) {
+        while self.under_way.len() > left
+            && let Some(group) = self.under_way.pop_front()
+        {
+            // Without an answer the connection has ended.
+            if group.await.unwrap_or(false) {
+                self.count = (self.count * 2).min(SUBSCRIBED_AT_ONCE_MAX);
+            } else {
+                // Errors of those behind it may be missing, too.
+                (self.count, left) = (SUBSCRIBED_AT_ONCE, 0);
             }
         }
     }
+}
+
+/// Subscribes channels, some at a time: the next ones when the server has confirmed these. While it refuses none, one
+/// group is made as it carries out the one before.
+async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
+    let mut pace = Pace::new();
+    loop {
+        let is_at_limit = shared.is_at_limit.get();
+        let count = if is_at_limit { 1 } else { pace.count };
+        let wanted = match shared.is_ready.get() {
+            true => shared.interests.borrow_mut().next(count),
+            false => Vec::new(),
+        };
+        if wanted.is_empty() {
+            if !pace.under_way.is_empty() {
+                pace.settle(0).await;
+            } else {
+                shared.is_at_limit.set(false);
+                shared.wanted.notified().await;
+            }
+            continue;
+        }
+        let is_full = wanted.len() == count && !is_at_limit;
+        let numbers = match subscribe_group(shared, wanted).await {
+            Ok(numbers) => numbers,
+            Err(error) => return error,
+        };
+        let is_alone = numbers.len() == 1 && pace.under_way.is_empty();
+        pace.under_way.push_back(probe_behind(shared, numbers, is_alone));
+        pace.settle(usize::from(is_full)).await;
+        if shared.is_at_limit.get() && !is_at_limit {
+            pace.settle(0).await;
+            // Subscriptions that were made have ended before they are made once more, one by one.
+            for _ in 0..2 {
+                let _ = probe_behind(shared, Vec::new(), false).await;
+            }
+        }
+    }
+}
+
+/// Sends these subscriptions. The numbers of those that are sent.
+async fn subscribe_group(
+    shared: &Rc<Shared>,
+    wanted: Vec<(u64, CompactString)>,
+) -> Result<Vec<u64>, Unreachable> {
+    let client = shared.client().ok_or(Unreachable::Closed)?;
+    let mut numbers = Vec::with_capacity(wanted.len());
+    for (number, channel) in wanted {
+        let subject = shared.settings.subjects.messages(&channel);
+        match client.subscribe(subject).await {
+            Ok(subscriber) => {
+                let source = Source::Channel(number);
+                let handle = shared.subscriptions.add(shared, source, subscriber);
+                if shared.interests.borrow_mut().subscribed(number, handle) {
+                    numbers.push(number);
+                }
+            }
+            // It stays without an answer, and its subscribers get an error.
+            Err(error) if error.kind() == SubscribeErrorKind::InvalidSubject => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(numbers)
+}
+
+/// The answer: whether the server has carried out all of these subscriptions.
+fn probe_behind(shared: &Shared, numbers: Vec<u64>, is_alone: bool) -> oneshot::Receiver<bool> {
+    let (done, all) = oneshot::channel();
+    shared.with_output(|output| output.groups.add(Pending::Listening { numbers, is_alone, done }));
+    shared.probe();
+    all
 }
 
 /// Sends probes, and ends when the server answers none, or does not take them.

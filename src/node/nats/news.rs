@@ -213,9 +213,7 @@ impl News {
         let fate = |channel: &str| refusals.fate(group.number, || subjects.messages(channel));
         for pending in group.all {
             match pending {
-                // Dropped here: the next channels are subscribed.
-                Pending::Listening { numbers, done: _done } => {
-                    let is_alone = numbers.len() == 1;
+                Pending::Listening { numbers, is_alone, done } => {
                     if refusals.is_at_limit(group.number) && !is_alone {
                         shared.is_at_limit.set(true);
                     }
@@ -223,7 +221,12 @@ impl News {
                         let subject = || subjects.messages(channel);
                         refusals.fate_of_subscription(group.number, is_alone, subject)
                     };
-                    numbers.into_iter().for_each(|number| self.listening(shared, number, fate));
+                    let mut are_made = true;
+                    for number in numbers {
+                        are_made &= self.listening(shared, number, fate);
+                    }
+                    // The next channels are subscribed.
+                    let _ = done.send(are_made);
                 }
                 Pending::ListeningToAll => {
                     let mut interests = shared.interests.borrow_mut();
@@ -251,9 +254,11 @@ impl News {
         }
     }
 
-    fn listening(&mut self, shared: &Shared, number: u64, fate: impl Fn(&str) -> Fate) {
+    /// A subscription is carried out. False if the server may have refused it.
+    fn listening(&mut self, shared: &Shared, number: u64, fate: impl Fn(&str) -> Fate) -> bool {
         let mut interests = shared.interests.borrow_mut();
-        match interests.get(number).map(|interest| fate(&interest.channel)) {
+        let fate = interests.get(number).map(|interest| fate(&interest.channel));
+        match fate {
             None => {}
             // It stays without an answer until it is made, and its subscribers get an error.
             Some(Fate::Refused) => interests.refuse(number),
@@ -268,6 +273,7 @@ impl News {
                 }
             }
         }
+        matches!(fate, None | Some(Fate::Done))
     }
 }
 

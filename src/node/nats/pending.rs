@@ -22,8 +22,10 @@ pub(super) enum Pending {
     Listening {
         /// Their numbers.
         numbers: Vec<u64>,
-        /// Dropped when the next ones may be made.
-        done: oneshot::Sender<()>,
+        /// It is one, and no other one is under way: an error without a subject is about it.
+        is_alone: bool,
+        /// Whether all of them are made.
+        done: oneshot::Sender<bool>,
     },
     /// The subscription that takes all channels is made.
     ListeningToAll,
