@@ -224,6 +224,9 @@ async fn subscribe(shared: &Rc<Shared>) -> Unreachable {
                 pace.settle(0).await;
             } else {
                 shared.is_at_limit.set(false);
+                if shared.is_ready.get() {
+                    shared.subscriptions.forget();
+                }
                 shared.wanted.notified().await;
             }
             continue;
@@ -255,6 +258,7 @@ async fn subscribe_group(
     let mut numbers = Vec::with_capacity(wanted.len());
     for (number, channel) in wanted {
         let subject = shared.settings.subjects.messages(&channel);
+        shared.subscriptions.make_room();
         match client.subscribe(subject).await {
             Ok(subscriber) => {
                 let source = Source::Channel(number);

@@ -609,6 +609,7 @@ impl Shared {
             tracing::error!("nats: no server can be reached");
             Figures::add(&self.figures.servers_away, 1);
             self.interests.borrow_mut().forget();
+            self.subscriptions.forget();
             self.to_all(&BrokerEvent::Lost);
         }
     }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use async_nats::Subscriber;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable};
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{FuturesUnordered, futures_unordered};
 
 use super::{Shared, news};
 
@@ -33,10 +33,15 @@ pub(super) enum Source {
     Fences,
 }
 
+type All = FuturesUnordered<Abortable<Receiving>>;
+
 /// All subscriptions.
 #[derive(Default)]
 pub(super) struct Subscriptions {
-    all: RefCell<FuturesUnordered<Abortable<Receiving>>>,
+    all: RefCell<All>,
+    /// Those of the connection before, which free their memory one by one as it is needed again: freed at once, a
+    /// million of them would go back to the system, and each page be asked for anew a moment later.
+    ended: RefCell<Option<futures_unordered::IntoIter<Abortable<Receiving>>>>,
     /// Wakes the task when one is added.
     waker: RefCell<Option<Waker>>,
 }
@@ -66,9 +71,25 @@ impl Subscriptions {
         while let Poll::Ready(Some(_)) = all.poll_next_unpin(cx) {}
     }
 
-    /// Ends all of them.
+    /// Ends all of them: their connection has ended.
     pub(super) fn end(&self) {
-        self.all.borrow_mut().clear();
+        let ended = self.all.take();
+        if !ended.is_empty() {
+            *self.ended.borrow_mut() = Some(ended.into_iter());
+        }
+    }
+
+    /// Makes room for another one.
+    pub(super) fn make_room(&self) {
+        let mut ended = self.ended.borrow_mut();
+        if ended.as_mut().is_some_and(|ended| ended.next().is_none()) {
+            *ended = None;
+        }
+    }
+
+    /// No other ones follow.
+    pub(super) fn forget(&self) {
+        self.ended.take();
     }
 }
 
