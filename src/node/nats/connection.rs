@@ -327,6 +327,24 @@ async fn watch(shared: &Rc<Shared>) -> Unreachable {
 mod tests {
     use super::*;
 
+    #[tokio::test(flavor = "current_thread")]
+    async fn groups_grow_until_the_server_refuses_one() {
+        let mut pace = Pace::new();
+        let add = |pace: &mut Pace, are_made| {
+            let (done, all) = oneshot::channel();
+            pace.under_way.push_back(all);
+            done.send(are_made).unwrap();
+        };
+        (0..20).for_each(|_| add(&mut pace, true));
+        pace.settle(1).await;
+        assert_eq!((pace.count, pace.under_way.len()), (SUBSCRIBED_AT_ONCE_MAX, 1));
+        add(&mut pace, false);
+        add(&mut pace, true);
+        pace.settle(1).await;
+        assert!(pace.under_way.is_empty(), "no other one is made before all are answered");
+        assert!(pace.count <= 2 * SUBSCRIBED_AT_ONCE);
+    }
+
     #[test]
     fn a_refusal_names_its_subject() {
         for (text, subject) in [
