@@ -21,7 +21,7 @@ import faults
 import nats
 from client import Client
 from parts import ROOT, CannotRun, Redis, encoded, note, until
-from system import System
+from system import SCENARIOS, System
 
 DATA = {"text": "x" * 110}
 BATCH = 100
@@ -57,10 +57,10 @@ def client(system, node, user="bench"):
     return Client(node.host, node.port, system.secret, user)
 
 
-def load(system, node, *words, seconds=120):
-    """The result of a roost-load against a node."""
-    argv = [system.load, *words, "--url", f"ws://{node.address}/connection/websocket",
-            "--secret", system.secret, "--json"]
+def load(system, node, scenario, *words, seconds=120):
+    """The result of a roost-load of a scenario of tools/nodes/scenarios against a node."""
+    argv = [system.load, "run", SCENARIOS / f"{scenario}.toml", *words, *system.page(scenario),
+            "--url", f"ws://{node.address}/connection/websocket", "--secret", system.secret, "--json"]
     try:
         done = subprocess.run([str(word) for word in argv], capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -163,8 +163,8 @@ def bytes_of_connections(options):
             # the time to settle.
             with running(options, redis=redis, no_namespaces=True) as system:
                 node = system.nodes[0]
-                result = load(system, node, "idle", "--connections", count, "--rss-from", start, "--settle", 6000,
-                              "--subscribe", "kept:one", "--pid", node.process.pid, "--duration", "1s")
+                result = load(system, node, "held", "--connections", count, "--rss-from", start, "--settle", 6000,
+                              "--pid", node.process.pid)
                 rounds.append(result["server"]["slope"]["bytes_per_connection"])
     alone = median(found["none"])
     more = median(found["single"]) - alone
@@ -365,8 +365,7 @@ def deliveries(options):
     with running(options, redis="none", set=settings) as alone, running(options, set=settings) as shared:
         for _ in range(ROUNDS):
             for redis, system in (("none", alone), ("single", shared)):
-                result = load(system, system.nodes[0], "broadcast", "--connections", 1000, "--window", 16,
-                              "--duration", "2s", "--threads", 1, "--subscribe", "kept:load")
+                result = load(system, system.nodes[0], "fanout", "--threads", 1)
                 rates[redis].append(result["rate"]["received"])
     own, memory = median(rates["single"]), median(rates["none"])
     return [Row("deliveries to 1,000 subscribers of one channel, window 16, of the memory broker's",
@@ -545,8 +544,7 @@ def storm(options):
         publisher = threading.Thread(target=publish)
         publisher.start()
         try:
-            result = load(system, node, "storm", "--connections", count, "--channels", channels, "--subscribe",
-                          "kept:storm", "--drop-share", 1, "--recover", "--hold", "2s", "--connect-timeout", "60s", seconds=200)
+            result = load(system, node, "storm", "--connections", count, "--channels", channels, "--recover", seconds=200)
         finally:
             stop.set()
             publisher.join()
@@ -585,9 +583,9 @@ def several_nodes(options):
         with running(options, nodes=nodes) as system:
             idle = [subprocess.Popen(
                 [str(word) for word in (
-                    system.load, "idle", "--url", f"ws://{node.address}/connection/websocket", "--secret",
-                    system.secret, "--connections", subscribers, "--subscribe", "kept:load", "--duration", "60s",
-                    "--threads", 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    system.load, "run", SCENARIOS / "held.toml", "--url",
+                    f"ws://{node.address}/connection/websocket", "--secret", system.secret, "--connections",
+                    subscribers, "--subscribe", "kept:load", "--duration", "60s", "--threads", 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 for node in system.nodes]
             try:
                 until(lambda: all(system.counters(node).get("roost_clients", 0) == subscribers

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nats
 from parts import CannotRun, note, until
-from system import System
+from system import SCENARIOS, System
 
 CONNECTIONS, CHANNELS, RATE = 200, 20, 400
 # The fault begins when messages have flowed for a moment, and they flow on after it.
@@ -118,13 +118,13 @@ FAULTS = {
 }
 
 
-def load(system, seconds):
+def load(system, name, seconds):
     """roost-load through the balancer, with publishes at the last node."""
-    words = [system.load, "channels", "--url", f"ws://{system.balancer.address}/connection/websocket",
-             "--connections", CONNECTIONS, "--channels", CHANNELS, "--subscribe", "kept:load",
-             "--secret", system.secret, "--recover", "--retry", "60s", "--drain", "8s",
+    words = [system.load, "run", SCENARIOS / "faults.toml", "--url", f"ws://{system.balancer.address}/connection/websocket",
+             "--connections", CONNECTIONS, "--channels", CHANNELS,
+             "--secret", system.secret, "--recover", "--retry", "60s",
              "--api-url", f"http://{system.nodes[-1].address}/api", "--api-key", system.api_key,
-             "--rate", RATE, "--duration", f"{seconds}s", "--json"]
+             "--rate", RATE, "--duration", f"{seconds}s", "--json", *system.page(name)]
     return subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -159,7 +159,7 @@ def inflict(name, fault, options):
     seconds = BEFORE_SECONDS + 9 + AFTER_SECONDS
     with tempfile.TemporaryDirectory(prefix="roost-faults-") as folder, \
             System(settings, Path(folder)) as system:
-        running = load(system, seconds)
+        running = load(system, name, seconds)
         try:
             until(lambda: open_connections(system) >= CONNECTIONS, "all clients")
             time.sleep(BEFORE_SECONDS)

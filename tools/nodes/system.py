@@ -79,6 +79,8 @@ class Options:
                             help="one more option of the nodes; VALUE is JSON or text")
         parser.add_argument("--no-namespaces", action="store_true",
                             help="all nodes on 127.0.0.1, for machines without network namespaces")
+        parser.add_argument("--reports", type=Path, metavar="DIR",
+                            help="bench, faults: the report of each run of roost-load as a page in this folder")
         parser.add_argument("--binary", type=Path, metavar="DIR",
                             help="folder with roost and roost-load (default: target/release, built by "
                                  "cargo)")
@@ -114,6 +116,10 @@ def acl_rule(name, password):
     return line.replace("user roost", f"user {name}").replace(">secret", f">{password}")
 
 
+# Scenario files of roost-load.
+SCENARIOS = ROOT / "tools" / "nodes" / "scenarios"
+
+
 class System:
     """A running system. It is a context: everything in it ends with it."""
 
@@ -124,6 +130,14 @@ class System:
         self.admin_password = secrets.token_hex(8)
         self.store = self.balancer = self.network = None
         self.nodes = []
+
+    def page(self, name):
+        """Words of roost-load for its report as a page, with --reports; a number makes names differ."""
+        if not self.options.reports:
+            return []
+        self.options.reports.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.options.reports.glob(f"{name}-*.html"))) + 1
+        return ["--html", self.options.reports / f"{name}-{number}.html"]
 
     def __enter__(self):
         try:
