@@ -1,5 +1,7 @@
 //! The client behind a publication, a join or a presence entry, packed into bytes of no encoding.
 
+use super::uuid;
+
 /// The part of a client that others in a channel see (client protocol, 9.2: ClientInfo).
 ///
 /// The payloads are opaque; a JSON connection can only be shown ones that are JSON.
@@ -74,6 +76,55 @@ impl<'a> ClientInfo<'a> {
     }
 }
 
+/// Of a short form: a time of 4 bytes follows the two lengths.
+const SHORT_HAS_TIME: u8 = 1 << 7;
+
+/// Bytes of the client id in a short form, which follows lengths and time.
+const SHORT_CLIENT_BYTES: usize = 16;
+
+/// The short form of a packed client, for a home that keeps many: the lengths of user and `conn_info` in a
+/// byte each, the time if there is one, the client id as bytes, then user, `conn_info`, `chan_info`. `None`
+/// where that doesn't say everything: the client id is no UUID, or a part is too long.
+pub fn shorten(packed: &[u8]) -> Option<Vec<u8>> {
+    let info = ClientInfo::unpack(packed)?;
+    let client = uuid::from_text(info.client.as_bytes())?;
+    let user_bytes = u8::try_from(info.user.len()).ok().filter(|len| len & SHORT_HAS_TIME == 0)?;
+    let info_bytes = u8::try_from(info.conn_info.len()).ok()?;
+    let time = info.subscribed_at.to_le_bytes();
+    let (mark, time) =
+        if info.subscribed_at == 0 { (0, &time[..0]) } else { (SHORT_HAS_TIME, &time[..]) };
+    let head = [user_bytes | mark, info_bytes];
+    Some([&head, time, &client, info.user.as_bytes(), info.conn_info, info.chan_info].concat())
+}
+
+/// The parts of a short form: time, client id, user, `conn_info`, `chan_info`.
+fn short_parts(short: &[u8]) -> Option<(u32, [u8; SHORT_CLIENT_BYTES], &str, &[u8], &[u8])> {
+    let ([user_bytes, info_bytes], rest) = short.split_first_chunk()?;
+    let (subscribed_at, rest) = match user_bytes & SHORT_HAS_TIME {
+        0 => (0, rest),
+        _ => rest.split_first_chunk().map(|(time, rest)| (u32::from_le_bytes(*time), rest))?,
+    };
+    let (client, rest) = rest.split_first_chunk()?;
+    let (user, rest) = rest.split_at_checked(usize::from(user_bytes & !SHORT_HAS_TIME))?;
+    let (conn_info, chan_info) = rest.split_at_checked(usize::from(*info_bytes))?;
+    Some((subscribed_at, *client, std::str::from_utf8(user).ok()?, conn_info, chan_info))
+}
+
+/// The user of a short form.
+pub fn short_user(short: &[u8]) -> &str {
+    short_parts(short).map_or("", |(_, _, user, ..)| user)
+}
+
+/// The packed form of a short one.
+pub fn lengthen(short: &[u8]) -> Box<[u8]> {
+    let Some((subscribed_at, client, user, conn_info, chan_info)) = short_parts(short) else {
+        return Box::default();
+    };
+    let client = uuid::to_text(client);
+    let client = std::str::from_utf8(&client).unwrap_or_default();
+    ClientInfo { user, client, conn_info, chan_info, subscribed_at }.pack()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -98,6 +149,39 @@ mod tests {
             let parts = user.len() + client.len() + conn_info.len() + chan_info.len();
             prop_assert_eq!(packed.len(), HEAD_BYTES + time_bytes + parts);
             prop_assert_eq!(ClientInfo::unpack(&packed), Some(info));
+        }
+
+        #[test]
+        fn a_short_form_says_the_same(
+            user in ".{0,50}",
+            client: [u8; 16],
+            conn_info in proptest::collection::vec(any::<u8>(), 0..300),
+            chan_info in proptest::collection::vec(any::<u8>(), 0..300),
+            subscribed_at in prop_oneof![Just(0), any::<u32>()],
+        ) {
+            let client = uuid::to_text(client);
+            let client = std::str::from_utf8(&client).unwrap();
+            let info = ClientInfo {
+                user: &user, client, conn_info: &conn_info, chan_info: &chan_info, subscribed_at,
+            };
+            let packed = info.pack();
+            let fits = user.len() < 128 && conn_info.len() < 256;
+            let short = shorten(&packed);
+            prop_assert_eq!(short.is_some(), fits);
+            if let Some(short) = short {
+                prop_assert_eq!(short.len() + 30, packed.len());
+                prop_assert_eq!(short_user(&short), user);
+                prop_assert_eq!(lengthen(&short), packed);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_a_short_form_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let packed = lengthen(&bytes);
+            prop_assert_eq!(short_user(&bytes), ClientInfo::unpack(&packed).map_or("", |i| i.user));
+            if let Some(short) = shorten(&packed) {
+                prop_assert_eq!(lengthen(&short), packed);
+            }
         }
 
         #[test]

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod bytes;
+pub mod chunks;
 pub mod counters;
 pub mod expiry;
 pub mod filling;
@@ -25,3 +26,4 @@ pub mod tags;
 pub mod time;
 pub mod times;
 pub mod url;
+pub mod uuid;

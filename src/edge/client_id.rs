@@ -7,6 +7,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 
 use crate::base::id::{ConnKey, ShardId};
+use crate::base::uuid;
 
 /// Bits of a UUID that version and variant leave free.
 const FREE_BITS: u32 = 122;
@@ -29,7 +30,7 @@ pub struct ClientId([u8; 16]);
 
 impl ClientId {
     /// Length as text.
-    pub const TEXT_BYTES: usize = 36;
+    pub const TEXT_BYTES: usize = uuid::TEXT_BYTES;
 
     /// The 16 bytes, most significant first.
     pub fn bytes(&self) -> [u8; 16] {
@@ -38,18 +39,7 @@ impl ClientId {
 
     /// The id as text, on the stack.
     pub fn text(&self) -> ClientIdText {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [b'-'; Self::TEXT_BYTES];
-        let mut at = 0;
-        for byte in self.0 {
-            if matches!(at, 8 | 13 | 18 | 23) {
-                at += 1;
-            }
-            text[at] = HEX[usize::from(byte >> 4)];
-            text[at + 1] = HEX[usize::from(byte & 15)];
-            at += 2;
-        }
-        ClientIdText(text)
+        ClientIdText(uuid::to_text(self.0))
     }
 
     /// Appends the 36 bytes of text.
@@ -59,22 +49,8 @@ impl ClientId {
 
     /// Reads what [`text`](Self::text) writes: lower case, dashes in place, version 4.
     fn from_text(text: &str) -> Option<Self> {
-        let text: &[u8; Self::TEXT_BYTES] = text.as_bytes().try_into().ok()?;
-        let mut bytes = [0; 16];
-        let mut digits = 0;
-        for (at, &digit) in text.iter().enumerate() {
-            let value = match digit {
-                b'-' if matches!(at, 8 | 13 | 18 | 23) => continue,
-                b'0'..=b'9' => digit - b'0',
-                b'a'..=b'f' => digit - b'a' + 10,
-                _ => return None,
-            };
-            // A digit in a dash's place is the 33rd in the end.
-            let byte: &mut u8 = bytes.get_mut(digits / 2)?;
-            *byte = *byte << 4 | value;
-            digits += 1;
-        }
-        (digits == 32 && bytes[6] >> 4 == 4 && bytes[8] >> 6 == 0b10).then_some(Self(bytes))
+        let bytes = uuid::from_text(text.as_bytes())?;
+        (bytes[6] >> 4 == 4 && bytes[8] >> 6 == 0b10).then_some(Self(bytes))
     }
 
     /// Puts 122 bits around version and variant.

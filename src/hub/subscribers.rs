@@ -1,6 +1,8 @@
 //! The subscribers of one channel on one shard: a dense array, walked in the order of the
 //! connections' records.
 
+use smallvec::SmallVec;
+
 use crate::base::form::Form;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::limits::FILTERS_MAX;
@@ -134,10 +136,52 @@ impl Durable for Traits {
 /// Otherwise the last one moves into the free place, and the owner of its place is notified.
 #[derive(Debug, Default)]
 pub struct Subscribers {
-    list: Vec<Subscriber>,
+    list: List,
     tombstones: u32,
     /// The list may be out of the order of the connections' slots.
     unordered: bool,
+}
+
+const _: () = assert!(size_of::<Subscribers>() == 32);
+
+/// One or two are in there, without an allocation.
+#[derive(Debug, Default)]
+struct List(SmallVec<[Subscriber; 2]>);
+
+impl std::ops::Deref for List {
+    type Target = SmallVec<[Subscriber; 2]>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for List {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl List {
+    /// Gives memory back when most of it is unused. Nothing is left to grow into, but to be here again the list
+    /// has to double twice first, so that the copies are spread over as many changes.
+    fn shrink(&mut self) {
+        if self.len() * 4 < self.capacity() {
+            self.shrink_to_fit();
+        }
+    }
+}
+
+impl Durable for List {
+    fn write(&self, out: &mut ImageWriter) {
+        out.count(self.len());
+        Subscriber::write_all(self, out);
+    }
+
+    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
+        let count = from.count()?;
+        Ok(Self(Subscriber::read_all(count, from)?.into()))
+    }
 }
 
 // Nobody leaves a tombstone but in a fan-out, and none is on its way when an image is written.
@@ -201,12 +245,7 @@ impl Subscribers {
 
     /// Adds one behind all others and answers its place.
     pub fn add(&mut self, subscriber: Subscriber) -> u32 {
-        if self.list.is_empty() {
-            // A channel of one: no spare room.
-            self.list.reserve_exact(1);
-        } else {
-            self.unordered |= self.list.last().is_some_and(|last| last.conn > subscriber.conn);
-        }
+        self.unordered |= self.list.last().is_some_and(|last| last.conn > subscriber.conn);
         self.list.push(subscriber);
         (self.list.len() - 1) as u32
     }
@@ -224,9 +263,7 @@ impl Subscribers {
         self.list.swap_remove(place);
         let moved = self.list.get(place).copied();
         self.unordered |= moved.is_some();
-        if self.list.len() * 4 < self.list.capacity() {
-            self.list.shrink_to(self.list.len() * 2);
-        }
+        self.list.shrink();
         moved
     }
 
@@ -246,9 +283,7 @@ impl Subscribers {
         for (place, subscriber) in self.list.iter().enumerate() {
             moved(*subscriber, place as u32);
         }
-        if self.list.len() * 4 < self.list.capacity() {
-            self.list.shrink_to(self.list.len() * 2);
-        }
+        self.list.shrink();
     }
 }
 

@@ -10,6 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet, HashTable};
 
 use super::{Channel, Homes, Interests, Lives};
+use crate::base::chunks::Chunks;
 use crate::base::filling::Filling;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
 use crate::hub::history::{Epoch, Kept, Record, Stream};
@@ -198,7 +199,7 @@ pub(crate) struct HomesReader {
     bare: Vec<u32>,
     holding: Vec<u32>,
     used: HashSet<u32, FixedState>,
-    channels: Filling<Channel>,
+    channels: Filling<Channel, Chunks<Channel>>,
     versions: HashMap<u32, (u64, CompactString), FixedState>,
     /// Publications, and how many of them each stream keeps.
     rings: HashMap<u32, VecDeque<Record>, FixedState>,
@@ -300,7 +301,7 @@ impl HomesReader {
             stream.ok_or(Broken::Value("a stream"))?.fill(ring, kept)?;
         }
         let (mut table, mut kept) = (HashTable::with_capacity(channels.len()), Kept::default());
-        for (at, channel) in &channels {
+        for (at, channel) in channels.iter() {
             let hash = self.hasher.hash(&channel.name);
             if table.find(hash, |at: &u32| channels[*at as usize].name == channel.name).is_some() {
                 return Err(Broken::Value("the name of a channel"));
@@ -455,7 +456,7 @@ mod tests {
             prop_assert_eq!(again.kept(), homes.kept());
             prop_assert_eq!(again.idle(), homes.idle());
             prop_assert_eq!(again.members_of_all(), homes.members_of_all());
-            for (at, channel) in &homes.channels {
+            for (at, channel) in homes.channels.iter() {
                 let hash = names().hash(&channel.name);
                 prop_assert_eq!(again.find(&channel.name, hash), Some(at as u32));
                 prop_assert_eq!(again.interests(at as u32), homes.interests(at as u32));

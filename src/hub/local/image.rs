@@ -6,6 +6,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 
 use super::{Local, LocalEpoch, Locals};
+use crate::base::chunks::Chunks;
 use crate::base::filling::Filling;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
 use crate::hub::filter::Filters;
@@ -79,7 +80,7 @@ impl Locals {
 pub(crate) struct LocalsReader {
     hasher: NameHasher,
     slots: Slots,
-    channels: Filling<Local>,
+    channels: Filling<Local, Chunks<Local>>,
     positions: HashMap<u32, Position, FixedState>,
 }
 
@@ -129,7 +130,7 @@ impl LocalsReader {
     pub(crate) fn end(self, filters: &Filters) -> Result<Locals, Broken> {
         let channels = self.channels.end(&self.slots)?;
         let mut table = HashTable::with_capacity(channels.len());
-        for (at, local) in &channels {
+        for (at, local) in channels.iter() {
             let hash = self.hasher.hash(&local.name);
             if table.find(hash, |at: &u32| channels[*at as usize].name == local.name).is_some() {
                 return Err(Broken::Value("the name of a channel"));

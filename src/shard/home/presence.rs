@@ -121,7 +121,7 @@ impl Changes {
         joins: bool,
     ) {
         for (info, announces) in members.present_and_announcing() {
-            self.presence(channel, PresenceChange::Enter { announces }, info);
+            self.presence(channel, PresenceChange::Enter { announces }, &info);
             if joins && announces {
                 self.event(channel, true, info.into());
             }

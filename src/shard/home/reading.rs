@@ -1,6 +1,7 @@
 //! Reading at a channel's home: missed publications, history, presence. Results are encoded here, and cut to
 //! the room that the client has for them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -153,7 +154,7 @@ impl Home {
     fn read_presence(&self, read: &Read, codec: &mut Codec) -> Answer {
         let members = self.channels.find(&read.channel, read.hash);
         let members = members.and_then(|at| self.channels.members(at));
-        encode_presence(read, || members.into_iter().flat_map(|members| members.present()), codec)
+        encode_presence(read, members.into_iter().flat_map(|members| members.present()), codec)
     }
 
     fn read_history(&mut self, cx: &Cx, read: &Read, page: &Page, codec: &mut Codec) -> Answer {
@@ -186,17 +187,18 @@ impl Home {
     }
 }
 
-/// Who is present, from the packed infos. The list is walked more than once.
-fn encode_presence<'a, I: Iterator<Item = &'a [u8]>>(
+/// Who is present, from the packed infos.
+fn encode_presence<'a>(
     read: &Read,
-    present: impl Fn() -> I,
+    present: impl Iterator<Item = Cow<'a, [u8]>>,
     codec: &mut Codec,
 ) -> Answer {
-    let entries = || present().filter_map(ClientInfo::unpack);
     // A list that is too long is found before it is written, and before its end.
     let mut bytes = 0;
     let mut fits = true;
-    for entry in entries() {
+    let mut infos = Vec::new();
+    for info in present {
+        let Some(entry) = ClientInfo::unpack(&info) else { continue };
         let parts = [entry.conn_info, entry.chan_info];
         bytes += entry.user.len() + 2 * entry.client.len();
         bytes += parts.iter().map(|part| part.len()).sum::<usize>();
@@ -204,12 +206,14 @@ fn encode_presence<'a, I: Iterator<Item = &'a [u8]>>(
             return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
         }
         fits &= info_is_json(&entry);
+        infos.push(info);
     }
     if !fits && read.encoding == Encoding::Json {
         return Answer::Unfit;
     }
     codec.scratch.clear();
-    read.encoding.put_presence(&mut codec.scratch, entries());
+    let entries = infos.iter().filter_map(|info| ClientInfo::unpack(info));
+    read.encoding.put_presence(&mut codec.scratch, entries);
     if codec.scratch.len() > read.bytes_max {
         return Answer::failed(ErrorCode::LimitExceeded, &read.channel);
     }
@@ -243,7 +247,7 @@ fn encode_history(
 /// Who is present on all nodes, as a broker names them, or how many.
 pub(super) fn presence(read: &Read, infos: &[Box<[u8]>], codec: &mut Codec) -> Answer {
     if matches!(read.what, Reading::Presence) {
-        return encode_presence(read, || infos.iter().map(|info| &**info), codec);
+        return encode_presence(read, infos.iter().map(|info| Cow::Borrowed(&**info)), codec);
     }
     let of = infos.iter().filter_map(|info| ClientInfo::unpack(info));
     let users: HashSet<&str> = of.map(|info| info.user).collect();
