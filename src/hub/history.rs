@@ -119,6 +119,13 @@ pub struct Position {
 
 durable!(Position { offset, epoch });
 
+impl Position {
+    /// The position of a channel without history.
+    pub fn is_none(&self) -> bool {
+        self.offset == 0 && self.epoch.is_none()
+    }
+}
+
 impl HeapBytes for Position {
     fn heap_bytes(&self) -> usize {
         self.epoch.as_ref().map_or(0, HeapBytes::heap_bytes)

@@ -8,8 +8,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use compact_str::CompactString;
-use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashTable;
 
 use super::fanout::{FanOut, Join, Outgoing, Walk};
 use super::filter::Filters;
@@ -29,11 +28,10 @@ pub struct Local {
     /// The receivers of its publications.
     pub subscribers: Subscribers,
     fan_out: Option<Box<FanOut>>,
-    /// The stream's life, when a subscriber last began.
-    epoch: LocalEpoch,
-    /// Offset of the latest publication delivered here, 0 before the first and without history.
-    /// One for all subscribers: mail comes in order, so they are all at the same place.
-    offset: u64,
+    /// Offset of the latest publication delivered here, 0 before the first, and the stream's life, when a
+    /// subscriber last began. Only where the channel has history. One for all subscribers: mail comes in order,
+    /// so they are all at the same place.
+    position: Option<Box<Position>>,
     /// Subscriptions of sessions here, from the asking on.
     pub claims: u32,
     /// Mail to the home that isn't answered yet. While there is any, the record stays: deliveries
@@ -47,17 +45,23 @@ pub struct Local {
     delayed: bool,
 }
 
-const _: () = assert!(size_of::<Local>() <= 96);
+const _: () = assert!(size_of::<Local>() == 72);
 
 impl Local {
+    fn is_at(&self, position: &Position) -> bool {
+        match &self.position {
+            Some(own) => **own == *position,
+            None => position.is_none(),
+        }
+    }
+
     /// No channel, in a table that is filled.
     fn placeholder() -> Self {
         Self {
             name: CompactString::default(),
             subscribers: Subscribers::default(),
             fan_out: None,
-            epoch: LocalEpoch::None,
-            offset: 0,
+            position: None,
             claims: 0,
             asked: 0,
             namespace: 0,
@@ -65,17 +69,6 @@ impl Local {
             delayed: false,
         }
     }
-}
-
-/// An epoch in 9 bytes: a record has no room for the 16 of [`Epoch`], and nearly all have eight letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LocalEpoch {
-    /// The channel has no history.
-    None,
-    /// Eight letters.
-    Eight([u8; 8]),
-    /// Another text, in [`Locals::epochs`].
-    Named,
 }
 
 /// All such channels of a shard.
@@ -87,8 +80,6 @@ pub struct Locals {
     active: VecDeque<u32>,
     /// Channels with something to send later, and when. One that was sent before is still here.
     delayed: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Epochs that have no room in their record.
-    epochs: HashMap<u32, Epoch, FixedState>,
 }
 
 /// How a channel's namespace has its publications sent.
@@ -123,7 +114,6 @@ impl Locals {
             hasher,
             active: VecDeque::new(),
             delayed: BinaryHeap::new(),
-            epochs: HashMap::default(),
         }
     }
 
@@ -158,8 +148,7 @@ impl Locals {
             name: CompactString::new(name),
             subscribers: Subscribers::default(),
             fan_out: None,
-            epoch: LocalEpoch::None,
-            offset: 0,
+            position: None,
             claims: 0,
             asked: 0,
             namespace,
@@ -182,9 +171,7 @@ impl Locals {
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
             entry.remove();
         }
-        if self.channels.remove(at as usize).epoch == LocalEpoch::Named {
-            self.epochs.remove(&at);
-        }
+        self.channels.remove(at as usize);
         if self.channels.is_empty() {
             self.channels = Chunks::default();
             self.table = HashTable::new();
@@ -194,38 +181,15 @@ impl Locals {
     /// Whether those who are subscribed stand elsewhere than the home, where a new subscriber begins: something
     /// was lost on its way to them, and the mail that says so comes behind.
     pub fn is_elsewhere(&self, at: u32, position: &Position) -> bool {
-        self.channels.get(at as usize).is_some_and(|local| {
-            let same = local.offset == position.offset
-                && self.epoch(at, local.epoch).as_ref() == position.epoch.as_ref();
-            !local.subscribers.is_empty() && !same
-        })
+        self.channels
+            .get(at as usize)
+            .is_some_and(|local| !local.subscribers.is_empty() && !local.is_at(position))
     }
 
     /// A subscriber begins at a position: what comes next here follows that.
     pub fn begin_at(&mut self, at: u32, position: &Position) {
         let Some(local) = self.channels.get_mut(at as usize) else { return };
-        if local.epoch == LocalEpoch::Named {
-            self.epochs.remove(&at);
-        }
-        local.offset = position.offset;
-        local.epoch = match &position.epoch {
-            None => LocalEpoch::None,
-            Some(epoch) => match epoch.eight() {
-                Some(letters) => LocalEpoch::Eight(letters),
-                None => {
-                    self.epochs.insert(at, epoch.clone());
-                    LocalEpoch::Named
-                }
-            },
-        };
-    }
-
-    fn epoch(&self, at: u32, epoch: LocalEpoch) -> Option<Epoch> {
-        match epoch {
-            LocalEpoch::None => None,
-            LocalEpoch::Eight(letters) => Some(Epoch::of_eight(letters)),
-            LocalEpoch::Named => self.epochs.get(&at).cloned(),
-        }
+        local.position = (!position.is_none()).then(|| Box::new(position.clone()));
     }
 
     /// Where the subscriber at `place` of a channel stands, behind all that was sent to it: the channel's
@@ -233,7 +197,8 @@ impl Locals {
     pub fn position(&self, at: u32, place: u32) -> Option<(&str, Epoch, u64)> {
         let local = self.channels.get(at as usize)?;
         let waiting = local.fan_out.as_ref().and_then(|fan_out| fan_out.offset_at(place));
-        Some((&local.name, self.epoch(at, local.epoch)?, waiting.unwrap_or(local.offset)))
+        let position = local.position.as_ref()?;
+        Some((&local.name, position.epoch.clone()?, waiting.unwrap_or(position.offset)))
     }
 
     /// A parcel from the home. Its offset is 0 for all but publications with history.
@@ -241,8 +206,10 @@ impl Locals {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
         let offset = parcel.offset;
         if offset > 0 {
-            let follows = local.offset == 0 || parcel.after == local.offset;
-            local.offset = if follows { offset } else { parcel.after };
+            let none = Position { offset: 0, epoch: None };
+            let position = local.position.get_or_insert_with(|| Box::new(none));
+            let follows = position.offset == 0 || parcel.after == position.offset;
+            position.offset = if follows { offset } else { parcel.after };
             if !follows && !local.subscribers.is_empty() {
                 return Delivery::Broken;
             }
@@ -383,8 +350,8 @@ mod tests {
             local.subscribers.add(Subscriber { conn, traits: Traits::JSON });
         }
         let held = crate::sys::memory::requested_bytes() - before;
-        // Record 96, a table of 16,384 places: 8.2; the rest of a chunk and the list of chunks beside that.
-        assert!(held <= i64::from(count) * 105 + (36 << 10), "{}", held / i64::from(count));
+        // Record 72, a table of 16,384 places: 8.2; the rest of a chunk and the list of chunks beside that.
+        assert!(held <= i64::from(count) * 81 + (36 << 10), "{}", held / i64::from(count));
     }
 
     #[test]
@@ -452,7 +419,7 @@ mod tests {
         local.subscribers.remove(0, false);
         local.claims = 0;
         locals.release(at);
-        assert!(locals.is_empty() && locals.epochs.is_empty());
+        assert!(locals.is_empty());
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! The subscribers of one channel on one shard: a dense array, walked in the order of the
 //! connections' records.
 
-use smallvec::SmallVec;
-
 use crate::base::form::Form;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, durable};
 use crate::base::limits::FILTERS_MAX;
@@ -134,63 +132,98 @@ impl Durable for Traits {
 ///
 /// While a fan-out is on its way (`held`), places stay what they are: removal leaves a tombstone.
 /// Otherwise the last one moves into the free place, and the owner of its place is notified.
+///
+/// Shape: 16 bytes, since most channels have one subscriber.
 #[derive(Debug, Default)]
-pub struct Subscribers {
-    list: List,
+pub struct Subscribers(Held);
+
+#[derive(Debug, Default)]
+enum Held {
+    /// Nobody.
+    #[default]
+    None,
+    /// One, and no tombstone.
+    One(Subscriber),
+    /// Several, or what is left of them while a fan-out holds their places.
+    Several(Box<Several>),
+}
+
+#[derive(Debug, Default)]
+struct Several {
+    list: Vec<Subscriber>,
     tombstones: u32,
     /// The list may be out of the order of the connections' slots.
     unordered: bool,
 }
 
-const _: () = assert!(size_of::<Subscribers>() == 32);
+const _: () = assert!(size_of::<Subscribers>() == 16);
+const _: () = assert!(size_of::<Several>() == 32);
 
-/// One or two are in there, without an allocation.
-#[derive(Debug, Default)]
-struct List(SmallVec<[Subscriber; 2]>);
-
-impl std::ops::Deref for List {
-    type Target = SmallVec<[Subscriber; 2]>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for List {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0
-    }
-}
-
-impl List {
-    /// Gives memory back when most of it is unused. Nothing is left to grow into, but to be here again the list
-    /// has to double twice first, so that the copies are spread over as many changes.
-    fn shrink(&mut self) {
-        if self.len() * 4 < self.capacity() {
-            self.shrink_to_fit();
-        }
-    }
-}
-
-impl Durable for List {
+impl Durable for Subscribers {
+    // Nobody leaves a tombstone but in a fan-out, and none is on its way when an image is written.
     fn write(&self, out: &mut ImageWriter) {
-        out.count(self.len());
-        Subscriber::write_all(self, out);
+        out.count(self.list().len());
+        Subscriber::write_all(self.list(), out);
+        out.field(&matches!(&self.0, Held::Several(several) if several.unordered));
     }
 
     fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
-        let count = from.count()?;
-        Ok(Self(Subscriber::read_all(count, from)?.into()))
+        let list = from.field("Subscribers.list")?;
+        let unordered = from.field("Subscribers.unordered")?;
+        let mut subscribers =
+            Self(Held::Several(Box::new(Several { list, tombstones: 0, unordered })));
+        subscribers.shrink();
+        Ok(subscribers)
     }
 }
 
-// Nobody leaves a tombstone but in a fan-out, and none is on its way when an image is written.
-durable!(Subscribers { list, unordered } anew { tombstones: 0 });
-
 impl Subscribers {
+    fn list(&self) -> &[Subscriber] {
+        match &self.0 {
+            Held::None => &[],
+            Held::One(one) => std::slice::from_ref(one),
+            Held::Several(several) => &several.list,
+        }
+    }
+
+    fn list_mut(&mut self) -> &mut [Subscriber] {
+        match &mut self.0 {
+            Held::None => &mut [],
+            Held::One(one) => std::slice::from_mut(one),
+            Held::Several(several) => &mut several.list,
+        }
+    }
+
+    /// As several, whatever the number.
+    fn several(&mut self) -> &mut Several {
+        if let Held::None | Held::One(_) = &self.0 {
+            let several = Several { list: self.list().to_vec(), ..Several::default() };
+            self.0 = Held::Several(Box::new(several));
+        }
+        match &mut self.0 {
+            Held::Several(several) => several,
+            Held::None | Held::One(_) => unreachable!("made above"),
+        }
+    }
+
+    /// Gives back memory that is not needed, unless there are tombstones.
+    fn shrink(&mut self) {
+        let Held::Several(several) = &mut self.0 else { return };
+        match several.list[..] {
+            _ if several.tombstones > 0 => {}
+            [] => self.0 = Held::None,
+            [one] => self.0 = Held::One(one),
+            _ if several.list.len() * 4 < several.list.capacity() => {
+                several.list.shrink_to(several.list.len() * 2);
+            }
+            _ => {}
+        }
+    }
+
     /// Subscribers at this moment.
     pub fn len(&self) -> usize {
-        self.list.len() - self.tombstones as usize
+        let tombstones = if let Held::Several(several) = &self.0 { several.tombstones } else { 0 };
+        self.list().len() - tombstones as usize
     }
 
     /// Nobody is subscribed.
@@ -200,13 +233,14 @@ impl Subscribers {
 
     /// Places in use, tombstones included: the end of a fan-out that begins now.
     pub fn places(&self) -> u32 {
-        self.list.len() as u32
+        self.list().len() as u32
     }
 
     /// The subscribers at the places `range`, without those that have gone.
     pub fn at(&self, range: std::ops::Range<u32>) -> impl Iterator<Item = Subscriber> + '_ {
-        let range = range.start as usize..(range.end as usize).min(self.list.len());
-        self.list[range].iter().filter(|s| s.conn != TOMBSTONE).copied()
+        let list = self.list();
+        let range = range.start as usize..(range.end as usize).min(list.len());
+        list[range].iter().filter(|s| s.conn != TOMBSTONE).copied()
     }
 
     /// Everyone.
@@ -216,7 +250,7 @@ impl Subscribers {
 
     /// The one at a place.
     pub fn get(&self, place: u32) -> Option<Subscriber> {
-        self.list.get(place as usize).filter(|s| s.conn != TOMBSTONE).copied()
+        self.list().get(place as usize).filter(|s| s.conn != TOMBSTONE).copied()
     }
 
     /// The subscribers at the places `range`, to change.
@@ -224,66 +258,78 @@ impl Subscribers {
         &mut self,
         range: std::ops::Range<u32>,
     ) -> impl Iterator<Item = &mut Subscriber> + '_ {
-        let range = range.start as usize..(range.end as usize).min(self.list.len());
-        self.list[range].iter_mut().filter(|s| s.conn != TOMBSTONE)
+        let list = self.list_mut();
+        let range = range.start as usize..(range.end as usize).min(list.len());
+        list[range].iter_mut().filter(|s| s.conn != TOMBSTONE)
     }
 
     /// The one at a place has no base any more, so that the next publication goes to it in full; or it
     /// has one again.
     pub fn set_fresh(&mut self, place: u32, fresh: bool) {
-        if let Some(subscriber) = self.list.get_mut(place as usize) {
+        if let Some(subscriber) = self.list_mut().get_mut(place as usize) {
             subscriber.traits = subscriber.traits.with_fresh(fresh);
         }
     }
 
     /// The one at a place gets no publications any more.
     pub fn lapse(&mut self, place: u32) {
-        if let Some(subscriber) = self.list.get_mut(place as usize) {
+        if let Some(subscriber) = self.list_mut().get_mut(place as usize) {
             subscriber.traits = subscriber.traits.lapse();
         }
     }
 
     /// Adds one behind all others and answers its place.
     pub fn add(&mut self, subscriber: Subscriber) -> u32 {
-        self.unordered |= self.list.last().is_some_and(|last| last.conn > subscriber.conn);
-        self.list.push(subscriber);
-        (self.list.len() - 1) as u32
+        if let Held::None = self.0 {
+            self.0 = Held::One(subscriber);
+            return 0;
+        }
+        let several = self.several();
+        several.unordered |= several.list.last().is_some_and(|last| last.conn > subscriber.conn);
+        several.list.push(subscriber);
+        (several.list.len() - 1) as u32
     }
 
     /// Removes the one at `place`. Without `held`, the answer is who has moved to that place.
     pub fn remove(&mut self, place: u32, held: bool) -> Option<Subscriber> {
         let place = place as usize;
-        assert!(self.list[place].conn != TOMBSTONE, "removed twice");
-        if held {
-            self.list[place].conn = TOMBSTONE;
-            self.tombstones += 1;
+        assert!(self.list()[place].conn != TOMBSTONE, "removed twice");
+        if let (Held::One(_), false) = (&self.0, held) {
+            self.0 = Held::None;
             return None;
         }
-        debug_assert_eq!(self.tombstones, 0);
-        self.list.swap_remove(place);
-        let moved = self.list.get(place).copied();
-        self.unordered |= moved.is_some();
-        self.list.shrink();
+        let several = self.several();
+        if held {
+            several.list[place].conn = TOMBSTONE;
+            several.tombstones += 1;
+            return None;
+        }
+        debug_assert_eq!(several.tombstones, 0);
+        several.list.swap_remove(place);
+        let moved = several.list.get(place).copied();
+        several.unordered |= moved.is_some();
+        self.shrink();
         moved
     }
 
     /// When no fan-out is on its way: takes tombstones out and puts all in the order of their
     /// records, if there are enough of them that it pays. Calls `moved` for each new place.
     pub fn settle(&mut self, mut moved: impl FnMut(Subscriber, u32)) {
-        let sort = self.unordered && self.list.len() >= SORT_MIN;
-        if self.tombstones == 0 && !sort {
+        let Held::Several(several) = &mut self.0 else { return };
+        let sort = several.unordered && several.list.len() >= SORT_MIN;
+        if several.tombstones == 0 && !sort {
             return;
         }
-        self.list.retain(|s| s.conn != TOMBSTONE);
-        self.tombstones = 0;
+        several.list.retain(|s| s.conn != TOMBSTONE);
+        several.tombstones = 0;
         if sort {
-            self.list.sort_unstable_by_key(|s| s.conn);
-            self.unordered = false;
+            several.list.sort_unstable_by_key(|s| s.conn);
+            several.unordered = false;
         }
-        for (place, subscriber) in self.list.iter().enumerate() {
+        for (place, subscriber) in several.list.iter().enumerate() {
             moved(*subscriber, place as u32);
         }
-        self.list.shrink();
+        self.shrink();
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 
-use super::{Local, LocalEpoch, Locals};
+use super::{Local, Locals};
 use crate::base::chunks::Chunks;
 use crate::base::filling::Filling;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
@@ -37,27 +37,13 @@ impl Locals {
         for at in slots.clone() {
             let Some(local) = self.channels.get(at) else { continue };
             if local.fan_out.is_none() && local.asked == 0 {
-                out.unit(written.at(at), |out| self.write_one(out, at as u32, local));
+                out.unit(written.at(at), |out| write_one(out, at as u32, local));
             }
             if out.len() >= bytes_max {
                 return at + 1;
             }
         }
         slots.end
-    }
-
-    fn write_one(&self, out: &mut ImageWriter, at: u32, local: &Local) {
-        let Local { name, subscribers, epoch, offset, claims, namespace, .. } = local;
-        let Local { fan_out: _, asked: _, home: _, delayed: _, .. } = local;
-        out.record(kind::LOCAL, |out| {
-            out.field(&at);
-            out.field(name);
-            out.field(subscribers);
-            out.field(&self.epoch(at, *epoch));
-            out.field(offset);
-            out.field(claims);
-            out.field(namespace);
-        });
     }
 
     /// Subscribers of all channels.
@@ -74,6 +60,21 @@ impl Locals {
     pub(crate) fn fan_outs(&self) -> usize {
         self.channels.iter().filter(|(_, local)| local.fan_out.is_some()).count()
     }
+}
+
+fn write_one(out: &mut ImageWriter, at: u32, local: &Local) {
+    let Local { name, subscribers, position, claims, namespace, .. } = local;
+    let Local { fan_out: _, asked: _, home: _, delayed: _, .. } = local;
+    out.record(kind::LOCAL, |out| {
+        out.field(&at);
+        out.field(name);
+        out.field(subscribers);
+        let position = position.as_deref();
+        out.field(&position.and_then(|position| position.epoch.clone()));
+        out.field(&position.map_or(0, |position| position.offset));
+        out.field(claims);
+        out.field(namespace);
+    });
 }
 
 /// Channels that are read from an image.
@@ -114,8 +115,7 @@ impl LocalsReader {
             name,
             subscribers,
             fan_out: None,
-            epoch: LocalEpoch::None,
-            offset: 0,
+            position: None,
             claims,
             asked: 0,
             namespace,
@@ -147,7 +147,6 @@ impl LocalsReader {
             hasher: self.hasher,
             active: Default::default(),
             delayed: Default::default(),
-            epochs: HashMap::default(),
         };
         self.positions.iter().for_each(|(at, position)| locals.begin_at(*at, position));
         Ok(locals)
