@@ -97,8 +97,8 @@ pub fn shorten(packed: &[u8]) -> Option<Vec<u8>> {
     Some([&head, time, &client, info.user.as_bytes(), info.conn_info, info.chan_info].concat())
 }
 
-/// The parts of a short form: time, client id, user, `conn_info`, `chan_info`.
-fn short_parts(short: &[u8]) -> Option<(u32, [u8; SHORT_CLIENT_BYTES], &str, &[u8], &[u8])> {
+/// The parts of a short form: the client id, and everything else.
+fn short_parts(short: &[u8]) -> Option<([u8; SHORT_CLIENT_BYTES], ClientInfo<'_>)> {
     let ([user_bytes, info_bytes], rest) = short.split_first_chunk()?;
     let (subscribed_at, rest) = match user_bytes & SHORT_HAS_TIME {
         0 => (0, rest),
@@ -107,22 +107,21 @@ fn short_parts(short: &[u8]) -> Option<(u32, [u8; SHORT_CLIENT_BYTES], &str, &[u
     let (client, rest) = rest.split_first_chunk()?;
     let (user, rest) = rest.split_at_checked(usize::from(user_bytes & !SHORT_HAS_TIME))?;
     let (conn_info, chan_info) = rest.split_at_checked(usize::from(*info_bytes))?;
-    Some((subscribed_at, *client, std::str::from_utf8(user).ok()?, conn_info, chan_info))
+    let user = std::str::from_utf8(user).ok()?;
+    Some((*client, ClientInfo { user, client: "", conn_info, chan_info, subscribed_at }))
 }
 
 /// The user of a short form.
 pub fn short_user(short: &[u8]) -> &str {
-    short_parts(short).map_or("", |(_, _, user, ..)| user)
+    short_parts(short).map_or("", |(_, info)| info.user)
 }
 
 /// The packed form of a short one.
 pub fn lengthen(short: &[u8]) -> Box<[u8]> {
-    let Some((subscribed_at, client, user, conn_info, chan_info)) = short_parts(short) else {
-        return Box::default();
-    };
+    let Some((client, info)) = short_parts(short) else { return Box::default() };
     let client = uuid::to_text(client);
     let client = std::str::from_utf8(&client).unwrap_or_default();
-    ClientInfo { user, client, conn_info, chan_info, subscribed_at }.pack()
+    ClientInfo { client, ..info }.pack()
 }
 
 #[cfg(test)]

@@ -480,7 +480,7 @@ mod tests {
         // Half of them have an id that this node gives.
         let client = uuid::to_text([note ^ 0x5a; 16]);
         let client = std::str::from_utf8(&client).unwrap();
-        let client = if note % 2 == 0 { client } else { "c" };
+        let client = if note.is_multiple_of(2) { client } else { "c" };
         ClientInfo { user: &user, client, conn_info: &[note], ..<_>::default() }.pack()
     }
 
