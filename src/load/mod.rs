@@ -186,7 +186,7 @@ impl Files {
     /// Writes the report wherever it is wanted: for people at least.
     ///
     /// # Errors
-    /// What could not be written, a line each; the others are written all the same.
+    /// A line for each report that could not be written; the others are written all the same.
     fn write(&self, run: &Run) -> Result<(), String> {
         let Run { report, seconds, latency } = run;
         let mut faults = Vec::new();

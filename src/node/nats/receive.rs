@@ -39,8 +39,9 @@ type All = FuturesUnordered<Abortable<Receiving>>;
 #[derive(Default)]
 pub(super) struct Subscriptions {
     all: RefCell<All>,
-    /// Those of the connection before, which free their memory one by one as it is needed again: freed at once, a
-    /// million of them would go back to the system, and each page be asked for anew a moment later.
+    /// Subscriptions of the connection before. They free their memory one by one as it is needed again:
+    /// freed at once, that of a million would go back to the system, and each page be asked for anew a
+    /// moment later.
     ended: RefCell<Option<futures_unordered::IntoIter<Abortable<Receiving>>>>,
     /// Wakes the task when one is added.
     waker: RefCell<Option<Waker>>,

@@ -187,7 +187,7 @@ impl Home {
     }
 }
 
-/// Who is present, from the packed infos.
+/// The present clients, from the packed infos.
 fn encode_presence<'a>(
     read: &Read,
     present: impl Iterator<Item = Cow<'a, [u8]>>,
