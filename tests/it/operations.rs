@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -115,16 +116,41 @@ impl TopInTerminal {
         top
     }
 
-    /// What is written until some text, which is part of it.
+    /// What is written until some text, which is part of it. The screen is drawn each second, so the bound is
+    /// one of the whole wait, and not of a byte.
     fn until(&mut self, text: &str) -> String {
         let from = self.seen.len();
+        self.until_by(from, text, Instant::now() + BOUND);
+        assert!(
+            self.seen[from..].ends_with(text.as_bytes()),
+            "no {text:?} in {:?}",
+            self.since(from)
+        );
+        self.since(from)
+    }
+
+    /// Reads until some text behind a place, or until a moment.
+    fn until_by(&mut self, from: usize, text: &str, end: Instant) {
         while !self.seen[from..].ends_with(text.as_bytes()) {
-            let Ok(byte) = self.output.recv_timeout(BOUND) else {
-                panic!("no {text:?} in {:?}", String::from_utf8_lossy(&self.seen[from..]));
-            };
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(byte) = self.output.recv_timeout(left) else { return };
             self.seen.push(byte);
         }
+    }
+
+    fn since(&self, from: usize) -> String {
         String::from_utf8_lossy(&self.seen[from..]).into_owned()
+    }
+
+    /// Presses a key, and once more where it isn't heard within a second: crossterm forgets that there is
+    /// one when the terminal is resized in the same moment, and looks again with the next key.
+    fn press_until(&mut self, key: &str, text: &str) {
+        let (from, end) = (self.seen.len(), Instant::now() + BOUND);
+        while !self.seen[from..].ends_with(text.as_bytes()) {
+            assert!(Instant::now() < end, "no {text:?} in {:?}", self.since(from));
+            self.press(key);
+            self.until_by(from, text, Instant::now() + Duration::from_secs(1));
+        }
     }
 
     fn press(&mut self, keys: &str) {
@@ -139,7 +165,9 @@ impl TopInTerminal {
 
     /// The terminal is as it was: no other screen, a cursor, lines and echo.
     fn until_restored(mut self, code: &str) {
-        self.until("\u{1b}[?1049l");
+        if !self.seen.ends_with(OTHER_SCREEN_LEFT.as_bytes()) {
+            self.until(OTHER_SCREEN_LEFT);
+        }
         self.until("\u{1b}[?25h");
         self.until(code);
         let state = self.until(" iexten");
@@ -150,6 +178,8 @@ impl TopInTerminal {
         self.process.wait().unwrap();
     }
 }
+
+const OTHER_SCREEN_LEFT: &str = "\u{1b}[?1049l";
 
 #[test]
 fn top_in_a_terminal() {
@@ -166,7 +196,7 @@ fn top_in_a_terminal() {
     // A smaller terminal is drawn anew, in its size.
     top.resize(20, 60);
     top.until("paused");
-    top.press("q");
+    top.press_until("q", OTHER_SCREEN_LEFT);
     top.until_restored("code 0");
     // A signal restores the terminal as well, and so does the end of the node.
     let mut top = TopInTerminal::start(&node);

@@ -266,6 +266,8 @@ mod tests {
         view.take(serde_json::json!({}));
         let text = frame(&view, 100, 40);
         assert!(text.contains("paused") && text.contains("edge_8000"), "{text}");
+        // A terminal that is narrower than the line shows it all the same.
+        assert!(frame(&view, 30, 40).contains("paused"));
         assert!(press(&mut view, key(KeyCode::Char('?'))));
         assert!(frame(&view, 100, 40).contains("next column"));
         for code in [KeyCode::Char('q'), KeyCode::Esc] {

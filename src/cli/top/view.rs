@@ -131,13 +131,13 @@ impl View {
         let uptime = humantime::format_duration(Duration::from_secs(number(&node["uptime_s"])));
         let uptime = uptime.to_string();
         let uptime = uptime.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        let mut first = vec![
-            Span::styled(text("name"), self.title()),
-            Span::raw(format!("  roost {}  up {uptime}  {}", text("version"), self.address)),
-        ];
+        let mut first = vec![Span::styled(text("name"), self.title())];
         if self.is_paused {
+            // In front of the rest, which a narrow terminal cuts off.
             first.push(Span::styled("  paused", self.bad()));
         }
+        let rest = format!("  roost {}  up {uptime}  {}", text("version"), self.address);
+        first.push(Span::raw(rest));
         let second = match node["fault"].as_str() {
             Some(fault) => Line::from(Span::styled(format!("not healthy: {fault}"), self.bad())),
             None => Line::from("healthy"),
