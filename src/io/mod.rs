@@ -166,8 +166,8 @@ pub trait Driver {
     /// appends what happened to `completions`.
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>);
     /// How long each wait polls before it sleeps: processor time for the microseconds of a wake-up. Nothing
-    /// for a driver that doesn't sleep.
-    fn spin_for(&mut self, _time: Duration) {}
+    /// for a driver that doesn't sleep. Each driver says so itself: one around another has to pass it on.
+    fn spin_for(&mut self, time: Duration);
     /// Takes one waiting connection from the listener.
     fn accept(&mut self) -> Accepted<Self::Socket>;
     /// Takes one connection that another shard has passed.

@@ -19,6 +19,7 @@ pub use self::world::{Event, Faults, LinkId, Seen, SharedWorld, Sizes, World};
 
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::ahead::Ahead;
 use super::{Accepted, Completion, Driver, Piece, Received, Sent};
@@ -121,6 +122,8 @@ impl Driver for SimDriver {
         self.now = Millis(world.now().0.saturating_add_signed(self.clock));
         self.unix = world.unix();
     }
+
+    fn spin_for(&mut self, _: Duration) {}
 
     fn accept(&mut self) -> Accepted<Socket> {
         let accepted = self.world.borrow_mut().accept(self.shard);

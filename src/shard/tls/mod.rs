@@ -31,6 +31,7 @@ mod waiting;
 
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::conns::Tls;
 use crate::base::address::Peer;
@@ -133,6 +134,10 @@ impl<D: Driver> Driver for Secured<D> {
         let from = completions.len();
         self.inner.wait(until, completions);
         tls.begin_turn(completions, from);
+    }
+
+    fn spin_for(&mut self, time: Duration) {
+        self.inner.spin_for(time);
     }
 
     fn accept(&mut self) -> Accepted<D::Socket> {
