@@ -116,7 +116,7 @@ impl TopInTerminal {
         top
     }
 
-    /// What is written until some text, which is part of it. The screen is drawn each second, so the bound is
+    /// The output up to some text, with that text. The screen is drawn each second, so the bound is
     /// one of the whole wait, and not of a byte.
     fn until(&mut self, text: &str) -> String {
         let from = self.seen.len();
