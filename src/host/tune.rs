@@ -56,6 +56,9 @@ fn write_files(dir: &Path, connections: u64, out: &mut impl Write) -> io::Result
     Ok(())
 }
 
+/// Connections for each hash chain of the kernel, on average, that are no reason to say something.
+const CONNECTIONS_PER_CHAIN_MAX: u64 = 2;
+
 /// How a line came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -179,9 +182,59 @@ impl Tune {
         line
     }
 
-    /// Limits that are no sysctl: descriptors of each shard, memory.
+    /// Limits that no sysctl of a running kernel sets: descriptors of each shard, memory, the kernel's table of
+    /// connections.
     fn machine(&self) -> Vec<Line> {
-        vec![self.descriptors(), self.memory()]
+        vec![self.descriptors(), self.memory(), self.connection_table()]
+    }
+
+    /// The hash table in which the kernel finds the connection of each packet.
+    fn connection_table(&self) -> Line {
+        let need = self.connections / CONNECTIONS_PER_CHAIN_MAX;
+        let line = |verdict, what| Line {
+            verdict,
+            what,
+            reason:
+                "Hash chains of the kernel's table of connections (8 B each). Each packet looks \
+                     through one of them, and each look is at memory that no cache holds. The size \
+                     follows the memory as the kernel starts, up to 524,288."
+                    .to_owned(),
+            command: String::new(),
+            refused: String::new(),
+        };
+        let text = self.files.text("proc/sys/net/ipv4/tcp_ehash_entries");
+        let chains = match text.map(|text| text.parse::<i64>()) {
+            Ok(Ok(chains)) => chains,
+            other => {
+                let mut line = line(
+                    Verdict::Unread,
+                    format!("net.ipv4.tcp_ehash_entries, needs at least {need}"),
+                );
+                line.refused = match other {
+                    Err(Unreadable(why)) => why,
+                    Ok(_) => "net.ipv4.tcp_ehash_entries is not a number".to_owned(),
+                };
+                return line;
+            }
+        };
+        // Below zero in a network namespace that has none of its own.
+        let shared = if chains < 0 { " (the host's)" } else { "" };
+        let chains = chains.unsigned_abs();
+        let what = format!("net.ipv4.tcp_ehash_entries = {chains}{shared}, needs at least {need}");
+        if chains >= need {
+            return line(Verdict::Ok, what);
+        }
+        let mut line = line(Verdict::Low, what);
+        let wanted = self.connections.next_power_of_two();
+        line.command = format!(
+            "thash_entries={wanted} on the kernel's command line; for a container, on its host before \
+             it starts: sysctl -w net.ipv4.tcp_child_ehash_entries={wanted}"
+        );
+        if self.apply {
+            line.refused =
+                "its size is fixed as the kernel, or the network namespace, starts".to_owned();
+        }
+        line
     }
 
     /// Cards: on which CPUs their packets arrive, and which queue each CPU sends by.
@@ -459,7 +512,7 @@ mod tests {
         assert!(text.contains("-> sysctl -w net.ipv4.tcp_mem=\"1000000 1500000 2000000\"\n"));
         assert!(text.contains("  can't be read  net.netfilter.nf_conntrack_max, needs"));
         assert!(text.contains("RLIMIT_NOFILE, hard = 20000: 53 shards"), "{text}");
-        assert!(text.contains("12 low, 3 can't be read"), "{text}");
+        assert!(text.contains("12 low, 4 can't be read"), "{text}");
     }
 
     #[test]
@@ -491,6 +544,29 @@ mod tests {
         assert!(text.contains("hold only"), "{text}");
         assert!(text.contains("could not be set: the limit of a running process"), "{text}");
         assert!(text.contains("memory = 800 MB (80 % of the machine's memory), needs 4,400 MB"));
+    }
+
+    #[test]
+    fn a_table_of_connections_with_long_chains_is_low_and_fixed() {
+        let host = poor_host("chains");
+        let file = "proc/sys/net/ipv4/tcp_ehash_entries";
+        host.put(file, "262144");
+        let (_, text) = tune(&host, 1_000_000, false);
+        assert!(text.contains(
+            "  low            net.ipv4.tcp_ehash_entries = 262144, needs at least 500000\n"
+        ));
+        assert!(text.contains("-> thash_entries=1048576 on the kernel's command line"), "{text}");
+        let (low, text) = tune(&host, 1_000_000, true);
+        assert_eq!(low, 1);
+        assert!(text.contains("could not be set: its size is fixed"), "{text}");
+        let (_, text) = tune(&host, 500_000, false);
+        assert!(text.contains("  ok             net.ipv4.tcp_ehash_entries = 262144, needs"));
+        // A network namespace that uses the host's.
+        host.put(file, "-262144");
+        let (_, text) = tune(&host, 1_000_000, false);
+        assert!(
+            text.contains("  low            net.ipv4.tcp_ehash_entries = 262144 (the host's), ")
+        );
     }
 
     #[test]
