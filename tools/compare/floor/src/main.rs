@@ -1,19 +1,24 @@
 //! The floor that servers are measured against: one thread that does the system calls of a broadcast,
 //! an echo or an accept, and as little else as it can.
 //!
-//! `floor PORT epoll|uring`. With `epoll` each read and each write is a system call of its own; with
+//! `floor PORT epoll|uring [SECONDS]`. With `epoll` each read and each write is a system call of its own; with
 //! `uring` writes (and an echo's reads) go through an io_uring in batches. Paths: `/echo` sends each
 //! message back; `/connection/websocket` speaks as much of the client protocol as a load client needs,
-//! and gives every subscriber a frame as long as roost's; any other is upgraded and left alone.
+//! and gives every subscriber a frame as long as roost's; any other is upgraded and left alone. With SECONDS
+//! it sends a ping to each connection of the client protocol that often, and reads what comes back.
+//!
+//! `floor dial ADDRESS COUNT SOURCE` is a load client: it opens so many connections and holds them.
 //!
 //! `floor PORT tls CERTIFICATE KEY` shakes hands by rustls; `floor 0 cryptography` prints the nanoseconds
 //! of a signature with a key exchange.
 
+mod dial;
 mod handshakes;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use rustix::buffer::spare_capacity;
@@ -31,6 +36,12 @@ const SLOT_BYTES: usize = 4096;
 const INFO: &str = r#"{"user":"publisher-000000","client":"00000000-0000-4000-8000-000000000000"}"#;
 
 const CONNECTED: &str = r#"{"client":"00000000-0000-4000-8000-000000000000","version":"0.1.0 roost","expires":true,"ttl":86400,"ping":25,"pong":true}"#;
+
+/// How often connections whose ping is due are looked for, as a node does.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A ping of the client protocol: an empty command in a text frame.
+const PING: &[u8] = b"\x81\x02{}";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -79,10 +90,19 @@ struct Floor {
     subscribers: Vec<u64>,
     ring: Option<IoUring>,
     offset: u64,
+    /// Ticks from one ping of a connection to its next, if there are any.
+    ping_ticks: Option<u64>,
 }
 
 fn main() -> io::Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq("dial").is_some() {
+        let mut next = || arguments.next().expect("an address, a count and a source address");
+        let server = next().parse().expect("an address");
+        let count = next().parse().expect("a count");
+        raise_descriptors();
+        return dial::dial(server, count, next().parse().expect("a source address"));
+    }
     let port: u16 = arguments.next().and_then(|port| port.parse().ok()).expect("a port");
     let mode = arguments.next().unwrap_or_default();
     if mode == "cryptography" {
@@ -103,6 +123,8 @@ fn main() -> io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let listener = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&listener, true)?;
+    // Many of these processes share a port where one has not enough descriptors.
+    sockopt::set_socket_reuseport(&listener, true)?;
     sockopt::set_tcp_nodelay(&listener, true)?;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     rustix::net::bind(&listener, &address)?;
@@ -124,6 +146,7 @@ fn main() -> io::Result<()> {
         subscribers: Vec::new(),
         ring,
         offset: 0,
+        ping_ticks: arguments.next().map(|seconds| 10 * seconds.parse::<u64>().expect("seconds")),
     };
     floor.run()
 }
@@ -145,11 +168,22 @@ impl Floor {
         let mut buffer = vec![0; 64 * 1024];
         let mut slots = vec![0; SLOTS * SLOT_BYTES];
         let mut ready = Vec::new();
+        let mut tick = Instant::now();
+        let mut number = 0;
         loop {
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+            let wait = self.ping_ticks.map(|_| tick.saturating_duration_since(Instant::now()));
+            let wait = wait.map(|wait| wait.try_into().expect("at most a tick"));
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), wait.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if let Some(ticks) = self.ping_ticks
+                && tick <= Instant::now()
+            {
+                self.ping(number % ticks, ticks);
+                tick += TICK;
+                number += 1;
             }
             ready.clear();
             for event in &events {
@@ -395,6 +429,24 @@ impl Floor {
         }
         self.subscribers = subscribers;
         self.subscribers.retain(|key| self.conns.get(*key).is_some());
+    }
+
+    /// A ping to each client whose descriptor leaves this rest.
+    fn ping(&mut self, rest: u64, ticks: u64) {
+        let keys: Vec<u64> = (rest..self.conns.0.len() as u64)
+            .step_by(ticks as usize)
+            .filter(|key| self.conns.get(*key).is_some_and(|conn| conn.kind == Kind::Client))
+            .collect();
+        for keys in keys.chunks(BATCH) {
+            if self.ring.is_some() {
+                let sends: Vec<_> = keys.iter().map(|key| (*key, PING)).collect();
+                self.send_batch(&sends);
+            } else {
+                for key in keys {
+                    self.send(*key, PING);
+                }
+            }
+        }
     }
 
     fn send(&mut self, key: u64, bytes: &[u8]) {
