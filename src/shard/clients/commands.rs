@@ -18,7 +18,6 @@ use crate::session::{
     self, Effect, Facts, NO_MEMORY, Publication, PublishOptions, Session, Stop, TokenKind, WaitsFor,
 };
 use crate::shard::clients::Clients;
-use crate::shard::clients::due::take_pong;
 use crate::shard::context::Cx;
 use crate::shard::flow::Flow;
 use crate::shard::local::LocalSide;
@@ -121,7 +120,7 @@ impl Clients {
             return self.finish_command(out, side, index, id, "", Err(stop));
         }
         if let Request::Pong = request {
-            take_pong(out.cx, session, conn.form, conn.flags.frame_ping());
+            self.pong(out, index);
             return Flow::On;
         }
         let (unanswered, key) = (session.unanswered, conn.key(index));

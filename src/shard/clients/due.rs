@@ -63,7 +63,7 @@ impl Clients {
             if session.flags.pong_due() {
                 return Beat::NoPong;
             }
-            // The pong has come: the rest of the interval.
+            // The pong has come, to a process that left the deadline where it was: the rest of the interval.
             next(interval.saturating_sub(pong_timeout.unwrap_or(0)));
             session.flags.set_pong_window(false);
             return Beat::Rest;
@@ -106,14 +106,17 @@ impl Clients {
     }
 }
 
-/// The pong to the last ping has come. The deadline of the pong gives the tick of the ping.
-pub(crate) fn take_pong(cx: &Cx, session: &mut Session, form: Form, frame_ping: bool) {
+/// The pong to the last ping has come, and the next ping is due. The deadline of the pong gives the tick of the
+/// ping.
+fn take_pong(cx: &Cx, session: &mut Session, form: Form, frame_ping: bool) {
     cx.counters().pongs.add(1);
     let was_due = session.flags.pong_due();
     session.flags.set_pong_due(false);
-    if let (true, (_, Some(timeout))) = (was_due, ping_times(cx, form, frame_ping)) {
+    if let (true, (interval, Some(timeout))) = (was_due, ping_times(cx, form, frame_ping)) {
         let sent_tick = session.due_tick.saturating_sub(ticks(timeout));
         session.round_trip.end(sent_tick, cx.now, &cx.node.round_trips[cx.id.index()]);
+        session.due_tick = sent_tick.saturating_add(ticks(interval));
+        session.flags.set_pong_window(false);
     }
 }
 
@@ -166,6 +169,17 @@ pub(crate) fn seconds(ms: u64) -> i64 {
 }
 
 impl Clients {
+    /// A pong has come: the timer moves to the next ping at once. Now the session, the record and its neighbours in
+    /// the wheel are in a cache; when the deadline of the pong passes they are not.
+    pub(crate) fn pong<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
+        let Some(conn) = out.net.at(index) else { return };
+        let (at, form, frame_ping) = (conn.session, conn.form, conn.flags.frame_ping());
+        let Some(session) = self.sessions.get_mut(at as usize) else { return };
+        take_pong(out.cx, session, form, frame_ping);
+        let due = self.due(out.cx, at);
+        out.net.postpone(out.cx, index, due);
+    }
+
     /// Sets the timer of a connection to the next of its deadlines, those of its session included.
     pub(crate) fn schedule<D: Driver>(&mut self, out: &mut Outlets<'_, D>, index: u32) {
         let Some(conn) = out.net.at(index) else { return };
@@ -258,7 +272,13 @@ mod tests {
         let mut cx = cx_at(10_000);
         let (mut clients, at) = clients(&cx, 100);
         assert_eq!(clients.beat(&cx, at, PEER), Beat::Ping);
-        clients.sessions[at as usize].flags.set_pong_due(false);
+        cx.now = Millis(10_070);
+        take_pong(&cx, &mut clients.sessions[at as usize], Form::JSON, false);
+        assert_eq!((clients.due(&cx, at), clients.is_late(&cx, at)), (Some(200), Some(false)));
+        // From a process that left the deadline of the pong where it was.
+        let session = &mut clients.sessions[at as usize];
+        session.due_tick = 140;
+        session.flags.set_pong_window(true);
         cx.now = Millis(14_000);
         assert_eq!(clients.beat(&cx, at, PEER), Beat::Rest);
         assert_eq!((clients.due(&cx, at), clients.is_late(&cx, at)), (Some(200), Some(false)));

@@ -278,4 +278,22 @@ mod tests {
         assert!(scene.wired.received(link).contains("no pong"));
         assert_eq!(scene.end(), []);
     }
+
+    #[test]
+    fn a_pong_moves_the_timer_to_the_next_ping() {
+        let mut plan = Plan::default();
+        plan.client.ping_interval_ms = Some(10_000);
+        plan.client.pong_timeout_ms = Some(4_000);
+        let mut scene = Scene::new(plan);
+        let (link, key) = scene.client("alice");
+        scene.wired.after(10_000);
+        scene.with(|clients, out, side| clients.fire_timers(out, side));
+        let pinged = scene.wired.cx.tick();
+        let timer = |scene: &mut Scene| scene.wired.net.conn(key).unwrap().deadline_tick;
+        assert_eq!(timer(&mut scene), pinged + 40, "the deadline of the pong");
+        scene.commands(key, "{}");
+        assert_eq!(scene.wired.cx.counters().pongs.get(), 1);
+        assert_eq!(timer(&mut scene), pinged + 100, "the next ping");
+        assert_eq!(scene.end(), []);
+    }
 }

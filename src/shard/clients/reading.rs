@@ -13,7 +13,6 @@ use crate::io::Driver;
 use crate::proto::client::{self, Encoding};
 use crate::proto::ws::{Event, MessageKind};
 use crate::shard::clients::Clients;
-use crate::shard::clients::due::take_pong;
 use crate::shard::flow::Flow;
 use crate::shard::http::polls::as_poll;
 use crate::shard::http::stream::BEFORE_LAST_EVENT_ID;
@@ -211,10 +210,8 @@ impl Clients {
             _ if conn.phase == Phase::Closing => Flow::On,
             Event::Ping(payload) => out.net.answer_ping(out.cx, index, payload),
             Event::Pong(_) => {
-                if conn.flags.frame_ping()
-                    && let Some(session) = self.sessions.get_mut(conn.session as usize)
-                {
-                    take_pong(out.cx, session, conn.form, true);
+                if conn.flags.frame_ping() {
+                    self.pong(out, index);
                 }
                 Flow::On
             }

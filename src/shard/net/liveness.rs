@@ -195,6 +195,15 @@ impl<D: Driver> Net<D> {
         }
     }
 
+    /// Moves the timer of a connection, which has one, to the next of its deadlines.
+    pub(crate) fn postpone(&mut self, cx: &Cx, index: u32, due: Option<u32>) {
+        let Some(deadline) = self.deadline(cx, index, due) else { return };
+        if self.conns.get(index as usize).is_some_and(|conn| conn.deadline_tick > 0) {
+            let at = Millis(u64::from(deadline) * TICK_MS);
+            self.wheel.set(&mut self.conns, index, at);
+        }
+    }
+
     /// The next tick at which something of a connection is due. `due` is its session's.
     pub(crate) fn deadline(&self, cx: &Cx, index: u32, due: Option<u32>) -> Option<u32> {
         let conn = self.conns.get(index as usize)?;
