@@ -7,14 +7,16 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 
+use super::clock::Clock;
 use super::sockets::{self, Switchboard};
+use super::timer::Timer;
 use super::{Accepted, Completion, Driver, Piece, Received, Sent};
 use crate::base::address::Peer;
 use crate::base::id::{ConnKey, ShardId};
@@ -31,6 +33,7 @@ const EVENTS_MAX: usize = 1024;
 const TOKEN_LISTENER: usize = 0;
 const TOKEN_WAKER: usize = 1;
 const TOKEN_PASSED: usize = 2;
+const TOKEN_TIMER: usize = 3;
 
 /// A read buffer, while it is lent.
 pub struct Lease {
@@ -49,6 +52,15 @@ impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.len]
     }
+}
+
+/// What a poll has brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Polled {
+    Nothing,
+    /// The end of the timer, and nothing else.
+    Timer,
+    Something,
 }
 
 /// Edge-triggered epoll for one shard.
@@ -70,15 +82,14 @@ pub struct Epoll {
     /// What was reported before the first wait.
     drained: Vec<Completion>,
     read_buffer: Option<Box<[u8]>>,
-    started: Instant,
-    /// When the last wait ended, and how long the shard had worked before it.
-    woken: Instant,
+    clock: Clock,
+    /// Ends a wait at its moment.
+    timer: Timer,
+    /// How long the shard had worked before the last wait.
     worked_us: u32,
     /// How long a wait polls before it sleeps, and polls that found nothing.
     spin: Duration,
     empty_polls: u64,
-    now: Millis,
-    unix: UnixSeconds,
 }
 
 impl Epoll {
@@ -96,7 +107,10 @@ impl Epoll {
         registry.register(&mut SourceFd(&waker), Token(TOKEN_WAKER), Interest::READABLE)?;
         let passed = switchboard.inlet(shard).as_raw_fd();
         registry.register(&mut SourceFd(&passed), Token(TOKEN_PASSED), Interest::READABLE)?;
-        let mut driver = Self {
+        let timer = Timer::new()?;
+        let fd = timer.as_fd().as_raw_fd();
+        registry.register(&mut SourceFd(&fd), Token(TOKEN_TIMER), Interest::READABLE)?;
+        let driver = Self {
             poll,
             events: Events::with_capacity(EVENTS_MAX),
             switchboard,
@@ -109,18 +123,15 @@ impl Epoll {
             closed: None,
             drained: Vec::new(),
             read_buffer: Some(vec![0; TURN_READ_BYTES_MAX].into_boxed_slice()),
-            started,
-            woken: started,
+            clock: Clock::new(started),
+            timer,
             worked_us: 0,
             spin: Duration::ZERO,
             empty_polls: 0,
-            now: Millis(0),
-            unix: UnixSeconds(0),
         };
         for at in 0..driver.listeners.len() {
             driver.watch_acceptable(&driver.listeners[at])?;
         }
-        driver.read_clock();
         Ok(driver)
     }
 
@@ -131,33 +142,67 @@ impl Epoll {
         registry.register(&mut SourceFd(&fd), Token(TOKEN_LISTENER), Interest::READABLE)
     }
 
-    fn poll_events(&mut self, timeout: Option<Duration>) {
+    /// Polls once.
+    fn poll_events(&mut self, timeout: Option<Duration>) -> Polled {
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Interrupted => self.events.clear(),
             // Only a broken epoll descriptor gives anything else: the shard could never go on.
             Err(e) => panic!("epoll_wait: {e}"),
         }
+        let mut events = self.events.iter();
+        match (events.next(), events.next()) {
+            (None, _) => Polled::Nothing,
+            (Some(event), None) if event.token().0 == TOKEN_TIMER => {
+                self.timer.ended();
+                Polled::Timer
+            }
+            _ => Polled::Something,
+        }
     }
 
     /// Polls from `now` on without sleeping, until something has happened or the time to spin is over, which
-    /// is at most `timeout`. Returns when that was, or `None` when something has happened.
-    fn spin(&mut self, mut now: Instant, timeout: Option<Duration>) -> Option<Instant> {
-        let began = now;
-        let most = timeout.map_or(self.spin, |timeout| timeout.min(self.spin));
-        while now.saturating_duration_since(began) < most {
-            self.poll_events(Some(Duration::ZERO));
-            if !self.events.is_empty() {
+    /// ends at `until` at the latest. Returns when that was, or `None` when something has happened.
+    fn spin(&mut self, mut now: Duration, until: Option<Duration>) -> Option<Duration> {
+        let end = until.unwrap_or(Duration::MAX).min(now + self.spin);
+        while now < end {
+            if self.poll_events(Some(Duration::ZERO)) == Polled::Something {
                 return None;
             }
             self.empty_polls += 1;
-            now = self.look_at_clock();
+            now = self.clock.look();
         }
         Some(now)
     }
 
+    /// Waits from `now` on until something has happened, or until that moment. A wait with a moment needs no
+    /// timer of its own in the kernel while the one of an earlier wait ends no later: that one is much cheaper
+    /// to leave than to set.
+    fn sleep(&mut self, mut now: Duration, until: Option<Duration>) {
+        loop {
+            let left = until.map(|until| until.saturating_sub(now));
+            let by_timer = match (left, until) {
+                (Some(left), Some(until)) => !left.is_zero() && self.timer.ends_by(until, left),
+                _ => true,
+            };
+            if self.poll_events(if by_timer { None } else { left }) != Polled::Timer {
+                return;
+            }
+            now = self.clock.look();
+            if until.is_some_and(|until| until <= now) {
+                return;
+            }
+        }
+    }
+
+    /// Polls that have found nothing, of waits that spin.
+    #[cfg(test)]
+    pub(crate) fn empty_polls(&self) -> u64 {
+        self.empty_polls
+    }
+
     /// What the last poll has brought.
-    fn take_events(&self, completions: &mut Vec<Completion>) {
+    fn take_events(&mut self, completions: &mut Vec<Completion>) {
         for event in &self.events {
             match event.token().0 {
                 TOKEN_LISTENER => completions.push(Completion::Acceptable),
@@ -166,6 +211,7 @@ impl Epoll {
                     completions.push(Completion::Woken);
                 }
                 TOKEN_PASSED => completions.push(Completion::Passed),
+                TOKEN_TIMER => self.timer.ended(),
                 token => {
                     let Some(key) = ConnKey::unpack(token as u64) else { continue };
                     let ended = event.is_read_closed() || event.is_error();
@@ -180,22 +226,6 @@ impl Epoll {
             }
         }
     }
-
-    #[expect(clippy::disallowed_methods, reason = "the one place where a shard reads the clock")]
-    fn look_at_clock(&self) -> Instant {
-        Instant::now()
-    }
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place where a shard reads the time of day"
-    )]
-    fn read_clock(&mut self) {
-        self.woken = self.look_at_clock();
-        self.now = Millis(self.woken.duration_since(self.started).as_millis() as u64);
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        self.unix = UnixSeconds(unix.map_or(0, |d| d.as_secs() as i64));
-    }
 }
 
 /// Ends a connection of whose socket there may be copies: closing one copy of several does nothing.
@@ -206,17 +236,12 @@ fn end_connection(socket: &OwnedFd, reset: bool) {
     }
 }
 
-/// How long a wait until `until` is that begins now: the turn before it counts, whatever it took.
-fn timeout(started: Instant, until: Millis, now: Instant) -> Duration {
-    Duration::from_millis(until.0).saturating_sub(now.saturating_duration_since(started))
-}
-
 impl Driver for Epoll {
     type Socket = OwnedFd;
     type Lease = Lease;
 
     fn now(&self) -> Millis {
-        self.now
+        self.clock.now()
     }
 
     fn worked_us(&self) -> Option<u32> {
@@ -224,20 +249,18 @@ impl Driver for Epoll {
     }
 
     fn unix(&self) -> UnixSeconds {
-        self.unix
+        self.clock.unix()
     }
 
     fn wait(&mut self, until: Option<Millis>, completions: &mut Vec<Completion>) {
-        let now = self.look_at_clock();
-        let worked = now.saturating_duration_since(self.woken);
-        self.worked_us = u32::try_from(worked.as_micros()).unwrap_or(u32::MAX);
-        let until = if self.drained.is_empty() { until } else { Some(self.now) };
-        let started = self.started;
-        let left = |now| until.map(|until| timeout(started, until, now));
-        if let Some(now) = self.spin(now, left(now)) {
-            self.poll_events(left(now));
+        let now = self.clock.look();
+        self.worked_us = self.clock.worked_us(now);
+        let until = if self.drained.is_empty() { until } else { Some(self.clock.now()) };
+        let until = until.map(|until| Duration::from_millis(until.0));
+        if let Some(now) = self.spin(now, until) {
+            self.sleep(now, until);
         }
-        self.read_clock();
+        self.clock.read();
         if !self.drained.is_empty() {
             completions.append(&mut std::mem::take(&mut self.drained));
         }
@@ -427,33 +450,70 @@ impl Driver for Epoll {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags};
+
     use super::*;
 
+    fn driver() -> (Epoll, Arc<Switchboard>) {
+        let switchboard = Switchboard::new(1).unwrap();
+        let of = Arc::clone(&switchboard);
+        #[expect(clippy::disallowed_methods, reason = "a zero of time")]
+        let driver = Epoll::new(ShardId(0), of, Vec::new(), Instant::now()).unwrap();
+        (driver, switchboard)
+    }
+
+    /// The timer stays set over waits that end by something else, and a wait that goes on for longer than it
+    /// doesn't end with it.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "some moment")]
-    fn a_wait_ends_at_its_moment_however_long_the_turn_was() {
-        let started = Instant::now();
-        let at = |us| started + Duration::from_micros(us);
-        for (until, now_us, expected_us) in [
-            (100, 0, 100_000),
-            (100, 30_000, 70_000),
-            (100, 99_999, 1),
-            (100, 100_000, 0),
-            (100, 5_000_000, 0),
-            (0, 3, 0),
-        ] {
-            let timeout = timeout(started, Millis(until), at(now_us));
-            assert_eq!(timeout, Duration::from_micros(expected_us), "{until} {now_us}");
-        }
+    fn waits_share_a_timer_and_end_at_their_own_moments() {
+        let (mut driver, switchboard) = driver();
+        let mut told = Vec::new();
+        let first = driver.now().after(30);
+        switchboard.waker(ShardId(0)).wake();
+        driver.wait(Some(first), &mut told);
+        assert_eq!((driver.timer.settings, &*told), (1, &[Completion::Woken][..]));
+        // A later moment: the same timer, which ends first, then another one.
+        let later = first.after(20);
+        switchboard.waker(ShardId(0)).wake();
+        driver.wait(Some(later), &mut told);
+        assert_eq!((driver.timer.settings, told.len()), (1, 2));
+        driver.wait(Some(later), &mut told);
+        assert!(driver.now() >= later, "{:?} {later:?}", driver.now());
+        assert_eq!((driver.timer.settings, told.len()), (2, 2));
+        // An earlier moment sets it anew; one that has passed doesn't need it.
+        let (far, near) = (driver.now().after(60_000), driver.now().after(5));
+        switchboard.waker(ShardId(0)).wake();
+        driver.wait(Some(far), &mut told);
+        driver.wait(Some(near), &mut told);
+        assert!(driver.now() >= near && driver.now() < far);
+        driver.wait(Some(near), &mut told);
+        assert_eq!((driver.timer.settings, told.len()), (4, 3));
+    }
+
+    /// A wait without a moment outlasts the timer of an earlier one.
+    #[test]
+    fn a_wait_for_as_long_as_it_takes_is_ended_by_no_timer() {
+        let (mut driver, switchboard) = driver();
+        let mut told = Vec::new();
+        switchboard.waker(ShardId(0)).wake();
+        driver.wait(Some(driver.now().after(5)), &mut told);
+        told.clear();
+        let waker = switchboard.waker(ShardId(0));
+        let timer = driver.timer.as_fd().try_clone_to_owned().unwrap();
+        let ringer = std::thread::spawn(move || {
+            let mut ended = [PollFd::new(&timer, PollFlags::IN)];
+            rustix::event::poll(&mut ended, None).unwrap();
+            waker.wake();
+        });
+        driver.wait(None, &mut told);
+        assert_eq!(&*told, &[Completion::Woken]);
+        ringer.join().unwrap();
     }
 
     /// A wait that spins sees what comes meanwhile, and sleeps for the rest of its time when nothing does.
     #[test]
     fn a_wait_polls_before_it_sleeps() {
-        let switchboard = Switchboard::new(1).unwrap();
-        let of = Arc::clone(&switchboard);
-        #[expect(clippy::disallowed_methods, reason = "a zero of time")]
-        let mut driver = Epoll::new(ShardId(0), of, Vec::new(), Instant::now()).unwrap();
+        let (mut driver, switchboard) = driver();
         let mut told = Vec::new();
         let soon = |driver: &Epoll| Some(driver.now().after(20));
         driver.wait(soon(&driver), &mut told);

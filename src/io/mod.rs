@@ -16,10 +16,12 @@
 //! The shard owns each connection's socket; the driver keeps nothing for an idle connection.
 
 mod ahead;
+mod clock;
 pub mod descriptors;
 pub mod epoll;
 pub mod sim;
 pub mod sockets;
+mod timer;
 pub mod uring;
 
 #[cfg(test)]
