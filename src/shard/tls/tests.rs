@@ -2,6 +2,7 @@ use super::testing::Rig;
 use super::*;
 use crate::base::frame::SharedFrame;
 use crate::proto::tls::Suite;
+use crate::proto::tls::simulated::Simulated;
 
 #[test]
 fn plain_text_goes_in_and_out_in_every_suite() {
@@ -22,6 +23,28 @@ fn plain_text_goes_in_and_out_in_every_suite() {
     let counters = rig.counters();
     let full = [&counters.tls_handshakes_1_3_full, &counters.tls_handshakes_1_2_full];
     assert_eq!(full.map(|counter| counter.get()), [3, 3]);
+}
+
+#[test]
+fn a_time_to_spin_reaches_the_driver_with_tls_and_without() {
+    use crate::io::epoll::Epoll;
+    use crate::io::sockets::Switchboard;
+    use crate::shard::fixture::Plan;
+    for tls in [None, Some(Simulated::settings())] {
+        let node = Plan { shards: 1, tls, ..Plan::default() }.node();
+        let switchboard = Switchboard::new(1).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a zero of time")]
+        let zero = std::time::Instant::now();
+        let epoll = Epoll::new(ShardId(0), switchboard, Vec::new(), zero).unwrap();
+        let mut driver = Secured::new(epoll, &node, ShardId(0));
+        let mut told = Vec::new();
+        for spins in [false, true, false] {
+            driver.spin_for(Duration::from_millis(if spins { 2 } else { 0 }));
+            let before = driver.inner.empty_polls();
+            driver.wait(Some(driver.now().after(50)), &mut told);
+            assert_eq!(driver.inner.empty_polls() > before, spins);
+        }
+    }
 }
 
 #[test]
