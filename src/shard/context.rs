@@ -3,7 +3,10 @@
 //! It is taken anew behind each wait, so that a turn sees one moment and one set of rules, and is
 //! passed down as `&Cx`.
 
+use std::ops::Deref;
 use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
 
 use crate::base::counters::Gauge;
 use crate::base::id::{ConnKey, ShardId};
@@ -26,7 +29,11 @@ pub(crate) struct Cx {
     pub(crate) id: ShardId,
     /// The rules of channels.
     pub(crate) channels: Arc<ChannelRules>,
-    /// Options of clients, as all shards share them: its address tells whether they have changed.
+    /// The rules of channels that are in force, and options of clients, as all shards share them: a look at
+    /// each costs one load as long as nobody replaces it.
+    latest_channels: Cache<ChannelsOf, Arc<ChannelRules>>,
+    latest_client: Cache<ClientOf, Arc<ClientOptions>>,
+    /// The options that `client` is a copy of: its address tells whether they have changed.
     client_rules: Arc<ClientOptions>,
     /// A copy of them whose references no other shard counts: cloning it writes to no shared cache line.
     pub(crate) client: Arc<ClientOptions>,
@@ -42,14 +49,41 @@ pub(crate) struct Cx {
     pub(crate) resumed_tick: Option<u32>,
 }
 
+/// Where the rules of channels of a node are.
+struct ChannelsOf(Arc<NodeState>);
+
+impl Deref for ChannelsOf {
+    type Target = ArcSwap<ChannelRules>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.rules.channels
+    }
+}
+
+/// Where the options of clients of a node are.
+struct ClientOf(Arc<NodeState>);
+
+impl Deref for ClientOf {
+    type Target = ArcSwap<ClientOptions>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.rules.client
+    }
+}
+
 impl Cx {
     /// The context before the first turn.
     pub(crate) fn new(node: Arc<NodeState>, id: ShardId, now: Millis, unix: UnixSeconds) -> Self {
+        let mut latest_channels = Cache::new(ChannelsOf(Arc::clone(&node)));
+        let mut latest_client = Cache::new(ClientOf(Arc::clone(&node)));
+        let client_rules = Arc::clone(latest_client.load());
         Self {
             id,
-            channels: node.rules.channels.load_full(),
-            client_rules: node.rules.client.load_full(),
-            client: Arc::new(ClientOptions::clone(&node.rules.client.load())),
+            channels: Arc::clone(latest_channels.load()),
+            client: Arc::new(ClientOptions::clone(&client_rules)),
+            client_rules,
+            latest_channels,
+            latest_client,
             now,
             unix,
             settles: false,
@@ -70,14 +104,14 @@ impl Cx {
 
     /// Takes the rules that a reload has replaced.
     pub(crate) fn look_at_rules(&mut self) {
-        let current = self.node.rules.channels.load();
-        if !Arc::ptr_eq(&current, &self.channels) {
-            self.channels = Arc::clone(&current);
+        let current = self.latest_channels.load();
+        if !Arc::ptr_eq(current, &self.channels) {
+            self.channels = Arc::clone(current);
         }
-        let current = self.node.rules.client.load();
-        if !Arc::ptr_eq(&current, &self.client_rules) {
-            self.client_rules = Arc::clone(&current);
-            self.client = Arc::new(ClientOptions::clone(&current));
+        let current = self.latest_client.load();
+        if !Arc::ptr_eq(current, &self.client_rules) {
+            self.client_rules = Arc::clone(current);
+            self.client = Arc::new(ClientOptions::clone(current));
         }
     }
 

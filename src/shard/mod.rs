@@ -272,6 +272,9 @@ impl<D: Driver> Shard<D> {
 
     /// Closes the clients whose turn it is while the node drains.
     fn drain_some(&mut self) {
+        if !self.net.is_draining() {
+            return;
+        }
         self.net.list_to_drain(&self.cx);
         let to_drain = self.net.take_to_drain();
         let out = &mut outlets!(self);

@@ -144,6 +144,9 @@ impl Reader {
         input: &'a mut [u8],
         at: &mut usize,
     ) -> Result<Option<Event<'a>>, Fault> {
+        if self.is_idle() && *at == input.len() {
+            return Ok(None);
+        }
         self.take_back();
         let Some(Found { opcode, deflated, place }) = self.find(rules, input, at)? else {
             return Ok(None);

@@ -19,6 +19,9 @@ impl Clients {
         side: &mut LocalSide,
     ) {
         let mut to_mark = out.net.take_to_mark();
+        if to_mark.is_empty() {
+            return out.net.give_back_to_mark(to_mark);
+        }
         // A connection that got publications of several channels gets one event.
         to_mark.sort_unstable_by_key(|key| key.index);
         to_mark.dedup();

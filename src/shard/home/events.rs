@@ -44,6 +44,9 @@ impl Home {
     }
 
     fn hand_out_events(&mut self, cx: &Cx, out: &mut Post, codec: &mut Codec) {
+        if self.events.is_empty() {
+            return;
+        }
         let mut events = std::mem::take(&mut self.events);
         // Stable: in a channel they stay in order, a client's join before its leave.
         events.sort_by(|a, b| a.channel.cmp(&b.channel));

@@ -245,6 +245,9 @@ impl Home {
 
     /// Sends the gaps of channels to shards that have room again.
     pub(crate) fn send_gaps(&mut self, out: &mut Post) {
+        if !out.may_have_mail() {
+            return;
+        }
         for to in out.receivers() {
             for channel in out.take_gaps(to) {
                 let interests = self.channels.interests_mut(channel);

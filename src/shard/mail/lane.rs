@@ -9,7 +9,11 @@ use crate::base::id::ShardId;
 use crate::base::limits::OUTBOX_BYTES_MAX;
 
 /// The lanes of one sender: one for each shard by number, behind them [`OUTSIDE`].
-pub(crate) struct Lanes(Vec<MailLane>);
+pub(crate) struct Lanes {
+    lanes: Vec<MailLane>,
+    /// Some lane was lent to be changed since all were found empty: without that all still are.
+    touched: bool,
+}
 
 /// Receivers that are no shards, in the order of their lanes.
 const OUTSIDE: [ShardId; 3] = [PRESENCE_BROKER, BROKER, CONTROL];
@@ -21,7 +25,8 @@ impl Lanes {
         // Nothing is sent to a broker that isn't there.
         let broker = broker.unwrap_or_else(|| control.clone());
         let outside = [presence.unwrap_or_else(|| broker.clone()), broker, control];
-        Self(shards.into_iter().chain(outside).map(MailLane::new).collect())
+        let lanes = shards.into_iter().chain(outside).map(MailLane::new).collect();
+        Self { lanes, touched: false }
     }
 
     /// The receivers, in order.
@@ -31,18 +36,28 @@ impl Lanes {
 
     /// Those of them that are shards.
     pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..self.0.len() - OUTSIDE.len()).map(|at| ShardId(at as u8))
+        (0..self.lanes.len() - OUTSIDE.len()).map(|at| ShardId(at as u8))
     }
 
     fn place(&self, to: ShardId) -> usize {
         // The numbers of the others are the last ones.
         let from_end = usize::from(u8::MAX - to.0) + 1;
-        if from_end <= OUTSIDE.len() { self.0.len() - from_end } else { to.index() }
+        if from_end <= OUTSIDE.len() { self.lanes.len() - from_end } else { to.index() }
     }
 
     /// All lanes, in the order of [`Self::receivers`].
     pub(crate) fn iter(&self) -> impl Iterator<Item = &MailLane> {
-        self.0.iter()
+        self.lanes.iter()
+    }
+
+    /// Whether any may have mail or gaps. False for certain behind a turn without mail.
+    pub(crate) fn may_have_mail(&self) -> bool {
+        self.touched
+    }
+
+    /// Looks whether all lanes are empty.
+    pub(crate) fn look(&mut self) {
+        self.touched = self.lanes.iter().any(|lane| !lane.is_empty());
     }
 }
 
@@ -50,14 +65,15 @@ impl Index<ShardId> for Lanes {
     type Output = MailLane;
 
     fn index(&self, to: ShardId) -> &MailLane {
-        &self.0[self.place(to)]
+        &self.lanes[self.place(to)]
     }
 }
 
 impl IndexMut<ShardId> for Lanes {
     fn index_mut(&mut self, to: ShardId) -> &mut MailLane {
         let place = self.place(to);
-        &mut self.0[place]
+        self.touched = true;
+        &mut self.lanes[place]
     }
 }
 

@@ -82,6 +82,9 @@ impl Post {
 
     /// Sends the mail that waits for a shard. False when some of it has to stay.
     pub(crate) fn flush_to(&mut self, cx: &Cx, to: ShardId) -> bool {
+        if !self.lanes.may_have_mail() {
+            return to != cx.id;
+        }
         let lane = &mut self.lanes[to];
         if to == cx.id {
             if self.loopback_bytes < MAILBOX_BYTES_MAX
@@ -116,6 +119,15 @@ impl Post {
     /// The end of a turn: sends the mail for all receivers, then acknowledges the publishes whose
     /// deliveries are in their receivers' mailboxes.
     pub(crate) fn flush(&mut self, cx: &Cx) {
+        if !self.may_have_mail() && self.app_events.is_empty() && self.acks.is_empty() {
+            self.blocked = false;
+            return;
+        }
+        self.flush_all(cx);
+        self.lanes.look();
+    }
+
+    fn flush_all(&mut self, cx: &Cx) {
         self.blocked = self.lanes.iter().any(MailLane::has_gaps);
         if !self.app_events.is_empty() && !self.lanes[CONTROL].is_full() {
             let events = std::mem::take(&mut self.app_events);
@@ -142,6 +154,11 @@ impl Post {
     /// A publish is taken: it is acknowledged when its deliveries are in the mailboxes of these shards.
     pub(crate) fn acknowledge(&mut self, ack: Ack, waits_for: ShardSet) {
         self.acks.push(ack, waits_for);
+    }
+
+    /// Whether mail or gaps may wait for any receiver.
+    pub(crate) fn may_have_mail(&self) -> bool {
+        self.lanes.may_have_mail()
     }
 
     /// All receivers, those that are no shards too.
@@ -204,7 +221,7 @@ impl Post {
 
     /// Mail is here that nothing keeps from leaving.
     pub(crate) fn has_unsent(&self) -> bool {
-        !self.blocked && self.lanes.iter().any(|lane| !lane.is_empty())
+        !self.blocked && self.may_have_mail() && self.lanes.iter().any(|lane| !lane.is_empty())
     }
 
     /// Gauges that are cheaper to read off than to keep.

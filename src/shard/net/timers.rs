@@ -251,6 +251,9 @@ impl Wheel {
         budget: &mut usize,
     ) -> Option<u32> {
         let now_tick = passed(now);
+        if now_tick <= self.tick && self.pending.is_empty() {
+            return None;
+        }
         loop {
             while *budget > 0 {
                 let Some(index) = self.pending.pop_front(table) else { break };
