@@ -1,7 +1,7 @@
 //! The timer that ends the waits of a shard.
 //!
-//! A wait with a timeout sets a timer of the kernel and takes it back, each time: that costs as much as all that
-//! roost does for one message. This one stays set from one wait to the next, and is set anew only for an earlier
+//! A wait with a timeout sets a timer of the kernel and takes it back, each time, which is a good part of what
+//! a round trip costs above a bare loop's. This one stays set from one wait to the next, and is set anew only for an earlier
 //! end, or when it has ended.
 
 use std::io;
