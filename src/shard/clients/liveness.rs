@@ -285,7 +285,7 @@ mod tests {
         plan.client.ping_interval_ms = Some(10_000);
         plan.client.pong_timeout_ms = Some(4_000);
         let mut scene = Scene::new(plan);
-        let (link, key) = scene.client("alice");
+        let (_, key) = scene.client("alice");
         scene.wired.after(10_000);
         scene.with(|clients, out, side| clients.fire_timers(out, side));
         let pinged = scene.wired.cx.tick();
