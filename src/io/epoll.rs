@@ -500,6 +500,7 @@ mod tests {
         told.clear();
         let waker = switchboard.waker(ShardId(0));
         let timer = driver.timer.as_fd().try_clone_to_owned().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a thread without descriptors of its own")]
         let ringer = std::thread::spawn(move || {
             let mut ended = [PollFd::new(&timer, PollFlags::IN)];
             rustix::event::poll(&mut ended, None).unwrap();
