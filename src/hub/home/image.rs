@@ -9,12 +9,12 @@ use compact_str::CompactString;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet, HashTable};
 
-use super::{Channel, Homes, Interests, Lives};
+use super::{Channel, Homes, Lives};
 use crate::base::chunks::Chunks;
 use crate::base::filling::Filling;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
 use crate::hub::history::{Epoch, Kept, Record, Stream};
-use crate::hub::idle::{Idle, Place, Seat, Seats};
+use crate::hub::idle::{Idle, Place, Seats};
 use crate::hub::members::Members;
 use crate::hub::names::NameHasher;
 
@@ -41,28 +41,12 @@ impl Durable for Lives {
     }
 }
 
-impl Durable for Interests {
-    fn write(&self, out: &mut ImageWriter) {
-        out.count(self.as_slice().len());
-        Durable::write_all(self.as_slice(), out);
-    }
-
-    fn read(from: &mut ImageReader<'_>) -> Result<Self, Broken> {
-        let mut interests = Vec::read(from)?;
-        Ok(match interests.len() {
-            0 => Self::None,
-            1 => interests.pop().map_or(Self::None, Self::One),
-            _ => Self::Many(Box::new(interests)),
-        })
-    }
-}
-
 impl Homes {
     /// Writes what there is beside the channels, into a record.
     pub(crate) fn write_head(&self, out: &mut ImageWriter) {
         out.field(&self.lives);
         out.field(&Slots::of(self.channels.iter().map(|(at, _)| at)));
-        let next = |at: u32| self.channels[at as usize].seat.next();
+        let next = |at: u32| self.channels[at as usize].next_idle();
         out.field(&self.idle.order(Place::Bare, next));
         out.field(&self.idle.order(Place::Holding, next));
     }
@@ -123,7 +107,7 @@ impl ChannelsWritten {
         bytes_max: usize,
     ) -> bool {
         let Some((stream, oldest)) =
-            channel.stream.as_ref().and_then(|stream| Some((stream, stream.oldest()?)))
+            channel.stream().and_then(|stream| Some((stream, stream.oldest()?)))
         else {
             return true;
         };
@@ -174,19 +158,18 @@ fn write_channel(
     channel: &Channel,
     version: Option<&(u64, CompactString)>,
 ) {
-    let Channel { name, interests, stream, members, seat } = channel;
     out.field(&at);
-    out.field(name);
-    out.field(interests);
-    out.field(&stream.is_some());
-    if let Some(stream) = stream {
+    out.field(&channel.name);
+    out.field(&channel.interests());
+    out.field(&channel.stream().is_some());
+    if let Some(stream) = channel.stream() {
         stream.write_head(out);
     }
-    match members {
+    match channel.members() {
         Some(members) => members.write(out),
         None => out.count(0),
     }
-    out.field(&seat.is_used());
+    out.field(&channel.rest.as_ref().is_some_and(|rest| rest.seat.is_used()));
     out.field(&version.cloned());
 }
 
@@ -259,7 +242,7 @@ impl HomesReader {
         if at as usize >= self.slots.bound() {
             return Err(Broken::Value("a slot"));
         }
-        let name = from.field("Channel.name")?;
+        let mut channel = Channel::new(from.field("Channel.name")?);
         let interests = from.field("Channel.interests")?;
         self.kept.remove(&at);
         let mut stream = None;
@@ -281,8 +264,10 @@ impl HomesReader {
             Some(version) => _ = self.versions.insert(at, version),
             None => _ = self.versions.remove(&at),
         }
-        let seat = Seat::default();
-        self.channels.put(at as usize, Channel { name, interests, stream, members, seat });
+        let rest = channel.rest_mut();
+        (rest.stream, rest.members) = (stream, members);
+        channel.set_interests(interests);
+        self.channels.put(at as usize, channel);
         Ok(())
     }
 
@@ -296,7 +281,7 @@ impl HomesReader {
         }
         let mut channels = self.channels.end(&self.slots)?;
         for (at, kept) in self.kept {
-            let stream = channels.get_mut(at as usize).and_then(|channel| channel.stream.as_mut());
+            let stream = channels.get_mut(at as usize).and_then(Channel::stream_mut);
             let ring = self.rings.remove(&at).unwrap_or_default();
             stream.ok_or(Broken::Value("a stream"))?.fill(ring, kept)?;
         }
@@ -308,7 +293,7 @@ impl HomesReader {
             }
             let hash_at = |at: &u32| self.hasher.hash(&channels[*at as usize].name);
             table.insert_unique(hash, at as u32, hash_at);
-            if let Some(stream) = &channel.stream {
+            if let Some(stream) = channel.stream() {
                 kept.publications += stream.kept().publications;
                 kept.bytes += stream.kept().bytes;
             }
@@ -317,13 +302,13 @@ impl HomesReader {
         for (list, place) in [(self.bare, Place::Bare), (self.holding, Place::Holding)] {
             for at in list {
                 let channel = channels.get(at as usize).ok_or(Broken::Value("an idle channel"))?;
-                if channel.seat.place() != Place::InUse || !channel.is_idle() {
+                if channel.place() != Place::InUse || !channel.is_idle() {
                     return Err(Broken::Value("an idle channel"));
                 }
                 idle.put(&mut channels, at, place);
             }
         }
-        if channels.iter().any(|(_, of)| of.is_idle() && of.seat.place() == Place::InUse) {
+        if channels.iter().any(|(_, of)| of.is_idle() && of.place() == Place::InUse) {
             return Err(Broken::Value("a channel without subscribers"));
         }
         self.used.iter().for_each(|at| channels.seat(*at).mark_used());
@@ -459,8 +444,8 @@ mod tests {
             for (at, channel) in homes.channels.iter() {
                 let hash = names().hash(&channel.name);
                 prop_assert_eq!(again.find(&channel.name, hash), Some(at as u32));
-                prop_assert_eq!(again.interests(at as u32), homes.interests(at as u32));
-                let position = channel.stream.as_ref().map(|stream| stream.position());
+                prop_assert_eq!(again.channels[at].interests(), channel.interests());
+                let position = channel.stream().map(Stream::position);
                 let now = Millis(99);
                 prop_assert_eq!(again.stream(now, at as u32).map(Stream::position), position);
             }

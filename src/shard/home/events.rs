@@ -10,7 +10,7 @@ use crate::base::frame::SharedFrame;
 use crate::base::info::ClientInfo;
 use crate::base::limits::FRAME_MESSAGES_MAX;
 use crate::base::tags::Tags;
-use crate::hub::home::Wanted;
+use crate::hub::home::{Target, Wanted};
 use crate::hub::parcel::{Frames, Parcel, ParcelKind};
 use crate::proto::client::{self, Push, info_is_json};
 use crate::proto::framing;
@@ -54,7 +54,7 @@ impl Home {
             let channel = &events[0].channel;
             let hash = cx.node.names.hash(channel);
             let Some(at) = self.channels.find(channel, hash) else { continue };
-            if !self.channels.interests(at).iter().any(|interest| interest.takes_joins()) {
+            if !self.channels.targets(at).any(Target::takes_joins) {
                 continue;
             }
             for events in events.chunks(usize::from(FRAME_MESSAGES_MAX)) {

@@ -149,9 +149,7 @@ impl Home {
             self.channels.keep_patch(at, patched);
         }
         let parcel = Parcel { taken_at: Some(cx.now), after, ..packed };
-        for interest in self.channels.interests_mut(at) {
-            interest.fresh = false;
-        }
+        self.channels.targets_mut(at).for_each(|target| target.set_fresh(false));
         self.hand_out(cx, at, &Arc::new(parcel), out)
     }
 
@@ -210,27 +208,27 @@ impl Home {
         let mut filled = ShardSet::default();
         let counters = cx.counters();
         let presence = parcel.kind == ParcelKind::Presence;
-        for interest in self.channels.interests_mut(at) {
-            if presence && !interest.takes_joins() {
+        for target in self.channels.targets_mut(at) {
+            if presence && !target.takes_joins() {
                 continue;
             }
-            let lane = out.lane(interest.shard);
-            if interest.gap || lane.is_full() {
+            let lane = out.lane(target.shard);
+            if target.gap || lane.is_full() {
                 if presence {
                     counters.events_lost.add(1);
                     continue;
                 }
-                if !interest.gap {
-                    interest.gap = true;
+                if !target.gap {
+                    target.gap = true;
                     lane.add_gap(at);
                 }
                 counters.gaps_mail.add(1);
                 continue;
             }
-            waits_for.insert(interest.shard);
-            lane.push(Mail::Deliver { local: interest.local, parcel: Arc::clone(parcel) });
+            waits_for.insert(target.shard);
+            lane.push(Mail::Deliver { local: target.local, parcel: Arc::clone(parcel) });
             if lane.is_full() {
-                filled.insert(interest.shard);
+                filled.insert(target.shard);
             }
         }
         // One turn may bring more than a lane holds. Where the receiver has room it goes at once:
@@ -250,11 +248,11 @@ impl Home {
         }
         for to in out.receivers() {
             for channel in out.take_gaps(to) {
-                let interests = self.channels.interests_mut(channel);
+                let mut targets = self.channels.targets_mut(channel);
                 // The channel may have lost that shard, or its number may be another channel's by now.
-                if let Some(interest) = interests.iter_mut().find(|i| i.shard == to && i.gap) {
-                    interest.gap = false;
-                    out.lane(to).push(Mail::Gap { local: interest.local });
+                if let Some(target) = targets.find(|of| of.shard == to && of.gap) {
+                    target.gap = false;
+                    out.lane(to).push(Mail::Gap { local: target.local });
                 }
             }
         }

@@ -361,7 +361,7 @@ impl Home {
     /// Some shard has subscribers.
     fn has_interest(&self, channel: &Channel) -> bool {
         let at = self.channels.find(&channel.name, channel.hash);
-        at.is_some_and(|at| !self.channels.interests(at).is_empty())
+        at.is_some_and(|at| self.channels.is_in_use(at))
     }
 
     /// Sends what the line needs of the broker. `is_followed`: it certainly has subscribers, and a look into the
@@ -432,8 +432,8 @@ impl Home {
                 Cause::Lag => &counters.broker_gaps_lag,
             };
             counter.add(1);
-            for interest in at.iter().flat_map(|at| self.channels.interests(*at)) {
-                out.send(cx, interest.shard, Mail::Lapse { local: interest.local });
+            for target in at.iter().flat_map(|at| self.channels.targets(*at)) {
+                out.send(cx, target.shard, Mail::Lapse { local: target.local });
             }
         }
         let Some(at) = at else { return };
