@@ -16,6 +16,25 @@ fn more(len: usize, chunk: usize) -> usize {
     len.max(4).min(chunk - len)
 }
 
+/// The place of an entry in another table, or none: 4 bytes, where a box takes 8 and what the allocator adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link(u32);
+
+impl Link {
+    /// There is no entry.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The entry at a place.
+    pub fn to(at: usize) -> Self {
+        Self(at as u32)
+    }
+
+    /// The place of the entry.
+    pub fn get(self) -> Option<usize> {
+        (self != Self::NONE).then_some(self.0 as usize)
+    }
+}
+
 /// A [`Slab`] in chunks. A chunk whose last entry goes is given back.
 #[derive(Debug)]
 pub struct Chunks<T> {

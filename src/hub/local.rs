@@ -16,7 +16,7 @@ use super::history::{Epoch, Position};
 use super::names::NameHasher;
 use super::parcel::Parcel;
 use super::subscribers::Subscribers;
-use crate::base::chunks::Chunks;
+use crate::base::chunks::{Chunks, Link};
 use crate::base::id::ShardId;
 use crate::base::time::Millis;
 
@@ -27,53 +27,53 @@ pub struct Local {
     pub name: CompactString,
     /// The receivers of its publications.
     pub subscribers: Subscribers,
-    fan_out: Option<Box<FanOut>>,
+    /// Its [`Traffic`].
+    traffic: Link,
     /// Offset of the latest publication delivered here, 0 before the first, and the stream's life, when a
     /// subscriber last began. Only where the channel has history. One for all subscribers: mail comes in order,
     /// so they are all at the same place.
-    position: Option<Box<Position>>,
+    position: Link,
     /// Subscriptions of sessions here, from the asking on.
     pub claims: u32,
-    /// Mail to the home that isn't answered yet. While there is any, the record stays: deliveries
-    /// to it may be on their way.
-    pub asked: u32,
     /// Its namespace's number.
     pub namespace: u16,
     /// Where its other half lives.
     pub home: ShardId,
+}
+
+const _: () = assert!(size_of::<Local>() == 56 && size_of::<Option<Local>>() == 56);
+
+/// What a channel has only for as long as mail is on its way, to its home or to its subscribers.
+#[derive(Debug, Default)]
+struct Traffic {
+    fan_out: Option<FanOut>,
+    /// Mail to the home that isn't answered yet. While there is any, the record stays: deliveries
+    /// to it may be on their way.
+    asked: u32,
     /// Its pending parcels wait for more.
     delayed: bool,
 }
 
-const _: () = assert!(size_of::<Local>() == 72);
+const _: () = assert!(size_of::<Traffic>() == 56);
 
 impl Local {
-    fn is_at(&self, position: &Position) -> bool {
-        match &self.position {
-            Some(own) => **own == *position,
-            None => position.is_none(),
-        }
+    fn new(name: CompactString, namespace: u16, home: ShardId) -> Self {
+        let subscribers = Subscribers::default();
+        let (traffic, position) = (Link::NONE, Link::NONE);
+        Self { name, subscribers, traffic, position, claims: 0, namespace, home }
     }
 
     /// No channel, in a table that is filled.
     fn placeholder() -> Self {
-        Self {
-            name: CompactString::default(),
-            subscribers: Subscribers::default(),
-            fan_out: None,
-            position: None,
-            claims: 0,
-            asked: 0,
-            namespace: 0,
-            home: ShardId(0),
-            delayed: false,
-        }
+        Self::new(CompactString::default(), 0, ShardId(0))
     }
 }
 
 /// All such channels of a shard.
 pub struct Locals {
     channels: Chunks<Local>,
+    traffic: Chunks<Traffic>,
+    positions: Chunks<Position>,
     table: HashTable<u32>,
     hasher: NameHasher,
     /// Channels with something to send.
@@ -110,6 +110,8 @@ impl Locals {
     pub fn new(hasher: NameHasher) -> Self {
         Self {
             channels: Chunks::default(),
+            traffic: Chunks::default(),
+            positions: Chunks::default(),
             table: HashTable::new(),
             hasher,
             active: VecDeque::new(),
@@ -144,17 +146,9 @@ impl Locals {
             return at;
         }
         let hash = self.hasher.hash(name);
-        let at = self.channels.insert(Local {
-            name: CompactString::new(name),
-            subscribers: Subscribers::default(),
-            fan_out: None,
-            position: None,
-            claims: 0,
-            asked: 0,
-            namespace,
-            home: self.hasher.home(hash),
-            delayed: false,
-        }) as u32;
+        let home = self.hasher.home(hash);
+        let local = Local::new(CompactString::new(name), namespace, home);
+        let at = self.channels.insert(local) as u32;
         let (channels, hasher) = (&self.channels, &self.hasher);
         self.table.insert_unique(hash, at, |at| hasher.hash(&channels[*at as usize].name));
         at
@@ -163,10 +157,13 @@ impl Locals {
     /// Forgets a channel that no session claims and whose home has answered everything.
     pub fn release(&mut self, at: u32) {
         let Some(local) = self.channels.get(at as usize) else { return };
-        if local.claims > 0 || local.asked > 0 || local.fan_out.is_some() {
+        if local.claims > 0 || local.traffic != Link::NONE {
             return;
         }
         assert!(local.subscribers.is_empty(), "a subscriber without a claim");
+        if let Some(position) = local.position.get() {
+            self.positions.remove(position);
+        }
         let hash = self.hasher.hash(&local.name);
         if let Ok(entry) = self.table.find_entry(hash, |found| *found == at) {
             entry.remove();
@@ -183,21 +180,75 @@ impl Locals {
     pub fn is_elsewhere(&self, at: u32, position: &Position) -> bool {
         self.channels
             .get(at as usize)
-            .is_some_and(|local| !local.subscribers.is_empty() && !local.is_at(position))
+            .is_some_and(|local| !local.subscribers.is_empty() && !self.is_at(local, position))
+    }
+
+    fn is_at(&self, local: &Local, position: &Position) -> bool {
+        match local.position.get() {
+            Some(own) => self.positions[own] == *position,
+            None => position.is_none(),
+        }
     }
 
     /// A subscriber begins at a position: what comes next here follows that.
     pub fn begin_at(&mut self, at: u32, position: &Position) {
         let Some(local) = self.channels.get_mut(at as usize) else { return };
-        local.position = (!position.is_none()).then(|| Box::new(position.clone()));
+        match local.position.get() {
+            Some(own) if position.is_none() => {
+                self.positions.remove(own);
+                local.position = Link::NONE;
+            }
+            Some(own) => self.positions[own] = position.clone(),
+            None if position.is_none() => {}
+            None => local.position = Link::to(self.positions.insert(position.clone())),
+        }
+    }
+
+    fn traffic(&self, at: u32) -> Option<&Traffic> {
+        self.traffic.get(self.channels.get(at as usize)?.traffic.get()?)
+    }
+
+    fn traffic_mut(&mut self, at: u32) -> Option<&mut Traffic> {
+        self.traffic.get_mut(self.channels.get(at as usize)?.traffic.get()?)
+    }
+
+    /// Mail to the home goes out that the home answers.
+    pub fn ask(&mut self, at: u32) {
+        let Some(local) = self.channels.get_mut(at as usize) else { return };
+        traffic_of(local, &mut self.traffic).asked += 1;
+    }
+
+    /// The home has answered such mail. The caller releases the channel when nothing else needs it.
+    pub fn answered(&mut self, at: u32) {
+        if let Some(traffic) = self.traffic_mut(at) {
+            traffic.asked -= 1;
+            self.end_traffic(at);
+        }
+    }
+
+    /// Mail to a channel's home that isn't answered yet.
+    pub fn asked(&self, at: u32) -> u32 {
+        self.traffic(at).map_or(0, |traffic| traffic.asked)
+    }
+
+    /// Gives the record of a channel's traffic back when there is none.
+    fn end_traffic(&mut self, at: u32) {
+        if let Some(local) = self.channels.get_mut(at as usize)
+            && let Some(place) = local.traffic.get()
+            && let Traffic { fan_out: None, asked: 0, .. } = self.traffic[place]
+        {
+            self.traffic.remove(place);
+            local.traffic = Link::NONE;
+        }
     }
 
     /// Where the subscriber at `place` of a channel stands, behind all that was sent to it: the channel's
     /// name, the stream's life and the offset. `None` without history.
     pub fn position(&self, at: u32, place: u32) -> Option<(&str, Epoch, u64)> {
         let local = self.channels.get(at as usize)?;
-        let waiting = local.fan_out.as_ref().and_then(|fan_out| fan_out.offset_at(place));
-        let position = local.position.as_ref()?;
+        let fan_out = self.traffic(at).and_then(|traffic| traffic.fan_out.as_ref());
+        let waiting = fan_out.and_then(|fan_out| fan_out.offset_at(place));
+        let position = &self.positions[local.position.get()?];
         Some((&local.name, position.epoch.clone()?, waiting.unwrap_or(position.offset)))
     }
 
@@ -206,8 +257,12 @@ impl Locals {
         let Some(local) = self.channels.get_mut(at as usize) else { return Delivery::Nothing };
         let offset = parcel.offset;
         if offset > 0 {
-            let none = Position { offset: 0, epoch: None };
-            let position = local.position.get_or_insert_with(|| Box::new(none));
+            let place = match local.position.get() {
+                Some(place) => place,
+                None => self.positions.insert(Position { offset: 0, epoch: None }),
+            };
+            local.position = Link::to(place);
+            let position = &mut self.positions[place];
             let follows = position.offset == 0 || parcel.after == position.offset;
             position.offset = if follows { offset } else { parcel.after };
             if !follows && !local.subscribers.is_empty() {
@@ -219,17 +274,18 @@ impl Locals {
         }
         let places = local.subscribers.places();
         let parcel = Arc::clone(parcel);
-        let begins = local.fan_out.is_none();
-        let fan_out = local.fan_out.get_or_insert_default();
+        let traffic = traffic_of(local, &mut self.traffic);
+        let begins = traffic.fan_out.is_none();
+        let fan_out = traffic.fan_out.get_or_insert_default();
         let taken = fan_out.push(parcel, places, sending.drops);
         match sending.due {
             Some(due) if begins => {
-                local.delayed = true;
+                traffic.delayed = true;
                 self.delayed.push(Reverse((due.0, at)));
             }
             None if begins => self.active.push_back(at),
-            _ if local.delayed && fan_out.is_ripe() => {
-                local.delayed = false;
+            _ if traffic.delayed && fan_out.is_ripe() => {
+                traffic.delayed = false;
                 self.active.push_back(at);
             }
             _ => {}
@@ -239,7 +295,7 @@ impl Locals {
 
     /// Whether a fan-out holds the places of this channel's subscribers.
     pub fn held(&self, at: u32) -> bool {
-        self.channels.get(at as usize).is_some_and(|local| local.fan_out.is_some())
+        self.traffic(at).is_some_and(|traffic| traffic.fan_out.is_some())
     }
 
     /// When the first of the channels that wait for more is to be sent.
@@ -252,8 +308,8 @@ impl Locals {
         while self.next_due().is_some_and(|due| due <= now) {
             let Some(Reverse((_, at))) = self.delayed.pop() else { return };
             // It may be another channel by now: one that is woken too early sends less at a time.
-            if let Some(local) = self.channels.get_mut(at as usize)
-                && std::mem::take(&mut local.delayed)
+            if let Some(traffic) = self.traffic_mut(at)
+                && std::mem::take(&mut traffic.delayed)
             {
                 self.active.push_back(at);
             }
@@ -287,7 +343,7 @@ impl Locals {
         scratch: &mut Vec<u8>,
     ) -> bool {
         let Some(local) = self.channels.get_mut(at as usize) else { return false };
-        let Some(fan_out) = &mut local.fan_out else { return false };
+        let Some(fan_out) = fan_out_of(local, &mut self.traffic) else { return false };
         fan_out.walk(places_max, &mut local.subscribers, filters, walk, join, scratch)
     }
 
@@ -301,23 +357,39 @@ impl Locals {
         scratch: &mut Vec<u8>,
     ) -> Vec<Outgoing> {
         let Some(local) = self.channels.get_mut(at as usize) else { return Vec::new() };
-        let Some(fan_out) = &mut local.fan_out else { return Vec::new() };
+        let Some(fan_out) = fan_out_of(local, &mut self.traffic) else { return Vec::new() };
         fan_out.pending_for(place, &local.subscribers, filters, join, scratch)
     }
 
     /// Whether a channel has nothing left to send.
     pub fn is_walked(&self, at: u32) -> bool {
-        let local = self.channels.get(at as usize);
-        local.and_then(|local| local.fan_out.as_ref()).is_none_or(|fan_out| fan_out.is_empty())
+        let fan_out = self.traffic(at).and_then(|traffic| traffic.fan_out.as_ref());
+        fan_out.is_none_or(|fan_out| fan_out.is_empty())
     }
 
     /// All is sent: places may change again.
     pub fn fan_out_done(&mut self, at: u32) {
-        if let Some(local) = self.channels.get_mut(at as usize) {
-            debug_assert!(local.fan_out.as_ref().is_none_or(|f| f.is_empty()));
-            local.fan_out = None;
+        if let Some(traffic) = self.traffic_mut(at) {
+            debug_assert!(traffic.fan_out.as_ref().is_none_or(|f| f.is_empty()));
+            traffic.fan_out = None;
+            self.end_traffic(at);
         }
     }
+}
+
+/// The record of a channel's traffic, made when there is none.
+fn traffic_of<'a>(local: &mut Local, traffic: &'a mut Chunks<Traffic>) -> &'a mut Traffic {
+    let place = match local.traffic.get() {
+        Some(place) => place,
+        None => traffic.insert(Traffic::default()),
+    };
+    local.traffic = Link::to(place);
+    &mut traffic[place]
+}
+
+/// A channel's fan-out.
+fn fan_out_of<'a>(local: &Local, traffic: &'a mut Chunks<Traffic>) -> Option<&'a mut FanOut> {
+    traffic.get_mut(local.traffic.get()?)?.fan_out.as_mut()
 }
 
 #[cfg(test)]
@@ -350,8 +422,8 @@ mod tests {
             local.subscribers.add(Subscriber { conn, traits: Traits::JSON });
         }
         let held = crate::sys::memory::requested_bytes() - before;
-        // Record 72, a table of 16,384 places: 8.2; the rest of a chunk and the list of chunks beside that.
-        assert!(held <= i64::from(count) * 81 + (36 << 10), "{}", held / i64::from(count));
+        // Record 56, a table of 16,384 places: 8.2; the rest of a chunk and the list of chunks beside that.
+        assert!(held <= i64::from(count) * 65 + (36 << 10), "{}", held / i64::from(count));
     }
 
     #[test]
@@ -455,13 +527,13 @@ mod tests {
     #[test]
     fn a_record_stays_while_its_home_owes_an_answer() {
         let (mut locals, at) = one();
+        locals.ask(at);
         let local = locals.get(at).unwrap();
-        local.asked = 1;
         local.claims = 0;
         local.subscribers.remove(0, false);
         locals.release(at);
         assert_eq!(locals.find("news"), Some(at));
-        locals.get(at).unwrap().asked = 0;
+        locals.answered(at);
         locals.release(at);
         assert_eq!((locals.find("news"), locals.len()), (None, 0));
     }

@@ -6,7 +6,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 
 use super::{Local, Locals};
-use crate::base::chunks::Chunks;
+use crate::base::chunks::{Chunks, Link};
 use crate::base::filling::Filling;
 use crate::base::image::{Broken, Durable, ImageReader, ImageWriter, Slots, Written, kind};
 use crate::hub::filter::Filters;
@@ -36,8 +36,9 @@ impl Locals {
     ) -> usize {
         for at in slots.clone() {
             let Some(local) = self.channels.get(at) else { continue };
-            if local.fan_out.is_none() && local.asked == 0 {
-                out.unit(written.at(at), |out| write_one(out, at as u32, local));
+            if local.traffic == Link::NONE {
+                let position = local.position.get().map(|at| &self.positions[at]);
+                out.unit(written.at(at), |out| write_one(out, at as u32, local, position));
             }
             if out.len() >= bytes_max {
                 return at + 1;
@@ -53,23 +54,21 @@ impl Locals {
 
     /// Channels whose homes have not answered everything.
     pub(crate) fn awaited(&self) -> usize {
-        self.channels.iter().filter(|(_, local)| local.asked > 0).count()
+        self.traffic.iter().filter(|(_, traffic)| traffic.asked > 0).count()
     }
 
     /// Fan-outs, those that wait for more among them.
     pub(crate) fn fan_outs(&self) -> usize {
-        self.channels.iter().filter(|(_, local)| local.fan_out.is_some()).count()
+        self.traffic.iter().filter(|(_, traffic)| traffic.fan_out.is_some()).count()
     }
 }
 
-fn write_one(out: &mut ImageWriter, at: u32, local: &Local) {
-    let Local { name, subscribers, position, claims, namespace, .. } = local;
-    let Local { fan_out: _, asked: _, home: _, delayed: _, .. } = local;
+fn write_one(out: &mut ImageWriter, at: u32, local: &Local, position: Option<&Position>) {
+    let Local { name, subscribers, traffic: _, position: _, claims, namespace, home: _ } = local;
     out.record(kind::LOCAL, |out| {
         out.field(&at);
         out.field(name);
         out.field(subscribers);
-        let position = position.as_deref();
         out.field(&position.and_then(|position| position.epoch.clone()));
         out.field(&position.map_or(0, |position| position.offset));
         out.field(claims);
@@ -111,17 +110,7 @@ impl LocalsReader {
         let namespace = from.field("Local.namespace")?;
         let home = self.hasher.home(self.hasher.hash(&name));
         self.positions.insert(at, Position { offset, epoch });
-        let local = Local {
-            name,
-            subscribers,
-            fan_out: None,
-            position: None,
-            claims,
-            asked: 0,
-            namespace,
-            home,
-            delayed: false,
-        };
+        let local = Local { subscribers, claims, ..Local::new(name, namespace, home) };
         self.channels.put(at as usize, local);
         Ok(())
     }
@@ -143,6 +132,8 @@ impl LocalsReader {
         }
         let mut locals = Locals {
             channels,
+            traffic: Chunks::default(),
+            positions: Chunks::default(),
             table,
             hasher: self.hasher,
             active: Default::default(),

@@ -84,8 +84,8 @@ impl Clients {
         side.next_serial = serial.wrapping_add(1);
         if let Some(record) = side.locals.get(local) {
             record.claims += 1;
-            record.asked += 1;
         }
+        side.locals.ask(local);
         let traits = traits_of(out.net.form(index), flags);
         let Some(session) = self.session_of(out.net, index) else { return Ok(()) };
         session.subs.push(Sub { channel: local, place: serial, state: SubState::Joining, flags });
@@ -124,9 +124,7 @@ impl Clients {
     ) {
         let Subscribed { local, asker, serial, recovery, .. } = subscribed;
         let (local, index) = (*local, asker.conn.index);
-        if let Some(record) = side.locals.get(local) {
-            record.asked -= 1;
-        }
+        side.locals.answered(local);
         let session = match out.net.conn(asker.conn) {
             Some(conn) => {
                 let at = conn.session;
@@ -313,9 +311,7 @@ impl Clients {
         local: u32,
         asker: Option<Asker>,
     ) {
-        if let Some(record) = side.locals.get(local) {
-            record.asked -= 1;
-        }
+        side.locals.answered(local);
         side.locals.release(local);
         if let Some(asker) = asker
             && self.takes_answer(out, asker)

@@ -37,8 +37,8 @@ impl LocalSide {
         let member = sub.flags.member().then(|| conn.key(index));
         let Some(local) = self.locals.get(sub.channel) else { return };
         local.claims -= 1;
-        local.asked += 1;
         let (home, channel) = (local.home, local.name.clone());
+        self.locals.ask(sub.channel);
         let unsubscribe = Unsubscribe { local: sub.channel, channel, asker, traits, member };
         out.post.send(out.cx, home, Mail::Unsubscribe(Box::new(unsubscribe)));
     }
@@ -68,8 +68,8 @@ mod tests {
         assert!(
             matches!(&mail[..], [Mail::Unsubscribe(mail)] if mail.local == channel && mail.asker.is_none())
         );
-        let record = side.locals.get(channel).unwrap();
-        assert_eq!((record.claims, record.asked), (1, 1));
+        let claims = side.locals.get(channel).map(|record| record.claims);
+        assert_eq!((claims, side.locals.asked(channel)), (Some(1), 1));
         // Mail that can't leave fills the lane.
         while !of.posts.post.is_full(home) {
             of.posts.post.send(&of.cx, home, Mail::Gap { local: 0 });
