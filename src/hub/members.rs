@@ -186,6 +186,11 @@ impl Members {
         replaced.map(|entry| (entry.announces(), entry.info()))
     }
 
+    /// Whether it is here, present or not.
+    pub fn has(&self, member: Member) -> bool {
+        self.find(member).is_some()
+    }
+
     /// Members, present or not.
     pub fn len(&self) -> usize {
         match &self.0 {
