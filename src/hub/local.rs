@@ -43,7 +43,7 @@ pub struct Local {
 
 const _: () = assert!(size_of::<Local>() == 56 && size_of::<Option<Local>>() == 56);
 
-/// What a channel has only for as long as mail is on its way, to its home or to its subscribers.
+/// The record of a channel while mail is on its way to its home or to its subscribers. No other channel has one.
 #[derive(Debug, Default)]
 struct Traffic {
     fan_out: Option<FanOut>,

@@ -54,7 +54,7 @@ impl DerefMut for Lease {
     }
 }
 
-/// What a poll has brought.
+/// The outcome of a poll.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Polled {
     Nothing,

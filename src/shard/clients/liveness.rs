@@ -263,12 +263,17 @@ mod tests {
         assert_eq!(scene.end(), []);
     }
 
-    #[test]
-    fn a_client_is_pinged_and_ends_without_its_pong() {
+    /// A ping every 10 s, whose pong has to come within 4 s.
+    fn pinging() -> Plan {
         let mut plan = Plan::default();
         plan.client.ping_interval_ms = Some(10_000);
         plan.client.pong_timeout_ms = Some(4_000);
-        let mut scene = Scene::new(plan);
+        plan
+    }
+
+    #[test]
+    fn a_client_is_pinged_and_ends_without_its_pong() {
+        let mut scene = Scene::new(pinging());
         let (link, key) = scene.client("alice");
         fire_after(&mut scene, key, 10);
         assert!(scene.wired.received(link).ends_with("{}"), "a ping");
@@ -281,10 +286,7 @@ mod tests {
 
     #[test]
     fn a_pong_moves_the_timer_to_the_next_ping() {
-        let mut plan = Plan::default();
-        plan.client.ping_interval_ms = Some(10_000);
-        plan.client.pong_timeout_ms = Some(4_000);
-        let mut scene = Scene::new(plan);
+        let mut scene = Scene::new(pinging());
         let (_, key) = scene.client("alice");
         scene.wired.after(10_000);
         scene.with(|clients, out, side| clients.fire_timers(out, side));
